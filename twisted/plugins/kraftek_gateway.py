@@ -1,0 +1,10 @@
+"""Makes ``twistd kraftek-gateway`` known to Twisted, which imports this file to list its commands."""
+
+from twisted.application.service import ServiceMaker
+
+kraftek_gateway = ServiceMaker(
+    "Kraftek Socket Gateway",
+    "kraftek.tap",
+    "Route events between WebSocket clients and services on Redis",
+    "kraftek-gateway",
+)
