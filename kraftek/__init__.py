@@ -1,3 +1,30 @@
-"""Kraftek Socket Gateway."""
+"""Kraftek Socket Gateway: one connection point for a product's clients, and the router of events to its services.
+
+::
+
+                frames              messages                 events                    Redis
+     client <----------> dialect <-----------> session <---------------> gateway <----------------> bus <-----> services
+              websocket/          dialects/              session.py      gateway.py                 bus/
+                                                            ^                |
+                                                            +---- roster <---+      (who is here)
+
+Imports point down only:
+
+====== ======================================================== =======================================================
+floor  rooms                                                    what they know
+====== ======================================================== =======================================================
+6      ``tap.py``, ``twisted/plugins/kraftek_gateway.py``       how it is started
+5      ``daemon.py``                                            everything: the one place where all is wired
+4      ``websocket/``, ``bus/``, ``http/``                      Autobahn, txredisapi, twisted.web: each one of them
+3      ``gateway.py``, ``session.py``, ``roster.py``            clients, what they may do, and who is here
+2      ``dialects/``, ``registry.py``, ``router.py``,           grammars, names, access, rooms
+       ``access/``, ``rooms.py``
+1      ``interfaces.py``, ``turn.py``                           the seams, in prose
+0      ``messages.py``, ``errors.py``, ``config.py``,           the values that cross edges
+       ``metrics.py``
+====== ======================================================== =======================================================
+
+``demo/`` stands beside the floors: a service and a page for newcomers.
+"""
 
 __version__ = "0.1.0"

@@ -1,0 +1,82 @@
+"""What can go wrong with a client, with the codes it sees on the wire.
+
+Raised anywhere below the edges; turned into one ``error`` message at one place, :meth:`kraftek.session.Session.receive`.
+The tables are section 7 of the client protocol (``docs/client-protocol.rst``).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+__all__ = ["CLOSE_CODES", "Code", "ConfigError", "NotPublished", "PeerError"]
+
+
+class Code(StrEnum):
+    """The ``code`` of an ``error`` message."""
+
+    NOT_AUTHENTICATED = "NOT_AUTHENTICATED"
+    AUTH_FAILED = "AUTH_FAILED"
+    DUPLICATE_CONNECTION = "DUPLICATE_CONNECTION"
+    INVALID_EVENT = "INVALID_EVENT"
+    INVALID_MESSAGE = "INVALID_MESSAGE"
+    AUTH_TIMEOUT = "AUTH_TIMEOUT"
+    AUTH_UNAVAILABLE = "AUTH_UNAVAILABLE"
+    ACCESS_DENIED = "ACCESS_DENIED"
+    ACCESS_REVOKED = "ACCESS_REVOKED"
+    SERVICE_UNAVAILABLE = "SERVICE_UNAVAILABLE"
+    TIMEOUT = "TIMEOUT"
+    RATE_LIMITED = "RATE_LIMITED"
+    SLOW_CONSUMER = "SLOW_CONSUMER"
+    INTERNAL = "INTERNAL"
+
+
+CLOSE_CODES: dict[Code, int] = {
+    Code.INVALID_MESSAGE: 4400,
+    Code.AUTH_FAILED: 4401,
+    Code.ACCESS_REVOKED: 4403,
+    Code.AUTH_TIMEOUT: 4408,
+    Code.DUPLICATE_CONNECTION: 4409,
+    Code.SLOW_CONSUMER: 4413,
+    Code.RATE_LIMITED: 4429,
+    Code.INTERNAL: 1011,
+}
+"""The WebSocket close code that goes with an error, for those errors that can close a socket."""
+
+
+class PeerError(Exception):
+    """The client's fault, or a condition it must be told of. Everything else that is raised is ours.
+
+    ``closes``: the socket is closed with the code's entry in :data:`CLOSE_CODES` after the error was sent.
+    ``retry_after``: seconds after which trying again makes sense.
+    ``id``, ``event_type``: the request that is answered by this error, as far as it is known.
+    """
+
+    def __init__(
+        self,
+        code: Code,
+        message: str,
+        *,
+        closes: bool = False,
+        retry_after: float | None = None,
+        id: int | str | None = None,
+        event_type: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.closes = closes
+        self.retry_after = retry_after
+        self.id = id
+        self.event_type = event_type
+
+
+class NotPublished(Exception):
+    """Redis is away, or too much is in flight to it: the message was not sent."""
+
+
+class ConfigError(Exception):
+    """The configuration is wrong; ``mistakes`` names every one of them."""
+
+    def __init__(self, mistakes: list[str]) -> None:
+        super().__init__("\n".join(mistakes))
+        self.mistakes = mistakes

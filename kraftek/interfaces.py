@@ -1,0 +1,188 @@
+"""Every seam of the gateway, in prose. No logic lives here.
+
+Methods are written as callers see them, without ``self``. "Fires with" is what a Deferred's callback gets, "fails
+with" what its errback gets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from zope.interface import Attribute, Interface
+
+from kraftek.messages import Grant, Inbound, Outbound, Outgoing, Token
+
+__all__ = [
+    "IAccess",
+    "IAccessChecker",
+    "IAccessListener",
+    "IBus",
+    "IBusListener",
+    "IDialect",
+    "IEventRouter",
+    "ILink",
+    "IRooms",
+    "IServiceRegistry",
+]
+
+
+class IServiceRegistry(Interface):
+    """Which services there are. Changes at run time take effect on the next event."""
+
+    def register(service: Any) -> None:
+        """Add a :class:`kraftek.registry.Service`. Raises ``ValueError`` for a malformed name or channel, and for a
+        name that is registered already."""
+
+    def unregister(name: str) -> None:
+        """Take a service away. Raises ``KeyError`` when there is none of that name."""
+
+    def find(name: str) -> Any:
+        """The :class:`kraftek.registry.Service` of that name, or ``None``."""
+
+    def services() -> Collection[Any]:
+        """All services, in the order of their registration."""
+
+    def on_change(listener: Callable[[], None]) -> None:
+        """Call ``listener`` after every registration and removal."""
+
+
+class IEventRouter(Interface):
+    """From an event's name to the service that handles it."""
+
+    def route(name: str) -> Any:
+        """The :class:`kraftek.registry.Service` for an event ``service:module:name``.
+
+        Raises ``PeerError`` with ``INVALID_EVENT`` when the name is malformed or its service is not registered.
+        """
+
+
+class IDialect(Interface):
+    """A client grammar for one connection, sans-IO: bytes in, messages out, and back. It has no timers."""
+
+    codec = Attribute("Hashable. Dialects with equal codecs encode a broadcast to the same bytes.")
+
+    def received(data: bytes, binary: bool) -> Inbound | None:
+        """What one message from the client means; ``None`` when it is complete in itself or not complete yet.
+
+        Raises ``PeerError`` with ``INVALID_MESSAGE`` that says where the data is wrong, and what was expected.
+        """
+
+    def encode(message: Outbound) -> Outgoing | None:
+        """The message as this client reads it; ``None`` when this dialect has no word for it."""
+
+
+class ILink(Interface):
+    """The way to one client: a WebSocket, or whatever stands for one."""
+
+    peer = Attribute("str: the client's address, for logs.")
+
+    def write(outgoing: Outgoing) -> None:
+        """Send, at the end of this reactor turn. Never waits and never raises; a client that does not read what it
+        is sent is closed."""
+
+    def close(code: int, reason: str) -> None:
+        """Send what was written, then close. Further writes are ignored. May be called more than once."""
+
+    def pause() -> None:
+        """Stop reading from the client, as far as the transport can."""
+
+    def resume() -> None:
+        """Read again."""
+
+
+class IBusListener(Interface):
+    """Told when Redis comes and goes."""
+
+    def bus_up() -> None:
+        """Both connections are ready, everything is subscribed. Redis may have forgotten all it knew."""
+
+    def bus_down() -> None:
+        """A connection was lost: invalidations and broadcasts may be missed from now on."""
+
+
+class IBus(Interface):
+    """Redis: one connection that publishes and commands, one that listens.
+
+    Names of keys and channels are given without the configured prefix; the bus puts it before them, and takes it
+    off what it hands out.
+    """
+
+    available = Attribute("bool: both connections are ready.")
+
+    def channel_name(channel: str) -> str:
+        """The channel as services must name it: with the prefix."""
+
+    def publish(channel: str, body: bytes, receipt: Callable[[int], None]) -> None:
+        """``PUBLISH``, together with all others of this turn in one write.
+
+        ``receipt`` is called once: with the number of subscribers that got it, or with -1 when the connection was
+        lost before Redis answered. Raises ``NotPublished`` when Redis is away or the bound of messages in flight is
+        reached; the receipt is then not called.
+        """
+
+    def call(command: Any, keys: Sequence[str] = (), args: Sequence[bytes | str | int | float] = ()) -> Deferred[Any]:
+        """Run a Redis command (``str``, like ``"HGET"``) or a :class:`kraftek.bus.Script`, in order with everything
+        published and called before.
+
+        Fires with Redis's reply: ``bytes``, ``int``, ``None`` or a list of these. Fails with ``NotPublished`` when
+        Redis is away or goes away before it answers, and with ``txredisapi.ResponseError`` when Redis refuses.
+        """
+
+    def subscribe(channel: str, listener: Callable[[bytes], None]) -> None:
+        """Call ``listener`` with each message's body, from now on and after every reconnect."""
+
+    def track(prefix: str, listener: Callable[[list[str] | None], None]) -> None:
+        """Call ``listener`` with the keys under ``prefix`` that anybody else changed, or that were deleted or expired;
+        with ``None`` when all were (``FLUSHALL``). Once, before :meth:`start`."""
+
+    def settled() -> Deferred[None]:
+        """Fires when everything that Redis had sent to us by now was handed to listeners. Fails with
+        ``NotPublished`` when Redis is away."""
+
+    def add_listener(listener: IBusListener) -> None:
+        """Tell ``listener`` when Redis comes and goes. Called at once when it is there already."""
+
+
+class IRooms(Interface):
+    """Who is in which room, as services read it from Redis: ``room:<roomId>`` and ``socket:<userId>:<roomId>``."""
+
+    def enter(user_id: str, room_id: str, socket_id: str) -> Deferred[str | None]:
+        """Write the user's entry. Fires with the socket id that it displaced, or ``None``. Fails as ``IBus.call``."""
+
+    def leave(user_id: str, room_id: str, socket_id: str, heir: str | None) -> Deferred[None]:
+        """Remove the entry, or hand it to the socket ``heir`` of the same user, if it is still this socket's."""
+
+    def restore(entries: Iterable[tuple[str, str, str]]) -> Deferred[list[str]]:
+        """Write ``(user_id, room_id, socket_id)`` where Redis has no entry. Fires with those of the socket ids that
+        have been displaced by another socket meanwhile."""
+
+
+class IAccessChecker(Interface):
+    """Whoever decides: the auth service, or a rule."""
+
+    def check(token: Token, room_id: str | None) -> Deferred[Grant]:
+        """Ask. Fires with a yes; fails with ``PeerError``: ``AUTH_FAILED`` for a no, ``AUTH_UNAVAILABLE`` with
+        ``retry_after`` when it could not be asked within its deadline."""
+
+
+class IAccessListener(Interface):
+    """Told when access must be asked about again."""
+
+    def access_stale(
+        digest: str | None, user_id: str | None, room_id: str | None, revoked: bool
+    ) -> None:
+        """What is known of this token, or of this user (in this room only, when given), no longer counts; of
+        everybody when both are ``None``. ``revoked``: somebody took it back, so that until the next answer it is not
+        a yes; otherwise it merely grew old."""
+
+
+class IAccess(Interface):
+    """Access as the gateway uses it: the checker's answers, shared, cached in Redis, and kept coherent."""
+
+    def check(token: Token, room_id: str | None) -> Deferred[Grant]:
+        """As ``IAccessChecker.check``, from the cache when it has a fresh answer; questions alike are asked once."""
+
+    def add_listener(listener: IAccessListener) -> None:
+        """Tell ``listener`` when access must be asked about again."""

@@ -1,0 +1,195 @@
+"""The values that cross the gateway's edges: what dialects hand in, what they encode, what Redis carries.
+
+The Structs are the protocol's document and its validator. Payloads travel as ``msgspec.Raw``: bytes of JSON that
+nobody between a client and a service parses.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+
+from msgspec import Raw, Struct
+
+__all__ = [
+    "NULL",
+    "Ack",
+    "Authenticate",
+    "Authenticated",
+    "Broadcast",
+    "Connected",
+    "Delivery",
+    "Envelope",
+    "ErrorMessage",
+    "Event",
+    "Grant",
+    "Inbound",
+    "Join",
+    "Joined",
+    "Leave",
+    "Left",
+    "Outbound",
+    "Outgoing",
+    "RequestId",
+    "Token",
+]
+
+NULL = Raw(b"null")
+
+RequestId = int | str
+"""A client's own name for a request: an integer, or a string of at most 64 characters."""
+
+
+class Token:
+    """A client's token. Only ``value`` reveals it, and only the question to the auth service may use that.
+
+    ``digest`` is its SHA-256 in hex: the name under which access is cached.
+    """
+
+    __slots__ = ("digest", "value")
+
+    def __init__(self, value: str) -> None:
+        self.value = value
+        self.digest = sha256(value.encode("utf-8", "surrogatepass")).hexdigest()
+
+    def __repr__(self) -> str:
+        return f"<Token {self.digest[:8]}>"
+
+
+class Grant(Struct, frozen=True, rename="camel", omit_defaults=True):
+    """The auth service's yes: this user may be in this room, and may send these events.
+
+    ``permissions``: patterns over event names (``stickyNotes:*:*``); ``None`` is every registered service.
+    ``expires_at``: Unix seconds after which this is no longer a yes. ``ttl``: seconds it may be kept before asking again.
+    """
+
+    user_id: str
+    room_id: str | None = None
+    permissions: tuple[str, ...] | None = None
+    expires_at: float | None = None
+    ttl: float | None = None
+
+
+# Client → gateway: what a dialect makes of what arrived.
+
+
+class Authenticate(Struct, frozen=True):
+    token: Token
+    room_id: str | None = None
+    id: RequestId | None = None
+
+
+class Join(Struct, frozen=True):
+    room_id: str
+    id: RequestId | None = None
+
+
+class Leave(Struct, frozen=True):
+    room_id: str
+    id: RequestId | None = None
+
+
+class Event(Struct, frozen=True, gc=False):
+    """``name`` is as the client sent it, unchecked; ``room_id`` chooses among the rooms joined."""
+
+    name: str
+    payload: Raw = NULL
+    id: RequestId | None = None
+    room_id: str | None = None
+    traceparent: str | None = None
+
+
+Inbound = Authenticate | Join | Leave | Event
+
+# Gateway → client: what a dialect encodes.
+
+
+class Connected(Struct, frozen=True):
+    socket_id: str
+
+
+class Authenticated(Struct, frozen=True):
+    user_id: str
+    room_id: str | None
+    id: RequestId | None = None
+
+
+class Joined(Struct, frozen=True):
+    room_id: str
+    id: RequestId | None = None
+
+
+class Left(Struct, frozen=True):
+    room_id: str
+    id: RequestId | None = None
+
+
+class ErrorMessage(Struct, frozen=True):
+    code: str
+    message: str
+    event_type: str | None = None
+    retry_after: float | None = None
+    id: RequestId | None = None
+
+
+class Ack(Struct, frozen=True):
+    """A request was taken by ``receivers`` subscribers of the service's channel."""
+
+    id: RequestId
+    receivers: int
+
+
+class Delivery(Struct, frozen=True):
+    """A service's message. ``room_id`` is set when it went to a room, ``id`` when it answers a request."""
+
+    type: str
+    payload: Raw = NULL
+    room_id: str | None = None
+    id: RequestId | None = None
+
+
+Outbound = Connected | Authenticated | Joined | Left | ErrorMessage | Ack | Delivery
+
+
+class Outgoing:
+    """A message as one dialect writes it, encoded once however many sockets it goes to.
+
+    ``text`` is one text message; ``attachments`` are the binary messages that follow it. ``wire`` belongs to the
+    transport: the same in its own framing, made when the first socket needs it.
+    """
+
+    __slots__ = ("attachments", "text", "wire")
+
+    def __init__(self, text: bytes, attachments: tuple[bytes, ...] = ()) -> None:
+        self.text = text
+        self.attachments = attachments
+        self.wire: bytes | None = None
+
+
+# Gateway ↔ services, on Redis.
+
+
+class Envelope(Struct, frozen=True, rename="camel", omit_defaults=True, gc=False):
+    """An event as services get it. ``timestamp`` is Unix time in milliseconds; identity is the gateway's own."""
+
+    event_type: str
+    user_id: str
+    socket_id: str
+    timestamp: int
+    gateway_id: str
+    reply_to: str
+    payload: Raw
+    room_id: str | None = None
+    id: RequestId | None = None
+    traceparent: str | None = None
+
+
+class Broadcast(Struct, frozen=True, rename="camel"):
+    """A service's message to sockets, as it stands on ``events:broadcast`` and on reply channels."""
+
+    type: str
+    payload: Raw = NULL
+    recipients: tuple[str, ...] | None = None
+    exclude_socket_ids: tuple[str, ...] | None = None
+    room_id: str | None = None
+    user_ids: tuple[str, ...] | None = None
+    in_reply_to: RequestId | None = None
