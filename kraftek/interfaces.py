@@ -32,14 +32,15 @@ class IServiceRegistry(Interface):
     """Which services there are. Changes at run time take effect on the next event."""
 
     def register(service: Any) -> None:
-        """Add a :class:`kraftek.registry.Service`. Raises ``ValueError`` for a malformed name or channel, and for a
-        name that is registered already."""
+        """Add a :class:`kraftek.config.Service`. Raises ``ValueError`` for a malformed name or channel, and for a
+        name that is registered already.
+        """
 
     def unregister(name: str) -> None:
         """Take a service away. Raises ``KeyError`` when there is none of that name."""
 
     def find(name: str) -> Any:
-        """The :class:`kraftek.registry.Service` of that name, or ``None``."""
+        """The :class:`kraftek.config.Service` of that name, or ``None``."""
 
     def services() -> Collection[Any]:
         """All services, in the order of their registration."""
@@ -52,7 +53,7 @@ class IEventRouter(Interface):
     """From an event's name to the service that handles it."""
 
     def route(name: str) -> Any:
-        """The :class:`kraftek.registry.Service` for an event ``service:module:name``.
+        """The :class:`kraftek.config.Service` for an event ``service:module:name``.
 
         Raises ``PeerError`` with ``INVALID_EVENT`` when the name is malformed or its service is not registered.
         """
@@ -80,7 +81,8 @@ class ILink(Interface):
 
     def write(outgoing: Outgoing) -> None:
         """Send, at the end of this reactor turn. Never waits and never raises; a client that does not read what it
-        is sent is closed."""
+        is sent is closed.
+        """
 
     def close(code: int, reason: str) -> None:
         """Send what was written, then close. Further writes are ignored. May be called more than once."""
@@ -123,7 +125,7 @@ class IBus(Interface):
         """
 
     def call(command: Any, keys: Sequence[str] = (), args: Sequence[bytes | str | int | float] = ()) -> Deferred[Any]:
-        """Run a Redis command (``str``, like ``"HGET"``) or a :class:`kraftek.bus.Script`, in order with everything
+        """Run a Redis command (``str``, like ``"HGET"``) or a :class:`kraftek.scripts.Script`, in order with everything
         published and called before.
 
         Fires with Redis's reply: ``bytes``, ``int``, ``None`` or a list of these. Fails with ``NotPublished`` when
@@ -135,11 +137,13 @@ class IBus(Interface):
 
     def track(prefix: str, listener: Callable[[list[str] | None], None]) -> None:
         """Call ``listener`` with the keys under ``prefix`` that anybody else changed, or that were deleted or expired;
-        with ``None`` when all were (``FLUSHALL``). Once, before :meth:`start`."""
+        with ``None`` when all were (``FLUSHALL``). Once, before :meth:`start`.
+        """
 
     def settled() -> Deferred[None]:
         """Fires when everything that Redis had sent to us by now was handed to listeners. Fails with
-        ``NotPublished`` when Redis is away."""
+        ``NotPublished`` when Redis is away.
+        """
 
     def add_listener(listener: IBusListener) -> None:
         """Tell ``listener`` when Redis comes and goes. Called at once when it is there already."""
@@ -156,7 +160,8 @@ class IRooms(Interface):
 
     def restore(entries: Iterable[tuple[str, str, str]]) -> Deferred[list[str]]:
         """Write ``(user_id, room_id, socket_id)`` where Redis has no entry. Fires with those of the socket ids that
-        have been displaced by another socket meanwhile."""
+        have been displaced by another socket meanwhile.
+        """
 
 
 class IAccessChecker(Interface):
@@ -164,7 +169,8 @@ class IAccessChecker(Interface):
 
     def check(token: Token, room_id: str | None) -> Deferred[Grant]:
         """Ask. Fires with a yes; fails with ``PeerError``: ``AUTH_FAILED`` for a no, ``AUTH_UNAVAILABLE`` with
-        ``retry_after`` when it could not be asked within its deadline."""
+        ``retry_after`` when it could not be asked within its deadline.
+        """
 
 
 class IAccessListener(Interface):
@@ -175,7 +181,8 @@ class IAccessListener(Interface):
     ) -> None:
         """What is known of this token, or of this user (in this room only, when given), no longer counts; of
         everybody when both are ``None``. ``revoked``: somebody took it back, so that until the next answer it is not
-        a yes; otherwise it merely grew old."""
+        a yes; otherwise it merely grew old.
+        """
 
 
 class IAccess(Interface):

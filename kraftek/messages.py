@@ -73,17 +73,23 @@ class Grant(Struct, frozen=True, rename="camel", omit_defaults=True):
 
 
 class Authenticate(Struct, frozen=True):
+    """The client shows a token; ``room_id`` is the room it wants to be in with it."""
+
     token: Token
     room_id: str | None = None
     id: RequestId | None = None
 
 
 class Join(Struct, frozen=True):
+    """The client wants to be in one room more."""
+
     room_id: str
     id: RequestId | None = None
 
 
 class Leave(Struct, frozen=True):
+    """The client wants to be out of a room."""
+
     room_id: str
     id: RequestId | None = None
 
@@ -104,26 +110,36 @@ Inbound = Authenticate | Join | Leave | Event
 
 
 class Connected(Struct, frozen=True):
+    """The first word to a client."""
+
     socket_id: str
 
 
 class Authenticated(Struct, frozen=True):
+    """The token was good; ``room_id`` is the room that the client is in now, if any."""
+
     user_id: str
     room_id: str | None
     id: RequestId | None = None
 
 
 class Joined(Struct, frozen=True):
+    """The client is in one room more."""
+
     room_id: str
     id: RequestId | None = None
 
 
 class Left(Struct, frozen=True):
+    """The client is out of a room."""
+
     room_id: str
     id: RequestId | None = None
 
 
 class ErrorMessage(Struct, frozen=True):
+    """Something went wrong: ``code`` is a :class:`kraftek.errors.Code` or a service's own, ``retry_after`` in seconds."""
+
     code: str
     message: str
     event_type: str | None = None

@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
+from msgspec import Struct
+
 __all__ = ["Counters"]
 
 
-class Counters:
-    """One per process, handed to whoever counts. Every attribute only grows."""
+class Counters(Struct):
+    """One per process, handed to whoever counts. Every value only grows."""
 
-    __slots__ = (
-        "access_asked",
-        "access_failed",
-        "access_hits",
-        "access_invalidations",
-        "broadcasts",
-        "broadcasts_malformed",
-        "broadcasts_without_target",
-        "connections",
-        "connections_refused",
-        "delivered",
-        "duplicates",
-        "errors_internal",
-        "errors_peer",
-        "ping_timeouts",
-        "published",
-        "published_to_nobody",
-        "publishes_lost",
-        "received",
-        "redis_connects",
-        "revoked",
-        "slow_consumers",
-    )
-
-    def __init__(self) -> None:
-        for name in self.__slots__:
-            setattr(self, name, 0)
-
-    def snapshot(self) -> dict[str, int]:
-        """Every counter by name."""
-        return {name: getattr(self, name) for name in self.__slots__}
+    access_asked: int = 0
+    access_failed: int = 0
+    access_hits: int = 0
+    access_invalidations: int = 0
+    broadcasts: int = 0
+    broadcasts_malformed: int = 0
+    broadcasts_without_target: int = 0
+    connections: int = 0
+    connections_refused: int = 0
+    delivered: int = 0
+    duplicates: int = 0
+    errors_internal: int = 0
+    errors_peer: int = 0
+    ping_timeouts: int = 0
+    published: int = 0
+    published_to_nobody: int = 0
+    publishes_lost: int = 0
+    received: int = 0
+    redis_connects: int = 0
+    revoked: int = 0
+    slow_consumers: int = 0

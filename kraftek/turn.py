@@ -1,6 +1,6 @@
 """The end of a reactor turn: what was collected while reading is written once, after all reading.
 
-Used by the WebSocket outbox and the Redis publisher: one scheduled call per turn, however many sockets took part.
+Used by the WebSocket outbox and the Redis publisher: one scheduled call a turn, however many take part.
 """
 
 from __future__ import annotations

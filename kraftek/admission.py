@@ -1,0 +1,358 @@
+"""Who gets in, into which rooms, and who is put out again. The gateway hands it what concerns access.
+
+Asks :class:`kraftek.interfaces.IAccess`, keeps the roster and the room cache, and closes sockets whose access ended.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from heapq import heappop, heappush
+from itertools import count
+
+import msgspec
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from kraftek.config import Limits
+from kraftek.errors import CLOSE_CODES, Code, NotPublished, PeerError
+from kraftek.interfaces import IAccess, IAccessListener, IBus, IRooms
+from kraftek.messages import Authenticate, Authenticated, Grant, Join, Joined, Leave, Left
+from kraftek.metrics import Counters
+from kraftek.names import gateway_of, reply_channel
+from kraftek.roster import Roster
+from kraftek.session import Session, State
+
+__all__ = ["Admission"]
+
+# After Redis was away, every socket is asked about again: so many a sweep, lest the auth service be flooded.
+_RECHECKS_PER_SWEEP = 500
+
+# Seconds until a question that could not be asked is asked again.
+_RETRY_AFTER = 1.0
+
+
+@implementer(IAccessListener)
+class Admission:
+    """Access of the sessions on this process. ``single``: one socket per user and room, the newest.
+
+    ``clock`` measures time-outs, ``now`` gives Unix seconds for ``expiresAt``.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        access: IAccess,
+        rooms: IRooms,
+        bus: IBus,
+        roster: Roster,
+        limits: Limits,
+        counters: Counters,
+        clock: IReactorTime,
+        *,
+        single: bool = True,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._access = access
+        self._rooms = rooms
+        self._bus = bus
+        self._roster = roster
+        self._limits = limits
+        self._counters = counters
+        self._clock = clock
+        self._single = single
+        self._now = now
+        self._arrivals: deque[tuple[float, Session]] = deque()
+        self._expiries: list[tuple[float, int, Session, str | None]] = []
+        self._order = count()
+        self._again: deque[tuple[float, Session, str | None, bool]] = deque()
+        access.add_listener(self)
+
+    def arrived(self, session: Session) -> None:
+        """A client connected: it has so long to authenticate."""
+        self._roster.add(session)
+        self._arrivals.append((self._clock.seconds() + self._limits.authenticate_timeout, session))
+
+    def departed(self, session: Session) -> None:
+        """A client is gone: its rooms are told through the room cache."""
+        for room_id in session.rooms:
+            self._vacate(session, room_id)
+        self._roster.remove(session)
+        session.rooms = {}
+
+    def authenticate(self, session: Session, message: Authenticate) -> None:
+        """Ask whether this token may be in that room; the answer goes to the client."""
+        token = message.token
+        if not token.value:
+            raise PeerError(Code.AUTH_FAILED, "Token and roomId required", closes=True, id=message.id)
+        session.check_begins()
+
+        def admitted(grant: Grant) -> None:
+            if session.state is State.CLOSED:
+                return
+            if session.user_id not in (None, grant.user_id):
+                raise PeerError(Code.ACCESS_DENIED, "this token belongs to another user", id=message.id)
+            self._roster.identify(session, grant.user_id, token.digest)
+            session.user_id, session.token, session.grant = grant.user_id, token, grant
+            room_id = grant.room_id or message.room_id
+            self._watch(session, room_id, grant)
+            session.say(Authenticated(grant.user_id, room_id, message.id))
+            if room_id is not None:
+                self._enter(session, room_id, grant)
+
+        d = self._access.check(token, message.room_id)
+        d.addCallback(admitted)
+        d.addErrback(self._refused, session, message)
+        d.addBoth(self._ended, session)
+
+    def join(self, session: Session, message: Join) -> None:
+        """Ask whether the client may be in one room more."""
+        token, room_id = session.token, message.room_id
+        assert token is not None
+        if room_id not in session.rooms and len(session.rooms) >= self._limits.rooms:
+            raise PeerError(
+                Code.ACCESS_DENIED, f"a socket may be in {self._limits.rooms} rooms at most", id=message.id
+            )
+        session.check_begins()
+
+        def admitted(grant: Grant) -> None:
+            if session.state is State.CLOSED:
+                return
+            if grant.user_id != session.user_id:
+                raise PeerError(Code.ACCESS_DENIED, "the token belongs to another user now", id=message.id)
+            self._watch(session, room_id, grant)
+            session.say(Joined(room_id, message.id))
+            self._enter(session, room_id, grant)
+
+        def denied(failure: Failure) -> None:
+            error = failure.value
+            if isinstance(error, PeerError) and error.code is Code.AUTH_FAILED:
+                raise PeerError(Code.ACCESS_DENIED, error.message, id=message.id)
+            failure.raiseException()
+
+        d = self._access.check(token, room_id)
+        d.addCallbacks(admitted, denied)
+        d.addErrback(self._refused, session, message)
+        d.addBoth(self._ended, session)
+
+    def leave(self, session: Session, message: Leave) -> None:
+        """The client leaves a room, and stays."""
+        if message.room_id not in session.rooms:
+            raise PeerError(Code.ACCESS_DENIED, "not in this room", id=message.id)
+        self._leave(session, message.room_id)
+        session.say(Left(message.room_id, message.id))
+
+    def evict(self, session: Session, code: Code, message: str) -> None:
+        """Close a client's socket because somebody says so."""
+        if code is Code.DUPLICATE_CONNECTION:
+            self._counters.duplicates += 1
+        session.refuse(PeerError(code, message))
+        session.close(CLOSE_CODES.get(code, CLOSE_CODES[Code.ACCESS_REVOKED]), code)
+
+    def access_stale(
+        self, digest: str | None, user_id: str | None, room_id: str | None, revoked: bool
+    ) -> None:
+        if digest is not None:
+            concerned = tuple(self._roster.digest(digest))
+        elif user_id is not None:
+            concerned = tuple(self._roster.user(user_id))
+        else:
+            self._restore()
+            for session in self._roster:
+                if session.user_id is not None:
+                    for its_room in tuple(session.rooms) or (None,):
+                        self._again.append((0.0, session, its_room, revoked))
+            return
+        for session in concerned:
+            rooms: tuple[str | None, ...] = tuple(session.rooms) or (None,)
+            for its_room in rooms:
+                if room_id is None or its_room == room_id:
+                    self._recheck(session, its_room, revoked)
+
+    def sweep(self) -> None:
+        """What time brings: clients that never authenticated, access that expired, questions to ask again."""
+        seconds = self._clock.seconds()
+        while self._arrivals and self._arrivals[0][0] <= seconds:
+            _, session = self._arrivals.popleft()
+            if session.state is State.NEW:
+                session.refuse(PeerError(Code.AUTH_TIMEOUT, "no authenticate in time", closes=True))
+            elif session.state is State.CHECKING and session.user_id is None:
+                self._arrivals.append((seconds + self._limits.authenticate_timeout, session))
+        now = self._now()
+        while self._expiries and self._expiries[0][0] <= now:
+            _, _, session, its_room = heappop(self._expiries)
+            grant = session.grant if its_room is None else session.rooms.get(its_room)
+            if grant is not None and grant.expires_at is not None and grant.expires_at <= now:
+                self._recheck(session, its_room, True)
+        for _ in range(min(_RECHECKS_PER_SWEEP, len(self._again))):
+            due, session, its_room, revoked = self._again.popleft()
+            if due <= seconds:
+                self._recheck(session, its_room, revoked)
+            else:
+                self._again.append((due, session, its_room, revoked))
+
+    def _refused(self, failure: Failure, session: Session, message: Authenticate | Join) -> None:
+        error = failure.check(PeerError)
+        if error is None:
+            session.fail(failure)
+        else:
+            refusal: PeerError = failure.value
+            # The answer may be shared by many questions: what belongs to this one is not written into it.
+            session.refuse(
+                PeerError(
+                    refusal.code,
+                    refusal.message,
+                    closes=refusal.closes,
+                    retry_after=refusal.retry_after,
+                    id=message.id,
+                )
+            )
+
+    def _ended(self, result: object, session: Session) -> None:
+        if isinstance(result, Failure):
+            session.fail(result)
+        session.check_ends()
+
+    def _enter(self, session: Session, room_id: str, grant: Grant) -> None:
+        known = room_id in session.rooms
+        session.rooms[room_id] = grant
+        self._roster.enter(session, room_id)
+        if session.room_id is None:
+            session.room_id = room_id
+        if known:
+            return
+        user_id = grant.user_id
+        entering = self._rooms.enter(user_id, room_id, session.socket_id)
+        if self._single:
+            entering.addCallback(self._displaced, room_id)
+            for other in tuple(self._roster.user(user_id)):
+                if other is not session and room_id in other.rooms:
+                    self._evict_duplicate(other)
+        entering.addErrback(self._room_cache_lost)
+
+    def _leave(self, session: Session, room_id: str) -> None:
+        del session.rooms[room_id]
+        self._roster.leave(session, room_id)
+        if session.room_id == room_id:
+            session.room_id = next(iter(session.rooms), None)
+        self._vacate(session, room_id)
+
+    def _vacate(self, session: Session, room_id: str) -> None:
+        user_id = session.user_id
+        assert user_id is not None
+        heir = next(
+            (o.socket_id for o in self._roster.user(user_id) if o is not session and room_id in o.rooms), None
+        )
+        self._rooms.leave(user_id, room_id, session.socket_id, heir).addErrback(self._room_cache_lost)
+
+    def _restore(self) -> None:
+        if not self._bus.available:
+            return
+        entries = [
+            (session.user_id, room_id, session.socket_id)
+            for session in self._roster
+            if session.user_id is not None
+            for room_id in session.rooms
+        ]
+        if entries:
+            restoring = self._rooms.restore(entries)
+            if self._single:
+                restoring.addCallback(self._superseded)
+            restoring.addErrback(self._room_cache_lost)
+
+    def _superseded(self, socket_ids: list[str]) -> None:
+        for socket_id in socket_ids:
+            session = self._roster.socket(socket_id)
+            if session is not None:
+                self._evict_duplicate(session)
+
+    def _displaced(self, socket_id: str | None, room_id: str) -> None:
+        if socket_id is None or self._roster.socket(socket_id) is not None:
+            return
+        command = {
+            "type": "disconnect",
+            "recipients": [socket_id],
+            "roomId": room_id,
+            "payload": {"code": Code.DUPLICATE_CONNECTION},
+        }
+        channel = reply_channel(gateway_of(socket_id))
+        self._bus.publish(channel, msgspec.json.encode(command), lambda _: None)
+
+    def _evict_duplicate(self, session: Session) -> None:
+        self.evict(session, Code.DUPLICATE_CONNECTION, "a newer login of the same user took this room")
+
+    def _room_cache_lost(self, failure: Failure) -> None:
+        # Restored when Redis is back.
+        if failure.check(NotPublished) is None:
+            self._log.failure("The room cache was not written", failure=failure)
+
+    def _watch(self, session: Session, room_id: str | None, grant: Grant) -> None:
+        if grant.expires_at is not None:
+            heappush(self._expiries, (grant.expires_at, next(self._order), session, room_id))
+
+    def _recheck(self, session: Session, room_id: str | None, revoked: bool) -> None:
+        token = session.token
+        if session.state is State.CLOSED or token is None or (room_id is not None and room_id not in session.rooms):
+            return
+        if revoked:
+            session.check_begins()
+
+        def confirmed(grant: Grant) -> None:
+            if session.state is State.CLOSED or (room_id is not None and room_id not in session.rooms):
+                return
+            if grant.user_id != session.user_id:
+                self._revoke(session, room_id)
+                return
+            self._watch(session, room_id, grant)
+            if room_id is None:
+                session.grant = grant
+            else:
+                session.rooms[room_id] = grant
+                self._roster.enter(session, room_id)
+
+        def doubted(failure: Failure) -> None:
+            error = failure.value
+            if not isinstance(error, PeerError):
+                session.fail(failure)
+            elif error.code is Code.AUTH_FAILED:
+                self._revoke(session, room_id)
+            else:
+                self._unanswered(session, room_id, revoked)
+
+        d = self._access.check(token, room_id)
+        d.addCallbacks(confirmed, doubted)
+        if revoked:
+            d.addBoth(self._ended, session)
+        else:
+            d.addErrback(session.fail)
+
+    def _unanswered(self, session: Session, room_id: str | None, revoked: bool) -> None:
+        """Could not ask: never a yes, never a no. What was taken back stays suspended, what grew old stays."""
+        if session.state is State.CLOSED or (room_id is not None and room_id not in session.rooms):
+            return
+        grant = session.grant if room_id is None else session.rooms[room_id]
+        if grant is not None and grant.expires_at is not None and grant.expires_at <= self._now():
+            self._revoke(session, room_id)
+            return
+        if revoked:
+            if room_id is None:
+                session.grant = None
+            else:
+                session.rooms[room_id] = None
+                self._roster.leave(session, room_id)
+        self._again.append((self._clock.seconds() + _RETRY_AFTER, session, room_id, revoked))
+
+    def _revoke(self, session: Session, room_id: str | None) -> None:
+        if session.state is State.CLOSED or (room_id is not None and room_id not in session.rooms):
+            return
+        self._counters.revoked += 1
+        where = "" if room_id is None else f" to room {room_id}"
+        session.refuse(PeerError(Code.ACCESS_REVOKED, f"Access{where} was taken back"))
+        if room_id is not None:
+            self._leave(session, room_id)
+        if not session.rooms:
+            session.close(CLOSE_CODES[Code.ACCESS_REVOKED], Code.ACCESS_REVOKED)

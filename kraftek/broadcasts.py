@@ -1,0 +1,132 @@
+"""Service → clients: what arrives on the broadcast channel and on this process's reply channel.
+
+Decodes the envelope only, finds the sockets that are here, and encodes once for each dialect among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+
+import msgspec
+from msgspec import Raw, Struct
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from kraftek.admission import Admission
+from kraftek.errors import Code
+from kraftek.messages import Broadcast, Delivery, Outgoing
+from kraftek.metrics import Counters
+from kraftek.roster import Roster
+from kraftek.session import Session
+
+__all__ = ["Broadcasts"]
+
+_LOG_INTERVAL = 60.0
+"""Seconds between two log lines about the same kind of bad broadcast."""
+
+_SAMPLE = 200
+"""Bytes of a bad broadcast that its log line shows."""
+
+
+class _Room(Struct):
+    roomId: str | None = None
+
+
+class _Command(Struct):
+    code: str = Code.ACCESS_REVOKED
+    message: str = "disconnected by a service"
+
+
+_decode = msgspec.json.Decoder(Broadcast).decode
+_decode_room = msgspec.json.Decoder(_Room).decode
+_decode_command = msgspec.json.Decoder(_Command | None).decode
+
+
+class Broadcasts:
+    """Carries services' messages to the sockets on this process."""
+
+    _log = Logger()
+
+    def __init__(self, roster: Roster, admission: Admission, counters: Counters, clock: IReactorTime) -> None:
+        self._roster = roster
+        self._admission = admission
+        self._counters = counters
+        self._clock = clock
+        self._silent_until: dict[str, float] = {}
+
+    def received(self, body: bytes) -> None:
+        """One message of a service, as it stands on the channel. Malformed ones are counted and logged."""
+        try:
+            message = _decode(body)
+            if message.type == "disconnect":
+                self._disconnect(message)
+            else:
+                self._deliver(message, body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            self._counters.broadcasts_malformed += 1
+            self._complain("Malformed broadcast: {error}: {sample}", body, error=str(error))
+
+    def _deliver(self, message: Broadcast, body: bytes) -> None:
+        self._counters.broadcasts += 1
+        room_id = None
+        sessions: Iterable[Session]
+        if message.recipients or message.user_ids:
+            sessions = self._addressed(message)
+        else:
+            room_id = message.room_id or _room_in(message.payload)
+            if room_id is None:
+                self._counters.broadcasts_without_target += 1
+                self._complain("Broadcast without recipients and room: {sample}", body)
+                return
+            sessions = self._roster.room(room_id)
+        if not sessions:
+            return
+        delivery = Delivery(message.type, message.payload, room_id, message.in_reply_to)
+        excluded = message.exclude_socket_ids or ()
+        encoded: dict[Hashable, Outgoing | None] = {}
+        delivered = 0
+        for session in tuple(sessions):
+            if excluded and session.socket_id in excluded:
+                continue
+            codec = session.dialect.codec
+            try:
+                outgoing = encoded[codec]
+            except KeyError:
+                outgoing = encoded[codec] = session.dialect.encode(delivery)
+            if outgoing is not None:
+                session.link.write(outgoing)
+                delivered += 1
+        self._counters.delivered += delivered
+
+    def _addressed(self, message: Broadcast) -> Iterable[Session]:
+        sessions: dict[Session, None] = {}
+        for socket_id in message.recipients or ():
+            session = self._roster.socket(socket_id)
+            if session is not None:
+                sessions[session] = None
+        for user_id in message.user_ids or ():
+            sessions.update(dict.fromkeys(self._roster.user(user_id)))
+        return sessions
+
+    def _disconnect(self, message: Broadcast) -> None:
+        command = _decode_command(message.payload) or _Command()
+        code = Code(command.code) if command.code in Code.__members__ else Code.ACCESS_REVOKED
+        text = command.message
+        if code is Code.DUPLICATE_CONNECTION:
+            text = "a newer login of the same user took this room"
+        for session in self._addressed(message):
+            if message.room_id is None or message.room_id in session.rooms:
+                self._admission.evict(session, code, text)
+
+    def _complain(self, format: str, body: bytes, **details: str) -> None:
+        now = self._clock.seconds()
+        if now >= self._silent_until.get(format, 0.0):
+            self._silent_until[format] = now + _LOG_INTERVAL
+            self._log.warn(format, sample=body[:_SAMPLE].decode("utf-8", "replace"), **details)
+
+
+def _room_in(payload: Raw) -> str | None:
+    try:
+        return _decode_room(payload).roomId
+    except msgspec.ValidationError:
+        return None

@@ -1,0 +1,226 @@
+"""The daemon: the one place where everything is wired. Started by :mod:`kraftek.tap`."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from contextlib import suppress
+from typing import Any
+
+from msgspec.structs import replace
+from twisted.application.service import IService, Service
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, TimeoutError
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import IListeningPort
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from kraftek.access.cache import AccessCache
+from kraftek.access.open import OpenChecker
+from kraftek.admission import Admission
+from kraftek.broadcasts import Broadcasts
+from kraftek.bus import RedisBus
+from kraftek.bus.embedded import EmbeddedRedis
+from kraftek.config import Config
+from kraftek.demo import BOARD, NotesService
+from kraftek.dialects.native import SUBPROTOCOL, NativeDialect
+from kraftek.errors import NotPublished
+from kraftek.gateway import Gateway
+from kraftek.http.auth import HttpChecker
+from kraftek.http.site import public_site
+from kraftek.interfaces import IBusListener
+from kraftek.metrics import Counters
+from kraftek.names import new_gateway_id, reply_channel
+from kraftek.registry import ServiceRegistry
+from kraftek.rooms import RedisRooms
+from kraftek.roster import Roster
+from kraftek.router import EventRouter
+from kraftek.systemd import notify
+from kraftek.turn import Turn
+from kraftek.websocket.factory import ClientFactory
+from kraftek.websocket.origins import Origins
+
+__all__ = ["Daemon", "make_gateway"]
+
+_SWEEP_INTERVAL = 0.25
+"""Seconds between two looks at what is due: time-outs are that exact."""
+
+_REDIS_PATIENCE = 5.0
+"""Seconds to wait for Redis before clients are accepted without it."""
+
+_FAREWELL = 3.0
+"""Seconds that Redis has to take the room entries back when the daemon stops."""
+
+
+def make_gateway(reactor: Any, config: Config) -> IService:
+    """The gateway as a Twisted service."""
+    return Daemon(reactor, config)
+
+
+class Daemon(Service):
+    """Starts everything from Redis up to the listening ports, and stops it the other way round.
+
+    ``registry`` may be changed at run time. ``ports`` are what it listens on, once it has started.
+    """
+
+    _log = Logger()
+
+    def __init__(self, reactor: Any, config: Config) -> None:
+        self.registry = ServiceRegistry(config.services)
+        self.counters = Counters()
+        self.ports: list[IListeningPort] = []
+        self._reactor = reactor
+        self._config = config
+        self._starting: Deferred[None] | None = None
+        self._embedded: EmbeddedRedis | None = None
+        self._notes: NotesService | None = None
+        self._bus: RedisBus | None = None
+        self._gateway: Gateway | None = None
+        self._sweeps: list[LoopingCall] = []
+
+    def startService(self) -> None:
+        super().startService()
+        self._starting = Deferred.fromCoroutine(self._start())
+        self._starting.addErrback(self._cannot_start)
+
+    def stopService(self) -> Deferred[None]:
+        super().stopService()
+        notify("STOPPING=1")
+        if self._starting is not None:
+            self._starting.cancel()
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _start(self) -> None:
+        config, reactor, counters = self._config, self._reactor, self.counters
+
+        redis = config.redis
+        if redis.url == "embedded:":
+            self._embedded = EmbeddedRedis(reactor)
+            redis = replace(redis, url=await self._embedded.start())
+            self._embedded.died.addCallback(self._embedded_died)
+
+        turn = Turn(reactor)
+        self._bus = bus = RedisBus(reactor, redis, turn, counters)
+        checker = OpenChecker() if config.auth.check == "open" else HttpChecker(reactor, config.auth)
+        access = AccessCache(checker, bus, config.auth, reactor, counters)
+        roster = Roster()
+        admission = Admission(
+            access,
+            RedisRooms(bus),
+            bus,
+            roster,
+            config.limits,
+            counters,
+            reactor,
+            single=config.sessions == "single",
+        )
+        router = EventRouter(self.registry)
+        gateway_id = new_gateway_id()
+        self._gateway = gateway = Gateway(gateway_id, router, bus, admission, roster, config.limits, counters)
+        broadcasts = Broadcasts(roster, admission, counters, reactor)
+        bus.subscribe(redis.broadcast, broadcasts.received)
+        bus.subscribe(reply_channel(gateway_id), broadcasts.received)
+
+        native = NativeDialect()
+        clients = ClientFactory(
+            reactor,
+            gateway.open,
+            {SUBPROTOCOL: lambda: native},
+            public_site(reactor, BOARD if config.demo else None),
+            config.limits,
+            Origins(config.origins),
+            turn,
+            counters,
+            forwarded_for=config.forwarded_for,
+        )
+        if config.auth.check == "open":
+            self._log.warn("auth is open: every token is let in, as the user it names. For development only.")
+        if not self.registry.services():
+            self._log.warn("No services are registered: every event will be answered INVALID_EVENT.")
+
+        bus.startService()
+        await _ready(bus, reactor)
+        if config.demo:
+            self._notes = NotesService(reactor, redis.url)
+            self._notes.startService()
+        for sweep in (admission.sweep, clients.heartbeat.sweep):
+            looping = LoopingCall(self._guarded, sweep)
+            looping.clock = reactor
+            looping.start(_SWEEP_INTERVAL, now=False)
+            self._sweeps.append(looping)
+        for endpoint in config.listen:
+            port = await serverFromString(reactor, endpoint).listen(clients)
+            self.ports.append(port)
+            address = port.getHost()
+            where = getattr(address, "name", None) or f"{address.host}:{address.port}"
+            self._log.info("Listening on {where}", where=where)
+        self._log.info("Gateway {gateway_id} is ready", gateway_id=gateway_id)
+        notify("READY=1")
+
+    async def _stop(self) -> None:
+        await DeferredList([port.stopListening() for port in self.ports])
+        for sweep in self._sweeps:
+            sweep.stop()
+        if self._gateway is not None:
+            self._gateway.close_all(1001, "the gateway stops")
+        if self._notes is not None and self._notes.running:
+            await self._notes.stopService()
+        if self._bus is not None and self._bus.running:
+            await _farewell(self._bus, self._reactor)
+            await self._bus.stopService()
+        if self._embedded is not None:
+            await self._embedded.stop()
+
+    def _guarded(self, sweep: Any) -> None:
+        try:
+            sweep()
+        except Exception:
+            self.counters.errors_internal += 1
+            self._log.failure("A sweep failed")
+
+    def _cannot_start(self, failure: Failure) -> None:
+        if failure.check(CancelledError):
+            return
+        self._log.critical("Cannot start: {reason}", reason=failure.getErrorMessage())
+        self._fail()
+
+    def _embedded_died(self, error: Exception) -> None:
+        self._log.critical("{error}", error=error)
+        self._fail()
+
+    def _fail(self) -> None:
+        # twistd leaves with 0 when a service fails after its start, and systemd would take that for success. Last
+        # registered is first called: the pid file is gone by then.
+        atexit.register(os._exit, 1)
+        self._reactor.callWhenRunning(self._reactor.stop)
+
+
+@implementer(IBusListener)
+class _Up:
+    def __init__(self) -> None:
+        self.up: Deferred[None] = Deferred()
+
+    def bus_up(self) -> None:
+        if not self.up.called:
+            self.up.callback(None)
+
+    def bus_down(self) -> None:
+        pass
+
+
+async def _ready(bus: RedisBus, reactor: Any) -> None:
+    """Return when Redis is there, or when there is no more patience: clients are then told that it is not."""
+    listener = _Up()
+    bus.add_listener(listener)
+    try:
+        await listener.up.addTimeout(_REDIS_PATIENCE, reactor)
+    except TimeoutError:
+        Logger().warn("Redis is not there yet: clients are told SERVICE_UNAVAILABLE until it is.")
+
+
+async def _farewell(bus: RedisBus, reactor: Any) -> None:
+    """Return when Redis has taken all that was sent to it, or will not."""
+    with suppress(NotPublished, TimeoutError):
+        await bus.call("PING").addTimeout(_FAREWELL, reactor)

@@ -1,0 +1,140 @@
+"""The gateway's own dialect, subprotocol ``kraftek.v1.json``: one JSON object in one text message, both ways.
+
+``{"type", "payload"?, "id"?, "roomId"?}``, as in docs/client-protocol.rst. It remembers nothing of a connection, so
+all native clients share one instance.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Raw, Struct
+from zope.interface import implementer
+
+from kraftek.errors import Code, PeerError
+from kraftek.interfaces import IDialect
+from kraftek.messages import (
+    NULL,
+    Ack,
+    Authenticate,
+    Authenticated,
+    Connected,
+    Delivery,
+    ErrorMessage,
+    Event,
+    Inbound,
+    Join,
+    Joined,
+    Leave,
+    Left,
+    Outbound,
+    Outgoing,
+    RequestId,
+    Token,
+)
+
+__all__ = ["SUBPROTOCOL", "NativeDialect"]
+
+SUBPROTOCOL = "kraftek.v1.json"
+
+_Id = int | Annotated[str, Meta(max_length=64)]
+_RoomId = Annotated[str, Meta(min_length=1, max_length=256)]
+
+
+class _Frame(Struct, gc=False):
+    type: str
+    payload: Raw = NULL
+    id: _Id | None = None
+    roomId: _RoomId | None = None
+    traceparent: Annotated[str, Meta(max_length=128)] | None = None
+
+
+class _Credentials(Struct):
+    token: Annotated[str, Meta(max_length=16_384)] = ""
+    roomId: _RoomId | None = None
+
+
+class _Room(Struct):
+    roomId: _RoomId
+
+
+class _Reply(Struct, omit_defaults=True):
+    type: str
+    payload: Any
+    id: RequestId | None = None
+    roomId: str | None = None
+
+
+class _Error(Struct, rename="camel", omit_defaults=True):
+    code: str
+    message: str
+    event_type: str | None = None
+    retry_after: float | None = None
+
+
+_decode_frame = msgspec.json.Decoder(_Frame).decode
+_decode_credentials = msgspec.json.Decoder(_Credentials).decode
+_decode_room = msgspec.json.Decoder(_Room).decode
+_encode = msgspec.json.Encoder().encode
+
+@implementer(IDialect)
+class NativeDialect:
+    """The grammar of ``kraftek.v1.json``."""
+
+    codec = SUBPROTOCOL
+
+    def received(self, data: bytes, binary: bool) -> Inbound | None:
+        if binary:
+            raise PeerError(Code.INVALID_MESSAGE, "expected a text message, found a binary one")
+        try:
+            frame = _decode_frame(data)
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+            raise PeerError(Code.INVALID_MESSAGE, _explain(error)) from None
+        name = frame.type
+        if ":" in name:
+            return Event(name, frame.payload, frame.id, frame.roomId, frame.traceparent)
+        match name:
+            case "authenticate":
+                credentials = self._payload(frame, _decode_credentials)
+                return Authenticate(Token(credentials.token), credentials.roomId or frame.roomId, frame.id)
+            case "join":
+                return Join(self._payload(frame, _decode_room).roomId, frame.id)
+            case "leave":
+                return Leave(self._payload(frame, _decode_room).roomId, frame.id)
+            case _:
+                return Event(name, frame.payload, frame.id)
+
+    def encode(self, message: Outbound) -> Outgoing | None:
+        match message:
+            case Delivery(type, payload, room_id, id):
+                reply = _Reply(type, payload, id, room_id)
+            case ErrorMessage(code, text, event_type, retry_after, id):
+                reply = _Reply("error", _Error(code, text, event_type, retry_after), id)
+            case Ack(id, receivers):
+                reply = _Reply("ack", {"receivers": receivers}, id)
+            case Connected(socket_id):
+                reply = _Reply("connected", {"socketId": socket_id})
+            case Authenticated(user_id, room_id, id):
+                reply = _Reply("authenticated", {"success": True, "userId": user_id, "roomId": room_id}, id)
+            case Joined(room_id, id):
+                reply = _Reply("joined", {"roomId": room_id}, id)
+            case Left(room_id, id):
+                reply = _Reply("left", {"roomId": room_id}, id)
+        return Outgoing(_encode(reply))
+
+    def _payload(self, frame: _Frame, decode: Any) -> Any:
+        try:
+            return decode(frame.payload)
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+            raise PeerError(
+                Code.INVALID_MESSAGE, f"payload of {frame.type}: {_explain(error)}", id=frame.id
+            ) from None
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "JSON is nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8 at byte {error.start}"
+    return str(error)

@@ -1,0 +1,57 @@
+"""The plain HTTP requests of the public port: files that pages need, and a word for whoever came by mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.web.http import UPGRADE_REQUIRED
+from twisted.web.resource import Resource
+from twisted.web.server import Request, Site
+from twisted.web.static import File
+
+__all__ = ["public_site"]
+
+_SECURITY = {
+    b"Content-Security-Policy": b"default-src 'self'; connect-src 'self' ws: wss:; frame-ancestors 'none'",
+    b"X-Content-Type-Options": b"nosniff",
+    b"Referrer-Policy": b"no-referrer",
+}
+
+
+class _UpgradeRequired(Resource):
+    isLeaf = True
+
+    def render(self, request: Request) -> bytes:
+        request.setResponseCode(UPGRADE_REQUIRED)
+        request.setHeader(b"Upgrade", b"websocket")
+        request.setHeader(b"Content-Type", b"text/plain; charset=utf-8")
+        return b"This is a WebSocket endpoint: connect with the subprotocol kraftek.v1.json.\n"
+
+
+class _Files(File):
+    def directoryListing(self) -> Resource:
+        return self.childNotFound
+
+    def render_GET(self, request: Request) -> bytes | int:
+        for name, value in _SECURITY.items():
+            request.setHeader(name, value)
+        request.setHeader(b"Cache-Control", b"no-cache")
+        answer: bytes | int = super().render_GET(request)
+        return answer
+
+
+class _PublicSite(Site):
+    noisy = False
+
+    def log(self, request: Request) -> None:
+        """No access log: its lines would hold the query, and that may hold a token."""
+
+
+def public_site(reactor: IReactorTime, files: Path | None) -> Site:
+    """The site of the public port: ``files`` at ``/`` when given, otherwise nothing but a hint."""
+    root: Resource = _UpgradeRequired()
+    if files is not None:
+        root = _Files(str(files))
+        root.contentTypes = {**File.contentTypes, ".js": "text/javascript", ".mjs": "text/javascript"}
+    return _PublicSite(root, reactor=reactor)

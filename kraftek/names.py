@@ -1,0 +1,27 @@
+"""How gateways, sockets and their channels are named, so that anything in the cluster knows whose socket it is."""
+
+from __future__ import annotations
+
+from secrets import token_hex
+
+__all__ = ["gateway_of", "new_gateway_id", "new_socket_id", "reply_channel"]
+
+
+def new_gateway_id() -> str:
+    """A name for this process, unique in the cluster and over time."""
+    return token_hex(6)
+
+
+def new_socket_id(gateway_id: str) -> str:
+    """``<gatewayId>.<random>``: 64 random bits, so that nobody guesses another's socket."""
+    return f"{gateway_id}.{token_hex(8)}"
+
+
+def gateway_of(socket_id: str) -> str:
+    """The gateway process that a socket belongs to; empty for an id that no gateway of ours made."""
+    return socket_id.rpartition(".")[0]
+
+
+def reply_channel(gateway_id: str) -> str:
+    """The channel that only this gateway process listens to: ``replyTo`` of the events it publishes."""
+    return f"events:reply:{gateway_id}"

@@ -1,0 +1,209 @@
+"""One client: who it is, which rooms it is in, and what it may do now. Made by the gateway, fed by its link."""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum
+from typing import Protocol
+
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from kraftek.config import Limits
+from kraftek.errors import CLOSE_CODES, Code, PeerError
+from kraftek.interfaces import IDialect, ILink
+from kraftek.messages import ErrorMessage, Grant, Inbound, Outbound, Token
+from kraftek.metrics import Counters
+
+__all__ = ["Core", "Session", "State"]
+
+
+class State(Enum):
+    """What a session does with what arrives: the table in :class:`Session`."""
+
+    NEW = "new"
+    CHECKING = "checking"
+    READY = "ready"
+    CLOSED = "closed"
+
+
+class Core(Protocol):
+    """What a session needs of the gateway."""
+
+    def handle(self, session: Session, message: Inbound) -> None:
+        """Do what the client asks. Raises ``PeerError`` for what the client must be told."""
+
+    def closed(self, session: Session) -> None:
+        """The session has ended, for whatever reason. Called once."""
+
+
+class Session:
+    """One client.
+
+    ================  ===================  ======================  ==========  =======
+    input             NEW                  CHECKING                READY       CLOSED
+    ================  ===================  ======================  ==========  =======
+    authenticate      → CHECKING           held, in order          → CHECKING  ignored
+    join              NOT_AUTHENTICATED    held, in order          → CHECKING  ignored
+    leave, event      NOT_AUTHENTICATED    held, in order          done        ignored
+    access revoked    —                    asked about             → CHECKING  ignored
+    last check ended  —                    → READY, or NEW without an identity; what was held is done
+    closed, lost      → CLOSED             → CLOSED                → CLOSED    ignored
+    ================  ===================  ======================  ==========  =======
+
+    ``rooms`` maps each room to its grant, or to ``None`` while access is not known: it was taken back, and the auth
+    service cannot be asked. ``room_id`` is the default among them: the first that was joined. ``grant`` is the latest
+    yes to an ``authenticate``; it counts where there is no room.
+    """
+
+    __slots__ = (
+        "_checks",
+        "_core",
+        "_counters",
+        "_held",
+        "_held_bytes",
+        "_invalid",
+        "_limits",
+        "dialect",
+        "grant",
+        "link",
+        "room_id",
+        "rooms",
+        "socket_id",
+        "state",
+        "token",
+        "user_id",
+    )
+
+    _log = Logger()
+
+    def __init__(
+        self, socket_id: str, core: Core, link: ILink, dialect: IDialect, limits: Limits, counters: Counters
+    ) -> None:
+        self.socket_id = socket_id
+        self.link = link
+        self.dialect = dialect
+        self.state = State.NEW
+        self.user_id: str | None = None
+        self.token: Token | None = None
+        self.grant: Grant | None = None
+        self.room_id: str | None = None
+        self.rooms: dict[str, Grant | None] = {}
+        self._core = core
+        self._limits = limits
+        self._counters = counters
+        self._checks = 0
+        self._held: deque[tuple[Inbound, int]] | None = None
+        self._held_bytes = 0
+        self._invalid = 0
+
+    def receive(self, data: bytes, binary: bool = False) -> None:
+        """One message from the client. This is the edge where what goes wrong becomes an ``error`` message."""
+        if self.state is State.CLOSED:
+            return
+        self._counters.received += 1
+        try:
+            message = self.dialect.received(data, binary)
+            if message is None:
+                return
+            self._invalid = 0
+            if self.state is State.CHECKING:
+                self._hold(message, len(data))
+            else:
+                self._core.handle(self, message)
+        except PeerError as error:
+            self.refuse(error)
+        except Exception:  # noqa: BLE001  # the guard of this edge: our fault is logged, and INTERNAL to the client
+            self.fail(Failure())
+
+    def take(self, message: Inbound) -> None:
+        """As :meth:`receive`, for a message that was not sent as one: credentials of the handshake, or one held."""
+        try:
+            if self.state is State.CHECKING:
+                self._hold(message, 0)
+            elif self.state is not State.CLOSED:
+                self._core.handle(self, message)
+        except PeerError as error:
+            self.refuse(error)
+        except Exception:  # noqa: BLE001  # the guard of this edge: our fault is logged, and INTERNAL to the client
+            self.fail(Failure())
+
+    def say(self, message: Outbound) -> None:
+        """Send the client a message, if its dialect has a word for it."""
+        outgoing = self.dialect.encode(message)
+        if outgoing is not None:
+            self.link.write(outgoing)
+
+    def refuse(self, error: PeerError) -> None:
+        """Tell the client what it did wrong, or what it must know; close where the error says so."""
+        if self.state is State.CLOSED:
+            return
+        self._counters.errors_peer += 1
+        self.say(ErrorMessage(error.code, error.message, error.event_type, error.retry_after, error.id))
+        closes = error.closes
+        if error.code is Code.INVALID_MESSAGE:
+            self._invalid += 1
+            closes = closes or self._invalid >= self._limits.invalid_messages
+        if closes:
+            self.close(CLOSE_CODES[error.code], error.code)
+
+    def fail(self, failure: Failure) -> None:
+        """Something of ours broke: logged with its cause, which the client is not told."""
+        self._counters.errors_internal += 1
+        self._log.failure("Session {socket_id} failed", failure=failure, socket_id=self.socket_id)
+        if self.state is not State.CLOSED:
+            self.say(ErrorMessage(Code.INTERNAL, "Internal error"))
+            self.close(CLOSE_CODES[Code.INTERNAL], Code.INTERNAL)
+
+    def close(self, code: int, reason: str) -> None:
+        """Close the client's socket, after what it was told has been sent."""
+        if self.state is not State.CLOSED:
+            self.link.close(code, reason)
+            self.lost()
+
+    def lost(self) -> None:
+        """The client is gone."""
+        if self.state is not State.CLOSED:
+            self.state = State.CLOSED
+            self._held = None
+            self._core.closed(self)
+
+    def check_begins(self) -> None:
+        """Access is being asked about: hold what arrives until :meth:`check_ends` was called as often."""
+        self._checks += 1
+        self.state = State.CHECKING
+
+    def check_ends(self) -> None:
+        """An answer came. With the last one, what was held is done."""
+        if self.state is State.CLOSED:
+            return
+        self._checks -= 1
+        if self._checks:
+            return
+        self.state = State.NEW if self.user_id is None else State.READY
+        held = self._held
+        if held is None:
+            return
+        while held and self.state is not State.CHECKING:
+            message, size = held.popleft()
+            self._held_bytes -= size
+            self.take(message)
+            if self.state is State.CLOSED:
+                return
+        if not held:
+            self._held = None
+        if not self._over_bounds():
+            self.link.resume()
+
+    def _hold(self, message: Inbound, size: int) -> None:
+        if self._held is None:
+            self._held = deque()
+        self._held.append((message, size))
+        self._held_bytes += size
+        if self._over_bounds():
+            self.link.pause()
+
+    def _over_bounds(self) -> bool:
+        return self._held is not None and (
+            len(self._held) >= self._limits.held_messages or self._held_bytes >= self._limits.held_bytes
+        )

@@ -1,0 +1,1 @@
+"""WebSocket clients, over Autobahn. The only place that imports it."""

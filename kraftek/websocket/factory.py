@@ -1,0 +1,166 @@
+"""The public port's factory: connections, their limits, and the handshake. Made by :mod:`kraftek.daemon`."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from resource import RLIMIT_NOFILE, getrlimit
+from typing import TYPE_CHECKING
+
+from autobahn.twisted.websocket import WebSocketServerFactory
+from autobahn.websocket.types import ConnectionDeny, ConnectionRequest
+from twisted.internet.interfaces import IProtocolFactory, IReactorTime
+
+from kraftek.config import Limits
+from kraftek.interfaces import IDialect, ILink
+from kraftek.messages import Authenticate, Token
+from kraftek.metrics import Counters
+from kraftek.session import Session
+from kraftek.turn import Turn
+from kraftek.websocket.heartbeat import Heartbeat
+from kraftek.websocket.origins import Origins
+from kraftek.websocket.protocol import ClientProtocol
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IAddress
+
+__all__ = ["ClientFactory"]
+
+_UPGRADE = re.compile(rb"\r\nupgrade:[^\r]*websocket", re.IGNORECASE)
+
+_OTHER_FILES = 64
+"""Open files a process needs besides its clients' sockets: Redis, logs, the auth service."""
+
+
+class ClientFactory(WebSocketServerFactory):  # type: ignore[misc]
+    """Accepts WebSocket clients and opens a session for each; plain HTTP requests go to the factory ``http``.
+
+    ``dialects`` gives what makes a dialect for each subprotocol, in order of preference; the first is also spoken with
+    clients that offer none.
+    """
+
+    protocol = ClientProtocol
+    noisy = False
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        open_session: Callable[[ILink, IDialect, Authenticate | None], Session],
+        dialects: Mapping[str, Callable[[], IDialect]],
+        http: IProtocolFactory,
+        limits: Limits,
+        origins: Origins,
+        turn: Turn,
+        counters: Counters,
+        *,
+        forwarded_for: int = 0,
+    ) -> None:
+        super().__init__(reactor=reactor, server="kraftek-gateway")
+        self.open_session = open_session
+        self.dialects = dialects
+        self.http = http
+        self.limits = limits
+        self.origins = origins
+        self.turn = turn
+        self.counters = counters
+        self.heartbeat = Heartbeat(reactor, limits.ping_interval, limits.ping_timeout)
+        self.max_connections = limits.connections or max(1, getrlimit(RLIMIT_NOFILE)[0] - _OTHER_FILES)
+        self._addresses: Counter[str] = Counter()
+        self._default = next(iter(dialects))
+        self.setProtocolOptions(
+            versions=[13],
+            webStatus=False,
+            failByDrop=False,
+            # A client may not hold the handshake open, nor the closing one.
+            openHandshakeTimeout=limits.handshake_timeout,
+            closeHandshakeTimeout=1.0,
+            maxMessagePayloadSize=limits.message_bytes,
+            maxFramePayloadSize=limits.message_bytes,
+            tcpNoDelay=True,
+            allowedOrigins=["*"],
+            allowNullOrigin=True,
+            trustXForwardedFor=forwarded_for,
+        )
+
+    def buildProtocol(self, addr: IAddress) -> ClientProtocol | None:
+        # Connections that are over the limit by so much are not even told.
+        if self.countConnections >= self.max_connections + _OTHER_FILES // 2:
+            self.counters.connections_refused += 1
+            return None
+        protocol: ClientProtocol = super().buildProtocol(addr)
+        return protocol
+
+    def is_plain_http(self, head: bytes) -> bool:
+        """Whether this request asks for anything but a WebSocket."""
+        return _UPGRADE.search(head) is None
+
+    def admit(self, protocol: ClientProtocol, request: ConnectionRequest) -> str | None:
+        """The subprotocol to speak, ``None`` for a client that offers none. Raises ``ConnectionDeny``."""
+        headers: dict[str, str] = request.headers
+        if not self.origins.allow(headers.get("origin"), headers.get("host", "")):
+            raise ConnectionDeny(403, "origin not allowed")
+        if self.countConnections > self.max_connections:
+            raise ConnectionDeny(503, "too many connections")
+        per_address = self.limits.connections_per_address
+        if per_address and self._addresses[_address(protocol)] >= per_address:
+            raise ConnectionDeny(429, "too many connections from this address")
+        chosen = next((name for name in self.dialects if name in request.protocols), None)
+        if chosen is None and request.protocols:
+            raise ConnectionDeny(400, f"no common subprotocol, expected one of {', '.join(self.dialects)}")
+        protocol.credentials = _credentials(request)
+        return chosen
+
+    def opened(self, protocol: ClientProtocol) -> Session:
+        """The handshake is done: forget what it was made of, and open a session."""
+        address = _address(protocol)
+        self._addresses[address] += 1
+        protocol.counted_as = address
+        subprotocol = protocol.websocket_protocol_in_use or self._default
+        credentials: Authenticate | None = protocol.credentials
+        protocol.credentials = None
+        for name in _HANDSHAKE:
+            protocol.__dict__.pop(name, None)
+        protocol.transport.registerProducer(protocol, True)
+        self.heartbeat.add(protocol)
+        return self.open_session(protocol, self.dialects[subprotocol](), credentials)
+
+    def closed(self, protocol: ClientProtocol) -> None:
+        """The connection is gone, or is none of ours."""
+        address, protocol.counted_as = protocol.counted_as, None
+        if address is not None:
+            self._addresses[address] -= 1
+            if not self._addresses[address]:
+                del self._addresses[address]
+
+
+_HANDSHAKE = (
+    "http_headers",
+    "http_request_data",
+    "http_request_host",
+    "http_request_params",
+    "http_request_path",
+    "http_request_uri",
+    "http_response_data",
+    "http_status_line",
+    "websocket_extensions",
+    "websocket_protocols",
+    "websocket_origin",
+    "_wskey",
+)
+"""What Autobahn keeps of a handshake for as long as the connection lives. It holds tokens, and memory."""
+
+
+def _address(protocol: ClientProtocol) -> str:
+    # Autobahn's peer is "tcp4:127.0.0.1:50312", or the bare address that a trusted proxy forwarded.
+    parts = protocol.peer.split(":")
+    return ":".join(parts[1:-1]) if len(parts) > 2 else protocol.peer
+
+
+def _credentials(request: ConnectionRequest) -> Authenticate | None:
+    kind, _, token = request.headers.get("authorization", "").partition(" ")
+    if kind.lower() != "bearer":
+        token = request.params.get("token", [""])[0]
+    if not token.strip():
+        return None
+    return Authenticate(Token(token.strip()), request.params.get("roomId", [None])[0])

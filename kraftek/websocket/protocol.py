@@ -1,0 +1,220 @@
+"""One WebSocket connection: Autobahn's protocol on one side, a session's link on the other.
+
+Made by :class:`kraftek.websocket.factory.ClientFactory`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from autobahn.twisted.websocket import WebSocketServerProtocol
+from autobahn.websocket.types import ConnectionDeny, ConnectionRequest
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IPushProducer
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from kraftek.errors import CLOSE_CODES, Code
+from kraftek.interfaces import ILink
+from kraftek.messages import Authenticate, ErrorMessage, Outgoing
+from kraftek.session import Session
+from kraftek.websocket.frames import wire
+
+if TYPE_CHECKING:
+    from kraftek.websocket.factory import ClientFactory
+
+__all__ = ["ClientProtocol"]
+
+_HEAD_BYTES = 16_384
+"""Request line and headers at most; Node's and nginx's limits are of the same size."""
+
+_CLIENT_LEFT = Failure(ConnectionDone())
+
+
+class _Silent:
+    """Autobahn's log, which would hold request heads with their tokens, and a line per message.
+
+    What an operator needs is logged and counted here instead.
+    """
+
+    def __getattr__(self, level: str) -> Any:
+        return self._ignore
+
+    def _ignore(self, *args: object, **kwargs: object) -> None:
+        pass
+
+
+@implementer(ILink, IPushProducer)
+class ClientProtocol(WebSocketServerProtocol):  # type: ignore[misc]
+    """A client on a WebSocket. ``credentials`` came with its handshake; ``counted_as`` is the address it counts for.
+
+    It is its transport's push producer: told to pause, what is written stays in the outbox, within
+    ``limits.unsent_bytes``, and leaves when the client reads again.
+    """
+
+    log: ClassVar[_Silent] = _Silent()
+    _log = Logger()
+
+    factory: ClientFactory
+    session: Session | None = None
+    credentials: Authenticate | None = None
+    counted_as: str | None = None
+    heard = True
+    gone = False
+    _blocked = False
+    _unsent = 0
+
+    def _connectionMade(self) -> None:
+        super()._connectionMade()
+        self._outbox: list[bytes] = []
+
+    def processHandshake(self) -> None:
+        head_end = self.data.find(b"\r\n\r\n")
+        if head_end < 0:
+            if len(self.data) > _HEAD_BYTES:
+                self.failHandshake("request head too large", 431)
+        elif self.factory.is_plain_http(self.data[: head_end + 2]):
+            self._hand_over()
+        else:
+            super().processHandshake()
+
+    def onConnect(self, request: ConnectionRequest) -> str | None:
+        try:
+            subprotocol: str | None = self.factory.admit(self, request)
+        except ConnectionDeny:
+            self.factory.counters.connections_refused += 1
+            raise
+        except Exception as error:
+            self._log.failure("Handshake failed")
+            raise ConnectionDeny(500, "internal error") from error
+        return subprotocol
+
+    def onOpen(self) -> None:
+        try:
+            self.session = self.factory.opened(self)
+        except Exception:
+            self._log.failure("Opening a session failed")
+            self.close(CLOSE_CODES[Code.INTERNAL], Code.INTERNAL)
+
+    def onMessage(self, payload: bytes, isBinary: bool) -> None:
+        self.heard = True
+        if self.session is not None:
+            self.session.receive(payload, isBinary)
+
+    def onPing(self, payload: bytes) -> None:
+        self.heard = True
+        super().onPing(payload)
+
+    def onPong(self, payload: bytes) -> None:
+        self.heard = True
+
+    def connectionLost(self, reason: Failure = _CLIENT_LEFT) -> None:
+        self.gone = True
+        self._outbox.clear()
+        super().connectionLost(reason)
+        self.factory.closed(self)
+        session, self.session = self.session, None
+        if session is not None:
+            session.lost()
+
+    def failHandshake(self, reason: str, code: int = 400, responseHeaders: Any = None) -> None:
+        # Autobahn puts what it could not parse into its reasons, and that may be a token.
+        if code == 400:
+            reason = "not a WebSocket handshake (RFC 6455, section 4.2.1)"
+        super().failHandshake(reason, code, responseHeaders)
+
+    def sendHttpErrorResponse(self, code: int, reason: str, responseHeaders: Any = None) -> None:
+        headers = [("Content-Length", "0"), ("Connection", "close"), *(responseHeaders or ())]
+        super().sendHttpErrorResponse(code, reason, headers)
+
+    # The link of a session.
+
+    def write(self, outgoing: Outgoing) -> None:
+        if self.state != self.STATE_OPEN:
+            return
+        outbox = self._outbox
+        data = wire(outgoing)
+        if self._blocked:
+            self._unsent += len(data)
+            if self._unsent > self.factory.limits.unsent_bytes:
+                self._too_slow()
+                return
+        elif not outbox:
+            self.factory.turn.at_end(self)
+        outbox.append(data)
+
+    def flush(self) -> None:
+        outbox = self._outbox
+        if outbox and not self._blocked:
+            data = outbox[0] if len(outbox) == 1 else b"".join(outbox)
+            outbox.clear()
+            self.transport.write(data)
+
+    def close(self, code: int, reason: str) -> None:
+        if self.state == self.STATE_OPEN:
+            if self._outbox:
+                data = b"".join(self._outbox)
+                self._outbox.clear()
+                self.transport.write(data)
+            self.sendCloseFrame(code, reason.encode())
+
+    def pause(self) -> None:
+        self.heard = True
+        self.transport.pauseProducing()
+
+    def resume(self) -> None:
+        if not self.gone:
+            self.transport.resumeProducing()
+
+    # The producer of its transport.
+
+    def pauseProducing(self) -> None:
+        self._blocked = True
+        self._unsent = 0
+
+    def resumeProducing(self) -> None:
+        self._blocked = False
+        self.flush()
+
+    def stopProducing(self) -> None:
+        self._outbox.clear()
+
+    # What the heartbeat needs.
+
+    def ping(self) -> None:
+        if self.state == self.STATE_OPEN:
+            self.sendPing()
+
+    def silent(self) -> None:
+        self.factory.counters.ping_timeouts += 1
+        self.dropConnection(abort=True)
+
+    def _too_slow(self) -> None:
+        self.factory.counters.slow_consumers += 1
+        self._outbox.clear()
+        session = self.session
+        assert session is not None
+        last = session.dialect.encode(
+            ErrorMessage(Code.SLOW_CONSUMER, "what was sent is not being read", retry_after=1.0)
+        )
+        if last is not None:
+            self._outbox.append(wire(last))
+        # Not at once: the roster may be in the middle of telling everybody in a room.
+        self.factory.reactor.callLater(0, session.close, CLOSE_CODES[Code.SLOW_CONSUMER], Code.SLOW_CONSUMER)
+
+    def _hand_over(self) -> None:
+        """The rest of this connection is plain HTTP: another protocol takes it, and all that was read of it."""
+        if self.openHandshakeTimeoutCall is not None:
+            self.openHandshakeTimeoutCall.cancel()
+            self.openHandshakeTimeoutCall = None
+        self.gone = True
+        self.factory.closed(self)
+        data, self.data = self.data, b""
+        self.transport.unregisterProducer()
+        successor: Any = self.factory.http.buildProtocol(self.transport.getPeer())
+        # Not every transport has an attribute for its protocol that may be changed (TLS has another than TCP).
+        self.dataReceived = successor.dataReceived
+        self.connectionLost = successor.connectionLost  # type: ignore[method-assign]
+        successor.makeConnection(self.transport)
+        successor.dataReceived(data)
