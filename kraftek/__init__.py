@@ -16,7 +16,8 @@ floor  rooms                                                    what they know
 6      ``tap.py``, ``twisted/plugins/kraftek_gateway.py``       how it is started
 5      ``daemon.py``                                            everything: the one place where all is wired
 4      ``websocket/``, ``bus/``, ``http/``                      Autobahn, txredisapi, twisted.web: each one of them
-3      ``gateway.py``, ``session.py``, ``roster.py``            clients, what they may do, and who is here
+3      ``gateway.py``, ``admission.py``, ``broadcasts.py``,       clients, what they may do, and who is here
+       ``session.py``, ``roster.py``, ``expiries.py``
 2      ``dialects/``, ``registry.py``, ``router.py``,           grammars, names, access, rooms
        ``access/``, ``rooms.py``
 1      ``interfaces.py``, ``turn.py``                           the seams, in prose

@@ -6,10 +6,8 @@ Asks :class:`kraftek.interfaces.IAccess`, keeps the roster and the room cache, a
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
-from heapq import heappop, heappush
-from itertools import count
 
 import msgspec
 from twisted.internet.interfaces import IReactorTime
@@ -19,6 +17,7 @@ from zope.interface import implementer
 
 from kraftek.config import Limits
 from kraftek.errors import CLOSE_CODES, Code, NotPublished, PeerError
+from kraftek.expiries import Expiries
 from kraftek.interfaces import IAccess, IAccessListener, IBus, IRooms
 from kraftek.messages import Authenticate, Authenticated, Grant, Join, Joined, Leave, Left
 from kraftek.metrics import Counters
@@ -67,9 +66,8 @@ class Admission:
         self._single = single
         self._now = now
         self._arrivals: deque[tuple[float, Session]] = deque()
-        self._expiries: list[tuple[float, int, Session, str | None]] = []
-        self._order = count()
-        self._again: deque[tuple[float, Session, str | None, bool]] = deque()
+        self._expiries = Expiries(now())
+        self._again: OrderedDict[tuple[Session, str | None], tuple[float, bool]] = OrderedDict()
         access.add_listener(self)
 
     def arrived(self, session: Session) -> None:
@@ -82,6 +80,7 @@ class Admission:
         for room_id in session.rooms:
             self._vacate(session, room_id)
         self._roster.remove(session)
+        self._expiries.forget(session)
         session.rooms = {}
 
     def authenticate(self, session: Session, message: Authenticate) -> None:
@@ -89,6 +88,7 @@ class Admission:
         token = message.token
         if not token.value:
             raise PeerError(Code.AUTH_FAILED, "Token and roomId required", closes=True, id=message.id)
+        self._check_bound(session, message)
         session.check_begins()
 
         def admitted(grant: Grant) -> None:
@@ -99,10 +99,10 @@ class Admission:
             self._roster.identify(session, grant.user_id, token.digest)
             session.user_id, session.token, session.grant = grant.user_id, token, grant
             room_id = grant.room_id or message.room_id
-            self._watch(session, room_id, grant)
             session.say(Authenticated(grant.user_id, room_id, message.id))
             if room_id is not None:
                 self._enter(session, room_id, grant)
+            self._expiries.watch(session)
 
         d = self._access.check(token, message.room_id)
         d.addCallback(admitted)
@@ -113,10 +113,7 @@ class Admission:
         """Ask whether the client may be in one room more."""
         token, room_id = session.token, message.room_id
         assert token is not None
-        if room_id not in session.rooms and len(session.rooms) >= self._limits.rooms:
-            raise PeerError(
-                Code.ACCESS_DENIED, f"a socket may be in {self._limits.rooms} rooms at most", id=message.id
-            )
+        self._check_bound(session, message)
         session.check_begins()
 
         def admitted(grant: Grant) -> None:
@@ -124,9 +121,9 @@ class Admission:
                 return
             if grant.user_id != session.user_id:
                 raise PeerError(Code.ACCESS_DENIED, "the token belongs to another user now", id=message.id)
-            self._watch(session, room_id, grant)
             session.say(Joined(room_id, message.id))
             self._enter(session, room_id, grant)
+            self._expiries.watch(session)
 
         def denied(failure: Failure) -> None:
             error = failure.value
@@ -164,12 +161,11 @@ class Admission:
             self._restore()
             for session in self._roster:
                 if session.user_id is not None:
-                    for its_room in tuple(session.rooms) or (None,):
-                        self._again.append((0.0, session, its_room, revoked))
+                    for its_room in _checked_rooms(session):
+                        self._again[session, its_room] = (0.0, revoked)
             return
         for session in concerned:
-            rooms: tuple[str | None, ...] = tuple(session.rooms) or (None,)
-            for its_room in rooms:
+            for its_room in _checked_rooms(session):
                 if room_id is None or its_room == room_id:
                     self._recheck(session, its_room, revoked)
 
@@ -183,34 +179,28 @@ class Admission:
             elif session.state is State.CHECKING and session.user_id is None:
                 self._arrivals.append((seconds + self._limits.authenticate_timeout, session))
         now = self._now()
-        while self._expiries and self._expiries[0][0] <= now:
-            _, _, session, its_room = heappop(self._expiries)
-            grant = session.grant if its_room is None else session.rooms.get(its_room)
-            if grant is not None and grant.expires_at is not None and grant.expires_at <= now:
-                self._recheck(session, its_room, True)
+        for session in self._expiries.due(now):
+            for its_room in _checked_rooms(session):
+                if _expired(session.grant if its_room is None else session.rooms[its_room], now):
+                    self._recheck(session, its_room, True)
+            self._expiries.watch(session)
         for _ in range(min(_RECHECKS_PER_SWEEP, len(self._again))):
-            due, session, its_room, revoked = self._again.popleft()
+            (session, its_room), (due, revoked) = self._again.popitem(last=False)
             if due <= seconds:
                 self._recheck(session, its_room, revoked)
-            else:
-                self._again.append((due, session, its_room, revoked))
+            elif session.state is not State.CLOSED:
+                self._again[session, its_room] = (due, revoked)
 
     def _refused(self, failure: Failure, session: Session, message: Authenticate | Join) -> None:
-        error = failure.check(PeerError)
-        if error is None:
-            session.fail(failure)
-        else:
-            refusal: PeerError = failure.value
+        error = failure.value
+        if isinstance(error, PeerError):
             # The answer may be shared by many questions: what belongs to this one is not written into it.
+            closes, retry_after = error.closes, error.retry_after
             session.refuse(
-                PeerError(
-                    refusal.code,
-                    refusal.message,
-                    closes=refusal.closes,
-                    retry_after=refusal.retry_after,
-                    id=message.id,
-                )
+                PeerError(error.code, error.message, closes=closes, retry_after=retry_after, id=message.id)
             )
+        else:
+            session.fail(failure)
 
     def _ended(self, result: object, session: Session) -> None:
         if isinstance(result, Failure):
@@ -290,9 +280,10 @@ class Admission:
         if failure.check(NotPublished) is None:
             self._log.failure("The room cache was not written", failure=failure)
 
-    def _watch(self, session: Session, room_id: str | None, grant: Grant) -> None:
-        if grant.expires_at is not None:
-            heappush(self._expiries, (grant.expires_at, next(self._order), session, room_id))
+    def _check_bound(self, session: Session, message: Authenticate | Join) -> None:
+        room_id, bound = message.room_id, self._limits.rooms
+        if room_id is not None and room_id not in session.rooms and len(session.rooms) >= bound:
+            raise PeerError(Code.ACCESS_DENIED, f"a socket may be in {bound} rooms at most", id=message.id)
 
     def _recheck(self, session: Session, room_id: str | None, revoked: bool) -> None:
         token = session.token
@@ -307,12 +298,12 @@ class Admission:
             if grant.user_id != session.user_id:
                 self._revoke(session, room_id)
                 return
-            self._watch(session, room_id, grant)
             if room_id is None:
                 session.grant = grant
             else:
                 session.rooms[room_id] = grant
                 self._roster.enter(session, room_id)
+            self._expiries.watch(session)
 
         def doubted(failure: Failure) -> None:
             error = failure.value
@@ -335,7 +326,7 @@ class Admission:
         if session.state is State.CLOSED or (room_id is not None and room_id not in session.rooms):
             return
         grant = session.grant if room_id is None else session.rooms[room_id]
-        if grant is not None and grant.expires_at is not None and grant.expires_at <= self._now():
+        if _expired(grant, self._now()):
             self._revoke(session, room_id)
             return
         if revoked:
@@ -344,7 +335,7 @@ class Admission:
             else:
                 session.rooms[room_id] = None
                 self._roster.leave(session, room_id)
-        self._again.append((self._clock.seconds() + _RETRY_AFTER, session, room_id, revoked))
+        self._again[session, room_id] = (self._clock.seconds() + _RETRY_AFTER, revoked)
 
     def _revoke(self, session: Session, room_id: str | None) -> None:
         if session.state is State.CLOSED or (room_id is not None and room_id not in session.rooms):
@@ -356,3 +347,12 @@ class Admission:
             self._leave(session, room_id)
         if not session.rooms:
             session.close(CLOSE_CODES[Code.ACCESS_REVOKED], Code.ACCESS_REVOKED)
+
+
+def _checked_rooms(session: Session) -> tuple[str | None, ...]:
+    """What the session's access is asked about: its rooms, or its identity alone when it is in none."""
+    return tuple(session.rooms) or (None,)
+
+
+def _expired(grant: Grant | None, now: float) -> bool:
+    return grant is not None and grant.expires_at is not None and grant.expires_at <= now

@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec.structs import replace
 from twisted.application.service import IService, Service
-from twisted.internet.defer import CancelledError, Deferred, DeferredList, TimeoutError
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.task import LoopingCall
@@ -160,7 +160,7 @@ class Daemon(Service):
         notify("READY=1")
 
     async def _stop(self) -> None:
-        await DeferredList([port.stopListening() for port in self.ports])
+        await DeferredList([maybeDeferred(port.stopListening) for port in self.ports])
         for sweep in self._sweeps:
             sweep.stop()
         if self._gateway is not None:
@@ -176,7 +176,7 @@ class Daemon(Service):
     def _guarded(self, sweep: Any) -> None:
         try:
             sweep()
-        except Exception:
+        except Exception:  # noqa: BLE001  # one bad entry must not end all sweeps
             self.counters.errors_internal += 1
             self._log.failure("A sweep failed")
 

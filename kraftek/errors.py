@@ -1,6 +1,6 @@
 """What can go wrong with a client, with the codes it sees on the wire.
 
-Raised anywhere below the edges; turned into one ``error`` message at one place, :meth:`kraftek.session.Session.receive`.
+Raised anywhere below the edges; turned into one ``error`` message at one place, :class:`kraftek.session.Session`.
 The tables are section 7 of the client protocol (``docs/client-protocol.rst``).
 """
 
@@ -70,7 +70,7 @@ class PeerError(Exception):
         self.event_type = event_type
 
 
-class NotPublished(Exception):
+class NotPublished(Exception):  # noqa: N818  # it says what did not happen, as Twisted's names do
     """Redis is away, or too much is in flight to it: the message was not sent."""
 
 

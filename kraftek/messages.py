@@ -59,7 +59,7 @@ class Grant(Struct, frozen=True, rename="camel", omit_defaults=True):
     """The auth service's yes: this user may be in this room, and may send these events.
 
     ``permissions``: patterns over event names (``stickyNotes:*:*``); ``None`` is every registered service.
-    ``expires_at``: Unix seconds after which this is no longer a yes. ``ttl``: seconds it may be kept before asking again.
+    ``expires_at``: Unix seconds after which this is no longer a yes. ``ttl``: seconds it may be kept unasked.
     """
 
     user_id: str
@@ -138,7 +138,7 @@ class Left(Struct, frozen=True):
 
 
 class ErrorMessage(Struct, frozen=True):
-    """Something went wrong: ``code`` is a :class:`kraftek.errors.Code` or a service's own, ``retry_after`` in seconds."""
+    """Something went wrong. ``retry_after`` in seconds."""
 
     code: str
     message: str

@@ -28,7 +28,7 @@ class ServiceRegistry:
     def register(self, service: Service) -> None:
         if not _NAME.fullmatch(service.name):
             raise ValueError(
-                f"service name {service.name!r}: expected 1 to 128 characters, no white space, control character or colon"
+                f"service name {service.name!r}: expected 1 to 128 characters, no white space, control character, colon"
             )
         if not service.channel:
             raise ValueError(f"service {service.name!r}: expected a Redis channel, found an empty string")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from twisted.internet.interfaces import IReactorTime
-from twisted.web.http import UPGRADE_REQUIRED
 from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 from twisted.web.static import File
@@ -23,7 +22,7 @@ class _UpgradeRequired(Resource):
     isLeaf = True
 
     def render(self, request: Request) -> bytes:
-        request.setResponseCode(UPGRADE_REQUIRED)
+        request.setResponseCode(426, b"Upgrade Required")
         request.setHeader(b"Upgrade", b"websocket")
         request.setHeader(b"Content-Type", b"text/plain; charset=utf-8")
         return b"This is a WebSocket endpoint: connect with the subprotocol kraftek.v1.json.\n"
@@ -44,7 +43,7 @@ class _Files(File):
 class _PublicSite(Site):
     noisy = False
 
-    def log(self, request: Request) -> None:
+    def log(self, request: object) -> None:
         """No access log: its lines would hold the query, and that may hold a token."""
 
 

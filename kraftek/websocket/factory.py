@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from resource import RLIMIT_NOFILE, getrlimit
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from autobahn.twisted.websocket import WebSocketServerFactory
 from autobahn.websocket.types import ConnectionDeny, ConnectionRequest
@@ -33,14 +33,14 @@ _OTHER_FILES = 64
 """Open files a process needs besides its clients' sockets: Redis, logs, the auth service."""
 
 
-class ClientFactory(WebSocketServerFactory):  # type: ignore[misc]
+class ClientFactory(WebSocketServerFactory):
     """Accepts WebSocket clients and opens a session for each; plain HTTP requests go to the factory ``http``.
 
     ``dialects`` gives what makes a dialect for each subprotocol, in order of preference; the first is also spoken with
     clients that offer none.
     """
 
-    protocol = ClientProtocol
+    protocol: Any = ClientProtocol
     noisy = False
 
     def __init__(
@@ -83,13 +83,12 @@ class ClientFactory(WebSocketServerFactory):  # type: ignore[misc]
             trustXForwardedFor=forwarded_for,
         )
 
-    def buildProtocol(self, addr: IAddress) -> ClientProtocol | None:
+    def buildProtocol(self, addr: IAddress | None) -> Any:
         # Connections that are over the limit by so much are not even told.
         if self.countConnections >= self.max_connections + _OTHER_FILES // 2:
             self.counters.connections_refused += 1
             return None
-        protocol: ClientProtocol = super().buildProtocol(addr)
-        return protocol
+        return super().buildProtocol(addr)
 
     def is_plain_http(self, head: bytes) -> bool:
         """Whether this request asks for anything but a WebSocket."""
@@ -129,6 +128,7 @@ class ClientFactory(WebSocketServerFactory):  # type: ignore[misc]
         """The connection is gone, or is none of ours."""
         address, protocol.counted_as = protocol.counted_as, None
         if address is not None:
+            self.heartbeat.remove(protocol)
             self._addresses[address] -= 1
             if not self._addresses[address]:
                 del self._addresses[address]
@@ -153,8 +153,9 @@ _HANDSHAKE = (
 
 def _address(protocol: ClientProtocol) -> str:
     # Autobahn's peer is "tcp4:127.0.0.1:50312", or the bare address that a trusted proxy forwarded.
-    parts = protocol.peer.split(":")
-    return ":".join(parts[1:-1]) if len(parts) > 2 else protocol.peer
+    peer = protocol.peer or ""
+    parts = peer.split(":")
+    return ":".join(parts[1:-1]) if len(parts) > 2 else peer
 
 
 def _credentials(request: ConnectionRequest) -> Authenticate | None:

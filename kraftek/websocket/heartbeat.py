@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections import deque
+from math import ceil
 from typing import Protocol
 
 from twisted.internet.interfaces import IReactorTime
 
 __all__ = ["Heartbeat", "Pinged"]
 
+_SLOTS = 64
+"""Parts of an interval: so exact are its times, and so evenly are pings spread over it."""
+
 
 class Pinged(Protocol):
-    """A connection that is pinged. ``heard``: something arrived since the last ping."""
+    """A connection that is pinged. ``heard``: something arrived since the last ping. ``slot`` is the heartbeat's."""
 
     heard: bool
-    gone: bool
+    slot: int
 
     def ping(self) -> None:
         """Send a ping."""
@@ -26,33 +29,37 @@ class Pinged(Protocol):
 class Heartbeat:
     """Pings each connection every ``interval`` seconds, and drops those silent for ``timeout`` seconds after it.
 
-    Both queues are ordered by time because the intervals are the same for all.
+    A wheel: each connection is in one slot, and as time passes the slots are pinged one after the other. ``timeout``
+    is shorter than ``interval``, so that at most one ping waits for its answer.
     """
 
     def __init__(self, clock: IReactorTime, interval: float, timeout: float) -> None:
         self._clock = clock
-        self._interval = interval
-        self._timeout = timeout
-        self._to_ping: deque[tuple[float, Pinged]] = deque()
-        self._pinged: deque[tuple[float, Pinged]] = deque()
+        self._width = interval / _SLOTS
+        self._lag = min(ceil(timeout / self._width), _SLOTS - 1)
+        self._wheel: list[set[Pinged]] = [set() for _ in range(_SLOTS)]
+        self._done = self._position()
 
     def add(self, connection: Pinged) -> None:
-        """Ping this connection from now on, until it is ``gone``."""
-        self._to_ping.append((self._clock.seconds() + self._interval, connection))
+        """Ping this connection from now on, for the first time after one interval."""
+        connection.slot = self._done % _SLOTS
+        self._wheel[connection.slot].add(connection)
+
+    def remove(self, connection: Pinged) -> None:
+        """The connection is gone."""
+        self._wheel[connection.slot].discard(connection)
 
     def sweep(self) -> None:
         """Do what is due. Called a few times a second."""
-        now = self._clock.seconds()
-        pinged = self._pinged
-        while pinged and pinged[0][0] <= now:
-            _, connection = pinged.popleft()
-            if not connection.gone and not connection.heard:
-                connection.silent()
-        waiting = self._to_ping
-        while waiting and waiting[0][0] <= now:
-            _, connection = waiting.popleft()
-            if not connection.gone:
+        now = self._position()
+        while self._done < now:
+            self._done += 1
+            for connection in tuple(self._wheel[(self._done - self._lag) % _SLOTS]):
+                if not connection.heard:
+                    connection.silent()
+            for connection in self._wheel[self._done % _SLOTS]:
                 connection.heard = False
                 connection.ping()
-                pinged.append((now + self._timeout, connection))
-                waiting.append((now + self._interval, connection))
+
+    def _position(self) -> int:
+        return int(self._clock.seconds() / self._width)

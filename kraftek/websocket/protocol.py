@@ -5,7 +5,7 @@ Made by :class:`kraftek.websocket.factory.ClientFactory`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from autobahn.twisted.websocket import WebSocketServerProtocol
 from autobahn.websocket.types import ConnectionDeny, ConnectionRequest
@@ -46,26 +46,28 @@ class _Silent:
 
 
 @implementer(ILink, IPushProducer)
-class ClientProtocol(WebSocketServerProtocol):  # type: ignore[misc]
+class ClientProtocol(WebSocketServerProtocol):
     """A client on a WebSocket. ``credentials`` came with its handshake; ``counted_as`` is the address it counts for.
 
     It is its transport's push producer: told to pause, what is written stays in the outbox, within
     ``limits.unsent_bytes``, and leaves when the client reads again.
     """
 
-    log: ClassVar[_Silent] = _Silent()
+    log: Any = _Silent()
     _log = Logger()
 
     factory: ClientFactory
+    transport: Any
     session: Session | None = None
     credentials: Authenticate | None = None
     counted_as: str | None = None
     heard = True
+    slot = -1
     gone = False
     _blocked = False
     _unsent = 0
 
-    def _connectionMade(self) -> None:
+    def _connectionMade(self) -> None:  # noqa: N802  # Autobahn's name
         super()._connectionMade()
         self._outbox: list[bytes] = []
 
@@ -85,7 +87,7 @@ class ClientProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         except ConnectionDeny:
             self.factory.counters.connections_refused += 1
             raise
-        except Exception as error:
+        except Exception as error:  # Autobahn would send the exception's text to the client
             self._log.failure("Handshake failed")
             raise ConnectionDeny(500, "internal error") from error
         return subprotocol
@@ -93,7 +95,7 @@ class ClientProtocol(WebSocketServerProtocol):  # type: ignore[misc]
     def onOpen(self) -> None:
         try:
             self.session = self.factory.opened(self)
-        except Exception:
+        except Exception:  # noqa: BLE001  # Autobahn would unwind the handshake
             self._log.failure("Opening a session failed")
             self.close(CLOSE_CODES[Code.INTERNAL], Code.INTERNAL)
 
@@ -106,7 +108,7 @@ class ClientProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         self.heard = True
         super().onPing(payload)
 
-    def onPong(self, payload: bytes) -> None:
+    def onPong(self, payload: bytes) -> None:  # Autobahn's signature
         self.heard = True
 
     def connectionLost(self, reason: Failure = _CLIENT_LEFT) -> None:
@@ -214,7 +216,7 @@ class ClientProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         self.transport.unregisterProducer()
         successor: Any = self.factory.http.buildProtocol(self.transport.getPeer())
         # Not every transport has an attribute for its protocol that may be changed (TLS has another than TCP).
-        self.dataReceived = successor.dataReceived
+        self.dataReceived = successor.dataReceived  # type: ignore[method-assign]
         self.connectionLost = successor.connectionLost  # type: ignore[method-assign]
         successor.makeConnection(self.transport)
         successor.dataReceived(data)
