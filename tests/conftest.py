@@ -1,0 +1,51 @@
+"""What holds for every test.
+
+The package under test is the one that pip installed, not the checkout beside it: ``make test`` installs first.
+A test of plain values is a function. A test that needs time takes a ``twisted.internet.task.Clock``. Only what
+talks to a real socket or process needs the real reactor, and is written as trial writes it; pytest runs these by
+itself, with the reactor, and fails them for what was left behind (delayed calls, open sockets, logged failures)::
+
+    class PublishingTest(twisted.trial.unittest.TestCase):
+        timeout = 10  # seconds; trial's own default is 120
+
+        async def test_answers(self) -> None:  # awaits Deferreds; a test may also return one
+            assert await publish() == 1
+
+        def setUp(self) -> Deferred[None]: ...  # may be async or return a Deferred as well, like tearDown
+
+pytest's fixtures do not reach into a TestCase's ``async def`` by arguments: give them in ``setUp``.
+"""
+
+import filecmp
+from pathlib import Path
+
+import pytest
+
+import kraftek
+
+CHECKOUT = Path(__file__).resolve().parent.parent / "kraftek"
+INSTALLED = Path(kraftek.__file__).resolve().parent
+
+
+def stale_modules() -> list[str]:
+    """The modules of the checkout which are not installed as they stand there."""
+    names = sorted(str(path.relative_to(CHECKOUT)) for path in CHECKOUT.rglob("*.py"))
+    _, differing, missing = filecmp.cmpfiles(CHECKOUT, INSTALLED, names, shallow=False)
+    return sorted(differing + missing)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse to test the checkout: what a user gets is what pip installs."""
+    if INSTALLED == CHECKOUT:
+        raise pytest.UsageError(
+            "kraftek is imported from the checkout: run `make test`, or pip install it and call pytest, "
+            "not `python -m pytest`, which puts the working directory before the installed packages"
+        )
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Say what is tested, and warn when that is not what was last edited."""
+    header = [f"kraftek: {INSTALLED}"]
+    if stale := stale_modules():
+        header.append(f"kraftek: NOT THE CHECKOUT, install again: {', '.join(stale)} differ")
+    return header

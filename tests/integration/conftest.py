@@ -1,0 +1,756 @@
+"""The real parts that integration tests are made of.
+
+Real redis-server, the real daemon started by twistd from the installed package, real sockets, an auth service that
+listens, and services in processes of their own. Each can be stopped, killed and looked at in the middle of a test,
+and all are taken down, in the reverse order of their start, when it ends.
+
+Tests import the types below for their annotations only, because pytest owns this module::
+
+    if TYPE_CHECKING:
+        from tests.integration.conftest import Connect, StartGateway
+
+Nothing waits for time: every wait ends with the condition it waits for, and a time-out is a failure that says what
+was seen instead. Nothing is skipped: what is missing on the machine fails with what to install.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import ExitStack, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import pytest
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect as websocket_connect
+from websockets.typing import Origin, Subprotocol
+
+from kraftek.bus.embedded import EmbeddedRedisError, redis_server_path
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from websockets.sync.client import ClientConnection
+
+T = TypeVar("T")
+Json = dict[str, Any]
+
+ECHO_SERVICE = Path(__file__).resolve().parent / "echo_service.py"
+# What would tell a gateway where to listen and whom to ask: only the test may.
+GATEWAY_VARIABLE = re.compile(r"(KRAFTEK|REDIS)_\w+|PORT|AUTH_SERVICE_URL|NOTIFY_SOCKET|PYTHONPATH")
+LISTENING = re.compile(r"Listening on (?P<host>\S+):(?P<port>\d+)")
+START_TIMEOUT = 30.0
+STOP_TIMEOUT = 15.0
+
+
+def wait_until(seen: Callable[[], T], what: str | Callable[[], str], timeout: float = 10.0) -> T:
+    """What ``seen`` returns, as soon as that is true; after ``timeout`` seconds fails with ``what``."""
+    deadline = time.monotonic() + timeout
+    while not (found := seen()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {timeout:g} s: {what if isinstance(what, str) else what()}")
+        time.sleep(0.005)
+    return found
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def stage() -> Iterator[ExitStack]:
+    """Takes down what the other fixtures start, last started first, whatever order a test asks for them in."""
+    with ExitStack() as started:
+        yield started
+
+
+# Redis
+
+
+class RedisServer:
+    """A redis-server of one test, on a port of its own. It keeps nothing: started again, it is empty."""
+
+    def __init__(self, binary: str, directory: Path) -> None:
+        self._binary = binary
+        self._directory = directory
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.process: subprocess.Popen[bytes] | None = None
+        self._clients: list[redis.Redis] = []
+
+    def start(self) -> None:
+        """Start it, on the same port every time, and return once it answers."""
+        assert self.process is None, "this redis-server runs already"
+        self._directory.mkdir(exist_ok=True)
+        log = self._directory / "redis.log"
+        self.process = subprocess.Popen(
+            [self._binary, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no",
+             "--dir", str(self._directory), "--logfile", str(log)],
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+
+        probe = self.client()
+
+        def answers() -> bool:
+            assert self.process is not None
+            if self.process.poll() is not None:
+                pytest.fail(f"redis-server ended: {log.read_text()}")
+            with suppress(redis.exceptions.ConnectionError):
+                return bool(probe.ping())
+            return False
+
+        wait_until(answers, "an answer of redis-server")
+
+    def client(self, **options: Any) -> redis.Redis:
+        """A client that speaks ``str`` and tells of a lost connection at once; closed with the server."""
+        options = {"decode_responses": True, "retry": Retry(NoBackoff(), 0), **options}
+        client = redis.Redis(port=self.port, **options)
+        self._clients.append(client)
+        return client
+
+    def _wait(self) -> None:
+        assert self.process is not None
+        self.process.wait(STOP_TIMEOUT)
+        self.process = None
+        shutil.rmtree(self._directory)
+
+    def stop(self) -> None:
+        """End it as an operator would."""
+        if self.process is not None:
+            self.process.terminate()
+            self._wait()
+
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        assert self.process is not None, "this redis-server does not run"
+        self.process.kill()
+        self._wait()
+
+    def close(self) -> None:
+        """Give back everything: the end of the test."""
+        for client in self._clients:
+            client.close()
+        self.stop()
+
+
+@pytest.fixture
+def redis_server(stage: ExitStack, tmp_path: Path) -> RedisServer:
+    """A fresh, empty redis-server."""
+    try:
+        binary = redis_server_path()
+    except EmbeddedRedisError as missing:
+        pytest.fail(str(missing))
+    server = RedisServer(binary, tmp_path / "redis")
+    stage.callback(server.close)
+    server.start()
+    return server
+
+
+# The gateway
+
+
+class Gateway:
+    """A gateway process, started by twistd from the installed package."""
+
+    def __init__(self, arguments: Sequence[str], directory: Path, environment: Mapping[str, str]) -> None:
+        self._log: list[str] = []
+        self._news = threading.Condition()
+        self._traceback_expected = False
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(sys.prefix) / "bin/twistd"), "--nodaemon", "--pidfile=", "kraftek-gateway",
+             *arguments],
+            cwd=directory,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+            errors="backslashreplace",
+        )  # fmt: skip
+        self.pid = self.process.pid
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with self._news:
+                self._log.append(line)
+                self._news.notify_all()
+        with self._news:
+            self._log.append("")
+            self._news.notify_all()
+
+    def log(self) -> str:
+        """All it has logged so far, standard output and error together."""
+        with self._news:
+            return "".join(self._log)
+
+    def wait_log(
+        self, what: str | re.Pattern[str], timeout: float = 10.0, *, after: int = 0
+    ) -> re.Match[str]:
+        """The first place where the log says ``what``; ``after`` is a length of :meth:`log` to look behind."""
+        wanted = re.compile(re.escape(what)) if isinstance(what, str) else what
+        deadline = time.monotonic() + timeout
+        with self._news:
+            while True:
+                text = "".join(self._log)
+                if found := wanted.search(text, after):
+                    return found
+                remaining = deadline - time.monotonic()
+                if remaining <= 0 or not self._reader.is_alive():
+                    break
+                self._news.wait(min(remaining, 1.0))
+        pytest.fail(f"the gateway did not log {wanted.pattern!r}, but:\n{text[after:]}")
+
+    def wait_listening(self) -> None:
+        """Return once clients can connect."""
+        self.port = int(self.wait_log(LISTENING, START_TIMEOUT)["port"])
+        self.url = f"ws://127.0.0.1:{self.port}/"
+        self.http_url = f"http://127.0.0.1:{self.port}/"
+
+    def _ended(self) -> int:
+        try:
+            code = self.process.wait(STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            pytest.fail(f"the gateway did not end within {STOP_TIMEOUT:g} s of SIGTERM:\n{self.log()}")
+        self._reader.join(STOP_TIMEOUT)
+        return code
+
+    def terminate(self) -> int:
+        """SIGTERM, and its exit code: twistd, stopped cleanly, ends by that signal itself, ``-SIGTERM``."""
+        self.process.terminate()
+        return self._ended()
+
+    def kill(self) -> None:
+        """``kill -9``."""
+        self.process.kill()
+        self._ended()
+
+    def expect_traceback(self) -> None:
+        """This test is about something that is logged with its traceback."""
+        self._traceback_expected = True
+
+    def close(self) -> None:
+        """End it, and hold that it never logged what it did not handle: the end of the test."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        self._ended()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        if not self._traceback_expected and re.search("Unhandled|Traceback", log := self.log()):
+            pytest.fail(f"the gateway logged a failure that nobody handled:\n{log}")
+
+
+def toml(table: Mapping[str, Any], path: str = "") -> str:
+    """``table`` as TOML. Strings, numbers, booleans and lists of them look there as they look in JSON."""
+    plain = {key: value for key, value in table.items() if not isinstance(value, dict)}
+    inner = {key: value for key, value in table.items() if isinstance(value, dict)}
+    lines = [f"[{path}]"] if path else []
+    lines += [f"{json.dumps(key)} = {json.dumps(value)}" for key, value in plain.items()]
+    blocks = [toml(value, f"{path}.{json.dumps(key)}".lstrip(".")) for key, value in inner.items()]
+    return "\n".join([*lines, *blocks])
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> Json:
+    """``above`` over ``below``, table by table."""
+    result = dict(below)
+    for key, value in above.items():
+        inner = result.get(key)
+        result[key] = merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return result
+
+
+class StartGateway(Protocol):
+    """Starts a gateway process and returns once it listens; as often as the test likes.
+
+    ``redis``: the server it uses. ``auth``: ``open`` or the base URL of an auth service. ``services``: channel, or
+    table, by service name. ``config``: merged over the file made from these. ``args``, ``env``: appended.
+    It listens on a free port of 127.0.0.1 unless ``args`` name another ``--listen``.
+    """
+
+    def __call__(
+        self,
+        redis: RedisServer | None = None,
+        *,
+        auth: str = "open",
+        services: Mapping[str, Any] = ...,
+        config: Mapping[str, Any] | None = None,
+        args: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+    ) -> Gateway: ...
+
+
+@pytest.fixture
+def gateway(stage: ExitStack, tmp_path_factory: pytest.TempPathFactory) -> StartGateway:
+    """Gateways: call it to start one."""
+
+    def start(
+        redis: RedisServer | None = None,
+        *,
+        auth: str = "open",
+        services: Mapping[str, Any] = {"stickyNotes": "events:stickyNotes"},
+        config: Mapping[str, Any] | None = None,
+        args: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+    ) -> Gateway:
+        directory = tmp_path_factory.mktemp("gateway")
+        tables: Json = {"auth": {"check": auth}, "services": dict(services)}
+        if redis is not None:
+            tables["redis"] = {"url": redis.url}
+        file = directory / "kraftek-gateway.toml"
+        file.write_text(toml(merged(tables, config or {})), encoding="utf-8")
+        listen = () if "--listen" in args else ("--listen", "tcp:0:interface=127.0.0.1")
+        environment = {key: value for key, value in os.environ.items() if not GATEWAY_VARIABLE.fullmatch(key)}
+        process = Gateway(
+            ["--config", str(file), *listen, *args], directory, {**environment, **(env or {})}
+        )
+        stage.callback(process.close)
+        process.wait_listening()
+        return process
+
+    return start
+
+
+# Clients
+
+
+class Client:
+    """A client of the native dialect. A wait that ends badly is the test's failure, and says what came instead."""
+
+    _barriers = count(1)
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self.connection = connection
+        self.socket_id: str = self.expect("connected")["payload"]["socketId"]
+
+    def send(self, type: str, **fields: Any) -> None:
+        """Send ``{"type": type, **fields}``; the fields are ``payload``, ``id`` and ``roomId``."""
+        self.connection.send(json.dumps({"type": type, **fields}))
+
+    def send_raw(self, data: str | bytes) -> None:
+        """Send one message as it stands: ``str`` as text, ``bytes`` as binary."""
+        self.connection.send(data)
+
+    def receive(self, timeout: float = 5.0) -> Json:
+        """The next message."""
+        try:
+            message = json.loads(self.connection.recv(timeout))
+        except TimeoutError:
+            pytest.fail(f"nothing came within {timeout:g} s")
+        except ConnectionClosed as closed:
+            pytest.fail(f"the gateway closed the socket instead: {closed}")
+        assert isinstance(message, dict), message
+        return message
+
+    def expect(self, type: str, timeout: float = 5.0) -> Json:
+        """The next message, which must be of this type."""
+        message = self.receive(timeout)
+        assert message["type"] == type, message
+        return message
+
+    def expect_error(self, code: str, timeout: float = 5.0) -> Json:
+        """The next message, which must be the error ``code``."""
+        message = self.expect("error", timeout)
+        assert message["payload"]["code"] == code, message
+        return message
+
+    def expect_close(self, code: int, timeout: float = 5.0) -> None:
+        """Nothing more but the gateway's close frame with ``code``."""
+        try:
+            message = self.connection.recv(timeout)
+        except TimeoutError:
+            pytest.fail(f"still open after {timeout:g} s")
+        except ConnectionClosed as closed:
+            if closed.rcvd is None or closed.rcvd.code != code:
+                pytest.fail(f"closed otherwise: {closed}")
+        else:
+            pytest.fail(f"got a message, not the end: {message!r}")
+
+    def expect_nothing(self) -> None:
+        """Nothing was sent to this client that the gateway process had already done.
+
+        Proved without waiting: a malformed event name is answered at once and behind everything older. What still
+        travels through Redis can come later; see :meth:`expect_nothing_through`.
+        """
+        barrier = f"barrier-{next(self._barriers)}"
+        self.send("barrier::", id=barrier)
+        message = self.expect("error")
+        assert message["id"] == barrier, message
+
+    def expect_nothing_through(self, server: RedisServer, channel: str = "events:broadcast") -> None:
+        """Nothing was sent to this client by what had been published to ``channel`` before, on any connection."""
+        barrier = f"barrier:through:{next(self._barriers)}"
+        with server.client() as publisher:
+            broadcast = {"type": barrier, "recipients": [self.socket_id], "payload": None}
+            publisher.publish(channel, json.dumps(broadcast))
+        self.expect(barrier)
+
+    def authenticate(self, token: str, room: str | None) -> Json:
+        """Authenticate by message; the ``authenticated`` answer."""
+        self.send("authenticate", payload={"token": token, "roomId": room})
+        answer = self.expect("authenticated")
+        assert answer["payload"]["success"] is True, answer
+        return answer
+
+    def close(self) -> None:
+        """Leave politely."""
+        self.connection.close()
+
+
+class Connect(Protocol):
+    """Opens a WebSocket to a gateway and reads its ``connected``; with a token, authenticates by message too.
+
+    ``query``: what follows the ``?`` of the URL. ``origin``: what a browser would send there.
+    """
+
+    def __call__(
+        self,
+        gateway: Gateway,
+        token: str | None = None,
+        room: str | None = None,
+        subprotocols: Sequence[str] = ("kraftek.v1.json",),
+        headers: Mapping[str, str] | None = None,
+        query: str = "",
+        origin: str | None = None,
+    ) -> Client: ...
+
+
+@pytest.fixture
+def connect(stage: ExitStack) -> Connect:
+    """Clients: call it to connect one."""
+
+    def opened(
+        gateway: Gateway,
+        token: str | None = None,
+        room: str | None = None,
+        subprotocols: Sequence[str] = ("kraftek.v1.json",),
+        headers: Mapping[str, str] | None = None,
+        query: str = "",
+        origin: str | None = None,
+    ) -> Client:
+        connection = websocket_connect(
+            gateway.url + (f"?{query}" if query else ""),
+            subprotocols=[Subprotocol(name) for name in subprotocols],
+            additional_headers=dict(headers or {}),
+            origin=None if origin is None else Origin(origin),
+            compression=None,
+            proxy=None,
+            max_size=None,
+        )
+        stage.callback(connection.close)
+        client = Client(connection)
+        if token is not None:
+            client.authenticate(token, room)
+        return client
+
+    return opened
+
+
+# The auth service
+
+
+class AuthService:
+    """An auth service that listens, answers ``POST /auth/check`` and does what the test tells it.
+
+    Tokens nobody spoke of are denied. ``mode`` is how it behaves from now on:
+
+    ``ok``        it answers.
+    ``down``      its port refuses connections, and those that were open are cut.
+    ``slow``      it holds each question until :meth:`release`, then answers what was true when it was asked.
+    ``error500``  it answers with status 500.
+    ``garbage``   it answers with bytes that are no JSON.
+    ``lying``     it answers with status 200 and wrong types.
+    """
+
+    def __init__(self) -> None:
+        self.questions: list[tuple[str, str | None]] = []
+        self._answers: dict[str, Json] = {}
+        self._rooms: dict[str, Sequence[str]] = {}
+        self._held: list[threading.Event] = []
+        self._mode = "ok"
+        self._server: AuthServer | None = None
+        self.port = 0
+        self._listen()
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def allow(
+        self,
+        token: str,
+        userId: str,
+        rooms: Sequence[str] | None = None,
+        permissions: Sequence[str] | None = None,
+        expiresAt: int | None = None,
+        ttl: float | None = None,
+    ) -> None:
+        """Say yes to ``token``, in these rooms only when there are any; what is ``None`` is left out."""
+        optional = {"permissions": permissions, "expiresAt": expiresAt, "ttl": ttl}
+        present = {key: value for key, value in optional.items() if value is not None}
+        self._answers[token] = {"success": True, "userId": userId, **present}
+        if rooms is None:
+            self._rooms.pop(token, None)
+        else:
+            self._rooms[token] = tuple(rooms)
+
+    def deny(self, token: str, message: str = "Invalid token") -> None:
+        """Say no to ``token``."""
+        self._answers[token] = {"success": False, "message": message}
+
+    @property
+    def mode(self) -> str:
+        """How it behaves; see the class."""
+        return self._mode
+
+    @mode.setter
+    def mode(self, mode: str) -> None:
+        assert mode in {"ok", "down", "slow", "error500", "garbage", "lying"}, mode
+        self._mode = mode
+        if mode == "down":
+            self.close()
+        elif self._server is None:
+            self._listen()
+
+    @property
+    def held(self) -> int:
+        """How many questions wait for :meth:`release`."""
+        return len(self._held)
+
+    def release(self) -> None:
+        """Answer the questions held so far. Later ones are held as well while ``mode`` is ``slow``."""
+        held, self._held = self._held, []
+        for question in held:
+            question.set()
+
+    def wait_questions(self, number: int, timeout: float = 5.0) -> None:
+        """Return once it has been asked so often, since its start."""
+        wait_until(lambda: len(self.questions) >= number, lambda: f"{number} questions in {self.questions}", timeout)
+
+    def ask(self, token: str, roomId: str | None) -> tuple[int, bytes]:
+        """The status and the body that answer a question; on the thread of its connection."""
+        mode, answer = self._mode, self._answer(token, roomId)
+        release = threading.Event()
+        if mode == "slow":
+            self._held.append(release)
+        self.questions.append((token, roomId))
+        if mode == "slow":
+            release.wait()
+        if mode == "error500":
+            return 500, b'{"success": true, "userId": "nobody", "roomId": null}'
+        if mode == "garbage":
+            return 200, b"\x80<html>It works!</html>"
+        if mode == "lying":
+            return 200, b'{"success": "yes", "userId": {"admin": true}, "roomId": 7}'
+        return 200 if answer["success"] else 401, json.dumps(answer).encode()
+
+    def _answer(self, token: str, room: str | None) -> Json:
+        answer = self._answers.get(token, {"success": False, "message": "Invalid token"})
+        if answer["success"] and token in self._rooms and room not in self._rooms[token]:
+            return {"success": False, "message": "No access to this room"}
+        return {**answer, "roomId": room} if answer["success"] else answer
+
+    def _listen(self) -> None:
+        self._server = AuthServer(self, self.port)
+        self.port = int(self._server.server_address[1])
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def close(self) -> None:
+        """Stop listening and end every thread: the end of the test."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+
+class AuthServer(ThreadingHTTPServer):
+    """The port an :class:`AuthService` listens on, between two times of being down."""
+
+    request_queue_size = 256
+
+    def __init__(self, service: AuthService, port: int) -> None:
+        self.service = service
+        self.connections: set[socket.socket] = set()
+        super().__init__(("127.0.0.1", port), AuthConnection)
+
+    def close(self) -> None:
+        """Refuse connections, and cut those that are open."""
+        self.shutdown()
+        for connection in list(self.connections):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        self.service.release()
+        self.server_close()
+
+
+class AuthConnection(BaseHTTPRequestHandler):
+    """A connection to an :class:`AuthServer`, kept open between questions as real ones are."""
+
+    server: AuthServer
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def handle(self) -> None:
+        self.server.connections.add(self.connection)
+        with suppress(OSError):  # either side may cut it
+            super().handle()
+        self.server.connections.discard(self.connection)
+
+    def do_POST(self) -> None:
+        question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        status, body = 404, b"{}"
+        if self.path == "/auth/check" and set(question) == {"token", "roomId"}:
+            status, body = self.server.service.ask(**question)
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def auth_service(stage: ExitStack) -> AuthService:
+    """An auth service that denies everything until told otherwise."""
+    service = AuthService()
+    stage.callback(service.close)
+    return service
+
+
+# Services
+
+
+class Service:
+    """A service in its own process, speaking the Redis contract only; what it does is in echo_service.py."""
+
+    def __init__(self, server: RedisServer, channel: str, on_event: Callable[[Json], Json | None] | None) -> None:
+        self.channel = channel
+        self._redis = server.client()
+        self._on_event = on_event
+        mode = "asking" if on_event else "echoing"
+        subscribed = self._subscribers()
+        self.process = subprocess.Popen(
+            [sys.executable, str(ECHO_SERVICE), server.url, channel, mode],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.pid = self.process.pid
+        if on_event is not None:
+            threading.Thread(target=self._answer, daemon=True).start()
+        self.wait_subscribed(subscribed + 1)
+
+    def wait_subscribed(self, number: int = 1) -> None:
+        """Return once ``number`` services listen on the channel: after its start, or Redis's."""
+        wait_until(
+            lambda: self._subscribers() >= number, lambda: f"a subscription to {self.channel}", START_TIMEOUT
+        )
+
+    def _subscribers(self) -> int:
+        ((_, number),) = self._redis.pubsub_numsub(self.channel)
+        return int(number)
+
+    def _answer(self) -> None:
+        assert self._on_event is not None
+        assert self.process.stdout is not None
+        assert self.process.stdin is not None
+        for line in self.process.stdout:
+            self.process.stdin.write(json.dumps(self._on_event(json.loads(line))) + "\n")
+            self.process.stdin.flush()
+
+    def received(self) -> list[Json]:
+        """Every event it got, oldest first."""
+        return [json.loads(event) for event in self._redis.lrange(f"test:received:{self.channel}", 0, -1)]
+
+    def wait_received(self, number: int = 1, timeout: float = 5.0) -> list[Json]:
+        """The events it got, as soon as there are so many."""
+        return wait_until(
+            lambda: received if len(received := self.received()) >= number else [],
+            lambda: f"{number} events in {self.received()}",
+            timeout,
+        )
+
+    def stop(self) -> None:
+        """End it; Redis has noticed when this returns."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        self.process.wait(STOP_TIMEOUT)
+
+    def kill(self) -> None:
+        """``kill -9``."""
+        self.process.kill()
+        self.process.wait(STOP_TIMEOUT)
+
+    def close(self) -> None:
+        """Give back everything: the end of the test."""
+        self.stop()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            with suppress(OSError):
+                pipe.close()
+
+
+class StartService(Protocol):
+    """Starts a service on ``channel`` and returns once it is subscribed.
+
+    ``on_event`` is called in the test's process, on a thread, with every event; what it returns is published to
+    the broadcast channel, ``None`` is silence. Without it the service answers as echo_service.py says.
+    """
+
+    def __call__(
+        self,
+        redis_server: RedisServer,
+        channel: str,
+        on_event: Callable[[Json], Json | None] | None = None,
+    ) -> Service: ...
+
+
+@pytest.fixture
+def service(stage: ExitStack) -> StartService:
+    """Services: call it to start one."""
+
+    def start(
+        redis_server: RedisServer,
+        channel: str,
+        on_event: Callable[[Json], Json | None] | None = None,
+    ) -> Service:
+        started = Service(redis_server, channel, on_event)
+        stage.callback(started.close)
+        return started
+
+    return start
+
+
+# Browsers
+
+
+@pytest.fixture(scope="session")
+def chromium_path() -> str:
+    """The browser, for Playwright's ``executable_path``: Chromium on PATH, else the one Playwright downloaded."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if found := shutil.which(name):
+            return found
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        if Path(playwright.chromium.executable_path).exists():
+            return playwright.chromium.executable_path
+    pytest.fail("no Chromium: apt-get install chromium, or .venv/bin/playwright install chromium")
