@@ -1,13 +1,43 @@
 """What can be configured, with its defaults, and how it is read: options over environment over file.
 
-Read by :mod:`kraftek.tap`; everything else is handed the finished values.
+Read by :mod:`kraftek.tap`; everything else is handed the finished values. A range stands in the type of its field, and
+the description of that type is what a mistake is told to have expected.
 """
 
 from __future__ import annotations
 
-from msgspec import Struct
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from ipaddress import IPv6Address
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+from urllib.parse import unquote, urlsplit
 
-__all__ = ["Auth", "Config", "Limits", "Redis", "Service"]
+from msgspec import Meta, Struct, ValidationError, convert
+from msgspec.structs import fields
+from twisted.internet.interfaces import IStreamServerEndpointStringParser
+from twisted.plugin import getPlugins
+
+from kraftek.errors import ConfigError
+
+__all__ = ["Auth", "Config", "Limits", "Redis", "RedisAddress", "Service", "load", "masked", "redis_address"]
+
+Flag = Annotated[bool, Meta(description="true or false")]
+Count = Annotated[int, Meta(ge=1, le=2**31 - 1, description="a whole number from 1 to 2147483647")]
+CountOrZero = Annotated[int, Meta(ge=0, le=2**31 - 1, description="a whole number from 0 to 2147483647")]
+# At most a year, because inf is a number in TOML, and no timer takes it.
+Seconds = Annotated[float, Meta(gt=0, le=31_536_000, description="seconds, more than 0 and at most a year")]
+SecondsOrZero = Annotated[float, Meta(ge=0, le=31_536_000, description="seconds, from 0 to a year")]
+Text = Annotated[str, Meta(description="a string")]
+# Lone surrogates are what Python makes of an environment that is not UTF-8.
+_BLACK = r"[^\s\x00-\x1f\x7f-\x9f\ud800-\udfff]"
+Channel = Annotated[str, Meta(pattern=rf"^{_BLACK}+\Z", description="a Redis channel, without white space")]
+Prefix = Annotated[str, Meta(pattern=rf"^{_BLACK}*\Z", description="a prefix without white space, or nothing")]
+Endpoints = Annotated[tuple[Text, ...], Meta(min_length=1, description="a list of one or more Twisted endpoints")]
+Origins = Annotated[tuple[Text, ...], Meta(description="a list of origins")]
+Sessions = Annotated[Literal["single", "many"], Meta(description='"single" or "many"')]
 
 
 class Redis(Struct, frozen=True, kw_only=True):
@@ -19,13 +49,16 @@ class Redis(Struct, frozen=True, kw_only=True):
     Redis's answer. ``ping_interval``, ``ping_timeout``: seconds; a dead link is noticed within their sum.
     """
 
-    url: str = "redis://127.0.0.1:6379/0"
-    ca: str = ""
-    prefix: str = ""
-    broadcast: str = "events:broadcast"
-    in_flight: int = 10_000
-    ping_interval: float = 2.0
-    ping_timeout: float = 2.0
+    url: Text = "redis://127.0.0.1:6379/0"
+    ca: Text = ""
+    prefix: Prefix = ""
+    broadcast: Channel = "events:broadcast"
+    in_flight: Count = 10_000
+    ping_interval: Seconds = 2.0
+    ping_timeout: Seconds = 2.0
+
+    def __repr__(self) -> str:
+        return _repr(self, url=masked(self.url))
 
 
 class Auth(Struct, frozen=True, kw_only=True):
@@ -37,14 +70,14 @@ class Auth(Struct, frozen=True, kw_only=True):
     ``denied_ttl``: seconds a no is kept, against hammering.
     """
 
-    check: str = "http://127.0.0.1:3002"
-    ca: str = ""
-    timeout: float = 3.0
-    concurrency: int = 100
-    waiting: int = 10_000
-    cache_ttl: float = 300.0
-    cache_size: int = 50_000
-    denied_ttl: float = 1.0
+    check: Text = "http://127.0.0.1:3002"
+    ca: Text = ""
+    timeout: Seconds = 3.0
+    concurrency: Count = 100
+    waiting: CountOrZero = 10_000
+    cache_ttl: SecondsOrZero = 300.0
+    cache_size: Count = 50_000
+    denied_ttl: SecondsOrZero = 1.0
 
 
 class Limits(Struct, frozen=True, kw_only=True):
@@ -57,26 +90,26 @@ class Limits(Struct, frozen=True, kw_only=True):
     ones in a row before a socket is closed. ``rooms``: that one socket may be in.
     """
 
-    message_bytes: int = 65_536
-    connections: int = 0
-    connections_per_address: int = 0
-    handshake_timeout: float = 5.0
-    authenticate_timeout: float = 10.0
-    ping_interval: float = 25.0
-    ping_timeout: float = 20.0
-    held_messages: int = 64
-    held_bytes: int = 262_144
-    unsent_bytes: int = 1_048_576
-    invalid_messages: int = 10
-    rooms: int = 64
+    message_bytes: Count = 65_536
+    connections: CountOrZero = 0
+    connections_per_address: CountOrZero = 0
+    handshake_timeout: Seconds = 5.0
+    authenticate_timeout: Seconds = 10.0
+    ping_interval: Seconds = 25.0
+    ping_timeout: Seconds = 20.0
+    held_messages: Count = 64
+    held_bytes: Count = 262_144
+    unsent_bytes: Count = 1_048_576
+    invalid_messages: Count = 10
+    rooms: Count = 64
 
 
 class Service(Struct, frozen=True, kw_only=True):
     """One of ``[services]``. ``reply``: it answers requests itself, on the event's ``replyTo`` channel."""
 
     name: str
-    channel: str
-    reply: bool = False
+    channel: Channel
+    reply: Flag = False
 
 
 class Config(Struct, frozen=True, kw_only=True):
@@ -87,12 +120,486 @@ class Config(Struct, frozen=True, kw_only=True):
     front of the gateway append to ``X-Forwarded-For``; 0 trusts the socket's own address. ``demo``: serve the board.
     """
 
-    listen: tuple[str, ...] = ("tcp:3001",)
-    sessions: str = "single"
-    origins: tuple[str, ...] = ("same-host",)
-    forwarded_for: int = 0
-    demo: bool = False
+    listen: Endpoints = ("tcp:3001",)
+    sessions: Sessions = "single"
+    origins: Origins = ("same-host",)
+    forwarded_for: CountOrZero = 0
+    demo: Flag = False
     redis: Redis = Redis()
     auth: Auth = Auth()
     limits: Limits = Limits()
     services: tuple[Service, ...] = ()
+
+
+class RedisAddress(Struct, frozen=True, kw_only=True):
+    """What a Redis URL says. ``host`` and ``port`` go with ``tcp`` and ``tls``, ``path`` with ``unix``.
+
+    ``password`` is ``None`` when there is none to give, ``username`` when the password is the default user's.
+    """
+
+    kind: Literal["tcp", "tls", "unix", "embedded"]
+    host: str = ""
+    port: int = 0
+    path: str = ""
+    username: str | None = None
+    password: str | None = None
+    database: int = 0
+
+    def __repr__(self) -> str:
+        return _repr(self, password=self.password and "***")
+
+
+def _repr(struct: Struct, **instead: object) -> str:
+    values = {name: instead.get(name, getattr(struct, name)) for name in struct.__struct_fields__}
+    return f"{type(struct).__name__}({', '.join(f'{name}={value!r}' for name, value in values.items())})"
+
+
+# Where it is read from.
+
+
+def load(
+    options: Mapping[str, Any],
+    environ: Mapping[str, str],
+    read_file: Callable[[str], bytes] = lambda name: Path(name).read_bytes(),
+) -> Config:
+    """The configuration that all of these give together.
+
+    ``options``: those given on the command line: ``config`` (a file's name), ``redis``, ``auth``, ``demo``, and the
+    lists ``listen``, ``service`` (of ``NAME=CHANNEL``) and ``origin``. ``environ``: like ``os.environ``; an empty
+    variable is one that is not given. Raises :class:`ConfigError` with every mistake that any of them has.
+    """
+    draft = _Draft(read_file)
+    _take_options(draft, options)
+    _take_environment(draft, environ)
+    if "config" in options:
+        draft.take_file(options["config"])
+    _take_original_environment(draft, environ)
+    if draft.values.get(("demo",)):
+        draft.take("demo", ("redis", "url"), "embedded:")
+        draft.take("demo", ("auth", "check"), "open")
+        draft.take_service("demo", "stickyNotes", "events:stickyNotes")
+    return draft.finish()
+
+
+def _take_options(draft: _Draft, options: Mapping[str, Any]) -> None:
+    for option, key in _OPTIONS.items():
+        if option in options:
+            draft.take(f"--{option}", key, options[option])
+    names = set()
+    for text in options.get("service", ()):
+        name, equals, channel = text.partition("=")
+        if not equals or name in names:
+            draft.blame("--service", ("services",), "each name once" if equals else "NAME=CHANNEL", text)
+        else:
+            draft.take_service("--service", name, channel)
+        names.add(name)
+
+
+def _take_environment(draft: _Draft, environ: Mapping[str, str]) -> None:
+    if url := environ.get("KRAFTEK_REDIS"):
+        draft.take("KRAFTEK_REDIS", ("redis", "url"), url)
+    # Separated by white space: a comma may stand in the path of a socket or a key.
+    if endpoints := environ.get("KRAFTEK_LISTEN", "").split():
+        draft.take("KRAFTEK_LISTEN", ("listen",), endpoints)
+    if check := environ.get("KRAFTEK_AUTH"):
+        draft.take("KRAFTEK_AUTH", ("auth", "check"), check)
+
+
+def _take_original_environment(draft: _Draft, environ: Mapping[str, str]) -> None:
+    """The variables of the gateway that this one replaces, so that its deployment files keep working.
+
+    Where something else is given they are not even looked at: their names are common, and Kubernetes, for one, sets
+    ``REDIS_PORT`` to ``tcp://10.0.0.7:6379`` wherever a service is called ``redis``.
+    """
+    if (port := environ.get("PORT")) and ("listen",) not in draft.values:
+        if _is_port(port, 0):
+            draft.take("PORT", ("listen",), [f"tcp:{port}"])
+        else:
+            draft.blame("PORT", ("listen",), "a port from 0 to 65535", port)
+    host, port = environ.get("REDIS_HOST"), environ.get("REDIS_PORT")
+    if (host or port) and ("redis", "url") not in draft.values:
+        if port and not _is_port(port):
+            draft.blame("REDIS_PORT", ("redis", "url"), "a port from 1 to 65535", port)
+            port = None
+        host = f"[{host}]" if host and ":" in host else host or "127.0.0.1"
+        draft.take("REDIS_HOST", ("redis", "url"), f"redis://{host}:{port or 6379}/0")
+    if (channel := environ.get("REDIS_OUTGOING_CHANNEL")) and ("redis", "broadcast") not in draft.values:
+        draft.take("REDIS_OUTGOING_CHANNEL", ("redis", "broadcast"), channel)
+    if (check := environ.get("AUTH_SERVICE_URL")) and ("auth", "check") not in draft.values:
+        draft.take("AUTH_SERVICE_URL", ("auth", "check"), check)
+
+
+class _Draft:
+    """What was read so far: ``values`` has for each key what was given first, ``None`` if that was wrong."""
+
+    def __init__(self, read_file: Callable[[str], bytes]) -> None:
+        self.values: dict[Key, Any] = {}
+        self._sources: dict[Key, str] = {}
+        self._services: dict[str, str] = {}
+        self._mistakes: list[str] = []
+        self._read_file = read_file
+
+    def blame(self, source: str, key: Key, expected: str, found: object) -> None:
+        """Note a mistake, without the password that ``found`` may hold."""
+        if isinstance(found, str) and (key == ("redis", "url") or "://" in found or "@" in found):
+            found = masked(found)
+        self._mistakes.append(f"{source}: {_dotted(key)}: expected {expected}, found {_shown(found)}")
+
+    def take(self, source: str, key: Key, value: object) -> None:
+        """Check a value; it counts if it is the first for its key."""
+        rule = ("services", "NAME", *key[2:]) if key[0] == "services" else key
+        kind = _KINDS.get(rule)
+        if kind is None:
+            self._mistakes.append(f"{source}: {_dotted(key)}: {_unknown(key, rule)}")
+            return
+        checked = self._checked(source, key, kind, _CHECKS.get(rule), value)
+        if key not in self.values:
+            self.values[key] = checked
+            self._sources[key] = source
+
+    def _checked(self, source: str, key: Key, kind: Any, check: Check | None, value: object) -> Any:
+        plain, meta = get_args(kind)
+        if get_origin(plain) is tuple and isinstance(value, list) and value:
+            each = get_args(plain)[0]
+            return tuple(self._checked(source, (*key, i), each, check, one) for i, one in enumerate(value))
+        try:
+            converted = convert(value, kind)
+            if check is not None and isinstance(converted, str):
+                check(converted, self._read_file)
+        except ValidationError:
+            self.blame(source, key, meta.description, value)
+        except ValueError as error:
+            self.blame(source, key, str(error), value)
+        else:
+            return converted
+        return None
+
+    def take_service(self, source: str, name: str, value: object) -> None:
+        """Take a service: its channel, or a table with its keys."""
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", name):
+            self.blame(source, ("services",), "a name of 1 to 128 letters, digits, and _ . -", name)
+            return
+        self._services.setdefault(name, source)
+        if isinstance(value, dict):
+            self.take_table(source, value, ("services", name))
+        else:
+            self.take(source, ("services", name, "channel"), value)
+
+    def take_table(self, source: str, table: Mapping[str, object], path: Key = ()) -> None:
+        """Take all that stands in a table."""
+        for name, value in table.items():
+            key = (*path, name)
+            if key not in _TABLES:
+                self.take(source, key, value)
+            elif not isinstance(value, dict):
+                self._mistakes.append(f"{source}: {_dotted(key)}: expected a table, found something else")
+            elif key == ("services",):
+                for service, one in value.items():
+                    self.take_service(source, service, one)
+            else:
+                self.take_table(source, value, key)
+
+    def take_file(self, name: str) -> None:
+        """Take all that stands in a file."""
+        source = name if name.isprintable() else repr(name)
+        try:
+            document = tomllib.loads(self._read_file(name).decode())
+        except OSError as error:
+            self._mistakes.append(f"--config: expected a file that can be read, found {source}: {error.strerror or error}")
+        except RecursionError:
+            self._mistakes.append(f"{source}: expected TOML, found too many brackets within each other")
+        except ValueError as error:
+            self._mistakes.append(f"{source}: expected TOML, found a mistake: {error}")
+        else:
+            self.take_table(source, document)
+
+    def finish(self) -> Config:
+        """What was taken, with the defaults where nothing was. Raises :class:`ConfigError`."""
+        broadcast = self.values.get(("redis", "broadcast")) or Redis().broadcast
+        for name, source in self._services.items():
+            key = ("services", name, "channel")
+            if key not in self.values:
+                self._mistakes.append(f"{source}: {_dotted(key)}: expected a Redis channel, found nothing")
+            elif self.values[key] == broadcast:
+                self.blame(self._sources[key], key, "another channel than that of redis.broadcast", broadcast)
+        if self._mistakes:
+            raise ConfigError(self._mistakes)
+        return Config(
+            **self._fields(Config),
+            redis=Redis(**self._fields(Redis, "redis")),
+            auth=Auth(**self._fields(Auth, "auth")),
+            limits=Limits(**self._fields(Limits, "limits")),
+            services=tuple(Service(name=name, **self._fields(Service, "services", name)) for name in self._services),
+        )
+
+    def _fields(self, struct: type[Struct], *path: str) -> dict[str, Any]:
+        keys = {field.name: (*path, field.name) for field in fields(struct)}
+        return {name: self.values[key] for name, key in keys.items() if key in self.values}
+
+
+def _dotted(key: Key) -> str:
+    text = ""
+    for part in key:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            text += ("." if text else "") + (part if re.fullmatch(r"[A-Za-z0-9_-]{1,128}", part) else _shown(part))
+    return text
+
+
+def _shown(value: object) -> str:
+    match value:
+        case bool():
+            return str(value).lower()
+        case str():
+            return repr(value if len(value) <= 100 else f"{value[:100]}…")
+        case int() if abs(value) >= 2**63:  # Python refuses to write thousands of digits
+            return "a huge number"
+        case int() | float():
+            return repr(value)
+        case list():
+            return "a list"
+        case dict():
+            return "a table"
+    return f"a {type(value).__name__}"
+
+
+def _unknown(key: Key, rule: Key) -> str:
+    """What to say of a key that does not exist: the one of that name elsewhere, else the one most like it."""
+    names = [_dotted(known) for known in (*_KINDS, *_TABLES)]
+    meant = [name for name in names if name.rpartition(".")[2] == key[-1]]
+    meant = meant or get_close_matches(_dotted(rule), names, n=1)
+    meant = [name.replace("services.NAME", _dotted(key[:2])) if key[0] == "services" else name for name in meant]
+    return f"unknown key{'; did you mean ' + ' or '.join(meant) + '?' if meant else ''}"
+
+
+# What a value must be beyond its type.
+
+
+Key = tuple[str | int, ...]
+"""The way to a value in the file; a number is an index into a list."""
+
+Check = Callable[[str, Callable[[str], bytes]], object]
+"""Raises ``ValueError`` with what it expected. The second argument reads a file."""
+
+
+def _check_certificates(name: str, read_file: Callable[[str], bytes]) -> None:
+    if not name:
+        return
+    try:
+        content = read_file(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"a file that can be read ({getattr(error, 'strerror', error)})") from None
+    if b"-----BEGIN CERTIFICATE-----" not in content:
+        raise ValueError("a file of certificates in PEM")
+
+
+def _check_auth_url(url: str, _: object) -> None:
+    if url == "open":
+        return
+    found = re.fullmatch(r"https?://([^/?#@]*)(/[!-~]*)?", url)
+    if found is None or "?" in url or "#" in url:
+        raise ValueError('"open", or http:// or https:// with HOST[:PORT][/PATH] and nothing else')
+    _host_and_port(found[1], 0)
+
+
+def _check_origin(pattern: str, _: object) -> None:
+    if pattern in {"same-host", "*"}:
+        return
+    found = re.fullmatch(r"(?:[A-Za-z][A-Za-z0-9+.-]*://|\*\.(?!.*:))([^/]+)", pattern)
+    if found is None:
+        raise ValueError("same-host, SCHEME://HOST[:PORT] without a path, *.example.org, or *")
+    _host_and_port(found[1], 0)
+
+
+def _check_endpoint(text: str, _: object) -> None:
+    # What a backslash escapes cannot matter to the syntax; a character that never does stands in for it.
+    kind, *arguments = re.sub(r"\\.", "_", text).split(":")
+    names = _ENDPOINTS.get(kind)
+    if names is not None:
+        given = _arguments(names, arguments)
+        if not given or (kind == "systemd" and ("index" in given) == ("name" in given)):
+            optional = "".join(f"[:{name}=…]" for name in names[1:])
+            raise ValueError(f"{kind}:{names[0].upper()}{optional}, a colon within a value as \\:")
+    # Twisted finds the rest of its endpoints, and those of others, as plugins. What they take is their own matter.
+    elif kind.lower() not in {plugin.prefix.lower() for plugin in getPlugins(IStreamServerEndpointStringParser)}:
+        raise ValueError(f"an endpoint that begins with {', '.join(f'{each}:' for each in _ENDPOINTS)} or the like")
+
+
+def _arguments(names: tuple[str, ...], arguments: list[str]) -> dict[str, str]:
+    """An endpoint's arguments by name, or nothing when they are not right."""
+    in_order = iter(names)
+    given: dict[str, str] = {}
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if not equals:
+            name, value = next(in_order, ""), argument
+        if name in given or name not in names or not re.fullmatch(_ARGUMENTS.get(name, r"[^\\]+"), value):
+            return {}
+        given[name] = value
+    return given if names[0] in given and int(given.get("port", 0)) <= 65535 else {}
+
+
+_ENDPOINTS: dict[str, tuple[str, ...]] = {
+    "tcp": ("port", "interface", "backlog"),
+    "tcp6": ("port", "backlog", "interface"),
+    "ssl": (
+        "port",
+        "privateKey",
+        "certKey",
+        "sslmethod",
+        "interface",
+        "backlog",
+        "extraCertChain",
+        "dhParameters",
+    ),
+    "unix": ("address", "mode", "backlog", "lockfile"),
+    "systemd": ("domain", "index", "name"),
+    "reuseport": ("port", "interface"),
+}
+"""Twisted's own endpoints, and ours (the last), with their arguments in order; the first of them must be given."""
+
+_ARGUMENTS = {
+    "port": "[0-9]{1,5}",
+    "backlog": "[0-9]{1,5}",
+    "mode": "[0-7]{1,4}",
+    "lockfile": "[01]",
+    "domain": "INET6?|UNIX",
+    "index": "[0-9]{1,4}",
+}
+"""What those of them look like that are not just any text."""
+
+
+# Redis URLs.
+
+
+def redis_address(url: str) -> RedisAddress:
+    """What ``url`` says: the bus asks with ``config.redis.url``.
+
+    Raises ``ValueError`` with what was expected, which repeats nothing of ``url``: that may hold a password.
+    """
+    if url == "embedded:":
+        return RedisAddress(kind="embedded")
+    kind = _REDIS_KINDS.get(url.partition(":")[0])
+    if kind is None:
+        sentinel = " (redis+sentinel:// is not supported yet)" if url.startswith("redis+sentinel:") else ""
+        raise ValueError(f"a URL that begins with redis://, rediss:// or unix://, or embedded:{sentinel}")
+    if not url.isprintable() or " " in url or "#" in url:
+        raise ValueError("a Redis URL with white space and # percent-encoded")
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # its text may repeat the password
+        raise ValueError("a Redis URL with / ? # @ [ and ] percent-encoded in the password") from None
+    credentials, _, authority = parts.netloc.rpartition("@")
+    username, password = _credentials(credentials)
+    if kind == "unix":
+        # Undecodable bytes as Python's file functions want them.
+        path = unquote(parts.path, errors="surrogateescape")
+        if authority or not path.startswith("/") or "\0" in path:
+            raise ValueError("an absolute path after unix://, as in unix:///run/redis.sock?db=0")
+        host, port = "", 0
+        database = re.fullmatch(r"(?:db=([0-9]{1,9}))?", parts.query)
+    else:
+        path = ""
+        host, port = _host_and_port(authority, 6379)
+        database = re.fullmatch(r"/?([0-9]{1,9})?", parts.path) if "?" not in url else None
+    if database is None:
+        raise ValueError("a database's number at the end: /1 after redis:// and rediss://, ?db=1 after unix://")
+    return RedisAddress(
+        kind=kind,
+        host=host,
+        port=port,
+        path=path,
+        username=username,
+        password=password,
+        database=int(database[1] or 0),
+    )
+
+
+_REDIS_KINDS: dict[str, Literal["tcp", "tls", "unix"]] = {"redis": "tcp", "rediss": "tls", "unix": "unix"}
+
+
+def _credentials(text: str) -> tuple[str | None, str | None]:
+    username, colon, password = text.partition(":")
+    if not (username or password):
+        return None, None
+    if not colon:
+        raise ValueError("USER:PASSWORD@ or :PASSWORD@ before the host")
+    try:
+        return unquote(username, errors="strict") or None, unquote(password, errors="strict")
+    except UnicodeDecodeError:
+        raise ValueError("a user and a password that are UTF-8 when percent-decoded") from None
+
+
+def _host_and_port(authority: str, default: int) -> tuple[str, int]:
+    """What ``HOST`` or ``HOST:PORT`` says. An IPv6 address stands in brackets, and is given without them."""
+    found = re.fullmatch(r"(?:([A-Za-z0-9_.-]+)|\[([0-9A-Fa-f:.]+)\])(?::([0-9]*))?", authority)
+    if found is None:
+        raise ValueError("HOST or HOST:PORT, an IPv6 address in brackets")
+    name, address, port = found.groups()
+    if address:
+        try:
+            IPv6Address(address)
+        except ValueError:
+            raise ValueError("an IPv6 address in the brackets") from None
+    if port and not _is_port(port):
+        raise ValueError("a port from 1 to 65535")
+    return name or address, int(port) if port else default
+
+
+def _is_port(text: str, lowest: int = 1) -> bool:
+    return bool(re.fullmatch(r"[0-9]{1,5}", text)) and lowest <= int(text) <= 65535
+
+
+def masked(url: str) -> str:
+    """``url`` without the password in it, and without what could be one should the URL be malformed."""
+    scheme, slashes, rest = url.partition("://") if "://" in url else ("", "", url)
+    credentials, at, rest = rest.rpartition("@")
+    user, colon, _ = credentials.partition(":")
+    before = scheme + slashes + (f"{user}:***@" if colon else at and "***@")
+    host = re.match(r"\[[^\]]*\]|[^:/?#]*", rest)
+    assert host is not None
+    port, tail = re.split(r"(?=[/?#]|\Z)", rest[host.end() :], maxsplit=1)
+    if port and not (host[0] and re.fullmatch(r":[0-9]{0,5}", port)):
+        return f"{before}{host[0]}:***"
+    tail = re.sub(r"(?<=[?&])(?!db=)([^=&#]*=)[^&#]*|#.*", lambda found: f"{found[1] or '#'}***", tail, flags=re.DOTALL)
+    return f"{before}{host[0]}{port}{tail}"
+
+
+# What there is to read.
+
+_OPTIONS: dict[str, Key] = {
+    "listen": ("listen",),
+    "redis": ("redis", "url"),
+    "auth": ("auth", "check"),
+    "origin": ("origins",),
+    "demo": ("demo",),
+}
+
+_STRUCTS: dict[Key, type[Struct]] = {
+    (): Config,
+    ("redis",): Redis,
+    ("auth",): Auth,
+    ("limits",): Limits,
+    ("services", "NAME"): Service,
+}
+"""``NAME`` stands for any service's."""
+
+_TABLES = {path[:1] for path in _STRUCTS if path}
+
+_KINDS: dict[Key, Any] = {
+    (*path, field.name): field.type
+    for path, struct in _STRUCTS.items()
+    for field in fields(struct)
+    if get_origin(field.type) is Annotated
+}
+"""The type of every value. What is not annotated is no value: a table, or the name of one."""
+
+_CHECKS: dict[Key, Check] = {
+    ("listen",): _check_endpoint,
+    ("origins",): _check_origin,
+    ("redis", "url"): lambda url, _: redis_address(url),
+    ("redis", "ca"): _check_certificates,
+    ("auth", "check"): _check_auth_url,
+    ("auth", "ca"): _check_certificates,
+}

@@ -1,0 +1,68 @@
+"""How ``twistd`` starts the gateway: its options, and the service that they make.
+
+Imported by ``twistd`` when it meets the name ``kraftek-gateway``, by way of ``twisted/plugins/kraftek_gateway.py``.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import ClassVar
+
+from twisted.application.service import IService
+from twisted.python import usage
+
+from kraftek.config import load
+from kraftek.errors import ConfigError
+
+__all__ = ["Options", "makeService"]
+
+
+class Options(usage.Options):
+    """The command line. Once parsed, ``configuration`` is what it, the environment and the file give together."""
+
+    synopsis = "[options]"
+    longdesc = (
+        "Options win over the environment (KRAFTEK_REDIS, KRAFTEK_AUTH, and KRAFTEK_LISTEN with white space between "
+        "endpoints), and that wins over the file. A password in a URL is safer in one of these two: the list of "
+        "processes shows options to everybody. Without any of them clients are awaited at tcp:3001, Redis is "
+        "redis://127.0.0.1:6379/0, the auth service http://127.0.0.1:3002, and there are no services."
+    )
+    optParameters: ClassVar[list[list[str | None]]] = [
+        ["config", None, None, "File in TOML; etc/kraftek-gateway.toml of the source shows every key."],
+        ["redis", None, None, "redis://, rediss:// or unix:// URL, or embedded: for a redis-server of its own."],
+        ["auth", None, None, "Base URL of the auth service, or open: every token is let in, for development."],
+    ]
+
+    def opt_listen(self, endpoint: str) -> None:
+        """Where clients connect: a Twisted endpoint such as tcp:3001:interface=127.0.0.1. May be repeated."""
+        self.setdefault("listen", []).append(endpoint)
+
+    def opt_service(self, service: str) -> None:
+        """NAME=CHANNEL: the Redis channel that the events NAME:...:... go to. May be repeated."""
+        self.setdefault("service", []).append(service)
+
+    def opt_origin(self, pattern: str) -> None:
+        """Pages that may connect: https://app.example.org, *.example.org, same-host, or *. May be repeated."""
+        self.setdefault("origin", []).append(pattern)
+
+    def opt_demo(self) -> None:
+        """Serve a board of sticky notes to play with; unless given, Redis is embedded: and auth is open."""
+        self["demo"] = True
+
+    def postOptions(self) -> None:
+        """Read the rest of the configuration."""
+        given = {name: value for name, value in self.items() if value is not None}
+        try:
+            self.configuration = load(given, os.environ)
+        except ConfigError as error:
+            raise usage.UsageError("\n".join(["wrong configuration", *error.mistakes])) from None
+
+
+def makeService(options: Options) -> IService:
+    """The gateway."""
+    # Imported here because txredisapi imports the reactor, and twistd must have installed the one it is told to first.
+    from twisted.internet import reactor  # noqa: PLC0415
+
+    from kraftek.daemon import make_gateway  # noqa: PLC0415
+
+    return make_gateway(reactor, options.configuration)
