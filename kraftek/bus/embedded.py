@@ -204,3 +204,11 @@ class EmbeddedRedis:
         assert self._server.transport is not None
         with suppress(ProcessExitedAlready):
             self._server.transport.signalProcess(name)
+
+
+if __name__ == "__main__":
+    # `make` asks before it starts anything: the path, or what to install.
+    try:
+        print(redis_server_path())  # noqa: T201
+    except EmbeddedRedisError as missing:
+        sys.exit(str(missing))

