@@ -1,0 +1,8 @@
+"""Redis: the only room that imports txredisapi.
+
+:mod:`kraftek.daemon` makes and starts the bus; everybody else sees :class:`kraftek.interfaces.IBus`.
+"""
+
+from kraftek.bus.redis_bus import RedisBus
+
+__all__ = ["RedisBus"]

@@ -1,0 +1,269 @@
+"""The two connections to Redis: one commands and publishes, one listens.
+
+Made by :class:`kraftek.bus.RedisBus`, driven by Twisted. They are txredisapi's protocol with its hiredis reader
+and its exceptions. Its queue of replies is left aside: a Deferred and a conversion per reply cost more than all of
+our routing, and a subscriber's queue takes the second confirmation of a ``SUBSCRIBE`` for the next answer.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import txredisapi
+from twisted.internet.defer import Deferred, FirstError, gatherResults
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from txredisapi import HiredisProtocol, InvalidData, ResponseError
+
+from kraftek.bus.resp import Argument, command
+from kraftek.config import Redis, RedisAddress
+from kraftek.errors import NotPublished
+from kraftek.scripts import Script
+from kraftek.turn import Turn
+
+__all__ = ["INVALIDATE", "CommandLink", "Link", "LinkOwner", "Listeners", "SubscriberLink"]
+
+if txredisapi.hiredis is None:
+    raise ImportError("hiredis is missing: txredisapi reads 300,000 messages a second with it, 2,000 without")
+
+INVALIDATE = b"__redis__:invalidate"
+"""The channel on which Redis says which tracked keys changed. Its messages are a list of keys, or ``None``."""
+
+Listeners = Mapping[bytes, Sequence[Callable[[Any], None]]]
+"""Who is called with the messages of which channel."""
+
+
+class LinkOwner(Protocol):
+    """Told of a link's life; each link is ready at most once, and lost once."""
+
+    def link_ready(self, link: Link) -> None: ...
+
+    def link_lost(self, link: Link, reason: Failure) -> None: ...
+
+
+class Link(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no annotations
+    """One connection: greets Redis, watches that it answers, and hands its answers in order to who waits for them.
+
+    It prepares itself. ``ClientService`` offers ``prepareConnection`` for that, but raises ``NoTransition`` when the
+    connection is lost meanwhile (Twisted 26.10).
+    """
+
+    log = Logger()
+
+    def __init__(self, reactor: IReactorTime, address: RedisAddress, config: Redis, owner: LinkOwner) -> None:
+        super().__init__(charset=None, convertNumbers=False)
+        self._reactor = reactor
+        self._address = address
+        self._config = config
+        self._owner = owner
+        self._refusal_logged = False
+        self.waiting: deque[Deferred[Any] | Callable[[int], None]] = deque()
+
+    def ask(self, *parts: Argument) -> Deferred[Any]:
+        """Send a command. Fires with its reply; fails with ``ResponseError``, or with ``NotPublished`` when lost."""
+        answer: Deferred[Any] = Deferred()
+        self.send(command(*parts), answer)
+        return answer
+
+    def send(self, request: bytes, waiter: Deferred[Any] | Callable[[int], None]) -> None:
+        """Send one request, whose reply goes to ``waiter``."""
+        self.waiting.append(waiter)
+        self.write(request)
+
+    def write(self, data: bytes) -> None:
+        """Write to the socket."""
+        self.transport.write(data)
+
+    def prepare(self) -> list[Deferred[Any]]:
+        """Ask for what this link needs before it is ready, in one go: the answers come in order."""
+        raise NotImplementedError
+
+    def give_up(self, reason: str) -> None:
+        """Close at once, and say why. ``ClientService`` tries again."""
+        if self._address.password:
+            # A server whose AUTH was renamed away quotes the arguments of the unknown command in its error.
+            reason = reason.replace(self._address.password, "(password)")
+        self.log.warn("Giving up a connection to Redis: {reason}", reason=reason)
+        self.transport.abortConnection()
+
+    def refused(self, failure: Failure) -> None:
+        """Something that this link cannot do without was refused."""
+        if isinstance(failure.value, FirstError):
+            failure = failure.value.subFailure
+        if not failure.check(NotPublished):
+            self.give_up(failure.getErrorMessage())
+
+    # Called by Twisted
+
+    def connectionMade(self) -> None:
+        """Log in and prepare. txredisapi's own log-in gives up for good when Redis refuses."""
+        self._alarm = self._reactor.callLater(self._config.ping_timeout, self._unanswered)
+        steps = []
+        if self._address.password:
+            names = [self._address.username] if self._address.username else []
+            steps.append(self.ask("AUTH", *names, self._address.password))
+        steps += self.prepare()
+        # Refused while Redis is loading its data.
+        steps.append(self.ask("PING"))
+        gatherResults(steps, consumeErrors=True).addCallback(self._prepared).addErrback(self.refused)
+
+    def dataReceived(self, data: bytes) -> None:
+        """Hand out every complete reply. txredisapi's own converts and queues each of them."""
+        reader = self._reader
+        try:
+            reader.feed(data)
+            while (reply := reader.gets()) is not False:
+                self.replied(reply)
+        except InvalidData as error:
+            self.give_up(f"it does not speak Redis's protocol: {error}")
+
+    def replied(self, reply: Any) -> None:
+        """Hand one reply, or why there will be none, to who waits for it. What they raise is logged."""
+        waiter = self.waiting.popleft()
+        try:
+            if not isinstance(waiter, Deferred):
+                waiter(reply if type(reply) is int else self._not_published(reply))
+            elif isinstance(reply, Exception):
+                waiter.errback(reply)
+            else:
+                waiter.callback(reply)
+        except Exception:  # noqa: BLE001  # the edge's one guard: it must not unwind the reader
+            self.log.failure("Failed on a reply of Redis")
+
+    def connectionLost(self, why: Failure) -> None:
+        """Tell the owner, then everybody who waits."""
+        super().connectionLost(why)
+        if self._alarm.active():
+            self._alarm.cancel()
+        self._owner.link_lost(self, why)
+        lost = NotPublished("Redis went away before it answered")
+        while self.waiting:
+            self.replied(lost)
+
+    # Watching
+
+    def _prepared(self, _: object) -> None:
+        self._alarm.cancel()
+        self._alarm = self._reactor.callLater(self._config.ping_interval, self._ping)
+        self._owner.link_ready(self)
+
+    def _ping(self) -> None:
+        self._alarm = self._reactor.callLater(self._config.ping_timeout, self._unanswered)
+        # An error is an answer as well; a lost connection is told elsewhere.
+        self.ask("PING").addBoth(self._answered)
+
+    def _answered(self, _: object) -> None:
+        if self.connected:
+            self._alarm.cancel()
+            self._alarm = self._reactor.callLater(self._config.ping_interval, self._ping)
+
+    def _unanswered(self) -> None:
+        self.give_up(f"no answer for {self._config.ping_timeout} s")
+
+    def _not_published(self, reply: object) -> int:
+        if isinstance(reply, ResponseError) and not self._refusal_logged:
+            self._refusal_logged = True
+            self.log.error("Redis refuses to publish (said once a connection): {reason}", reason=str(reply))
+        return -1
+
+
+class CommandLink(Link):
+    """Publishes and commands. What is sent in one reactor turn leaves in one write."""
+
+    def __init__(
+        self, reactor: IReactorTime, address: RedisAddress, config: Redis, owner: LinkOwner, turn: Turn
+    ) -> None:
+        super().__init__(reactor, address, config, owner)
+        self._turn = turn
+        self._unwritten: list[bytes] = []
+        self._scripts: set[Script] = set()
+
+    def send(self, request: bytes, waiter: Deferred[Any] | Callable[[int], None]) -> None:
+        """Send one request at the end of this turn."""
+        self.waiting.append(waiter)
+        if not self._unwritten:
+            self._turn.at_end(self)
+        self._unwritten.append(request)
+
+    def flush(self) -> None:
+        """Write now. (The base class's ``flush`` empties databases; nobody should miss it.)"""
+        unwritten, self._unwritten = self._unwritten, []
+        self.write(b"".join(unwritten))
+
+    def prepare(self) -> list[Deferred[Any]]:
+        return [self.ask("SELECT", self._address.database)]
+
+    def run(self, script: Script, keys: Sequence[str], args: Sequence[Argument]) -> Deferred[Any]:
+        """Run a script, in order with everything sent before and after.
+
+        The first time on a connection it goes whole, by which Redis learns it for the next times. When Redis
+        forgot it meanwhile (``SCRIPT FLUSH``) it is sent again: that one time it runs after what was sent since.
+        """
+        rest = (len(keys), *keys, *args)
+        if script not in self._scripts:
+            self._scripts.add(script)
+            return self.ask("EVAL", script.source, *rest)
+        return self.ask("EVALSHA", script.digest, *rest).addErrback(self._forgotten, script, rest)
+
+    def track(self, target: int, prefixes: Sequence[str]) -> Deferred[Any]:
+        """Have Redis tell the connection ``target`` about changes of keys, except those made on this connection.
+
+        Off first: a second ``ON`` is refused, because its prefixes overlap with those of the first.
+        """
+        named = [part for prefix in prefixes for part in ("PREFIX", prefix)]
+        off = self.ask("CLIENT", "TRACKING", "OFF")
+        on = self.ask("CLIENT", "TRACKING", "ON", "REDIRECT", target, "BCAST", *named, "NOLOOP")
+        return gatherResults([off, on], consumeErrors=True)
+
+    def connectionLost(self, why: Failure) -> None:
+        self._unwritten.clear()
+        super().connectionLost(why)
+
+    def _forgotten(
+        self, failure: Failure, script: Script, rest: Sequence[Argument]
+    ) -> Deferred[Any] | Failure:
+        if failure.check(ResponseError) and str(failure.value).startswith("NOSCRIPT"):
+            return self.ask("EVAL", script.source, *rest)
+        return failure
+
+
+class SubscriberLink(Link):
+    """Listens. ``id`` is Redis's number for this connection, once it is ready."""
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        address: RedisAddress,
+        config: Redis,
+        owner: LinkOwner,
+        listeners: Listeners,
+    ) -> None:
+        super().__init__(reactor, address, config, owner)
+        self._listeners = listeners
+        self.id = 0
+
+    def prepare(self) -> list[Deferred[Any]]:
+        identity = self.ask("CLIENT", "ID").addCallback(self._identified)
+        # One SUBSCRIBE per channel: it gets one answer, like any other command.
+        return [identity, *(self.ask("SUBSCRIBE", channel) for channel in self._listeners)]
+
+    def listen(self, channel: bytes) -> None:
+        """Subscribe to one more channel."""
+        self.ask("SUBSCRIBE", channel).addErrback(self.refused)
+
+    def replied(self, reply: Any) -> None:
+        if type(reply) is not list or reply[0] != b"message":
+            super().replied(reply)
+            return
+        _, channel, body = reply
+        for listener in self._listeners[channel]:
+            try:
+                listener(body)
+            except Exception:  # noqa: BLE001  # the edge's one guard: it must not unwind the reader
+                self.log.failure("Failed on a message on {channel}", channel=channel.decode(errors="replace"))
+
+    def _identified(self, number: int) -> None:
+        self.id = number

@@ -1,0 +1,195 @@
+"""The bus: everything the gateway says to Redis and hears from it.
+
+Made and started by :mod:`kraftek.daemon`; called through :class:`kraftek.interfaces.IBus`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from twisted.application.internet import ClientService, backoffPolicy
+from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.protocol import Factory
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from kraftek.bus.endpoint import RedisEndpoint
+from kraftek.bus.links import INVALIDATE, CommandLink, Link, SubscriberLink
+from kraftek.bus.resp import Argument, publish_head
+from kraftek.config import Redis, redis_address
+from kraftek.errors import NotPublished
+from kraftek.interfaces import IBus, IBusListener
+from kraftek.metrics import Counters
+from kraftek.scripts import Script
+from kraftek.turn import Turn
+
+__all__ = ["RedisBus"]
+
+HEADS_KEPT = 1024
+"""Channels whose ``PUBLISH`` is kept half written. Services are few: the bound is for who uses it otherwise."""
+
+
+@implementer(IBus)
+class RedisBus(MultiService):
+    """Two connections, kept up by two ``ClientService`` children: both are there, or the bus is down.
+
+    ``reactor``: connects, and keeps the time. Raises as :class:`kraftek.bus.endpoint.RedisEndpoint` does.
+    """
+
+    log = Logger()
+
+    def __init__(self, reactor: Any, config: Redis, turn: Turn, counters: Counters) -> None:
+        super().__init__()
+        address = redis_address(config.url)
+        endpoint = RedisEndpoint(reactor, address, config.ca, config.ping_timeout)
+        self.name_for_logs = endpoint.name
+        self._prefix = config.prefix
+        self._in_flight = config.in_flight
+        self._counters = counters
+        self._heads: dict[str, bytes] = {}
+        self._channels: dict[bytes, tuple[Callable[[Any], None], ...]] = {}
+        self._tracked: dict[str, Callable[[list[str] | None], None]] = {}
+        self._listeners: list[IBusListener] = []
+        self._commands: CommandLink | None = None
+        self._subscriber: SubscriberLink | None = None
+        self.available = False
+        self._failures = 0
+        self._backoff = backoffPolicy(initialDelay=0.05, maxDelay=5.0, factor=2.0)
+        for protocol in (
+            partial(CommandLink, reactor, address, config, self, turn),
+            partial(SubscriberLink, reactor, address, config, self, self._channels),
+        ):
+            factory = Factory.forProtocol(protocol)
+            factory.noisy = False
+            service = ClientService(endpoint, factory, retryPolicy=self._retry_delay, clock=reactor)
+            service.setServiceParent(self)
+
+    # IBus
+
+    def channel_name(self, channel: str) -> str:
+        return self._prefix + channel
+
+    def publish(self, channel: str, body: bytes, receipt: Callable[[int], None]) -> None:
+        link = self._link()
+        head = self._heads.get(channel)
+        if head is None:
+            head = self._head(channel)
+        link.send(b"%b%d\r\n%b\r\n" % (head, len(body), body), receipt)
+
+    def call(self, command: Any, keys: Sequence[str] = (), args: Sequence[Argument] = ()) -> Deferred[Any]:
+        try:
+            link = self._link()
+        except NotPublished:
+            return fail()
+        names = [self._prefix + key for key in keys]
+        if isinstance(command, Script):
+            return link.run(command, names, args)
+        return link.ask(command, *names, *args)
+
+    def subscribe(self, channel: str, listener: Callable[[bytes], None]) -> None:
+        name = self.channel_name(channel).encode()
+        known = self._channels.get(name, ())
+        self._channels[name] = (*known, listener)
+        if self._subscriber is not None and not known:
+            self._subscriber.listen(name)
+
+    def track(self, prefix: str, listener: Callable[[list[str] | None], None]) -> None:
+        self._tracked[prefix] = listener
+        self._channels[INVALIDATE] = (self._invalidated,)
+
+    def settled(self) -> Deferred[None]:
+        if not self.available or self._subscriber is None:
+            return fail(NotPublished("Redis is away"))
+        return self._subscriber.ask("PING").addCallback(lambda _: None)
+
+    def add_listener(self, listener: IBusListener) -> None:
+        self._listeners.append(listener)
+        if self.available:
+            listener.bus_up()
+
+    # IService
+
+    def stopService(self) -> Deferred[Any]:
+        """Write what was sent in this turn, and disconnect."""
+        if self._commands is not None:
+            self._commands.flush()
+        return super().stopService()
+
+    # LinkOwner
+
+    def link_ready(self, link: Link) -> None:
+        """Once both are there, have the one told about what happens beside the other; then the bus is up."""
+        if isinstance(link, CommandLink):
+            self._commands = link
+        elif isinstance(link, SubscriberLink):
+            self._subscriber = link
+        commands, subscriber = self._commands, self._subscriber
+        if commands is None or subscriber is None:
+            return
+        if not self._tracked:
+            self._up(subscriber)
+            return
+        tracking = commands.track(subscriber.id, [self._prefix + prefix for prefix in self._tracked])
+        tracking.addCallback(lambda _: self._up(subscriber)).addErrback(commands.refused)
+
+    def link_lost(self, link: Link, reason: Failure) -> None:
+        if link is self._commands:
+            self._commands = None
+        elif link is self._subscriber:
+            self._subscriber = None
+        if self.running:
+            self.log.warn("Lost a connection to Redis: {reason}", reason=reason.getErrorMessage())
+        if self.available:
+            self.available = False
+            self._tell("bus_down")
+
+    # Within
+
+    def _link(self) -> CommandLink:
+        link = self._commands
+        if link is None or not self.available:
+            raise NotPublished("Redis is away")
+        if len(link.waiting) >= self._in_flight:
+            raise NotPublished(f"{self._in_flight} messages and commands are waiting for Redis's answer")
+        return link
+
+    def _head(self, channel: str) -> bytes:
+        if len(self._heads) >= HEADS_KEPT:
+            self._heads.clear()
+        head = self._heads[channel] = publish_head(self.channel_name(channel).encode())
+        return head
+
+    def _invalidated(self, changed: list[bytes] | None) -> None:
+        for prefix, listener in self._tracked.items():
+            if changed is None:
+                listener(None)
+                continue
+            names = [key.decode("utf-8", "replace").removeprefix(self._prefix) for key in changed]
+            names = [name for name in names if name.startswith(prefix)]
+            if names:
+                listener(names)
+
+    def _up(self, subscriber: SubscriberLink) -> None:
+        if subscriber is not self._subscriber:
+            return  # lost while tracking was being turned on; the next one turns it on anew
+        self.available = True
+        self._failures = 0
+        self._counters.redis_connects += 1
+        self.log.info("Redis at {name} is there", name=self.name_for_logs)
+        self._tell("bus_up")
+
+    def _tell(self, event: str) -> None:
+        for listener in tuple(self._listeners):
+            try:
+                getattr(listener, event)()
+            except Exception:  # noqa: BLE001  # one listener's fault must not keep it from the others
+                self.log.failure("Failed on {event}", event=event)
+
+    def _retry_delay(self, _: int) -> float:
+        # Not ClientService's own count, which begins anew with every connection, refused ones included.
+        self._failures += 1
+        return self._backoff(self._failures)
