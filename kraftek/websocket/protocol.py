@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from autobahn.twisted.websocket import WebSocketServerProtocol
 from autobahn.websocket.types import ConnectionDeny, ConnectionRequest
+from autobahn.websocket.xormasker import create_xor_masker
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IPushProducer
 from twisted.logger import Logger
@@ -16,6 +17,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from kraftek.errors import CLOSE_CODES, Code
+from kraftek.fastpath import plain_messages, write_now
 from kraftek.interfaces import ILink
 from kraftek.messages import Authenticate, ErrorMessage, Outgoing
 from kraftek.session import Session
@@ -30,6 +32,11 @@ _HEAD_BYTES = 16_384
 """Request line and headers at most; Node's and nginx's limits are of the same size."""
 
 _CLIENT_LEFT = Failure(ConnectionDone())
+
+
+def _unmask(mask: bytes, payload: bytes) -> bytes:
+    unmasked: bytes = create_xor_masker(mask, len(payload)).process(payload)
+    return unmasked
 
 
 class _Silent:
@@ -66,6 +73,7 @@ class ClientProtocol(WebSocketServerProtocol):
     gone = False
     _blocked = False
     _unsent = 0
+    _plain = False
 
     def _connectionMade(self) -> None:  # noqa: N802  # Autobahn's name
         super()._connectionMade()
@@ -81,6 +89,20 @@ class ClientProtocol(WebSocketServerProtocol):
         else:
             super().processHandshake()
 
+    def dataReceived(self, data: bytes) -> None:
+        if self._plain and self.state == self.STATE_OPEN and not self.data and self.current_frame is None:
+            session = self.session
+            if session is not None and not self.inside_message:
+                messages, taken = plain_messages(data, self.factory.limits.message_bytes, _unmask)
+                if messages:
+                    self.heard = True
+                    for message in messages:
+                        session.receive(message)
+                    if taken == len(data):
+                        return
+                    data = data[taken:]
+        super().dataReceived(data)
+
     def onConnect(self, request: ConnectionRequest) -> str | None:
         try:
             subprotocol: str | None = self.factory.admit(self, request)
@@ -95,6 +117,7 @@ class ClientProtocol(WebSocketServerProtocol):
     def onOpen(self) -> None:
         try:
             self.session = self.factory.opened(self)
+            self._plain = self._perMessageCompress is None
         except Exception:  # noqa: BLE001  # Autobahn would unwind the handshake
             self._log.failure("Opening a session failed")
             self.close(CLOSE_CODES[Code.INTERNAL], Code.INTERNAL)
@@ -151,7 +174,7 @@ class ClientProtocol(WebSocketServerProtocol):
         if outbox and not self._blocked:
             data = outbox[0] if len(outbox) == 1 else b"".join(outbox)
             outbox.clear()
-            self.transport.write(data)
+            write_now(self.transport, data)
 
     def close(self, code: int, reason: str) -> None:
         if self.state == self.STATE_OPEN:

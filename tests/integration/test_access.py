@@ -1,0 +1,265 @@
+"""Access: the auth service asked, cached, down, slow and lying, and access taken back on open sockets."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from statistics import median
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.integration.conftest import AuthService, Connect, RedisServer, StartGateway, StartService
+
+CHANNEL = "events:stickyNotes"
+
+
+def digest(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def test_yes_and_no(
+    redis_server: RedisServer, gateway: StartGateway, connect: Connect, auth_service: AuthService
+) -> None:
+    auth_service.allow("good", "ada")
+    auth_service.deny("bad", "Token expired")
+    process = gateway(redis_server, auth=auth_service.url)
+    ada = connect(process)
+    assert ada.authenticate("good", "r1")["payload"] == {"success": True, "userId": "ada", "roomId": "r1"}
+    bad = connect(process)
+    bad.send("authenticate", payload={"token": "bad", "roomId": "r1"}, id=3)
+    refusal = bad.expect_error("AUTH_FAILED")
+    assert (refusal["payload"]["message"], refusal["id"]) == ("Token expired", 3)
+    bad.expect_close(4401)
+
+
+@pytest.mark.parametrize("way", ["header", "query"])
+def test_token_with_the_handshake(
+    redis_server: RedisServer, gateway: StartGateway, connect: Connect, auth_service: AuthService, way: str
+) -> None:
+    auth_service.allow("good", "ada")
+    process = gateway(redis_server, auth=auth_service.url)
+    if way == "header":
+        ada = connect(process, headers={"Authorization": "Bearer good"}, query="roomId=r1")
+    else:
+        ada = connect(process, query="token=good&roomId=r1")
+    assert ada.expect("authenticated")["payload"]["userId"] == "ada"
+
+
+def test_one_question_for_many_and_the_cache_serves_other_processes(
+    redis_server: RedisServer, gateway: StartGateway, connect: Connect, auth_service: AuthService
+) -> None:
+    auth_service.allow("good", "ada")
+    auth_service.mode = "slow"
+    process = gateway(redis_server, auth=auth_service.url, config={"sessions": "many"})
+    clients = [connect(process) for _ in range(5)]
+    for client in clients:
+        client.send("authenticate", payload={"token": "good", "roomId": "r1"})
+    auth_service.wait_questions(1)
+    clients[0].send("stickyNotes:note:create")
+    auth_service.mode = "ok"
+    auth_service.release()
+    for client in clients:
+        client.expect("authenticated")
+    other = gateway(redis_server, auth=auth_service.url, config={"sessions": "many"})
+    connect(other, token="good", room="r1")
+    assert auth_service.questions == [("good", "r1")]
+
+
+def test_order_is_kept_while_a_check_is_in_flight(
+    redis_server: RedisServer,
+    gateway: StartGateway,
+    service: StartService,
+    connect: Connect,
+    auth_service: AuthService,
+) -> None:
+    auth_service.allow("good", "ada")
+    auth_service.mode = "slow"
+    process = gateway(redis_server, auth=auth_service.url, config={"limits": {"held_messages": 8}})
+    notes = service(redis_server, CHANNEL)
+    ada = connect(process)
+    ada.send("authenticate", payload={"token": "good", "roomId": "r1"})
+    for number in range(200):
+        ada.send("stickyNotes:note:create", payload=number)
+    auth_service.wait_questions(1)
+    auth_service.release()
+    ada.expect("authenticated")
+    assert [event["payload"] for event in notes.wait_received(200)] == list(range(200))
+
+
+@pytest.mark.parametrize("mode", ["down", "error500", "garbage", "lying", "slow"])
+def test_could_not_ask_is_neither_yes_nor_no(
+    redis_server: RedisServer, gateway: StartGateway, connect: Connect, auth_service: AuthService, mode: str
+) -> None:
+    auth_service.allow("good", "ada")
+    process = gateway(redis_server, auth=auth_service.url, config={"auth": {"timeout": 0.5}})
+    auth_service.mode = mode
+    ada = connect(process)
+    ada.send("authenticate", payload={"token": "good", "roomId": "r1"})
+    refusal = ada.expect_error("AUTH_UNAVAILABLE")
+    assert refusal["payload"]["retryAfter"] > 0
+    assert not redis_server.client().keys("access:*")
+    auth_service.mode = "ok"
+    auth_service.release()
+    ada.authenticate("good", "r1")
+
+
+def test_permissions(
+    redis_server: RedisServer,
+    gateway: StartGateway,
+    service: StartService,
+    connect: Connect,
+    auth_service: AuthService,
+) -> None:
+    auth_service.allow("good", "ada", permissions=["stickyNotes:*:echo"])
+    process = gateway(redis_server, auth=auth_service.url)
+    service(redis_server, CHANNEL)
+    ada = connect(process, token="good", room="r1")
+    ada.send("stickyNotes:note:delete", payload={}, id=1)
+    refusal = ada.expect_error("ACCESS_DENIED")
+    assert (refusal["id"], refusal["payload"]["eventType"]) == (1, "stickyNotes:note:delete")
+    ada.send("stickyNotes:note:echo", payload={})
+    ada.expect("stickyNotes:note:echo")
+
+
+def test_room_denied(
+    redis_server: RedisServer, gateway: StartGateway, connect: Connect, auth_service: AuthService
+) -> None:
+    auth_service.allow("good", "ada", rooms=["r1"])
+    process = gateway(redis_server, auth=auth_service.url)
+    ada = connect(process, token="good", room="r1")
+    ada.send("join", payload={"roomId": "r2"}, id=9)
+    assert ada.expect_error("ACCESS_DENIED")["id"] == 9
+    assert redis_server.client().exists("room:r2") == 0
+
+
+def test_expiry_on_an_open_socket(
+    redis_server: RedisServer, gateway: StartGateway, connect: Connect, auth_service: AuthService
+) -> None:
+    auth_service.allow("good", "ada", expiresAt=int(time.time()) + 2)
+    process = gateway(redis_server, auth=auth_service.url)
+    ada = connect(process, token="good", room="r1")
+    ada.expect_error("ACCESS_REVOKED")
+    ada.expect_close(4403)
+
+
+@pytest.mark.parametrize("command", ["DEL access:token", "DEL access:user", "auth:invalidate"])
+def test_revocation_reaches_open_sockets(
+    redis_server: RedisServer,
+    gateway: StartGateway,
+    connect: Connect,
+    auth_service: AuthService,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+) -> None:
+    process = gateway(redis_server, auth=auth_service.url)
+    redis = redis_server.client()
+    times = []
+    for number in range(10):
+        token, user = f"token-{number}", f"user-{number}"
+        auth_service.allow(token, user)
+        ada = connect(process, token=token, room="r1")
+        while not redis.exists(f"access:token:{digest(token)}"):
+            pass
+        auth_service.deny(token)
+        start = time.perf_counter()
+        match command:
+            case "DEL access:token":
+                redis.delete(f"access:token:{digest(token)}")
+            case "DEL access:user":
+                redis.delete(f"access:user:{user}")
+            case "auth:invalidate":
+                redis.publish("auth:invalidate", f'{{"userId": "{user}"}}')
+        ada.expect_error("ACCESS_REVOKED")
+        times.append((time.perf_counter() - start) * 1000)
+        ada.expect_close(4403)
+    with capsys.disabled():
+        print(f"\n{command}: ACCESS_REVOKED after {median(times):.1f} ms (median), {max(times):.1f} ms (max of 10)")
+
+
+def test_revocation_of_one_room_of_several(
+    redis_server: RedisServer, gateway: StartGateway, connect: Connect, auth_service: AuthService
+) -> None:
+    auth_service.allow("good", "ada")
+    process = gateway(redis_server, auth=auth_service.url)
+    ada = connect(process, token="good", room="r1")
+    ada.send("join", payload={"roomId": "r2"})
+    ada.expect("joined")
+    auth_service.allow("good", "ada", rooms=["r1"])
+    redis = redis_server.client()
+    redis.publish("auth:invalidate", '{"userId": "ada", "roomId": "r2"}')
+    ada.expect_error("ACCESS_REVOKED")
+    ada.send("stickyNotes:note:create", roomId="r2")
+    ada.expect_error("ACCESS_DENIED")
+    while redis.exists("room:r2"):
+        pass
+    assert redis.hget("room:r1", "ada") == ada.socket_id
+
+
+def test_invalidation_that_changes_nothing_disturbs_nobody(
+    redis_server: RedisServer,
+    gateway: StartGateway,
+    service: StartService,
+    connect: Connect,
+    auth_service: AuthService,
+) -> None:
+    auth_service.allow("good", "ada")
+    process = gateway(redis_server, auth=auth_service.url)
+    service(redis_server, CHANNEL)
+    ada = connect(process, token="good", room="r1")
+    redis_server.client().delete("access:user:ada")
+    auth_service.wait_questions(2)
+    ada.send("stickyNotes:note:echo", payload=1)
+    ada.expect("stickyNotes:note:echo")
+
+
+def test_revoked_while_the_auth_service_is_down(
+    redis_server: RedisServer,
+    gateway: StartGateway,
+    service: StartService,
+    connect: Connect,
+    auth_service: AuthService,
+) -> None:
+    auth_service.allow("good", "ada")
+    process = gateway(redis_server, auth=auth_service.url)
+    service(redis_server, CHANNEL)
+    ada = connect(process, token="good", room="r1")
+    auth_service.mode = "down"
+    redis_server.client().publish("auth:invalidate", '{"userId": "ada"}')
+    ada.expect_nothing_through(redis_server)
+    ada.send("stickyNotes:note:echo", payload=1)
+    ada.expect_error("AUTH_UNAVAILABLE")
+    auth_service.mode = "ok"
+    while True:
+        ada.send("stickyNotes:note:echo", payload=2)
+        if ada.receive()["type"] == "stickyNotes:note:echo":
+            break
+
+
+def test_no_token_anywhere(
+    redis_server: RedisServer, gateway: StartGateway, connect: Connect, auth_service: AuthService
+) -> None:
+    secret = "s3cr3t-t0k3n"
+    auth_service.allow(f"{secret}-good", "ada")
+    process = gateway(redis_server, auth=auth_service.url, config={"auth": {"timeout": 0.5}})
+    heard = []
+    connect(process, token=f"{secret}-good", room="r1")
+    connect(process, query=f"token={secret}-good&roomId=r2").expect("authenticated")
+    for mode in ("ok", "garbage", "down"):
+        auth_service.mode = mode
+        client = connect(process, headers={"Authorization": f"Bearer {secret}-bad-{mode}"})
+        heard.append(client.receive())
+    client = connect(process)
+    client.send("authenticate", payload={"token": {"x": secret}})
+    heard.append(client.receive())
+    client.send_raw(f'{{"type": "authenticate", "payload": {{"token": "{secret}"')
+    heard.append(client.receive())
+    assert [message["type"] for message in heard] == ["error"] * 5
+    assert secret not in str(heard)
+    for key in redis_server.client().keys("*"):
+        assert secret not in key
+        dump = redis_server.client(decode_responses=False).dump(key)
+        assert secret.encode() not in dump
+    process.terminate()
+    assert secret not in process.log()

@@ -1,0 +1,140 @@
+"""Redis killed and restarted under connected clients, and the daemon's own end."""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.integration.conftest import Client, Connect, RedisServer, StartGateway, StartService
+
+CHANNEL = "events:stickyNotes"
+
+
+def until_echoed(client: Client) -> None:
+    """Send until it works again; meanwhile every event is answered SERVICE_UNAVAILABLE, and nothing else."""
+    deadline = time.monotonic() + 30
+    while True:
+        client.send("stickyNotes:note:echo", payload="again")
+        message = client.receive()
+        if message["type"] == "stickyNotes:note:echo":
+            return
+        assert message["payload"]["code"] == "SERVICE_UNAVAILABLE", message
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_redis_killed_and_restarted(
+    redis_server: RedisServer, gateway: StartGateway, service: StartService, connect: Connect
+) -> None:
+    first, second = gateway(redis_server), gateway(redis_server)
+    notes = service(redis_server, CHANNEL)
+    ada = connect(first, token="ada", room="r1")
+    bob = connect(second, token="bob", room="r1")
+    redis_server.kill()
+    ada.send("stickyNotes:note:echo", payload={}, id=5)
+    refusal = ada.expect_error("SERVICE_UNAVAILABLE")
+    assert refusal["id"] == 5
+    cy = connect(first, token="cy", room="r1")
+    redis_server.start()
+    notes.wait_subscribed()
+    for client in (ada, bob, cy):
+        until_echoed(client)
+    redis = redis_server.client()
+    expected = {"user_ada": ada.socket_id, "user_bob": bob.socket_id, "user_cy": cy.socket_id}
+    assert redis.hgetall("room:r1") == expected
+    assert redis.get("socket:user_cy:r1") == cy.socket_id
+    ada.send("stickyNotes:note:shout", payload={})
+    for client in (ada, bob, cy):
+        client.expect("stickyNotes:note:shout")
+
+
+def test_flushall_restores_the_room_cache(
+    redis_server: RedisServer, gateway: StartGateway, connect: Connect
+) -> None:
+    ada = connect(gateway(redis_server), token="ada", room="r1")
+    redis = redis_server.client()
+    while not redis.hget("room:r1", "user_ada"):
+        pass
+    redis.flushall()
+    while redis.hget("room:r1", "user_ada") != ada.socket_id:
+        pass
+    assert redis.get("socket:user_ada:r1") == ada.socket_id
+    ada.expect_nothing()
+
+
+def test_frozen_redis_is_noticed_within_seconds(
+    redis_server: RedisServer, gateway: StartGateway, service: StartService, connect: Connect
+) -> None:
+    process = gateway(redis_server, config={"redis": {"ping_interval": 0.2, "ping_timeout": 0.2}})
+    service(redis_server, CHANNEL)
+    ada = connect(process, token="ada", room="r1")
+    assert redis_server.process is not None
+    redis_server.process.send_signal(signal.SIGSTOP)
+    try:
+        process.wait_log("no answer for 0.2 s")
+        ada.send("stickyNotes:note:echo", payload={})
+        ada.expect_error("SERVICE_UNAVAILABLE")
+    finally:
+        redis_server.process.send_signal(signal.SIGCONT)
+    until_echoed(ada)
+
+
+def test_start_without_redis(redis_server: RedisServer, gateway: StartGateway, connect: Connect) -> None:
+    redis_server.stop()
+    process = gateway(redis_server)
+    ada = connect(process, token="ada", room="r1")
+    ada.send("stickyNotes:note:echo", payload={})
+    ada.expect_error("SERVICE_UNAVAILABLE")
+    redis_server.start()
+    redis = redis_server.client()
+    while redis.hget("room:r1", "user_ada") != ada.socket_id:
+        pass
+
+
+def test_sigterm(redis_server: RedisServer, gateway: StartGateway, connect: Connect) -> None:
+    first, second = gateway(redis_server), gateway(redis_server)
+    ada = connect(first, token="ada", room="r1")
+    bob = connect(second, token="bob", room="r1")
+    redis = redis_server.client()
+    while redis.hlen("room:r1") < 2:
+        pass
+    first.process.terminate()
+    ada.expect_close(1001)
+    first.process.wait(5)
+    assert redis.hgetall("room:r1") == {"user_bob": bob.socket_id}
+    assert not redis.exists("socket:user_ada:r1")
+
+
+def test_sigint(redis_server: RedisServer, gateway: StartGateway, connect: Connect) -> None:
+    process = gateway(redis_server)
+    ada = connect(process, token="ada", room="r1")
+    process.process.send_signal(signal.SIGINT)
+    ada.expect_close(1001)
+    process.process.wait(5)
+    assert not redis_server.client().keys("room:*")
+
+
+def test_embedded_redis_goes_with_the_gateway(gateway: StartGateway, connect: Connect) -> None:
+    process = gateway(args=("--redis", "embedded:"))
+    ada = connect(process, token="ada", room="r1")
+    ada.send("stickyNotes:note:echo", payload={})
+    ada.expect_error("SERVICE_UNAVAILABLE")
+    process.terminate()
+
+
+def test_port_in_use(redis_server: RedisServer, gateway: StartGateway) -> None:
+    first = gateway(redis_server)
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    second = subprocess.run(
+        [sys.executable, str(Path(sys.prefix) / "bin/twistd"), "--nodaemon", "--pidfile=", "kraftek-gateway",
+         "--redis", redis_server.url, "--auth", "open", "--listen", f"tcp:{first.port}:interface=127.0.0.1"],
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert second.returncode == 1
+    assert "Cannot start: " in second.stdout + second.stderr
+    assert "Traceback" not in second.stdout + second.stderr
