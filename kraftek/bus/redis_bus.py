@@ -117,7 +117,8 @@ class RedisBus(MultiService):
         """Write what was sent in this turn, and disconnect."""
         if self._commands is not None:
             self._commands.flush()
-        return super().stopService()
+        stopped: Deferred[Any] = super().stopService()
+        return stopped
 
     # LinkOwner
 
