@@ -24,7 +24,7 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 BROADCAST = "events:broadcast"
-WIDTH, HEIGHT = 1600, 900  # of the board, in its own units: where the top left corner of a note may be
+WIDTH, HEIGHT = 1600, 800  # of the board, in its own units: where the top left corner of a note may be
 COLOURS = ("yellow", "orange", "pink", "violet", "blue", "green")
 TEXT_LIMIT, NOTES_LIMIT = 500, 200  # characters of a note, notes of a room
 KEPT = 7 * 24 * 3600  # seconds that the notes of a room outlive its last change

@@ -1,0 +1,919 @@
+/**
+ * A board of sticky notes that several people use at once: the page of the gateway's demo.
+ *
+ * Three parts, each knowing only the one before: the connection to a gateway, the board, the page around it.
+ * Everything that comes from other people is put on the page as text, never as markup.
+ */
+
+// ---------------------------------------------------------------- Connection
+
+/** Close codes of 4400 to 4499 say "do not come back like this", except for these. */
+const COME_BACK_LATER = new Set([4408, 4413, 4429]);
+/** Milliseconds: the first back-off at most, any back-off at most, and the wait after a planned restart at most. */
+const BACK_OFF = { first: 500, longest: 15_000, restart: 4_000 };
+/** Milliseconds from opening the socket to being authenticated, after which the attempt is given up. */
+const PATIENCE = 10_000;
+/** Milliseconds: a connection that lasted so long was a good one, and the next back-off starts from the bottom. */
+const GOOD = 5_000;
+
+/**
+ * A connection to the gateway that stays: it authenticates, and comes back by itself when it is lost.
+ *
+ * Listeners hear `state` with `{state, wait, code, message}`, `frame` with `{sent, type, payload}`, and each message
+ * of the gateway under its own type. `state` is "closed" (and stays so until `open()`), "connecting", "live" or
+ * "waiting"; `wait` is how many milliseconds, `code` and `message` say why the last socket ended.
+ */
+export class Connection {
+  state = "closed";
+  #url;
+  #identity;
+  #listeners = new Map();
+  #socket = null;
+  #timer = 0;
+  #failures = 0;
+  #liveSince = 0;
+  #complaint = "";
+
+  /** `identity` is asked for `{token, roomId}` on every attempt. */
+  constructor(url, identity) {
+    this.#url = url;
+    this.#identity = identity;
+  }
+
+  on(type, listener) {
+    this.#listeners.set(type, [...(this.#listeners.get(type) ?? []), listener]);
+    return this;
+  }
+
+  /** Connect now, from any state: a new attempt with the identity as it is now. */
+  open() {
+    this.#drop();
+    this.#complaint = "";
+    this.#become("connecting");
+    const socket = new WebSocket(this.#url, "kraftek.v1.json");
+    this.#socket = socket;
+    this.#timer = setTimeout(() => this.#ended(socket, 4408, ""), PATIENCE);
+    socket.onopen = () => this.#authenticate();
+    socket.onmessage = ({ data }) => this.#received(JSON.parse(data));
+    socket.onclose = ({ code, reason }) => this.#ended(socket, code, reason);
+  }
+
+  close() {
+    this.#drop();
+    this.#become("closed");
+  }
+
+  /** Send an event, or return false: nothing is kept for later, since later it may no longer be meant. */
+  send(type, payload) {
+    if (this.state !== "live") return false;
+    this.#write(type, payload);
+    return true;
+  }
+
+  #write(type, payload) {
+    this.#socket.send(JSON.stringify({ type, payload }));
+    this.#emit("frame", { sent: true, type, payload });
+  }
+
+  #authenticate() {
+    this.#write("authenticate", this.#identity());
+  }
+
+  #received({ type, payload }) {
+    this.#emit("frame", { sent: false, type, payload });
+    if (type === "authenticated") {
+      clearTimeout(this.#timer);
+      this.#liveSince = Date.now();
+      this.#become("live", { identity: payload });
+    } else if (type === "error") {
+      this.#complaint = payload.message;
+      if (payload.code === "AUTH_UNAVAILABLE" && this.state === "connecting") {
+        const wait = (payload.retryAfter ?? 1) * 1000 * (1 + Math.random());
+        const socket = this.#socket;
+        clearTimeout(this.#timer);
+        this.#timer = setTimeout(() => this.#socket === socket && this.#authenticate(), wait);
+      }
+    }
+    this.#emit(type, payload);
+  }
+
+  #ended(socket, code, reason) {
+    if (socket !== this.#socket) return;
+    const message = this.#complaint || reason;
+    if (this.state === "live" && Date.now() - this.#liveSince > GOOD) this.#failures = 0;
+    this.#drop();
+    if (code >= 4400 && code < 4500 && !COME_BACK_LATER.has(code)) {
+      this.#become("closed", { code, message });
+      return;
+    }
+    // Full jitter: a gateway that restarts does not meet all its clients at once.
+    if (COME_BACK_LATER.has(code)) this.#failures = Math.max(this.#failures, 3);
+    const most = code === 1012 || code === 1013
+      ? BACK_OFF.restart
+      : Math.min(BACK_OFF.longest, BACK_OFF.first * 2 ** this.#failures);
+    const wait = 50 + Math.random() * most;
+    this.#failures += 1;
+    this.#timer = setTimeout(() => this.open(), wait);
+    this.#become("waiting", { wait, code, message });
+  }
+
+  /** Be without a socket and without a timer. */
+  #drop() {
+    clearTimeout(this.#timer);
+    const socket = this.#socket;
+    this.#socket = null;
+    if (socket) {
+      socket.onopen = socket.onmessage = socket.onclose = null;
+      socket.close();
+    }
+  }
+
+  #become(state, details = {}) {
+    this.state = state;
+    this.#emit("state", { state, ...details });
+  }
+
+  #emit(type, value) {
+    for (const listener of this.#listeners.get(type) ?? []) listener(value);
+  }
+}
+
+// --------------------------------------------------------------------- Board
+
+/** What `kraftek.demo.notes` takes: the board's size, a note's text in characters, its colours. */
+const WIDTH = 1600;
+const HEIGHT = 800;
+const TEXT_LIMIT = 500;
+const COLOURS = ["yellow", "orange", "pink", "violet", "blue", "green"];
+/** The side of a note, in the board's units; board.css has it too. */
+const SIDE = 200;
+/** How many sizes board.css has for the text of a note. */
+const SIZES = 5;
+/** What we do to a note: the parts of it that this sets, how it is told, and at most how often, in milliseconds. */
+const CHANGES = {
+  move: { parts: ["x", "y"], echo: "moved", pace: 50 },
+  edit: { parts: ["text"], echo: "edited", pace: 250 },
+  recolour: { parts: ["colour"], echo: "recoloured", pace: 0 },
+  delete: { parts: [], echo: "deleted", pace: 0 },
+};
+/** Milliseconds that the service gets to tell our own change back, or the board; then we ask for the whole board. */
+const ECHO_PATIENCE = 4_000;
+/** Pixels of the pointer's way that make a drag of a press, and from the edge where a drag begins to scroll. */
+const DRAG = 4;
+const EDGE = 56;
+
+const clamp = (value, most) => Math.round(Math.min(Math.max(value, 0), most));
+const nameOf = (userId) => userId.replace(/^user_/, "");
+const hash = (text) => [...text].reduce((sum, letter) => (sum * 31 + letter.codePointAt(0)) % 360, 7);
+const showHue = (element, userId) => element.style.setProperty("--hue", hash(nameOf(userId)));
+
+/** Put a person's initials and colour on an element. */
+function showFace(element, userId) {
+  const words = nameOf(userId).split(/[\s_-]+/).filter(Boolean);
+  element.textContent = words.slice(0, 2).map((word) => [...word][0].toUpperCase()).join("");
+  showHue(element, userId);
+}
+
+/** Calls at once, then at most every so many milliseconds, and always once more after the last `push()`. */
+class Paced {
+  #call;
+  #pace;
+  #timer = 0;
+  #again = false;
+
+  constructor(pace, call) {
+    this.#pace = pace;
+    this.#call = call;
+  }
+
+  get waiting() {
+    return this.#again;
+  }
+
+  push() {
+    this.#again = true;
+    if (!this.#timer) this.flush();
+  }
+
+  flush() {
+    clearTimeout(this.#timer);
+    this.#timer = 0;
+    if (!this.#again) return;
+    this.#again = false;
+    this.#timer = setTimeout(() => this.flush(), this.#pace);
+    this.#call();
+  }
+}
+
+/**
+ * One note: what the service keeps, and over it what we are doing to it.
+ *
+ * Our own doing is shown at once and stays until the last of it has come back from the service, so that the note
+ * follows the pointer and neither our own echoes nor other people's changes make it jump. Then what is kept shows.
+ */
+class Note {
+  #board;
+  #kept;
+  #ours = {};
+  /** What we hold on to: a drag ("move"), a text being written or not sent yet ("edit"). */
+  #held = new Set();
+  #unheard = { move: 0, edit: 0, recolour: 0, delete: 0 };
+  #senders = {};
+  #text;
+  #by;
+  #input = null;
+  #touched = 0;
+  #fitted = null;
+
+  constructor(board, kept) {
+    this.#board = board;
+    this.#kept = kept;
+    this.element = document.getElementById("note").content.firstElementChild.cloneNode(true);
+    this.element.dataset.id = kept.id;
+    this.element.style.setProperty("--tilt", (hash(kept.id) / 359 - 0.5) * 3);
+    this.#text = this.element.querySelector(".text");
+    this.#by = this.element.querySelector(".by");
+    this.dot = document.createElement("b");
+    for (const [what, { pace }] of Object.entries(CHANGES)) {
+      this.#senders[what] = new Paced(pace, () => this.#send(what));
+    }
+    this.#render();
+  }
+
+  get shown() {
+    return { ...this.#kept, ...this.#ours };
+  }
+
+  get unheard() {
+    return Object.values(this.#unheard).some(Boolean);
+  }
+
+  /** Change it: seen at once, told as soon as its pace allows. */
+  change(what, parts = {}) {
+    Object.assign(this.#ours, parts);
+    this.#render();
+    this.#senders[what].push();
+  }
+
+  hold(what) {
+    this.#held.add(what);
+    this.element.classList.toggle("moving", this.#held.has("move"));
+  }
+
+  release(what) {
+    this.#senders[what].flush();
+    this.#held.delete(what);
+    this.element.classList.toggle("moving", this.#held.has("move"));
+    this.#settle(what);
+    this.#render();
+  }
+
+  get writing() {
+    return this.#input !== null;
+  }
+
+  /** The service told a change of this note; `what` we did, when it was our doing. */
+  heard(kept, what) {
+    this.#kept = kept;
+    if (what) this.#unheard[what] = Math.max(0, this.#unheard[what] - 1);
+    for (const each of Object.keys(CHANGES)) this.#settle(each);
+    this.#render();
+  }
+
+  /** The service told the whole board: whatever we still waited for will not come. */
+  reopened(kept) {
+    for (const what of Object.keys(CHANGES)) this.#unheard[what] = 0;
+    this.heard(kept);
+    if (this.#held.has("edit") && this.shown.text !== kept.text) this.#senders.edit.push();
+    if (!this.#input) this.release("edit");
+  }
+
+  write() {
+    if (this.#input) return;
+    const input = document.createElement("textarea");
+    input.value = this.shown.text;
+    input.maxLength = TEXT_LIMIT;
+    input.setAttribute("aria-label", "Text of the note");
+    input.addEventListener("input", () => {
+      this.change("edit", { text: input.value });
+      this.#fitText(input);
+    });
+    input.addEventListener("keydown", (event) => {
+      const done = event.key === "Escape" || (event.key === "Enter" && (event.ctrlKey || event.metaKey));
+      if (done) this.element.focus();
+    });
+    input.addEventListener("blur", () => this.#written());
+    this.#input = input;
+    this.hold("edit");
+    this.#text.replaceWith(input);
+    input.dataset.size = this.#text.dataset.size;
+    input.focus({ preventScroll: true });
+    input.setSelectionRange(input.value.length, input.value.length);
+  }
+
+  remove() {
+    this.#board = null;
+    this.element.remove();
+    this.dot.remove();
+  }
+
+  #written() {
+    if (!this.#board) return;
+    const input = this.#input;
+    this.#input = null;
+    input.replaceWith(this.#text);
+    this.#text.dataset.size = input.dataset.size;
+    // Without a connection the text stays ours until there is one: words are not thrown away.
+    if (this.#board.live) this.release("edit");
+    else this.#render();
+  }
+
+  /** Show for a moment who is at it. */
+  touchedBy(userId) {
+    clearTimeout(this.#touched);
+    this.element.dataset.touched = nameOf(userId);
+    showHue(this.element, userId);
+    this.#touched = setTimeout(() => delete this.element.dataset.touched, 1800);
+  }
+
+  #send(what) {
+    if (!this.#board) return;
+    const { id } = this.#kept;
+    const parts = Object.fromEntries(CHANGES[what].parts.map((part) => [part, this.shown[part]]));
+    if (this.#board.send(`stickyNotes:note:${what}`, { id, ...parts })) this.#unheard[what] += 1;
+  }
+
+  /** Let go of what we did once nothing of it is under way any more. */
+  #settle(what) {
+    if (!this.#unheard[what] && !this.#senders[what].waiting && !this.#held.has(what)) {
+      for (const part of CHANGES[what].parts) delete this.#ours[part];
+    }
+  }
+
+  #render() {
+    const { x, y, text, colour, by, at } = this.shown;
+    const { element, dot } = this;
+    element.style.setProperty("--x", x);
+    element.style.setProperty("--y", y);
+    element.dataset.colour = colour;
+    element.classList.toggle("unsent", !this.#board.live && this.#held.has("edit"));
+    element.setAttribute("aria-label", text || "Empty note");
+    this.#text.textContent = text;
+    this.#fitText(this.#text);
+    showFace(this.#by.firstElementChild, by);
+    this.#by.lastElementChild.textContent = nameOf(by);
+    this.#by.title = `Last changed by ${nameOf(by)}, ${new Date(at).toLocaleString()}`;
+    dot.dataset.colour = colour;
+    dot.style.setProperty("--x", x);
+    dot.style.setProperty("--y", y);
+  }
+
+  /** The more there is to read, the smaller the letters: the largest size that shows all of it, or the smallest. */
+  #fitText(element) {
+    const text = element.value ?? element.textContent;
+    if (this.#fitted === text || !element.isConnected) return;
+    this.#fitted = text;
+    for (let size = 1; size <= SIZES; size += 1) {
+      element.dataset.size = size;
+      if (element.scrollHeight <= element.clientHeight) return;
+    }
+  }
+}
+
+/** The notes of a room on the page, and what a hand or a keyboard does with them. */
+class Board {
+  live = false;
+  #connection;
+  #me = "";
+  #notes = new Map();
+  #looked = false;
+  #opening = false;
+  #creating = 0;
+  #highest = 0;
+  #echoTimer = 0;
+  #viewport = document.getElementById("viewport");
+  #element = document.getElementById("board");
+  #map = document.getElementById("map");
+  #tools = document.getElementById("tools").content.firstElementChild;
+  #drag = null;
+  #scale = 1;
+
+  /** `told(who, what)` hears of every change; `complain(text)` of what did not work. */
+  constructor(connection, { told, complain, waits }) {
+    this.#connection = connection;
+    this.told = told;
+    this.complain = complain;
+    this.waits = waits;
+
+    connection.on("state", ({ state, identity }) => {
+      this.live = state === "live";
+      if (this.live) {
+        this.#me = identity.userId;
+        this.#open();
+      } else {
+        clearTimeout(this.#echoTimer);
+        this.#echoTimer = 0;
+        this.#creating = 0;
+      }
+    });
+    connection.on("stickyNotes:board:opened", ({ notes }) => this.#opened(notes));
+    connection.on("stickyNotes:note:created", (change) => this.#heard("created", change));
+    for (const [what, { echo }] of Object.entries(CHANGES)) {
+      connection.on(`stickyNotes:note:${echo}`, (change) => this.#heard(echo, change, what));
+    }
+    connection.on("stickyNotes:note:refused", ({ message }) => {
+      this.complain(`That did not work: ${message}.`);
+      this.#open();
+    });
+    connection.on("error", ({ eventType, code, message }) => {
+      if (!eventType?.startsWith("stickyNotes:")) return;
+      if (code === "SERVICE_UNAVAILABLE") this.waits(true);
+      else this.complain(message);
+      this.#expectEcho();
+    });
+    // A page that was hidden may have been frozen; one look at the whole board is cheap.
+    document.addEventListener("visibilitychange", () => document.hidden || this.#open());
+
+    this.#takeHands();
+    this.#takeKeys();
+    new ResizeObserver(() => this.#fit()).observe(this.#viewport);
+    this.#viewport.addEventListener("scroll", () => this.#showWhere(), { passive: true });
+    this.#fit();
+  }
+
+  send(type, payload) {
+    const sent = this.#connection.send(type, payload);
+    if (sent) this.#expectEcho();
+    return sent;
+  }
+
+  /** Ask for a note in the middle of what is to be seen, or at a place of the board. */
+  create(colour, at = this.#middle()) {
+    const place = { x: clamp(at.x - SIDE / 2, WIDTH - SIDE), y: clamp(at.y - SIDE / 2, HEIGHT - SIDE) };
+    if (this.send("stickyNotes:note:create", { ...place, text: "", colour })) this.#creating += 1;
+    else this.#explain();
+  }
+
+  // What the service says
+
+  #open() {
+    this.#opening = this.send("stickyNotes:board:open", {});
+  }
+
+  #opened(kept) {
+    clearTimeout(this.#echoTimer);
+    this.#echoTimer = 0;
+    this.#opening = false;
+    this.#creating = 0;
+    this.waits(false);
+    const left = new Set(this.#notes.keys());
+    for (const note of kept.sort((one, other) => one.at - other.at)) {
+      if (!left.delete(note.id)) this.#add(note);
+      this.#notes.get(note.id).reopened(note);
+      this.#raise(this.#notes.get(note.id));
+    }
+    for (const id of left) this.#remove(id);
+    this.#showEmpty();
+    if (this.#looked) return;
+    // A window that cannot show the whole board begins where something was done last.
+    this.#looked = true;
+    const latest = kept.length ? this.#notes.get(kept.at(-1).id).element : this.#element;
+    latest.scrollIntoView({ block: "nearest", inline: "center", behavior: "instant" });
+  }
+
+  #heard(echo, { userId, note }, what) {
+    const mine = userId === this.#me;
+    this.told(userId, echo);
+    if (echo === "deleted") {
+      if (this.#notes.get(note.id)?.writing) this.complain(`${nameOf(userId)} deleted the note you were writing.`);
+      this.#remove(note.id);
+    } else {
+      if (!this.#notes.has(note.id)) this.#add(note);
+      const known = this.#notes.get(note.id);
+      known.heard(note, mine && what);
+      this.#raise(known);
+      if (!mine) known.touchedBy(userId);
+      if (mine && echo === "created" && this.#creating) {
+        this.#creating -= 1;
+        known.element.focus();
+        known.write();
+      }
+    }
+    this.#showEmpty();
+    if (!this.#opening && !this.#creating && ![...this.#notes.values()].some((each) => each.unheard)) {
+      clearTimeout(this.#echoTimer);
+      this.#echoTimer = 0;
+    }
+  }
+
+  /** Whatever gets lost on the way, the board shows what the service keeps a few seconds later. */
+  #expectEcho() {
+    this.#echoTimer ||= setTimeout(() => {
+      this.#echoTimer = 0;
+      this.#open();
+    }, ECHO_PATIENCE);
+  }
+
+  #add(kept) {
+    const note = new Note(this, kept);
+    this.#notes.set(kept.id, note);
+    this.#element.append(note.element);
+    this.#map.append(note.dot);
+  }
+
+  #remove(id) {
+    const note = this.#notes.get(id);
+    if (!note) return;
+    const focused = note.element.contains(document.activeElement);
+    if (this.#drag?.note === note) this.#drag = null;
+    this.#notes.delete(id);
+    note.remove();
+    if (focused) (this.#element.querySelector(".note") ?? document.querySelector("#pads button")).focus();
+  }
+
+  #raise(note) {
+    note.element.style.zIndex = this.#highest += 1;
+  }
+
+  #showEmpty() {
+    document.getElementById("empty").hidden = this.#notes.size > 0;
+  }
+
+  #explain() {
+    this.complain("Not connected: the board can be read, not changed.");
+  }
+
+  // What hands and keyboards do
+
+  #noteOf(target) {
+    return this.#notes.get(target.closest?.(".note")?.dataset.id);
+  }
+
+  #takeHands() {
+    const board = this.#element;
+    board.addEventListener("pointerdown", (event) => {
+      const note = this.#noteOf(event.target);
+      if (!note || event.button || event.target.closest("textarea, button")) return;
+      // preventDefault: the browser would give the focus away again when this was a touch.
+      event.preventDefault();
+      const again = note.element === document.activeElement;
+      note.element.focus({ preventScroll: true });
+      const { x, y } = note.shown;
+      const at = this.#toBoard(event);
+      this.#drag = { note, again, pointer: event, start: event, dx: at.x - x, dy: at.y - y, moving: false };
+      note.element.setPointerCapture(event.pointerId);
+    });
+    board.addEventListener("pointermove", (event) => {
+      if (event.pointerId !== this.#drag?.start.pointerId) return;
+      this.#drag.pointer = event;
+      const { note, start, moving } = this.#drag;
+      if (moving || Math.hypot(event.clientX - start.clientX, event.clientY - start.clientY) < DRAG) return;
+      if (!this.live) {
+        this.#drag = null;
+        this.#explain();
+        return;
+      }
+      this.#drag.moving = true;
+      note.hold("move");
+      board.classList.add("dragging");
+      requestAnimationFrame(() => this.#follow());
+    });
+    for (const end of ["pointerup", "pointercancel"]) {
+      board.addEventListener(end, (event) => {
+        if (event.pointerId !== this.#drag?.start.pointerId) return;
+        const { note, again, moving } = this.#drag;
+        if (moving) {
+          this.#drag.pointer = event;
+          this.#moveAlong();
+          note.release("move");
+          this.#placeTools(note);
+        } else if (end === "pointerup") {
+          if (again) this.#write(note);
+          this.#bringIntoView(note);
+        }
+        this.#drag = null;
+        board.classList.remove("dragging");
+      });
+    }
+    board.addEventListener("dblclick", (event) => {
+      if (event.target === board) this.create(COLOURS[0], this.#toBoard(event));
+    });
+
+    for (const [index, colour] of COLOURS.entries()) {
+      const swatch = document.createElement("button");
+      swatch.type = "button";
+      swatch.className = "swatch";
+      swatch.dataset.colour = colour;
+      swatch.title = `${colour} (${index + 1})`;
+      swatch.setAttribute("aria-label", colour);
+      this.#tools.querySelector(".swatches").append(swatch);
+    }
+    this.#tools.addEventListener("click", ({ target }) => {
+      const note = this.#noteOf(target);
+      const { do: action, colour } = target.closest("button")?.dataset ?? {};
+      if (colour) this.#change(note, "recolour", { colour });
+      if (action === "edit") this.#write(note);
+      if (action === "delete") this.#change(note, "delete");
+    });
+    board.addEventListener("focusin", ({ target }) => {
+      const note = this.#noteOf(target);
+      if (note && this.#tools.parentElement !== note.element) {
+        note.element.append(this.#tools);
+        this.#raise(note);
+      }
+      if (note) this.#placeTools(note);
+    });
+
+    const look = (event) => {
+      const box = this.#map.getBoundingClientRect();
+      const area = this.#element.getBoundingClientRect();
+      const view = this.#viewport;
+      view.scrollLeft = ((event.clientX - box.left) / box.width) * area.width - view.clientWidth / 2;
+      view.scrollTop = ((event.clientY - box.top) / box.height) * area.height - view.clientHeight / 2;
+    };
+    this.#map.addEventListener("pointerdown", (event) => {
+      this.#map.setPointerCapture(event.pointerId);
+      look(event);
+    });
+    this.#map.addEventListener("pointermove", (event) => {
+      if (this.#map.hasPointerCapture(event.pointerId)) look(event);
+    });
+  }
+
+  #takeKeys() {
+    this.#element.addEventListener("keydown", (event) => {
+      const note = this.#noteOf(event.target);
+      if (!note || event.target !== note.element || event.ctrlKey || event.metaKey || event.altKey) return;
+      const step = event.shiftKey ? 50 : 10;
+      const way = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] }[event.key];
+      const colour = COLOURS[Number(event.key) - 1];
+      if (way) {
+        const { x, y } = note.shown;
+        this.#change(note, "move", { x: clamp(x + way[0], WIDTH - SIDE), y: clamp(y + way[1], HEIGHT - SIDE) });
+        this.#bringIntoView(note);
+      } else if (event.key === "Enter" || event.key === "F2") this.#write(note);
+      else if (event.key === "Delete" || event.key === "Backspace") this.#change(note, "delete");
+      else if (colour) this.#change(note, "recolour", { colour });
+      else if (event.key === "Escape") note.element.blur();
+      else return;
+      event.preventDefault();
+    });
+  }
+
+  #change(note, what, parts) {
+    if (this.live) note.change(what, parts);
+    else this.#explain();
+  }
+
+  #write(note) {
+    if (this.live) note.write();
+    else this.#explain();
+  }
+
+  /** Once per frame of a drag: scroll where the pointer is at an edge, and bring the note under the pointer. */
+  #follow() {
+    if (!this.#drag) return;
+    const { clientX, clientY } = this.#drag.pointer;
+    const box = this.#viewport.getBoundingClientRect();
+    const push = (near, far) => (near < EDGE ? near - EDGE : far < EDGE ? EDGE - far : 0) / 4;
+    this.#viewport.scrollBy({
+      left: push(clientX - box.left, box.right - clientX),
+      top: push(clientY - box.top, box.bottom - clientY),
+      behavior: "instant",
+    });
+    this.#moveAlong();
+    requestAnimationFrame(() => this.#follow());
+  }
+
+  #moveAlong() {
+    const { note, pointer, dx, dy } = this.#drag;
+    const at = this.#toBoard(pointer);
+    const { x, y } = note.shown;
+    const to = { x: clamp(at.x - dx, WIDTH - SIDE), y: clamp(at.y - dy, HEIGHT - SIDE) };
+    if (to.x !== x || to.y !== y) note.change("move", to);
+  }
+
+  // Where things are
+
+  #toBoard({ clientX, clientY }) {
+    const box = this.#element.getBoundingClientRect();
+    return { x: (clientX - box.left) / this.#scale, y: (clientY - box.top) / this.#scale };
+  }
+
+  #middle() {
+    const box = this.#viewport.getBoundingClientRect();
+    const anywhere = () => (Math.random() - 0.5) * SIDE;
+    const { x, y } = this.#toBoard({ clientX: box.left + box.width / 2, clientY: box.top + box.height / 2 });
+    return { x: x + anywhere(), y: y + anywhere() };
+  }
+
+  /** The whole board if notes stay legible so; else as tall as the window, to be scrolled sideways. */
+  #fit() {
+    const style = getComputedStyle(this.#viewport);
+    const width = this.#viewport.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
+    const height = this.#viewport.clientHeight - parseFloat(style.paddingTop) - parseFloat(style.paddingBottom);
+    const whole = Math.min(width / WIDTH, height / HEIGHT);
+    this.#scale = whole >= 0.7 ? whole : Math.min(Math.max(height / HEIGHT, 0.7), 0.9);
+    this.#element.style.setProperty("--u", `${this.#scale}px`);
+    this.#showWhere();
+  }
+
+  #showWhere() {
+    const { scrollLeft, scrollTop, clientWidth, clientHeight, scrollWidth, scrollHeight } = this.#viewport;
+    this.#map.hidden = scrollWidth <= clientWidth + 1 && scrollHeight <= clientHeight + 1;
+    const frame = this.#map.firstElementChild.style;
+    frame.setProperty("--left", scrollLeft / scrollWidth);
+    frame.setProperty("--top", scrollTop / scrollHeight);
+    frame.setProperty("--width", clientWidth / scrollWidth);
+    frame.setProperty("--height", clientHeight / scrollHeight);
+  }
+
+  #bringIntoView(note) {
+    note.element.scrollIntoView({ block: "nearest", inline: "nearest", behavior: "instant" });
+    this.#placeTools(note);
+  }
+
+  /** Over the note or under it, and shifted to where the window shows all of them. */
+  #placeTools(note) {
+    note.element.dataset.tools = note.element.getBoundingClientRect().top < 120 ? "below" : "above";
+    this.#tools.style.setProperty("--shift", 0);
+    const { left, right } = this.#tools.getBoundingClientRect();
+    const shift = Math.max(0, 8 - left) + Math.min(0, this.#viewport.clientWidth - 8 - right);
+    this.#tools.style.setProperty("--shift", shift);
+  }
+}
+
+// ---------------------------------------------------------------------- Page
+
+/** How many events the drawer shows. */
+const EVENTS = 50;
+const DONE = {
+  created: "put up a note", moved: "moved a note", edited: "wrote a note", recoloured: "recoloured a note",
+  deleted: "took a note down",
+};
+const byId = (id) => document.getElementById(id);
+const pick = (list) => list[Math.floor(Math.random() * list.length)];
+
+function randomName() {
+  const how = ["Amber", "Brisk", "Calm", "Daring", "Gentle", "Lucky", "Mellow", "Nimble", "Quiet", "Sunny", "Witty"];
+  const who = ["Badger", "Crane", "Dolphin", "Fox", "Hare", "Lynx", "Magpie", "Otter", "Panda", "Seal", "Wren"];
+  return `${pick(how)} ${pick(who)}`;
+}
+
+/** Who we are, in this window alone, and in which room, which the address says. */
+const identity = {
+  get name() {
+    const name = sessionStorage.getItem("name") ?? randomName();
+    sessionStorage.setItem("name", name);
+    return name;
+  },
+  set name(name) {
+    sessionStorage.setItem("name", name);
+  },
+  get room() {
+    return new URLSearchParams(location.search).get("room")?.trim() || "demo";
+  },
+  set room(room) {
+    history.replaceState(null, "", `?${new URLSearchParams({ room })}`);
+  },
+};
+
+function showIdentity() {
+  byId("my-name").textContent = identity.name;
+  showFace(byId("my-face"), identity.name);
+  byId("room-name").textContent = identity.room;
+  byId("second-window").href = `?${new URLSearchParams({ room: identity.room })}`;
+  document.title = `${identity.room} · Sticky notes`;
+}
+
+/** Asks for a name and a room, and goes there. */
+function askIdentity() {
+  byId("who-name").value = identity.name;
+  byId("who-room").value = identity.room;
+  byId("who").returnValue = "";
+  byId("who").showModal();
+}
+
+/** Says something in passing. */
+let toastTimer = 0;
+function toast(text) {
+  const element = byId("toast");
+  clearTimeout(toastTimer);
+  element.textContent = text;
+  element.hidden = false;
+  toastTimer = setTimeout(() => (element.hidden = true), 4500);
+}
+
+/** Says what stands in the way, with what can be done about it; with no text, that nothing does. */
+let noticeTimer = 0;
+function notice(text = "", action = "", act = null, wait = 0) {
+  clearInterval(noticeTimer);
+  byId("notice").hidden = !text;
+  byId("notice-text").textContent = text;
+  byId("notice-action").hidden = !action;
+  byId("notice-action").textContent = action;
+  byId("notice-action").onclick = act;
+  const until = Date.now() + wait;
+  const count = () => {
+    const seconds = Math.ceil((until - Date.now()) / 1000);
+    byId("notice-wait").textContent = seconds > 0 ? `Next try in ${seconds} s.` : "";
+  };
+  count();
+  if (wait) noticeTimer = setInterval(count, 250);
+}
+
+const STATES = { closed: "Offline", connecting: "Connecting", live: "Live", waiting: "Reconnecting" };
+
+function showState({ state, wait, code, message }) {
+  document.body.dataset.state = state;
+  byId("status").textContent = STATES[state];
+  if (state === "live") {
+    notice();
+  } else if (state === "waiting") {
+    notice("The connection was lost.", "Try now", () => connection.open(), wait);
+  } else if (state === "closed" && code === 4409) {
+    notice(`${identity.name} is on this board in another window.`, "Use this window", () => connection.open());
+  } else if (state === "closed" && code === 4401) {
+    notice(`You could not be let in as ${identity.name}. ${message}`, "Another name", askIdentity);
+  } else if (state === "closed" && code) {
+    notice(`The gateway closed the connection (${code}). ${message}`, "Connect again", () => connection.open());
+  }
+}
+
+/** The newest at the top; the steps of one drag or of one text share a line, one for each direction. */
+function showFrame({ sent, type, payload }) {
+  const list = byId("events-list");
+  const about = payload?.note?.id ?? payload?.id ?? "";
+  const key = `${sent} ${type} ${about}`;
+  let row = about && [...list.children].slice(0, 8).find((recent) => recent.dataset.key === key);
+  if (!row) {
+    row = document.createElement("li");
+    row.dataset.key = key;
+    row.dataset.way = sent ? "out" : "in";
+    row.dataset.count = 0;
+    for (const part of ["way", "type", "count", "time", "payload"]) {
+      row.append(Object.assign(document.createElement("span"), { className: part }));
+    }
+    list.prepend(row);
+    while (list.childElementCount > EVENTS) list.lastElementChild.remove();
+  }
+  row.dataset.count = Number(row.dataset.count) + 1;
+  const [way, name, count, time, text] = row.children;
+  way.textContent = sent ? "sent" : "received";
+  name.textContent = type;
+  count.textContent = row.dataset.count > 1 ? `×${row.dataset.count}` : "";
+  time.textContent = new Date().toLocaleTimeString([], { hour12: false });
+  // A token is nobody's business, also not of whoever looks over the shoulder.
+  const shown = payload?.token === undefined ? payload : { ...payload, token: "…" };
+  text.textContent = JSON.stringify(shown ?? null).slice(0, 300);
+}
+
+function showLast(userId, what) {
+  byId("last").hidden = false;
+  showFace(byId("last").firstElementChild, userId);
+  byId("last-text").textContent = `${nameOf(userId)} ${DONE[what]}`;
+}
+
+function showEvents(open) {
+  byId("events").hidden = !open;
+  byId("events-toggle").setAttribute("aria-expanded", String(open));
+  (open ? byId("events-list") : byId("events-toggle")).focus();
+}
+
+const gateway = new URL("/", location.href);
+gateway.protocol = location.protocol === "https:" ? "wss:" : "ws:";
+const connection = new Connection(gateway.href, () => ({ token: identity.name, roomId: identity.room }));
+connection.on("state", showState).on("frame", showFrame);
+const board = new Board(connection, {
+  told: showLast,
+  complain: toast,
+  waits: (waiting) => notice(waiting ? "The notes service does not answer. The board comes back with it." : ""),
+});
+
+for (const colour of COLOURS) {
+  const pad = document.createElement("button");
+  pad.type = "button";
+  pad.className = "pad";
+  pad.dataset.colour = colour;
+  pad.title = `New ${colour} note`;
+  pad.setAttribute("aria-label", pad.title);
+  pad.addEventListener("click", () => board.create(colour));
+  byId("pads").append(pad);
+}
+byId("me").addEventListener("click", askIdentity);
+byId("room").addEventListener("click", askIdentity);
+byId("who").addEventListener("close", () => {
+  const [name, room] = [byId("who-name").value.trim(), byId("who-room").value.trim()];
+  if (byId("who").returnValue !== "go" || !name || !room) return;
+  Object.assign(identity, { name, room });
+  showIdentity();
+  connection.open();
+});
+byId("events-toggle").addEventListener("click", () => showEvents(byId("events").hidden));
+byId("events-close").addEventListener("click", () => showEvents(false));
+byId("events").addEventListener("keydown", ({ key }) => key === "Escape" && showEvents(false));
+// The network is back: why wait for the timer.
+window.addEventListener("online", () => connection.state === "waiting" && connection.open());
+
+showIdentity();
+connection.open();
