@@ -305,7 +305,7 @@ class _Draft:
         try:
             document = tomllib.loads(self._read_file(name).decode())
         except OSError as error:
-            self._mistakes.append(f"--config: expected a file that can be read, found {source}: {error.strerror or error}")
+            self._mistakes.append(f"--config: expected a readable file, found {source}: {error.strerror or error}")
         except RecursionError:
             self._mistakes.append(f"{source}: expected TOML, found too many brackets within each other")
         except ValueError as error:
@@ -389,7 +389,7 @@ def _check_certificates(name: str, read_file: Callable[[str], bytes]) -> None:
     try:
         content = read_file(name)
     except (OSError, ValueError) as error:
-        raise ValueError(f"a file that can be read ({getattr(error, 'strerror', error)})") from None
+        raise ValueError(f"a readable file ({getattr(error, 'strerror', error)})") from None
     if b"-----BEGIN CERTIFICATE-----" not in content:
         raise ValueError("a file of certificates in PEM")
 
@@ -556,14 +556,15 @@ def masked(url: str) -> str:
     scheme, slashes, rest = url.partition("://") if "://" in url else ("", "", url)
     credentials, at, rest = rest.rpartition("@")
     user, colon, _ = credentials.partition(":")
-    before = scheme + slashes + (f"{user}:***@" if colon else at and "***@")
-    host = re.match(r"\[[^\]]*\]|[^:/?#]*", rest)
-    assert host is not None
-    port, tail = re.split(r"(?=[/?#]|\Z)", rest[host.end() :], maxsplit=1)
-    if port and not (host[0] and re.fullmatch(r":[0-9]{0,5}", port)):
-        return f"{before}{host[0]}:***"
-    tail = re.sub(r"(?<=[?&])(?!db=)([^=&#]*=)[^&#]*|#.*", lambda found: f"{found[1] or '#'}***", tail, flags=re.DOTALL)
-    return f"{before}{host[0]}{port}{tail}"
+    harmless = re.match(
+        r"(?:(?:\[[^\]]*\]|[^:/?#]+)(?::[0-9]{0,5}(?![^/?#]))?)?"  # host and port
+        + (r"(?:/[0-9]*(?![^?#]))?" if scheme in {"redis", "rediss"} else r"(?:/[^?#]*)?")  # database or path
+        + r"(?:\?db=[0-9]+\Z)?",
+        rest,
+    )
+    assert harmless is not None
+    shown = scheme + slashes + (f"{user}:***@" if colon else at and "***@") + harmless[0]
+    return shown if harmless.end() == len(rest) else f"{shown}{rest[harmless.end()]}***"
 
 
 # What there is to read.
