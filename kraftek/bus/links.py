@@ -8,7 +8,7 @@ our routing, and a subscriber's queue takes the second confirmation of a ``SUBSC
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import txredisapi
@@ -77,8 +77,12 @@ class Link(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no annotati
         """Write to the socket."""
         self.transport.write(data)
 
-    def prepare(self) -> list[Deferred[Any]]:
-        """Ask for what this link needs before it is ready, in one go: the answers come in order."""
+    def need(self, answers: Sequence[Deferred[Any]]) -> Deferred[Any]:
+        """Fires when all are there. Without one of them this link is of no use: it gives up, and this fails."""
+        return gatherResults(answers, consumeErrors=True).addErrback(self._refused)
+
+    def prepare(self) -> Sequence[Deferred[Any]]:
+        """Ask for what this link needs before it is ready."""
         raise NotImplementedError
 
     def give_up(self, reason: str) -> None:
@@ -89,26 +93,19 @@ class Link(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no annotati
         self.log.warn("Giving up a connection to Redis: {reason}", reason=reason)
         self.transport.abortConnection()
 
-    def refused(self, failure: Failure) -> None:
-        """Something that this link cannot do without was refused."""
-        if isinstance(failure.value, FirstError):
-            failure = failure.value.subFailure
-        if not failure.check(NotPublished):
-            self.give_up(failure.getErrorMessage())
-
     # Called by Twisted
 
     def connectionMade(self) -> None:
         """Log in and prepare. txredisapi's own log-in gives up for good when Redis refuses."""
         self._alarm = self._reactor.callLater(self._config.ping_timeout, self._unanswered)
-        steps = []
+        answers = []
         if self._address.password:
             names = [self._address.username] if self._address.username else []
-            steps.append(self.ask("AUTH", *names, self._address.password))
-        steps += self.prepare()
+            answers.append(self.ask("AUTH", *names, self._address.password))
+        answers += self.prepare()
         # Refused while Redis is loading its data.
-        steps.append(self.ask("PING"))
-        gatherResults(steps, consumeErrors=True).addCallback(self._prepared).addErrback(self.refused)
+        answers.append(self.ask("PING"))
+        self.need(answers).addCallbacks(self._prepared, lambda _: None)
 
     def dataReceived(self, data: bytes) -> None:
         """Hand out every complete reply. txredisapi's own converts and queues each of them."""
@@ -143,7 +140,13 @@ class Link(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no annotati
         while self.waiting:
             self.replied(lost)
 
-    # Watching
+    # Within
+
+    def _refused(self, failure: Failure) -> Failure:
+        reason = failure.value.subFailure if isinstance(failure.value, FirstError) else failure
+        if not reason.check(NotPublished):
+            self.give_up(reason.getErrorMessage())
+        return failure
 
     def _prepared(self, _: object) -> None:
         self._alarm.cancel()
@@ -193,7 +196,7 @@ class CommandLink(Link):
         unwritten, self._unwritten = self._unwritten, []
         self.write(b"".join(unwritten))
 
-    def prepare(self) -> list[Deferred[Any]]:
+    def prepare(self) -> Sequence[Deferred[Any]]:
         return [self.ask("SELECT", self._address.database)]
 
     def run(self, script: Script, keys: Sequence[str], args: Sequence[Argument]) -> Deferred[Any]:
@@ -216,7 +219,7 @@ class CommandLink(Link):
         named = [part for prefix in prefixes for part in ("PREFIX", prefix)]
         off = self.ask("CLIENT", "TRACKING", "OFF")
         on = self.ask("CLIENT", "TRACKING", "ON", "REDIRECT", target, "BCAST", *named, "NOLOOP")
-        return gatherResults([off, on], consumeErrors=True)
+        return self.need([off, on])
 
     def connectionLost(self, why: Failure) -> None:
         self._unwritten.clear()
@@ -245,14 +248,12 @@ class SubscriberLink(Link):
         self._listeners = listeners
         self.id = 0
 
-    def prepare(self) -> list[Deferred[Any]]:
-        identity = self.ask("CLIENT", "ID").addCallback(self._identified)
-        # One SUBSCRIBE per channel: it gets one answer, like any other command.
-        return [identity, *(self.ask("SUBSCRIBE", channel) for channel in self._listeners)]
+    def prepare(self) -> Sequence[Deferred[Any]]:
+        return [self.ask("CLIENT", "ID").addCallback(self._identified)]
 
-    def listen(self, channel: bytes) -> None:
-        """Subscribe to one more channel."""
-        self.ask("SUBSCRIBE", channel).addErrback(self.refused)
+    def listen(self, channels: Iterable[bytes]) -> Deferred[Any]:
+        """Subscribe, also when subscribed already. One command per channel, so that each has its one answer."""
+        return self.need([self.ask("SUBSCRIBE", channel) for channel in channels])
 
     def replied(self, reply: Any) -> None:
         if type(reply) is not list or reply[0] != b"message":

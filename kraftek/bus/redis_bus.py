@@ -11,7 +11,7 @@ from typing import Any
 
 from twisted.application.internet import ClientService, backoffPolicy
 from twisted.application.service import MultiService
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, fail, gatherResults
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -95,7 +95,7 @@ class RedisBus(MultiService):
         known = self._channels.get(name, ())
         self._channels[name] = (*known, listener)
         if self._subscriber is not None and not known:
-            self._subscriber.listen(name)
+            self._subscriber.listen([name]).addErrback(lambda _: None)
 
     def track(self, prefix: str, listener: Callable[[list[str] | None], None]) -> None:
         self._tracked[prefix] = listener
@@ -123,7 +123,7 @@ class RedisBus(MultiService):
     # LinkOwner
 
     def link_ready(self, link: Link) -> None:
-        """Once both are there, have the one told about what happens beside the other; then the bus is up."""
+        """Once both are there, subscribe to everything and have changes told; then the bus is up."""
         if isinstance(link, CommandLink):
             self._commands = link
         elif isinstance(link, SubscriberLink):
@@ -131,11 +131,11 @@ class RedisBus(MultiService):
         commands, subscriber = self._commands, self._subscriber
         if commands is None or subscriber is None:
             return
-        if not self._tracked:
-            self._up(subscriber)
-            return
-        tracking = commands.track(subscriber.id, [self._prefix + prefix for prefix in self._tracked])
-        tracking.addCallback(lambda _: self._up(subscriber)).addErrback(commands.refused)
+        steps = [subscriber.listen(self._channels)]
+        if self._tracked:
+            steps.append(commands.track(subscriber.id, [self._prefix + prefix for prefix in self._tracked]))
+        ready = gatherResults(steps, consumeErrors=True)
+        ready.addCallbacks(lambda _: self._up(commands, subscriber), lambda _: None)
 
     def link_lost(self, link: Link, reason: Failure) -> None:
         if link is self._commands:
@@ -174,9 +174,9 @@ class RedisBus(MultiService):
             if names:
                 listener(names)
 
-    def _up(self, subscriber: SubscriberLink) -> None:
-        if subscriber is not self._subscriber:
-            return  # lost while tracking was being turned on; the next one turns it on anew
+    def _up(self, commands: CommandLink, subscriber: SubscriberLink) -> None:
+        if commands is not self._commands or subscriber is not self._subscriber:
+            return  # one of them was lost meanwhile, and its successor does all this again
         self.available = True
         self._failures = 0
         self._counters.redis_connects += 1
