@@ -1,0 +1,271 @@
+"""Stand-ins for the gateway's seams, handed in where a test has no use for the real part.
+
+Each keeps the promises of its interface in ``kraftek/interfaces.py``; ``tests/test_fakes.py`` holds them and the real
+parts to the same ones. What a real part does later, by itself, these do when the test says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from twisted.internet.defer import Deferred, fail, succeed
+from zope.interface import implementer
+
+from kraftek.errors import Code, NotPublished, PeerError
+from kraftek.interfaces import IAccess, IAccessListener, IBus, IBusListener, ILink, IRooms
+from kraftek.messages import Grant, Outgoing, Token
+
+
+@implementer(ILink)
+class FakeLink:
+    """Records what is written to a client. ``closed``: with which code and reason, once it is."""
+
+    peer = "tcp4:127.0.0.1:50000"
+
+    def __init__(self) -> None:
+        self.written: list[Outgoing] = []
+        self.closed: tuple[int, str] | None = None
+        self.paused = False
+
+    def write(self, outgoing: Outgoing) -> None:
+        if self.closed is None:
+            self.written.append(outgoing)
+
+    def close(self, code: int, reason: str) -> None:
+        if self.closed is None:
+            self.closed = (code, str(reason))
+
+    def pause(self) -> None:
+        self.paused = True
+
+    def resume(self) -> None:
+        self.paused = False
+
+    def read(self) -> list[Any]:
+        """What was written since the last look, as a client of the native dialect reads it."""
+        written, self.written = self.written, []
+        return [msgspec.json.decode(outgoing.text) for outgoing in written]
+
+
+@dataclass
+class Question:
+    """The gateway asks about access. It is answered by one of the methods."""
+
+    token: str
+    room_id: str | None
+    answer: Deferred[Grant] = field(repr=False)
+
+    def yes(self, user_id: str, **grant: Any) -> None:
+        """``grant``: further fields of the :class:`Grant`."""
+        self.answer.callback(Grant(user_id, **{"room_id": self.room_id, **grant}))
+
+    def no(self, message: str = "Access denied") -> None:
+        """The auth service said no."""
+        self.answer.errback(PeerError(Code.AUTH_FAILED, message, closes=True))
+
+    def away(self, retry_after: float = 1.0) -> None:
+        """The auth service could not be asked."""
+        self.answer.errback(
+            PeerError(Code.AUTH_UNAVAILABLE, "access cannot be checked at present", retry_after=retry_after)
+        )
+
+
+@implementer(IAccess)
+class FakeAccess:
+    """Access as the test decides it: ``questions`` wait for their answers, the oldest first.
+
+    What is in ``known``, by token and room, is answered at once, as from a cache.
+    """
+
+    def __init__(self) -> None:
+        self.questions: list[Question] = []
+        self.known: dict[tuple[str, str | None], Grant | PeerError] = {}
+        self.listeners: list[IAccessListener] = []
+
+    def check(self, token: Token, room_id: str | None) -> Deferred[Grant]:
+        match self.known.get((token.value, room_id)):
+            case Grant() as grant:
+                return succeed(grant)
+            case PeerError() as error:
+                return fail(error)
+        question = Question(token.value, room_id, Deferred())
+        self.questions.append(question)
+        return question.answer
+
+    def add_listener(self, listener: IAccessListener) -> None:
+        self.listeners.append(listener)
+
+    def next(self) -> Question:
+        """The oldest question without an answer."""
+        return self.questions.pop(0)
+
+    def stale(
+        self,
+        digest: str | None = None,
+        user_id: str | None = None,
+        room_id: str | None = None,
+        *,
+        revoked: bool = True,
+    ) -> None:
+        """Somebody took access back, or, not ``revoked``, what is known of it grew old."""
+        for listener in self.listeners:
+            listener.access_stale(digest, user_id, room_id, revoked)
+
+
+@implementer(IRooms)
+class FakeRooms:
+    """The room cache in memory. ``entries`` by room and user; gateways that share them share a Redis.
+
+    Every call fails with ``failure`` when that is set.
+    """
+
+    def __init__(self, entries: dict[tuple[str, str], str] | None = None) -> None:
+        self.entries: dict[tuple[str, str], str] = {} if entries is None else entries
+        self.failure: Exception | None = None
+
+    def enter(self, user_id: str, room_id: str, socket_id: str) -> Deferred[str | None]:
+        if self.failure is not None:
+            return fail(self.failure)
+        before = self.entries.get((room_id, user_id))
+        self.entries[room_id, user_id] = socket_id
+        return succeed(None if before == socket_id else before)
+
+    def leave(self, user_id: str, room_id: str, socket_id: str, heir: str | None) -> Deferred[None]:
+        if self.failure is not None:
+            return fail(self.failure)
+        if self.entries.get((room_id, user_id)) == socket_id:
+            if heir is None:
+                del self.entries[room_id, user_id]
+            else:
+                self.entries[room_id, user_id] = heir
+        return succeed(None)
+
+    def restore(self, entries: Iterable[tuple[str, str, str]]) -> Deferred[list[str]]:
+        if self.failure is not None:
+            return fail(self.failure)
+        displaced = []
+        for user_id, room_id, socket_id in entries:
+            if self.entries.setdefault((room_id, user_id), socket_id) != socket_id:
+                displaced.append(socket_id)
+        return succeed(displaced)
+
+
+@dataclass
+class Published:
+    """One ``PUBLISH`` that Redis has not answered yet."""
+
+    channel: str
+    body: bytes
+    receipt: Callable[[int], None] = field(repr=False)
+
+    @property
+    def event(self) -> Any:
+        """The body's JSON."""
+        return msgspec.json.decode(self.body)
+
+
+@dataclass
+class Call:
+    """A command that Redis has not answered yet."""
+
+    command: Any
+    keys: tuple[str, ...]
+    args: tuple[bytes | str | int | float, ...]
+    reply: Deferred[Any] = field(repr=False)
+
+
+@implementer(IBus)
+class FakeBus:
+    """Redis in memory, answering when it is told to: see :meth:`deliver`, :meth:`answer`, :meth:`up`, :meth:`down`.
+
+    Buses that share ``channels`` share a Redis. ``in_flight`` bounds what waits for an answer.
+    """
+
+    def __init__(
+        self,
+        channels: dict[str, list[Callable[[bytes], None]]] | None = None,
+        *,
+        prefix: str = "",
+        in_flight: int = 1000,
+        available: bool = True,
+    ) -> None:
+        self.available = available
+        self.published: list[Published] = []
+        self.calls: list[Call] = []
+        self.listeners: list[IBusListener] = []
+        self.tracked: dict[str, Callable[[list[str] | None], None]] = {}
+        self._channels: dict[str, list[Callable[[bytes], None]]] = {} if channels is None else channels
+        self._prefix = prefix
+        self._in_flight = in_flight
+
+    def channel_name(self, channel: str) -> str:
+        return self._prefix + channel
+
+    def publish(self, channel: str, body: bytes, receipt: Callable[[int], None]) -> None:
+        self._check()
+        self.published.append(Published(channel, body, receipt))
+
+    def call(
+        self, command: Any, keys: Sequence[str] = (), args: Sequence[bytes | str | int | float] = ()
+    ) -> Deferred[Any]:
+        try:
+            self._check()
+        except NotPublished:
+            return fail()
+        made = Call(command, tuple(keys), tuple(args), Deferred())
+        self.calls.append(made)
+        return made.reply
+
+    def subscribe(self, channel: str, listener: Callable[[bytes], None]) -> None:
+        self._channels.setdefault(self.channel_name(channel), []).append(listener)
+
+    def track(self, prefix: str, listener: Callable[[list[str] | None], None]) -> None:
+        self.tracked[prefix] = listener
+
+    def settled(self) -> Deferred[None]:
+        return succeed(None) if self.available else fail(NotPublished("Redis is away"))
+
+    def add_listener(self, listener: IBusListener) -> None:
+        self.listeners.append(listener)
+        if self.available:
+            listener.bus_up()
+
+    def deliver(self) -> None:
+        """Redis hands everything published to its subscribers, and says how many there were."""
+        while self.published:
+            oldest = self.published.pop(0)
+            subscribers = tuple(self._channels.get(self.channel_name(oldest.channel), ()))
+            for subscriber in subscribers:
+                subscriber(oldest.body)
+            oldest.receipt(len(subscribers))
+
+    def answer(self, receivers: int) -> None:
+        """Redis says that the oldest message went to so many."""
+        self.published.pop(0).receipt(receivers)
+
+    def down(self) -> None:
+        """The connection is lost, with everything in flight on it."""
+        self.available = False
+        published, self.published = self.published, []
+        calls, self.calls = self.calls, []
+        for message in published:
+            message.receipt(-1)
+        for call in calls:
+            call.reply.errback(NotPublished("the connection was lost"))
+        for listener in self.listeners:
+            listener.bus_down()
+
+    def up(self) -> None:
+        """Redis is back."""
+        self.available = True
+        for listener in self.listeners:
+            listener.bus_up()
+
+    def _check(self) -> None:
+        if not self.available:
+            raise NotPublished("Redis is away")
+        if len(self.published) + len(self.calls) >= self._in_flight:
+            raise NotPublished("too much is in flight")

@@ -1,0 +1,51 @@
+"""Telling systemd, over a socket as systemd gives one: sd_notify(3)."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from kraftek.systemd import notify
+
+
+@pytest.fixture
+def listening() -> Iterator[socket.socket]:
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as systemd:
+        systemd.settimeout(5)
+        yield systemd
+
+
+def test_nobody_is_told_who_did_not_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    notify("READY=1")
+    monkeypatch.setenv("NOTIFY_SOCKET", "")
+    notify("READY=1")
+
+
+def test_a_socket_in_the_file_system_is_told(
+    listening: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "notify")
+    listening.bind(path)
+    monkeypatch.setenv("NOTIFY_SOCKET", path)
+    notify("READY=1")
+    notify("STOPPING=1")
+    assert [listening.recv(100), listening.recv(100)] == [b"READY=1", b"STOPPING=1"]
+
+
+def test_an_abstract_socket_is_told(listening: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"kraftek-test-{uuid4()}"
+    listening.bind(f"\0{name}")
+    monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
+    notify("READY=1")
+    assert listening.recv(100) == b"READY=1"
+
+
+def test_a_socket_that_is_gone_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
+    notify("STOPPING=1")
