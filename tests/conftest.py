@@ -20,8 +20,13 @@ import filecmp
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import kraftek
+
+# How long an example takes depends on what else the machine is doing: no test is about that.
+settings.register_profile("kraftek", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("kraftek")
 
 CHECKOUT = Path(__file__).resolve().parent.parent / "kraftek"
 INSTALLED = Path(kraftek.__file__).resolve().parent
