@@ -448,7 +448,7 @@ def connect(stage: ExitStack) -> Connect:
         query: str = "",
         origin: str | None = None,
     ) -> Client:
-        connection = websocket_connect(
+        opening = websocket_connect(
             gateway.url + (f"?{query}" if query else ""),
             subprotocols=[Subprotocol(name) for name in subprotocols],
             additional_headers=dict(headers or {}),
@@ -457,8 +457,7 @@ def connect(stage: ExitStack) -> Connect:
             proxy=None,
             max_size=None,
         )
-        stage.callback(connection.close)
-        client = Client(connection)
+        client = Client(stage.enter_context(opening))
         if token is not None:
             client.authenticate(token, room)
         return client
