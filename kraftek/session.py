@@ -181,7 +181,8 @@ class Session:
         if self._checks:
             return
         self.state = State.NEW if self.user_id is None else State.READY
-        held = self._held
+        # Taken out while it is done: a question that is answered at once ends here again, and has nothing to do.
+        held, self._held = self._held, None
         if held is None:
             return
         while held and self.state is not State.CHECKING:
@@ -190,8 +191,8 @@ class Session:
             self.take(message)
             if self.state is State.CLOSED:
                 return
-        if not held:
-            self._held = None
+        if held:
+            self._held = held
         if not self._over_bounds():
             self.link.resume()
 

@@ -1,0 +1,204 @@
+"""The core with nothing real around it, and conversations with it as transcripts.
+
+:class:`House` wires registry, router, roster, admission, gateway and broadcasts as ``kraftek/daemon.py`` does, on the
+stand-ins of ``tests/fakes.py``. A :class:`Client` of the native dialect plays transcripts against it, a line a step:
+
+======================  ===============================================================================================
+``> {"type": …}``       the client sends this text
+``< {"type": …}``       the client is told this next
+``= 4401 AUTH_FAILED``  the client's socket is closed so
+``? token room``        the oldest question about access that has no answer is this one; ``-`` is no room
+``! yes user``          it is answered: ``yes`` with the user and further words of the grant as JSON, ``no`` with a
+                        message, ``away``
+``* channel {…}``       Redis has been sent this event next; of the envelope only these words are compared
+``+ 2``                 Redis says how many got the oldest of those
+``@ 10``                so many seconds pass
+======================  ===============================================================================================
+
+``$me`` stands for the client's socket id. What was said, asked or sent and is not in the transcript, fails it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+from twisted.internet.task import Clock
+
+from kraftek.admission import Admission
+from kraftek.broadcasts import Broadcasts
+from kraftek.config import Limits, Service
+from kraftek.dialects.native import NativeDialect
+from kraftek.gateway import Gateway
+from kraftek.interfaces import IDialect
+from kraftek.messages import Authenticate
+from kraftek.metrics import Counters
+from kraftek.names import reply_channel
+from kraftek.registry import ServiceRegistry
+from kraftek.roster import Roster
+from kraftek.router import EventRouter
+from kraftek.session import State
+from tests.fakes import FakeAccess, FakeBus, FakeLink, FakeRooms, Published
+
+__all__ = ["CHAT", "NOTES", "Client", "House"]
+
+NOTES = Service(name="notes", channel="events:notes")
+CHAT = Service(name="chat", channel="events:chat", reply=True)
+
+BROADCAST = "events:broadcast"
+
+
+class House:
+    """One gateway process. Those that are given the same ``channels`` and ``entries`` share a Redis."""
+
+    def __init__(
+        self,
+        gateway_id: str = "gw",
+        *,
+        single: bool = True,
+        services: Sequence[Service] = (NOTES, CHAT),
+        channels: dict[str, list[Callable[[bytes], None]]] | None = None,
+        entries: dict[tuple[str, str], str] | None = None,
+        prefix: str = "",
+        limits: Limits | None = None,
+    ) -> None:
+        self.clock = Clock()
+        self.limits = limits or Limits()
+        self.counters = Counters()
+        self.access = FakeAccess()
+        self.rooms = FakeRooms(entries)
+        self.bus = FakeBus(channels, prefix=prefix)
+        self.roster = Roster()
+        self.registry = ServiceRegistry(services)
+        self.admission = Admission(
+            self.access,
+            self.rooms,
+            self.bus,
+            self.roster,
+            self.limits,
+            self.counters,
+            self.clock,
+            single=single,
+            now=self.clock.seconds,
+        )
+        self.gateway = Gateway(
+            gateway_id,
+            EventRouter(self.registry),
+            self.bus,
+            self.admission,
+            self.roster,
+            self.limits,
+            self.counters,
+            now=self.clock.seconds,
+        )
+        self.broadcasts = Broadcasts(self.roster, self.admission, self.counters, self.clock)
+        self.bus.subscribe(BROADCAST, self.broadcasts.received)
+        self.bus.subscribe(reply_channel(gateway_id), self.broadcasts.received)
+
+    def connect(self, credentials: Authenticate | None = None, dialect: IDialect | None = None) -> Client:
+        """A client connects; ``credentials`` came with its handshake."""
+        return Client(self, credentials, dialect)
+
+    def admit(self, user_id: str = "user", room_id: str | None = "room", token: str = "token") -> Client:
+        """A client connects and is let in; what it was told is not looked at again."""
+        client = self.connect()
+        client.send({"type": "authenticate", "payload": {"token": token, "roomId": room_id}})
+        self.access.next().yes(user_id, room_id=room_id)
+        client.link.read()
+        return client
+
+    def pass_time(self, seconds: float) -> None:
+        """Time passes, with a sweep every quarter of a second as the daemon does it."""
+        for _ in range(round(seconds * 4)):
+            self.clock.advance(0.25)
+            self.admission.sweep()
+
+    def broadcast(self, **message: Any) -> None:
+        """A service publishes on the broadcast channel."""
+        self.broadcasts.received(json.dumps(message).encode())
+
+    def next_published(self) -> Published:
+        """The oldest message that Redis has not answered."""
+        return self.bus.published[0]
+
+
+class Client:
+    """A client: its link, its session, and what it says and is told."""
+
+    def __init__(self, house: House, credentials: Authenticate | None, dialect: IDialect | None) -> None:
+        self.house = house
+        self.link = FakeLink()
+        self.session = house.gateway.open(self.link, dialect or NativeDialect(), credentials)
+        if dialect is None:
+            self.greeting = self.link.read()
+
+    @property
+    def id(self) -> str:
+        return self.session.socket_id
+
+    def send(self, message: Any) -> None:
+        """Send text, or a value as JSON."""
+        text = message if isinstance(message, str) else json.dumps(message)
+        self.session.receive(text.encode())
+
+    def leave(self) -> None:
+        """The client's link is gone."""
+        self.session.lost()
+
+    def play(self, transcript: str) -> None:
+        """Play the lines, and fail at the first that does not come out."""
+        house, link = self.house, self.link
+        told: list[Any] = []
+        sent = list(house.bus.published)
+        for line in transcript.replace("$me", self.id).strip().splitlines():
+            told += link.read()
+            mark, _, rest = line.strip().partition(" ")
+            match mark:
+                case ">":
+                    assert not told, f"before {line.strip()!r} the client was told {told}"
+                    self.send(rest)
+                case "<":
+                    assert told, f"expected {rest}, the client was told nothing"
+                    assert told.pop(0) == msgspec.json.decode(rest)
+                case "=":
+                    code, _, reason = rest.partition(" ")
+                    assert link.closed == (int(code), reason)
+                    assert self.session.state is State.CLOSED
+                case "?":
+                    token, _, room = rest.partition(" ")
+                    question = house.access.questions[0]
+                    assert (question.token, question.room_id) == (token, None if room == "-" else room)
+                case "!":
+                    self._answer(rest)
+                case "*":
+                    channel, _, words = rest.partition(" ")
+                    published = house.bus.published[len(sent)]
+                    sent.append(published)
+                    expected = msgspec.json.decode(words)
+                    event = {word: published.event.get(word) for word in expected}
+                    assert (published.channel, event) == (channel, expected)
+                case "+":
+                    house.bus.answer(int(rest))
+                    sent.pop(0)
+                case "@":
+                    house.pass_time(float(rest))
+                case _:
+                    raise AssertionError(f"no such step: {line!r}")
+        told += link.read()
+        assert not told, f"at the end the client was told {told}"
+        assert len(house.bus.published) == len(sent), f"at the end Redis was sent {house.bus.published[len(sent):]}"
+        if "=" not in {line.strip()[:1] for line in transcript.splitlines()}:
+            assert link.closed is None
+
+    def _answer(self, words: str) -> None:
+        question = self.house.access.next()
+        kind, _, rest = words.partition(" ")
+        if kind == "yes":
+            user_id, _, grant = rest.partition(" ")
+            question.yes(user_id, **(msgspec.json.decode(grant) if grant else {}))
+        elif kind == "no":
+            question.no(rest)
+        else:
+            question.away()
