@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from msgspec import Meta, Struct, ValidationError, convert
 from msgspec.structs import fields
@@ -221,7 +221,8 @@ def _take_original_environment(draft: _Draft, environ: Mapping[str, str]) -> Non
         if port and not _is_port(port):
             draft.blame("REDIS_PORT", ("redis", "url"), "a port from 1 to 65535", port)
             port = None
-        host = f"[{host}]" if host and ":" in host else host or "127.0.0.1"
+        host = host or "127.0.0.1"
+        host = f"[{host}]" if host.count(":") > 1 else host  # an IPv6 address
         draft.take("REDIS_HOST", ("redis", "url"), f"redis://{host}:{port or 6379}/0")
     if (channel := environ.get("REDIS_OUTGOING_CHANNEL")) and ("redis", "broadcast") not in draft.values:
         draft.take("REDIS_OUTGOING_CHANNEL", ("redis", "broadcast"), channel)
@@ -241,7 +242,7 @@ class _Draft:
 
     def blame(self, source: str, key: Key, expected: str, found: object) -> None:
         """Note a mistake, without the password that ``found`` may hold."""
-        if isinstance(found, str) and (key == ("redis", "url") or "://" in found or "@" in found):
+        if isinstance(found, str) and (key in {("redis", "url"), ("auth", "check")} or "://" in found):
             found = masked(found)
         self._mistakes.append(f"{source}: {_dotted(key)}: expected {expected}, found {_shown(found)}")
 
@@ -484,25 +485,23 @@ def redis_address(url: str) -> RedisAddress:
     if kind is None:
         sentinel = " (redis+sentinel:// is not supported yet)" if url.startswith("redis+sentinel:") else ""
         raise ValueError(f"a URL that begins with redis://, rediss:// or unix://, or embedded:{sentinel}")
-    if not url.isprintable() or " " in url or "#" in url:
+    parts = re.fullmatch(r"[a-z]+:(?://([^/?]*))?([^?]*)(?:\?(.*))?", url)
+    if parts is None or not url.isprintable() or " " in url or "#" in url:
         raise ValueError("a Redis URL with white space and # percent-encoded")
-    try:
-        parts = urlsplit(url)
-    except ValueError:  # its text may repeat the password
-        raise ValueError("a Redis URL with / ? # @ [ and ] percent-encoded in the password") from None
-    credentials, _, authority = parts.netloc.rpartition("@")
+    before, path, query = parts.groups("")
+    credentials, _, authority = before.rpartition("@")
     username, password = _credentials(credentials)
+    host, port = "", 0
     if kind == "unix":
-        # Undecodable bytes as Python's file functions want them.
-        path = unquote(parts.path, errors="surrogateescape")
+        # Bytes that are no UTF-8 become what Python's file functions take for them.
+        path = unquote(path, errors="surrogateescape")
         if authority or not path.startswith("/") or "\0" in path:
             raise ValueError("an absolute path after unix://, as in unix:///run/redis.sock?db=0")
-        host, port = "", 0
-        database = re.fullmatch(r"(?:db=([0-9]{1,9}))?", parts.query)
+        database = re.fullmatch(r"(?:db=([0-9]{1,9}))?", query)
     else:
-        path = ""
         host, port = _host_and_port(authority, 6379)
-        database = re.fullmatch(r"/?([0-9]{1,9})?", parts.path) if "?" not in url else None
+        database = re.fullmatch(r"/?([0-9]{1,9})?", path) if "?" not in url else None
+        path = ""
     if database is None:
         raise ValueError("a database's number at the end: /1 after redis:// and rediss://, ?db=1 after unix://")
     return RedisAddress(
@@ -555,6 +554,8 @@ def masked(url: str) -> str:
     """``url`` without the password in it, and without what could be one should the URL be malformed."""
     scheme, slashes, rest = url.partition("://") if "://" in url else ("", "", url)
     credentials, at, rest = rest.rpartition("@")
+    if re.search(r"[/?#]", credentials):  # who knows where it ends
+        return f"{scheme}{slashes}***"
     user, colon, _ = credentials.partition(":")
     harmless = re.match(
         r"(?:(?:\[[^\]]*\]|[^:/?#]+)(?::[0-9]{0,5}(?![^/?#]))?)?"  # host and port
