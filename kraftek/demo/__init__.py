@@ -54,12 +54,12 @@ class NotesService(Service):
 
     def startService(self) -> None:
         """Start the process; it waits for Redis by itself."""
-        super().startService()  # type: ignore[no-untyped-call]
+        super().startService()
         self._start()
 
     def stopService(self) -> Deferred[None]:
         """Take the process down; fires with None when it is gone, within ``GRACE`` seconds and a little."""
-        super().stopService()  # type: ignore[no-untyped-call]
+        super().stopService()
         self._cancel_next()
         if self._process is None:
             return succeed(None)

@@ -1,7 +1,6 @@
 """Sticky notes: the service behind the demo's board, and an example of what a service author writes.
 
-A program of its own, ``python -m kraftek.demo.notes --redis URL``, that knows Redis and nothing of the
-gateway. It ends when its standard input does, so whoever starts it with a pipe cannot leave it behind.
+A program of its own, which knows Redis and nothing of the gateway. It ends when its standard input does.
 
 Every change is told to the whole room, its sender included, as the note that is now kept: everybody shows
 what the service holds. It takes one event after the other, so of two people who move a note the later wins.
@@ -62,16 +61,17 @@ class StickyNotes:
 
     def run(self, channel: str) -> None:
         """Take one event after the other, until Redis goes away."""
-        subscription = self.redis.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
-        subscription.subscribe(channel)
-        for message in subscription.listen():
-            try:
-                event = json.loads(message["data"])
-                self.received(event)
-            except RefusedError as mistake:
-                self.answer(event, "note:refused", {"eventType": event["eventType"], "message": str(mistake)})
-            except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-                logging.warning("Left out what is no event: %r", error)
+        with self.redis.pubsub(ignore_subscribe_messages=True) as subscription:
+            subscription.subscribe(channel)
+            for message in subscription.listen():
+                try:
+                    event = json.loads(message["data"])
+                    try:
+                        self.received(event)
+                    except RefusedError as mistake:
+                        self.answer(event, "note:refused", eventType=event["eventType"], message=str(mistake))
+                except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+                    logging.warning("Left out what is no event: %r", error)
 
     def received(self, event: Fields) -> None:
         """Do what the event asks for, or refuse it. Who sent it is the gateway's word, so it is true."""
@@ -80,12 +80,12 @@ class StickyNotes:
             raise RefusedError("the sender must be in a room, the payload must be an object")
         if name == "stickyNotes:board:open":
             notes = [json.loads(note) for note in self.redis.hgetall(f"notes:{room}").values()]
-            self.answer(event, "board:opened", {"roomId": room, "notes": notes})
+            self.answer(event, "board:opened", roomId=room, notes=notes)
         elif name == "stickyNotes:note:create":
             if self.redis.hlen(f"notes:{room}") >= NOTES_LIMIT:
                 raise RefusedError(f"the board is full: it takes {NOTES_LIMIT} notes")
-            note = {"id": secrets.token_hex(8), **parts(event, "x", "y", "text", "colour")}
-            self.change(event, "created", note)
+            new = {"id": secrets.token_hex(8)}
+            self.change(event, "created", new | parts(event, "x", "y", "text", "colour"))
         elif name == "stickyNotes:note:move":
             self.change(event, "moved", self.find(event) | parts(event, "x", "y"))
         elif name == "stickyNotes:note:edit":
@@ -114,14 +114,14 @@ class StickyNotes:
         batch.publish(BROADCAST, json.dumps({"type": f"stickyNotes:note:{change}", "payload": told}))
         batch.execute()
 
-    def answer(self, event: Fields, name: str, payload: Fields) -> None:
+    def answer(self, event: Fields, name: str, **payload: object) -> None:
         """Tell the sender alone, by way of the one gateway that has the sender."""
         told = {"type": f"stickyNotes:{name}", "recipients": [event["socketId"]], "payload": payload}
         self.redis.publish(event.get("replyTo", BROADCAST), json.dumps(told))
 
 
 def end_with_input() -> None:
-    """Wait for the end of standard input, then end the program, whatever it is in the middle of."""
+    """End the program with its standard input: whoever holds the other end of the pipe is gone by then."""
     while os.read(0, 4096):
         pass
     os._exit(0)

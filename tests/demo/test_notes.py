@@ -1,0 +1,384 @@
+"""The notes service as its own process, spoken to as a gateway speaks to it."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import redis
+
+from kraftek.demo import NOTES, notes
+
+if TYPE_CHECKING:
+    from tests.demo.conftest import RedisServer
+
+Json = dict[str, Any]
+CHANNEL = "events:stickyNotes"
+NOTE: Json = {"x": 100, "y": 50.5, "text": "Молоко 🥛", "colour": "pink"}
+STATED = {"by": "user_ann", "at": 1_700_000_000_000}
+
+
+class Process:
+    """The service, started as the gateway starts it."""
+
+    def __init__(self, server: RedisServer, *options: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, NOTES, "--redis", server.url, *options], stdin=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+
+    def log_line(self) -> str:
+        assert self._process.stderr is not None
+        return self._process.stderr.readline().decode()
+
+    def end_of_input(self) -> tuple[int, str]:
+        """Close its standard input; its exit code, and what it logged."""
+        _, logged = self._process.communicate(timeout=10)
+        return self._process.returncode, logged.decode()
+
+    def close(self) -> None:
+        if self._process.poll() is None:
+            self.end_of_input()
+
+
+class Gateway:
+    """What a gateway does: publishes what clients said, hears what it shall deliver."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self.redis = redis.Redis.from_url(server.url, decode_responses=True)
+        self._heard = self.redis.pubsub(ignore_subscribe_messages=True)
+        self._heard.subscribe("events:broadcast", "gateway:g1")
+
+    def wait_service(self, channel: str = CHANNEL) -> None:
+        deadline = time.monotonic() + 15
+        while not self.redis.pubsub_numsub(channel)[0][1]:
+            assert time.monotonic() < deadline, "the service did not subscribe"
+
+    def say(self, name: str, payload: object, **changed: object) -> None:
+        event = {
+            "eventType": f"stickyNotes:{name}",
+            "userId": STATED["by"],
+            "socketId": "g1.ann",
+            "roomId": "kitchen",
+            "payload": payload,
+            "timestamp": STATED["at"],
+        }
+        self.redis.publish(CHANNEL, json.dumps(event | changed))
+
+    def hear(self) -> Json:
+        """The next message to deliver, with the channel that it came on."""
+        deadline = time.monotonic() + 10
+        while (message := self._heard.get_message(timeout=1)) is None:
+            assert time.monotonic() < deadline, "the service said nothing"
+        told: Json = json.loads(message["data"])
+        return {"channel": message["channel"]} | told
+
+    def ask(self, name: str, payload: object, **changed: object) -> Json:
+        self.say(name, payload, **changed)
+        return self.hear()
+
+    def create(self, **changed: object) -> Json:
+        told = self.ask("note:create", NOTE | changed)
+        assert told["type"] == "stickyNotes:note:created", told
+        return dict(told["payload"]["note"])
+
+    def board(self, room: str = "kitchen") -> list[Json]:
+        return list(self.ask("board:open", {}, roomId=room)["payload"]["notes"])
+
+    def close(self) -> None:
+        self._heard.close()
+        self.redis.close()
+
+
+@pytest.fixture
+def service(redis_server: RedisServer) -> Iterator[Process]:
+    process = Process(redis_server)
+    yield process
+    process.close()
+
+
+@pytest.fixture
+def gateway(redis_server: RedisServer, service: Process) -> Iterator[Gateway]:
+    gateway = Gateway(redis_server)
+    gateway.wait_service()
+    yield gateway
+    gateway.close()
+
+
+def test_a_created_note_is_told_to_the_room(gateway: Gateway) -> None:
+    told = gateway.ask("note:create", NOTE)
+
+    note = told["payload"]["note"]
+    assert told == {
+        "channel": "events:broadcast",
+        "type": "stickyNotes:note:created",
+        "payload": {"roomId": "kitchen", "userId": "user_ann", "note": NOTE | STATED | {"id": note["id"]}},
+    }
+
+
+def test_the_service_names_the_notes(gateway: Gateway) -> None:
+    first, second = gateway.create(id="mine"), gateway.create(id="mine")
+
+    assert len({first["id"], second["id"], "mine"}) == 3
+
+
+@pytest.mark.parametrize(
+    ("does", "told", "parts"),
+    [
+        ("move", "moved", {"x": 0, "y": 800}),
+        ("move", "moved", {"x": 1600, "y": 0.25}),
+        ("edit", "edited", {"text": ""}),
+        ("edit", "edited", {"text": "<b>" + "я" * 497}),
+        ("recolour", "recoloured", {"colour": "green"}),
+    ],
+)
+def test_a_change_is_told_as_the_whole_note(gateway: Gateway, does: str, told: str, parts: Json) -> None:
+    note = gateway.create()
+
+    heard = gateway.ask(f"note:{does}", {"id": note["id"], **parts}, userId="user_bob", timestamp=7)
+
+    changed = note | parts | {"by": "user_bob", "at": 7}
+    assert heard["type"] == f"stickyNotes:note:{told}"
+    assert heard["payload"] == {"roomId": "kitchen", "userId": "user_bob", "note": changed}
+    assert gateway.board() == [changed]
+
+
+def test_a_change_sets_its_own_parts_only(gateway: Gateway) -> None:
+    note = gateway.create()
+
+    heard = gateway.ask("note:move", {"id": note["id"], "x": 1, "y": 2, "text": "slipped in", "by": "user_eve"})
+
+    assert heard["payload"]["note"] == note | {"x": 1, "y": 2}
+
+
+def test_a_deleted_note_is_gone(gateway: Gateway) -> None:
+    note, other = gateway.create(), gateway.create()
+
+    heard = gateway.ask("note:delete", {"id": note["id"]})
+
+    assert heard["type"] == "stickyNotes:note:deleted"
+    assert heard["payload"] == {"roomId": "kitchen", "userId": "user_ann", "note": note}
+    assert gateway.board() == [other]
+
+
+def test_the_board_is_told_to_who_asks(gateway: Gateway) -> None:
+    note = gateway.create()
+
+    told = gateway.ask("board:open", {}, socketId="g1.bob")
+
+    assert told == {
+        "channel": "events:broadcast",
+        "type": "stickyNotes:board:opened",
+        "recipients": ["g1.bob"],
+        "payload": {"roomId": "kitchen", "notes": [note]},
+    }
+
+
+def test_answers_go_to_the_one_gateway_that_asks_for_it(gateway: Gateway) -> None:
+    assert gateway.ask("board:open", {}, replyTo="gateway:g1")["channel"] == "gateway:g1"
+    assert gateway.ask("note:create", {}, replyTo="gateway:g1")["channel"] == "gateway:g1"
+    assert gateway.ask("note:create", NOTE, replyTo="gateway:g1")["channel"] == "events:broadcast"
+
+
+def test_rooms_are_apart(gateway: Gateway) -> None:
+    note = gateway.create()
+
+    assert gateway.board("garden") == []
+    heard = gateway.ask("note:delete", {"id": note["id"]}, roomId="garden")
+    assert heard["type"] == "stickyNotes:note:refused"
+    assert gateway.board("kitchen") == [note]
+
+
+def test_of_two_who_move_a_note_the_later_wins(gateway: Gateway) -> None:
+    note = gateway.create()
+
+    for x, who in ((1, "ann"), (2, "bob"), (3, "ann"), (4, "bob")):
+        gateway.say("note:move", {"id": note["id"], "x": x, "y": x}, userId=f"user_{who}")
+
+    assert [gateway.hear()["payload"]["note"]["x"] for _ in range(4)] == [1, 2, 3, 4]
+    assert gateway.board() == [note | {"x": 4, "y": 4, "by": "user_bob"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "payload", "says"),
+    [
+        ("note:create", None, "object"),
+        ("note:create", [], "object"),
+        ("note:create", "a note", "object"),
+        ("note:create", {}, "x must be"),
+        ("note:create", NOTE | {"x": "1"}, "x must be"),
+        ("note:create", NOTE | {"x": True}, "x must be"),
+        ("note:create", NOTE | {"x": -1}, "x must be"),
+        ("note:create", NOTE | {"x": 1600.5}, "x must be"),
+        ("note:create", NOTE | {"x": float("nan")}, "x must be"),
+        ("note:create", NOTE | {"x": 10**400}, "x must be"),
+        ("note:create", NOTE | {"y": float("inf")}, "y must be"),
+        ("note:create", NOTE | {"y": 801}, "y must be"),
+        ("note:create", NOTE | {"text": None}, "text must be"),
+        ("note:create", NOTE | {"text": ["a"]}, "text must be"),
+        ("note:create", NOTE | {"text": "a" * 501}, "text must be"),
+        ("note:create", NOTE | {"colour": "beige"}, "colour must be"),
+        ("note:create", NOTE | {"colour": ["pink"]}, "colour must be"),
+        ("note:move", {"x": 1, "y": 1}, "no such note"),
+        ("note:move", {"id": {"a": 1}, "x": 1, "y": 1}, "no such note"),
+        ("note:edit", {"id": "nope", "text": "a"}, "no such note"),
+        ("note:recolour", {"id": 7, "colour": "pink"}, "no such note"),
+        ("note:delete", {"id": "nope"}, "no such note"),
+        ("note:eat", {}, "no such event"),
+    ],
+)
+def test_a_mistake_is_told_to_its_sender(gateway: Gateway, name: str, payload: object, says: str) -> None:
+    note = gateway.create()
+
+    told = gateway.ask(name, payload)
+
+    assert (told["type"], told["recipients"]) == ("stickyNotes:note:refused", ["g1.ann"])
+    assert told["payload"]["eventType"] == f"stickyNotes:{name}"
+    assert says in told["payload"]["message"]
+    assert gateway.board() == [note]
+
+
+@pytest.mark.parametrize("parts", [{"x": 1}, {"y": 1}, {"x": 1, "y": "2"}, {"text": "a"}])
+def test_half_a_move_moves_nothing(gateway: Gateway, parts: Json) -> None:
+    note = gateway.create()
+
+    assert gateway.ask("note:move", {"id": note["id"], **parts})["type"] == "stickyNotes:note:refused"
+    assert gateway.board() == [note]
+
+
+@pytest.mark.parametrize("name", ["board:open", "note:create"])
+def test_who_is_in_no_room_has_no_board(gateway: Gateway, name: str) -> None:
+    told = gateway.ask(name, NOTE, roomId=None)
+
+    assert (told["type"], told["recipients"]) == ("stickyNotes:note:refused", ["g1.ann"])
+    assert gateway.redis.keys() == []
+
+
+def test_a_board_is_full_at_last(gateway: Gateway) -> None:
+    for number in range(notes.NOTES_LIMIT):
+        gateway.redis.hset("notes:kitchen", str(number), json.dumps(NOTE | {"id": str(number)}))
+
+    told = gateway.ask("note:create", NOTE)
+
+    assert told["type"] == "stickyNotes:note:refused"
+    assert "full" in told["payload"]["message"]
+    assert gateway.ask("note:delete", {"id": "7"})["type"] == "stickyNotes:note:deleted"
+    gateway.create()
+    assert len(gateway.board()) == notes.NOTES_LIMIT
+
+
+def test_a_room_is_forgotten_in_the_end(gateway: Gateway) -> None:
+    gateway.create()
+
+    assert 0 < int(gateway.redis.ttl("notes:kitchen")) <= notes.KEPT
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"",
+        b"\xff\xfe",
+        b"null",
+        b"[]",
+        b"7",
+        b"{}",
+        b'{"eventType": "stickyNotes:board:open"}',
+        b"[" * 100_000,
+        b'{"eventType": "stickyNotes:board:open", "userId": "a", "roomId": "a", "payload": {}, "timestamp": 1}',
+        b'{"eventType": "stickyNotes:board:open", "userId": "a", "socketId": "a", "roomId": "\\ud800", "payload": {}}',
+        b'{"eventType": "stickyNotes:note:delete", "socketId": "a", "roomId": "a", "payload": {"id": "\\ud800"}}',
+    ],
+)
+def test_what_is_no_event_is_left_out(gateway: Gateway, service: Process, message: bytes) -> None:
+    gateway.redis.publish(CHANNEL, message)
+
+    note = gateway.create()
+
+    assert gateway.board() == [note]
+    code, logged = service.end_of_input()
+    assert code == 0
+    assert "Left out what is no event" in logged
+    assert "Traceback" not in logged
+
+
+def test_half_a_character_is_a_text_like_any_other(gateway: Gateway) -> None:
+    note = gateway.create(text="\ud800")
+
+    assert note["text"] == "\ud800"
+    assert gateway.board() == [note]
+
+
+def test_it_serves_again_when_redis_does(gateway: Gateway, service: Process, redis_server: RedisServer) -> None:
+    gateway.create()
+    gateway.close()
+    redis_server.stop()
+    redis_server.start()
+
+    again = Gateway(redis_server)
+    again.wait_service()
+
+    assert again.board() == []
+    note = again.create()
+    assert again.board() == [note]
+    again.close()
+    code, logged = service.end_of_input()
+    assert code == 0
+    assert "Redis does not serve, trying again in a second" in logged
+
+
+def test_it_waits_for_redis(redis_server: RedisServer) -> None:
+    redis_server.stop()
+    service = Process(redis_server)
+    assert "Redis does not serve" in service.log_line()
+    redis_server.start()
+    gateway = Gateway(redis_server)
+    gateway.wait_service()
+
+    gateway.create()
+
+    gateway.close()
+    service.close()
+
+
+def test_its_channel_can_be_chosen(redis_server: RedisServer) -> None:
+    service = Process(redis_server, "--channel", "events:paper")
+    gateway = Gateway(redis_server)
+
+    gateway.wait_service("events:paper")
+
+    gateway.close()
+    service.close()
+
+
+def test_it_ends_with_its_input(gateway: Gateway, service: Process) -> None:
+    assert service.end_of_input() == (0, "")
+
+
+def test_it_ends_with_its_input_while_redis_is_away(redis_server: RedisServer) -> None:
+    redis_server.stop()
+    service = Process(redis_server)
+    service.log_line()
+    redis_server.start()
+
+    code, _ = service.end_of_input()
+
+    assert code == 0
+
+
+def test_it_reads_as_an_example() -> None:
+    source = Path(NOTES).read_text("utf-8")
+    assert len(source.splitlines()) < 150
+
+    imported = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            imported |= {name.name.partition(".")[0] for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(str(node.module).partition(".")[0])
+    assert imported - sys.stdlib_module_names == {"redis"}
