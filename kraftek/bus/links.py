@@ -194,7 +194,8 @@ class CommandLink(Link):
     def flush(self) -> None:
         """Write now. (The base class's ``flush`` empties databases; nobody should miss it.)"""
         unwritten, self._unwritten = self._unwritten, []
-        self.write(b"".join(unwritten))
+        if unwritten:
+            self.write(b"".join(unwritten))
 
     def prepare(self) -> Sequence[Deferred[Any]]:
         return [self.ask("SELECT", self._address.database)]

@@ -1,0 +1,418 @@
+"""The links against a wire that the test holds in its hands: what is written when, and what becomes of replies.
+
+``>`` is what the gateway writes, ``<`` what Redis answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import hiredis
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionLost
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.logger import capturedLogs, formatEvent
+from twisted.python.failure import Failure
+from txredisapi import ResponseError
+
+from kraftek.bus.links import CommandLink, Link, SubscriberLink
+from kraftek.config import Redis, redis_address
+from kraftek.errors import NotPublished
+from kraftek.scripts import Script
+from kraftek.turn import Turn
+
+PASSWORD = "correct horse"
+ADDRESS = redis_address("redis://ann:correct%20horse@redis.example/3")
+CONFIG = Redis(ping_interval=2.0, ping_timeout=1.5)
+
+
+class Wire(StringTransport):
+    """Remembers each write by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        self.writes.append(data)
+
+
+class Story:
+    """One link on a wire, and what it told its owner."""
+
+    def __init__(self, make: type[Link], url: str = "redis://redis.example/3") -> None:
+        self.clock = Clock()
+        self.wire = Wire()
+        self.told: list[str] = []
+        self.heard: list[object] = []
+        address = redis_address(url)
+        self.link: Link
+        if make is CommandLink:
+            self.link = CommandLink(self.clock, address, CONFIG, self, Turn(self.clock))
+        else:
+            self.link = SubscriberLink(self.clock, address, CONFIG, self, {b"news": [self.heard.append]})
+        self.link.makeConnection(self.wire)
+
+    def link_ready(self, link: Link) -> None:
+        assert link is self.link
+        self.told.append("ready")
+
+    def link_lost(self, link: Link, reason: Failure) -> None:
+        assert link is self.link
+        self.told.append(f"lost: {reason.getErrorMessage()}")
+
+    def written(self) -> list[str]:
+        """What was written since the last look, a command a line, in as few writes as it took."""
+        self.clock.advance(0)
+        lines = []
+        for data in self.wire.writes:
+            reader = hiredis.Reader(encoding="utf-8", errors="replace")
+            reader.feed(data)
+            commands = []
+            while (command := reader.gets()) is not False:
+                commands.append(" ".join(command))
+            lines.append(" | ".join(commands))
+        self.wire.writes.clear()
+        return lines
+
+    def reads(self, *replies: bytes) -> None:
+        for reply in replies:
+            self.link.dataReceived(reply + b"\r\n")
+
+    def lose(self) -> None:
+        self.link.connectionLost(Failure(ConnectionLost()))
+
+
+def command_story() -> tuple[Story, CommandLink]:
+    """A link for commands that has been greeted."""
+    story = Story(CommandLink)
+    assert story.written() == ["SELECT 3 | PING"]
+    story.reads(b"+OK", b"+PONG")
+    assert story.told == ["ready"]
+    assert isinstance(story.link, CommandLink)
+    return story, story.link
+
+
+def subscriber_story() -> tuple[Story, SubscriberLink]:
+    """A link for subscriptions that has been greeted."""
+    story = Story(SubscriberLink)
+    assert story.written() == ["CLIENT ID", "PING"]
+    story.reads(b":17", b"+PONG")
+    assert story.told == ["ready"]
+    assert isinstance(story.link, SubscriberLink)
+    return story, story.link
+
+
+def logged(events: Sequence[dict[str, Any]]) -> str:
+    return "\n".join(formatEvent(event) for event in events)
+
+
+# Greeting
+
+
+def test_a_password_comes_first() -> None:
+    story = Story(CommandLink, "redis://:correct%20horse@redis.example/3")
+    assert story.written() == ["AUTH correct horse | SELECT 3 | PING"]
+    story.reads(b"+OK", b"+OK")
+    assert story.told == []
+    story.reads(b"+PONG")
+    assert story.told == ["ready"]
+
+
+def test_a_user_is_named_with_the_password() -> None:
+    story = Story(SubscriberLink, "redis://ann:correct%20horse@redis.example/3")
+    assert story.written() == ["AUTH ann correct horse", "CLIENT ID", "PING"]
+
+
+def test_a_subscriber_knows_its_number() -> None:
+    _, link = subscriber_story()
+    assert link.id == 17
+
+
+@pytest.mark.parametrize(
+    "replies",
+    [
+        # What Redis 7 says to a wrong password, and what follows from it.
+        [b"-WRONGPASS invalid username-password pair or user is disabled.", b"-NOAUTH required", b"-NOAUTH required"],
+        # One whose AUTH was renamed away quotes what it was sent.
+        [b"-ERR unknown command 'AUTH', with args beginning with: 'correct horse' ", b"+OK", b"+PONG"],
+    ],
+)  # fmt: skip
+def test_a_refused_password_closes_and_is_not_logged(replies: list[bytes]) -> None:
+    story = Story(CommandLink, "redis://:correct%20horse@redis.example/3")
+    story.written()
+    with capturedLogs() as events:
+        story.reads(*replies)
+    assert story.wire.disconnected
+    assert story.told == []
+    assert len(events) == 1, logged(events)
+    assert replies[0][1:10].decode() in logged(events)
+    assert PASSWORD not in str(events)
+
+
+def test_redis_that_loads_its_data_is_not_ready() -> None:
+    story = Story(CommandLink)
+    story.reads(b"+OK", b"-LOADING Redis is loading the dataset in memory")
+    assert story.wire.disconnected
+    assert story.told == []
+
+
+def test_what_does_not_speak_resp_is_left() -> None:
+    story = Story(CommandLink)
+    with capturedLogs() as events:
+        story.link.dataReceived(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    assert story.wire.disconnected
+    assert "does not speak Redis's protocol" in logged(events)
+
+
+# Replies
+
+
+def test_what_is_sent_in_one_turn_leaves_in_one_write() -> None:
+    story, link = command_story()
+    receipts: list[int] = []
+    for number in range(100):
+        link.send(b"*3\r\n$7\r\nPUBLISH\r\n$1\r\nc\r\n$2\r\n%02d\r\n" % number, receipts.append)
+    answer = link.ask("INCR", "n")
+    assert story.wire.writes == []
+    (line,) = story.written()
+    assert line == " | ".join([*(f"PUBLISH c {number:02d}" for number in range(100)), "INCR n"])
+    assert story.written() == []
+
+    answers: list[int] = []
+    answer.addCallback(answers.append)
+    story.reads(*(b":%d" % number for number in range(100)))
+    assert receipts == list(range(100))
+    assert answers == []
+    story.reads(b":7")
+    assert answers == [7]
+
+
+@given(st.lists(st.integers(1, 40), max_size=60))
+def test_replies_are_counted_however_they_are_cut(cuts: list[int]) -> None:
+    story, link = command_story()
+    got: list[object] = []
+    link.send(b"", got.append)
+    link.ask("HGETALL", "h").addCallback(got.append)
+    link.send(b"", got.append)
+    link.ask("GET", "nothing").addCallback(got.append)
+    link.ask("NOSUCH").addErrback(lambda failure: failure.value.args).addCallback(got.append)
+    link.send(b"", got.append)
+    data = b":3\r\n*3\r\n$2\r\n\r\n\r\n$0\r\n\r\n:-1\r\n:0\r\n$-1\r\n-ERR unknown\r\n:12\r\n"
+    for cut in cuts:
+        link.dataReceived(data[:cut])
+        data = data[cut:]
+    link.dataReceived(data)
+    assert got == [3, [b"\r\n", b"", -1], 0, None, ("ERR unknown",), 12]
+    assert not link.waiting
+    assert not story.wire.disconnected
+
+
+def test_an_error_reply_fails_a_call() -> None:
+    story, link = command_story()
+    failures: list[Failure] = []
+    link.ask("INCR", "text").addErrback(failures.append)
+    story.reads(b"-ERR value is not an integer or out of range")
+    assert failures[0].check(ResponseError)
+
+
+def test_a_refused_publish_was_received_by_nobody_and_is_logged_once() -> None:
+    story, link = command_story()
+    receipts: list[int] = []
+    with capturedLogs() as events:
+        for _ in range(3):
+            link.send(b"", receipts.append)
+            story.reads(b"-NOPERM no permissions to access one of the channels")
+    assert receipts == [-1, -1, -1]
+    assert len(events) == 1
+    assert "NOPERM" in logged(events)
+
+
+def test_who_fails_on_a_reply_is_logged_and_the_next_is_served() -> None:
+    story, link = command_story()
+    receipts: list[int] = []
+
+    def fails(_: int) -> None:
+        raise ZeroDivisionError
+
+    link.send(b"", fails)
+    link.send(b"", receipts.append)
+    with capturedLogs() as events:
+        story.link.dataReceived(b":1\r\n:2\r\n")
+    assert receipts == [2]
+    (event,) = events
+    assert event["log_failure"].check(ZeroDivisionError)
+
+
+def test_a_cancelled_call_keeps_its_place() -> None:
+    story, link = command_story()
+    receipts: list[int] = []
+    cancelled = link.ask("GET", "a")
+    cancelled.addErrback(lambda _: None)
+    link.send(b"", receipts.append)
+    cancelled.cancel()
+    story.reads(b"$1\r\nx", b":5")
+    assert receipts == [5]
+
+
+# Being lost
+
+
+def test_who_waits_is_told_when_the_link_is_lost() -> None:
+    story, link = command_story()
+    order: list[object] = []
+    link.send(b"", order.append)
+    link.ask("GET", "a").addErrback(lambda failure: order.append(failure.type))
+    story.written()
+    link.send(b"", order.append)  # not even written yet
+    story.lose()
+    assert order == [-1, NotPublished, -1]
+    assert story.told == ["ready", "lost: Connection to the other side was lost in a non-clean fashion."]
+    assert story.written() == []
+    assert story.clock.getDelayedCalls() == []
+
+
+def test_a_lost_link_tells_its_owner_before_those_who_wait() -> None:
+    story, link = command_story()
+    seen: list[int] = []
+    link.send(b"", lambda _: seen.append(len(story.told)))
+    story.lose()
+    assert seen == [2]
+
+
+# Watching
+
+
+def test_a_link_that_is_not_greeted_in_time_is_left() -> None:
+    story = Story(CommandLink)
+    story.clock.advance(CONFIG.ping_timeout)
+    assert story.wire.disconnected
+    story.lose()
+    assert story.told == ["lost: Connection to the other side was lost in a non-clean fashion."]
+    assert story.clock.getDelayedCalls() == []
+
+
+def test_a_ping_that_is_not_answered_in_time_closes() -> None:
+    story, _ = command_story()
+    story.clock.advance(CONFIG.ping_interval)
+    assert story.written() == ["PING"]
+    with capturedLogs() as events:
+        story.clock.advance(CONFIG.ping_timeout)
+    assert story.wire.disconnected
+    assert "no answer for 1.5 s" in logged(events)
+    story.lose()
+    assert story.clock.getDelayedCalls() == []
+
+
+@pytest.mark.parametrize("answer", [b"+PONG", b"-BUSY Redis is busy running a script"])
+def test_an_answered_ping_is_followed_by_the_next(answer: bytes) -> None:
+    story, _ = command_story()
+    for _ in range(3):
+        story.clock.advance(CONFIG.ping_interval)
+        assert story.written() == ["PING"]
+        story.clock.advance(CONFIG.ping_timeout * 0.9)
+        story.reads(answer)
+    assert not story.wire.disconnected
+    assert len(story.clock.getDelayedCalls()) == 1
+
+
+def test_a_subscriber_is_watched_in_its_own_tongue() -> None:
+    story, _ = subscriber_story()
+    for _ in range(3):
+        story.clock.advance(CONFIG.ping_interval)
+        assert story.written() == ["PING"]
+        story.reads(b"*2\r\n$4\r\npong\r\n$0\r\n")
+    assert not story.wire.disconnected
+
+
+# Scripts
+
+
+def test_a_script_goes_whole_once() -> None:
+    story, link = command_story()
+    script = Script("return ARGV[1]")
+    for _ in range(2):
+        link.run(script, ["k"], ["a", 1])
+    other = Script("return 2")
+    link.run(other, [], [])
+    assert story.written() == [
+        f"EVAL return ARGV[1] 1 k a 1 | EVALSHA {script.digest} 1 k a 1 | EVAL return 2 0"
+    ]
+
+
+def test_a_forgotten_script_goes_whole_again() -> None:
+    story, link = command_story()
+    script = Script("return ARGV[1]")
+    link.run(script, [], ["a"])
+    got: list[object] = []
+    link.run(script, [], ["b"]).addCallback(got.append)
+    story.written()
+    story.reads(b"$1\r\na", b"-NOSCRIPT No matching script. Please use EVAL.")
+    assert story.written() == ["EVAL return ARGV[1] 0 b"]
+    story.reads(b"$1\r\nb")
+    assert got == [b"b"]
+
+
+def test_a_script_that_fails_is_not_sent_again() -> None:
+    story, link = command_story()
+    script = Script("return redis.call('GET', KEYS[1])")
+    link.run(script, ["k"], [])
+    got: list[str] = []
+    link.run(script, ["k"], []).addErrback(lambda failure: got.append(failure.getErrorMessage()))
+    story.written()
+    story.reads(b"$-1", b"-WRONGTYPE Operation against a key holding the wrong kind of value")
+    assert story.written() == []
+    assert got[0].startswith("WRONGTYPE")
+
+
+# Subscribing
+
+
+def confirmation(channel: bytes, count: int) -> bytes:
+    return b"*3\r\n$9\r\nsubscribe\r\n$%d\r\n%b\r\n:%d" % (len(channel), channel, count)
+
+
+def test_messages_go_to_listeners_and_answers_to_who_asked() -> None:
+    story, link = subscriber_story()
+    subscribed: Deferred[object] = link.listen([b"news", b"other"])
+    settled = link.ask("PING")
+    assert story.written() == ["SUBSCRIBE news", "SUBSCRIBE other", "PING"]
+    story.reads(confirmation(b"news", 1), b"*3\r\n$7\r\nmessage\r\n$4\r\nnews\r\n$3\r\na\r\n")
+    assert not subscribed.called
+    story.reads(confirmation(b"other", 2))
+    assert subscribed.called
+    assert not settled.called
+    story.reads(b"*3\r\n$7\r\nmessage\r\n$4\r\nnews\r\n$1\r\nb", b"*2\r\n$4\r\npong\r\n$0\r\n")
+    assert settled.called
+    assert story.heard == [b"a\r\n", b"b"]
+
+
+def test_a_refused_subscription_closes() -> None:
+    story, link = subscriber_story()
+    results: list[object] = []
+    link.listen([b"news"]).addBoth(results.append)
+    with capturedLogs() as events:
+        story.reads(b"-NOPERM No permissions to access a channel")
+    assert story.wire.disconnected
+    assert "NOPERM" in logged(events)
+    assert isinstance(results[0], Failure)
+
+
+def test_a_listener_that_fails_is_logged_and_the_next_message_is_heard() -> None:
+    def fails(_: object) -> None:
+        raise ZeroDivisionError
+
+    clock = Clock()
+    heard: list[object] = []
+    story = Story(SubscriberLink)
+    link = SubscriberLink(clock, ADDRESS, CONFIG, story, {b"news": [fails, heard.append]})
+    link.makeConnection(Wire())
+    with capturedLogs() as events:
+        link.dataReceived(b"*3\r\n$7\r\nmessage\r\n$4\r\nnews\r\n$1\r\na\r\n" * 2)
+    assert heard == [b"a", b"a"]
+    assert [event["log_failure"].type for event in events] == [ZeroDivisionError] * 2
