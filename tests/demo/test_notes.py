@@ -9,26 +9,24 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
-import redis
 
 from kraftek.demo import NOTES, notes
-
-if TYPE_CHECKING:
-    from tests.demo.conftest import RedisServer
+from tests.redis_server import PrivateRedis
 
 Json = dict[str, Any]
 CHANNEL = "events:stickyNotes"
 NOTE: Json = {"x": 100, "y": 50.5, "text": "Молоко 🥛", "colour": "pink"}
+AWAY = "Redis does not serve, trying again in a second"
 STATED = {"by": "user_ann", "at": 1_700_000_000_000}
 
 
 class Process:
     """The service, started as the gateway starts it."""
 
-    def __init__(self, server: RedisServer, *options: str) -> None:
+    def __init__(self, server: PrivateRedis, *options: str) -> None:
         self._process = subprocess.Popen(
             [sys.executable, NOTES, "--redis", server.url, *options], stdin=subprocess.PIPE, stderr=subprocess.PIPE
         )
@@ -42,7 +40,10 @@ class Process:
         _, logged = self._process.communicate(timeout=10)
         return self._process.returncode, logged.decode()
 
-    def close(self) -> None:
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
         if self._process.poll() is None:
             self.end_of_input()
 
@@ -50,8 +51,8 @@ class Process:
 class Gateway:
     """What a gateway does: publishes what clients said, hears what it shall deliver."""
 
-    def __init__(self, server: RedisServer) -> None:
-        self.redis = redis.Redis.from_url(server.url, decode_responses=True)
+    def __init__(self, server: PrivateRedis) -> None:
+        self.redis = server.client(decode_responses=True)
         self._heard = self.redis.pubsub(ignore_subscribe_messages=True)
         self._heard.subscribe("events:broadcast", "gateway:g1")
 
@@ -91,24 +92,39 @@ class Gateway:
     def board(self, room: str = "kitchen") -> list[Json]:
         return list(self.ask("board:open", {}, roomId=room)["payload"]["notes"])
 
-    def close(self) -> None:
+    def __enter__(self) -> Gateway:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
         self._heard.close()
         self.redis.close()
 
 
-@pytest.fixture
-def service(redis_server: RedisServer) -> Iterator[Process]:
-    process = Process(redis_server)
-    yield process
-    process.close()
+@pytest.fixture(scope="module")
+def lasting_redis() -> Iterator[PrivateRedis]:
+    server = PrivateRedis()
+    server.start()
+    with Process(server):
+        yield server
+    server.close()
 
 
 @pytest.fixture
-def gateway(redis_server: RedisServer, service: Process) -> Iterator[Gateway]:
-    gateway = Gateway(redis_server)
-    gateway.wait_service()
-    yield gateway
-    gateway.close()
+def gateway(lasting_redis: PrivateRedis) -> Iterator[Gateway]:
+    """Of an empty Redis, with a service: the same one in many tests, which takes them to leave it in order."""
+    lasting_redis.call("FLUSHALL")
+    with Gateway(lasting_redis) as gateway:
+        gateway.wait_service()
+        yield gateway
+
+
+@pytest.fixture
+def redis_server() -> Iterator[PrivateRedis]:
+    """One of this test alone, to be stopped and started."""
+    server = PrivateRedis()
+    server.start()
+    yield server
+    server.close()
 
 
 def test_a_created_note_is_told_to_the_room(gateway: Gateway) -> None:
@@ -295,16 +311,21 @@ def test_a_room_is_forgotten_in_the_end(gateway: Gateway) -> None:
         b'{"eventType": "stickyNotes:note:delete", "socketId": "a", "roomId": "a", "payload": {"id": "\\ud800"}}',
     ],
 )
-def test_what_is_no_event_is_left_out(gateway: Gateway, service: Process, message: bytes) -> None:
+def test_what_is_no_event_is_left_out(gateway: Gateway, message: bytes) -> None:
     gateway.redis.publish(CHANNEL, message)
 
     note = gateway.create()
 
     assert gateway.board() == [note]
-    code, logged = service.end_of_input()
-    assert code == 0
-    assert "Left out what is no event" in logged
-    assert "Traceback" not in logged
+
+
+def test_what_is_left_out_is_logged(redis_server: PrivateRedis) -> None:
+    with Process(redis_server) as service, Gateway(redis_server) as gateway:
+        gateway.wait_service()
+        gateway.redis.publish(CHANNEL, b'{"eventType": "stickyNotes:note:eat"}')
+
+        assert service.log_line() == "Left out what is no event: KeyError('socketId')\n"
+        assert service.end_of_input() == (0, "")
 
 
 def test_half_a_character_is_a_text_like_any_other(gateway: Gateway) -> None:
@@ -314,61 +335,53 @@ def test_half_a_character_is_a_text_like_any_other(gateway: Gateway) -> None:
     assert gateway.board() == [note]
 
 
-def test_it_serves_again_when_redis_does(gateway: Gateway, service: Process, redis_server: RedisServer) -> None:
-    gateway.create()
-    gateway.close()
-    redis_server.stop()
-    redis_server.start()
+def test_it_serves_again_when_redis_does(redis_server: PrivateRedis) -> None:
+    with Process(redis_server) as service:
+        with Gateway(redis_server) as gateway:
+            gateway.wait_service()
+            gateway.create()
+        redis_server.kill()
+        assert AWAY in service.log_line()
+        redis_server.start()
 
-    again = Gateway(redis_server)
-    again.wait_service()
-
-    assert again.board() == []
-    note = again.create()
-    assert again.board() == [note]
-    again.close()
-    code, logged = service.end_of_input()
-    assert code == 0
-    assert "Redis does not serve, trying again in a second" in logged
+        with Gateway(redis_server) as gateway:
+            gateway.wait_service()
+            assert gateway.board() == []
+            note = gateway.create()
+            assert gateway.board() == [note]
 
 
-def test_it_waits_for_redis(redis_server: RedisServer) -> None:
-    redis_server.stop()
-    service = Process(redis_server)
-    assert "Redis does not serve" in service.log_line()
-    redis_server.start()
-    gateway = Gateway(redis_server)
-    gateway.wait_service()
+def test_it_waits_for_redis(redis_server: PrivateRedis) -> None:
+    redis_server.kill()
+    with Process(redis_server) as service:
+        assert AWAY in service.log_line()
+        redis_server.start()
 
-    gateway.create()
-
-    gateway.close()
-    service.close()
+        with Gateway(redis_server) as gateway:
+            gateway.wait_service()
+            gateway.create()
 
 
-def test_its_channel_can_be_chosen(redis_server: RedisServer) -> None:
-    service = Process(redis_server, "--channel", "events:paper")
-    gateway = Gateway(redis_server)
-
-    gateway.wait_service("events:paper")
-
-    gateway.close()
-    service.close()
+def test_its_channel_can_be_chosen(redis_server: PrivateRedis) -> None:
+    with Process(redis_server, "--channel", "events:paper"), Gateway(redis_server) as gateway:
+        gateway.wait_service("events:paper")
 
 
-def test_it_ends_with_its_input(gateway: Gateway, service: Process) -> None:
-    assert service.end_of_input() == (0, "")
+def test_it_ends_with_its_input(redis_server: PrivateRedis) -> None:
+    with Process(redis_server) as service, Gateway(redis_server) as gateway:
+        gateway.wait_service()
+
+        assert service.end_of_input() == (0, "")
 
 
-def test_it_ends_with_its_input_while_redis_is_away(redis_server: RedisServer) -> None:
-    redis_server.stop()
-    service = Process(redis_server)
-    service.log_line()
-    redis_server.start()
+def test_it_ends_with_its_input_while_redis_is_away(redis_server: PrivateRedis) -> None:
+    redis_server.kill()
+    with Process(redis_server) as service:
+        assert AWAY in service.log_line()
 
-    code, _ = service.end_of_input()
+        code, _ = service.end_of_input()
 
-    assert code == 0
+        assert code == 0
 
 
 def test_it_reads_as_an_example() -> None:
