@@ -1,0 +1,115 @@
+"""What a normal pip install gives to twistd, and what systemd is told to start."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from importlib.metadata import files
+from pathlib import Path
+
+import pytest
+
+from kraftek.tap import Options
+
+ETC = Path(__file__).resolve().parent.parent / "etc"
+
+
+def run(*command: str, directory: Path) -> subprocess.CompletedProcess[str]:
+    """Run a program of the environment that the tests run in, away from the checkout."""
+    path = Path(sys.prefix) / "bin" / command[0]
+    return subprocess.run([str(path), *command[1:]], cwd=directory, capture_output=True, text=True, check=False)
+
+
+def test_twistd_lists_the_command(tmp_path: Path) -> None:
+    shown = run("twistd", "--help", directory=tmp_path)
+    assert shown.returncode == 0
+    assert shown.stderr == ""
+    assert any(line.split()[:1] == ["kraftek-gateway"] for line in shown.stdout.splitlines()), shown.stdout
+
+
+@pytest.mark.parametrize(
+    "option", ["--config", "--listen", "--redis", "--service", "--auth", "--origin", "--demo"]
+)
+def test_the_command_explains_its_options(tmp_path: Path, option: str) -> None:
+    shown = run("twistd", "kraftek-gateway", "--help", directory=tmp_path)
+    assert shown.returncode == 0
+    assert shown.stderr == ""
+    assert option in shown.stdout
+
+
+def test_listing_commands_does_not_load_the_gateway(tmp_path: Path) -> None:
+    """twistd imports every plugin for each of its commands, also for those of other projects."""
+    listing = (
+        "import sys\n"
+        "from twisted.application.service import IServiceMaker\n"
+        "from twisted.plugin import getPlugins\n"
+        "print([(maker.tapname, maker.module) for maker in getPlugins(IServiceMaker)])\n"
+        "assert not [name for name in sys.modules if name.startswith('kraftek')], sys.modules\n"
+    )
+    listed = run("python", "-P", "-c", listing, directory=tmp_path)
+    assert listed.stderr == ""
+    assert "('kraftek-gateway', 'kraftek.tap')" in listed.stdout
+
+
+def test_the_install_adds_one_file_to_twisted() -> None:
+    """An __init__.py in there would hide everybody else's plugins."""
+    installed = [str(path) for path in files("kraftek-gateway") or ()]
+    in_twisted = [path for path in installed if path.startswith("twisted/") and "__pycache__" not in path]
+    assert in_twisted == ["twisted/plugins/kraftek_gateway.py"]
+    assert "kraftek/py.typed" in installed
+    assert "kraftek/demo/board/index.html" in installed
+    assert not [path for path in installed if path.startswith(("tests", "bench"))]
+
+
+# The systemd unit
+
+
+def unit() -> dict[str, list[str]]:
+    """The settings of the unit file, with every value that each is given."""
+    settings: dict[str, list[str]] = {}
+    for line in (ETC / "systemd/kraftek-gateway.service").read_text("utf-8").splitlines():
+        if line and not line.startswith(("#", "[")):
+            key, separator, value = line.partition("=")
+            assert separator, line
+            settings.setdefault(key, []).append(value)
+    return settings
+
+
+def test_the_unit_starts_the_command() -> None:
+    (command,) = unit()["ExecStart"]
+    twistd, *arguments = shlex.split(command)
+    assert twistd.endswith("/bin/twistd")
+    assert arguments[:3] == ["--nodaemon", "--pidfile=", "kraftek-gateway"]
+    assert arguments[3:] == ["--config", "/etc/kraftek/kraftek-gateway.toml"]
+    Options().parseOptions(["--config", str(ETC / "kraftek-gateway.toml")])
+
+
+@pytest.mark.parametrize(
+    ("setting", "values"),
+    [
+        ("Type", ["notify"]),
+        ("NotifyAccess", ["main"]),
+        ("Restart", ["on-failure"]),
+        ("DynamicUser", ["yes"]),
+        ("NoNewPrivileges", ["yes"]),
+        ("CapabilityBoundingSet", [""]),
+        ("ProtectSystem", ["strict"]),
+        ("ProtectHome", ["yes"]),
+        ("PrivateTmp", ["yes"]),
+        ("RestrictAddressFamilies", ["AF_INET AF_INET6 AF_UNIX"]),
+        ("SystemCallFilter", ["@system-service", "~@privileged @resources"]),
+    ],
+)
+def test_the_unit_is_hardened(setting: str, values: list[str]) -> None:
+    assert unit()[setting] == values
+
+
+def test_the_unit_leaves_room_for_clients() -> None:
+    """Debian's default of 1024 open files would be a gateway for a thousand clients."""
+    assert int(unit()["LimitNOFILE"][0]) >= 65_536
+
+
+def test_the_unit_does_not_break_tls() -> None:
+    """pyOpenSSL's callbacks cannot be made without memory that is writable and executable."""
+    assert "MemoryDenyWriteExecute" not in unit()
