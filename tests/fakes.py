@@ -59,8 +59,9 @@ class Question:
     answer: Deferred[Grant] = field(repr=False)
 
     def yes(self, user_id: str, **grant: Any) -> None:
-        """``grant``: further fields of the :class:`Grant`."""
-        self.answer.callback(Grant(user_id, **{"room_id": self.room_id, **grant}))
+        """``grant``: further words of the answer, as the auth service spells them."""
+        words = {"userId": user_id, "roomId": self.room_id, **grant}
+        self.answer.callback(msgspec.convert(words, Grant))
 
     def no(self, message: str = "Access denied") -> None:
         """The auth service said no."""

@@ -6,6 +6,7 @@ stand-ins of ``tests/fakes.py``. A :class:`Client` of the native dialect plays t
 ======================  ===============================================================================================
 ``> {"type": …}``       the client sends this text
 ``< {"type": …}``       the client is told this next
+``x CODE message {…}``  the client is told this error next; the words are its ``id``, ``eventType`` and ``retryAfter``
 ``= 4401 AUTH_FAILED``  the client's socket is closed so
 ``? token room``        the oldest question about access that has no answer is this one; ``-`` is no room
 ``! yes user``          it is answered: ``yes`` with the user and further words of the grant as JSON, ``no`` with a
@@ -105,7 +106,7 @@ class House:
         """A client connects and is let in; what it was told is not looked at again."""
         client = self.connect()
         client.send({"type": "authenticate", "payload": {"token": token, "roomId": room_id}})
-        self.access.next().yes(user_id, room_id=room_id)
+        self.access.next().yes(user_id)
         client.link.read()
         return client
 
@@ -159,9 +160,10 @@ class Client:
                 case ">":
                     assert not told, f"before {line.strip()!r} the client was told {told}"
                     self.send(rest)
-                case "<":
+                case "<" | "x":
                     assert told, f"expected {rest}, the client was told nothing"
-                    assert told.pop(0) == msgspec.json.decode(rest)
+                    said = told.pop(0)
+                    assert said == (_error(rest) if mark == "x" else msgspec.json.decode(rest))
                 case "=":
                     code, _, reason = rest.partition(" ")
                     assert link.closed == (int(code), reason)
@@ -202,3 +204,11 @@ class Client:
             question.no(rest)
         else:
             question.away()
+
+
+def _error(words: str) -> Any:
+    text, brace, more = words.partition(" {")
+    code, _, message = text.partition(" ")
+    details = msgspec.json.decode(brace + more) if brace else {}
+    answered = {"id": details.pop("id")} if "id" in details else {}
+    return {"type": "error", "payload": {"code": code, "message": message, **details}, **answered}
