@@ -1,1 +1,4 @@
-"""Who may do what: whoever is asked, and what is remembered of the answers."""
+"""Access: who may be where and send what. The answers of whoever decides, shared, kept and coherent.
+
+:mod:`kraftek.daemon` makes the pieces; everybody else sees :class:`kraftek.interfaces.IAccess`.
+"""

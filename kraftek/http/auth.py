@@ -1,0 +1,256 @@
+"""The auth service, asked over HTTP. Made by :mod:`kraftek.daemon`, called by :mod:`kraftek.access.cache`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+import msgspec
+from cryptography.x509 import load_pem_x509_certificates
+from msgspec import UNSET, Meta, Struct, UnsetType
+from OpenSSL.crypto import X509
+from treq.client import HTTPClient
+from twisted.internet.defer import Deferred, DeferredSemaphore, fail
+from twisted.internet.interfaces import IPushProducer
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.ssl import Certificate, trustRootFromCertificates
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.client import Agent, BrowserLikePolicyForHTTPS, HTTPConnectionPool, ResponseDone
+from twisted.web.http import PotentialDataLoss
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgent, IBodyProducer, IResponse
+from zope.interface import implementer
+
+from kraftek import __version__
+from kraftek.config import Auth
+from kraftek.errors import Code, PeerError
+from kraftek.interfaces import IAccessChecker
+from kraftek.messages import Grant, Token
+
+__all__ = ["HttpChecker"]
+
+ANSWER_BYTES = 65_536
+"""A longer answer is unreadable."""
+
+MESSAGE_CHARACTERS = 256
+"""So much of the auth service's message reaches the client."""
+
+RETRY_AFTER = 1.0
+"""Seconds after which a client may try again when the auth service could not be asked."""
+
+IDLE_TIMEOUT = 1
+"""Seconds that an idle connection is kept: servers close theirs after 2 (gunicorn) to 5 (Node), and a question
+that meets the close on its way is lost. It is a POST, so Twisted rightly does not send it again."""
+
+LOG_INTERVAL = 60.0
+"""Seconds between two log lines that say the auth service could not be asked."""
+
+# Three parts, each a literal of what event names are made of, or all of it: "no*te" is more likely a mistake.
+_PART = r"(?:\*|[^:*\s\x00-\x1f\x7f]+)"
+_Pattern = Annotated[str, Meta(pattern=rf"^{_PART}:{_PART}:{_PART}\Z", max_length=128)]
+
+
+class _Verdict(Struct):
+    """What every answer says."""
+
+    success: bool
+    message: Any = None
+
+
+class _Yes(Struct, rename="camel"):
+    """What a yes says besides. Optional are what the gateway added to the auth service's contract."""
+
+    user_id: Annotated[str, Meta(min_length=1)]
+    room_id: str | UnsetType | None = UNSET
+    permissions: tuple[_Pattern, ...] | None = None
+    expires_at: float | None = None
+    ttl: Annotated[float, Meta(ge=0)] | None = None
+
+
+class _UnreadableError(Exception):
+    """The auth service answered, but not the question. The text names no value: it may hold the token."""
+
+
+@implementer(IAccessChecker)
+class HttpChecker:
+    """Asks ``POST <check>/auth/check``, so many questions at a time as ``auth`` allows.
+
+    ``agent`` makes the requests instead of one with a connection pool of its own. ``now`` gives Unix seconds, for
+    ``expiresAt``. Raises ``OSError`` or ``ValueError`` when the file of certificate authorities cannot be read.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self, reactor: Any, auth: Auth, agent: IAgent | None = None, now: Callable[[], float] = time.time
+    ) -> None:
+        self._reactor = reactor
+        self._url = auth.check.rstrip("/") + "/auth/check"
+        self._timeout = auth.timeout
+        self._waiting = auth.waiting
+        self._turns = DeferredSemaphore(auth.concurrency)
+        self._pool = HTTPConnectionPool(reactor)
+        self._pool.maxPersistentPerHost = auth.concurrency
+        self._pool.cachedConnectionTimeout = IDLE_TIMEOUT
+        self._agent = _Uncompressed(agent or Agent(reactor, _trusting(auth.ca), pool=self._pool))
+        self._now = now
+        self._quiet_until = reactor.seconds()
+
+    def check(self, token: Token, room_id: str | None) -> Deferred[Grant]:
+        if not self._turns.tokens and len(self._turns.waiting) >= self._waiting:
+            return fail(self._could_not_ask("too many questions are waiting"))
+        d: Deferred[Grant] = Deferred.fromCoroutine(self._ask_in_turn(token, room_id))
+        d.addTimeout(self._timeout, self._reactor)
+        return d.addErrback(self._judge_failure)
+
+    def close(self) -> Deferred[None]:
+        """Close the idle connections. Fires when they are."""
+        closing: Deferred[None] = self._pool.closeCachedConnections()
+        return closing
+
+    async def _ask_in_turn(self, token: Token, room_id: str | None) -> Grant:
+        async with self._turns:
+            # A client of its own for each question: it would give the next one the cookies of this one.
+            response = await HTTPClient(self._agent).post(
+                self._url,
+                json={"token": token.value, "roomId": room_id},
+                headers=Headers({"User-Agent": [f"kraftek-gateway/{__version__}"], "Accept": ["application/json"]}),
+                allow_redirects=False,
+                unbuffered=True,
+                reactor=self._reactor,
+            )
+            body = await _body(response)
+        return self._judge(response.code, body, token, room_id)
+
+    def _judge(self, status: int, body: bytes | None, token: Token, room_id: str | None) -> Grant:
+        if status in (401, 403):
+            raise _no(_message(body), token)
+        # 408 and 429 are about the asking, not about who asks for.
+        if status // 100 not in (2, 4) or status in (408, 429):
+            raise _UnreadableError(f"status {status}")
+        if body is None:
+            raise _UnreadableError(f"more than {ANSWER_BYTES} bytes")
+        try:
+            verdict = msgspec.json.decode(body, type=_Verdict)
+            if not verdict.success:
+                raise _no(verdict.message, token)
+            yes = msgspec.json.decode(body, type=_Yes)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            # Its text says where and what was expected, never what was found.
+            raise _UnreadableError(str(error)) from None
+        if status // 100 != 2:
+            raise _UnreadableError(f"a yes with status {status}")
+        if yes.room_id is not UNSET and yes.room_id != room_id:
+            raise _UnreadableError("a yes to another room")
+        if yes.expires_at is not None and yes.expires_at <= self._now():
+            raise _no("Access has expired", token)
+        return Grant(yes.user_id, room_id, yes.permissions, yes.expires_at, yes.ttl)
+
+    def _judge_failure(self, failure: Failure) -> Failure:
+        error = failure.value
+        if isinstance(error, PeerError):
+            return failure
+        if isinstance(error, _UnreadableError):
+            return Failure(self._could_not_ask(f"unreadable answer: {error}"))
+        # Only names: the text of an error of twisted.web quotes what the other side sent, which may echo the token.
+        reasons = getattr(error, "reasons", None) or [failure]
+        return Failure(self._could_not_ask(", ".join(reason.type.__name__ for reason in reasons)))
+
+    def _could_not_ask(self, reason: str) -> PeerError:
+        seconds = self._reactor.seconds()
+        if seconds >= self._quiet_until:
+            self._quiet_until = seconds + LOG_INTERVAL
+            self._log.warn(
+                "The auth service at {where} could not be asked (said once a minute): {reason}",
+                where=urlsplit(self._url).hostname,
+                reason=reason,
+            )
+        return PeerError(Code.AUTH_UNAVAILABLE, "access cannot be checked at present", retry_after=RETRY_AFTER)
+
+
+def _no(message: object, token: Token) -> PeerError:
+    if not isinstance(message, str) or not message or token.value in message:
+        message = "Authentication failed"
+    return PeerError(Code.AUTH_FAILED, message[:MESSAGE_CHARACTERS], closes=True)
+
+
+def _message(body: bytes | None) -> object:
+    """The message of an answer that is a no by its status, whatever else it says."""
+    try:
+        answer = msgspec.json.decode(body or b"null")
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    return answer.get("message") if isinstance(answer, dict) else None
+
+
+def _trusting(ca: str) -> BrowserLikePolicyForHTTPS:
+    if not ca:
+        return BrowserLikePolicyForHTTPS()
+    found = load_pem_x509_certificates(Path(ca).read_bytes())
+    authorities = [Certificate(X509.from_cryptography(each)) for each in found]
+    return BrowserLikePolicyForHTTPS(trustRootFromCertificates(authorities))
+
+
+@implementer(IAgent)
+class _Uncompressed:
+    """Requests without ``Accept-Encoding``, whose answers are read as they came.
+
+    treq asks for gzip and unpacks it on the way: what arrives with one read can be 64 megabytes then.
+    """
+
+    def __init__(self, agent: IAgent) -> None:
+        self._agent = agent
+
+    def request(
+        self,
+        method: bytes,
+        uri: bytes,
+        headers: Headers | None = None,
+        bodyProducer: IBodyProducer | None = None,
+    ) -> Deferred[IResponse]:
+        if headers is not None:
+            headers.removeHeader(b"Accept-Encoding")
+        return self._agent.request(method, uri, headers, bodyProducer).addCallback(self._as_it_came)
+
+    def _as_it_came(self, response: IResponse) -> IResponse:
+        response.headers.removeHeader(b"Content-Encoding")
+        return response
+
+
+def _body(response: IResponse) -> Deferred[bytes | None]:
+    """Fires with the body, or with ``None`` when it is too long. Cancelling closes the connection."""
+    body = _Body()
+    response.deliverBody(body)
+    return body.read
+
+
+class _Body(Protocol):
+    """Collects a response's body in ``read``."""
+
+    def __init__(self) -> None:
+        self.read: Deferred[bytes | None] = Deferred(lambda _: self._stop())
+        self._received = bytearray()
+
+    def dataReceived(self, data: bytes) -> None:
+        self._received += data
+        if len(self._received) > ANSWER_BYTES and not self.read.called:
+            self._stop()
+            self.read.callback(None)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self.read.called:
+            return
+        # PotentialDataLoss: the body ended with the connection, as HTTP/1.0 has it. Cut short, it is no JSON.
+        if reason.check(ResponseDone, PotentialDataLoss):
+            self.read.callback(bytes(self._received))
+        else:
+            self.read.errback(reason)
+
+    def _stop(self) -> None:
+        # Not loseConnection, which over TLS waits for the other side's farewell; abortConnection is not passed on.
+        if self.transport is not None:
+            IPushProducer(self.transport).stopProducing()
