@@ -78,7 +78,8 @@ class Admission:
     def departed(self, session: Session) -> None:
         """A client is gone: its rooms are told through the room cache."""
         for room_id in session.rooms:
-            self._vacate(session, room_id)
+            if room_id is not None:
+                self._vacate(session, room_id)
         self._roster.remove(session)
         self._expiries.forget(session)
         session.rooms = {}
@@ -97,11 +98,10 @@ class Admission:
             if session.user_id not in (None, grant.user_id):
                 raise PeerError(Code.ACCESS_DENIED, "this token belongs to another user", id=message.id)
             self._roster.identify(session, grant.user_id, token.digest)
-            session.user_id, session.token, session.grant = grant.user_id, token, grant
+            session.user_id, session.token = grant.user_id, token
             room_id = grant.room_id or message.room_id
             session.say(Authenticated(grant.user_id, room_id, message.id))
-            if room_id is not None:
-                self._enter(session, room_id, grant)
+            self._enter(session, room_id, grant)
             self._expiries.watch(session)
 
         d = self._access.check(token, message.room_id)
@@ -160,12 +160,11 @@ class Admission:
         else:
             self._restore()
             for session in self._roster:
-                if session.user_id is not None:
-                    for its_room in _checked_rooms(session):
-                        self._again[session, its_room] = (0.0, revoked)
+                for its_room in _in_question(session, revoked):
+                    self._again[session, its_room] = (0.0, revoked)
             return
         for session in concerned:
-            for its_room in _checked_rooms(session):
+            for its_room in _in_question(session, revoked):
                 if room_id is None or its_room == room_id:
                     self._recheck(session, its_room, revoked)
 
@@ -180,8 +179,8 @@ class Admission:
                 self._arrivals.append((seconds + self._limits.authenticate_timeout, session))
         now = self._now()
         for session in self._expiries.due(now):
-            for its_room in _checked_rooms(session):
-                if _expired(session.grant if its_room is None else session.rooms[its_room], now):
+            for its_room in tuple(session.rooms):
+                if _expired(session.rooms.get(its_room), now):
                     self._recheck(session, its_room, True)
             self._expiries.watch(session)
         for _ in range(min(_RECHECKS_PER_SWEEP, len(self._again))):
@@ -207,9 +206,11 @@ class Admission:
             session.fail(result)
         session.check_ends()
 
-    def _enter(self, session: Session, room_id: str, grant: Grant) -> None:
+    def _enter(self, session: Session, room_id: str | None, grant: Grant) -> None:
         known = room_id in session.rooms
         session.rooms[room_id] = grant
+        if room_id is None:
+            return
         self._roster.enter(session, room_id)
         if session.room_id is None:
             session.room_id = room_id
@@ -228,7 +229,7 @@ class Admission:
         del session.rooms[room_id]
         self._roster.leave(session, room_id)
         if session.room_id == room_id:
-            session.room_id = next(iter(session.rooms), None)
+            session.room_id = next((other for other in session.rooms if other is not None), None)
         self._vacate(session, room_id)
 
     def _vacate(self, session: Session, room_id: str) -> None:
@@ -247,6 +248,7 @@ class Admission:
             for session in self._roster
             if session.user_id is not None
             for room_id in session.rooms
+            if room_id is not None
         ]
         if entries:
             restoring = self._rooms.restore(entries)
@@ -282,27 +284,24 @@ class Admission:
 
     def _check_bound(self, session: Session, message: Authenticate | Join) -> None:
         room_id, bound = message.room_id, self._limits.rooms
-        if room_id is not None and room_id not in session.rooms and len(session.rooms) >= bound:
+        if room_id is not None and room_id not in session.rooms and len(session.rooms.keys() - {None}) >= bound:
             raise PeerError(Code.ACCESS_DENIED, f"a socket may be in {bound} rooms at most", id=message.id)
 
     def _recheck(self, session: Session, room_id: str | None, revoked: bool) -> None:
         token = session.token
-        if session.state is State.CLOSED or token is None or (room_id is not None and room_id not in session.rooms):
+        if token is None or not _matters(session, room_id):
             return
         if revoked:
             session.check_begins()
 
         def confirmed(grant: Grant) -> None:
-            if session.state is State.CLOSED or (room_id is not None and room_id not in session.rooms):
+            if not _matters(session, room_id):
                 return
             if grant.user_id != session.user_id:
                 self._revoke(session, room_id)
                 return
-            if room_id is None:
-                session.grant = grant
-            else:
-                session.rooms[room_id] = grant
-                self._roster.enter(session, room_id)
+            if room_id in session.rooms:
+                self._enter(session, room_id, grant)
             self._expiries.watch(session)
 
         def doubted(failure: Failure) -> None:
@@ -323,35 +322,39 @@ class Admission:
 
     def _unanswered(self, session: Session, room_id: str | None, revoked: bool) -> None:
         """Could not ask: never a yes, never a no. What was taken back stays suspended, what grew old stays."""
-        if session.state is State.CLOSED or (room_id is not None and room_id not in session.rooms):
+        if not _matters(session, room_id):
             return
-        grant = session.grant if room_id is None else session.rooms[room_id]
-        if _expired(grant, self._now()):
+        if _expired(session.rooms.get(room_id), self._now()):
             self._revoke(session, room_id)
             return
-        if revoked:
-            if room_id is None:
-                session.grant = None
-            else:
-                session.rooms[room_id] = None
+        if revoked and room_id in session.rooms:
+            session.rooms[room_id] = None
+            if room_id is not None:
                 self._roster.leave(session, room_id)
         self._again[session, room_id] = (self._clock.seconds() + _RETRY_AFTER, revoked)
 
     def _revoke(self, session: Session, room_id: str | None) -> None:
-        if session.state is State.CLOSED or (room_id is not None and room_id not in session.rooms):
+        if not _matters(session, room_id):
             return
         self._counters.revoked += 1
         where = "" if room_id is None else f" to room {room_id}"
         session.refuse(PeerError(Code.ACCESS_REVOKED, f"Access{where} was taken back"))
-        if room_id is not None:
+        if room_id is None:
+            session.rooms.pop(None, None)
+        else:
             self._leave(session, room_id)
         if not session.rooms:
             session.close(CLOSE_CODES[Code.ACCESS_REVOKED], Code.ACCESS_REVOKED)
 
 
-def _checked_rooms(session: Session) -> tuple[str | None, ...]:
-    """What the session's access is asked about: its rooms, or its identity alone when it is in none."""
-    return tuple(session.rooms) or (None,)
+def _in_question(session: Session, revoked: bool) -> tuple[str | None, ...]:
+    """What to ask about again: its rooms. Who is in none gets what is sent to its user, until that is taken back."""
+    return tuple(session.rooms) or ((None,) if revoked and session.user_id is not None else ())
+
+
+def _matters(session: Session, room_id: str | None) -> bool:
+    """Whether there still is what access was asked about."""
+    return session.state is not State.CLOSED and (room_id in session.rooms or (room_id is None and not session.rooms))
 
 
 def _expired(grant: Grant | None, now: float) -> bool:

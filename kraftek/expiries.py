@@ -23,7 +23,7 @@ class Expiries:
     def watch(self, session: Session) -> None:
         """The session's grants have changed."""
         self.forget(session)
-        grants = (session.grant, *session.rooms.values())
+        grants = session.rooms.values()
         first = min((g.expires_at for g in grants if g is not None and g.expires_at is not None), default=None)
         if first is not None:
             second = max(int(first), self._swept + 1)

@@ -98,12 +98,11 @@ class Gateway:
             error.id = event.id
             raise
         room_id = event.room_id if event.room_id is not None else session.room_id
-        if room_id is None:
-            grant = session.grant
-        elif room_id in session.rooms:
+        try:
             grant = session.rooms[room_id]
-        else:
-            raise _about(event, Code.ACCESS_DENIED, "not in this room")
+        except KeyError:
+            where = "in no room" if room_id is None else "not in this room"
+            raise _about(event, Code.ACCESS_DENIED, where) from None
         if grant is None:
             raise _about(event, Code.AUTH_UNAVAILABLE, "access cannot be checked at present", retry_after=1.0)
         if grant.permissions is not None and not permits(grant.permissions, event.name):

@@ -95,7 +95,8 @@ class Roster:
         if session.token is not None:
             self._by_digest.discard(session.token.digest, session)
         for room_id in session.rooms:
-            self._by_room.discard(room_id, session)
+            if room_id is not None:
+                self._by_room.discard(room_id, session)
 
     def socket(self, socket_id: str) -> Session | None:
         """The session of that socket id, when it is on this process."""

@@ -52,8 +52,8 @@ class Session:
     ================  ===================  ======================  ==========  =======
 
     ``rooms`` maps each room to its grant, or to ``None`` while access is not known: it was taken back, and the auth
-    service cannot be asked. ``room_id`` is the default among them: the first that was joined. ``grant`` is the latest
-    yes to an ``authenticate``; it counts where there is no room.
+    service cannot be asked. Under ``None`` stands the grant to be in no room, when the client was given one.
+    ``room_id`` is the default among the rooms: the first that was joined.
     """
 
     __slots__ = (
@@ -65,7 +65,6 @@ class Session:
         "_invalid",
         "_limits",
         "dialect",
-        "grant",
         "link",
         "room_id",
         "rooms",
@@ -86,9 +85,8 @@ class Session:
         self.state = State.NEW
         self.user_id: str | None = None
         self.token: Token | None = None
-        self.grant: Grant | None = None
         self.room_id: str | None = None
-        self.rooms: dict[str, Grant | None] = {}
+        self.rooms: dict[str | None, Grant | None] = {}
         self._core = core
         self._limits = limits
         self._counters = counters
