@@ -112,17 +112,6 @@ def twistd(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_twistd_knows_the_command(tmp_path: Path) -> None:
-    listed = twistd(tmp_path, "--help")
-    assert listed.returncode == 0
-    assert "kraftek-gateway" in listed.stdout
-    explained = twistd(tmp_path, "kraftek-gateway", "--help")
-    assert explained.returncode == 0
-    for option in ("config", "listen", "redis", "service", "auth", "origin", "demo"):
-        assert f"--{option}" in explained.stdout
-    assert explained.stderr == ""
-
-
 def test_twistd_stops_at_a_wrong_configuration(tmp_path: Path) -> None:
     file = tmp_path / "gateway.toml"
     file.write_text('listn = []\n[redis]\nurl = "redis://:hunter2@h:port"\n')
