@@ -257,17 +257,18 @@ class EngineSession:
     input               POLLING         OFFERED, PROBED, WEBSOCKET       CLOSING         CLOSED
                                         PROVEN
     =================== =============== ================ =============== =============== ========
-    poll                hold            hold [1]_        error           rest → CLOSED   error
+    poll                hold            hold [1]_        error           rest, or else   error
+                                                                         close → CLOSED
     second poll         error → CLOSED  error → CLOSED   error           (none is held)  error
     poll lost           → CLOSED        → CLOSED         .               .               .
     POST                messages        messages         error           .               error
-    POST, malformed     error → CLOSED  error → CLOSED   error           .               error
+    POST, malformed     error → CLOSED  error → CLOSED   error           error → CLOSED  error
     offer               → OFFERED       error            error           error           error
     frame ``2probe``    error           → PROBED [2]_    error → CLOSED  error           .
     frame ``5``         error           → WEBSOCKET [3]_ error → CLOSED  rest → CLOSED   .
     frame, message      error           error → POLLING  message         error           .
     frame, malformed    error           error → POLLING  error → CLOSED  error           .
-    ``1`` of the client → CLOSED        → CLOSED         → CLOSED        .               .
+    ``1`` of the client → CLOSED        → CLOSED         → CLOSED        → CLOSED        .
     WebSocket lost      .               → POLLING        → CLOSED        .               .
     send                queue           queue            queue           .               .
     close               → CLOSING [4]_  → CLOSING [4]_   → CLOSED        .               .
@@ -282,10 +283,11 @@ class EngineSession:
        client waits for its last poll before it changes over.
     .. [2] ``frames`` then gives the answer, and makes it ``PROVEN``.
     .. [3] But in ``OFFERED``, without a probe: error → ``POLLING``.
-    .. [4] With a poll held, at once ``CLOSED``.
+    .. [4] With a poll held and nothing left to send, at once ``CLOSED``.
 
-    A poll that is held when the session ends is answered: with the rest and a close packet when we closed it,
-    with a noop when the client did, else with a close packet alone.
+    A poll that is held when the session ends is answered by a close packet; by a noop when the client closed.
+    A close packet never follows messages in one payload: the reference client would act on it first, and take
+    its being put out for a failure of the connection.
     """
 
     __slots__ = (
@@ -344,7 +346,6 @@ class EngineSession:
         if state in _UPGRADING:
             self._receive_probe(text)
         elif state is State.CLOSING and text == PacketKind.UPGRADE.value:
-            del self._queue[-1]  # the close packet is polling's; a WebSocket is closed by its own close frame
             self._enter_closed()
         elif state is not State.CLOSED:
             raise EngineError(ErrorCode.BAD_REQUEST, "a frame on a WebSocket that does not count")
@@ -353,8 +354,6 @@ class EngineSession:
     def receive_payload(self, body: bytes) -> list[Message]:
         """A POST arrived; returns its messages, none when it is malformed. Raises :class:`EngineError`."""
         self._check_polling()
-        if self.state is State.CLOSING:
-            return []
         try:
             if len(body) > self._settings.max_payload:
                 raise EngineError(ErrorCode.BAD_REQUEST, f"a payload of {len(body)} bytes", 413)
@@ -368,7 +367,7 @@ class EngineSession:
         except EngineError:
             self._end(Reason.MALFORMED, _CLOSE)
             raise
-        return messages
+        return [] if self.state is State.CLOSING else messages
 
     def poll(self) -> None:
         """A GET arrived: hold it until :meth:`payload` returns its answer. Raises :class:`EngineError`."""
@@ -377,8 +376,8 @@ class EngineSession:
             self._end(Reason.MALFORMED, _CLOSE)
             raise EngineError(ErrorCode.BAD_REQUEST, "a second poll while one is held")
         self._polled = True
-        if self.state is State.CLOSING:
-            self._enter_closed()
+        if self.state is State.CLOSING and not self._queue:
+            self._end(Reason.SERVER, _CLOSE)
 
     def poll_lost(self) -> None:
         """The connection of the held GET went away."""
@@ -387,7 +386,10 @@ class EngineSession:
             self._end(Reason.LOST, _CLOSE)
 
     def offer(self, now: float) -> None:
-        """A WebSocket with this ``sid`` was opened. Raises :class:`EngineError` when it is not wanted."""
+        """A WebSocket with this ``sid`` was opened. Raises :class:`EngineError` when it is to be closed.
+
+        That is how the reference server turns it down, and its clients know it: not by an HTTP error.
+        """
         if self.state is not State.POLLING or not self._settings.upgrades:
             raise EngineError(ErrorCode.BAD_REQUEST, "a WebSocket that the session has no use for")
         self.state = State.OFFERED
@@ -444,10 +446,8 @@ class EngineSession:
         self.reason = Reason.SERVER
         if self.state is State.WEBSOCKET:
             self._enter_closed()
-            return
-        self._queue.append(_CLOSE)
-        if self._polled:
-            self._enter_closed()
+        elif self._polled and not self._queue:
+            self._end(Reason.SERVER, _CLOSE)
         else:
             self._leave_upgrade(State.CLOSING)
 
@@ -493,7 +493,7 @@ class EngineSession:
             case PacketKind.MESSAGE:
                 return packet.data, packet.binary
             case PacketKind.PONG:
-                if self._pinged:
+                if self._pinged and self.state is not State.CLOSING:
                     self._pinged = False
                     # The next ping is due one interval after the last, whenever the answer came.
                     self._heartbeat += self._settings.ping_interval - self._settings.ping_timeout

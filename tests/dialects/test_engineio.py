@@ -515,9 +515,12 @@ def test_we_close() -> None:
         = CLOSING
         : close
         : send never
-        > POST 4late␞5
+        > POST 4late␞3
         > GET
-        < GET 4last␞1
+        < GET 4last
+        = CLOSING
+        > GET
+        < GET 1
         = CLOSED
         > GET
         ! 400 1
@@ -530,6 +533,13 @@ def test_we_close() -> None:
     )
     assert session.reason is Reason.SERVER
     play(polling(), "> GET\n: close\n< GET 1\n= CLOSED")
+    session = polling()
+    for line in ("> GET", ": send last", ": close"):
+        assert act(session, line) == []
+    assert settle(session) == ["< GET 4last"]
+    play(session, "= CLOSING\n> POST 1\n= CLOSED")
+    assert session.reason is Reason.SERVER
+    play(polling(), ": close\n> POST 7\n! 400 3\n= CLOSED")
     session = websocket()
     session.send(encode_message(b"last"))
     play(session, ": close\n< TEXT 4last\n= CLOSED\n: send never")
@@ -558,10 +568,8 @@ def test_we_close_while_the_client_changes_over() -> None:
         """,
     )
     session = polling()
-    play(
-        session,
-        "> OFFER 0\n> TEXT 2probe\n< TEXT 3probe\n: send last\n: close\n> GET\n< GET 4last␞1\n= CLOSED",
-    )
+    play(session, "> OFFER 0\n> TEXT 2probe\n< TEXT 3probe\n: send last\n: close")
+    play(session, "> GET\n< GET 4last\n> GET\n< GET 1\n= CLOSED")
 
 
 def test_what_is_left_when_we_close_is_fetched_in_time_or_dropped() -> None:
@@ -665,8 +673,8 @@ TABLE = {
     "> GET":          ("POLLING",   "OFFERED",    "PROBED",     "PROVEN",     E,          "CLOSED",   E),
     "> LOST poll":    ("CLOSED",    "CLOSED",     "CLOSED",     "CLOSED",     "",         "",         ""),
     "> POST 4a":      ("",          "",           "",           "",           E,          "",         E),
-    "> POST 7":       (E + "CLOSED", E + "CLOSED", E + "CLOSED", E + "CLOSED", E,         "",         E),
-    "> POST 1":       ("CLOSED",    "CLOSED",     "CLOSED",     "CLOSED",     E,          "",         E),
+    "> POST 7":       (E + "CLOSED", E + "CLOSED", E + "CLOSED", E + "CLOSED", E,      E + "CLOSED", E),
+    "> POST 1":       ("CLOSED",    "CLOSED",     "CLOSED",     "CLOSED",     E,          "CLOSED",   E),
     "> OFFER 0":      ("OFFERED",   E,            E,            E,            E,          E,          E),
     "> TEXT 2probe":  (E,           "PROBED",     "PROBED",     "PROBED",     E + "CLOSED", E,        ""),
     "frames":         ("",          "",           "PROVEN",     "",           "",         "",         ""),
