@@ -201,14 +201,14 @@ def test_replies_are_counted_however_they_are_cut(cuts: list[int]) -> None:
     link.ask("HGETALL", "h").addCallback(got.append)
     link.send(b"", got.append)
     link.ask("GET", "nothing").addCallback(got.append)
-    link.ask("NOSUCH").addErrback(lambda failure: failure.value.args).addCallback(got.append)
+    link.ask("NOSUCH").addErrback(Failure.getErrorMessage).addCallback(got.append)
     link.send(b"", got.append)
     data = b":3\r\n*3\r\n$2\r\n\r\n\r\n$0\r\n\r\n:-1\r\n:0\r\n$-1\r\n-ERR unknown\r\n:12\r\n"
     for cut in cuts:
         link.dataReceived(data[:cut])
         data = data[cut:]
     link.dataReceived(data)
-    assert got == [3, [b"\r\n", b"", -1], 0, None, ("ERR unknown",), 12]
+    assert got == [3, [b"\r\n", b"", -1], 0, None, "ERR unknown", 12]
     assert not link.waiting
     assert not story.wire.disconnected
 

@@ -1,0 +1,167 @@
+"""The ways to Redis, each connected to a real server: TCP, verified TLS, a Unix socket, and nothing there."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+from twisted.internet import reactor
+from twisted.internet.task import deferLater
+from twisted.logger import capturedLogs, formatEvent
+from twisted.trial.unittest import TestCase
+
+from kraftek.bus import RedisBus
+from kraftek.config import Redis
+from kraftek.metrics import Counters
+from kraftek.turn import Turn
+from tests.redis_server import PrivateRedis, free_port
+
+
+class Authority:
+    """A throw-away certificate authority."""
+
+    def __init__(self, name: str) -> None:
+        self.key = ec.generate_private_key(ec.SECP256R1())
+        self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        usage = x509.BasicConstraints(ca=True, path_length=None)
+        self.certificate = self._sign(self.name, self.key.public_key(), usage, critical=True)
+
+    def _sign(
+        self, name: x509.Name, key: ec.EllipticCurvePublicKey, extension: x509.ExtensionType, *, critical: bool
+    ) -> x509.Certificate:
+        now = datetime.datetime.now(datetime.UTC)
+        return (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(self.name)
+            .public_key(key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(days=1))
+            .not_valid_after(now + datetime.timedelta(days=1))
+            .add_extension(extension, critical=critical)
+            .sign(self.key, hashes.SHA256())
+        )
+
+    def file(self, path: Path) -> str:
+        """Its own certificate."""
+        path.write_bytes(self.certificate.public_bytes(Encoding.PEM))
+        return str(path)
+
+    def issue(self, directory: Path, *names: x509.GeneralName) -> Sequence[str]:
+        """Options of redis-server for a certificate with these names."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "redis")])
+        certificate = self._sign(subject, key.public_key(), x509.SubjectAlternativeName(names), critical=False)
+        (directory / "redis.crt").write_bytes(certificate.public_bytes(Encoding.PEM))
+        secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        (directory / "redis.key").write_bytes(secret)
+        return (
+            "--tls-auth-clients", "no", "--tls-ca-cert-file", self.file(directory / "own-ca.crt"),
+            "--tls-cert-file", str(directory / "redis.crt"), "--tls-key-file", str(directory / "redis.key"),
+        )  # fmt: skip
+
+
+class EndpointTest(TestCase):
+    timeout = 30
+
+    def setUp(self) -> None:
+        self.redis = PrivateRedis()
+        self.addCleanup(self.redis.close)
+        self.port = free_port()
+
+    def start(self, url: str, **config: Any) -> RedisBus:
+        bus = RedisBus(reactor, Redis(url=url, **config), Turn(reactor), Counters())
+        bus.startService()
+        self.addCleanup(bus.stopService)
+        return bus
+
+    async def check(self, bus: RedisBus) -> None:
+        """It works."""
+        while not bus.available:
+            await deferLater(reactor, 0.002)
+        assert await bus.call("PING") == b"PONG"
+
+    async def refused(self, url: str, why: str, **config: Any) -> None:
+        """It is tried more than once and never works; the log says why."""
+        with capturedLogs() as events:
+            bus = self.start(url, **config)
+            while sum(why in (formatEvent(event) or "") for event in events) < 3:
+                assert not bus.available
+                await deferLater(reactor, 0.002)
+
+    def start_tls(self, authority: Authority, *names: x509.GeneralName) -> None:
+        options = authority.issue(self.redis.directory, *names)
+        self.redis.start("--tls-port", str(self.port), *options)
+
+    async def test_tcp_by_address(self) -> None:
+        self.redis.start("--port", str(self.port))
+        await self.check(self.start(f"redis://127.0.0.1:{self.port}"))
+
+    async def test_tcp_by_name(self) -> None:
+        self.redis.start("--port", str(self.port))
+        await self.check(self.start(f"redis://localhost:{self.port}/3"))
+
+    async def test_a_unix_socket(self) -> None:
+        self.redis.start()
+        await self.check(self.start(f"unix://{self.redis.path}?db=1"))
+
+    async def test_tls_by_name_and_by_address(self) -> None:
+        authority = Authority("ours")
+        self.start_tls(authority, x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1")))
+        ca = authority.file(self.redis.directory / "ca.crt")
+        await self.check(self.start(f"rediss://localhost:{self.port}", ca=ca))
+        await self.check(self.start(f"rediss://127.0.0.1:{self.port}", ca=ca))
+
+    async def test_tls_with_several_authorities_in_the_file(self) -> None:
+        authority = Authority("ours")
+        self.start_tls(authority, x509.DNSName("localhost"))
+        ca = self.redis.directory / "ca.crt"
+        others = [Path(Authority("other").file(self.redis.directory / "other.crt")).read_bytes() for _ in range(2)]
+        authority.file(ca)
+        ca.write_bytes(b"".join([others[0], ca.read_bytes(), others[1]]))
+        await self.check(self.start(f"rediss://localhost:{self.port}", ca=str(ca)))
+
+    async def test_tls_from_an_unknown_authority_is_refused(self) -> None:
+        self.start_tls(Authority("theirs"), x509.DNSName("localhost"))
+        ca = Authority("ours").file(self.redis.directory / "ca.crt")
+        await self.refused(f"rediss://localhost:{self.port}", "certificate verify failed", ca=ca)
+
+    async def test_tls_is_not_trusted_without_being_told_to(self) -> None:
+        self.start_tls(Authority("theirs"), x509.DNSName("localhost"))
+        await self.refused(f"rediss://localhost:{self.port}", "certificate verify failed")
+
+    async def test_tls_for_another_name_is_refused(self) -> None:
+        authority = Authority("ours")
+        self.start_tls(authority, x509.DNSName("redis.example"))
+        ca = authority.file(self.redis.directory / "ca.crt")
+        await self.refused(f"rediss://localhost:{self.port}", "VerificationError", ca=ca)
+
+    async def test_tls_where_none_is_spoken(self) -> None:
+        self.redis.start("--port", str(self.port))
+        await self.refused(f"rediss://localhost:{self.port}", "Lost a connection to Redis")
+
+    async def test_nothing_there_is_said_without_the_password(self) -> None:
+        with capturedLogs() as events:
+            bus = self.start(f"redis://:secret@127.0.0.1:{self.port}")
+            said = f"Redis at 127.0.0.1:{self.port} cannot be reached: Connection was refused"
+            while sum(said in (formatEvent(event) or "") for event in events) < 3:
+                await deferLater(reactor, 0.002)
+        assert not bus.available
+        assert "secret" not in repr(events)
+
+    def test_an_authority_file_that_is_none_is_an_error_at_once(self) -> None:
+        missing = self.redis.directory / "ca.crt"
+        with pytest.raises(FileNotFoundError):
+            self.start("rediss://localhost", ca=str(missing))
+        missing.write_text("nothing")
+        with pytest.raises(ValueError, match="PEM"):
+            self.start("rediss://localhost", ca=str(missing))
