@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 
 from kraftek.session import Session
 
@@ -13,7 +14,7 @@ class Expiries:
     """Sessions by the second in which the first of their grants expires, in Unix time."""
 
     def __init__(self, now: float) -> None:
-        self._swept = int(now)
+        self._swept = int(now) - 1
         self._seconds: dict[Session, int] = {}
         self._due: defaultdict[int, set[Session]] = defaultdict(set)
 
@@ -41,9 +42,13 @@ class Expiries:
     def due(self, now: float) -> list[Session]:
         """The sessions with a grant that has expired since the last look. They are forgotten."""
         sessions: list[Session] = []
-        for second in range(self._swept + 1, int(now)):
+        seconds: Iterable[int] = range(self._swept + 1, int(now))
+        if int(now) - self._swept > len(self._due):
+            # The clock may have been set forward, by years on a machine that began in 1970.
+            seconds = sorted(second for second in self._due if second < int(now))
+        for second in seconds:
             sessions.extend(self._due.pop(second, ()))
-        self._swept = max(self._swept, int(now) - 1)
+        self._swept = int(now) - 1  # which may be less, for a clock may be set back
         for session in sessions:
             del self._seconds[session]
         return sessions
