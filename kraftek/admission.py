@@ -68,6 +68,9 @@ class Admission:
         self._arrivals: deque[tuple[float, Session]] = deque()
         self._expiries = Expiries(now())
         self._again: OrderedDict[tuple[Session, str | None], tuple[float, bool]] = OrderedDict()
+        # What Redis is still to be told of the time when it was away: who entered a room, and whose entries are left.
+        self._unannounced: set[tuple[Session, str]] = set()
+        self._ghosts: list[tuple[str, str, str]] = []
         access.add_listener(self)
 
     def arrived(self, session: Session) -> None:
@@ -216,13 +219,21 @@ class Admission:
             session.room_id = room_id
         if known:
             return
-        user_id = grant.user_id
+        self._announce(session, room_id)
+        if self._single:
+            for other in tuple(self._roster.user(grant.user_id)):
+                if other is not session and room_id in other.rooms:
+                    self._evict_duplicate(other)
+
+    def _announce(self, session: Session, room_id: str) -> None:
+        if not self._bus.available:
+            self._unannounced.add((session, room_id))
+            return
+        user_id = session.user_id
+        assert user_id is not None
         entering = self._rooms.enter(user_id, room_id, session.socket_id)
         if self._single:
             entering.addCallback(self._displaced, room_id)
-            for other in tuple(self._roster.user(user_id)):
-                if other is not session and room_id in other.rooms:
-                    self._evict_duplicate(other)
         entering.addErrback(self._room_cache_lost)
 
     def _leave(self, session: Session, room_id: str) -> None:
@@ -233,22 +244,42 @@ class Admission:
         self._vacate(session, room_id)
 
     def _vacate(self, session: Session, room_id: str) -> None:
+        if (session, room_id) in self._unannounced:
+            self._unannounced.remove((session, room_id))
+            return
         user_id = session.user_id
         assert user_id is not None
         heir = next(
             (o.socket_id for o in self._roster.user(user_id) if o is not session and room_id in o.rooms), None
         )
-        self._rooms.leave(user_id, room_id, session.socket_id, heir).addErrback(self._room_cache_lost)
+        self._withdraw(user_id, room_id, session.socket_id, heir)
+
+    def _withdraw(self, user_id: str, room_id: str, socket_id: str, heir: str | None) -> None:
+        def left_behind(failure: Failure) -> Failure:
+            if failure.check(NotPublished):
+                self._ghosts.append((user_id, room_id, socket_id))
+            return failure
+
+        leaving = self._rooms.leave(user_id, room_id, socket_id, heir)
+        leaving.addErrback(left_behind).addErrback(self._room_cache_lost)
 
     def _restore(self) -> None:
         if not self._bus.available:
             return
+        # In this order: an entry that was left behind would supersede its user's new socket, and so would the entry of
+        # an older login elsewhere supersede one that could not be announced.
+        ghosts, self._ghosts = self._ghosts, []
+        for ghost in ghosts:
+            self._withdraw(*ghost, None)
+        unannounced, self._unannounced = self._unannounced, set()
+        for session, room_id in unannounced:
+            self._announce(session, room_id)
         entries = [
             (session.user_id, room_id, session.socket_id)
             for session in self._roster
             if session.user_id is not None
             for room_id in session.rooms
-            if room_id is not None
+            if room_id is not None and (session, room_id) not in unannounced
         ]
         if entries:
             restoring = self._rooms.restore(entries)
