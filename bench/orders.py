@@ -1,0 +1,76 @@
+"""What the stage asks of the load, and what the load answers: one JSON line each, one at a time."""
+
+import msgspec
+
+
+class Connect(msgspec.Struct, tag=True):
+    """Open more connections and authenticate each. Clients are numbered on; `room_size` of them share a room."""
+
+    clients: int
+    room_size: int
+
+
+class RoundTrip(msgspec.Struct, tag=True):
+    """Every client has `in_flight` messages on their way to the service and back, all the time."""
+
+    in_flight: int
+    text: int
+    """Bytes of text in the payload; the rest of a message is some fifty bytes."""
+    warm: float
+    """Seconds before the window opens, at least."""
+    seconds: float
+
+
+class ManyRooms(msgspec.Struct, tag=True):
+    """In a hundred rooms someone has said something to all in the room; a room that has it makes way for another."""
+
+    text: int
+    warm: float
+    seconds: float
+
+
+class FanOut(msgspec.Struct, tag=True):
+    """An event to the room of the first client, the next one when all have it."""
+
+    text: int
+    warm: float
+    seconds: float
+
+
+class Idle(msgspec.Struct, tag=True):
+    """Nothing is said; the gateway pings."""
+
+    seconds: float
+
+
+Order = Connect | RoundTrip | ManyRooms | FanOut | Idle
+
+
+class Setting(msgspec.Struct):
+    """The first line that a load process reads: whom its clients talk to."""
+
+    port: int
+    redis_port: int
+    dialect: str
+    """A key of `bench.dialects.DIALECTS`."""
+    pids: dict[str, list[int]]
+    """Whose processor time is wanted, by role; the load adds itself as ``load``."""
+
+
+class Outcome(msgspec.Struct):
+    """What came of an order."""
+
+    messages: int
+    """Deliveries (connections) within the window: those that the cost is divided by."""
+    due: int
+    """Deliveries that were due in all, warm-up included."""
+    delivered: int
+    """Deliveries that came. Not as many as were due: the run has failed."""
+    seconds: float
+    """The length of the window."""
+    cpu: dict[str, float]
+    """Processor seconds within the window, by role."""
+    p50_ms: float | None
+    p99_ms: float | None
+    faults: list[str]
+    """What must not happen and did; anything here: the run has failed."""
