@@ -230,3 +230,8 @@ class BoardTest(TestCase):
             assert "http:" not in text
             assert "https:" not in text.replace('"https:"', "")
             assert "innerHTML" not in text
+
+    def test_the_page_lets_nobody_in(self) -> None:
+        policy = "default-src 'self'; connect-src 'self' ws: wss:"
+        page = (BOARD / "index.html").read_text("utf-8")
+        assert f'<meta http-equiv="Content-Security-Policy" content="{policy}">' in page

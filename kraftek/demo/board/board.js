@@ -200,8 +200,8 @@ class Paced {
     this.#timer = 0;
     if (!this.#again) return;
     this.#again = false;
-    this.#timer = setTimeout(() => this.flush(), this.#pace);
     this.#call();
+    this.#timer = setTimeout(() => this.flush(), this.#pace);
   }
 }
 
@@ -407,13 +407,11 @@ class Board {
 
     connection.on("state", ({ state, identity }) => {
       this.live = state === "live";
+      this.#element.setAttribute("aria-busy", "true");
+      this.#stopExpecting();
       if (this.live) {
         this.#me = identity.userId;
         this.#open();
-      } else {
-        clearTimeout(this.#echoTimer);
-        this.#echoTimer = 0;
-        this.#creating = 0;
       }
     });
     connection.on("stickyNotes:board:opened", ({ notes }) => this.#opened(notes));
@@ -423,13 +421,15 @@ class Board {
     }
     connection.on("stickyNotes:note:refused", ({ message }) => {
       this.complain(`That did not work: ${message}.`);
+      this.#creating = 0;
       this.#open();
     });
     connection.on("error", ({ eventType, code, message }) => {
       if (!eventType?.startsWith("stickyNotes:")) return;
       if (code === "SERVICE_UNAVAILABLE") this.waits(true);
       else this.complain(message);
-      this.#expectEcho();
+      this.#stopExpecting();
+      this.#expectEcho(1000 + Math.random() * 1000);
     });
     // A page that was hidden may have been frozen; one look at the whole board is cheap.
     document.addEventListener("visibilitychange", () => document.hidden || this.#open());
@@ -461,10 +461,8 @@ class Board {
   }
 
   #opened(kept) {
-    clearTimeout(this.#echoTimer);
-    this.#echoTimer = 0;
     this.#opening = false;
-    this.#creating = 0;
+    this.#element.setAttribute("aria-busy", "false");
     this.waits(false);
     const left = new Set(this.#notes.keys());
     for (const note of kept.sort((one, other) => one.at - other.at)) {
@@ -474,6 +472,7 @@ class Board {
     }
     for (const id of left) this.#remove(id);
     this.#showEmpty();
+    this.#expectNoMore();
     if (this.#looked) return;
     // A window that cannot show the whole board begins where something was done last.
     this.#looked = true;
@@ -500,18 +499,27 @@ class Board {
       }
     }
     this.#showEmpty();
-    if (!this.#opening && !this.#creating && ![...this.#notes.values()].some((each) => each.unheard)) {
-      clearTimeout(this.#echoTimer);
-      this.#echoTimer = 0;
-    }
+    this.#expectNoMore();
   }
 
   /** Whatever gets lost on the way, the board shows what the service keeps a few seconds later. */
-  #expectEcho() {
+  #expectEcho(patience = ECHO_PATIENCE) {
     this.#echoTimer ||= setTimeout(() => {
-      this.#echoTimer = 0;
+      this.#stopExpecting();
       this.#open();
-    }, ECHO_PATIENCE);
+    }, patience);
+  }
+
+  #expectNoMore() {
+    if (!this.#opening && !this.#creating && ![...this.#notes.values()].some((each) => each.unheard)) {
+      this.#stopExpecting();
+    }
+  }
+
+  #stopExpecting() {
+    clearTimeout(this.#echoTimer);
+    this.#echoTimer = 0;
+    this.#creating = 0;
   }
 
   #add(kept) {
