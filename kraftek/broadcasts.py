@@ -57,6 +57,9 @@ class Broadcasts:
     def received(self, body: bytes) -> None:
         """One message of a service, as it stands on the channel. Malformed ones are counted and logged."""
         try:
+            # A raw payload is not looked into, and clients have to leave when they get text that is not UTF-8.
+            if not body.isascii():
+                body.decode()
             message = _decode(body)
             if message.type == "disconnect":
                 self._disconnect(message)
@@ -82,7 +85,7 @@ class Broadcasts:
         if not sessions:
             return
         delivery = Delivery(message.type, message.payload, room_id, message.in_reply_to)
-        excluded = message.exclude_socket_ids or ()
+        excluded = frozenset(message.exclude_socket_ids or ())
         encoded: dict[Hashable, Outgoing | None] = {}
         delivered = 0
         for session in tuple(sessions):

@@ -258,12 +258,12 @@ def test_service_unavailable_because_the_connection_was_lost_before_the_receipt(
     house = House()
     client = house.admit()
     client.play("""
-        > {"type": "notes:a:b", "id": 1}
+        > {"type": "notes:n:1", "id": 1}
         * events:notes {}
     """)
     house.bus.down()
     client.play("""
-        x SERVICE_UNAVAILABLE the connection was lost: the event may not have arrived {"id": 1, "eventType": "notes:a:b"}
+        x SERVICE_UNAVAILABLE the connection was lost: the event may not have arrived {"id":1,"eventType":"notes:n:1"}
     """)
     assert house.counters.publishes_lost == 1
     house.bus.up()
