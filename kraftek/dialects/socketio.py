@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Any, Final, NamedTuple
 
@@ -182,32 +182,48 @@ _decode_auth = msgspec.json.Decoder(dict[str, Raw]).decode
 _encode = msgspec.json.Encoder().encode
 
 
-def _malformed(error: Exception) -> SocketError:
-    return SocketError("JSON is nested too deeply" if isinstance(error, RecursionError) else str(error))
+# One escape in a string, or a whole pair of surrogates; half a pair by itself is the group.
+_ESCAPE: Final = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+    rb"|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
+    re.DOTALL,
+)
+
+
+def _decode(decode: Callable[[bytes], Any], payload: bytes) -> tuple[Any, bytes]:
+    """The value, and the JSON that it was made from. Raises :class:`SocketError`.
+
+    JavaScript sends half an emoji when a page cuts a text in the middle of one. Nothing further on could take
+    that: it becomes U+FFFD, as it does wherever browsers encode text.
+    """
+    try:
+        try:
+            return decode(payload), payload
+        except msgspec.DecodeError:
+            repaired = _ESCAPE.sub(lambda match: rb"\ufffd" if match[1] else match[0], payload)
+            return decode(repaired), repaired
+    except RecursionError:
+        raise SocketError("JSON is nested too deeply") from None
+    except ValueError as error:
+        raise SocketError(str(error)) from None
 
 
 def _parse_event(payload: bytes) -> tuple[str, tuple[Raw, ...]]:
     """The name and the arguments. Raises :class:`SocketError`."""
     try:
-        try:
-            name, arg = _decode_simple_event(payload)
-            args: tuple[Raw, ...] = (arg,)
-        except msgspec.ValidationError:
-            head, *rest = astuple(_decode_event(payload))
-            name = str(head)
-            args = tuple(filter(None, rest))
-    except (ValueError, RecursionError) as error:
-        raise _malformed(error) from None
+        name, arg = _decode_simple_event(payload)
+        args: tuple[Raw, ...] = (arg,)
+    except (ValueError, RecursionError):
+        head, *rest = astuple(_decode(_decode_event, payload)[0])
+        name = str(head)
+        args = tuple(filter(None, rest))
     if name in RESERVED_EVENTS:
         raise SocketError("an event with a reserved name")
     return name, args
 
 
 def _parse_args(payload: bytes) -> tuple[Raw, ...]:
-    try:
-        return tuple(filter(None, astuple(_decode_args(payload))))
-    except (ValueError, RecursionError) as error:
-        raise _malformed(error) from None
+    return tuple(filter(None, astuple(_decode(_decode_args, payload)[0])))
 
 
 # Replacing in the text is exact. In JSON, a brace that is followed by a quote opens an object: inside a
@@ -340,13 +356,7 @@ class SocketSession:
     def _receive_connect(self, namespace: str, payload: bytes) -> ConnectPacket | Outgoing:
         if namespace in self._joined:
             raise SocketError("a second CONNECT to the same namespace")
-        auth = None
-        if payload:
-            try:
-                _decode_auth(payload)
-            except (ValueError, RecursionError) as error:
-                raise _malformed(error) from None
-            auth = Raw(payload)
+        auth = Raw(_decode(_decode_auth, payload)[1]) if payload else None
         if namespace not in self._settings.namespaces:
             return encode_connect_error(namespace, "Invalid namespace")
         return ConnectPacket(namespace, auth)
@@ -410,7 +420,7 @@ def _detach(payload: bytes) -> tuple[bytes, tuple[bytes, ...]]:
     def detach(match: re.Match[bytes]) -> bytes:
         try:
             attachments.append(msgspec.json.decode(match[1], type=bytes))
-        except msgspec.DecodeError:  # not base64: an object of the application's own
+        except ValueError:  # not base64: an object of the application's own
             return match[0]
         return b'{"_placeholder":true,"num":%d}' % (len(attachments) - 1)
 

@@ -243,7 +243,7 @@ def test_receives_an_event(text: str, name: str, arguments: list[str], ack_id: i
         '2abc["message-with-ack",1,"2",{"3":[false]}]',
         '212345678901234567["a"]',
         '2-1["a"]',
-        '2["a\\ud800"]',
+        '2["a\\ud800]',
         '2["a",' + "[" * 100_000 + "]" * 100_000 + "]",
         f'2["a",{",".join("0" * (MAX_ARGUMENTS + 1))}]',
         "2[" + "9" * 5000 + "]",
@@ -259,6 +259,24 @@ def test_refuses_a_malformed_event(text: str) -> None:
 def test_refuses_a_name_that_is_not_utf8() -> None:
     with pytest.raises(SocketError, match="'utf-8' codec can't decode"):
         session("/").receive(b'2["\xff",1]', False)
+
+
+@pytest.mark.parametrize(
+    ("sent", "received"),
+    [
+        (r'"cut \ud83d"', r'"cut \ufffd"'),
+        (r'"\uDE00 cut"', r'"\ufffd cut"'),
+        (r'["\ud83d\ud83d\ude00"]', r'["\ufffd\ud83d\ude00"]'),
+        (r'["\ude00\ud83d", "\\ud83d", "\n\u0416"]', r'["\ufffd\ufffd", "\\ud83d", "\n\u0416"]'),
+    ],
+)
+def test_half_an_emoji_becomes_a_replacement_character(sent: str, received: str) -> None:
+    client = session("/")
+    assert args(client.receive(f'2["a",{sent}]'.encode(), False)) == [received]
+    assert args(client.receive(f"31[1,{sent}]".encode(), False)) == ["1", received]
+    packet = client.receive(f'0/custom,{{"a":{sent}}}'.encode(), False)
+    assert isinstance(packet, ConnectPacket)
+    assert packet.auth == Raw(f'{{"a":{received}}}'.encode())
 
 
 def test_says_that_json_is_nested_too_deeply() -> None:
@@ -449,6 +467,10 @@ def test_encodes_binary_where_the_payload_itself_is_binary() -> None:
 )
 def test_what_is_no_attachment_stays_as_it_is(payload: str) -> None:
     assert wire(encode_event("a", payload.encode())) == (f'42["a",{payload}]',)
+
+
+def test_what_is_not_utf8_is_no_attachment_either() -> None:
+    assert encode_event("a", b'{"_binary":"\xff"}').text == b'42["a",{"_binary":"\xff"}]'
 
 
 def test_escaped_cyrillic_beside_an_attachment_is_no_obstacle() -> None:
