@@ -10,20 +10,21 @@
 
 Imports point down only:
 
-====== ======================================================== =======================================================
-floor  rooms                                                    what they know
-====== ======================================================== =======================================================
-6      ``tap.py``, ``twisted/plugins/kraftek_gateway.py``       how it is started
-5      ``daemon.py``                                            everything: the one place where all is wired
-4      ``websocket/``, ``bus/``, ``http/``                      Autobahn, txredisapi, twisted.web: each one of them
-3      ``gateway.py``, ``admission.py``, ``broadcasts.py``,       clients, what they may do, and who is here
+====== =========================================================== ===================================================
+floor  rooms                                                       what they know
+====== =========================================================== ===================================================
+6      ``tap.py``, ``twisted/plugins/kraftek_gateway.py``          how it is started
+5      ``daemon.py``                                               everything: the one place where all is wired
+4      ``websocket/``, ``bus/``, ``http/``, ``listening.py``,      Autobahn, txredisapi, twisted.web, the sockets they
+       ``systemd.py``                                              stand on: each one of them
+3      ``gateway.py``, ``admission.py``, ``broadcasts.py``,        clients, what they may do, and who is here
        ``session.py``, ``roster.py``, ``expiries.py``
-2      ``dialects/``, ``registry.py``, ``router.py``,           grammars, names, access, rooms
+2      ``dialects/``, ``registry.py``, ``router.py``,              grammars, names, access, rooms
        ``access/``, ``rooms.py``
-1      ``interfaces.py``, ``turn.py``                           the seams, in prose
-0      ``messages.py``, ``errors.py``, ``config.py``,           the values that cross edges
-       ``metrics.py``
-====== ======================================================== =======================================================
+1      ``interfaces.py``, ``turn.py``, ``fastpath.py``             the seams, in prose; the end of a reactor turn
+0      ``messages.py``, ``errors.py``, ``config.py``,              the values that cross edges
+       ``metrics.py``, ``names.py``, ``scripts.py``
+====== =========================================================== ===================================================
 
 ``demo/`` stands beside the floors: a service and a page for newcomers.
 """

@@ -9,8 +9,8 @@ from typing import Any
 
 from msgspec.structs import replace
 from twisted.application.service import IService, Service
+from twisted.internet import defer
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, maybeDeferred
-from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -31,6 +31,7 @@ from kraftek.gateway import Gateway
 from kraftek.http.auth import HttpChecker
 from kraftek.http.site import public_site
 from kraftek.interfaces import IBusListener
+from kraftek.listening import server_endpoint
 from kraftek.metrics import Counters
 from kraftek.names import new_gateway_id, reply_channel
 from kraftek.registry import ServiceRegistry
@@ -143,7 +144,7 @@ class Daemon(Service):
         bus.startService()
         await _ready(bus, reactor)
         if config.demo:
-            self._notes = NotesService(reactor, redis.url)
+            self._notes = NotesService(reactor, redis.url, bus.channel_name("events:stickyNotes"))
             self._notes.startService()
         for sweep in (admission.sweep, clients.heartbeat.sweep):
             looping = LoopingCall(self._guarded, sweep)
@@ -151,7 +152,7 @@ class Daemon(Service):
             looping.start(_SWEEP_INTERVAL, now=False)
             self._sweeps.append(looping)
         for endpoint in config.listen:
-            port = await serverFromString(reactor, endpoint).listen(clients)
+            port = await server_endpoint(reactor, endpoint).listen(clients)
             self.ports.append(port)
             address = port.getHost()
             where = getattr(address, "name", None) or f"{address.host}:{address.port}"
@@ -216,11 +217,11 @@ async def _ready(bus: RedisBus, reactor: Any) -> None:
     bus.add_listener(listener)
     try:
         await listener.up.addTimeout(_REDIS_PATIENCE, reactor)
-    except TimeoutError:
+    except defer.TimeoutError:
         Logger().warn("Redis is not there yet: clients are told SERVICE_UNAVAILABLE until it is.")
 
 
 async def _farewell(bus: RedisBus, reactor: Any) -> None:
     """Return when Redis has taken all that was sent to it, or will not."""
-    with suppress(NotPublished, TimeoutError):
+    with suppress(NotPublished, defer.TimeoutError):
         await bus.call("PING").addTimeout(_FAREWELL, reactor)

@@ -104,8 +104,9 @@ class ClientFactory(WebSocketServerFactory):
         per_address = self.limits.connections_per_address
         if per_address and self._addresses[_address(protocol)] >= per_address:
             raise ConnectionDeny(429, "too many connections from this address")
-        chosen = next((name for name in self.dialects if name in request.protocols), None)
-        if chosen is None and request.protocols:
+        offered = [name for name in request.protocols if name]
+        chosen = next((name for name in self.dialects if name in offered), None)
+        if chosen is None and offered:
             raise ConnectionDeny(400, f"no common subprotocol, expected one of {', '.join(self.dialects)}")
         protocol.credentials = _credentials(request)
         return chosen
