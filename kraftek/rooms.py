@@ -52,7 +52,7 @@ return superseded
 """)
 
 BATCH = 500
-"""Entries that one call of RESTORE writes: about a millisecond in which Redis does nothing else."""
+"""Entries that one call of RESTORE writes: one or two milliseconds in which Redis does nothing else."""
 
 
 @implementer(IRooms)

@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 from twisted.internet import reactor
+from twisted.internet.error import ConnectionLost
 from twisted.internet.task import deferLater
+from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.logger import capturedLogs, formatEvent
+from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 from txredisapi import ResponseError
 from zope.interface import implementer
@@ -530,3 +533,97 @@ if bundled := bundled_redis_server():
         """The same with the oldest Redis that is supported."""
 
         binary = bundled
+
+
+# Without Redis: the other end of the wires is in the test's hands
+
+
+class Wires:
+    """A bus whose connections the test makes, answers and loses."""
+
+    def __init__(self) -> None:
+        self.reactor = MemoryReactorClock()
+        # The test answers no pings, and lets time pass between two attempts.
+        config = Redis(url="unix:///redis.sock", ping_interval=60, ping_timeout=60)
+        self.bus = RedisBus(self.reactor, config, Turn(self.reactor), Counters())
+        self.bus.track("access:", lambda _: None)
+        self.bus.startService()
+
+    def attempt(self) -> Any:
+        """The factory of the oldest attempt to connect; when there is none, of the next one."""
+        while not self.reactor.unixClients:
+            self.reactor.advance(self.delays()[0])
+        return self.reactor.unixClients.pop(0)[1]
+
+    def refuse(self) -> None:
+        """Nobody is there."""
+        self.attempt().clientConnectionFailed(None, Failure(ConnectionRefusedError()))
+
+    def connect(self) -> Any:
+        """Somebody is there; writes to the returned link what it reads."""
+        link = self.attempt().buildProtocol(None)
+        link.makeConnection(StringTransport())
+        self.reactor.advance(0)
+        return link
+
+    def greet(self) -> tuple[Any, Any]:
+        """Both connections are there, and only tracking is not on yet: the commands' and the subscriber's."""
+        first, second = self.greeted(), self.greeted()
+        commands, subscriber = (first, second) if self.commands(first) else (second, first)
+        subscriber.dataReceived(SUBSCRIBED)
+        return commands, subscriber
+
+    def greeted(self) -> Any:
+        """One connection is there and ready."""
+        link = self.connect()
+        link.dataReceived(b"+OK\r\n+PONG\r\n" if self.commands(link) else b":7\r\n+PONG\r\n")
+        return link
+
+    def commands(self, link: Any) -> bool:
+        """Whether this is the connection for commands."""
+        return b"SELECT" in link.transport.value()
+
+    def delays(self) -> list[float]:
+        """Seconds until the next things happen."""
+        return sorted(call.getTime() - self.reactor.seconds() for call in self.reactor.getDelayedCalls())
+
+
+SUBSCRIBED = b"*3\r\n$9\r\nsubscribe\r\n$20\r\n__redis__:invalidate\r\n:1\r\n"
+TRACKING = b"+OK\r\n+OK\r\n"
+LOST = Failure(ConnectionLost())
+
+
+def test_attempts_become_rarer_until_redis_is_there() -> None:
+    wires = Wires()
+    for _ in range(10):
+        wires.refuse()
+    assert 5 <= max(wires.delays()) <= 6
+
+    commands, subscriber = wires.greet()
+    commands.dataReceived(TRACKING)
+    assert wires.bus.available
+    commands.connectionLost(LOST)
+    subscriber.connectionLost(LOST)
+    assert max(wires.delays()) < 2
+
+
+def test_attempts_become_rarer_when_redis_refuses_us_as_well() -> None:
+    wires = Wires()
+    for _ in range(10):
+        link = wires.connect()
+        link.dataReceived(b"-NOAUTH Authentication required.\r\n" * 2)
+        link.connectionLost(LOST)
+    assert 5 <= max(wires.delays()) <= 6
+
+
+def test_a_subscriber_lost_while_tracking_is_turned_on_is_not_up() -> None:
+    wires = Wires()
+    commands, subscriber = wires.greet()
+    subscriber.connectionLost(LOST)
+    commands.dataReceived(TRACKING)
+    assert not wires.bus.available
+
+    wires.greeted().dataReceived(SUBSCRIBED)
+    assert not wires.bus.available
+    commands.dataReceived(TRACKING)
+    assert wires.bus.available
