@@ -72,9 +72,10 @@ class ClientFactory(WebSocketServerFactory):
             versions=[13],
             webStatus=False,
             failByDrop=False,
-            # A client may not hold the handshake open, nor the closing one.
-            openHandshakeTimeout=limits.handshake_timeout,
-            closeHandshakeTimeout=1.0,
+            # A client may not hold the handshake open, nor the closing one. A second more than is meant: Autobahn's
+            # timers (txaio's batched ones) go off up to a second early, and that cut off close codes just written.
+            openHandshakeTimeout=limits.handshake_timeout + 1.0,
+            closeHandshakeTimeout=2.0,
             maxMessagePayloadSize=limits.message_bytes,
             maxFramePayloadSize=limits.message_bytes,
             tcpNoDelay=True,
