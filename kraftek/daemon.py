@@ -154,7 +154,7 @@ class Daemon(Service):
         for endpoint in config.listen:
             port = await server_endpoint(reactor, endpoint).listen(clients)
             self.ports.append(port)
-            address = port.getHost()
+            address: Any = port.getHost()
             where = getattr(address, "name", None) or f"{address.host}:{address.port}"
             self._log.info("Listening on {where}", where=where)
         self._log.info("Gateway {gateway_id} is ready", gateway_id=gateway_id)

@@ -17,7 +17,8 @@ _TEXT = 0x81
 _MASKED = 0x80
 
 _LONG = 1536
-"""Bytes from which a call into Autobahn's C masker (9 µs whatever the size) beats an XOR of long integers (4 ns each)."""
+"""Bytes from which a call into Autobahn's C masker (9 µs, whatever the size) beats an XOR of long integers (4 ns
+a byte)."""
 
 
 def plain_messages(

@@ -260,6 +260,7 @@ def test_no_token_anywhere(
     for key in redis_server.client().keys("*"):
         assert secret not in key
         dump = redis_server.client(decode_responses=False).dump(key)
+        assert dump is not None
         assert secret.encode() not in dump
     process.terminate()
     assert secret not in process.log()

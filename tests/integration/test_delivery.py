@@ -194,7 +194,9 @@ def test_newer_login_closes_the_older_socket_on_the_same_process(cluster: Cluste
         member.expect("stickyNotes:note:shout")
 
 
-def test_many_sessions(redis_server: RedisServer, gateway: StartGateway, service: StartService, connect: Connect) -> None:
+def test_many_sessions(
+    redis_server: RedisServer, gateway: StartGateway, service: StartService, connect: Connect
+) -> None:
     process = gateway(redis_server, config={"sessions": "many"})
     service(redis_server, CHANNEL)
     one = connect(process, token="ada", room="r1")
