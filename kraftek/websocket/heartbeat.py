@@ -12,6 +12,9 @@ __all__ = ["Heartbeat", "Pinged"]
 _SLOTS = 64
 """Parts of an interval: so exact are its times, and so evenly are pings spread over it."""
 
+_SHORTEST = 1.0
+"""Seconds that a time-out is at least: some sweeps, for an answer is not heard before the next one."""
+
 
 class Pinged(Protocol):
     """A connection that is pinged. ``heard``: something arrived since the last ping. ``slot`` is the heartbeat's."""
@@ -36,7 +39,7 @@ class Heartbeat:
     def __init__(self, clock: IReactorTime, interval: float, timeout: float) -> None:
         self._clock = clock
         self._width = interval / _SLOTS
-        self._lag = min(ceil(timeout / self._width), _SLOTS - 1)
+        self._lag = min(ceil(max(timeout, _SHORTEST) / self._width), _SLOTS - 1)
         self._wheel: list[set[Pinged]] = [set() for _ in range(_SLOTS)]
         self._done = self._position()
 
@@ -52,6 +55,12 @@ class Heartbeat:
     def sweep(self) -> None:
         """Do what is due. Called a few times a second."""
         now = self._position()
+        if not 0 <= now - self._done < self._lag:
+            # The process stood still, or its clock was set: nobody was heard, and nobody is to blame for it.
+            self._done = now
+            for slot in self._wheel:
+                for connection in slot:
+                    connection.heard = True
         while self._done < now:
             self._done += 1
             for connection in tuple(self._wheel[(self._done - self._lag) % _SLOTS]):
