@@ -76,7 +76,7 @@ class StickyNotes:
     def received(self, event: Fields) -> None:
         """Do what the event asks for, or refuse it. Who sent it is the gateway's word, so it is true."""
         room, name = event.get("roomId"), event["eventType"]
-        if room is None or not isinstance(event["payload"], dict):
+        if room is None or not isinstance(event.get("payload"), dict):
             raise RefusedError("the sender must be in a room, the payload must be an object")
         if name == "stickyNotes:board:open":
             notes = [json.loads(note) for note in self.redis.hgetall(f"notes:{room}").values()]

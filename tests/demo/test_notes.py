@@ -260,6 +260,15 @@ def test_a_mistake_is_told_to_its_sender(gateway: Gateway, name: str, payload: o
     assert gateway.board() == [note]
 
 
+def test_an_event_may_come_without_a_payload(gateway: Gateway) -> None:
+    event = {"eventType": "stickyNotes:note:create", "userId": "a", "socketId": "g1.a", "roomId": "a", "timestamp": 1}
+    gateway.redis.publish(CHANNEL, json.dumps(event))
+
+    told = gateway.hear()
+
+    assert (told["type"], told["recipients"]) == ("stickyNotes:note:refused", ["g1.a"])
+
+
 @pytest.mark.parametrize("parts", [{"x": 1}, {"y": 1}, {"x": 1, "y": "2"}, {"text": "a"}])
 def test_half_a_move_moves_nothing(gateway: Gateway, parts: Json) -> None:
     note = gateway.create()

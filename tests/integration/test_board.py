@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -311,6 +312,27 @@ def test_comes_back_when_the_gateway_does(
     expect(note).not_to_have_class(re.compile("unsent"))
     ann.drag(note, 120, 40)
     bob.expect_place(bob.notes.first, ann.place(note))
+
+
+def test_words_that_got_lost_on_the_way_are_said_again(
+    gateway: StartGateway, redis_server: RedisServer, invite: Invite
+) -> None:
+    first = gateway(redis_server, args=["--demo"])
+    ann, bob = invite("Ann"), invite("Bob")
+    ann.enter(first)
+    note = ann.create("Hear")
+    os.kill(first.pid, signal.SIGSTOP)
+    note.click()
+    ann.page.locator(".note textarea").press_sequentially(" me")
+    ann.page.keyboard.press("Escape")
+    ann.expect_texts("Hear me")
+
+    first.kill()
+    second = gateway(redis_server, args=["--demo", "--listen", f"tcp:{first.port}:interface=127.0.0.1"])
+
+    bob.enter(second)
+    ann.expect_board()
+    bob.expect_texts("Hear me")
 
 
 def test_lives_through_an_outage_of_redis(

@@ -280,12 +280,13 @@ class Note {
     this.#render();
   }
 
-  /** The service told the whole board: whatever we still waited for will not come. */
+  /** The service told the whole board: what we still waited for will not come. But words are said again. */
   reopened(kept) {
+    const { text } = this.#ours;
     for (const what of Object.keys(CHANGES)) this.#unheard[what] = 0;
+    if (!this.#input) this.#held.delete("edit");
     this.heard(kept);
-    if (this.#held.has("edit") && this.shown.text !== kept.text) this.#senders.edit.push();
-    if (!this.#input) this.release("edit");
+    if (text !== undefined && text !== kept.text) this.change("edit", { text });
   }
 
   write() {
@@ -323,7 +324,7 @@ class Note {
     this.#input = null;
     input.replaceWith(this.#text);
     this.#text.dataset.size = input.dataset.size;
-    // Without a connection the text stays ours until there is one: words are not thrown away.
+    // Without a connection the text stays ours until there is one.
     if (this.#board.live) this.release("edit");
     else this.#render();
   }
@@ -398,7 +399,7 @@ class Board {
   #drag = null;
   #scale = 1;
 
-  /** `told(who, what)` hears of every change; `complain(text)` of what did not work. */
+  /** `told(who, what)` hears of every change, `complain(text)` of what failed, `waits(whether)` of a silent service. */
   constructor(connection, { told, complain, waits }) {
     this.#connection = connection;
     this.told = told;
