@@ -119,8 +119,8 @@ class IBus(Interface):
     def publish(channel: str, body: bytes, receipt: Callable[[int], None]) -> None:
         """``PUBLISH``, together with all others of this turn in one write.
 
-        ``receipt`` is called once: with the number of subscribers that got it, or with -1 when the connection was
-        lost before Redis answered. Raises ``NotPublished`` when Redis is away or the bound of messages in flight is
+        ``receipt`` is called once: with the number of subscribers that got it, or with -1 when Redis refused it or
+        the connection was lost before Redis answered. Raises ``NotPublished`` when Redis is away or the bound of messages in flight is
         reached; the receipt is then not called.
         """
 
@@ -137,7 +137,8 @@ class IBus(Interface):
 
     def track(prefix: str, listener: Callable[[list[str] | None], None]) -> None:
         """Call ``listener`` with the keys under ``prefix`` that anybody else changed, or that were deleted or expired;
-        with ``None`` when all were (``FLUSHALL``). Once, before :meth:`start`.
+        with ``None`` when all were (``FLUSHALL``). What our own scripts change counts as somebody else's doing: Redis
+        6.2 and 7 take it so. Once a prefix, before the bus is started.
         """
 
     def settled() -> Deferred[None]:
