@@ -120,8 +120,8 @@ class IBus(Interface):
         """``PUBLISH``, together with all others of this turn in one write.
 
         ``receipt`` is called once: with the number of subscribers that got it, or with -1 when Redis refused it or
-        the connection was lost before Redis answered. Raises ``NotPublished`` when Redis is away or the bound of messages in flight is
-        reached; the receipt is then not called.
+        the connection was lost before Redis answered. Raises ``NotPublished`` when Redis is away or the bound of
+        messages in flight is reached; the receipt is then not called.
         """
 
     def call(command: Any, keys: Sequence[str] = (), args: Sequence[bytes | str | int | float] = ()) -> Deferred[Any]:
