@@ -19,6 +19,8 @@ from bench.workloads import FULL, QUICK, WORKLOADS, Effort, FailedError, Row
 
 OPEN_FILES = 20_000
 """What a process that holds 8,000 connections is given, where the system allows it."""
+UNAVAILABLE = "cannot run here: "
+"""How the failure begins that is the machine's: it leaves the exit status alone."""
 
 
 def main() -> int:
@@ -33,18 +35,19 @@ def main() -> int:
     _raise_open_files(max(effort.idle, *effort.crowds) + 1000)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is stopped
 
-    pairs = _pairs(effort, asked.only, asked.contender)
     rows: list[Row] = []
     with open_stage(logs) as stage:
         for number in range(1, rounds + 1):
-            for workload, contender in pairs:
+            for workload, contender in _pairs(effort, asked.only, asked.contender):
+                if not asked.rounds and number > effort.most_rounds.get(workload, rounds):
+                    continue
                 began = time.monotonic()
                 rows += _run(stage, workload, contender, effort)
                 took = time.monotonic() - began
                 print(f"round {number}/{rounds} {workload} {contender.name} {took:.1f} s", file=sys.stderr, flush=True)
 
     lines = report.summarize(rows)
-    bars = report.bars(lines)
+    bars = report.bars(lines, effort)
     about = report.machine()
     text = "\n\n".join(
         part
@@ -63,9 +66,6 @@ def main() -> int:
     (asked.out / "bench.json").write_bytes(msgspec.json.format(msgspec.json.encode(written)))
     print(f"\nWritten to {asked.out}: bench.txt, bench.json, bench.svg")
     return int(any(row.failure and not row.failure.startswith(UNAVAILABLE) for row in rows))
-
-
-UNAVAILABLE = "cannot run here: "
 
 
 def _run(stage: Stage, workload: str, contender: Contender, effort: Effort) -> Iterator[Row]:

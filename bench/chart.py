@@ -2,7 +2,8 @@
 
 from html import escape
 
-from bench.report import Line, Spread
+from bench.report import Line
+from bench.spread import Spread
 
 WIDTH = 720
 LABEL = 140

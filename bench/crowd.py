@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol, cast
 
 import hiredis
@@ -12,6 +12,7 @@ from picows import WSFrame, WSListener, WSMsgType, WSParsedURL, WSTransport, ws_
 from bench.dialects import DIALECTS
 from bench.measure import cpu_seconds
 from bench.orders import Outcome, Setting
+from bench.spread import percentile
 
 PATIENCE = 15.0
 """Seconds after which an answer counts as missing."""
@@ -22,11 +23,6 @@ _ORIGIN = time.perf_counter_ns()
 def clock() -> int:
     """Give nanoseconds since this process began: a number small enough for JavaScript to give back unharmed."""
     return time.perf_counter_ns() - _ORIGIN
-
-
-def percentile(ordered: Sequence[int], share: float) -> int:
-    """Give the nearest-rank percentile of values in ascending order; `share` is above 0 and at most 1."""
-    return ordered[-int(-share * len(ordered) // 1) - 1]
 
 
 class Client(WSListener):
@@ -170,6 +166,11 @@ class Crowd:
             line, port = RedisLine(self), setting.redis_port
         await asyncio.get_running_loop().create_connection(lambda: line, "127.0.0.1", port)
         self.line = line
+
+    def more(self, clients: int) -> range:
+        """Give the numbers of clients to come."""
+        first = self._setting.first + len(self.clients)
+        return range(first, first + clients)
 
     async def connect(self, who: int, room: int) -> None:
         """Open one connection and authenticate; raises whatever stands in the way."""

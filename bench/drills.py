@@ -34,8 +34,7 @@ async def carry_out(order: Order, crowd: Crowd) -> Outcome:
 
 
 async def _connect(order: Connect, crowd: Crowd) -> Outcome:
-    already = len(crowd.clients)
-    numbers = iter(range(already, already + order.clients))
+    numbers = iter(crowd.more(order.clients))
     latencies: list[int] = []
 
     async def one_after_another() -> None:

@@ -53,6 +53,8 @@ class Setting(msgspec.Struct):
     redis_port: int
     dialect: str
     """A key of `bench.dialects.DIALECTS`."""
+    first: int
+    """The number of its first client: clients of two loads are not the same users."""
     pids: dict[str, list[int]]
     """Whose processor time is wanted, by role; the load adds itself as ``load``."""
 

@@ -5,35 +5,25 @@ import itertools
 import os
 import platform
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
-from bench.workloads import Row
+from bench.spread import Spread
+from bench.workloads import Effort, Row
 
 LIBRARIES = ("kraftek-gateway", "twisted", "autobahn", "txredisapi", "hiredis", "msgspec", "uvloop", "picows", "orjson")
 
 WIDTHS = (8, 15, 9, 8, 8, 9, 7, 10)
 """Characters of each column of numbers."""
 
+IDLE_HELD, IDLE_PING = 8000, 25.0
+"""The idle bar's connections, and the gateway's default seconds between two pings of one."""
+
 CORES_FOR_TWO = 6
 """Two gateways, two loads, Redis and the service: on fewer cores two processes cannot show twice the rate."""
-
-
-class Spread(msgspec.Struct):
-    """One number over all rounds."""
-
-    median: float
-    least: float
-    most: float
-
-    @classmethod
-    def of(cls, values: Iterable[float | None]) -> "Spread | None":
-        """Give the spread of the values that are there."""
-        there = [value for value in values if value is not None]
-        return Spread(statistics.median(there), min(there), max(there)) if there else None
 
 
 class Line(msgspec.Struct):
@@ -143,7 +133,7 @@ def _number(spread: Spread | None, digits: int) -> str:
     return f"{spread.median:.{digits}f}" if spread else ""
 
 
-def bars(lines: list[Line]) -> list[Bar]:
+def bars(lines: list[Line], effort: Effort) -> list[Bar]:
     """Give the promises, held against the medians."""
     by_key = {(line.workload, line.case, line.contender): line for line in lines}
     cases = list(dict.fromkeys((line.workload, line.case) for line in lines))
@@ -178,23 +168,27 @@ def bars(lines: list[Line]) -> list[Bar]:
             note=f"the C loop itself: {floor:.2f}" if floor else "",
         )
     )
-    found += _connections(lines, cpu)
+    found += _connections(lines, effort, cpu)
     found.append(_two_processes(by_key))
     return found
 
 
-def _connections(lines: list[Line], cpu: Callable[[str, str, str], float | None]) -> list[Bar]:
+def _connections(lines: list[Line], effort: Effort, cpu: Callable[[str, str, str], float | None]) -> list[Bar]:
     idle = next((line for line in lines if line.workload == "idle" and line.contender == "kraftek"), None)
     storm = next((line.case for line in lines if line.workload == "storm"), "")
-    held = int(idle.case.split()[0].replace(",", "")) if idle and idle.case else 0
-    used = 100 * idle.gateway_cores.median / held * 8000 if idle and idle.gateway_cores and held else None
+    used = idle.gateway_cores.median if idle and idle.gateway_cores else None
+    held, seconds = effort.idle, effort.ping_seconds
+    note = ""
+    if used is not None and (held, seconds) != (IDLE_HELD, IDLE_PING):
+        used *= IDLE_HELD / held * seconds / IDLE_PING
+        note = f"estimated from {held:,} pinged every {seconds:g} s; --full measures it"
     return [
         Bar("idle connection, KiB resident", 12.0, idle.kib.median if idle and idle.kib else None),
         Bar(
-            "8,000 idle connections with pings, % of a core",
+            f"{IDLE_HELD:,} idle connections pinged every {IDLE_PING:g} s, % of a core",
             5.0,
-            used,
-            note=f"from {held:,}" if held not in {0, 8000} else "",
+            None if used is None else 100 * used,
+            note=note,
         ),
         Bar(
             "storm: kraftek / plain Autobahn, CPU per connection",

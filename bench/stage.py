@@ -25,6 +25,8 @@ from bench.orders import Order, Outcome, Setting
 
 START_SECONDS = 20.0
 """How long a process may take to be ready."""
+LOAD_CLIENTS = 100_000
+"""More clients than a load can have."""
 
 
 class NotStartedError(Exception):
@@ -103,9 +105,9 @@ class Stage:
             _wait(lambda: _listeners(port) >= processes, gateways, log)
             pids = [family(gateway.pid) for gateway in gateways]
             roles = self._pids | {f"gateway {number}": each for number, each in enumerate(pids, 1)}
-            setting = Setting(port, self._redis_port, contender.dialect, roles)
             show = Show(pids, [])
-            for _ in range(loads):
+            for number in range(loads):
+                setting = Setting(port, self._redis_port, contender.dialect, number * LOAD_CLIENTS, roles)
                 command = [sys.executable, "-m", "bench.load"]
                 process = running.enter_context(_running(command, self._logs / "load.log", piped=True))
                 show.loads.append(Load(process, setting))

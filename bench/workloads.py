@@ -38,6 +38,8 @@ class Effort:
     """Connections that storm in."""
     ping_seconds: float
     """Every gateway pings each client this often; also the length of the idle window."""
+    most_rounds: dict[str, int]
+    """Workloads that do not vary enough to be worth all rounds."""
     contenders: dict[str, tuple[str, ...]]
     """Who takes part in a workload; a workload that is not here is for all who can do it."""
 
@@ -51,7 +53,8 @@ QUICK = Effort(
     crowds=(100, 1000, 8000),
     idle=4000,
     storm=2000,
-    ping_seconds=5.0,
+    ping_seconds=10.0,
+    most_rounds={"idle": 1, "manyrooms": 1},
     contenders={
         "roundtrip": ("kraftek", "kraftek-socketio", "node"),
         "fanout": ("kraftek", "cloop"),
@@ -63,13 +66,14 @@ QUICK = Effort(
 FULL = Effort(
     name="full",
     rounds=3,
-    warm=1.0,
-    seconds=2.0,
+    warm=0.7,
+    seconds=1.5,
     texts=(64, 4096),
     crowds=(100, 1000, 8000),
     idle=8000,
-    storm=4000,
-    ping_seconds=10.0,
+    storm=2000,
+    ping_seconds=25.0,
+    most_rounds={"idle": 1},
     contenders={},
 )
 
