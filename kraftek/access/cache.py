@@ -173,14 +173,15 @@ class AccessCache:
             kept, seconds = self._dated(await self._ask(token, key))
             # After an outage Redis may not know either what was taken back during it.
             if found is not None and not self._changes.since(position, ()):
-                stored_at = self._changes.position
+                sent = self._changes.position
                 stored = await self._shared.store(*key, kept, seconds, found.time)
-                if stored:
-                    self._remember(key, kept, stored_at)
-                    return kept
                 if stored is False:
                     continue
-            # Not kept, and no word from Redis whether it was taken back meanwhile: what we heard must do.
+                if stored:
+                    if self._remember(key, kept, sent):
+                        return kept
+                    position = sent
+            # Nobody will look at it again: what we heard meanwhile must do.
             if not self._changes.since(position, names(key, kept.user_id)):
                 return kept
         self._counters.access_failed += 1
@@ -219,12 +220,14 @@ class AccessCache:
         seconds = min(max(seconds, 0.0), LONGEST)
         return Kept(**asdict(grant), fresh_until=now + seconds), seconds
 
-    def _remember(self, key: Key, kept: Kept, position: int) -> None:
-        """Use this answer from memory. It held at ``position``, when Redis was told or asked."""
-        if self._bus.available and kept.fresh_until > self._now():
-            self._answers.put(key, kept, position)
-            if self._changes.since(position, names(key, kept.user_id)):
-                self._look_again(token_key(key[0]), user_key(kept.user_id))
+    def _remember(self, key: Key, kept: Kept, position: int) -> bool:
+        """Use this answer from memory, if that may be. It held at ``position``, when Redis was told or asked."""
+        if not self._bus.available or kept.fresh_until <= self._now():
+            return False
+        self._answers.put(key, kept, position)
+        if self._changes.since(position, names(key, kept.user_id)):
+            self._look_again(token_key(key[0]), user_key(kept.user_id))
+        return True
 
     # What changes
 

@@ -4,7 +4,7 @@
 ``access:token:<digest of a token>``    a hash: room → the yes, as JSON; the room is empty for a yes without one
 ``access:user:<userId>``                the set of the digests that the user has such hashes for
 ``access-ledger:<userId>``              a hash, ours alone: until when the set and each of those hashes should
-                                        live, and when one of them was last found missing before its time
+                                        live, and when one of them was last found missing
 ======================================  ======================================================================
 
 A yes counts while its digest is in its user's set, so that deleting either key takes it back. A deleted key leaves
@@ -73,13 +73,21 @@ local function extend(key, milliseconds)
   end
 end
 
--- When something of this user was last found missing. Looks for it first.
-local function taken(ledger, user, token, digest, memory)
+-- When something of this user was last found missing, as far as it matters to who asked then. Looks for it first.
+-- What had its end since may have expired or have been deleted before: that counts as missing, too. What a missing
+-- set leaves behind goes with it, lest a later answer about the same token bring it back.
+local function taken(ledger, user, tokens, digest, asked, memory)
   local at, set, hash = unpack(redis.call('HMGET', ledger, 'taken', 'user', digest))
-  if set and tonumber(set) > now and redis.call('EXISTS', user) == 0 then
+  if set and tonumber(set) > asked and redis.call('EXISTS', user) == 0 then
+    for _, field in ipairs(redis.call('HKEYS', ledger)) do
+      if #field == #digest then
+        redis.call('DEL', tokens .. field)
+      end
+    end
     redis.call('DEL', ledger)
-  elseif hash and tonumber(hash) > now
-      and (redis.call('EXISTS', token) == 0 or redis.call('SISMEMBER', user, digest) == 0) then
+  elseif hash and tonumber(hash) > asked
+      and (redis.call('EXISTS', tokens .. digest) == 0 or redis.call('SISMEMBER', user, digest) == 0) then
+    redis.call('DEL', tokens .. digest)
     redis.call('HDEL', ledger, digest)
   else
     return tonumber(at or 0)
@@ -93,21 +101,21 @@ end
 LOOK = Script(
     _COMMON
     + """
--- KEYS: the token's hash, the beginnings of users' and ledgers' keys
+-- KEYS: the beginnings of tokens', users' and ledgers' keys
 -- ARGV: digest, room, the user who it was last time or nothing, milliseconds that the ledger lives at least
-local token, digest, user = KEYS[1], ARGV[1], ARGV[3]
-local answer = redis.call('HGET', token, ARGV[2])
+local tokens, users, ledgers, digest, user = KEYS[1], KEYS[2], KEYS[3], ARGV[1], ARGV[3]
+local answer = redis.call('HGET', tokens .. digest, ARGV[2])
 if answer then
   local readable, yes = pcall(cjson.decode, answer)
   if readable and type(yes) == 'table' and type(yes.userId) == 'string' then
     user = yes.userId
-    if redis.call('SISMEMBER', KEYS[2] .. user, digest) == 1 then
+    if redis.call('SISMEMBER', users .. user, digest) == 1 then
       return {text(now), answer}
     end
   end
 end
 if user ~= '' then
-  taken(KEYS[3] .. user, KEYS[2] .. user, token, digest, tonumber(ARGV[4]))
+  taken(ledgers .. user, users .. user, tokens, digest, now, tonumber(ARGV[4]))
 end
 return {text(now), false}
 """
@@ -116,38 +124,36 @@ return {text(now), false}
 STORE = Script(
     _COMMON
     + """
--- KEYS: the token's hash, the user's set, the ledger
+-- KEYS: the beginning of tokens' keys, the user's set, the ledger
 -- ARGV: digest, room, answer, milliseconds that it may be kept, time of the look before the question,
 --       milliseconds that the ledger lives at least
-local token, user, ledger, digest = KEYS[1], KEYS[2], KEYS[3], ARGV[1]
-local keep, memory = tonumber(ARGV[4]), tonumber(ARGV[6])
-if taken(ledger, user, token, digest, memory) > tonumber(ARGV[5]) then
+local tokens, user, ledger, digest = KEYS[1], KEYS[2], KEYS[3], ARGV[1]
+local token = tokens .. digest
+local keep, asked, memory = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+if taken(ledger, user, tokens, digest, asked, memory) > asked then
   return 0
 end
 if keep == 0 then
   return 1
 end
 if redis.call('SISMEMBER', user, digest) == 0 then
-  -- Whatever the token's hash still holds was taken back with the set: it must not count again.
+  -- Whatever the token's hash still holds does not count: it must not by this.
   redis.call('DEL', token)
 end
 redis.call('HSET', token, ARGV[2], ARGV[3])
 local new = redis.call('SADD', user, digest)
--- A second more, so that nobody takes an expiry for a deletion.
-extend(token, keep + 1000)
-extend(user, keep + 1000)
-local ends = now + keep * 1000
-for _, field in ipairs({'user', digest}) do
-  if tonumber(redis.call('HGET', ledger, field) or 0) < ends then
-    redis.call('HSET', ledger, field, text(ends))
-  end
+-- A second more: when a key expires, what was in it has run out.
+for field, key in pairs({[digest] = token, user = user}) do
+  extend(key, keep + 1000)
+  -- In whole milliseconds, rounded up: no deletion is to look like an expiry.
+  redis.call('HSET', ledger, field, text(now + (redis.call('PTTL', key) + 1) * 1000))
 end
-extend(ledger, keep + memory)
+extend(ledger, keep + 1000 + memory)
 if new == 1 then
   -- Who is never away never expires: forget some of the user's old tokens with each new one.
   local sample = redis.call('HRANDFIELD', ledger, 4, 'WITHVALUES')
   for i = 1, #sample, 2 do
-    if #sample[i] == #digest and tonumber(sample[i + 1]) < now then
+    if #sample[i] == #digest and tonumber(sample[i + 1]) + memory * 1000 < now then
       redis.call('HDEL', ledger, sample[i])
       redis.call('SREM', user, sample[i])
     end
@@ -202,7 +208,7 @@ class SharedAnswers:
         """What is kept for this token in this room. ``user_id``: whose it was when last known."""
         reply = await self._run(
             LOOK,
-            (token_key(digest), user_key(""), _ledger_key("")),
+            (token_key(""), user_key(""), _ledger_key("")),
             (digest, room_id or "", user_id, self._memory),
         )
         if reply is None:
@@ -218,7 +224,7 @@ class SharedAnswers:
         """
         reply = await self._run(
             STORE,
-            (token_key(digest), user_key(kept.user_id), _ledger_key(kept.user_id)),
+            (token_key(""), user_key(kept.user_id), _ledger_key(kept.user_id)),
             (digest, room_id or "", msgspec.json.encode(kept), int(seconds * 1000), asked, self._memory),
         )
         return None if reply is None else reply == 1
