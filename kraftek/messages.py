@@ -12,6 +12,7 @@ from msgspec import Raw, Struct
 
 __all__ = [
     "NULL",
+    "ROOM_ID_LENGTH",
     "Ack",
     "Authenticate",
     "Authenticated",
@@ -37,6 +38,9 @@ NULL = Raw(b"null")
 
 RequestId = int | str
 """A client's own name for a request: an integer, or a string of at most 64 characters."""
+
+ROOM_ID_LENGTH = 256
+"""Characters of a room's name at most, wherever a client names one: it becomes a key in Redis."""
 
 
 class Token:

@@ -16,6 +16,7 @@ from kraftek.errors import Code, PeerError
 from kraftek.interfaces import IDialect
 from kraftek.messages import (
     NULL,
+    ROOM_ID_LENGTH,
     Ack,
     Authenticate,
     Authenticated,
@@ -39,7 +40,7 @@ __all__ = ["SUBPROTOCOL", "NativeDialect"]
 SUBPROTOCOL = "kraftek.v1.json"
 
 _Id = int | Annotated[str, Meta(max_length=64)]
-_RoomId = Annotated[str, Meta(min_length=1, max_length=256)]
+_RoomId = Annotated[str, Meta(min_length=1, max_length=ROOM_ID_LENGTH)]
 
 
 class _Frame(Struct, gc=False):

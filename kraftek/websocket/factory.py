@@ -14,7 +14,7 @@ from twisted.internet.interfaces import IProtocolFactory, IReactorTime
 
 from kraftek.config import Limits
 from kraftek.interfaces import IDialect, ILink
-from kraftek.messages import Authenticate, Token
+from kraftek.messages import ROOM_ID_LENGTH, Authenticate, Token
 from kraftek.metrics import Counters
 from kraftek.session import Session
 from kraftek.turn import Turn
@@ -78,7 +78,6 @@ class ClientFactory(WebSocketServerFactory):
             closeHandshakeTimeout=2.0,
             maxMessagePayloadSize=limits.message_bytes,
             maxFramePayloadSize=limits.message_bytes,
-            tcpNoDelay=True,
             allowedOrigins=["*"],
             allowNullOrigin=True,
             trustXForwardedFor=forwarded_for,
@@ -156,8 +155,8 @@ _HANDSHAKE = (
 def _address(protocol: ClientProtocol) -> str:
     # Autobahn's peer is "tcp4:127.0.0.1:50312", or the bare address that a trusted proxy forwarded.
     peer = protocol.peer or ""
-    parts = peer.split(":")
-    return ":".join(parts[1:-1]) if len(parts) > 2 else peer
+    kind, _, address = peer.partition(":")
+    return address.rpartition(":")[0] if kind in {"tcp4", "tcp6"} else peer
 
 
 def _credentials(request: ConnectionRequest) -> Authenticate | None:
@@ -166,4 +165,7 @@ def _credentials(request: ConnectionRequest) -> Authenticate | None:
         token = request.params.get("token", [""])[0]
     if not token.strip():
         return None
-    return Authenticate(Token(token.strip()), request.params.get("roomId", [None])[0])
+    room_id: str | None = request.params.get("roomId", [None])[0]
+    if room_id is not None and len(room_id) > ROOM_ID_LENGTH:
+        raise ConnectionDeny(400, f"roomId: expected at most {ROOM_ID_LENGTH} characters")
+    return Authenticate(Token(token.strip()), room_id)

@@ -5,6 +5,7 @@ Made by :class:`kraftek.websocket.factory.ClientFactory`.
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from autobahn.twisted.websocket import WebSocketServerProtocol
@@ -62,6 +63,8 @@ class ClientProtocol(WebSocketServerProtocol):
 
     log: Any = _Silent()
     _log = Logger()
+    # Autobahn turns Nagle's algorithm off before it has copied the factory's options, and swallows the AttributeError.
+    tcpNoDelay = True
 
     factory: ClientFactory
     transport: Any
@@ -71,6 +74,7 @@ class ClientProtocol(WebSocketServerProtocol):
     heard = True
     slot = -1
     gone = False
+    _refusal: str | None = None
     _blocked = False
     _unsent = 0
     _plain = False
@@ -80,9 +84,9 @@ class ClientProtocol(WebSocketServerProtocol):
         self._outbox: list[bytes] = []
 
     def processHandshake(self) -> None:
-        head_end = self.data.find(b"\r\n\r\n")
+        head_end = self.data.find(b"\r\n\r\n", 0, _HEAD_BYTES)
         if head_end < 0:
-            if len(self.data) > _HEAD_BYTES:
+            if len(self.data) >= _HEAD_BYTES:
                 self.failHandshake("request head too large", 431)
         elif self.factory.is_plain_http(self.data[: head_end + 2]):
             self._hand_over()
@@ -106,8 +110,9 @@ class ClientProtocol(WebSocketServerProtocol):
     def onConnect(self, request: ConnectionRequest) -> str | None:
         try:
             subprotocol: str | None = self.factory.admit(self, request)
-        except ConnectionDeny:
+        except ConnectionDeny as denial:
             self.factory.counters.connections_refused += 1
+            self._refusal = denial.reason
             raise
         except Exception as error:  # Autobahn would send the exception's text to the client
             self._log.failure("Handshake failed")
@@ -124,12 +129,14 @@ class ClientProtocol(WebSocketServerProtocol):
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
         self.heard = True
-        if self.session is not None:
+        if self.session is not None and self.state == self.STATE_OPEN:
             self.session.receive(payload, isBinary)
 
     def onPing(self, payload: bytes) -> None:
         self.heard = True
-        super().onPing(payload)
+        # Who does not read gets no more pongs: they would pile up, a ping each, past every bound.
+        if not self._blocked:
+            super().onPing(payload)
 
     def onPong(self, payload: bytes) -> None:  # Autobahn's signature
         self.heard = True
@@ -145,8 +152,12 @@ class ClientProtocol(WebSocketServerProtocol):
 
     def failHandshake(self, reason: str, code: int = 400, responseHeaders: Any = None) -> None:
         # Autobahn puts what it could not parse into its reasons, and that may be a token.
-        if code == 400:
+        if self._refusal is not None:
+            reason = self._refusal
+        elif code == HTTPStatus.BAD_REQUEST:
             reason = "not a WebSocket handshake (RFC 6455, section 4.2.1)"
+        else:
+            reason = HTTPStatus(code).phrase
         super().failHandshake(reason, code, responseHeaders)
 
     def sendHttpErrorResponse(self, code: int, reason: str, responseHeaders: Any = None) -> None:
@@ -178,11 +189,15 @@ class ClientProtocol(WebSocketServerProtocol):
 
     def close(self, code: int, reason: str) -> None:
         if self.state == self.STATE_OPEN:
-            if self._outbox:
-                data = b"".join(self._outbox)
-                self._outbox.clear()
-                self.transport.write(data)
             self.sendCloseFrame(code, reason.encode())
+
+    def sendCloseFrame(self, code: int | None = None, reasonUtf8: bytes | None = None, isReply: bool = False) -> None:
+        # Whoever ends it, Autobahn or the client too: what was said before comes first, and nothing comes after it.
+        if self._outbox:
+            data = b"".join(self._outbox)
+            self._outbox.clear()
+            self.transport.write(data)
+        super().sendCloseFrame(code, reasonUtf8, isReply)
 
     def pause(self) -> None:
         self.heard = True
@@ -213,20 +228,20 @@ class ClientProtocol(WebSocketServerProtocol):
 
     def silent(self) -> None:
         self.factory.counters.ping_timeouts += 1
-        self.dropConnection(abort=True)
+        # Not dropConnection, which takes a connection for closed that still waits for its last bytes to be read.
+        self.transport.abortConnection()
 
     def _too_slow(self) -> None:
         self.factory.counters.slow_consumers += 1
         self._outbox.clear()
-        session = self.session
-        assert session is not None
-        last = session.dialect.encode(
-            ErrorMessage(Code.SLOW_CONSUMER, "what was sent is not being read", retry_after=1.0)
-        )
-        if last is not None:
-            self._outbox.append(wire(last))
-        # Not at once: the roster may be in the middle of telling everybody in a room.
-        self.factory.reactor.callLater(0, session.close, CLOSE_CODES[Code.SLOW_CONSUMER], Code.SLOW_CONSUMER)
+        session, code = self.session, Code.SLOW_CONSUMER
+        if session is not None:
+            last = session.dialect.encode(ErrorMessage(code, "what was sent is not being read", retry_after=1.0))
+            if last is not None:
+                self._outbox.append(wire(last))
+            # Not at once: the roster may be in the middle of telling everybody in a room.
+            self.factory.reactor.callLater(0, session.close, CLOSE_CODES[code], code)
+        self.close(CLOSE_CODES[code], code)
 
     def _hand_over(self) -> None:
         """The rest of this connection is plain HTTP: another protocol takes it, and all that was read of it."""
@@ -236,10 +251,14 @@ class ClientProtocol(WebSocketServerProtocol):
         self.gone = True
         self.factory.closed(self)
         data, self.data = self.data, b""
-        self.transport.unregisterProducer()
         successor: Any = self.factory.http.buildProtocol(self.transport.getPeer())
+
+        def lost(reason: Failure = _CLIENT_LEFT) -> None:
+            self.factory.countConnections -= 1
+            successor.connectionLost(reason)
+
         # Not every transport has an attribute for its protocol that may be changed (TLS has another than TCP).
         self.dataReceived = successor.dataReceived  # type: ignore[method-assign]
-        self.connectionLost = successor.connectionLost  # type: ignore[method-assign]
+        self.connectionLost = lost  # type: ignore[method-assign]
         successor.makeConnection(self.transport)
         successor.dataReceived(data)
