@@ -29,14 +29,17 @@ class _UpgradeRequired(Resource):
 
 
 class _Files(File):
+    # The type of a module must not be left to the machine's mime.types. Set on the class, for each file makes the next.
+    contentTypes = {**File.contentTypes, ".js": "text/javascript", ".mjs": "text/javascript"}  # noqa: RUF012
+
     def directoryListing(self) -> Resource:
         return self.childNotFound
 
-    def render_GET(self, request: Request) -> bytes | int:
+    def render(self, request: Request) -> bytes | int:
         for name, value in _SECURITY.items():
             request.setHeader(name, value)
         request.setHeader(b"Cache-Control", b"no-cache")
-        answer: bytes | int = super().render_GET(request)
+        answer: bytes | int = super().render(request)
         return answer
 
 
@@ -52,5 +55,4 @@ def public_site(reactor: IReactorTime, files: Path | None) -> Site:
     root: Resource = _UpgradeRequired()
     if files is not None:
         root = _Files(str(files))
-        root.contentTypes = {**File.contentTypes, ".js": "text/javascript", ".mjs": "text/javascript"}
     return _PublicSite(root, reactor=reactor)
