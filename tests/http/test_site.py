@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
 
 from twisted.internet import reactor
 from twisted.internet.address import IPv4Address
@@ -105,7 +107,8 @@ class NothingButAHintTest(SiteCase):
 
 class FilesTest(SiteCase):
     async def setUp(self) -> None:  # type: ignore[override]
-        parent = Path(self.mktemp())
+        parent = Path(mkdtemp())
+        self.addCleanup(rmtree, parent)
         files = parent / "board"
         (files / "parts").mkdir(parents=True)
         (parent / "secret.txt").write_text("not yours")
