@@ -25,23 +25,29 @@ from kraftek.bus import RedisBus
 from kraftek.bus.embedded import EmbeddedRedis
 from kraftek.config import Config
 from kraftek.demo import BOARD, NotesService
+from kraftek.dialects.engineio import EngineSettings
 from kraftek.dialects.native import SUBPROTOCOL, NativeDialect
+from kraftek.dialects.socketio import SocketSettings
+from kraftek.dialects.socketio_client import SocketIODialect
+from kraftek.engineio import EngineClients
 from kraftek.errors import NotPublished
+from kraftek.fastpath import drive
 from kraftek.gateway import Gateway
 from kraftek.http.auth import HttpChecker
+from kraftek.http.polling import Polling
 from kraftek.http.site import public_site
 from kraftek.interfaces import IBusListener
 from kraftek.listening import server_endpoint
 from kraftek.metrics import Counters
 from kraftek.names import new_gateway_id, reply_channel
+from kraftek.origins import Origins
 from kraftek.registry import ServiceRegistry
 from kraftek.rooms import RedisRooms
 from kraftek.roster import Roster
 from kraftek.router import EventRouter
 from kraftek.systemd import notify
 from kraftek.turn import Turn
-from kraftek.websocket.factory import ClientFactory
-from kraftek.websocket.origins import Origins
+from kraftek.websocket.factory import ClientFactory, max_connections
 
 __all__ = ["Daemon", "make_gateway"]
 
@@ -103,6 +109,7 @@ class Daemon(Service):
             self._embedded.died.addCallback(self._embedded_died)
 
         turn = Turn(reactor)
+        drive(reactor, turn)
         self._bus = bus = RedisBus(reactor, redis, turn, counters)
         checker = OpenChecker() if config.auth.check == "open" else HttpChecker(reactor, config.auth)
         access = AccessCache(checker, bus, config.auth, reactor, counters)
@@ -125,16 +132,38 @@ class Daemon(Service):
         bus.subscribe(reply_channel(gateway_id), broadcasts.received)
 
         native = NativeDialect()
+        origins = Origins(config.origins)
+        socketio = config.socketio
+        packets = SocketSettings(max_attachment_bytes=socketio.max_payload)
+        engine_clients = EngineClients(
+            reactor,
+            turn,
+            counters,
+            EngineSettings(
+                ping_interval=socketio.ping_interval,
+                ping_timeout=socketio.ping_timeout,
+                max_payload=socketio.max_payload,
+                max_queued_bytes=config.limits.unsent_bytes,
+            ),
+            lambda client: gateway.open(client, SocketIODialect(client, packets)),
+            max_connections(config.limits),
+        )
         clients = ClientFactory(
             reactor,
             gateway.open,
             {SUBPROTOCOL: lambda: native},
-            public_site(reactor, BOARD if config.demo else None),
+            public_site(
+                reactor,
+                BOARD if config.demo else None,
+                Polling(socketio.path, engine_clients, origins) if socketio.enabled else None,
+            ),
             config.limits,
-            Origins(config.origins),
+            origins,
             turn,
             counters,
             forwarded_for=config.forwarded_for,
+            engine_path=socketio.path,
+            engine_clients=engine_clients if socketio.enabled else None,
         )
         if config.auth.check == "open":
             self._log.warn("auth is open: every token is let in, as the user it names. For development only.")
@@ -146,7 +175,7 @@ class Daemon(Service):
         if config.demo:
             self._notes = NotesService(reactor, redis.url, bus.channel_name("events:stickyNotes"))
             self._notes.startService()
-        for sweep in (admission.sweep, clients.heartbeat.sweep):
+        for sweep in (admission.sweep, clients.heartbeat.sweep, engine_clients.sweep):
             looping = LoopingCall(self._guarded, sweep)
             looping.clock = reactor
             looping.start(_SWEEP_INTERVAL, now=False)

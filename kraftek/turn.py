@@ -1,6 +1,6 @@
 """The end of a reactor turn: what was collected while reading is written once, after all reading.
 
-Used by the WebSocket outbox and the Redis publisher: one scheduled call a turn, however many take part.
+Used by the WebSocket outbox and the Redis publisher, however many of them take part in a turn.
 """
 
 from __future__ import annotations
@@ -19,22 +19,29 @@ class Flushable(Protocol):
 
 
 class Turn:
-    """Collects who has something to write in this reactor turn."""
+    """Collects who has something to write in this reactor turn.
 
-    __slots__ = ("_reactor", "_waiting")
+    ``driven``: somebody calls :meth:`end` after every turn (:func:`kraftek.fastpath.drive`). Otherwise it is scheduled
+    when there is something to do.
+    """
+
+    __slots__ = ("_reactor", "_waiting", "driven")
 
     def __init__(self, reactor: IReactorTime) -> None:
+        self.driven = False
         self._reactor = reactor
         self._waiting: list[Flushable] = []
 
     def at_end(self, flushable: Flushable) -> None:
         """Call ``flushable.flush()`` once at the end of this turn. Callers see to it that they ask once."""
         waiting = self._waiting
-        if not waiting:
-            self._reactor.callLater(0, self._end)
+        if not waiting and not self.driven:
+            self._reactor.callLater(0, self.end)
         waiting.append(flushable)
 
-    def _end(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for flushable in waiting:
-            flushable.flush()
+    def end(self) -> None:
+        """The turn is over."""
+        if self._waiting:
+            waiting, self._waiting = self._waiting, []
+            for flushable in waiting:
+                flushable.flush()

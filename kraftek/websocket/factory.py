@@ -9,23 +9,27 @@ from resource import RLIMIT_NOFILE, getrlimit
 from typing import TYPE_CHECKING, Any
 
 from autobahn.twisted.websocket import WebSocketServerFactory
+from autobahn.websocket.protocol import TrafficStats
 from autobahn.websocket.types import ConnectionDeny, ConnectionRequest
 from twisted.internet.interfaces import IProtocolFactory, IReactorTime
 
 from kraftek.config import Limits
-from kraftek.interfaces import IDialect, ILink
+from kraftek.dialects.engineio import EngineError, read_request
+from kraftek.engineio import EngineClients
+from kraftek.fastpath import configured, slim
+from kraftek.interfaces import IDialect, ILink, IReceiver
 from kraftek.messages import ROOM_ID_LENGTH, Authenticate, Token
 from kraftek.metrics import Counters
+from kraftek.origins import Origins
 from kraftek.session import Session
 from kraftek.turn import Turn
 from kraftek.websocket.heartbeat import Heartbeat
-from kraftek.websocket.origins import Origins
 from kraftek.websocket.protocol import ClientProtocol
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IAddress
 
-__all__ = ["ClientFactory"]
+__all__ = ["ClientFactory", "max_connections"]
 
 _UPGRADE = re.compile(rb"\r\nupgrade:[^\r]*websocket", re.IGNORECASE)
 
@@ -37,7 +41,7 @@ class ClientFactory(WebSocketServerFactory):
     """Accepts WebSocket clients and opens a session for each; plain HTTP requests go to the factory ``http``.
 
     ``dialects`` gives what makes a dialect for each subprotocol, in order of preference; the first is also spoken with
-    clients that offer none.
+    clients that offer none. Whoever asks for ``engine_path`` speaks Engine.IO, and is one of ``engine_clients``.
     """
 
     protocol: Any = ClientProtocol
@@ -55,6 +59,8 @@ class ClientFactory(WebSocketServerFactory):
         counters: Counters,
         *,
         forwarded_for: int = 0,
+        engine_path: str = "",
+        engine_clients: EngineClients | None = None,
     ) -> None:
         super().__init__(reactor=reactor, server="kraftek-gateway")
         self.open_session = open_session
@@ -65,9 +71,11 @@ class ClientFactory(WebSocketServerFactory):
         self.turn = turn
         self.counters = counters
         self.heartbeat = Heartbeat(reactor, limits.ping_interval, limits.ping_timeout)
-        self.max_connections = limits.connections or max(1, getrlimit(RLIMIT_NOFILE)[0] - _OTHER_FILES)
+        self.max_connections = max_connections(limits)
         self._addresses: Counter[str] = Counter()
         self._default = next(iter(dialects))
+        self._engine_path = engine_path
+        self._engine_clients = engine_clients
         self.setProtocolOptions(
             versions=[13],
             webStatus=False,
@@ -82,6 +90,8 @@ class ClientFactory(WebSocketServerFactory):
             allowNullOrigin=True,
             trustXForwardedFor=forwarded_for,
         )
+        self.protocol = configured(ClientProtocol, self)
+        self.protocol.trafficStats = TrafficStats()
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
         # Connections that are over the limit by so much are not even told.
@@ -104,6 +114,9 @@ class ClientFactory(WebSocketServerFactory):
         per_address = self.limits.connections_per_address
         if per_address and self._addresses[_address(protocol)] >= per_address:
             raise ConnectionDeny(429, "too many connections from this address")
+        if self._engine_clients is not None and request.path == self._engine_path:
+            protocol.engine_sid = _engine_sid(self._engine_clients, request)
+            return None
         offered = [name for name in request.protocols if name]
         chosen = next((name for name in self.dialects if name in offered), None)
         if chosen is None and offered:
@@ -111,7 +124,7 @@ class ClientFactory(WebSocketServerFactory):
         protocol.credentials = _credentials(request)
         return chosen
 
-    def opened(self, protocol: ClientProtocol) -> Session:
+    def opened(self, protocol: ClientProtocol) -> IReceiver | None:
         """The handshake is done: forget what it was made of, and open a session."""
         address = _address(protocol)
         self._addresses[address] += 1
@@ -119,9 +132,12 @@ class ClientFactory(WebSocketServerFactory):
         subprotocol = protocol.websocket_protocol_in_use or self._default
         credentials: Authenticate | None = protocol.credentials
         protocol.credentials = None
-        for name in _HANDSHAKE:
-            protocol.__dict__.pop(name, None)
+        slim(protocol, _HANDSHAKE)
         protocol.transport.registerProducer(protocol, True)
+        if protocol.engine_sid is not None and self._engine_clients is not None:
+            # It has a heartbeat of its own, and its own size of messages.
+            protocol.maxMessagePayloadSize = protocol.maxFramePayloadSize = self._engine_clients.settings.max_payload
+            return self._engine_clients.connect(protocol.engine_sid or None, protocol)
         self.heartbeat.add(protocol)
         return self.open_session(protocol, self.dialects[subprotocol](), credentials)
 
@@ -135,21 +151,44 @@ class ClientFactory(WebSocketServerFactory):
                 del self._addresses[address]
 
 
-_HANDSHAKE = (
-    "http_headers",
-    "http_request_data",
-    "http_request_host",
-    "http_request_params",
-    "http_request_path",
-    "http_request_uri",
-    "http_response_data",
-    "http_status_line",
-    "websocket_extensions",
-    "websocket_protocols",
-    "websocket_origin",
-    "_wskey",
+_HANDSHAKE = frozenset(
+    {
+        "_results",
+        "_wskey",
+        "http_headers",
+        "http_request_data",
+        "http_request_host",
+        "http_request_params",
+        "http_request_path",
+        "http_request_uri",
+        "http_response_data",
+        "http_status_line",
+        "trafficStats",
+        "websocket_extensions",
+        "websocket_extensions_in_use",
+        "websocket_origin",
+        "websocket_protocol_in_use",
+        "websocket_protocols",
+    }
 )
 """What Autobahn keeps of a handshake for as long as the connection lives. It holds tokens, and memory."""
+
+
+def max_connections(limits: Limits) -> int:
+    """How many clients this process may have."""
+    return limits.connections or max(1, getrlimit(RLIMIT_NOFILE)[0] - _OTHER_FILES)
+
+
+def _engine_sid(clients: EngineClients, request: ConnectionRequest) -> str:
+    """The Engine.IO session that a WebSocket is for, empty for a new one. Raises ``ConnectionDeny``."""
+    query = {name: values[0] for name, values in request.params.items()}
+    try:
+        sid = read_request("GET", query, websocket=True)
+        if sid is not None:
+            clients.find(sid)
+    except EngineError as error:
+        raise ConnectionDeny(error.status, str(error)) from None
+    return sid or ""
 
 
 def _address(protocol: ClientProtocol) -> str:
