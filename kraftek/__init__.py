@@ -18,9 +18,10 @@ floor  rooms                                                       what they kno
 4      ``websocket/``, ``bus/``, ``http/``, ``listening.py``,      Autobahn, txredisapi, twisted.web, the sockets they
        ``systemd.py``                                              stand on: each one of them
 3      ``gateway.py``, ``admission.py``, ``broadcasts.py``,        clients, what they may do, and who is here
-       ``session.py``, ``roster.py``, ``expiries.py``
+       ``session.py``, ``roster.py``, ``expiries.py``,
+       ``engineio.py``
 2      ``dialects/``, ``registry.py``, ``router.py``,              grammars, names, access, rooms
-       ``access/``, ``rooms.py``
+       ``access/``, ``rooms.py``, ``origins.py``
 1      ``interfaces.py``, ``turn.py``, ``fastpath.py``             the seams, in prose; the end of a reactor turn
 0      ``messages.py``, ``errors.py``, ``config.py``,              the values that cross edges
        ``metrics.py``, ``names.py``, ``scripts.py``

@@ -22,7 +22,18 @@ from twisted.plugin import getPlugins
 
 from kraftek.errors import ConfigError
 
-__all__ = ["Auth", "Config", "Limits", "Redis", "RedisAddress", "Service", "load", "masked", "redis_address"]
+__all__ = [
+    "Auth",
+    "Config",
+    "Limits",
+    "Redis",
+    "RedisAddress",
+    "Service",
+    "SocketIO",
+    "load",
+    "masked",
+    "redis_address",
+]
 
 Flag = Annotated[bool, Meta(description="true or false")]
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1, description="a whole number from 1 to 2147483647")]
@@ -34,6 +45,9 @@ Text = Annotated[str, Meta(description="a string")]
 # Lone surrogates are what Python makes of an environment that is not UTF-8.
 _BLACK = r"[^\s\x00-\x1f\x7f-\x9f\ud800-\udfff]"
 Channel = Annotated[str, Meta(pattern=rf"^{_BLACK}+\Z", description="a Redis channel, without white space")]
+UrlPath = Annotated[
+    str, Meta(pattern=r"^/(?:[A-Za-z0-9_.~-]+/)+\Z", description='a path like "/socket.io/", with both slashes')
+]
 Prefix = Annotated[str, Meta(pattern=rf"^{_BLACK}*\Z", description="a prefix without white space, or nothing")]
 Endpoints = Annotated[tuple[Text, ...], Meta(min_length=1, description="a list of one or more Twisted endpoints")]
 Origins = Annotated[tuple[Text, ...], Meta(description="a list of origins")]
@@ -104,6 +118,20 @@ class Limits(Struct, frozen=True, kw_only=True):
     rooms: Count = 64
 
 
+class SocketIO(Struct, frozen=True, kw_only=True):
+    """``[socketio]``. Times in seconds, sizes in bytes.
+
+    ``path``: where those clients connect. ``ping_interval``, ``ping_timeout``: of Engine.IO's own pings.
+    ``max_payload``: of one message, and of one request that carries several.
+    """
+
+    enabled: Flag = True
+    path: UrlPath = "/socket.io/"
+    ping_interval: Seconds = 25.0
+    ping_timeout: Seconds = 20.0
+    max_payload: Count = 1_000_000
+
+
 class Service(Struct, frozen=True, kw_only=True):
     """One of ``[services]``. ``reply``: it answers requests itself, on the event's ``replyTo`` channel."""
 
@@ -128,6 +156,7 @@ class Config(Struct, frozen=True, kw_only=True):
     redis: Redis = Redis()
     auth: Auth = Auth()
     limits: Limits = Limits()
+    socketio: SocketIO = SocketIO()
     services: tuple[Service, ...] = ()
 
 
@@ -330,6 +359,7 @@ class _Draft:
             redis=Redis(**self._fields(Redis, "redis")),
             auth=Auth(**self._fields(Auth, "auth")),
             limits=Limits(**self._fields(Limits, "limits")),
+            socketio=SocketIO(**self._fields(SocketIO, "socketio")),
             services=tuple(Service(name=name, **self._fields(Service, "services", name)) for name in self._services),
         )
 
@@ -583,6 +613,7 @@ _STRUCTS: dict[Key, type[Struct]] = {
     ("redis",): Redis,
     ("auth",): Auth,
     ("limits",): Limits,
+    ("socketio",): SocketIO,
     ("services", "NAME"): Service,
 }
 """``NAME`` stands for any service's."""

@@ -23,6 +23,7 @@ __all__ = [
     "IDialect",
     "IEventRouter",
     "ILink",
+    "IReceiver",
     "IRooms",
     "IServiceRegistry",
 ]
@@ -92,6 +93,19 @@ class ILink(Interface):
 
     def resume() -> None:
         """Read again."""
+
+
+class IReceiver(Interface):
+    """What a link feeds with what arrives: the core's session, or whatever carries one."""
+
+    def receive(data: bytes, binary: bool = False) -> None:
+        """One message from the client. Never raises."""
+
+    def lost() -> None:
+        """The client is gone. May be called more than once."""
+
+    def overrun() -> Outgoing | None:
+        """The last word to a client that does not read what it is sent: its link sends it and closes."""
 
 
 class IBusListener(Interface):

@@ -17,6 +17,7 @@ __all__ = [
     "Authenticate",
     "Authenticated",
     "Broadcast",
+    "Closing",
     "Connected",
     "Delivery",
     "Envelope",
@@ -167,7 +168,13 @@ class Delivery(Struct, frozen=True):
     id: RequestId | None = None
 
 
-Outbound = Connected | Authenticated | Joined | Left | ErrorMessage | Ack | Delivery
+class Closing(Struct, frozen=True):
+    """The last word to a client: its socket is closed next, with this close code."""
+
+    code: int
+
+
+Outbound = Connected | Authenticated | Joined | Left | ErrorMessage | Ack | Delivery | Closing
 
 
 class Outgoing:

@@ -8,11 +8,12 @@ from typing import Protocol
 
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from kraftek.config import Limits
 from kraftek.errors import CLOSE_CODES, Code, PeerError
-from kraftek.interfaces import IDialect, ILink
-from kraftek.messages import ErrorMessage, Grant, Inbound, Outbound, Token
+from kraftek.interfaces import IDialect, ILink, IReceiver
+from kraftek.messages import Closing, ErrorMessage, Grant, Inbound, Outbound, Outgoing, Token
 from kraftek.metrics import Counters
 
 __all__ = ["Core", "Session", "State"]
@@ -37,6 +38,7 @@ class Core(Protocol):
         """The session has ended, for whatever reason. Called once."""
 
 
+@implementer(IReceiver)
 class Session:
     """One client.
 
@@ -156,6 +158,7 @@ class Session:
     def close(self, code: int, reason: str) -> None:
         """Close the client's socket, after what it was told has been sent."""
         if self.state is not State.CLOSED:
+            self.say(Closing(code))
             self.link.close(code, reason)
             self.lost()
 
@@ -165,6 +168,11 @@ class Session:
             self.state = State.CLOSED
             self._held = None
             self._core.closed(self)
+
+    def overrun(self) -> Outgoing | None:
+        return self.dialect.encode(
+            ErrorMessage(Code.SLOW_CONSUMER, "what was sent is not being read", retry_after=1.0)
+        )
 
     def check_begins(self) -> None:
         """Access is being asked about: hold what arrives until :meth:`check_ends` was called as often."""

@@ -15,11 +15,11 @@ from msgspec.structs import fields, replace
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.testing import MemoryReactor
 
-from kraftek.config import Auth, Config, Limits, Redis, RedisAddress, Service, load, masked, redis_address
+from kraftek.config import Auth, Config, Limits, Redis, RedisAddress, Service, SocketIO, load, masked, redis_address
 from kraftek.errors import ConfigError
 
 SHIPPED = Path(__file__).resolve().parent.parent / "etc/kraftek-gateway.toml"
-TABLES: dict[str, type[Struct]] = {"redis": Redis, "auth": Auth, "limits": Limits}
+TABLES: dict[str, type[Struct]] = {"redis": Redis, "auth": Auth, "limits": Limits, "socketio": SocketIO}
 
 
 def load_toml(

@@ -439,6 +439,10 @@ class EngineSession:
         self._queue.append(outgoing)
         self._queued_bytes += size
 
+    def discard(self) -> None:
+        """Forget what waits for the client: it does not fetch it."""
+        self._take()
+
     def close(self) -> None:
         """End the session, as soon as the client has what was sent to it before."""
         if self.state is State.CLOSING or self.state is State.CLOSED:

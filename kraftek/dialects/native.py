@@ -20,6 +20,7 @@ from kraftek.messages import (
     Ack,
     Authenticate,
     Authenticated,
+    Closing,
     Connected,
     Delivery,
     ErrorMessage,
@@ -122,6 +123,8 @@ class NativeDialect:
                 reply = _Reply("joined", {"roomId": room_id}, id)
             case Left(room_id, id):
                 reply = _Reply("left", {"roomId": room_id}, id)
+            case Closing():
+                return None
         return Outgoing(_encode(reply))
 
     def _payload(self, frame: _Frame, decode: Any) -> Any:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from twisted.internet.interfaces import IReactorTime
-from twisted.web.resource import Resource
+from twisted.web.resource import IResource, Resource
 from twisted.web.server import Request, Site
 from twisted.web.static import File
+
+from kraftek.http.polling import BoundedRequest, Polling
 
 __all__ = ["public_site"]
 
@@ -45,14 +47,26 @@ class _Files(File):
 
 class _PublicSite(Site):
     noisy = False
+    requestFactory = BoundedRequest
+
+    def __init__(self, root: Resource, polling: Polling | None, **options: object) -> None:
+        super().__init__(root, **options)
+        self._polling = polling
+        self.max_body = polling.max_body if polling is not None else 0
+
+    def getResourceFor(self, request: Request) -> IResource:
+        if self._polling is not None and request.path == self._polling.path:
+            return self._polling
+        resource: IResource = super().getResourceFor(request)
+        return resource
 
     def log(self, request: object) -> None:
         """No access log: its lines would hold the query, and that may hold a token."""
 
 
-def public_site(reactor: IReactorTime, files: Path | None) -> Site:
-    """The site of the public port: ``files`` at ``/`` when given, otherwise nothing but a hint."""
+def public_site(reactor: IReactorTime, files: Path | None, polling: Polling | None = None) -> Site:
+    """The site of the public port: ``polling`` at its path, ``files`` at ``/`` when given, otherwise a mere hint."""
     root: Resource = _UpgradeRequired()
     if files is not None:
         root = _Files(str(files))
-    return _PublicSite(root, reactor=reactor)
+    return _PublicSite(root, polling, reactor=reactor)

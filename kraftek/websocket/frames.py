@@ -24,7 +24,7 @@ def wire(outgoing: Outgoing) -> bytes:
     """The message in frames, made once however many sockets it goes to."""
     made = outgoing.wire
     if made is None:
-        made = frame(_TEXT, outgoing.text)
+        made = frame(_TEXT, outgoing.text) if outgoing.text else b""
         for attachment in outgoing.attachments:
             made += frame(_BINARY, attachment)
         outgoing.wire = made

@@ -19,9 +19,8 @@ from zope.interface import implementer
 
 from kraftek.errors import CLOSE_CODES, Code
 from kraftek.fastpath import plain_messages, write_now
-from kraftek.interfaces import ILink
-from kraftek.messages import Authenticate, ErrorMessage, Outgoing
-from kraftek.session import Session
+from kraftek.interfaces import ILink, IReceiver
+from kraftek.messages import Authenticate, Outgoing
 from kraftek.websocket.frames import wire
 
 if TYPE_CHECKING:
@@ -58,7 +57,8 @@ class ClientProtocol(WebSocketServerProtocol):
     """A client on a WebSocket. ``credentials`` came with its handshake; ``counted_as`` is the address it counts for.
 
     It is its transport's push producer: told to pause, what is written stays in the outbox, within
-    ``limits.unsent_bytes``, and leaves when the client reads again.
+    ``limits.unsent_bytes``, and leaves when the client reads again. ``engine_sid`` is set when it speaks Engine.IO: the
+    session that it is for, empty for a new one.
     """
 
     log: Any = _Silent()
@@ -68,7 +68,10 @@ class ClientProtocol(WebSocketServerProtocol):
 
     factory: ClientFactory
     transport: Any
-    session: Session | None = None
+    session: IReceiver | None = None
+    engine_sid: str | None = None
+    maxFramePayloadSize: int
+    maxMessagePayloadSize: int
     credentials: Authenticate | None = None
     counted_as: str | None = None
     heard = True
@@ -97,7 +100,7 @@ class ClientProtocol(WebSocketServerProtocol):
         if self._plain and self.state == self.STATE_OPEN and not self.data and self.current_frame is None:
             session = self.session
             if session is not None and not self.inside_message:
-                messages, taken = plain_messages(data, self.factory.limits.message_bytes, _unmask)
+                messages, taken = plain_messages(data, self.maxMessagePayloadSize, _unmask)
                 if messages:
                     self.heard = True
                     for message in messages:
@@ -122,6 +125,8 @@ class ClientProtocol(WebSocketServerProtocol):
     def onOpen(self) -> None:
         try:
             self.session = self.factory.opened(self)
+            if self.session is None:
+                self.close(1000, "")
             self._plain = self._perMessageCompress is None
         except Exception:  # noqa: BLE001  # Autobahn would unwind the handshake
             self._log.failure("Opening a session failed")
@@ -236,11 +241,11 @@ class ClientProtocol(WebSocketServerProtocol):
         self._outbox.clear()
         session, code = self.session, Code.SLOW_CONSUMER
         if session is not None:
-            last = session.dialect.encode(ErrorMessage(code, "what was sent is not being read", retry_after=1.0))
+            last = session.overrun()
             if last is not None:
                 self._outbox.append(wire(last))
             # Not at once: the roster may be in the middle of telling everybody in a room.
-            self.factory.reactor.callLater(0, session.close, CLOSE_CODES[code], code)
+            self.factory.reactor.callLater(0, session.lost)
         self.close(CLOSE_CODES[code], code)
 
     def _hand_over(self) -> None:

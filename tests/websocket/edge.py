@@ -23,7 +23,7 @@ from kraftek.dialects.native import SUBPROTOCOL, NativeDialect
 from kraftek.interfaces import IDialect
 from kraftek.turn import Turn
 from kraftek.websocket.factory import ClientFactory
-from kraftek.websocket.origins import Origins
+from kraftek.origins import Origins
 from kraftek.websocket.protocol import ClientProtocol
 from tests.house import House
 

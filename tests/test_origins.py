@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kraftek.websocket.origins import Origins
+from kraftek.origins import Origins
 
 HOST = "gateway.example.org"
 
