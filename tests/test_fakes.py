@@ -1,0 +1,313 @@
+"""The stand-ins keep what the interfaces promise: each contract is held by the stand-in and by the real part alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+from twisted.trial.unittest import TestCase
+from zope.interface import implementer
+from zope.interface.verify import verifyObject
+
+from kraftek.bus import RedisBus
+from kraftek.config import Redis
+from kraftek.errors import Code, NotPublished, PeerError
+from kraftek.interfaces import IAccess, IAccessListener, IBus, IBusListener, ILink, IRooms
+from kraftek.messages import Outgoing, Token
+from kraftek.metrics import Counters
+from kraftek.rooms import RedisRooms
+from kraftek.turn import Turn
+from tests.fakes import FakeAccess, FakeBus, FakeLink, FakeRooms
+from tests.redis_server import PrivateRedis
+
+PREFIX = "k:"
+
+
+@implementer(IBusListener)
+class Told:
+    """Notes what a bus tells it."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def bus_up(self) -> None:
+        self.events.append("up")
+
+    def bus_down(self) -> None:
+        self.events.append("down")
+
+
+async def real_bus(case: TestCase, in_flight: int = 10) -> tuple[RedisBus, PrivateRedis]:
+    """A bus on a redis-server of its own, up."""
+    server = PrivateRedis()
+    case.addCleanup(server.close)
+    server.start()
+    config = Redis(url=server.url, prefix=PREFIX, in_flight=in_flight)
+    bus = RedisBus(reactor, config, Turn(reactor), Counters())
+    bus.startService()
+    case.addCleanup(bus.stopService)
+    while not bus.available:
+        await deferLater(reactor, 0.002)
+    return bus, server
+
+
+class BusContract:
+    """What everybody who publishes relies on. The bus has ``PREFIX``, and a bound of ten in flight."""
+
+    bus: IBus
+
+    async def answered(self) -> None:
+        """Return once all that was published has been delivered and answered."""
+        raise NotImplementedError
+
+    async def cut(self) -> None:
+        """Take Redis away."""
+        raise NotImplementedError
+
+    async def test_it_is_a_bus(self) -> None:
+        assert verifyObject(IBus, self.bus)
+        assert self.bus.available is True
+        assert self.bus.channel_name("channel") == "k:channel"
+
+    async def test_a_listener_is_told_at_once_and_of_what_happens_then(self) -> None:
+        told = Told()
+        self.bus.add_listener(told)
+        assert told.events == ["up"]
+        await self.cut()
+        assert told.events == ["up", "down"]
+
+    async def test_what_is_published_is_heard_and_counted_later_and_in_order(self) -> None:
+        heard: list[bytes] = []
+        receipts: list[int] = []
+        self.bus.subscribe("one", heard.append)
+        await self.bus.settled()
+        for number, channel in enumerate(("one", "none", "one")):
+            self.bus.publish(channel, b"%d" % number, receipts.append)
+        assert (heard, receipts) == ([], [])
+        await self.answered()
+        assert (heard, receipts) == ([b"0", b"2"], [1, 0, 1])
+
+    async def test_too_much_in_flight_is_refused_without_a_receipt(self) -> None:
+        receipts: list[int] = []
+        for _ in range(10):
+            self.bus.publish("none", b"", receipts.append)
+        with pytest.raises(NotPublished):
+            self.bus.publish("none", b"", receipts.append)
+        await self.answered()
+        assert receipts == [0] * 10
+        self.bus.publish("none", b"", receipts.append)
+
+    async def test_what_is_in_flight_when_redis_goes_is_lost_and_said_so(self) -> None:
+        receipts: list[int] = []
+        self.bus.publish("none", b"", receipts.append)
+        calling: Deferred[object] = self.bus.call("GET", ["key"])
+        await self.cut()
+        assert receipts == [-1]
+        await self.failed(calling)
+
+    async def test_without_redis_everything_is_refused(self) -> None:
+        await self.cut()
+        assert self.bus.available is False
+        with pytest.raises(NotPublished):
+            self.bus.publish("none", b"", lambda receivers: None)
+        await self.failed(self.bus.call("GET", ["key"]))
+        await self.failed(self.bus.settled())
+
+    async def failed(self, result: Deferred[Any]) -> None:
+        try:
+            await result
+        except NotPublished:
+            return
+        raise AssertionError("NotPublished was expected")
+
+
+class FakeBusTest(BusContract, TestCase):
+    """The stand-in."""
+
+    def setUp(self) -> None:
+        self.bus = self.fake = FakeBus(prefix=PREFIX, in_flight=10)
+
+    async def answered(self) -> None:
+        self.fake.deliver()
+
+    async def cut(self) -> None:
+        self.fake.down()
+
+    async def test_it_comes_back(self) -> None:
+        told = Told()
+        bus = FakeBus(available=False)
+        bus.add_listener(told)
+        bus.up()
+        assert told.events == ["up"]
+        bus.publish("channel", b"", lambda receivers: None)
+
+    async def test_buses_may_share_a_redis(self) -> None:
+        channels: dict[str, list[Callable[[bytes], None]]] = {}
+        heard: list[bytes] = []
+        one = FakeBus(channels)
+        FakeBus(channels).subscribe("channel", heard.append)
+        one.publish("channel", b"x", lambda receivers: None)
+        one.deliver()
+        assert heard == [b"x"]
+
+    async def test_what_is_tracked_is_the_tests_to_tell(self) -> None:
+        told: list[list[str] | None] = []
+        self.fake.track("access:", told.append)
+        self.fake.tracked["access:"](["access:user:a"])
+        assert told == [["access:user:a"]]
+
+
+class RedisBusTest(BusContract, TestCase):
+    """The real part."""
+
+    timeout = 30
+
+    async def setUp(self) -> None:  # type: ignore[override]  # trial waits for it
+        self.bus, self.redis = await real_bus(self)
+
+    async def answered(self) -> None:
+        await self.bus.settled()
+        while self.bus._commands.waiting:  # type: ignore[attr-defined]
+            await deferLater(reactor, 0.002)
+        await self.bus.settled()
+
+    async def cut(self) -> None:
+        self.redis.kill()
+        while self.bus.available:
+            await deferLater(reactor, 0.002)
+
+
+class RoomsContract:
+    """What admission relies on."""
+
+    rooms: IRooms
+
+    async def test_it_is_a_room_cache(self) -> None:
+        assert verifyObject(IRooms, self.rooms)
+
+    async def test_who_enters_displaces_whoever_was_there_for_the_same_user(self) -> None:
+        assert await self.rooms.enter("u", "r", "g.1") is None
+        assert await self.rooms.enter("v", "r", "g.2") is None
+        assert await self.rooms.enter("u", "s", "g.1") is None
+        assert await self.rooms.enter("u", "r", "g.1") is None
+        assert await self.rooms.enter("u", "r", "g.3") == "g.1"
+
+    async def test_a_goodbye_takes_away_the_own_entry_alone(self) -> None:
+        await self.rooms.enter("u", "r", "g.1")
+        await self.rooms.enter("u", "r", "g.2")
+        await self.rooms.leave("u", "r", "g.1", None)
+        await self.rooms.leave("u", "r", "g.1", "g.3")
+        assert await self.rooms.enter("u", "r", "g.4") == "g.2"
+        await self.rooms.leave("u", "r", "g.4", None)
+        assert await self.rooms.enter("u", "r", "g.5") is None
+
+    async def test_an_heir_takes_over(self) -> None:
+        await self.rooms.enter("u", "r", "g.1")
+        await self.rooms.leave("u", "r", "g.1", "g.2")
+        assert await self.rooms.enter("u", "r", "g.3") == "g.2"
+
+    async def test_what_is_restored_displaces_nobody(self) -> None:
+        await self.rooms.enter("u", "r", "g.1")
+        entries = [("u", "r", "g.2"), ("v", "r", "g.3"), ("u", "s", "g.2")]
+        assert await self.rooms.restore(entries) == ["g.2"]
+        assert await self.rooms.restore([("u", "r", "g.1")]) == []
+        assert await self.rooms.enter("u", "r", "g.4") == "g.1"
+        assert await self.rooms.enter("v", "r", "g.4") == "g.3"
+        assert await self.rooms.enter("u", "s", "g.4") == "g.2"
+
+
+class FakeRoomsTest(RoomsContract, TestCase):
+    """The stand-in."""
+
+    def setUp(self) -> None:
+        self.rooms = self.fake = FakeRooms()
+
+    async def test_it_fails_when_it_is_told_to(self) -> None:
+        self.fake.failure = NotPublished("Redis is away")
+        for failing in (
+            self.fake.enter("u", "r", "g.1"),
+            self.fake.leave("u", "r", "g.1", None),
+            self.fake.restore([("u", "r", "g.1")]),
+        ):
+            self.failureResultOf(failing, NotPublished)
+
+
+class RedisRoomsTest(RoomsContract, TestCase):
+    """The real part."""
+
+    timeout = 30
+
+    async def setUp(self) -> None:  # type: ignore[override]  # trial waits for it
+        bus, _ = await real_bus(self)
+        self.rooms = RedisRooms(bus)
+
+
+class FakeLinkTest(TestCase):
+    """The real link is held to the same by tests/websocket/test_protocol.py."""
+
+    def test_it_is_a_link(self) -> None:
+        assert verifyObject(ILink, FakeLink())
+
+    def test_after_the_end_nothing_is_written(self) -> None:
+        link = FakeLink()
+        link.write(Outgoing(b'"one"'))
+        link.close(4401, "AUTH_FAILED")
+        link.write(Outgoing(b'"two"'))
+        link.close(1001, "later")
+        assert link.read() == ["one"]
+        assert link.read() == []
+        assert link.closed == (4401, "AUTH_FAILED")
+
+    def test_it_is_paused_and_resumed(self) -> None:
+        link = FakeLink()
+        link.pause()
+        assert link.paused
+        link.resume()
+        assert not link.paused
+
+
+@implementer(IAccessListener)
+class Listening:
+    """Notes what grew stale."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[object, ...]] = []
+
+    def access_stale(self, digest: str | None, user_id: str | None, room_id: str | None, revoked: bool) -> None:
+        self.told.append((digest, user_id, room_id, revoked))
+
+
+class FakeAccessTest(TestCase):
+    """Of the real one's answers, and when it gives them, tests/access/ tells."""
+
+    def test_it_is_access(self) -> None:
+        assert verifyObject(IAccess, FakeAccess())
+
+    def test_a_question_is_answered_when_the_test_says_so(self) -> None:
+        access = FakeAccess()
+        asked = [access.check(Token("t"), room_id) for room_id in ("r", None, "s")]
+        self.assertNoResult(asked[0])
+        access.next().yes("u", expiresAt=5)
+        access.next().no("never")
+        access.next().away()
+        grant = self.successResultOf(asked[0])
+        assert (grant.user_id, grant.room_id, grant.expires_at) == ("u", "r", 5)
+        codes = [self.failureResultOf(each, PeerError).value.code for each in asked[1:]]
+        assert codes == [Code.AUTH_FAILED, Code.AUTH_UNAVAILABLE]
+
+    def test_what_is_known_is_answered_at_once(self) -> None:
+        access = FakeAccess()
+        access.known["t", "r"] = PeerError(Code.AUTH_FAILED, "no")
+        self.failureResultOf(access.check(Token("t"), "r"), PeerError)
+        assert access.questions == []
+
+    def test_its_listeners_are_told(self) -> None:
+        access, listening = FakeAccess(), Listening()
+        assert verifyObject(IAccessListener, listening)
+        access.add_listener(listening)
+        access.stale(user_id="u", revoked=False)
+        assert listening.told == [(None, "u", None, False)]
