@@ -14,13 +14,13 @@ import tempfile
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from twisted.internet import defer
 from twisted.internet.defer import Deferred, DeferredLock
-from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
+from twisted.internet.endpoints import UNIXClientEndpoint
 from twisted.internet.error import ConnectError, ConnectingCancelledError, ProcessExitedAlready
-from twisted.internet.protocol import ProcessProtocol, Protocol
+from twisted.internet.protocol import Factory, ProcessProtocol, Protocol
 from twisted.internet.task import deferLater
 
 if TYPE_CHECKING:
@@ -165,9 +165,11 @@ class EmbeddedRedis:
 
     async def _answer(self, address: str) -> None:
         """Return once the server answers."""
+        asking = Factory.forProtocol(_Ping)
+        asking.noisy = False
         while self._server is not None:
             try:
-                ping = await connectProtocol(UNIXClientEndpoint(self._reactor, address), _Ping())
+                ping = cast("_Ping", await UNIXClientEndpoint(self._reactor, address).connect(asking))
                 if await ping.answered:
                     return
             except ConnectError:
