@@ -21,6 +21,7 @@ from kraftek.messages import (
     Ack,
     Authenticate,
     Authenticated,
+    Closing,
     Connected,
     Delivery,
     ErrorMessage,
@@ -54,6 +55,7 @@ IDS = st.none() | st.integers(-(2**80), 2**80) | st.text(max_size=64)
 
 OUTBOUND: st.SearchStrategy[Outbound] = st.one_of(
     st.builds(Connected, st.text()),
+    st.builds(Closing, st.sampled_from([1000, 1001, 1011, *range(4400, 4430)])),
     st.builds(Authenticated, st.text(), st.none() | st.text(), IDS),
     st.builds(Joined, st.text(), IDS),
     st.builds(Left, st.text(), IDS),

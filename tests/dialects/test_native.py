@@ -19,6 +19,7 @@ from kraftek.messages import (
     Ack,
     Authenticate,
     Authenticated,
+    Closing,
     Connected,
     Delivery,
     ErrorMessage,
@@ -219,7 +220,11 @@ def test_what_we_say(message: Outbound, text: str) -> None:
 
 
 def test_every_message_to_a_client_is_among_them() -> None:
-    assert {type(message) for message, _ in SAID} == set(Outbound.__args__)
+    assert {type(message) for message, _ in SAID} | {Closing} == set(Outbound.__args__)
+
+
+def test_the_close_code_says_it_all() -> None:
+    assert NativeDialect().encode(Closing(4401)) is None
 
 
 @given(st.integers(-(2**200), 2**200) | st.text(max_size=64))
