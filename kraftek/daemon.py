@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from kraftek.access.cache import AccessCache
-from kraftek.access.open import OpenChecker
+from kraftek.access.open import OpenAccess
 from kraftek.admission import Admission
 from kraftek.broadcasts import Broadcasts
 from kraftek.bus import RedisBus
@@ -36,7 +36,7 @@ from kraftek.gateway import Gateway
 from kraftek.http.auth import HttpChecker
 from kraftek.http.polling import Polling
 from kraftek.http.site import public_site
-from kraftek.interfaces import IBusListener
+from kraftek.interfaces import IAccess, IBusListener
 from kraftek.listening import server_endpoint
 from kraftek.metrics import Counters
 from kraftek.names import new_gateway_id, reply_channel
@@ -111,8 +111,11 @@ class Daemon(Service):
         turn = Turn(reactor)
         drive(reactor, turn)
         self._bus = bus = RedisBus(reactor, redis, turn, counters)
-        checker = OpenChecker() if config.auth.check == "open" else HttpChecker(reactor, config.auth)
-        access = AccessCache(checker, bus, config.auth, reactor, counters)
+        access: IAccess
+        if config.auth.check == "open":
+            access = OpenAccess(bus)
+        else:
+            access = AccessCache(HttpChecker(reactor, config.auth), bus, config.auth, reactor, counters)
         roster = Roster()
         admission = Admission(
             access,

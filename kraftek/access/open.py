@@ -6,17 +6,39 @@ from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
 
 from kraftek.errors import Code, PeerError
-from kraftek.interfaces import IAccessChecker
+from kraftek.interfaces import IAccess, IAccessListener, IBus, IBusListener
 from kraftek.messages import Grant, Token
 
-__all__ = ["OpenChecker"]
+__all__ = ["OpenAccess"]
 
 
-@implementer(IAccessChecker)
-class OpenChecker:
-    """Says yes to every token, as the user ``user_<token>``; to nobody without a room, as the original did."""
+@implementer(IAccess, IBusListener)
+class OpenAccess:
+    """Says yes to every token, as the user ``user_<token>``; to nobody without a room, as the original did.
+
+    Nobody is asked, so nothing is kept, and nothing can be taken back.
+    """
+
+    def __init__(self, bus: IBus) -> None:
+        self._listeners: list[IAccessListener] = []
+        bus.track("access:", self._changed)
+        bus.add_listener(self)
 
     def check(self, token: Token, room_id: str | None) -> Deferred[Grant]:
         if not token.value or not room_id:
             return fail(PeerError(Code.AUTH_FAILED, "Token and roomId required", closes=True))
         return succeed(Grant(f"user_{token.value}", room_id))
+
+    def add_listener(self, listener: IAccessListener) -> None:
+        self._listeners.append(listener)
+
+    def bus_up(self) -> None:
+        self._changed(None)
+
+    def bus_down(self) -> None:
+        pass
+
+    def _changed(self, keys: list[str] | None) -> None:
+        if keys is None:
+            for listener in self._listeners:
+                listener.access_stale(None, None, None, revoked=False)

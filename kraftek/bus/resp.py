@@ -5,6 +5,8 @@ Used by :mod:`kraftek.bus.links` for commands, and by :mod:`kraftek.bus.redis_bu
 
 from __future__ import annotations
 
+import hiredis
+
 __all__ = ["Argument", "command", "publish_head"]
 
 Argument = bytes | str | int | float
@@ -12,11 +14,8 @@ Argument = bytes | str | int | float
 
 def command(*parts: Argument) -> bytes:
     """A command's name and its arguments as an array of bulk strings. Text is UTF-8, numbers are decimal."""
-    out = [b"*%d\r\n" % len(parts)]
-    for part in parts:
-        data = part if isinstance(part, bytes) else str(part).encode()
-        out.append(b"$%d\r\n%b\r\n" % (len(data), data))
-    return b"".join(out)
+    packed: bytes = hiredis.pack_command(parts)
+    return packed
 
 
 def publish_head(channel: bytes) -> bytes:
