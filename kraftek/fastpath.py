@@ -69,15 +69,14 @@ def write_now(transport: Any, data: bytes) -> None:
     """Write ``data``, at once where nothing waits to be written.
 
     ``transport.write`` wakes the reactor: two ``epoll_ctl`` and a turn later comes the ``send``. For a TCP socket whose
-    buffers are empty the ``send`` alone does, and costs about half of that for each message of a broadcast.
+    buffers are empty the ``send`` alone does, and costs about half of that for each message of a broadcast. TLS has a
+    transport of its own over TCP's, and is written to as usual.
     """
     if (
         isinstance(transport, tcp.Connection)
-        and not transport.TLS
         and transport.connected
-        and not transport.disconnecting
         and not transport.dataBuffer
-        and not transport._tempDataBuffer  # noqa: SLF001
+        and not transport._tempDataBuffer
     ):
         try:
             sent = transport.socket.send(data)

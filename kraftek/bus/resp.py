@@ -14,7 +14,7 @@ Argument = bytes | str | int | float
 
 def command(*parts: Argument) -> bytes:
     """A command's name and its arguments as an array of bulk strings. Text is UTF-8, numbers are decimal."""
-    packed: bytes = hiredis.pack_command(parts)
+    packed: bytes = hiredis.pack_command(parts)  # type: ignore[arg-type]  # its stub knows no union
     return packed
 
 

@@ -175,7 +175,7 @@ class ClientProtocol(WebSocketServerProtocol):
         if self.state != self.STATE_OPEN:
             return
         outbox = self._outbox
-        data = wire(outgoing)
+        data = outgoing.wire or wire(outgoing)
         if self._blocked:
             self._unsent += len(data)
             if self._unsent > self.factory.limits.unsent_bytes:
@@ -186,11 +186,10 @@ class ClientProtocol(WebSocketServerProtocol):
         outbox.append(data)
 
     def flush(self) -> None:
-        outbox = self._outbox
-        if outbox and not self._blocked:
-            data = outbox[0] if len(outbox) == 1 else b"".join(outbox)
-            outbox.clear()
-            write_now(self.transport, data)
+        if not self._blocked:
+            outbox, self._outbox = self._outbox, []
+            if outbox:
+                write_now(self.transport, outbox[0] if len(outbox) == 1 else b"".join(outbox))
 
     def close(self, code: int, reason: str) -> None:
         if self.state == self.STATE_OPEN:
