@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 from twisted.logger import capturedLogs
+from zope.interface.verify import verifyObject
 
 from kraftek.config import Limits
 from kraftek.dialects.native import NativeDialect
 from kraftek.errors import Code, PeerError
+from kraftek.interfaces import IReceiver
 from kraftek.messages import Authenticate, Connected, Event, Inbound, Join, Leave, Outbound, Outgoing
 from kraftek.metrics import Counters
 from kraftek.session import Session, State
@@ -83,6 +85,10 @@ def in_state(state: State, *asks: type) -> Subject:
         subject.core.ended.clear()
     assert session.state is state
     return subject
+
+
+def test_it_receives_what_its_link_hands_it() -> None:
+    assert verifyObject(IReceiver, Subject().session)
 
 
 # The table. What NEW and READY do with each message is the core's to say: they hand it on.
@@ -444,3 +450,12 @@ def test_a_message_may_be_complete_in_itself() -> None:
     assert subject.core.handled == []
     assert subject.link.written == []
     assert subject.counters.received == 1
+
+
+def test_its_last_word_to_who_does_not_read() -> None:
+    last = Subject().session.overrun()
+    assert last is not None
+    assert json.loads(last.text) == {
+        "type": "error",
+        "payload": {"code": "SLOW_CONSUMER", "message": "what was sent is not being read", "retryAfter": 1.0},
+    }

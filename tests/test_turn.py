@@ -73,3 +73,28 @@ def test_each_turn_has_its_own_end() -> None:
         clock.advance(0)
         assert writer.flushed == flushed
     assert clock.getDelayedCalls() == []
+
+
+def test_a_turn_that_is_driven_schedules_nothing_and_ends_when_it_is_told() -> None:
+    clock = Clock()
+    turn = Turn(clock)
+    turn.driven = True
+    writers = [Writer(), Writer()]
+    for writer in writers:
+        turn.at_end(writer)
+    assert clock.getDelayedCalls() == []
+    turn.end()
+    turn.end()
+    assert [writer.flushed for writer in writers] == [1, 1]
+
+
+def test_a_turn_that_began_undriven_ends_once() -> None:
+    clock = Clock()
+    turn = Turn(clock)
+    writer = Writer()
+    turn.at_end(writer)
+    turn.driven = True
+    turn.end()
+    clock.advance(0)
+    assert writer.flushed == 1
+    assert clock.getDelayedCalls() == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
+from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.address import IPv4Address
@@ -15,7 +16,8 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
-from twisted.web.server import Site
+from twisted.web.resource import Resource
+from twisted.web.server import Request, Site
 
 from kraftek.http.site import public_site
 
@@ -70,8 +72,8 @@ class SiteCase(TestCase):
     timeout = 20
     port: IListeningPort
 
-    async def serve(self, files: Path | None) -> None:
-        factory = HandedOver(public_site(reactor, files))
+    async def serve(self, files: Path | None, polling: Any = None) -> None:
+        factory = HandedOver(public_site(reactor, files, polling))
         self.port = await TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(factory)
         self.addCleanup(self.port.stopListening)
 
@@ -94,15 +96,44 @@ class NothingButAHintTest(SiteCase):
             assert response.headers["content-type"] == "text/plain; charset=utf-8"
             assert b"kraftek.v1.json" in response.body
 
-    async def test_a_body_is_no_reason_to_fail(self) -> None:
+    async def test_a_body_that_nobody_reads_is_refused_before_it_arrives(self) -> None:
         await self.serve(None)
-        response = await self.ask("/", "POST", "Content-Length: 5\r\n", "hello")
-        assert response.status == 426
+        assert (await self.ask("/", "POST", "Content-Length: 1000000000\r\n")).status == 413
+        chunked = "Transfer-Encoding: chunked\r\n"
+        assert (await self.ask("/", "POST", chunked, "5\r\nhello\r\n")).status == 413
+        assert (await self.ask("/", "POST", "Content-Length: 0\r\n")).status == 426
 
     async def test_head_has_no_body(self) -> None:
         await self.serve(None)
         response = await self.ask("/", "HEAD")
         assert (response.status, response.body) == (426, b"")
+
+
+class Echo(Resource):
+    """Stands where long-polling does: at its path, and with its bound for bodies."""
+
+    isLeaf = True
+    path = b"/socket.io/"
+    max_body = 10
+
+    def render(self, request: Request) -> bytes:
+        assert request.content is not None
+        body: bytes = request.content.read()
+        return b"polled " + body
+
+
+class PollingTest(SiteCase):
+    async def test_its_path_is_answered_by_it_and_no_other_is(self) -> None:
+        await self.serve(None, Echo())
+        response = await self.ask("/socket.io/?EIO=4", "POST", "Content-Length: 5\r\n", "hello")
+        assert (response.status, response.body) == (200, b"polled hello")
+        for path in ("/", "/socket.io", "/socket.io/more", "/x/socket.io/"):
+            assert (await self.ask(path)).status == 426, path
+
+    async def test_its_bound_holds_for_every_body(self) -> None:
+        await self.serve(None, Echo())
+        for path in ("/socket.io/", "/"):
+            assert (await self.ask(path, "POST", "Content-Length: 11\r\n", "hello world")).status == 413
 
 
 class FilesTest(SiteCase):
