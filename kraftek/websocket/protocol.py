@@ -8,6 +8,8 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
+import autobahn.twisted.websocket
+import autobahn.websocket.protocol
 from autobahn.twisted.websocket import WebSocketServerProtocol
 from autobahn.websocket.types import ConnectionDeny, ConnectionRequest
 from autobahn.websocket.xormasker import create_xor_masker  # type: ignore[attr-defined]
@@ -45,11 +47,15 @@ class _Silent:
     What an operator needs is logged and counted here instead.
     """
 
-    def __getattr__(self, level: str) -> Any:
-        return self._ignore
-
     def _ignore(self, *args: object, **kwargs: object) -> None:
         pass
+
+    critical = debug = error = failure = info = trace = warn = warning = _ignore
+
+
+# Autobahn colours the arguments of those lines before it logs them, some twenty for each connection.
+for _module in (autobahn.twisted.websocket, autobahn.websocket.protocol):
+    _module.hltype = _module.hlval = lambda *_, **__: ""  # type: ignore[attr-defined]
 
 
 @implementer(ILink, IPushProducer)
