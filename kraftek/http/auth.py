@@ -99,7 +99,7 @@ class HttpChecker:
         self._timeout = auth.timeout
         self._waiting = auth.waiting
         self._turns = DeferredSemaphore(auth.concurrency)
-        self._pool = HTTPConnectionPool(reactor)
+        self._pool = _Pool(reactor)
         self._pool.maxPersistentPerHost = auth.concurrency
         self._pool.cachedConnectionTimeout = IDLE_TIMEOUT
         self._agent = _Uncompressed(agent or Agent(reactor, _trusting(auth.ca), pool=self._pool))
@@ -109,7 +109,11 @@ class HttpChecker:
     def check(self, token: Token, room_id: str | None) -> Deferred[Grant]:
         if not self._turns.tokens and len(self._turns.waiting) >= self._waiting:
             return fail(self._could_not_ask("too many questions are waiting"))
-        d: Deferred[Grant] = Deferred.fromCoroutine(self._ask_in_turn(token, room_id))
+        try:
+            question = msgspec.json.encode({"token": token.value, "roomId": room_id})
+        except UnicodeEncodeError:
+            return fail(_no(None, token))  # half a character: nobody was ever given such a token
+        d: Deferred[Grant] = Deferred.fromCoroutine(self._ask_in_turn(question, token, room_id))
         d.addTimeout(self._timeout, self._reactor)
         return d.addErrback(self._judge_failure)
 
@@ -118,12 +122,12 @@ class HttpChecker:
         closing: Deferred[None] = self._pool.closeCachedConnections()
         return closing
 
-    async def _ask_in_turn(self, token: Token, room_id: str | None) -> Grant:
+    async def _ask_in_turn(self, question: bytes, token: Token, room_id: str | None) -> Grant:
         async with self._turns:
             # A client of its own for each question: it would give the next one the cookies of this one.
             response = await HTTPClient(self._agent).post(
                 self._url,
-                data=_Question(msgspec.json.encode({"token": token.value, "roomId": room_id})),
+                data=_Question(question),
                 headers=Headers(_HEADERS),
                 allow_redirects=False,
                 unbuffered=True,
@@ -201,6 +205,12 @@ def _trusting(ca: str) -> BrowserLikePolicyForHTTPS:
     return BrowserLikePolicyForHTTPS(trustRootFromCertificates(authorities))
 
 
+class _Pool(HTTPConnectionPool):
+    """Its connections without the two log lines that Twisted has for each of them."""
+
+    _factory = type("_Quiet", (HTTPConnectionPool._factory,), {"noisy": False})  # type: ignore[assignment]  # noqa: SLF001
+
+
 @implementer(IBodyProducer)
 class _Question:
     """A request's body, written together with its head.
@@ -268,16 +278,18 @@ class _Body(Protocol):
         self._received = bytearray()
 
     def dataReceived(self, data: bytes) -> None:
-        self._received += data
-        if len(self._received) > ANSWER_BYTES and not self.read.called:
-            self._stop()
-            self.read.callback(None)
+        if len(self._received) <= ANSWER_BYTES:
+            self._received += data
+            if len(self._received) > ANSWER_BYTES:
+                self._stop()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self.read.called:
             return
+        if len(self._received) > ANSWER_BYTES:
+            self.read.callback(None)
         # PotentialDataLoss: the body ended with the connection, as HTTP/1.0 has it. Cut short, it is no JSON.
-        if reason.check(ResponseDone, PotentialDataLoss):
+        elif reason.check(ResponseDone, PotentialDataLoss):
             self.read.callback(bytes(self._received))
         else:
             self.read.errback(reason)
