@@ -137,8 +137,8 @@ def test_room_denied(
 def test_expiry_on_an_open_socket(
     redis_server: RedisServer, gateway: StartGateway, connect: Connect, auth_service: AuthService
 ) -> None:
-    auth_service.allow("good", "ada", expiresAt=int(time.time()) + 2)
     process = gateway(redis_server, auth=auth_service.url)
+    auth_service.allow("good", "ada", expiresAt=int(time.time()) + 2)
     ada = connect(process, token="good", room="r1")
     ada.expect_error("ACCESS_REVOKED")
     ada.expect_close(4403)
