@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import pytest
+from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from kraftek.access.open import OpenAccess
 from kraftek.errors import Code
-from kraftek.interfaces import IAccess, IBusListener
+from kraftek.interfaces import IAccess, IAccessListener, IBusListener
 from kraftek.messages import Grant, Token
 from tests.access.world import Outcome
 from tests.fakes import FakeBus
 
 
+@implementer(IAccessListener)
 class Told:
     """Keeps what it is told."""
 

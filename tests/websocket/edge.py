@@ -21,9 +21,9 @@ from websockets.uri import parse_uri
 from kraftek.config import Limits
 from kraftek.dialects.native import SUBPROTOCOL, NativeDialect
 from kraftek.interfaces import IDialect
+from kraftek.origins import Origins
 from kraftek.turn import Turn
 from kraftek.websocket.factory import ClientFactory
-from kraftek.origins import Origins
 from kraftek.websocket.protocol import ClientProtocol
 from tests.house import House
 

@@ -55,11 +55,12 @@ class OtherDialect(NativeDialect):
 
 def test_the_gateway_prefers_and_the_client_gets_its_own_dialect() -> None:
     edge = Edge(dialects={SUBPROTOCOL: NativeDialect, "other": OtherDialect})
-    spoken = []
+    spoken: list[tuple[str | None, object]] = []
     for offered in (["other"], ["other", SUBPROTOCOL], None):
         peer = Peer(edge, subprotocols=offered)
-        assert peer.protocol.session is not None
-        spoken.append((peer.response_headers.get("Sec-WebSocket-Protocol"), peer.protocol.session.dialect.codec))
+        session = peer.protocol.session
+        assert isinstance(session, Session)
+        spoken.append((peer.response_headers.get("Sec-WebSocket-Protocol"), session.dialect.codec))
     assert spoken == [("other", "other"), (SUBPROTOCOL, SUBPROTOCOL), (None, SUBPROTOCOL)]
 
 

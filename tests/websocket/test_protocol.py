@@ -17,7 +17,7 @@ from kraftek.config import Limits
 from kraftek.http.site import public_site
 from kraftek.interfaces import ILink
 from kraftek.messages import Outgoing
-from kraftek.session import State
+from kraftek.session import Session, State
 from tests.websocket.edge import Edge, Peer
 
 EVENT = '{"type":"notes:n:1"}'
@@ -350,7 +350,7 @@ def test_a_lost_connection_ends_its_session_once() -> None:
     edge = Edge()
     peer = admitted(edge)
     session = peer.protocol.session
-    assert session is not None
+    assert isinstance(session, Session)
     peer.lose()
     assert session.state is State.CLOSED
     assert edge.house.rooms.entries == {}
@@ -524,7 +524,7 @@ def test_past_the_bound_it_is_closed_and_told_why() -> None:
     edge = Edge(limits=Limits(unsent_bytes=1000))
     peer = admitted(edge)
     session = peer.protocol.session
-    assert session is not None
+    assert isinstance(session, Session)
     peer.protocol.pauseProducing()
     for _ in range(100):
         edge.house.broadcast(type="t", roomId="room", payload="x" * 100)
