@@ -21,10 +21,10 @@ def frame(opcode: int, payload: bytes) -> bytes:
 
 
 def wire(outgoing: Outgoing) -> bytes:
-    """The message in frames, made once however many sockets it goes to."""
+    """The message in frames, made once however many sockets it goes to. An empty text beside attachments is none."""
     made = outgoing.wire
     if made is None:
-        made = frame(_TEXT, outgoing.text) if outgoing.text else b""
+        made = frame(_TEXT, outgoing.text) if outgoing.text or not outgoing.attachments else b""
         for attachment in outgoing.attachments:
             made += frame(_BINARY, attachment)
         outgoing.wire = made

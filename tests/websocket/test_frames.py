@@ -54,3 +54,8 @@ def test_a_message_is_a_text_and_its_attachments(attachments: tuple[bytes, ...])
 def test_a_message_is_framed_once() -> None:
     outgoing = Outgoing(b"text")
     assert wire(outgoing) is wire(outgoing) is outgoing.wire
+
+
+def test_without_a_text_there_are_only_attachments_and_without_both_an_empty_text() -> None:
+    assert read(wire(Outgoing(b"", (b"one", b"")))) == [(Opcode.BINARY, b"one"), (Opcode.BINARY, b"")]
+    assert read(wire(Outgoing(b""))) == [(Opcode.TEXT, b"")]

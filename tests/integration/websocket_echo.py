@@ -1,0 +1,84 @@
+"""A server that says back what it is told, on the gateway's own WebSocket edge: what the Autobahn test suite talks to.
+
+``websocket_echo.py [--compression]`` listens on a free port of 127.0.0.1, prints it, and ends with its standard input.
+The classes, the fast path and the reactor are those of the daemon; only what a session does is left out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet import epollreactor
+
+epollreactor.install()
+
+from twisted.internet import reactor as installed  # noqa: E402
+from twisted.internet.protocol import Factory, Protocol, connectionDone  # noqa: E402
+from twisted.internet.stdio import StandardIO  # noqa: E402
+from twisted.python.failure import Failure  # noqa: E402
+
+from kraftek.config import Limits  # noqa: E402
+from kraftek.dialects.native import SUBPROTOCOL, NativeDialect  # noqa: E402
+from kraftek.fastpath import drive  # noqa: E402
+from kraftek.interfaces import ILink  # noqa: E402
+from kraftek.listening import server_endpoint  # noqa: E402
+from kraftek.messages import Outgoing  # noqa: E402
+from kraftek.metrics import Counters  # noqa: E402
+from kraftek.origins import Origins  # noqa: E402
+from kraftek.turn import Turn  # noqa: E402
+from kraftek.websocket.factory import ClientFactory  # noqa: E402
+
+LARGEST = 16 * 2**20
+"""Bytes of the suite's largest message (9.1.6)."""
+
+
+class Echo:
+    """In the place of a session."""
+
+    def __init__(self, link: ILink) -> None:
+        self._link = link
+
+    def receive(self, data: bytes, binary: bool = False) -> None:
+        self._link.write(Outgoing(b"", (data,)) if binary else Outgoing(data))
+
+    def lost(self) -> None:
+        pass
+
+    def overrun(self) -> None:
+        return None
+
+
+class UntilClosed(Protocol):
+    """Ends the process with its standard input."""
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        reactor.stop()
+
+
+def echo_session(link: ILink, *_: object) -> Any:
+    return Echo(link)
+
+
+reactor: Any = installed
+turn = Turn(reactor)
+drive(reactor, turn)
+assert turn.driven
+factory = ClientFactory(
+    reactor,
+    echo_session,
+    {SUBPROTOCOL: NativeDialect},
+    Factory.forProtocol(Protocol),
+    Limits(message_bytes=LARGEST, unsent_bytes=8 * LARGEST),
+    Origins(["same-host"]),
+    turn,
+    Counters(),
+)
+
+
+def listening(port: Any) -> None:
+    print(port.getHost().port, flush=True)
+
+
+server_endpoint(reactor, "tcp:0:interface=127.0.0.1").listen(factory).addCallback(listening)
+StandardIO(UntilClosed())
+reactor.run()
