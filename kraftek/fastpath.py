@@ -76,7 +76,7 @@ def write_now(transport: Any, data: bytes) -> None:
         isinstance(transport, tcp.Connection)
         and transport.connected
         and not transport.dataBuffer
-        and not transport._tempDataBuffer
+        and not transport._tempDataBuffer  # noqa: SLF001
     ):
         try:
             sent = transport.socket.send(data)
@@ -148,14 +148,11 @@ _AT_REST = {
     "droppedByMe": False,
     "failedByMe": False,
     "inside_message": False,
-    "is_closed": _NOBODY,
-    "is_open": _NOBODY,
     "localCloseCode": None,
     "localCloseReason": None,
     "openHandshakeTimeoutCall": None,
     "remoteCloseCode": None,
     "remoteCloseReason": None,
-    "send_queue": (),
     "send_state": 0,
     "trackedTimings": None,
     "triggered": False,
@@ -165,12 +162,21 @@ _AT_REST = {
     "wasMaxMessagePayloadSizeExceeded": False,
     "wasNotCleanReason": None,
     "wasOpenHandshakeTimeout": False,
+    "wasServerConnectionDropTimeout": False,
     "wasServingFlashSocketPolicyFile": False,
+    "websocket_version": 13,
     "_perMessageCompress": None,
+}
+"""Of an open connection on which nothing happens, the state that Autobahn keeps in the instance."""
+
+_NOT_NEEDED = {
+    "is_closed": _NOBODY,
+    "is_open": _NOBODY,
+    "send_queue": (),  # of chopped and synchronous sends, which there are none of
     "_transport_details": None,
     "_valid_events": None,
 }
-"""Of an open connection on which nothing happens, the state that Autobahn keeps in the instance."""
+"""What Autobahn keeps in the instance beside that and nobody here looks at, and what does in its place."""
 
 
 def configured(protocol: type, factory: Any) -> type:
@@ -181,7 +187,7 @@ def configured(protocol: type, factory: Any) -> type:
     """
     settings = {name: getattr(factory, name) for name in protocol.CONFIG_ATTRS}  # type: ignore[attr-defined]
     static = {name: staticmethod(value) if callable(value) else value for name, value in settings.items()}
-    return type(protocol.__name__, (protocol,), {**_AT_REST, **static, "CONFIG_ATTRS": ()})
+    return type(protocol.__name__, (protocol,), {**_AT_REST, **_NOT_NEEDED, **static, "CONFIG_ATTRS": ()})
 
 
 def slim(protocol: Any, forget: frozenset[str]) -> None:
@@ -189,9 +195,10 @@ def slim(protocol: Any, forget: frozenset[str]) -> None:
 
     A dictionary of some eighty entries, two Deferreds, a deque and a handful of counters: about 5 KiB a connection.
     """
-    rest = _AT_REST
     protocol.__dict__ = {
         name: value
         for name, value in protocol.__dict__.items()
-        if name not in forget and not (name in rest and (value is rest[name] or value == rest[name]))
+        if name not in forget
+        and name not in _NOT_NEEDED
+        and not (name in _AT_REST and value == _AT_REST[name])
     }

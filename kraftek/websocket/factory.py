@@ -155,6 +155,7 @@ _HANDSHAKE = frozenset(
     {
         "_results",
         "_wskey",
+        "credentials",
         "http_headers",
         "http_request_data",
         "http_request_host",
