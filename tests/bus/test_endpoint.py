@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+import subprocess
+import sys
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from kraftek.bus import RedisBus
 from kraftek.config import Redis
 from kraftek.metrics import Counters
 from kraftek.turn import Turn
-from tests.redis_server import PrivateRedis, free_port
+from tests.redis_server import PrivateRedis, bundled_redis_server, free_port
 
 
 class Authority:
@@ -56,18 +57,42 @@ class Authority:
         path.write_bytes(self.certificate.public_bytes(Encoding.PEM))
         return str(path)
 
-    def issue(self, directory: Path, *names: x509.GeneralName) -> Sequence[str]:
-        """Options of redis-server for a certificate with these names."""
+    def issue(self, directory: Path, *names: x509.GeneralName) -> None:
+        """A certificate with these names: ``redis.crt`` and ``redis.key``."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "redis")])
         certificate = self._sign(subject, key.public_key(), x509.SubjectAlternativeName(names), critical=False)
         (directory / "redis.crt").write_bytes(certificate.public_bytes(Encoding.PEM))
         secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         (directory / "redis.key").write_bytes(secret)
-        return (
-            "--tls-auth-clients", "no", "--tls-ca-cert-file", self.file(directory / "own-ca.crt"),
-            "--tls-cert-file", str(directory / "redis.crt"), "--tls-key-file", str(directory / "redis.key"),
-        )  # fmt: skip
+
+
+# TLS before a redis-server that was built without it: `python -c TLS_FRONT PORT DIRECTORY`.
+TLS_FRONT = """
+import asyncio, ssl, sys
+
+async def copy(reader, writer):
+    try:
+        while data := await reader.read(65536):
+            writer.write(data)
+    except OSError:
+        pass
+    writer.close()
+
+async def serve(reader, writer):
+    redis_reader, redis_writer = await asyncio.open_unix_connection(directory + "/redis.sock")
+    await asyncio.gather(copy(reader, redis_writer), copy(redis_reader, writer))
+
+async def main():
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(directory + "/redis.crt", directory + "/redis.key")
+    server = await asyncio.start_server(serve, "127.0.0.1", port, ssl=context)
+    print("listening", flush=True)
+    await server.serve_forever()
+
+port, directory = int(sys.argv[1]), sys.argv[2]
+asyncio.run(main())
+"""
 
 
 class EndpointTest(TestCase):
@@ -99,8 +124,22 @@ class EndpointTest(TestCase):
                 await deferLater(reactor, 0.002)
 
     def start_tls(self, authority: Authority, *names: x509.GeneralName) -> None:
-        options = authority.issue(self.redis.directory, *names)
-        self.redis.start("--tls-port", str(self.port), *options)
+        directory = self.redis.directory
+        authority.issue(directory, *names)
+        if self.redis.binary == bundled_redis_server():
+            self.redis.start()
+            arguments = [sys.executable, "-P", "-c", TLS_FRONT, str(self.port), str(directory)]
+            front = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            self.addCleanup(front.communicate)
+            self.addCleanup(front.kill)
+            assert front.stdout is not None
+            assert front.stdout.readline() == b"listening\n"
+            return
+        self.redis.start(
+            "--tls-port", str(self.port), "--tls-auth-clients", "no",
+            "--tls-ca-cert-file", authority.file(directory / "own-ca.crt"),
+            "--tls-cert-file", str(directory / "redis.crt"), "--tls-key-file", str(directory / "redis.key"),
+        )  # fmt: skip
 
     async def test_tcp_by_address(self) -> None:
         self.redis.start("--port", str(self.port))
