@@ -27,7 +27,12 @@ from kraftek.messages import Outgoing
 from kraftek.metrics import Counters
 from kraftek.turn import Turn
 
-__all__ = ["EngineClient", "EngineClients", "EngineSocket"]
+__all__ = ["Answer", "EngineClient", "EngineClients", "EngineSocket"]
+
+Answer = Callable[[bytes | None], None]
+"""Answers a held GET with this body; ``None``: the gateway goes away, come back later."""
+
+_GOING_AWAY = 1001
 
 
 @implementer(ILink)
@@ -56,7 +61,7 @@ class EngineClient:
         self.peer = peer
         self._clients = clients
         self._receiver: IReceiver | None = None
-        self._answer: Callable[[bytes], None] | None = None
+        self._answer: Answer | None = None
         self._socket: EngineSocket | None = None
         # The WebSocket, as long as it is all there is to write to.
         self._direct: ILink | None = None
@@ -66,7 +71,7 @@ class EngineClient:
 
     # What the polling transport calls.
 
-    def poll(self, answer: Callable[[bytes], None]) -> None:
+    def poll(self, answer: Answer) -> None:
         """A GET arrived: ``answer`` is called once with its body, now or later. Raises ``EngineError``."""
         try:
             self.engine.poll()
@@ -147,6 +152,11 @@ class EngineClient:
             self._clients.turn.at_end(self)
 
     def close(self, code: int, reason: str) -> None:
+        answer = self._answer
+        if code == _GOING_AWAY and answer is not None:
+            # The protocol's close packet is taken by some for a wish that they stay away (python-socketio).
+            self.poll_lost()
+            answer(None)
         self.engine.close()
         self._settle(code, reason)
 
@@ -290,7 +300,7 @@ class EngineClients:
         client.open(self._open(client))
         return socket
 
-    def poll(self, peer: str, answer: Callable[[bytes], None]) -> EngineClient | None:
+    def poll(self, peer: str, answer: Answer) -> EngineClient | None:
         """The first GET of a new client; ``answer`` as in ``EngineClient.poll``. ``None`` when there are too many."""
         if len(self._by_sid) >= self._max_clients:
             self.counters.connections_refused += 1

@@ -100,8 +100,7 @@ class Polling(Resource):
         else:
             client = self._clients.poll(_peer(request), answer.finish)
             if client is None:
-                request.setResponseCode(503)
-                answer.finish(b"")
+                answer.finish(None)
                 return
         answer.lost = client.poll_lost
 
@@ -132,10 +131,13 @@ class _Answer:
         self._request = request
         request.notifyFinish().addErrback(self._gone)
 
-    def finish(self, body: bytes) -> None:
-        """Give it."""
+    def finish(self, body: bytes | None) -> None:
+        """Give it; ``None``: come back later."""
         if not self._finished:
             self._finished = True
+            if body is None:
+                self._request.setResponseCode(503)
+                body = b""
             self._request.setHeader(b"Content-Length", b"%d" % len(body))
             self._request.write(body)
             self._request.finish()

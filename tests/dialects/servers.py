@@ -1,8 +1,8 @@
 """Engine.IO by itself and Socket.IO by itself, each with a small application on top: no gateway, no Redis.
 
-``python servers.py engineio PORT`` echoes; ``python servers.py socketio PORT`` is the application that the test suite of
-https://github.com/socketio/socket.io-protocol wants, on the namespaces ``/`` and ``/custom``. That suite and the one of
-engine.io-protocol run against them as they are published, on port 3000::
+``python servers.py engineio PORT`` echoes; ``python servers.py socketio PORT`` is the application that the test suite
+of https://github.com/socketio/socket.io-protocol wants, on the namespaces ``/`` and ``/custom``. That suite, and the
+one of engine.io-protocol, run against them as they are published, on port 3000::
 
     python tests/dialects/servers.py engineio 3000 &
     cd engine.io-protocol/test-suite && npm ci && npm test

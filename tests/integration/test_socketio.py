@@ -1,0 +1,326 @@
+"""Socket.IO clients as they are published, against a gateway process: the official one in Node, and python-socketio's.
+
+Each over the transports it chooses by itself (polling, then WebSocket), over WebSocket alone and over polling alone.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import subprocess
+import sys
+import threading
+from base64 import b64decode, b64encode
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.integration.conftest import (
+        AuthService,
+        Connect,
+        RedisServer,
+        StartGateway,
+        StartService,
+    )
+
+CLIENTS = Path(__file__).resolve().parent / "socketio"
+TRANSPORTS = {"default": None, "websocket": ["websocket"], "polling": ["polling"]}
+ECHO = {"echo": "events:echo"}
+
+
+class Reports:
+    """What a client tells of what happens to it, in order."""
+
+    def __init__(self) -> None:
+        self.queue: queue.Queue[list[Any]] = queue.Queue()
+
+    def next(self, timeout: float = 10.0) -> list[Any]:
+        try:
+            return self.queue.get(timeout=timeout)
+        except queue.Empty:
+            pytest.fail(f"nothing came within {timeout:g} s")
+
+    def expect(self, *what: Any) -> list[Any]:
+        """The next report, which must begin with these words; what follows them."""
+        report = self.next()
+        assert report[: len(what)] == list(what), f"expected {what}, got {str(report)[:500]}"
+        return report[len(what) :]
+
+    def until(self, *what: Any) -> list[Any]:
+        """As :meth:`expect`, after failed attempts to connect."""
+        while (report := self.next())[0] == "connect_error":
+            pass
+        assert report[: len(what)] == list(what), f"expected {what}, got {str(report)[:500]}"
+        return report[len(what) :]
+
+
+class Library(NamedTuple):
+    """A published client, in a process of its own."""
+
+    command: tuple[str, ...]
+    put_out: str
+    """Its reason for a disconnect when the server put it out,"""
+    left: str
+    """when it left,"""
+    lost: frozenset[str]
+    """and when the server went away, by WebSocket and by polling, after which it comes back."""
+
+
+NODE = Library(
+    ("node", str(CLIENTS / "client.js")),
+    "io server disconnect",
+    "io client disconnect",
+    frozenset({"transport close", "transport error"}),
+)
+PYTHON = Library(
+    (sys.executable, str(CLIENTS / "client.py")),
+    "server disconnect",
+    "client disconnect",
+    frozenset({"transport error"}),
+)
+
+
+class SocketIOClient:
+    """A client. Buffers are ``bytes`` in what it is given and reports."""
+
+    def __init__(self, library: Library) -> None:
+        assert (CLIENTS / "node_modules").exists(), f"npm ci in {CLIENTS}, or make test"
+        self.library = library
+        self.reports = Reports()
+        self._process = subprocess.Popen(
+            library.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self.reports.queue.put(json.loads(line, object_hook=_from_wire))
+
+    def _say(self, *command: Any) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(command, default=_to_wire) + "\n")
+        self._process.stdin.flush()
+
+    def connect(self, url: str, transports: list[str] | None, auth: dict[str, Any] | None = None) -> None:
+        options: dict[str, Any] = {"reconnectionDelay": 50, "reconnectionDelayMax": 200}
+        if transports is not None:
+            options["transports"] = transports
+        if auth is not None:
+            options["auth"] = auth
+        self._say("connect", url, options)
+
+    def emit(self, name: str, *payload: Any) -> None:
+        """Emit an event."""
+        self._say("emit", name, *payload)
+
+    def request(self, name: str, *payload: Any) -> None:
+        """Emit an event and ask for an acknowledgement, which is reported as ``ack``."""
+        self._say("request", name, *payload)
+
+    def transport(self) -> str:
+        """What it is connected by now."""
+        self._say("transport")
+        (name,) = self.reports.expect("transport")
+        return str(name)
+
+    def disconnect(self) -> None:
+        """Leave."""
+        self._say("disconnect")
+
+    def close(self) -> None:
+        """End its process."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait(10)
+        self._reader.join(10)
+        self._process.stdout.close()
+
+
+def _to_wire(value: bytes) -> dict[str, str]:
+    return {"$": b64encode(value).decode()}
+
+
+def _from_wire(value: dict[str, Any]) -> Any:
+    return b64decode(value["$"]) if "$" in value else value
+
+
+@pytest.fixture(params=[NODE, PYTHON], ids=["node", "python"])
+def client(request: pytest.FixtureRequest, stage: ExitStack) -> SocketIOClient:
+    made = SocketIOClient(request.param)
+    stage.callback(made.close)
+    return made
+
+
+@pytest.fixture(params=list(TRANSPORTS))
+def transports(request: pytest.FixtureRequest) -> list[str] | None:
+    return TRANSPORTS[request.param]
+
+
+def test_a_conversation(
+    redis_server: RedisServer,
+    gateway: StartGateway,
+    service: StartService,
+    connect: Connect,
+    client: SocketIOClient,
+    transports: list[str] | None,
+) -> None:
+    """With a service on the existing contract, and a native client in the same room."""
+    echo = service(redis_server, "events:echo")
+    process = gateway(redis_server, services=ECHO)
+    client.connect(process.http_url, transports)
+    reports = client.reports
+    (socket_id,) = reports.expect("connect")
+
+    client.emit("echo:test:echo", {})
+    (error,) = reports.expect("event", "error")
+    assert (error["code"], error["eventType"]) == ("NOT_AUTHENTICATED", "echo:test:echo")
+
+    client.emit("authenticate", {"token": "ann", "roomId": "kitchen"})
+    answer = {"success": True, "userId": "user_ann", "roomId": "kitchen"}
+    assert reports.expect("event", "authenticated") == [answer]
+    native = connect(process, "bob", "kitchen")
+
+    client.emit("echo:test:echo", {"text": "Grüße, мир 😀"})
+    assert reports.expect("event", "echo:test:echo") == [{"text": "Grüße, мир 😀"}]
+    (event,) = echo.wait_received()
+    assert (event["socketId"], event["userId"], event["roomId"]) == (socket_id, "user_ann", "kitchen")
+    assert event["payload"] == {"text": "Grüße, мир 😀"}
+
+    large = {"text": "😀x" * 20_000}  # 100 kB
+    client.emit("echo:test:echo", large)
+    assert reports.expect("event", "echo:test:echo") == [large]
+
+    binary = {"name": "file", "data": bytes(range(256)), "more": [b"", b"\xff"]}
+    client.emit("echo:test:echo", binary)
+    assert reports.expect("event", "echo:test:echo") == [binary]
+    shape = {
+        "name": "file",
+        "data": {"_binary": b64encode(bytes(range(256))).decode()},
+        "more": [{"_binary": ""}, {"_binary": "/w=="}],
+    }
+    assert echo.received()[-1]["payload"] == shape
+
+    client.request("echo:test:silent", {})
+    assert reports.expect("ack") == [{"receivers": 1}]
+    client.request("echo:test:reply", {"n": 1})
+    # Not registered with reply = true, so the gateway acknowledges; and what the service answers comes as well.
+    assert reports.expect("ack") == [{"receivers": 1}]
+
+    client.emit("echo:test:shoutOthers", {"text": "😀"})
+    said = native.expect("echo:test:shoutOthers")
+    assert said["payload"] == {"roomId": "kitchen", "text": "😀"}
+    native.send("echo:test:shout", payload={"from": "native"})
+    assert reports.expect("event", "echo:test:shout") == [{"roomId": "kitchen", "from": "native"}]
+    native.expect("echo:test:shout")
+
+    client.emit("join", {"roomId": "cellar"})
+    assert reports.expect("event", "joined") == [{"roomId": "cellar"}]
+    client.request("leave", {"roomId": "cellar"})
+    assert reports.expect("event", "left") == [{"roomId": "cellar"}]
+    assert reports.expect("ack") == [{"roomId": "cellar"}]
+
+    refusal = {
+        "code": "INVALID_EVENT",
+        "message": "Event type is not valid or service is not registered",
+        "eventType": "nobody:a:b",
+    }
+    client.emit("nobody:a:b", {})
+    assert reports.expect("event", "error") == [refusal]
+    client.request("nobody:a:b", {})
+    assert reports.expect("ack") == [{"error": refusal}]
+
+    assert client.transport() == ("websocket" if transports is None else transports[0])
+    client.disconnect()
+    assert reports.expect("disconnect") == [client.library.left]
+    redis = redis_server.client()
+    while redis.hkeys("room:kitchen") != ["user_bob"]:
+        native.expect_nothing()  # a round trip through the gateway, until it knows
+
+
+def test_a_service_answers_a_request(
+    redis_server: RedisServer,
+    gateway: StartGateway,
+    service: StartService,
+    client: SocketIOClient,
+    transports: list[str] | None,
+) -> None:
+    service(redis_server, "events:echo")
+    process = gateway(redis_server, services={"echo": {"channel": "events:echo", "reply": True}})
+    client.connect(process.http_url, transports, {"token": "ann", "roomId": "kitchen"})
+    client.reports.expect("connect")
+    client.reports.expect("event", "authenticated")
+    for n in range(3):
+        client.request("echo:test:reply", {"n": n, "data": bytes([n])})
+        assert client.reports.expect("ack") == [{"n": n, "data": bytes([n])}]
+
+
+def test_who_is_not_let_in_is_told_and_put_out(
+    redis_server: RedisServer,
+    gateway: StartGateway,
+    auth_service: AuthService,
+    client: SocketIOClient,
+    transports: list[str] | None,
+) -> None:
+    auth_service.deny("wrong", "No such token")
+    process = gateway(redis_server, auth=auth_service.url)
+    client.connect(process.http_url, transports)
+    client.reports.expect("connect")
+    client.emit("authenticate", {"token": "wrong", "roomId": "kitchen"})
+    assert client.reports.expect("event", "error") == [{"code": "AUTH_FAILED", "message": "No such token"}]
+    assert client.reports.expect("disconnect") == [client.library.put_out]
+
+
+def test_a_newer_login_puts_out_the_older(
+    redis_server: RedisServer,
+    gateway: StartGateway,
+    connect: Connect,
+    client: SocketIOClient,
+    transports: list[str] | None,
+) -> None:
+    process = gateway(redis_server)
+    client.connect(process.http_url, transports, {"token": "ann", "roomId": "kitchen"})
+    client.reports.expect("connect")
+    client.reports.expect("event", "authenticated")
+    connect(process, "ann", "kitchen")
+    (error,) = client.reports.expect("event", "error")
+    assert error["code"] == "DUPLICATE_CONNECTION"
+    assert client.reports.expect("disconnect") == [client.library.put_out]
+
+
+def test_clients_come_back_after_a_restart(
+    redis_server: RedisServer,
+    gateway: StartGateway,
+    service: StartService,
+    client: SocketIOClient,
+    transports: list[str] | None,
+) -> None:
+    service(redis_server, "events:echo")
+    first = gateway(redis_server, services=ECHO)
+    client.connect(first.http_url, transports, {"token": "ann", "roomId": "kitchen"})
+    (socket_id,) = client.reports.expect("connect")
+    client.reports.expect("event", "authenticated")
+    first.terminate()
+    (reason,) = client.reports.expect("disconnect")
+    assert reason in client.library.lost
+    gateway(redis_server, services=ECHO, args=["--listen", f"tcp:{first.port}:interface=127.0.0.1"])
+    (another,) = client.reports.until("connect")
+    assert another != socket_id
+    client.reports.expect("event", "authenticated")
+    client.emit("echo:test:echo", 1)
+    assert client.reports.expect("event", "echo:test:echo") == [1]
+
+
+def test_a_namespace_that_does_not_exist(
+    redis_server: RedisServer, gateway: StartGateway, transports: list[str] | None, stage: ExitStack
+) -> None:
+    process = gateway(redis_server)
+    client = SocketIOClient(NODE)
+    stage.callback(client.close)
+    client.connect(f"{process.http_url}admin", transports)
+    assert client.reports.expect("connect_error") == ["Invalid namespace"]
