@@ -54,7 +54,7 @@ def _kraftek(site: Site) -> list[str]:
     if not twistd.exists():
         raise UnavailableError(f"the gateway is not installed beside {sys.executable}")
     config = site.directory / "kraftek-gateway.toml"
-    config.write_text(f"[limits]\nping_interval = {site.ping_seconds}\n")
+    config.write_text("".join(f"[{part}]\nping_interval = {site.ping_seconds}\n" for part in ("limits", "socketio")))
     listen = "reuseport" if site.shared_port else "tcp"
     # twistd takes packages from the directory it is started in first; what is measured is the installed one.
     return [
