@@ -820,6 +820,26 @@ def test_an_error_of_ours_while_asking_again_is_internal() -> None:
         assert len(logged) == 1
 
 
+def test_an_error_of_ours_while_taking_back_is_internal_and_ends_the_check() -> None:
+    house = House()
+    client = house.admit("alice", "one", token="t")
+
+    def broken(user_id: str, room_id: str, socket_id: str, heir: str | None) -> Any:
+        raise RuntimeError("the cause")
+
+    house.rooms.leave = broken  # type: ignore[method-assign]
+    house.access.stale(user_id="alice")
+    with capturedLogs() as logged:
+        client.play("""
+            ! no
+            x ACCESS_REVOKED Access to room one was taken back
+            x INTERNAL Internal error
+            = 1011 INTERNAL
+        """)
+    assert [str(event["log_failure"].value) for event in logged] == ["the cause"]
+    assert len(house.roster) == 0
+
+
 def test_several_reasons_to_ask_end_with_the_last_answer() -> None:
     house = House()
     client = house.admit("alice", "one", token="t")
@@ -1140,6 +1160,32 @@ def test_who_came_back_while_redis_was_away_is_not_closed_for_its_own_ghost() ->
     house.access.stale(revoked=False)
     assert house.rooms.entries == {("one", "alice"): client.id}
     works(client)
+
+
+def test_who_came_and_went_while_redis_was_away_was_never_there() -> None:
+    house = House()
+    house.bus.down()
+    house.rooms.failure = RuntimeError("not to be asked")
+    with capturedLogs() as logged:
+        client = house.admit("alice", "one")
+        client.send({"type": "join", "payload": {"roomId": "two"}})
+        house.access.next().yes("alice")
+        client.send({"type": "leave", "payload": {"roomId": "one"}})
+        client.leave()
+    house.rooms.failure = None
+    house.bus.up()
+    house.access.stale(revoked=False)
+    assert logged == []
+    assert house.rooms.entries == {}
+
+
+def test_who_was_in_no_room_leaves_none() -> None:
+    house = House()
+    house.rooms.failure = RuntimeError("not to be asked")
+    with capturedLogs() as logged:
+        house.admit("alice", None).leave()
+    assert logged == []
+    assert len(house.roster) == 0
 
 
 def test_a_newer_login_while_redis_was_away_closes_the_older_one_afterwards() -> None:

@@ -215,6 +215,20 @@ def test_access_denied_for_an_event() -> None:
     works(client)
 
 
+def test_auth_unavailable_while_access_is_suspended() -> None:
+    house = House()
+    client = house.admit("alice", "room")
+    house.access.stale(user_id="alice")
+    client.play("""
+        ! away
+        > {"type": "notes:n:1", "id": 1}
+        x AUTH_UNAVAILABLE access cannot be checked at present {"id": 1, "eventType": "notes:n:1", "retryAfter": 1.0}
+        @ 1
+        ! yes alice
+    """)
+    works(client)
+
+
 def test_access_denied_for_a_room() -> None:
     client = House().admit("alice", "room")
     client.play("""

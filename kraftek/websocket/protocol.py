@@ -255,9 +255,8 @@ class ClientProtocol(WebSocketServerProtocol):
 
     def _hand_over(self) -> None:
         """The rest of this connection is plain HTTP: another protocol takes it, and all that was read of it."""
-        if self.openHandshakeTimeoutCall is not None:
-            self.openHandshakeTimeoutCall.cancel()
-            self.openHandshakeTimeoutCall = None
+        timeout: Any = self.openHandshakeTimeoutCall
+        timeout.cancel()
         self.gone = True
         self.factory.closed(self)
         data, self.data = self.data, b""

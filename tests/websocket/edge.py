@@ -20,6 +20,7 @@ from websockets.uri import parse_uri
 
 from kraftek.config import Limits
 from kraftek.dialects.native import SUBPROTOCOL, NativeDialect
+from kraftek.engineio import EngineClients
 from kraftek.interfaces import IDialect
 from kraftek.origins import Origins
 from kraftek.turn import Turn
@@ -27,7 +28,9 @@ from kraftek.websocket.factory import ClientFactory
 from kraftek.websocket.protocol import ClientProtocol
 from tests.house import House
 
-__all__ = ["Edge", "Page", "Peer", "RecordingTransport"]
+__all__ = ["TOKEN", "WRONG", "Edge", "Page", "Peer", "RecordingTransport", "handshake"]
+
+TOKEN = "s3cret-t0ken"
 
 
 class RecordingTransport(StringTransport):
@@ -92,6 +95,8 @@ class Edge:
         http: IProtocolFactory | None = None,
         dialects: Mapping[str, Callable[[], IDialect]] | None = None,
         forwarded_for: int = 0,
+        engine_path: str = "",
+        engine_clients: EngineClients | None = None,
         started: float = 100.0,
     ) -> None:
         self.limits = limits or Limits()
@@ -112,6 +117,8 @@ class Edge:
             Turn(self.clock),
             self.counters,
             forwarded_for=forwarded_for,
+            engine_path=engine_path,
+            engine_clients=engine_clients,
         )
 
     def accept(self, peer: Any = None) -> tuple[ClientProtocol, RecordingTransport]:
@@ -204,3 +211,46 @@ class Peer:
         """The connection is gone."""
         self.transport.connected = False
         self.protocol.connectionLost(Failure(ConnectionDone()))
+
+
+def handshake(**headers: str | None) -> bytes:
+    """A handshake's request, with these headers (``_`` for ``-``) in the place of the usual ones."""
+    usual: dict[str, str | None] = {
+        "Host": "gateway.test",
+        "Upgrade": "websocket",
+        "Connection": "Upgrade",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+        "Sec-WebSocket-Version": "13",
+    }
+    for name, value in headers.items():
+        usual[name.replace("_", "-")] = value
+    lines = [f"{name}: {value}" for name, value in usual.items() if value is not None]
+    return "\r\n".join(["GET / HTTP/1.1", *lines, "", ""]).encode()
+
+
+WRONG: list[tuple[bytes, int | None]] = [
+    (handshake(Host=None), 400),
+    (handshake(Host=f"gateway.test:{TOKEN}"), 400),
+    (handshake(Upgrade=f"websocket{TOKEN}"), 400),
+    (handshake(Connection=None), 400),
+    (handshake(Connection=f"keep-alive, {TOKEN}"), 400),
+    (handshake(Sec_WebSocket_Key=None), 400),
+    (handshake(Sec_WebSocket_Key=TOKEN), 400),
+    (handshake(Sec_WebSocket_Key=f"{TOKEN:.<22}=="), 400),
+    (handshake(Sec_WebSocket_Version=None), 400),
+    (handshake(Sec_WebSocket_Version="8"), 400),
+    (handshake(Sec_WebSocket_Version=TOKEN), 400),
+    (handshake(Sec_WebSocket_Protocol=f"{TOKEN}, {TOKEN}"), 400),
+    (handshake(Sec_WebSocket_Extensions=f"{TOKEN}; ={TOKEN}"), None),
+    (handshake(Origin=f"http://[{TOKEN}"), None),
+    (handshake(Origin=TOKEN), None),
+    (handshake().replace(b"GET / ", f"GET /?token={TOKEN}#part ".encode()), 400),
+    (handshake().replace(b"GET / ", f"GET /?token={TOKEN} more ".encode()), 400),
+    (handshake().replace(b"GET / ", f"GET http://[{TOKEN} ".encode()), 400),
+    (handshake().replace(b"GET / ", f"{TOKEN} / ".encode()), 405),
+    (handshake().replace(b"GET / ", f"POST /?token={TOKEN} ".encode()), 405),
+    (handshake().replace(b"HTTP/1.1", b"HTTP/1.0"), 505),
+    (handshake().replace(b"HTTP/1.1", f"HTTP/{TOKEN}".encode()), 505),
+    (b"\xff\xfe" + handshake(), None),
+]
+"""Handshakes with something wrong, and the token where it must not be repeated; ``None``: let in or refused."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import types
 from collections.abc import Iterator
 from resource import RLIMIT_NOFILE, getrlimit
@@ -11,16 +12,20 @@ from typing import Any
 import pytest
 import txaio
 from twisted.internet.address import IPv4Address, UNIXAddress
+from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
+from zope.interface import implementer
 
 from kraftek.config import Limits
+from kraftek.dialects.engineio import EngineSettings
 from kraftek.dialects.native import SUBPROTOCOL, NativeDialect
-from kraftek.messages import Token
+from kraftek.engineio import EngineClients
+from kraftek.interfaces import IReceiver
+from kraftek.messages import Outgoing, Token
+from kraftek.metrics import Counters
 from kraftek.session import Session
-from tests.websocket.edge import Edge, Peer
-
-TOKEN = "s3cret-t0ken"
-
+from kraftek.turn import Turn
+from tests.websocket.edge import TOKEN, WRONG, Edge, Peer
 
 # Subprotocols.
 
@@ -233,7 +238,7 @@ def test_a_unix_socket_has_one_address() -> None:
     assert transport.value().startswith(b"HTTP/1.1 101 ")
 
 
-# How long, and how much.
+# How long.
 
 
 def test_a_handshake_that_does_not_come_is_aborted_in_time() -> None:
@@ -265,110 +270,80 @@ def test_a_handshake_that_was_given_up_leaves_no_timer() -> None:
     assert edge.factory.countConnections == 0
 
 
-@pytest.mark.parametrize("piece", [1, 1000, 100_000])
-def test_a_head_without_an_end_is_refused(piece: int) -> None:
-    edge = Edge()
-    protocol, transport = edge.accept()
-    data = b"GET / HTTP/1.1\r\nX: " + b"x" * 20_000
-    for at in range(0, len(data), piece):
-        if transport.closed is None:
-            protocol.dataReceived(data[at : at + piece])
-    assert transport.value().startswith(b"HTTP/1.1 431 ")
-    assert transport.closed == "lost"
-    protocol.connectionLost()
-    edge.done()
+# Engine.IO.
 
 
-@pytest.mark.parametrize(("size", "status"), [(15_000, b"101"), (17_000, b"431"), (60_000, b"431")])
-def test_a_whole_head_is_bounded_too(size: int, status: bytes) -> None:
-    edge = Edge()
-    protocol, transport = edge.accept()
-    protocol.dataReceived(Peer(edge).request.replace(b"\r\n\r\n", b"\r\nX: " + b"x" * size + b"\r\n\r\n"))
-    assert transport.value().split(b" ")[1] == status
+@implementer(IReceiver)
+class Speaking:
+    """What speaks on top of Engine.IO: it notes what it receives."""
+
+    def __init__(self) -> None:
+        self.received: list[bytes] = []
+
+    def receive(self, data: bytes, binary: bool = False) -> None:
+        self.received.append(data)
+
+    def lost(self) -> None:
+        self.received.append(b"lost")
+
+    def overrun(self) -> Outgoing | None:
+        return None
 
 
-# What is wrong with a handshake.
+def with_engine() -> tuple[Edge, EngineClients, Speaking]:
+    clock, speaking = Clock(), Speaking()
+    clock.advance(100.0)
+    clients = EngineClients(clock, Turn(clock), Counters(), EngineSettings(max_payload=100), lambda _: speaking, 5)
+    return Edge(engine_path="/socket.io/", engine_clients=clients), clients, speaking
 
 
-def handshake(**headers: str | None) -> bytes:
-    """A handshake's request, with these headers (``_`` for ``-``) in the place of the usual ones."""
-    usual: dict[str, str | None] = {
-        "Host": "gateway.test",
-        "Upgrade": "websocket",
-        "Connection": "Upgrade",
-        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
-        "Sec-WebSocket-Version": "13",
-    }
-    for name, value in headers.items():
-        usual[name.replace("_", "-")] = value
-    lines = [f"{name}: {value}" for name, value in usual.items() if value is not None]
-    return "\r\n".join(["GET / HTTP/1.1", *lines, "", ""]).encode()
+def test_its_path_speaks_engine_io_and_every_other_does_not() -> None:
+    edge, _, speaking = with_engine()
+    peer = Peer(edge, "/socket.io/?EIO=4&transport=websocket")
+    assert peer.status == 101
+    assert peer.greeting[0].startswith('0{"sid":')
+    peer.send("4hello")
+    assert speaking.received == [b"hello"]
+    peer.lose()
+    assert speaking.received == [b"hello", b"lost"]
+    assert json.loads(Peer(edge, "/?EIO=4&transport=websocket").greeting[0])["type"] == "connected"
 
 
-WRONG = [
-    (handshake(Host=None), 400),
-    (handshake(Host=f"gateway.test:{TOKEN}"), 400),
-    (handshake(Upgrade=f"websocket{TOKEN}"), 400),
-    (handshake(Connection=None), 400),
-    (handshake(Connection=f"keep-alive, {TOKEN}"), 400),
-    (handshake(Sec_WebSocket_Key=None), 400),
-    (handshake(Sec_WebSocket_Key=TOKEN), 400),
-    (handshake(Sec_WebSocket_Key=f"{TOKEN:.<22}=="), 400),
-    (handshake(Sec_WebSocket_Version=None), 400),
-    (handshake(Sec_WebSocket_Version="8"), 400),
-    (handshake(Sec_WebSocket_Version=TOKEN), 400),
-    (handshake(Sec_WebSocket_Protocol=f"{TOKEN}, {TOKEN}"), 400),
-    (handshake(Sec_WebSocket_Extensions=f"{TOKEN}; ={TOKEN}"), None),
-    (handshake(Origin=f"http://[{TOKEN}"), None),
-    (handshake(Origin=TOKEN), None),
-    (handshake().replace(b"GET / ", f"GET /?token={TOKEN}#part ".encode()), 400),
-    (handshake().replace(b"GET / ", f"GET /?token={TOKEN} more ".encode()), 400),
-    (handshake().replace(b"GET / ", f"GET http://[{TOKEN} ".encode()), 400),
-    (handshake().replace(b"GET / ", f"{TOKEN} / ".encode()), 405),
-    (handshake().replace(b"GET / ", f"POST /?token={TOKEN} ".encode()), 405),
-    (handshake().replace(b"HTTP/1.1", b"HTTP/1.0"), 505),
-    (handshake().replace(b"HTTP/1.1", f"HTTP/{TOKEN}".encode()), 505),
-    (b"\xff\xfe" + handshake(), None),
-]
+def test_without_it_no_path_does() -> None:
+    assert json.loads(Peer(Edge(), "/socket.io/?EIO=4&transport=websocket").greeting[0])["type"] == "connected"
 
 
-@pytest.mark.parametrize(("request_", "status"), WRONG)
-def test_a_malformed_handshake_is_refused_without_repeating_what_was_said(request_: bytes, status: int | None) -> None:
-    edge = Edge()
-    protocol, transport = edge.accept()
-    with capturedLogs() as logged:
-        protocol.dataReceived(request_)
-    answer = transport.value()
-    assert status is None or answer.startswith(f"HTTP/1.1 {status} ".encode())
-    assert answer.startswith((b"HTTP/1.1 4", b"HTTP/1.1 505 ")) or b" 101 " in answer
-    assert TOKEN.encode() not in answer
-    assert TOKEN not in repr(logged)
-    if b" 101 " not in answer:
-        assert transport.closed == "lost"
-        assert b"\r\nContent-Length: 0\r\n" in answer
-    protocol.connectionLost()
-    assert edge.factory.countConnections == 0
+@pytest.mark.parametrize(
+    "query", ["", "?EIO=3&transport=websocket", "?EIO=4&transport=polling", "?EIO=4&transport=websocket&sid=unknown"]
+)
+def test_a_handshake_that_is_not_for_it_is_refused(query: str) -> None:
+    edge, _, _ = with_engine()
+    assert Peer(edge, f"/socket.io/{query}").status == 400
 
 
-def test_another_version_is_told_which_one_there_is() -> None:
-    protocol, transport = Edge().accept()
-    protocol.dataReceived(handshake(Sec_WebSocket_Version="8"))
-    assert b"\r\nSec-WebSocket-Version: 13\r\n" in transport.value()
+def test_it_has_its_own_size_of_messages() -> None:
+    edge, _, _ = with_engine()
+    peer = Peer(edge, "/socket.io/?EIO=4&transport=websocket")
+    peer.send("4" + "x" * 100)
+    assert peer.read()[0][0] == 1009
+    assert Peer(edge).protocol.maxMessagePayloadSize == edge.limits.message_bytes
 
 
-def test_our_own_fault_in_a_handshake_is_logged_and_told_as_no_more_than_that() -> None:
-    edge = Edge()
+def test_it_has_its_own_heartbeat() -> None:
+    edge, _, _ = with_engine()
+    peer = Peer(edge, "/socket.io/?EIO=4&transport=websocket")
+    for _ in range(240):
+        edge.clock.advance(0.25)
+        edge.factory.heartbeat.sweep()
+    assert peer.read() == []
+    assert peer.transport.closed is None
+    peer.lose()
 
-    class Broken:
-        def allow(self, origin: str | None, host: str) -> bool:
-            raise RuntimeError("the cause")
 
-    edge.factory.origins = Broken()  # type: ignore[assignment]
-    with capturedLogs() as logged:
-        peer = Peer(edge)
-    assert peer.status == 500
-    assert b"the cause" not in b"".join(peer.transport.writes)
-    assert [str(event["log_failure"].value) for event in logged] == ["the cause"]
+def test_origins_and_bounds_hold_for_it_too() -> None:
+    edge, _, _ = with_engine()
+    evil = {"Origin": "http://evil.test"}
+    assert Peer(edge, "/socket.io/?EIO=4&transport=websocket", headers=evil).status == 403
 
 
 # What is kept.

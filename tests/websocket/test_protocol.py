@@ -14,11 +14,12 @@ from websockets.frames import Frame, Opcode
 from zope.interface.verify import verifyObject
 
 from kraftek.config import Limits
+from kraftek.dialects.native import SUBPROTOCOL, NativeDialect
 from kraftek.http.site import public_site
 from kraftek.interfaces import ILink
-from kraftek.messages import Outgoing
+from kraftek.messages import Outbound, Outgoing
 from kraftek.session import Session, State
-from tests.websocket.edge import Edge, Peer
+from tests.websocket.edge import TOKEN, WRONG, Edge, Peer, RecordingTransport, handshake
 
 EVENT = '{"type":"notes:n:1"}'
 
@@ -71,6 +72,81 @@ def test_a_conversation() -> None:
     peer.lose()
     assert len(edge.house.roster) == 0
     edge.done()
+
+
+# The handshake. What it decides is in test_factory.
+
+
+@pytest.mark.parametrize("piece", [1, 1000, 100_000])
+def test_a_head_without_an_end_is_refused(piece: int) -> None:
+    edge = Edge()
+    protocol, transport = edge.accept()
+    data = b"GET / HTTP/1.1\r\nX: " + b"x" * 20_000
+    for at in range(0, len(data), piece):
+        if transport.closed is None:
+            protocol.dataReceived(data[at : at + piece])
+    assert transport.value().startswith(b"HTTP/1.1 431 ")
+    assert transport.closed == "lost"
+    protocol.connectionLost()
+    edge.done()
+
+
+@pytest.mark.parametrize(("size", "status"), [(15_000, b"101"), (17_000, b"431"), (60_000, b"431")])
+def test_a_whole_head_is_bounded_too(size: int, status: bytes) -> None:
+    edge = Edge()
+    protocol, transport = edge.accept()
+    protocol.dataReceived(Peer(edge).request.replace(b"\r\n\r\n", b"\r\nX: " + b"x" * size + b"\r\n\r\n"))
+    assert transport.value().split(b" ")[1] == status
+
+
+@pytest.mark.parametrize(("request_", "status"), WRONG)
+def test_a_malformed_handshake_is_refused_without_repeating_what_was_said(request_: bytes, status: int | None) -> None:
+    edge = Edge()
+    protocol, transport = edge.accept()
+    with capturedLogs() as logged:
+        protocol.dataReceived(request_)
+    answer = transport.value()
+    assert status is None or answer.startswith(f"HTTP/1.1 {status} ".encode())
+    assert answer.startswith((b"HTTP/1.1 4", b"HTTP/1.1 505 ")) or b" 101 " in answer
+    assert TOKEN.encode() not in answer
+    assert TOKEN not in repr(logged)
+    if b" 101 " not in answer:
+        assert transport.closed == "lost"
+        assert b"\r\nContent-Length: 0\r\n" in answer
+    protocol.connectionLost()
+    assert edge.factory.countConnections == 0
+
+
+def test_another_version_is_told_which_one_there_is() -> None:
+    protocol, transport = Edge().accept()
+    protocol.dataReceived(handshake(Sec_WebSocket_Version="8"))
+    assert b"\r\nSec-WebSocket-Version: 13\r\n" in transport.value()
+
+
+def test_our_own_fault_in_a_handshake_is_logged_and_told_as_no_more_than_that() -> None:
+    edge = Edge()
+
+    class Broken:
+        def allow(self, origin: str | None, host: str) -> bool:
+            raise RuntimeError("the cause")
+
+    edge.factory.origins = Broken()  # type: ignore[assignment]
+    with capturedLogs() as logged:
+        peer = Peer(edge)
+    assert peer.status == 500
+    assert b"the cause" not in b"".join(peer.transport.writes)
+    assert [str(event["log_failure"].value) for event in logged] == ["the cause"]
+
+
+def test_no_reason_of_ours_is_taken_for_one_of_autobahns() -> None:
+    edge = Edge()
+    refused = Peer(edge, subprotocols=["mqtt"])
+    assert refused.response is not None
+    assert refused.response.reason_phrase.startswith("no common subprotocol")
+    assert edge.counters.connections_refused == 1
+    malformed, transport = edge.accept()
+    malformed.dataReceived(handshake(Connection=None))
+    assert transport.value().startswith(b"HTTP/1.1 400 not a WebSocket handshake")
 
 
 # What arrives.
@@ -397,6 +473,13 @@ def test_our_own_fault_while_opening_closes_with_1011() -> None:
     edge.done()
 
 
+def test_a_connection_that_nobody_wants_is_closed() -> None:
+    edge = Edge()
+    edge.factory.opened = lambda protocol: None  # type: ignore[method-assign]
+    peer = Peer(edge)
+    assert peer.greeting == [(1000, "")]
+
+
 # Pings.
 
 
@@ -553,6 +636,35 @@ def test_up_to_the_bound_it_is_not() -> None:
     for _ in range(10):
         peer.protocol.write(outgoing("x" * 98))
     assert edge.counters.slow_consumers == 0
+
+
+def test_a_client_that_is_too_slow_for_its_first_words_is_closed_like_any_other() -> None:
+    edge = Edge(limits=Limits(unsent_bytes=1))
+
+    class Full(RecordingTransport):
+        def registerProducer(self, producer: Any, streaming: bool) -> None:
+            super().registerProducer(producer, streaming)
+            producer.pauseProducing()
+
+    protocol, transport = edge.factory.buildProtocol(None), Full()
+    protocol.makeConnection(transport)
+    protocol.dataReceived(handshake())
+    edge.settle()
+    assert transport.value().endswith(frame(Opcode.CLOSE, (4413).to_bytes(2, "big") + b"SLOW_CONSUMER", mask=False))
+    protocol.connectionLost()
+    assert len(edge.house.roster) == 0
+
+
+def test_a_dialect_may_have_no_last_word() -> None:
+    class Speechless(NativeDialect):
+        def encode(self, message: Outbound) -> Outgoing | None:
+            return None
+
+    edge = Edge(limits=Limits(unsent_bytes=1), dialects={SUBPROTOCOL: Speechless})
+    peer = Peer(edge)
+    peer.protocol.pauseProducing()
+    peer.protocol.write(outgoing("x"))
+    assert peer.read() == [(4413, "SLOW_CONSUMER")]
 
 
 def test_others_in_the_room_get_what_the_slow_one_does_not_read() -> None:
