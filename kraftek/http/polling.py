@@ -5,7 +5,8 @@ POSTs. Served by :mod:`kraftek.http.site`; the rules are https://github.com/sock
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, BinaryIO, cast
+from io import BytesIO
+from typing import Any, cast
 
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
@@ -35,7 +36,8 @@ class BoundedRequest(Request):
     _refused = False
 
     def gotLength(self, length: int | None) -> None:
-        super().gotLength(length)
+        # Twisted's own would write a body of 100 kB to a file, and wait for the disk.
+        self.content = BytesIO()
         if length is not None and length > self._max_body():
             self._refuse()
 
@@ -83,7 +85,7 @@ class Polling(Resource):
                 return self._preflight(request)
             sid = read_request(_text(request.method), _query(request), websocket=False)
             if request.method == b"POST" and sid is not None:
-                body = cast("BinaryIO", request.content).read()
+                body = cast(BytesIO, request.content).read()
                 self._clients.find(sid).post(body, _Answer(request).done)
             else:
                 self._poll(request, sid)
