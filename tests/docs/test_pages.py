@@ -1,0 +1,46 @@
+"""Every page is valid reStructuredText, and what it links to in this repository is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from docutils import nodes
+
+from tests.docs.pages import CHECKOUT, PAGES, page
+
+FAR = {"http", "https", "mailto"}
+
+each_page = pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(CHECKOUT)))
+
+
+def test_the_pages_that_the_project_promises_are_here() -> None:
+    names = {str(path.relative_to(CHECKOUT)) for path in PAGES}
+    pages = {"index", "client-protocol", "services", "operations"}
+    assert {"README.rst", "README.ru.rst", "CHANGELOG.rst", *(f"docs/{each}.rst" for each in pages)} <= names
+
+
+@each_page
+def test_docutils_does_not_complain(path: Path) -> None:
+    assert page(path)[1] == ""
+
+
+@each_page
+def test_links_within_the_repository_lead_somewhere(path: Path) -> None:
+    broken = []
+    for link in page(path)[0].findall(nodes.reference):
+        target = urlsplit(link.get("refuri", ""))
+        if target.scheme in FAR or not target.path:
+            continue
+        file = path.parent / unquote(target.path)
+        if not file.exists() or (target.fragment and target.fragment not in page(file)[0].ids):
+            broken.append(link["refuri"])
+    assert broken == []
+
+
+def test_every_page_of_the_docs_is_in_their_table_of_contents() -> None:
+    index = CHECKOUT / "docs/index.rst"
+    links = {link.get("refuri") for link in page(index)[0].findall(nodes.reference)}
+    files = {file.name for file in index.parent.iterdir() if file != index}
+    assert files <= links
