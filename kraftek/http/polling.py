@@ -85,7 +85,7 @@ class Polling(Resource):
                 return self._preflight(request)
             sid = read_request(_text(request.method), _query(request), websocket=False)
             if request.method == b"POST" and sid is not None:
-                body = cast(BytesIO, request.content).read()
+                body = cast("BytesIO", request.content).read()
                 self._clients.find(sid).post(body, _Answer(request).done)
             else:
                 self._poll(request, sid)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+from playwright.sync_api import expect, sync_playwright
 
 if TYPE_CHECKING:
     from tests.integration.conftest import (
@@ -324,3 +325,49 @@ def test_a_namespace_that_does_not_exist(
     stage.callback(client.close)
     client.connect(f"{process.http_url}admin", transports)
     assert client.reports.expect("connect_error") == ["Invalid namespace"]
+
+
+def test_a_page_beside_a_native_one(
+    redis_server: RedisServer,
+    gateway: StartGateway,
+    chromium_path: str,
+) -> None:
+    """On the demo's board in a real browser: their library, put into a page of the gateway, and the board itself."""
+    process = gateway(redis_server, args=["--demo"])
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium_path, args=["--headless", "--no-sandbox"])
+        board = browser.new_page()
+        board.goto(f"{process.http_url}?room=kitchen")
+        expect(board.locator("body")).to_have_attribute("data-state", "live", timeout=40_000)
+        # The board's own policy would keep a script from elsewhere out, as it should.
+        page = browser.new_context(bypass_csp=True).new_page()
+        page.goto(process.http_url)
+        page.add_script_tag(path=CLIENTS / "node_modules/socket.io-client/dist/socket.io.min.js")
+        for transports in TRANSPORTS.values():
+            text = f"by {transports} 😀"
+            seen = page.evaluate(PAGE, [transports, text])
+            assert seen == {"text": text, "transport": transports[0] if transports else "websocket"}
+            expect(board.locator(".note .text", has_text=text)).to_have_count(1, timeout=10_000)
+        browser.close()
+
+
+# Connects, makes a note in the room of the board, and comes back with what the room was told of it.
+PAGE = """
+    ([transports, text]) => new Promise((resolve, reject) => {
+        const socket = io(transports ? { transports } : {});
+        socket.on("connect_error", reject);
+        socket.on("error", (error) => reject(new Error(JSON.stringify(error))));
+        socket.on("connect", () => {
+            const { engine } = socket.io;
+            if (transports || engine.transport.name === "websocket") enter(); else engine.once("upgrade", enter);
+        });
+        const enter = () => socket.emit("authenticate", { token: "page", roomId: "kitchen" });
+        const note = { x: 10, y: 10, text, colour: "yellow" };
+        socket.on("authenticated", () => socket.emit("stickyNotes:note:create", note));
+        socket.on("stickyNotes:note:created", ({ note }) => {
+            const transport = socket.io.engine.transport.name;
+            socket.disconnect();
+            resolve({ text: note.text, transport });
+        });
+    })
+"""
