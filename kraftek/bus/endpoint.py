@@ -5,20 +5,18 @@ Made by :class:`kraftek.bus.RedisBus`, connected by its two ``ClientService`` ch
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from cryptography.x509 import load_pem_x509_certificates
-from OpenSSL.crypto import X509
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
-from twisted.internet.ssl import Certificate, optionsForClientTLS, trustRootFromCertificates
+from twisted.internet.ssl import optionsForClientTLS
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from kraftek.config import RedisAddress
+from kraftek.trust import trust_root
 
 __all__ = ["RedisEndpoint"]
 
@@ -43,7 +41,7 @@ class RedisEndpoint:
             self.name = f"{address.host}:{address.port}"
             endpoint = HostnameEndpoint(reactor, address.host, address.port, timeout=timeout)
         if address.kind == "tls":
-            endpoint = wrapClientTLS(optionsForClientTLS(address.host, _trust_root(ca)), endpoint)
+            endpoint = wrapClientTLS(optionsForClientTLS(address.host, trust_root(ca)), endpoint)
         self._endpoint = endpoint
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
@@ -56,10 +54,3 @@ class RedisEndpoint:
             reason = failure.getErrorMessage()
             self._log.warn("Redis at {name} cannot be reached: {reason}", name=self.name, reason=reason)
         return failure
-
-
-def _trust_root(ca: str) -> Any:
-    if not ca:
-        return None
-    found = load_pem_x509_certificates(Path(ca).read_bytes())
-    return trustRootFromCertificates([Certificate(X509.from_cryptography(each)) for each in found])

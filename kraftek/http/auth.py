@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import msgspec
-from cryptography.x509 import load_pem_x509_certificates
 from msgspec import UNSET, Meta, Struct, UnsetType
-from OpenSSL.crypto import X509
 from treq.client import HTTPClient
 from twisted.internet.defer import Deferred, DeferredSemaphore, fail, succeed
 from twisted.internet.interfaces import IConsumer, IPushProducer
 from twisted.internet.protocol import Protocol, connectionDone
-from twisted.internet.ssl import Certificate, trustRootFromCertificates
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.client import Agent, BrowserLikePolicyForHTTPS, HTTPConnectionPool, ResponseDone
@@ -30,6 +26,7 @@ from kraftek.config import Auth
 from kraftek.errors import Code, PeerError
 from kraftek.interfaces import IAccessChecker
 from kraftek.messages import Grant, Token
+from kraftek.trust import trust_root
 
 __all__ = ["HttpChecker"]
 
@@ -102,7 +99,8 @@ class HttpChecker:
         self._pool = _Pool(reactor)
         self._pool.maxPersistentPerHost = auth.concurrency
         self._pool.cachedConnectionTimeout = IDLE_TIMEOUT
-        self._agent = _Uncompressed(agent or Agent(reactor, _trusting(auth.ca), pool=self._pool))
+        trusting = BrowserLikePolicyForHTTPS(trust_root(auth.ca))
+        self._agent = _Uncompressed(agent or Agent(reactor, trusting, pool=self._pool))
         self._now = now
         self._quiet_until = reactor.seconds()
 
@@ -195,14 +193,6 @@ def _message(body: bytes | None) -> object:
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
     return answer.get("message") if isinstance(answer, dict) else None
-
-
-def _trusting(ca: str) -> BrowserLikePolicyForHTTPS:
-    if not ca:
-        return BrowserLikePolicyForHTTPS()
-    found = load_pem_x509_certificates(Path(ca).read_bytes())
-    authorities = [Certificate(X509.from_cryptography(each)) for each in found]
-    return BrowserLikePolicyForHTTPS(trustRootFromCertificates(authorities))
 
 
 class _Pool(HTTPConnectionPool):
