@@ -1,7 +1,7 @@
 """The room cache that services read: who is in which room, as this process and its peers write it into Redis.
 
 Called by :mod:`kraftek.admission` through :class:`kraftek.interfaces.IRooms`. The keys are section 4 of the contract
-with services (``docs/service-contract.rst``): the hash ``room:<room>`` of user to socket, and the string
+with services (``docs/services.rst``): the hash ``room:<room>`` of user to socket, and the string
 ``socket:<user>:<room>``. Each change of both is one script, so that nobody sees one without the other and a newer
 log-in's entry is never taken away by the older one's goodbye.
 """
