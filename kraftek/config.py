@@ -145,13 +145,15 @@ class Config(Struct, frozen=True, kw_only=True):
 
     ``listen``: Twisted endpoint strings. ``sessions``: ``single`` or ``many`` sockets per user and room.
     ``origins``: ``same-host``, exact origins, ``*.example.org``, or ``*``. ``forwarded_for``: how many proxies in
-    front of the gateway append to ``X-Forwarded-For``; 0 trusts the socket's own address. ``demo``: serve the board.
+    front of the gateway append to ``X-Forwarded-For``; 0 trusts the socket's own address. ``compression``: let clients
+    compress their messages. ``demo``: serve the board.
     """
 
     listen: Endpoints = ("tcp:3001",)
     sessions: Sessions = "single"
     origins: Origins = ("same-host",)
     forwarded_for: CountOrZero = 0
+    compression: Flag = False
     demo: Flag = False
     redis: Redis = Redis()
     auth: Auth = Auth()

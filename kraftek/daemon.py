@@ -165,6 +165,7 @@ class Daemon(Service):
             turn,
             counters,
             forwarded_for=config.forwarded_for,
+            compression=config.compression,
             engine_path=socketio.path,
             engine_clients=engine_clients if socketio.enabled else None,
         )

@@ -14,7 +14,7 @@ from twisted.internet import tcp
 
 from kraftek.turn import Turn
 
-__all__ = ["configured", "drive", "plain_messages", "slim", "unwrap", "write_now"]
+__all__ = ["configured", "drive", "plain_messages", "release_window", "slim", "unwrap", "write_now"]
 
 _TEXT = 0x81
 _MASKED = 0x80
@@ -124,6 +124,11 @@ def unwrap(transport: Any, protocol: Any) -> None:
     """
     if isinstance(transport, tcp.Connection) and not transport.TLS:
         transport.protocol = protocol
+
+
+def release_window(protocol: Any) -> None:
+    """Give back what decompressing a message took; Autobahn keeps it until the next: 40 KiB a connection."""
+    protocol._perMessageCompress._decompressor = None  # noqa: SLF001
 
 
 class _Nobody:

@@ -14,6 +14,7 @@ import socket
 import textwrap
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -33,6 +34,7 @@ from twisted.internet.tcp import Server
 from twisted.internet.testing import MemoryReactor, StringTransport
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
+from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory, PerMessageDeflate
 
 import kraftek.websocket.factory
 from kraftek import fastpath
@@ -69,9 +71,9 @@ class Echo:
         return None
 
 
-def echo_edge(limits: Limits | None = None) -> Edge:
+def echo_edge(limits: Limits | None = None, *, compression: bool = False) -> Edge:
     """An edge whose sessions echo."""
-    edge = Edge(limits=limits)
+    edge = Edge(limits=limits, compression=compression)
     edge.factory.open_session = lambda link, *_: Echo(link)  # type: ignore[assignment]
     return edge
 
@@ -133,8 +135,8 @@ def conversation(reads: Sequence[bytes], limit: int, *, fast: bool) -> tuple[Any
     edge = echo_edge(Limits(message_bytes=limit))
     peer = Peer(edge)
     protocol: Any = peer.protocol
-    assert protocol._plain
-    protocol._plain = fast
+    if not fast:
+        protocol.dataReceived = partial(WebSocketServerProtocol.dataReceived, protocol)
     echo = protocol.session
     for data in reads:
         protocol.dataReceived(data)
@@ -571,7 +573,7 @@ def test_tls_and_other_transports_keep_theirs(wire: Wire) -> None:
 # Connections that keep only what differs.
 
 AT_REST = {
-    "_outbox", "_plain", "connected", "counted_as", "factory", "peer", "session", "slot", "state", "transport",
+    "_outbox", "connected", "counted_as", "factory", "peer", "session", "slot", "state", "transport",
     "utf8validator",
 }  # fmt: skip
 
@@ -717,3 +719,39 @@ def test_without_any_of_it_the_edge_works_the_same(monkeypatch: pytest.MonkeyPat
     peer.lose()
     edge.clock.advance(CLOSING)
     edge.done()
+
+
+# Compressed messages.
+
+
+def compressing(limits: Limits | None = None) -> Peer:
+    """A client that compresses what it sends."""
+    offer = ClientPerMessageDeflateFactory(compress_settings={"level": 9})
+    peer = Peer(echo_edge(limits, compression=True), extensions=[offer])
+    [agreed] = peer.client.extensions
+    assert isinstance(agreed, PerMessageDeflate)
+    assert agreed.local_no_context_takeover
+    return peer
+
+
+def test_compressed_and_plain_messages_arrive_in_order() -> None:
+    peer = compressing()
+    peer.send("compressed " * 100)
+    peer.protocol.dataReceived(frame(1, b"plain") + frame(1, b"plain too"))
+    peer.send("compressed again " * 100)
+    assert peer.read() == ["compressed " * 100, "plain", "plain too", "compressed again " * 100]
+    compress: Any = peer.protocol
+    assert compress._perMessageCompress.client_no_context_takeover
+    assert compress._perMessageCompress._decompressor is None
+    assert compress._perMessageCompress._compressor is None
+    peer.lose()
+
+
+def test_autobahn_would_keep_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or there would be nothing to release."""
+    monkeypatch.setattr("kraftek.websocket.protocol.release_window", lambda protocol: None)
+    peer = compressing()
+    peer.send("compressed")
+    assert peer.read() == ["compressed"]
+    protocol: Any = peer.protocol
+    assert protocol._perMessageCompress._decompressor is not None

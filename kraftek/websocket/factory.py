@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from resource import RLIMIT_NOFILE, getrlimit
 from typing import TYPE_CHECKING, Any
 
 from autobahn.twisted.websocket import WebSocketServerFactory
+from autobahn.websocket.compress import PerMessageDeflateOffer, PerMessageDeflateOfferAccept
 from autobahn.websocket.protocol import TrafficStats
 from autobahn.websocket.types import ConnectionDeny, ConnectionRequest
 from twisted.internet.interfaces import IProtocolFactory, IReactorTime
@@ -41,7 +42,8 @@ class ClientFactory(WebSocketServerFactory):
     """Accepts WebSocket clients and opens a session for each; plain HTTP requests go to the factory ``http``.
 
     ``dialects`` gives what makes a dialect for each subprotocol, in order of preference; the first is also spoken with
-    clients that offer none. Whoever asks for ``engine_path`` speaks Engine.IO, and is one of ``engine_clients``.
+    clients that offer none. ``compression``: clients may compress what they send. Whoever asks for ``engine_path``
+    speaks Engine.IO, and is one of ``engine_clients``.
     """
 
     protocol: Any = ClientProtocol
@@ -59,6 +61,7 @@ class ClientFactory(WebSocketServerFactory):
         counters: Counters,
         *,
         forwarded_for: int = 0,
+        compression: bool = False,
         engine_path: str = "",
         engine_clients: EngineClients | None = None,
     ) -> None:
@@ -89,6 +92,7 @@ class ClientFactory(WebSocketServerFactory):
             allowedOrigins=["*"],
             allowNullOrigin=True,
             trustXForwardedFor=forwarded_for,
+            perMessageCompressionAccept=_accept_deflate if compression else None,
         )
         self.protocol = configured(ClientProtocol, self)
         self.protocol.trafficStats = TrafficStats()
@@ -178,6 +182,16 @@ _HANDSHAKE = frozenset(
 def max_connections(limits: Limits) -> int:
     """How many clients this process may have."""
     return limits.connections or max(1, getrlimit(RLIMIT_NOFILE)[0] - _OTHER_FILES)
+
+
+def _accept_deflate(offers: Iterable[object]) -> PerMessageDeflateOfferAccept | None:
+    """The first offer to compress (RFC 7692) that is one of permessage-deflate.
+
+    The client begins each message anew, so that nothing is kept from one to the next. What it is sent is not
+    compressed: a message to a room is the same bytes for everybody.
+    """
+    deflate = next((offer for offer in offers if isinstance(offer, PerMessageDeflateOffer)), None)
+    return PerMessageDeflateOfferAccept(deflate, request_no_context_takeover=True) if deflate is not None else None
 
 
 def _engine_sid(clients: EngineClients, request: ConnectionRequest) -> str:

@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from kraftek.errors import CLOSE_CODES, Code
-from kraftek.fastpath import plain_messages, write_now
+from kraftek.fastpath import plain_messages, release_window, write_now
 from kraftek.interfaces import ILink, IReceiver
 from kraftek.messages import Authenticate, Outgoing
 from kraftek.websocket.frames import wire
@@ -86,7 +86,6 @@ class ClientProtocol(WebSocketServerProtocol):
     _refusal: str | None = None
     _blocked = False
     _unsent = 0
-    _plain = False
 
     def _connectionMade(self) -> None:  # noqa: N802  # Autobahn's name
         super()._connectionMade()
@@ -103,7 +102,7 @@ class ClientProtocol(WebSocketServerProtocol):
             super().processHandshake()
 
     def dataReceived(self, data: bytes) -> None:
-        if self._plain and self.state == self.STATE_OPEN and not self.data and self.current_frame is None:
+        if self.state == self.STATE_OPEN and not self.data and self.current_frame is None:
             session = self.session
             if session is not None and not self.inside_message:
                 messages, taken = plain_messages(data, self.maxMessagePayloadSize, _unmask)
@@ -133,13 +132,14 @@ class ClientProtocol(WebSocketServerProtocol):
             self.session = self.factory.opened(self)
             if self.session is None:
                 self.close(1000, "")
-            self._plain = self._perMessageCompress is None
         except Exception:  # noqa: BLE001  # Autobahn would unwind the handshake
             self._log.failure("Opening a session failed")
             self.close(CLOSE_CODES[Code.INTERNAL], Code.INTERNAL)
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
         self.heard = True
+        if self._perMessageCompress is not None:
+            release_window(self)
         if self.session is not None and self.state == self.STATE_OPEN:
             self.session.receive(payload, isBinary)
 

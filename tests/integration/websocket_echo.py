@@ -6,6 +6,7 @@ The classes, the fast path and the reactor are those of the daemon; only what a 
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from twisted.internet import epollreactor
@@ -72,6 +73,7 @@ factory = ClientFactory(
     Origins(["same-host"]),
     turn,
     Counters(),
+    compression="--compression" in sys.argv,
 )
 
 

@@ -14,6 +14,7 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from websockets.client import ClientProtocol as WebSocketClient
 from websockets.datastructures import Headers
+from websockets.extensions import ClientExtensionFactory
 from websockets.frames import Close, Frame, Opcode
 from websockets.http11 import Response
 from websockets.uri import parse_uri
@@ -95,6 +96,7 @@ class Edge:
         http: IProtocolFactory | None = None,
         dialects: Mapping[str, Callable[[], IDialect]] | None = None,
         forwarded_for: int = 0,
+        compression: bool = False,
         engine_path: str = "",
         engine_clients: EngineClients | None = None,
         started: float = 100.0,
@@ -117,6 +119,7 @@ class Edge:
             Turn(self.clock),
             self.counters,
             forwarded_for=forwarded_for,
+            compression=compression,
             engine_path=engine_path,
             engine_clients=engine_clients,
         )
@@ -148,6 +151,7 @@ class Peer:
         path: str = "/",
         *,
         subprotocols: Sequence[str] | None = None,
+        extensions: Sequence[ClientExtensionFactory] | None = None,
         headers: Mapping[str, str] | None = None,
         host: str = "gateway.test",
         address: str = "127.0.0.1",
@@ -155,7 +159,11 @@ class Peer:
         self.edge = edge
         kind = IPv6Address if ":" in address else IPv4Address
         self.protocol, self.transport = edge.accept(kind("TCP", address, 50000))
-        self.client = WebSocketClient(parse_uri(f"ws://{host}{path}"), subprotocols=subprotocols)  # type: ignore[arg-type]
+        self.client = WebSocketClient(
+            parse_uri(f"ws://{host}{path}"),
+            extensions=extensions,
+            subprotocols=subprotocols,  # type: ignore[arg-type]
+        )
         request = self.client.connect()
         for name, value in (headers or {}).items():
             request.headers[name] = value

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
+import zlib
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.interfaces import IPushProducer
 from twisted.logger import capturedLogs
+from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 from websockets.frames import Frame, Opcode
 from zope.interface.verify import verifyObject
 
@@ -794,3 +797,68 @@ def test_a_real_site_answers_over_the_same_connection() -> None:
     assert transport.value().startswith(b"HTTP/1.1 426 ")
     protocol.connectionLost()
     edge.done()
+
+
+# Compressed messages (RFC 7692).
+
+
+def rsv1(data: bytes) -> bytes:
+    """The frame, as one whose message is compressed."""
+    return bytes((data[0] | 0x40,)) + data[1:]
+
+
+def compressed(limits: Limits | None = None, *, compression: bool = True) -> Peer:
+    """A client that would compress, let in."""
+    edge = Edge(limits=limits, compression=compression)
+    peer = Peer(edge, "/?token=t&roomId=room", extensions=[ClientPerMessageDeflateFactory()])
+    edge.house.access.next().yes("alice")
+    peer.read()
+    return peer
+
+
+def test_messages_are_compressed_when_the_operator_wants_it() -> None:
+    peer = compressed()
+    assert peer.response_headers["Sec-WebSocket-Extensions"] == "permessage-deflate; client_no_context_takeover"
+    peer.send('{"type":"notes:n:1","payload":"' + "x" * 10_000 + '"}')
+    assert received(peer.edge) == ["notes:n:1"]
+    peer.edge.house.broadcast(type="notes:n:2", roomId="room", payload="x" * 10_000)
+    peer.edge.settle()
+    assert b"x" * 10_000 in peer.transport.writes[-1]
+
+
+def test_messages_are_not_compressed_unless() -> None:
+    peer = compressed(compression=False)
+    assert "Sec-WebSocket-Extensions" not in peer.response_headers
+    peer.send(EVENT)
+    assert received(peer.edge) == ["notes:n:1"]
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_the_limit_is_that_of_the_message_once_decompressed(pieces: int) -> None:
+    """10 MB of the same byte are 10 kB compressed."""
+    peer = compressed(Limits(message_bytes=20_000))
+    deflate = zlib.compressobj(9, wbits=-15)
+    bomb = (deflate.compress(b"x" * 10_000_000) + deflate.flush(zlib.Z_SYNC_FLUSH))[:-4]
+    assert len(bomb) < 20_000
+    size = len(bomb) // pieces + 1
+    tracemalloc.start()
+    try:
+        for number in range(pieces):
+            piece = bomb[number * size : (number + 1) * size]
+            opcode = Opcode.CONT if number else Opcode.TEXT
+            data = frame(opcode, piece, fin=number == pieces - 1)
+            peer.protocol.dataReceived(data if number else rsv1(data))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1_000_000
+    [(code, _)] = peer.read()
+    assert code == 1009
+    assert received(peer.edge) == []
+
+
+def test_what_cannot_be_decompressed_is_not_utf8_either() -> None:
+    peer = compressed()
+    peer.protocol.dataReceived(rsv1(frame(Opcode.TEXT, b"\xff\xff\xff")))
+    [(code, _)] = peer.read()
+    assert code == 1007
