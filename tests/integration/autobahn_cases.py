@@ -1,0 +1,26 @@
+"""Runs the cases of the Autobahn test suite, in a process of its own, because kosoku puts a stand-in for the package
+``autobahn`` before the real one: ``python autobahn_cases.py URL [PATTERN…]``, with patterns of cases to leave out.
+
+Prints one JSON object: ``cases``, the names of all there are, and ``verdicts``, by case those on the messages and on
+the close.
+"""
+
+import asyncio
+import json
+import sys
+
+from kosoku import FailureError, run_fuzzingclient
+from kosoku.cases import CASES
+
+
+def verdicts(url: str, without: list[str]) -> dict[str, str]:
+    """The verdicts, by case."""
+    try:
+        results = asyncio.run(run_fuzzingclient(url, None, without))
+    except FailureError as failure:
+        results = failure.results
+    return {result.case_id: f"{result.behavior.value} {result.behavior_close.value}" for result in results}
+
+
+if __name__ == "__main__":
+    print(json.dumps({"cases": list(CASES), "verdicts": verdicts(sys.argv[1], sys.argv[2:])}))
