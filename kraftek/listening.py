@@ -8,11 +8,9 @@ from __future__ import annotations
 import socket
 from typing import Any
 
-from twisted.internet.defer import Deferred, execute
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
 from twisted.internet.tcp import Port
-from zope.interface import implementer
 
 __all__ = ["server_endpoint"]
 
@@ -25,8 +23,7 @@ def server_endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
     """What listens where the endpoint string says. Raises ``ValueError`` when it cannot be understood."""
     kind, _, rest = description.partition(":")
     if kind == "reuseport":
-        port, _, interface = rest.partition(":interface=")
-        return _SharedEndpoint(reactor, int(port), interface.replace("\\:", ":"))
+        kind, description, reactor = "tcp", f"tcp:{rest}", _Sharing(reactor)
     if kind in ("tcp", "tcp6", "ssl", "unix") and ":backlog=" not in description:
         description += f":backlog={_BACKLOG}"
     endpoint: IStreamServerEndpoint = serverFromString(reactor, description)
@@ -42,15 +39,13 @@ class _SharedPort(Port):
         return created
 
 
-@implementer(IStreamServerEndpoint)
-class _SharedEndpoint:
-    """``reuseport:PORT[:interface=ADDRESS]``."""
+class _Sharing:
+    """What ``tcp:`` endpoints need of a reactor, for ``reuseport:PORT[:interface=ADDRESS]``."""
 
-    def __init__(self, reactor: Any, port: int, interface: str) -> None:
+    def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
-        self._port = port
-        self._interface = interface
 
-    def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:
-        port = _SharedPort(self._port, protocolFactory, _BACKLOG, self._interface, reactor=self._reactor)
-        return execute(port.startListening).addCallback(lambda _: port)
+    def listenTCP(self, port: int, factory: IProtocolFactory, backlog: int, interface: str) -> IListeningPort:
+        shared = _SharedPort(port, factory, backlog, interface, reactor=self._reactor)
+        shared.startListening()
+        return shared

@@ -62,13 +62,16 @@ def test_the_install_adds_one_file_to_twisted() -> None:
     assert not [path for path in installed if path.startswith(("tests", "bench"))]
 
 
-# The systemd unit
+# The systemd units
+
+SERVICE = "kraftek-gateway.service"
+TEMPLATE = "kraftek-gateway@.service"
 
 
-def unit() -> dict[str, list[str]]:
-    """The settings of the unit file, with every value that each is given."""
+def unit(name: str = SERVICE) -> dict[str, list[str]]:
+    """The settings of a unit file, with every value that each is given."""
     settings: dict[str, list[str]] = {}
-    for line in (ETC / "systemd/kraftek-gateway.service").read_text("utf-8").splitlines():
+    for line in (ETC / "systemd" / name).read_text("utf-8").splitlines():
         if line and not line.startswith(("#", "[")):
             key, separator, value = line.partition("=")
             assert separator, line
@@ -113,3 +116,29 @@ def test_the_unit_leaves_room_for_clients() -> None:
 def test_the_unit_does_not_break_tls() -> None:
     """pyOpenSSL's callbacks cannot be made without memory that is writable and executable."""
     assert "MemoryDenyWriteExecute" not in unit()
+
+
+def test_the_template_differs_in_its_socket_alone() -> None:
+    alone, template = unit(SERVICE), unit(TEMPLATE)
+    (command,) = template.pop("ExecStart")
+    assert command == alone.pop("ExecStart")[0] + " --listen systemd:domain=INET:index=0"
+    assert template.pop("Description") == [f"{alone.pop('Description')[0]} %i"]
+    assert template.pop("Sockets") == template.pop("Requires") == ["kraftek-gateway@%i.socket"]
+    assert template == alone
+
+
+def test_the_template_starts_the_command() -> None:
+    (command,) = unit(TEMPLATE)["ExecStart"]
+    options = Options()
+    options.parseOptions(["--config", str(ETC / "kraftek-gateway.toml"), *shlex.split(command)[6:]])
+    assert options.configuration.listen == ("systemd:domain=INET:index=0",)
+
+
+def test_the_sockets_share_a_port_and_have_room_for_a_storm() -> None:
+    settings = unit("kraftek-gateway@.socket")
+    (stream,) = settings["ListenStream"]
+    assert stream.startswith("0.0.0.0:"), "the template's command listens on an IPv4 socket"
+    assert settings["ReusePort"] == ["yes"]
+    assert settings["Backlog"] == ["4096"]
+    assert "Accept" not in settings
+    assert settings["WantedBy"] == ["sockets.target"]
