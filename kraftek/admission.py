@@ -19,7 +19,7 @@ from kraftek.config import Limits
 from kraftek.errors import CLOSE_CODES, Code, NotPublished, PeerError
 from kraftek.expiries import Expiries
 from kraftek.interfaces import IAccess, IAccessListener, IBus, IRooms
-from kraftek.messages import Authenticate, Authenticated, Grant, Join, Joined, Leave, Left
+from kraftek.messages import Authenticate, Authenticated, ErrorMessage, Grant, Join, Joined, Leave, Left
 from kraftek.metrics import Counters
 from kraftek.names import gateway_of, reply_channel
 from kraftek.roster import Roster
@@ -146,11 +146,11 @@ class Admission:
         self._leave(session, message.room_id)
         session.say(Left(message.room_id, message.id))
 
-    def evict(self, session: Session, code: Code, message: str) -> None:
-        """Close a client's socket because somebody says so."""
-        if code is Code.DUPLICATE_CONNECTION:
+    def evict(self, session: Session, code: str, message: str) -> None:
+        """Close a client's socket because somebody says so; ``code`` is one of ours, or a service's own."""
+        if code == Code.DUPLICATE_CONNECTION:
             self._counters.duplicates += 1
-        session.refuse(PeerError(code, message))
+        session.say(ErrorMessage(code, message))
         session.close(CLOSE_CODES.get(code, CLOSE_CODES[Code.ACCESS_REVOKED]), code)
 
     def access_stale(

@@ -6,9 +6,10 @@ Decodes the envelope only, finds the sockets that are here, and encodes once for
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
+from typing import Annotated
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Meta, Raw, Struct
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
@@ -33,7 +34,8 @@ class _Room(Struct):
 
 
 class _Command(Struct):
-    code: str = Code.ACCESS_REVOKED
+    # The code is a close frame's reason too, which has room for 123 bytes (RFC 6455, section 5.5).
+    code: Annotated[str, Meta(pattern="^[A-Z][A-Z0-9_]{0,63}$")] = Code.ACCESS_REVOKED
     message: str = "disconnected by a service"
 
 
@@ -84,7 +86,9 @@ class Broadcasts:
             sessions = self._roster.room(room_id)
         if not sessions:
             return
-        delivery = Delivery(message.type, message.payload, room_id, message.in_reply_to)
+        # A request's id is known to its client alone: it would be another one's to everybody else.
+        in_reply_to = message.in_reply_to if message.recipients and len(message.recipients) == 1 else None
+        delivery = Delivery(message.type, message.payload, room_id, in_reply_to)
         excluded = frozenset(message.exclude_socket_ids or ())
         encoded: dict[Hashable, Outgoing | None] = {}
         delivered = 0
@@ -113,9 +117,8 @@ class Broadcasts:
 
     def _disconnect(self, message: Broadcast) -> None:
         command = _decode_command(message.payload) or _Command()
-        code = Code(command.code) if command.code in Code.__members__ else Code.ACCESS_REVOKED
-        text = command.message
-        if code is Code.DUPLICATE_CONNECTION:
+        code, text = command.code, command.message
+        if code == Code.DUPLICATE_CONNECTION:
             text = "a newer login of the same user took this room"
         for session in self._addressed(message):
             if message.room_id is None or message.room_id in session.rooms:

@@ -30,7 +30,7 @@ class Code(StrEnum):
     INTERNAL = "INTERNAL"
 
 
-CLOSE_CODES: dict[Code, int] = {
+CLOSE_CODES: dict[str, int] = {
     Code.INVALID_MESSAGE: 4400,
     Code.AUTH_FAILED: 4401,
     Code.ACCESS_REVOKED: 4403,

@@ -336,7 +336,7 @@ def told(client: Client) -> tuple[str, str, tuple[int, str] | None]:
     return message["payload"]["code"], message["payload"]["message"], client.link.closed
 
 
-@pytest.mark.parametrize("payload", [{}, {"payload": None}, {"payload": {}}, {"payload": {"code": "KICKED"}}])
+@pytest.mark.parametrize("payload", [{}, {"payload": None}, {"payload": {}}])
 def test_disconnect_is_access_revoked_unless_it_says_otherwise(house: House, payload: Any) -> None:
     client, other = house.admit("a", "r"), house.admit("b", "r")
     house.broadcast(type="disconnect", recipients=[client.id], **payload)
@@ -349,6 +349,21 @@ def test_disconnect_with_a_code_and_a_message(house: House) -> None:
     client = house.admit("a", "r")
     house.broadcast(type="disconnect", recipients=[client.id], payload={"code": "RATE_LIMITED", "message": "slowly"})
     assert told(client) == ("RATE_LIMITED", "slowly", (4429, "RATE_LIMITED"))
+
+
+def test_disconnect_with_a_code_of_the_services_own(house: House) -> None:
+    client = house.admit("a", "r")
+    house.broadcast(type="disconnect", recipients=[client.id], payload={"code": "BANNED", "message": "for an hour"})
+    assert told(client) == ("BANNED", "for an hour", (4403, "BANNED"))
+
+
+def test_only_a_single_recipient_is_told_which_request_is_answered(house: House) -> None:
+    one, other = house.admit("a", "r"), house.admit("b", "r")
+    house.broadcast(type="t", recipients=[one.id, other.id], inReplyTo=7)
+    house.broadcast(type="t", roomId="r", inReplyTo=7)
+    assert all("id" not in message for client in (one, other) for message in client.link.read())
+    house.broadcast(type="t", recipients=[one.id], inReplyTo=7)
+    assert [message["id"] for message in one.link.read()] == [7]
 
 
 def test_disconnect_of_users(house: House) -> None:
