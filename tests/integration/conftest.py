@@ -50,8 +50,15 @@ Json = dict[str, Any]
 
 ECHO_SERVICE = Path(__file__).resolve().parent / "echo_service.py"
 # What would tell a gateway where to listen and whom to ask: only the test may.
-GATEWAY_VARIABLE = re.compile(r"(KRAFTEK|REDIS)_\w+|PORT|AUTH_SERVICE_URL|NOTIFY_SOCKET|PYTHONPATH")
+GATEWAY_VARIABLE = re.compile(r"(KRAFTEK|REDIS|LISTEN)_\w+|PORT|AUTH_SERVICE_URL|NOTIFY_SOCKET|PYTHONPATH")
 LISTENING = re.compile(r"Listening on (?P<host>\S+):(?P<port>\d+)")
+# sd_listen_fds(3): the sockets that a service is given are numbered from 3, and are for the process named only.
+PASS_SOCKET = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1", LISTEN_FDNAMES="web")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 START_TIMEOUT = 30.0
 STOP_TIMEOUT = 15.0
 
@@ -168,15 +175,23 @@ def redis_server(stage: ExitStack, tmp_path: Path) -> RedisServer:
 class Gateway:
     """A gateway process, started by twistd from the installed package."""
 
-    def __init__(self, arguments: Sequence[str], directory: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        directory: Path,
+        environment: Mapping[str, str],
+        held: socket.socket | None = None,
+    ) -> None:
         self._log: list[str] = []
         self._news = threading.Condition()
         self._traceback_expected = False
         self.process = subprocess.Popen(
-            [sys.executable, str(Path(sys.prefix) / "bin/twistd"), "--nodaemon", "--pidfile=", "kraftek-gateway",
+            [*([sys.executable, "-c", PASS_SOCKET, str(held.fileno())] if held else []),
+             sys.executable, str(Path(sys.prefix) / "bin/twistd"), "--nodaemon", "--pidfile=", "kraftek-gateway",
              *arguments],
             cwd=directory,
             env=environment,
+            pass_fds=[held.fileno()] if held else [],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -285,6 +300,7 @@ class StartGateway(Protocol):
 
     ``redis``: the server it uses. ``auth``: ``open`` or the base URL of an auth service. ``services``: channel, or
     table, by service name. ``config``: merged over the file made from these. ``args``, ``env``: appended.
+    ``held``: a listening socket that it is handed as systemd does it.
     It listens on a free port of 127.0.0.1 unless ``args`` name another ``--listen``.
     """
 
@@ -297,6 +313,7 @@ class StartGateway(Protocol):
         config: Mapping[str, Any] | None = None,
         args: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
+        held: socket.socket | None = None,
     ) -> Gateway: ...
 
 
@@ -312,6 +329,7 @@ def gateway(stage: ExitStack, tmp_path_factory: pytest.TempPathFactory) -> Start
         config: Mapping[str, Any] | None = None,
         args: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
+        held: socket.socket | None = None,
     ) -> Gateway:
         directory = tmp_path_factory.mktemp("gateway")
         tables: Json = {"auth": {"check": auth}, "services": dict(services)}
@@ -322,7 +340,7 @@ def gateway(stage: ExitStack, tmp_path_factory: pytest.TempPathFactory) -> Start
         listen = () if "--listen" in args else ("--listen", "tcp:0:interface=127.0.0.1")
         environment = {key: value for key, value in os.environ.items() if not GATEWAY_VARIABLE.fullmatch(key)}
         process = Gateway(
-            ["--config", str(file), *listen, *args], directory, {**environment, **(env or {})}
+            ["--config", str(file), *listen, *args], directory, {**environment, **(env or {})}, held
         )
         stage.callback(process.close)
         process.wait_listening()
