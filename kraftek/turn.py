@@ -8,12 +8,13 @@ from __future__ import annotations
 from typing import Protocol
 
 from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
 
 __all__ = ["Flushable", "Turn"]
 
 
 class Flushable(Protocol):
-    """Somebody with something to write at the end of the turn. ``flush`` must not raise."""
+    """Somebody with something to write at the end of the turn."""
 
     def flush(self) -> None: ...
 
@@ -26,6 +27,8 @@ class Turn:
     """
 
     __slots__ = ("_reactor", "_waiting", "driven")
+
+    _log = Logger()
 
     def __init__(self, reactor: IReactorTime) -> None:
         self.driven = False
@@ -44,4 +47,7 @@ class Turn:
         if self._waiting:
             waiting, self._waiting = self._waiting, []
             for flushable in waiting:
-                flushable.flush()
+                try:
+                    flushable.flush()
+                except Exception:  # noqa: BLE001  # one's fault must not keep the others from writing
+                    self._log.failure("Failed at the end of a turn")

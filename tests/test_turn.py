@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
 
 from kraftek.turn import Turn
 
@@ -98,3 +99,22 @@ def test_a_turn_that_began_undriven_ends_once() -> None:
     clock.advance(0)
     assert writer.flushed == 1
     assert clock.getDelayedCalls() == []
+
+
+class Broken:
+    """Cannot be flushed."""
+
+    def flush(self) -> None:
+        raise RuntimeError("broken")
+
+
+class FaultTest(SynchronousTestCase):
+    def test_one_that_fails_is_logged_and_keeps_nobody_from_writing(self) -> None:
+        turn = Turn(Clock())
+        turn.driven = True
+        writer = Writer()
+        turn.at_end(Broken())
+        turn.at_end(writer)
+        turn.end()
+        assert writer.flushed == 1
+        assert len(self.flushLoggedErrors(RuntimeError)) == 1
