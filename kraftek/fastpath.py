@@ -14,7 +14,7 @@ from twisted.internet import tcp
 
 from kraftek.turn import Turn
 
-__all__ = ["configured", "drive", "plain_messages", "release_window", "slim", "unwrap", "write_now"]
+__all__ = ["configured", "drive", "plain_messages", "release_window", "slim", "write_now"]
 
 _TEXT = 0x81
 _MASKED = 0x80
@@ -115,15 +115,6 @@ def drive(reactor: Any, turn: Turn) -> None:
 
     turn.driven = True
     reactor.doIteration = do_iteration
-
-
-def unwrap(transport: Any, protocol: Any) -> None:
-    """Have the transport call ``protocol`` itself; nothing, for another transport than TCP or a Unix socket.
-
-    ``connect`` of an endpoint leaves a wrapper between the two, through which every read goes.
-    """
-    if isinstance(transport, tcp.Connection) and not transport.TLS:
-        transport.protocol = protocol
 
 
 def release_window(protocol: Any) -> None:

@@ -22,7 +22,6 @@ import txaio.tx
 from autobahn.twisted.websocket import WebSocketServerProtocol
 from hypothesis import example, given
 from hypothesis import strategies as st
-from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.error import ConnectionDone
 from twisted.internet.posixbase import PosixReactorBase
@@ -39,7 +38,7 @@ from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFact
 import kraftek.websocket.factory
 from kraftek import fastpath
 from kraftek.config import Limits
-from kraftek.fastpath import configured, drive, plain_messages, unwrap, write_now
+from kraftek.fastpath import configured, drive, plain_messages, write_now
 from kraftek.interfaces import ILink
 from kraftek.messages import Outgoing
 from kraftek.turn import Turn
@@ -531,43 +530,6 @@ def test_another_reactor_is_left_alone() -> None:
         assert getattr(other, "doIteration", None) == before
         for reader in other.removeAll() if isinstance(other, SelectReactor) else ():
             reader.connectionLost(Failure(ConnectionDone()))
-
-
-# The protocol of a transport.
-
-
-def test_reads_go_to_the_protocol_itself(reactor: Any) -> None:
-    class Reader(Protocol):
-        def dataReceived(self, data: bytes) -> None:
-            read.append(data)
-            reactor.stop()
-
-    read: list[bytes] = []
-    wrappers: list[str] = []
-
-    def connected(protocol: Any) -> None:
-        wrappers.append(type(protocol.transport.protocol).__name__)
-        unwrap(protocol.transport, protocol)
-        assert protocol.transport.protocol is protocol
-        with server.accept()[0] as accepted:
-            accepted.sendall(b"data")
-
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        endpoint = TCP4ClientEndpoint(reactor, *server.getsockname())
-        endpoint.connect(Factory.forProtocol(Reader)).addCallback(connected)
-        run(reactor)
-    assert read == [b"data"]
-    assert wrappers == ["_WrappingProtocol"], "Twisted's endpoints changed: is unwrap() still of use?"
-
-
-def test_tls_and_other_transports_keep_theirs(wire: Wire) -> None:
-    wire.near.startTLS(CertificateOptions())
-    before = wire.near.protocol
-    unwrap(wire.near, Protocol())
-    assert wire.near.protocol is before
-    transport: Any = StringTransport()
-    unwrap(transport, Protocol())
-    assert not hasattr(transport, "protocol")
 
 
 # Connections that keep only what differs.

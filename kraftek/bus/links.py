@@ -21,6 +21,7 @@ from txredisapi import HiredisProtocol, InvalidData, ResponseError
 from kraftek.bus.resp import Argument, command
 from kraftek.config import Redis, RedisAddress
 from kraftek.errors import NotPublished
+from kraftek.fastpath import write_now
 from kraftek.scripts import Script
 from kraftek.turn import Turn
 
@@ -75,7 +76,7 @@ class Link(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no annotati
 
     def write(self, data: bytes) -> None:
         """Write to the socket."""
-        self.transport.write(data)
+        write_now(self.transport, data)
 
     def need(self, answers: Sequence[Deferred[Any]]) -> Deferred[Any]:
         """Fires when all are there. Without one of them this link is of no use: it gives up, and this fails."""
