@@ -145,8 +145,8 @@ class Config(Struct, frozen=True, kw_only=True):
 
     ``listen``: Twisted endpoint strings. ``sessions``: ``single`` or ``many`` sockets per user and room.
     ``origins``: ``same-host``, exact origins, ``*.example.org``, or ``*``. ``forwarded_for``: how many proxies in
-    front of the gateway append to ``X-Forwarded-For``; 0 trusts the socket's own address. ``compression``: let clients
-    compress their messages. ``demo``: serve the board.
+    front of the gateway append to ``X-Forwarded-For``; 0 trusts the socket's own address. ``compression``: of messages,
+    with clients that offer it. ``demo``: serve the board.
     """
 
     listen: Endpoints = ("tcp:3001",)

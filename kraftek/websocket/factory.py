@@ -42,8 +42,8 @@ class ClientFactory(WebSocketServerFactory):
     """Accepts WebSocket clients and opens a session for each; plain HTTP requests go to the factory ``http``.
 
     ``dialects`` gives what makes a dialect for each subprotocol, in order of preference; the first is also spoken with
-    clients that offer none. ``compression``: clients may compress what they send. Whoever asks for ``engine_path``
-    speaks Engine.IO, and is one of ``engine_clients``.
+    clients that offer none. ``compression``: messages may be compressed. Whoever asks for ``engine_path`` speaks
+    Engine.IO, and is one of ``engine_clients``.
     """
 
     protocol: Any = ClientProtocol
@@ -187,11 +187,13 @@ def max_connections(limits: Limits) -> int:
 def _accept_deflate(offers: Iterable[object]) -> PerMessageDeflateOfferAccept | None:
     """The first offer to compress (RFC 7692) that is one of permessage-deflate.
 
-    The client begins each message anew, so that nothing is kept from one to the next. What it is sent is not
-    compressed: a message to a room is the same bytes for everybody.
+    Either side begins each message anew: nothing is kept from one to the next, and a message to a room is the same
+    bytes for everybody.
     """
     deflate = next((offer for offer in offers if isinstance(offer, PerMessageDeflateOffer)), None)
-    return PerMessageDeflateOfferAccept(deflate, request_no_context_takeover=True) if deflate is not None else None
+    if deflate is None:
+        return None
+    return PerMessageDeflateOfferAccept(deflate, request_no_context_takeover=True, no_context_takeover=True)
 
 
 def _engine_sid(clients: EngineClients, request: ConnectionRequest) -> str:

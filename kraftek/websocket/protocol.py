@@ -23,7 +23,7 @@ from kraftek.errors import CLOSE_CODES, Code
 from kraftek.fastpath import plain_messages, release_window, write_now
 from kraftek.interfaces import ILink, IReceiver
 from kraftek.messages import Authenticate, Outgoing
-from kraftek.websocket.frames import wire
+from kraftek.websocket.frames import deflated_wire, wire
 
 if TYPE_CHECKING:
     from kraftek.websocket.factory import ClientFactory
@@ -181,7 +181,11 @@ class ClientProtocol(WebSocketServerProtocol):
         if self.state != self.STATE_OPEN:
             return
         outbox = self._outbox
-        data = outgoing.wire or wire(outgoing)
+        compression = self._perMessageCompress
+        if compression is None:
+            data = outgoing.wire or wire(outgoing)
+        else:
+            data = deflated_wire(outgoing, compression.server_max_window_bits)
         if self._blocked:
             self._unsent += len(data)
             if self._unsent > self.factory.limits.unsent_bytes:

@@ -823,7 +823,41 @@ def test_messages_are_compressed_when_the_operator_wants_it() -> None:
     assert received(peer.edge) == ["notes:n:1"]
     peer.edge.house.broadcast(type="notes:n:2", roomId="room", payload="x" * 10_000)
     peer.edge.settle()
-    assert b"x" * 10_000 in peer.transport.writes[-1]
+    assert len(peer.transport.writes[-1]) < 200
+    [text] = peer.read()
+    assert json.loads(text)["payload"] == "x" * 10_000
+    peer.edge.house.broadcast(type="notes:n:2", roomId="room", payload="short")
+    peer.edge.settle()
+    assert b"short" in peer.transport.writes[-1]
+
+
+@pytest.mark.parametrize("bits", [9, 15])
+def test_messages_fit_the_clients_window(bits: int) -> None:
+    edge = Edge(compression=True)
+    offer = ClientPerMessageDeflateFactory(server_no_context_takeover=True, server_max_window_bits=bits)
+    peer = Peer(edge, "/?token=t&roomId=room", extensions=[offer])
+    edge.house.access.next().yes("alice")
+    peer.read()
+    payload = "".join(f"{number * number:x}" for number in range(2000)) * 2
+    edge.house.broadcast(type="notes:n:2", roomId="room", payload=payload)
+    [text] = peer.read()
+    assert json.loads(text)["payload"] == payload
+
+
+def test_a_message_is_compressed_once_and_framed_once_for_a_whole_room() -> None:
+    edge = Edge(compression=True)
+    offers = [[ClientPerMessageDeflateFactory()], [ClientPerMessageDeflateFactory()], None]
+    peers = [Peer(edge, "/?token=t&roomId=room", extensions=offer) for offer in offers]
+    for number, peer in enumerate(peers):
+        edge.house.access.next().yes(f"user{number}")
+        peer.read()
+    edge.house.broadcast(type="notes:n:2", roomId="room", payload="x" * 1000)
+    edge.settle()
+    first, second, plain = (peer.transport.writes[-1] for peer in peers)
+    assert first is second
+    assert len(first) < 100
+    assert len(plain) > 1000
+    assert len({tuple(peer.read()) for peer in peers}) == 1
 
 
 def test_messages_are_not_compressed_unless() -> None:
