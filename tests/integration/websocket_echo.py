@@ -1,7 +1,8 @@
 """A server that says back what it is told, on the gateway's own WebSocket edge: what the Autobahn test suite talks to.
 
 ``websocket_echo.py [--compression]`` listens on a free port of 127.0.0.1, prints it, and ends with its standard input.
-With it short messages are compressed too, or kosoku 0.1 loses its way: it takes the next compressed message for text.
+With it short messages are compressed too: kosoku 0.1 cannot take an answer that is not ("Strings must be encoded before
+hashing"), though RFC 7692 allows it.
 The classes, the fast path and the reactor are those of the daemon; only what a session does is left out.
 """
 
