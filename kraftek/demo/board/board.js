@@ -624,8 +624,10 @@ class Board {
       if (action === "edit") this.#write(note);
       if (action === "delete") this.#change(note, "delete");
     });
-    board.addEventListener("focusin", ({ target }) => {
+    board.addEventListener("focusin", ({ target, relatedTarget }) => {
       const note = this.#noteOf(target);
+      // Within a note nothing moves: a tool that did while it was pressed would not be clicked.
+      if (note?.element.contains(relatedTarget)) return;
       if (note && this.#tools.parentElement !== note.element) {
         note.element.append(this.#tools);
         this.#raise(note);
