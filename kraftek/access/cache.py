@@ -259,7 +259,7 @@ class AccessCache:
                 Deferred.fromCoroutine(self._shared.look(*key, kept.user_id)) for key, (kept, _) in known.items()
             ]
             gone: dict[Key, Kept] = {}
-            for (key, answer), found in zip(known.items(), await gatherResults(looks), strict=True):
+            for (key, answer), found in zip(known.items(), await gatherResults(looks, consumeErrors=True), strict=True):
                 kept, _ = answer
                 if found is None or found.kept != kept:
                     gone[key] = kept
