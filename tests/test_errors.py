@@ -31,7 +31,7 @@ def test_the_codes_are_those_of_the_protocol() -> None:
 
 def test_a_code_is_found_by_its_text() -> None:
     # What a service names in a disconnect command is looked up without being parsed.
-    assert CLOSE_CODES["AUTH_FAILED"] == 4401  # type: ignore[index]
+    assert CLOSE_CODES["AUTH_FAILED"] == 4401
 
 
 def test_a_peer_error_says_what_its_client_is_told() -> None:
