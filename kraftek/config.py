@@ -52,6 +52,8 @@ Prefix = Annotated[str, Meta(pattern=rf"^{_BLACK}*\Z", description="a prefix wit
 Endpoints = Annotated[tuple[Text, ...], Meta(min_length=1, description="a list of one or more Twisted endpoints")]
 Origins = Annotated[tuple[Text, ...], Meta(description="a list of origins")]
 Sessions = Annotated[Literal["single", "many"], Meta(description='"single" or "many"')]
+Transport = Annotated[Literal["pubsub", "stream"], Meta(description='"pubsub" or "stream"')]
+Partitions = Annotated[int, Meta(ge=0, le=256, description="a whole number from 0 to 256")]
 
 
 class Redis(Struct, frozen=True, kw_only=True):
@@ -101,7 +103,8 @@ class Limits(Struct, frozen=True, kw_only=True):
     ``authenticate_timeout``: until the first ``authenticate``. ``ping_interval``, ``ping_timeout``: of WebSocket pings.
     ``held_messages``, ``held_bytes``: kept in order while access is asked about; past them the client is not read.
     ``unsent_bytes``: written to a client that does not read; past them it is closed. ``invalid_messages``: malformed
-    ones in a row before a socket is closed. ``rooms``: that one socket may be in.
+    ones in a row before a socket is closed. ``rooms``: that one socket may be in. ``requests``: of one socket that may
+    wait for their answers. ``request_window``: how long an answer is kept for a request that is sent again; 0 is off.
     """
 
     message_bytes: Count = 65_536
@@ -116,6 +119,8 @@ class Limits(Struct, frozen=True, kw_only=True):
     unsent_bytes: Count = 1_048_576
     invalid_messages: Count = 10
     rooms: Count = 64
+    requests: Count = 256
+    request_window: SecondsOrZero = 120.0
 
 
 class SocketIO(Struct, frozen=True, kw_only=True):
@@ -133,11 +138,23 @@ class SocketIO(Struct, frozen=True, kw_only=True):
 
 
 class Service(Struct, frozen=True, kw_only=True):
-    """One of ``[services]``. ``reply``: it answers requests itself, on the event's ``replyTo`` channel."""
+    """One of ``[services]``.
+
+    ``reply``: it answers requests itself, on the event's ``replyTo`` channel, within ``timeout`` seconds. ``requests``:
+    that may wait for its answers, on each gateway process. ``transport``: ``pubsub``, or ``stream``: then ``channel`` is
+    the key of a Redis Stream where up to ``max_length`` events wait. ``partitions``: more than 0 spreads them by room over
+    so many streams, each read in order. ``presence``: it is told who enters and leaves which room.
+    """
 
     name: str
     channel: Channel
     reply: Flag = False
+    timeout: Seconds = 10.0
+    requests: Count = 10_000
+    transport: Transport = "pubsub"
+    max_length: Count = 100_000
+    partitions: Partitions = 0
+    presence: Flag = False
 
 
 class Config(Struct, frozen=True, kw_only=True):

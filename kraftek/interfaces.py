@@ -146,6 +146,15 @@ class IBus(Interface):
         Redis is away or goes away before it answers, and with ``txredisapi.ResponseError`` when Redis refuses.
         """
 
+    def run(
+        script: Any, keys: Sequence[str], args: Sequence[bytes | str | int | float], receipt: Callable[[Any], None]
+    ) -> None:
+        """Run a :class:`kraftek.scripts.Script` for every message: as :meth:`call`, without its Deferred.
+
+        ``receipt`` is called once: with the script's answer, which must be a number or ``bytes``, or with -1 as that of
+        :meth:`publish`. Raises ``NotPublished`` likewise.
+        """
+
     def subscribe(channel: str, listener: Callable[[bytes], None]) -> None:
         """Call ``listener`` with each message's body, from now on and after every reconnect."""
 

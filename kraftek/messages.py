@@ -197,7 +197,11 @@ class Outgoing:
 
 
 class Envelope(Struct, frozen=True, rename="camel", omit_defaults=True, gc=False):
-    """An event as services get it. ``timestamp`` is Unix time in milliseconds; identity is the gateway's own."""
+    """An event as services get it. ``timestamp`` is Unix time in milliseconds; identity is the gateway's own.
+
+    ``source``: the service that sent it, when it was no client. ``user_id`` and ``socket_id`` are then that service's word,
+    and may be empty.
+    """
 
     event_type: str
     user_id: str
@@ -209,6 +213,7 @@ class Envelope(Struct, frozen=True, rename="camel", omit_defaults=True, gc=False
     room_id: str | None = None
     id: RequestId | None = None
     traceparent: str | None = None
+    source: str | None = None
 
 
 class Broadcast(Struct, frozen=True, rename="camel"):

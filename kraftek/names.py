@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from secrets import token_hex
+from zlib import crc32
 
-__all__ = ["gateway_of", "new_gateway_id", "new_socket_id", "reply_channel"]
+__all__ = ["gateway_of", "new_gateway_id", "new_socket_id", "partition_of", "reply_channel", "stream_of"]
 
 
 def new_gateway_id() -> str:
@@ -25,3 +26,13 @@ def gateway_of(socket_id: str) -> str:
 def reply_channel(gateway_id: str) -> str:
     """The channel that only this gateway process listens to: ``replyTo`` of the events it publishes."""
     return f"events:reply:{gateway_id}"
+
+
+def stream_of(channel: str, partition: int) -> str:
+    """The key of one partition's stream, of a service that keeps the order of each room."""
+    return f"{channel}:{partition}"
+
+
+def partition_of(place: str, partitions: int) -> int:
+    """The partition of a room: CRC-32 of its UTF-8. An event from no room goes by its socket."""
+    return crc32(place.encode("utf-8", "surrogatepass")) % partitions

@@ -220,6 +220,18 @@ class FakeBus:
         self.calls.append(made)
         return made.reply
 
+    def run(
+        self,
+        script: Any,
+        keys: Sequence[str],
+        args: Sequence[bytes | str | int | float],
+        receipt: Callable[[Any], None],
+    ) -> None:
+        self._check()
+        made = Call(script, tuple(keys), tuple(args), Deferred())
+        made.reply.addCallbacks(receipt, lambda _: receipt(-1))
+        self.calls.append(made)
+
     def subscribe(self, channel: str, listener: Callable[[bytes], None]) -> None:
         self._channels.setdefault(self.channel_name(channel), []).append(listener)
 

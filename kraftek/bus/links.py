@@ -61,7 +61,7 @@ class Link(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no annotati
         self._config = config
         self._owner = owner
         self._refusal_logged = False
-        self.waiting: deque[Deferred[Any] | Callable[[int], None]] = deque()
+        self.waiting: deque[Deferred[Any] | Callable[[Any], None]] = deque()
 
     def ask(self, *parts: Argument) -> Deferred[Any]:
         """Send a command. Fires with its reply; fails with ``ResponseError``, or with ``NotPublished`` when lost."""
@@ -69,7 +69,7 @@ class Link(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no annotati
         self.send(command(*parts), answer)
         return answer
 
-    def send(self, request: bytes, waiter: Deferred[Any] | Callable[[int], None]) -> None:
+    def send(self, request: bytes, waiter: Deferred[Any] | Callable[[Any], None]) -> None:
         """Send one request, whose reply goes to ``waiter``."""
         self.waiting.append(waiter)
         self.write(request)
@@ -123,13 +123,23 @@ class Link(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no annotati
         waiter = self.waiting.popleft()
         try:
             if not isinstance(waiter, Deferred):
-                waiter(reply if type(reply) is int else self._not_published(reply))
+                if type(reply) is int or type(reply) is bytes:
+                    waiter(reply)
+                else:
+                    self.unpublished(waiter, reply)
             elif isinstance(reply, Exception):
                 waiter.errback(reply)
             else:
                 waiter.callback(reply)
         except Exception:  # noqa: BLE001  # the edge's one guard: it must not unwind the reader
             self.log.failure("Failed on a reply of Redis")
+
+    def unpublished(self, receipt: Callable[[int], None], reply: object) -> None:
+        """Redis refused a message, or never answered."""
+        if isinstance(reply, ResponseError) and not self._refusal_logged:
+            self._refusal_logged = True
+            self.log.error("Redis refuses to publish (said once a connection): {reason}", reason=str(reply))
+        receipt(-1)
 
     def connectionLost(self, why: Failure) -> None:
         """Tell the owner, then everybody who waits."""
@@ -167,11 +177,6 @@ class Link(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no annotati
     def _unanswered(self) -> None:
         self.give_up(f"no answer for {self._config.ping_timeout} s")
 
-    def _not_published(self, reply: object) -> int:
-        if isinstance(reply, ResponseError) and not self._refusal_logged:
-            self._refusal_logged = True
-            self.log.error("Redis refuses to publish (said once a connection): {reason}", reason=str(reply))
-        return -1
 
 
 class CommandLink(Link):
@@ -185,7 +190,7 @@ class CommandLink(Link):
         self._unwritten: list[bytes] = []
         self._scripts: set[Script] = set()
 
-    def send(self, request: bytes, waiter: Deferred[Any] | Callable[[int], None]) -> None:
+    def send(self, request: bytes, waiter: Deferred[Any] | Callable[[Any], None]) -> None:
         """Send one request at the end of this turn."""
         self.waiting.append(waiter)
         if not self._unwritten:
@@ -213,6 +218,20 @@ class CommandLink(Link):
             return self.ask("EVAL", script.source, *rest)
         return self.ask("EVALSHA", script.digest, *rest).addErrback(self._forgotten, script, rest)
 
+    def evaluate(self, script: Script, rest: Sequence[Argument], receipt: Callable[[Any], None]) -> None:
+        """As :meth:`run`, for a script whose answer is a number or bytes: they go to ``receipt``, or -1 for a refusal."""
+        if script not in self._scripts:
+            self._scripts.add(script)
+            self.send(command("EVAL", script.source, *rest), receipt)
+            return
+        self.send(command("EVALSHA", script.digest, *rest), _Evaluation(script, rest, receipt))
+
+    def unpublished(self, receipt: Callable[[int], None], reply: object) -> None:
+        if type(receipt) is _Evaluation and _is_forgotten(reply):
+            self.send(command("EVAL", receipt.script.source, *receipt.rest), receipt.receipt)
+            return
+        super().unpublished(receipt, reply)
+
     def track(self, target: int, prefixes: Sequence[str]) -> Deferred[Any]:
         """Have Redis tell the connection ``target`` about changes of keys, except those made on this connection.
 
@@ -230,9 +249,27 @@ class CommandLink(Link):
     def _forgotten(
         self, failure: Failure, script: Script, rest: Sequence[Argument]
     ) -> Deferred[Any] | Failure:
-        if failure.check(ResponseError) and str(failure.value).startswith("NOSCRIPT"):
+        if _is_forgotten(failure.value):
             return self.ask("EVAL", script.source, *rest)
         return failure
+
+
+class _Evaluation:
+    """What waits for the answer of a script that Redis may have forgotten."""
+
+    __slots__ = ("receipt", "rest", "script")
+
+    def __init__(self, script: Script, rest: Sequence[Argument], receipt: Callable[[Any], None]) -> None:
+        self.script = script
+        self.rest = rest
+        self.receipt = receipt
+
+    def __call__(self, answer: Any) -> None:
+        self.receipt(answer)
+
+
+def _is_forgotten(reply: object) -> bool:
+    return isinstance(reply, ResponseError) and str(reply).startswith("NOSCRIPT")
 
 
 class SubscriberLink(Link):

@@ -90,6 +90,14 @@ class RedisBus(MultiService):
             return link.run(command, names, args)
         return link.ask(command, *names, *args)
 
+    def run(
+        self, script: Script, keys: Sequence[str], args: Sequence[Argument], receipt: Callable[[Any], None]
+    ) -> None:
+        prefix = self._prefix
+        if prefix:
+            keys = [prefix + key for key in keys]
+        self._link().evaluate(script, (len(keys), *keys, *args), receipt)
+
     def subscribe(self, channel: str, listener: Callable[[bytes], None]) -> None:
         name = self.channel_name(channel).encode()
         known = self._channels.get(name, ())
