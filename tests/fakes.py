@@ -6,7 +6,7 @@ parts to the same ones. What a real part does later, by itself, these do when th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,16 @@ from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
 
 from kraftek.errors import Code, NotPublished, PeerError
-from kraftek.interfaces import IAccess, IAccessListener, IBus, IBusListener, ILink, IRooms
+from kraftek.interfaces import (
+    EntryListener,
+    IAccess,
+    IAccessListener,
+    IBus,
+    IBusListener,
+    ILink,
+    IReading,
+    IRooms,
+)
 from kraftek.messages import Grant, Outgoing, Token
 
 
@@ -178,6 +187,26 @@ class Call:
     reply: Deferred[Any] = field(repr=False)
 
 
+@implementer(IReading)
+class FakeReading:
+    """Streams in the test's hands: :meth:`hand` delivers an entry. ``acked``: what was acknowledged, in order."""
+
+    def __init__(self, streams: Mapping[str, EntryListener]) -> None:
+        self.streams = dict(streams)
+        self.acked: list[tuple[str, str]] = []
+
+    def follow(self, streams: Mapping[str, EntryListener]) -> Deferred[None]:
+        self.streams = dict(streams)
+        return succeed(None)
+
+    def ack(self, stream: str, entry_id: str) -> None:
+        self.acked.append((stream, entry_id))
+
+    def hand(self, stream: str, entry_id: str, event: bytes, delivered: int = 1) -> None:
+        """Redis hands out an entry."""
+        self.streams[stream](entry_id, event, delivered)
+
+
 @implementer(IBus)
 class FakeBus:
     """Redis in memory, answering when it is told to: see :meth:`deliver`, :meth:`answer`, :meth:`up`, :meth:`down`.
@@ -198,6 +227,7 @@ class FakeBus:
         self.calls: list[Call] = []
         self.listeners: list[IBusListener] = []
         self.tracked: dict[str, Callable[[list[str] | None], None]] = {}
+        self.readings: list[FakeReading] = []
         self._channels: dict[str, list[Callable[[bytes], None]]] = {} if channels is None else channels
         self._prefix = prefix
         self._in_flight = in_flight
@@ -234,6 +264,20 @@ class FakeBus:
 
     def subscribe(self, channel: str, listener: Callable[[bytes], None]) -> None:
         self._channels.setdefault(self.channel_name(channel), []).append(listener)
+
+    def read(
+        self,
+        group: str,
+        consumer: str,
+        streams: Mapping[str, EntryListener],
+        *,
+        window: int = 100,
+        claim_after: float = 5.0,
+        alone: bool = False,
+    ) -> FakeReading:
+        reading = FakeReading(streams)
+        self.readings.append(reading)
+        return reading
 
     def track(self, prefix: str, listener: Callable[[list[str] | None], None]) -> None:
         self.tracked[prefix] = listener

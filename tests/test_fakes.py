@@ -16,7 +16,7 @@ from zope.interface.verify import verifyObject
 from kraftek.bus import RedisBus
 from kraftek.config import Redis
 from kraftek.errors import Code, NotPublished, PeerError
-from kraftek.interfaces import IAccess, IAccessListener, IBus, IBusListener, ILink, IRooms
+from kraftek.interfaces import IAccess, IAccessListener, IBus, IBusListener, ILink, IReading, IRooms
 from kraftek.messages import Outgoing, Token
 from kraftek.metrics import Counters
 from kraftek.rooms import RedisRooms
@@ -153,6 +153,15 @@ class FakeBusTest(BusContract, TestCase):
         one.publish("channel", b"x", lambda receivers: None)
         one.deliver()
         assert heard == [b"x"]
+
+    async def test_what_is_read_is_the_tests_to_hand_out(self) -> None:
+        handed: list[object] = []
+        reading = self.fake.read("group", "me", {"s": lambda *entry: handed.append(entry)})
+        assert verifyObject(IReading, reading)
+        assert self.fake.readings == [reading]
+        reading.hand("s", "1-0", b"event")
+        reading.ack("s", "1-0")
+        assert (handed, reading.acked) == ([("1-0", b"event", 1)], [("s", "1-0")])
 
     async def test_what_is_tracked_is_the_tests_to_tell(self) -> None:
         told: list[list[str] | None] = []

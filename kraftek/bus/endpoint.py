@@ -1,12 +1,13 @@
 """The way to Redis: TCP, TLS or a Unix socket.
 
-Made by :class:`kraftek.bus.RedisBus`, connected by its two ``ClientService`` children.
+Made by :class:`kraftek.bus.RedisBus`, connected by its ``ClientService`` children.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from twisted.application.internet import backoffPolicy
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
@@ -18,7 +19,26 @@ from zope.interface import implementer
 from kraftek.config import RedisAddress
 from kraftek.trust import trust_root
 
-__all__ = ["RedisEndpoint"]
+__all__ = ["Backoff", "RedisEndpoint"]
+
+
+class Backoff:
+    """Seconds until the next attempt, with jitter, as ``ClientService`` asks for them: up to 5 of them.
+
+    It counts by itself: ``ClientService``'s own count begins anew with every connection, refused ones included.
+    """
+
+    def __init__(self) -> None:
+        self._failures = 0
+        self._delay = backoffPolicy(initialDelay=0.05, maxDelay=5.0, factor=2.0)
+
+    def __call__(self, _: int) -> float:
+        self._failures += 1
+        return self._delay(self._failures)
+
+    def reset(self) -> None:
+        """It worked."""
+        self._failures = 0
 
 
 @implementer(IStreamClientEndpoint)

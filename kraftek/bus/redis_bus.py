@@ -5,11 +5,11 @@ Made and started by :mod:`kraftek.daemon`; called through :class:`kraftek.interf
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from twisted.application.internet import ClientService, backoffPolicy
+from twisted.application.internet import ClientService
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, fail, gatherResults
 from twisted.internet.protocol import Factory
@@ -17,12 +17,13 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from kraftek.bus.endpoint import RedisEndpoint
+from kraftek.bus.endpoint import Backoff, RedisEndpoint
 from kraftek.bus.links import INVALIDATE, CommandLink, Link, SubscriberLink
+from kraftek.bus.reading import Reading
 from kraftek.bus.resp import Argument, publish_head
 from kraftek.config import Redis, redis_address
 from kraftek.errors import NotPublished
-from kraftek.interfaces import IBus, IBusListener
+from kraftek.interfaces import EntryListener, IBus, IBusListener
 from kraftek.metrics import Counters
 from kraftek.scripts import Script
 from kraftek.turn import Turn
@@ -35,7 +36,8 @@ HEADS_KEPT = 1024
 
 @implementer(IBus)
 class RedisBus(MultiService):
-    """Two connections, kept up by two ``ClientService`` children: both are there, or the bus is down.
+    """Two connections, kept up by two ``ClientService`` children: both are there, or the bus is down. Whatever reads
+    streams has a connection more, without which the bus is up none the less.
 
     ``reactor``: connects, and keeps the time. Raises as :class:`kraftek.bus.endpoint.RedisEndpoint` does.
     """
@@ -44,8 +46,10 @@ class RedisBus(MultiService):
 
     def __init__(self, reactor: Any, config: Redis, turn: Turn, counters: Counters) -> None:
         super().__init__()
-        address = redis_address(config.url)
-        endpoint = RedisEndpoint(reactor, address, config.ca, config.ping_timeout)
+        self._address = address = redis_address(config.url)
+        self._endpoint = endpoint = RedisEndpoint(reactor, address, config.ca, config.ping_timeout)
+        self._reactor = reactor
+        self._config = config
         self.name_for_logs = endpoint.name
         self._prefix = config.prefix
         self._in_flight = config.in_flight
@@ -57,15 +61,14 @@ class RedisBus(MultiService):
         self._commands: CommandLink | None = None
         self._subscriber: SubscriberLink | None = None
         self.available = False
-        self._failures = 0
-        self._backoff = backoffPolicy(initialDelay=0.05, maxDelay=5.0, factor=2.0)
+        self._backoff = Backoff()
         for protocol in (
             partial(CommandLink, reactor, address, config, self, turn),
             partial(SubscriberLink, reactor, address, config, self, self._channels),
         ):
             factory = Factory.forProtocol(protocol)
             factory.noisy = False
-            service = ClientService(endpoint, factory, retryPolicy=self._retry_delay, clock=reactor)
+            service = ClientService(endpoint, factory, retryPolicy=self._backoff, clock=reactor)
             service.setServiceParent(self)
 
     # IBus
@@ -104,6 +107,33 @@ class RedisBus(MultiService):
         self._channels[name] = (*known, listener)
         if self._subscriber is not None and not known:
             self._subscriber.listen([name]).addErrback(lambda _: None)
+
+    def read(
+        self,
+        group: str,
+        consumer: str,
+        streams: Mapping[str, EntryListener],
+        *,
+        window: int = 100,
+        claim_after: float = 5.0,
+        alone: bool = False,
+    ) -> Reading:
+        reading = Reading(
+            self._reactor,
+            self._endpoint,
+            self._address,
+            self._config,
+            self,
+            group,
+            consumer,
+            window,
+            claim_after,
+            alone,
+        )
+        reading.follow(streams)
+        self.add_listener(reading)
+        reading.setServiceParent(self)
+        return reading
 
     def track(self, prefix: str, listener: Callable[[list[str] | None], None]) -> None:
         self._tracked[prefix] = listener
@@ -186,7 +216,7 @@ class RedisBus(MultiService):
         if commands is not self._commands or subscriber is not self._subscriber:
             return  # one of them was lost meanwhile, and its successor does all this again
         self.available = True
-        self._failures = 0
+        self._backoff.reset()
         self._counters.redis_connects += 1
         self.log.info("Redis at {name} is there", name=self.name_for_logs)
         self._tell("bus_up")
@@ -197,8 +227,3 @@ class RedisBus(MultiService):
                 getattr(listener, event)()
             except Exception:  # noqa: BLE001  # one listener's fault must not keep it from the others
                 self.log.failure("Failed on {event}", event=event)
-
-    def _retry_delay(self, _: int) -> float:
-        # Not ClientService's own count, which begins anew with every connection, refused ones included.
-        self._failures += 1
-        return self._backoff(self._failures)

@@ -1,0 +1,367 @@
+"""Reading streams as a consumer, against real redis-servers: nothing lost, nothing twice, nobody's entry stolen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.logger import capturedLogs, formatEvent
+from twisted.trial.unittest import TestCase
+from zope.interface.verify import verifyObject
+
+from kraftek.bus import RedisBus
+from kraftek.bus.reading import FORGET
+from kraftek.config import Redis
+from kraftek.interfaces import EntryListener, IReading
+from kraftek.metrics import Counters
+from kraftek.turn import Turn
+from tests.bus.test_redis_bus import until
+from tests.redis_server import PrivateRedis, bundled_redis_server
+
+
+class Heard:
+    """What came, and from where."""
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[str, bytes, int]] = []
+
+    def __call__(self, entry_id: str, event: bytes, delivered: int) -> None:
+        self.entries.append((entry_id, event, delivered))
+
+    async def so_many(self, number: int) -> None:
+        """Returns once so many have come, or more."""
+        await until(lambda: len(self.entries) >= number)
+
+    @property
+    def events(self) -> list[bytes]:
+        return [event for _, event, _ in self.entries]
+
+    @property
+    def delivered(self) -> list[int]:
+        return [delivered for _, _, delivered in self.entries]
+
+
+class ReadingTest(TestCase):
+    """With the redis-server that the gateway itself would choose."""
+
+    timeout = 30
+    binary: str | None = None
+
+    def setUp(self) -> None:
+        self.redis = PrivateRedis(self.binary)
+        self.addCleanup(self.redis.close)
+        self.redis.start()
+        self.heard = Heard()
+
+    async def bus(self, **config: Any) -> RedisBus:
+        bus = RedisBus(reactor, Redis(url=self.redis.url, prefix="k:", **config), Turn(reactor), Counters())
+        bus.startService()
+        self.addCleanup(lambda: bus.stopService() if bus.running else None)
+        await until(lambda: bus.available)
+        return bus
+
+    def add(self, stream: str, *events: str) -> list[str]:
+        with self.redis.client(decode_responses=True) as client:
+            return [client.xadd(f"k:{stream}", {"event": event}) for event in events]
+
+    def pending(self, stream: str, group: str = "group") -> list[dict[str, Any]]:
+        with self.redis.client(decode_responses=True) as client:
+            return list(client.xpending_range(f"k:{stream}", group, "-", "+", 10_000))
+
+    async def left_behind(self, events: tuple[str, ...], stream: str = "s") -> list[str]:
+        """A consumer of the group was given these, and was never heard of again."""
+        ids = self.add(stream, *events)
+        with self.redis.client() as client:
+            client.xgroup_create(f"k:{stream}", "group", "0")
+            client.xreadgroup("group", "dead", {f"k:{stream}": ">"}, len(events))
+        return ids
+
+    async def test_entries_come_from_the_first_in_order_and_are_acknowledged(self) -> None:
+        bus = await self.bus()
+        ids = self.add("s", "1", "2", "3")
+        reading = bus.read("group", "me", {"s": self.heard})
+        verifyObject(IReading, reading)
+        await until(lambda: len(self.heard.entries) == 3)
+        ids += self.add("s", "4")
+        await until(lambda: len(self.heard.entries) == 4)
+        assert self.heard.entries == [(entry_id, b"%d" % n, 1) for n, entry_id in enumerate(ids, 1)]
+        assert [found["message_id"] for found in self.pending("s")] == ids
+        for entry_id in ids[:3]:
+            reading.ack("s", entry_id)
+        await until(lambda: len(self.pending("s")) == 1)
+        reading.ack("s", "0-1")
+        reading.ack("none", ids[3])
+        await bus.call("PING")
+        assert [found["message_id"] for found in self.pending("s")] == ids[3:]
+
+    async def test_a_stream_that_is_not_there_yet(self) -> None:
+        bus = await self.bus()
+        bus.read("group", "me", {"s": self.heard, "t": self.heard})
+        await until(lambda: self.redis.call("EXISTS", "k:s", "k:t") == 2)
+        self.add("t", "in t")
+        self.add("s", "in s")
+        await until(lambda: sorted(self.heard.events) == [b"in s", b"in t"])
+
+    async def test_an_entry_without_an_event(self) -> None:
+        bus = await self.bus()
+        bus.read("group", "me", {"s": self.heard})
+        self.redis.call("XADD", "k:s", "*", "other", "x")
+        await until(lambda: self.heard.events == [b""])
+
+    async def test_each_entry_goes_to_one_consumer(self) -> None:
+        other, bus = Heard(), await self.bus()
+        readings = [bus.read("group", "one", {"s": self.heard}), bus.read("group", "two", {"s": other})]
+        self.add("s", *map(str, range(500)))
+
+        def all_of_them() -> bool:
+            for reading, heard in zip(readings, (self.heard, other), strict=True):
+                for entry_id, _, _ in heard.entries:
+                    reading.ack("s", entry_id)
+            return len(self.heard.entries) + len(other.entries) == 500
+
+        await until(all_of_them)
+        await until(lambda: not self.pending("s"))
+        assert sorted(map(int, self.heard.events + other.events)) == list(range(500))
+
+    async def test_no_more_is_asked_for_than_may_be_open(self) -> None:
+        bus = await self.bus()
+        self.add("s", *map(str, range(20)))
+        reading = bus.read("group", "me", {"s": self.heard}, window=3)
+        for done in range(17):
+            await self.heard.so_many(done + 3)
+            assert len(self.pending("s")) == 3
+            reading.ack("s", self.heard.entries[done][0])
+        await until(lambda: len(self.heard.entries) == 20)
+        assert self.heard.events == [b"%d" % n for n in range(20)]
+
+    async def test_what_the_dead_left_behind_is_taken_over(self) -> None:
+        ids = await self.left_behind(("1", "2"))
+        bus = await self.bus()
+        reading = bus.read("group", "me", {"s": self.heard}, claim_after=0.2)
+        self.add("s", "new")
+        await until(lambda: len(self.heard.entries) == 3)
+        assert sorted(self.heard.entries)[:2] == [(ids[0], b"1", 2), (ids[1], b"2", 2)]
+        assert b"new" in self.heard.events
+        for entry_id, _, _ in self.heard.entries:
+            reading.ack("s", entry_id)
+        await until(lambda: not self.pending("s"))
+
+    async def test_what_lives_is_left_to_its_consumer_however_long_it_takes(self) -> None:
+        bus, other = await self.bus(), Heard()
+        reading = bus.read("group", "slow", {"s": self.heard}, claim_after=0.15)
+        (entry_id,) = self.add("s", "slow")
+        await until(lambda: self.heard.entries)
+        bus.read("group", "thief", {"s": other, "t": other}, claim_after=0.15)
+        # As many looks of the other one as it takes to find what nobody keeps.
+        await self.left_behind(("1",), "t")
+        await until(lambda: other.entries)
+        self.add("t", "2")
+        await until(lambda: len(other.entries) == 2)
+        assert other.events == [b"1", b"2"]
+        (found,) = self.pending("s")
+        assert (found["message_id"], found["consumer"], found["times_delivered"]) == (entry_id, "slow", 1)
+        # Also when it reads nothing any more.
+        await reading.follow({})
+        await self.left_behind(("3",), "t2")
+        bus.read("group", "thief", {"s": other, "t2": other}, claim_after=0.15)
+        await until(lambda: b"3" in other.events)
+        assert self.pending("s")[0]["consumer"] == "slow"
+        reading.ack("s", entry_id)
+        await until(lambda: not self.pending("s"))
+
+    async def test_who_is_alone_takes_over_at_once_and_before_anything_new(self) -> None:
+        await self.left_behind(tuple(map(str, range(250))))
+        self.add("s", "new")
+        bus = await self.bus()
+        bus.read("group", "me", {"s": self.heard}, window=10, claim_after=1000, alone=True)
+        await until(lambda: len(self.heard.entries) == 250)
+        assert self.heard.events == [b"%d" % n for n in range(250)]
+        assert set(self.heard.delivered) == {2}
+
+    async def test_an_entry_that_was_trimmed_away_is_nobodys(self) -> None:
+        ids = await self.left_behind(("gone", "there"))
+        self.redis.call("XDEL", "k:s", ids[0])
+        bus = await self.bus()
+        reading = bus.read("group", "me", {"s": self.heard}, claim_after=0.1)
+        await until(lambda: self.heard.entries)
+        assert self.heard.events == [b"there"]
+        reading.ack("s", ids[1])
+        await until(lambda: not self.pending("s"))
+
+    async def test_following_others(self) -> None:
+        bus, other = await self.bus(), Heard()
+        reading = bus.read("group", "me", {"s": self.heard})
+        await until(lambda: self.redis.call("EXISTS", "k:s"))
+        await reading.follow({"t": other})
+        self.add("s", "for nobody")
+        self.add("t", "1")
+        await until(lambda: other.events == [b"1"])
+        assert self.heard.entries == []
+        await reading.follow({"t": other, "s": self.heard})
+        await until(lambda: self.heard.events == [b"for nobody"])
+        await reading.follow({})
+        self.add("s", "later")
+        self.add("t", "later")
+        await bus.stopService()
+        assert (self.heard.events, other.events) == ([b"for nobody"], [b"1"])
+        assert [found["times_delivered"] for found in self.pending("s") + self.pending("t")] == [1, 1]
+
+    async def test_what_never_arrived_comes_first_after_a_lost_connection(self) -> None:
+        bus = await self.bus()
+        bus.read("group", "me", {"s": self.heard})
+        self.add("s", "1")
+        await until(lambda: self.heard.entries)
+        # Redis hands two out to this consumer, and nobody hears of it: the connection was lost on the way.
+        self.add("s", "2", "3")
+        with self.redis.client() as client:
+            client.execute_command("CLIENT", "KILL", "TYPE", "normal")
+        with self.redis.client() as client:
+            client.xreadgroup("group", "me", {"k:s": ">"})
+        self.add("s", "4")
+        await until(lambda: len(self.heard.entries) == 4)
+        assert self.heard.events == [b"1", b"2", b"3", b"4"]
+
+    async def test_nothing_comes_twice_over_many_lost_connections(self) -> None:
+        bus = await self.bus()
+        reading = bus.read("group", "me", {"s": self.heard}, window=50)
+        for batch in range(10):
+            self.add("s", *(f"{batch}.{n}" for n in range(20)))
+            await self.heard.so_many(batch * 15 + 1)
+            for entry_id, _, _ in self.heard.entries:
+                reading.ack("s", entry_id)
+            self.redis.call("CLIENT", "KILL", "TYPE", "normal")
+
+        def all_of_them() -> bool:
+            for entry_id, _, _ in self.heard.entries:
+                reading.ack("s", entry_id)
+            return len(self.heard.entries) >= 200
+
+        await until(all_of_them)
+        await until(lambda: not self.pending("s"))
+        assert self.heard.events == [b"%d.%d" % (batch, n) for batch in range(10) for n in range(20)]
+
+    async def test_an_acknowledgement_that_was_lost_is_repeated(self) -> None:
+        bus = await self.bus()
+        reading = bus.read("group", "me", {"s": self.heard})
+        (entry_id,) = self.add("s", "1")
+        await until(lambda: self.heard.entries)
+        self.redis.freeze()
+        reading.ack("s", entry_id)
+        assert bus._commands is not None
+        bus._commands.flush()
+        bus._commands.transport.abortConnection()
+        await until(lambda: not bus.available)
+        self.redis.thaw()
+        await until(lambda: bus.available)
+        await until(lambda: not self.pending("s"))
+        assert self.heard.events == [b"1"]
+
+    async def test_a_redis_that_forgot_everything(self) -> None:
+        bus = await self.bus()
+        reading = bus.read("group", "me", {"s": self.heard})
+        self.add("s", "1")
+        await until(lambda: self.heard.entries)
+        self.redis.call("FLUSHALL")
+        reading.ack("s", self.heard.entries[0][0])
+        self.add("s", "2")
+        await until(lambda: self.heard.events == [b"1", b"2"])
+        self.redis.kill()
+        self.redis.start()
+        self.add("s", "3")
+        await until(lambda: self.heard.events == [b"1", b"2", b"3"])
+
+    async def test_a_listener_that_fails_keeps_nothing_from_the_others(self) -> None:
+        bus = await self.bus()
+
+        def fails(entry_id: str, event: bytes, delivered: int) -> None:
+            self.heard(entry_id, event, delivered)
+            raise ZeroDivisionError
+
+        bus.read("group", "me", {"s": fails})
+        self.add("s", "1", "2")
+        await until(lambda: len(self.heard.entries) == 2)
+        assert len(self.flushLoggedErrors(ZeroDivisionError)) == 2
+
+    async def test_what_is_no_stream_is_said_and_tried_again_more_and_more_rarely(self) -> None:
+        bus = await self.bus()
+        self.redis.call("SET", "k:s", "a string")
+        with capturedLogs() as events:
+            bus.read("group", "me", {"s": self.heard})
+            await until(lambda: sum("WRONGTYPE" in (formatEvent(event) or "") for event in events) >= 3)
+            self.redis.call("DEL", "k:s")
+            self.add("s", "1")
+            await until(lambda: self.heard.events == [b"1"])
+        assert bus.available
+
+    async def test_a_frozen_redis_is_noticed(self) -> None:
+        bus = await self.bus(ping_interval=0.05, ping_timeout=0.2)
+        reading = bus.read("group", "me", {"s": self.heard})
+        await until(lambda: reading._link is not None)
+        self.redis.freeze()
+        await until(lambda: reading._link is None)
+        self.redis.thaw()
+        self.add("s", "1")
+        await until(lambda: self.heard.entries)
+
+    async def test_a_quiet_stream_is_no_dead_connection(self) -> None:
+        bus = await self.bus(ping_interval=0.05, ping_timeout=0.2)
+        reading = bus.read("group", "me", {"s": self.heard})
+        await until(lambda: reading._link is not None)
+        link = reading._link
+        assert link is not None
+        pings: list[object] = []
+        answered = link._answered
+
+        def counted(answer: object) -> None:
+            pings.append(answer)
+            answered(answer)
+
+        self.patch(link, "_answered", counted)
+        await until(lambda: len(pings) == 10)
+        assert reading._link is link
+
+    async def test_without_redis_for_commands_nothing_is_asked_for(self) -> None:
+        bus = await self.bus()
+        reading = bus.read("group", "me", {"s": self.heard})
+        await until(lambda: reading._begun)
+        self.patch(bus, "available", False)
+        await reading.follow({"s": self.heard, "t": self.heard})
+        self.add("s", "1")
+        assert self.heard.entries == []
+        self.patch(bus, "available", True)
+        reading.bus_up()
+        await until(lambda: self.heard.entries)
+
+    async def test_consumers_that_are_gone_are_forgotten(self) -> None:
+        bus = await self.bus()
+        await self.left_behind(("1",))
+        with self.redis.client() as client:
+            client.xgroup_createconsumer("k:s", "group", "idle")
+            forget = FORGET.source, 1, "k:s", "group"
+            client.eval(*forget, "60000")
+            assert {found["name"] for found in client.xinfo_consumers("k:s", "group")} == {b"dead", b"idle"}
+            await until(lambda: all(found["idle"] > 1 for found in client.xinfo_consumers("k:s", "group")))
+            client.eval(*forget, "0")
+            assert {found["name"] for found in client.xinfo_consumers("k:s", "group")} == {b"dead"}
+        bus.read("group", "me", {"s": self.heard}, claim_after=0.05)
+        await until(lambda: self.heard.events == [b"1"])
+
+    async def test_stopping_leaves_nothing_behind(self) -> None:
+        bus = await self.bus()
+        listeners: dict[str, EntryListener] = {"s": self.heard}
+        reading = bus.read("group", "me", listeners)
+        self.add("s", "1")
+        await until(lambda: self.heard.entries)
+        await reading.follow({})
+        reading.ack("s", self.heard.entries[0][0])
+        await bus.stopService()
+        assert self.pending("s") == []
+        await until(lambda: self.redis.call("CLIENT", "LIST").count(b"\n") <= 1)
+
+
+if bundled := bundled_redis_server():
+
+    class ReadingOnRedis62Test(ReadingTest):
+        """The same with the oldest Redis that is supported."""
+
+        binary = bundled
