@@ -17,9 +17,9 @@ floor  rooms                                                       what they kno
 5      ``daemon.py``                                               everything: the one place where all is wired
 4      ``websocket/``, ``bus/``, ``http/``, ``listening.py``,      Autobahn, txredisapi, twisted.web, the sockets they
        ``systemd.py``                                              stand on: each one of them
-3      ``gateway.py``, ``admission.py``, ``broadcasts.py``,        clients, what they may do, and who is here
-       ``session.py``, ``roster.py``, ``expiries.py``,
-       ``engineio.py``
+3      ``gateway.py``, ``requests.py``, ``dispatch.py``,           clients, what they may do, and who is here
+       ``broadcasts.py``, ``admission.py``, ``session.py``,
+       ``roster.py``, ``expiries.py``, ``engineio.py``
 2      ``dialects/``, ``registry.py``, ``router.py``,              grammars, names, access, rooms
        ``access/``, ``rooms.py``, ``origins.py``
 1      ``interfaces.py``, ``turn.py``, ``fastpath.py``,            the seams, in prose; what edges have in common

@@ -17,6 +17,7 @@ from kraftek.admission import Admission
 from kraftek.errors import Code
 from kraftek.messages import Broadcast, Delivery, Outgoing
 from kraftek.metrics import Counters
+from kraftek.requests import Requests
 from kraftek.roster import Roster
 from kraftek.session import Session
 
@@ -49,9 +50,12 @@ class Broadcasts:
 
     _log = Logger()
 
-    def __init__(self, roster: Roster, admission: Admission, counters: Counters, clock: IReactorTime) -> None:
+    def __init__(
+        self, roster: Roster, admission: Admission, requests: Requests, counters: Counters, clock: IReactorTime
+    ) -> None:
         self._roster = roster
         self._admission = admission
+        self._requests = requests
         self._counters = counters
         self._clock = clock
         self._silent_until: dict[str, float] = {}
@@ -65,6 +69,8 @@ class Broadcasts:
             message = _decode(body)
             if message.type == "disconnect":
                 self._disconnect(message)
+            elif message.in_reply_to is not None and (message.recipients or message.user_ids):
+                self._requests.answered(message)
             else:
                 self._deliver(message, body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -86,9 +92,7 @@ class Broadcasts:
             sessions = self._roster.room(room_id)
         if not sessions:
             return
-        # A request's id is known to its client alone: it would be another one's to everybody else.
-        in_reply_to = message.in_reply_to if message.recipients and len(message.recipients) == 1 else None
-        delivery = Delivery(message.type, message.payload, room_id, in_reply_to)
+        delivery = Delivery(message.type, message.payload, room_id)
         excluded = frozenset(message.exclude_socket_ids or ())
         encoded: dict[Hashable, Outgoing | None] = {}
         delivered = 0

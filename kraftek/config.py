@@ -141,9 +141,9 @@ class Service(Struct, frozen=True, kw_only=True):
     """One of ``[services]``.
 
     ``reply``: it answers requests itself, on the event's ``replyTo`` channel, within ``timeout`` seconds. ``requests``:
-    that may wait for its answers, on each gateway process. ``transport``: ``pubsub``, or ``stream``: then ``channel`` is
-    the key of a Redis Stream where up to ``max_length`` events wait. ``partitions``: more than 0 spreads them by room over
-    so many streams, each read in order. ``presence``: it is told who enters and leaves which room.
+    those that may wait for its answers, on each gateway process. ``transport``: ``pubsub``, or ``stream``: then
+    ``channel`` is the key of a Redis Stream where up to ``max_length`` events wait. ``partitions``: more than 0 spreads
+    them by room over so many streams, each read in order. ``presence``: it is told who enters and leaves which room.
     """
 
     name: str

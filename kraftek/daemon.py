@@ -29,6 +29,7 @@ from kraftek.dialects.engineio import EngineSettings
 from kraftek.dialects.native import SUBPROTOCOL, NativeDialect
 from kraftek.dialects.socketio import SocketSettings
 from kraftek.dialects.socketio_client import SocketIODialect
+from kraftek.dispatch import Dispatch
 from kraftek.engineio import EngineClients
 from kraftek.errors import NotPublished
 from kraftek.fastpath import drive
@@ -42,6 +43,7 @@ from kraftek.metrics import Counters
 from kraftek.names import new_gateway_id, reply_channel
 from kraftek.origins import Origins
 from kraftek.registry import ServiceRegistry
+from kraftek.requests import Requests
 from kraftek.rooms import RedisRooms
 from kraftek.roster import Roster
 from kraftek.router import EventRouter
@@ -53,6 +55,9 @@ __all__ = ["Daemon", "make_gateway"]
 
 _SWEEP_INTERVAL = 0.25
 """Seconds between two looks at what is due: time-outs are that exact."""
+
+_TRIM_INTERVAL = 1.0
+"""Seconds between two looks at services' streams."""
 
 _REDIS_PATIENCE = 5.0
 """Seconds to wait for Redis before clients are accepted without it."""
@@ -129,10 +134,23 @@ class Daemon(Service):
         )
         router = EventRouter(self.registry)
         gateway_id = new_gateway_id()
-        self._gateway = gateway = Gateway(gateway_id, router, bus, admission, roster, config.limits, counters)
-        broadcasts = Broadcasts(roster, admission, counters, reactor)
+        dispatch = Dispatch(self.registry, bus)
+        requests = Requests(dispatch, bus, gateway_id, roster, config.limits, counters, reactor)
+        replies = reply_channel(gateway_id)
+        self._gateway = gateway = Gateway(
+            gateway_id,
+            router,
+            dispatch,
+            requests,
+            bus.channel_name(replies),
+            admission,
+            roster,
+            config.limits,
+            counters,
+        )
+        broadcasts = Broadcasts(roster, admission, requests, counters, reactor)
         bus.subscribe(redis.broadcast, broadcasts.received)
-        bus.subscribe(reply_channel(gateway_id), broadcasts.received)
+        bus.subscribe(replies, broadcasts.received)
 
         native = NativeDialect()
         origins = Origins(config.origins)
@@ -179,10 +197,16 @@ class Daemon(Service):
         if config.demo:
             self._notes = NotesService(reactor, redis.url, bus.channel_name("events:stickyNotes"))
             self._notes.startService()
-        for sweep in (admission.sweep, clients.heartbeat.sweep, engine_clients.sweep):
+        for sweep, interval in (
+            (admission.sweep, _SWEEP_INTERVAL),
+            (requests.sweep, _SWEEP_INTERVAL),
+            (clients.heartbeat.sweep, _SWEEP_INTERVAL),
+            (engine_clients.sweep, _SWEEP_INTERVAL),
+            (dispatch.sweep, _TRIM_INTERVAL),
+        ):
             looping = LoopingCall(self._guarded, sweep)
             looping.clock = reactor
-            looping.start(_SWEEP_INTERVAL, now=False)
+            looping.start(interval, now=False)
             self._sweeps.append(looping)
         for endpoint in config.listen:
             port = await server_endpoint(reactor, endpoint).listen(clients)

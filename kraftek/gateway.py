@@ -9,33 +9,37 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-import msgspec
 from zope.interface.verify import verifyObject
 
 from kraftek.access.permissions import permits
 from kraftek.admission import Admission
-from kraftek.config import Limits, Service
+from kraftek.config import Limits
+from kraftek.dispatch import Dispatch
 from kraftek.errors import Code, NotPublished, PeerError
-from kraftek.interfaces import IBus, IDialect, IEventRouter, ILink
-from kraftek.messages import Ack, Authenticate, Connected, Envelope, Event, Inbound, Join, Leave
+from kraftek.interfaces import IDialect, IEventRouter, ILink
+from kraftek.messages import Authenticate, Connected, Envelope, Event, Inbound, Join, Leave
 from kraftek.metrics import Counters
-from kraftek.names import new_socket_id, reply_channel
+from kraftek.names import new_socket_id
+from kraftek.requests import Requests, not_taken
 from kraftek.roster import Roster
 from kraftek.session import Session
 
 __all__ = ["Gateway"]
 
-_encode = msgspec.json.Encoder().encode
-
 
 class Gateway:
-    """Opens sessions and routes their events. ``now`` gives Unix seconds."""
+    """Opens sessions and routes their events.
+
+    ``reply_to``: the channel that this process listens to, as services must name it. ``now`` gives Unix seconds.
+    """
 
     def __init__(
         self,
         gateway_id: str,
         router: IEventRouter,
-        bus: IBus,
+        dispatch: Dispatch,
+        requests: Requests,
+        reply_to: str,
         admission: Admission,
         roster: Roster,
         limits: Limits,
@@ -43,16 +47,16 @@ class Gateway:
         now: Callable[[], float] = time.time,
     ) -> None:
         verifyObject(IEventRouter, router)
-        verifyObject(IBus, bus)
         self.gateway_id = gateway_id
         self._router = router
-        self._bus = bus
+        self._dispatch = dispatch
+        self._requests = requests
+        self._reply_to = reply_to
         self._admission = admission
         self._roster = roster
         self._limits = limits
         self._counters = counters
         self._now = now
-        self._reply_to = bus.channel_name(reply_channel(gateway_id))
 
     def open(self, link: ILink, dialect: IDialect, credentials: Authenticate | None = None) -> Session:
         """A client connected; ``credentials`` came with its handshake. What it sends goes to ``receive`` of the
@@ -120,23 +124,17 @@ class Gateway:
             event.traceparent,
         )
         try:
-            self._bus.publish(service.channel, _encode(envelope), partial(self._sent, session, event, service))
+            if event.id is None:
+                self._dispatch.send(service, envelope, partial(self._sent, session, event))
+            else:
+                self._requests.send(session, event, service, envelope)
         except NotPublished:
             raise _about(event, Code.SERVICE_UNAVAILABLE, "the service cannot be reached at present") from None
         self._counters.published += 1
 
-    def _sent(self, session: Session, event: Event, service: Service, receivers: int) -> None:
-        if receivers > 0:
-            if event.id is not None and not service.reply:
-                session.say(Ack(event.id, receivers))
-        elif receivers == 0:
-            self._counters.published_to_nobody += 1
-            session.refuse(_about(event, Code.SERVICE_UNAVAILABLE, "nobody listens for this event at present"))
-        else:
-            self._counters.publishes_lost += 1
-            session.refuse(
-                _about(event, Code.SERVICE_UNAVAILABLE, "the connection was lost: the event may not have arrived")
-            )
+    def _sent(self, session: Session, event: Event, taken: int) -> None:
+        if taken <= 0:
+            session.refuse(not_taken(event, taken, self._counters))
 
 
 def _about(event: Event, code: Code, message: str, retry_after: float | None = None) -> PeerError:

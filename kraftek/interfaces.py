@@ -70,6 +70,7 @@ class IDialect(Interface):
     """A client grammar for one connection, sans-IO: bytes in, messages out, and back. It has no timers."""
 
     codec = Attribute("Hashable. Dialects with equal codecs encode a broadcast to the same bytes.")
+    lasting_ids = Attribute("bool: a client sends a request again under its id, also over another connection.")
 
     def received(data: bytes, binary: bool) -> Inbound | None:
         """What one message from the client means; ``None`` when it is complete in itself or not complete yet.
@@ -124,7 +125,6 @@ class IBusListener(Interface):
         """A connection was lost: invalidations and broadcasts may be missed from now on."""
 
 
-class IBus(Interface):
 class IReading(Interface):
     """Streams that are being read as one consumer of a consumer group.
 
@@ -143,6 +143,7 @@ class IReading(Interface):
         """
 
 
+class IBus(Interface):
     """Redis: one connection that publishes and commands, one that listens, and one for each reading of streams.
 
     Names of keys and channels are given without the configured prefix; the bus puts it before them, and takes it
@@ -182,7 +183,6 @@ class IReading(Interface):
     def subscribe(channel: str, listener: Callable[[bytes], None]) -> None:
         """Call ``listener`` with each message's body, from now on and after every reconnect."""
 
-    def track(prefix: str, listener: Callable[[list[str] | None], None]) -> None:
     def read(
         group: str,
         consumer: str,
@@ -201,6 +201,7 @@ class IReading(Interface):
         at the same time, so that what was left behind by another is taken over at once, before anything new.
         """
 
+    def track(prefix: str, listener: Callable[[list[str] | None], None]) -> None:
         """Call ``listener`` with the keys under ``prefix`` that anybody else changed, or that were deleted or expired;
         with ``None`` when all were (``FLUSHALL``). What our own scripts change counts as somebody else's doing: Redis
         6.2 and 7 take it so. Once a prefix, before the bus is started.

@@ -199,8 +199,8 @@ class Outgoing:
 class Envelope(Struct, frozen=True, rename="camel", omit_defaults=True, gc=False):
     """An event as services get it. ``timestamp`` is Unix time in milliseconds; identity is the gateway's own.
 
-    ``source``: the service that sent it, when it was no client. ``user_id`` and ``socket_id`` are then that service's word,
-    and may be empty.
+    ``source``: the service that sent it, when it was no client. ``user_id`` is then that service's word and may be
+    empty, as ``socket_id`` is.
     """
 
     event_type: str

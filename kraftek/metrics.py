@@ -29,5 +29,9 @@ class Counters(Struct):
     publishes_lost: int = 0
     received: int = 0
     redis_connects: int = 0
+    replies_late: int = 0
+    requests_repeated: int = 0
+    requests_timed_out: int = 0
     revoked: int = 0
     slow_consumers: int = 0
+    streams_full: int = 0

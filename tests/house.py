@@ -26,18 +26,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 from twisted.internet.task import Clock
 
 from kraftek.admission import Admission
 from kraftek.broadcasts import Broadcasts
 from kraftek.config import Limits, Service
 from kraftek.dialects.native import NativeDialect
+from kraftek.dispatch import Dispatch
 from kraftek.gateway import Gateway
 from kraftek.interfaces import IDialect
 from kraftek.messages import Authenticate
 from kraftek.metrics import Counters
 from kraftek.names import reply_channel
 from kraftek.registry import ServiceRegistry
+from kraftek.requests import Requests
 from kraftek.roster import Roster
 from kraftek.router import EventRouter
 from kraftek.session import State
@@ -66,7 +69,8 @@ class House:
         limits: Limits | None = None,
     ) -> None:
         self.clock = Clock()
-        self.limits = limits or Limits()
+        # Keeping answers is a script's work: tests/test_requests.py has it with a real Redis.
+        self.limits = replace(limits or Limits(), request_window=0)
         self.counters = Counters()
         self.access = FakeAccess()
         self.rooms = FakeRooms(entries)
@@ -84,17 +88,23 @@ class House:
             single=single,
             now=self.clock.seconds,
         )
+        dispatch = Dispatch(self.registry, self.bus)
+        self.requests = Requests(
+            dispatch, self.bus, gateway_id, self.roster, self.limits, self.counters, self.clock
+        )
         self.gateway = Gateway(
             gateway_id,
             EventRouter(self.registry),
-            self.bus,
+            dispatch,
+            self.requests,
+            self.bus.channel_name(reply_channel(gateway_id)),
             self.admission,
             self.roster,
             self.limits,
             self.counters,
             now=self.clock.seconds,
         )
-        self.broadcasts = Broadcasts(self.roster, self.admission, self.counters, self.clock)
+        self.broadcasts = Broadcasts(self.roster, self.admission, self.requests, self.counters, self.clock)
         self.bus.subscribe(BROADCAST, self.broadcasts.received)
         self.bus.subscribe(reply_channel(gateway_id), self.broadcasts.received)
 
@@ -115,6 +125,7 @@ class House:
         for _ in range(round(seconds * 4)):
             self.clock.advance(0.25)
             self.admission.sweep()
+            self.requests.sweep()
 
     def broadcast(self, **message: Any) -> None:
         """A service publishes on the broadcast channel."""

@@ -251,7 +251,7 @@ def test_the_demo_brings_what_is_not_given(
         ("redis.ulr = 1", "redis.ulr: unknown key; did you mean redis.url?"),
         ('url = "redis://:hunter2@h"', "url: unknown key; did you mean redis.url?"),
         ("[redis]\nlisten = []", "redis.listen: unknown key; did you mean listen?"),
-        ("timeout = 1", "timeout: unknown key; did you mean auth.timeout?"),
+        ("timeout = 1", "timeout: unknown key; did you mean auth.timeout or services.NAME.timeout?"),
         ("ca = 1", "ca: unknown key; did you mean redis.ca or auth.ca?"),
         ("limits.pingTimeout = 1", "limits.pingTimeout: unknown key; did you mean limits.ping_timeout?"),
         ('services.a = {channel = "b", repyl = true}', "services.a.repyl: unknown key; did you mean services.a.reply?"),
@@ -334,6 +334,7 @@ def test_nothing_is_negative_and_zero_only_where_that_has_a_meaning(key: str) ->
         "auth.waiting",
         "auth.cache_ttl",
         "auth.denied_ttl",
+        "limits.request_window",
         "limits.connections",
         "limits.connections_per_address",
     }:

@@ -22,13 +22,20 @@ from tests.house import CHAT, NOTES, Client, House
 NOT_REGISTERED = "Event type is not valid or service is not registered"
 
 
-def test_it_is_made_from_real_parts_alone() -> None:
+def test_it_is_made_with_a_router_alone() -> None:
     house = House()
-    parts = (house.admission, house.roster, house.limits, house.counters)
     with pytest.raises(Invalid):
-        Gateway("gw", object(), house.bus, *parts)  # type: ignore[arg-type]
-    with pytest.raises(Invalid):
-        Gateway("gw", house.gateway._router, object(), *parts)  # type: ignore[arg-type]
+        Gateway(
+            "gw",
+            object(),  # type: ignore[arg-type]
+            house.gateway._dispatch,
+            house.requests,
+            "replies",
+            house.admission,
+            house.roster,
+            house.limits,
+            house.counters,
+        )
 
 
 def test_the_first_word_to_a_client_is_its_socket_id() -> None:

@@ -219,7 +219,7 @@ class CommandLink(Link):
         return self.ask("EVALSHA", script.digest, *rest).addErrback(self._forgotten, script, rest)
 
     def evaluate(self, script: Script, rest: Sequence[Argument], receipt: Callable[[Any], None]) -> None:
-        """As :meth:`run`, for a script whose answer is a number or bytes: they go to ``receipt``, or -1 for a refusal."""
+        """As :meth:`run`, for a script that answers a number or bytes: ``receipt`` gets these, or -1."""
         if script not in self._scripts:
             self._scripts.add(script)
             self.send(command("EVAL", script.source, *rest), receipt)

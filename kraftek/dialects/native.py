@@ -85,6 +85,7 @@ class NativeDialect:
     """The grammar of ``kraftek.v1.json``."""
 
     codec = SUBPROTOCOL
+    lasting_ids = True
 
     def received(self, data: bytes, binary: bool) -> Inbound | None:
         if binary:

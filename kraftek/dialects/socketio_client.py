@@ -105,6 +105,7 @@ class SocketIODialect:
     __slots__ = ("_link", "_session", "_socket_id")
 
     codec = "socket.io"
+    lasting_ids = False  # the ids of acknowledgements begin from 0 with every connection
 
     def __init__(self, link: ILink, settings: SocketSettings) -> None:
         self._link = link

@@ -294,6 +294,17 @@ def test_a_service_answers_by_the_acknowledgement() -> None:
     assert texts(page.link) == ['430[{"n": 1}]']
 
 
+def test_an_acknowledgement_that_its_service_never_gives_says_so() -> None:
+    house = House()
+    page = admitted(house)
+    page.says('20["chat:message:send",1]')
+    house.bus.answer(1)
+    house.pass_time(10.25)
+    assert texts(page.link) == [
+        '430[{"error":{"code":"TIMEOUT","message":"no answer within 10 s","eventType":"chat:message:send"}}]'
+    ]
+
+
 def test_binary_goes_to_the_service_and_back() -> None:
     house = House()
     page = admitted(house)

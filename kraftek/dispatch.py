@@ -1,0 +1,165 @@
+"""Events on their way to services: published on a channel, or appended to a Redis Stream, as each is registered.
+
+Called by the gateway for clients' events, by :mod:`kraftek.requests` for those that are answered, and by
+:mod:`kraftek.intake` for those of other services.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import msgspec
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from kraftek.config import Service
+from kraftek.errors import NotPublished
+from kraftek.interfaces import IBus, IServiceRegistry
+from kraftek.messages import Envelope
+from kraftek.names import partition_of, stream_of
+from kraftek.scripts import Script
+
+__all__ = ["FULL", "LOST", "Dispatch"]
+
+LOST = -1
+"""The receipt of an event that may not have arrived: the connection to Redis was lost."""
+
+FULL = -2
+"""The receipt of an event that was not taken, because as many as may be wait in the service's stream."""
+
+_TRIM = """
+local function smaller(one, other)
+    local ms, seq = one:match('(%d+)-(%d+)')
+    local other_ms, other_seq = other:match('(%d+)-(%d+)')
+    if ms == other_ms then return tonumber(seq) < tonumber(other_seq) end
+    return tonumber(ms) < tonumber(other_ms)
+end
+
+local function trim(stream)
+    local unhandled
+    for _, group in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+        local about = {}
+        for i = 1, #group, 2 do about[group[i]] = group[i + 1] end
+        local first
+        if about.pending > 0 then
+            first = redis.call('XPENDING', stream, about.name)[2]
+        else
+            local ms, seq = about['last-delivered-id']:match('(%d+)-(%d+)')
+            first = string.format('%s-%d', ms, seq + 1)
+        end
+        if not unhandled or smaller(first, unhandled) then unhandled = first end
+    end
+    if unhandled then redis.call('XTRIM', stream, 'MINID', unhandled) end
+    return redis.call('XLEN', stream)
+end
+"""
+
+# Not MAXLEN, which throws away what nobody has handled: what every group has handled goes, and then nothing more fits.
+_SEND = {
+    "pubsub": """
+local function send(channel, body)
+    return redis.call('PUBLISH', channel, body)
+end
+""",
+    "stream": f"""{_TRIM}
+local function send(stream, body, most)
+    most = tonumber(most)
+    if redis.call('XLEN', stream) >= most and trim(stream) >= most then return {FULL} end
+    redis.call('XADD', stream, '*', 'event', body)
+    return 1
+end
+""",
+}
+
+TRIM = Script(f"""{_TRIM}
+local waiting = 0
+for _, stream in ipairs(KEYS) do
+    if redis.call('EXISTS', stream) == 1 then waiting = waiting + trim(stream) end
+end
+return waiting
+""")
+
+APPEND = Script(f"""{_SEND["stream"]}
+return send(KEYS[1], ARGV[1], ARGV[2])
+""")
+
+ONCE = {
+    transport: Script(f"""{send}
+local known = redis.call('GET', KEYS[2])
+if known then return known end
+local taken = send(KEYS[1], ARGV[1], ARGV[2])
+if taken > 0 then redis.call('SET', KEYS[2], ARGV[4] .. taken .. ARGV[5], 'PX', ARGV[3]) end
+return taken
+""")
+    for transport, send in _SEND.items()
+}
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Dispatch:
+    """Hands events to services. ``waiting``: how many events wait in each stream service's streams, by its name."""
+
+    _log = Logger()
+
+    def __init__(self, registry: IServiceRegistry, bus: IBus) -> None:
+        self.waiting: dict[str, int] = {}
+        self._registry = registry
+        self._bus = bus
+
+    def send(self, service: Service, envelope: Envelope, receipt: Callable[[int], None]) -> None:
+        """Publish or append it. ``receipt`` is called once: with how many took it, :data:`LOST` or :data:`FULL`.
+
+        Who reads a stream is unknown: it takes everything, as one. Raises ``NotPublished`` as ``IBus.publish`` does.
+        """
+        if service.transport == "pubsub":
+            self._bus.publish(service.channel, _encode(envelope), receipt)
+        else:
+            self._bus.run(
+                APPEND, (_target(service, envelope),), (_encode(envelope), service.max_length), receipt
+            )
+
+    def send_once(
+        self,
+        service: Service,
+        envelope: Envelope,
+        claim: str,
+        kept: int,
+        note: tuple[str, str],
+        receipt: Callable[[int | bytes], None],
+    ) -> None:
+        """As :meth:`send`, unless there is something under the key ``claim``: that is then the receipt.
+
+        Together with the sending, a ``note`` is left under the key for ``kept`` milliseconds: its two halves, with the
+        number of receivers between them.
+        """
+        keys = (_target(service, envelope), claim)
+        args = (_encode(envelope), service.max_length, kept, *note)
+        self._bus.run(ONCE[service.transport], keys, args, receipt)
+
+    def sweep(self) -> None:
+        """Remove from streams what was handled, and count what waits. Called every second or so."""
+        services = [service for service in self._registry.services() if service.transport == "stream"]
+        for gone in self.waiting.keys() - {service.name for service in services}:
+            del self.waiting[gone]
+        for service in services:
+            trimming = self._bus.call(TRIM, _streams(service))
+            trimming.addCallback(partial(self.waiting.__setitem__, service.name))
+            trimming.addErrback(self._not_trimmed, service.name)
+
+    def _not_trimmed(self, failure: Failure, name: str) -> None:
+        if failure.check(NotPublished) is None:
+            self._log.failure("Cannot trim the stream of {service}", failure=failure, service=name)
+
+
+def _target(service: Service, envelope: Envelope) -> str:
+    if service.partitions == 0:
+        return service.channel
+    return stream_of(service.channel, partition_of(envelope.room_id or envelope.socket_id, service.partitions))
+
+
+def _streams(service: Service) -> list[str]:
+    if service.partitions == 0:
+        return [service.channel]
+    return [stream_of(service.channel, number) for number in range(service.partitions)]

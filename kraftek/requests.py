@@ -1,0 +1,261 @@
+"""Events that want an answer: each request gets exactly one, from its service or from here.
+
+The gateway hands it clients' requests; :mod:`kraftek.broadcasts` hands it what services answer.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import partial
+from hashlib import blake2b
+
+import msgspec
+from msgspec import Raw, Struct
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from kraftek.config import Limits, Service
+from kraftek.dispatch import FULL, LOST, Dispatch
+from kraftek.errors import Code, NotPublished, PeerError
+from kraftek.interfaces import IBus
+from kraftek.messages import Ack, Broadcast, Delivery, Envelope, ErrorMessage, Event, Outbound, RequestId
+from kraftek.metrics import Counters
+from kraftek.names import gateway_of
+from kraftek.roster import Roster
+from kraftek.scripts import Script
+from kraftek.session import Session
+
+__all__ = ["Requests", "not_taken"]
+
+_RETRY_AFTER = 1.0
+"""Seconds after which a request is better tried again, when too many wait."""
+
+_WAITING = "?"
+"""What stands in Redis in place of an answer that is not there yet begins with it."""
+
+_ACK = ('{"type":"ack","payload":{"receivers":', "}}")
+
+KEEP = Script("""
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+""")
+
+Key = tuple[str, RequestId]
+"""A request by its socket and its id."""
+
+
+class _Answer(Struct):
+    type: str
+    payload: Raw
+
+
+class _Error(Struct, rename="camel", omit_defaults=True):
+    code: str
+    message: str
+    event_type: str | None = None
+    retry_after: float | None = None
+
+
+_encode = msgspec.json.Encoder().encode
+_decode_answer = msgspec.json.Decoder(_Answer).decode
+
+
+class _Request:
+    __slots__ = ("alike", "claim", "deadline", "event", "key", "service", "session")
+
+    def __init__(
+        self,
+        session: Session,
+        event: Event,
+        service: Service,
+        key: Key,
+        claim: str,
+        deadline: float,
+        alike: dict[Key, _Request],
+    ) -> None:
+        self.session = session
+        self.event = event
+        self.service = service
+        self.key = key
+        self.claim = claim
+        self.deadline = deadline
+        self.alike = alike
+
+
+class Requests:
+    """The requests of this process's clients that wait for their answers.
+
+    A request that is sent again, by the same user under the same id, runs once: while ``request_window`` lasts, its
+    answer stands in Redis under a key that is its claim. Whoever comes second finds the answer there, or waits for it.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        dispatch: Dispatch,
+        bus: IBus,
+        gateway_id: str,
+        roster: Roster,
+        limits: Limits,
+        counters: Counters,
+        clock: IReactorTime,
+    ) -> None:
+        self._dispatch = dispatch
+        self._bus = bus
+        self._gateway_id = gateway_id
+        self._roster = roster
+        self._bound = limits.requests
+        self._kept = int(limits.request_window * 1000)
+        self._counters = counters
+        self._clock = clock
+        self._waiting: dict[Key, _Request] = {}
+        # Those of one service and one time-out are due in the order in which they came.
+        self._alike: dict[tuple[str, float], dict[Key, _Request]] = {}
+        self._elsewhere: dict[Key, _Request] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def send(self, session: Session, event: Event, service: Service, envelope: Envelope) -> None:
+        """Hand the event to its service, unless it was before. Raises ``PeerError`` when too many wait already."""
+        assert event.id is not None
+        key = (session.socket_id, event.id)
+        if key in self._waiting:
+            self._counters.requests_repeated += 1
+            return  # the answer on its way is this one's too
+        if session.requests >= self._bound:
+            raise _too_many(event, Code.RATE_LIMITED, "too many of this socket's requests wait for their answers")
+        kind = (service.name, service.timeout)
+        alike = self._alike.get(kind)
+        if alike is None:
+            alike = self._alike[kind] = {}
+        if len(alike) >= service.requests:
+            raise _too_many(event, Code.SERVICE_UNAVAILABLE, "too many requests wait for this service's answers")
+        claim = _claim(envelope) if self._kept and session.dialect.lasting_ids else ""
+        request = _Request(session, event, service, key, claim, self._clock.seconds() + service.timeout, alike)
+        sent = partial(self._sent, request)
+        if claim:
+            note = (_WAITING, "") if service.reply else _ACK
+            self._dispatch.send_once(service, envelope, claim, self._kept, note, sent)
+        else:
+            self._dispatch.send(service, envelope, sent)
+        self._waiting[key] = alike[key] = request
+        session.requests += 1
+
+    def answered(self, message: Broadcast) -> None:
+        """A service answers. Only who waits for it gets it, and nobody a second one."""
+        request_id = message.in_reply_to
+        assert request_id is not None
+        self._counters.broadcasts += 1
+        delivery = Delivery(message.type, message.payload, None, request_id)
+        late = False
+        for socket_id in message.recipients or ():
+            request = self._waiting.get((socket_id, request_id))
+            if request is not None:
+                self._settle(request, delivery, (message.type, message.payload))
+                self._counters.delivered += 1
+            else:
+                late = late or gateway_of(socket_id) == self._gateway_id
+        for user_id in message.user_ids or ():
+            for session in tuple(self._roster.user(user_id)):
+                request = self._waiting.get((session.socket_id, request_id))
+                if request is not None:
+                    self._settle(request, delivery, (message.type, message.payload))
+                    self._counters.delivered += 1
+        if late:
+            self._counters.replies_late += 1
+
+    def sweep(self) -> None:
+        """What time brings: answers that are overdue, and those that another request of the same id was given."""
+        now = self._clock.seconds()
+        for kind, alike in tuple(self._alike.items()):
+            while alike:
+                request = next(iter(alike.values()))
+                if request.deadline > now:
+                    break
+                self._time_out(request)
+            if not alike:
+                del self._alike[kind]
+        if self._elsewhere and self._bus.available:
+            requests = tuple(self._elsewhere.values())
+            asking = self._bus.call("MGET", [request.claim for request in requests])
+            asking.addCallback(self._found, requests).addErrback(self._not_asked)
+
+    def _sent(self, request: _Request, taken: int | bytes) -> None:
+        if request.key not in request.alike:
+            return  # it was answered before Redis said that it was sent
+        if isinstance(taken, bytes):
+            self._counters.requests_repeated += 1
+            self._elsewhere[request.key] = request
+            self._found([taken], (request,))
+        elif taken > 0:
+            if not request.service.reply:
+                self._close(request, Ack(request.key[1], taken))
+        else:
+            self._forget(request)
+            request.session.refuse(not_taken(request.event, taken, self._counters))
+
+    def _found(self, answers: list[bytes | None], requests: tuple[_Request, ...]) -> None:
+        for request, answer in zip(requests, answers, strict=True):
+            if answer is None or answer.startswith(_WAITING.encode()) or request.key not in self._elsewhere:
+                continue
+            known = _decode_answer(answer)
+            self._close(request, Delivery(known.type, known.payload, None, request.key[1]))
+
+    def _not_asked(self, failure: Failure) -> None:
+        if failure.check(NotPublished) is None:
+            self._log.failure("Cannot ask for the answers to repeated requests", failure=failure)
+
+    def _time_out(self, request: _Request) -> None:
+        self._counters.requests_timed_out += 1
+        message, name = f"no answer within {request.service.timeout:g} s", request.event.name
+        error = Raw(_encode(_Error(Code.TIMEOUT, message, name)))
+        self._settle(request, ErrorMessage(Code.TIMEOUT, message, name, None, request.key[1]), ("error", error))
+
+    def _settle(self, request: _Request, outbound: Outbound, answer: tuple[str, Raw]) -> None:
+        if request.claim:
+            with suppress(NotPublished):
+                self._bus.run(KEEP, (request.claim,), (_encode(_Answer(*answer)), self._kept), _ignored)
+        self._close(request, outbound)
+
+    def _close(self, request: _Request, outbound: Outbound) -> None:
+        self._forget(request)
+        request.session.say(outbound)
+
+    def _forget(self, request: _Request) -> None:
+        key = request.key
+        del self._waiting[key], request.alike[key]
+        if self._elsewhere:
+            self._elsewhere.pop(key, None)
+        request.session.requests -= 1
+
+
+def not_taken(event: Event, receipt: int, counters: Counters) -> PeerError:
+    """What the client is told of an event that nobody took, for the reason that its ``receipt`` names."""
+    if receipt == FULL:
+        counters.streams_full += 1
+        return _too_many(event, Code.SERVICE_UNAVAILABLE, "too many events wait for this service")
+    if receipt == LOST:
+        counters.publishes_lost += 1
+        message = "the connection was lost: the event may not have arrived"
+    else:
+        counters.published_to_nobody += 1
+        message = "nobody listens for this event at present"
+    return PeerError(Code.SERVICE_UNAVAILABLE, message, id=event.id, event_type=event.name)
+
+
+def _too_many(event: Event, code: Code, message: str) -> PeerError:
+    return PeerError(code, message, retry_after=_RETRY_AFTER, id=event.id, event_type=event.name)
+
+
+def _claim(envelope: Envelope) -> str:
+    """Names the user's request. What else is sent under the same id is another one."""
+    what = (envelope.id, envelope.event_type, envelope.room_id)
+    digest = blake2b(_encode(what) + bytes(envelope.payload), digest_size=16)
+    return f"request:{envelope.user_id}:{digest.hexdigest()}"
+
+
+def _ignored(_: object) -> None:
+    pass

@@ -1,0 +1,408 @@
+"""Every request gets exactly one answer, and what is sent again runs once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import pytest
+from twisted.internet import reactor
+from twisted.internet.task import Clock, deferLater
+from twisted.trial.unittest import TestCase
+
+from kraftek.bus import RedisBus
+from kraftek.config import Limits, Redis, Service
+from kraftek.dispatch import FULL, Dispatch
+from kraftek.errors import PeerError
+from kraftek.messages import Broadcast, Envelope, Event, Grant
+from kraftek.metrics import Counters
+from kraftek.registry import ServiceRegistry
+from kraftek.requests import Requests
+from kraftek.roster import Roster
+from kraftek.session import Session
+from kraftek.turn import Turn
+from tests.fakes import FakeLink
+from tests.house import CHAT, Client, House
+from tests.redis_server import PrivateRedis
+
+SEND = "chat:message:send"
+
+
+def reply(client: Client, id: int | str, payload: Any = "done", **words: Any) -> None:
+    """The service answers."""
+    client.house.broadcast(**{"type": "r", "recipients": [client.id], "inReplyTo": id, "payload": payload, **words})
+
+
+def test_a_reply_is_the_one_answer() -> None:
+    house = House()
+    client = house.admit()
+    client.send({"type": SEND, "id": "q"})
+    reply(client, "q", 1)  # before Redis says that the event was heard, which comes by another connection
+    house.bus.answer(1)
+    reply(client, "q", 2)
+    house.pass_time(60)
+    assert client.link.read() == [{"type": "r", "id": "q", "payload": 1}]
+    assert house.counters.replies_late == 1
+    assert len(house.requests) == client.session.requests == 0
+
+
+def test_a_service_that_is_silent() -> None:
+    house = House(services=[Service(name="chat", channel="events:chat", reply=True, timeout=2.0)])
+    client = house.admit()
+    client.play(f"""
+        > {{"type": "{SEND}", "id": 1}}
+        * events:chat {{"id": 1}}
+        + 1
+        @ 1.75
+        @ 0.5
+        x TIMEOUT no answer within 2 s {{"id": 1, "eventType": "{SEND}"}}
+    """)
+    reply(client, 1)
+    assert client.link.read() == []
+    assert (house.counters.requests_timed_out, house.counters.replies_late) == (1, 1)
+
+
+def test_each_is_overdue_at_its_own_time() -> None:
+    slow = Service(name="slow", channel="events:slow", reply=True, timeout=5.0)
+    fast = Service(name="fast", channel="events:fast", reply=True, timeout=1.0)
+    house = House(services=[slow, fast])
+    client = house.admit()
+    client.play("""
+        > {"type": "slow:a:b", "id": 1}
+        * events:slow {"id": 1}
+        @ 0.5
+        > {"type": "fast:a:b", "id": 2}
+        * events:fast {"id": 2}
+        @ 0.5
+        > {"type": "slow:a:b", "id": 3}
+        * events:slow {"id": 3}
+        @ 0.5
+        x TIMEOUT no answer within 1 s {"id": 2, "eventType": "fast:a:b"}
+        @ 3.25
+        @ 0.25
+        x TIMEOUT no answer within 5 s {"id": 1, "eventType": "slow:a:b"}
+        @ 1.0
+        x TIMEOUT no answer within 5 s {"id": 3, "eventType": "slow:a:b"}
+    """)
+
+
+@pytest.mark.parametrize("receivers", [0, -1, FULL])
+def test_an_event_that_nobody_took(receivers: int) -> None:
+    house = House()
+    client = house.admit()
+    client.send({"type": SEND, "id": 1})
+    house.bus.answer(receivers)
+    (told,) = client.link.read()
+    assert (told["id"], told["payload"]["code"]) == (1, "SERVICE_UNAVAILABLE")
+    assert told["payload"].get("retryAfter") == (1.0 if receivers == FULL else None)
+    house.pass_time(60)
+    assert client.link.read() == []
+    assert client.session.requests == 0
+
+
+def test_redis_is_away() -> None:
+    house = House()
+    client = house.admit()
+    house.bus.down()
+    client.send({"type": SEND, "id": 1})
+    (told,) = client.link.read()
+    assert (told["id"], told["payload"]["code"]) == (1, "SERVICE_UNAVAILABLE")
+    assert len(house.requests) == client.session.requests == 0
+
+
+def test_the_same_id_while_its_answer_is_on_the_way() -> None:
+    house = House()
+    client = house.admit()
+    client.send({"type": SEND, "id": 1})
+    client.send({"type": SEND, "id": 1})
+    assert len(house.bus.published) == 1
+    reply(client, 1)
+    assert len(client.link.read()) == 1
+    assert house.counters.requests_repeated == 1
+    client.send({"type": SEND, "id": 1})
+    assert len(house.bus.published) == 2
+
+
+def test_a_number_and_its_text_are_two_ids() -> None:
+    house = House()
+    client = house.admit()
+    client.send({"type": SEND, "id": 1})
+    client.send({"type": SEND, "id": "1"})
+    reply(client, "1")
+    assert [message["id"] for message in client.link.read()] == ["1"]
+    reply(client, 1)
+    assert [message["id"] for message in client.link.read()] == [1]
+
+
+def test_the_bound_of_a_socket() -> None:
+    house = House(limits=Limits(requests=2))
+    client, other = house.admit("a"), house.admit("b")
+    for number in range(3):
+        client.send({"type": SEND, "id": number})
+    (told,) = client.link.read()
+    assert told["id"] == 2
+    assert told["payload"]["code"] == "RATE_LIMITED"
+    assert told["payload"]["retryAfter"] == 1.0
+    other.send({"type": SEND, "id": 0})
+    reply(client, 0)
+    client.send({"type": SEND, "id": 2})
+    assert [message["id"] for message in client.link.read()] == [0]
+    assert len(house.bus.published) == 4
+
+
+def test_the_bound_of_a_service() -> None:
+    tight = Service(name="chat", channel="events:chat", reply=True, requests=1)
+    house = House(services=[tight, Service(name="notes", channel="events:notes")])
+    client, other = house.admit("a"), house.admit("b")
+    client.send({"type": SEND, "id": 1})
+    other.send({"type": SEND, "id": 2})
+    (told,) = other.link.read()
+    assert (told["id"], told["payload"]["code"]) == (2, "SERVICE_UNAVAILABLE")
+    assert told["payload"]["retryAfter"] == 1.0
+    other.send({"type": "notes:note:create", "id": 3})
+    house.pass_time(10.25)
+    other.send({"type": SEND, "id": 4})
+    assert [published.event["id"] for published in house.bus.published] == [1, 3, 4]
+
+
+def test_an_answer_for_a_client_that_left() -> None:
+    house = House()
+    client = house.admit()
+    client.send({"type": SEND, "id": 1})
+    client.leave()
+    reply(client, 1)
+    assert len(house.requests) == 0
+    reply(client, 1)
+    assert house.counters.replies_late == 1
+
+
+def test_answers_to_others_are_no_business_of_this_process() -> None:
+    house = House()
+    client = house.admit()
+    client.send({"type": SEND, "id": 1})
+    house.broadcast(type="r", recipients=["elsewhere.1"], inReplyTo=1)
+    assert house.counters.replies_late == 0
+    assert client.link.read() == []
+
+
+def test_an_answer_to_the_user_finds_the_socket_that_asked() -> None:
+    house = House(single=False)
+    asks, idle, other = house.admit("a"), house.admit("a"), house.admit("b")
+    asks.send({"type": SEND, "id": 1})
+    other.send({"type": SEND, "id": 1})
+    house.broadcast(type="r", userIds=["a"], inReplyTo=1, payload=5)
+    assert asks.link.read() == [{"type": "r", "id": 1, "payload": 5}]
+    assert idle.link.read() == other.link.read() == []
+
+
+def test_a_service_that_was_registered_anew() -> None:
+    house = House()
+    client = house.admit()
+    client.send({"type": SEND, "id": 1})
+    house.registry.unregister("chat")
+    reply(client, 1)
+    assert [message["id"] for message in client.link.read()] == [1]
+    house.registry.register(CHAT)
+    client.send({"type": SEND, "id": 2})
+    house.pass_time(10.25)
+    assert [message["payload"]["code"] for message in client.link.read()] == ["TIMEOUT"]
+
+
+class Gateway:
+    """What concerns requests of one gateway process, on a real Redis."""
+
+    def __init__(self, name: str, url: str, services: Sequence[Service], window: float) -> None:
+        self.name = name
+        self.clock = Clock()
+        self.counters = Counters()
+        self.bus = RedisBus(reactor, Redis(url=url), Turn(reactor), self.counters)
+        self.registry = ServiceRegistry(services)
+        self.roster = Roster()
+        self.limits = Limits(request_window=window)
+        dispatch = Dispatch(self.registry, self.bus)
+        self.requests = Requests(
+            dispatch, self.bus, name, self.roster, self.limits, self.counters, self.clock
+        )
+
+    def handle(self, session: Session, message: Any) -> None:
+        service = self.registry.find(message.name.partition(":")[0])
+        assert service is not None
+        assert session.user_id is not None
+        envelope = Envelope(
+            message.name,
+            session.user_id,
+            session.socket_id,
+            0,
+            self.name,
+            f"events:reply:{self.name}",
+            message.payload,
+            message.room_id,
+            message.id,
+        )
+        self.requests.send(session, message, service, envelope)
+
+    def closed(self, session: Session) -> None:
+        self.roster.remove(session)
+
+    def connect(self, socket_id: str, user_id: str = "ann") -> Session:
+        from kraftek.dialects.native import NativeDialect
+
+        session = Session(f"{self.name}.{socket_id}", self, FakeLink(), NativeDialect(), self.limits, self.counters)
+        session.user_id = user_id
+        session.rooms = {"board": Grant(user_id, "board")}
+        self.roster.add(session)
+        self.roster.identify(session, user_id, "digest")
+        return session
+
+
+def told(session: Session) -> list[Any]:
+    assert isinstance(session.link, FakeLink)
+    return session.link.read()
+
+
+class RepeatedTest(TestCase):
+    timeout = 30
+
+    async def setUp(self) -> None:  # type: ignore[override]  # trial waits for it
+        self.redis = PrivateRedis()
+        self.addCleanup(self.redis.close)
+        self.redis.start()
+        self.client = self.redis.client(decode_responses=True)
+        self.addCleanup(self.client.close)
+        self.one = await self.gateway("one")
+        self.two = await self.gateway("two")
+
+    async def gateway(self, name: str, window: float = 120.0) -> Gateway:
+        services = [
+            Service(name="chat", channel="events:chat", transport="stream", reply=True),
+            Service(name="log", channel="events:log", transport="stream"),
+            Service(name="radio", channel="events:radio"),
+        ]
+        made = Gateway(name, self.redis.url, services, window)
+        made.bus.startService()
+        self.addCleanup(made.bus.stopService)
+        while not made.bus.available:
+            await deferLater(reactor, 0.002)
+        return made
+
+    async def send(
+        self, session: Session, name: str = SEND, id: int | str = "q", payload: Any = 1, room: str = "board"
+    ) -> None:
+        message = Event(name, msgspec.Raw(json.dumps(payload).encode()), id, room)
+        session.take(message)
+        core: Any = session._core
+        await core.bus.call("PING")
+
+    async def sweep(self, gateway: Gateway, seconds: float = 0.25) -> None:
+        gateway.clock.advance(seconds)
+        gateway.requests.sweep()
+        await gateway.bus.call("PING")
+
+    def handled(self, service: str = "chat") -> int:
+        return int(self.client.xlen(f"events:{service}"))
+
+    def answer(self, gateway: Gateway, socket_id: str, payload: bytes = b'"done"', id: str = "q") -> None:
+        gateway.requests.answered(Broadcast("r", msgspec.Raw(payload), (socket_id,), in_reply_to=id))
+
+    async def test_after_its_answer_it_gets_that_again(self) -> None:
+        first = self.one.connect("1")
+        await self.send(first)
+        self.answer(self.one, "one.1")
+        again, elsewhere = self.one.connect("2"), self.two.connect("1")
+        for session in (again, elsewhere):
+            await self.send(session)
+        for session in (first, again, elsewhere):
+            assert told(session) == [{"type": "r", "id": "q", "payload": "done"}]
+        assert self.handled() == 1
+        assert self.two.counters.requests_repeated == 1
+        assert len(self.two.requests) == 0
+
+    async def test_before_its_answer_it_waits(self) -> None:
+        first, elsewhere = self.one.connect("1"), self.two.connect("1")
+        await self.send(first)
+        first.lost()
+        await self.send(elsewhere)
+        await self.sweep(self.two)
+        assert told(elsewhere) == []
+        self.answer(self.one, "one.1")
+        await self.one.bus.call("PING")
+        await self.sweep(self.two)
+        assert told(elsewhere) == [{"type": "r", "id": "q", "payload": "done"}]
+        assert self.handled() == 1
+        await self.sweep(self.two, 60)
+        assert told(elsewhere) == []
+
+    async def test_its_first_gateway_is_gone(self) -> None:
+        await self.send(self.one.connect("1"))
+        await self.one.bus.stopService()
+        elsewhere, late = self.two.connect("1"), self.two.connect("2")
+        await self.send(elsewhere)
+        message = Broadcast("r", msgspec.Raw(b"5"), user_ids=("ann",), in_reply_to="q")
+        self.two.requests.answered(message)
+        await self.send(late)
+        for session in (elsewhere, late):
+            assert told(session) == [{"type": "r", "id": "q", "payload": 5}]
+        assert self.handled() == 1
+
+    async def test_nobody_ever_answers(self) -> None:
+        first, elsewhere = self.one.connect("1"), self.two.connect("1")
+        await self.send(first)
+        await self.send(elsewhere)
+        await self.sweep(self.two, 10)
+        await self.sweep(self.one, 10)
+        again = self.one.connect("2")
+        await self.send(again)
+        for session in (first, elsewhere, again):
+            (message,) = told(session)
+            assert (message["type"], message["payload"]["code"]) == ("error", "TIMEOUT")
+        assert self.handled() == 1
+
+    async def test_an_acknowledgement_is_given_again(self) -> None:
+        first, again = self.one.connect("1"), self.two.connect("1")
+        for session in (first, again):
+            await self.send(session, "log:line:add")
+            assert told(session) == [{"type": "ack", "id": "q", "payload": {"receivers": 1}}]
+        assert self.handled("log") == 1
+
+    async def test_what_nobody_heard_is_tried_again(self) -> None:
+        session = self.one.connect("1")
+        await self.send(session, "radio:song:play")
+        (message,) = told(session)
+        assert message["payload"]["code"] == "SERVICE_UNAVAILABLE"
+        with self.client.pubsub() as listener:
+            listener.subscribe("events:radio")
+            while listener.get_message(timeout=5) is None:
+                pass
+            await self.send(session, "radio:song:play")
+        assert told(session) == [{"type": "ack", "id": "q", "payload": {"receivers": 1}}]
+
+    async def test_what_else_is_sent_under_the_same_id_is_another_request(self) -> None:
+        session = self.one.connect("1")
+        for words in ({}, {"payload": 2}, {"room": "other"}, {"name": "chat:message:edit"}, {"id": 1}, {"id": "1"}):
+            await self.send(session, **words)
+            request = words.get("id", "q")
+            self.one.requests.answered(Broadcast("r", recipients=("one.1",), in_reply_to=request))
+        await self.send(self.one.connect("2", "bob"))
+        assert self.handled() == 7
+        assert len(told(session)) == 6
+
+    async def test_the_window_passes(self) -> None:
+        brief = await self.gateway("brief", 0.05)
+        session = brief.connect("1")
+        await self.send(session)
+        self.answer(brief, "brief.1")
+        while self.client.keys("request:*"):
+            await deferLater(reactor, 0.01)
+        await self.send(session)
+        assert self.handled() == 2
+
+    async def test_too_many_are_not_sent(self) -> None:
+        session = self.one.connect("1")
+        for number in range(self.one.limits.requests):
+            self.one.handle(session, Event(SEND, id=number, room_id="board"))
+        with pytest.raises(PeerError):
+            self.one.handle(session, Event(SEND, id="more", room_id="board"))
+        await self.one.bus.call("PING")
+        assert self.handled() == self.one.limits.requests
