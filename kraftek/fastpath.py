@@ -65,12 +65,15 @@ def plain_messages(
     return messages, start
 
 
-def write_now(transport: Any, data: bytes) -> None:
+def write_now(transport: Any, data: bytes) -> Callable[[bytes], int] | None:
     """Write ``data``, at once where nothing waits to be written.
 
     ``transport.write`` wakes the reactor: two ``epoll_ctl`` and a turn later comes the ``send``. For a TCP socket whose
     buffers are empty the ``send`` alone does, and costs about half of that for each message of a broadcast. TLS has a
     transport of its own over TCP's, and is written to as usual.
+
+    Gives that ``send`` when it took everything: until somebody writes to the transport, whoever keeps it need not look
+    at the transport again, whose dictionary is out of the processor's caches by the next broadcast: 2 µs of 11.
     """
     if (
         isinstance(transport, tcp.Connection)
@@ -78,14 +81,16 @@ def write_now(transport: Any, data: bytes) -> None:
         and not transport.dataBuffer
         and not transport._tempDataBuffer  # noqa: SLF001
     ):
+        send = transport.socket.send
         try:
-            sent = transport.socket.send(data)
+            sent = send(data)
         except OSError:
             sent = 0  # Twisted will find out what is wrong, or wait
         if sent == len(data):
-            return
+            return send
         data = data[sent:]
     transport.write(data)
+    return None
 
 
 def drive(reactor: Any, turn: Turn) -> None:

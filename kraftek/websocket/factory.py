@@ -137,13 +137,13 @@ class ClientFactory(WebSocketServerFactory):
         credentials: Authenticate | None = protocol.credentials
         protocol.credentials = None
         slim(protocol, _HANDSHAKE)
-        protocol.transport.registerProducer(protocol, True)
+        protocol.transport.registerProducer(protocol.outbox, True)
         if protocol.engine_sid is not None and self._engine_clients is not None:
             # It has a heartbeat of its own, and its own size of messages.
             protocol.maxMessagePayloadSize = protocol.maxFramePayloadSize = self._engine_clients.settings.max_payload
-            return self._engine_clients.connect(protocol.engine_sid or None, protocol)
+            return self._engine_clients.connect(protocol.engine_sid or None, protocol.outbox)
         self.heartbeat.add(protocol)
-        return self.open_session(protocol, self.dialects[subprotocol](), credentials)
+        return self.open_session(protocol.outbox, self.dialects[subprotocol](), credentials)
 
     def closed(self, protocol: ClientProtocol) -> None:
         """The connection is gone, or is none of ours."""

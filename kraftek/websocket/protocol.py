@@ -1,4 +1,4 @@
-"""One WebSocket connection: Autobahn's protocol on one side, a session's link on the other.
+"""One WebSocket connection: Autobahn's protocol on one side, a session and its outbox on the other.
 
 Made by :class:`kraftek.websocket.factory.ClientFactory`.
 """
@@ -14,16 +14,15 @@ from autobahn.twisted.websocket import WebSocketServerProtocol
 from autobahn.websocket.types import ConnectionDeny, ConnectionRequest
 from autobahn.websocket.xormasker import create_xor_masker  # type: ignore[attr-defined]
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IPushProducer
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from kraftek.errors import CLOSE_CODES, Code
-from kraftek.fastpath import plain_messages, release_window, write_now
-from kraftek.interfaces import ILink, IReceiver
-from kraftek.messages import Authenticate, Outgoing
-from kraftek.websocket.frames import deflated_wire, wire
+from kraftek.fastpath import plain_messages, release_window
+from kraftek.interfaces import IReceiver
+from kraftek.messages import Authenticate
+from kraftek.websocket.frames import wire
+from kraftek.websocket.outbox import Outbox
 
 if TYPE_CHECKING:
     from kraftek.websocket.factory import ClientFactory
@@ -58,13 +57,11 @@ for _module in (autobahn.twisted.websocket, autobahn.websocket.protocol):
     _module.hltype = _module.hlval = lambda *_, **__: ""  # type: ignore[attr-defined]
 
 
-@implementer(ILink, IPushProducer)
 class ClientProtocol(WebSocketServerProtocol):
     """A client on a WebSocket. ``credentials`` came with its handshake; ``counted_as`` is the address it counts for.
 
-    It is its transport's push producer: told to pause, what is written stays in the outbox, within
-    ``limits.unsent_bytes``, and leaves when the client reads again. ``engine_sid`` is set when it speaks Engine.IO: the
-    session that it is for, empty for a new one.
+    ``outbox`` is what writes to its transport, and its session's link. ``engine_sid`` is set when it speaks Engine.IO:
+    the session that it is for, empty for a new one.
     """
 
     log: Any = _Silent()
@@ -74,6 +71,7 @@ class ClientProtocol(WebSocketServerProtocol):
 
     factory: ClientFactory
     transport: Any
+    outbox: Outbox
     session: IReceiver | None = None
     engine_sid: str | None = None
     maxFramePayloadSize: int
@@ -84,12 +82,10 @@ class ClientProtocol(WebSocketServerProtocol):
     slot = -1
     gone = False
     _refusal: str | None = None
-    _blocked = False
-    _unsent = 0
 
     def _connectionMade(self) -> None:  # noqa: N802  # Autobahn's name
         super()._connectionMade()
-        self._outbox: list[bytes] = []
+        self.outbox = Outbox(self, self.factory.turn, self.factory.limits.unsent_bytes)
 
     def processHandshake(self) -> None:
         head_end = self.data.find(b"\r\n\r\n", 0, _HEAD_BYTES)
@@ -128,6 +124,10 @@ class ClientProtocol(WebSocketServerProtocol):
         return subprotocol
 
     def onOpen(self) -> None:
+        # A trusted proxy may have told another address than that of the transport.
+        self.outbox.peer = self.peer or ""
+        if self._perMessageCompress is not None:
+            self.outbox.window_bits = self._perMessageCompress.server_max_window_bits
         try:
             self.session = self.factory.opened(self)
             if self.session is None:
@@ -146,7 +146,7 @@ class ClientProtocol(WebSocketServerProtocol):
     def onPing(self, payload: bytes) -> None:
         self.heard = True
         # Who does not read gets no more pongs: they would pile up, a ping each, past every bound.
-        if not self._blocked:
+        if not self.outbox.blocked:
             super().onPing(payload)
 
     def onPong(self, payload: bytes) -> None:  # Autobahn's signature
@@ -154,7 +154,7 @@ class ClientProtocol(WebSocketServerProtocol):
 
     def connectionLost(self, reason: Failure = _CLIENT_LEFT) -> None:
         self.gone = True
-        self._outbox.clear()
+        self.outbox.lost()
         super().connectionLost(reason)
         self.factory.closed(self)
         session, self.session = self.session, None
@@ -175,64 +175,46 @@ class ClientProtocol(WebSocketServerProtocol):
         headers = [("Content-Length", "0"), ("Connection", "close"), *(responseHeaders or ())]
         super().sendHttpErrorResponse(code, reason, headers)
 
-    # The link of a session.
+    # What Autobahn says leaves by the outbox too, and keeps its place among what sessions say.
 
-    def write(self, outgoing: Outgoing) -> None:
-        if self.state != self.STATE_OPEN:
-            return
-        outbox = self._outbox
-        compression = self._perMessageCompress
-        if compression is None:
-            data = outgoing.wire or wire(outgoing)
-        else:
-            data = deflated_wire(outgoing, compression.server_max_window_bits)
-        if self._blocked:
-            self._unsent += len(data)
-            if self._unsent > self.factory.limits.unsent_bytes:
-                self._too_slow()
-                return
-        elif not outbox:
-            self.factory.turn.at_end(self)
-        outbox.append(data)
+    def sendData(self, data: bytes, sync: bool = False, chopsize: int | None = None) -> None:
+        self.outbox.put(data)
 
-    def flush(self) -> None:
-        if not self._blocked:
-            outbox, self._outbox = self._outbox, []
-            if outbox:
-                write_now(self.transport, outbox[0] if len(outbox) == 1 else b"".join(outbox))
+    def sendCloseFrame(self, code: int | None = None, reasonUtf8: bytes | None = None, isReply: bool = False) -> None:
+        super().sendCloseFrame(code, reasonUtf8, isReply)
+        self.outbox.finish()
+
+    def dropConnection(self, abort: bool = False) -> None:
+        self.outbox.finish()
+        super().dropConnection(abort)
+
+    # What the outbox needs.
 
     def close(self, code: int, reason: str) -> None:
+        """Send what was written, then a close frame."""
         if self.state == self.STATE_OPEN:
             self.sendCloseFrame(code, reason.encode())
 
-    def sendCloseFrame(self, code: int | None = None, reasonUtf8: bytes | None = None, isReply: bool = False) -> None:
-        # Whoever ends it, Autobahn or the client too: what was said before comes first, and nothing comes after it.
-        if self._outbox:
-            data = b"".join(self._outbox)
-            self._outbox.clear()
-            self.transport.write(data)
-        super().sendCloseFrame(code, reasonUtf8, isReply)
-
     def pause(self) -> None:
+        """Stop reading."""
         self.heard = True
         self.transport.pauseProducing()
 
     def resume(self) -> None:
-        if not self.gone:
-            self.transport.resumeProducing()
+        """Read again."""
+        self.transport.resumeProducing()
 
-    # The producer of its transport.
-
-    def pauseProducing(self) -> None:
-        self._blocked = True
-        self._unsent = 0
-
-    def resumeProducing(self) -> None:
-        self._blocked = False
-        self.flush()
-
-    def stopProducing(self) -> None:
-        self._outbox.clear()
+    def overrun(self) -> None:
+        """More waits to be sent than may: say so, and close."""
+        self.factory.counters.slow_consumers += 1
+        session, code = self.session, Code.SLOW_CONSUMER
+        if session is not None:
+            last = session.overrun()
+            if last is not None:
+                self.outbox.put(wire(last))
+            # Not at once: the roster may be in the middle of telling everybody in a room.
+            self.factory.reactor.callLater(0, session.lost)
+        self.close(CLOSE_CODES[code], code)
 
     # What the heartbeat needs.
 
@@ -244,18 +226,6 @@ class ClientProtocol(WebSocketServerProtocol):
         self.factory.counters.ping_timeouts += 1
         # Not dropConnection, which takes a connection for closed that still waits for its last bytes to be read.
         self.transport.abortConnection()
-
-    def _too_slow(self) -> None:
-        self.factory.counters.slow_consumers += 1
-        self._outbox.clear()
-        session, code = self.session, Code.SLOW_CONSUMER
-        if session is not None:
-            last = session.overrun()
-            if last is not None:
-                self._outbox.append(wire(last))
-            # Not at once: the roster may be in the middle of telling everybody in a room.
-            self.factory.reactor.callLater(0, session.lost)
-        self.close(CLOSE_CODES[code], code)
 
     def _hand_over(self) -> None:
         """The rest of this connection is plain HTTP: another protocol takes it, and all that was read of it."""

@@ -10,16 +10,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from twisted.internet.interfaces import IPushProducer
 from twisted.logger import capturedLogs
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 from websockets.frames import Frame, Opcode
-from zope.interface.verify import verifyObject
 
 from kraftek.config import Limits
 from kraftek.dialects.native import SUBPROTOCOL, NativeDialect
 from kraftek.http.site import public_site
-from kraftek.interfaces import ILink
 from kraftek.messages import Outbound, Outgoing
 from kraftek.session import Session, State
 from tests.websocket.edge import TOKEN, WRONG, Edge, Peer, RecordingTransport, handshake
@@ -43,12 +40,6 @@ def admitted(edge: Edge) -> Peer:
 def codes(messages: list[Any]) -> list[Any]:
     """The codes of the errors among these, everything else as it is."""
     return [json.loads(m)["payload"]["code"] if isinstance(m, str) and '"error"' in m else m for m in messages]
-
-
-def test_it_is_a_link_and_a_producer() -> None:
-    protocol, _ = Edge().accept()
-    assert verifyObject(ILink, protocol)
-    assert verifyObject(IPushProducer, protocol)
 
 
 def test_a_connection_talks_without_delay_and_knows_its_peer() -> None:
@@ -99,6 +90,7 @@ def test_a_whole_head_is_bounded_too(size: int, status: bytes) -> None:
     edge = Edge()
     protocol, transport = edge.accept()
     protocol.dataReceived(Peer(edge).request.replace(b"\r\n\r\n", b"\r\nX: " + b"x" * size + b"\r\n\r\n"))
+    edge.settle()
     assert transport.value().split(b" ")[1] == status
 
 
@@ -108,6 +100,7 @@ def test_a_malformed_handshake_is_refused_without_repeating_what_was_said(reques
     protocol, transport = edge.accept()
     with capturedLogs() as logged:
         protocol.dataReceived(request_)
+        edge.settle()
     answer = transport.value()
     assert status is None or answer.startswith(f"HTTP/1.1 {status} ".encode())
     assert answer.startswith((b"HTTP/1.1 4", b"HTTP/1.1 505 ")) or b" 101 " in answer
@@ -319,18 +312,18 @@ def test_all_writes_of_a_turn_are_one_write_in_order() -> None:
     peer = Peer(edge)
     before = len(peer.transport.writes)
     for number in range(10):
-        peer.protocol.write(outgoing(f'"{number}"'))
+        peer.protocol.outbox.write(outgoing(f'"{number}"'))
     assert len(peer.transport.writes) == before
     assert peer.read() == [f'"{number}"' for number in range(10)]
     assert len(peer.transport.writes) == before + 1
-    peer.protocol.write(outgoing('"again"'))
+    peer.protocol.outbox.write(outgoing('"again"'))
     assert peer.read() == ['"again"']
     assert len(peer.transport.writes) == before + 2
 
 
 def test_attachments_follow_their_message() -> None:
     peer = Peer(Edge())
-    peer.protocol.write(Outgoing(b"text", (b"one", b"two")))
+    peer.protocol.outbox.write(Outgoing(b"text", (b"one", b"two")))
     text, one, two = peer.read()
     assert (text, one.opcode, bytes(one.data), bytes(two.data)) == ("text", Opcode.BINARY, b"one", b"two")
 
@@ -342,7 +335,7 @@ def test_many_connections_cost_one_call_a_turn() -> None:
     message = outgoing("same")
     before = len(edge.clock.getDelayedCalls())
     for peer in peers:
-        peer.protocol.write(message)
+        peer.protocol.outbox.write(message)
     assert len(edge.clock.getDelayedCalls()) == before + 1
     assert [peer.read() for peer in peers] == [["same"]] * 10
 
@@ -352,9 +345,9 @@ def test_many_connections_cost_one_call_a_turn() -> None:
 
 def test_closing_sends_what_was_said_and_then_the_code() -> None:
     peer = Peer(Edge())
-    peer.protocol.write(outgoing("last"))
+    peer.protocol.outbox.write(outgoing("last"))
     peer.protocol.close(4401, "AUTH_FAILED")
-    peer.protocol.write(outgoing("too late"))
+    peer.protocol.outbox.write(outgoing("too late"))
     peer.protocol.close(1011, "INTERNAL")
     assert peer.read() == ["last", (4401, "AUTH_FAILED")]
 
@@ -395,7 +388,7 @@ def test_a_client_that_closes_gets_what_was_said_before_the_answer() -> None:
     peer = admitted(edge)
     peer.send('{"type":"nobody:knows:this"}')  # its error is said at the end of this turn
     peer.client.send_close(1000)
-    peer.protocol.write(outgoing("said"))
+    peer.protocol.outbox.write(outgoing("said"))
     peer.flush()
     *said, close = peer.read()
     assert codes(said)[-1] == "said"
@@ -418,8 +411,8 @@ def test_a_client_that_is_failed_gets_what_was_said_before() -> None:
 def test_nothing_is_received_after_the_goodbye() -> None:
     edge = Edge(limits=Limits(unsent_bytes=10))
     peer = admitted(edge)
-    peer.protocol.pauseProducing()
-    peer.protocol.write(outgoing("x" * 100))
+    peer.protocol.outbox.pauseProducing()
+    peer.protocol.outbox.write(outgoing("x" * 100))
     peer.protocol.dataReceived(frame(Opcode.TEXT, EVENT.encode()) * 2)
     peer.protocol.dataReceived(frame(Opcode.TEXT, b"", fin=False) + frame(Opcode.CONT, EVENT.encode()))
     assert received(edge) == []
@@ -434,7 +427,7 @@ def test_a_lost_connection_ends_its_session_once() -> None:
     assert session.state is State.CLOSED
     assert edge.house.rooms.entries == {}
     session.close(1001, "later")
-    peer.protocol.write(outgoing("later"))
+    peer.protocol.outbox.write(outgoing("later"))
     peer.protocol.resume()
     assert edge.factory.countConnections == 0
     edge.done()
@@ -452,7 +445,7 @@ def test_what_was_said_to_a_connection_that_is_lost_in_the_same_turn_is_dropped(
     edge = Edge()
     peer = admitted(edge)
     writes = len(peer.transport.writes)
-    peer.protocol.write(outgoing("x"))
+    peer.protocol.outbox.write(outgoing("x"))
     peer.lose()
     edge.done()
     assert len(peer.transport.writes) == writes
@@ -584,25 +577,25 @@ def test_a_client_that_is_not_read_is_not_blamed_for_its_silence() -> None:
 
 def test_what_cannot_be_sent_waits_and_leaves_in_one_write() -> None:
     peer = Peer(Edge())
-    peer.protocol.pauseProducing()
+    peer.protocol.outbox.pauseProducing()
     for number in range(3):
-        peer.protocol.write(outgoing(f'"{number}"'))
+        peer.protocol.outbox.write(outgoing(f'"{number}"'))
     assert peer.read() == []
     writes = len(peer.transport.writes)
-    peer.protocol.resumeProducing()
+    peer.protocol.outbox.resumeProducing()
     assert peer.read() == ['"0"', '"1"', '"2"']
     assert len(peer.transport.writes) == writes + 1
-    peer.protocol.write(outgoing('"3"'))
+    peer.protocol.outbox.write(outgoing('"3"'))
     assert peer.read() == ['"3"']
 
 
 def test_what_was_said_in_the_turn_of_the_pause_waits_too() -> None:
     peer = Peer(Edge())
-    peer.protocol.write(outgoing('"before"'))
-    peer.protocol.pauseProducing()
-    peer.protocol.write(outgoing('"after"'))
+    peer.protocol.outbox.write(outgoing('"before"'))
+    peer.protocol.outbox.pauseProducing()
+    peer.protocol.outbox.write(outgoing('"after"'))
     assert peer.read() == []
-    peer.protocol.resumeProducing()
+    peer.protocol.outbox.resumeProducing()
     assert peer.read() == ['"before"', '"after"']
 
 
@@ -611,7 +604,7 @@ def test_past_the_bound_it_is_closed_and_told_why() -> None:
     peer = admitted(edge)
     session = peer.protocol.session
     assert isinstance(session, Session)
-    peer.protocol.pauseProducing()
+    peer.protocol.outbox.pauseProducing()
     for _ in range(100):
         edge.house.broadcast(type="t", roomId="room", payload="x" * 100)
     assert len(edge.house.roster) == 1  # which was in the middle of telling everybody
@@ -630,14 +623,14 @@ def test_past_the_bound_it_is_closed_and_told_why() -> None:
 def test_up_to_the_bound_it_is_not() -> None:
     edge = Edge(limits=Limits(unsent_bytes=1000))
     peer = Peer(edge)
-    peer.protocol.pauseProducing()
+    peer.protocol.outbox.pauseProducing()
     for _ in range(10):
-        peer.protocol.write(outgoing("x" * 98))  # and a head of two bytes
-    peer.protocol.resumeProducing()
+        peer.protocol.outbox.write(outgoing("x" * 98))  # and a head of two bytes
+    peer.protocol.outbox.resumeProducing()
     assert len(peer.read()) == 10
-    peer.protocol.pauseProducing()
+    peer.protocol.outbox.pauseProducing()
     for _ in range(10):
-        peer.protocol.write(outgoing("x" * 98))
+        peer.protocol.outbox.write(outgoing("x" * 98))
     assert edge.counters.slow_consumers == 0
 
 
@@ -665,8 +658,8 @@ def test_a_dialect_may_have_no_last_word() -> None:
 
     edge = Edge(limits=Limits(unsent_bytes=1), dialects={SUBPROTOCOL: Speechless})
     peer = Peer(edge)
-    peer.protocol.pauseProducing()
-    peer.protocol.write(outgoing("x"))
+    peer.protocol.outbox.pauseProducing()
+    peer.protocol.outbox.write(outgoing("x"))
     assert peer.read() == [(4413, "SLOW_CONSUMER")]
 
 
@@ -674,7 +667,7 @@ def test_others_in_the_room_get_what_the_slow_one_does_not_read() -> None:
     edge = Edge(limits=Limits(unsent_bytes=10))
     edge.house.admission._single = False
     slow, quick = admitted(edge), admitted(edge)
-    slow.protocol.pauseProducing()
+    slow.protocol.outbox.pauseProducing()
     edge.house.broadcast(type="t", roomId="room")
     assert len(quick.read()) == 1
     assert codes(slow.read())[0] == "SLOW_CONSUMER"
@@ -682,11 +675,11 @@ def test_others_in_the_room_get_what_the_slow_one_does_not_read() -> None:
 
 def test_pongs_do_not_pile_up_for_who_does_not_read() -> None:
     peer = Peer(Edge())
-    peer.protocol.pauseProducing()
+    peer.protocol.outbox.pauseProducing()
     for _ in range(1000):
         peer.protocol.dataReceived(frame(Opcode.PING, b"x" * 125))
     assert peer.read() == []
-    peer.protocol.resumeProducing()
+    peer.protocol.outbox.resumeProducing()
     peer.protocol.dataReceived(frame(Opcode.PING, b"again"))
     [pong] = peer.read()
     assert bytes(pong.data) == b"again"
@@ -694,8 +687,8 @@ def test_pongs_do_not_pile_up_for_who_does_not_read() -> None:
 
 def test_a_transport_that_ends_its_producer_wants_nothing_more() -> None:
     peer = Peer(Edge())
-    peer.protocol.write(outgoing("x"))
-    peer.protocol.stopProducing()
+    peer.protocol.outbox.write(outgoing("x"))
+    peer.protocol.outbox.stopProducing()
     assert peer.read() == []
 
 
@@ -704,7 +697,7 @@ def test_it_is_its_transports_producer_from_the_handshake_on() -> None:
     _, transport = edge.accept()
     assert transport.producer is None
     peer = Peer(edge)
-    assert peer.transport.producer is peer.protocol
+    assert peer.transport.producer is peer.protocol.outbox
     assert peer.transport.streaming
 
 
