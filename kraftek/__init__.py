@@ -21,14 +21,14 @@ floor  rooms                                                       what they kno
        ``broadcasts.py``, ``admission.py``, ``session.py``,
        ``roster.py``, ``expiries.py``, ``engineio.py``
 2      ``dialects/``, ``registry.py``, ``router.py``,              grammars, names, access, rooms
-       ``access/``, ``rooms.py``, ``origins.py``
+       ``access/``, ``rooms.py``, ``leases.py``, ``origins.py``
 1      ``interfaces.py``, ``turn.py``, ``fastpath.py``,            the seams, in prose; what edges have in common
        ``trust.py``
 0      ``messages.py``, ``errors.py``, ``config.py``,              the values that cross edges
        ``metrics.py``, ``names.py``, ``scripts.py``
 ====== =========================================================== ===================================================
 
-``demo/`` stands beside the floors: a service and a page for newcomers.
+``demo/`` and ``client/`` stand beside the floors: a service and a page for newcomers; what authors of clients import.
 """
 
 __version__ = "0.1.0"

@@ -1,0 +1,523 @@
+"""What a client and the gateway say to each other, over as many sockets as it takes. Called by the doors.
+
+There is no socket and no clock in here. :class:`Conversation` is told what happened and what time it is; it says what
+to do (:data:`Action`), what to send (:meth:`Conversation.next_frame`) and when to wake it (:meth:`Conversation.due`).
+The rules are those of docs/client-protocol.rst: "Close codes", "Reconnecting", "Requests and answers".
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+from heapq import heapify, heappop, heappush
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+__all__ = [
+    "SUBPROTOCOL",
+    "Action",
+    "Ask",
+    "Change",
+    "Closed",
+    "Conversation",
+    "Drop",
+    "Hear",
+    "Message",
+    "Open",
+    "QueueFull",
+    "Refused",
+    "Settle",
+    "State",
+]
+
+SUBPROTOCOL = "kraftek.v1.json"
+
+_FIRST_WAIT = 0.5
+"""Seconds: the bound of the first back-off. It doubles with each failure."""
+_LONGEST_WAIT = 30.0
+_PATIENCE = 10.0
+"""Seconds from opening a socket to being authenticated on it: as long as the gateway itself waits for a token."""
+
+_LATER = frozenset({4408, 4413, 4429})
+"""Of the codes 4400 to 4499, which say "do not come back like this", those that say "back off first"."""
+_LATER_FAILURES = 3
+_LATER_WAIT = 1.0
+
+_STEADY = 5.0
+"""Seconds: a connection that was ready for so long was a good one, and the next back-off begins from the bottom."""
+
+_CONNECTION = ""
+"""Under this instead of a request's id stands when the connection itself is to be looked at."""
+
+
+class State(Enum):
+    """What a client is doing."""
+
+    CLOSED = "closed"
+    """Not connected, and stays so until ``connect()``."""
+    CONNECTING = "connecting"
+    """Asking for a token, opening a socket, authenticating."""
+    READY = "ready"
+    """Authenticated."""
+    WAITING = "waiting"
+    """The socket was lost. Another is opened by and by."""
+
+
+class Message(Struct, frozen=True, rename="camel"):
+    """A message of the gateway. ``room_id``: the room to which it was told, if to one."""
+
+    type: str
+    payload: Any = None
+    id: int | str | None = None
+    room_id: str | None = None
+
+
+class Change(Struct, frozen=True):
+    """The client is in another state now. Why: ``code`` and ``reason`` are those with which the last socket closed.
+
+    ``wait``: seconds until the next attempt, when that is ``WAITING``.
+    """
+
+    state: State
+    code: int = 0
+    reason: str = ""
+    wait: float = 0.0
+
+
+class Refused(Exception):  # noqa: N818  # it says what happened, as Twisted's names do
+    """A request was answered with an error, or has no answer.
+
+    ``code``: one of the gateway's or of the service's, to act on. The client itself says ``TIMEOUT`` when nothing came
+    in time, ``TOO_LARGE`` when the gateway closed the socket because of a message like this one, and ``LEFT`` for a
+    room that was left before it was entered. ``retry_after``: seconds after which trying again makes sense, if the
+    other side gave any.
+    """
+
+    def __init__(self, code: str, message: str, retry_after: float | None = None) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+        self.retry_after = retry_after
+
+
+class Closed(Exception):  # noqa: N818  # as above
+    """The client is closed for good: by its own ``close()``, code 1000, or by a close code that forbids coming back."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(f"{code} {reason}".rstrip())
+        self.code = code
+        self.reason = reason
+
+
+class QueueFull(Exception):  # noqa: N818  # as above
+    """So many messages wait for a connection, or for their answers, that no more are taken."""
+
+
+# What a door is to do.
+
+
+class Ask(Struct, frozen=True):
+    """Ask for a token, and give it to :meth:`Conversation.token`. ``refused``: the last one was."""
+
+    attempt: int
+    refused: bool
+
+
+class Open(Struct, frozen=True):
+    """Open a socket, and tell :meth:`Conversation.opened` or :meth:`Conversation.lost`."""
+
+    attempt: int
+
+
+class Drop(Struct, frozen=True):
+    """Send ``last`` if the socket is open, close it with code 1000, or stop opening it."""
+
+    attempt: int
+    last: tuple[bytes, ...] = ()
+
+
+class Settle(Struct, frozen=True):
+    """What became of ``request()``, ``join()`` or ``leave()``."""
+
+    id: str
+    outcome: Message | Refused | Closed | None
+
+
+class Hear(Struct, frozen=True):
+    """A message that answers nothing: for whoever listens."""
+
+    message: Message
+
+
+Action = Ask | Open | Drop | Settle | Hear | Change
+
+
+class _Error(Struct, rename="camel"):
+    code: str = ""
+    message: str = ""
+    retry_after: float | None = None
+
+
+_decode = msgspec.json.Decoder(Message).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class Conversation:
+    """One client's side of it.
+
+    ``rooms``: to be in from the start; authentication is for the first. ``queue``: how many messages may wait, unsent
+    or unanswered. ``random`` gives numbers from 0 to 1, for the full jitter of every wait. Times are in seconds, of any
+    clock that does not jump.
+
+    A socket is known by the number of its attempt. What is told of another than the present ``attempt`` is ignored.
+    """
+
+    def __init__(
+        self, rooms: tuple[str, ...] = (), queue: int = 256, random: Callable[[], float] = random.random
+    ) -> None:
+        self.state = State.CLOSED
+        self._queue = queue
+        self._random = random
+        self._actions: deque[Action] = deque()
+        # Ids are unique among all clients of this user, also among those in other processes.
+        self._name = secrets.token_hex(8)
+        self._ids = 0
+        self._attempts = 0
+        self.attempt: int | None = None
+        self._failures = 0
+        self._ready_since = 0.0
+        self._refused = False
+        self._token = ""
+        self._authenticate: bytes | None = None
+        self._complaint: _Error | None = None
+        self._end = Closed(1000, "not connected yet")
+        # In the order of the calls: what is still to be sent, and what was sent on this socket and has no answer.
+        self._unsent: dict[str, bytes] = {}
+        self._unanswered: dict[str, bytes] = {}
+        self._requests: set[str] = set()
+        self._rooms = dict.fromkeys(rooms)
+        self._first: str | None = None
+        self._joins: dict[str, str] = {}
+        self._leaves: set[str] = set()
+        self._dues: dict[str, float] = {}
+        self._heap: list[tuple[float, str]] = []
+
+    # What the door takes
+
+    def next_action(self) -> Action | None:
+        """What to do next; ``None`` when that was all."""
+        return self._actions.popleft() if self._actions else None
+
+    def next_frame(self) -> bytes | None:
+        """The next text message for the socket; ``None`` when there is none. A door asks when it can write."""
+        if self.state is State.CONNECTING:
+            frame, self._authenticate = self._authenticate, None
+            return frame
+        if self.state is not State.READY or not self._unsent:
+            return None
+        key = next(iter(self._unsent))
+        frame = self._unsent.pop(key)
+        if key in self._requests:
+            self._unanswered[key] = frame
+        return frame
+
+    def due(self) -> float | None:
+        """When to call :meth:`wake`."""
+        while self._heap and self._dues.get(self._heap[0][1]) != self._heap[0][0]:
+            heappop(self._heap)
+        return self._heap[0][0] if self._heap else None
+
+    # What the user wants
+
+    def connect(self) -> None:
+        """Connect, and stay connected; from ``CLOSED`` only."""
+        if self.state is State.CLOSED:
+            self._failures, self._refused = 0, False
+            self._begin()
+
+    def close(self) -> None:
+        """Be closed. Events that wait are sent if there is a connection; requests that wait fail."""
+        if self.state is State.CLOSED:
+            return
+        if self.attempt is not None:
+            controls = self._requests | self._joins.keys() | self._leaves
+            last = [frame for key, frame in self._unsent.items() if key not in controls]
+            self._actions.append(Drop(self.attempt, tuple(last) if self.state is State.READY else ()))
+        self._finish(1000, "closed by the client")
+
+    def emit(self, type: str, payload: Any = None, room_id: str | None = None) -> None:
+        """Send an event once there is a connection. Raises :class:`Closed`, :class:`QueueFull`."""
+        self._check(type)
+        self._unsent[self._next_id()] = _frame(type, payload, room_id=room_id)
+
+    def request(self, now: float, timeout: float, type: str, payload: Any = None, room_id: str | None = None) -> str:
+        """Send an event and wait for its answer, which is settled under the id returned. Raises as :meth:`emit`."""
+        self._check(type)
+        key = self._next_id()
+        self._unsent[key] = _frame(type, payload, key, room_id)
+        self._requests.add(key)
+        self._wake_at(key, now + timeout)
+        return key
+
+    def join(self, room_id: str) -> str:
+        """Be in a room, on every socket to come; settled under the id returned. Raises as :meth:`emit`."""
+        self._check_space()
+        key = self._next_id()
+        self._joins[key] = room_id
+        if self.state is State.READY:
+            self._unsent[key] = _frame("join", {"roomId": room_id}, key)
+        return key
+
+    def leave(self, room_id: str) -> str:
+        """Be out of a room; settled under the id returned. Raises :class:`Closed`."""
+        if self.state is State.CLOSED:
+            raise self._end
+        self._rooms.pop(room_id, None)
+        for key in [key for key, its_room in self._joins.items() if its_room == room_id]:
+            self._forget_join(key)
+            self._settle(key, Refused("LEFT", f"room {room_id} was left before it was entered"))
+        key = self._next_id()
+        if self.state is State.READY:
+            self._leaves.add(key)
+            self._unsent[key] = _frame("leave", {"roomId": room_id}, key)
+        else:
+            self._settle(key, None)
+        return key
+
+    def forget(self, key: str) -> None:
+        """Nobody waits for this request any more."""
+        if key in self._requests:
+            self._requests.remove(key)
+            self._unsent.pop(key, None)
+            self._unanswered.pop(key, None)
+            self._dues.pop(key, None)
+
+    # What happened
+
+    def token(self, attempt: int, token: str, now: float) -> None:
+        """There is a token."""
+        if attempt == self.attempt:
+            self._token = token
+            self._wake_at(_CONNECTION, now + _PATIENCE)
+            self._actions.append(Open(attempt))
+
+    def opened(self, attempt: int) -> None:
+        """The socket is open."""
+        if attempt == self.attempt:
+            self._show_token()
+
+    def received(self, attempt: int, text: str | bytes, now: float) -> None:
+        """A message came."""
+        if attempt != self.attempt:
+            return
+        try:
+            message = _decode(text)
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as wrong:
+            self._actions.append(Drop(attempt))
+            self.lost(attempt, 1002, f"not {SUBPROTOCOL}: {type(wrong).__name__}", now)
+            return
+        error = _error(message.payload) if message.type == "error" else None
+        key = message.id
+        if self.state is State.CONNECTING:
+            self._while_connecting(message, error, now)
+        elif key in self._joins:
+            self._entered(str(key), message, error, now)
+        elif key in self._unanswered or key in self._leaves:
+            self._leaves.discard(str(key))
+            self.forget(str(key))
+            self._settle(str(key), message if error is None else _refused(error))
+        elif key is None:
+            self._complaint = error or self._complaint
+            self._actions.append(Hear(message))
+
+    def lost(self, attempt: int, code: int, reason: str, now: float) -> None:
+        """The socket is gone, could not be opened, or there is no token for it."""
+        if attempt != self.attempt:
+            return
+        complaint, self._complaint = self._complaint, None
+        later, retry_after = code in _LATER, None
+        # The gateway says why before it closes; the close frame has the code of that as its reason.
+        if complaint is not None and complaint.code == reason:
+            reason, retry_after = f"{reason}: {complaint.message}", complaint.retry_after
+        once_more = later or (code == 4401 and not self._refused)
+        if 4400 <= code <= 4499 and not once_more:
+            self._finish(code, reason)
+            return
+        self._refused = self._refused or code == 4401
+        self._go_back(code)
+        if self.state is State.READY and now >= self._ready_since + _STEADY:
+            self._failures = 0
+        if later:
+            self._failures = max(self._failures, _LATER_FAILURES)
+        bound = min(_LONGEST_WAIT, _FIRST_WAIT * 2.0**self._failures)
+        self._failures += 1
+        wait = (retry_after or (_LATER_WAIT if later else 0.0)) + self._random() * bound
+        self.attempt = None
+        self._wake_at(_CONNECTION, now + wait)
+        self._become(Change(State.WAITING, code, reason, wait))
+
+    def wake(self, now: float) -> None:
+        """Time has passed."""
+        while (due := self.due()) is not None and due <= now:
+            _, key = heappop(self._heap)
+            del self._dues[key]
+            if key in self._requests:
+                self.forget(key)
+                self._settle(key, Refused("TIMEOUT", "no answer in time"))
+            elif key in self._joins:
+                self._unsent[key] = _frame("join", {"roomId": self._joins[key]}, key)
+            elif self.state is State.WAITING:
+                self._begin()
+            elif self._complaint is not None:
+                self._wake_at(_CONNECTION, now + _PATIENCE)
+                self._show_token()
+            else:
+                assert self.attempt is not None
+                self._actions.append(Drop(self.attempt))
+                self.lost(self.attempt, 1006, f"not authenticated within {_PATIENCE:g} s", now)
+
+    # How it goes on
+
+    def _begin(self) -> None:
+        self._attempts += 1
+        self.attempt = self._attempts
+        self._become(Change(State.CONNECTING))
+        self._actions.append(Ask(self.attempt, self._refused))
+
+    def _show_token(self) -> None:
+        self._complaint = None
+        self._first = next(iter(self._rooms), None)
+        self._authenticate = _frame("authenticate", {"token": self._token, "roomId": self._first})
+
+    def _while_connecting(self, message: Message, error: _Error | None, now: float) -> None:
+        if error is not None:
+            self._complaint = error
+            if error.code == "AUTH_UNAVAILABLE":
+                self._wake_at(_CONNECTION, now + self._jittered(error))
+        elif message.type == "authenticated":
+            self._ready(now)
+        self._actions.append(Hear(message))
+
+    def _ready(self, now: float) -> None:
+        self._ready_since, self._refused, self._token = now, False, ""
+        self._dues.pop(_CONNECTION, None)
+        first = self._first
+        for key in [key for key, room_id in self._joins.items() if room_id == first]:
+            self._rooms[self._joins[key]] = None
+            self._forget_join(key)
+            self._settle(key, None)
+        for room_id in self._rooms:
+            if room_id not in {first, *self._joins.values()}:
+                self._joins[self._next_id()] = room_id
+        joins = {key: _frame("join", {"roomId": room_id}, key) for key, room_id in self._joins.items()}
+        self._unsent = joins | self._unsent
+        self._become(Change(State.READY))
+        if first is not None and first not in self._rooms:
+            # Left while it was being entered.
+            self.leave(first)
+
+    def _entered(self, key: str, message: Message, error: _Error | None, now: float) -> None:
+        """Or not: what the gateway says to ``join``."""
+        room_id = self._joins[key]
+        again = room_id in self._rooms
+        if error is not None and again and error.code == "AUTH_UNAVAILABLE":
+            self._wake_at(key, now + self._jittered(error))
+            return
+        self._forget_join(key)
+        if error is None:
+            self._rooms[room_id] = None
+            self._settle(key, None)
+            return
+        self._rooms.pop(room_id, None)
+        self._settle(key, _refused(error))
+        if again:
+            # Nobody has just asked for it, so nobody waits for this answer.
+            self._actions.append(Hear(msgspec.structs.replace(message, id=None, room_id=room_id)))
+
+    def _go_back(self, code: int) -> None:
+        """What was sent on the socket that is gone and has no answer is to be sent again, before the rest."""
+        if code == 1009 and self._unanswered:
+            # Whichever it was, to send it again would close the next socket, too.
+            largest = max(self._unanswered, key=lambda key: len(self._unanswered[key]))
+            self.forget(largest)
+            self._settle(largest, Refused("TOO_LARGE", "a message was larger than the gateway takes"))
+        of_socket = self._joins.keys() | self._leaves
+        self._unsent = self._unanswered | {key: text for key, text in self._unsent.items() if key not in of_socket}
+        self._unanswered = {}
+        self._authenticate = None
+        for key in self._joins:
+            self._dues.pop(key, None)
+        for key in self._leaves:
+            self._settle(key, None)
+        self._leaves = set()
+
+    def _finish(self, code: int, reason: str) -> None:
+        self._end = Closed(code, reason)
+        self.attempt = None
+        self._token = ""
+        self._authenticate = self._complaint = None
+        for key in (*self._requests, *self._joins, *self._leaves):
+            self._settle(key, self._end)
+        for waiting in (self._unsent, self._unanswered, self._requests, self._joins, self._leaves, self._dues):
+            waiting.clear()
+        self._become(Change(State.CLOSED, code, reason))
+
+    def _check(self, type: str) -> None:
+        if ":" not in type:
+            raise ValueError(f"an event's name is service:module:name, not {type!r}")
+        self._check_space()
+
+    def _check_space(self) -> None:
+        if self.state is State.CLOSED:
+            raise self._end
+        if len(self._unsent) + len(self._unanswered) + len(self._joins) >= self._queue:
+            raise QueueFull(f"{self._queue} messages wait already")
+
+    def _next_id(self) -> str:
+        self._ids += 1
+        return f"{self._name}-{self._ids}"
+
+    def _forget_join(self, key: str) -> None:
+        del self._joins[key]
+        self._unsent.pop(key, None)
+        self._dues.pop(key, None)
+
+    def _jittered(self, error: _Error) -> float:
+        return (error.retry_after or 1.0) * (1.0 + self._random())
+
+    def _wake_at(self, key: str, due: float) -> None:
+        self._dues[key] = due
+        heappush(self._heap, (due, key))
+        # Most requests are answered long before their time is over: what they leave behind is cleared away.
+        if len(self._heap) > 2 * len(self._dues) + 64:
+            self._heap = [(due, key) for key, due in self._dues.items()]
+            heapify(self._heap)
+
+    def _become(self, change: Change) -> None:
+        self.state = change.state
+        self._actions.append(change)
+
+    def _settle(self, key: str, outcome: Message | Refused | Closed | None) -> None:
+        self._actions.append(Settle(key, outcome))
+
+
+def _frame(type: str, payload: Any, id: str | None = None, room_id: str | None = None) -> bytes:
+    optional = {"payload": payload, "id": id, "roomId": room_id}
+    return _encode({"type": type, **{key: value for key, value in optional.items() if value is not None}})
+
+
+def _error(payload: Any) -> _Error:
+    try:
+        return msgspec.convert(payload, _Error)
+    except msgspec.ValidationError:
+        # A service's own, and not as the protocol has it: an error all the same.
+        return _Error(message=str(payload))
+
+
+def _refused(error: _Error) -> Refused:
+    return Refused(error.code, error.message, error.retry_after)

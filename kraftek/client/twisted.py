@@ -1,0 +1,180 @@
+"""The gateway's client for Twisted, over Autobahn.
+
+When to come back is the conversation's to say: Twisted's ``ClientService`` knows one delay for every failure, and not
+the close codes, so this opens each socket at a plain endpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from autobahn.twisted.websocket import WebSocketClientFactory, WebSocketClientProtocol
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.interfaces import IDelayedCall, IPushProducer
+from twisted.internet.ssl import optionsForClientTLS
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from kraftek.client.conversation import SUBPROTOCOL
+from kraftek.client.door import CLOSE_TIMEOUT, MAX_MESSAGE, PING_INTERVAL, PING_TIMEOUT, Door
+
+__all__ = ["Client"]
+
+
+@implementer(IPushProducer)
+class _Socket(WebSocketClientProtocol):
+    """One WebSocket to the gateway. It can be written to unless it is ``paused``, as it is until it is open."""
+
+    def __init__(
+        self,
+        opened: Callable[[], None],
+        received: Callable[[bytes], None],
+        lost: Callable[[_Socket, int, str], None],
+        writable: Callable[[], None],
+    ) -> None:
+        super().__init__()
+        self.paused = True
+        self._opened, self._received, self._lost, self._writable = opened, received, lost, writable
+
+    def onOpen(self) -> None:
+        self.paused = False
+        transport: Any = self.transport
+        transport.registerProducer(self, True)
+        self._opened()
+
+    def onMessage(self, payload: bytes, isBinary: bool) -> None:
+        self._received(payload)
+
+    def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
+        self.paused = True
+        self._lost(self, code or 1006, reason or "")
+
+    def pauseProducing(self) -> None:
+        self.paused = True
+
+    def resumeProducing(self) -> None:
+        self.paused = False
+        self._writable()
+
+    def stopProducing(self) -> None:
+        self.paused = True
+
+
+class Client(Door["Deferred[Any]"]):
+    """See :class:`kraftek.client.door.Door`. Its promises are Deferreds.
+
+    ``reactor``: the one that runs, unless given.
+    """
+
+    _log = Logger()
+
+    def __init__(self, *args: Any, reactor: Any = None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if reactor is None:
+            from twisted.internet import reactor  # noqa: PLC0415  # importing it chooses one
+        self._reactor = reactor
+        self._timer: IDelayedCall | None = None
+        self._asking: Deferred[Any] | None = None
+        self._socket: _Socket | None = None
+        self._sockets: set[_Socket] = set()
+        self._leaving: list[Deferred[Any]] = []
+
+    def _now(self) -> float:
+        return float(self._reactor.seconds())
+
+    def _wake_at(self, due: float | None) -> None:
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        self._timer = None if due is None else self._reactor.callLater(max(0.0, due - self._now()), self._wake)
+
+    def _promise(self, cancelled: Callable[[], None] | None) -> Deferred[Any]:
+        return Deferred(None if cancelled is None else lambda _: cancelled())
+
+    def _resolve(self, promise: Deferred[Any], outcome: Any) -> None:
+        if promise.called:
+            return
+        if isinstance(outcome, Exception):
+            promise.errback(outcome)
+        else:
+            promise.callback(outcome)
+
+    def _ask(self, attempt: int, refused: bool) -> None:
+        self._asking = asking = maybeDeferred(self._token, refused)
+        asking.addCallbacks(
+            lambda token: self._has_token(attempt, token), lambda failure: self._has_no_token(attempt, failure.value)
+        )
+
+    def _open(self, attempt: int) -> None:
+        host, tls = self._address.hostname, self._address.scheme == "wss"
+        assert host is not None
+        endpoint: Any = HostnameEndpoint(self._reactor, host, self._address.port or (443 if tls else 80))
+        if tls:
+            endpoint = wrapClientTLS(optionsForClientTLS(host), endpoint)
+        factory: Any = WebSocketClientFactory(self.url, protocols=[SUBPROTOCOL], reactor=self._reactor)
+        factory.noisy = False
+        factory.protocol = lambda: _Socket(
+            partial(self._opened, attempt),
+            partial(self._received, attempt),
+            partial(self._socket_lost, attempt),
+            self._pump,
+        )
+        factory.setProtocolOptions(
+            # How long it may take is the conversation's to say.
+            openHandshakeTimeout=0,
+            closeHandshakeTimeout=CLOSE_TIMEOUT,
+            failByDrop=False,
+            maxMessagePayloadSize=MAX_MESSAGE,
+            maxFramePayloadSize=MAX_MESSAGE,
+            autoPingInterval=PING_INTERVAL,
+            autoPingTimeout=PING_TIMEOUT,
+        )
+        self._asking = asking = endpoint.connect(factory)
+        asking.addCallbacks(self._connected, lambda failure: self._lost(attempt, 1006, failure.getErrorMessage()))
+
+    def _connected(self, socket: _Socket) -> None:
+        self._asking = None
+        self._socket = socket
+        self._sockets.add(socket)
+
+    def _drop(self, attempt: int, last: tuple[bytes, ...]) -> None:
+        asking, self._asking = self._asking, None
+        socket, self._socket = self._socket, None
+        if asking is not None:
+            asking.cancel()
+        if socket is None:
+            return
+        if socket.state == socket.STATE_OPEN:
+            for frame in last:
+                socket.sendMessage(frame)
+            socket.sendClose(1000)
+        else:
+            socket.dropConnection(abort=True)
+
+    def _socket_lost(self, attempt: int, socket: _Socket, code: int, reason: str) -> None:
+        if self._socket is socket:
+            self._socket = None
+        self._sockets.discard(socket)
+        self._lost(attempt, code, reason)
+        if not self._sockets:
+            leaving, self._leaving = self._leaving, []
+            for promise in leaving:
+                self._resolve(promise, None)
+
+    def _pump(self) -> None:
+        socket = self._socket
+        while socket is not None and not socket.paused and (frame := self._conversation.next_frame()) is not None:
+            socket.sendMessage(frame)
+
+    def _gone(self) -> Deferred[Any]:
+        if not self._sockets:
+            return succeed(None)
+        promise: Deferred[Any] = Deferred()
+        self._leaving.append(promise)
+        return promise
+
+    def _complain(self, what: str, error: BaseException) -> None:
+        self._log.failure("{what}", Failure(error), what=what)

@@ -1,0 +1,715 @@
+"""The conversation, without a socket and without a clock: what it is told, and what it then does and sends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kraftek.client import Change, Closed, Message, QueueFull, Refused, State
+from kraftek.client.conversation import Action, Ask, Conversation, Drop, Hear, Open, Settle
+
+Json = dict[str, Any]
+
+
+class Play:
+    """A conversation, a clock, and a gateway that says what the test says."""
+
+    def __init__(self, *rooms: str, queue: int = 256, random: Callable[[], float] = lambda: 0.5) -> None:
+        self.it = Conversation(rooms, queue, random)
+        self.now = 100.0
+        self.settled: dict[str, Any] = {}
+        self.heard: list[Message] = []
+        self.changes: list[Change] = []
+
+    @property
+    def attempt(self) -> int:
+        assert self.it.attempt is not None
+        return self.it.attempt
+
+    def actions(self) -> list[Action]:
+        """What is to be done, without what was only to be noted."""
+        rest: list[Action] = []
+        while action := self.it.next_action():
+            match action:
+                case Settle(key, outcome):
+                    assert key not in self.settled
+                    self.settled[key] = outcome
+                case Hear(message):
+                    self.heard.append(message)
+                case Change():
+                    self.changes.append(action)
+                case _:
+                    rest.append(action)
+        return rest
+
+    def sent(self) -> list[Json]:
+        """What the socket is given."""
+        frames = []
+        while frame := self.it.next_frame():
+            frames.append(json.loads(frame))
+        return frames
+
+    def say(self, type: str, payload: Any = None, **more: Any) -> None:
+        """The gateway says something."""
+        self.it.received(self.attempt, json.dumps({"type": type, "payload": payload, **more}), self.now)
+
+    def error(self, code: str, id: str | None = None, **more: Any) -> None:
+        self.say("error", {"code": code, "message": "because", **more}, id=id)
+
+    def lose(self, code: int = 1006, reason: str = "") -> None:
+        self.it.lost(self.attempt, code, reason, self.now)
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        self.it.wake(self.now)
+
+    def wake(self) -> float:
+        """Let time pass until it wants to be woken; how long that was."""
+        due = self.it.due()
+        assert due is not None
+        wait = due - self.now
+        self.pass_time(wait)
+        return wait
+
+    def open(self, token: str = "ada") -> Json:
+        """From ``CONNECTING`` on: a token, and an open socket; what is then sent."""
+        *_, ask = self.actions()
+        assert isinstance(ask, Ask)
+        self.it.token(ask.attempt, token, self.now)
+        assert self.actions() == [Open(ask.attempt)]
+        self.it.opened(ask.attempt)
+        self.say("connected", {"socketId": "s"})
+        (shown,) = self.sent()
+        return shown
+
+    def ready(self) -> list[Json]:
+        """From ``CONNECTING`` on until authenticated; what is then sent."""
+        self.open()
+        self.say("authenticated", {"success": True})
+        assert self.actions() == []
+        assert self.it.state is State.READY
+        return self.sent()
+
+
+@pytest.fixture
+def play() -> Play:
+    play = Play("r1")
+    play.it.connect()
+    return play
+
+
+def test_it_asks_for_a_token_opens_a_socket_and_shows_it(play: Play) -> None:
+    assert play.it.state is State.CONNECTING
+    assert play.actions() == [Ask(1, False)]
+    play.it.token(1, "secret", play.now)
+    assert play.actions() == [Open(1)]
+    assert play.sent() == []
+    play.it.opened(1)
+    assert play.sent() == [{"type": "authenticate", "payload": {"token": "secret", "roomId": "r1"}}]
+    play.say("authenticated", {"success": True, "userId": "ada", "roomId": "r1"})
+    assert play.actions() == []
+    assert [change.state for change in play.changes] == [State.CONNECTING, State.READY]
+    assert [message.type for message in play.heard] == ["authenticated"]
+    assert play.it.due() is None
+
+
+def test_no_room() -> None:
+    play = Play()
+    play.it.connect()
+    assert play.open() == {"type": "authenticate", "payload": {"token": "ada", "roomId": None}}
+
+
+def test_connecting_again_does_nothing_unless_closed(play: Play) -> None:
+    play.ready()
+    play.it.connect()
+    assert play.actions() == []
+
+
+# Requests and events
+
+
+def test_a_request_is_answered_once(play: Play) -> None:
+    play.ready()
+    key = play.it.request(play.now, 5.0, "a:b:c", {"x": 1}, "r1")
+    assert play.sent() == [{"type": "a:b:c", "payload": {"x": 1}, "id": key, "roomId": "r1"}]
+    play.say("a:b:c", {"y": 2}, id=key)
+    play.say("a:b:c", {"y": 3}, id=key)
+    play.actions()
+    assert play.settled == {key: Message("a:b:c", {"y": 2}, key)}
+    assert [message.type for message in play.heard] == ["connected", "authenticated"]
+    assert play.it.due() is None
+
+
+def test_ids_are_unique_among_clients() -> None:
+    plays = [Play(), Play()]
+    ids = []
+    for play in plays:
+        play.it.connect()
+        ids += [play.it.request(0.0, 1.0, "a:b:c") for _ in range(2)]
+    assert len(set(ids)) == 4
+    assert all(len(key) <= 64 for key in ids)
+
+
+def test_a_refusal(play: Play) -> None:
+    play.ready()
+    key = play.it.request(play.now, 5.0, "a:b:c")
+    play.sent()
+    play.error("RATE_LIMITED", key, retryAfter=3)
+    play.actions()
+    refused = play.settled[key]
+    assert (refused.code, refused.message, refused.retry_after) == ("RATE_LIMITED", "because", 3.0)
+
+
+@pytest.mark.parametrize("payload", [None, "no", {"code": 7}, []])
+def test_a_refusal_of_a_service_that_says_it_its_own_way(play: Play, payload: Any) -> None:
+    play.ready()
+    key = play.it.request(play.now, 5.0, "a:b:c")
+    play.sent()
+    play.say("error", payload, id=key)
+    assert play.actions() == []
+    assert isinstance(play.settled[key], Refused)
+    assert str(payload) in play.settled[key].message
+
+
+def test_a_request_has_a_time_limit(play: Play) -> None:
+    play.ready()
+    slow = play.it.request(play.now, 9.0, "a:b:c")
+    fast = play.it.request(play.now, 2.0, "a:b:c")
+    play.sent()
+    assert play.wake() == 2.0
+    play.actions()
+    assert [*play.settled] == [fast]
+    assert play.settled[fast].code == "TIMEOUT"
+    play.say("a:b:c", id=fast)
+    assert play.wake() == 7.0
+    play.actions()
+    assert {key: refused.code for key, refused in play.settled.items()} == {fast: "TIMEOUT", slow: "TIMEOUT"}
+    assert play.it.due() is None
+
+
+def test_the_time_limit_holds_without_a_connection(play: Play) -> None:
+    key = play.it.request(play.now, 2.0, "a:b:c")
+    play.wake()
+    play.actions()
+    assert play.settled[key].code == "TIMEOUT"
+
+
+def test_a_forgotten_request_is_neither_sent_nor_settled(play: Play) -> None:
+    key = play.it.request(play.now, 2.0, "a:b:c")
+    play.it.forget(key)
+    assert play.ready() == []
+    assert play.settled == {}
+
+
+def test_what_was_said_before_it_is_ready_is_sent_then_in_order(play: Play) -> None:
+    play.it.emit("a:b:first")
+    play.it.request(play.now, 5.0, "a:b:second")
+    play.it.emit("a:b:third", room_id="r1")
+    assert [frame["type"] for frame in play.ready()] == ["a:b:first", "a:b:second", "a:b:third"]
+
+
+def test_unanswered_requests_are_sent_again_under_their_id_and_events_are_not(play: Play) -> None:
+    play.ready()
+    first = play.it.request(play.now, 5.0, "a:b:first", 1)
+    play.it.emit("a:b:event")
+    answered = play.it.request(play.now, 5.0, "a:b:answered")
+    second = play.it.request(play.now, 5.0, "a:b:second")
+    before = {frame.get("id"): frame for frame in play.sent()}
+    play.say("ack", {"receivers": 1}, id=answered)
+    play.lose()
+    third = play.it.request(play.now, 5.0, "a:b:third")
+    play.wake()
+    again = play.ready()
+    assert [frame["id"] for frame in again] == [first, second, third]
+    assert again[:2] == [before[first], before[second]]
+    play.say("a:b:first", 2, id=first)
+    play.actions()
+    assert play.settled[first].payload == 2
+
+
+def test_what_was_not_yet_written_when_the_socket_was_lost_is_written_to_the_next(play: Play) -> None:
+    play.ready()
+    play.it.emit("a:b:c")
+    play.lose()
+    play.wake()
+    assert [frame["type"] for frame in play.ready()] == ["a:b:c"]
+
+
+def test_so_many_wait_and_no_more() -> None:
+    play = Play("r1", queue=3)
+    play.it.connect()
+    play.it.emit("a:b:c")
+    play.it.request(play.now, 5.0, "a:b:c")
+    play.it.emit("a:b:c")
+    for refused in (
+        lambda: play.it.emit("a:b:c"),
+        lambda: play.it.request(play.now, 5.0, "a:b:c"),
+        lambda: play.it.join("r2"),
+    ):
+        with pytest.raises(QueueFull):
+            refused()
+    assert len(play.ready()) == 3
+    play.it.emit("a:b:c")
+    play.it.emit("a:b:c")
+    with pytest.raises(QueueFull):
+        play.it.emit("a:b:c")
+
+
+def test_names_without_a_colon_are_the_gateways(play: Play) -> None:
+    with pytest.raises(ValueError, match="service:module:name"):
+        play.it.emit("authenticate")
+    with pytest.raises(ValueError, match="service:module:name"):
+        play.it.request(play.now, 1.0, "join")
+
+
+def test_what_answers_nothing_is_heard(play: Play) -> None:
+    play.ready()
+    play.say("a:b:told", {"x": 1}, roomId="r1")
+    play.error("INVALID_EVENT", eventType="a:b:c")
+    play.actions()
+    told, error = play.heard[2:]
+    assert told == Message("a:b:told", {"x": 1}, None, "r1")
+    assert error.payload["eventType"] == "a:b:c"
+
+
+def test_timers_of_answered_requests_do_not_pile_up(play: Play) -> None:
+    play.ready()
+    for _ in range(1000):
+        key = play.it.request(play.now, 60.0, "a:b:c")
+        play.sent()
+        play.say("ack", id=key)
+    assert len(play.it._heap) < 100
+
+
+# Rooms
+
+
+def test_join_and_leave(play: Play) -> None:
+    play.ready()
+    join = play.it.join("r2")
+    assert play.sent() == [{"type": "join", "payload": {"roomId": "r2"}, "id": join}]
+    play.say("joined", {"roomId": "r2"}, id=join)
+    leave = play.it.leave("r1")
+    assert play.sent() == [{"type": "leave", "payload": {"roomId": "r1"}, "id": leave}]
+    play.say("left", {"roomId": "r1"}, id=leave)
+    play.actions()
+    assert play.settled.keys() == {join, leave}
+    play.lose()
+    play.wake()
+    assert play.open()["payload"]["roomId"] == "r2"
+
+
+def test_rooms_are_joined_again_before_anything_else(play: Play) -> None:
+    play.ready()
+    join = play.it.join("r2")
+    play.sent()
+    play.say("joined", {"roomId": "r2"}, id=join)
+    play.lose()
+    play.it.emit("a:b:c", room_id="r2")
+    late = play.it.join("r3")
+    play.wake()
+    assert play.open()["payload"]["roomId"] == "r1"
+    play.say("authenticated")
+    third, second, event = play.sent()
+    assert (third["type"], third["payload"], third["id"]) == ("join", {"roomId": "r3"}, late)
+    assert (second["type"], second["payload"]) == ("join", {"roomId": "r2"})
+    assert event["type"] == "a:b:c"
+    play.say("joined", {"roomId": "r3"}, id=late)
+    play.say("joined", {"roomId": "r2"}, id=second["id"])
+    play.actions()
+    assert play.settled[late] is None
+
+
+def test_a_join_without_an_answer_is_asked_again(play: Play) -> None:
+    play.ready()
+    join = play.it.join("r2")
+    play.sent()
+    play.lose()
+    play.wake()
+    (again,) = play.ready()
+    assert again == {"type": "join", "payload": {"roomId": "r2"}, "id": join}
+
+
+def test_joining_the_room_of_the_authentication(play: Play) -> None:
+    join = play.it.join("r1")
+    assert play.ready() == []
+    assert play.settled == {join: None}
+
+
+def test_a_room_that_is_refused(play: Play) -> None:
+    play.ready()
+    join = play.it.join("r2")
+    play.sent()
+    play.error("ACCESS_DENIED", join)
+    play.actions()
+    assert play.settled[join].code == "ACCESS_DENIED"
+    assert "error" not in [message.type for message in play.heard]
+    play.lose()
+    play.wake()
+    assert play.ready() == []
+
+
+def joined(play: Play, room: str) -> None:
+    key = play.it.join(room)
+    play.sent()
+    play.say("joined", {"roomId": room}, id=key)
+
+
+def test_a_room_that_cannot_be_entered_again_is_told(play: Play) -> None:
+    play.ready()
+    joined(play, "r2")
+    play.lose()
+    play.wake()
+    (again,) = play.ready()
+    play.error("ACCESS_DENIED", again["id"])
+    play.actions()
+    assert (play.heard[-1].type, play.heard[-1].room_id) == ("error", "r2")
+    assert play.heard[-1].payload["code"] == "ACCESS_DENIED"
+    play.lose()
+    play.wake()
+    assert play.ready() == []
+
+
+def test_a_room_that_could_not_be_asked_about_is_asked_about_again(play: Play) -> None:
+    play.ready()
+    joined(play, "r2")
+    play.lose()
+    play.wake()
+    (again,) = play.ready()
+    play.error("AUTH_UNAVAILABLE", again["id"], retryAfter=2.0)
+    assert play.sent() == []
+    assert play.wake() == 3.0
+    assert play.sent() == [again]
+    play.say("joined", {"roomId": "r2"}, id=again["id"])
+    assert play.it.due() is None
+
+
+def test_a_room_left_before_it_was_entered(play: Play) -> None:
+    play.ready()
+    join = play.it.join("r2")
+    play.sent()
+    play.it.leave("r2")
+    play.actions()
+    assert play.settled[join].code == "LEFT"
+    play.say("joined", {"roomId": "r2"}, id=join)
+    play.lose()
+    play.wake()
+    assert play.ready() == []
+
+
+def test_a_room_left_while_there_is_no_connection(play: Play) -> None:
+    play.ready()
+    joined(play, "r2")
+    leaving = play.it.leave("r2")
+    play.lose()
+    gone = play.it.leave("r1")
+    play.actions()
+    assert play.settled[leaving] is None
+    assert play.settled[gone] is None
+    play.wake()
+    assert play.open()["payload"]["roomId"] is None
+
+
+def test_the_first_room_left_while_it_was_being_entered(play: Play) -> None:
+    play.open()
+    play.it.leave("r1")
+    play.say("authenticated")
+    play.actions()
+    (leave,) = play.sent()
+    assert (leave["type"], leave["payload"]) == ("leave", {"roomId": "r1"})
+
+
+def test_the_first_room_left_and_joined_while_it_was_being_entered(play: Play) -> None:
+    play.open()
+    play.it.leave("r1")
+    join = play.it.join("r1")
+    play.say("authenticated")
+    play.actions()
+    assert play.sent() == []
+    assert play.settled[join] is None
+
+
+# Losing the connection
+
+
+@pytest.mark.parametrize("code", [1000, 1001, 1006, 1011, 1012, 1013, 1007])
+def test_full_jitter(code: int) -> None:
+    numbers = iter([1.0, 0.0, 1.0, 0.25, 1.0, 1.0, 1.0, 1.0, 1.0])
+    play = Play("r1", random=lambda: next(numbers))
+    play.it.connect()
+    play.actions()
+    waits = []
+    for _ in range(9):
+        play.lose(code)
+        play.actions()
+        assert play.changes[-1].state is State.WAITING
+        assert play.changes[-1].code == code
+        waits.append(play.wake())
+        assert waits[-1] == pytest.approx(play.changes[-1].wait)
+        play.actions()
+    assert waits == pytest.approx([0.5, 0.0, 2.0, 1.0, 8.0, 16.0, 30.0, 30.0, 30.0])
+
+
+@pytest.mark.parametrize(("steadily", "bound"), [(4.9, 1.0), (5.0, 0.5)])
+def test_a_good_connection_begins_the_back_off_again(steadily: float, bound: float) -> None:
+    play = Play("r1", random=lambda: 1.0)
+    play.it.connect()
+    play.actions()
+    play.lose()
+    play.wake()
+    play.ready()
+    play.pass_time(steadily)
+    play.lose()
+    assert play.wake() == pytest.approx(bound)
+
+
+@pytest.mark.parametrize("code", [4408, 4413, 4429])
+def test_codes_that_say_back_off_first(play: Play, code: int) -> None:
+    play.ready()
+    play.lose(code)
+    assert play.wake() == 1.0 + 0.5 * 4.0
+
+
+def test_retry_after_of_the_error_before_the_close(play: Play) -> None:
+    play.ready()
+    play.error("RATE_LIMITED", retryAfter=7)
+    play.lose(4429, "RATE_LIMITED")
+    play.actions()
+    assert play.changes[-1].reason == "RATE_LIMITED: because"
+    assert play.wake() == 7.0 + 0.5 * 4.0
+
+
+def test_retry_after_of_another_error_does_not_count(play: Play) -> None:
+    play.ready()
+    play.error("SERVICE_UNAVAILABLE", retryAfter=7)
+    play.lose(1001, "the gateway stops")
+    assert play.wake() == 0.25
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"), [(4400, "INVALID_MESSAGE"), (4403, "ACCESS_REVOKED"), (4409, "DUPLICATE_CONNECTION")]
+)
+def test_codes_that_forbid_coming_back(play: Play, code: int, reason: str) -> None:
+    play.ready()
+    request = play.it.request(play.now, 5.0, "a:b:c")
+    join = play.it.join("r2")
+    play.sent()
+    play.lose(code, reason)
+    assert play.actions() == []
+    assert play.changes[-1] == Change(State.CLOSED, code, reason)
+    assert {type(outcome) for outcome in play.settled.values()} == {Closed}
+    assert play.settled.keys() == {request, join}
+    assert play.it.due() is None
+    for refused in (lambda: play.it.emit("a:b:c"), lambda: play.it.join("r2"), lambda: play.it.leave("r1")):
+        with pytest.raises(Closed) as closed:
+            refused()
+        assert (closed.value.code, closed.value.reason) == (code, reason)
+    play.it.connect()
+    assert play.ready() == []
+
+
+def test_a_refused_token_is_replaced_once(play: Play) -> None:
+    play.open("old")
+    play.error("AUTH_FAILED")
+    play.lose(4401, "AUTH_FAILED")
+    play.actions()
+    assert play.changes[-1].state is State.WAITING
+    play.wake()
+    ask = play.actions()
+    assert ask == [Ask(2, True)]
+    play.it.token(2, "new", play.now)
+    play.it.opened(2)
+    play.error("AUTH_FAILED")
+    play.lose(4401, "AUTH_FAILED")
+    play.actions()
+    assert play.changes[-1] == Change(State.CLOSED, 4401, "AUTH_FAILED: because")
+
+
+def test_a_new_token_is_asked_for_until_one_was_shown(play: Play) -> None:
+    play.open("old")
+    play.lose(4401)
+    play.wake()
+    play.actions()
+    play.lose(1006, "no token")
+    play.wake()
+    assert play.actions() == [Ask(3, True)]
+
+
+def test_once_authenticated_a_token_may_be_refused_once_more(play: Play) -> None:
+    for attempt in (1, 3):
+        assert play.actions() == [Ask(attempt, False)]
+        play.it.token(attempt, "old", play.now)
+        play.lose(4401)
+        play.wake()
+        play.ready()
+        play.lose(1001)
+        play.wake()
+
+
+def test_a_message_that_is_too_large_is_not_sent_again(play: Play) -> None:
+    play.ready()
+    small = play.it.request(play.now, 5.0, "a:b:small", "x")
+    large = play.it.request(play.now, 5.0, "a:b:large", "x" * 100)
+    play.sent()
+    play.lose(1009)
+    play.actions()
+    assert play.settled[large].code == "TOO_LARGE"
+    play.wake()
+    assert [frame["id"] for frame in play.ready()] == [small]
+
+
+def test_the_auth_service_is_away(play: Play) -> None:
+    shown = play.open()
+    play.error("AUTH_UNAVAILABLE", retryAfter=2.0)
+    assert play.actions() == []
+    assert play.sent() == []
+    assert play.wake() == 3.0
+    assert play.sent() == [shown]
+    play.say("authenticated")
+    assert play.it.state is State.READY
+
+
+def test_a_gateway_that_says_nothing_is_given_up(play: Play) -> None:
+    play.actions()
+    play.it.token(1, "ada", play.now)
+    assert play.wake() == 10.0
+    assert play.actions() == [Open(1), Drop(1)]
+    assert play.it.state is State.WAITING
+    play.wake()
+    play.open()
+    assert play.wake() == 10.0
+    assert play.actions() == [Drop(2)]
+
+
+@pytest.mark.parametrize("text", ["", "no", "[]", "{}", '{"type": 1}', b"\xff", "[" * 100_000])
+def test_somebody_who_is_no_gateway(play: Play, text: str | bytes) -> None:
+    play.ready()
+    play.it.received(1, text, play.now)
+    assert play.actions() == [Drop(1)]
+    assert play.changes[-1].state is State.WAITING
+    assert play.changes[-1].code == 1002
+
+
+def test_what_an_earlier_socket_says_is_ignored(play: Play) -> None:
+    play.ready()
+    play.lose()
+    play.wake()
+    play.actions()
+    play.it.token(1, "ada", play.now)
+    play.it.opened(1)
+    play.it.received(1, '{"type":"authenticated"}', play.now)
+    play.it.lost(1, 4409, "", play.now)
+    assert play.actions() == []
+    assert play.it.state is State.CONNECTING
+    assert play.sent() == []
+
+
+# Closing
+
+
+def test_closing_sends_the_events_that_wait(play: Play) -> None:
+    play.ready()
+    play.it.emit("a:b:c")
+    key = play.it.request(play.now, 5.0, "a:b:d")
+    play.it.join("r2")
+    play.it.close()
+    ((attempt, last),) = [(drop.attempt, drop.last) for drop in play.actions() if isinstance(drop, Drop)]
+    assert attempt == 1
+    assert [json.loads(frame)["type"] for frame in last] == ["a:b:c"]
+    assert play.settled[key].code == 1000
+    play.it.close()
+    assert play.actions() == []
+
+
+def test_closing_while_connecting(play: Play) -> None:
+    play.it.emit("a:b:c")
+    play.actions()
+    play.it.close()
+    assert play.actions() == [Drop(1)]
+    play.it.token(1, "ada", play.now)
+    assert play.actions() == []
+
+
+def test_closing_while_waiting(play: Play) -> None:
+    play.ready()
+    play.lose()
+    play.it.close()
+    assert play.actions() == []
+    assert play.it.due() is None
+
+
+def test_before_connecting_it_takes_nothing() -> None:
+    with pytest.raises(Closed, match="not connected yet"):
+        Conversation().emit("a:b:c")
+
+
+# Whatever happens
+
+
+def user_does(play: Play, what: str, number: int) -> str | None:
+    """What a user may do; the id of the promise, if it is one."""
+    it = play.it
+    match what:
+        case "request":
+            return it.request(play.now, 5.0 + number, "a:b:c")
+        case "emit":
+            it.emit("a:b:c")
+        case "join":
+            return it.join(f"r{number}")
+        case "leave":
+            return it.leave(f"r{number}")
+        case "close":
+            it.close()
+            it.connect()
+    return None
+
+
+def world_does(play: Play, what: str, number: int, asked: list[Json]) -> None:
+    """What may happen to the present attempt; ``asked``: what was sent and may be answered."""
+    attempt = play.attempt
+    match what:
+        case "token":
+            play.it.token(attempt, "ada", play.now)
+        case "open":
+            play.it.opened(attempt)
+        case "admit":
+            play.say("authenticated")
+        case "write":
+            asked += [frame for frame in play.sent() if "id" in frame]
+        case "answer" if asked:
+            play.say("whatever", id=asked.pop(number % len(asked))["id"])
+        case "refuse" if asked:
+            play.error("ACCESS_DENIED", id=asked.pop(number % len(asked))["id"])
+        case "lose":
+            play.lose((1006, 1009, 4401, 4413)[number])
+
+
+USER = ["request", "emit", "join", "leave", "close"]
+WORLD = ["token", "open", "admit", "write", "answer", "refuse", "lose"]
+
+
+@settings(max_examples=300)
+@given(st.lists(st.tuples(st.sampled_from([*USER, *WORLD, "time"]), st.integers(0, 3)), max_size=60))
+def test_every_promise_is_settled_once(steps: list[tuple[str, int]]) -> None:
+    play = Play("r0", queue=1000)
+    play.it.connect()
+    promised: set[str | None] = set()
+    asked: list[Json] = []
+    for what, number in steps:
+        if what in USER and play.it.state is not State.CLOSED:
+            promised.add(user_does(play, what, number))
+        elif what in WORLD and play.it.attempt is not None:
+            world_does(play, what, number, asked)
+        elif what == "time":
+            play.pass_time(number * 2.0)
+        play.actions()
+    play.it.close()
+    play.actions()
+    assert promised - {None} <= play.settled.keys()
+    assert play.it.due() is None
+    assert play.it.next_frame() is None
