@@ -19,8 +19,10 @@ from twisted.trial.unittest import TestCase
 from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
+import kraftek
 from kraftek.http.site import public_site
 
+CLIENT = Path(kraftek.__file__).parent / "client/js/kraftek.js"
 CSP = "default-src 'self'; connect-src 'self' ws: wss:; frame-ancestors 'none'"
 
 
@@ -136,6 +138,35 @@ class PollingTest(SiteCase):
             assert (await self.ask(path, "POST", "Content-Length: 11\r\n", "hello world")).status == 413
 
 
+class ClientTest(SiteCase):
+    async def test_the_client_is_there_for_pages_of_every_origin(self) -> None:
+        await self.serve(None)
+        response = await self.ask("/kraftek.js?v=1", headers="Origin: https://elsewhere.test\r\n")
+        assert (response.status, response.body) == (200, CLIENT.read_bytes())
+        assert response.headers["content-type"] == "text/javascript; charset=utf-8"
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert response.headers["access-control-allow-origin"] == "*"
+        assert response.headers["cross-origin-resource-policy"] == "cross-origin"
+        assert response.headers["cache-control"] == "no-cache"
+        head = await self.ask("/kraftek.js", "HEAD")
+        assert (head.status, head.body) == (200, b"")
+        assert head.headers["content-length"] == str(len(response.body))
+        assert (await self.ask("/kraftek.js", "POST", "Content-Length: 0\r\n")).status == 405
+
+    async def test_it_is_not_sent_again_while_it_is_the_same(self) -> None:
+        await self.serve(None)
+        tag = (await self.ask("/kraftek.js")).headers["etag"]
+        again = await self.ask("/kraftek.js", headers=f"If-None-Match: {tag}\r\n")
+        assert (again.status, again.body, again.headers["etag"]) == (304, b"", tag)
+        assert again.headers["access-control-allow-origin"] == "*"
+        assert (await self.ask("/kraftek.js", headers='If-None-Match: "other"\r\n')).status == 200
+
+    async def test_nothing_else_of_it_is_served(self) -> None:
+        await self.serve(None)
+        for path in ("/kraftek.js/", "/kraftek.js/more", "/kraftek.d.ts", "/package.json", "/x/kraftek.js"):
+            assert (await self.ask(path)).status == 426, path
+
+
 class FilesTest(SiteCase):
     async def setUp(self) -> None:  # type: ignore[override]
         parent = Path(mkdtemp())
@@ -157,6 +188,7 @@ class FilesTest(SiteCase):
             ("/board.js?v=1", "text/javascript", b"export const x"),
             ("/module.mjs", "text/javascript", b"export default 1;"),
             ("/style.css", "text/css", b"body {}"),
+            ("/kraftek.js", "text/javascript", b"export function connect"),
             ("/parts/hidden-name.svg", "image/svg+xml", b"<svg/>"),
         ]:
             response = await self.ask(path)

@@ -1,0 +1,152 @@
+/** Times are in milliseconds, except for `retryAfter`, which is in seconds as on the wire. */
+
+export type State = "connecting" | "ready" | "waiting" | "closed";
+
+/** Shown to the gateway: the token, and the room to enter first, if there is one. */
+export interface Credentials {
+  token: string;
+  roomId?: string | null;
+}
+
+export interface Options {
+  /**
+   * Asked at every attempt to authenticate. `refused`: the gateway did not take the last token, so it takes another one;
+   * when it refuses that, too, the connection is closed. When it throws, the attempt has failed and is made again later.
+   */
+  token: (why: { refused: boolean }) => string | Credentials | Promise<string | Credentials>;
+  /** The room to enter first, where `token` names none. */
+  roomId?: string | null;
+  /** How long a request waits for its answer, time without a connection included. 15 s; the gateway's own is 10 s. */
+  timeout?: number;
+  /** How many events and requests may wait: 256, which is the gateway's bound for requests of one socket. */
+  queue?: number;
+  /** When so long nothing was heard, it is asked whether anybody is there. 60 s; `Infinity` asks only with a reason. */
+  heartbeat?: number;
+  /** How long an attempt may take, and the answer whether anybody is there. 10 s. */
+  patience?: number;
+  /** The first back-off at most: 0.5 s; it doubles with every failure. */
+  base?: number;
+  /** Any back-off at most: 30 s. */
+  cap?: number;
+  /** Between 0 and 1, for the back-off: `Math.random`. */
+  random?: () => number;
+  /** The time: the browser's or Node's own. */
+  clock?: Clock;
+  /** The class to connect with: the global one. */
+  WebSocket?: new (url: string, protocol: string) => WebSocketLike;
+}
+
+/** What of a WebSocket is used: browsers, Node and the package `ws` have it. */
+export interface WebSocketLike {
+  readonly OPEN: number;
+  readonly readyState: number;
+  readonly bufferedAmount: number;
+  onopen: unknown;
+  onmessage: unknown;
+  onclose: unknown;
+  onerror: unknown;
+  send(text: string): void;
+  close(code: number): void;
+}
+
+export interface Clock {
+  now(): number;
+  setTimeout(call: () => void, wait: number): unknown;
+  clearTimeout(timer: unknown): void;
+}
+
+export interface EmitOptions {
+  /** From which of the client's rooms: the first of them unless given. */
+  roomId?: string;
+}
+
+export interface RequestOptions extends EmitOptions {
+  /** For this request alone; `Infinity` waits as long as it takes. */
+  timeout?: number;
+  /** Stops waiting; what was sent may be done all the same. */
+  signal?: AbortSignal;
+}
+
+/** What became of the connection. */
+export interface StateChange {
+  state: State;
+  /** Of "waiting": until the next attempt. */
+  wait?: number;
+  /** Of "waiting" and "closed": the close code, 1006 when there was none. Absent after `close()`. */
+  code?: number;
+  reason?: string;
+  /** The gateway's error that the connection was closed for, or what the token's callback threw. */
+  error?: unknown;
+}
+
+export interface Dropped {
+  type: string;
+  payload?: unknown;
+  roomId?: string;
+}
+
+/** What comes with a message of a service: `roomId` when it was told to that room. */
+export interface About {
+  roomId?: string;
+}
+
+export interface ErrorFields {
+  code: string;
+  message: string;
+  retryAfter?: number;
+  eventType?: string;
+  roomId?: string;
+}
+
+/**
+ * Act on `code`: one of the protocol's or of a service's own, or `TIMEOUT`, `CLOSED`, `QUEUE_FULL`, `TOO_LARGE` or
+ * `LEFT`, which are said here.
+ */
+export class KraftekError extends Error {
+  constructor(fields: ErrorFields);
+  readonly code: string;
+  /** Seconds after which it may be tried again. */
+  readonly retryAfter?: number;
+  readonly eventType?: string;
+  /** The room that could not be entered again. */
+  readonly roomId?: string;
+}
+
+export class Kraftek {
+  constructor(url: string, options: Options);
+  readonly state: State;
+  /** Who the gateway says we are, once it has. */
+  readonly userId: string | null;
+  /** The gateway's name for the present connection. */
+  readonly socketId: string | null;
+  /** The rooms that the client is in, or enters as soon as it is connected. */
+  readonly rooms: string[];
+
+  /** True unless it is dropped, as "dropped" tells: when closed, and when more waits than `queue`. */
+  emit(type: string, payload?: unknown, options?: EmitOptions): boolean;
+  /** The payload of the answer; rejects with a `KraftekError` or with the signal's reason. */
+  request<Answer = unknown>(type: string, payload?: unknown, options?: RequestOptions): Promise<Answer>;
+  /** Resolves once the room is entered. It is entered again after every reconnection. */
+  join(roomId: string): Promise<void>;
+  leave(roomId: string): void;
+  /** Connect now, from any state. */
+  open(): void;
+  /** Leave for good, or until `open()`. */
+  close(): void;
+
+  on<Name extends string>(type: Name, listener: Listener<Name>): this;
+  once<Name extends string>(type: Name, listener: Listener<Name>): this;
+  off<Name extends string>(type: Name, listener: Listener<Name>): this;
+}
+
+/** By what it listens to: "state", "error", "dropped", or what services say, whose payload you know. */
+export type Listener<Name extends string> = Name extends "state"
+  ? (change: StateChange) => void
+  : Name extends "error"
+    ? (error: KraftekError) => void
+    : Name extends "dropped"
+      ? (event: Dropped) => void
+      : (payload: any, about: About) => void;
+
+/** Connect, and stay connected: usable at once, what it is told to send waits for the connection. */
+export function connect(url: string, options: Options): Kraftek;

@@ -1,0 +1,524 @@
+/**
+ * A client of the Kraftek Socket Gateway, for browsers and for Node: it stays connected.
+ *
+ * It speaks the subprotocol kraftek.v1.json, which docs/client-protocol.rst has in full. Times are in milliseconds,
+ * except for `retryAfter`, which is in seconds as on the wire.
+ */
+
+const SUBPROTOCOL = "kraftek.v1.json";
+/** Close codes of 4400 to 4499 say "do not come back like this", except for these: "not so soon". */
+const NOT_SO_SOON = new Set([4408, 4413, 4429]);
+/** Sent to everybody at once by what is restarted or full: all of them shall not come back at once. */
+const RESTARTED = new Set([1012, 1013]);
+const REFUSED = 4401;
+const TOO_BIG = 1009;
+/** What no socket reported: it was given up here, like one that is lost without a close frame. */
+const LOST = 1006;
+/** After those codes the back-off is that of so many failures at least. */
+const FAILURES_AT_LEAST = 3;
+/** A connection that was ready for so long was a good one: the next back-off begins from the bottom. */
+const STEADY = 5_000;
+/** Bytes that may wait in the socket itself; an `emit` beyond them is dropped. The gateway bounds its side alike. */
+const UNSENT = 1_048_576;
+/** The longest time that timers can count, 24 days. */
+const LONGEST_TIMER = 2 ** 31 - 1;
+/** What listeners are told under these names is our own word; no service can say it. */
+const OWN = new Set(["state", "dropped", "error"]);
+
+const DEFAULTS = {
+  timeout: 15_000,
+  queue: 256,
+  heartbeat: 60_000,
+  patience: 10_000,
+  base: 500,
+  cap: 30_000,
+  random: Math.random,
+  clock: {
+    now: () => performance.now(),
+    setTimeout: (call, wait) => setTimeout(call, wait),
+    clearTimeout: (timer) => clearTimeout(timer),
+  },
+  WebSocket: globalThis.WebSocket,
+};
+
+const utf8 = new TextEncoder();
+
+/**
+ * What the gateway or a service refused, or what could not be done here: act on `code`; `message` is for people.
+ *
+ * The codes are the protocol's, and of our own: `TIMEOUT` when no answer came in time, `CLOSED` when there will be
+ * none, `QUEUE_FULL`, `TOO_LARGE`, and `LEFT` when a room was left before it was entered.
+ */
+export class KraftekError extends Error {
+  name = "KraftekError";
+
+  constructor({ code, message, retryAfter, eventType, roomId }) {
+    super(message);
+    this.code = code;
+    /** Seconds after which it may be tried again. */
+    this.retryAfter = retryAfter;
+    this.eventType = eventType;
+    this.roomId = roomId;
+  }
+}
+
+/** Connect, and stay connected: the client is usable at once, what it is told to send waits for the connection. */
+export function connect(url, options) {
+  return new Kraftek(url, options);
+}
+
+/**
+ * `state` is "connecting", "ready" (authenticated, and in its rooms), "waiting" for the next attempt, or "closed",
+ * which it stays until `open()`.
+ *
+ * Listeners hear what services say under its own type; "state" with `{state, wait, code, reason, error}`; "error" with
+ * what went wrong and belongs to no request; "dropped" with an `emit` that was not sent and will not be.
+ */
+export class Kraftek {
+  #url;
+  #options;
+  #listeners = new Map();
+  #state = "closed";
+  #socket = null;
+  #socketId = null;
+  #userId = null;
+  /** Of the present state: the end of patience with an attempt, the next attempt, or the next look at the connection. */
+  #timer;
+  /** What is tried again on this socket, later. */
+  #retries = new Set();
+  #failures = 0;
+  #readySince = 0;
+  #heardAt = 0;
+  #probing = false;
+  /** This socket is authenticated. */
+  #admitted = false;
+  /** The last token was refused: ask for another one, once. */
+  #refused = false;
+  /** The last error that belonged to no request: when the socket is closed for it, that is why. */
+  #complaint = null;
+
+  #ids = Array.from(crypto.getRandomValues(new Uint8Array(8)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+  #count = 0;
+  /** What the client itself asked the gateway on this socket: what to do with the answer, by id. */
+  #commands = new Map();
+  /** In the order of their sending: requests until they are answered, and events while they cannot be sent. */
+  #outbox = new Map();
+  /** The longest message sent on this socket: the one that was too big, if one was. */
+  #longest = { size: 0, id: "" };
+  /** The rooms to be in: who waits to have entered. The first is shown with the token. */
+  #rooms = new Map();
+  /** Those of them that this socket is in. */
+  #entered = new Set();
+  /** The room that the options or the token's callback named last. */
+  #named;
+
+  constructor(url, options) {
+    const given = Object.entries(options).filter(([, value]) => value !== undefined);
+    this.#url = url;
+    this.#options = { ...DEFAULTS, ...Object.fromEntries(given) };
+    if (!this.#options.WebSocket) throw new TypeError("there is no global WebSocket: give a class in options.WebSocket");
+    this.#name(this.#options.roomId);
+    this.open();
+  }
+
+  get state() {
+    return this.#state;
+  }
+
+  /** Who the gateway says we are, since we were ready for the first time. */
+  get userId() {
+    return this.#userId;
+  }
+
+  /** The gateway's name for the present connection; services know it. */
+  get socketId() {
+    return this.#socketId;
+  }
+
+  /** The rooms that it is in, or enters as soon as it is connected; events are from the first unless they say. */
+  get rooms() {
+    return [...this.#rooms.keys()];
+  }
+
+  on(type, listener) {
+    return this.#listen(type, { listener, once: false });
+  }
+
+  once(type, listener) {
+    return this.#listen(type, { listener, once: true });
+  }
+
+  off(type, listener) {
+    this.#forget(type, (each) => each.listener === listener);
+    return this;
+  }
+
+  /**
+   * Send an event. While not ready it waits, behind what waits already. True unless it is dropped, as "dropped" tells:
+   * when closed, and when more waits than `queue`. Look at `state` first if later it is no longer meant.
+   */
+  emit(type, payload, { roomId } = {}) {
+    const text = JSON.stringify({ type, payload, roomId });
+    if (this.#state === "ready" && this.#socket.bufferedAmount < UNSENT) {
+      this.#send(text);
+    } else if (this.#state === "closed" || this.#state === "ready" || this.#outbox.size >= this.#options.queue) {
+      this.#tell("dropped", { type, payload, roomId });
+      return false;
+    } else {
+      this.#outbox.set(this.#newId(), { text });
+    }
+    return true;
+  }
+
+  /**
+   * Send an event and get the answer's payload. While there is no connection it waits, and when the connection is lost
+   * before the answer it is sent again with the same id, which the gateway does not have done twice. Rejects with the
+   * `KraftekError` that it is answered with, with our own `TIMEOUT`, `CLOSED`, `QUEUE_FULL` (as many requests as that
+   * are unanswered) or `TOO_LARGE`, or with the signal's reason.
+   */
+  request(type, payload, { timeout = this.#options.timeout, signal, roomId } = {}) {
+    return new Promise((resolve, reject) => {
+      signal?.throwIfAborted();
+      if (this.#state === "closed") throw refusal("CLOSED", "the connection is closed", type);
+      if (this.#outbox.size >= this.#options.queue) throw refusal("QUEUE_FULL", "too much waits already", type);
+      const id = this.#newId();
+      const text = JSON.stringify({ type, payload, id, roomId });
+      const { clock } = this.#options;
+      let timer;
+      const settle = (how, value) => {
+        this.#outbox.delete(id);
+        clock.clearTimeout(timer);
+        signal?.removeEventListener("abort", abort);
+        how(value);
+      };
+      const abort = () => settle(reject, signal.reason);
+      signal?.addEventListener("abort", abort);
+      if (timeout <= LONGEST_TIMER) {
+        timer = clock.setTimeout(() => {
+          settle(reject, refusal("TIMEOUT", `no answer within ${timeout} ms`, type));
+          this.#probe();
+        }, timeout);
+      }
+      const answer = (error, value) => (error ? settle(reject, error) : settle(resolve, value));
+      this.#outbox.set(id, { text, answer, type });
+      if (this.#state === "ready") this.#send(text, id);
+    });
+  }
+
+  /**
+   * Enter a room more, and again after every reconnection. Resolves once it is entered; rejects with what the gateway
+   * says, with `LEFT` or `CLOSED`. A room that cannot be entered again later is told as an "error" with its `roomId`.
+   */
+  join(roomId) {
+    return new Promise((resolve, reject) => {
+      if (this.#state === "closed") throw refusal("CLOSED", "the connection is closed");
+      if (this.#entered.has(roomId)) {
+        resolve();
+        return;
+      }
+      const known = this.#rooms.has(roomId);
+      if (!known) this.#rooms.set(roomId, []);
+      this.#rooms.get(roomId).push({ resolve, reject });
+      if (!known && this.#admitted) this.#enter(roomId);
+    });
+  }
+
+  /** Leave a room, and do not come back to it. */
+  leave(roomId) {
+    const waiting = this.#rooms.get(roomId);
+    if (!waiting) return;
+    this.#rooms.delete(roomId);
+    leftAlready(waiting);
+    if (!this.#admitted) return;
+    this.#entered.delete(roomId);
+    this.#command("leave", { roomId }, () => {});
+    this.#readyIfEntered();
+  }
+
+  /** Connect now, from any state, with what the token's callback says now. */
+  open() {
+    this.#drop();
+    this.#complaint = null;
+    const socket = new this.#options.WebSocket(this.#url, SUBPROTOCOL);
+    this.#socket = socket;
+    socket.onopen = () => this.#authenticate();
+    socket.onmessage = ({ data }) => this.#received(JSON.parse(data));
+    socket.onclose = ({ code, reason }) => this.#ended(code, reason);
+    // The close that follows says more. Without a listener, the error of some classes would end the program.
+    socket.onerror = () => {};
+    this.#after(this.#options.patience, () => this.#ended(LOST, ""));
+    globalThis.addEventListener?.("online", this.#online);
+    globalThis.document?.addEventListener("visibilitychange", this.#seen);
+    this.#become("connecting");
+  }
+
+  /** Leave for good, or until `open()`. Requests that are not answered, and rooms not entered, are rejected. */
+  close() {
+    if (this.#state === "closed") return;
+    this.#drop();
+    this.#finish({});
+  }
+
+  // Coming and going
+
+  async #authenticate() {
+    const socket = this.#socket;
+    let shown;
+    try {
+      shown = await this.#options.token({ refused: this.#refused });
+    } catch (error) {
+      if (this.#socket === socket) this.#ended(LOST, "", error);
+      return;
+    }
+    if (this.#socket !== socket || socket.readyState !== socket.OPEN) return;
+    const { token, roomId } = typeof shown === "string" ? { token: shown } : shown;
+    this.#name(roomId);
+    const [first] = this.#rooms.keys();
+    this.#command("authenticate", { token, roomId: first }, (error, payload) => {
+      if (!error) this.#admit(first, payload.userId);
+      else if (error.code === "AUTH_UNAVAILABLE") this.#retry(error, () => this.#authenticate());
+      else this.#complaint = error;
+    });
+  }
+
+  #admit(roomId, userId) {
+    this.#admitted = true;
+    this.#refused = false;
+    this.#userId = userId;
+    if (this.#rooms.has(roomId)) this.#isIn(roomId);
+    else if (roomId !== undefined) this.#command("leave", { roomId }, () => {});
+    for (const each of this.#rooms.keys()) {
+      if (each !== roomId) this.#enter(each);
+    }
+    this.#readyIfEntered();
+  }
+
+  #enter(roomId) {
+    this.#command("join", { roomId }, (error) => {
+      const waiting = this.#rooms.get(roomId);
+      if (!waiting) return;
+      if (!error) {
+        this.#isIn(roomId);
+      } else if (error.code === "AUTH_UNAVAILABLE") {
+        this.#retry(error, () => this.#rooms.has(roomId) && this.#enter(roomId));
+      } else {
+        error.roomId = roomId;
+        this.#rooms.delete(roomId);
+        for (const { reject } of waiting) reject(error);
+        if (!waiting.length) this.#tell("error", error);
+      }
+      this.#readyIfEntered();
+    });
+  }
+
+  #isIn(roomId) {
+    this.#entered.add(roomId);
+    for (const { resolve } of this.#rooms.get(roomId)?.splice(0) ?? []) resolve();
+  }
+
+  #readyIfEntered() {
+    if (this.#state !== "connecting" || !this.#admitted || this.#entered.size < this.#rooms.size) return;
+    this.#readySince = this.#options.clock.now();
+    this.#state = "ready";
+    for (const [id, { text, answer }] of this.#outbox) {
+      if (!answer) this.#outbox.delete(id);
+      this.#send(text, id);
+    }
+    this.#look();
+    this.#tell("state", { state: "ready" });
+  }
+
+  #ended(code, reason, error = this.#complaint?.code === reason ? this.#complaint : undefined) {
+    if (this.#state === "ready" && this.#options.clock.now() - this.#readySince >= STEADY) this.#failures = 0;
+    const tooLong = code === TOO_BIG && this.#outbox.get(this.#longest.id);
+    this.#drop();
+    if (tooLong) tooLong.answer(refusal("TOO_LARGE", "the gateway takes no message so long", tooLong.type));
+    const askAgain = code === REFUSED && !this.#refused;
+    if (code >= 4400 && code <= 4499 && !NOT_SO_SOON.has(code) && !askAgain) {
+      this.#finish({ code, reason, error });
+      return;
+    }
+    if (askAgain) this.#refused = true;
+    const wait = this.#backOff(code, error);
+    this.#after(wait, () => this.open());
+    this.#become("waiting", { wait, code, reason, error });
+  }
+
+  /** Full jitter: a gateway that is restarted does not meet all its clients at once. */
+  #backOff(code, error) {
+    const { base, cap, random } = this.#options;
+    const later = NOT_SO_SOON.has(code);
+    if (later || RESTARTED.has(code)) this.#failures = Math.max(this.#failures, FAILURES_AT_LEAST);
+    const most = Math.min(cap, base * 2 ** this.#failures);
+    this.#failures += 1;
+    return (later ? 1000 * Math.max(1, error?.retryAfter ?? 0) : 0) + random() * most;
+  }
+
+  /** Be without a socket and without a timer. */
+  #drop() {
+    const { clock } = this.#options;
+    const socket = this.#socket;
+    this.#socket = this.#socketId = null;
+    this.#admitted = this.#probing = false;
+    this.#longest = { size: 0, id: "" };
+    this.#commands.clear();
+    this.#entered.clear();
+    clock.clearTimeout(this.#timer);
+    for (const timer of this.#retries) clock.clearTimeout(timer);
+    this.#retries.clear();
+    if (!socket) return;
+    socket.onopen = socket.onmessage = socket.onclose = null;
+    socket.close(1000);
+  }
+
+  #finish(why) {
+    globalThis.removeEventListener?.("online", this.#online);
+    globalThis.document?.removeEventListener("visibilitychange", this.#seen);
+    for (const [roomId, waiting] of this.#rooms) {
+      if (!waiting.length) continue;
+      this.#rooms.delete(roomId);
+      for (const { reject } of waiting) reject(why.error ?? refusal("CLOSED", "the connection is closed"));
+    }
+    const unsent = [...this.#outbox.values()];
+    this.#outbox.clear();
+    this.#become("closed", why);
+    for (const { text, answer, type } of unsent) {
+      if (answer) answer(refusal("CLOSED", "the connection is closed", type));
+      else this.#tell("dropped", JSON.parse(text));
+    }
+  }
+
+  #become(state, details = {}) {
+    this.#state = state;
+    this.#tell("state", { state, ...details });
+  }
+
+  // Whether anybody is still there. Scripts of a browser do not see the gateway's pings, nor that they stopped.
+
+  #online = () => {
+    if (this.#state === "waiting") this.open();
+    else this.#probe();
+  };
+
+  #seen = () => {
+    if (!globalThis.document.hidden) this.#probe();
+  };
+
+  #look() {
+    const { clock, heartbeat } = this.#options;
+    const silent = clock.now() - this.#heardAt;
+    clock.clearTimeout(this.#timer);
+    if (silent >= heartbeat) this.#probe();
+    else if (heartbeat <= LONGEST_TIMER) this.#after(heartbeat - silent, () => this.#look());
+  }
+
+  /** Ask for a sign of life. The protocol has no ping: the refusal of one is as good a sign as any other. */
+  #probe() {
+    if (this.#state !== "ready" || this.#probing) return;
+    this.#probing = true;
+    this.#after(this.#options.patience, () => this.#ended(LOST, ""));
+    this.#command("ping", undefined, () => {});
+  }
+
+  // Messages
+
+  #received({ type, payload, id, roomId }) {
+    this.#heardAt = this.#options.clock.now();
+    if (this.#probing) {
+      this.#probing = false;
+      this.#look();
+    }
+    const error = type === "error" ? new KraftekError(payload) : null;
+    if (id !== undefined) {
+      const answer = this.#commands.get(id) ?? this.#outbox.get(id)?.answer;
+      this.#commands.delete(id);
+      // Who asked may have stopped waiting.
+      answer?.(error, payload);
+    } else if (error) {
+      this.#complaint = error;
+      this.#tell("error", error);
+    } else {
+      if (type === "connected") this.#socketId = payload.socketId;
+      if (!OWN.has(type)) this.#tell(type, payload, { roomId });
+    }
+  }
+
+  #command(type, payload, answer) {
+    const id = this.#newId();
+    this.#commands.set(id, answer);
+    this.#send(JSON.stringify({ type, payload, id }), id);
+  }
+
+  #send(text, id = "") {
+    const size = utf8.encode(text).length;
+    if (size > this.#longest.size) this.#longest = { size, id };
+    this.#socket.send(text);
+  }
+
+  #newId() {
+    this.#count += 1;
+    return `${this.#ids}-${this.#count}`;
+  }
+
+  /** Put a room before the others, in the place of the one that was named before. */
+  #name(roomId) {
+    if ((roomId ?? this.#named) === this.#named) return;
+    leftAlready(this.#rooms.get(this.#named) ?? []);
+    const waiting = this.#rooms.get(roomId) ?? [];
+    this.#rooms.delete(this.#named);
+    this.#rooms.delete(roomId);
+    this.#named = roomId;
+    this.#rooms = new Map([[roomId, waiting], ...this.#rooms]);
+  }
+
+  // Times and listeners
+
+  #after(wait, call) {
+    const { clock } = this.#options;
+    clock.clearTimeout(this.#timer);
+    this.#timer = clock.setTimeout(call, wait);
+  }
+
+  /** Do it again on this socket when the gateway says so, and be patient for as much longer. */
+  #retry({ retryAfter = 1 }, call) {
+    const { clock, patience, random } = this.#options;
+    const wait = 1000 * retryAfter * (1 + random());
+    const timer = clock.setTimeout(() => {
+      this.#retries.delete(timer);
+      call();
+    }, wait);
+    this.#retries.add(timer);
+    if (this.#state === "connecting") this.#after(wait + patience, () => this.#ended(LOST, ""));
+  }
+
+  #listen(type, entry) {
+    this.#listeners.set(type, [...(this.#listeners.get(type) ?? []), entry]);
+    return this;
+  }
+
+  #forget(type, which) {
+    this.#listeners.set(type, (this.#listeners.get(type) ?? []).filter((each) => !which(each)));
+  }
+
+  #tell(type, ...what) {
+    for (const entry of this.#listeners.get(type) ?? []) {
+      if (entry.once) this.#forget(type, (each) => each === entry);
+      try {
+        entry.listener(...what);
+      } catch (error) {
+        // A listener's mistake is reported as one, and is no reason for the others not to hear.
+        queueMicrotask(() => {
+          throw error;
+        });
+      }
+    }
+  }
+}
+
+function refusal(code, message, eventType) {
+  return new KraftekError({ code, message, eventType });
+}
+
+function leftAlready(waiting) {
+  for (const { reject } of waiting) reject(refusal("LEFT", "left before it was entered"));
+}

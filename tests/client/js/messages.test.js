@@ -1,0 +1,280 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { connect, KraftekError, state, told, world } from "./world.js";
+
+const rejected = (promise) => promise.then(() => assert.fail("it was not rejected"), (error) => error);
+
+test("emits events, and tells what services say", async (t) => {
+  const here = await world(t);
+  const { client, peer } = await here.ready({ roomId: "r1" });
+  assert.equal(client.emit("chat:message:send", { text: "größe 🎉" }), true);
+  assert.deepEqual(await peer.hear("chat:message:send"), { type: "chat:message:send", payload: { text: "größe 🎉" } });
+  client.emit("chat:message:send", 7, { roomId: "r2" });
+  assert.equal((await peer.hear("chat:message:send")).roomId, "r2");
+
+  const heard = new Promise((resolve) => client.on("chat:message:sent", (...all) => resolve(all)));
+  peer.say("chat:message:sent", { text: "Hi" }, { roomId: "r1" });
+  assert.deepEqual(await heard, [{ text: "Hi" }, { roomId: "r1" }]);
+});
+
+test("a request gets its own answer, whatever its type and order", async (t) => {
+  const here = await world(t);
+  const { client, peer } = await here.ready();
+  const [first, second] = [client.request("chat:room:who"), client.request("chat:a:b", [1], { roomId: "r2" })];
+  const { id, ...rest } = await peer.hear("chat:room:who");
+  assert.deepEqual(rest, { type: "chat:room:who" });
+  const other = await peer.hear("chat:a:b");
+  assert.deepEqual([other.payload, other.roomId], [[1], "r2"]);
+  assert.match(id, /^[0-9a-f]{16}-\d+$/);
+  assert.notEqual(id, other.id);
+  peer.say("ack", { receivers: 2 }, { id: other.id });
+  peer.say("chat:room:members", { users: ["ada"] }, { id });
+  assert.deepEqual(await second, { receivers: 2 });
+  assert.deepEqual(await first, { users: ["ada"] });
+  // An answer is its request's alone, also the second.
+  client.on("chat:room:members", () => assert.fail("told"));
+  peer.say("chat:room:members", { users: ["eve"] }, { id });
+  peer.say("chat:the:end", null);
+  await told(client, "chat:the:end");
+});
+
+test("ids of two clients differ", async (t) => {
+  const here = await world(t);
+  const ids = [];
+  for (const name of ["one", "other"]) {
+    const { client, peer } = await here.ready();
+    client.request(`chat:from:${name}`).catch(() => {});
+    ids.push((await peer.hear(`chat:from:${name}`)).id);
+  }
+  assert.notEqual(ids[0], ids[1]);
+  assert.ok(ids.every((id) => id.length <= 64));
+});
+
+test("an error rejects its request, and is told when it belongs to none", async (t) => {
+  const here = await world(t);
+  const { client, peer } = await here.ready();
+  client.on("error", () => {});
+  const answer = rejected(client.request("chat:a:b"));
+  const { id } = await peer.hear("chat:a:b");
+  peer.refuse(id, "SERVICE_UNAVAILABLE", { retryAfter: 2, eventType: "chat:a:b" });
+  const error = await answer;
+  assert.ok(error instanceof KraftekError && error instanceof Error);
+  assert.deepEqual(
+    [error.name, error.code, error.message, error.retryAfter, error.eventType],
+    ["KraftekError", "SERVICE_UNAVAILABLE", "SERVICE_UNAVAILABLE it is", 2, "chat:a:b"],
+  );
+  peer.say("error", { code: "ACCESS_DENIED", message: "no", eventType: "chat:c:d" });
+  const told_ = await told(client, "error");
+  assert.deepEqual([told_.code, told_.eventType, told_.retryAfter], ["ACCESS_DENIED", "chat:c:d", undefined]);
+});
+
+test("nobody else can say our own words", async (t) => {
+  const here = await world(t);
+  const { client, peer } = await here.ready();
+  const heard = [];
+  for (const own of ["state", "dropped"]) {
+    client.on(own, (what) => heard.push(what));
+    peer.say(own, { state: "closed" });
+  }
+  peer.say("chat:the:end", null);
+  await told(client, "chat:the:end");
+  assert.deepEqual(heard, []);
+});
+
+test("listeners come and go", async (t) => {
+  const here = await world(t);
+  const { client, peer } = await here.ready();
+  const heard = [];
+  const listener = (payload) => heard.push(payload);
+  assert.equal(client.on("chat:a:b", listener).once("chat:a:b", (payload) => heard.push(`once ${payload}`)), client);
+  for (const payload of [1, 2, 3]) {
+    peer.say("chat:a:b", payload);
+    peer.say("chat:the:end", null);
+    await told(client, "chat:the:end");
+    if (payload === 2) client.off("chat:a:b", listener);
+  }
+  client.off("chat:c:d", listener);
+  assert.deepEqual(heard, [1, "once 1", 2]);
+});
+
+test("what is sent before it is ready waits, in order", async (t) => {
+  const here = await world(t);
+  const client = here.connect();
+  const payload = { n: 1 };
+  assert.equal(client.emit("chat:a:1", payload), true);
+  payload.n = 100;
+  const answer = client.request("chat:a:2");
+  client.emit("chat:a:3");
+  const peer = await here.peer();
+  await peer.admit();
+  assert.deepEqual((await peer.hear("chat:a:1")).payload, { n: 1 });
+  const { id } = await peer.hear("chat:a:2");
+  assert.equal((await peer.hear("chat:a:3")).id, undefined);
+  peer.say("ack", { receivers: 1 }, { id });
+  await answer;
+});
+
+test("requests without an answer are sent again with their id, and nothing else is", async (t) => {
+  const here = await world(t);
+  const { client, peer } = await here.ready();
+  const requests = ["chat:a:1", "chat:a:2", "chat:a:3"].map((type) => client.request(type, type));
+  client.emit("chat:e:1");
+  const ids = {};
+  for (const type of ["chat:a:1", "chat:a:2", "chat:a:3"]) ids[type] = (await peer.hear(type)).id;
+  await peer.hear("chat:e:1");
+  peer.say("ack", 2, { id: ids["chat:a:2"] });
+  assert.equal(await requests[1], 2);
+  const gone = state(client, "waiting");
+  await peer.end();
+  await gone;
+  client.emit("chat:e:2");
+
+  here.clock.pass(10_000);
+  const next = await here.peer();
+  await next.admit();
+  for (const type of ["chat:a:1", "chat:a:3"]) {
+    const message = await next.hear(type);
+    assert.deepEqual(message, { type, payload: type, id: ids[type] });
+    next.say("ack", type, { id: message.id });
+  }
+  await next.hear("chat:e:2");
+  assert.deepEqual(await Promise.all(requests), ["chat:a:1", 2, "chat:a:3"]);
+  await next.end();
+});
+
+test("what waits is bounded", async (t) => {
+  const here = await world(t);
+  const client = here.connect({ queue: 2 });
+  const dropped = [];
+  client.on("dropped", (event) => dropped.push(event));
+  assert.equal(client.emit("chat:a:1"), true);
+  const answer = client.request("chat:a:2");
+  assert.equal(client.emit("chat:a:3", { n: 3 }, { roomId: "r1" }), false);
+  assert.deepEqual(dropped, [{ type: "chat:a:3", payload: { n: 3 }, roomId: "r1" }]);
+  const error = await rejected(client.request("chat:a:4"));
+  assert.deepEqual([error.code, error.eventType], ["QUEUE_FULL", "chat:a:4"]);
+
+  const peer = await here.peer();
+  const ready = state(client, "ready");
+  await peer.admit();
+  await ready;
+  // The event is gone, the request counts until it is answered.
+  const second = client.request("chat:a:5");
+  assert.equal((await rejected(client.request("chat:a:6"))).code, "QUEUE_FULL");
+  assert.equal(client.emit("chat:a:7"), true);
+  for (const type of ["chat:a:1", "chat:a:2", "chat:a:5", "chat:a:7"]) {
+    const { id } = await peer.hear(type);
+    if (id) peer.say("ack", type, { id });
+  }
+  assert.deepEqual([await answer, await second], ["chat:a:2", "chat:a:5"]);
+});
+
+test("what the other end does not read is bounded, too", async (t) => {
+  const here = await world(t);
+  const { client, peer } = await here.ready();
+  peer.socket.pause();
+  const large = "x".repeat(60_000);
+  const dropped = told(client, "dropped");
+  for (let n = 0; n < 1_000 && client.emit("chat:a:b", large); n += 1) await new Promise(setImmediate);
+  assert.equal((await dropped).type, "chat:a:b");
+});
+
+test("no answer in time is an error, and a reason to look whether anybody is there", async (t) => {
+  const here = await world(t);
+  const { client, peer } = await here.ready({ timeout: 1_000 });
+  const requests = [client.request("chat:a:1"), client.request("chat:a:2", null, { timeout: 200 })].map(rejected);
+  const { id } = await peer.hear("chat:a:1");
+  await peer.hear("chat:a:2");
+  here.clock.pass(200);
+  const error = await requests[1];
+  assert.deepEqual([error.code, error.eventType, error.message], ["TIMEOUT", "chat:a:2", "no answer within 200 ms"]);
+  peer.refuse((await peer.hear("ping")).id, "INVALID_EVENT");
+  here.clock.pass(800);
+  assert.equal((await requests[0]).code, "TIMEOUT");
+  // Too late now, and it is not sent again.
+  peer.say("ack", 1, { id });
+  const gone = state(client, "waiting");
+  peer.socket.close(1001);
+  await gone;
+  here.clock.pass(10_000);
+  const next = await here.peer();
+  await next.admit();
+  await next.end();
+});
+
+test("a request may wait for ever", async (t) => {
+  const here = await world(t);
+  const { client, peer } = await here.ready({ heartbeat: Infinity });
+  const answer = client.request("chat:a:b", null, { timeout: Infinity });
+  assert.equal(here.clock.timers, 0);
+  peer.say("ack", "at last", { id: (await peer.hear("chat:a:b")).id });
+  assert.equal(await answer, "at last");
+});
+
+test("a signal ends the wait", async (t) => {
+  const here = await world(t);
+  const { client, peer } = await here.ready({ heartbeat: Infinity });
+  const control = new AbortController();
+  const answer = rejected(client.request("chat:a:b", null, { signal: control.signal }));
+  await peer.hear("chat:a:b");
+  control.abort(new Error("not needed"));
+  assert.equal((await answer).message, "not needed");
+  assert.equal((await rejected(client.request("chat:c:d", null, { signal: control.signal }))).message, "not needed");
+  assert.equal(here.clock.timers, 0);
+  await peer.end();
+});
+
+test("closing settles everything", async (t) => {
+  const here = await world(t);
+  const { client, peer } = await here.ready();
+  const answer = rejected(client.request("chat:a:b"));
+  await peer.hear("chat:a:b");
+  const gone = state(client, "waiting");
+  await peer.end();
+  await gone;
+  client.emit("chat:c:d", [1], { roomId: "r" });
+  const entered = rejected(client.join("r9"));
+  const dropped = told(client, "dropped");
+  client.close();
+  assert.deepEqual(await dropped, { type: "chat:c:d", payload: [1], roomId: "r" });
+  for (const error of [await answer, await entered, await rejected(client.request("chat:e:f")), await rejected(client.join("r"))]) {
+    assert.equal(error.code, "CLOSED");
+  }
+  assert.equal(client.emit("chat:g:h"), false);
+  assert.equal(here.clock.timers, 0);
+
+  client.open();
+  const peerAgain = await here.peer();
+  await peerAgain.admit();
+  await peerAgain.end();
+});
+
+test("a message that the gateway finds too big is not sent again for ever", async (t) => {
+  const here = await world(t);
+  const { client, peer } = await here.ready();
+  const requests = [client.request("chat:a:1", "€".repeat(50)), client.request("chat:a:2", "x".repeat(100))];
+  const tooLarge = rejected(requests[0]);
+  await peer.hear("chat:a:1");
+  await peer.hear("chat:a:2");
+  const gone = state(client, "waiting");
+  await peer.end(1009);
+  await gone;
+  assert.deepEqual([(await tooLarge).code, (await tooLarge).eventType], ["TOO_LARGE", "chat:a:1"]);
+  here.clock.pass(10_000);
+  const next = await here.peer();
+  await next.admit();
+  next.say("ack", 1, { id: (await next.hear("chat:a:2")).id });
+  await requests[1];
+  await next.end();
+});
+
+test("what is no JSON is the caller's mistake", async (t) => {
+  const here = await world(t);
+  const { client } = await here.ready({ heartbeat: Infinity });
+  const circle = {};
+  circle.self = circle;
+  assert.throws(() => client.emit("chat:a:b", circle), TypeError);
+  await assert.rejects(client.request("chat:a:b", circle), TypeError);
+  assert.equal(here.clock.timers, 0);
+  assert.equal(typeof connect, "function");
+});

@@ -1,0 +1,183 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { state, told, world } from "./world.js";
+
+const rejected = (promise) => promise.then(() => assert.fail("it was not rejected"), (error) => error);
+
+/** The client's next connection, up to `authenticated`; what it showed. */
+async function again(here, client, peer, code = 1001) {
+  const gone = state(client, "waiting");
+  await peer.end(code);
+  here.clock.pass((await gone).wait);
+  const next = await here.peer();
+  return [next, await next.admit()];
+}
+
+test("enters rooms, and enters them again before anything else", async (t) => {
+  const here = await world(t);
+  const { client, peer } = await here.ready({ roomId: "r1" });
+  const joined = [client.join("r2"), client.join("r3"), client.join("r2")];
+  for (const room of ["r2", "r3"]) assert.equal(await peer.letJoin(), room);
+  await Promise.all(joined);
+  await client.join("r1");
+  await client.join("r3");
+  assert.deepEqual(client.rooms, ["r1", "r2", "r3"]);
+  const answer = client.request("chat:a:b", null, { roomId: "r3" });
+  await peer.hear("chat:a:b");
+
+  const [next, shown] = await again(here, client, peer);
+  assert.equal(shown.roomId, "r1");
+  const ready = state(client, "ready");
+  const entering = [await next.hear("join"), await next.hear("join")];
+  assert.deepEqual(entering.map(({ payload }) => payload.roomId), ["r2", "r3"]);
+  next.say("joined", { roomId: "r2" }, { id: entering[0].id });
+  next.say("chat:not:yet", null);
+  await told(client, "chat:not:yet");
+  assert.deepEqual([client.state, next.messages.length], ["connecting", 0]);
+  next.say("joined", { roomId: "r3" }, { id: entering[1].id });
+  await ready;
+  next.say("ack", 1, { id: (await next.hear("chat:a:b")).id });
+  await answer;
+});
+
+test("a room that is asked for before it is connected is entered then", async (t) => {
+  const here = await world(t);
+  const client = here.connect();
+  const entered = client.join("r1");
+  const peer = await here.peer();
+  // The first room of all goes with the token.
+  assert.equal((await peer.admit()).roomId, "r1");
+  await entered;
+  assert.equal(client.state, "ready");
+});
+
+test("a room asked for while others are entered again", async (t) => {
+  const here = await world(t);
+  const client = here.connect({ roomId: "r1" });
+  client.join("r2");
+  const peer = await here.peer();
+  const ready = state(client, "ready");
+  await peer.admit();
+  const { id } = await peer.hear("join");
+  const entered = client.join("r3");
+  assert.equal(await peer.letJoin(), "r3");
+  await entered;
+  assert.equal(client.state, "connecting");
+  peer.say("joined", { roomId: "r2" }, { id });
+  await ready;
+});
+
+test("a refused room rejects, and is forgotten", async (t) => {
+  const here = await world(t);
+  const { client, peer } = await here.ready({ roomId: "r1" });
+  client.on("error", () => assert.fail("told as well"));
+  const entered = rejected(client.join("r2"));
+  peer.refuse((await peer.hear("join")).id, "ACCESS_DENIED");
+  const error = await entered;
+  assert.deepEqual([error.code, error.roomId], ["ACCESS_DENIED", "r2"]);
+  assert.deepEqual(client.rooms, ["r1"]);
+  const [next] = await again(here, client, peer);
+  await next.end();
+});
+
+test("a room that cannot be entered again is told", async (t) => {
+  const here = await world(t);
+  const { client, peer } = await here.ready({ roomId: "r1" });
+  const entered = client.join("r2");
+  await peer.letJoin();
+  await entered;
+  const [next] = await again(here, client, peer);
+  const [lost, ready] = [told(client, "error"), state(client, "ready")];
+  next.refuse((await next.hear("join")).id, "ACCESS_DENIED");
+  assert.deepEqual([(await lost).code, (await lost).roomId], ["ACCESS_DENIED", "r2"]);
+  await ready;
+  assert.deepEqual(client.rooms, ["r1"]);
+});
+
+test("access to a room that cannot be checked is asked for again", async (t) => {
+  const here = await world(t);
+  const { client, peer } = await here.ready({ heartbeat: Infinity });
+  const entered = client.join("r1");
+  peer.refuse((await peer.hear("join")).id, "AUTH_UNAVAILABLE", { retryAfter: 2 });
+  peer.say("chat:the:end", null);
+  await told(client, "chat:the:end");
+  here.clock.pass(3_000);
+  assert.equal(await peer.letJoin(), "r1");
+  await entered;
+
+  // Left while it waits, it is not asked for again.
+  const other = rejected(client.join("r2"));
+  peer.refuse((await peer.hear("join")).id, "AUTH_UNAVAILABLE", { retryAfter: 2 });
+  peer.say("chat:the:end", null);
+  await told(client, "chat:the:end");
+  client.leave("r2");
+  assert.equal((await other).code, "LEFT");
+  await peer.hear("leave");
+  here.clock.pass(3_000);
+  await peer.end();
+});
+
+test("a room that was left is not entered again", async (t) => {
+  const here = await world(t);
+  const { client, peer } = await here.ready({ roomId: "r1" });
+  const entered = client.join("r2");
+  await peer.letJoin();
+  await entered;
+  client.leave("r1");
+  client.leave("r1");
+  const { id, payload } = await peer.hear("leave");
+  assert.deepEqual(payload, { roomId: "r1" });
+  client.on("left", () => assert.fail("told"));
+  peer.say("left", { roomId: "r1" }, { id });
+  assert.deepEqual(client.rooms, ["r2"]);
+  const [next, shown] = await again(here, client, peer);
+  assert.equal(shown.roomId, "r2");
+  await state(client, "ready");
+  assert.deepEqual(client.rooms, ["r2"]);
+  await next.end();
+});
+
+test("a room can be left while it is entered", async (t) => {
+  const here = await world(t);
+  const { client, peer } = await here.ready();
+  const entered = rejected(client.join("r1"));
+  const { id } = await peer.hear("join");
+  client.leave("r1");
+  assert.equal((await entered).code, "LEFT");
+  await peer.hear("leave");
+  peer.say("joined", { roomId: "r1" }, { id });
+  const [next, shown] = await again(here, client, peer);
+  assert.equal(shown.roomId, undefined);
+  await next.end();
+});
+
+test("the first room can be left while it is entered", async (t) => {
+  const here = await world(t);
+  const client = here.connect({ roomId: "r1" });
+  const peer = await here.peer();
+  const { id } = await peer.hear("authenticate");
+  client.leave("r1");
+  const ready = state(client, "ready");
+  peer.say("authenticated", { success: true, userId: "user_ada", roomId: "r1" }, { id });
+  assert.deepEqual((await peer.hear("leave")).payload, { roomId: "r1" });
+  await ready;
+  assert.deepEqual(client.rooms, []);
+});
+
+test("the callback may name another room: in the place of the one before", async (t) => {
+  const here = await world(t);
+  let roomId = "r1";
+  const { client, peer } = await here.ready({ token: () => ({ token: "t", roomId }) });
+  const entered = client.join("r2");
+  await peer.letJoin();
+  await entered;
+  roomId = "r9";
+  client.open();
+  const next = await here.peer();
+  const ready = state(client, "ready");
+  assert.equal((await next.admit()).roomId, "r9");
+  assert.equal(await next.letJoin(), "r2");
+  await ready;
+  assert.deepEqual(client.rooms, ["r9", "r2"]);
+  await next.end();
+});

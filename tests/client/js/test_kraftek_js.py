@@ -1,0 +1,95 @@
+"""kraftek.js as pip installed it: its own tests in Node, its types, and what npm would publish."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import kraftek
+
+HERE = Path(__file__).resolve().parent
+PACKAGE = Path(kraftek.__file__).parent / "client/js"
+
+
+def run(*command: str, cwd: Path = HERE, **environment: str) -> str:
+    """What a program says; it must end well."""
+    ended = subprocess.run(
+        command,
+        cwd=cwd,
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert ended.returncode == 0, ended.stdout
+    return ended.stdout
+
+
+@pytest.fixture(scope="module")
+def node_options() -> list[str]:
+    """Node 22 has a WebSocket; what it became can be tried with Node 20."""
+    known = run("node", "--print", "typeof WebSocket").strip() == "function"
+    return [] if known else ["--experimental-websocket", "--no-warnings"]
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in HERE.glob("*.test.js")))
+def test_in_node(name: str, node_options: list[str]) -> None:
+    said = run(
+        "node", *node_options, "--test", "--test-timeout=60000", "--test-reporter=tap", name,
+        KRAFTEK_JS=str(PACKAGE / "kraftek.js"),
+    )  # fmt: skip
+    counts = re.findall(r"^# (pass|fail|skipped|todo) (\d+)$", said, re.MULTILINE)
+    counted = {what: int(number) for what, number in counts}
+    assert counted.pop("pass") >= 10, said
+    assert counted == {"fail": 0, "skipped": 0, "todo": 0}, said
+
+
+def test_types(tmp_path: Path) -> None:
+    """Without ``skipLibCheck``, so that the declarations themselves are checked, too."""
+    shutil.copytree(PACKAGE, tmp_path / "node_modules/kraftek")
+    (tmp_path / "package.json").write_text('{"type": "module"}')
+    shutil.copy(HERE / "types.ts", tmp_path)
+    run(
+        "node", str(HERE / "node_modules/typescript/bin/tsc"), "--strict", "--noEmit", "--target", "es2022",
+        "--lib", "es2022,dom", "--module", "nodenext", "--exactOptionalPropertyTypes", "types.ts",
+        cwd=tmp_path,
+    )  # fmt: skip
+
+
+def test_types_name_what_the_module_has(node_options: list[str]) -> None:
+    """No method, option or export is only declared, or only there."""
+    declared = (PACKAGE / "kraftek.d.ts").read_text("utf-8")
+    script = f"""
+        const module = await import({json.dumps(str(PACKAGE / "kraftek.js"))});
+        const names = Object.getOwnPropertyNames(module.Kraftek.prototype);
+        console.log(JSON.stringify([Object.keys(module), names]));
+    """
+    exports, members = json.loads(run("node", *node_options, "--input-type=module", "--eval", script))
+    assert sorted(exports) == sorted(re.findall(r"^export (?:class|function) (\w+)", declared, re.MULTILINE))
+    body = declared[declared.index("export class Kraftek {") :].partition("\n}")[0]
+    assert set(members) == set(re.findall(r"^  (?:readonly )?(\w+)[<(:]", body, re.MULTILINE))
+    source = (PACKAGE / "kraftek.js").read_text("utf-8")
+    defaults = source[source.index("const DEFAULTS = {") :].partition("\n};")[0]
+    options = declared[declared.index("export interface Options {") :].partition("\n}")[0]
+    assert {*re.findall(r"^  (\w+):", defaults, re.MULTILINE), "token", "roomId"} == set(
+        re.findall(r"^  (\w+)\??:", options, re.MULTILINE)
+    )
+
+
+def test_what_npm_would_publish() -> None:
+    (packed,) = json.loads(run("npm", "pack", "--dry-run", "--json", "--silent", cwd=PACKAGE))
+    files = {file["path"] for file in packed["files"]}
+    assert files == {"README.md", "kraftek.d.ts", "kraftek.js", "package.json"}
+    package = json.loads((PACKAGE / "package.json").read_text("utf-8"))
+    assert (package["name"], package["version"]) == ("kraftek", kraftek.__version__)
+    assert not {"dependencies", "peerDependencies", "optionalDependencies"} & package.keys()
+    assert package["license"] == "MIT"

@@ -1,0 +1,40 @@
+// A program against kraftek.d.ts. It is compiled, never run: what is wrong on purpose must be an error.
+import { connect, Kraftek, KraftekError, type Options, type StateChange } from "kraftek";
+
+interface Who {
+  users: string[];
+}
+
+const options: Options = { token: async ({ refused }) => (refused ? "fresh" : "kept"), roomId: "r1", WebSocket };
+const client: Kraftek = connect("wss://gateway.test/", options);
+connect("wss://gateway.test/", { token: () => ({ token: "t", roomId: null }), timeout: 5_000, cap: 60_000 });
+
+client
+  .on("state", ({ state, wait }: StateChange) => console.log(state, wait?.toFixed(0)))
+  .on("error", (error) => console.log(error.code, error.retryAfter, error.roomId))
+  .once("dropped", ({ type, payload }) => console.log(type, payload))
+  .on("chat:message:sent", (payload: { text: string }, { roomId }) => console.log(payload.text, roomId?.length));
+
+const sent: boolean = client.emit("chat:message:send", { text: "Hi" }, { roomId: "r1" });
+const { users } = await client.request<Who>("chat:room:who", null, { timeout: 1_000, signal: AbortSignal.abort() });
+console.log(sent, users.join());
+await client.join("r2");
+client.leave("r2");
+client.close();
+
+try {
+  await client.request("chat:room:who");
+} catch (error) {
+  if (error instanceof KraftekError && error.code === "CLOSED") client.open();
+}
+
+// @ts-expect-error a token is needed
+connect("wss://gateway.test/", {});
+// @ts-expect-error an answer is not known to be anything
+(await client.request("chat:room:who")).users;
+// @ts-expect-error the state is not for others to change
+client.state = "ready";
+// @ts-expect-error no such state
+if (client.state === "live") client.close();
+// @ts-expect-error an error is no string
+client.on("error", (error: string) => error);
