@@ -56,6 +56,10 @@ class Dialect(ABC):
         """Give an event with `text` bytes of text and one ``%d`` each for ``at``, ``who`` and the room's number."""
         return self.envelope(name) % (b'{"at":%%d,"who":%%d,"roomId":"r%%d","text":"%s"}' % (b"x" * text))
 
+    def request(self, name: str, text: int) -> bytes:
+        """As `event`, with an id, and so one ``%d`` more each for ``at`` and ``who``. Not every dialect knows requests."""
+        raise NotImplementedError
+
 
 class Native(Dialect):
     """``kraftek.v1.json``."""
@@ -80,6 +84,9 @@ class Native(Dialect):
 
     def envelope(self, name: str) -> bytes:
         return b'{"type":"%s","payload":%%s}' % name.encode()
+
+    def request(self, name: str, text: int) -> bytes:
+        return self.event(name, text)[:-1] + b',"id":"%d-%d"}'
 
 
 class SocketIO(Dialect):

@@ -110,7 +110,11 @@ class _RoundTrips(_Drill):
     def __init__(self, order: RoundTrip, crowd: Crowd) -> None:
         super().__init__(crowd, order.warm, order.seconds)
         self._in_flight = order.in_flight
-        self._event = crowd.dialect.event("bench:echo:ping", order.text)
+        self._asks = order.asked is not None
+        if order.asked is None:
+            self._event = crowd.dialect.event("bench:echo:ping", order.text)
+        else:
+            self._event = crowd.dialect.request(f"{order.asked}:echo:ping", order.text)
 
     def start(self) -> None:
         for _ in range(self._in_flight):
@@ -127,7 +131,11 @@ class _RoundTrips(_Drill):
 
     def _say(self, client: Client) -> None:
         self.due += 1
-        client.send(self._event % (clock(), client.who, client.room))
+        now = clock()
+        if self._asks:
+            client.send(self._event % (now, client.who, client.room, now, client.who))
+        else:
+            client.send(self._event % (now, client.who, client.room))
 
 
 class _ManyRooms(_Drill):

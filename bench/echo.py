@@ -1,8 +1,9 @@
 """The service that every contender carries messages to and from; the stage runs it as ``python -m bench.echo``.
 
-It speaks the Redis contract for services and nothing else: it hears one channel and answers on
+It speaks the Redis contract for services and nothing else: what it hears on its channels it answers on
 ``events:broadcast``. ``bench:echo:ping`` is answered to the socket that sent it, anything else to the room that the
-payload names. The payload goes back as it came.
+payload names. The payload goes back as it came. Requests, of a channel and of a stream, are answered on their
+``replyTo``.
 """
 
 import asyncio
@@ -23,14 +24,17 @@ class Event(msgspec.Struct):
     eventType: str
     socketId: str
     payload: msgspec.Raw
+    id: str | None = None
+    replyTo: str = ""
 
 
-class Answer(msgspec.Struct):
+class Answer(msgspec.Struct, omit_defaults=True):
     """What a gateway is to deliver."""
 
     type: str
     recipients: list[str]
     payload: msgspec.Raw
+    inReplyTo: str | None = None
 
 
 _decode = msgspec.json.Decoder(Event).decode
@@ -38,11 +42,16 @@ _encode = msgspec.json.Encoder().encode
 
 
 def answer(body: bytes) -> bytes:
-    """Give the answer to one published event."""
+    """Give the command that answers one event."""
     event = _decode(body)
-    if event.eventType == "bench:echo:ping":
-        return _encode(Answer("bench:echo:pong", [event.socketId], event.payload))
-    return _encode(Answer("bench:room:said", [], event.payload))
+    channel: bytes | str = BROADCAST
+    if event.id is not None:
+        channel, said = event.replyTo, Answer("bench:echo:pong", [event.socketId], event.payload, event.id)
+    elif event.eventType == "bench:echo:ping":
+        said = Answer("bench:echo:pong", [event.socketId], event.payload)
+    else:
+        said = Answer("bench:room:said", [], event.payload)
+    return hiredis.pack_command((b"PUBLISH", channel, _encode(said)))  # type: ignore[arg-type]
 
 
 class Publisher(asyncio.Protocol):
@@ -57,13 +66,13 @@ class Publisher(asyncio.Protocol):
 class Subscriber(asyncio.Protocol):
     """The connection that events arrive on. All that arrive in one read are answered in one write."""
 
-    def __init__(self, channel: str, publisher: Publisher) -> None:
-        self._channel = channel
+    def __init__(self, channels: list[str], publisher: Publisher) -> None:
+        self._channels = channels
         self._publisher = publisher
         self._reader = hiredis.Reader()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        cast("asyncio.Transport", transport).write(hiredis.pack_command(("SUBSCRIBE", self._channel)))  # type: ignore[arg-type]
+        cast("asyncio.Transport", transport).write(hiredis.pack_command(("SUBSCRIBE", *self._channels)))  # type: ignore[arg-type]
 
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)
@@ -71,21 +80,52 @@ class Subscriber(asyncio.Protocol):
         while (reply := self._reader.gets()) is not False:
             assert isinstance(reply, list)
             if reply[0] == b"message":
-                answers.append(hiredis.pack_command((b"PUBLISH", BROADCAST, answer(reply[2]))))  # type: ignore[arg-type]
-            else:
+                answers.append(answer(reply[2]))
+            elif reply[2] == len(self._channels):
                 print("ready", flush=True)
         if answers:
             self._publisher.transport.write(b"".join(answers))
 
 
-async def serve(redis_port: int, channel: str) -> None:
-    """Answer what comes on the channel until the process is stopped; prints ``ready`` once it listens."""
+class Consumer(asyncio.Protocol):
+    """The connection that a stream is read on, as the only one of its group."""
+
+    def __init__(self, stream: str, group: str, publisher: Publisher) -> None:
+        self._begin = ("XGROUP", "CREATE", stream, group, "0", "MKSTREAM")
+        self._read = hiredis.pack_command(
+            ("XREADGROUP", "GROUP", group, "echo", "COUNT", "1000", "BLOCK", "0", "STREAMS", stream, ">")  # type: ignore[arg-type]
+        )
+        self._done = ("XACK", stream, group)
+        self._publisher = publisher
+        self._reader = hiredis.Reader()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.write(hiredis.pack_command(self._begin) + self._read)  # type: ignore[arg-type]
+
+    def data_received(self, data: bytes) -> None:
+        self._reader.feed(data)
+        while (reply := self._reader.gets()) is not False:
+            if isinstance(reply, hiredis.ReplyError):  # the stage has emptied Redis, and the group is gone
+                self._transport.write(hiredis.pack_command(self._begin) + self._read)  # type: ignore[arg-type]
+            elif isinstance(reply, list):
+                ((_, entries),) = reply
+                answers = [answer(fields[1]) for _, fields in entries]
+                answers.append(hiredis.pack_command((*self._done, *(number for number, _ in entries))))  # type: ignore[arg-type]
+                self._publisher.transport.write(b"".join(answers))
+                self._transport.write(self._read)
+
+
+async def serve(redis_port: int) -> None:
+    """Answer until the process is stopped; prints ``ready`` once it listens."""
     loop = asyncio.get_running_loop()
     _, publisher = await loop.create_connection(Publisher, "127.0.0.1", redis_port)
-    await loop.create_connection(lambda: Subscriber(channel, publisher), "127.0.0.1", redis_port)
+    await loop.create_connection(lambda: Consumer("events:queue", "queue", publisher), "127.0.0.1", redis_port)
+    channels = ["events:bench", "events:ask"]
+    await loop.create_connection(lambda: Subscriber(channels, publisher), "127.0.0.1", redis_port)
     await loop.create_future()
 
 
 if __name__ == "__main__":
     gc.disable()
-    uvloop.run(serve(int(sys.argv[1]), sys.argv[2]))
+    uvloop.run(serve(int(sys.argv[1])))

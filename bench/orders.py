@@ -19,6 +19,8 @@ class RoundTrip(msgspec.Struct, tag=True):
     warm: float
     """Seconds before the window opens, at least."""
     seconds: float
+    asked: str | None = None
+    """The service that is sent requests, each answered by its id; without it ``bench`` is sent events."""
 
 
 class ManyRooms(msgspec.Struct, tag=True):

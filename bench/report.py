@@ -148,6 +148,10 @@ def bars(lines: list[Line], effort: Effort) -> list[Bar]:
             if workload == "roundtrip" and case:
                 value = _ratio(cpu(workload, case, contender), cpu(workload, case, "node"))
                 found.append(Bar(f"round trip, {case}: {contender} / node, CPU per message", limit, value))
+    for in_flight in (1, 8):
+        asked, told = (cpu("requests", f"{case}, {in_flight} in flight", "kraftek") for case in ("request", "event"))
+        promise = f"round trip, {in_flight} in flight: request / event, CPU per message"
+        found.append(Bar(promise, 1.35, _ratio(asked, told)))
     found.append(
         Bar(
             "fan-out to 1,000: kraftek / C loop of send(), CPU per delivered message",

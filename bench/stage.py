@@ -132,7 +132,7 @@ def open_stage(logs: Path) -> Iterator[Stage]:
         command = [redis_server, "--bind", "127.0.0.1", "--port", str(port), *keep_nothing, *never_throw_out]
         redis = running.enter_context(_running(command, logs / "redis.log"))
         _wait(lambda: _listeners(port) > 0, [redis], logs / "redis.log")
-        command = [sys.executable, "-m", "bench.echo", str(port), "events:bench"]
+        command = [sys.executable, "-m", "bench.echo", str(port)]
         log = logs / "echo.log"
         echo = running.enter_context(_running(command, log))
         _wait(lambda: log.read_text().endswith("ready\n"), [echo], log)

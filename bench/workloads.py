@@ -115,6 +115,16 @@ def roundtrip(stage: Stage, contender: Contender, effort: Effort) -> Iterator[Ro
                 yield row("roundtrip", contender, f"{in_flight} in flight, {size(text)}", "message", outcome)
 
 
+def requests(stage: Stage, contender: Contender, effort: Effort) -> Iterator[Row]:
+    """The round trip once more: an event, a request that the service answers, and one that reaches it by a stream."""
+    with stage.show(contender, effort.ping_seconds) as show:
+        connected(show, 50, ROOM_SIZE)
+        for in_flight in (1, 8):
+            for case, asked in (("event", None), ("request", "ask"), ("request by stream", "queue")):
+                outcome = show.do(RoundTrip(in_flight, 64, effort.warm, effort.seconds, asked))
+                yield row("requests", contender, f"{case}, {in_flight} in flight", "message", outcome)
+
+
 def fanout(stage: Stage, contender: Contender, effort: Effort) -> Iterator[Row]:
     """One event to a room that grows."""
     with stage.show(contender, effort.ping_seconds) as show:
@@ -169,7 +179,7 @@ def processes(stage: Stage, contender: Contender, effort: Effort) -> Iterator[Ro
 
 
 WORKLOADS: dict[str, Callable[[Stage, Contender, Effort], Iterator[Row]]] = {
-    each.__name__: each for each in (roundtrip, fanout, manyrooms, idle, storm, processes)
+    each.__name__: each for each in (roundtrip, requests, fanout, manyrooms, idle, storm, processes)
 }
 
 

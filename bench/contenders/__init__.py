@@ -16,6 +16,13 @@ _HERE = Path(__file__).parent
 _NODE = _HERE / "node"
 _NCHAN_MODULE = Path("/usr/lib/nginx/modules/ngx_nchan_module.so")
 
+_ASKED = """
+[services]
+ask = {channel = "events:ask", reply = true}
+queue = {channel = "events:queue", reply = true, transport = "stream"}
+"""
+"""The services that answer requests; `bench.echo` is both."""
+
 ALL = frozenset({"roundtrip", "fanout", "manyrooms", "idle", "storm"})
 
 
@@ -54,7 +61,8 @@ def _kraftek(site: Site) -> list[str]:
     if not twistd.exists():
         raise UnavailableError(f"the gateway is not installed beside {sys.executable}")
     config = site.directory / "kraftek-gateway.toml"
-    config.write_text("".join(f"[{part}]\nping_interval = {site.ping_seconds}\n" for part in ("limits", "socketio")))
+    pings = [f"[{part}]\nping_interval = {site.ping_seconds}\n" for part in ("limits", "socketio")]
+    config.write_text("".join(pings) + _ASKED)
     listen = "reuseport" if site.shared_port else "tcp"
     # twistd takes packages from the directory it is started in first; what is measured is the installed one.
     return [
@@ -109,7 +117,7 @@ def _nchan(site: Site) -> list[str]:
 
 
 CONTENDERS = (
-    Contender("kraftek", "native", ALL | {"processes"}, _kraftek),
+    Contender("kraftek", "native", ALL | {"requests", "processes"}, _kraftek),
     Contender("kraftek-socketio", "socketio", ALL, _kraftek),
     Contender("node", "socketio", ALL, _node),
     Contender("autobahn", "native", ALL, _python("autobahn")),
