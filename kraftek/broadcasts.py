@@ -93,17 +93,21 @@ class Broadcasts:
         if not sessions:
             return
         delivery = Delivery(message.type, message.payload, room_id)
-        excluded = frozenset(message.exclude_socket_ids or ())
+        if message.exclude_socket_ids:
+            excluded = frozenset(message.exclude_socket_ids)
+            sessions = [session for session in sessions if session.socket_id not in excluded]
         encoded: dict[Hashable, Outgoing | None] = {}
+        dialect = outgoing = None
         delivered = 0
         for session in tuple(sessions):
-            if excluded and session.socket_id in excluded:
-                continue
-            codec = session.dialect.codec
-            try:
-                outgoing = encoded[codec]
-            except KeyError:
-                outgoing = encoded[codec] = session.dialect.encode(delivery)
+            # Clients of the native dialect share one, and most rooms are theirs alone.
+            if session.dialect is not dialect:
+                dialect = session.dialect
+                codec = dialect.codec
+                try:
+                    outgoing = encoded[codec]
+                except KeyError:
+                    outgoing = encoded[codec] = dialect.encode(delivery)
             if outgoing is not None:
                 session.link.write(outgoing)
                 delivered += 1
