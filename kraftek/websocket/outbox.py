@@ -77,6 +77,10 @@ class Outbox:
                 self._pending = None
                 self._protocol.overrun()
                 return
+        elif self._pending is None:  # as put() does, without the call
+            self._pending = data
+            self._turn.at_end(self)
+            return
         self.put(data)
 
     def close(self, code: int, reason: str) -> None:
@@ -109,9 +113,12 @@ class Outbox:
         """The turn ends, or the client reads again."""
         if self.blocked:
             return
-        data = self._taken()
-        if not data:
+        data = self._pending
+        if data is None:
             return
+        self._pending = None
+        if isinstance(data, list):
+            data = b"".join(data)
         send = self._send
         if send is not None:
             try:
