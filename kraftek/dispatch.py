@@ -80,18 +80,21 @@ end
 return waiting
 """)
 
-APPEND = Script(f"""{_SEND["stream"]}
-return send(KEYS[1], ARGV[1], ARGV[2])
-""")
+APPEND = Script.each(1, 2, "return send(KEYS[1], ARGV[1], ARGV[2])", _SEND["stream"])
 
 ONCE = {
-    transport: Script(f"""{send}
+    transport: Script.each(
+        2,
+        5,
+        """
 local known = redis.call('GET', KEYS[2])
 if known then return known end
 local taken = send(KEYS[1], ARGV[1], ARGV[2])
 if taken > 0 then redis.call('SET', KEYS[2], ARGV[4] .. taken .. ARGV[5], 'PX', ARGV[3]) end
 return taken
-""")
+""",
+        send,
+    )
     for transport, send in _SEND.items()
 }
 

@@ -174,10 +174,10 @@ class IBus(Interface):
     def run(
         script: Any, keys: Sequence[str], args: Sequence[bytes | str | int | float], receipt: Callable[[Any], None]
     ) -> None:
-        """Run a :class:`kraftek.scripts.Script` for every message: as :meth:`call`, without its Deferred.
+        """Run a script made by :meth:`kraftek.scripts.Script.each` for one message, in order with everything else.
 
-        ``receipt`` is called once: with the script's answer, which must be a number or ``bytes``, or with -1 as that of
-        :meth:`publish`. Raises ``NotPublished`` likewise.
+        ``receipt`` is called once: with what the script came to for this message, a number or ``bytes``; or with -1, as
+        that of :meth:`publish`. Raises ``NotPublished`` likewise.
         """
 
     def subscribe(channel: str, listener: Callable[[bytes], None]) -> None:

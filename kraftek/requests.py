@@ -36,7 +36,7 @@ _WAITING = "?"
 
 _ACK = ('{"type":"ack","payload":{"receivers":', "}}")
 
-KEEP = Script("""
+KEEP = Script.each(1, 2, """
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
 """)

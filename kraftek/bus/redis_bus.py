@@ -11,7 +11,7 @@ from typing import Any
 
 from twisted.application.internet import ClientService
 from twisted.application.service import MultiService
-from twisted.internet.defer import Deferred, fail, gatherResults
+from twisted.internet.defer import Deferred, fail, gatherResults, succeed
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -99,7 +99,7 @@ class RedisBus(MultiService):
         prefix = self._prefix
         if prefix:
             keys = [prefix + key for key in keys]
-        self._link().evaluate(script, (len(keys), *keys, *args), receipt)
+        self._link().evaluate(script, keys, args, receipt)
 
     def subscribe(self, channel: str, listener: Callable[[bytes], None]) -> None:
         name = self.channel_name(channel).encode()
@@ -107,6 +107,15 @@ class RedisBus(MultiService):
         self._channels[name] = (*known, listener)
         if self._subscriber is not None and not known:
             self._subscriber.listen([name]).addErrback(lambda _: None)
+
+    def unsubscribe(self, channel: str) -> Deferred[None]:
+        """Fires when everything that Redis still sent on it has been heard, or when the connection is lost."""
+        name = self.channel_name(channel).encode()
+        if self._subscriber is None:
+            self._channels.pop(name, None)
+            return succeed(None)
+        ending = self._subscriber.ask("UNSUBSCRIBE", name).addErrback(lambda _: None)
+        return ending.addCallback(lambda _: self._channels.pop(name, None)).addCallback(lambda _: None)
 
     def read(
         self,
@@ -192,7 +201,7 @@ class RedisBus(MultiService):
         link = self._commands
         if link is None or not self.available:
             raise NotPublished("Redis is away")
-        if len(link.waiting) >= self._in_flight:
+        if link.owed >= self._in_flight:
             raise NotPublished(f"{self._in_flight} messages and commands are waiting for Redis's answer")
         return link
 
