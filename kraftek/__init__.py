@@ -28,7 +28,8 @@ floor  rooms                                                       what they kno
        ``metrics.py``, ``names.py``, ``scripts.py``
 ====== =========================================================== ===================================================
 
-``demo/`` and ``client/`` stand beside the floors: a service and a page for newcomers; what authors of clients import.
+``demo/``, ``client/`` and ``service/`` stand beside the floors: a service and a page for newcomers; what authors of
+clients import; what authors of services do.
 """
 
 __version__ = "0.1.0"

@@ -1,9 +1,10 @@
 """The house stands as drawn: the table of floors in ``kraftek/__init__.py`` is read, and every import held to it.
 
 The rules are those of the drawing. A room imports from the floors below it, and from its own as long as no circle
-closes; the rooms of floor 4 are strangers to each other. What stands beside the floors knows floor 0 alone, and only
-the top knows it. Each library with a wire behind it belongs to one room. No module imports the reactor when it is
-imported itself, because twistd has yet to choose one; below floor 4 none imports it at all.
+closes; the rooms of floor 4 are strangers to each other. What stands beside the floors knows floor 0, and its
+neighbours as far as they are named below; only the top knows it. Each library with a wire behind it belongs to one
+room. No module imports the reactor when it is imported itself, because twistd has yet to choose one; below floor 4 none
+imports it at all.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ LIBRARIES = {
     "hiredis": "bus",
     "twisted.web": "http",
     "treq": "http",
+}
+NEIGHBOURS = {
+    "demo": {"service"},  # it is written on the kit
+    "service": {"bus", "interfaces", "turn"},  # a service on Twisted is on the gateway's own connections
 }
 REACTOR = re.compile(r"twisted\.internet\.\w*reactor\b")
 
@@ -105,7 +110,7 @@ def _imported_room(drawing: Drawing, room: str, floor: int | None, item: Import)
         return None
     target = parts[1]
     target_floor = drawing.floor_of.get(target)
-    if target in {room, "__version__"}:
+    if target in {room, "__version__", *NEIGHBOURS.get(room, ())}:
         return None
     if target in drawing.beside:
         return None if floor is not None and floor >= TOP else f"only floor {TOP} and above know {target}"
@@ -189,7 +194,7 @@ floor  rooms                                                    what they know
 0      ``messages.py``                                          values
 ====== ======================================================== ====================
 
-``demo/`` and ``client/`` stand beside the floors: they know ``other/`` nothing.
+``demo/``, ``client/`` and ``service/`` stand beside the floors: they know ``other/`` nothing.
 """)
 
 
@@ -201,7 +206,7 @@ def test_the_drawing_is_read() -> None:
         3: ["gateway", "session", "roster"],
         0: ["messages"],
     }
-    assert SMALL.beside == ["demo", "client"]
+    assert SMALL.beside == ["demo", "client", "service"]
 
 
 @pytest.mark.parametrize(
@@ -217,6 +222,8 @@ def test_the_drawing_is_read() -> None:
         ("daemon", "from kraftek.demo import BOARD\nfrom kraftek.bus.links import Link"),
         ("tap", "from twisted.internet import reactor\nfrom kraftek import daemon"),
         ("client.asyncio", "from kraftek.messages import Event\nimport autobahn"),
+        ("service.twisted", "from kraftek.bus import RedisBus\nfrom kraftek.turn import Turn"),
+        ("demo.notes", "from kraftek.service import EventProcessor"),
     ],
 )
 def test_what_is_allowed(module: str, source: str) -> None:
@@ -245,6 +252,8 @@ def test_what_is_allowed(module: str, source: str) -> None:
         ("client.twisted", "try:\n    from twisted.internet import reactor\nfinally: pass", "too early"),
         ("demo.notes", "from kraftek.gateway import Gateway", "knows floor 0 alone"),
         ("demo.notes", "from kraftek.client import Client", "only floor 5 and above know client"),
+        ("service.twisted", "from kraftek.roster import Roster", "knows floor 0 alone"),
+        ("bus.links", "from kraftek.service import EventProcessor", "only floor 5 and above know service"),
         ("gateway", "from kraftek.demo import BOARD", "only floor 5 and above know demo"),
         ("gateway", "from kraftek.cellar import Wine", "no such room"),
         ("cellar", "", "Put it on its floor in the table of kraftek/__init__.py"),

@@ -201,7 +201,7 @@ class RedisBus(MultiService):
         link = self._commands
         if link is None or not self.available:
             raise NotPublished("Redis is away")
-        if link.owed >= self._in_flight:
+        if len(link.waiting) + link.batched >= self._in_flight:
             raise NotPublished(f"{self._in_flight} messages and commands are waiting for Redis's answer")
         return link
 

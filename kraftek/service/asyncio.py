@@ -1,0 +1,248 @@
+"""The door for asyncio: a service on redis-py's asyncio client.
+
+``run(processor, url)`` is a whole program. A program with more on its loop uses :class:`EventService`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError, ResponseError
+
+from kraftek.scripts import Script
+from kraftek.service.door import Away, Rejected
+from kraftek.service.instance import Instance
+from kraftek.service.processor import Argument, EventProcessor
+
+__all__ = ["EventService", "run"]
+
+QUIET = 2.0
+"""Seconds without a word of Redis after which it is asked whether it is there; after as many more it is not."""
+
+RETRY = 1.0
+"""Seconds between two attempts to subscribe."""
+
+_log = logging.getLogger("kraftek.service")
+
+
+def run(processor: EventProcessor, url: str) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what was begun. ``url``: as in ``[redis]`` of the gateway."""
+    asyncio.run(_serve(processor, url))
+
+
+async def _serve(processor: EventProcessor, url: str) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with EventService(processor, url):
+        await stop.wait()
+
+
+class EventService:
+    """A service that runs on this loop, between ``start`` and ``stop`` or inside ``async with``."""
+
+    def __init__(self, processor: EventProcessor, url: str) -> None:
+        self._door = _Door(url)
+        self._instance = Instance(processor, self._door)
+
+    async def start(self) -> None:
+        """Begin. Redis may be away; the service begins to listen when it is there."""
+        self._instance.start()
+
+    async def stop(self) -> None:
+        """Take nothing more, finish what was begun within the processor's ``grace``, and disconnect."""
+        await self._instance.stop()
+        await self._door.close()
+
+    async def __aenter__(self) -> EventService:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.stop()
+
+
+class _Door:
+    """Redis and the loop, as :class:`kraftek.service.door.Door` says."""
+
+    def __init__(self, url: str) -> None:
+        # RESP2, so that answers are the same as through the other door; and no retries behind our back: a message that
+        # is published again would be heard twice.
+        retry: Any = Retry(NoBackoff(), 0)
+        self._redis: Redis = Redis.from_url(
+            url, protocol=2, retry=retry, socket_timeout=2 * QUIET, socket_connect_timeout=QUIET
+        )
+        self._redis.response_callbacks.clear()
+        self._queue: list[tuple[Sequence[Argument], asyncio.Future[Any]]] = []
+        self._sending = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._channels: dict[bytes, _Channel] = {}
+        self._pubsub: PubSub | None = None
+        self._listening: asyncio.Task[None] | None = None
+
+    async def close(self) -> None:
+        """Disconnect, when everybody is done."""
+        if self._listening is not None:
+            self._listening.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await self._redis.aclose()
+
+    # Door
+
+    async def call(self, *command: Argument) -> Any:
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._queue.append((command, answer))
+        if not self._sending:
+            self._sending = True
+            self.spawn(self._send())
+        return await _translated(answer)
+
+    async def run(self, script: Script, keys: Sequence[str], args: Sequence[Argument]) -> Any:
+        # Whole: Redis recognises it all the same, and never has to say that it does not.
+        return await self.call("EVAL", script.source, len(keys), *keys, *args)
+
+    def reader(self) -> _Reader:
+        return _Reader(self._redis)
+
+    async def subscribe(self, channel: str, listener: Callable[[bytes], None]) -> None:
+        name = channel.encode()
+        self._channels[name] = wanted = _Channel(listener)
+        if self._listening is None:
+            self._listening = self.spawn(self._listen())
+        elif self._pubsub is not None:
+            await _translated(self._pubsub.subscribe(name))
+        await wanted.begun.wait()
+
+    async def unsubscribe(self, channel: str) -> None:
+        name = channel.encode()
+        unwanted = self._channels.get(name)
+        if unwanted is not None and self._pubsub is not None:
+            await _translated(self._pubsub.unsubscribe(name))
+            await unwanted.ended.wait()
+
+    def signal(self) -> _Signal:
+        return _Signal()
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def info(self, text: str) -> None:
+        _log.info("%s", text)
+
+    def warn(self, text: str) -> None:
+        _log.warning("%s", text)
+
+    def failed(self, text: str, error: BaseException) -> None:
+        _log.error("%s", text, exc_info=error)
+
+    # Within
+
+    async def _send(self) -> None:
+        """What is asked while Redis has yet to answer goes in one write, on one connection: so all keeps its order."""
+        while self._queue:
+            batch, self._queue = self._queue, []
+            pipeline = self._redis.pipeline(transaction=False)
+            for command, _ in batch:
+                pipeline.execute_command(*command)
+            try:
+                answers = await pipeline.execute(raise_on_error=False)
+            except Exception as error:  # noqa: BLE001  # whatever it is, each of them has to know
+                answers = [error] * len(batch)
+            for (_, answer), said in zip(batch, answers, strict=True):
+                if answer.done():
+                    continue  # nobody waits any more
+                if isinstance(said, Exception):
+                    answer.set_exception(said)
+                else:
+                    answer.set_result(said)
+        self._sending = False
+
+    async def _listen(self) -> None:
+        while True:
+            pubsub = self._redis.pubsub()
+            try:
+                await pubsub.subscribe(*self._channels)
+                self._pubsub = pubsub
+                await self._hear(pubsub)
+            except (RedisError, OSError) as error:
+                self.warn(f"Redis does not serve, trying again every {RETRY:g} s: {error}")
+            finally:
+                self._pubsub = None
+                await pubsub.aclose()
+            await asyncio.sleep(RETRY)
+
+    async def _hear(self, pubsub: PubSub) -> None:
+        asked = False
+        while True:
+            message = await pubsub.get_message(timeout=QUIET)
+            if message is None:
+                if asked:
+                    raise TimeoutError(f"no answer for {QUIET:g} s")
+                await pubsub.ping()
+            asked = message is None
+            channel = self._channels.get(message["channel"]) if message is not None else None
+            if message is None or channel is None:
+                continue
+            if message["type"] == "message":
+                channel.listener(message["data"])
+            elif message["type"] == "subscribe":
+                channel.begun.set()
+            elif message["type"] == "unsubscribe":
+                del self._channels[message["channel"]]
+                channel.ended.set()
+
+
+class _Channel:
+    """Who listens to a channel, whether Redis has said yes, and whether it has said that this is over."""
+
+    def __init__(self, listener: Callable[[bytes], None]) -> None:
+        self.listener = listener
+        self.begun = asyncio.Event()
+        self.ended = asyncio.Event()
+
+
+class _Reader:
+    """redis-py takes a connection of its pool for as long as a command waits."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def read(self, *command: Argument) -> Any:
+        return await _translated(self._redis.execute_command(*command))
+
+    def close(self) -> None:
+        pass
+
+
+class _Signal:
+    def __init__(self) -> None:
+        self._set: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def set(self, value: Any = True) -> None:
+        if not self._set.done():
+            self._set.set_result(value)
+
+    async def wait(self, seconds: float) -> Any:
+        await asyncio.wait([self._set], timeout=seconds)
+        return self._set.result() if self._set.done() else None
+
+
+async def _translated(answer: Awaitable[Any]) -> Any:
+    try:
+        return await answer
+    except ResponseError as error:
+        raise Rejected(str(error)) from error
+    except (RedisError, OSError) as error:
+        raise Away(str(error) or type(error).__name__) from error

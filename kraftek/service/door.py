@@ -1,0 +1,80 @@
+"""What a door does for the instance of a service: the few things that asyncio and Twisted each do in their own way.
+
+Implemented by :mod:`kraftek.service.asyncio` and :mod:`kraftek.service.twisted`, used by
+:mod:`kraftek.service.instance`, whose coroutines know neither: ``await`` is the same to both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Protocol
+
+from kraftek.scripts import Script
+from kraftek.service.processor import Argument
+
+__all__ = ["Away", "Door", "Job", "Reader", "Rejected", "Signal"]
+
+
+class Away(Exception):  # noqa: N818  # it says what Redis is
+    """Redis cannot be reached, or went away before it answered."""
+
+
+class Rejected(Exception):  # noqa: N818  # it says what became of the command
+    """Redis refused a command; the text is Redis's."""
+
+
+class Signal(Protocol):
+    """Something that happens once, to whom one waits."""
+
+    def set(self, value: Any = True) -> None:
+        """It happens; a second time does nothing."""
+
+    def wait(self, seconds: float) -> Awaitable[Any]:
+        """The value that it was set to, or after so many seconds ``None``."""
+
+
+class Reader(Protocol):
+    """A connection for commands that wait."""
+
+    def read(self, *command: Argument) -> Awaitable[Any]:
+        """As :meth:`Door.call`."""
+
+    def close(self) -> None: ...
+
+
+class Job(Protocol):
+    """A coroutine that runs."""
+
+    def cancel(self) -> Any: ...
+
+
+class Door(Protocol):
+    """Redis, time and coroutines.
+
+    Answers of Redis are bytes, numbers, lists and ``None``, as RESP2 has them. Failures are of the two kinds above.
+    """
+
+    def call(self, *command: Argument) -> Awaitable[Any]:
+        """One command, in order with all others."""
+
+    def run(self, script: Script, keys: Sequence[str], args: Sequence[Argument]) -> Awaitable[Any]:
+        """A script, in order with all commands."""
+
+    def reader(self) -> Reader: ...
+
+    def subscribe(self, channel: str, listener: Callable[[bytes], None]) -> Coroutine[Any, Any, None]:
+        """Returns when Redis has confirmed it for the first time. From then on it is kept up."""
+
+    def unsubscribe(self, channel: str) -> Coroutine[Any, Any, None]:
+        """Returns when everything that Redis still sent on it has been heard."""
+
+    def signal(self) -> Signal: ...
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> Job: ...
+
+    def info(self, text: str) -> None: ...
+
+    def warn(self, text: str) -> None: ...
+
+    def failed(self, text: str, error: BaseException) -> None:
+        """Log an error with its traceback."""

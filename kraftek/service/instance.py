@@ -1,0 +1,511 @@
+"""One running instance of a service: takes events from Redis, has them handled, and commits what their handlers said.
+
+Made, started and stopped by the doors. All of it runs on one thread, in the coroutines of whichever door there is.
+
+Over Pub/Sub every instance gets every event that is published while it listens. Over a stream the instances are the
+consumers of one group:
+
+- Without partitions each takes what it has hands for. While it handles an entry it keeps that fresh; what went stale
+  is a dead instance's, and is claimed.
+- With partitions an instance reads those whose leases it holds, each one event at a time: whoever takes a lease over
+  begins with what its last holder left unfinished. So order holds.
+
+What a handler said and the acknowledgement of its entry are one transaction, which does nothing once somebody else
+has acknowledged the entry. So an event may be handled twice, but is answered once.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from itertools import count
+from secrets import token_hex
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from kraftek.messages import Broadcast
+from kraftek.names import reply_channel
+from kraftek.scripts import Script
+from kraftek.service.door import Away, Door, Job, Reader, Rejected, Signal
+from kraftek.service.processor import Argument, Command, EventProcessor, Incoming, NoEvent, Refused
+
+__all__ = ["Instance"]
+
+WAITING = 10_000
+"""Events of Pub/Sub that wait for a free hand; more are refused."""
+
+BLOCK = 500
+"""Milliseconds that Redis lets a reader wait: so long may a stop or the loss of a lease go unnoticed by it."""
+
+RETRY = 0.1
+"""Seconds until a handler that failed is called again; each time four times as many."""
+
+PAUSE = 1.0
+"""Seconds between attempts to reach Redis."""
+
+DEAD_LENGTH = 10_000
+"""Dead letters kept of one stream."""
+
+FORGOTTEN_AFTER = 60_000
+"""Milliseconds after which a consumer that has nothing in hand is removed from the group. A living one that is
+removed by mistake is made anew by Redis when it reads."""
+
+JOIN = Script("""
+redis.pcall('XGROUP', 'CREATE', KEYS[1], ARGV[1], '0', 'MKSTREAM')
+for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
+    local about = {}
+    for i = 1, #consumer, 2 do about[consumer[i]] = consumer[i + 1] end
+    if about.pending == 0 and about.idle > tonumber(ARGV[2]) then
+        redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], about.name)
+    end
+end
+return 1
+""")
+
+# A command's first argument says when it is sent: always, or only when nobody heard the one before.
+COMMIT = Script("""
+local stream, at, heard = KEYS[1], 3, 0
+if stream then
+    local pending = redis.pcall('XPENDING', stream, ARGV[1], ARGV[2], ARGV[2], 1)
+    if pending.err or #pending == 0 then return 0 end
+end
+while ARGV[at] do
+    local last = at + 1 + tonumber(ARGV[at + 1])
+    if ARGV[at] == 'always' or heard == 0 then heard = redis.call(unpack(ARGV, at + 2, last)) end
+    at = last + 1
+end
+if stream then redis.call('XACK', stream, ARGV[1], ARGV[2]) end
+return 1
+""")
+
+# Of the entries that were in hand when an instance died only one is to blame. So one on its last attempt is tried
+# without others of its kind beside it: what dies then is charged to nobody else.
+CLAIM = Script("""
+local stream, group, me, idle, most = KEYS[1], ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local attempts, alone = tonumber(ARGV[5]), ARGV[6] == '1'
+local claimed = {}
+for _, found in ipairs(redis.call('XPENDING', stream, group, 'IDLE', idle, '-', '+', most)) do
+    local last = found[4] + 1 == attempts
+    if not (last and alone) then
+        alone = alone or last
+        local entry = redis.call('XCLAIM', stream, group, me, idle, found[1])[1]
+        if entry then
+            claimed[#claimed + 1] = {entry[1], entry[2], found[4] + 1}
+        else
+            redis.call('XACK', stream, group, found[1])
+        end
+    end
+end
+return claimed
+""")
+
+# Instances in order of their names, so that all see the same order: the first ones take what does not divide.
+SHARE = Script("""
+local me, ttl, leaving = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1'
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('ZADD', KEYS[1], now + ttl, me)
+if leaving then redis.call('ZREM', KEYS[1], me) end
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+local share = 0
+if not leaving then
+    local all, leases = redis.call('ZRANGE', KEYS[1], 0, -1), #KEYS - 1
+    table.sort(all)
+    share = math.floor(leases / #all)
+    for rank = 1, leases % #all do
+        if all[rank] == me then share = share + 1 end
+    end
+end
+local held = {}
+for i = 2, #KEYS do
+    if redis.call('GET', KEYS[i]) == me then
+        redis.call('PEXPIRE', KEYS[i], ttl)
+        held[#held + 1] = i - 2
+    end
+end
+for i = 2, #KEYS do
+    if #held < share and redis.call('SET', KEYS[i], me, 'NX', 'PX', ttl) then held[#held + 1] = i - 2 end
+end
+return {share, held}
+""")
+
+# Asks for the lease in the same breath: who was stopped in his tracks and lost it takes nothing.
+TAKE = Script("""
+local lease, stream, group, me = KEYS[1], KEYS[2], ARGV[1], ARGV[2]
+if redis.call('GET', lease) ~= me then return {} end
+local left = redis.call('XPENDING', stream, group, '-', '+', 1)[1]
+while left do
+    local entry = redis.call('XCLAIM', stream, group, me, 0, left[1])[1]
+    if entry then return {entry[1], entry[2], left[4] + 1} end
+    redis.call('XACK', stream, group, left[1])
+    left = redis.call('XPENDING', stream, group, '-', '+', 1)[1]
+end
+local read = redis.call('XREADGROUP', 'GROUP', group, me, 'COUNT', 1, 'STREAMS', stream, '>')
+if read then
+    local entry = read[1][2][1]
+    return {entry[1], entry[2], 1}
+end
+for _, about in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+    local known = {}
+    for i = 1, #about, 2 do known[about[i]] = about[i + 1] end
+    if known.name == group then return {known['last-delivered-id']} end
+end
+""")
+
+RELEASE = Script("""
+if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+return 0
+""")
+
+_decode_answer = msgspec.json.Decoder(Broadcast).decode
+
+
+class _Problem(Struct, rename="camel"):
+    """The payload of an ``error``."""
+
+    code: str = "INTERNAL"
+    message: str = ""
+    retry_after: float | None = None
+
+
+class Entry(Struct, frozen=True):
+    """An event in a stream. ``delivered``: how often it was, this time included."""
+
+    stream: str
+    id: bytes
+    body: bytes
+    delivered: int
+
+
+class Instance:
+    """A service while it runs. ``name`` is its name among the consumers of the group."""
+
+    def __init__(self, processor: EventProcessor, door: Door) -> None:
+        self.name = f"{socket.gethostname()}.{os.getpid()}.{token_hex(4)}"
+        self._processor = processor
+        self._door = door
+        self._stopping = False
+        self._cut_off = False
+        self._jobs: dict[int, Job | None] = {}
+        self._numbers = count()
+        self._waiting: deque[bytes] = deque()
+        self._entries: dict[bytes, Entry] = {}
+        self._changes: set[Signal] = set()
+        self._beginning: Job | None = None
+        self._answers: dict[int, Signal] = {}
+        self._reply_to = processor.prefix + reply_channel(self.name)
+        self._followed: dict[int, bool] = {}  # partitions, and whether they are to be kept
+
+    def start(self) -> None:
+        """Begin, also while Redis is away."""
+        self._beginning = self._spawn(self._begin())
+
+    async def stop(self) -> None:
+        """Take nothing more, finish what was begun, for ``grace`` seconds at most, and be done."""
+        deadline = time.monotonic() + self._processor.grace
+        self._stopping = True
+        if self._beginning is not None:
+            self._cut_off = True  # it never came to take anything
+            self._beginning.cancel()
+        if self._processor.transport == "pubsub":
+            self._spawn(self._door.unsubscribe(self._processor.channel))
+        self._change()
+        while self._jobs and (left := deadline - time.monotonic()) > 0:
+            await self._change_within(left)
+        self._cut_off = True
+        for job in tuple(self._jobs.values()):
+            if job is not None:
+                job.cancel()
+
+    # Link: what handlers ask for
+
+    def call(self, *command: Argument) -> Any:
+        return self._door.call(*command)
+
+    async def request(self, event: Mapping[str, Any], timeout: float) -> Any:
+        number = next(self._numbers)
+        answer = self._answers[number] = self._door.signal()
+        try:
+            asked = {**event, "id": number, "replyTo": self._reply_to}
+            await self._door.call(*self._processor.to_gateway(asked).parts)
+            told = await answer.wait(timeout)
+        finally:
+            del self._answers[number]
+        if told is None:
+            raise Refused("TIMEOUT", f"{event['eventType']}: no answer within {timeout:g} s")
+        if told.type == "error":
+            problem = msgspec.json.decode(told.payload, type=_Problem)
+            raise Refused(problem.code, problem.message, problem.retry_after)
+        return msgspec.json.decode(told.payload)
+
+    def _answered(self, body: bytes) -> None:
+        try:
+            answer = _decode_answer(body)
+        except (msgspec.DecodeError, RecursionError) as error:
+            self._door.warn(f"Left out what is no answer: {error}")
+            return
+        waiting = self._answers.get(answer.in_reply_to) if isinstance(answer.in_reply_to, int) else None
+        if waiting is not None:
+            waiting.set(answer)
+
+    # Taking events
+
+    async def _begin(self) -> None:
+        processor = self._processor
+        await self._door.subscribe(self._reply_to, self._answered)
+        if processor.transport == "pubsub":
+            await self._door.subscribe(processor.channel, self._heard)
+        elif processor.partitions:
+            self._spawn(self._steadily(self._share))
+        else:
+            self._spawn(self._steadily(self._read))
+        self._beginning = None
+        self._door.info(f"{processor.name} takes events from {processor.channel}")
+
+    def _heard(self, body: bytes) -> None:
+        if len(self._waiting) < WAITING:
+            self._waiting.append(body)
+            self._next()
+        else:
+            self._spawn(self._turn_away(body))
+
+    def _next(self) -> None:
+        while self._waiting and len(self._entries) < self._processor.concurrency:
+            number = b"%d" % next(self._numbers)
+            entry = self._entries[number] = Entry("", number, self._waiting.popleft(), 1)
+            self._spawn(self._published(entry))
+
+    async def _read(self, reader: Reader) -> None:
+        """Without partitions: whatever comes, as long as there are hands."""
+        processor, door = self._processor, self._door
+        stream, group = processor.channel, processor.name
+        await door.run(JOIN, [stream], [group, FORGOTTEN_AFTER])
+        look_again = 0.0
+        while not self._stopping or self._entries:
+            now = time.monotonic()
+            if now >= look_again:
+                look_again = now + processor.claim_after / 3
+                await self._refresh(stream)
+            free = 0 if self._stopping else processor.concurrency - len(self._entries)
+            if not free:
+                await self._change_within(look_again - now)
+                continue
+            block = max(1, min(BLOCK, int((look_again - now) * 1000)))
+            where = ("GROUP", group, self.name, "COUNT", free, "BLOCK", block, "STREAMS", stream, ">")
+            for _, entries in await reader.read("XREADGROUP", *where) or ():
+                for entry_id, fields in entries:
+                    self._take(stream, entry_id, fields, 1)
+
+    async def _refresh(self, stream: str) -> None:
+        """Keep what is in hand, and claim what went stale in the hands of others."""
+        processor, me = self._processor, (self._processor.name, self.name)
+        if self._entries:
+            await self._door.call("XCLAIM", stream, *me, 0, *self._entries, "IDLE", 0, "JUSTID")
+        free = 0 if self._stopping else processor.concurrency - len(self._entries)
+        if free:
+            last = any(entry.delivered == processor.attempts > 1 for entry in self._entries.values())
+            stale = (int(processor.claim_after * 1000), free, processor.attempts, int(last))
+            for entry_id, fields, delivered in await self._door.run(CLAIM, [stream], [*me, *stale]):
+                self._take(stream, entry_id, fields, delivered)
+
+    def _take(self, stream: str, entry_id: bytes, fields: Sequence[bytes], delivered: int) -> None:
+        if entry_id not in self._entries:
+            entry = self._entries[entry_id] = _entry(stream, entry_id, fields, delivered)
+            self._spawn(self._delivered(entry))
+
+    # Partitions
+
+    async def _share(self, _: Reader) -> None:
+        """Hold a fair share of the partitions."""
+        processor = self._processor
+        alive = f"{processor.channel}:instances:{processor.name}"
+        leases = [self._lease(number) for number in range(processor.partitions)]
+        milliseconds = int(processor.claim_after * 1000)
+        while True:
+            leaving = self._stopping and not self._followed
+            args = (self.name, milliseconds, int(self._stopping))
+            share, held = await self._door.run(SHARE, [alive, *leases], args)
+            if leaving:
+                return
+            for number in sorted(held):
+                if number not in self._followed and not self._stopping:
+                    self._followed[number] = True
+                    self._spawn(self._following(number))
+            kept = [number for number in self._followed if number in held]
+            for number in kept[share:]:
+                self._followed[number] = False
+            await self._change_within(processor.claim_after / 3)
+
+    async def _following(self, number: int) -> None:
+        try:
+            await self._steadily(lambda reader: self._follow(number, reader))
+        finally:
+            del self._followed[number]
+            self._change()
+
+    async def _follow(self, number: int, reader: Reader) -> None:
+        """One partition, one event after the other, for as long as its lease is held."""
+        processor, lease = self._processor, self._lease(number)
+        stream = processor.streams[number]
+        await self._door.run(JOIN, [stream], [processor.name, FORGOTTEN_AFTER])
+        while self._followed[number] and not self._stopping:
+            taken = await self._door.run(TAKE, [lease, stream], [processor.name, self.name])
+            if not taken:
+                return  # the lease is another's by now
+            if len(taken) == 1:
+                await reader.read("XREAD", "COUNT", 1, "BLOCK", BLOCK, "STREAMS", stream, taken[0])
+            else:
+                await self._delivered(_entry(stream, *taken))
+        await self._door.run(RELEASE, [lease], [self.name])
+
+    def _lease(self, number: int) -> str:
+        return f"{self._processor.streams[number]}:lease:{self._processor.name}"
+
+    # Having them handled
+
+    async def _published(self, entry: Entry) -> None:
+        """An event that came over Pub/Sub: one attempt, and what fails is told."""
+        try:
+            event = self._processor.open(entry.body)
+        except NoEvent as error:
+            self._door.warn(f"Left out what is no event: {error}")
+        else:
+            try:
+                await self._commit(None, await self._processor.handle(event, self))
+            except Exception as error:  # noqa: BLE001  # a handler's, whatever it is
+                if not self._cut_off:
+                    self._door.failed(f"{event.event_type} failed", error)
+                    await self._commit(None, self._processor.failure(event))
+        finally:
+            del self._entries[entry.id]
+            self._next()
+
+    async def _turn_away(self, body: bytes) -> None:
+        message = f"{self._processor.name} has too much to do"
+        event = self._processor.open(body)
+        await self._commit(None, self._processor.refusal(event, "SERVICE_UNAVAILABLE", message, 1.0))
+
+    async def _delivered(self, entry: Entry) -> None:
+        """An entry of a stream: tried until it is done, or put aside with the reason."""
+        processor = self._processor
+        try:
+            event = processor.open(entry.body)
+            if entry.delivered > processor.attempts:
+                reason = f"delivered {entry.delivered - 1} times and never finished"
+                await self._put_aside(entry, event, reason, entry.delivered - 1)
+            else:
+                await self._attempt(entry, event)
+        except NoEvent as error:
+            await self._put_aside(entry, None, f"no event: {error}", 1)
+        except Rejected as error:
+            # It stays in the group's list, and is delivered again.
+            self._door.failed(f"Redis refuses to commit entry {entry.id.decode()} of {entry.stream}", error)
+            await self._door.signal().wait(PAUSE)
+        finally:
+            self._entries.pop(entry.id, None)
+
+    async def _attempt(self, entry: Entry, event: Incoming) -> None:
+        attempt, delay = 1, RETRY
+        while True:
+            try:
+                await self._commit(entry, await self._processor.handle(event, self))
+            except Away:
+                delay = PAUSE  # nobody's fault, and as long as it lasts nobody else gets the entry
+            except Exception as error:  # noqa: BLE001  # a handler's, whatever it is
+                if self._cut_off:
+                    return
+                self._door.failed(f"{event.event_type} failed, attempt {attempt}", error)
+                if attempt == self._processor.attempts:
+                    await self._put_aside(entry, event, f"{type(error).__name__}: {error}", attempt)
+                    return
+                delay = RETRY * 4 ** (attempt - 1)
+                attempt += 1
+            else:
+                return
+            await self._door.signal().wait(delay)
+
+    async def _put_aside(self, entry: Entry, event: Incoming | None, reason: str, attempts: int) -> None:
+        self._door.warn(f"Put entry {entry.id.decode()} of {entry.stream} aside: {reason}")
+        kept = ("event", entry.body, "reason", reason[:1000], "attempts", attempts, "id", entry.id)
+        letter = Command(("XADD", f"{entry.stream}:dead", "MAXLEN", "~", DEAD_LENGTH, "*", *kept))
+        while True:
+            try:
+                await self._commit(entry, [letter, *(self._processor.failure(event) if event else ())])
+            except Away:
+                await self._door.signal().wait(PAUSE)
+            else:
+                return
+
+    async def _commit(self, entry: Entry | None, commands: Sequence[Command]) -> None:
+        """Send what was said, all of it together; an entry's only if nobody else has acknowledged it."""
+        if entry is None and len(commands) == 1:
+            await self._door.call(*commands[0].parts)
+        elif entry is not None or commands:
+            args: list[Argument] = [self._processor.name, entry.id if entry else ""]
+            for command in commands:
+                args += ("unheard" if command.unheard else "always", len(command.parts), *command.parts)
+            await self._door.run(COMMIT, [entry.stream] if entry else [], args)
+
+    # Coroutines that run
+
+    async def _steadily(self, work: Callable[[Reader], Awaitable[None]]) -> None:
+        """Work until it is done; again and again when Redis is away or has forgotten the group."""
+        reader = self._door.reader()
+        well = True
+        try:
+            while True:
+                try:
+                    await work(reader)
+                except (Away, Rejected) as error:
+                    if well or isinstance(error, Rejected):
+                        self._door.warn(f"Redis does not serve, trying again every {PAUSE:g} s: {error}")
+                    well = False
+                    if self._stopping:
+                        return
+                    await self._change_within(PAUSE)
+                else:
+                    return
+        finally:
+            reader.close()
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> Job:
+        number = next(self._numbers)
+        self._jobs[number] = None
+        job = self._door.spawn(self._guarded(number, coroutine))
+        if number in self._jobs:  # under Twisted it may be done by now
+            self._jobs[number] = job
+        return job
+
+    async def _guarded(self, number: int, coroutine: Coroutine[Any, Any, None]) -> None:
+        """The one guard: a fault of ours ends one piece of work, and is logged."""
+        try:
+            await coroutine
+        except Exception as error:  # noqa: BLE001
+            if not self._cut_off:
+                self._door.failed("An event was lost", error)
+        finally:
+            del self._jobs[number]
+            self._change()
+
+    def _change(self) -> None:
+        for change in self._changes:
+            change.set()
+
+    async def _change_within(self, seconds: float) -> None:
+        """Until something changes, or time is up."""
+        change = self._door.signal()
+        self._changes.add(change)
+        try:
+            await change.wait(seconds)
+        finally:
+            self._changes.discard(change)
+
+
+def _entry(stream: str, entry_id: bytes, fields: Sequence[bytes], delivered: int) -> Entry:
+    body = dict(zip(fields[::2], fields[1::2], strict=True)).get(b"event", b"")
+    return Entry(stream, entry_id, body, delivered)

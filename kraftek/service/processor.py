@@ -1,0 +1,344 @@
+"""What happens to one event: it is decoded, its handler found and called, and what that says put into Redis commands.
+
+No I/O: :class:`kraftek.service.instance.Instance` calls it with what it took from Redis, and sends the commands.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, Literal, Protocol, TypeVar
+
+import msgspec
+from msgspec import Raw, Struct
+
+from kraftek.messages import NULL, Broadcast, Envelope, RequestId
+from kraftek.names import gateway_of, stream_of
+
+__all__ = ["Command", "Context", "EventProcessor", "Incoming", "Link", "NoEvent", "Refused"]
+
+GATEWAY = "events:gateway"
+"""The stream where gateways take events from services to services. (``docs/services.rst``.)"""
+
+GATEWAY_LENGTH = 100_000
+"""Events that may wait there while no gateway runs; the oldest go first."""
+
+RESERVED = "gateway:"
+"""Events of this name are the gateway's own word. No client sent them, and none is told when they fail."""
+
+Argument = bytes | str | int | float
+Handler = Callable[["Context", Any], Any]
+H = TypeVar("H", bound=Handler)
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Refused(Exception):  # noqa: N818  # raised by handlers: it says what happened to the event
+    """A handler's deliberate no. The sender gets it as an ``error``, and the event is not tried again.
+
+    ``code``: for programs, in capitals. ``message``: for people. ``retry_after``: seconds after which it may go well.
+    It is also what :meth:`Context.request` raises when the other service answers with an error, or not in time.
+    """
+
+    def __init__(self, code: str, message: str, retry_after: float | None = None) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+        self.retry_after = retry_after
+
+
+class NoEvent(ValueError):  # noqa: N818  # likewise
+    """What came is no event. Nobody can be told: who sent it is unknown."""
+
+
+class Incoming(Envelope, frozen=True, kw_only=True):
+    """An event as it came. What the gateway that this one replaces does not send has a default."""
+
+    user_id: str = ""
+    socket_id: str = ""
+    timestamp: int = 0
+    gateway_id: str = ""
+    reply_to: str = ""
+    payload: Raw = NULL
+
+
+class Command(Struct, frozen=True):
+    """A Redis command. ``unheard``: sent only if the one before it was a ``PUBLISH`` that nobody heard."""
+
+    parts: tuple[Argument, ...]
+    unheard: bool = False
+
+
+class Link(Protocol):
+    """What a handler can ask for while it runs."""
+
+    def call(self, *command: Argument) -> Awaitable[Any]: ...
+
+    def request(self, event: Mapping[str, Any], timeout: float) -> Awaitable[Any]: ...
+
+
+class _Told(Broadcast, frozen=True, omit_defaults=True):
+    """A message to clients, without what it does not need."""
+
+
+class _Error(Struct, rename="camel", omit_defaults=True):
+    code: str
+    message: str
+    event_type: str
+    retry_after: float | None = None
+
+
+class _Route(Struct, frozen=True):
+    handler: Handler
+    decode: Callable[[Raw], Any]
+
+
+class EventProcessor:
+    """A service: its name, where its events come from, and a function for each.
+
+    ``name``: as it is registered with the gateway. ``channel``: as registered; left out it is ``events:<name>``.
+    ``transport``: as registered, ``pubsub`` or ``stream``, and so are ``partitions``. ``concurrency``: events handled
+    at the same time. Of a stream: ``attempts``, how often a handler may fail on an event, or an instance die of it,
+    before it is put aside; ``claim_after``, the seconds after which what a dead instance had in hand goes to another.
+    ``grace``: the seconds that a stop waits for handlers to finish. ``prefix``, ``broadcast``: as in ``[redis]`` of
+    the gateway.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        channel: str | None = None,
+        *,
+        transport: Literal["pubsub", "stream"] = "pubsub",
+        partitions: int = 0,
+        concurrency: int = 64,
+        attempts: int = 3,
+        claim_after: float = 5.0,
+        grace: float = 10.0,
+        prefix: str = "",
+        broadcast: str = "events:broadcast",
+    ) -> None:
+        self.name = name
+        self.channel = prefix + (channel or f"events:{name}")
+        self.transport = transport
+        self.partitions = partitions
+        self.concurrency = concurrency
+        self.attempts = attempts
+        self.claim_after = claim_after
+        self.grace = grace
+        self.prefix = prefix
+        self.broadcast = prefix + broadcast
+        self._routes: dict[str, _Route] = {}
+
+    @property
+    def streams(self) -> list[str]:
+        """The keys of its streams."""
+        if self.partitions:
+            return [stream_of(self.channel, number) for number in range(self.partitions)]
+        return [self.channel]
+
+    def on(self, event: str) -> Callable[[H], H]:
+        """Decorate the handler of an event, ``module:name`` or ``service:module:name``.
+
+        It is called with the :class:`Context` and the payload: checked and converted to the type that its second
+        parameter is annotated with, or any JSON value. It may be a coroutine, and return what can be awaited. What it
+        returns is the answer to a request, unless it is ``None``.
+        """
+        name = event if event.count(":") == 2 else f"{self.name}:{event}"
+        if name in self._routes or name.count(":") != 2:
+            raise ValueError(f"{event}: expected module:name or service:module:name, each once")
+
+        def register(handler: H) -> H:
+            _, payload = inspect.signature(handler, eval_str=True).parameters.values()
+            kind = Any if payload.annotation is payload.empty else payload.annotation
+            self._routes[name] = _Route(handler, msgspec.json.Decoder(kind).decode)
+            return handler
+
+        return register
+
+    # Called by the instance
+
+    def open(self, body: bytes) -> Incoming:
+        """The event that came. Raises :class:`NoEvent`."""
+        try:
+            return _decode(body)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise NoEvent(str(error)) from None
+
+    async def handle(self, event: Incoming, link: Link) -> list[Command]:
+        """Have the event handled; what is to be done in Redis then, all of it or nothing.
+
+        Raises what the handler raises.
+        """
+        route = self._routes.get(event.event_type)
+        if route is None:
+            return self.refusal(event, "NO_HANDLER", f"{self.name} does nothing on this event")
+        try:
+            payload = route.decode(event.payload)
+        except (msgspec.DecodeError, RecursionError) as error:
+            return self.refusal(event, "INVALID_PAYLOAD", str(error))
+        context = Context(self, event, link)
+        try:
+            result = route.handler(context, payload)
+            if inspect.isawaitable(result):
+                result = await result
+        except Refused as no:
+            return self.refusal(event, no.code, no.message, no.retry_after)
+        if result is not None:
+            context.reply(result)
+        return context.commands
+
+    def failure(self, event: Incoming) -> list[Command]:
+        """What the sender is told when the handler failed: not why, which is for the log."""
+        return self.refusal(event, "EVENT_PROCESSING_ERROR", f"{self.name} failed on this event")
+
+    def refusal(
+        self, event: Incoming, code: str, message: str, retry_after: float | None = None
+    ) -> list[Command]:
+        """Tell the sender no."""
+        if event.event_type.startswith(RESERVED):
+            return []
+        error = _Error(code, message, event.event_type, retry_after)
+        return self.to_sender(event, "error", Raw(_encode(error)))
+
+    def to_sender(self, event: Incoming, type: str, payload: Raw) -> list[Command]:
+        """Tell the sender, where it is; a request's answer also where its user is, should that gateway be gone."""
+        socket = (event.socket_id,) if event.socket_id else None
+        told = _Told(type, payload, recipients=socket, in_reply_to=event.id)
+        if socket is None:
+            return [Command(("PUBLISH", event.reply_to, _encode(told)))] if event.reply_to else []
+        commands = [Command(("PUBLISH", event.reply_to or self.broadcast, _encode(told)))]
+        if event.id is not None and event.reply_to:
+            again = _Told(type, payload, user_ids=(event.user_id,), in_reply_to=event.id)
+            commands.append(Command(("PUBLISH", self.broadcast, _encode(again)), unheard=True))
+        return commands
+
+    def to_gateway(self, event: Mapping[str, Any]) -> Command:
+        """Have a gateway hand an event to another service."""
+        stream = self.prefix + GATEWAY
+        return Command(("XADD", stream, "MAXLEN", "~", GATEWAY_LENGTH, "*", "event", _encode(event)))
+
+
+class Context:
+    """An event, and what its handler can do about it.
+
+    What a handler says is sent when it has finished, all of it together: a handler that raises has said nothing, and
+    one that is tried again does not say it twice. Over a stream it is also one with the acknowledgement of the event.
+    Only what is awaited happens at once.
+    """
+
+    def __init__(self, processor: EventProcessor, event: Incoming, link: Link) -> None:
+        self.event = event
+        self.commands: list[Command] = []
+        self._processor = processor
+        self._link = link
+        self._replied = False
+
+    @property
+    def event_type(self) -> str:
+        """The whole name, ``service:module:name``."""
+        return self.event.event_type
+
+    @property
+    def user_id(self) -> str:
+        """Who sent it. From a service it is that service's word, and may be empty."""
+        return self.event.user_id
+
+    @property
+    def socket_id(self) -> str:
+        """From which socket; empty when a service sent it."""
+        return self.event.socket_id
+
+    @property
+    def room_id(self) -> str | None:
+        """From which room, if any."""
+        return self.event.room_id
+
+    @property
+    def id(self) -> RequestId | None:
+        """The sender's name for this request; ``None`` when it wants no answer."""
+        return self.event.id
+
+    @property
+    def source(self) -> str | None:
+        """The service that sent it; ``None`` when a client did."""
+        return self.event.source
+
+    @property
+    def timestamp(self) -> int:
+        """When the gateway got it, in Unix milliseconds."""
+        return self.event.timestamp
+
+    def reply(self, payload: Any) -> None:
+        """Answer the request, once. Does nothing when the sender wants no answer."""
+        if self._replied:
+            raise RuntimeError(f"{self.event_type} has been answered already")
+        self._replied = True
+        if self.id is not None:
+            self.commands += self._processor.to_sender(self.event, self.event_type, Raw(_encode(payload)))
+
+    def broadcast_to_room(
+        self, type: str, payload: Any, room_id: str | None = None, exclude: Iterable[str] = ()
+    ) -> None:
+        """Tell everybody in a room, the sender's unless another is named, without the sockets in ``exclude``."""
+        room_id = self.room_id if room_id is None else room_id
+        if room_id is None:
+            raise ValueError("broadcast to which room? The sender is in none")
+        self._tell(_Told(type, Raw(_encode(payload)), room_id=room_id, exclude_socket_ids=tuple(exclude) or None))
+
+    def broadcast_to_user(self, type: str, payload: Any, user_id: str) -> None:
+        """Tell every socket of a user."""
+        self.broadcast_to_users(type, payload, (user_id,))
+
+    def broadcast_to_users(self, type: str, payload: Any, user_ids: Iterable[str]) -> None:
+        """Tell every socket of these users. Without users nobody is told."""
+        if users := tuple(user_ids):
+            self._tell(_Told(type, Raw(_encode(payload)), user_ids=users))
+
+    def broadcast_to_sockets(self, type: str, payload: Any, socket_ids: Iterable[str]) -> None:
+        """Tell these sockets. Without sockets nobody is told."""
+        if sockets := tuple(socket_ids):
+            told = _Told(type, Raw(_encode(payload)), recipients=sockets)
+            # When all of them are on the sender's gateway no other needs to hear of it.
+            gateways = {gateway_of(socket) for socket in (*sockets, self.socket_id)}
+            self._tell(told, self.event.reply_to if len(gateways) == 1 and "" not in gateways else "")
+
+    def emit(self, event: str, payload: Any, room_id: str | None = None) -> None:
+        """Send an event to another service, by the event's whole name; for the same user and, unless named, room."""
+        self.commands.append(self._processor.to_gateway(self._sent(event, payload, room_id)))
+
+    def also(self, *command: Argument) -> None:
+        """Have Redis do a command of yours when the handler has finished: with all that it says, or not at all.
+
+        Keys are as you write them: ``prefix`` is not put before them.
+        """
+        self.commands.append(Command(command))
+
+    async def request(
+        self, event: str, payload: Any = None, room_id: str | None = None, timeout: float = 10.0
+    ) -> Any:
+        """Ask another service, now, as :meth:`emit` does; its answer's payload. Raises :class:`Refused`."""
+        return await self._link.request(self._sent(event, payload, room_id), timeout)
+
+    async def redis(self, *command: Argument) -> Any:
+        """Have Redis do a command, now, but none that waits: its answer as bytes, numbers, lists and ``None``."""
+        return await self._link.call(*command)
+
+    async def who_is_in(self, room_id: str | None = None) -> dict[str, str]:
+        """Who is in a room, the sender's unless another is named: user ids with the socket id of each."""
+        room = self.room_id if room_id is None else room_id
+        found = await self._link.call("HGETALL", f"{self._processor.prefix}room:{room}")
+        names = [name.decode() for name in found]
+        return dict(zip(names[::2], names[1::2], strict=True))
+
+    def _tell(self, told: _Told, channel: str = "") -> None:
+        self.commands.append(Command(("PUBLISH", channel or self._processor.broadcast, _encode(told))))
+
+    def _sent(self, event: str, payload: Any, room_id: str | None) -> dict[str, Any]:
+        sent = {"source": self._processor.name, "eventType": event, "payload": payload}
+        room_id = self.room_id if room_id is None else room_id
+        optional = {"userId": self.user_id, "roomId": room_id, "traceparent": self.event.traceparent}
+        return sent | {name: value for name, value in optional.items() if value}
+
+
+_decode = msgspec.json.Decoder(Incoming).decode

@@ -1,0 +1,192 @@
+"""The door for Twisted: a service on the gateway's own connections to Redis.
+
+``run(processor, url)`` is a whole program. In an application, :class:`EventService` is an ``IService`` among others.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from twisted.application.internet import ClientService, backoffPolicy
+from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.protocol import Factory
+from twisted.logger import Logger, globalLogBeginner, textFileLogObserver
+from twisted.python.failure import Failure
+from txredisapi import RedisError
+from zope.interface import implementer
+
+from kraftek.bus import RedisBus
+from kraftek.bus.endpoint import RedisEndpoint
+from kraftek.bus.links import Link
+from kraftek.bus.reading import ReadingLink
+from kraftek.config import Redis, redis_address
+from kraftek.errors import NotPublished
+from kraftek.interfaces import IBusListener
+from kraftek.metrics import Counters
+from kraftek.scripts import Script
+from kraftek.service.door import Away, Rejected
+from kraftek.service.instance import Instance
+from kraftek.service.processor import Argument, EventProcessor
+from kraftek.turn import Turn
+
+__all__ = ["EventService", "run"]
+
+
+def run(processor: EventProcessor, url: str) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what was begun. ``url``: as in ``[redis]`` of the gateway."""
+    from twisted.internet import reactor  # noqa: PLC0415  # importing it chooses one
+
+    running: Any = reactor
+    globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stderr)], redirectStandardIO=False)
+    service = EventService(running, processor, url)
+    service.startService()
+    running.addSystemEventTrigger("before", "shutdown", service.stopService)
+    running.run()
+
+
+class EventService(MultiService):
+    """A service that runs while it is started. Stopping takes nothing more, and finishes what was begun.
+
+    ``ca``: as in ``[redis]`` of the gateway. Raises as :class:`kraftek.bus.RedisBus` does.
+    """
+
+    def __init__(self, reactor: Any, processor: EventProcessor, url: str, ca: str = "") -> None:
+        super().__init__()
+        self._door = _Door(reactor, Redis(url=url, ca=ca))
+        self._instance = Instance(processor, self._door)
+        self._door.setServiceParent(self)
+
+    def startService(self) -> None:
+        super().startService()
+        self._instance.start()
+
+    def stopService(self) -> Deferred[Any]:
+        stopping = Deferred.fromCoroutine(self._instance.stop())
+        return stopping.addCallback(lambda _: MultiService.stopService(self))
+
+
+@implementer(IBusListener)
+class _Door(MultiService):
+    """Redis and the reactor, as :class:`kraftek.service.door.Door` says."""
+
+    _log = Logger(namespace="kraftek.service")
+
+    def __init__(self, reactor: Any, config: Redis) -> None:
+        super().__init__()
+        self._reactor = reactor
+        self._config = config
+        self._bus = RedisBus(reactor, config, Turn(reactor), Counters())
+        self._bus.setServiceParent(self)
+        self._bus.add_listener(self)
+        self._unconfirmed: list[Deferred[None]] = []
+
+    # IBusListener
+
+    def bus_up(self) -> None:
+        """The bus is up when all its channels are subscribed to."""
+        unconfirmed, self._unconfirmed = self._unconfirmed, []
+        for waiting in unconfirmed:
+            waiting.callback(None)
+
+    def bus_down(self) -> None:
+        """The bus logs it, and comes back by itself."""
+
+    # Door
+
+    async def call(self, *command: Argument) -> Any:
+        return await _translated(self._bus.call(command[0], [], command[1:]))
+
+    async def run(self, script: Script, keys: Sequence[str], args: Sequence[Argument]) -> Any:
+        return await _translated(self._bus.call(script, keys, args))
+
+    def reader(self) -> _Reader:
+        return _Reader(self._reactor, self._config)
+
+    async def subscribe(self, channel: str, listener: Callable[[bytes], None]) -> None:
+        self._bus.subscribe(channel, listener)
+        if self._bus.available:
+            await _translated(self._bus.settled())
+        else:
+            waiting: Deferred[None] = Deferred()
+            self._unconfirmed.append(waiting)
+            await waiting
+
+    async def unsubscribe(self, channel: str) -> None:
+        await self._bus.unsubscribe(channel)
+
+    def signal(self) -> _Signal:
+        return _Signal(self._reactor)
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> Deferred[None]:
+        return Deferred.fromCoroutine(coroutine)
+
+    def info(self, text: str) -> None:
+        self._log.info("{text}", text=text)
+
+    def warn(self, text: str) -> None:
+        self._log.warn("{text}", text=text)
+
+    def failed(self, text: str, error: BaseException) -> None:
+        self._log.failure("{text}", Failure(error), text=text)
+
+
+class _Reader:
+    """A connection of its own: a command that waits keeps all others on its connection waiting."""
+
+    def __init__(self, reactor: Any, config: Redis) -> None:
+        address = redis_address(config.url)
+        endpoint = RedisEndpoint(reactor, address, config.ca, config.ping_timeout)
+        factory = Factory.forProtocol(lambda: ReadingLink(reactor, address, config, self))
+        factory.noisy = False
+        policy = backoffPolicy(initialDelay=0.05, maxDelay=1.0, factor=2.0)
+        self._connection = ClientService(endpoint, factory, retryPolicy=policy, clock=reactor)
+        self._connection.startService()
+
+    async def read(self, *command: Argument) -> Any:
+        try:
+            link: Any = await self._connection.whenConnected(failAfterFailures=1)
+        except Exception as error:
+            raise Away(str(error)) from error
+        return await _translated(link.ask(*command))
+
+    def close(self) -> None:
+        self._connection.stopService()
+
+    # LinkOwner
+
+    def link_ready(self, link: Link) -> None:
+        """Commands are asked in order: nobody has to wait for this."""
+
+    def link_lost(self, link: Link, reason: Failure) -> None:
+        """Who waits for an answer is told by the link."""
+
+
+class _Signal:
+    def __init__(self, reactor: IReactorTime) -> None:
+        self._reactor = reactor
+        self._set: Deferred[Any] = Deferred()
+
+    def set(self, value: Any = True) -> None:
+        if not self._set.called:
+            self._set.callback(value)
+
+    async def wait(self, seconds: float) -> Any:
+        time_is_up = self._reactor.callLater(max(0.0, seconds), self.set, None)
+        try:
+            return await self._set
+        finally:
+            if time_is_up.active():
+                time_is_up.cancel()
+
+
+async def _translated(answer: Deferred[Any]) -> Any:
+    try:
+        return await answer
+    except NotPublished as error:
+        raise Away(str(error)) from error
+    except RedisError as error:
+        raise Rejected(str(error)) from error

@@ -1,0 +1,154 @@
+"""A service for tests, as a program, through either door: ``python sample.py DOOR REDIS_URL JSON``.
+
+The JSON is what :class:`kraftek.service.EventProcessor` is made with. The handlers are the same for both doors; what
+they did they note in Redis.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Awaitable
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
+
+from kraftek.service import Context, EventProcessor, Refused
+
+
+class Place(Struct):
+    x: Annotated[int, Meta(ge=0)]
+    label: str = "here"
+
+
+class Sleep(Struct):
+    seconds: float
+    mark: int = 0
+
+
+class Ask(Struct):
+    event: str
+    payload: Any = None
+    timeout: float = 10.0
+
+
+def sample(door: str, **settings: Any) -> EventProcessor:  # noqa: C901  # many small ones
+    processor = EventProcessor("sample", **settings)
+
+    def pause(seconds: float) -> Awaitable[Any]:
+        if door == "asyncio":
+            import asyncio
+
+            return asyncio.sleep(seconds)
+        from twisted.internet import reactor
+        from twisted.internet.task import deferLater
+
+        return deferLater(reactor, seconds)
+
+    @processor.on("say:back")
+    def back(context: Context, payload: Any) -> Any:
+        return payload
+
+    @processor.on("say:later")
+    async def later(context: Context, payload: Any) -> Any:
+        await pause(0.01)
+        return payload
+
+    @processor.on("say:awaitable")
+    def awaitable(context: Context, payload: Any) -> Awaitable[Any]:
+        return pause(0.01)
+
+    @processor.on("say:who")
+    async def who(context: Context, payload: Any) -> Any:
+        names = ("user_id", "socket_id", "room_id", "event_type", "id", "source", "timestamp")
+        return {name: getattr(context, name) for name in names}
+
+    @processor.on("say:explicitly")
+    def explicitly(context: Context, payload: Any) -> None:
+        context.reply(payload)
+
+    @processor.on("say:twice")
+    def twice(context: Context, payload: Any) -> Any:
+        context.reply(payload)
+        return payload
+
+    @processor.on("go:to")
+    def go(context: Context, place: Place) -> Place:
+        return place
+
+    @processor.on("tell:all")
+    async def tell(context: Context, payload: Any) -> None:
+        context.broadcast_to_room("sample:told:room", payload)
+        context.broadcast_to_room("sample:told:others", payload, exclude=[context.socket_id])
+        context.broadcast_to_room("sample:told:there", payload, room_id="there")
+        context.broadcast_to_user("sample:told:user", payload, "bob")
+        context.broadcast_to_users("sample:told:nobody", payload, [])
+        context.broadcast_to_sockets("sample:told:socket", payload, [context.socket_id])
+        context.also("SET", "also", json.dumps(payload))
+
+    @processor.on("tell:half")
+    async def half(context: Context, payload: Any) -> None:
+        context.broadcast_to_room("sample:told:room", payload)
+        context.also("SET", "also", 1)
+        await pause(0)
+        raise RuntimeError("secret reason")
+
+    @processor.on("do:refuse")
+    async def refuse(context: Context, payload: Any) -> None:
+        raise Refused("NOT_NOW", "come back", retry_after=2.5)
+
+    @processor.on("do:fail")
+    def fail(context: Context, payload: Any) -> None:
+        raise ValueError("secret reason")
+
+    @processor.on("do:flaky")
+    async def flaky(context: Context, times: int) -> int:
+        tried = int(await context.redis("INCR", f"tried:{context.user_id}"))
+        context.broadcast_to_sockets("sample:tried:once", tried, [context.socket_id])
+        if tried <= times:
+            raise RuntimeError("not yet")
+        return tried
+
+    @processor.on("do:sleep")
+    async def sleep(context: Context, payload: Sleep) -> dict[str, Any]:
+        await context.redis("RPUSH", f"begun:{context.room_id}", payload.mark)
+        await pause(payload.seconds)
+        context.also("RPUSH", f"done:{context.room_id}", payload.mark)
+        context.also("HINCRBY", "by", str(os.getpid()), 1)
+        return {"mark": payload.mark, "pid": os.getpid()}
+
+    @processor.on("do:die")
+    async def die(context: Context, times: int) -> int:
+        died = int(await context.redis("INCR", f"died:{context.room_id}"))
+        if died <= times:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return died
+
+    @processor.on("ask:other")
+    async def ask(context: Context, payload: Ask) -> Any:
+        return {"answer": await context.request(payload.event, payload.payload, timeout=payload.timeout)}
+
+    @processor.on("ask:nobody")
+    def emit(context: Context, payload: Ask) -> None:
+        context.emit(payload.event, payload.payload)
+
+    @processor.on("ask:room")
+    async def room(context: Context, payload: Any) -> Any:
+        return await context.who_is_in()
+
+    @processor.on("gateway:client:joined")
+    async def joined(context: Context, payload: Any) -> None:
+        context.broadcast_to_room("sample:people:changed", sorted(await context.who_is_in()))
+
+    return processor
+
+
+if __name__ == "__main__":
+    _, door, url, settings = sys.argv
+    if door == "asyncio":
+        from kraftek.service.asyncio import run
+    else:
+        from kraftek.service.twisted import run
+    run(sample(door, **json.loads(settings)), url)
