@@ -40,6 +40,7 @@ SUBPROTOCOL = "kraftek.v1.json"
 _FIRST_WAIT = 0.5
 """Seconds: the bound of the first back-off. It doubles with each failure."""
 _LONGEST_WAIT = 30.0
+_FAILURES_THAT_COUNT = 10
 _PATIENCE = 10.0
 """Seconds from opening a socket to being authenticated on it: as long as the gateway itself waits for a token."""
 
@@ -355,7 +356,8 @@ class Conversation:
         if later:
             self._failures = max(self._failures, _LATER_FAILURES)
         bound = min(_LONGEST_WAIT, _FIRST_WAIT * 2.0**self._failures)
-        self._failures += 1
+        # After a night of them 2.0 to their power is no number any more, and the bound was reached long ago.
+        self._failures = min(self._failures + 1, _FAILURES_THAT_COUNT)
         wait = (retry_after or (_LATER_WAIT if later else 0.0)) + self._random() * bound
         self.attempt = None
         self._wake_at(_CONNECTION, now + wait)

@@ -113,7 +113,7 @@ class Client(Door["Deferred[Any]"]):
         assert host is not None
         endpoint: Any = HostnameEndpoint(self._reactor, host, self._address.port or (443 if tls else 80))
         if tls:
-            endpoint = wrapClientTLS(optionsForClientTLS(host), endpoint)
+            endpoint = wrapClientTLS(optionsForClientTLS(host), endpoint, self._reactor)
         factory: Any = WebSocketClientFactory(self.url, protocols=[SUBPROTOCOL], reactor=self._reactor)
         factory.noisy = False
         factory.protocol = lambda: _Socket(

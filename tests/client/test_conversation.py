@@ -455,6 +455,16 @@ def test_full_jitter(code: int) -> None:
     assert waits == pytest.approx([0.5, 0.0, 2.0, 1.0, 8.0, 16.0, 30.0, 30.0, 30.0])
 
 
+def test_a_gateway_that_is_away_for_a_week() -> None:
+    play = Play("r1", random=lambda: 1.0)
+    play.it.connect()
+    for _ in range(20_000):
+        play.lose()
+        assert play.wake() <= 30.0
+        play.actions()
+    assert play.changes[-2].wait == 30.0
+
+
 @pytest.mark.parametrize(("steadily", "bound"), [(4.9, 1.0), (5.0, 0.5)])
 def test_a_good_connection_begins_the_back_off_again(steadily: float, bound: float) -> None:
     play = Play("r1", random=lambda: 1.0)

@@ -1,0 +1,152 @@
+"""Both clients, for tests that are the same for both: each in a thread of its own, where its loop or reactor runs."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import queue
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+import txaio.tx
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.epollreactor import EPollReactor
+from twisted.python.failure import Failure
+
+from kraftek.client import State
+from kraftek.client.asyncio import Client as AsyncioClient
+from kraftek.client.door import Door
+from kraftek.client.twisted import Client as TwistedClient
+
+__all__ = ["DOORS", "DoorThread", "MakeUser", "User"]
+
+
+class DoorThread(ABC):
+    """Where a client lives. Started when made; :meth:`stop` ends it."""
+
+    @abstractmethod
+    def client(self, url: str, token: Callable[[bool], Any], **options: Any) -> Door[Any]:
+        """A client that lives here."""
+
+    @abstractmethod
+    def start(self, call: Callable[[], Any]) -> Future[Any]:
+        """Call it there; what it returns, or what that promise then becomes."""
+
+    @abstractmethod
+    async def async_token(self, token: str) -> str:
+        """A token that takes time."""
+
+    @abstractmethod
+    def leftovers(self) -> list[Any]:
+        """Timers, tasks and sockets that a closed client should have taken with it; asked there."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End the thread."""
+
+    def run(self, call: Callable[[], Any], timeout: float = 10.0) -> Any:
+        """As :meth:`start`, and wait for it."""
+        return self.start(call).result(timeout)
+
+
+class AsyncioThread(DoorThread):
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def client(self, url: str, token: Callable[[bool], Any], **options: Any) -> Door[Any]:
+        return AsyncioClient(url, token, **options)
+
+    def start(self, call: Callable[[], Any]) -> Future[Any]:
+        async def called() -> Any:
+            result = call()
+            return await result if inspect.isawaitable(result) else result
+
+        return asyncio.run_coroutine_threadsafe(called(), self._loop)
+
+    async def async_token(self, token: str) -> str:
+        await asyncio.sleep(0)
+        return token
+
+    def leftovers(self) -> list[Any]:
+        timers = [timer for timer in self._loop._scheduled if not timer.cancelled()]  # type: ignore[attr-defined]
+        return [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] + timers
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10.0)
+        self._loop.close()
+
+
+class TwistedThread(DoorThread):
+    def __init__(self) -> None:
+        self._reactor: Any = EPollReactor()
+        # Autobahn's timers go to the process's one reactor, unless they are told another.
+        timers: Any = txaio.tx.config
+        self._autobahn, timers.loop = timers.loop, self._reactor
+        self._thread = threading.Thread(target=self._reactor.run, args=(False,), daemon=True)
+        self._thread.start()
+        self._idle = self.run(lambda: {*self._reactor.getReaders()})
+
+    def client(self, url: str, token: Callable[[bool], Any], **options: Any) -> Door[Any]:
+        return TwistedClient(url, token, reactor=self._reactor, **options)
+
+    def start(self, call: Callable[[], Any]) -> Future[Any]:
+        future: Future[Any] = Future()
+
+        def failed(failure: Failure) -> None:
+            future.set_exception(failure.value)
+
+        self._reactor.callFromThread(lambda: maybeDeferred(call).addCallbacks(future.set_result, failed))
+        return future
+
+    async def async_token(self, token: str) -> str:
+        waiting: Deferred[None] = Deferred()
+        self._reactor.callLater(0.0, waiting.callback, None)
+        await waiting
+        return token
+
+    def leftovers(self) -> list[Any]:
+        return [*self._reactor.getDelayedCalls(), *({*self._reactor.getReaders()} - self._idle)]
+
+    def stop(self) -> None:
+        self._reactor.callFromThread(self._reactor.stop)
+        self._thread.join(10.0)
+        txaio.tx.config.loop = self._autobahn
+
+
+DOORS = {"asyncio": AsyncioThread, "twisted": TwistedThread}
+
+
+class User:
+    """Who uses a client, from another thread."""
+
+    def __init__(self, door: DoorThread, url: str, token: Callable[[bool], Any], options: dict[str, Any]) -> None:
+        self.door = door
+        self.client: Door[Any] = door.client(url, token, **options)
+        self.changes: queue.Queue[Any] = queue.Queue()
+        self.client.on("state", self.changes.put)
+
+    def start(self, what: str, *args: Any, **options: Any) -> Any:
+        """Call a method; a Future of what its promise becomes."""
+        return self.door.start(lambda: getattr(self.client, what)(*args, **options))
+
+    def run(self, what: str, *args: Any, **options: Any) -> Any:
+        """Call a method, and wait for what its promise becomes."""
+        return self.start(what, *args, **options).result(10.0)
+
+    def expect(self, state: State) -> Any:
+        """Its next change, which must be to this state."""
+        change = self.changes.get(timeout=10.0)
+        assert change.state is state, change
+        return change
+
+
+class MakeUser(Protocol):
+    """Makes a user of a client in the room ``r1``, which does not wait long before it comes back."""
+
+    def __call__(self, url: str, token: Callable[[bool], Any] = ..., **options: Any) -> User: ...

@@ -1,0 +1,137 @@
+"""Both clients and a real gateway, with real services behind it, through what happens to gateways."""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from kraftek.client import Closed, Message, Refused, State
+from tests.client.doors import MakeUser
+from tests.integration.waiting import wait_until
+
+if TYPE_CHECKING:
+    from tests.integration.conftest import AuthService, Gateway, RedisServer, StartGateway, StartService
+
+SERVICES = {"chat": {"channel": "events:chat", "reply": True}, "stickyNotes": "events:stickyNotes"}
+
+
+def same_port(gateway: Gateway) -> tuple[str, str]:
+    """Arguments of a gateway that takes this one's place."""
+    return "--listen", f"tcp:{gateway.port}:interface=127.0.0.1"
+
+
+def test_requests(user: MakeUser, redis_server: RedisServer, gateway: StartGateway, service: StartService) -> None:
+    service(redis_server, "events:chat")
+    service(redis_server, "events:stickyNotes")
+    ada = user(gateway(redis_server, services=SERVICES).url)
+    heard: queue.Queue[Message] = queue.Queue()
+    ada.client.on("stickyNotes:note:shout", heard.put)
+    ada.client.on("error", heard.put)
+    ada.run("connect")
+
+    assert ada.run("request", "chat:message:reply", {"text": "größe 🎉"}) == {"text": "größe 🎉"}
+    assert ada.run("request", "stickyNotes:note:create") == {"receivers": 1}
+    for event, code in (("nobody:is:there", "INVALID_EVENT"), ("chat:message", "INVALID_EVENT")):
+        with pytest.raises(Refused) as refused:
+            ada.run("request", event)
+        assert refused.value.code == code
+
+    ada.run("emit", "stickyNotes:note:shout", {"x": 1})
+    assert heard.get(timeout=10.0) == Message("stickyNotes:note:shout", {"roomId": "r1", "x": 1}, None, "r1")
+    ada.run("join", "r2")
+    ada.run("emit", "stickyNotes:note:shout", {"x": 2}, room="r2")
+    assert heard.get(timeout=10.0).room_id == "r2"
+    ada.run("leave", "r2")
+    ada.run("emit", "stickyNotes:note:shout", {"x": 3}, room="r2")
+    assert heard.get(timeout=10.0).payload["code"] == "ACCESS_DENIED"
+
+
+@pytest.mark.parametrize("end", ["terminate", "kill"])
+def test_the_gateway_is_restarted(
+    end: str, user: MakeUser, redis_server: RedisServer, gateway: StartGateway, service: StartService
+) -> None:
+    """The client comes back to its rooms, and the request that was unanswered is run once and answered once."""
+    release = threading.Event()
+
+    def answer_late(event: dict[str, Any]) -> dict[str, Any]:
+        release.wait()
+        # As kraftek.service does when the gateway that asked is gone: whichever has the user's request now answers.
+        reply = {"type": event["eventType"], "inReplyTo": event["id"], "payload": {"done": event["payload"]}}
+        return {**reply, "userIds": [event["userId"]]}
+
+    chat = service(redis_server, "events:chat", answer_late)
+    service(redis_server, "events:stickyNotes")
+    first = gateway(redis_server, services=SERVICES)
+    ada = user(first.url, timeout=60.0)
+    ada.run("connect")
+    ada.run("join", "r2")
+    asking = ada.start("request", "chat:message:send", 1, room="r2")
+    (event,) = chat.wait_received()
+
+    ada.expect(State.CONNECTING)
+    ada.expect(State.READY)
+    getattr(first, end)()
+    assert ada.expect(State.WAITING).code == (1001 if end == "terminate" else 1006)
+    gateway(redis_server, services=SERVICES, args=same_port(first))
+    wait_until(lambda: ada.client.state is State.READY, "the connection again", 30.0)
+    # Behind what is sent again: the answer to this one says that that has arrived.
+    assert ada.run("request", "stickyNotes:note:create", room="r2") == {"receivers": 1}
+    release.set()
+    assert asking.result(10.0) == {"done": 1}
+    assert chat.received() == [event]
+    assert redis_server.client().hkeys("room:r2") == ["user_ada"]
+
+
+def test_access_taken_back_and_given_again(
+    user: MakeUser, redis_server: RedisServer, gateway: StartGateway, auth_service: AuthService
+) -> None:
+    auth_service.allow("old", "Ada")
+    tokens = {False: "old", True: "new"}
+    ada = user(gateway(redis_server, auth=auth_service.url).url, tokens.__getitem__)
+    ada.run("connect")
+    ada.expect(State.CONNECTING)
+    ada.expect(State.READY)
+    auth_service.deny("old")
+    redis_server.client().publish("auth:invalidate", json.dumps({"userId": "Ada"}))
+    closed = ada.expect(State.CLOSED)
+    assert closed.code == 4403
+    with pytest.raises(Closed, match="4403 ACCESS_REVOKED"):
+        ada.run("request", "stickyNotes:note:create")
+
+    auth_service.allow("new", "Ada")
+    ada.run("connect")
+    assert ("new", "r1") in auth_service.questions
+
+
+def test_the_auth_service_is_away(
+    user: MakeUser, redis_server: RedisServer, gateway: StartGateway, auth_service: AuthService
+) -> None:
+    auth_service.allow("ada", "Ada")
+    auth_service.mode = "down"
+    ada = user(gateway(redis_server, auth=auth_service.url).url)
+    said: queue.Queue[Message] = queue.Queue()
+    ada.client.on("error", said.put)
+    connecting = ada.start("connect")
+    assert said.get(timeout=10.0).payload["code"] == "AUTH_UNAVAILABLE"
+    auth_service.mode = "ok"
+    assert connecting.result(20.0) is None
+
+
+def test_a_second_login_elsewhere(
+    user: MakeUser, redis_server: RedisServer, gateway: StartGateway
+) -> None:
+    process = gateway(redis_server)
+    here, there = user(process.url), user(process.url)
+    here.run("connect")
+    there.run("connect")
+    here.expect(State.CONNECTING)
+    here.expect(State.READY)
+    assert here.expect(State.CLOSED).code == 4409
+    here.run("connect")
+    there.expect(State.CONNECTING)
+    there.expect(State.READY)
+    assert there.expect(State.CLOSED).code == 4409
