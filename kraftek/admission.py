@@ -70,7 +70,7 @@ class Admission:
         self._again: OrderedDict[tuple[Session, str | None], tuple[float, bool]] = OrderedDict()
         # What Redis is still to be told of the time when it was away: who entered a room, and whose entries are left.
         self._unannounced: set[tuple[Session, str]] = set()
-        self._ghosts: list[tuple[str, str, str]] = []
+        self._ghosts: list[tuple[str, str, str, str]] = []
         access.add_listener(self)
 
     def arrived(self, session: Session) -> None:
@@ -82,7 +82,7 @@ class Admission:
         """A client is gone: its rooms are told through the room cache."""
         for room_id in session.rooms:
             if room_id is not None:
-                self._vacate(session, room_id)
+                self._vacate(session, room_id, "closed")
         self._roster.remove(session)
         self._expiries.forget(session)
         session.rooms = {}
@@ -143,7 +143,7 @@ class Admission:
         """The client leaves a room, and stays."""
         if message.room_id not in session.rooms:
             raise PeerError(Code.ACCESS_DENIED, "not in this room", id=message.id)
-        self._leave(session, message.room_id)
+        self._leave(session, message.room_id, "left")
         session.say(Left(message.room_id, message.id))
 
     def evict(self, session: Session, code: str, message: str) -> None:
@@ -161,7 +161,7 @@ class Admission:
         elif user_id is not None:
             concerned = tuple(self._roster.user(user_id))
         else:
-            self._restore()
+            self.restore()
             for session in self._roster:
                 for its_room in _in_question(session, revoked):
                     self._again[session, its_room] = (0.0, revoked)
@@ -170,6 +170,31 @@ class Admission:
             for its_room in _in_question(session, revoked):
                 if room_id is None or its_room == room_id:
                     self._recheck(session, its_room, revoked)
+
+    def restore(self) -> None:
+        """Write to the room cache what this process knows, wherever it has been lost."""
+        if not self._bus.available:
+            return
+        # In this order: an entry that was left behind would supersede its user's new socket, and so would the entry of
+        # an older login elsewhere supersede one that could not be announced.
+        ghosts, self._ghosts = self._ghosts, []
+        for ghost in ghosts:
+            self._withdraw(*ghost)
+        unannounced, self._unannounced = self._unannounced, set()
+        for session, room_id in unannounced:
+            self._announce(session, room_id)
+        entries = [
+            (session.user_id, room_id, session.socket_id)
+            for session in self._roster
+            if session.user_id is not None
+            for room_id in session.rooms
+            if room_id is not None and (session, room_id) not in unannounced
+        ]
+        if entries:
+            restoring = self._rooms.restore(entries)
+            if self._single:
+                restoring.addCallback(self._superseded)
+            restoring.addErrback(self._room_cache_lost)
 
     def sweep(self) -> None:
         """What time brings: clients that never authenticated, access that expired, questions to ask again."""
@@ -236,56 +261,29 @@ class Admission:
             entering.addCallback(self._displaced, room_id)
         entering.addErrback(self._room_cache_lost)
 
-    def _leave(self, session: Session, room_id: str) -> None:
+    def _leave(self, session: Session, room_id: str, reason: str) -> None:
         del session.rooms[room_id]
         self._roster.leave(session, room_id)
         if session.room_id == room_id:
             session.room_id = next((other for other in session.rooms if other is not None), None)
-        self._vacate(session, room_id)
+        self._vacate(session, room_id, reason)
 
-    def _vacate(self, session: Session, room_id: str) -> None:
+    def _vacate(self, session: Session, room_id: str, reason: str) -> None:
         if (session, room_id) in self._unannounced:
             self._unannounced.remove((session, room_id))
             return
         user_id = session.user_id
         assert user_id is not None
-        heir = next(
-            (o.socket_id for o in self._roster.user(user_id) if o is not session and room_id in o.rooms), None
-        )
-        self._withdraw(user_id, room_id, session.socket_id, heir)
+        self._withdraw(user_id, room_id, session.socket_id, reason)
 
-    def _withdraw(self, user_id: str, room_id: str, socket_id: str, heir: str | None) -> None:
+    def _withdraw(self, user_id: str, room_id: str, socket_id: str, reason: str) -> None:
         def left_behind(failure: Failure) -> Failure:
             if failure.check(NotPublished):
-                self._ghosts.append((user_id, room_id, socket_id))
+                self._ghosts.append((user_id, room_id, socket_id, reason))
             return failure
 
-        leaving = self._rooms.leave(user_id, room_id, socket_id, heir)
+        leaving = self._rooms.leave(user_id, room_id, socket_id, reason)
         leaving.addErrback(left_behind).addErrback(self._room_cache_lost)
-
-    def _restore(self) -> None:
-        if not self._bus.available:
-            return
-        # In this order: an entry that was left behind would supersede its user's new socket, and so would the entry of
-        # an older login elsewhere supersede one that could not be announced.
-        ghosts, self._ghosts = self._ghosts, []
-        for ghost in ghosts:
-            self._withdraw(*ghost, None)
-        unannounced, self._unannounced = self._unannounced, set()
-        for session, room_id in unannounced:
-            self._announce(session, room_id)
-        entries = [
-            (session.user_id, room_id, session.socket_id)
-            for session in self._roster
-            if session.user_id is not None
-            for room_id in session.rooms
-            if room_id is not None and (session, room_id) not in unannounced
-        ]
-        if entries:
-            restoring = self._rooms.restore(entries)
-            if self._single:
-                restoring.addCallback(self._superseded)
-            restoring.addErrback(self._room_cache_lost)
 
     def _superseded(self, socket_ids: list[str]) -> None:
         for socket_id in socket_ids:
@@ -373,7 +371,7 @@ class Admission:
         if room_id is None:
             session.rooms.pop(None, None)
         else:
-            self._leave(session, room_id)
+            self._leave(session, room_id, "revoked")
         if not session.rooms:
             session.close(CLOSE_CODES[Code.ACCESS_REVOKED], Code.ACCESS_REVOKED)
 

@@ -38,6 +38,7 @@ from kraftek.http.auth import HttpChecker
 from kraftek.http.polling import Polling
 from kraftek.http.site import public_site
 from kraftek.interfaces import IAccess, IBusListener
+from kraftek.leases import LOOK_INTERVAL, RENEW_INTERVAL, Leases
 from kraftek.listening import server_endpoint
 from kraftek.metrics import Counters
 from kraftek.names import new_gateway_id, reply_channel
@@ -90,6 +91,7 @@ class Daemon(Service):
         self._notes: NotesService | None = None
         self._bus: RedisBus | None = None
         self._gateway: Gateway | None = None
+        self._leases: Leases | None = None
         self._sweeps: list[LoopingCall] = []
 
     def startService(self) -> None:
@@ -121,10 +123,13 @@ class Daemon(Service):
             access = OpenAccess(bus)
         else:
             access = AccessCache(HttpChecker(reactor, config.auth), bus, config.auth, reactor, counters)
+        gateway_id = new_gateway_id()
+        replies = reply_channel(gateway_id)
+        rooms = RedisRooms(bus, self.registry, gateway_id, bus.channel_name(replies))
         roster = Roster()
         admission = Admission(
             access,
-            RedisRooms(bus),
+            rooms,
             bus,
             roster,
             config.limits,
@@ -132,11 +137,10 @@ class Daemon(Service):
             reactor,
             single=config.sessions == "single",
         )
+        self._leases = leases = Leases(bus, rooms, gateway_id, admission.restore, counters)
         router = EventRouter(self.registry)
-        gateway_id = new_gateway_id()
         dispatch = Dispatch(self.registry, bus)
         requests = Requests(dispatch, bus, gateway_id, roster, config.limits, counters, reactor)
-        replies = reply_channel(gateway_id)
         self._gateway = gateway = Gateway(
             gateway_id,
             router,
@@ -203,6 +207,8 @@ class Daemon(Service):
             (clients.heartbeat.sweep, _SWEEP_INTERVAL),
             (engine_clients.sweep, _SWEEP_INTERVAL),
             (dispatch.sweep, _TRIM_INTERVAL),
+            (leases.renew, RENEW_INTERVAL),
+            (leases.look, LOOK_INTERVAL),
         ):
             looping = LoopingCall(self._guarded, sweep)
             looping.clock = reactor
@@ -225,6 +231,8 @@ class Daemon(Service):
             self._gateway.close_all(1001, "the gateway stops")
         if self._notes is not None and self._notes.running:
             await self._notes.stopService()
+        if self._leases is not None:
+            self._leases.release()
         if self._bus is not None and self._bus.running:
             await _farewell(self._bus, self._reactor)
             await self._bus.stopService()

@@ -217,18 +217,25 @@ class IBus(Interface):
 
 
 class IRooms(Interface):
-    """Who is in which room, as services read it from Redis: ``room:<roomId>`` and ``socket:<userId>:<roomId>``."""
+    """Who is in which room, as services read it from Redis and are told of it. Several sockets of a user are one user:
+    services hear of the first that enters and of the last that leaves.
+    """
 
     def enter(user_id: str, room_id: str, socket_id: str) -> Deferred[str | None]:
         """Write the user's entry. Fires with the socket id that it displaced, or ``None``. Fails as ``IBus.call``."""
 
-    def leave(user_id: str, room_id: str, socket_id: str, heir: str | None) -> Deferred[None]:
-        """Remove the entry, or hand it to the socket ``heir`` of the same user, if it is still this socket's."""
+    def leave(user_id: str, room_id: str, socket_id: str, reason: str) -> Deferred[None]:
+        """The socket is no longer in the room. If the entry is still this socket's it passes to another one that the
+        user has there, on whichever process, or is removed.
+        """
 
     def restore(entries: Iterable[tuple[str, str, str]]) -> Deferred[list[str]]:
         """Write ``(user_id, room_id, socket_id)`` where Redis has no entry. Fires with those of the socket ids that
         have been displaced by another socket meanwhile.
         """
+
+    def bury(entries: Sequence[tuple[str, str, str]]) -> Deferred[None]:
+        """As ``leave``, for entries of processes that are gone: each of them that nobody else removed by now."""
 
 
 class IAccessChecker(Interface):

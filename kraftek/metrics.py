@@ -22,8 +22,10 @@ class Counters(Struct):
     delivered: int = 0
     duplicates: int = 0
     errors_internal: int = 0
+    entries_swept: int = 0
     errors_peer: int = 0
     ping_timeouts: int = 0
+    leases_lost: int = 0
     published: int = 0
     published_to_nobody: int = 0
     publishes_lost: int = 0

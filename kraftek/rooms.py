@@ -1,89 +1,210 @@
-"""The room cache that services read: who is in which room, as this process and its peers write it into Redis.
+"""The room cache that services read: who is in which room, as this process and its peers write it into Redis; and what
+services are told of it.
 
-Called by :mod:`kraftek.admission` through :class:`kraftek.interfaces.IRooms`. The keys are section 4 of the contract
-with services (``docs/services.rst``): the hash ``room:<room>`` of user to socket, and the string
-``socket:<user>:<room>``. Each change of both is one script, so that nobody sees one without the other and a newer
-log-in's entry is never taken away by the older one's goodbye.
+Called by :mod:`kraftek.admission` and :mod:`kraftek.leases` through :class:`kraftek.interfaces.IRooms`. The keys that
+services read are described in ``docs/services.rst``, "The room cache": the hash ``room:<room>`` of user to socket, and
+the string ``socket:<user>:<room>``. Two more are the gateways' own: the set ``sockets:<user>:<room>`` of all sockets
+that the user has in that room; and for each process the set ``gateway:<id>:entries``, for others to clean up after it.
+
+Each change of all these is one script, in which it is also decided whether services hear of it: nobody sees one key
+without the other, and there is one ``joined`` and one ``left`` for a user in a room, in order, whoever writes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, islice
+from typing import Any
 
+import msgspec
+from msgspec import Raw
 from twisted.internet.defer import Deferred, FirstError, gatherResults
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from kraftek.interfaces import IBus, IRooms
+from kraftek.config import Service
+from kraftek.interfaces import IBus, IRooms, IServiceRegistry
+from kraftek.messages import Envelope
+from kraftek.names import partition_of, stream_of
 from kraftek.scripts import Script
 
-__all__ = ["RedisRooms"]
+__all__ = ["LOST", "Entry", "RedisRooms", "entries_of"]
 
-ENTER = Script("""
-local before = redis.call('HGET', KEYS[1], ARGV[1])
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
-redis.call('SET', KEYS[2], ARGV[2])
-return before ~= ARGV[2] and before
+Entry = tuple[str, str, str]
+"""User, room and socket: a member of ``gateway:<id>:entries``, as JSON."""
+
+LOST = "gateways:lost"
+"""The set of entries whose process is gone; who removes one from it cleans up after it."""
+
+BATCH = 200
+"""Entries that one call of a script writes: one or two milliseconds in which Redis does nothing else."""
+
+JOINED = "gateway:client:joined"
+LEFT = "gateway:client:left"
+
+# KEYS: the set that names the entries, LOST; then for each entry its room, string and sockets, and where each service
+# with presence reads. ARGV: how many services these are, and of each how long its stream may be, 0 for a channel; then
+# for each entry its user, socket, name, and what services are told.
+_EACH = """
+local services = tonumber(ARGV[1])
+local function each(change)
+    local key, arg = 3, services + 2
+    while key <= #KEYS do
+        local function tell()
+            for i = 1, services do
+                local place, most = KEYS[key + 2 + i], ARGV[i + 1]
+                if most == '0' then
+                    redis.call('PUBLISH', place, ARGV[arg + 3])
+                else
+                    redis.call('XADD', place, 'MAXLEN', '~', most, '*', 'event', ARGV[arg + 3])
+                end
+            end
+        end
+        change(KEYS[key], KEYS[key + 1], KEYS[key + 2], ARGV[arg], ARGV[arg + 1], ARGV[arg + 2], tell)
+        key, arg = key + 3 + services, arg + 4
+    end
+end
+"""
+
+ENTER = Script(f"""{_EACH}
+local displaced
+each(function(room, string, sockets, user, socket, entry, tell)
+    local before = redis.call('HGET', room, user)
+    redis.call('HSET', room, user, socket)
+    redis.call('SET', string, socket)
+    redis.call('SADD', sockets, socket)
+    redis.call('SADD', KEYS[1], entry)
+    if not before then tell() end
+    displaced = before ~= socket and before
+end)
+return displaced
 """)
 
-LEAVE = Script("""
-local user, leaver, heir = unpack(ARGV)
-if redis.call('HGET', KEYS[1], user) == leaver then
-    if heir then redis.call('HSET', KEYS[1], user, heir) else redis.call('HDEL', KEYS[1], user) end
-end
-if redis.call('GET', KEYS[2]) == leaver then
-    if heir then redis.call('SET', KEYS[2], heir) else redis.call('DEL', KEYS[2]) end
-end
-""")
-
-RESTORE = Script("""
-local superseded = {}
-for i = 1, #KEYS, 2 do
-    local room, entry, user, socket = KEYS[i], KEYS[i + 1], ARGV[i], ARGV[i + 1]
-    redis.call('HSETNX', room, user, socket)
+# Several processes may remove the same entry: the first does.
+LEAVE = Script(f"""{_EACH}
+each(function(room, string, sockets, user, socket, entry, tell)
+    if redis.call('SREM', KEYS[1], entry) == 0 then return end
+    redis.call('SREM', sockets, socket)
+    local heir = redis.call('SRANDMEMBER', sockets)
     if redis.call('HGET', room, user) == socket then
-        redis.call('SET', entry, socket)
+        if heir then
+            redis.call('HSET', room, user, heir)
+        else
+            redis.call('HDEL', room, user)
+            tell()
+        end
+    end
+    if redis.call('GET', string) == socket then
+        if heir then redis.call('SET', string, heir) else redis.call('DEL', string) end
+    end
+end)
+return 0
+""")
+
+RESTORE = Script(f"""{_EACH}
+local superseded = {{}}
+each(function(room, string, sockets, user, socket, entry, tell)
+    redis.call('SREM', KEYS[2], entry)
+    redis.call('SADD', KEYS[1], entry)
+    redis.call('SADD', sockets, socket)
+    if redis.call('HSETNX', room, user, socket) == 1 then tell() end
+    if redis.call('HGET', room, user) == socket then
+        redis.call('SET', string, socket)
     else
         superseded[#superseded + 1] = socket
     end
-end
+end)
 return superseded
 """)
 
-BATCH = 500
-"""Entries that one call of RESTORE writes: one or two milliseconds in which Redis does nothing else."""
+_encode = msgspec.json.Encoder().encode
+
+
+def entries_of(gateway_id: str) -> str:
+    """The key of the set of what a process has written."""
+    return f"gateway:{gateway_id}:entries"
 
 
 @implementer(IRooms)
 class RedisRooms:
-    """Rooms on a bus."""
+    """Rooms on a bus. ``now`` gives Unix seconds."""
 
-    def __init__(self, bus: IBus) -> None:
+    def __init__(
+        self,
+        bus: IBus,
+        registry: IServiceRegistry,
+        gateway_id: str,
+        reply_to: str,
+        now: Callable[[], float] = time.time,
+    ) -> None:
         self._bus = bus
+        self._registry = registry
+        self._gateway_id = gateway_id
+        self._reply_to = reply_to
+        self._now = now
+        self._own = entries_of(gateway_id)
+        self._told: tuple[Service, ...] = ()
+        registry.on_change(self._look_up)
+        self._look_up()
 
     def enter(self, user_id: str, room_id: str, socket_id: str) -> Deferred[str | None]:
-        displaced: Deferred[bytes | None] = self._bus.call(ENTER, _keys(user_id, room_id), (user_id, socket_id))
+        displaced = self._run(ENTER, self._own, [(user_id, room_id, socket_id)], JOINED, {})
         return displaced.addCallback(lambda found: found if found is None else found.decode())
 
-    def leave(self, user_id: str, room_id: str, socket_id: str, heir: str | None) -> Deferred[None]:
-        names = (user_id, socket_id) if heir is None else (user_id, socket_id, heir)
-        left: Deferred[None] = self._bus.call(LEAVE, _keys(user_id, room_id), names)
-        return left
+    def leave(self, user_id: str, room_id: str, socket_id: str, reason: str) -> Deferred[None]:
+        left = self._run(LEAVE, self._own, [(user_id, room_id, socket_id)], LEFT, {"reason": reason})
+        return left.addCallback(lambda _: None)
 
-    def restore(self, entries: Iterable[tuple[str, str, str]]) -> Deferred[list[str]]:
+    def restore(self, entries: Iterable[Entry]) -> Deferred[list[str]]:
         # All are sent before this returns: who leaves from now on leaves after being restored.
         remaining = iter(entries)
         batches = []
         while batch := list(islice(remaining, BATCH)):
-            keys = [key for user_id, room_id, _ in batch for key in _keys(user_id, room_id)]
-            names = [name for user_id, _, socket_id in batch for name in (user_id, socket_id)]
-            batches.append(self._bus.call(RESTORE, keys, names))
+            batches.append(self._run(RESTORE, self._own, batch, JOINED, {}))
         return gatherResults(batches, consumeErrors=True).addCallbacks(_sockets, _first_error)
 
+    def bury(self, entries: Sequence[Entry]) -> Deferred[None]:
+        buried = self._run(LEAVE, LOST, entries, LEFT, {"reason": "gateway_lost"})
+        return buried.addCallback(lambda _: None)
 
-def _keys(user_id: str, room_id: str) -> tuple[str, str]:
-    return f"room:{room_id}", f"socket:{user_id}:{room_id}"
+    def _run(
+        self, script: Script, named_in: str, entries: Sequence[Entry], event: str, payload: dict[str, str]
+    ) -> Deferred[Any]:
+        told = self._told
+        keys = [named_in, LOST]
+        args: list[str | bytes | int] = [len(told)]
+        args += [service.max_length if service.transport == "stream" else 0 for service in told]
+        for entry in entries:
+            user_id, room_id, socket_id = entry
+            keys += (f"room:{room_id}", f"socket:{user_id}:{room_id}", f"sockets:{user_id}:{room_id}")
+            keys += [_place(service, room_id) for service in told]
+            args += (user_id, socket_id, _encode(entry), self._event(event, entry, payload) if told else b"")
+        return self._bus.call(script, keys, args)
+
+    def _event(self, event: str, entry: Entry, payload: dict[str, str]) -> bytes:
+        user_id, room_id, socket_id = entry
+        return _encode(
+            Envelope(
+                event,
+                user_id,
+                socket_id,
+                int(self._now() * 1000),
+                self._gateway_id,
+                self._reply_to,
+                Raw(_encode(payload)),
+                room_id,
+            )
+        )
+
+    def _look_up(self) -> None:
+        self._told = tuple(service for service in self._registry.services() if service.presence)
+
+
+def _place(service: Service, room_id: str) -> str:
+    if service.transport == "stream" and service.partitions:
+        return stream_of(service.channel, partition_of(room_id, service.partitions))
+    return service.channel
 
 
 def _sockets(batches: list[list[bytes]]) -> list[str]:

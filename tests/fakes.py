@@ -127,30 +127,38 @@ class FakeAccess:
 
 @implementer(IRooms)
 class FakeRooms:
-    """The room cache in memory. ``entries`` by room and user; gateways that share them share a Redis.
+    """The room cache in memory. ``entries`` by room and user, ``sockets`` of each by room and user, the one that came
+    last at the end; gateways that share them share a Redis. ``told``: what services hear, as ``(kind, user, room)``.
 
     Every call fails with ``failure`` when that is set.
     """
 
     def __init__(self, entries: dict[tuple[str, str], str] | None = None) -> None:
         self.entries: dict[tuple[str, str], str] = {} if entries is None else entries
+        self.sockets: dict[tuple[str, str], list[str]] = {}
+        self.told: list[tuple[str, str, str]] = []
         self.failure: Exception | None = None
 
     def enter(self, user_id: str, room_id: str, socket_id: str) -> Deferred[str | None]:
         if self.failure is not None:
             return fail(self.failure)
         before = self.entries.get((room_id, user_id))
+        self._write(user_id, room_id, socket_id)
         self.entries[room_id, user_id] = socket_id
         return succeed(None if before == socket_id else before)
 
-    def leave(self, user_id: str, room_id: str, socket_id: str, heir: str | None) -> Deferred[None]:
+    def leave(self, user_id: str, room_id: str, socket_id: str, reason: str) -> Deferred[None]:
         if self.failure is not None:
             return fail(self.failure)
-        if self.entries.get((room_id, user_id)) == socket_id:
-            if heir is None:
-                del self.entries[room_id, user_id]
-            else:
-                self.entries[room_id, user_id] = heir
+        sockets = self.sockets.get((room_id, user_id), [])
+        if socket_id in sockets:
+            sockets.remove(socket_id)
+            if self.entries.get((room_id, user_id)) == socket_id:
+                if sockets:
+                    self.entries[room_id, user_id] = sockets[-1]
+                else:
+                    del self.entries[room_id, user_id]
+                    self.told.append((reason, user_id, room_id))
         return succeed(None)
 
     def restore(self, entries: Iterable[tuple[str, str, str]]) -> Deferred[list[str]]:
@@ -158,9 +166,24 @@ class FakeRooms:
             return fail(self.failure)
         displaced = []
         for user_id, room_id, socket_id in entries:
+            self._write(user_id, room_id, socket_id)
             if self.entries.setdefault((room_id, user_id), socket_id) != socket_id:
                 displaced.append(socket_id)
         return succeed(displaced)
+
+    def bury(self, entries: Sequence[tuple[str, str, str]]) -> Deferred[None]:
+        for entry in entries:
+            burying = self.leave(*entry, "gateway_lost")
+            if self.failure is not None:
+                return burying
+        return succeed(None)
+
+    def _write(self, user_id: str, room_id: str, socket_id: str) -> None:
+        if (room_id, user_id) not in self.entries:
+            self.told.append(("joined", user_id, room_id))
+        sockets = self.sockets.setdefault((room_id, user_id), [])
+        if socket_id not in sockets:
+            sockets.append(socket_id)
 
 
 @dataclass

@@ -530,11 +530,60 @@ def test_many_sockets_of_one_user_in_one_room() -> None:
     assert house.bus.published == []
 
 
-def test_an_heir_is_in_the_same_room() -> None:
+def test_the_entry_passes_to_a_socket_in_the_same_room() -> None:
     house = House(single=False)
     elsewhere, leaving = house.admit("alice", "two"), house.admit("alice", "one")
     leaving.leave()
     assert house.rooms.entries == {("two", "alice"): elsewhere.id}
+
+
+def test_the_entry_passes_to_a_socket_on_another_gateway() -> None:
+    here, there = House("here", single=False), House("there", single=False)
+    there.rooms = there.admission._rooms = here.rooms
+    older, newer = here.admit("alice", "one"), there.admit("alice", "one")
+    newer.leave()
+    assert here.rooms.entries == {("one", "alice"): older.id}
+    older.leave()
+    assert here.rooms.entries == {}
+    assert here.rooms.told == [("joined", "alice", "one"), ("closed", "alice", "one")]
+
+
+# What services are told of it.
+
+
+def test_services_are_told_why_a_user_is_no_longer_in_a_room() -> None:
+    house = House()
+    leaves, goes, revoked = (house.admit(user, "one", token=user) for user in ("alice", "bob", "cyd"))
+    leaves.send({"type": "leave", "payload": {"roomId": "one"}})
+    goes.leave()
+    house.access.stale(user_id="cyd")
+    house.access.next().no()
+    assert revoked.session.state is State.CLOSED
+    assert house.rooms.told == [
+        *(("joined", user, "one") for user in ("alice", "bob", "cyd")),
+        ("left", "alice", "one"),
+        ("closed", "bob", "one"),
+        ("revoked", "cyd", "one"),
+    ]
+
+
+def test_services_are_told_why_when_redis_is_back() -> None:
+    house = House()
+    client = house.admit("alice", "one")
+    house.bus.down()
+    house.rooms.failure = NotPublished("Redis is away")
+    client.send({"type": "leave", "payload": {"roomId": "one"}})
+    house.rooms.failure = None
+    house.bus.up()
+    house.access.stale(revoked=False)
+    assert house.rooms.told == [("joined", "alice", "one"), ("left", "alice", "one")]
+
+
+def test_a_newer_login_is_no_coming_and_no_going() -> None:
+    house = House()
+    house.admit("alice", "one")
+    house.admit("alice", "one").leave()
+    assert house.rooms.told == [("joined", "alice", "one"), ("closed", "alice", "one")]
 
 
 def test_the_older_ones_goodbye_leaves_the_newer_ones_entry() -> None:
@@ -824,7 +873,7 @@ def test_an_error_of_ours_while_taking_back_is_internal_and_ends_the_check() -> 
     house = House()
     client = house.admit("alice", "one", token="t")
 
-    def broken(user_id: str, room_id: str, socket_id: str, heir: str | None) -> Any:
+    def broken(user_id: str, room_id: str, socket_id: str, reason: str) -> Any:
         raise RuntimeError("the cause")
 
     house.rooms.leave = broken  # type: ignore[method-assign]
@@ -1067,6 +1116,7 @@ def test_the_room_cache_is_whole_again_after_redis_lost_it() -> None:
     house.admit("bob", None)
     house.connect()
     house.rooms.entries.clear()
+    house.rooms.sockets.clear()
     house.access.stale(revoked=False)
     assert house.rooms.entries == {("one", "alice"): client.id, ("two", "alice"): client.id}
 
@@ -1272,6 +1322,7 @@ class AdmissionStories(RuleBasedStateMachine):
         if not self.house.bus.available:
             if forgetful:
                 self.house.rooms.entries.clear()
+                self.house.rooms.sockets.clear()
             self.house.rooms.failure = None
             self.house.bus.up()
             self.house.access.stale(revoked=False)  # as the access cache does then

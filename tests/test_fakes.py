@@ -19,7 +19,8 @@ from kraftek.errors import Code, NotPublished, PeerError
 from kraftek.interfaces import IAccess, IAccessListener, IBus, IBusListener, ILink, IReading, IRooms
 from kraftek.messages import Outgoing, Token
 from kraftek.metrics import Counters
-from kraftek.rooms import RedisRooms
+from kraftek.registry import ServiceRegistry
+from kraftek.rooms import LOST, RedisRooms, entries_of
 from kraftek.turn import Turn
 from tests.fakes import FakeAccess, FakeBus, FakeLink, FakeRooms
 from tests.redis_server import PrivateRedis
@@ -195,6 +196,9 @@ class RoomsContract:
 
     rooms: IRooms
 
+    async def dies(self) -> None:
+        """The process that wrote what there is counts as gone."""
+
     async def test_it_is_a_room_cache(self) -> None:
         assert verifyObject(IRooms, self.rooms)
 
@@ -208,16 +212,32 @@ class RoomsContract:
     async def test_a_goodbye_takes_away_the_own_entry_alone(self) -> None:
         await self.rooms.enter("u", "r", "g.1")
         await self.rooms.enter("u", "r", "g.2")
-        await self.rooms.leave("u", "r", "g.1", None)
-        await self.rooms.leave("u", "r", "g.1", "g.3")
+        await self.rooms.leave("u", "r", "g.1", "left")
+        await self.rooms.leave("u", "r", "g.1", "left")
         assert await self.rooms.enter("u", "r", "g.4") == "g.2"
-        await self.rooms.leave("u", "r", "g.4", None)
+        await self.rooms.leave("u", "r", "g.2", "left")
+        await self.rooms.leave("u", "r", "g.4", "left")
         assert await self.rooms.enter("u", "r", "g.5") is None
 
-    async def test_an_heir_takes_over(self) -> None:
+    async def test_the_entry_passes_to_another_socket_of_the_user(self) -> None:
         await self.rooms.enter("u", "r", "g.1")
-        await self.rooms.leave("u", "r", "g.1", "g.2")
-        assert await self.rooms.enter("u", "r", "g.3") == "g.2"
+        await self.rooms.enter("u", "r", "g.2")
+        await self.rooms.enter("u", "s", "g.3")
+        await self.rooms.enter("v", "r", "g.3")
+        await self.rooms.leave("u", "r", "g.2", "left")
+        assert await self.rooms.enter("u", "r", "g.4") == "g.1"
+
+    async def test_the_dead_are_buried_once(self) -> None:
+        await self.rooms.enter("u", "r", "g.1")
+        await self.rooms.enter("v", "r", "g.2")
+        await self.dies()
+        await self.rooms.enter("v", "r", "g.3")
+        for _ in range(2):
+            await self.rooms.bury([("u", "r", "g.1"), ("v", "r", "g.2")])
+        assert await self.rooms.enter("u", "r", "g.4") is None
+        await self.rooms.bury([("u", "r", "g.1")])
+        assert await self.rooms.enter("u", "r", "g.5") == "g.4"
+        assert await self.rooms.enter("v", "r", "g.6") == "g.3"
 
     async def test_what_is_restored_displaces_nobody(self) -> None:
         await self.rooms.enter("u", "r", "g.1")
@@ -239,8 +259,9 @@ class FakeRoomsTest(RoomsContract, TestCase):
         self.fake.failure = NotPublished("Redis is away")
         for failing in (
             self.fake.enter("u", "r", "g.1"),
-            self.fake.leave("u", "r", "g.1", None),
+            self.fake.leave("u", "r", "g.1", "left"),
             self.fake.restore([("u", "r", "g.1")]),
+            self.fake.bury([("u", "r", "g.1")]),
         ):
             self.failureResultOf(failing, NotPublished)
 
@@ -251,8 +272,11 @@ class RedisRoomsTest(RoomsContract, TestCase):
     timeout = 30
 
     async def setUp(self) -> None:  # type: ignore[override]  # trial waits for it
-        bus, _ = await real_bus(self)
-        self.rooms = RedisRooms(bus)
+        self.bus, _ = await real_bus(self)
+        self.rooms = RedisRooms(self.bus, ServiceRegistry(), "g", "k:events:reply:g")
+
+    async def dies(self) -> None:
+        await self.bus.call("RENAME", [entries_of("g"), LOST])
 
 
 class FakeLinkTest(TestCase):

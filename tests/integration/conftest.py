@@ -28,7 +28,7 @@ from contextlib import ExitStack, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 import redis
@@ -39,13 +39,13 @@ from websockets.sync.client import connect as websocket_connect
 from websockets.typing import Origin, Subprotocol
 
 from kraftek.bus.embedded import EmbeddedRedisError, redis_server_path
+from tests.integration.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from websockets.sync.client import ClientConnection
 
-T = TypeVar("T")
 Json = dict[str, Any]
 
 ECHO_SERVICE = Path(__file__).resolve().parent / "echo_service.py"
@@ -61,16 +61,6 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 START_TIMEOUT = 30.0
 STOP_TIMEOUT = 15.0
-
-
-def wait_until(seen: Callable[[], T], what: str | Callable[[], str], timeout: float = 10.0) -> T:
-    """What ``seen`` returns, as soon as that is true; after ``timeout`` seconds fails with ``what``."""
-    deadline = time.monotonic() + timeout
-    while not (found := seen()):
-        if time.monotonic() > deadline:
-            pytest.fail(f"not within {timeout:g} s: {what if isinstance(what, str) else what()}")
-        time.sleep(0.005)
-    return found
 
 
 def free_port() -> int:
