@@ -70,7 +70,7 @@ class Broadcasts:
             if message.type == "disconnect":
                 self._disconnect(message)
             elif message.in_reply_to is not None and (message.recipients or message.user_ids):
-                self._requests.answered(message)
+                self._requests.answered(message, body)
             else:
                 self._deliver(message, body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -20,7 +20,7 @@ from kraftek.messages import Envelope
 from kraftek.names import partition_of, stream_of
 from kraftek.scripts import Script
 
-__all__ = ["FULL", "LOST", "Dispatch"]
+__all__ = ["FULL", "LOST", "WAITING", "Dispatch"]
 
 LOST = -1
 """The receipt of an event that may not have arrived: the connection to Redis was lost."""
@@ -82,31 +82,46 @@ return waiting
 
 APPEND = Script.each(1, 2, "return send(KEYS[1], ARGV[1], ARGV[2])", _SEND["stream"])
 
-ONCE = {
-    transport: Script.each(
+WAITING = "?"
+"""What stands under a claim while there is no answer."""
+
+_NOTES = {
+    False: """'{"type":"ack","payload":{"receivers":' .. taken .. '}}'""",
+    True: f"'{WAITING}'",
+}
+"""What is left under a claim when the event was taken, for services that do not reply and for those that do."""
+
+
+def _once(transport: str, reply: bool, kept: int) -> Script:
+    return Script.each(
         2,
-        5,
-        """
+        1 if transport == "pubsub" else 2,
+        f"""
 local known = redis.call('GET', KEYS[2])
 if known then return known end
 local taken = send(KEYS[1], ARGV[1], ARGV[2])
-if taken > 0 then redis.call('SET', KEYS[2], ARGV[4] .. taken .. ARGV[5], 'PX', ARGV[3]) end
+if taken > 0 then redis.call('SET', KEYS[2], {_NOTES[reply]}, 'PX', {kept}) end
 return taken
 """,
-        send,
+        _SEND[transport],
     )
-    for transport, send in _SEND.items()
-}
+
 
 _encode = msgspec.json.Encoder().encode
 
 
 class Dispatch:
-    """Hands events to services. ``waiting``: how many events wait in each stream service's streams, by its name."""
+    """Hands events to services. ``waiting``: how many events wait in each stream service's streams, by its name.
+
+    ``kept``: milliseconds that an answer stands under its claim.
+    """
 
     _log = Logger()
 
-    def __init__(self, registry: IServiceRegistry, bus: IBus) -> None:
+    def __init__(self, registry: IServiceRegistry, bus: IBus, kept: int) -> None:
+        self._once = {
+            (transport, reply): _once(transport, reply, kept) for transport in _SEND for reply in (False, True)
+        }
         self.waiting: dict[str, int] = {}
         self._registry = registry
         self._bus = bus
@@ -124,22 +139,18 @@ class Dispatch:
             )
 
     def send_once(
-        self,
-        service: Service,
-        envelope: Envelope,
-        claim: str,
-        kept: int,
-        note: tuple[str, str],
-        receipt: Callable[[int | bytes], None],
+        self, service: Service, envelope: Envelope, claim: str, receipt: Callable[[int | bytes], None]
     ) -> None:
-        """As :meth:`send`, unless there is something under the key ``claim``: that is then the receipt.
+        """As :meth:`send`, unless an answer stands under the key ``claim``, or :data:`WAITING`: that is the receipt then.
 
-        Together with the sending, a ``note`` is left under the key for ``kept`` milliseconds: its two halves, with the
-        number of receivers between them.
+        Together with the sending, :data:`WAITING` is left there, or the ``ack`` when the service does not reply.
         """
-        keys = (_target(service, envelope), claim)
-        args = (_encode(envelope), service.max_length, kept, *note)
-        self._bus.run(ONCE[service.transport], keys, args, receipt)
+        script = self._once[service.transport, service.reply]
+        if service.transport == "pubsub":
+            self._bus.run(script, (service.channel, claim), (_encode(envelope),), receipt)
+        else:
+            args = (_encode(envelope), service.max_length)
+            self._bus.run(script, (_target(service, envelope), claim), args, receipt)
 
     def sweep(self) -> None:
         """Remove from streams what was handled, and count what waits. Called every second or so."""

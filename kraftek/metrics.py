@@ -14,6 +14,7 @@ class Counters(Struct):
     access_failed: int = 0
     access_hits: int = 0
     access_invalidations: int = 0
+    answers_not_kept: int = 0
     broadcasts: int = 0
     broadcasts_malformed: int = 0
     broadcasts_without_target: int = 0
@@ -21,11 +22,11 @@ class Counters(Struct):
     connections_refused: int = 0
     delivered: int = 0
     duplicates: int = 0
-    errors_internal: int = 0
     entries_swept: int = 0
+    errors_internal: int = 0
     errors_peer: int = 0
-    ping_timeouts: int = 0
     leases_lost: int = 0
+    ping_timeouts: int = 0
     published: int = 0
     published_to_nobody: int = 0
     publishes_lost: int = 0

@@ -5,18 +5,16 @@ The gateway hands it clients' requests; :mod:`kraftek.broadcasts` hands it what 
 
 from __future__ import annotations
 
-from contextlib import suppress
 from functools import partial
-from hashlib import blake2b
+from zlib import crc32
 
 import msgspec
-from msgspec import Raw, Struct
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from kraftek.config import Limits, Service
-from kraftek.dispatch import FULL, LOST, Dispatch
+from kraftek.dispatch import FULL, LOST, WAITING, Dispatch
 from kraftek.errors import Code, NotPublished, PeerError
 from kraftek.interfaces import IBus
 from kraftek.messages import Ack, Broadcast, Delivery, Envelope, ErrorMessage, Event, Outbound, RequestId
@@ -31,34 +29,12 @@ __all__ = ["Requests", "not_taken"]
 _RETRY_AFTER = 1.0
 """Seconds after which a request is better tried again, when too many wait."""
 
-_WAITING = "?"
-"""What stands in Redis in place of an answer that is not there yet begins with it."""
-
-_ACK = ('{"type":"ack","payload":{"receivers":', "}}")
-
-KEEP = Script.each(1, 2, """
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return 1
-""")
-
 Key = tuple[str, RequestId]
 """A request by its socket and its id."""
 
 
-class _Answer(Struct):
-    type: str
-    payload: Raw
-
-
-class _Error(Struct, rename="camel", omit_defaults=True):
-    code: str
-    message: str
-    event_type: str | None = None
-    retry_after: float | None = None
-
-
 _encode = msgspec.json.Encoder().encode
-_decode_answer = msgspec.json.Decoder(_Answer).decode
+_decode = msgspec.json.Decoder(Broadcast).decode
 
 
 class _Request:
@@ -108,11 +84,12 @@ class Requests:
         self._roster = roster
         self._bound = limits.requests
         self._kept = int(limits.request_window * 1000)
+        self._keep = Script.each(1, 1, f"redis.call('SET', KEYS[1], ARGV[1], 'PX', {self._kept}) return 1")
         self._counters = counters
         self._clock = clock
         self._waiting: dict[Key, _Request] = {}
-        # Those of one service and one time-out are due in the order in which they came.
-        self._alike: dict[tuple[str, float], dict[Key, _Request]] = {}
+        # By service: those of one are due in the order in which they came.
+        self._alike: dict[str, dict[Key, _Request]] = {}
         self._elsewhere: dict[Key, _Request] = {}
 
     def __len__(self) -> int:
@@ -127,25 +104,23 @@ class Requests:
             return  # the answer on its way is this one's too
         if session.requests >= self._bound:
             raise _too_many(event, Code.RATE_LIMITED, "too many of this socket's requests wait for their answers")
-        kind = (service.name, service.timeout)
-        alike = self._alike.get(kind)
+        alike = self._alike.get(service.name)
         if alike is None:
-            alike = self._alike[kind] = {}
+            alike = self._alike[service.name] = {}
         if len(alike) >= service.requests:
             raise _too_many(event, Code.SERVICE_UNAVAILABLE, "too many requests wait for this service's answers")
         claim = _claim(envelope) if self._kept and session.dialect.lasting_ids else ""
         request = _Request(session, event, service, key, claim, self._clock.seconds() + service.timeout, alike)
         sent = partial(self._sent, request)
         if claim:
-            note = (_WAITING, "") if service.reply else _ACK
-            self._dispatch.send_once(service, envelope, claim, self._kept, note, sent)
+            self._dispatch.send_once(service, envelope, claim, sent)
         else:
             self._dispatch.send(service, envelope, sent)
         self._waiting[key] = alike[key] = request
         session.requests += 1
 
-    def answered(self, message: Broadcast) -> None:
-        """A service answers. Only who waits for it gets it, and nobody a second one."""
+    def answered(self, message: Broadcast, body: bytes) -> None:
+        """A service answers, with these bytes. Only who waits for it gets it, and nobody a second one."""
         request_id = message.in_reply_to
         assert request_id is not None
         self._counters.broadcasts += 1
@@ -154,7 +129,7 @@ class Requests:
         for socket_id in message.recipients or ():
             request = self._waiting.get((socket_id, request_id))
             if request is not None:
-                self._settle(request, delivery, (message.type, message.payload))
+                self._settle(request, delivery, body)
                 self._counters.delivered += 1
             else:
                 late = late or gateway_of(socket_id) == self._gateway_id
@@ -162,7 +137,7 @@ class Requests:
             for session in tuple(self._roster.user(user_id)):
                 request = self._waiting.get((session.socket_id, request_id))
                 if request is not None:
-                    self._settle(request, delivery, (message.type, message.payload))
+                    self._settle(request, delivery, body)
                     self._counters.delivered += 1
         if late:
             self._counters.replies_late += 1
@@ -170,14 +145,14 @@ class Requests:
     def sweep(self) -> None:
         """What time brings: answers that are overdue, and those that another request of the same id was given."""
         now = self._clock.seconds()
-        for kind, alike in tuple(self._alike.items()):
+        for name, alike in tuple(self._alike.items()):
             while alike:
                 request = next(iter(alike.values()))
                 if request.deadline > now:
                     break
                 self._time_out(request)
             if not alike:
-                del self._alike[kind]
+                del self._alike[name]
         if self._elsewhere and self._bus.available:
             requests = tuple(self._elsewhere.values())
             asking = self._bus.call("MGET", [request.claim for request in requests])
@@ -199,9 +174,9 @@ class Requests:
 
     def _found(self, answers: list[bytes | None], requests: tuple[_Request, ...]) -> None:
         for request, answer in zip(requests, answers, strict=True):
-            if answer is None or answer.startswith(_WAITING.encode()) or request.key not in self._elsewhere:
+            if answer is None or answer == WAITING.encode() or request.key not in self._elsewhere:
                 continue
-            known = _decode_answer(answer)
+            known = _decode(answer)
             self._close(request, Delivery(known.type, known.payload, None, request.key[1]))
 
     def _not_asked(self, failure: Failure) -> None:
@@ -211,13 +186,15 @@ class Requests:
     def _time_out(self, request: _Request) -> None:
         self._counters.requests_timed_out += 1
         message, name = f"no answer within {request.service.timeout:g} s", request.event.name
-        error = Raw(_encode(_Error(Code.TIMEOUT, message, name)))
-        self._settle(request, ErrorMessage(Code.TIMEOUT, message, name, None, request.key[1]), ("error", error))
+        body = _encode({"type": "error", "payload": {"code": Code.TIMEOUT, "message": message, "eventType": name}})
+        self._settle(request, ErrorMessage(Code.TIMEOUT, message, name, None, request.key[1]), body)
 
-    def _settle(self, request: _Request, outbound: Outbound, answer: tuple[str, Raw]) -> None:
+    def _settle(self, request: _Request, outbound: Outbound, body: bytes) -> None:
         if request.claim:
-            with suppress(NotPublished):
-                self._bus.run(KEEP, (request.claim,), (_encode(_Answer(*answer)), self._kept), _ignored)
+            try:
+                self._bus.run(self._keep, (request.claim,), (body,), _ignored)
+            except NotPublished:
+                self._counters.answers_not_kept += 1
         self._close(request, outbound)
 
     def _close(self, request: _Request, outbound: Outbound) -> None:
@@ -252,9 +229,8 @@ def _too_many(event: Event, code: Code, message: str) -> PeerError:
 
 def _claim(envelope: Envelope) -> str:
     """Names the user's request. What else is sent under the same id is another one."""
-    what = (envelope.id, envelope.event_type, envelope.room_id)
-    digest = blake2b(_encode(what) + bytes(envelope.payload), digest_size=16)
-    return f"request:{envelope.user_id}:{digest.hexdigest()}"
+    what = _encode((envelope.user_id, envelope.id, envelope.event_type, envelope.room_id))
+    return f"request:{what.decode()}{crc32(envelope.payload):08x}"
 
 
 def _ignored(_: object) -> None:

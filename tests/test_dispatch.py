@@ -26,7 +26,6 @@ from tests.redis_server import PrivateRedis
 CHAT = Service(name="chat", channel="events:chat")
 JOBS = Service(name="jobs", channel="events:jobs", transport="stream", max_length=3)
 ROOMS = Service(name="rooms", channel="events:rooms", transport="stream", partitions=4)
-NOTE = ("taken by ", "!")
 
 
 def envelope(text: str = "", room_id: str | None = "board", socket_id: str = "g.1") -> Envelope:
@@ -45,7 +44,7 @@ class DispatchTest(TestCase):
         self.bus.startService()
         self.addCleanup(self.bus.stopService)
         self.registry = ServiceRegistry([CHAT, JOBS, ROOMS])
-        self.dispatch = Dispatch(self.registry, self.bus)
+        self.dispatch = Dispatch(self.registry, self.bus, 60_000)
         self.client = self.redis.client(decode_responses=True)
         self.addCleanup(self.client.close)
         while not self.bus.available:
@@ -58,7 +57,7 @@ class DispatchTest(TestCase):
 
     def send_once(self, service: Service, event: Envelope, claim: str = "request:1") -> Deferred[int | bytes]:
         taken: Deferred[int | bytes] = Deferred()
-        self.dispatch.send_once(service, event, claim, 60_000, NOTE, taken.callback)
+        self.dispatch.send_once(service, event, claim, taken.callback)
         return taken
 
     def texts(self, stream: str) -> list[str]:
@@ -150,7 +149,7 @@ class DispatchTest(TestCase):
 
     async def test_once_is_once(self) -> None:
         assert await self.send_once(JOBS, envelope("a")) == 1
-        assert await self.send_once(JOBS, envelope("a")) == b"taken by 1!"
+        assert await self.send_once(JOBS, envelope("a")) == b'{"type":"ack","payload":{"receivers":1}}'
         assert await self.send_once(JOBS, envelope("a"), "request:2") == 1
         assert self.texts("k:events:jobs") == ["a", "a"]
         assert 0 < int(self.client.pttl("k:request:1")) <= 60_000

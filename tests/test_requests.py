@@ -221,7 +221,7 @@ class Gateway:
         self.registry = ServiceRegistry(services)
         self.roster = Roster()
         self.limits = Limits(request_window=window)
-        dispatch = Dispatch(self.registry, self.bus)
+        dispatch = Dispatch(self.registry, self.bus, int(window * 1000))
         self.requests = Requests(
             dispatch, self.bus, name, self.roster, self.limits, self.counters, self.clock
         )
@@ -303,8 +303,12 @@ class RepeatedTest(TestCase):
     def handled(self, service: str = "chat") -> int:
         return int(self.client.xlen(f"events:{service}"))
 
-    def answer(self, gateway: Gateway, socket_id: str, payload: bytes = b'"done"', id: str = "q") -> None:
-        gateway.requests.answered(Broadcast("r", msgspec.Raw(payload), (socket_id,), in_reply_to=id))
+    def answer(self, gateway: Gateway, socket_id: str, payload: str = "done", id: str = "q") -> None:
+        self.say(gateway, {"recipients": [socket_id], "inReplyTo": id, "payload": payload})
+
+    def say(self, gateway: Gateway, words: dict[str, Any]) -> None:
+        body = json.dumps({"type": "r", **words}).encode()
+        gateway.requests.answered(msgspec.json.decode(body, type=Broadcast), body)
 
     async def test_after_its_answer_it_gets_that_again(self) -> None:
         first = self.one.connect("1")
@@ -339,8 +343,7 @@ class RepeatedTest(TestCase):
         await self.one.bus.stopService()
         elsewhere, late = self.two.connect("1"), self.two.connect("2")
         await self.send(elsewhere)
-        message = Broadcast("r", msgspec.Raw(b"5"), user_ids=("ann",), in_reply_to="q")
-        self.two.requests.answered(message)
+        self.say(self.two, {"userIds": ["ann"], "inReplyTo": "q", "payload": 5})
         await self.send(late)
         for session in (elsewhere, late):
             assert told(session) == [{"type": "r", "id": "q", "payload": 5}]
@@ -383,7 +386,7 @@ class RepeatedTest(TestCase):
         for words in ({}, {"payload": 2}, {"room": "other"}, {"name": "chat:message:edit"}, {"id": 1}, {"id": "1"}):
             await self.send(session, **words)
             request = words.get("id", "q")
-            self.one.requests.answered(Broadcast("r", recipients=("one.1",), in_reply_to=request))
+            self.say(self.one, {"recipients": ["one.1"], "inReplyTo": request})
         await self.send(self.one.connect("2", "bob"))
         assert self.handled() == 7
         assert len(told(session)) == 6

@@ -183,7 +183,10 @@ class Link(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no annotati
 
 
 class CommandLink(Link):
-    """Publishes and commands. What is sent in one reactor turn leaves in one write."""
+    """Publishes and commands. What is sent in one reactor turn leaves in one write.
+
+    ``batched``: messages that wait for their answers beside those in ``waiting``, where a batch is one.
+    """
 
     def __init__(
         self, reactor: IReactorTime, address: RedisAddress, config: Redis, owner: LinkOwner, turn: Turn
@@ -193,13 +196,8 @@ class CommandLink(Link):
         self._unwritten: list[bytes] = []
         self._flushes = False
         self._batch: _Batch | None = None
-        self._batched = 0
+        self.batched = 0
         self._scripts: set[Script] = set()
-
-    @property
-    def owed(self) -> int:
-        """How many messages and commands wait for their answers."""
-        return len(self.waiting) + self._batched
 
     def send(self, request: bytes, waiter: Deferred[Any] | Callable[[Any], None]) -> None:
         """Send one request at the end of this turn."""
@@ -253,7 +251,7 @@ class CommandLink(Link):
         batch.keys += keys
         batch.args += args
         batch.receipts.append(receipt)
-        self._batched += 1
+        self.batched += 1
 
     def unpublished(self, receipt: Callable[[int], None], reply: Any) -> None:
         """As the base class has it; also the answers to a batch come here."""
@@ -262,7 +260,7 @@ class CommandLink(Link):
         elif _is_forgotten(reply):
             self._send_batch("EVAL", receipt.script.source, receipt)
         else:
-            self._batched -= len(receipt.receipts) - 1
+            self.batched -= len(receipt.receipts) - 1
             answers = reply if type(reply) is list else [reply] * len(receipt.receipts)
             for each, answer in zip(receipt.receipts, answers, strict=True):
                 try:
@@ -292,7 +290,7 @@ class CommandLink(Link):
     def _close_batch(self) -> None:
         batch, self._batch = self._batch, None
         assert batch is not None
-        self._batched -= 1  # it is one of those that wait
+        self.batched -= 1  # it is one of those that wait
         if batch.script in self._scripts:
             self._send_batch("EVALSHA", batch.script.digest, batch)
         else:

@@ -77,17 +77,18 @@ class RedisBus(MultiService):
         return self._prefix + channel
 
     def publish(self, channel: str, body: bytes, receipt: Callable[[int], None]) -> None:
-        link = self._link()
+        link = self._commands
+        if link is None or not self.available or len(link.waiting) + link.batched >= self._in_flight:
+            raise self._not_published()
         head = self._heads.get(channel)
         if head is None:
             head = self._head(channel)
         link.send(b"%b%d\r\n%b\r\n" % (head, len(body), body), receipt)
 
     def call(self, command: Any, keys: Sequence[str] = (), args: Sequence[Argument] = ()) -> Deferred[Any]:
-        try:
-            link = self._link()
-        except NotPublished:
-            return fail()
+        link = self._commands
+        if link is None or not self.available or len(link.waiting) + link.batched >= self._in_flight:
+            return fail(self._not_published())
         names = [self._prefix + key for key in keys]
         if isinstance(command, Script):
             return link.run(command, names, args)
@@ -99,7 +100,10 @@ class RedisBus(MultiService):
         prefix = self._prefix
         if prefix:
             keys = [prefix + key for key in keys]
-        self._link().evaluate(script, keys, args, receipt)
+        link = self._commands
+        if link is None or not self.available or len(link.waiting) + link.batched >= self._in_flight:
+            raise self._not_published()
+        link.evaluate(script, keys, args, receipt)
 
     def subscribe(self, channel: str, listener: Callable[[bytes], None]) -> None:
         name = self.channel_name(channel).encode()
@@ -197,13 +201,10 @@ class RedisBus(MultiService):
 
     # Within
 
-    def _link(self) -> CommandLink:
-        link = self._commands
-        if link is None or not self.available:
-            raise NotPublished("Redis is away")
-        if len(link.waiting) + link.batched >= self._in_flight:
-            raise NotPublished(f"{self._in_flight} messages and commands are waiting for Redis's answer")
-        return link
+    def _not_published(self) -> NotPublished:
+        if self._commands is None or not self.available:
+            return NotPublished("Redis is away")
+        return NotPublished(f"{self._in_flight} messages and commands are waiting for Redis's answer")
 
     def _head(self, channel: str) -> bytes:
         if len(self._heads) >= HEADS_KEPT:
