@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from tests.client.doors import DOORS, DoorThread, MakeUser, User
-from tests.integration.conftest import auth_service, gateway, redis_server, service, stage
+from tests.integration.conftest import auth_service, connect, gateway, redis_server, service, stage
 from tests.integration.waiting import wait_until
 
-__all__ = ["auth_service", "gateway", "redis_server", "service", "stage"]
+__all__ = ["auth_service", "connect", "gateway", "redis_server", "service", "stage"]
 
 
 @pytest.fixture(scope="module", params=DOORS)

@@ -119,7 +119,7 @@ class TwistedThread(DoorThread):
         txaio.tx.config.loop = self._autobahn
 
 
-DOORS = {"asyncio": AsyncioThread, "twisted": TwistedThread}
+DOORS: dict[str, Callable[[], DoorThread]] = {"asyncio": AsyncioThread, "twisted": TwistedThread}
 
 
 class User:

@@ -1,0 +1,52 @@
+"""The examples of docs/python-client.rst run as they stand there."""
+
+from __future__ import annotations
+
+import os
+import queue
+import subprocess
+import sys
+import threading
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.docs.pages import code
+from tests.docs.test_examples import SERVICES, start_chat
+
+if TYPE_CHECKING:
+    from tests.integration.conftest import Connect, RedisServer, StartGateway
+
+
+@pytest.mark.parametrize("door", ["asyncio", "twisted"])
+def test_example(
+    door: str, stage: ExitStack, redis_server: RedisServer, gateway: StartGateway, connect: Connect
+) -> None:
+    process = gateway(redis_server, services=SERVICES)
+    start_chat(redis_server, stage, "service-python")
+    bob = connect(process, token="bob", room="r1")
+    example = subprocess.Popen(
+        [sys.executable, "-u", "-c", code(f"client-{door}")],
+        env={**os.environ, "GATEWAY_URL": process.url},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert example.stdout is not None
+    lines = example.stdout
+    stage.callback(lines.close)
+    stage.callback(example.wait)
+    stage.callback(example.kill)
+    said: queue.Queue[str] = queue.Queue()
+
+    def read() -> None:
+        for line in lines:
+            said.put(line.rstrip())
+
+    threading.Thread(target=read, daemon=True).start()
+
+    assert said.get(timeout=30.0) == "{'users': ['user_ada', 'user_bob']}"
+    assert bob.expect("chat:message:sent", 10.0)["payload"]["text"].startswith("Hello from ")
+    bob.send("chat:message:send", payload={"text": "größe 🎉"})
+    assert said.get(timeout=10.0) == "größe 🎉"
