@@ -141,7 +141,7 @@ class Dispatch:
     def send_once(
         self, service: Service, envelope: Envelope, claim: str, receipt: Callable[[int | bytes], None]
     ) -> None:
-        """As :meth:`send`, unless an answer stands under the key ``claim``, or :data:`WAITING`: that is the receipt then.
+        """As :meth:`send`, unless there is an answer under the key ``claim``, or :data:`WAITING`: that is the receipt.
 
         Together with the sending, :data:`WAITING` is left there, or the ``ack`` when the service does not reply.
         """

@@ -192,7 +192,7 @@ class Requests:
     def _settle(self, request: _Request, outbound: Outbound, body: bytes) -> None:
         if request.claim:
             try:
-                self._bus.run(self._keep, (request.claim,), (body,), _ignored)
+                self._bus.run(self._keep, (request.claim,), (body,), _ignored, linger=True)
             except NotPublished:
                 self._counters.answers_not_kept += 1
         self._close(request, outbound)
