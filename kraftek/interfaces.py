@@ -6,7 +6,7 @@ with" what its errback gets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -126,25 +126,21 @@ class IBusListener(Interface):
 
 
 class IReading(Interface):
-    """Streams that are being read as one consumer of a consumer group.
+    """A stream that is being read, as one consumer of a consumer group.
 
     An entry is *open* from its delivery until it is acknowledged. While this consumer lives nobody else gets it, and it
     gets it once, whatever becomes of the connection; when it dies another one gets it, after ``claim_after`` seconds.
     """
 
-    def follow(streams: Mapping[str, EntryListener]) -> Deferred[None]:
-        """Read these streams from now on, instead of those before. Fires when nothing more comes from those left out.
-        What is open stays open, and is kept for as long as it is. With no streams at all this is how to stop.
-        """
+    def ack(entry_id: str) -> None:
+        """The entry was handled, and is removed: after what was published before, and later when Redis is away."""
 
-    def ack(stream: str, entry_id: str) -> None:
-        """The entry was handled, and is nobody's any more. In order with what was published before; repeated when Redis
-        was away.
-        """
+    def end() -> Deferred[None]:
+        """Read no more. Fires when nothing more comes; what is open may still be acknowledged."""
 
 
 class IBus(Interface):
-    """Redis: one connection that publishes and commands, one that listens, and one for each reading of streams.
+    """Redis: one connection that publishes and commands, one that listens, and one for each stream that is read.
 
     Names of keys and channels are given without the configured prefix; the bus puts it before them, and takes it
     off what it hands out.
@@ -192,19 +188,16 @@ class IBus(Interface):
     def read(
         group: str,
         consumer: str,
-        streams: Mapping[str, EntryListener],
+        stream: str,
+        listener: EntryListener,
         *,
         window: int = 100,
         claim_after: float = 5.0,
-        alone: bool = False,
     ) -> IReading:
-        """Read streams as ``consumer`` of the consumer ``group``, which is made where it is missing: with the stream,
-        and from the first entry that there is. Entries of a stream come in order: first those that had been delivered
-        to this consumer before and never arrived, then new ones. Those of consumers that have not been heard of for
-        ``claim_after`` seconds come in between.
-
-        ``window``: when so many are open, nothing new is asked for. ``alone``: no other consumer reads the same streams
-        at the same time, so that what was left behind by another is taken over at once, before anything new.
+        """Read a stream as ``consumer`` of the consumer ``group``, which is made where it is missing: with the stream,
+        and from the first entry that there is. Entries come in order: first those that had been delivered to this
+        consumer before and never arrived, then new ones. Those of consumers that have not been heard of for
+        ``claim_after`` seconds come in between. When ``window`` entries are open nothing new is asked for.
         """
 
     def track(prefix: str, listener: Callable[[list[str] | None], None]) -> None:

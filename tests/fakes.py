@@ -6,7 +6,7 @@ parts to the same ones. What a real part does later, by itself, these do when th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -212,22 +212,24 @@ class Call:
 
 @implementer(IReading)
 class FakeReading:
-    """Streams in the test's hands: :meth:`hand` delivers an entry. ``acked``: what was acknowledged, in order."""
+    """A stream in the test's hands: :meth:`hand` delivers an entry. ``acked``: what was acknowledged, in order."""
 
-    def __init__(self, streams: Mapping[str, EntryListener]) -> None:
-        self.streams = dict(streams)
-        self.acked: list[tuple[str, str]] = []
+    def __init__(self, stream: str, listener: EntryListener) -> None:
+        self.stream = stream
+        self.acked: list[str] = []
+        self.ended = False
+        self._listener = listener
 
-    def follow(self, streams: Mapping[str, EntryListener]) -> Deferred[None]:
-        self.streams = dict(streams)
+    def ack(self, entry_id: str) -> None:
+        self.acked.append(entry_id)
+
+    def end(self) -> Deferred[None]:
+        self.ended = True
         return succeed(None)
 
-    def ack(self, stream: str, entry_id: str) -> None:
-        self.acked.append((stream, entry_id))
-
-    def hand(self, stream: str, entry_id: str, event: bytes, delivered: int = 1) -> None:
+    def hand(self, entry_id: str, event: bytes, delivered: int = 1) -> None:
         """Redis hands out an entry."""
-        self.streams[stream](entry_id, event, delivered)
+        self._listener(entry_id, event, delivered)
 
 
 @implementer(IBus)
@@ -294,13 +296,13 @@ class FakeBus:
         self,
         group: str,
         consumer: str,
-        streams: Mapping[str, EntryListener],
+        stream: str,
+        listener: EntryListener,
         *,
         window: int = 100,
         claim_after: float = 5.0,
-        alone: bool = False,
     ) -> FakeReading:
-        reading = FakeReading(streams)
+        reading = FakeReading(stream, listener)
         self.readings.append(reading)
         return reading
 

@@ -157,12 +157,15 @@ class FakeBusTest(BusContract, TestCase):
 
     async def test_what_is_read_is_the_tests_to_hand_out(self) -> None:
         handed: list[object] = []
-        reading = self.fake.read("group", "me", {"s": lambda *entry: handed.append(entry)})
+        reading = self.fake.read("group", "me", "s", lambda *entry: handed.append(entry))
         assert verifyObject(IReading, reading)
         assert self.fake.readings == [reading]
-        reading.hand("s", "1-0", b"event")
-        reading.ack("s", "1-0")
-        assert (handed, reading.acked) == ([("1-0", b"event", 1)], [("s", "1-0")])
+        assert reading.stream == "s"
+        reading.hand("1-0", b"event")
+        reading.ack("1-0")
+        assert (handed, reading.acked) == ([("1-0", b"event", 1)], ["1-0"])
+        await reading.end()
+        assert reading.ended
 
     async def test_what_is_tracked_is_the_tests_to_tell(self) -> None:
         told: list[list[str] | None] = []

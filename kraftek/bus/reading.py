@@ -1,4 +1,4 @@
-"""The third connection to Redis: it waits for entries of streams, as one consumer of a consumer group.
+"""The third connection to Redis: it waits for entries of a stream, as one consumer of a consumer group.
 
 Made by :meth:`kraftek.bus.RedisBus.read`; called through :class:`kraftek.interfaces.IReading`. It has a connection of
 its own because a command that waits (``XREADGROUP BLOCK``) keeps all others on its connection waiting.
@@ -6,7 +6,7 @@ its own because a command that waits (``XREADGROUP BLOCK``) keeps all others on 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -38,7 +38,7 @@ asks every second, and Redis makes it anew should it come back."""
 
 # An entry that was trimmed away while it was being handled is nobody's any more (6.2 still hands out its empty shell).
 TAKE = Script("""
-local stream, group, me, idle, most, whose = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
+local stream, group, me, idle, most, whose = KEYS[1], unpack(ARGV)
 local known, taken = {}, {}
 for i = 6, #ARGV do known[ARGV[i]] = true end
 local search = {'XPENDING', stream, group, 'IDLE', idle, '-', '+', most + #ARGV - 5}
@@ -55,6 +55,11 @@ for _, found in ipairs(redis.call(unpack(search))) do
     end
 end
 return taken
+""")
+
+FINISH = Script("""
+redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
+return redis.call('XDEL', KEYS[1], ARGV[2])
 """)
 
 FORGET = Script("""
@@ -85,7 +90,7 @@ class ReadingLink(Link):
 
 @implementer(IReading, IBusListener)
 class Reading(ClientService):
-    """Streams as one consumer reads them.
+    """A stream as one consumer reads it.
 
     What was handed out is *open* until it was acknowledged. No other consumer gets it as long as this one lives, and
     this one never gets it twice: neither after a lost connection, nor when the acknowledgement itself was lost.
@@ -102,9 +107,10 @@ class Reading(ClientService):
         bus: IBus,
         group: str,
         consumer: str,
+        stream: str,
+        listener: EntryListener,
         window: int,
         claim_after: float,
-        alone: bool,
     ) -> None:
         factory = Factory.forProtocol(partial(ReadingLink, reactor, address, config, self))
         factory.noisy = False
@@ -112,51 +118,46 @@ class Reading(ClientService):
         super().__init__(endpoint, factory, retryPolicy=self._backoff, clock=reactor)
         self._reactor: IReactorTime = reactor
         self._bus = bus
-        self._prefix = config.prefix
         self._group = group
         self._consumer = consumer
+        self._stream = stream
+        self._name = config.prefix + stream
+        self._listener = listener
         self._window = window
         self._claim_after = claim_after
-        self._alone = alone
         # A ping that comes while Redis waits for entries is answered after that, and must not be late.
-        self._wait = min(1.0, config.ping_timeout / 2, claim_after / 3)
-        self._streams: dict[str, EntryListener] = {}
-        self._open: dict[tuple[str, str], bool] = {}
+        self._wait = max(1, int(1000 * min(1.0, config.ping_timeout / 2, claim_after / 3)))
+        self._open: dict[str, bool] = {}
         self._link: ReadingLink | None = None
-        self._begun: set[str] = set()
-        self._asked: Deferred[None] | None = None
+        self._ends = False
+        self._ended: Deferred[None] = Deferred()
         self._sleep: Deferred[None] | None = None
 
     # IReading
 
-    def follow(self, streams: Mapping[str, EntryListener]) -> Deferred[None]:
-        self._begun.intersection_update(streams)
-        self._streams = dict(streams)
+    def end(self) -> Deferred[None]:
+        self._ends = True
         self._wake()
-        if self._asked is None:
+        if self._link is None:
             return succeed(None)
-        assert self._link is not None
         self._bus.call("CLIENT", [], ["UNBLOCK", self._link.id]).addErrback(lambda _: None)
-        followed: Deferred[None] = Deferred()
-        self._asked.chainDeferred(followed)
-        return followed
+        return self._ended
 
-    def ack(self, stream: str, entry_id: str) -> None:
-        entry = stream, entry_id
-        if entry not in self._open:
+    def ack(self, entry_id: str) -> None:
+        if entry_id not in self._open:
             return
-        self._open[entry] = True
-        acknowledging = self._bus.call("XACK", [stream], [self._group, entry_id])
-        acknowledging.addErrback(self._not_acknowledged)
-        acknowledging.addCallbacks(lambda _: self._close(entry), lambda failure: failure.trap(NotPublished))
+        self._open[entry_id] = True
+        finishing = self._bus.call(FINISH, [self._stream], [self._group, entry_id])
+        finishing.addErrback(self._not_acknowledged)
+        finishing.addCallbacks(lambda _: self._close(entry_id), lambda failure: failure.trap(NotPublished))
 
     # IBusListener
 
     def bus_up(self) -> None:
         """What was finished while Redis was away is acknowledged now."""
-        for (stream, entry_id), finished in tuple(self._open.items()):
+        for entry_id, finished in tuple(self._open.items()):
             if finished:
-                self.ack(stream, entry_id)
+                self.ack(entry_id)
         self._wake()
 
     def bus_down(self) -> None:
@@ -167,7 +168,6 @@ class Reading(ClientService):
     def link_ready(self, link: Link) -> None:
         assert isinstance(link, ReadingLink)
         self._link = link
-        self._begun.clear()
         Deferred.fromCoroutine(self._read(link)).addErrback(self._failed, link)
 
     def link_lost(self, link: Link, reason: Failure) -> None:
@@ -175,106 +175,82 @@ class Reading(ClientService):
         if self.running:
             self.log.warn("Lost a connection to Redis: {reason}", reason=reason.getErrorMessage())
         self._wake()
+        self._has_ended()
 
     # Within
 
     async def _read(self, link: ReadingLink) -> None:
+        begun = False
         look_again = 0.0
-        while link is self._link and self.running:
+        while link is self._link and not self._ends:
             now = self._reactor.seconds()
             room = self._window - len(self._open)
             if not self._bus.available:
                 await self._woken(self._claim_after)
-            elif new := self._streams.keys() - self._begun:
-                await self._begin(link, new.pop())
+            elif not begun:
+                await self._begin(link)
+                begun = True
             elif now >= look_again:
                 await self._look(link, room)
                 look_again = now + self._claim_after / 3
-            elif self._streams and room > 0:
+            elif room > 0:
                 await self._ask(link, room)
             else:
                 await self._woken(look_again - now)
             self._backoff.reset()
+        self._has_ended()
 
-    async def _begin(self, link: ReadingLink, stream: str) -> None:
-        """Before anything new: what Redis has handed to this consumer, or to one before it, and what never arrived."""
+    async def _begin(self, link: ReadingLink) -> None:
+        """Before anything new: what Redis has handed to this consumer, and what never arrived."""
         try:
-            await link.ask("XGROUP", "CREATE", self._prefix + stream, self._group, "0", "MKSTREAM")
+            await link.ask("XGROUP", "CREATE", self._name, self._group, "0", "MKSTREAM")
         except ResponseError as error:
             if not str(error).startswith("BUSYGROUP"):
                 raise
-        if stream not in self._streams:
-            return
-        self._begun.add(stream)
-        whose = "" if self._alone else self._consumer
-        while await self._take(link, stream, BATCH, 0.0, whose):
+        while await self._take(link, BATCH, 0.0, self._consumer):
             pass
 
     async def _look(self, link: ReadingLink, room: int) -> None:
         """Keep what is open, and take what the dead left behind."""
-        for stream in {stream for stream, _ in self._open}:
-            ids = self._open_of(stream)
-            name = self._prefix + stream
-            await link.ask("XCLAIM", name, self._group, self._consumer, 0, *ids, "IDLE", 0, "JUSTID")
-        for stream in tuple(self._streams):
-            if room > 0:
-                room -= await self._take(link, stream, min(BATCH, room), self._claim_after, "")
-            await link.evaluate(FORGET, self._prefix + stream, self._group, FORGOTTEN_AFTER)
+        if self._open:
+            await link.ask("XCLAIM", self._name, self._group, self._consumer, 0, *self._open, "IDLE", 0, "JUSTID")
+        if room > 0:
+            await self._take(link, min(BATCH, room), self._claim_after, "")
+        await link.evaluate(FORGET, self._name, self._group, FORGOTTEN_AFTER)
 
-    async def _take(self, link: ReadingLink, stream: str, most: int, idle: float, whose: str) -> int:
-        listener = self._streams.get(stream)
-        if listener is None:
-            return 0
-        known = self._open_of(stream)
-        args = (self._group, self._consumer, int(idle * 1000), most, whose)
-        taken = await self._answer(link.evaluate(TAKE, self._prefix + stream, *args, *known))
+    async def _take(self, link: ReadingLink, most: int, idle: float, whose: str) -> int:
+        about = (self._group, self._consumer, int(idle * 1000), most, whose)
+        taken = await link.evaluate(TAKE, self._name, *about, *self._open)
         for entry_id, fields, delivered in taken:
-            self._hand_over(listener, stream, entry_id, fields, delivered)
+            self._hand_over(entry_id, fields, delivered)
         return len(taken)
 
     async def _ask(self, link: ReadingLink, room: int) -> None:
-        streams = self._streams
-        names = [self._prefix + stream for stream in streams]
-        # Redis counts for each stream by itself.
-        most = max(1, room // len(names))
-        wait = max(1, int(self._wait * 1000))
-        reading = ("XREADGROUP", "GROUP", self._group, self._consumer, "COUNT", most, "BLOCK", wait, "STREAMS")
-        found = await self._answer(link.ask(*reading, *names, *(">" for _ in names)))
-        for name, entries in found or ():
-            stream = name.decode().removeprefix(self._prefix)
+        who = ("GROUP", self._group, self._consumer)
+        found = await link.ask("XREADGROUP", *who, "COUNT", room, "BLOCK", self._wait, "STREAMS", self._name, ">")
+        for _, entries in found or ():
             for entry_id, fields in entries:
-                self._hand_over(streams[stream], stream, entry_id, fields, 1)
+                self._hand_over(entry_id, fields, 1)
 
-    async def _answer(self, asking: Deferred[Any]) -> Any:
-        """What Redis answers. Who changes what is followed meanwhile is told when it has been handed over."""
-        self._asked = Deferred()
-        try:
-            return await asking
-        finally:
-            # In the next turn: what came with this answer goes first.
-            self._reactor.callLater(0, self._asked.callback, None)
-            self._asked = None
-
-    def _hand_over(
-        self, listener: EntryListener, stream: str, entry_id: bytes, fields: list[bytes], delivered: int
-    ) -> None:
+    def _hand_over(self, entry_id: bytes, fields: list[bytes], delivered: int) -> None:
         name = entry_id.decode()
-        self._open[stream, name] = False
+        self._open[name] = False
         event = dict(zip(fields[::2], fields[1::2], strict=True)).get(b"event", b"")
         try:
-            listener(name, event, delivered)
+            self._listener(name, event, delivered)
         except Exception:  # noqa: BLE001  # the edge's one guard: one bad entry must not end the reading
-            self.log.failure("Failed on an entry of {stream}", stream=stream)
+            self.log.failure("Failed on an entry of {stream}", stream=self._stream)
 
-    def _open_of(self, stream: str) -> list[str]:
-        return [entry_id for its_stream, entry_id in self._open if its_stream == stream]
+    def _has_ended(self) -> None:
+        if self._ends and not self._ended.called:
+            self._ended.callback(None)
 
     def _not_acknowledged(self, failure: Failure) -> None:
         failure.trap(ResponseError)
         self.log.failure("An entry was not acknowledged", failure=failure)
 
-    def _close(self, entry: tuple[str, str]) -> None:
-        self._open.pop(entry, None)
+    def _close(self, entry_id: str) -> None:
+        self._open.pop(entry_id, None)
         self._wake()
 
     def _woken(self, seconds: float) -> Deferred[None]:

@@ -5,7 +5,7 @@ Made and started by :mod:`kraftek.daemon`; called through :class:`kraftek.interf
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -36,8 +36,8 @@ HEADS_KEPT = 1024
 
 @implementer(IBus)
 class RedisBus(MultiService):
-    """Two connections, kept up by two ``ClientService`` children: both are there, or the bus is down. Whatever reads
-    streams has a connection more, without which the bus is up none the less.
+    """Two connections, kept up by two ``ClientService`` children: both are there, or the bus is down. What reads a
+    stream has a connection more, without which the bus is up none the less.
 
     ``reactor``: connects, and keeps the time. Raises as :class:`kraftek.bus.endpoint.RedisEndpoint` does.
     """
@@ -131,25 +131,14 @@ class RedisBus(MultiService):
         self,
         group: str,
         consumer: str,
-        streams: Mapping[str, EntryListener],
+        stream: str,
+        listener: EntryListener,
         *,
         window: int = 100,
         claim_after: float = 5.0,
-        alone: bool = False,
     ) -> Reading:
-        reading = Reading(
-            self._reactor,
-            self._endpoint,
-            self._address,
-            self._config,
-            self,
-            group,
-            consumer,
-            window,
-            claim_after,
-            alone,
-        )
-        reading.follow(streams)
+        wires = self._reactor, self._endpoint, self._address, self._config
+        reading = Reading(*wires, self, group, consumer, stream, listener, window, claim_after)
         self.add_listener(reading)
         reading.setServiceParent(self)
         return reading

@@ -12,7 +12,7 @@ from zope.interface.verify import verifyObject
 from kraftek.bus import RedisBus
 from kraftek.bus.reading import FORGET
 from kraftek.config import Redis
-from kraftek.interfaces import EntryListener, IReading
+from kraftek.interfaces import IReading
 from kraftek.metrics import Counters
 from kraftek.turn import Turn
 from tests.bus.test_redis_bus import until
@@ -79,7 +79,7 @@ class ReadingTest(TestCase):
     async def test_entries_come_from_the_first_in_order_and_are_acknowledged(self) -> None:
         bus = await self.bus()
         ids = self.add("s", "1", "2", "3")
-        reading = bus.read("group", "me", {"s": self.heard})
+        reading = bus.read("group", "me", "s", self.heard)
         verifyObject(IReading, reading)
         await until(lambda: len(self.heard.entries) == 3)
         ids += self.add("s", "4")
@@ -87,36 +87,34 @@ class ReadingTest(TestCase):
         assert self.heard.entries == [(entry_id, b"%d" % n, 1) for n, entry_id in enumerate(ids, 1)]
         assert [found["message_id"] for found in self.pending("s")] == ids
         for entry_id in ids[:3]:
-            reading.ack("s", entry_id)
+            reading.ack(entry_id)
         await until(lambda: len(self.pending("s")) == 1)
-        reading.ack("s", "0-1")
-        reading.ack("none", ids[3])
+        reading.ack("0-1")
         await bus.call("PING")
         assert [found["message_id"] for found in self.pending("s")] == ids[3:]
 
     async def test_a_stream_that_is_not_there_yet(self) -> None:
         bus = await self.bus()
-        bus.read("group", "me", {"s": self.heard, "t": self.heard})
-        await until(lambda: self.redis.call("EXISTS", "k:s", "k:t") == 2)
-        self.add("t", "in t")
-        self.add("s", "in s")
-        await until(lambda: sorted(self.heard.events) == [b"in s", b"in t"])
+        bus.read("group", "me", "s", self.heard)
+        await until(lambda: self.redis.call("EXISTS", "k:s"))
+        self.add("s", "1")
+        await until(lambda: self.heard.events == [b"1"])
 
     async def test_an_entry_without_an_event(self) -> None:
         bus = await self.bus()
-        bus.read("group", "me", {"s": self.heard})
+        bus.read("group", "me", "s", self.heard)
         self.redis.call("XADD", "k:s", "*", "other", "x")
         await until(lambda: self.heard.events == [b""])
 
     async def test_each_entry_goes_to_one_consumer(self) -> None:
         other, bus = Heard(), await self.bus()
-        readings = [bus.read("group", "one", {"s": self.heard}), bus.read("group", "two", {"s": other})]
+        readings = [bus.read("group", "one", "s", self.heard), bus.read("group", "two", "s", other)]
         self.add("s", *map(str, range(500)))
 
         def all_of_them() -> bool:
             for reading, heard in zip(readings, (self.heard, other), strict=True):
                 for entry_id, _, _ in heard.entries:
-                    reading.ack("s", entry_id)
+                    reading.ack(entry_id)
             return len(self.heard.entries) + len(other.entries) == 500
 
         await until(all_of_them)
@@ -126,89 +124,82 @@ class ReadingTest(TestCase):
     async def test_no_more_is_asked_for_than_may_be_open(self) -> None:
         bus = await self.bus()
         self.add("s", *map(str, range(20)))
-        reading = bus.read("group", "me", {"s": self.heard}, window=3)
+        reading = bus.read("group", "me", "s", self.heard, window=3)
         for done in range(17):
             await self.heard.so_many(done + 3)
             assert len(self.pending("s")) == 3
-            reading.ack("s", self.heard.entries[done][0])
+            reading.ack(self.heard.entries[done][0])
         await until(lambda: len(self.heard.entries) == 20)
         assert self.heard.events == [b"%d" % n for n in range(20)]
 
     async def test_what_the_dead_left_behind_is_taken_over(self) -> None:
         ids = await self.left_behind(("1", "2"))
         bus = await self.bus()
-        reading = bus.read("group", "me", {"s": self.heard}, claim_after=0.2)
+        reading = bus.read("group", "me", "s", self.heard, claim_after=0.2)
         self.add("s", "new")
         await until(lambda: len(self.heard.entries) == 3)
         assert sorted(self.heard.entries)[:2] == [(ids[0], b"1", 2), (ids[1], b"2", 2)]
         assert b"new" in self.heard.events
         for entry_id, _, _ in self.heard.entries:
-            reading.ack("s", entry_id)
+            reading.ack(entry_id)
         await until(lambda: not self.pending("s"))
 
     async def test_what_lives_is_left_to_its_consumer_however_long_it_takes(self) -> None:
         bus, other = await self.bus(), Heard()
-        reading = bus.read("group", "slow", {"s": self.heard}, claim_after=0.15)
+        slow = bus.read("group", "slow", "s", self.heard, claim_after=0.15)
         (entry_id,) = self.add("s", "slow")
         await until(lambda: self.heard.entries)
-        bus.read("group", "thief", {"s": other, "t": other}, claim_after=0.15)
-        # As many looks of the other one as it takes to find what nobody keeps.
-        await self.left_behind(("1",), "t")
-        await until(lambda: other.entries)
-        self.add("t", "2")
-        await until(lambda: len(other.entries) == 2)
-        assert other.events == [b"1", b"2"]
+        thief = bus.read("group", "thief", "s", other, claim_after=0.15)
+        looks: list[int] = []
+        look = thief._look
+
+        async def counted(link: Any, room: int) -> None:
+            await look(link, room)
+            looks.append(room)
+
+        # Each look is a third of that time after the one before.
+        self.patch(thief, "_look", counted)
+        await until(lambda: len(looks) == 8)
         (found,) = self.pending("s")
         assert (found["message_id"], found["consumer"], found["times_delivered"]) == (entry_id, "slow", 1)
-        # Also when it reads nothing any more.
-        await reading.follow({})
-        await self.left_behind(("3",), "t2")
-        bus.read("group", "thief", {"s": other, "t2": other}, claim_after=0.15)
-        await until(lambda: b"3" in other.events)
-        assert self.pending("s")[0]["consumer"] == "slow"
-        reading.ack("s", entry_id)
+        slow.ack(entry_id)
         await until(lambda: not self.pending("s"))
-
-    async def test_who_is_alone_takes_over_at_once_and_before_anything_new(self) -> None:
-        await self.left_behind(tuple(map(str, range(250))))
-        self.add("s", "new")
-        bus = await self.bus()
-        bus.read("group", "me", {"s": self.heard}, window=10, claim_after=1000, alone=True)
-        await until(lambda: len(self.heard.entries) == 250)
-        assert self.heard.events == [b"%d" % n for n in range(250)]
-        assert set(self.heard.delivered) == {2}
+        assert other.entries == []
 
     async def test_an_entry_that_was_trimmed_away_is_nobodys(self) -> None:
         ids = await self.left_behind(("gone", "there"))
         self.redis.call("XDEL", "k:s", ids[0])
         bus = await self.bus()
-        reading = bus.read("group", "me", {"s": self.heard}, claim_after=0.1)
+        reading = bus.read("group", "me", "s", self.heard, claim_after=0.1)
         await until(lambda: self.heard.entries)
         assert self.heard.events == [b"there"]
-        reading.ack("s", ids[1])
+        reading.ack(ids[1])
         await until(lambda: not self.pending("s"))
 
-    async def test_following_others(self) -> None:
-        bus, other = await self.bus(), Heard()
-        reading = bus.read("group", "me", {"s": self.heard})
-        await until(lambda: self.redis.call("EXISTS", "k:s"))
-        await reading.follow({"t": other})
-        self.add("s", "for nobody")
-        self.add("t", "1")
-        await until(lambda: other.events == [b"1"])
-        assert self.heard.entries == []
-        await reading.follow({"t": other, "s": self.heard})
-        await until(lambda: self.heard.events == [b"for nobody"])
-        await reading.follow({})
-        self.add("s", "later")
-        self.add("t", "later")
+    async def test_after_the_end_nothing_comes(self) -> None:
+        bus = await self.bus()
+        reading = bus.read("group", "me", "s", self.heard)
+        (entry_id,) = self.add("s", "1")
+        await until(lambda: self.heard.entries)
+        await reading.end()
+        self.add("s", "2")
+        reading.ack(entry_id)
+        await bus.call("PING")
+        assert (self.heard.events, self.pending("s")) == ([b"1"], [])
+        await reading.end()
         await bus.stopService()
-        assert (self.heard.events, other.events) == ([b"for nobody"], [b"1"])
-        assert [found["times_delivered"] for found in self.pending("s") + self.pending("t")] == [1, 1]
+        assert self.heard.events == [b"1"]
+
+    async def test_the_end_of_what_never_began(self) -> None:
+        self.redis.kill()
+        bus = RedisBus(reactor, Redis(url=self.redis.url), Turn(reactor), Counters())
+        bus.startService()
+        self.addCleanup(bus.stopService)
+        await bus.read("group", "me", "s", self.heard).end()
 
     async def test_what_never_arrived_comes_first_after_a_lost_connection(self) -> None:
         bus = await self.bus()
-        bus.read("group", "me", {"s": self.heard})
+        bus.read("group", "me", "s", self.heard)
         self.add("s", "1")
         await until(lambda: self.heard.entries)
         # Redis hands two out to this consumer, and nobody hears of it: the connection was lost on the way.
@@ -223,17 +214,17 @@ class ReadingTest(TestCase):
 
     async def test_nothing_comes_twice_over_many_lost_connections(self) -> None:
         bus = await self.bus()
-        reading = bus.read("group", "me", {"s": self.heard}, window=50)
+        reading = bus.read("group", "me", "s", self.heard, window=50)
         for batch in range(10):
             self.add("s", *(f"{batch}.{n}" for n in range(20)))
             await self.heard.so_many(batch * 15 + 1)
             for entry_id, _, _ in self.heard.entries:
-                reading.ack("s", entry_id)
+                reading.ack(entry_id)
             self.redis.call("CLIENT", "KILL", "TYPE", "normal")
 
         def all_of_them() -> bool:
             for entry_id, _, _ in self.heard.entries:
-                reading.ack("s", entry_id)
+                reading.ack(entry_id)
             return len(self.heard.entries) >= 200
 
         await until(all_of_them)
@@ -242,11 +233,11 @@ class ReadingTest(TestCase):
 
     async def test_an_acknowledgement_that_was_lost_is_repeated(self) -> None:
         bus = await self.bus()
-        reading = bus.read("group", "me", {"s": self.heard})
+        reading = bus.read("group", "me", "s", self.heard)
         (entry_id,) = self.add("s", "1")
         await until(lambda: self.heard.entries)
         self.redis.freeze()
-        reading.ack("s", entry_id)
+        reading.ack(entry_id)
         assert bus._commands is not None
         bus._commands.flush()
         bus._commands.transport.abortConnection()
@@ -258,11 +249,11 @@ class ReadingTest(TestCase):
 
     async def test_a_redis_that_forgot_everything(self) -> None:
         bus = await self.bus()
-        reading = bus.read("group", "me", {"s": self.heard})
+        reading = bus.read("group", "me", "s", self.heard)
         self.add("s", "1")
         await until(lambda: self.heard.entries)
         self.redis.call("FLUSHALL")
-        reading.ack("s", self.heard.entries[0][0])
+        reading.ack(self.heard.entries[0][0])
         self.add("s", "2")
         await until(lambda: self.heard.events == [b"1", b"2"])
         self.redis.kill()
@@ -277,7 +268,7 @@ class ReadingTest(TestCase):
             self.heard(entry_id, event, delivered)
             raise ZeroDivisionError
 
-        bus.read("group", "me", {"s": fails})
+        bus.read("group", "me", "s", fails)
         self.add("s", "1", "2")
         await until(lambda: len(self.heard.entries) == 2)
         assert len(self.flushLoggedErrors(ZeroDivisionError)) == 2
@@ -286,7 +277,7 @@ class ReadingTest(TestCase):
         bus = await self.bus()
         self.redis.call("SET", "k:s", "a string")
         with capturedLogs() as events:
-            bus.read("group", "me", {"s": self.heard})
+            bus.read("group", "me", "s", self.heard)
             await until(lambda: sum("WRONGTYPE" in (formatEvent(event) or "") for event in events) >= 3)
             self.redis.call("DEL", "k:s")
             self.add("s", "1")
@@ -295,7 +286,7 @@ class ReadingTest(TestCase):
 
     async def test_a_frozen_redis_is_noticed(self) -> None:
         bus = await self.bus(ping_interval=0.05, ping_timeout=0.2)
-        reading = bus.read("group", "me", {"s": self.heard})
+        reading = bus.read("group", "me", "s", self.heard)
         await until(lambda: reading._link is not None)
         self.redis.freeze()
         await until(lambda: reading._link is None)
@@ -305,7 +296,7 @@ class ReadingTest(TestCase):
 
     async def test_a_quiet_stream_is_no_dead_connection(self) -> None:
         bus = await self.bus(ping_interval=0.05, ping_timeout=0.2)
-        reading = bus.read("group", "me", {"s": self.heard})
+        reading = bus.read("group", "me", "s", self.heard)
         await until(lambda: reading._link is not None)
         link = reading._link
         assert link is not None
@@ -322,10 +313,10 @@ class ReadingTest(TestCase):
 
     async def test_without_redis_for_commands_nothing_is_asked_for(self) -> None:
         bus = await self.bus()
-        reading = bus.read("group", "me", {"s": self.heard})
-        await until(lambda: reading._begun)
+        reading = bus.read("group", "me", "s", self.heard)
+        await until(lambda: reading._link is not None)
         self.patch(bus, "available", False)
-        await reading.follow({"s": self.heard, "t": self.heard})
+        await until(lambda: reading._sleep is not None)
         self.add("s", "1")
         assert self.heard.entries == []
         self.patch(bus, "available", True)
@@ -343,17 +334,15 @@ class ReadingTest(TestCase):
             await until(lambda: all(found["idle"] > 1 for found in client.xinfo_consumers("k:s", "group")))
             client.eval(*forget, "0")
             assert {found["name"] for found in client.xinfo_consumers("k:s", "group")} == {b"dead"}
-        bus.read("group", "me", {"s": self.heard}, claim_after=0.05)
+        bus.read("group", "me", "s", self.heard, claim_after=0.05)
         await until(lambda: self.heard.events == [b"1"])
 
     async def test_stopping_leaves_nothing_behind(self) -> None:
         bus = await self.bus()
-        listeners: dict[str, EntryListener] = {"s": self.heard}
-        reading = bus.read("group", "me", listeners)
+        reading = bus.read("group", "me", "s", self.heard)
         self.add("s", "1")
         await until(lambda: self.heard.entries)
-        await reading.follow({})
-        reading.ack("s", self.heard.entries[0][0])
+        reading.ack(self.heard.entries[0][0])
         await bus.stopService()
         assert self.pending("s") == []
         await until(lambda: self.redis.call("CLIENT", "LIST").count(b"\n") <= 1)
