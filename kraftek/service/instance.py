@@ -194,6 +194,7 @@ class Instance:
         self._jobs: dict[int, Job | None] = {}
         self._numbers = count()
         self._waiting: deque[bytes] = deque()
+        self._handing_out = False
         self._entries: dict[bytes, Entry] = {}
         self._changes: set[Signal] = set()
         self._beginning: Job | None = None
@@ -275,10 +276,14 @@ class Instance:
             self._spawn(self._turn_away(body))
 
     def _next(self) -> None:
+        if self._handing_out:
+            return  # under Twisted what is spawned may be done at once, and ask for the next from within
+        self._handing_out = True
         while self._waiting and len(self._entries) < self._processor.concurrency:
             number = b"%d" % next(self._numbers)
             entry = self._entries[number] = Entry("", number, self._waiting.popleft(), 1)
             self._spawn(self._published(entry))
+        self._handing_out = False
 
     async def _read(self, reader: Reader) -> None:
         """Without partitions: whatever comes, as long as there are hands."""
@@ -493,7 +498,7 @@ class Instance:
             self._change()
 
     def _change(self) -> None:
-        for change in self._changes:
+        for change in tuple(self._changes):
             change.set()
 
     async def _change_within(self, seconds: float) -> None:

@@ -6,11 +6,8 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from kraftek.service import EventProcessor
 
@@ -18,7 +15,7 @@ SAMPLE = Path(__file__).parent / "sample.py"
 
 
 class Instances:
-    """Processes of the sample service; all of them end with the test."""
+    """Processes of the sample service, until :meth:`stop`."""
 
     def __init__(self) -> None:
         self.processes: list[subprocess.Popen[bytes]] = []
@@ -46,10 +43,3 @@ def stopped(process: subprocess.Popen[bytes]) -> str:
 def registered(**settings: Any) -> EventProcessor:
     """The sample service as the gateway knows it."""
     return EventProcessor("sample", **settings)
-
-
-@pytest.fixture
-def instances() -> Iterator[Instances]:
-    started = Instances()
-    yield started
-    started.stop()

@@ -12,7 +12,7 @@ import pytest
 from kraftek.service import Refused
 from kraftek.service.testing import Contract
 from tests.redis_server import PrivateRedis
-from tests.service.conftest import Instances, registered, stopped
+from tests.service.instances import Instances, registered, stopped
 
 WAYS = [
     pytest.param(("asyncio", {}), id="asyncio-pubsub"),

@@ -1,0 +1,293 @@
+"""Instances of a service, as real processes that are killed, stopped and frozen: nothing is lost, and order holds.
+
+Each test runs through both doors. The gateway is its contract; with a real one see test_service_requests.py.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from kraftek.service.testing import Contract
+from tests.integration.waiting import wait_until
+from tests.service.instances import Instances, registered, stopped
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+    from subprocess import Popen
+
+    from tests.integration.conftest import RedisServer
+
+STREAM = {"transport": "stream", "claim_after": 0.6}
+PARTITIONS = {**STREAM, "partitions": 4}
+
+
+class Stage:
+    """A Redis, the contract of a gateway, and instances through one door."""
+
+    def __init__(self, door: str, server: RedisServer, started: ExitStack) -> None:
+        self._door = door
+        self._server = server
+        self._instances = Instances()
+        started.callback(self._instances.stop)
+        self.contract = Contract(server.url)
+        started.callback(self.contract.close)
+        self.redis = self.contract.redis
+
+    def start(self, settings: dict[str, Any]) -> Popen[bytes]:
+        self.contract.register(registered(**settings))
+        return self.launch(settings)
+
+    def launch(self, settings: dict[str, Any]) -> Popen[bytes]:
+        return self._instances.start(self._door, self._server.url, **settings)
+
+    def done(self, room: str) -> list[int]:
+        """What the handlers have done for a room, as they committed it."""
+        return [int(mark) for mark in self.redis.lrange(f"done:{room}", 0, -1)]
+
+    def begun(self, room: str) -> list[int]:
+        """What they have begun."""
+        return [int(mark) for mark in self.redis.lrange(f"begun:{room}", 0, -1)]
+
+    def wait_done(self, number: int, *rooms: str) -> None:
+        def seen() -> dict[str, int]:
+            return {room: self.redis.llen(f"done:{room}") for room in rooms}
+
+        wait_until(lambda: all(done >= number for done in seen().values()), lambda: f"{number} done of {seen()}", 60)
+
+    def holders(self, partitions: int) -> dict[str, int]:
+        """How many partitions each instance holds."""
+        leases = self.redis.mget([f"events:sample:{number}:lease:sample" for number in range(partitions)])
+        return Counter(str(lease) for lease in leases if lease)
+
+
+@pytest.fixture(params=["asyncio", "twisted"])
+def service(request: pytest.FixtureRequest, redis_server: RedisServer, stage: ExitStack) -> Stage:
+    return Stage(request.param, redis_server, stage)
+
+
+def test_two_instances_share_the_load_and_killing_one_loses_nothing(service: Stage) -> None:
+    concurrency = 4
+    settings = {**STREAM, "concurrency": concurrency}
+    first, second = service.start(settings), service.start(settings)
+    ada = service.contract.client("ada", "room")
+    number = 300
+
+    for mark in range(number):
+        ada.send("sample:do:sleep", {"seconds": 0.01, "mark": mark}, id=mark)
+    wait_until(lambda: len(service.redis.hgetall("by")) == 2, "work of both", 30)
+    wait_until(lambda: len(service.begun("room")) > len(service.done("room")), "work in hand")
+    first.kill()
+    killed = time.monotonic()
+    service.wait_done(number, "room")
+    took = time.monotonic() - killed
+
+    # What it had in hand was done by the other; what it had done was not done again.
+    assert sorted(service.done("room")) == list(range(number))
+    assert set(service.begun("room")) == set(range(number))
+    twice = len(service.begun("room")) - number
+    assert 0 <= twice <= concurrency
+    answers = Counter(ada.receive()["id"] for _ in range(number))
+    service.contract.settle()
+    assert answers == Counter(range(number))
+    assert not ada.inbox
+    by = service.redis.hgetall("by")
+    print(f"{by}, {twice} handled twice, all done {took:.1f} s after the kill")
+    stopped(second)
+    assert service.redis.xpending("events:sample", "sample")["pending"] == 0
+
+
+def test_a_slow_handler_keeps_its_event(service: Stage) -> None:
+    settings = {**STREAM, "claim_after": 0.3}
+    for _ in range(2):
+        service.start(settings)
+    ada = service.contract.client("ada", "room")
+
+    assert ada.request("sample:do:sleep", {"seconds": 1.5})["mark"] == 0
+
+    assert service.begun("room") == [0]
+
+
+def test_who_was_frozen_meanwhile_says_nothing_twice(service: Stage) -> None:
+    settings = {**STREAM, "claim_after": 0.5}
+    frozen = service.start(settings)
+    ada = service.contract.client("ada", "room")
+    ada.send("sample:do:sleep", {"seconds": 0.3}, id=1)
+    wait_until(lambda: service.begun("room"), "the first attempt")
+    frozen.send_signal(signal.SIGSTOP)
+    other = service.start(settings)
+
+    assert ada.receive()["payload"]["pid"] == other.pid
+    frozen.send_signal(signal.SIGCONT)
+    stopped(frozen)
+
+    service.contract.settle()
+    assert not ada.inbox
+    assert (service.begun("room"), service.done("room")) == ([0, 0], [0])
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM])
+def test_order_per_room_holds_across_rebalances(service: Stage, end: signal.Signals) -> None:
+    rooms = [f"room{number}" for number in range(12)]
+    clients = [service.contract.client("ada", room) for room in rooms]
+    number = 120
+
+    def send(marks: range) -> None:
+        for mark in marks:
+            for client in clients:
+                client.send("sample:do:sleep", {"seconds": 0, "mark": mark})
+
+    first = service.start(PARTITIONS)
+    send(range(40))
+    wait_until(lambda: service.done(rooms[0]), "the beginning", 30)
+    second = service.start(PARTITIONS)
+    send(range(40, 80))
+    wait_until(lambda: sorted(service.holders(4).values()) == [2, 2], lambda: f"shares, not {service.holders(4)}", 30)
+    send(range(80, number))
+    first.send_signal(end)
+    service.wait_done(number, *rooms)
+    if end == signal.SIGSTOP:
+        first.send_signal(signal.SIGCONT)
+        stopped(first)
+
+    for room in rooms:
+        assert service.done(room) == list(range(number))
+        if end != signal.SIGSTOP:  # the frozen one goes on where it was, unaware; what it then says is dropped
+            # What was interrupted is begun again, next to its first time: nothing later was begun before.
+            begun = service.begun(room)
+            once = [mark for mark, before in zip(begun, [-1, *begun], strict=False) if mark != before]
+            assert once == list(range(number))
+    stopped(second)
+
+
+def test_partitions_are_shared_fairly(service: Stage) -> None:
+    processes = [service.start(PARTITIONS) for _ in range(3)]
+    wait_until(
+        lambda: sorted(service.holders(4).values()) == [1, 1, 2], lambda: f"fair shares: {service.holders(4)}", 30
+    )
+
+    stopped(processes.pop())
+
+    wait_until(lambda: sorted(service.holders(4).values()) == [2, 2], lambda: f"of two: {service.holders(4)}", 30)
+
+
+@pytest.mark.parametrize("settings", [STREAM, PARTITIONS], ids=["stream", "partitions"])
+def test_what_fails_is_tried_again_and_then_put_aside(service: Stage, settings: dict[str, Any]) -> None:
+    service.start(settings)
+    ada = service.contract.client("ada", "room")
+
+    # It said something each time. Only the time that went well is heard.
+    ada.send("sample:do:flaky", 2, id=1)
+    assert ada.receive() == {"type": "sample:tried:once", "payload": 3}
+    assert ada.receive() == {"type": "sample:do:flaky", "id": 1, "payload": 3}
+    ada.send("sample:do:flaky", 100, id=2)
+    assert ada.receive()["payload"]["code"] == "EVENT_PROCESSING_ERROR"
+
+    assert service.redis.get("tried:ada") == "6"
+    (letter,) = dead_letters(service)
+    assert (letter["attempts"], letter["reason"]) == ("3", "RuntimeError: not yet")
+    assert '"sample:do:flaky"' in letter["event"]
+
+
+@pytest.mark.parametrize("settings", [STREAM, PARTITIONS], ids=["stream", "partitions"])
+def test_what_kills_its_instances_is_put_aside_and_nothing_else(service: Stage, settings: dict[str, Any]) -> None:
+    settings = {**settings, "claim_after": 0.5}
+    service.contract.register(registered(**settings))
+    ada, bob = service.contract.client("ada", "room"), service.contract.client("bob", "room")
+    for mark in range(5):
+        bob.send("sample:do:sleep", {"seconds": 0.1, "mark": mark}, id=mark)
+    ada.send("sample:do:die", 100, id=1)
+    for mark in range(5, 10):
+        bob.send("sample:do:sleep", {"seconds": 0.1, "mark": mark}, id=mark)
+
+    process = service.start(settings)
+    for _ in range(3):
+        process.wait(30)
+        process = service.start(settings)
+    assert ada.receive(30)["payload"]["code"] == "EVENT_PROCESSING_ERROR"
+
+    (letter,) = dead_letters(service)
+    assert (letter["attempts"], letter["reason"]) == ("3", "delivered 3 times and never finished")
+    service.wait_done(10, "room")
+    assert sorted(service.done("room")) == list(range(10))
+    assert service.redis.get("died:room") == "3"
+
+
+def dead_letters(service: Stage) -> list[dict[str, str]]:
+    letters: list[dict[str, str]] = []
+    for key in service.redis.keys("events:sample*:dead"):
+        entries: Any = service.redis.xrange(key)
+        letters += [fields for _, fields in entries]
+    return letters
+
+
+@pytest.mark.parametrize("settings", [STREAM, PARTITIONS], ids=["stream", "partitions"])
+def test_a_stop_finishes_what_was_begun(service: Stage, settings: dict[str, Any]) -> None:
+    process = service.start(settings)
+    ada = service.contract.client("ada", "room")
+    ada.send("sample:do:sleep", {"seconds": 0.5, "mark": 1}, id=1)
+    wait_until(lambda: service.begun("room"), "the beginning", 30)
+
+    logged = stopped(process)
+
+    assert ada.receive()["payload"]["mark"] == 1
+    assert service.done("room") == [1]
+    assert "Traceback" not in logged
+    # What came later waits for the next one, which has nothing of the old one's to wait for.
+    ada.send("sample:say:back", "later", id=2)
+    service.start({**settings, "claim_after": 60.0})
+    assert ada.receive(10)["payload"] == "later"
+
+
+def test_a_stop_finishes_what_was_published(service: Stage) -> None:
+    process = service.start({"concurrency": 5})
+    service.contract.wait_for(registered())
+    ada = service.contract.client("ada", "room")
+    for mark in range(50):
+        ada.send("sample:do:sleep", {"seconds": 0.02, "mark": mark}, id=mark)
+
+    stopped(process)
+
+    assert {ada.receive()["payload"]["mark"] for _ in range(50)} == set(range(50))
+
+
+def test_a_stop_does_not_wait_forever(service: Stage) -> None:
+    process = service.start({**STREAM, "grace": 0.2, "attempts": 2})
+    ada = service.contract.client("ada", "room")
+    ada.send("sample:do:sleep", {"seconds": 2.0, "mark": 1}, id=1)
+    wait_until(lambda: service.begun("room"), "the beginning", 30)
+
+    stopped(process)
+    assert service.done("room") == []
+    service.start({**STREAM, "attempts": 2})
+
+    assert ada.receive(10)["payload"]["mark"] == 1
+
+
+@pytest.mark.parametrize("settings", [{}, STREAM, PARTITIONS], ids=["pubsub", "stream", "partitions"])
+def test_redis_may_come_and_go(service: Stage, redis_server: RedisServer, settings: dict[str, Any]) -> None:
+    redis_server.kill()
+    process = service.launch(settings)
+    redis_server.start()
+    client = Contract(redis_server.url)
+    client.register(registered(**settings))
+    client.wait_for(registered(**settings))
+    assert client.client("ada", "room").request("sample:say:back", 1, timeout=20) == 1
+    client.close()
+
+    redis_server.kill()
+    redis_server.start()
+    client = Contract(redis_server.url)
+    client.register(registered(**settings))
+    client.wait_for(registered(**settings))
+    assert client.client("ada", "room").request("sample:say:back", 2, timeout=20) == 2
+    client.close()
+
+    redis_server.kill()
+    began = time.monotonic()
+    stopped(process)
+    assert time.monotonic() - began < registered().grace
