@@ -58,6 +58,7 @@ class Person:
         )
         self.notes: Locator = self.page.locator(".note")
         self.notice: Locator = self.page.locator("#notice")
+        self.people: Locator = self.page.locator("#people")
 
     def enter(self, gateway: Gateway, room: str = "kitchen") -> None:
         self.page.goto(f"{gateway.http_url}?room={room}")
@@ -67,8 +68,8 @@ class Person:
         expect(self.page.locator("body")).to_have_attribute("data-state", state, timeout=timeout)
 
     def expect_board(self) -> None:
-        """The connection is live, and the board is as the service keeps it."""
-        self.expect_state("live", timeout=40_000)
+        """The connection is ready, and the board is as the service keeps it."""
+        self.expect_state("ready", timeout=40_000)
         expect(self.page.locator("#board")).to_have_attribute("aria-busy", "false", timeout=15_000)
 
     def expect_texts(self, *texts: str) -> None:
@@ -345,7 +346,7 @@ def test_lives_through_an_outage_of_redis(
 
     ann.page.get_by_role("button", name="New green note").click()
     expect(ann.notice).to_contain_text("The notes service does not answer", timeout=15_000)
-    ann.expect_state("live")
+    ann.expect_state("ready")
     redis_server.start()
 
     # Redis kept nothing, so there is nothing, and the page says so.
@@ -378,7 +379,7 @@ def test_one_window_for_one_name(demo: Gateway, invite: Invite) -> None:
 
     here.expect_state("closed")
     expect(here.notice).to_contain_text("Ann is on this board in another window")
-    there.expect_state("live")
+    there.expect_state("ready")
     here.page.get_by_role("button", name="Use this window").click()
 
     here.expect_board()
@@ -405,6 +406,47 @@ def test_a_name_and_a_room_can_be_chosen(demo: Gateway, invite: Invite) -> None:
     ann.page.reload()
     ann.expect_texts("Under the roof")
     expect(ann.page.locator("#my-name")).to_have_text("Zoë")
+
+
+def test_shows_who_is_in_the_room(
+    gateway: StartGateway, redis_server: RedisServer, invite: Invite
+) -> None:
+    process = gateway(redis_server, args=["--demo"])
+    ann, bob = invite("Ann Lee"), invite("Bob", viewport={"width": 390, "height": 844})
+    ann.enter(process)
+    bob.enter(process)
+
+    def meet(*names: str) -> None:
+        told = {"roomId": "kitchen", "users": [f"user_{name}" for name in names]}
+        with redis_server.client() as bus:
+            bus.publish("events:broadcast", json.dumps({"type": "stickyNotes:people:changed", "payload": told}))
+
+    meet("Bob", "Zoë", "Ann Lee")
+    for person, names in ((ann, ["Ann Lee", "Bob", "Zoë"]), (bob, ["Bob", "Ann Lee", "Zoë"])):
+        expect(person.people).to_be_visible()
+        expect(person.people.locator("#people-text")).to_have_text("3 people here")
+        expect(person.people.locator(".face")).to_have_text(["AL", "B", "Z"] if person is ann else ["B", "AL", "Z"])
+        expect(person.people.locator(".face[data-me]")).to_have_text("AL" if person is ann else "B")
+        person.people.click()
+        expect(person.page.locator("#people-names .name")).to_have_text(names)
+        expect(person.page.locator("#people-names li").first).to_have_text(re.compile("you$"))
+        box = person.page.locator("#people-list").bounding_box()
+        assert box is not None
+        assert 0 <= box["x"] < box["x"] + box["width"] <= (1280 if person is ann else 390)
+        person.page.keyboard.press("Escape")
+        expect(person.page.locator("#people-list")).to_be_hidden()
+
+    meet("Ann Lee", "Bob", "<b>Eve</b>", *(f"A name of some length {number}" for number in range(20)))
+    for person in (ann, bob):
+        expect(person.people.locator(".face")).to_have_count(4)
+        expect(person.people.locator(".more")).to_have_text("+20")
+        expect(person.page.locator("#people-names .name").filter(has_text="<b>Eve</b>")).to_have_count(1)
+    assert bob.page.evaluate("document.documentElement.scrollWidth") == 390
+    for button in ("#room", "#people", "#me", "#events-toggle"):
+        box = bob.page.locator(button).bounding_box()
+        assert box is not None
+        assert box["width"] >= 40, button
+        assert 0 <= box["x"] < box["x"] + box["width"] <= 390, button
 
 
 def test_shows_the_last_events(demo: Gateway, invite: Invite) -> None:

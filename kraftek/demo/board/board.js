@@ -1,142 +1,11 @@
 /**
  * A board of sticky notes that several people use at once: the page of the gateway's demo.
  *
- * Three parts, each knowing only the one before: the connection to a gateway, the board, the page around it.
+ * Two parts: the board, which knows the connection to the gateway, and the page around it.
  * Everything that comes from other people is put on the page as text, never as markup.
  */
 
-// ---------------------------------------------------------------- Connection
-
-/** Close codes of 4400 to 4499 say "do not come back like this", except for these. */
-const COME_BACK_LATER = new Set([4408, 4413, 4429]);
-/** Milliseconds: the first back-off at most, any back-off at most, and the wait after a planned restart at most. */
-const BACK_OFF = { first: 500, longest: 15_000, restart: 4_000 };
-/** Milliseconds from opening the socket to being authenticated, after which the attempt is given up. */
-const PATIENCE = 10_000;
-/** Milliseconds: a connection that lasted so long was a good one, and the next back-off starts from the bottom. */
-const GOOD = 5_000;
-
-/**
- * A connection to the gateway that stays: it authenticates, and comes back by itself when it is lost.
- *
- * Listeners hear `state` with `{state, wait, code, message}`, `frame` with `{sent, type, payload}`, and each message
- * of the gateway under its own type. `state` is "closed" (and stays so until `open()`), "connecting", "live" or
- * "waiting"; `wait` is how many milliseconds, `code` and `message` say why the last socket ended.
- */
-export class Connection {
-  state = "closed";
-  #url;
-  #identity;
-  #listeners = new Map();
-  #socket = null;
-  #timer = 0;
-  #failures = 0;
-  #liveSince = 0;
-  #complaint = "";
-
-  /** `identity` is asked for `{token, roomId}` on every attempt. */
-  constructor(url, identity) {
-    this.#url = url;
-    this.#identity = identity;
-  }
-
-  on(type, listener) {
-    this.#listeners.set(type, [...(this.#listeners.get(type) ?? []), listener]);
-    return this;
-  }
-
-  /** Connect now, from any state: a new attempt with the identity as it is now. */
-  open() {
-    this.#drop();
-    this.#complaint = "";
-    this.#become("connecting");
-    const socket = new WebSocket(this.#url, "kraftek.v1.json");
-    this.#socket = socket;
-    this.#timer = setTimeout(() => this.#ended(socket, 4408, ""), PATIENCE);
-    socket.onopen = () => this.#authenticate();
-    socket.onmessage = ({ data }) => this.#received(JSON.parse(data));
-    socket.onclose = ({ code, reason }) => this.#ended(socket, code, reason);
-  }
-
-  close() {
-    this.#drop();
-    this.#become("closed");
-  }
-
-  /** Send an event, or return false: nothing is kept for later, since later it may no longer be meant. */
-  send(type, payload) {
-    if (this.state !== "live") return false;
-    this.#write(type, payload);
-    return true;
-  }
-
-  #write(type, payload) {
-    this.#socket.send(JSON.stringify({ type, payload }));
-    this.#emit("frame", { sent: true, type, payload });
-  }
-
-  #authenticate() {
-    this.#write("authenticate", this.#identity());
-  }
-
-  #received({ type, payload }) {
-    this.#emit("frame", { sent: false, type, payload });
-    if (type === "authenticated") {
-      clearTimeout(this.#timer);
-      this.#liveSince = Date.now();
-      this.#become("live", { identity: payload });
-    } else if (type === "error") {
-      this.#complaint = payload.message;
-      if (payload.code === "AUTH_UNAVAILABLE" && this.state === "connecting") {
-        const wait = (payload.retryAfter ?? 1) * 1000 * (1 + Math.random());
-        const socket = this.#socket;
-        clearTimeout(this.#timer);
-        this.#timer = setTimeout(() => this.#socket === socket && this.#authenticate(), wait);
-      }
-    }
-    this.#emit(type, payload);
-  }
-
-  #ended(socket, code, reason) {
-    if (socket !== this.#socket) return;
-    const message = this.#complaint || reason;
-    if (this.state === "live" && Date.now() - this.#liveSince > GOOD) this.#failures = 0;
-    this.#drop();
-    if (code >= 4400 && code < 4500 && !COME_BACK_LATER.has(code)) {
-      this.#become("closed", { code, message });
-      return;
-    }
-    // Full jitter: a gateway that restarts does not meet all its clients at once.
-    if (COME_BACK_LATER.has(code)) this.#failures = Math.max(this.#failures, 3);
-    const most = code === 1012 || code === 1013
-      ? BACK_OFF.restart
-      : Math.min(BACK_OFF.longest, BACK_OFF.first * 2 ** this.#failures);
-    const wait = 50 + Math.random() * most;
-    this.#failures += 1;
-    this.#timer = setTimeout(() => this.open(), wait);
-    this.#become("waiting", { wait, code, message });
-  }
-
-  /** Be without a socket and without a timer. */
-  #drop() {
-    clearTimeout(this.#timer);
-    const socket = this.#socket;
-    this.#socket = null;
-    if (socket) {
-      socket.onopen = socket.onmessage = socket.onclose = null;
-      socket.close();
-    }
-  }
-
-  #become(state, details = {}) {
-    this.state = state;
-    this.#emit("state", { state, ...details });
-  }
-
-  #emit(type, value) {
-    for (const listener of this.#listeners.get(type) ?? []) listener(value);
-  }
-}
+import { connect } from "/kraftek.js";
 
 // --------------------------------------------------------------------- Board
 
@@ -399,23 +268,31 @@ class Board {
   #drag = null;
   #scale = 1;
 
-  /** `told(who, what)` hears of every change, `complain(text)` of what failed, `waits(whether)` of a silent service. */
-  constructor(connection, { told, complain, waits }) {
+  /**
+   * `told(who, what)` hears of every change, `meets(everybody)` who is in the room, `complain(text)` of what failed,
+   * `waits(whether)` of a silent service.
+   */
+  constructor(connection, { told, meets, complain, waits }) {
     this.#connection = connection;
     this.told = told;
+    this.meets = meets;
     this.complain = complain;
     this.waits = waits;
 
-    connection.on("state", ({ state, identity }) => {
-      this.live = state === "live";
+    connection.on("state", ({ state }) => {
+      this.live = state === "ready";
       this.#element.setAttribute("aria-busy", "true");
       this.#stopExpecting();
       if (this.live) {
-        this.#me = identity.userId;
+        this.#me = connection.userId;
         this.#open();
       }
     });
-    connection.on("stickyNotes:board:opened", ({ notes }) => this.#opened(notes));
+    connection.on("stickyNotes:board:opened", ({ notes, users }) => {
+      this.#opened(notes);
+      this.meets(users ?? []);
+    });
+    connection.on("stickyNotes:people:changed", ({ users }) => this.meets(users));
     connection.on("stickyNotes:note:created", (change) => this.#heard("created", change));
     for (const [what, { echo }] of Object.entries(CHANGES)) {
       connection.on(`stickyNotes:note:${echo}`, (change) => this.#heard(echo, change, what));
@@ -442,10 +319,11 @@ class Board {
     this.#fit();
   }
 
+  /** Send an event, or return false: nothing is kept for later, since later it may no longer be meant. */
   send(type, payload) {
-    const sent = this.#connection.send(type, payload);
-    if (sent) this.#expectEcho();
-    return sent;
+    if (!this.live || !this.#connection.emit(type, payload)) return false;
+    this.#expectEcho();
+    return true;
   }
 
   /** Ask for a note in the middle of what is to be seen, or at a place of the board. */
@@ -756,8 +634,9 @@ class Board {
 
 // ---------------------------------------------------------------------- Page
 
-/** How many events the drawer shows. */
+/** How many events the drawer shows, and how many faces there is room for. */
 const EVENTS = 50;
+const FACES = 4;
 const DONE = {
   created: "put up a note", moved: "moved a note", edited: "wrote a note", recoloured: "recoloured a note",
   deleted: "took a note down",
@@ -833,26 +712,53 @@ function notice(text = "", action = "", act = null, wait = 0) {
   if (wait) noticeTimer = setInterval(count, 250);
 }
 
-const STATES = { closed: "Offline", connecting: "Connecting", live: "Live", waiting: "Reconnecting" };
+const STATES = { closed: "Offline", connecting: "Connecting", ready: "Live", waiting: "Reconnecting" };
 
-function showState({ state, wait, code, message }) {
+function showState({ state, wait, code, reason, error }) {
+  const why = error?.message ?? reason;
   document.body.dataset.state = state;
   byId("status").textContent = STATES[state];
-  if (state === "live") {
+  if (state === "ready") {
     notice();
   } else if (state === "waiting") {
     notice("The connection was lost.", "Try now", () => connection.open(), wait);
   } else if (state === "closed" && code === 4409) {
     notice(`${identity.name} is on this board in another window.`, "Use this window", () => connection.open());
   } else if (state === "closed" && code === 4401) {
-    notice(`You could not be let in as ${identity.name}. ${message}`, "Another name", askIdentity);
-  } else if (state === "closed" && code) {
-    notice(`The gateway closed the connection (${code}). ${message}`, "Connect again", () => connection.open());
+    notice(`You could not be let in as ${identity.name}. ${why}`, "Another name", askIdentity);
+  } else if (state === "closed") {
+    notice(`The gateway closed the connection (${code}). ${why}`, "Connect again", () => connection.open());
   }
 }
 
+/** Who is in the room, ourselves first. */
+function showPeople(users) {
+  const others = users.filter((userId) => userId !== connection.userId);
+  const everybody = [...users.filter((userId) => !others.includes(userId)), ...others.sort()];
+  const face = (userId) => {
+    const element = Object.assign(document.createElement("span"), { className: "face" });
+    element.toggleAttribute("data-me", userId === connection.userId);
+    showFace(element, userId);
+    return element;
+  };
+  const names = everybody.map((userId) => {
+    const row = document.createElement("li");
+    const name = Object.assign(document.createElement("span"), { className: "name", textContent: nameOf(userId) });
+    row.append(face(userId), name);
+    if (userId === connection.userId) row.append(Object.assign(document.createElement("i"), { textContent: "you" }));
+    return row;
+  });
+  const shown = everybody.slice(0, everybody.length > FACES ? FACES - 1 : FACES).map(face);
+  const more = everybody.length - shown.length;
+  if (more) shown.push(Object.assign(document.createElement("span"), { className: "face more", textContent: `+${more}` }));
+  byId("people").hidden = !everybody.length;
+  byId("people-faces").replaceChildren(...shown);
+  byId("people-text").textContent = everybody.length === 1 ? "1 person here" : `${everybody.length} people here`;
+  byId("people-names").replaceChildren(...names);
+}
+
 /** The newest at the top; the steps of one drag or of one text share a line, one for each direction. */
-function showFrame({ sent, type, payload }) {
+function showFrame(sent, { type, payload }) {
   const list = byId("events-list");
   const about = payload?.note?.id ?? payload?.id ?? "";
   const key = `${sent} ${type} ${about}`;
@@ -893,10 +799,28 @@ function showEvents(open) {
 
 const gateway = new URL("/", location.href);
 gateway.protocol = location.protocol === "https:" ? "wss:" : "ws:";
-const connection = new Connection(gateway.href, () => ({ token: identity.name, roomId: identity.room }));
-connection.on("state", showState).on("frame", showFrame);
+/** Shows what is said on it. */
+class ShownSocket extends WebSocket {
+  constructor(...given) {
+    super(...given);
+    this.addEventListener("message", ({ data }) => showFrame(false, JSON.parse(data)));
+  }
+
+  send(text) {
+    super.send(text);
+    showFrame(true, JSON.parse(text));
+  }
+}
+
+const connection = connect(gateway.href, {
+  token: () => ({ token: identity.name, roomId: identity.room }),
+  cap: 15_000,
+  WebSocket: ShownSocket,
+});
+connection.on("state", showState);
 const board = new Board(connection, {
   told: showLast,
+  meets: showPeople,
   complain: toast,
   waits: (waiting) => notice(waiting ? "The notes service does not answer. The board comes back with it." : ""),
 });
@@ -923,8 +847,6 @@ byId("who").addEventListener("close", () => {
 byId("events-toggle").addEventListener("click", () => showEvents(byId("events").hidden));
 byId("events-close").addEventListener("click", () => showEvents(false));
 byId("events").addEventListener("keydown", ({ key }) => key === "Escape" && showEvents(false));
-// The network is back: why wait for the timer.
-window.addEventListener("online", () => connection.state === "waiting" && connection.open());
 
 showIdentity();
-connection.open();
+showState({ state: connection.state });

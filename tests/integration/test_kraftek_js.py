@@ -1,0 +1,302 @@
+"""kraftek.js against the real gateway: imported from it by a page of another origin, and as a file by Node."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pytest
+from playwright.sync_api import sync_playwright
+
+import kraftek
+from tests.integration.waiting import wait_until
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+    from tests.integration.conftest import AuthService, Gateway, RedisServer, StartGateway, StartService
+
+CLIENT = Path(kraftek.__file__).parent / "client/js/kraftek.js"
+SERVICES = {
+    "chat": {"channel": "events:chat", "reply": True},
+    "stickyNotes": "events:stickyNotes",
+}
+# Connects, with short waits for the test's sake; keeps what the client becomes, in that order, and what it is told.
+CONNECT = """(() => {
+    globalThis.client = kraftek.connect("%s", { base: 50, cap: 500, %s });
+    globalThis.states = [];
+    globalThis.heard = [];
+    client.on("state", ({ state, code, error }) => states.push([state, code ?? null, error?.code ?? null]));
+    client.on("error", (error) => heard.push(["error", error.code, error.roomId ?? null]));
+    client.on("chat:message:sent", (payload, { roomId }) => heard.push([payload.text, roomId ?? null]));
+})()"""
+# Evaluates what it reads, a line at a time, and prints what comes of it.
+REPL = """
+    import { createInterface } from "node:readline";
+    globalThis.kraftek = await import(process.argv[1]);
+    for await (const line of createInterface({ input: process.stdin })) {
+      const [script] = JSON.parse(line);
+      console.log(JSON.stringify((await (0, eval)(`(async () => (${script}))()`)) ?? null));
+    }
+    process.exit();
+"""
+
+
+class Place(Protocol):
+    """Where the client runs."""
+
+    def evaluate(self, script: str) -> Any:
+        """The value of an expression, of what it promises if it does."""
+
+
+class Node:
+    """A process of Node that knows the client as ``kraftek``."""
+
+    def __init__(self) -> None:
+        asked = subprocess.run(["node", "--print", "typeof WebSocket"], capture_output=True, check=True)
+        options = [] if asked.stdout.strip() == b"function" else ["--experimental-websocket", "--no-warnings"]
+        self.process = subprocess.Popen(
+            ["node", *options, "--input-type=module", "--eval", REPL, str(CLIENT)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def evaluate(self, script: str) -> Any:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps([script]) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        assert line, "Node ended"
+        return json.loads(line)
+
+    def close(self) -> None:
+        self.process.communicate(timeout=10)
+
+
+class Files(SimpleHTTPRequestHandler):
+    """A directory, served without a word."""
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def origin(stage: ExitStack, tmp_path: Path) -> str:
+    """Of a site that is not the gateway's, with one empty page."""
+    (tmp_path / "index.html").write_text("<!doctype html><title>elsewhere</title>")
+    server = stage.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), partial(Files, directory=tmp_path)))
+    Thread(target=server.serve_forever, args=(0.01,)).start()
+    stage.callback(server.shutdown)
+    return f"http://127.0.0.1:{server.server_port}"
+
+
+@pytest.fixture
+def open_page(chromium_path: str, stage: ExitStack, origin: str) -> Any:
+    """A page of Chromium that has imported the client from this gateway as ``kraftek``."""
+
+    def opened(gateway: Gateway) -> Any:
+        playwright = stage.enter_context(sync_playwright())
+        browser = playwright.chromium.launch(executable_path=chromium_path, args=["--no-sandbox"])
+        stage.callback(browser.close)
+        page = browser.new_page()
+        page.goto(f"{origin}/index.html")
+        page.evaluate(f"import('{gateway.http_url}kraftek.js').then((module) => {{ globalThis.kraftek = module; }})")
+        return page
+
+    return opened
+
+
+@pytest.fixture(params=["browser", "node"])
+def place(request: pytest.FixtureRequest, stage: ExitStack) -> Any:
+    """Gives the place where the client of this gateway runs."""
+
+    def given(gateway: Gateway) -> Place:
+        if request.param == "browser":
+            page: Place = request.getfixturevalue("open_page")(gateway)
+            return page
+        node = Node()
+        stage.callback(node.close)
+        return node
+
+    return given
+
+
+def start(place: Place, gateway: Gateway, options: str = "token: () => 'ada', roomId: 'r1'") -> None:
+    """Connect, and be ready."""
+    place.evaluate(CONNECT % (gateway.url, options))
+    wait_state(place, "ready")
+
+
+def wait_state(place: Place, state: str) -> None:
+    wait_until(lambda: place.evaluate("client.state") == state, lambda: str(place.evaluate("states")))
+
+
+def settled(place: Place, name: str, promise: str) -> None:
+    """Keep what becomes of a promise under a global name."""
+    place.evaluate(
+        f"(({promise}).then((value) => (globalThis.{name} = {{ value }}),"
+        f" (error) => (globalThis.{name} = {{ code: error.code }})), null)"
+    )
+
+
+def answer(event: dict[str, Any]) -> dict[str, Any]:
+    """A service's answer: what it was sent."""
+    sent = {"recipients": [event["socketId"]], "payload": event["payload"], "inReplyTo": event.get("id")}
+    return {"type": event["eventType"], **sent}
+
+
+def test_connects_asks_and_hears(
+    place: Any, origin: str, redis_server: RedisServer, gateway: StartGateway, service: StartService
+) -> None:
+    process = gateway(redis_server, services=SERVICES, config={"origins": [origin]})
+    service(redis_server, "events:chat", answer)
+    here: Place = place(process)
+    start(here, process)
+    assert here.evaluate("[client.userId, client.rooms]") == ["user_ada", ["r1"]]
+
+    assert here.evaluate("client.request('chat:a:b', { text: 'größe 🎉' })") == {"text": "größe 🎉"}
+    refused = "client.request('nobody:a:b').catch((error) => [error.name, error.code, error.eventType])"
+    assert here.evaluate(refused) == ["KraftekError", "INVALID_EVENT", "nobody:a:b"]
+    away = "client.request('stickyNotes:a:b').catch((error) => error.code)"
+    assert here.evaluate(away) == "SERVICE_UNAVAILABLE"
+
+    assert here.evaluate("client.join('r2').then(() => client.rooms)") == ["r1", "r2"]
+    with redis_server.client() as bus:
+        bus.publish(
+            "events:broadcast",
+            json.dumps({"type": "chat:message:sent", "roomId": "r2", "payload": {"text": "Hi"}}),
+        )
+    wait_until(lambda: here.evaluate("heard") == [["Hi", "r2"]], lambda: str(here.evaluate("heard")))
+    here.evaluate("client.leave('r2')")
+    denied = "client.request('chat:a:b', 1, { roomId: 'r2' }).catch((error) => error.code)"
+    assert here.evaluate(denied) == "ACCESS_DENIED"
+    here.evaluate("client.close()")
+    assert here.evaluate("states") == [["ready", None, None], ["closed", None, None]]
+
+
+def test_the_gateway_is_restarted(
+    place: Any, origin: str, redis_server: RedisServer, gateway: StartGateway, service: StartService
+) -> None:
+    """It comes back, into all its rooms, and what was not answered is: done once, though it was sent twice."""
+    first = gateway(redis_server, services=SERVICES, config={"origins": [origin]})
+    slow: list[dict[str, Any]] = []
+    service(redis_server, "events:chat", slow.append)
+    here: Place = place(first)
+    start(here, first)
+    here.evaluate("client.join('r2')")
+    settled(here, "answered", "client.request('chat:a:b', { n: 1 }, { roomId: 'r2' })")
+    (event,) = wait_until(lambda: slow, "the request")
+
+    first.kill()
+    wait_state(here, "waiting")
+    here.evaluate("client.emit('stickyNotes:while:away', { n: 2 })")
+    notes = redis_server.client().pubsub()
+    notes.subscribe("events:stickyNotes")
+    assert notes.get_message(timeout=5)
+    listen = ("--listen", f"tcp:{first.port}:interface=127.0.0.1")
+    second = gateway(redis_server, services=SERVICES, config={"origins": [origin]}, args=listen)
+
+    wait_state(here, "ready")
+    assert here.evaluate("client.rooms") == ["r1", "r2"]
+    told = wait_until(lambda: notes.get_message(timeout=1), "the event of meanwhile")
+    notes.close()
+    assert json.loads(told["data"])["payload"] == {"n": 2}
+    # The gateway that asked is gone: the answer goes to whichever has the user's repeated request.
+    with redis_server.client() as bus:
+        late = {"type": "chat:a:b", "userIds": [event["userId"]], "inReplyTo": event["id"], "payload": {"done": "once"}}
+        bus.publish("events:broadcast", json.dumps(late))
+        wait_until(lambda: here.evaluate("globalThis.answered ?? null"), "the answer")
+        assert here.evaluate("answered") == {"value": {"done": "once"}}
+        assert len(slow) == 1
+
+        bus.publish(
+            "events:broadcast",
+            json.dumps({"type": "chat:message:sent", "roomId": "r2", "payload": {"text": "again"}}),
+        )
+    wait_until(lambda: here.evaluate("heard") == [["again", "r2"]], lambda: str(here.evaluate("heard")))
+    second.close()
+
+
+def test_tokens_and_the_auth_service(
+    place: Any,
+    origin: str,
+    redis_server: RedisServer,
+    gateway: StartGateway,
+    auth_service: AuthService,
+) -> None:
+    """An auth service that is away is waited for; a token that it does not take is followed by another, once."""
+    auth_service.allow("fresh", "Ada")
+    auth_service.mode = "down"
+    process = gateway(redis_server, auth=auth_service.url, services=SERVICES, config={"origins": [origin]})
+    here: Place = place(process)
+    options = "token: ({ refused }) => ((globalThis.asked ??= []).push(refused), refused ? 'fresh' : 'stale')"
+    here.evaluate(CONNECT % (process.url, options))
+    wait_until(lambda: len(here.evaluate("globalThis.asked ?? []")) >= 2, "another try on the same socket")
+    assert here.evaluate("states") == []
+    auth_service.mode = "ok"
+    wait_state(here, "ready")
+    assert here.evaluate("asked.at(-1)") is True
+    assert here.evaluate("states") == [
+        ["waiting", 4401, "AUTH_FAILED"], ["connecting", None, None], ["ready", None, None],
+    ]  # fmt: skip
+
+    auth_service.deny("fresh")
+    redis_server.client().publish("auth:invalidate", json.dumps({"userId": "Ada"}))
+    wait_state(here, "closed")
+    assert here.evaluate("states.at(-1)") == ["closed", 4403, "ACCESS_REVOKED"]
+
+
+def test_a_gateway_that_says_nothing_is_left(
+    place: Any, origin: str, redis_server: RedisServer, gateway: StartGateway
+) -> None:
+    """Its process is stopped, its sockets stay open: as where a network swallows everything."""
+    process = gateway(redis_server, services=SERVICES, config={"origins": [origin]})
+    here: Place = place(process)
+    start(here, process, "token: () => 'ada', roomId: 'r1', heartbeat: 200, patience: 1000")
+    os.kill(process.pid, signal.SIGSTOP)
+    wait_state(here, "waiting")
+    os.kill(process.pid, signal.SIGCONT)
+    wait_state(here, "ready")
+
+
+def test_a_page_whose_network_is_back_looks_at_once(
+    open_page: Any, origin: str, redis_server: RedisServer, gateway: StartGateway
+) -> None:
+    process = gateway(redis_server, services=SERVICES, config={"origins": [origin]})
+    page = open_page(process)
+    sent: list[str] = []
+    page.on("websocket", lambda socket: socket.on("framesent", lambda text: sent.append(str(text))))
+    start(page, process)
+    page.context.set_offline(True)
+    page.context.set_offline(False)
+    wait_until(lambda: page.evaluate("1") and any('"ping"' in text for text in sent), lambda: str(sent))
+    assert page.evaluate("client.state") == "ready"
+
+
+def test_a_listeners_mistake_is_reported_and_is_nobody_elses(
+    open_page: Any, origin: str, redis_server: RedisServer, gateway: StartGateway
+) -> None:
+    process = gateway(redis_server, services=SERVICES, config={"origins": [origin]})
+    page = open_page(process)
+    mistakes: list[str] = []
+    page.on("pageerror", lambda error: mistakes.append(error.message))
+    start(page, process)
+    page.evaluate(
+        """() => {
+            client.on("chat:a:b", () => { throw new Error("mine"); });
+            client.on("chat:a:b", () => heard.push("still"));
+        }"""
+    )
+    with redis_server.client() as bus:
+        bus.publish("events:broadcast", json.dumps({"type": "chat:a:b", "roomId": "r1", "payload": None}))
+    wait_until(lambda: page.evaluate("heard") == ["still"] and mistakes, "both")
+    assert mistakes == ["mine"]
