@@ -19,7 +19,8 @@ floor  rooms                                                       what they kno
        ``systemd.py``                                              stand on: each one of them
 3      ``gateway.py``, ``requests.py``, ``dispatch.py``,           clients, what they may do, and who is here
        ``broadcasts.py``, ``admission.py``, ``session.py``,
-       ``roster.py``, ``expiries.py``, ``engineio.py``
+       ``roster.py``, ``expiries.py``, ``engineio.py``,
+       ``intake.py``
 2      ``dialects/``, ``registry.py``, ``router.py``,              grammars, names, access, rooms
        ``access/``, ``rooms.py``, ``leases.py``, ``origins.py``
 1      ``interfaces.py``, ``turn.py``, ``fastpath.py``,            the seams, in prose; what edges have in common

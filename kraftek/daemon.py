@@ -37,6 +37,7 @@ from kraftek.gateway import Gateway
 from kraftek.http.auth import HttpChecker
 from kraftek.http.polling import Polling
 from kraftek.http.site import public_site
+from kraftek.intake import Intake
 from kraftek.interfaces import IAccess, IBusListener
 from kraftek.leases import LOOK_INTERVAL, RENEW_INTERVAL, Leases
 from kraftek.listening import server_endpoint
@@ -64,7 +65,7 @@ _REDIS_PATIENCE = 5.0
 """Seconds to wait for Redis before clients are accepted without it."""
 
 _FAREWELL = 3.0
-"""Seconds that Redis has to take the room entries back when the daemon stops."""
+"""Seconds that Redis has for each of its last answers when the daemon stops."""
 
 
 def make_gateway(reactor: Any, config: Config) -> IService:
@@ -92,6 +93,7 @@ class Daemon(Service):
         self._bus: RedisBus | None = None
         self._gateway: Gateway | None = None
         self._leases: Leases | None = None
+        self._intake: Intake | None = None
         self._sweeps: list[LoopingCall] = []
 
     def startService(self) -> None:
@@ -153,6 +155,7 @@ class Daemon(Service):
             counters,
         )
         broadcasts = Broadcasts(roster, admission, requests, counters, reactor)
+        intake = Intake(gateway_id, self.registry, router, dispatch, bus, counters)
         bus.subscribe(redis.broadcast, broadcasts.received)
         bus.subscribe(replies, broadcasts.received)
 
@@ -207,6 +210,7 @@ class Daemon(Service):
             (clients.heartbeat.sweep, _SWEEP_INTERVAL),
             (engine_clients.sweep, _SWEEP_INTERVAL),
             (dispatch.sweep, _TRIM_INTERVAL),
+            (intake.sweep, _SWEEP_INTERVAL),
             (leases.renew, RENEW_INTERVAL),
             (leases.look, LOOK_INTERVAL),
         ):
@@ -214,6 +218,8 @@ class Daemon(Service):
             looping.clock = reactor
             looping.start(interval, now=False)
             self._sweeps.append(looping)
+        intake.begin()
+        self._intake = intake
         for endpoint in config.listen:
             port = await server_endpoint(reactor, endpoint).listen(clients)
             self.ports.append(port)
@@ -229,6 +235,9 @@ class Daemon(Service):
             sweep.stop()
         if self._gateway is not None:
             self._gateway.close_all(1001, "the gateway stops")
+        if self._intake is not None:
+            with suppress(defer.TimeoutError):
+                await self._intake.end().addTimeout(_FAREWELL, self._reactor)
         if self._notes is not None and self._notes.running:
             await self._notes.stopService()
         if self._leases is not None:

@@ -25,6 +25,8 @@ class Counters(Struct):
     entries_swept: int = 0
     errors_internal: int = 0
     errors_peer: int = 0
+    intake: int = 0
+    intake_refused: int = 0
     leases_lost: int = 0
     ping_timeouts: int = 0
     published: int = 0
