@@ -159,8 +159,8 @@ class Requests:
             asking.addCallback(self._found, requests).addErrback(self._not_asked)
 
     def _sent(self, request: _Request, taken: int | bytes) -> None:
-        if request.key not in request.alike:
-            return  # it was answered before Redis said that it was sent
+        if self._waiting.get(request.key) is not request:
+            return  # it was answered before Redis said that it was sent, and its id may be in use again
         if isinstance(taken, bytes):
             self._counters.requests_repeated += 1
             self._elsewhere[request.key] = request
@@ -174,7 +174,7 @@ class Requests:
 
     def _found(self, answers: list[bytes | None], requests: tuple[_Request, ...]) -> None:
         for request, answer in zip(requests, answers, strict=True):
-            if answer is None or answer == WAITING.encode() or request.key not in self._elsewhere:
+            if answer is None or answer == WAITING.encode() or self._elsewhere.get(request.key) is not request:
                 continue
             known = _decode(answer)
             self._close(request, Delivery(known.type, known.payload, None, request.key[1]))

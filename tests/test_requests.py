@@ -125,6 +125,20 @@ def test_the_same_id_while_its_answer_is_on_the_way() -> None:
     assert len(house.bus.published) == 2
 
 
+def test_an_id_in_use_again_before_its_first_receipt() -> None:
+    house = House()
+    client = house.admit()
+    client.send({"type": SEND, "id": 1})
+    reply(client, 1)
+    client.send({"type": SEND, "id": 1})
+    house.bus.answer(0)
+    assert [message["type"] for message in client.link.read()] == ["r"]
+    reply(client, 1)
+    assert [message["type"] for message in client.link.read()] == ["r"]
+    house.bus.answer(1)
+    assert client.session.requests == 0
+
+
 def test_a_number_and_its_text_are_two_ids() -> None:
     house = House()
     client = house.admit()
