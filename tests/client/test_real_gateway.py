@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import queue
 import threading
+from collections import Counter
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -84,6 +86,47 @@ def test_the_gateway_is_restarted(
     assert asking.result(10.0) == {"done": 1}
     assert chat.received() == [event]
     assert redis_server.client().hkeys("room:r2") == ["user_ada"]
+
+
+def test_requests_through_kills(
+    user: MakeUser, redis_server: RedisServer, gateway: StartGateway, service: StartService
+) -> None:
+    """Whatever becomes of gateways: each request has one end, an answer or ``TIMEOUT``, and runs once at most."""
+
+    def answer(event: dict[str, Any]) -> dict[str, Any]:
+        reply = {"type": event["eventType"], "inReplyTo": event["id"], "payload": event["payload"]}
+        return {**reply, "recipients": [event["socketId"]], "userIds": [event["userId"]]}
+
+    chat = service(redis_server, "events:chat", answer)
+    services = {"chat": {"channel": "events:chat", "reply": True, "timeout": 1.0}}
+    process = gateway(redis_server, services=services)
+    ada = user(process.url, timeout=60.0)
+    ada.run("connect")
+
+    def ask(first: int) -> list[Future[Any]]:
+        return [ada.start("request", "chat:message:send", first + number) for number in range(50)]
+
+    before: list[Future[Any]] = []
+    after: list[Future[Any]] = []
+    for _ in range(3):
+        heard = len(chat.received())
+        before += ask(len(before))
+        chat.wait_received(heard + 1)
+        process.kill()
+        after += ask(1000 + len(after))
+        process = gateway(redis_server, services=services, args=same_port(process))
+        assert after[-1].result(60.0) == 999 + len(after)
+    outcomes: Counter[str] = Counter()
+    for request in before:
+        try:
+            outcomes["answered"] += request.result(60.0) in range(150)
+        except Refused as refused:
+            outcomes[refused.code] += 1
+    assert outcomes["answered"] + outcomes["TIMEOUT"] == 150, outcomes
+    # Of what was asked while there was no gateway, nothing can have been lost.
+    assert [request.result(60.0) for request in after] == [*range(1000, 1150)]
+    ran = Counter(event["payload"] for event in chat.received())
+    assert set(ran.values()) == {1}
 
 
 def test_access_taken_back_and_given_again(
