@@ -225,7 +225,7 @@ def load(
     if draft.values.get(("demo",)):
         draft.take("demo", ("redis", "url"), "embedded:")
         draft.take("demo", ("auth", "check"), "open")
-        draft.take_service("demo", "stickyNotes", "events:stickyNotes")
+        draft.take_service("demo", "stickyNotes", {"channel": "events:stickyNotes", "presence": True})
     return draft.finish()
 
 

@@ -202,7 +202,7 @@ class Daemon(Service):
         bus.startService()
         await _ready(bus, reactor)
         if config.demo:
-            self._notes = NotesService(reactor, redis.url, bus.channel_name("events:stickyNotes"))
+            self._notes = NotesService(reactor, redis.url, redis.prefix)
             self._notes.startService()
         for sweep, interval in (
             (admission.sweep, _SWEEP_INTERVAL),

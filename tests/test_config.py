@@ -171,7 +171,7 @@ def test_a_service_option_adds_to_the_file_and_changes_channels_in_it() -> None:
     }
 
 
-NOTES = Service(name="stickyNotes", channel="events:stickyNotes")
+NOTES = Service(name="stickyNotes", channel="events:stickyNotes", presence=True)
 
 
 @pytest.mark.parametrize(

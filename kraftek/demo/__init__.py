@@ -1,9 +1,10 @@
 """Something to play with: the files of the board, and the notes service as a child of the gateway.
 
-``kraftek.daemon`` uses both for ``--demo``. The service itself, ``notes.py``, is a program of its own: it
-speaks the Redis contract like any other service, and nothing here knows what it does.
+``kraftek.daemon`` uses both for ``--demo``. The service itself, ``notes.py``, is a program of its own, on the kit for
+service authors: nothing here knows what it does.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -42,10 +43,11 @@ class NotesService(Service):
 
     _log = Logger()
 
-    def __init__(self, reactor: Any, redis: str, channel: str = "events:stickyNotes") -> None:
-        """``reactor`` is an IReactorProcess and IReactorTime, ``redis`` a ``redis://`` or ``unix://`` URL."""
+    def __init__(self, reactor: Any, redis: str, prefix: str = "") -> None:
+        """``reactor`` is an IReactorProcess and IReactorTime; ``redis`` and ``prefix`` are those of ``[redis]``."""
         self._reactor = reactor
-        self._command = [sys.executable, str(NOTES), "--redis", redis, "--channel", channel]
+        # Not as arguments: there may be a password in it, and everybody can read those.
+        self._environment = {**os.environ, "REDIS_URL": redis, "REDIS_PREFIX": prefix}
         self._process: IProcessTransport | None = None
         self._next: IDelayedCall | None = None  # the next start, or while stopping the kill
         self._gone: Deferred[None] | None = None
@@ -71,9 +73,8 @@ class NotesService(Service):
     def _start(self) -> None:
         self._next = None
         self._started = self._reactor.seconds()
-        # env=None hands down the gateway's environment; the default would be an empty one.
         self._process = self._reactor.spawnProcess(
-            _Output(self._said, self._ended), sys.executable, self._command, env=None
+            _Output(self._said, self._ended), sys.executable, [sys.executable, str(NOTES)], env=self._environment
         )
 
     def _said(self, line: str) -> None:

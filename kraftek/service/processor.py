@@ -296,8 +296,8 @@ class Context:
             self._tell(_Told(type, Raw(_encode(payload)), user_ids=users))
 
     def broadcast_to_sockets(self, type: str, payload: Any, socket_ids: Iterable[str]) -> None:
-        """Tell these sockets. Without sockets nobody is told."""
-        if sockets := tuple(socket_ids):
+        """Tell these sockets. Without sockets nobody is told; the empty id of who has none is left out."""
+        if sockets := tuple(filter(None, socket_ids)):
             told = _Told(type, Raw(_encode(payload)), recipients=sockets)
             # When all of them are on the sender's gateway no other needs to hear of it.
             gateways = {gateway_of(socket) for socket in (*sockets, self.socket_id)}
