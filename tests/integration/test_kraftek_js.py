@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from functools import partial
@@ -16,12 +17,15 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 import kraftek
+from tests.docs.pages import code
+from tests.docs.test_examples import SERVICES as CHAT
+from tests.docs.test_examples import start_chat
 from tests.integration.waiting import wait_until
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
 
-    from tests.integration.conftest import AuthService, Gateway, RedisServer, StartGateway, StartService
+    from tests.integration.conftest import AuthService, Connect, Gateway, RedisServer, StartGateway, StartService
 
 CLIENT = Path(kraftek.__file__).parent / "client/js/kraftek.js"
 SERVICES = {
@@ -56,14 +60,18 @@ class Place(Protocol):
         """The value of an expression, of what it promises if it does."""
 
 
+def node_options() -> list[str]:
+    """Node 22 has a WebSocket; what it became can be tried with Node 20."""
+    asked = subprocess.run(["node", "--print", "typeof WebSocket"], capture_output=True, check=True)
+    return [] if asked.stdout.strip() == b"function" else ["--experimental-websocket", "--no-warnings"]
+
+
 class Node:
     """A process of Node that knows the client as ``kraftek``."""
 
     def __init__(self) -> None:
-        asked = subprocess.run(["node", "--print", "typeof WebSocket"], capture_output=True, check=True)
-        options = [] if asked.stdout.strip() == b"function" else ["--experimental-websocket", "--no-warnings"]
         self.process = subprocess.Popen(
-            ["node", *options, "--input-type=module", "--eval", REPL, str(CLIENT)],
+            ["node", *node_options(), "--input-type=module", "--eval", REPL, str(CLIENT)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -300,3 +308,56 @@ def test_a_listeners_mistake_is_reported_and_is_nobody_elses(
         bus.publish("events:broadcast", json.dumps({"type": "chat:a:b", "roomId": "r1", "payload": None}))
     wait_until(lambda: page.evaluate("heard") == ["still"] and mistakes, "both")
     assert mistakes == ["mine"]
+
+
+# The examples of docs/javascript-client.rst, as they stand there
+
+
+def test_the_page_of_the_documentation(
+    open_page: Any,
+    origin: str,
+    stage: ExitStack,
+    tmp_path: Path,
+    redis_server: RedisServer,
+    gateway: StartGateway,
+    connect: Connect,
+) -> None:
+    process = gateway(redis_server, services=CHAT, config={"origins": [origin]})
+    start_chat(redis_server, stage, "service-python")
+    bob = connect(process, token="bob", room="r1")
+    example = code("kraftek-js-page").replace("localhost:3001", f"127.0.0.1:{process.port}")
+    (tmp_path / "example.html").write_text(example, "utf-8")
+    page = open_page(process)
+    page.goto(f"{origin}/example.html")
+    page.wait_for_function("document.querySelector('pre').textContent === 'Here: user_ada, user_bob\\n'")
+    assert page.title() == "ready"
+
+    page.locator("input").fill("Hello")
+    page.keyboard.press("Enter")
+    assert bob.expect("chat:message:sent")["payload"]["text"] == "Hello"
+    bob.send("chat:message:send", payload={"text": "größe 🎉"})
+    page.wait_for_function("document.querySelector('pre').textContent.endsWith('user_bob: größe 🎉\\n')")
+
+
+def test_the_program_of_the_documentation(
+    stage: ExitStack, tmp_path: Path, redis_server: RedisServer, gateway: StartGateway, connect: Connect
+) -> None:
+    process = gateway(redis_server, services=CHAT)
+    start_chat(redis_server, stage, "service-python")
+    bob = connect(process, token="bob", room="r1")
+    shutil.copytree(CLIENT.parent, tmp_path / "node_modules/kraftek")
+    example = subprocess.Popen(
+        ["node", *node_options(), "--input-type=module", "--eval", code("kraftek-js-node")],
+        cwd=tmp_path,
+        env={**os.environ, "GATEWAY_URL": process.url},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    stage.enter_context(example)
+    stage.callback(example.kill)
+    assert example.stdout is not None
+    assert example.stdout.readline() == "{ users: [ 'user_ada', 'user_bob' ] }\n"
+    assert bob.expect("chat:message:sent", 10.0)["payload"]["text"] == "Hello from Node"
+    bob.send("chat:message:send", payload={"text": "größe 🎉"})
+    assert example.stdout.readline() == "größe 🎉\n"
