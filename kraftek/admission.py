@@ -367,7 +367,7 @@ class Admission:
             return
         self._counters.revoked += 1
         where = "" if room_id is None else f" to room {room_id}"
-        session.refuse(PeerError(Code.ACCESS_REVOKED, f"Access{where} was taken back"))
+        session.refuse(PeerError(Code.ACCESS_REVOKED, f"Access{where} was taken back", room_id=room_id))
         if room_id is None:
             session.rooms.pop(None, None)
         else:

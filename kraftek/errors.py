@@ -49,6 +49,7 @@ class PeerError(Exception):
     ``closes``: the socket is closed with the code's entry in :data:`CLOSE_CODES` after the error was sent.
     ``retry_after``: seconds after which trying again makes sense.
     ``id``, ``event_type``: the request that is answered by this error, as far as it is known.
+    ``room_id``: the room that the client is no longer in because of it.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class PeerError(Exception):
         retry_after: float | None = None,
         id: int | str | None = None,
         event_type: str | None = None,
+        room_id: str | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -68,6 +70,7 @@ class PeerError(Exception):
         self.retry_after = retry_after
         self.id = id
         self.event_type = event_type
+        self.room_id = room_id
 
 
 class NotPublished(Exception):  # noqa: N818  # it says what did not happen, as Twisted's names do

@@ -143,13 +143,14 @@ class Left(Struct, frozen=True):
 
 
 class ErrorMessage(Struct, frozen=True):
-    """Something went wrong. ``retry_after`` in seconds."""
+    """Something went wrong. ``retry_after`` in seconds; ``room_id`` is the room that the client is no longer in."""
 
     code: str
     message: str
     event_type: str | None = None
     retry_after: float | None = None
     id: RequestId | None = None
+    room_id: str | None = None
 
 
 class Ack(Struct, frozen=True):

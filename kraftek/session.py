@@ -141,7 +141,8 @@ class Session:
         if self.state is State.CLOSED:
             return
         self._counters.errors_peer += 1
-        self.say(ErrorMessage(error.code, error.message, error.event_type, error.retry_after, error.id))
+        said = ErrorMessage(error.code, error.message, error.event_type, error.retry_after, error.id, error.room_id)
+        self.say(said)
         closes = error.closes
         if error.code is Code.INVALID_MESSAGE:
             self._invalid += 1

@@ -6,7 +6,8 @@ stand-ins of ``tests/fakes.py``. A :class:`Client` of the native dialect plays t
 ======================  ===============================================================================================
 ``> {"type": …}``       the client sends this text
 ``< {"type": …}``       the client is told this next
-``x CODE message {…}``  the client is told this error next; the words are its ``id``, ``eventType`` and ``retryAfter``
+``x CODE message {…}``  the client is told this error next; the words are its ``id``, ``roomId``, ``eventType`` and
+                        ``retryAfter``
 ``= 4401 AUTH_FAILED``  the client's socket is closed so
 ``? token room``        the oldest question about access that has no answer is this one; ``-`` is no room
 ``! yes user``          it is answered: ``yes`` with the user and further words of the grant as JSON, ``no`` with a
@@ -221,5 +222,5 @@ def _error(words: str) -> Any:
     text, brace, more = words.partition(" {")
     code, _, message = text.partition(" ")
     details = msgspec.json.decode(brace + more) if brace else {}
-    answered = {"id": details.pop("id")} if "id" in details else {}
+    answered = {key: details.pop(key) for key in ("id", "roomId") if key in details}
     return {"type": "error", "payload": {"code": code, "message": message, **details}, **answered}

@@ -661,7 +661,7 @@ def test_a_no_for_the_last_room_closes(how: str) -> None:
     client.play("""
         > {"type": "notes:n:1"}
         ! no
-        x ACCESS_REVOKED Access to room one was taken back
+        x ACCESS_REVOKED Access to room one was taken back {"roomId": "one"}
         = 4403 ACCESS_REVOKED
     """)
     assert house.counters.revoked == 1
@@ -680,7 +680,7 @@ def test_a_no_for_one_room_of_several_leaves_that_room(how: str) -> None:
     client.play("""
         ? t one
         ! no
-        x ACCESS_REVOKED Access to room one was taken back
+        x ACCESS_REVOKED Access to room one was taken back {"roomId": "one"}
     """)
     if how != "room":
         client.play("""
@@ -719,7 +719,7 @@ def test_a_token_that_became_another_users_is_taken_back() -> None:
     house.access.stale(user_id="alice")
     client.play("""
         ! yes bob
-        x ACCESS_REVOKED Access to room one was taken back
+        x ACCESS_REVOKED Access to room one was taken back {"roomId": "one"}
         = 4403 ACCESS_REVOKED
     """)
 
@@ -766,7 +766,7 @@ def test_suspended_and_then_a_no() -> None:
         ! away
         @ 1
         ! no
-        x ACCESS_REVOKED Access to room one was taken back
+        x ACCESS_REVOKED Access to room one was taken back {"roomId": "one"}
         = 4403 ACCESS_REVOKED
     """)
     assert house.rooms.entries == {}
@@ -850,7 +850,7 @@ def test_what_merely_grew_old_counts_until_the_answer() -> None:
         @ 1
         ? t one
         ! no
-        x ACCESS_REVOKED Access to room one was taken back
+        x ACCESS_REVOKED Access to room one was taken back {"roomId": "one"}
         = 4403 ACCESS_REVOKED
     """)
 
@@ -881,7 +881,7 @@ def test_an_error_of_ours_while_taking_back_is_internal_and_ends_the_check() -> 
     with capturedLogs() as logged:
         client.play("""
             ! no
-            x ACCESS_REVOKED Access to room one was taken back
+            x ACCESS_REVOKED Access to room one was taken back {"roomId": "one"}
             x INTERNAL Internal error
             = 1011 INTERNAL
         """)
@@ -975,8 +975,11 @@ def expiring(house: House, at: float, room: str | None = "one") -> Client:
     return client
 
 
-@pytest.mark.parametrize(("room", "what"), [("one", "Access to room one"), (None, "Access")])
-def test_expired_access_is_asked_about_and_a_no_ends_it(room: str | None, what: str) -> None:
+@pytest.mark.parametrize(
+    ("room", "error"),
+    [("one", 'Access to room one was taken back {"roomId": "one"}'), (None, "Access was taken back")],
+)
+def test_expired_access_is_asked_about_and_a_no_ends_it(room: str | None, error: str) -> None:
     house = House()
     client = expiring(house, 20.0, room)
     house.pass_time(19.75)
@@ -987,7 +990,7 @@ def test_expired_access_is_asked_about_and_a_no_ends_it(room: str | None, what: 
         ? t {room or "-"}
         > {{"type": "notes:n:1"}}
         ! no
-        x ACCESS_REVOKED {what} was taken back
+        x ACCESS_REVOKED {error}
         = 4403 ACCESS_REVOKED
     """)
 
@@ -1016,7 +1019,7 @@ def test_expired_access_that_cannot_be_asked_about_is_over() -> None:
     expiring(house, 20.0).play("""
         @ 21
         ! away
-        x ACCESS_REVOKED Access to room one was taken back
+        x ACCESS_REVOKED Access to room one was taken back {"roomId": "one"}
         = 4403 ACCESS_REVOKED
     """)
 
@@ -1031,7 +1034,7 @@ def test_each_room_expires_by_itself() -> None:
         @ 11
         ? t two
         ! no
-        x ACCESS_REVOKED Access to room two was taken back
+        x ACCESS_REVOKED Access to room two was taken back {"roomId": "two"}
         @ 8
     """)
     assert house.access.questions == []
@@ -1039,7 +1042,7 @@ def test_each_room_expires_by_itself() -> None:
         @ 2
         ? t one
         ! no
-        x ACCESS_REVOKED Access to room one was taken back
+        x ACCESS_REVOKED Access to room one was taken back {"roomId": "one"}
         = 4403 ACCESS_REVOKED
     """)
 

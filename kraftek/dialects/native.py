@@ -112,8 +112,8 @@ class NativeDialect:
         match message:
             case Delivery(type, payload, room_id, id):
                 reply = _Reply(type, payload, id, room_id)
-            case ErrorMessage(code, text, event_type, retry_after, id):
-                reply = _Reply("error", _Error(code, text, event_type, retry_after), id)
+            case ErrorMessage(code, text, event_type, retry_after, id, room_id):
+                reply = _Reply("error", _Error(code, text, event_type, retry_after), id, room_id)
             case Ack(id, receivers):
                 reply = _Reply("ack", {"receivers": receivers}, id)
             case Connected(socket_id):

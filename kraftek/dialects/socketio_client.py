@@ -72,6 +72,7 @@ class _Error(Struct, rename="camel", omit_defaults=True):
     message: str
     event_type: str | None = None
     retry_after: float | None = None
+    room_id: str | None = None
 
 
 class _Refusal(Struct):
@@ -143,8 +144,8 @@ class SocketIODialect:
 
     def _encode_answer(self, message: Outbound) -> Outgoing | None:
         match message:
-            case ErrorMessage(code, text, event_type, retry_after, id):
-                error = _Error(code, text, event_type, retry_after)
+            case ErrorMessage(code, text, event_type, retry_after, id, room_id):
+                error = _Error(code, text, event_type, retry_after, room_id)
                 if _is_ack_id(id):
                     return encode_ack(id, _encode(_Refusal(error)))
                 return encode_event("error", _encode(error))

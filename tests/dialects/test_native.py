@@ -204,6 +204,10 @@ SAID: list[tuple[Outbound, str]] = [
         ErrorMessage(Code.AUTH_UNAVAILABLE, "Later", retry_after=1.5),
         '{"type":"error","payload":{"code":"AUTH_UNAVAILABLE","message":"Later","retryAfter":1.5}}',
     ),
+    (
+        ErrorMessage(Code.ACCESS_REVOKED, "Out", room_id="r"),
+        '{"type":"error","payload":{"code":"ACCESS_REVOKED","message":"Out"},"roomId":"r"}',
+    ),
     (Delivery("a:b:c", Raw(b'{"x": 1.0}')), '{"type":"a:b:c","payload":{"x": 1.0}}'),
     (Delivery("a:b:c"), '{"type":"a:b:c","payload":null}'),
     (Delivery("a:b:c", Raw(b"1"), "r", 7), '{"type":"a:b:c","payload":1,"id":7,"roomId":"r"}'),

@@ -173,6 +173,10 @@ SAID: list[tuple[Outbound, list[str]]] = [
         ErrorMessage(Code.AUTH_UNAVAILABLE, "Later", retry_after=1.5),
         ['42["error",{"code":"AUTH_UNAVAILABLE","message":"Later","retryAfter":1.5}]'],
     ),
+    (
+        ErrorMessage(Code.ACCESS_REVOKED, "Out", room_id="r"),
+        ['42["error",{"code":"ACCESS_REVOKED","message":"Out","roomId":"r"}]'],
+    ),
     (Delivery("a:b:c", Raw(b'{"x": 1.0}')), ['42["a:b:c",{"x": 1.0}]']),
     (Delivery("a:b:c"), ['42["a:b:c",null]']),
     (Delivery("a:b:c", Raw(b"1"), None, 7), ["437[1]"]),
