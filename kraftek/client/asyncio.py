@@ -7,14 +7,14 @@ import inspect
 import logging
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.typing import Subprotocol
 
 from kraftek.client.conversation import SUBPROTOCOL
-from kraftek.client.door import CLOSE_TIMEOUT, MAX_MESSAGE, PING_INTERVAL, PING_TIMEOUT, Door
+from kraftek.client.door import CLOSE_TIMEOUT, MAX_MESSAGE, PING_INTERVAL, PING_TIMEOUT, Door, Options, Token
 
 __all__ = ["Client"]
 
@@ -27,8 +27,8 @@ class Client(Door["asyncio.Future[Any]"]):
     ``async with`` connects, and closes in the end.
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(self, url: str, token: Token, **options: Unpack[Options]) -> None:
+        super().__init__(url, token, **options)
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._socket: ClientConnection | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypedDict, TypeVar
 from urllib.parse import urlsplit
 
 from kraftek.client.conversation import (
@@ -21,7 +21,7 @@ from kraftek.client.conversation import (
     State,
 )
 
-__all__ = ["CLOSE_TIMEOUT", "MAX_MESSAGE", "PING_INTERVAL", "PING_TIMEOUT", "Door", "Listener", "Token"]
+__all__ = ["CLOSE_TIMEOUT", "MAX_MESSAGE", "PING_INTERVAL", "PING_TIMEOUT", "Door", "Listener", "Options", "Token"]
 
 P = TypeVar("P")
 
@@ -29,6 +29,15 @@ Token = Callable[[bool], str | Awaitable[str]]
 """Asked for a token on each attempt to connect; the argument is whether the last one was refused."""
 
 Listener = Callable[[Any], object]
+
+class Options(TypedDict, total=False):
+    """What may be said of a client besides where and who: see :class:`Door`."""
+
+    room: str | None
+    timeout: float
+    queue: int
+    random: Callable[[], float]
+
 
 MAX_MESSAGE = 16 * 1024 * 1024
 """Bytes of the gateway's messages at most: past what a gateway would let wait for this client."""

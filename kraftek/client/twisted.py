@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 from autobahn.twisted.websocket import WebSocketClientFactory, WebSocketClientProtocol
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from kraftek.client.conversation import SUBPROTOCOL
-from kraftek.client.door import CLOSE_TIMEOUT, MAX_MESSAGE, PING_INTERVAL, PING_TIMEOUT, Door
+from kraftek.client.door import CLOSE_TIMEOUT, MAX_MESSAGE, PING_INTERVAL, PING_TIMEOUT, Door, Options, Token
 
 __all__ = ["Client"]
 
@@ -72,8 +72,8 @@ class Client(Door["Deferred[Any]"]):
 
     _log = Logger()
 
-    def __init__(self, *args: Any, reactor: Any = None, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(self, url: str, token: Token, *, reactor: Any = None, **options: Unpack[Options]) -> None:
+        super().__init__(url, token, **options)
         if reactor is None:
             from twisted.internet import reactor  # noqa: PLC0415  # importing it chooses one
         self._reactor = reactor
