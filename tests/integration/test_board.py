@@ -449,6 +449,20 @@ def test_shows_who_is_in_the_room(
         assert 0 <= box["x"] < box["x"] + box["width"] <= 390, button
 
 
+def test_shows_who_comes_and_goes(demo: Gateway, invite: Invite) -> None:
+    ann, bob, eve = invite("Ann"), invite("Bob"), invite("Eve")
+    ann.enter(demo)
+    expect(ann.people.locator("#people-text")).to_have_text("1 person here")
+    bob.enter(demo)
+    eve.enter(demo, "garden")
+    expect(ann.people.locator(".face")).to_have_text(["A", "B"])
+    expect(bob.people.locator(".face")).to_have_text(["B", "A"])
+    expect(eve.people.locator(".face")).to_have_text(["E"])
+
+    bob.page.close()
+    expect(ann.people.locator(".face")).to_have_text(["A"])
+
+
 def test_shows_the_last_events(demo: Gateway, invite: Invite) -> None:
     ann = invite("Name of Ann")
     ann.enter(demo)

@@ -108,7 +108,7 @@ export class KraftekError extends Error {
   /** Seconds after which it may be tried again. */
   readonly retryAfter?: number;
   readonly eventType?: string;
-  /** The room that could not be entered again. */
+  /** The room that could not be entered, or that access was taken back to. */
   readonly roomId?: string;
 }
 

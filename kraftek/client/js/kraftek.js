@@ -216,10 +216,12 @@ export class Kraftek {
         resolve();
         return;
       }
-      const known = this.#rooms.has(roomId);
-      if (!known) this.#rooms.set(roomId, []);
-      this.#rooms.get(roomId).push({ resolve, reject });
-      if (!known && this.#admitted) this.#enter(roomId);
+      const known = this.#rooms.get(roomId);
+      const waiting = known ?? [];
+      const underWay = known && (waiting.length > 0 || this.#state !== "ready");
+      this.#rooms.set(roomId, waiting);
+      waiting.push({ resolve, reject });
+      if (this.#admitted && !underWay) this.#enter(roomId);
     });
   }
 
@@ -314,6 +316,11 @@ export class Kraftek {
   #isIn(roomId) {
     this.#entered.add(roomId);
     for (const { resolve } of this.#rooms.get(roomId)?.splice(0) ?? []) resolve();
+  }
+
+  /** Access was taken back. The last room is kept in mind: the socket is closed with it, and `open()` asks again. */
+  #isOut(roomId) {
+    if (this.#entered.delete(roomId) && this.#rooms.size > 1) this.#rooms.delete(roomId);
   }
 
   #readyIfEntered() {
@@ -428,7 +435,7 @@ export class Kraftek {
       this.#probing = false;
       this.#look();
     }
-    const error = type === "error" ? new KraftekError(payload) : null;
+    const error = type === "error" ? new KraftekError({ ...payload, roomId }) : null;
     if (id !== undefined) {
       const answer = this.#commands.get(id) ?? this.#outbox.get(id)?.answer;
       this.#commands.delete(id);
@@ -436,6 +443,7 @@ export class Kraftek {
       answer?.(error, payload);
     } else if (error) {
       this.#complaint = error;
+      this.#isOut(roomId);
       this.#tell("error", error);
     } else {
       if (type === "connected") this.#socketId = payload.socketId;

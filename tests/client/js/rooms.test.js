@@ -117,6 +117,54 @@ test("access to a room that cannot be checked is asked for again", async (t) => 
   await peer.end();
 });
 
+test("a room that access was taken back to is not entered again", async (t) => {
+  const here = await world(t);
+  const { client, peer } = await here.ready({ roomId: "r1" });
+  const entered = client.join("r2");
+  await peer.letJoin();
+  await entered;
+  const error = told(client, "error");
+  peer.say("error", { code: "ACCESS_REVOKED", message: "taken back" }, { roomId: "r1" });
+  assert.deepEqual([(await error).code, (await error).roomId], ["ACCESS_REVOKED", "r1"]);
+  assert.deepEqual(client.rooms, ["r2"]);
+  const [next, shown] = await again(here, client, peer);
+  assert.equal(shown.roomId, "r2");
+  await state(client, "ready");
+
+  // The last one it keeps: whoever opens it again wants to be there.
+  const closed = state(client, "closed");
+  next.say("error", { code: "ACCESS_REVOKED", message: "taken back" }, { roomId: "r2" });
+  await next.end(4403, "ACCESS_REVOKED");
+  assert.equal((await closed).error.roomId, "r2");
+  assert.deepEqual(client.rooms, ["r2"]);
+});
+
+test("a room that access was taken back to can be asked for again", async (t) => {
+  const here = await world(t);
+  const { client, peer } = await here.ready({ roomId: "r1" });
+  const entered = client.join("r2");
+  await peer.letJoin();
+  await entered;
+  for (const roomId of ["r2", "r1"]) {
+    const error = told(client, "error");
+    peer.say("error", { code: "ACCESS_REVOKED", message: "taken back" }, { roomId });
+    await error;
+    const asked = [client.join(roomId), client.join(roomId)];
+    assert.equal(await peer.letJoin(), roomId);
+    await Promise.all(asked);
+  }
+  assert.deepEqual(client.rooms, ["r2", "r1"]);
+  client.leave("r2");
+  await peer.hear("leave");
+  const error = told(client, "error");
+  peer.say("error", { code: "ACCESS_REVOKED", message: "taken back" }, { roomId: "r1" });
+  await error;
+  const asked = client.join("r1");
+  assert.equal(await peer.letJoin(), "r1");
+  await asked;
+  await peer.end();
+});
+
 test("a room that was left is not entered again", async (t) => {
   const here = await world(t);
   const { client, peer } = await here.ready({ roomId: "r1" });
