@@ -32,6 +32,9 @@ __all__ = ["ClientProtocol"]
 _HEAD_BYTES = 16_384
 """Request line and headers at most; Node's and nginx's limits are of the same size."""
 
+_EMPTY_PONG = b"\x8a\x80"
+"""And its mask: the answer to our ping, which says no more than that somebody is there (RFC 6455, section 5.5.3)."""
+
 _CLIENT_LEFT = Failure(ConnectionDone())
 
 
@@ -99,6 +102,9 @@ class ClientProtocol(WebSocketServerProtocol):
 
     def dataReceived(self, data: bytes) -> None:
         if self.state == self.STATE_OPEN and not self.data and self.current_frame is None:
+            if len(data) == 6 and data.startswith(_EMPTY_PONG):
+                self.heard = True
+                return
             session = self.session
             if session is not None and not self.inside_message:
                 messages, taken = plain_messages(data, self.maxMessagePayloadSize, _unmask)
@@ -219,8 +225,7 @@ class ClientProtocol(WebSocketServerProtocol):
     # What the heartbeat needs.
 
     def ping(self) -> None:
-        if self.state == self.STATE_OPEN:
-            self.sendPing()
+        self.outbox.ping()
 
     def silent(self) -> None:
         self.factory.counters.ping_timeouts += 1

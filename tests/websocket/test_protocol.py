@@ -8,6 +8,7 @@ import zlib
 from typing import Any
 
 import pytest
+from autobahn.twisted.websocket import WebSocketServerProtocol
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.logger import capturedLogs
@@ -493,6 +494,31 @@ def run(edge: Edge, seconds: float) -> None:
         edge.factory.heartbeat.sweep()
 
 
+def test_the_answer_to_a_ping_of_ours_takes_no_parser(monkeypatch: pytest.MonkeyPatch) -> None:
+    peer = Peer(Edge())
+    peer.protocol.ping()
+    [ping] = peer.read()
+    assert (ping.opcode, bytes(ping.data)) == (Opcode.PING, b"")
+    parsed: list[bytes] = []
+    monkeypatch.setattr(WebSocketServerProtocol, "dataReceived", lambda _, data: parsed.append(data))
+    peer.protocol.heard = False
+    peer.flush()  # its pong
+    assert peer.protocol.heard
+    assert parsed == []
+    for other in (frame(Opcode.PONG, b"x"), frame(Opcode.PONG, b"", mask=False), frame(Opcode.PING, b"")):
+        peer.protocol.dataReceived(other)
+    assert len(parsed) == 3
+
+
+def test_a_pong_within_a_frame_is_part_of_it() -> None:
+    peer = admitted(Edge())
+    head = frame(Opcode.TEXT, b"", mask=True)[:1] + b"\x86" + bytes(4)  # six bytes are to come
+    peer.protocol.dataReceived(head)
+    peer.protocol.dataReceived(b"\x8a\x80mask")
+    [(code, _)] = peer.read()
+    assert code == 1007
+
+
 @pytest.mark.parametrize("sign", ["pong", "ping", "text", "fragments", "nothing"])
 def test_a_client_is_pinged_and_must_let_hear_of_itself(sign: str) -> None:
     edge = Edge(limits=Limits(ping_interval=25, ping_timeout=20))
@@ -671,6 +697,17 @@ def test_others_in_the_room_get_what_the_slow_one_does_not_read() -> None:
     edge.house.broadcast(type="t", roomId="room")
     assert len(quick.read()) == 1
     assert codes(slow.read())[0] == "SLOW_CONSUMER"
+
+
+def test_a_ping_overtakes_what_a_slow_client_has_not_read() -> None:
+    peer = Peer(Edge())
+    peer.protocol.outbox.pauseProducing()
+    peer.protocol.outbox.write(outgoing("waits"))
+    peer.protocol.ping()
+    [ping] = peer.read()
+    assert ping.opcode is Opcode.PING
+    peer.protocol.outbox.resumeProducing()
+    assert peer.read() == ["waits"]
 
 
 def test_pongs_do_not_pile_up_for_who_does_not_read() -> None:
