@@ -144,4 +144,4 @@ def end_with_input() -> None:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     threading.Thread(target=end_with_input, daemon=True).start()
-    run(notes, os.environ["REDIS_URL"])
+    run(notes)

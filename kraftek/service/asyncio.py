@@ -1,6 +1,6 @@
 """The door for asyncio: a service on redis-py's asyncio client.
 
-``run(processor, url)`` is a whole program. A program with more on its loop uses :class:`EventService`.
+``run(processor)`` is a whole program. A program with more on its loop uses :class:`EventService`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from kraftek.scripts import Script
-from kraftek.service.door import Away, Rejected
+from kraftek.service.door import Away, Rejected, redis_url
 from kraftek.service.instance import Instance
 from kraftek.service.processor import Argument, EventProcessor
 
@@ -33,9 +33,12 @@ RETRY = 1.0
 _log = logging.getLogger("kraftek.service")
 
 
-def run(processor: EventProcessor, url: str) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what was begun. ``url``: as in ``[redis]`` of the gateway."""
-    asyncio.run(_serve(processor, url))
+def run(processor: EventProcessor, url: str | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what was begun.
+
+    ``url``: as in ``[redis]`` of the gateway; left out it is that of the environment's ``REDIS_URL``, or the local one.
+    """
+    asyncio.run(_serve(processor, url or redis_url()))
 
 
 async def _serve(processor: EventProcessor, url: str) -> None:

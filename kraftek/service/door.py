@@ -6,13 +6,19 @@ Implemented by :mod:`kraftek.service.asyncio` and :mod:`kraftek.service.twisted`
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
 from kraftek.scripts import Script
 from kraftek.service.processor import Argument
 
-__all__ = ["Away", "Door", "Job", "Reader", "Rejected", "Signal"]
+__all__ = ["Away", "Door", "Job", "Reader", "Rejected", "Signal", "redis_url"]
+
+
+def redis_url() -> str:
+    """Which Redis a program serves that was not told."""
+    return os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0")
 
 
 class Away(Exception):  # noqa: N818  # it says what Redis is

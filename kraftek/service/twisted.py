@@ -1,6 +1,6 @@
 """The door for Twisted: a service on the gateway's own connections to Redis.
 
-``run(processor, url)`` is a whole program. In an application, :class:`EventService` is an ``IService`` among others.
+``run(processor)`` is a whole program. In an application, :class:`EventService` is an ``IService`` among others.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from kraftek.errors import NotPublished
 from kraftek.interfaces import IBusListener
 from kraftek.metrics import Counters
 from kraftek.scripts import Script
-from kraftek.service.door import Away, Rejected
+from kraftek.service.door import Away, Rejected, redis_url
 from kraftek.service.instance import Instance
 from kraftek.service.processor import Argument, EventProcessor
 from kraftek.turn import Turn
@@ -36,13 +36,16 @@ from kraftek.turn import Turn
 __all__ = ["EventService", "run"]
 
 
-def run(processor: EventProcessor, url: str) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what was begun. ``url``: as in ``[redis]`` of the gateway."""
+def run(processor: EventProcessor, url: str | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what was begun.
+
+    ``url``: as in ``[redis]`` of the gateway; left out it is that of the environment's ``REDIS_URL``, or the local one.
+    """
     from twisted.internet import reactor  # noqa: PLC0415  # importing it chooses one
 
     running: Any = reactor
     globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stderr)], redirectStandardIO=False)
-    service = EventService(running, processor, url)
+    service = EventService(running, processor, url or redis_url())
     service.startService()
     running.addSystemEventTrigger("before", "shutdown", service.stopService)
     running.run()
