@@ -109,9 +109,10 @@ class NativeDialect:
                 return Event(name, frame.payload, frame.id)
 
     def encode(self, message: Outbound) -> Outgoing | None:
+        # Nearly every message is one, and a pattern takes as long as the encoding.
+        if type(message) is Delivery:
+            return Outgoing(_encode(_Reply(message.type, message.payload, message.id, message.room_id)))
         match message:
-            case Delivery(type, payload, room_id, id):
-                reply = _Reply(type, payload, id, room_id)
             case ErrorMessage(code, text, event_type, retry_after, id, room_id):
                 reply = _Reply("error", _Error(code, text, event_type, retry_after), id, room_id)
             case Ack(id, receivers):
