@@ -141,7 +141,7 @@ class Daemon(Service):
         )
         self._leases = leases = Leases(bus, rooms, gateway_id, admission.restore, counters)
         router = EventRouter(self.registry)
-        dispatch = Dispatch(self.registry, bus, int(config.limits.request_window * 1000))
+        dispatch = Dispatch(self.registry, bus)
         requests = Requests(dispatch, bus, gateway_id, roster, config.limits, counters, reactor)
         self._gateway = gateway = Gateway(
             gateway_id,

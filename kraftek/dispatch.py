@@ -20,7 +20,7 @@ from kraftek.messages import Envelope
 from kraftek.names import partition_of, stream_of
 from kraftek.scripts import Script
 
-__all__ = ["FULL", "LOST", "WAITING", "Dispatch"]
+__all__ = ["FULL", "LOST", "MARK", "Dispatch"]
 
 LOST = -1
 """The receipt of an event that may not have arrived: the connection to Redis was lost."""
@@ -82,46 +82,41 @@ return waiting
 
 APPEND = Script.each(1, 2, "return send(KEYS[1], ARGV[1], ARGV[2])", _SEND["stream"])
 
-WAITING = "?"
-"""What stands under a claim while there is no answer."""
+MARK = 8
+"""Characters at the beginning of a mark that tell one event from another."""
 
 _NOTES = {
-    False: """'{"type":"ack","payload":{"receivers":' .. taken .. '}}'""",
-    True: f"'{WAITING}'",
+    False: f"""'=' .. ARGV[2]:sub(1, {MARK}) .. '{{"type":"ack","payload":{{"receivers":' .. taken .. '}}}}'""",
+    True: "'?' .. ARGV[2]",
 }
 """What is left under a claim when the event was taken, for services that do not reply and for those that do."""
 
-
-def _once(transport: str, reply: bool, kept: int) -> Script:
-    return Script.each(
+ONCE = {
+    (transport, reply): Script.each(
         2,
-        1 if transport == "pubsub" else 2,
+        3 if transport == "pubsub" else 4,
         f"""
 local known = redis.call('GET', KEYS[2])
-if known then return known end
-local taken = send(KEYS[1], ARGV[1], ARGV[2])
-if taken > 0 then redis.call('SET', KEYS[2], {_NOTES[reply]}, 'PX', {kept}) end
+if known and known:sub(2, {MARK} + 1) == ARGV[2]:sub(1, {MARK}) then return known end
+local taken = send(KEYS[1], ARGV[1], ARGV[4])
+if taken > 0 then redis.call('SET', KEYS[2], {note}, 'PX', ARGV[3]) end
 return taken
 """,
-        _SEND[transport],
+        send,
     )
-
+    for transport, send in _SEND.items()
+    for reply, note in _NOTES.items()
+}
 
 _encode = msgspec.json.Encoder().encode
 
 
 class Dispatch:
-    """Hands events to services. ``waiting``: how many events wait in each stream service's streams, by its name.
-
-    ``kept``: milliseconds that an answer stands under its claim.
-    """
+    """Hands events to services. ``waiting``: how many events wait in each stream service's streams, by its name."""
 
     _log = Logger()
 
-    def __init__(self, registry: IServiceRegistry, bus: IBus, kept: int) -> None:
-        self._once = {
-            (transport, reply): _once(transport, reply, kept) for transport in _SEND for reply in (False, True)
-        }
+    def __init__(self, registry: IServiceRegistry, bus: IBus) -> None:
         self.waiting: dict[str, int] = {}
         self._registry = registry
         self._bus = bus
@@ -139,17 +134,25 @@ class Dispatch:
             )
 
     def send_once(
-        self, service: Service, envelope: Envelope, claim: str, receipt: Callable[[int | bytes], None]
+        self,
+        service: Service,
+        envelope: Envelope,
+        claim: str,
+        mark: str,
+        kept: int,
+        receipt: Callable[[int | bytes], None],
     ) -> None:
-        """As :meth:`send`, unless there is an answer under the key ``claim``, or :data:`WAITING`: that is the receipt.
+        """As :meth:`send`, unless this event was sent under this ``claim`` before: what stands there is the receipt.
 
-        Together with the sending, :data:`WAITING` is left there, or the ``ack`` when the service does not reply.
+        That is ``?`` and the ``mark`` of who sent it, while it waits for its answer; then ``=``, the first :data:`MARK`
+        characters of that, which tell which event it is, and the answer: for a service that does not reply, the
+        ``ack``. It stands there for ``kept`` milliseconds.
         """
-        script = self._once[service.transport, service.reply]
+        script = ONCE[service.transport, service.reply]
         if service.transport == "pubsub":
-            self._bus.run(script, (service.channel, claim), (_encode(envelope),), receipt)
+            self._bus.run(script, (service.channel, claim), (_encode(envelope), mark, kept), receipt)
         else:
-            args = (_encode(envelope), service.max_length)
+            args = (_encode(envelope), mark, kept, service.max_length)
             self._bus.run(script, (_target(service, envelope), claim), args, receipt)
 
     def sweep(self) -> None:

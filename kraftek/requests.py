@@ -14,7 +14,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from kraftek.config import Limits, Service
-from kraftek.dispatch import FULL, LOST, WAITING, Dispatch
+from kraftek.dispatch import FULL, LOST, MARK, Dispatch
 from kraftek.errors import Code, NotPublished, PeerError
 from kraftek.interfaces import IBus
 from kraftek.messages import Ack, Broadcast, Delivery, Envelope, ErrorMessage, Event, Outbound, RequestId
@@ -33,12 +33,27 @@ Key = tuple[str, RequestId]
 """A request by its socket and its id."""
 
 
+KEEP = Script.each(1, 3, f"""
+if redis.call('GET', KEYS[1]) == '?' .. ARGV[1] then
+    redis.call('SET', KEYS[1], '=' .. ARGV[1]:sub(1, {MARK}) .. ARGV[2], 'PX', ARGV[3])
+end
+return 1
+""")
+
+ADOPT = Script(f"""
+local known = redis.call('GET', KEYS[1])
+if known and known:sub(1, 1) == '?' and known:sub({MARK} + 2) == ARGV[1] then
+    redis.call('SET', KEYS[1], '=' .. known:sub(2, {MARK} + 1) .. ARGV[2], 'PX', ARGV[3])
+end
+return 0
+""")
+
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Broadcast).decode
 
 
 class _Request:
-    __slots__ = ("alike", "claim", "deadline", "event", "key", "service", "session")
+    __slots__ = ("alike", "claim", "deadline", "event", "key", "mark", "service", "session")
 
     def __init__(
         self,
@@ -47,6 +62,7 @@ class _Request:
         service: Service,
         key: Key,
         claim: str,
+        mark: str,
         deadline: float,
         alike: dict[Key, _Request],
     ) -> None:
@@ -55,6 +71,7 @@ class _Request:
         self.service = service
         self.key = key
         self.claim = claim
+        self.mark = mark
         self.deadline = deadline
         self.alike = alike
 
@@ -63,7 +80,8 @@ class Requests:
     """The requests of this process's clients that wait for their answers.
 
     A request that is sent again, by the same user under the same id, runs once: while ``request_window`` lasts, its
-    answer stands in Redis under a key that is its claim. Whoever comes second finds the answer there, or waits for it.
+    answer stands in Redis under a key that is its claim. Whoever comes second finds the answer there, or waits for it;
+    any gateway may put it there, for the one that asked may be gone.
     """
 
     _log = Logger()
@@ -84,7 +102,6 @@ class Requests:
         self._roster = roster
         self._bound = limits.requests
         self._kept = int(limits.request_window * 1000)
-        self._keep = Script.each(1, 1, f"redis.call('SET', KEYS[1], ARGV[1], 'PX', {self._kept}) return 1")
         self._counters = counters
         self._clock = clock
         self._waiting: dict[Key, _Request] = {}
@@ -99,7 +116,10 @@ class Requests:
         """Hand the event to its service, unless it was before. Raises ``PeerError`` when too many wait already."""
         assert event.id is not None
         key = (session.socket_id, event.id)
-        if key in self._waiting:
+        waiting = self._waiting.get(key)
+        if waiting is not None:
+            if not _alike(waiting.event, event):
+                raise PeerError(Code.INVALID_MESSAGE, "another request of this id waits for its answer", id=event.id)
             self._counters.requests_repeated += 1
             return  # the answer on its way is this one's too
         if session.requests >= self._bound:
@@ -109,11 +129,15 @@ class Requests:
             alike = self._alike[service.name] = {}
         if len(alike) >= service.requests:
             raise _too_many(event, Code.SERVICE_UNAVAILABLE, "too many requests wait for this service's answers")
-        claim = _claim(envelope) if self._kept and session.dialect.lasting_ids else ""
-        request = _Request(session, event, service, key, claim, self._clock.seconds() + service.timeout, alike)
+        claim = mark = ""
+        if self._kept and session.dialect.lasting_ids:
+            claim, mark = _claim(envelope.user_id, event.id), _mark(envelope)
+        deadline = self._clock.seconds() + service.timeout
+        request = _Request(session, event, service, key, claim, mark, deadline, alike)
         sent = partial(self._sent, request)
         if claim:
-            self._dispatch.send_once(service, envelope, claim, sent)
+            kept = self._kept + int(service.timeout * 1000)
+            self._dispatch.send_once(service, envelope, claim, mark, kept, sent)
         else:
             self._dispatch.send(service, envelope, sent)
         self._waiting[key] = alike[key] = request
@@ -133,12 +157,8 @@ class Requests:
                 self._counters.delivered += 1
             else:
                 late = late or gateway_of(socket_id) == self._gateway_id
-        for user_id in message.user_ids or ():
-            for session in tuple(self._roster.user(user_id)):
-                request = self._waiting.get((session.socket_id, request_id))
-                if request is not None:
-                    self._settle(request, delivery, body)
-                    self._counters.delivered += 1
+                for user_id in message.user_ids or ():
+                    self._adopt(_claim(user_id, request_id), socket_id, body)
         if late:
             self._counters.replies_late += 1
 
@@ -153,10 +173,7 @@ class Requests:
                 self._time_out(request)
             if not alike:
                 del self._alike[name]
-        if self._elsewhere and self._bus.available:
-            requests = tuple(self._elsewhere.values())
-            asking = self._bus.call("MGET", [request.claim for request in requests])
-            asking.addCallback(self._found, requests).addErrback(self._not_asked)
+        self._look()
 
     def _sent(self, request: _Request, taken: int | bytes) -> None:
         if self._waiting.get(request.key) is not request:
@@ -164,6 +181,7 @@ class Requests:
         if isinstance(taken, bytes):
             self._counters.requests_repeated += 1
             self._elsewhere[request.key] = request
+            request.mark = taken[1:].decode()
             self._found([taken], (request,))
         elif taken > 0:
             if not request.service.reply:
@@ -172,16 +190,27 @@ class Requests:
             self._forget(request)
             request.session.refuse(not_taken(request.event, taken, self._counters))
 
+    def _adopt(self, claim: str, socket_id: str, body: bytes) -> None:
+        """The gateway of that socket is gone, and the service answers all others instead."""
+        adopting = self._bus.call(ADOPT, (claim,), (socket_id, body, self._kept))
+        adopting.addCallback(lambda _: self._look()).addErrback(self._not_asked)
+
+    def _look(self) -> None:
+        if self._elsewhere and self._bus.available:
+            requests = tuple(self._elsewhere.values())
+            asking = self._bus.call("MGET", [request.claim for request in requests])
+            asking.addCallback(self._found, requests).addErrback(self._not_asked)
+
     def _found(self, answers: list[bytes | None], requests: tuple[_Request, ...]) -> None:
         for request, answer in zip(requests, answers, strict=True):
-            if answer is None or answer == WAITING.encode() or self._elsewhere.get(request.key) is not request:
+            if answer is None or answer.startswith(b"?") or self._elsewhere.get(request.key) is not request:
                 continue
-            known = _decode(answer)
+            known = _decode(answer[1 + MARK :])
             self._close(request, Delivery(known.type, known.payload, None, request.key[1]))
 
     def _not_asked(self, failure: Failure) -> None:
         if failure.check(NotPublished) is None:
-            self._log.failure("Cannot ask for the answers to repeated requests", failure=failure)
+            self._log.failure("Cannot ask Redis about repeated requests", failure=failure)
 
     def _time_out(self, request: _Request) -> None:
         self._counters.requests_timed_out += 1
@@ -192,7 +221,7 @@ class Requests:
     def _settle(self, request: _Request, outbound: Outbound, body: bytes) -> None:
         if request.claim:
             try:
-                self._bus.run(self._keep, (request.claim,), (body,), _ignored, linger=True)
+                self._bus.run(KEEP, (request.claim,), (request.mark, body, self._kept), _ignored, linger=True)
             except NotPublished:
                 self._counters.answers_not_kept += 1
         self._close(request, outbound)
@@ -227,10 +256,18 @@ def _too_many(event: Event, code: Code, message: str) -> PeerError:
     return PeerError(code, message, retry_after=_RETRY_AFTER, id=event.id, event_type=event.name)
 
 
-def _claim(envelope: Envelope) -> str:
-    """Names the user's request. What else is sent under the same id is another one."""
-    what = _encode((envelope.user_id, envelope.id, envelope.event_type, envelope.room_id))
-    return f"request:{what.decode()}{crc32(envelope.payload):08x}"
+def _claim(user_id: str, request_id: RequestId) -> str:
+    return f"request:{_encode((user_id, request_id)).decode()}"
+
+
+def _mark(envelope: Envelope) -> str:
+    """Which event it is, and who sent it."""
+    place = f"{envelope.event_type} {envelope.room_id}".encode("utf-8", "surrogatepass")
+    return f"{crc32(envelope.payload, crc32(place)):08x}{envelope.socket_id}"
+
+
+def _alike(one: Event, other: Event) -> bool:
+    return (one.name, one.room_id, bytes(one.payload)) == (other.name, other.room_id, bytes(other.payload))
 
 
 def _ignored(_: object) -> None:

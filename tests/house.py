@@ -89,7 +89,7 @@ class House:
             single=single,
             now=self.clock.seconds,
         )
-        dispatch = Dispatch(self.registry, self.bus, 0)
+        dispatch = Dispatch(self.registry, self.bus)
         self.requests = Requests(
             dispatch, self.bus, gateway_id, self.roster, self.limits, self.counters, self.clock
         )

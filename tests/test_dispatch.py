@@ -44,7 +44,7 @@ class DispatchTest(TestCase):
         self.bus.startService()
         self.addCleanup(self.bus.stopService)
         self.registry = ServiceRegistry([CHAT, JOBS, ROOMS])
-        self.dispatch = Dispatch(self.registry, self.bus, 60_000)
+        self.dispatch = Dispatch(self.registry, self.bus)
         self.client = self.redis.client(decode_responses=True)
         self.addCleanup(self.client.close)
         while not self.bus.available:
@@ -55,9 +55,11 @@ class DispatchTest(TestCase):
         self.dispatch.send(service, event, taken.callback)
         return taken
 
-    def send_once(self, service: Service, event: Envelope, claim: str = "request:1") -> Deferred[int | bytes]:
+    def send_once(
+        self, service: Service, event: Envelope, claim: str = "request:1", mark: str = "abcdefghme"
+    ) -> Deferred[int | bytes]:
         taken: Deferred[int | bytes] = Deferred()
-        self.dispatch.send_once(service, event, claim, taken.callback)
+        self.dispatch.send_once(service, event, claim, mark, 60_000, taken.callback)
         return taken
 
     def texts(self, stream: str) -> list[str]:
@@ -149,9 +151,11 @@ class DispatchTest(TestCase):
 
     async def test_once_is_once(self) -> None:
         assert await self.send_once(JOBS, envelope("a")) == 1
-        assert await self.send_once(JOBS, envelope("a")) == b'{"type":"ack","payload":{"receivers":1}}'
+        known = await self.send_once(JOBS, envelope("a"), mark="abcdefghyou")
+        assert known == b'=abcdefgh{"type":"ack","payload":{"receivers":1}}'
+        assert await self.send_once(JOBS, envelope("b"), mark="ABCDEFGHme") == 1
         assert await self.send_once(JOBS, envelope("a"), "request:2") == 1
-        assert self.texts("k:events:jobs") == ["a", "a"]
+        assert self.texts("k:events:jobs") == ["a", "b", "a"]
         assert 0 < int(self.client.pttl("k:request:1")) <= 60_000
 
     async def test_what_nobody_heard_may_be_sent_again(self) -> None:

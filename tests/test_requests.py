@@ -201,14 +201,25 @@ def test_answers_to_others_are_no_business_of_this_process() -> None:
     assert client.link.read() == []
 
 
-def test_an_answer_to_the_user_finds_the_socket_that_asked() -> None:
+def test_an_answer_is_for_one_socket_whatever_user_is_named() -> None:
     house = House(single=False)
-    asks, idle, other = house.admit("a"), house.admit("a"), house.admit("b")
-    asks.send({"type": SEND, "id": 1})
-    other.send({"type": SEND, "id": 1})
-    house.broadcast(type="r", userIds=["a"], inReplyTo=1, payload=5)
+    asks, same_user, other = house.admit("a"), house.admit("a"), house.admit("b")
+    for client in (asks, same_user, other):
+        client.send({"type": SEND, "id": 1})
+    reply(asks, 1, 5, userIds=["a"])
     assert asks.link.read() == [{"type": "r", "id": 1, "payload": 5}]
-    assert idle.link.read() == other.link.read() == []
+    assert same_user.link.read() == other.link.read() == []
+
+
+def test_something_else_under_an_id_that_waits() -> None:
+    house = House()
+    client = house.admit()
+    client.send({"type": SEND, "id": 1, "payload": 1})
+    client.send({"type": SEND, "id": 1, "payload": 2})
+    (told,) = client.link.read()
+    assert (told["id"], told["payload"]["code"]) == (1, "INVALID_MESSAGE")
+    reply(client, 1)
+    assert len(client.link.read()) == 1
 
 
 def test_a_service_that_was_registered_anew() -> None:
@@ -235,7 +246,7 @@ class Gateway:
         self.registry = ServiceRegistry(services)
         self.roster = Roster()
         self.limits = Limits(request_window=window)
-        dispatch = Dispatch(self.registry, self.bus, int(window * 1000))
+        dispatch = Dispatch(self.registry, self.bus)
         self.requests = Requests(
             dispatch, self.bus, name, self.roster, self.limits, self.counters, self.clock
         )
@@ -357,11 +368,34 @@ class RepeatedTest(TestCase):
         await self.one.bus.stopService()
         elsewhere, late = self.two.connect("1"), self.two.connect("2")
         await self.send(elsewhere)
-        self.say(self.two, {"userIds": ["ann"], "inReplyTo": "q", "payload": 5})
+        self.say(self.two, {"recipients": ["one.1"], "userIds": ["ann"], "inReplyTo": "q", "payload": 5})
+        await self.two.bus.call("PING")
+        await self.two.bus.call("PING")
         await self.send(late)
         for session in (elsewhere, late):
             assert told(session) == [{"type": "r", "id": "q", "payload": 5}]
         assert self.handled() == 1
+
+    async def test_its_answer_comes_before_the_client_is_back(self) -> None:
+        await self.send(self.one.connect("1"))
+        await self.one.bus.stopService()
+        self.say(self.two, {"recipients": ["one.1"], "userIds": ["ann"], "inReplyTo": "q", "payload": 5})
+        back = self.two.connect("1")
+        await self.send(back)
+        assert told(back) == [{"type": "r", "id": "q", "payload": 5}]
+        assert self.handled() == 1
+
+    async def test_it_is_not_the_answer_to_what_else_has_the_id(self) -> None:
+        await self.send(self.one.connect("1"))
+        await self.one.bus.stopService()
+        other = self.two.connect("1")
+        await self.send(other, payload=2)
+        self.say(self.two, {"recipients": ["one.1"], "userIds": ["ann"], "inReplyTo": "q", "payload": 5})
+        await self.two.bus.call("PING")
+        await self.sweep(self.two)
+        assert told(other) == []
+        self.say(self.two, {"recipients": ["two.1"], "inReplyTo": "q", "payload": 6})
+        assert told(other) == [{"type": "r", "id": "q", "payload": 6}]
 
     async def test_nobody_ever_answers(self) -> None:
         first, elsewhere = self.one.connect("1"), self.two.connect("1")
@@ -409,6 +443,7 @@ class RepeatedTest(TestCase):
         brief = await self.gateway("brief", 0.05)
         session = brief.connect("1")
         await self.send(session)
+        assert int(self.client.pttl('request:["ann","q"]')) > 9_000  # it is waited for longer than answers are kept
         self.answer(brief, "brief.1")
         while self.client.keys("request:*"):
             await deferLater(reactor, 0.01)

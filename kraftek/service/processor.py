@@ -209,7 +209,7 @@ class EventProcessor:
             return [Command(("PUBLISH", event.reply_to, _encode(told)))] if event.reply_to else []
         commands = [Command(("PUBLISH", event.reply_to or self.broadcast, _encode(told)))]
         if event.id is not None and event.reply_to:
-            again = _Told(type, payload, user_ids=(event.user_id,), in_reply_to=event.id)
+            again = _Told(type, payload, recipients=socket, user_ids=(event.user_id,), in_reply_to=event.id)
             commands.append(Command(("PUBLISH", self.broadcast, _encode(again)), unheard=True))
         return commands
 

@@ -220,7 +220,8 @@ def test_the_gateway_is_restarted(
     assert json.loads(told["data"])["payload"] == {"n": 2}
     # The gateway that asked is gone: the answer goes to whichever has the user's repeated request.
     with redis_server.client() as bus:
-        late = {"type": "chat:a:b", "userIds": [event["userId"]], "inReplyTo": event["id"], "payload": {"done": "once"}}
+        answers = {"inReplyTo": event["id"], "recipients": [event["socketId"]], "userIds": [event["userId"]]}
+        late = {"type": "chat:a:b", "payload": {"done": "once"}, **answers}
         bus.publish("events:broadcast", json.dumps(late))
         wait_until(lambda: here.evaluate("globalThis.answered ?? null"), "the answer")
         assert here.evaluate("answered") == {"value": {"done": "once"}}

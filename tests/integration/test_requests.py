@@ -68,6 +68,7 @@ class Backstage:
         """Answer it by way of its user: what a service does whose asking gateway is gone."""
         message = {
             "type": event["eventType"],
+            "recipients": [event["socketId"]],
             "userIds": [event["userId"]],
             "inReplyTo": event["id"],
             "payload": payload,
@@ -429,8 +430,10 @@ def test_what_is_another_request(
     answered(ada, 4, roomId="r2")
     answered(ada, 5, event="chat:message:edit")
     answered(ada, 6, id="1")
-    ask(ada, 1, {"x": 1}, roomId="r1")
-    assert ada.receive()["payload"] == 1
+    ask(ada, "1", {"x": 1}, roomId="r1")
+    assert ada.receive()["payload"] == 6
+    ask(ada, 1, {"x": 1}, event="chat:message:edit")
+    assert ada.receive()["payload"] == 5
     chat.hear_nothing()
 
 

@@ -204,6 +204,7 @@ def test_an_answer_finds_its_user_when_the_gateway_is_gone(contract: Contract) -
         "channel": "events:broadcast",
         "type": "sample:say:back",
         "payload": 1,
+        "recipients": [ada.socket_id],
         "userIds": ["ada"],
         "inReplyTo": "q1",
     }
