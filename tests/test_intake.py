@@ -35,7 +35,7 @@ class Desk:
             ]
         )
         self.counters = Counters()
-        dispatch = Dispatch(self.registry, self.bus, 1000)
+        dispatch = Dispatch(self.registry, self.bus)
         router = EventRouter(self.registry)
         self.intake = Intake("gw", self.registry, router, dispatch, self.bus, self.counters, lambda: 12.345)
         self.intake.begin()
@@ -271,5 +271,5 @@ def test_the_end() -> None:
     assert desk.reading.ended
     bus = FakeBus()
     registry = ServiceRegistry()
-    never = Intake("gw", registry, EventRouter(registry), Dispatch(registry, bus, 1), bus, Counters())
+    never = Intake("gw", registry, EventRouter(registry), Dispatch(registry, bus), bus, Counters())
     assert never.end().called
