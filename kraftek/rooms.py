@@ -74,6 +74,7 @@ each(function(room, string, sockets, user, socket, entry, tell)
     redis.call('HSET', room, user, socket)
     redis.call('SET', string, socket)
     redis.call('SADD', sockets, socket)
+    redis.call('SREM', KEYS[2], entry)
     redis.call('SADD', KEYS[1], entry)
     if not before then tell() end
     displaced = before ~= socket and before

@@ -122,6 +122,15 @@ class RedisRoomsTest(TestCase):
         await self.rooms.leave("ann", "board", "g1.a", "left")
         assert self.everything() == {"k:room:board": {"ann": "theirs"}, "k:socket:ann:board": "theirs"}
 
+    async def test_who_leaves_and_comes_back_while_its_process_counts_as_gone_is_there(self) -> None:
+        entry = "ann", "board", "g1.a"
+        await self.rooms.enter(*entry)
+        self.redis.call("RENAME", "k:gateway:g1:entries", "k:gateways:lost")
+        await self.rooms.leave(*entry, "left")
+        await self.rooms.enter(*entry)
+        await self.other.bury([entry])
+        assert self.stored() == {"k:room:board": {"ann": "g1.a"}, "k:socket:ann:board": "g1.a"}
+
     # What services are told
 
     async def subscribed(self, channel: str) -> list[bytes]:
@@ -356,6 +365,7 @@ class Cluster:
         entry = user, room, f"g{process}.{number}"
         before = self.holder.get((user, room))
         self.sockets.setdefault((user, room), set()).add(entry[2])
+        self.lost.discard(entry)
         self.named[process].add(entry)
         self.holder[user, room] = entry[2]
         if before is None:
