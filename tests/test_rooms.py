@@ -413,7 +413,7 @@ class Cluster:
         user, room, socket = entry
         sockets = self.sockets[user, room]
         sockets.discard(socket)
-        if self.holder.get((user, room)) == socket:
+        if self.holder.get((user, room)) in {socket, "any of them"}:
             if sockets:
                 self.holder[user, room] = "any of them"
             else:
