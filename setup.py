@@ -56,6 +56,7 @@ setup(
         # txredisapi parses with it when it is there, 150 times faster than without.
         "hiredis>=3.0",
         "msgspec>=0.21",
+        "prometheus-client>=0.22",
         "service-identity>=24.2",
         "treq>=25.5",
         "zope.interface>=7.0",

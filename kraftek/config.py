@@ -26,6 +26,7 @@ __all__ = [
     "Auth",
     "Config",
     "Limits",
+    "Operator",
     "Redis",
     "RedisAddress",
     "Service",
@@ -50,6 +51,7 @@ UrlPath = Annotated[
 ]
 Prefix = Annotated[str, Meta(pattern=rf"^{_BLACK}*\Z", description="a prefix without white space, or nothing")]
 Endpoints = Annotated[tuple[Text, ...], Meta(min_length=1, description="a list of one or more Twisted endpoints")]
+PrivateEndpoints = Annotated[tuple[Text, ...], Meta(description="a list of Twisted endpoints")]
 Origins = Annotated[tuple[Text, ...], Meta(description="a list of origins")]
 Sessions = Annotated[Literal["single", "many"], Meta(description='"single" or "many"')]
 Transport = Annotated[Literal["pubsub", "stream"], Meta(description='"pubsub" or "stream"')]
@@ -137,6 +139,15 @@ class SocketIO(Struct, frozen=True, kw_only=True):
     max_payload: Count = 1_000_000
 
 
+class Operator(Struct, frozen=True, kw_only=True):
+    """``[operator]``.
+
+    ``listen``: Twisted endpoint strings of the port for metrics and health, which is to be private; none is off.
+    """
+
+    listen: PrivateEndpoints = ()
+
+
 class Service(Struct, frozen=True, kw_only=True):
     """One of ``[services]``.
 
@@ -176,6 +187,7 @@ class Config(Struct, frozen=True, kw_only=True):
     auth: Auth = Auth()
     limits: Limits = Limits()
     socketio: SocketIO = SocketIO()
+    operator: Operator = Operator()
     services: tuple[Service, ...] = ()
 
 
@@ -249,6 +261,8 @@ def _take_environment(draft: _Draft, environ: Mapping[str, str]) -> None:
     # Separated by white space: a comma may stand in the path of a socket or a key.
     if endpoints := environ.get("KRAFTEK_LISTEN", "").split():
         draft.take("KRAFTEK_LISTEN", ("listen",), endpoints)
+    if endpoints := environ.get("KRAFTEK_OPERATOR", "").split():
+        draft.take("KRAFTEK_OPERATOR", ("operator", "listen"), endpoints)
     if check := environ.get("KRAFTEK_AUTH"):
         draft.take("KRAFTEK_AUTH", ("auth", "check"), check)
 
@@ -379,6 +393,7 @@ class _Draft:
             auth=Auth(**self._fields(Auth, "auth")),
             limits=Limits(**self._fields(Limits, "limits")),
             socketio=SocketIO(**self._fields(SocketIO, "socketio")),
+            operator=Operator(**self._fields(Operator, "operator")),
             services=tuple(Service(name=name, **self._fields(Service, "services", name)) for name in self._services),
         )
 
@@ -633,6 +648,7 @@ _STRUCTS: dict[Key, type[Struct]] = {
     ("auth",): Auth,
     ("limits",): Limits,
     ("socketio",): SocketIO,
+    ("operator",): Operator,
     ("services", "NAME"): Service,
 }
 """``NAME`` stands for any service's."""
@@ -649,6 +665,7 @@ _KINDS: dict[Key, Any] = {
 
 _CHECKS: dict[Key, Check] = {
     ("listen",): _check_endpoint,
+    ("operator", "listen"): _check_endpoint,
     ("origins",): _check_origin,
     ("redis", "url"): lambda url, _: redis_address(url),
     ("redis", "ca"): _check_certificates,

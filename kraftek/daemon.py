@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from twisted.application.service import IService, Service
 from twisted.internet import defer
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, maybeDeferred
-from twisted.internet.interfaces import IListeningPort
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -35,13 +35,14 @@ from kraftek.errors import NotPublished
 from kraftek.fastpath import drive
 from kraftek.gateway import Gateway
 from kraftek.http.auth import HttpChecker
+from kraftek.http.operator import operator_site
 from kraftek.http.polling import Polling
 from kraftek.http.site import public_site
 from kraftek.intake import Intake
 from kraftek.interfaces import IAccess, IBusListener
 from kraftek.leases import LOOK_INTERVAL, RENEW_INTERVAL, Leases
 from kraftek.listening import server_endpoint
-from kraftek.metrics import Counters
+from kraftek.metrics import Counters, Gauges
 from kraftek.names import new_gateway_id, reply_channel
 from kraftek.origins import Origins
 from kraftek.registry import ServiceRegistry
@@ -76,7 +77,8 @@ def make_gateway(reactor: Any, config: Config) -> IService:
 class Daemon(Service):
     """Starts everything from Redis up to the listening ports, and stops it the other way round.
 
-    ``registry`` may be changed at run time. ``ports`` are what it listens on, once it has started.
+    ``registry`` may be changed at run time. ``ports`` are what it listens on, once it has started, and
+    ``operator_ports`` where the operator is answered.
     """
 
     _log = Logger()
@@ -85,6 +87,7 @@ class Daemon(Service):
         self.registry = ServiceRegistry(config.services)
         self.counters = Counters()
         self.ports: list[IListeningPort] = []
+        self.operator_ports: list[IListeningPort] = []
         self._reactor = reactor
         self._config = config
         self._starting: Deferred[None] | None = None
@@ -199,7 +202,16 @@ class Daemon(Service):
         if not self.registry.services():
             self._log.warn("No services are registered: every event will be answered INVALID_EVENT.")
 
+        gauges = Gauges()
+        gauges.add("sockets", "Clients connected", lambda: len(roster))
+        gauges.add("rooms", "Rooms with a client of this process in them", lambda: roster.rooms)
+        gauges.add("redis_up", "Whether Redis is there", lambda: bus.available)
+        operator = operator_site(reactor, gateway_id, counters, gauges, bus)
+
         bus.startService()
+        # Before Redis is there, or its absence could not be asked about.
+        for endpoint in config.operator.listen:
+            self.operator_ports.append(await self._listen(endpoint, operator, "Answering the operator on {where}"))
         await _ready(bus, reactor)
         if config.demo:
             self._notes = NotesService(reactor, redis.url, redis.prefix)
@@ -221,16 +233,12 @@ class Daemon(Service):
         intake.begin()
         self._intake = intake
         for endpoint in config.listen:
-            port = await server_endpoint(reactor, endpoint).listen(clients)
-            self.ports.append(port)
-            address: Any = port.getHost()
-            where = getattr(address, "name", None) or f"{address.host}:{address.port}"
-            self._log.info("Listening on {where}", where=where)
+            self.ports.append(await self._listen(endpoint, clients, "Listening on {where}"))
         self._log.info("Gateway {gateway_id} is ready", gateway_id=gateway_id)
         notify("READY=1")
 
     async def _stop(self) -> None:
-        await DeferredList([maybeDeferred(port.stopListening) for port in self.ports])
+        await DeferredList([maybeDeferred(port.stopListening) for port in (*self.ports, *self.operator_ports)])
         for sweep in self._sweeps:
             sweep.stop()
         if self._gateway is not None:
@@ -247,6 +255,12 @@ class Daemon(Service):
             await self._bus.stopService()
         if self._embedded is not None:
             await self._embedded.stop()
+
+    async def _listen(self, endpoint: str, factory: IProtocolFactory, line: str) -> IListeningPort:
+        port = await server_endpoint(self._reactor, endpoint).listen(factory)
+        address: Any = port.getHost()
+        self._log.info(line, where=getattr(address, "name", None) or f"{address.host}:{address.port}")
+        return port
 
     def _guarded(self, sweep: Any) -> None:
         try:

@@ -1,42 +1,92 @@
-"""What happened since the process started, as plain integers that cost nothing to count."""
+"""What happened since the process started, as plain integers that cost nothing to count; and what there is now."""
 
 from __future__ import annotations
 
-from msgspec import Struct
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, get_args, get_type_hints
 
-__all__ = ["Counters"]
+from msgspec import Meta, Struct
+
+__all__ = ["Counters", "Gauge", "Gauges", "described"]
 
 
 class Counters(Struct):
-    """One per process, handed to whoever counts. Every value only grows."""
+    """One per process, handed to whoever counts. Every value only grows. An operator sees ``kraftek_<name>_total``."""
 
-    access_asked: int = 0
-    access_failed: int = 0
-    access_hits: int = 0
-    access_invalidations: int = 0
-    answers_not_kept: int = 0
-    broadcasts: int = 0
-    broadcasts_malformed: int = 0
-    broadcasts_without_target: int = 0
-    connections: int = 0
-    connections_refused: int = 0
-    delivered: int = 0
-    duplicates: int = 0
-    entries_swept: int = 0
-    errors_internal: int = 0
-    errors_peer: int = 0
-    intake: int = 0
-    intake_refused: int = 0
-    leases_lost: int = 0
-    ping_timeouts: int = 0
-    published: int = 0
-    published_to_nobody: int = 0
-    publishes_lost: int = 0
-    received: int = 0
-    redis_connects: int = 0
-    replies_late: int = 0
-    requests_repeated: int = 0
-    requests_timed_out: int = 0
-    revoked: int = 0
-    slow_consumers: int = 0
-    streams_full: int = 0
+    access_asked: Annotated[int, Meta(description="Questions to the auth service")] = 0
+    access_failed: Annotated[int, Meta(description="Questions that the auth service did not answer")] = 0
+    access_hits: Annotated[int, Meta(description="Checks of access that were answered from the cache")] = 0
+    access_invalidations: Annotated[int, Meta(description="Times that cached access was taken back")] = 0
+    answers_not_kept: Annotated[
+        int, Meta(description="Answers to requests that could not be kept for a request that is sent again")
+    ] = 0
+    broadcasts: Annotated[int, Meta(description="Messages from services to clients")] = 0
+    broadcasts_malformed: Annotated[int, Meta(description="Messages from services that could not be read")] = 0
+    broadcasts_without_target: Annotated[
+        int, Meta(description="Messages from services with neither recipients nor a room")
+    ] = 0
+    connections: Annotated[int, Meta(description="Clients that connected")] = 0
+    connections_refused: Annotated[
+        int, Meta(description="Connections refused: too many, a wrong origin, no common subprotocol")
+    ] = 0
+    delivered: Annotated[int, Meta(description="Messages of services written to clients, each client counted")] = 0
+    duplicates: Annotated[
+        int, Meta(description="Sockets closed because the same user took their room with a newer login")
+    ] = 0
+    entries_swept: Annotated[int, Meta(description="Entries of dead gateways removed from the room cache")] = 0
+    errors_internal: Annotated[int, Meta(description="Faults of the gateway")] = 0
+    errors_peer: Annotated[int, Meta(description="Errors that clients were told")] = 0
+    intake: Annotated[int, Meta(description="Events of services taken in")] = 0
+    intake_refused: Annotated[int, Meta(description="Events of services refused")] = 0
+    leases_lost: Annotated[int, Meta(description="Times that this gateway was taken for dead by others")] = 0
+    ping_timeouts: Annotated[int, Meta(description="Clients dropped because they did not answer a ping")] = 0
+    published: Annotated[int, Meta(description="Events published to services")] = 0
+    published_to_nobody: Annotated[int, Meta(description="Events that no service listened for")] = 0
+    publishes_lost: Annotated[
+        int, Meta(description="Events whose fate is unknown: the connection to Redis was lost")
+    ] = 0
+    received: Annotated[int, Meta(description="Messages from clients")] = 0
+    redis_connects: Annotated[int, Meta(description="Times that Redis was connected")] = 0
+    replies_late: Annotated[int, Meta(description="Answers of services that came after their time")] = 0
+    requests_repeated: Annotated[int, Meta(description="Requests sent again that were not run again")] = 0
+    requests_timed_out: Annotated[int, Meta(description="Requests that no service answered in time")] = 0
+    revoked: Annotated[int, Meta(description="Times that a socket lost a room because access was taken back")] = 0
+    slow_consumers: Annotated[int, Meta(description="Clients closed because they did not read what they were sent")] = 0
+    streams_full: Annotated[int, Meta(description="Events refused because a service's stream was full")] = 0
+
+
+def described() -> Iterator[tuple[str, str]]:
+    """The names of the counters, and what each counts."""
+    for name, hint in get_type_hints(Counters, include_extras=True).items():
+        yield name, get_args(hint)[1].description
+
+
+class Gauge(Struct, frozen=True):
+    """Something that can be looked at when an operator asks: ``kraftek_<name>``.
+
+    ``read`` gives the number, or with a ``label`` the number for each value of it. It is called at each look, and must
+    not wait.
+    """
+
+    name: str
+    description: str
+    read: Callable[[], float | Mapping[str, float]]
+    label: str = ""
+
+
+class Gauges:
+    """All of them. Whoever has something to look at adds it once, at the start."""
+
+    def __init__(self) -> None:
+        self._gauges: dict[str, Gauge] = {}
+
+    def add(
+        self, name: str, description: str, read: Callable[[], float | Mapping[str, float]], label: str = ""
+    ) -> None:
+        """Add one. Raises ``ValueError`` when there is one of that name."""
+        if name in self._gauges:
+            raise ValueError(f"there is a gauge {name!r} already")
+        self._gauges[name] = Gauge(name, description, read, label)
+
+    def __iter__(self) -> Iterator[Gauge]:
+        return iter(self._gauges.values())

@@ -15,11 +15,29 @@ from msgspec.structs import fields, replace
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.testing import MemoryReactor
 
-from kraftek.config import Auth, Config, Limits, Redis, RedisAddress, Service, SocketIO, load, masked, redis_address
+from kraftek.config import (
+    Auth,
+    Config,
+    Limits,
+    Operator,
+    Redis,
+    RedisAddress,
+    Service,
+    SocketIO,
+    load,
+    masked,
+    redis_address,
+)
 from kraftek.errors import ConfigError
 
 SHIPPED = Path(__file__).resolve().parent.parent / "etc/kraftek-gateway.toml"
-TABLES: dict[str, type[Struct]] = {"redis": Redis, "auth": Auth, "limits": Limits, "socketio": SocketIO}
+TABLES: dict[str, type[Struct]] = {
+    "redis": Redis,
+    "auth": Auth,
+    "limits": Limits,
+    "socketio": SocketIO,
+    "operator": Operator,
+}
 
 
 def load_toml(
@@ -89,6 +107,9 @@ def test_a_real_file_is_read(tmp_path: Path) -> None:
         ("listen", 'listen = ["tcp:1"]', {"PORT": "8080", "KRAFTEK_LISTEN": "tcp:2"}, {}, ("tcp:2",)),
         ("listen", "", {"KRAFTEK_LISTEN": "tcp:2"}, {"listen": ["tcp:3", "tcp:4"]}, ("tcp:3", "tcp:4")),
         ("listen", "", {"KRAFTEK_LISTEN": " tcp:2\n unix:/a,b\ttcp:3 "}, {}, ("tcp:2", "unix:/a,b", "tcp:3")),
+        ("operator.listen", "", {}, {}, ()),
+        ("operator.listen", "operator.listen = []", {"KRAFTEK_OPERATOR": "tcp:1 tcp:2"}, {}, ("tcp:1", "tcp:2")),
+        ("operator.listen", 'operator.listen = ["tcp:3"]', {"KRAFTEK_OPERATOR": ""}, {}, ("tcp:3",)),
         ("redis.url", "", {"REDIS_HOST": "cache"}, {}, "redis://cache:6379/0"),
         ("redis.url", "", {"REDIS_PORT": "7000"}, {}, "redis://127.0.0.1:7000/0"),
         ("redis.url", "", {"REDIS_HOST": "cache", "REDIS_PORT": "7000"}, {}, "redis://cache:7000/0"),
@@ -250,7 +271,7 @@ def test_the_demo_brings_what_is_not_given(
         ("[rediss]\nx = 1", "rediss: unknown key; did you mean redis?"),
         ("redis.ulr = 1", "redis.ulr: unknown key; did you mean redis.url?"),
         ('url = "redis://:hunter2@h"', "url: unknown key; did you mean redis.url?"),
-        ("[redis]\nlisten = []", "redis.listen: unknown key; did you mean listen?"),
+        ("[redis]\nlisten = []", "redis.listen: unknown key; did you mean listen or operator.listen?"),
         ("timeout = 1", "timeout: unknown key; did you mean auth.timeout or services.NAME.timeout?"),
         ("ca = 1", "ca: unknown key; did you mean redis.ca or auth.ca?"),
         ("limits.pingTimeout = 1", "limits.pingTimeout: unknown key; did you mean limits.ping_timeout?"),
