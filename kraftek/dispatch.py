@@ -20,7 +20,7 @@ from kraftek.messages import Envelope
 from kraftek.names import partition_of, stream_of
 from kraftek.scripts import Script
 
-__all__ = ["FULL", "LOST", "MARK", "Dispatch"]
+__all__ = ["FULL", "LOST", "Dispatch"]
 
 LOST = -1
 """The receipt of an event that may not have arrived: the connection to Redis was lost."""
@@ -82,11 +82,8 @@ return waiting
 
 APPEND = Script.each(1, 2, "return send(KEYS[1], ARGV[1], ARGV[2])", _SEND["stream"])
 
-MARK = 8
-"""Characters at the beginning of a mark that tell one event from another."""
-
 _NOTES = {
-    False: f"""'=' .. ARGV[2]:sub(1, {MARK}) .. '{{"type":"ack","payload":{{"receivers":' .. taken .. '}}}}'""",
+    False: """'=' .. event .. '{"type":"ack","payload":{"receivers":' .. taken .. '}}'""",
     True: "'?' .. ARGV[2]",
 }
 """What is left under a claim when the event was taken, for services that do not reply and for those that do."""
@@ -96,8 +93,8 @@ ONCE = {
         2,
         3 if transport == "pubsub" else 4,
         f"""
-local known = redis.call('GET', KEYS[2])
-if known and known:sub(2, {MARK} + 1) == ARGV[2]:sub(1, {MARK}) then return known end
+local known, event = redis.call('GET', KEYS[2]), ARGV[2]:match('^%d+:')
+if known and known:sub(2, #event + 1) == event then return known end
 local taken = send(KEYS[1], ARGV[1], ARGV[4])
 if taken > 0 then redis.call('SET', KEYS[2], {note}, 'PX', ARGV[3]) end
 return taken
@@ -139,14 +136,14 @@ class Dispatch:
         envelope: Envelope,
         claim: str,
         mark: str,
-        kept: int,
+        kept: str,
         receipt: Callable[[int | bytes], None],
     ) -> None:
-        """As :meth:`send`, unless this event was sent under this ``claim`` before: what stands there is the receipt.
+        """As :meth:`send`, unless it was sent under this ``claim`` before: what stands there is the receipt then.
 
-        That is ``?`` and the ``mark`` of who sent it, while it waits for its answer; then ``=``, the first :data:`MARK`
-        characters of that, which tell which event it is, and the answer: for a service that does not reply, the
-        ``ack``. It stands there for ``kept`` milliseconds.
+        That is ``?`` and the ``mark``, while it waits for its answer; then ``=``, the part of the mark up to its colon,
+        and the answer: for a service that does not reply, the ``ack``. A mark is a number that tells one event from
+        another, a colon, and who sent it. It stands there for ``kept`` milliseconds.
         """
         script = ONCE[service.transport, service.reply]
         if service.transport == "pubsub":

@@ -14,7 +14,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from kraftek.config import Limits, Service
-from kraftek.dispatch import FULL, LOST, MARK, Dispatch
+from kraftek.dispatch import FULL, LOST, Dispatch
 from kraftek.errors import Code, NotPublished, PeerError
 from kraftek.interfaces import IBus
 from kraftek.messages import Ack, Broadcast, Delivery, Envelope, ErrorMessage, Event, Outbound, RequestId
@@ -32,19 +32,17 @@ _RETRY_AFTER = 1.0
 Key = tuple[str, RequestId]
 """A request by its socket and its id."""
 
-
-KEEP = Script.each(1, 3, f"""
+KEEP = Script.each(1, 3, """
 if redis.call('GET', KEYS[1]) == '?' .. ARGV[1] then
-    redis.call('SET', KEYS[1], '=' .. ARGV[1]:sub(1, {MARK}) .. ARGV[2], 'PX', ARGV[3])
+    redis.call('SET', KEYS[1], '=' .. ARGV[1]:match('^%d+:') .. ARGV[2], 'PX', ARGV[3])
 end
 return 1
 """)
 
-ADOPT = Script(f"""
+ADOPT = Script("""
 local known = redis.call('GET', KEYS[1])
-if known and known:sub(1, 1) == '?' and known:sub({MARK} + 2) == ARGV[1] then
-    redis.call('SET', KEYS[1], '=' .. known:sub(2, {MARK} + 1) .. ARGV[2], 'PX', ARGV[3])
-end
+local event, socket = (known or ''):match('^%?(%d+:)(.*)$')
+if socket == ARGV[1] then redis.call('SET', KEYS[1], '=' .. event .. ARGV[2], 'PX', ARGV[3]) end
 return 0
 """)
 
@@ -53,27 +51,29 @@ _decode = msgspec.json.Decoder(Broadcast).decode
 
 
 class _Request:
-    __slots__ = ("alike", "claim", "deadline", "event", "key", "mark", "service", "session")
+    __slots__ = ("claim", "deadline", "event", "key", "mark", "queue", "session")
 
     def __init__(
-        self,
-        session: Session,
-        event: Event,
-        service: Service,
-        key: Key,
-        claim: str,
-        mark: str,
-        deadline: float,
-        alike: dict[Key, _Request],
+        self, session: Session, event: Event, queue: _Queue, key: Key, claim: str, mark: str, deadline: float
     ) -> None:
         self.session = session
         self.event = event
-        self.service = service
+        self.queue = queue
         self.key = key
         self.claim = claim
         self.mark = mark
         self.deadline = deadline
-        self.alike = alike
+
+
+class _Queue:
+    """Requests of one service, in the order in which they are due. ``kept``: milliseconds that a claim stands."""
+
+    __slots__ = ("kept", "requests", "service")
+
+    def __init__(self, service: Service, kept: int) -> None:
+        self.service = service
+        self.kept = str(kept + int(service.timeout * 1000))
+        self.requests: dict[Key, _Request] = {}
 
 
 class Requests:
@@ -102,11 +102,12 @@ class Requests:
         self._roster = roster
         self._bound = limits.requests
         self._kept = int(limits.request_window * 1000)
+        self._kept_text = str(self._kept)
         self._counters = counters
         self._clock = clock
         self._waiting: dict[Key, _Request] = {}
-        # By service: those of one are due in the order in which they came.
-        self._alike: dict[str, dict[Key, _Request]] = {}
+        # By the identity of the service: under its name another one may be registered by now.
+        self._queues: dict[int, _Queue] = {}
         self._elsewhere: dict[Key, _Request] = {}
 
     def __len__(self) -> int:
@@ -124,23 +125,22 @@ class Requests:
             return  # the answer on its way is this one's too
         if session.requests >= self._bound:
             raise _too_many(event, Code.RATE_LIMITED, "too many of this socket's requests wait for their answers")
-        alike = self._alike.get(service.name)
-        if alike is None:
-            alike = self._alike[service.name] = {}
-        if len(alike) >= service.requests:
+        queue = self._queues.get(id(service))
+        if queue is None:
+            queue = self._queues[id(service)] = _Queue(service, self._kept)
+        if len(queue.requests) >= service.requests:
             raise _too_many(event, Code.SERVICE_UNAVAILABLE, "too many requests wait for this service's answers")
         claim = mark = ""
         if self._kept and session.dialect.lasting_ids:
             claim, mark = _claim(envelope.user_id, event.id), _mark(envelope)
         deadline = self._clock.seconds() + service.timeout
-        request = _Request(session, event, service, key, claim, mark, deadline, alike)
+        request = _Request(session, event, queue, key, claim, mark, deadline)
         sent = partial(self._sent, request)
         if claim:
-            kept = self._kept + int(service.timeout * 1000)
-            self._dispatch.send_once(service, envelope, claim, mark, kept, sent)
+            self._dispatch.send_once(service, envelope, claim, mark, queue.kept, sent)
         else:
             self._dispatch.send(service, envelope, sent)
-        self._waiting[key] = alike[key] = request
+        self._waiting[key] = queue.requests[key] = request
         session.requests += 1
 
     def answered(self, message: Broadcast, body: bytes) -> None:
@@ -165,14 +165,14 @@ class Requests:
     def sweep(self) -> None:
         """What time brings: answers that are overdue, and those that another request of the same id was given."""
         now = self._clock.seconds()
-        for name, alike in tuple(self._alike.items()):
-            while alike:
-                request = next(iter(alike.values()))
+        for number, queue in tuple(self._queues.items()):
+            while queue.requests:
+                request = next(iter(queue.requests.values()))
                 if request.deadline > now:
                     break
                 self._time_out(request)
-            if not alike:
-                del self._alike[name]
+            if not queue.requests:
+                del self._queues[number]
         self._look()
 
     def _sent(self, request: _Request, taken: int | bytes) -> None:
@@ -184,7 +184,7 @@ class Requests:
             request.mark = taken[1:].decode()
             self._found([taken], (request,))
         elif taken > 0:
-            if not request.service.reply:
+            if not request.queue.service.reply:
                 self._close(request, Ack(request.key[1], taken))
         else:
             self._forget(request)
@@ -205,7 +205,7 @@ class Requests:
         for request, answer in zip(requests, answers, strict=True):
             if answer is None or answer.startswith(b"?") or self._elsewhere.get(request.key) is not request:
                 continue
-            known = _decode(answer[1 + MARK :])
+            known = _decode(answer.partition(b":")[2])
             self._close(request, Delivery(known.type, known.payload, None, request.key[1]))
 
     def _not_asked(self, failure: Failure) -> None:
@@ -214,14 +214,14 @@ class Requests:
 
     def _time_out(self, request: _Request) -> None:
         self._counters.requests_timed_out += 1
-        message, name = f"no answer within {request.service.timeout:g} s", request.event.name
+        message, name = f"no answer within {request.queue.service.timeout:g} s", request.event.name
         body = _encode({"type": "error", "payload": {"code": Code.TIMEOUT, "message": message, "eventType": name}})
         self._settle(request, ErrorMessage(Code.TIMEOUT, message, name, None, request.key[1]), body)
 
     def _settle(self, request: _Request, outbound: Outbound, body: bytes) -> None:
         if request.claim:
             try:
-                self._bus.run(KEEP, (request.claim,), (request.mark, body, self._kept), _ignored, linger=True)
+                self._bus.run(KEEP, (request.claim,), (request.mark, body, self._kept_text), _ignored, linger=True)
             except NotPublished:
                 self._counters.answers_not_kept += 1
         self._close(request, outbound)
@@ -232,7 +232,7 @@ class Requests:
 
     def _forget(self, request: _Request) -> None:
         key = request.key
-        del self._waiting[key], request.alike[key]
+        del self._waiting[key], request.queue.requests[key]
         if self._elsewhere:
             self._elsewhere.pop(key, None)
         request.session.requests -= 1
@@ -262,8 +262,9 @@ def _claim(user_id: str, request_id: RequestId) -> str:
 
 def _mark(envelope: Envelope) -> str:
     """Which event it is, and who sent it."""
-    place = f"{envelope.event_type} {envelope.room_id}".encode("utf-8", "surrogatepass")
-    return f"{crc32(envelope.payload, crc32(place)):08x}{envelope.socket_id}"
+    room_id = envelope.room_id or ""
+    event = crc32(envelope.payload, crc32(envelope.event_type.encode(), crc32(room_id.encode())))
+    return f"{event}:{envelope.socket_id}"
 
 
 def _alike(one: Event, other: Event) -> bool:

@@ -56,10 +56,10 @@ class DispatchTest(TestCase):
         return taken
 
     def send_once(
-        self, service: Service, event: Envelope, claim: str = "request:1", mark: str = "abcdefghme"
+        self, service: Service, event: Envelope, claim: str = "request:1", mark: str = "1:me"
     ) -> Deferred[int | bytes]:
         taken: Deferred[int | bytes] = Deferred()
-        self.dispatch.send_once(service, event, claim, mark, 60_000, taken.callback)
+        self.dispatch.send_once(service, event, claim, mark, "60000", taken.callback)
         return taken
 
     def texts(self, stream: str) -> list[str]:
@@ -151,9 +151,9 @@ class DispatchTest(TestCase):
 
     async def test_once_is_once(self) -> None:
         assert await self.send_once(JOBS, envelope("a")) == 1
-        known = await self.send_once(JOBS, envelope("a"), mark="abcdefghyou")
-        assert known == b'=abcdefgh{"type":"ack","payload":{"receivers":1}}'
-        assert await self.send_once(JOBS, envelope("b"), mark="ABCDEFGHme") == 1
+        known = await self.send_once(JOBS, envelope("a"), mark="1:you")
+        assert known == b'=1:{"type":"ack","payload":{"receivers":1}}'
+        assert await self.send_once(JOBS, envelope("b"), mark="12:me") == 1
         assert await self.send_once(JOBS, envelope("a"), "request:2") == 1
         assert self.texts("k:events:jobs") == ["a", "b", "a"]
         assert 0 < int(self.client.pttl("k:request:1")) <= 60_000
