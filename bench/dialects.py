@@ -57,7 +57,7 @@ class Dialect(ABC):
         return self.envelope(name) % (b'{"at":%%d,"who":%%d,"roomId":"r%%d","text":"%s"}' % (b"x" * text))
 
     def request(self, name: str, text: int) -> bytes:
-        """As `event`, with an id, and so one ``%d`` more each for ``at`` and ``who``. Not every dialect knows requests."""
+        """As `event`, with an id, and so one ``%d`` more each for ``at`` and ``who``. Not every dialect has them."""
         raise NotImplementedError
 
 

@@ -51,7 +51,8 @@ def answer(body: bytes) -> bytes:
         said = Answer("bench:echo:pong", [event.socketId], event.payload)
     else:
         said = Answer("bench:room:said", [], event.payload)
-    return hiredis.pack_command((b"PUBLISH", channel, _encode(said)))  # type: ignore[arg-type]
+    command: bytes = hiredis.pack_command((b"PUBLISH", channel, _encode(said)))  # type: ignore[arg-type]
+    return command
 
 
 class Publisher(asyncio.Protocol):
@@ -111,7 +112,7 @@ class Consumer(asyncio.Protocol):
             elif isinstance(reply, list):
                 ((_, entries),) = reply
                 answers = [answer(fields[1]) for _, fields in entries]
-                answers.append(hiredis.pack_command((*self._done, *(number for number, _ in entries))))  # type: ignore[arg-type]
+                answers.append(hiredis.pack_command((*self._done, *(number for number, _ in entries))))
                 self._publisher.transport.write(b"".join(answers))
                 self._transport.write(self._read)
 
