@@ -23,9 +23,9 @@ class Options(usage.Options):
     synopsis = "[options]"
     longdesc = (
         "Options win over the environment (KRAFTEK_REDIS, KRAFTEK_AUTH, and with white space between endpoints "
-        "KRAFTEK_LISTEN and KRAFTEK_OPERATOR), and that wins over the file. A password in a URL is safer in one of these "
-        "two: the list of processes shows options to everybody. Without any of them clients are awaited at tcp:3001, "
-        "Redis is redis://127.0.0.1:6379/0, the auth service http://127.0.0.1:3002, and there are no services."
+        "KRAFTEK_LISTEN and KRAFTEK_OPERATOR), and that wins over the file. A password in a URL is safer in one of "
+        "these two: the list of processes shows options to everybody. Without any of them clients are awaited at "
+        "tcp:3001, Redis is redis://127.0.0.1:6379/0, the auth service http://127.0.0.1:3002; there are no services."
     )
     optParameters: ClassVar[list[list[str | None]]] = [
         ["config", None, None, "File in TOML; etc/kraftek-gateway.toml of the source shows every key."],
