@@ -1,0 +1,198 @@
+"""10,000 requests from clients through real gateways to a service whose instances are killed all the time.
+
+Instances of both doors serve side by side. What is counted are answers: exactly one to each request, whatever dies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections import Counter, deque
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from websockets.asyncio.client import connect
+from websockets.typing import Subprotocol
+
+from tests.integration.waiting import wait_until
+from tests.service.instances import Instances
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from contextlib import ExitStack
+
+    from tests.integration.conftest import RedisServer, StartGateway
+
+REQUESTS = 10_000
+CLIENTS = 20
+IN_FLIGHT = 25
+"""Of each client."""
+
+
+class Crowd:
+    """Clients that ask, and all answers by the number of the request: a word for each answer that came."""
+
+    def __init__(self, urls: list[str]) -> None:
+        self.answers: dict[int, list[str]] = {number: [] for number in range(REQUESTS)}
+        self._urls = urls
+        self.answered = 0
+        self._left = deque(range(REQUESTS))
+
+    async def ask(self) -> None:
+        """Send all requests, and return when each has an answer and nobody was told anything more."""
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(CLIENTS):
+                tasks.create_task(self._client(number, self._urls[number % len(self._urls)]))
+
+    async def _client(self, number: int, url: str) -> None:
+        async with connect(url, subprotocols=[Subprotocol("kraftek.v1.json")], compression=None, proxy=None) as socket:
+            payload = {"token": str(number), "roomId": f"room{number}"}
+            await socket.send(json.dumps({"type": "authenticate", "payload": payload}))
+            while json.loads(await socket.recv())["type"] != "authenticated":
+                pass
+            waiting = 0
+            while waiting or self._left:
+                while self._left and waiting < IN_FLIGHT:
+                    mark = self._left.popleft()
+                    event = {"type": "sample:do:sleep", "payload": {"seconds": 0, "mark": mark}, "id": mark}
+                    await socket.send(json.dumps(event))
+                    waiting += 1
+                waiting -= 1
+                if self._heard(json.loads(await asyncio.wait_for(socket.recv(), 30))) == "SERVICE_UNAVAILABLE":
+                    await asyncio.sleep(0.2)  # who hurries now is through before anybody listens again
+            # Everything the gateway had for this client comes before the answer to this.
+            await socket.send('{"type": "barrier::", "id": "last"}')
+            while (message := json.loads(await socket.recv()))["id"] != "last":
+                self._heard(message)
+
+    def _heard(self, message: Any) -> str:
+        word: str = message["payload"]["code"] if message["type"] == "error" else "answered"
+        self.answers[message["id"]].append(word)
+        self.answered += 1
+        return word
+
+
+class Service:
+    """Its instances, one through each door."""
+
+    def __init__(self, server: RedisServer, stage: ExitStack, **settings: Any) -> None:
+        self._instances = Instances()
+        stage.callback(self._instances.stop)
+        self._server = server
+        self._redis = server.client()
+        self._settings = settings
+        self._processes = {door: self._start(door) for door in ("asyncio", "twisted")}
+
+    def _start(self, door: str) -> Any:
+        return self._instances.start(door, self._server.url, **self._settings)
+
+    def kill(self, *doors: str) -> None:
+        """Kill these instances, and start others in their places."""
+        for door in doors:
+            self._processes[door].kill()
+            self._processes[door] = self._start(door)
+
+    def listens(self) -> bool:
+        """Whether both do, over Pub/Sub."""
+        return bool(self._redis.pubsub_numsub("events:sample")[0][1] == len(self._processes))
+
+
+async def ask_while_killing(crowd: Crowd, times: int, kill: Callable[[], Awaitable[None]]) -> None:
+    """Kill at random moments between the first and the last answer."""
+    chance = random.Random(5)
+
+    async def killing() -> None:
+        for moment in sorted(chance.sample(range(REQUESTS * 9 // 10), times)):
+            while crowd.answered < moment:
+                await asyncio.sleep(0.01)
+            await kill()
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(killing())
+        tasks.create_task(crowd.ask())
+
+
+def test_over_a_stream(redis_server: RedisServer, gateway: StartGateway, stage: ExitStack) -> None:
+    service = {"channel": "events:sample", "transport": "stream", "reply": True, "timeout": 60}
+    urls = [gateway(redis_server, services={"sample": service}).url for _ in range(2)]
+    sample = Service(redis_server, stage, transport="stream", claim_after=0.5, attempts=10)
+    crowd, redis = Crowd(urls), redis_server.client()
+    began = time.monotonic()
+
+    async def kill() -> None:
+        sample.kill(random.choice(["asyncio", "twisted"]))
+
+    asyncio.run(ask_while_killing(crowd, 15, kill))
+
+    took = time.monotonic() - began
+    words = Counter(word for answers in crowd.answers.values() for word in answers)
+    assert [number for number, answers in crowd.answers.items() if len(answers) != 1] == []
+    begun = [int(mark) for key in redis.keys("begun:*") for mark in redis.lrange(key, 0, -1)]
+    done = [int(mark) for key in redis.keys("done:*") for mark in redis.lrange(key, 0, -1)]
+    assert set(begun) == set(range(REQUESTS))
+    # What was answered was committed once, however often it was handled.
+    assert sorted(done) == sorted(number for number, answers in crowd.answers.items() if answers == ["answered"])
+    assert set(words) <= {"answered", "EVENT_PROCESSING_ERROR"}
+    assert words["EVENT_PROCESSING_ERROR"] == redis.xlen("events:sample:dead")
+    wait_until(lambda: redis.xlen("events:sample") == 0, "an empty stream")
+    print(f"{took:.1f} s, {len(begun) - REQUESTS} handled twice, {dict(words)}")
+
+
+def test_over_pubsub(redis_server: RedisServer, gateway: StartGateway, stage: ExitStack) -> None:
+    service = {"channel": "events:sample", "reply": True, "timeout": 3}
+    urls = [gateway(redis_server, services={"sample": service}).url for _ in range(2)]
+    sample = Service(redis_server, stage)
+    crowd, redis = Crowd(urls), redis_server.client()
+    wait_until(sample.listens, "the service", 30)
+    began = time.monotonic()
+
+    async def kill() -> None:
+        sample.kill("asyncio", "twisted")
+        while not sample.listens():
+            await asyncio.sleep(0.01)
+
+    asyncio.run(ask_while_killing(crowd, 5, kill))
+
+    took = time.monotonic() - began
+    words = Counter(word for answers in crowd.answers.values() for word in answers)
+    assert [number for number, answers in crowd.answers.items() if len(answers) != 1] == []
+    begun = {int(mark) for key in redis.keys("begun:*") for mark in redis.lrange(key, 0, -1)}
+    for number, (word,) in crowd.answers.items():
+        assert word in {"answered", "SERVICE_UNAVAILABLE", "TIMEOUT"}
+        if word != "TIMEOUT":  # that one may have died of it, or before it
+            assert (number in begun) == (word == "answered")
+    assert words["answered"] > words["SERVICE_UNAVAILABLE"] > 0
+    print(f"{took:.1f} s, {dict(words)}")
+
+
+@pytest.mark.parametrize("door", ["asyncio", "twisted"])
+def test_a_service_asks_another_through_a_gateway(
+    door: str, redis_server: RedisServer, gateway: StartGateway, stage: ExitStack
+) -> None:
+    """The sample service asks itself, by name: who asks and who is asked know nothing of each other's channels."""
+    services = {"sample": {"channel": "events:sample", "reply": True}}
+    url = gateway(redis_server, services=services).url
+    instances = Instances()
+    stage.callback(instances.stop)
+    instances.start(door, redis_server.url)
+    redis = redis_server.client()
+    wait_until(lambda: redis.pubsub_numsub("events:sample")[0][1] == 1, "the service", 30)
+
+    async def asked(*events: tuple[str, Any]) -> list[Any]:
+        async with connect(f"{url}?token=ada&roomId=r1", compression=None, proxy=None) as socket:
+            answers = []
+            for number, (event, payload) in enumerate(events):
+                ask = {"event": event, "payload": payload}
+                await socket.send(json.dumps({"type": "sample:ask:other", "payload": ask, "id": number}))
+                while (message := json.loads(await socket.recv())).get("id") != number:
+                    pass
+                answers.append(message["payload"])
+            return answers
+
+    answer, nobody = asyncio.run(asked(("sample:say:who", None), ("nobody:is:there", None)))
+
+    who = {"user_id": "user_ada", "socket_id": "", "room_id": "r1", "source": "sample"}
+    assert {name: answer["answer"][name] for name in who} == who
+    assert nobody["code"] == "INVALID_EVENT"
