@@ -17,7 +17,7 @@ from kraftek.config import Limits
 from kraftek.dispatch import Dispatch
 from kraftek.errors import Code, NotPublished, PeerError
 from kraftek.interfaces import IDialect, IEventRouter, ILink
-from kraftek.messages import Authenticate, Connected, Envelope, Event, Inbound, Join, Leave
+from kraftek.messages import Authenticate, Connected, Envelope, Event, Inbound, Join, Leave, Ping, Pong
 from kraftek.metrics import Counters
 from kraftek.names import new_socket_id
 from kraftek.requests import Requests, not_taken
@@ -76,6 +76,8 @@ class Gateway:
             self._send(session, message)
         elif type(message) is Authenticate:
             self._admission.authenticate(session, message)
+        elif type(message) is Ping:
+            session.say(Pong(message.id))
         elif session.user_id is None:
             raise PeerError(Code.NOT_AUTHENTICATED, "authenticate first", id=message.id)
         elif type(message) is Join:

@@ -31,6 +31,8 @@ __all__ = [
     "Left",
     "Outbound",
     "Outgoing",
+    "Ping",
+    "Pong",
     "RequestId",
     "Token",
 ]
@@ -109,7 +111,13 @@ class Event(Struct, frozen=True, gc=False):
     traceparent: str | None = None
 
 
-Inbound = Authenticate | Join | Leave | Event
+class Ping(Struct, frozen=True):
+    """The client wants to know whether somebody is there: browsers do not show it the WebSocket's own pings."""
+
+    id: RequestId | None = None
+
+
+Inbound = Authenticate | Join | Leave | Event | Ping
 
 # Gateway → client: what a dialect encodes.
 
@@ -169,13 +177,19 @@ class Delivery(Struct, frozen=True):
     id: RequestId | None = None
 
 
+class Pong(Struct, frozen=True):
+    """Somebody is."""
+
+    id: RequestId | None = None
+
+
 class Closing(Struct, frozen=True):
     """The last word to a client: its socket is closed next, with this close code."""
 
     code: int
 
 
-Outbound = Connected | Authenticated | Joined | Left | ErrorMessage | Ack | Delivery | Closing
+Outbound = Connected | Authenticated | Joined | Left | ErrorMessage | Ack | Delivery | Pong | Closing
 
 
 class Outgoing:

@@ -38,6 +38,18 @@ def test_it_is_made_with_a_router_alone() -> None:
         )
 
 
+def test_a_sign_of_life_at_any_time() -> None:
+    house = House()
+    client = house.connect()
+    client.play("""
+        > {"type": "ping", "id": 1}
+        < {"type": "pong", "payload": null, "id": 1}
+        > {"type": "ping"}
+        < {"type": "pong", "payload": null}
+    """)
+    assert house.counters.errors_peer == 0
+
+
 def test_the_first_word_to_a_client_is_its_socket_id() -> None:
     house = House("gw7")
     client = house.connect()

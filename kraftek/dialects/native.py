@@ -32,6 +32,8 @@ from kraftek.messages import (
     Left,
     Outbound,
     Outgoing,
+    Ping,
+    Pong,
     RequestId,
     Token,
 )
@@ -105,6 +107,8 @@ class NativeDialect:
                 return Join(self._payload(frame, _decode_room).roomId, frame.id)
             case "leave":
                 return Leave(self._payload(frame, _decode_room).roomId, frame.id)
+            case "ping":
+                return Ping(frame.id)
             case _:
                 return Event(name, frame.payload, frame.id)
 
@@ -125,6 +129,8 @@ class NativeDialect:
                 reply = _Reply("joined", {"roomId": room_id}, id)
             case Left(room_id, id):
                 reply = _Reply("left", {"roomId": room_id}, id)
+            case Pong(id):
+                reply = _Reply("pong", None, id)
             case Closing():
                 return None
         return Outgoing(_encode(reply))

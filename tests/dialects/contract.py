@@ -33,6 +33,7 @@ from kraftek.messages import (
     Left,
     Outbound,
     Outgoing,
+    Pong,
 )
 
 __all__ = ["JSON", "OUTBOUND", "SECRET", "DialectContract", "same"]
@@ -58,6 +59,7 @@ OUTBOUND: st.SearchStrategy[Outbound] = st.one_of(
     st.builds(Closing, st.sampled_from([1000, 1001, 1011, *range(4400, 4430)])),
     st.builds(Authenticated, st.text(), st.none() | st.text(), IDS),
     st.builds(Joined, st.text(), IDS),
+    st.builds(Pong, IDS),
     st.builds(Left, st.text(), IDS),
     st.builds(
         ErrorMessage,

@@ -31,6 +31,7 @@ from kraftek.messages import (
     Left,
     Outbound,
     Outgoing,
+    Pong,
     Token,
 )
 from tests.dialects.contract import JSON, SECRET, DialectContract, Wire, same
@@ -195,6 +196,7 @@ SAID: list[tuple[Outbound, str]] = [
     (Authenticated("u", None), '{"type":"authenticated","payload":{"success":true,"userId":"u","roomId":null}}'),
     (Joined("r", "q"), '{"type":"joined","payload":{"roomId":"r"},"id":"q"}'),
     (Left("r"), '{"type":"left","payload":{"roomId":"r"}}'),
+    (Pong(3), '{"type":"pong","payload":null,"id":3}'),
     (Ack(0, 2), '{"type":"ack","payload":{"receivers":2},"id":0}'),
     (
         ErrorMessage(Code.INVALID_EVENT, "No", "a:b", None, "q"),

@@ -31,6 +31,7 @@ from kraftek.messages import (
     Left,
     Outbound,
     Outgoing,
+    Pong,
     Token,
 )
 from tests.dialects.contract import JSON, SECRET, DialectContract, Wire, same
@@ -185,6 +186,7 @@ SAID: list[tuple[Outbound, list[str]]] = [
     (Delivery("a:b:c", Raw(b"1"), None, "7"), ['42["a:b:c",1]']),
     (Delivery("a:b:c", Raw(b"1"), None, -7), ['42["a:b:c",1]']),
     (Delivery("ж📝", Raw('"ж"'.encode())), ['42["ж📝","ж"]']),
+    (Pong(1), []),
     (Closing(4401), ["41"]),
 ]
 

@@ -419,7 +419,7 @@ export class Kraftek {
     else if (heartbeat <= LONGEST_TIMER) this.#after(heartbeat - silent, () => this.#look());
   }
 
-  /** Ask for a sign of life. The protocol has no ping: the refusal of one is as good a sign as any other. */
+  /** Ask for a sign of life: a browser does not show its pages the WebSocket's own pings. */
   #probe() {
     if (this.#state !== "ready" || this.#probing) return;
     this.#probing = true;
