@@ -206,6 +206,8 @@ class Daemon(Service):
         gauges.add("sockets", "Clients connected", lambda: len(roster))
         gauges.add("rooms", "Rooms with a client of this process in them", lambda: roster.rooms)
         gauges.add("redis_up", "Whether Redis is there", lambda: bus.available)
+        gauges.add("requests", "Requests of this process's clients that wait for their answers", lambda: len(requests))
+        gauges.add("waiting", "Events that wait in the streams of a service", lambda: dispatch.waiting, "service")
         operator = operator_site(reactor, gateway_id, counters, gauges, bus)
 
         bus.startService()

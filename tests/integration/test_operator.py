@@ -51,6 +51,21 @@ def test_metrics_and_health(redis_server: RedisServer, gateway: StartGateway, co
     assert "kraftek_redis_up 0.0" in asked(f"{url}/metrics")[1]
 
 
+def test_what_waits_for_a_service_is_a_number(
+    redis_server: RedisServer, gateway: StartGateway, connect: Connect
+) -> None:
+    services = {"jobs": {"channel": "events:jobs", "transport": "stream", "reply": True}}
+    running = gateway(redis_server, config={**CONFIG, "services": services})
+    url = "http://" + running.wait_log(re.compile(r"Answering the operator on (\S+)"))[1]
+    ada = connect(running, token="ada", room="r")
+    for number in range(3):
+        ada.send("jobs:job:do", id=number)
+    deadline = time.monotonic() + 10
+    while 'kraftek_waiting{service="jobs"} 3.0' not in (text := asked(f"{url}/metrics")[1]):
+        assert time.monotonic() < deadline, text
+    assert "kraftek_requests 3.0" in text
+
+
 def test_nobody_is_answered_unless_the_operator_wants_it(redis_server: RedisServer, gateway: StartGateway) -> None:
     running = gateway(redis_server)
     assert "operator" not in running.log()
