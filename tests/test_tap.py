@@ -44,7 +44,7 @@ def parsed(*arguments: str) -> Config:
                 demo=True,
                 redis=Redis(url="embedded:"),
                 auth=Auth(check="open"),
-                services=(Service(name="stickyNotes", channel="events:stickyNotes"),),
+                services=(Service(name="stickyNotes", channel="events:stickyNotes", presence=True),),
             ),
         ),
     ],
