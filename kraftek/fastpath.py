@@ -73,7 +73,8 @@ def write_now(transport: Any, data: bytes) -> Callable[[bytes], int] | None:
     transport of its own over TCP's, and is written to as usual.
 
     Gives that ``send`` when it took everything: until somebody writes to the transport, whoever keeps it need not look
-    at the transport again, whose dictionary is out of the processor's caches by the next broadcast: 2 µs of 11.
+    at the transport again, whose dictionary is out of the processor's caches by the next broadcast. That, and not to
+    look at Autobahn's protocol either, made a delivery in a room of 1,000 cost 11.3 µs instead of 13.5.
     """
     if (
         isinstance(transport, tcp.Connection)
