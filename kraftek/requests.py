@@ -203,9 +203,11 @@ class Requests:
 
     def _found(self, answers: list[bytes | None], requests: tuple[_Request, ...]) -> None:
         for request, answer in zip(requests, answers, strict=True):
-            if answer is None or answer.startswith(b"?") or self._elsewhere.get(request.key) is not request:
+            # By now the claim may be that of another event under the same id.
+            kept = f"={request.mark.partition(':')[0]}:".encode()
+            if answer is None or not answer.startswith(kept) or self._elsewhere.get(request.key) is not request:
                 continue
-            known = _decode(answer.partition(b":")[2])
+            known = _decode(answer.removeprefix(kept))
             self._close(request, Delivery(known.type, known.payload, None, request.key[1]))
 
     def _not_asked(self, failure: Failure) -> None:

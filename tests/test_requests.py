@@ -397,6 +397,19 @@ class RepeatedTest(TestCase):
         self.say(self.two, {"recipients": ["two.1"], "inReplyTo": "q", "payload": 6})
         assert told(other) == [{"type": "r", "id": "q", "payload": 6}]
 
+    async def test_who_waits_does_not_get_the_answer_to_what_else_has_the_id(self) -> None:
+        await self.send(self.one.connect("1"))
+        waits = self.two.connect("1")
+        await self.send(waits)
+        await self.send(self.one.connect("2"), payload=2)
+        self.answer(self.one, "one.2")
+        await self.one.bus.call("PING")
+        await self.sweep(self.two)
+        assert told(waits) == []
+        await self.sweep(self.two, 10)
+        (message,) = told(waits)
+        assert message["payload"]["code"] == "TIMEOUT"
+
     async def test_nobody_ever_answers(self) -> None:
         first, elsewhere = self.one.connect("1"), self.two.connect("1")
         await self.send(first)
