@@ -145,7 +145,7 @@ class Daemon(Service):
         self._leases = leases = Leases(bus, rooms, gateway_id, admission.restore, counters)
         router = EventRouter(self.registry)
         dispatch = Dispatch(self.registry, bus)
-        requests = Requests(dispatch, bus, gateway_id, roster, config.limits, counters, reactor)
+        requests = Requests(dispatch, bus, gateway_id, config.limits, counters, reactor)
         self._gateway = gateway = Gateway(
             gateway_id,
             router,

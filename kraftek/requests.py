@@ -20,7 +20,6 @@ from kraftek.interfaces import IBus
 from kraftek.messages import Ack, Broadcast, Delivery, Envelope, ErrorMessage, Event, Outbound, RequestId
 from kraftek.metrics import Counters
 from kraftek.names import gateway_of
-from kraftek.roster import Roster
 from kraftek.scripts import Script
 from kraftek.session import Session
 
@@ -91,7 +90,6 @@ class Requests:
         dispatch: Dispatch,
         bus: IBus,
         gateway_id: str,
-        roster: Roster,
         limits: Limits,
         counters: Counters,
         clock: IReactorTime,
@@ -99,7 +97,6 @@ class Requests:
         self._dispatch = dispatch
         self._bus = bus
         self._gateway_id = gateway_id
-        self._roster = roster
         self._bound = limits.requests
         self._kept = int(limits.request_window * 1000)
         self._kept_text = str(self._kept)
@@ -192,8 +189,9 @@ class Requests:
 
     def _adopt(self, claim: str, socket_id: str, body: bytes) -> None:
         """The gateway of that socket is gone, and the service answers all others instead."""
-        adopting = self._bus.call(ADOPT, (claim,), (socket_id, body, self._kept))
-        adopting.addCallback(lambda _: self._look()).addErrback(self._not_asked)
+        # Who waits for it here finds it at the next sweep. To look at once, for each of all that such a gateway left,
+        # asks Redis about all others each time: 4 million keys for 2,000 requests.
+        self._bus.call(ADOPT, (claim,), (socket_id, body, self._kept)).addErrback(self._not_asked)
 
     def _look(self) -> None:
         if self._elsewhere and self._bus.available:
@@ -223,10 +221,15 @@ class Requests:
     def _settle(self, request: _Request, outbound: Outbound, body: bytes) -> None:
         if request.claim:
             try:
-                self._bus.run(KEEP, (request.claim,), (request.mark, body, self._kept_text), _ignored, linger=True)
+                note = (request.mark, body, self._kept_text)
+                self._bus.run(KEEP, (request.claim,), note, self._noted, linger=True)
             except NotPublished:
-                self._counters.answers_not_kept += 1
+                self._noted(LOST)
         self._close(request, outbound)
+
+    def _noted(self, done: int) -> None:
+        if done == LOST:
+            self._counters.answers_not_kept += 1
 
     def _close(self, request: _Request, outbound: Outbound) -> None:
         self._forget(request)
@@ -271,7 +274,3 @@ def _mark(envelope: Envelope) -> str:
 
 def _alike(one: Event, other: Event) -> bool:
     return (one.name, one.room_id, bytes(one.payload)) == (other.name, other.room_id, bytes(other.payload))
-
-
-def _ignored(_: object) -> None:
-    pass

@@ -90,9 +90,7 @@ class House:
             now=self.clock.seconds,
         )
         dispatch = Dispatch(self.registry, self.bus)
-        self.requests = Requests(
-            dispatch, self.bus, gateway_id, self.roster, self.limits, self.counters, self.clock
-        )
+        self.requests = Requests(dispatch, self.bus, gateway_id, self.limits, self.counters, self.clock)
         self.gateway = Gateway(
             gateway_id,
             EventRouter(self.registry),

@@ -247,9 +247,7 @@ class Gateway:
         self.roster = Roster()
         self.limits = Limits(request_window=window)
         dispatch = Dispatch(self.registry, self.bus)
-        self.requests = Requests(
-            dispatch, self.bus, name, self.roster, self.limits, self.counters, self.clock
-        )
+        self.requests = Requests(dispatch, self.bus, name, self.limits, self.counters, self.clock)
 
     def handle(self, session: Session, message: Any) -> None:
         service = self.registry.find(message.name.partition(":")[0])
@@ -369,8 +367,7 @@ class RepeatedTest(TestCase):
         elsewhere, late = self.two.connect("1"), self.two.connect("2")
         await self.send(elsewhere)
         self.say(self.two, {"recipients": ["one.1"], "userIds": ["ann"], "inReplyTo": "q", "payload": 5})
-        await self.two.bus.call("PING")
-        await self.two.bus.call("PING")
+        await self.sweep(self.two)
         await self.send(late)
         for session in (elsewhere, late):
             assert told(session) == [{"type": "r", "id": "q", "payload": 5}]
@@ -409,6 +406,32 @@ class RepeatedTest(TestCase):
         await self.sweep(self.two, 10)
         (message,) = told(waits)
         assert message["payload"]["code"] == "TIMEOUT"
+
+    async def test_what_many_wait_for_is_not_asked_about_for_each_answer(self) -> None:
+        lost = [self.one.connect(str(number), f"user{number}") for number in range(20)]
+        back = [self.two.connect(str(number), f"user{number}") for number in range(20)]
+        for sent_to in lost, back:
+            for session in sent_to:
+                await self.send(session)
+        await self.one.bus.stopService()
+        before = int(self.client.info("commandstats")["cmdstat_get"]["calls"])
+        for number in range(20):
+            words = {"recipients": [f"one.{number}"], "userIds": [f"user{number}"], "inReplyTo": "q"}
+            self.say(self.two, words)
+        await self.sweep(self.two)
+        assert int(self.client.info("commandstats")["cmdstat_mget"]["calls"]) == 1
+        assert int(self.client.info("commandstats")["cmdstat_get"]["calls"]) == before + 20
+        assert [len(told(session)) for session in back] == [1] * 20
+
+    async def test_an_answer_that_cannot_be_kept_is_counted(self) -> None:
+        session = self.one.connect("1")
+        await self.send(session)
+        self.client.delete('request:["ann","q"]')
+        self.client.lpush('request:["ann","q"]', "somebody else's")
+        self.answer(self.one, "one.1")
+        await self.one.bus.call("PING")
+        assert len(told(session)) == 1
+        assert self.one.counters.answers_not_kept == 1
 
     async def test_nobody_ever_answers(self) -> None:
         first, elsewhere = self.one.connect("1"), self.two.connect("1")
