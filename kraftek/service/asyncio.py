@@ -9,6 +9,7 @@ import asyncio
 import logging
 import signal
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import Any
 
 from redis.asyncio import Redis
@@ -34,10 +35,11 @@ _log = logging.getLogger("kraftek.service")
 
 
 def run(processor: EventProcessor, url: str | None = None) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what was begun.
+    """Serve until SIGTERM or SIGINT, then finish what was begun. Logs to standard error, unless logging is set up.
 
     ``url``: as in ``[redis]`` of the gateway; left out it is that of the environment's ``REDIS_URL``, or the local one.
     """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s [%(name)s#%(levelname)s] %(message)s")
     asyncio.run(_serve(processor, url or redis_url()))
 
 
@@ -122,15 +124,17 @@ class _Door:
         if self._listening is None:
             self._listening = self.spawn(self._listen())
         elif self._pubsub is not None:
-            await _translated(self._pubsub.subscribe(name))
+            with suppress(RedisError, OSError):  # who listens will notice, and subscribe to everything again
+                await self._pubsub.subscribe(name)
         await wanted.begun.wait()
 
     async def unsubscribe(self, channel: str) -> None:
         name = channel.encode()
         unwanted = self._channels.get(name)
         if unwanted is not None and self._pubsub is not None:
-            await _translated(self._pubsub.unsubscribe(name))
-            await unwanted.ended.wait()
+            with suppress(RedisError, OSError):
+                await self._pubsub.unsubscribe(name)
+                await unwanted.ended.wait()
 
     def signal(self) -> _Signal:
         return _Signal()
@@ -176,8 +180,11 @@ class _Door:
         while True:
             pubsub = self._redis.pubsub()
             try:
-                await pubsub.subscribe(*self._channels)
+                # While it connects another channel may be added.
+                while missing := self._channels.keys() - pubsub.channels.keys():
+                    await pubsub.subscribe(*missing)
                 self._pubsub = pubsub
+                self.info("Redis is there")
                 await self._hear(pubsub)
             except (RedisError, OSError) as error:
                 self.warn(f"Redis does not serve, trying again every {RETRY:g} s: {error}")

@@ -142,15 +142,19 @@ class EventProcessor:
 
         It is called with the :class:`Context` and the payload: checked and converted to the type that its second
         parameter is annotated with, or any JSON value. It may be a coroutine, and return what can be awaited. What it
-        returns is the answer to a request, unless it is ``None``.
+        returns is the answer to a request, unless it is ``None``. Raises :class:`ValueError` or :class:`TypeError` for
+        what is no such name or no such function.
         """
         name = event if event.count(":") == 2 else f"{self.name}:{event}"
         if name in self._routes or name.count(":") != 2:
             raise ValueError(f"{event}: expected module:name or service:module:name, each once")
 
         def register(handler: H) -> H:
-            _, payload = inspect.signature(handler, eval_str=True).parameters.values()
-            kind = Any if payload.annotation is payload.empty else payload.annotation
+            parameters = [*inspect.signature(handler, eval_str=True).parameters.values()]
+            if len(parameters) != 2:
+                raise TypeError(f"{name}: expected a function of the context and the payload")
+            annotation = parameters[1].annotation
+            kind = Any if annotation is inspect.Parameter.empty else annotation
             self._routes[name] = _Route(handler, msgspec.json.Decoder(kind).decode)
             return handler
 
@@ -303,7 +307,7 @@ class Context:
             gateways = {gateway_of(socket) for socket in (*sockets, self.socket_id)}
             self._tell(told, self.event.reply_to if len(gateways) == 1 and "" not in gateways else "")
 
-    def emit(self, event: str, payload: Any, room_id: str | None = None) -> None:
+    def emit(self, event: str, payload: Any = None, room_id: str | None = None) -> None:
         """Send an event to another service, by the event's whole name; for the same user and, unless named, room."""
         self.commands.append(self._processor.to_gateway(self._sent(event, payload, room_id)))
 

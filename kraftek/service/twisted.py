@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import Any
 
 from twisted.application.internet import ClientService, backoffPolicy
@@ -112,11 +113,12 @@ class _Door(MultiService):
     async def subscribe(self, channel: str, listener: Callable[[bytes], None]) -> None:
         self._bus.subscribe(channel, listener)
         if self._bus.available:
-            await _translated(self._bus.settled())
-        else:
-            waiting: Deferred[None] = Deferred()
-            self._unconfirmed.append(waiting)
-            await waiting
+            with suppress(Away):
+                await _translated(self._bus.settled())
+                return
+        waiting: Deferred[None] = Deferred()
+        self._unconfirmed.append(waiting)
+        await waiting
 
     async def unsubscribe(self, channel: str) -> None:
         await self._bus.unsubscribe(channel)

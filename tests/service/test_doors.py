@@ -1,0 +1,75 @@
+"""A service is not deaf for ever because Redis went away between its subscriptions: a real Redis, killed just then."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+from twisted.internet import reactor
+from twisted.internet.task import deferLater
+from twisted.trial.unittest import TestCase
+
+from kraftek.config import Redis
+from kraftek.service import asyncio as over_asyncio
+from kraftek.service import twisted as over_twisted
+from tests.redis_server import PrivateRedis
+
+
+class Place:
+    """A Redis that is killed and started again, and what was heard over it."""
+
+    def __init__(self) -> None:
+        self.redis = PrivateRedis()
+        self.redis.start()
+        self.heard: list[bytes] = []
+
+    def restart(self) -> None:
+        self.redis.kill()
+        self.redis.start()
+
+    def tell(self) -> None:
+        self.redis.call("PUBLISH", "first", b"1")
+        self.redis.call("PUBLISH", "second", b"2")
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    place = Place()
+    yield place
+    place.redis.close()
+
+
+# redis-py leaves the socket to the garbage collector when it connects again while somebody reads.
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_asyncio(place: Place) -> None:
+    async def play() -> None:
+        door = over_asyncio._Door(place.redis.url)
+        await door.subscribe("first", place.heard.append)
+        place.restart()
+        await door.subscribe("second", place.heard.append)
+        place.tell()
+        while len(place.heard) < 2:
+            await asyncio.sleep(0.002)
+        await door.close()
+
+    asyncio.run(asyncio.wait_for(play(), 20.0))
+    assert place.heard == [b"1", b"2"]
+
+
+class OverTwisted(TestCase):
+    timeout = 20
+
+    async def test_twisted(self) -> None:
+        place = Place()
+        self.addCleanup(place.redis.close)
+        door = over_twisted._Door(reactor, Redis(url=place.redis.url))
+        door.startService()
+        self.addCleanup(door.stopService)
+        await door.subscribe("first", place.heard.append)
+        place.restart()
+        await door.subscribe("second", place.heard.append)
+        place.tell()
+        while len(place.heard) < 2:
+            await deferLater(reactor, 0.002)
+        assert place.heard == [b"1", b"2"]
