@@ -3,8 +3,9 @@ services are told of it.
 
 Called by :mod:`kraftek.admission` and :mod:`kraftek.leases` through :class:`kraftek.interfaces.IRooms`. The keys that
 services read are described in ``docs/services.rst``, "The room cache": the hash ``room:<room>`` of user to socket, and
-the string ``socket:<user>:<room>``. Two more are the gateways' own: the set ``sockets:<user>:<room>`` of all sockets
-that the user has in that room; and for each process the set ``gateway:<id>:entries``, for others to clean up after it.
+the string ``socket:<user>:<room>``. Two more are the gateways' own: the set ``sockets:["<user>","<room>"]`` of all
+sockets that the user has in that room; and for each process the set ``gateway:<id>:entries``, for others to clean up
+after it.
 
 Each change of all these is one script, in which it is also decided whether services hear of it: nobody sees one key
 without the other, and there is one ``joined`` and one ``left`` for a user in a room, in order, whoever writes.
@@ -178,7 +179,9 @@ class RedisRooms:
         args += [service.max_length if service.transport == "stream" else 0 for service in told]
         for entry in entries:
             user_id, room_id, socket_id = entry
-            keys += (f"room:{room_id}", f"socket:{user_id}:{room_id}", f"sockets:{user_id}:{room_id}")
+            # As JSON, because names may have colons: a user would inherit sockets of another.
+            sockets = f"sockets:{_encode((user_id, room_id)).decode()}"
+            keys += (f"room:{room_id}", f"socket:{user_id}:{room_id}", sockets)
             keys += [_place(service, room_id) for service in told]
             args += (user_id, socket_id, _encode(entry), self._event(event, entry, payload) if told else b"")
         return self._bus.call(script, keys, args)

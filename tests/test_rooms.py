@@ -88,7 +88,7 @@ class RedisRoomsTest(TestCase):
         await self.rooms.enter("ann", "board", "g1.a")
         await self.other.enter("ann", "board", "g2.b")
         everything = self.everything()
-        assert everything["k:sockets:ann:board"] == {"g1.a", "g2.b"}
+        assert everything['k:sockets:["ann","board"]'] == {"g1.a", "g2.b"}
         assert everything["k:gateway:g1:entries"] == {'["ann","board","g1.a"]'}
         assert everything["k:gateway:g2:entries"] == {'["ann","board","g2.b"]'}
         await self.rooms.leave("ann", "board", "g1.a", "left")
@@ -114,6 +114,14 @@ class RedisRoomsTest(TestCase):
         await self.other.enter("ann", "board", "g2.b")
         await self.other.leave("ann", "board", "g2.b", "left")
         assert self.stored() == {"k:room:board": {"ann": "g1.a"}, "k:socket:ann:board": "g1.a"}
+
+    async def test_nobody_inherits_the_socket_of_another_whose_names_come_to_the_same(self) -> None:
+        await self.rooms.enter("ann", "red:board", "g1.a")
+        await self.rooms.enter("ann:red", "board", "g1.b")
+        await self.rooms.leave("ann:red", "board", "g1.b", "left")
+        assert "k:room:board" not in self.stored()
+        await self.rooms.leave("ann", "red:board", "g1.a", "left")
+        assert self.everything() == {}
 
     async def test_what_another_system_writes_is_left_to_it(self) -> None:
         await self.rooms.enter("ann", "board", "g1.a")
@@ -436,7 +444,7 @@ class Cluster:
         assert len(client.keys("socket:*")) == len(self.holder)
         assert sum(client.hlen(key) for key in client.keys("room:*")) == len(self.holder)
         for (user, room), sockets in self.sockets.items():
-            assert client.smembers(f"sockets:{user}:{room}") == {socket.encode() for socket in sockets}
+            assert client.smembers(f'sockets:["{user}","{room}"]') == {socket.encode() for socket in sockets}
         for process, entries in enumerate(self.named):
             found = client.smembers(entries_of(f"g{process}"))
             assert {tuple(msgspec.json.decode(entry)) for entry in found} == entries
