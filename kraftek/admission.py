@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from itertools import islice
 
 import msgspec
 from twisted.internet.interfaces import IReactorTime
@@ -29,6 +30,9 @@ __all__ = ["Admission"]
 
 # After Redis was away, every socket is asked about again: so many a sweep, lest the auth service be flooded.
 _RECHECKS_PER_SWEEP = 500
+
+# What was too much for Redis at its time is written to the room cache later, lest it be too much again.
+_WRITES_PER_SWEEP = 500
 
 # Seconds until a question that could not be asked is asked again.
 _RETRY_AFTER = 1.0
@@ -68,7 +72,8 @@ class Admission:
         self._arrivals: deque[tuple[float, Session]] = deque()
         self._expiries = Expiries(now())
         self._again: OrderedDict[tuple[Session, str | None], tuple[float, bool]] = OrderedDict()
-        # What Redis is still to be told of the time when it was away: who entered a room, and whose entries are left.
+        # What Redis is still to be told of the time when it was away, or could take no more: who entered a room, and
+        # whose entries are left.
         self._unannounced: set[tuple[Session, str]] = set()
         self._ghosts: list[tuple[str, str, str, str]] = []
         access.add_listener(self)
@@ -177,18 +182,13 @@ class Admission:
             return
         # In this order: an entry that was left behind would supersede its user's new socket, and so would the entry of
         # an older login elsewhere supersede one that could not be announced.
-        ghosts, self._ghosts = self._ghosts, []
-        for ghost in ghosts:
-            self._withdraw(*ghost)
-        unannounced, self._unannounced = self._unannounced, set()
-        for session, room_id in unannounced:
-            self._announce(session, room_id)
+        announced = self._catch_up(len(self._ghosts) + len(self._unannounced))
         entries = [
             (session.user_id, room_id, session.socket_id)
             for session in self._roster
             if session.user_id is not None
             for room_id in session.rooms
-            if room_id is not None and (session, room_id) not in unannounced
+            if room_id is not None and (session, room_id) not in announced
         ]
         if entries:
             restoring = self._rooms.restore(entries)
@@ -217,6 +217,19 @@ class Admission:
                 self._recheck(session, its_room, revoked)
             elif session.state is not State.CLOSED:
                 self._again[session, its_room] = (due, revoked)
+        if self._bus.available:
+            self._catch_up(_WRITES_PER_SWEEP)
+
+    def _catch_up(self, most: int) -> set[tuple[Session, str]]:
+        """Tell Redis what it is still to be told. Gives who is announced by that."""
+        ghosts, self._ghosts = self._ghosts[:most], self._ghosts[most:]
+        for ghost in ghosts:
+            self._withdraw(*ghost)
+        announced = set(islice(self._unannounced, most))
+        self._unannounced -= announced
+        for session, room_id in announced:
+            self._announce(session, room_id)
+        return announced
 
     def _refused(self, failure: Failure, session: Session, message: Authenticate | Join) -> None:
         error = failure.value
@@ -251,12 +264,21 @@ class Admission:
                     self._evict_duplicate(other)
 
     def _announce(self, session: Session, room_id: str) -> None:
-        if not self._bus.available:
+        # After the ghosts, of which one may be of this very socket.
+        if not self._bus.available or self._ghosts:
             self._unannounced.add((session, room_id))
             return
+
+        def not_sent(failure: Failure) -> Failure:
+            # When the connection was lost on the way it may have been written, and is restored.
+            if failure.check(NotPublished) and self._bus.available:
+                self._unannounced.add((session, room_id))
+            return failure
+
         user_id = session.user_id
         assert user_id is not None
         entering = self._rooms.enter(user_id, room_id, session.socket_id)
+        entering.addErrback(not_sent)
         if self._single:
             entering.addCallback(self._displaced, room_id)
         entering.addErrback(self._room_cache_lost)

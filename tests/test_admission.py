@@ -1189,6 +1189,25 @@ def test_a_room_cache_that_redis_refuses_is_logged() -> None:
     assert len(house.roster) == 0
 
 
+def test_what_was_too_much_for_redis_is_written_later() -> None:
+    house = House()
+    stays, leaves, back = house.admit("alice", "one"), house.admit("bob", "one"), house.admit("cyd", "one")
+    house.rooms.failure = NotPublished("10000 messages and commands are waiting for Redis's answer")
+    comes, goes = house.admit("dan", "one"), house.admit("eve", "one")
+    goes.leave()
+    leaves.leave()
+    back.send({"type": "leave", "payload": {"roomId": "one"}})
+    house.pass_time(1)
+    house.rooms.failure = None
+    back.send({"type": "join", "payload": {"roomId": "one"}})
+    house.access.next().yes("cyd")
+    house.pass_time(1)
+    assert house.rooms.entries == {("one", "alice"): stays.id, ("one", "cyd"): back.id, ("one", "dan"): comes.id}
+    assert sorted(house.rooms.told[3:]) == [
+        ("closed", "bob", "one"), ("joined", "cyd", "one"), ("joined", "dan", "one"), ("left", "cyd", "one")
+    ]
+
+
 def test_who_left_while_redis_was_away_is_no_ghost() -> None:
     house = House()
     gone, stays = house.admit("alice", "one"), house.admit("bob", "one")
