@@ -36,7 +36,11 @@ class Client(Door["asyncio.Future[Any]"]):
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
-        await self.connect()
+        try:
+            await self.connect()
+        except asyncio.CancelledError:
+            await self.close()  # who is not let in does not come to __aexit__
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -130,7 +134,7 @@ class Client(Door["asyncio.Future[Any]"]):
                         self._socket = None
         except (OSError, WebSocketException) as error:
             reason = reason or str(error)
-        self._lost(attempt, code or 1006, reason)
+        self._lost(attempt, int(code or 1006), reason)
 
     async def _send(self, socket: ClientConnection) -> None:
         with suppress(ConnectionClosed):

@@ -46,7 +46,10 @@ _PATIENCE = 10.0
 
 _LATER = frozenset({4408, 4413, 4429})
 """Of the codes 4400 to 4499, which say "do not come back like this", those that say "back off first"."""
-_LATER_FAILURES = 3
+_RESTARTED = frozenset({1012, 1013})
+"""Said to everybody at once, by what is restarted or full."""
+_FAILURES_AT_LEAST = 3
+"""After all of these the back-off is that of so many failures at least."""
 _LATER_WAIT = 1.0
 
 _STEADY = 5.0
@@ -328,12 +331,17 @@ class Conversation:
             self._while_connecting(message, error, now)
         elif key in self._joins:
             self._entered(str(key), message, error, now)
-        elif key in self._unanswered or key in self._leaves:
+        elif key in self._leaves:
+            # Who is told that it is not in the room is out of it as well.
             self._leaves.discard(str(key))
+            self._settle(str(key), None)
+        elif key in self._unanswered:
             self.forget(str(key))
             self._settle(str(key), message if error is None else _refused(error))
         elif key is None:
             self._complaint = error or self._complaint
+            if error is not None and error.code == "ACCESS_REVOKED":
+                self._is_out(message.room_id)
             self._actions.append(Hear(message))
 
     def lost(self, attempt: int, code: int, reason: str, now: float) -> None:
@@ -353,8 +361,8 @@ class Conversation:
         self._go_back(code)
         if self.state is State.READY and now >= self._ready_since + _STEADY:
             self._failures = 0
-        if later:
-            self._failures = max(self._failures, _LATER_FAILURES)
+        if later or code in _RESTARTED:
+            self._failures = max(self._failures, _FAILURES_AT_LEAST)
         bound = min(_LONGEST_WAIT, _FIRST_WAIT * 2.0**self._failures)
         # After a night of them 2.0 to their power is no number any more, and the bound was reached long ago.
         self._failures = min(self._failures + 1, _FAILURES_THAT_COUNT)
@@ -440,6 +448,11 @@ class Conversation:
         if again:
             # Nobody has just asked for it, so nobody waits for this answer.
             self._actions.append(Hear(msgspec.structs.replace(message, id=None, room_id=room_id)))
+
+    def _is_out(self, room_id: str | None) -> None:
+        """Access was taken back. The last room is kept: the socket is closed with it, and ``connect()`` asks again."""
+        if room_id in self._rooms and len(self._rooms) > 1:
+            del self._rooms[room_id]
 
     def _go_back(self, code: int) -> None:
         """What was sent on the socket that is gone and has no answer is to be sent again, before the rest."""

@@ -140,7 +140,8 @@ class Door(ABC, Generic[P]):
     def join(self, room: str) -> P:
         """Be in this room as well, also after a reconnect. Fires once in; fails with :class:`~kraftek.client.Refused`.
 
-        When a room cannot be entered again after a reconnect, ``error`` is heard, with its ``room_id``.
+        When a room cannot be entered again after a reconnect, or access to it is taken back, ``error`` is heard, with
+        its ``room_id``.
         """
         return self._promised(self._conversation.join(room))
 
@@ -159,7 +160,10 @@ class Door(ABC, Generic[P]):
 
     # What happened, told by the subclass
 
-    def _has_token(self, attempt: int, token: str) -> None:
+    def _has_token(self, attempt: int, token: object) -> None:
+        if not isinstance(token, str):
+            self._has_no_token(attempt, TypeError(f"expected a token, found {type(token).__name__}"))
+            return
         self._conversation.token(attempt, token, self._now())
         self._act()
 

@@ -297,11 +297,40 @@ def test_join_and_leave(play: Play) -> None:
     leave = play.it.leave("r1")
     assert play.sent() == [{"type": "leave", "payload": {"roomId": "r1"}, "id": leave}]
     play.say("left", {"roomId": "r1"}, id=leave)
+    gone = play.it.leave("r1")
+    play.sent()
+    play.error("ACCESS_DENIED", id=gone)
     play.actions()
-    assert play.settled.keys() == {join, leave}
+    assert play.settled == {join: None, leave: None, gone: None}
     play.lose()
     play.wake()
     assert play.open()["payload"]["roomId"] == "r2"
+
+
+def test_a_room_that_access_was_taken_back_to_is_not_entered_again(play: Play) -> None:
+    play.ready()
+    joined(play, "r2")
+    play.say("error", {"code": "ACCESS_REVOKED", "message": "taken back"}, roomId="r1")
+    play.actions()
+    assert [(each.type, each.room_id) for each in play.heard[-1:]] == [("error", "r1")]
+    play.lose()
+    play.wake()
+    assert play.ready() == []
+
+    # The last one it keeps: whoever connects again wants to be there.
+    play.say("error", {"code": "ACCESS_REVOKED", "message": "taken back"}, roomId="r2")
+    play.lose(4403, "ACCESS_REVOKED")
+    play.it.connect()
+    assert play.open()["payload"]["roomId"] == "r2"
+
+
+def test_an_error_that_a_service_tells_to_a_room_takes_nobody_out(play: Play) -> None:
+    play.ready()
+    joined(play, "r2")
+    play.say("error", {"code": "SOLD_OUT", "message": "none left"}, roomId="r1")
+    play.lose()
+    play.wake()
+    assert play.open()["payload"]["roomId"] == "r1"
 
 
 def test_rooms_are_joined_again_before_anything_else(play: Play) -> None:
@@ -437,7 +466,7 @@ def test_the_first_room_left_and_joined_while_it_was_being_entered(play: Play) -
 # Losing the connection
 
 
-@pytest.mark.parametrize("code", [1000, 1001, 1006, 1011, 1012, 1013, 1007])
+@pytest.mark.parametrize("code", [1000, 1001, 1006, 1011, 1007])
 def test_full_jitter(code: int) -> None:
     numbers = iter([1.0, 0.0, 1.0, 0.25, 1.0, 1.0, 1.0, 1.0, 1.0])
     play = Play("r1", random=lambda: next(numbers))
@@ -483,6 +512,13 @@ def test_codes_that_say_back_off_first(play: Play, code: int) -> None:
     play.ready()
     play.lose(code)
     assert play.wake() == 1.0 + 0.5 * 4.0
+
+
+@pytest.mark.parametrize("code", [1012, 1013])
+def test_codes_that_everybody_gets_at_once(play: Play, code: int) -> None:
+    play.ready()
+    play.lose(code)
+    assert play.wake() == 0.5 * 4.0
 
 
 def test_retry_after_of_the_error_before_the_close(play: Play) -> None:

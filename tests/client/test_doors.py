@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 import queue
@@ -18,6 +19,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import globalLogPublisher
 
 from kraftek.client import Closed, Message, QueueFull, Refused, State
+from kraftek.client.asyncio import Client
 from tests.bus.test_endpoint import Authority
 from tests.client.doors import DoorThread, MakeUser, User
 from tests.client.scripted import Far, ScriptedGateway
@@ -116,6 +118,14 @@ def test_no_token_at_first(user: MakeUser, server: ScriptedGateway, complaints: 
     assert server.accept().admit()["payload"]["token"] == "second"
     ada.expect(State.CONNECTING)
     assert ada.expect(State.WAITING).reason == "no token: OSError"
+    assert complaints.said == ["asking for a token failed"]
+
+
+def test_what_is_no_token(user: MakeUser, complaints: Complaints) -> None:
+    ada = user("ws://127.0.0.1:1/", token=lambda _: None)
+    ada.start("connect")
+    ada.expect(State.CONNECTING)
+    assert ada.expect(State.WAITING).reason == "no token: TypeError"
     assert complaints.said == ["asking for a token failed"]
 
 
@@ -241,7 +251,7 @@ def test_rooms(user: MakeUser, server: ScriptedGateway) -> None:
         denied.result(10.0)
     leaving = ada.start("leave", "r1")
     far.say("left", {"roomId": "r1"}, id=far.expect("leave")["id"])
-    leaving.result(10.0)
+    assert leaving.result(10.0) is None
     far.cut()
     assert server.accept().admit()["payload"]["roomId"] == "r2"
 
@@ -366,6 +376,21 @@ def test_closing_while_a_token_is_asked_for(user: MakeUser, door: DoorThread) ->
         ada.run("connect")
     ada.expect(State.CONNECTING)
     ada.expect(State.CLOSED)
+
+
+def test_async_with_that_is_cancelled_leaves_nothing_behind() -> None:
+    async def play() -> None:
+        client = Client("ws://127.0.0.1:1/", token=lambda _: "ada")
+        entering = asyncio.current_task()
+        assert entering is not None
+        client.on("state", lambda change: change.state is State.WAITING and entering.cancel())
+        with pytest.raises(asyncio.CancelledError):
+            async with client:
+                pytest.fail("let in")
+        assert client.state is State.CLOSED
+        assert asyncio.all_tasks() == {entering}
+
+    asyncio.run(play())
 
 
 def test_a_gateway_that_does_not_read(user: MakeUser, server: ScriptedGateway) -> None:

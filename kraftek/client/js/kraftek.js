@@ -443,7 +443,7 @@ export class Kraftek {
       answer?.(error, payload);
     } else if (error) {
       this.#complaint = error;
-      this.#isOut(roomId);
+      if (error.code === "ACCESS_REVOKED") this.#isOut(roomId);
       this.#tell("error", error);
     } else {
       if (type === "connected") this.#socketId = payload.socketId;

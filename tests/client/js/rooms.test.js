@@ -139,6 +139,19 @@ test("a room that access was taken back to is not entered again", async (t) => {
   assert.deepEqual(client.rooms, ["r2"]);
 });
 
+test("an error that a service tells to a room takes nobody out of it", async (t) => {
+  const here = await world(t);
+  const { client, peer } = await here.ready({ roomId: "r1" });
+  const entered = client.join("r2");
+  await peer.letJoin();
+  await entered;
+  const error = told(client, "error");
+  peer.say("error", { code: "SOLD_OUT", message: "none left" }, { roomId: "r1" });
+  assert.equal((await error).code, "SOLD_OUT");
+  assert.deepEqual(client.rooms, ["r1", "r2"]);
+  await peer.end();
+});
+
 test("a room that access was taken back to can be asked for again", async (t) => {
   const here = await world(t);
   const { client, peer } = await here.ready({ roomId: "r1" });
