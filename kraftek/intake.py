@@ -198,10 +198,10 @@ def _what_can_be_read(event: bytes) -> Sent:
     """Of what is wrong, as much as it takes to answer."""
     try:
         words = msgspec.json.decode(event, type=dict[str, Raw])
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         words = {}
     found: dict[str, Any] = {"event_type": ""}
     for field in ("event_type", "id", "reply_to"):
-        with suppress(msgspec.DecodeError, KeyError):
+        with suppress(msgspec.DecodeError, UnicodeDecodeError, KeyError):
             found[field] = msgspec.json.decode(words[_NAMES[field]], type=_TYPES[field])
     return Sent("", **found)
