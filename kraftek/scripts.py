@@ -1,6 +1,7 @@
 """A Lua script that Redis runs in one piece, as a value.
 
-Made by :mod:`kraftek.rooms` and :mod:`kraftek.access`, run by :meth:`kraftek.interfaces.IBus.call`.
+Made by whoever decides something in Redis, run by :meth:`kraftek.interfaces.IBus.call`; those for many messages at once
+by :meth:`kraftek.interfaces.IBus.run`.
 """
 
 from __future__ import annotations
