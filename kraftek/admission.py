@@ -331,7 +331,7 @@ class Admission:
     def _room_cache_lost(self, failure: Failure) -> None:
         # Restored when Redis is back.
         if failure.check(NotPublished) is None:
-            self._log.failure("The room cache was not written", failure=failure)
+            self._log.failure("The room cache was not written, or a service not told of it", failure=failure)
 
     def _check_bound(self, session: Session, message: Authenticate | Join) -> None:
         room_id, bound = message.room_id, self._limits.rooms

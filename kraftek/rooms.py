@@ -46,20 +46,22 @@ LEFT = "gateway:client:left"
 
 # KEYS: the set that names the entries, LOST; then for each entry its room, string and sockets, and where each service
 # with presence reads. ARGV: how many services these are, and of each how long its stream may be, 0 for a channel; then
-# for each entry its user, socket, name, and what services are told.
+# for each entry its user, socket, name, and what services are told. One that cannot be told (its key is no stream)
+# keeps nothing from being written, and nobody else from being told: the answer is then the last ``failure``.
 _EACH = """
-local services = tonumber(ARGV[1])
+local services, failure = tonumber(ARGV[1]), nil
 local function each(change)
     local key, arg = 3, services + 2
     while key <= #KEYS do
         local function tell()
             for i = 1, services do
-                local place, most = KEYS[key + 2 + i], ARGV[i + 1]
+                local place, most, told = KEYS[key + 2 + i], ARGV[i + 1], nil
                 if most == '0' then
-                    redis.call('PUBLISH', place, ARGV[arg + 3])
+                    told = redis.pcall('PUBLISH', place, ARGV[arg + 3])
                 else
-                    redis.call('XADD', place, 'MAXLEN', '~', most, '*', 'event', ARGV[arg + 3])
+                    told = redis.pcall('XADD', place, 'MAXLEN', '~', most, '*', 'event', ARGV[arg + 3])
                 end
+                if type(told) == 'table' then failure = told end
             end
         end
         change(KEYS[key], KEYS[key + 1], KEYS[key + 2], ARGV[arg], ARGV[arg + 1], ARGV[arg + 2], tell)
@@ -80,7 +82,7 @@ each(function(room, string, sockets, user, socket, entry, tell)
     if not before then tell() end
     displaced = before ~= socket and before
 end)
-return displaced
+return failure or displaced
 """)
 
 # Several processes may remove the same entry: the first does.
@@ -101,7 +103,7 @@ each(function(room, string, sockets, user, socket, entry, tell)
         if heir then redis.call('SET', string, heir) else redis.call('DEL', string) end
     end
 end)
-return 0
+return failure or 0
 """)
 
 RESTORE = Script(f"""{_EACH}
@@ -117,7 +119,7 @@ each(function(room, string, sockets, user, socket, entry, tell)
         superseded[#superseded + 1] = socket
     end
 end)
-return superseded
+return failure or superseded
 """)
 
 _encode = msgspec.json.Encoder().encode

@@ -312,6 +312,27 @@ class RedisRoomsTest(TestCase):
         await self.assertFailure(self.rooms.leave("ann", "board", "g1.a", "left"), ResponseError)
         await self.assertFailure(self.rooms.restore([("ann", "board", "g1.a")]), ResponseError)
 
+    async def test_a_service_that_cannot_be_told_keeps_nothing_from_being_written(self) -> None:
+        self.registry.register(Service(name="log", channel="log", transport="stream", presence=True))
+        heard = await self.subscribed("told")
+        self.registry.register(Service(name="told", channel="told", presence=True))
+        self.redis.call("SET", "k:log", "not a stream")
+        entries: list[Entry] = [(user, "board", f"g1.{user}") for user in ("ann", "bob")]
+        for entry in entries:
+            await self.assertFailure(self.rooms.enter(*entry), ResponseError)
+        await self.assertFailure(self.rooms.leave(*entries[0], "left"), ResponseError)
+        assert self.stored() == {"k:room:board": {"bob": "g1.bob"}, "k:socket:bob:board": "g1.bob"}
+        self.redis.call("DEL", "k:room:board", "k:socket:bob:board")
+        await self.assertFailure(self.rooms.restore([*entries, entries[0]]), ResponseError)
+        self.redis.call("RENAME", "k:gateway:g1:entries", "k:gateways:lost")
+        await self.assertFailure(self.other.bury(entries), ResponseError)
+        assert self.everything() == {"k:log": "not a stream"}
+        await self.bus.settled()
+        assert [told(event)[:2] for event in heard] == [
+            ("joined", "ann"), ("joined", "bob"), ("left", "ann"),
+            ("joined", "ann"), ("joined", "bob"), ("left", "ann"), ("left", "bob"),
+        ]  # fmt: skip
+
     async def test_without_redis_nothing_is_written(self) -> None:
         self.redis.kill()
         while self.bus.available:
