@@ -165,8 +165,10 @@ class EventProcessor:
     def open(self, body: bytes) -> Incoming:
         """The event that came. Raises :class:`NoEvent`."""
         try:
+            if not body.isascii():
+                body.decode()  # of a raw payload nobody has looked at that
             return _decode(body)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise NoEvent(str(error)) from None
 
     async def handle(self, event: Incoming, link: Link) -> list[Command]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from kraftek.service import EventProcessor
+from kraftek.service.processor import NoEvent
 
 
 @pytest.mark.parametrize("handler", [lambda: None, lambda context: None, lambda context, payload, more: None])
@@ -20,6 +22,14 @@ def test_a_handler_takes_the_context_and_the_payload(handler: Any) -> None:
 def test_an_event_has_a_whole_name_or_one_within_the_service(event: str) -> None:
     with pytest.raises(ValueError, match="expected module:name or service:module:name"):
         EventProcessor("chat").on(event)
+
+
+@pytest.mark.parametrize("word", ["eventType", "payload"])
+def test_what_is_not_utf8_is_no_event(word: str) -> None:
+    words = {"eventType": "chat:a:b", "userId": "ann", "socketId": "g.1", "timestamp": 1, "payload": "x"}
+    body = json.dumps({**words, word: "?"}).encode().replace(b"?", b"\xff")
+    with pytest.raises(NoEvent):
+        EventProcessor("chat").open(body)
 
 
 def test_an_event_has_one_handler() -> None:
