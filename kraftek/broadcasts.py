@@ -5,7 +5,7 @@ Decodes the envelope only, finds the sockets that are here, and encodes once for
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 from typing import Annotated
 
 import msgspec
@@ -15,10 +15,10 @@ from twisted.logger import Logger
 
 from kraftek.admission import Admission
 from kraftek.errors import Code
-from kraftek.messages import Broadcast, Delivery, Outgoing
+from kraftek.messages import Broadcast, Delivery
 from kraftek.metrics import Counters
 from kraftek.requests import Requests
-from kraftek.roster import Roster
+from kraftek.roster import Audience, Roster, audience_of
 from kraftek.session import Session
 
 __all__ = ["Broadcasts"]
@@ -80,38 +80,30 @@ class Broadcasts:
     def _deliver(self, message: Broadcast, body: bytes) -> None:
         self._counters.broadcasts += 1
         room_id = None
-        sessions: Iterable[Session]
+        audience: Audience
         if message.recipients or message.user_ids:
-            sessions = self._addressed(message)
+            audience = audience_of(self._but_for(message, self._addressed(message)))
         else:
             room_id = message.room_id or _room_in(message.payload)
             if room_id is None:
                 self._counters.broadcasts_without_target += 1
                 self._complain("Broadcast without recipients and room: {sample}", body)
                 return
-            sessions = self._roster.room(room_id)
-        if not sessions:
-            return
+            if message.exclude_socket_ids:
+                audience = audience_of(self._but_for(message, self._roster.room(room_id)))
+            else:
+                audience = self._roster.audience(room_id)
         delivery = Delivery(message.type, message.payload, room_id)
-        if message.exclude_socket_ids:
-            excluded = frozenset(message.exclude_socket_ids)
-            sessions = [session for session in sessions if session.socket_id not in excluded]
-        encoded: dict[Hashable, Outgoing | None] = {}
-        dialect = outgoing = None
-        delivered = 0
-        for session in tuple(sessions):
-            # Clients of the native dialect share one, and most rooms are theirs alone.
-            if session.dialect is not dialect:
-                dialect = session.dialect
-                codec = dialect.codec
-                try:
-                    outgoing = encoded[codec]
-                except KeyError:
-                    outgoing = encoded[codec] = dialect.encode(delivery)
+        for dialect, links in audience:
+            outgoing = dialect.encode(delivery)
             if outgoing is not None:
-                session.link.write(outgoing)
-                delivered += 1
-        self._counters.delivered += delivered
+                for link in links:
+                    link.write(outgoing)
+                self._counters.delivered += len(links)
+
+    def _but_for(self, message: Broadcast, sessions: Iterable[Session]) -> Iterable[Session]:
+        excluded = frozenset(message.exclude_socket_ids or ())
+        return [session for session in sessions if session.socket_id not in excluded] if excluded else sessions
 
     def _addressed(self, message: Broadcast) -> Iterable[Session]:
         sessions: dict[Session, None] = {}

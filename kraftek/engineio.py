@@ -153,10 +153,12 @@ class EngineClient:
 
     def close(self, code: int, reason: str) -> None:
         answer = self._answer
-        if code == _GOING_AWAY and answer is not None:
-            # The protocol's close packet is taken by some for a wish that they stay away (python-socketio).
+        if code == _GOING_AWAY and self._direct is None:
+            # The protocol's close packet is taken by some for a wish that they stay away (python-socketio): neither the
+            # poll that is held nor the next one may get it.
             self.poll_lost()
-            answer(None)
+            if answer is not None:
+                answer(None)
         self.engine.close()
         self._settle(code, reason)
 

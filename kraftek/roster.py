@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Hashable, Iterable, Iterator
 from typing import TYPE_CHECKING
+
+from kraftek.interfaces import IDialect, ILink
 
 if TYPE_CHECKING:
     from kraftek.session import Session
 
-__all__ = ["Roster"]
+__all__ = ["Audience", "Roster", "audience_of"]
+
+Audience = Collection[tuple[IDialect, Collection[ILink]]]
+"""The links of all who read the same bytes, with a dialect that writes these, for each kind of client in a room."""
+
+
+def audience_of(sessions: Iterable[Session]) -> Audience:
+    """These sessions as a broadcast needs them."""
+    groups: dict[Hashable, tuple[IDialect, list[ILink]]] = {}
+    for session in sessions:
+        dialect = session.dialect
+        groups.setdefault(dialect.codec, (dialect, []))[1].append(session.link)
+    return tuple(groups.values())
 
 
 class _Index:
@@ -55,6 +69,7 @@ class Roster:
         self._by_user = _Index()
         self._by_room = _Index()
         self._by_digest = _Index()
+        self._audiences: dict[str, Audience] = {}
 
     def __len__(self) -> int:
         return len(self._by_socket)
@@ -81,10 +96,12 @@ class Roster:
     def enter(self, session: Session, room_id: str) -> None:
         """The session gets what is said in the room."""
         self._by_room.add(room_id, session)
+        self._audiences.pop(room_id, None)
 
     def leave(self, session: Session, room_id: str) -> None:
         """The session no longer gets what is said in the room."""
         self._by_room.discard(room_id, session)
+        self._audiences.pop(room_id, None)
 
     def remove(self, session: Session) -> None:
         """A client is gone, and with it all it was known by."""
@@ -96,7 +113,7 @@ class Roster:
             self._by_digest.discard(session.token.digest, session)
         for room_id in session.rooms:
             if room_id is not None:
-                self._by_room.discard(room_id, session)
+                self.leave(session, room_id)
 
     def socket(self, socket_id: str) -> Session | None:
         """The session of that socket id, when it is on this process."""
@@ -109,6 +126,18 @@ class Roster:
     def room(self, room_id: str) -> Collection[Session]:
         """The sessions that get what is said in the room."""
         return self._by_room.get(room_id)
+
+    def audience(self, room_id: str) -> Audience:
+        """The sessions of :meth:`room` as a broadcast needs them, which may be kept and iterated at any time.
+
+        Remembered until somebody enters or leaves: to look into each session costs as much as to queue the message.
+        """
+        known = self._audiences.get(room_id)
+        if known is None:
+            known = audience_of(self._by_room.get(room_id))
+            if known:
+                self._audiences[room_id] = known
+        return known
 
     def digest(self, digest: str) -> Collection[Session]:
         """The sessions that showed the token of that digest."""

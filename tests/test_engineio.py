@@ -183,6 +183,16 @@ def test_what_is_closed_on_top_is_closed_with_its_code(world: World) -> None:
     assert (link.closed, listener.ended) == ((4401, "AUTH_FAILED"), 1)
 
 
+@pytest.mark.parametrize("held", [True, False])
+def test_no_poll_is_told_to_stay_away_when_the_gateway_stops(world: World, held: bool) -> None:
+    client, _ = world.polling()
+    answers = world.poll(client) if held else []
+    client.close(1001, "the gateway stops")
+    assert answers == (["503"] if held else [])
+    with pytest.raises(EngineError):
+        world.clients.find(client.engine.sid)
+
+
 def test_who_polls_gets_what_was_said_before_the_close(world: World) -> None:
     client, listener = world.polling()
     client.write(encode_message(b"AUTH_FAILED"))

@@ -63,7 +63,7 @@ def test_the_gateway_is_restarted(
         release.wait()
         # As kraftek.service does when the gateway that asked is gone: whichever has the user's request now answers.
         reply = {"type": event["eventType"], "inReplyTo": event["id"], "payload": {"done": event["payload"]}}
-        return {**reply, "userIds": [event["userId"]]}
+        return {**reply, "recipients": [event["socketId"]], "userIds": [event["userId"]]}
 
     chat = service(redis_server, "events:chat", answer_late)
     service(redis_server, "events:stickyNotes")

@@ -11,6 +11,7 @@ import sys
 from contextlib import ExitStack, suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -107,7 +108,8 @@ def test_service(
     redis_server.kill()
     redis_server.start()
     users = {"users": ["user_ada", "user_bob"]}
-    wait_until(lambda: ask(ada, "chat:room:who", None, 5)["payload"] == users, "the service again", 30.0)
+    ids = count(5)  # under the same one it would be the same request
+    wait_until(lambda: ask(ada, "chat:room:who", None, next(ids))["payload"] == users, "the service again", 30.0)
 
 
 # Access

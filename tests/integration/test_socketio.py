@@ -341,7 +341,7 @@ def test_a_page_beside_a_native_one(
         browser = playwright.chromium.launch(executable_path=chromium_path, args=["--headless", "--no-sandbox"])
         board = browser.new_page()
         board.goto(f"{process.http_url}?room=kitchen")
-        expect(board.locator("body")).to_have_attribute("data-state", "live", timeout=40_000)
+        expect(board.locator("body")).to_have_attribute("data-state", "ready", timeout=40_000)
         # The board's own policy would keep a script from elsewhere out, as it should.
         page = browser.new_context(bypass_csp=True).new_page()
         page.goto(process.http_url)
