@@ -76,6 +76,7 @@ class Admission:
         # whose entries are left.
         self._unannounced: set[tuple[Session, str]] = set()
         self._ghosts: list[tuple[str, str, str, str]] = []
+        self._unrestored = False
         access.add_listener(self)
 
     def arrived(self, session: Session) -> None:
@@ -182,6 +183,7 @@ class Admission:
             return
         # In this order: an entry that was left behind would supersede its user's new socket, and so would the entry of
         # an older login elsewhere supersede one that could not be announced.
+        self._unrestored = False
         announced = self._catch_up(len(self._ghosts) + len(self._unannounced))
         entries = [
             (session.user_id, room_id, session.socket_id)
@@ -192,6 +194,7 @@ class Admission:
         ]
         if entries:
             restoring = self._rooms.restore(entries)
+            restoring.addErrback(self._not_restored)
             if self._single:
                 restoring.addCallback(self._superseded)
             restoring.addErrback(self._room_cache_lost)
@@ -219,6 +222,8 @@ class Admission:
                 self._again[session, its_room] = (due, revoked)
         if self._bus.available:
             self._catch_up(_WRITES_PER_SWEEP)
+            if self._unrestored and not self._ghosts:
+                self.restore()
 
     def _catch_up(self, most: int) -> set[tuple[Session, str]]:
         """Tell Redis what it is still to be told. Gives who is announced by that."""
@@ -306,6 +311,11 @@ class Admission:
 
         leaving = self._rooms.leave(user_id, room_id, socket_id, reason)
         leaving.addErrback(left_behind).addErrback(self._room_cache_lost)
+
+    def _not_restored(self, failure: Failure) -> Failure:
+        if failure.check(NotPublished) and self._bus.available:
+            self._unrestored = True
+        return failure
 
     def _superseded(self, socket_ids: list[str]) -> None:
         for socket_id in socket_ids:

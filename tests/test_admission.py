@@ -1208,6 +1208,24 @@ def test_what_was_too_much_for_redis_is_written_later() -> None:
     ]
 
 
+def test_what_is_too_much_to_restore_at_once_is_restored_later() -> None:
+    house = House()
+    client, gone = house.admit("alice", "one"), house.admit("bob", "one")
+    house.rooms.entries.clear()
+    house.rooms.sockets.clear()
+    house.rooms.failure = NotPublished("10000 messages and commands are waiting for Redis's answer")
+    gone.leave()
+    house.access.stale(revoked=False)
+    house.pass_time(1)
+    house.rooms.failure = None
+    house.pass_time(1)
+    assert house.rooms.entries == {("one", "alice"): client.id}
+    house.rooms.restore = lambda entries: fail(RuntimeError("not to be asked again"))  # type: ignore[method-assign]
+    with capturedLogs() as logged:
+        house.pass_time(1)
+    assert logged == []
+
+
 def test_who_left_while_redis_was_away_is_no_ghost() -> None:
     house = House()
     gone, stays = house.admit("alice", "one"), house.admit("bob", "one")
