@@ -157,8 +157,10 @@ class Intake:
             if sent.id is not None and not replies:
                 self._answer(sent, "ack", {"receivers": taken})
         elif taken == FULL:
+            self._counters.streams_full += 1
             self._tell(sent, Code.SERVICE_UNAVAILABLE, "too many events wait for this service", retryAfter=1.0)
         else:
+            self._counters.published_to_nobody += 1
             self._tell(sent, Code.SERVICE_UNAVAILABLE, "nobody listens for this event at present")
         self._finish(entry_id)
 

@@ -136,6 +136,7 @@ def test_a_stream_that_is_full() -> None:
         "eventType": "log:line:add",
         "retryAfter": 1.0,
     }
+    assert desk.counters.streams_full == 1
     assert desk.reading.acked == ["1-0"]
     assert desk.bus.calls == []
 
@@ -156,6 +157,7 @@ def test_nobody_listens(request_id: dict[str, int]) -> None:
     }
     assert desk.reading.acked == ["1-0"]
     assert desk.bus.calls == []
+    assert desk.counters.published_to_nobody == 1
 
 
 # What is wrong is answered, counted, and kept.
