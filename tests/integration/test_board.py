@@ -503,6 +503,9 @@ def test_fits_a_phone(demo: Gateway, invite: Invite, browser: Browser) -> None:
     tools.get_by_role("button", name="blue").tap()
     expect(bob.notes.first).to_have_attribute("data-colour", "blue")
 
+    # To tap a colour, Playwright may scroll the board until the note is out of sight.
+    note.scroll_into_view_if_needed()
+
     # A finger on the note drags it; at the edge of the window the board moves along.
     before, scrolled = ann.place(note), ann.page.evaluate("document.getElementById('viewport').scrollLeft")
     box = note.bounding_box()
