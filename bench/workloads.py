@@ -47,14 +47,14 @@ class Effort:
 QUICK = Effort(
     name="quick",
     rounds=2,
-    warm=0.6,
-    seconds=1.2,
+    warm=0.5,
+    seconds=1.0,
     texts=(64,),
     crowds=(100, 1000, 8000),
     idle=4000,
     storm=2000,
-    ping_seconds=10.0,
-    most_rounds={"idle": 1, "manyrooms": 1},
+    ping_seconds=6.0,
+    most_rounds={"idle": 1, "manyrooms": 1, "processes": 1},
     contenders={
         "roundtrip": ("kraftek", "kraftek-socketio", "node"),
         "fanout": ("kraftek", "cloop"),
@@ -120,9 +120,11 @@ def requests(stage: Stage, contender: Contender, effort: Effort) -> Iterator[Row
     with stage.show(contender, effort.ping_seconds) as show:
         connected(show, 50, ROOM_SIZE)
         for in_flight in (1, 8):
-            for case, asked in (("event", None), ("request", "ask"), ("request by stream", "queue")):
+            for case, asked in (("event", None), ("request", "ask")):
                 outcome = show.do(RoundTrip(in_flight, 64, effort.warm, effort.seconds, asked))
                 yield row("requests", contender, f"{case}, {in_flight} in flight", "message", outcome)
+        outcome = show.do(RoundTrip(8, 64, effort.warm, effort.seconds, "queue"))
+        yield row("requests", contender, "request by stream, 8 in flight", "message", outcome)
 
 
 def fanout(stage: Stage, contender: Contender, effort: Effort) -> Iterator[Row]:
