@@ -95,6 +95,7 @@ class Daemon(Service):
         self._notes: NotesService | None = None
         self._bus: RedisBus | None = None
         self._gateway: Gateway | None = None
+        self._requests: Requests | None = None
         self._leases: Leases | None = None
         self._intake: Intake | None = None
         self._sweeps: list[LoopingCall] = []
@@ -145,7 +146,7 @@ class Daemon(Service):
         self._leases = leases = Leases(bus, rooms, gateway_id, admission.restore, counters)
         router = EventRouter(self.registry)
         dispatch = Dispatch(self.registry, bus)
-        requests = Requests(dispatch, bus, gateway_id, config.limits, counters, reactor)
+        self._requests = requests = Requests(dispatch, bus, gateway_id, config.limits, counters, reactor)
         self._gateway = gateway = Gateway(
             gateway_id,
             router,
@@ -250,6 +251,8 @@ class Daemon(Service):
                 await self._intake.end().addTimeout(_FAREWELL, self._reactor)
         if self._notes is not None and self._notes.running:
             await self._notes.stopService()
+        if self._requests is not None:
+            self._requests.keep()
         if self._leases is not None:
             self._leases.release()
         if self._bus is not None and self._bus.running:

@@ -168,18 +168,12 @@ class IBus(Interface):
         """
 
     def run(
-        script: Any,
-        keys: Sequence[str],
-        args: Sequence[bytes | str | int | float],
-        receipt: Callable[[Any], None],
-        *,
-        linger: bool = False,
+        script: Any, keys: Sequence[str], args: Sequence[bytes | str | int | float], receipt: Callable[[Any], None]
     ) -> None:
         """Run a script made by :meth:`kraftek.scripts.Script.each` for one message, in order with everything else.
 
         ``receipt`` is called once: with what the script came to for this message, a number or ``bytes``; or with -1, as
-        that of :meth:`publish`. Raises ``NotPublished`` likewise. What nobody waits for may ``linger`` for some
-        milliseconds, until something else is sent.
+        that of :meth:`publish`. Raises ``NotPublished`` likewise.
         """
 
     def subscribe(channel: str, listener: Callable[[bytes], None]) -> None:

@@ -281,8 +281,6 @@ class FakeBus:
         keys: Sequence[str],
         args: Sequence[bytes | str | int | float],
         receipt: Callable[[Any], None],
-        *,
-        linger: bool = False,
     ) -> None:
         self._check()
         made = Call(script, tuple(keys), tuple(args), Deferred())

@@ -321,6 +321,7 @@ class RepeatedTest(TestCase):
     async def sweep(self, gateway: Gateway, seconds: float = 0.25) -> None:
         gateway.clock.advance(seconds)
         gateway.requests.sweep()
+        gateway.clock.advance(0.02)
         await gateway.bus.call("PING")
 
     def handled(self, service: str = "chat") -> int:
@@ -332,6 +333,7 @@ class RepeatedTest(TestCase):
     def say(self, gateway: Gateway, words: dict[str, Any]) -> None:
         body = json.dumps({"type": "r", **words}).encode()
         gateway.requests.answered(msgspec.json.decode(body, type=Broadcast), body)
+        gateway.clock.advance(0.02)
 
     async def test_after_its_answer_it_gets_that_again(self) -> None:
         first = self.one.connect("1")

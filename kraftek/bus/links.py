@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import txredisapi
 from twisted.internet.defer import Deferred, FirstError, gatherResults
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from txredisapi import HiredisProtocol, InvalidData, ResponseError
@@ -35,9 +35,6 @@ INVALIDATE = b"__redis__:invalidate"
 
 _BATCH = 100
 """Messages in one command at most: Redis does nothing else for a millisecond."""
-
-_LINGER = 0.02
-"""Seconds that something waits at most for company."""
 
 Listeners = Mapping[bytes, Sequence[Callable[[Any], None]]]
 """Who is called with the messages of which channel."""
@@ -200,7 +197,6 @@ class CommandLink(Link):
         self._flushes = False
         self._batch: _Batch | None = None
         self.batched = 0
-        self._lingering: IDelayedCall | None = None
         self._scripts: set[Script] = set()
 
     def send(self, request: bytes, waiter: Deferred[Any] | Callable[[Any], None]) -> None:
@@ -238,29 +234,20 @@ class CommandLink(Link):
         return self.ask("EVALSHA", script.digest, *rest).addErrback(self._forgotten, script, rest)
 
     def evaluate(
-        self,
-        script: Script,
-        keys: Sequence[str],
-        args: Sequence[Argument],
-        receipt: Callable[[Any], None],
-        linger: bool,
+        self, script: Script, keys: Sequence[str], args: Sequence[Argument], receipt: Callable[[Any], None]
     ) -> None:
         """Run a script of :meth:`kraftek.scripts.Script.each` for one message, in order with everything else.
 
-        Messages in a row for the same script are one command: a command each costs 5 µs more, here and in Redis. What
-        may ``linger`` goes with what is written next, and costs no write of its own.
+        Messages in a row for the same script are one command: a command each costs 5 µs more, here and in Redis.
         """
         batch = self._batch
         if batch is None or batch.script is not script or len(batch.receipts) == _BATCH:
             if batch is not None:
                 self._close_batch()
             batch = self._batch = _Batch(script)
-        if not self._flushes:
-            if not linger:
+            if not self._flushes:
                 self._flushes = True
                 self._turn.at_end(self)
-            elif self._lingering is None:
-                self._lingering = self._reactor.callLater(_LINGER, self._lingered)
         batch.keys += keys
         batch.args += args
         batch.receipts.append(receipt)
@@ -295,16 +282,10 @@ class CommandLink(Link):
         return self.need([off, on])
 
     def connectionLost(self, why: Failure) -> None:
-        if self._lingering is not None:
-            self._lingering.cancel()
         if self._batch is not None:
             self._close_batch()
         self._unwritten.clear()
         super().connectionLost(why)
-
-    def _lingered(self) -> None:
-        self._lingering = None
-        self.flush()
 
     def _close_batch(self) -> None:
         batch, self._batch = self._batch, None

@@ -95,13 +95,7 @@ class RedisBus(MultiService):
         return link.ask(command, *names, *args)
 
     def run(
-        self,
-        script: Script,
-        keys: Sequence[str],
-        args: Sequence[Argument],
-        receipt: Callable[[Any], None],
-        *,
-        linger: bool = False,
+        self, script: Script, keys: Sequence[str], args: Sequence[Argument], receipt: Callable[[Any], None]
     ) -> None:
         prefix = self._prefix
         if prefix:
@@ -109,7 +103,7 @@ class RedisBus(MultiService):
         link = self._commands
         if link is None or not self.available or len(link.waiting) + link.batched >= self._in_flight:
             raise self._not_published()
-        link.evaluate(script, keys, args, receipt, linger)
+        link.evaluate(script, keys, args, receipt)
 
     def subscribe(self, channel: str, listener: Callable[[bytes], None]) -> None:
         name = self.channel_name(channel).encode()

@@ -379,7 +379,7 @@ EACH = Script("each message")
 def batch_story() -> tuple[Story, CommandLink, list[Any]]:
     """A link on which Redis knows the script, and what the receipts of its messages say."""
     story, link = command_story()
-    link.evaluate(EACH, [], [], lambda _: None, False)
+    link.evaluate(EACH, [], [], lambda _: None)
     assert story.written() == ["EVAL each message 0"]
     story.reads(b"*1", b":0")
     assert link.batched == 0
@@ -390,11 +390,11 @@ def test_messages_in_a_row_are_one_command() -> None:
     story, link, got = batch_story()
     other = Script("another")
     for text in "ab":
-        link.evaluate(EACH, [f"k{text}"], [text], got.append, False)
+        link.evaluate(EACH, [f"k{text}"], [text], got.append)
     assert link.batched == 2
     link.send(b"*1\r\n$4\r\nPING\r\n", got.append)
-    link.evaluate(EACH, ["kc"], ["c"], got.append, False)
-    link.evaluate(other, ["kd"], ["d"], got.append, False)
+    link.evaluate(EACH, ["kc"], ["c"], got.append)
+    link.evaluate(other, ["kd"], ["d"], got.append)
     told = f"EVALSHA {EACH.digest}"
     assert story.written() == [f"{told} 2 ka kb a b | PING | {told} 1 kc c | EVAL another 1 kd d"]
     assert len(link.waiting) + link.batched == 5
@@ -406,7 +406,7 @@ def test_messages_in_a_row_are_one_command() -> None:
 def test_a_command_has_so_many_messages_at_most() -> None:
     story, link, got = batch_story()
     for number in range(250):
-        link.evaluate(EACH, [], [number], got.append, False)
+        link.evaluate(EACH, [], [number], got.append)
     (written,) = story.written()
     assert [len(part.split()) - 3 for part in written.split(" | ")] == [100, 100, 50]
     assert len(link.waiting) + link.batched == 250
@@ -416,27 +416,10 @@ def test_a_command_has_so_many_messages_at_most() -> None:
     assert len(link.waiting) + link.batched == 0
 
 
-def test_what_may_linger_waits_for_company_but_not_long() -> None:
-    story, link, got = batch_story()
-    link.evaluate(EACH, [], ["a"], got.append, True)
-    assert story.written() == []
-    link.ask("PING")
-    assert story.written() == [f"EVALSHA {EACH.digest} 0 a | PING"]
-    story.clock.advance(1)
-    story.written()
-    link.evaluate(EACH, [], ["b"], got.append, True)
-    assert story.written() == []
-    story.clock.advance(0.02)
-    assert story.written() == [f"EVALSHA {EACH.digest} 0 b"]
-    link.evaluate(EACH, [], ["c"], got.append, True)
-    link.flush()
-    assert story.written() == [f"EVALSHA {EACH.digest} 0 c"]
-
-
 def test_a_forgotten_script_goes_whole_again_for_all_messages() -> None:
     story, link, got = batch_story()
     for text in "ab":
-        link.evaluate(EACH, [], [text], got.append, False)
+        link.evaluate(EACH, [], [text], got.append)
     story.written()
     story.reads(b"-NOSCRIPT No matching script. Please use EVAL.")
     assert story.written() == ["EVAL each message 0 a b"]
@@ -448,9 +431,9 @@ def test_a_forgotten_script_goes_whole_again_for_all_messages() -> None:
 def test_who_waits_for_many_messages_is_told_when_the_link_is_lost() -> None:
     story, link, got = batch_story()
     for text in "ab":
-        link.evaluate(EACH, [], [text], got.append, False)
+        link.evaluate(EACH, [], [text], got.append)
     story.written()
-    link.evaluate(EACH, [], ["c"], got.append, True)
+    link.evaluate(EACH, [], ["c"], got.append)
     story.lose()
     assert (got, len(link.waiting) + link.batched) == ([-1] * 3, 0)
     story.wire.writes.clear()
@@ -463,8 +446,8 @@ def test_a_receipt_that_fails_keeps_nothing_from_the_others_of_its_command() -> 
         raise ZeroDivisionError
 
     story, link, got = batch_story()
-    link.evaluate(EACH, [], ["a"], fails, False)
-    link.evaluate(EACH, [], ["b"], got.append, False)
+    link.evaluate(EACH, [], ["a"], fails)
+    link.evaluate(EACH, [], ["b"], got.append)
     story.written()
     with capturedLogs() as events:
         story.reads(b"*2\r\n:1\r\n:2")
