@@ -81,6 +81,10 @@ class Broadcasts:
         self._counters.broadcasts += 1
         room_id = None
         audience: Audience
+        if message.recipients and len(message.recipients) == 1 and not (message.user_ids or message.exclude_socket_ids):
+            # Most are: an answer to one client, or to one of another process.
+            self._answer(message.recipients[0], message)
+            return
         if message.recipients or message.user_ids:
             audience = audience_of(self._but_for(message, self._addressed(message)))
         else:
@@ -100,6 +104,14 @@ class Broadcasts:
                 for link in links:
                     link.write(outgoing)
                 self._counters.delivered += len(links)
+
+    def _answer(self, socket_id: str, message: Broadcast) -> None:
+        session = self._roster.socket(socket_id)
+        if session is not None:
+            outgoing = session.dialect.encode(Delivery(message.type, message.payload))
+            if outgoing is not None:
+                session.link.write(outgoing)
+                self._counters.delivered += 1
 
     def _but_for(self, message: Broadcast, sessions: Iterable[Session]) -> Iterable[Session]:
         excluded = frozenset(message.exclude_socket_ids or ())

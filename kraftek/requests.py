@@ -162,8 +162,9 @@ class Requests:
             if request is not None:
                 self._settle(request, delivery, body)
                 self._counters.delivered += 1
+            elif gateway_of(socket_id) == self._gateway_id:
+                late = True
             else:
-                late = late or gateway_of(socket_id) == self._gateway_id
                 for user_id in message.user_ids or ():
                     self._adopt(_claim(user_id, request_id), socket_id, body)
         if late:
@@ -238,6 +239,7 @@ class Requests:
         message, name = f"no answer within {request.queue.service.timeout:g} s", request.event.name
         body = _encode({"type": "error", "payload": {"code": Code.TIMEOUT, "message": message, "eventType": name}})
         self._settle(request, ErrorMessage(Code.TIMEOUT, message, name, None, request.key[1]), body)
+        self.keep()  # at once: what the service says now is too late
 
     def _settle(self, request: _Request, outbound: Outbound, body: bytes) -> None:
         if request.claim:
