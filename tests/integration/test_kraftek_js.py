@@ -145,7 +145,8 @@ def start(place: Place, gateway: Gateway, options: str = "token: () => 'ada', ro
 
 
 def wait_state(place: Place, state: str) -> None:
-    wait_until(lambda: place.evaluate("client.state") == state, lambda: str(place.evaluate("states")))
+    # The waits between attempts are random, and grow.
+    wait_until(lambda: place.evaluate("client.state") == state, lambda: str(place.evaluate("states")), 30.0)
 
 
 def settled(place: Place, name: str, promise: str) -> None:
