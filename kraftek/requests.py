@@ -181,6 +181,7 @@ class Requests:
                 self._time_out(request)
             if not queue.requests:
                 del self._queues[number]
+        self.keep()  # at once: what a service says after a time-out is too late
         self._look()
 
     def keep(self) -> None:
@@ -239,7 +240,6 @@ class Requests:
         message, name = f"no answer within {request.queue.service.timeout:g} s", request.event.name
         body = _encode({"type": "error", "payload": {"code": Code.TIMEOUT, "message": message, "eventType": name}})
         self._settle(request, ErrorMessage(Code.TIMEOUT, message, name, None, request.key[1]), body)
-        self.keep()  # at once: what the service says now is too late
 
     def _settle(self, request: _Request, outbound: Outbound, body: bytes) -> None:
         if request.claim:

@@ -448,6 +448,20 @@ class RepeatedTest(TestCase):
             assert (message["type"], message["payload"]["code"]) == ("error", "TIMEOUT")
         assert self.handled() == 1
 
+    async def test_what_times_out_together_is_kept_together(self) -> None:
+        session = self.one.connect("1")
+        for number in range(50):
+            await self.send(session, id=number)
+        before = self.scripts()
+        await self.sweep(self.one, 10)
+        assert len(told(session)) == 50
+        assert self.scripts() == before + 1
+        assert self.one.clock.getDelayedCalls() == []
+
+    def scripts(self) -> int:
+        stats: Any = self.client.info("commandstats")
+        return sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("eval", "evalsha"))
+
     async def test_an_acknowledgement_is_given_again(self) -> None:
         first, again = self.one.connect("1"), self.two.connect("1")
         for session in (first, again):
