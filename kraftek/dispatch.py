@@ -17,7 +17,7 @@ from kraftek.config import Service
 from kraftek.errors import NotPublished
 from kraftek.interfaces import IBus, IServiceRegistry
 from kraftek.messages import Envelope
-from kraftek.names import partition_of, stream_of
+from kraftek.names import place_of, stream_of
 from kraftek.scripts import Script
 
 __all__ = ["FULL", "LOST", "Dispatch"]
@@ -168,9 +168,7 @@ class Dispatch:
 
 
 def _target(service: Service, envelope: Envelope) -> str:
-    if service.partitions == 0:
-        return service.channel
-    return stream_of(service.channel, partition_of(envelope.room_id or envelope.socket_id, service.partitions))
+    return place_of(service.channel, service.partitions, envelope.room_id or envelope.socket_id)
 
 
 def _streams(service: Service) -> list[str]:

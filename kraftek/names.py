@@ -5,7 +5,7 @@ from __future__ import annotations
 from secrets import token_hex
 from zlib import crc32
 
-__all__ = ["gateway_of", "new_gateway_id", "new_socket_id", "partition_of", "reply_channel", "stream_of"]
+__all__ = ["gateway_of", "new_gateway_id", "new_socket_id", "partition_of", "place_of", "reply_channel", "stream_of"]
 
 
 def new_gateway_id() -> str:
@@ -36,3 +36,8 @@ def stream_of(channel: str, partition: int) -> str:
 def partition_of(place: str, partitions: int) -> int:
     """The partition of a room: CRC-32 of its UTF-8. An event from no room goes by its socket."""
     return crc32(place.encode("utf-8", "surrogatepass")) % partitions
+
+
+def place_of(channel: str, partitions: int, place: str) -> str:
+    """The key of the stream that events from a room, or else from a socket, go to."""
+    return stream_of(channel, partition_of(place, partitions)) if partitions else channel

@@ -27,7 +27,7 @@ from zope.interface import implementer
 from kraftek.config import Service
 from kraftek.interfaces import IBus, IRooms, IServiceRegistry
 from kraftek.messages import Envelope
-from kraftek.names import partition_of, stream_of
+from kraftek.names import place_of
 from kraftek.scripts import Script
 
 __all__ = ["LOST", "Entry", "RedisRooms", "entries_of"]
@@ -208,9 +208,7 @@ class RedisRooms:
 
 
 def _place(service: Service, room_id: str) -> str:
-    if service.transport == "stream" and service.partitions:
-        return stream_of(service.channel, partition_of(room_id, service.partitions))
-    return service.channel
+    return place_of(service.channel, service.partitions if service.transport == "stream" else 0, room_id)
 
 
 def _sockets(batches: list[list[bytes]]) -> list[str]:
