@@ -20,12 +20,9 @@ from kraftek.messages import Envelope
 from kraftek.names import place_of, stream_of
 from kraftek.scripts import Script
 
-__all__ = ["FULL", "LOST", "Dispatch"]
+__all__ = ["FULL", "Dispatch"]
 
-LOST = -1
-"""The receipt of an event that may not have arrived: the connection to Redis was lost."""
-
-FULL = -2
+FULL = -3
 """The receipt of an event that was not taken, because as many as may be wait in the service's stream."""
 
 _TRIM = """
@@ -119,7 +116,7 @@ class Dispatch:
         self._bus = bus
 
     def send(self, service: Service, envelope: Envelope, receipt: Callable[[int], None]) -> None:
-        """Publish or append it. ``receipt`` is called once: with how many took it, :data:`LOST` or :data:`FULL`.
+        """Publish or append it. ``receipt`` is called once: with how many took it, :data:`FULL`, or as ``IBus.publish``.
 
         Who reads a stream is unknown: it takes everything, as one. Raises ``NotPublished`` as ``IBus.publish`` does.
         """

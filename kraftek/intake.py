@@ -19,9 +19,9 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from kraftek.dispatch import FULL, LOST, Dispatch
+from kraftek.dispatch import FULL, Dispatch
 from kraftek.errors import Code, NotPublished, PeerError
-from kraftek.interfaces import IBus, IEventRouter, IReading, IServiceRegistry
+from kraftek.interfaces import LOST, REFUSED, IBus, IEventRouter, IReading, IServiceRegistry
 from kraftek.messages import NULL, Envelope, RequestId
 from kraftek.metrics import Counters
 
@@ -150,7 +150,7 @@ class Intake:
         self._dispatch.send(service, envelope, partial(self._sent, entry_id, event, sent, service.reply))
 
     def _sent(self, entry_id: str, event: bytes, sent: Sent, replies: bool, taken: int) -> None:
-        if taken == LOST:
+        if taken in (LOST, REFUSED):
             self._again.append((entry_id, event))
             return
         if taken > 0:

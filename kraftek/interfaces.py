@@ -15,6 +15,8 @@ from zope.interface import Attribute, Interface
 from kraftek.messages import Grant, Inbound, Outbound, Outgoing, Token
 
 __all__ = [
+    "LOST",
+    "REFUSED",
     "EntryListener",
     "IAccess",
     "IAccessChecker",
@@ -30,6 +32,12 @@ __all__ = [
     "IServiceRegistry",
 ]
 
+
+LOST = -1
+"""The receipt of a message that may not have arrived: the connection to Redis was lost."""
+
+REFUSED = -2
+"""The receipt of a message that Redis refused: a key of another type, no permission, no memory, not the primary."""
 
 EntryListener = Callable[[str, bytes, int], None]
 """Called with the id of a stream's entry, the value of its field ``event``, and how often it was delivered by now."""
@@ -154,8 +162,8 @@ class IBus(Interface):
     def publish(channel: str, body: bytes, receipt: Callable[[int], None]) -> None:
         """``PUBLISH``, together with all others of this turn in one write.
 
-        ``receipt`` is called once: with the number of subscribers that got it, or with -1 when Redis refused it or
-        the connection was lost before Redis answered. Raises ``NotPublished`` when Redis is away or the bound of
+        ``receipt`` is called once: with the number of subscribers that got it, with :data:`REFUSED`, or with
+        :data:`LOST` when the connection was lost before Redis answered. Raises ``NotPublished`` when Redis is away or the bound of
         messages in flight is reached; the receipt is then not called.
         """
 
@@ -172,8 +180,8 @@ class IBus(Interface):
     ) -> None:
         """Run a script made by :meth:`kraftek.scripts.Script.each` for one message, in order with everything else.
 
-        ``receipt`` is called once: with what the script came to for this message, a number or ``bytes``; or with -1, as
-        that of :meth:`publish`. Raises ``NotPublished`` likewise.
+        ``receipt`` is called once: with what the script came to for this message, a number or ``bytes``; or as that of
+        :meth:`publish`. Raises ``NotPublished`` likewise.
         """
 
     def subscribe(channel: str, listener: Callable[[bytes], None]) -> None:

@@ -45,6 +45,7 @@ class Counters(Struct):
     publishes_lost: Annotated[
         int, Meta(description="Events whose fate is unknown: the connection to Redis was lost")
     ] = 0
+    publishes_refused: Annotated[int, Meta(description="Events that Redis refused to take")] = 0
     received: Annotated[int, Meta(description="Messages from clients")] = 0
     redis_connects: Annotated[int, Meta(description="Times that Redis was connected")] = 0
     replies_late: Annotated[int, Meta(description="Answers of services that came after their time")] = 0

@@ -15,9 +15,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from kraftek.config import Limits, Service
-from kraftek.dispatch import FULL, LOST, Dispatch
+from kraftek.dispatch import FULL, Dispatch
 from kraftek.errors import Code, NotPublished, PeerError
-from kraftek.interfaces import IBus
+from kraftek.interfaces import LOST, REFUSED, IBus
 from kraftek.messages import Ack, Broadcast, Delivery, Envelope, ErrorMessage, Event, Outbound, RequestId
 from kraftek.metrics import Counters
 from kraftek.names import gateway_of
@@ -276,6 +276,9 @@ def not_taken(event: Event, receipt: int, counters: Counters) -> PeerError:
     if receipt == LOST:
         counters.publishes_lost += 1
         message = "the connection was lost: the event may not have arrived"
+    elif receipt == REFUSED:
+        counters.publishes_refused += 1
+        message = "the event could not be handed over at present"
     else:
         counters.published_to_nobody += 1
         message = "nobody listens for this event at present"

@@ -14,7 +14,8 @@ from twisted.trial.unittest import TestCase
 
 from kraftek.bus import RedisBus
 from kraftek.config import Redis, Service
-from kraftek.dispatch import FULL, LOST, Dispatch
+from kraftek.dispatch import FULL, Dispatch
+from kraftek.interfaces import REFUSED
 from kraftek.errors import NotPublished
 from kraftek.messages import Envelope
 from kraftek.metrics import Counters
@@ -171,7 +172,7 @@ class DispatchTest(TestCase):
 
     async def test_a_key_of_another_kind(self) -> None:
         self.client.set("k:events:jobs", "not a stream")
-        assert await self.send(JOBS, envelope("a")) == LOST
+        assert await self.send(JOBS, envelope("a")) == REFUSED
         await self.trimmed()
         assert len(self.flushLoggedErrors()) == 1
 

@@ -15,6 +15,7 @@ from zope.interface import Invalid
 from kraftek.config import Limits, Service
 from kraftek.errors import Code, PeerError
 from kraftek.gateway import Gateway
+from kraftek.interfaces import LOST, REFUSED
 from kraftek.messages import Authenticate, Token
 from kraftek.session import State
 from tests.house import CHAT, NOTES, Client, House
@@ -303,9 +304,24 @@ def test_service_unavailable_because_the_connection_was_lost_before_the_receipt(
     works(client)
 
 
+def test_service_unavailable_because_redis_refused() -> None:
+    house = House()
+    client = house.admit()
+    client.play("""
+        > {"type": "notes:n:1", "id": 1}
+        * events:notes {}
+    """)
+    house.bus.answer(REFUSED)
+    client.play("""
+        x SERVICE_UNAVAILABLE the event could not be handed over at present {"id": 1, "eventType": "notes:n:1"}
+    """)
+    assert house.counters.publishes_refused == 1
+    works(client)
+
+
 def test_a_receipt_for_a_client_that_left_is_nobodys() -> None:
     house = House()
-    for receivers in (1, 0, -1):
+    for receivers in (1, 0, LOST, REFUSED):
         client = house.admit()
         client.send({"type": "notes:note:create", "id": 1})
         client.session.close(1001, "gone")

@@ -22,6 +22,7 @@ from kraftek.bus.resp import Argument, command
 from kraftek.config import Redis, RedisAddress
 from kraftek.errors import NotPublished
 from kraftek.fastpath import write_now
+from kraftek.interfaces import LOST, REFUSED
 from kraftek.scripts import Script
 from kraftek.turn import Turn
 
@@ -142,7 +143,7 @@ class Link(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no annotati
         if isinstance(reply, ResponseError) and not self._refusal_logged:
             self._refusal_logged = True
             self.log.error("Redis refuses to publish (said once a connection): {reason}", reason=str(reply))
-        receipt(-1)
+        receipt(REFUSED if isinstance(reply, ResponseError) else LOST)
 
     def connectionLost(self, why: Failure) -> None:
         """Tell the owner, then everybody who waits."""
