@@ -26,7 +26,8 @@ floor  rooms                                                       what they kno
 1      ``interfaces.py``, ``turn.py``, ``fastpath.py``,            the seams, in prose; what edges have in common
        ``trust.py``
 0      ``messages.py``, ``errors.py``, ``config.py``,              the values that cross edges
-       ``metrics.py``, ``names.py``, ``scripts.py``
+       ``metrics.py``, ``names.py``, ``scripts.py``,
+       ``consumers.py``
 ====== =========================================================== ===================================================
 
 ``demo/``, ``client/`` and ``service/`` stand beside the floors: a service and a page for newcomers; what authors of

@@ -23,6 +23,7 @@ from kraftek.bus.endpoint import Backoff, RedisEndpoint
 from kraftek.bus.links import Link
 from kraftek.bus.resp import Argument
 from kraftek.config import Redis, RedisAddress
+from kraftek.consumers import FORGET, FORGOTTEN_AFTER, JOIN
 from kraftek.errors import NotPublished
 from kraftek.interfaces import EntryListener, IBus, IBusListener, IReading
 from kraftek.scripts import Script
@@ -31,10 +32,6 @@ __all__ = ["Reading", "ReadingLink"]
 
 BATCH = 100
 """Entries taken from the dead at a time."""
-
-FORGOTTEN_AFTER = 60_000
-"""Milliseconds after which a consumer that has nothing and asks for nothing is removed from its group. One that lives
-asks every second, and Redis makes it anew should it come back."""
 
 # An entry that was trimmed away while it was being handled is nobody's any more (6.2 still hands out its empty shell).
 TAKE = Script("""
@@ -60,17 +57,6 @@ return taken
 FINISH = Script("""
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
 return redis.call('XDEL', KEYS[1], ARGV[2])
-""")
-
-FORGET = Script("""
-for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
-    local about = {}
-    for i = 1, #consumer, 2 do about[consumer[i]] = consumer[i + 1] end
-    if about.pending == 0 and about.idle > tonumber(ARGV[2]) then
-        redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], about.name)
-    end
-end
-return 0
 """)
 
 
@@ -202,11 +188,7 @@ class Reading(ClientService):
 
     async def _begin(self, link: ReadingLink) -> None:
         """Before anything new: what Redis has handed to this consumer, and what never arrived."""
-        try:
-            await link.ask("XGROUP", "CREATE", self._name, self._group, "0", "MKSTREAM")
-        except ResponseError as error:
-            if not str(error).startswith("BUSYGROUP"):
-                raise
+        await link.evaluate(JOIN, self._name, self._group, FORGOTTEN_AFTER)
         while await self._take(link, BATCH, 0.0, self._consumer):
             pass
 

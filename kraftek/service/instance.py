@@ -28,6 +28,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from kraftek.consumers import FORGOTTEN_AFTER, JOIN
 from kraftek.messages import Broadcast
 from kraftek.names import reply_channel
 from kraftek.scripts import Script
@@ -50,22 +51,6 @@ PAUSE = 1.0
 
 DEAD_LENGTH = 10_000
 """Dead letters kept of one stream."""
-
-FORGOTTEN_AFTER = 60_000
-"""Milliseconds after which a consumer that has nothing in hand is removed from the group. A living one that is
-removed by mistake is made anew by Redis when it reads."""
-
-JOIN = Script("""
-redis.pcall('XGROUP', 'CREATE', KEYS[1], ARGV[1], '0', 'MKSTREAM')
-for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
-    local about = {}
-    for i = 1, #consumer, 2 do about[consumer[i]] = consumer[i + 1] end
-    if about.pending == 0 and about.idle > tonumber(ARGV[2]) then
-        redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], about.name)
-    end
-end
-return 1
-""")
 
 # A command's first argument says when it is sent: always, or only when nobody heard the one before.
 COMMIT = Script("""

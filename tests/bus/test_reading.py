@@ -10,8 +10,8 @@ from twisted.trial.unittest import TestCase
 from zope.interface.verify import verifyObject
 
 from kraftek.bus import RedisBus
-from kraftek.bus.reading import FORGET
 from kraftek.config import Redis
+from kraftek.consumers import FORGET
 from kraftek.interfaces import IReading
 from kraftek.metrics import Counters
 from kraftek.turn import Turn
