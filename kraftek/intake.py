@@ -36,6 +36,13 @@ DEAD_LENGTH = 10_000
 ATTEMPTS = 5
 """Gateway processes that an entry may outlive, before it is taken for what they die of."""
 
+RETRIES = 20
+"""Sweeps on which an event that Redis refuses is tried again: five seconds. A primary that became a replica, a start or
+a shortage of memory may be over by then; a key of another type, or a missing right, is not."""
+
+HELD = 100
+"""Refused events that are tried again at a time, lest they leave no room for others. More are given up at once."""
+
 Text = Annotated[str, Meta(min_length=1, max_length=256)]
 
 
@@ -91,11 +98,13 @@ class Intake:
         self._counters = counters
         self._now = now
         self._again: list[tuple[str, bytes]] = []
+        self._refused: dict[str, int] = {}
+        self._buries = True
         self._reading: IReading | None = None
 
     def begin(self) -> None:
         """Take events from now on."""
-        self._reading = self._bus.read(GROUP, self._gateway_id, STREAM, self._received)
+        self._reading = self._bus.read(GROUP, self._gateway_id, STREAM, self._received, window=2 * HELD)
 
     def end(self) -> Deferred[None]:
         """Take none any more. Fires when nothing more comes."""
@@ -110,7 +119,8 @@ class Intake:
 
     def _received(self, entry_id: str, event: bytes, delivered: int) -> None:
         if delivered > ATTEMPTS:
-            self._bury(entry_id, event, f"delivered to {delivered} gateways, and never finished")
+            reason = f"delivered to {delivered - 1} gateways, and never finished"
+            self._refuse(entry_id, event, _what_can_be_read(event), Code.INTERNAL, reason)
         else:
             self._counters.intake += 1
             self._take(entry_id, event)
@@ -150,7 +160,7 @@ class Intake:
         self._dispatch.send(service, envelope, partial(self._sent, entry_id, event, sent, service.reply))
 
     def _sent(self, entry_id: str, event: bytes, sent: Sent, replies: bool, taken: int) -> None:
-        if taken in (LOST, REFUSED):
+        if taken == LOST or (taken == REFUSED and self._may_try_again(entry_id)):
             self._again.append((entry_id, event))
             return
         if taken > 0:
@@ -159,10 +169,22 @@ class Intake:
         elif taken == FULL:
             self._counters.streams_full += 1
             self._tell(sent, Code.SERVICE_UNAVAILABLE, "too many events wait for this service", retryAfter=1.0)
+        elif taken == REFUSED:
+            self._counters.publishes_refused += 1
+            self._tell(sent, Code.SERVICE_UNAVAILABLE, "the event could not be handed over at present")
+            self._bury(entry_id, event, "Redis refused to hand it over; the gateway's log says why")
+            return
         else:
             self._counters.published_to_nobody += 1
             self._tell(sent, Code.SERVICE_UNAVAILABLE, "nobody listens for this event at present")
         self._finish(entry_id)
+
+    def _may_try_again(self, entry_id: str) -> bool:
+        tried = self._refused.get(entry_id, 0)
+        if tried == RETRIES or (tried == 0 and len(self._refused) == HELD):
+            return False
+        self._refused[entry_id] = tried + 1
+        return True
 
     def _refuse(self, entry_id: str, event: bytes, sent: Sent, code: Code, message: str) -> None:
         self._counters.intake_refused += 1
@@ -171,7 +193,7 @@ class Intake:
 
     def _bury(self, entry_id: str, event: bytes, reason: str) -> None:
         about = ("MAXLEN", "~", DEAD_LENGTH, "*", "event", event, "reason", reason, "id", entry_id)
-        self._bus.call("XADD", [DEAD], about).addErrback(self._not_buried)
+        self._bus.call("XADD", [DEAD], about).addCallbacks(self._buried, self._not_buried)
         self._finish(entry_id)
 
     def _tell(self, sent: Sent, code: Code, message: str, **more: float) -> None:
@@ -189,11 +211,16 @@ class Intake:
 
     def _finish(self, entry_id: str) -> None:
         assert self._reading is not None
+        self._refused.pop(entry_id, None)
         self._reading.ack(entry_id)
 
+    def _buried(self, _: object) -> None:
+        self._buries = True
+
     def _not_buried(self, failure: Failure) -> None:
-        if failure.check(NotPublished) is None:
-            self._log.failure("An event that cannot be delivered was not kept", failure=failure)
+        if failure.check(NotPublished) is None and self._buries:
+            self._buries = False
+            self._log.failure("Events that cannot be delivered are not kept, until they can be", failure=failure)
 
 
 def _what_can_be_read(event: bytes) -> Sent:

@@ -11,7 +11,8 @@ from txredisapi import ResponseError
 
 from kraftek.config import Service
 from kraftek.dispatch import APPEND, FULL, Dispatch
-from kraftek.intake import ATTEMPTS, DEAD, STREAM, Intake
+from kraftek.intake import ATTEMPTS, DEAD, HELD, RETRIES, STREAM, Intake
+from kraftek.interfaces import REFUSED
 from kraftek.metrics import Counters
 from kraftek.registry import ServiceRegistry
 from kraftek.router import EventRouter
@@ -222,23 +223,98 @@ def test_whatever_it_is_it_is_kept_and_answered_where_possible(event: bytes, ans
 
 def test_what_gateways_die_of_is_kept_and_not_tried_again() -> None:
     desk = Desk()
-    event = b'{"source": "chat", "eventType": "notes:a:b"}'
+    event = b'{"source": "chat", "eventType": "notes:a:b", "id": 3, "replyTo": "k:events:reply:chat"}'
     desk.reading.hand("1-0", event, ATTEMPTS)
     assert len(desk.published()) == 1
     desk.bus.answer(1)
+    assert desk.told()["type"] == "ack"
     desk.reading.hand("2-0", event, ATTEMPTS + 1)
-    assert desk.published() == []
-    assert desk.buried() == {"event": event, "reason": "delivered to 6 gateways, and never finished", "id": "2-0"}
+    reason = "delivered to 5 gateways, and never finished"
+    assert desk.told() == {
+        "type": "error",
+        "inReplyTo": 3,
+        "payload": {"code": "INTERNAL", "message": reason, "eventType": "notes:a:b"},
+    }
+    assert desk.buried() == {"event": event, "reason": reason, "id": "2-0"}
     assert desk.reading.acked == ["1-0", "2-0"]
+    assert (desk.counters.intake, desk.counters.intake_refused) == (1, 1)
 
 
-def test_what_cannot_be_kept_is_logged() -> None:
+def test_what_cannot_be_kept_is_logged_until_it_can() -> None:
     desk = Desk()
-    desk.send()
     with capturedLogs() as logged:
-        desk.bus.calls.pop().reply.errback(ResponseError("WRONGTYPE"))
-    assert len(logged) == 1
+        for error in (ResponseError("WRONGTYPE"), ResponseError("WRONGTYPE"), None, ResponseError("WRONGTYPE")):
+            desk.send()
+            reply = desk.bus.calls.pop().reply
+            reply.callback(b"1-0") if error is None else reply.errback(error)
+    assert len(logged) == 2
+    assert desk.reading.acked == ["1-0"] * 4
+
+
+# What Redis refuses is tried again, for a while.
+
+
+def refused(desk: Desk) -> None:
+    """Redis refuses whatever was published since the last look."""
+    for _ in tuple(desk.bus.published):
+        desk.bus.answer(REFUSED)
+
+
+def test_what_redis_refuses_may_go_well_later() -> None:
+    desk = Desk()
+    desk.send(eventType="notes:a:b", id=1, replyTo=REPLIES)
+    for _ in range(RETRIES):
+        refused(desk)
+        assert desk.published() == []
+        desk.intake.sweep()
+    desk.bus.answer(1)
+    assert desk.told()["type"] == "ack"
     assert desk.reading.acked == ["1-0"]
+    assert desk.bus.calls == []
+    assert desk.counters.publishes_refused == 0
+
+
+def test_what_redis_refuses_for_good_is_told_and_kept() -> None:
+    desk = Desk()
+    desk.send(eventType="notes:a:b", id=1, replyTo=REPLIES)
+    for _ in range(RETRIES):
+        refused(desk)
+        desk.intake.sweep()
+    assert desk.reading.acked == []
+    refused(desk)
+    assert desk.told() == {
+        "type": "error",
+        "inReplyTo": 1,
+        "payload": {
+            "code": "SERVICE_UNAVAILABLE",
+            "message": "the event could not be handed over at present",
+            "eventType": "notes:a:b",
+        },
+    }
+    assert desk.buried()["reason"] == "Redis refused to hand it over; the gateway's log says why"
+    assert desk.reading.acked == ["1-0"]
+    assert desk.counters.publishes_refused == 1
+    desk.intake.sweep()
+    assert desk.published() == []
+
+
+def test_what_redis_refuses_leaves_room_for_others() -> None:
+    desk = Desk()
+    event = b'{"source": "chat", "eventType": "notes:a:b"}'
+    ids = [f"{number}-0" for number in range(HELD + 2)]
+    for entry_id in ids:
+        desk.reading.hand(entry_id, event)
+    refused(desk)
+    assert desk.reading.acked == ids[HELD:]
+    desk.intake.sweep()
+    assert len(desk.published()) == HELD
+    for _ in range(HELD):
+        desk.bus.answer(1)
+    desk.send(eventType="notes:a:b")
+    refused(desk)
+    desk.intake.sweep()
+    assert len(desk.published()) == 1
+    assert desk.reading.acked == [*ids[HELD:], *ids[:HELD]]
 
 
 # Redis comes and goes.

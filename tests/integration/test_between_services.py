@@ -185,3 +185,21 @@ def test_events_wait_for_a_gateway(redis_server: RedisServer, gateway: StartGate
     gateway(redis_server, services=SERVICES, config=CONFIG)
     assert services.until("events:wiki", 6)[-1]["id"] == 5
     services.settled()
+
+
+def test_a_service_whose_stream_is_none_keeps_nobody_elses_events(
+    redis_server: RedisServer, gateway: StartGateway
+) -> None:
+    services = Services(redis_server)
+    gateway(redis_server, services=SERVICES, config=CONFIG).expect_traceback()  # that the stream is none
+    for number in range(2):
+        services.redis.set(f"k:events:log:{number}", "no stream")
+    for number in range(300):
+        services.send("log:line:add", id=number, roomId=f"r{number}")
+    services.send("wiki:page:read", id="page", payload="Start")
+    answers = services.until("replies:chat", 301)
+    services.settled()
+    codes = Counter(answer["payload"]["code"] for answer in answers if answer["type"] == "error")
+    assert codes == {"SERVICE_UNAVAILABLE": 300}
+    assert {answer["inReplyTo"] for answer in answers} == {*range(300), "page"}
+    assert services.redis.xlen("k:events:gateway:dead") == 300
