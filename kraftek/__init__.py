@@ -22,7 +22,8 @@ floor  rooms                                                       what they kno
        ``roster.py``, ``expiries.py``, ``engineio.py``,
        ``intake.py``
 2      ``dialects/``, ``registry.py``, ``router.py``,              grammars, names, access, rooms
-       ``access/``, ``rooms.py``, ``leases.py``, ``origins.py``
+       ``access/``, ``rooms.py``, ``leases.py``, ``origins.py``,
+       ``addresses.py``
 1      ``interfaces.py``, ``turn.py``, ``fastpath.py``,            the seams, in prose; what edges have in common
        ``trust.py``
 0      ``messages.py``, ``errors.py``, ``config.py``,              the values that cross edges

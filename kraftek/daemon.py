@@ -19,6 +19,7 @@ from zope.interface import implementer
 
 from kraftek.access.cache import AccessCache
 from kraftek.access.open import OpenAccess
+from kraftek.addresses import Addresses
 from kraftek.admission import Admission
 from kraftek.broadcasts import Broadcasts
 from kraftek.bus import RedisBus
@@ -165,6 +166,7 @@ class Daemon(Service):
 
         native = NativeDialect()
         origins = Origins(config.origins)
+        addresses = Addresses(config.limits.connections_per_address, config.forwarded_for)
         socketio = config.socketio
         packets = SocketSettings(max_attachment_bytes=socketio.max_payload)
         engine_clients = EngineClients(
@@ -178,6 +180,7 @@ class Daemon(Service):
                 max_queued_bytes=config.limits.unsent_bytes,
             ),
             lambda client: gateway.open(client, SocketIODialect(client, packets)),
+            addresses,
             max_connections(config.limits),
         )
         clients = ClientFactory(
@@ -187,13 +190,13 @@ class Daemon(Service):
             public_site(
                 reactor,
                 BOARD if config.demo else None,
-                Polling(socketio.path, engine_clients, origins) if socketio.enabled else None,
+                Polling(socketio.path, engine_clients, origins, addresses) if socketio.enabled else None,
             ),
             config.limits,
             origins,
+            addresses,
             turn,
             counters,
-            forwarded_for=config.forwarded_for,
             compression=config.compression,
             engine_path=socketio.path,
             engine_clients=engine_clients if socketio.enabled else None,

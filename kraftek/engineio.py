@@ -13,6 +13,7 @@ from secrets import token_urlsafe
 from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
+from kraftek.addresses import Addresses
 from kraftek.dialects.engineio import (
     EngineError,
     EngineOverflowError,
@@ -112,8 +113,9 @@ class EngineClient:
         try:
             message = self.engine.receive_frame(data, binary)
         except EngineError:
-            self.flush()
+            self._socket = None
             socket.link.close(1002, "protocol error")
+            self.flush()
             return
         if message is not None:
             self._receive(*message)
@@ -226,12 +228,16 @@ class EngineClient:
 
     def _end(self, state: State, code: int, reason: str) -> None:
         receiver, self._receiver = self._receiver, None
-        socket, self._socket = self._socket, None
         self._direct = None
+        # A client that changes over fetches what is left from its next poll or from the WebSocket, and it alone knows from
+        # which: this stays open until then.
         if state is State.CLOSED:
+            socket, self._socket = self._socket, None
             self._clients.forget(self)
-        if socket is not None:
-            socket.link.close(code, reason)
+            if socket is not None:
+                socket.link.close(code, reason)
+        # Nor does it change over, or let go of a request, before that is answered.
+        self.resume()
         if receiver is not None:
             receiver.lost()
 
@@ -259,7 +265,8 @@ class EngineSocket:
 class EngineClients:
     """All of them. ``open`` is called with each new one, and gives what speaks with it.
 
-    ``max_clients``: when there are as many, no new one is let in by polling; WebSockets are counted where they arrive.
+    Each counts once for its ``peer``, on whatever transport. ``max_clients``: when there are as many, no new one is let
+    in by polling. Those that come by WebSocket are let in, or not, where that arrives.
     """
 
     def __init__(
@@ -269,6 +276,7 @@ class EngineClients:
         counters: Counters,
         settings: EngineSettings,
         open: Callable[[EngineClient], IReceiver],
+        addresses: Addresses,
         max_clients: int,
     ) -> None:
         self.turn = turn
@@ -276,6 +284,7 @@ class EngineClients:
         self.settings = settings
         self._clock = clock
         self._open = open
+        self._addresses = addresses
         self._max_clients = max_clients
         self._by_sid: dict[str, EngineClient] = {}
 
@@ -302,11 +311,16 @@ class EngineClients:
         client.open(self._open(client))
         return socket
 
-    def poll(self, peer: str, answer: Answer) -> EngineClient | None:
-        """The first GET of a new client; ``answer`` as in ``EngineClient.poll``. ``None`` when there are too many."""
-        if len(self._by_sid) >= self._max_clients:
+    def poll(self, peer: str, answer: Answer) -> EngineClient:
+        """The first GET of a new client; ``answer`` as in ``EngineClient.poll``. Raises ``EngineError``: too many."""
+        try:
+            if len(self._by_sid) >= self._max_clients:
+                raise EngineError(ErrorCode.FORBIDDEN, "too many connections", 503)
+            if self._addresses.full(peer):
+                raise EngineError(ErrorCode.FORBIDDEN, "too many connections from this address", 429)
+        except EngineError:
             self.counters.connections_refused += 1
-            return None
+            raise
         client = self._new(peer, websocket=False)
         client.poll(answer)
         client.open(self._open(client))
@@ -315,7 +329,10 @@ class EngineClients:
     def forget(self, client: EngineClient) -> None:
         """A client is gone."""
         known = self._by_sid.pop(client.engine.sid, None)
-        if known is not None and client.engine.reason is Reason.PING_TIMEOUT:
+        if known is None:
+            return
+        self._addresses.remove(client.peer)
+        if client.engine.reason is Reason.PING_TIMEOUT:
             self.counters.ping_timeouts += 1
 
     def sweep(self) -> None:
@@ -328,4 +345,5 @@ class EngineClients:
         sid = token_urlsafe(15)
         engine = EngineSession(sid, self.settings, self._clock.seconds(), websocket=websocket)
         client = self._by_sid[sid] = EngineClient(self, engine, peer)
+        self._addresses.add(peer)
         return client

@@ -9,6 +9,7 @@ from twisted.internet.task import Clock
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
+from kraftek.addresses import Addresses
 from kraftek.dialects.engineio import EngineError, EngineSettings, State, encode_message
 from kraftek.engineio import EngineClient, EngineClients, EngineSocket
 from kraftek.interfaces import ILink, IReceiver
@@ -47,7 +48,8 @@ class World:
         self.clock = Clock()
         self.counters = Counters()
         self.listeners: list[Listener] = []
-        self.clients = EngineClients(self.clock, Turn(self.clock), self.counters, SETTINGS, self._open, 10)
+        turn, addresses = Turn(self.clock), Addresses(0, 0)
+        self.clients = EngineClients(self.clock, turn, self.counters, SETTINGS, self._open, addresses, 10)
 
     def _open(self, client: EngineClient) -> Listener:
         self.listeners.append(Listener(client))
@@ -62,7 +64,6 @@ class World:
     def polling(self) -> tuple[EngineClient, Listener]:
         answers: list[bytes | None] = []
         client = self.clients.poll("peer", answers.append)
-        assert client is not None
         assert answers[0] is not None
         return client, self.listeners[-1]
 
@@ -204,6 +205,70 @@ def test_who_polls_gets_what_was_said_before_the_close(world: World) -> None:
         world.clients.find(client.engine.sid)
 
 
+@pytest.mark.parametrize("fetched", ["5", "poll"])
+def test_who_changes_over_gets_what_was_said_before_the_close(world: World, fetched: str) -> None:
+    """By the WebSocket when it had already had the answer to its last poll, by that poll otherwise."""
+    client, listener = world.polling()
+    socket, link = world.socket(client)
+    socket.receive(b"2probe")
+    assert texts(link) == ["3probe"]
+    client.write(encode_message(b"DUPLICATE_CONNECTION"))
+    client.close(4409, "DUPLICATE_CONNECTION")
+    assert (listener.ended, link.closed) == (1, None)
+    if fetched == "5":
+        socket.receive(b"5")
+        assert texts(link) == ["4DUPLICATE_CONNECTION"]
+    else:
+        assert world.poll(client) == ["4DUPLICATE_CONNECTION"]
+        assert link.closed is None
+        assert world.poll(client) == ["1"]
+    assert link.closed is not None
+    with pytest.raises(EngineError):
+        world.clients.find(client.engine.sid)
+
+
+def test_who_begins_to_change_over_as_it_is_closed_polls_what_was_said_before(world: World) -> None:
+    client, _ = world.polling()
+    socket, link = world.socket(client)
+    client.write(encode_message(b"DUPLICATE_CONNECTION"))
+    client.close(4409, "DUPLICATE_CONNECTION")
+    socket.receive(b"2probe")
+    socket.receive(b"5")  # of no account any more
+    assert link.closed is not None
+    assert texts(link) == []
+    assert world.clients.connect(client.engine.sid, FakeLink()) is None
+    assert world.poll(client) == ["4DUPLICATE_CONNECTION"]
+    assert world.poll(client) == ["1"]
+
+
+def test_a_websocket_left_open_for_what_was_said_before_the_close_is_closed_in_time(world: World) -> None:
+    client, _ = world.polling()
+    socket, link = world.socket(client)
+    socket.receive(b"2probe")
+    client.write(encode_message(b"DUPLICATE_CONNECTION"))
+    client.close(4409, "DUPLICATE_CONNECTION")
+    world.pass_time(SETTINGS.ping_interval)
+    assert link.closed is None
+    world.pass_time(SETTINGS.ping_timeout)
+    assert link.closed is not None
+
+
+def test_the_close_answers_what_was_posted_and_not_read(world: World) -> None:
+    """A client waits for that before it changes over."""
+    client, _ = world.polling()
+    socket, link = world.socket(client)
+    socket.receive(b"2probe")
+    client.pause()
+    done: list[str] = []
+    client.post(b"4one", lambda: done.append("before"))
+    client.write(encode_message(b"AUTH_FAILED"))
+    client.close(4401, "AUTH_FAILED")
+    client.post(b"4two", lambda: done.append("after"))
+    assert done == ["before", "after"]
+    socket.receive(b"5")
+    assert texts(link) == ["3probe", "4AUTH_FAILED"]
+
+
 def test_a_breach_of_the_protocol_closes_the_websocket(world: World) -> None:
     _, listener, socket, link = world.upgraded()
     socket.receive(b"9")
@@ -253,5 +318,7 @@ def test_pausing_follows_the_client_to_its_websocket(world: World) -> None:
 def test_polling_clients_are_limited(world: World) -> None:
     for _ in range(10):
         world.polling()
-    assert world.clients.poll("peer", lambda body: None) is None
+    with pytest.raises(EngineError) as refused:
+        world.clients.poll("peer", lambda body: None)
+    assert (refused.value.status, str(refused.value)) == (503, "too many connections")
     assert world.counters.connections_refused == 1

@@ -62,27 +62,27 @@ _MESSAGES: Final = {
     ErrorCode.UNKNOWN_SID: "Session ID unknown",
     ErrorCode.BAD_HANDSHAKE_METHOD: "Bad handshake method",
     ErrorCode.BAD_REQUEST: "Bad request",
-    ErrorCode.FORBIDDEN: "Forbidden",
     ErrorCode.UNSUPPORTED_PROTOCOL_VERSION: "Unsupported protocol version",
 }
 
 
 class EngineError(Exception):
-    """The client broke the protocol: refuse the HTTP request, or close the WebSocket, that it came by.
+    """The client broke the protocol, or is not let in: refuse the HTTP request, or close the WebSocket, it came by.
 
     ``status`` and ``body`` (``application/json``) are the HTTP answer. The exception's own text says what was
-    wrong, for our log alone; it repeats nothing that the client sent.
+    wrong; it repeats nothing that the client sent. The client is told it with ``FORBIDDEN``, which the reference server
+    leaves to its application to word; otherwise it is for our log alone.
     """
 
-    def __init__(self, code: ErrorCode, detail: str, status: int = 400) -> None:
+    def __init__(self, code: ErrorCode, detail: str, status: int | None = None) -> None:
         super().__init__(detail)
         self.code = code
-        self.status = 403 if code is ErrorCode.FORBIDDEN else status
+        self.status = status or (403 if code is ErrorCode.FORBIDDEN else 400)
 
     @property
     def body(self) -> bytes:
         """What the client is told: ``{"code", "message"}``."""
-        return msgspec.json.encode({"code": int(self.code), "message": _MESSAGES[self.code]})
+        return msgspec.json.encode({"code": int(self.code), "message": _MESSAGES.get(self.code, str(self))})
 
 
 class EngineOverflowError(Exception):

@@ -12,8 +12,9 @@ from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
+from kraftek.addresses import Addresses
 from kraftek.dialects.engineio import EngineError, ErrorCode, read_request
-from kraftek.engineio import EngineClient, EngineClients
+from kraftek.engineio import EngineClients
 from kraftek.origins import Origins
 
 __all__ = ["BoundedRequest", "Polling"]
@@ -68,12 +69,13 @@ class Polling(Resource):
 
     isLeaf = True
 
-    def __init__(self, path: str, clients: EngineClients, origins: Origins) -> None:
+    def __init__(self, path: str, clients: EngineClients, origins: Origins, addresses: Addresses) -> None:
         super().__init__()
         self.path = path.encode()
         self.max_body = clients.settings.max_payload
         self._clients = clients
         self._origins = origins
+        self._addresses = addresses
 
     def render(self, request: Request) -> Any:
         request.setHeader(b"Content-Type", b"text/plain; charset=UTF-8")
@@ -96,14 +98,12 @@ class Polling(Resource):
     def _poll(self, request: Request, sid: str | None) -> None:
         answer = _Answer(request)
         if sid is not None:
-            client: EngineClient | None = self._clients.find(sid)
-            assert client is not None
+            client = self._clients.find(sid)
             client.poll(answer.finish)
         else:
-            client = self._clients.poll(_peer(request), answer.finish)
-            if client is None:
-                answer.finish(None)
-                return
+            forwarded = ",".join(request.requestHeaders.getRawHeaders("X-Forwarded-For", ()))
+            address = self._addresses.of(request.getClientAddress(), forwarded)
+            client = self._clients.poll(address, answer.finish)
         answer.lost = client.poll_lost
 
     def _check_origin(self, request: Request) -> None:
@@ -163,11 +163,6 @@ def _refusal(request: Request, status: int, body: bytes) -> bytes:
 
 def _query(request: Request) -> dict[str, str]:
     return {_text(name): _text(values[0]) for name, values in request.args.items()}
-
-
-def _peer(request: Request) -> str:
-    address = request.getClientAddress()
-    return f"{getattr(address, 'host', '')}:{getattr(address, 'port', '')}"
 
 
 def _text(data: bytes) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from resource import RLIMIT_NOFILE, getrlimit
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from autobahn.websocket.protocol import TrafficStats
 from autobahn.websocket.types import ConnectionDeny, ConnectionRequest
 from twisted.internet.interfaces import IProtocolFactory, IReactorTime
 
+from kraftek.addresses import Addresses
 from kraftek.config import Limits
 from kraftek.dialects.engineio import EngineError, read_request
 from kraftek.engineio import EngineClients
@@ -57,10 +57,10 @@ class ClientFactory(WebSocketServerFactory):
         http: IProtocolFactory,
         limits: Limits,
         origins: Origins,
+        addresses: Addresses,
         turn: Turn,
         counters: Counters,
         *,
-        forwarded_for: int = 0,
         compression: bool = False,
         engine_path: str = "",
         engine_clients: EngineClients | None = None,
@@ -71,11 +71,11 @@ class ClientFactory(WebSocketServerFactory):
         self.http = http
         self.limits = limits
         self.origins = origins
+        self.addresses = addresses
         self.turn = turn
         self.counters = counters
         self.heartbeat = Heartbeat(reactor, limits.ping_interval, limits.ping_timeout)
         self.max_connections = max_connections(limits)
-        self._addresses: Counter[str] = Counter()
         self._default = next(iter(dialects))
         self._engine_path = engine_path
         self._engine_clients = engine_clients
@@ -91,7 +91,6 @@ class ClientFactory(WebSocketServerFactory):
             maxFramePayloadSize=limits.message_bytes,
             allowedOrigins=["*"],
             allowNullOrigin=True,
-            trustXForwardedFor=forwarded_for,
             perMessageCompressionAccept=_accept_deflate if compression else None,
         )
         self.protocol = configured(ClientProtocol, self)
@@ -115,11 +114,14 @@ class ClientFactory(WebSocketServerFactory):
             raise ConnectionDeny(403, "origin not allowed")
         if self.countConnections > self.max_connections:
             raise ConnectionDeny(503, "too many connections")
-        per_address = self.limits.connections_per_address
-        if per_address and self._addresses[_address(protocol)] >= per_address:
-            raise ConnectionDeny(429, "too many connections from this address")
         if self._engine_clients is not None and request.path == self._engine_path:
             protocol.engine_sid = _engine_sid(self._engine_clients, request)
+        address = self.addresses.of(protocol.transport.getPeer(), headers.get("x-forwarded-for", ""))
+        protocol.peer = address
+        # One that changes over from polling counts already.
+        if not protocol.engine_sid and self.addresses.full(address):
+            raise ConnectionDeny(429, "too many connections from this address")
+        if protocol.engine_sid is not None:
             return None
         offered = [name for name in request.protocols if name]
         chosen = next((name for name in self.dialects if name in offered), None)
@@ -130,18 +132,17 @@ class ClientFactory(WebSocketServerFactory):
 
     def opened(self, protocol: ClientProtocol) -> IReceiver | None:
         """The handshake is done: forget what it was made of, and open a session."""
-        address = _address(protocol)
-        self._addresses[address] += 1
-        protocol.counted_as = address
         subprotocol = protocol.websocket_protocol_in_use or self._default
         credentials: Authenticate | None = protocol.credentials
         protocol.credentials = None
         slim(protocol, _HANDSHAKE)
         protocol.transport.registerProducer(protocol.outbox, True)
         if protocol.engine_sid is not None and self._engine_clients is not None:
-            # It has a heartbeat of its own, and its own size of messages.
+            # It counts, has a heartbeat, and its own size of messages there.
             protocol.maxMessagePayloadSize = protocol.maxFramePayloadSize = self._engine_clients.settings.max_payload
             return self._engine_clients.connect(protocol.engine_sid or None, protocol.outbox)
+        protocol.counted_as = protocol.outbox.peer
+        self.addresses.add(protocol.counted_as)
         self.heartbeat.add(protocol)
         return self.open_session(protocol.outbox, self.dialects[subprotocol](), credentials)
 
@@ -150,9 +151,7 @@ class ClientFactory(WebSocketServerFactory):
         address, protocol.counted_as = protocol.counted_as, None
         if address is not None:
             self.heartbeat.remove(protocol)
-            self._addresses[address] -= 1
-            if not self._addresses[address]:
-                del self._addresses[address]
+            self.addresses.remove(address)
 
 
 _HANDSHAKE = frozenset(
@@ -206,13 +205,6 @@ def _engine_sid(clients: EngineClients, request: ConnectionRequest) -> str:
     except EngineError as error:
         raise ConnectionDeny(error.status, str(error)) from None
     return sid or ""
-
-
-def _address(protocol: ClientProtocol) -> str:
-    # Autobahn's peer is "tcp4:127.0.0.1:50312", or the bare address that a trusted proxy forwarded.
-    peer = protocol.peer or ""
-    kind, _, address = peer.partition(":")
-    return address.rpartition(":")[0] if kind in {"tcp4", "tcp6"} else peer
 
 
 def _credentials(request: ConnectionRequest) -> Authenticate | None:

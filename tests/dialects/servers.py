@@ -22,6 +22,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from zope.interface import implementer
 
+from kraftek.addresses import Addresses
 from kraftek.config import Limits
 from kraftek.dialects.engineio import EngineSettings, encode_binary, encode_message
 from kraftek.dialects.native import SUBPROTOCOL, NativeDialect
@@ -112,11 +113,17 @@ class Namespaces:
 
 
 def serve(
-    reactor: Any, path: str, application: Callable[[EngineClient], IReceiver]
+    reactor: Any,
+    path: str,
+    application: Callable[[EngineClient], IReceiver],
+    *,
+    per_address: int = 0,
+    proxies: int = 0,
 ) -> tuple[ClientFactory, EngineClients]:
     """What listens at ``path``, and its clients, which somebody has to ``sweep``."""
     turn, counters, limits, origins = Turn(reactor), Counters(), Limits(), Origins(("*",))
-    clients = EngineClients(reactor, turn, counters, SETTINGS, application, 1000)
+    addresses = Addresses(per_address, proxies)
+    clients = EngineClients(reactor, turn, counters, SETTINGS, application, addresses, 1000)
 
     def open_session(*_: object) -> Any:
         raise AssertionError("only Engine.IO is spoken here")
@@ -125,9 +132,10 @@ def serve(
         reactor,
         open_session,
         {SUBPROTOCOL: NativeDialect},
-        public_site(reactor, None, Polling(path, clients, origins)),
+        public_site(reactor, None, Polling(path, clients, origins, addresses)),
         limits,
         origins,
+        addresses,
         turn,
         counters,
         engine_path=path,

@@ -162,13 +162,13 @@ def test_reads_a_request(method: str, query: dict[str, str], by_websocket: bool,
 
 
 def test_an_error_is_worded_as_the_reference_server_words_it() -> None:
-    said = [json.loads(EngineError(code, "").body) for code in ErrorCode]
+    said = [json.loads(EngineError(code, "why").body) for code in ErrorCode]
     assert said == [
         {"code": 0, "message": "Transport unknown"},
         {"code": 1, "message": "Session ID unknown"},
         {"code": 2, "message": "Bad handshake method"},
         {"code": 3, "message": "Bad request"},
-        {"code": 4, "message": "Forbidden"},
+        {"code": 4, "message": "why"},
         {"code": 5, "message": "Unsupported protocol version"},
     ]
     assert [EngineError(code, "").status for code in ErrorCode] == [400, 400, 400, 400, 403, 400]

@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 
 from kraftek.origins import Origins
 from tests.dialects.servers import SETTINGS, Echo, serve
-from tests.websocket.edge import RecordingTransport
+from tests.websocket.edge import Peer, RecordingTransport
 
 PATH = "/engine.io/"
 
@@ -21,10 +21,12 @@ PATH = "/engine.io/"
 class Server:
     """The echo server, on a clock."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, per_address: int = 0, proxies: int = 0) -> None:
         self.clock = Clock()
         monkeypatch.setattr(txaio.tx.config, "loop", self.clock)
-        self.factory, self.clients = serve(self.clock, PATH, self._echo)
+        self.factory, self.clients = serve(
+            self.clock, PATH, self._echo, per_address=per_address, proxies=proxies
+        )
         self.echoes: list[Echo] = []
 
     def _echo(self, client: Any) -> Echo:
@@ -45,11 +47,17 @@ class Server:
         answer.send("\r\n".join([*lines, "", ""]).encode() + data)
         return answer
 
-    def connect(self) -> Answer:
-        transport = RecordingTransport()
+    def accept(self, peer: Any = None) -> tuple[Any, RecordingTransport]:
+        transport = RecordingTransport(peer)
         protocol = self.factory.buildProtocol(transport.getPeer())
         protocol.makeConnection(transport)
-        return Answer(self, protocol, transport)
+        return protocol, transport
+
+    def connect(self) -> Answer:
+        return Answer(self, *self.accept())
+
+    def settle(self) -> None:
+        self.clock.advance(0)
 
     def open(self) -> str:
         """A new session's id."""
@@ -257,7 +265,7 @@ def test_pages_of_other_origins_are_refused(server: Server) -> None:
     for method in ("GET", "OPTIONS"):
         answer = server.ask(method, Origin="https://evil.test")
         assert answer.status == 403
-        assert json.loads(answer.body) == {"code": 4, "message": "Forbidden"}
+        assert json.loads(answer.body) == {"code": 4, "message": "origin not allowed"}
         assert "access-control-allow-origin" not in answer.headers
     assert server.ask(Origin="http://gateway.test").status == 200
 
@@ -265,5 +273,81 @@ def test_pages_of_other_origins_are_refused(server: Server) -> None:
 def test_there_may_be_too_many(server: Server) -> None:
     server.clients._max_clients = 1
     server.open()
-    assert server.ask().status == 503
+    refused = server.ask()
+    assert refused.status == 503
+    assert json.loads(refused.body) == {"code": 4, "message": "too many connections"}
     assert server.clients.counters.connections_refused == 1
+
+
+# Clients of one address.
+
+
+class Crowd:
+    """Clients of addresses that a trusted proxy tells."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, per_address: int) -> None:
+        self.server = Server(monkeypatch, per_address, proxies=1)
+        self.accept = self.server.accept
+        self.settle = self.server.settle
+
+    def polling(self, address: str) -> Answer:
+        return self.server.ask(X_Forwarded_For=f"203.0.113.9, {address}")
+
+    def websocket(self, address: str, query: str = "") -> Peer:
+        path = f"{PATH}?EIO=4&transport=websocket{query}"
+        return Peer(self, path, headers={"X-Forwarded-For": address})  # type: ignore[arg-type]
+
+
+def test_polling_counts_with_websockets_by_the_forwarded_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    crowd = Crowd(monkeypatch, 2)
+    assert crowd.polling("192.0.2.1").status == 200
+    socket = crowd.websocket("192.0.2.1")
+    assert socket.status == 101
+    refused = crowd.polling("192.0.2.1")
+    assert refused.status == 429
+    assert json.loads(refused.body) == {"code": 4, "message": "too many connections from this address"}
+    assert crowd.websocket("192.0.2.1").status == 429
+    assert crowd.server.clients.counters.connections_refused == 2
+    assert crowd.polling("192.0.2.2").status == 200
+    socket.lose()
+    assert crowd.polling("192.0.2.1").status == 200
+
+
+def test_all_lines_of_the_header_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(monkeypatch, 1, proxies=1)
+    lines = [("192.0.2.1", "192.0.2.2"), ("192.0.2.1", "192.0.2.3"), ("192.0.2.4", "192.0.2.3")]
+    request = f"GET {PATH}?EIO=4&transport=polling HTTP/1.1"
+    answers = [server.ask_raw(request, X_Forwarded_For=one, x_forwarded_for=other) for one, other in lines]
+    assert [answer.status for answer in answers] == [200, 200, 429]
+
+
+def test_without_trusted_proxies_nobody_tells_his_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(monkeypatch, 1)
+    assert [server.ask(X_Forwarded_For=f"192.0.2.{n}").status for n in range(2)] == [200, 429]
+
+
+def test_a_client_that_changes_over_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    crowd = Crowd(monkeypatch, 1)
+    sid = f"&sid={json.loads(crowd.polling('192.0.2.1').body[1:])['sid']}"
+    socket = crowd.websocket("192.0.2.1", sid)
+    assert socket.status == 101
+    socket.send("2probe")
+    socket.send("5")
+    assert crowd.polling("192.0.2.1").status == 429
+    socket.lose()
+    assert crowd.polling("192.0.2.1").status == 200
+
+
+@pytest.mark.parametrize("way", ["closed", "timed out", "lost"])
+def test_who_is_gone_counts_no_more(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    server = Server(monkeypatch, 1)
+    sid = server.open()
+    if way == "closed":
+        server.ask("POST", sid, "1")
+    elif way == "lost":
+        server.ask(query=sid).lose()
+    else:
+        server.sweep(SETTINGS.ping_interval)
+        server.sweep(SETTINGS.ping_timeout)
+    assert server.factory.addresses._clients == {}
+    server.open()

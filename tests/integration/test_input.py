@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import urllib.error
+import urllib.request
 from typing import TYPE_CHECKING
 
 import pytest
@@ -175,6 +177,24 @@ def test_connections_per_address(redis_server: RedisServer, gateway: StartGatewa
     assert refused.value.response.status_code == 429
     first.close()
     connect(process)
+
+
+def test_long_polling_counts_for_the_address_that_a_proxy_tells(
+    redis_server: RedisServer, gateway: StartGateway
+) -> None:
+    process = gateway(redis_server, config={"forwarded_for": 1, "limits": {"connections_per_address": 1}})
+
+    def poll(address: str) -> int:
+        url = f"{process.http_url}socket.io/?EIO=4&transport=polling"
+        request = urllib.request.Request(url, headers={"X-Forwarded-For": f"203.0.113.9, {address}"})
+        try:
+            with urllib.request.urlopen(request) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+
+    assert [poll("192.0.2.1"), poll("192.0.2.1"), poll("192.0.2.2")] == [200, 429, 200]
 
 
 @pytest.mark.parametrize(

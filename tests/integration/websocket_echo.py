@@ -20,6 +20,7 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone  # noqa:
 from twisted.internet.stdio import StandardIO  # noqa: E402
 from twisted.python.failure import Failure  # noqa: E402
 
+from kraftek.addresses import Addresses  # noqa: E402
 from kraftek.config import Limits  # noqa: E402
 from kraftek.dialects.native import SUBPROTOCOL, NativeDialect  # noqa: E402
 from kraftek.fastpath import drive  # noqa: E402
@@ -75,6 +76,7 @@ factory = ClientFactory(
     Factory.forProtocol(Protocol),
     Limits(message_bytes=LARGEST, unsent_bytes=8 * LARGEST),
     Origins(["same-host"]),
+    Addresses(0, 0),
     turn,
     Counters(),
     compression="--compression" in sys.argv,

@@ -19,6 +19,7 @@ from websockets.frames import Close, Frame, Opcode
 from websockets.http11 import Response
 from websockets.uri import parse_uri
 
+from kraftek.addresses import Addresses
 from kraftek.config import Limits
 from kraftek.dialects.native import SUBPROTOCOL, NativeDialect
 from kraftek.engineio import EngineClients
@@ -116,9 +117,9 @@ class Edge:
             http or self.pages,
             self.limits,
             Origins(origins),
+            Addresses(self.limits.connections_per_address, forwarded_for),
             Turn(self.clock),
             self.counters,
-            forwarded_for=forwarded_for,
             compression=compression,
             engine_path=engine_path,
             engine_clients=engine_clients,

@@ -16,6 +16,7 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from zope.interface import implementer
 
+from kraftek.addresses import Addresses
 from kraftek.config import Limits
 from kraftek.dialects.engineio import EngineSettings
 from kraftek.dialects.native import SUBPROTOCOL, NativeDialect
@@ -206,7 +207,7 @@ def test_nothing_is_kept_of_an_address_that_is_gone() -> None:
     edge = Edge(limits=Limits(connections_per_address=1))
     for number in range(5):
         Peer(edge, address=f"192.0.2.{number}").lose()
-    assert not edge.factory._addresses
+    assert not edge.factory.addresses._clients
 
 
 @pytest.mark.parametrize(
@@ -294,7 +295,8 @@ class Speaking:
 def with_engine() -> tuple[Edge, EngineClients, Speaking]:
     clock, speaking = Clock(), Speaking()
     clock.advance(100.0)
-    clients = EngineClients(clock, Turn(clock), Counters(), EngineSettings(max_payload=100), lambda _: speaking, 5)
+    settings, addresses = EngineSettings(max_payload=100), Addresses(0, 0)
+    clients = EngineClients(clock, Turn(clock), Counters(), settings, lambda _: speaking, addresses, 5)
     return Edge(engine_path="/socket.io/", engine_clients=clients), clients, speaking
 
 

@@ -46,7 +46,7 @@ def codes(messages: list[Any]) -> list[Any]:
 def test_a_connection_talks_without_delay_and_knows_its_peer() -> None:
     peer = Peer(Edge())
     assert peer.transport.no_delay
-    assert peer.protocol.peer == "tcp4:127.0.0.1:50000"
+    assert peer.protocol.outbox.peer == "127.0.0.1"
 
 
 def test_a_conversation() -> None:
@@ -465,7 +465,7 @@ def test_our_own_fault_while_opening_closes_with_1011() -> None:
     assert peer.greeting == [(1011, "INTERNAL")]
     assert [str(event["log_failure"].value) for event in logged] == ["the cause"]
     peer.lose()
-    assert not edge.factory._addresses
+    assert not edge.factory.addresses._clients
     edge.clock.advance(3)  # Autobahn still waits for the answer to the close, and finds that nobody is there
     edge.done()
 
