@@ -102,8 +102,9 @@ class Limits(Struct, frozen=True, kw_only=True):
     """``[limits]``. Times in seconds, sizes in bytes.
 
     ``connections``: of this process; 0 is what the open-file limit allows. ``connections_per_address``: 0 is off.
-    ``authenticate_timeout``: until the first ``authenticate``. ``ping_interval``, ``ping_timeout``: of WebSocket pings.
-    ``held_messages``, ``held_bytes``: kept in order while access is asked about; past them the client is not read.
+    ``authenticate_timeout``: until the first ``authenticate``. ``ping_interval``: between WebSocket pings, more than
+    ``ping_timeout``. ``held_messages``, ``held_bytes``: kept in order while access is asked about; past them the client
+    is not read.
     ``unsent_bytes``: written to a client that does not read; past them it is closed. ``invalid_messages``: malformed
     ones in a row before a socket is closed. ``rooms``: that one socket may be in. ``requests``: of one socket that may
     wait for their answers. ``request_window``: how long an answer is kept for a request that is sent again; 0 is off.
@@ -385,6 +386,7 @@ class _Draft:
                 self._mistakes.append(f"{source}: {_dotted(key)}: expected a Redis channel, found nothing")
             elif self.values[key] == broadcast:
                 self.blame(self._sources[key], key, "another channel than that of redis.broadcast", broadcast)
+        self._check_pings()
         if self._mistakes:
             raise ConfigError(self._mistakes)
         return Config(
@@ -396,6 +398,18 @@ class _Draft:
             operator=Operator(**self._fields(Operator, "operator")),
             services=tuple(Service(name=name, **self._fields(Service, "services", name)) for name in self._services),
         )
+
+    def _check_pings(self) -> None:
+        # The heartbeat waits for the answer to one ping at a time. Engine.IO's sends the next one when it has it.
+        timeout, interval = ("limits", "ping_timeout"), ("limits", "ping_interval")
+        longest = self.values.get(timeout, Limits().ping_timeout)
+        between = self.values.get(interval, Limits().ping_interval)
+        if longest is None or between is None or longest < between:
+            return
+        if timeout in self.values:
+            self.blame(self._sources[timeout], timeout, f"less than limits.ping_interval, {between:g} s", longest)
+        else:
+            self.blame(self._sources[interval], interval, f"more than limits.ping_timeout, {longest:g} s", between)
 
     def _fields(self, struct: type[Struct], *path: str) -> dict[str, Any]:
         keys = {field.name: (*path, field.name) for field in fields(struct)}

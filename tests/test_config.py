@@ -236,6 +236,12 @@ def test_the_demo_brings_what_is_not_given(
         ),
         ("limits.rooms = 1.5", "limits.rooms: expected a whole number from 1 to 2147483647, found 1.5"),
         ("limits.ping_timeout = inf", "ping_timeout: expected seconds, more than 0 and at most a year, found inf"),
+        ("limits.ping_timeout = 25", "limits.ping_timeout: expected less than limits.ping_interval, 25 s, found 25.0"),
+        ("limits.ping_interval = 15", "limits.ping_interval: expected more than limits.ping_timeout, 20 s, found 15.0"),
+        (
+            "limits = {ping_interval = 0.5, ping_timeout = 1}",
+            "limits.ping_timeout: expected less than limits.ping_interval, 0.5 s, found 1.0",
+        ),
         ("auth.timeout = nan", "auth.timeout: expected seconds, more than 0 and at most a year, found nan"),
         ('auth.timeout = "3"', "auth.timeout: expected seconds, more than 0 and at most a year, found '3'"),
         ("auth.cache_ttl = -0.5", "auth.cache_ttl: expected seconds, from 0 to a year, found -0.5"),

@@ -61,7 +61,8 @@ def _kraftek(site: Site) -> list[str]:
     if not twistd.exists():
         raise UnavailableError(f"the gateway is not installed beside {sys.executable}")
     config = site.directory / "kraftek-gateway.toml"
-    pings = [f"[{part}]\nping_interval = {site.ping_seconds}\n" for part in ("limits", "socketio")]
+    times = f"ping_interval = {site.ping_seconds}\nping_timeout = {site.ping_seconds * 0.9}\n"
+    pings = [f"[{part}]\n{times}" for part in ("limits", "socketio")]
     config.write_text("".join(pings) + _ASKED)
     listen = "reuseport" if site.shared_port else "tcp"
     # twistd takes packages from the directory it is started in first; what is measured is the installed one.

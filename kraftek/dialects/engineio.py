@@ -415,10 +415,9 @@ class EngineSession:
         self._pinged = True
         if self.state is not State.CLOSING:
             self._queue.append(_PING)
-        # Counted from when the ping was due, however coarsely we are ticked. But after a stall of this
-        # process clients get half of their time to answer, instead of being dropped all at once.
-        timeout = self._settings.ping_timeout
-        self._heartbeat = max(self._heartbeat + timeout, now + timeout / 2)
+        # From now, not from when the ping was due: this process may have stood still, or it waited for the last answer,
+        # where the time-out is longer than the interval.
+        self._heartbeat = now + self._settings.ping_timeout
         self.deadline = min(self._heartbeat, self._upgrade_by)
 
     # What goes out.
@@ -499,7 +498,7 @@ class EngineSession:
             case PacketKind.PONG:
                 if self._pinged and self.state is not State.CLOSING:
                     self._pinged = False
-                    # The next ping is due one interval after the last, whenever the answer came.
+                    # The next ping is due one interval after the last, or with the answer when that took longer.
                     self._heartbeat += self._settings.ping_interval - self._settings.ping_timeout
                     self.deadline = min(self._heartbeat, self._upgrade_by)
             case PacketKind.CLOSE:
