@@ -12,6 +12,7 @@ from itertools import islice
 
 import msgspec
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -33,6 +34,9 @@ _RECHECKS_PER_SWEEP = 500
 
 # What was too much for Redis at its time is written to the room cache later, lest it be too much again.
 _WRITES_PER_SWEEP = 500
+
+# Seconds between two such writes when everybody has left, and the process waits for nothing else.
+_BREATH = 0.025
 
 # Seconds until a question that could not be asked is asked again.
 _RETRY_AFTER = 1.0
@@ -225,6 +229,12 @@ class Admission:
             if self._unrestored and not self._ghosts:
                 self.restore()
 
+    async def finish(self) -> None:
+        """Return when Redis was told of all that left, which may be too much for it at once; or when it is away."""
+        while self._ghosts and self._bus.available:
+            self._catch_up(_WRITES_PER_SWEEP)
+            await deferLater(self._clock, _BREATH)
+
     def _catch_up(self, most: int) -> set[tuple[Session, str]]:
         """Tell Redis what it is still to be told. Gives who is announced by that."""
         ghosts, self._ghosts = self._ghosts[:most], self._ghosts[most:]
@@ -341,7 +351,7 @@ class Admission:
     def _room_cache_lost(self, failure: Failure) -> None:
         # Restored when Redis is back.
         if failure.check(NotPublished) is None:
-            self._log.failure("The room cache was not written, or a service not told of it", failure=failure)
+            self._log.failure("The room cache was not written", failure=failure)
 
     def _check_bound(self, session: Session, message: Authenticate | Join) -> None:
         room_id, bound = message.room_id, self._limits.rooms

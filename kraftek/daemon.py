@@ -69,6 +69,10 @@ _REDIS_PATIENCE = 5.0
 _FAREWELL = 3.0
 """Seconds that Redis has for each of its last answers when the daemon stops."""
 
+_CLEARANCE = 6.0
+"""Seconds to take the entries of all clients out of the room cache when the daemon stops: 100,000 and more. The other
+gateways remove what is left."""
+
 
 def make_gateway(reactor: Any, config: Config) -> IService:
     """The gateway as a Twisted service."""
@@ -96,6 +100,7 @@ class Daemon(Service):
         self._notes: NotesService | None = None
         self._bus: RedisBus | None = None
         self._gateway: Gateway | None = None
+        self._admission: Admission | None = None
         self._requests: Requests | None = None
         self._leases: Leases | None = None
         self._intake: Intake | None = None
@@ -134,7 +139,7 @@ class Daemon(Service):
         replies = reply_channel(gateway_id)
         rooms = RedisRooms(bus, self.registry, gateway_id, bus.channel_name(replies))
         roster = Roster()
-        admission = Admission(
+        self._admission = admission = Admission(
             access,
             rooms,
             bus,
@@ -245,8 +250,6 @@ class Daemon(Service):
 
     async def _stop(self) -> None:
         await DeferredList([maybeDeferred(port.stopListening) for port in (*self.ports, *self.operator_ports)])
-        for sweep in self._sweeps:
-            sweep.stop()
         if self._gateway is not None:
             self._gateway.close_all(1001, "the gateway stops")
         if self._intake is not None:
@@ -254,6 +257,12 @@ class Daemon(Service):
                 await self._intake.end().addTimeout(_FAREWELL, self._reactor)
         if self._notes is not None and self._notes.running:
             await self._notes.stopService()
+        if self._admission is not None:
+            with suppress(defer.TimeoutError):
+                await Deferred.fromCoroutine(self._admission.finish()).addTimeout(_CLEARANCE, self._reactor)
+        # Until here it is alive to the others, who would clean up after it.
+        for sweep in self._sweeps:
+            sweep.stop()
         if self._requests is not None:
             self._requests.keep()
         if self._leases is not None:

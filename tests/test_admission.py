@@ -8,7 +8,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from twisted.internet.defer import fail, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import LogLevel, capturedLogs
 from zope.interface.verify import verifyObject
 
@@ -1224,6 +1224,33 @@ def test_what_is_too_much_to_restore_at_once_is_restored_later() -> None:
     with capturedLogs() as logged:
         house.pass_time(1)
     assert logged == []
+
+
+def test_at_the_end_redis_is_told_of_all_that_left_in_its_own_time() -> None:
+    house = House()
+    clients = [house.admit(f"u{number}", "one") for number in range(1200)]
+    house.rooms.failure = NotPublished("10000 messages and commands are waiting for Redis's answer")
+    for client in clients:
+        client.leave()
+    finishing = Deferred.fromCoroutine(house.admission.finish())
+    house.clock.advance(0.025)
+    house.rooms.failure = None
+    house.clock.advance(0.025)
+    assert len(house.rooms.entries) == 700
+    assert not finishing.called
+    house.clock.pump([0.025] * 3)
+    assert house.rooms.entries == {}
+    assert finishing.called
+    assert {kind for kind, _, _ in house.rooms.told[1200:]} == {"closed"}
+
+
+def test_at_the_end_nobody_waits_for_redis() -> None:
+    house = House()
+    client = house.admit("ann", "one")
+    house.rooms.failure = NotPublished("Redis is away")
+    client.leave()
+    house.bus.down()
+    assert Deferred.fromCoroutine(house.admission.finish()).called
 
 
 def test_who_left_while_redis_was_away_is_no_ghost() -> None:

@@ -230,6 +230,29 @@ def test_a_gateway_that_ends_in_order_takes_its_entries_with_it(
     assert list(presence.redis.scan_iter("gateway:*")) == [f"gateway:{id_}:entries"]
 
 
+def test_a_gateway_that_ends_takes_more_entries_with_it_than_it_may_say_at_once(
+    redis_server: RedisServer, gateway: StartGateway
+) -> None:
+    presence = Presence(redis_server)
+    narrow = {"redis": {"in_flight": 20}}
+    ending, staying = gateway(redis_server, services=SERVICES, config=narrow), gateway(redis_server, services=SERVICES)
+
+    async def story() -> None:
+        clients = [await admit(ending, f"t{number}", "r") for number in range(300)]
+        await asyncio.to_thread(presence.until, 300)
+        ending.terminate()
+        left = await asyncio.to_thread(presence.until, 600)
+        assert Counter(left[300:]) == Counter({("left", user(f"t{n}"), "r", "closed"): 1 for n in range(300)})
+        for client in clients:
+            await client.wait_closed()
+
+    asyncio.run(story())
+    id_ = staying.wait_log(READY)["id"]
+    wait_until(lambda: presence.redis.zrange("gateways", 0, -1) == [id_], "the end of the lease")
+    assert presence.cache() == {}
+    assert list(presence.redis.scan_iter("gateway:*")) == []
+
+
 def test_sockets_of_one_user_on_several_gateways_are_one_user(
     redis_server: RedisServer, gateway: StartGateway, connect: Connect
 ) -> None:
