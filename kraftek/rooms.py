@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 from twisted.internet.defer import Deferred, FirstError, gatherResults
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -47,9 +48,9 @@ LEFT = "gateway:client:left"
 # KEYS: the set that names the entries, LOST; then for each entry its room, string and sockets, and where each service
 # with presence reads. ARGV: how many services these are, and of each how long its stream may be, 0 for a channel; then
 # for each entry its user, socket, name, and what services are told. One that cannot be told (its key is no stream)
-# keeps nothing from being written, and nobody else from being told: the answer is then the last ``failure``.
+# keeps nothing from being written, and nobody else from being told: the answer then ends with where and why.
 _EACH = """
-local services, failure = tonumber(ARGV[1]), nil
+local services, failure = tonumber(ARGV[1]), {}
 local function each(change)
     local key, arg = 3, services + 2
     while key <= #KEYS do
@@ -61,7 +62,7 @@ local function each(change)
                 else
                     told = redis.pcall('XADD', place, 'MAXLEN', '~', most, '*', 'event', ARGV[arg + 3])
                 end
-                if type(told) == 'table' then failure = told end
+                if type(told) == 'table' then failure = {place, told.err} end
             end
         end
         change(KEYS[key], KEYS[key + 1], KEYS[key + 2], ARGV[arg], ARGV[arg + 1], ARGV[arg + 2], tell)
@@ -82,7 +83,7 @@ each(function(room, string, sockets, user, socket, entry, tell)
     if not before then tell() end
     displaced = before ~= socket and before
 end)
-return failure or displaced
+return {{displaced or false, unpack(failure)}}
 """)
 
 # Several processes may remove the same entry: the first does.
@@ -103,7 +104,7 @@ each(function(room, string, sockets, user, socket, entry, tell)
         if heir then redis.call('SET', string, heir) else redis.call('DEL', string) end
     end
 end)
-return failure or 0
+return {{0, unpack(failure)}}
 """)
 
 RESTORE = Script(f"""{_EACH}
@@ -119,7 +120,7 @@ each(function(room, string, sockets, user, socket, entry, tell)
         superseded[#superseded + 1] = socket
     end
 end)
-return failure or superseded
+return {{superseded, unpack(failure)}}
 """)
 
 _encode = msgspec.json.Encoder().encode
@@ -132,7 +133,12 @@ def entries_of(gateway_id: str) -> str:
 
 @implementer(IRooms)
 class RedisRooms:
-    """Rooms on a bus. ``now`` gives Unix seconds."""
+    """Rooms on a bus. ``now`` gives Unix seconds.
+
+    Where a service cannot be told who comes and goes that is logged, once until it can.
+    """
+
+    _log = Logger()
 
     def __init__(
         self,
@@ -149,6 +155,7 @@ class RedisRooms:
         self._now = now
         self._own = entries_of(gateway_id)
         self._told: tuple[Service, ...] = ()
+        self._deaf: set[str] = set()
         registry.on_change(self._look_up)
         self._look_up()
 
@@ -178,15 +185,29 @@ class RedisRooms:
         told = self._told
         keys = [named_in, LOST]
         args: list[str | bytes | int] = [len(told)]
+        places: set[str] = set()
         args += [service.max_length if service.transport == "stream" else 0 for service in told]
         for entry in entries:
             user_id, room_id, socket_id = entry
             # As JSON, because names may have colons: a user would inherit sockets of another.
             sockets = f"sockets:{_encode((user_id, room_id)).decode()}"
             keys += (f"room:{room_id}", f"socket:{user_id}:{room_id}", sockets)
-            keys += [_place(service, room_id) for service in told]
+            listening = [_place(service, room_id) for service in told]
+            keys += listening
+            places.update(listening)
             args += (user_id, socket_id, _encode(entry), self._event(event, entry, payload) if told else b"")
-        return self._bus.call(script, keys, args)
+        return self._bus.call(script, keys, args).addCallback(self._done, places)
+
+    def _done(self, answer: list[Any], places: set[str]) -> Any:
+        result, *failure = answer
+        if failure:
+            place, reason = (word.decode() for word in failure)
+            if place not in self._deaf:
+                self._deaf.add(place)
+                self._log.error("Cannot tell {place} who comes and goes: {reason}", place=place, reason=reason)
+        elif self._deaf:
+            self._deaf.difference_update(map(self._bus.channel_name, places))
+        return result
 
     def _event(self, event: str, entry: Entry, payload: dict[str, str]) -> bytes:
         user_id, room_id, socket_id = entry
