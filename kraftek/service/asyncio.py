@@ -19,7 +19,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from kraftek.scripts import Script
-from kraftek.service.door import Away, Rejected, redis_url
+from kraftek.service.door import Away, Complaints, Rejected, redis_url
 from kraftek.service.instance import Instance
 from kraftek.service.processor import Argument, EventProcessor
 
@@ -86,6 +86,7 @@ class _Door:
             url, protocol=2, retry=retry, socket_timeout=2 * QUIET, socket_connect_timeout=QUIET
         )
         self._redis.response_callbacks.clear()
+        self._complaints = Complaints(self.warn)
         self._queue: list[tuple[Sequence[Argument], asyncio.Future[Any]]] = []
         self._sending = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -187,7 +188,7 @@ class _Door:
                 self.info("Redis is there")
                 await self._hear(pubsub)
             except (RedisError, OSError) as error:
-                self.warn(f"Redis does not serve, trying again every {RETRY:g} s: {error}")
+                self._complaints.about(f"Redis does not serve, trying again every {RETRY:g} s: {error}")
             finally:
                 self._pubsub = None
                 await pubsub.aclose()

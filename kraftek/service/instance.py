@@ -20,7 +20,8 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import count
 from secrets import token_hex
 from typing import Any
@@ -32,7 +33,7 @@ from kraftek.consumers import FORGOTTEN_AFTER, JOIN
 from kraftek.messages import Broadcast
 from kraftek.names import reply_channel
 from kraftek.scripts import Script
-from kraftek.service.door import Away, Door, Job, Reader, Rejected, Signal
+from kraftek.service.door import Away, Complaints, Door, Job, Reader, Rejected, Signal
 from kraftek.service.processor import Argument, Command, EventProcessor, Incoming, NoEvent, Refused
 
 __all__ = ["Instance"]
@@ -52,7 +53,8 @@ PAUSE = 1.0
 DEAD_LENGTH = 10_000
 """Dead letters kept of one stream."""
 
-# A command's first argument says when it is sent: always, or only when nobody heard the one before.
+# A command's first argument says when it is sent: always, or only when nobody heard the one before. Where nobody else
+# reads the stream what was handled is removed at once: behind one that is still in hand it would count as waiting.
 COMMIT = Script("""
 local stream, at, heard = KEYS[1], 3, 0
 if stream then
@@ -64,7 +66,10 @@ while ARGV[at] do
     if ARGV[at] == 'always' or heard == 0 then heard = redis.call(unpack(ARGV, at + 2, last)) end
     at = last + 1
 end
-if stream then redis.call('XACK', stream, ARGV[1], ARGV[2]) end
+if stream then
+    redis.call('XACK', stream, ARGV[1], ARGV[2])
+    if #redis.call('XINFO', 'GROUPS', stream) == 1 then redis.call('XDEL', stream, ARGV[2]) end
+end
 return 1
 """)
 
@@ -174,6 +179,7 @@ class Instance:
         self.name = f"{socket.gethostname()}.{os.getpid()}.{token_hex(4)}"
         self._processor = processor
         self._door = door
+        self._complaints = Complaints(door.warn)
         self._stopping = False
         self._cut_off = False
         self._jobs: dict[int, Job | None] = {}
@@ -233,7 +239,7 @@ class Instance:
         try:
             answer = _decode_answer(body)
         except (msgspec.DecodeError, RecursionError) as error:
-            self._door.warn(f"Left out what is no answer: {error}")
+            self._complaints.about(f"Left out what is no answer: {error}")
             return
         waiting = self._answers.get(answer.in_reply_to) if isinstance(answer.in_reply_to, int) else None
         if waiting is not None:
@@ -361,24 +367,35 @@ class Instance:
     async def _published(self, entry: Entry) -> None:
         """An event that came over Pub/Sub: one attempt, and what fails is told."""
         try:
-            event = self._processor.open(entry.body)
-        except NoEvent as error:
-            self._door.warn(f"Left out what is no event: {error}")
-        else:
-            try:
-                await self._commit(None, await self._processor.handle(event, self))
-            except Exception as error:  # noqa: BLE001  # a handler's, whatever it is
-                if not self._cut_off:
-                    self._door.failed(f"{event.event_type} failed", error)
-                    await self._commit(None, self._processor.failure(event))
+            with self._loss():
+                event = self._processor.open(entry.body)
+                try:
+                    await self._commit(None, await self._processor.handle(event, self))
+                except Away:
+                    raise
+                except Exception as error:  # noqa: BLE001  # a handler's, whatever it is
+                    if not self._cut_off:
+                        self._door.failed(f"{event.event_type} failed", error)
+                        await self._commit(None, self._processor.failure(event))
         finally:
             del self._entries[entry.id]
             self._next()
 
     async def _turn_away(self, body: bytes) -> None:
         message = f"{self._processor.name} has too much to do"
-        event = self._processor.open(body)
-        await self._commit(None, self._processor.refusal(event, "SERVICE_UNAVAILABLE", message, 1.0))
+        with self._loss():
+            event = self._processor.open(body)
+            await self._commit(None, self._processor.refusal(event, "SERVICE_UNAVAILABLE", message, 1.0))
+
+    @contextmanager
+    def _loss(self) -> Iterator[None]:
+        """What came over Pub/Sub is lost with what it ends with here, and that is nobody's fault."""
+        try:
+            yield
+        except NoEvent as error:
+            self._complaints.about(f"Left out what is no event: {error}")
+        except Away as error:
+            self._complaints.about(f"Events were lost, and their senders not told, because Redis is away: {error}")
 
     async def _delivered(self, entry: Entry) -> None:
         """An entry of a stream: tried until it is done, or put aside with the reason."""
@@ -446,15 +463,12 @@ class Instance:
     async def _steadily(self, work: Callable[[Reader], Awaitable[None]]) -> None:
         """Work until it is done; again and again when Redis is away or has forgotten the group."""
         reader = self._door.reader()
-        well = True
         try:
             while True:
                 try:
                     await work(reader)
                 except (Away, Rejected) as error:
-                    if well or isinstance(error, Rejected):
-                        self._door.warn(f"Redis does not serve, trying again every {PAUSE:g} s: {error}")
-                    well = False
+                    self._complaints.about(f"Redis does not serve, trying again every {PAUSE:g} s: {error}")
                     if self._stopping:
                         return
                     await self._change_within(PAUSE)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Meta, Raw, Struct
 
+from kraftek.config import Channel, Count, Partitions, Prefix, Seconds, SecondsOrZero, Transport
 from kraftek.messages import NULL, Broadcast, Envelope, RequestId
 from kraftek.names import gateway_of, stream_of
 
@@ -93,6 +94,21 @@ class _Route(Struct, frozen=True):
     decode: Callable[[Raw], Any]
 
 
+class _Settings(Struct, kw_only=True):
+    """What a processor is made with, by the rules of the gateway's own configuration."""
+
+    name: Annotated[str, Meta(pattern=r"^[^\s:]+\Z")]
+    channel: Channel
+    transport: Transport
+    partitions: Partitions
+    concurrency: Count
+    attempts: Count
+    claim_after: Seconds
+    grace: SecondsOrZero
+    prefix: Prefix
+    broadcast: Channel
+
+
 class EventProcessor:
     """A service: its name, where its events come from, and a function for each.
 
@@ -101,7 +117,7 @@ class EventProcessor:
     at the same time. Of a stream: ``attempts``, how often a handler may fail on an event, or an instance die of it,
     before it is put aside; ``claim_after``, the seconds after which what a dead instance had in hand goes to another.
     ``grace``: the seconds that a stop waits for handlers to finish. ``prefix``, ``broadcast``: as in ``[redis]`` of
-    the gateway.
+    the gateway. Raises :class:`ValueError` for what cannot be.
     """
 
     def __init__(
@@ -118,8 +134,27 @@ class EventProcessor:
         prefix: str = "",
         broadcast: str = "events:broadcast",
     ) -> None:
+        channel = f"events:{name}" if channel is None else channel
+        settings = {
+            "name": name,
+            "channel": channel,
+            "transport": transport,
+            "partitions": partitions,
+            "concurrency": concurrency,
+            "attempts": attempts,
+            "claim_after": claim_after,
+            "grace": grace,
+            "prefix": prefix,
+            "broadcast": broadcast,
+        }
+        try:
+            msgspec.convert(settings, _Settings)
+        except msgspec.ValidationError as error:
+            raise ValueError(f"{name}: {error}") from None
+        if partitions and transport != "stream":
+            raise ValueError(f"{name}: only a stream has partitions")
         self.name = name
-        self.channel = prefix + (channel or f"events:{name}")
+        self.channel = prefix + channel
         self.transport = transport
         self.partitions = partitions
         self.concurrency = concurrency
@@ -286,11 +321,12 @@ class Context:
     def broadcast_to_room(
         self, type: str, payload: Any, room_id: str | None = None, exclude: Iterable[str] = ()
     ) -> None:
-        """Tell everybody in a room, the sender's unless another is named, without the sockets in ``exclude``."""
-        room_id = self.room_id if room_id is None else room_id
-        if room_id is None:
-            raise ValueError("broadcast to which room? The sender is in none")
-        self._tell(_Told(type, Raw(_encode(payload)), room_id=room_id, exclude_socket_ids=tuple(exclude) or None))
+        """Tell everybody in a room, the sender's unless another is named, without the sockets in ``exclude``.
+
+        Raises :class:`ValueError` when the sender is in no room, and none is named.
+        """
+        told = _Told(type, Raw(_encode(payload)), room_id=self._room(room_id), exclude_socket_ids=_ids(exclude) or None)
+        self._tell(told)
 
     def broadcast_to_user(self, type: str, payload: Any, user_id: str) -> None:
         """Tell every socket of a user."""
@@ -298,12 +334,12 @@ class Context:
 
     def broadcast_to_users(self, type: str, payload: Any, user_ids: Iterable[str]) -> None:
         """Tell every socket of these users. Without users nobody is told."""
-        if users := tuple(user_ids):
+        if users := _ids(user_ids):
             self._tell(_Told(type, Raw(_encode(payload)), user_ids=users))
 
     def broadcast_to_sockets(self, type: str, payload: Any, socket_ids: Iterable[str]) -> None:
         """Tell these sockets. Without sockets nobody is told; the empty id of who has none is left out."""
-        if sockets := tuple(filter(None, socket_ids)):
+        if sockets := _ids(socket_ids):
             told = _Told(type, Raw(_encode(payload)), recipients=sockets)
             # When all of them are on the sender's gateway no other needs to hear of it.
             gateways = {gateway_of(socket) for socket in (*sockets, self.socket_id)}
@@ -331,11 +367,20 @@ class Context:
         return await self._link.call(*command)
 
     async def who_is_in(self, room_id: str | None = None) -> dict[str, str]:
-        """Who is in a room, the sender's unless another is named: user ids with the socket id of each."""
-        room = self.room_id if room_id is None else room_id
+        """Who is in a room, the sender's unless another is named: user ids with the socket id of each.
+
+        Raises :class:`ValueError` when the sender is in no room, and none is named.
+        """
+        room = self._room(room_id)
         found = await self._link.call("HGETALL", f"{self._processor.prefix}room:{room}")
         names = [name.decode() for name in found]
         return dict(zip(names[::2], names[1::2], strict=True))
+
+    def _room(self, room_id: str | None) -> str:
+        room_id = self.room_id if room_id is None else room_id
+        if room_id is None:
+            raise ValueError("which room? The sender is in none")
+        return room_id
 
     def _tell(self, told: _Told, channel: str = "") -> None:
         self.commands.append(Command(("PUBLISH", channel or self._processor.broadcast, _encode(told))))
@@ -345,6 +390,11 @@ class Context:
         room_id = self.room_id if room_id is None else room_id
         optional = {"userId": self.user_id, "roomId": room_id, "traceparent": self.event.traceparent}
         return sent | {name: value for name, value in optional.items() if value}
+
+
+def _ids(ids: Iterable[str]) -> tuple[str, ...]:
+    """A single one is easily given where several are expected; it is no list of letters."""
+    return tuple(filter(None, (ids,) if isinstance(ids, str) else ids))
 
 
 _decode = msgspec.json.Decoder(Incoming).decode

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from kraftek.service.instance import WAITING
 from kraftek.service.testing import Contract
 from tests.integration.waiting import wait_until
 from tests.service.instances import Instances, registered, stopped
@@ -99,6 +100,52 @@ def test_two_instances_share_the_load_and_killing_one_loses_nothing(service: Sta
     print(f"{by}, {twice} handled twice, all done {took:.1f} s after the kill")
     stopped(second)
     assert service.redis.xpending("events:sample", "sample")["pending"] == 0
+
+
+def test_what_was_handled_does_not_wait_behind_what_is_in_hand(service: Stage) -> None:
+    service.start(STREAM)
+    ada = service.contract.client("ada", "room")
+    ada.send("sample:do:sleep", {"seconds": 60})
+    wait_until(lambda: service.begun("room"), "a slow handler")
+    for number in range(5):
+        assert ada.request("sample:say:back", number) == number
+    assert service.redis.xlen("events:sample") == 1
+
+    # Somebody else reads along: what he has not seen is left to him.
+    service.redis.xgroup_create("events:sample", "another", "$")
+    for number in range(5):
+        assert ada.request("sample:say:back", number) == number
+    assert service.redis.xlen("events:sample") == 6
+
+
+def test_what_is_published_while_redis_goes_is_lost_and_no_fault_of_the_handler(
+    service: Stage, redis_server: RedisServer
+) -> None:
+    process = service.start({})
+    service.contract.wait_for(registered())
+    service.contract.client("ada", "room").send("sample:do:sleep", {"seconds": 0.5})
+    wait_until(lambda: service.begun("room"), "a handler")
+    redis_server.kill()
+    logged = stopped(process)
+    assert logged.count("Events were lost") == 1
+    assert "Traceback" not in logged
+
+
+def test_what_is_no_event_is_no_fault_when_there_is_too_much_to_do_either(service: Stage) -> None:
+    process = service.start({"concurrency": 1, "grace": 0.1})
+    service.contract.wait_for(registered())
+    ada = service.contract.client("ada", "room")
+    ada.send("sample:do:sleep", {"seconds": 60})
+    wait_until(lambda: service.begun("room"), "a handler")
+    with service.redis.pipeline(transaction=False) as pipeline:
+        for _ in range(WAITING + 20):
+            pipeline.publish("events:sample", "nothing")
+        pipeline.execute()
+    ada.send("sample:say:back", 1)
+    assert ada.receive()["payload"]["code"] == "SERVICE_UNAVAILABLE"
+    logged = stopped(process)
+    assert logged.count("Left out what is no event") == 1
+    assert "Traceback" not in logged
 
 
 def test_a_slow_handler_keeps_its_event(service: Stage) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from kraftek.service import EventProcessor
-from kraftek.service.processor import NoEvent
+from kraftek.service import Context, EventProcessor
+from kraftek.service.processor import Incoming, NoEvent
 
 
 @pytest.mark.parametrize("handler", [lambda: None, lambda context: None, lambda context, payload, more: None])
@@ -37,3 +37,51 @@ def test_an_event_has_one_handler() -> None:
     processor.on("message:send")(lambda context, payload: None)
     with pytest.raises(ValueError, match="each once"):
         processor.on("chat:message:send")
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"name": ""}, "name"),
+        ({"name": "chat:room"}, "name"),
+        ({"channel": "events chat"}, "channel"),
+        ({"transport": "streams"}, "transport"),
+        ({"transport": "stream", "partitions": -1}, "partitions"),
+        ({"partitions": 4}, "only a stream has partitions"),
+        ({"concurrency": 0}, "concurrency"),
+        ({"attempts": 0}, "attempts"),
+        ({"claim_after": 0}, "claim_after"),
+        ({"grace": -1}, "grace"),
+        ({"prefix": "a b"}, "prefix"),
+        ({"broadcast": ""}, "broadcast"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        EventProcessor(**{"name": "chat", **settings})
+
+
+def in_no_room() -> Context:
+    """What a handler gets of an event from a socket that is in no room."""
+    link: Any = None
+    return Context(EventProcessor("chat"), Incoming("chat:a:b", socket_id="g.1"), link)
+
+
+def test_who_is_in_no_room_has_to_name_one() -> None:
+    context = in_no_room()
+    with pytest.raises(ValueError, match="which room"):
+        context.broadcast_to_room("chat:a:c", 1)
+    with pytest.raises(ValueError, match="which room"):
+        context.who_is_in().send(None)
+    assert context.commands == []
+
+
+def test_a_single_id_may_stand_for_a_list() -> None:
+    context = in_no_room()
+    context.broadcast_to_room("chat:a:c", 1, room_id="r", exclude="g.1")
+    context.broadcast_to_users("chat:a:c", 1, "bob")
+    context.broadcast_to_sockets("chat:a:c", 1, "g.1")
+    told = [json.loads(command.parts[2]) for command in context.commands]
+    assert [words.get("excludeSocketIds") for words in told] == [["g.1"], None, None]
+    assert [words.get("userIds") for words in told] == [None, ["bob"], None]
+    assert [words.get("recipients") for words in told] == [None, None, ["g.1"]]
