@@ -7,7 +7,7 @@ Called by the gateway for clients' events, by :mod:`kraftek.requests` for those 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 import msgspec
 from twisted.logger import Logger
@@ -77,30 +77,35 @@ end
 return waiting
 """)
 
-APPEND = Script.each(1, 2, "return send(KEYS[1], ARGV[1], ARGV[2])", _SEND["stream"])
+APPEND = Script.each("stream", "body, most", "return send(stream, body, most)", _SEND["stream"])
 
-_NOTES = {
-    False: """'=' .. event .. '{"type":"ack","payload":{"receivers":' .. taken .. '}}'""",
-    True: "'?' .. ARGV[2]",
-}
-"""What is left under a claim when the event was taken, for services that do not reply and for those that do."""
+_ACK = """
+local ack = '{"type":"ack","payload":{"receivers":' .. taken .. '}}'
+redis.call('SET', claim, '=' .. mark:match('%d+:') .. ack, 'KEEPTTL')
+"""
 
-ONCE = {
-    (transport, reply): Script.each(
-        2,
-        3 if transport == "pubsub" else 4,
+
+@cache
+def once(transport: str, replies: bool, kept: int) -> Script:
+    """The script of :meth:`Dispatch.send_once`. What is the same for all events of a service is not sent with each."""
+    return Script.each(
+        "target, claim",
+        "body, mark, most" if transport == "stream" else "body, mark",
         f"""
-local known, event = redis.call('GET', KEYS[2]), ARGV[2]:match('^%d+:')
-if known and known:sub(2, #event + 1) == event then return known end
-local taken = send(KEYS[1], ARGV[1], ARGV[4])
-if taken > 0 then redis.call('SET', KEYS[2], {note}, 'PX', ARGV[3]) end
+if not redis.call('SET', claim, mark, 'NX', 'PX', {kept}) then
+    local known = redis.call('GET', claim)
+    if known:match('%d+:') == mark:match('%d+:') then return known end
+    redis.call('SET', claim, mark, 'PX', {kept})
+end
+local done, taken = pcall(send, target, body, {"most" if transport == "stream" else "nil"})
+if not done or taken <= 0 then redis.call('DEL', claim) end
+if not done then error(taken, 0) end
+{"" if replies else f"if taken > 0 then {_ACK} end"}
 return taken
 """,
-        send,
+        _SEND[transport],
     )
-    for transport, send in _SEND.items()
-    for reply, note in _NOTES.items()
-}
+
 
 _encode = msgspec.json.Encoder().encode
 
@@ -132,21 +137,22 @@ class Dispatch:
         service: Service,
         envelope: Envelope,
         claim: str,
-        mark: str,
-        kept: str,
+        number: int,
+        kept: int,
         receipt: Callable[[int | bytes], None],
     ) -> None:
         """As :meth:`send`, unless it was sent under this ``claim`` before: what stands there is the receipt then.
 
-        That is ``?`` and the ``mark``, while it waits for its answer; then ``=``, the part of the mark up to its colon,
-        and the answer: for a service that does not reply, the ``ack``. A mark is a number that tells one event from
-        another, a colon, and who sent it. It stands there for ``kept`` milliseconds.
+        That is ``?``, the ``number`` that tells this event from others, ``:``, and the socket that sent it, while it waits
+        for its answer. Then ``=``, the number, ``:``, and the answer: for a service that does not reply, the ``ack``. It
+        stands there for ``kept`` milliseconds.
         """
-        script = ONCE[service.transport, service.reply]
+        mark = f"?{number}:{envelope.socket_id}"
+        script = once(service.transport, service.reply, kept)
         if service.transport == "pubsub":
-            self._bus.run(script, (service.channel, claim), (_encode(envelope), mark, kept), receipt)
+            self._bus.run(script, (service.channel, claim), (_encode(envelope), mark), receipt)
         else:
-            args = (_encode(envelope), mark, kept, service.max_length)
+            args = (_encode(envelope), mark, service.max_length)
             self._bus.run(script, (_target(service, envelope), claim), args, receipt)
 
     def sweep(self) -> None:

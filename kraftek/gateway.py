@@ -136,7 +136,7 @@ class Gateway:
 
     def _sent(self, session: Session, event: Event, taken: int) -> None:
         if taken <= 0:
-            session.refuse(not_taken(event, taken, self._counters))
+            session.refuse(not_taken(event.name, event.id, taken, self._counters))
 
 
 def _about(event: Event, code: Code, message: str, retry_after: float | None = None) -> PeerError:

@@ -5,7 +5,7 @@ The gateway hands it clients' requests; :mod:`kraftek.broadcasts` hands it what 
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 from zlib import crc32
 
 import msgspec
@@ -32,22 +32,21 @@ _RETRY_AFTER = 1.0
 Key = tuple[str, RequestId]
 """A request by its socket and its id."""
 
-_KEEP_AFTER = 0.02
-"""Seconds for which answers are collected before Redis keeps them: a command for each costs 3 µs more."""
+_KEPT_AT_ONCE = 50
+"""Answers that one command keeps, which takes Redis a third of a millisecond. A command for each costs 3 µs more."""
 
-_KEPT_AT_ONCE = 100
-"""Answers that one command keeps: half a millisecond in which Redis does nothing else."""
+_KEEP_AFTER = 0.02
+"""Seconds that an answer waits for others at most, before Redis keeps it."""
 
 KEEP = Script("""
 local lost = 0
 for i, claim in ipairs(KEYS) do
-    local mark, body = ARGV[2 * i], ARGV[2 * i + 1]
-    local done = pcall(function()
-        if redis.call('GET', claim) == '?' .. mark then
-            redis.call('SET', claim, '=' .. mark:match('^%d+:') .. body, 'PX', ARGV[1])
-        end
-    end)
-    if not done then lost = lost + 1 end
+    local answer, known = ARGV[i], redis.pcall('GET', claim)
+    local event = answer:sub(2, answer:find(':', 1, true))
+    if type(known) == 'string' and known:sub(1, #event + 1) == '?' .. event then
+        known = redis.pcall('SET', claim, answer, 'KEEPTTL')
+    end
+    if type(known) == 'table' and known.err then lost = lost + 1 end
 end
 return lost
 """)
@@ -55,7 +54,7 @@ return lost
 ADOPT = Script("""
 local known = redis.call('GET', KEYS[1])
 local event, socket = (known or ''):match('^%?(%d+:)(.*)$')
-if socket == ARGV[1] then redis.call('SET', KEYS[1], '=' .. event .. ARGV[2], 'PX', ARGV[3]) end
+if socket == ARGV[1] then redis.call('SET', KEYS[1], '=' .. event .. ARGV[2], 'KEEPTTL') end
 return 0
 """)
 
@@ -64,12 +63,17 @@ _decode = msgspec.json.Decoder(Broadcast).decode
 
 
 class _Request(Struct, eq=False):
+    """``number`` tells its event, of this ``name``, from others. ``claim`` is empty when it cannot be sent again.
+
+    It does not hold the event: of a thousand that wait, the payloads alone would fill a processor's cache.
+    """
+
     session: Session
-    event: Event
+    name: str
+    number: int
+    claim: str
     queue: _Queue
     key: Key
-    claim: str
-    mark: str
     deadline: float
 
 
@@ -80,7 +84,7 @@ class _Queue:
 
     def __init__(self, service: Service, kept: int) -> None:
         self.service = service
-        self.kept = str(kept + int(service.timeout * 1000))
+        self.kept = kept + int(service.timeout * 1000)
         self.requests: dict[Key, _Request] = {}
 
 
@@ -114,8 +118,10 @@ class Requests:
         # By the identity of the service: under its name another one may be registered by now.
         self._queues: dict[int, _Queue] = {}
         self._elsewhere: dict[Key, _Request] = {}
-        # Claim, mark and answer of those that Redis is still to keep.
-        self._answers: list[tuple[str, str, bytes]] = []
+        # What Redis is still to keep: each claim and its answer.
+        self._claims: list[str] = []
+        self._answers: list[bytes] = []
+        self._keeps = False
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -124,27 +130,28 @@ class Requests:
         """Hand the event to its service, unless it was before. Raises ``PeerError`` when too many wait already."""
         assert event.id is not None
         key = (session.socket_id, event.id)
+        number = _number(envelope)
         waiting = self._waiting.get(key)
         if waiting is not None:
-            if not _alike(waiting.event, event):
+            if waiting.number != number:
                 raise PeerError(Code.INVALID_MESSAGE, "another request of this id waits for its answer", id=event.id)
             self._counters.requests_repeated += 1
             return  # the answer on its way is this one's too
         if session.requests >= self._bound:
-            raise _too_many(event, Code.RATE_LIMITED, "too many of this socket's requests wait for their answers")
+            message = "too many of this socket's requests wait for their answers"
+            raise _too_many(event.name, event.id, Code.RATE_LIMITED, message)
         queue = self._queues.get(id(service))
         if queue is None:
             queue = self._queues[id(service)] = _Queue(service, self._kept)
         if len(queue.requests) >= service.requests:
-            raise _too_many(event, Code.SERVICE_UNAVAILABLE, "too many requests wait for this service's answers")
-        claim = mark = ""
-        if self._kept and session.dialect.lasting_ids:
-            claim, mark = _claim(envelope.user_id, event.id), _mark(envelope)
+            message = "too many requests wait for this service's answers"
+            raise _too_many(event.name, event.id, Code.SERVICE_UNAVAILABLE, message)
+        claim = _claim(envelope.user_id, event.id) if self._kept and session.dialect.lasting_ids else ""
         deadline = self._clock.seconds() + service.timeout
-        request = _Request(session, event, queue, key, claim, mark, deadline)
+        request = _Request(session, event.name, number, claim, queue, key, deadline)
         sent = partial(self._sent, request)
         if claim:
-            self._dispatch.send_once(service, envelope, claim, mark, queue.kept, sent)
+            self._dispatch.send_once(service, envelope, claim, number, queue.kept, sent)
         else:
             self._dispatch.send(service, envelope, sent)
         self._waiting[key] = queue.requests[key] = request
@@ -186,35 +193,31 @@ class Requests:
 
     def keep(self) -> None:
         """Have Redis keep what was answered since the last time. To be called before the process stops."""
-        answers, self._answers = self._answers, []
-        for start in range(0, len(answers), _KEPT_AT_ONCE):
-            some = answers[start : start + _KEPT_AT_ONCE]
-            notes: list[str | bytes | int] = [self._kept]
-            for _, mark, body in some:
-                notes += (mark, body)
-            keeping = self._bus.call(KEEP, [claim for claim, _, _ in some], notes)
-            keeping.addErrback(self._none_kept, len(some)).addCallback(self._not_kept)
+        if self._claims:
+            keeping = self._bus.call(KEEP, self._claims, self._answers)
+            keeping.addErrback(self._none_kept, len(self._claims)).addCallback(self._not_kept)
+            self._claims, self._answers = [], []
 
     def _sent(self, request: _Request, taken: int | bytes) -> None:
+        if type(taken) is int and taken > 0 and request.queue.service.reply:
+            return
         if self._waiting.get(request.key) is not request:
             return  # it was answered before Redis said that it was sent, and its id may be in use again
         if isinstance(taken, bytes):
             self._counters.requests_repeated += 1
             self._elsewhere[request.key] = request
-            request.mark = taken[1:].decode()
             self._found([taken], (request,))
         elif taken > 0:
-            if not request.queue.service.reply:
-                self._close(request, Ack(request.key[1], taken))
+            self._close(request, Ack(request.key[1], taken))
         else:
             self._forget(request)
-            request.session.refuse(not_taken(request.event, taken, self._counters))
+            request.session.refuse(not_taken(request.name, request.key[1], taken, self._counters))
 
     def _adopt(self, claim: str, socket_id: str, body: bytes) -> None:
         """The gateway of that socket is gone, and the service answers all others instead."""
         # Who waits for it here finds it at the next sweep. To look at once, for each of all that such a gateway left,
         # asks Redis about all others each time: 4 million keys for 2,000 requests.
-        self._bus.call(ADOPT, (claim,), (socket_id, body, self._kept)).addErrback(self._not_asked)
+        self._bus.call(ADOPT, (claim,), (socket_id, body)).addErrback(self._not_asked)
 
     def _look(self) -> None:
         if self._elsewhere and self._bus.available:
@@ -225,7 +228,7 @@ class Requests:
     def _found(self, answers: list[bytes | None], requests: tuple[_Request, ...]) -> None:
         for request, answer in zip(requests, answers, strict=True):
             # By now the claim may be that of another event under the same id.
-            kept = f"={request.mark.partition(':')[0]}:".encode()
+            kept = b"=%d:" % request.number
             if answer is None or not answer.startswith(kept) or self._elsewhere.get(request.key) is not request:
                 continue
             known = _decode(answer.removeprefix(kept))
@@ -237,16 +240,24 @@ class Requests:
 
     def _time_out(self, request: _Request) -> None:
         self._counters.requests_timed_out += 1
-        message, name = f"no answer within {request.queue.service.timeout:g} s", request.event.name
+        message, name = f"no answer within {request.queue.service.timeout:g} s", request.name
         body = _encode({"type": "error", "payload": {"code": Code.TIMEOUT, "message": message, "eventType": name}})
         self._settle(request, ErrorMessage(Code.TIMEOUT, message, name, None, request.key[1]), body)
 
     def _settle(self, request: _Request, outbound: Outbound, body: bytes) -> None:
         if request.claim:
-            if not self._answers:
-                self._clock.callLater(_KEEP_AFTER, self.keep)
-            self._answers.append((request.claim, request.mark, body))
+            if not self._keeps:
+                self._keeps = True
+                self._clock.callLater(_KEEP_AFTER, self._keep_soon)
+            self._claims.append(request.claim)
+            self._answers.append(b"=%d:%b" % (request.number, body))
+            if len(self._claims) == _KEPT_AT_ONCE:
+                self.keep()
         self._close(request, outbound)
+
+    def _keep_soon(self) -> None:
+        self._keeps = False
+        self.keep()
 
     def _none_kept(self, failure: Failure, answers: int) -> int:
         if failure.check(NotPublished) is None:
@@ -268,11 +279,11 @@ class Requests:
         request.session.requests -= 1
 
 
-def not_taken(event: Event, receipt: int, counters: Counters) -> PeerError:
+def not_taken(name: str, id: RequestId | None, receipt: int, counters: Counters) -> PeerError:
     """What the client is told of an event that nobody took, for the reason that its ``receipt`` names."""
     if receipt == FULL:
         counters.streams_full += 1
-        return _too_many(event, Code.SERVICE_UNAVAILABLE, "too many events wait for this service")
+        return _too_many(name, id, Code.SERVICE_UNAVAILABLE, "too many events wait for this service")
     if receipt == LOST:
         counters.publishes_lost += 1
         message = "the connection was lost: the event may not have arrived"
@@ -282,23 +293,22 @@ def not_taken(event: Event, receipt: int, counters: Counters) -> PeerError:
     else:
         counters.published_to_nobody += 1
         message = "nobody listens for this event at present"
-    return PeerError(Code.SERVICE_UNAVAILABLE, message, id=event.id, event_type=event.name)
+    return PeerError(Code.SERVICE_UNAVAILABLE, message, id=id, event_type=name)
 
 
-def _too_many(event: Event, code: Code, message: str) -> PeerError:
-    return PeerError(code, message, retry_after=_RETRY_AFTER, id=event.id, event_type=event.name)
+def _too_many(name: str, id: RequestId | None, code: Code, message: str) -> PeerError:
+    return PeerError(code, message, retry_after=_RETRY_AFTER, id=id, event_type=name)
 
 
 def _claim(user_id: str, request_id: RequestId) -> str:
     return f"request:{_encode((user_id, request_id)).decode()}"
 
 
-def _mark(envelope: Envelope) -> str:
-    """Which event it is, and who sent it."""
-    room_id = envelope.room_id or ""
-    event = crc32(envelope.payload, crc32(envelope.event_type.encode(), crc32(room_id.encode())))
-    return f"{event}:{envelope.socket_id}"
+def _number(envelope: Envelope) -> int:
+    """Which event it is."""
+    return crc32(envelope.payload, _number_of_kind(envelope.event_type, envelope.room_id))
 
 
-def _alike(one: Event, other: Event) -> bool:
-    return (one.name, one.room_id, bytes(one.payload)) == (other.name, other.room_id, bytes(other.payload))
+@lru_cache(10_000)
+def _number_of_kind(name: str, room_id: str | None) -> int:
+    return crc32(name.encode(), crc32((room_id or "").encode()))

@@ -20,21 +20,20 @@ class Script(Struct, frozen=True, dict=True):
     source: str
 
     @classmethod
-    def each(cls, keys: int, args: int, body: str, before: str = "") -> Script:
+    def each(cls, keys: str, args: str, body: str, before: str = "") -> Script:
         """A script that runs ``body`` for each message of many, and answers with a list of what each came to.
 
-        ``body`` is as that of any script, with this number of ``KEYS`` and ``ARGV``, and returns a number or a string;
-        ``before`` comes before the first. What fails for one message does not for the others.
+        ``keys`` and ``args`` name those of one message, as ``body`` calls them: ``"stream, claim"``. It returns a number
+        or a string; ``before`` comes before the first. What fails for one message does not for the others.
         """
+        given = ", ".join((*_of_one("KEYS", keys), *_of_one("ARGV", args)))
         return cls(f"""{before}
-local function each(KEYS, ARGV) {body} end
+local function each({keys}, {args}) {body} end
 local answers = {{}}
-for i = 1, #ARGV / {args} do
-    local keys = {{unpack(KEYS, (i - 1) * {keys} + 1, i * {keys})}}
-    local args = {{unpack(ARGV, (i - 1) * {args} + 1, i * {args})}}
-    local done, answer = pcall(each, keys, args)
-    if done then answers[i] = answer
-    else answers[i] = type(answer) == 'table' and answer or {{err = tostring(answer)}} end
+for i = 0, #KEYS / {len(keys.split(","))} - 1 do
+    local done, answer = pcall(each, {given})
+    if not done and type(answer) ~= 'table' then answer = {{err = tostring(answer)}} end
+    answers[i + 1] = answer
 end
 return answers
 """)
@@ -43,3 +42,9 @@ return answers
     def digest(self) -> str:
         """The name under which Redis remembers the script: the source's SHA-1 in hex (``EVALSHA``)."""
         return sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+
+
+def _of_one(table: str, names: str) -> list[str]:
+    """The expressions for what the message ``i`` has in a table that holds those of all, one after another."""
+    names_of_one = names.split(",")
+    return [f"{table}[{len(names_of_one)} * i + {number}]" for number in range(1, len(names_of_one) + 1)]

@@ -57,10 +57,10 @@ class DispatchTest(TestCase):
         return taken
 
     def send_once(
-        self, service: Service, event: Envelope, claim: str = "request:1", mark: str = "1:me"
+        self, service: Service, event: Envelope, claim: str = "request:1", number: int = 1
     ) -> Deferred[int | bytes]:
         taken: Deferred[int | bytes] = Deferred()
-        self.dispatch.send_once(service, event, claim, mark, "60000", taken.callback)
+        self.dispatch.send_once(service, event, claim, number, 60_000, taken.callback)
         return taken
 
     def texts(self, stream: str) -> list[str]:
@@ -152,9 +152,9 @@ class DispatchTest(TestCase):
 
     async def test_once_is_once(self) -> None:
         assert await self.send_once(JOBS, envelope("a")) == 1
-        known = await self.send_once(JOBS, envelope("a"), mark="1:you")
+        known = await self.send_once(JOBS, envelope("a"))
         assert known == b'=1:{"type":"ack","payload":{"receivers":1}}'
-        assert await self.send_once(JOBS, envelope("b"), mark="12:me") == 1
+        assert await self.send_once(JOBS, envelope("b"), number=12) == 1
         assert await self.send_once(JOBS, envelope("a"), "request:2") == 1
         assert self.texts("k:events:jobs") == ["a", "b", "a"]
         assert 0 < int(self.client.pttl("k:request:1")) <= 60_000
@@ -173,6 +173,8 @@ class DispatchTest(TestCase):
     async def test_a_key_of_another_kind(self) -> None:
         self.client.set("k:events:jobs", "not a stream")
         assert await self.send(JOBS, envelope("a")) == REFUSED
+        assert await self.send_once(JOBS, envelope("a")) == REFUSED
+        assert self.client.exists("k:request:1") == 0
         await self.trimmed()
         assert len(self.flushLoggedErrors()) == 1
 
