@@ -1,11 +1,36 @@
-"""How gateways, sockets and their channels are named, so that anything in the cluster knows whose socket it is."""
+"""How gateways, sockets and their channels are named, so that anything in the cluster knows whose socket it is; and how
+events are.
+"""
 
 from __future__ import annotations
 
+import re
 from secrets import token_hex
 from zlib import crc32
 
-__all__ = ["gateway_of", "new_gateway_id", "new_socket_id", "partition_of", "place_of", "reply_channel", "stream_of"]
+__all__ = [
+    "NAME_LENGTH",
+    "gateway_of",
+    "new_gateway_id",
+    "new_socket_id",
+    "partition_of",
+    "place_of",
+    "reply_channel",
+    "service_of",
+    "stream_of",
+]
+
+NAME_LENGTH = 128
+"""Characters of an event's name at most: docs/client-protocol.rst, "Event names"."""
+
+_PART = r"[^\s:\x00-\x1f\x7f-\x9f]+"
+_EVENT = re.compile(rf"({_PART}):{_PART}:{_PART}")
+
+
+def service_of(event: str) -> str | None:
+    """The service that an event is for by its name, ``service:module:name``; ``None`` when that is no event's name."""
+    parsed = _EVENT.fullmatch(event) if len(event) <= NAME_LENGTH else None
+    return parsed[1] if parsed else None
 
 
 def new_gateway_id() -> str:

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import re
-
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from kraftek.config import Service
 from kraftek.errors import Code, PeerError
 from kraftek.interfaces import IEventRouter, IServiceRegistry
+from kraftek.names import NAME_LENGTH, service_of
 
-__all__ = ["NAME_LENGTH", "EventRouter"]
-
-NAME_LENGTH = 128
-"""Characters of an event name at most: docs/client-protocol.rst, "Event names"."""
-
-_PART = r"[^\s:\x00-\x1f\x7f-\x9f]+"
-_NAME = re.compile(rf"({_PART}):{_PART}:{_PART}")
+__all__ = ["EventRouter"]
 
 # Clients choose the names, so what is remembered of them is bounded.
 _REMEMBERED = 10_000
@@ -38,8 +31,8 @@ class EventRouter:
         return service if service is not None else self._find(name)
 
     def _find(self, name: str) -> Service:
-        parsed = _NAME.fullmatch(name) if len(name) <= NAME_LENGTH else None
-        service: Service | None = self._registry.find(parsed[1]) if parsed else None
+        called = service_of(name)
+        service: Service | None = None if called is None else self._registry.find(called)
         if service is None:
             raise PeerError(
                 Code.INVALID_EVENT,

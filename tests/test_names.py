@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
-from kraftek.names import gateway_of, new_gateway_id, new_socket_id, reply_channel
+from kraftek.names import NAME_LENGTH, gateway_of, new_gateway_id, new_socket_id, reply_channel, service_of
+
+NAMES = json.loads((Path(__file__).parent / "client/names.json").read_text("utf-8"))
+"""Names of events, and what is none: the same for gateways and for all clients."""
 
 
 def test_no_two_gateways_have_the_same_name() -> None:
@@ -38,3 +44,14 @@ def test_the_gateway_of_any_text(socket_id: str, gateway_id: str) -> None:
 
 def test_each_gateway_has_its_own_reply_channel() -> None:
     assert reply_channel("g") == "events:reply:g"
+
+
+def test_an_event_is_for_the_first_part_of_its_name() -> None:
+    for name in NAMES["good"]:
+        assert service_of(name) == name.partition(":")[0]
+    assert service_of("a:b:" + "ж" * (NAME_LENGTH - 4)) == "a"
+
+
+def test_what_names_no_event() -> None:
+    assert [name for name in NAMES["bad"] if service_of(name) is not None] == []
+    assert service_of("a:b:" + "ж" * (NAME_LENGTH - 3)) is None

@@ -12,8 +12,9 @@ from kraftek import router as router_module
 from kraftek.config import Service
 from kraftek.errors import Code, PeerError
 from kraftek.interfaces import IEventRouter
+from kraftek.names import NAME_LENGTH
 from kraftek.registry import ServiceRegistry
-from kraftek.router import NAME_LENGTH, EventRouter
+from kraftek.router import EventRouter
 
 NOTES = Service(name="notes", channel="events:notes")
 

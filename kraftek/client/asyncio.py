@@ -132,8 +132,10 @@ class Client(Door["asyncio.Future[Any]"]):
                     code, reason = socket.close_code, socket.close_reason or ""
                     if self._socket is socket:
                         self._socket = None
-        except (OSError, WebSocketException) as error:
-            reason = reason or str(error)
+        except Exception as error:  # noqa: BLE001  # the guard of this edge: whatever it was, this attempt is over
+            if not isinstance(error, OSError | WebSocketException):
+                self._complain("connecting failed", error)
+            reason = reason or str(error) or type(error).__name__
         self._lost(attempt, int(code or 1006), reason)
 
     async def _send(self, socket: ClientConnection) -> None:

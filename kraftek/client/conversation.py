@@ -18,6 +18,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from kraftek.names import NAME_LENGTH, service_of
+
 __all__ = [
     "SUBPROTOCOL",
     "Action",
@@ -178,6 +180,9 @@ class Conversation:
     or unanswered. ``random`` gives numbers from 0 to 1, for the full jitter of every wait. Times are in seconds, of any
     clock that does not jump.
 
+    ``user_id``: who the gateway says we are, since it did for the first time. ``socket_id``: its name for the present
+    socket, if there is one.
+
     A socket is known by the number of its attempt. What is told of another than the present ``attempt`` is ignored.
     """
 
@@ -185,6 +190,8 @@ class Conversation:
         self, rooms: tuple[str, ...] = (), queue: int = 256, random: Callable[[], float] = random.random
     ) -> None:
         self.state = State.CLOSED
+        self.user_id: str | None = None
+        self.socket_id: str | None = None
         self._queue = queue
         self._random = random
         self._actions: deque[Action] = deque()
@@ -204,6 +211,8 @@ class Conversation:
         self._unsent: dict[str, bytes] = {}
         self._unanswered: dict[str, bytes] = {}
         self._requests: set[str] = set()
+        # The longest message on this socket: the one that was too large, if one was.
+        self._longest = (0, "")
         self._rooms = dict.fromkeys(rooms)
         self._first: str | None = None
         self._joins: dict[str, str] = {}
@@ -226,6 +235,8 @@ class Conversation:
             return None
         key = next(iter(self._unsent))
         frame = self._unsent.pop(key)
+        if len(frame) > self._longest[0]:
+            self._longest = (len(frame), key)
         if key in self._requests:
             self._unanswered[key] = frame
         return frame
@@ -235,6 +246,11 @@ class Conversation:
         while self._heap and self._dues.get(self._heap[0][1]) != self._heap[0][0]:
             heappop(self._heap)
         return self._heap[0][0] if self._heap else None
+
+    @property
+    def rooms(self) -> list[str]:
+        """Those it is in, or enters as soon as it is connected; events are from the first unless they say."""
+        return [*dict.fromkeys((*self._rooms, *self._joins.values()))]
 
     # What the user wants
 
@@ -255,7 +271,7 @@ class Conversation:
         self._finish(1000, "closed by the client")
 
     def emit(self, type: str, payload: Any = None, room_id: str | None = None) -> None:
-        """Send an event once there is a connection. Raises :class:`Closed`, :class:`QueueFull`."""
+        """Send an event once there is a connection. Raises ``ValueError``, :class:`Closed`, :class:`QueueFull`."""
         self._check(type)
         self._unsent[self._next_id()] = _frame(type, payload, room_id=room_id)
 
@@ -410,7 +426,10 @@ class Conversation:
             if error.code == "AUTH_UNAVAILABLE":
                 self._wake_at(_CONNECTION, now + self._jittered(error))
         elif message.type == "authenticated":
+            self.user_id = _text(message.payload, "userId")
             self._ready(now)
+        elif message.type == "connected":
+            self.socket_id = _text(message.payload, "socketId")
         self._actions.append(Hear(message))
 
     def _ready(self, now: float) -> None:
@@ -456,15 +475,16 @@ class Conversation:
 
     def _go_back(self, code: int) -> None:
         """What was sent on the socket that is gone and has no answer is to be sent again, before the rest."""
-        if code == 1009 and self._unanswered:
-            # Whichever it was, to send it again would close the next socket, too.
-            largest = max(self._unanswered, key=lambda key: len(self._unanswered[key]))
-            self.forget(largest)
-            self._settle(largest, Refused("TOO_LARGE", "a message was larger than the gateway takes"))
+        _, longest = self._longest
+        if code == 1009 and longest in self._unanswered:
+            # To send it again would close the next socket, too.
+            self.forget(longest)
+            self._settle(longest, Refused("TOO_LARGE", "the gateway takes no message so long"))
+        self._longest = (0, "")
         of_socket = self._joins.keys() | self._leaves
         self._unsent = self._unanswered | {key: text for key, text in self._unsent.items() if key not in of_socket}
         self._unanswered = {}
-        self._authenticate = None
+        self._authenticate = self.socket_id = None
         for key in self._joins:
             self._dues.pop(key, None)
         for key in self._leaves:
@@ -475,16 +495,20 @@ class Conversation:
         self._end = Closed(code, reason)
         self.attempt = None
         self._token = ""
-        self._authenticate = self._complaint = None
-        for key in (*self._requests, *self._joins, *self._leaves):
+        self._authenticate = self._complaint = self.socket_id = None
+        self._longest = (0, "")
+        for key in (*self._requests, *self._joins):
             self._settle(key, self._end)
+        for key in self._leaves:
+            self._settle(key, None)
         for waiting in (self._unsent, self._unanswered, self._requests, self._joins, self._leaves, self._dues):
             waiting.clear()
         self._become(Change(State.CLOSED, code, reason))
 
     def _check(self, type: str) -> None:
-        if ":" not in type:
-            raise ValueError(f"an event's name is service:module:name, not {type!r}")
+        if service_of(type) is None:
+            rule = f"service:module:name, of at most {NAME_LENGTH} characters without white space"
+            raise ValueError(f"an event's name is {rule}; found {type[: NAME_LENGTH + 1]!r}")
         self._check_space()
 
     def _check_space(self) -> None:
@@ -532,6 +556,11 @@ def _error(payload: Any) -> _Error:
     except msgspec.ValidationError:
         # A service's own, and not as the protocol has it: an error all the same.
         return _Error(message=str(payload))
+
+
+def _text(payload: Any, key: str) -> str | None:
+    text = payload.get(key) if isinstance(payload, dict) else None
+    return text if isinstance(text, str) else None
 
 
 def _refused(error: _Error) -> Refused:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Generic, TypedDict, TypeVar
 from urllib.parse import urlsplit
 
@@ -75,8 +77,10 @@ class Door(ABC, Generic[P]):
         random: Callable[[], float] = random.random,
     ) -> None:
         self._address = urlsplit(url)
-        if self._address.scheme not in {"ws", "wss"} or not self._address.hostname:
-            raise ValueError(f"expected ws://… or wss://…, found {url!r}")
+        if self._address.scheme not in {"ws", "wss"} or not self._address.hostname or self._address.fragment:
+            # What stands after the question mark may be a token.
+            raise ValueError(f"expected ws://HOST[:PORT][/PATH] or wss://…, found {url.partition('?')[0]!r}")
+        self._port = self._address.port or (443 if self._address.scheme == "wss" else 80)
         self.url = url
         self._token = token
         self._timeout = timeout
@@ -91,6 +95,21 @@ class Door(ABC, Generic[P]):
     def state(self) -> State:
         """What it is doing."""
         return self._conversation.state
+
+    @property
+    def user_id(self) -> str | None:
+        """Who the gateway says we are, since it was connected for the first time."""
+        return self._conversation.user_id
+
+    @property
+    def socket_id(self) -> str | None:
+        """The gateway's name for the present connection, if there is one; services know it."""
+        return self._conversation.socket_id
+
+    @property
+    def rooms(self) -> list[str]:
+        """Those it is in, or enters as soon as it is connected. An event is from the first of them, unless it says."""
+        return self._conversation.rooms
 
     def connect(self) -> P:
         """Connect, and stay connected. Fires once connected; fails with :class:`Closed` if that is forbidden.
@@ -119,7 +138,8 @@ class Door(ABC, Generic[P]):
         """Send an event, now or once connected. It may be lost when the connection is: a request would not be.
 
         ``payload``: what msgspec can encode. ``room``: one of its rooms; without it, the first.
-        Raises :class:`Closed` and :class:`~kraftek.client.QueueFull`. When the gateway refuses it, ``error`` is heard.
+        Raises :class:`Closed`, :class:`~kraftek.client.QueueFull`, and ``ValueError`` if ``type`` names no event.
+        When the gateway refuses it, ``error`` is heard.
         """
         self._conversation.emit(type, payload, room)
         self._act()
@@ -153,10 +173,18 @@ class Door(ABC, Generic[P]):
         """Call ``listener`` with each :class:`Message` of this type that answers no request; the result ends that.
 
         ``error`` are those that concern no request. Under ``state`` each :class:`Change` is told.
+        Raises ``TypeError`` for an ``async`` function: nobody would await it.
         """
+        if inspect.iscoroutinefunction(listener):
+            raise TypeError(f"a listener is a plain function, and {listener!r} is async: let it start a task")
         listeners = self._listeners.setdefault(type, [])
         listeners.append(listener)
-        return lambda: listeners.remove(listener)
+
+        def end() -> None:
+            with suppress(ValueError):
+                listeners.remove(listener)
+
+        return end
 
     # What happened, told by the subclass
 
@@ -214,7 +242,8 @@ class Door(ABC, Generic[P]):
                 if promise is not None:
                     self._resolve(promise, outcome.payload if isinstance(outcome, Message) else outcome)
             case Hear(message):
-                self._tell(message.type, message)
+                if message.type != "state":  # which is our own word
+                    self._tell(message.type, message)
             case Ask(attempt, refused):
                 self._ask(attempt, refused)
             case Open(attempt):

@@ -11,8 +11,9 @@ from functools import partial
 from typing import Any, Unpack
 
 from autobahn.twisted.websocket import WebSocketClientFactory, WebSocketClientProtocol
-from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.error import ConnectError
 from twisted.internet.interfaces import IDelayedCall, IPushProducer
 from twisted.internet.ssl import optionsForClientTLS
 from twisted.logger import Logger
@@ -109,10 +110,19 @@ class Client(Door["Deferred[Any]"]):
         )
 
     def _open(self, attempt: int) -> None:
-        host, tls = self._address.hostname, self._address.scheme == "wss"
+        self._asking = asking = maybeDeferred(self._dial, attempt)
+        asking.addCallbacks(self._connected, lambda failure: self._unreachable(attempt, failure))
+
+    def _unreachable(self, attempt: int, failure: Any) -> None:
+        if not failure.check(ConnectError, OSError, CancelledError):
+            self._complain("connecting failed", failure.value)
+        self._lost(attempt, 1006, failure.getErrorMessage())
+
+    def _dial(self, attempt: int) -> Deferred[Any]:
+        host = self._address.hostname
         assert host is not None
-        endpoint: Any = HostnameEndpoint(self._reactor, host, self._address.port or (443 if tls else 80))
-        if tls:
+        endpoint: Any = HostnameEndpoint(self._reactor, host, self._port)
+        if self._address.scheme == "wss":
             endpoint = wrapClientTLS(optionsForClientTLS(host), endpoint, self._reactor)
         factory: Any = WebSocketClientFactory(self.url, protocols=[SUBPROTOCOL], reactor=self._reactor)
         factory.noisy = False
@@ -132,8 +142,8 @@ class Client(Door["Deferred[Any]"]):
             autoPingInterval=PING_INTERVAL,
             autoPingTimeout=PING_TIMEOUT,
         )
-        self._asking = asking = endpoint.connect(factory)
-        asking.addCallbacks(self._connected, lambda failure: self._lost(attempt, 1006, failure.getErrorMessage()))
+        connecting: Deferred[Any] = endpoint.connect(factory)
+        return connecting
 
     def _connected(self, socket: _Socket) -> None:
         self._asking = None

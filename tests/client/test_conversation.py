@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -260,11 +261,67 @@ def test_so_many_wait_and_no_more() -> None:
         play.it.emit("a:b:c")
 
 
-def test_names_without_a_colon_are_the_gateways(play: Play) -> None:
+NAMES = json.loads((Path(__file__).parent / "names.json").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("name", [*NAMES["bad"], "a:b:" + "ж" * 125])
+def test_what_names_no_event_is_not_sent(play: Play, name: str) -> None:
+    play.ready()
+    with pytest.raises(ValueError, match="an event's name is service:module:name, of at most 128 characters"):
+        play.it.emit(name)
     with pytest.raises(ValueError, match="service:module:name"):
-        play.it.emit("authenticate")
-    with pytest.raises(ValueError, match="service:module:name"):
-        play.it.request(play.now, 1.0, "join")
+        play.it.request(play.now, 1.0, name)
+    assert play.sent() == []
+    assert play.it._requests == set()
+
+
+def test_what_does_is(play: Play) -> None:
+    play.ready()
+    names = [*NAMES["good"], "a:b:" + "🎉" * 124]
+    for name in names:
+        play.it.emit(name)
+    assert [frame["type"] for frame in play.sent()] == names
+
+
+def test_who_we_are_and_where(play: Play) -> None:
+    def known() -> tuple[str | None, str | None, list[str]]:
+        return play.it.user_id, play.it.socket_id, play.it.rooms
+
+    assert known() == (None, None, ["r1"])
+    play.open()
+    assert known() == (None, "s", ["r1"])
+    play.say("authenticated", {"success": True, "userId": "ada", "roomId": "r1"})
+    key = play.it.join("r2")
+    assert known() == ("ada", "s", ["r1", "r2"])
+    play.say("joined", {"roomId": "r2"}, id=key)
+    play.it.leave("r1")
+    assert play.it.rooms == ["r2"]
+    # A service's word is not the gateway's.
+    play.say("connected", {"socketId": "t"})
+    play.say("authenticated", {"userId": "eve"})
+    assert known() == ("ada", "s", ["r2"])
+    play.lose()
+    assert known() == ("ada", None, ["r2"])
+    play.wake()
+    play.open()
+    assert known() == ("ada", "s", ["r2"])
+    play.it.close()
+    assert known() == ("ada", None, ["r2"])
+
+
+@pytest.mark.parametrize("payload", [None, "ada", {"userId": 7}])
+def test_an_identity_that_is_none(play: Play, payload: Any) -> None:
+    play.open()
+    play.say("authenticated", payload)
+    assert (play.it.state, play.it.user_id) == (State.READY, None)
+
+
+def test_who_closes_is_out_of_the_room_he_leaves(play: Play) -> None:
+    play.ready()
+    key = play.it.leave("r1")
+    play.it.close()
+    play.actions()
+    assert play.settled == {key: None}
 
 
 def test_what_answers_nothing_is_heard(play: Play) -> None:
@@ -607,6 +664,22 @@ def test_a_message_that_is_too_large_is_not_sent_again(play: Play) -> None:
     assert play.settled[large].code == "TOO_LARGE"
     play.wake()
     assert [frame["id"] for frame in play.ready()] == [small]
+
+
+def test_an_event_that_is_too_large_costs_no_request_its_answer(play: Play) -> None:
+    play.ready()
+    key = play.it.request(play.now, 5.0, "a:b:small", "x")
+    play.it.emit("a:b:large", "x" * 100)
+    play.sent()
+    play.lose(1009)
+    play.actions()
+    assert play.settled == {}
+    play.wake()
+    assert [frame["id"] for frame in play.ready()] == [key]
+    # What the last socket was sent is no longer to blame.
+    play.lose(1009)
+    play.actions()
+    assert play.settled[key].code == "TOO_LARGE"
 
 
 def test_the_auth_service_is_away(play: Play) -> None:

@@ -230,6 +230,75 @@ def test_listeners(user: MakeUser, server: ScriptedGateway, complaints: Complain
     assert heard.get(timeout=10.0).payload["code"] == "INVALID_EVENT"
 
 
+def test_who_we_are_and_where(user: MakeUser, server: ScriptedGateway) -> None:
+    ada = user(server.url)
+
+    def known() -> Any:
+        return ada.door.run(lambda: (ada.client.user_id, ada.client.socket_id, ada.client.rooms))
+
+    assert known() == (None, None, ["r1"])
+    connected(ada, server)
+    assert known() == ("ada", "s", ["r1"])
+
+
+def test_a_name_that_is_no_events(user: MakeUser, server: ScriptedGateway) -> None:
+    ada = user(server.url)
+    far = connected(ada, server)
+    for what in ("emit", "request"):
+        with pytest.raises(ValueError, match="service:module:name"):
+            ada.run(what, "ping")
+    ada.run("emit", "a:b:c")
+    far.expect("a:b:c")
+
+
+def test_no_service_can_say_our_own_word(user: MakeUser, server: ScriptedGateway) -> None:
+    ada = user(server.url)
+    heard: queue.Queue[Any] = queue.Queue()
+    ada.client.on("a:b:c", heard.put)
+    far = connected(ada, server)
+    far.say("state", {"state": "closed"})
+    far.say("a:b:c")
+    heard.get(timeout=10.0)
+    assert ada.changes.empty()
+
+
+def test_a_listener_that_nobody_would_await(user: MakeUser) -> None:
+    async def listener(_: Message) -> None: ...
+
+    with pytest.raises(TypeError, match="a listener is a plain function"):
+        user("ws://127.0.0.1:1/").client.on("a:b:c", listener)
+
+
+def test_a_listener_may_be_ended_twice(user: MakeUser) -> None:
+    client = user("ws://127.0.0.1:1/").client
+    end = client.on("a:b:c", print)
+    end()
+    end()
+
+
+@pytest.mark.parametrize("url", ["http://gateway", "ws:///path", "gateway:3001", "ws://h/#part", "ws://h:99999/"])
+def test_what_is_no_url_of_a_gateway(user: MakeUser, url: str) -> None:
+    with pytest.raises(ValueError, match=r"expected ws://HOST|Port out of range"):
+        user(url)
+
+
+def test_a_url_that_is_wrong_is_told_without_its_token(user: MakeUser) -> None:
+    with pytest.raises(ValueError, match="expected ws://HOST") as wrong:
+        user("http://gateway/?token=s3cret")
+    assert "s3cret" not in str(wrong.value)
+
+
+def test_what_nobody_expected_ends_the_attempt_at_once(user: MakeUser, complaints: Complaints) -> None:
+    # No host can have such a name, as neither library sees before it looks for it.
+    ada = user("ws://a..b/")
+    ada.start("connect")
+    ada.expect(State.CONNECTING)
+    lost = ada.expect(State.WAITING)
+    assert lost.code == 1006
+    assert lost.reason
+    assert complaints.said == ["connecting failed"]
+
+
 def test_a_listener_that_speaks(user: MakeUser, server: ScriptedGateway) -> None:
     ada = user(server.url)
     ada.client.on("a:b:ping", lambda message: ada.client.emit("a:b:pong", message.payload))

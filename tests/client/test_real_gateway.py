@@ -37,10 +37,9 @@ def test_requests(user: MakeUser, redis_server: RedisServer, gateway: StartGatew
 
     assert ada.run("request", "chat:message:reply", {"text": "größe 🎉"}) == {"text": "größe 🎉"}
     assert ada.run("request", "stickyNotes:note:create") == {"receivers": 1}
-    for event, code in (("nobody:is:there", "INVALID_EVENT"), ("chat:message", "INVALID_EVENT")):
-        with pytest.raises(Refused) as refused:
-            ada.run("request", event)
-        assert refused.value.code == code
+    with pytest.raises(Refused) as refused:
+        ada.run("request", "nobody:is:there")
+    assert refused.value.code == "INVALID_EVENT"
 
     ada.run("emit", "stickyNotes:note:shout", {"x": 1})
     assert heard.get(timeout=10.0) == Message("stickyNotes:note:shout", {"roomId": "r1", "x": 1}, None, "r1")

@@ -122,9 +122,15 @@ export class Kraftek {
   /** The rooms that the client is in, or enters as soon as it is connected. */
   readonly rooms: string[];
 
-  /** True unless it is dropped, as "dropped" tells: when closed, and when more waits than `queue`. */
+  /**
+   * True unless it is dropped, as "dropped" tells: when closed, and when more waits than `queue`. Throws a `TypeError` for
+   * a type that is not `service:module:name`.
+   */
   emit(type: string, payload?: unknown, options?: EmitOptions): boolean;
-  /** The payload of the answer; rejects with a `KraftekError` or with the signal's reason. */
+  /**
+   * The payload of the answer; rejects with a `KraftekError` or with the signal's reason, or with a `TypeError` for a type
+   * that is not `service:module:name`.
+   */
   request<Answer = unknown>(type: string, payload?: unknown, options?: RequestOptions): Promise<Answer>;
   /** Resolves once the room is entered. It is entered again after every reconnection. */
   join(roomId: string): Promise<void>;

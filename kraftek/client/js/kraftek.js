@@ -12,6 +12,8 @@ const NOT_SO_SOON = new Set([4408, 4413, 4429]);
 const RESTARTED = new Set([1012, 1013]);
 const REFUSED = 4401;
 const TOO_BIG = 1009;
+/** Somebody else than a gateway is there. */
+const NO_GATEWAY = 1002;
 /** What no socket reported: it was given up here, like one that is lost without a close frame. */
 const LOST = 1006;
 /** After those codes the back-off is that of so many failures at least. */
@@ -22,6 +24,9 @@ const STEADY = 5_000;
 const UNSENT = 1_048_576;
 /** The longest time that timers can count, 24 days. */
 const LONGEST_TIMER = 2 ** 31 - 1;
+/** Of an event's name: `service:module:name`. A name without colons is the gateway's own, such as "join". */
+const NAME = /^[^:\p{White_Space}\p{Cc}]+(?::[^:\p{White_Space}\p{Cc}]+){2}$/u;
+const NAME_LENGTH = 128;
 /** What listeners are told under these names is our own word; no service can say it. */
 const OWN = new Set(["state", "dropped", "error"]);
 
@@ -112,10 +117,11 @@ export class Kraftek {
   /** The room that the options or the token's callback named last. */
   #named;
 
-  constructor(url, options) {
+  constructor(url, options = {}) {
     const given = Object.entries(options).filter(([, value]) => value !== undefined);
     this.#url = url;
     this.#options = { ...DEFAULTS, ...Object.fromEntries(given) };
+    if (typeof this.#options.token !== "function") throw new TypeError("expected a function in options.token");
     if (!this.#options.WebSocket) throw new TypeError("there is no global WebSocket: give a class in options.WebSocket");
     this.#name(this.#options.roomId);
     this.open();
@@ -155,9 +161,11 @@ export class Kraftek {
 
   /**
    * Send an event. While not ready it waits, behind what waits already. True unless it is dropped, as "dropped" tells:
-   * when closed, and when more waits than `queue`. Look at `state` first if later it is no longer meant.
+   * when closed, and when more waits than `queue`. Look at `state` first if later it is no longer meant. Throws a
+   * `TypeError` for a name that is not `service:module:name`, and for a payload that is not JSON.
    */
   emit(type, payload, { roomId } = {}) {
+    checkName(type);
     const text = JSON.stringify({ type, payload, roomId });
     if (this.#state === "ready" && this.#socket.bufferedAmount < UNSENT) {
       this.#send(text);
@@ -174,10 +182,11 @@ export class Kraftek {
    * Send an event and get the answer's payload. While there is no connection it waits, and when the connection is lost
    * before the answer it is sent again with the same id, which the gateway does not have done twice. Rejects with the
    * `KraftekError` that it is answered with, with our own `TIMEOUT`, `CLOSED`, `QUEUE_FULL` (as many requests as that
-   * are unanswered) or `TOO_LARGE`, or with the signal's reason.
+   * are unanswered) or `TOO_LARGE`, or with the signal's reason; with a `TypeError` where `emit` throws it.
    */
   request(type, payload, { timeout = this.#options.timeout, signal, roomId } = {}) {
     return new Promise((resolve, reject) => {
+      checkName(type);
       signal?.throwIfAborted();
       if (this.#state === "closed") throw refusal("CLOSED", "the connection is closed", type);
       if (this.#outbox.size >= this.#options.queue) throw refusal("QUEUE_FULL", "too much waits already", type);
@@ -244,7 +253,7 @@ export class Kraftek {
     const socket = new this.#options.WebSocket(this.#url, SUBPROTOCOL);
     this.#socket = socket;
     socket.onopen = () => this.#authenticate();
-    socket.onmessage = ({ data }) => this.#received(JSON.parse(data));
+    socket.onmessage = ({ data }) => this.#read(data);
     socket.onclose = ({ code, reason }) => this.#ended(code, reason);
     // The close that follows says more. Without a listener, the error of some classes would end the program.
     socket.onerror = () => {};
@@ -267,17 +276,17 @@ export class Kraftek {
     const socket = this.#socket;
     let shown;
     try {
-      shown = await this.#options.token({ refused: this.#refused });
+      shown = credentials(await this.#options.token({ refused: this.#refused }));
     } catch (error) {
       if (this.#socket === socket) this.#ended(LOST, "", error);
       return;
     }
     if (this.#socket !== socket || socket.readyState !== socket.OPEN) return;
-    const { token, roomId } = typeof shown === "string" ? { token: shown } : shown;
+    const { token, roomId } = shown;
     this.#name(roomId);
     const [first] = this.#rooms.keys();
     this.#command("authenticate", { token, roomId: first }, (error, payload) => {
-      if (!error) this.#admit(first, payload.userId);
+      if (!error) this.#admit(first, payload?.userId);
       else if (error.code === "AUTH_UNAVAILABLE") this.#retry(error, () => this.#authenticate());
       else this.#complaint = error;
     });
@@ -429,6 +438,17 @@ export class Kraftek {
 
   // Messages
 
+  #read(data) {
+    let message;
+    try {
+      message = JSON.parse(data);
+    } catch {
+      message = null;
+    }
+    if (typeof message?.type === "string") this.#received(message);
+    else this.#ended(NO_GATEWAY, `not ${SUBPROTOCOL}`);
+  }
+
   #received({ type, payload, id, roomId }) {
     this.#heardAt = this.#options.clock.now();
     if (this.#probing) {
@@ -446,7 +466,7 @@ export class Kraftek {
       if (error.code === "ACCESS_REVOKED") this.#isOut(roomId);
       this.#tell("error", error);
     } else {
-      if (type === "connected") this.#socketId = payload.socketId;
+      if (type === "connected" && !this.#admitted) this.#socketId = payload?.socketId ?? null;
       if (!OWN.has(type)) this.#tell(type, payload, { roomId });
     }
   }
@@ -521,6 +541,19 @@ export class Kraftek {
       }
     }
   }
+}
+
+function checkName(type) {
+  if (NAME.test(type) && [...type].length <= NAME_LENGTH) return;
+  const rule = `service:module:name, of at most ${NAME_LENGTH} characters without white space`;
+  throw new TypeError(`an event's name is ${rule}; found ${JSON.stringify(type)}`);
+}
+
+/** What the token's callback gave. */
+function credentials(shown) {
+  const found = typeof shown === "string" ? { token: shown } : shown;
+  if (typeof found?.token === "string") return found;
+  throw new TypeError("expected a string or {token, roomId} of options.token");
 }
 
 function refusal(code, message, eventType) {

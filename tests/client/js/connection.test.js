@@ -50,6 +50,40 @@ test("needs a class where there is no global one", () => {
   assert.throws(() => connect("ws://127.0.0.1:1", { token: () => "", WebSocket: null }), TypeError);
 });
 
+test("needs somebody to ask for a token", () => {
+  for (const options of [undefined, {}, { token: "s3cret" }]) {
+    assert.throws(() => connect("ws://127.0.0.1:1", options), { name: "TypeError", message: /options\.token/ });
+  }
+});
+
+test("a token that is none is told, and asked for again", async (t) => {
+  const here = await world(t);
+  const tokens = [undefined, null, 7, { roomId: "r1" }, "s3cret"];
+  const client = here.connect({ token: () => tokens.shift() });
+  for (const wait of [250, 500, 1000, 2000]) {
+    const { code, error } = await state(client, "waiting");
+    assert.equal(code, 1006);
+    assert.match(error.message, /^expected a string or \{token, roomId\}/);
+    await (await here.peer()).gone;
+    here.clock.pass(wait);
+  }
+  assert.deepEqual(await (await here.peer()).admit(), { token: "s3cret" });
+  await state(client, "ready");
+});
+
+test("who does not speak the gateway's language is left, and tried again", async (t) => {
+  const here = await world(t);
+  for (const said of ["hello!", "7", "null", "[]", "{}", Buffer.from("{}")]) {
+    const { client, peer } = await here.ready();
+    const waiting = state(client, "waiting");
+    peer.socket.send(said);
+    const { code, reason } = await waiting;
+    assert.deepEqual([code, reason], [1002, "not kraftek.v1.json"]);
+    await peer.gone;
+    client.close();
+  }
+});
+
 test("waits longer and longer, within bounds, and from the bottom after a good connection", async (t) => {
   const here = await world(t);
   const { client, peer } = await here.ready({ base: 100, cap: 500, random: () => 0.9 });

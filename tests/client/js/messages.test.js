@@ -1,7 +1,9 @@
 import assert from "node:assert/strict";
+import { readFile } from "node:fs/promises";
 import { test } from "node:test";
 import { connect, KraftekError, state, told, world } from "./world.js";
 
+const names = JSON.parse(await readFile(new URL("../names.json", import.meta.url), "utf8"));
 const rejected = (promise) => promise.then(() => assert.fail("it was not rejected"), (error) => error);
 
 test("emits events, and tells what services say", async (t) => {
@@ -79,6 +81,31 @@ test("nobody else can say our own words", async (t) => {
   peer.say("chat:the:end", null);
   await told(client, "chat:the:end");
   assert.deepEqual(heard, []);
+});
+
+test("what names no event is not sent", async (t) => {
+  const here = await world(t);
+  const { client, peer } = await here.ready();
+  const wrong = { name: "TypeError", message: /^an event's name is service:module:name, of at most 128 characters/ };
+  for (const name of [...names.bad, `a:b:${"ж".repeat(125)}`, undefined]) {
+    assert.throws(() => client.emit(name), wrong, name);
+    await assert.rejects(client.request(name), wrong, name);
+  }
+  // What follows is the first that arrives.
+  for (const name of [...names.good, `a:b:${"🎉".repeat(124)}`]) {
+    client.emit(name);
+    await peer.hear(name);
+  }
+});
+
+test("nobody but the gateway says who we are", async (t) => {
+  const here = await world(t);
+  const { client, peer } = await here.ready();
+  peer.say("connected", { socketId: "other" });
+  peer.say("connected", null);
+  peer.say("chat:the:end", null);
+  await told(client, "chat:the:end");
+  assert.equal(client.socketId, "gateway.socket");
 });
 
 test("listeners come and go", async (t) => {
