@@ -45,7 +45,10 @@ PATIENCE = 10.0
 
 
 class Contract:
-    """What services see of a gateway, in a Redis that is theirs alone. ``redis`` is a blocking client of it."""
+    """What services see of a gateway, in a Redis that is theirs alone. ``redis`` is a blocking client of it.
+
+    ``prefix``: that of the services, which have one and the same; it is known when the first was made known.
+    """
 
     def __init__(self, url: str) -> None:
         from redis import Redis  # noqa: PLC0415  # every pytest run imports this module, most without need
@@ -61,6 +64,7 @@ class Contract:
         self._heard.subscribe("events:broadcast", self.reply_to)
         self._barriers = count()
         self._read = "0"
+        self.prefix = ""
 
     def run(self, processor: EventProcessor) -> None:
         """Run a service through its asyncio door until the test ends; returns when it takes events."""
@@ -73,6 +77,7 @@ class Contract:
     def register(self, processor: EventProcessor) -> None:
         """Send the service's events where it takes them from."""
         self._services[processor.name] = processor
+        self.prefix = processor.prefix
         self._heard.subscribe(processor.broadcast)
 
     def wait_for(self, processor: EventProcessor, instances: int = 1) -> None:
@@ -103,7 +108,7 @@ class Contract:
 
     def emitted(self) -> Json:
         """The next event that a service has sent to another: ``source``, ``eventType``, ``payload`` …"""
-        found: Any = self.redis.xread({GATEWAY: self._read}, count=1, block=int(PATIENCE * 1000))
+        found: Any = self.redis.xread({self.prefix + GATEWAY: self._read}, count=1, block=int(PATIENCE * 1000))
         assert found, "no service sent an event to another"
         ((_, ((self._read, fields),)),) = found
         event: Json = json.loads(fields["event"])
@@ -155,8 +160,8 @@ class Client:
         self._ids = count(1)
         contract.clients[self.socket_id] = self
         if room is not None:
-            contract.redis.hset(f"room:{room}", user, self.socket_id)
-            contract.redis.set(f"socket:{user}:{room}", self.socket_id)
+            contract.redis.hset(f"{contract.prefix}room:{room}", user, self.socket_id)
+            contract.redis.set(f"{contract.prefix}socket:{user}:{room}", self.socket_id)
 
     def send(self, event: str, payload: Any = None, **more: Any) -> None:
         """Send an event, ``service:module:name``. What is given as ``more`` stands in the envelope."""
