@@ -81,6 +81,7 @@ class Admission:
         self._unannounced: set[tuple[Session, str]] = set()
         self._ghosts: list[tuple[str, str, str, str]] = []
         self._unrestored = False
+        self._cache_refused = False
         access.add_listener(self)
 
     def arrived(self, session: Session) -> None:
@@ -201,7 +202,7 @@ class Admission:
             restoring.addErrback(self._not_restored)
             if self._single:
                 restoring.addCallback(self._superseded)
-            restoring.addErrback(self._room_cache_lost)
+            restoring.addCallbacks(self._room_cache_kept, self._room_cache_lost)
 
     def sweep(self) -> None:
         """What time brings: clients that never authenticated, access that expired, questions to ask again."""
@@ -296,7 +297,7 @@ class Admission:
         entering.addErrback(not_sent)
         if self._single:
             entering.addCallback(self._displaced, room_id)
-        entering.addErrback(self._room_cache_lost)
+        entering.addCallbacks(self._room_cache_kept, self._room_cache_lost)
 
     def _leave(self, session: Session, room_id: str, reason: str) -> None:
         del session.rooms[room_id]
@@ -320,7 +321,7 @@ class Admission:
             return failure
 
         leaving = self._rooms.leave(user_id, room_id, socket_id, reason)
-        leaving.addErrback(left_behind).addErrback(self._room_cache_lost)
+        leaving.addErrback(left_behind).addCallbacks(self._room_cache_kept, self._room_cache_lost)
 
     def _not_restored(self, failure: Failure) -> Failure:
         if failure.check(NotPublished) and self._bus.available:
@@ -348,10 +349,14 @@ class Admission:
     def _evict_duplicate(self, session: Session) -> None:
         self.evict(session, Code.DUPLICATE_CONNECTION, "a newer login of the same user took this room")
 
+    def _room_cache_kept(self, _: None) -> None:
+        self._cache_refused = False
+
     def _room_cache_lost(self, failure: Failure) -> None:
-        # Restored when Redis is back.
-        if failure.check(NotPublished) is None:
-            self._log.failure("The room cache was not written", failure=failure)
+        # Restored when Redis is back. What it refuses, as without memory, it refuses for everybody: it is said once.
+        if failure.check(NotPublished) is None and not self._cache_refused:
+            self._cache_refused = True
+            self._log.failure("The room cache is not written, until it can be", failure=failure)
 
     def _check_bound(self, session: Session, message: Authenticate | Join) -> None:
         room_id, bound = message.room_id, self._limits.rooms

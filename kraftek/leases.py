@@ -100,6 +100,7 @@ class Leases:
         self._restore = restore
         self._counters = counters
         self._looking = False
+        self._refused = False
         bus.add_listener(self)
 
     def bus_up(self) -> None:
@@ -117,7 +118,7 @@ class Leases:
         """Called every :data:`LOOK_INTERVAL` seconds."""
         if not self._looking:
             self._looking = True
-            Deferred.fromCoroutine(self._look()).addErrback(self._failed).addBoth(self._looked)
+            Deferred.fromCoroutine(self._look()).addCallbacks(self._kept, self._failed).addBoth(self._looked)
 
     def release(self) -> None:
         """The process ends."""
@@ -141,6 +142,11 @@ class Leases:
     def _looked(self, _: object) -> None:
         self._looking = False
 
+    def _kept(self, _: None) -> None:
+        self._refused = False
+
     def _failed(self, failure: Failure) -> None:
-        if failure.check(NotPublished) is None:
-            self._log.failure("The leases of gateways could not be kept", failure=failure)
+        # Every second, as long as it lasts: it is said once. A look needs all that a renewal needs.
+        if failure.check(NotPublished) is None and not self._refused:
+            self._refused = True
+            self._log.failure("The leases of gateways are not kept, until they can be", failure=failure)
