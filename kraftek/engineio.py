@@ -229,17 +229,17 @@ class EngineClient:
     def _end(self, state: State, code: int, reason: str) -> None:
         receiver, self._receiver = self._receiver, None
         self._direct = None
-        # A client that changes over fetches what is left from its next poll or from the WebSocket, and it alone knows from
-        # which: this stays open until then.
+        # A client that is changing over reads what is left from its next poll or from the WebSocket, and it alone knows
+        # from which: until then the WebSocket stays open.
         if state is State.CLOSED:
             socket, self._socket = self._socket, None
             self._clients.forget(self)
             if socket is not None:
                 socket.link.close(code, reason)
-        # Nor does it change over, or let go of a request, before that is answered.
-        self.resume()
         if receiver is not None:
             receiver.lost()
+        # It does not change over before its POSTs are answered, and nobody else resumes any more.
+        self.resume()
 
 
 @implementer(IReceiver)

@@ -108,8 +108,8 @@ def test_sigterm(redis_server: RedisServer, gateway: StartGateway, connect: Conn
 
 
 def test_sigint(redis_server: RedisServer, gateway: StartGateway, connect: Connect) -> None:
-    # Where it is ignored, as in what a script runs in the background, it stays so in all that is started from there (POSIX,
-    # "Asynchronous AND-OR Lists"), and Twisted leaves it at that. Where it is handled, a new program has its default again.
+    # Where it is ignored, as in what a script runs in the background (POSIX shell, "Signals and Error Handling"), it is
+    # ignored in all that is started from there, and Twisted leaves it so. Where it is handled, exec brings the default.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         process = gateway(redis_server)
