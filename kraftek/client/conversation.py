@@ -28,6 +28,7 @@ __all__ = [
     "Closed",
     "Conversation",
     "Drop",
+    "Dropped",
     "Hear",
     "Message",
     "Open",
@@ -160,7 +161,13 @@ class Hear(Struct, frozen=True):
     message: Message
 
 
-Action = Ask | Open | Drop | Settle | Hear | Change
+class Dropped(Struct, frozen=True):
+    """An event that was not sent and will not be: for whoever listens."""
+
+    message: Message
+
+
+Action = Ask | Open | Drop | Settle | Hear | Change | Dropped
 
 
 class _Error(Struct, rename="camel"):
@@ -265,9 +272,8 @@ class Conversation:
         if self.state is State.CLOSED:
             return
         if self.attempt is not None:
-            controls = self._requests | self._joins.keys() | self._leaves
-            last = [frame for key, frame in self._unsent.items() if key not in controls]
-            self._actions.append(Drop(self.attempt, tuple(last) if self.state is State.READY else ()))
+            last = self._take_events() if self.state is State.READY else ()
+            self._actions.append(Drop(self.attempt, last))
         self._finish(1000, "closed by the client")
 
     def emit(self, type: str, payload: Any = None, room_id: str | None = None) -> None:
@@ -497,6 +503,7 @@ class Conversation:
         self._token = ""
         self._authenticate = self._complaint = self.socket_id = None
         self._longest = (0, "")
+        dropped = self._take_events()
         for key in (*self._requests, *self._joins):
             self._settle(key, self._end)
         for key in self._leaves:
@@ -504,6 +511,11 @@ class Conversation:
         for waiting in (self._unsent, self._unanswered, self._requests, self._joins, self._leaves, self._dues):
             waiting.clear()
         self._become(Change(State.CLOSED, code, reason))
+        self._actions.extend(Dropped(_decode(event)) for event in dropped)
+
+    def _take_events(self) -> tuple[bytes, ...]:
+        controls = self._requests | self._joins.keys() | self._leaves
+        return tuple(self._unsent.pop(key) for key in tuple(self._unsent) if key not in controls)
 
     def _check(self, type: str) -> None:
         if service_of(type) is None:

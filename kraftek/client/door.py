@@ -16,6 +16,7 @@ from kraftek.client.conversation import (
     Closed,
     Conversation,
     Drop,
+    Dropped,
     Hear,
     Message,
     Open,
@@ -31,6 +32,10 @@ Token = Callable[[bool], str | Awaitable[str]]
 """Asked for a token on each attempt to connect; the argument is whether the last one was refused."""
 
 Listener = Callable[[Any], object]
+
+_OWN = frozenset({"state", "dropped"})
+"""What listeners are told under these is our own word: no service can say it."""
+
 
 class Options(TypedDict, total=False):
     """What may be said of a client besides where and who: see :class:`Door`."""
@@ -126,7 +131,8 @@ class Door(ABC, Generic[P]):
         return promise
 
     def close(self) -> P:
-        """Close it for good. Events that wait are sent if it is connected, requests fail with :class:`Closed`.
+        """Close it for good. Events that wait are sent if it is connected, else told as ``dropped``; requests fail with
+        :class:`Closed`.
 
         Fires when the socket is closed.
         """
@@ -172,7 +178,8 @@ class Door(ABC, Generic[P]):
     def on(self, type: str, listener: Listener) -> Callable[[], None]:
         """Call ``listener`` with each :class:`Message` of this type that answers no request; the result ends that.
 
-        ``error`` are those that concern no request. Under ``state`` each :class:`Change` is told.
+        ``error`` are those that concern no request. Under ``state`` each :class:`Change` is told, under ``dropped`` each
+        event that was not sent and will not be, because the client was closed.
         Raises ``TypeError`` for an ``async`` function: nobody would await it.
         """
         if inspect.iscoroutinefunction(listener):
@@ -242,8 +249,10 @@ class Door(ABC, Generic[P]):
                 if promise is not None:
                     self._resolve(promise, outcome.payload if isinstance(outcome, Message) else outcome)
             case Hear(message):
-                if message.type != "state":  # which is our own word
+                if message.type not in _OWN:
                     self._tell(message.type, message)
+            case Dropped(message):
+                self._tell("dropped", message)
             case Ask(attempt, refused):
                 self._ask(attempt, refused)
             case Open(attempt):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kraftek.client import Change, Closed, Message, QueueFull, Refused, State
-from kraftek.client.conversation import Action, Ask, Conversation, Drop, Hear, Open, Settle
+from kraftek.client.conversation import Action, Ask, Conversation, Drop, Dropped, Hear, Open, Settle
 
 Json = dict[str, Any]
 
@@ -26,6 +26,7 @@ class Play:
         self.settled: dict[str, Any] = {}
         self.heard: list[Message] = []
         self.changes: list[Change] = []
+        self.dropped: list[Message] = []
 
     @property
     def attempt(self) -> int:
@@ -44,6 +45,8 @@ class Play:
                     self.heard.append(message)
                 case Change():
                     self.changes.append(action)
+                case Dropped(message):
+                    self.dropped.append(message)
                 case _:
                     rest.append(action)
         return rest
@@ -314,6 +317,25 @@ def test_an_identity_that_is_none(play: Play, payload: Any) -> None:
     play.open()
     play.say("authenticated", payload)
     assert (play.it.state, play.it.user_id) == (State.READY, None)
+
+
+@pytest.mark.parametrize("how", ["closed", "forbidden"])
+def test_events_that_will_not_be_sent_are_told(play: Play, how: str) -> None:
+    play.ready()
+    play.it.emit("a:b:sent")
+    play.sent()
+    play.lose(1001)
+    play.it.emit("a:b:one", {"x": 1}, "r1")
+    play.it.request(play.now, 60.0, "a:b:request")
+    play.it.emit("a:b:two")
+    if how == "closed":
+        play.it.close()
+    else:
+        play.wake()
+        play.actions()
+        play.lose(4403)
+    play.actions()
+    assert play.dropped == [Message("a:b:one", {"x": 1}, None, "r1"), Message("a:b:two")]
 
 
 def test_who_closes_is_out_of_the_room_he_leaves(play: Play) -> None:

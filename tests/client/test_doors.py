@@ -255,11 +255,26 @@ def test_no_service_can_say_our_own_word(user: MakeUser, server: ScriptedGateway
     ada = user(server.url)
     heard: queue.Queue[Any] = queue.Queue()
     ada.client.on("a:b:c", heard.put)
+    ada.client.on("dropped", heard.put)
     far = connected(ada, server)
     far.say("state", {"state": "closed"})
+    far.say("dropped", {"type": "x:y:z"})
     far.say("a:b:c")
-    heard.get(timeout=10.0)
+    assert heard.get(timeout=10.0).type == "a:b:c"
     assert ada.changes.empty()
+
+
+def test_events_that_will_not_be_sent(user: MakeUser) -> None:
+    ada = user("ws://127.0.0.1:1/")
+    heard: queue.Queue[Message] = queue.Queue()
+    ada.client.on("dropped", heard.put)
+    connecting = ada.start("connect")
+    ada.expect(State.CONNECTING)
+    ada.run("emit", "a:b:c", {"x": 1})
+    ada.run("close")
+    assert heard.get(timeout=10.0) == Message("a:b:c", {"x": 1})
+    with pytest.raises(Closed):
+        connecting.result(10.0)
 
 
 def test_a_listener_that_nobody_would_await(user: MakeUser) -> None:
