@@ -178,8 +178,8 @@ class Door(ABC, Generic[P]):
     def on(self, type: str, listener: Listener) -> Callable[[], None]:
         """Call ``listener`` with each :class:`Message` of this type that answers no request; the result ends that.
 
-        ``error`` are those that concern no request. Under ``state`` each :class:`Change` is told, under ``dropped`` each
-        event that was not sent and will not be, because the client was closed.
+        ``error`` are those that concern no request. Under ``state`` each :class:`Change` is told, under
+        ``dropped`` each event that will not be sent because the client was closed.
         Raises ``TypeError`` for an ``async`` function: nobody would await it.
         """
         if inspect.iscoroutinefunction(listener):
