@@ -23,15 +23,17 @@ class Turn:
     """Collects who has something to write in this reactor turn.
 
     ``driven``: somebody calls :meth:`end` after every turn (:func:`kraftek.fastpath.drive`). Otherwise it is scheduled
-    when there is something to do.
+    when there is something to do. ``ending``: who speaks now has nothing more to say in this turn, so that what has
+    nothing waiting before it need not wait either.
     """
 
-    __slots__ = ("_reactor", "_waiting", "driven")
+    __slots__ = ("_reactor", "_waiting", "driven", "ending")
 
     _log = Logger()
 
     def __init__(self, reactor: IReactorTime) -> None:
         self.driven = False
+        self.ending = False
         self._reactor = reactor
         self._waiting: list[Flushable] = []
 

@@ -114,13 +114,20 @@ class Link(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no annotati
 
     def dataReceived(self, data: bytes) -> None:
         """Hand out every complete reply. txredisapi's own converts and queues each of them."""
-        reader = self._reader
+        reader, replies = self._reader, []
         try:
             reader.feed(data)
             while (reply := reader.gets()) is not False:
-                self.replied(reply)
+                replies.append(reply)
         except InvalidData as error:
             self.give_up(f"it does not speak Redis's protocol: {error}")
+        if replies:
+            self.hand_out(replies)
+
+    def hand_out(self, replies: list[Any]) -> None:
+        """Replies that came together."""
+        for reply in replies:
+            self.replied(reply)
 
     def replied(self, reply: Any) -> None:
         """Hand one reply, or why there will be none, to who waits for it. What they raise is logged."""
@@ -337,9 +344,11 @@ class SubscriberLink(Link):
         address: RedisAddress,
         config: Redis,
         owner: LinkOwner,
+        turn: Turn,
         listeners: Listeners,
     ) -> None:
         super().__init__(reactor, address, config, owner)
+        self._turn = turn
         self._listeners = listeners
         self.id = 0
 
@@ -349,6 +358,15 @@ class SubscriberLink(Link):
     def listen(self, channels: Iterable[bytes]) -> Deferred[Any]:
         """Subscribe, also when subscribed already. One command per channel, so that each has its one answer."""
         return self.need([self.ask("SUBSCRIBE", channel) for channel in channels])
+
+    def hand_out(self, replies: list[Any]) -> None:
+        *others, last = replies
+        super().hand_out(others)
+        self._turn.ending = True
+        try:
+            self.replied(last)
+        finally:
+            self._turn.ending = False
 
     def replied(self, reply: Any) -> None:
         if type(reply) is not list or reply[0] != b"message":

@@ -64,7 +64,7 @@ class RedisBus(MultiService):
         self._backoff = Backoff()
         for protocol in (
             partial(CommandLink, reactor, address, config, self, turn),
-            partial(SubscriberLink, reactor, address, config, self, self._channels),
+            partial(SubscriberLink, reactor, address, config, self, turn, self._channels),
         ):
             factory = Factory.forProtocol(protocol)
             factory.noisy = False

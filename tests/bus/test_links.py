@@ -23,6 +23,7 @@ from txredisapi import ResponseError
 from kraftek.bus.links import CommandLink, Link, SubscriberLink
 from kraftek.config import Redis, redis_address
 from kraftek.errors import NotPublished
+from kraftek.interfaces import LOST, REFUSED
 from kraftek.scripts import Script
 from kraftek.turn import Turn
 
@@ -55,7 +56,8 @@ class Story:
         if make is CommandLink:
             self.link = CommandLink(self.clock, address, CONFIG, self, Turn(self.clock))
         else:
-            self.link = SubscriberLink(self.clock, address, CONFIG, self, {b"news": [self.heard.append]})
+            self.turn = Turn(self.clock)
+            self.link = SubscriberLink(self.clock, address, CONFIG, self, self.turn, {b"news": [self.heard.append]})
         self.link.makeConnection(self.wire)
 
     def link_ready(self, link: Link) -> None:
@@ -228,7 +230,7 @@ def test_a_refused_publish_was_received_by_nobody_and_is_logged_once() -> None:
         for _ in range(3):
             link.send(b"", receipts.append)
             story.reads(b"-NOPERM no permissions to access one of the channels")
-    assert receipts == [-1, -1, -1]
+    assert receipts == [REFUSED] * 3
     assert len(events) == 1
     assert "NOPERM" in logged(events)
 
@@ -399,7 +401,7 @@ def test_messages_in_a_row_are_one_command() -> None:
     assert story.written() == [f"{told} 2 ka kb a b | PING | {told} 1 kc c | EVAL another 1 kd d"]
     assert len(link.waiting) + link.batched == 5
     story.reads(b"*2\r\n:1\r\n$3\r\nyes", b":7", b"*1\r\n-ERR no", b"-OOM for all")
-    assert got == [1, b"yes", 7, -1, -1]
+    assert got == [1, b"yes", 7, REFUSED, REFUSED]
     assert len(link.waiting) + link.batched == 0
 
 
@@ -435,7 +437,7 @@ def test_who_waits_for_many_messages_is_told_when_the_link_is_lost() -> None:
     story.written()
     link.evaluate(EACH, [], ["c"], got.append)
     story.lose()
-    assert (got, len(link.waiting) + link.batched) == ([-1] * 3, 0)
+    assert (got, len(link.waiting) + link.batched) == ([LOST] * 3, 0)
     story.wire.writes.clear()
     story.clock.advance(1)
     assert story.written() == []
@@ -489,6 +491,26 @@ def test_a_refused_subscription_closes() -> None:
     assert isinstance(results[0], Failure)
 
 
+def test_with_the_last_message_of_a_read_the_turn_is_ending() -> None:
+    turn = Turn(Clock())
+    heard: list[tuple[bytes, bool]] = []
+
+    def hears(body: bytes) -> None:
+        heard.append((body, turn.ending))
+        if body == b"c":
+            raise ZeroDivisionError
+
+    link = SubscriberLink(Clock(), ADDRESS, CONFIG, Story(SubscriberLink), turn, {b"news": [hears]})
+    link.makeConnection(Wire())
+    said = [b"*3\r\n$7\r\nmessage\r\n$4\r\nnews\r\n$1\r\n%b\r\n" % body for body in (b"a", b"b", b"c", b"d")]
+    with capturedLogs():
+        link.dataReceived(b"".join(said[:3]) + said[3][:9])
+        assert not turn.ending
+        link.dataReceived(said[3][9:])
+    assert heard == [(b"a", False), (b"b", False), (b"c", True), (b"d", True)]
+    assert not turn.ending
+
+
 def test_a_listener_that_fails_is_logged_and_the_next_message_is_heard() -> None:
     def fails(_: object) -> None:
         raise ZeroDivisionError
@@ -496,7 +518,7 @@ def test_a_listener_that_fails_is_logged_and_the_next_message_is_heard() -> None
     clock = Clock()
     heard: list[object] = []
     story = Story(SubscriberLink)
-    link = SubscriberLink(clock, ADDRESS, CONFIG, story, {b"news": [fails, heard.append]})
+    link = SubscriberLink(clock, ADDRESS, CONFIG, story, Turn(clock), {b"news": [fails, heard.append]})
     link.makeConnection(Wire())
     with capturedLogs() as events:
         link.dataReceived(b"*3\r\n$7\r\nmessage\r\n$4\r\nnews\r\n$1\r\na\r\n" * 2)

@@ -124,6 +124,21 @@ def test_what_a_turn_brings_is_sent_at_its_end(line: Line) -> None:
     assert not line.waits
 
 
+def test_what_nothing_waits_before_is_sent_at_once_when_the_turn_is_ending(line: Line) -> None:
+    turn = line.edge.factory.turn
+    turn.ending = True
+    line.say(b"one")
+    assert line.far.recv(100) == text(b"one")
+    turn.ending = False
+    line.say(b"two")
+    turn.ending = True
+    line.say(b"three")
+    with pytest.raises(BlockingIOError):
+        line.far.recv(1)
+    assert line.arrived() == text(b"two") + text(b"three")
+    turn.ending = False
+
+
 def test_a_message_is_sent_without_a_look_at_protocol_and_transport(line: Line) -> None:
     """Which is what it is for."""
     nobody: Any = None
