@@ -97,7 +97,7 @@ class Intake:
         self._bus = bus
         self._counters = counters
         self._now = now
-        self._again: list[tuple[str, bytes]] = []
+        self._again: list[Callable[[], None]] = []
         self._refused: dict[str, int] = {}
         self._buries = True
         self._reading: IReading | None = None
@@ -114,8 +114,8 @@ class Intake:
         """Try again what may not have arrived."""
         if self._bus.available:
             again, self._again = self._again, []
-            for entry_id, event in again:
-                self._take(entry_id, event)
+            for step in again:
+                step()
 
     def _received(self, entry_id: str, event: bytes, delivered: int) -> None:
         if delivered > ATTEMPTS:
@@ -140,7 +140,7 @@ class Intake:
         except PeerError as error:
             self._refuse(entry_id, event, sent, error.code, error.message)
         except NotPublished:
-            self._again.append((entry_id, event))
+            self._again.append(partial(self._take, entry_id, event))
 
     def _send(self, entry_id: str, event: bytes, sent: Sent) -> None:
         service = self._router.route(sent.event_type)
@@ -161,7 +161,7 @@ class Intake:
 
     def _sent(self, entry_id: str, event: bytes, sent: Sent, replies: bool, taken: int) -> None:
         if taken == LOST or (taken == REFUSED and self._may_try_again(entry_id)):
-            self._again.append((entry_id, event))
+            self._again.append(partial(self._take, entry_id, event))
             return
         if taken > 0:
             if sent.id is not None and not replies:
@@ -193,8 +193,8 @@ class Intake:
 
     def _bury(self, entry_id: str, event: bytes, reason: str) -> None:
         about = ("MAXLEN", "~", DEAD_LENGTH, "*", "event", event, "reason", reason, "id", entry_id)
-        self._bus.call("XADD", [DEAD], about).addCallbacks(self._buried, self._not_buried)
-        self._finish(entry_id)
+        burying = self._bus.call("XADD", [DEAD], about)
+        burying.addCallbacks(self._buried, self._not_buried, (entry_id,), None, (entry_id, event, reason))
 
     def _tell(self, sent: Sent, code: Code, message: str, **more: float) -> None:
         self._answer(sent, "error", {"code": code, "message": message, "eventType": sent.event_type, **more})
@@ -214,13 +214,18 @@ class Intake:
         self._refused.pop(entry_id, None)
         self._reading.ack(entry_id)
 
-    def _buried(self, _: object) -> None:
+    def _buried(self, _: object, entry_id: str) -> None:
         self._buries = True
+        self._finish(entry_id)
 
-    def _not_buried(self, failure: Failure) -> None:
-        if failure.check(NotPublished) is None and self._buries:
+    def _not_buried(self, failure: Failure, entry_id: str, event: bytes, reason: str) -> None:
+        if failure.check(NotPublished):
+            self._again.append(partial(self._bury, entry_id, event, reason))
+            return
+        if self._buries:
             self._buries = False
             self._log.failure("Events that cannot be delivered are not kept, until they can be", failure=failure)
+        self._finish(entry_id)
 
 
 def _what_can_be_read(event: bytes) -> Sent:

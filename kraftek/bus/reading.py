@@ -114,6 +114,7 @@ class Reading(ClientService):
         # A ping that comes while Redis waits for entries is answered after that, and must not be late.
         self._wait = max(1, int(1000 * min(1.0, config.ping_timeout / 2, claim_after / 3)))
         self._open: dict[str, bool] = {}
+        self._acks = True
         self._link: ReadingLink | None = None
         self._ends = False
         self._ended: Deferred[None] = Deferred()
@@ -134,16 +135,13 @@ class Reading(ClientService):
             return
         self._open[entry_id] = True
         finishing = self._bus.call(FINISH, [self._stream], [self._group, entry_id])
-        finishing.addErrback(self._not_acknowledged)
-        finishing.addCallbacks(lambda _: self._close(entry_id), lambda failure: failure.trap(NotPublished))
+        finishing.addCallbacks(self._acknowledged, self._not_acknowledged, (entry_id,), None, (entry_id,))
 
     # IBusListener
 
     def bus_up(self) -> None:
         """What was finished while Redis was away is acknowledged now."""
-        for entry_id, finished in tuple(self._open.items()):
-            if finished:
-                self.ack(entry_id)
+        self._ack_again()
         self._wake()
 
     def bus_down(self) -> None:
@@ -194,6 +192,7 @@ class Reading(ClientService):
 
     async def _look(self, link: ReadingLink, room: int) -> None:
         """Keep what is open, and take what the dead left behind."""
+        self._ack_again()
         if self._open:
             await link.ask("XCLAIM", self._name, self._group, self._consumer, 0, *self._open, "IDLE", 0, "JUSTID")
         if room > 0:
@@ -227,9 +226,23 @@ class Reading(ClientService):
         if self._ends and not self._ended.called:
             self._ended.callback(None)
 
-    def _not_acknowledged(self, failure: Failure) -> None:
-        failure.trap(ResponseError)
-        self.log.failure("An entry was not acknowledged", failure=failure)
+    def _ack_again(self) -> None:
+        """What was finished and is open still: Redis was away, or could take no more."""
+        for entry_id, finished in tuple(self._open.items()):
+            if finished:
+                self.ack(entry_id)
+
+    def _acknowledged(self, _: object, entry_id: str) -> None:
+        self._acks = True
+        self._close(entry_id)
+
+    def _not_acknowledged(self, failure: Failure, entry_id: str) -> None:
+        if failure.check(NotPublished):
+            return
+        if self._acks:
+            self._acks = False
+            self.log.failure("Entries are not acknowledged, and come again, until they can be", failure=failure)
+        self._close(entry_id)
 
     def _close(self, entry_id: str) -> None:
         self._open.pop(entry_id, None)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet import reactor
+from twisted.internet.defer import fail
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import TestCase
+from txredisapi import ResponseError
 from zope.interface.verify import verifyObject
 
 from kraftek.bus import RedisBus
@@ -322,6 +324,35 @@ class ReadingTest(TestCase):
         self.patch(bus, "available", True)
         reading.bus_up()
         await until(lambda: self.heard.entries)
+
+    async def test_what_was_too_much_to_acknowledge_is_acknowledged_later(self) -> None:
+        bus = await self.bus()
+        reading = bus.read("group", "me", "s", self.heard, window=1, claim_after=0.2)
+        self.add("s", "1", "2")
+        await self.heard.so_many(1)
+        self.patch(bus, "_in_flight", 0)
+        reading.ack(self.heard.entries[0][0])
+        self.patch(bus, "_in_flight", 100)
+        await self.heard.so_many(2)
+        assert self.heard.events == [b"1", b"2"]
+
+    async def test_what_redis_refuses_to_acknowledge_comes_again_and_is_logged_once(self) -> None:
+        bus = await self.bus()
+        reading = bus.read("group", "me", "s", self.heard, claim_after=0.2)
+        refuses = ResponseError("NOPERM this user has no permissions to run the 'evalsha' command")
+        call = bus.call
+        self.patch(bus, "call", lambda *_: fail(refuses))
+        self.add("s", "1", "2")
+        await self.heard.so_many(2)
+        for entry_id, _, _ in self.heard.entries:
+            reading.ack(entry_id)
+        await self.heard.so_many(4)
+        assert self.heard.delivered == [1, 1, 2, 2]
+        assert len(self.flushLoggedErrors(ResponseError)) == 1
+        self.patch(bus, "call", call)
+        for entry_id, _, _ in self.heard.entries[2:]:
+            reading.ack(entry_id)
+        await until(lambda: not self.pending("s"))
 
     async def test_consumers_that_are_gone_are_forgotten(self) -> None:
         bus = await self.bus()
