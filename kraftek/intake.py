@@ -194,7 +194,8 @@ class Intake:
     def _bury(self, entry_id: str, event: bytes, reason: str) -> None:
         about = ("MAXLEN", "~", DEAD_LENGTH, "*", "event", event, "reason", reason, "id", entry_id)
         burying = self._bus.call("XADD", [DEAD], about)
-        burying.addCallbacks(self._buried, self._not_buried, (entry_id,), None, (entry_id, event, reason))
+        entry = entry_id, event, reason
+        burying.addCallbacks(self._buried, self._not_buried, callbackArgs=(entry_id,), errbackArgs=entry)
 
     def _tell(self, sent: Sent, code: Code, message: str, **more: float) -> None:
         self._answer(sent, "error", {"code": code, "message": message, "eventType": sent.event_type, **more})

@@ -135,7 +135,8 @@ class Reading(ClientService):
             return
         self._open[entry_id] = True
         finishing = self._bus.call(FINISH, [self._stream], [self._group, entry_id])
-        finishing.addCallbacks(self._acknowledged, self._not_acknowledged, (entry_id,), None, (entry_id,))
+        entry = (entry_id,)
+        finishing.addCallbacks(self._acknowledged, self._not_acknowledged, callbackArgs=entry, errbackArgs=entry)
 
     # IBusListener
 
