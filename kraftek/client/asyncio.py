@@ -74,7 +74,8 @@ class Client(Door["asyncio.Future[Any]"]):
                 token = self._token(refused)
                 if inspect.isawaitable(token):
                     token = await token
-            except Exception as error:  # noqa: BLE001  # the guard of this edge: the user's fault, not ours
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # the guard of this edge: not our fault
+                # Cancelled by us, it is of an attempt that counts no more; otherwise something that it awaited was.
                 self._has_no_token(attempt, error)
             else:
                 self._has_token(attempt, token)

@@ -121,6 +121,25 @@ def test_no_token_at_first(user: MakeUser, server: ScriptedGateway, complaints: 
     assert complaints.said == ["asking for a token failed"]
 
 
+def test_a_token_whose_source_was_cancelled(
+    user: MakeUser, server: ScriptedGateway, complaints: Complaints
+) -> None:
+    asked = []
+
+    async def token(refused: bool) -> str:
+        asked.append(refused)
+        if len(asked) == 1:
+            raise asyncio.CancelledError
+        return "second"
+
+    ada = user(server.url, token=token)
+    ada.start("connect")
+    ada.expect(State.CONNECTING)
+    assert ada.expect(State.WAITING).reason == "no token: CancelledError"
+    assert server.accept().admit()["payload"]["token"] == "second"
+    assert complaints.said == ["asking for a token failed"]
+
+
 def test_what_is_no_token(user: MakeUser, complaints: Complaints) -> None:
     ada = user("ws://127.0.0.1:1/", token=lambda _: None)
     ada.start("connect")
