@@ -72,7 +72,7 @@ class Gateway:
 
     def handle(self, session: Session, message: Inbound) -> None:
         """Do what the client asks. Raises ``PeerError``."""
-        if type(message) is Event:
+        if isinstance(message, Event):
             self._send(session, message)
         elif type(message) is Authenticate:
             self._admission.authenticate(session, message)

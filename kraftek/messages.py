@@ -192,20 +192,17 @@ class Closing(Struct, frozen=True):
 Outbound = Connected | Authenticated | Joined | Left | ErrorMessage | Ack | Delivery | Pong | Closing
 
 
-class Outgoing:
+class Outgoing(Struct, eq=False, gc=False):
     """A message as one dialect writes it, encoded once however many sockets it goes to.
 
     ``text`` is one text message; ``attachments`` are the binary messages that follow it. ``wire`` and ``deflated``
     belong to the transport: the same in its own framing, made when the first socket needs it.
     """
 
-    __slots__ = ("attachments", "deflated", "text", "wire")
-
-    def __init__(self, text: bytes, attachments: tuple[bytes, ...] = ()) -> None:
-        self.text = text
-        self.attachments = attachments
-        self.wire: bytes | None = None
-        self.deflated: dict[int, bytes] | None = None
+    text: bytes
+    attachments: tuple[bytes, ...] = ()
+    wire: bytes | None = None
+    deflated: dict[int, bytes] | None = None
 
 
 # Gateway ↔ services, on Redis.

@@ -46,11 +46,13 @@ _Id = int | Annotated[str, Meta(max_length=64)]
 _RoomId = Annotated[str, Meta(min_length=1, max_length=ROOM_ID_LENGTH)]
 
 
-class _Frame(Struct, gc=False):
-    type: str
+class _Frame(Event, frozen=True, gc=False, rename={"name": "type", "room_id": "roomId"}):
+    """Any message; nearly every one is an event, and as it is read here it goes to its service."""
+
+    name: str
     payload: Raw = NULL
     id: _Id | None = None
-    roomId: _RoomId | None = None
+    room_id: _RoomId | None = None
     traceparent: Annotated[str, Meta(max_length=128)] | None = None
 
 
@@ -96,13 +98,12 @@ class NativeDialect:
             frame = _decode_frame(data)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             raise PeerError(Code.INVALID_MESSAGE, _explain(error)) from None
-        name = frame.type
-        if ":" in name:
-            return Event(name, frame.payload, frame.id, frame.roomId, frame.traceparent)
-        match name:
+        if ":" in frame.name:
+            return frame
+        match frame.name:
             case "authenticate":
                 credentials = self._payload(frame, _decode_credentials)
-                return Authenticate(Token(credentials.token), credentials.roomId or frame.roomId, frame.id)
+                return Authenticate(Token(credentials.token), credentials.roomId or frame.room_id, frame.id)
             case "join":
                 return Join(self._payload(frame, _decode_room).roomId, frame.id)
             case "leave":
@@ -110,7 +111,7 @@ class NativeDialect:
             case "ping":
                 return Ping(frame.id)
             case _:
-                return Event(name, frame.payload, frame.id)
+                return frame
 
     def encode(self, message: Outbound) -> Outgoing | None:
         # Nearly every message is one, and a pattern takes as long as the encoding.
@@ -140,7 +141,7 @@ class NativeDialect:
             return decode(frame.payload)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             raise PeerError(
-                Code.INVALID_MESSAGE, f"payload of {frame.type}: {_explain(error)}", id=frame.id
+                Code.INVALID_MESSAGE, f"payload of {frame.name}: {_explain(error)}", id=frame.id
             ) from None
 
 

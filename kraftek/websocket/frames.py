@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from struct import Struct
 
 from kraftek.messages import Outgoing
 
@@ -12,6 +13,9 @@ _TEXT = 0x81
 _BINARY = 0x82
 _DEFLATED = 0x40
 
+_short, _medium, _long = Struct(">BB").pack, Struct(">BBH").pack, Struct(">BBQ").pack
+"""The heads of frames of these sizes."""
+
 _WORTH_DEFLATING = 256
 """Bytes from which a message is compressed: even the shortest takes 50 µs."""
 
@@ -20,10 +24,10 @@ def frame(opcode: int, payload: bytes) -> bytes:
     """One whole frame. ``opcode`` is the first byte, FIN included."""
     size = len(payload)
     if size < 126:
-        return bytes((opcode, size)) + payload
+        return _short(opcode, size) + payload
     if size < 65_536:
-        return bytes((opcode, 126)) + size.to_bytes(2, "big") + payload
-    return bytes((opcode, 127)) + size.to_bytes(8, "big") + payload
+        return _medium(opcode, 126, size) + payload
+    return _long(opcode, 127, size) + payload
 
 
 def wire(outgoing: Outgoing) -> bytes:
