@@ -102,7 +102,7 @@ def test_new_and_ready_hand_messages_on_at_once(state: State, message: Any, kind
     subject = in_state(state)
     subject.send(message)
     (handled,) = subject.core.handled
-        assert isinstance(handled, kind)
+    assert isinstance(handled, kind)
     assert subject.session.state is state
 
 
