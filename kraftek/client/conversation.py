@@ -460,7 +460,7 @@ class Conversation:
         """Or not: what the gateway says to ``join``."""
         room_id = self._joins[key]
         again = room_id in self._rooms
-        if error is not None and again and error.code == "AUTH_UNAVAILABLE":
+        if error is not None and error.code == "AUTH_UNAVAILABLE":
             self._wake_at(key, now + self._jittered(error))
             return
         self._forget_join(key)

@@ -497,6 +497,21 @@ def test_a_room_that_could_not_be_asked_about_is_asked_about_again(play: Play) -
     assert play.it.due() is None
 
 
+def test_a_room_to_enter_that_could_not_be_asked_about_is_asked_about_again(play: Play) -> None:
+    play.ready()
+    key = play.it.join("r2")
+    (asked,) = play.sent()
+    play.error("AUTH_UNAVAILABLE", key, retryAfter=2.0)
+    assert play.actions() == []
+    assert play.settled == {}
+    assert play.wake() == 3.0
+    assert play.sent() == [asked]
+    play.say("joined", {"roomId": "r2"}, id=key)
+    play.actions()
+    assert play.settled == {key: None}
+    assert play.it.due() is None
+
+
 def test_a_room_left_before_it_was_entered(play: Play) -> None:
     play.ready()
     join = play.it.join("r2")

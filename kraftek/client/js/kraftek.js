@@ -287,9 +287,14 @@ export class Kraftek {
     const [first] = this.#rooms.keys();
     this.#command("authenticate", { token, roomId: first }, (error, payload) => {
       if (!error) this.#admit(first, payload?.userId);
-      else if (error.code === "AUTH_UNAVAILABLE") this.#retry(error, () => this.#authenticate());
+      else if (error.code === "AUTH_UNAVAILABLE") this.#askLater(error);
       else this.#complaint = error;
     });
+  }
+
+  #askLater(error) {
+    this.#retry(error, () => this.#authenticate());
+    this.#tell("error", error);
   }
 
   #admit(roomId, userId) {

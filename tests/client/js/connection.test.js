@@ -215,9 +215,9 @@ test("asks again on the same socket when access cannot be checked", async (t) =>
   const peer = await here.peer();
   const ready = state(client, "ready");
   for (const retryAfter of [2, 30]) {
+    const why = told(client, "error");
     peer.refuse((await peer.hear("authenticate")).id, "AUTH_UNAVAILABLE", { retryAfter });
-    peer.say("stickyNotes:heard:it", null);
-    await told(client, "stickyNotes:heard:it");
+    assert.equal((await why).code, "AUTH_UNAVAILABLE");
     here.clock.pass(1_500 * retryAfter - 1);
     assert.deepEqual([client.state, peer.messages.length], ["connecting", 0]);
     here.clock.pass(1);
