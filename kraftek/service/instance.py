@@ -53,8 +53,9 @@ PAUSE = 1.0
 DEAD_LENGTH = 10_000
 """Dead letters kept of one stream."""
 
-# A command's first argument says when it is sent: always, or only when nobody heard the one before. Where nobody else
-# reads the stream what was handled is removed at once: behind one that is still in hand it would count as waiting.
+# A command's first argument says when it is sent: always, or only when nobody heard the one before. What was handled
+# behind one that is still in hand would count as waiting until that is done: where nobody else reads the stream it is
+# removed at once. (Removing all of them costs Redis 8 µs each; what is in order the gateway trims away.)
 COMMIT = Script("""
 local stream, at, heard = KEYS[1], 3, 0
 if stream then
@@ -68,7 +69,8 @@ while ARGV[at] do
 end
 if stream then
     redis.call('XACK', stream, ARGV[1], ARGV[2])
-    if #redis.call('XINFO', 'GROUPS', stream) == 1 then redis.call('XDEL', stream, ARGV[2]) end
+    local behind = #redis.call('XPENDING', stream, ARGV[1], '-', ARGV[2], 1) > 0
+    if behind and #redis.call('XINFO', 'GROUPS', stream) == 1 then redis.call('XDEL', stream, ARGV[2]) end
 end
 return 1
 """)
