@@ -14,7 +14,7 @@ from msgspec import Meta, Raw, Struct
 
 from kraftek.config import Channel, Count, Partitions, Prefix, Seconds, SecondsOrZero, Transport
 from kraftek.messages import NULL, Broadcast, Envelope, RequestId
-from kraftek.names import gateway_of, stream_of
+from kraftek.names import gateway_of, service_of, stream_of
 
 __all__ = ["Command", "Context", "EventProcessor", "Incoming", "Link", "NoEvent", "Refused"]
 
@@ -181,7 +181,7 @@ class EventProcessor:
         what is no such name or no such function.
         """
         name = event if event.count(":") == 2 else f"{self.name}:{event}"
-        if name in self._routes or name.count(":") != 2:
+        if name in self._routes or service_of(name) is None:
             raise ValueError(f"{event}: expected module:name or service:module:name, each once")
 
         def register(handler: H) -> H:

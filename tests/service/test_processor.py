@@ -18,7 +18,7 @@ def test_a_handler_takes_the_context_and_the_payload(handler: Any) -> None:
         processor.on("message:send")(handler)
 
 
-@pytest.mark.parametrize("event", ["send", "a:b:c:d"])
+@pytest.mark.parametrize("event", ["send", "a:b:c:d", ":send", "a::c", "message:to send", f"message:{'x' * 128}"])
 def test_an_event_has_a_whole_name_or_one_within_the_service(event: str) -> None:
     with pytest.raises(ValueError, match="expected module:name or service:module:name"):
         EventProcessor("chat").on(event)
