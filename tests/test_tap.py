@@ -1,3 +1,4 @@
+import gc
 import os
 import subprocess
 import sys
@@ -92,7 +93,14 @@ def test_every_mistake_has_its_line() -> None:
 def test_make_service() -> None:
     options = Options()
     options.parseOptions(["--demo"])
-    assert IService.providedBy(makeService(options))
+    before = gc.get_threshold()
+    try:
+        assert IService.providedBy(makeService(options))
+        assert gc.get_threshold() == (10_000, *before[1:])
+        assert gc.get_freeze_count() > 10_000
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*before)
 
 
 # The real twistd, out of a directory without a checkout.
