@@ -346,7 +346,10 @@ class Context:
             self._tell(told, self.event.reply_to if len(gateways) == 1 and "" not in gateways else "")
 
     def emit(self, event: str, payload: Any = None, room_id: str | None = None) -> None:
-        """Send an event to another service, by the event's whole name; for the same user and, unless named, room."""
+        """Send an event to another service, by the event's whole name; for the same user and, unless named, room.
+
+        Raises :class:`ValueError` for what is no such name.
+        """
         self.commands.append(self._processor.to_gateway(self._sent(event, payload, room_id)))
 
     def also(self, *command: Argument) -> None:
@@ -360,7 +363,8 @@ class Context:
         self, event: str, payload: Any = None, room_id: str | None = None, timeout: float = 10.0
     ) -> Any:
         """Ask another service, now, as :meth:`emit` does; its answer's payload. Raises :class:`Refused`."""
-        return await self._link.request(self._sent(event, payload, room_id), timeout)
+        sent = self._sent(event, payload, room_id)
+        return await self._link.request(sent, timeout)
 
     async def redis(self, *command: Argument) -> Any:
         """Have Redis do a command, now, but none that waits: its answer as bytes, numbers, lists and ``None``."""
@@ -386,6 +390,8 @@ class Context:
         self.commands.append(Command(("PUBLISH", channel or self._processor.broadcast, _encode(told))))
 
     def _sent(self, event: str, payload: Any, room_id: str | None) -> dict[str, Any]:
+        if service_of(event) is None:
+            raise ValueError(f"{event}: expected service:module:name")
         sent = {"source": self._processor.name, "eventType": event, "payload": payload}
         room_id = self.room_id if room_id is None else room_id
         optional = {"userId": self.user_id, "roomId": room_id, "traceparent": self.event.traceparent}

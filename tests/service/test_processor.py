@@ -85,3 +85,11 @@ def test_a_single_id_may_stand_for_a_list() -> None:
     assert [words.get("excludeSocketIds") for words in told] == [["g.1"], None, None]
     assert [words.get("userIds") for words in told] == [None, ["bob"], None]
     assert [words.get("recipients") for words in told] == [None, None, ["g.1"]]
+
+
+def test_an_event_to_another_service_has_a_whole_name() -> None:
+    context = in_no_room()
+    for sends in (context.emit, lambda event: context.request(event).send(None)):
+        with pytest.raises(ValueError, match="expected service:module:name"):
+            sends("message:send")
+    assert context.commands == []
