@@ -70,8 +70,8 @@ _FAREWELL = 3.0
 """Seconds that Redis has for each of its last answers when the daemon stops."""
 
 _CLEARANCE = 6.0
-"""Seconds to take the entries of all clients out of the room cache when the daemon stops: one for 10,000 of them, on two
-slow cores that Redis shares. What is left the other gateways remove. systemd waits for 15 seconds in all."""
+"""Seconds to take the entries of all clients out of the room cache when the daemon stops: one for 10,000 of them, on
+two slow cores that Redis shares. What is left the other gateways remove. systemd waits for 15 seconds in all."""
 
 
 def make_gateway(reactor: Any, config: Config) -> IService:

@@ -121,7 +121,7 @@ class Dispatch:
         self._bus = bus
 
     def send(self, service: Service, envelope: Envelope, receipt: Callable[[int], None]) -> None:
-        """Publish or append it. ``receipt`` is called once: with how many took it, :data:`FULL`, or as ``IBus.publish``.
+        """Publish or append it. ``receipt`` is called once: as that of ``IBus.publish``, or with :data:`FULL`.
 
         Who reads a stream is unknown: it takes everything, as one. Raises ``NotPublished`` as ``IBus.publish`` does.
         """
@@ -143,9 +143,9 @@ class Dispatch:
     ) -> None:
         """As :meth:`send`, unless it was sent under this ``claim`` before: what stands there is the receipt then.
 
-        That is ``?``, the ``number`` that tells this event from others, ``:``, and the socket that sent it, while it waits
-        for its answer. Then ``=``, the number, ``:``, and the answer: for a service that does not reply, the ``ack``. It
-        stands there for ``kept`` milliseconds.
+        While the event waits for its answer that is ``?``, the ``number`` that tells it from others, ``:``, and the
+        socket that sent it. Then it is ``=``, the number, ``:``, and the answer: the ``ack`` of a service that does not
+        reply. It stands there for ``kept`` milliseconds.
         """
         mark = f"?{number}:{envelope.socket_id}"
         script = once(service.transport, service.reply, kept)

@@ -163,8 +163,8 @@ class IBus(Interface):
         """``PUBLISH``, together with all others of this turn in one write.
 
         ``receipt`` is called once: with the number of subscribers that got it, with :data:`REFUSED`, or with
-        :data:`LOST` when the connection was lost before Redis answered. Raises ``NotPublished`` when Redis is away or the bound of
-        messages in flight is reached; the receipt is then not called.
+        :data:`LOST` when the connection was lost before Redis answered. Raises ``NotPublished`` when Redis is away or
+        the bound of messages in flight is reached; the receipt is then not called.
         """
 
     def call(command: Any, keys: Sequence[str] = (), args: Sequence[bytes | str | int | float] = ()) -> Deferred[Any]:

@@ -23,8 +23,8 @@ class Script(Struct, frozen=True, dict=True):
     def each(cls, keys: str, args: str, body: str, before: str = "") -> Script:
         """A script that runs ``body`` for each message of many, and answers with a list of what each came to.
 
-        ``keys`` and ``args`` name those of one message, as ``body`` calls them: ``"stream, claim"``. It returns a number
-        or a string; ``before`` comes before the first. What fails for one message does not for the others.
+        ``keys`` and ``args`` name those of one message, as ``body`` calls them: ``"stream, claim"``. It returns a
+        number or a string; ``before`` comes before the first. What fails for one message does not for the others.
         """
         given = ", ".join((*_of_one("KEYS", keys), *_of_one("ARGV", args)))
         return cls(f"""{before}

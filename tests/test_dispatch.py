@@ -15,8 +15,8 @@ from twisted.trial.unittest import TestCase
 from kraftek.bus import RedisBus
 from kraftek.config import Redis, Service
 from kraftek.dispatch import FULL, Dispatch
-from kraftek.interfaces import REFUSED
 from kraftek.errors import NotPublished
+from kraftek.interfaces import REFUSED
 from kraftek.messages import Envelope
 from kraftek.metrics import Counters
 from kraftek.names import partition_of
