@@ -7,7 +7,7 @@ Called by the gateway for clients' events, by :mod:`kraftek.requests` for those 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 
 import msgspec
 from twisted.logger import Logger
@@ -117,6 +117,7 @@ class Dispatch:
 
     def __init__(self, registry: IServiceRegistry, bus: IBus) -> None:
         self.waiting: dict[str, int] = {}
+        self._untrimmed: set[str] = set()
         self._registry = registry
         self._bus = bus
 
@@ -158,15 +159,21 @@ class Dispatch:
     def sweep(self) -> None:
         """Remove from streams what was handled, and count what waits. Called every second or so."""
         services = [service for service in self._registry.services() if service.transport == "stream"]
-        for gone in self.waiting.keys() - {service.name for service in services}:
+        names = {service.name for service in services}
+        for gone in self.waiting.keys() - names:
             del self.waiting[gone]
+        self._untrimmed &= names
         for service in services:
             trimming = self._bus.call(TRIM, _streams(service))
-            trimming.addCallback(partial(self.waiting.__setitem__, service.name))
-            trimming.addErrback(self._not_trimmed, service.name)
+            trimming.addCallbacks(self._trimmed, self._not_trimmed, (service.name,), None, (service.name,))
+
+    def _trimmed(self, waiting: int, name: str) -> None:
+        self.waiting[name] = waiting
+        self._untrimmed.discard(name)
 
     def _not_trimmed(self, failure: Failure, name: str) -> None:
-        if failure.check(NotPublished) is None:
+        if failure.check(NotPublished) is None and name not in self._untrimmed:
+            self._untrimmed.add(name)
             self._log.failure("Cannot trim the stream of {service}", failure=failure, service=name)
 
 

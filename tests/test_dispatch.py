@@ -176,6 +176,12 @@ class DispatchTest(TestCase):
         assert await self.send_once(JOBS, envelope("a")) == REFUSED
         assert self.client.exists("k:request:1") == 0
         await self.trimmed()
+        await self.trimmed()
+        assert len(self.flushLoggedErrors()) == 1
+        self.client.delete("k:events:jobs")
+        await self.trimmed()
+        self.client.set("k:events:jobs", "not a stream again")
+        await self.trimmed()
         assert len(self.flushLoggedErrors()) == 1
 
     async def test_redis_is_away(self) -> None:
