@@ -71,13 +71,20 @@ class Outbox:
     # The link of a session.
 
     def write(self, outgoing: Outgoing) -> None:
-        if self._send is not None and self._pending is None:
-            self._pending = outgoing.wire or wire(outgoing)
+        send = self._send
+        if send is not None and self._pending is None:
+            data = outgoing.wire or wire(outgoing)
             if self._turn.ending:
-                # To come back to thousands of these at the end of the turn took a tenth longer.
-                self.flush()
-            else:
-                self._turn.at_end(self)
+                # As in flush(): to come back to thousands of these at the end of the turn would take longer.
+                try:
+                    sent = send(data)
+                except OSError:
+                    sent = 0
+                if sent == len(data):
+                    return
+                data = data[sent:]
+            self._pending = data
+            self._turn.at_end(self)
         elif self.open:
             bits = self.window_bits
             data = deflated_wire(outgoing, bits) if bits else outgoing.wire or wire(outgoing)
