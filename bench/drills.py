@@ -110,11 +110,9 @@ class _RoundTrips(_Drill):
     def __init__(self, order: RoundTrip, crowd: Crowd) -> None:
         super().__init__(crowd, order.warm, order.seconds)
         self._in_flight = order.in_flight
-        self._asks = order.asked is not None
-        if order.asked is None:
-            self._event = crowd.dialect.event("bench:echo:ping", order.text)
-        else:
-            self._event = crowd.dialect.request(f"{order.asked}:echo:ping", order.text)
+        self._asks = order.request
+        make = crowd.dialect.request if order.request else crowd.dialect.event
+        self._event = make(order.event, order.text)
 
     def start(self) -> None:
         for _ in range(self._in_flight):

@@ -2,8 +2,8 @@
 
 It speaks the Redis contract for services and nothing else: what it hears on its channels it answers on
 ``events:broadcast``. ``bench:echo:ping`` is answered to the socket that sent it, anything else to the room that the
-payload names. The payload goes back as it came. Requests, of a channel and of a stream, are answered on their
-``replyTo``.
+payload names. The payload goes back as it came. ``bench:echo:call`` and requests, of a channel and of a stream, are
+answered on their ``replyTo``.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ def answer(body: bytes) -> bytes:
     """Give the command that answers one event."""
     event = _decode(body)
     channel: bytes | str = BROADCAST
-    if event.id is not None:
+    if event.id is not None or event.eventType == "bench:echo:call":
         channel, said = event.replyTo, Answer("bench:echo:pong", [event.socketId], event.payload, event.id)
     elif event.eventType == "bench:echo:ping":
         said = Answer("bench:echo:pong", [event.socketId], event.payload)

@@ -19,8 +19,10 @@ class RoundTrip(msgspec.Struct, tag=True):
     warm: float
     """Seconds before the window opens, at least."""
     seconds: float
-    asked: str | None = None
-    """The service that is sent requests, each answered by its id; without it ``bench`` is sent events."""
+    event: str = "bench:echo:ping"
+    """What each is. To whom and on which channel it is answered is the service's: `bench.echo`."""
+    request: bool = False
+    """Whether each has an id."""
 
 
 class ManyRooms(msgspec.Struct, tag=True):

@@ -47,13 +47,13 @@ class Effort:
 QUICK = Effort(
     name="quick",
     rounds=2,
-    warm=0.5,
+    warm=0.4,
     seconds=1.0,
     texts=(64,),
     crowds=(100, 1000, 8000),
     idle=4000,
     storm=2000,
-    ping_seconds=6.0,
+    ping_seconds=5.0,
     most_rounds={"idle": 1, "manyrooms": 1, "processes": 1},
     contenders={
         "roundtrip": ("kraftek", "kraftek-socketio", "node"),
@@ -120,10 +120,12 @@ def requests(stage: Stage, contender: Contender, effort: Effort) -> Iterator[Row
     with stage.show(contender, effort.ping_seconds) as show:
         connected(show, 50, ROOM_SIZE)
         for in_flight in (1, 8):
-            for case, asked in (("event", None), ("request", "ask")):
-                outcome = show.do(RoundTrip(in_flight, 64, effort.warm, effort.seconds, asked))
-                yield row("requests", contender, f"{case}, {in_flight} in flight", "message", outcome)
-        outcome = show.do(RoundTrip(8, 64, effort.warm, effort.seconds, "queue"))
+            window = (in_flight, 64, effort.warm, effort.seconds)
+            outcome = show.do(RoundTrip(*window))
+            yield row("requests", contender, f"event, {in_flight} in flight", "message", outcome)
+            outcome = show.do(RoundTrip(*window, "ask:echo:ping", request=True))
+            yield row("requests", contender, f"request, {in_flight} in flight", "message", outcome)
+        outcome = show.do(RoundTrip(8, 64, effort.warm, effort.seconds, "queue:echo:ping", request=True))
         yield row("requests", contender, "request by stream, 8 in flight", "message", outcome)
 
 
@@ -167,17 +169,23 @@ def idle(stage: Stage, contender: Contender, effort: Effort) -> Iterator[Row]:
 
 
 def processes(stage: Stage, contender: Contender, effort: Effort) -> Iterator[Row]:
-    """Round trips through one process, and through two that share the port."""
+    """Round trips through one process, and through two that share the port.
+
+    The service answers the process that asks, as services do that grow with the gateway.
+    """
     for count in (1, 2):
         with stage.show(contender, effort.ping_seconds, processes=count, loads=2) as show:
             for load in show.loads:
                 load.begin(Connect(100, ROOM_SIZE))
             for load in show.loads:
                 must_be_whole(load.end())
-            for load in show.loads:
-                load.begin(RoundTrip(4, 64, effort.warm, effort.seconds))
-            outcome = together([load.end() for load in show.loads])
-            yield row("processes", contender, f"{count} on one port", "message", outcome)
+            cases = [("bench:echo:call", f"{count} on one port")]
+            if count > 1:
+                cases.append(("bench:echo:ping", f"{count} on one port, each hears all answers"))
+            for event, case in cases:
+                for load in show.loads:
+                    load.begin(RoundTrip(4, 64, effort.warm, effort.seconds, event))
+                yield row("processes", contender, case, "message", together([load.end() for load in show.loads]))
 
 
 WORKLOADS: dict[str, Callable[[Stage, Contender, Effort], Iterator[Row]]] = {

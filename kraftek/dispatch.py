@@ -165,7 +165,8 @@ class Dispatch:
         self._untrimmed &= names
         for service in services:
             trimming = self._bus.call(TRIM, _streams(service))
-            trimming.addCallbacks(self._trimmed, self._not_trimmed, (service.name,), None, (service.name,))
+            name = (service.name,)
+            trimming.addCallbacks(self._trimmed, self._not_trimmed, callbackArgs=name, errbackArgs=name)
 
     def _trimmed(self, waiting: int, name: str) -> None:
         self.waiting[name] = waiting
