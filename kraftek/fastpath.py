@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet import tcp
+from twisted.python import log
 
 from kraftek.turn import Turn
 
@@ -98,12 +99,28 @@ def drive(reactor: Any, turn: Turn) -> None:
     """Have the reactor call ``turn.end()`` after every turn; nothing, for another reactor than Linux's own.
 
     In place of ``EPollReactor.doPoll``, which wraps each call in a context for the prefix of old-style log lines:
-    3 to 5 µs for each socket that has something to read. Ending the turn here saves a timer, as much again a turn.
+    3 to 5 µs for each socket that has something to read. What a TCP client sends goes straight to its protocol, and not
+    through four functions more: another 1 µs. Ending the turn here saves a timer, as much again a turn.
     """
     if type(reactor).__name__ != "EPollReactor":  # not imported: there is no epoll but on Linux
         return
     poll, selectables = reactor._poller.poll, reactor._selectables  # noqa: SLF001
-    read_or_write = reactor._doReadOrWrite  # noqa: SLF001
+    read_or_write, disconnect = reactor._doReadOrWrite, reactor._disconnectSelectable  # noqa: SLF001
+    readable = reactor._POLL_IN  # noqa: SLF001
+
+    def read(selectable: Any, fd: int) -> None:
+        try:
+            data = selectable.socket.recv(selectable.bufferSize)
+        except OSError:
+            data = b""
+        if not data:
+            read_or_write(selectable, fd, readable)  # it finds the same, and knows what to do about it
+            return
+        try:
+            selectable.protocol.dataReceived(data)
+        except BaseException as why:  # noqa: BLE001  # as Twisted has it
+            log.err()
+            disconnect(selectable, why, False)
 
     def do_iteration(timeout: float | None) -> None:
         turn.end()  # what timers left
@@ -115,7 +132,9 @@ def drive(reactor: Any, turn: Turn) -> None:
             raise
         for fd, event in events:
             selectable = selectables.get(fd)
-            if selectable is not None:
+            if event == readable and type(selectable) is tcp.Server:
+                read(selectable, fd)
+            elif selectable is not None:
                 read_or_write(selectable, fd, event)
         turn.end()
 

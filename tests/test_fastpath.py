@@ -11,6 +11,7 @@ import inspect
 import os
 import signal
 import socket
+import struct
 import textwrap
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -25,14 +26,15 @@ from autobahn.twisted.websocket import WebSocketServerProtocol
 from hypothesis import example, given
 from hypothesis import strategies as st
 from twisted.internet.epollreactor import EPollReactor
-from twisted.internet.error import ConnectionDone
+from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.posixbase import PosixReactorBase
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.selectreactor import SelectReactor
 from twisted.internet.ssl import CertificateOptions
-from twisted.internet.task import Clock
+from twisted.internet.task import Clock, LoopingCall
 from twisted.internet.tcp import Server
 from twisted.internet.testing import MemoryReactor, StringTransport
+from twisted.logger import capturedLogs
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory, PerMessageDeflate
@@ -515,6 +517,72 @@ def test_a_poll_is_interrupted_and_nothing_else_is_forgiven(number: int, fails: 
     for reader in reactor.removeAll():
         reader.connectionLost(Failure(ConnectionDone()))
     reactor._poller.close()
+
+
+CLOSED = Failure(ConnectionDone())
+
+
+class Heard(Protocol):
+    """Notes what it is told, and stops the reactor with the last of it."""
+
+    def __init__(self, reactor: Any) -> None:
+        self.reactor = reactor
+        self.told: list[Any] = []
+
+    def dataReceived(self, data: bytes) -> None:
+        self.told.append(data)
+        if data == b"fail":
+            raise ZeroDivisionError
+
+    def connectionLost(self, reason: Failure = CLOSED) -> None:
+        self.told.append(reason.type)
+        self.reactor.callLater(0, self.reactor.stop)
+
+
+def close(far: socket.socket) -> None:
+    far.close()
+
+
+def reset(far: socket.socket) -> None:
+    far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    far.close()
+
+
+def fail(far: socket.socket) -> None:
+    far.sendall(b"fail")
+
+
+@pytest.mark.parametrize("driven", [True, False])
+@pytest.mark.parametrize(
+    ("ends", "told"),
+    [(close, [ConnectionDone]), (reset, [ConnectionLost]), (fail, [b"fail", ZeroDivisionError])],
+)
+def test_a_connection_ends_as_without_it(driven: bool, ends: Callable[[socket.socket], None], told: list[Any]) -> None:
+    made: Any = EPollReactor()
+    if driven:
+        drive(made, Turn(made))
+    heard = Heard(made)
+    port = made.listenTCP(0, Factory.forProtocol(lambda: heard), interface="127.0.0.1")
+    far = socket.create_connection(("127.0.0.1", port.getHost().port))
+    far.sendall(b"x" * 100_000)
+
+    def look() -> None:
+        if sum(map(len, heard.told)) == 100_000:
+            looking.stop()
+            ends(far)
+
+    looking = LoopingCall(look)
+    looking.clock = made
+    made.callWhenRunning(looking.start, 0.001)
+    with capturedLogs() as logged:
+        made.run(installSignalHandlers=False)
+    ended = [each for each in heard.told if each == b"fail" or isinstance(each, type)]
+    assert ended == told
+    assert [event["failure"].type for event in logged if "failure" in event] == told[1:]
+    far.close()
+    for reader in made.removeAll():
+        reader.connectionLost(CLOSED)
+    made._poller.close()
 
 
 def test_who_was_removed_while_others_were_read_is_left_out(reactor: Any) -> None:
