@@ -39,7 +39,8 @@ def main() -> int:
     with open_stage(logs) as stage:
         for number in range(1, rounds + 1):
             for workload, contender in _pairs(effort, asked.only, asked.contender):
-                if not asked.rounds and number > effort.most_rounds.get(workload, rounds):
+                most = (effort.most_rounds.get(name, rounds) for name in (workload, contender.name))
+                if not asked.rounds and number > min(most):
                     continue
                 began = time.monotonic()
                 rows += _run(stage, workload, contender, effort)

@@ -39,7 +39,7 @@ class Effort:
     ping_seconds: float
     """Every gateway pings each client this often; also the length of the idle window."""
     most_rounds: dict[str, int]
-    """Workloads that do not vary enough to be worth all rounds."""
+    """Workloads that do not vary enough to be worth all rounds, and contenders that hardly any aim is about."""
     contenders: dict[str, tuple[str, ...]]
     """Who takes part in a workload; a workload that is not here is for all who can do it."""
 
@@ -65,7 +65,7 @@ QUICK = Effort(
 )
 FULL = Effort(
     name="full",
-    rounds=3,
+    rounds=5,
     warm=0.7,
     seconds=1.5,
     texts=(64, 4096),
@@ -73,7 +73,9 @@ FULL = Effort(
     idle=8000,
     storm=2000,
     ping_seconds=25.0,
-    most_rounds={"idle": 1},
+    most_rounds={
+        "fanout": 4, "storm": 3, "processes": 3, "manyrooms": 2, "idle": 1, "autobahn": 2, "picows": 2, "nchan": 2,
+    },
     contenders={},
 )
 
