@@ -96,7 +96,7 @@ class ILink(Interface):
     peer = Attribute("str: the client's address, for logs.")
 
     def write(outgoing: Outgoing) -> None:
-        """Send, at the end of this reactor turn. Never waits and never raises; a client that does not read what it
+        """Send, by the end of this reactor turn. Never waits and never raises; a client that does not read what it
         is sent is closed.
         """
 
