@@ -7,7 +7,7 @@ Called by the gateway for clients' events, by :mod:`kraftek.requests` for those 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import lru_cache
 
 import msgspec
 from twisted.logger import Logger
@@ -85,7 +85,7 @@ redis.call('SET', claim, '=' .. mark:match('%d+:') .. ack, 'KEEPTTL')
 """
 
 
-@cache
+@lru_cache(256)
 def once(transport: str, replies: bool, kept: int) -> Script:
     """The script of :meth:`Dispatch.send_once`. What is the same for all events of a service is not sent with each."""
     return Script.each(

@@ -28,8 +28,8 @@ _PING = frame(0x89, b"")
 
 @implementer(ILink, IPushProducer)
 class Outbox:
-    """Whole frames on their way to one client: what a turn brings leaves at its end, in one write, or at once when it is
-    the last.
+    """Whole frames on their way to one client: what a turn brings leaves at its end, in one write, or at once when it
+    is the last.
 
     It is its transport's push producer: told to pause it is ``blocked``, and what is written stays here, within
     ``limit`` bytes, until the client reads again. Nothing else writes to the transport as long as it is ``open``.
