@@ -41,10 +41,10 @@ _KEEP_AFTER = 0.02
 KEEP = Script("""
 local lost = 0
 for i, claim in ipairs(KEYS) do
-    local answer, known = ARGV[i], redis.pcall('GET', claim)
+    local answer, known = ARGV[i + 1], redis.pcall('GET', claim)
     local event = answer:sub(2, answer:find(':', 1, true))
     if type(known) == 'string' and known:sub(1, #event + 1) == '?' .. event then
-        known = redis.pcall('SET', claim, answer, 'KEEPTTL')
+        known = redis.pcall('SET', claim, answer, 'PX', ARGV[1])
     end
     if type(known) == 'table' and known.err then lost = lost + 1 end
 end
@@ -54,7 +54,7 @@ return lost
 ADOPT = Script("""
 local known = redis.call('GET', KEYS[1])
 local event, socket = (known or ''):match('^%?(%d+:)(.*)$')
-if socket == ARGV[1] then redis.call('SET', KEYS[1], '=' .. event .. ARGV[2], 'KEEPTTL') end
+if socket == ARGV[1] then redis.call('SET', KEYS[1], '=' .. event .. ARGV[2], 'PX', ARGV[3]) end
 return 0
 """)
 
@@ -84,7 +84,7 @@ class _Queue:
 
     def __init__(self, service: Service, kept: int) -> None:
         self.service = service
-        self.kept = kept + int(service.timeout * 1000)
+        self.kept = kept + int(service.timeout * 1000) if service.reply else kept
         self.requests: dict[Key, _Request] = {}
 
 
@@ -194,7 +194,7 @@ class Requests:
     def keep(self) -> None:
         """Have Redis keep what was answered since the last time. To be called before the process stops."""
         if self._claims:
-            keeping = self._bus.call(KEEP, self._claims, self._answers)
+            keeping = self._bus.call(KEEP, self._claims, (self._kept, *self._answers))
             keeping.addErrback(self._none_kept, len(self._claims)).addCallback(self._not_kept)
             self._claims, self._answers = [], []
 
@@ -217,7 +217,7 @@ class Requests:
         """The gateway of that socket is gone, and the service answers all others instead."""
         # Who waits for it here finds it at the next sweep. To look at once, for each of all that such a gateway left,
         # asks Redis about all others each time: 4 million keys for 2,000 requests.
-        self._bus.call(ADOPT, (claim,), (socket_id, body)).addErrback(self._not_asked)
+        self._bus.call(ADOPT, (claim,), (socket_id, body, self._kept)).addErrback(self._not_asked)
 
     def _look(self) -> None:
         if self._elsewhere and self._bus.available:
