@@ -20,7 +20,7 @@ from kraftek.messages import Envelope
 from kraftek.names import place_of, stream_of
 from kraftek.scripts import Script
 
-__all__ = ["FULL", "Dispatch"]
+__all__ = ["FULL", "Dispatch", "once"]
 
 FULL = -3
 """The receipt of an event that was not taken, because as many as may be wait in the service's stream."""
@@ -87,7 +87,10 @@ redis.call('SET', claim, '=' .. mark:match('%d+:') .. ack, 'KEEPTTL')
 
 @lru_cache(256)
 def once(transport: str, replies: bool, kept: int) -> Script:
-    """The script of :meth:`Dispatch.send_once`. What is the same for all events of a service is not sent with each."""
+    """The script for :meth:`Dispatch.send_once`, whose claims stand for ``kept`` milliseconds.
+
+    What is the same for all events of a service is not sent with each.
+    """
     return Script.each(
         "target, claim",
         "body, mark, most" if transport == "stream" else "body, mark",
@@ -100,8 +103,8 @@ end
 local done, taken = pcall(send, target, body, {"most" if transport == "stream" else "nil"})
 if not done or taken <= 0 then redis.call('DEL', claim) end
 if not done then error(taken, 0) end
-{"" if replies else f"if taken > 0 then {_ACK} end"}
-return taken
+if taken <= 0 then return taken end
+{"return nil" if replies else f"{_ACK} return taken"}
 """,
         _SEND[transport],
     )
@@ -139,17 +142,16 @@ class Dispatch:
         envelope: Envelope,
         claim: str,
         number: int,
-        kept: int,
+        script: Script,
         receipt: Callable[[int | bytes], None],
     ) -> None:
         """As :meth:`send`, unless it was sent under this ``claim`` before: what stands there is the receipt then.
 
         While the event waits for its answer that is ``?``, the ``number`` that tells it from others, ``:``, and the
         socket that sent it. Then it is ``=``, the number, ``:``, and the answer: the ``ack`` of a service that does not
-        reply. It stands there for ``kept`` milliseconds.
+        reply. Of one that does there is no receipt when it has the event. ``script``: :func:`once` for this service.
         """
         mark = f"?{number}:{envelope.socket_id}"
-        script = once(service.transport, service.reply, kept)
         if service.transport == "pubsub":
             self._bus.run(script, (service.channel, claim), (_encode(envelope), mark), receipt)
         else:

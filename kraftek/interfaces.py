@@ -180,8 +180,8 @@ class IBus(Interface):
     ) -> None:
         """Run a script made by :meth:`kraftek.scripts.Script.each` for one message, in order with everything else.
 
-        ``receipt`` is called once: with what the script came to for this message, a number or ``bytes``; or as that of
-        :meth:`publish`. Raises ``NotPublished`` likewise.
+        ``receipt`` is called once: with what the script came to for this message, a number or ``bytes``, and not at all
+        when that is nil; or as that of :meth:`publish`. Raises ``NotPublished`` likewise.
         """
 
     def subscribe(channel: str, listener: Callable[[bytes], None]) -> None:

@@ -15,7 +15,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from kraftek.config import Limits, Service
-from kraftek.dispatch import FULL, Dispatch
+from kraftek.dispatch import FULL, Dispatch, once
 from kraftek.errors import Code, NotPublished, PeerError
 from kraftek.interfaces import LOST, REFUSED, IBus
 from kraftek.messages import Ack, Broadcast, Delivery, Envelope, ErrorMessage, Event, Outbound, RequestId
@@ -78,14 +78,15 @@ class _Request(Struct, eq=False):
 
 
 class _Queue:
-    """Requests of one service, in the order in which they are due. ``kept``: milliseconds that a claim stands."""
+    """Requests of one service, in the order in which they are due. ``kept``: milliseconds that answers stand."""
 
-    __slots__ = ("kept", "requests", "service")
+    __slots__ = ("requests", "script", "service")
 
     def __init__(self, service: Service, kept: int) -> None:
         self.service = service
-        self.kept = kept + int(service.timeout * 1000) if service.reply else kept
-        self.requests: dict[Key, _Request] = {}
+        waits = int(service.timeout * 1000) if service.reply else 0
+        self.script = once(service.transport, service.reply, kept + waits)
+        self.requests: dict[_Request, None] = {}
 
 
 class Requests:
@@ -151,10 +152,11 @@ class Requests:
         request = _Request(session, event.name, number, claim, queue, key, deadline)
         sent = partial(self._sent, request)
         if claim:
-            self._dispatch.send_once(service, envelope, claim, number, queue.kept, sent)
+            self._dispatch.send_once(service, envelope, claim, number, queue.script, sent)
         else:
             self._dispatch.send(service, envelope, sent)
-        self._waiting[key] = queue.requests[key] = request
+        self._waiting[key] = request
+        queue.requests[request] = None
         session.requests += 1
 
     def answered(self, message: Broadcast, body: bytes) -> None:
@@ -182,7 +184,7 @@ class Requests:
         now = self._clock.seconds()
         for number, queue in tuple(self._queues.items()):
             while queue.requests:
-                request = next(iter(queue.requests.values()))
+                request = next(iter(queue.requests))
                 if request.deadline > now:
                     break
                 self._time_out(request)
@@ -273,7 +275,7 @@ class Requests:
 
     def _forget(self, request: _Request) -> None:
         key = request.key
-        del self._waiting[key], request.queue.requests[key]
+        del self._waiting[key], request.queue.requests[request]
         if self._elsewhere:
             self._elsewhere.pop(key, None)
         request.session.requests -= 1

@@ -24,7 +24,8 @@ class Script(Struct, frozen=True, dict=True):
         """A script that runs ``body`` for each message of many, and answers with a list of what each came to.
 
         ``keys`` and ``args`` name those of one message, as ``body`` calls them: ``"stream, claim"``. It returns a
-        number or a string; ``before`` comes before the first. What fails for one message does not for the others.
+        number or a string, or nil when nobody needs to know; ``before`` comes before the first. What fails for one
+        message does not for the others.
         """
         given = ", ".join((*_of_one("KEYS", keys), *_of_one("ARGV", args)))
         return cls(f"""{before}
@@ -33,7 +34,7 @@ local answers = {{}}
 for i = 0, #KEYS / {len(keys.split(","))} - 1 do
     local done, answer = pcall(each, {given})
     if not done and type(answer) ~= 'table' then answer = {{err = tostring(answer)}} end
-    answers[i + 1] = answer
+    answers[i + 1] = answer or false
 end
 return answers
 """)

@@ -14,7 +14,7 @@ from twisted.trial.unittest import TestCase
 
 from kraftek.bus import RedisBus
 from kraftek.config import Redis, Service
-from kraftek.dispatch import FULL, Dispatch
+from kraftek.dispatch import FULL, Dispatch, once
 from kraftek.errors import NotPublished
 from kraftek.interfaces import REFUSED
 from kraftek.messages import Envelope
@@ -26,6 +26,7 @@ from tests.redis_server import PrivateRedis
 
 CHAT = Service(name="chat", channel="events:chat")
 JOBS = Service(name="jobs", channel="events:jobs", transport="stream", max_length=3)
+ASK = Service(name="ask", channel="events:ask", transport="stream", reply=True)
 ROOMS = Service(name="rooms", channel="events:rooms", transport="stream", partitions=4)
 
 
@@ -60,7 +61,8 @@ class DispatchTest(TestCase):
         self, service: Service, event: Envelope, claim: str = "request:1", number: int = 1
     ) -> Deferred[int | bytes]:
         taken: Deferred[int | bytes] = Deferred()
-        self.dispatch.send_once(service, event, claim, number, 60_000, taken.callback)
+        script = once(service.transport, service.reply, 60_000)
+        self.dispatch.send_once(service, event, claim, number, script, taken.callback)
         return taken
 
     def texts(self, stream: str) -> list[str]:
@@ -158,6 +160,13 @@ class DispatchTest(TestCase):
         assert await self.send_once(JOBS, envelope("a"), "request:2") == 1
         assert self.texts("k:events:jobs") == ["a", "b", "a"]
         assert 0 < int(self.client.pttl("k:request:1")) <= 60_000
+
+    async def test_of_who_replies_there_is_no_receipt(self) -> None:
+        asked = self.send_once(ASK, envelope("a"))
+        known = await self.send_once(ASK, envelope("a"))
+        assert known == b"?1:g.1"
+        assert not asked.called
+        assert self.texts("k:events:ask") == ["a"]
 
     async def test_what_nobody_heard_may_be_sent_again(self) -> None:
         assert await self.send_once(CHAT, envelope()) == 0

@@ -274,7 +274,7 @@ class CommandLink(Link):
                 try:
                     if type(answer) is int or type(answer) is bytes:
                         each(answer)
-                    else:
+                    elif answer is not None:
                         super().unpublished(each, answer)
                 except Exception:  # noqa: BLE001  # as for a reply: one's fault must not keep it from the others
                     self.log.failure("Failed on a reply of Redis")

@@ -405,6 +405,16 @@ def test_messages_in_a_row_are_one_command() -> None:
     assert len(link.waiting) + link.batched == 0
 
 
+def test_of_a_message_that_came_to_nil_there_is_no_receipt() -> None:
+    story, link, got = batch_story()
+    for text in "abc":
+        link.evaluate(EACH, [f"k{text}"], [text], got.append)
+    story.written()
+    story.reads(b"*3\r\n$-1\r\n:0\r\n$-1")
+    assert got == [0]
+    assert len(link.waiting) + link.batched == 0
+
+
 def test_a_command_has_so_many_messages_at_most() -> None:
     story, link, got = batch_story()
     for number in range(250):
