@@ -147,10 +147,13 @@ class Link(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no annotati
 
     def unpublished(self, receipt: Callable[[int], None], reply: Any) -> None:
         """Redis refused a message, or never answered."""
-        if isinstance(reply, ResponseError) and not self._refusal_logged:
+        if not isinstance(reply, ResponseError):
+            receipt(LOST)
+            return
+        if not self._refusal_logged:
             self._refusal_logged = True
             self.log.error("Redis refuses to publish (said once a connection): {reason}", reason=str(reply))
-        receipt(REFUSED if isinstance(reply, ResponseError) else LOST)
+        receipt(REFUSED)
 
     def connectionLost(self, why: Failure) -> None:
         """Tell the owner, then everybody who waits."""
