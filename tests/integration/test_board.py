@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -541,14 +542,18 @@ def test_fits_a_phone(demo: Gateway, invite: Invite, browser: Browser) -> None:
 
 
 @pytest.mark.parametrize("end", ["terminate", "kill"])
-def test_nothing_is_left_behind(demo: Gateway, end: str) -> None:
-    started = children(demo.pid)
-    names = [Path(f"/proc/{pid}/cmdline").read_text() for pid in started]
-    assert [name for name in names if "notes.py" in name]
-    assert [name for name in names if "redis-server" in name]
+def test_nothing_is_left_behind(gateway: StartGateway, end: str) -> None:
+    with TemporaryDirectory() as place:
+        demo = gateway(args=["--demo"], env={"TMPDIR": place})
+        started = children(demo.pid)
+        names = [Path(f"/proc/{pid}/cmdline").read_text() for pid in started]
+        assert [name for name in names if "notes.py" in name]
+        assert [name for name in names if "redis-server" in name]
 
-    getattr(demo, end)()
+        getattr(demo, end)()
 
-    deadline = os.times().elapsed + 10
-    while any(map(lives, started)):
-        assert os.times().elapsed < deadline, "a child outlived the gateway"
+        deadline = os.times().elapsed + 10
+        while any(map(lives, started)):
+            assert os.times().elapsed < deadline, "a child outlived the gateway"
+        if end == "terminate":
+            assert [*Path(place).iterdir()] == []
