@@ -107,7 +107,8 @@ class Limits(Struct, frozen=True, kw_only=True):
     is not read.
     ``unsent_bytes``: written to a client that does not read; past them it is closed. ``invalid_messages``: malformed
     ones in a row before a socket is closed. ``rooms``: that one socket may be in. ``requests``: of one socket that may
-    wait for their answers. ``request_window``: how long an answer is kept for a request that is sent again; 0 is off.
+    wait for their answers. ``request_window``: how long, beyond its service's ``timeout``, a request and its answer are
+    known if it is sent again; 0 is off.
     """
 
     message_bytes: Count = 65_536

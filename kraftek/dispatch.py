@@ -18,7 +18,7 @@ from kraftek.errors import NotPublished
 from kraftek.interfaces import IBus, IServiceRegistry
 from kraftek.messages import Envelope
 from kraftek.names import place_of, stream_of
-from kraftek.scripts import Script
+from kraftek.scripts import ForEach, Script, Value
 
 __all__ = ["FULL", "Dispatch", "once"]
 
@@ -61,7 +61,6 @@ end
 """,
     "stream": f"""{_TRIM}
 local function send(stream, body, most)
-    most = tonumber(most)
     if redis.call('XLEN', stream) >= most and trim(stream) >= most then return {FULL} end
     redis.call('XADD', stream, '*', 'event', body)
     return 1
@@ -77,7 +76,25 @@ end
 return waiting
 """)
 
-APPEND = Script.each("stream", "body, most", "return send(stream, body, most)", _SEND["stream"])
+_encode = msgspec.json.Encoder().encode
+
+
+def _to_append(events: list[tuple[str, int, Envelope]]) -> tuple[list[Value], list[bytes]]:
+    values: list[Value] = []
+    for stream, most, _ in events:
+        values += stream, most
+    return values, [_encode(envelope) for _, _, envelope in events]
+
+
+APPEND = ForEach.make("stream", "most", _to_append, "return send(stream, body, most)", _SEND["stream"])
+
+
+def _to_send(events: list[tuple[str, str, int, Envelope]]) -> tuple[list[Value], list[bytes]]:
+    values: list[Value] = []
+    for target, claim, number, envelope in events:
+        values += target, claim, number, envelope.socket_id
+    return values, [_encode(envelope) for _, _, _, envelope in events]
+
 
 _ACK = """
 local ack = '{"type":"ack","payload":{"receivers":' .. taken .. '}}'
@@ -86,21 +103,23 @@ redis.call('SET', claim, '=' .. mark:match('%d+:') .. ack, 'KEEPTTL')
 
 
 @lru_cache(256)
-def once(transport: str, replies: bool, kept: int) -> Script:
+def once(transport: str, replies: bool, kept: int, most: int) -> ForEach:
     """The script for :meth:`Dispatch.send_once`, whose claims stand for ``kept`` milliseconds.
 
-    What is the same for all events of a service is not sent with each.
+    What is the same for all events of a service is not sent with each. ``most``: as many may wait in its stream.
     """
-    return Script.each(
+    return ForEach.make(
         "target, claim",
-        "body, mark, most" if transport == "stream" else "body, mark",
+        "number, socket",
+        _to_send,
         f"""
-if not redis.call('SET', claim, mark, 'NX', 'PX', {kept}) then
+local mark = string.format('?%d:%s', number, socket)
+if not redis.call('SET', claim, mark, 'NX', 'PX', '{kept}') then
     local known = redis.call('GET', claim)
     if known:match('%d+:') == mark:match('%d+:') then return known end
-    redis.call('SET', claim, mark, 'PX', {kept})
+    redis.call('SET', claim, mark, 'PX', '{kept}')
 end
-local done, taken = pcall(send, target, body, {"most" if transport == "stream" else "nil"})
+local done, taken = pcall(send, target, body, {most})
 if not done or taken <= 0 then redis.call('DEL', claim) end
 if not done then error(taken, 0) end
 if taken <= 0 then return taken end
@@ -108,9 +127,6 @@ if taken <= 0 then return taken end
 """,
         _SEND[transport],
     )
-
-
-_encode = msgspec.json.Encoder().encode
 
 
 class Dispatch:
@@ -132,9 +148,7 @@ class Dispatch:
         if service.transport == "pubsub":
             self._bus.publish(service.channel, _encode(envelope), receipt)
         else:
-            self._bus.run(
-                APPEND, (_target(service, envelope),), (_encode(envelope), service.max_length), receipt
-            )
+            self._bus.run(APPEND, (_target(service, envelope), service.max_length, envelope), receipt)
 
     def send_once(
         self,
@@ -142,7 +156,7 @@ class Dispatch:
         envelope: Envelope,
         claim: str,
         number: int,
-        script: Script,
+        script: ForEach,
         receipt: Callable[[int | bytes], None],
     ) -> None:
         """As :meth:`send`, unless it was sent under this ``claim`` before: what stands there is the receipt then.
@@ -151,12 +165,8 @@ class Dispatch:
         socket that sent it. Then it is ``=``, the number, ``:``, and the answer: the ``ack`` of a service that does not
         reply. Of one that does there is no receipt when it has the event. ``script``: :func:`once` for this service.
         """
-        mark = f"?{number}:{envelope.socket_id}"
-        if service.transport == "pubsub":
-            self._bus.run(script, (service.channel, claim), (_encode(envelope), mark), receipt)
-        else:
-            args = (_encode(envelope), mark, service.max_length)
-            self._bus.run(script, (_target(service, envelope), claim), args, receipt)
+        target = service.channel if service.transport == "pubsub" else _target(service, envelope)
+        self._bus.run(script, (target, claim, number, envelope), receipt)
 
     def sweep(self) -> None:
         """Remove from streams what was handled, and count what waits. Called every second or so."""

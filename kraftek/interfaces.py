@@ -175,14 +175,15 @@ class IBus(Interface):
         Redis is away or goes away before it answers, and with ``txredisapi.ResponseError`` when Redis refuses.
         """
 
-    def run(
-        script: Any, keys: Sequence[str], args: Sequence[bytes | str | int | float], receipt: Callable[[Any], None]
-    ) -> None:
-        """Run a script made by :meth:`kraftek.scripts.Script.each` for one message, in order with everything else.
+    def run(script: Any, message: object, receipt: Callable[[Any], None]) -> None:
+        """Run a :class:`kraftek.scripts.ForEach` for one message, in order with everything else.
 
         ``receipt`` is called once: with what the script came to for this message, a number or ``bytes``, and not at all
         when that is nil; or as that of :meth:`publish`. Raises ``NotPublished`` likewise.
         """
+
+    def run_all(script: Any, messages: Sequence[object], receipt: Callable[[Any], None]) -> None:
+        """As :meth:`run` for all of them, in one command and with one receipt, which is called for each."""
 
     def subscribe(channel: str, listener: Callable[[bytes], None]) -> None:
         """Call ``listener`` with each message's body, from now on and after every reconnect."""

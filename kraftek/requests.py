@@ -5,7 +5,10 @@ The gateway hands it clients' requests; :mod:`kraftek.broadcasts` hands it what 
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from math import ceil
 from zlib import crc32
 
 import msgspec
@@ -21,7 +24,7 @@ from kraftek.interfaces import LOST, REFUSED, IBus
 from kraftek.messages import Ack, Broadcast, Delivery, Envelope, ErrorMessage, Event, Outbound, RequestId
 from kraftek.metrics import Counters
 from kraftek.names import gateway_of
-from kraftek.scripts import Script
+from kraftek.scripts import ForEach, Script
 from kraftek.session import Session
 
 __all__ = ["Requests", "not_taken"]
@@ -38,23 +41,10 @@ _KEPT_AT_ONCE = 50
 _KEEP_AFTER = 0.02
 """Seconds that an answer waits for others at most, before Redis keeps it."""
 
-KEEP = Script("""
-local lost = 0
-for i, claim in ipairs(KEYS) do
-    local answer, known = ARGV[i + 1], redis.pcall('GET', claim)
-    local event = answer:sub(2, answer:find(':', 1, true))
-    if type(known) == 'string' and known:sub(1, #event + 1) == '?' .. event then
-        known = redis.pcall('SET', claim, answer, 'PX', ARGV[1])
-    end
-    if type(known) == 'table' and known.err then lost = lost + 1 end
-end
-return lost
-""")
-
 ADOPT = Script("""
 local known = redis.call('GET', KEYS[1])
 local event, socket = (known or ''):match('^%?(%d+:)(.*)$')
-if socket == ARGV[1] then redis.call('SET', KEYS[1], '=' .. event .. ARGV[2], 'PX', ARGV[3]) end
+if socket == ARGV[1] then redis.call('SET', KEYS[1], '=' .. event .. ARGV[2], 'KEEPTTL') end
 return 0
 """)
 
@@ -62,10 +52,12 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Broadcast).decode
 
 
-class _Request(Struct, eq=False):
+class _Request(Struct, eq=False, gc=False):
     """``number`` tells its event, of this ``name``, from others. ``claim`` is empty when it cannot be sent again.
+    ``sent``: when, in Unix milliseconds.
 
-    It does not hold the event: of a thousand that wait, the payloads alone would fill a processor's cache.
+    It does not hold the event: of a thousand that wait, the payloads alone would fill a processor's cache. It is its
+    own receipt, for the same reason.
     """
 
     session: Session
@@ -74,27 +66,45 @@ class _Request(Struct, eq=False):
     claim: str
     queue: _Queue
     key: Key
-    deadline: float
+    sent: int
+
+    def __call__(self, taken: int | bytes) -> None:
+        self.queue.sent(self, taken)
+
+
+def _to_keep(answered: list[tuple[_Request, bytes]]) -> tuple[list[str], list[bytes]]:
+    claims = [request.claim for request, _ in answered]
+    return claims, [b"=%d:%b" % (request.number, body) for request, body in answered]
+
+
+# Nearly always the claim is the request's own; to look first would be one command of Redis more for each.
+KEEP = ForEach.make("claim", "", _to_keep, """
+local known = redis.call('SET', claim, body, 'XX', 'GET', 'KEEPTTL')
+if known and known:match('^%?%d+:') ~= '?' .. body:match('%d+:') then
+    redis.call('SET', claim, known, 'KEEPTTL')
+end
+""")
 
 
 class _Queue:
-    """Requests of one service, in the order in which they are due. ``kept``: milliseconds that answers stand."""
+    """Requests of one service, in the order in which they are due. ``sent`` is told what became of each."""
 
-    __slots__ = ("requests", "script", "service")
+    __slots__ = ("requests", "script", "sent", "service")
 
-    def __init__(self, service: Service, kept: int) -> None:
+    def __init__(self, service: Service, window: float, sent: Callable[[_Request, int | bytes], None]) -> None:
         self.service = service
-        waits = int(service.timeout * 1000) if service.reply else 0
-        self.script = once(service.transport, service.reply, kept + waits)
+        self.sent = sent
+        known = window + service.timeout if service.reply else window
+        self.script = once(service.transport, service.reply, ceil(known * 1000), service.max_length)
         self.requests: dict[_Request, None] = {}
 
 
 class Requests:
     """The requests of this process's clients that wait for their answers.
 
-    A request that is sent again, by the same user under the same id, runs once: while ``request_window`` lasts, its
-    answer stands in Redis under a key that is its claim. Whoever comes second finds the answer there, or waits for it;
-    any gateway may put it there, for the one that asked may be gone.
+    A request that is sent again, by the same user under the same id, runs once: for as long as it may wait and
+    ``request_window`` more a key in Redis is its claim, and there its answer is put. Whoever comes second finds the
+    answer, or waits for it; any gateway may put it there, for the one that asked may be gone.
     """
 
     _log = Logger()
@@ -107,21 +117,21 @@ class Requests:
         limits: Limits,
         counters: Counters,
         clock: IReactorTime,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self._dispatch = dispatch
         self._bus = bus
         self._gateway_id = gateway_id
         self._bound = limits.requests
-        self._kept = int(limits.request_window * 1000)
+        self._window = limits.request_window
         self._counters = counters
         self._clock = clock
+        self._now = now
         self._waiting: dict[Key, _Request] = {}
         # By the identity of the service: under its name another one may be registered by now.
         self._queues: dict[int, _Queue] = {}
         self._elsewhere: dict[Key, _Request] = {}
-        # What Redis is still to keep: each claim and its answer.
-        self._claims: list[str] = []
-        self._answers: list[bytes] = []
+        self._answered: list[tuple[_Request, bytes]] = []
         self._keeps = False
 
     def __len__(self) -> int:
@@ -130,11 +140,10 @@ class Requests:
     def send(self, session: Session, event: Event, service: Service, envelope: Envelope) -> None:
         """Hand the event to its service, unless it was before. Raises ``PeerError`` when too many wait already."""
         assert event.id is not None
-        key = (session.socket_id, event.id)
-        number = _number(envelope)
-        waiting = self._waiting.get(key)
-        if waiting is not None:
-            if waiting.number != number:
+        key = session.socket_id, event.id
+        number = crc32(envelope.payload, _number_of_kind(event.name, envelope.room_id))
+        if key in self._waiting:
+            if self._waiting[key].number != number:
                 raise PeerError(Code.INVALID_MESSAGE, "another request of this id waits for its answer", id=event.id)
             self._counters.requests_repeated += 1
             return  # the answer on its way is this one's too
@@ -143,18 +152,16 @@ class Requests:
             raise _too_many(event.name, event.id, Code.RATE_LIMITED, message)
         queue = self._queues.get(id(service))
         if queue is None:
-            queue = self._queues[id(service)] = _Queue(service, self._kept)
+            queue = self._queues[id(service)] = _Queue(service, self._window, self._sent)
         if len(queue.requests) >= service.requests:
             message = "too many requests wait for this service's answers"
             raise _too_many(event.name, event.id, Code.SERVICE_UNAVAILABLE, message)
-        claim = _claim(envelope.user_id, event.id) if self._kept and session.dialect.lasting_ids else ""
-        deadline = self._clock.seconds() + service.timeout
-        request = _Request(session, event.name, number, claim, queue, key, deadline)
-        sent = partial(self._sent, request)
+        claim = _claim(envelope.user_id, event.id) if self._window and session.dialect.lasting_ids else ""
+        request = _Request(session, event.name, number, claim, queue, key, envelope.timestamp)
         if claim:
-            self._dispatch.send_once(service, envelope, claim, number, queue.script, sent)
+            self._dispatch.send_once(service, envelope, claim, number, queue.script, request)
         else:
-            self._dispatch.send(service, envelope, sent)
+            self._dispatch.send(service, envelope, request)
         self._waiting[key] = request
         queue.requests[request] = None
         session.requests += 1
@@ -167,7 +174,7 @@ class Requests:
         delivery = Delivery(message.type, message.payload, None, request_id)
         late = False
         for socket_id in message.recipients or ():
-            request = self._waiting.get((socket_id, request_id))
+            request = self._waiting.pop((socket_id, request_id), None)
             if request is not None:
                 self._settle(request, delivery, body)
                 self._counters.delivered += 1
@@ -181,11 +188,11 @@ class Requests:
 
     def sweep(self) -> None:
         """What time brings: answers that are overdue, and those that another request of the same id was given."""
-        now = self._clock.seconds()
+        now = self._now() * 1000
         for number, queue in tuple(self._queues.items()):
             while queue.requests:
                 request = next(iter(queue.requests))
-                if request.deadline > now:
+                if request.sent + queue.service.timeout * 1000 > now:
                     break
                 self._time_out(request)
             if not queue.requests:
@@ -195,10 +202,12 @@ class Requests:
 
     def keep(self) -> None:
         """Have Redis keep what was answered since the last time. To be called before the process stops."""
-        if self._claims:
-            keeping = self._bus.call(KEEP, self._claims, (self._kept, *self._answers))
-            keeping.addErrback(self._none_kept, len(self._claims)).addCallback(self._not_kept)
-            self._claims, self._answers = [], []
+        answered, self._answered = self._answered, []
+        if answered:
+            try:
+                self._bus.run_all(KEEP, answered, self._not_kept)
+            except NotPublished:
+                self._counters.answers_not_kept += len(answered)
 
     def _sent(self, request: _Request, taken: int | bytes) -> None:
         if type(taken) is int and taken > 0 and request.queue.service.reply:
@@ -209,17 +218,19 @@ class Requests:
             self._counters.requests_repeated += 1
             self._elsewhere[request.key] = request
             self._found([taken], (request,))
-        elif taken > 0:
-            self._close(request, Ack(request.key[1], taken))
+            return
+        del self._waiting[request.key]
+        self._forget(request)
+        if taken > 0:
+            request.session.say(Ack(request.key[1], taken))
         else:
-            self._forget(request)
             request.session.refuse(not_taken(request.name, request.key[1], taken, self._counters))
 
     def _adopt(self, claim: str, socket_id: str, body: bytes) -> None:
         """The gateway of that socket is gone, and the service answers all others instead."""
         # Who waits for it here finds it at the next sweep. To look at once, for each of all that such a gateway left,
         # asks Redis about all others each time: 4 million keys for 2,000 requests.
-        self._bus.call(ADOPT, (claim,), (socket_id, body, self._kept)).addErrback(self._not_asked)
+        self._bus.call(ADOPT, (claim,), (socket_id, body)).addErrback(self._not_asked)
 
     def _look(self) -> None:
         if self._elsewhere and self._bus.available:
@@ -234,50 +245,44 @@ class Requests:
             if answer is None or not answer.startswith(kept) or self._elsewhere.get(request.key) is not request:
                 continue
             known = _decode(answer.removeprefix(kept))
-            self._close(request, Delivery(known.type, known.payload, None, request.key[1]))
+            del self._waiting[request.key]
+            self._forget(request)
+            request.session.say(Delivery(known.type, known.payload, None, request.key[1]))
 
     def _not_asked(self, failure: Failure) -> None:
         if failure.check(NotPublished) is None:
             self._log.failure("Cannot ask Redis about repeated requests", failure=failure)
 
     def _time_out(self, request: _Request) -> None:
+        del self._waiting[request.key]
         self._counters.requests_timed_out += 1
         message, name = f"no answer within {request.queue.service.timeout:g} s", request.name
         body = _encode({"type": "error", "payload": {"code": Code.TIMEOUT, "message": message, "eventType": name}})
         self._settle(request, ErrorMessage(Code.TIMEOUT, message, name, None, request.key[1]), body)
 
     def _settle(self, request: _Request, outbound: Outbound, body: bytes) -> None:
+        """It waits no longer: the client is told, and Redis is to keep what."""
         if request.claim:
             if not self._keeps:
                 self._keeps = True
                 self._clock.callLater(_KEEP_AFTER, self._keep_soon)
-            self._claims.append(request.claim)
-            self._answers.append(b"=%d:%b" % (request.number, body))
-            if len(self._claims) == _KEPT_AT_ONCE:
+            self._answered.append((request, body))
+            if len(self._answered) == _KEPT_AT_ONCE:
                 self.keep()
-        self._close(request, outbound)
+        self._forget(request)
+        request.session.say(outbound)
 
     def _keep_soon(self) -> None:
         self._keeps = False
         self.keep()
 
-    def _none_kept(self, failure: Failure, answers: int) -> int:
-        if failure.check(NotPublished) is None:
-            self._log.failure("Answers to requests could not be kept", failure=failure)
-        return answers
-
-    def _not_kept(self, answers: int) -> None:
-        self._counters.answers_not_kept += answers
-
-    def _close(self, request: _Request, outbound: Outbound) -> None:
-        self._forget(request)
-        request.session.say(outbound)
+    def _not_kept(self, _: int) -> None:
+        self._counters.answers_not_kept += 1
 
     def _forget(self, request: _Request) -> None:
-        key = request.key
-        del self._waiting[key], request.queue.requests[request]
+        del request.queue.requests[request]
         if self._elsewhere:
-            self._elsewhere.pop(key, None)
+            self._elsewhere.pop(request.key, None)
         request.session.requests -= 1
 
 
@@ -303,12 +308,13 @@ def _too_many(name: str, id: RequestId | None, code: Code, message: str) -> Peer
 
 
 def _claim(user_id: str, request_id: RequestId) -> str:
-    return f"request:{_encode((user_id, request_id)).decode()}"
+    claims = _claims_of(user_id)
+    return f"{claims}:{request_id}" if isinstance(request_id, str) else f"{claims}#{request_id}"
 
 
-def _number(envelope: Envelope) -> int:
-    """Which event it is."""
-    return crc32(envelope.payload, _number_of_kind(envelope.event_type, envelope.room_id))
+@lru_cache(10_000)
+def _claims_of(user_id: str) -> str:
+    return f"request:{len(user_id)}:{user_id}"
 
 
 @lru_cache(10_000)

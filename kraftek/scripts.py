@@ -6,12 +6,21 @@ by :meth:`kraftek.interfaces.IBus.run`.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from hashlib import sha1
+from typing import Any
 
+import msgspec
 from msgspec import Struct
 
-__all__ = ["Script"]
+__all__ = ["ForEach", "Script", "Value"]
+
+Value = str | int
+"""What a script is told of a message beside its body: the name of a key, or an argument."""
+
+Pack = Callable[[list[Any]], tuple[Sequence[Value], Sequence[bytes]]]
+"""Makes of messages what :class:`ForEach` gives to Redis."""
 
 
 class Script(Struct, frozen=True, dict=True):
@@ -19,33 +28,63 @@ class Script(Struct, frozen=True, dict=True):
 
     source: str
 
-    @classmethod
-    def each(cls, keys: str, args: str, body: str, before: str = "") -> Script:
-        """A script that runs ``body`` for each message of many, and answers with a list of what each came to.
-
-        ``keys`` and ``args`` name those of one message, as ``body`` calls them: ``"stream, claim"``. It returns a
-        number or a string, or nil when nobody needs to know; ``before`` comes before the first. What fails for one
-        message does not for the others.
-        """
-        given = ", ".join((*_of_one("KEYS", keys), *_of_one("ARGV", args)))
-        return cls(f"""{before}
-local function each({keys}, {args}) {body} end
-local answers = {{}}
-for i = 0, #KEYS / {len(keys.split(","))} - 1 do
-    local done, answer = pcall(each, {given})
-    if not done and type(answer) ~= 'table' then answer = {{err = tostring(answer)}} end
-    answers[i + 1] = answer or false
-end
-return answers
-""")
-
     @cached_property
     def digest(self) -> str:
         """The name under which Redis remembers the script: the source's SHA-1 in hex (``EVALSHA``)."""
         return sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
 
-def _of_one(table: str, names: str) -> list[str]:
-    """The expressions for what the message ``i`` has in a table that holds those of all, one after another."""
-    names_of_one = names.split(",")
-    return [f"{table}[{len(names_of_one)} * i + {number}]" for number in range(1, len(names_of_one) + 1)]
+class ForEach(Script, frozen=True, dict=True):
+    """A script that does something for each message of many, and answers with what came of which.
+
+    It is given what :meth:`arguments` makes of them. Its answer is a list: the position of a message of which something
+    came, and what; then the next. What fails for one message does not for the others.
+
+    ``pack`` makes of the messages, whatever they are, their values, one after another, and their bodies. It is called
+    once for all that leave together: a loop over one thing at a time stays in the processor's cache, and saves 1 µs of
+    the 10 that a message costs. Of the ``values`` of one message so many are names of ``keys``.
+    """
+
+    pack: Pack
+    keys: int
+    values: int
+
+    @classmethod
+    def make(cls, keys: str, args: str, pack: Pack, does: str, before: str = "") -> ForEach:
+        """``keys`` and ``args`` are the names by which ``does`` calls the values of one message (``"stream, claim"``),
+        whose ``body`` it has too. It returns a number or a string, or nil when nobody needs to know. ``before`` comes
+        before the first.
+        """
+        names = [name for part in (keys, args) for name in part.split(", ") if name]
+        given = ", ".join(f"given[at + {number}]" for number in range(len(names)))
+        source = f"""{before}
+local function each({", ".join(("body", *names))}) {does} end
+local given, answers, at = cmsgpack.unpack(ARGV[1]), {{}}, 1
+for i = 2, #ARGV do
+    local done, answer = pcall(each, ARGV[i], {given})
+    at = at + {len(names)}
+    if not done and type(answer) ~= 'table' then answer = {{err = tostring(answer)}} end
+    if answer then
+        answers[#answers + 1] = i - 2
+        answers[#answers + 1] = answer
+    end
+end
+return answers
+"""
+        return cls(source, pack, len(keys.split(", ")), len(names))
+
+    def arguments(self, messages: list[Any], prefix: str) -> list[bytes]:
+        """What the script is given of these messages: all their values as MessagePack, then their bodies.
+
+        A value that is an argument of its own takes us 1,100 processor instructions, and this way 100. In one list they
+        take Redis fewer than in one for each message. A body takes it a dozen for each byte, as often as it becomes a
+        string of Lua: so it is not cut out of another, nor made part of one.
+        """
+        values, bodies = self.pack(messages)
+        if prefix:
+            keys, each = self.keys, self.values
+            values = [f"{prefix}{value}" if i % each < keys else value for i, value in enumerate(values)]
+        return [_pack(values), *bodies]
+
+
+_pack = msgspec.msgpack.Encoder().encode

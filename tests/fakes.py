@@ -26,6 +26,7 @@ from kraftek.interfaces import (
     IRooms,
 )
 from kraftek.messages import Grant, Outgoing, Token
+from kraftek.scripts import ForEach
 
 
 @implementer(ILink)
@@ -275,17 +276,16 @@ class FakeBus:
         self.calls.append(made)
         return made.reply
 
-    def run(
-        self,
-        script: Any,
-        keys: Sequence[str],
-        args: Sequence[bytes | str | int | float],
-        receipt: Callable[[Any], None],
-    ) -> None:
+    def run(self, script: ForEach, message: object, receipt: Callable[[Any], None]) -> None:
         self._check()
-        made = Call(script, tuple(keys), tuple(args), Deferred())
+        values, bodies = script.pack([message])
+        made = Call(script, tuple(map(str, values[: script.keys])), (*values[script.keys :], *bodies), Deferred())
         made.reply.addCallbacks(receipt, lambda _: receipt(-1))
         self.calls.append(made)
+
+    def run_all(self, script: ForEach, messages: Sequence[object], receipt: Callable[[Any], None]) -> None:
+        for message in messages:
+            self.run(script, message, receipt)
 
     def subscribe(self, channel: str, listener: Callable[[bytes], None]) -> None:
         self._channels.setdefault(self.channel_name(channel), []).append(listener)

@@ -90,7 +90,8 @@ class House:
             now=self.clock.seconds,
         )
         dispatch = Dispatch(self.registry, self.bus)
-        self.requests = Requests(dispatch, self.bus, gateway_id, self.limits, self.counters, self.clock)
+        tells = self.clock.seconds
+        self.requests = Requests(dispatch, self.bus, gateway_id, self.limits, self.counters, self.clock, tells)
         self.gateway = Gateway(
             gateway_id,
             EventRouter(self.registry),

@@ -61,7 +61,7 @@ class DispatchTest(TestCase):
         self, service: Service, event: Envelope, claim: str = "request:1", number: int = 1
     ) -> Deferred[int | bytes]:
         taken: Deferred[int | bytes] = Deferred()
-        script = once(service.transport, service.reply, 60_000)
+        script = once(service.transport, service.reply, 60_000, service.max_length)
         self.dispatch.send_once(service, event, claim, number, script, taken.callback)
         return taken
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from twisted.internet import reactor
 from twisted.internet.task import Clock, deferLater
 from twisted.trial.unittest import TestCase
@@ -19,7 +21,7 @@ from kraftek.errors import PeerError
 from kraftek.messages import Broadcast, Envelope, Event, Grant
 from kraftek.metrics import Counters
 from kraftek.registry import ServiceRegistry
-from kraftek.requests import Requests
+from kraftek.requests import Requests, _claim
 from kraftek.roster import Roster
 from kraftek.session import Session
 from kraftek.turn import Turn
@@ -235,6 +237,16 @@ def test_a_service_that_was_registered_anew() -> None:
     assert [message["payload"]["code"] for message in client.link.read()] == ["TIMEOUT"]
 
 
+USERS = st.text("a:#1", max_size=4)
+IDS = USERS | st.integers(-2, 2)
+
+
+@given(USERS, IDS, USERS, IDS)
+def test_no_two_requests_have_the_same_claim(user: str, id: int | str, other: str, other_id: int | str) -> None:
+    same = (user, type(id), id) == (other, type(other_id), other_id)
+    assert (_claim(user, id) == _claim(other, other_id)) == same
+
+
 class Gateway:
     """What concerns requests of one gateway process, on a real Redis."""
 
@@ -247,7 +259,8 @@ class Gateway:
         self.roster = Roster()
         self.limits = Limits(request_window=window)
         dispatch = Dispatch(self.registry, self.bus)
-        self.requests = Requests(dispatch, self.bus, name, self.limits, self.counters, self.clock)
+        tells = self.clock.seconds
+        self.requests = Requests(dispatch, self.bus, name, self.limits, self.counters, self.clock, tells)
 
     def handle(self, session: Session, message: Any) -> None:
         service = self.registry.find(message.name.partition(":")[0])
@@ -257,7 +270,7 @@ class Gateway:
             message.name,
             session.user_id,
             session.socket_id,
-            0,
+            int(self.clock.seconds() * 1000),
             self.name,
             f"events:reply:{self.name}",
             message.payload,
@@ -297,9 +310,9 @@ class RepeatedTest(TestCase):
         self.one = await self.gateway("one")
         self.two = await self.gateway("two")
 
-    async def gateway(self, name: str, window: float = 120.0) -> Gateway:
+    async def gateway(self, name: str, window: float = 120.0, timeout: float = 10.0) -> Gateway:
         services = [
-            Service(name="chat", channel="events:chat", transport="stream", reply=True),
+            Service(name="chat", channel="events:chat", transport="stream", reply=True, timeout=timeout),
             Service(name="log", channel="events:log", transport="stream"),
             Service(name="radio", channel="events:radio"),
         ]
@@ -428,8 +441,8 @@ class RepeatedTest(TestCase):
     async def test_an_answer_that_cannot_be_kept_is_counted(self) -> None:
         session = self.one.connect("1")
         await self.send(session)
-        self.client.delete('request:["ann","q"]')
-        self.client.lpush('request:["ann","q"]', "somebody else's")
+        self.client.delete('request:3:ann:q')
+        self.client.lpush('request:3:ann:q', "somebody else's")
         self.answer(self.one, "one.1")
         await self.one.bus.call("PING")
         assert len(told(session)) == 1
@@ -491,12 +504,33 @@ class RepeatedTest(TestCase):
         assert self.handled() == 7
         assert len(told(session)) == 6
 
+    async def test_an_answer_whose_claim_is_another_requests_by_now(self) -> None:
+        first, second, again = (self.one.connect(str(number)) for number in (1, 2, 3))
+        await self.send(first, payload=1)
+        await self.send(second, payload=2)
+        before = int(self.client.pttl('request:3:ann:q'))
+        self.answer(self.one, "one.1", "first")
+        await self.sweep(self.one)
+        assert 0 < int(self.client.pttl('request:3:ann:q')) <= before
+        await self.send(again, payload=2)
+        assert self.handled() == 2
+        self.answer(self.one, "one.2", "second")
+        await self.sweep(self.one)
+        await self.sweep(self.one)
+        assert [[message["payload"] for message in told(each)] for each in (first, second, again)] == [
+            ["first"],
+            ["second"],
+            ["second"],
+        ]
+
     async def test_the_window_passes(self) -> None:
-        brief = await self.gateway("brief", 0.05)
+        brief = await self.gateway("brief", 1.0, 1.0)
         session = brief.connect("1")
         await self.send(session)
-        assert int(self.client.pttl('request:["ann","q"]')) > 9_000  # it is waited for longer than answers are kept
+        assert int(self.client.pttl('request:3:ann:q')) > 1_000  # it is waited for, too
         self.answer(brief, "brief.1")
+        await self.send(brief.connect("2"))
+        assert self.handled() == 1
         while self.client.keys("request:*"):
             await deferLater(reactor, 0.01)
         await self.send(session)

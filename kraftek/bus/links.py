@@ -18,12 +18,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from txredisapi import HiredisProtocol, InvalidData, ResponseError
 
-from kraftek.bus.resp import Argument, command
+from kraftek.bus.resp import Argument, command, script_call
 from kraftek.config import Redis, RedisAddress
 from kraftek.errors import NotPublished
 from kraftek.fastpath import write_now
 from kraftek.interfaces import LOST, REFUSED
-from kraftek.scripts import Script
+from kraftek.scripts import ForEach, Script
 from kraftek.turn import Turn
 
 __all__ = ["INVALIDATE", "CommandLink", "Link", "LinkOwner", "Listeners", "SubscriberLink"]
@@ -244,40 +244,44 @@ class CommandLink(Link):
             return self.ask("EVAL", script.source, *rest)
         return self.ask("EVALSHA", script.digest, *rest).addErrback(self._forgotten, script, rest)
 
-    def evaluate(
-        self, script: Script, keys: Sequence[str], args: Sequence[Argument], receipt: Callable[[Any], None]
-    ) -> None:
-        """Run a script of :meth:`kraftek.scripts.Script.each` for one message, in order with everything else.
+    def evaluate(self, script: ForEach, message: object, receipt: Callable[[Any], None]) -> None:
+        """Run a script for one message, in order with everything else.
 
         Messages in a row for the same script are one command: a command each costs 5 µs more, here and in Redis.
         """
         batch = self._batch
-        if batch is None or batch.script is not script or len(batch.receipts) == _BATCH:
-            if batch is not None:
-                self._close_batch()
-            batch = self._batch = _Batch(script)
-            if not self._flushes:
-                self._flushes = True
-                self._turn.at_end(self)
-        batch.keys += keys
-        batch.args += args
+        if batch is None or batch.script is not script or len(batch.messages) == _BATCH:
+            batch = self._open_batch(script)
+        batch.messages.append(message)
         batch.receipts.append(receipt)
         self.batched += 1
+
+    def evaluate_all(self, script: ForEach, messages: Sequence[object], receipt: Callable[[Any], None]) -> None:
+        """As :meth:`evaluate` for all of them, however many, in one command."""
+        batch = self._open_batch(script)
+        batch.messages += messages
+        batch.receipts += [receipt] * len(messages)
+        self.batched += len(messages)
+        self._close_batch()
 
     def unpublished(self, receipt: Callable[[int], None], reply: Any) -> None:
         """As the base class has it; also the answers to a batch come here."""
         if type(receipt) is not _Batch:
             super().unpublished(receipt, reply)
         elif _is_forgotten(reply):
-            self._send_batch("EVAL", receipt.script.source, receipt)
+            self._send_batch(b"EVAL", receipt.script.source, receipt)
         else:
-            self.batched -= len(receipt.receipts) - 1
-            answers = reply if type(reply) is list else [reply] * len(receipt.receipts)
-            for each, answer in zip(receipt.receipts, answers, strict=True):
+            receipts = receipt.receipts
+            self.batched -= len(receipts) - 1
+            if type(reply) is list:
+                answers = [(receipts[reply[i]], reply[i + 1]) for i in range(0, len(reply), 2)]
+            else:
+                answers = [(each, reply) for each in receipts]
+            for each, answer in answers:
                 try:
                     if type(answer) is int or type(answer) is bytes:
                         each(answer)
-                    elif answer is not None:
+                    else:
                         super().unpublished(each, answer)
                 except Exception:  # noqa: BLE001  # as for a reply: one's fault must not keep it from the others
                     self.log.failure("Failed on a reply of Redis")
@@ -298,18 +302,28 @@ class CommandLink(Link):
         self._unwritten.clear()
         super().connectionLost(why)
 
+    def _open_batch(self, script: ForEach) -> _Batch:
+        if self._batch is not None:
+            self._close_batch()
+        if not self._flushes:
+            self._flushes = True
+            self._turn.at_end(self)
+        self._batch = _Batch(script)
+        return self._batch
+
     def _close_batch(self) -> None:
         batch, self._batch = self._batch, None
         assert batch is not None
         self.batched -= 1  # it is one of those that wait
         if batch.script in self._scripts:
-            self._send_batch("EVALSHA", batch.script.digest, batch)
+            self._send_batch(b"EVALSHA", batch.script.digest, batch)
         else:
             self._scripts.add(batch.script)
-            self._send_batch("EVAL", batch.script.source, batch)
+            self._send_batch(b"EVAL", batch.script.source, batch)
 
-    def _send_batch(self, name: str, script: str, batch: _Batch) -> None:
-        self.send(command(name, script, len(batch.keys), *batch.keys, *batch.args), batch)
+    def _send_batch(self, name: bytes, script: str, batch: _Batch) -> None:
+        given = batch.script.arguments(batch.messages, self._config.prefix)
+        self.send(script_call(name, script, given), batch)
 
     def _forgotten(
         self, failure: Failure, script: Script, rest: Sequence[Argument]
@@ -322,12 +336,11 @@ class CommandLink(Link):
 class _Batch:
     """Messages for one script, and who is told what became of each."""
 
-    __slots__ = ("args", "keys", "receipts", "script")
+    __slots__ = ("messages", "receipts", "script")
 
-    def __init__(self, script: Script) -> None:
+    def __init__(self, script: ForEach) -> None:
         self.script = script
-        self.keys: list[str] = []
-        self.args: list[Argument] = []
+        self.messages: list[object] = []
         self.receipts: list[Callable[[Any], None]] = []
 
     def __call__(self, answer: object) -> None:

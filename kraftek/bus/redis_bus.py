@@ -25,7 +25,7 @@ from kraftek.config import Redis, redis_address
 from kraftek.errors import NotPublished
 from kraftek.interfaces import EntryListener, IBus, IBusListener
 from kraftek.metrics import Counters
-from kraftek.scripts import Script
+from kraftek.scripts import ForEach, Script
 from kraftek.turn import Turn
 
 __all__ = ["RedisBus"]
@@ -94,16 +94,17 @@ class RedisBus(MultiService):
             return link.run(command, names, args)
         return link.ask(command, *names, *args)
 
-    def run(
-        self, script: Script, keys: Sequence[str], args: Sequence[Argument], receipt: Callable[[Any], None]
-    ) -> None:
-        prefix = self._prefix
-        if prefix:
-            keys = [prefix + key for key in keys]
+    def run(self, script: ForEach, message: object, receipt: Callable[[Any], None]) -> None:
         link = self._commands
         if link is None or not self.available or len(link.waiting) + link.batched >= self._in_flight:
             raise self._not_published()
-        link.evaluate(script, keys, args, receipt)
+        link.evaluate(script, message, receipt)
+
+    def run_all(self, script: ForEach, messages: Sequence[object], receipt: Callable[[Any], None]) -> None:
+        link = self._commands
+        if link is None or not self.available or len(link.waiting) + link.batched >= self._in_flight:
+            raise self._not_published()
+        link.evaluate_all(script, messages, receipt)
 
     def subscribe(self, channel: str, listener: Callable[[bytes], None]) -> None:
         name = self.channel_name(channel).encode()

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import hiredis
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,7 +25,7 @@ from kraftek.bus.links import CommandLink, Link, SubscriberLink
 from kraftek.config import Redis, redis_address
 from kraftek.errors import NotPublished
 from kraftek.interfaces import LOST, REFUSED
-from kraftek.scripts import Script
+from kraftek.scripts import ForEach, Script
 from kraftek.turn import Turn
 
 PASSWORD = "correct horse"
@@ -375,55 +376,95 @@ def test_a_script_that_fails_is_not_sent_again() -> None:
 # Scripts for many messages
 
 
-EACH = Script("each message")
+def apart(messages: list[tuple[Any, ...]]) -> tuple[list[Any], list[bytes]]:
+    """Of each message the values, and the body, which is its last."""
+    return [value for message in messages for value in message[:-1]], [message[-1] for message in messages]
+
+
+EACH = ForEach("each message", apart, 1, 2)
 
 
 def batch_story() -> tuple[Story, CommandLink, list[Any]]:
     """A link on which Redis knows the script, and what the receipts of its messages say."""
     story, link = command_story()
-    link.evaluate(EACH, [], [], lambda _: None)
-    assert story.written() == ["EVAL each message 0"]
-    story.reads(b"*1", b":0")
+    link.evaluate(EACH, ("k", 1, b""), lambda _: None)
+    assert scripts(story) == ['EVAL each message ["k",1] ']
+    story.reads(b"*0")
     assert link.batched == 0
     return story, link, []
 
 
+def scripts(story: Story) -> list[str]:
+    """The commands written, with what they carry for scripts as text."""
+    story.clock.advance(0)
+    reader = hiredis.Reader()
+    for write in story.wire.writes:
+        reader.feed(write)
+    story.wire.writes.clear()
+    commands = []
+    while (command := reader.gets()) is not False:
+        name, *rest = command
+        if name in (b"EVAL", b"EVALSHA"):
+            script, keys, values, *bodies = rest
+            assert keys == b"0"
+            rest = [script, msgspec.json.encode(msgspec.msgpack.decode(values)), *bodies]
+        commands.append(b" ".join([name, *rest]).decode())
+    return commands
+
+
 def test_messages_in_a_row_are_one_command() -> None:
     story, link, got = batch_story()
-    other = Script("another")
+    other = ForEach("another", apart, 1, 1)
     for text in "ab":
-        link.evaluate(EACH, [f"k{text}"], [text], got.append)
+        link.evaluate(EACH, (f"k{text}", 7, text.encode() * 3), got.append)
     assert link.batched == 2
     link.send(b"*1\r\n$4\r\nPING\r\n", got.append)
-    link.evaluate(EACH, ["kc"], ["c"], got.append)
-    link.evaluate(other, ["kd"], ["d"], got.append)
+    link.evaluate(EACH, ("kc", 7, b"c"), got.append)
+    link.evaluate(other, ("kd", b"d"), got.append)
     told = f"EVALSHA {EACH.digest}"
-    assert story.written() == [f"{told} 2 ka kb a b | PING | {told} 1 kc c | EVAL another 1 kd d"]
+    assert scripts(story) == [
+        f'{told} ["ka",7,"kb",7] aaa bbb',
+        "PING",
+        f'{told} ["kc",7] c',
+        'EVAL another ["kd"] d',
+    ]
     assert len(link.waiting) + link.batched == 5
-    story.reads(b"*2\r\n:1\r\n$3\r\nyes", b":7", b"*1\r\n-ERR no", b"-OOM for all")
+    story.reads(b"*4\r\n:0\r\n:1\r\n:1\r\n$3\r\nyes", b":7", b"*2\r\n:0\r\n-ERR no", b"-OOM for all")
     assert got == [1, b"yes", 7, REFUSED, REFUSED]
     assert len(link.waiting) + link.batched == 0
 
 
-def test_of_a_message_that_came_to_nil_there_is_no_receipt() -> None:
+def test_of_a_message_that_came_to_nothing_there_is_no_receipt() -> None:
     story, link, got = batch_story()
     for text in "abc":
-        link.evaluate(EACH, [f"k{text}"], [text], got.append)
-    story.written()
-    story.reads(b"*3\r\n$-1\r\n:0\r\n$-1")
+        link.evaluate(EACH, (f"k{text}", b""), got.append)
+    scripts(story)
+    story.reads(b"*2\r\n:1\r\n:0")
     assert got == [0]
+    assert len(link.waiting) + link.batched == 0
+
+
+def test_many_at_once() -> None:
+    story, link, got = batch_story()
+    link.evaluate(EACH, ("ka", b"a"), got.append)
+    link.evaluate_all(EACH, [("kb", b"b"), ("kc", b"c")], got.append)
+    link.evaluate(EACH, ("kd", b"d"), got.append)
+    assert len(link.waiting) + link.batched == 4
+    told = f"EVALSHA {EACH.digest}"
+    assert scripts(story) == [f'{told} ["ka"] a', f'{told} ["kb","kc"] b c', f'{told} ["kd"] d']
+    story.reads(b"*2\r\n:0\r\n:1", b"*2\r\n:1\r\n:3", b"*2\r\n:0\r\n:4")
+    assert got == [1, 3, 4]
     assert len(link.waiting) + link.batched == 0
 
 
 def test_a_command_has_so_many_messages_at_most() -> None:
     story, link, got = batch_story()
     for number in range(250):
-        link.evaluate(EACH, [], [number], got.append)
-    (written,) = story.written()
-    assert [len(part.split()) - 3 for part in written.split(" | ")] == [100, 100, 50]
+        link.evaluate(EACH, (f"k{number}", b""), got.append)
+    assert [told.count('"k') for told in scripts(story)] == [100, 100, 50]
     assert len(link.waiting) + link.batched == 250
     for size in 100, 100, 50:
-        story.reads(b"*%d" % size, *[b":1"] * size)
+        story.reads(b"*%d" % (2 * size), *[b":%d\r\n:1" % number for number in range(size)])
     assert got == [1] * 250
     assert len(link.waiting) + link.batched == 0
 
@@ -431,21 +472,21 @@ def test_a_command_has_so_many_messages_at_most() -> None:
 def test_a_forgotten_script_goes_whole_again_for_all_messages() -> None:
     story, link, got = batch_story()
     for text in "ab":
-        link.evaluate(EACH, [], [text], got.append)
-    story.written()
+        link.evaluate(EACH, (f"k{text}", text.encode()), got.append)
+    scripts(story)
     story.reads(b"-NOSCRIPT No matching script. Please use EVAL.")
-    assert story.written() == ["EVAL each message 0 a b"]
+    assert scripts(story) == ['EVAL each message ["ka","kb"] a b']
     assert (got, len(link.waiting) + link.batched) == ([], 2)
-    story.reads(b"*2\r\n:1\r\n:2")
+    story.reads(b"*4\r\n:0\r\n:1\r\n:1\r\n:2")
     assert (got, len(link.waiting) + link.batched) == ([1, 2], 0)
 
 
 def test_who_waits_for_many_messages_is_told_when_the_link_is_lost() -> None:
     story, link, got = batch_story()
     for text in "ab":
-        link.evaluate(EACH, [], [text], got.append)
+        link.evaluate(EACH, (text, b""), got.append)
     story.written()
-    link.evaluate(EACH, [], ["c"], got.append)
+    link.evaluate(EACH, ("c", b""), got.append)
     story.lose()
     assert (got, len(link.waiting) + link.batched) == ([LOST] * 3, 0)
     story.wire.writes.clear()
@@ -458,11 +499,11 @@ def test_a_receipt_that_fails_keeps_nothing_from_the_others_of_its_command() -> 
         raise ZeroDivisionError
 
     story, link, got = batch_story()
-    link.evaluate(EACH, [], ["a"], fails)
-    link.evaluate(EACH, [], ["b"], got.append)
+    link.evaluate(EACH, ("a", b""), fails)
+    link.evaluate(EACH, ("b", b""), got.append)
     story.written()
     with capturedLogs() as events:
-        story.reads(b"*2\r\n:1\r\n:2")
+        story.reads(b"*4\r\n:0\r\n:1\r\n:1\r\n:2")
     assert got == [2]
     assert "Failed on a reply of Redis" in logged(events)
     assert link.batched == 0

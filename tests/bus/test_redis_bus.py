@@ -20,9 +20,9 @@ from zope.interface.verify import verifyObject
 from kraftek.bus import RedisBus
 from kraftek.config import Redis
 from kraftek.errors import NotPublished
-from kraftek.interfaces import IBus, IBusListener
+from kraftek.interfaces import REFUSED, IBus, IBusListener
 from kraftek.metrics import Counters
-from kraftek.scripts import Script
+from kraftek.scripts import ForEach, Script
 from kraftek.turn import Turn
 from tests.redis_server import PrivateRedis, bundled_redis_server
 
@@ -45,6 +45,11 @@ class Told:
 
     def bus_down(self) -> None:
         self.events.append("down")
+
+
+def apart(messages: list[tuple[Any, ...]]) -> tuple[list[Any], list[bytes]]:
+    """Of each message the values, and the body, which is its last."""
+    return [value for message in messages for value in message[:-1]], [message[-1] for message in messages]
 
 
 class RedisBusTest(TestCase):
@@ -335,6 +340,31 @@ class RedisBusTest(TestCase):
         bus = await self.up()
         for _ in range(2):
             await self.assertFailure(bus.call(Script("this is not Lua")), ResponseError)
+
+    async def test_a_script_for_many_messages(self) -> None:
+        bus = await self.up(prefix="us:")
+        put = ForEach.make("key, other", "name, number", apart, """
+if name == 'none' then return end
+if name == 'fails' then error('on purpose') end
+redis.call('RPUSH', key, body)
+redis.call('RPUSH', other, name, number)
+return name == 'text' and body or redis.call('LLEN', key)
+""")
+        bodies = b"\x00\xff\r\n", b"", "\N{SNOWMAN}".encode() * 30_000, b"x" * 70_000
+        names = "a", "a" * 40, "\N{SNOWMAN}" * 300, "a" * 70_000
+        numbers = 0, 127, 4_294_967_295, 1 << 40
+        got: list[Any] = []
+        bus.run(put, ("k", "o", "none", 1, b"not put"), got.append)
+        for each in zip(names, numbers, bodies, strict=True):
+            bus.run(put, ("k", "o", *each), got.append)
+        bus.run(put, ("k", "o", "fails", 1, b"not put"), got.append)
+        bus.run(put, ("k", "o", "text", 1, b"put"), got.append)
+        bus.run_all(put, [("k", "o", "none", 1, b"not put"), ("l", "o", "all", 1, b"put")], got.append)
+        await bus.call("PING")
+        assert got == [1, 2, 3, 4, REFUSED, b"put", 1]
+        assert self.redis.call("LRANGE", "us:k", "0", "-1") == [*bodies, b"put"]
+        told = [text.encode() for pair in zip(names, map(str, numbers), strict=True) for text in pair]
+        assert self.redis.call("LRANGE", "us:o", "0", "7") == told
 
     # Coming and going
 

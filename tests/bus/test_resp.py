@@ -6,7 +6,7 @@ import hiredis
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kraftek.bus.resp import command, publish_head
+from kraftek.bus.resp import _LENGTHS, _LENGTHS_KEPT, command, publish_head, script_call
 
 ARGUMENTS = st.binary() | st.text(st.characters(exclude_categories=["Cs"])) | st.integers() | st.floats()
 
@@ -25,6 +25,18 @@ def test_a_command_is_its_parts(parts: list[bytes | str | int | float]) -> None:
     assert parsed(command(*parts)) == [
         part if isinstance(part, bytes) else str(part).encode() for part in parts
     ]
+
+
+@given(st.lists(st.binary()))
+def test_a_script_is_called_with_its_arguments(args: list[bytes]) -> None:
+    assert parsed(script_call(b"EVALSHA", "a1b2", args)) == [b"EVALSHA", b"a1b2", b"0", *args]
+
+
+def test_lengths_beyond_those_remembered() -> None:
+    args = [b"x" * length for length in range(_LENGTHS_KEPT + 10)]
+    for _ in range(2):
+        assert parsed(script_call(b"EVALSHA", "a1b2", args))[3:] == args
+        assert len(_LENGTHS) <= _LENGTHS_KEPT
 
 
 @given(st.binary(), st.binary())
