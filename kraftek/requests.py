@@ -35,8 +35,8 @@ _RETRY_AFTER = 1.0
 Key = tuple[str, RequestId]
 """A request by its socket and its id."""
 
-_KEPT_AT_ONCE = 50
-"""Answers that one command keeps, which takes Redis a third of a millisecond. A command for each costs 3 µs more."""
+_KEPT_AT_ONCE = 100
+"""Answers that one command keeps, which takes Redis two thirds of a millisecond. A command for each costs 3 µs more."""
 
 _KEEP_AFTER = 0.02
 """Seconds that an answer waits for others at most, before Redis keeps it."""
@@ -142,8 +142,9 @@ class Requests:
         assert event.id is not None
         key = session.socket_id, event.id
         number = crc32(envelope.payload, _number_of_kind(event.name, envelope.room_id))
-        if key in self._waiting:
-            if self._waiting[key].number != number:
+        waiting = self._waiting
+        if key in waiting:
+            if waiting[key].number != number:
                 raise PeerError(Code.INVALID_MESSAGE, "another request of this id waits for its answer", id=event.id)
             self._counters.requests_repeated += 1
             return  # the answer on its way is this one's too
@@ -162,7 +163,7 @@ class Requests:
             self._dispatch.send_once(service, envelope, claim, number, queue.script, request)
         else:
             self._dispatch.send(service, envelope, request)
-        self._waiting[key] = request
+        waiting[key] = request
         queue.requests[request] = None
         session.requests += 1
 

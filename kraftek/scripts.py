@@ -41,8 +41,8 @@ class ForEach(Script, frozen=True, dict=True):
     came, and what; then the next. What fails for one message does not for the others.
 
     ``pack`` makes of the messages, whatever they are, their values, one after another, and their bodies. It is called
-    once for all that leave together: a loop over one thing at a time stays in the processor's cache, and saves 1 µs of
-    the 10 that a message costs. Of the ``values`` of one message so many are names of ``keys``.
+    once for all that leave together: a loop over one thing at a time stays in the processor's cache, which saved 2 of
+    the 28 µs that a request cost. Of the ``values`` of one message so many are names of ``keys``.
     """
 
     pack: Pack

@@ -463,11 +463,11 @@ class RepeatedTest(TestCase):
 
     async def test_what_times_out_together_is_kept_together(self) -> None:
         session = self.one.connect("1")
-        for number in range(50):
+        for number in range(100):
             await self.send(session, id=number)
         before = self.scripts()
         await self.sweep(self.one, 10)
-        assert len(told(session)) == 50
+        assert len(told(session)) == 100
         assert self.scripts() == before + 1
         assert self.one.clock.getDelayedCalls() == []
 

@@ -222,12 +222,14 @@ class CommandLink(Link):
 
     def flush(self) -> None:
         """Write now. (The base class's ``flush`` empties databases; nobody should miss it.)"""
-        if self._batch is not None:
-            self._close_batch()
-        self._flushes = False
-        unwritten, self._unwritten = self._unwritten, []
-        if unwritten:
-            self.write(b"".join(unwritten))
+        try:
+            if self._batch is not None:
+                self._close_batch()
+        finally:
+            self._flushes = False
+            unwritten, self._unwritten = self._unwritten, []
+            if unwritten:
+                self.write(b"".join(unwritten))
 
     def prepare(self) -> Sequence[Deferred[Any]]:
         return [self.ask("SELECT", self._address.database)]

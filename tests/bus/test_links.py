@@ -434,6 +434,22 @@ def test_messages_in_a_row_are_one_command() -> None:
     assert len(link.waiting) + link.batched == 0
 
 
+def test_messages_that_cannot_be_told_to_redis_keep_nothing_from_the_others() -> None:
+    def fails(messages: list[Any]) -> Any:
+        raise ZeroDivisionError
+
+    story, link, got = batch_story()
+    link.evaluate(EACH, ("ka", b"a"), got.append)
+    link.evaluate(ForEach("fails", fails, 1, 1), ("kb", b"b"), got.append)
+    with capturedLogs() as events:
+        assert scripts(story) == [f'EVALSHA {EACH.digest} ["ka"] a']
+    assert "Failed at the end of a turn" in logged(events)
+    link.evaluate(EACH, ("kc", b"c"), got.append)
+    assert scripts(story) == [f'EVALSHA {EACH.digest} ["kc"] c']
+    story.reads(b"*2\r\n:0\r\n:1", b"*2\r\n:0\r\n:2")
+    assert got == [1, 2]
+
+
 def test_of_a_message_that_came_to_nothing_there_is_no_receipt() -> None:
     story, link, got = batch_story()
     for text in "abc":
