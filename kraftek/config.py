@@ -63,7 +63,7 @@ class Redis(Struct, frozen=True, kw_only=True):
 
     ``url``: ``redis://``, ``rediss://`` (verified), ``unix://`` or ``embedded:``. ``ca``: file of certificate
     authorities for ``rediss://`` instead of the platform's. ``prefix``: put before every key and channel.
-    ``broadcast``: the channel on which services answer. ``in_flight``: publishes and commands that may wait for
+    ``broadcast``: the channel on which services answer. ``in_flight``: messages and commands that may wait for
     Redis's answer. ``ping_interval``, ``ping_timeout``: seconds; a dead link is noticed within their sum.
     """
 

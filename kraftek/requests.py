@@ -54,7 +54,7 @@ _decode = msgspec.json.Decoder(Broadcast).decode
 
 class _Request(Struct, eq=False, gc=False):
     """``number`` tells its event, of this ``name``, from others. ``claim`` is empty when it cannot be sent again.
-    ``sent``: when, in Unix milliseconds.
+    ``sent_at``: Unix milliseconds.
 
     It does not hold the event: of a thousand that wait, the payloads alone would fill a processor's cache. It is its
     own receipt, for the same reason.
@@ -66,10 +66,10 @@ class _Request(Struct, eq=False, gc=False):
     claim: str
     queue: _Queue
     key: Key
-    sent: int
+    sent_at: int
 
     def __call__(self, taken: int | bytes) -> None:
-        self.queue.sent(self, taken)
+        self.queue.receipt(self, taken)
 
 
 def _to_keep(answered: list[tuple[_Request, bytes]]) -> tuple[list[str], list[bytes]]:
@@ -87,13 +87,13 @@ end
 
 
 class _Queue:
-    """Requests of one service, in the order in which they are due. ``sent`` is told what became of each."""
+    """Requests of one service, in the order in which they are due. ``receipt`` is called with what became of each."""
 
-    __slots__ = ("requests", "script", "sent", "service")
+    __slots__ = ("receipt", "requests", "script", "service")
 
-    def __init__(self, service: Service, window: float, sent: Callable[[_Request, int | bytes], None]) -> None:
+    def __init__(self, service: Service, window: float, receipt: Callable[[_Request, int | bytes], None]) -> None:
         self.service = service
-        self.sent = sent
+        self.receipt = receipt
         known = window + service.timeout if service.reply else window
         self.script = once(service.transport, service.reply, ceil(known * 1000), service.max_length)
         self.requests: dict[_Request, None] = {}
@@ -193,7 +193,7 @@ class Requests:
         for number, queue in tuple(self._queues.items()):
             while queue.requests:
                 request = next(iter(queue.requests))
-                if request.sent + queue.service.timeout * 1000 > now:
+                if request.sent_at + queue.service.timeout * 1000 > now:
                     break
                 self._time_out(request)
             if not queue.requests:

@@ -37,8 +37,8 @@ class Script(Struct, frozen=True, dict=True):
 class ForEach(Script, frozen=True, dict=True):
     """A script that does something for each message of many, and answers with what came of which.
 
-    It is given what :meth:`arguments` makes of them. Its answer is a list: the position of a message of which something
-    came, and what; then the next. What fails for one message does not for the others.
+    It has no ``KEYS``, but is given what :meth:`arguments` makes of them. Its answer is a list: the position, from 0,
+    of a message of which something came, and what; then the next. What fails for one message does not for the others.
 
     ``pack`` makes of the messages, whatever they are, their values, one after another, and their bodies. It is called
     once for all that leave together: a loop over one thing at a time stays in the processor's cache, which saved 2 of

@@ -90,8 +90,8 @@ class House:
             now=self.clock.seconds,
         )
         dispatch = Dispatch(self.registry, self.bus)
-        tells = self.clock.seconds
-        self.requests = Requests(dispatch, self.bus, gateway_id, self.limits, self.counters, self.clock, tells)
+        now = self.clock.seconds
+        self.requests = Requests(dispatch, self.bus, gateway_id, self.limits, self.counters, self.clock, now)
         self.gateway = Gateway(
             gateway_id,
             EventRouter(self.registry),

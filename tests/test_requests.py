@@ -259,8 +259,8 @@ class Gateway:
         self.roster = Roster()
         self.limits = Limits(request_window=window)
         dispatch = Dispatch(self.registry, self.bus)
-        tells = self.clock.seconds
-        self.requests = Requests(dispatch, self.bus, name, self.limits, self.counters, self.clock, tells)
+        now = self.clock.seconds
+        self.requests = Requests(dispatch, self.bus, name, self.limits, self.counters, self.clock, now)
 
     def handle(self, session: Session, message: Any) -> None:
         service = self.registry.find(message.name.partition(":")[0])

@@ -35,7 +35,7 @@ INVALIDATE = b"__redis__:invalidate"
 """The channel on which Redis says which tracked keys changed. Its messages are a list of keys, or ``None``."""
 
 _BATCH = 100
-"""Messages in one command at most: Redis does nothing else for a millisecond."""
+"""Messages of :meth:`CommandLink.evaluate` in one command at most: Redis does nothing else for a millisecond."""
 
 Listeners = Mapping[bytes, Sequence[Callable[[Any], None]]]
 """Who is called with the messages of which channel."""
@@ -152,7 +152,7 @@ class Link(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no annotati
             return
         if not self._refusal_logged:
             self._refusal_logged = True
-            self.log.error("Redis refuses to publish (said once a connection): {reason}", reason=str(reply))
+            self.log.error("Redis refuses a message (said once a connection): {reason}", reason=str(reply))
         receipt(REFUSED)
 
     def connectionLost(self, why: Failure) -> None:
@@ -222,14 +222,12 @@ class CommandLink(Link):
 
     def flush(self) -> None:
         """Write now. (The base class's ``flush`` empties databases; nobody should miss it.)"""
-        try:
-            if self._batch is not None:
-                self._close_batch()
-        finally:
-            self._flushes = False
-            unwritten, self._unwritten = self._unwritten, []
-            if unwritten:
-                self.write(b"".join(unwritten))
+        if self._batch is not None:
+            self._close_batch()
+        self._flushes = False
+        unwritten, self._unwritten = self._unwritten, []
+        if unwritten:
+            self.write(b"".join(unwritten))
 
     def prepare(self) -> Sequence[Deferred[Any]]:
         return [self.ask("SELECT", self._address.database)]
@@ -259,7 +257,7 @@ class CommandLink(Link):
         self.batched += 1
 
     def evaluate_all(self, script: ForEach, messages: Sequence[object], receipt: Callable[[Any], None]) -> None:
-        """As :meth:`evaluate` for all of them, however many, in one command."""
+        """As :meth:`evaluate` for all of them, in one command: who calls this sees to it that they are not too many."""
         batch = self._open_batch(script)
         batch.messages += messages
         batch.receipts += [receipt] * len(messages)
@@ -271,7 +269,8 @@ class CommandLink(Link):
         if type(receipt) is not _Batch:
             super().unpublished(receipt, reply)
         elif _is_forgotten(reply):
-            self._send_batch(b"EVAL", receipt.script.source, receipt)
+            given = receipt.given(self._config.prefix)
+            self.send(script_call(b"EVAL", receipt.script.source, given), receipt)
         else:
             receipts = receipt.receipts
             self.batched -= len(receipts) - 1
@@ -279,14 +278,7 @@ class CommandLink(Link):
                 answers = [(receipts[reply[i]], reply[i + 1]) for i in range(0, len(reply), 2)]
             else:
                 answers = [(each, reply) for each in receipts]
-            for each, answer in answers:
-                try:
-                    if type(answer) is int or type(answer) is bytes:
-                        each(answer)
-                    else:
-                        super().unpublished(each, answer)
-                except Exception:  # noqa: BLE001  # as for a reply: one's fault must not keep it from the others
-                    self.log.failure("Failed on a reply of Redis")
+            self._tell(answers)
 
     def track(self, target: int, prefixes: Sequence[str]) -> Deferred[Any]:
         """Have Redis tell the connection ``target`` about changes of keys, except those made on this connection.
@@ -316,16 +308,30 @@ class CommandLink(Link):
     def _close_batch(self) -> None:
         batch, self._batch = self._batch, None
         assert batch is not None
+        try:
+            given = batch.given(self._config.prefix)
+        except Exception:  # noqa: BLE001  # the edge's one guard: other messages wait for this turn's end
+            self.log.failure("Failed to tell Redis of messages")
+            self.batched -= len(batch.receipts)
+            refused = [(receipt, REFUSED) for receipt in batch.receipts]
+            self._reactor.callLater(0, self._tell, refused)
+            return
         self.batched -= 1  # it is one of those that wait
         if batch.script in self._scripts:
-            self._send_batch(b"EVALSHA", batch.script.digest, batch)
+            self.send(script_call(b"EVALSHA", batch.script.digest, given), batch)
         else:
             self._scripts.add(batch.script)
-            self._send_batch(b"EVAL", batch.script.source, batch)
+            self.send(script_call(b"EVAL", batch.script.source, given), batch)
 
-    def _send_batch(self, name: bytes, script: str, batch: _Batch) -> None:
-        given = batch.script.arguments(batch.messages, self._config.prefix)
-        self.send(script_call(name, script, given), batch)
+    def _tell(self, answers: Iterable[tuple[Callable[[Any], None], Any]]) -> None:
+        for receipt, answer in answers:
+            try:
+                if type(answer) is int or type(answer) is bytes:
+                    receipt(answer)
+                else:
+                    super().unpublished(receipt, answer)
+            except Exception:  # noqa: BLE001  # as for a reply: one's fault must not keep it from the others
+                self.log.failure("Failed on a reply of Redis")
 
     def _forgotten(
         self, failure: Failure, script: Script, rest: Sequence[Argument]
@@ -344,6 +350,10 @@ class _Batch:
         self.script = script
         self.messages: list[object] = []
         self.receipts: list[Callable[[Any], None]] = []
+
+    def given(self, prefix: str) -> list[bytes]:
+        """The arguments of the script, for keys that begin with ``prefix``."""
+        return self.script.arguments(self.messages, prefix)
 
     def __call__(self, answer: object) -> None:
         raise AssertionError(f"a batch is answered by a list, not {answer!r}")

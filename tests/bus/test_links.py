@@ -439,15 +439,19 @@ def test_messages_that_cannot_be_told_to_redis_keep_nothing_from_the_others() ->
         raise ZeroDivisionError
 
     story, link, got = batch_story()
+    failing = ForEach("fails", fails, 1, 1)
     link.evaluate(EACH, ("ka", b"a"), got.append)
-    link.evaluate(ForEach("fails", fails, 1, 1), ("kb", b"b"), got.append)
+    for text in "bc":
+        link.evaluate(failing, (f"k{text}", text.encode()), got.append)
     with capturedLogs() as events:
-        assert scripts(story) == [f'EVALSHA {EACH.digest} ["ka"] a']
-    assert "Failed at the end of a turn" in logged(events)
-    link.evaluate(EACH, ("kc", b"c"), got.append)
-    assert scripts(story) == [f'EVALSHA {EACH.digest} ["kc"] c']
+        link.evaluate(EACH, ("kd", b"d"), got.append)
+        assert got == []
+        told = f"EVALSHA {EACH.digest}"
+        assert scripts(story) == [f'{told} ["ka"] a', f'{told} ["kd"] d']
+    assert "Failed to tell Redis of messages" in logged(events)
+    assert got == [REFUSED, REFUSED]
     story.reads(b"*2\r\n:0\r\n:1", b"*2\r\n:0\r\n:2")
-    assert got == [1, 2]
+    assert (got[2:], len(link.waiting) + link.batched) == ([1, 2], 0)
 
 
 def test_of_a_message_that_came_to_nothing_there_is_no_receipt() -> None:

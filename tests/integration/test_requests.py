@@ -440,7 +440,8 @@ def test_what_is_another_request(
 def test_the_window_is_over(
     redis_server: RedisServer, gateway: StartGateway, connect: Connect, chat: Backstage
 ) -> None:
-    process = gateway(redis_server, services=SERVICES, config={"limits": {"request_window": 0.2}})
+    services = {"chat": {"channel": "events:chat", "reply": True, "timeout": 1.0}}
+    process = gateway(redis_server, services=services, config={"limits": {"request_window": 0.2}})
     ada = connect(process, token="ada", room="r1")
     bus = redis_server.client()
     for number in range(2):
