@@ -57,7 +57,7 @@ class _Request(Struct, eq=False, gc=False):
     ``sent_at``: Unix milliseconds.
 
     It does not hold the event: of a thousand that wait, the payloads alone would fill a processor's cache. It is its
-    own receipt, for the same reason.
+    own receipt, for the same reason. The collector of cycles need not know it: it leaves its queue when it is settled.
     """
 
     session: Session

@@ -441,8 +441,8 @@ class RepeatedTest(TestCase):
     async def test_an_answer_that_cannot_be_kept_is_counted(self) -> None:
         session = self.one.connect("1")
         await self.send(session)
-        self.client.delete('request:3:ann:q')
-        self.client.lpush('request:3:ann:q', "somebody else's")
+        self.client.delete("request:3:ann:q")
+        self.client.lpush("request:3:ann:q", "somebody else's")
         self.answer(self.one, "one.1")
         await self.one.bus.call("PING")
         assert len(told(session)) == 1
@@ -508,10 +508,10 @@ class RepeatedTest(TestCase):
         first, second, again = (self.one.connect(str(number)) for number in (1, 2, 3))
         await self.send(first, payload=1)
         await self.send(second, payload=2)
-        before = int(self.client.pttl('request:3:ann:q'))
+        before = int(self.client.pttl("request:3:ann:q"))
         self.answer(self.one, "one.1", "first")
         await self.sweep(self.one)
-        assert 0 < int(self.client.pttl('request:3:ann:q')) <= before
+        assert 0 < int(self.client.pttl("request:3:ann:q")) <= before
         await self.send(again, payload=2)
         assert self.handled() == 2
         self.answer(self.one, "one.2", "second")
@@ -527,7 +527,7 @@ class RepeatedTest(TestCase):
         brief = await self.gateway("brief", 1.0, 1.0)
         session = brief.connect("1")
         await self.send(session)
-        assert int(self.client.pttl('request:3:ann:q')) > 1_000  # it is waited for, too
+        assert int(self.client.pttl("request:3:ann:q")) > 1_000  # it is waited for, too
         self.answer(brief, "brief.1")
         await self.send(brief.connect("2"))
         assert self.handled() == 1

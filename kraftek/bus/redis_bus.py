@@ -86,9 +86,10 @@ class RedisBus(MultiService):
         link.send(b"%b%d\r\n%b\r\n" % (head, len(body), body), receipt)
 
     def call(self, command: Any, keys: Sequence[str] = (), args: Sequence[Argument] = ()) -> Deferred[Any]:
-        link = self._commands
-        if link is None or not self.available or len(link.waiting) + link.batched >= self._in_flight:
-            return fail(self._not_published())
+        try:
+            link = self._with_room()
+        except NotPublished:
+            return fail()
         names = [self._prefix + key for key in keys]
         if isinstance(command, Script):
             return link.run(command, names, args)
@@ -101,10 +102,7 @@ class RedisBus(MultiService):
         link.evaluate(script, message, receipt)
 
     def run_all(self, script: ForEach, messages: Sequence[object], receipt: Callable[[Any], None]) -> None:
-        link = self._commands
-        if link is None or not self.available or len(link.waiting) + link.batched >= self._in_flight:
-            raise self._not_published()
-        link.evaluate_all(script, messages, receipt)
+        self._with_room().evaluate_all(script, messages, receipt)
 
     def subscribe(self, channel: str, listener: Callable[[bytes], None]) -> None:
         name = self.channel_name(channel).encode()
@@ -190,6 +188,13 @@ class RedisBus(MultiService):
             self._tell("bus_down")
 
     # Within
+
+    def _with_room(self) -> CommandLink:
+        """The link that takes one more; :meth:`publish` and :meth:`run` have this in line, for each message."""
+        link = self._commands
+        if link is None or not self.available or len(link.waiting) + link.batched >= self._in_flight:
+            raise self._not_published()
+        return link
 
     def _not_published(self) -> NotPublished:
         if self._commands is None or not self.available:
