@@ -6,8 +6,9 @@ Called by the gateway for clients' events, by :mod:`kraftek.requests` for those 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from operator import attrgetter
 
 import msgspec
 from twisted.logger import Logger
@@ -18,7 +19,7 @@ from kraftek.errors import NotPublished
 from kraftek.interfaces import IBus, IServiceRegistry
 from kraftek.messages import Envelope
 from kraftek.names import place_of, stream_of
-from kraftek.scripts import ForEach, Script, Value
+from kraftek.scripts import ForEach, Receipt, Script, Value
 
 __all__ = ["FULL", "Dispatch", "once"]
 
@@ -77,55 +78,51 @@ return waiting
 """)
 
 _encode = msgspec.json.Encoder().encode
+_socket_id = attrgetter("socket_id")
 
 
-def _to_append(events: list[tuple[str, int, Envelope]]) -> tuple[list[Value], list[bytes]]:
-    values: list[Value] = []
-    for stream, most, _ in events:
-        values += stream, most
-    return values, [_encode(envelope) for _, _, envelope in events]
+def _to_append(events: list[tuple[str, int, Envelope, Receipt]]) -> tuple[Sequence[Sequence[Value]], list[bytes]]:
+    streams, most, envelopes, _ = zip(*events, strict=True)
+    return (streams, most), [*map(_encode, envelopes)]
 
 
 APPEND = ForEach.make("stream", "most", _to_append, "return send(stream, body, most)", _SEND["stream"])
 
 
-def _to_send(events: list[tuple[str, str, int, Envelope]]) -> tuple[list[Value], list[bytes]]:
-    values: list[Value] = []
-    for target, claim, number, envelope in events:
-        values += target, claim, number, envelope.socket_id
-    return values, [_encode(envelope) for _, _, _, envelope in events]
-
-
 _ACK = """
 local ack = '{"type":"ack","payload":{"receivers":' .. taken .. '}}'
-redis.call('SET', claim, '=' .. mark:match('%d+:') .. ack, 'KEEPTTL')
+redis.call('SET', claim, ack, 'KEEPTTL')
 """
 
 
 @lru_cache(256)
-def once(transport: str, replies: bool, kept: int, most: int) -> ForEach:
-    """The script for :meth:`Dispatch.send_once`, whose claims stand for ``kept`` milliseconds.
+def once(service: Service, kept: int) -> ForEach:
+    """The script that hands events to the service as :meth:`Dispatch.send` does, unless that was done before.
 
-    What is the same for all events of a service is not sent with each. ``most``: as many may wait in its stream.
+    Its messages are an event's claim, the event, and the receipt. The claim is a key in Redis, and stands for ``kept``
+    milliseconds; ``?`` stands there and the socket that sent the event, and then the answer. The receipt of an event
+    whose claim stands already is what stands there. There is none when a service that replies has the event.
     """
+    channel, partitions = service.channel, service.partitions
+
+    def pack(events: list[tuple[str, Envelope, Receipt]]) -> tuple[Sequence[Sequence[Value]], list[bytes]]:
+        claims, envelopes, _ = zip(*events, strict=True)
+        targets = [_target(service, event) for event in envelopes] if partitions else [channel] * len(events)
+        return (targets, claims, [*map(_socket_id, envelopes)]), [*map(_encode, envelopes)]
+
     return ForEach.make(
         "target, claim",
-        "number, socket",
-        _to_send,
+        "socket",
+        pack,
         f"""
-local mark = string.format('?%d:%s', number, socket)
-if not redis.call('SET', claim, mark, 'NX', 'PX', '{kept}') then
-    local known = redis.call('GET', claim)
-    if known:match('%d+:') == mark:match('%d+:') then return known end
-    redis.call('SET', claim, mark, 'PX', '{kept}')
-end
-local done, taken = pcall(send, target, body, {most})
+if not redis.call('SET', claim, '?' .. socket, 'NX', 'PX', '{kept}') then return redis.call('GET', claim) end
+local done, taken = pcall(send, target, body, {service.max_length})
 if not done or taken <= 0 then redis.call('DEL', claim) end
 if not done then error(taken, 0) end
 if taken <= 0 then return taken end
-{"return nil" if replies else f"{_ACK} return taken"}
+{"return nil" if service.reply else f"{_ACK} return taken"}
 """,
-        _SEND[transport],
+        _SEND[service.transport],
     )
 
 
@@ -148,25 +145,7 @@ class Dispatch:
         if service.transport == "pubsub":
             self._bus.publish(service.channel, _encode(envelope), receipt)
         else:
-            self._bus.run(APPEND, (_target(service, envelope), service.max_length, envelope), receipt)
-
-    def send_once(
-        self,
-        service: Service,
-        envelope: Envelope,
-        claim: str,
-        number: int,
-        script: ForEach,
-        receipt: Callable[[int | bytes], None],
-    ) -> None:
-        """As :meth:`send`, unless it was sent under this ``claim`` before: what stands there is the receipt then.
-
-        While the event waits for its answer that is ``?``, the ``number`` that tells it from others, ``:``, and the
-        socket that sent it. Then it is ``=``, the number, ``:``, and the answer: the ``ack`` of a service that does not
-        reply. Of one that does there is no receipt when it has the event. ``script``: :func:`once` for this service.
-        """
-        target = service.channel if service.transport == "pubsub" else _target(service, envelope)
-        self._bus.run(script, (target, claim, number, envelope), receipt)
+            self._bus.run(APPEND, (_target(service, envelope), service.max_length, envelope, receipt))
 
     def sweep(self) -> None:
         """Remove from streams what was handled, and count what waits. Called every second or so."""

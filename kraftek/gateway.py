@@ -129,7 +129,7 @@ class Gateway:
             if event.id is None:
                 self._dispatch.send(service, envelope, partial(self._sent, session, event))
             else:
-                self._requests.send(session, event, service, envelope)
+                self._requests.send(session, event.id, service, envelope)
         except NotPublished:
             raise _about(event, Code.SERVICE_UNAVAILABLE, "the service cannot be reached at present") from None
         self._counters.published += 1

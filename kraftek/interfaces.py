@@ -175,15 +175,16 @@ class IBus(Interface):
         Redis is away or goes away before it answers, and with ``txredisapi.ResponseError`` when Redis refuses.
         """
 
-    def run(script: Any, message: object, receipt: Callable[[Any], None]) -> None:
+    def run(script: Any, message: tuple[Any, ...]) -> None:
         """Run a :class:`kraftek.scripts.ForEach` for one message, in order with everything else.
 
-        ``receipt`` is called once: with what the script came to for this message, a number or ``bytes``, and not at all
-        when that is nil; or as that of :meth:`publish`. Raises ``NotPublished`` likewise.
+        The last of the message is its receipt. It is called once: with what the script came to for this message, a
+        number or ``bytes``, and not at all when that is nil; or as that of :meth:`publish`. Raises ``NotPublished``
+        likewise.
         """
 
-    def run_all(script: Any, messages: Sequence[object], receipt: Callable[[Any], None]) -> None:
-        """As :meth:`run` for all of them, in one command and with one receipt, which is called for each."""
+    def run_all(script: Any, messages: Sequence[tuple[Any, ...]]) -> None:
+        """As :meth:`run` for all of them, in one command: who calls this sees to it that they are not too many."""
 
     def subscribe(channel: str, listener: Callable[[bytes], None]) -> None:
         """Call ``listener`` with each message's body, from now on and after every reconnect."""

@@ -6,8 +6,9 @@ The gateway hands it clients' requests; :mod:`kraftek.broadcasts` hands it what 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
+from itertools import takewhile
 from math import ceil
 from zlib import crc32
 
@@ -21,10 +22,10 @@ from kraftek.config import Limits, Service
 from kraftek.dispatch import FULL, Dispatch, once
 from kraftek.errors import Code, NotPublished, PeerError
 from kraftek.interfaces import LOST, REFUSED, IBus
-from kraftek.messages import Ack, Broadcast, Delivery, Envelope, ErrorMessage, Event, Outbound, RequestId
+from kraftek.messages import Ack, Broadcast, Delivery, Envelope, ErrorMessage, Outbound, RequestId
 from kraftek.metrics import Counters
-from kraftek.names import gateway_of
-from kraftek.scripts import ForEach, Script
+from kraftek.names import gateway_of, reply_channel
+from kraftek.scripts import ForEach, Receipt, Script
 from kraftek.session import Session
 
 __all__ = ["Requests", "not_taken"]
@@ -42,9 +43,9 @@ _KEEP_AFTER = 0.02
 """Seconds that an answer waits for others at most, before Redis keeps it."""
 
 ADOPT = Script("""
-local known = redis.call('GET', KEYS[1])
-local event, socket = (known or ''):match('^%?(%d+:)(.*)$')
-if socket == ARGV[1] then redis.call('SET', KEYS[1], '=' .. event .. ARGV[2], 'KEEPTTL') end
+if redis.call('PUBSUB', 'NUMSUB', KEYS[2])[2] == 0 then
+    redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2])
+end
 return 0
 """)
 
@@ -53,17 +54,17 @@ _decode = msgspec.json.Decoder(Broadcast).decode
 
 
 class _Request(Struct, eq=False, gc=False):
-    """``number`` tells its event, of this ``name``, from others. ``claim`` is empty when it cannot be sent again.
+    """``claim`` tells the event from others. ``lasts``: it may be sent again, by another socket too.
     ``sent_at``: Unix milliseconds.
 
     It does not hold the event: of a thousand that wait, the payloads alone would fill a processor's cache. It is its
-    own receipt, for the same reason. The collector of cycles need not know it: it leaves its queue when it is settled.
+    own receipt, for the same reason. The collector of cycles need not know it: it is held until it is settled.
     """
 
     session: Session
     name: str
-    number: int
     claim: str
+    lasts: bool
     queue: _Queue
     key: Key
     sent_at: int
@@ -72,31 +73,29 @@ class _Request(Struct, eq=False, gc=False):
         self.queue.receipt(self, taken)
 
 
-def _to_keep(answered: list[tuple[_Request, bytes]]) -> tuple[list[str], list[bytes]]:
-    claims = [request.claim for request, _ in answered]
-    return claims, [b"=%d:%b" % (request.number, body) for request, body in answered]
+def _to_keep(answered: list[tuple[str, bytes, Receipt]]) -> tuple[Sequence[Sequence[str]], Sequence[bytes]]:
+    claims, bodies, _ = zip(*answered, strict=True)
+    return (claims,), bodies
 
 
-# Nearly always the claim is the request's own; to look first would be one command of Redis more for each.
+# Nearly always nothing but the request's own claim is there. To look first would be one command of Redis more for each.
 KEEP = ForEach.make("claim", "", _to_keep, """
 local known = redis.call('SET', claim, body, 'XX', 'GET', 'KEEPTTL')
-if known and known:match('^%?%d+:') ~= '?' .. body:match('%d+:') then
-    redis.call('SET', claim, known, 'KEEPTTL')
-end
+if known and known:sub(1, 1) ~= '?' then redis.call('SET', claim, known, 'KEEPTTL') end
 """)
 
 
 class _Queue:
-    """Requests of one service, in the order in which they are due. ``receipt`` is called with what became of each."""
+    """What waits for one service: ``length`` requests. ``receipt`` is called with what became of each."""
 
-    __slots__ = ("receipt", "requests", "script", "service")
+    __slots__ = ("length", "receipt", "script", "service")
 
     def __init__(self, service: Service, window: float, receipt: Callable[[_Request, int | bytes], None]) -> None:
         self.service = service
         self.receipt = receipt
         known = window + service.timeout if service.reply else window
-        self.script = once(service.transport, service.reply, ceil(known * 1000), service.max_length)
-        self.requests: dict[_Request, None] = {}
+        self.script = once(service, ceil(known * 1000))
+        self.length = 0
 
 
 class Requests:
@@ -104,7 +103,8 @@ class Requests:
 
     A request that is sent again, by the same user under the same id, runs once: for as long as it may wait and
     ``request_window`` more a key in Redis is its claim, and there its answer is put. Whoever comes second finds the
-    answer, or waits for it; any gateway may put it there, for the one that asked may be gone.
+    answer, or waits for it. When the gateway that asked is gone, any other puts the answer under the name of the socket
+    that did, which the claim tells.
     """
 
     _log = Logger()
@@ -124,47 +124,48 @@ class Requests:
         self._gateway_id = gateway_id
         self._bound = limits.requests
         self._window = limits.request_window
+        self._lasts = limits.request_window > 0
         self._counters = counters
         self._clock = clock
         self._now = now
         self._waiting: dict[Key, _Request] = {}
         # By the identity of the service: under its name another one may be registered by now.
         self._queues: dict[int, _Queue] = {}
-        self._elsewhere: dict[Key, _Request] = {}
-        self._answered: list[tuple[_Request, bytes]] = []
+        self._elsewhere: dict[_Request, tuple[str, str]] = {}
+        self._answered: list[tuple[str, bytes, Receipt]] = []
         self._keeps = False
+        self._unkept: Receipt = self._not_kept  # bound once for all answers
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def send(self, session: Session, event: Event, service: Service, envelope: Envelope) -> None:
+    def send(self, session: Session, request_id: RequestId, service: Service, envelope: Envelope) -> None:
         """Hand the event to its service, unless it was before. Raises ``PeerError`` when too many wait already."""
-        assert event.id is not None
-        key = session.socket_id, event.id
-        number = crc32(envelope.payload, _number_of_kind(event.name, envelope.room_id))
+        key = session.socket_id, request_id
+        claim = _claim(envelope, request_id)
         waiting = self._waiting
         if key in waiting:
-            if waiting[key].number != number:
-                raise PeerError(Code.INVALID_MESSAGE, "another request of this id waits for its answer", id=event.id)
+            if waiting[key].claim != claim:
+                raise PeerError(Code.INVALID_MESSAGE, "another request of this id waits for its answer", id=request_id)
             self._counters.requests_repeated += 1
             return  # the answer on its way is this one's too
         if session.requests >= self._bound:
             message = "too many of this socket's requests wait for their answers"
-            raise _too_many(event.name, event.id, Code.RATE_LIMITED, message)
+            raise _too_many(envelope.event_type, request_id, Code.RATE_LIMITED, message)
         queue = self._queues.get(id(service))
         if queue is None:
             queue = self._queues[id(service)] = _Queue(service, self._window, self._sent)
-        if len(queue.requests) >= service.requests:
+        if queue.length >= service.requests:
             message = "too many requests wait for this service's answers"
-            raise _too_many(event.name, event.id, Code.SERVICE_UNAVAILABLE, message)
-        claim = _claim(envelope.user_id, event.id) if self._window and session.dialect.lasting_ids else ""
-        request = _Request(session, event.name, number, claim, queue, key, envelope.timestamp)
-        if claim:
-            self._dispatch.send_once(service, envelope, claim, number, queue.script, request)
+            raise _too_many(envelope.event_type, request_id, Code.SERVICE_UNAVAILABLE, message)
+        lasts = self._lasts and session.dialect.lasting_ids
+        request = _Request(session, envelope.event_type, claim, lasts, queue, key, envelope.timestamp)
+        if lasts:
+            self._bus.run(queue.script, (claim, envelope, request))
         else:
             self._dispatch.send(service, envelope, request)
         waiting[key] = request
-        queue.requests[request] = None
+        queue.length += 1
         session.requests += 1
 
     def answered(self, message: Broadcast, body: bytes) -> None:
@@ -181,32 +182,31 @@ class Requests:
                 self._counters.delivered += 1
             elif gateway_of(socket_id) == self._gateway_id:
                 late = True
-            else:
-                for user_id in message.user_ids or ():
-                    self._adopt(_claim(user_id, request_id), socket_id, body)
+            elif message.user_ids and self._lasts:
+                self._adopt(socket_id, request_id, body)
         if late:
             self._counters.replies_late += 1
 
     def sweep(self) -> None:
         """What time brings: answers that are overdue, and those that another request of the same id was given."""
         now = self._now() * 1000
-        for number, queue in tuple(self._queues.items()):
-            while queue.requests:
-                request = next(iter(queue.requests))
-                if request.sent_at + queue.service.timeout * 1000 > now:
-                    break
+        shortest = min((queue.service.timeout for queue in self._queues.values()), default=0.0)
+        asked_long_ago = takewhile(lambda one: one.sent_at + shortest * 1000 <= now, self._waiting.values())
+        for request in tuple(asked_long_ago):
+            if request.sent_at + request.queue.service.timeout * 1000 <= now:
                 self._time_out(request)
-            if not queue.requests:
+        for number, queue in tuple(self._queues.items()):
+            if not queue.length:
                 del self._queues[number]
         self.keep()  # at once: what a service says after a time-out is too late
-        self._look()
+        self._look(self._elsewhere)
 
     def keep(self) -> None:
         """Have Redis keep what was answered since the last time. To be called before the process stops."""
         answered, self._answered = self._answered, []
         if answered:
             try:
-                self._bus.run_all(KEEP, answered, self._not_kept)
+                self._bus.run_all(KEEP, answered)
             except NotPublished:
                 self._counters.answers_not_kept += len(answered)
 
@@ -217,38 +217,43 @@ class Requests:
             return  # it was answered before Redis said that it was sent, and its id may be in use again
         if isinstance(taken, bytes):
             self._counters.requests_repeated += 1
-            self._elsewhere[request.key] = request
-            self._found([taken], (request,))
+            if taken.startswith(b"?"):
+                first = taken[1:].decode()
+                self._elsewhere[request] = request.claim, _adopted(first, request.key[1])
+                self._look([request])
+            else:
+                self._give(request, taken)
             return
         del self._waiting[request.key]
-        self._forget(request)
         if taken > 0:
-            request.session.say(Ack(request.key[1], taken))
+            self._settle(request, Ack(request.key[1], taken))
         else:
+            self._settle(request, None)
             request.session.refuse(not_taken(request.name, request.key[1], taken, self._counters))
 
-    def _adopt(self, claim: str, socket_id: str, body: bytes) -> None:
-        """The gateway of that socket is gone, and the service answers all others instead."""
+    def _adopt(self, socket_id: str, request_id: RequestId, body: bytes) -> None:
+        """The gateway of that socket may be gone: then the service answers all others instead."""
         # Who waits for it here finds it at the next sweep. To look at once, for each of all that such a gateway left,
         # asks Redis about all others each time: 4 million keys for 2,000 requests.
-        self._bus.call(ADOPT, (claim,), (socket_id, body)).addErrback(self._not_asked)
+        keys = _adopted(socket_id, request_id), reply_channel(gateway_of(socket_id))
+        self._bus.call(ADOPT, keys, (body, ceil(self._window * 1000))).addErrback(self._not_asked)
 
-    def _look(self) -> None:
-        if self._elsewhere and self._bus.available:
-            requests = tuple(self._elsewhere.values())
-            asking = self._bus.call("MGET", [request.claim for request in requests])
-            asking.addCallback(self._found, requests).addErrback(self._not_asked)
+    def _look(self, requests: Collection[_Request]) -> None:
+        if requests and self._bus.available:
+            asked = tuple(requests)
+            asking = self._bus.call("MGET", [name for request in asked for name in self._elsewhere[request]])
+            asking.addCallback(self._found, asked).addErrback(self._not_asked)
 
     def _found(self, answers: list[bytes | None], requests: tuple[_Request, ...]) -> None:
-        for request, answer in zip(requests, answers, strict=True):
-            # By now the claim may be that of another event under the same id.
-            kept = b"=%d:" % request.number
-            if answer is None or not answer.startswith(kept) or self._elsewhere.get(request.key) is not request:
-                continue
-            known = _decode(answer.removeprefix(kept))
-            del self._waiting[request.key]
-            self._forget(request)
-            request.session.say(Delivery(known.type, known.payload, None, request.key[1]))
+        for request, kept, adopted in zip(requests, answers[::2], answers[1::2], strict=True):
+            answer = adopted if kept is None or kept.startswith(b"?") else kept
+            if answer is not None and request in self._elsewhere:
+                self._give(request, answer)
+
+    def _give(self, request: _Request, answer: bytes) -> None:
+        known = _decode(answer)
+        del self._waiting[request.key]
+        self._settle(request, Delivery(known.type, known.payload, None, request.key[1]))
 
     def _not_asked(self, failure: Failure) -> None:
         if failure.check(NotPublished) is None:
@@ -261,17 +266,23 @@ class Requests:
         body = _encode({"type": "error", "payload": {"code": Code.TIMEOUT, "message": message, "eventType": name}})
         self._settle(request, ErrorMessage(Code.TIMEOUT, message, name, None, request.key[1]), body)
 
-    def _settle(self, request: _Request, outbound: Outbound, body: bytes) -> None:
-        """It waits no longer: the client is told, and Redis is to keep what."""
-        if request.claim:
-            if not self._keeps:
+    def _settle(self, request: _Request, outbound: Outbound | None, body: bytes | None = None) -> None:
+        """It waits no longer: the client is told, and Redis is to keep the ``body``."""
+        request.queue.length -= 1
+        if self._elsewhere:
+            self._elsewhere.pop(request, None)
+        if body is not None and request.lasts:
+            answered = self._answered
+            answered.append((request.claim, body, self._unkept))
+            if len(answered) == _KEPT_AT_ONCE:
+                self.keep()
+            elif not self._keeps:
                 self._keeps = True
                 self._clock.callLater(_KEEP_AFTER, self._keep_soon)
-            self._answered.append((request, body))
-            if len(self._answered) == _KEPT_AT_ONCE:
-                self.keep()
-        self._forget(request)
-        request.session.say(outbound)
+        session = request.session
+        session.requests -= 1
+        if outbound is not None:
+            session.say(outbound)
 
     def _keep_soon(self) -> None:
         self._keeps = False
@@ -279,12 +290,6 @@ class Requests:
 
     def _not_kept(self, _: int) -> None:
         self._counters.answers_not_kept += 1
-
-    def _forget(self, request: _Request) -> None:
-        del request.queue.requests[request]
-        if self._elsewhere:
-            self._elsewhere.pop(request.key, None)
-        request.session.requests -= 1
 
 
 def not_taken(name: str, id: RequestId | None, receipt: int, counters: Counters) -> PeerError:
@@ -308,16 +313,17 @@ def _too_many(name: str, id: RequestId | None, code: Code, message: str) -> Peer
     return PeerError(code, message, retry_after=_RETRY_AFTER, id=id, event_type=name)
 
 
-def _claim(user_id: str, request_id: RequestId) -> str:
-    claims = _claims_of(user_id)
-    return f"{claims}:{request_id}" if isinstance(request_id, str) else f"{claims}#{request_id}"
+def _claim(envelope: Envelope, request_id: RequestId) -> str:
+    claims, kind = _claims_of(envelope.user_id, envelope.event_type, envelope.room_id)
+    number = crc32(envelope.payload, kind)
+    return f"{claims}{number}:{request_id}" if isinstance(request_id, str) else f"{claims}{number}#{request_id}"
 
 
 @lru_cache(10_000)
-def _claims_of(user_id: str) -> str:
-    return f"request:{len(user_id)}:{user_id}"
+def _claims_of(user_id: str, name: str, room_id: str | None) -> tuple[str, int]:
+    return f"request:{len(user_id)}:{user_id}:", crc32(name.encode(), crc32((room_id or "").encode()))
 
 
-@lru_cache(10_000)
-def _number_of_kind(name: str, room_id: str | None) -> int:
-    return crc32(name.encode(), crc32((room_id or "").encode()))
+def _adopted(socket_id: str, request_id: RequestId) -> str:
+    mark = ":" if isinstance(request_id, str) else "#"
+    return f"request:adopted:{socket_id}{mark}{request_id}"

@@ -276,16 +276,17 @@ class FakeBus:
         self.calls.append(made)
         return made.reply
 
-    def run(self, script: ForEach, message: object, receipt: Callable[[Any], None]) -> None:
-        self._check()
-        values, bodies = script.pack([message])
-        made = Call(script, tuple(map(str, values[: script.keys])), (*values[script.keys :], *bodies), Deferred())
-        made.reply.addCallbacks(receipt, lambda _: receipt(-1))
-        self.calls.append(made)
+    def run(self, script: ForEach, message: tuple[Any, ...]) -> None:
+        self.run_all(script, [message])
 
-    def run_all(self, script: ForEach, messages: Sequence[object], receipt: Callable[[Any], None]) -> None:
+    def run_all(self, script: ForEach, messages: Sequence[tuple[Any, ...]]) -> None:
+        self._check()
         for message in messages:
-            self.run(script, message, receipt)
+            columns, bodies = script.pack([message])
+            values = [value for (value,) in columns]
+            made = Call(script, tuple(map(str, values[: script.keys])), (*values[script.keys :], *bodies), Deferred())
+            made.reply.addCallbacks(message[-1], lambda _, receipt=message[-1]: receipt(-1))
+            self.calls.append(made)
 
     def subscribe(self, channel: str, listener: Callable[[bytes], None]) -> None:
         self._channels.setdefault(self.channel_name(channel), []).append(listener)

@@ -57,12 +57,9 @@ class DispatchTest(TestCase):
         self.dispatch.send(service, event, taken.callback)
         return taken
 
-    def send_once(
-        self, service: Service, event: Envelope, claim: str = "request:1", number: int = 1
-    ) -> Deferred[int | bytes]:
+    def send_once(self, service: Service, event: Envelope, claim: str = "request:1") -> Deferred[int | bytes]:
         taken: Deferred[int | bytes] = Deferred()
-        script = once(service.transport, service.reply, 60_000, service.max_length)
-        self.dispatch.send_once(service, event, claim, number, script, taken.callback)
+        self.bus.run(once(service, 60_000), (claim, event, taken.callback))
         return taken
 
     def texts(self, stream: str) -> list[str]:
@@ -155,18 +152,23 @@ class DispatchTest(TestCase):
     async def test_once_is_once(self) -> None:
         assert await self.send_once(JOBS, envelope("a")) == 1
         known = await self.send_once(JOBS, envelope("a"))
-        assert known == b'=1:{"type":"ack","payload":{"receivers":1}}'
-        assert await self.send_once(JOBS, envelope("b"), number=12) == 1
+        assert known == b'{"type":"ack","payload":{"receivers":1}}'
         assert await self.send_once(JOBS, envelope("a"), "request:2") == 1
-        assert self.texts("k:events:jobs") == ["a", "b", "a"]
+        assert self.texts("k:events:jobs") == ["a", "a"]
         assert 0 < int(self.client.pttl("k:request:1")) <= 60_000
 
     async def test_of_who_replies_there_is_no_receipt(self) -> None:
         asked = self.send_once(ASK, envelope("a"))
         known = await self.send_once(ASK, envelope("a"))
-        assert known == b"?1:g.1"
+        assert known == b"?g.1"
         assert not asked.called
         assert self.texts("k:events:ask") == ["a"]
+
+    async def test_once_goes_to_the_partition_of_the_room(self) -> None:
+        for number in range(20):
+            await self.send_once(ROOMS, envelope(str(number), f"room{number % 5}"), f"request:{number}")
+        for number in range(20):
+            assert str(number) in self.texts(f"k:events:rooms:{partition_of(f'room{number % 5}', 4)}")
 
     async def test_what_nobody_heard_may_be_sent_again(self) -> None:
         assert await self.send_once(CHAT, envelope()) == 0

@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from kraftek.bus.endpoint import Backoff, RedisEndpoint
-from kraftek.bus.links import INVALIDATE, CommandLink, Link, SubscriberLink
+from kraftek.bus.links import INVALIDATE, NO_BATCH, CommandLink, Link, SubscriberLink
 from kraftek.bus.reading import Reading
 from kraftek.bus.resp import Argument, publish_head
 from kraftek.config import Redis, redis_address
@@ -58,6 +58,7 @@ class RedisBus(MultiService):
         self._channels: dict[bytes, tuple[Callable[[Any], None], ...]] = {}
         self._tracked: dict[str, Callable[[list[str] | None], None]] = {}
         self._listeners: list[IBusListener] = []
+        self._batch = NO_BATCH
         self._commands: CommandLink | None = None
         self._subscriber: SubscriberLink | None = None
         self.available = False
@@ -95,14 +96,16 @@ class RedisBus(MultiService):
             return link.run(command, names, args)
         return link.ask(command, *names, *args)
 
-    def run(self, script: ForEach, message: object, receipt: Callable[[Any], None]) -> None:
-        link = self._commands
-        if link is None or not self.available or len(link.waiting) + link.batched >= self._in_flight:
-            raise self._not_published()
-        link.evaluate(script, message, receipt)
+    def run(self, script: ForEach, message: tuple[Any, ...]) -> None:
+        batch = self._batch
+        if batch.script is not script or len(batch.messages) >= batch.room:
+            batch = self._batch = self._with_room().open_batch(script)
+        batch.messages.append(message)
 
-    def run_all(self, script: ForEach, messages: Sequence[object], receipt: Callable[[Any], None]) -> None:
-        self._with_room().evaluate_all(script, messages, receipt)
+    def run_all(self, script: ForEach, messages: Sequence[tuple[Any, ...]]) -> None:
+        link = self._with_room()
+        link.open_batch(script).messages += messages
+        link.close_batch()
 
     def subscribe(self, channel: str, listener: Callable[[bytes], None]) -> None:
         name = self.channel_name(channel).encode()
@@ -190,8 +193,14 @@ class RedisBus(MultiService):
     # Within
 
     def _with_room(self) -> CommandLink:
-        """The link that takes one more; :meth:`publish` and :meth:`run` have this in line, for each message."""
+        """The link that takes one more.
+
+        :meth:`publish` has this in line, for each message. It does not close the batch of this turn first, and so may
+        take as many more as are in it.
+        """
         link = self._commands
+        if link is not None:
+            link.close_batch()
         if link is None or not self.available or len(link.waiting) + link.batched >= self._in_flight:
             raise self._not_published()
         return link

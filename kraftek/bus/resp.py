@@ -6,11 +6,10 @@ Used by :mod:`kraftek.bus.links` for commands, and by :mod:`kraftek.bus.redis_bu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 
 import hiredis
 
-__all__ = ["Argument", "command", "publish_head", "script_call"]
+__all__ = ["Argument", "command", "publish_head", "script_call", "script_head"]
 
 Argument = bytes | str | int | float
 
@@ -21,27 +20,25 @@ def command(*parts: Argument) -> bytes:
     return packed
 
 
-def script_call(name: bytes, script: str, args: Sequence[bytes]) -> bytes:
-    """``EVAL`` or ``EVALSHA`` without keys: as :func:`command`, in a third of the time for each argument."""
-    parts = (name, script.encode(), b"0", *args)
-    lengths = map(_LENGTHS.__getitem__, map(len, parts))
-    return b"\r\n".join((b"*%d" % len(parts), *chain.from_iterable(zip(lengths, parts, strict=True)), b""))
+def script_head(name: bytes, script: str) -> bytes:
+    """What every ``EVAL`` or ``EVALSHA`` of this script without keys begins with, after how many parts it has."""
+    return b"$%d\r\n%b\r\n$%d\r\n%b\r\n$1\r\n0" % (len(name), name, len(script.encode()), script.encode())
 
 
-class _Lengths(dict[int, bytes]):
-    """The lines that say how long an argument is; most are short, and are written once."""
+def script_call(head: bytes, args: Sequence[bytes]) -> bytes:
+    """The command of which that is the head: as :func:`command`, in less than half of the time for each argument."""
+    lines = [b""] * (2 * len(args) + 2)
+    lines[0] = b"*%d\r\n%b" % (3 + len(args), head)
+    try:
+        lines[1:-1:2] = map(_LENGTHS.__getitem__, map(len, args))
+    except IndexError:
+        lines[1:-1:2] = [b"$%d" % len(arg) for arg in args]
+    lines[2:-1:2] = args
+    return b"\r\n".join(lines)
 
-    def __missing__(self, length: int) -> bytes:
-        line = b"$%d" % length
-        if len(self) < _LENGTHS_KEPT:
-            self[length] = line
-        return line
 
-
-_LENGTHS = _Lengths()
-
-_LENGTHS_KEPT = 4096
-"""Different lengths that are remembered: of most messages there are a few."""
+_LENGTHS = [b"$%d" % length for length in range(4096)]
+"""The lines that say how long an argument is, written once: most are short."""
 
 
 def publish_head(channel: bytes) -> bytes:

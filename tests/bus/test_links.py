@@ -376,22 +376,28 @@ def test_a_script_that_fails_is_not_sent_again() -> None:
 # Scripts for many messages
 
 
-def apart(messages: list[tuple[Any, ...]]) -> tuple[list[Any], list[bytes]]:
-    """Of each message the values, and the body, which is its last."""
-    return [value for message in messages for value in message[:-1]], [message[-1] for message in messages]
+def apart(messages: list[tuple[Any, ...]]) -> tuple[list[list[Any]], list[bytes]]:
+    """Of messages the key, the body and the receipt."""
+    return [[key for key, _, _ in messages]], [body for _, body, _ in messages]
 
 
-EACH = ForEach("each message", apart, 1, 2)
+EACH = ForEach("each message", apart, 1)
+
+
+def run(link: CommandLink, script: ForEach, got: list[Any], texts: str) -> None:
+    """Messages in a row, one for each letter."""
+    link.open_batch(script).messages += [(f"k{text}", text.encode(), got.append) for text in texts]
 
 
 def batch_story() -> tuple[Story, CommandLink, list[Any]]:
     """A link on which Redis knows the script, and what the receipts of its messages say."""
     story, link = command_story()
-    link.evaluate(EACH, ("k", 1, b""), lambda _: None)
-    assert scripts(story) == ['EVAL each message ["k",1] ']
+    got: list[Any] = []
+    run(link, EACH, got, "a")
+    assert scripts(story) == ['EVAL each message [["ka"]] a']
     story.reads(b"*0")
-    assert link.batched == 0
-    return story, link, []
+    assert (got, link.batched) == ([], 0)
+    return story, link, got
 
 
 def scripts(story: Story) -> list[str]:
@@ -414,19 +420,16 @@ def scripts(story: Story) -> list[str]:
 
 def test_messages_in_a_row_are_one_command() -> None:
     story, link, got = batch_story()
-    other = ForEach("another", apart, 1, 1)
-    for text in "ab":
-        link.evaluate(EACH, (f"k{text}", 7, text.encode() * 3), got.append)
-    assert link.batched == 2
+    run(link, EACH, got, "ab")
     link.send(b"*1\r\n$4\r\nPING\r\n", got.append)
-    link.evaluate(EACH, ("kc", 7, b"c"), got.append)
-    link.evaluate(other, ("kd", b"d"), got.append)
+    run(link, EACH, got, "c")
+    run(link, ForEach("another", apart, 1), got, "d")
     told = f"EVALSHA {EACH.digest}"
     assert scripts(story) == [
-        f'{told} ["ka",7,"kb",7] aaa bbb',
+        f'{told} [["ka","kb"]] a b',
         "PING",
-        f'{told} ["kc",7] c',
-        'EVAL another ["kd"] d',
+        f'{told} [["kc"]] c',
+        'EVAL another [["kd"]] d',
     ]
     assert len(link.waiting) + link.batched == 5
     story.reads(b"*4\r\n:0\r\n:1\r\n:1\r\n$3\r\nyes", b":7", b"*2\r\n:0\r\n-ERR no", b"-OOM for all")
@@ -434,20 +437,30 @@ def test_messages_in_a_row_are_one_command() -> None:
     assert len(link.waiting) + link.batched == 0
 
 
+def test_a_batch_has_room_until_it_is_closed() -> None:
+    story, link, got = batch_story()
+    batch = link.open_batch(EACH)
+    assert batch.room == 100
+    batch.messages += [("ka", b"a", got.append)] * 3
+    link.close_batch()
+    assert batch.room == 0
+    assert len(link.waiting) + link.batched == 3
+    assert link.open_batch(EACH).room == min(100, CONFIG.in_flight - 3)
+    story.reads(b"*0")
+
+
 def test_messages_that_cannot_be_told_to_redis_keep_nothing_from_the_others() -> None:
     def fails(messages: list[Any]) -> Any:
         raise ZeroDivisionError
 
     story, link, got = batch_story()
-    failing = ForEach("fails", fails, 1, 1)
-    link.evaluate(EACH, ("ka", b"a"), got.append)
-    for text in "bc":
-        link.evaluate(failing, (f"k{text}", text.encode()), got.append)
+    run(link, EACH, got, "a")
+    run(link, ForEach("fails", fails, 1), got, "bc")
     with capturedLogs() as events:
-        link.evaluate(EACH, ("kd", b"d"), got.append)
+        run(link, EACH, got, "d")
         assert got == []
         told = f"EVALSHA {EACH.digest}"
-        assert scripts(story) == [f'{told} ["ka"] a', f'{told} ["kd"] d']
+        assert scripts(story) == [f'{told} [["ka"]] a', f'{told} [["kd"]] d']
     assert "Failed to tell Redis of messages" in logged(events)
     assert got == [REFUSED, REFUSED]
     story.reads(b"*2\r\n:0\r\n:1", b"*2\r\n:0\r\n:2")
@@ -456,46 +469,19 @@ def test_messages_that_cannot_be_told_to_redis_keep_nothing_from_the_others() ->
 
 def test_of_a_message_that_came_to_nothing_there_is_no_receipt() -> None:
     story, link, got = batch_story()
-    for text in "abc":
-        link.evaluate(EACH, (f"k{text}", b""), got.append)
+    run(link, EACH, got, "abc")
     scripts(story)
     story.reads(b"*2\r\n:1\r\n:0")
     assert got == [0]
     assert len(link.waiting) + link.batched == 0
 
 
-def test_many_at_once() -> None:
-    story, link, got = batch_story()
-    link.evaluate(EACH, ("ka", b"a"), got.append)
-    link.evaluate_all(EACH, [("kb", b"b"), ("kc", b"c")], got.append)
-    link.evaluate(EACH, ("kd", b"d"), got.append)
-    assert len(link.waiting) + link.batched == 4
-    told = f"EVALSHA {EACH.digest}"
-    assert scripts(story) == [f'{told} ["ka"] a', f'{told} ["kb","kc"] b c', f'{told} ["kd"] d']
-    story.reads(b"*2\r\n:0\r\n:1", b"*2\r\n:1\r\n:3", b"*2\r\n:0\r\n:4")
-    assert got == [1, 3, 4]
-    assert len(link.waiting) + link.batched == 0
-
-
-def test_a_command_has_so_many_messages_at_most() -> None:
-    story, link, got = batch_story()
-    for number in range(250):
-        link.evaluate(EACH, (f"k{number}", b""), got.append)
-    assert [told.count('"k') for told in scripts(story)] == [100, 100, 50]
-    assert len(link.waiting) + link.batched == 250
-    for size in 100, 100, 50:
-        story.reads(b"*%d" % (2 * size), *[b":%d\r\n:1" % number for number in range(size)])
-    assert got == [1] * 250
-    assert len(link.waiting) + link.batched == 0
-
-
 def test_a_forgotten_script_goes_whole_again_for_all_messages() -> None:
     story, link, got = batch_story()
-    for text in "ab":
-        link.evaluate(EACH, (f"k{text}", text.encode()), got.append)
+    run(link, EACH, got, "ab")
     scripts(story)
     story.reads(b"-NOSCRIPT No matching script. Please use EVAL.")
-    assert scripts(story) == ['EVAL each message ["ka","kb"] a b']
+    assert scripts(story) == ['EVAL each message [["ka","kb"]] a b']
     assert (got, len(link.waiting) + link.batched) == ([], 2)
     story.reads(b"*4\r\n:0\r\n:1\r\n:1\r\n:2")
     assert (got, len(link.waiting) + link.batched) == ([1, 2], 0)
@@ -503,10 +489,9 @@ def test_a_forgotten_script_goes_whole_again_for_all_messages() -> None:
 
 def test_who_waits_for_many_messages_is_told_when_the_link_is_lost() -> None:
     story, link, got = batch_story()
-    for text in "ab":
-        link.evaluate(EACH, (text, b""), got.append)
+    run(link, EACH, got, "ab")
     story.written()
-    link.evaluate(EACH, ("c", b""), got.append)
+    run(link, EACH, got, "c")
     story.lose()
     assert (got, len(link.waiting) + link.batched) == ([LOST] * 3, 0)
     story.wire.writes.clear()
@@ -519,8 +504,7 @@ def test_a_receipt_that_fails_keeps_nothing_from_the_others_of_its_command() -> 
         raise ZeroDivisionError
 
     story, link, got = batch_story()
-    link.evaluate(EACH, ("a", b""), fails)
-    link.evaluate(EACH, ("b", b""), got.append)
+    link.open_batch(EACH).messages += [("a", b"", fails), ("b", b"", got.append)]
     story.written()
     with capturedLogs() as events:
         story.reads(b"*4\r\n:0\r\n:1\r\n:1\r\n:2")

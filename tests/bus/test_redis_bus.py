@@ -47,9 +47,10 @@ class Told:
         self.events.append("down")
 
 
-def apart(messages: list[tuple[Any, ...]]) -> tuple[list[Any], list[bytes]]:
-    """Of each message the values, and the body, which is its last."""
-    return [value for message in messages for value in message[:-1]], [message[-1] for message in messages]
+def apart(messages: list[tuple[Any, ...]]) -> tuple[list[tuple[Any, ...]], tuple[bytes, ...]]:
+    """Of messages the values, the body, which is their last but one, and the receipt."""
+    *values, bodies, _ = zip(*messages, strict=True)
+    return values, bodies
 
 
 class RedisBusTest(TestCase):
@@ -354,17 +355,33 @@ return name == 'text' and body or redis.call('LLEN', key)
         names = "a", "a" * 40, "\N{SNOWMAN}" * 300, "a" * 70_000
         numbers = 0, 127, 4_294_967_295, 1 << 40
         got: list[Any] = []
-        bus.run(put, ("k", "o", "none", 1, b"not put"), got.append)
+        told = got.append
+        bus.run(put, ("k", "o", "none", 1, b"not put", told))
         for each in zip(names, numbers, bodies, strict=True):
-            bus.run(put, ("k", "o", *each), got.append)
-        bus.run(put, ("k", "o", "fails", 1, b"not put"), got.append)
-        bus.run(put, ("k", "o", "text", 1, b"put"), got.append)
-        bus.run_all(put, [("k", "o", "none", 1, b"not put"), ("l", "o", "all", 1, b"put")], got.append)
+            bus.run(put, ("k", "o", *each, told))
+        bus.run(put, ("k", "o", "fails", 1, b"not put", told))
+        bus.run(put, ("k", "o", "text", 1, b"put", told))
+        bus.run_all(put, [("k", "o", "none", 1, b"not put", told), ("l", "o", "all", 1, b"put", told)])
         await bus.call("PING")
         assert got == [1, 2, 3, 4, REFUSED, b"put", 1]
         assert self.redis.call("LRANGE", "us:k", "0", "-1") == [*bodies, b"put"]
-        told = [text.encode() for pair in zip(names, map(str, numbers), strict=True) for text in pair]
-        assert self.redis.call("LRANGE", "us:o", "0", "7") == told
+        pairs = zip(names, map(str, numbers), strict=True)
+        assert self.redis.call("LRANGE", "us:o", "0", "7") == [text.encode() for pair in pairs for text in pair]
+
+    async def test_messages_in_a_row_for_one_script_are_one_command(self) -> None:
+        bus = await self.up(in_flight=250)
+        put = ForEach.make("key", "", apart, "return redis.call('RPUSH', key, body)")
+        got: list[Any] = []
+        for _ in range(250):
+            bus.run(put, ("k", b"", got.append))
+        with pytest.raises(NotPublished):
+            bus.run(put, ("k", b"", got.append))
+        await until(lambda: len(got) == 250)
+        bus.run(put, ("k", b"", got.append))
+        await bus.call("PING")
+        assert got == [*range(1, 252)]
+        stats: Any = self.redis.client().info("commandstats")
+        assert [stats[f"cmdstat_{name}"]["calls"] for name in ("eval", "evalsha", "rpush")] == [1, 3, 251]
 
     # Coming and going
 

@@ -6,7 +6,7 @@ import hiredis
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kraftek.bus.resp import _LENGTHS, _LENGTHS_KEPT, command, publish_head, script_call
+from kraftek.bus.resp import _LENGTHS, command, publish_head, script_call, script_head
 
 ARGUMENTS = st.binary() | st.text(st.characters(exclude_categories=["Cs"])) | st.integers() | st.floats()
 
@@ -27,16 +27,22 @@ def test_a_command_is_its_parts(parts: list[bytes | str | int | float]) -> None:
     ]
 
 
+HEAD = script_head(b"EVALSHA", "a1b2")
+
+
 @given(st.lists(st.binary()))
 def test_a_script_is_called_with_its_arguments(args: list[bytes]) -> None:
-    assert parsed(script_call(b"EVALSHA", "a1b2", args)) == [b"EVALSHA", b"a1b2", b"0", *args]
+    assert parsed(script_call(HEAD, args)) == [b"EVALSHA", b"a1b2", b"0", *args]
+
+
+def test_a_script_that_is_not_ascii() -> None:
+    assert parsed(script_call(script_head(b"EVAL", "return 'ä'"), [])) == [b"EVAL", "return 'ä'".encode(), b"0"]
 
 
 def test_lengths_beyond_those_remembered() -> None:
-    args = [b"x" * length for length in range(_LENGTHS_KEPT + 10)]
-    for _ in range(2):
-        assert parsed(script_call(b"EVALSHA", "a1b2", args))[3:] == args
-        assert len(_LENGTHS) <= _LENGTHS_KEPT
+    args = [b"x" * length for length in range(len(_LENGTHS) - 3, len(_LENGTHS) + 3)]
+    assert parsed(script_call(HEAD, args))[3:] == args
+    assert parsed(script_call(HEAD, args[:3]))[3:] == args[:3]
 
 
 @given(st.binary(), st.binary())
