@@ -21,7 +21,7 @@ from kraftek.messages import Envelope
 from kraftek.names import place_of, stream_of
 from kraftek.scripts import ForEach, Receipt, Script, Value
 
-__all__ = ["FULL", "Dispatch", "once"]
+__all__ = ["FULL", "Dispatch", "once", "target_of"]
 
 FULL = -3
 """The receipt of an event that was not taken, because as many as may be wait in the service's stream."""
@@ -89,6 +89,11 @@ def _to_append(events: list[tuple[str, int, Envelope, Receipt]]) -> tuple[Sequen
 APPEND = ForEach.make("stream", "most", _to_append, "return send(stream, body, most)", _SEND["stream"])
 
 
+def _to_send(events: list[tuple[str, str, Envelope, Receipt]]) -> tuple[Sequence[Sequence[Value]], list[bytes]]:
+    targets, claims, envelopes, _ = zip(*events, strict=True)
+    return (targets, claims, [*map(_socket_id, envelopes)]), [*map(_encode, envelopes)]
+
+
 _ACK = """
 local ack = '{"type":"ack","payload":{"receivers":' .. taken .. '}}'
 redis.call('SET', claim, ack, 'KEEPTTL')
@@ -96,33 +101,28 @@ redis.call('SET', claim, ack, 'KEEPTTL')
 
 
 @lru_cache(256)
-def once(service: Service, kept: int) -> ForEach:
-    """The script that hands events to the service as :meth:`Dispatch.send` does, unless that was done before.
+def once(transport: str, replies: bool, kept: int, most: int) -> ForEach:
+    """The script that hands events to services as :meth:`Dispatch.send` does, unless that was done before.
 
-    Its messages are an event's claim, the event, and the receipt. The claim is a key in Redis, and stands for ``kept``
-    milliseconds; ``?`` stands there and the socket that sent the event, and then the answer. The receipt of an event
-    whose claim stands already is what stands there. There is none when a service that replies has the event.
+    Its messages are where an event goes, its claim, the event, and the receipt. The claim is a key in Redis, and stands
+    for ``kept`` milliseconds; ``?`` stands there and the socket that sent the event, and then the answer. The receipt
+    of an event whose claim stands already is what stands there. There is none when a service that replies has the
+    event. What is the same for all events of a service is not sent with each; services that are alike share a script,
+    and so a command. ``most``: as many may wait in a stream.
     """
-    channel, partitions = service.channel, service.partitions
-
-    def pack(events: list[tuple[str, Envelope, Receipt]]) -> tuple[Sequence[Sequence[Value]], list[bytes]]:
-        claims, envelopes, _ = zip(*events, strict=True)
-        targets = [_target(service, event) for event in envelopes] if partitions else [channel] * len(events)
-        return (targets, claims, [*map(_socket_id, envelopes)]), [*map(_encode, envelopes)]
-
     return ForEach.make(
         "target, claim",
         "socket",
-        pack,
+        _to_send,
         f"""
 if not redis.call('SET', claim, '?' .. socket, 'NX', 'PX', '{kept}') then return redis.call('GET', claim) end
-local done, taken = pcall(send, target, body, {service.max_length})
+local done, taken = pcall(send, target, body, {most})
 if not done or taken <= 0 then redis.call('DEL', claim) end
 if not done then error(taken, 0) end
 if taken <= 0 then return taken end
-{"return nil" if service.reply else f"{_ACK} return taken"}
+{"return nil" if replies else f"{_ACK} return taken"}
 """,
-        _SEND[service.transport],
+        _SEND[transport],
     )
 
 
@@ -145,7 +145,11 @@ class Dispatch:
         if service.transport == "pubsub":
             self._bus.publish(service.channel, _encode(envelope), receipt)
         else:
-            self._bus.run(APPEND, (_target(service, envelope), service.max_length, envelope, receipt))
+            self._bus.run(APPEND, (target_of(service, envelope), service.max_length, envelope, receipt))
+
+    def longest_timeout(self) -> float:
+        """Seconds after which no service's answer is waited for any more."""
+        return max((service.timeout for service in self._registry.services() if service.reply), default=0.0)
 
     def sweep(self) -> None:
         """Remove from streams what was handled, and count what waits. Called every second or so."""
@@ -169,7 +173,8 @@ class Dispatch:
             self._log.failure("Cannot trim the stream of {service}", failure=failure, service=name)
 
 
-def _target(service: Service, envelope: Envelope) -> str:
+def target_of(service: Service, envelope: Envelope) -> str:
+    """The channel or the stream that the event goes to."""
     return place_of(service.channel, service.partitions, envelope.room_id or envelope.socket_id)
 
 

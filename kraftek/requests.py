@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
-from itertools import takewhile
 from math import ceil
 from zlib import crc32
 
@@ -19,13 +18,13 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from kraftek.config import Limits, Service
-from kraftek.dispatch import FULL, Dispatch, once
+from kraftek.dispatch import FULL, Dispatch, once, target_of
 from kraftek.errors import Code, NotPublished, PeerError
 from kraftek.interfaces import LOST, REFUSED, IBus
 from kraftek.messages import Ack, Broadcast, Delivery, Envelope, ErrorMessage, Outbound, RequestId
 from kraftek.metrics import Counters
-from kraftek.names import gateway_of, reply_channel
-from kraftek.scripts import ForEach, Receipt, Script
+from kraftek.names import gateway_of
+from kraftek.scripts import ForEach, Receipt
 from kraftek.session import Session
 
 __all__ = ["Requests", "not_taken"]
@@ -41,13 +40,6 @@ _KEPT_AT_ONCE = 100
 
 _KEEP_AFTER = 0.02
 """Seconds that an answer waits for others at most, before Redis keeps it."""
-
-ADOPT = Script("""
-if redis.call('PUBSUB', 'NUMSUB', KEYS[2])[2] == 0 then
-    redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2])
-end
-return 0
-""")
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Broadcast).decode
@@ -86,16 +78,19 @@ if known and known:sub(1, 1) ~= '?' then redis.call('SET', claim, known, 'KEEPTT
 
 
 class _Queue:
-    """What waits for one service: ``length`` requests. ``receipt`` is called with what became of each."""
+    """Requests of one service, in the order in which they are due. ``receipt`` is called with what became of each.
+    ``target``: where all of them go, or nothing.
+    """
 
-    __slots__ = ("length", "receipt", "script", "service")
+    __slots__ = ("receipt", "requests", "script", "service", "target")
 
     def __init__(self, service: Service, window: float, receipt: Callable[[_Request, int | bytes], None]) -> None:
         self.service = service
         self.receipt = receipt
+        self.target = "" if service.partitions else service.channel
         known = window + service.timeout if service.reply else window
-        self.script = once(service, ceil(known * 1000))
-        self.length = 0
+        self.script = once(service.transport, service.reply, ceil(known * 1000), service.max_length)
+        self.requests: dict[_Request, None] = {}
 
 
 class Requests:
@@ -155,17 +150,18 @@ class Requests:
         queue = self._queues.get(id(service))
         if queue is None:
             queue = self._queues[id(service)] = _Queue(service, self._window, self._sent)
-        if queue.length >= service.requests:
+        if len(queue.requests) >= service.requests:
             message = "too many requests wait for this service's answers"
             raise _too_many(envelope.event_type, request_id, Code.SERVICE_UNAVAILABLE, message)
         lasts = self._lasts and session.dialect.lasting_ids
         request = _Request(session, envelope.event_type, claim, lasts, queue, key, envelope.timestamp)
         if lasts:
-            self._bus.run(queue.script, (claim, envelope, request))
+            target = queue.target or target_of(service, envelope)
+            self._bus.run(queue.script, (target, claim, envelope, request))
         else:
             self._dispatch.send(service, envelope, request)
         waiting[key] = request
-        queue.length += 1
+        queue.requests[request] = None
         session.requests += 1
 
     def answered(self, message: Broadcast, body: bytes) -> None:
@@ -183,20 +179,24 @@ class Requests:
             elif gateway_of(socket_id) == self._gateway_id:
                 late = True
             elif message.user_ids and self._lasts:
-                self._adopt(socket_id, request_id, body)
+                self._adopt(socket_id, request_id, body)  # said to all gateways: that of the socket may be gone
         if late:
             self._counters.replies_late += 1
 
     def sweep(self) -> None:
         """What time brings: answers that are overdue, and those that another request of the same id was given."""
-        now = self._now() * 1000
-        shortest = min((queue.service.timeout for queue in self._queues.values()), default=0.0)
-        asked_long_ago = takewhile(lambda one: one.sent_at + shortest * 1000 <= now, self._waiting.values())
-        for request in tuple(asked_long_ago):
-            if request.sent_at + request.queue.service.timeout * 1000 <= now:
-                self._time_out(request)
+        now = int(self._now() * 1000)
         for number, queue in tuple(self._queues.items()):
-            if not queue.length:
+            timeout = queue.service.timeout * 1000
+            while queue.requests:
+                request = next(iter(queue.requests))
+                if request.sent_at > now:  # the clock was set back
+                    for each in queue.requests:
+                        each.sent_at = min(each.sent_at, now)
+                if request.sent_at + timeout > now:
+                    break
+                self._time_out(request)
+            if not queue.requests:
                 del self._queues[number]
         self.keep()  # at once: what a service says after a time-out is too late
         self._look(self._elsewhere)
@@ -232,11 +232,11 @@ class Requests:
             request.session.refuse(not_taken(request.name, request.key[1], taken, self._counters))
 
     def _adopt(self, socket_id: str, request_id: RequestId, body: bytes) -> None:
-        """The gateway of that socket may be gone: then the service answers all others instead."""
         # Who waits for it here finds it at the next sweep. To look at once, for each of all that such a gateway left,
-        # asks Redis about all others each time: 4 million keys for 2,000 requests.
-        keys = _adopted(socket_id, request_id), reply_channel(gateway_of(socket_id))
-        self._bus.call(ADOPT, keys, (body, ceil(self._window * 1000))).addErrback(self._not_asked)
+        # asks Redis about all others each time: 8 million keys for 2,000 requests.
+        kept = ceil((self._window + self._dispatch.longest_timeout()) * 1000)
+        keeping = self._bus.call("SET", (_adopted(socket_id, request_id),), (body, "NX", "PX", kept))
+        keeping.addErrback(self._not_asked)
 
     def _look(self, requests: Collection[_Request]) -> None:
         if requests and self._bus.available:
@@ -246,14 +246,23 @@ class Requests:
 
     def _found(self, answers: list[bytes | None], requests: tuple[_Request, ...]) -> None:
         for request, kept, adopted in zip(requests, answers[::2], answers[1::2], strict=True):
-            answer = adopted if kept is None or kept.startswith(b"?") else kept
-            if answer is not None and request in self._elsewhere:
-                self._give(request, answer)
+            if request not in self._elsewhere:
+                continue
+            if kept is not None and not kept.startswith(b"?"):
+                self._give(request, kept)
+            elif adopted is not None:
+                self._give(request, adopted, adopted)
 
-    def _give(self, request: _Request, answer: bytes) -> None:
-        known = _decode(answer)
+    def _give(self, request: _Request, answer: bytes, body: bytes | None = None) -> None:
+        """What another socket's request was answered; ``body`` if Redis is to keep it."""
+        try:
+            known = _decode(answer)
+        except msgspec.DecodeError as error:
+            self._log.error("A request's answer in Redis cannot be read: {error}", error=str(error))
+            self._elsewhere.pop(request, None)
+            return
         del self._waiting[request.key]
-        self._settle(request, Delivery(known.type, known.payload, None, request.key[1]))
+        self._settle(request, Delivery(known.type, known.payload, None, request.key[1]), body)
 
     def _not_asked(self, failure: Failure) -> None:
         if failure.check(NotPublished) is None:
@@ -268,7 +277,7 @@ class Requests:
 
     def _settle(self, request: _Request, outbound: Outbound | None, body: bytes | None = None) -> None:
         """It waits no longer: the client is told, and Redis is to keep the ``body``."""
-        request.queue.length -= 1
+        del request.queue.requests[request]
         if self._elsewhere:
             self._elsewhere.pop(request, None)
         if body is not None and request.lasts:
@@ -321,7 +330,7 @@ def _claim(envelope: Envelope, request_id: RequestId) -> str:
 
 @lru_cache(10_000)
 def _claims_of(user_id: str, name: str, room_id: str | None) -> tuple[str, int]:
-    return f"request:{len(user_id)}:{user_id}:", crc32(name.encode(), crc32((room_id or "").encode()))
+    return f"request:{len(user_id)}:{user_id}:", crc32(repr((name, room_id)).encode())
 
 
 def _adopted(socket_id: str, request_id: RequestId) -> str:

@@ -14,7 +14,7 @@ from twisted.trial.unittest import TestCase
 
 from kraftek.bus import RedisBus
 from kraftek.config import Redis, Service
-from kraftek.dispatch import FULL, Dispatch, once
+from kraftek.dispatch import FULL, Dispatch, once, target_of
 from kraftek.errors import NotPublished
 from kraftek.interfaces import REFUSED
 from kraftek.messages import Envelope
@@ -59,7 +59,8 @@ class DispatchTest(TestCase):
 
     def send_once(self, service: Service, event: Envelope, claim: str = "request:1") -> Deferred[int | bytes]:
         taken: Deferred[int | bytes] = Deferred()
-        self.bus.run(once(service, 60_000), (claim, event, taken.callback))
+        script = once(service.transport, service.reply, 60_000, service.max_length)
+        self.bus.run(script, (target_of(service, event), claim, event, taken.callback))
         return taken
 
     def texts(self, stream: str) -> list[str]:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet import reactor
 from twisted.internet.task import Clock, deferLater
+from twisted.logger import capturedLogs
 from twisted.trial.unittest import TestCase
 
 from kraftek.bus import RedisBus
@@ -21,7 +22,7 @@ from kraftek.errors import PeerError
 from kraftek.messages import Broadcast, Envelope, Event, Grant
 from kraftek.metrics import Counters
 from kraftek.registry import ServiceRegistry
-from kraftek.requests import Requests, _claim
+from kraftek.requests import Requests, _adopted, _claim
 from kraftek.roster import Roster
 from kraftek.session import Session
 from kraftek.turn import Turn
@@ -239,26 +240,42 @@ def test_a_service_that_was_registered_anew() -> None:
 
 TEXTS = st.text("a:#1", max_size=4)
 IDS = TEXTS | st.integers(-2, 2)
-ROOMS = st.sampled_from([None, "1", "a"])
+NAMES = st.sampled_from(["a:b:c", "a:b:c1", "a:b:c11"])
+PLACES = st.sampled_from([None, "", "1", "a"])
+PAYLOADS = st.sampled_from(["1", "11", "111"])
+ASKED = st.tuples(TEXTS, IDS, NAMES, PLACES, PAYLOADS)
 
 
-def asked(user_id: str, request_id: int | str, name: str = SEND, room_id: str | None = "r", payload: str = "1") -> str:
-    """The claim of an event."""
+def claim_of(user_id: str, request_id: int | str, name: str, room_id: str | None, payload: str) -> str:
     raw = msgspec.Raw(payload.encode())
     return _claim(Envelope(name, user_id, "g.1", 1, "g", "events:reply:g", raw, room_id, request_id), request_id)
 
 
-@given(TEXTS, IDS, ROOMS, TEXTS, IDS, ROOMS)
-def test_no_two_requests_have_the_same_claim(
-    user: str, id: int | str, room: str | None, other: str, other_id: int | str, other_room: str | None
-) -> None:
-    same = (user, type(id), id, room) == (other, type(other_id), other_id, other_room)
-    assert (asked(user, id, room_id=room) == asked(other, other_id, room_id=other_room)) == same
+@given(ASKED, ASKED)
+def test_no_two_requests_have_the_same_claim(one: Any, other: Any) -> None:
+    assert (claim_of(*one) == claim_of(*other)) == ((one, type(one[1])) == (other, type(other[1])))
 
 
-def test_what_else_is_asked_has_another_claim() -> None:
-    claims = {asked("ann", 1), asked("ann", 1, payload="2"), asked("ann", 1, "chat:message:edit")}
-    assert len(claims) == 3
+@given(TEXTS, IDS, TEXTS, IDS)
+def test_no_two_adopted_answers_have_the_same_key(one: str, id: int | str, other: str, other_id: int | str) -> None:
+    same = (one, type(id), id) == (other, type(other_id), other_id)
+    assert (_adopted(f"g.{one}", id) == _adopted(f"g.{other}", other_id)) == same
+
+
+def test_the_clock_is_set_back() -> None:
+    house = House(services=[Service(name="chat", channel="events:chat", reply=True, timeout=2.0)])
+    client = house.admit()
+    house.clock.rightNow += 3600
+    client.send({"type": SEND, "id": "before"})
+    house.clock.rightNow -= 3600
+    client.send({"type": SEND, "id": "after"})
+    house.pass_time(1.5)
+    assert client.link.read() == []
+    house.pass_time(1.0)
+    assert [(message["id"], message["payload"]["code"]) for message in client.link.read()] == [
+        ("before", "TIMEOUT"),
+        ("after", "TIMEOUT"),
+    ]
 
 
 class Gateway:
@@ -268,7 +285,7 @@ class Gateway:
         self.name = name
         self.clock = Clock()
         self.counters = Counters()
-        self.bus = RedisBus(reactor, Redis(url=url), Turn(reactor), self.counters)
+        self.bus = RedisBus(reactor, Redis(url=url, prefix="k:"), Turn(reactor), self.counters)
         self.registry = ServiceRegistry(services)
         self.roster = Roster()
         self.limits = Limits(request_window=window)
@@ -353,7 +370,7 @@ class RepeatedTest(TestCase):
         await gateway.bus.call("PING")
 
     def handled(self, service: str = "chat") -> int:
-        return int(self.client.xlen(f"events:{service}"))
+        return int(self.client.xlen(f"k:events:{service}"))
 
     def answer(self, gateway: Gateway, socket_id: str, payload: str = "done", id: str = "q") -> None:
         self.say(gateway, {"recipients": [socket_id], "inReplyTo": id, "payload": payload})
@@ -455,7 +472,7 @@ class RepeatedTest(TestCase):
     async def test_an_answer_that_cannot_be_kept_is_counted(self) -> None:
         session = self.one.connect("1")
         await self.send(session)
-        [claim] = self.client.keys("request:*")
+        [claim] = self.client.keys("k:request:*")
         self.client.delete(claim)
         self.client.lpush(claim, "somebody else's")
         self.answer(self.one, "one.1")
@@ -503,7 +520,7 @@ class RepeatedTest(TestCase):
         (message,) = told(session)
         assert message["payload"]["code"] == "SERVICE_UNAVAILABLE"
         with self.client.pubsub() as listener:
-            listener.subscribe("events:radio")
+            listener.subscribe("k:events:radio")
             while listener.get_message(timeout=5) is None:
                 pass
             await self.send(session, "radio:song:play")
@@ -537,7 +554,7 @@ class RepeatedTest(TestCase):
 
     async def test_the_first_answer_stands(self) -> None:
         await self.send(self.one.connect("1"))
-        [claim] = self.client.keys("request:*")
+        [claim] = self.client.keys("k:request:*")
         before = int(self.client.pttl(claim))
         elsewhere = self.two.connect("1")
         await self.send(elsewhere)
@@ -550,27 +567,82 @@ class RepeatedTest(TestCase):
         assert [told(each)[0]["payload"] for each in (elsewhere, again)] == ["second", "first"]
         assert 0 < int(self.client.pttl(claim)) <= before
 
-    async def test_an_answer_to_all_gateways_is_kept_by_the_one_that_waits(self) -> None:
-        asks = self.one.connect("1")
-        self.one.bus.subscribe("events:reply:one", lambda _: None)
-        await self.one.bus.settled()
-        await self.send(asks)
-        for gateway in (self.two, self.one):
-            self.say(gateway, {"recipients": ["one.1"], "userIds": ["ann"], "inReplyTo": "q", "payload": 5})
+    async def test_an_answer_to_a_lost_gateway_is_known_as_long_as_any_other(self) -> None:
+        brief, other = await self.gateway("brief", 1.0, 10.0), await self.gateway("other", 1.0, 10.0)
+        await self.send(brief.connect("1"))
+        [claim] = self.client.keys("k:request:*")
+        self.say(other, {"recipients": ["brief.1"], "userIds": ["ann"], "inReplyTo": "q", "payload": 5})
+        self.say(other, {"recipients": ["brief.1"], "userIds": ["ann"], "inReplyTo": "q", "payload": 6})
+        back, late = other.connect("1"), other.connect("2")
+        await self.send(back)
+        [adopted] = self.client.keys("k:request:adopted:*")
+        assert int(self.client.pttl(adopted)) >= int(self.client.pttl(claim)) > 10_000
+        await self.sweep(other)
+        self.client.delete(adopted)
+        await self.send(late)
+        for session in (back, late):
+            assert told(session) == [{"type": "r", "id": "q", "payload": 5}]
+
+    async def test_an_answer_in_the_claim_comes_before_one_that_was_adopted(self) -> None:
+        await self.send(self.one.connect("1"))
+        waits = self.two.connect("1")
+        await self.send(waits)
+        self.answer(self.one, "one.1", "kept")
+        await self.one.bus.call("PING")
+        self.say(self.two, {"recipients": ["one.1"], "userIds": ["ann"], "inReplyTo": "q", "payload": "adopted"})
+        await self.sweep(self.two)
+        assert [message["payload"] for message in told(waits)] == ["kept"]
+
+    async def test_only_what_is_said_to_all_gateways_is_adopted(self) -> None:
+        forgetful = await self.gateway("forgetful", 0.0)
+        self.answer(self.two, "one.1")
+        words = {"recipients": ["one.1"], "userIds": ["ann"], "inReplyTo": "q"}
+        self.say(forgetful, words)
+        for gateway in (self.two, forgetful):
             await gateway.bus.call("PING")
-        assert told(asks) == [{"type": "r", "id": "q", "payload": 5}]
-        assert len(self.client.keys("request:*")) == 1
+        assert self.client.keys("*") == []
+        self.say(self.two, words)
+        await self.two.bus.call("PING")
+        assert self.client.keys("*") == ["k:request:adopted:one.1:q"]
+
+    async def test_an_answer_that_cannot_be_read_keeps_nobody_from_another(self) -> None:
+        for user in ("ann", "bob"):
+            await self.send(self.one.connect(user, user))
+        waiting = [self.two.connect(user, user) for user in ("ann", "bob")]
+        for session in waiting:
+            await self.send(session)
+        [claim] = self.client.keys("k:request:3:ann:*")
+        self.client.set(claim, "no answer")
+        self.answer(self.one, "one.bob")
+        await self.one.bus.call("PING")
+        with capturedLogs() as events:
+            await self.sweep(self.two)
+            await self.sweep(self.two)
+        assert [len(told(session)) for session in waiting] == [0, 1]
+        assert len([event for event in events if "cannot be read" in event["log_format"]]) == 1
+        await self.sweep(self.two, 10)
+        assert [message["payload"]["code"] for message in told(waiting[0])] == ["TIMEOUT"]
+
+    async def test_requests_to_services_that_are_alike_are_one_command(self) -> None:
+        self.one.registry.register(Service(name="talk", channel="events:talk", transport="stream", reply=True))
+        session = self.one.connect("1")
+        before = self.scripts()
+        for number in range(10):
+            name = "talk:message:send" if number % 2 else SEND
+            session.take(Event(name, msgspec.Raw(b"1"), number, "board"))
+        await self.one.bus.call("PING")
+        assert (self.handled(), self.handled("talk"), self.scripts()) == (5, 5, before + 1)
 
     async def test_the_window_passes(self) -> None:
         brief = await self.gateway("brief", 1.0, 1.0)
         session = brief.connect("1")
         await self.send(session)
-        [claim] = self.client.keys("request:*")
+        [claim] = self.client.keys("k:request:*")
         assert int(self.client.pttl(claim)) > 1_000  # it is waited for, too
         self.answer(brief, "brief.1")
         await self.send(brief.connect("2"))
         assert self.handled() == 1
-        while self.client.keys("request:*"):
+        while self.client.keys("k:request:*"):
             await deferLater(reactor, 0.01)
         await self.send(session)
         assert self.handled() == 2

@@ -268,6 +268,7 @@ class CommandLink(Link):
             given = script.arguments(messages, self._config.prefix)
         except Exception:  # noqa: BLE001  # the edge's one guard: other messages wait for this turn's end
             self.log.failure("Failed to tell Redis of messages")
+            batch.messages = []
             self._reactor.callLater(0, self._tell, [(message, REFUSED) for message in messages])
             return
         self.batched += len(messages) - 1
@@ -308,7 +309,8 @@ class CommandLink(Link):
         super().connectionLost(why)
 
     def _tell(self, answers: Iterable[tuple[Sequence[Any], Any]]) -> None:
-        for (*_, receipt), answer in answers:
+        for message, answer in answers:
+            receipt = message[-1]
             try:
                 if type(answer) is int or type(answer) is bytes:
                     receipt(answer)
@@ -326,7 +328,9 @@ class CommandLink(Link):
 
 
 class Batch(Struct, eq=False):
-    """Messages for one script, as :meth:`kraftek.interfaces.IBus.run` has them. So many more there is ``room`` for."""
+    """Messages for one script, as :meth:`kraftek.interfaces.IBus.run` has them. ``room``: for so many, and for none
+    when it is closed.
+    """
 
     script: ForEach
     room: int

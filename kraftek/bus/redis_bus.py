@@ -195,8 +195,8 @@ class RedisBus(MultiService):
     def _with_room(self) -> CommandLink:
         """The link that takes one more.
 
-        :meth:`publish` has this in line, for each message. It does not close the batch of this turn first, and so may
-        take as many more as are in it.
+        :meth:`publish` has this in line, for each message. It does not close the batch of this turn first, and so does
+        not count what is in it.
         """
         link = self._commands
         if link is not None:

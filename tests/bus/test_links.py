@@ -478,13 +478,15 @@ def test_of_a_message_that_came_to_nothing_there_is_no_receipt() -> None:
 
 def test_a_forgotten_script_goes_whole_again_for_all_messages() -> None:
     story, link, got = batch_story()
-    run(link, EACH, got, "ab")
+    batch = link.open_batch(EACH)
+    batch.messages += [(f"k{text}", text.encode(), got.append) for text in "ab"]
     scripts(story)
     story.reads(b"-NOSCRIPT No matching script. Please use EVAL.")
     assert scripts(story) == ['EVAL each message [["ka","kb"]] a b']
     assert (got, len(link.waiting) + link.batched) == ([], 2)
     story.reads(b"*4\r\n:0\r\n:1\r\n:1\r\n:2")
     assert (got, len(link.waiting) + link.batched) == ([1, 2], 0)
+    assert batch.messages == []
 
 
 def test_who_waits_for_many_messages_is_told_when_the_link_is_lost() -> None:

@@ -362,8 +362,9 @@ return name == 'text' and body or redis.call('LLEN', key)
         bus.run(put, ("k", "o", "fails", 1, b"not put", told))
         bus.run(put, ("k", "o", "text", 1, b"put", told))
         bus.run_all(put, [("k", "o", "none", 1, b"not put", told), ("l", "o", "all", 1, b"put", told)])
+        bus.run(put, ("l", "o", "last", 1, b"put", told))
         await bus.call("PING")
-        assert got == [1, 2, 3, 4, REFUSED, b"put", 1]
+        assert got == [1, 2, 3, 4, REFUSED, b"put", 1, 2]
         assert self.redis.call("LRANGE", "us:k", "0", "-1") == [*bodies, b"put"]
         pairs = zip(names, map(str, numbers), strict=True)
         assert self.redis.call("LRANGE", "us:o", "0", "7") == [text.encode() for pair in pairs for text in pair]
