@@ -88,6 +88,7 @@ class Gateway:
     def closed(self, session: Session) -> None:
         """A session has ended."""
         self._admission.departed(session)
+        self._requests.departed(session)
 
     def close_all(self, code: int, reason: str) -> None:
         """The process stops: every client is told."""

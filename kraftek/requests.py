@@ -32,9 +32,6 @@ __all__ = ["Requests", "not_taken"]
 _RETRY_AFTER = 1.0
 """Seconds after which a request is better tried again, when too many wait."""
 
-Key = tuple[str, RequestId]
-"""A request by its socket and its id."""
-
 _KEPT_AT_ONCE = 100
 """Answers that one command keeps, which takes Redis two thirds of a millisecond. A command for each costs 3 µs more."""
 
@@ -58,7 +55,7 @@ class _Request(Struct, eq=False, gc=False):
     claim: str
     lasts: bool
     queue: _Queue
-    key: Key
+    id: RequestId
     sent_at: int
 
     def __call__(self, taken: int | bytes) -> None:
@@ -123,7 +120,9 @@ class Requests:
         self._counters = counters
         self._clock = clock
         self._now = now
-        self._waiting: dict[Key, _Request] = {}
+        # By socket: of all that are open and have asked, and of those that departed until all is answered.
+        self._waiting: dict[str, dict[RequestId, _Request]] = {}
+        self._departed: set[str] = set()
         # By the identity of the service: under its name another one may be registered by now.
         self._queues: dict[int, _Queue] = {}
         self._elsewhere: dict[_Request, tuple[str, str]] = {}
@@ -132,19 +131,20 @@ class Requests:
         self._unkept: Receipt = self._not_kept  # bound once for all answers
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return sum(map(len, self._waiting.values()))
 
     def send(self, session: Session, request_id: RequestId, service: Service, envelope: Envelope) -> None:
         """Hand the event to its service, unless it was before. Raises ``PeerError`` when too many wait already."""
-        key = session.socket_id, request_id
         claim = _claim(envelope, request_id)
-        waiting = self._waiting
-        if key in waiting:
-            if waiting[key].claim != claim:
+        waiting = self._waiting.get(session.socket_id)
+        if waiting is None:
+            waiting = self._waiting[session.socket_id] = {}
+        if request_id in waiting:
+            if waiting[request_id].claim != claim:
                 raise PeerError(Code.INVALID_MESSAGE, "another request of this id waits for its answer", id=request_id)
             self._counters.requests_repeated += 1
             return  # the answer on its way is this one's too
-        if session.requests >= self._bound:
+        if len(waiting) >= self._bound:
             message = "too many of this socket's requests wait for their answers"
             raise _too_many(envelope.event_type, request_id, Code.RATE_LIMITED, message)
         queue = self._queues.get(id(service))
@@ -154,15 +154,21 @@ class Requests:
             message = "too many requests wait for this service's answers"
             raise _too_many(envelope.event_type, request_id, Code.SERVICE_UNAVAILABLE, message)
         lasts = self._lasts and session.dialect.lasting_ids
-        request = _Request(session, envelope.event_type, claim, lasts, queue, key, envelope.timestamp)
+        request = _Request(session, envelope.event_type, claim, lasts, queue, request_id, envelope.timestamp)
         if lasts:
             target = queue.target or target_of(service, envelope)
             self._bus.run(queue.script, (target, claim, envelope, request))
         else:
             self._dispatch.send(service, envelope, request)
-        waiting[key] = request
+        waiting[request_id] = request
         queue.requests[request] = None
-        session.requests += 1
+
+    def departed(self, session: Session) -> None:
+        """The session has ended. What waits for it is answered all the same: it may be asked for again."""
+        if self._waiting.get(session.socket_id):
+            self._departed.add(session.socket_id)
+        else:
+            self._waiting.pop(session.socket_id, None)
 
     def answered(self, message: Broadcast, body: bytes) -> None:
         """A service answers, with these bytes. Only who waits for it gets it, and nobody a second one."""
@@ -172,7 +178,8 @@ class Requests:
         delivery = Delivery(message.type, message.payload, None, request_id)
         late = False
         for socket_id in message.recipients or ():
-            request = self._waiting.pop((socket_id, request_id), None)
+            waiting = self._waiting.get(socket_id)
+            request = waiting.pop(request_id, None) if waiting else None
             if request is not None:
                 self._settle(request, delivery, body)
                 self._counters.delivered += 1
@@ -198,6 +205,10 @@ class Requests:
                 self._time_out(request)
             if not queue.requests:
                 del self._queues[number]
+        for socket_id in tuple(self._departed):
+            if not self._waiting[socket_id]:
+                del self._waiting[socket_id]
+                self._departed.remove(socket_id)
         self.keep()  # at once: what a service says after a time-out is too late
         self._look(self._elsewhere)
 
@@ -213,23 +224,24 @@ class Requests:
     def _sent(self, request: _Request, taken: int | bytes) -> None:
         if type(taken) is int and taken > 0 and request.queue.service.reply:
             return
-        if self._waiting.get(request.key) is not request:
+        waiting = self._waiting.get(request.session.socket_id)
+        if waiting is None or waiting.get(request.id) is not request:
             return  # it was answered before Redis said that it was sent, and its id may be in use again
         if isinstance(taken, bytes):
             self._counters.requests_repeated += 1
             if taken.startswith(b"?"):
                 first = taken[1:].decode()
-                self._elsewhere[request] = request.claim, _adopted(first, request.key[1])
+                self._elsewhere[request] = request.claim, _adopted(first, request.id)
                 self._look([request])
             else:
                 self._give(request, taken)
             return
-        del self._waiting[request.key]
+        del waiting[request.id]
         if taken > 0:
-            self._settle(request, Ack(request.key[1], taken))
+            self._settle(request, Ack(request.id, taken))
         else:
             self._settle(request, None)
-            request.session.refuse(not_taken(request.name, request.key[1], taken, self._counters))
+            request.session.refuse(not_taken(request.name, request.id, taken, self._counters))
 
     def _adopt(self, socket_id: str, request_id: RequestId, body: bytes) -> None:
         # Who waits for it here finds it at the next sweep. To look at once, for each of all that such a gateway left,
@@ -261,19 +273,19 @@ class Requests:
             self._log.error("A request's answer in Redis cannot be read: {error}", error=str(error))
             self._elsewhere.pop(request, None)
             return
-        del self._waiting[request.key]
-        self._settle(request, Delivery(known.type, known.payload, None, request.key[1]), body)
+        del self._waiting[request.session.socket_id][request.id]
+        self._settle(request, Delivery(known.type, known.payload, None, request.id), body)
 
     def _not_asked(self, failure: Failure) -> None:
         if failure.check(NotPublished) is None:
             self._log.failure("Cannot ask Redis about repeated requests", failure=failure)
 
     def _time_out(self, request: _Request) -> None:
-        del self._waiting[request.key]
+        del self._waiting[request.session.socket_id][request.id]
         self._counters.requests_timed_out += 1
         message, name = f"no answer within {request.queue.service.timeout:g} s", request.name
         body = _encode({"type": "error", "payload": {"code": Code.TIMEOUT, "message": message, "eventType": name}})
-        self._settle(request, ErrorMessage(Code.TIMEOUT, message, name, None, request.key[1]), body)
+        self._settle(request, ErrorMessage(Code.TIMEOUT, message, name, None, request.id), body)
 
     def _settle(self, request: _Request, outbound: Outbound | None, body: bytes | None = None) -> None:
         """It waits no longer: the client is told, and Redis is to keep the ``body``."""
@@ -288,10 +300,8 @@ class Requests:
             elif not self._keeps:
                 self._keeps = True
                 self._clock.callLater(_KEEP_AFTER, self._keep_soon)
-        session = request.session
-        session.requests -= 1
         if outbound is not None:
-            session.say(outbound)
+            request.session.say(outbound)
 
     def _keep_soon(self) -> None:
         self._keeps = False

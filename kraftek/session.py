@@ -55,7 +55,7 @@ class Session:
 
     ``rooms`` maps each room to its grant, or to ``None`` while access is not known: it was taken back, and the auth
     service cannot be asked. Under ``None`` stands the grant to be in no room, when the client was given one.
-    ``room_id`` is the default among the rooms: the first that was joined. ``requests`` counts those unanswered.
+    ``room_id`` is the default among the rooms: the first that was joined.
     """
 
     __slots__ = (
@@ -68,7 +68,6 @@ class Session:
         "_limits",
         "dialect",
         "link",
-        "requests",
         "room_id",
         "rooms",
         "socket_id",
@@ -90,7 +89,6 @@ class Session:
         self.token: Token | None = None
         self.room_id: str | None = None
         self.rooms: dict[str | None, Grant | None] = {}
-        self.requests = 0
         self._core = core
         self._limits = limits
         self._counters = counters

@@ -48,7 +48,7 @@ def test_a_reply_is_the_one_answer() -> None:
     house.pass_time(60)
     assert client.link.read() == [{"type": "r", "id": "q", "payload": 1}]
     assert house.counters.replies_late == 1
-    assert len(house.requests) == client.session.requests == 0
+    assert len(house.requests) == 0
 
 
 def test_a_service_that_is_silent() -> None:
@@ -102,7 +102,7 @@ def test_an_event_that_nobody_took(receivers: int) -> None:
     assert told["payload"].get("retryAfter") == (1.0 if receivers == FULL else None)
     house.pass_time(60)
     assert client.link.read() == []
-    assert client.session.requests == 0
+    assert len(house.requests) == 0
 
 
 def test_redis_is_away() -> None:
@@ -112,7 +112,7 @@ def test_redis_is_away() -> None:
     client.send({"type": SEND, "id": 1})
     (told,) = client.link.read()
     assert (told["id"], told["payload"]["code"]) == (1, "SERVICE_UNAVAILABLE")
-    assert len(house.requests) == client.session.requests == 0
+    assert len(house.requests) == 0
 
 
 def test_the_same_id_while_its_answer_is_on_the_way() -> None:
@@ -139,7 +139,27 @@ def test_an_id_in_use_again_before_its_first_receipt() -> None:
     reply(client, 1)
     assert [message["type"] for message in client.link.read()] == ["r"]
     house.bus.answer(1)
-    assert client.session.requests == 0
+    assert len(house.requests) == 0
+
+
+def test_what_a_closed_socket_asked_is_forgotten_when_it_is_answered() -> None:
+    house = House()
+    idle, asks, slow = house.admit("a"), house.admit("b"), house.admit("c")
+    for client in (idle, asks, slow):
+        client.send({"type": SEND, "id": 1})
+    reply(idle, 1)
+    for client in (idle, asks, slow):
+        client.session.lost()
+    assert len(house.requests) == 2
+    reply(asks, 1)
+    house.bus.answer(1)  # after the answer to it, whose socket is forgotten
+    house.pass_time(0.25)
+    assert (len(house.requests), [*house.requests._waiting]) == (1, [slow.id])
+    house.pass_time(10)
+    assert (len(house.requests), [*house.requests._waiting], house.requests._queues) == (0, [], {})
+    house.bus.answer(0)
+    house.bus.answer(0)
+    assert house.counters.replies_late == 0
 
 
 def test_a_number_and_its_text_are_two_ids() -> None:
