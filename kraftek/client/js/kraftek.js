@@ -48,6 +48,9 @@ const DEFAULTS = {
 
 const utf8 = new TextEncoder();
 
+/** The close that follows says more; without a listener, an error of some classes would end the program. */
+const ignore = () => {};
+
 /**
  * What the gateway or a service refused, or what could not be done here: act on `code`; `message` is for people.
  *
@@ -252,11 +255,14 @@ export class Kraftek {
     this.#complaint = null;
     const socket = new this.#options.WebSocket(this.#url, SUBPROTOCOL);
     this.#socket = socket;
-    socket.onopen = () => this.#authenticate();
+    socket.onopen = () => {
+      socket.onerror = ignore;
+      this.#authenticate();
+    };
     socket.onmessage = ({ data }) => this.#read(data);
     socket.onclose = ({ code, reason }) => this.#ended(code, reason);
-    // The close that follows says more. Without a listener, the error of some classes would end the program.
-    socket.onerror = () => {};
+    // Of a connection that was refused, Node 20 fires no close.
+    socket.onerror = () => this.#ended(LOST, "");
     this.#after(this.#options.patience, () => this.#ended(LOST, ""));
     globalThis.addEventListener?.("online", this.#online);
     globalThis.document?.addEventListener("visibilitychange", this.#seen);
@@ -389,6 +395,7 @@ export class Kraftek {
     this.#retries.clear();
     if (!socket) return;
     socket.onopen = socket.onmessage = socket.onclose = null;
+    socket.onerror = ignore;
     socket.close(1000);
   }
 

@@ -42,6 +42,25 @@ test("connects with the class that it is given", async (t) => {
   assert.equal(made, 2);
 });
 
+test("a refused connection is tried again, also where no close tells of it", async (t) => {
+  const here = await world(t);
+  const sockets = [];
+  class Refused {
+    constructor() {
+      sockets.push(this);
+    }
+    close() {}
+  }
+  const client = here.connect({ WebSocket: Refused });
+  const waiting = state(client, "waiting");
+  sockets[0].onerror({ type: "error" });
+  assert.equal((await waiting).code, 1006);
+  here.clock.pass(250);
+  assert.deepEqual([client.state, sockets.length], ["connecting", 2]);
+  sockets[0].onerror({ type: "error" });
+  assert.equal(client.state, "connecting");
+});
+
 test("a URL that is none is told at once", () => {
   assert.throws(() => connect("http:// nowhere", { token: () => "" }), { name: "SyntaxError" });
 });
