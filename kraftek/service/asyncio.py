@@ -9,7 +9,6 @@ import asyncio
 import logging
 import signal
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from contextlib import suppress
 from typing import Any
 
 from redis.asyncio import Redis
@@ -91,12 +90,15 @@ class _Door:
         self._sending = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._channels: dict[bytes, _Channel] = {}
-        self._pubsub: PubSub | None = None
         self._listening: asyncio.Task[None] | None = None
+        # Of the listener: whether Redis is there, whether a message is waited for, and whether the channels that are
+        # wanted are others than Redis was told.
+        self._hears = self._reads = self._changed = False
 
     async def close(self) -> None:
         """Disconnect, when everybody is done."""
         if self._listening is not None:
+            self._changed = False
             self._listening.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
@@ -124,18 +126,20 @@ class _Door:
         self._channels[name] = wanted = _Channel(listener)
         if self._listening is None:
             self._listening = self.spawn(self._listen())
-        elif self._pubsub is not None:
-            with suppress(RedisError, OSError):  # who listens will notice, and subscribe to everything again
-                await self._pubsub.subscribe(name)
+        self._change(self._listening)
         await wanted.begun.wait()
 
     async def unsubscribe(self, channel: str) -> None:
         name = channel.encode()
         unwanted = self._channels.get(name)
-        if unwanted is not None and self._pubsub is not None:
-            with suppress(RedisError, OSError):
-                await self._pubsub.unsubscribe(name)
-                await unwanted.ended.wait()
+        if unwanted is None:
+            return
+        if self._listening is None or not self._hears:
+            self._forget(name)
+            return
+        unwanted.wanted = False
+        self._change(self._listening)
+        await unwanted.ended.wait()
 
     def signal(self) -> _Signal:
         return _Signal()
@@ -177,27 +181,58 @@ class _Door:
                     answer.set_result(said)
         self._sending = False
 
+    def _change(self, listening: asyncio.Task[None]) -> None:
+        """Have the listener tell Redis which channels are wanted.
+
+        Nobody else says anything on its connection: of two who find that lost, each would connect again.
+        """
+        self._changed = True
+        if self._reads:
+            self._reads = False
+            listening.cancel()
+
     async def _listen(self) -> None:
         while True:
+            for name, channel in tuple(self._channels.items()):
+                if not channel.wanted:
+                    self._forget(name)
             pubsub = self._redis.pubsub()
             try:
-                # While it connects another channel may be added.
-                while missing := self._channels.keys() - pubsub.channels.keys():
-                    await pubsub.subscribe(*missing)
-                self._pubsub = pubsub
+                await self._tell(pubsub)
                 self.info("Redis is there")
+                self._hears = True
                 await self._hear(pubsub)
-            except (RedisError, OSError) as error:
+            except Exception as error:  # noqa: BLE001  # a service is not deaf for ever, whatever it is
                 self._complaints.about(f"Redis does not serve, trying again every {RETRY:g} s: {error}")
             finally:
-                self._pubsub = None
+                self._hears = False
                 await pubsub.aclose()
             await asyncio.sleep(RETRY)
+
+    async def _tell(self, pubsub: PubSub) -> None:
+        self._changed = False
+        unwanted = [name for name, channel in self._channels.items() if not channel.wanted]
+        if unwanted:
+            await pubsub.unsubscribe(*unwanted)
+        missing = [name for name, channel in self._channels.items() if channel.wanted and name not in pubsub.channels]
+        if missing:
+            await pubsub.subscribe(*missing)
 
     async def _hear(self, pubsub: PubSub) -> None:
         asked = False
         while True:
-            message = await pubsub.get_message(timeout=QUIET)
+            if self._changed:
+                await self._tell(pubsub)
+            self._reads = True
+            try:
+                message = await pubsub.get_message(timeout=QUIET)
+            except asyncio.CancelledError:
+                if not self._changed or self._listening is None:
+                    raise
+                self._listening.uncancel()
+                continue
+            finally:
+                self._reads = False
             if message is None:
                 if asked:
                     raise TimeoutError(f"no answer for {QUIET:g} s")
@@ -211,15 +246,18 @@ class _Door:
             elif message["type"] == "subscribe":
                 channel.begun.set()
             elif message["type"] == "unsubscribe":
-                del self._channels[message["channel"]]
-                channel.ended.set()
+                self._forget(message["channel"])
+
+    def _forget(self, name: bytes) -> None:
+        self._channels.pop(name).ended.set()
 
 
 class _Channel:
-    """Who listens to a channel, whether Redis has said yes, and whether it has said that this is over."""
+    """Who listens to a channel, whether it is still wanted, and whether Redis has said yes, and that this is over."""
 
     def __init__(self, listener: Callable[[bytes], None]) -> None:
         self.listener = listener
+        self.wanted = True
         self.begun = asyncio.Event()
         self.ended = asyncio.Event()
 

@@ -57,6 +57,41 @@ def test_asyncio(place: Place) -> None:
     assert place.heard == [b"1", b"2"]
 
 
+def test_channels_come_and_go_while_messages_are_heard(place: Place) -> None:
+    async def play() -> None:
+        door = over_asyncio._Door(place.redis.url)
+        await door.subscribe("steady", place.heard.append)
+        for number in range(20):
+            names = [f"{number}.{part}" for part in range(3)]
+            place.redis.call("PUBLISH", "steady", b"%d" % number)
+            await asyncio.gather(*(door.subscribe(name, place.heard.append) for name in names))
+            for name in names:
+                place.redis.call("PUBLISH", name, name.encode())
+            await asyncio.gather(*(door.unsubscribe(name) for name in names))
+        assert place.redis.call("PUBSUB", "CHANNELS") == [b"steady"]
+        await door.close()
+
+    asyncio.run(asyncio.wait_for(play(), 20.0))
+    assert place.heard == [
+        text for number in range(20) for text in (b"%d" % number, *(b"%d.%d" % (number, part) for part in range(3)))
+    ]
+
+
+def test_nobody_waits_for_a_channel_to_end_while_redis_is_away(place: Place) -> None:
+    async def play() -> None:
+        door = over_asyncio._Door(place.redis.url)
+        for name in ("first", "second"):
+            await door.subscribe(name, place.heard.append)
+        place.redis.kill()
+        await door.unsubscribe("first")
+        place.redis.start()
+        await door.unsubscribe("second")
+        await door.unsubscribe("never")
+        await door.close()
+
+    asyncio.run(asyncio.wait_for(play(), 20.0))
+
+
 class OverTwisted(TestCase):
     timeout = 20
 
