@@ -247,7 +247,7 @@ class CommandLink(Link):
 
     def open_batch(self, script: ForEach) -> Batch:
         """Run a script for messages, in order with everything else. They may be appended to what this gives, until
-        something else is sent or this turn ends. A command for each costs 5 µs more, here and in Redis.
+        something else is sent or this turn ends. A command for each takes some 30,000 processor instructions more.
         """
         self.close_batch()
         if not self._flushes:
