@@ -174,7 +174,9 @@ class Dispatch:
 
 
 def target_of(service: Service, envelope: Envelope) -> str:
-    """The channel or the stream that the event goes to."""
+    """The channel or the stream that the event goes to. A channel has no partitions, whatever is configured."""
+    if service.transport == "pubsub":
+        return service.channel
     return place_of(service.channel, service.partitions, envelope.room_id or envelope.socket_id)
 
 

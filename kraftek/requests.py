@@ -84,7 +84,7 @@ class _Queue:
     def __init__(self, service: Service, window: float, receipt: Callable[[_Request, int | bytes], None]) -> None:
         self.service = service
         self.receipt = receipt
-        self.target = "" if service.partitions else service.channel
+        self.target = "" if service.transport == "stream" and service.partitions else service.channel
         known = window + service.timeout if service.reply else window
         self.script = once(service.transport, service.reply, ceil(known * 1000), service.max_length)
         self.requests: dict[_Request, None] = {}

@@ -83,6 +83,15 @@ class DispatchTest(TestCase):
             assert message is not None
             assert json.loads(message["data"])["payload"] == "hello"
 
+    async def test_a_channel_has_no_partitions(self) -> None:
+        service = Service(name="chat", channel="events:chat", partitions=4)
+        with self.client.pubsub() as listener:
+            listener.subscribe("k:events:chat")
+            while listener.get_message(timeout=5) is None:
+                pass
+            assert await self.send(service, envelope()) == 1
+            assert await self.send_once(service, envelope()) == 1
+
     async def test_a_stream_keeps_what_nobody_reads_yet(self) -> None:
         assert await self.send(JOBS, envelope("one")) == 1
         entries: Any = self.client.xrange("k:events:jobs")

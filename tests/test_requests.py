@@ -365,7 +365,7 @@ class RepeatedTest(TestCase):
         services = [
             Service(name="chat", channel="events:chat", transport="stream", reply=True, timeout=timeout),
             Service(name="log", channel="events:log", transport="stream"),
-            Service(name="radio", channel="events:radio"),
+            Service(name="radio", channel="events:radio", partitions=4),
         ]
         made = Gateway(name, self.redis.url, services, window)
         made.bus.startService()

@@ -97,9 +97,9 @@ class _Door:
 
     async def close(self) -> None:
         """Disconnect, when everybody is done."""
-        if self._listening is not None:
-            self._changed = False
-            self._listening.cancel()
+        listening, self._listening = self._listening, None
+        if listening is not None:
+            listening.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
         await self._redis.aclose()

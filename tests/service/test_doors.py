@@ -92,6 +92,16 @@ def test_nobody_waits_for_a_channel_to_end_while_redis_is_away(place: Place) -> 
     asyncio.run(asyncio.wait_for(play(), 20.0))
 
 
+def test_a_door_closes_though_a_channel_is_about_to_end(place: Place) -> None:
+    async def play() -> None:
+        door = over_asyncio._Door(place.redis.url)
+        await door.subscribe("first", place.heard.append)
+        door.spawn(door.unsubscribe("first"))
+        await door.close()
+
+    asyncio.run(asyncio.wait_for(play(), 20.0))
+
+
 class OverTwisted(TestCase):
     timeout = 20
 
