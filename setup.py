@@ -12,7 +12,7 @@ def version() -> str:
     """The version, read from kraftek/__init__.py without importing it: nothing it needs is installed yet."""
     found = re.search(r'^__version__ = "(.+)"$', (HERE / "kraftek/__init__.py").read_text("utf-8"), re.MULTILINE)
     if found is None:
-        raise RuntimeError("kraftek/__init__.py has no line of the form: __version__ = \"1.2.3\"")
+        raise RuntimeError('kraftek/__init__.py has no line of the form: __version__ = "1.2.3"')
     return found[1]
 
 

@@ -74,7 +74,14 @@ FULL = Effort(
     storm=2000,
     ping_seconds=25.0,
     most_rounds={
-        "fanout": 4, "storm": 3, "processes": 3, "manyrooms": 2, "idle": 1, "autobahn": 2, "picows": 2, "nchan": 2,
+        "fanout": 4,
+        "storm": 3,
+        "processes": 3,
+        "manyrooms": 2,
+        "idle": 1,
+        "autobahn": 2,
+        "picows": 2,
+        "nchan": 2,
     },
     contenders={},
 )

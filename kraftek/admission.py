@@ -164,9 +164,7 @@ class Admission:
         session.say(ErrorMessage(code, message))
         session.close(CLOSE_CODES.get(code, CLOSE_CODES[Code.ACCESS_REVOKED]), code)
 
-    def access_stale(
-        self, digest: str | None, user_id: str | None, room_id: str | None, revoked: bool
-    ) -> None:
+    def access_stale(self, digest: str | None, user_id: str | None, room_id: str | None, revoked: bool) -> None:
         if digest is not None:
             concerned = tuple(self._roster.digest(digest))
         elif user_id is not None:
@@ -252,9 +250,7 @@ class Admission:
         if isinstance(error, PeerError):
             # The answer may be shared by many questions: what belongs to this one is not written into it.
             closes, retry_after = error.closes, error.retry_after
-            session.refuse(
-                PeerError(error.code, error.message, closes=closes, retry_after=retry_after, id=message.id)
-            )
+            session.refuse(PeerError(error.code, error.message, closes=closes, retry_after=retry_after, id=message.id))
         else:
             session.fail(failure)
 

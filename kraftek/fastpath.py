@@ -25,9 +25,7 @@ _LONG = 1536
 a byte)."""
 
 
-def plain_messages(
-    data: bytes, limit: int, unmask: Callable[[bytes, bytes], bytes]
-) -> tuple[list[bytes], int]:
+def plain_messages(data: bytes, limit: int, unmask: Callable[[bytes, bytes], bytes]) -> tuple[list[bytes], int]:
     """The text messages at the beginning of ``data`` that are one whole masked frame each, and the bytes they take.
 
     Stops at whatever else there is: fragments, control frames, other opcodes, bits that an extension defines, messages
@@ -219,7 +217,5 @@ def slim(protocol: Any, forget: frozenset[str]) -> None:
     protocol.__dict__ = {
         name: value
         for name, value in protocol.__dict__.items()
-        if name not in forget
-        and name not in _NOT_NEEDED
-        and not (name in _AT_REST and value == _AT_REST[name])
+        if name not in forget and name not in _NOT_NEEDED and not (name in _AT_REST and value == _AT_REST[name])
     }

@@ -253,9 +253,7 @@ class IAccessChecker(Interface):
 class IAccessListener(Interface):
     """Told when access must be asked about again."""
 
-    def access_stale(
-        digest: str | None, user_id: str | None, room_id: str | None, revoked: bool
-    ) -> None:
+    def access_stale(digest: str | None, user_id: str | None, room_id: str | None, revoked: bool) -> None:
         """What is known of this token, or of this user (in this room only, when given), no longer counts; of
         everybody when both are ``None``. ``revoked``: somebody took it back, so that until the next answer it is not
         a yes; otherwise it merely grew old.

@@ -68,10 +68,15 @@ def _to_keep(answered: list[tuple[str, bytes, Receipt]]) -> tuple[Sequence[Seque
 
 
 # Nearly always nothing but the request's own claim is there. To look first would be one command of Redis more for each.
-KEEP = ForEach.make("claim", "", _to_keep, """
+KEEP = ForEach.make(
+    "claim",
+    "",
+    _to_keep,
+    """
 local known = redis.call('SET', claim, body, 'XX', 'GET', 'KEEPTTL')
 if known and known:sub(1, 1) ~= '?' then redis.call('SET', claim, known, 'KEEPTTL') end
-""")
+""",
+)
 
 
 class _Queue:

@@ -171,9 +171,7 @@ class Session:
             self._core.closed(self)
 
     def overrun(self) -> Outgoing | None:
-        return self.dialect.encode(
-            ErrorMessage(Code.SLOW_CONSUMER, "what was sent is not being read", retry_after=1.0)
-        )
+        return self.dialect.encode(ErrorMessage(Code.SLOW_CONSUMER, "what was sent is not being read", retry_after=1.0))
 
     def check_begins(self) -> None:
         """Access is being asked about: hold what arrives until :meth:`check_ends` was called as often."""

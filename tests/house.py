@@ -201,7 +201,7 @@ class Client:
                     raise AssertionError(f"no such step: {line!r}")
         told += link.read()
         assert not told, f"at the end the client was told {told}"
-        assert len(house.bus.published) == len(sent), f"at the end Redis was sent {house.bus.published[len(sent):]}"
+        assert len(house.bus.published) == len(sent), f"at the end Redis was sent {house.bus.published[len(sent) :]}"
         if "=" not in {line.strip()[:1] for line in transcript.splitlines()}:
             assert link.closed is None
 

@@ -1207,7 +1207,10 @@ def test_what_was_too_much_for_redis_is_written_later() -> None:
     house.pass_time(1)
     assert house.rooms.entries == {("one", "alice"): stays.id, ("one", "cyd"): back.id, ("one", "dan"): comes.id}
     assert sorted(house.rooms.told[3:]) == [
-        ("closed", "bob", "one"), ("joined", "cyd", "one"), ("joined", "dan", "one"), ("left", "cyd", "one")
+        ("closed", "bob", "one"),
+        ("joined", "cyd", "one"),
+        ("joined", "dan", "one"),
+        ("left", "cyd", "one"),
     ]
 
 
@@ -1375,9 +1378,7 @@ class AdmissionStories(RuleBasedStateMachine):
             else:
                 getattr(question, answer)()
 
-    @rule(
-        user=st.sampled_from([None, "alice", "bob"]), room=st.sampled_from([None, "r"]), revoked=st.booleans()
-    )
+    @rule(user=st.sampled_from([None, "alice", "bob"]), room=st.sampled_from([None, "r"]), revoked=st.booleans())
     def stale(self, user: str | None, room: str | None, revoked: bool) -> None:
         self.house.access.stale(user_id=user, room_id=room if user else None, revoked=revoked)
 

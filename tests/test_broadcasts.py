@@ -380,9 +380,7 @@ def test_disconnect_of_whoever_is_still_in_a_room(house: House) -> None:
 
 def test_disconnect_as_a_duplicate_says_so_in_our_words(house: House) -> None:
     client = house.admit("a", "r")
-    house.broadcast(
-        type="disconnect", recipients=[client.id], payload={"code": "DUPLICATE_CONNECTION", "message": "x"}
-    )
+    house.broadcast(type="disconnect", recipients=[client.id], payload={"code": "DUPLICATE_CONNECTION", "message": "x"})
     assert told(client) == (
         "DUPLICATE_CONNECTION",
         "a newer login of the same user took this room",

@@ -140,8 +140,16 @@ def test_options_win_over_environment_over_file_over_the_original_variables(
 
 @pytest.mark.parametrize(
     "name",
-    ["KRAFTEK_REDIS", "KRAFTEK_LISTEN", "KRAFTEK_AUTH", "PORT", "REDIS_HOST", "REDIS_PORT", "REDIS_OUTGOING_CHANNEL",
-     "AUTH_SERVICE_URL"],
+    [
+        "KRAFTEK_REDIS",
+        "KRAFTEK_LISTEN",
+        "KRAFTEK_AUTH",
+        "PORT",
+        "REDIS_HOST",
+        "REDIS_PORT",
+        "REDIS_OUTGOING_CHANNEL",
+        "AUTH_SERVICE_URL",
+    ],
 )
 def test_an_empty_variable_is_one_not_given(name: str) -> None:
     assert load({}, {name: ""}) == Config()
@@ -224,7 +232,7 @@ def test_the_demo_brings_what_is_not_given(
         ('listen = "tcp:1"', "listen: expected a list of one or more Twisted endpoints, found 'tcp:1'"),
         ("listen = []", "listen: expected a list of one or more Twisted endpoints, found a list"),
         ('listen = ["tcp:1", 2]', "listen[1]: expected a string, found 2"),
-        ('sessions = "singel"', "sessions: expected \"single\" or \"many\", found 'singel'"),
+        ('sessions = "singel"', 'sessions: expected "single" or "many", found \'singel\''),
         ("sessions = 1979-05-27", 'sessions: expected "single" or "many", found a date'),
         ("demo = 1", "demo: expected true or false, found 1"),
         ('demo = "yes"', "demo: expected true or false, found 'yes'"),
@@ -311,9 +319,9 @@ def test_a_mistake_in_the_file_names_key_expectation_and_finding(toml: str | byt
         ({"REDIS_HOST": "h:7000"}, {}, "REDIS_HOST: redis.url: expected HOST or HOST:PORT"),
         ({"REDIS_OUTGOING_CHANNEL": "a b"}, {}, "REDIS_OUTGOING_CHANNEL: redis.broadcast: expected a Redis channel"),
         ({"REDIS_OUTGOING_CHANNEL": "\udcff"}, {}, "found '\\udcff'"),
-        ({"AUTH_SERVICE_URL": "auth:3002"}, {}, "AUTH_SERVICE_URL: auth.check: expected \"open\", or http://"),
+        ({"AUTH_SERVICE_URL": "auth:3002"}, {}, 'AUTH_SERVICE_URL: auth.check: expected "open", or http://'),
         ({"KRAFTEK_REDIS": "cache:6379"}, {}, "KRAFTEK_REDIS: redis.url: expected a URL that begins with redis://"),
-        ({"KRAFTEK_AUTH": "opne"}, {}, "KRAFTEK_AUTH: auth.check: expected \"open\""),
+        ({"KRAFTEK_AUTH": "opne"}, {}, 'KRAFTEK_AUTH: auth.check: expected "open"'),
         ({"KRAFTEK_LISTEN": "tcp:1 tcp:x"}, {}, "KRAFTEK_LISTEN: listen[1]: expected tcp:PORT"),
         ({}, {"listen": ["tcp:1", "3001"]}, "--listen: listen[1]: expected an endpoint that begins with tcp:,"),
         ({}, {"redis": ""}, "--redis: redis.url: expected a URL that begins with redis://"),
@@ -375,8 +383,18 @@ def test_nothing_is_negative_and_zero_only_where_that_has_a_meaning(key: str) ->
 
 @pytest.mark.parametrize(
     "origin",
-    ["same-host", "*", "*.example.org", "*.localhost", "https://app.example.org", "http://localhost:5173",
-     "http://[::1]:8080", "https://App.Example.org", "capacitor://localhost", "chrome-extension://abcdef"],
+    [
+        "same-host",
+        "*",
+        "*.example.org",
+        "*.localhost",
+        "https://app.example.org",
+        "http://localhost:5173",
+        "http://[::1]:8080",
+        "https://App.Example.org",
+        "capacitor://localhost",
+        "chrome-extension://abcdef",
+    ],
 )
 def test_origins(origin: str) -> None:
     assert load({"origin": [origin]}, {}).origins == (origin,)
@@ -384,9 +402,29 @@ def test_origins(origin: str) -> None:
 
 @pytest.mark.parametrize(
     "origin",
-    ["", "null", "example.org", "https://", "https://a.org/", "https://a.org/x", "https://a.org:0", "https://a.org:65536",
-     "https://*.example.org", "*.*.org", "*.", "*example.org", "*.example.org:443", "*.[::1]", "https://[::g]",
-     "https://u:hunter2@a.org", "https://a.org?x", "https://a b", "https://a.org\n", "samehost", "**"],
+    [
+        "",
+        "null",
+        "example.org",
+        "https://",
+        "https://a.org/",
+        "https://a.org/x",
+        "https://a.org:0",
+        "https://a.org:65536",
+        "https://*.example.org",
+        "*.*.org",
+        "*.",
+        "*example.org",
+        "*.example.org:443",
+        "*.[::1]",
+        "https://[::g]",
+        "https://u:hunter2@a.org",
+        "https://a.org?x",
+        "https://a b",
+        "https://a.org\n",
+        "samehost",
+        "**",
+    ],
 )
 def test_not_origins(origin: str) -> None:
     (mistake,) = mistakes("", {"origin": [origin]})
@@ -403,9 +441,27 @@ def test_auth_urls(url: str) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["", "Open", "auth", "ftp://a", "http:/a", "http://", "http://:3002", "http://a:0", "http://a:99999", "http://a:b",
-     "http://a?x=hunter2", "http://a/#hunter2", "http://u:hunter2@a", "http://hunter2@a", "http://a/b c", "http://ä",
-     "http://a/b\n", "http://[::1", "http://[1.2.3.4]"],
+    [
+        "",
+        "Open",
+        "auth",
+        "ftp://a",
+        "http:/a",
+        "http://",
+        "http://:3002",
+        "http://a:0",
+        "http://a:99999",
+        "http://a:b",
+        "http://a?x=hunter2",
+        "http://a/#hunter2",
+        "http://u:hunter2@a",
+        "http://hunter2@a",
+        "http://a/b c",
+        "http://ä",
+        "http://a/b\n",
+        "http://[::1",
+        "http://[1.2.3.4]",
+    ],
 )
 def test_not_auth_urls(url: str) -> None:
     (mistake,) = mistakes("", {"auth": url})
@@ -415,10 +471,25 @@ def test_not_auth_urls(url: str) -> None:
 
 @pytest.mark.parametrize(
     "endpoint",
-    ["tcp:3001", "tcp:0", "tcp:port=3001", "tcp:3001:127.0.0.1:10", "tcp:3001:interface=\\:\\:1", "tcp6:3001:backlog=5",
-     "ssl:443:privateKey=a.pem:certKey=b.pem:dhParameters=c:extraCertChain=d", "ssl:port=443", "unix:/run/a,b.sock",
-     "unix:/a:mode=660:lockfile=0", "unix:a\\=b", "systemd:domain=INET:index=0", "systemd:INET6:name=web",
-     "reuseport:3001", "reuseport:3001:interface=127.0.0.1", "haproxy:tcp:3001", "tls:/etc/certificates:443"],
+    [
+        "tcp:3001",
+        "tcp:0",
+        "tcp:port=3001",
+        "tcp:3001:127.0.0.1:10",
+        "tcp:3001:interface=\\:\\:1",
+        "tcp6:3001:backlog=5",
+        "ssl:443:privateKey=a.pem:certKey=b.pem:dhParameters=c:extraCertChain=d",
+        "ssl:port=443",
+        "unix:/run/a,b.sock",
+        "unix:/a:mode=660:lockfile=0",
+        "unix:a\\=b",
+        "systemd:domain=INET:index=0",
+        "systemd:INET6:name=web",
+        "reuseport:3001",
+        "reuseport:3001:interface=127.0.0.1",
+        "haproxy:tcp:3001",
+        "tls:/etc/certificates:443",
+    ],
 )
 def test_endpoints(endpoint: str) -> None:
     assert load({"listen": [endpoint]}, {}).listen == (endpoint,)
@@ -426,11 +497,43 @@ def test_endpoints(endpoint: str) -> None:
 
 @pytest.mark.parametrize(
     "endpoint",
-    ["", ":", "3001", "tcp", "tcp:", "tcp:x", "tcp:-1", "tcp:65536", "tcp:１", "tcp:1:port=2", "tcp:1:interfac=a",
-     "TCP:1", "tcp:1:interface=", "tcp:1:interface=::1", "tcp:1:::1", "tcp:1:a:5:6", "tcp:1:backlog=many", "tcp:1\\",
-     "htp:1", "unix", "unix:", "unix:/a:mode=999", "unix:/a:lockfile=yes", "ssl", "ssl:x", "ssl:1:privatekey=a",
-     "systemd", "systemd:domain=INET", "systemd:domain=INET:index=0:name=a", "systemd:domain=IPX:index=0",
-     "systemd:index=0", "reuseport", "reuseport:x", "reuseport:1:backlog=5", "http://localhost:3001"],
+    [
+        "",
+        ":",
+        "3001",
+        "tcp",
+        "tcp:",
+        "tcp:x",
+        "tcp:-1",
+        "tcp:65536",
+        "tcp:１",
+        "tcp:1:port=2",
+        "tcp:1:interfac=a",
+        "TCP:1",
+        "tcp:1:interface=",
+        "tcp:1:interface=::1",
+        "tcp:1:::1",
+        "tcp:1:a:5:6",
+        "tcp:1:backlog=many",
+        "tcp:1\\",
+        "htp:1",
+        "unix",
+        "unix:",
+        "unix:/a:mode=999",
+        "unix:/a:lockfile=yes",
+        "ssl",
+        "ssl:x",
+        "ssl:1:privatekey=a",
+        "systemd",
+        "systemd:domain=INET",
+        "systemd:domain=INET:index=0:name=a",
+        "systemd:domain=IPX:index=0",
+        "systemd:index=0",
+        "reuseport",
+        "reuseport:x",
+        "reuseport:1:backlog=5",
+        "http://localhost:3001",
+    ],
 )
 def test_not_endpoints(endpoint: str) -> None:
     (mistake,) = mistakes("", {"listen": [endpoint]})
@@ -577,9 +680,21 @@ def test_a_url_is_shown_without_its_password(url: str, expected: str) -> None:
 
 @given(
     st.sampled_from(
-        ["redis://:{}@h:1/2", "rediss://u:{}@h", "unix://u:{}@/p", "unix://:{}@", "redis+sentinel://:{}@a:1,b:2/x/0",
-         "redis://u:{}@h:port", "redis://u:{}@h/x", "redis://u:{}@[::1", "redis://h/?password={}", ":{}@h", "h:{}@",
-         "http://u:{}@h", "redis:/u:{}@h"]
+        [
+            "redis://:{}@h:1/2",
+            "rediss://u:{}@h",
+            "unix://u:{}@/p",
+            "unix://:{}@",
+            "redis+sentinel://:{}@a:1,b:2/x/0",
+            "redis://u:{}@h:port",
+            "redis://u:{}@h/x",
+            "redis://u:{}@[::1",
+            "redis://h/?password={}",
+            ":{}@h",
+            "h:{}@",
+            "http://u:{}@h",
+            "redis:/u:{}@h",
+        ]
     ),
     st.text(st.characters(codec="utf-8"), max_size=5),
     st.text(st.characters(codec="utf-8"), max_size=5),

@@ -35,9 +35,7 @@ def test_a_code_is_found_by_its_text() -> None:
 
 
 def test_a_peer_error_says_what_its_client_is_told() -> None:
-    error = PeerError(
-        Code.AUTH_UNAVAILABLE, "later", closes=True, retry_after=1.5, id="q", event_type="a:b:c"
-    )
+    error = PeerError(Code.AUTH_UNAVAILABLE, "later", closes=True, retry_after=1.5, id="q", event_type="a:b:c")
     assert str(error) == error.message == "later"
     assert (error.code, error.closes, error.retry_after) == (Code.AUTH_UNAVAILABLE, True, 1.5)
     assert (error.id, error.event_type) == ("q", "a:b:c")

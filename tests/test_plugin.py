@@ -28,9 +28,7 @@ def test_twistd_lists_the_command(tmp_path: Path) -> None:
     assert any(line.split()[:1] == ["kraftek-gateway"] for line in shown.stdout.splitlines()), shown.stdout
 
 
-@pytest.mark.parametrize(
-    "option", ["--config", "--listen", "--redis", "--service", "--auth", "--origin", "--demo"]
-)
+@pytest.mark.parametrize("option", ["--config", "--listen", "--redis", "--service", "--auth", "--origin", "--demo"])
 def test_the_command_explains_its_options(tmp_path: Path, option: str) -> None:
     shown = run("twistd", "kraftek-gateway", "--help", directory=tmp_path)
     assert shown.returncode == 0

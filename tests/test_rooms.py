@@ -496,9 +496,7 @@ class Cluster:
 STEPS: st.SearchStrategy[tuple[Callable[..., None], tuple[Any, ...]]] = (
     st.tuples(st.just(Cluster.enter), st.tuples(PROCESSES, USERS, ROOMS, SOCKETS))
     | st.tuples(st.just(Cluster.leave), st.tuples(PROCESSES, USERS, ROOMS, SOCKETS))
-    | st.tuples(
-        st.just(Cluster.restore), st.tuples(PROCESSES, st.lists(st.tuples(USERS, ROOMS, SOCKETS), max_size=4))
-    )
+    | st.tuples(st.just(Cluster.restore), st.tuples(PROCESSES, st.lists(st.tuples(USERS, ROOMS, SOCKETS), max_size=4)))
     | st.tuples(st.just(Cluster.die), st.tuples(PROCESSES))
     | st.tuples(st.just(Cluster.bury), st.tuples(PROCESSES, st.integers(0, 5)))
 )

@@ -58,9 +58,7 @@ class Subject:
         self.core = FakeCore(*asks)
         self.link = FakeLink()
         self.counters = Counters()
-        self.session = Session(
-            "g.1", self.core, self.link, NativeDialect(), Limits(**limits), self.counters
-        )
+        self.session = Session("g.1", self.core, self.link, NativeDialect(), Limits(**limits), self.counters)
 
     def send(self, *messages: Any) -> None:
         for message in messages:
@@ -343,9 +341,7 @@ def test_nothing_is_kept_of_a_client_that_left() -> None:
 
 def test_the_clients_fault_is_told_and_counted() -> None:
     subject = in_state(READY)
-    subject.core.error = PeerError(
-        Code.SERVICE_UNAVAILABLE, "nobody", retry_after=2.0, id="q", event_type="a:b:c"
-    )
+    subject.core.error = PeerError(Code.SERVICE_UNAVAILABLE, "nobody", retry_after=2.0, id="q", event_type="a:b:c")
     subject.send(EVENT)
     assert subject.link.read() == [
         {

@@ -255,9 +255,7 @@ class AccessCache:
             position = self._changes.position
             depending = {name: tuple(islice(self._answers.named(name), LOOKS)) for name in suspects}
             known = {key: self._answers[key] for keys in depending.values() for key in keys}
-            looks = [
-                Deferred.fromCoroutine(self._shared.look(*key, kept.user_id)) for key, (kept, _) in known.items()
-            ]
+            looks = [Deferred.fromCoroutine(self._shared.look(*key, kept.user_id)) for key, (kept, _) in known.items()]
             gone: dict[Key, Kept] = {}
             for (key, answer), found in zip(known.items(), await gatherResults(looks, consumeErrors=True), strict=True):
                 kept, _ = answer

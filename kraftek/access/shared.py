@@ -216,9 +216,7 @@ class SharedAnswers:
         time, answer = reply
         return Found(int(time), None if answer is None else _read(answer))
 
-    async def store(
-        self, digest: str, room_id: str | None, kept: Kept, seconds: float, asked: int
-    ) -> bool | None:
+    async def store(self, digest: str, room_id: str | None, kept: Kept, seconds: float, asked: int) -> bool | None:
         """Keep an answer for so many seconds; 0 is for the verdict alone. ``asked``: the time of the last look before
         the question. ``False``: something of this user was taken back since then, and the answer may be older.
         """
@@ -238,9 +236,7 @@ class SharedAnswers:
         )
         return None if reply is None else True
 
-    async def _run(
-        self, script: Script, keys: Sequence[str], args: Sequence[bytes | str | int]
-    ) -> Any:
+    async def _run(self, script: Script, keys: Sequence[str], args: Sequence[bytes | str | int]) -> Any:
         try:
             return await self._bus.call(script, keys, args)
         except NotPublished:

@@ -193,7 +193,6 @@ class Link(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no annotati
         self.give_up(f"no answer for {self._config.ping_timeout} s")
 
 
-
 class CommandLink(Link):
     """Publishes and commands. What is sent in one reactor turn leaves in one write.
 
@@ -319,9 +318,7 @@ class CommandLink(Link):
             except Exception:  # noqa: BLE001  # as for a reply: one's fault must not keep it from the others
                 self.log.failure("Failed on a reply of Redis")
 
-    def _forgotten(
-        self, failure: Failure, script: Script, rest: Sequence[Argument]
-    ) -> Deferred[Any] | Failure:
+    def _forgotten(self, failure: Failure, script: Script, rest: Sequence[Argument]) -> Deferred[Any] | Failure:
         if _is_forgotten(failure.value):
             return self.ask("EVAL", script.source, *rest)
         return failure

@@ -150,9 +150,7 @@ class Door(ABC, Generic[P]):
         self._conversation.emit(type, payload, room)
         self._act()
 
-    def request(
-        self, type: str, payload: Any = None, *, room: str | None = None, timeout: float | None = None
-    ) -> P:
+    def request(self, type: str, payload: Any = None, *, room: str | None = None, timeout: float | None = None) -> P:
         """Send an event and wait for its answer, across reconnects. Fires with the answer's payload.
 
         Sent again under the same ``id`` when the connection was lost before the answer came: the gateway does not run

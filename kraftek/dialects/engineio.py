@@ -432,9 +432,7 @@ class EngineSession:
         size = len(outgoing.text) + sum(map(len, outgoing.attachments))
         settings = self._settings
         if len(self._queue) >= settings.max_queued or self._queued_bytes + size > settings.max_queued_bytes:
-            raise EngineOverflowError(
-                f"{len(self._queue)} packets, {self._queued_bytes} bytes, wait to be fetched"
-            )
+            raise EngineOverflowError(f"{len(self._queue)} packets, {self._queued_bytes} bytes, wait to be fetched")
         self._queue.append(outgoing)
         self._queued_bytes += size
 

@@ -84,6 +84,7 @@ _decode_credentials = msgspec.json.Decoder(_Credentials).decode
 _decode_room = msgspec.json.Decoder(_Room).decode
 _encode = msgspec.json.Encoder().encode
 
+
 @implementer(IDialect)
 class NativeDialect:
     """The grammar of ``kraftek.v1.json``."""
@@ -140,9 +141,7 @@ class NativeDialect:
         try:
             return decode(frame.payload)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-            raise PeerError(
-                Code.INVALID_MESSAGE, f"payload of {frame.name}: {_explain(error)}", id=frame.id
-            ) from None
+            raise PeerError(Code.INVALID_MESSAGE, f"payload of {frame.name}: {_explain(error)}", id=frame.id) from None
 
 
 def _explain(error: Exception) -> str:

@@ -169,9 +169,7 @@ def _array_decoder(*head: Any) -> msgspec.json.Decoder[Any]:
     """Decodes an array of ``head`` and at most ``MAX_ARGUMENTS`` raw values; stops at the first too many."""
     fields = [(f"head{i}", kind) for i, kind in enumerate(head)]
     args = [(f"arg{i}", Raw, Raw()) for i in range(MAX_ARGUMENTS)]
-    array = msgspec.defstruct(
-        "Array", [*fields, *args], array_like=True, forbid_unknown_fields=True, gc=False
-    )
+    array = msgspec.defstruct("Array", [*fields, *args], array_like=True, forbid_unknown_fields=True, gc=False)
     return msgspec.json.Decoder(array)
 
 
@@ -401,9 +399,7 @@ def encode_connect_error(namespace: str, message: str) -> Outgoing:
     return encode_message(b"4" + _prefix(namespace) + _encode({"message": message}))
 
 
-def _encode_array(
-    kind: PacketKind, items: Sequence[bytes | Raw], ack_id: int | None, namespace: str
-) -> Outgoing:
+def _encode_array(kind: PacketKind, items: Sequence[bytes | Raw], ack_id: int | None, namespace: str) -> Outgoing:
     payload = b",".join(items)
     attachments: tuple[bytes, ...] = ()
     if b'"_binary"' in payload:

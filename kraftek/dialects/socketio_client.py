@@ -182,9 +182,7 @@ class SocketIODialect:
     def _meant(self, packet: EventPacket) -> Inbound:
         name, args, ack_id = packet.name, packet.args, packet.ack_id
         if len(args) > 1:
-            raise PeerError(
-                Code.INVALID_MESSAGE, f"expected one payload, found {len(args)} arguments", id=ack_id
-            )
+            raise PeerError(Code.INVALID_MESSAGE, f"expected one payload, found {len(args)} arguments", id=ack_id)
         payload = args[0] if args else NULL
         match name:
             case "authenticate":

@@ -233,9 +233,7 @@ class EventProcessor:
         """What the sender is told when the handler failed: not why, which is for the log."""
         return self.refusal(event, "EVENT_PROCESSING_ERROR", f"{self.name} failed on this event")
 
-    def refusal(
-        self, event: Incoming, code: str, message: str, retry_after: float | None = None
-    ) -> list[Command]:
+    def refusal(self, event: Incoming, code: str, message: str, retry_after: float | None = None) -> list[Command]:
         """Tell the sender no."""
         if event.event_type.startswith(RESERVED):
             return []
@@ -359,9 +357,7 @@ class Context:
         """
         self.commands.append(Command(command))
 
-    async def request(
-        self, event: str, payload: Any = None, room_id: str | None = None, timeout: float = 10.0
-    ) -> Any:
+    async def request(self, event: str, payload: Any = None, room_id: str | None = None, timeout: float = 10.0) -> Any:
         """Ask another service, now, as :meth:`emit` does; its answer's payload. Raises :class:`Refused`."""
         sent = self._sent(event, payload, room_id)
         return await self._link.request(sent, timeout)

@@ -379,9 +379,7 @@ def test_expiry_is_told_as_such(one: Process, clock: Clock, redis: MemoryRedis) 
     assert set(one.stale[-2:]) == {(T.digest, None, None, False), (None, "ada", None, False)}
 
 
-def test_a_deletion_of_what_is_fresh_elsewhere_is_no_expiry(
-    one: Process, clock: Clock, redis: MemoryRedis
-) -> None:
+def test_a_deletion_of_what_is_fresh_elsewhere_is_no_expiry(one: Process, clock: Clock, redis: MemoryRedis) -> None:
     let_in(one, ttl=10)
     let_in(one, room="other", ttl=1000)
     clock.advance(20)

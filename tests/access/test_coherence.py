@@ -25,6 +25,7 @@ from tests.fakes import Question
 USERS = {"a1": "ada", "a2": "ada", "b1": "bob"}
 ROOMS = ("r", "s")
 
+
 @dataclass
 class Socket:
     """An open one. ``check`` is what its access was asked about last."""

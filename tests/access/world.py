@@ -218,9 +218,7 @@ class Outcome:
 class Process:
     """One gateway process. ``questions`` wait for the auth service, ``stale`` is what listeners were told."""
 
-    def __init__(
-        self, redis: MemoryRedis, clock: Clock, auth: Auth | None = None, *, available: bool = True
-    ) -> None:
+    def __init__(self, redis: MemoryRedis, clock: Clock, auth: Auth | None = None, *, available: bool = True) -> None:
         self.redis = redis
         self.clock = clock
         self.bus = FakeBus({}, available=available)

@@ -343,9 +343,7 @@ def test_a_script_goes_whole_once() -> None:
         link.run(script, ["k"], ["a", 1])
     other = Script("return 2")
     link.run(other, [], [])
-    assert story.written() == [
-        f"EVAL return ARGV[1] 1 k a 1 | EVALSHA {script.digest} 1 k a 1 | EVAL return 2 0"
-    ]
+    assert story.written() == [f"EVAL return ARGV[1] 1 k a 1 | EVALSHA {script.digest} 1 k a 1 | EVAL return 2 0"]
 
 
 def test_a_forgotten_script_goes_whole_again() -> None:

@@ -344,13 +344,18 @@ class RedisBusTest(TestCase):
 
     async def test_a_script_for_many_messages(self) -> None:
         bus = await self.up(prefix="us:")
-        put = ForEach.make("key, other", "name, number", apart, """
+        put = ForEach.make(
+            "key, other",
+            "name, number",
+            apart,
+            """
 if name == 'none' then return end
 if name == 'fails' then error('on purpose') end
 redis.call('RPUSH', key, body)
 redis.call('RPUSH', other, name, number)
 return name == 'text' and body or redis.call('LLEN', key)
-""")
+""",
+        )
         bodies = b"\x00\xff\r\n", b"", "\N{SNOWMAN}".encode() * 30_000, b"x" * 70_000
         names = "a", "a" * 40, "\N{SNOWMAN}" * 300, "a" * 70_000
         numbers = 0, 127, 4_294_967_295, 1 << 40

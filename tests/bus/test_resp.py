@@ -22,9 +22,7 @@ def parsed(data: bytes) -> list[bytes]:
 
 @given(st.lists(ARGUMENTS, min_size=1))
 def test_a_command_is_its_parts(parts: list[bytes | str | int | float]) -> None:
-    assert parsed(command(*parts)) == [
-        part if isinstance(part, bytes) else str(part).encode() for part in parts
-    ]
+    assert parsed(command(*parts)) == [part if isinstance(part, bytes) else str(part).encode() for part in parts]
 
 
 HEAD = script_head(b"EVALSHA", "a1b2")

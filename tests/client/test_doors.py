@@ -121,9 +121,7 @@ def test_no_token_at_first(user: MakeUser, server: ScriptedGateway, complaints: 
     assert complaints.said == ["asking for a token failed"]
 
 
-def test_a_token_whose_source_was_cancelled(
-    user: MakeUser, server: ScriptedGateway, complaints: Complaints
-) -> None:
+def test_a_token_whose_source_was_cancelled(user: MakeUser, server: ScriptedGateway, complaints: Complaints) -> None:
     asked = []
 
     async def token(refused: bool) -> str:
@@ -517,9 +515,7 @@ def test_a_gateway_that_does_not_read(user: MakeUser, server: ScriptedGateway) -
     assert [far.expect("a:b:c")["payload"][0] for _ in range(sent)] == [*range(sent)]
 
 
-def test_tls(
-    user: MakeUser, stage: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tls(user: MakeUser, stage: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     authority = Authority("ours")
     authority.issue(tmp_path, x509.IPAddress(ipaddress.ip_address("127.0.0.1")))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

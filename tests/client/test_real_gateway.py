@@ -163,9 +163,7 @@ def test_the_auth_service_is_away(
     assert connecting.result(20.0) is None
 
 
-def test_a_second_login_elsewhere(
-    user: MakeUser, redis_server: RedisServer, gateway: StartGateway
-) -> None:
+def test_a_second_login_elsewhere(user: MakeUser, redis_server: RedisServer, gateway: StartGateway) -> None:
     process = gateway(redis_server)
     here, there = user(process.url), user(process.url)
     here.run("connect")

@@ -201,4 +201,3 @@ class DialectContract:
                 assert SECRET not in repr(self.outcome(self.make(), wire))
                 return
         raise AssertionError("no example shows the token")
-

@@ -212,9 +212,7 @@ def test_decodes_a_payload_up_to_its_bound() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "body", [b"", b"4a\x1e", b"\x1e4a", b"4a\x1e\x1e4b", b"4\xff", b"4a\x1e4b\x1e4c\x1e4d"]
-)
+@pytest.mark.parametrize("body", [b"", b"4a\x1e", b"\x1e4a", b"4a\x1e\x1e4b", b"4\xff", b"4a\x1e4b\x1e4c\x1e4d"])
 def test_refuses_a_payload(body: bytes) -> None:
     with pytest.raises(EngineError) as caught:
         decode_payload(body, 3)
@@ -242,9 +240,7 @@ MESSAGES = st.lists(
 
 @given(MESSAGES)
 def test_payloads_come_back_as_they_were(messages: list[tuple[bytes, bool]]) -> None:
-    body = encode_payload(
-        encode_binary(data) if binary else encode_message(data) for data, binary in messages
-    )
+    body = encode_payload(encode_binary(data) if binary else encode_message(data) for data, binary in messages)
     assert decode_payload(body, 20) == [Packet(PacketKind.MESSAGE, *message) for message in messages]
 
 
@@ -268,9 +264,7 @@ def test_any_payload_gives_packets_or_an_error(body: bytes) -> None:
 
 
 def test_handshake_over_polling() -> None:
-    session = EngineSession(
-        "secret", EngineSettings(ping_interval=0.3, ping_timeout=0.2), 7.0, websocket=False
-    )
+    session = EngineSession("secret", EngineSettings(ping_interval=0.3, ping_timeout=0.2), 7.0, websocket=False)
     assert session.state is State.POLLING
     assert session.deadline == 7.3
     assert session.frames() == []
@@ -790,9 +784,7 @@ def test_messages_arrive_once_and_in_order(steps: list[Callable[[HonestClient], 
 FRAMES = st.tuples(st.one_of(st.binary(max_size=20), PIECES), st.booleans())
 
 
-LINES = st.sampled_from(
-    ["> GET", "> LOST poll", "> OFFER 0", "> LOST websocket", ": send a", ": close", "> AT 99"]
-)
+LINES = st.sampled_from(["> GET", "> LOST poll", "> OFFER 0", "> LOST websocket", ": send a", ": close", "> AT 99"])
 
 
 @given(st.lists(FRAMES | BODIES | LINES, max_size=30), st.booleans())

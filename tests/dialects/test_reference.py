@@ -52,9 +52,7 @@ JSON = st.recursive(
 )
 BINARY_JSON = st.recursive(
     SCALARS | st.binary(max_size=20),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text("abc", max_size=3), inner, max_size=3)
-    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc", max_size=3), inner, max_size=3),
     max_leaves=6,
 )
 NAMES = st.text(max_size=20).filter(lambda name: name not in RESERVED_EVENTS)
@@ -62,12 +60,8 @@ NAMESPACES = st.sampled_from([MAIN, "/admin", "/é"])
 # Theirs stops reading an id after 100 digits, ours after 16; JavaScript has no more than these.
 ACK_IDS = st.integers(0, 2**53 - 1)
 # Their engine packets turn text that is JSON into values: nothing that reads as such.
-TEXTS = st.text(min_size=1).filter(
-    lambda text: "\x1e" not in text and not text[0].isnumeric() and not is_json(text)
-)
-MESSAGES = st.lists(
-    st.one_of(TEXTS, st.binary()), min_size=1, max_size=16
-)  # of more, theirs refuses to read a payload
+TEXTS = st.text(min_size=1).filter(lambda text: "\x1e" not in text and not text[0].isnumeric() and not is_json(text))
+MESSAGES = st.lists(st.one_of(TEXTS, st.binary()), min_size=1, max_size=16)  # of more, theirs refuses to read a payload
 
 
 def is_json(text: str) -> bool:
@@ -103,13 +97,8 @@ def test_they_read_our_payloads(messages: list[str | bytes]) -> None:
 
 def test_each_kind_of_packet_is_the_same_for_both() -> None:
     for number in range(7):
-        assert decode_packet(TheirEnginePacket(number, "x").encode().encode()) == Packet(
-            list(PacketKind)[number], b"x"
-        )
-        assert (
-            TheirEnginePacket(encoded_packet=(list(PacketKind)[number].value + b"x").decode()).packet_type
-            == number
-        )
+        assert decode_packet(TheirEnginePacket(number, "x").encode().encode()) == Packet(list(PacketKind)[number], b"x")
+        assert TheirEnginePacket(encoded_packet=(list(PacketKind)[number].value + b"x").decode()).packet_type == number
 
 
 def test_they_read_our_handshake() -> None:

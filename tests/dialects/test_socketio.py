@@ -127,9 +127,7 @@ def test_connects_with_a_payload_that_is_not_shown() -> None:
 
 def test_connects_to_another_namespace_besides() -> None:
     client = session("/")
-    assert client.receive(b'0/custom,{"token":"abc"}', False) == ConnectPacket(
-        "/custom", Raw(b'{"token":"abc"}')
-    )
+    assert client.receive(b'0/custom,{"token":"abc"}', False) == ConnectPacket("/custom", Raw(b'{"token":"abc"}'))
     assert wire(client.accept("/custom", "x")) == ('40/custom,{"sid":"x"}',)
     assert client.receive(b'2/custom,["a",1]', False) == EventPacket("a", (Raw(b"1"),), None, "/custom")
     assert client.receive(b"1/custom", False) == DisconnectPacket("/custom")
@@ -159,9 +157,7 @@ def test_refuses_to_connect_twice() -> None:
         session("/").receive(b"0", False)
 
 
-@pytest.mark.parametrize(
-    "text", ['2["a",1]', '212["a",1]', '3/custom,1["a"]', "1", '51-["a"]', "4{}", '2/other,["a"]']
-)
+@pytest.mark.parametrize("text", ['2["a",1]', '212["a",1]', '3/custom,1["a"]', "1", '51-["a"]', "4{}", '2/other,["a"]'])
 def test_refuses_what_comes_before_a_connect(text: str) -> None:
     with pytest.raises(SocketError, match="in a namespace that the client is not in"):
         session().receive(text.encode(), False)
@@ -291,9 +287,7 @@ def test_receives_an_acknowledgement() -> None:
     assert session("/custom").receive(b"3/custom,13[]", False) == AckPacket(13, (), "/custom")
 
 
-@pytest.mark.parametrize(
-    "text", ["3[1]", "312", "312{}", "312null", "312[", "3[]", f"31[{'0,' * MAX_ARGUMENTS}0]"]
-)
+@pytest.mark.parametrize("text", ["3[1]", "312", "312{}", "312null", "312[", "3[]", f"31[{'0,' * MAX_ARGUMENTS}0]"])
 def test_refuses_a_malformed_acknowledgement(text: str) -> None:
     with pytest.raises(SocketError):
         session("/").receive(text.encode(), False)
@@ -323,9 +317,7 @@ def test_encodes_no_event_with_a_reserved_name(name: str) -> None:
 
 def test_receives_a_binary_event() -> None:
     client = session("/")
-    text = (
-        b'52-["message",{"_placeholder":true,"num":0},{"a":[{ "num" : 1, "_placeholder" : true }], "b": 1.0}]'
-    )
+    text = b'52-["message",{"_placeholder":true,"num":0},{"a":[{ "num" : 1, "_placeholder" : true }], "b": 1.0}]'
     assert client.receive(text, False) is None
     assert client.receive(b"\x01\x02\x03", True) is None
     packet = client.receive(b"\xff\xff\xff", True)
@@ -422,9 +414,7 @@ def test_attachments_have_a_bound_in_number_and_bytes() -> None:
 
 
 def test_encodes_a_binary_event() -> None:
-    payload = (
-        rb'{"file": {"_binary": "AQID"}, "n": 1.50, "all": [{"_binary":"\/\/8\u003d"}, {"_binary" : "" }]}'
-    )
+    payload = rb'{"file": {"_binary": "AQID"}, "n": 1.50, "all": [{"_binary":"\/\/8\u003d"}, {"_binary" : "" }]}'
     one, two, three = (f'{{"_placeholder":true,"num":{number}}}' for number in range(3))
     assert wire(encode_event("a", Raw(payload))) == (
         f'453-["a",{{"file": {one}, "n": 1.50, "all": [{two}, {three}]}}]',

@@ -214,9 +214,7 @@ def test_no_delivery_has_a_reserved_name(name: str) -> None:
     assert made().encode(Delivery(name, Raw(b"1"))) is None
 
 
-@pytest.mark.parametrize(
-    "message", [message for message, said in SAID if said and not isinstance(message, Delivery)]
-)
+@pytest.mark.parametrize("message", [message for message, said in SAID if said and not isinstance(message, Delivery)])
 def test_nothing_is_said_before_the_client_connected(message: Outbound) -> None:
     link = FakeLink()
     assert made(link, connected=False).encode(message) is None

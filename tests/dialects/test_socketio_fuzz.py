@@ -109,15 +109,11 @@ def connected_session(namespace: str = MAIN) -> SocketSession:
 
 
 @given(NAMES, st.lists(JSON, max_size=MAX_ARGUMENTS), st.none() | ACK_IDS, NAMESPACES)
-def test_events_come_back_as_they_were(
-    name: str, values: list[Any], ack_id: int | None, namespace: str
-) -> None:
+def test_events_come_back_as_they_were(name: str, values: list[Any], ack_id: int | None, namespace: str) -> None:
     args = tuple(Raw(msgspec.json.encode(value)) for value in values)
     encoded = encode_event(name, *args, ack_id=ack_id, namespace=namespace)
     assert encoded.attachments == ()
-    assert connected_session(namespace).receive(strip(encoded), False) == EventPacket(
-        name, args, ack_id, namespace
-    )
+    assert connected_session(namespace).receive(strip(encoded), False) == EventPacket(name, args, ack_id, namespace)
 
 
 @given(st.lists(JSON, max_size=MAX_ARGUMENTS), ACK_IDS, NAMESPACES)
@@ -143,9 +139,7 @@ def shaped(value: Any, take: list[bytes]) -> Any:
 
 BINARY_VALUES = st.recursive(
     st.binary(max_size=20) | st.text(max_size=5) | st.integers(0, 9) | st.none(),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text("abc", max_size=3), inner, max_size=3)
-    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc", max_size=3), inner, max_size=3),
     max_leaves=MAX_ATTACHMENTS,
 )
 

@@ -166,9 +166,7 @@ def spoken(transcript: str) -> Iterator[tuple[str, str]]:
         yield found[1], found[2]
 
 
-def test_session(
-    stage: ExitStack, redis_server: RedisServer, gateway: StartGateway, connect: Connect
-) -> None:
+def test_session(stage: ExitStack, redis_server: RedisServer, gateway: StartGateway, connect: Connect) -> None:
     process = gateway(redis_server, services=SERVICES)
     start_chat(redis_server, stage, "service-python")
     notes = stage.enter_context(redis_server.client().pubsub())
@@ -231,9 +229,7 @@ def test_client_in_a_browser(
 ) -> None:
     """The page on the page, and what may happen to it: refusals, silence, a restart, access taken back."""
     origin = served(stage, tmp_path)
-    start = partial(
-        gateway, redis_server, auth=auth_service.url, services=SERVICES, config={"origins": [origin]}
-    )
+    start = partial(gateway, redis_server, auth=auth_service.url, services=SERVICES, config={"origins": [origin]})
     auth_service.allow("ada", "Ada")
     process = start()
     start_chat(redis_server, stage, "service-python")

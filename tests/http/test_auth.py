@@ -517,9 +517,7 @@ class TLSTest(CheckerCase):
         return await self.listen(Counting(service), self.endpoint(authority, *names)), service
 
     async def test_verified(self) -> None:
-        port, _ = await self.serve(
-            self.authority, x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))
-        )
+        port, _ = await self.serve(self.authority, x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1")))
         for host in ("localhost", "127.0.0.1"):
             checker = self.checker(port, "https", host, ca=self.ca)
             assert await checker.check(Token(SECRET), "r") == Grant("ada", "r")

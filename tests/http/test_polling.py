@@ -24,9 +24,7 @@ class Server:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, per_address: int = 0, proxies: int = 0) -> None:
         self.clock = Clock()
         monkeypatch.setattr(txaio.tx.config, "loop", self.clock)
-        self.factory, self.clients = serve(
-            self.clock, PATH, self._echo, per_address=per_address, proxies=proxies
-        )
+        self.factory, self.clients = serve(self.clock, PATH, self._echo, per_address=per_address, proxies=proxies)
         self.echoes: list[Echo] = []
 
     def _echo(self, client: Any) -> Echo:

@@ -208,9 +208,7 @@ class Gateway:
         with self._news:
             return "".join(self._log)
 
-    def wait_log(
-        self, what: str | re.Pattern[str], timeout: float = 10.0, *, after: int = 0
-    ) -> re.Match[str]:
+    def wait_log(self, what: str | re.Pattern[str], timeout: float = 10.0, *, after: int = 0) -> re.Match[str]:
         """The first place where the log says ``what``; ``after`` is a length of :meth:`log` to look behind."""
         wanted = re.compile(re.escape(what)) if isinstance(what, str) else what
         deadline = time.monotonic() + timeout
@@ -329,9 +327,7 @@ def gateway(stage: ExitStack, tmp_path_factory: pytest.TempPathFactory) -> Start
         file.write_text(toml(merged(tables, config or {})), encoding="utf-8")
         listen = () if "--listen" in args else ("--listen", "tcp:0:interface=127.0.0.1")
         environment = {key: value for key, value in os.environ.items() if not GATEWAY_VARIABLE.fullmatch(key)}
-        process = Gateway(
-            ["--config", str(file), *listen, *args], directory, {**environment, **(env or {})}, held
-        )
+        process = Gateway(["--config", str(file), *listen, *args], directory, {**environment, **(env or {})}, held)
         stage.callback(process.close)
         process.wait_listening()
         return process
@@ -667,9 +663,7 @@ class Service:
 
     def wait_subscribed(self, number: int = 1) -> None:
         """Return once ``number`` services listen on the channel: after its start, or Redis's."""
-        wait_until(
-            lambda: self._subscribers() >= number, lambda: f"a subscription to {self.channel}", START_TIMEOUT
-        )
+        wait_until(lambda: self._subscribers() >= number, lambda: f"a subscription to {self.channel}", START_TIMEOUT)
 
     def _subscribers(self) -> int:
         ((_, number),) = self._redis.pubsub_numsub(self.channel)

@@ -46,9 +46,7 @@ class Person:
     def __init__(self, context: BrowserContext, name: str) -> None:
         self.name = name
         self.context = context
-        context.add_init_script(
-            f"sessionStorage.getItem('name') ?? sessionStorage.setItem('name', {json.dumps(name)})"
-        )
+        context.add_init_script(f"sessionStorage.getItem('name') ?? sessionStorage.setItem('name', {json.dumps(name)})")
         context.add_init_script(LISTEN_IN)
         self.page: Page = context.new_page()
         # A violation of the Content-Security-Policy is an error of the console, too.
@@ -132,9 +130,7 @@ def invite(browser: Browser) -> Iterator[Invite]:
         return people[-1]
 
     yield invited
-    complaints = {
-        person.name: [error for error in person.errors if not GONE.match(error)] for person in people
-    }
+    complaints = {person.name: [error for error in person.errors if not GONE.match(error)] for person in people}
     for person in people:
         person.context.close()
     assert complaints == {person.name: [] for person in people}
@@ -282,9 +278,7 @@ def test_a_keyboard_is_enough(demo: Gateway, invite: Invite) -> None:
     expect(ann.page.locator("#pads button").first).to_be_focused()
 
 
-def test_comes_back_when_the_gateway_does(
-    gateway: StartGateway, redis_server: RedisServer, invite: Invite
-) -> None:
+def test_comes_back_when_the_gateway_does(gateway: StartGateway, redis_server: RedisServer, invite: Invite) -> None:
     first = gateway(redis_server, args=["--demo"])
     ann, bob = invite("Ann"), invite("Bob")
     ann.enter(first)
@@ -337,9 +331,7 @@ def test_words_that_got_lost_on_the_way_are_said_again(
     bob.expect_texts("Hear me")
 
 
-def test_lives_through_an_outage_of_redis(
-    gateway: StartGateway, redis_server: RedisServer, invite: Invite
-) -> None:
+def test_lives_through_an_outage_of_redis(gateway: StartGateway, redis_server: RedisServer, invite: Invite) -> None:
     ann = invite("Ann")
     ann.enter(gateway(redis_server, args=["--demo"]))
     ann.create("Written on water")
@@ -409,9 +401,7 @@ def test_a_name_and_a_room_can_be_chosen(demo: Gateway, invite: Invite) -> None:
     expect(ann.page.locator("#my-name")).to_have_text("Zoë")
 
 
-def test_shows_who_is_in_the_room(
-    gateway: StartGateway, redis_server: RedisServer, invite: Invite
-) -> None:
+def test_shows_who_is_in_the_room(gateway: StartGateway, redis_server: RedisServer, invite: Invite) -> None:
     process = gateway(redis_server, args=["--demo"])
     ann, bob = invite("Ann Lee"), invite("Bob", viewport={"width": 390, "height": 844})
     ann.enter(process)
@@ -484,9 +474,7 @@ def test_shows_the_last_events(demo: Gateway, invite: Invite) -> None:
 
 
 def test_fits_a_phone(demo: Gateway, invite: Invite, browser: Browser) -> None:
-    ann = invite(
-        "Ann", viewport={"width": 390, "height": 844}, device_scale_factor=2, has_touch=True, is_mobile=True
-    )
+    ann = invite("Ann", viewport={"width": 390, "height": 844}, device_scale_factor=2, has_touch=True, is_mobile=True)
     bob = invite("Bob", color_scheme="dark", reduced_motion="reduce")
     ann.enter(demo)
     bob.enter(demo)
@@ -520,9 +508,7 @@ def test_fits_a_phone(demo: Gateway, invite: Invite, browser: Browser) -> None:
     touch("touchStart", (x, y))
     for part in range(1, 11):
         touch("touchMove", (x + (385 - x) * part / 10, y))
-    ann.page.wait_for_function(
-        "before => document.getElementById('viewport').scrollLeft > before + 100", arg=scrolled
-    )
+    ann.page.wait_for_function("before => document.getElementById('viewport').scrollLeft > before + 100", arg=scrolled)
     touch("touchEnd")
 
     assert ann.place(note)[0] > before[0] + 100
@@ -535,9 +521,7 @@ def test_fits_a_phone(demo: Gateway, invite: Invite, browser: Browser) -> None:
     for part in range(1, 11):
         touch("touchMove", (60 + 25 * part, 640))
     touch("touchEnd")
-    ann.page.wait_for_function(
-        "before => document.getElementById('viewport').scrollLeft < before - 50", arg=scrolled
-    )
+    ann.page.wait_for_function("before => document.getElementById('viewport').scrollLeft < before - 50", arg=scrolled)
     assert ann.place(note) == place
 
 

@@ -26,9 +26,7 @@ class Cluster(NamedTuple):
 
 
 @pytest.fixture
-def cluster(
-    redis_server: RedisServer, gateway: StartGateway, service: StartService, connect: Connect
-) -> Cluster:
+def cluster(redis_server: RedisServer, gateway: StartGateway, service: StartService, connect: Connect) -> Cluster:
     first, second = gateway(redis_server), gateway(redis_server)
     return Cluster(
         redis_server,

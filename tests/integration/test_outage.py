@@ -50,9 +50,7 @@ def test_redis_killed_and_restarted(
         client.expect("stickyNotes:note:shout")
 
 
-def test_flushall_restores_the_room_cache(
-    redis_server: RedisServer, gateway: StartGateway, connect: Connect
-) -> None:
+def test_flushall_restores_the_room_cache(redis_server: RedisServer, gateway: StartGateway, connect: Connect) -> None:
     ada = connect(gateway(redis_server), token="ada", room="r1")
     redis = redis_server.client()
     while not redis.hget("room:r1", "user_ada"):

@@ -165,9 +165,7 @@ def test_redis_goes_away_before_the_answer(
     ada.expect_nothing()
 
 
-def test_a_silent_service(
-    redis_server: RedisServer, gateway: StartGateway, connect: Connect, chat: Backstage
-) -> None:
+def test_a_silent_service(redis_server: RedisServer, gateway: StartGateway, connect: Connect, chat: Backstage) -> None:
     ada = connect(gateway(redis_server, services=SERVICES), token="ada", room="r1")
     ask(ada, 1, event="hasty:message:send")
     event = chat.hear()
@@ -308,9 +306,7 @@ def test_again_after_its_answer(
     chat.hear_nothing()
 
 
-def test_again_after_an_acknowledgement(
-    redis_server: RedisServer, gateway: StartGateway, connect: Connect
-) -> None:
+def test_again_after_an_acknowledgement(redis_server: RedisServer, gateway: StartGateway, connect: Connect) -> None:
     notes = Backstage(redis_server, "events:notes")
     here, there = (gateway(redis_server, services=SERVICES) for _ in range(2))
     for process in (here, there, here):
@@ -396,9 +392,7 @@ def test_again_after_time_out_on_another_gateway(
     chat.hear_nothing()
 
 
-def test_what_nobody_took_is_tried_anew(
-    redis_server: RedisServer, gateway: StartGateway, connect: Connect
-) -> None:
+def test_what_nobody_took_is_tried_anew(redis_server: RedisServer, gateway: StartGateway, connect: Connect) -> None:
     ada = connect(gateway(redis_server, services=SERVICES), token="ada", room="r1")
     ask(ada, "a-1")
     refused(ada, "SERVICE_UNAVAILABLE", "a-1")
