@@ -35,6 +35,7 @@ bench: $(VENV)/installed-bench need-redis $(filter bench/%,$(NODE_PACKAGES))
 
 lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 
 clean:
