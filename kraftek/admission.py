@@ -17,7 +17,6 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from kraftek.config import Limits
 from kraftek.errors import CLOSE_CODES, Code, NotPublished, PeerError
 from kraftek.expiries import Expiries
 from kraftek.interfaces import IAccess, IAccessListener, IBus, IRooms
@@ -26,6 +25,7 @@ from kraftek.metrics import Counters
 from kraftek.names import gateway_of, reply_channel
 from kraftek.roster import Roster
 from kraftek.session import Session, State
+from kraftek.settings import Limits
 
 __all__ = ["Admission"]
 

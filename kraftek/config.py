@@ -1,7 +1,6 @@
-"""What can be configured, with its defaults, and how it is read: options over environment over file.
+"""Reads the configuration: options over environment over file.
 
-Read by :mod:`kraftek.tap`; everything else is handed the finished values. A range stands in the type of its field, and
-the description of that type is what a mistake is told to have expected.
+Called by :mod:`kraftek.tap`; everything else is handed the finished values, which :mod:`kraftek.settings` describes.
 """
 
 from __future__ import annotations
@@ -10,213 +9,19 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
-from ipaddress import IPv6Address
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
-from urllib.parse import unquote
+from typing import Annotated, Any, get_args, get_origin
 
-from msgspec import Meta, Struct, ValidationError, convert
+from msgspec import Struct, ValidationError, convert
 from msgspec.structs import fields
 from twisted.internet.interfaces import IStreamServerEndpointStringParser
 from twisted.plugin import getPlugins
 
 from kraftek.errors import ConfigError
+from kraftek.redis_url import host_and_port, is_port, masked, redis_address
+from kraftek.settings import Auth, Config, Limits, Operator, Redis, Service, SocketIO
 
-__all__ = [
-    "Auth",
-    "Config",
-    "Limits",
-    "Operator",
-    "Redis",
-    "RedisAddress",
-    "Service",
-    "SocketIO",
-    "load",
-    "masked",
-    "redis_address",
-]
-
-Flag = Annotated[bool, Meta(description="true or false")]
-Count = Annotated[int, Meta(ge=1, le=2**31 - 1, description="a whole number from 1 to 2147483647")]
-CountOrZero = Annotated[int, Meta(ge=0, le=2**31 - 1, description="a whole number from 0 to 2147483647")]
-# At most a year, because inf is a number in TOML, and no timer takes it.
-Seconds = Annotated[float, Meta(gt=0, le=31_536_000, description="seconds, more than 0 and at most a year")]
-SecondsOrZero = Annotated[float, Meta(ge=0, le=31_536_000, description="seconds, from 0 to a year")]
-Text = Annotated[str, Meta(description="a string")]
-# Lone surrogates are what Python makes of an environment that is not UTF-8.
-_BLACK = r"[^\s\x00-\x1f\x7f-\x9f\ud800-\udfff]"
-Channel = Annotated[str, Meta(pattern=rf"^{_BLACK}+\Z", description="a Redis channel, without white space")]
-UrlPath = Annotated[
-    str, Meta(pattern=r"^/(?:[A-Za-z0-9_.~-]+/)+\Z", description='a path like "/socket.io/", with both slashes')
-]
-Prefix = Annotated[str, Meta(pattern=rf"^{_BLACK}*\Z", description="a prefix without white space, or nothing")]
-Endpoints = Annotated[tuple[Text, ...], Meta(min_length=1, description="a list of one or more Twisted endpoints")]
-PrivateEndpoints = Annotated[tuple[Text, ...], Meta(description="a list of Twisted endpoints")]
-Origins = Annotated[tuple[Text, ...], Meta(description="a list of origins")]
-Sessions = Annotated[Literal["single", "many"], Meta(description='"single" or "many"')]
-Transport = Annotated[Literal["pubsub", "stream"], Meta(description='"pubsub" or "stream"')]
-Partitions = Annotated[int, Meta(ge=0, le=256, description="a whole number from 0 to 256")]
-
-
-class Redis(Struct, frozen=True, kw_only=True):
-    """``[redis]``.
-
-    ``url``: ``redis://``, ``rediss://`` (verified), ``unix://`` or ``embedded:``. ``ca``: file of certificate
-    authorities for ``rediss://`` instead of the platform's. ``prefix``: put before every key and channel.
-    ``broadcast``: the channel on which services answer. ``in_flight``: messages and commands that may wait for
-    Redis's answer. ``ping_interval``, ``ping_timeout``: seconds; a dead link is noticed within their sum.
-    """
-
-    url: Text = "redis://127.0.0.1:6379/0"
-    ca: Text = ""
-    prefix: Prefix = ""
-    broadcast: Channel = "events:broadcast"
-    in_flight: Count = 10_000
-    ping_interval: Seconds = 2.0
-    ping_timeout: Seconds = 2.0
-
-    def __repr__(self) -> str:
-        return _repr(self, url=masked(self.url))
-
-
-class Auth(Struct, frozen=True, kw_only=True):
-    """``[auth]``.
-
-    ``check``: base URL of the auth service, or ``open``. ``ca``: as in ``[redis]``. ``timeout``: seconds for one
-    question. ``concurrency``: questions asked at a time; ``waiting``: questions that may wait for their turn.
-    ``cache_ttl``: seconds a yes is kept when it does not say. ``cache_size``: answers kept in this process.
-    ``denied_ttl``: seconds a no is kept, against hammering.
-    """
-
-    check: Text = "http://127.0.0.1:3002"
-    ca: Text = ""
-    timeout: Seconds = 3.0
-    concurrency: Count = 100
-    waiting: CountOrZero = 10_000
-    cache_ttl: SecondsOrZero = 300.0
-    cache_size: Count = 50_000
-    denied_ttl: SecondsOrZero = 1.0
-
-
-class Limits(Struct, frozen=True, kw_only=True):
-    """``[limits]``. Times in seconds, sizes in bytes.
-
-    ``connections``: of this process; 0 is what the open-file limit allows. ``connections_per_address``: 0 is off.
-    ``authenticate_timeout``: until the first ``authenticate``. ``ping_interval``: between WebSocket pings, more than
-    ``ping_timeout``. ``held_messages``, ``held_bytes``: kept in order while access is asked about; past them the client
-    is not read.
-    ``unsent_bytes``: written to a client that does not read; past them it is closed. ``invalid_messages``: malformed
-    ones in a row before a socket is closed. ``rooms``: that one socket may be in. ``requests``: of one socket that may
-    wait for their answers. ``request_window``: how long, beyond its service's ``timeout``, a request and its answer are
-    known if it is sent again; 0 is off.
-    """
-
-    message_bytes: Count = 65_536
-    connections: CountOrZero = 0
-    connections_per_address: CountOrZero = 0
-    handshake_timeout: Seconds = 5.0
-    authenticate_timeout: Seconds = 10.0
-    ping_interval: Seconds = 25.0
-    ping_timeout: Seconds = 20.0
-    held_messages: Count = 64
-    held_bytes: Count = 262_144
-    unsent_bytes: Count = 1_048_576
-    invalid_messages: Count = 10
-    rooms: Count = 64
-    requests: Count = 256
-    request_window: SecondsOrZero = 120.0
-
-
-class SocketIO(Struct, frozen=True, kw_only=True):
-    """``[socketio]``. Times in seconds, sizes in bytes.
-
-    ``path``: where those clients connect. ``ping_interval``, ``ping_timeout``: of Engine.IO's own pings.
-    ``max_payload``: of one message, and of one request that carries several.
-    """
-
-    enabled: Flag = True
-    path: UrlPath = "/socket.io/"
-    ping_interval: Seconds = 25.0
-    ping_timeout: Seconds = 20.0
-    max_payload: Count = 1_000_000
-
-
-class Operator(Struct, frozen=True, kw_only=True):
-    """``[operator]``.
-
-    ``listen``: Twisted endpoint strings of the port for metrics and health, which is to be private; none is off.
-    """
-
-    listen: PrivateEndpoints = ()
-
-
-class Service(Struct, frozen=True, kw_only=True):
-    """One of ``[services]``.
-
-    ``reply``: it answers requests itself, on the event's ``replyTo`` channel, within ``timeout`` seconds. ``requests``:
-    those that may wait for its answers, on each gateway process. ``transport``: ``pubsub``, or ``stream``: then
-    ``channel`` is the key of a Redis Stream where up to ``max_length`` events wait. ``partitions``: more than 0 spreads
-    them by room over so many streams, each read in order. ``presence``: it is told who enters and leaves which room.
-    """
-
-    name: str
-    channel: Channel
-    reply: Flag = False
-    timeout: Seconds = 10.0
-    requests: Count = 10_000
-    transport: Transport = "pubsub"
-    max_length: Count = 100_000
-    partitions: Partitions = 0
-    presence: Flag = False
-
-
-class Config(Struct, frozen=True, kw_only=True):
-    """The whole of it.
-
-    ``listen``: Twisted endpoint strings. ``sessions``: ``single`` or ``many`` sockets per user and room.
-    ``origins``: ``same-host``, exact origins, ``*.example.org``, or ``*``. ``forwarded_for``: how many proxies in
-    front of the gateway append to ``X-Forwarded-For``; 0 trusts the socket's own address. ``compression``: of messages,
-    with clients that offer it. ``demo``: serve the board.
-    """
-
-    listen: Endpoints = ("tcp:3001",)
-    sessions: Sessions = "single"
-    origins: Origins = ("same-host",)
-    forwarded_for: CountOrZero = 0
-    compression: Flag = False
-    demo: Flag = False
-    redis: Redis = Redis()
-    auth: Auth = Auth()
-    limits: Limits = Limits()
-    socketio: SocketIO = SocketIO()
-    operator: Operator = Operator()
-    services: tuple[Service, ...] = ()
-
-
-class RedisAddress(Struct, frozen=True, kw_only=True):
-    """What a Redis URL says. ``host`` and ``port`` go with ``tcp`` and ``tls``, ``path`` with ``unix``.
-
-    ``password`` is ``None`` when there is none to give, ``username`` when the password is the default user's.
-    """
-
-    kind: Literal["tcp", "tls", "unix", "embedded"]
-    host: str = ""
-    port: int = 0
-    path: str = ""
-    username: str | None = None
-    password: str | None = None
-    database: int = 0
-
-    def __repr__(self) -> str:
-        return _repr(self, password=self.password and "***")
-
-
-def _repr(struct: Struct, **instead: object) -> str:
-    values = {name: instead.get(name, getattr(struct, name)) for name in struct.__struct_fields__}
-    return f"{type(struct).__name__}({', '.join(f'{name}={value!r}' for name, value in values.items())})"
-
-
-# Where it is read from.
+__all__ = ["load"]
 
 
 def load(
@@ -276,13 +81,13 @@ def _take_original_environment(draft: _Draft, environ: Mapping[str, str]) -> Non
     ``REDIS_PORT`` to ``tcp://10.0.0.7:6379`` wherever a service is called ``redis``.
     """
     if (port := environ.get("PORT")) and ("listen",) not in draft.values:
-        if _is_port(port, 0):
+        if is_port(port, 0):
             draft.take("PORT", ("listen",), [f"tcp:{port}"])
         else:
             draft.blame("PORT", ("listen",), "a port from 0 to 65535", port)
     host, port = environ.get("REDIS_HOST"), environ.get("REDIS_PORT")
     if (host or port) and ("redis", "url") not in draft.values:
-        if port and not _is_port(port):
+        if port and not is_port(port):
             draft.blame("REDIS_PORT", ("redis", "url"), "a port from 1 to 65535", port)
             port = None
         host = host or "127.0.0.1"
@@ -480,7 +285,7 @@ def _check_auth_url(url: str, _: object) -> None:
     found = re.fullmatch(r"https?://([^/?#@]*)(/[!-~]*)?", url)
     if found is None or "?" in url or "#" in url:
         raise ValueError('"open", or http:// or https:// with HOST[:PORT][/PATH] and nothing else')
-    _host_and_port(found[1], 0)
+    host_and_port(found[1], 0)
 
 
 def _check_origin(pattern: str, _: object) -> None:
@@ -489,7 +294,7 @@ def _check_origin(pattern: str, _: object) -> None:
     found = re.fullmatch(r"(?:[A-Za-z][A-Za-z0-9+.-]*://|\*\.(?!.*:))([^/]+)", pattern)
     if found is None:
         raise ValueError("same-host, SCHEME://HOST[:PORT] without a path, *.example.org, or *")
-    _host_and_port(found[1], 0)
+    host_and_port(found[1], 0)
 
 
 def _check_endpoint(text: str, _: object) -> None:
@@ -548,103 +353,6 @@ _ARGUMENTS = {
     "index": "[0-9]{1,4}",
 }
 """What those of them look like that are not just any text."""
-
-
-# Redis URLs.
-
-
-def redis_address(url: str) -> RedisAddress:
-    """What ``url`` says: the bus asks with ``config.redis.url``.
-
-    Raises ``ValueError`` with what was expected, which repeats nothing of ``url``: that may hold a password.
-    """
-    if url == "embedded:":
-        return RedisAddress(kind="embedded")
-    kind = _REDIS_KINDS.get(url.partition(":")[0])
-    if kind is None:
-        sentinel = " (redis+sentinel:// is not supported yet)" if url.startswith("redis+sentinel:") else ""
-        raise ValueError(f"a URL that begins with redis://, rediss:// or unix://, or embedded:{sentinel}")
-    parts = re.fullmatch(r"[a-z]+:(?://([^/?]*))?([^?]*)(?:\?(.*))?", url)
-    if parts is None or not url.isprintable() or " " in url or "#" in url:
-        raise ValueError("a Redis URL with white space and # percent-encoded")
-    before, path, query = parts.groups("")
-    credentials, _, authority = before.rpartition("@")
-    username, password = _credentials(credentials)
-    host, port = "", 0
-    if kind == "unix":
-        # Bytes that are no UTF-8 become what Python's file functions take for them.
-        path = unquote(path, errors="surrogateescape")
-        if authority or not path.startswith("/") or "\0" in path:
-            raise ValueError("an absolute path after unix://, as in unix:///run/redis.sock?db=0")
-        database = re.fullmatch(r"(?:db=([0-9]{1,9}))?", query)
-    else:
-        host, port = _host_and_port(authority, 6379)
-        database = re.fullmatch(r"/?([0-9]{1,9})?", path) if "?" not in url else None
-        path = ""
-    if database is None:
-        raise ValueError("a database's number at the end: /1 after redis:// and rediss://, ?db=1 after unix://")
-    return RedisAddress(
-        kind=kind,
-        host=host,
-        port=port,
-        path=path,
-        username=username,
-        password=password,
-        database=int(database[1] or 0),
-    )
-
-
-_REDIS_KINDS: dict[str, Literal["tcp", "tls", "unix"]] = {"redis": "tcp", "rediss": "tls", "unix": "unix"}
-
-
-def _credentials(text: str) -> tuple[str | None, str | None]:
-    username, colon, password = text.partition(":")
-    if not (username or password):
-        return None, None
-    if not colon:
-        raise ValueError("USER:PASSWORD@ or :PASSWORD@ before the host")
-    try:
-        return unquote(username, errors="strict") or None, unquote(password, errors="strict")
-    except UnicodeDecodeError:
-        raise ValueError("a user and a password that are UTF-8 when percent-decoded") from None
-
-
-def _host_and_port(authority: str, default: int) -> tuple[str, int]:
-    """What ``HOST`` or ``HOST:PORT`` says. An IPv6 address stands in brackets, and is given without them."""
-    found = re.fullmatch(r"(?:([A-Za-z0-9_.-]+)|\[([0-9A-Fa-f:.]+)\])(?::([0-9]*))?", authority)
-    if found is None:
-        raise ValueError("HOST or HOST:PORT, an IPv6 address in brackets")
-    name, address, port = found.groups()
-    if address:
-        try:
-            IPv6Address(address)
-        except ValueError:
-            raise ValueError("an IPv6 address in the brackets") from None
-    if port and not _is_port(port):
-        raise ValueError("a port from 1 to 65535")
-    return name or address, int(port) if port else default
-
-
-def _is_port(text: str, lowest: int = 1) -> bool:
-    return bool(re.fullmatch(r"[0-9]{1,5}", text)) and lowest <= int(text) <= 65535
-
-
-def masked(url: str) -> str:
-    """``url`` without the password in it, and without what could be one should the URL be malformed."""
-    scheme, slashes, rest = url.partition("://") if "://" in url else ("", "", url)
-    credentials, at, rest = rest.rpartition("@")
-    if re.search(r"[/?#]", credentials):  # who knows where it ends
-        return f"{scheme}{slashes}***"
-    user, colon, _ = credentials.partition(":")
-    harmless = re.match(
-        r"(?:(?:\[[^\]]*\]|[^:/?#]+)(?::[0-9]{0,5}(?![^/?#]))?)?"  # host and port
-        + (r"(?:/[0-9]*(?![^?#]))?" if scheme in {"redis", "rediss"} else r"(?:/[^?#]*)?")  # database or path
-        + r"(?:\?db=[0-9]+\Z)?",
-        rest,
-    )
-    assert harmless is not None
-    shown = scheme + slashes + (f"{user}:***@" if colon else at and "***@") + harmless[0]
-    return shown if harmless.end() == len(rest) else f"{shown}{rest[harmless.end()]}***"
 
 
 # What there is to read.

@@ -24,7 +24,6 @@ from kraftek.admission import Admission
 from kraftek.broadcasts import Broadcasts
 from kraftek.bus import RedisBus
 from kraftek.bus.embedded import EmbeddedRedis
-from kraftek.config import Config
 from kraftek.demo import BOARD, NotesService
 from kraftek.dialects.engineio import EngineSettings
 from kraftek.dialects.native import SUBPROTOCOL, NativeDialect
@@ -51,6 +50,7 @@ from kraftek.requests import Requests
 from kraftek.rooms import RedisRooms
 from kraftek.roster import Roster
 from kraftek.router import EventRouter
+from kraftek.settings import Config
 from kraftek.systemd import notify
 from kraftek.turn import Turn
 from kraftek.websocket.factory import ClientFactory, max_connections

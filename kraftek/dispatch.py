@@ -14,12 +14,12 @@ import msgspec
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from kraftek.config import Service
 from kraftek.errors import NotPublished
 from kraftek.interfaces import IBus, IServiceRegistry
 from kraftek.messages import Envelope
 from kraftek.names import place_of, stream_of
 from kraftek.scripts import ForEach, Receipt, Script, Value
+from kraftek.settings import Service
 
 __all__ = ["FULL", "Dispatch", "once", "target_of"]
 

@@ -13,7 +13,6 @@ from zope.interface.verify import verifyObject
 
 from kraftek.access.permissions import permits
 from kraftek.admission import Admission
-from kraftek.config import Limits
 from kraftek.dispatch import Dispatch
 from kraftek.errors import Code, NotPublished, PeerError
 from kraftek.interfaces import IDialect, IEventRouter, ILink
@@ -23,6 +22,7 @@ from kraftek.names import new_socket_id
 from kraftek.requests import Requests, not_taken
 from kraftek.roster import Roster
 from kraftek.session import Session
+from kraftek.settings import Limits
 
 __all__ = ["Gateway"]
 

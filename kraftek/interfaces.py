@@ -47,7 +47,7 @@ class IServiceRegistry(Interface):
     """Which services there are. Changes at run time take effect on the next event."""
 
     def register(service: Any) -> None:
-        """Add a :class:`kraftek.config.Service`. Raises ``ValueError`` for a malformed name or channel, and for a
+        """Add a :class:`kraftek.settings.Service`. Raises ``ValueError`` for a malformed name or channel, and for a
         name that is registered already.
         """
 
@@ -55,7 +55,7 @@ class IServiceRegistry(Interface):
         """Take a service away. Raises ``KeyError`` when there is none of that name."""
 
     def find(name: str) -> Any:
-        """The :class:`kraftek.config.Service` of that name, or ``None``."""
+        """The :class:`kraftek.settings.Service` of that name, or ``None``."""
 
     def services() -> Collection[Any]:
         """All services, in the order of their registration."""
@@ -68,7 +68,7 @@ class IEventRouter(Interface):
     """From an event's name to the service that handles it."""
 
     def route(name: str) -> Any:
-        """The :class:`kraftek.config.Service` for an event ``service:module:name``.
+        """The :class:`kraftek.settings.Service` for an event ``service:module:name``.
 
         Raises ``PeerError`` with ``INVALID_EVENT`` when the name is malformed or its service is not registered.
         """

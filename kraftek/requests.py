@@ -17,7 +17,6 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from kraftek.config import Limits, Service
 from kraftek.dispatch import FULL, Dispatch, once, target_of
 from kraftek.errors import Code, NotPublished, PeerError
 from kraftek.interfaces import LOST, REFUSED, IBus
@@ -26,6 +25,7 @@ from kraftek.metrics import Counters
 from kraftek.names import gateway_of
 from kraftek.scripts import ForEach, Receipt
 from kraftek.session import Session
+from kraftek.settings import Limits, Service
 
 __all__ = ["Requests", "not_taken"]
 

@@ -25,11 +25,11 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from kraftek.config import Service
 from kraftek.interfaces import IBus, IRooms, IServiceRegistry
 from kraftek.messages import Envelope
 from kraftek.names import place_of
 from kraftek.scripts import Script
+from kraftek.settings import Service
 
 __all__ = ["LOST", "Entry", "RedisRooms", "entries_of"]
 

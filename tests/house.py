@@ -32,7 +32,6 @@ from twisted.internet.task import Clock
 
 from kraftek.admission import Admission
 from kraftek.broadcasts import Broadcasts
-from kraftek.config import Limits, Service
 from kraftek.dialects.native import NativeDialect
 from kraftek.dispatch import Dispatch
 from kraftek.gateway import Gateway
@@ -45,6 +44,7 @@ from kraftek.requests import Requests
 from kraftek.roster import Roster
 from kraftek.router import EventRouter
 from kraftek.session import State
+from kraftek.settings import Limits, Service
 from tests.fakes import FakeAccess, FakeBus, FakeLink, FakeRooms, Published
 
 __all__ = ["CHAT", "NOTES", "Client", "House"]

@@ -12,11 +12,11 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import LogLevel, capturedLogs
 from zope.interface.verify import verifyObject
 
-from kraftek.config import Limits
 from kraftek.errors import Code, NotPublished, PeerError
 from kraftek.interfaces import IAccessListener
 from kraftek.messages import Grant, Token
 from kraftek.session import State
+from kraftek.settings import Limits
 from tests.house import Client, House
 
 DUPLICATE = "a newer login of the same user took this room"

@@ -15,20 +15,10 @@ from msgspec.structs import fields, replace
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.testing import MemoryReactor
 
-from kraftek.config import (
-    Auth,
-    Config,
-    Limits,
-    Operator,
-    Redis,
-    RedisAddress,
-    Service,
-    SocketIO,
-    load,
-    masked,
-    redis_address,
-)
+from kraftek.config import load
 from kraftek.errors import ConfigError
+from kraftek.redis_url import RedisAddress, masked, redis_address
+from kraftek.settings import Auth, Config, Limits, Operator, Redis, Service, SocketIO
 
 SHIPPED = Path(__file__).resolve().parent.parent / "etc/kraftek-gateway.toml"
 TABLES: dict[str, type[Struct]] = {

@@ -13,7 +13,6 @@ from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
 from kraftek.bus import RedisBus
-from kraftek.config import Redis, Service
 from kraftek.dispatch import FULL, Dispatch, once, target_of
 from kraftek.errors import NotPublished
 from kraftek.interfaces import REFUSED
@@ -21,6 +20,7 @@ from kraftek.messages import Envelope
 from kraftek.metrics import Counters
 from kraftek.names import partition_of
 from kraftek.registry import ServiceRegistry
+from kraftek.settings import Redis, Service
 from kraftek.turn import Turn
 from tests.redis_server import PrivateRedis
 

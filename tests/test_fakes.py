@@ -14,13 +14,13 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from kraftek.bus import RedisBus
-from kraftek.config import Redis
 from kraftek.errors import Code, NotPublished, PeerError
 from kraftek.interfaces import IAccess, IAccessListener, IBus, IBusListener, ILink, IReading, IRooms
 from kraftek.messages import Outgoing, Token
 from kraftek.metrics import Counters
 from kraftek.registry import ServiceRegistry
 from kraftek.rooms import LOST, RedisRooms, entries_of
+from kraftek.settings import Redis
 from kraftek.turn import Turn
 from tests.fakes import FakeAccess, FakeBus, FakeLink, FakeRooms
 from tests.redis_server import PrivateRedis

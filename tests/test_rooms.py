@@ -19,7 +19,6 @@ from txredisapi import ResponseError
 from zope.interface.verify import verifyObject
 
 from kraftek.bus import RedisBus
-from kraftek.config import Redis, Service
 from kraftek.errors import NotPublished
 from kraftek.interfaces import IBus, IRooms
 from kraftek.metrics import Counters
@@ -27,6 +26,7 @@ from kraftek.names import partition_of
 from kraftek.registry import ServiceRegistry
 from kraftek.rooms import BATCH, LOST, Entry, RedisRooms, entries_of
 from kraftek.scripts import Script
+from kraftek.settings import Redis, Service
 from kraftek.turn import Turn
 from tests.redis_server import PrivateRedis
 

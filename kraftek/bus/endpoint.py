@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from kraftek.config import RedisAddress
+from kraftek.redis_url import RedisAddress
 from kraftek.trust import trust_root
 
 __all__ = ["Backoff", "RedisEndpoint"]

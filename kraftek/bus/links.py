@@ -20,11 +20,12 @@ from twisted.python.failure import Failure
 from txredisapi import HiredisProtocol, InvalidData, ResponseError
 
 from kraftek.bus.resp import Argument, command, script_call, script_head
-from kraftek.config import Redis, RedisAddress
 from kraftek.errors import NotPublished
 from kraftek.fastpath import write_now
 from kraftek.interfaces import LOST, REFUSED
+from kraftek.redis_url import RedisAddress
 from kraftek.scripts import ForEach, Script
+from kraftek.settings import Redis
 from kraftek.turn import Turn
 
 __all__ = ["INVALIDATE", "NO_BATCH", "Batch", "CommandLink", "Link", "LinkOwner", "Listeners", "SubscriberLink"]

@@ -22,11 +22,12 @@ from zope.interface import implementer
 from kraftek.bus.endpoint import Backoff, RedisEndpoint
 from kraftek.bus.links import Link
 from kraftek.bus.resp import Argument
-from kraftek.config import Redis, RedisAddress
 from kraftek.consumers import FORGET, FORGOTTEN_AFTER, JOIN
 from kraftek.errors import NotPublished
 from kraftek.interfaces import EntryListener, IBus, IBusListener, IReading
+from kraftek.redis_url import RedisAddress
 from kraftek.scripts import Script
+from kraftek.settings import Redis
 
 __all__ = ["Reading", "ReadingLink"]
 

@@ -21,11 +21,12 @@ from kraftek.bus.endpoint import Backoff, RedisEndpoint
 from kraftek.bus.links import INVALIDATE, NO_BATCH, CommandLink, Link, SubscriberLink
 from kraftek.bus.reading import Reading
 from kraftek.bus.resp import Argument, publish_head
-from kraftek.config import Redis, redis_address
 from kraftek.errors import NotPublished
 from kraftek.interfaces import EntryListener, IBus, IBusListener
 from kraftek.metrics import Counters
+from kraftek.redis_url import redis_address
 from kraftek.scripts import ForEach, Script
+from kraftek.settings import Redis
 from kraftek.turn import Turn
 
 __all__ = ["RedisBus"]

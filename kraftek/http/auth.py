@@ -22,10 +22,10 @@ from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from kraftek import __version__
-from kraftek.config import Auth
 from kraftek.errors import Code, PeerError
 from kraftek.interfaces import IAccessChecker
 from kraftek.messages import Grant, Token
+from kraftek.settings import Auth
 from kraftek.trust import trust_root
 
 __all__ = ["HttpChecker"]

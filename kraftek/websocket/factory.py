@@ -14,7 +14,6 @@ from autobahn.websocket.types import ConnectionDeny, ConnectionRequest
 from twisted.internet.interfaces import IProtocolFactory, IReactorTime
 
 from kraftek.addresses import Addresses
-from kraftek.config import Limits
 from kraftek.dialects.engineio import EngineError, read_request
 from kraftek.engineio import EngineClients
 from kraftek.fastpath import configured, slim
@@ -23,6 +22,7 @@ from kraftek.messages import ROOM_ID_LENGTH, Authenticate, Token
 from kraftek.metrics import Counters
 from kraftek.origins import Origins
 from kraftek.session import Session
+from kraftek.settings import Limits
 from kraftek.turn import Turn
 from kraftek.websocket.heartbeat import Heartbeat
 from kraftek.websocket.protocol import ClientProtocol

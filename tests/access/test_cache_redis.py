@@ -16,10 +16,10 @@ from zope.interface import implementer
 from kraftek.access.cache import AccessCache
 from kraftek.access.shared import token_key, user_key
 from kraftek.bus import RedisBus
-from kraftek.config import Auth, Redis
 from kraftek.interfaces import IAccessChecker, IAccessListener
 from kraftek.messages import Grant, Token
 from kraftek.metrics import Counters
+from kraftek.settings import Auth, Redis
 from kraftek.turn import Turn
 from tests.access.world import Outcome
 from tests.fakes import Question

@@ -21,8 +21,8 @@ from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import TestCase
 
 from kraftek.bus import RedisBus
-from kraftek.config import Redis
 from kraftek.metrics import Counters
+from kraftek.settings import Redis
 from kraftek.turn import Turn
 from tests.redis_server import PrivateRedis, bundled_redis_server, free_port
 

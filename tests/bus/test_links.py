@@ -22,10 +22,11 @@ from twisted.python.failure import Failure
 from txredisapi import ResponseError
 
 from kraftek.bus.links import CommandLink, Link, SubscriberLink
-from kraftek.config import Redis, redis_address
 from kraftek.errors import NotPublished
 from kraftek.interfaces import LOST, REFUSED
+from kraftek.redis_url import redis_address
 from kraftek.scripts import ForEach, Script
+from kraftek.settings import Redis
 from kraftek.turn import Turn
 
 PASSWORD = "correct horse"

@@ -12,10 +12,10 @@ from txredisapi import ResponseError
 from zope.interface.verify import verifyObject
 
 from kraftek.bus import RedisBus
-from kraftek.config import Redis
 from kraftek.consumers import FORGET
 from kraftek.interfaces import IReading
 from kraftek.metrics import Counters
+from kraftek.settings import Redis
 from kraftek.turn import Turn
 from tests.bus.test_redis_bus import until
 from tests.redis_server import PrivateRedis, bundled_redis_server

@@ -18,11 +18,11 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from kraftek.bus import RedisBus
-from kraftek.config import Redis
 from kraftek.errors import NotPublished
 from kraftek.interfaces import REFUSED, IBus, IBusListener
 from kraftek.metrics import Counters
 from kraftek.scripts import ForEach, Script
+from kraftek.settings import Redis
 from kraftek.turn import Turn
 from tests.redis_server import PrivateRedis, bundled_redis_server
 

@@ -23,7 +23,6 @@ from twisted.internet.task import LoopingCall
 from zope.interface import implementer
 
 from kraftek.addresses import Addresses
-from kraftek.config import Limits
 from kraftek.dialects.engineio import EngineSettings, encode_binary, encode_message
 from kraftek.dialects.native import SUBPROTOCOL, NativeDialect
 from kraftek.dialects.socketio import (
@@ -43,6 +42,7 @@ from kraftek.interfaces import IReceiver
 from kraftek.messages import Outgoing
 from kraftek.metrics import Counters
 from kraftek.origins import Origins
+from kraftek.settings import Limits
 from kraftek.turn import Turn
 from kraftek.websocket.factory import ClientFactory
 

@@ -17,7 +17,6 @@ from twisted.logger import capturedLogs
 from zope.interface import implementer
 
 from kraftek.addresses import Addresses
-from kraftek.config import Limits
 from kraftek.dialects.engineio import EngineSettings
 from kraftek.dialects.native import SUBPROTOCOL, NativeDialect
 from kraftek.engineio import EngineClients
@@ -25,6 +24,7 @@ from kraftek.interfaces import IReceiver
 from kraftek.messages import Outgoing, Token
 from kraftek.metrics import Counters
 from kraftek.session import Session
+from kraftek.settings import Limits
 from kraftek.turn import Turn
 from tests.websocket.edge import TOKEN, WRONG, Edge, Peer
 

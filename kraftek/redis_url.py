@@ -1,0 +1,131 @@
+"""URLs of Redis, and hosts with ports as URLs have them: read, and shown without their passwords."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import IPv6Address
+from typing import Literal
+from urllib.parse import unquote
+
+from msgspec import Struct
+
+__all__ = ["RedisAddress", "host_and_port", "is_port", "masked", "redis_address", "shown"]
+
+
+class RedisAddress(Struct, frozen=True, kw_only=True):
+    """What a Redis URL says. ``host`` and ``port`` go with ``tcp`` and ``tls``, ``path`` with ``unix``.
+
+    ``password`` is ``None`` when there is none to give, ``username`` when the password is the default user's.
+    """
+
+    kind: Literal["tcp", "tls", "unix", "embedded"]
+    host: str = ""
+    port: int = 0
+    path: str = ""
+    username: str | None = None
+    password: str | None = None
+    database: int = 0
+
+    def __repr__(self) -> str:
+        return shown(self, password=self.password and "***")
+
+
+def shown(struct: Struct, **instead: object) -> str:
+    """A Struct's representation, with other values in place of its secrets."""
+    values = {name: instead.get(name, getattr(struct, name)) for name in struct.__struct_fields__}
+    return f"{type(struct).__name__}({', '.join(f'{name}={value!r}' for name, value in values.items())})"
+
+
+def redis_address(url: str) -> RedisAddress:
+    """What ``url`` says: the bus asks with ``config.redis.url``.
+
+    Raises ``ValueError`` with what was expected, which repeats nothing of ``url``: that may hold a password.
+    """
+    if url == "embedded:":
+        return RedisAddress(kind="embedded")
+    kind = _REDIS_KINDS.get(url.partition(":")[0])
+    if kind is None:
+        sentinel = " (redis+sentinel:// is not supported yet)" if url.startswith("redis+sentinel:") else ""
+        raise ValueError(f"a URL that begins with redis://, rediss:// or unix://, or embedded:{sentinel}")
+    parts = re.fullmatch(r"[a-z]+:(?://([^/?]*))?([^?]*)(?:\?(.*))?", url)
+    if parts is None or not url.isprintable() or " " in url or "#" in url:
+        raise ValueError("a Redis URL with white space and # percent-encoded")
+    before, path, query = parts.groups("")
+    credentials, _, authority = before.rpartition("@")
+    username, password = _credentials(credentials)
+    host, port = "", 0
+    if kind == "unix":
+        # Bytes that are no UTF-8 become what Python's file functions take for them.
+        path = unquote(path, errors="surrogateescape")
+        if authority or not path.startswith("/") or "\0" in path:
+            raise ValueError("an absolute path after unix://, as in unix:///run/redis.sock?db=0")
+        database = re.fullmatch(r"(?:db=([0-9]{1,9}))?", query)
+    else:
+        host, port = host_and_port(authority, 6379)
+        database = re.fullmatch(r"/?([0-9]{1,9})?", path) if "?" not in url else None
+        path = ""
+    if database is None:
+        raise ValueError("a database's number at the end: /1 after redis:// and rediss://, ?db=1 after unix://")
+    return RedisAddress(
+        kind=kind,
+        host=host,
+        port=port,
+        path=path,
+        username=username,
+        password=password,
+        database=int(database[1] or 0),
+    )
+
+
+_REDIS_KINDS: dict[str, Literal["tcp", "tls", "unix"]] = {"redis": "tcp", "rediss": "tls", "unix": "unix"}
+
+
+def _credentials(text: str) -> tuple[str | None, str | None]:
+    username, colon, password = text.partition(":")
+    if not (username or password):
+        return None, None
+    if not colon:
+        raise ValueError("USER:PASSWORD@ or :PASSWORD@ before the host")
+    try:
+        return unquote(username, errors="strict") or None, unquote(password, errors="strict")
+    except UnicodeDecodeError:
+        raise ValueError("a user and a password that are UTF-8 when percent-decoded") from None
+
+
+def host_and_port(authority: str, default: int) -> tuple[str, int]:
+    """What ``HOST`` or ``HOST:PORT`` says. An IPv6 address stands in brackets, and is given without them."""
+    found = re.fullmatch(r"(?:([A-Za-z0-9_.-]+)|\[([0-9A-Fa-f:.]+)\])(?::([0-9]*))?", authority)
+    if found is None:
+        raise ValueError("HOST or HOST:PORT, an IPv6 address in brackets")
+    name, address, port = found.groups()
+    if address:
+        try:
+            IPv6Address(address)
+        except ValueError:
+            raise ValueError("an IPv6 address in the brackets") from None
+    if port and not is_port(port):
+        raise ValueError("a port from 1 to 65535")
+    return name or address, int(port) if port else default
+
+
+def is_port(text: str, lowest: int = 1) -> bool:
+    """Whether ``text`` is a port from ``lowest`` to 65535 in decimal digits."""
+    return bool(re.fullmatch(r"[0-9]{1,5}", text)) and lowest <= int(text) <= 65535
+
+
+def masked(url: str) -> str:
+    """``url`` without the password in it, and without what could be one should the URL be malformed."""
+    scheme, slashes, rest = url.partition("://") if "://" in url else ("", "", url)
+    credentials, at, rest = rest.rpartition("@")
+    if re.search(r"[/?#]", credentials):  # who knows where it ends
+        return f"{scheme}{slashes}***"
+    user, colon, _ = credentials.partition(":")
+    harmless = re.match(
+        r"(?:(?:\[[^\]]*\]|[^:/?#]+)(?::[0-9]{0,5}(?![^/?#]))?)?"  # host and port
+        + (r"(?:/[0-9]*(?![^?#]))?" if scheme in {"redis", "rediss"} else r"(?:/[^?#]*)?")  # database or path
+        + r"(?:\?db=[0-9]+\Z)?",
+        rest,
+    )
+    assert harmless is not None
+    shown = scheme + slashes + (f"{user}:***@" if colon else at and "***@") + harmless[0]
+    return shown if harmless.end() == len(rest) else f"{shown}{rest[harmless.end()]}***"

@@ -1,0 +1,170 @@
+"""What can be configured, with its defaults: the values that :mod:`kraftek.config` reads and everything else is handed.
+
+A range stands in the type of its field, and the description of that type is what a mistake is told to have expected.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from kraftek.redis_url import masked, shown
+
+__all__ = ["Auth", "Config", "Limits", "Operator", "Redis", "Service", "SocketIO"]
+
+Flag = Annotated[bool, Meta(description="true or false")]
+Count = Annotated[int, Meta(ge=1, le=2**31 - 1, description="a whole number from 1 to 2147483647")]
+CountOrZero = Annotated[int, Meta(ge=0, le=2**31 - 1, description="a whole number from 0 to 2147483647")]
+# At most a year, because inf is a number in TOML, and no timer takes it.
+Seconds = Annotated[float, Meta(gt=0, le=31_536_000, description="seconds, more than 0 and at most a year")]
+SecondsOrZero = Annotated[float, Meta(ge=0, le=31_536_000, description="seconds, from 0 to a year")]
+Text = Annotated[str, Meta(description="a string")]
+# Lone surrogates are what Python makes of an environment that is not UTF-8.
+_BLACK = r"[^\s\x00-\x1f\x7f-\x9f\ud800-\udfff]"
+Channel = Annotated[str, Meta(pattern=rf"^{_BLACK}+\Z", description="a Redis channel, without white space")]
+UrlPath = Annotated[
+    str, Meta(pattern=r"^/(?:[A-Za-z0-9_.~-]+/)+\Z", description='a path like "/socket.io/", with both slashes')
+]
+Prefix = Annotated[str, Meta(pattern=rf"^{_BLACK}*\Z", description="a prefix without white space, or nothing")]
+Endpoints = Annotated[tuple[Text, ...], Meta(min_length=1, description="a list of one or more Twisted endpoints")]
+PrivateEndpoints = Annotated[tuple[Text, ...], Meta(description="a list of Twisted endpoints")]
+Origins = Annotated[tuple[Text, ...], Meta(description="a list of origins")]
+Sessions = Annotated[Literal["single", "many"], Meta(description='"single" or "many"')]
+Transport = Annotated[Literal["pubsub", "stream"], Meta(description='"pubsub" or "stream"')]
+Partitions = Annotated[int, Meta(ge=0, le=256, description="a whole number from 0 to 256")]
+
+
+class Redis(Struct, frozen=True, kw_only=True):
+    """``[redis]``.
+
+    ``url``: ``redis://``, ``rediss://`` (verified), ``unix://`` or ``embedded:``. ``ca``: file of certificate
+    authorities for ``rediss://`` instead of the platform's. ``prefix``: put before every key and channel.
+    ``broadcast``: the channel on which services answer. ``in_flight``: messages and commands that may wait for
+    Redis's answer. ``ping_interval``, ``ping_timeout``: seconds; a dead link is noticed within their sum.
+    """
+
+    url: Text = "redis://127.0.0.1:6379/0"
+    ca: Text = ""
+    prefix: Prefix = ""
+    broadcast: Channel = "events:broadcast"
+    in_flight: Count = 10_000
+    ping_interval: Seconds = 2.0
+    ping_timeout: Seconds = 2.0
+
+    def __repr__(self) -> str:
+        return shown(self, url=masked(self.url))
+
+
+class Auth(Struct, frozen=True, kw_only=True):
+    """``[auth]``.
+
+    ``check``: base URL of the auth service, or ``open``. ``ca``: as in ``[redis]``. ``timeout``: seconds for one
+    question. ``concurrency``: questions asked at a time; ``waiting``: questions that may wait for their turn.
+    ``cache_ttl``: seconds a yes is kept when it does not say. ``cache_size``: answers kept in this process.
+    ``denied_ttl``: seconds a no is kept, against hammering.
+    """
+
+    check: Text = "http://127.0.0.1:3002"
+    ca: Text = ""
+    timeout: Seconds = 3.0
+    concurrency: Count = 100
+    waiting: CountOrZero = 10_000
+    cache_ttl: SecondsOrZero = 300.0
+    cache_size: Count = 50_000
+    denied_ttl: SecondsOrZero = 1.0
+
+
+class Limits(Struct, frozen=True, kw_only=True):
+    """``[limits]``. Times in seconds, sizes in bytes.
+
+    ``connections``: of this process; 0 is what the open-file limit allows. ``connections_per_address``: 0 is off.
+    ``authenticate_timeout``: until the first ``authenticate``. ``ping_interval``: between WebSocket pings, more than
+    ``ping_timeout``. ``held_messages``, ``held_bytes``: kept in order while access is asked about; past them the client
+    is not read.
+    ``unsent_bytes``: written to a client that does not read; past them it is closed. ``invalid_messages``: malformed
+    ones in a row before a socket is closed. ``rooms``: that one socket may be in. ``requests``: of one socket that may
+    wait for their answers. ``request_window``: how long, beyond its service's ``timeout``, a request and its answer are
+    known if it is sent again; 0 is off.
+    """
+
+    message_bytes: Count = 65_536
+    connections: CountOrZero = 0
+    connections_per_address: CountOrZero = 0
+    handshake_timeout: Seconds = 5.0
+    authenticate_timeout: Seconds = 10.0
+    ping_interval: Seconds = 25.0
+    ping_timeout: Seconds = 20.0
+    held_messages: Count = 64
+    held_bytes: Count = 262_144
+    unsent_bytes: Count = 1_048_576
+    invalid_messages: Count = 10
+    rooms: Count = 64
+    requests: Count = 256
+    request_window: SecondsOrZero = 120.0
+
+
+class SocketIO(Struct, frozen=True, kw_only=True):
+    """``[socketio]``. Times in seconds, sizes in bytes.
+
+    ``path``: where those clients connect. ``ping_interval``, ``ping_timeout``: of Engine.IO's own pings.
+    ``max_payload``: of one message, and of one request that carries several.
+    """
+
+    enabled: Flag = True
+    path: UrlPath = "/socket.io/"
+    ping_interval: Seconds = 25.0
+    ping_timeout: Seconds = 20.0
+    max_payload: Count = 1_000_000
+
+
+class Operator(Struct, frozen=True, kw_only=True):
+    """``[operator]``.
+
+    ``listen``: Twisted endpoint strings of the port for metrics and health, which is to be private; none is off.
+    """
+
+    listen: PrivateEndpoints = ()
+
+
+class Service(Struct, frozen=True, kw_only=True):
+    """One of ``[services]``.
+
+    ``reply``: it answers requests itself, on the event's ``replyTo`` channel, within ``timeout`` seconds. ``requests``:
+    those that may wait for its answers, on each gateway process. ``transport``: ``pubsub``, or ``stream``: then
+    ``channel`` is the key of a Redis Stream where up to ``max_length`` events wait. ``partitions``: more than 0 spreads
+    them by room over so many streams, each read in order. ``presence``: it is told who enters and leaves which room.
+    """
+
+    name: str
+    channel: Channel
+    reply: Flag = False
+    timeout: Seconds = 10.0
+    requests: Count = 10_000
+    transport: Transport = "pubsub"
+    max_length: Count = 100_000
+    partitions: Partitions = 0
+    presence: Flag = False
+
+
+class Config(Struct, frozen=True, kw_only=True):
+    """The whole of it.
+
+    ``listen``: Twisted endpoint strings. ``sessions``: ``single`` or ``many`` sockets per user and room.
+    ``origins``: ``same-host``, exact origins, ``*.example.org``, or ``*``. ``forwarded_for``: how many proxies in
+    front of the gateway append to ``X-Forwarded-For``; 0 trusts the socket's own address. ``compression``: of messages,
+    with clients that offer it. ``demo``: serve the board.
+    """
+
+    listen: Endpoints = ("tcp:3001",)
+    sessions: Sessions = "single"
+    origins: Origins = ("same-host",)
+    forwarded_for: CountOrZero = 0
+    compression: Flag = False
+    demo: Flag = False
+    redis: Redis = Redis()
+    auth: Auth = Auth()
+    limits: Limits = Limits()
+    socketio: SocketIO = SocketIO()
+    operator: Operator = Operator()
+    services: tuple[Service, ...] = ()
