@@ -1,6 +1,6 @@
 """Who gets in, into which rooms, and who is put out again. The gateway hands it what concerns access.
 
-Asks :class:`kraftek.interfaces.IAccess`, keeps the roster and the room cache, and closes sockets whose access ended.
+Asks :class:`kraftek.contract.interfaces.IAccess`, keeps the roster and the room cache, and closes sockets whose access ended.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from kraftek.errors import CLOSE_CODES, Code, NotPublished, PeerError
+from kraftek.contract.errors import CLOSE_CODES, Code, NotPublished, PeerError
+from kraftek.contract.interfaces import IAccess, IAccessListener, IBus, IRooms
+from kraftek.contract.messages import Authenticate, Authenticated, ErrorMessage, Grant, Join, Joined, Leave, Left
+from kraftek.contract.metrics import Counters
+from kraftek.contract.names import gateway_of, reply_channel
+from kraftek.contract.settings import Limits
 from kraftek.expiries import Expiries
-from kraftek.interfaces import IAccess, IAccessListener, IBus, IRooms
-from kraftek.messages import Authenticate, Authenticated, ErrorMessage, Grant, Join, Joined, Leave, Left
-from kraftek.metrics import Counters
-from kraftek.names import gateway_of, reply_channel
 from kraftek.roster import Roster
 from kraftek.session import Session, State
-from kraftek.settings import Limits
 
 __all__ = ["Admission"]
 

@@ -14,9 +14,9 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from kraftek.admission import Admission
-from kraftek.errors import Code
-from kraftek.messages import Broadcast, Delivery
-from kraftek.metrics import Counters
+from kraftek.contract.errors import Code
+from kraftek.contract.messages import Broadcast, Delivery
+from kraftek.contract.metrics import Counters
 from kraftek.requests import Requests
 from kraftek.roster import Audience, Roster, audience_of
 from kraftek.session import Session

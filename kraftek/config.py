@@ -1,6 +1,6 @@
 """Reads the configuration: options over environment over file.
 
-Called by :mod:`kraftek.tap`; everything else is handed the finished values, which :mod:`kraftek.settings` describes.
+Called by :mod:`kraftek.tap`; everything else is handed the finished values, which :mod:`kraftek.contract.settings` describes.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from msgspec.structs import fields
 from twisted.internet.interfaces import IStreamServerEndpointStringParser
 from twisted.plugin import getPlugins
 
-from kraftek.errors import ConfigError
-from kraftek.redis_url import host_and_port, is_port, masked, redis_address
-from kraftek.settings import Auth, Config, Limits, Operator, Redis, Service, SocketIO
+from kraftek.contract.errors import ConfigError
+from kraftek.contract.redis_url import host_and_port, is_port, masked, redis_address
+from kraftek.contract.settings import Auth, Config, Limits, Operator, Redis, Service, SocketIO
 
 __all__ = ["load"]
 

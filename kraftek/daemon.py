@@ -24,6 +24,12 @@ from kraftek.admission import Admission
 from kraftek.broadcasts import Broadcasts
 from kraftek.bus import RedisBus
 from kraftek.bus.embedded import EmbeddedRedis
+from kraftek.contract.errors import NotPublished
+from kraftek.contract.interfaces import IAccess, IBusListener
+from kraftek.contract.iteration import Turn
+from kraftek.contract.metrics import Counters, Gauges
+from kraftek.contract.names import new_gateway_id, reply_channel
+from kraftek.contract.settings import Config
 from kraftek.demo import BOARD, NotesService
 from kraftek.dialects.engineio import EngineSettings
 from kraftek.dialects.native import SUBPROTOCOL, NativeDialect
@@ -31,7 +37,6 @@ from kraftek.dialects.socketio import SocketSettings
 from kraftek.dialects.socketio_client import SocketIODialect
 from kraftek.dispatch import Dispatch
 from kraftek.engineio import EngineClients
-from kraftek.errors import NotPublished
 from kraftek.fastpath import drive
 from kraftek.gateway import Gateway
 from kraftek.http.auth import HttpChecker
@@ -39,20 +44,15 @@ from kraftek.http.operator import operator_site
 from kraftek.http.polling import Polling
 from kraftek.http.site import public_site
 from kraftek.intake import Intake
-from kraftek.interfaces import IAccess, IBusListener
 from kraftek.leases import LOOK_INTERVAL, RENEW_INTERVAL, Leases
 from kraftek.listening import server_endpoint
-from kraftek.metrics import Counters, Gauges
-from kraftek.names import new_gateway_id, reply_channel
 from kraftek.origins import Origins
 from kraftek.registry import ServiceRegistry
 from kraftek.requests import Requests
 from kraftek.rooms import RedisRooms
 from kraftek.roster import Roster
 from kraftek.router import EventRouter
-from kraftek.settings import Config
 from kraftek.systemd import notify
-from kraftek.turn import Turn
 from kraftek.websocket.factory import ClientFactory, max_connections
 
 __all__ = ["Daemon", "make_gateway"]

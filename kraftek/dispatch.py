@@ -14,12 +14,12 @@ import msgspec
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from kraftek.errors import NotPublished
-from kraftek.interfaces import IBus, IServiceRegistry
-from kraftek.messages import Envelope
-from kraftek.names import place_of, stream_of
-from kraftek.scripts import ForEach, Receipt, Script, Value
-from kraftek.settings import Service
+from kraftek.contract.errors import NotPublished
+from kraftek.contract.interfaces import IBus, IServiceRegistry
+from kraftek.contract.lua import ForEach, Receipt, Script, Value
+from kraftek.contract.messages import Envelope
+from kraftek.contract.names import place_of, stream_of
+from kraftek.contract.settings import Service
 
 __all__ = ["FULL", "Dispatch", "once", "target_of"]
 

@@ -14,6 +14,10 @@ from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
 from kraftek.addresses import Addresses
+from kraftek.contract.interfaces import ILink, IReceiver
+from kraftek.contract.iteration import Turn
+from kraftek.contract.messages import Outgoing
+from kraftek.contract.metrics import Counters
 from kraftek.dialects.engineio import (
     EngineError,
     EngineOverflowError,
@@ -23,10 +27,6 @@ from kraftek.dialects.engineio import (
     Reason,
     State,
 )
-from kraftek.interfaces import ILink, IReceiver
-from kraftek.messages import Outgoing
-from kraftek.metrics import Counters
-from kraftek.turn import Turn
 
 __all__ = ["Answer", "EngineClient", "EngineClients", "EngineSocket"]
 

@@ -13,7 +13,7 @@ from typing import Any
 from twisted.internet import tcp
 from twisted.python import log
 
-from kraftek.turn import Turn
+from kraftek.contract.iteration import Turn
 
 __all__ = ["configured", "drive", "plain_messages", "release_window", "slim", "write_now"]
 

@@ -13,16 +13,16 @@ from zope.interface.verify import verifyObject
 
 from kraftek.access.permissions import permits
 from kraftek.admission import Admission
+from kraftek.contract.errors import Code, NotPublished, PeerError
+from kraftek.contract.interfaces import IDialect, IEventRouter, ILink
+from kraftek.contract.messages import Authenticate, Connected, Envelope, Event, Inbound, Join, Leave, Ping, Pong
+from kraftek.contract.metrics import Counters
+from kraftek.contract.names import new_socket_id
+from kraftek.contract.settings import Limits
 from kraftek.dispatch import Dispatch
-from kraftek.errors import Code, NotPublished, PeerError
-from kraftek.interfaces import IDialect, IEventRouter, ILink
-from kraftek.messages import Authenticate, Connected, Envelope, Event, Inbound, Join, Leave, Ping, Pong
-from kraftek.metrics import Counters
-from kraftek.names import new_socket_id
 from kraftek.requests import Requests, not_taken
 from kraftek.roster import Roster
 from kraftek.session import Session
-from kraftek.settings import Limits
 
 __all__ = ["Gateway"]
 

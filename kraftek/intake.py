@@ -19,11 +19,11 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from kraftek.contract.errors import Code, NotPublished, PeerError
+from kraftek.contract.interfaces import LOST, REFUSED, IBus, IEventRouter, IReading, IServiceRegistry
+from kraftek.contract.messages import NULL, Envelope, RequestId
+from kraftek.contract.metrics import Counters
 from kraftek.dispatch import FULL, Dispatch
-from kraftek.errors import Code, NotPublished, PeerError
-from kraftek.interfaces import LOST, REFUSED, IBus, IEventRouter, IReading, IServiceRegistry
-from kraftek.messages import NULL, Envelope, RequestId
-from kraftek.metrics import Counters
 
 __all__ = ["Intake"]
 

@@ -16,11 +16,11 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from kraftek.errors import NotPublished
-from kraftek.interfaces import IBus, IBusListener, IRooms
-from kraftek.metrics import Counters
+from kraftek.contract.errors import NotPublished
+from kraftek.contract.interfaces import IBus, IBusListener, IRooms
+from kraftek.contract.lua import Script
+from kraftek.contract.metrics import Counters
 from kraftek.rooms import BATCH, LOST, Entry, entries_of
-from kraftek.scripts import Script
 
 __all__ = ["LOOK_INTERVAL", "RENEW_INTERVAL", "Leases"]
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection, Iterable
 
 from zope.interface import implementer
 
-from kraftek.interfaces import IServiceRegistry
-from kraftek.settings import Service
+from kraftek.contract.interfaces import IServiceRegistry
+from kraftek.contract.settings import Service
 
 __all__ = ["ServiceRegistry"]
 

@@ -17,15 +17,15 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from kraftek.contract.errors import Code, NotPublished, PeerError
+from kraftek.contract.interfaces import LOST, REFUSED, IBus
+from kraftek.contract.lua import ForEach, Receipt
+from kraftek.contract.messages import Ack, Broadcast, Delivery, Envelope, ErrorMessage, Outbound, RequestId
+from kraftek.contract.metrics import Counters
+from kraftek.contract.names import gateway_of
+from kraftek.contract.settings import Limits, Service
 from kraftek.dispatch import FULL, Dispatch, once, target_of
-from kraftek.errors import Code, NotPublished, PeerError
-from kraftek.interfaces import LOST, REFUSED, IBus
-from kraftek.messages import Ack, Broadcast, Delivery, Envelope, ErrorMessage, Outbound, RequestId
-from kraftek.metrics import Counters
-from kraftek.names import gateway_of
-from kraftek.scripts import ForEach, Receipt
 from kraftek.session import Session
-from kraftek.settings import Limits, Service
 
 __all__ = ["Requests", "not_taken"]
 

@@ -1,7 +1,7 @@
 """The room cache that services read: who is in which room, as this process and its peers write it into Redis; and what
 services are told of it.
 
-Called by :mod:`kraftek.admission` and :mod:`kraftek.leases` through :class:`kraftek.interfaces.IRooms`. The keys that
+Called by :mod:`kraftek.admission` and :mod:`kraftek.leases` through :class:`kraftek.contract.interfaces.IRooms`. The keys that
 services read are described in ``docs/services.rst``, "The room cache": the hash ``room:<room>`` of user to socket, and
 the string ``socket:<user>:<room>``. Two more are the gateways' own: the set ``sockets:["<user>","<room>"]`` of all
 sockets that the user has in that room; and for each process the set ``gateway:<id>:entries``, for others to clean up
@@ -25,11 +25,11 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from kraftek.interfaces import IBus, IRooms, IServiceRegistry
-from kraftek.messages import Envelope
-from kraftek.names import place_of
-from kraftek.scripts import Script
-from kraftek.settings import Service
+from kraftek.contract.interfaces import IBus, IRooms, IServiceRegistry
+from kraftek.contract.lua import Script
+from kraftek.contract.messages import Envelope
+from kraftek.contract.names import place_of
+from kraftek.contract.settings import Service
 
 __all__ = ["LOST", "Entry", "RedisRooms", "entries_of"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from kraftek.interfaces import IDialect, ILink
+from kraftek.contract.interfaces import IDialect, ILink
 
 if TYPE_CHECKING:
     from kraftek.session import Session

@@ -5,10 +5,10 @@ from __future__ import annotations
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from kraftek.errors import Code, PeerError
-from kraftek.interfaces import IEventRouter, IServiceRegistry
-from kraftek.names import NAME_LENGTH, service_of
-from kraftek.settings import Service
+from kraftek.contract.errors import Code, PeerError
+from kraftek.contract.interfaces import IEventRouter, IServiceRegistry
+from kraftek.contract.names import NAME_LENGTH, service_of
+from kraftek.contract.settings import Service
 
 __all__ = ["EventRouter"]
 

@@ -10,11 +10,11 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from kraftek.errors import CLOSE_CODES, Code, PeerError
-from kraftek.interfaces import IDialect, ILink, IReceiver
-from kraftek.messages import Closing, ErrorMessage, Grant, Inbound, Outbound, Outgoing, Token
-from kraftek.metrics import Counters
-from kraftek.settings import Limits
+from kraftek.contract.errors import CLOSE_CODES, Code, PeerError
+from kraftek.contract.interfaces import IDialect, ILink, IReceiver
+from kraftek.contract.messages import Closing, ErrorMessage, Grant, Inbound, Outbound, Outgoing, Token
+from kraftek.contract.metrics import Counters
+from kraftek.contract.settings import Limits
 
 __all__ = ["Core", "Session", "State"]
 

@@ -13,7 +13,7 @@ from twisted.application.service import IService
 from twisted.python import usage
 
 from kraftek.config import load
-from kraftek.errors import ConfigError
+from kraftek.contract.errors import ConfigError
 
 __all__ = ["Options", "makeService"]
 

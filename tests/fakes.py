@@ -1,6 +1,6 @@
 """Stand-ins for the gateway's seams, handed in where a test has no use for the real part.
 
-Each keeps the promises of its interface in ``kraftek/interfaces.py``; ``tests/test_fakes.py`` holds them and the real
+Each keeps the promises of its interface in ``kraftek/contract/interfaces.py``; ``tests/test_fakes.py`` holds them and the real
 parts to the same ones. What a real part does later, by itself, these do when the test says so.
 """
 
@@ -14,8 +14,8 @@ import msgspec
 from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
 
-from kraftek.errors import Code, NotPublished, PeerError
-from kraftek.interfaces import (
+from kraftek.contract.errors import Code, NotPublished, PeerError
+from kraftek.contract.interfaces import (
     EntryListener,
     IAccess,
     IAccessListener,
@@ -25,8 +25,8 @@ from kraftek.interfaces import (
     IReading,
     IRooms,
 )
-from kraftek.messages import Grant, Outgoing, Token
-from kraftek.scripts import ForEach
+from kraftek.contract.lua import ForEach
+from kraftek.contract.messages import Grant, Outgoing, Token
 
 
 @implementer(ILink)

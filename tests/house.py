@@ -32,19 +32,19 @@ from twisted.internet.task import Clock
 
 from kraftek.admission import Admission
 from kraftek.broadcasts import Broadcasts
+from kraftek.contract.interfaces import IDialect
+from kraftek.contract.messages import Authenticate
+from kraftek.contract.metrics import Counters
+from kraftek.contract.names import reply_channel
+from kraftek.contract.settings import Limits, Service
 from kraftek.dialects.native import NativeDialect
 from kraftek.dispatch import Dispatch
 from kraftek.gateway import Gateway
-from kraftek.interfaces import IDialect
-from kraftek.messages import Authenticate
-from kraftek.metrics import Counters
-from kraftek.names import reply_channel
 from kraftek.registry import ServiceRegistry
 from kraftek.requests import Requests
 from kraftek.roster import Roster
 from kraftek.router import EventRouter
 from kraftek.session import State
-from kraftek.settings import Limits, Service
 from tests.fakes import FakeAccess, FakeBus, FakeLink, FakeRooms, Published
 
 __all__ = ["CHAT", "NOTES", "Client", "House"]

@@ -12,11 +12,11 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import LogLevel, capturedLogs
 from zope.interface.verify import verifyObject
 
-from kraftek.errors import Code, NotPublished, PeerError
-from kraftek.interfaces import IAccessListener
-from kraftek.messages import Grant, Token
+from kraftek.contract.errors import Code, NotPublished, PeerError
+from kraftek.contract.interfaces import IAccessListener
+from kraftek.contract.messages import Grant, Token
+from kraftek.contract.settings import Limits
 from kraftek.session import State
-from kraftek.settings import Limits
 from tests.house import Client, House
 
 DUPLICATE = "a newer login of the same user took this room"

@@ -14,8 +14,8 @@ from twisted.logger import LogLevel, capturedLogs
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from kraftek.interfaces import IDialect
-from kraftek.messages import Authenticate, Delivery, Event, Inbound, Outbound, Outgoing, Token
+from kraftek.contract.interfaces import IDialect
+from kraftek.contract.messages import Authenticate, Delivery, Event, Inbound, Outbound, Outgoing, Token
 from tests.house import BROADCAST, Client, House
 
 

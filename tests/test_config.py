@@ -16,9 +16,9 @@ from twisted.internet.endpoints import serverFromString
 from twisted.internet.testing import MemoryReactor
 
 from kraftek.config import load
-from kraftek.errors import ConfigError
-from kraftek.redis_url import RedisAddress, masked, redis_address
-from kraftek.settings import Auth, Config, Limits, Operator, Redis, Service, SocketIO
+from kraftek.contract.errors import ConfigError
+from kraftek.contract.redis_url import RedisAddress, masked, redis_address
+from kraftek.contract.settings import Auth, Config, Limits, Operator, Redis, Service, SocketIO
 
 SHIPPED = Path(__file__).resolve().parent.parent / "etc/kraftek-gateway.toml"
 TABLES: dict[str, type[Struct]] = {

@@ -13,15 +13,15 @@ from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
 from kraftek.bus import RedisBus
+from kraftek.contract.errors import NotPublished
+from kraftek.contract.interfaces import REFUSED
+from kraftek.contract.iteration import Turn
+from kraftek.contract.messages import Envelope
+from kraftek.contract.metrics import Counters
+from kraftek.contract.names import partition_of
+from kraftek.contract.settings import Redis, Service
 from kraftek.dispatch import FULL, Dispatch, once, target_of
-from kraftek.errors import NotPublished
-from kraftek.interfaces import REFUSED
-from kraftek.messages import Envelope
-from kraftek.metrics import Counters
-from kraftek.names import partition_of
 from kraftek.registry import ServiceRegistry
-from kraftek.settings import Redis, Service
-from kraftek.turn import Turn
 from tests.redis_server import PrivateRedis
 
 CHAT = Service(name="chat", channel="events:chat")

@@ -10,12 +10,12 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from kraftek.addresses import Addresses
+from kraftek.contract.interfaces import ILink, IReceiver
+from kraftek.contract.iteration import Turn
+from kraftek.contract.messages import Outgoing
+from kraftek.contract.metrics import Counters
 from kraftek.dialects.engineio import EngineError, EngineSettings, State, encode_message
 from kraftek.engineio import EngineClient, EngineClients, EngineSocket
-from kraftek.interfaces import ILink, IReceiver
-from kraftek.messages import Outgoing
-from kraftek.metrics import Counters
-from kraftek.turn import Turn
 from tests.fakes import FakeLink
 
 SETTINGS = EngineSettings(max_queued_bytes=100)

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kraftek.contract.messages import Grant
+from kraftek.contract.metrics import Counters
+from kraftek.contract.settings import Limits
 from kraftek.dialects.native import NativeDialect
 from kraftek.expiries import Expiries
-from kraftek.messages import Grant
-from kraftek.metrics import Counters
 from kraftek.session import Session
-from kraftek.settings import Limits
 from tests.fakes import FakeLink
 from tests.test_roster import NoCore
 

@@ -14,14 +14,14 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from kraftek.bus import RedisBus
-from kraftek.errors import Code, NotPublished, PeerError
-from kraftek.interfaces import IAccess, IAccessListener, IBus, IBusListener, ILink, IReading, IRooms
-from kraftek.messages import Outgoing, Token
-from kraftek.metrics import Counters
+from kraftek.contract.errors import Code, NotPublished, PeerError
+from kraftek.contract.interfaces import IAccess, IAccessListener, IBus, IBusListener, ILink, IReading, IRooms
+from kraftek.contract.iteration import Turn
+from kraftek.contract.messages import Outgoing, Token
+from kraftek.contract.metrics import Counters
+from kraftek.contract.settings import Redis
 from kraftek.registry import ServiceRegistry
 from kraftek.rooms import LOST, RedisRooms, entries_of
-from kraftek.settings import Redis
-from kraftek.turn import Turn
 from tests.fakes import FakeAccess, FakeBus, FakeLink, FakeRooms
 from tests.redis_server import PrivateRedis
 

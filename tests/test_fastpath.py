@@ -41,11 +41,11 @@ from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFact
 
 import kraftek.websocket.factory
 from kraftek import fastpath
+from kraftek.contract.interfaces import ILink
+from kraftek.contract.iteration import Turn
+from kraftek.contract.messages import Outgoing
+from kraftek.contract.settings import Limits
 from kraftek.fastpath import configured, drive, plain_messages, write_now
-from kraftek.interfaces import ILink
-from kraftek.messages import Outgoing
-from kraftek.settings import Limits
-from kraftek.turn import Turn
 from kraftek.websocket.protocol import ClientProtocol, _unmask
 from tests.websocket.edge import Edge, Peer
 

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from twisted.logger import capturedLogs
 from zope.interface import Invalid
 
-from kraftek.errors import Code, PeerError
+from kraftek.contract.errors import Code, PeerError
+from kraftek.contract.interfaces import LOST, REFUSED
+from kraftek.contract.messages import Authenticate, Token
+from kraftek.contract.settings import Limits, Service
 from kraftek.gateway import Gateway
-from kraftek.interfaces import LOST, REFUSED
-from kraftek.messages import Authenticate, Token
 from kraftek.session import State
-from kraftek.settings import Limits, Service
 from tests.house import CHAT, NOTES, Client, House
 
 NOT_REGISTERED = "Event type is not valid or service is not registered"

@@ -9,13 +9,13 @@ import pytest
 from twisted.logger import capturedLogs
 from txredisapi import ResponseError
 
+from kraftek.contract.interfaces import REFUSED
+from kraftek.contract.metrics import Counters
+from kraftek.contract.settings import Service
 from kraftek.dispatch import APPEND, FULL, Dispatch
 from kraftek.intake import ATTEMPTS, DEAD, HELD, RETRIES, STREAM, Intake
-from kraftek.interfaces import REFUSED
-from kraftek.metrics import Counters
 from kraftek.registry import ServiceRegistry
 from kraftek.router import EventRouter
-from kraftek.settings import Service
 from tests.fakes import FakeBus, FakeReading
 
 REPLIES = "k:events:reply:chat"

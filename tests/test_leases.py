@@ -14,13 +14,13 @@ from txredisapi import ResponseError
 from zope.interface.verify import verifyObject
 
 from kraftek.bus import RedisBus
-from kraftek.interfaces import IBusListener
+from kraftek.contract.interfaces import IBusListener
+from kraftek.contract.iteration import Turn
+from kraftek.contract.metrics import Counters
+from kraftek.contract.settings import Redis
 from kraftek.leases import LEASE, LOOK, OUTAGE, RENEW, RENEW_INTERVAL, Leases
-from kraftek.metrics import Counters
 from kraftek.registry import ServiceRegistry
 from kraftek.rooms import BATCH, RedisRooms
-from kraftek.settings import Redis
-from kraftek.turn import Turn
 from tests.fakes import FakeBus, FakeRooms
 from tests.redis_server import PrivateRedis
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from zope.interface.verify import verifyObject
 
-from kraftek.interfaces import IServiceRegistry
+from kraftek.contract.interfaces import IServiceRegistry
+from kraftek.contract.settings import Service
 from kraftek.registry import ServiceRegistry
-from kraftek.settings import Service
 
 NOTES = Service(name="stickyNotes", channel="events:stickyNotes")
 CHAT = Service(name="chat", channel="events:chat", reply=True)

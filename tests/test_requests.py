@@ -16,16 +16,16 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import TestCase
 
 from kraftek.bus import RedisBus
+from kraftek.contract.errors import PeerError
+from kraftek.contract.iteration import Turn
+from kraftek.contract.messages import Broadcast, Envelope, Event, Grant
+from kraftek.contract.metrics import Counters
+from kraftek.contract.settings import Limits, Redis, Service
 from kraftek.dispatch import FULL, Dispatch
-from kraftek.errors import PeerError
-from kraftek.messages import Broadcast, Envelope, Event, Grant
-from kraftek.metrics import Counters
 from kraftek.registry import ServiceRegistry
 from kraftek.requests import Requests, _adopted, _claim
 from kraftek.roster import Roster
 from kraftek.session import Session
-from kraftek.settings import Limits, Redis, Service
-from kraftek.turn import Turn
 from tests.fakes import FakeLink
 from tests.house import CHAT, Client, House
 from tests.redis_server import PrivateRedis

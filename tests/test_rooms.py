@@ -19,15 +19,15 @@ from txredisapi import ResponseError
 from zope.interface.verify import verifyObject
 
 from kraftek.bus import RedisBus
-from kraftek.errors import NotPublished
-from kraftek.interfaces import IBus, IRooms
-from kraftek.metrics import Counters
-from kraftek.names import partition_of
+from kraftek.contract.errors import NotPublished
+from kraftek.contract.interfaces import IBus, IRooms
+from kraftek.contract.iteration import Turn
+from kraftek.contract.lua import Script
+from kraftek.contract.metrics import Counters
+from kraftek.contract.names import partition_of
+from kraftek.contract.settings import Redis, Service
 from kraftek.registry import ServiceRegistry
 from kraftek.rooms import BATCH, LOST, Entry, RedisRooms, entries_of
-from kraftek.scripts import Script
-from kraftek.settings import Redis, Service
-from kraftek.turn import Turn
 from tests.redis_server import PrivateRedis
 
 

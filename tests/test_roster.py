@@ -10,12 +10,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
+from kraftek.contract.messages import Grant, Token
+from kraftek.contract.metrics import Counters
+from kraftek.contract.settings import Limits
 from kraftek.dialects.native import NativeDialect
-from kraftek.messages import Grant, Token
-from kraftek.metrics import Counters
 from kraftek.roster import Roster
 from kraftek.session import Session
-from kraftek.settings import Limits
 from tests.fakes import FakeLink
 
 

@@ -9,12 +9,12 @@ from zope.interface import Invalid
 from zope.interface.verify import verifyObject
 
 from kraftek import router as router_module
-from kraftek.errors import Code, PeerError
-from kraftek.interfaces import IEventRouter
-from kraftek.names import NAME_LENGTH
+from kraftek.contract.errors import Code, PeerError
+from kraftek.contract.interfaces import IEventRouter
+from kraftek.contract.names import NAME_LENGTH
+from kraftek.contract.settings import Service
 from kraftek.registry import ServiceRegistry
 from kraftek.router import EventRouter
-from kraftek.settings import Service
 
 NOTES = Service(name="notes", channel="events:notes")
 

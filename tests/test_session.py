@@ -9,13 +9,13 @@ import pytest
 from twisted.logger import capturedLogs
 from zope.interface.verify import verifyObject
 
+from kraftek.contract.errors import Code, PeerError
+from kraftek.contract.interfaces import IReceiver
+from kraftek.contract.messages import Authenticate, Connected, Event, Inbound, Join, Leave, Outbound, Outgoing
+from kraftek.contract.metrics import Counters
+from kraftek.contract.settings import Limits
 from kraftek.dialects.native import NativeDialect
-from kraftek.errors import Code, PeerError
-from kraftek.interfaces import IReceiver
-from kraftek.messages import Authenticate, Connected, Event, Inbound, Join, Leave, Outbound, Outgoing
-from kraftek.metrics import Counters
 from kraftek.session import Session, State
-from kraftek.settings import Limits
 from tests.fakes import FakeLink
 
 NEW, CHECKING, READY, CLOSED = State

@@ -8,7 +8,7 @@ import pytest
 from twisted.application.service import IService
 from twisted.python.usage import UsageError
 
-from kraftek.settings import Auth, Config, Redis, Service
+from kraftek.contract.settings import Auth, Config, Redis, Service
 from kraftek.tap import Options, makeService
 
 VARIABLES = ["KRAFTEK_REDIS", "KRAFTEK_LISTEN", "KRAFTEK_AUTH", "PORT", "REDIS_HOST", "REDIS_PORT"]

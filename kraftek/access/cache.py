@@ -23,11 +23,11 @@ from zope.interface.verify import verifyObject
 
 from kraftek.access.memory import Answers, Changes, Key, names
 from kraftek.access.shared import Kept, SharedAnswers, token_key, user_key
-from kraftek.errors import Code, PeerError
-from kraftek.interfaces import IAccess, IAccessChecker, IAccessListener, IBus, IBusListener
-from kraftek.messages import Grant, Token
-from kraftek.metrics import Counters
-from kraftek.settings import Auth
+from kraftek.contract.errors import Code, PeerError
+from kraftek.contract.interfaces import IAccess, IAccessChecker, IAccessListener, IBus, IBusListener
+from kraftek.contract.messages import Grant, Token
+from kraftek.contract.metrics import Counters
+from kraftek.contract.settings import Auth
 
 __all__ = ["AccessCache"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
 
-from kraftek.errors import Code, PeerError
-from kraftek.interfaces import IAccess, IAccessListener, IBus, IBusListener
-from kraftek.messages import Grant, Token
+from kraftek.contract.errors import Code, PeerError
+from kraftek.contract.interfaces import IAccess, IAccessListener, IBus, IBusListener
+from kraftek.contract.messages import Grant, Token
 
 __all__ = ["OpenAccess"]
 

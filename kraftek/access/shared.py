@@ -24,10 +24,10 @@ from msgspec import Struct
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from kraftek.errors import NotPublished
-from kraftek.interfaces import IBus
-from kraftek.messages import Grant
-from kraftek.scripts import Script
+from kraftek.contract.errors import NotPublished
+from kraftek.contract.interfaces import IBus
+from kraftek.contract.lua import Script
+from kraftek.contract.messages import Grant
 
 __all__ = ["CLEAR", "LOOK", "STORE", "Found", "Kept", "SharedAnswers", "token_key", "user_key"]
 

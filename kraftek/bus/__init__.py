@@ -1,6 +1,6 @@
 """Redis: the only room that imports txredisapi.
 
-:mod:`kraftek.daemon` makes and starts the bus; everybody else sees :class:`kraftek.interfaces.IBus`.
+:mod:`kraftek.daemon` makes and starts the bus; everybody else sees :class:`kraftek.contract.interfaces.IBus`.
 """
 
 from kraftek.bus.redis_bus import RedisBus

@@ -16,8 +16,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from kraftek.redis_url import RedisAddress
-from kraftek.trust import trust_root
+from kraftek.contract.redis_url import RedisAddress
+from kraftek.contract.tls import trust_root
 
 __all__ = ["Backoff", "RedisEndpoint"]
 

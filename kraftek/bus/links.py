@@ -20,13 +20,13 @@ from twisted.python.failure import Failure
 from txredisapi import HiredisProtocol, InvalidData, ResponseError
 
 from kraftek.bus.resp import Argument, command, script_call, script_head
-from kraftek.errors import NotPublished
+from kraftek.contract.errors import NotPublished
+from kraftek.contract.interfaces import LOST, REFUSED
+from kraftek.contract.iteration import Turn
+from kraftek.contract.lua import ForEach, Script
+from kraftek.contract.redis_url import RedisAddress
+from kraftek.contract.settings import Redis
 from kraftek.fastpath import write_now
-from kraftek.interfaces import LOST, REFUSED
-from kraftek.redis_url import RedisAddress
-from kraftek.scripts import ForEach, Script
-from kraftek.settings import Redis
-from kraftek.turn import Turn
 
 __all__ = ["INVALIDATE", "NO_BATCH", "Batch", "CommandLink", "Link", "LinkOwner", "Listeners", "SubscriberLink"]
 
@@ -326,7 +326,7 @@ class CommandLink(Link):
 
 
 class Batch(Struct, eq=False):
-    """Messages for one script, as :meth:`kraftek.interfaces.IBus.run` has them. ``room``: for so many, and for none
+    """Messages for one script, as :meth:`kraftek.contract.interfaces.IBus.run` has them. ``room``: for so many, and for none
     when it is closed.
     """
 

@@ -1,6 +1,6 @@
 """The third connection to Redis: it waits for entries of a stream, as one consumer of a consumer group.
 
-Made by :meth:`kraftek.bus.RedisBus.read`; called through :class:`kraftek.interfaces.IReading`. It has a connection of
+Made by :meth:`kraftek.bus.RedisBus.read`; called through :class:`kraftek.contract.interfaces.IReading`. It has a connection of
 its own because a command that waits (``XREADGROUP BLOCK``) keeps all others on its connection waiting.
 """
 
@@ -22,12 +22,12 @@ from zope.interface import implementer
 from kraftek.bus.endpoint import Backoff, RedisEndpoint
 from kraftek.bus.links import Link
 from kraftek.bus.resp import Argument
-from kraftek.consumers import FORGET, FORGOTTEN_AFTER, JOIN
-from kraftek.errors import NotPublished
-from kraftek.interfaces import EntryListener, IBus, IBusListener, IReading
-from kraftek.redis_url import RedisAddress
-from kraftek.scripts import Script
-from kraftek.settings import Redis
+from kraftek.contract.consumer_groups import FORGET, FORGOTTEN_AFTER, JOIN
+from kraftek.contract.errors import NotPublished
+from kraftek.contract.interfaces import EntryListener, IBus, IBusListener, IReading
+from kraftek.contract.lua import Script
+from kraftek.contract.redis_url import RedisAddress
+from kraftek.contract.settings import Redis
 
 __all__ = ["Reading", "ReadingLink"]
 

@@ -1,6 +1,6 @@
 """The bus: everything the gateway says to Redis and hears from it.
 
-Made and started by :mod:`kraftek.daemon`; called through :class:`kraftek.interfaces.IBus`.
+Made and started by :mod:`kraftek.daemon`; called through :class:`kraftek.contract.interfaces.IBus`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from kraftek.bus.endpoint import Backoff, RedisEndpoint
 from kraftek.bus.links import INVALIDATE, NO_BATCH, CommandLink, Link, SubscriberLink
 from kraftek.bus.reading import Reading
 from kraftek.bus.resp import Argument, publish_head
-from kraftek.errors import NotPublished
-from kraftek.interfaces import EntryListener, IBus, IBusListener
-from kraftek.metrics import Counters
-from kraftek.redis_url import redis_address
-from kraftek.scripts import ForEach, Script
-from kraftek.settings import Redis
-from kraftek.turn import Turn
+from kraftek.contract.errors import NotPublished
+from kraftek.contract.interfaces import EntryListener, IBus, IBusListener
+from kraftek.contract.iteration import Turn
+from kraftek.contract.lua import ForEach, Script
+from kraftek.contract.metrics import Counters
+from kraftek.contract.redis_url import redis_address
+from kraftek.contract.settings import Redis
 
 __all__ = ["RedisBus"]
 

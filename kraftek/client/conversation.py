@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from kraftek.names import NAME_LENGTH, service_of
+from kraftek.contract.names import NAME_LENGTH, service_of
 
 __all__ = [
     "SUBPROTOCOL",

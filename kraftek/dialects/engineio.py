@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from kraftek.messages import Outgoing
+from kraftek.contract.messages import Outgoing
 
 __all__ = [
     "EngineError",

@@ -12,9 +12,9 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 from zope.interface import implementer
 
-from kraftek.errors import Code, PeerError
-from kraftek.interfaces import IDialect
-from kraftek.messages import (
+from kraftek.contract.errors import Code, PeerError
+from kraftek.contract.interfaces import IDialect
+from kraftek.contract.messages import (
     NULL,
     ROOM_ID_LENGTH,
     Ack,

@@ -24,8 +24,8 @@ import msgspec
 from msgspec import Raw, Struct
 from msgspec.structs import astuple, replace
 
+from kraftek.contract.messages import Outgoing
 from kraftek.dialects.engineio import encode_message
-from kraftek.messages import Outgoing
 
 __all__ = [
     "MAIN",

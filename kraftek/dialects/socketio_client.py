@@ -12,20 +12,9 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 from zope.interface import implementer
 
-from kraftek.dialects.socketio import (
-    MAIN,
-    ConnectPacket,
-    DisconnectPacket,
-    EventPacket,
-    SocketError,
-    SocketSession,
-    SocketSettings,
-    encode_ack,
-    encode_event,
-)
-from kraftek.errors import CLOSE_CODES, Code, PeerError
-from kraftek.interfaces import IDialect, ILink
-from kraftek.messages import (
+from kraftek.contract.errors import CLOSE_CODES, Code, PeerError
+from kraftek.contract.interfaces import IDialect, ILink
+from kraftek.contract.messages import (
     NULL,
     ROOM_ID_LENGTH,
     Ack,
@@ -45,6 +34,17 @@ from kraftek.messages import (
     Outgoing,
     RequestId,
     Token,
+)
+from kraftek.dialects.socketio import (
+    MAIN,
+    ConnectPacket,
+    DisconnectPacket,
+    EventPacket,
+    SocketError,
+    SocketSession,
+    SocketSettings,
+    encode_ack,
+    encode_event,
 )
 
 __all__ = ["SocketIODialect"]

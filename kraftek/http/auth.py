@@ -22,11 +22,11 @@ from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from kraftek import __version__
-from kraftek.errors import Code, PeerError
-from kraftek.interfaces import IAccessChecker
-from kraftek.messages import Grant, Token
-from kraftek.settings import Auth
-from kraftek.trust import trust_root
+from kraftek.contract.errors import Code, PeerError
+from kraftek.contract.interfaces import IAccessChecker
+from kraftek.contract.messages import Grant, Token
+from kraftek.contract.settings import Auth
+from kraftek.contract.tls import trust_root
 
 __all__ = ["HttpChecker"]
 

@@ -19,8 +19,8 @@ from twisted.logger import Logger
 from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
-from kraftek.interfaces import IBus
-from kraftek.metrics import Counters, Gauges, described
+from kraftek.contract.interfaces import IBus
+from kraftek.contract.metrics import Counters, Gauges, described
 
 __all__ = ["operator_site"]
 

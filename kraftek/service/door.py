@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
-from kraftek.scripts import Script
+from kraftek.contract.lua import Script
 from kraftek.service.processor import Argument
 
 __all__ = ["Away", "Complaints", "Door", "Job", "Reader", "Rejected", "Signal", "redis_url"]

@@ -29,10 +29,10 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from kraftek.consumers import FORGOTTEN_AFTER, JOIN
-from kraftek.messages import Broadcast
-from kraftek.names import reply_channel
-from kraftek.scripts import Script
+from kraftek.contract.consumer_groups import FORGOTTEN_AFTER, JOIN
+from kraftek.contract.lua import Script
+from kraftek.contract.messages import Broadcast
+from kraftek.contract.names import reply_channel
 from kraftek.service.door import Away, Complaints, Door, Job, Reader, Rejected, Signal
 from kraftek.service.processor import Argument, Command, EventProcessor, Incoming, NoEvent, Refused
 

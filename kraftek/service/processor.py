@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from kraftek.messages import NULL, Broadcast, Envelope, RequestId
-from kraftek.names import gateway_of, service_of, stream_of
-from kraftek.settings import Channel, Count, Partitions, Prefix, Seconds, SecondsOrZero, Transport
+from kraftek.contract.messages import NULL, Broadcast, Envelope, RequestId
+from kraftek.contract.names import gateway_of, service_of, stream_of
+from kraftek.contract.settings import Channel, Count, Partitions, Prefix, Seconds, SecondsOrZero, Transport
 
 __all__ = ["Command", "Context", "EventProcessor", "Incoming", "Link", "NoEvent", "Refused"]
 

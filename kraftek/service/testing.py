@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kraftek.names import new_gateway_id, new_socket_id, partition_of, reply_channel, stream_of
+from kraftek.contract.names import new_gateway_id, new_socket_id, partition_of, reply_channel, stream_of
 from kraftek.service.processor import GATEWAY, EventProcessor, Refused
 
 if TYPE_CHECKING:

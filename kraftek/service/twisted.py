@@ -24,16 +24,16 @@ from kraftek.bus import RedisBus
 from kraftek.bus.endpoint import RedisEndpoint
 from kraftek.bus.links import Link
 from kraftek.bus.reading import ReadingLink
-from kraftek.errors import NotPublished
-from kraftek.interfaces import IBusListener
-from kraftek.metrics import Counters
-from kraftek.redis_url import redis_address
-from kraftek.scripts import Script
+from kraftek.contract.errors import NotPublished
+from kraftek.contract.interfaces import IBusListener
+from kraftek.contract.iteration import Turn
+from kraftek.contract.lua import Script
+from kraftek.contract.metrics import Counters
+from kraftek.contract.redis_url import redis_address
+from kraftek.contract.settings import Redis
 from kraftek.service.door import Away, Rejected, redis_url
 from kraftek.service.instance import Instance
 from kraftek.service.processor import Argument, EventProcessor
-from kraftek.settings import Redis
-from kraftek.turn import Turn
 
 __all__ = ["EventService", "run"]
 

@@ -14,16 +14,16 @@ from autobahn.websocket.types import ConnectionDeny, ConnectionRequest
 from twisted.internet.interfaces import IProtocolFactory, IReactorTime
 
 from kraftek.addresses import Addresses
+from kraftek.contract.interfaces import IDialect, ILink, IReceiver
+from kraftek.contract.iteration import Turn
+from kraftek.contract.messages import ROOM_ID_LENGTH, Authenticate, Token
+from kraftek.contract.metrics import Counters
+from kraftek.contract.settings import Limits
 from kraftek.dialects.engineio import EngineError, read_request
 from kraftek.engineio import EngineClients
 from kraftek.fastpath import configured, slim
-from kraftek.interfaces import IDialect, ILink, IReceiver
-from kraftek.messages import ROOM_ID_LENGTH, Authenticate, Token
-from kraftek.metrics import Counters
 from kraftek.origins import Origins
 from kraftek.session import Session
-from kraftek.settings import Limits
-from kraftek.turn import Turn
 from kraftek.websocket.heartbeat import Heartbeat
 from kraftek.websocket.protocol import ClientProtocol
 

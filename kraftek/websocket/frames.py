@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from struct import Struct
 
-from kraftek.messages import Outgoing
+from kraftek.contract.messages import Outgoing
 
 __all__ = ["deflated_wire", "frame", "wire"]
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
 
+from kraftek.contract.interfaces import ILink
+from kraftek.contract.iteration import Turn
+from kraftek.contract.messages import Outgoing
 from kraftek.fastpath import write_now
-from kraftek.interfaces import ILink
-from kraftek.messages import Outgoing
-from kraftek.turn import Turn
 from kraftek.websocket.frames import deflated_wire, frame, wire
 
 if TYPE_CHECKING:

@@ -17,10 +17,10 @@ from twisted.internet.error import ConnectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from kraftek.errors import CLOSE_CODES, Code
+from kraftek.contract.errors import CLOSE_CODES, Code
+from kraftek.contract.interfaces import IReceiver
+from kraftek.contract.messages import Authenticate
 from kraftek.fastpath import plain_messages, release_window
-from kraftek.interfaces import IReceiver
-from kraftek.messages import Authenticate
 from kraftek.websocket.frames import wire
 from kraftek.websocket.outbox import Outbox
 

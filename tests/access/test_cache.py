@@ -10,10 +10,10 @@ from zope.interface.verify import verifyObject
 
 from kraftek.access import cache as cache_module
 from kraftek.access.shared import Kept, token_key, user_key
-from kraftek.errors import Code, PeerError
-from kraftek.interfaces import IAccess, IBusListener
-from kraftek.messages import Token
-from kraftek.settings import Auth
+from kraftek.contract.errors import Code, PeerError
+from kraftek.contract.interfaces import IAccess, IBusListener
+from kraftek.contract.messages import Token
+from kraftek.contract.settings import Auth
 from tests.access.world import EPOCH, MemoryRedis, Outcome, Process, settle
 
 T = Token("t")

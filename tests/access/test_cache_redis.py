@@ -16,11 +16,11 @@ from zope.interface import implementer
 from kraftek.access.cache import AccessCache
 from kraftek.access.shared import token_key, user_key
 from kraftek.bus import RedisBus
-from kraftek.interfaces import IAccessChecker, IAccessListener
-from kraftek.messages import Grant, Token
-from kraftek.metrics import Counters
-from kraftek.settings import Auth, Redis
-from kraftek.turn import Turn
+from kraftek.contract.interfaces import IAccessChecker, IAccessListener
+from kraftek.contract.iteration import Turn
+from kraftek.contract.messages import Grant, Token
+from kraftek.contract.metrics import Counters
+from kraftek.contract.settings import Auth, Redis
 from tests.access.world import Outcome
 from tests.fakes import Question
 from tests.redis_server import PrivateRedis, bundled_redis_server

@@ -16,9 +16,9 @@ import pytest
 from twisted.internet.task import Clock
 
 from kraftek.access.shared import token_key, user_key
-from kraftek.errors import Code, PeerError
-from kraftek.messages import Token
-from kraftek.settings import Auth
+from kraftek.contract.errors import Code, PeerError
+from kraftek.contract.messages import Token
+from kraftek.contract.settings import Auth
 from tests.access.world import MemoryRedis, Outcome, Process, settle
 from tests.fakes import Question
 

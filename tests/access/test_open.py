@@ -5,9 +5,9 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from kraftek.access.open import OpenAccess
-from kraftek.errors import Code
-from kraftek.interfaces import IAccess, IAccessListener, IBusListener
-from kraftek.messages import Grant, Token
+from kraftek.contract.errors import Code
+from kraftek.contract.interfaces import IAccess, IAccessListener, IBusListener
+from kraftek.contract.messages import Grant, Token
 from tests.access.world import Outcome
 from tests.fakes import FakeBus
 

@@ -14,8 +14,8 @@ import pytest
 from twisted.internet.task import Clock
 
 from kraftek.access.shared import CLEAR, LOOK, STORE, Kept, token_key, user_key
-from kraftek.messages import Token
-from kraftek.scripts import Script
+from kraftek.contract.lua import Script
+from kraftek.contract.messages import Token
 from tests.access.world import MemoryRedis
 from tests.redis_server import PrivateRedis, bundled_redis_server
 

@@ -17,12 +17,12 @@ from zope.interface import implementer
 
 from kraftek.access.cache import AccessCache
 from kraftek.access.shared import CLEAR, LOOK, STORE
-from kraftek.errors import Code, PeerError
-from kraftek.interfaces import IAccessChecker, IAccessListener
-from kraftek.messages import Grant, Token
-from kraftek.metrics import Counters
-from kraftek.scripts import Script
-from kraftek.settings import Auth
+from kraftek.contract.errors import Code, PeerError
+from kraftek.contract.interfaces import IAccessChecker, IAccessListener
+from kraftek.contract.lua import Script
+from kraftek.contract.messages import Grant, Token
+from kraftek.contract.metrics import Counters
+from kraftek.contract.settings import Auth
 from tests.fakes import FakeBus, Question
 
 __all__ = ["EPOCH", "MemoryRedis", "Outcome", "Process", "settle"]

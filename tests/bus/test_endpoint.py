@@ -21,9 +21,9 @@ from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import TestCase
 
 from kraftek.bus import RedisBus
-from kraftek.metrics import Counters
-from kraftek.settings import Redis
-from kraftek.turn import Turn
+from kraftek.contract.iteration import Turn
+from kraftek.contract.metrics import Counters
+from kraftek.contract.settings import Redis
 from tests.redis_server import PrivateRedis, bundled_redis_server, free_port
 
 

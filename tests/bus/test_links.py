@@ -22,12 +22,12 @@ from twisted.python.failure import Failure
 from txredisapi import ResponseError
 
 from kraftek.bus.links import CommandLink, Link, SubscriberLink
-from kraftek.errors import NotPublished
-from kraftek.interfaces import LOST, REFUSED
-from kraftek.redis_url import redis_address
-from kraftek.scripts import ForEach, Script
-from kraftek.settings import Redis
-from kraftek.turn import Turn
+from kraftek.contract.errors import NotPublished
+from kraftek.contract.interfaces import LOST, REFUSED
+from kraftek.contract.iteration import Turn
+from kraftek.contract.lua import ForEach, Script
+from kraftek.contract.redis_url import redis_address
+from kraftek.contract.settings import Redis
 
 PASSWORD = "correct horse"
 ADDRESS = redis_address("redis://ann:correct%20horse@redis.example/3")

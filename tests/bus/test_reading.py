@@ -12,11 +12,11 @@ from txredisapi import ResponseError
 from zope.interface.verify import verifyObject
 
 from kraftek.bus import RedisBus
-from kraftek.consumers import FORGET
-from kraftek.interfaces import IReading
-from kraftek.metrics import Counters
-from kraftek.settings import Redis
-from kraftek.turn import Turn
+from kraftek.contract.consumer_groups import FORGET
+from kraftek.contract.interfaces import IReading
+from kraftek.contract.iteration import Turn
+from kraftek.contract.metrics import Counters
+from kraftek.contract.settings import Redis
 from tests.bus.test_redis_bus import until
 from tests.redis_server import PrivateRedis, bundled_redis_server
 

@@ -18,12 +18,12 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from kraftek.bus import RedisBus
-from kraftek.errors import NotPublished
-from kraftek.interfaces import REFUSED, IBus, IBusListener
-from kraftek.metrics import Counters
-from kraftek.scripts import ForEach, Script
-from kraftek.settings import Redis
-from kraftek.turn import Turn
+from kraftek.contract.errors import NotPublished
+from kraftek.contract.interfaces import REFUSED, IBus, IBusListener
+from kraftek.contract.iteration import Turn
+from kraftek.contract.lua import ForEach, Script
+from kraftek.contract.metrics import Counters
+from kraftek.contract.settings import Redis
 from tests.redis_server import PrivateRedis, bundled_redis_server
 
 Keys = list[str] | None

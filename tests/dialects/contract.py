@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from msgspec import Raw
 from zope.interface.verify import verifyObject
 
-from kraftek.errors import Code, PeerError
-from kraftek.interfaces import IDialect
-from kraftek.messages import (
+from kraftek.contract.errors import Code, PeerError
+from kraftek.contract.interfaces import IDialect
+from kraftek.contract.messages import (
     Ack,
     Authenticate,
     Authenticated,

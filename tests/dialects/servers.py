@@ -23,6 +23,11 @@ from twisted.internet.task import LoopingCall
 from zope.interface import implementer
 
 from kraftek.addresses import Addresses
+from kraftek.contract.interfaces import IReceiver
+from kraftek.contract.iteration import Turn
+from kraftek.contract.messages import Outgoing
+from kraftek.contract.metrics import Counters
+from kraftek.contract.settings import Limits
 from kraftek.dialects.engineio import EngineSettings, encode_binary, encode_message
 from kraftek.dialects.native import SUBPROTOCOL, NativeDialect
 from kraftek.dialects.socketio import (
@@ -38,12 +43,7 @@ from kraftek.dialects.socketio import (
 from kraftek.engineio import EngineClient, EngineClients
 from kraftek.http.polling import Polling
 from kraftek.http.site import public_site
-from kraftek.interfaces import IReceiver
-from kraftek.messages import Outgoing
-from kraftek.metrics import Counters
 from kraftek.origins import Origins
-from kraftek.settings import Limits
-from kraftek.turn import Turn
 from kraftek.websocket.factory import ClientFactory
 
 __all__ = ["Echo", "Namespaces", "serve"]

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kraftek.contract.messages import Outgoing
 from kraftek.dialects.engineio import (
     EngineError,
     EngineOverflowError,
@@ -34,7 +35,6 @@ from kraftek.dialects.engineio import (
     encode_payload,
     read_request,
 )
-from kraftek.messages import Outgoing
 
 SETTINGS = EngineSettings(max_payload=100, max_packets=4, max_queued=3, max_queued_bytes=50)
 

@@ -12,9 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
 
-from kraftek.dialects.native import SUBPROTOCOL, NativeDialect
-from kraftek.errors import Code, PeerError
-from kraftek.messages import (
+from kraftek.contract.errors import Code, PeerError
+from kraftek.contract.messages import (
     NULL,
     Ack,
     Authenticate,
@@ -34,6 +33,7 @@ from kraftek.messages import (
     Pong,
     Token,
 )
+from kraftek.dialects.native import SUBPROTOCOL, NativeDialect
 from tests.dialects.contract import JSON, SECRET, DialectContract, Wire, same
 
 

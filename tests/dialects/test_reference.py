@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from msgspec import Raw
 from socketio.packet import Packet as TheirPacket
 
+from kraftek.contract.messages import Outgoing
 from kraftek.dialects.engineio import (
     EngineSession,
     EngineSettings,
@@ -42,7 +43,6 @@ from kraftek.dialects.socketio import (
     encode_event,
 )
 from kraftek.dialects.socketio import PacketKind as SocketPacketKind
-from kraftek.messages import Outgoing
 
 SCALARS = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=10)
 JSON = st.recursive(

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from msgspec import Raw
 
+from kraftek.contract.messages import Outgoing
 from kraftek.dialects.socketio import (
     MAIN,
     MAX_ARGUMENTS,
@@ -28,7 +29,6 @@ from kraftek.dialects.socketio import (
     encode_connect_error,
     encode_event,
 )
-from kraftek.messages import Outgoing
 
 
 def session(*namespaces: str, **settings: Any) -> SocketSession:

@@ -11,10 +11,8 @@ import pytest
 from hypothesis import given
 from msgspec import Raw
 
-from kraftek.dialects.socketio import RESERVED_EVENTS, SocketSettings
-from kraftek.dialects.socketio_client import SocketIODialect
-from kraftek.errors import CLOSE_CODES, Code, PeerError
-from kraftek.messages import (
+from kraftek.contract.errors import CLOSE_CODES, Code, PeerError
+from kraftek.contract.messages import (
     NULL,
     Ack,
     Authenticate,
@@ -34,6 +32,8 @@ from kraftek.messages import (
     Pong,
     Token,
 )
+from kraftek.dialects.socketio import RESERVED_EVENTS, SocketSettings
+from kraftek.dialects.socketio_client import SocketIODialect
 from tests.dialects.contract import JSON, SECRET, DialectContract, Wire, same
 from tests.fakes import FakeLink
 from tests.house import House

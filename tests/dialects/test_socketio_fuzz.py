@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
 
+from kraftek.contract.messages import Outgoing
 from kraftek.dialects.socketio import (
     MAIN,
     MAX_ARGUMENTS,
@@ -26,7 +27,6 @@ from kraftek.dialects.socketio import (
     encode_ack,
     encode_event,
 )
-from kraftek.messages import Outgoing
 
 SETTINGS = SocketSettings(namespaces=frozenset((MAIN, "/é")), max_attachments=3, max_attachment_bytes=50)
 

@@ -30,11 +30,11 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from kraftek import __version__
-from kraftek.errors import Code, PeerError
+from kraftek.contract.errors import Code, PeerError
+from kraftek.contract.interfaces import IAccessChecker
+from kraftek.contract.messages import Grant, Token
+from kraftek.contract.settings import Auth
 from kraftek.http.auth import ANSWER_BYTES, MESSAGE_CHARACTERS, HttpChecker
-from kraftek.interfaces import IAccessChecker
-from kraftek.messages import Grant, Token
-from kraftek.settings import Auth
 from tests.bus.test_endpoint import Authority
 from tests.redis_server import free_port
 

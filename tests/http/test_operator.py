@@ -12,8 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families as read_text
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 
+from kraftek.contract.metrics import Counters, Gauges, described
 from kraftek.http.operator import operator_site
-from kraftek.metrics import Counters, Gauges, described
 from tests.fakes import FakeBus
 from tests.websocket.edge import RecordingTransport
 

@@ -21,15 +21,15 @@ from twisted.internet.stdio import StandardIO  # noqa: E402
 from twisted.python.failure import Failure  # noqa: E402
 
 from kraftek.addresses import Addresses  # noqa: E402
+from kraftek.contract.interfaces import ILink  # noqa: E402
+from kraftek.contract.iteration import Turn  # noqa: E402
+from kraftek.contract.messages import Outgoing  # noqa: E402
+from kraftek.contract.metrics import Counters  # noqa: E402
+from kraftek.contract.settings import Limits  # noqa: E402
 from kraftek.dialects.native import SUBPROTOCOL, NativeDialect  # noqa: E402
 from kraftek.fastpath import drive  # noqa: E402
-from kraftek.interfaces import ILink  # noqa: E402
 from kraftek.listening import server_endpoint  # noqa: E402
-from kraftek.messages import Outgoing  # noqa: E402
-from kraftek.metrics import Counters  # noqa: E402
 from kraftek.origins import Origins  # noqa: E402
-from kraftek.settings import Limits  # noqa: E402
-from kraftek.turn import Turn  # noqa: E402
 from kraftek.websocket import frames  # noqa: E402
 from kraftek.websocket.factory import ClientFactory  # noqa: E402
 

@@ -10,9 +10,9 @@ from twisted.internet import reactor
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
+from kraftek.contract.settings import Redis
 from kraftek.service import asyncio as over_asyncio
 from kraftek.service import twisted as over_twisted
-from kraftek.settings import Redis
 from tests.redis_server import PrivateRedis
 
 

@@ -20,12 +20,12 @@ from websockets.http11 import Response
 from websockets.uri import parse_uri
 
 from kraftek.addresses import Addresses
+from kraftek.contract.interfaces import IDialect
+from kraftek.contract.iteration import Turn
+from kraftek.contract.settings import Limits
 from kraftek.dialects.native import SUBPROTOCOL, NativeDialect
 from kraftek.engineio import EngineClients
-from kraftek.interfaces import IDialect
 from kraftek.origins import Origins
-from kraftek.settings import Limits
-from kraftek.turn import Turn
 from kraftek.websocket.factory import ClientFactory
 from kraftek.websocket.protocol import ClientProtocol
 from tests.house import House

@@ -17,15 +17,15 @@ from twisted.logger import capturedLogs
 from zope.interface import implementer
 
 from kraftek.addresses import Addresses
+from kraftek.contract.interfaces import IReceiver
+from kraftek.contract.iteration import Turn
+from kraftek.contract.messages import Outgoing, Token
+from kraftek.contract.metrics import Counters
+from kraftek.contract.settings import Limits
 from kraftek.dialects.engineio import EngineSettings
 from kraftek.dialects.native import SUBPROTOCOL, NativeDialect
 from kraftek.engineio import EngineClients
-from kraftek.interfaces import IReceiver
-from kraftek.messages import Outgoing, Token
-from kraftek.metrics import Counters
 from kraftek.session import Session
-from kraftek.settings import Limits
-from kraftek.turn import Turn
 from tests.websocket.edge import TOKEN, WRONG, Edge, Peer
 
 # Subprotocols.

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from websockets.frames import Frame, Opcode
 from websockets.streams import StreamReader
 
-from kraftek.messages import Outgoing
+from kraftek.contract.messages import Outgoing
 from kraftek.websocket.frames import frame, wire
 
 BOUNDARIES = [0, 1, 125, 126, 127, 65_535, 65_536, 65_537, 200_000]

@@ -22,9 +22,9 @@ from twisted.python.failure import Failure
 from websockets.frames import Frame, Opcode
 from zope.interface.verify import verifyObject
 
-from kraftek.interfaces import ILink
-from kraftek.messages import Outgoing
-from kraftek.settings import Limits
+from kraftek.contract.interfaces import ILink
+from kraftek.contract.messages import Outgoing
+from kraftek.contract.settings import Limits
 from kraftek.websocket.frames import frame
 from kraftek.websocket.outbox import Outbox
 from tests.websocket.edge import Edge, handshake

@@ -15,11 +15,11 @@ from twisted.logger import capturedLogs
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 from websockets.frames import Frame, Opcode
 
+from kraftek.contract.messages import Outbound, Outgoing
+from kraftek.contract.settings import Limits
 from kraftek.dialects.native import SUBPROTOCOL, NativeDialect
 from kraftek.http.site import public_site
-from kraftek.messages import Outbound, Outgoing
 from kraftek.session import Session, State
-from kraftek.settings import Limits
 from tests.websocket.edge import TOKEN, WRONG, Edge, Peer, RecordingTransport, handshake
 
 EVENT = '{"type":"notes:n:1"}'

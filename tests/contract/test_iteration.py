@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from kraftek.turn import Turn
+from kraftek.contract.iteration import Turn
 
 
 class Writer:

@@ -12,7 +12,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
-from kraftek.messages import Grant, Inbound, Outbound, Outgoing, Token
+from kraftek.contract.messages import Grant, Inbound, Outbound, Outgoing, Token
 
 __all__ = [
     "LOST",
@@ -47,7 +47,7 @@ class IServiceRegistry(Interface):
     """Which services there are. Changes at run time take effect on the next event."""
 
     def register(service: Any) -> None:
-        """Add a :class:`kraftek.settings.Service`. Raises ``ValueError`` for a malformed name or channel, and for a
+        """Add a :class:`kraftek.contract.settings.Service`. Raises ``ValueError`` for a malformed name or channel, and for a
         name that is registered already.
         """
 
@@ -55,7 +55,7 @@ class IServiceRegistry(Interface):
         """Take a service away. Raises ``KeyError`` when there is none of that name."""
 
     def find(name: str) -> Any:
-        """The :class:`kraftek.settings.Service` of that name, or ``None``."""
+        """The :class:`kraftek.contract.settings.Service` of that name, or ``None``."""
 
     def services() -> Collection[Any]:
         """All services, in the order of their registration."""
@@ -68,7 +68,7 @@ class IEventRouter(Interface):
     """From an event's name to the service that handles it."""
 
     def route(name: str) -> Any:
-        """The :class:`kraftek.settings.Service` for an event ``service:module:name``.
+        """The :class:`kraftek.contract.settings.Service` for an event ``service:module:name``.
 
         Raises ``PeerError`` with ``INVALID_EVENT`` when the name is malformed or its service is not registered.
         """
@@ -168,7 +168,7 @@ class IBus(Interface):
         """
 
     def call(command: Any, keys: Sequence[str] = (), args: Sequence[bytes | str | int | float] = ()) -> Deferred[Any]:
-        """Run a Redis command (``str``, like ``"HGET"``) or a :class:`kraftek.scripts.Script`, in order with everything
+        """Run a Redis command (``str``, like ``"HGET"``) or a :class:`kraftek.contract.lua.Script`, in order with everything
         published and called before.
 
         Fires with Redis's reply: ``bytes``, ``int``, ``None`` or a list of these. Fails with ``NotPublished`` when
@@ -176,7 +176,7 @@ class IBus(Interface):
         """
 
     def run(script: Any, message: tuple[Any, ...]) -> None:
-        """Run a :class:`kraftek.scripts.ForEach` for one message, in order with everything else.
+        """Run a :class:`kraftek.contract.lua.ForEach` for one message, in order with everything else.
 
         The last of the message is its receipt. It is called once: with what the script came to for this message, a
         number or ``bytes``, and not at all when that is nil; or as that of :meth:`publish`. Raises ``NotPublished``

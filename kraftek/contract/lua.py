@@ -1,7 +1,7 @@
 """A Lua script that Redis runs in one piece, as a value.
 
-Made by whoever decides something in Redis, run by :meth:`kraftek.interfaces.IBus.call`; those for many messages at once
-by :meth:`kraftek.interfaces.IBus.run`.
+Made by whoever decides something in Redis, run by :meth:`kraftek.contract.interfaces.IBus.call`; those for many messages at once
+by :meth:`kraftek.contract.interfaces.IBus.run`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from msgspec import Struct
 __all__ = ["ForEach", "Receipt", "Script", "Value"]
 
 Receipt = Callable[[Any], None]
-"""Who is told what became of a message, as :meth:`kraftek.interfaces.IBus.run` has it."""
+"""Who is told what became of a message, as :meth:`kraftek.contract.interfaces.IBus.run` has it."""
 
 Value = str | int
 """What a script is told of a message beside its body: the name of a key, or an argument."""

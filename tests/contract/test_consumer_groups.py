@@ -8,8 +8,8 @@ import pytest
 from redis import Redis
 from redis.exceptions import ResponseError
 
-from kraftek.consumers import FORGET, JOIN
-from kraftek.scripts import Script
+from kraftek.contract.consumer_groups import FORGET, JOIN
+from kraftek.contract.lua import Script
 from tests.redis_server import PrivateRedis
 
 

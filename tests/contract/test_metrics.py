@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import fields
 
-from kraftek.metrics import Counters, Gauges, described
+from kraftek.contract.metrics import Counters, Gauges, described
 
 
 def test_every_counter_says_what_it_counts() -> None:

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
 
-from kraftek import messages
-from kraftek.messages import (
+from kraftek.contract import messages
+from kraftek.contract.messages import (
     NULL,
     Authenticate,
     Broadcast,

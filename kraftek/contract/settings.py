@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from kraftek.redis_url import masked, shown
+from kraftek.contract.redis_url import masked, shown
 
 __all__ = ["Auth", "Config", "Limits", "Operator", "Redis", "Service", "SocketIO"]
 

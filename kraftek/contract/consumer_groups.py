@@ -5,7 +5,7 @@ For both who read streams: the gateway (:mod:`kraftek.bus.reading`) and services
 
 from __future__ import annotations
 
-from kraftek.scripts import Script
+from kraftek.contract.lua import Script
 
 __all__ = ["FORGET", "FORGOTTEN_AFTER", "JOIN"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kraftek.errors import CLOSE_CODES, Code, ConfigError, NotPublished, PeerError
+from kraftek.contract.errors import CLOSE_CODES, Code, ConfigError, NotPublished, PeerError
 
 # docs/client-protocol.rst, "Errors and close codes"; None stays open.
 TABLE = {

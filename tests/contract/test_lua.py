@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kraftek.scripts import Script
+from kraftek.contract.lua import Script
 
 
 def test_the_digest_is_sha1_of_the_source() -> None:

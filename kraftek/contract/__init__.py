@@ -1,0 +1,1 @@
+"""What everybody agrees on: values, names, errors, seams, settings. Knows nothing else of ours."""
