@@ -19,7 +19,6 @@ from zope.interface import implementer
 
 from kraftek.access.cache import AccessCache
 from kraftek.access.open import OpenAccess
-from kraftek.addresses import Addresses
 from kraftek.admission import Admission
 from kraftek.broadcasts import Broadcasts
 from kraftek.bus import RedisBus
@@ -30,30 +29,31 @@ from kraftek.contract.iteration import Turn
 from kraftek.contract.metrics import Counters, Gauges
 from kraftek.contract.names import new_gateway_id, reply_channel
 from kraftek.contract.settings import Config
+from kraftek.daemon.operator import operator_site
 from kraftek.demo import BOARD, NotesService
-from kraftek.dialects.engineio import EngineSettings
-from kraftek.dialects.native import SUBPROTOCOL, NativeDialect
-from kraftek.dialects.socketio import SocketSettings
-from kraftek.dialects.socketio_client import SocketIODialect
 from kraftek.dispatch import Dispatch
-from kraftek.engineio import EngineClients
+from kraftek.edge.addresses import Addresses
+from kraftek.edge.auth_service import HttpChecker
+from kraftek.edge.dialects.native import SUBPROTOCOL, NativeDialect
+from kraftek.edge.dialects.socketio_client import SocketIODialect
+from kraftek.edge.dialects.socketio_packets import SocketSettings
+from kraftek.edge.engineio.clients import EngineClients
+from kraftek.edge.engineio.connection import EngineSettings
+from kraftek.edge.engineio.polling import Polling
+from kraftek.edge.origins import Origins
+from kraftek.edge.public_site import public_site
+from kraftek.edge.websocket.factory import ClientFactory, max_connections
 from kraftek.fastpath import drive
 from kraftek.gateway import Gateway
-from kraftek.http.auth import HttpChecker
-from kraftek.http.operator import operator_site
-from kraftek.http.polling import Polling
-from kraftek.http.site import public_site
 from kraftek.intake import Intake
 from kraftek.leases import LOOK_INTERVAL, RENEW_INTERVAL, Leases
 from kraftek.listening import server_endpoint
-from kraftek.origins import Origins
 from kraftek.registry import ServiceRegistry
 from kraftek.requests import Requests
 from kraftek.rooms import RedisRooms
 from kraftek.roster import Roster
 from kraftek.router import EventRouter
 from kraftek.systemd import notify
-from kraftek.websocket.factory import ClientFactory, max_connections
 
 __all__ = ["Daemon", "make_gateway"]
 

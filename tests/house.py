@@ -37,8 +37,8 @@ from kraftek.contract.messages import Authenticate
 from kraftek.contract.metrics import Counters
 from kraftek.contract.names import reply_channel
 from kraftek.contract.settings import Limits, Service
-from kraftek.dialects.native import NativeDialect
 from kraftek.dispatch import Dispatch
+from kraftek.edge.dialects.native import NativeDialect
 from kraftek.gateway import Gateway
 from kraftek.registry import ServiceRegistry
 from kraftek.requests import Requests

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kraftek.contract.messages import Grant
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Limits
-from kraftek.dialects.native import NativeDialect
+from kraftek.edge.dialects.native import NativeDialect
 from kraftek.expiries import Expiries
 from kraftek.session import Session
 from tests.fakes import FakeLink

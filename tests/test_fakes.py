@@ -283,7 +283,7 @@ class RedisRoomsTest(RoomsContract, TestCase):
 
 
 class FakeLinkTest(TestCase):
-    """The real link is held to the same by tests/websocket/test_protocol.py."""
+    """The real link is held to the same by tests/edge/websocket/test_protocol.py."""
 
     def test_it_is_a_link(self) -> None:
         assert verifyObject(ILink, FakeLink())

@@ -39,15 +39,15 @@ from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory, PerMessageDeflate
 
-import kraftek.websocket.factory
+import kraftek.edge.websocket.factory
 from kraftek import fastpath
 from kraftek.contract.interfaces import ILink
 from kraftek.contract.iteration import Turn
 from kraftek.contract.messages import Outgoing
 from kraftek.contract.settings import Limits
+from kraftek.edge.websocket.protocol import ClientProtocol, _unmask
 from kraftek.fastpath import configured, drive, plain_messages, write_now
-from kraftek.websocket.protocol import ClientProtocol, _unmask
-from tests.websocket.edge import Edge, Peer
+from tests.edge.websocket.edge import Edge, Peer
 
 
 @pytest.fixture(autouse=True)
@@ -349,7 +349,7 @@ def test_autobahn_writes_to_its_transport_in_one_place() -> None:
     ]
     assert places == ["_send", "sendData"], (
         "Autobahn writes to its transport elsewhere too, past the outbox: what it writes there may overtake what the "
-        "outbox sends at once. Override that as well in kraftek.websocket.protocol."
+        "outbox sends at once. Override that as well in kraftek.edge.websocket.protocol."
     )
 
 
@@ -644,7 +644,7 @@ def whole(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         held.update(protocol.__dict__)
         fastpath.slim(protocol, forget)
 
-    monkeypatch.setattr(kraftek.websocket.factory, "slim", noted)
+    monkeypatch.setattr(kraftek.edge.websocket.factory, "slim", noted)
     return held
 
 
@@ -652,10 +652,10 @@ def test_a_connection_holds_these_names_and_no_others(whole: dict[str, Any]) -> 
     peer = Peer(echo_edge(), "/?token=secret&roomId=r")
     assert set(peer.protocol.__dict__) == AT_REST, (
         "Autobahn keeps more in its instances, or less. See what it is for; then it belongs into _AT_REST or "
-        "_NOT_NEEDED of kraftek.fastpath, into _HANDSHAKE of kraftek.websocket.factory, or here."
+        "_NOT_NEEDED of kraftek.fastpath, into _HANDSHAKE of kraftek.edge.websocket.factory, or here."
     )
     assert not [name for name in peer.protocol.__dict__ if "secret" in repr(peer.protocol.__dict__[name])]
-    dropped = fastpath._AT_REST.keys() | fastpath._NOT_NEEDED.keys() | kraftek.websocket.factory._HANDSHAKE
+    dropped = fastpath._AT_REST.keys() | fastpath._NOT_NEEDED.keys() | kraftek.edge.websocket.factory._HANDSHAKE
     assert set(whole) - AT_REST == dropped & set(whole)
     assert dropped - set(whole) == set(), "Autobahn does not set these any more"
     peer.send("plain")
@@ -761,12 +761,12 @@ def test_a_slim_connection_closes_by_itself() -> None:
 
 
 def test_without_any_of_it_the_edge_works_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kraftek.websocket.factory, "slim", lambda *_: None)
+    monkeypatch.setattr(kraftek.edge.websocket.factory, "slim", lambda *_: None)
     monkeypatch.setattr(
-        kraftek.websocket.factory, "configured", lambda protocol, _: type("Unconfigured", (protocol,), {})
+        kraftek.edge.websocket.factory, "configured", lambda protocol, _: type("Unconfigured", (protocol,), {})
     )
-    monkeypatch.setattr("kraftek.websocket.outbox.write_now", lambda transport, data: transport.write(data))
-    monkeypatch.setattr("kraftek.websocket.protocol.plain_messages", lambda *_: ([], 0))
+    monkeypatch.setattr("kraftek.edge.websocket.outbox.write_now", lambda transport, data: transport.write(data))
+    monkeypatch.setattr("kraftek.edge.websocket.protocol.plain_messages", lambda *_: ([], 0))
     edge = echo_edge()
     peer = Peer(edge)
     assert {"http_headers", "is_open", "maxMessagePayloadSize"} <= set(peer.protocol.__dict__)
@@ -806,7 +806,7 @@ def test_compressed_and_plain_messages_arrive_in_order() -> None:
 
 def test_autobahn_would_keep_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or there would be nothing to release."""
-    monkeypatch.setattr("kraftek.websocket.protocol.release_window", lambda protocol: None)
+    monkeypatch.setattr("kraftek.edge.websocket.protocol.release_window", lambda protocol: None)
     peer = compressing()
     peer.send("compressed")
     assert peer.read() == ["compressed"]

@@ -334,7 +334,7 @@ class Gateway:
         self.roster.remove(session)
 
     def connect(self, socket_id: str, user_id: str = "ann") -> Session:
-        from kraftek.dialects.native import NativeDialect
+        from kraftek.edge.dialects.native import NativeDialect
 
         session = Session(f"{self.name}.{socket_id}", self, FakeLink(), NativeDialect(), self.limits, self.counters)
         session.user_id = user_id

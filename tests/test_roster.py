@@ -13,7 +13,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from kraftek.contract.messages import Grant, Token
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Limits
-from kraftek.dialects.native import NativeDialect
+from kraftek.edge.dialects.native import NativeDialect
 from kraftek.roster import Roster
 from kraftek.session import Session
 from tests.fakes import FakeLink

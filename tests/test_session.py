@@ -14,7 +14,7 @@ from kraftek.contract.interfaces import IReceiver
 from kraftek.contract.messages import Authenticate, Connected, Event, Inbound, Join, Leave, Outbound, Outgoing
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Limits
-from kraftek.dialects.native import NativeDialect
+from kraftek.edge.dialects.native import NativeDialect
 from kraftek.session import Session, State
 from tests.fakes import FakeLink
 

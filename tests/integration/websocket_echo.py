@@ -20,18 +20,18 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone  # noqa:
 from twisted.internet.stdio import StandardIO  # noqa: E402
 from twisted.python.failure import Failure  # noqa: E402
 
-from kraftek.addresses import Addresses  # noqa: E402
 from kraftek.contract.interfaces import ILink  # noqa: E402
 from kraftek.contract.iteration import Turn  # noqa: E402
 from kraftek.contract.messages import Outgoing  # noqa: E402
 from kraftek.contract.metrics import Counters  # noqa: E402
 from kraftek.contract.settings import Limits  # noqa: E402
-from kraftek.dialects.native import SUBPROTOCOL, NativeDialect  # noqa: E402
+from kraftek.edge.addresses import Addresses  # noqa: E402
+from kraftek.edge.dialects.native import SUBPROTOCOL, NativeDialect  # noqa: E402
+from kraftek.edge.origins import Origins  # noqa: E402
+from kraftek.edge.websocket import frames  # noqa: E402
+from kraftek.edge.websocket.factory import ClientFactory  # noqa: E402
 from kraftek.fastpath import drive  # noqa: E402
 from kraftek.listening import server_endpoint  # noqa: E402
-from kraftek.origins import Origins  # noqa: E402
-from kraftek.websocket import frames  # noqa: E402
-from kraftek.websocket.factory import ClientFactory  # noqa: E402
 
 LARGEST = 16 * 2**20
 """Bytes of the suite's largest message (9.1.6)."""

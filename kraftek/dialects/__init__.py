@@ -1,1 +1,0 @@
-"""Client grammars, sans-IO: one file each, all held by the same contract test (``tests/dialects/contract.py``)."""

@@ -1,0 +1,209 @@
+"""Socket.IO as a dialect: what a Socket.IO client says becomes the gateway's messages, and back.
+
+One instance for each connection, opened by :mod:`kraftek.daemon` on a client of :mod:`kraftek.edge.engineio.clients`; the packets
+themselves are :mod:`kraftek.edge.dialects.socketio_packets`. The mapping is in docs/socketio.rst.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeGuard
+
+import msgspec
+from msgspec import Meta, Raw, Struct
+from zope.interface import implementer
+
+from kraftek.contract.errors import CLOSE_CODES, Code, PeerError
+from kraftek.contract.interfaces import IDialect, ILink
+from kraftek.contract.messages import (
+    NULL,
+    ROOM_ID_LENGTH,
+    Ack,
+    Authenticate,
+    Authenticated,
+    Closing,
+    Connected,
+    Delivery,
+    ErrorMessage,
+    Event,
+    Inbound,
+    Join,
+    Joined,
+    Leave,
+    Left,
+    Outbound,
+    Outgoing,
+    RequestId,
+    Token,
+)
+from kraftek.edge.dialects.socketio_packets import (
+    MAIN,
+    ConnectPacket,
+    DisconnectPacket,
+    EventPacket,
+    SocketError,
+    SocketSession,
+    SocketSettings,
+    encode_ack,
+    encode_event,
+)
+
+__all__ = ["SocketIODialect"]
+
+_RoomId = Annotated[str, Meta(min_length=1, max_length=ROOM_ID_LENGTH)]
+
+
+class _Credentials(Struct):
+    token: Annotated[str, Meta(max_length=16_384)] = ""
+    roomId: _RoomId | None = None
+
+
+class _Room(Struct):
+    roomId: _RoomId
+
+
+class _Authenticated(Struct, rename="camel"):
+    success: bool
+    user_id: str
+    room_id: str | None
+
+
+class _Error(Struct, rename="camel", omit_defaults=True):
+    code: str
+    message: str
+    event_type: str | None = None
+    retry_after: float | None = None
+    room_id: str | None = None
+
+
+class _Refusal(Struct):
+    error: _Error
+
+
+_decode_credentials = msgspec.json.Decoder(_Credentials).decode
+_decode_room = msgspec.json.Decoder(_Room).decode
+_encode = msgspec.json.Encoder().encode
+
+_GOOD_BYE = frozenset(
+    CLOSE_CODES[code]
+    for code in (
+        Code.INVALID_MESSAGE,
+        Code.AUTH_FAILED,
+        Code.ACCESS_REVOKED,
+        Code.DUPLICATE_CONNECTION,
+    )
+)
+"""Close codes after which a client is not to come back by itself. It is put out of the namespace: "io server
+disconnect". After all others it loses its transport, and reconnects."""
+
+
+@implementer(IDialect)
+class SocketIODialect:
+    """The grammar of one Socket.IO client in the main namespace, the only one there is.
+
+    ``link``: the client's. What Socket.IO answers by itself, without the gateway, is written to it.
+    """
+
+    __slots__ = ("_link", "_session", "_socket_id")
+
+    codec = "socket.io"
+    lasting_ids = False  # the ids of acknowledgements begin from 0 with every connection
+
+    def __init__(self, link: ILink, settings: SocketSettings) -> None:
+        self._link = link
+        self._session = SocketSession(settings)
+        self._socket_id = ""
+
+    def received(self, data: bytes, binary: bool) -> Inbound | None:
+        try:
+            packet = self._session.receive(data, binary)
+        except SocketError as error:
+            raise PeerError(Code.INVALID_MESSAGE, str(error), closes=True) from None
+        if type(packet) is EventPacket:
+            return self._meant(packet)
+        if type(packet) is ConnectPacket:
+            return self._connected(packet)
+        if type(packet) is DisconnectPacket:
+            self._link.close(1000, "client namespace disconnect")
+        elif type(packet) is Outgoing:
+            self._link.write(packet)
+        return None
+
+    def encode(self, message: Outbound) -> Outgoing | None:
+        # The same for every client, connected or not: it is encoded once for all.
+        if type(message) is Delivery:
+            if message.room_id is None and _is_ack_id(message.id):
+                return encode_ack(message.id, message.payload)
+            try:
+                return encode_event(message.type, message.payload)
+            except ValueError:  # a reserved name
+                return None
+        if type(message) is Connected:
+            self._socket_id = message.socket_id
+            return None
+        return self._encode_answer(message) if self._session.connected else None
+
+    def _encode_answer(self, message: Outbound) -> Outgoing | None:
+        match message:
+            case ErrorMessage(code, text, event_type, retry_after, id, room_id):
+                error = _Error(code, text, event_type, retry_after, room_id)
+                if _is_ack_id(id):
+                    return encode_ack(id, _encode(_Refusal(error)))
+                return encode_event("error", _encode(error))
+            case Ack(id, receivers):
+                return encode_ack(id, _encode({"receivers": receivers})) if _is_ack_id(id) else None
+            case Authenticated(user_id, room_id, id):
+                return self._answer("authenticated", _Authenticated(True, user_id, room_id), id)
+            case Joined(room_id, id):
+                return self._answer("joined", {"roomId": room_id}, id)
+            case Left(room_id, id):
+                return self._answer("left", {"roomId": room_id}, id)
+            case Closing(close_code) if close_code in _GOOD_BYE:
+                return self._session.disconnect()
+        return None
+
+    def _answer(self, name: str, body: Any, id: RequestId | None) -> Outgoing:
+        """The event that pages wait for; with an acknowledgement behind it, if that was asked for."""
+        payload = _encode(body)
+        event = encode_event(name, payload)
+        if not _is_ack_id(id):
+            return event
+        self._link.write(event)
+        return encode_ack(id, payload)
+
+    def _connected(self, packet: ConnectPacket) -> Inbound | None:
+        self._link.write(self._session.accept(MAIN, self._socket_id))
+        if packet.auth is None:
+            return None
+        credentials = _payload("auth", packet.auth, _decode_credentials, None)
+        if not credentials.token:
+            return None
+        return Authenticate(Token(credentials.token), credentials.roomId)
+
+    def _meant(self, packet: EventPacket) -> Inbound:
+        name, args, ack_id = packet.name, packet.args, packet.ack_id
+        if len(args) > 1:
+            raise PeerError(Code.INVALID_MESSAGE, f"expected one payload, found {len(args)} arguments", id=ack_id)
+        payload = args[0] if args else NULL
+        match name:
+            case "authenticate":
+                credentials = _payload(name, payload, _decode_credentials, ack_id)
+                return Authenticate(Token(credentials.token), credentials.roomId, ack_id)
+            case "join":
+                return Join(_payload(name, payload, _decode_room, ack_id).roomId, ack_id)
+            case "leave":
+                return Leave(_payload(name, payload, _decode_room, ack_id).roomId, ack_id)
+            case _:
+                return Event(name, payload, ack_id)
+
+
+def _is_ack_id(id: RequestId | None) -> TypeGuard[int]:
+    """Whether this is what a Socket.IO client calls a request: nobody else's id may end up in an acknowledgement."""
+    return type(id) is int and 0 <= id < 10**16
+
+
+def _payload(name: str, payload: Raw, decode: Any, ack_id: int | None) -> Any:
+    try:
+        return decode(payload)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        why = "JSON is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise PeerError(Code.INVALID_MESSAGE, f"payload of {name}: {why}", id=ack_id) from None

@@ -1,0 +1,349 @@
+"""The Engine.IO clients of this process, by session id: each over polling, over a WebSocket, or changing over.
+
+Made by :mod:`kraftek.daemon`. The transports, :mod:`kraftek.edge.websocket` and :mod:`kraftek.edge.engineio.polling`, hand in what
+arrived and are handed what to answer; what it means is for whoever speaks on top: the gateway's sessions, or anything
+else that is given here as ``open``. The protocol itself is :mod:`kraftek.edge.engineio.connection`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from secrets import token_urlsafe
+
+from twisted.internet.interfaces import IReactorTime
+from zope.interface import implementer
+
+from kraftek.contract.interfaces import ILink, IReceiver
+from kraftek.contract.iteration import Turn
+from kraftek.contract.messages import Outgoing
+from kraftek.contract.metrics import Counters
+from kraftek.edge.addresses import Addresses
+from kraftek.edge.engineio.connection import (
+    EngineError,
+    EngineOverflowError,
+    EngineSession,
+    EngineSettings,
+    ErrorCode,
+    Reason,
+    State,
+)
+
+__all__ = ["Answer", "EngineClient", "EngineClients", "EngineSocket"]
+
+Answer = Callable[[bytes | None], None]
+"""Answers a held GET with this body; ``None``: the gateway goes away, come back later."""
+
+_GOING_AWAY = 1001
+
+
+@implementer(ILink)
+class EngineClient:
+    """One client: the link of what speaks on top of Engine.IO.
+
+    On a WebSocket what is written goes straight to that. Polling, it waits here, and what one turn of the reactor
+    wrote answers the held poll at its end.
+    """
+
+    __slots__ = (
+        "_answer",
+        "_clients",
+        "_direct",
+        "_paused",
+        "_receiver",
+        "_settling",
+        "_socket",
+        "_unread",
+        "engine",
+        "peer",
+    )
+
+    def __init__(self, clients: EngineClients, engine: EngineSession, peer: str) -> None:
+        self.engine = engine
+        self.peer = peer
+        self._clients = clients
+        self._receiver: IReceiver | None = None
+        self._answer: Answer | None = None
+        self._socket: EngineSocket | None = None
+        # The WebSocket, as long as it is all there is to write to.
+        self._direct: ILink | None = None
+        self._settling = False
+        self._paused = False
+        self._unread: list[Callable[[], None]] = []
+
+    # What the polling transport calls.
+
+    def poll(self, answer: Answer) -> None:
+        """A GET arrived: ``answer`` is called once with its body, now or later. Raises ``EngineError``."""
+        try:
+            self.engine.poll()
+            self._answer = answer
+        finally:
+            self.flush()
+
+    def poll_lost(self) -> None:
+        """The connection of the held GET went away."""
+        self._answer = None
+        self.engine.poll_lost()
+        self.flush()
+
+    def post(self, body: bytes, done: Callable[[], None]) -> None:
+        """A POST arrived: ``done`` is called when the client may send more. Raises ``EngineError``."""
+        try:
+            for data, binary in self.engine.receive_payload(body):
+                self._receive(data, binary)
+        finally:
+            self.flush()
+        if self._paused:
+            self._unread.append(done)
+        else:
+            done()
+
+    # What the WebSocket's side calls.
+
+    def offer(self, link: ILink, now: float) -> EngineSocket:
+        """A WebSocket of this client was opened. Raises ``EngineError``: it is to be closed."""
+        self.engine.offer(now)
+        self._socket = EngineSocket(self, link)
+        return self._socket
+
+    def frame(self, socket: EngineSocket, data: bytes, binary: bool) -> None:
+        """A message arrived on a WebSocket of this client."""
+        if socket is not self._socket:
+            return
+        try:
+            message = self.engine.receive_frame(data, binary)
+        except EngineError:
+            self._socket = None
+            socket.link.close(1002, "protocol error")
+            self.flush()
+            return
+        if message is not None:
+            self._receive(*message)
+        else:
+            self.flush()
+
+    def socket_lost(self, socket: EngineSocket) -> None:
+        """A WebSocket of this client went away."""
+        if socket is self._socket:
+            self._socket = None
+            self.engine.websocket_lost()
+            self.flush()
+
+    def overrun(self) -> Outgoing | None:
+        """It does not read what it is sent: the last word to it."""
+        return None if self._receiver is None else self._receiver.overrun()
+
+    def tick(self, now: float) -> None:
+        """It is ``now``."""
+        self.engine.tick(now)
+        self.flush()
+
+    # The link of what speaks on top.
+
+    def write(self, outgoing: Outgoing) -> None:
+        direct = self._direct
+        if direct is not None:
+            direct.write(outgoing)
+            return
+        try:
+            self.engine.send(outgoing)
+        except EngineOverflowError:
+            self._overflow()
+        if not self._settling:
+            self._settling = True
+            self._clients.turn.at_end(self)
+
+    def close(self, code: int, reason: str) -> None:
+        answer = self._answer
+        if code == _GOING_AWAY and self._direct is None:
+            # The protocol's close packet is taken by some for a wish that they stay away (python-socketio): neither the
+            # poll that is held nor the next one may get it.
+            self.poll_lost()
+            if answer is not None:
+                answer(None)
+        self.engine.close()
+        self._settle(code, reason)
+
+    def pause(self) -> None:
+        self._paused = True
+        if self._direct is not None:
+            self._direct.pause()
+
+    def resume(self) -> None:
+        self._paused = False
+        if self._direct is not None:
+            self._direct.resume()
+        unread, self._unread = self._unread, []
+        for done in unread:
+            done()
+
+    def flush(self) -> None:
+        """The turn ends, or the session changed."""
+        self._settle(1000, "")
+
+    def _settle(self, code: int, reason: str) -> None:
+        """Answer, write and end what the session's state asks for."""
+        self._settling = False
+        engine, socket = self.engine, self._socket
+        body = engine.payload()
+        if body is not None and self._answer is not None:
+            answer, self._answer = self._answer, None
+            answer(body)
+        if socket is not None:
+            for outgoing in engine.frames():
+                socket.link.write(outgoing)
+        state = engine.state
+        if state is State.WEBSOCKET:
+            if self._direct is None and socket is not None:
+                self._direct = socket.link
+                if self._paused:
+                    socket.link.pause()
+        elif state is State.CLOSED or state is State.CLOSING:
+            self._end(state, code, reason)
+        elif state is State.POLLING and socket is not None:
+            self._socket = None
+            socket.link.close(1000, "")
+
+    def open(self, receiver: IReceiver) -> None:
+        """Hand what arrives to ``receiver`` from now on."""
+        self._receiver = receiver
+
+    def attach(self, link: ILink) -> EngineSocket:
+        """The WebSocket that this client began with."""
+        self._socket = EngineSocket(self, link)
+        self.flush()
+        return self._socket
+
+    def _receive(self, data: bytes, binary: bool) -> None:
+        if self._receiver is not None:
+            self._receiver.receive(data, binary)
+
+    def _overflow(self) -> None:
+        self._clients.counters.slow_consumers += 1
+        self.engine.discard()
+        last = self.overrun()
+        if last is not None:
+            self.engine.send(last)
+        self.engine.close()
+
+    def _end(self, state: State, code: int, reason: str) -> None:
+        receiver, self._receiver = self._receiver, None
+        self._direct = None
+        # A client that is changing over reads what is left from its next poll or from the WebSocket, and it alone knows
+        # from which: until then the WebSocket stays open.
+        if state is State.CLOSED:
+            socket, self._socket = self._socket, None
+            self._clients.forget(self)
+            if socket is not None:
+                socket.link.close(code, reason)
+        if receiver is not None:
+            receiver.lost()
+        # It does not change over before its POSTs are answered, and nobody else resumes any more.
+        self.resume()
+
+
+@implementer(IReceiver)
+class EngineSocket:
+    """One WebSocket of a client, as its protocol sees it. A client may have had others before."""
+
+    __slots__ = ("_client", "link")
+
+    def __init__(self, client: EngineClient, link: ILink) -> None:
+        self._client = client
+        self.link = link
+
+    def receive(self, data: bytes, binary: bool = False) -> None:
+        self._client.frame(self, data, binary)
+
+    def lost(self) -> None:
+        self._client.socket_lost(self)
+
+    def overrun(self) -> Outgoing | None:
+        return self._client.overrun()
+
+
+class EngineClients:
+    """All of them. ``open`` is called with each new one, and gives what speaks with it.
+
+    Each counts once for its ``peer``, on whatever transport. ``max_clients``: when there are as many, no new one is let
+    in by polling. Those that come by WebSocket are let in, or not, where that arrives.
+    """
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        turn: Turn,
+        counters: Counters,
+        settings: EngineSettings,
+        open: Callable[[EngineClient], IReceiver],
+        addresses: Addresses,
+        max_clients: int,
+    ) -> None:
+        self.turn = turn
+        self.counters = counters
+        self.settings = settings
+        self._clock = clock
+        self._open = open
+        self._addresses = addresses
+        self._max_clients = max_clients
+        self._by_sid: dict[str, EngineClient] = {}
+
+    def find(self, sid: str) -> EngineClient:
+        """The client of that session id. Raises ``EngineError``, ``UNKNOWN_SID``."""
+        client = self._by_sid.get(sid)
+        if client is not None:
+            now = self._clock.seconds()
+            if client.engine.deadline <= now:
+                client.tick(now)
+        if client is None or client.engine.state is State.CLOSED:
+            raise EngineError(ErrorCode.UNKNOWN_SID, "no such session")
+        return client
+
+    def connect(self, sid: str | None, link: ILink) -> EngineSocket | None:
+        """A WebSocket was opened, for the client ``sid`` or for a new one; ``None``: it is to be closed."""
+        if sid is not None:
+            try:
+                return self.find(sid).offer(link, self._clock.seconds())
+            except EngineError:
+                return None
+        client = self._new(link.peer, websocket=True)
+        socket = client.attach(link)
+        client.open(self._open(client))
+        return socket
+
+    def poll(self, peer: str, answer: Answer) -> EngineClient:
+        """The first GET of a new client; ``answer`` as in ``EngineClient.poll``. Raises ``EngineError``: too many."""
+        try:
+            if len(self._by_sid) >= self._max_clients:
+                raise EngineError(ErrorCode.FORBIDDEN, "too many connections", 503)
+            if self._addresses.full(peer):
+                raise EngineError(ErrorCode.FORBIDDEN, "too many connections from this address", 429)
+        except EngineError:
+            self.counters.connections_refused += 1
+            raise
+        client = self._new(peer, websocket=False)
+        client.poll(answer)
+        client.open(self._open(client))
+        return client
+
+    def forget(self, client: EngineClient) -> None:
+        """A client is gone."""
+        known = self._by_sid.pop(client.engine.sid, None)
+        if known is None:
+            return
+        self._addresses.remove(client.peer)
+        if client.engine.reason is Reason.PING_TIMEOUT:
+            self.counters.ping_timeouts += 1
+
+    def sweep(self) -> None:
+        """What time brings: pings, and those that did not answer. Called a few times a second."""
+        now = self._clock.seconds()
+        for client in [client for client in self._by_sid.values() if client.engine.deadline <= now]:
+            client.tick(now)
+
+    def _new(self, peer: str, *, websocket: bool) -> EngineClient:
+        sid = token_urlsafe(15)
+        engine = EngineSession(sid, self.settings, self._clock.seconds(), websocket=websocket)
+        client = self._by_sid[sid] = EngineClient(self, engine, peer)
+        self._addresses.add(peer)
+        return client

@@ -1,0 +1,219 @@
+"""The public port's factory: connections, their limits, and the handshake. Made by :mod:`kraftek.daemon`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from resource import RLIMIT_NOFILE, getrlimit
+from typing import TYPE_CHECKING, Any
+
+from autobahn.twisted.websocket import WebSocketServerFactory
+from autobahn.websocket.compress import PerMessageDeflateOffer, PerMessageDeflateOfferAccept
+from autobahn.websocket.protocol import TrafficStats
+from autobahn.websocket.types import ConnectionDeny, ConnectionRequest
+from twisted.internet.interfaces import IProtocolFactory, IReactorTime
+
+from kraftek.contract.interfaces import IDialect, ILink, IReceiver
+from kraftek.contract.iteration import Turn
+from kraftek.contract.messages import ROOM_ID_LENGTH, Authenticate, Token
+from kraftek.contract.metrics import Counters
+from kraftek.contract.settings import Limits
+from kraftek.edge.addresses import Addresses
+from kraftek.edge.engineio.clients import EngineClients
+from kraftek.edge.engineio.connection import EngineError, read_request
+from kraftek.edge.origins import Origins
+from kraftek.edge.websocket.heartbeat import Heartbeat
+from kraftek.edge.websocket.protocol import ClientProtocol
+from kraftek.fastpath import configured, slim
+from kraftek.session import Session
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IAddress
+
+__all__ = ["ClientFactory", "max_connections"]
+
+_UPGRADE = re.compile(rb"\r\nupgrade:[^\r]*websocket", re.IGNORECASE)
+
+_OTHER_FILES = 64
+"""Open files a process needs besides its clients' sockets: Redis, logs, the auth service."""
+
+
+class ClientFactory(WebSocketServerFactory):
+    """Accepts WebSocket clients and opens a session for each; plain HTTP requests go to the factory ``http``.
+
+    ``dialects`` gives what makes a dialect for each subprotocol, in order of preference; the first is also spoken with
+    clients that offer none. ``compression``: messages may be compressed. Whoever asks for ``engine_path`` speaks
+    Engine.IO, and is one of ``engine_clients``.
+    """
+
+    protocol: Any = ClientProtocol
+    noisy = False
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        open_session: Callable[[ILink, IDialect, Authenticate | None], Session],
+        dialects: Mapping[str, Callable[[], IDialect]],
+        http: IProtocolFactory,
+        limits: Limits,
+        origins: Origins,
+        addresses: Addresses,
+        turn: Turn,
+        counters: Counters,
+        *,
+        compression: bool = False,
+        engine_path: str = "",
+        engine_clients: EngineClients | None = None,
+    ) -> None:
+        super().__init__(reactor=reactor, server="kraftek-gateway")
+        self.open_session = open_session
+        self.dialects = dialects
+        self.http = http
+        self.limits = limits
+        self.origins = origins
+        self.addresses = addresses
+        self.turn = turn
+        self.counters = counters
+        self.heartbeat = Heartbeat(reactor, limits.ping_interval, limits.ping_timeout)
+        self.max_connections = max_connections(limits)
+        self._default = next(iter(dialects))
+        self._engine_path = engine_path
+        self._engine_clients = engine_clients
+        self.setProtocolOptions(
+            versions=[13],
+            webStatus=False,
+            failByDrop=False,
+            # A client may not hold the handshake open, nor the closing one. A second more than is meant: Autobahn's
+            # timers (txaio's batched ones) go off up to a second early, and that cut off close codes just written.
+            openHandshakeTimeout=limits.handshake_timeout + 1.0,
+            closeHandshakeTimeout=2.0,
+            maxMessagePayloadSize=limits.message_bytes,
+            maxFramePayloadSize=limits.message_bytes,
+            allowedOrigins=["*"],
+            allowNullOrigin=True,
+            perMessageCompressionAccept=_accept_deflate if compression else None,
+        )
+        self.protocol = configured(ClientProtocol, self)
+        self.protocol.trafficStats = TrafficStats()
+
+    def buildProtocol(self, addr: IAddress | None) -> Any:
+        # Connections that are over the limit by so much are not even told.
+        if self.countConnections >= self.max_connections + _OTHER_FILES // 2:
+            self.counters.connections_refused += 1
+            return None
+        return super().buildProtocol(addr)
+
+    def is_plain_http(self, head: bytes) -> bool:
+        """Whether this request asks for anything but a WebSocket."""
+        return _UPGRADE.search(head) is None
+
+    def admit(self, protocol: ClientProtocol, request: ConnectionRequest) -> str | None:
+        """The subprotocol to speak, ``None`` for a client that offers none. Raises ``ConnectionDeny``."""
+        headers: dict[str, str] = request.headers
+        if not self.origins.allow(headers.get("origin"), headers.get("host", "")):
+            raise ConnectionDeny(403, "origin not allowed")
+        if self.countConnections > self.max_connections:
+            raise ConnectionDeny(503, "too many connections")
+        if self._engine_clients is not None and request.path == self._engine_path:
+            protocol.engine_sid = _engine_sid(self._engine_clients, request)
+        address = self.addresses.of(protocol.transport.getPeer(), headers.get("x-forwarded-for", ""))
+        protocol.peer = address
+        # One that changes over from polling counts already.
+        if not protocol.engine_sid and self.addresses.full(address):
+            raise ConnectionDeny(429, "too many connections from this address")
+        if protocol.engine_sid is not None:
+            return None
+        offered = [name for name in request.protocols if name]
+        chosen = next((name for name in self.dialects if name in offered), None)
+        if chosen is None and offered:
+            raise ConnectionDeny(400, f"no common subprotocol, expected one of {', '.join(self.dialects)}")
+        protocol.credentials = _credentials(request)
+        return chosen
+
+    def opened(self, protocol: ClientProtocol) -> IReceiver | None:
+        """The handshake is done: forget what it was made of, and open a session."""
+        subprotocol = protocol.websocket_protocol_in_use or self._default
+        credentials: Authenticate | None = protocol.credentials
+        protocol.credentials = None
+        slim(protocol, _HANDSHAKE)
+        protocol.transport.registerProducer(protocol.outbox, True)
+        if protocol.engine_sid is not None and self._engine_clients is not None:
+            # It counts, has a heartbeat, and its own size of messages there.
+            protocol.maxMessagePayloadSize = protocol.maxFramePayloadSize = self._engine_clients.settings.max_payload
+            return self._engine_clients.connect(protocol.engine_sid or None, protocol.outbox)
+        protocol.counted_as = protocol.outbox.peer
+        self.addresses.add(protocol.counted_as)
+        self.heartbeat.add(protocol)
+        return self.open_session(protocol.outbox, self.dialects[subprotocol](), credentials)
+
+    def closed(self, protocol: ClientProtocol) -> None:
+        """The connection is gone, or is none of ours."""
+        address, protocol.counted_as = protocol.counted_as, None
+        if address is not None:
+            self.heartbeat.remove(protocol)
+            self.addresses.remove(address)
+
+
+_HANDSHAKE = frozenset(
+    {
+        "_results",
+        "_wskey",
+        "credentials",
+        "http_headers",
+        "http_request_data",
+        "http_request_host",
+        "http_request_params",
+        "http_request_path",
+        "http_request_uri",
+        "http_response_data",
+        "http_status_line",
+        "trafficStats",
+        "websocket_extensions",
+        "websocket_extensions_in_use",
+        "websocket_origin",
+        "websocket_protocol_in_use",
+        "websocket_protocols",
+    }
+)
+"""What Autobahn keeps of a handshake for as long as the connection lives. It holds tokens, and memory."""
+
+
+def max_connections(limits: Limits) -> int:
+    """How many clients this process may have."""
+    return limits.connections or max(1, getrlimit(RLIMIT_NOFILE)[0] - _OTHER_FILES)
+
+
+def _accept_deflate(offers: Iterable[object]) -> PerMessageDeflateOfferAccept | None:
+    """The first offer to compress (RFC 7692) that is one of permessage-deflate.
+
+    Either side begins each message anew: nothing is kept from one to the next, and a message to a room is the same
+    bytes for everybody.
+    """
+    deflate = next((offer for offer in offers if isinstance(offer, PerMessageDeflateOffer)), None)
+    if deflate is None:
+        return None
+    return PerMessageDeflateOfferAccept(deflate, request_no_context_takeover=True, no_context_takeover=True)
+
+
+def _engine_sid(clients: EngineClients, request: ConnectionRequest) -> str:
+    """The Engine.IO session that a WebSocket is for, empty for a new one. Raises ``ConnectionDeny``."""
+    query = {name: values[0] for name, values in request.params.items()}
+    try:
+        sid = read_request("GET", query, websocket=True)
+        if sid is not None:
+            clients.find(sid)
+    except EngineError as error:
+        raise ConnectionDeny(error.status, str(error)) from None
+    return sid or ""
+
+
+def _credentials(request: ConnectionRequest) -> Authenticate | None:
+    kind, _, token = request.headers.get("authorization", "").partition(" ")
+    if kind.lower() != "bearer":
+        token = request.params.get("token", [""])[0]
+    if not token.strip():
+        return None
+    room_id: str | None = request.params.get("roomId", [None])[0]
+    if room_id is not None and len(room_id) > ROOM_ID_LENGTH:
+        raise ConnectionDeny(400, f"roomId: expected at most {ROOM_ID_LENGTH} characters")
+    return Authenticate(Token(token.strip()), room_id)

@@ -1,0 +1,252 @@
+"""One WebSocket connection: Autobahn's protocol on one side, a session and its outbox on the other.
+
+Made by :class:`kraftek.edge.websocket.factory.ClientFactory`.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+import autobahn.twisted.websocket
+import autobahn.websocket.protocol
+from autobahn.twisted.websocket import WebSocketServerProtocol
+from autobahn.websocket.types import ConnectionDeny, ConnectionRequest
+from autobahn.websocket.xormasker import create_xor_masker  # type: ignore[attr-defined]
+from twisted.internet.error import ConnectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from kraftek.contract.errors import CLOSE_CODES, Code
+from kraftek.contract.interfaces import IReceiver
+from kraftek.contract.messages import Authenticate
+from kraftek.edge.websocket.frames import wire
+from kraftek.edge.websocket.outbox import Outbox
+from kraftek.fastpath import plain_messages, release_window
+
+if TYPE_CHECKING:
+    from kraftek.edge.websocket.factory import ClientFactory
+
+__all__ = ["ClientProtocol"]
+
+_HEAD_BYTES = 16_384
+"""Request line and headers at most; Node's and nginx's limits are of the same size."""
+
+_EMPTY_PONG = b"\x8a\x80"
+"""And its mask: the answer to our ping, which says no more than that somebody is there (RFC 6455, section 5.5.3)."""
+
+_CLIENT_LEFT = Failure(ConnectionDone())
+
+
+def _unmask(mask: bytes, payload: bytes) -> bytes:
+    unmasked: bytes = create_xor_masker(mask, len(payload)).process(payload)
+    return unmasked
+
+
+class _Silent:
+    """Autobahn's log, which would hold request heads with their tokens, and a line per message.
+
+    What an operator needs is logged and counted here instead.
+    """
+
+    def _ignore(self, *args: object, **kwargs: object) -> None:
+        pass
+
+    critical = debug = error = failure = info = trace = warn = warning = _ignore
+
+
+# Autobahn colours the arguments of those lines before it logs them, some twenty for each connection.
+for _module in (autobahn.twisted.websocket, autobahn.websocket.protocol):
+    _module.hltype = _module.hlval = lambda *_, **__: ""  # type: ignore[attr-defined]
+
+
+class ClientProtocol(WebSocketServerProtocol):
+    """A client on a WebSocket. ``credentials`` came with its handshake; ``counted_as`` is the address it counts for.
+
+    ``outbox`` is what writes to its transport, and its session's link. ``engine_sid`` is set when it speaks Engine.IO:
+    the session that it is for, empty for a new one.
+    """
+
+    log: Any = _Silent()
+    _log = Logger()
+    # Autobahn turns Nagle's algorithm off before it has copied the factory's options, and swallows the AttributeError.
+    tcpNoDelay = True
+
+    factory: ClientFactory
+    transport: Any
+    outbox: Outbox
+    session: IReceiver | None = None
+    engine_sid: str | None = None
+    maxFramePayloadSize: int
+    maxMessagePayloadSize: int
+    credentials: Authenticate | None = None
+    counted_as: str | None = None
+    heard = True
+    slot = -1
+    gone = False
+    _refusal: str | None = None
+
+    def _connectionMade(self) -> None:  # noqa: N802  # Autobahn's name
+        super()._connectionMade()
+        self.outbox = Outbox(self, self.factory.turn, self.factory.limits.unsent_bytes)
+
+    def processHandshake(self) -> None:
+        head_end = self.data.find(b"\r\n\r\n", 0, _HEAD_BYTES)
+        if head_end < 0:
+            if len(self.data) >= _HEAD_BYTES:
+                self.failHandshake("request head too large", 431)
+        elif self.factory.is_plain_http(self.data[: head_end + 2]):
+            self._hand_over()
+        else:
+            super().processHandshake()
+
+    def dataReceived(self, data: bytes) -> None:
+        if self.state == self.STATE_OPEN and not self.data and self.current_frame is None:
+            if len(data) == 6 and data.startswith(_EMPTY_PONG):
+                self.heard = True
+                return
+            session = self.session
+            if session is not None and not self.inside_message:
+                messages, taken = plain_messages(data, self.maxMessagePayloadSize, _unmask)
+                if messages:
+                    self.heard = True
+                    for message in messages:
+                        session.receive(message)
+                    if taken == len(data):
+                        return
+                    data = data[taken:]
+        super().dataReceived(data)
+
+    def onConnect(self, request: ConnectionRequest) -> str | None:
+        try:
+            subprotocol: str | None = self.factory.admit(self, request)
+        except ConnectionDeny as denial:
+            self.factory.counters.connections_refused += 1
+            self._refusal = denial.reason
+            raise
+        except Exception as error:  # Autobahn would send the exception's text to the client
+            self._log.failure("Handshake failed")
+            raise ConnectionDeny(500, "internal error") from error
+        return subprotocol
+
+    def onOpen(self) -> None:
+        # A trusted proxy may have told another address than that of the transport.
+        self.outbox.peer = self.peer or ""
+        if self._perMessageCompress is not None:
+            self.outbox.window_bits = self._perMessageCompress.server_max_window_bits
+        try:
+            self.session = self.factory.opened(self)
+            if self.session is None:
+                self.close(1000, "")
+        except Exception:  # noqa: BLE001  # Autobahn would unwind the handshake
+            self._log.failure("Opening a session failed")
+            self.close(CLOSE_CODES[Code.INTERNAL], Code.INTERNAL)
+
+    def onMessage(self, payload: bytes, isBinary: bool) -> None:
+        self.heard = True
+        if self._perMessageCompress is not None:
+            release_window(self)
+        if self.session is not None and self.state == self.STATE_OPEN:
+            self.session.receive(payload, isBinary)
+
+    def onPing(self, payload: bytes) -> None:
+        self.heard = True
+        # Who does not read gets no more pongs: they would pile up, a ping each, past every bound.
+        if not self.outbox.blocked:
+            super().onPing(payload)
+
+    def onPong(self, payload: bytes) -> None:  # Autobahn's signature
+        self.heard = True
+
+    def connectionLost(self, reason: Failure = _CLIENT_LEFT) -> None:
+        self.gone = True
+        self.outbox.lost()
+        super().connectionLost(reason)
+        self.factory.closed(self)
+        session, self.session = self.session, None
+        if session is not None:
+            session.lost()
+
+    def failHandshake(self, reason: str, code: int = 400, responseHeaders: Any = None) -> None:
+        # Autobahn puts what it could not parse into its reasons, and that may be a token.
+        if self._refusal is not None:
+            reason = self._refusal
+        elif code == HTTPStatus.BAD_REQUEST:
+            reason = "not a WebSocket handshake (RFC 6455, section 4.2.1)"
+        else:
+            reason = HTTPStatus(code).phrase
+        super().failHandshake(reason, code, responseHeaders)
+
+    def sendHttpErrorResponse(self, code: int, reason: str, responseHeaders: Any = None) -> None:
+        headers = [("Content-Length", "0"), ("Connection", "close"), *(responseHeaders or ())]
+        super().sendHttpErrorResponse(code, reason, headers)
+
+    # What Autobahn says leaves by the outbox too, and keeps its place among what sessions say.
+
+    def sendData(self, data: bytes, sync: bool = False, chopsize: int | None = None) -> None:
+        self.outbox.put(data)
+
+    def sendCloseFrame(self, code: int | None = None, reasonUtf8: bytes | None = None, isReply: bool = False) -> None:
+        super().sendCloseFrame(code, reasonUtf8, isReply)
+        self.outbox.finish()
+
+    def dropConnection(self, abort: bool = False) -> None:
+        self.outbox.finish()
+        super().dropConnection(abort)
+
+    # What the outbox needs.
+
+    def close(self, code: int, reason: str) -> None:
+        """Send what was written, then a close frame."""
+        if self.state == self.STATE_OPEN:
+            self.sendCloseFrame(code, reason.encode())
+
+    def pause(self) -> None:
+        """Stop reading."""
+        self.heard = True
+        self.transport.pauseProducing()
+
+    def resume(self) -> None:
+        """Read again."""
+        self.transport.resumeProducing()
+
+    def overrun(self) -> None:
+        """More waits to be sent than may: say so, and close."""
+        self.factory.counters.slow_consumers += 1
+        session, code = self.session, Code.SLOW_CONSUMER
+        if session is not None:
+            last = session.overrun()
+            if last is not None:
+                self.outbox.put(wire(last))
+            # Not at once: the roster may be in the middle of telling everybody in a room.
+            self.factory.reactor.callLater(0, session.lost)
+        self.close(CLOSE_CODES[code], code)
+
+    # What the heartbeat needs.
+
+    def ping(self) -> None:
+        self.outbox.ping()
+
+    def silent(self) -> None:
+        self.factory.counters.ping_timeouts += 1
+        # Not dropConnection, which takes a connection for closed that still waits for its last bytes to be read.
+        self.transport.abortConnection()
+
+    def _hand_over(self) -> None:
+        """The rest of this connection is plain HTTP: another protocol takes it, and all that was read of it."""
+        timeout: Any = self.openHandshakeTimeoutCall
+        timeout.cancel()
+        self.gone = True
+        self.factory.closed(self)
+        data, self.data = self.data, b""
+        successor: Any = self.factory.http.buildProtocol(self.transport.getPeer())
+
+        def lost(reason: Failure = _CLIENT_LEFT) -> None:
+            self.factory.countConnections -= 1
+            successor.connectionLost(reason)
+
+        # Not every transport has an attribute for its protocol that may be changed (TLS has another than TCP).
+        self.dataReceived = successor.dataReceived  # type: ignore[method-assign]
+        self.connectionLost = lost  # type: ignore[method-assign]
+        successor.makeConnection(self.transport)
+        successor.dataReceived(data)

@@ -1,0 +1,163 @@
+"""Engine.IO by itself and Socket.IO by itself, each with a small application on top: no gateway, no Redis.
+
+``python servers.py engineio PORT`` echoes; ``python servers.py socketio PORT`` is the application that the test suite
+of https://github.com/socketio/socket.io-protocol wants, on the namespaces ``/`` and ``/custom``. That suite, and the
+one of engine.io-protocol, run against them as they are published, on port 3000::
+
+    python tests/edge/dialects/servers.py engineio 3000 &
+    cd engine.io-protocol/test-suite && npm ci && npm test
+
+Both are served by the gateway's own transports. Port 0 is any free one; the one taken is printed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from itertools import count
+from typing import Any
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
+from zope.interface import implementer
+
+from kraftek.contract.interfaces import IReceiver
+from kraftek.contract.iteration import Turn
+from kraftek.contract.messages import Outgoing
+from kraftek.contract.metrics import Counters
+from kraftek.contract.settings import Limits
+from kraftek.edge.addresses import Addresses
+from kraftek.edge.dialects.native import SUBPROTOCOL, NativeDialect
+from kraftek.edge.dialects.socketio_packets import (
+    MAIN,
+    ConnectPacket,
+    EventPacket,
+    SocketError,
+    SocketSession,
+    SocketSettings,
+    encode_ack,
+    encode_event,
+)
+from kraftek.edge.engineio.clients import EngineClient, EngineClients
+from kraftek.edge.engineio.connection import EngineSettings, encode_binary, encode_message
+from kraftek.edge.engineio.polling import Polling
+from kraftek.edge.origins import Origins
+from kraftek.edge.public_site import public_site
+from kraftek.edge.websocket.factory import ClientFactory
+
+__all__ = ["Echo", "Namespaces", "serve"]
+
+SETTINGS = EngineSettings(ping_interval=0.3, ping_timeout=0.2)
+"""The times that both suites expect."""
+
+SWEEP_INTERVAL = 0.005
+A_MOMENT = 0.02
+SIDS = count(1)
+
+
+@implementer(IReceiver)
+class Echo:
+    """Says what it hears."""
+
+    def __init__(self, client: EngineClient) -> None:
+        self._client = client
+
+    def receive(self, data: bytes, binary: bool = False) -> None:
+        self._client.write(encode_binary(data) if binary else encode_message(data))
+
+    def lost(self) -> None:
+        pass
+
+    def overrun(self) -> Outgoing | None:
+        return None
+
+
+@implementer(IReceiver)
+class Namespaces:
+    """Tells each client its ``auth``, and sends back what comes as ``message`` or ``message-with-ack``.
+
+    The first a moment after the answer to its CONNECT: we write both at once, the suite's WebSocket library hands both
+    out at once, and the suite, which awaits one after the other, would miss the second.
+    """
+
+    def __init__(self, clock: IReactorTime, client: EngineClient) -> None:
+        self._clock = clock
+        self._client = client
+        self._session = SocketSession(SocketSettings(namespaces=frozenset((MAIN, "/custom"))))
+
+    def receive(self, data: bytes, binary: bool = False) -> None:
+        write = self._client.write
+        try:
+            packet = self._session.receive(data, binary)
+        except SocketError as error:
+            self._client.close(1002, str(error))
+            return
+        match packet:
+            case ConnectPacket(namespace, auth):
+                write(self._session.accept(namespace, f"sid-{next(SIDS)}"))
+                said = encode_event("auth", auth or b"{}", namespace=namespace)
+                self._clock.callLater(A_MOMENT, write, said)
+            case EventPacket("message", args, _, namespace):
+                write(encode_event("message-back", *args, namespace=namespace))
+            case EventPacket("message-with-ack", args, int() as ack_id, namespace):
+                write(encode_ack(ack_id, *args, namespace=namespace))
+            case Outgoing():
+                write(packet)
+
+    def lost(self) -> None:
+        pass
+
+    def overrun(self) -> Outgoing | None:
+        return None
+
+
+def serve(
+    reactor: Any,
+    path: str,
+    application: Callable[[EngineClient], IReceiver],
+    *,
+    per_address: int = 0,
+    proxies: int = 0,
+) -> tuple[ClientFactory, EngineClients]:
+    """What listens at ``path``, and its clients, which somebody has to ``sweep``."""
+    turn, counters, limits, origins = Turn(reactor), Counters(), Limits(), Origins(("*",))
+    addresses = Addresses(per_address, proxies)
+    clients = EngineClients(reactor, turn, counters, SETTINGS, application, addresses, 1000)
+
+    def open_session(*_: object) -> Any:
+        raise AssertionError("only Engine.IO is spoken here")
+
+    factory = ClientFactory(
+        reactor,
+        open_session,
+        {SUBPROTOCOL: NativeDialect},
+        public_site(reactor, None, Polling(path, clients, origins, addresses)),
+        limits,
+        origins,
+        addresses,
+        turn,
+        counters,
+        engine_path=path,
+        engine_clients=clients,
+    )
+    return factory, clients
+
+
+def main(kind: str, port: str) -> None:
+    """Serve until killed."""
+    from twisted.internet import reactor as installed
+
+    reactor: Any = installed
+    applications: dict[str, tuple[str, Callable[[EngineClient], IReceiver]]] = {
+        "engineio": ("/engine.io/", Echo),
+        "socketio": ("/socket.io/", partial(Namespaces, reactor)),
+    }
+    factory, clients = serve(reactor, *applications[kind])
+    LoopingCall(clients.sweep).start(SWEEP_INTERVAL)
+    print(reactor.listenTCP(int(port), factory, interface="127.0.0.1").getHost().port, flush=True)
+    reactor.run()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,365 @@
+"""Socket.IO as a dialect: the mapping of docs/socketio.rst, and conversations with the core."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from msgspec import Raw
+
+from kraftek.contract.errors import CLOSE_CODES, Code, PeerError
+from kraftek.contract.messages import (
+    NULL,
+    Ack,
+    Authenticate,
+    Authenticated,
+    Closing,
+    Connected,
+    Delivery,
+    ErrorMessage,
+    Event,
+    Inbound,
+    Join,
+    Joined,
+    Leave,
+    Left,
+    Outbound,
+    Outgoing,
+    Pong,
+    Token,
+)
+from kraftek.edge.dialects.socketio_client import SocketIODialect
+from kraftek.edge.dialects.socketio_packets import RESERVED_EVENTS, SocketSettings
+from tests.edge.dialects.contract import JSON, SECRET, DialectContract, Wire, same
+from tests.fakes import FakeLink
+from tests.house import House
+
+
+def made(link: FakeLink | None = None, *, connected: bool = True) -> SocketIODialect:
+    """A dialect whose client, ``sid``, was let into the namespace."""
+    link = link or FakeLink()
+    dialect = SocketIODialect(link, SocketSettings())
+    dialect.encode(Connected("sid"))
+    if connected:
+        assert dialect.received(b"0", False) is None
+        assert texts(link) == ['40{"sid":"sid"}']
+    return dialect
+
+
+def texts(link: FakeLink) -> list[str]:
+    """What was written since the last look."""
+    written, link.written = link.written, []
+    return [outgoing.text.decode() for outgoing in written]
+
+
+class TestSocketIODialect(DialectContract):
+    def make(self) -> SocketIODialect:
+        return made()
+
+    def examples(self) -> Sequence[tuple[Wire, Inbound]]:
+        return [
+            *(([(text.encode(), False)], message) for text, message in UNDERSTOOD),
+            (
+                [(b'51-3["a:b:c",{"x":{"_placeholder":true,"num":0}}]', False), (b"\0\1\2", True)],
+                Event("a:b:c", Raw(b'{"x":{"_binary":"AAEC"}}'), 3),
+            ),
+        ]
+
+    def delivered(self, outgoing: Outgoing) -> tuple[str, Any]:
+        assert outgoing.text[:2] == b"42"
+        name, payload = json.loads(outgoing.text[2:])
+        return name, payload
+
+
+UNDERSTOOD: list[tuple[str, Inbound]] = [
+    (f'2["authenticate",{{"token":"{SECRET}","roomId":"r"}}]', Authenticate(Token(SECRET), "r")),
+    (f'27["authenticate",{{"token":"{SECRET}"}}]', Authenticate(Token(SECRET), None, 7)),
+    ('2["authenticate",{}]', Authenticate(Token(""))),
+    ('2["join",{"roomId":"r"}]', Join("r")),
+    ('20["join",{"roomId":"r"}]', Join("r", 0)),
+    ('212["leave",{"roomId":"r"}]', Leave("r", 12)),
+    ('2["a:b:c",{"x": 1.0}]', Event("a:b:c", Raw(b'{"x": 1.0}'))),
+    ('25["a:b:c",[1,"ж📝"]]', Event("a:b:c", Raw('[1,"ж📝"]'.encode()), 5)),
+    ('2["a:b:c"]', Event("a:b:c", NULL)),
+    ('26["a:b:c"]', Event("a:b:c", NULL, 6)),
+    ('2["hello",1]', Event("hello", Raw(b"1"))),
+]
+
+
+def test_a_connect_with_a_token_authenticates() -> None:
+    link = FakeLink()
+    message = made(link, connected=False).received(f'0{{"token":"{SECRET}","roomId":"r"}}'.encode(), False)
+    assert same(message, Authenticate(Token(SECRET), "r"))
+    assert texts(link) == ['40{"sid":"sid"}']
+
+
+@pytest.mark.parametrize("auth", ["", "{}", '{"token":""}', '{"user":"somebody"}', '{"token":"","roomId":null}'])
+def test_a_connect_without_a_token_only_connects(auth: str) -> None:
+    link = FakeLink()
+    assert made(link, connected=False).received(f"0{auth}".encode(), False) is None
+    assert texts(link) == ['40{"sid":"sid"}']
+
+
+@pytest.mark.parametrize("auth", ['{"token":7}', '{"token":"t","roomId":""}', '{"token":"t","roomId":["r"]}'])
+def test_a_connect_with_wrong_types_connects_and_is_told(auth: str) -> None:
+    link = FakeLink()
+    with pytest.raises(PeerError, match="payload of auth: ") as refused:
+        made(link, connected=False).received(f"0{auth}".encode(), False)
+    assert (refused.value.code, refused.value.closes) == (Code.INVALID_MESSAGE, False)
+    assert texts(link) == ['40{"sid":"sid"}']
+
+
+def test_there_is_one_namespace() -> None:
+    link = FakeLink()
+    assert made(link, connected=False).received(b"0/admin,", False) is None
+    assert texts(link) == ['44/admin,{"message":"Invalid namespace"}']
+
+
+def test_who_leaves_the_namespace_is_gone() -> None:
+    link = FakeLink()
+    assert made(link).received(b"1", False) is None
+    assert link.closed == (1000, "client namespace disconnect")
+
+
+def test_an_acknowledgement_of_the_client_means_nothing() -> None:
+    assert made().received(b'37["thanks"]', False) is None
+
+
+@pytest.mark.parametrize("packet", [b"abc", b"2{}", b'2["connect",1]', b"0", b"", b'2/admin,["a:b:c"]'])
+def test_who_breaks_the_protocol_is_closed(packet: bytes) -> None:
+    with pytest.raises(PeerError) as refused:
+        made().received(packet, False)
+    assert (refused.value.code, refused.value.closes) == (Code.INVALID_MESSAGE, True)
+
+
+@pytest.mark.parametrize(
+    ("packet", "message", "id"),
+    [
+        ('23["a:b:c",1,2]', "expected one payload, found 2 arguments", 3),
+        ('2["a:b:c",1,2,3]', "expected one payload, found 3 arguments", None),
+        ('29["join",{}]', "payload of join: ", 9),
+        ('2["leave"]', "payload of leave: ", None),
+        ('24["authenticate","token"]', "payload of authenticate: ", 4),
+    ],
+)
+def test_what_is_wrong_with_an_event(packet: str, message: str, id: int | None) -> None:
+    with pytest.raises(PeerError, match=message) as refused:
+        made().received(packet.encode(), False)
+    assert (refused.value.code, refused.value.closes, refused.value.id) == (Code.INVALID_MESSAGE, False, id)
+
+
+SAID: list[tuple[Outbound, list[str]]] = [
+    (Connected("sid"), []),
+    (Authenticated("u", "r"), ['42["authenticated",{"success":true,"userId":"u","roomId":"r"}]']),
+    (
+        Authenticated("u", None, 4),
+        [
+            '42["authenticated",{"success":true,"userId":"u","roomId":null}]',
+            '434[{"success":true,"userId":"u","roomId":null}]',
+        ],
+    ),
+    (Joined("r"), ['42["joined",{"roomId":"r"}]']),
+    (Joined("r", 0), ['42["joined",{"roomId":"r"}]', '430[{"roomId":"r"}]']),
+    (Left("r", 1), ['42["left",{"roomId":"r"}]', '431[{"roomId":"r"}]']),
+    (Ack(8, 2), ['438[{"receivers":2}]']),
+    (
+        ErrorMessage(Code.INVALID_EVENT, "No", "a:b", None, 3),
+        ['433[{"error":{"code":"INVALID_EVENT","message":"No","eventType":"a:b"}}]'],
+    ),
+    (
+        ErrorMessage(Code.AUTH_UNAVAILABLE, "Later", retry_after=1.5),
+        ['42["error",{"code":"AUTH_UNAVAILABLE","message":"Later","retryAfter":1.5}]'],
+    ),
+    (
+        ErrorMessage(Code.ACCESS_REVOKED, "Out", room_id="r"),
+        ['42["error",{"code":"ACCESS_REVOKED","message":"Out","roomId":"r"}]'],
+    ),
+    (Delivery("a:b:c", Raw(b'{"x": 1.0}')), ['42["a:b:c",{"x": 1.0}]']),
+    (Delivery("a:b:c"), ['42["a:b:c",null]']),
+    (Delivery("a:b:c", Raw(b"1"), None, 7), ["437[1]"]),
+    # What goes to a room answers nobody: this number is another request of each client in it.
+    (Delivery("a:b:c", Raw(b"1"), "r", 7), ['42["a:b:c",1]']),
+    (Delivery("a:b:c", Raw(b"1"), None, "7"), ['42["a:b:c",1]']),
+    (Delivery("a:b:c", Raw(b"1"), None, -7), ['42["a:b:c",1]']),
+    (Delivery("ж📝", Raw('"ж"'.encode())), ['42["ж📝","ж"]']),
+    (Pong(1), []),
+    (Closing(4401), ["41"]),
+]
+
+
+@pytest.mark.parametrize(("message", "said"), SAID)
+def test_what_we_say(message: Outbound, said: list[str]) -> None:
+    link = FakeLink()
+    last = made(link).encode(message)
+    assert texts(link) + ([] if last is None else [last.text.decode()]) == said
+
+
+def test_every_message_to_a_client_is_among_them() -> None:
+    assert {type(message) for message, _ in SAID} == set(Outbound.__args__)
+
+
+def test_binary_values_are_attachments() -> None:
+    outgoing = made().encode(Delivery("a:b:c", Raw(b'{"x":{"_binary":"AAEC"},"y":1}')))
+    assert outgoing is not None
+    assert outgoing.text == b'451-["a:b:c",{"x":{"_placeholder":true,"num":0},"y":1}]'
+    assert outgoing.attachments == (b"\0\1\2",)
+
+
+@pytest.mark.parametrize("name", sorted(RESERVED_EVENTS))
+def test_no_delivery_has_a_reserved_name(name: str) -> None:
+    assert made().encode(Delivery(name, Raw(b"1"))) is None
+
+
+@pytest.mark.parametrize("message", [message for message, said in SAID if said and not isinstance(message, Delivery)])
+def test_nothing_is_said_before_the_client_connected(message: Outbound) -> None:
+    link = FakeLink()
+    assert made(link, connected=False).encode(message) is None
+    assert texts(link) == []
+
+
+@pytest.mark.parametrize("code", [1000, 1001, 1011, *CLOSE_CODES.values()])
+def test_who_may_come_back_is_not_put_out_of_the_namespace(code: int) -> None:
+    final = code in (4400, 4401, 4403, 4409)
+    outgoing = made().encode(Closing(code))
+    assert (outgoing.text if outgoing is not None else None) == (b"41" if final else None)
+
+
+@given(JSON)
+def test_a_payload_comes_as_it_was_sent(payload: Any) -> None:
+    text = json.dumps(payload)
+    message = made().received(f'2["a:b:c",{text}]'.encode(), False)
+    assert isinstance(message, Event)
+    assert bytes(message.payload) == text.encode()
+
+
+# With the core.
+
+
+class Page:
+    """A Socket.IO client of a house: it says packets and reads packets."""
+
+    def __init__(self, house: House) -> None:
+        self.link = FakeLink()
+        self.session = house.gateway.open(self.link, SocketIODialect(self.link, SocketSettings()))
+
+    def says(self, *packets: str | bytes) -> list[str]:
+        for packet in packets:
+            self.session.receive(packet.encode() if isinstance(packet, str) else packet, isinstance(packet, bytes))
+        return texts(self.link)
+
+
+def admitted(house: House) -> Page:
+    page = Page(house)
+    page.says('0{"token":"t","roomId":"r"}')
+    house.access.next().yes("user")
+    assert texts(page.link) == ['42["authenticated",{"success":true,"userId":"user","roomId":"r"}]']
+    return page
+
+
+def test_the_socket_id_is_the_cores() -> None:
+    page = Page(House())
+    assert page.says("0") == [f'40{{"sid":"{page.session.socket_id}"}}']
+
+
+def test_the_answer_to_connect_comes_before_all_else() -> None:
+    house = House()
+    page = Page(house)
+    house_sid = page.session.socket_id
+    assert page.says('0{"token":"t","roomId":"r"}') == [f'40{{"sid":"{house_sid}"}}']
+    house.access.next().no("Invalid token")
+    assert texts(page.link) == ['42["error",{"code":"AUTH_FAILED","message":"Invalid token"}]', "41"]
+    assert page.link.closed == (4401, "AUTH_FAILED")
+
+
+def test_an_event_reaches_its_service_and_the_acknowledgement_its_client() -> None:
+    house = House()
+    page = admitted(house)
+    assert page.says('25["notes:note:create",{"text":"ж"}]') == []
+    published = house.next_published()
+    assert (published.channel, published.event["payload"], published.event["id"]) == (
+        "events:notes",
+        {"text": "ж"},
+        5,
+    )
+    house.bus.answer(1)
+    assert texts(page.link) == ['435[{"receivers":1}]']
+
+
+def test_a_service_answers_by_the_acknowledgement() -> None:
+    house = House()
+    page = admitted(house)
+    page.says('20["chat:message:send",1]')
+    house.bus.answer(1)
+    house.broadcast(type="done", payload={"n": 1}, recipients=[page.session.socket_id], inReplyTo=0)
+    assert texts(page.link) == ['430[{"n": 1}]']
+
+
+def test_an_acknowledgement_that_its_service_never_gives_says_so() -> None:
+    house = House()
+    page = admitted(house)
+    page.says('20["chat:message:send",1]')
+    house.bus.answer(1)
+    house.pass_time(10.25)
+    assert texts(page.link) == [
+        '430[{"error":{"code":"TIMEOUT","message":"no answer within 10 s","eventType":"chat:message:send"}}]'
+    ]
+
+
+def test_binary_goes_to_the_service_and_back() -> None:
+    house = House()
+    page = admitted(house)
+    page.says('51-["notes:file:put",{"data":{"_placeholder":true,"num":0}}]', b"\xff\0")
+    encoded = {"data": {"_binary": b64encode(b"\xff\0").decode()}}
+    assert house.next_published().event["payload"] == encoded
+    house.broadcast(type="notes:file:put", payload=encoded, roomId="r")
+    (outgoing,) = page.link.written
+    assert outgoing.attachments == (b"\xff\0",)
+
+
+def test_errors_are_events_or_acknowledgements() -> None:
+    house = House()
+    page = Page(house)
+    page.says("0")
+    assert page.says('2["notes:note:create",{}]') == [
+        '42["error",{"code":"NOT_AUTHENTICATED","message":"authenticate first","eventType":"notes:note:create"}]'
+    ]
+    assert page.says('21["notes:note:create",{}]') == [
+        '431[{"error":{"code":"NOT_AUTHENTICATED","message":"authenticate first","eventType":"notes:note:create"}}]'
+    ]
+
+
+def test_one_that_breaks_the_protocol_is_put_out_and_nobody_else() -> None:
+    house = House()
+    page, other = admitted(house), house.admit("other", "r", "t2")
+    assert page.says("2{}")[-1] == "41"
+    assert page.link.closed == (4400, "INVALID_MESSAGE")
+    house.broadcast(type="a:b:c", payload=1, roomId="r")
+    assert [said["type"] for said in other.link.read()] == ["a:b:c"]
+
+
+def test_who_never_connects_is_closed_in_time() -> None:
+    house = House()
+    page = Page(house)
+    house.pass_time(house.limits.authenticate_timeout + 1)
+    assert texts(page.link) == []
+    assert page.link.closed == (4408, "AUTH_TIMEOUT")
+
+
+def test_a_broadcast_is_encoded_once_for_each_dialect() -> None:
+    house = House()
+    house.admit("native", "r", "t1")
+    pages = []
+    for name in ("one", "two"):
+        page = Page(house)
+        page.says(f'0{{"token":"{name}","roomId":"r"}}')
+        house.access.next().yes(name)
+        page.link.written.clear()
+        pages.append(page)
+    house.broadcast(type="notes:note:created", payload={"text": "😀"}, roomId="r")
+    (one,), (two,) = (page.link.written for page in pages)
+    assert one is two
+    assert json.loads(one.text[2:]) == ["notes:note:created", {"text": "😀"}]

@@ -1,0 +1,324 @@
+"""The Engine.IO clients of a process: the change from polling to WebSocket, and what becomes of each when it fails."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from twisted.internet.task import Clock
+from zope.interface import implementer
+from zope.interface.verify import verifyObject
+
+from kraftek.contract.interfaces import ILink, IReceiver
+from kraftek.contract.iteration import Turn
+from kraftek.contract.messages import Outgoing
+from kraftek.contract.metrics import Counters
+from kraftek.edge.addresses import Addresses
+from kraftek.edge.engineio.clients import EngineClient, EngineClients, EngineSocket
+from kraftek.edge.engineio.connection import EngineError, EngineSettings, State, encode_message
+from tests.fakes import FakeLink
+
+SETTINGS = EngineSettings(max_queued_bytes=100)
+LAST = encode_message(b"last word")
+
+
+@implementer(IReceiver)
+class Listener:
+    """What speaks on top: it notes what it hears."""
+
+    def __init__(self, client: EngineClient) -> None:
+        self.client = client
+        self.heard: list[bytes] = []
+        self.ended = 0
+
+    def receive(self, data: bytes, binary: bool = False) -> None:
+        self.heard.append(data)
+
+    def lost(self) -> None:
+        self.ended += 1
+
+    def overrun(self) -> Outgoing | None:
+        return LAST
+
+
+class World:
+    """Clients of a process, on a clock."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.counters = Counters()
+        self.listeners: list[Listener] = []
+        turn, addresses = Turn(self.clock), Addresses(0, 0)
+        self.clients = EngineClients(self.clock, turn, self.counters, SETTINGS, self._open, addresses, 10)
+
+    def _open(self, client: EngineClient) -> Listener:
+        self.listeners.append(Listener(client))
+        return self.listeners[-1]
+
+    def poll(self, client: EngineClient) -> list[str]:
+        """Answers of a held GET, now and later."""
+        answers: list[str] = []
+        client.poll(lambda body: answers.append("503" if body is None else body.decode()))
+        return answers
+
+    def polling(self) -> tuple[EngineClient, Listener]:
+        answers: list[bytes | None] = []
+        client = self.clients.poll("peer", answers.append)
+        assert answers[0] is not None
+        return client, self.listeners[-1]
+
+    def socket(self, client: EngineClient) -> tuple[EngineSocket, FakeLink]:
+        link = FakeLink()
+        socket = self.clients.connect(client.engine.sid, link)
+        assert socket is not None
+        return socket, link
+
+    def upgraded(self) -> tuple[EngineClient, Listener, EngineSocket, FakeLink]:
+        client, listener = self.polling()
+        socket, link = self.socket(client)
+        socket.receive(b"2probe")
+        socket.receive(b"5")
+        assert texts(link) == ["3probe"]
+        return client, listener, socket, link
+
+    def pass_time(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+        self.clients.sweep()
+        self.clock.advance(0)
+
+
+def texts(link: FakeLink) -> list[str]:
+    written, link.written = link.written, []
+    return [outgoing.text.decode() for outgoing in written]
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_they_are_links_and_receivers(world: World) -> None:
+    client, _ = world.polling()
+    assert verifyObject(ILink, client)
+    assert verifyObject(IReceiver, world.socket(client)[0])
+
+
+def test_a_websocket_from_the_start(world: World) -> None:
+    link = FakeLink()
+    socket = world.clients.connect(None, link)
+    assert socket is not None
+    (handshake,) = texts(link)
+    assert json.loads(handshake[1:])["upgrades"] == []
+    (listener,) = world.listeners
+    socket.receive(b"4hello")
+    socket.receive(b"\0", binary=True)
+    assert listener.heard == [b"hello", b"\0"]
+    listener.client.write(encode_message(b"at once"))
+    assert texts(link) == ["4at once"]
+    socket.lost()
+    assert listener.ended == 1
+    with pytest.raises(EngineError):
+        world.clients.find(listener.client.engine.sid)
+
+
+def test_the_change_to_a_websocket_loses_nothing(world: World) -> None:
+    client, listener = world.polling()
+    held = world.poll(client)
+    socket, link = world.socket(client)
+    socket.receive(b"2probe")
+    assert (texts(link), held) == (["3probe"], ["6"])
+    client.write(encode_message(b"in between"))
+    world.clock.advance(0)
+    assert texts(link) == []
+    socket.receive(b"5")
+    assert texts(link) == ["4in between"]
+    socket.receive(b"4over")
+    client.write(encode_message(b"after"))
+    assert (listener.heard, texts(link)) == ([b"over"], ["4after"])
+    with pytest.raises(EngineError):
+        world.poll(client)
+
+
+def test_a_websocket_that_does_not_probe_is_closed_and_polling_goes_on(world: World) -> None:
+    client, listener = world.polling()
+    socket, link = world.socket(client)
+    socket.receive(b"4hello")
+    assert link.closed is not None
+    held = world.poll(client)
+    client.write(encode_message(b"still here"))
+    world.clock.advance(0)
+    assert (held, listener.heard, listener.ended) == (["4still here"], [], 0)
+
+
+def test_a_change_that_takes_too_long_is_given_up(world: World) -> None:
+    client, _ = world.polling()
+    late, link = world.socket(client)
+    late.receive(b"2probe")
+    world.pass_time(SETTINGS.upgrade_timeout)
+    assert link.closed is not None
+    # Another may try, and nothing that the first does now matters.
+    socket, other = world.socket(client)
+    socket.receive(b"2probe")
+    late.receive(b"5")
+    late.lost()
+    socket.receive(b"5")
+    client.write(encode_message(b"here"))
+    assert texts(other) == ["3probe", "4here"]
+
+
+@pytest.mark.parametrize("upgraded", [True, False])
+def test_a_second_websocket_is_turned_away(world: World, upgraded: bool) -> None:
+    client = world.upgraded()[0] if upgraded else world.polling()[0]
+    if not upgraded:
+        world.socket(client)
+    assert world.clients.connect(client.engine.sid, FakeLink()) is None
+
+
+def test_nobody_has_a_websocket_for_an_unknown_session(world: World) -> None:
+    assert world.clients.connect("nobody", FakeLink()) is None
+
+
+def test_what_is_closed_on_top_is_closed_with_its_code(world: World) -> None:
+    client, listener, _, link = world.upgraded()
+    client.close(4401, "AUTH_FAILED")
+    assert (link.closed, listener.ended) == ((4401, "AUTH_FAILED"), 1)
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_no_poll_is_told_to_stay_away_when_the_gateway_stops(world: World, held: bool) -> None:
+    client, _ = world.polling()
+    answers = world.poll(client) if held else []
+    client.close(1001, "the gateway stops")
+    assert answers == (["503"] if held else [])
+    with pytest.raises(EngineError):
+        world.clients.find(client.engine.sid)
+
+
+def test_who_polls_gets_what_was_said_before_the_close(world: World) -> None:
+    client, listener = world.polling()
+    client.write(encode_message(b"AUTH_FAILED"))
+    client.close(4401, "AUTH_FAILED")
+    assert listener.ended == 1
+    assert world.poll(client) == ["4AUTH_FAILED"]
+    assert world.poll(client) == ["1"]
+    with pytest.raises(EngineError):
+        world.clients.find(client.engine.sid)
+
+
+@pytest.mark.parametrize("fetched", ["5", "poll"])
+def test_who_changes_over_gets_what_was_said_before_the_close(world: World, fetched: str) -> None:
+    """By the WebSocket when it had already had the answer to its last poll, by that poll otherwise."""
+    client, listener = world.polling()
+    socket, link = world.socket(client)
+    socket.receive(b"2probe")
+    assert texts(link) == ["3probe"]
+    client.write(encode_message(b"DUPLICATE_CONNECTION"))
+    client.close(4409, "DUPLICATE_CONNECTION")
+    assert (listener.ended, link.closed) == (1, None)
+    if fetched == "5":
+        socket.receive(b"5")
+        assert texts(link) == ["4DUPLICATE_CONNECTION"]
+    else:
+        assert world.poll(client) == ["4DUPLICATE_CONNECTION"]
+        assert link.closed is None
+        assert world.poll(client) == ["1"]
+    assert link.closed is not None
+    with pytest.raises(EngineError):
+        world.clients.find(client.engine.sid)
+
+
+def test_who_begins_to_change_over_as_it_is_closed_polls_what_was_said_before(world: World) -> None:
+    client, _ = world.polling()
+    socket, link = world.socket(client)
+    client.write(encode_message(b"DUPLICATE_CONNECTION"))
+    client.close(4409, "DUPLICATE_CONNECTION")
+    socket.receive(b"2probe")
+    socket.receive(b"5")  # of no account any more
+    assert link.closed is not None
+    assert texts(link) == []
+    assert world.clients.connect(client.engine.sid, FakeLink()) is None
+    assert world.poll(client) == ["4DUPLICATE_CONNECTION"]
+    assert world.poll(client) == ["1"]
+
+
+def test_a_websocket_left_open_for_what_was_said_before_the_close_is_closed_in_time(world: World) -> None:
+    client, _ = world.polling()
+    socket, link = world.socket(client)
+    socket.receive(b"2probe")
+    client.write(encode_message(b"DUPLICATE_CONNECTION"))
+    client.close(4409, "DUPLICATE_CONNECTION")
+    world.pass_time(SETTINGS.ping_interval)
+    assert link.closed is None
+    world.pass_time(SETTINGS.ping_timeout)
+    assert link.closed is not None
+
+
+def test_the_close_answers_what_was_posted_and_not_read(world: World) -> None:
+    """A client waits for that before it changes over."""
+    client, _ = world.polling()
+    socket, link = world.socket(client)
+    socket.receive(b"2probe")
+    client.pause()
+    done: list[str] = []
+    client.post(b"4one", lambda: done.append("before"))
+    client.write(encode_message(b"AUTH_FAILED"))
+    client.close(4401, "AUTH_FAILED")
+    client.post(b"4two", lambda: done.append("after"))
+    assert done == ["before", "after"]
+    socket.receive(b"5")
+    assert texts(link) == ["3probe", "4AUTH_FAILED"]
+
+
+def test_a_breach_of_the_protocol_closes_the_websocket(world: World) -> None:
+    _, listener, socket, link = world.upgraded()
+    socket.receive(b"9")
+    assert link.closed is not None
+    assert listener.ended == 1
+
+
+def test_each_is_pinged_and_given_up_when_silent(world: World) -> None:
+    client, listener, socket, link = world.upgraded()
+    for _ in range(3):
+        world.pass_time(SETTINGS.ping_interval)
+        assert texts(link) == ["2"]
+        socket.receive(b"3")
+    world.pass_time(SETTINGS.ping_interval)
+    world.pass_time(SETTINGS.ping_timeout)
+    assert link.closed is not None
+    assert (listener.ended, world.counters.ping_timeouts) == (1, 1)
+    assert client.engine.state is State.CLOSED
+
+
+def test_who_does_not_fetch_what_it_is_sent_gets_the_last_word(world: World) -> None:
+    client, listener = world.polling()
+    for _ in range(4):
+        client.write(encode_message(b"x" * 40))
+    assert listener.ended == 0  # not in the middle of somebody's loop
+    world.clock.advance(0)
+    assert (listener.ended, world.counters.slow_consumers) == (1, 1)
+    assert world.poll(client) == ["4last word"]
+    assert world.poll(client) == ["1"]
+
+
+def test_pausing_follows_the_client_to_its_websocket(world: World) -> None:
+    client, _ = world.polling()
+    client.pause()
+    done: list[str] = []
+    client.post(b"4one", lambda: done.append("ok"))
+    socket, link = world.socket(client)
+    socket.receive(b"2probe")
+    assert not link.paused
+    socket.receive(b"5")
+    assert link.paused
+    assert done == []
+    client.resume()
+    assert (link.paused, done) == (False, ["ok"])
+
+
+def test_polling_clients_are_limited(world: World) -> None:
+    for _ in range(10):
+        world.polling()
+    with pytest.raises(EngineError) as refused:
+        world.clients.poll("peer", lambda body: None)
+    assert (refused.value.status, str(refused.value)) == (503, "too many connections")
+    assert world.counters.connections_refused == 1

@@ -1,0 +1,351 @@
+"""HTTP long-polling through the public port's own factory, in memory: an echo on top of Engine.IO."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import txaio.tx
+from twisted.internet.error import ConnectionLost
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+
+from kraftek.edge.origins import Origins
+from tests.edge.dialects.servers import SETTINGS, Echo, serve
+from tests.edge.websocket.edge import Peer, RecordingTransport
+
+PATH = "/engine.io/"
+
+
+class Server:
+    """The echo server, on a clock."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, per_address: int = 0, proxies: int = 0) -> None:
+        self.clock = Clock()
+        monkeypatch.setattr(txaio.tx.config, "loop", self.clock)
+        self.factory, self.clients = serve(self.clock, PATH, self._echo, per_address=per_address, proxies=proxies)
+        self.echoes: list[Echo] = []
+
+    def _echo(self, client: Any) -> Echo:
+        self.echoes.append(Echo(client))
+        return self.echoes[-1]
+
+    def ask(self, method: str = "GET", query: str = "", body: str | None = None, **headers: str) -> Answer:
+        """One request on a connection of its own."""
+        target = f"{PATH}?EIO=4&transport=polling{query}"
+        return self.ask_raw(f"{method} {target} HTTP/1.1", body, **headers)
+
+    def ask_raw(self, line: str, body: str | None = None, **headers: str) -> Answer:
+        lines = [line, "Host: gateway.test", *(f"{name.replace('_', '-')}: {value}" for name, value in headers.items())]
+        data = b"" if body is None else body.encode()
+        if body is not None:
+            lines.append(f"Content-Length: {len(data)}")
+        answer = self.connect()
+        answer.send("\r\n".join([*lines, "", ""]).encode() + data)
+        return answer
+
+    def accept(self, peer: Any = None) -> tuple[Any, RecordingTransport]:
+        transport = RecordingTransport(peer)
+        protocol = self.factory.buildProtocol(transport.getPeer())
+        protocol.makeConnection(transport)
+        return protocol, transport
+
+    def connect(self) -> Answer:
+        return Answer(self, *self.accept())
+
+    def settle(self) -> None:
+        self.clock.advance(0)
+
+    def open(self) -> str:
+        """A new session's id."""
+        answer = self.ask()
+        assert answer.body[:1] == "0"
+        return f"&sid={json.loads(answer.body[1:])['sid']}"
+
+    def sweep(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+        self.clients.sweep()
+        self.clock.advance(0)
+
+
+class Answer:
+    """What came back for a request, if anything did."""
+
+    def __init__(self, server: Server, protocol: Any, transport: RecordingTransport) -> None:
+        self._server = server
+        self._protocol = protocol
+        self.transport = transport
+
+    def send(self, data: bytes) -> None:
+        self._protocol.dataReceived(data)
+        self._server.clock.advance(0)
+
+    @property
+    def _parts(self) -> tuple[str, str]:
+        head, _, body = self.transport.value().decode().partition("\r\n\r\n")
+        return head, body
+
+    @property
+    def held(self) -> bool:
+        return not self.transport.value()
+
+    @property
+    def status(self) -> int:
+        return int(self._parts[0].split(" ")[1])
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return dict(line.lower().split(": ", 1) for line in self._parts[0].split("\r\n")[1:])
+
+    @property
+    def body(self) -> str:
+        return self._parts[1]
+
+    def lose(self) -> None:
+        self._protocol.connectionLost(Failure(ConnectionLost()))
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Server:
+    return Server(monkeypatch)
+
+
+def test_a_session(server: Server) -> None:
+    opened = server.ask()
+    assert opened.status == 200
+    assert opened.headers["content-type"] == "text/plain; charset=utf-8"
+    assert opened.headers["cache-control"] == "no-store"
+    handshake = json.loads(opened.body[1:])
+    assert handshake["upgrades"] == ["websocket"]
+    sid = f"&sid={handshake['sid']}"
+    poll = server.ask(query=sid)
+    assert poll.held
+    posted = server.ask("POST", sid, "4hé\x1ebAQID")
+    assert (posted.status, posted.body) == (200, "ok")
+    assert poll.body == "4hé\x1ebAQID"
+
+
+def test_what_one_turn_says_answers_one_poll(server: Server) -> None:
+    sid = server.open()
+    poll = server.ask(query=sid)
+    server.echoes[0].receive(b"one")
+    server.echoes[0].receive(b"two")
+    assert poll.held
+    server.clock.advance(0)
+    assert poll.body == "4one\x1e4two"
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        (f"GET {PATH} HTTP/1.1", 0),
+        (f"GET {PATH}?EIO=4&transport=carrier-pigeon HTTP/1.1", 0),
+        (f"GET {PATH}?EIO=4&transport=polling&sid=nobody HTTP/1.1", 1),
+        (f"POST {PATH}?EIO=4&transport=polling&sid=nobody HTTP/1.1", 1),
+        (f"POST {PATH}?EIO=4&transport=polling HTTP/1.1", 2),
+        (f"DELETE {PATH}?EIO=4&transport=polling&sid=nobody HTTP/1.1", 3),
+        (f"GET {PATH}?EIO=4&transport=websocket HTTP/1.1", 3),
+        (f"GET {PATH}?EIO=3&transport=polling HTTP/1.1", 5),
+        (f"GET {PATH}?transport=polling HTTP/1.1", 5),
+    ],
+)
+def test_what_is_refused_and_how(server: Server, line: str, code: int) -> None:
+    answer = server.ask_raw(line, "" if line.startswith("POST") else None)
+    assert answer.status == 400
+    assert answer.headers["content-type"] == "application/json"
+    assert json.loads(answer.body)["code"] == code
+
+
+def test_a_second_poll_ends_the_session(server: Server) -> None:
+    sid = server.open()
+    poll, second = server.ask(query=sid), server.ask(query=sid)
+    assert (poll.status, poll.body) == (200, "1")
+    assert second.status == 400
+    assert json.loads(server.ask(query=sid).body)["code"] == 1
+
+
+def test_who_goes_away_while_polling_is_gone(server: Server) -> None:
+    sid = server.open()
+    server.ask(query=sid).lose()
+    assert json.loads(server.ask(query=sid).body)["code"] == 1
+
+
+def test_who_vanishes_between_two_polls_is_timed_out(server: Server) -> None:
+    sid = server.open()
+    server.sweep(SETTINGS.ping_interval)
+    server.sweep(SETTINGS.ping_timeout)
+    assert server.clients.counters.ping_timeouts == 1
+    assert json.loads(server.ask(query=sid).body)["code"] == 1
+
+
+def test_who_does_not_fetch_what_it_is_sent_is_closed(server: Server) -> None:
+    sid = server.open()
+    for _ in range(3):
+        server.echoes[0].receive(b"x" * (SETTINGS.max_queued_bytes // 2 - 1))
+    server.clock.advance(0)
+    assert server.clients.counters.slow_consumers == 1
+    # All of it is forgotten.
+    assert server.ask(query=sid).body == "1"
+
+
+def test_a_paused_client_waits_for_the_answer_to_its_post(server: Server) -> None:
+    sid = server.open()
+    client = server.echoes[0]._client
+    client.pause()
+    posted = server.ask("POST", sid, "4one")
+    assert posted.held
+    client.resume()
+    assert posted.body == "ok"
+
+
+def test_when_the_gateway_goes_away_clients_are_told_to_come_back(server: Server) -> None:
+    sid = server.open()
+    poll = server.ask(query=sid)
+    server.echoes[0]._client.close(1001, "the gateway stops")
+    assert poll.status == 503
+
+
+@pytest.mark.parametrize("extra", [1, 10_000_000])
+def test_a_body_that_is_too_long_is_not_read(server: Server, extra: int) -> None:
+    sid = server.open()
+    length = str(SETTINGS.max_payload + extra)
+    answer = server.ask_raw(f"POST {PATH}?EIO=4&transport=polling{sid} HTTP/1.1", Content_Length=length)
+    assert answer.status == 413
+    assert answer.transport.closed == "lost"
+    said = answer.transport.value()
+    answer.send(b"4" * 100)
+    assert answer.transport.value() == said
+
+
+def test_a_chunked_body_is_bounded_too(server: Server) -> None:
+    sid = server.open()
+    answer = server.ask_raw(f"POST {PATH}?EIO=4&transport=polling{sid} HTTP/1.1", Transfer_Encoding="chunked")
+    chunk = b"%x\r\n%b\r\n" % (65_536, b"4" * 65_536)
+    for _ in range(SETTINGS.max_payload // 65_536):
+        answer.send(chunk)
+    assert answer.held
+    answer.send(chunk)
+    assert answer.status == 413
+    assert answer.transport.closed == "lost"
+
+
+def test_the_longest_body_passes(server: Server) -> None:
+    sid = server.open()
+    body = "4" * SETTINGS.max_payload
+    assert server.ask("POST", sid, body).body == "ok"
+    assert server.ask(query=sid).body == body
+
+
+def test_pages_of_allowed_origins_may_read_answers(server: Server) -> None:
+    for answer in (server.ask(Origin="https://app.test"), server.ask(query="&sid=nobody", Origin="https://app.test")):
+        assert answer.headers["access-control-allow-origin"] == "https://app.test"
+        assert answer.headers["access-control-allow-credentials"] == "true"
+        assert answer.headers["vary"] == "origin"
+    assert "access-control-allow-origin" not in server.ask().headers
+
+
+def test_pages_ask_before_they_post(server: Server) -> None:
+    answer = server.ask(
+        "OPTIONS",
+        Origin="https://app.test",
+        Access_Control_Request_Method="POST",
+        Access_Control_Request_Headers="content-type",
+    )
+    assert (answer.status, answer.body) == (204, "")
+    assert answer.headers["access-control-allow-headers"] == "content-type"
+    assert answer.headers["access-control-allow-methods"] == "get, post, options"
+
+
+def test_pages_of_other_origins_are_refused(server: Server) -> None:
+    polling = server.factory.http._polling  # type: ignore[attr-defined]
+    polling._origins = Origins(("same-host",))
+    for method in ("GET", "OPTIONS"):
+        answer = server.ask(method, Origin="https://evil.test")
+        assert answer.status == 403
+        assert json.loads(answer.body) == {"code": 4, "message": "origin not allowed"}
+        assert "access-control-allow-origin" not in answer.headers
+    assert server.ask(Origin="http://gateway.test").status == 200
+
+
+def test_there_may_be_too_many(server: Server) -> None:
+    server.clients._max_clients = 1
+    server.open()
+    refused = server.ask()
+    assert refused.status == 503
+    assert json.loads(refused.body) == {"code": 4, "message": "too many connections"}
+    assert server.clients.counters.connections_refused == 1
+
+
+# Clients of one address.
+
+
+class Crowd:
+    """Clients of addresses that a trusted proxy tells."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, per_address: int) -> None:
+        self.server = Server(monkeypatch, per_address, proxies=1)
+        self.accept = self.server.accept
+        self.settle = self.server.settle
+
+    def polling(self, address: str) -> Answer:
+        return self.server.ask(X_Forwarded_For=f"203.0.113.9, {address}")
+
+    def websocket(self, address: str, query: str = "") -> Peer:
+        path = f"{PATH}?EIO=4&transport=websocket{query}"
+        return Peer(self, path, headers={"X-Forwarded-For": address})  # type: ignore[arg-type]
+
+
+def test_polling_counts_with_websockets_by_the_forwarded_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    crowd = Crowd(monkeypatch, 2)
+    assert crowd.polling("192.0.2.1").status == 200
+    socket = crowd.websocket("192.0.2.1")
+    assert socket.status == 101
+    refused = crowd.polling("192.0.2.1")
+    assert refused.status == 429
+    assert json.loads(refused.body) == {"code": 4, "message": "too many connections from this address"}
+    assert crowd.websocket("192.0.2.1").status == 429
+    assert crowd.server.clients.counters.connections_refused == 2
+    assert crowd.polling("192.0.2.2").status == 200
+    socket.lose()
+    assert crowd.polling("192.0.2.1").status == 200
+
+
+def test_all_lines_of_the_header_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(monkeypatch, 1, proxies=1)
+    lines = [("192.0.2.1", "192.0.2.2"), ("192.0.2.1", "192.0.2.3"), ("192.0.2.4", "192.0.2.3")]
+    request = f"GET {PATH}?EIO=4&transport=polling HTTP/1.1"
+    answers = [server.ask_raw(request, X_Forwarded_For=one, x_forwarded_for=other) for one, other in lines]
+    assert [answer.status for answer in answers] == [200, 200, 429]
+
+
+def test_without_trusted_proxies_nobody_tells_his_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(monkeypatch, 1)
+    assert [server.ask(X_Forwarded_For=f"192.0.2.{n}").status for n in range(2)] == [200, 429]
+
+
+def test_a_client_that_changes_over_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    crowd = Crowd(monkeypatch, 1)
+    sid = f"&sid={json.loads(crowd.polling('192.0.2.1').body[1:])['sid']}"
+    socket = crowd.websocket("192.0.2.1", sid)
+    assert socket.status == 101
+    socket.send("2probe")
+    socket.send("5")
+    assert crowd.polling("192.0.2.1").status == 429
+    socket.lose()
+    assert crowd.polling("192.0.2.1").status == 200
+
+
+@pytest.mark.parametrize("way", ["closed", "timed out", "lost"])
+def test_who_is_gone_counts_no_more(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    server = Server(monkeypatch, 1)
+    sid = server.open()
+    if way == "closed":
+        server.ask("POST", sid, "1")
+    elif way == "lost":
+        server.ask(query=sid).lose()
+    else:
+        server.sweep(SETTINGS.ping_interval)
+        server.sweep(SETTINGS.ping_timeout)
+    assert server.factory.addresses._clients == {}
+    server.open()
