@@ -17,10 +17,6 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from kraftek.access.cache import AccessCache
-from kraftek.access.open import OpenAccess
-from kraftek.admission import Admission
-from kraftek.broadcasts import Broadcasts
 from kraftek.bus import RedisBus
 from kraftek.bus.embedded import EmbeddedRedis
 from kraftek.contract.errors import NotPublished
@@ -29,9 +25,21 @@ from kraftek.contract.iteration import Turn
 from kraftek.contract.metrics import Counters, Gauges
 from kraftek.contract.names import new_gateway_id, reply_channel
 from kraftek.contract.settings import Config
+from kraftek.core.access.cache import AccessCache
+from kraftek.core.access.open import OpenAccess
+from kraftek.core.admission import Admission
+from kraftek.core.deliveries import Broadcasts
+from kraftek.core.dispatch import Dispatch
+from kraftek.core.gateway import Gateway
+from kraftek.core.registry import ServiceRegistry
+from kraftek.core.requests import Requests
+from kraftek.core.rooms.leases import LOOK_INTERVAL, RENEW_INTERVAL, Leases
+from kraftek.core.rooms.room_cache import RedisRooms
+from kraftek.core.roster import Roster
+from kraftek.core.router import EventRouter
+from kraftek.core.service_events import Intake
 from kraftek.daemon.operator import operator_site
 from kraftek.demo import BOARD, NotesService
-from kraftek.dispatch import Dispatch
 from kraftek.edge.addresses import Addresses
 from kraftek.edge.auth_service import HttpChecker
 from kraftek.edge.dialects.native import SUBPROTOCOL, NativeDialect
@@ -44,15 +52,7 @@ from kraftek.edge.origins import Origins
 from kraftek.edge.public_site import public_site
 from kraftek.edge.websocket.factory import ClientFactory, max_connections
 from kraftek.fastpath import drive
-from kraftek.gateway import Gateway
-from kraftek.intake import Intake
-from kraftek.leases import LOOK_INTERVAL, RENEW_INTERVAL, Leases
 from kraftek.listening import server_endpoint
-from kraftek.registry import ServiceRegistry
-from kraftek.requests import Requests
-from kraftek.rooms import RedisRooms
-from kraftek.roster import Roster
-from kraftek.router import EventRouter
 from kraftek.systemd import notify
 
 __all__ = ["Daemon", "make_gateway"]

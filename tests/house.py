@@ -30,21 +30,21 @@ import msgspec
 from msgspec.structs import replace
 from twisted.internet.task import Clock
 
-from kraftek.admission import Admission
-from kraftek.broadcasts import Broadcasts
 from kraftek.contract.interfaces import IDialect
 from kraftek.contract.messages import Authenticate
 from kraftek.contract.metrics import Counters
 from kraftek.contract.names import reply_channel
 from kraftek.contract.settings import Limits, Service
-from kraftek.dispatch import Dispatch
+from kraftek.core.admission import Admission
+from kraftek.core.deliveries import Broadcasts
+from kraftek.core.dispatch import Dispatch
+from kraftek.core.gateway import Gateway
+from kraftek.core.registry import ServiceRegistry
+from kraftek.core.requests import Requests
+from kraftek.core.roster import Roster
+from kraftek.core.router import EventRouter
+from kraftek.core.session import State
 from kraftek.edge.dialects.native import NativeDialect
-from kraftek.gateway import Gateway
-from kraftek.registry import ServiceRegistry
-from kraftek.requests import Requests
-from kraftek.roster import Roster
-from kraftek.router import EventRouter
-from kraftek.session import State
 from tests.fakes import FakeAccess, FakeBus, FakeLink, FakeRooms, Published
 
 __all__ = ["CHAT", "NOTES", "Client", "House"]
@@ -70,7 +70,7 @@ class House:
         limits: Limits | None = None,
     ) -> None:
         self.clock = Clock()
-        # Keeping answers is a script's work: tests/test_requests.py has it with a real Redis.
+        # Keeping answers is a script's work: tests/core/test_requests.py has it with a real Redis.
         self.limits = replace(limits or Limits(), request_window=0)
         self.counters = Counters()
         self.access = FakeAccess()

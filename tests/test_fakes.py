@@ -20,8 +20,8 @@ from kraftek.contract.iteration import Turn
 from kraftek.contract.messages import Outgoing, Token
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Redis
-from kraftek.registry import ServiceRegistry
-from kraftek.rooms import LOST, RedisRooms, entries_of
+from kraftek.core.registry import ServiceRegistry
+from kraftek.core.rooms.room_cache import LOST, RedisRooms, entries_of
 from tests.fakes import FakeAccess, FakeBus, FakeLink, FakeRooms
 from tests.redis_server import PrivateRedis
 

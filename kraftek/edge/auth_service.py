@@ -1,4 +1,4 @@
-"""The auth service, asked over HTTP. Made by :mod:`kraftek.daemon`, called by :mod:`kraftek.access.cache`."""
+"""The auth service, asked over HTTP. Made by :mod:`kraftek.daemon`, called by :mod:`kraftek.core.access.cache`."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from websockets.asyncio.client import connect as connect_async
 
-from kraftek.leases import LEASE, OUTAGE
+from kraftek.core.rooms.leases import LEASE, OUTAGE
 from tests.integration.test_processes import READY
 from tests.integration.waiting import wait_until
 

@@ -18,6 +18,7 @@ from kraftek.contract.iteration import Turn
 from kraftek.contract.messages import ROOM_ID_LENGTH, Authenticate, Token
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Limits
+from kraftek.core.session import Session
 from kraftek.edge.addresses import Addresses
 from kraftek.edge.engineio.clients import EngineClients
 from kraftek.edge.engineio.connection import EngineError, read_request
@@ -25,7 +26,6 @@ from kraftek.edge.origins import Origins
 from kraftek.edge.websocket.heartbeat import Heartbeat
 from kraftek.edge.websocket.protocol import ClientProtocol
 from kraftek.fastpath import configured, slim
-from kraftek.session import Session
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IAddress

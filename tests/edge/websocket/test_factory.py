@@ -21,11 +21,11 @@ from kraftek.contract.iteration import Turn
 from kraftek.contract.messages import Outgoing, Token
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Limits
+from kraftek.core.session import Session
 from kraftek.edge.addresses import Addresses
 from kraftek.edge.dialects.native import SUBPROTOCOL, NativeDialect
 from kraftek.edge.engineio.clients import EngineClients
 from kraftek.edge.engineio.connection import EngineSettings
-from kraftek.session import Session
 from tests.edge.websocket.edge import TOKEN, WRONG, Edge, Peer
 
 # Subprotocols.

@@ -17,9 +17,9 @@ from websockets.frames import Frame, Opcode
 
 from kraftek.contract.messages import Outbound, Outgoing
 from kraftek.contract.settings import Limits
+from kraftek.core.session import Session, State
 from kraftek.edge.dialects.native import SUBPROTOCOL, NativeDialect
 from kraftek.edge.public_site import public_site
-from kraftek.session import Session, State
 from tests.edge.websocket.edge import TOKEN, WRONG, Edge, Peer, RecordingTransport, handshake
 
 EVENT = '{"type":"notes:n:1"}'

@@ -1,0 +1,263 @@
+"""What all gateway processes know of access, in Redis. Called by :mod:`kraftek.core.access.cache`.
+
+======================================  ======================================================================
+``access:token:<digest of a token>``    a hash: room → the yes, as JSON; the room is empty for a yes without one
+``access:user:<userId>``                the set of the digests that the user has such hashes for
+``access-ledger:<userId>``              a hash, ours alone: until when the set and each of those hashes should
+                                        live, and when one of them was last found missing
+======================================  ======================================================================
+
+A yes counts while its digest is in its user's set, so that deleting either key takes it back. A deleted key leaves
+no trace, though, and the question that is just being asked would fill it again with what was true before. Redis's
+invalidation messages cannot tell: one stands for everything that happened to a key in one turn of Redis's loop, our
+own writes included. So the scripts keep the ledger, compare it with what there is, and take no answer to a question
+that is older than a deletion. The ledger's name does not begin with ``access:``: nobody is told of its changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from kraftek.contract.errors import NotPublished
+from kraftek.contract.interfaces import IBus
+from kraftek.contract.lua import Script
+from kraftek.contract.messages import Grant
+
+__all__ = ["CLEAR", "LOOK", "STORE", "Found", "Kept", "SharedAnswers", "token_key", "user_key"]
+
+LOG_INTERVAL = 60.0
+"""Seconds between two log lines that say Redis refused."""
+
+
+class Kept(Grant, frozen=True, rename="camel", omit_defaults=True, kw_only=True):
+    """A yes, and until when (in Unix seconds) it may be used without asking again."""
+
+    fresh_until: float
+
+
+class Found(Struct, frozen=True):
+    """What a look found. ``time`` is when, by Redis's clock in microseconds; ``kept`` counts, but may be old."""
+
+    time: int
+    kept: Kept | None
+
+
+def token_key(digest: str) -> str:
+    """The key of what is kept for a token."""
+    return f"access:token:{digest}"
+
+
+def user_key(user_id: str) -> str:
+    """The key of a user's digests."""
+    return f"access:user:{user_id}"
+
+
+# Microseconds, and no %g of them anywhere: a Lua number holds them exactly, its usual text does not.
+_COMMON = """
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+
+local function text(microseconds)
+  return string.format('%.0f', microseconds)
+end
+
+local function extend(key, milliseconds)
+  if redis.call('PTTL', key) < milliseconds then
+    redis.call('PEXPIRE', key, milliseconds)
+  end
+end
+
+-- When something of this user was last found missing, as far as it matters to who asked then. Looks for it first.
+-- What had its end since may have expired or have been deleted before: that counts as missing, too. What a missing
+-- set leaves behind goes with it, lest a later answer about the same token bring it back.
+local function taken(ledger, user, tokens, digest, asked, memory)
+  local at, set, hash = unpack(redis.call('HMGET', ledger, 'taken', 'user', digest))
+  if set and tonumber(set) > asked and redis.call('EXISTS', user) == 0 then
+    for _, field in ipairs(redis.call('HKEYS', ledger)) do
+      if #field == #digest then
+        redis.call('DEL', tokens .. field)
+      end
+    end
+    redis.call('DEL', ledger)
+  elseif hash and tonumber(hash) > asked
+      and (redis.call('EXISTS', tokens .. digest) == 0 or redis.call('SISMEMBER', user, digest) == 0) then
+    redis.call('DEL', tokens .. digest)
+    redis.call('HDEL', ledger, digest)
+  else
+    return tonumber(at or 0)
+  end
+  redis.call('HSET', ledger, 'taken', text(now))
+  extend(ledger, memory)
+  return now
+end
+"""
+
+LOOK = Script(
+    _COMMON
+    + """
+-- KEYS: the beginnings of tokens', users' and ledgers' keys
+-- ARGV: digest, room, the user who it was last time or nothing, milliseconds that the ledger lives at least
+local tokens, users, ledgers, digest, user = KEYS[1], KEYS[2], KEYS[3], ARGV[1], ARGV[3]
+local answer = redis.call('HGET', tokens .. digest, ARGV[2])
+if answer then
+  local readable, yes = pcall(cjson.decode, answer)
+  if readable and type(yes) == 'table' and type(yes.userId) == 'string' then
+    user = yes.userId
+    if redis.call('SISMEMBER', users .. user, digest) == 1 then
+      return {text(now), answer}
+    end
+  end
+end
+if user ~= '' then
+  taken(ledgers .. user, users .. user, tokens, digest, now, tonumber(ARGV[4]))
+end
+return {text(now), false}
+"""
+)
+
+STORE = Script(
+    _COMMON
+    + """
+-- KEYS: the beginning of tokens' keys, the user's set, the ledger
+-- ARGV: digest, room, answer, milliseconds that it may be kept, time of the look before the question,
+--       milliseconds that the ledger lives at least
+local tokens, user, ledger, digest = KEYS[1], KEYS[2], KEYS[3], ARGV[1]
+local token = tokens .. digest
+local keep, asked, memory = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+if taken(ledger, user, tokens, digest, asked, memory) > asked then
+  return 0
+end
+if keep == 0 then
+  return 1
+end
+if redis.call('SISMEMBER', user, digest) == 0 then
+  -- Whatever the token's hash still holds does not count: it must not by this.
+  redis.call('DEL', token)
+end
+redis.call('HSET', token, ARGV[2], ARGV[3])
+local new = redis.call('SADD', user, digest)
+-- A second more: when a key expires, what was in it has run out.
+for field, key in pairs({[digest] = token, user = user}) do
+  extend(key, keep + 1000)
+  -- In whole milliseconds, rounded up: no deletion is to look like an expiry.
+  redis.call('HSET', ledger, field, text(now + (redis.call('PTTL', key) + 1) * 1000))
+end
+extend(ledger, keep + 1000 + memory)
+if new == 1 then
+  -- Who is never away never expires: forget some of the user's old tokens with each new one.
+  local sample = redis.call('HRANDFIELD', ledger, 4, 'WITHVALUES')
+  for i = 1, #sample, 2 do
+    if #sample[i] == #digest and tonumber(sample[i + 1]) + memory * 1000 < now then
+      redis.call('HDEL', ledger, sample[i])
+      redis.call('SREM', user, sample[i])
+    end
+  end
+end
+return 1
+"""
+)
+
+CLEAR = Script(
+    _COMMON
+    + """
+-- KEYS: the user's set, the beginning of tokens' keys, the ledger
+-- ARGV: 1 for one room alone and that room, milliseconds that the ledger lives at least
+local user, ledger, one_room = KEYS[1], KEYS[3], ARGV[1] == '1'
+for _, digest in ipairs(redis.call('SMEMBERS', user)) do
+  local token = KEYS[2] .. digest
+  if one_room then
+    redis.call('HDEL', token, ARGV[2])
+    if redis.call('EXISTS', token) == 0 then
+      redis.call('HDEL', ledger, digest)
+    end
+  else
+    redis.call('DEL', token)
+  end
+end
+if not one_room then
+  redis.call('DEL', user, ledger)
+end
+redis.call('HSET', ledger, 'taken', text(now))
+extend(ledger, tonumber(ARGV[3]))
+return 1
+"""
+)
+
+
+class SharedAnswers:
+    """The answers in Redis. Every method gives ``None`` when Redis is away or refuses: nobody is kept out by that.
+
+    ``memory``: seconds for which a deletion is remembered; no question may take longer.
+    """
+
+    _log = Logger()
+
+    def __init__(self, bus: IBus, clock: IReactorTime, memory: float) -> None:
+        self._bus = bus
+        self._clock = clock
+        self._memory = int(memory * 1000)
+        self._quiet_until = clock.seconds()
+
+    async def look(self, digest: str, room_id: str | None, user_id: str = "") -> Found | None:
+        """What is kept for this token in this room. ``user_id``: whose it was when last known."""
+        reply = await self._run(
+            LOOK,
+            (token_key(""), user_key(""), _ledger_key("")),
+            (digest, room_id or "", user_id, self._memory),
+        )
+        if reply is None:
+            return None
+        time, answer = reply
+        return Found(int(time), None if answer is None else _read(answer))
+
+    async def store(self, digest: str, room_id: str | None, kept: Kept, seconds: float, asked: int) -> bool | None:
+        """Keep an answer for so many seconds; 0 is for the verdict alone. ``asked``: the time of the last look before
+        the question. ``False``: something of this user was taken back since then, and the answer may be older.
+        """
+        reply = await self._run(
+            STORE,
+            (token_key(""), user_key(kept.user_id), _ledger_key(kept.user_id)),
+            (digest, room_id or "", msgspec.json.encode(kept), int(seconds * 1000), asked, self._memory),
+        )
+        return None if reply is None else reply == 1
+
+    async def clear(self, user_id: str, room_id: str | None) -> bool | None:
+        """Forget what is kept for a user, in one room alone when it is given; answers on their way as well."""
+        reply = await self._run(
+            CLEAR,
+            (user_key(user_id), token_key(""), _ledger_key(user_id)),
+            (int(room_id is not None), room_id or "", self._memory),
+        )
+        return None if reply is None else True
+
+    async def _run(self, script: Script, keys: Sequence[str], args: Sequence[bytes | str | int]) -> Any:
+        try:
+            return await self._bus.call(script, keys, args)
+        except NotPublished:
+            return None
+        except Exception as error:  # noqa: BLE001  # whatever the reason for which Redis refuses: see the class
+            self._refused(error)
+            return None
+
+    def _refused(self, error: Exception) -> None:
+        seconds = self._clock.seconds()
+        if seconds >= self._quiet_until:
+            self._quiet_until = seconds + LOG_INTERVAL
+            self._log.error("Redis refuses to keep access (said once a minute): {error}", error=str(error))
+
+
+def _ledger_key(user_id: str) -> str:
+    return f"access-ledger:{user_id}"
+
+
+def _read(answer: bytes) -> Kept | None:
+    try:
+        return msgspec.json.decode(answer, type=Kept)
+    except msgspec.DecodeError:
+        return None  # somebody else's writing, or another version's

@@ -1,0 +1,150 @@
+"""Service → clients: what arrives on the broadcast channel and on this process's reply channel.
+
+Decodes the envelope only, finds the sockets that are here, and encodes once for each dialect among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Raw, Struct
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from kraftek.contract.errors import Code
+from kraftek.contract.messages import Broadcast, Delivery
+from kraftek.contract.metrics import Counters
+from kraftek.core.admission import Admission
+from kraftek.core.requests import Requests
+from kraftek.core.roster import Audience, Roster, audience_of
+from kraftek.core.session import Session
+
+__all__ = ["Broadcasts"]
+
+_LOG_INTERVAL = 60.0
+"""Seconds between two log lines about the same kind of bad broadcast."""
+
+_SAMPLE = 200
+"""Bytes of a bad broadcast that its log line shows."""
+
+
+class _Room(Struct):
+    roomId: str | None = None
+
+
+class _Command(Struct):
+    # The code is a close frame's reason too, which has room for 123 bytes (RFC 6455, section 5.5).
+    code: Annotated[str, Meta(pattern="^[A-Z][A-Z0-9_]{0,63}$")] = Code.ACCESS_REVOKED
+    message: str = "disconnected by a service"
+
+
+_decode = msgspec.json.Decoder(Broadcast).decode
+_decode_room = msgspec.json.Decoder(_Room).decode
+_decode_command = msgspec.json.Decoder(_Command | None).decode
+
+
+class Broadcasts:
+    """Carries services' messages to the sockets on this process."""
+
+    _log = Logger()
+
+    def __init__(
+        self, roster: Roster, admission: Admission, requests: Requests, counters: Counters, clock: IReactorTime
+    ) -> None:
+        self._roster = roster
+        self._admission = admission
+        self._requests = requests
+        self._counters = counters
+        self._clock = clock
+        self._silent_until: dict[str, float] = {}
+
+    def received(self, body: bytes) -> None:
+        """One message of a service, as it stands on the channel. Malformed ones are counted and logged."""
+        try:
+            # A raw payload is not looked into, and clients have to leave when they get text that is not UTF-8.
+            if not body.isascii():
+                body.decode()
+            message = _decode(body)
+            if message.type == "disconnect":
+                self._disconnect(message)
+            elif message.in_reply_to is not None and (message.recipients or message.user_ids):
+                self._requests.answered(message, body)
+            else:
+                self._deliver(message, body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            self._counters.broadcasts_malformed += 1
+            self._complain("Malformed broadcast: {error}: {sample}", body, error=str(error))
+
+    def _deliver(self, message: Broadcast, body: bytes) -> None:
+        self._counters.broadcasts += 1
+        room_id = None
+        audience: Audience
+        if message.recipients and len(message.recipients) == 1 and not (message.user_ids or message.exclude_socket_ids):
+            # Most are: an answer to one client, or to one of another process.
+            self._answer(message.recipients[0], message)
+            return
+        if message.recipients or message.user_ids:
+            audience = audience_of(self._but_for(message, self._addressed(message)))
+        else:
+            room_id = message.room_id or _room_in(message.payload)
+            if room_id is None:
+                self._counters.broadcasts_without_target += 1
+                self._complain("Broadcast without recipients and room: {sample}", body)
+                return
+            if message.exclude_socket_ids:
+                audience = audience_of(self._but_for(message, self._roster.room(room_id)))
+            else:
+                audience = self._roster.audience(room_id)
+        delivery = Delivery(message.type, message.payload, room_id)
+        for dialect, links in audience:
+            outgoing = dialect.encode(delivery)
+            if outgoing is not None:
+                for link in links:
+                    link.write(outgoing)
+                self._counters.delivered += len(links)
+
+    def _answer(self, socket_id: str, message: Broadcast) -> None:
+        session = self._roster.socket(socket_id)
+        if session is not None:
+            outgoing = session.dialect.encode(Delivery(message.type, message.payload))
+            if outgoing is not None:
+                session.link.write(outgoing)
+                self._counters.delivered += 1
+
+    def _but_for(self, message: Broadcast, sessions: Iterable[Session]) -> Iterable[Session]:
+        excluded = frozenset(message.exclude_socket_ids or ())
+        return [session for session in sessions if session.socket_id not in excluded] if excluded else sessions
+
+    def _addressed(self, message: Broadcast) -> Iterable[Session]:
+        sessions: dict[Session, None] = {}
+        for socket_id in message.recipients or ():
+            session = self._roster.socket(socket_id)
+            if session is not None:
+                sessions[session] = None
+        for user_id in message.user_ids or ():
+            sessions.update(dict.fromkeys(self._roster.user(user_id)))
+        return sessions
+
+    def _disconnect(self, message: Broadcast) -> None:
+        command = _decode_command(message.payload) or _Command()
+        code, text = command.code, command.message
+        if code == Code.DUPLICATE_CONNECTION:
+            text = "a newer login of the same user took this room"
+        for session in self._addressed(message):
+            if message.room_id is None or message.room_id in session.rooms:
+                self._admission.evict(session, code, text)
+
+    def _complain(self, format: str, body: bytes, **details: str) -> None:
+        now = self._clock.seconds()
+        if now >= self._silent_until.get(format, 0.0):
+            self._silent_until[format] = now + _LOG_INTERVAL
+            self._log.warn(format, sample=body[:_SAMPLE].decode("utf-8", "replace"), **details)
+
+
+def _room_in(payload: Raw) -> str | None:
+    try:
+        return _decode_room(payload).roomId
+    except msgspec.ValidationError:
+        return None

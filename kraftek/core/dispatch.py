@@ -1,0 +1,186 @@
+"""Events on their way to services: published on a channel, or appended to a Redis Stream, as each is registered.
+
+Called by the gateway for clients' events, by :mod:`kraftek.core.requests` for those that are answered, and by
+:mod:`kraftek.core.service_events` for those of other services.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from operator import attrgetter
+
+import msgspec
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from kraftek.contract.errors import NotPublished
+from kraftek.contract.interfaces import IBus, IServiceRegistry
+from kraftek.contract.lua import ForEach, Receipt, Script, Value
+from kraftek.contract.messages import Envelope
+from kraftek.contract.names import place_of, stream_of
+from kraftek.contract.settings import Service
+
+__all__ = ["FULL", "Dispatch", "once", "target_of"]
+
+FULL = -3
+"""The receipt of an event that was not taken, because as many as may be wait in the service's stream."""
+
+_TRIM = """
+local function smaller(one, other)
+    local ms, seq = one:match('(%d+)-(%d+)')
+    local other_ms, other_seq = other:match('(%d+)-(%d+)')
+    if ms == other_ms then return tonumber(seq) < tonumber(other_seq) end
+    return tonumber(ms) < tonumber(other_ms)
+end
+
+local function trim(stream)
+    local unhandled
+    for _, group in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+        local about = {}
+        for i = 1, #group, 2 do about[group[i]] = group[i + 1] end
+        local first
+        if about.pending > 0 then
+            first = redis.call('XPENDING', stream, about.name)[2]
+        else
+            local ms, seq = about['last-delivered-id']:match('(%d+)-(%d+)')
+            first = string.format('%s-%d', ms, seq + 1)
+        end
+        if not unhandled or smaller(first, unhandled) then unhandled = first end
+    end
+    if unhandled then redis.call('XTRIM', stream, 'MINID', unhandled) end
+    return redis.call('XLEN', stream)
+end
+"""
+
+# Not MAXLEN, which throws away what nobody has handled: what every group has handled goes, and then nothing more fits.
+_SEND = {
+    "pubsub": """
+local function send(channel, body)
+    return redis.call('PUBLISH', channel, body)
+end
+""",
+    "stream": f"""{_TRIM}
+local function send(stream, body, most)
+    if redis.call('XLEN', stream) >= most and trim(stream) >= most then return {FULL} end
+    redis.call('XADD', stream, '*', 'event', body)
+    return 1
+end
+""",
+}
+
+TRIM = Script(f"""{_TRIM}
+local waiting = 0
+for _, stream in ipairs(KEYS) do
+    if redis.call('EXISTS', stream) == 1 then waiting = waiting + trim(stream) end
+end
+return waiting
+""")
+
+_encode = msgspec.json.Encoder().encode
+_socket_id = attrgetter("socket_id")
+
+
+def _to_append(events: list[tuple[str, int, Envelope, Receipt]]) -> tuple[Sequence[Sequence[Value]], list[bytes]]:
+    streams, most, envelopes, _ = zip(*events, strict=True)
+    return (streams, most), [*map(_encode, envelopes)]
+
+
+APPEND = ForEach.make("stream", "most", _to_append, "return send(stream, body, most)", _SEND["stream"])
+
+
+def _to_send(events: list[tuple[str, str, Envelope, Receipt]]) -> tuple[Sequence[Sequence[Value]], list[bytes]]:
+    targets, claims, envelopes, _ = zip(*events, strict=True)
+    return (targets, claims, [*map(_socket_id, envelopes)]), [*map(_encode, envelopes)]
+
+
+_ACK = """
+local ack = '{"type":"ack","payload":{"receivers":' .. taken .. '}}'
+redis.call('SET', claim, ack, 'KEEPTTL')
+"""
+
+
+@lru_cache(256)
+def once(transport: str, replies: bool, kept: int, most: int) -> ForEach:
+    """The script that hands events to services as :meth:`Dispatch.send` does, unless that was done before.
+
+    Its messages are where an event goes, its claim, the event, and the receipt. The claim is a key in Redis, and stands
+    for ``kept`` milliseconds; ``?`` stands there and the socket that sent the event, and then the answer. The receipt
+    of an event whose claim stands already is what stands there. There is none when a service that replies has the
+    event. What is the same for all events of a service is not sent with each; services that are alike share a script,
+    and so a command. ``most``: as many may wait in a stream.
+    """
+    return ForEach.make(
+        "target, claim",
+        "socket",
+        _to_send,
+        f"""
+if not redis.call('SET', claim, '?' .. socket, 'NX', 'PX', '{kept}') then return redis.call('GET', claim) end
+local done, taken = pcall(send, target, body, {most})
+if not done or taken <= 0 then redis.call('DEL', claim) end
+if not done then error(taken, 0) end
+if taken <= 0 then return taken end
+{"return nil" if replies else f"{_ACK} return taken"}
+""",
+        _SEND[transport],
+    )
+
+
+class Dispatch:
+    """Hands events to services. ``waiting``: how many events wait in each stream service's streams, by its name."""
+
+    _log = Logger()
+
+    def __init__(self, registry: IServiceRegistry, bus: IBus) -> None:
+        self.waiting: dict[str, int] = {}
+        self._untrimmed: set[str] = set()
+        self._registry = registry
+        self._bus = bus
+
+    def send(self, service: Service, envelope: Envelope, receipt: Callable[[int], None]) -> None:
+        """Publish or append it. ``receipt`` is called once: as that of ``IBus.publish``, or with :data:`FULL`.
+
+        Who reads a stream is unknown: it takes everything, as one. Raises ``NotPublished`` as ``IBus.publish`` does.
+        """
+        if service.transport == "pubsub":
+            self._bus.publish(service.channel, _encode(envelope), receipt)
+        else:
+            self._bus.run(APPEND, (target_of(service, envelope), service.max_length, envelope, receipt))
+
+    def longest_timeout(self) -> float:
+        """Seconds after which no service's answer is waited for any more."""
+        return max((service.timeout for service in self._registry.services() if service.reply), default=0.0)
+
+    def sweep(self) -> None:
+        """Remove from streams what was handled, and count what waits. Called every second or so."""
+        services = [service for service in self._registry.services() if service.transport == "stream"]
+        names = {service.name for service in services}
+        for gone in self.waiting.keys() - names:
+            del self.waiting[gone]
+        self._untrimmed &= names
+        for service in services:
+            trimming = self._bus.call(TRIM, _streams(service))
+            name = (service.name,)
+            trimming.addCallbacks(self._trimmed, self._not_trimmed, callbackArgs=name, errbackArgs=name)
+
+    def _trimmed(self, waiting: int, name: str) -> None:
+        self.waiting[name] = waiting
+        self._untrimmed.discard(name)
+
+    def _not_trimmed(self, failure: Failure, name: str) -> None:
+        if failure.check(NotPublished) is None and name not in self._untrimmed:
+            self._untrimmed.add(name)
+            self._log.failure("Cannot trim the stream of {service}", failure=failure, service=name)
+
+
+def target_of(service: Service, envelope: Envelope) -> str:
+    """The channel or the stream that the event goes to. A channel has no partitions, whatever is configured."""
+    if service.transport == "pubsub":
+        return service.channel
+    return place_of(service.channel, service.partitions, envelope.room_id or envelope.socket_id)
+
+
+def _streams(service: Service) -> list[str]:
+    if service.partitions == 0:
+        return [service.channel]
+    return [stream_of(service.channel, number) for number in range(service.partitions)]

@@ -1,0 +1,144 @@
+"""The core: what clients ask goes to admission or to their service's channel. It knows neither sockets nor Redis.
+
+Made by :mod:`kraftek.daemon`; links call :meth:`Gateway.open`, sessions call the rest.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+from zope.interface.verify import verifyObject
+
+from kraftek.contract.errors import Code, NotPublished, PeerError
+from kraftek.contract.interfaces import IDialect, IEventRouter, ILink
+from kraftek.contract.messages import Authenticate, Connected, Envelope, Event, Inbound, Join, Leave, Ping, Pong
+from kraftek.contract.metrics import Counters
+from kraftek.contract.names import new_socket_id
+from kraftek.contract.settings import Limits
+from kraftek.core.access.permissions import permits
+from kraftek.core.admission import Admission
+from kraftek.core.dispatch import Dispatch
+from kraftek.core.requests import Requests, not_taken
+from kraftek.core.roster import Roster
+from kraftek.core.session import Session
+
+__all__ = ["Gateway"]
+
+
+class Gateway:
+    """Opens sessions and routes their events.
+
+    ``reply_to``: the channel that this process listens to, as services must name it. ``now`` gives Unix seconds.
+    """
+
+    def __init__(
+        self,
+        gateway_id: str,
+        router: IEventRouter,
+        dispatch: Dispatch,
+        requests: Requests,
+        reply_to: str,
+        admission: Admission,
+        roster: Roster,
+        limits: Limits,
+        counters: Counters,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        verifyObject(IEventRouter, router)
+        self.gateway_id = gateway_id
+        self._router = router
+        self._dispatch = dispatch
+        self._requests = requests
+        self._reply_to = reply_to
+        self._admission = admission
+        self._roster = roster
+        self._limits = limits
+        self._counters = counters
+        self._now = now
+
+    def open(self, link: ILink, dialect: IDialect, credentials: Authenticate | None = None) -> Session:
+        """A client connected; ``credentials`` came with its handshake. What it sends goes to ``receive`` of the
+        session returned, and ``lost`` of it is called when the link is gone.
+        """
+        session = Session(new_socket_id(self.gateway_id), self, link, dialect, self._limits, self._counters)
+        self._counters.connections += 1
+        self._admission.arrived(session)
+        session.say(Connected(session.socket_id))
+        if credentials is not None:
+            session.take(credentials)
+        return session
+
+    def handle(self, session: Session, message: Inbound) -> None:
+        """Do what the client asks. Raises ``PeerError``."""
+        if isinstance(message, Event):
+            self._send(session, message)
+        elif type(message) is Authenticate:
+            self._admission.authenticate(session, message)
+        elif type(message) is Ping:
+            session.say(Pong(message.id))
+        elif session.user_id is None:
+            raise PeerError(Code.NOT_AUTHENTICATED, "authenticate first", id=message.id)
+        elif type(message) is Join:
+            self._admission.join(session, message)
+        elif type(message) is Leave:
+            self._admission.leave(session, message)
+
+    def closed(self, session: Session) -> None:
+        """A session has ended."""
+        self._admission.departed(session)
+        self._requests.departed(session)
+
+    def close_all(self, code: int, reason: str) -> None:
+        """The process stops: every client is told."""
+        for session in tuple(self._roster):
+            session.close(code, reason)
+
+    def _send(self, session: Session, event: Event) -> None:
+        user_id = session.user_id
+        if user_id is None:
+            raise _about(event, Code.NOT_AUTHENTICATED, "authenticate first")
+        try:
+            service = self._router.route(event.name)
+        except PeerError as error:
+            error.id = event.id
+            raise
+        room_id = event.room_id if event.room_id is not None else session.room_id
+        try:
+            grant = session.rooms[room_id]
+        except KeyError:
+            where = "in no room" if room_id is None else "not in this room"
+            raise _about(event, Code.ACCESS_DENIED, where) from None
+        if grant is None:
+            raise _about(event, Code.AUTH_UNAVAILABLE, "access cannot be checked at present", retry_after=1.0)
+        if grant.permissions is not None and not permits(grant.permissions, event.name):
+            raise _about(event, Code.ACCESS_DENIED, "this event is not permitted")
+        envelope = Envelope(
+            event.name,
+            user_id,
+            session.socket_id,
+            int(self._now() * 1000),
+            self.gateway_id,
+            self._reply_to,
+            event.payload,
+            room_id,
+            event.id,
+            event.traceparent,
+        )
+        try:
+            if event.id is None:
+                self._dispatch.send(service, envelope, partial(self._sent, session, event))
+            else:
+                self._requests.send(session, event.id, service, envelope)
+        except NotPublished:
+            raise _about(event, Code.SERVICE_UNAVAILABLE, "the service cannot be reached at present") from None
+        self._counters.published += 1
+
+    def _sent(self, session: Session, event: Event, taken: int) -> None:
+        if taken <= 0:
+            session.refuse(not_taken(event.name, event.id, taken, self._counters))
+
+
+def _about(event: Event, code: Code, message: str, retry_after: float | None = None) -> PeerError:
+    return PeerError(code, message, retry_after=retry_after, id=event.id, event_type=event.name)

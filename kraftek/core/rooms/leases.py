@@ -1,0 +1,152 @@
+"""Which gateway processes live, and the end of those that do not: their entries in the room cache are cleaned up.
+
+Every process has a lease in Redis and renews it. The others look for leases that ran out: what such a process left in
+the room cache is removed, by as many of them as there are and by one of them each, and services are told that these
+users have left. A process that was merely paused finds out when it renews its lease, and writes its entries again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from kraftek.contract.errors import NotPublished
+from kraftek.contract.interfaces import IBus, IBusListener, IRooms
+from kraftek.contract.lua import Script
+from kraftek.contract.metrics import Counters
+from kraftek.core.rooms.room_cache import BATCH, LOST, Entry, entries_of
+
+__all__ = ["LOOK_INTERVAL", "RENEW_INTERVAL", "Leases"]
+
+LEASE = 5.0
+"""Seconds after which a process that has not renewed its lease counts as gone."""
+
+RENEW_INTERVAL = 1.5
+"""Seconds between two renewals: two may fail."""
+
+LOOK_INTERVAL = 1.0
+"""Seconds between two looks for those that are gone."""
+
+OUTAGE = 3.0
+"""When nobody has looked for so many seconds, Redis was away for all. It takes longer than that,
+``LEASE - RENEW_INTERVAL``, for a lease to run out by the fault of Redis."""
+
+GATEWAYS = "gateways"
+"""The leases: gateway ids by the time when each runs out, by Redis's clock."""
+
+LOOKED = "gateways:looked"
+
+_NOW = """
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1000000
+"""
+
+RENEW = Script(f"""{_NOW}
+local known = redis.call('ZSCORE', KEYS[1], ARGV[1])
+redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
+return known and 1 or 0
+""")
+
+# After an outage all leases have run out, and whoever comes back first would sweep all others.
+LOOK = Script(f"""{_NOW}
+local gateways, lost, looked, prefix = unpack(KEYS)
+local lease, outage, most = unpack(ARGV)
+local before = tonumber(redis.call('GET', looked) or 0)
+redis.call('SET', looked, string.format('%.6f', now))
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', gateways, '-inf', now)) do
+    if now - before > tonumber(outage) then
+        redis.call('ZADD', gateways, now + lease, id)
+    else
+        local entries = prefix .. id .. ':entries'
+        redis.call('SUNIONSTORE', lost, lost, entries)
+        redis.call('DEL', entries)
+        redis.call('ZREM', gateways, id)
+    end
+end
+return redis.call('SRANDMEMBER', lost, most)
+""")
+
+# What could not be removed from the room cache is left to the others.
+RELEASE = Script("""
+if redis.call('EXISTS', KEYS[2]) == 1 then
+    redis.call('ZADD', KEYS[1], 0, ARGV[1])
+else
+    redis.call('ZREM', KEYS[1], ARGV[1])
+end
+return 0
+""")
+
+_decode = msgspec.json.Decoder(Entry).decode
+
+
+@implementer(IBusListener)
+class Leases:
+    """The lease of this process, and its look at those of others. ``restore`` writes its entries again."""
+
+    _log = Logger()
+
+    def __init__(
+        self, bus: IBus, rooms: IRooms, gateway_id: str, restore: Callable[[], None], counters: Counters
+    ) -> None:
+        self._bus = bus
+        self._rooms = rooms
+        self._gateway_id = gateway_id
+        self._restore = restore
+        self._counters = counters
+        self._looking = False
+        self._refused = False
+        bus.add_listener(self)
+
+    def bus_up(self) -> None:
+        """A process's entries are written again in any case then."""
+        self._call(RENEW, [GATEWAYS], self._gateway_id, LEASE)
+
+    def bus_down(self) -> None:
+        """Nothing to be done about it."""
+
+    def renew(self) -> None:
+        """Called every :data:`RENEW_INTERVAL` seconds."""
+        self._call(RENEW, [GATEWAYS], self._gateway_id, LEASE).addCallback(self._renewed)
+
+    def look(self) -> None:
+        """Called every :data:`LOOK_INTERVAL` seconds."""
+        if not self._looking:
+            self._looking = True
+            Deferred.fromCoroutine(self._look()).addCallbacks(self._kept, self._failed).addBoth(self._looked)
+
+    def release(self) -> None:
+        """The process ends."""
+        self._call(RELEASE, [GATEWAYS, entries_of(self._gateway_id)], self._gateway_id)
+
+    async def _look(self) -> None:
+        keys = [GATEWAYS, LOST, LOOKED, "gateway:"]
+        while found := await self._bus.call(LOOK, keys, [LEASE, OUTAGE, BATCH]):
+            await self._rooms.bury([_decode(entry) for entry in found])
+            self._counters.entries_swept += len(found)
+
+    def _call(self, script: Script, keys: list[str], *args: str | float) -> Deferred[Any]:
+        return self._bus.call(script, keys, args).addErrback(self._failed)
+
+    def _renewed(self, known: int | None) -> None:
+        if known == 0:
+            self._log.warn("Taken for gone by the other gateways: this one was paused, or Redis lost its data")
+            self._counters.leases_lost += 1
+            self._restore()
+
+    def _looked(self, _: object) -> None:
+        self._looking = False
+
+    def _kept(self, _: None) -> None:
+        self._refused = False
+
+    def _failed(self, failure: Failure) -> None:
+        # Every second, as long as it lasts: it is said once. A look needs all that a renewal needs.
+        if failure.check(NotPublished) is None and not self._refused:
+            self._refused = True
+            self._log.failure("The leases of gateways are not kept, until they can be", failure=failure)

@@ -1,0 +1,241 @@
+"""The room cache that services read: who is in which room, as this process and its peers write it into Redis; and what
+services are told of it.
+
+Called by :mod:`kraftek.core.admission` and :mod:`kraftek.core.rooms.leases` through :class:`kraftek.contract.interfaces.IRooms`. The keys that
+services read are described in ``docs/services.rst``, "The room cache": the hash ``room:<room>`` of user to socket, and
+the string ``socket:<user>:<room>``. Two more are the gateways' own: the set ``sockets:["<user>","<room>"]`` of all
+sockets that the user has in that room; and for each process the set ``gateway:<id>:entries``, for others to clean up
+after it.
+
+Each change of all these is one script, in which it is also decided whether services hear of it: nobody sees one key
+without the other, and there is one ``joined`` and one ``left`` for a user in a room, in order, whoever writes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, islice
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+from twisted.internet.defer import Deferred, FirstError, gatherResults
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from kraftek.contract.interfaces import IBus, IRooms, IServiceRegistry
+from kraftek.contract.lua import Script
+from kraftek.contract.messages import Envelope
+from kraftek.contract.names import place_of
+from kraftek.contract.settings import Service
+
+__all__ = ["LOST", "Entry", "RedisRooms", "entries_of"]
+
+Entry = tuple[str, str, str]
+"""User, room and socket: a member of ``gateway:<id>:entries``, as JSON."""
+
+LOST = "gateways:lost"
+"""The set of entries whose process is gone; who removes one from it cleans up after it."""
+
+BATCH = 200
+"""Entries that one call of a script writes: one or two milliseconds in which Redis does nothing else."""
+
+JOINED = "gateway:client:joined"
+LEFT = "gateway:client:left"
+
+# KEYS: the set that names the entries, LOST; then for each entry its room, string and sockets, and where each service
+# with presence reads. ARGV: how many services these are, and of each how long its stream may be, 0 for a channel; then
+# for each entry its user, socket, name, and what services are told. One that cannot be told (its key is no stream)
+# keeps nothing from being written, and nobody else from being told: the answer then ends with where and why.
+_EACH = """
+local services, failure = tonumber(ARGV[1]), {}
+local function each(change)
+    local key, arg = 3, services + 2
+    while key <= #KEYS do
+        local function tell()
+            for i = 1, services do
+                local place, most, told = KEYS[key + 2 + i], ARGV[i + 1], nil
+                if most == '0' then
+                    told = redis.pcall('PUBLISH', place, ARGV[arg + 3])
+                else
+                    told = redis.pcall('XADD', place, 'MAXLEN', '~', most, '*', 'event', ARGV[arg + 3])
+                end
+                if type(told) == 'table' then failure = {place, told.err} end
+            end
+        end
+        change(KEYS[key], KEYS[key + 1], KEYS[key + 2], ARGV[arg], ARGV[arg + 1], ARGV[arg + 2], tell)
+        key, arg = key + 3 + services, arg + 4
+    end
+end
+"""
+
+ENTER = Script(f"""{_EACH}
+local displaced
+each(function(room, string, sockets, user, socket, entry, tell)
+    local before = redis.call('HGET', room, user)
+    redis.call('HSET', room, user, socket)
+    redis.call('SET', string, socket)
+    redis.call('SADD', sockets, socket)
+    redis.call('SREM', KEYS[2], entry)
+    redis.call('SADD', KEYS[1], entry)
+    if not before then tell() end
+    displaced = before ~= socket and before
+end)
+return {{displaced or false, unpack(failure)}}
+""")
+
+# Several processes may remove the same entry: the first does.
+LEAVE = Script(f"""{_EACH}
+each(function(room, string, sockets, user, socket, entry, tell)
+    if redis.call('SREM', KEYS[1], entry) == 0 then return end
+    redis.call('SREM', sockets, socket)
+    local heir = redis.call('SRANDMEMBER', sockets)
+    if redis.call('HGET', room, user) == socket then
+        if heir then
+            redis.call('HSET', room, user, heir)
+        else
+            redis.call('HDEL', room, user)
+            tell()
+        end
+    end
+    if redis.call('GET', string) == socket then
+        if heir then redis.call('SET', string, heir) else redis.call('DEL', string) end
+    end
+end)
+return {{0, unpack(failure)}}
+""")
+
+RESTORE = Script(f"""{_EACH}
+local superseded = {{}}
+each(function(room, string, sockets, user, socket, entry, tell)
+    redis.call('SREM', KEYS[2], entry)
+    redis.call('SADD', KEYS[1], entry)
+    redis.call('SADD', sockets, socket)
+    if redis.call('HSETNX', room, user, socket) == 1 then tell() end
+    if redis.call('HGET', room, user) == socket then
+        redis.call('SET', string, socket)
+    else
+        superseded[#superseded + 1] = socket
+    end
+end)
+return {{superseded, unpack(failure)}}
+""")
+
+_encode = msgspec.json.Encoder().encode
+
+
+def entries_of(gateway_id: str) -> str:
+    """The key of the set of what a process has written."""
+    return f"gateway:{gateway_id}:entries"
+
+
+@implementer(IRooms)
+class RedisRooms:
+    """Rooms on a bus. ``now`` gives Unix seconds.
+
+    Where a service cannot be told who comes and goes that is logged, once until it can.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        bus: IBus,
+        registry: IServiceRegistry,
+        gateway_id: str,
+        reply_to: str,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._bus = bus
+        self._registry = registry
+        self._gateway_id = gateway_id
+        self._reply_to = reply_to
+        self._now = now
+        self._own = entries_of(gateway_id)
+        self._told: tuple[Service, ...] = ()
+        self._deaf: set[str] = set()
+        registry.on_change(self._look_up)
+        self._look_up()
+
+    def enter(self, user_id: str, room_id: str, socket_id: str) -> Deferred[str | None]:
+        displaced = self._run(ENTER, self._own, [(user_id, room_id, socket_id)], JOINED, {})
+        return displaced.addCallback(lambda found: found if found is None else found.decode())
+
+    def leave(self, user_id: str, room_id: str, socket_id: str, reason: str) -> Deferred[None]:
+        left = self._run(LEAVE, self._own, [(user_id, room_id, socket_id)], LEFT, {"reason": reason})
+        return left.addCallback(lambda _: None)
+
+    def restore(self, entries: Iterable[Entry]) -> Deferred[list[str]]:
+        # All are sent before this returns: who leaves from now on leaves after being restored.
+        remaining = iter(entries)
+        batches = []
+        while batch := list(islice(remaining, BATCH)):
+            batches.append(self._run(RESTORE, self._own, batch, JOINED, {}))
+        return gatherResults(batches, consumeErrors=True).addCallbacks(_sockets, _first_error)
+
+    def bury(self, entries: Sequence[Entry]) -> Deferred[None]:
+        buried = self._run(LEAVE, LOST, entries, LEFT, {"reason": "gateway_lost"})
+        return buried.addCallback(lambda _: None)
+
+    def _run(
+        self, script: Script, named_in: str, entries: Sequence[Entry], event: str, payload: dict[str, str]
+    ) -> Deferred[Any]:
+        told = self._told
+        keys = [named_in, LOST]
+        args: list[str | bytes | int] = [len(told)]
+        places: set[str] = set()
+        args += [service.max_length if service.transport == "stream" else 0 for service in told]
+        for entry in entries:
+            user_id, room_id, socket_id = entry
+            # As JSON, because names may have colons: a user would inherit sockets of another.
+            sockets = f"sockets:{_encode((user_id, room_id)).decode()}"
+            keys += (f"room:{room_id}", f"socket:{user_id}:{room_id}", sockets)
+            listening = [_place(service, room_id) for service in told]
+            keys += listening
+            places.update(listening)
+            args += (user_id, socket_id, _encode(entry), self._event(event, entry, payload) if told else b"")
+        return self._bus.call(script, keys, args).addCallback(self._done, places)
+
+    def _done(self, answer: list[Any], places: set[str]) -> Any:
+        result, *failure = answer
+        if failure:
+            place, reason = (word.decode() for word in failure)
+            if place not in self._deaf:
+                self._deaf.add(place)
+                self._log.error("Cannot tell {place} who comes and goes: {reason}", place=place, reason=reason)
+        elif self._deaf:
+            self._deaf.difference_update(map(self._bus.channel_name, places))
+        return result
+
+    def _event(self, event: str, entry: Entry, payload: dict[str, str]) -> bytes:
+        user_id, room_id, socket_id = entry
+        return _encode(
+            Envelope(
+                event,
+                user_id,
+                socket_id,
+                int(self._now() * 1000),
+                self._gateway_id,
+                self._reply_to,
+                Raw(_encode(payload)),
+                room_id,
+            )
+        )
+
+    def _look_up(self) -> None:
+        self._told = tuple(service for service in self._registry.services() if service.presence)
+
+
+def _place(service: Service, room_id: str) -> str:
+    return place_of(service.channel, service.partitions if service.transport == "stream" else 0, room_id)
+
+
+def _sockets(batches: list[list[bytes]]) -> list[str]:
+    return [socket_id.decode() for socket_id in chain.from_iterable(batches)]
+
+
+def _first_error(failure: Failure) -> Failure:
+    error = failure.value
+    return error.subFailure if isinstance(error, FirstError) else failure

@@ -1,0 +1,144 @@
+"""Who is here: the live sessions of this process by socket, user, room and token. Kept by the gateway's floor."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from kraftek.contract.interfaces import IDialect, ILink
+
+if TYPE_CHECKING:
+    from kraftek.core.session import Session
+
+__all__ = ["Audience", "Roster", "audience_of"]
+
+Audience = Collection[tuple[IDialect, Collection[ILink]]]
+"""The links of all who read the same bytes, with a dialect that writes these, for each kind of client in a room."""
+
+
+def audience_of(sessions: Iterable[Session]) -> Audience:
+    """These sessions as a broadcast needs them."""
+    groups: dict[Hashable, tuple[IDialect, list[ILink]]] = {}
+    for session in sessions:
+        dialect = session.dialect
+        groups.setdefault(dialect.codec, (dialect, []))[1].append(session.link)
+    return tuple(groups.values())
+
+
+class _Index:
+    """Sessions by a key that several may share. A key with one session, the usual case, costs no set."""
+
+    __slots__ = ("_entries",)
+
+    def __init__(self) -> None:
+        self._entries: dict[str, Session | set[Session]] = {}
+
+    def add(self, key: str, session: Session) -> None:
+        entry = self._entries.get(key)
+        if entry is None:
+            self._entries[key] = session
+        elif isinstance(entry, set):
+            entry.add(session)
+        elif entry is not session:
+            self._entries[key] = {entry, session}
+
+    def discard(self, key: str, session: Session) -> None:
+        entry = self._entries.get(key)
+        if isinstance(entry, set):
+            entry.discard(session)
+            if not entry:
+                del self._entries[key]
+        elif entry is session:
+            del self._entries[key]
+
+    def get(self, key: str) -> Collection[Session]:
+        entry = self._entries.get(key)
+        if entry is None:
+            return ()
+        return entry if isinstance(entry, set) else (entry,)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+class Roster:
+    """The live sessions. What a look-up returns must not be kept or iterated while the roster changes."""
+
+    def __init__(self) -> None:
+        self._by_socket: dict[str, Session] = {}
+        self._by_user = _Index()
+        self._by_room = _Index()
+        self._by_digest = _Index()
+        self._audiences: dict[str, Audience] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_socket)
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(self._by_socket.values())
+
+    @property
+    def rooms(self) -> int:
+        """How many rooms have somebody of this process in them."""
+        return len(self._by_room)
+
+    def add(self, session: Session) -> None:
+        """A client connected."""
+        self._by_socket[session.socket_id] = session
+
+    def identify(self, session: Session, user_id: str, digest: str) -> None:
+        """A client showed a token: it is this user from now on."""
+        if session.token is not None:
+            self._by_digest.discard(session.token.digest, session)
+        self._by_user.add(user_id, session)
+        self._by_digest.add(digest, session)
+
+    def enter(self, session: Session, room_id: str) -> None:
+        """The session gets what is said in the room."""
+        self._by_room.add(room_id, session)
+        self._audiences.pop(room_id, None)
+
+    def leave(self, session: Session, room_id: str) -> None:
+        """The session no longer gets what is said in the room."""
+        self._by_room.discard(room_id, session)
+        self._audiences.pop(room_id, None)
+
+    def remove(self, session: Session) -> None:
+        """A client is gone, and with it all it was known by."""
+        if self._by_socket.pop(session.socket_id, None) is None:
+            return
+        if session.user_id is not None:
+            self._by_user.discard(session.user_id, session)
+        if session.token is not None:
+            self._by_digest.discard(session.token.digest, session)
+        for room_id in session.rooms:
+            if room_id is not None:
+                self.leave(session, room_id)
+
+    def socket(self, socket_id: str) -> Session | None:
+        """The session of that socket id, when it is on this process."""
+        return self._by_socket.get(socket_id)
+
+    def user(self, user_id: str) -> Collection[Session]:
+        """The user's sessions."""
+        return self._by_user.get(user_id)
+
+    def room(self, room_id: str) -> Collection[Session]:
+        """The sessions that get what is said in the room."""
+        return self._by_room.get(room_id)
+
+    def audience(self, room_id: str) -> Audience:
+        """The sessions of :meth:`room` as a broadcast needs them, which may be kept and iterated at any time.
+
+        Remembered until somebody enters or leaves: to look into each session costs as much as to queue the message.
+        """
+        known = self._audiences.get(room_id)
+        if known is None:
+            known = audience_of(self._by_room.get(room_id))
+            if known:
+                self._audiences[room_id] = known
+        return known
+
+    def digest(self, digest: str) -> Collection[Session]:
+        """The sessions that showed the token of that digest."""
+        return self._by_digest.get(digest)

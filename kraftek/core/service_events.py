@@ -1,0 +1,242 @@
+"""Events that services send to one another: they come here without knowing each other's channels.
+
+Made by :mod:`kraftek.daemon`. A service appends to the stream ``events:gateway`` (``docs/services.rst``, "Events
+between services"); one gateway process takes each entry, and hands it to its service as if a client had sent it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+from msgspec.structs import fields
+from twisted.internet.defer import Deferred, succeed
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from kraftek.contract.errors import Code, NotPublished, PeerError
+from kraftek.contract.interfaces import LOST, REFUSED, IBus, IEventRouter, IReading, IServiceRegistry
+from kraftek.contract.messages import NULL, Envelope, RequestId
+from kraftek.contract.metrics import Counters
+from kraftek.core.dispatch import FULL, Dispatch
+
+__all__ = ["Intake"]
+
+STREAM = "events:gateway"
+GROUP = "gateways"
+
+DEAD = "events:gateway:dead"
+DEAD_LENGTH = 10_000
+
+ATTEMPTS = 5
+"""Gateway processes that an entry may outlive, before it is taken for what they die of."""
+
+RETRIES = 20
+"""Sweeps on which an event that Redis refuses is tried again: five seconds. A primary that became a replica, a start or
+a shortage of memory may be over by then; a key of another type, or a missing right, is not."""
+
+HELD = 100
+"""Refused events that are tried again at a time, lest they leave no room for others. More are given up at once."""
+
+Text = Annotated[str, Meta(min_length=1, max_length=256)]
+
+
+class Sent(Struct, frozen=True, rename="camel"):
+    """An entry, as a service writes it."""
+
+    source: str
+    event_type: str
+    payload: Raw = NULL
+    id: Annotated[str, Meta(max_length=64)] | int | None = None
+    reply_to: Text | None = None
+    user_id: Annotated[str, Meta(max_length=256)] = ""
+    room_id: Text | None = None
+    traceparent: str | None = None
+
+
+class _Answer(Struct, rename="camel", omit_defaults=True):
+    type: str
+    payload: dict[str, Any]
+    in_reply_to: RequestId | UnsetType = UNSET
+
+
+_NAMES = {field.name: field.encode_name for field in fields(Sent)}
+_TYPES = {field.name: field.type for field in fields(Sent)}
+
+_decode = msgspec.json.Decoder(Sent).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class Intake:
+    """Takes events of services. ``now`` gives Unix seconds.
+
+    Each is delivered at least once: an entry is removed when its service has it, or its sender was told why not.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        gateway_id: str,
+        registry: IServiceRegistry,
+        router: IEventRouter,
+        dispatch: Dispatch,
+        bus: IBus,
+        counters: Counters,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._gateway_id = gateway_id
+        self._registry = registry
+        self._router = router
+        self._dispatch = dispatch
+        self._bus = bus
+        self._counters = counters
+        self._now = now
+        self._again: list[Callable[[], None]] = []
+        self._refused: dict[str, int] = {}
+        self._buries = True
+        self._reading: IReading | None = None
+
+    def begin(self) -> None:
+        """Take events from now on."""
+        self._reading = self._bus.read(GROUP, self._gateway_id, STREAM, self._received, window=2 * HELD)
+
+    def end(self) -> Deferred[None]:
+        """Take none any more. Fires when nothing more comes."""
+        return succeed(None) if self._reading is None else self._reading.end()
+
+    def sweep(self) -> None:
+        """Try again what may not have arrived."""
+        if self._bus.available:
+            again, self._again = self._again, []
+            for step in again:
+                step()
+
+    def _received(self, entry_id: str, event: bytes, delivered: int) -> None:
+        if delivered > ATTEMPTS:
+            reason = f"delivered to {delivered - 1} gateways, and never finished"
+            self._refuse(entry_id, event, _what_can_be_read(event), Code.INTERNAL, reason)
+        else:
+            self._counters.intake += 1
+            self._take(entry_id, event)
+
+    def _take(self, entry_id: str, event: bytes) -> None:
+        try:
+            event.decode()
+            sent = _decode(event)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            self._refuse(entry_id, event, _what_can_be_read(event), Code.INVALID_MESSAGE, str(error))
+            return
+        if self._registry.find(sent.source) is None:
+            self._refuse(entry_id, event, sent, Code.ACCESS_DENIED, "the source is not a registered service")
+            return
+        try:
+            self._send(entry_id, event, sent)
+        except PeerError as error:
+            self._refuse(entry_id, event, sent, error.code, error.message)
+        except NotPublished:
+            self._again.append(partial(self._take, entry_id, event))
+
+    def _send(self, entry_id: str, event: bytes, sent: Sent) -> None:
+        service = self._router.route(sent.event_type)
+        envelope = Envelope(
+            sent.event_type,
+            sent.user_id,
+            "",
+            int(self._now() * 1000),
+            self._gateway_id,
+            sent.reply_to or "",
+            sent.payload,
+            sent.room_id,
+            sent.id,
+            sent.traceparent,
+            sent.source,
+        )
+        self._dispatch.send(service, envelope, partial(self._sent, entry_id, event, sent, service.reply))
+
+    def _sent(self, entry_id: str, event: bytes, sent: Sent, replies: bool, taken: int) -> None:
+        if taken == LOST or (taken == REFUSED and self._may_try_again(entry_id)):
+            self._again.append(partial(self._take, entry_id, event))
+            return
+        if taken > 0:
+            if sent.id is not None and not replies:
+                self._answer(sent, "ack", {"receivers": taken})
+        elif taken == FULL:
+            self._counters.streams_full += 1
+            self._tell(sent, Code.SERVICE_UNAVAILABLE, "too many events wait for this service", retryAfter=1.0)
+        elif taken == REFUSED:
+            self._counters.publishes_refused += 1
+            self._tell(sent, Code.SERVICE_UNAVAILABLE, "the event could not be handed over at present")
+            self._bury(entry_id, event, "Redis refused to hand it over; the gateway's log says why")
+            return
+        else:
+            self._counters.published_to_nobody += 1
+            self._tell(sent, Code.SERVICE_UNAVAILABLE, "nobody listens for this event at present")
+        self._finish(entry_id)
+
+    def _may_try_again(self, entry_id: str) -> bool:
+        tried = self._refused.get(entry_id, 0)
+        if tried == RETRIES or (tried == 0 and len(self._refused) == HELD):
+            return False
+        self._refused[entry_id] = tried + 1
+        return True
+
+    def _refuse(self, entry_id: str, event: bytes, sent: Sent, code: Code, message: str) -> None:
+        self._counters.intake_refused += 1
+        self._tell(sent, code, message)
+        self._bury(entry_id, event, message)
+
+    def _bury(self, entry_id: str, event: bytes, reason: str) -> None:
+        about = ("MAXLEN", "~", DEAD_LENGTH, "*", "event", event, "reason", reason, "id", entry_id)
+        burying = self._bus.call("XADD", [DEAD], about)
+        entry = entry_id, event, reason
+        burying.addCallbacks(self._buried, self._not_buried, callbackArgs=(entry_id,), errbackArgs=entry)
+
+    def _tell(self, sent: Sent, code: Code, message: str, **more: float) -> None:
+        self._answer(sent, "error", {"code": code, "message": message, "eventType": sent.event_type, **more})
+
+    def _answer(self, sent: Sent, type: str, payload: dict[str, Any]) -> None:
+        prefix = self._bus.channel_name("")
+        if sent.reply_to is None or not sent.reply_to.startswith(prefix):
+            return
+        answer = _Answer(type, payload, UNSET if sent.id is None else sent.id)
+        try:
+            self._bus.publish(sent.reply_to.removeprefix(prefix), _encode(answer), lambda _: None)
+        except NotPublished:
+            self._counters.publishes_lost += 1
+
+    def _finish(self, entry_id: str) -> None:
+        assert self._reading is not None
+        self._refused.pop(entry_id, None)
+        self._reading.ack(entry_id)
+
+    def _buried(self, _: object, entry_id: str) -> None:
+        self._buries = True
+        self._finish(entry_id)
+
+    def _not_buried(self, failure: Failure, entry_id: str, event: bytes, reason: str) -> None:
+        if failure.check(NotPublished):
+            self._again.append(partial(self._bury, entry_id, event, reason))
+            return
+        if self._buries:
+            self._buries = False
+            self._log.failure("Events that cannot be delivered are not kept, until they can be", failure=failure)
+        self._finish(entry_id)
+
+
+def _what_can_be_read(event: bytes) -> Sent:
+    """Of what is wrong, as much as it takes to answer."""
+    try:
+        words = msgspec.json.decode(event, type=dict[str, Raw])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        words = {}
+    found: dict[str, Any] = {"event_type": ""}
+    for field in ("event_type", "id", "reply_to"):
+        with suppress(msgspec.DecodeError, UnicodeDecodeError, KeyError):
+            found[field] = msgspec.json.decode(words[_NAMES[field]], type=_TYPES[field])
+    return Sent("", **found)

