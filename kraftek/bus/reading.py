@@ -1,7 +1,7 @@
 """The third connection to Redis: it waits for entries of a stream, as one consumer of a consumer group.
 
-Made by :meth:`kraftek.bus.RedisBus.read`; called through :class:`kraftek.contract.interfaces.IReading`. It has a connection of
-its own because a command that waits (``XREADGROUP BLOCK``) keeps all others on its connection waiting.
+Made by :meth:`kraftek.bus.RedisBus.read`; called through :class:`kraftek.contract.interfaces.IReading`. It has a
+connection of its own because a command that waits (``XREADGROUP BLOCK``) keeps all others on its connection waiting.
 """
 
 from __future__ import annotations

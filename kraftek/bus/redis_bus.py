@@ -1,6 +1,6 @@
 """The bus: everything the gateway says to Redis and hears from it.
 
-Made and started by :mod:`kraftek.daemon`; called through :class:`kraftek.contract.interfaces.IBus`.
+Made and started by :mod:`kraftek.daemon.lifecycle`; called through :class:`kraftek.contract.interfaces.IBus`.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.typing import Subprotocol
 
+from kraftek.client.backend import CLOSE_TIMEOUT, MAX_MESSAGE, PING_INTERVAL, PING_TIMEOUT, Door, Options, Token
 from kraftek.client.conversation import SUBPROTOCOL
-from kraftek.client.door import CLOSE_TIMEOUT, MAX_MESSAGE, PING_INTERVAL, PING_TIMEOUT, Door, Options, Token
 
 __all__ = ["Client"]
 
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 class Client(Door["asyncio.Future[Any]"]):
-    """See :class:`kraftek.client.door.Door`. Its promises are Futures of the running loop.
+    """See :class:`kraftek.client.backend.Door`. Its promises are Futures of the running loop.
 
     ``async with`` connects, and closes in the end.
     """

@@ -20,8 +20,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from kraftek.client.backend import CLOSE_TIMEOUT, MAX_MESSAGE, PING_INTERVAL, PING_TIMEOUT, Door, Options, Token
 from kraftek.client.conversation import SUBPROTOCOL
-from kraftek.client.door import CLOSE_TIMEOUT, MAX_MESSAGE, PING_INTERVAL, PING_TIMEOUT, Door, Options, Token
 
 __all__ = ["Client"]
 
@@ -66,7 +66,7 @@ class _Socket(WebSocketClientProtocol):
 
 
 class Client(Door["Deferred[Any]"]):
-    """See :class:`kraftek.client.door.Door`. Its promises are Deferreds.
+    """See :class:`kraftek.client.backend.Door`. Its promises are Deferreds.
 
     ``reactor``: the one that runs, unless given.
     """

@@ -47,8 +47,8 @@ class IServiceRegistry(Interface):
     """Which services there are. Changes at run time take effect on the next event."""
 
     def register(service: Any) -> None:
-        """Add a :class:`kraftek.contract.settings.Service`. Raises ``ValueError`` for a malformed name or channel, and for a
-        name that is registered already.
+        """Add a :class:`kraftek.contract.settings.Service`. Raises ``ValueError`` for a malformed name or channel, and
+        for a name that is registered already.
         """
 
     def unregister(name: str) -> None:
@@ -168,8 +168,8 @@ class IBus(Interface):
         """
 
     def call(command: Any, keys: Sequence[str] = (), args: Sequence[bytes | str | int | float] = ()) -> Deferred[Any]:
-        """Run a Redis command (``str``, like ``"HGET"``) or a :class:`kraftek.contract.lua.Script`, in order with everything
-        published and called before.
+        """Run a Redis command (``str``, like ``"HGET"``) or a :class:`kraftek.contract.lua.Script`, in order with
+        everything published and called before.
 
         Fires with Redis's reply: ``bytes``, ``int``, ``None`` or a list of these. Fails with ``NotPublished`` when
         Redis is away or goes away before it answers, and with ``txredisapi.ResponseError`` when Redis refuses.

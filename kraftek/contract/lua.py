@@ -1,7 +1,7 @@
 """A Lua script that Redis runs in one piece, as a value.
 
-Made by whoever decides something in Redis, run by :meth:`kraftek.contract.interfaces.IBus.call`; those for many messages at once
-by :meth:`kraftek.contract.interfaces.IBus.run`.
+Made by whoever decides something in Redis, run by :meth:`kraftek.contract.interfaces.IBus.call`; those for many
+messages at once by :meth:`kraftek.contract.interfaces.IBus.run`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What can be configured, with its defaults: the values that :mod:`kraftek.config` reads and everything else is handed.
+"""What can be configured, with its defaults: the values that :mod:`kraftek.daemon.config` reads and everything else is
+handed.
 
 A range stands in the type of its field, and the description of that type is what a mistake is told to have expected.
 """

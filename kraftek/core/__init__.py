@@ -1,1 +1,1 @@
-"""Who is here, what they may do, where their events go. No socket, no Redis client. Knows ``contract`` alone of ours."""
+"""Who is here, what they may do, where their events go. No socket, no Redis client. Of ours it knows ``contract``."""

@@ -1,6 +1,7 @@
 """Who gets in, into which rooms, and who is put out again. The gateway hands it what concerns access.
 
-Asks :class:`kraftek.contract.interfaces.IAccess`, keeps the roster and the room cache, and closes sockets whose access ended.
+Asks :class:`kraftek.contract.interfaces.IAccess`, keeps the roster and the room cache, and closes sockets whose access
+ended.
 """
 
 from __future__ import annotations

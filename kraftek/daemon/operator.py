@@ -1,7 +1,7 @@
 """The operator's own port: what the gateway counts, for Prometheus, and whether it can work.
 
-Made by :mod:`kraftek.daemon` when ``operator.listen`` names an endpoint. It asks nobody for a password: the endpoint is
-to be one that only the operator reaches.
+Made by :mod:`kraftek.daemon.lifecycle` when ``operator.listen`` names an endpoint. It asks nobody for a password: the
+endpoint is to be one that only the operator reaches.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Which address a client counts for, and how many clients each address has.
 
-Asked by :mod:`kraftek.edge.websocket` and :mod:`kraftek.edge.engineio.polling` for a new client; what is let in is counted where it
-lives: connections in :mod:`kraftek.edge.websocket`, Engine.IO clients in :mod:`kraftek.edge.engineio.clients`. Made by
-:mod:`kraftek.daemon`.
+Asked by :mod:`kraftek.edge.websocket` and :mod:`kraftek.edge.engineio.polling` for a new client; what is let in is
+counted where it lives: connections in :mod:`kraftek.edge.websocket`, Engine.IO clients in
+:mod:`kraftek.edge.engineio.clients`. Made by :mod:`kraftek.daemon.lifecycle`.
 """
 
 from __future__ import annotations

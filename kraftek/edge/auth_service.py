@@ -1,4 +1,6 @@
-"""The auth service, asked over HTTP. Made by :mod:`kraftek.daemon`, called by :mod:`kraftek.core.access.cache`."""
+"""The auth service, asked over HTTP. Made by :mod:`kraftek.daemon.lifecycle`, called by
+:mod:`kraftek.core.access.cache`.
+"""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from kraftek.contract.lua import Script
-from kraftek.service.door import Away, Complaints, Rejected, redis_url
+from kraftek.service.backend import Away, Complaints, Rejected, redis_url
 from kraftek.service.instance import Instance
 from kraftek.service.processor import Argument, EventProcessor
 
@@ -75,7 +75,7 @@ class EventService:
 
 
 class _Door:
-    """Redis and the loop, as :class:`kraftek.service.door.Door` says."""
+    """Redis and the loop, as :class:`kraftek.service.backend.Door` says."""
 
     def __init__(self, url: str) -> None:
         # RESP2, so that answers are the same as through the other door; and no retries behind our back: a message that

@@ -33,7 +33,7 @@ from kraftek.contract.consumer_groups import FORGOTTEN_AFTER, JOIN
 from kraftek.contract.lua import Script
 from kraftek.contract.messages import Broadcast
 from kraftek.contract.names import reply_channel
-from kraftek.service.door import Away, Complaints, Door, Job, Reader, Rejected, Signal
+from kraftek.service.backend import Away, Complaints, Door, Job, Reader, Rejected, Signal
 from kraftek.service.processor import Argument, Command, EventProcessor, Incoming, NoEvent, Refused
 
 __all__ = ["Instance"]

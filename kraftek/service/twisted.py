@@ -17,10 +17,9 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger, globalLogBeginner, textFileLogObserver
 from twisted.python.failure import Failure
-from txredisapi import RedisError
 from zope.interface import implementer
 
-from kraftek.bus import RedisBus
+from kraftek.bus import RedisBus, RedisError
 from kraftek.bus.endpoint import RedisEndpoint
 from kraftek.bus.links import Link
 from kraftek.bus.reading import ReadingLink
@@ -31,7 +30,7 @@ from kraftek.contract.lua import Script
 from kraftek.contract.metrics import Counters
 from kraftek.contract.redis_url import redis_address
 from kraftek.contract.settings import Redis
-from kraftek.service.door import Away, Rejected, redis_url
+from kraftek.service.backend import Away, Rejected, redis_url
 from kraftek.service.instance import Instance
 from kraftek.service.processor import Argument, EventProcessor
 
@@ -76,7 +75,7 @@ class EventService(MultiService):
 
 @implementer(IBusListener)
 class _Door(MultiService):
-    """Redis and the reactor, as :class:`kraftek.service.door.Door` says."""
+    """Redis and the reactor, as :class:`kraftek.service.backend.Door` says."""
 
     _log = Logger(namespace="kraftek.service")
 

@@ -24,7 +24,7 @@ from kraftek.bus import RedisBus
 from kraftek.contract.iteration import Turn
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Redis
-from tests.redis_server import PrivateRedis, bundled_redis_server, free_port
+from tests.support.redis_server import PrivateRedis, bundled_redis_server, free_port
 
 
 class Authority:

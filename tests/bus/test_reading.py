@@ -18,7 +18,7 @@ from kraftek.contract.iteration import Turn
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Redis
 from tests.bus.test_redis_bus import until
-from tests.redis_server import PrivateRedis, bundled_redis_server
+from tests.support.redis_server import PrivateRedis, bundled_redis_server
 
 
 class Heard:

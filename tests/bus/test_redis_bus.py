@@ -24,7 +24,7 @@ from kraftek.contract.iteration import Turn
 from kraftek.contract.lua import ForEach, Script
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Redis
-from tests.redis_server import PrivateRedis, bundled_redis_server
+from tests.support.redis_server import PrivateRedis, bundled_redis_server
 
 Keys = list[str] | None
 

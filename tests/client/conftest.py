@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.client.doors import DOORS, DoorThread, MakeUser, User
+from tests.client.backends import DOORS, DoorThread, MakeUser, User
 from tests.integration.conftest import auth_service, connect, gateway, redis_server, service, stage
 from tests.integration.waiting import wait_until
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kraftek.client import Closed, Message, Refused, State
-from tests.client.doors import MakeUser
+from tests.client.backends import MakeUser
 from tests.integration.waiting import wait_until
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from redis.exceptions import ResponseError
 
 from kraftek.contract.consumer_groups import FORGET, JOIN
 from kraftek.contract.lua import Script
-from tests.redis_server import PrivateRedis
+from tests.support.redis_server import PrivateRedis
 
 
 @pytest.fixture(scope="module")

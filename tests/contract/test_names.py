@@ -9,7 +9,7 @@ import pytest
 
 from kraftek.contract.names import NAME_LENGTH, gateway_of, new_gateway_id, new_socket_id, reply_channel, service_of
 
-NAMES = json.loads((Path(__file__).parent / "client/names.json").read_text("utf-8"))
+NAMES = json.loads((Path(__file__).parents[1] / "client/names.json").read_text("utf-8"))
 """Names of events, and what is none: the same for gateways and for all clients."""
 
 

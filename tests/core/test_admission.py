@@ -17,7 +17,7 @@ from kraftek.contract.interfaces import IAccessListener
 from kraftek.contract.messages import Grant, Token
 from kraftek.contract.settings import Limits
 from kraftek.core.session import State
-from tests.house import Client, House
+from tests.support.world import Client, House
 
 DUPLICATE = "a newer login of the same user took this room"
 

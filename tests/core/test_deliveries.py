@@ -16,7 +16,7 @@ from zope.interface.verify import verifyObject
 
 from kraftek.contract.interfaces import IDialect
 from kraftek.contract.messages import Authenticate, Delivery, Event, Inbound, Outbound, Outgoing, Token
-from tests.house import BROADCAST, Client, House
+from tests.support.world import BROADCAST, Client, House
 
 
 def got(*clients: Client) -> list[list[str]]:

@@ -22,7 +22,7 @@ from kraftek.contract.names import partition_of
 from kraftek.contract.settings import Redis, Service
 from kraftek.core.dispatch import FULL, Dispatch, once, target_of
 from kraftek.core.registry import ServiceRegistry
-from tests.redis_server import PrivateRedis
+from tests.support.redis_server import PrivateRedis
 
 CHAT = Service(name="chat", channel="events:chat")
 JOBS = Service(name="jobs", channel="events:jobs", transport="stream", max_length=3)

@@ -15,7 +15,7 @@ from kraftek.core.expiry_queue import Expiries
 from kraftek.core.session import Session
 from kraftek.edge.dialects.native import NativeDialect
 from tests.core.test_roster import NoCore
-from tests.fakes import FakeLink
+from tests.support.fakes import FakeLink
 
 
 def session(*expiries: float | None) -> Session:

@@ -18,7 +18,7 @@ from kraftek.contract.messages import Authenticate, Token
 from kraftek.contract.settings import Limits, Service
 from kraftek.core.gateway import Gateway
 from kraftek.core.session import State
-from tests.house import CHAT, NOTES, Client, House
+from tests.support.world import CHAT, NOTES, Client, House
 
 NOT_REGISTERED = "Event type is not valid or service is not registered"
 

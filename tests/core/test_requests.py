@@ -26,9 +26,9 @@ from kraftek.core.registry import ServiceRegistry
 from kraftek.core.requests import Requests, _adopted, _claim
 from kraftek.core.roster import Roster
 from kraftek.core.session import Session
-from tests.fakes import FakeLink
-from tests.house import CHAT, Client, House
-from tests.redis_server import PrivateRedis
+from tests.support.fakes import FakeLink
+from tests.support.redis_server import PrivateRedis
+from tests.support.world import CHAT, Client, House
 
 SEND = "chat:message:send"
 

@@ -16,7 +16,7 @@ from kraftek.contract.settings import Limits
 from kraftek.core.roster import Roster
 from kraftek.core.session import Session
 from kraftek.edge.dialects.native import NativeDialect
-from tests.fakes import FakeLink
+from tests.support.fakes import FakeLink
 
 
 class NoCore:

@@ -16,7 +16,7 @@ from kraftek.core.dispatch import APPEND, FULL, Dispatch
 from kraftek.core.registry import ServiceRegistry
 from kraftek.core.router import EventRouter
 from kraftek.core.service_events import ATTEMPTS, DEAD, HELD, RETRIES, STREAM, Intake
-from tests.fakes import FakeBus, FakeReading
+from tests.support.fakes import FakeBus, FakeReading
 
 REPLIES = "k:events:reply:chat"
 INVALID_NAME = "Event type is not valid or service is not registered"

@@ -16,7 +16,7 @@ from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Limits
 from kraftek.core.session import Session, State
 from kraftek.edge.dialects.native import NativeDialect
-from tests.fakes import FakeLink
+from tests.support.fakes import FakeLink
 
 NEW, CHECKING, READY, CLOSED = State
 AUTHENTICATE = {"type": "authenticate", "payload": {"token": "t"}}

@@ -15,7 +15,7 @@ from twisted.logger import capturedLogs
 from kraftek.contract.metrics import Counters, Gauges, described
 from kraftek.daemon.operator import operator_site
 from tests.edge.websocket.edge import RecordingTransport
-from tests.fakes import FakeBus
+from tests.support.fakes import FakeBus
 
 
 class Operator:

@@ -36,7 +36,7 @@ from kraftek.contract.messages import Grant, Token
 from kraftek.contract.settings import Auth
 from kraftek.edge.auth_service import ANSWER_BYTES, MESSAGE_CHARACTERS, HttpChecker
 from tests.bus.test_endpoint import Authority
-from tests.redis_server import free_port
+from tests.support.redis_server import free_port
 
 SECRET = "s3cr3t-t0k3n"
 YES = {"success": True, "userId": "ada", "roomId": "r"}

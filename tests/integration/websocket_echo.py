@@ -25,13 +25,13 @@ from kraftek.contract.iteration import Turn  # noqa: E402
 from kraftek.contract.messages import Outgoing  # noqa: E402
 from kraftek.contract.metrics import Counters  # noqa: E402
 from kraftek.contract.settings import Limits  # noqa: E402
+from kraftek.daemon.listening import server_endpoint  # noqa: E402
 from kraftek.edge.addresses import Addresses  # noqa: E402
 from kraftek.edge.dialects.native import SUBPROTOCOL, NativeDialect  # noqa: E402
 from kraftek.edge.origins import Origins  # noqa: E402
 from kraftek.edge.websocket import frames  # noqa: E402
 from kraftek.edge.websocket.factory import ClientFactory  # noqa: E402
 from kraftek.fastpath import drive  # noqa: E402
-from kraftek.listening import server_endpoint  # noqa: E402
 
 LARGEST = 16 * 2**20
 """Bytes of the suite's largest message (9.1.6)."""

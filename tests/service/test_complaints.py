@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kraftek.service.door import COMPLAINTS, SILENCE, Complaints
+from kraftek.service.backend import COMPLAINTS, SILENCE, Complaints
 
 
 def test_each_thing_is_said_once_a_minute() -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from kraftek.service import Refused
 from kraftek.service.testing import Contract
-from tests.redis_server import PrivateRedis
 from tests.service.instances import Instances, registered, stopped
+from tests.support.redis_server import PrivateRedis
 
 WAYS = [
     pytest.param(("asyncio", {}), id="asyncio-pubsub"),

@@ -4,7 +4,7 @@ from twisted.application.service import ServiceMaker
 
 kraftek_gateway = ServiceMaker(
     "Kraftek Socket Gateway",
-    "kraftek.tap",
+    "kraftek.daemon.tap",
     "Route events between WebSocket clients and services on Redis",
     "kraftek-gateway",
 )

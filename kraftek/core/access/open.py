@@ -1,4 +1,6 @@
-"""Open access, for development: whoever comes is let in. Made by :mod:`kraftek.daemon` when it is configured so."""
+"""Open access, for development: whoever comes is let in. Made by :mod:`kraftek.daemon.lifecycle` when it is configured
+so.
+"""
 
 from __future__ import annotations
 

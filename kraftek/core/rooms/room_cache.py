@@ -1,11 +1,11 @@
 """The room cache that services read: who is in which room, as this process and its peers write it into Redis; and what
 services are told of it.
 
-Called by :mod:`kraftek.core.admission` and :mod:`kraftek.core.rooms.leases` through :class:`kraftek.contract.interfaces.IRooms`. The keys that
-services read are described in ``docs/services.rst``, "The room cache": the hash ``room:<room>`` of user to socket, and
-the string ``socket:<user>:<room>``. Two more are the gateways' own: the set ``sockets:["<user>","<room>"]`` of all
-sockets that the user has in that room; and for each process the set ``gateway:<id>:entries``, for others to clean up
-after it.
+Called by :mod:`kraftek.core.admission` and :mod:`kraftek.core.rooms.leases` through
+:class:`kraftek.contract.interfaces.IRooms`. The keys that services read are described in ``docs/services.rst``, "The
+room cache": the hash ``room:<room>`` of user to socket, and the string ``socket:<user>:<room>``. Two more are the
+gateways' own: the set ``sockets:["<user>","<room>"]`` of all sockets that the user has in that room; and for each
+process the set ``gateway:<id>:entries``, for others to clean up after it.
 
 Each change of all these is one script, in which it is also decided whether services hear of it: nobody sees one key
 without the other, and there is one ``joined`` and one ``left`` for a user in a room, in order, whoever writes.

@@ -1,7 +1,8 @@
 """Socket.IO as a dialect: what a Socket.IO client says becomes the gateway's messages, and back.
 
-One instance for each connection, opened by :mod:`kraftek.daemon` on a client of :mod:`kraftek.edge.engineio.clients`; the packets
-themselves are :mod:`kraftek.edge.dialects.socketio_packets`. The mapping is in docs/socketio.rst.
+One instance for each connection, opened by :mod:`kraftek.daemon.lifecycle` on a client of
+:mod:`kraftek.edge.engineio.clients`; the packets themselves are :mod:`kraftek.edge.dialects.socketio_packets`. The
+mapping is in docs/socketio.rst.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Called by the transports that serve ``/socket.io/``: they hand in what arrived (:func:`read_request`,
 :class:`EngineSession`), write what the session owes, and pass messages up to
-:mod:`kraftek.edge.dialects.socketio_packets`, or to whatever else speaks on top of Engine.IO. Nothing here knows a socket,
-a timer or a clock: time is an argument.
+:mod:`kraftek.edge.dialects.socketio_packets`, or to whatever else speaks on top of Engine.IO. Nothing here knows a
+socket, a timer or a clock: time is an argument.
 
 The rules are https://github.com/socketio/engine.io-protocol; where they are silent, the reference server's
 habits.

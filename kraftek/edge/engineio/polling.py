@@ -1,5 +1,6 @@
-"""HTTP long-polling for the clients of :mod:`kraftek.edge.engineio.clients`: a GET that is held until there is something to say, and
-POSTs. Served by :mod:`kraftek.edge.public_site`; the rules are https://github.com/socketio/engine.io-protocol.
+"""HTTP long-polling for the clients of :mod:`kraftek.edge.engineio.clients`: a GET that is held until there is
+something to say, and POSTs. Served by :mod:`kraftek.edge.public_site`; the rules are
+https://github.com/socketio/engine.io-protocol.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The public port's factory: connections, their limits, and the handshake. Made by :mod:`kraftek.daemon`."""
+"""The public port's factory: connections, their limits, and the handshake. Made by :mod:`kraftek.daemon.lifecycle`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from kraftek.contract.iteration import Turn
 from kraftek.contract.messages import ROOM_ID_LENGTH, Authenticate, Token
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Limits
-from kraftek.core.session import Session
 from kraftek.edge.addresses import Addresses
 from kraftek.edge.engineio.clients import EngineClients
 from kraftek.edge.engineio.connection import EngineError, read_request
@@ -52,7 +51,7 @@ class ClientFactory(WebSocketServerFactory):
     def __init__(
         self,
         reactor: IReactorTime,
-        open_session: Callable[[ILink, IDialect, Authenticate | None], Session],
+        open_session: Callable[[ILink, IDialect, Authenticate | None], IReceiver],
         dialects: Mapping[str, Callable[[], IDialect]],
         http: IProtocolFactory,
         limits: Limits,

@@ -6,7 +6,7 @@ Made by :class:`kraftek.edge.websocket.protocol.ClientProtocol` for its connecti
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
@@ -17,13 +17,28 @@ from kraftek.contract.messages import Outgoing
 from kraftek.edge.websocket.frames import deflated_wire, frame, wire
 from kraftek.fastpath import write_now
 
-if TYPE_CHECKING:
-    from kraftek.edge.websocket.protocol import ClientProtocol
-
-__all__ = ["Outbox"]
+__all__ = ["Connection", "Outbox"]
 
 _PING = frame(0x89, b"")
 """The same for all. With Autobahn making each, and parsing its answer, the two took 61 µs; now they take 29."""
+
+
+class Connection(Protocol):
+    """The WebSocket connection that an outbox writes for."""
+
+    transport: Any
+
+    def close(self, code: int, reason: str) -> None:
+        """Send what was written, then a close frame."""
+
+    def pause(self) -> None:
+        """Stop reading."""
+
+    def resume(self) -> None:
+        """Read again."""
+
+    def overrun(self) -> None:
+        """More waits to be sent than may: say so, and close."""
 
 
 @implementer(ILink, IPushProducer)
@@ -53,7 +68,7 @@ class Outbox:
         "window_bits",
     )
 
-    def __init__(self, protocol: ClientProtocol, turn: Turn, limit: int) -> None:
+    def __init__(self, protocol: Connection, turn: Turn, limit: int) -> None:
         self.peer = ""
         self.open = True
         self.blocked = False

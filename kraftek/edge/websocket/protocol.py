@@ -6,7 +6,7 @@ Made by :class:`kraftek.edge.websocket.factory.ClientFactory`.
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import autobahn.twisted.websocket
 import autobahn.websocket.protocol
@@ -14,20 +14,21 @@ from autobahn.twisted.websocket import WebSocketServerProtocol
 from autobahn.websocket.types import ConnectionDeny, ConnectionRequest
 from autobahn.websocket.xormasker import create_xor_masker  # type: ignore[attr-defined]
 from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IProtocolFactory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from kraftek.contract.errors import CLOSE_CODES, Code
 from kraftek.contract.interfaces import IReceiver
+from kraftek.contract.iteration import Turn
 from kraftek.contract.messages import Authenticate
+from kraftek.contract.metrics import Counters
+from kraftek.contract.settings import Limits
 from kraftek.edge.websocket.frames import wire
 from kraftek.edge.websocket.outbox import Outbox
 from kraftek.fastpath import plain_messages, release_window
 
-if TYPE_CHECKING:
-    from kraftek.edge.websocket.factory import ClientFactory
-
-__all__ = ["ClientProtocol"]
+__all__ = ["Acceptor", "ClientProtocol"]
 
 _HEAD_BYTES = 16_384
 """Request line and headers at most; Node's and nginx's limits are of the same size."""
@@ -60,6 +61,29 @@ for _module in (autobahn.twisted.websocket, autobahn.websocket.protocol):
     _module.hltype = _module.hlval = lambda *_, **__: ""  # type: ignore[attr-defined]
 
 
+class Acceptor(Protocol):
+    """Whoever makes these connections, and decides about them."""
+
+    countConnections: int
+    counters: Counters
+    http: IProtocolFactory
+    limits: Limits
+    reactor: Any
+    turn: Turn
+
+    def is_plain_http(self, head: bytes) -> bool:
+        """Whether this request asks for anything but a WebSocket."""
+
+    def admit(self, protocol: ClientProtocol, request: ConnectionRequest) -> str | None:
+        """The subprotocol to speak, ``None`` for a client that offers none. Raises ``ConnectionDeny``."""
+
+    def opened(self, protocol: ClientProtocol) -> IReceiver | None:
+        """The handshake is done: a session for the connection, or ``None`` to close it."""
+
+    def closed(self, protocol: ClientProtocol) -> None:
+        """The connection is gone, or is none of ours."""
+
+
 class ClientProtocol(WebSocketServerProtocol):
     """A client on a WebSocket. ``credentials`` came with its handshake; ``counted_as`` is the address it counts for.
 
@@ -72,7 +96,7 @@ class ClientProtocol(WebSocketServerProtocol):
     # Autobahn turns Nagle's algorithm off before it has copied the factory's options, and swallows the AttributeError.
     tcpNoDelay = True
 
-    factory: ClientFactory
+    factory: Acceptor
     transport: Any
     outbox: Outbox
     session: IReceiver | None = None

@@ -22,8 +22,8 @@ from kraftek.contract.settings import Auth, Redis
 from kraftek.core.access.cache import AccessCache
 from kraftek.core.access.redis import token_key, user_key
 from tests.core.access.world import Outcome
-from tests.fakes import Question
-from tests.redis_server import PrivateRedis, bundled_redis_server
+from tests.support.fakes import Question
+from tests.support.redis_server import PrivateRedis, bundled_redis_server
 
 T = Token("t")
 

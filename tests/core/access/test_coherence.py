@@ -20,7 +20,7 @@ from kraftek.contract.messages import Token
 from kraftek.contract.settings import Auth
 from kraftek.core.access.redis import token_key, user_key
 from tests.core.access.world import MemoryRedis, Outcome, Process, settle
-from tests.fakes import Question
+from tests.support.fakes import Question
 
 USERS = {"a1": "ada", "a2": "ada", "b1": "bob"}
 ROOMS = ("r", "s")

@@ -9,7 +9,7 @@ from kraftek.contract.interfaces import IAccess, IAccessListener, IBusListener
 from kraftek.contract.messages import Grant, Token
 from kraftek.core.access.open import OpenAccess
 from tests.core.access.world import Outcome
-from tests.fakes import FakeBus
+from tests.support.fakes import FakeBus
 
 
 @implementer(IAccessListener)

@@ -17,7 +17,7 @@ from kraftek.contract.lua import Script
 from kraftek.contract.messages import Token
 from kraftek.core.access.redis import CLEAR, LOOK, STORE, Kept, token_key, user_key
 from tests.core.access.world import MemoryRedis
-from tests.redis_server import PrivateRedis, bundled_redis_server
+from tests.support.redis_server import PrivateRedis, bundled_redis_server
 
 ONE, TWO = Token("one").digest, Token("two").digest
 MEMORY = 60_000

@@ -23,7 +23,7 @@ from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Auth
 from kraftek.core.access.cache import AccessCache
 from kraftek.core.access.redis import CLEAR, LOOK, STORE
-from tests.fakes import FakeBus, Question
+from tests.support.fakes import FakeBus, Question
 
 __all__ = ["EPOCH", "MemoryRedis", "Outcome", "Process", "settle"]
 

@@ -21,8 +21,8 @@ from kraftek.contract.settings import Redis
 from kraftek.core.registry import ServiceRegistry
 from kraftek.core.rooms.leases import LEASE, LOOK, OUTAGE, RENEW, RENEW_INTERVAL, Leases
 from kraftek.core.rooms.room_cache import BATCH, RedisRooms
-from tests.fakes import FakeBus, FakeRooms
-from tests.redis_server import PrivateRedis
+from tests.support.fakes import FakeBus, FakeRooms
+from tests.support.redis_server import PrivateRedis
 
 
 async def until(seen: Callable[[], object]) -> None:

@@ -28,7 +28,7 @@ from kraftek.contract.names import partition_of
 from kraftek.contract.settings import Redis, Service
 from kraftek.core.registry import ServiceRegistry
 from kraftek.core.rooms.room_cache import BATCH, LOST, Entry, RedisRooms, entries_of
-from tests.redis_server import PrivateRedis
+from tests.support.redis_server import PrivateRedis
 
 
 def told(event: bytes) -> Any:

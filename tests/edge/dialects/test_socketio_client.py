@@ -35,8 +35,8 @@ from kraftek.contract.messages import (
 from kraftek.edge.dialects.socketio_client import SocketIODialect
 from kraftek.edge.dialects.socketio_packets import RESERVED_EVENTS, SocketSettings
 from tests.edge.dialects.contract import JSON, SECRET, DialectContract, Wire, same
-from tests.fakes import FakeLink
-from tests.house import House
+from tests.support.fakes import FakeLink
+from tests.support.world import House
 
 
 def made(link: FakeLink | None = None, *, connected: bool = True) -> SocketIODialect:

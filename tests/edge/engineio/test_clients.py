@@ -16,7 +16,7 @@ from kraftek.contract.metrics import Counters
 from kraftek.edge.addresses import Addresses
 from kraftek.edge.engineio.clients import EngineClient, EngineClients, EngineSocket
 from kraftek.edge.engineio.connection import EngineError, EngineSettings, State, encode_message
-from tests.fakes import FakeLink
+from tests.support.fakes import FakeLink
 
 SETTINGS = EngineSettings(max_queued_bytes=100)
 LAST = encode_message(b"last word")

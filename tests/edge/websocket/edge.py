@@ -28,7 +28,7 @@ from kraftek.edge.engineio.clients import EngineClients
 from kraftek.edge.origins import Origins
 from kraftek.edge.websocket.factory import ClientFactory
 from kraftek.edge.websocket.protocol import ClientProtocol
-from tests.house import House
+from tests.support.world import House
 
 __all__ = ["TOKEN", "WRONG", "Edge", "Page", "Peer", "RecordingTransport", "handshake"]
 

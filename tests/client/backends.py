@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 
 from kraftek.client import State
 from kraftek.client.asyncio import Client as AsyncioClient
-from kraftek.client.door import Door
+from kraftek.client.backend import Door
 from kraftek.client.twisted import Client as TwistedClient
 
 __all__ = ["DOORS", "DoorThread", "MakeUser", "User"]

@@ -21,10 +21,10 @@ from twisted.logger import globalLogPublisher
 from kraftek.client import Closed, Message, QueueFull, Refused, State
 from kraftek.client.asyncio import Client
 from tests.bus.test_endpoint import Authority
-from tests.client.doors import DoorThread, MakeUser, User
+from tests.client.backends import DoorThread, MakeUser, User
 from tests.client.scripted import Far, ScriptedGateway
 from tests.integration.waiting import wait_until
-from tests.redis_server import free_port
+from tests.support.redis_server import free_port
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import { connect } from "/kraftek.js";
 
 // --------------------------------------------------------------------- Board
 
-/** What `kraftek.demo.notes` takes: the board's size, a note's text in characters, its colours. */
+/** What `kraftek.daemon.demo.notes` takes: the board's size, a note's text in characters, its colours. */
 const WIDTH = 1600;
 const HEIGHT = 800;
 const TEXT_LIMIT = 500;

@@ -15,7 +15,7 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.python.systemd import ListenFDs
 from twisted.trial.unittest import TestCase
 
-from kraftek.listening import server_endpoint
+from kraftek.daemon.listening import server_endpoint
 
 reactor: Any = installed
 

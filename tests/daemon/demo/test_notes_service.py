@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 from zope.interface import implementer
 
-from kraftek.demo import BOARD, GRACE, LINE, NotesService
+from kraftek.daemon.demo import BOARD, GRACE, LINE, NotesService
 
 NOWHERE = "unix:///nowhere/redis.sock"
 
@@ -63,7 +63,7 @@ class Lines(list[str]):
     """What the service under test logs."""
 
     def __call__(self, event: LogEvent) -> None:
-        if event.get("log_namespace") == "kraftek.demo.NotesService":
+        if event.get("log_namespace") == "kraftek.daemon.demo.NotesService":
             self.append(formatEvent(event))
 
 

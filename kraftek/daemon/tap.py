@@ -12,8 +12,8 @@ from typing import ClassVar
 from twisted.application.service import IService
 from twisted.python import usage
 
-from kraftek.config import load
 from kraftek.contract.errors import ConfigError
+from kraftek.daemon.config import load
 
 __all__ = ["Options", "makeService"]
 
@@ -68,7 +68,7 @@ def makeService(options: Options) -> IService:
     # Imported here because txredisapi imports the reactor, and twistd must have installed the one it is told to first.
     from twisted.internet import reactor  # noqa: PLC0415
 
-    from kraftek.daemon import make_gateway  # noqa: PLC0415
+    from kraftek.daemon.lifecycle import make_gateway  # noqa: PLC0415
 
     gateway = make_gateway(reactor, options.configuration)
     gc.collect()

@@ -22,8 +22,8 @@ from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Redis
 from kraftek.core.registry import ServiceRegistry
 from kraftek.core.rooms.room_cache import LOST, RedisRooms, entries_of
-from tests.fakes import FakeAccess, FakeBus, FakeLink, FakeRooms
-from tests.redis_server import PrivateRedis
+from tests.support.fakes import FakeAccess, FakeBus, FakeLink, FakeRooms
+from tests.support.redis_server import PrivateRedis
 
 PREFIX = "k:"
 

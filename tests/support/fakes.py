@@ -1,7 +1,7 @@
 """Stand-ins for the gateway's seams, handed in where a test has no use for the real part.
 
-Each keeps the promises of its interface in ``kraftek/contract/interfaces.py``; ``tests/test_fakes.py`` holds them and the real
-parts to the same ones. What a real part does later, by itself, these do when the test says so.
+Each keeps the promises of its interface in ``kraftek/contract/interfaces.py``; ``tests/support/test_fakes.py`` holds
+them and the real parts to the same ones. What a real part does later, by itself, these do when the test says so.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from twisted.trial.unittest import TestCase
 from kraftek.contract.settings import Redis
 from kraftek.service import asyncio as over_asyncio
 from kraftek.service import twisted as over_twisted
-from tests.redis_server import PrivateRedis
+from tests.support.redis_server import PrivateRedis
 
 
 class Place:

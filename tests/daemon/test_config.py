@@ -15,12 +15,12 @@ from msgspec.structs import fields, replace
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.testing import MemoryReactor
 
-from kraftek.config import load
 from kraftek.contract.errors import ConfigError
 from kraftek.contract.redis_url import RedisAddress, masked, redis_address
 from kraftek.contract.settings import Auth, Config, Limits, Operator, Redis, Service, SocketIO
+from kraftek.daemon.config import load
 
-SHIPPED = Path(__file__).resolve().parent.parent / "etc/kraftek-gateway.toml"
+SHIPPED = Path(__file__).resolve().parents[2] / "etc/kraftek-gateway.toml"
 TABLES: dict[str, type[Struct]] = {
     "redis": Redis,
     "auth": Auth,

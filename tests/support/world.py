@@ -1,7 +1,8 @@
 """The core with nothing real around it, and conversations with it as transcripts.
 
-:class:`House` wires registry, router, roster, admission, gateway and broadcasts as ``kraftek/daemon.py`` does, on the
-stand-ins of ``tests/fakes.py``. A :class:`Client` of the native dialect plays transcripts against it, a line a step:
+:class:`House` wires registry, router, roster, admission, gateway and broadcasts as ``kraftek/daemon/lifecycle.py``
+does, on the stand-ins of ``tests/support/fakes.py``. A :class:`Client` of the native dialect plays transcripts against
+it, a line a step:
 
 ======================  ===============================================================================================
 ``> {"type": …}``       the client sends this text
@@ -45,7 +46,7 @@ from kraftek.core.roster import Roster
 from kraftek.core.router import EventRouter
 from kraftek.core.session import State
 from kraftek.edge.dialects.native import NativeDialect
-from tests.fakes import FakeAccess, FakeBus, FakeLink, FakeRooms, Published
+from tests.support.fakes import FakeAccess, FakeBus, FakeLink, FakeRooms, Published
 
 __all__ = ["CHAT", "NOTES", "Client", "House"]
 

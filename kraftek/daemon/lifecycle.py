@@ -1,4 +1,4 @@
-"""The daemon: the one place where everything is wired. Started by :mod:`kraftek.tap`."""
+"""The daemon: the one place where everything is wired. Started by :mod:`kraftek.daemon.tap`."""
 
 from __future__ import annotations
 
@@ -38,8 +38,10 @@ from kraftek.core.rooms.room_cache import RedisRooms
 from kraftek.core.roster import Roster
 from kraftek.core.router import EventRouter
 from kraftek.core.service_events import Intake
+from kraftek.daemon.demo import BOARD, NotesService
+from kraftek.daemon.listening import server_endpoint
 from kraftek.daemon.operator import operator_site
-from kraftek.demo import BOARD, NotesService
+from kraftek.daemon.systemd import notify
 from kraftek.edge.addresses import Addresses
 from kraftek.edge.auth_service import HttpChecker
 from kraftek.edge.dialects.native import SUBPROTOCOL, NativeDialect
@@ -52,8 +54,6 @@ from kraftek.edge.origins import Origins
 from kraftek.edge.public_site import public_site
 from kraftek.edge.websocket.factory import ClientFactory, max_connections
 from kraftek.fastpath import drive
-from kraftek.listening import server_endpoint
-from kraftek.systemd import notify
 
 __all__ = ["Daemon", "make_gateway"]
 

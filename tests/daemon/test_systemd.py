@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from kraftek.systemd import notify
+from kraftek.daemon.systemd import notify
 
 
 @pytest.fixture

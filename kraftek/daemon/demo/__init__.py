@@ -1,7 +1,7 @@
 """Something to play with: the files of the board, and the notes service as a child of the gateway.
 
-``kraftek.daemon`` uses both for ``--demo``. The service itself, ``notes.py``, is a program of its own, on the kit for
-service authors: nothing here knows what it does.
+``kraftek.daemon.lifecycle`` uses both for ``--demo``. The service itself, ``notes.py``, is a program of its own, on the
+kit for service authors: nothing here knows what it does.
 """
 
 import os

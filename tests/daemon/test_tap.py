@@ -9,7 +9,7 @@ from twisted.application.service import IService
 from twisted.python.usage import UsageError
 
 from kraftek.contract.settings import Auth, Config, Redis, Service
-from kraftek.tap import Options, makeService
+from kraftek.daemon.tap import Options, makeService
 
 VARIABLES = ["KRAFTEK_REDIS", "KRAFTEK_LISTEN", "KRAFTEK_AUTH", "PORT", "REDIS_HOST", "REDIS_PORT"]
 VARIABLES += ["REDIS_OUTGOING_CHANNEL", "AUTH_SERVICE_URL"]

@@ -1,6 +1,6 @@
 """Where clients connect: Twisted's endpoint strings, and ``reuseport:`` for several processes on one port.
 
-Called by :mod:`kraftek.daemon`, which has the strings from the configuration.
+Called by :mod:`kraftek.daemon.lifecycle`, which has the strings from the configuration.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Reads the configuration: options over environment over file.
 
-Called by :mod:`kraftek.tap`; everything else is handed the finished values, which :mod:`kraftek.contract.settings` describes.
+Called by :mod:`kraftek.daemon.tap`; everything else is handed the finished values, which
+:mod:`kraftek.contract.settings` describes.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from kraftek.demo import NOTES, notes
-from tests.redis_server import PrivateRedis
+from kraftek.daemon.demo import NOTES, notes
+from tests.support.redis_server import PrivateRedis
 
 Json = dict[str, Any]
 CHANNEL = "events:stickyNotes"
