@@ -34,7 +34,7 @@ From a client to a service:
 
 From a service to a client:
 
-1. ``bus/links.py`` receives a message from Redis
+1. ``bus/connections.py`` receives a message from Redis
 2. ``core/deliveries.py`` decodes its envelope and finds its recipients in ``core/roster.py``
 3. ``edge/dialects/native.py`` or ``edge/dialects/socketio_client.py`` encodes it once for all of its kind
 4. ``edge/websocket/outbox.py`` or ``edge/engineio/clients.py`` writes it, once for each client and reactor iteration

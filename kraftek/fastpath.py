@@ -13,7 +13,7 @@ from typing import Any
 from twisted.internet import tcp
 from twisted.python import log
 
-from kraftek.contract.iteration import Turn
+from kraftek.contract.iteration import Iteration
 
 __all__ = ["configured", "drive", "plain_messages", "release_window", "slim", "write_now"]
 
@@ -93,7 +93,7 @@ def write_now(transport: Any, data: bytes) -> Callable[[bytes], int] | None:
     return None
 
 
-def drive(reactor: Any, turn: Turn) -> None:
+def drive(reactor: Any, iteration: Iteration) -> None:
     """Have the reactor call ``turn.end()`` after every turn; nothing, for another reactor than Linux's own.
 
     In place of ``EPollReactor.doPoll``, which wraps each call in a context for the prefix of old-style log lines:
@@ -121,7 +121,7 @@ def drive(reactor: Any, turn: Turn) -> None:
             disconnect(selectable, why, False)
 
     def do_iteration(timeout: float | None) -> None:
-        turn.end()  # what timers left
+        iteration.end()  # what timers left
         try:
             events = poll(-1 if timeout is None else timeout, len(selectables))
         except OSError as error:
@@ -134,9 +134,9 @@ def drive(reactor: Any, turn: Turn) -> None:
                 read(selectable, fd)
             elif selectable is not None:
                 read_or_write(selectable, fd, event)
-        turn.end()
+        iteration.end()
 
-    turn.driven = True
+    iteration.driven = True
     reactor.doIteration = do_iteration
 
 

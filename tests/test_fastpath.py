@@ -41,8 +41,8 @@ from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFact
 
 import kraftek.edge.websocket.factory
 from kraftek import fastpath
-from kraftek.contract.interfaces import ILink
-from kraftek.contract.iteration import Turn
+from kraftek.contract.interfaces import IClientLink
+from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Outgoing
 from kraftek.contract.settings import Limits
 from kraftek.edge.websocket.protocol import ClientProtocol, _unmask
@@ -59,7 +59,7 @@ def _autobahns_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 class Echo:
     """A session that notes what it receives, and says it back."""
 
-    def __init__(self, link: ILink) -> None:
+    def __init__(self, link: IClientLink) -> None:
         self.link = link
         self.received: list[tuple[bytes, bool]] = []
 
@@ -396,12 +396,12 @@ def test_the_poll_that_is_replaced_is_the_one_that_was_read() -> None:
 class Flushes:
     """Counts how often a turn ended with something to write."""
 
-    def __init__(self, turn: Turn) -> None:
+    def __init__(self, iteration: Iteration) -> None:
         self.count = 0
-        self._turn = turn
+        self._iteration = iteration
 
     def ask(self) -> None:
-        self._turn.at_end(self)
+        self._iteration.at_end(self)
 
     def flush(self) -> None:
         self.count += 1
@@ -411,9 +411,9 @@ class Flushes:
 def reactor() -> Iterator[Any]:
     """A reactor of the test's own, driven."""
     made: Any = EPollReactor()
-    made.turn = Turn(made)
-    drive(made, made.turn)
-    assert made.turn.driven
+    made.iteration = Iteration(made)
+    drive(made, made.iteration)
+    assert made.iteration.driven
     yield made
     for reader in made.removeAll():
         reader.connectionLost(Failure(ConnectionDone()))
@@ -426,7 +426,7 @@ def run(reactor: Any) -> None:
 
 
 def test_timers_go_off_and_end_a_turn(reactor: Any) -> None:
-    flushes = Flushes(reactor.turn)
+    flushes = Flushes(reactor.iteration)
     order: list[str] = []
 
     def first() -> None:
@@ -444,7 +444,7 @@ def test_timers_go_off_and_end_a_turn(reactor: Any) -> None:
 
 
 def test_the_turn_ends_with_its_reads_and_needs_no_timer(reactor: Any) -> None:
-    flushes = Flushes(reactor.turn)
+    flushes = Flushes(reactor.iteration)
     seen: list[tuple[bytes, int, list[Any]]] = []
 
     class Reader(Protocol):
@@ -507,7 +507,7 @@ class Interrupted:
 def test_a_poll_is_interrupted_and_nothing_else_is_forgiven(number: int, fails: bool) -> None:
     reactor: Any = EPollReactor()
     reactor._poller = Interrupted(number, reactor._poller)
-    drive(reactor, Turn(reactor))
+    drive(reactor, Iteration(reactor))
     if fails:
         with pytest.raises(OSError, match=os.strerror(number)):
             reactor.doIteration(0)
@@ -560,7 +560,7 @@ def fail(far: socket.socket) -> None:
 def test_a_connection_ends_as_without_it(driven: bool, ends: Callable[[socket.socket], None], told: list[Any]) -> None:
     made: Any = EPollReactor()
     if driven:
-        drive(made, Turn(made))
+        drive(made, Iteration(made))
     heard = Heard(made)
     port = made.listenTCP(0, Factory.forProtocol(lambda: heard), interface="127.0.0.1")
     far = socket.create_connection(("127.0.0.1", port.getHost().port))
@@ -618,10 +618,10 @@ def test_who_was_removed_while_others_were_read_is_left_out(reactor: Any) -> Non
 
 def test_another_reactor_is_left_alone() -> None:
     for other in (Clock(), SelectReactor()):
-        turn = Turn(other)
+        iteration = Iteration(other)
         before = getattr(other, "doIteration", None)
-        drive(other, turn)
-        assert not turn.driven
+        drive(other, iteration)
+        assert not iteration.driven
         assert getattr(other, "doIteration", None) == before
         for reader in other.removeAll() if isinstance(other, SelectReactor) else ():
             reader.connectionLost(Failure(ConnectionDone()))

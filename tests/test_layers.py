@@ -219,7 +219,7 @@ def test_the_drawing_names_what_exists() -> None:
         ("edge.auth_service", "import treq"),
         ("edge.public_site", "from twisted.web.resource import Resource"),
         ("daemon.operator", "from twisted.web.resource import Resource"),
-        ("daemon.assembly", "from kraftek.bus.links import Link\nfrom kraftek.service import EventProcessor"),
+        ("daemon.assembly", "from kraftek.bus.connections import Link\nfrom kraftek.service import EventProcessor"),
         ("client.twisted", "from kraftek.contract.messages import Event\nimport autobahn"),
         ("service.twisted", "from kraftek.bus import RedisBus"),
         ("service.testing", "from kraftek.bus.embedded import redis_server_path"),

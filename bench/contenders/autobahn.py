@@ -123,7 +123,7 @@ class Client(WebSocketServerProtocol):
         self.sendMessage(json.dumps(message).encode())
 
 
-class Broadcasts(txredisapi.SubscriberProtocol):  # type: ignore[misc]
+class Deliveries(txredisapi.SubscriberProtocol):  # type: ignore[misc]
     """The subscribed connection: what services send, to the sockets it is for."""
 
     factory: "BroadcastsFactory"
@@ -138,7 +138,7 @@ class Broadcasts(txredisapi.SubscriberProtocol):  # type: ignore[misc]
 class BroadcastsFactory(txredisapi.SubscriberFactory):  # type: ignore[misc]
     """Starts the listening port once the subscription stands."""
 
-    protocol = Broadcasts
+    protocol = Deliveries
 
     def __init__(self, gateway: Gateway, port: int) -> None:
         super().__init__()

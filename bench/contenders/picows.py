@@ -58,7 +58,7 @@ class Redis(asyncio.Protocol):
                 asked[0].error("SERVICE_UNAVAILABLE", "Nobody listens", asked[1])
 
 
-class Broadcasts(asyncio.Protocol):
+class Deliveries(asyncio.Protocol):
     """The subscribed connection: what services send, to the sockets it is for."""
 
     def __init__(self, gateway: "Gateway") -> None:
@@ -178,7 +178,7 @@ class Client(WSListener):
 async def main(port: int, redis_port: int, ping_seconds: float) -> None:
     loop = asyncio.get_running_loop()
     gateway = Gateway()
-    broadcasts = Broadcasts(gateway)
+    broadcasts = Deliveries(gateway)
     await loop.create_connection(lambda: gateway.redis, "127.0.0.1", redis_port)
     await loop.create_connection(lambda: broadcasts, "127.0.0.1", redis_port)
     await broadcasts.subscribed.wait()

@@ -19,8 +19,8 @@ from twisted.python.failure import Failure
 from txredisapi import ResponseError
 from zope.interface import implementer
 
+from kraftek.bus.connections import RedisConnection
 from kraftek.bus.endpoint import Backoff, RedisEndpoint
-from kraftek.bus.links import Link
 from kraftek.bus.resp import Argument
 from kraftek.contract.consumer_groups import FORGET, FORGOTTEN_AFTER, JOIN
 from kraftek.contract.errors import NotPublished
@@ -29,7 +29,7 @@ from kraftek.contract.lua import Script
 from kraftek.contract.redis_url import RedisAddress
 from kraftek.contract.settings import Redis
 
-__all__ = ["Reading", "ReadingLink"]
+__all__ = ["Reading", "ReadingConnection"]
 
 BATCH = 100
 """Entries taken from the dead at a time."""
@@ -61,7 +61,7 @@ return redis.call('XDEL', KEYS[1], ARGV[2])
 """)
 
 
-class ReadingLink(Link):
+class ReadingConnection(RedisConnection):
     """The connection that waits. ``id`` is Redis's number for it, once it is ready."""
 
     id = 0
@@ -99,7 +99,7 @@ class Reading(ClientService):
         window: int,
         claim_after: float,
     ) -> None:
-        factory = Factory.forProtocol(partial(ReadingLink, reactor, address, config, self))
+        factory = Factory.forProtocol(partial(ReadingConnection, reactor, address, config, self))
         factory.noisy = False
         self._backoff = Backoff()
         super().__init__(endpoint, factory, retryPolicy=self._backoff, clock=reactor)
@@ -116,7 +116,7 @@ class Reading(ClientService):
         self._wait = max(1, int(1000 * min(1.0, config.ping_timeout / 2, claim_after / 3)))
         self._open: dict[str, bool] = {}
         self._acks = True
-        self._link: ReadingLink | None = None
+        self._connection: ReadingConnection | None = None
         self._ends = False
         self._ended: Deferred[None] = Deferred()
         self._sleep: Deferred[None] | None = None
@@ -126,9 +126,9 @@ class Reading(ClientService):
     def end(self) -> Deferred[None]:
         self._ends = True
         self._wake()
-        if self._link is None:
+        if self._connection is None:
             return succeed(None)
-        self._bus.call("CLIENT", [], ["UNBLOCK", self._link.id]).addErrback(lambda _: None)
+        self._bus.call("CLIENT", [], ["UNBLOCK", self._connection.id]).addErrback(lambda _: None)
         return self._ended
 
     def ack(self, entry_id: str) -> None:
@@ -151,13 +151,13 @@ class Reading(ClientService):
 
     # LinkOwner
 
-    def link_ready(self, link: Link) -> None:
-        assert isinstance(link, ReadingLink)
-        self._link = link
-        Deferred.fromCoroutine(self._read(link)).addErrback(self._failed, link)
+    def connection_ready(self, connection: RedisConnection) -> None:
+        assert isinstance(connection, ReadingConnection)
+        self._connection = connection
+        Deferred.fromCoroutine(self._read(connection)).addErrback(self._failed, connection)
 
-    def link_lost(self, link: Link, reason: Failure) -> None:
-        self._link = None
+    def connection_lost(self, connection: RedisConnection, reason: Failure) -> None:
+        self._connection = None
         if self.running:
             self.log.warn("Lost a connection to Redis: {reason}", reason=reason.getErrorMessage())
         self._wake()
@@ -165,52 +165,52 @@ class Reading(ClientService):
 
     # Within
 
-    async def _read(self, link: ReadingLink) -> None:
+    async def _read(self, connection: ReadingConnection) -> None:
         begun = False
         look_again = 0.0
-        while link is self._link and not self._ends:
+        while connection is self._connection and not self._ends:
             now = self._reactor.seconds()
             room = self._window - len(self._open)
             if not self._bus.available:
                 await self._woken(self._claim_after)
             elif not begun:
-                await self._begin(link)
+                await self._begin(connection)
                 begun = True
             elif now >= look_again:
-                await self._look(link, room)
+                await self._look(connection, room)
                 look_again = now + self._claim_after / 3
             elif room > 0:
-                await self._ask(link, room)
+                await self._ask(connection, room)
             else:
                 await self._woken(look_again - now)
             self._backoff.reset()
         self._has_ended()
 
-    async def _begin(self, link: ReadingLink) -> None:
+    async def _begin(self, connection: ReadingConnection) -> None:
         """Before anything new: what Redis has handed to this consumer, and what never arrived."""
-        await link.evaluate(JOIN, self._name, self._group, FORGOTTEN_AFTER)
-        while await self._take(link, BATCH, 0.0, self._consumer):
+        await connection.evaluate(JOIN, self._name, self._group, FORGOTTEN_AFTER)
+        while await self._take(connection, BATCH, 0.0, self._consumer):
             pass
 
-    async def _look(self, link: ReadingLink, room: int) -> None:
+    async def _look(self, connection: ReadingConnection, room: int) -> None:
         """Keep what is open, and take what the dead left behind."""
         self._ack_again()
         if self._open:
-            await link.ask("XCLAIM", self._name, self._group, self._consumer, 0, *self._open, "IDLE", 0, "JUSTID")
+            await connection.ask("XCLAIM", self._name, self._group, self._consumer, 0, *self._open, "IDLE", 0, "JUSTID")
         if room > 0:
-            await self._take(link, min(BATCH, room), self._claim_after, "")
-        await link.evaluate(FORGET, self._name, self._group, FORGOTTEN_AFTER)
+            await self._take(connection, min(BATCH, room), self._claim_after, "")
+        await connection.evaluate(FORGET, self._name, self._group, FORGOTTEN_AFTER)
 
-    async def _take(self, link: ReadingLink, most: int, idle: float, whose: str) -> int:
+    async def _take(self, connection: ReadingConnection, most: int, idle: float, whose: str) -> int:
         about = (self._group, self._consumer, int(idle * 1000), most, whose)
-        taken = await link.evaluate(TAKE, self._name, *about, *self._open)
+        taken = await connection.evaluate(TAKE, self._name, *about, *self._open)
         for entry_id, fields, delivered in taken:
             self._hand_over(entry_id, fields, delivered)
         return len(taken)
 
-    async def _ask(self, link: ReadingLink, room: int) -> None:
+    async def _ask(self, connection: ReadingConnection, room: int) -> None:
         who = ("GROUP", self._group, self._consumer)
-        found = await link.ask("XREADGROUP", *who, "COUNT", room, "BLOCK", self._wait, "STREAMS", self._name, ">")
+        found = await connection.ask("XREADGROUP", *who, "COUNT", room, "BLOCK", self._wait, "STREAMS", self._name, ">")
         for _, entries in found or ():
             for entry_id, fields in entries:
                 self._hand_over(entry_id, fields, 1)
@@ -262,10 +262,10 @@ class Reading(ClientService):
         if sleep is not None:
             sleep.callback(None)
 
-    def _failed(self, failure: Failure, link: ReadingLink) -> None:
+    def _failed(self, failure: Failure, connection: ReadingConnection) -> None:
         if failure.check(ResponseError):
             # The stream or its group is gone, or there is no right to it: begin again.
-            link.give_up(failure.getErrorMessage())
+            connection.give_up(failure.getErrorMessage())
         elif not failure.check(NotPublished):
             self.log.failure("Failed to read", failure=failure)
-            link.give_up("failed to read")
+            connection.give_up("failed to read")

@@ -17,13 +17,13 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from kraftek.bus.connections import NO_BATCH, TRACKING_CHANNEL, CommandConnection, RedisConnection, SubscriberConnection
 from kraftek.bus.endpoint import Backoff, RedisEndpoint
-from kraftek.bus.links import INVALIDATE, NO_BATCH, CommandLink, Link, SubscriberLink
 from kraftek.bus.reading import Reading
 from kraftek.bus.resp import Argument, publish_head
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import EntryListener, IBus, IBusListener
-from kraftek.contract.iteration import Turn
+from kraftek.contract.iteration import Iteration
 from kraftek.contract.lua import ForEach, Script
 from kraftek.contract.metrics import Counters
 from kraftek.contract.redis_url import redis_address
@@ -45,7 +45,7 @@ class RedisBus(MultiService):
 
     log = Logger()
 
-    def __init__(self, reactor: Any, config: Redis, turn: Turn, counters: Counters) -> None:
+    def __init__(self, reactor: Any, config: Redis, iteration: Iteration, counters: Counters) -> None:
         super().__init__()
         self._address = address = redis_address(config.url)
         self._endpoint = endpoint = RedisEndpoint(reactor, address, config.ca, config.ping_timeout)
@@ -60,13 +60,13 @@ class RedisBus(MultiService):
         self._tracked: dict[str, Callable[[list[str] | None], None]] = {}
         self._listeners: list[IBusListener] = []
         self._batch = NO_BATCH
-        self._commands: CommandLink | None = None
-        self._subscriber: SubscriberLink | None = None
+        self._commands: CommandConnection | None = None
+        self._subscriber: SubscriberConnection | None = None
         self.available = False
         self._backoff = Backoff()
         for protocol in (
-            partial(CommandLink, reactor, address, config, self, turn),
-            partial(SubscriberLink, reactor, address, config, self, turn, self._channels),
+            partial(CommandConnection, reactor, address, config, self, iteration),
+            partial(SubscriberConnection, reactor, address, config, self, iteration, self._channels),
         ):
             factory = Factory.forProtocol(protocol)
             factory.noisy = False
@@ -79,23 +79,23 @@ class RedisBus(MultiService):
         return self._prefix + channel
 
     def publish(self, channel: str, body: bytes, receipt: Callable[[int], None]) -> None:
-        link = self._commands
-        if link is None or not self.available or len(link.waiting) + link.batched >= self._in_flight:
+        connection = self._commands
+        if connection is None or not self.available or len(connection.waiting) + connection.batched >= self._in_flight:
             raise self._not_published()
         head = self._heads.get(channel)
         if head is None:
             head = self._head(channel)
-        link.send(b"%b%d\r\n%b\r\n" % (head, len(body), body), receipt)
+        connection.send(b"%b%d\r\n%b\r\n" % (head, len(body), body), receipt)
 
     def call(self, command: Any, keys: Sequence[str] = (), args: Sequence[Argument] = ()) -> Deferred[Any]:
         try:
-            link = self._with_room()
+            connection = self._with_room()
         except NotPublished:
             return fail()
         names = [self._prefix + key for key in keys]
         if isinstance(command, Script):
-            return link.run(command, names, args)
-        return link.ask(command, *names, *args)
+            return connection.run(command, names, args)
+        return connection.ask(command, *names, *args)
 
     def run(self, script: ForEach, message: tuple[Any, ...]) -> None:
         batch = self._batch
@@ -104,9 +104,9 @@ class RedisBus(MultiService):
         batch.messages.append(message)
 
     def run_all(self, script: ForEach, messages: Sequence[tuple[Any, ...]]) -> None:
-        link = self._with_room()
-        link.open_batch(script).messages += messages
-        link.close_batch()
+        connection = self._with_room()
+        connection.open_batch(script).messages += messages
+        connection.close_batch()
 
     def subscribe(self, channel: str, listener: Callable[[bytes], None]) -> None:
         name = self.channel_name(channel).encode()
@@ -142,7 +142,7 @@ class RedisBus(MultiService):
 
     def track(self, prefix: str, listener: Callable[[list[str] | None], None]) -> None:
         self._tracked[prefix] = listener
-        self._channels[INVALIDATE] = (self._invalidated,)
+        self._channels[TRACKING_CHANNEL] = (self._invalidated,)
 
     def settled(self) -> Deferred[None]:
         if not self.available or self._subscriber is None:
@@ -165,12 +165,12 @@ class RedisBus(MultiService):
 
     # LinkOwner
 
-    def link_ready(self, link: Link) -> None:
+    def connection_ready(self, connection: RedisConnection) -> None:
         """Once both are there, subscribe to everything and have changes told; then the bus is up."""
-        if isinstance(link, CommandLink):
-            self._commands = link
-        elif isinstance(link, SubscriberLink):
-            self._subscriber = link
+        if isinstance(connection, CommandConnection):
+            self._commands = connection
+        elif isinstance(connection, SubscriberConnection):
+            self._subscriber = connection
         commands, subscriber = self._commands, self._subscriber
         if commands is None or subscriber is None:
             return
@@ -180,10 +180,10 @@ class RedisBus(MultiService):
         ready = gatherResults(steps, consumeErrors=True)
         ready.addCallbacks(lambda _: self._up(commands, subscriber), lambda _: None)
 
-    def link_lost(self, link: Link, reason: Failure) -> None:
-        if link is self._commands:
+    def connection_lost(self, connection: RedisConnection, reason: Failure) -> None:
+        if connection is self._commands:
             self._commands = None
-        elif link is self._subscriber:
+        elif connection is self._subscriber:
             self._subscriber = None
         if self.running:
             self.log.warn("Lost a connection to Redis: {reason}", reason=reason.getErrorMessage())
@@ -193,18 +193,18 @@ class RedisBus(MultiService):
 
     # Within
 
-    def _with_room(self) -> CommandLink:
+    def _with_room(self) -> CommandConnection:
         """The link that takes one more.
 
         :meth:`publish` has this in line, for each message. It does not close the batch of this turn first, and so does
         not count what is in it.
         """
-        link = self._commands
-        if link is not None:
-            link.close_batch()
-        if link is None or not self.available or len(link.waiting) + link.batched >= self._in_flight:
+        connection = self._commands
+        if connection is not None:
+            connection.close_batch()
+        if connection is None or not self.available or len(connection.waiting) + connection.batched >= self._in_flight:
             raise self._not_published()
-        return link
+        return connection
 
     def _not_published(self) -> NotPublished:
         if self._commands is None or not self.available:
@@ -227,7 +227,7 @@ class RedisBus(MultiService):
             if names:
                 listener(names)
 
-    def _up(self, commands: CommandLink, subscriber: SubscriberLink) -> None:
+    def _up(self, commands: CommandConnection, subscriber: SubscriberConnection) -> None:
         if commands is not self._commands or subscriber is not self._subscriber:
             return  # one of them was lost meanwhile, and its successor does all this again
         self.available = True

@@ -1,6 +1,6 @@
 """Commands as Redis reads them: the client's half of RESP2. Replies are read by hiredis.
 
-Used by :mod:`kraftek.bus.links` for commands, and by :mod:`kraftek.bus.redis_bus` for publishing.
+Used by :mod:`kraftek.bus.connections` for commands, and by :mod:`kraftek.bus.redis_bus` for publishing.
 """
 
 from __future__ import annotations

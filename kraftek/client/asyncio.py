@@ -13,7 +13,15 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.typing import Subprotocol
 
-from kraftek.client.backend import CLOSE_TIMEOUT, MAX_MESSAGE, PING_INTERVAL, PING_TIMEOUT, Door, Options, Token
+from kraftek.client.backend import (
+    CLOSE_TIMEOUT,
+    MAX_MESSAGE,
+    PING_INTERVAL,
+    PING_TIMEOUT,
+    Backend,
+    Options,
+    TokenSource,
+)
 from kraftek.client.conversation import SUBPROTOCOL
 
 __all__ = ["Client"]
@@ -21,13 +29,13 @@ __all__ = ["Client"]
 _log = logging.getLogger(__name__)
 
 
-class Client(Door["asyncio.Future[Any]"]):
-    """See :class:`kraftek.client.backend.Door`. Its promises are Futures of the running loop.
+class Client(Backend["asyncio.Future[Any]"]):
+    """See :class:`kraftek.client.backend.Backend`. Its promises are Futures of the running loop.
 
     ``async with`` connects, and closes in the end.
     """
 
-    def __init__(self, url: str, token: Token, **options: Unpack[Options]) -> None:
+    def __init__(self, url: str, token: TokenSource, **options: Unpack[Options]) -> None:
         super().__init__(url, token, **options)
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None

@@ -24,11 +24,20 @@ from kraftek.client.conversation import (
     State,
 )
 
-__all__ = ["CLOSE_TIMEOUT", "MAX_MESSAGE", "PING_INTERVAL", "PING_TIMEOUT", "Door", "Listener", "Options", "Token"]
+__all__ = [
+    "CLOSE_TIMEOUT",
+    "MAX_MESSAGE",
+    "PING_INTERVAL",
+    "PING_TIMEOUT",
+    "Backend",
+    "Listener",
+    "Options",
+    "TokenSource",
+]
 
 P = TypeVar("P")
 
-Token = Callable[[bool], str | Awaitable[str]]
+TokenSource = Callable[[bool], str | Awaitable[str]]
 """Asked for a token on each attempt to connect; the argument is whether the last one was refused."""
 
 Listener = Callable[[Any], object]
@@ -38,7 +47,7 @@ _OWN = frozenset({"state", "dropped"})
 
 
 class Options(TypedDict, total=False):
-    """What may be said of a client besides where and who: see :class:`Door`."""
+    """What may be said of a client besides where and who: see :class:`Backend`."""
 
     room: str | None
     timeout: float
@@ -57,10 +66,10 @@ PING_TIMEOUT = 20.0
 """Seconds: a gateway that died without a word is noticed by pings of our own."""
 
 
-class Door(ABC, Generic[P]):
+class Backend(ABC, Generic[P]):
     """A client of the gateway at ``url``, ``ws://`` or ``wss://``. It connects, and comes back by itself.
 
-    ``token``: see :data:`Token`. When it raises, the attempt has failed, and another follows.
+    ``token``: see :data:`TokenSource`. When it raises, the attempt has failed, and another follows.
     ``room``: the room to be in from the start. Without one, the auth service must let this user in without.
     ``timeout``: seconds that a request waits for its answer, unless it says otherwise. A service has 10 s by default,
     after which the gateway says ``TIMEOUT``: the client waits a little longer than that.
@@ -74,7 +83,7 @@ class Door(ABC, Generic[P]):
     def __init__(
         self,
         url: str,
-        token: Token,
+        token: TokenSource,
         *,
         room: str | None = None,
         timeout: float = 15.0,

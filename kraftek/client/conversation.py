@@ -1,4 +1,4 @@
-"""What a client and the gateway say to each other, over as many sockets as it takes. Called by the doors.
+"""What a client and the gateway say to each other, over as many sockets as it takes. Called by the backends.
 
 There is no socket and no clock in here. :class:`Conversation` is told what happened and what time it is; it says what
 to do (:data:`Action`), what to send (:meth:`Conversation.next_frame`) and when to wake it (:meth:`Conversation.due`).
@@ -125,7 +125,7 @@ class QueueFull(Exception):  # noqa: N818  # as above
     """So many messages wait for a connection, or for their answers, that no more are taken."""
 
 
-# What a door is to do.
+# What a backend is to do.
 
 
 class Ask(Struct, frozen=True):
@@ -227,14 +227,14 @@ class Conversation:
         self._dues: dict[str, float] = {}
         self._heap: list[tuple[float, str]] = []
 
-    # What the door takes
+    # What the backend takes
 
     def next_action(self) -> Action | None:
         """What to do next; ``None`` when that was all."""
         return self._actions.popleft() if self._actions else None
 
     def next_frame(self) -> bytes | None:
-        """The next text message for the socket; ``None`` when there is none. A door asks when it can write."""
+        """The next text message for the socket; ``None`` when there is none. A backend asks when it can write."""
         if self.state is State.CONNECTING:
             frame, self._authenticate = self._authenticate, None
             return frame

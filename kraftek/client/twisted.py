@@ -20,7 +20,15 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from kraftek.client.backend import CLOSE_TIMEOUT, MAX_MESSAGE, PING_INTERVAL, PING_TIMEOUT, Door, Options, Token
+from kraftek.client.backend import (
+    CLOSE_TIMEOUT,
+    MAX_MESSAGE,
+    PING_INTERVAL,
+    PING_TIMEOUT,
+    Backend,
+    Options,
+    TokenSource,
+)
 from kraftek.client.conversation import SUBPROTOCOL
 
 __all__ = ["Client"]
@@ -65,15 +73,15 @@ class _Socket(WebSocketClientProtocol):
         self.paused = True
 
 
-class Client(Door["Deferred[Any]"]):
-    """See :class:`kraftek.client.backend.Door`. Its promises are Deferreds.
+class Client(Backend["Deferred[Any]"]):
+    """See :class:`kraftek.client.backend.Backend`. Its promises are Deferreds.
 
     ``reactor``: the one that runs, unless given.
     """
 
     _log = Logger()
 
-    def __init__(self, url: str, token: Token, *, reactor: Any = None, **options: Unpack[Options]) -> None:
+    def __init__(self, url: str, token: TokenSource, *, reactor: Any = None, **options: Unpack[Options]) -> None:
         super().__init__(url, token, **options)
         if reactor is None:
             from twisted.internet import reactor  # noqa: PLC0415  # importing it chooses one

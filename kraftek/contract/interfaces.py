@@ -23,9 +23,9 @@ __all__ = [
     "IAccessListener",
     "IBus",
     "IBusListener",
+    "IClientLink",
     "IDialect",
     "IEventRouter",
-    "ILink",
     "IReading",
     "IReceiver",
     "IRooms",
@@ -47,15 +47,15 @@ class IServiceRegistry(Interface):
     """Which services there are. Changes at run time take effect on the next event."""
 
     def register(service: Any) -> None:
-        """Add a :class:`kraftek.contract.settings.Service`. Raises ``ValueError`` for a malformed name or channel, and
-        for a name that is registered already.
+        """Add a :class:`kraftek.contract.settings.Registration`. Raises ``ValueError`` for a malformed name or channel,
+        and for a name that is registered already.
         """
 
     def unregister(name: str) -> None:
         """Take a service away. Raises ``KeyError`` when there is none of that name."""
 
     def find(name: str) -> Any:
-        """The :class:`kraftek.contract.settings.Service` of that name, or ``None``."""
+        """The :class:`kraftek.contract.settings.Registration` of that name, or ``None``."""
 
     def services() -> Collection[Any]:
         """All services, in the order of their registration."""
@@ -68,7 +68,7 @@ class IEventRouter(Interface):
     """From an event's name to the service that handles it."""
 
     def route(name: str) -> Any:
-        """The :class:`kraftek.contract.settings.Service` for an event ``service:module:name``.
+        """The :class:`kraftek.contract.settings.Registration` for an event ``service:module:name``.
 
         Raises ``PeerError`` with ``INVALID_EVENT`` when the name is malformed or its service is not registered.
         """
@@ -90,7 +90,7 @@ class IDialect(Interface):
         """The message as this client reads it; ``None`` when this dialect has no word for it."""
 
 
-class ILink(Interface):
+class IClientLink(Interface):
     """The way to one client: a WebSocket, or whatever stands for one."""
 
     peer = Attribute("str: the client's address, for logs.")

@@ -10,7 +10,7 @@ from typing import Protocol
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-__all__ = ["Flushable", "Turn"]
+__all__ = ["Flushable", "Iteration"]
 
 
 class Flushable(Protocol):
@@ -19,7 +19,7 @@ class Flushable(Protocol):
     def flush(self) -> None: ...
 
 
-class Turn:
+class Iteration:
     """Collects who has something to write in this reactor turn.
 
     ``driven``: somebody calls :meth:`end` after every turn (:func:`kraftek.fastpath.drive`). Otherwise it is scheduled

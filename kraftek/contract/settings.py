@@ -12,7 +12,7 @@ from msgspec import Meta, Struct
 
 from kraftek.contract.redis_url import masked, shown
 
-__all__ = ["Auth", "Config", "Limits", "Operator", "Redis", "Service", "SocketIO"]
+__all__ = ["Auth", "Config", "Limits", "Operator", "Redis", "Registration", "SocketIO"]
 
 Flag = Annotated[bool, Meta(description="true or false")]
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1, description="a whole number from 1 to 2147483647")]
@@ -30,7 +30,7 @@ UrlPath = Annotated[
 Prefix = Annotated[str, Meta(pattern=rf"^{_BLACK}*\Z", description="a prefix without white space, or nothing")]
 Endpoints = Annotated[tuple[Text, ...], Meta(min_length=1, description="a list of one or more Twisted endpoints")]
 PrivateEndpoints = Annotated[tuple[Text, ...], Meta(description="a list of Twisted endpoints")]
-Origins = Annotated[tuple[Text, ...], Meta(description="a list of origins")]
+OriginPatterns = Annotated[tuple[Text, ...], Meta(description="a list of origins")]
 Sessions = Annotated[Literal["single", "many"], Meta(description='"single" or "many"')]
 Transport = Annotated[Literal["pubsub", "stream"], Meta(description='"pubsub" or "stream"')]
 Partitions = Annotated[int, Meta(ge=0, le=256, description="a whole number from 0 to 256")]
@@ -128,7 +128,7 @@ class Operator(Struct, frozen=True, kw_only=True):
     listen: PrivateEndpoints = ()
 
 
-class Service(Struct, frozen=True, kw_only=True):
+class Registration(Struct, frozen=True, kw_only=True):
     """One of ``[services]``.
 
     ``reply``: it answers requests itself, on the event's ``replyTo`` channel, within ``timeout`` seconds. ``requests``:
@@ -159,7 +159,7 @@ class Config(Struct, frozen=True, kw_only=True):
 
     listen: Endpoints = ("tcp:3001",)
     sessions: Sessions = "single"
-    origins: Origins = ("same-host",)
+    origins: OriginPatterns = ("same-host",)
     forwarded_for: CountOrZero = 0
     compression: Flag = False
     demo: Flag = False
@@ -168,4 +168,4 @@ class Config(Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     socketio: SocketIO = SocketIO()
     operator: Operator = Operator()
-    services: tuple[Service, ...] = ()
+    services: tuple[Registration, ...] = ()

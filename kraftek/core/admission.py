@@ -24,9 +24,9 @@ from kraftek.contract.messages import Authenticate, Authenticated, ErrorMessage,
 from kraftek.contract.metrics import Counters
 from kraftek.contract.names import gateway_of, reply_channel
 from kraftek.contract.settings import Limits
-from kraftek.core.expiry_queue import Expiries
+from kraftek.core.expiry_queue import ExpiryQueue
 from kraftek.core.roster import Roster
-from kraftek.core.session import Session, State
+from kraftek.core.session import Session, SessionState
 
 __all__ = ["Admission"]
 
@@ -75,7 +75,7 @@ class Admission:
         self._single = single
         self._now = now
         self._arrivals: deque[tuple[float, Session]] = deque()
-        self._expiries = Expiries(now())
+        self._expiry_queue = ExpiryQueue(now())
         self._again: OrderedDict[tuple[Session, str | None], tuple[float, bool]] = OrderedDict()
         # What Redis is still to be told of the time when it was away, or could take no more: who entered a room, and
         # whose entries are left.
@@ -96,7 +96,7 @@ class Admission:
             if room_id is not None:
                 self._vacate(session, room_id, "closed")
         self._roster.remove(session)
-        self._expiries.forget(session)
+        self._expiry_queue.forget(session)
         session.rooms = {}
 
     def authenticate(self, session: Session, message: Authenticate) -> None:
@@ -108,7 +108,7 @@ class Admission:
         session.check_begins()
 
         def admitted(grant: Grant) -> None:
-            if session.state is State.CLOSED:
+            if session.state is SessionState.CLOSED:
                 return
             if session.user_id not in (None, grant.user_id):
                 raise PeerError(Code.ACCESS_DENIED, "this token belongs to another user", id=message.id)
@@ -117,7 +117,7 @@ class Admission:
             room_id = grant.room_id or message.room_id
             session.say(Authenticated(grant.user_id, room_id, message.id))
             self._enter(session, room_id, grant)
-            self._expiries.watch(session)
+            self._expiry_queue.watch(session)
 
         d = self._access.check(token, message.room_id)
         d.addCallback(admitted)
@@ -132,13 +132,13 @@ class Admission:
         session.check_begins()
 
         def admitted(grant: Grant) -> None:
-            if session.state is State.CLOSED:
+            if session.state is SessionState.CLOSED:
                 return
             if grant.user_id != session.user_id:
                 raise PeerError(Code.ACCESS_DENIED, "the token belongs to another user now", id=message.id)
             session.say(Joined(room_id, message.id))
             self._enter(session, room_id, grant)
-            self._expiries.watch(session)
+            self._expiry_queue.watch(session)
 
         def denied(failure: Failure) -> None:
             error = failure.value
@@ -208,21 +208,21 @@ class Admission:
         seconds = self._clock.seconds()
         while self._arrivals and self._arrivals[0][0] <= seconds:
             _, session = self._arrivals.popleft()
-            if session.state is State.NEW:
+            if session.state is SessionState.NEW:
                 session.refuse(PeerError(Code.AUTH_TIMEOUT, "no authenticate in time", closes=True))
-            elif session.state is State.CHECKING and session.user_id is None:
+            elif session.state is SessionState.CHECKING and session.user_id is None:
                 self._arrivals.append((seconds + self._limits.authenticate_timeout, session))
         now = self._now()
-        for session in self._expiries.due(now):
+        for session in self._expiry_queue.due(now):
             for its_room in tuple(session.rooms):
                 if _expired(session.rooms.get(its_room), now):
                     self._recheck(session, its_room, True)
-            self._expiries.watch(session)
+            self._expiry_queue.watch(session)
         for _ in range(min(_RECHECKS_PER_SWEEP, len(self._again))):
             (session, its_room), (due, revoked) = self._again.popitem(last=False)
             if due <= seconds:
                 self._recheck(session, its_room, revoked)
-            elif session.state is not State.CLOSED:
+            elif session.state is not SessionState.CLOSED:
                 self._again[session, its_room] = (due, revoked)
         if self._bus.available:
             self._catch_up(_WRITES_PER_SWEEP)
@@ -375,7 +375,7 @@ class Admission:
                 return
             if room_id in session.rooms:
                 self._enter(session, room_id, grant)
-            self._expiries.watch(session)
+            self._expiry_queue.watch(session)
 
         def doubted(failure: Failure) -> None:
             error = failure.value
@@ -427,7 +427,9 @@ def _in_question(session: Session, revoked: bool) -> tuple[str | None, ...]:
 
 def _matters(session: Session, room_id: str | None) -> bool:
     """Whether there still is what access was asked about."""
-    return session.state is not State.CLOSED and (room_id in session.rooms or (room_id is None and not session.rooms))
+    return session.state is not SessionState.CLOSED and (
+        room_id in session.rooms or (room_id is None and not session.rooms)
+    )
 
 
 def _expired(grant: Grant | None, now: float) -> bool:

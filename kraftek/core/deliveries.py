@@ -21,7 +21,7 @@ from kraftek.core.requests import Requests
 from kraftek.core.roster import Audience, Roster, audience_of
 from kraftek.core.session import Session
 
-__all__ = ["Broadcasts"]
+__all__ = ["Deliveries"]
 
 _LOG_INTERVAL = 60.0
 """Seconds between two log lines about the same kind of bad broadcast."""
@@ -45,7 +45,7 @@ _decode_room = msgspec.json.Decoder(_Room).decode
 _decode_command = msgspec.json.Decoder(_Command | None).decode
 
 
-class Broadcasts:
+class Deliveries:
     """Carries services' messages to the sockets on this process."""
 
     _log = Logger()

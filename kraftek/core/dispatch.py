@@ -19,7 +19,7 @@ from kraftek.contract.interfaces import IBus, IServiceRegistry
 from kraftek.contract.lua import ForEach, Receipt, Script, Value
 from kraftek.contract.messages import Envelope
 from kraftek.contract.names import place_of, stream_of
-from kraftek.contract.settings import Service
+from kraftek.contract.settings import Registration
 
 __all__ = ["FULL", "Dispatch", "once", "target_of"]
 
@@ -137,7 +137,7 @@ class Dispatch:
         self._registry = registry
         self._bus = bus
 
-    def send(self, service: Service, envelope: Envelope, receipt: Callable[[int], None]) -> None:
+    def send(self, service: Registration, envelope: Envelope, receipt: Callable[[int], None]) -> None:
         """Publish or append it. ``receipt`` is called once: as that of ``IBus.publish``, or with :data:`FULL`.
 
         Who reads a stream is unknown: it takes everything, as one. Raises ``NotPublished`` as ``IBus.publish`` does.
@@ -173,14 +173,14 @@ class Dispatch:
             self._log.failure("Cannot trim the stream of {service}", failure=failure, service=name)
 
 
-def target_of(service: Service, envelope: Envelope) -> str:
+def target_of(service: Registration, envelope: Envelope) -> str:
     """The channel or the stream that the event goes to. A channel has no partitions, whatever is configured."""
     if service.transport == "pubsub":
         return service.channel
     return place_of(service.channel, service.partitions, envelope.room_id or envelope.socket_id)
 
 
-def _streams(service: Service) -> list[str]:
+def _streams(service: Registration) -> list[str]:
     if service.partitions == 0:
         return [service.channel]
     return [stream_of(service.channel, number) for number in range(service.partitions)]

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 
 from kraftek.core.session import Session
 
-__all__ = ["Expiries"]
+__all__ = ["ExpiryQueue"]
 
 
-class Expiries:
+class ExpiryQueue:
     """Sessions by the second in which the first of their grants expires, in Unix time."""
 
     def __init__(self, now: float) -> None:

@@ -12,7 +12,7 @@ from functools import partial
 from zope.interface.verify import verifyObject
 
 from kraftek.contract.errors import Code, NotPublished, PeerError
-from kraftek.contract.interfaces import IDialect, IEventRouter, ILink
+from kraftek.contract.interfaces import IClientLink, IDialect, IEventRouter
 from kraftek.contract.messages import Authenticate, Connected, Envelope, Event, Inbound, Join, Leave, Ping, Pong
 from kraftek.contract.metrics import Counters
 from kraftek.contract.names import new_socket_id
@@ -58,7 +58,7 @@ class Gateway:
         self._counters = counters
         self._now = now
 
-    def open(self, link: ILink, dialect: IDialect, credentials: Authenticate | None = None) -> Session:
+    def open(self, link: IClientLink, dialect: IDialect, credentials: Authenticate | None = None) -> Session:
         """A client connected; ``credentials`` came with its handshake. What it sends goes to ``receive`` of the
         session returned, and ``lost`` of it is called when the link is gone.
         """

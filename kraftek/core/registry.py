@@ -1,4 +1,8 @@
-"""Which services there are. Filled from the configuration, changed at run time by whoever holds it."""
+"""Which services there are, and from an event's name to its service.
+
+The registry is filled from the configuration, and changed at run time by whoever holds it. The router is asked for
+every event, so a known name is one dict look-up.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,14 @@ import re
 from collections.abc import Callable, Collection, Iterable
 
 from zope.interface import implementer
+from zope.interface.verify import verifyObject
 
-from kraftek.contract.interfaces import IServiceRegistry
-from kraftek.contract.settings import Service
+from kraftek.contract.errors import Code, PeerError
+from kraftek.contract.interfaces import IEventRouter, IServiceRegistry
+from kraftek.contract.names import NAME_LENGTH, service_of
+from kraftek.contract.settings import Registration
 
-__all__ = ["ServiceRegistry"]
+__all__ = ["EventRouter", "ServiceRegistry"]
 
 _NAME = re.compile(r"[^\s:\x00-\x1f\x7f-\x9f]{1,128}")
 
@@ -19,13 +26,13 @@ _NAME = re.compile(r"[^\s:\x00-\x1f\x7f-\x9f]{1,128}")
 class ServiceRegistry:
     """The services by name."""
 
-    def __init__(self, services: Iterable[Service] = ()) -> None:
-        self._services: dict[str, Service] = {}
+    def __init__(self, services: Iterable[Registration] = ()) -> None:
+        self._services: dict[str, Registration] = {}
         self._listeners: list[Callable[[], None]] = []
         for service in services:
             self.register(service)
 
-    def register(self, service: Service) -> None:
+    def register(self, service: Registration) -> None:
         if not _NAME.fullmatch(service.name):
             raise ValueError(
                 f"service name {service.name!r}: expected 1 to 128 characters, no white space, control character, colon"
@@ -41,10 +48,10 @@ class ServiceRegistry:
         del self._services[name]
         self._changed()
 
-    def find(self, name: str) -> Service | None:
+    def find(self, name: str) -> Registration | None:
         return self._services.get(name)
 
-    def services(self) -> Collection[Service]:
+    def services(self) -> Collection[Registration]:
         return tuple(self._services.values())
 
     def on_change(self, listener: Callable[[], None]) -> None:
@@ -53,3 +60,36 @@ class ServiceRegistry:
     def _changed(self) -> None:
         for listener in self._listeners:
             listener()
+
+
+# Clients choose the names, so what is remembered of them is bounded.
+_REMEMBERED = 10_000
+
+
+@implementer(IEventRouter)
+class EventRouter:
+    """Parses event names and finds their service in a registry."""
+
+    def __init__(self, registry: IServiceRegistry) -> None:
+        verifyObject(IServiceRegistry, registry)
+        self._registry = registry
+        self._known: dict[str, Registration] = {}
+        registry.on_change(self._known.clear)
+
+    def route(self, name: str) -> Registration:
+        service = self._known.get(name)
+        return service if service is not None else self._find(name)
+
+    def _find(self, name: str) -> Registration:
+        called = service_of(name)
+        service: Registration | None = None if called is None else self._registry.find(called)
+        if service is None:
+            raise PeerError(
+                Code.INVALID_EVENT,
+                "Event type is not valid or service is not registered",
+                event_type=name[:NAME_LENGTH],
+            )
+        if len(self._known) >= _REMEMBERED:
+            self._known.clear()
+        self._known[name] = service
+        return service

@@ -23,7 +23,7 @@ from kraftek.contract.lua import ForEach, Receipt
 from kraftek.contract.messages import Ack, Broadcast, Delivery, Envelope, ErrorMessage, Outbound, RequestId
 from kraftek.contract.metrics import Counters
 from kraftek.contract.names import gateway_of
-from kraftek.contract.settings import Limits, Service
+from kraftek.contract.settings import Limits, Registration
 from kraftek.core.dispatch import FULL, Dispatch, once, target_of
 from kraftek.core.session import Session
 
@@ -86,7 +86,7 @@ class _Queue:
 
     __slots__ = ("receipt", "requests", "script", "service", "target")
 
-    def __init__(self, service: Service, window: float, receipt: Callable[[_Request, int | bytes], None]) -> None:
+    def __init__(self, service: Registration, window: float, receipt: Callable[[_Request, int | bytes], None]) -> None:
         self.service = service
         self.receipt = receipt
         self.target = "" if service.transport == "stream" and service.partitions else service.channel
@@ -138,7 +138,7 @@ class Requests:
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
 
-    def send(self, session: Session, request_id: RequestId, service: Service, envelope: Envelope) -> None:
+    def send(self, session: Session, request_id: RequestId, service: Registration, envelope: Envelope) -> None:
         """Hand the event to its service, unless it was before. Raises ``PeerError`` when too many wait already."""
         claim = _claim(envelope, request_id)
         waiting = self._waiting.get(session.socket_id)

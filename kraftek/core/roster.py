@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from kraftek.contract.interfaces import IDialect, ILink
+from kraftek.contract.interfaces import IClientLink, IDialect
 
 if TYPE_CHECKING:
     from kraftek.core.session import Session
 
 __all__ = ["Audience", "Roster", "audience_of"]
 
-Audience = Collection[tuple[IDialect, Collection[ILink]]]
+Audience = Collection[tuple[IDialect, Collection[IClientLink]]]
 """The links of all who read the same bytes, with a dialect that writes these, for each kind of client in a room."""
 
 
 def audience_of(sessions: Iterable[Session]) -> Audience:
     """These sessions as a broadcast needs them."""
-    groups: dict[Hashable, tuple[IDialect, list[ILink]]] = {}
+    groups: dict[Hashable, tuple[IDialect, list[IClientLink]]] = {}
     for session in sessions:
         dialect = session.dialect
         groups.setdefault(dialect.codec, (dialect, []))[1].append(session.link)

@@ -26,7 +26,7 @@ from kraftek.contract.messages import NULL, Envelope, RequestId
 from kraftek.contract.metrics import Counters
 from kraftek.core.dispatch import FULL, Dispatch
 
-__all__ = ["Intake"]
+__all__ = ["ServiceEvents"]
 
 STREAM = "events:gateway"
 GROUP = "gateways"
@@ -73,7 +73,7 @@ _decode = msgspec.json.Decoder(Sent).decode
 _encode = msgspec.json.Encoder().encode
 
 
-class Intake:
+class ServiceEvents:
     """Takes events of services. ``now`` gives Unix seconds.
 
     Each is delivered at least once: an entry is removed when its service has it, or its sender was told why not.

@@ -11,15 +11,15 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from kraftek.contract.errors import CLOSE_CODES, Code, PeerError
-from kraftek.contract.interfaces import IDialect, ILink, IReceiver
+from kraftek.contract.interfaces import IClientLink, IDialect, IReceiver
 from kraftek.contract.messages import Closing, ErrorMessage, Grant, Inbound, Outbound, Outgoing, Token
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Limits
 
-__all__ = ["Core", "Session", "State"]
+__all__ = ["Core", "Session", "SessionState"]
 
 
-class State(Enum):
+class SessionState(Enum):
     """What a session does with what arrives: the table in :class:`Session`."""
 
     NEW = "new"
@@ -79,12 +79,12 @@ class Session:
     _log = Logger()
 
     def __init__(
-        self, socket_id: str, core: Core, link: ILink, dialect: IDialect, limits: Limits, counters: Counters
+        self, socket_id: str, core: Core, link: IClientLink, dialect: IDialect, limits: Limits, counters: Counters
     ) -> None:
         self.socket_id = socket_id
         self.link = link
         self.dialect = dialect
-        self.state = State.NEW
+        self.state = SessionState.NEW
         self.user_id: str | None = None
         self.token: Token | None = None
         self.room_id: str | None = None
@@ -99,7 +99,7 @@ class Session:
 
     def receive(self, data: bytes, binary: bool = False) -> None:
         """One message from the client. This is the edge where what goes wrong becomes an ``error`` message."""
-        if self.state is State.CLOSED:
+        if self.state is SessionState.CLOSED:
             return
         self._counters.received += 1
         try:
@@ -107,7 +107,7 @@ class Session:
             if message is None:
                 return
             self._invalid = 0
-            if self.state is State.CHECKING:
+            if self.state is SessionState.CHECKING:
                 self._hold(message, len(data))
             else:
                 self._core.handle(self, message)
@@ -119,9 +119,9 @@ class Session:
     def take(self, message: Inbound) -> None:
         """As :meth:`receive`, for a message that was not sent as one: credentials of the handshake, or one held."""
         try:
-            if self.state is State.CHECKING:
+            if self.state is SessionState.CHECKING:
                 self._hold(message, 0)
-            elif self.state is not State.CLOSED:
+            elif self.state is not SessionState.CLOSED:
                 self._core.handle(self, message)
         except PeerError as error:
             self.refuse(error)
@@ -136,7 +136,7 @@ class Session:
 
     def refuse(self, error: PeerError) -> None:
         """Tell the client what it did wrong, or what it must know; close where the error says so."""
-        if self.state is State.CLOSED:
+        if self.state is SessionState.CLOSED:
             return
         self._counters.errors_peer += 1
         said = ErrorMessage(error.code, error.message, error.event_type, error.retry_after, error.id, error.room_id)
@@ -152,21 +152,21 @@ class Session:
         """Something of ours broke: logged with its cause, which the client is not told."""
         self._counters.errors_internal += 1
         self._log.failure("Session {socket_id} failed", failure=failure, socket_id=self.socket_id)
-        if self.state is not State.CLOSED:
+        if self.state is not SessionState.CLOSED:
             self.say(ErrorMessage(Code.INTERNAL, "Internal error"))
             self.close(CLOSE_CODES[Code.INTERNAL], Code.INTERNAL)
 
     def close(self, code: int, reason: str) -> None:
         """Close the client's socket, after what it was told has been sent."""
-        if self.state is not State.CLOSED:
+        if self.state is not SessionState.CLOSED:
             self.say(Closing(code))
             self.link.close(code, reason)
             self.lost()
 
     def lost(self) -> None:
         """The client is gone."""
-        if self.state is not State.CLOSED:
-            self.state = State.CLOSED
+        if self.state is not SessionState.CLOSED:
+            self.state = SessionState.CLOSED
             self._held = None
             self._core.closed(self)
 
@@ -176,25 +176,25 @@ class Session:
     def check_begins(self) -> None:
         """Access is being asked about: hold what arrives until :meth:`check_ends` was called as often."""
         self._checks += 1
-        self.state = State.CHECKING
+        self.state = SessionState.CHECKING
 
     def check_ends(self) -> None:
         """An answer came. With the last one, what was held is done."""
-        if self.state is State.CLOSED:
+        if self.state is SessionState.CLOSED:
             return
         self._checks -= 1
         if self._checks:
             return
-        self.state = State.NEW if self.user_id is None else State.READY
+        self.state = SessionState.NEW if self.user_id is None else SessionState.READY
         # Taken out while it is done: a question that is answered at once ends here again, and has nothing to do.
         held, self._held = self._held, None
         if held is None:
             return
-        while held and self.state is not State.CHECKING:
+        while held and self.state is not SessionState.CHECKING:
             message, size = held.popleft()
             self._held_bytes -= size
             self.take(message)
-            if self.state is State.CLOSED:
+            if self.state is SessionState.CLOSED:
                 return
         if held:
             self._held = held

@@ -20,7 +20,7 @@ from twisted.plugin import getPlugins
 
 from kraftek.contract.errors import ConfigError
 from kraftek.contract.redis_url import host_and_port, is_port, masked, redis_address
-from kraftek.contract.settings import Auth, Config, Limits, Operator, Redis, Service, SocketIO
+from kraftek.contract.settings import Auth, Config, Limits, Operator, Redis, Registration, SocketIO
 
 __all__ = ["load"]
 
@@ -203,7 +203,9 @@ class _Draft:
             limits=Limits(**self._fields(Limits, "limits")),
             socketio=SocketIO(**self._fields(SocketIO, "socketio")),
             operator=Operator(**self._fields(Operator, "operator")),
-            services=tuple(Service(name=name, **self._fields(Service, "services", name)) for name in self._services),
+            services=tuple(
+                Registration(name=name, **self._fields(Registration, "services", name)) for name in self._services
+            ),
         )
 
     def _check_pings(self) -> None:
@@ -373,7 +375,7 @@ _STRUCTS: dict[Key, type[Struct]] = {
     ("limits",): Limits,
     ("socketio",): SocketIO,
     ("operator",): Operator,
-    ("services", "NAME"): Service,
+    ("services", "NAME"): Registration,
 }
 """``NAME`` stands for any service's."""
 

@@ -21,23 +21,22 @@ from kraftek.bus import RedisBus
 from kraftek.bus.embedded import EmbeddedRedis
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import IAccess, IBusListener
-from kraftek.contract.iteration import Turn
+from kraftek.contract.iteration import Iteration
 from kraftek.contract.metrics import Counters, Gauges
 from kraftek.contract.names import new_gateway_id, reply_channel
 from kraftek.contract.settings import Config
 from kraftek.core.access.cache import AccessCache
 from kraftek.core.access.open import OpenAccess
 from kraftek.core.admission import Admission
-from kraftek.core.deliveries import Broadcasts
+from kraftek.core.deliveries import Deliveries
 from kraftek.core.dispatch import Dispatch
 from kraftek.core.gateway import Gateway
-from kraftek.core.registry import ServiceRegistry
+from kraftek.core.registry import EventRouter, ServiceRegistry
 from kraftek.core.requests import Requests
 from kraftek.core.rooms.leases import LOOK_INTERVAL, RENEW_INTERVAL, Leases
 from kraftek.core.rooms.room_cache import RedisRooms
 from kraftek.core.roster import Roster
-from kraftek.core.router import EventRouter
-from kraftek.core.service_events import Intake
+from kraftek.core.service_events import ServiceEvents
 from kraftek.daemon.demo import BOARD, NotesService
 from kraftek.daemon.listening import server_endpoint
 from kraftek.daemon.operator import operator_site
@@ -103,7 +102,7 @@ class Daemon(Service):
         self._admission: Admission | None = None
         self._requests: Requests | None = None
         self._leases: Leases | None = None
-        self._intake: Intake | None = None
+        self._service_events: ServiceEvents | None = None
         self._sweeps: list[LoopingCall] = []
 
     def startService(self) -> None:
@@ -127,9 +126,9 @@ class Daemon(Service):
             redis = replace(redis, url=await self._embedded.start())
             self._embedded.died.addCallback(self._embedded_died)
 
-        turn = Turn(reactor)
-        drive(reactor, turn)
-        self._bus = bus = RedisBus(reactor, redis, turn, counters)
+        iteration = Iteration(reactor)
+        drive(reactor, iteration)
+        self._bus = bus = RedisBus(reactor, redis, iteration, counters)
         access: IAccess
         if config.auth.check == "open":
             access = OpenAccess(bus)
@@ -164,8 +163,8 @@ class Daemon(Service):
             config.limits,
             counters,
         )
-        broadcasts = Broadcasts(roster, admission, requests, counters, reactor)
-        intake = Intake(gateway_id, self.registry, router, dispatch, bus, counters)
+        broadcasts = Deliveries(roster, admission, requests, counters, reactor)
+        service_events = ServiceEvents(gateway_id, self.registry, router, dispatch, bus, counters)
         bus.subscribe(redis.broadcast, broadcasts.received)
         bus.subscribe(replies, broadcasts.received)
 
@@ -176,7 +175,7 @@ class Daemon(Service):
         packets = SocketSettings(max_attachment_bytes=socketio.max_payload)
         engine_clients = EngineClients(
             reactor,
-            turn,
+            iteration,
             counters,
             EngineSettings(
                 ping_interval=socketio.ping_interval,
@@ -200,7 +199,7 @@ class Daemon(Service):
             config.limits,
             origins,
             addresses,
-            turn,
+            iteration,
             counters,
             compression=config.compression,
             engine_path=socketio.path,
@@ -233,7 +232,7 @@ class Daemon(Service):
             (clients.heartbeat.sweep, _SWEEP_INTERVAL),
             (engine_clients.sweep, _SWEEP_INTERVAL),
             (dispatch.sweep, _TRIM_INTERVAL),
-            (intake.sweep, _SWEEP_INTERVAL),
+            (service_events.sweep, _SWEEP_INTERVAL),
             (leases.renew, RENEW_INTERVAL),
             (leases.look, LOOK_INTERVAL),
         ):
@@ -241,8 +240,8 @@ class Daemon(Service):
             looping.clock = reactor
             looping.start(interval, now=False)
             self._sweeps.append(looping)
-        intake.begin()
-        self._intake = intake
+        service_events.begin()
+        self._service_events = service_events
         for endpoint in config.listen:
             self.ports.append(await self._listen(endpoint, clients, "Listening on {where}"))
         self._log.info("Gateway {gateway_id} is ready", gateway_id=gateway_id)
@@ -252,9 +251,9 @@ class Daemon(Service):
         await DeferredList([maybeDeferred(port.stopListening) for port in (*self.ports, *self.operator_ports)])
         if self._gateway is not None:
             self._gateway.close_all(1001, "the gateway stops")
-        if self._intake is not None:
+        if self._service_events is not None:
             with suppress(defer.TimeoutError):
-                await self._intake.end().addTimeout(_FAREWELL, self._reactor)
+                await self._service_events.end().addTimeout(_FAREWELL, self._reactor)
         if self._notes is not None and self._notes.running:
             await self._notes.stopService()
         if self._admission is not None:

@@ -1,9 +1,9 @@
-"""The kit of a service author: :class:`EventProcessor` with a function per event, and doors to run it through.
+"""The kit of a service author: :class:`EventProcessor` with a function per event, and backends to run it through.
 
-A service author imports the processor from here and a door: :mod:`kraftek.service.asyncio` or
+A service author imports the processor from here and a backend: :mod:`kraftek.service.asyncio` or
 :mod:`kraftek.service.twisted`. What happens to an event is in :mod:`kraftek.service.processor`, which does no I/O;
 how events are taken from Redis and what becomes of them when something dies in :mod:`kraftek.service.instance`, over
-the few things that a door can do. Tests of services use :mod:`kraftek.service.testing`.
+the few things that a backend can do. Tests of services use :mod:`kraftek.service.testing`.
 """
 
 from kraftek.service.processor import Context, EventProcessor, Refused

@@ -1,4 +1,4 @@
-"""The door for asyncio: a service on redis-py's asyncio client.
+"""The backend for asyncio: a service on redis-py's asyncio client.
 
 ``run(processor)`` is a whole program. A program with more on its loop uses :class:`EventService`.
 """
@@ -54,8 +54,8 @@ class EventService:
     """A service that runs on this loop, between ``start`` and ``stop`` or inside ``async with``."""
 
     def __init__(self, processor: EventProcessor, url: str) -> None:
-        self._door = _Door(url)
-        self._instance = Instance(processor, self._door)
+        self._backend = _Backend(url)
+        self._instance = Instance(processor, self._backend)
 
     async def start(self) -> None:
         """Begin. Redis may be away; the service begins to listen when it is there."""
@@ -64,7 +64,7 @@ class EventService:
     async def stop(self) -> None:
         """Take nothing more, finish what was begun within the processor's ``grace``, and disconnect."""
         await self._instance.stop()
-        await self._door.close()
+        await self._backend.close()
 
     async def __aenter__(self) -> EventService:
         await self.start()
@@ -74,11 +74,11 @@ class EventService:
         await self.stop()
 
 
-class _Door:
-    """Redis and the loop, as :class:`kraftek.service.backend.Door` says."""
+class _Backend:
+    """Redis and the loop, as :class:`kraftek.service.backend.Backend` says."""
 
     def __init__(self, url: str) -> None:
-        # RESP2, so that answers are the same as through the other door; and no retries behind our back: a message that
+        # RESP2, so that answers are the same as through the other backend; and no retries of its own: a message that
         # is published again would be heard twice.
         retry: Any = Retry(NoBackoff(), 0)
         self._redis: Redis = Redis.from_url(
@@ -104,7 +104,7 @@ class _Door:
             await asyncio.wait(self._tasks)
         await self._redis.aclose()
 
-    # Door
+    # Backend
 
     async def call(self, *command: Argument) -> Any:
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()

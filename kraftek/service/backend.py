@@ -1,4 +1,4 @@
-"""What a door does for the instance of a service: the few things that asyncio and Twisted each do in their own way.
+"""What a backend does for the instance of a service: the few things that asyncio and Twisted each do in their own way.
 
 Implemented by :mod:`kraftek.service.asyncio` and :mod:`kraftek.service.twisted`, used by
 :mod:`kraftek.service.instance`, whose coroutines know neither: ``await`` is the same to both.
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from kraftek.contract.lua import Script
 from kraftek.service.processor import Argument
 
-__all__ = ["Away", "Complaints", "Door", "Job", "Reader", "Rejected", "Signal", "redis_url"]
+__all__ = ["Away", "Backend", "Complaints", "Job", "Reader", "Rejected", "Signal", "redis_url"]
 
 SILENCE = 60.0
 """Seconds for which a complaint that was made is not made again."""
@@ -50,7 +50,7 @@ class Reader(Protocol):
     """A connection for commands that wait."""
 
     def read(self, *command: Argument) -> Awaitable[Any]:
-        """As :meth:`Door.call`."""
+        """As :meth:`Backend.call`."""
 
     def close(self) -> None: ...
 
@@ -61,7 +61,7 @@ class Job(Protocol):
     def cancel(self) -> Any: ...
 
 
-class Door(Protocol):
+class Backend(Protocol):
     """Redis, time and coroutines.
 
     Answers of Redis are bytes, numbers, lists and ``None``, as RESP2 has them. Failures are of the two kinds above.

@@ -1,6 +1,7 @@
 """One running instance of a service: takes events from Redis, has them handled, and commits what their handlers said.
 
-Made, started and stopped by the doors. All of it runs on one thread, in the coroutines of whichever door there is.
+Made, started and stopped by the backends. All of it runs on one thread, in the coroutines of whichever backend there
+is.
 
 Over Pub/Sub every instance gets every event that is published while it listens. Over a stream the instances are the
 consumers of one group:
@@ -33,7 +34,7 @@ from kraftek.contract.consumer_groups import FORGOTTEN_AFTER, JOIN
 from kraftek.contract.lua import Script
 from kraftek.contract.messages import Broadcast
 from kraftek.contract.names import reply_channel
-from kraftek.service.backend import Away, Complaints, Door, Job, Reader, Rejected, Signal
+from kraftek.service.backend import Away, Backend, Complaints, Job, Reader, Rejected, Signal
 from kraftek.service.processor import Argument, Command, EventProcessor, Incoming, NoEvent, Refused
 
 __all__ = ["Instance"]
@@ -177,11 +178,11 @@ class Entry(Struct, frozen=True):
 class Instance:
     """A service while it runs. ``name`` is its name among the consumers of the group."""
 
-    def __init__(self, processor: EventProcessor, door: Door) -> None:
+    def __init__(self, processor: EventProcessor, backend: Backend) -> None:
         self.name = f"{socket.gethostname()}.{os.getpid()}.{token_hex(4)}"
         self._processor = processor
-        self._door = door
-        self._complaints = Complaints(door.warn)
+        self._backend = backend
+        self._complaints = Complaints(backend.warn)
         self._stopping = False
         self._cut_off = False
         self._jobs: dict[int, Job | None] = {}
@@ -207,7 +208,7 @@ class Instance:
             self._cut_off = True  # it never came to take anything
             self._beginning.cancel()
         if self._processor.transport == "pubsub":
-            self._spawn(self._door.unsubscribe(self._processor.channel))
+            self._spawn(self._backend.unsubscribe(self._processor.channel))
         self._change()
         while self._jobs and (left := deadline - time.monotonic()) > 0:
             await self._change_within(left)
@@ -219,14 +220,14 @@ class Instance:
     # Link: what handlers ask for
 
     def call(self, *command: Argument) -> Any:
-        return self._door.call(*command)
+        return self._backend.call(*command)
 
     async def request(self, event: Mapping[str, Any], timeout: float) -> Any:
         number = next(self._numbers)
-        answer = self._answers[number] = self._door.signal()
+        answer = self._answers[number] = self._backend.signal()
         try:
             asked = {**event, "id": number, "replyTo": self._reply_to}
-            await self._door.call(*self._processor.to_gateway(asked).parts)
+            await self._backend.call(*self._processor.to_gateway(asked).parts)
             told = await answer.wait(timeout)
         finally:
             del self._answers[number]
@@ -251,15 +252,15 @@ class Instance:
 
     async def _begin(self) -> None:
         processor = self._processor
-        await self._door.subscribe(self._reply_to, self._answered)
+        await self._backend.subscribe(self._reply_to, self._answered)
         if processor.transport == "pubsub":
-            await self._door.subscribe(processor.channel, self._heard)
+            await self._backend.subscribe(processor.channel, self._heard)
         elif processor.partitions:
             self._spawn(self._steadily(self._share))
         else:
             self._spawn(self._steadily(self._read))
         self._beginning = None
-        self._door.info(f"{processor.name} takes events from {processor.channel}")
+        self._backend.info(f"{processor.name} takes events from {processor.channel}")
 
     def _heard(self, body: bytes) -> None:
         if len(self._waiting) < WAITING:
@@ -280,9 +281,9 @@ class Instance:
 
     async def _read(self, reader: Reader) -> None:
         """Without partitions: whatever comes, as long as there are hands."""
-        processor, door = self._processor, self._door
+        processor, backend = self._processor, self._backend
         stream, group = processor.channel, processor.name
-        await door.run(JOIN, [stream], [group, FORGOTTEN_AFTER])
+        await backend.run(JOIN, [stream], [group, FORGOTTEN_AFTER])
         look_again = 0.0
         while not self._stopping or self._entries:
             now = time.monotonic()
@@ -303,12 +304,12 @@ class Instance:
         """Keep what is in hand, and claim what went stale in the hands of others."""
         processor, me = self._processor, (self._processor.name, self.name)
         if self._entries:
-            await self._door.call("XCLAIM", stream, *me, 0, *self._entries, "IDLE", 0, "JUSTID")
+            await self._backend.call("XCLAIM", stream, *me, 0, *self._entries, "IDLE", 0, "JUSTID")
         free = 0 if self._stopping else processor.concurrency - len(self._entries)
         if free:
             last = any(entry.delivered == processor.attempts > 1 for entry in self._entries.values())
             stale = (int(processor.claim_after * 1000), free, processor.attempts, int(last))
-            for entry_id, fields, delivered in await self._door.run(CLAIM, [stream], [*me, *stale]):
+            for entry_id, fields, delivered in await self._backend.run(CLAIM, [stream], [*me, *stale]):
                 self._take(stream, entry_id, fields, delivered)
 
     def _take(self, stream: str, entry_id: bytes, fields: Sequence[bytes], delivered: int) -> None:
@@ -327,7 +328,7 @@ class Instance:
         while True:
             leaving = self._stopping and not self._followed
             args = (self.name, milliseconds, int(self._stopping))
-            share, held = await self._door.run(SHARE, [alive, *leases], args)
+            share, held = await self._backend.run(SHARE, [alive, *leases], args)
             if leaving:
                 return
             for number in sorted(held):
@@ -350,16 +351,16 @@ class Instance:
         """One partition, one event after the other, for as long as its lease is held."""
         processor, lease = self._processor, self._lease(number)
         stream = processor.streams[number]
-        await self._door.run(JOIN, [stream], [processor.name, FORGOTTEN_AFTER])
+        await self._backend.run(JOIN, [stream], [processor.name, FORGOTTEN_AFTER])
         while self._followed[number] and not self._stopping:
-            taken = await self._door.run(TAKE, [lease, stream], [processor.name, self.name])
+            taken = await self._backend.run(TAKE, [lease, stream], [processor.name, self.name])
             if not taken:
                 return  # the lease is another's by now
             if len(taken) == 1:
                 await reader.read("XREAD", "COUNT", 1, "BLOCK", BLOCK, "STREAMS", stream, taken[0])
             else:
                 await self._delivered(_entry(stream, *taken))
-        await self._door.run(RELEASE, [lease], [self.name])
+        await self._backend.run(RELEASE, [lease], [self.name])
 
     def _lease(self, number: int) -> str:
         return f"{self._processor.streams[number]}:lease:{self._processor.name}"
@@ -377,7 +378,7 @@ class Instance:
                     raise
                 except Exception as error:  # noqa: BLE001  # a handler's, whatever it is
                     if not self._cut_off:
-                        self._door.failed(f"{event.event_type} failed", error)
+                        self._backend.failed(f"{event.event_type} failed", error)
                         await self._commit(None, self._processor.failure(event))
         finally:
             del self._entries[entry.id]
@@ -413,8 +414,8 @@ class Instance:
             await self._put_aside(entry, None, f"no event: {error}", 1)
         except Rejected as error:
             # It stays in the group's list, and is delivered again.
-            self._door.failed(f"Redis refuses to commit entry {entry.id.decode()} of {entry.stream}", error)
-            await self._door.signal().wait(PAUSE)
+            self._backend.failed(f"Redis refuses to commit entry {entry.id.decode()} of {entry.stream}", error)
+            await self._backend.signal().wait(PAUSE)
         finally:
             self._entries.pop(entry.id, None)
 
@@ -428,7 +429,7 @@ class Instance:
             except Exception as error:  # noqa: BLE001  # a handler's, whatever it is
                 if self._cut_off:
                     return
-                self._door.failed(f"{event.event_type} failed, attempt {attempt}", error)
+                self._backend.failed(f"{event.event_type} failed, attempt {attempt}", error)
                 if attempt == self._processor.attempts:
                     await self._put_aside(entry, event, f"{type(error).__name__}: {error}", attempt)
                     return
@@ -436,35 +437,35 @@ class Instance:
                 attempt += 1
             else:
                 return
-            await self._door.signal().wait(delay)
+            await self._backend.signal().wait(delay)
 
     async def _put_aside(self, entry: Entry, event: Incoming | None, reason: str, attempts: int) -> None:
-        self._door.warn(f"Put entry {entry.id.decode()} of {entry.stream} aside: {reason}")
+        self._backend.warn(f"Put entry {entry.id.decode()} of {entry.stream} aside: {reason}")
         kept = ("event", entry.body, "reason", reason[:1000], "attempts", attempts, "id", entry.id)
         letter = Command(("XADD", f"{entry.stream}:dead", "MAXLEN", "~", DEAD_LENGTH, "*", *kept))
         while True:
             try:
                 await self._commit(entry, [letter, *(self._processor.failure(event) if event else ())])
             except Away:
-                await self._door.signal().wait(PAUSE)
+                await self._backend.signal().wait(PAUSE)
             else:
                 return
 
     async def _commit(self, entry: Entry | None, commands: Sequence[Command]) -> None:
         """Send what was said, all of it together; an entry's only if nobody else has acknowledged it."""
         if entry is None and len(commands) == 1:
-            await self._door.call(*commands[0].parts)
+            await self._backend.call(*commands[0].parts)
         elif entry is not None or commands:
             args: list[Argument] = [self._processor.name, entry.id if entry else ""]
             for command in commands:
                 args += ("unheard" if command.unheard else "always", len(command.parts), *command.parts)
-            await self._door.run(COMMIT, [entry.stream] if entry else [], args)
+            await self._backend.run(COMMIT, [entry.stream] if entry else [], args)
 
     # Coroutines that run
 
     async def _steadily(self, work: Callable[[Reader], Awaitable[None]]) -> None:
         """Work until it is done; again and again when Redis is away or has forgotten the group."""
-        reader = self._door.reader()
+        reader = self._backend.reader()
         try:
             while True:
                 try:
@@ -482,7 +483,7 @@ class Instance:
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> Job:
         number = next(self._numbers)
         self._jobs[number] = None
-        job = self._door.spawn(self._guarded(number, coroutine))
+        job = self._backend.spawn(self._guarded(number, coroutine))
         if number in self._jobs:  # under Twisted it may be done by now
             self._jobs[number] = job
         return job
@@ -493,7 +494,7 @@ class Instance:
             await coroutine
         except Exception as error:  # noqa: BLE001
             if not self._cut_off:
-                self._door.failed("An event was lost", error)
+                self._backend.failed("An event was lost", error)
         finally:
             del self._jobs[number]
             self._change()
@@ -504,7 +505,7 @@ class Instance:
 
     async def _change_within(self, seconds: float) -> None:
         """Until something changes, or time is up."""
-        change = self._door.signal()
+        change = self._backend.signal()
         self._changes.add(change)
         try:
             await change.wait(seconds)

@@ -67,7 +67,7 @@ class Contract:
         self.prefix = ""
 
     def run(self, processor: EventProcessor) -> None:
-        """Run a service through its asyncio door until the test ends; returns when it takes events."""
+        """Run a service through its asyncio backend until the test ends; returns when it takes events."""
         self.register(processor)
         running = _Running(processor, self.url)
         self._running.append(running)

@@ -1,4 +1,4 @@
-"""The door for Twisted: a service on the gateway's own connections to Redis.
+"""The backend for Twisted: a service on the gateway's own connections to Redis.
 
 ``run(processor)`` is a whole program. In an application, :class:`EventService` is an ``IService`` among others.
 """
@@ -20,12 +20,12 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from kraftek.bus import RedisBus, RedisError
+from kraftek.bus.connections import RedisConnection
 from kraftek.bus.endpoint import RedisEndpoint
-from kraftek.bus.links import Link
-from kraftek.bus.reading import ReadingLink
+from kraftek.bus.reading import ReadingConnection
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import IBusListener
-from kraftek.contract.iteration import Turn
+from kraftek.contract.iteration import Iteration
 from kraftek.contract.lua import Script
 from kraftek.contract.metrics import Counters
 from kraftek.contract.redis_url import redis_address
@@ -60,9 +60,9 @@ class EventService(MultiService):
 
     def __init__(self, reactor: Any, processor: EventProcessor, url: str, ca: str = "") -> None:
         super().__init__()
-        self._door = _Door(reactor, Redis(url=url, ca=ca))
-        self._instance = Instance(processor, self._door)
-        self._door.setServiceParent(self)
+        self._backend = _Backend(reactor, Redis(url=url, ca=ca))
+        self._instance = Instance(processor, self._backend)
+        self._backend.setServiceParent(self)
 
     def startService(self) -> None:
         super().startService()
@@ -74,8 +74,8 @@ class EventService(MultiService):
 
 
 @implementer(IBusListener)
-class _Door(MultiService):
-    """Redis and the reactor, as :class:`kraftek.service.backend.Door` says."""
+class _Backend(MultiService):
+    """Redis and the reactor, as :class:`kraftek.service.backend.Backend` says."""
 
     _log = Logger(namespace="kraftek.service")
 
@@ -83,7 +83,7 @@ class _Door(MultiService):
         super().__init__()
         self._reactor = reactor
         self._config = config
-        self._bus = RedisBus(reactor, config, Turn(reactor), Counters())
+        self._bus = RedisBus(reactor, config, Iteration(reactor), Counters())
         self._bus.setServiceParent(self)
         self._bus.add_listener(self)
         self._unconfirmed: list[Deferred[None]] = []
@@ -99,7 +99,7 @@ class _Door(MultiService):
     def bus_down(self) -> None:
         """The bus logs it, and comes back by itself."""
 
-    # Door
+    # Backend
 
     async def call(self, *command: Argument) -> Any:
         return await _translated(self._bus.call(command[0], [], command[1:]))
@@ -145,7 +145,7 @@ class _Reader:
     def __init__(self, reactor: Any, config: Redis) -> None:
         address = redis_address(config.url)
         endpoint = RedisEndpoint(reactor, address, config.ca, config.ping_timeout)
-        factory = Factory.forProtocol(lambda: ReadingLink(reactor, address, config, self))
+        factory = Factory.forProtocol(lambda: ReadingConnection(reactor, address, config, self))
         factory.noisy = False
         policy = backoffPolicy(initialDelay=0.05, maxDelay=1.0, factor=2.0)
         self._connection = ClientService(endpoint, factory, retryPolicy=policy, clock=reactor)
@@ -163,10 +163,10 @@ class _Reader:
 
     # LinkOwner
 
-    def link_ready(self, link: Link) -> None:
+    def connection_ready(self, link: RedisConnection) -> None:
         """Commands are asked in order: nobody has to wait for this."""
 
-    def link_lost(self, link: Link, reason: Failure) -> None:
+    def connection_lost(self, link: RedisConnection, reason: Failure) -> None:
         """Who waits for an answer is told by the link."""
 
 

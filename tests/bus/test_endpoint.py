@@ -21,7 +21,7 @@ from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import TestCase
 
 from kraftek.bus import RedisBus
-from kraftek.contract.iteration import Turn
+from kraftek.contract.iteration import Iteration
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Redis
 from tests.support.redis_server import PrivateRedis, bundled_redis_server, free_port
@@ -104,7 +104,7 @@ class EndpointTest(TestCase):
         self.port = free_port()
 
     def start(self, url: str, **config: Any) -> RedisBus:
-        bus = RedisBus(reactor, Redis(url=url, **config), Turn(reactor), Counters())
+        bus = RedisBus(reactor, Redis(url=url, **config), Iteration(reactor), Counters())
         bus.startService()
         self.addCleanup(bus.stopService)
         return bus

@@ -14,7 +14,7 @@ from zope.interface.verify import verifyObject
 from kraftek.bus import RedisBus
 from kraftek.contract.consumer_groups import FORGET
 from kraftek.contract.interfaces import IReading
-from kraftek.contract.iteration import Turn
+from kraftek.contract.iteration import Iteration
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Redis
 from tests.bus.test_redis_bus import until
@@ -56,7 +56,7 @@ class ReadingTest(TestCase):
         self.heard = Heard()
 
     async def bus(self, **config: Any) -> RedisBus:
-        bus = RedisBus(reactor, Redis(url=self.redis.url, prefix="k:", **config), Turn(reactor), Counters())
+        bus = RedisBus(reactor, Redis(url=self.redis.url, prefix="k:", **config), Iteration(reactor), Counters())
         bus.startService()
         self.addCleanup(lambda: bus.stopService() if bus.running else None)
         await until(lambda: bus.available)
@@ -194,7 +194,7 @@ class ReadingTest(TestCase):
 
     async def test_the_end_of_what_never_began(self) -> None:
         self.redis.kill()
-        bus = RedisBus(reactor, Redis(url=self.redis.url), Turn(reactor), Counters())
+        bus = RedisBus(reactor, Redis(url=self.redis.url), Iteration(reactor), Counters())
         bus.startService()
         self.addCleanup(bus.stopService)
         await bus.read("group", "me", "s", self.heard).end()
@@ -289,9 +289,9 @@ class ReadingTest(TestCase):
     async def test_a_frozen_redis_is_noticed(self) -> None:
         bus = await self.bus(ping_interval=0.05, ping_timeout=0.2)
         reading = bus.read("group", "me", "s", self.heard)
-        await until(lambda: reading._link is not None)
+        await until(lambda: reading._connection is not None)
         self.redis.freeze()
-        await until(lambda: reading._link is None)
+        await until(lambda: reading._connection is None)
         self.redis.thaw()
         self.add("s", "1")
         await until(lambda: self.heard.entries)
@@ -299,8 +299,8 @@ class ReadingTest(TestCase):
     async def test_a_quiet_stream_is_no_dead_connection(self) -> None:
         bus = await self.bus(ping_interval=0.05, ping_timeout=0.2)
         reading = bus.read("group", "me", "s", self.heard)
-        await until(lambda: reading._link is not None)
-        link = reading._link
+        await until(lambda: reading._connection is not None)
+        link = reading._connection
         assert link is not None
         pings: list[object] = []
         answered = link._answered
@@ -311,12 +311,12 @@ class ReadingTest(TestCase):
 
         self.patch(link, "_answered", counted)
         await until(lambda: len(pings) == 10)
-        assert reading._link is link
+        assert reading._connection is link
 
     async def test_without_redis_for_commands_nothing_is_asked_for(self) -> None:
         bus = await self.bus()
         reading = bus.read("group", "me", "s", self.heard)
-        await until(lambda: reading._link is not None)
+        await until(lambda: reading._connection is not None)
         self.patch(bus, "available", False)
         await until(lambda: reading._sleep is not None)
         self.add("s", "1")

@@ -18,17 +18,17 @@ from twisted.python.failure import Failure
 
 from kraftek.client import State
 from kraftek.client.asyncio import Client as AsyncioClient
-from kraftek.client.backend import Door
+from kraftek.client.backend import Backend
 from kraftek.client.twisted import Client as TwistedClient
 
-__all__ = ["DOORS", "DoorThread", "MakeUser", "User"]
+__all__ = ["BACKENDS", "BackendThread", "MakeUser", "User"]
 
 
-class DoorThread(ABC):
+class BackendThread(ABC):
     """Where a client lives. Started when made; :meth:`stop` ends it."""
 
     @abstractmethod
-    def client(self, url: str, token: Callable[[bool], Any], **options: Any) -> Door[Any]:
+    def client(self, url: str, token: Callable[[bool], Any], **options: Any) -> Backend[Any]:
         """A client that lives here."""
 
     @abstractmethod
@@ -52,13 +52,13 @@ class DoorThread(ABC):
         return self.start(call).result(timeout)
 
 
-class AsyncioThread(DoorThread):
+class AsyncioThread(BackendThread):
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
 
-    def client(self, url: str, token: Callable[[bool], Any], **options: Any) -> Door[Any]:
+    def client(self, url: str, token: Callable[[bool], Any], **options: Any) -> Backend[Any]:
         return AsyncioClient(url, token, **options)
 
     def start(self, call: Callable[[], Any]) -> Future[Any]:
@@ -82,7 +82,7 @@ class AsyncioThread(DoorThread):
         self._loop.close()
 
 
-class TwistedThread(DoorThread):
+class TwistedThread(BackendThread):
     def __init__(self) -> None:
         self._reactor: Any = EPollReactor()
         # Autobahn's timers go to the process's one reactor, unless they are told another.
@@ -92,7 +92,7 @@ class TwistedThread(DoorThread):
         self._thread.start()
         self._idle = self.run(lambda: {*self._reactor.getReaders()})
 
-    def client(self, url: str, token: Callable[[bool], Any], **options: Any) -> Door[Any]:
+    def client(self, url: str, token: Callable[[bool], Any], **options: Any) -> Backend[Any]:
         return TwistedClient(url, token, reactor=self._reactor, **options)
 
     def start(self, call: Callable[[], Any]) -> Future[Any]:
@@ -119,21 +119,21 @@ class TwistedThread(DoorThread):
         txaio.tx.config.loop = self._autobahn
 
 
-DOORS: dict[str, Callable[[], DoorThread]] = {"asyncio": AsyncioThread, "twisted": TwistedThread}
+BACKENDS: dict[str, Callable[[], BackendThread]] = {"asyncio": AsyncioThread, "twisted": TwistedThread}
 
 
 class User:
     """Who uses a client, from another thread."""
 
-    def __init__(self, door: DoorThread, url: str, token: Callable[[bool], Any], options: dict[str, Any]) -> None:
-        self.door = door
-        self.client: Door[Any] = door.client(url, token, **options)
+    def __init__(self, backend: BackendThread, url: str, token: Callable[[bool], Any], options: dict[str, Any]) -> None:
+        self.backend = backend
+        self.client: Backend[Any] = backend.client(url, token, **options)
         self.changes: queue.Queue[Any] = queue.Queue()
         self.client.on("state", self.changes.put)
 
     def start(self, what: str, *args: Any, **options: Any) -> Any:
         """Call a method; a Future of what its promise becomes."""
-        return self.door.start(lambda: getattr(self.client, what)(*args, **options))
+        return self.backend.start(lambda: getattr(self.client, what)(*args, **options))
 
     def run(self, what: str, *args: Any, **options: Any) -> Any:
         """Call a method, and wait for what its promise becomes."""

@@ -8,32 +8,35 @@ from typing import Any
 
 import pytest
 
-from tests.client.backends import DOORS, DoorThread, MakeUser, User
+from tests.client.backends import BACKENDS, BackendThread, MakeUser, User
 from tests.integration.conftest import auth_service, connect, gateway, redis_server, service, stage
 from tests.integration.waiting import wait_until
 
 __all__ = ["auth_service", "connect", "gateway", "redis_server", "service", "stage"]
 
 
-@pytest.fixture(scope="module", params=DOORS)
-def door(request: pytest.FixtureRequest) -> Iterator[DoorThread]:
+@pytest.fixture(scope="module", params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Iterator[BackendThread]:
     """Where clients live."""
-    thread = DOORS[request.param]()
+    thread = BACKENDS[request.param]()
     yield thread
     thread.stop()
 
 
 @pytest.fixture
-def user(door: DoorThread, stage: ExitStack) -> MakeUser:
+def user(backend: BackendThread, stage: ExitStack) -> MakeUser:
     """Users: call it to make one. In the end their clients are closed, and have left nothing behind."""
 
     def clean() -> None:
-        wait_until(lambda: door.run(door.leftovers) == [], lambda: f"nothing left behind: {door.run(door.leftovers)}")
+        wait_until(
+            lambda: backend.run(backend.leftovers) == [],
+            lambda: f"nothing left behind: {backend.run(backend.leftovers)}",
+        )
 
     stage.callback(clean)
 
     def make(url: str, token: Callable[[bool], Any] = lambda _: "ada", **options: Any) -> User:
-        made = User(door, url, token, {"room": "r1", "random": lambda: 0.05, **options})
+        made = User(backend, url, token, {"room": "r1", "random": lambda: 0.05, **options})
         stage.callback(made.run, "close")
         return made
 

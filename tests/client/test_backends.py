@@ -1,4 +1,4 @@
-"""What both clients do, whichever door they stand behind: against a real WebSocket server, through real sockets."""
+"""What both clients do, whichever backend they stand behind: against a real WebSocket server, through real sockets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from twisted.logger import globalLogPublisher
 from kraftek.client import Closed, Message, QueueFull, Refused, State
 from kraftek.client.asyncio import Client
 from tests.bus.test_endpoint import Authority
-from tests.client.backends import DoorThread, MakeUser, User
+from tests.client.backends import BackendThread, MakeUser, User
 from tests.client.scripted import Far, ScriptedGateway
 from tests.integration.waiting import wait_until
 from tests.support.redis_server import free_port
@@ -45,7 +45,7 @@ def connected(user: User, server: ScriptedGateway) -> Far:
 
 
 class Complaints:
-    """What the door logs, of either kind."""
+    """What the backend logs, of either kind."""
 
     def __init__(self, stage: ExitStack) -> None:
         self.said: list[str] = []
@@ -97,8 +97,8 @@ def test_connect_again(user: MakeUser, server: ScriptedGateway) -> None:
     connected(ada, server)
 
 
-def test_a_token_that_takes_time(user: MakeUser, server: ScriptedGateway, door: DoorThread) -> None:
-    ada = user(server.url, token=lambda _: door.async_token("later"))
+def test_a_token_that_takes_time(user: MakeUser, server: ScriptedGateway, backend: BackendThread) -> None:
+    ada = user(server.url, token=lambda _: backend.async_token("later"))
     ada.start("connect")
     assert server.accept().admit()["payload"]["token"] == "later"
 
@@ -206,7 +206,7 @@ def test_a_request_times_out(user: MakeUser, server: ScriptedGateway) -> None:
     with pytest.raises(Refused, match="TIMEOUT"):
         asking.result(10.0)
     far.say("a:b:c", "too late", id=asked["id"])
-    assert ada.door.run(lambda: ada.client._promises) == {}
+    assert ada.backend.run(lambda: ada.client._promises) == {}
 
 
 def test_a_cancelled_request(user: MakeUser, server: ScriptedGateway) -> None:
@@ -219,8 +219,8 @@ def test_a_cancelled_request(user: MakeUser, server: ScriptedGateway) -> None:
             promise.addErrback(lambda failure: failure.trap(CancelledError))
         promise.cancel()
 
-    ada.door.run(ask)
-    wait_until(lambda: ada.door.run(lambda: ada.client._promises) == {}, "that it is forgotten")
+    ada.backend.run(ask)
+    wait_until(lambda: ada.backend.run(lambda: ada.client._promises) == {}, "that it is forgotten")
     far.cut()
     far = server.admitted()
     ada.run("emit", "a:b:next")
@@ -251,7 +251,7 @@ def test_who_we_are_and_where(user: MakeUser, server: ScriptedGateway) -> None:
     ada = user(server.url)
 
     def known() -> Any:
-        return ada.door.run(lambda: (ada.client.user_id, ada.client.socket_id, ada.client.rooms))
+        return ada.backend.run(lambda: (ada.client.user_id, ada.client.socket_id, ada.client.rooms))
 
     assert known() == (None, None, ["r1"])
     connected(ada, server)
@@ -435,7 +435,7 @@ def test_closing_sends_what_was_said_before(user: MakeUser, server: ScriptedGate
         ada.client.emit("a:b:word")
         return ada.client.close()
 
-    closing = ada.door.start(say_and_close)
+    closing = ada.backend.start(say_and_close)
     far.expect("a:b:last")
     far.expect("a:b:word")
     assert far.expect_close() == 1000
@@ -465,7 +465,7 @@ def test_closing_while_connecting_to_somebody_silent(user: MakeUser, stage: Exit
         connecting.result(10.0)
 
 
-def test_closing_while_a_token_is_asked_for(user: MakeUser, door: DoorThread) -> None:
+def test_closing_while_a_token_is_asked_for(user: MakeUser, backend: BackendThread) -> None:
     ada: User
 
     async def never(_: bool) -> str:
@@ -531,6 +531,6 @@ def test_tls(user: MakeUser, stage: ExitStack, tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("url", ["", "localhost:3001", "http://localhost/", "ws://"])
-def test_what_is_no_address(door: DoorThread, url: str) -> None:
+def test_what_is_no_address(backend: BackendThread, url: str) -> None:
     with pytest.raises(ValueError, match="ws://"):
-        door.client(url, lambda _: "ada")
+        backend.client(url, lambda _: "ada")

@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from tests.integration.conftest import Connect, RedisServer, StartGateway
 
 
-@pytest.mark.parametrize("door", ["asyncio", "twisted"])
+@pytest.mark.parametrize("backend", ["asyncio", "twisted"])
 def test_example(
-    door: str, stage: ExitStack, redis_server: RedisServer, gateway: StartGateway, connect: Connect
+    backend: str, stage: ExitStack, redis_server: RedisServer, gateway: StartGateway, connect: Connect
 ) -> None:
     process = gateway(redis_server, services=SERVICES)
     start_chat(redis_server, stage, "service-python")
     bob = connect(process, token="bob", room="r1")
     example = subprocess.Popen(
-        [sys.executable, "-u", "-c", code(f"client-{door}")],
+        [sys.executable, "-u", "-c", code(f"client-{backend}")],
         env={**os.environ, "GATEWAY_URL": process.url},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

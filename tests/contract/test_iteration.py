@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from kraftek.contract.iteration import Turn
+from kraftek.contract.iteration import Iteration
 
 
 class Writer:
@@ -13,21 +13,21 @@ class Writer:
 
     def __init__(self) -> None:
         self.flushed = 0
-        self.again: Turn | None = None
+        self.again: Iteration | None = None
 
     def flush(self) -> None:
         self.flushed += 1
         if self.again is not None:
-            turn, self.again = self.again, None
-            turn.at_end(self)
+            iteration, self.again = self.again, None
+            iteration.at_end(self)
 
 
 def test_everybody_is_flushed_once_at_the_end_of_the_turn_by_one_call() -> None:
     clock = Clock()
-    turn = Turn(clock)
+    iteration = Iteration(clock)
     writers = [Writer() for _ in range(100)]
     for writer in writers:
-        turn.at_end(writer)
+        iteration.at_end(writer)
     assert len(clock.getDelayedCalls()) == 1
     assert {writer.flushed for writer in writers} == {0}
     clock.advance(0)
@@ -37,7 +37,7 @@ def test_everybody_is_flushed_once_at_the_end_of_the_turn_by_one_call() -> None:
 
 def test_flushes_come_in_the_order_of_asking() -> None:
     clock = Clock()
-    turn = Turn(clock)
+    iteration = Iteration(clock)
     order: list[str] = []
 
     class Named(Writer):
@@ -49,17 +49,17 @@ def test_flushes_come_in_the_order_of_asking() -> None:
             order.append(self.name)
 
     for name in "abc":
-        turn.at_end(Named(name))
+        iteration.at_end(Named(name))
     clock.advance(0)
     assert order == ["a", "b", "c"]
 
 
 def test_who_writes_while_being_flushed_is_flushed_by_another_call() -> None:
     clock = Clock()
-    turn = Turn(clock)
+    iteration = Iteration(clock)
     writer = Writer()
-    writer.again = turn
-    turn.at_end(writer)
+    writer.again = iteration
+    iteration.at_end(writer)
     clock.advance(0)  # a Clock goes on to what was scheduled meanwhile; a reactor does that in its next turn
     assert writer.flushed == 2
     assert clock.getDelayedCalls() == []
@@ -67,10 +67,10 @@ def test_who_writes_while_being_flushed_is_flushed_by_another_call() -> None:
 
 def test_each_turn_has_its_own_end() -> None:
     clock = Clock()
-    turn = Turn(clock)
+    iteration = Iteration(clock)
     writer = Writer()
     for flushed in (1, 2, 3):
-        turn.at_end(writer)
+        iteration.at_end(writer)
         clock.advance(0)
         assert writer.flushed == flushed
     assert clock.getDelayedCalls() == []
@@ -78,24 +78,24 @@ def test_each_turn_has_its_own_end() -> None:
 
 def test_a_turn_that_is_driven_schedules_nothing_and_ends_when_it_is_told() -> None:
     clock = Clock()
-    turn = Turn(clock)
-    turn.driven = True
+    iteration = Iteration(clock)
+    iteration.driven = True
     writers = [Writer(), Writer()]
     for writer in writers:
-        turn.at_end(writer)
+        iteration.at_end(writer)
     assert clock.getDelayedCalls() == []
-    turn.end()
-    turn.end()
+    iteration.end()
+    iteration.end()
     assert [writer.flushed for writer in writers] == [1, 1]
 
 
 def test_a_turn_that_began_undriven_ends_once() -> None:
     clock = Clock()
-    turn = Turn(clock)
+    iteration = Iteration(clock)
     writer = Writer()
-    turn.at_end(writer)
-    turn.driven = True
-    turn.end()
+    iteration.at_end(writer)
+    iteration.driven = True
+    iteration.end()
     clock.advance(0)
     assert writer.flushed == 1
     assert clock.getDelayedCalls() == []
@@ -110,11 +110,11 @@ class Broken:
 
 class FaultTest(SynchronousTestCase):
     def test_one_that_fails_is_logged_and_keeps_nobody_from_writing(self) -> None:
-        turn = Turn(Clock())
-        turn.driven = True
+        iteration = Iteration(Clock())
+        iteration.driven = True
         writer = Writer()
-        turn.at_end(Broken())
-        turn.at_end(writer)
-        turn.end()
+        iteration.at_end(Broken())
+        iteration.at_end(writer)
+        iteration.end()
         assert writer.flushed == 1
         assert len(self.flushLoggedErrors(RuntimeError)) == 1

@@ -16,7 +16,7 @@ from kraftek.contract.errors import Code, NotPublished, PeerError
 from kraftek.contract.interfaces import IAccessListener
 from kraftek.contract.messages import Grant, Token
 from kraftek.contract.settings import Limits
-from kraftek.core.session import State
+from kraftek.core.session import SessionState
 from tests.support.world import Client, House
 
 DUPLICATE = "a newer login of the same user took this room"
@@ -558,7 +558,7 @@ def test_services_are_told_why_a_user_is_no_longer_in_a_room() -> None:
     goes.leave()
     house.access.stale(user_id="cyd")
     house.access.next().no()
-    assert revoked.session.state is State.CLOSED
+    assert revoked.session.state is SessionState.CLOSED
     assert house.rooms.told == [
         *(("joined", user, "one") for user in ("alice", "bob", "cyd")),
         ("left", "alice", "one"),
@@ -898,7 +898,7 @@ def test_several_reasons_to_ask_end_with_the_last_answer() -> None:
         > {"type": "notes:n:1"}
         ! yes alice
     """)
-    assert client.session.state is State.CHECKING
+    assert client.session.state is SessionState.CHECKING
     client.play("""
         ! yes alice
         * events:notes {"eventType": "notes:n:1"}
@@ -1061,7 +1061,7 @@ def test_a_room_that_was_left_does_not_expire() -> None:
 def test_nothing_is_kept_of_expiring_access_when_the_client_leaves() -> None:
     house = House()
     expiring(house, 1e9).leave()
-    assert len(house.admission._expiries) == 0
+    assert len(house.admission._expiry_queue) == 0
 
 
 def test_all_rooms_expire_at_once_and_the_first_answer_closes() -> None:
@@ -1405,13 +1405,13 @@ class AdmissionStories(RuleBasedStateMachine):
     @invariant()
     def everything_agrees(self) -> None:
         house = self.house
-        live = [client.session for client in self.clients if client.session.state is not State.CLOSED]
+        live = [client.session for client in self.clients if client.session.state is not SessionState.CLOSED]
         assert set(house.roster) == set(live)
         assert house.counters.errors_internal == 0
         entries = {}
         for session in live:
             assert (session.user_id is None) is (session.token is None)
-            assert (session.state is State.NEW) <= (session.user_id is None)
+            assert (session.state is SessionState.NEW) <= (session.user_id is None)
             assert session.room_id is None or session.room_id in session.rooms
             assert len(session.rooms.keys() - {None}) <= 3
             for room, grant in session.rooms.items():
@@ -1424,14 +1424,14 @@ class AdmissionStories(RuleBasedStateMachine):
         if house.bus.available:
             assert house.rooms.entries == entries
         for client in self.clients:
-            assert (client.link.closed is None) or client.session.state is State.CLOSED
+            assert (client.link.closed is None) or client.session.state is SessionState.CLOSED
 
     def teardown(self) -> None:
         self.redis_comes(False)
         for client in self.clients:
             client.leave()
         house = self.house
-        assert len(house.roster) == house.roster.rooms == len(house.admission._expiries) == 0
+        assert len(house.roster) == house.roster.rooms == len(house.admission._expiry_queue) == 0
         assert house.rooms.entries == {}
         assert not house.admission._unannounced
         assert not house.admission._ghosts

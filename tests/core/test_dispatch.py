@@ -15,19 +15,19 @@ from twisted.trial.unittest import TestCase
 from kraftek.bus import RedisBus
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import REFUSED
-from kraftek.contract.iteration import Turn
+from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Envelope
 from kraftek.contract.metrics import Counters
 from kraftek.contract.names import partition_of
-from kraftek.contract.settings import Redis, Service
+from kraftek.contract.settings import Redis, Registration
 from kraftek.core.dispatch import FULL, Dispatch, once, target_of
 from kraftek.core.registry import ServiceRegistry
 from tests.support.redis_server import PrivateRedis
 
-CHAT = Service(name="chat", channel="events:chat")
-JOBS = Service(name="jobs", channel="events:jobs", transport="stream", max_length=3)
-ASK = Service(name="ask", channel="events:ask", transport="stream", reply=True)
-ROOMS = Service(name="rooms", channel="events:rooms", transport="stream", partitions=4)
+CHAT = Registration(name="chat", channel="events:chat")
+JOBS = Registration(name="jobs", channel="events:jobs", transport="stream", max_length=3)
+ASK = Registration(name="ask", channel="events:ask", transport="stream", reply=True)
+ROOMS = Registration(name="rooms", channel="events:rooms", transport="stream", partitions=4)
 
 
 def envelope(text: str = "", room_id: str | None = "board", socket_id: str = "g.1") -> Envelope:
@@ -42,7 +42,7 @@ class DispatchTest(TestCase):
         self.redis = PrivateRedis()
         self.addCleanup(self.redis.close)
         self.redis.start()
-        self.bus = RedisBus(reactor, Redis(url=self.redis.url, prefix="k:"), Turn(reactor), Counters())
+        self.bus = RedisBus(reactor, Redis(url=self.redis.url, prefix="k:"), Iteration(reactor), Counters())
         self.bus.startService()
         self.addCleanup(self.bus.stopService)
         self.registry = ServiceRegistry([CHAT, JOBS, ROOMS])
@@ -52,12 +52,12 @@ class DispatchTest(TestCase):
         while not self.bus.available:
             await deferLater(reactor, 0.002)
 
-    def send(self, service: Service, event: Envelope) -> Deferred[int]:
+    def send(self, service: Registration, event: Envelope) -> Deferred[int]:
         taken: Deferred[int] = Deferred()
         self.dispatch.send(service, event, taken.callback)
         return taken
 
-    def send_once(self, service: Service, event: Envelope, claim: str = "request:1") -> Deferred[int | bytes]:
+    def send_once(self, service: Registration, event: Envelope, claim: str = "request:1") -> Deferred[int | bytes]:
         taken: Deferred[int | bytes] = Deferred()
         script = once(service.transport, service.reply, 60_000, service.max_length)
         self.bus.run(script, (target_of(service, event), claim, event, taken.callback))
@@ -84,7 +84,7 @@ class DispatchTest(TestCase):
             assert json.loads(message["data"])["payload"] == "hello"
 
     async def test_a_channel_has_no_partitions(self) -> None:
-        service = Service(name="chat", channel="events:chat", partitions=4)
+        service = Registration(name="chat", channel="events:chat", partitions=4)
         with self.client.pubsub() as listener:
             listener.subscribe("k:events:chat")
             while listener.get_message(timeout=5) is None:

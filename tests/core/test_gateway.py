@@ -15,9 +15,9 @@ from zope.interface import Invalid
 from kraftek.contract.errors import Code, PeerError
 from kraftek.contract.interfaces import LOST, REFUSED
 from kraftek.contract.messages import Authenticate, Token
-from kraftek.contract.settings import Limits, Service
+from kraftek.contract.settings import Limits, Registration
 from kraftek.core.gateway import Gateway
-from kraftek.core.session import State
+from kraftek.core.session import SessionState
 from tests.support.world import CHAT, NOTES, Client, House
 
 NOT_REGISTERED = "Event type is not valid or service is not registered"
@@ -429,7 +429,7 @@ def test_credentials_that_are_refused_close() -> None:
     client = house.connect(Authenticate(Token("t")))
     assert [message["type"] for message in client.greeting] == ["connected", "error"]
     assert client.link.closed == (4401, "AUTH_FAILED")
-    assert client.session.state is State.CLOSED
+    assert client.session.state is SessionState.CLOSED
     assert len(house.roster) == 0
 
 
@@ -453,7 +453,7 @@ def test_a_service_may_come_and_go_at_run_time() -> None:
         * events:chat {}
     """)
     house.registry.unregister("chat")
-    house.registry.register(Service(name="chat", channel="events:elsewhere"))
+    house.registry.register(Registration(name="chat", channel="events:elsewhere"))
     client.play("""
         > {"type": "chat:message:send"}
         * events:elsewhere {}

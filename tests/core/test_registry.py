@@ -6,11 +6,11 @@ import pytest
 from zope.interface.verify import verifyObject
 
 from kraftek.contract.interfaces import IServiceRegistry
-from kraftek.contract.settings import Service
+from kraftek.contract.settings import Registration
 from kraftek.core.registry import ServiceRegistry
 
-NOTES = Service(name="stickyNotes", channel="events:stickyNotes")
-CHAT = Service(name="chat", channel="events:chat", reply=True)
+NOTES = Registration(name="stickyNotes", channel="events:stickyNotes")
+CHAT = Registration(name="chat", channel="events:chat", reply=True)
 
 
 def test_it_is_a_registry() -> None:
@@ -40,12 +40,12 @@ def test_a_list_once_taken_stays_as_it_was() -> None:
 def test_a_name_is_registered_once() -> None:
     registry = ServiceRegistry([NOTES])
     with pytest.raises(ValueError, match="'stickyNotes' is registered already"):
-        registry.register(Service(name="stickyNotes", channel="elsewhere"))
+        registry.register(Registration(name="stickyNotes", channel="elsewhere"))
     assert registry.find("stickyNotes") is NOTES
 
 
 def test_two_services_may_share_a_channel() -> None:
-    registry = ServiceRegistry([NOTES, Service(name="other", channel=NOTES.channel)])
+    registry = ServiceRegistry([NOTES, Registration(name="other", channel=NOTES.channel)])
     assert len(registry.services()) == 2
 
 
@@ -55,18 +55,18 @@ def test_two_services_may_share_a_channel() -> None:
 def test_a_malformed_name_is_refused(name: str) -> None:
     registry = ServiceRegistry()
     with pytest.raises(ValueError, match="expected 1 to 128 characters"):
-        registry.register(Service(name=name, channel="events"))
+        registry.register(Registration(name=name, channel="events"))
     assert not registry.services()
 
 
 @pytest.mark.parametrize("name", ["a", "x" * 128, "заметки", "📝", "a.b-c_d/e"])
 def test_any_other_name_is_not(name: str) -> None:
-    assert ServiceRegistry([Service(name=name, channel="events")]).find(name) is not None
+    assert ServiceRegistry([Registration(name=name, channel="events")]).find(name) is not None
 
 
 def test_a_service_needs_a_channel() -> None:
     with pytest.raises(ValueError, match="'a': expected a Redis channel"):
-        ServiceRegistry([Service(name="a", channel="")])
+        ServiceRegistry([Registration(name="a", channel="")])
 
 
 def test_a_service_is_taken_away() -> None:

@@ -17,10 +17,10 @@ from twisted.trial.unittest import TestCase
 
 from kraftek.bus import RedisBus
 from kraftek.contract.errors import PeerError
-from kraftek.contract.iteration import Turn
+from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Broadcast, Envelope, Event, Grant
 from kraftek.contract.metrics import Counters
-from kraftek.contract.settings import Limits, Redis, Service
+from kraftek.contract.settings import Limits, Redis, Registration
 from kraftek.core.dispatch import FULL, Dispatch
 from kraftek.core.registry import ServiceRegistry
 from kraftek.core.requests import Requests, _adopted, _claim
@@ -52,7 +52,7 @@ def test_a_reply_is_the_one_answer() -> None:
 
 
 def test_a_service_that_is_silent() -> None:
-    house = House(services=[Service(name="chat", channel="events:chat", reply=True, timeout=2.0)])
+    house = House(services=[Registration(name="chat", channel="events:chat", reply=True, timeout=2.0)])
     client = house.admit()
     client.play(f"""
         > {{"type": "{SEND}", "id": 1}}
@@ -68,8 +68,8 @@ def test_a_service_that_is_silent() -> None:
 
 
 def test_each_is_overdue_at_its_own_time() -> None:
-    slow = Service(name="slow", channel="events:slow", reply=True, timeout=5.0)
-    fast = Service(name="fast", channel="events:fast", reply=True, timeout=1.0)
+    slow = Registration(name="slow", channel="events:slow", reply=True, timeout=5.0)
+    fast = Registration(name="fast", channel="events:fast", reply=True, timeout=1.0)
     house = House(services=[slow, fast])
     client = house.admit()
     client.play("""
@@ -190,8 +190,8 @@ def test_the_bound_of_a_socket() -> None:
 
 
 def test_the_bound_of_a_service() -> None:
-    tight = Service(name="chat", channel="events:chat", reply=True, requests=1)
-    house = House(services=[tight, Service(name="notes", channel="events:notes")])
+    tight = Registration(name="chat", channel="events:chat", reply=True, requests=1)
+    house = House(services=[tight, Registration(name="notes", channel="events:notes")])
     client, other = house.admit("a"), house.admit("b")
     client.send({"type": SEND, "id": 1})
     other.send({"type": SEND, "id": 2})
@@ -283,7 +283,7 @@ def test_no_two_adopted_answers_have_the_same_key(one: str, id: int | str, other
 
 
 def test_the_clock_is_set_back() -> None:
-    house = House(services=[Service(name="chat", channel="events:chat", reply=True, timeout=2.0)])
+    house = House(services=[Registration(name="chat", channel="events:chat", reply=True, timeout=2.0)])
     client = house.admit()
     house.clock.rightNow += 3600
     client.send({"type": SEND, "id": "before"})
@@ -301,11 +301,11 @@ def test_the_clock_is_set_back() -> None:
 class Gateway:
     """What concerns requests of one gateway process, on a real Redis."""
 
-    def __init__(self, name: str, url: str, services: Sequence[Service], window: float) -> None:
+    def __init__(self, name: str, url: str, services: Sequence[Registration], window: float) -> None:
         self.name = name
         self.clock = Clock()
         self.counters = Counters()
-        self.bus = RedisBus(reactor, Redis(url=url, prefix="k:"), Turn(reactor), self.counters)
+        self.bus = RedisBus(reactor, Redis(url=url, prefix="k:"), Iteration(reactor), self.counters)
         self.registry = ServiceRegistry(services)
         self.roster = Roster()
         self.limits = Limits(request_window=window)
@@ -363,9 +363,9 @@ class RepeatedTest(TestCase):
 
     async def gateway(self, name: str, window: float = 120.0, timeout: float = 10.0) -> Gateway:
         services = [
-            Service(name="chat", channel="events:chat", transport="stream", reply=True, timeout=timeout),
-            Service(name="log", channel="events:log", transport="stream"),
-            Service(name="radio", channel="events:radio", partitions=4),
+            Registration(name="chat", channel="events:chat", transport="stream", reply=True, timeout=timeout),
+            Registration(name="log", channel="events:log", transport="stream"),
+            Registration(name="radio", channel="events:radio", partitions=4),
         ]
         made = Gateway(name, self.redis.url, services, window)
         made.bus.startService()
@@ -644,7 +644,7 @@ class RepeatedTest(TestCase):
         assert [message["payload"]["code"] for message in told(waiting[0])] == ["TIMEOUT"]
 
     async def test_requests_to_services_that_are_alike_are_one_command(self) -> None:
-        self.one.registry.register(Service(name="talk", channel="events:talk", transport="stream", reply=True))
+        self.one.registry.register(Registration(name="talk", channel="events:talk", transport="stream", reply=True))
         session = self.one.connect("1")
         before = self.scripts()
         for number in range(10):

@@ -11,11 +11,10 @@ from txredisapi import ResponseError
 
 from kraftek.contract.interfaces import REFUSED
 from kraftek.contract.metrics import Counters
-from kraftek.contract.settings import Service
+from kraftek.contract.settings import Registration
 from kraftek.core.dispatch import APPEND, FULL, Dispatch
-from kraftek.core.registry import ServiceRegistry
-from kraftek.core.router import EventRouter
-from kraftek.core.service_events import ATTEMPTS, DEAD, HELD, RETRIES, STREAM, Intake
+from kraftek.core.registry import EventRouter, ServiceRegistry
+from kraftek.core.service_events import ATTEMPTS, DEAD, HELD, RETRIES, STREAM, ServiceEvents
 from tests.support.fakes import FakeBus, FakeReading
 
 REPLIES = "k:events:reply:chat"
@@ -29,17 +28,19 @@ class Desk:
         self.bus = FakeBus(prefix="k:")
         self.registry = ServiceRegistry(
             [
-                Service(name="chat", channel="events:chat"),
-                Service(name="notes", channel="events:notes"),
-                Service(name="wiki", channel="events:wiki", reply=True),
-                Service(name="log", channel="events:log", transport="stream", max_length=5),
+                Registration(name="chat", channel="events:chat"),
+                Registration(name="notes", channel="events:notes"),
+                Registration(name="wiki", channel="events:wiki", reply=True),
+                Registration(name="log", channel="events:log", transport="stream", max_length=5),
             ]
         )
         self.counters = Counters()
         dispatch = Dispatch(self.registry, self.bus)
         router = EventRouter(self.registry)
-        self.intake = Intake("gw", self.registry, router, dispatch, self.bus, self.counters, lambda: 12.345)
-        self.intake.begin()
+        self.service_events = ServiceEvents(
+            "gw", self.registry, router, dispatch, self.bus, self.counters, lambda: 12.345
+        )
+        self.service_events.begin()
 
     @property
     def reading(self) -> FakeReading:
@@ -268,7 +269,7 @@ def test_what_redis_refuses_may_go_well_later() -> None:
     for _ in range(RETRIES):
         refused(desk)
         assert desk.published() == []
-        desk.intake.sweep()
+        desk.service_events.sweep()
     desk.bus.answer(1)
     assert desk.told()["type"] == "ack"
     assert desk.reading.acked == ["1-0"]
@@ -281,7 +282,7 @@ def test_what_redis_refuses_for_good_is_told_and_kept() -> None:
     desk.send(eventType="notes:a:b", id=1, replyTo=REPLIES)
     for _ in range(RETRIES):
         refused(desk)
-        desk.intake.sweep()
+        desk.service_events.sweep()
     assert desk.reading.acked == []
     refused(desk)
     assert desk.told() == {
@@ -296,7 +297,7 @@ def test_what_redis_refuses_for_good_is_told_and_kept() -> None:
     assert desk.buried()["reason"] == "Redis refused to hand it over; the gateway's log says why"
     assert desk.reading.acked == ["1-0"]
     assert desk.counters.publishes_refused == 1
-    desk.intake.sweep()
+    desk.service_events.sweep()
     assert desk.published() == []
 
 
@@ -311,13 +312,13 @@ def test_what_redis_refuses_leaves_room_for_others() -> None:
     for call in desk.bus.calls:
         call.reply.callback(b"1-0")
     assert desk.reading.acked == ids[HELD:]
-    desk.intake.sweep()
+    desk.service_events.sweep()
     assert len(desk.published()) == HELD
     for _ in range(HELD):
         desk.bus.answer(1)
     desk.send(eventType="notes:a:b")
     refused(desk)
-    desk.intake.sweep()
+    desk.service_events.sweep()
     assert len(desk.published()) == 1
     assert desk.reading.acked == [*ids[HELD:], *ids[:HELD]]
 
@@ -330,11 +331,11 @@ def test_what_may_not_have_arrived_is_sent_again_when_redis_is_back() -> None:
     desk.send(eventType="notes:a:b", id=1, replyTo=REPLIES)
     desk.bus.down()
     desk.send(eventType="notes:c:d")
-    desk.intake.sweep()
+    desk.service_events.sweep()
     assert desk.published() == []
     desk.bus.up()
-    desk.intake.sweep()
-    desk.intake.sweep()
+    desk.service_events.sweep()
+    desk.service_events.sweep()
     assert [event["eventType"] for _, event in desk.published()] == ["notes:a:b", "notes:c:d"]
     assert desk.reading.acked == []
     desk.bus.answer(1)
@@ -350,7 +351,7 @@ def test_what_cannot_be_kept_at_present_is_kept_later() -> None:
     desk.bus.down()
     desk.bus.up()
     assert desk.reading.acked == []
-    desk.intake.sweep()
+    desk.service_events.sweep()
     assert desk.published() == []
     assert desk.buried()["id"] == "1-0"
     assert desk.reading.acked == ["1-0"]
@@ -362,16 +363,16 @@ def test_an_answer_that_redis_cannot_take_ends_nothing() -> None:
     desk.send(eventType="notes", id=1, replyTo=REPLIES)
     assert desk.counters.publishes_lost == 1
     desk.bus.available = True
-    desk.intake.sweep()
+    desk.service_events.sweep()
     assert desk.buried()["id"] == "1-0"
     assert desk.reading.acked == ["1-0"]
 
 
 def test_the_end() -> None:
     desk = Desk()
-    desk.intake.end()
+    desk.service_events.end()
     assert desk.reading.ended
     bus = FakeBus()
     registry = ServiceRegistry()
-    never = Intake("gw", registry, EventRouter(registry), Dispatch(registry, bus), bus, Counters())
+    never = ServiceEvents("gw", registry, EventRouter(registry), Dispatch(registry, bus), bus, Counters())
     assert never.end().called

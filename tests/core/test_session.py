@@ -14,11 +14,11 @@ from kraftek.contract.interfaces import IReceiver
 from kraftek.contract.messages import Authenticate, Connected, Event, Inbound, Join, Leave, Outbound, Outgoing
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Limits
-from kraftek.core.session import Session, State
+from kraftek.core.session import Session, SessionState
 from kraftek.edge.dialects.native import NativeDialect
 from tests.support.fakes import FakeLink
 
-NEW, CHECKING, READY, CLOSED = State
+NEW, CHECKING, READY, CLOSED = SessionState
 AUTHENTICATE = {"type": "authenticate", "payload": {"token": "t"}}
 JOIN = {"type": "join", "payload": {"roomId": "r"}}
 LEAVE = {"type": "leave", "payload": {"roomId": "r"}}
@@ -68,7 +68,7 @@ class Subject:
         return [(m["payload"]["code"], m["payload"]["message"]) for m in self.link.read()]
 
 
-def in_state(state: State, *asks: type) -> Subject:
+def in_state(state: SessionState, *asks: type) -> Subject:
     """A session that has come to be in this state."""
     subject = Subject(*asks)
     session = subject.session
@@ -96,7 +96,7 @@ def test_it_receives_what_its_link_hands_it() -> None:
 @pytest.mark.parametrize(
     ("message", "kind"), [(AUTHENTICATE, Authenticate), (JOIN, Join), (LEAVE, Leave), (EVENT, Event)]
 )
-def test_new_and_ready_hand_messages_on_at_once(state: State, message: Any, kind: type) -> None:
+def test_new_and_ready_hand_messages_on_at_once(state: SessionState, message: Any, kind: type) -> None:
     subject = in_state(state)
     subject.send(message)
     (handled,) = subject.core.handled
@@ -106,7 +106,7 @@ def test_new_and_ready_hand_messages_on_at_once(state: State, message: Any, kind
 
 @pytest.mark.parametrize("state", [NEW, READY])
 @pytest.mark.parametrize("message", [AUTHENTICATE, JOIN])
-def test_a_question_about_access_makes_it_checking(state: State, message: Any) -> None:
+def test_a_question_about_access_makes_it_checking(state: SessionState, message: Any) -> None:
     subject = in_state(state, Authenticate, Join)
     subject.send(message)
     assert subject.session.state is CHECKING
@@ -132,7 +132,7 @@ def test_closed_ignores_everything(message: Any) -> None:
 
 
 @pytest.mark.parametrize(("user_id", "state"), [(None, NEW), ("user", READY)])
-def test_the_last_check_to_end_decides_by_the_identity(user_id: str | None, state: State) -> None:
+def test_the_last_check_to_end_decides_by_the_identity(user_id: str | None, state: SessionState) -> None:
     subject = in_state(CHECKING)
     session = subject.session
     session.check_begins()
@@ -146,7 +146,7 @@ def test_the_last_check_to_end_decides_by_the_identity(user_id: str | None, stat
 
 
 @pytest.mark.parametrize("state", [NEW, CHECKING, READY])
-def test_a_lost_client_is_closed_and_its_core_told_once(state: State) -> None:
+def test_a_lost_client_is_closed_and_its_core_told_once(state: SessionState) -> None:
     subject = in_state(state)
     subject.session.lost()
     assert subject.session.state is CLOSED
@@ -157,7 +157,7 @@ def test_a_lost_client_is_closed_and_its_core_told_once(state: State) -> None:
 
 
 @pytest.mark.parametrize("state", [NEW, CHECKING, READY])
-def test_a_closed_client_is_closed_and_its_core_told_once(state: State) -> None:
+def test_a_closed_client_is_closed_and_its_core_told_once(state: SessionState) -> None:
     subject = in_state(state)
     subject.session.close(1001, "the gateway stops")
     assert subject.session.state is CLOSED

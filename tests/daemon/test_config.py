@@ -17,7 +17,7 @@ from twisted.internet.testing import MemoryReactor
 
 from kraftek.contract.errors import ConfigError
 from kraftek.contract.redis_url import RedisAddress, masked, redis_address
-from kraftek.contract.settings import Auth, Config, Limits, Operator, Redis, Service, SocketIO
+from kraftek.contract.settings import Auth, Config, Limits, Operator, Redis, Registration, SocketIO
 from kraftek.daemon.config import load
 
 SHIPPED = Path(__file__).resolve().parents[2] / "etc/kraftek-gateway.toml"
@@ -174,9 +174,9 @@ def test_services_are_channels_or_tables() -> None:
         """
     )
     assert config.services == (
-        Service(name="notes", channel="events:notes"),
-        Service(name="chat", channel="events:chat", reply=True),
-        Service(name="a.b", channel="x"),
+        Registration(name="notes", channel="events:notes"),
+        Registration(name="chat", channel="events:chat", reply=True),
+        Registration(name="a.b", channel="x"),
     )
 
 
@@ -184,13 +184,13 @@ def test_a_service_option_adds_to_the_file_and_changes_channels_in_it() -> None:
     toml = '[services]\nnotes = "events:notes"\n[services.chat]\nchannel = "events:chat"\nreply = true'
     config = load_toml(toml, {"service": ["chat=elsewhere", "new=a=b"]})
     assert {service.name: service for service in config.services} == {
-        "notes": Service(name="notes", channel="events:notes"),
-        "chat": Service(name="chat", channel="elsewhere", reply=True),
-        "new": Service(name="new", channel="a=b"),
+        "notes": Registration(name="notes", channel="events:notes"),
+        "chat": Registration(name="chat", channel="elsewhere", reply=True),
+        "new": Registration(name="new", channel="a=b"),
     }
 
 
-NOTES = Service(name="stickyNotes", channel="events:stickyNotes", presence=True)
+NOTES = Registration(name="stickyNotes", channel="events:stickyNotes", presence=True)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ NOTES = Service(name="stickyNotes", channel="events:stickyNotes", presence=True)
     ],
 )
 def test_the_demo_brings_what_is_not_given(
-    toml: str, environ: dict[str, str], options: dict[str, Any], expected: tuple[str, str, Service]
+    toml: str, environ: dict[str, str], options: dict[str, Any], expected: tuple[str, str, Registration]
 ) -> None:
     config = load_toml(toml, options, environ)
     assert config.demo
@@ -739,12 +739,12 @@ def test_the_examples_in_the_shipped_file_are_right() -> None:
     services = [line for _, line in examples if line and "twistd" not in line]
     config = load_toml("\n".join(["[services]", *services]))
     assert [service.name for service in config.services] == ["stickyNotes", "chat"]
-    assert all(f"{field.name} = " in "\n".join(services) for field in fields(Service) if field.name != "name")
+    assert all(f"{field.name} = " in "\n".join(services) for field in fields(Registration) if field.name != "name")
 
 
 def test_every_field_is_read() -> None:
     """What is not annotated is passed over when the file is read."""
-    structs: list[type[Struct]] = [Config, Service, *TABLES.values()]
+    structs: list[type[Struct]] = [Config, Registration, *TABLES.values()]
     for struct in structs:
         for field in fields(struct):
             if field.name not in {*TABLES, "services", "name"}:

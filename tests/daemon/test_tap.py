@@ -8,7 +8,7 @@ import pytest
 from twisted.application.service import IService
 from twisted.python.usage import UsageError
 
-from kraftek.contract.settings import Auth, Config, Redis, Service
+from kraftek.contract.settings import Auth, Config, Redis, Registration
 from kraftek.daemon.tap import Options, makeService
 
 VARIABLES = ["KRAFTEK_REDIS", "KRAFTEK_LISTEN", "KRAFTEK_AUTH", "PORT", "REDIS_HOST", "REDIS_PORT"]
@@ -37,7 +37,7 @@ def parsed(*arguments: str) -> Config:
         (["--auth", "open"], Config(auth=Auth(check="open"))),
         (
             ["--service", "a=b", "--service", "c=d"],
-            Config(services=(Service(name="a", channel="b"), Service(name="c", channel="d"))),
+            Config(services=(Registration(name="a", channel="b"), Registration(name="c", channel="d"))),
         ),
         (
             ["--demo"],
@@ -45,7 +45,7 @@ def parsed(*arguments: str) -> Config:
                 demo=True,
                 redis=Redis(url="embedded:"),
                 auth=Auth(check="open"),
-                services=(Service(name="stickyNotes", channel="events:stickyNotes", presence=True),),
+                services=(Registration(name="stickyNotes", channel="events:stickyNotes", presence=True),),
             ),
         ),
     ],

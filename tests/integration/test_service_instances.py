@@ -1,6 +1,6 @@
 """Instances of a service, as real processes that are killed, stopped and frozen: nothing is lost, and order holds.
 
-Each test runs through both doors. The gateway is its contract; with a real one see test_service_requests.py.
+Each test runs through both backends. The gateway is its contract; with a real one see test_service_requests.py.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ PARTITIONS = {**STREAM, "partitions": 4}
 
 
 class Stage:
-    """A Redis, the contract of a gateway, and instances through one door."""
+    """A Redis, the contract of a gateway, and instances through one backend."""
 
-    def __init__(self, door: str, server: RedisServer, started: ExitStack) -> None:
-        self._door = door
+    def __init__(self, backend: str, server: RedisServer, started: ExitStack) -> None:
+        self._backend = backend
         self._server = server
         self._instances = Instances()
         started.callback(self._instances.stop)
@@ -44,7 +44,7 @@ class Stage:
         return self.launch(settings)
 
     def launch(self, settings: dict[str, Any]) -> Popen[bytes]:
-        return self._instances.start(self._door, self._server.url, **settings)
+        return self._instances.start(self._backend, self._server.url, **settings)
 
     def done(self, room: str) -> list[int]:
         """What the handlers have done for a room, as they committed it."""

@@ -1,6 +1,6 @@
 """10,000 requests from clients through real gateways to a service whose instances are killed all the time.
 
-Instances of both doors serve side by side. What is counted are answers: exactly one to each request, whatever dies.
+Instances of both backends serve side by side. What is counted are answers: exactly one to each request, whatever dies.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Crowd:
 
 
 class Service:
-    """Its instances, one through each door."""
+    """Its instances, one through each backend."""
 
     def __init__(self, server: RedisServer, stage: ExitStack, **settings: Any) -> None:
         self._instances = Instances()
@@ -83,16 +83,16 @@ class Service:
         self._server = server
         self._redis = server.client()
         self._settings = settings
-        self._processes = {door: self._start(door) for door in ("asyncio", "twisted")}
+        self._processes = {backend: self._start(backend) for backend in ("asyncio", "twisted")}
 
-    def _start(self, door: str) -> Any:
-        return self._instances.start(door, self._server.url, **self._settings)
+    def _start(self, backend: str) -> Any:
+        return self._instances.start(backend, self._server.url, **self._settings)
 
-    def kill(self, *doors: str) -> None:
+    def kill(self, *backends: str) -> None:
         """Kill these instances, and start others in their places."""
-        for door in doors:
-            self._processes[door].kill()
-            self._processes[door] = self._start(door)
+        for backend in backends:
+            self._processes[backend].kill()
+            self._processes[backend] = self._start(backend)
 
     def listens(self) -> bool:
         """Whether both do, over Pub/Sub."""
@@ -167,16 +167,16 @@ def test_over_pubsub(redis_server: RedisServer, gateway: StartGateway, stage: Ex
     print(f"{took:.1f} s, {dict(words)}")
 
 
-@pytest.mark.parametrize("door", ["asyncio", "twisted"])
+@pytest.mark.parametrize("backend", ["asyncio", "twisted"])
 def test_a_service_asks_another_through_a_gateway(
-    door: str, redis_server: RedisServer, gateway: StartGateway, stage: ExitStack
+    backend: str, redis_server: RedisServer, gateway: StartGateway, stage: ExitStack
 ) -> None:
     """The sample service asks itself, by name: who asks and who is asked know nothing of each other's channels."""
     services = {"sample": {"channel": "events:sample", "reply": True}}
     url = gateway(redis_server, services=services).url
     instances = Instances()
     stage.callback(instances.stop)
-    instances.start(door, redis_server.url)
+    instances.start(backend, redis_server.url)
     redis = redis_server.client()
     wait_until(lambda: redis.pubsub_numsub("events:sample")[0][1] == 1, "the service", 30)
 

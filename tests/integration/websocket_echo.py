@@ -20,8 +20,8 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone  # noqa:
 from twisted.internet.stdio import StandardIO  # noqa: E402
 from twisted.python.failure import Failure  # noqa: E402
 
-from kraftek.contract.interfaces import ILink  # noqa: E402
-from kraftek.contract.iteration import Turn  # noqa: E402
+from kraftek.contract.interfaces import IClientLink  # noqa: E402
+from kraftek.contract.iteration import Iteration  # noqa: E402
 from kraftek.contract.messages import Outgoing  # noqa: E402
 from kraftek.contract.metrics import Counters  # noqa: E402
 from kraftek.contract.settings import Limits  # noqa: E402
@@ -40,7 +40,7 @@ LARGEST = 16 * 2**20
 class Echo:
     """In the place of a session."""
 
-    def __init__(self, link: ILink) -> None:
+    def __init__(self, link: IClientLink) -> None:
         self._link = link
 
     def receive(self, data: bytes, binary: bool = False) -> None:
@@ -60,15 +60,15 @@ class UntilClosed(Protocol):
         reactor.stop()
 
 
-def echo_session(link: ILink, *_: object) -> Any:
+def echo_session(link: IClientLink, *_: object) -> Any:
     return Echo(link)
 
 
 frames._WORTH_DEFLATING = 0
 reactor: Any = installed
-turn = Turn(reactor)
-drive(reactor, turn)
-assert turn.driven
+iteration = Iteration(reactor)
+drive(reactor, iteration)
+assert iteration.driven
 factory = ClientFactory(
     reactor,
     echo_session,
@@ -77,7 +77,7 @@ factory = ClientFactory(
     Limits(message_bytes=LARGEST, unsent_bytes=8 * LARGEST),
     Origins(["same-host"]),
     Addresses(0, 0),
-    turn,
+    iteration,
     Counters(),
     compression="--compression" in sys.argv,
 )

@@ -1,4 +1,4 @@
-"""The sample service as processes, through each of the doors."""
+"""The sample service as processes, through each of the backends."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Instances:
     def __init__(self) -> None:
         self.processes: list[subprocess.Popen[bytes]] = []
 
-    def start(self, door: str, url: str, **settings: Any) -> subprocess.Popen[bytes]:
-        command = [sys.executable, str(SAMPLE), door, url, json.dumps(settings)]
+    def start(self, backend: str, url: str, **settings: Any) -> subprocess.Popen[bytes]:
+        command = [sys.executable, str(SAMPLE), backend, url, json.dumps(settings)]
         process = subprocess.Popen(command, stderr=subprocess.PIPE)
         self.processes.append(process)
         return process

@@ -1,6 +1,6 @@
-"""A service for tests, as a program, through either door: ``python sample.py DOOR REDIS_URL JSON``.
+"""A service for tests, as a program, through either backend: ``python sample.py BACKEND REDIS_URL JSON``.
 
-The JSON is what :class:`kraftek.service.EventProcessor` is made with. The handlers are the same for both doors; what
+The JSON is what :class:`kraftek.service.EventProcessor` is made with. The handlers are the same for both backends; what
 they did they note in Redis.
 """
 
@@ -34,11 +34,11 @@ class Ask(Struct):
     timeout: float = 10.0
 
 
-def sample(door: str, **settings: Any) -> EventProcessor:  # noqa: C901  # many small ones
+def sample(backend: str, **settings: Any) -> EventProcessor:  # noqa: C901  # many small ones
     processor = EventProcessor("sample", **settings)
 
     def pause(seconds: float) -> Awaitable[Any]:
-        if door == "asyncio":
+        if backend == "asyncio":
             import asyncio
 
             return asyncio.sleep(seconds)
@@ -146,9 +146,9 @@ def sample(door: str, **settings: Any) -> EventProcessor:  # noqa: C901  # many 
 
 
 if __name__ == "__main__":
-    _, door, url, settings = sys.argv
-    if door == "asyncio":
+    _, backend, url, settings = sys.argv
+    if backend == "asyncio":
         from kraftek.service.asyncio import run
     else:
         from kraftek.service.twisted import run
-    run(sample(door, **json.loads(settings)), url)
+    run(sample(backend, **json.loads(settings)), url)

@@ -44,14 +44,14 @@ def place() -> Iterator[Place]:
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 def test_asyncio(place: Place) -> None:
     async def play() -> None:
-        door = over_asyncio._Door(place.redis.url)
-        await door.subscribe("first", place.heard.append)
+        backend = over_asyncio._Backend(place.redis.url)
+        await backend.subscribe("first", place.heard.append)
         place.restart()
-        await door.subscribe("second", place.heard.append)
+        await backend.subscribe("second", place.heard.append)
         place.tell()
         while len(place.heard) < 2:
             await asyncio.sleep(0.002)
-        await door.close()
+        await backend.close()
 
     asyncio.run(asyncio.wait_for(play(), 20.0))
     assert place.heard == [b"1", b"2"]
@@ -59,17 +59,17 @@ def test_asyncio(place: Place) -> None:
 
 def test_channels_come_and_go_while_messages_are_heard(place: Place) -> None:
     async def play() -> None:
-        door = over_asyncio._Door(place.redis.url)
-        await door.subscribe("steady", place.heard.append)
+        backend = over_asyncio._Backend(place.redis.url)
+        await backend.subscribe("steady", place.heard.append)
         for number in range(20):
             names = [f"{number}.{part}" for part in range(3)]
             place.redis.call("PUBLISH", "steady", b"%d" % number)
-            await asyncio.gather(*(door.subscribe(name, place.heard.append) for name in names))
+            await asyncio.gather(*(backend.subscribe(name, place.heard.append) for name in names))
             for name in names:
                 place.redis.call("PUBLISH", name, name.encode())
-            await asyncio.gather(*(door.unsubscribe(name) for name in names))
+            await asyncio.gather(*(backend.unsubscribe(name) for name in names))
         assert place.redis.call("PUBSUB", "CHANNELS") == [b"steady"]
-        await door.close()
+        await backend.close()
 
     asyncio.run(asyncio.wait_for(play(), 20.0))
     assert place.heard == [
@@ -79,25 +79,25 @@ def test_channels_come_and_go_while_messages_are_heard(place: Place) -> None:
 
 def test_nobody_waits_for_a_channel_to_end_while_redis_is_away(place: Place) -> None:
     async def play() -> None:
-        door = over_asyncio._Door(place.redis.url)
+        backend = over_asyncio._Backend(place.redis.url)
         for name in ("first", "second"):
-            await door.subscribe(name, place.heard.append)
+            await backend.subscribe(name, place.heard.append)
         place.redis.kill()
-        await door.unsubscribe("first")
+        await backend.unsubscribe("first")
         place.redis.start()
-        await door.unsubscribe("second")
-        await door.unsubscribe("never")
-        await door.close()
+        await backend.unsubscribe("second")
+        await backend.unsubscribe("never")
+        await backend.close()
 
     asyncio.run(asyncio.wait_for(play(), 20.0))
 
 
 def test_a_door_closes_though_a_channel_is_about_to_end(place: Place) -> None:
     async def play() -> None:
-        door = over_asyncio._Door(place.redis.url)
-        await door.subscribe("first", place.heard.append)
-        door.spawn(door.unsubscribe("first"))
-        await door.close()
+        backend = over_asyncio._Backend(place.redis.url)
+        await backend.subscribe("first", place.heard.append)
+        backend.spawn(backend.unsubscribe("first"))
+        await backend.close()
 
     asyncio.run(asyncio.wait_for(play(), 20.0))
 
@@ -108,12 +108,12 @@ class OverTwisted(TestCase):
     async def test_twisted(self) -> None:
         place = Place()
         self.addCleanup(place.redis.close)
-        door = over_twisted._Door(reactor, Redis(url=place.redis.url))
-        door.startService()
-        self.addCleanup(door.stopService)
-        await door.subscribe("first", place.heard.append)
+        backend = over_twisted._Backend(reactor, Redis(url=place.redis.url))
+        backend.startService()
+        self.addCleanup(backend.stopService)
+        await backend.subscribe("first", place.heard.append)
         place.restart()
-        await door.subscribe("second", place.heard.append)
+        await backend.subscribe("second", place.heard.append)
         place.tell()
         while len(place.heard) < 2:
             await deferLater(reactor, 0.002)

@@ -1,4 +1,4 @@
-"""What a service does with the events it gets: the same through both doors, and over both transports."""
+"""What a service does with the events it gets: the same through both backends, and over both transports."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ WAYS = [
 @pytest.fixture(scope="module", params=WAYS)
 def stage(request: pytest.FixtureRequest) -> Iterator[tuple[str, dict[str, Any]]]:
     """A Redis and one process of the service, for all tests of one way."""
-    door, settings = request.param
+    backend, settings = request.param
     server, instances = PrivateRedis(), Instances()
     server.start()
-    process = instances.start(door, server.url, **settings)
+    process = instances.start(backend, server.url, **settings)
     yield server.url, settings
     logged = stopped(process)
     assert "An event was lost" not in logged

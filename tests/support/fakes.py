@@ -21,7 +21,7 @@ from kraftek.contract.interfaces import (
     IAccessListener,
     IBus,
     IBusListener,
-    ILink,
+    IClientLink,
     IReading,
     IRooms,
 )
@@ -29,7 +29,7 @@ from kraftek.contract.lua import ForEach
 from kraftek.contract.messages import Grant, Outgoing, Token
 
 
-@implementer(ILink)
+@implementer(IClientLink)
 class FakeLink:
     """Records what is written to a client. ``closed``: with which code and reason, once it is."""
 

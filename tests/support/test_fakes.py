@@ -15,13 +15,13 @@ from zope.interface.verify import verifyObject
 
 from kraftek.bus import RedisBus
 from kraftek.contract.errors import Code, NotPublished, PeerError
-from kraftek.contract.interfaces import IAccess, IAccessListener, IBus, IBusListener, ILink, IReading, IRooms
-from kraftek.contract.iteration import Turn
+from kraftek.contract.interfaces import IAccess, IAccessListener, IBus, IBusListener, IClientLink, IReading, IRooms
+from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Outgoing, Token
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Redis
 from kraftek.core.registry import ServiceRegistry
-from kraftek.core.rooms.room_cache import LOST, RedisRooms, entries_of
+from kraftek.core.rooms.room_cache import LOST_GATEWAYS, RedisRooms, entries_of
 from tests.support.fakes import FakeAccess, FakeBus, FakeLink, FakeRooms
 from tests.support.redis_server import PrivateRedis
 
@@ -48,7 +48,7 @@ async def real_bus(case: TestCase, in_flight: int = 10) -> tuple[RedisBus, Priva
     case.addCleanup(server.close)
     server.start()
     config = Redis(url=server.url, prefix=PREFIX, in_flight=in_flight)
-    bus = RedisBus(reactor, config, Turn(reactor), Counters())
+    bus = RedisBus(reactor, config, Iteration(reactor), Counters())
     bus.startService()
     case.addCleanup(bus.stopService)
     while not bus.available:
@@ -279,14 +279,14 @@ class RedisRoomsTest(RoomsContract, TestCase):
         self.rooms = RedisRooms(self.bus, ServiceRegistry(), "g", "k:events:reply:g")
 
     async def dies(self) -> None:
-        await self.bus.call("RENAME", [entries_of("g"), LOST])
+        await self.bus.call("RENAME", [entries_of("g"), LOST_GATEWAYS])
 
 
 class FakeLinkTest(TestCase):
     """The real link is held to the same by tests/edge/websocket/test_protocol.py."""
 
     def test_it_is_a_link(self) -> None:
-        assert verifyObject(ILink, FakeLink())
+        assert verifyObject(IClientLink, FakeLink())
 
     def test_after_the_end_nothing_is_written(self) -> None:
         link = FakeLink()

@@ -35,23 +35,22 @@ from kraftek.contract.interfaces import IDialect
 from kraftek.contract.messages import Authenticate
 from kraftek.contract.metrics import Counters
 from kraftek.contract.names import reply_channel
-from kraftek.contract.settings import Limits, Service
+from kraftek.contract.settings import Limits, Registration
 from kraftek.core.admission import Admission
-from kraftek.core.deliveries import Broadcasts
+from kraftek.core.deliveries import Deliveries
 from kraftek.core.dispatch import Dispatch
 from kraftek.core.gateway import Gateway
-from kraftek.core.registry import ServiceRegistry
+from kraftek.core.registry import EventRouter, ServiceRegistry
 from kraftek.core.requests import Requests
 from kraftek.core.roster import Roster
-from kraftek.core.router import EventRouter
-from kraftek.core.session import State
+from kraftek.core.session import SessionState
 from kraftek.edge.dialects.native import NativeDialect
 from tests.support.fakes import FakeAccess, FakeBus, FakeLink, FakeRooms, Published
 
 __all__ = ["CHAT", "NOTES", "Client", "House"]
 
-NOTES = Service(name="notes", channel="events:notes")
-CHAT = Service(name="chat", channel="events:chat", reply=True)
+NOTES = Registration(name="notes", channel="events:notes")
+CHAT = Registration(name="chat", channel="events:chat", reply=True)
 
 BROADCAST = "events:broadcast"
 
@@ -64,7 +63,7 @@ class House:
         gateway_id: str = "gw",
         *,
         single: bool = True,
-        services: Sequence[Service] = (NOTES, CHAT),
+        services: Sequence[Registration] = (NOTES, CHAT),
         channels: dict[str, list[Callable[[bytes], None]]] | None = None,
         entries: dict[tuple[str, str], str] | None = None,
         prefix: str = "",
@@ -105,7 +104,7 @@ class House:
             self.counters,
             now=self.clock.seconds,
         )
-        self.broadcasts = Broadcasts(self.roster, self.admission, self.requests, self.counters, self.clock)
+        self.broadcasts = Deliveries(self.roster, self.admission, self.requests, self.counters, self.clock)
         self.bus.subscribe(BROADCAST, self.broadcasts.received)
         self.bus.subscribe(reply_channel(gateway_id), self.broadcasts.received)
 
@@ -179,7 +178,7 @@ class Client:
                 case "=":
                     code, _, reason = rest.partition(" ")
                     assert link.closed == (int(code), reason)
-                    assert self.session.state is State.CLOSED
+                    assert self.session.state is SessionState.CLOSED
                 case "?":
                     token, _, room = rest.partition(" ")
                     question = house.access.questions[0]

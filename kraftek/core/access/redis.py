@@ -29,7 +29,7 @@ from kraftek.contract.interfaces import IBus
 from kraftek.contract.lua import Script
 from kraftek.contract.messages import Grant
 
-__all__ = ["CLEAR", "LOOK", "STORE", "Found", "Kept", "SharedAnswers", "token_key", "user_key"]
+__all__ = ["CLEAR", "LOOK_UP", "STORE", "Found", "Kept", "SharedAnswers", "token_key", "user_key"]
 
 LOG_INTERVAL = 60.0
 """Seconds between two log lines that say Redis refused."""
@@ -98,7 +98,7 @@ local function taken(ledger, user, tokens, digest, asked, memory)
 end
 """
 
-LOOK = Script(
+LOOK_UP = Script(
     _COMMON
     + """
 -- KEYS: the beginnings of tokens', users' and ledgers' keys
@@ -207,7 +207,7 @@ class SharedAnswers:
     async def look(self, digest: str, room_id: str | None, user_id: str = "") -> Found | None:
         """What is kept for this token in this room. ``user_id``: whose it was when last known."""
         reply = await self._run(
-            LOOK,
+            LOOK_UP,
             (token_key(""), user_key(""), _ledger_key("")),
             (digest, room_id or "", user_id, self._memory),
         )

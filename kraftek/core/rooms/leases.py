@@ -20,7 +20,7 @@ from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import IBus, IBusListener, IRooms
 from kraftek.contract.lua import Script
 from kraftek.contract.metrics import Counters
-from kraftek.core.rooms.room_cache import BATCH, LOST, Entry, entries_of
+from kraftek.core.rooms.room_cache import ENTRIES_AT_ONCE, LOST_GATEWAYS, Entry, entries_of
 
 __all__ = ["LOOK_INTERVAL", "RENEW_INTERVAL", "Leases"]
 
@@ -54,7 +54,7 @@ return known and 1 or 0
 """)
 
 # After an outage all leases have run out, and whoever comes back first would sweep all others.
-LOOK = Script(f"""{_NOW}
+FIND_LOST = Script(f"""{_NOW}
 local gateways, lost, looked, prefix = unpack(KEYS)
 local lease, outage, most = unpack(ARGV)
 local before = tonumber(redis.call('GET', looked) or 0)
@@ -125,8 +125,8 @@ class Leases:
         self._call(RELEASE, [GATEWAYS, entries_of(self._gateway_id)], self._gateway_id)
 
     async def _look(self) -> None:
-        keys = [GATEWAYS, LOST, LOOKED, "gateway:"]
-        while found := await self._bus.call(LOOK, keys, [LEASE, OUTAGE, BATCH]):
+        keys = [GATEWAYS, LOST_GATEWAYS, LOOKED, "gateway:"]
+        while found := await self._bus.call(FIND_LOST, keys, [LEASE, OUTAGE, ENTRIES_AT_ONCE]):
             await self._rooms.bury([_decode(entry) for entry in found])
             self._counters.entries_swept += len(found)
 

@@ -29,17 +29,17 @@ from kraftek.contract.interfaces import IBus, IRooms, IServiceRegistry
 from kraftek.contract.lua import Script
 from kraftek.contract.messages import Envelope
 from kraftek.contract.names import place_of
-from kraftek.contract.settings import Service
+from kraftek.contract.settings import Registration
 
-__all__ = ["LOST", "Entry", "RedisRooms", "entries_of"]
+__all__ = ["LOST_GATEWAYS", "Entry", "RedisRooms", "entries_of"]
 
 Entry = tuple[str, str, str]
 """User, room and socket: a member of ``gateway:<id>:entries``, as JSON."""
 
-LOST = "gateways:lost"
+LOST_GATEWAYS = "gateways:lost"
 """The set of entries whose process is gone; who removes one from it cleans up after it."""
 
-BATCH = 200
+ENTRIES_AT_ONCE = 200
 """Entries that one call of a script writes: one or two milliseconds in which Redis does nothing else."""
 
 JOINED = "gateway:client:joined"
@@ -154,7 +154,7 @@ class RedisRooms:
         self._reply_to = reply_to
         self._now = now
         self._own = entries_of(gateway_id)
-        self._told: tuple[Service, ...] = ()
+        self._told: tuple[Registration, ...] = ()
         self._deaf: set[str] = set()
         registry.on_change(self._look_up)
         self._look_up()
@@ -171,19 +171,19 @@ class RedisRooms:
         # All are sent before this returns: who leaves from now on leaves after being restored.
         remaining = iter(entries)
         batches = []
-        while batch := list(islice(remaining, BATCH)):
+        while batch := list(islice(remaining, ENTRIES_AT_ONCE)):
             batches.append(self._run(RESTORE, self._own, batch, JOINED, {}))
         return gatherResults(batches, consumeErrors=True).addCallbacks(_sockets, _first_error)
 
     def bury(self, entries: Sequence[Entry]) -> Deferred[None]:
-        buried = self._run(LEAVE, LOST, entries, LEFT, {"reason": "gateway_lost"})
+        buried = self._run(LEAVE, LOST_GATEWAYS, entries, LEFT, {"reason": "gateway_lost"})
         return buried.addCallback(lambda _: None)
 
     def _run(
         self, script: Script, named_in: str, entries: Sequence[Entry], event: str, payload: dict[str, str]
     ) -> Deferred[Any]:
         told = self._told
-        keys = [named_in, LOST]
+        keys = [named_in, LOST_GATEWAYS]
         args: list[str | bytes | int] = [len(told)]
         places: set[str] = set()
         args += [service.max_length if service.transport == "stream" else 0 for service in told]
@@ -228,7 +228,7 @@ class RedisRooms:
         self._told = tuple(service for service in self._registry.services() if service.presence)
 
 
-def _place(service: Service, room_id: str) -> str:
+def _place(service: Registration, room_id: str) -> str:
     return place_of(service.channel, service.partitions if service.transport == "stream" else 0, room_id)
 
 

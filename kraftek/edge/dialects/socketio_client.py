@@ -14,7 +14,7 @@ from msgspec import Meta, Raw, Struct
 from zope.interface import implementer
 
 from kraftek.contract.errors import CLOSE_CODES, Code, PeerError
-from kraftek.contract.interfaces import IDialect, ILink
+from kraftek.contract.interfaces import IClientLink, IDialect
 from kraftek.contract.messages import (
     NULL,
     ROOM_ID_LENGTH,
@@ -109,7 +109,7 @@ class SocketIODialect:
     codec = "socket.io"
     lasting_ids = False  # the ids of acknowledgements begin from 0 with every connection
 
-    def __init__(self, link: ILink, settings: SocketSettings) -> None:
+    def __init__(self, link: IClientLink, settings: SocketSettings) -> None:
         self._link = link
         self._session = SocketSession(settings)
         self._socket_id = ""

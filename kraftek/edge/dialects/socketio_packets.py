@@ -25,7 +25,7 @@ from msgspec import Raw, Struct
 from msgspec.structs import astuple, replace
 
 from kraftek.contract.messages import Outgoing
-from kraftek.edge.engineio.connection import encode_message
+from kraftek.edge.engineio.packets import encode_message
 
 __all__ = [
     "MAIN",

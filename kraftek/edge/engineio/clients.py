@@ -14,20 +14,13 @@ from secrets import token_urlsafe
 from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
-from kraftek.contract.interfaces import ILink, IReceiver
-from kraftek.contract.iteration import Turn
+from kraftek.contract.interfaces import IClientLink, IReceiver
+from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Outgoing
 from kraftek.contract.metrics import Counters
 from kraftek.edge.addresses import Addresses
-from kraftek.edge.engineio.connection import (
-    EngineError,
-    EngineOverflowError,
-    EngineSession,
-    EngineSettings,
-    ErrorCode,
-    Reason,
-    State,
-)
+from kraftek.edge.engineio.connection import ConnectionState, EngineSession, EngineSettings, Reason
+from kraftek.edge.engineio.packets import EngineError, EngineOverflowError, ErrorCode
 
 __all__ = ["Answer", "EngineClient", "EngineClients", "EngineSocket"]
 
@@ -37,7 +30,7 @@ Answer = Callable[[bytes | None], None]
 _GOING_AWAY = 1001
 
 
-@implementer(ILink)
+@implementer(IClientLink)
 class EngineClient:
     """One client: the link of what speaks on top of Engine.IO.
 
@@ -66,7 +59,7 @@ class EngineClient:
         self._answer: Answer | None = None
         self._socket: EngineSocket | None = None
         # The WebSocket, as long as it is all there is to write to.
-        self._direct: ILink | None = None
+        self._direct: IClientLink | None = None
         self._settling = False
         self._paused = False
         self._unread: list[Callable[[], None]] = []
@@ -101,7 +94,7 @@ class EngineClient:
 
     # What the WebSocket's side calls.
 
-    def offer(self, link: ILink, now: float) -> EngineSocket:
+    def offer(self, link: IClientLink, now: float) -> EngineSocket:
         """A WebSocket of this client was opened. Raises ``EngineError``: it is to be closed."""
         self.engine.offer(now)
         self._socket = EngineSocket(self, link)
@@ -152,7 +145,7 @@ class EngineClient:
             self._overflow()
         if not self._settling:
             self._settling = True
-            self._clients.turn.at_end(self)
+            self._clients.iteration.at_end(self)
 
     def close(self, code: int, reason: str) -> None:
         answer = self._answer
@@ -194,14 +187,14 @@ class EngineClient:
             for outgoing in engine.frames():
                 socket.link.write(outgoing)
         state = engine.state
-        if state is State.WEBSOCKET:
+        if state is ConnectionState.WEBSOCKET:
             if self._direct is None and socket is not None:
                 self._direct = socket.link
                 if self._paused:
                     socket.link.pause()
-        elif state is State.CLOSED or state is State.CLOSING:
+        elif state is ConnectionState.CLOSED or state is ConnectionState.CLOSING:
             self._end(state, code, reason)
-        elif state is State.POLLING and socket is not None:
+        elif state is ConnectionState.POLLING and socket is not None:
             self._socket = None
             socket.link.close(1000, "")
 
@@ -209,7 +202,7 @@ class EngineClient:
         """Hand what arrives to ``receiver`` from now on."""
         self._receiver = receiver
 
-    def attach(self, link: ILink) -> EngineSocket:
+    def attach(self, link: IClientLink) -> EngineSocket:
         """The WebSocket that this client began with."""
         self._socket = EngineSocket(self, link)
         self.flush()
@@ -227,12 +220,12 @@ class EngineClient:
             self.engine.send(last)
         self.engine.close()
 
-    def _end(self, state: State, code: int, reason: str) -> None:
+    def _end(self, state: ConnectionState, code: int, reason: str) -> None:
         receiver, self._receiver = self._receiver, None
         self._direct = None
         # A client that is changing over reads what is left from its next poll or from the WebSocket, and it alone knows
         # from which: until then the WebSocket stays open.
-        if state is State.CLOSED:
+        if state is ConnectionState.CLOSED:
             socket, self._socket = self._socket, None
             self._clients.forget(self)
             if socket is not None:
@@ -249,7 +242,7 @@ class EngineSocket:
 
     __slots__ = ("_client", "link")
 
-    def __init__(self, client: EngineClient, link: ILink) -> None:
+    def __init__(self, client: EngineClient, link: IClientLink) -> None:
         self._client = client
         self.link = link
 
@@ -273,14 +266,14 @@ class EngineClients:
     def __init__(
         self,
         clock: IReactorTime,
-        turn: Turn,
+        iteration: Iteration,
         counters: Counters,
         settings: EngineSettings,
         open: Callable[[EngineClient], IReceiver],
         addresses: Addresses,
         max_clients: int,
     ) -> None:
-        self.turn = turn
+        self.iteration = iteration
         self.counters = counters
         self.settings = settings
         self._clock = clock
@@ -296,11 +289,11 @@ class EngineClients:
             now = self._clock.seconds()
             if client.engine.deadline <= now:
                 client.tick(now)
-        if client is None or client.engine.state is State.CLOSED:
+        if client is None or client.engine.state is ConnectionState.CLOSED:
             raise EngineError(ErrorCode.UNKNOWN_SID, "no such session")
         return client
 
-    def connect(self, sid: str | None, link: ILink) -> EngineSocket | None:
+    def connect(self, sid: str | None, link: IClientLink) -> EngineSocket | None:
         """A WebSocket was opened, for the client ``sid`` or for a new one; ``None``: it is to be closed."""
         if sid is not None:
             try:

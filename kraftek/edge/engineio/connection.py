@@ -1,193 +1,39 @@
-"""Engine.IO protocol 4, sans-IO: packets, the payloads of HTTP long-polling, and the session of one client.
+"""The Engine.IO connection of one client, sans-IO, over WebSocket, HTTP long-polling, or changing over.
 
-Called by the transports that serve ``/socket.io/``: they hand in what arrived (:func:`read_request`,
-:class:`EngineSession`), write what the session owes, and pass messages up to
-:mod:`kraftek.edge.dialects.socketio_packets`, or to whatever else speaks on top of Engine.IO. Nothing here knows a
-socket, a timer or a clock: time is an argument.
-
-The rules are https://github.com/socketio/engine.io-protocol; where they are silent, the reference server's
-habits.
+Called by :mod:`kraftek.edge.engineio.clients`: it hands in what arrived, writes what the connection owes, and passes
+messages up to :mod:`kraftek.edge.dialects.socketio_packets`, or to whatever else speaks on top of Engine.IO. Nothing
+here knows a socket, a timer or a clock: time is an argument.
 """
 
 from __future__ import annotations
 
-from base64 import b64encode
-from binascii import a2b_base64
-from collections.abc import Iterable, Mapping
-from enum import Enum, IntEnum, StrEnum
+from enum import Enum, StrEnum
 from math import inf
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 from msgspec import Struct
 
 from kraftek.contract.messages import Outgoing
+from kraftek.edge.engineio.packets import (
+    EngineError,
+    EngineOverflowError,
+    ErrorCode,
+    Message,
+    Packet,
+    PacketKind,
+    decode_packet,
+    decode_payload,
+    encode_payload,
+)
 
-__all__ = [
-    "EngineError",
-    "EngineOverflowError",
-    "EngineSession",
-    "EngineSettings",
-    "ErrorCode",
-    "Message",
-    "Packet",
-    "PacketKind",
-    "Reason",
-    "State",
-    "decode_packet",
-    "decode_payload",
-    "encode_binary",
-    "encode_message",
-    "encode_payload",
-    "read_request",
-]
+__all__ = ["ConnectionState", "EngineSession", "EngineSettings", "Reason"]
 
-SEPARATOR: Final = b"\x1e"
-
-
-class ErrorCode(IntEnum):
-    """The protocol's numbers for what can be wrong with a request."""
-
-    UNKNOWN_TRANSPORT = 0
-    UNKNOWN_SID = 1
-    BAD_HANDSHAKE_METHOD = 2
-    BAD_REQUEST = 3
-    FORBIDDEN = 4
-    UNSUPPORTED_PROTOCOL_VERSION = 5
-
-
-# To the letter as the reference server words them: there are clients that compare them.
-_MESSAGES: Final = {
-    ErrorCode.UNKNOWN_TRANSPORT: "Transport unknown",
-    ErrorCode.UNKNOWN_SID: "Session ID unknown",
-    ErrorCode.BAD_HANDSHAKE_METHOD: "Bad handshake method",
-    ErrorCode.BAD_REQUEST: "Bad request",
-    ErrorCode.UNSUPPORTED_PROTOCOL_VERSION: "Unsupported protocol version",
-}
-
-
-class EngineError(Exception):
-    """The client broke the protocol, or is not let in: refuse the HTTP request, or close the WebSocket, it came by.
-
-    ``status`` and ``body`` (``application/json``) are the HTTP answer. The exception's own text says what was
-    wrong; it repeats nothing that the client sent. The client is told it with ``FORBIDDEN``, which the reference server
-    leaves to its application to word; otherwise it is for our log alone.
-    """
-
-    def __init__(self, code: ErrorCode, detail: str, status: int | None = None) -> None:
-        super().__init__(detail)
-        self.code = code
-        self.status = status or (403 if code is ErrorCode.FORBIDDEN else 400)
-
-    @property
-    def body(self) -> bytes:
-        """What the client is told: ``{"code", "message"}``."""
-        return msgspec.json.encode({"code": int(self.code), "message": _MESSAGES.get(self.code, str(self))})
-
-
-class EngineOverflowError(Exception):
-    """More waits for this client than it may: it does not fetch what it is sent. Nothing was queued."""
-
-
-class PacketKind(Enum):
-    """The first byte of a text packet."""
-
-    OPEN = b"0"
-    CLOSE = b"1"
-    PING = b"2"
-    PONG = b"3"
-    MESSAGE = b"4"
-    UPGRADE = b"5"
-    NOOP = b"6"
-
-
-Message = tuple[bytes, bool]
-"""The data of a message packet, and whether it is binary. Text is UTF-8."""
-
-
-class Packet(NamedTuple):
-    """One packet. Only a message can be binary."""
-
-    kind: PacketKind
-    data: bytes = b""
-    binary: bool = False
-
-
-_KINDS: Final = {kind.value: kind for kind in PacketKind}
-
-
-def decode_packet(text: bytes) -> Packet:
-    """The packet that a text frame, or a piece of a payload, stands for. Raises :class:`EngineError`."""
-    if text[:1] == b"b":
-        try:
-            return Packet(PacketKind.MESSAGE, a2b_base64(text[1:], strict_mode=True), True)
-        except ValueError:
-            raise EngineError(ErrorCode.BAD_REQUEST, "a binary packet that is not base64") from None
-    kind = _KINDS.get(text[:1])
-    if kind is None:
-        raise EngineError(ErrorCode.BAD_REQUEST, "a packet of no known kind")
-    return Packet(kind, text[1:])
-
-
-def decode_payload(body: bytes, max_packets: int) -> list[Packet]:
-    """The packets in a POST's body. Raises :class:`EngineError` for a malformed one, and for too many."""
-    try:
-        body.decode()
-    except UnicodeDecodeError:
-        raise EngineError(ErrorCode.BAD_REQUEST, "a payload that is not UTF-8") from None
-    pieces = body.split(SEPARATOR, max_packets)
-    if len(pieces) > max_packets:
-        raise EngineError(ErrorCode.BAD_REQUEST, f"a payload of more than {max_packets} packets")
-    return [decode_packet(piece) for piece in pieces]
-
-
-def encode_message(text: bytes, attachments: tuple[bytes, ...] = ()) -> Outgoing:
-    """A text message and the binary messages that belong right behind it."""
-    return Outgoing(b"4" + text, attachments)
-
-
-def encode_binary(data: bytes) -> Outgoing:
-    """One binary message by itself: an ``Outgoing`` without text."""
-    return Outgoing(b"", (data,))
-
-
-def encode_payload(packets: Iterable[Outgoing]) -> bytes:
-    """The body that answers a poll."""
-    pieces = []
-    for packet in packets:
-        if packet.text:
-            pieces.append(packet.text)
-        pieces += [b"b" + b64encode(data) for data in packet.attachments]
-    return SEPARATOR.join(pieces)
-
-
-# Shared by all sessions, so that their framing too is made once.
 _CLOSE: Final = Outgoing(PacketKind.CLOSE.value)
 _PING: Final = Outgoing(PacketKind.PING.value)
 _NOOP: Final = Outgoing(PacketKind.NOOP.value)
 _PROBE: Final = b"2probe"
 _PROBE_ANSWER: Final = Outgoing(b"3probe")
-
-
-def read_request(method: str, query: Mapping[str, str], *, websocket: bool) -> str | None:
-    """The session id that a request is for, or ``None`` when it asks for a new session.
-
-    ``websocket``: it is a WebSocket handshake. Raises :class:`EngineError`. Whether the session exists, and
-    whether the Origin may come here, is the caller's to say: ``UNKNOWN_SID`` and ``FORBIDDEN``.
-    """
-    transport = query.get("transport")
-    if transport not in ("polling", "websocket"):
-        raise EngineError(ErrorCode.UNKNOWN_TRANSPORT, "no transport of ours")
-    if query.get("EIO") != "4":
-        raise EngineError(ErrorCode.UNSUPPORTED_PROTOCOL_VERSION, "not protocol 4")
-    if websocket is not (transport == "websocket"):
-        raise EngineError(ErrorCode.BAD_REQUEST, f"transport {transport} by the wrong kind of request")
-    sid = query.get("sid") or None
-    if sid is None and method != "GET":
-        raise EngineError(ErrorCode.BAD_HANDSHAKE_METHOD, "a handshake that is not a GET")
-    if method not in ("GET", "POST"):
-        raise EngineError(ErrorCode.BAD_REQUEST, "neither GET nor POST")
-    return sid
 
 
 class EngineSettings(Struct, frozen=True, kw_only=True):
@@ -216,7 +62,7 @@ class _Open(Struct, rename="camel"):
     max_payload: int
 
 
-class State(Enum):
+class ConnectionState(Enum):
     """Where an :class:`EngineSession` is; the table there says what follows what."""
 
     POLLING = "HTTP long-polling alone"
@@ -228,7 +74,7 @@ class State(Enum):
     CLOSED = "over"
 
 
-_UPGRADING: Final = (State.OFFERED, State.PROBED, State.PROVEN)
+_UPGRADING: Final = (ConnectionState.OFFERED, ConnectionState.PROBED, ConnectionState.PROVEN)
 
 
 class Reason(StrEnum):
@@ -306,7 +152,7 @@ class EngineSession:
 
     def __init__(self, sid: str, settings: EngineSettings, now: float, *, websocket: bool) -> None:
         self.sid = sid
-        self.state = State.WEBSOCKET if websocket else State.POLLING
+        self.state = ConnectionState.WEBSOCKET if websocket else ConnectionState.POLLING
         self.reason: Reason | None = None
         self.deadline = now + settings.ping_interval
         self._settings = settings
@@ -332,7 +178,7 @@ class EngineSession:
         Whoever unframes it limits its size and sees to it that text is UTF-8.
         """
         state = self.state
-        if state is State.WEBSOCKET:
+        if state is ConnectionState.WEBSOCKET:
             if binary:
                 return data, True
             if data.startswith(b"4"):
@@ -345,9 +191,9 @@ class EngineSession:
         text = b"" if binary else data
         if state in _UPGRADING:
             self._receive_probe(text)
-        elif state is State.CLOSING and text == PacketKind.UPGRADE.value:
+        elif state is ConnectionState.CLOSING and text == PacketKind.UPGRADE.value:
             self._enter_closed()
-        elif state is not State.CLOSED:
+        elif state is not ConnectionState.CLOSED:
             raise EngineError(ErrorCode.BAD_REQUEST, "a frame on a WebSocket that does not count")
         return None
 
@@ -362,12 +208,12 @@ class EngineSession:
                 message = self._receive_packet(packet)
                 if message is not None:
                     messages.append(message)
-                elif self.state is State.CLOSED:
+                elif self.state is ConnectionState.CLOSED:
                     break
         except EngineError:
             self._end(Reason.MALFORMED, _CLOSE)
             raise
-        return [] if self.state is State.CLOSING else messages
+        return [] if self.state is ConnectionState.CLOSING else messages
 
     def poll(self) -> None:
         """A GET arrived: hold it until :meth:`payload` returns its answer. Raises :class:`EngineError`."""
@@ -376,13 +222,13 @@ class EngineSession:
             self._end(Reason.MALFORMED, _CLOSE)
             raise EngineError(ErrorCode.BAD_REQUEST, "a second poll while one is held")
         self._polled = True
-        if self.state is State.CLOSING and not self._queue:
+        if self.state is ConnectionState.CLOSING and not self._queue:
             self._end(Reason.SERVER, _CLOSE)
 
     def poll_lost(self) -> None:
         """The connection of the held GET went away."""
         self._polled = False
-        if self.state is State.POLLING or self.state in _UPGRADING:
+        if self.state is ConnectionState.POLLING or self.state in _UPGRADING:
             self._end(Reason.LOST, _CLOSE)
 
     def offer(self, now: float) -> None:
@@ -390,30 +236,30 @@ class EngineSession:
 
         That is how the reference server turns it down, and its clients know it: not by an HTTP error.
         """
-        if self.state is not State.POLLING or not self._settings.upgrades:
+        if self.state is not ConnectionState.POLLING or not self._settings.upgrades:
             raise EngineError(ErrorCode.BAD_REQUEST, "a WebSocket that the session has no use for")
-        self.state = State.OFFERED
+        self.state = ConnectionState.OFFERED
         self._upgrade_by = now + self._settings.upgrade_timeout
         self.deadline = min(self._heartbeat, self._upgrade_by)
 
     def websocket_lost(self) -> None:
         """The session's WebSocket, offered or in use, went away."""
-        if self.state is State.WEBSOCKET:
+        if self.state is ConnectionState.WEBSOCKET:
             self._end(Reason.LOST, _CLOSE)
         elif self.state in _UPGRADING:
-            self._leave_upgrade(State.POLLING)
+            self._leave_upgrade(ConnectionState.POLLING)
 
     def tick(self, now: float) -> None:
         """It is ``now``, in the seconds of whichever clock the session was made with: ping, or give up."""
         if now >= self._upgrade_by:
-            self._leave_upgrade(State.POLLING)
+            self._leave_upgrade(ConnectionState.POLLING)
         if now < self._heartbeat:
             return
         if self._pinged:
             self._end(Reason.PING_TIMEOUT, _CLOSE)
             return
         self._pinged = True
-        if self.state is not State.CLOSING:
+        if self.state is not ConnectionState.CLOSING:
             self._queue.append(_PING)
         # From now, not from when the ping was due: this process may have stood still, or it waited for the last answer,
         # where the time-out is longer than the interval.
@@ -427,7 +273,7 @@ class EngineSession:
 
         Raises :class:`EngineOverflowError`, which leaves the session as it was.
         """
-        if self.state is State.CLOSING or self.state is State.CLOSED:
+        if self.state is ConnectionState.CLOSING or self.state is ConnectionState.CLOSED:
             return
         size = len(outgoing.text) + sum(map(len, outgoing.attachments))
         settings = self._settings
@@ -442,23 +288,23 @@ class EngineSession:
 
     def close(self) -> None:
         """End the session, as soon as the client has what was sent to it before."""
-        if self.state is State.CLOSING or self.state is State.CLOSED:
+        if self.state is ConnectionState.CLOSING or self.state is ConnectionState.CLOSED:
             return
         self.reason = Reason.SERVER
-        if self.state is State.WEBSOCKET:
+        if self.state is ConnectionState.WEBSOCKET:
             self._enter_closed()
         elif self._polled and not self._queue:
             self._end(Reason.SERVER, _CLOSE)
         else:
-            self._leave_upgrade(State.CLOSING)
+            self._leave_upgrade(ConnectionState.CLOSING)
 
     def payload(self) -> bytes | None:
         """The answer to the held poll; ``None`` when none is held, or when there is nothing to say yet."""
         if not self._polled:
             return None
-        if self._queue and self.state is not State.WEBSOCKET:
+        if self._queue and self.state is not ConnectionState.WEBSOCKET:
             packets = self._take()
-        elif self.state in (State.PROBED, State.PROVEN, State.WEBSOCKET):
+        elif self.state in (ConnectionState.PROBED, ConnectionState.PROVEN, ConnectionState.WEBSOCKET):
             # Releases the poll that the client waits for before it changes over.
             packets = [_NOOP]
         else:
@@ -471,10 +317,10 @@ class EngineSession:
 
         In state ``WEBSOCKET``, and with nothing left here, a transport may as well write messages itself.
         """
-        if self.state is State.PROBED:
-            self.state = State.PROVEN
+        if self.state is ConnectionState.PROBED:
+            self.state = ConnectionState.PROVEN
             return [_PROBE_ANSWER]
-        if self.state is State.WEBSOCKET or (self.state is State.CLOSED and not self._polled):
+        if self.state is ConnectionState.WEBSOCKET or (self.state is ConnectionState.CLOSED and not self._polled):
             return self._take()
         return []
 
@@ -484,9 +330,9 @@ class EngineSession:
         return packets
 
     def _check_polling(self) -> None:
-        if self.state is State.CLOSED:
+        if self.state is ConnectionState.CLOSED:
             raise EngineError(ErrorCode.UNKNOWN_SID, "the session is over")
-        if self.state is State.WEBSOCKET:
+        if self.state is ConnectionState.WEBSOCKET:
             raise EngineError(ErrorCode.BAD_REQUEST, "polling after the upgrade")
 
     def _receive_packet(self, packet: Packet) -> Message | None:
@@ -494,7 +340,7 @@ class EngineSession:
             case PacketKind.MESSAGE:
                 return packet.data, packet.binary
             case PacketKind.PONG:
-                if self._pinged and self.state is not State.CLOSING:
+                if self._pinged and self.state is not ConnectionState.CLOSING:
                     self._pinged = False
                     # The next ping is due one interval after the last, or with the answer when that took longer.
                     self._heartbeat += self._settings.ping_interval - self._settings.ping_timeout
@@ -509,14 +355,14 @@ class EngineSession:
 
     def _receive_probe(self, text: bytes) -> None:
         if text == _PROBE:
-            self.state = State.PROBED
-        elif text == PacketKind.UPGRADE.value and self.state is not State.OFFERED:
-            self._leave_upgrade(State.WEBSOCKET)
+            self.state = ConnectionState.PROBED
+        elif text == PacketKind.UPGRADE.value and self.state is not ConnectionState.OFFERED:
+            self._leave_upgrade(ConnectionState.WEBSOCKET)
         else:
-            self._leave_upgrade(State.POLLING)
+            self._leave_upgrade(ConnectionState.POLLING)
             raise EngineError(ErrorCode.BAD_REQUEST, "a WebSocket that does not probe and upgrade")
 
-    def _leave_upgrade(self, state: State) -> None:
+    def _leave_upgrade(self, state: ConnectionState) -> None:
         self.state = state
         self._upgrade_by = inf
         self.deadline = self._heartbeat
@@ -529,5 +375,5 @@ class EngineSession:
             self._queue.append(farewell)
 
     def _enter_closed(self) -> None:
-        self.state = State.CLOSED
+        self.state = ConnectionState.CLOSED
         self.deadline = self._heartbeat = self._upgrade_by = inf

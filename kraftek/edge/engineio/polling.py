@@ -15,7 +15,7 @@ from twisted.web.server import NOT_DONE_YET, Request
 
 from kraftek.edge.addresses import Addresses
 from kraftek.edge.engineio.clients import EngineClients
-from kraftek.edge.engineio.connection import EngineError, ErrorCode, read_request
+from kraftek.edge.engineio.packets import EngineError, ErrorCode, read_request
 from kraftek.edge.origins import Origins
 
 __all__ = ["BoundedRequest", "Polling"]

@@ -13,14 +13,14 @@ from autobahn.websocket.protocol import TrafficStats
 from autobahn.websocket.types import ConnectionDeny, ConnectionRequest
 from twisted.internet.interfaces import IProtocolFactory, IReactorTime
 
-from kraftek.contract.interfaces import IDialect, ILink, IReceiver
-from kraftek.contract.iteration import Turn
+from kraftek.contract.interfaces import IClientLink, IDialect, IReceiver
+from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import ROOM_ID_LENGTH, Authenticate, Token
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Limits
 from kraftek.edge.addresses import Addresses
 from kraftek.edge.engineio.clients import EngineClients
-from kraftek.edge.engineio.connection import EngineError, read_request
+from kraftek.edge.engineio.packets import EngineError, read_request
 from kraftek.edge.origins import Origins
 from kraftek.edge.websocket.heartbeat import Heartbeat
 from kraftek.edge.websocket.protocol import ClientProtocol
@@ -51,13 +51,13 @@ class ClientFactory(WebSocketServerFactory):
     def __init__(
         self,
         reactor: IReactorTime,
-        open_session: Callable[[ILink, IDialect, Authenticate | None], IReceiver],
+        open_session: Callable[[IClientLink, IDialect, Authenticate | None], IReceiver],
         dialects: Mapping[str, Callable[[], IDialect]],
         http: IProtocolFactory,
         limits: Limits,
         origins: Origins,
         addresses: Addresses,
-        turn: Turn,
+        iteration: Iteration,
         counters: Counters,
         *,
         compression: bool = False,
@@ -71,7 +71,7 @@ class ClientFactory(WebSocketServerFactory):
         self.limits = limits
         self.origins = origins
         self.addresses = addresses
-        self.turn = turn
+        self.iteration = iteration
         self.counters = counters
         self.heartbeat = Heartbeat(reactor, limits.ping_interval, limits.ping_timeout)
         self.max_connections = max_connections(limits)

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
 
-from kraftek.contract.interfaces import ILink
-from kraftek.contract.iteration import Turn
+from kraftek.contract.interfaces import IClientLink
+from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Outgoing
 from kraftek.edge.websocket.frames import deflated_wire, frame, wire
 from kraftek.fastpath import write_now
@@ -41,7 +41,7 @@ class Connection(Protocol):
         """More waits to be sent than may: say so, and close."""
 
 
-@implementer(ILink, IPushProducer)
+@implementer(IClientLink, IPushProducer)
 class Outbox:
     """Whole frames on their way to one client: what a turn brings leaves at its end, in one write, or at once when it
     is the last.
@@ -55,12 +55,12 @@ class Outbox:
     """
 
     __slots__ = (
+        "_iteration",
         "_limit",
         "_pending",
         "_protocol",
         "_send",
         "_transport",
-        "_turn",
         "_unsent",
         "blocked",
         "open",
@@ -68,20 +68,20 @@ class Outbox:
         "window_bits",
     )
 
-    def __init__(self, protocol: Connection, turn: Turn, limit: int) -> None:
+    def __init__(self, protocol: Connection, iteration: Iteration, limit: int) -> None:
         self.peer = ""
         self.open = True
         self.blocked = False
         self.window_bits = 0
         self._protocol = protocol
-        self._turn = turn
+        self._iteration = iteration
         self._transport = protocol.transport
         self._limit = limit
-        # Most turns bring a client one message, or none.
+        # Most iterations bring a client one message, or none.
         self._pending: bytes | list[bytes] | None = None
         self._unsent = 0
         # What sends, as long as nothing is in the way: it is open, the transport has nothing to write, and there is
-        # nothing to compress. Then this, ``_pending`` and ``_turn`` are all that a broadcast reads: one cache line.
+        # nothing to compress. Then a broadcast reads this, ``_pending`` and ``_iteration`` alone: one cache line.
         self._send: Callable[[bytes], int] | None = None
 
     # The link of a session.
@@ -90,7 +90,7 @@ class Outbox:
         send = self._send
         if send is not None and self._pending is None:
             data = outgoing.wire or wire(outgoing)
-            if self._turn.ending:
+            if self._iteration.ending:
                 # As in flush(): to come back to thousands of these at the end of the turn would take longer.
                 try:
                     sent = send(data)
@@ -100,7 +100,7 @@ class Outbox:
                     return
                 data = data[sent:]
             self._pending = data
-            self._turn.at_end(self)
+            self._iteration.at_end(self)
         elif self.open:
             bits = self.window_bits
             data = deflated_wire(outgoing, bits) if bits else outgoing.wire or wire(outgoing)
@@ -134,7 +134,7 @@ class Outbox:
         if pending is None:
             self._pending = data
             if not self.blocked:
-                self._turn.at_end(self)
+                self._iteration.at_end(self)
         elif isinstance(pending, list):
             pending.append(data)
         else:

@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 
 from kraftek.contract.errors import CLOSE_CODES, Code
 from kraftek.contract.interfaces import IReceiver
-from kraftek.contract.iteration import Turn
+from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Authenticate
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Limits
@@ -69,7 +69,7 @@ class Acceptor(Protocol):
     http: IProtocolFactory
     limits: Limits
     reactor: Any
-    turn: Turn
+    iteration: Iteration
 
     def is_plain_http(self, head: bytes) -> bool:
         """Whether this request asks for anything but a WebSocket."""
@@ -112,7 +112,7 @@ class ClientProtocol(WebSocketServerProtocol):
 
     def _connectionMade(self) -> None:  # noqa: N802  # Autobahn's name
         super()._connectionMade()
-        self.outbox = Outbox(self, self.factory.turn, self.factory.limits.unsent_bytes)
+        self.outbox = Outbox(self, self.factory.iteration, self.factory.limits.unsent_bytes)
 
     def processHandshake(self) -> None:
         head_end = self.data.find(b"\r\n\r\n", 0, _HEAD_BYTES)

@@ -15,7 +15,7 @@ from zope.interface import implementer
 
 from kraftek.bus import RedisBus
 from kraftek.contract.interfaces import IAccessChecker, IAccessListener
-from kraftek.contract.iteration import Turn
+from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Grant, Token
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Auth, Redis
@@ -42,7 +42,7 @@ class Process:
         self.counters = Counters()
         self.questions: list[Question] = []
         self.stale: list[tuple[str | None, str | None, str | None, bool]] = []
-        self.bus = RedisBus(reactor, Redis(url=redis.url, **config), Turn(reactor), self.counters)
+        self.bus = RedisBus(reactor, Redis(url=redis.url, **config), Iteration(reactor), self.counters)
         self.cache = AccessCache(self, self.bus, auth, reactor, self.counters)
         self.cache.add_listener(self)
 

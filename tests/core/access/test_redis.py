@@ -15,7 +15,7 @@ from twisted.internet.task import Clock
 
 from kraftek.contract.lua import Script
 from kraftek.contract.messages import Token
-from kraftek.core.access.redis import CLEAR, LOOK, STORE, Kept, token_key, user_key
+from kraftek.core.access.redis import CLEAR, LOOK_UP, STORE, Kept, token_key, user_key
 from tests.core.access.world import MemoryRedis
 from tests.support.redis_server import PrivateRedis, bundled_redis_server
 
@@ -110,7 +110,7 @@ def redis(kind: PrivateRedis | None) -> Iterator[Server]:
 
 
 def look(redis: Server, digest: str, room: str = "r", user: str = "") -> tuple[int, Kept | None]:
-    at, answer = redis.run(LOOK, [token_key(""), user_key(""), "access-ledger:"], [digest, room, user, MEMORY])
+    at, answer = redis.run(LOOK_UP, [token_key(""), user_key(""), "access-ledger:"], [digest, room, user, MEMORY])
     return int(at), None if answer is None else msgspec.json.decode(answer, type=Kept)
 
 

@@ -22,7 +22,7 @@ from kraftek.contract.messages import Grant, Token
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Auth
 from kraftek.core.access.cache import AccessCache
-from kraftek.core.access.redis import CLEAR, LOOK, STORE
+from kraftek.core.access.redis import CLEAR, LOOK_UP, STORE
 from tests.support.fakes import FakeBus, Question
 
 __all__ = ["EPOCH", "MemoryRedis", "Outcome", "Process", "settle"]
@@ -42,7 +42,7 @@ class MemoryRedis:
         self.changes: list[Callable[[str], object]] = []
         self._clock = clock
         self._ends: dict[str, float] = {}
-        self._scripts: dict[Script, Callable[..., Any]] = {LOOK: self._look, STORE: self._store, CLEAR: self._clear}
+        self._scripts: dict[Script, Callable[..., Any]] = {LOOK_UP: self._look, STORE: self._store, CLEAR: self._clear}
         self._ticks = 0
 
     def run(self, script: Script, keys: Sequence[str], args: Sequence[Argument]) -> Any:

@@ -15,12 +15,12 @@ from zope.interface.verify import verifyObject
 
 from kraftek.bus import RedisBus
 from kraftek.contract.interfaces import IBusListener
-from kraftek.contract.iteration import Turn
+from kraftek.contract.iteration import Iteration
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Redis
 from kraftek.core.registry import ServiceRegistry
-from kraftek.core.rooms.leases import LEASE, LOOK, OUTAGE, RENEW, RENEW_INTERVAL, Leases
-from kraftek.core.rooms.room_cache import BATCH, RedisRooms
+from kraftek.core.rooms.leases import FIND_LOST, LEASE, OUTAGE, RENEW, RENEW_INTERVAL, Leases
+from kraftek.core.rooms.room_cache import ENTRIES_AT_ONCE, RedisRooms
 from tests.support.fakes import FakeBus, FakeRooms
 from tests.support.redis_server import PrivateRedis
 
@@ -53,7 +53,7 @@ class LeasesTest(TestCase):
         self.redis.start()
         self.client = self.redis.client(decode_responses=True)
         self.addCleanup(self.client.close)
-        self.bus = RedisBus(reactor, Redis(url=self.redis.url, prefix="k:"), Turn(reactor), Counters())
+        self.bus = RedisBus(reactor, Redis(url=self.redis.url, prefix="k:"), Iteration(reactor), Counters())
         self.bus.startService()
         self.addCleanup(self.bus.stopService)
         await until(lambda: self.bus.available)
@@ -93,12 +93,12 @@ class LeasesTest(TestCase):
 
     async def test_what_the_dead_left_is_removed_and_nothing_else(self) -> None:
         dead, one, two = [await self.process(name) for name in ("dead", "one", "two")]
-        for number in range(2 * BATCH + 50):
+        for number in range(2 * ENTRIES_AT_ONCE + 50):
             await dead.rooms.enter(f"user {number}", "board", f"dead.{number}")
         await one.rooms.enter("ann", "board", "one.a")
         await two.rooms.enter("user 7", "board", "two.7")
         await self.look(one, two)
-        assert self.client.hlen("k:room:board") == 2 * BATCH + 51
+        assert self.client.hlen("k:room:board") == 2 * ENTRIES_AT_ONCE + 51
         self.is_gone("dead")
         await self.look(one, two)
         assert self.client.hgetall("k:room:board") == {"ann": "one.a", "user 7": "two.7"}
@@ -109,7 +109,7 @@ class LeasesTest(TestCase):
             "k:gateway:one:entries",
             "k:gateway:two:entries",
         }
-        assert one.counters.entries_swept + two.counters.entries_swept >= 2 * BATCH + 50
+        assert one.counters.entries_swept + two.counters.entries_swept >= 2 * ENTRIES_AT_ONCE + 50
 
     async def test_what_one_that_looked_could_not_finish_is_finished_by_others(self) -> None:
         dead, one, two = [await self.process(name) for name in ("dead", "one", "two")]
@@ -228,7 +228,7 @@ def test_one_look_at_a_time() -> None:
     for _ in range(3):
         leases.look()
     (look,) = bus.calls
-    assert look.command == LOOK
+    assert look.command == FIND_LOST
     look.reply.callback([b'["ann","board","g2.a"]'])
     assert buried == [[("ann", "board", "g2.a")]]
     leases.look()

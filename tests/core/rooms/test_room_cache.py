@@ -21,13 +21,13 @@ from zope.interface.verify import verifyObject
 from kraftek.bus import RedisBus
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import IBus, IRooms
-from kraftek.contract.iteration import Turn
+from kraftek.contract.iteration import Iteration
 from kraftek.contract.lua import Script
 from kraftek.contract.metrics import Counters
 from kraftek.contract.names import partition_of
-from kraftek.contract.settings import Redis, Service
+from kraftek.contract.settings import Redis, Registration
 from kraftek.core.registry import ServiceRegistry
-from kraftek.core.rooms.room_cache import BATCH, LOST, Entry, RedisRooms, entries_of
+from kraftek.core.rooms.room_cache import ENTRIES_AT_ONCE, LOST_GATEWAYS, Entry, RedisRooms, entries_of
 from tests.support.redis_server import PrivateRedis
 
 
@@ -50,7 +50,7 @@ class RedisRoomsTest(TestCase):
         self.redis = PrivateRedis()
         self.addCleanup(self.redis.close)
         self.redis.start()
-        self.bus = RedisBus(reactor, Redis(url=self.redis.url, prefix="k:"), Turn(reactor), Counters())
+        self.bus = RedisBus(reactor, Redis(url=self.redis.url, prefix="k:"), Iteration(reactor), Counters())
         self.bus.startService()
         self.addCleanup(self.bus.stopService)
         self.registry = ServiceRegistry()
@@ -150,8 +150,8 @@ class RedisRoomsTest(TestCase):
 
     async def test_services_are_told_who_comes_and_goes(self) -> None:
         events = await self.subscribed("events:board")
-        self.registry.register(Service(name="deaf", channel="events:board"))
-        self.registry.register(Service(name="board", channel="events:board", presence=True))
+        self.registry.register(Registration(name="deaf", channel="events:board"))
+        self.registry.register(Registration(name="board", channel="events:board", presence=True))
         await self.rooms.enter("ann", "board", "g1.a")
         await self.rooms.leave("ann", "board", "g1.a", "left")
         await self.bus.settled()
@@ -171,7 +171,7 @@ class RedisRoomsTest(TestCase):
 
     async def test_one_coming_and_one_going_of_a_user_however_many_sockets(self) -> None:
         events = await self.subscribed("events:board")
-        self.registry.register(Service(name="board", channel="events:board", presence=True))
+        self.registry.register(Registration(name="board", channel="events:board", presence=True))
         await self.rooms.enter("ann", "board", "g1.a")
         await self.other.enter("ann", "board", "g2.b")
         await self.rooms.enter("ann", "board", "g1.c")
@@ -187,12 +187,12 @@ class RedisRoomsTest(TestCase):
 
     async def test_services_on_streams_are_told_there_in_the_rooms_own_partition(self) -> None:
         heard = await self.subscribed("events:chat")
-        self.registry.register(Service(name="chat", channel="events:chat", presence=True))
+        self.registry.register(Registration(name="chat", channel="events:chat", presence=True))
         self.registry.register(
-            Service(name="log", channel="events:log", presence=True, transport="stream", max_length=100)
+            Registration(name="log", channel="events:log", presence=True, transport="stream", max_length=100)
         )
         self.registry.register(
-            Service(name="notes", channel="events:notes", presence=True, transport="stream", partitions=4)
+            Registration(name="notes", channel="events:notes", presence=True, transport="stream", partitions=4)
         )
         for room in ("r1", "r2", "r3"):
             await self.rooms.enter("ann", room, "g1.a")
@@ -214,7 +214,7 @@ class RedisRoomsTest(TestCase):
     async def test_who_is_told_may_change_at_any_time(self) -> None:
         events = await self.subscribed("events:board")
         await self.rooms.enter("ann", "board", "g1.a")
-        self.registry.register(Service(name="board", channel="events:board", presence=True))
+        self.registry.register(Registration(name="board", channel="events:board", presence=True))
         await self.rooms.enter("bob", "board", "g1.b")
         self.registry.unregister("board")
         await self.rooms.leave("bob", "board", "g1.b", "left")
@@ -227,7 +227,7 @@ class RedisRoomsTest(TestCase):
         for entry in entries:
             await self.other.enter(*entry)
         await self.rooms.enter("user 7", "board", "g1.back")
-        self.registry.register(Service(name="board", channel="events:board", presence=True))
+        self.registry.register(Registration(name="board", channel="events:board", presence=True))
         self.redis.call("RENAME", "k:gateway:g2:entries", "k:gateways:lost")
         third = self.process("g3")
         burying = [self.rooms.bury(entries), third.bury(entries[:30]), third.bury(entries)]
@@ -242,7 +242,7 @@ class RedisRoomsTest(TestCase):
 
     async def test_who_was_only_paused_is_not_buried_after_it_is_back(self) -> None:
         events = await self.subscribed("events:board")
-        self.registry.register(Service(name="board", channel="events:board", presence=True))
+        self.registry.register(Registration(name="board", channel="events:board", presence=True))
         entries = [("ann", "board", "g2.a"), ("bob", "board", "g2.b")]
         for entry in entries:
             await self.other.enter(*entry)
@@ -261,7 +261,9 @@ class RedisRoomsTest(TestCase):
         assert len(self.everything()["k:gateway:g2:entries"]) == 2
 
     async def test_restoring_fills_an_empty_redis(self) -> None:
-        entries = [(f"user {number}", f"room {number % 7}", f"g1.{number}") for number in range(2 * BATCH + 1)]
+        entries = [
+            (f"user {number}", f"room {number % 7}", f"g1.{number}") for number in range(2 * ENTRIES_AT_ONCE + 1)
+        ]
         assert await self.rooms.restore(iter(entries)) == []
         stored = self.stored()
         assert len(stored) == 7 + len(entries)
@@ -287,7 +289,7 @@ class RedisRoomsTest(TestCase):
         assert await self.rooms.restore([]) == []
 
     async def test_who_leaves_while_all_are_restored_is_gone_afterwards(self) -> None:
-        entries = [(f"user {number}", "room", f"g1.{number}") for number in range(2 * BATCH)]
+        entries = [(f"user {number}", "room", f"g1.{number}") for number in range(2 * ENTRIES_AT_ONCE)]
         restored = self.rooms.restore(entries)
         left = [self.rooms.leave(*entry, "left") for entry in entries]
         assert await restored == []
@@ -314,9 +316,9 @@ class RedisRoomsTest(TestCase):
         await self.assertFailure(self.rooms.restore([("ann", "board", "g1.a")]), ResponseError)
 
     async def test_a_service_that_cannot_be_told_keeps_nothing_from_being_written(self) -> None:
-        self.registry.register(Service(name="log", channel="log", transport="stream", presence=True))
+        self.registry.register(Registration(name="log", channel="log", transport="stream", presence=True))
         heard = await self.subscribed("told")
-        self.registry.register(Service(name="told", channel="told", presence=True))
+        self.registry.register(Registration(name="told", channel="told", presence=True))
         self.redis.call("SET", "k:log", "not a stream")
         entries: list[Entry] = [(user, "board", f"g1.{user}") for user in ("ann", "bob")]
         with capturedLogs() as logged:
@@ -342,7 +344,7 @@ class RedisRoomsTest(TestCase):
 
     async def test_that_a_service_cannot_be_told_is_said_once_until_it_can(self) -> None:
         for name in ("log", "other"):
-            self.registry.register(Service(name=name, channel=name, transport="stream", presence=True))
+            self.registry.register(Registration(name=name, channel=name, transport="stream", presence=True))
         said = []
         for state in ("refused", "refused", "taken", "refused"):
             self.redis.call("DEL", "k:log")
@@ -360,7 +362,7 @@ class RedisRoomsTest(TestCase):
             await deferLater(reactor, 0.002)
         await self.assertFailure(self.rooms.enter("ann", "board", "g1.a"), NotPublished)
         await self.assertFailure(self.rooms.leave("ann", "board", "g1.a", "left"), NotPublished)
-        await self.assertFailure(self.rooms.restore([("ann", "board", "g1.a")] * BATCH * 2), NotPublished)
+        await self.assertFailure(self.rooms.restore([("ann", "board", "g1.a")] * ENTRIES_AT_ONCE * 2), NotPublished)
 
 
 # The scripts by themselves, against what they mean
@@ -395,7 +397,7 @@ USERS = st.sampled_from(["ann", "bob"])
 ROOMS = st.sampled_from(["board", "wall"])
 PROCESSES = st.integers(0, 1)
 SOCKETS = st.integers(1, 2)
-LOG = Service(name="log", channel="log", transport="stream", presence=True)
+LOG = Registration(name="log", channel="log", transport="stream", presence=True)
 
 
 class Cluster:
@@ -447,7 +449,7 @@ class Cluster:
         """Whoever looks finds that it is gone."""
         self.lost |= self.named[process]
         self.named[process].clear()
-        self.client.sunionstore(LOST, LOST, entries_of(f"g{process}"))
+        self.client.sunionstore(LOST_GATEWAYS, LOST_GATEWAYS, entries_of(f"g{process}"))
         self.client.delete(entries_of(f"g{process}"))
 
     def bury(self, process: int, number: int) -> None:

@@ -23,7 +23,7 @@ from twisted.internet.task import LoopingCall
 from zope.interface import implementer
 
 from kraftek.contract.interfaces import IReceiver
-from kraftek.contract.iteration import Turn
+from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Outgoing
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Limits
@@ -40,7 +40,8 @@ from kraftek.edge.dialects.socketio_packets import (
     encode_event,
 )
 from kraftek.edge.engineio.clients import EngineClient, EngineClients
-from kraftek.edge.engineio.connection import EngineSettings, encode_binary, encode_message
+from kraftek.edge.engineio.connection import EngineSettings
+from kraftek.edge.engineio.packets import encode_binary, encode_message
 from kraftek.edge.engineio.polling import Polling
 from kraftek.edge.origins import Origins
 from kraftek.edge.public_site import public_site
@@ -121,9 +122,9 @@ def serve(
     proxies: int = 0,
 ) -> tuple[ClientFactory, EngineClients]:
     """What listens at ``path``, and its clients, which somebody has to ``sweep``."""
-    turn, counters, limits, origins = Turn(reactor), Counters(), Limits(), Origins(("*",))
+    iteration, counters, limits, origins = Iteration(reactor), Counters(), Limits(), Origins(("*",))
     addresses = Addresses(per_address, proxies)
-    clients = EngineClients(reactor, turn, counters, SETTINGS, application, addresses, 1000)
+    clients = EngineClients(reactor, iteration, counters, SETTINGS, application, addresses, 1000)
 
     def open_session(*_: object) -> Any:
         raise AssertionError("only Engine.IO is spoken here")
@@ -136,7 +137,7 @@ def serve(
         limits,
         origins,
         addresses,
-        turn,
+        iteration,
         counters,
         engine_path=path,
         engine_clients=clients,

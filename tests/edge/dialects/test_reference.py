@@ -32,9 +32,8 @@ from kraftek.edge.dialects.socketio_packets import (
     encode_event,
 )
 from kraftek.edge.dialects.socketio_packets import PacketKind as SocketPacketKind
-from kraftek.edge.engineio.connection import (
-    EngineSession,
-    EngineSettings,
+from kraftek.edge.engineio.connection import EngineSession, EngineSettings
+from kraftek.edge.engineio.packets import (
     Packet,
     PacketKind,
     decode_packet,

@@ -9,13 +9,14 @@ from twisted.internet.task import Clock
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from kraftek.contract.interfaces import ILink, IReceiver
-from kraftek.contract.iteration import Turn
+from kraftek.contract.interfaces import IClientLink, IReceiver
+from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Outgoing
 from kraftek.contract.metrics import Counters
 from kraftek.edge.addresses import Addresses
 from kraftek.edge.engineio.clients import EngineClient, EngineClients, EngineSocket
-from kraftek.edge.engineio.connection import EngineError, EngineSettings, State, encode_message
+from kraftek.edge.engineio.connection import ConnectionState, EngineSettings
+from kraftek.edge.engineio.packets import EngineError, encode_message
 from tests.support.fakes import FakeLink
 
 SETTINGS = EngineSettings(max_queued_bytes=100)
@@ -48,8 +49,8 @@ class World:
         self.clock = Clock()
         self.counters = Counters()
         self.listeners: list[Listener] = []
-        turn, addresses = Turn(self.clock), Addresses(0, 0)
-        self.clients = EngineClients(self.clock, turn, self.counters, SETTINGS, self._open, addresses, 10)
+        iteration, addresses = Iteration(self.clock), Addresses(0, 0)
+        self.clients = EngineClients(self.clock, iteration, self.counters, SETTINGS, self._open, addresses, 10)
 
     def _open(self, client: EngineClient) -> Listener:
         self.listeners.append(Listener(client))
@@ -99,7 +100,7 @@ def world() -> World:
 
 def test_they_are_links_and_receivers(world: World) -> None:
     client, _ = world.polling()
-    assert verifyObject(ILink, client)
+    assert verifyObject(IClientLink, client)
     assert verifyObject(IReceiver, world.socket(client)[0])
 
 
@@ -286,7 +287,7 @@ def test_each_is_pinged_and_given_up_when_silent(world: World) -> None:
     world.pass_time(SETTINGS.ping_timeout)
     assert link.closed is not None
     assert (listener.ended, world.counters.ping_timeouts) == (1, 1)
-    assert client.engine.state is State.CLOSED
+    assert client.engine.state is ConnectionState.CLOSED
 
 
 def test_who_does_not_fetch_what_it_is_sent_gets_the_last_word(world: World) -> None:

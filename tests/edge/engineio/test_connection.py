@@ -17,17 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kraftek.contract.messages import Outgoing
-from kraftek.edge.engineio.connection import (
+from kraftek.edge.engineio.connection import ConnectionState, EngineSession, EngineSettings, Reason
+from kraftek.edge.engineio.packets import (
     EngineError,
     EngineOverflowError,
-    EngineSession,
-    EngineSettings,
     ErrorCode,
     Message,
     Packet,
     PacketKind,
-    Reason,
-    State,
     decode_packet,
     decode_payload,
     encode_binary,
@@ -265,7 +262,7 @@ def test_any_payload_gives_packets_or_an_error(body: bytes) -> None:
 
 def test_handshake_over_polling() -> None:
     session = EngineSession("secret", EngineSettings(ping_interval=0.3, ping_timeout=0.2), 7.0, websocket=False)
-    assert session.state is State.POLLING
+    assert session.state is ConnectionState.POLLING
     assert session.deadline == 7.3
     assert session.frames() == []
     session.poll()
@@ -293,7 +290,7 @@ def test_handshake_without_upgrades() -> None:
 
 def test_handshake_over_a_websocket() -> None:
     session = EngineSession("secret", EngineSettings(), 0.0, websocket=True)
-    assert session.state is State.WEBSOCKET
+    assert session.state is ConnectionState.WEBSOCKET
     assert session.payload() is None
     (packet,) = session.frames()
     assert packet.text[:1] == b"0"
@@ -655,14 +652,14 @@ def test_what_waits_for_a_client_is_bounded_in_bytes() -> None:
 
 # Every input in every state, and where it leads: the table of EngineSession.
 
-REACH: dict[State, str] = {
-    State.POLLING: "",
-    State.OFFERED: "> OFFER 0",
-    State.PROBED: "> OFFER 0|> TEXT 2probe",
-    State.PROVEN: "> OFFER 0|> TEXT 2probe|frames",
-    State.WEBSOCKET: "> OFFER 0|> TEXT 2probe|frames|> TEXT 5",
-    State.CLOSING: ": close",
-    State.CLOSED: "> POST 1",
+REACH: dict[ConnectionState, str] = {
+    ConnectionState.POLLING: "",
+    ConnectionState.OFFERED: "> OFFER 0",
+    ConnectionState.PROBED: "> OFFER 0|> TEXT 2probe",
+    ConnectionState.PROVEN: "> OFFER 0|> TEXT 2probe|frames",
+    ConnectionState.WEBSOCKET: "> OFFER 0|> TEXT 2probe|frames|> TEXT 5",
+    ConnectionState.CLOSING: ": close",
+    ConnectionState.CLOSED: "> POST 1",
 }
 STATES = list(REACH)
 E = "error"
@@ -690,7 +687,7 @@ TABLE = {
 
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("line", TABLE)
-def test_table_of_states(line: str, state: State) -> None:
+def test_table_of_states(line: str, state: ConnectionState) -> None:
     session = polling()
     do: Callable[[str], list[str]] = lambda line: (
         [f"< {packet.text!r}" for packet in session.frames()] if line == "frames" else act(session, line)
@@ -723,16 +720,16 @@ class HonestClient:
         self.sent += 1
 
     def poll(self) -> None:
-        if not self.held and not self.changing and self.session.state is not State.WEBSOCKET:
+        if not self.held and not self.changing and self.session.state is not ConnectionState.WEBSOCKET:
             self.session.poll()
             self.held = True
 
     def offer(self) -> None:
-        if self.session.state is State.POLLING:
+        if self.session.state is ConnectionState.POLLING:
             self.session.offer(0.0)
 
     def probe(self) -> None:
-        if self.session.state is State.OFFERED:
+        if self.session.state is ConnectionState.OFFERED:
             self.session.receive_frame(b"2probe", False)
 
     def upgrade(self) -> None:
@@ -741,16 +738,16 @@ class HonestClient:
             self.changing = False
 
     def drop(self) -> None:
-        if self.session.state in (State.OFFERED, State.PROVEN):
+        if self.session.state in (ConnectionState.OFFERED, ConnectionState.PROVEN):
             self.session.websocket_lost()
             self.changing = False
 
     def wait(self) -> None:
         self.session.tick(self.session.deadline)
-        if self.session.state is State.POLLING:
+        if self.session.state is ConnectionState.POLLING:
             self.changing = False
         self.take()
-        if self.session.state is State.WEBSOCKET:
+        if self.session.state is ConnectionState.WEBSOCKET:
             self.session.receive_frame(b"3", False)
         else:
             self.session.receive_payload(b"3")
@@ -802,6 +799,6 @@ def test_nothing_but_a_protocol_error_comes_of_any_input(
                 case (data, binary):
                     session.receive_frame(data, binary)
         settle(session)
-        assert (session.state is State.CLOSED) <= (session.deadline == inf)
-        assert (session.state is State.CLOSED) <= (session.reason is not None)
+        assert (session.state is ConnectionState.CLOSED) <= (session.deadline == inf)
+        assert (session.state is ConnectionState.CLOSED) <= (session.reason is not None)
         assert len(session._queue) <= SETTINGS.max_queued + 2  # a ping and a close packet may come on top

@@ -20,7 +20,7 @@ from websockets.http11 import Response
 from websockets.uri import parse_uri
 
 from kraftek.contract.interfaces import IDialect
-from kraftek.contract.iteration import Turn
+from kraftek.contract.iteration import Iteration
 from kraftek.contract.settings import Limits
 from kraftek.edge.addresses import Addresses
 from kraftek.edge.dialects.native import SUBPROTOCOL, NativeDialect
@@ -118,7 +118,7 @@ class Edge:
             self.limits,
             Origins(origins),
             Addresses(self.limits.connections_per_address, forwarded_for),
-            Turn(self.clock),
+            Iteration(self.clock),
             self.counters,
             compression=compression,
             engine_path=engine_path,

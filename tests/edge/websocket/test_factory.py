@@ -17,7 +17,7 @@ from twisted.logger import capturedLogs
 from zope.interface import implementer
 
 from kraftek.contract.interfaces import IReceiver
-from kraftek.contract.iteration import Turn
+from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Outgoing, Token
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Limits
@@ -296,7 +296,7 @@ def with_engine() -> tuple[Edge, EngineClients, Speaking]:
     clock, speaking = Clock(), Speaking()
     clock.advance(100.0)
     settings, addresses = EngineSettings(max_payload=100), Addresses(0, 0)
-    clients = EngineClients(clock, Turn(clock), Counters(), settings, lambda _: speaking, addresses, 5)
+    clients = EngineClients(clock, Iteration(clock), Counters(), settings, lambda _: speaking, addresses, 5)
     return Edge(engine_path="/socket.io/", engine_clients=clients), clients, speaking
 
 

@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 from websockets.frames import Frame, Opcode
 from zope.interface.verify import verifyObject
 
-from kraftek.contract.interfaces import ILink
+from kraftek.contract.interfaces import IClientLink
 from kraftek.contract.messages import Outgoing
 from kraftek.contract.settings import Limits
 from kraftek.edge.websocket.frames import frame
@@ -99,7 +99,7 @@ def line() -> Iterator[Line]:
 
 
 def test_it_is_a_link_and_a_producer(line: Line) -> None:
-    assert verifyObject(ILink, line.outbox)
+    assert verifyObject(IClientLink, line.outbox)
     assert verifyObject(IPushProducer, line.outbox)
     assert line.outbox.peer == line.protocol.peer
 
@@ -125,18 +125,18 @@ def test_what_a_turn_brings_is_sent_at_its_end(line: Line) -> None:
 
 
 def test_what_nothing_waits_before_is_sent_at_once_when_the_turn_is_ending(line: Line) -> None:
-    turn = line.edge.factory.turn
-    turn.ending = True
+    iteration = line.edge.factory.iteration
+    iteration.ending = True
     line.say(b"one")
     assert line.far.recv(100) == text(b"one")
-    turn.ending = False
+    iteration.ending = False
     line.say(b"two")
-    turn.ending = True
+    iteration.ending = True
     line.say(b"three")
     with pytest.raises(BlockingIOError):
         line.far.recv(1)
     assert line.arrived() == text(b"two") + text(b"three")
-    turn.ending = False
+    iteration.ending = False
 
 
 def test_a_message_is_sent_without_a_look_at_protocol_and_transport(line: Line) -> None:

@@ -17,7 +17,7 @@ from websockets.frames import Frame, Opcode
 
 from kraftek.contract.messages import Outbound, Outgoing
 from kraftek.contract.settings import Limits
-from kraftek.core.session import Session, State
+from kraftek.core.session import Session, SessionState
 from kraftek.edge.dialects.native import SUBPROTOCOL, NativeDialect
 from kraftek.edge.public_site import public_site
 from tests.edge.websocket.edge import TOKEN, WRONG, Edge, Peer, RecordingTransport, handshake
@@ -425,7 +425,7 @@ def test_a_lost_connection_ends_its_session_once() -> None:
     session = peer.protocol.session
     assert isinstance(session, Session)
     peer.lose()
-    assert session.state is State.CLOSED
+    assert session.state is SessionState.CLOSED
     assert edge.house.rooms.entries == {}
     session.close(1001, "later")
     peer.protocol.outbox.write(outgoing("later"))
@@ -637,7 +637,7 @@ def test_past_the_bound_it_is_closed_and_told_why() -> None:
     messages = peer.read()
     assert codes(messages) == ["SLOW_CONSUMER", (4413, "SLOW_CONSUMER")]
     assert json.loads(messages[0])["payload"]["retryAfter"] == 1.0
-    assert session.state is State.CLOSED
+    assert session.state is SessionState.CLOSED
     assert edge.counters.slow_consumers == 1
     assert len(edge.house.roster) == 0
     edge.clock.advance(3)

@@ -21,10 +21,10 @@ from twisted.logger import capturedLogs, formatEvent
 from twisted.python.failure import Failure
 from txredisapi import ResponseError
 
-from kraftek.bus.links import CommandLink, Link, SubscriberLink
+from kraftek.bus.connections import CommandConnection, RedisConnection, SubscriberConnection
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import LOST, REFUSED
-from kraftek.contract.iteration import Turn
+from kraftek.contract.iteration import Iteration
 from kraftek.contract.lua import ForEach, Script
 from kraftek.contract.redis_url import redis_address
 from kraftek.contract.settings import Redis
@@ -48,25 +48,27 @@ class Wire(StringTransport):
 class Story:
     """One link on a wire, and what it told its owner."""
 
-    def __init__(self, make: type[Link], url: str = "redis://redis.example/3") -> None:
+    def __init__(self, make: type[RedisConnection], url: str = "redis://redis.example/3") -> None:
         self.clock = Clock()
         self.wire = Wire()
         self.told: list[str] = []
         self.heard: list[object] = []
         address = redis_address(url)
-        self.link: Link
-        if make is CommandLink:
-            self.link = CommandLink(self.clock, address, CONFIG, self, Turn(self.clock))
+        self.link: RedisConnection
+        if make is CommandConnection:
+            self.link = CommandConnection(self.clock, address, CONFIG, self, Iteration(self.clock))
         else:
-            self.turn = Turn(self.clock)
-            self.link = SubscriberLink(self.clock, address, CONFIG, self, self.turn, {b"news": [self.heard.append]})
+            self.iteration = Iteration(self.clock)
+            self.link = SubscriberConnection(
+                self.clock, address, CONFIG, self, self.iteration, {b"news": [self.heard.append]}
+            )
         self.link.makeConnection(self.wire)
 
-    def link_ready(self, link: Link) -> None:
+    def connection_ready(self, link: RedisConnection) -> None:
         assert link is self.link
         self.told.append("ready")
 
-    def link_lost(self, link: Link, reason: Failure) -> None:
+    def connection_lost(self, link: RedisConnection, reason: Failure) -> None:
         assert link is self.link
         self.told.append(f"lost: {reason.getErrorMessage()}")
 
@@ -92,23 +94,23 @@ class Story:
         self.link.connectionLost(Failure(ConnectionLost()))
 
 
-def command_story() -> tuple[Story, CommandLink]:
+def command_story() -> tuple[Story, CommandConnection]:
     """A link for commands that has been greeted."""
-    story = Story(CommandLink)
+    story = Story(CommandConnection)
     assert story.written() == ["SELECT 3 | PING"]
     story.reads(b"+OK", b"+PONG")
     assert story.told == ["ready"]
-    assert isinstance(story.link, CommandLink)
+    assert isinstance(story.link, CommandConnection)
     return story, story.link
 
 
-def subscriber_story() -> tuple[Story, SubscriberLink]:
+def subscriber_story() -> tuple[Story, SubscriberConnection]:
     """A link for subscriptions that has been greeted."""
-    story = Story(SubscriberLink)
+    story = Story(SubscriberConnection)
     assert story.written() == ["CLIENT ID", "PING"]
     story.reads(b":17", b"+PONG")
     assert story.told == ["ready"]
-    assert isinstance(story.link, SubscriberLink)
+    assert isinstance(story.link, SubscriberConnection)
     return story, story.link
 
 
@@ -120,7 +122,7 @@ def logged(events: Sequence[dict[str, Any]]) -> str:
 
 
 def test_a_password_comes_first() -> None:
-    story = Story(CommandLink, "redis://:correct%20horse@redis.example/3")
+    story = Story(CommandConnection, "redis://:correct%20horse@redis.example/3")
     assert story.written() == ["AUTH correct horse | SELECT 3 | PING"]
     story.reads(b"+OK", b"+OK")
     assert story.told == []
@@ -129,7 +131,7 @@ def test_a_password_comes_first() -> None:
 
 
 def test_a_user_is_named_with_the_password() -> None:
-    story = Story(SubscriberLink, "redis://ann:correct%20horse@redis.example/3")
+    story = Story(SubscriberConnection, "redis://ann:correct%20horse@redis.example/3")
     assert story.written() == ["AUTH ann correct horse", "CLIENT ID", "PING"]
 
 
@@ -148,7 +150,7 @@ def test_a_subscriber_knows_its_number() -> None:
     ],
 )  # fmt: skip
 def test_a_refused_password_closes_and_is_not_logged(replies: list[bytes]) -> None:
-    story = Story(CommandLink, "redis://:correct%20horse@redis.example/3")
+    story = Story(CommandConnection, "redis://:correct%20horse@redis.example/3")
     story.written()
     with capturedLogs() as events:
         story.reads(*replies)
@@ -160,14 +162,14 @@ def test_a_refused_password_closes_and_is_not_logged(replies: list[bytes]) -> No
 
 
 def test_redis_that_loads_its_data_is_not_ready() -> None:
-    story = Story(CommandLink)
+    story = Story(CommandConnection)
     story.reads(b"+OK", b"-LOADING Redis is loading the dataset in memory")
     assert story.wire.disconnected
     assert story.told == []
 
 
 def test_what_does_not_speak_resp_is_left() -> None:
-    story = Story(CommandLink)
+    story = Story(CommandConnection)
     with capturedLogs() as events:
         story.link.dataReceived(b"HTTP/1.1 400 Bad Request\r\n\r\n")
     assert story.wire.disconnected
@@ -293,7 +295,7 @@ def test_a_lost_link_tells_its_owner_before_those_who_wait() -> None:
 
 
 def test_a_link_that_is_not_greeted_in_time_is_left() -> None:
-    story = Story(CommandLink)
+    story = Story(CommandConnection)
     story.clock.advance(CONFIG.ping_timeout)
     assert story.wire.disconnected
     story.lose()
@@ -383,12 +385,12 @@ def apart(messages: list[tuple[Any, ...]]) -> tuple[list[list[Any]], list[bytes]
 EACH = ForEach("each message", apart, 1)
 
 
-def run(link: CommandLink, script: ForEach, got: list[Any], texts: str) -> None:
+def run(link: CommandConnection, script: ForEach, got: list[Any], texts: str) -> None:
     """Messages in a row, one for each letter."""
     link.open_batch(script).messages += [(f"k{text}", text.encode(), got.append) for text in texts]
 
 
-def batch_story() -> tuple[Story, CommandLink, list[Any]]:
+def batch_story() -> tuple[Story, CommandConnection, list[Any]]:
     """A link on which Redis knows the script, and what the receipts of its messages say."""
     story, link = command_story()
     got: list[Any] = []
@@ -548,23 +550,23 @@ def test_a_refused_subscription_closes() -> None:
 
 
 def test_with_the_last_message_of_a_read_the_turn_is_ending() -> None:
-    turn = Turn(Clock())
+    iteration = Iteration(Clock())
     heard: list[tuple[bytes, bool]] = []
 
     def hears(body: bytes) -> None:
-        heard.append((body, turn.ending))
+        heard.append((body, iteration.ending))
         if body == b"c":
             raise ZeroDivisionError
 
-    link = SubscriberLink(Clock(), ADDRESS, CONFIG, Story(SubscriberLink), turn, {b"news": [hears]})
+    link = SubscriberConnection(Clock(), ADDRESS, CONFIG, Story(SubscriberConnection), iteration, {b"news": [hears]})
     link.makeConnection(Wire())
     said = [b"*3\r\n$7\r\nmessage\r\n$4\r\nnews\r\n$1\r\n%b\r\n" % body for body in (b"a", b"b", b"c", b"d")]
     with capturedLogs():
         link.dataReceived(b"".join(said[:3]) + said[3][:9])
-        assert not turn.ending
+        assert not iteration.ending
         link.dataReceived(said[3][9:])
     assert heard == [(b"a", False), (b"b", False), (b"c", True), (b"d", True)]
-    assert not turn.ending
+    assert not iteration.ending
 
 
 def test_a_listener_that_fails_is_logged_and_the_next_message_is_heard() -> None:
@@ -573,8 +575,8 @@ def test_a_listener_that_fails_is_logged_and_the_next_message_is_heard() -> None
 
     clock = Clock()
     heard: list[object] = []
-    story = Story(SubscriberLink)
-    link = SubscriberLink(clock, ADDRESS, CONFIG, story, Turn(clock), {b"news": [fails, heard.append]})
+    story = Story(SubscriberConnection)
+    link = SubscriberConnection(clock, ADDRESS, CONFIG, story, Iteration(clock), {b"news": [fails, heard.append]})
     link.makeConnection(Wire())
     with capturedLogs() as events:
         link.dataReceived(b"*3\r\n$7\r\nmessage\r\n$4\r\nnews\r\n$1\r\na\r\n" * 2)

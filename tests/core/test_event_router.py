@@ -11,12 +11,11 @@ from zope.interface.verify import verifyObject
 from kraftek.contract.errors import Code, PeerError
 from kraftek.contract.interfaces import IEventRouter
 from kraftek.contract.names import NAME_LENGTH
-from kraftek.contract.settings import Service
-from kraftek.core import router as router_module
-from kraftek.core.registry import ServiceRegistry
-from kraftek.core.router import EventRouter
+from kraftek.contract.settings import Registration
+from kraftek.core import registry as registry_module
+from kraftek.core.registry import EventRouter, ServiceRegistry
 
-NOTES = Service(name="notes", channel="events:notes")
+NOTES = Registration(name="notes", channel="events:notes")
 
 
 def test_it_is_a_router() -> None:
@@ -29,7 +28,7 @@ def test_it_is_made_from_a_registry_alone() -> None:
 
 
 def test_the_first_part_names_the_service() -> None:
-    router = EventRouter(ServiceRegistry([NOTES, Service(name="note", channel="events:note")]))
+    router = EventRouter(ServiceRegistry([NOTES, Registration(name="note", channel="events:note")]))
     assert router.route("notes:note:create") is NOTES
     assert router.route("notes:note:create") is NOTES  # remembered by now
     assert router.route("note:a:b").channel == "events:note"
@@ -77,7 +76,7 @@ def test_a_name_may_have_128_characters() -> None:
     assert EventRouter(ServiceRegistry([NOTES])).route(name) is NOTES
 
 
-def outcome(name: str) -> Service | PeerError:
+def outcome(name: str) -> Registration | PeerError:
     try:
         return EventRouter(ServiceRegistry([NOTES])).route(name)
     except PeerError as error:
@@ -114,13 +113,13 @@ def test_a_change_of_the_registry_takes_effect_on_the_next_event() -> None:
     registry.unregister("notes")
     with pytest.raises(PeerError):
         router.route("notes:note:create")
-    moved = Service(name="notes", channel="events:elsewhere")
+    moved = Registration(name="notes", channel="events:elsewhere")
     registry.register(moved)
     assert router.route("notes:note:create") is moved
 
 
 def test_what_is_remembered_of_clients_names_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(router_module, "_REMEMBERED", 3)
+    monkeypatch.setattr(registry_module, "_REMEMBERED", 3)
     router = EventRouter(ServiceRegistry([NOTES]))
     for number in range(10):
         assert router.route(f"notes:note:{number}") is NOTES

@@ -22,18 +22,27 @@ from txredisapi import HiredisProtocol, InvalidData, ResponseError
 from kraftek.bus.resp import Argument, command, script_call, script_head
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import LOST, REFUSED
-from kraftek.contract.iteration import Turn
+from kraftek.contract.iteration import Iteration
 from kraftek.contract.lua import ForEach, Script
 from kraftek.contract.redis_url import RedisAddress
 from kraftek.contract.settings import Redis
 from kraftek.fastpath import write_now
 
-__all__ = ["INVALIDATE", "NO_BATCH", "Batch", "CommandLink", "Link", "LinkOwner", "Listeners", "SubscriberLink"]
+__all__ = [
+    "NO_BATCH",
+    "TRACKING_CHANNEL",
+    "Batch",
+    "CommandConnection",
+    "ConnectionOwner",
+    "Listeners",
+    "RedisConnection",
+    "SubscriberConnection",
+]
 
 if txredisapi.hiredis is None:
     raise ImportError("hiredis is missing: txredisapi reads 300,000 messages a second with it, 2,000 without")
 
-INVALIDATE = b"__redis__:invalidate"
+TRACKING_CHANNEL = b"__redis__:invalidate"
 """The channel on which Redis says which tracked keys changed. Its messages are a list of keys, or ``None``."""
 
 _BATCH = 100
@@ -43,15 +52,15 @@ Listeners = Mapping[bytes, Sequence[Callable[[Any], None]]]
 """Who is called with the messages of which channel."""
 
 
-class LinkOwner(Protocol):
+class ConnectionOwner(Protocol):
     """Told of a link's life; each link is ready at most once, and lost once."""
 
-    def link_ready(self, link: Link) -> None: ...
+    def connection_ready(self, connection: RedisConnection) -> None: ...
 
-    def link_lost(self, link: Link, reason: Failure) -> None: ...
+    def connection_lost(self, connection: RedisConnection, reason: Failure) -> None: ...
 
 
-class Link(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no annotations
+class RedisConnection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no annotations
     """One connection: greets Redis, watches that it answers, and hands its answers in order to who waits for them.
 
     It prepares itself. ``ClientService`` offers ``prepareConnection`` for that, but raises ``NoTransition`` when the
@@ -60,7 +69,7 @@ class Link(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no annotati
 
     log = Logger()
 
-    def __init__(self, reactor: IReactorTime, address: RedisAddress, config: Redis, owner: LinkOwner) -> None:
+    def __init__(self, reactor: IReactorTime, address: RedisAddress, config: Redis, owner: ConnectionOwner) -> None:
         super().__init__(charset=None, convertNumbers=False)
         self._reactor = reactor
         self._address = address
@@ -162,7 +171,7 @@ class Link(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no annotati
         super().connectionLost(why)
         if self._alarm.active():
             self._alarm.cancel()
-        self._owner.link_lost(self, why)
+        self._owner.connection_lost(self, why)
         lost = NotPublished("Redis went away before it answered")
         while self.waiting:
             self.replied(lost)
@@ -178,7 +187,7 @@ class Link(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no annotati
     def _prepared(self, _: object) -> None:
         self._alarm.cancel()
         self._alarm = self._reactor.callLater(self._config.ping_interval, self._ping)
-        self._owner.link_ready(self)
+        self._owner.connection_ready(self)
 
     def _ping(self) -> None:
         self._alarm = self._reactor.callLater(self._config.ping_timeout, self._unanswered)
@@ -194,17 +203,17 @@ class Link(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no annotati
         self.give_up(f"no answer for {self._config.ping_timeout} s")
 
 
-class CommandLink(Link):
+class CommandConnection(RedisConnection):
     """Publishes and commands. What is sent in one reactor turn leaves in one write.
 
     ``batched``: messages that wait for their answers beside those in ``waiting``, where a batch is one.
     """
 
     def __init__(
-        self, reactor: IReactorTime, address: RedisAddress, config: Redis, owner: LinkOwner, turn: Turn
+        self, reactor: IReactorTime, address: RedisAddress, config: Redis, owner: ConnectionOwner, iteration: Iteration
     ) -> None:
         super().__init__(reactor, address, config, owner)
-        self._turn = turn
+        self._iteration = iteration
         self._unwritten: list[bytes] = []
         self._flushes = False
         self._batch: Batch | None = None
@@ -219,7 +228,7 @@ class CommandLink(Link):
         self.waiting.append(waiter)
         if not self._flushes:
             self._flushes = True
-            self._turn.at_end(self)
+            self._iteration.at_end(self)
         self._unwritten.append(request)
 
     def flush(self) -> None:
@@ -252,7 +261,7 @@ class CommandLink(Link):
         self.close_batch()
         if not self._flushes:
             self._flushes = True
-            self._turn.at_end(self)
+            self._iteration.at_end(self)
         room = self._config.in_flight - len(self.waiting) - self.batched
         self._batch = batch = Batch(script, min(room, _BATCH))
         return batch
@@ -346,7 +355,7 @@ def _is_forgotten(reply: object) -> bool:
     return isinstance(reply, ResponseError) and str(reply).startswith("NOSCRIPT")
 
 
-class SubscriberLink(Link):
+class SubscriberConnection(RedisConnection):
     """Listens. ``id`` is Redis's number for this connection, once it is ready."""
 
     def __init__(
@@ -354,12 +363,12 @@ class SubscriberLink(Link):
         reactor: IReactorTime,
         address: RedisAddress,
         config: Redis,
-        owner: LinkOwner,
-        turn: Turn,
+        owner: ConnectionOwner,
+        iteration: Iteration,
         listeners: Listeners,
     ) -> None:
         super().__init__(reactor, address, config, owner)
-        self._turn = turn
+        self._iteration = iteration
         self._listeners = listeners
         self.id = 0
 
@@ -373,11 +382,11 @@ class SubscriberLink(Link):
     def hand_out(self, replies: list[Any]) -> None:
         *others, last = replies
         super().hand_out(others)
-        self._turn.ending = True
+        self._iteration.ending = True
         try:
             self.replied(last)
         finally:
-            self._turn.ending = False
+            self._iteration.ending = False
 
     def replied(self, reply: Any) -> None:
         if type(reply) is not list or reply[0] != b"message":
