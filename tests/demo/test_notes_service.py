@@ -6,6 +6,7 @@ import os
 import signal
 from typing import Any
 
+import pytest
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ProcessTerminated
@@ -157,6 +158,7 @@ class TimeTest(LoggedTestCase):
         ]
 
 
+@pytest.mark.process
 class ProcessTest(LoggedTestCase):
     timeout = 20
 

@@ -123,7 +123,7 @@ def open_page(chromium_path: str, stage: ExitStack, origin: str) -> Any:
     return opened
 
 
-@pytest.fixture(params=["browser", "node"])
+@pytest.fixture(params=[pytest.param("browser", marks=pytest.mark.browser), "node"])
 def place(request: pytest.FixtureRequest, stage: ExitStack) -> Any:
     """Gives the place where the client of this gateway runs."""
 

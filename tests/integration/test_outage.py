@@ -6,6 +6,8 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
+import pytest
+
 if TYPE_CHECKING:
     from tests.integration.conftest import Client, Connect, RedisServer, StartGateway, StartService
 
@@ -120,6 +122,7 @@ def test_sigint(redis_server: RedisServer, gateway: StartGateway, connect: Conne
     assert not redis_server.client().keys("room:*")
 
 
+@pytest.mark.redis
 def test_embedded_redis_goes_with_the_gateway(gateway: StartGateway, connect: Connect) -> None:
     process = gateway(args=("--redis", "embedded:"))
     ada = connect(process, token="ada", room="r1")
