@@ -24,6 +24,7 @@ from kraftek.metrics import Counters
 from kraftek.origins import Origins
 from kraftek.session import Session
 from kraftek.turn import Turn
+from kraftek.websocket.closings import Closings
 from kraftek.websocket.heartbeat import Heartbeat
 from kraftek.websocket.protocol import ClientProtocol
 
@@ -43,7 +44,7 @@ class ClientFactory(WebSocketServerFactory):
 
     ``dialects`` gives what makes a dialect for each subprotocol, in order of preference; the first is also spoken with
     clients that offer none. ``compression``: messages may be compressed. Whoever asks for ``engine_path`` speaks
-    Engine.IO, and is one of ``engine_clients``.
+    Engine.IO, and is one of ``engine_clients``. ``closings`` are the closing handshakes under way.
     """
 
     protocol: Any = ClientProtocol
@@ -75,8 +76,10 @@ class ClientFactory(WebSocketServerFactory):
         self.turn = turn
         self.counters = counters
         self.heartbeat = Heartbeat(reactor, limits.ping_interval, limits.ping_timeout)
+        self.closings = Closings()
         self.max_connections = max_connections(limits)
         self._default = next(iter(dialects))
+        self._turned_away = ""
         self._engine_path = engine_path
         self._engine_clients = engine_clients
         self.setProtocolOptions(
@@ -103,6 +106,12 @@ class ClientFactory(WebSocketServerFactory):
             return None
         return super().buildProtocol(addr)
 
+    def turn_away(self, reason: str) -> None:
+        """Refuse whoever comes from now on, with 503 and this reason: the process stops."""
+        self._turned_away = reason
+        if self._engine_clients is not None:
+            self._engine_clients.turn_away(reason)
+
     def is_plain_http(self, head: bytes) -> bool:
         """Whether this request asks for anything but a WebSocket."""
         return _UPGRADE.search(head) is None
@@ -112,6 +121,8 @@ class ClientFactory(WebSocketServerFactory):
         headers: dict[str, str] = request.headers
         if not self.origins.allow(headers.get("origin"), headers.get("host", "")):
             raise ConnectionDeny(403, "origin not allowed")
+        if self._turned_away:
+            raise ConnectionDeny(503, self._turned_away)
         if self.countConnections > self.max_connections:
             raise ConnectionDeny(503, "too many connections")
         if self._engine_clients is not None and request.path == self._engine_path:
@@ -148,6 +159,7 @@ class ClientFactory(WebSocketServerFactory):
 
     def closed(self, protocol: ClientProtocol) -> None:
         """The connection is gone, or is none of ours."""
+        self.closings.end(protocol)
         address, protocol.counted_as = protocol.counted_as, None
         if address is not None:
             self.heartbeat.remove(protocol)

@@ -189,6 +189,7 @@ class ClientProtocol(WebSocketServerProtocol):
     def sendCloseFrame(self, code: int | None = None, reasonUtf8: bytes | None = None, isReply: bool = False) -> None:
         super().sendCloseFrame(code, reasonUtf8, isReply)
         self.outbox.finish()
+        self.factory.closings.begin(self)
 
     def dropConnection(self, abort: bool = False) -> None:
         self.outbox.finish()
@@ -200,6 +201,8 @@ class ClientProtocol(WebSocketServerProtocol):
         """Send what was written, then a close frame."""
         if self.state == self.STATE_OPEN:
             self.sendCloseFrame(code, reason.encode())
+            # Its answer is read, whether the session had stopped reading or not.
+            self.transport.resumeProducing()
 
     def pause(self) -> None:
         """Stop reading."""
