@@ -71,7 +71,7 @@ _FAREWELL = 3.0
 
 _CLOSING = 1.0
 """Seconds that clients have to answer their close frames when the daemon stops: some round trips across the world. The
-rest of the stop goes on meanwhile."""
+rest of the stop goes on meanwhile. The auth service has as long to see its connections closed."""
 
 _STOPS = "the gateway stops"
 """What clients are told then, with 1001 or 503."""
@@ -106,6 +106,7 @@ class Daemon(Service):
         self._embedded: EmbeddedRedis | None = None
         self._notes: NotesService | None = None
         self._bus: RedisBus | None = None
+        self._auth_service: HttpChecker | None = None
         self._gateway: Gateway | None = None
         self._clients: ClientFactory | None = None
         self._admission: Admission | None = None
@@ -142,7 +143,8 @@ class Daemon(Service):
         if config.auth.check == "open":
             access = OpenAccess(bus)
         else:
-            access = AccessCache(HttpChecker(reactor, config.auth), bus, config.auth, reactor, counters)
+            self._auth_service = HttpChecker(reactor, config.auth)
+            access = AccessCache(self._auth_service, bus, config.auth, reactor, counters)
         gateway_id = new_gateway_id()
         replies = reply_channel(gateway_id)
         rooms = RedisRooms(bus, self.registry, gateway_id, bus.channel_name(replies))
@@ -283,6 +285,9 @@ class Daemon(Service):
             await self._bus.stopService()
         if self._embedded is not None:
             await self._embedded.stop()
+        if self._auth_service is not None:
+            with suppress(defer.TimeoutError):
+                await self._auth_service.close().addTimeout(_CLOSING, self._reactor)
         if closed is not None:
             with suppress(defer.TimeoutError):
                 await closed

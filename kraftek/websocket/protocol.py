@@ -83,7 +83,6 @@ class ClientProtocol(WebSocketServerProtocol):
     counted_as: str | None = None
     heard = True
     slot = -1
-    gone = False
     _refusal: str | None = None
 
     def _connectionMade(self) -> None:  # noqa: N802  # Autobahn's name
@@ -159,7 +158,6 @@ class ClientProtocol(WebSocketServerProtocol):
         self.heard = True
 
     def connectionLost(self, reason: Failure = _CLIENT_LEFT) -> None:
-        self.gone = True
         self.outbox.lost()
         super().connectionLost(reason)
         self.factory.closed(self)
@@ -239,7 +237,6 @@ class ClientProtocol(WebSocketServerProtocol):
         """The rest of this connection is plain HTTP: another protocol takes it, and all that was read of it."""
         timeout: Any = self.openHandshakeTimeoutCall
         timeout.cancel()
-        self.gone = True
         self.factory.closed(self)
         data, self.data = self.data, b""
         successor: Any = self.factory.http.buildProtocol(self.transport.getPeer())

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import socket
+import ssl
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING
 
 import pytest
+from cryptography import x509
 
+from tests.bus.test_endpoint import Authority
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
+    from contextlib import ExitStack
+    from pathlib import Path
+
     from tests.integration.conftest import AuthService, Connect, RedisServer, StartGateway, StartService
 
 CHANNEL = "events:stickyNotes"
@@ -241,6 +249,36 @@ def test_revoked_while_the_auth_service_is_down(
 
     wait_until(works, lambda: f"access again, but {heard[-1]}")
     assert {message["payload"]["code"] for message in heard[:-1]} <= {"AUTH_UNAVAILABLE"}
+
+
+def test_the_stop_closes_the_connections_to_the_auth_service(
+    redis_server: RedisServer, gateway: StartGateway, connect: Connect, stage: ExitStack, tmp_path: Path
+) -> None:
+    """In order, which TLS can tell: the sockets of a process that merely ends are closed without a close_notify."""
+    authority = Authority("an authority")
+    authority.issue(tmp_path, x509.DNSName("localhost"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "redis.crt", tmp_path / "redis.key")
+    listening = stage.enter_context(socket.create_server(("127.0.0.1", 0)))
+    answer = b'{"success":true,"userId":"ada"}'
+
+    def serve() -> bytes:
+        listening.settimeout(30)
+        plain, _ = listening.accept()
+        plain.settimeout(30)
+        with plain, context.wrap_socket(plain, server_side=True, suppress_ragged_eofs=False) as connection:
+            question = b""
+            while not question.endswith(b"}"):
+                question += connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(answer), answer))
+            return connection.recv(65536)
+
+    rest = stage.enter_context(ThreadPoolExecutor()).submit(serve)
+    ca = {"auth": {"ca": authority.file(tmp_path / "ca.crt")}}
+    process = gateway(redis_server, auth=f"https://localhost:{listening.getsockname()[1]}", config=ca)
+    connect(process, token="good", room="r1")
+    process.terminate()
+    assert rest.result(30) == b""
 
 
 def test_no_token_anywhere(
