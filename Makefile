@@ -1,4 +1,4 @@
-# `make demo` and `make test` do all the set-up themselves: a Python of 3.11 or newer, git and make are enough.
+# `make demo`, `make check` and `make test` do all the set-up themselves: a Python of 3.11 or newer, git and make are enough.
 
 VENV ?= .venv
 
@@ -13,14 +13,16 @@ SOURCES := setup.py pyproject.toml $(shell find kraftek twisted -not -name '*.py
 NODE_PACKAGES := $(patsubst %/package.json,%/node_modules/.package-lock.json,\
 	$(shell find tests bench -name package.json -not -path '*/node_modules/*' 2>/dev/null))
 
-.PHONY: help demo test bench lint clean
+.PHONY: help demo check coverage test bench lint clean
 
 help:
-	@echo 'make demo    the board on http://localhost:3001/, with everything it needs'
-	@echo 'make test    all tests, with real Redis and a real browser'
-	@echo 'make lint    ruff and mypy'
-	@echo 'make bench   the benchmark'
-	@echo 'make clean   remove what these made'
+	@echo 'make demo      the board on http://localhost:3001/, with everything it needs'
+	@echo 'make check     lint, and every test that needs no process, Redis or browser: under a minute'
+	@echo 'make test      all tests, with real Redis and a real browser'
+	@echo 'make lint      ruff and mypy'
+	@echo 'make coverage  what `make check` runs, and how much of each module that reaches'
+	@echo 'make bench     the benchmark'
+	@echo 'make clean     remove what these made'
 
 # twistd and pytest run the installed package; out of the checkout's directory twistd would take the checkout.
 demo: $(VENV)/installed-demo need-redis
@@ -33,7 +35,19 @@ test: $(VENV)/installed-test need-redis need-browser $(filter tests/%,$(NODE_PAC
 bench: $(VENV)/installed-bench need-redis $(filter bench/%,$(NODE_PACKAGES))
 	$(VENV)/bin/python -m bench
 
-lint: $(VENV)/installed-test
+# From the checkout, so that an edit needs no install first.
+UNIT := -m 'not (redis or process or browser)'
+check coverage: export KRAFTEK_TEST_CHECKOUT = 1
+
+# mypy runs beside pytest; it speaks when both have ended.
+check: $(VENV)/dependencies
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	@$(VENV)/bin/mypy >$(VENV)/mypy.log 2>&1 & \
+	$(VENV)/bin/python -m pytest $(UNIT); tested=$$?; \
+	wait $$!; typed=$$?; cat $(VENV)/mypy.log; exit $$((tested | typed))
+
+lint: $(VENV)/dependencies
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
@@ -46,6 +60,11 @@ clean:
 $(VENV)/installed-%: $(SOURCES) | $(VENV)/bin/pip
 	rm -rf build
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check '.[$*]'
+	@touch $@
+
+# What runs from the checkout needs another install only when the dependencies have changed.
+$(VENV)/dependencies: setup.py | $(VENV)/bin/pip
+	@$(MAKE) --no-print-directory $(VENV)/installed-test
 	@touch $@
 
 $(VENV)/bin/pip:

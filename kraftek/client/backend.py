@@ -6,7 +6,6 @@ import inspect
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Any, Generic, TypedDict, TypeVar
 from urllib.parse import urlsplit
 
@@ -99,7 +98,7 @@ class Backend(ABC, Generic[P]):
         self._token = token
         self._timeout = timeout
         self._conversation = Conversation(() if room is None else (room,), queue, random)
-        self._listeners: dict[str, list[Listener]] = {}
+        self._listeners: dict[str, dict[object, Listener]] = {}
         self._connecting: list[P] = []
         self._promises: dict[str, P] = {}
         self._acting = False
@@ -191,12 +190,12 @@ class Backend(ABC, Generic[P]):
         """
         if inspect.iscoroutinefunction(listener):
             raise TypeError(f"a listener is a plain function, and {listener!r} is async: let it start a task")
-        listeners = self._listeners.setdefault(type, [])
-        listeners.append(listener)
+        listeners = self._listeners.setdefault(type, {})
+        subscription = object()  # the same listener may be subscribed more than once
+        listeners[subscription] = listener
 
         def end() -> None:
-            with suppress(ValueError):
-                listeners.remove(listener)
+            listeners.pop(subscription, None)
 
         return end
 
@@ -274,7 +273,10 @@ class Backend(ABC, Generic[P]):
                 self._tell("state", action)
 
     def _tell(self, type: str, what: Message | Change) -> None:
-        for listener in tuple(self._listeners.get(type, ())):
+        listeners = self._listeners.get(type, {})
+        for subscription, listener in tuple(listeners.items()):
+            if subscription not in listeners:
+                continue  # another listener has just ended it
             try:
                 listener(what)
             except Exception as error:  # noqa: BLE001  # the guard of this edge: the listener's fault, not ours

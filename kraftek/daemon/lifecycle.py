@@ -68,6 +68,13 @@ _REDIS_PATIENCE = 5.0
 _FAREWELL = 3.0
 """Seconds that Redis has for each of its last answers when the daemon stops."""
 
+_CLOSING = 1.0
+"""Seconds that clients have to answer their close frames when the daemon stops: some round trips across the world. The
+rest of the stop goes on meanwhile. The auth service has as long to see its connections closed."""
+
+_STOPS = "the gateway stops"
+"""What clients are told then, with 1001 or 503."""
+
 _CLEARANCE = 6.0
 """Seconds to take the entries of all clients out of the room cache when the daemon stops: one for 10,000 of them, on
 two slow cores that Redis shares. What is left the other gateways remove. systemd waits for 15 seconds in all."""
@@ -98,7 +105,9 @@ class Daemon(Service):
         self._embedded: EmbeddedRedis | None = None
         self._notes: NotesService | None = None
         self._bus: RedisBus | None = None
+        self._auth_service: HttpChecker | None = None
         self._gateway: Gateway | None = None
+        self._clients: ClientFactory | None = None
         self._admission: Admission | None = None
         self._requests: Requests | None = None
         self._leases: Leases | None = None
@@ -133,7 +142,8 @@ class Daemon(Service):
         if config.auth.check == "open":
             access = OpenAccess(bus)
         else:
-            access = AccessCache(HttpChecker(reactor, config.auth), bus, config.auth, reactor, counters)
+            self._auth_service = HttpChecker(reactor, config.auth)
+            access = AccessCache(self._auth_service, bus, config.auth, reactor, counters)
         gateway_id = new_gateway_id()
         replies = reply_channel(gateway_id)
         rooms = RedisRooms(bus, self.registry, gateway_id, bus.channel_name(replies))
@@ -187,7 +197,7 @@ class Daemon(Service):
             addresses,
             max_connections(config.limits),
         )
-        clients = ClientFactory(
+        self._clients = clients = ClientFactory(
             reactor,
             gateway.open,
             {SUBPROTOCOL: lambda: native},
@@ -249,8 +259,11 @@ class Daemon(Service):
 
     async def _stop(self) -> None:
         await DeferredList([maybeDeferred(port.stopListening) for port in (*self.ports, *self.operator_ports)])
-        if self._gateway is not None:
-            self._gateway.close_all(1001, "the gateway stops")
+        closed: Deferred[None] | None = None
+        if self._gateway is not None and self._clients is not None:
+            self._clients.turn_away(_STOPS)
+            self._gateway.close_all(1001, _STOPS)
+            closed = self._clients.closings.over().addTimeout(_CLOSING, self._reactor)
         if self._service_events is not None:
             with suppress(defer.TimeoutError):
                 await self._service_events.end().addTimeout(_FAREWELL, self._reactor)
@@ -271,6 +284,12 @@ class Daemon(Service):
             await self._bus.stopService()
         if self._embedded is not None:
             await self._embedded.stop()
+        if self._auth_service is not None:
+            with suppress(defer.TimeoutError):
+                await self._auth_service.close().addTimeout(_CLOSING, self._reactor)
+        if closed is not None:
+            with suppress(defer.TimeoutError):
+                await closed
 
     async def _listen(self, endpoint: str, factory: IProtocolFactory, line: str) -> IListeningPort:
         port = await server_endpoint(self._reactor, endpoint).listen(factory)

@@ -16,8 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 from twisted.internet import reactor
-from twisted.internet.task import deferLater
-from twisted.logger import capturedLogs, formatEvent
+from twisted.logger import capturedLogs
 from twisted.trial.unittest import TestCase
 
 from kraftek.bus import RedisBus
@@ -25,6 +24,7 @@ from kraftek.contract.iteration import Iteration
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Redis
 from tests.support.redis_server import PrivateRedis, bundled_redis_server, free_port
+from tests.support.waiting import until, until_logged
 
 
 class Authority:
@@ -111,17 +111,15 @@ class EndpointTest(TestCase):
 
     async def check(self, bus: RedisBus) -> None:
         """It works."""
-        while not bus.available:
-            await deferLater(reactor, 0.002)
+        await until(lambda: bus.available, "a connection to Redis")
         assert await bus.call("PING") == b"PONG"
 
     async def refused(self, url: str, why: str, **config: Any) -> None:
         """It is tried more than once and never works; the log says why."""
         with capturedLogs() as events:
             bus = self.start(url, **config)
-            while sum(why in (formatEvent(event) or "") for event in events) < 3:
-                assert not bus.available
-                await deferLater(reactor, 0.002)
+            await until_logged(events, why, 3, 20.0)
+        assert not bus.available
 
     def start_tls(self, authority: Authority, *names: x509.GeneralName) -> None:
         directory = self.redis.directory
@@ -192,8 +190,7 @@ class EndpointTest(TestCase):
         with capturedLogs() as events:
             bus = self.start(f"redis://:secret@127.0.0.1:{self.port}")
             said = f"Redis at 127.0.0.1:{self.port} cannot be reached: Connection was refused"
-            while sum(said in (formatEvent(event) or "") for event in events) < 3:
-                await deferLater(reactor, 0.002)
+            await until_logged(events, said, 3, 20.0)
         assert not bus.available
         assert "secret" not in repr(events)
 

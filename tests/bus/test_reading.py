@@ -6,7 +6,7 @@ from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.defer import fail
-from twisted.logger import capturedLogs, formatEvent
+from twisted.logger import capturedLogs
 from twisted.trial.unittest import TestCase
 from txredisapi import ResponseError
 from zope.interface.verify import verifyObject
@@ -17,8 +17,8 @@ from kraftek.contract.interfaces import IReading
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Redis
-from tests.bus.test_redis_bus import until
 from tests.support.redis_server import PrivateRedis, bundled_redis_server
+from tests.support.waiting import until, until_logged
 
 
 class Heard:
@@ -32,7 +32,11 @@ class Heard:
 
     async def so_many(self, number: int) -> None:
         """Returns once so many have come, or more."""
-        await until(lambda: len(self.entries) >= number)
+        await until(lambda: len(self.entries) >= number, lambda: f"{number} events, but {self.entries}")
+
+    async def just(self, *events: bytes) -> None:
+        """Returns once these have come, and no others."""
+        await until(lambda: self.events == list(events), lambda: f"{list(events)}, but {self.events}")
 
     @property
     def events(self) -> list[bytes]:
@@ -59,7 +63,7 @@ class ReadingTest(TestCase):
         bus = RedisBus(reactor, Redis(url=self.redis.url, prefix="k:", **config), Iteration(reactor), Counters())
         bus.startService()
         self.addCleanup(lambda: bus.stopService() if bus.running else None)
-        await until(lambda: bus.available)
+        await until(lambda: bus.available, "a connection to Redis")
         return bus
 
     def add(self, stream: str, *events: str) -> list[str]:
@@ -83,14 +87,14 @@ class ReadingTest(TestCase):
         ids = self.add("s", "1", "2", "3")
         reading = bus.read("group", "me", "s", self.heard)
         verifyObject(IReading, reading)
-        await until(lambda: len(self.heard.entries) == 3)
+        await self.heard.so_many(3)
         ids += self.add("s", "4")
-        await until(lambda: len(self.heard.entries) == 4)
+        await self.heard.so_many(4)
         assert self.heard.entries == [(entry_id, b"%d" % n, 1) for n, entry_id in enumerate(ids, 1)]
         assert [found["message_id"] for found in self.pending("s")] == ids
         for entry_id in ids[:3]:
             reading.ack(entry_id)
-        await until(lambda: len(self.pending("s")) == 1)
+        await until(lambda: len(self.pending("s")) == 1, lambda: f"one that is pending, but {self.pending('s')}")
         reading.ack("0-1")
         await bus.call("PING")
         assert [found["message_id"] for found in self.pending("s")] == ids[3:]
@@ -98,15 +102,15 @@ class ReadingTest(TestCase):
     async def test_a_stream_that_is_not_there_yet(self) -> None:
         bus = await self.bus()
         bus.read("group", "me", "s", self.heard)
-        await until(lambda: self.redis.call("EXISTS", "k:s"))
+        await until(lambda: self.redis.call("EXISTS", "k:s"), "the stream")
         self.add("s", "1")
-        await until(lambda: self.heard.events == [b"1"])
+        await self.heard.just(b"1")
 
     async def test_an_entry_without_an_event(self) -> None:
         bus = await self.bus()
         bus.read("group", "me", "s", self.heard)
         self.redis.call("XADD", "k:s", "*", "other", "x")
-        await until(lambda: self.heard.events == [b""])
+        await self.heard.just(b"")
 
     async def test_each_entry_goes_to_one_consumer(self) -> None:
         other, bus = Heard(), await self.bus()
@@ -119,8 +123,8 @@ class ReadingTest(TestCase):
                     reading.ack(entry_id)
             return len(self.heard.entries) + len(other.entries) == 500
 
-        await until(all_of_them)
-        await until(lambda: not self.pending("s"))
+        await until(all_of_them, lambda: f"200 events, but {len(self.heard.entries)}")
+        await until(lambda: not self.pending("s"), lambda: f"that nothing is pending, but {self.pending('s')}")
         assert sorted(map(int, self.heard.events + other.events)) == list(range(500))
 
     async def test_no_more_is_asked_for_than_may_be_open(self) -> None:
@@ -131,7 +135,7 @@ class ReadingTest(TestCase):
             await self.heard.so_many(done + 3)
             assert len(self.pending("s")) == 3
             reading.ack(self.heard.entries[done][0])
-        await until(lambda: len(self.heard.entries) == 20)
+        await self.heard.so_many(20)
         assert self.heard.events == [b"%d" % n for n in range(20)]
 
     async def test_what_the_dead_left_behind_is_taken_over(self) -> None:
@@ -139,18 +143,18 @@ class ReadingTest(TestCase):
         bus = await self.bus()
         reading = bus.read("group", "me", "s", self.heard, claim_after=0.2)
         self.add("s", "new")
-        await until(lambda: len(self.heard.entries) == 3)
+        await self.heard.so_many(3)
         assert sorted(self.heard.entries)[:2] == [(ids[0], b"1", 2), (ids[1], b"2", 2)]
         assert b"new" in self.heard.events
         for entry_id, _, _ in self.heard.entries:
             reading.ack(entry_id)
-        await until(lambda: not self.pending("s"))
+        await until(lambda: not self.pending("s"), lambda: f"that nothing is pending, but {self.pending('s')}")
 
     async def test_what_lives_is_left_to_its_consumer_however_long_it_takes(self) -> None:
         bus, other = await self.bus(), Heard()
         slow = bus.read("group", "slow", "s", self.heard, claim_after=1.5)
         (entry_id,) = self.add("s", "slow")
-        await until(lambda: self.heard.entries)
+        await until(lambda: self.heard.entries, "an event")
         thief = bus.read("group", "thief", "s", other, claim_after=1.5)
         looks: list[int] = []
         look = thief._look
@@ -161,11 +165,11 @@ class ReadingTest(TestCase):
 
         # Each look is a third of that time after the one before.
         self.patch(thief, "_look", counted)
-        await until(lambda: len(looks) == 5)
+        await until(lambda: len(looks) == 5, lambda: f"five looks, but {looks}")
         (found,) = self.pending("s")
         assert (found["message_id"], found["consumer"], found["times_delivered"]) == (entry_id, "slow", 1)
         slow.ack(entry_id)
-        await until(lambda: not self.pending("s"))
+        await until(lambda: not self.pending("s"), lambda: f"that nothing is pending, but {self.pending('s')}")
         assert other.entries == []
 
     async def test_an_entry_that_was_trimmed_away_is_nobodys(self) -> None:
@@ -173,16 +177,16 @@ class ReadingTest(TestCase):
         self.redis.call("XDEL", "k:s", ids[0])
         bus = await self.bus()
         reading = bus.read("group", "me", "s", self.heard, claim_after=0.1)
-        await until(lambda: self.heard.entries)
+        await until(lambda: self.heard.entries, "an event")
         assert self.heard.events == [b"there"]
         reading.ack(ids[1])
-        await until(lambda: not self.pending("s"))
+        await until(lambda: not self.pending("s"), lambda: f"that nothing is pending, but {self.pending('s')}")
 
     async def test_after_the_end_nothing_comes(self) -> None:
         bus = await self.bus()
         reading = bus.read("group", "me", "s", self.heard)
         (entry_id,) = self.add("s", "1")
-        await until(lambda: self.heard.entries)
+        await until(lambda: self.heard.entries, "an event")
         await reading.end()
         self.add("s", "2")
         reading.ack(entry_id)
@@ -203,7 +207,7 @@ class ReadingTest(TestCase):
         bus = await self.bus()
         bus.read("group", "me", "s", self.heard)
         self.add("s", "1")
-        await until(lambda: self.heard.entries)
+        await until(lambda: self.heard.entries, "an event")
         # Redis hands two out to this consumer, and nobody hears of it: the connection was lost on the way.
         self.add("s", "2", "3")
         with self.redis.client() as client:
@@ -211,7 +215,7 @@ class ReadingTest(TestCase):
         with self.redis.client() as client:
             client.xreadgroup("group", "me", {"k:s": ">"})
         self.add("s", "4")
-        await until(lambda: len(self.heard.entries) == 4)
+        await self.heard.so_many(4)
         assert self.heard.events == [b"1", b"2", b"3", b"4"]
 
     async def test_nothing_comes_twice_over_many_lost_connections(self) -> None:
@@ -229,39 +233,39 @@ class ReadingTest(TestCase):
                 reading.ack(entry_id)
             return len(self.heard.entries) >= 200
 
-        await until(all_of_them)
-        await until(lambda: not self.pending("s"))
+        await until(all_of_them, lambda: f"200 events, but {len(self.heard.entries)}")
+        await until(lambda: not self.pending("s"), lambda: f"that nothing is pending, but {self.pending('s')}")
         assert self.heard.events == [b"%d.%d" % (batch, n) for batch in range(10) for n in range(20)]
 
     async def test_an_acknowledgement_that_was_lost_is_repeated(self) -> None:
         bus = await self.bus()
         reading = bus.read("group", "me", "s", self.heard)
         (entry_id,) = self.add("s", "1")
-        await until(lambda: self.heard.entries)
+        await until(lambda: self.heard.entries, "an event")
         self.redis.freeze()
         reading.ack(entry_id)
         assert bus._commands is not None
         bus._commands.flush()
         bus._commands.transport.abortConnection()
-        await until(lambda: not bus.available)
+        await until(lambda: not bus.available, "the loss of Redis")
         self.redis.thaw()
-        await until(lambda: bus.available)
-        await until(lambda: not self.pending("s"))
+        await until(lambda: bus.available, "a connection to Redis")
+        await until(lambda: not self.pending("s"), lambda: f"that nothing is pending, but {self.pending('s')}")
         assert self.heard.events == [b"1"]
 
     async def test_a_redis_that_forgot_everything(self) -> None:
         bus = await self.bus()
         reading = bus.read("group", "me", "s", self.heard)
         self.add("s", "1")
-        await until(lambda: self.heard.entries)
+        await until(lambda: self.heard.entries, "an event")
         self.redis.call("FLUSHALL")
         reading.ack(self.heard.entries[0][0])
         self.add("s", "2")
-        await until(lambda: self.heard.events == [b"1", b"2"])
+        await self.heard.just(b"1", b"2")
         self.redis.kill()
         self.redis.start()
         self.add("s", "3")
-        await until(lambda: self.heard.events == [b"1", b"2", b"3"])
+        await self.heard.just(b"1", b"2", b"3")
 
     async def test_a_listener_that_fails_keeps_nothing_from_the_others(self) -> None:
         bus = await self.bus()
@@ -272,7 +276,7 @@ class ReadingTest(TestCase):
 
         bus.read("group", "me", "s", fails)
         self.add("s", "1", "2")
-        await until(lambda: len(self.heard.entries) == 2)
+        await self.heard.so_many(2)
         assert len(self.flushLoggedErrors(ZeroDivisionError)) == 2
 
     async def test_what_is_no_stream_is_said_and_tried_again_more_and_more_rarely(self) -> None:
@@ -280,26 +284,26 @@ class ReadingTest(TestCase):
         self.redis.call("SET", "k:s", "a string")
         with capturedLogs() as events:
             bus.read("group", "me", "s", self.heard)
-            await until(lambda: sum("WRONGTYPE" in (formatEvent(event) or "") for event in events) >= 3)
+            await until_logged(events, "WRONGTYPE", 3)
             self.redis.call("DEL", "k:s")
             self.add("s", "1")
-            await until(lambda: self.heard.events == [b"1"])
+            await self.heard.just(b"1")
         assert bus.available
 
     async def test_a_frozen_redis_is_noticed(self) -> None:
         bus = await self.bus(ping_interval=0.05, ping_timeout=0.2)
         reading = bus.read("group", "me", "s", self.heard)
-        await until(lambda: reading._connection is not None)
+        await until(lambda: reading._connection is not None, "a connection for reading")
         self.redis.freeze()
-        await until(lambda: reading._connection is None)
+        await until(lambda: reading._connection is None, "the loss of the connection for reading")
         self.redis.thaw()
         self.add("s", "1")
-        await until(lambda: self.heard.entries)
+        await until(lambda: self.heard.entries, "an event")
 
     async def test_a_quiet_stream_is_no_dead_connection(self) -> None:
         bus = await self.bus(ping_interval=0.05, ping_timeout=0.2)
         reading = bus.read("group", "me", "s", self.heard)
-        await until(lambda: reading._connection is not None)
+        await until(lambda: reading._connection is not None, "a connection for reading")
         link = reading._connection
         assert link is not None
         pings: list[object] = []
@@ -310,20 +314,20 @@ class ReadingTest(TestCase):
             answered(answer)
 
         self.patch(link, "_answered", counted)
-        await until(lambda: len(pings) == 10)
+        await until(lambda: len(pings) == 10, lambda: f"ten answers to pings, but {len(pings)}")
         assert reading._connection is link
 
     async def test_without_redis_for_commands_nothing_is_asked_for(self) -> None:
         bus = await self.bus()
         reading = bus.read("group", "me", "s", self.heard)
-        await until(lambda: reading._connection is not None)
+        await until(lambda: reading._connection is not None, "a connection for reading")
         self.patch(bus, "available", False)
-        await until(lambda: reading._sleep is not None)
+        await until(lambda: reading._sleep is not None, "that it waits before it reads again")
         self.add("s", "1")
         assert self.heard.entries == []
         self.patch(bus, "available", True)
         reading.bus_up()
-        await until(lambda: self.heard.entries)
+        await until(lambda: self.heard.entries, "an event")
 
     async def test_what_was_too_much_to_acknowledge_is_acknowledged_later(self) -> None:
         bus = await self.bus()
@@ -352,7 +356,7 @@ class ReadingTest(TestCase):
         self.patch(bus, "call", call)
         for entry_id, _, _ in self.heard.entries[2:]:
             reading.ack(entry_id)
-        await until(lambda: not self.pending("s"))
+        await until(lambda: not self.pending("s"), lambda: f"that nothing is pending, but {self.pending('s')}")
 
     async def test_consumers_that_are_gone_are_forgotten(self) -> None:
         bus = await self.bus()
@@ -362,21 +366,27 @@ class ReadingTest(TestCase):
             forget = FORGET.source, 1, "k:s", "group"
             client.eval(*forget, "60000")
             assert {found["name"] for found in client.xinfo_consumers("k:s", "group")} == {b"dead", b"idle"}
-            await until(lambda: all(found["idle"] > 1 for found in client.xinfo_consumers("k:s", "group")))
+            await until(
+                lambda: all(found["idle"] > 1 for found in client.xinfo_consumers("k:s", "group")),
+                lambda: f"idle consumers, but {client.xinfo_consumers('k:s', 'group')}",
+            )
             client.eval(*forget, "0")
             assert {found["name"] for found in client.xinfo_consumers("k:s", "group")} == {b"dead"}
         bus.read("group", "me", "s", self.heard, claim_after=0.05)
-        await until(lambda: self.heard.events == [b"1"])
+        await self.heard.just(b"1")
 
     async def test_stopping_leaves_nothing_behind(self) -> None:
         bus = await self.bus()
         reading = bus.read("group", "me", "s", self.heard)
         self.add("s", "1")
-        await until(lambda: self.heard.entries)
+        await until(lambda: self.heard.entries, "an event")
         reading.ack(self.heard.entries[0][0])
         await bus.stopService()
         assert self.pending("s") == []
-        await until(lambda: self.redis.call("CLIENT", "LIST").count(b"\n") <= 1)
+        await until(
+            lambda: self.redis.call("CLIENT", "LIST").count(b"\n") <= 1,
+            lambda: f"our connection alone, but {self.redis.call('CLIENT', 'LIST')}",
+        )
 
 
 if bundled := bundled_redis_server():

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 from twisted.internet import reactor
 from twisted.internet.error import ConnectionLost
-from twisted.internet.task import deferLater
 from twisted.internet.testing import MemoryReactorClock, StringTransport
-from twisted.logger import capturedLogs, formatEvent
+from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 from txredisapi import ResponseError
@@ -25,14 +23,9 @@ from kraftek.contract.lua import ForEach, Script
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Redis
 from tests.support.redis_server import PrivateRedis, bundled_redis_server
+from tests.support.waiting import until, until_logged
 
 Keys = list[str] | None
-
-
-async def until(seen: Callable[[], object]) -> None:
-    """Returns once ``seen`` is true; the test's time-out says when that takes too long."""
-    while not seen():
-        await deferLater(reactor, 0.002)
 
 
 @implementer(IBusListener)
@@ -74,7 +67,7 @@ class RedisBusTest(TestCase):
     async def start(self, bus: RedisBus) -> RedisBus:
         bus.startService()
         self.stop_later(bus)
-        await until(lambda: bus.available)
+        await until(lambda: bus.available, "a connection to Redis")
         return bus
 
     def stop_later(self, bus: RedisBus) -> None:
@@ -163,7 +156,7 @@ class RedisBusTest(TestCase):
         bus.call(Script("return redis.call('INCR', KEYS[1])"), ["n"]).addCallback(order.append)
         bus.publish("c", b"2", lambda _: order.append("published 2"))
         bus.call("INCR", ["n"]).addCallback(order.append)
-        await until(lambda: len(order) == 5)
+        await until(lambda: len(order) == 5, lambda: f"five replies, but {order}")
         assert order == ["published 1", 1, 2, "published 2", 3]
 
     async def test_what_is_in_flight_is_bounded(self) -> None:
@@ -200,7 +193,7 @@ class RedisBusTest(TestCase):
         with pytest.raises(NotPublished):
             bus.publish("c", b"", self.fail)
         self.redis.start()
-        await until(lambda: bus.available)
+        await until(lambda: bus.available, "a connection to Redis")
         assert self.told.events == ["up"]
 
     # Names
@@ -290,7 +283,7 @@ class RedisBusTest(TestCase):
         assert leases == []
 
         self.redis.call("SET", "lease:1", "", "PX", "1")
-        await until(lambda: len(leases) == 2)
+        await until(lambda: len(leases) == 2, lambda: f"two leases, but {leases}")
         assert leases == [["lease:1"], ["lease:1"]]
         self.redis.call("FLUSHALL")
         await bus.settled()
@@ -382,7 +375,7 @@ return name == 'text' and body or redis.call('LLEN', key)
             bus.run(put, ("k", b"", got.append))
         with pytest.raises(NotPublished):
             bus.run(put, ("k", b"", got.append))
-        await until(lambda: len(got) == 250)
+        await until(lambda: len(got) == 250, lambda: f"250 messages, but {len(got)}")
         bus.run(put, ("k", b"", got.append))
         await bus.call("PING")
         assert got == [*range(1, 252)]
@@ -443,7 +436,7 @@ return name == 'text' and body or redis.call('LLEN', key)
             bus.publish("c", b"", self.fail)
 
         self.redis.start()
-        await until(lambda: bus.available)
+        await until(lambda: bus.available, "a connection to Redis")
         assert self.told.events == ["up", "down", "up"]
         assert self.counters.redis_connects == 2
         assert await bus.call(script, ["n"]) == 1
@@ -468,8 +461,8 @@ return name == 'text' and body or redis.call('LLEN', key)
         for times in range(1, 4):
             before = bus._commands, bus._subscriber
             self.redis.call("CLIENT", "KILL", "TYPE", kind)
-            await until(lambda: not bus.available)
-            await until(lambda: bus.available)
+            await until(lambda: not bus.available, "the loss of Redis")
+            await until(lambda: bus.available, "a connection to Redis")
             assert self.told.events == ["up", *(["down", "up"] * times)]
             kept = [link is known for link, known in zip((bus._commands, bus._subscriber), before, strict=True)]
             assert kept == [kind == "pubsub", kind == "normal"]
@@ -491,11 +484,11 @@ return name == 'text' and body or redis.call('LLEN', key)
         receipts: list[int] = []
         self.redis.freeze()
         bus.publish("c", b"", receipts.append)
-        await until(lambda: not bus.available)
-        await until(lambda: receipts == [-1])
+        await until(lambda: not bus.available, "the loss of Redis")
+        await until(lambda: receipts == [-1], lambda: f"the receipt -1, but {receipts}")
         assert self.told.events == ["up", "down"]
         self.redis.thaw()
-        await until(lambda: bus.available)
+        await until(lambda: bus.available, "a connection to Redis")
         assert self.told.events == ["up", "down", "up"]
 
     async def test_a_redis_that_is_frozen_from_the_beginning_is_left_and_tried_again(self) -> None:
@@ -504,9 +497,9 @@ return name == 'text' and body or redis.call('LLEN', key)
         with capturedLogs() as events:
             bus.startService()
             self.stop_later(bus)
-            await until(lambda: sum("no answer" in (formatEvent(event) or "") for event in events) >= 3)
+            await until_logged(events, "no answer", 3)
         self.redis.thaw()
-        await until(lambda: bus.available)
+        await until(lambda: bus.available, "a connection to Redis")
         assert self.told.events == ["up"]
 
     async def test_stopping_writes_what_was_sent_and_leaves_nothing_behind(self) -> None:
@@ -517,14 +510,17 @@ return name == 'text' and body or redis.call('LLEN', key)
         assert self.redis.call("GET", "farewell") == b"x"
         assert self.told.events == ["up", "down"]
         assert not bus.available
-        await until(lambda: self.redis.call("CLIENT", "LIST").count(b"\n") <= 1)
+        await until(
+            lambda: self.redis.call("CLIENT", "LIST").count(b"\n") <= 1,
+            lambda: f"our connection alone, but {self.redis.call('CLIENT', 'LIST')}",
+        )
 
     async def test_stopping_while_redis_is_away(self) -> None:
         self.redis.kill()
         bus = self.make()
         with capturedLogs() as events:
             bus.startService()
-            await until(lambda: sum("cannot be reached" in (formatEvent(event) or "") for event in events) >= 3)
+            await until_logged(events, "cannot be reached", 3)
             await bus.stopService()
         assert self.told.events == []
 
@@ -545,11 +541,11 @@ return name == 'text' and body or redis.call('LLEN', key)
         with capturedLogs() as events:
             bus.startService()
             self.stop_later(bus)
-            await until(lambda: sum("WRONGPASS" in (formatEvent(event) or "") for event in events) >= 3)
+            await until_logged(events, "WRONGPASS", 3)
             assert not bus.available
             with self.redis.client(password="right") as admin:
                 admin.config_set("requirepass", "wrong-one")
-            await until(lambda: bus.available)
+            await until(lambda: bus.available, "a connection to Redis")
         assert self.told.events == ["up"]
         assert "wrong-one" not in repr(events)
         assert await bus.call("PING") == b"PONG"
@@ -575,7 +571,7 @@ return name == 'text' and body or redis.call('LLEN', key)
         bus.subscribe("c", lambda _: None)
         with capturedLogs() as events:
             bus.startService()
-            await until(lambda: sum("NOPERM" in (formatEvent(event) or "") for event in events) >= 3)
+            await until_logged(events, "NOPERM", 3)
             await bus.stopService()
         assert self.told.events == []
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.client.backends import BACKENDS, BackendThread, MakeUser, User
 from tests.integration.conftest import auth_service, connect, gateway, redis_server, service, stage
-from tests.integration.waiting import wait_until
+from tests.support.waiting import wait_until
 
 __all__ = ["auth_service", "connect", "gateway", "redis_server", "service", "stage"]
 

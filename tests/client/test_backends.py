@@ -23,8 +23,8 @@ from kraftek.client.asyncio import Client
 from tests.bus.test_endpoint import Authority
 from tests.client.backends import BackendThread, MakeUser, User
 from tests.client.scripted import Far, ScriptedGateway
-from tests.integration.waiting import wait_until
 from tests.support.redis_server import free_port
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
@@ -301,11 +301,30 @@ def test_a_listener_that_nobody_would_await(user: MakeUser) -> None:
         user("ws://127.0.0.1:1/").client.on("a:b:c", listener)
 
 
-def test_a_listener_may_be_ended_twice(user: MakeUser) -> None:
-    client = user("ws://127.0.0.1:1/").client
-    end = client.on("a:b:c", print)
-    end()
-    end()
+def test_a_subscription_that_is_ended_twice_ends_no_other_one(user: MakeUser, server: ScriptedGateway) -> None:
+    ada = user(server.url)
+    heard: queue.Queue[Message] = queue.Queue()
+    first, second = (ada.client.on("a:b:c", heard.put) for _ in range(2))
+    ada.client.on("a:b:end", heard.put)
+    far = connected(ada, server)
+    for end, number in ((first, 1), (second, 0)):
+        for _ in range(2):
+            end()
+        far.say("a:b:c")
+        far.say("a:b:end")
+        assert [heard.get(timeout=10.0).type for _ in range(number + 1)] == ["a:b:c"] * number + ["a:b:end"]
+
+
+def test_a_listener_that_another_one_has_ended_is_not_called_any_more(user: MakeUser, server: ScriptedGateway) -> None:
+    ada = user(server.url)
+    heard: queue.Queue[Message] = queue.Queue()
+    ada.client.on("a:b:c", lambda _: end())
+    end = ada.client.on("a:b:c", heard.put)
+    ada.client.on("a:b:end", heard.put)
+    far = connected(ada, server)
+    far.say("a:b:c")
+    far.say("a:b:end")
+    assert heard.get(timeout=10.0).type == "a:b:end"
 
 
 @pytest.mark.parametrize("url", ["http://gateway", "ws:///path", "gateway:3001", "ws://h/#part", "ws://h:99999/"])

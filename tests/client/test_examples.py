@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import queue
 import subprocess
 import sys
-import threading
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -14,6 +12,7 @@ import pytest
 
 from tests.docs.pages import code
 from tests.docs.test_examples import SERVICES, start_chat
+from tests.support.waiting import Lines
 
 if TYPE_CHECKING:
     from tests.integration.conftest import Connect, RedisServer, StartGateway
@@ -34,19 +33,12 @@ def test_example(
         text=True,
     )
     assert example.stdout is not None
-    lines = example.stdout
-    stage.callback(lines.close)
-    stage.callback(example.wait)
+    lines = Lines(example.stdout)
+    stage.callback(lines.rest)
+    stage.callback(example.wait, 10)
     stage.callback(example.kill)
-    said: queue.Queue[str] = queue.Queue()
 
-    def read() -> None:
-        for line in lines:
-            said.put(line.rstrip())
-
-    threading.Thread(target=read, daemon=True).start()
-
-    assert said.get(timeout=30.0) == "{'users': ['user_ada', 'user_bob']}"
+    assert lines.next(timeout=30.0) == "{'users': ['user_ada', 'user_bob']}"
     assert bob.expect("chat:message:sent", 10.0)["payload"]["text"].startswith("Hello from ")
     bob.send("chat:message:send", payload={"text": "größe 🎉"})
-    assert said.get(timeout=10.0) == "größe 🎉"
+    assert lines.next() == "größe 🎉"

@@ -13,7 +13,7 @@ import pytest
 
 from kraftek.client import Closed, Message, Refused, State
 from tests.client.backends import MakeUser
-from tests.integration.waiting import wait_until
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from tests.integration.conftest import AuthService, Gateway, RedisServer, StartGateway, StartService

@@ -23,6 +23,7 @@ from kraftek.contract.settings import Redis, Registration
 from kraftek.core.dispatch import FULL, Dispatch, once, target_of
 from kraftek.core.registry import ServiceRegistry
 from tests.support.redis_server import PrivateRedis
+from tests.support.waiting import until
 
 CHAT = Registration(name="chat", channel="events:chat")
 JOBS = Registration(name="jobs", channel="events:jobs", transport="stream", max_length=3)
@@ -49,8 +50,7 @@ class DispatchTest(TestCase):
         self.dispatch = Dispatch(self.registry, self.bus)
         self.client = self.redis.client(decode_responses=True)
         self.addCleanup(self.client.close)
-        while not self.bus.available:
-            await deferLater(reactor, 0.002)
+        await until(lambda: self.bus.available, "a connection to Redis")
 
     def send(self, service: Registration, event: Envelope) -> Deferred[int]:
         taken: Deferred[int] = Deferred()
@@ -76,8 +76,7 @@ class DispatchTest(TestCase):
         assert await self.send(CHAT, envelope()) == 0
         with self.client.pubsub() as listener:
             listener.subscribe("k:events:chat")
-            while listener.get_message(timeout=5) is None:
-                pass
+            assert listener.get_message(timeout=10) is not None, "Redis did not confirm the subscription"
             assert await self.send(CHAT, envelope("hello")) == 1
             message = listener.get_message(timeout=5)
             assert message is not None
@@ -87,8 +86,7 @@ class DispatchTest(TestCase):
         service = Registration(name="chat", channel="events:chat", partitions=4)
         with self.client.pubsub() as listener:
             listener.subscribe("k:events:chat")
-            while listener.get_message(timeout=5) is None:
-                pass
+            assert listener.get_message(timeout=10) is not None, "Redis did not confirm the subscription"
             assert await self.send(service, envelope()) == 1
             assert await self.send_once(service, envelope()) == 1
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet import reactor
-from twisted.internet.task import Clock, deferLater
+from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import TestCase
 
@@ -28,6 +28,7 @@ from kraftek.core.roster import Roster
 from kraftek.core.session import Session
 from tests.support.fakes import FakeLink
 from tests.support.redis_server import PrivateRedis
+from tests.support.waiting import until
 from tests.support.world import CHAT, Client, House
 
 SEND = "chat:message:send"
@@ -370,8 +371,7 @@ class RepeatedTest(TestCase):
         made = Gateway(name, self.redis.url, services, window)
         made.bus.startService()
         self.addCleanup(made.bus.stopService)
-        while not made.bus.available:
-            await deferLater(reactor, 0.002)
+        await until(lambda: made.bus.available, "a connection to Redis")
         return made
 
     async def send(
@@ -541,8 +541,7 @@ class RepeatedTest(TestCase):
         assert message["payload"]["code"] == "SERVICE_UNAVAILABLE"
         with self.client.pubsub() as listener:
             listener.subscribe("k:events:radio")
-            while listener.get_message(timeout=5) is None:
-                pass
+            assert listener.get_message(timeout=10) is not None, "Redis did not confirm the subscription"
             await self.send(session, "radio:song:play")
         assert told(session) == [{"type": "ack", "id": "q", "payload": {"receivers": 1}}]
 
@@ -662,8 +661,7 @@ class RepeatedTest(TestCase):
         self.answer(brief, "brief.1")
         await self.send(brief.connect("2"))
         assert self.handled() == 1
-        while self.client.keys("k:request:*"):
-            await deferLater(reactor, 0.01)
+        await until(lambda: not self.client.keys("k:request:*"), "the end of the window")
         await self.send(session)
         assert self.handled() == 2
 

@@ -21,7 +21,7 @@ import redis
 from playwright.sync_api import sync_playwright
 
 from tests.docs.pages import code
-from tests.integration.waiting import wait_until
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

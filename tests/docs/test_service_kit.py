@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.docs.pages import code
-from tests.integration.waiting import wait_until
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from contextlib import ExitStack

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +16,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import ConnectionLost
 from twisted.internet.protocol import Factory, Protocol, connectionDone
-from twisted.internet.task import Clock, deferLater
+from twisted.internet.task import Clock
 from twisted.internet.tcp import Client
 from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
@@ -37,16 +36,11 @@ from kraftek.contract.settings import Auth
 from kraftek.edge.auth_service import ANSWER_BYTES, MESSAGE_CHARACTERS, HttpChecker
 from tests.bus.test_endpoint import Authority
 from tests.support.redis_server import free_port
+from tests.support.waiting import until
 
 SECRET = "s3cr3t-t0k3n"
 YES = {"success": True, "userId": "ada", "roomId": "r"}
 NOW = 1_700_000_000.0
-
-
-async def until(seen: Callable[[], object]) -> None:
-    """Returns once ``seen`` is true; the test's time-out says when that takes too long."""
-    while not seen():
-        await deferLater(reactor, 0.002)
 
 
 class AuthService(Resource):
@@ -390,7 +384,7 @@ class AnswersTest(CheckerCase):
     async def test_a_connection_that_the_service_closed_is_no_trouble(self) -> None:
         await self.http.check(Token(SECRET), "r")
         self.site.connections[0]._channel.loseConnection()
-        await until(lambda: not any(self.http._pool._connections.values()))
+        await until(lambda: not any(self.http._pool._connections.values()), "that no connection is kept")
         assert await self.http.check(Token(SECRET), "r") == Grant("ada", "r")
         assert len(self.site.connections) == 2
 
@@ -400,7 +394,7 @@ class AnswersTest(CheckerCase):
         checker = self.checker(self.port, timeout=0.1)
         self.service.body = None
         waiting = Deferred.fromCoroutine(self.unavailable(checker))
-        await until(lambda: self.service.requests)
+        await until(lambda: self.service.requests, "a request")
         gone = self.service.requests[0].notifyFinish()
         await waiting
         with pytest.raises(ConnectionLost):
@@ -551,11 +545,14 @@ class TLSTest(CheckerCase):
         waiting = Deferred.fromCoroutine(
             self.unavailable(self.checker(port, "https", "localhost", ca=self.ca, timeout=0.5))
         )
-        await until(lambda: connections and not connections[0].answer)
+        await until(lambda: connections and not connections[0].answer, "that the answer was written")
         transport: Any = connections[0].transport
         transport.pauseProducing()
         await waiting
-        await until(lambda: not any(isinstance(reader, Client) for reader in reactor.getReaders()))
+        await until(
+            lambda: not any(isinstance(reader, Client) for reader in reactor.getReaders()),
+            lambda: f"no connection of ours among {reactor.getReaders()}",
+        )
         transport.resumeProducing()
         await connections[0].lost
 

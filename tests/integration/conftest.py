@@ -39,7 +39,7 @@ from websockets.sync.client import connect as websocket_connect
 from websockets.typing import Origin, Subprotocol
 
 from kraftek.bus.embedded import EmbeddedRedisError, redis_server_path
-from tests.integration.waiting import wait_until
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import socket
+import ssl
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING
 
 import pytest
+from cryptography import x509
+
+from tests.bus.test_endpoint import Authority
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
+    from contextlib import ExitStack
+    from pathlib import Path
+
     from tests.integration.conftest import AuthService, Connect, RedisServer, StartGateway, StartService
 
 CHANNEL = "events:stickyNotes"
@@ -160,8 +171,7 @@ def test_revocation_reaches_open_sockets(
         token, user = f"token-{number}", f"user-{number}"
         auth_service.allow(token, user)
         ada = connect(process, token=token, room="r1")
-        while not redis.exists(f"access:token:{digest(token)}"):
-            pass
+        wait_until(partial(redis.exists, f"access:token:{digest(token)}"), lambda: f"a grant in {redis.keys()}")
         auth_service.deny(token)
         start = time.perf_counter()
         match command:
@@ -192,8 +202,7 @@ def test_revocation_of_one_room_of_several(
     ada.expect_error("ACCESS_REVOKED")
     ada.send("stickyNotes:note:create", roomId="r2")
     ada.expect_error("ACCESS_DENIED")
-    while redis.exists("room:r2"):
-        pass
+    wait_until(lambda: not redis.exists("room:r2"), lambda: f"nobody in r2, but {redis.hgetall('room:r2')}")
     assert redis.hget("room:r1", "ada") == ada.socket_id
 
 
@@ -231,10 +240,45 @@ def test_revoked_while_the_auth_service_is_down(
     ada.send("stickyNotes:note:echo", payload=1)
     ada.expect_error("AUTH_UNAVAILABLE")
     auth_service.mode = "ok"
-    while True:
+    heard = []
+
+    def works() -> bool:
         ada.send("stickyNotes:note:echo", payload=2)
-        if ada.receive()["type"] == "stickyNotes:note:echo":
-            break
+        heard.append(ada.receive())
+        return bool(heard[-1]["type"] == "stickyNotes:note:echo")
+
+    wait_until(works, lambda: f"access again, but {heard[-1]}")
+    assert {message["payload"]["code"] for message in heard[:-1]} <= {"AUTH_UNAVAILABLE"}
+
+
+def test_the_stop_closes_the_connections_to_the_auth_service(
+    redis_server: RedisServer, gateway: StartGateway, connect: Connect, stage: ExitStack, tmp_path: Path
+) -> None:
+    """In order, which TLS can tell: the sockets of a process that merely ends are closed without a close_notify."""
+    authority = Authority("an authority")
+    authority.issue(tmp_path, x509.DNSName("localhost"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "redis.crt", tmp_path / "redis.key")
+    listening = stage.enter_context(socket.create_server(("127.0.0.1", 0)))
+    answer = b'{"success":true,"userId":"ada"}'
+
+    def serve() -> bytes:
+        listening.settimeout(30)
+        plain, _ = listening.accept()
+        plain.settimeout(30)
+        with plain, context.wrap_socket(plain, server_side=True, suppress_ragged_eofs=False) as connection:
+            question = b""
+            while not question.endswith(b"}"):
+                question += connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(answer), answer))
+            return connection.recv(65536)
+
+    rest = stage.enter_context(ThreadPoolExecutor()).submit(serve)
+    ca = {"auth": {"ca": authority.file(tmp_path / "ca.crt")}}
+    process = gateway(redis_server, auth=f"https://localhost:{listening.getsockname()[1]}", config=ca)
+    connect(process, token="good", room="r1")
+    process.terminate()
+    assert rest.result(30) == b""
 
 
 def test_no_token_anywhere(

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.waiting import Lines
+
 ECHO = Path(__file__).resolve().parent / "websocket_echo.py"
 CASES = ECHO.with_name("autobahn_cases.py")
 
@@ -29,10 +31,12 @@ def echo_server(*arguments: str) -> Iterator[str]:
     command = [sys.executable, "-P", str(ECHO), *arguments]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        yield f"ws://127.0.0.1:{int(process.stdout.readline())}"
+        lines = Lines(process.stdout)
+        yield f"ws://127.0.0.1:{int(lines.next('its port', 30.0))}"
         assert process.stdin is not None
         process.stdin.close()
         assert process.wait(30) == 0
+        lines.rest()
 
 
 def run_cases(url: str, *patterns: str) -> tuple[list[str], dict[str, str]]:

@@ -8,7 +8,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from tests.integration.test_processes import READY
-from tests.integration.waiting import wait_until
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from contextlib import ExitStack

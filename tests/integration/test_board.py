@@ -18,6 +18,8 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, 
 if TYPE_CHECKING:
     from tests.integration.conftest import Gateway, RedisServer, StartGateway
 
+pytestmark = pytest.mark.redis  # the demo starts its own
+
 ARGUMENTS = [
     "--headless",
     "--no-sandbox",

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
+from tests.support.waiting import wait_until
+
 if TYPE_CHECKING:
     from tests.integration.conftest import Client, Connect, Gateway, RedisServer, Service, StartGateway, StartService
 
@@ -167,8 +169,8 @@ def test_room_cache_is_what_services_read(cluster: Cluster) -> None:
     }
     assert redis.get("socket:user_dan:r2") == cluster.dan.socket_id
     cluster.dan.close()
-    while redis.exists("room:r2", "socket:user_dan:r2"):
-        pass
+    left = ("room:r2", "socket:user_dan:r2")
+    wait_until(lambda: not redis.exists(*left), lambda: f"neither of {left} in {redis.keys()}")
 
 
 def test_newer_login_closes_the_older_socket_on_another_process(cluster: Cluster, connect: Connect) -> None:
@@ -204,8 +206,10 @@ def test_many_sessions(
     redis = redis_server.client()
     assert redis.hget("room:r1", "user_ada") == two.socket_id
     two.close()
-    while redis.hget("room:r1", "user_ada") != one.socket_id:
-        pass
+    wait_until(
+        lambda: redis.hget("room:r1", "user_ada") == one.socket_id,
+        lambda: f"{one.socket_id} in {redis.hgetall('room:r1')}",
+    )
     assert redis.get("socket:user_ada:r1") == one.socket_id
 
 

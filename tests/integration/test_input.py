@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 from websockets.exceptions import InvalidStatus
 
+from tests.support.waiting import wait_until
+
 if TYPE_CHECKING:
     from tests.integration.conftest import Client, Connect, Gateway, RedisServer, StartGateway, StartService
 
@@ -145,8 +147,7 @@ def test_slow_consumer(redis_server: RedisServer, gateway: StartGateway, connect
             b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
         )
         redis = redis_server.client()
-        while "user_slow" not in redis.hkeys("room:r1"):
-            pass
+        wait_until(lambda: "user_slow" in redis.hkeys("room:r1"), lambda: f"user_slow in {redis.hkeys('room:r1')}")
         message = json.dumps({"type": "big:big:big", "payload": {"roomId": "r1", "text": "x" * 60_000}})
         for _ in range(400):
             redis.publish("events:broadcast", message)

@@ -20,7 +20,7 @@ import kraftek
 from tests.docs.pages import code
 from tests.docs.test_examples import SERVICES as CHAT
 from tests.docs.test_examples import start_chat
-from tests.integration.waiting import wait_until
+from tests.support.waiting import Lines, wait_until
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -76,18 +76,24 @@ class Node:
             stdout=subprocess.PIPE,
             text=True,
         )
+        assert self.process.stdout is not None
+        self._lines = Lines(self.process.stdout)
 
     def evaluate(self, script: str) -> Any:
         assert self.process.stdin is not None
-        assert self.process.stdout is not None
         self.process.stdin.write(json.dumps([script]) + "\n")
         self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        assert line, "Node ended"
-        return json.loads(line)
+        return json.loads(self._lines.next(f"the value of {script}", 30.0))
 
     def close(self) -> None:
-        self.process.communicate(timeout=10)
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        try:
+            self.process.wait(10)
+        finally:
+            self.process.kill()
+            self._lines.rest()
+            self.process.wait(10)
 
 
 class Files(SimpleHTTPRequestHandler):
@@ -123,7 +129,7 @@ def open_page(chromium_path: str, stage: ExitStack, origin: str) -> Any:
     return opened
 
 
-@pytest.fixture(params=["browser", "node"])
+@pytest.fixture(params=[pytest.param("browser", marks=pytest.mark.browser), "node"])
 def place(request: pytest.FixtureRequest, stage: ExitStack) -> Any:
     """Gives the place where the client of this gateway runs."""
 
@@ -356,10 +362,11 @@ def test_the_program_of_the_documentation(
         stdout=subprocess.PIPE,
         text=True,
     )
-    stage.enter_context(example)
+    stage.callback(example.wait, 10)
     stage.callback(example.kill)
     assert example.stdout is not None
-    assert example.stdout.readline() == "{ users: [ 'user_ada', 'user_bob' ] }\n"
+    lines = Lines(example.stdout)
+    assert lines.next(timeout=30.0) == "{ users: [ 'user_ada', 'user_bob' ] }"
     assert bob.expect("chat:message:sent", 10.0)["payload"]["text"] == "Hello from Node"
     bob.send("chat:message:send", payload={"text": "größe 🎉"})
-    assert example.stdout.readline() == "größe 🎉\n"
+    assert lines.next() == "größe 🎉"

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import signal
-import time
 from typing import TYPE_CHECKING
 
+import pytest
+
+from tests.support.waiting import wait_until
+
 if TYPE_CHECKING:
+    from redis import Redis
+
     from tests.integration.conftest import Client, Connect, RedisServer, StartGateway, StartService
 
 CHANNEL = "events:stickyNotes"
@@ -14,15 +19,21 @@ CHANNEL = "events:stickyNotes"
 
 def until_echoed(client: Client) -> None:
     """Send until it works again; meanwhile every event is answered SERVICE_UNAVAILABLE, and nothing else."""
-    deadline = time.monotonic() + 30
-    while True:
+
+    def echoed() -> bool:
         client.send("stickyNotes:note:echo", payload="again")
         message = client.receive()
         if message["type"] == "stickyNotes:note:echo":
-            return
+            return True
         assert message["payload"]["code"] == "SERVICE_UNAVAILABLE", message
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+        return False
+
+    wait_until(echoed, "an echo; every event was answered SERVICE_UNAVAILABLE", 30.0)
+
+
+def wait_members(redis: Redis, **sockets: str) -> None:
+    """Return once r1 has these members."""
+    wait_until(lambda: redis.hgetall("room:r1") == sockets, lambda: f"{sockets}, but {redis.hgetall('room:r1')}")
 
 
 def test_redis_killed_and_restarted(
@@ -53,11 +64,9 @@ def test_redis_killed_and_restarted(
 def test_flushall_restores_the_room_cache(redis_server: RedisServer, gateway: StartGateway, connect: Connect) -> None:
     ada = connect(gateway(redis_server), token="ada", room="r1")
     redis = redis_server.client()
-    while not redis.hget("room:r1", "user_ada"):
-        pass
+    wait_members(redis, user_ada=ada.socket_id)
     redis.flushall()
-    while redis.hget("room:r1", "user_ada") != ada.socket_id:
-        pass
+    wait_members(redis, user_ada=ada.socket_id)
     assert redis.get("socket:user_ada:r1") == ada.socket_id
     ada.expect_nothing()
 
@@ -87,8 +96,7 @@ def test_start_without_redis(redis_server: RedisServer, gateway: StartGateway, c
     ada.expect_error("SERVICE_UNAVAILABLE")
     redis_server.start()
     redis = redis_server.client()
-    while redis.hget("room:r1", "user_ada") != ada.socket_id:
-        pass
+    wait_members(redis, user_ada=ada.socket_id)
 
 
 def test_sigterm(redis_server: RedisServer, gateway: StartGateway, connect: Connect) -> None:
@@ -96,8 +104,7 @@ def test_sigterm(redis_server: RedisServer, gateway: StartGateway, connect: Conn
     ada = connect(first, token="ada", room="r1")
     bob = connect(second, token="bob", room="r1")
     redis = redis_server.client()
-    while redis.hlen("room:r1") < 2:
-        pass
+    wait_members(redis, user_ada=ada.socket_id, user_bob=bob.socket_id)
     first.process.terminate()
     ada.expect_close(1001)
     first.process.wait(5)
@@ -120,6 +127,7 @@ def test_sigint(redis_server: RedisServer, gateway: StartGateway, connect: Conne
     assert not redis_server.client().keys("room:*")
 
 
+@pytest.mark.redis
 def test_embedded_redis_goes_with_the_gateway(gateway: StartGateway, connect: Connect) -> None:
     process = gateway(args=("--redis", "embedded:"))
     ada = connect(process, token="ada", room="r1")

@@ -14,7 +14,7 @@ from websockets.asyncio.client import connect as connect_async
 
 from kraftek.core.rooms.leases import LEASE, OUTAGE
 from tests.integration.test_processes import READY
-from tests.integration.waiting import wait_until
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -105,7 +105,8 @@ async def admit(gateway: Gateway, token: str, room: str) -> ClientConnection:
     """A client that is in a room. Hundreds of these are no hundreds of threads."""
     client = await connect_async(f"{gateway.url}?token={token}&roomId={room}", compression=None, proxy=None)
     for expected in ("connected", "authenticated"):
-        assert json.loads(await client.recv())["type"] == expected
+        async with asyncio.timeout(30):
+            assert json.loads(await client.recv())["type"] == expected
     return client
 
 

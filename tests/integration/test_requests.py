@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from websockets.sync.client import connect as websocket_connect
 
-from tests.integration.waiting import wait_until
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from redis.client import PubSub

@@ -14,8 +14,8 @@ import pytest
 
 from kraftek.service.instance import WAITING
 from kraftek.service.testing import Contract
-from tests.integration.waiting import wait_until
 from tests.service.instances import Instances, registered, stopped
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from contextlib import ExitStack

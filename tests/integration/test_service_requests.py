@@ -16,12 +16,14 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
 
-from tests.integration.waiting import wait_until
 from tests.service.instances import Instances
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from contextlib import ExitStack
+
+    from websockets.asyncio.client import ClientConnection
 
     from tests.integration.conftest import RedisServer, StartGateway
 
@@ -29,6 +31,15 @@ REQUESTS = 10_000
 CLIENTS = 20
 IN_FLIGHT = 25
 """Of each client."""
+
+
+async def received(socket: ClientConnection) -> Any:
+    """The next message."""
+    try:
+        async with asyncio.timeout(30):
+            return json.loads(await socket.recv())
+    except TimeoutError:
+        raise AssertionError("nothing came within 30 s") from None
 
 
 class Crowd:
@@ -50,7 +61,7 @@ class Crowd:
         async with connect(url, subprotocols=[Subprotocol("kraftek.v1.json")], compression=None, proxy=None) as socket:
             payload = {"token": str(number), "roomId": f"room{number}"}
             await socket.send(json.dumps({"type": "authenticate", "payload": payload}))
-            while json.loads(await socket.recv())["type"] != "authenticated":
+            while (await received(socket))["type"] != "authenticated":
                 pass
             waiting = 0
             while waiting or self._left:
@@ -60,11 +71,11 @@ class Crowd:
                     await socket.send(json.dumps(event))
                     waiting += 1
                 waiting -= 1
-                if self._heard(json.loads(await asyncio.wait_for(socket.recv(), 30))) == "SERVICE_UNAVAILABLE":
+                if self._heard(await received(socket)) == "SERVICE_UNAVAILABLE":
                     await asyncio.sleep(0.2)  # who hurries now is through before anybody listens again
             # Everything the gateway had for this client comes before the answer to this.
             await socket.send('{"type": "barrier::", "id": "last"}')
-            while (message := json.loads(await socket.recv()))["id"] != "last":
+            while (message := await received(socket))["id"] != "last":
                 self._heard(message)
 
     def _heard(self, message: Any) -> str:
@@ -150,8 +161,7 @@ def test_over_pubsub(redis_server: RedisServer, gateway: StartGateway, stage: Ex
 
     async def kill() -> None:
         sample.kill("asyncio", "twisted")
-        while not sample.listens():
-            await asyncio.sleep(0.01)
+        await asyncio.to_thread(wait_until, sample.listens, "both instances", 30)
 
     asyncio.run(ask_while_killing(crowd, 5, kill))
 
@@ -186,7 +196,7 @@ def test_a_service_asks_another_through_a_gateway(
             for number, (event, payload) in enumerate(events):
                 ask = {"event": event, "payload": payload}
                 await socket.send(json.dumps({"type": "sample:ask:other", "payload": ask, "id": number}))
-                while (message := json.loads(await socket.recv())).get("id") != number:
+                while (message := await received(socket)).get("id") != number:
                     pass
                 answers.append(message["payload"])
             return answers

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
+from tests.support.waiting import wait_until
+
 if TYPE_CHECKING:
     from tests.integration.conftest import (
         AuthService,
@@ -241,8 +243,10 @@ def test_a_conversation(
     client.disconnect()
     assert reports.expect("disconnect") == [client.library.left]
     redis = redis_server.client()
-    while redis.hkeys("room:kitchen") != ["user_bob"]:
-        native.expect_nothing()  # a round trip through the gateway, until it knows
+    wait_until(
+        lambda: redis.hkeys("room:kitchen") == ["user_bob"], lambda: f"bob alone, but {redis.hkeys('room:kitchen')}"
+    )
+    native.expect_nothing()
 
 
 def test_a_service_answers_a_request(

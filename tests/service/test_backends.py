@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 from twisted.internet import reactor
-from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
 from kraftek.contract.settings import Redis
 from kraftek.service import asyncio as over_asyncio
 from kraftek.service import twisted as over_twisted
 from tests.support.redis_server import PrivateRedis
+from tests.support.waiting import until, wait_until
 
 
 class Place:
@@ -49,8 +49,7 @@ def test_asyncio(place: Place) -> None:
         place.restart()
         await backend.subscribe("second", place.heard.append)
         place.tell()
-        while len(place.heard) < 2:
-            await asyncio.sleep(0.002)
+        await asyncio.to_thread(wait_until, lambda: len(place.heard) == 2, lambda: f"two messages in {place.heard}")
         await backend.close()
 
     asyncio.run(asyncio.wait_for(play(), 20.0))
@@ -115,6 +114,5 @@ class OverTwisted(TestCase):
         place.restart()
         await backend.subscribe("second", place.heard.append)
         place.tell()
-        while len(place.heard) < 2:
-            await deferLater(reactor, 0.002)
+        await until(lambda: len(place.heard) == 2, lambda: f"two messages in {place.heard}")
         assert place.heard == [b"1", b"2"]

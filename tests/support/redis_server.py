@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from kraftek.bus.embedded import redis_server_path
+from tests.support.waiting import wait_until
 
 __all__ = ["PrivateRedis", "bundled_redis_server", "free_port"]
 
@@ -66,13 +66,11 @@ class PrivateRedis:
              "--dir", str(self.directory), "--logfile", str(log), *self.options],
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
-        deadline = time.monotonic() + PATIENCE
-        while not self._answers():
-            assert self.process.poll() is None, f"redis-server ended: {log.read_text()}"
-            assert time.monotonic() < deadline, "no answer of redis-server"
-            time.sleep(0.005)
+        wait_until(lambda: self._answers(log), "an answer of redis-server", PATIENCE)
 
-    def _answers(self) -> bool:
+    def _answers(self, log: Path) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, f"redis-server ended: {log.read_text()}"
         try:
             return bool(self.call("PING"))
         except redis.AuthenticationError:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
-from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
@@ -24,6 +23,7 @@ from kraftek.core.registry import ServiceRegistry
 from kraftek.core.rooms.room_cache import LOST_GATEWAYS, RedisRooms, entries_of
 from tests.support.fakes import FakeAccess, FakeBus, FakeLink, FakeRooms
 from tests.support.redis_server import PrivateRedis
+from tests.support.waiting import until
 
 PREFIX = "k:"
 
@@ -51,8 +51,7 @@ async def real_bus(case: TestCase, in_flight: int = 10) -> tuple[RedisBus, Priva
     bus = RedisBus(reactor, config, Iteration(reactor), Counters())
     bus.startService()
     case.addCleanup(bus.stopService)
-    while not bus.available:
-        await deferLater(reactor, 0.002)
+    await until(lambda: bus.available, "a connection to Redis")
     return bus, server
 
 
@@ -184,14 +183,13 @@ class RedisBusTest(BusContract, TestCase):
 
     async def answered(self) -> None:
         await self.bus.settled()
-        while self.bus._commands.waiting:  # type: ignore[attr-defined]
-            await deferLater(reactor, 0.002)
+        commands = self.bus._commands  # type: ignore[attr-defined]
+        await until(lambda: not commands.waiting, lambda: f"all answers; {commands.waiting} are missing")
         await self.bus.settled()
 
     async def cut(self) -> None:
         self.redis.kill()
-        while self.bus.available:
-            await deferLater(reactor, 0.002)
+        await until(lambda: not self.bus.available, "the loss of Redis")
 
 
 class RoomsContract:

@@ -542,6 +542,8 @@ export class Kraftek {
 
   #tell(type, ...what) {
     for (const entry of this.#listeners.get(type) ?? []) {
+      // Another listener may have just ended it, or been told something more in the meantime.
+      if (!this.#listeners.get(type).includes(entry)) continue;
       if (entry.once) this.#forget(type, (each) => each === entry);
       try {
         entry.listener(...what);

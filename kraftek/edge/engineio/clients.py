@@ -280,6 +280,7 @@ class EngineClients:
         self._open = open
         self._addresses = addresses
         self._max_clients = max_clients
+        self._turned_away = ""
         self._by_sid: dict[str, EngineClient] = {}
 
     def find(self, sid: str) -> EngineClient:
@@ -306,8 +307,10 @@ class EngineClients:
         return socket
 
     def poll(self, peer: str, answer: Answer) -> EngineClient:
-        """The first GET of a new client; ``answer`` as in ``EngineClient.poll``. Raises ``EngineError``: too many."""
+        """The first GET of a new client; ``answer`` as in ``EngineClient.poll``. Raises ``EngineError``: not now."""
         try:
+            if self._turned_away:
+                raise EngineError(ErrorCode.FORBIDDEN, self._turned_away, 503)
             if len(self._by_sid) >= self._max_clients:
                 raise EngineError(ErrorCode.FORBIDDEN, "too many connections", 503)
             if self._addresses.full(peer):
@@ -319,6 +322,10 @@ class EngineClients:
         client.poll(answer)
         client.open(self._open(client))
         return client
+
+    def turn_away(self, reason: str) -> None:
+        """Let no new client in by polling from now on, for this reason: the process stops."""
+        self._turned_away = reason
 
     def forget(self, client: EngineClient) -> None:
         """A client is gone."""

@@ -139,7 +139,10 @@ class _Answer:
         if not self._finished:
             self._finished = True
             if body is None:
+                # Nothing that comes on this connection would be answered any more.
                 self._request.setResponseCode(503)
+                self._request.setHeader(b"Connection", b"close")
+                self._request.channel.persistent = False
                 body = b""
             self._request.setHeader(b"Content-Length", b"%d" % len(body))
             self._request.write(body)

@@ -22,6 +22,7 @@ from kraftek.edge.addresses import Addresses
 from kraftek.edge.engineio.clients import EngineClients
 from kraftek.edge.engineio.packets import EngineError, read_request
 from kraftek.edge.origins import Origins
+from kraftek.edge.websocket.closings import Closings
 from kraftek.edge.websocket.heartbeat import Heartbeat
 from kraftek.edge.websocket.protocol import ClientProtocol
 from kraftek.fastpath import configured, slim
@@ -42,7 +43,7 @@ class ClientFactory(WebSocketServerFactory):
 
     ``dialects`` gives what makes a dialect for each subprotocol, in order of preference; the first is also spoken with
     clients that offer none. ``compression``: messages may be compressed. Whoever asks for ``engine_path`` speaks
-    Engine.IO, and is one of ``engine_clients``.
+    Engine.IO, and is one of ``engine_clients``. ``closings`` are the closing handshakes under way.
     """
 
     protocol: Any = ClientProtocol
@@ -74,8 +75,10 @@ class ClientFactory(WebSocketServerFactory):
         self.iteration = iteration
         self.counters = counters
         self.heartbeat = Heartbeat(reactor, limits.ping_interval, limits.ping_timeout)
+        self.closings = Closings()
         self.max_connections = max_connections(limits)
         self._default = next(iter(dialects))
+        self._turned_away = ""
         self._engine_path = engine_path
         self._engine_clients = engine_clients
         self.setProtocolOptions(
@@ -102,6 +105,12 @@ class ClientFactory(WebSocketServerFactory):
             return None
         return super().buildProtocol(addr)
 
+    def turn_away(self, reason: str) -> None:
+        """Refuse whoever comes from now on, with 503 and this reason: the process stops."""
+        self._turned_away = reason
+        if self._engine_clients is not None:
+            self._engine_clients.turn_away(reason)
+
     def is_plain_http(self, head: bytes) -> bool:
         """Whether this request asks for anything but a WebSocket."""
         return _UPGRADE.search(head) is None
@@ -111,6 +120,8 @@ class ClientFactory(WebSocketServerFactory):
         headers: dict[str, str] = request.headers
         if not self.origins.allow(headers.get("origin"), headers.get("host", "")):
             raise ConnectionDeny(403, "origin not allowed")
+        if self._turned_away:
+            raise ConnectionDeny(503, self._turned_away)
         if self.countConnections > self.max_connections:
             raise ConnectionDeny(503, "too many connections")
         if self._engine_clients is not None and request.path == self._engine_path:
@@ -147,6 +158,7 @@ class ClientFactory(WebSocketServerFactory):
 
     def closed(self, protocol: ClientProtocol) -> None:
         """The connection is gone, or is none of ours."""
+        self.closings.end(protocol)
         address, protocol.counted_as = protocol.counted_as, None
         if address is not None:
             self.heartbeat.remove(protocol)

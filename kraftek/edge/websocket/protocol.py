@@ -24,6 +24,7 @@ from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Authenticate
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Limits
+from kraftek.edge.websocket.closings import Closings
 from kraftek.edge.websocket.frames import wire
 from kraftek.edge.websocket.outbox import Outbox
 from kraftek.fastpath import plain_messages, release_window
@@ -64,6 +65,7 @@ for _module in (autobahn.twisted.websocket, autobahn.websocket.protocol):
 class Acceptor(Protocol):
     """Whoever makes these connections, and decides about them."""
 
+    closings: Closings
     countConnections: int
     counters: Counters
     http: IProtocolFactory
@@ -107,7 +109,6 @@ class ClientProtocol(WebSocketServerProtocol):
     counted_as: str | None = None
     heard = True
     slot = -1
-    gone = False
     _refusal: str | None = None
 
     def _connectionMade(self) -> None:  # noqa: N802  # Autobahn's name
@@ -183,7 +184,6 @@ class ClientProtocol(WebSocketServerProtocol):
         self.heard = True
 
     def connectionLost(self, reason: Failure = _CLIENT_LEFT) -> None:
-        self.gone = True
         self.outbox.lost()
         super().connectionLost(reason)
         self.factory.closed(self)
@@ -213,6 +213,7 @@ class ClientProtocol(WebSocketServerProtocol):
     def sendCloseFrame(self, code: int | None = None, reasonUtf8: bytes | None = None, isReply: bool = False) -> None:
         super().sendCloseFrame(code, reasonUtf8, isReply)
         self.outbox.finish()
+        self.factory.closings.begin(self)
 
     def dropConnection(self, abort: bool = False) -> None:
         self.outbox.finish()
@@ -224,6 +225,8 @@ class ClientProtocol(WebSocketServerProtocol):
         """Send what was written, then a close frame."""
         if self.state == self.STATE_OPEN:
             self.sendCloseFrame(code, reason.encode())
+            # Its answer is read, whether the session had stopped reading or not.
+            self.transport.resumeProducing()
 
     def pause(self) -> None:
         """Stop reading."""
@@ -260,7 +263,6 @@ class ClientProtocol(WebSocketServerProtocol):
         """The rest of this connection is plain HTTP: another protocol takes it, and all that was read of it."""
         timeout: Any = self.openHandshakeTimeoutCall
         timeout.cancel()
-        self.gone = True
         self.factory.closed(self)
         data, self.data = self.data, b""
         successor: Any = self.factory.http.buildProtocol(self.transport.getPeer())

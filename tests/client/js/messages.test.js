@@ -124,6 +124,43 @@ test("listeners come and go", async (t) => {
   assert.deepEqual(heard, [1, "once 1", 2]);
 });
 
+test("a subscription that is ended twice ends no other one", async (t) => {
+  const here = await world(t);
+  const { client, peer } = await here.ready();
+  const heard = [];
+  const ended = () => heard.push("ended");
+  client.on("chat:a:b", ended).on("chat:a:b", (payload) => heard.push(payload)).once("chat:c:d", ended);
+  client.off("chat:a:b", ended).off("chat:a:b", ended).off("chat:a:b", ended);
+  peer.say("chat:a:b", 1);
+  peer.say("chat:c:d", null);
+  peer.say("chat:the:end", null);
+  await told(client, "chat:the:end");
+  assert.deepEqual(heard, [1, "ended"]);
+});
+
+test("a listener that another one has ended is not called any more", async (t) => {
+  const here = await world(t);
+  const { client, peer } = await here.ready();
+  const heard = [];
+  const ended = () => heard.push("ended");
+  client.on("chat:a:b", () => client.off("chat:a:b", ended)).on("chat:a:b", ended);
+  peer.say("chat:a:b", null);
+  peer.say("chat:the:end", null);
+  await told(client, "chat:the:end");
+  assert.deepEqual(heard, []);
+});
+
+test("once is once, though a listener before it causes more", async (t) => {
+  const here = await world(t);
+  const { client, peer } = await here.ready();
+  const heard = [];
+  client.on("state", ({ state }) => state === "waiting" && client.close());
+  client.once("state", ({ state }) => heard.push(state));
+  peer.socket.terminate();
+  await told(client, "state", ({ state }) => state === "waiting");
+  assert.deepEqual(heard, ["closed"]);
+});
+
 test("what is sent before it is ready waits, in order", async (t) => {
   const here = await world(t);
   const client = here.connect();

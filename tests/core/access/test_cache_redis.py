@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -24,14 +23,9 @@ from kraftek.core.access.redis import token_key, user_key
 from tests.core.access.world import Outcome
 from tests.support.fakes import Question
 from tests.support.redis_server import PrivateRedis, bundled_redis_server
+from tests.support.waiting import until
 
 T = Token("t")
-
-
-async def until(seen: Callable[[], object]) -> None:
-    """Returns once ``seen`` is true; the test's time-out says when that takes too long."""
-    while not seen():
-        await deferLater(reactor, 0.002)
 
 
 @implementer(IAccessChecker, IAccessListener)
@@ -51,14 +45,14 @@ class Process:
 
     async def told(self, *stale: str | bool | None) -> None:
         """Returns once listeners were told this."""
-        await until(lambda: stale in self.stale)
+        await until(lambda: stale in self.stale, lambda: f"{stale} in {self.stale}")
 
     async def let_in(self, token: str = "t", room: str | None = "r", user: str = "ada", **grant: Any) -> None:
         """Ask, have the auth service say yes, and wait until nothing is going on any more."""
         outcome = self.ask(token, room)
-        await until(lambda: self.questions)
+        await until(lambda: self.questions, "a question to the auth service")
         self.questions.pop().yes(user, **grant)
-        await until(lambda: not outcome.waits)
+        await until(lambda: not outcome.waits, "an outcome of the check")
         assert outcome.user == user
         await self.rest()
 
@@ -66,12 +60,12 @@ class Process:
         """What Redis was told is done, and what it had to say about that has been heard and looked at."""
         await self.bus.call("PING")
         await self.bus.settled()
-        await until(lambda: not self.cache._looking)
+        await until(lambda: not self.cache._looking, lambda: f"the end of {self.cache._looking}")
 
     async def answered(self, token: str = "t", room: str | None = "r") -> str:
         """Whose yes it is, without the auth service."""
         outcome = self.ask(token, room)
-        await until(lambda: not outcome.waits)
+        await until(lambda: not outcome.waits, "an outcome of the check")
         return outcome.user
 
     def check(self, token: Token, room_id: str | None) -> Deferred[Grant]:
@@ -98,7 +92,7 @@ class AccessOnRedisTest(TestCase):
         process = Process(self.redis, auth or Auth(), **config)
         process.bus.startService()
         self.addCleanup(process.bus.stopService)
-        await until(lambda: process.bus.available)
+        await until(lambda: process.bus.available, "a connection to Redis")
         process.stale.clear()
         return process
 
@@ -141,7 +135,7 @@ class AccessOnRedisTest(TestCase):
             for process in (one, two):
                 await process.told(*told)
             outcome = two.ask()
-            await until(lambda: two.questions)
+            await until(lambda: two.questions, "a question to the auth service")
             assert outcome.waits
             two.questions.pop().away()
 
@@ -165,7 +159,7 @@ class AccessOnRedisTest(TestCase):
         one = await self.process()
         await one.let_in(ttl=0.05)
         one.stale.clear()
-        await until(lambda: len(one.stale) >= 2)
+        await until(lambda: len(one.stale) >= 2, lambda: f"two expiries, but {one.stale}")
         assert set(one.stale) == {(T.digest, None, None, False), (None, "ada", None, False)}
 
     async def test_flushall(self) -> None:
@@ -196,7 +190,7 @@ class AccessOnRedisTest(TestCase):
         await one.let_in("u")
         for _ in range(10):
             outcome = one.ask()
-            await until(lambda: one.questions)
+            await until(lambda: one.questions, "a question to the auth service")
             with self.redis.client() as client:
                 connection = client.connection_pool.get_connection()
                 connection.connect()
@@ -211,7 +205,7 @@ class AccessOnRedisTest(TestCase):
             await one.rest()
             # Refused, and asked again; or, had Redis taken the answer first, let in and told at once.
             if outcome.waits:
-                await until(lambda: one.questions)
+                await until(lambda: one.questions, "a question to the auth service")
                 one.questions.pop().away()
             else:
                 assert (None, "ada", None, True) in one.stale
@@ -222,9 +216,9 @@ class AccessOnRedisTest(TestCase):
         one = await self.process()
         await one.let_in()
         self.redis.kill()
-        await until(lambda: not one.bus.available)
+        await until(lambda: not one.bus.available, "the loss of Redis")
         outcome = one.ask()
-        await until(lambda: one.questions)
+        await until(lambda: one.questions, "a question to the auth service")
         one.questions.pop().yes("ada")
         assert outcome.user == "ada"
         one.stale.clear()
@@ -256,7 +250,7 @@ class AccessOnRedisTest(TestCase):
         with self.redis.client() as client, client.monitor() as monitor:
             await one.let_in(secret)
             one.ask(f"{secret}-no")
-            await until(lambda: one.questions)
+            await until(lambda: one.questions, "a question to the auth service")
             one.questions.pop().no()
             await one.rest()
             client.publish("the end", "")

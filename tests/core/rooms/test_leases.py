@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, fail
-from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 from txredisapi import ResponseError
 from zope.interface.verify import verifyObject
@@ -23,12 +21,7 @@ from kraftek.core.rooms.leases import FIND_LOST, LEASE, OUTAGE, RENEW, RENEW_INT
 from kraftek.core.rooms.room_cache import ENTRIES_AT_ONCE, RedisRooms
 from tests.support.fakes import FakeBus, FakeRooms
 from tests.support.redis_server import PrivateRedis
-
-
-async def until(seen: Callable[[], object]) -> None:
-    """Returns once ``seen`` is true; the test's time-out says when that takes too long."""
-    while not seen():
-        await deferLater(reactor, 0.002)
+from tests.support.waiting import until
 
 
 class Process:
@@ -56,7 +49,7 @@ class LeasesTest(TestCase):
         self.bus = RedisBus(reactor, Redis(url=self.redis.url, prefix="k:"), Iteration(reactor), Counters())
         self.bus.startService()
         self.addCleanup(self.bus.stopService)
-        await until(lambda: self.bus.available)
+        await until(lambda: self.bus.available, "a connection to Redis")
 
     async def process(self, gateway_id: str) -> Process:
         process = Process(self.bus, gateway_id)
@@ -79,7 +72,7 @@ class LeasesTest(TestCase):
         """All of these look, and have done what is to be done."""
         for process in processes:
             process.leases.look()
-        await until(lambda: not any(process.leases._looking for process in processes))
+        await until(lambda: not any(process.leases._looking for process in processes), "the end of all looks")
 
     async def test_a_process_has_a_lease_once_redis_is_there(self) -> None:
         process = await self.process("g1")

@@ -12,7 +12,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.task import deferLater
 from twisted.logger import LogLevel, capturedLogs
 from twisted.trial.unittest import TestCase
 from txredisapi import ResponseError
@@ -29,6 +28,7 @@ from kraftek.contract.settings import Redis, Registration
 from kraftek.core.registry import ServiceRegistry
 from kraftek.core.rooms.room_cache import ENTRIES_AT_ONCE, LOST_GATEWAYS, Entry, RedisRooms, entries_of
 from tests.support.redis_server import PrivateRedis
+from tests.support.waiting import until
 
 
 def told(event: bytes) -> Any:
@@ -56,8 +56,7 @@ class RedisRoomsTest(TestCase):
         self.registry = ServiceRegistry()
         self.rooms = self.process("g1")
         self.other = self.process("g2")
-        while not self.bus.available:
-            await deferLater(reactor, 0.002)
+        await until(lambda: self.bus.available, "a connection to Redis")
 
     def process(self, gateway_id: str) -> RedisRooms:
         """The rooms of a gateway process."""
@@ -358,8 +357,7 @@ class RedisRoomsTest(TestCase):
 
     async def test_without_redis_nothing_is_written(self) -> None:
         self.redis.kill()
-        while self.bus.available:
-            await deferLater(reactor, 0.002)
+        await until(lambda: not self.bus.available, "the loss of Redis")
         await self.assertFailure(self.rooms.enter("ann", "board", "g1.a"), NotPublished)
         await self.assertFailure(self.rooms.leave("ann", "board", "g1.a", "left"), NotPublished)
         await self.assertFailure(self.rooms.restore([("ann", "board", "g1.a")] * ENTRIES_AT_ONCE * 2), NotPublished)

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,14 @@ import pytest
 
 from kraftek.daemon.demo import NOTES, notes
 from tests.support.redis_server import PrivateRedis
+from tests.support.waiting import Lines, wait_until
 
 Json = dict[str, Any]
 CHANNEL = "events:stickyNotes"
 NOTE: Json = {"x": 100, "y": 50.5, "text": "Молоко 🥛", "colour": "pink"}
 AWAY = "Redis does not serve, trying again every 1 s"
-SERVES = "stickyNotes takes events from events:stickyNotes\n"
-BEGUN = ["Redis is there\n", SERVES]
+SERVES = "stickyNotes takes events from events:stickyNotes"
+BEGUN = ["Redis is there", SERVES]
 STATED = {"by": "user_ann", "at": 1_700_000_000_000}
 
 
@@ -35,16 +35,19 @@ class Process:
             env={**os.environ, "REDIS_URL": server.url, "REDIS_PREFIX": prefix},
             stdin=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            text=True,
         )
+        assert self._process.stderr is not None
+        self._lines = Lines(self._process.stderr)
 
     def log_line(self) -> str:
-        assert self._process.stderr is not None
-        return self._process.stderr.readline().decode()
+        return self._lines.next()
 
-    def end_of_input(self) -> tuple[int, str]:
-        """Close its standard input; its exit code, and what it logged."""
-        _, logged = self._process.communicate(timeout=10)
-        return self._process.returncode, logged.decode()
+    def end_of_input(self) -> tuple[int, list[str]]:
+        """Close its standard input; its exit code, and what else it logged."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        return self._process.wait(10), self._lines.rest()
 
     def __enter__(self) -> Process:
         return self
@@ -63,9 +66,7 @@ class Gateway:
         self._heard.subscribe("events:broadcast", "gateway:g1")
 
     def wait_service(self, channel: str = CHANNEL) -> None:
-        deadline = time.monotonic() + 15
-        while not self.redis.pubsub_numsub(channel)[0][1]:
-            assert time.monotonic() < deadline, "the service did not subscribe"
+        wait_until(lambda: self.redis.pubsub_numsub(channel)[0][1], f"a subscription to {channel}", 15.0)
 
     def say(self, name: str, payload: object, **changed: object) -> None:
         event = {
@@ -80,9 +81,7 @@ class Gateway:
 
     def hear(self) -> Json:
         """The next message to deliver, with the channel that it came on."""
-        deadline = time.monotonic() + 10
-        while (message := self._heard.get_message(timeout=1)) is None:
-            assert time.monotonic() < deadline, "the service said nothing"
+        message = wait_until(lambda: self._heard.get_message(timeout=1), "a word of the service")
         told: Json = json.loads(message["data"])
         return {"channel": message["channel"]} | told
 
@@ -363,8 +362,8 @@ def test_what_is_left_out_is_logged(redis_server: PrivateRedis) -> None:
         gateway.redis.publish(CHANNEL, b'{"eventType": 7}')
 
         assert [service.log_line() for _ in BEGUN] == BEGUN
-        assert service.log_line() == "Left out what is no event: Expected `str`, got `int` - at `$.eventType`\n"
-        assert service.end_of_input() == (0, "")
+        assert service.log_line() == "Left out what is no event: Expected `str`, got `int` - at `$.eventType`"
+        assert service.end_of_input() == (0, [])
 
 
 def test_it_serves_again_when_redis_does(redis_server: PrivateRedis) -> None:
@@ -411,7 +410,7 @@ def test_it_ends_with_its_input(redis_server: PrivateRedis) -> None:
     with Process(redis_server) as service, Gateway(redis_server) as gateway:
         gateway.wait_service()
 
-        assert service.end_of_input() == (0, "".join(BEGUN))
+        assert service.end_of_input() == (0, BEGUN)
 
 
 def test_it_ends_with_its_input_while_redis_is_away(redis_server: PrivateRedis) -> None:

@@ -6,17 +6,19 @@ import os
 import signal
 from typing import Any
 
+import pytest
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ProcessTerminated
 from twisted.internet.protocol import ProcessProtocol
-from twisted.internet.task import Clock, deferLater
+from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 from zope.interface import implementer
 
 from kraftek.daemon.demo import BOARD, GRACE, LINE, NotesService
+from tests.support.waiting import until
 
 NOWHERE = "unix:///nowhere/redis.sock"
 
@@ -157,6 +159,7 @@ class TimeTest(LoggedTestCase):
         ]
 
 
+@pytest.mark.process
 class ProcessTest(LoggedTestCase):
     timeout = 20
 
@@ -170,10 +173,6 @@ class ProcessTest(LoggedTestCase):
         process: Any = self.service._process
         return int(process.pid)
 
-    async def until(self, seen: Any) -> None:
-        while not seen():
-            await deferLater(reactor, 0.02)
-
     def alive(self, pid: int) -> bool:
         try:
             os.kill(pid, 0)
@@ -183,19 +182,22 @@ class ProcessTest(LoggedTestCase):
 
     async def test_runs_the_service(self) -> None:
         # There is no Redis, and it says so: it runs, and its log is ours.
-        await self.until(lambda: any("Redis does not serve" in line for line in self.lines))
+        await until(
+            lambda: any("Redis does not serve" in line for line in self.lines),
+            lambda: f"that Redis does not serve, in {self.lines}",
+        )
 
     async def test_starts_it_again(self) -> None:
         first = self.pid()
         os.kill(first, signal.SIGKILL)
 
-        await self.until(lambda: self.service._process is not None and self.pid() != first)
+        await until(lambda: self.service._process is not None and self.pid() != first, "another process")
 
         assert not self.alive(first)
         assert any("starts again in" in line for line in self.lines)
 
     async def test_leaves_nothing_behind(self) -> None:
-        await self.until(lambda: self.lines)
+        await until(lambda: self.lines, "a line of the service's log")
         pid = self.pid()
 
         await self.service.stopService()
@@ -203,7 +205,7 @@ class ProcessTest(LoggedTestCase):
         assert not self.alive(pid)
 
     async def test_leaves_nothing_behind_that_is_stuck(self) -> None:
-        await self.until(lambda: self.lines)
+        await until(lambda: self.lines, "a line of the service's log")
         pid = self.pid()
         os.kill(pid, signal.SIGSTOP)
 

@@ -204,6 +204,8 @@ def test_when_the_gateway_goes_away_clients_are_told_to_come_back(server: Server
     poll = server.ask(query=sid)
     server.echoes[0]._client.close(1001, "the gateway stops")
     assert poll.status == 503
+    assert poll.headers["connection"] == "close"
+    assert poll.transport.closed == "lost"
 
 
 @pytest.mark.parametrize("extra", [1, 10_000_000])

@@ -26,6 +26,7 @@ from kraftek.edge.addresses import Addresses
 from kraftek.edge.dialects.native import SUBPROTOCOL, NativeDialect
 from kraftek.edge.engineio.clients import EngineClients
 from kraftek.edge.engineio.connection import EngineSettings
+from kraftek.edge.engineio.packets import EngineError
 from tests.edge.websocket.edge import TOKEN, WRONG, Edge, Peer
 
 # Subprotocols.
@@ -190,6 +191,22 @@ def test_far_too_many_are_not_even_told() -> None:
 
 def test_the_bound_is_what_the_open_files_allow_when_none_is_set() -> None:
     assert Edge().factory.max_connections == max(1, getrlimit(RLIMIT_NOFILE)[0] - 64)
+
+
+def test_nobody_is_let_in_any_more_when_the_process_stops() -> None:
+    edge, clients, _ = with_engine()
+    there = Peer(edge)
+    edge.factory.turn_away("the gateway stops")
+    for path in ("/", "/socket.io/?EIO=4&transport=websocket"):
+        refused = Peer(edge, path)
+        assert refused.response is not None
+        assert (refused.status, refused.response.reason_phrase) == (503, "the gateway stops")
+    with pytest.raises(EngineError, match="the gateway stops") as polled:
+        clients.poll("192.0.2.1", lambda _: None)
+    assert polled.value.status == 503
+    assert edge.counters.connections_refused == 2
+    assert clients.counters.connections_refused == 1
+    assert there.transport.closed is None
 
 
 def test_connections_of_an_address_are_bounded() -> None:

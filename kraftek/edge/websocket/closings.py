@@ -1,0 +1,46 @@
+"""The closing handshakes under way (RFC 6455, section 7): who stops or drains a gateway waits for them.
+
+Kept by :class:`kraftek.edge.websocket.factory.ClientFactory`, which its connections tell.
+"""
+
+from __future__ import annotations
+
+from twisted.internet.defer import Deferred
+
+__all__ = ["Closings"]
+
+
+class Closings:
+    """The connections that were sent a close frame and are not gone yet.
+
+    A client whose connection is cut before it could answer reports 1006, whatever the frame said: Chromium does when it
+    cannot write its answer.
+    """
+
+    def __init__(self) -> None:
+        self._connections: set[object] = set()
+        self._waiting: list[Deferred[None]] = []
+
+    def __len__(self) -> int:
+        return len(self._connections)
+
+    def begin(self, connection: object) -> None:
+        """A close frame was sent."""
+        self._connections.add(connection)
+
+    def end(self, connection: object) -> None:
+        """The connection is gone, closed or not."""
+        self._connections.discard(connection)
+        if self._waiting and not self._connections:
+            waiting, self._waiting = self._waiting, []
+            for over in waiting:
+                over.callback(None)
+
+    def over(self) -> Deferred[None]:
+        """Fires when none is under way; at once when there is none. It may be cancelled, or given a time-out."""
+        over: Deferred[None] = Deferred(self._waiting.remove)
+        if self._connections:
+            self._waiting.append(over)
+        else:
+            over.callback(None)
+        return over

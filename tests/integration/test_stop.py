@@ -1,0 +1,185 @@
+"""A gateway that stops: whoever answers its close frame has time to, and nobody holds it up."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from typing import Any
+
+    from tests.integration.conftest import Gateway, RedisServer, StartGateway
+
+NATIVE = "/"
+ENGINE = "/socket.io/?EIO=4&transport=websocket"
+POLLING = "/socket.io/?EIO=4&transport=polling"
+
+CUT = 1006
+"""What a client reports whose connection ended before it had answered the close frame (RFC 6455, section 7.1.5)."""
+
+HANDSHAKE = (
+    "GET {path} HTTP/1.1\r\nHost: gateway.test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+CLIENTS = 200
+
+
+class Member:
+    """A WebSocket client that answers its close frame after ``delay`` seconds, never when that is ``None``."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay: float | None) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._delay = delay
+        self.told = asyncio.Event()
+        self.waited = 0.0
+        """Seconds from the close frame to the end of the connection."""
+
+    @classmethod
+    async def connect(cls, port: int, path: str, delay: float | None) -> Member:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(HANDSHAKE.format(path=path).encode())
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+        return cls(reader, writer, delay)
+
+    async def closed(self) -> int:
+        """The code that it reports in the end."""
+        opcode, payload = await self._frame()
+        while opcode != 0x88:
+            opcode, payload = await self._frame()
+        self.told.set()
+        told = time.monotonic()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._end(), self._delay)
+            self.waited = time.monotonic() - told
+            return CUT
+        self._writer.write(b"\x88\x82\0\0\0\0" + payload[:2])
+        await self._end()
+        self.waited = time.monotonic() - told
+        return int.from_bytes(payload[:2], "big")
+
+    async def _frame(self) -> tuple[int, bytes]:
+        opcode, size = await self._reader.readexactly(2)
+        if size == 126:
+            size = int.from_bytes(await self._reader.readexactly(2), "big")
+        return opcode, await self._reader.readexactly(size)
+
+    async def _end(self) -> None:
+        with suppress(ConnectionError):
+            assert await self._reader.read() == b""
+        self._writer.close()
+
+
+async def held_poll(port: int, ready: asyncio.Event) -> list[bytes]:
+    """The head of the answer to a poll that is held when the gateway stops."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+
+    async def ask(query: str) -> tuple[list[bytes], bytes]:
+        writer.write(f"GET {POLLING}{query} HTTP/1.1\r\nHost: gateway.test\r\n\r\n".encode())
+        head = (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
+        (length,) = (int(line.split()[1]) for line in head if line.lower().startswith(b"content-length:"))
+        return head, await reader.readexactly(length)
+
+    _, opened = await ask("")
+    sid = opened.split(b'"')[3].decode()
+    polled = asyncio.create_task(ask(f"&sid={sid}"))
+    await asyncio.sleep(0)
+    ready.set()
+    head, _ = await polled
+    assert await reader.read() == b""
+    writer.close()
+    return head
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(test, 60.0))
+
+
+async def stopped(process: Gateway) -> None:
+    await asyncio.to_thread(process.terminate)
+
+
+@pytest.fixture
+def process(redis_server: RedisServer, gateway: StartGateway) -> Gateway:
+    return gateway(redis_server, config={"socketio": {"enabled": True}})
+
+
+@pytest.mark.parametrize("path", [NATIVE, ENGINE])
+def test_all_that_answer_hear_why(process: Gateway, path: str) -> None:
+    """Late, and while one of them never does."""
+
+    async def test() -> None:
+        silent = await Member.connect(process.port, path, None)
+        members = [await Member.connect(process.port, path, 0.1 + 0.3 * number / CLIENTS) for number in range(CLIENTS)]
+        closed = asyncio.gather(*(member.closed() for member in (silent, *members)))
+        await stopped(process)
+        first, *codes = await closed
+        assert first == CUT
+        assert codes == [1001] * CLIENTS
+
+    run(test())
+
+
+def test_it_ends_at_once_when_all_have_answered(process: Gateway) -> None:
+    async def test() -> None:
+        members = [await Member.connect(process.port, NATIVE, 0.0) for _ in range(10)]
+        closed = asyncio.gather(*(member.closed() for member in members))
+        await stopped(process)
+        assert await closed == [1001] * 10
+        assert max(member.waited for member in members) < 0.9
+
+    run(test())
+
+
+def test_who_never_answers_holds_it_up_for_a_second(process: Gateway) -> None:
+    """Not for the two or three that Autobahn would give it."""
+
+    async def test() -> None:
+        silent = await Member.connect(process.port, NATIVE, None)
+        closed = asyncio.create_task(silent.closed())
+        await stopped(process)
+        assert await closed == CUT
+        assert 0.9 < silent.waited < 1.9
+
+    run(test())
+
+
+def test_polls_that_are_held_are_answered(process: Gateway) -> None:
+    async def test() -> None:
+        ready = [asyncio.Event() for _ in range(50)]
+        polls = asyncio.gather(*(held_poll(process.port, event) for event in ready))
+        for event in ready:
+            await event.wait()
+        # Its handshake comes behind all of them.
+        last = await Member.connect(process.port, NATIVE, 0.0)
+        await asyncio.gather(stopped(process), last.closed())
+        for head in await polls:
+            assert head[0].startswith(b"HTTP/1.1 503 ")
+            assert b"connection: close" in [line.lower() for line in head]
+
+    run(test())
+
+
+def test_a_handshake_that_is_late_is_refused(process: Gateway) -> None:
+    async def test() -> None:
+        late = [await asyncio.open_connection("127.0.0.1", process.port) for _ in range(2)]
+        requests = [HANDSHAKE.format(path=NATIVE), f"GET {POLLING} HTTP/1.1\r\nHost: gateway.test\r\n\r\n"]
+        for (_, writer), request in zip(late, requests, strict=True):
+            writer.write(request[:10].encode())
+        # It was accepted behind them.
+        silent = await Member.connect(process.port, NATIVE, None)
+        closed = asyncio.create_task(silent.closed())
+        process.process.terminate()
+        await silent.told.wait()
+        for (reader, writer), request in zip(late, requests, strict=True):
+            writer.write(request[10:].encode())
+            assert (await reader.readline()).startswith(b"HTTP/1.1 503 ")
+            writer.close()
+        assert await closed == CUT
+
+    run(test())
