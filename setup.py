@@ -47,7 +47,7 @@ setup(
     # A single module, not the package twisted.plugins: that one belongs to Twisted, must not get an __init__.py,
     # and everything else in it is other people's. The wheel puts this file beside theirs, where twistd looks.
     py_modules=["twisted.plugins.kraftek_gateway"],
-    package_data={"": ["py.typed", "*.pyi"], "kraftek": ["client/js/*"], "kraftek.daemon.demo": ["board/*"]},
+    package_data={"": ["py.typed", "*.pyi", "*.lua"], "kraftek": ["client/js/*"], "kraftek.daemon.demo": ["board/*"]},
     install_requires=[
         # The three whose inside the hot path depends on: the versions that the tests run with.
         "Twisted[tls]>=26.10",

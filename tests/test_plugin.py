@@ -63,6 +63,28 @@ def test_the_install_adds_one_file_to_twisted() -> None:
     assert not [path for path in installed if path.startswith(("tests", "bench"))]
 
 
+def test_every_file_of_the_checkout_is_installed_and_no_other() -> None:
+    """A new folder without __init__.py, or a new kind of file that setup.py does not name, would be left out."""
+    checkout = ETC.parent / "kraftek"
+    (install,) = distributions(name="kraftek-gateway", path=[sysconfig.get_path("purelib")])
+    installed = {str(path) for path in install.files or () if path.parts[0] == "kraftek"}
+    assert {path for path in installed if "__pycache__" not in path} == {
+        str(path.relative_to(ETC.parent))
+        for path in checkout.rglob("*")
+        if path.is_file() and not {"__pycache__", "node_modules"} & set(path.parts)
+    }
+
+
+@pytest.mark.parametrize("kit", ["kraftek.service.asyncio", "kraftek.client.asyncio"])
+def test_what_runs_on_asyncio_loads_no_twisted(tmp_path: Path, kit: str) -> None:
+    loading = (
+        f"import sys, {kit}\n"
+        "loaded = [name for name in sys.modules if name.split('.')[0] in ('twisted', 'autobahn', 'txredisapi')]\n"
+        "assert not loaded, loaded\n"
+    )
+    assert run("python", "-P", "-c", loading, directory=tmp_path).stderr == ""
+
+
 # The systemd units
 
 SERVICE = "kraftek-gateway.service"

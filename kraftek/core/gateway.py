@@ -1,6 +1,6 @@
 """The core: what clients ask goes to admission or to their service's channel. It knows neither sockets nor Redis.
 
-Made by :mod:`kraftek.daemon.lifecycle`; links call :meth:`Gateway.open`, sessions call the rest.
+Made by :mod:`kraftek.daemon.assembly`; links call :meth:`Gateway.open`, sessions call the rest.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Events that services send to one another: they come here without knowing each other's channels.
 
-Made by :mod:`kraftek.daemon.lifecycle`. A service appends to the stream ``events:gateway`` (``docs/services.rst``,
+Made by :mod:`kraftek.daemon.assembly`. A service appends to the stream ``events:gateway`` (``docs/services.rst``,
 "Events between services"); one gateway process takes each entry, and hands it to its service as if a client had sent
 it.
 """

@@ -2,7 +2,7 @@
 
 Asked by :mod:`kraftek.edge.websocket` and :mod:`kraftek.edge.engineio.polling` for a new client; what is let in is
 counted where it lives: connections in :mod:`kraftek.edge.websocket`, Engine.IO clients in
-:mod:`kraftek.edge.engineio.clients`. Made by :mod:`kraftek.daemon.lifecycle`.
+:mod:`kraftek.edge.engineio.clients`. Made by :mod:`kraftek.daemon.assembly`.
 """
 
 from __future__ import annotations

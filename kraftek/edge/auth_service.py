@@ -1,4 +1,4 @@
-"""The auth service, asked over HTTP. Made by :mod:`kraftek.daemon.lifecycle`, called by
+"""The auth service, asked over HTTP. Made by :mod:`kraftek.daemon.assembly`, called by
 :mod:`kraftek.core.access.cache`.
 """
 

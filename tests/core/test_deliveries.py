@@ -145,7 +145,7 @@ def test_the_reply_channel_costs_one_process() -> None:
 )
 def test_a_payload_is_delivered_byte_for_byte(house: House, payload: bytes) -> None:
     client = house.admit("a", "r")
-    house.broadcasts.received(b'{"type":"t","roomId":"r","payload":' + payload + b"}")
+    house.deliveries.received(b'{"type":"t","roomId":"r","payload":' + payload + b"}")
     [outgoing] = client.link.written
     assert outgoing.text == b'{"type":"t","payload":' + payload + b',"roomId":"r"}'
 
@@ -214,7 +214,7 @@ def test_a_dialect_without_a_word_for_it_is_asked_once_and_says_nothing(house: H
 def warnings(house: House, *bodies: bytes) -> Sequence[dict[str, Any]]:
     with capturedLogs() as logged:
         for body in bodies:
-            house.broadcasts.received(body)
+            house.deliveries.received(body)
     assert {event["log_level"] for event in logged} <= {LogLevel.warn}
     return logged
 
@@ -303,7 +303,7 @@ def test_malformed_and_without_target_are_logged_each_by_itself(house: House) ->
 def test_any_bytes_are_survived(body: bytes) -> None:
     house = House()
     with capturedLogs():
-        house.broadcasts.received(body)
+        house.deliveries.received(body)
     counters = house.counters
     assert counters.broadcasts + counters.broadcasts_malformed == 1
 
@@ -321,8 +321,8 @@ def test_any_object_is_survived_and_nobody_gets_it_twice(message: dict[str, Any]
     house = House()
     client = house.admit("a", "r")
     with capturedLogs() as logged:
-        house.broadcasts.received(json.dumps({**message, **known}).encode())
-        house.broadcasts.received(msgspec.json.encode({"type": "good", "userIds": ["a"]}))
+        house.deliveries.received(json.dumps({**message, **known}).encode())
+        house.deliveries.received(msgspec.json.encode({"type": "good", "userIds": ["a"]}))
     assert {event["log_level"] for event in logged} <= {LogLevel.warn}
     assert len(client.link.read()) <= 2
     assert house.counters.errors_internal == 0

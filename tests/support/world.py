@@ -1,7 +1,7 @@
 """The core with nothing real around it, and conversations with it as transcripts.
 
-:class:`House` wires registry, router, roster, admission, gateway and broadcasts as ``kraftek/daemon/lifecycle.py``
-does, on the stand-ins of ``tests/support/fakes.py``. A :class:`Client` of the native dialect plays transcripts against
+:class:`House` is the core that :func:`kraftek.daemon.assembly.core_of` makes, on the stand-ins of
+``tests/support/fakes.py``. A :class:`Client` of the native dialect plays transcripts against
 it, a line a step:
 
 ======================  ===============================================================================================
@@ -34,16 +34,10 @@ from twisted.internet.task import Clock
 from kraftek.contract.interfaces import IDialect
 from kraftek.contract.messages import Authenticate
 from kraftek.contract.metrics import Counters
-from kraftek.contract.names import reply_channel
-from kraftek.contract.settings import Limits, Registration
-from kraftek.core.admission import Admission
-from kraftek.core.deliveries import Deliveries
-from kraftek.core.dispatch import Dispatch
-from kraftek.core.gateway import Gateway
-from kraftek.core.registry import EventRouter, ServiceRegistry
-from kraftek.core.requests import Requests
-from kraftek.core.roster import Roster
+from kraftek.contract.settings import Config, Limits, Registration
+from kraftek.core.registry import ServiceRegistry
 from kraftek.core.session import SessionState
+from kraftek.daemon.assembly import core_of
 from kraftek.edge.dialects.native import NativeDialect
 from tests.support.fakes import FakeAccess, FakeBus, FakeLink, FakeRooms, Published
 
@@ -76,37 +70,23 @@ class House:
         self.access = FakeAccess()
         self.rooms = FakeRooms(entries)
         self.bus = FakeBus(channels, prefix=prefix)
-        self.roster = Roster()
         self.registry = ServiceRegistry(services)
-        self.admission = Admission(
-            self.access,
-            self.rooms,
-            self.bus,
-            self.roster,
-            self.limits,
-            self.counters,
-            self.clock,
-            single=single,
+        core = core_of(
+            Config(limits=self.limits, sessions="single" if single else "many"),
+            gateway_id=gateway_id,
+            registry=self.registry,
+            bus=self.bus,
+            access=self.access,
+            rooms=self.rooms,
+            counters=self.counters,
+            clock=self.clock,
             now=self.clock.seconds,
         )
-        dispatch = Dispatch(self.registry, self.bus)
-        now = self.clock.seconds
-        self.requests = Requests(dispatch, self.bus, gateway_id, self.limits, self.counters, self.clock, now)
-        self.gateway = Gateway(
-            gateway_id,
-            EventRouter(self.registry),
-            dispatch,
-            self.requests,
-            self.bus.channel_name(reply_channel(gateway_id)),
-            self.admission,
-            self.roster,
-            self.limits,
-            self.counters,
-            now=self.clock.seconds,
-        )
-        self.broadcasts = Deliveries(self.roster, self.admission, self.requests, self.counters, self.clock)
-        self.bus.subscribe(BROADCAST, self.broadcasts.received)
-        self.bus.subscribe(reply_channel(gateway_id), self.broadcasts.received)
+        self.roster = core.roster
+        self.admission = core.admission
+        self.requests = core.requests
+        self.gateway = core.gateway
+        self.deliveries = core.deliveries
 
     def connect(self, credentials: Authenticate | None = None, dialect: IDialect | None = None) -> Client:
         """A client connects; ``credentials`` came with its handshake."""
@@ -129,7 +109,7 @@ class House:
 
     def broadcast(self, **message: Any) -> None:
         """A service publishes on the broadcast channel."""
-        self.broadcasts.received(json.dumps(message).encode())
+        self.deliveries.received(json.dumps(message).encode())
 
     def next_published(self) -> Published:
         """The oldest message that Redis has not answered."""

@@ -1,6 +1,6 @@
 """Access as the gateway uses it: asked once for many, kept in Redis for all processes, and kept coherent.
 
-Made by :mod:`kraftek.daemon.lifecycle`, asked by :mod:`kraftek.core.admission`; Redis calls it when something of access
+Made by :mod:`kraftek.daemon.assembly`, asked by :mod:`kraftek.core.admission`; Redis calls it when something of access
 changed.
 """
 

@@ -1,4 +1,4 @@
-"""Open access, for development: whoever comes is let in. Made by :mod:`kraftek.daemon.lifecycle` when it is configured
+"""Open access, for development: whoever comes is let in. Made by :mod:`kraftek.daemon.assembly` when it is configured
 so.
 """
 

@@ -1,6 +1,6 @@
 """The Engine.IO clients of this process, by session id: each over polling, over a WebSocket, or changing over.
 
-Made by :mod:`kraftek.daemon.lifecycle`. The transports, :mod:`kraftek.edge.websocket` and
+Made by :mod:`kraftek.daemon.assembly`. The transports, :mod:`kraftek.edge.websocket` and
 :mod:`kraftek.edge.engineio.polling`, hand in what arrived and are handed what to answer; what it means is for whoever
 speaks on top: the gateway's sessions, or anything else that is given here as ``open``. The protocol itself is
 :mod:`kraftek.edge.engineio.connection`.

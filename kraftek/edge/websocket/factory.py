@@ -1,4 +1,4 @@
-"""The public port's factory: connections, their limits, and the handshake. Made by :mod:`kraftek.daemon.lifecycle`."""
+"""The public port's factory: connections, their limits, and the handshake. Made by :mod:`kraftek.daemon.assembly`."""
 
 from __future__ import annotations
 

@@ -1,0 +1,193 @@
+"""What is made of what. The core is a function of a bus, access, settings and a clock, so that tests hand it fakes.
+
+Called by :mod:`kraftek.daemon.lifecycle`, which starts, sweeps and stops what is made here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from msgspec import Struct
+from twisted.internet.interfaces import IReactorTime
+
+from kraftek.contract.interfaces import IAccess, IBus, IRooms
+from kraftek.contract.iteration import Iteration
+from kraftek.contract.metrics import Counters, Gauges
+from kraftek.contract.names import reply_channel
+from kraftek.contract.settings import Config
+from kraftek.core.admission import Admission
+from kraftek.core.deliveries import Deliveries
+from kraftek.core.dispatch import Dispatch
+from kraftek.core.gateway import Gateway
+from kraftek.core.registry import EventRouter, ServiceRegistry
+from kraftek.core.requests import Requests
+from kraftek.core.rooms.leases import LOOK_INTERVAL, RENEW_INTERVAL, Leases
+from kraftek.core.roster import Roster
+from kraftek.core.service_events import ServiceEvents
+from kraftek.daemon.demo import BOARD
+from kraftek.edge.addresses import Addresses
+from kraftek.edge.dialects.native import SUBPROTOCOL, NativeDialect
+from kraftek.edge.dialects.socketio_client import SocketIODialect
+from kraftek.edge.dialects.socketio_packets import SocketSettings
+from kraftek.edge.engineio.clients import EngineClients
+from kraftek.edge.engineio.connection import EngineSettings
+from kraftek.edge.engineio.polling import Polling
+from kraftek.edge.origins import Origins
+from kraftek.edge.public_site import public_site
+from kraftek.edge.websocket.factory import ClientFactory, max_connections
+
+__all__ = ["Core", "Edge", "Sweep", "core_of", "edge_of", "gauges_of", "sweeps_of"]
+
+_SWEEP_INTERVAL = 0.25
+"""Seconds between two looks at what is due: time-outs are that exact."""
+
+_TRIM_INTERVAL = 1.0
+"""Seconds between two looks at services' streams."""
+
+Sweep = tuple[Callable[[], None], float]
+"""What is to be called again and again, and after how many seconds each time."""
+
+
+class Core(Struct, kw_only=True, frozen=True):
+    """Who is here, what they may do, and where their events go."""
+
+    gateway_id: str
+    roster: Roster
+    admission: Admission
+    dispatch: Dispatch
+    requests: Requests
+    gateway: Gateway
+    deliveries: Deliveries
+    service_events: ServiceEvents
+    leases: Leases
+
+
+class Edge(Struct, kw_only=True, frozen=True):
+    """What clients connect to. ``engine_clients`` are there, but reached by nobody, where Socket.IO is off."""
+
+    clients: ClientFactory
+    engine_clients: EngineClients
+
+
+def core_of(
+    config: Config,
+    *,
+    gateway_id: str,
+    registry: ServiceRegistry,
+    bus: IBus,
+    access: IAccess,
+    rooms: IRooms,
+    counters: Counters,
+    clock: IReactorTime,
+    now: Callable[[], float] = time.time,
+) -> Core:
+    """The core, listening to what services say. ``clock`` measures time, and ``now`` tells Unix seconds."""
+    replies = reply_channel(gateway_id)
+    roster = Roster()
+    admission = Admission(
+        access,
+        rooms,
+        bus,
+        roster,
+        config.limits,
+        counters,
+        clock,
+        single=config.sessions == "single",
+        now=now,
+    )
+    router = EventRouter(registry)
+    dispatch = Dispatch(registry, bus)
+    requests = Requests(dispatch, bus, gateway_id, config.limits, counters, clock, now)
+    gateway = Gateway(
+        gateway_id,
+        router,
+        dispatch,
+        requests,
+        bus.channel_name(replies),
+        admission,
+        roster,
+        config.limits,
+        counters,
+        now=now,
+    )
+    deliveries = Deliveries(roster, admission, requests, counters, clock)
+    bus.subscribe(config.redis.broadcast, deliveries.received)
+    bus.subscribe(replies, deliveries.received)
+    return Core(
+        gateway_id=gateway_id,
+        roster=roster,
+        admission=admission,
+        dispatch=dispatch,
+        requests=requests,
+        gateway=gateway,
+        deliveries=deliveries,
+        service_events=ServiceEvents(gateway_id, registry, router, dispatch, bus, counters),
+        leases=Leases(bus, rooms, gateway_id, admission.restore, counters),
+    )
+
+
+def edge_of(config: Config, core: Core, iteration: Iteration, counters: Counters, reactor: Any) -> Edge:
+    """The public port: WebSocket, Socket.IO, and the few plain requests that clients need."""
+    limits, socketio = config.limits, config.socketio
+    native = NativeDialect()
+    origins = Origins(config.origins)
+    addresses = Addresses(limits.connections_per_address, config.forwarded_for)
+    packets = SocketSettings(max_attachment_bytes=socketio.max_payload)
+    engine_clients = EngineClients(
+        reactor,
+        iteration,
+        counters,
+        EngineSettings(
+            ping_interval=socketio.ping_interval,
+            ping_timeout=socketio.ping_timeout,
+            max_payload=socketio.max_payload,
+            max_queued_bytes=limits.unsent_bytes,
+        ),
+        lambda client: core.gateway.open(client, SocketIODialect(client, packets)),
+        addresses,
+        max_connections(limits),
+    )
+    polling = Polling(socketio.path, engine_clients, origins, addresses) if socketio.enabled else None
+    clients = ClientFactory(
+        reactor,
+        core.gateway.open,
+        {SUBPROTOCOL: lambda: native},
+        public_site(reactor, BOARD if config.demo else None, polling),
+        limits,
+        origins,
+        addresses,
+        iteration,
+        counters,
+        compression=config.compression,
+        engine_path=socketio.path,
+        engine_clients=engine_clients if socketio.enabled else None,
+    )
+    return Edge(clients=clients, engine_clients=engine_clients)
+
+
+def gauges_of(core: Core, bus: IBus) -> Gauges:
+    """What there is now, for the operator."""
+    roster, requests, dispatch = core.roster, core.requests, core.dispatch
+    gauges = Gauges()
+    gauges.add("sockets", "Clients connected", lambda: len(roster))
+    gauges.add("rooms", "Rooms with a client of this process in them", lambda: roster.rooms)
+    gauges.add("redis_up", "Whether Redis is there", lambda: bus.available)
+    gauges.add("requests", "Requests of this process's clients that wait for their answers", lambda: len(requests))
+    gauges.add("waiting", "Events that wait in the streams of a service", lambda: dispatch.waiting, "service")
+    return gauges
+
+
+def sweeps_of(core: Core, edge: Edge) -> tuple[Sweep, ...]:
+    """All that is done by and by."""
+    return (
+        (core.admission.sweep, _SWEEP_INTERVAL),
+        (core.requests.sweep, _SWEEP_INTERVAL),
+        (edge.clients.heartbeat.sweep, _SWEEP_INTERVAL),
+        (edge.engine_clients.sweep, _SWEEP_INTERVAL),
+        (core.dispatch.sweep, _TRIM_INTERVAL),
+        (core.service_events.sweep, _SWEEP_INTERVAL),
+        (core.leases.renew, RENEW_INTERVAL),
+        (core.leases.look, LOOK_INTERVAL),
+    )
