@@ -19,7 +19,9 @@ ETC = Path(__file__).resolve().parent.parent / "etc"
 def run(*command: str, directory: Path) -> subprocess.CompletedProcess[str]:
     """Run a program of the environment that the tests run in, away from the checkout."""
     path = Path(sys.prefix) / "bin" / command[0]
-    return subprocess.run([str(path), *command[1:]], cwd=directory, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [str(path), *command[1:]], cwd=directory, capture_output=True, text=True, check=False, timeout=60
+    )
 
 
 def test_twistd_lists_the_command(tmp_path: Path) -> None:

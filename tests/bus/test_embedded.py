@@ -21,9 +21,12 @@ from twisted.trial.unittest import TestCase
 
 from kraftek.bus import embedded
 from kraftek.bus.embedded import EmbeddedRedis, EmbeddedRedisError, redis_server_path
+from tests.support.waiting import Lines
 
 if TYPE_CHECKING:
     from twisted.internet.posixbase import PosixReactorBase
+
+pytestmark = pytest.mark.process  # the product starts redis-server through a process of its own
 
 GATEWAY = """
 from twisted.internet import reactor
@@ -189,7 +192,7 @@ def test_a_killed_gateway_takes_its_redis_along() -> None:
         socket.socket(socket.AF_UNIX) as connection,
     ):
         assert gateway.stdout is not None
-        connection.connect(gateway.stdout.readline().strip().removeprefix("unix://"))
+        connection.connect(Lines(gateway.stdout).next("its Redis", 20.0).removeprefix("unix://"))
         connection.settimeout(10)
         gateway.kill()
         assert connection.recv(1) == b"", "redis-server outlived its gateway"

@@ -24,7 +24,7 @@ from kraftek.contract.iteration import Iteration
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Redis
 from tests.support.redis_server import PrivateRedis, bundled_redis_server, free_port
-from tests.support.waiting import until, until_logged
+from tests.support.waiting import Lines, until, until_logged
 
 
 class Authority:
@@ -127,11 +127,11 @@ class EndpointTest(TestCase):
         if self.redis.binary == bundled_redis_server():
             self.redis.start()
             arguments = [sys.executable, "-P", "-c", TLS_FRONT, str(self.port), str(directory)]
-            front = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-            self.addCleanup(front.communicate)
+            front = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+            self.addCleanup(front.wait, 10)
             self.addCleanup(front.kill)
             assert front.stdout is not None
-            assert front.stdout.readline() == b"listening\n"
+            assert Lines(front.stdout).next("that it listens", 20.0) == "listening"
             return
         self.redis.start(
             "--tls-port", str(self.port), "--tls-auth-clients", "no",

@@ -123,7 +123,7 @@ class ScriptedGateway:
         far = Far(connection)
         self._all.append(far)
         self._sockets.put(far)
-        far.ended.wait()
+        assert far.ended.wait(60), "the test has not ended the socket"
 
     def _refuse(self, connection: ServerConnection, _: Request) -> Response | None:
         return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "full\n") if self.full else None

@@ -59,7 +59,7 @@ def test_the_gateway_is_restarted(
     release = threading.Event()
 
     def answer_late(event: dict[str, Any]) -> dict[str, Any]:
-        release.wait()
+        assert release.wait(60), "nobody released the answer"
         # As kraftek.service does when the gateway that asked is gone: whichever has the user's request now answers.
         reply = {"type": event["eventType"], "inReplyTo": event["id"], "payload": {"done": event["payload"]}}
         return {**reply, "recipients": [event["socketId"]], "userIds": [event["userId"]]}

@@ -67,7 +67,7 @@ def start_chat(server: RedisServer, stage: ExitStack, name: str) -> None:
         assert process.poll() is None, f"the example ended by itself, with {process.returncode}"
         return listeners(server, "events:chat") == 1
 
-    stage.callback(process.wait)
+    stage.callback(process.wait, 10)
     stage.callback(process.kill)
     wait_until(listens, "the example's subscription", 30.0)
 

@@ -33,7 +33,7 @@ def test_service(
     assert len(code(name).splitlines()) < 20
     process = gateway(redis_server, services={"chat": {"channel": "events:chat", "reply": True}})
     service = subprocess.Popen([sys.executable, "-c", code(name)], env={**os.environ, "REDIS_URL": redis_server.url})
-    stage.callback(service.wait)
+    stage.callback(service.wait, 30)
     stage.callback(service.terminate)
     redis = redis_server.client()
     wait_until(lambda: redis.pubsub_numsub("events:chat")[0][1] == 1, "the service", 30.0)
@@ -58,7 +58,12 @@ def test_test(tmp_path: Path) -> None:
     (tmp_path / "test_chat.py").write_text(code("kit-test"), "utf-8")
 
     tested = subprocess.run(
-        [sys.executable, "-m", "pytest", "-W", "error"], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "pytest", "-W", "error"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
 
     assert tested.returncode == 0, tested.stdout

@@ -234,7 +234,7 @@ class Gateway:
             code = self.process.wait(STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            self.process.wait()
+            self.process.wait(STOP_TIMEOUT)
             pytest.fail(f"the gateway did not end within {STOP_TIMEOUT:g} s of SIGTERM:\n{self.log()}")
         self._reader.join(STOP_TIMEOUT)
         return code
@@ -555,7 +555,7 @@ class AuthService:
             self._held.append(release)
         self.questions.append((token, roomId))
         if mode == "slow":
-            release.wait()
+            assert release.wait(60), "nobody released the question"
         if mode == "error500":
             return 500, b'{"success": true, "userId": "nobody", "roomId": null}'
         if mode == "garbage":

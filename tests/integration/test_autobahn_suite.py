@@ -25,6 +25,10 @@ INFORMATIONAL = {"7.1.6", "7.13.1", "7.13.2"}
 """A close in the middle of a large message, and close codes that nobody may use: the RFC does not say what follows."""
 
 
+TIMEOUT = 280.0 if os.environ.get("AUTOBAHN_SUITE") != "all" else None
+"""Seconds for all cases of a test; all sizes of compressed messages take what they take."""
+
+
 @contextmanager
 def echo_server(*arguments: str) -> Iterator[str]:
     """The URL of an echo server of its own."""
@@ -42,7 +46,7 @@ def echo_server(*arguments: str) -> Iterator[str]:
 def run_cases(url: str, *patterns: str) -> tuple[list[str], dict[str, str]]:
     """The names of all cases there are, and the verdicts on those that the patterns choose."""
     command = [sys.executable, "-P", str(CASES), url, *patterns]
-    run = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    run = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=TIMEOUT).stdout)
     return run["cases"], run["verdicts"]
 
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
+from tests.support.waiting import wait_until
+
 if TYPE_CHECKING:
     from tests.integration.conftest import Gateway, RedisServer, StartGateway
 
@@ -538,8 +540,6 @@ def test_nothing_is_left_behind(gateway: StartGateway, end: str) -> None:
 
         getattr(demo, end)()
 
-        deadline = os.times().elapsed + 10
-        while any(map(lives, started)):
-            assert os.times().elapsed < deadline, "a child outlived the gateway"
+        wait_until(lambda: not any(map(lives, started)), lambda: f"the end of {[pid for pid in started if lives(pid)]}")
         if end == "terminate":
             assert [*Path(place).iterdir()] == []

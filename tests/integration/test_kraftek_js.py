@@ -62,7 +62,7 @@ class Place(Protocol):
 
 def node_options() -> list[str]:
     """Node 22 has a WebSocket; what it became can be tried with Node 20."""
-    asked = subprocess.run(["node", "--print", "typeof WebSocket"], capture_output=True, check=True)
+    asked = subprocess.run(["node", "--print", "typeof WebSocket"], capture_output=True, check=True, timeout=30)
     return [] if asked.stdout.strip() == b"function" else ["--experimental-websocket", "--no-warnings"]
 
 

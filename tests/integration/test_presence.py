@@ -245,7 +245,8 @@ def test_a_gateway_that_ends_takes_more_entries_with_it_than_it_may_say_at_once(
         left = await asyncio.to_thread(presence.until, 600)
         assert Counter(left[300:]) == Counter({("left", user(f"t{n}"), "r", "closed"): 1 for n in range(300)})
         for client in clients:
-            await client.wait_closed()
+            async with asyncio.timeout(30):
+                await client.wait_closed()
 
     asyncio.run(story())
     id_ = staying.wait_log(READY)["id"]

@@ -54,8 +54,10 @@ class Reports:
 
     def until(self, *what: Any) -> list[Any]:
         """As :meth:`expect`, after failed attempts to connect."""
+        failed: list[Any] = []
         while (report := self.next())[0] == "connect_error":
-            pass
+            failed.append(report)
+            assert len(failed) < 1000, f"expected {what}, and attempts to connect fail: {report}"
         assert report[: len(what)] == list(what), f"expected {what}, got {str(report)[:500]}"
         return report[len(what) :]
 
@@ -362,6 +364,7 @@ def test_a_page_beside_a_native_one(
 PAGE = """
     ([transports, text]) => new Promise((resolve, reject) => {
         const socket = io(transports ? { transports } : {});
+        setTimeout(() => reject(new Error("no answer within 30 s")), 30_000);
         socket.on("connect_error", reject);
         socket.on("error", (error) => reject(new Error(JSON.stringify(error))));
         socket.on("connect", () => {

@@ -29,7 +29,7 @@ class Instances:
     def stop(self) -> None:
         for process in self.processes:
             process.kill()
-            process.communicate()
+            process.communicate(timeout=10)
 
 
 def stopped(process: subprocess.Popen[bytes]) -> str:

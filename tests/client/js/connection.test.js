@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { WebSocket as OtherWebSocket } from "ws";
-import { connect, Kraftek, state, told, world } from "./world.js";
+import { connect, Kraftek, state, told, until, world } from "./world.js";
 
 test("authenticates with what the callback says, and is ready", async (t) => {
   const here = await world(t);
@@ -268,12 +268,12 @@ test("a callback that answers too late is not heard", async (t) => {
   let answer;
   const client = here.connect({ token: () => new Promise((resolve) => (answer = resolve)) });
   const peer = await here.peer();
-  while (!answer) await new Promise(setImmediate);
+  await until(() => answer, "a question for a token");
   const late = answer;
   client.open();
   assert.equal(await peer.gone, 1000);
   const next = await here.peer();
-  while (answer === late) await new Promise(setImmediate);
+  await until(() => answer !== late, "another question for a token");
   late("late");
   answer("in time");
   assert.equal((await next.admit()).token, "in time");

@@ -5,10 +5,39 @@ import { WebSocketServer } from "ws";
 /** The client under test: the one that was installed. */
 export const { Kraftek, KraftekError, connect } = await import(process.env.KRAFTEK_JS);
 
+const PATIENCE = 10_000;
+
+/** What `promise` becomes; after `PATIENCE` it fails with what was awaited, and what there was instead. */
+async function within(promise, what, instead) {
+  let timer;
+  const late = new Promise((_, reject) => {
+    timer = setTimeout(() => reject(new Error(`not within ${PATIENCE} ms: ${what}; instead ${instead()}`)), PATIENCE);
+  });
+  try {
+    return await Promise.race([promise, late]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/** Returns as soon as `seen` is true. */
+export async function until(seen, what) {
+  const end = performance.now() + PATIENCE;
+  while (!seen()) {
+    if (performance.now() > end) throw new Error(`not within ${PATIENCE} ms: ${what}`);
+    await new Promise(setImmediate);
+  }
+}
+
 /** Values in the order of their coming, for who waits for them. */
 class Line {
+  #what;
   #values = [];
   #waiting = [];
+
+  constructor(what) {
+    this.#what = what;
+  }
 
   push(value) {
     const next = this.#waiting.shift();
@@ -18,7 +47,7 @@ class Line {
 
   next() {
     if (this.#values.length) return Promise.resolve(this.#values.shift());
-    return new Promise((resolve) => this.#waiting.push(resolve));
+    return within(new Promise((resolve) => this.#waiting.push(resolve)), this.#what, () => "nothing");
   }
 
   get length() {
@@ -28,8 +57,13 @@ class Line {
 
 /** The gateway's end of one connection. */
 class Peer {
-  messages = new Line();
-  gone = new Promise((resolve) => (this.left = resolve));
+  messages = new Line("a message of the client");
+  #gone = new Promise((resolve) => (this.left = resolve));
+
+  /** The code with which the client's socket was closed. */
+  get gone() {
+    return within(this.#gone, "the end of the client's socket", () => `${this.messages.length} messages`);
+  }
 
   constructor(socket) {
     this.socket = socket;
@@ -112,7 +146,7 @@ export class Clock {
 /** A server, and clients of it. `t` is the test, which takes them down. */
 export async function world(t) {
   const server = new WebSocketServer({ port: 0, host: "127.0.0.1" });
-  const peers = new Line();
+  const peers = new Line("a connection of the client");
   server.on("connection", (socket) => {
     const peer = new Peer(socket);
     peer.say("connected", { socketId: "gateway.socket" });
@@ -157,11 +191,16 @@ export function state(client, wanted) {
 
 /** What a listener is told next, the first argument alone. */
 export function told(client, type, matches = () => true) {
-  return new Promise((resolve) => {
+  const others = [];
+  const first = new Promise((resolve) => {
     client.on(type, function heard(what) {
-      if (!matches(what)) return;
+      if (!matches(what)) {
+        others.push(what);
+        return;
+      }
       client.off(type, heard);
       resolve(what);
     });
   });
+  return within(first, `"${type}"`, () => JSON.stringify(others));
 }

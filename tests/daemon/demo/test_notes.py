@@ -402,7 +402,7 @@ def test_everything_can_have_a_prefix(redis_server: PrivateRedis) -> None:
         with gateway.redis.pubsub(ignore_subscribe_messages=True) as told:
             told.subscribe("paper:events:broadcast")
             gateway.redis.publish("paper:events:stickyNotes", json.dumps(event))
-            assert next(told.listen())
+            assert wait_until(lambda: told.get_message(timeout=1), "a word of the service")
         assert gateway.redis.keys() == ["paper:notes:kitchen"]
 
 

@@ -9,7 +9,7 @@ import gc
 import os
 import socket
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -28,6 +28,9 @@ from kraftek.contract.settings import Limits
 from kraftek.edge.websocket.frames import frame
 from kraftek.edge.websocket.outbox import Outbox
 from tests.edge.websocket.edge import Edge, handshake
+
+MANY = 10_000
+"""Rounds that are enough for everything here: what is not done by then never is."""
 
 NO_PORT: Any = None
 """What accepted the connection; Twisted keeps it for its own messages."""
@@ -78,10 +81,21 @@ class Line:
     def drain(self) -> bytes:
         """What arrives when the client reads all there is."""
         data = self.arrived()
-        while self.waits:
+        for _ in range(MANY):
+            if not self.waits:
+                return data
             self.near.doWrite()
             data += self.arrived()
-        return data
+        raise AssertionError("there is always more to be written")
+
+    def fill(self, full: Callable[[], bool], much: bytes) -> bytes:
+        """Say ``much`` until it is full; all that was said, in frames."""
+        for number in range(MANY):
+            if full():
+                return text(much) * number
+            self.say(much)
+            self.edge.settle()
+        raise AssertionError("it is never full")
 
     def lose(self) -> None:
         """The connection is gone."""
@@ -164,12 +178,7 @@ def test_what_autobahn_says_keeps_its_place(line: Line) -> None:
 
 
 def test_what_does_not_fit_follows_in_order_and_then_it_is_sent_at_once_again(line: Line) -> None:
-    much = os.urandom(60_000)
-    sent = b""
-    while not line.waits:
-        line.say(much)
-        sent += text(much)
-        line.edge.settle()
+    sent = line.fill(lambda: line.waits, os.urandom(60_000))
     line.say(b"more")
     line.edge.settle()
     assert line.drain() == sent + text(b"more")
@@ -179,12 +188,7 @@ def test_what_does_not_fit_follows_in_order_and_then_it_is_sent_at_once_again(li
 
 
 def test_a_client_that_does_not_read_gets_all_of_it_in_order_once_it_reads(line: Line) -> None:
-    much = os.urandom(60_000)
-    sent = b""
-    while not line.outbox.blocked:
-        line.say(much)
-        sent += text(much)
-        line.edge.settle()
+    sent = line.fill(lambda: line.outbox.blocked, os.urandom(60_000))
     for number in range(10):
         line.say(b"%d" % number)
         sent += text(b"%d" % number)
@@ -196,12 +200,7 @@ def test_a_client_that_does_not_read_gets_all_of_it_in_order_once_it_reads(line:
 
 
 def test_a_goodbye_follows_what_waits(line: Line) -> None:
-    much = os.urandom(60_000)
-    sent = b""
-    while not line.outbox.blocked:
-        line.say(much)
-        sent += text(much)
-        line.edge.settle()
+    sent = line.fill(lambda: line.outbox.blocked, os.urandom(60_000))
     line.say(b"last")
     line.outbox.close(1001, "")
     line.say(b"too late")
@@ -211,9 +210,7 @@ def test_a_goodbye_follows_what_waits(line: Line) -> None:
 def test_past_the_bound_the_last_word_follows_what_was_sent() -> None:
     line = Line(Limits(unsent_bytes=1000))
     line.arrived()
-    while not line.outbox.blocked:
-        line.say(b"x" * 60_000)
-        line.edge.settle()
+    line.fill(lambda: line.outbox.blocked, b"x" * 60_000)
     line.say(b"y" * 990)
     line.say(b"z" * 990)
     arrived = line.drain()
