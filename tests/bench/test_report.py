@@ -127,4 +127,6 @@ def test_the_chart_is_well_formed_and_names_everybody() -> None:
 
 
 def test_the_chart_of_nothing_is_a_chart() -> None:
-    ET.fromstring(chart.svg([]))
+    drawn = ET.fromstring(chart.svg([]))
+    assert drawn.tag == "{http://www.w3.org/2000/svg}svg"
+    assert [element.tag.rpartition("}")[2] for element in drawn] == ["style", "rect"]

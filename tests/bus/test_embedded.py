@@ -131,6 +131,7 @@ class EmbeddedRedisTest(TestCase):
 
     async def test_stop_without_start(self) -> None:
         await self.embedded.stop()
+        self.assert_nothing_left()
 
     async def test_death_is_reported_once_and_stop_still_cleans_up(self) -> None:
         url = await self.embedded.start()

@@ -83,7 +83,11 @@ def outcome(name: str) -> Registration | PeerError:
         return error
 
 
-@given(st.text(max_size=200) | st.text(":notes \n", max_size=20).map("notes:{}".format))
+@given(
+    st.text(max_size=200)
+    | st.text(":notes \n", max_size=20).map("notes:{}".format)
+    | st.tuples(st.just("notes"), st.text(max_size=5), st.text(max_size=5)).map(":".join)
+)
 def test_any_text_is_routed_or_an_invalid_event(name: str) -> None:
     found = outcome(name)
     if isinstance(found, PeerError):

@@ -21,6 +21,7 @@ def listening() -> Iterator[socket.socket]:
 
 
 def test_nobody_is_told_who_did_not_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "socket", lambda *_: pytest.fail("it made a socket to tell somebody"))
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     notify("READY=1")
     monkeypatch.setenv("NOTIFY_SOCKET", "")
@@ -46,6 +47,12 @@ def test_an_abstract_socket_is_told(listening: socket.socket, monkeypatch: pytes
     assert listening.recv(100) == b"READY=1"
 
 
-def test_a_socket_that_is_gone_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
+def test_a_socket_that_is_not_there_stops_nothing(
+    listening: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "late")
+    monkeypatch.setenv("NOTIFY_SOCKET", path)
+    notify("READY=1")
+    listening.bind(path)
     notify("STOPPING=1")
+    assert listening.recv(100) == b"STOPPING=1"

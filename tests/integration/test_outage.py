@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pytest
+from redis import Redis
 
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from redis import Redis
-
     from tests.integration.conftest import Client, Connect, RedisServer, StartGateway, StartService
 
 CHANNEL = "events:stickyNotes"
@@ -129,18 +130,23 @@ def test_sigint(redis_server: RedisServer, gateway: StartGateway, connect: Conne
 
 @pytest.mark.redis
 def test_embedded_redis_goes_with_the_gateway(gateway: StartGateway, connect: Connect) -> None:
-    process = gateway(args=("--redis", "embedded:"))
-    ada = connect(process, token="ada", room="r1")
-    ada.send("stickyNotes:note:echo", payload={})
-    ada.expect_error("SERVICE_UNAVAILABLE")
-    process.terminate()
+    with TemporaryDirectory() as place:
+        process = gateway(args=("--redis", "embedded:"), env={"TMPDIR": place})
+        ada = connect(process, token="ada", room="r1")
+        ada.send("stickyNotes:note:echo", payload={})
+        ada.expect_error("SERVICE_UNAVAILABLE")
+        (directory,) = Path(place).iterdir()
+        with Redis(unix_socket_path=str(directory / "redis.sock")) as client:
+            server = Path("/proc", str(client.info()["process_id"]))
+        process.terminate()
+        assert not server.exists()
+        assert not directory.exists()
 
 
 def test_port_in_use(redis_server: RedisServer, gateway: StartGateway) -> None:
     first = gateway(redis_server)
     import subprocess
     import sys
-    from pathlib import Path
 
     second = subprocess.run(
         [sys.executable, str(Path(sys.prefix) / "bin/twistd"), "--nodaemon", "--pidfile=", "kraftek-gateway",

@@ -86,6 +86,7 @@ def test_nobody_waits_for_a_channel_to_end_while_redis_is_away(place: Place) -> 
         place.redis.start()
         await backend.unsubscribe("second")
         await backend.unsubscribe("never")
+        assert place.redis.call("PUBSUB", "CHANNELS") == []
         await backend.close()
 
     asyncio.run(asyncio.wait_for(play(), 20.0))
@@ -99,6 +100,7 @@ def test_a_door_closes_though_a_channel_is_about_to_end(place: Place) -> None:
         await backend.close()
 
     asyncio.run(asyncio.wait_for(play(), 20.0))
+    wait_until(lambda: place.redis.call("PUBSUB", "CHANNELS") == [], "the end of the connection")
 
 
 class OverTwisted(TestCase):

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred
 from twisted.internet.error import ProcessTerminated
 from twisted.internet.protocol import ProcessProtocol
 from twisted.internet.task import Clock
@@ -213,8 +212,12 @@ class ProcessTest(LoggedTestCase):
 
         assert not self.alive(pid)
 
-    def test_stops_before_it_has_begun(self) -> Deferred[None]:
-        return self.service.stopService()
+    async def test_stops_before_it_has_begun(self) -> None:
+        pid = self.pid()  # of a process that Python has not even begun to run in
+
+        await self.service.stopService()
+
+        assert not self.alive(pid)
 
 
 class BoardTest(TestCase):

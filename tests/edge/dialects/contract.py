@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 from hypothesis import HealthCheck, example, given, settings
@@ -102,6 +103,10 @@ class DialectContract:
         """How clients write messages: an ``Authenticate`` with the token ``SECRET`` among them, and each other kind."""
 
     @abstractmethod
+    def mistakes(self) -> Sequence[Wire]:
+        """What is refused, and closes nothing."""
+
+    @abstractmethod
     def delivered(self, outgoing: Outgoing) -> tuple[str, Any]:
         """The type and the payload's value that a client reads of an encoded ``Delivery``."""
 
@@ -167,9 +172,18 @@ class DialectContract:
         if isinstance(refused, PeerError):
             assert SECRET not in repr((refused.message, refused.args, refused.event_type, refused.id))
 
+    def test_the_next_good_message_is_understood(self) -> None:
+        assert self.mistakes()
+        for mistake, (wire, message) in product(self.mistakes(), self.examples()):
+            dialect = self.make()
+            refused = self.outcome(dialect, mistake)
+            assert isinstance(refused, PeerError)
+            assert not refused.closes
+            assert same(self.outcome(dialect, wire), message)
+
     @inherited
     @given(st.binary(max_size=50), st.booleans())
-    def test_the_next_good_message_is_understood(self, garbage: bytes, binary: bool) -> None:
+    def test_garbage_closes_or_the_next_good_message_is_understood(self, garbage: bytes, binary: bool) -> None:
         for wire, message in self.examples():
             dialect = self.make()
             refused = self.outcome(dialect, [(garbage, binary)])

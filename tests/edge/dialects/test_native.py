@@ -44,6 +44,9 @@ class TestNativeDialect(DialectContract):
     def examples(self) -> Sequence[tuple[Wire, Inbound]]:
         return [([(text.encode(), False)], message) for text, message in UNDERSTOOD]
 
+    def mistakes(self) -> Sequence[Wire]:
+        return [[(b"", False)], [(b'{"type":7}', False)], [(b'{"type":"join","payload":{"roomId":7}}', False)]]
+
     def delivered(self, outgoing: Outgoing) -> tuple[str, Any]:
         read = json.loads(outgoing.text)
         return read["type"], read["payload"]

@@ -69,6 +69,13 @@ class TestSocketIODialect(DialectContract):
             ),
         ]
 
+    def mistakes(self) -> Sequence[Wire]:
+        return [
+            [(b'2["join",{"roomId":7}]', False)],
+            [(b'27["authenticate",{"token":7}]', False)],
+            [(b'51-["join",{"x":{"_placeholder":true,"num":0}}]', False), (b"\0", True)],
+        ]
+
     def delivered(self, outgoing: Outgoing) -> tuple[str, Any]:
         assert outgoing.text[:2] == b"42"
         name, payload = json.loads(outgoing.text[2:])
