@@ -22,7 +22,7 @@ from zope.interface import implementer
 from kraftek.bus.connections import RedisConnection
 from kraftek.bus.endpoint import Backoff, RedisEndpoint
 from kraftek.bus.resp import Argument
-from kraftek.contract.consumer_groups import FORGET, FORGOTTEN_AFTER, JOIN
+from kraftek.contract.consumer_groups import CLAIM, FORGET, FORGOTTEN_AFTER, JOIN
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import EntryListener, IBus, IBusListener, IReading
 from kraftek.contract.lua import Script
@@ -33,27 +33,6 @@ __all__ = ["Reading", "ReadingConnection"]
 
 BATCH = 100
 """Entries taken from the dead at a time."""
-
-# An entry that was trimmed away while it was being handled is nobody's any more (6.2 still hands out its empty shell).
-TAKE = Script("""
-local stream, group, me, idle, most, whose = KEYS[1], unpack(ARGV)
-local known, taken = {}, {}
-for i = 6, #ARGV do known[ARGV[i]] = true end
-local search = {'XPENDING', stream, group, 'IDLE', idle, '-', '+', most + #ARGV - 5}
-if whose ~= '' then search[#search + 1] = whose end
-for _, found in ipairs(redis.call(unpack(search))) do
-    local id, delivered = found[1], found[4]
-    if not known[id] then
-        local entry = redis.call('XCLAIM', stream, group, me, idle, id)[1]
-        if entry then
-            taken[#taken + 1] = {id, entry[2], delivered + 1}
-        else
-            redis.call('XACK', stream, group, id)
-        end
-    end
-end
-return taken
-""")
 
 FINISH = Script("""
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
@@ -202,8 +181,8 @@ class Reading(ClientService):
         await connection.evaluate(FORGET, self._name, self._group, FORGOTTEN_AFTER)
 
     async def _take(self, connection: ReadingConnection, most: int, idle: float, whose: str) -> int:
-        about = (self._group, self._consumer, int(idle * 1000), most, whose)
-        taken = await connection.evaluate(TAKE, self._name, *about, *self._open)
+        about = (self._group, self._consumer, int(idle * 1000), most, whose, 0, 0)
+        taken = await connection.evaluate(CLAIM, self._name, *about, *self._open)
         for entry_id, fields, delivered in taken:
             self._hand_over(entry_id, fields, delivered)
         return len(taken)

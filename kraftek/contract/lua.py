@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from hashlib import sha1
+from importlib.resources import files
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-__all__ = ["ForEach", "Receipt", "Script", "Value"]
+__all__ = ["ForEach", "Receipt", "Script", "Value", "lua"]
 
 Receipt = Callable[[Any], None]
 """Who is told what became of a message, as :meth:`kraftek.contract.interfaces.IBus.run` has it."""
@@ -24,6 +25,20 @@ Value = str | int
 
 Pack = Callable[[list[Any]], tuple[Sequence[Sequence[Value]], Sequence[bytes]]]
 """Makes of messages what :class:`ForEach` gives to Redis: each value of all of them, then the next, and the bodies."""
+
+
+def lua(package: str, *names: str, **numbers: int) -> str:
+    """The files ``NAME.lua`` of a package, joined in this order; what it does not have is taken from this one.
+
+    ``numbers`` come before them as local variables. Raises ``FileNotFoundError`` for a file that neither has.
+    """
+    given = [f"local {name} = {number:d}" for name, number in numbers.items()]
+    return "\n".join([*given, *(_text(package, f"{name}.lua") for name in names)])
+
+
+def _text(package: str, name: str) -> str:
+    own = files(package).joinpath(name)
+    return (own if own.is_file() else files(__package__).joinpath(name)).read_text("utf-8")
 
 
 class Script(Struct, frozen=True, dict=True):

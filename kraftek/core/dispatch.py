@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import IBus, IServiceRegistry
-from kraftek.contract.lua import ForEach, Receipt, Script, Value
+from kraftek.contract.lua import ForEach, Receipt, Script, Value, lua
 from kraftek.contract.messages import Envelope
 from kraftek.contract.names import place_of, stream_of
 from kraftek.contract.settings import Registration
@@ -26,56 +26,13 @@ __all__ = ["FULL", "Dispatch", "once", "target_of"]
 FULL = -3
 """The receipt of an event that was not taken, because as many as may be wait in the service's stream."""
 
-_TRIM = """
-local function smaller(one, other)
-    local ms, seq = one:match('(%d+)-(%d+)')
-    local other_ms, other_seq = other:match('(%d+)-(%d+)')
-    if ms == other_ms then return tonumber(seq) < tonumber(other_seq) end
-    return tonumber(ms) < tonumber(other_ms)
-end
-
-local function trim(stream)
-    local unhandled
-    for _, group in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
-        local about = {}
-        for i = 1, #group, 2 do about[group[i]] = group[i + 1] end
-        local first
-        if about.pending > 0 then
-            first = redis.call('XPENDING', stream, about.name)[2]
-        else
-            local ms, seq = about['last-delivered-id']:match('(%d+)-(%d+)')
-            first = string.format('%s-%d', ms, seq + 1)
-        end
-        if not unhandled or smaller(first, unhandled) then unhandled = first end
-    end
-    if unhandled then redis.call('XTRIM', stream, 'MINID', unhandled) end
-    return redis.call('XLEN', stream)
-end
-"""
-
-# Not MAXLEN, which throws away what nobody has handled: what every group has handled goes, and then nothing more fits.
 _SEND = {
-    "pubsub": """
-local function send(channel, body)
-    return redis.call('PUBLISH', channel, body)
-end
-""",
-    "stream": f"""{_TRIM}
-local function send(stream, body, most)
-    if redis.call('XLEN', stream) >= most and trim(stream) >= most then return {FULL} end
-    redis.call('XADD', stream, '*', 'event', body)
-    return 1
-end
-""",
+    "pubsub": "local function send(channel, body) return redis.call('PUBLISH', channel, body) end",
+    "stream": lua(__package__, "fields", "trim", "send_to_stream", FULL=FULL),
 }
+"""How one event goes to a service, by the service's transport."""
 
-TRIM = Script(f"""{_TRIM}
-local waiting = 0
-for _, stream in ipairs(KEYS) do
-    if redis.call('EXISTS', stream) == 1 then waiting = waiting + trim(stream) end
-end
-return waiting
-""")
+TRIM = Script(lua(__package__, "fields", "trim", "trim_streams"))
 
 _encode = msgspec.json.Encoder().encode
 _socket_id = attrgetter("socket_id")

@@ -30,8 +30,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from kraftek.contract.consumer_groups import FORGOTTEN_AFTER, JOIN
-from kraftek.contract.lua import Script
+from kraftek.contract.consumer_groups import CLAIM, FORGOTTEN_AFTER, JOIN
+from kraftek.contract.lua import Script, lua
 from kraftek.contract.messages import Broadcast
 from kraftek.contract.names import reply_channel
 from kraftek.service.backend import Away, Backend, Complaints, Job, Reader, Rejected, Signal
@@ -54,101 +54,9 @@ PAUSE = 1.0
 DEAD_LENGTH = 10_000
 """Dead letters kept of one stream."""
 
-# A command's first argument says when it is sent: always, or only when nobody heard the one before. What was handled
-# behind one that is still in hand would count as waiting until that is done: where nobody else reads the stream it is
-# removed at once. (Removing all of them costs Redis 8 µs each; what is in order the gateway trims away.)
-COMMIT = Script("""
-local stream, at, heard = KEYS[1], 3, 0
-if stream then
-    local pending = redis.pcall('XPENDING', stream, ARGV[1], ARGV[2], ARGV[2], 1)
-    if pending.err or #pending == 0 then return 0 end
-end
-while ARGV[at] do
-    local last = at + 1 + tonumber(ARGV[at + 1])
-    if ARGV[at] == 'always' or heard == 0 then heard = redis.call(unpack(ARGV, at + 2, last)) end
-    at = last + 1
-end
-if stream then
-    redis.call('XACK', stream, ARGV[1], ARGV[2])
-    local behind = #redis.call('XPENDING', stream, ARGV[1], '-', ARGV[2], 1) > 0
-    if behind and #redis.call('XINFO', 'GROUPS', stream) == 1 then redis.call('XDEL', stream, ARGV[2]) end
-end
-return 1
-""")
-
-# Of the entries that were in hand when an instance died only one is to blame. So one on its last attempt is tried
-# without others of its kind beside it: what dies then is charged to nobody else.
-CLAIM = Script("""
-local stream, group, me, idle, most = KEYS[1], ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
-local attempts, alone = tonumber(ARGV[5]), ARGV[6] == '1'
-local claimed = {}
-for _, found in ipairs(redis.call('XPENDING', stream, group, 'IDLE', idle, '-', '+', most)) do
-    local last = found[4] + 1 == attempts
-    if not (last and alone) then
-        alone = alone or last
-        local entry = redis.call('XCLAIM', stream, group, me, idle, found[1])[1]
-        if entry then
-            claimed[#claimed + 1] = {entry[1], entry[2], found[4] + 1}
-        else
-            redis.call('XACK', stream, group, found[1])
-        end
-    end
-end
-return claimed
-""")
-
-# Instances in order of their names, so that all see the same order: the first ones take what does not divide.
-SHARE = Script("""
-local me, ttl, leaving = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1'
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-redis.call('ZADD', KEYS[1], now + ttl, me)
-if leaving then redis.call('ZREM', KEYS[1], me) end
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
-local share = 0
-if not leaving then
-    local all, leases = redis.call('ZRANGE', KEYS[1], 0, -1), #KEYS - 1
-    table.sort(all)
-    share = math.floor(leases / #all)
-    for rank = 1, leases % #all do
-        if all[rank] == me then share = share + 1 end
-    end
-end
-local held = {}
-for i = 2, #KEYS do
-    if redis.call('GET', KEYS[i]) == me then
-        redis.call('PEXPIRE', KEYS[i], ttl)
-        held[#held + 1] = i - 2
-    end
-end
-for i = 2, #KEYS do
-    if #held < share and redis.call('SET', KEYS[i], me, 'NX', 'PX', ttl) then held[#held + 1] = i - 2 end
-end
-return {share, held}
-""")
-
-# Asks for the lease in the same breath: who was stopped in his tracks and lost it takes nothing.
-TAKE = Script("""
-local lease, stream, group, me = KEYS[1], KEYS[2], ARGV[1], ARGV[2]
-if redis.call('GET', lease) ~= me then return {} end
-local left = redis.call('XPENDING', stream, group, '-', '+', 1)[1]
-while left do
-    local entry = redis.call('XCLAIM', stream, group, me, 0, left[1])[1]
-    if entry then return {entry[1], entry[2], left[4] + 1} end
-    redis.call('XACK', stream, group, left[1])
-    left = redis.call('XPENDING', stream, group, '-', '+', 1)[1]
-end
-local read = redis.call('XREADGROUP', 'GROUP', group, me, 'COUNT', 1, 'STREAMS', stream, '>')
-if read then
-    local entry = read[1][2][1]
-    return {entry[1], entry[2], 1}
-end
-for _, about in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
-    local known = {}
-    for i = 1, #about, 2 do known[about[i]] = about[i + 1] end
-    if known.name == group then return {known['last-delivered-id']} end
-end
-""")
+COMMIT = Script(lua(__package__, "commit"))
+SHARE = Script(lua(__package__, "time", "share"))
+TAKE_NEXT = Script(lua(__package__, "claimed", "fields", "take_next"))
 
 RELEASE = Script("""
 if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
@@ -308,7 +216,7 @@ class Instance:
         free = 0 if self._stopping else processor.concurrency - len(self._entries)
         if free:
             last = any(entry.delivered == processor.attempts > 1 for entry in self._entries.values())
-            stale = (int(processor.claim_after * 1000), free, processor.attempts, int(last))
+            stale = (int(processor.claim_after * 1000), free, "", processor.attempts, int(last))
             for entry_id, fields, delivered in await self._backend.run(CLAIM, [stream], [*me, *stale]):
                 self._take(stream, entry_id, fields, delivered)
 
@@ -353,7 +261,7 @@ class Instance:
         stream = processor.streams[number]
         await self._backend.run(JOIN, [stream], [processor.name, FORGOTTEN_AFTER])
         while self._followed[number] and not self._stopping:
-            taken = await self._backend.run(TAKE, [lease, stream], [processor.name, self.name])
+            taken = await self._backend.run(TAKE_NEXT, [lease, stream], [processor.name, self.name])
             if not taken:
                 return  # the lease is another's by now
             if len(taken) == 1:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from kraftek.contract.lua import Script
+from kraftek.contract.lua import Script, lua
 
 
 def test_the_digest_is_sha1_of_the_source() -> None:
@@ -20,3 +22,19 @@ def test_a_script_stays_as_it_is() -> None:
     script = Script("return 1")
     with pytest.raises(AttributeError):
         script.source = "return 2"  # type: ignore[misc]
+
+
+def test_files_are_joined_in_order_after_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "scripted"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "first.lua").write_text("-- first\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    text = lua("scripted", "fields", "first", MOST=3, LEAST=-1)
+    assert text.startswith("local MOST = 3\nlocal LEAST = -1\n-- fields(reply)")
+    assert text.endswith("-- first\n")
+
+
+def test_a_missing_file_is_told() -> None:
+    with pytest.raises(FileNotFoundError, match=r"missing\.lua"):
+        lua("kraftek.core", "missing")

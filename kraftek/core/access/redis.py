@@ -26,7 +26,7 @@ from twisted.logger import Logger
 
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import IBus
-from kraftek.contract.lua import Script
+from kraftek.contract.lua import Script, lua
 from kraftek.contract.messages import Grant
 
 __all__ = ["CLEAR", "LOOK_UP", "STORE", "Found", "Kept", "SharedAnswers", "token_key", "user_key"]
@@ -58,136 +58,9 @@ def user_key(user_id: str) -> str:
     return f"access:user:{user_id}"
 
 
-# Microseconds, and no %g of them anywhere: a Lua number holds them exactly, its usual text does not.
-_COMMON = """
-local time = redis.call('TIME')
-local now = time[1] * 1000000 + time[2]
-
-local function text(microseconds)
-  return string.format('%.0f', microseconds)
-end
-
-local function extend(key, milliseconds)
-  if redis.call('PTTL', key) < milliseconds then
-    redis.call('PEXPIRE', key, milliseconds)
-  end
-end
-
--- When something of this user was last found missing, as far as it matters to who asked then. Looks for it first.
--- What had its end since may have expired or have been deleted before: that counts as missing, too. What a missing
--- set leaves behind goes with it, lest a later answer about the same token bring it back.
-local function taken(ledger, user, tokens, digest, asked, memory)
-  local at, set, hash = unpack(redis.call('HMGET', ledger, 'taken', 'user', digest))
-  if set and tonumber(set) > asked and redis.call('EXISTS', user) == 0 then
-    for _, field in ipairs(redis.call('HKEYS', ledger)) do
-      if #field == #digest then
-        redis.call('DEL', tokens .. field)
-      end
-    end
-    redis.call('DEL', ledger)
-  elseif hash and tonumber(hash) > asked
-      and (redis.call('EXISTS', tokens .. digest) == 0 or redis.call('SISMEMBER', user, digest) == 0) then
-    redis.call('DEL', tokens .. digest)
-    redis.call('HDEL', ledger, digest)
-  else
-    return tonumber(at or 0)
-  end
-  redis.call('HSET', ledger, 'taken', text(now))
-  extend(ledger, memory)
-  return now
-end
-"""
-
-LOOK_UP = Script(
-    _COMMON
-    + """
--- KEYS: the beginnings of tokens', users' and ledgers' keys
--- ARGV: digest, room, the user who it was last time or nothing, milliseconds that the ledger lives at least
-local tokens, users, ledgers, digest, user = KEYS[1], KEYS[2], KEYS[3], ARGV[1], ARGV[3]
-local answer = redis.call('HGET', tokens .. digest, ARGV[2])
-if answer then
-  local readable, yes = pcall(cjson.decode, answer)
-  if readable and type(yes) == 'table' and type(yes.userId) == 'string' then
-    user = yes.userId
-    if redis.call('SISMEMBER', users .. user, digest) == 1 then
-      return {text(now), answer}
-    end
-  end
-end
-if user ~= '' then
-  taken(ledgers .. user, users .. user, tokens, digest, now, tonumber(ARGV[4]))
-end
-return {text(now), false}
-"""
-)
-
-STORE = Script(
-    _COMMON
-    + """
--- KEYS: the beginning of tokens' keys, the user's set, the ledger
--- ARGV: digest, room, answer, milliseconds that it may be kept, time of the look before the question,
---       milliseconds that the ledger lives at least
-local tokens, user, ledger, digest = KEYS[1], KEYS[2], KEYS[3], ARGV[1]
-local token = tokens .. digest
-local keep, asked, memory = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-if taken(ledger, user, tokens, digest, asked, memory) > asked then
-  return 0
-end
-if keep == 0 then
-  return 1
-end
-if redis.call('SISMEMBER', user, digest) == 0 then
-  -- Whatever the token's hash still holds does not count: it must not by this.
-  redis.call('DEL', token)
-end
-redis.call('HSET', token, ARGV[2], ARGV[3])
-local new = redis.call('SADD', user, digest)
--- A second more: when a key expires, what was in it has run out.
-for field, key in pairs({[digest] = token, user = user}) do
-  extend(key, keep + 1000)
-  -- In whole milliseconds, rounded up: no deletion is to look like an expiry.
-  redis.call('HSET', ledger, field, text(now + (redis.call('PTTL', key) + 1) * 1000))
-end
-extend(ledger, keep + 1000 + memory)
-if new == 1 then
-  -- Who is never away never expires: forget some of the user's old tokens with each new one.
-  local sample = redis.call('HRANDFIELD', ledger, 4, 'WITHVALUES')
-  for i = 1, #sample, 2 do
-    if #sample[i] == #digest and tonumber(sample[i + 1]) + memory * 1000 < now then
-      redis.call('HDEL', ledger, sample[i])
-      redis.call('SREM', user, sample[i])
-    end
-  end
-end
-return 1
-"""
-)
-
-CLEAR = Script(
-    _COMMON
-    + """
--- KEYS: the user's set, the beginning of tokens' keys, the ledger
--- ARGV: 1 for one room alone and that room, milliseconds that the ledger lives at least
-local user, ledger, one_room = KEYS[1], KEYS[3], ARGV[1] == '1'
-for _, digest in ipairs(redis.call('SMEMBERS', user)) do
-  local token = KEYS[2] .. digest
-  if one_room then
-    redis.call('HDEL', token, ARGV[2])
-    if redis.call('EXISTS', token) == 0 then
-      redis.call('HDEL', ledger, digest)
-    end
-  else
-    redis.call('DEL', token)
-  end
-end
-if not one_room then
-  redis.call('DEL', user, ledger)
-end
-redis.call('HSET', ledger, 'taken', text(now))
-extend(ledger, tonumber(ARGV[3]))
-return 1
-"""
-)
+LOOK_UP = Script(lua(__package__, "time", "ledger", "look_up"))
+STORE = Script(lua(__package__, "time", "ledger", "store"))
+CLEAR = Script(lua(__package__, "time", "ledger", "clear"))
 
 
 class SharedAnswers:

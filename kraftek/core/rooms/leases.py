@@ -18,7 +18,7 @@ from zope.interface import implementer
 
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import IBus, IBusListener, IRooms
-from kraftek.contract.lua import Script
+from kraftek.contract.lua import Script, lua
 from kraftek.contract.metrics import Counters
 from kraftek.core.rooms.room_cache import ENTRIES_AT_ONCE, LOST_GATEWAYS, Entry, entries_of
 
@@ -42,45 +42,9 @@ GATEWAYS = "gateways"
 
 LOOKED = "gateways:looked"
 
-_NOW = """
-local time = redis.call('TIME')
-local now = time[1] + time[2] / 1000000
-"""
-
-RENEW = Script(f"""{_NOW}
-local known = redis.call('ZSCORE', KEYS[1], ARGV[1])
-redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
-return known and 1 or 0
-""")
-
-# After an outage all leases have run out, and whoever comes back first would sweep all others.
-FIND_LOST = Script(f"""{_NOW}
-local gateways, lost, looked, prefix = unpack(KEYS)
-local lease, outage, most = unpack(ARGV)
-local before = tonumber(redis.call('GET', looked) or 0)
-redis.call('SET', looked, string.format('%.6f', now))
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', gateways, '-inf', now)) do
-    if now - before > tonumber(outage) then
-        redis.call('ZADD', gateways, now + lease, id)
-    else
-        local entries = prefix .. id .. ':entries'
-        redis.call('SUNIONSTORE', lost, lost, entries)
-        redis.call('DEL', entries)
-        redis.call('ZREM', gateways, id)
-    end
-end
-return redis.call('SRANDMEMBER', lost, most)
-""")
-
-# What could not be removed from the room cache is left to the others.
-RELEASE = Script("""
-if redis.call('EXISTS', KEYS[2]) == 1 then
-    redis.call('ZADD', KEYS[1], 0, ARGV[1])
-else
-    redis.call('ZREM', KEYS[1], ARGV[1])
-end
-return 0
-""")
+RENEW = Script(lua(__package__, "time", "renew_lease"))
+FIND_LOST = Script(lua(__package__, "time", "find_lost"))
+RELEASE = Script(lua(__package__, "release_lease"))
 
 _decode = msgspec.json.Decoder(Entry).decode
 

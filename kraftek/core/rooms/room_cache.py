@@ -26,7 +26,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from kraftek.contract.interfaces import IBus, IRooms, IServiceRegistry
-from kraftek.contract.lua import Script
+from kraftek.contract.lua import Script, lua
 from kraftek.contract.messages import Envelope
 from kraftek.contract.names import place_of
 from kraftek.contract.settings import Registration
@@ -45,83 +45,9 @@ ENTRIES_AT_ONCE = 200
 JOINED = "gateway:client:joined"
 LEFT = "gateway:client:left"
 
-# KEYS: the set that names the entries, LOST; then for each entry its room, string and sockets, and where each service
-# with presence reads. ARGV: how many services these are, and of each how long its stream may be, 0 for a channel; then
-# for each entry its user, socket, name, and what services are told. One that cannot be told (its key is no stream)
-# keeps nothing from being written, and nobody else from being told: the answer then ends with where and why.
-_EACH = """
-local services, failure = tonumber(ARGV[1]), {}
-local function each(change)
-    local key, arg = 3, services + 2
-    while key <= #KEYS do
-        local function tell()
-            for i = 1, services do
-                local place, most, told = KEYS[key + 2 + i], ARGV[i + 1], nil
-                if most == '0' then
-                    told = redis.pcall('PUBLISH', place, ARGV[arg + 3])
-                else
-                    told = redis.pcall('XADD', place, 'MAXLEN', '~', most, '*', 'event', ARGV[arg + 3])
-                end
-                if type(told) == 'table' then failure = {place, told.err} end
-            end
-        end
-        change(KEYS[key], KEYS[key + 1], KEYS[key + 2], ARGV[arg], ARGV[arg + 1], ARGV[arg + 2], tell)
-        key, arg = key + 3 + services, arg + 4
-    end
-end
-"""
-
-ENTER = Script(f"""{_EACH}
-local displaced
-each(function(room, string, sockets, user, socket, entry, tell)
-    local before = redis.call('HGET', room, user)
-    redis.call('HSET', room, user, socket)
-    redis.call('SET', string, socket)
-    redis.call('SADD', sockets, socket)
-    redis.call('SREM', KEYS[2], entry)
-    redis.call('SADD', KEYS[1], entry)
-    if not before then tell() end
-    displaced = before ~= socket and before
-end)
-return {{displaced or false, unpack(failure)}}
-""")
-
-# Several processes may remove the same entry: the first does.
-LEAVE = Script(f"""{_EACH}
-each(function(room, string, sockets, user, socket, entry, tell)
-    if redis.call('SREM', KEYS[1], entry) == 0 then return end
-    redis.call('SREM', sockets, socket)
-    local heir = redis.call('SRANDMEMBER', sockets)
-    if redis.call('HGET', room, user) == socket then
-        if heir then
-            redis.call('HSET', room, user, heir)
-        else
-            redis.call('HDEL', room, user)
-            tell()
-        end
-    end
-    if redis.call('GET', string) == socket then
-        if heir then redis.call('SET', string, heir) else redis.call('DEL', string) end
-    end
-end)
-return {{0, unpack(failure)}}
-""")
-
-RESTORE = Script(f"""{_EACH}
-local superseded = {{}}
-each(function(room, string, sockets, user, socket, entry, tell)
-    redis.call('SREM', KEYS[2], entry)
-    redis.call('SADD', KEYS[1], entry)
-    redis.call('SADD', sockets, socket)
-    if redis.call('HSETNX', room, user, socket) == 1 then tell() end
-    if redis.call('HGET', room, user) == socket then
-        redis.call('SET', string, socket)
-    else
-        superseded[#superseded + 1] = socket
-    end
-end)
-return {{superseded, unpack(failure)}}
-""")
+ENTER = Script(lua(__package__, "entries", "enter"))
+LEAVE = Script(lua(__package__, "entries", "leave"))
+RESTORE = Script(lua(__package__, "entries", "restore"))
 
 _encode = msgspec.json.Encoder().encode
 

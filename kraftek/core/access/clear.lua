@@ -1,0 +1,20 @@
+-- KEYS: the user's set, the beginning of tokens' keys, the ledger
+-- ARGV: 1 for one room alone and that room, milliseconds that the ledger lives at least
+local user, ledger, one_room = KEYS[1], KEYS[3], ARGV[1] == '1'
+for _, digest in ipairs(redis.call('SMEMBERS', user)) do
+    local token = KEYS[2] .. digest
+    if one_room then
+        redis.call('HDEL', token, ARGV[2])
+        if redis.call('EXISTS', token) == 0 then
+            redis.call('HDEL', ledger, digest)
+        end
+    else
+        redis.call('DEL', token)
+    end
+end
+if not one_room then
+    redis.call('DEL', user, ledger)
+end
+redis.call('HSET', ledger, 'taken', text(now))
+extend(ledger, tonumber(ARGV[3]))
+return 1

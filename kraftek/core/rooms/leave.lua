@@ -1,0 +1,19 @@
+-- Takes entries away, or hands them to another socket of the user. Several processes may remove the same entry: the
+-- first does. Answers with 0, and what failed.
+each(function(room, string, sockets, user, socket, entry, tell)
+    if redis.call('SREM', KEYS[1], entry) == 0 then return end
+    redis.call('SREM', sockets, socket)
+    local heir = redis.call('SRANDMEMBER', sockets)
+    if redis.call('HGET', room, user) == socket then
+        if heir then
+            redis.call('HSET', room, user, heir)
+        else
+            redis.call('HDEL', room, user)
+            tell()
+        end
+    end
+    if redis.call('GET', string) == socket then
+        if heir then redis.call('SET', string, heir) else redis.call('DEL', string) end
+    end
+end)
+return {0, unpack(failure)}

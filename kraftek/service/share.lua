@@ -1,0 +1,28 @@
+-- KEYS: the instances, the leases of all partitions. ARGV: this instance, milliseconds that its leases last, '1' if it
+-- leaves. Answers with how many partitions are its share, and which it holds, from 0.
+-- Instances in order of their names, so that all see the same order: the first ones take what does not divide.
+local me, ttl, leaving = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1'
+local milliseconds = math.floor(now / 1000)
+redis.call('ZADD', KEYS[1], milliseconds + ttl, me)
+if leaving then redis.call('ZREM', KEYS[1], me) end
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', milliseconds)
+local share = 0
+if not leaving then
+    local all, leases = redis.call('ZRANGE', KEYS[1], 0, -1), #KEYS - 1
+    table.sort(all)
+    share = math.floor(leases / #all)
+    for rank = 1, leases % #all do
+        if all[rank] == me then share = share + 1 end
+    end
+end
+local held = {}
+for i = 2, #KEYS do
+    if redis.call('GET', KEYS[i]) == me then
+        redis.call('PEXPIRE', KEYS[i], ttl)
+        held[#held + 1] = i - 2
+    end
+end
+for i = 2, #KEYS do
+    if #held < share and redis.call('SET', KEYS[i], me, 'NX', 'PX', ttl) then held[#held + 1] = i - 2 end
+end
+return {share, held}
