@@ -82,8 +82,7 @@ NODE = Library(
 )
 PYTHON = Library(
     (sys.executable, str(CLIENTS / "client.py")),
-    # It reads the packet in one thread, and the end of the connection in another.
-    frozenset({"server disconnect", "transport error"}),
+    frozenset({"server disconnect"}),
     "client disconnect",
     frozenset({"transport error"}),
 )

@@ -4,14 +4,50 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import sys
 import threading
 from base64 import b64decode, b64encode
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import engineio
 import socketio
 
-client = socketio.Client(reconnection_delay=0.05, reconnection_delay_max=0.2)
+
+class OneAfterTheOther(engineio.Client):  # type: ignore[misc]
+    """The library handles each packet in a thread of its own, and the end of the connection in yet another: they
+    overtake each other, and an attachment the packet that it belongs to. Here nothing is overtaken.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._todo: queue.Queue[Callable[[], Any]] = queue.Queue()
+        self._worker = threading.Thread(target=self._work, daemon=True)
+        self._worker.start()
+
+    def _trigger_event(self, event: str, *args: Any, run_async: bool = False, **options: Any) -> Any:
+        handle = partial(super()._trigger_event, event, *args, **options)
+        if run_async:
+            return self._todo.put(handle)
+        if threading.current_thread() is not self._worker:
+            caught_up = threading.Event()
+            self._todo.put(caught_up.set)
+            caught_up.wait(1.0)  # who is told by the server to leave waits for the thread that reads, which may be us
+        return handle()
+
+    def _work(self) -> None:
+        while True:
+            self._todo.get()()
+
+
+class Client(socketio.Client):  # type: ignore[misc]
+    def _engineio_client_class(self) -> type[OneAfterTheOther]:
+        return OneAfterTheOther
+
+
+client = Client(reconnection_delay=0.05, reconnection_delay_max=0.2)
 one_at_a_time = threading.Lock()
 
 
