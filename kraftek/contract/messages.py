@@ -208,7 +208,7 @@ class Outgoing(Struct, eq=False, gc=False):
 # Gateway ↔ services, on Redis.
 
 
-class Envelope(Struct, frozen=True, rename="camel", omit_defaults=True, gc=False):
+class Envelope(Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True, gc=False):
     """An event as services get it. ``timestamp`` is Unix time in milliseconds; identity is the gateway's own.
 
     ``source``: the service that sent it, when it was no client. ``user_id`` is then that service's word and may be

@@ -36,10 +36,11 @@ class Gateway:
     def __init__(
         self,
         gateway_id: str,
+        *,
+        reply_to: str,
         router: IEventRouter,
         dispatch: Dispatch,
         requests: Requests,
-        reply_to: str,
         admission: Admission,
         roster: Roster,
         limits: Limits,
@@ -115,16 +116,16 @@ class Gateway:
         if grant.permissions is not None and not permits(grant.permissions, event.name):
             raise _about(event, Code.ACCESS_DENIED, "this event is not permitted")
         envelope = Envelope(
-            event.name,
-            user_id,
-            session.socket_id,
-            int(self._now() * 1000),
-            self.gateway_id,
-            self._reply_to,
-            event.payload,
-            room_id,
-            event.id,
-            event.traceparent,
+            event_type=event.name,
+            user_id=user_id,
+            socket_id=session.socket_id,
+            timestamp=int(self._now() * 1000),
+            gateway_id=self.gateway_id,
+            reply_to=self._reply_to,
+            payload=event.payload,
+            room_id=room_id,
+            id=event.id,
+            traceparent=event.traceparent,
         )
         try:
             if event.id is None:

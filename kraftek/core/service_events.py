@@ -146,17 +146,17 @@ class ServiceEvents:
     def _send(self, entry_id: str, event: bytes, sent: Sent) -> None:
         service = self._router.route(sent.event_type)
         envelope = Envelope(
-            sent.event_type,
-            sent.user_id,
-            "",
-            int(self._now() * 1000),
-            self._gateway_id,
-            sent.reply_to or "",
-            sent.payload,
-            sent.room_id,
-            sent.id,
-            sent.traceparent,
-            sent.source,
+            event_type=sent.event_type,
+            user_id=sent.user_id,
+            socket_id="",
+            timestamp=int(self._now() * 1000),
+            gateway_id=self._gateway_id,
+            reply_to=sent.reply_to or "",
+            payload=sent.payload,
+            room_id=sent.room_id,
+            id=sent.id,
+            traceparent=sent.traceparent,
+            source=sent.source,
         )
         self._dispatch.send(service, envelope, partial(self._sent, entry_id, event, sent, service.reply))
 

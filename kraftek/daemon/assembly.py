@@ -102,14 +102,14 @@ def core_of(
     requests = Requests(dispatch, bus, gateway_id, config.limits, counters, clock, now)
     gateway = Gateway(
         gateway_id,
-        router,
-        dispatch,
-        requests,
-        bus.channel_name(replies),
-        admission,
-        roster,
-        config.limits,
-        counters,
+        reply_to=bus.channel_name(replies),
+        router=router,
+        dispatch=dispatch,
+        requests=requests,
+        admission=admission,
+        roster=roster,
+        limits=config.limits,
+        counters=counters,
         now=now,
     )
     deliveries = Deliveries(roster, admission, requests, counters, clock)

@@ -33,7 +33,16 @@ ROOMS = Registration(name="rooms", channel="events:rooms", transport="stream", p
 
 def envelope(text: str = "", room_id: str | None = "board", socket_id: str = "g.1") -> Envelope:
     payload = msgspec.Raw(msgspec.json.encode(text))
-    return Envelope("jobs:job:do", "ann", socket_id, 1, "g", "events:reply:g", payload, room_id)
+    return Envelope(
+        event_type="jobs:job:do",
+        user_id="ann",
+        socket_id=socket_id,
+        timestamp=1,
+        gateway_id="g",
+        reply_to="events:reply:g",
+        payload=payload,
+        room_id=room_id,
+    )
 
 
 class DispatchTest(TestCase):

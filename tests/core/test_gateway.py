@@ -28,14 +28,14 @@ def test_it_is_made_with_a_router_alone() -> None:
     with pytest.raises(Invalid):
         Gateway(
             "gw",
-            object(),  # type: ignore[arg-type]
-            house.gateway._dispatch,
-            house.requests,
-            "replies",
-            house.admission,
-            house.roster,
-            house.limits,
-            house.counters,
+            reply_to="replies",
+            router=object(),  # type: ignore[arg-type]
+            dispatch=house.gateway._dispatch,
+            requests=house.requests,
+            admission=house.admission,
+            roster=house.roster,
+            limits=house.limits,
+            counters=house.counters,
         )
 
 

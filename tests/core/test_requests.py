@@ -269,7 +269,18 @@ ASKED = st.tuples(TEXTS, IDS, NAMES, PLACES, PAYLOADS)
 
 def claim_of(user_id: str, request_id: int | str, name: str, room_id: str | None, payload: str) -> str:
     raw = msgspec.Raw(payload.encode())
-    return _claim(Envelope(name, user_id, "g.1", 1, "g", "events:reply:g", raw, room_id, request_id), request_id)
+    envelope = Envelope(
+        event_type=name,
+        user_id=user_id,
+        socket_id="g.1",
+        timestamp=1,
+        gateway_id="g",
+        reply_to="events:reply:g",
+        payload=raw,
+        room_id=room_id,
+        id=request_id,
+    )
+    return _claim(envelope, request_id)
 
 
 @given(ASKED, ASKED)
@@ -319,15 +330,15 @@ class Gateway:
         assert service is not None
         assert session.user_id is not None
         envelope = Envelope(
-            message.name,
-            session.user_id,
-            session.socket_id,
-            int(self.clock.seconds() * 1000),
-            self.name,
-            f"events:reply:{self.name}",
-            message.payload,
-            message.room_id,
-            message.id,
+            event_type=message.name,
+            user_id=session.user_id,
+            socket_id=session.socket_id,
+            timestamp=int(self.clock.seconds() * 1000),
+            gateway_id=self.name,
+            reply_to=f"events:reply:{self.name}",
+            payload=message.payload,
+            room_id=message.room_id,
+            id=message.id,
         )
         self.requests.send(session, message.id, service, envelope)
 

@@ -64,7 +64,7 @@ def test_a_setting_that_cannot_be_is_refused(settings: dict[str, Any], says: str
 def in_no_room() -> Context:
     """What a handler gets of an event from a socket that is in no room."""
     link: Any = None
-    return Context(EventProcessor("chat"), Incoming("chat:a:b", socket_id="g.1"), link)
+    return Context(EventProcessor("chat"), Incoming(event_type="chat:a:b", socket_id="g.1"), link)
 
 
 def test_who_is_in_no_room_has_to_name_one() -> None:

@@ -139,14 +139,14 @@ class RedisRooms:
         user_id, room_id, socket_id = entry
         return _encode(
             Envelope(
-                event,
-                user_id,
-                socket_id,
-                int(self._now() * 1000),
-                self._gateway_id,
-                self._reply_to,
-                Raw(_encode(payload)),
-                room_id,
+                event_type=event,
+                user_id=user_id,
+                socket_id=socket_id,
+                timestamp=int(self._now() * 1000),
+                gateway_id=self._gateway_id,
+                reply_to=self._reply_to,
+                payload=Raw(_encode(payload)),
+                room_id=room_id,
             )
         )
 
