@@ -16,7 +16,6 @@ from twisted.logger import Logger
 from kraftek.contract.errors import Code
 from kraftek.contract.messages import Broadcast, Delivery
 from kraftek.contract.metrics import Counters
-from kraftek.core.admission import Admission
 from kraftek.core.requests import Requests
 from kraftek.core.roster import Audience, Roster, audience_of
 from kraftek.core.session import Session
@@ -50,11 +49,8 @@ class Deliveries:
 
     _log = Logger()
 
-    def __init__(
-        self, roster: Roster, admission: Admission, requests: Requests, counters: Counters, clock: IReactorTime
-    ) -> None:
+    def __init__(self, roster: Roster, requests: Requests, counters: Counters, clock: IReactorTime) -> None:
         self._roster = roster
-        self._admission = admission
         self._requests = requests
         self._counters = counters
         self._clock = clock
@@ -129,12 +125,12 @@ class Deliveries:
 
     def _disconnect(self, message: Broadcast) -> None:
         command = _decode_command(message.payload) or _Command()
-        code, text = command.code, command.message
-        if code == Code.DUPLICATE_CONNECTION:
-            text = "a newer login of the same user took this room"
         for session in self._addressed(message):
             if message.room_id is None or message.room_id in session.rooms:
-                self._admission.evict(session, code, text)
+                if command.code == Code.DUPLICATE_CONNECTION:
+                    session.supersede()
+                else:
+                    session.evict(command.code, command.message)
 
     def _complain(self, format: str, body: bytes, **details: str) -> None:
         now = self._clock.seconds()

@@ -1,4 +1,4 @@
-"""When access of open sockets ends: one look a second finds them all. Kept by admission."""
+"""When access of open sockets ends: one look a second finds them all. Kept by the access watch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ExpiryQueue:
         """The session's grants have changed."""
         self.forget(session)
         grants = session.rooms.values()
-        first = min((g.expires_at for g in grants if g is not None and g.expires_at is not None), default=None)
+        first = min((g.expires_at for g in grants if g.expires_at is not None), default=None)
         if first is not None:
             second = max(int(first), self._swept + 1)
             self._seconds[session] = second

@@ -22,7 +22,7 @@ from kraftek.core.admission import Admission
 from kraftek.core.dispatch import Dispatch
 from kraftek.core.requests import Requests, not_taken
 from kraftek.core.roster import Roster
-from kraftek.core.session import Session
+from kraftek.core.session import SUSPENDED, Session
 
 __all__ = ["Gateway"]
 
@@ -111,9 +111,9 @@ class Gateway:
         except KeyError:
             where = "in no room" if room_id is None else "not in this room"
             raise _about(event, Code.ACCESS_DENIED, where) from None
-        if grant is None:
-            raise _about(event, Code.AUTH_UNAVAILABLE, "access cannot be checked at present", retry_after=1.0)
         if grant.permissions is not None and not permits(grant.permissions, event.name):
+            if grant is SUSPENDED:
+                raise _about(event, Code.AUTH_UNAVAILABLE, "access cannot be checked at present", retry_after=1.0)
             raise _about(event, Code.ACCESS_DENIED, "this event is not permitted")
         envelope = Envelope(
             event_type=event.name,

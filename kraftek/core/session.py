@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from enum import Enum
-from typing import Protocol
+from typing import Final, Protocol
 
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -16,7 +16,10 @@ from kraftek.contract.messages import Closing, ErrorMessage, Grant, Inbound, Out
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Limits
 
-__all__ = ["Core", "Session", "SessionState"]
+__all__ = ["SUSPENDED", "Core", "Session", "SessionState"]
+
+SUSPENDED: Final = Grant("", permissions=())
+"""What stands for a grant that was taken back while the auth service cannot be asked: it permits nothing."""
 
 
 class SessionState(Enum):
@@ -53,9 +56,9 @@ class Session:
     closed, lost      → CLOSED             → CLOSED                → CLOSED    ignored
     ================  ===================  ======================  ==========  =======
 
-    ``rooms`` maps each room to its grant, or to ``None`` while access is not known: it was taken back, and the auth
-    service cannot be asked. Under ``None`` stands the grant to be in no room, when the client was given one.
-    ``room_id`` is the default among the rooms: the first that was joined.
+    ``rooms`` maps each room to its grant, or to :data:`SUSPENDED`. The room ``None`` is no room, as in questions about
+    access: its grant is for what is sent outside of rooms, when the client was given one. ``room_id`` is the default
+    among the rooms, the first that was joined; ``None`` when there is none.
     """
 
     __slots__ = (
@@ -88,7 +91,7 @@ class Session:
         self.user_id: str | None = None
         self.token: Token | None = None
         self.room_id: str | None = None
-        self.rooms: dict[str | None, Grant | None] = {}
+        self.rooms: dict[str | None, Grant] = {}
         self._core = core
         self._limits = limits
         self._counters = counters
@@ -156,6 +159,16 @@ class Session:
             self.say(ErrorMessage(Code.INTERNAL, "Internal error"))
             self.close(CLOSE_CODES[Code.INTERNAL], Code.INTERNAL)
 
+    def evict(self, code: str, message: str) -> None:
+        """Close the client's socket because somebody says so; ``code`` is one of ours, or a service's own."""
+        self.say(ErrorMessage(code, message))
+        self.close(CLOSE_CODES.get(code, CLOSE_CODES[Code.ACCESS_REVOKED]), code)
+
+    def supersede(self) -> None:
+        """Close the client's socket because another one of its user took a room."""
+        self._counters.duplicates += 1
+        self.evict(Code.DUPLICATE_CONNECTION, "a newer login of the same user took this room")
+
     def close(self, code: int, reason: str) -> None:
         """Close the client's socket, after what it was told has been sent."""
         if self.state is not SessionState.CLOSED:
@@ -178,8 +191,10 @@ class Session:
         self._checks += 1
         self.state = SessionState.CHECKING
 
-    def check_ends(self) -> None:
-        """An answer came. With the last one, what was held is done."""
+    def check_ends(self, result: object = None) -> None:
+        """An answer came. With the last one, what was held is done. A ``Failure`` is ours."""
+        if isinstance(result, Failure):
+            self.fail(result)
         if self.state is SessionState.CLOSED:
             return
         self._checks -= 1

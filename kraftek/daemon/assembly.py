@@ -17,10 +17,12 @@ from kraftek.contract.iteration import Iteration
 from kraftek.contract.metrics import Counters, Gauges
 from kraftek.contract.names import reply_channel
 from kraftek.contract.settings import Config
+from kraftek.core.access_watch import AccessWatch
 from kraftek.core.admission import Admission
 from kraftek.core.deliveries import Deliveries
 from kraftek.core.dispatch import Dispatch
 from kraftek.core.gateway import Gateway
+from kraftek.core.membership import Membership
 from kraftek.core.registry import EventRouter, ServiceRegistry
 from kraftek.core.requests import Requests
 from kraftek.core.rooms.leases import LOOK_INTERVAL, RENEW_INTERVAL, Leases
@@ -56,6 +58,8 @@ class Core(Struct, kw_only=True, frozen=True):
     gateway_id: str
     roster: Roster
     admission: Admission
+    access_watch: AccessWatch
+    membership: Membership
     dispatch: Dispatch
     requests: Requests
     gateway: Gateway
@@ -86,17 +90,9 @@ def core_of(
     """The core, listening to what services say. ``clock`` measures time, and ``now`` tells Unix seconds."""
     replies = reply_channel(gateway_id)
     roster = Roster()
-    admission = Admission(
-        access,
-        rooms,
-        bus,
-        roster,
-        config.limits,
-        counters,
-        clock,
-        single=config.sessions == "single",
-        now=now,
-    )
+    membership = Membership(rooms, bus, roster, clock, single=config.sessions == "single")
+    access_watch = AccessWatch(access, membership, roster, counters, clock, now=now)
+    admission = Admission(access, access_watch, membership, roster, config.limits, clock)
     router = EventRouter(registry)
     dispatch = Dispatch(registry, bus)
     requests = Requests(dispatch, bus, gateway_id, config.limits, counters, clock, now)
@@ -112,19 +108,21 @@ def core_of(
         counters=counters,
         now=now,
     )
-    deliveries = Deliveries(roster, admission, requests, counters, clock)
+    deliveries = Deliveries(roster, requests, counters, clock)
     bus.subscribe(config.redis.broadcast, deliveries.received)
     bus.subscribe(replies, deliveries.received)
     return Core(
         gateway_id=gateway_id,
         roster=roster,
         admission=admission,
+        access_watch=access_watch,
+        membership=membership,
         dispatch=dispatch,
         requests=requests,
         gateway=gateway,
         deliveries=deliveries,
         service_events=ServiceEvents(gateway_id, registry, router, dispatch, bus, counters),
-        leases=Leases(bus, rooms, gateway_id, admission.restore, counters),
+        leases=Leases(bus, rooms, gateway_id, membership.restore, counters),
     )
 
 
@@ -183,6 +181,8 @@ def sweeps_of(core: Core, edge: Edge) -> tuple[Sweep, ...]:
     """All that is done by and by."""
     return (
         (core.admission.sweep, _SWEEP_INTERVAL),
+        (core.access_watch.sweep, _SWEEP_INTERVAL),
+        (core.membership.sweep, _SWEEP_INTERVAL),
         (core.requests.sweep, _SWEEP_INTERVAL),
         (edge.clients.heartbeat.sweep, _SWEEP_INTERVAL),
         (edge.engine_clients.sweep, _SWEEP_INTERVAL),

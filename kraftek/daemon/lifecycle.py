@@ -171,7 +171,7 @@ class Daemon(Service):
         if self._notes is not None and self._notes.running:
             await self._notes.stopService()
         if self._core is not None:
-            await self._bounded(Deferred.fromCoroutine(self._core.admission.finish()), _CLEARANCE)
+            await self._bounded(Deferred.fromCoroutine(self._core.membership.finish()), _CLEARANCE)
         # Until here it is alive to the others, who would clean up after it.
         for sweep in self._sweeps:
             sweep.stop()

@@ -12,7 +12,7 @@ from kraftek.contract.messages import Grant
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Limits
 from kraftek.core.expiry_queue import ExpiryQueue
-from kraftek.core.session import Session
+from kraftek.core.session import SUSPENDED, Session
 from kraftek.edge.dialects.native import NativeDialect
 from tests.core.test_roster import NoCore
 from tests.support.fakes import FakeLink
@@ -44,7 +44,7 @@ def test_a_session_is_due_once_the_first_of_its_grants_has_expired() -> None:
 def test_grants_that_never_expire_are_not_watched() -> None:
     expiry_queue = ExpiryQueue(1000)
     one = session(None)
-    one.rooms["suspended"] = None
+    one.rooms["suspended"] = SUSPENDED
     expiry_queue.watch(one)
     expiry_queue.watch(session())
     assert len(expiry_queue) == 0

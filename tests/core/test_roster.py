@@ -34,7 +34,7 @@ def session(socket_id: str) -> Session:
 
 
 def identify(roster: Roster, who: Session, user_id: str, token: str) -> None:
-    """As admission does it."""
+    """As membership does it."""
     shown = Token(token)
     roster.identify(who, user_id, shown.digest)
     who.user_id, who.token = user_id, shown

@@ -17,6 +17,7 @@ from kraftek.contract.settings import Limits
 from kraftek.core.session import Session, SessionState
 from kraftek.edge.dialects.native import NativeDialect
 from tests.support.fakes import FakeLink
+from tests.support.world import House
 
 NEW, CHECKING, READY, CLOSED = SessionState
 AUTHENTICATE = {"type": "authenticate", "payload": {"token": "t"}}
@@ -456,3 +457,25 @@ def test_its_last_word_to_who_does_not_read() -> None:
         "type": "error",
         "payload": {"code": "SLOW_CONSUMER", "message": "what was sent is not being read", "retryAfter": 1.0},
     }
+
+
+@pytest.mark.parametrize(
+    ("code", "closed"),
+    [
+        (Code.ACCESS_REVOKED, 4403),
+        (Code.DUPLICATE_CONNECTION, 4409),
+        (Code.RATE_LIMITED, 4429),
+        (Code.INVALID_MESSAGE, 4400),
+        (Code.TIMEOUT, 4403),  # has no close code of its own
+    ],
+)
+def test_evicting(code: Code, closed: int) -> None:
+    house = House()
+    client = house.admit("alice", "one")
+    client.session.evict(code, "because")
+    client.play(f"""
+        x {code} because
+        = {closed} {code}
+    """)
+    assert house.rooms.entries == {}
+    assert len(house.roster) == 0

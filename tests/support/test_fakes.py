@@ -193,7 +193,7 @@ class RedisBusTest(BusContract, TestCase):
 
 
 class RoomsContract:
-    """What admission relies on."""
+    """What membership relies on."""
 
     rooms: IRooms
 

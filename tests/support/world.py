@@ -41,7 +41,7 @@ from kraftek.daemon.assembly import core_of
 from kraftek.edge.dialects.native import NativeDialect
 from tests.support.fakes import FakeAccess, FakeBus, FakeLink, FakeRooms, Published
 
-__all__ = ["CHAT", "NOTES", "Client", "House"]
+__all__ = ["CHAT", "NOTES", "Client", "House", "works"]
 
 NOTES = Registration(name="notes", channel="events:notes")
 CHAT = Registration(name="chat", channel="events:chat", reply=True)
@@ -84,6 +84,8 @@ class House:
         )
         self.roster = core.roster
         self.admission = core.admission
+        self.access_watch = core.access_watch
+        self.membership = core.membership
         self.requests = core.requests
         self.gateway = core.gateway
         self.deliveries = core.deliveries
@@ -105,6 +107,8 @@ class House:
         for _ in range(round(seconds * 4)):
             self.clock.advance(0.25)
             self.admission.sweep()
+            self.access_watch.sweep()
+            self.membership.sweep()
             self.requests.sweep()
 
     def broadcast(self, **message: Any) -> None:
@@ -195,6 +199,17 @@ class Client:
             question.no(rest)
         else:
             question.away()
+
+
+def works(client: Client) -> None:
+    """The next good event on this socket works."""
+    client.play("""
+        > {"type": "notes:note:create", "id": "good"}
+        * events:notes {"id": "good"}
+        + 1
+        < {"type": "ack", "id": "good", "payload": {"receivers": 1}}
+    """)
+    assert client.house.counters.errors_internal == 0
 
 
 def _error(words: str) -> Any:

@@ -1,7 +1,7 @@
 """Access as the gateway uses it: asked once for many, kept in Redis for all processes, and kept coherent.
 
-Made by :mod:`kraftek.daemon.assembly`, asked by :mod:`kraftek.core.admission`; Redis calls it when something of access
-changed.
+Made by :mod:`kraftek.daemon.assembly`, asked by :mod:`kraftek.core.admission` and :mod:`kraftek.core.access_watch`;
+Redis calls it when something of access changed.
 """
 
 from __future__ import annotations

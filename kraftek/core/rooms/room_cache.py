@@ -1,7 +1,7 @@
 """The room cache that services read: who is in which room, as this process and its peers write it into Redis; and what
 services are told of it.
 
-Called by :mod:`kraftek.core.admission` and :mod:`kraftek.core.rooms.leases` through
+Called by :mod:`kraftek.core.membership` and :mod:`kraftek.core.rooms.leases` through
 :class:`kraftek.contract.interfaces.IRooms`. The keys that services read are described in ``docs/services.rst``, "The
 room cache": the hash ``room:<room>`` of user to socket, and the string ``socket:<user>:<room>``. Two more are the
 gateways' own: the set ``sockets:["<user>","<room>"]`` of all sockets that the user has in that room; and for each

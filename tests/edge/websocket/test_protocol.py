@@ -691,7 +691,7 @@ def test_a_dialect_may_have_no_last_word() -> None:
 
 def test_others_in_the_room_get_what_the_slow_one_does_not_read() -> None:
     edge = Edge(limits=Limits(unsent_bytes=10))
-    edge.house.admission._single = False
+    edge.house.membership._single = False
     slow, quick = admitted(edge), admitted(edge)
     slow.protocol.outbox.pauseProducing()
     edge.house.broadcast(type="t", roomId="room")

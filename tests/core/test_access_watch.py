@@ -1,0 +1,516 @@
+"""Access of clients that are in, asked about again and taken back: as transcripts where a client sees it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from twisted.internet.defer import fail
+from twisted.logger import capturedLogs
+from zope.interface.verify import verifyObject
+
+from kraftek.contract.interfaces import IAccessListener
+from kraftek.contract.messages import Token
+from kraftek.contract.settings import Limits
+from kraftek.core.session import SessionState
+from tests.support.world import Client, House, works
+
+
+def digest(token: str) -> str:
+    return Token(token).digest
+
+
+def test_it_listens_to_access() -> None:
+    house = House()
+    assert verifyObject(IAccessListener, house.access_watch)
+    assert house.access.listeners == [house.access_watch]
+
+
+# Access that is taken back.
+
+
+def revoke(house: House, how: str) -> None:
+    """Take alice's access, with the token t, back in one of the ways there are."""
+    if how == "token":
+        house.access.stale(digest=digest("t"))
+    elif how == "user":
+        house.access.stale(user_id="alice")
+    else:
+        house.access.stale(user_id="alice", room_id="one")
+
+
+HOW = pytest.mark.parametrize("how", ["token", "user", "room"])
+
+
+@HOW
+def test_a_confirmed_yes_goes_on_with_what_was_held(how: str) -> None:
+    house = House()
+    client = house.admit("alice", "one", token="t")
+    revoke(house, how)
+    client.play("""
+        ? t one
+        > {"type": "notes:n:1"}
+        > {"type": "notes:n:2"}
+        ! yes alice {"permissions": ["notes:n:1"]}
+        * events:notes {"eventType": "notes:n:1"}
+        x ACCESS_DENIED this event is not permitted {"eventType": "notes:n:2"}
+    """)
+    assert house.counters.revoked == 0
+
+
+@HOW
+def test_a_no_for_the_last_room_closes(how: str) -> None:
+    house = House()
+    client = house.admit("alice", "one", token="t")
+    revoke(house, how)
+    client.play("""
+        > {"type": "notes:n:1"}
+        ! no
+        x ACCESS_REVOKED Access to room one was taken back {"roomId": "one"}
+        = 4403 ACCESS_REVOKED
+    """)
+    assert house.counters.revoked == 1
+    assert house.rooms.entries == {}
+    assert len(house.roster) == 0
+
+
+@HOW
+def test_a_no_for_one_room_of_several_leaves_that_room(how: str) -> None:
+    house = House()
+    client = house.admit("alice", "one", token="t")
+    client.send({"type": "join", "payload": {"roomId": "two"}})
+    house.access.next().yes("alice")
+    client.link.read()
+    revoke(house, how)
+    client.play("""
+        ? t one
+        ! no
+        x ACCESS_REVOKED Access to room one was taken back {"roomId": "one"}
+    """)
+    if how != "room":
+        client.play("""
+            ? t two
+            > {"type": "notes:n:1"}
+            ! yes alice
+            * events:notes {"roomId": "two"}
+            + 1
+        """)
+    assert house.rooms.entries == {("two", "alice"): client.id}
+    assert not house.roster.room("one")
+    works(client)
+
+
+def test_nobody_else_is_asked_about() -> None:
+    house = House()
+    house.admit("bob", "one", token="b")
+    house.admit("alice", "two", token="a")
+    house.access.stale(digest=digest("t"))
+    house.access.stale(user_id="carol")
+    house.access.stale(user_id="alice", room_id="one")
+    assert house.access.questions == []
+
+
+def test_who_never_authenticated_is_not_asked_about() -> None:
+    house = House()
+    house.connect()
+    house.access.stale()
+    house.pass_time(1)
+    assert house.access.questions == []
+
+
+def test_a_token_that_became_another_users_is_taken_back() -> None:
+    house = House()
+    client = house.admit("alice", "one", token="t")
+    house.access.stale(user_id="alice")
+    client.play("""
+        ! yes bob
+        x ACCESS_REVOKED Access to room one was taken back {"roomId": "one"}
+        = 4403 ACCESS_REVOKED
+    """)
+
+
+def test_what_was_taken_back_and_cannot_be_asked_about_is_suspended_and_asked_about_again() -> None:
+    house = House()
+    client = house.admit("alice", "one", token="t")
+    house.access.stale(user_id="alice")
+    client.play("""
+        > {"type": "notes:n:1", "id": 1}
+        ! away
+        x AUTH_UNAVAILABLE access cannot be checked at present {"id": 1, "eventType": "notes:n:1", "retryAfter": 1.0}
+    """)
+    house.broadcast(type="notes:note:created", payload={"roomId": "one"})
+    client.play("""
+        @ 0.75
+    """)
+    assert house.access.questions == []
+    client.play("""
+        @ 0.25
+        ? t one
+        > {"type": "notes:n:2", "id": 2}
+        ! away
+        x AUTH_UNAVAILABLE access cannot be checked at present {"id": 2, "eventType": "notes:n:2", "retryAfter": 1.0}
+        @ 1
+        > {"type": "notes:n:3"}
+        ! yes alice
+        * events:notes {"eventType": "notes:n:3"}
+        + 1
+        @ 5
+    """)
+    assert house.access.questions == []
+    assert house.rooms.entries == {("one", "alice"): client.id}
+    house.broadcast(type="notes:note:created", payload={"roomId": "one"})
+    assert [message["type"] for message in client.link.read()] == ["notes:note:created"]
+    works(client)
+
+
+def test_suspended_and_then_a_no() -> None:
+    house = House()
+    client = house.admit("alice", "one", token="t")
+    house.access.stale(user_id="alice")
+    client.play("""
+        ! away
+        @ 1
+        ! no
+        x ACCESS_REVOKED Access to room one was taken back {"roomId": "one"}
+        = 4403 ACCESS_REVOKED
+    """)
+    assert house.rooms.entries == {}
+
+
+def test_a_suspended_room_can_be_left_and_joined() -> None:
+    house = House()
+    client = house.admit("alice", "one", token="t")
+    house.access.stale(user_id="alice")
+    client.play("""
+        ! away
+        > {"type": "join", "payload": {"roomId": "one"}}
+        ! yes alice
+        < {"type": "joined", "payload": {"roomId": "one"}}
+    """)
+    works(client)
+    house.access.stale(user_id="alice")
+    client.play("""
+        ! away
+        > {"type": "leave", "payload": {"roomId": "one"}}
+        < {"type": "left", "payload": {"roomId": "one"}}
+        @ 5
+    """)
+    assert house.access.questions == []
+    assert house.rooms.entries == {}
+
+
+def test_a_client_that_leaves_while_suspended_is_cleaned_up_after() -> None:
+    house = House()
+    client = house.admit("alice", "one", token="t")
+    house.access.stale(user_id="alice")
+    house.access.next().away()
+    client.leave()
+    house.pass_time(5)
+    assert house.access.questions == []
+    assert house.rooms.entries == {}
+    assert not house.access_watch._again
+
+
+@pytest.mark.parametrize("answer", ["yes", "no", "away"])
+def test_a_client_that_leaves_while_being_asked_about(answer: str) -> None:
+    house = House()
+    client = house.admit("alice", "one", token="t")
+    house.access.stale(user_id="alice")
+    client.leave()
+    question = house.access.next()
+    getattr(question, answer)(*(["alice"] if answer == "yes" else []))
+    house.pass_time(3)
+    assert client.link.read() == []
+    assert house.counters.revoked == 0
+    assert len(house.roster) == 0
+    assert house.access.questions == []
+
+
+@pytest.mark.parametrize("answer", ["yes", "no", "away"])
+def test_a_room_that_was_left_before_the_answer_is_not_entered_again(answer: str) -> None:
+    house = House()
+    client = house.admit("alice", "one", token="t")
+    house.access.stale(user_id="alice", revoked=False)
+    client.send({"type": "leave", "payload": {"roomId": "one"}})
+    client.link.read()
+    question = house.access.next()
+    getattr(question, answer)(*(["alice"] if answer == "yes" else []))
+    house.pass_time(3)
+    assert not house.roster.room("one")
+    assert client.session.rooms == {}
+    client.play("")
+
+
+def test_what_merely_grew_old_counts_until_the_answer() -> None:
+    house = House()
+    client = house.admit("alice", "one", token="t")
+    house.access.stale(user_id="alice", revoked=False)
+    works(client)
+    client.play("""
+        ? t one
+        ! away
+    """)
+    works(client)
+    client.play("""
+        @ 1
+        ? t one
+        ! no
+        x ACCESS_REVOKED Access to room one was taken back {"roomId": "one"}
+        = 4403 ACCESS_REVOKED
+    """)
+
+
+def test_an_error_of_ours_while_asking_again_is_internal() -> None:
+    for revoked in (True, False):
+        house = House()
+        client = house.admit("alice", "one", token="t")
+        house.access.stale(user_id="alice", revoked=revoked)
+        with capturedLogs() as logged:
+            house.access.next().answer.errback(RuntimeError("the cause"))
+        client.play("""
+            x INTERNAL Internal error
+            = 1011 INTERNAL
+        """)
+        assert len(logged) == 1
+
+
+def test_an_error_of_ours_while_taking_back_is_internal_and_ends_the_check() -> None:
+    house = House()
+    client = house.admit("alice", "one", token="t")
+
+    def broken(user_id: str, room_id: str, socket_id: str, reason: str) -> Any:
+        raise RuntimeError("the cause")
+
+    house.rooms.leave = broken  # type: ignore[method-assign]
+    house.access.stale(user_id="alice")
+    with capturedLogs() as logged:
+        client.play("""
+            ! no
+            x ACCESS_REVOKED Access to room one was taken back {"roomId": "one"}
+            x INTERNAL Internal error
+            = 1011 INTERNAL
+        """)
+    assert [str(event["log_failure"].value) for event in logged] == ["the cause"]
+    assert len(house.roster) == 0
+
+
+def test_several_reasons_to_ask_end_with_the_last_answer() -> None:
+    house = House()
+    client = house.admit("alice", "one", token="t")
+    house.access.stale(user_id="alice")
+    house.access.stale(digest=digest("t"))
+    client.play("""
+        > {"type": "notes:n:1"}
+        ! yes alice
+    """)
+    assert client.session.state is SessionState.CHECKING
+    client.play("""
+        ! yes alice
+        * events:notes {"eventType": "notes:n:1"}
+    """)
+
+
+def test_who_is_in_no_room_any_more_is_asked_about_when_its_access_is_taken_back() -> None:
+    house = House()
+    client = house.admit("alice", "one", token="t")
+    client.send({"type": "leave", "payload": {"roomId": "one"}})
+    client.link.read()
+    house.access.stale(user_id="alice", revoked=False)
+    assert house.access.questions == []
+    house.access.stale(user_id="alice")
+    client.play("""
+        ? t -
+        ! away
+        @ 1
+        ? t -
+        ! yes alice
+        > {"type": "notes:n:1"}
+        x ACCESS_DENIED in no room {"eventType": "notes:n:1"}
+    """)
+    house.access.stale(user_id="alice")
+    client.play("""
+        ! no
+        x ACCESS_REVOKED Access was taken back
+        = 4403 ACCESS_REVOKED
+    """)
+
+
+def test_the_permissions_of_no_room_are_taken_back_while_in_one() -> None:
+    house = House()
+    client = house.admit("alice", None, token="t")
+    client.send({"type": "join", "payload": {"roomId": "one"}})
+    house.access.next().yes("alice")
+    client.link.read()
+    house.access.stale(user_id="alice")
+    client.play("""
+        ? t -
+        ! no
+        x ACCESS_REVOKED Access was taken back
+        ? t one
+        ! yes alice
+        > {"type": "leave", "payload": {"roomId": "one"}}
+        < {"type": "left", "payload": {"roomId": "one"}}
+        > {"type": "notes:n:1"}
+        x ACCESS_DENIED in no room {"eventType": "notes:n:1"}
+    """)
+
+
+def test_the_permissions_of_no_room_are_suspended() -> None:
+    house = House()
+    client = house.admit("alice", None, token="t")
+    house.access.stale(user_id="alice")
+    client.play("""
+        ! away
+        > {"type": "notes:n:1"}
+        x AUTH_UNAVAILABLE access cannot be checked at present {"eventType": "notes:n:1", "retryAfter": 1.0}
+        @ 1
+        ! yes alice
+    """)
+    works(client)
+
+
+# Access that expires.
+
+
+def expiring(house: House, at: float, room: str | None = "one") -> Client:
+    client = house.connect()
+    client.send({"type": "authenticate", "payload": {"token": "t", "roomId": room}})
+    house.access.next().yes("alice", expiresAt=at)
+    client.link.read()
+    return client
+
+
+@pytest.mark.parametrize(
+    ("room", "error"),
+    [("one", 'Access to room one was taken back {"roomId": "one"}'), (None, "Access was taken back")],
+)
+def test_expired_access_is_asked_about_and_a_no_ends_it(room: str | None, error: str) -> None:
+    house = House()
+    client = expiring(house, 20.0, room)
+    house.pass_time(19.75)
+    assert house.access.questions == []
+    works(client)
+    client.play(f"""
+        @ 1.25
+        ? t {room or "-"}
+        > {{"type": "notes:n:1"}}
+        ! no
+        x ACCESS_REVOKED {error}
+        = 4403 ACCESS_REVOKED
+    """)
+
+
+def test_expired_access_may_be_renewed_and_expire_again() -> None:
+    house = House()
+    client = expiring(house, 20.0)
+    client.play("""
+        @ 21
+        ! yes alice {"expiresAt": 40}
+        @ 18
+    """)
+    works(client)
+    client.play("""
+        @ 2
+        ? t one
+        ! yes alice
+        @ 100
+    """)
+    assert house.access.questions == []
+    works(client)
+
+
+def test_expired_access_that_cannot_be_asked_about_is_over() -> None:
+    house = House()
+    expiring(house, 20.0).play("""
+        @ 21
+        ! away
+        x ACCESS_REVOKED Access to room one was taken back {"roomId": "one"}
+        = 4403 ACCESS_REVOKED
+    """)
+
+
+def test_each_room_expires_by_itself() -> None:
+    house = House()
+    client = expiring(house, 20.0)
+    client.play("""
+        > {"type": "join", "payload": {"roomId": "two"}}
+        ! yes alice {"expiresAt": 10}
+        < {"type": "joined", "payload": {"roomId": "two"}}
+        @ 11
+        ? t two
+        ! no
+        x ACCESS_REVOKED Access to room two was taken back {"roomId": "two"}
+        @ 8
+    """)
+    assert house.access.questions == []
+    client.play("""
+        @ 2
+        ? t one
+        ! no
+        x ACCESS_REVOKED Access to room one was taken back {"roomId": "one"}
+        = 4403 ACCESS_REVOKED
+    """)
+
+
+def test_a_room_that_was_left_does_not_expire() -> None:
+    house = House()
+    client = expiring(house, 20.0)
+    client.play("""
+        > {"type": "leave", "payload": {"roomId": "one"}}
+        < {"type": "left", "payload": {"roomId": "one"}}
+        @ 30
+    """)
+    assert house.access.questions == []
+
+
+def test_nothing_is_kept_of_expiring_access_when_the_client_leaves() -> None:
+    house = House()
+    expiring(house, 1e9).leave()
+    assert len(house.access_watch._expiry_queue) == 0
+
+
+def test_all_rooms_expire_at_once_and_the_first_answer_closes() -> None:
+    house = House()
+    client = expiring(house, 20.0)
+    client.send({"type": "join", "payload": {"roomId": "two"}})
+    house.access.next().yes("alice", expiresAt=20.0)
+    client.link.read()
+    house.pass_time(20.75)
+
+    def broken(token: Token, room_id: str | None) -> Any:
+        return fail(RuntimeError("the cause"))
+
+    house.access.check = broken  # type: ignore[method-assign]
+    with capturedLogs() as logged:
+        house.pass_time(0.5)
+    assert client.link.closed == (1011, "INTERNAL")
+    assert len(logged) == 1
+
+
+# Everybody at once.
+
+
+def test_everybody_is_asked_about_again_in_portions() -> None:
+    house = House(limits=Limits(authenticate_timeout=1000))
+    clients = [house.admit(f"user{n}", "one", token=f"t{n}") for n in range(600)]
+    house.access.stale(revoked=False)
+    house.access_watch.sweep()
+    assert len(house.access.questions) == 500
+    house.access_watch.sweep()
+    assert len(house.access.questions) == 600
+    for client in clients[:3]:
+        works(client)
+    for question in house.access.questions:
+        question.yes("user" + question.token[1:])
+    house.access.questions.clear()
+    house.pass_time(2)
+    assert house.access.questions == []
+
+
+def test_everybody_twice_is_everybody_once() -> None:
+    house = House()
+    house.admit("alice", "one")
+    for _ in range(5):
+        house.access.stale(revoked=False)
+    house.pass_time(1)
+    assert len(house.access.questions) == 1

@@ -1,0 +1,500 @@
+"""Which client is in which room, here and in the room cache, however Redis comes and goes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.logger import LogLevel, capturedLogs
+
+from kraftek.contract.errors import NotPublished
+from kraftek.contract.settings import Limits
+from kraftek.core.session import SUSPENDED, SessionState
+from tests.support.world import Client, House, works
+
+DUPLICATE = "a newer login of the same user took this room"
+
+
+# One socket per user and room, or many.
+
+
+def test_a_newer_login_closes_the_older_one() -> None:
+    house = House()
+    older, elsewhere, other = house.admit("alice", "one"), house.admit("alice", "two"), house.admit("bob", "one")
+    newer = house.admit("alice", "one")
+    older.play(f"""
+        x DUPLICATE_CONNECTION {DUPLICATE}
+        = 4409 DUPLICATE_CONNECTION
+    """)
+    assert house.rooms.entries[("one", "alice")] == newer.id
+    assert house.counters.duplicates == 1
+    house.bus.deliver()
+    for client in (newer, elsewhere, other):
+        works(client)
+
+
+def test_a_newer_login_closes_the_older_one_on_another_gateway() -> None:
+    channels: dict[str, Any] = {}
+    entries: dict[tuple[str, str], str] = {}
+    here = House("here", channels=channels, entries=entries)
+    there = House("there", channels=channels, entries=entries)
+    older, unconcerned = there.admit("alice", "one"), there.admit("alice", "two")
+    newer = here.admit("alice", "one")
+    [command] = here.bus.published
+    assert command.channel == "events:reply:there"
+    assert command.event == {
+        "type": "disconnect",
+        "recipients": [older.id],
+        "roomId": "one",
+        "payload": {"code": "DUPLICATE_CONNECTION"},
+    }
+    here.bus.deliver()
+    older.play(f"""
+        x DUPLICATE_CONNECTION {DUPLICATE}
+        = 4409 DUPLICATE_CONNECTION
+    """)
+    assert entries == {("one", "alice"): newer.id, ("two", "alice"): unconcerned.id}
+    assert there.counters.duplicates == 1
+    works(newer)
+    works(unconcerned)
+
+
+def test_a_displaced_socket_that_left_the_room_meanwhile_stays() -> None:
+    channels: dict[str, Any] = {}
+    entries: dict[tuple[str, str], str] = {}
+    here = House("here", channels=channels, entries=entries)
+    there = House("there", channels=channels, entries=entries)
+    older = there.admit("alice", "one")
+    older.send({"type": "join", "payload": {"roomId": "two"}})
+    there.access.next().yes("alice")
+    here.admit("alice", "one")
+    older.send({"type": "leave", "payload": {"roomId": "one"}})
+    older.link.read()
+    here.bus.deliver()
+    works(older)
+
+
+def test_what_another_system_wrote_is_displaced_without_harm() -> None:
+    house = House(entries={("one", "alice"): "xUc3kQ7aAAAB"})
+    client = house.admit("alice", "one")
+    house.bus.deliver()
+    assert house.rooms.entries == {("one", "alice"): client.id}
+    works(client)
+
+
+def test_many_sockets_of_one_user_in_one_room() -> None:
+    house = House(single=False)
+    first, second, third = (house.admit("alice", "one") for _ in range(3))
+    assert house.rooms.entries == {("one", "alice"): third.id}
+    third.leave()
+    assert house.rooms.entries[("one", "alice")] in {first.id, second.id}
+    first.leave()
+    assert house.rooms.entries == {("one", "alice"): second.id}
+    works(second)
+    second.leave()
+    assert house.rooms.entries == {}
+    assert house.counters.duplicates == 0
+    assert house.bus.published == []
+
+
+def test_the_entry_passes_to_a_socket_in_the_same_room() -> None:
+    house = House(single=False)
+    elsewhere, leaving = house.admit("alice", "two"), house.admit("alice", "one")
+    leaving.leave()
+    assert house.rooms.entries == {("two", "alice"): elsewhere.id}
+
+
+def test_the_entry_passes_to_a_socket_on_another_gateway() -> None:
+    here, there = House("here", single=False), House("there", single=False)
+    there.rooms = there.membership._rooms = here.rooms
+    older, newer = here.admit("alice", "one"), there.admit("alice", "one")
+    newer.leave()
+    assert here.rooms.entries == {("one", "alice"): older.id}
+    older.leave()
+    assert here.rooms.entries == {}
+    assert here.rooms.told == [("joined", "alice", "one"), ("closed", "alice", "one")]
+
+
+# What services are told of it.
+
+
+def test_services_are_told_why_a_user_is_no_longer_in_a_room() -> None:
+    house = House()
+    leaves, goes, revoked = (house.admit(user, "one", token=user) for user in ("alice", "bob", "cyd"))
+    leaves.send({"type": "leave", "payload": {"roomId": "one"}})
+    goes.leave()
+    house.access.stale(user_id="cyd")
+    house.access.next().no()
+    assert revoked.session.state is SessionState.CLOSED
+    assert house.rooms.told == [
+        *(("joined", user, "one") for user in ("alice", "bob", "cyd")),
+        ("left", "alice", "one"),
+        ("closed", "bob", "one"),
+        ("revoked", "cyd", "one"),
+    ]
+
+
+def test_services_are_told_why_when_redis_is_back() -> None:
+    house = House()
+    client = house.admit("alice", "one")
+    house.bus.down()
+    house.rooms.failure = NotPublished("Redis is away")
+    client.send({"type": "leave", "payload": {"roomId": "one"}})
+    house.rooms.failure = None
+    house.bus.up()
+    house.access.stale(revoked=False)
+    assert house.rooms.told == [("joined", "alice", "one"), ("left", "alice", "one")]
+
+
+def test_a_newer_login_is_no_coming_and_no_going() -> None:
+    house = House()
+    house.admit("alice", "one")
+    house.admit("alice", "one").leave()
+    assert house.rooms.told == [("joined", "alice", "one"), ("closed", "alice", "one")]
+
+
+def test_the_older_ones_goodbye_leaves_the_newer_ones_entry() -> None:
+    channels: dict[str, Any] = {}
+    entries: dict[tuple[str, str], str] = {}
+    here = House("here", channels=channels, entries=entries)
+    there = House("there", channels=channels, entries=entries)
+    older, newer = there.admit("alice", "one"), here.admit("alice", "one")
+    older.leave()
+    assert entries == {("one", "alice"): newer.id}
+
+
+# Redis comes and goes.
+
+
+def test_the_room_cache_is_whole_again_after_redis_lost_it() -> None:
+    house = House()
+    client = house.admit("alice", "one")
+    client.send({"type": "join", "payload": {"roomId": "two"}})
+    house.access.next().yes("alice")
+    house.admit("bob", None)
+    house.connect()
+    house.rooms.entries.clear()
+    house.rooms.sockets.clear()
+    house.access.stale(revoked=False)
+    assert house.rooms.entries == {("one", "alice"): client.id, ("two", "alice"): client.id}
+
+
+def test_nothing_is_restored_to_a_redis_that_is_away_nor_where_nobody_is() -> None:
+    house = House()
+    house.rooms.failure = RuntimeError("not to be asked")
+    house.access.stale(revoked=False)
+    client = House().admit("alice", "one")
+    client.house.bus.down()
+    client.house.rooms.failure = RuntimeError("not to be asked")
+    with capturedLogs() as logged:
+        client.house.access.stale(revoked=False)
+    assert logged == []
+
+
+def test_a_socket_that_was_superseded_meanwhile_is_closed() -> None:
+    house = House()
+    client, other = house.admit("alice", "one"), house.admit("bob", "one")
+    house.rooms.entries[("one", "alice")] = "elsewhere.1"
+    house.access.stale(revoked=False)
+    client.play(f"""
+        x DUPLICATE_CONNECTION {DUPLICATE}
+        = 4409 DUPLICATE_CONNECTION
+    """)
+    assert house.rooms.entries == {("one", "alice"): "elsewhere.1", ("one", "bob"): other.id}
+    works(other)
+
+
+def test_a_socket_that_left_while_being_restored_is_nobodys() -> None:
+    house = House()
+    client = house.admit("alice", "one")
+    house.rooms.restore = lambda entries: succeed([client.id, "gw.unknown"])  # type: ignore[method-assign]
+    client.leave()
+    house.admit("bob", "one")
+    house.access.stale(revoked=False)
+    assert house.counters.duplicates == 0
+
+
+def test_many_sockets_supersede_nobody() -> None:
+    house = House(single=False)
+    client = house.admit("alice", "one")
+    house.rooms.entries[("one", "alice")] = "elsewhere.1"
+    house.access.stale(revoked=False)
+    works(client)
+
+
+def test_a_room_cache_that_cannot_be_written_stops_nobody() -> None:
+    house = House()
+    house.rooms.failure = NotPublished("Redis is away")
+    with capturedLogs() as logged:
+        client = house.admit("alice", "one")
+        works(client)
+        house.access.stale(revoked=False)
+        client.leave()
+    assert logged == []
+
+
+def test_a_room_cache_that_redis_refuses_is_logged_once_until_it_can_be_written() -> None:
+    house = House()
+    with capturedLogs() as logged:
+        for _ in range(2):
+            house.rooms.failure = RuntimeError("OOM command not allowed")
+            client = house.admit("alice", "one")
+            works(client)
+            client.leave()
+            house.rooms.failure = None
+            house.admit("bob", "one").leave()
+    assert [event["log_level"] for event in logged] == [LogLevel.critical] * 2
+    assert len(house.roster) == 0
+
+
+def test_what_was_too_much_for_redis_is_written_later() -> None:
+    house = House()
+    stays, leaves, back = house.admit("alice", "one"), house.admit("bob", "one"), house.admit("cyd", "one")
+    house.rooms.failure = NotPublished("10000 messages and commands are waiting for Redis's answer")
+    comes, goes = house.admit("dan", "one"), house.admit("eve", "one")
+    goes.leave()
+    leaves.leave()
+    back.send({"type": "leave", "payload": {"roomId": "one"}})
+    house.pass_time(1)
+    house.rooms.failure = None
+    back.send({"type": "join", "payload": {"roomId": "one"}})
+    house.access.next().yes("cyd")
+    house.pass_time(1)
+    assert house.rooms.entries == {("one", "alice"): stays.id, ("one", "cyd"): back.id, ("one", "dan"): comes.id}
+    assert sorted(house.rooms.told[3:]) == [
+        ("closed", "bob", "one"),
+        ("joined", "cyd", "one"),
+        ("joined", "dan", "one"),
+        ("left", "cyd", "one"),
+    ]
+
+
+def test_what_is_too_much_to_restore_at_once_is_restored_later() -> None:
+    house = House()
+    client, gone = house.admit("alice", "one"), house.admit("bob", "one")
+    house.rooms.entries.clear()
+    house.rooms.sockets.clear()
+    house.rooms.failure = NotPublished("10000 messages and commands are waiting for Redis's answer")
+    gone.leave()
+    house.access.stale(revoked=False)
+    house.pass_time(1)
+    house.rooms.failure = None
+    house.pass_time(1)
+    assert house.rooms.entries == {("one", "alice"): client.id}
+    house.rooms.restore = lambda entries: fail(RuntimeError("not to be asked again"))  # type: ignore[method-assign]
+    with capturedLogs() as logged:
+        house.pass_time(1)
+    assert logged == []
+
+
+def test_at_the_end_redis_is_told_of_all_that_left_in_its_own_time() -> None:
+    house = House()
+    clients = [house.admit(f"u{number}", "one") for number in range(1200)]
+    house.rooms.failure = NotPublished("10000 messages and commands are waiting for Redis's answer")
+    for client in clients:
+        client.leave()
+    finishing = Deferred.fromCoroutine(house.membership.finish())
+    house.clock.advance(0.025)
+    house.rooms.failure = None
+    house.clock.advance(0.025)
+    assert len(house.rooms.entries) == 700
+    assert not finishing.called
+    house.clock.pump([0.025] * 3)
+    assert house.rooms.entries == {}
+    assert finishing.called
+    assert {kind for kind, _, _ in house.rooms.told[1200:]} == {"closed"}
+
+
+def test_at_the_end_nobody_waits_for_redis() -> None:
+    house = House()
+    client = house.admit("ann", "one")
+    house.rooms.failure = NotPublished("Redis is away")
+    client.leave()
+    house.bus.down()
+    assert Deferred.fromCoroutine(house.membership.finish()).called
+
+
+def test_who_left_while_redis_was_away_is_no_ghost() -> None:
+    house = House()
+    gone, stays = house.admit("alice", "one"), house.admit("bob", "one")
+    house.bus.down()
+    house.rooms.failure = NotPublished("Redis is away")
+    gone.leave()
+    house.rooms.failure = None
+    house.bus.up()
+    house.access.stale(revoked=False)
+    assert house.rooms.entries == {("one", "bob"): stays.id}
+
+
+def test_who_came_back_while_redis_was_away_is_not_closed_for_its_own_ghost() -> None:
+    house = House()
+    gone = house.admit("alice", "one")
+    house.bus.down()
+    house.rooms.failure = NotPublished("Redis is away")
+    gone.leave()
+    client = house.admit("alice", "one")
+    house.rooms.failure = None
+    house.bus.up()
+    house.access.stale(revoked=False)
+    assert house.rooms.entries == {("one", "alice"): client.id}
+    works(client)
+
+
+def test_who_came_and_went_while_redis_was_away_was_never_there() -> None:
+    house = House()
+    house.bus.down()
+    house.rooms.failure = RuntimeError("not to be asked")
+    with capturedLogs() as logged:
+        client = house.admit("alice", "one")
+        client.send({"type": "join", "payload": {"roomId": "two"}})
+        house.access.next().yes("alice")
+        client.send({"type": "leave", "payload": {"roomId": "one"}})
+        client.leave()
+    house.rooms.failure = None
+    house.bus.up()
+    house.access.stale(revoked=False)
+    assert logged == []
+    assert house.rooms.entries == {}
+
+
+def test_who_was_in_no_room_leaves_none() -> None:
+    house = House()
+    house.rooms.failure = RuntimeError("not to be asked")
+    with capturedLogs() as logged:
+        house.admit("alice", None).leave()
+    assert logged == []
+    assert len(house.roster) == 0
+
+
+def test_a_newer_login_while_redis_was_away_closes_the_older_one_afterwards() -> None:
+    channels: dict[str, Any] = {}
+    entries: dict[tuple[str, str], str] = {}
+    here = House("here", channels=channels, entries=entries)
+    there = House("there", channels=channels, entries=entries)
+    older = there.admit("alice", "one")
+    here.bus.down()
+    here.rooms.failure = NotPublished("Redis is away")
+    newer = here.admit("alice", "one")
+    here.rooms.failure = None
+    here.bus.up()
+    here.access.stale(revoked=False)
+    here.bus.deliver()
+    older.play(f"""
+        x DUPLICATE_CONNECTION {DUPLICATE}
+        = 4409 DUPLICATE_CONNECTION
+    """)
+    assert entries == {("one", "alice"): newer.id}
+    works(newer)
+
+
+# Whatever happens, in whatever order.
+
+
+class MembershipStories(RuleBasedStateMachine):
+    """Clients come, ask, are answered, are put out and go: roster and room cache say who is where."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.house = House(limits=Limits(authenticate_timeout=30, rooms=3))
+        self.clients: list[Client] = []
+
+    @rule()
+    @precondition(lambda self: len(self.clients) < 5)
+    def connect(self) -> None:
+        self.clients.append(self.house.connect())
+
+    @rule(n=st.integers(0, 4), token=st.sampled_from(["a1", "a2", "b1"]), room=st.sampled_from(["r", "s", None]))
+    def authenticate(self, n: int, token: str, room: str | None) -> None:
+        for client in self.clients[n : n + 1]:
+            client.send({"type": "authenticate", "payload": {"token": token, "roomId": room}})
+
+    @rule(n=st.integers(0, 4), kind=st.sampled_from(["join", "leave"]), room=st.sampled_from(["r", "s"]))
+    def move(self, n: int, kind: str, room: str) -> None:
+        for client in self.clients[n : n + 1]:
+            client.send({"type": kind, "payload": {"roomId": room}})
+
+    @rule(n=st.integers(0, 4))
+    def event(self, n: int) -> None:
+        for client in self.clients[n : n + 1]:
+            client.send({"type": "notes:n:1", "id": 1})
+
+    @rule(n=st.integers(0, 4))
+    def lose(self, n: int) -> None:
+        for client in self.clients[n : n + 1]:
+            client.leave()
+
+    @rule(n=st.integers(0, 9), answer=st.sampled_from(["yes", "yes", "yes", "no", "away"]), ends=st.booleans())
+    def answer(self, n: int, answer: str, ends: bool) -> None:
+        for question in self.house.access.questions[n : n + 1]:
+            self.house.access.questions.remove(question)
+            if answer == "yes":
+                expiry = {"expiresAt": self.house.clock.seconds() + 3} if ends else {}
+                question.yes("alice" if question.token[0] == "a" else "bob", **expiry)
+            else:
+                getattr(question, answer)()
+
+    @rule(user=st.sampled_from([None, "alice", "bob"]), room=st.sampled_from([None, "r"]), revoked=st.booleans())
+    def stale(self, user: str | None, room: str | None, revoked: bool) -> None:
+        self.house.access.stale(user_id=user, room_id=room if user else None, revoked=revoked)
+
+    @rule()
+    def redis_goes(self) -> None:
+        if self.house.bus.available:
+            self.house.bus.down()
+            self.house.rooms.failure = NotPublished("Redis is away")
+
+    @rule(forgetful=st.booleans())
+    def redis_comes(self, forgetful: bool) -> None:
+        if not self.house.bus.available:
+            if forgetful:
+                self.house.rooms.entries.clear()
+                self.house.rooms.sockets.clear()
+            self.house.rooms.failure = None
+            self.house.bus.up()
+            self.house.access.stale(revoked=False)  # as the access cache does then
+
+    @rule(seconds=st.sampled_from([0.25, 1, 5]))
+    def wait(self, seconds: float) -> None:
+        self.house.pass_time(seconds)
+
+    @invariant()
+    def everything_agrees(self) -> None:
+        house = self.house
+        live = [client.session for client in self.clients if client.session.state is not SessionState.CLOSED]
+        assert set(house.roster) == set(live)
+        assert house.counters.errors_internal == 0
+        entries = {}
+        for session in live:
+            assert (session.user_id is None) is (session.token is None)
+            assert (session.state is SessionState.NEW) <= (session.user_id is None)
+            assert session.room_id is None or session.room_id in session.rooms
+            assert len(session.rooms.keys() - {None}) <= 3
+            for room, grant in session.rooms.items():
+                assert grant is SUSPENDED or grant.user_id == session.user_id
+                if room is not None:
+                    assert (session in house.roster.room(room)) is (grant is not SUSPENDED)
+                    assert session.user_id is not None
+                    assert (room, session.user_id) not in entries, "two sockets of one user in one room"
+                    entries[room, session.user_id] = session.socket_id
+        if house.bus.available:
+            assert house.rooms.entries == entries
+        for client in self.clients:
+            assert (client.link.closed is None) or client.session.state is SessionState.CLOSED
+
+    def teardown(self) -> None:
+        self.redis_comes(False)
+        for client in self.clients:
+            client.leave()
+        house = self.house
+        assert len(house.roster) == house.roster.rooms == len(house.access_watch._expiry_queue) == 0
+        assert house.rooms.entries == {}
+        assert not house.membership._unannounced
+        assert not house.membership._ghosts
+        assert house.clock.getDelayedCalls() == []
+
+
+TestMembershipStories = MembershipStories.TestCase
+TestMembershipStories.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
