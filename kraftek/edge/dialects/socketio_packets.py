@@ -272,11 +272,10 @@ class _Awaited:
 class SocketSettings(Struct, frozen=True, kw_only=True):
     """What all sessions share.
 
-    ``namespaces``: those that there are. ``max_attachments``, ``max_attachment_bytes``: of one packet.
+    ``namespaces``: those that there are. ``max_attachment_bytes``: of all attachments of one packet.
     """
 
     namespaces: frozenset[str] = frozenset((MAIN,))
-    max_attachments: int = MAX_ATTACHMENTS
     max_attachment_bytes: int = 1_000_000
 
 
@@ -346,7 +345,7 @@ class SocketSession:
             raise SocketError(f"a malformed {kind.name}")
         if kind < PacketKind.BINARY_EVENT:
             return packet
-        if attachments > self._settings.max_attachments:
+        if attachments > MAX_ATTACHMENTS:
             raise SocketError(f"{attachments} attachments")
         self._awaited = _Awaited(packet, attachments, self._settings.max_attachment_bytes)
         return self._complete()

@@ -27,7 +27,10 @@ from kraftek.edge.engineio.packets import (
     encode_payload,
 )
 
-__all__ = ["ConnectionState", "EngineSession", "EngineSettings", "Reason"]
+__all__ = ["UPGRADE_TIMEOUT", "ConnectionState", "EngineSession", "EngineSettings", "Reason"]
+
+UPGRADE_TIMEOUT: Final = 10.0
+"""Seconds that a client has to change over from polling to WebSocket; the reference server's."""
 
 _CLOSE: Final = Outgoing(PacketKind.CLOSE.value)
 _PING: Final = Outgoing(PacketKind.PING.value)
@@ -37,21 +40,19 @@ _PROBE_ANSWER: Final = Outgoing(b"3probe")
 
 
 class EngineSettings(Struct, frozen=True, kw_only=True):
-    """What all sessions share. Times in seconds, sizes in bytes. The first four are the reference server's.
+    """What all sessions share. Times in seconds, sizes in bytes. The first three are the reference server's.
 
     ``max_payload``: of one POST; the WebSocket transport limits its messages to the same. ``max_packets``: in
     one POST; a client packs all that it emitted while a POST was under way into the next. ``max_queued``,
-    ``max_queued_bytes``: what may wait for a client's next poll. ``upgrades``: polling may become WebSocket.
+    ``max_queued_bytes``: what may wait for a client's next poll.
     """
 
     ping_interval: float = 25.0
     ping_timeout: float = 20.0
-    upgrade_timeout: float = 10.0
     max_payload: int = 1_000_000
     max_packets: int = 10_000
     max_queued: int = 10_000
     max_queued_bytes: int = 1_048_576
-    upgrades: bool = True
 
 
 class _Open(Struct, rename="camel"):
@@ -163,7 +164,7 @@ class EngineSession:
         self._queued_bytes = 0
         handshake = _Open(
             sid,
-            ("websocket",) if settings.upgrades and not websocket else (),
+            ("websocket",) if not websocket else (),
             round(settings.ping_interval * 1000),
             round(settings.ping_timeout * 1000),
             settings.max_payload,
@@ -236,10 +237,10 @@ class EngineSession:
 
         That is how the reference server turns it down, and its clients know it: not by an HTTP error.
         """
-        if self.state is not ConnectionState.POLLING or not self._settings.upgrades:
+        if self.state is not ConnectionState.POLLING:
             raise EngineError(ErrorCode.BAD_REQUEST, "a WebSocket that the session has no use for")
         self.state = ConnectionState.OFFERED
-        self._upgrade_by = now + self._settings.upgrade_timeout
+        self._upgrade_by = now + UPGRADE_TIMEOUT
         self.deadline = min(self._heartbeat, self._upgrade_by)
 
     def websocket_lost(self) -> None:

@@ -28,7 +28,7 @@ from kraftek.edge.dialects.socketio_packets import (
     encode_event,
 )
 
-SETTINGS = SocketSettings(namespaces=frozenset((MAIN, "/é")), max_attachments=3, max_attachment_bytes=50)
+SETTINGS = SocketSettings(namespaces=frozenset((MAIN, "/é")), max_attachment_bytes=50)
 
 NUMBERS = st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
 JSON = st.recursive(

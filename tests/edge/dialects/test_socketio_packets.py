@@ -399,7 +399,7 @@ def test_refuses_an_attachment_to_nothing() -> None:
 
 
 def test_attachments_have_a_bound_in_number_and_bytes() -> None:
-    client = session("/", max_attachments=2, max_attachment_bytes=4)
+    client = session("/", max_attachment_bytes=4)
     two = b'52-["a",{"_placeholder":true,"num":0},{"_placeholder":true,"num":1}]'
     assert client.receive(two, False) is None
     assert client.receive(b"\x00" * 2, True) is None
@@ -408,9 +408,14 @@ def test_attachments_have_a_bound_in_number_and_bytes() -> None:
     client.receive(b"\x00" * 2, True)
     with pytest.raises(SocketError, match="attachments are too big"):
         client.receive(b"\x00" * 3, True)
-    three = b'53-["a"%b]' % b"".join(b',{"_placeholder":true,"num":%d}' % number for number in range(3))
-    with pytest.raises(SocketError, match="3 attachments"):
-        session("/", max_attachments=2).receive(three, False)
+    for number in (MAX_ATTACHMENTS, MAX_ATTACHMENTS + 1):
+        places = b"".join(b',{"_placeholder":true,"num":%d}' % place for place in range(number))
+        packet = b'5%d-["a"%b]' % (number, places)
+        if number == MAX_ATTACHMENTS:
+            assert session("/").receive(packet, False) is None
+        else:
+            with pytest.raises(SocketError, match="11 attachments"):
+                session("/").receive(packet, False)
 
 
 def test_encodes_a_binary_event() -> None:

@@ -15,7 +15,7 @@ from kraftek.contract.messages import Outgoing
 from kraftek.contract.metrics import Counters
 from kraftek.edge.addresses import Addresses
 from kraftek.edge.engineio.clients import EngineClient, EngineClients, EngineSocket
-from kraftek.edge.engineio.connection import ConnectionState, EngineSettings
+from kraftek.edge.engineio.connection import UPGRADE_TIMEOUT, ConnectionState, EngineSettings
 from kraftek.edge.engineio.packets import EngineError, encode_message
 from tests.support.fakes import FakeLink
 
@@ -155,7 +155,7 @@ def test_a_change_that_takes_too_long_is_given_up(world: World) -> None:
     client, _ = world.polling()
     late, link = world.socket(client)
     late.receive(b"2probe")
-    world.pass_time(SETTINGS.upgrade_timeout)
+    world.pass_time(UPGRADE_TIMEOUT)
     assert link.closed is not None
     # Another may try, and nothing that the first does now matters.
     socket, other = world.socket(client)

@@ -279,15 +279,6 @@ def test_handshake_over_polling() -> None:
     assert session.payload() is None
 
 
-def test_handshake_without_upgrades() -> None:
-    session = EngineSession("secret", EngineSettings(upgrades=False), 0.0, websocket=False)
-    session.poll()
-    body = session.payload()
-    assert body is not None
-    assert json.loads(body[1:])["upgrades"] == []
-    play(session, "> OFFER 0\n! 400 3\n= POLLING")
-
-
 def test_handshake_over_a_websocket() -> None:
     session = EngineSession("secret", EngineSettings(), 0.0, websocket=True)
     assert session.state is ConnectionState.WEBSOCKET
