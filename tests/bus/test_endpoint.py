@@ -23,7 +23,7 @@ from kraftek.bus import RedisBus
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Redis
-from tests.support.redis_server import PrivateRedis, bundled_redis_server, free_port
+from tests.support.redis_server import PrivateRedis, free_port
 from tests.support.waiting import Lines, until, until_logged
 
 
@@ -67,31 +67,17 @@ class Authority:
         (directory / "redis.key").write_bytes(secret)
 
 
-# TLS before a redis-server that was built without it: `python -c TLS_FRONT PORT DIRECTORY`.
+# TLS before a redis-server, of which not every build speaks it: `python -c TLS_FRONT CERTIFICATE KEY REDIS_PORT`.
 TLS_FRONT = """
-import asyncio, ssl, sys
+import sys
+from twisted.internet import reactor
+from twisted.internet.endpoints import serverFromString
+from twisted.protocols.portforward import ProxyFactory
 
-async def copy(reader, writer):
-    try:
-        while data := await reader.read(65536):
-            writer.write(data)
-    except OSError:
-        pass
-    writer.close()
-
-async def serve(reader, writer):
-    redis_reader, redis_writer = await asyncio.open_unix_connection(directory + "/redis.sock")
-    await asyncio.gather(copy(reader, redis_writer), copy(redis_reader, writer))
-
-async def main():
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(directory + "/redis.crt", directory + "/redis.key")
-    server = await asyncio.start_server(serve, "127.0.0.1", port, ssl=context)
-    print("listening", flush=True)
-    await server.serve_forever()
-
-port, directory = int(sys.argv[1]), sys.argv[2]
-asyncio.run(main())
+certificate, key, redis = sys.argv[1:]
+endpoint = serverFromString(reactor, f"ssl:0:interface=127.0.0.1:certKey={certificate}:privateKey={key}")
+endpoint.listen(ProxyFactory("127.0.0.1", int(redis))).addCallback(lambda port: print(port.getHost().port, flush=True))
+reactor.run()
 """
 
 
@@ -124,20 +110,19 @@ class EndpointTest(TestCase):
     def start_tls(self, authority: Authority, *names: x509.GeneralName) -> None:
         directory = self.redis.directory
         authority.issue(directory, *names)
-        if self.redis.binary == bundled_redis_server():
-            self.redis.start()
-            arguments = [sys.executable, "-P", "-c", TLS_FRONT, str(self.port), str(directory)]
-            front = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-            self.addCleanup(front.wait, 10)
-            self.addCleanup(front.kill)
-            assert front.stdout is not None
-            assert Lines(front.stdout).next("that it listens", 20.0) == "listening"
-            return
-        self.redis.start(
-            "--tls-port", str(self.port), "--tls-auth-clients", "no",
-            "--tls-ca-cert-file", authority.file(directory / "own-ca.crt"),
-            "--tls-cert-file", str(directory / "redis.crt"), "--tls-key-file", str(directory / "redis.key"),
-        )  # fmt: skip
+        plain = free_port()
+        self.redis.start("--port", str(plain))
+        arguments = [str(directory / "redis.crt"), str(directory / "redis.key"), str(plain)]
+        front = subprocess.Popen(
+            [sys.executable, "-P", "-c", TLS_FRONT, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self.addCleanup(front.wait, 10)
+        self.addCleanup(front.kill)
+        assert front.stdout is not None
+        self.port = int(Lines(front.stdout).next("its port", 20.0))
 
     async def test_tcp_by_address(self) -> None:
         self.redis.start("--port", str(self.port))

@@ -17,7 +17,7 @@ from kraftek.contract.interfaces import IReading
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Redis
-from tests.support.redis_server import PrivateRedis, bundled_redis_server
+from tests.support.redis_server import PrivateRedis, oldest_redis_server
 from tests.support.waiting import until, until_logged
 
 
@@ -389,9 +389,9 @@ class ReadingTest(TestCase):
         )
 
 
-if bundled := bundled_redis_server():
+if oldest := oldest_redis_server():
 
     class ReadingOnRedis62Test(ReadingTest):
         """The same with the oldest Redis that is supported."""
 
-        binary = bundled
+        binary = oldest

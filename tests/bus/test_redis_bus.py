@@ -22,7 +22,7 @@ from kraftek.contract.iteration import Iteration
 from kraftek.contract.lua import ForEach, Script
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Redis
-from tests.support.redis_server import PrivateRedis, bundled_redis_server
+from tests.support.redis_server import PrivateRedis, oldest_redis_server
 from tests.support.waiting import until, until_logged
 
 Keys = list[str] | None
@@ -576,12 +576,12 @@ return name == 'text' and body or redis.call('LLEN', key)
         assert self.told.events == []
 
 
-if bundled := bundled_redis_server():
+if oldest := oldest_redis_server():
 
     class RedisBusOnRedis62Test(RedisBusTest):
         """The same with the oldest Redis that is supported."""
 
-        binary = bundled
+        binary = oldest
 
 
 # Without Redis: the other end of the wires is in the test's hands

@@ -745,13 +745,10 @@ def service(stage: ExitStack) -> StartService:
 
 @pytest.fixture(scope="session")
 def chromium_path() -> str:
-    """The browser, for Playwright's ``executable_path``: Chromium on PATH, else the one Playwright downloaded."""
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        if found := shutil.which(name):
-            return found
-    from playwright.sync_api import sync_playwright
+    """The browser, for Playwright's ``executable_path``."""
+    from tests.support.browser import chromium
 
-    with sync_playwright() as playwright:
-        if Path(playwright.chromium.executable_path).exists():
-            return playwright.chromium.executable_path
-    pytest.fail("no Chromium: apt-get install chromium, or .venv/bin/playwright install chromium")
+    try:
+        return chromium()
+    except RuntimeError as missing:
+        pytest.fail(str(missing))

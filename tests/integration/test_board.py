@@ -536,7 +536,7 @@ def test_nothing_is_left_behind(gateway: StartGateway, end: str) -> None:
         started = children(demo.pid)
         names = [Path(f"/proc/{pid}/cmdline").read_text() for pid in started]
         assert [name for name in names if "notes.py" in name]
-        assert [name for name in names if "redis-server" in name]
+        assert [name for name in names if "redis-server" in name or "valkey-server" in name]
 
         getattr(demo, end)()
 

