@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from typing import Any, Unpack
 
 from autobahn.twisted.websocket import WebSocketClientFactory, WebSocketClientProtocol
@@ -32,6 +33,9 @@ from kraftek.client.backend import (
 from kraftek.client.conversation import SUBPROTOCOL
 
 __all__ = ["Client"]
+
+# Twisted 26 gathers small TLS writes until the next iteration of a reactor, and takes that; before, it gathers none.
+TAKES_CLOCK = "clock" in signature(wrapClientTLS).parameters
 
 
 @implementer(IPushProducer)
@@ -131,7 +135,9 @@ class Client(Backend["Deferred[Any]"]):
         assert host is not None
         endpoint: Any = HostnameEndpoint(self._reactor, host, self._port)
         if self._address.scheme == "wss":
-            endpoint = wrapClientTLS(optionsForClientTLS(host), endpoint, self._reactor)
+            endpoint = wrapClientTLS(
+                optionsForClientTLS(host), endpoint, **({"clock": self._reactor} if TAKES_CLOCK else {})
+            )
         factory: Any = WebSocketClientFactory(self.url, protocols=[SUBPROTOCOL], reactor=self._reactor)
         factory.noisy = False
         factory.protocol = lambda: _Socket(
