@@ -1,67 +1,62 @@
-"""What reaches past the public surface of Twisted and Autobahn, for speed. Without it the gateway works the same.
+"""What reaches past Twisted's public surface for speed, and may be left out: the gateway works the same without it.
 
-Each part says why it is there and what it saves; ``tests/test_fastpath.py`` fails when a library changed under it.
-Called by the WebSocket edge and the Redis bus.
+Each part says why it is there and what it saves. :func:`speed_up` takes those whose guard finds the Twisted that they
+were written for; what it leaves out it logs. Called by whoever makes the
+:class:`kraftek.contract.iteration.Iteration` that everybody writes by: the daemon, and the service kit on Twisted. (The
+half that is Autobahn's is in :mod:`kraftek.edge.websocket.autobahn_internals`.)
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from twisted.internet import tcp
+from twisted.logger import Logger
 from twisted.python import log
 
+from kraftek.contract.errors import ConfigError
+from kraftek.contract.guards import (
+    UnexpectedError,
+    expect_names,
+    expect_parameters,
+    expect_private_names,
+    expect_values,
+    usable,
+)
 from kraftek.contract.iteration import Iteration
 
-__all__ = ["configured", "drive", "plain_messages", "release_window", "slim", "write_now"]
+__all__ = ["check_driving", "check_writing", "drive", "speed_up", "wanted", "write_at_once", "write_now"]
 
-_TEXT = 0x81
-_MASKED = 0x80
+_SWITCH = "KRAFTEK_FASTPATH"
 
-_LONG = 1536
-"""Bytes from which a call into Autobahn's C masker (9 µs, whatever the size) beats an XOR of long integers (4 ns
-a byte)."""
+_log = Logger()
 
 
-def plain_messages(data: bytes, limit: int, unmask: Callable[[bytes, bytes], bytes]) -> tuple[list[bytes], int]:
-    """The text messages at the beginning of ``data`` that are one whole masked frame each, and the bytes they take.
+def wanted(environ: Mapping[str, str]) -> bool:
+    """Whether the environment, like ``os.environ``, leaves the fast path on. Raises ``ConfigError``."""
+    switch = environ.get(_SWITCH, "")
+    if switch not in ("", "0", "1"):
+        raise ConfigError([f"{_SWITCH}: expected 0 or 1, found {switch!r}"])
+    return switch != "0"
 
-    Stops at whatever else there is: fragments, control frames, other opcodes, bits that an extension defines, messages
-    of more than ``limit`` bytes or of 64 KiB, and text that is not UTF-8 are Autobahn's, which slices its whole buffer
-    for each frame and spends some 20 µs on it. ``unmask(mask, payload)`` is called for long payloads.
-    """
-    messages: list[bytes] = []
-    start, end = 0, len(data)
-    while end - start >= 6 and data[start] == _TEXT:
-        size = data[start + 1] - _MASKED
-        at = start + 2
-        if size < 0 or size == 127:
-            break
-        if size == 126:
-            size = int.from_bytes(data[at : at + 2], "big")
-            at += 2
-            if size < 126:
-                break
-        stop = at + 4 + size
-        if stop > end or size > limit:
-            break
-        mask = data[at : at + 4]
-        payload = data[at + 4 : stop]
-        if size < _LONG:
-            masked = int.from_bytes(payload, "little")
-            payload = (masked ^ int.from_bytes((mask * (size // 4 + 1))[:size], "little")).to_bytes(size, "little")
-        else:
-            payload = unmask(mask, payload)
-        if not payload.isascii():
-            try:
-                payload.decode()
-            except UnicodeDecodeError:
-                break
-        messages.append(payload)
-        start = stop
-    return messages, start
+
+def speed_up(reactor: Any, iteration: Iteration) -> None:
+    """Take what can be taken: ``iteration`` writes at once, and is driven by the reactor."""
+    write_at_once(iteration)
+    # Not imported: there is no epoll but on Linux.
+    if type(reactor).__name__ == "EPollReactor" and usable(
+        "driving the reactor", lambda: check_driving(reactor), _log.warn
+    ):
+        drive(reactor, iteration)
+
+
+def write_at_once(iteration: Iteration) -> None:
+    """Have ``iteration`` write at once, on any reactor."""
+    if usable("writing at once", check_writing, _log.warn):
+        iteration.write = write_now
 
 
 def write_now(transport: Any, data: bytes) -> Callable[[bytes], int] | None:
@@ -93,15 +88,38 @@ def write_now(transport: Any, data: bytes) -> Callable[[bytes], int] | None:
     return None
 
 
-def drive(reactor: Any, iteration: Iteration) -> None:
-    """Have the reactor call ``turn.end()`` after every turn; nothing, for another reactor than Linux's own.
+class _Idle:
+    """A reactor that is asked to write, and never does."""
 
-    In place of ``EPollReactor.doPoll``, which wraps each call in a context for the prefix of old-style log lines:
-    3 to 5 µs for each socket that has something to read. What a TCP client sends goes straight to its protocol, and not
-    through four functions more: another 1 µs. Ending the turn here saves a timer, as much again a turn.
+    def addWriter(self, writer: object) -> None:
+        pass
+
+
+def check_writing(connection: Any = tcp.Connection) -> None:
+    """Raises :class:`UnexpectedError` where :func:`write_now` could overtake what waits in a connection's buffers."""
+    ways: list[Callable[[Any], None]] = [
+        lambda made: made.write(b"x"),
+        lambda made: made.writeSequence([b"x"]),
+    ]
+    for write in ways:
+        with socket.socket() as unconnected:
+            made = connection(unconnected, None, _Idle())
+            expect_values(made, {"dataBuffer": b"", "_tempDataBuffer": [], "socket": unconnected})
+            if made.connected:
+                raise UnexpectedError(f"connected of {connection.__name__} is {made.connected!r} before it is")
+            made.connected = 1
+            write(made)
+            if not made.dataBuffer and not made._tempDataBuffer:  # noqa: SLF001
+                raise UnexpectedError(f"what waits to be written is in neither buffer of {connection.__name__}")
+
+
+def drive(reactor: Any, iteration: Iteration) -> None:
+    """Have ``EPollReactor`` call ``iteration.end()`` after every iteration.
+
+    In place of its ``doPoll``, which wraps each call in a context for the prefix of old-style log lines: 3 to 5 µs for
+    each socket that has something to read. What a TCP client sends goes straight to its protocol, and not through four
+    functions more: another 1 µs. Ending the turn here saves a timer, as much again a turn.
     """
-    if type(reactor).__name__ != "EPollReactor":  # not imported: there is no epoll but on Linux
-        return
     poll, selectables = reactor._poller.poll, reactor._selectables  # noqa: SLF001
     read_or_write, disconnect = reactor._doReadOrWrite, reactor._disconnectSelectable  # noqa: SLF001
     readable = reactor._POLL_IN  # noqa: SLF001
@@ -140,82 +158,18 @@ def drive(reactor: Any, iteration: Iteration) -> None:
     reactor.doIteration = do_iteration
 
 
-def release_window(protocol: Any) -> None:
-    """Give back what decompressing a message took; Autobahn keeps it until the next: 40 KiB a connection."""
-    protocol._perMessageCompress._decompressor = None  # noqa: SLF001
-
-
-class _Nobody:
-    """Stands where Autobahn fires a Deferred that nobody waits for."""
-
-    def callback(self, result: object) -> None:
-        """Take it for done."""
-
-
-_NOBODY = _Nobody()
-
-_AT_REST = {
-    "autoPingPending": None,
-    "autoPingPendingCall": None,
-    "autoPingPendingSent": None,
-    "autoPingPendingSeq": 0,
-    "autoPingTimeoutCall": None,
-    "closeHandshakeTimeoutCall": None,
-    "closedByMe": False,
-    "current_frame": None,
-    "data": b"",
-    "droppedByMe": False,
-    "failedByMe": False,
-    "inside_message": False,
-    "localCloseCode": None,
-    "localCloseReason": None,
-    "openHandshakeTimeoutCall": None,
-    "remoteCloseCode": None,
-    "remoteCloseReason": None,
-    "send_state": 0,
-    "trackedTimings": None,
-    "triggered": False,
-    "wasClean": False,
-    "wasCloseHandshakeTimeout": False,
-    "wasMaxFramePayloadSizeExceeded": False,
-    "wasMaxMessagePayloadSizeExceeded": False,
-    "wasNotCleanReason": None,
-    "wasOpenHandshakeTimeout": False,
-    "wasServerConnectionDropTimeout": False,
-    "wasServingFlashSocketPolicyFile": False,
-    "websocket_version": 13,
-    "_perMessageCompress": None,
-}
-"""Of an open connection on which nothing happens, the state that Autobahn keeps in the instance."""
-
-_NOT_NEEDED = {
-    "is_closed": _NOBODY,
-    "is_open": _NOBODY,
-    "send_queue": (),  # of chopped and synchronous sends, which there are none of
-    "_transport_details": None,
-    "_valid_events": None,
-}
-"""What Autobahn keeps in the instance beside that and nobody here looks at, and what does in its place."""
-
-
-def configured(protocol: type, factory: Any) -> type:
-    """The protocol class with the factory's configuration, and Autobahn's state at rest, as class attributes.
-
-    Autobahn copies some thirty settings into every instance and formats them for a debug line that nobody reads: two
-    thirds of the cost of accepting a client.
+def check_driving(reactor: Any, server: Any = tcp.Server) -> None:
+    """Raises :class:`UnexpectedError` where :func:`drive` cannot stand in for the reactor's ``doPoll``, or its ``read``
+    for the ``doRead`` of a server's connections.
     """
-    settings = {name: getattr(factory, name) for name in protocol.CONFIG_ATTRS}  # type: ignore[attr-defined]
-    static = {name: staticmethod(value) if callable(value) else value for name, value in settings.items()}
-    return type(protocol.__name__, (protocol,), {**_AT_REST, **_NOT_NEEDED, **static, "CONFIG_ATTRS": ()})
-
-
-def slim(protocol: Any, forget: frozenset[str]) -> None:
-    """Keep of an open connection only what differs from its class, and not what it should ``forget``.
-
-    A dictionary of some eighty entries, two Deferreds, a deque and a handful of counters: about 5 KiB a connection.
-    """
-    protocol.__dict__ = {
-        name: value
-        for name, value in protocol.__dict__.items()
-        if name not in forget and name not in _NOT_NEEDED and not (name in _AT_REST and value == _AT_REST[name])
-    }
+    expect_names(reactor, "doPoll", "doIteration", "_poller", "_selectables", "_POLL_IN")
+    if reactor.doIteration != reactor.doPoll:
+        raise UnexpectedError("doIteration of the reactor is not its doPoll")
+    expect_parameters(reactor.doPoll, "timeout")
+    expect_private_names(reactor.doPoll, "_poller", "_selectables", "_doReadOrWrite")
+    expect_parameters(reactor._doReadOrWrite, "selectable", "fd", "event")  # noqa: SLF001
+    expect_parameters(reactor._disconnectSelectable, "selectable", "why", "isRead", "faildict")  # noqa: SLF001
+    expect_names(reactor._poller, "poll")  # noqa: SLF001
+    expect_names(reactor._selectables, "get")  # noqa: SLF001
+    expect_names(server, "bufferSize")
+    expect_private_names(server.doRead, "_dataReceived")

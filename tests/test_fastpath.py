@@ -1,6 +1,6 @@
-"""What reaches past the public surface of Twisted and Autobahn does what they do, and they are what it was made for.
+"""What reaches past Twisted's public surface does what Twisted does, and is left out where Twisted is another.
 
-A failure here after an upgrade of either means that kraftek/fastpath.py was written for another version of it.
+A failure here after an upgrade of Twisted means that kraftek/fastpath.py was written for another version of it.
 """
 
 from __future__ import annotations
@@ -9,22 +9,16 @@ import ast
 import errno
 import inspect
 import os
+import select
 import signal
 import socket
 import struct
 import textwrap
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import autobahn.twisted.websocket
-import autobahn.websocket.protocol
 import pytest
-import txaio.tx
-from autobahn.twisted.websocket import WebSocketServerProtocol
-from hypothesis import example, given
-from hypothesis import strategies as st
 from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.posixbase import PosixReactorBase
@@ -32,172 +26,16 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.selectreactor import SelectReactor
 from twisted.internet.ssl import CertificateOptions
 from twisted.internet.task import Clock, LoopingCall
-from twisted.internet.tcp import Server
+from twisted.internet.tcp import Connection, Server
 from twisted.internet.testing import MemoryReactor, StringTransport
-from twisted.logger import capturedLogs
+from twisted.logger import capturedLogs, formatEvent
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
-from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory, PerMessageDeflate
 
-import kraftek.edge.websocket.factory
-from kraftek import fastpath
-from kraftek.contract.interfaces import IClientLink
+from kraftek.contract.errors import ConfigError
+from kraftek.contract.guards import UnexpectedError
 from kraftek.contract.iteration import Iteration
-from kraftek.contract.messages import Outgoing
-from kraftek.contract.settings import Limits
-from kraftek.edge.websocket.protocol import ClientProtocol, _unmask
-from kraftek.fastpath import configured, drive, plain_messages, write_now
-from tests.edge.websocket.edge import Edge, Peer
-
-
-@pytest.fixture(autouse=True)
-def _autobahns_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The edge of strings sets it."""
-    monkeypatch.setattr(txaio.tx.config, "loop", None)
-
-
-class Echo:
-    """A session that notes what it receives, and says it back."""
-
-    def __init__(self, link: IClientLink) -> None:
-        self.link = link
-        self.received: list[tuple[bytes, bool]] = []
-
-    def receive(self, data: bytes, binary: bool = False) -> None:
-        self.received.append((data, binary))
-        self.link.write(Outgoing(b"", (data,)) if binary else Outgoing(data))
-
-    def lost(self) -> None:
-        pass
-
-    def overrun(self) -> None:
-        return None
-
-
-def echo_edge(limits: Limits | None = None, *, compression: bool = False) -> Edge:
-    """An edge whose sessions echo."""
-    edge = Edge(limits=limits, compression=compression)
-    edge.factory.open_session = lambda link, *_: Echo(link)  # type: ignore[assignment]
-    return edge
-
-
-# Unframing, with Autobahn's own parser as the oracle.
-
-
-def frame(
-    opcode: int, payload: bytes, *, fin: bool = True, rsv: int = 0, mask: bytes | None = b"mask", size_bytes: int = 0
-) -> bytes:
-    """A client's frame, right or wrong; ``size_bytes`` is 2 or 8 to write a size longer than it need be."""
-    size = len(payload)
-    masked = 0x80 if mask is not None else 0
-    head = bytes((fin << 7 | rsv << 4 | opcode,))
-    if size < 126 and not size_bytes:
-        head += bytes((masked | size,))
-    elif size < 65_536 and size_bytes != 8:
-        head += bytes((masked | 126,)) + size.to_bytes(2, "big")
-    else:
-        head += bytes((masked | 127,)) + size.to_bytes(8, "big")
-    return head + (payload if mask is None else mask + _unmask(mask, payload))
-
-
-PAYLOADS = st.one_of(
-    st.text(max_size=40).map(str.encode),
-    st.text(max_size=40).map(str.encode),
-    st.binary(max_size=140),
-    st.sampled_from([0, 1, 125, 126, 127, 999, 1000, 1001, 1535, 1536, 1537, 65_535, 65_536]).map(lambda n: b"x" * n),
-    st.sampled_from([100, 1700]).map(lambda n: ("é" * n).encode()),
-    st.sampled_from([100, 1700]).map(lambda n: b"x" * n + b"\xff"),
-)
-MASKS = st.binary(min_size=4, max_size=4)
-TEXTS = st.builds(frame, st.just(1), PAYLOADS, mask=MASKS)
-FRAGMENTED = st.builds(
-    lambda opcode, first, second, between: (
-        frame(opcode, first, fin=False) + between + frame(0, b"", fin=False) + frame(0, second)
-    ),
-    st.sampled_from([1, 2]),
-    PAYLOADS,
-    PAYLOADS,
-    st.sampled_from([b"", frame(9, b"?"), frame(10, b"")]),
-)
-CONTROL = st.builds(frame, st.sampled_from([9, 10]), st.binary(max_size=125), mask=MASKS)
-CLOSES = st.sampled_from([frame(8, b""), frame(8, b"\x03\xe8bye"), frame(8, b"\x03"), frame(8, b"\x03\xe8\xff")])
-ANY = st.builds(
-    frame,
-    st.integers(0, 15),
-    PAYLOADS,
-    fin=st.booleans(),
-    rsv=st.integers(0, 7),
-    mask=st.one_of(st.none(), MASKS),
-    size_bytes=st.sampled_from([0, 0, 2, 8]),
-)
-FRAMES = st.lists(st.one_of(TEXTS, TEXTS, TEXTS, FRAGMENTED, CONTROL, CLOSES, ANY), max_size=12)
-
-
-def conversation(reads: Sequence[bytes], limit: int, *, fast: bool) -> tuple[Any, bytes, str | None]:
-    """What a session received of these reads, what the client was sent, and how the connection ended."""
-    edge = echo_edge(Limits(message_bytes=limit))
-    peer = Peer(edge)
-    protocol: Any = peer.protocol
-    if not fast:
-        protocol.dataReceived = partial(WebSocketServerProtocol.dataReceived, protocol)
-    echo = protocol.session
-    for data in reads:
-        protocol.dataReceived(data)
-        edge.settle()
-    peer.lose()
-    return echo.received, peer.transport.value(), peer.transport.closed
-
-
-@given(FRAMES, st.lists(st.integers(1, 400), max_size=30), st.sampled_from([100, 1000, 70_000]))
-@example([frame(1, b"a"), frame(1, b"\xc3", fin=False), frame(0, b"\xa9"), frame(1, b"b")], [], 1000)
-@example([frame(1, b"a"), frame(1, b"\xff"), frame(1, b"b")], [], 1000)
-@example([frame(1, b"a"), frame(1, b"x" * 1001), frame(1, b"b")], [], 1000)
-@example([frame(1, b"a"), frame(8, b""), frame(1, b"b")], [], 1000)
-@example([frame(1, b"a", size_bytes=2)], [], 1000)
-def test_the_same_messages_arrive_with_the_fast_path_and_without(
-    frames: list[bytes], sizes: list[int], limit: int
-) -> None:
-    data = b"".join(frames)
-    reads = []
-    for size in sizes:
-        reads.append(data[:size])
-        data = data[size:]
-    reads.append(data)
-    reads = [read for read in reads if read]
-    assert conversation(reads, limit, fast=True) == conversation(reads, limit, fast=False)
-
-
-def test_plain_frames_are_taken_in_one_pass() -> None:
-    """Or the comparison above would compare Autobahn with itself."""
-    texts = [b"", b"a", b"b" * 125, b"c" * 126, b"d" * 1536, "é".encode() * 1000, b"e" * 65_535]
-    data = b"".join(frame(1, text) for text in texts)
-    assert plain_messages(data, 65_535, _unmask) == (texts, len(data))
-
-
-OTHERS = {
-    "binary": frame(2, b"x"),
-    "ping": frame(9, b"x"),
-    "fragment": frame(1, b"x", fin=False),
-    "compressed": frame(1, b"x", rsv=4),
-    "unmasked": frame(1, b"x", mask=None),
-    "not UTF-8": frame(1, b"\xc3\x28"),
-    "too big": frame(1, b"x" * 1001),
-    "64 KiB": frame(1, b"x" * 65_536),
-    "long size": frame(1, b"x", size_bytes=2),
-}
-
-
-@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS.keys())
-def test_whatever_else_there_is_is_left(other: bytes) -> None:
-    first, last = frame(1, b"first"), frame(1, b"last")
-    assert plain_messages(first + other + last, 1000, _unmask) == ([b"first"], len(first))
-
-
-def test_what_is_not_all_there_yet_is_left() -> None:
-    first, second = frame(1, b"first"), frame(1, b"x" * 200)
-    for size in range(len(second)):
-        assert plain_messages(first + second[:size], 1000, _unmask) == ([b"first"], len(first))
-
+from kraftek.fastpath import check_driving, check_writing, drive, speed_up, wanted, write_at_once, write_now
 
 # Writing at once, over real sockets.
 
@@ -339,22 +177,6 @@ def test_what_took_everything_may_be_used_again_and_nothing_else(wire: Wire) -> 
     assert write_now(wire.near, b"behind that") is None
 
 
-def test_autobahn_writes_to_its_transport_in_one_place() -> None:
-    """``sendData``, which ClientProtocol puts its outbox in the place of. ``_send`` is for chopped sends."""
-    places = [
-        function.name
-        for module in (autobahn.websocket.protocol, autobahn.twisted.websocket)
-        for node in ast.walk(ast.parse(inspect.getsource(module)))
-        if isinstance(node, ast.ClassDef)
-        for function in node.body
-        if isinstance(function, ast.FunctionDef) and "self.transport.write" in ast.unparse(function)
-    ]
-    assert places == ["_send", "sendData"], (
-        "Autobahn writes to its transport elsewhere too, past the outbox: what it writes there may overtake what the "
-        "outbox sends at once. Override that as well in kraftek.edge.websocket.protocol."
-    )
-
-
 # Driving the reactor.
 
 DO_POLL = """
@@ -414,8 +236,9 @@ def reactor() -> Iterator[Any]:
     """A reactor of the test's own, driven."""
     made: Any = EPollReactor()
     made.iteration = Iteration(made)
-    drive(made, made.iteration)
+    speed_up(made, made.iteration)
     assert made.iteration.driven
+    assert made.iteration.write is write_now
     yield made
     for reader in made.removeAll():
         reader.connectionLost(Failure(ConnectionDone()))
@@ -623,195 +446,154 @@ def test_another_reactor_is_left_alone() -> None:
     for other in (Clock(), SelectReactor()):
         iteration = Iteration(other)
         before = getattr(other, "doIteration", None)
-        drive(other, iteration)
+        with capturedLogs() as logged:
+            speed_up(other, iteration)
         assert not iteration.driven
+        assert iteration.write is write_now
+        assert logged == []
         assert getattr(other, "doIteration", None) == before
         for reader in other.removeAll() if isinstance(other, SelectReactor) else ():
             reader.connectionLost(Failure(ConnectionDone()))
 
 
-# Connections that keep only what differs.
-
-AT_REST = {
-    "connected", "counted_as", "factory", "outbox", "peer", "session", "slot", "state", "transport",
-    "utf8validator",
-}  # fmt: skip
+# Another Twisted.
 
 
-@pytest.fixture
-def whole(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the last connection's instance held when its handshake was done, before it was slimmed."""
-    held: dict[str, Any] = {}
+class OneBuffer(Connection):
+    """Keeps what waits to be written in a buffer of its own."""
 
-    def noted(protocol: Any, forget: frozenset[str]) -> None:
-        held.update(protocol.__dict__)
-        fastpath.slim(protocol, forget)
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.waits = b""
 
-    monkeypatch.setattr(kraftek.edge.websocket.factory, "slim", noted)
-    return held
+    def write(self, data: bytes) -> None:
+        self.waits += data
 
-
-def test_a_connection_holds_these_names_and_no_others(whole: dict[str, Any]) -> None:
-    peer = Peer(echo_edge(), "/?token=secret&roomId=r")
-    assert set(peer.protocol.__dict__) == AT_REST, (
-        "Autobahn keeps more in its instances, or less. See what it is for; then it belongs into _AT_REST or "
-        "_NOT_NEEDED of kraftek.fastpath, into _HANDSHAKE of kraftek.edge.websocket.factory, or here."
-    )
-    assert not [name for name in peer.protocol.__dict__ if "secret" in repr(peer.protocol.__dict__[name])]
-    dropped = fastpath._AT_REST.keys() | fastpath._NOT_NEEDED.keys() | kraftek.edge.websocket.factory._HANDSHAKE
-    assert set(whole) - AT_REST == dropped & set(whole)
-    assert dropped - set(whole) == set(), "Autobahn does not set these any more"
-    peer.send("plain")
-    assert peer.read() == ["plain"]
-    assert set(peer.protocol.__dict__) - AT_REST == {"heard"}
+    def writeSequence(self, data: Any) -> None:
+        self.waits += b"".join(data)
 
 
-def test_state_at_rest_is_what_autobahn_sets(whole: dict[str, Any]) -> None:
-    peer = Peer(echo_edge())
-    assert {name: whole[name] for name in fastpath._AT_REST} == fastpath._AT_REST
-    for name, value in fastpath._AT_REST.items():
-        assert getattr(peer.protocol, name) == value
-    assert not whole["send_queue"]
-    assert fastpath._NOT_NEEDED["send_queue"] == ()
+class NoAside(Connection):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        del self._tempDataBuffer
 
 
-def test_what_differs_is_kept() -> None:
-    class Differs:
-        data = b""
-
-    differs: Any = Differs()
-    differs.__dict__ = {"data": b"half a frame", "closedByMe": True, "wasClean": False, "ours": 1, "spent": 2}
-    fastpath.slim(differs, frozenset({"spent"}))
-    assert differs.__dict__ == {"data": b"half a frame", "closedByMe": True, "ours": 1}
+class BytesAside(Connection):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._tempDataBuffer: Any = b""
 
 
-def test_every_setting_is_the_factorys() -> None:
-    edge = echo_edge()
-    protocol: Any = Peer(edge).protocol
-    assert WebSocketServerProtocol.CONFIG_ATTRS
-    for name in WebSocketServerProtocol.CONFIG_ATTRS:
-        assert getattr(protocol, name) == getattr(edge.factory, name), name
-    assert protocol.CONFIG_ATTRS == ()
+class ConnectedAtOnce(Connection):
+    connected = True
 
 
-def test_a_setting_that_is_a_function_is_called_without_a_self() -> None:
-    edge = echo_edge()
-    edge.factory.perMessageCompressionAccept = lambda offers: offers
-    protocol: Any = object.__new__(configured(ClientProtocol, edge.factory))
-    assert protocol.perMessageCompressionAccept(["offer"]) == ["offer"]
-
-
-def conversations(peer: Peer) -> list[Any]:
-    """All that a connection goes through."""
-    answers: list[Any] = []
-    for data in (
-        frame(1, b"plain"),
-        frame(1, b"in ", fin=False) + frame(9, b"?") + frame(0, b"pieces"),
-        frame(2, b"\x00\xff"),
-        frame(10, b"pong"),
-        frame(1, b"half")[:5],
-        frame(1, b"half")[5:] + frame(1, b"x" * 70_000)[:14],
-    ):
-        peer.protocol.dataReceived(data)
-        answers.append([getattr(each, "data", each) for each in peer.read()])
-    return answers
-
-
-ANSWERS: list[Any] = [["plain"], [b"?", "in pieces"], [b"\x00\xff"], [], []]
-
-CLOSING = 5.0
-"""Seconds in which Autobahn's time-out of the closing handshake has gone off, cancelled or not."""
-
-
-def test_a_slim_connection_goes_through_everything() -> None:
-    edge = echo_edge()
-    peer = Peer(edge)
-    *answers, last = conversations(peer)
-    assert answers == ANSWERS
-    assert [last[0], last[1][0]] == ["half", 1009]
-    peer.lose()
-    edge.clock.advance(CLOSING)
-    edge.done()
+class TwoArguments(Connection):
+    def __init__(self, skt: Any, protocol: Any) -> None:
+        super().__init__(skt, protocol)
 
 
 @pytest.mark.parametrize(
-    ("data", "code"),
-    [(frame(1, b"\xff"), 1007), (frame(3, b""), 1002), (frame(1, b"", rsv=4), 1002), (frame(8, b"\x0f\xa0"), 1000)],
-    ids=["not UTF-8", "reserved opcode", "reserved bit", "the client closes"],
+    ("other", "why"),
+    [
+        (OneBuffer, "what waits to be written is in neither buffer of OneBuffer"),
+        (NoAside, "NoAside has no _tempDataBuffer"),
+        (BytesAside, "_tempDataBuffer of BytesAside is b'', not []"),
+        (ConnectedAtOnce, "connected of ConnectedAtOnce is True before it is"),
+        (TwoArguments, "TypeError: "),
+    ],
 )
-def test_a_slim_connection_ends_as_it_should(data: bytes, code: int) -> None:
-    edge = echo_edge()
-    peer = Peer(edge)
-    peer.protocol.dataReceived(frame(1, b"before") + data)
-    before, (found, _) = peer.read()
-    assert (before, found) == ("before", code)
-    peer.lose()
-    edge.clock.advance(CLOSING)
-    edge.done()
-    assert edge.factory.countConnections == 0
+def test_nothing_is_written_at_once_to_another_kind_of_connection(
+    other: type, why: str, monkeypatch: pytest.MonkeyPatch, wire: Wire
+) -> None:
+    monkeypatch.setattr(check_writing, "__defaults__", (other,))
+    iteration = Iteration(Clock())
+    with capturedLogs() as logged:
+        write_at_once(iteration)
+    [event] = logged
+    assert str(formatEvent(event)).startswith(f"The fast path goes without writing at once: {why}")
+    assert iteration.write(wire.near, b"as ever") is None
+    assert wire.arrived() == b""
+    wire.near.doWrite()
+    assert wire.arrived() == b"as ever"
 
 
-def test_a_slim_connection_closes_by_itself() -> None:
-    edge = echo_edge()
-    peer = Peer(edge)
-    peer.protocol.close(4400, "reason")
-    assert peer.read() == [(4400, "reason")]
-    peer.flush()
-    assert peer.transport.closed
-    assert peer.protocol.wasClean
-    peer.lose()
-    edge.done()
+def do_poll(self: Any, timeout: float | None) -> None:
+    self._look(EPollReactor.doPoll(self, timeout))
 
 
-def test_without_any_of_it_the_edge_works_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kraftek.edge.websocket.factory, "slim", lambda *_: None)
-    monkeypatch.setattr(
-        kraftek.edge.websocket.factory, "configured", lambda protocol, _: type("Unconfigured", (protocol,), {})
-    )
-    monkeypatch.setattr("kraftek.edge.websocket.outbox.write_now", lambda transport, data: transport.write(data))
-    monkeypatch.setattr("kraftek.edge.websocket.protocol.plain_messages", lambda *_: ([], 0))
-    edge = echo_edge()
-    peer = Peer(edge)
-    assert {"http_headers", "is_open", "maxMessagePayloadSize"} <= set(peer.protocol.__dict__)
-    *answers, last = conversations(peer)
-    assert answers == ANSWERS
-    assert [last[0], last[1][0]] == ["half", 1009]
-    peer.lose()
-    edge.clock.advance(CLOSING)
-    edge.done()
+def do_read_or_write(self: Any, fd: int, event: int) -> None:
+    pass
 
 
-# Compressed messages.
+def without(name: str) -> property:
+    """An attribute that is not there."""
+
+    def missing(self: Any) -> None:
+        raise AttributeError(name)
+
+    return property(missing, lambda self, value: None)
 
 
-def compressing(limits: Limits | None = None) -> Peer:
-    """A client that compresses what it sends."""
-    offer = ClientPerMessageDeflateFactory(compress_settings={"level": 9})
-    peer = Peer(echo_edge(limits, compression=True), extensions=[offer])
-    [agreed] = peer.client.extensions
-    assert isinstance(agreed, PerMessageDeflate)
-    assert agreed.local_no_context_takeover
-    return peer
+@pytest.mark.parametrize(
+    ("attributes", "why"),
+    [
+        ({"_selectables": without("_selectables")}, "EPollReactor has no _selectables"),
+        ({"_poller": without("_poller")}, "EPollReactor has no _poller"),
+        ({"_POLL_IN": without("_POLL_IN")}, "EPollReactor has no _POLL_IN"),
+        ({"doPoll": lambda self, timeout: None}, "doIteration of the reactor is not its doPoll"),
+        ({"doPoll": do_poll, "doIteration": do_poll}, "do_poll uses _look, not"),
+        ({"_doReadOrWrite": do_read_or_write}, "do_read_or_write takes (fd, event), not (selectable, fd, event)"),
+        ({"_disconnectSelectable": None}, "TypeError: "),
+    ],
+)
+def test_a_reactor_of_another_kind_is_not_driven(attributes: dict[str, Any], why: str) -> None:
+    other: Any = type("EPollReactor", (EPollReactor,), attributes)
+    reactor = object.__new__(other)
+    reactor.__dict__.update({"_selectables": {}, "_poller": select.epoll()} if "_poller" not in attributes else {})
+    iteration, before = Iteration(reactor), reactor.doIteration
+    with capturedLogs() as logged:
+        speed_up(reactor, iteration)
+    [event] = logged
+    assert str(formatEvent(event)).startswith(f"The fast path goes without driving the reactor: {why}")
+    assert reactor.doIteration == before
+    assert not iteration.driven
+    assert iteration.write is write_now
+    if "_poller" not in attributes:
+        reactor._poller.close()
 
 
-def test_compressed_and_plain_messages_arrive_in_order() -> None:
-    peer = compressing()
-    peer.send("compressed " * 100)
-    peer.protocol.dataReceived(frame(1, b"plain") + frame(1, b"plain too"))
-    peer.send("compressed again " * 100)
-    assert peer.read() == ["compressed " * 100, "plain", "plain too", "compressed again " * 100]
-    compress: Any = peer.protocol
-    assert compress._perMessageCompress.client_no_context_takeover
-    assert compress._perMessageCompress._decompressor is None
-    assert compress._perMessageCompress._compressor is None
-    peer.lose()
+class Readahead(Server):
+    def doRead(self) -> Any:
+        return self._dataReceived(self._ahead or self.socket.recv(1))  # type: ignore[attr-defined]
 
 
-def test_autobahn_would_keep_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or there would be nothing to release."""
-    monkeypatch.setattr("kraftek.edge.websocket.protocol.release_window", lambda protocol: None)
-    peer = compressing()
-    peer.send("compressed")
-    assert peer.read() == ["compressed"]
-    protocol: Any = peer.protocol
-    assert protocol._perMessageCompress._decompressor is not None
+def test_connections_that_are_read_otherwise_are_not_read_past(reactor: Any) -> None:
+    del reactor.doIteration
+    check_driving(reactor)
+    with pytest.raises(UnexpectedError, match=r"^Readahead\.doRead uses _ahead, _dataReceived, not _dataReceived$"):
+        check_driving(reactor, Readahead)
+
+
+def test_what_is_not_driven_ends_its_turns_by_a_timer() -> None:
+    reactor: Any = EPollReactor()
+    flushes = Flushes(Iteration(reactor))
+    reactor.callLater(0, flushes.ask)
+    reactor.callLater(0.01, reactor.stop)
+    run(reactor)
+    assert flushes.count == 1
+    for reader in reactor.removeAll():
+        reader.connectionLost(CLOSED)
+    reactor._poller.close()
+
+
+@pytest.mark.parametrize(("value", "on"), [(None, True), ("", True), ("1", True), ("0", False)])
+def test_a_variable_turns_it_off(value: str | None, on: bool) -> None:
+    assert wanted({} if value is None else {"KRAFTEK_FASTPATH": value}) is on
+
+
+@pytest.mark.parametrize("value", ["off", "false", "2", " "])
+def test_other_values_of_it_are_mistakes(value: str) -> None:
+    with pytest.raises(ConfigError, match=f"KRAFTEK_FASTPATH: expected 0 or 1, found {value!r}"):
+        wanted({"KRAFTEK_FASTPATH": value})

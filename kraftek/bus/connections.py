@@ -26,7 +26,6 @@ from kraftek.contract.iteration import Iteration
 from kraftek.contract.lua import ForEach, Script
 from kraftek.contract.redis_url import RedisAddress
 from kraftek.contract.settings import Redis
-from kraftek.fastpath import write_now
 
 __all__ = [
     "NO_BATCH",
@@ -91,7 +90,7 @@ class RedisConnection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has 
 
     def write(self, data: bytes) -> None:
         """Write to the socket."""
-        write_now(self.transport, data)
+        self.transport.write(data)
 
     def need(self, answers: Sequence[Deferred[Any]]) -> Deferred[Any]:
         """Fires when all are there. Without one of them this link is of no use: it gives up, and this fails."""
@@ -230,6 +229,9 @@ class CommandConnection(RedisConnection):
             self._flushes = True
             self._iteration.at_end(self)
         self._unwritten.append(request)
+
+    def write(self, data: bytes) -> None:
+        self._iteration.write(self.transport, data)
 
     def flush(self) -> None:
         """Write now. (The base class's ``flush`` empties databases; nobody should miss it.)"""

@@ -5,7 +5,8 @@ Used by the WebSocket outbox and the Redis publisher, however many of them take 
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -19,21 +20,27 @@ class Flushable(Protocol):
     def flush(self) -> None: ...
 
 
+def _write(transport: Any, data: bytes) -> None:
+    transport.write(data)
+
+
 class Iteration:
     """Collects who has something to write in this reactor turn.
 
     ``driven``: somebody calls :meth:`end` after every turn (:func:`kraftek.fastpath.drive`). Otherwise it is scheduled
     when there is something to do. ``ending``: who speaks now has nothing more to say in this turn, so that what has
-    nothing waiting before it need not wait either.
+    nothing waiting before it need not wait either. ``write``: how they write to their transports, as
+    :func:`kraftek.fastpath.write_now` has it; unless that is put here it gives ``None``.
     """
 
-    __slots__ = ("_reactor", "_waiting", "driven", "ending")
+    __slots__ = ("_reactor", "_waiting", "driven", "ending", "write")
 
     _log = Logger()
 
     def __init__(self, reactor: IReactorTime) -> None:
         self.driven = False
         self.ending = False
+        self.write: Callable[[Any, bytes], Callable[[bytes], int] | None] = _write
         self._reactor = reactor
         self._waiting: list[Flushable] = []
 

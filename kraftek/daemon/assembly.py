@@ -126,7 +126,9 @@ def core_of(
     )
 
 
-def edge_of(config: Config, core: Core, iteration: Iteration, counters: Counters, reactor: Any) -> Edge:
+def edge_of(
+    config: Config, core: Core, iteration: Iteration, counters: Counters, reactor: Any, *, fastpath: bool = True
+) -> Edge:
     """The public port: WebSocket, Socket.IO, and the few plain requests that clients need."""
     limits, socketio = config.limits, config.socketio
     native = NativeDialect()
@@ -161,6 +163,7 @@ def edge_of(config: Config, core: Core, iteration: Iteration, counters: Counters
         compression=config.compression,
         engine_path=socketio.path,
         engine_clients=engine_clients if socketio.enabled else None,
+        fastpath=fastpath,
     )
     return Edge(clients=clients, engine_clients=engine_clients)
 

@@ -35,7 +35,7 @@ from kraftek.daemon.listening import server_endpoint
 from kraftek.daemon.operator import operator_site
 from kraftek.daemon.systemd import notify
 from kraftek.edge.auth_service import HttpChecker
-from kraftek.fastpath import drive
+from kraftek.fastpath import speed_up
 
 __all__ = ["Daemon", "make_gateway"]
 
@@ -57,9 +57,9 @@ _CLEARANCE = 6.0
 two slow cores that Redis shares. What is left the other gateways remove. systemd waits for 15 seconds in all."""
 
 
-def make_gateway(reactor: Any, config: Config) -> IService:
-    """The gateway as a Twisted service."""
-    return Daemon(reactor, config)
+def make_gateway(reactor: Any, config: Config, *, fastpath: bool = True) -> IService:
+    """The gateway as a Twisted service. ``fastpath``: what reaches past the public surface of libraries is used."""
+    return Daemon(reactor, config, fastpath=fastpath)
 
 
 class Daemon(Service):
@@ -71,13 +71,14 @@ class Daemon(Service):
 
     _log = Logger()
 
-    def __init__(self, reactor: Any, config: Config) -> None:
+    def __init__(self, reactor: Any, config: Config, *, fastpath: bool = True) -> None:
         self.registry = ServiceRegistry(config.services)
         self.counters = Counters()
         self.ports: list[IListeningPort] = []
         self.operator_ports: list[IListeningPort] = []
         self._reactor = reactor
         self._config = config
+        self._fastpath = fastpath
         self._starting: Deferred[None] | None = None
         self._embedded: EmbeddedRedis | None = None
         self._notes: NotesService | None = None
@@ -103,7 +104,8 @@ class Daemon(Service):
         config, reactor, counters = self._config, self._reactor, self.counters
         redis = await self._redis()
         iteration = Iteration(reactor)
-        drive(reactor, iteration)
+        if self._fastpath:
+            speed_up(reactor, iteration)
         self._bus = bus = RedisBus(reactor, redis, iteration, counters)
         gateway_id = new_gateway_id()
         self._core = core = core_of(
@@ -116,7 +118,7 @@ class Daemon(Service):
             counters=counters,
             clock=reactor,
         )
-        self._edge = edge = edge_of(config, core, iteration, counters, reactor)
+        self._edge = edge = edge_of(config, core, iteration, counters, reactor, fastpath=self._fastpath)
         if not self.registry.services():
             self._log.warn("No services are registered: every event will be answered INVALID_EVENT.")
         operator = operator_site(reactor, gateway_id, counters, gauges_of(core, bus), bus)

@@ -14,6 +14,7 @@ from twisted.python import usage
 
 from kraftek.contract.errors import ConfigError
 from kraftek.daemon.config import load
+from kraftek.fastpath import wanted
 
 __all__ = ["Options", "makeService"]
 
@@ -23,7 +24,9 @@ request with 400 of them under way, each of which it looks at; what is done with
 
 
 class Options(usage.Options):
-    """The command line. Once parsed, ``configuration`` is what it, the environment and the file give together."""
+    """The command line. Once parsed, ``configuration`` is what it, the environment and the file give together, and
+    ``fastpath`` whether the environment leaves that on.
+    """
 
     synopsis = "[options]"
     longdesc = (
@@ -59,6 +62,7 @@ class Options(usage.Options):
         given = {name: value for name, value in self.items() if value is not None}
         try:
             self.configuration = load(given, os.environ)
+            self.fastpath = wanted(os.environ)
         except ConfigError as error:
             raise usage.UsageError("\n".join(["wrong configuration", *error.mistakes])) from None
 
@@ -70,7 +74,7 @@ def makeService(options: Options) -> IService:
 
     from kraftek.daemon.lifecycle import make_gateway  # noqa: PLC0415
 
-    gateway = make_gateway(reactor, options.configuration)
+    gateway = make_gateway(reactor, options.configuration, fastpath=options.fastpath)
     gc.collect()
     gc.freeze()  # the modules stay
     gc.set_threshold(_YOUNG)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
@@ -30,6 +31,7 @@ from kraftek.contract.lua import Script
 from kraftek.contract.metrics import Counters
 from kraftek.contract.redis_url import redis_address
 from kraftek.contract.settings import Redis
+from kraftek.fastpath import wanted, write_at_once
 from kraftek.service.backend import Away, Rejected, redis_url
 from kraftek.service.instance import Instance
 from kraftek.service.processor import Argument, EventProcessor
@@ -83,7 +85,10 @@ class _Backend(MultiService):
         super().__init__()
         self._reactor = reactor
         self._config = config
-        self._bus = RedisBus(reactor, config, Iteration(reactor), Counters())
+        iteration = Iteration(reactor)
+        if wanted(os.environ):
+            write_at_once(iteration)
+        self._bus = RedisBus(reactor, config, iteration, Counters())
         self._bus.setServiceParent(self)
         self._bus.add_listener(self)
         self._unconfirmed: list[Deferred[None]] = []

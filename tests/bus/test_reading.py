@@ -14,9 +14,9 @@ from zope.interface.verify import verifyObject
 from kraftek.bus import RedisBus
 from kraftek.contract.consumer_groups import FORGET
 from kraftek.contract.interfaces import IReading
-from kraftek.contract.iteration import Iteration
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Redis
+from tests.support.fastpath import make_iteration
 from tests.support.redis_server import PrivateRedis, oldest_redis_server
 from tests.support.waiting import until, until_logged
 
@@ -60,7 +60,7 @@ class ReadingTest(TestCase):
         self.heard = Heard()
 
     async def bus(self, **config: Any) -> RedisBus:
-        bus = RedisBus(reactor, Redis(url=self.redis.url, prefix="k:", **config), Iteration(reactor), Counters())
+        bus = RedisBus(reactor, Redis(url=self.redis.url, prefix="k:", **config), make_iteration(reactor), Counters())
         bus.startService()
         self.addCleanup(lambda: bus.stopService() if bus.running else None)
         await until(lambda: bus.available, "a connection to Redis")
@@ -198,7 +198,7 @@ class ReadingTest(TestCase):
 
     async def test_the_end_of_what_never_began(self) -> None:
         self.redis.kill()
-        bus = RedisBus(reactor, Redis(url=self.redis.url), Iteration(reactor), Counters())
+        bus = RedisBus(reactor, Redis(url=self.redis.url), make_iteration(reactor), Counters())
         bus.startService()
         self.addCleanup(bus.stopService)
         await bus.read("group", "me", "s", self.heard).end()

@@ -18,10 +18,10 @@ from zope.interface.verify import verifyObject
 from kraftek.bus import RedisBus
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import REFUSED, IBus, IBusListener
-from kraftek.contract.iteration import Iteration
 from kraftek.contract.lua import ForEach, Script
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Redis
+from tests.support.fastpath import make_iteration
 from tests.support.redis_server import PrivateRedis, oldest_redis_server
 from tests.support.waiting import until, until_logged
 
@@ -60,7 +60,7 @@ class RedisBusTest(TestCase):
         self.told = Told()
 
     def make(self, **config: Any) -> RedisBus:
-        bus = RedisBus(reactor, Redis(**{"url": self.redis.url, **config}), Iteration(reactor), self.counters)
+        bus = RedisBus(reactor, Redis(**{"url": self.redis.url, **config}), make_iteration(reactor), self.counters)
         bus.add_listener(self.told)
         return bus
 
@@ -594,7 +594,7 @@ class Wires:
         self.reactor = MemoryReactorClock()
         # The test answers no pings, and lets time pass between two attempts.
         config = Redis(url="unix:///redis.sock", ping_interval=60, ping_timeout=60)
-        self.bus = RedisBus(self.reactor, config, Iteration(self.reactor), Counters())
+        self.bus = RedisBus(self.reactor, config, make_iteration(self.reactor), Counters())
         self.bus.track("access:", lambda _: None)
         self.bus.startService()
 

@@ -49,8 +49,10 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 
 ECHO_SERVICE = Path(__file__).resolve().parent / "echo_service.py"
-# What would tell a gateway where to listen and whom to ask: only the test may.
-GATEWAY_VARIABLE = re.compile(r"(KRAFTEK|REDIS|LISTEN)_\w+|PORT|AUTH_SERVICE_URL|NOTIFY_SOCKET|PYTHONPATH")
+# What would tell a gateway where to listen and whom to ask: only the test may. The fast path is for who runs the tests.
+GATEWAY_VARIABLE = re.compile(
+    r"(?!KRAFTEK_FASTPATH$)(KRAFTEK|REDIS|LISTEN)_\w+|PORT|AUTH_SERVICE_URL|NOTIFY_SOCKET|PYTHONPATH"
+)
 LISTENING = re.compile(r"Listening on (?P<host>\S+):(?P<port>\d+)")
 # sd_listen_fds(3): the sockets that a service is given are numbered from 3, and are for the process named only.
 PASS_SOCKET = """

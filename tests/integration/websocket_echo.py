@@ -8,6 +8,7 @@ The classes, the fast path and the reactor are those of the daemon; only what a 
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -31,7 +32,7 @@ from kraftek.edge.dialects.native import SUBPROTOCOL, NativeDialect  # noqa: E40
 from kraftek.edge.origins import Origins  # noqa: E402
 from kraftek.edge.websocket import frames  # noqa: E402
 from kraftek.edge.websocket.factory import ClientFactory  # noqa: E402
-from kraftek.fastpath import drive  # noqa: E402
+from kraftek.fastpath import speed_up, wanted  # noqa: E402
 
 LARGEST = 16 * 2**20
 """Bytes of the suite's largest message (9.1.6)."""
@@ -67,8 +68,10 @@ def echo_session(link: IClientLink, *_: object) -> Any:
 frames._WORTH_DEFLATING = 0
 reactor: Any = installed
 iteration = Iteration(reactor)
-drive(reactor, iteration)
-assert iteration.driven
+fastpath = wanted(os.environ)
+if fastpath:
+    speed_up(reactor, iteration)
+assert iteration.driven is fastpath
 factory = ClientFactory(
     reactor,
     echo_session,
@@ -80,6 +83,7 @@ factory = ClientFactory(
     iteration,
     Counters(),
     compression="--compression" in sys.argv,
+    fastpath=fastpath,
 )
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from autobahn.twisted.websocket import WebSocketServerFactory
 from autobahn.websocket.compress import PerMessageDeflateOffer, PerMessageDeflateOfferAccept
-from autobahn.websocket.protocol import TrafficStats
 from autobahn.websocket.types import ConnectionDeny, ConnectionRequest
 from twisted.internet.interfaces import IProtocolFactory, IReactorTime
 
@@ -22,10 +21,10 @@ from kraftek.edge.addresses import Addresses
 from kraftek.edge.engineio.clients import EngineClients
 from kraftek.edge.engineio.packets import EngineError, read_request
 from kraftek.edge.origins import Origins
+from kraftek.edge.websocket.autobahn_internals import bounds_inflation, quickened
 from kraftek.edge.websocket.closings import Closings
 from kraftek.edge.websocket.heartbeat import Heartbeat
 from kraftek.edge.websocket.protocol import ClientProtocol
-from kraftek.fastpath import configured, slim
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IAddress
@@ -43,7 +42,8 @@ class ClientFactory(WebSocketServerFactory):
 
     ``dialects`` gives what makes a dialect for each subprotocol, in order of preference; the first is also spoken with
     clients that offer none. ``compression``: messages may be compressed. Whoever asks for ``engine_path`` speaks
-    Engine.IO, and is one of ``engine_clients``. ``closings`` are the closing handshakes under way.
+    Engine.IO, and is one of ``engine_clients``. ``fastpath``: what is slow about
+    Autobahn is overridden. ``closings`` are the closing handshakes under way.
     """
 
     protocol: Any = ClientProtocol
@@ -64,6 +64,7 @@ class ClientFactory(WebSocketServerFactory):
         compression: bool = False,
         engine_path: str = "",
         engine_clients: EngineClients | None = None,
+        fastpath: bool = True,
     ) -> None:
         super().__init__(reactor=reactor, server="kraftek-gateway")
         self.open_session = open_session
@@ -93,10 +94,10 @@ class ClientFactory(WebSocketServerFactory):
             maxFramePayloadSize=limits.message_bytes,
             allowedOrigins=["*"],
             allowNullOrigin=True,
-            perMessageCompressionAccept=_accept_deflate if compression else None,
+            perMessageCompressionAccept=_accept_deflate if compression and bounds_inflation() else None,
         )
-        self.protocol = configured(ClientProtocol, self)
-        self.protocol.trafficStats = TrafficStats()
+        if fastpath:
+            self.protocol = quickened(ClientProtocol, self)
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
         # Connections that are over the limit by so much are not even told.
@@ -145,7 +146,7 @@ class ClientFactory(WebSocketServerFactory):
         subprotocol = protocol.websocket_protocol_in_use or self._default
         credentials: Authenticate | None = protocol.credentials
         protocol.credentials = None
-        slim(protocol, _HANDSHAKE)
+        protocol.forget_handshake()
         protocol.transport.registerProducer(protocol.outbox, True)
         if protocol.engine_sid is not None and self._engine_clients is not None:
             # It counts, has a heartbeat, and its own size of messages there.
@@ -163,30 +164,6 @@ class ClientFactory(WebSocketServerFactory):
         if address is not None:
             self.heartbeat.remove(protocol)
             self.addresses.remove(address)
-
-
-_HANDSHAKE = frozenset(
-    {
-        "_results",
-        "_wskey",
-        "credentials",
-        "http_headers",
-        "http_request_data",
-        "http_request_host",
-        "http_request_params",
-        "http_request_path",
-        "http_request_uri",
-        "http_response_data",
-        "http_status_line",
-        "trafficStats",
-        "websocket_extensions",
-        "websocket_extensions_in_use",
-        "websocket_origin",
-        "websocket_protocol_in_use",
-        "websocket_protocols",
-    }
-)
-"""What Autobahn keeps of a handshake for as long as the connection lives. It holds tokens, and memory."""
 
 
 def max_connections(limits: Limits) -> int:

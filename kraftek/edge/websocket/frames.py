@@ -1,17 +1,25 @@
-"""Server frames of the WebSocket protocol (RFC 6455, section 5.2): unmasked, never fragmented."""
+"""Frames of the WebSocket protocol (RFC 6455, section 5.2): servers' own, which are unmasked and never fragmented here,
+and the plain ones of clients.
+"""
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from struct import Struct
 
 from kraftek.contract.messages import Outgoing
 
-__all__ = ["deflated_wire", "frame", "wire"]
+__all__ = ["deflated_wire", "frame", "plain_messages", "wire"]
 
 _TEXT = 0x81
 _BINARY = 0x82
+_MASKED = 0x80
 _DEFLATED = 0x40
+
+_LONG = 1536
+"""Bytes from which a call into Autobahn's C masker (9 µs, whatever the size) beats an XOR of long integers (4 ns
+a byte)."""
 
 _short, _medium, _long = Struct(">BB").pack, Struct(">BBH").pack, Struct(">BBQ").pack
 """The heads of frames of these sizes."""
@@ -59,6 +67,45 @@ def deflated_wire(outgoing: Outgoing, window_bits: int) -> bytes:
             made += _deflated(_BINARY, attachment, window_bits)
         by_window[window_bits] = made
     return made
+
+
+def plain_messages(data: bytes, limit: int, unmask: Callable[[bytes, bytes], bytes]) -> tuple[list[bytes], int]:
+    """The text messages at the beginning of ``data`` that are one whole masked frame each, and the bytes they take.
+
+    Stops at whatever else there is: fragments, control frames, other opcodes, bits that an extension defines, messages
+    of more than ``limit`` bytes or of 64 KiB, and text that is not UTF-8 are Autobahn's, which slices its whole buffer
+    for each frame and spends some 20 µs on it. ``unmask(mask, payload)`` is called for long payloads.
+    """
+    messages: list[bytes] = []
+    start, end = 0, len(data)
+    while end - start >= 6 and data[start] == _TEXT:
+        size = data[start + 1] - _MASKED
+        at = start + 2
+        if size < 0 or size == 127:
+            break
+        if size == 126:
+            size = int.from_bytes(data[at : at + 2], "big")
+            at += 2
+            if size < 126:
+                break
+        stop = at + 4 + size
+        if stop > end or size > limit:
+            break
+        mask = data[at : at + 4]
+        payload = data[at + 4 : stop]
+        if size < _LONG:
+            masked = int.from_bytes(payload, "little")
+            payload = (masked ^ int.from_bytes((mask * (size // 4 + 1))[:size], "little")).to_bytes(size, "little")
+        else:
+            payload = unmask(mask, payload)
+        if not payload.isascii():
+            try:
+                payload.decode()
+            except UnicodeDecodeError:
+                break
+        messages.append(payload)
+        start = stop
+    return messages, start
 
 
 def _deflated(opcode: int, payload: bytes, window_bits: int) -> bytes:

@@ -15,7 +15,6 @@ from kraftek.contract.interfaces import IClientLink
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Outgoing
 from kraftek.edge.websocket.frames import deflated_wire, frame, wire
-from kraftek.fastpath import write_now
 
 __all__ = ["Connection", "Outbox"]
 
@@ -163,7 +162,7 @@ class Outbox:
             if sent == len(data):
                 return
             data = data[sent:]
-        send = write_now(self._transport, data)
+        send = self._iteration.write(self._transport, data)
         self._send = None if self.window_bits else send
 
     def finish(self) -> None:

@@ -8,11 +8,8 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any, Protocol
 
-import autobahn.twisted.websocket
-import autobahn.websocket.protocol
 from autobahn.twisted.websocket import WebSocketServerProtocol
 from autobahn.websocket.types import ConnectionDeny, ConnectionRequest
-from autobahn.websocket.xormasker import create_xor_masker  # type: ignore[attr-defined]
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IProtocolFactory
 from twisted.logger import Logger
@@ -27,25 +24,38 @@ from kraftek.contract.settings import Limits
 from kraftek.edge.websocket.closings import Closings
 from kraftek.edge.websocket.frames import wire
 from kraftek.edge.websocket.outbox import Outbox
-from kraftek.fastpath import plain_messages, release_window
 
-__all__ = ["Acceptor", "ClientProtocol"]
+__all__ = ["HANDSHAKE", "Acceptor", "ClientProtocol", "Silent"]
 
 _HEAD_BYTES = 16_384
 """Request line and headers at most; Node's and nginx's limits are of the same size."""
 
-_EMPTY_PONG = b"\x8a\x80"
-"""And its mask: the answer to our ping, which says no more than that somebody is there (RFC 6455, section 5.5.3)."""
-
 _CLIENT_LEFT = Failure(ConnectionDone())
 
 
-def _unmask(mask: bytes, payload: bytes) -> bytes:
-    unmasked: bytes = create_xor_masker(mask, len(payload)).process(payload)
-    return unmasked
+HANDSHAKE = frozenset(
+    {
+        "_results",
+        "_wskey",
+        "http_headers",
+        "http_request_data",
+        "http_request_host",
+        "http_request_params",
+        "http_request_path",
+        "http_request_uri",
+        "http_response_data",
+        "http_status_line",
+        "websocket_extensions",
+        "websocket_extensions_in_use",
+        "websocket_origin",
+        "websocket_protocol_in_use",
+        "websocket_protocols",
+    }
+)
+"""What Autobahn keeps of a handshake for as long as the connection lives. It holds tokens, and memory."""
 
 
-class _Silent:
+class Silent:
     """Autobahn's log, which would hold request heads with their tokens, and a line per message.
 
     What an operator needs is logged and counted here instead.
@@ -55,11 +65,6 @@ class _Silent:
         pass
 
     critical = debug = error = failure = info = trace = warn = warning = _ignore
-
-
-# Autobahn colours the arguments of those lines before it logs them, some twenty for each connection.
-for _module in (autobahn.twisted.websocket, autobahn.websocket.protocol):
-    _module.hltype = _module.hlval = lambda *_, **__: ""  # type: ignore[attr-defined]
 
 
 class Acceptor(Protocol):
@@ -91,9 +96,11 @@ class ClientProtocol(WebSocketServerProtocol):
 
     ``outbox`` is what writes to its transport, and its session's link. ``engine_sid`` is set when it speaks Engine.IO:
     the session that it is for, empty for a new one.
+
+    What is slow about it, :mod:`kraftek.edge.websocket.autobahn_internals` overrides.
     """
 
-    log: Any = _Silent()
+    log: Any = Silent()
     _log = Logger()
     # Autobahn turns Nagle's algorithm off before it has copied the factory's options, and swallows the AttributeError.
     tcpNoDelay = True
@@ -125,23 +132,6 @@ class ClientProtocol(WebSocketServerProtocol):
         else:
             super().processHandshake()
 
-    def dataReceived(self, data: bytes) -> None:
-        if self.state == self.STATE_OPEN and not self.data and self.current_frame is None:
-            if len(data) == 6 and data.startswith(_EMPTY_PONG):
-                self.heard = True
-                return
-            session = self.session
-            if session is not None and not self.inside_message:
-                messages, taken = plain_messages(data, self.maxMessagePayloadSize, _unmask)
-                if messages:
-                    self.heard = True
-                    for message in messages:
-                        session.receive(message)
-                    if taken == len(data):
-                        return
-                    data = data[taken:]
-        super().dataReceived(data)
-
     def onConnect(self, request: ConnectionRequest) -> str | None:
         try:
             subprotocol: str | None = self.factory.admit(self, request)
@@ -170,7 +160,7 @@ class ClientProtocol(WebSocketServerProtocol):
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
         self.heard = True
         if self._perMessageCompress is not None:
-            release_window(self)
+            self.release_window()
         if self.session is not None and self.state == self.STATE_OPEN:
             self.session.receive(payload, isBinary)
 
@@ -217,7 +207,15 @@ class ClientProtocol(WebSocketServerProtocol):
 
     def dropConnection(self, abort: bool = False) -> None:
         self.outbox.finish()
-        super().dropConnection(abort)
+        # Autobahn resets a client that has answered. Chromium calls that unclean, and one time in fifty 1006.
+        super().dropConnection(abort and not self.wasClean)
+
+    def forget_handshake(self) -> None:
+        """The handshake is done, and what it was made of is of no use any more."""
+        self.__dict__.update(dict.fromkeys(HANDSHAKE & self.__dict__.keys()))
+
+    def release_window(self) -> None:
+        """Give back what decompressing a message took, where that can be."""
 
     # What the outbox needs.
 

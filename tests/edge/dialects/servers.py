@@ -23,7 +23,6 @@ from twisted.internet.task import LoopingCall
 from zope.interface import implementer
 
 from kraftek.contract.interfaces import IReceiver
-from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Outgoing
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Limits
@@ -46,6 +45,7 @@ from kraftek.edge.engineio.polling import Polling
 from kraftek.edge.origins import Origins
 from kraftek.edge.public_site import public_site
 from kraftek.edge.websocket.factory import ClientFactory
+from tests.support.fastpath import FASTPATH, make_iteration
 
 __all__ = ["Echo", "Namespaces", "serve"]
 
@@ -122,7 +122,7 @@ def serve(
     proxies: int = 0,
 ) -> tuple[ClientFactory, EngineClients]:
     """What listens at ``path``, and its clients, which somebody has to ``sweep``."""
-    iteration, counters, limits, origins = Iteration(reactor), Counters(), Limits(), Origins(("*",))
+    iteration, counters, limits, origins = make_iteration(reactor), Counters(), Limits(), Origins(("*",))
     addresses = Addresses(per_address, proxies)
     clients = EngineClients(reactor, iteration, counters, SETTINGS, application, addresses, 1000)
 
@@ -141,6 +141,7 @@ def serve(
         counters,
         engine_path=path,
         engine_clients=clients,
+        fastpath=FASTPATH,
     )
     return factory, clients
 

@@ -20,7 +20,6 @@ from websockets.http11 import Response
 from websockets.uri import parse_uri
 
 from kraftek.contract.interfaces import IDialect
-from kraftek.contract.iteration import Iteration
 from kraftek.contract.settings import Limits
 from kraftek.edge.addresses import Addresses
 from kraftek.edge.dialects.native import SUBPROTOCOL, NativeDialect
@@ -28,6 +27,7 @@ from kraftek.edge.engineio.clients import EngineClients
 from kraftek.edge.origins import Origins
 from kraftek.edge.websocket.factory import ClientFactory
 from kraftek.edge.websocket.protocol import ClientProtocol
+from tests.support.fastpath import FASTPATH, make_iteration
 from tests.support.world import House
 
 __all__ = ["TOKEN", "WRONG", "Edge", "Page", "Peer", "RecordingTransport", "handshake"]
@@ -100,6 +100,7 @@ class Edge:
         compression: bool = False,
         engine_path: str = "",
         engine_clients: EngineClients | None = None,
+        fastpath: bool = FASTPATH,
         started: float = 100.0,
     ) -> None:
         self.limits = limits or Limits()
@@ -118,11 +119,12 @@ class Edge:
             self.limits,
             Origins(origins),
             Addresses(self.limits.connections_per_address, forwarded_for),
-            Iteration(self.clock),
+            make_iteration(self.clock, fastpath),
             self.counters,
             compression=compression,
             engine_path=engine_path,
             engine_clients=engine_clients,
+            fastpath=fastpath,
         )
 
     def accept(self, peer: Any = None) -> tuple[ClientProtocol, RecordingTransport]:

@@ -45,7 +45,7 @@ class Line:
     """A client's socket, its handshake done, and the reactor that its transport asks."""
 
     def __init__(self, limits: Limits | None = None) -> None:
-        self.edge = Edge(limits=limits)
+        self.edge = Edge(limits=limits, fastpath=True)
         with socket.create_server(("127.0.0.1", 0)) as server:
             self.far = socket.create_connection(server.getsockname())
             near, address = server.accept()

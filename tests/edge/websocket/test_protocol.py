@@ -366,7 +366,7 @@ def test_a_client_that_answers_the_close_is_gone_at_once() -> None:
     peer.protocol.close(4403, "ACCESS_REVOKED")
     peer.read()
     peer.flush()  # its answer
-    assert peer.transport.closed == "aborted"
+    assert peer.transport.closed == "lost"  # not reset: Chromium would call that unclean, and sometimes 1006
     peer.lose()
     edge.done()
 
@@ -495,7 +495,7 @@ def run(edge: Edge, seconds: float) -> None:
 
 
 def test_the_answer_to_a_ping_of_ours_takes_no_parser(monkeypatch: pytest.MonkeyPatch) -> None:
-    peer = Peer(Edge())
+    peer = Peer(Edge(fastpath=True))
     peer.protocol.ping()
     [ping] = peer.read()
     assert (ping.opcode, bytes(ping.data)) == (Opcode.PING, b"")

@@ -1,0 +1,337 @@
+"""What reaches past Autobahn's public surface for speed and memory, and may be left out: the gateway works the same.
+
+Each part says what it saves. :func:`quickened` takes those whose guard finds the Autobahn that they were written for:
+it makes a connection and looks what there is. What it leaves out it logs. Called by
+:class:`kraftek.edge.websocket.factory.ClientFactory`. (The half that is Twisted's is :mod:`kraftek.fastpath`.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from inspect import signature
+from typing import Any
+
+import autobahn.twisted.websocket
+import autobahn.websocket.protocol
+from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
+from autobahn.websocket import xormasker
+from autobahn.websocket.compress import PerMessageDeflate, PerMessageDeflateOffer, PerMessageDeflateOfferAccept
+from twisted.internet.address import IPv4Address
+from twisted.internet.error import ConnectionDone
+from twisted.internet.task import Clock
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from kraftek.contract.guards import UnexpectedError, expect_names, expect_values, usable
+from kraftek.edge.websocket.frames import plain_messages
+from kraftek.edge.websocket.protocol import HANDSHAKE, Silent
+
+__all__ = ["bounds_inflation", "quickened"]
+
+_EMPTY_PONG = b"\x8a\x80"
+"""And its mask: the answer to our ping, which says no more than that somebody is there (RFC 6455, section 5.5.3)."""
+
+_log = Logger()
+
+
+def quickened(protocol: Any, factory: Any, base: Any = WebSocketServerProtocol) -> Any:
+    """The class of client connections ``protocol``, a subclass of Autobahn's ``base``, with all that can be overridden.
+
+    It has ``factory``'s configuration, which must not change any more.
+    """
+    parts: list[tuple[str, Callable[[], None], Callable[[], tuple[tuple[type, ...], dict[str, Any]]]]] = [
+        ("unframing whole reads", lambda: _check_unframing(base), lambda: ((_Unframing,), {})),
+        ("slim connections", lambda: _check_slimming(base), lambda: ((_Slim,), {**_AT_REST, **_NOT_NEEDED})),
+        ("settings on the class", lambda: _check_settings(base, factory), lambda: ((), _settings(base, factory))),
+        ("releasing windows", _check_release, lambda: ((_Releasing,), {})),
+    ]
+    mixins: tuple[type, ...] = ()
+    attributes: dict[str, Any] = {}
+    for part, check, made in parts:
+        if usable(part, check, _log.warn):
+            classes, names = made()
+            mixins += classes
+            attributes.update(names)
+    if usable("log lines without colours", _check_colours, _log.warn):
+        _leave_colours()
+    return type(protocol.__name__, (*mixins, protocol), attributes)
+
+
+# Reading.
+
+
+def unmask(mask: bytes, payload: bytes) -> bytes:
+    """The payload with the mask taken off, or put on, by Autobahn's C code where there is any."""
+    unmasked: bytes = xormasker.create_xor_masker(mask, len(payload)).process(payload)  # type: ignore[attr-defined]
+    return unmasked
+
+
+class _Unframing:
+    """Takes the plain messages of a whole read in one pass, and leaves everything else to Autobahn."""
+
+    def dataReceived(self: Any, data: bytes) -> None:
+        if self.state == self.STATE_OPEN and not self.data and self.current_frame is None:
+            if len(data) == 6 and data.startswith(_EMPTY_PONG):
+                self.heard = True
+                return
+            session = self.session
+            if session is not None and not self.inside_message:
+                messages, taken = plain_messages(data, self.maxMessagePayloadSize, unmask)
+                if messages:
+                    self.heard = True
+                    for message in messages:
+                        session.receive(message)
+                    if taken == len(data):
+                        return
+                    data = data[taken:]
+        super().dataReceived(data)  # type: ignore[misc]
+
+
+def _check_unframing(base: Any) -> None:
+    expect_names(base, "dataReceived", "STATE_OPEN")
+    expect_names(xormasker, "create_xor_masker")
+    if unmask(b"\1\2\3\4", b"abcde") != b"````d":
+        raise UnexpectedError("create_xor_masker masks otherwise")
+    made, _ = _opened(base)
+    expect_values(made, {"state": made.STATE_OPEN, "data": b"", "current_frame": None, "inside_message": False})
+    expect_names(made, "maxMessagePayloadSize")
+    made.dataReceived(_client_frame(0x01, b"first"))
+    if not made.inside_message:
+        raise UnexpectedError("inside_message is not set between the fragments of a message")
+    made.dataReceived(_client_frame(0x80, b"last"))
+    made.dataReceived(_client_frame(0x81, b"half")[:3])
+    if not made.data and made.current_frame is None:
+        raise UnexpectedError("half a frame is in neither data nor current_frame")
+
+
+# Accepting.
+
+
+def _settings(base: Any, factory: Any) -> dict[str, Any]:
+    """The factory's configuration as attributes of a class.
+
+    Autobahn copies some thirty settings into every instance and formats them for a debug line that nobody reads: two
+    thirds of the cost of accepting a client.
+    """
+    settings = {name: getattr(factory, name) for name in base.CONFIG_ATTRS}
+    static = {name: staticmethod(value) if callable(value) else value for name, value in settings.items()}
+    return {**static, "CONFIG_ATTRS": ()}
+
+
+def _check_settings(base: Any, factory: Any) -> None:
+    expect_names(base, "CONFIG_ATTRS")
+    expect_names(factory, *base.CONFIG_ATTRS)
+    if not base.CONFIG_ATTRS:
+        raise UnexpectedError("CONFIG_ATTRS names no settings")
+    made, _ = _opened(base, _settings(base, _probe_factory(base)))
+    copied = [name for name in base.CONFIG_ATTRS if name in made.__dict__]
+    if copied:
+        raise UnexpectedError(f"settings are copied without being in CONFIG_ATTRS: {', '.join(copied)}")
+
+
+_LOGGING: tuple[Any, ...] = (autobahn.twisted.websocket, autobahn.websocket.protocol)
+
+
+def _check_colours() -> None:
+    for module in _LOGGING:
+        expect_names(module, "hltype", "hlval")
+
+
+def _leave_colours() -> None:
+    """Autobahn colours the arguments of its log lines before it logs them, some twenty for each connection."""
+    for module in _LOGGING:
+        module.hltype = module.hlval = lambda *_, **__: ""
+
+
+# Keeping.
+
+
+class _Nobody:
+    """Stands where Autobahn fires a Deferred that nobody waits for."""
+
+    def callback(self, result: object) -> None:
+        """Take it for done."""
+
+
+_NOBODY = _Nobody()
+
+_AT_REST = {
+    "autoPingPending": None,
+    "autoPingPendingCall": None,
+    "autoPingPendingSent": None,
+    "autoPingPendingSeq": 0,
+    "autoPingTimeoutCall": None,
+    "closeHandshakeTimeoutCall": None,
+    "closedByMe": False,
+    "current_frame": None,
+    "data": b"",
+    "droppedByMe": False,
+    "failedByMe": False,
+    "inside_message": False,
+    "localCloseCode": None,
+    "localCloseReason": None,
+    "openHandshakeTimeoutCall": None,
+    "remoteCloseCode": None,
+    "remoteCloseReason": None,
+    "send_state": 0,
+    "trackedTimings": None,
+    "triggered": False,
+    "wasClean": False,
+    "wasCloseHandshakeTimeout": False,
+    "wasMaxFramePayloadSizeExceeded": False,
+    "wasMaxMessagePayloadSizeExceeded": False,
+    "wasNotCleanReason": None,
+    "wasOpenHandshakeTimeout": False,
+    "wasServerConnectionDropTimeout": False,
+    "wasServingFlashSocketPolicyFile": False,
+    "websocket_version": 13,
+    "_perMessageCompress": None,
+}
+"""Of an open connection on which nothing happens, the state that Autobahn keeps in the instance."""
+
+_NOT_NEEDED = {
+    "is_closed": _NOBODY,
+    "is_open": _NOBODY,
+    "send_queue": (),  # of chopped and synchronous sends, which there are none of
+    "trafficStats": autobahn.websocket.protocol.TrafficStats(),
+    "_transport_details": None,
+    "_valid_events": None,
+}
+"""What Autobahn keeps in the instance beside that and nobody here looks at, and what does in its place."""
+
+
+_DROPPED = HANDSHAKE | _NOT_NEEDED.keys() | {"credentials"}
+
+
+class _Slim:
+    """Keeps of an open connection only what differs from its class.
+
+    A dictionary of some eighty entries, two Deferreds, a deque and a handful of counters: about 5 KiB a connection.
+    """
+
+    def forget_handshake(self) -> None:
+        self.__dict__ = {
+            name: value
+            for name, value in self.__dict__.items()
+            if name not in _DROPPED and not (name in _AT_REST and value == _AT_REST[name])
+        }
+
+
+def _check_slimming(base: Any) -> None:
+    whole, _ = _opened(base)
+    expect_values(whole, _AT_REST)
+    for name in (*_NOT_NEEDED, *HANDSHAKE):
+        if name not in whole.__dict__:
+            raise UnexpectedError(f"{base.__name__} keeps no {name}")
+    if whole.send_queue:
+        raise UnexpectedError(f"send_queue of {base.__name__} is not empty when nothing was sent")
+    # Whoever misses what was dropped fails in one of these.
+    for server_closes in (False, True):
+        made, transport = _opened(type(base.__name__, (_Slim, base), {**_AT_REST, **_NOT_NEEDED}))
+        made.forget_handshake()
+        for data in (_client_frame(0x81, b"plain"), _client_frame(0x01, b"in "), _client_frame(0x80, b"pieces")):
+            made.dataReceived(data)
+        transport.written.clear()
+        made.dataReceived(_client_frame(0x89, b"?"))
+        if transport.written != [b"\x8a\x01?"]:
+            raise UnexpectedError("a ping is answered otherwise without the state that is dropped")
+        if server_closes:
+            made.sendClose(1000)
+        made.dataReceived(_client_frame(0x88, b"\x03\xe8"))
+        made.connectionLost(Failure(ConnectionDone()))
+        if not made.wasClean or not transport.closed:
+            raise UnexpectedError("a connection does not close cleanly without the state that is dropped")
+
+
+# Decompressing.
+
+
+class _Releasing:
+    """Gives back what decompressing a message took; Autobahn keeps it until the next: 40 KiB a connection."""
+
+    def release_window(self: Any) -> None:
+        self._perMessageCompress._decompressor = None  # noqa: SLF001
+
+
+def _check_release() -> None:
+    offer = PerMessageDeflateOffer()
+    deflate: Any = PerMessageDeflate.create_from_offer_accept(True, PerMessageDeflateOfferAccept(offer))
+    for _ in range(2):
+        expect_values(deflate, {"_decompressor": None})
+        deflate.start_decompress_message()
+        if deflate.decompress_message_data(b"\xf2H\xcd\xc9\xc9\x07\x00") != b"Hello":  # RFC 7692, section 7.2.3.1
+            raise UnexpectedError("a message is decompressed otherwise")
+        deflate.end_decompress_message()
+        if deflate._decompressor is None:  # noqa: SLF001
+            raise UnexpectedError("the decompressor is kept elsewhere than in _decompressor")
+        deflate._decompressor = None  # noqa: SLF001
+
+
+def bounds_inflation(deflate: Any = PerMessageDeflate) -> bool:
+    """Whether Autobahn gives a compressed message up that grows beyond the limit: with 23.6 one of 24 kB took 24 MB.
+    Where it does not, one line is logged.
+    """
+    if "max_output_len" in signature(deflate.decompress_message_data).parameters:
+        return True
+    _log.warn("Messages are not compressed: this Autobahn has no limit for what one is decompressed to")
+    return False
+
+
+# A connection to look at.
+
+_REQUEST = (
+    b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+
+
+class _Nowhere:
+    """A transport that notes what is written to it."""
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+        self.closed = False
+
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
+
+    def loseConnection(self) -> None:
+        self.closed = True
+
+    abortConnection = loseConnection
+
+    def unregisterProducer(self) -> None:
+        pass
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        pass
+
+    def getPeer(self) -> IPv4Address:
+        return IPv4Address("TCP", "127.0.0.1", 1)
+
+    getHost = getPeer
+
+
+def _probe_factory(base: Any) -> Any:
+    """Its connections begin no timers, which would outlive them."""
+    factory: Any = WebSocketServerFactory(reactor=Clock())
+    factory.log = Silent()
+    factory.protocol = type(base.__name__, (base,), {"log": Silent()})
+    factory.setProtocolOptions(openHandshakeTimeout=0, closeHandshakeTimeout=0, autoPingInterval=0)
+    return factory
+
+
+def _opened(base: Any, attributes: dict[str, Any] | None = None) -> tuple[Any, _Nowhere]:
+    """A connection of that class whose handshake is done, and its transport."""
+    factory, transport = _probe_factory(base), _Nowhere()
+    factory.protocol = type(base.__name__, (factory.protocol,), attributes or {})
+    made = factory.buildProtocol(transport.getPeer())
+    made.makeConnection(transport)
+    made.dataReceived(_REQUEST)
+    if not transport.written or not transport.written[0].startswith(b"HTTP/1.1 101 "):
+        raise UnexpectedError(f"{base.__name__} does not answer a handshake")
+    return made, transport
+
+
+def _client_frame(opcode: int, payload: bytes) -> bytes:
+    return bytes((opcode, 0x80 | len(payload), 0, 0, 0, 0)) + payload
