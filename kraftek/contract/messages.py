@@ -11,6 +11,7 @@ from hashlib import sha256
 from msgspec import Raw, Struct
 
 __all__ = [
+    "ID_LENGTH",
     "NULL",
     "ROOM_ID_LENGTH",
     "Ack",
@@ -40,7 +41,10 @@ __all__ = [
 NULL = Raw(b"null")
 
 RequestId = int | str
-"""A client's own name for a request: an integer, or a string of at most 64 characters."""
+"""A client's own name for a request: an integer or a string."""
+
+ID_LENGTH = 64
+"""Characters of such a name at most; of an integer, as it is written."""
 
 ROOM_ID_LENGTH = 256
 """Characters of a room's name at most, wherever a client names one: it becomes a key in Redis."""

@@ -23,7 +23,7 @@ __all__ = [
 NAME_LENGTH = 128
 """Characters of an event's name at most: docs/client-protocol.rst, "Event names"."""
 
-_PART = r"[^\s:\x00-\x1f\x7f-\x9f]+"
+_PART = r"[^\s:\x00-\x1f\x7f-\x9f\ud800-\udfff]+"
 _EVENT = re.compile(rf"({_PART}):{_PART}:{_PART}")
 
 

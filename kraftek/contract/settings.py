@@ -33,6 +33,8 @@ PrivateEndpoints = Annotated[tuple[Text, ...], Meta(description="a list of Twist
 OriginPatterns = Annotated[tuple[Text, ...], Meta(description="a list of origins")]
 Sessions = Annotated[Literal["single", "many"], Meta(description='"single" or "many"')]
 Transport = Annotated[Literal["pubsub", "stream"], Meta(description='"pubsub" or "stream"')]
+# What Python, as services have it, reads without reaching its limit of recursion.
+Depth = Annotated[int, Meta(ge=1, le=512, description="a whole number from 1 to 512")]
 Partitions = Annotated[int, Meta(ge=0, le=256, description="a whole number from 0 to 256")]
 
 
@@ -84,7 +86,8 @@ class Limits(Struct, frozen=True, kw_only=True):
     ``ping_timeout``. ``held_messages``, ``held_bytes``: kept in order while access is asked about; past them the client
     is not read.
     ``unsent_bytes``: written to a client that does not read; past them it is closed. ``invalid_messages``: malformed
-    ones in a row before a socket is closed. ``rooms``: that one socket may be in. ``requests``: of one socket that may
+    ones in a row before a socket is closed. ``json_depth``: levels of arrays and objects within each other that a
+    payload may have. ``rooms``: that one socket may be in. ``requests``: of one socket that may
     wait for their answers. ``request_window``: how long, beyond its service's ``timeout``, a request and its answer are
     known if it is sent again; 0 is off.
     """
@@ -100,6 +103,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     held_bytes: Count = 262_144
     unsent_bytes: Count = 1_048_576
     invalid_messages: Count = 10
+    json_depth: Depth = 256
     rooms: Count = 64
     requests: Count = 256
     request_window: SecondsOrZero = 120.0

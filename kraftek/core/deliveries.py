@@ -16,6 +16,7 @@ from twisted.logger import Logger
 from kraftek.contract.errors import Code
 from kraftek.contract.messages import Broadcast, Delivery
 from kraftek.contract.metrics import Counters
+from kraftek.contract.surrogates import reread
 from kraftek.core.requests import Requests
 from kraftek.core.roster import Audience, Roster, audience_of
 from kraftek.core.session import Session
@@ -62,7 +63,10 @@ class Deliveries:
             # A raw payload is not looked into, and clients have to leave when they get text that is not UTF-8.
             if not body.isascii():
                 body.decode()
-            message = _decode(body)
+            try:
+                message = _decode(body)
+            except msgspec.DecodeError as error:
+                message, body = reread(_decode, body, error)
             if message.type == "disconnect":
                 self._disconnect(message)
             elif message.in_reply_to is not None and (message.recipients or message.user_ids):

@@ -22,8 +22,10 @@ from twisted.python.failure import Failure
 
 from kraftek.contract.errors import Code, NotPublished, PeerError
 from kraftek.contract.interfaces import LOST, REFUSED, IBus, IEventRouter, IReading, IServiceRegistry
-from kraftek.contract.messages import NULL, Envelope, RequestId
+from kraftek.contract.json_text import JsonBounds, is_long
+from kraftek.contract.messages import ID_LENGTH, NULL, Envelope, RequestId
 from kraftek.contract.metrics import Counters
+from kraftek.contract.surrogates import is_whole, mended, reread
 from kraftek.core.dispatch import FULL, Dispatch
 
 __all__ = ["ServiceEvents"]
@@ -53,7 +55,7 @@ class Sent(Struct, frozen=True, rename="camel"):
     source: str
     event_type: str
     payload: Raw = NULL
-    id: Annotated[str, Meta(max_length=64)] | int | None = None
+    id: Annotated[str, Meta(max_length=ID_LENGTH)] | int | None = None
     reply_to: Text | None = None
     user_id: Annotated[str, Meta(max_length=256)] = ""
     room_id: Text | None = None
@@ -74,7 +76,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class ServiceEvents:
-    """Takes events of services. ``now`` gives Unix seconds.
+    """Takes events of services. ``bounds``: of their JSON, which are those of clients'. ``now`` gives Unix seconds.
 
     Each is delivered at least once: an entry is removed when its service has it, or its sender was told why not.
     """
@@ -89,6 +91,7 @@ class ServiceEvents:
         dispatch: Dispatch,
         bus: IBus,
         counters: Counters,
+        bounds: JsonBounds,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._gateway_id = gateway_id
@@ -97,6 +100,7 @@ class ServiceEvents:
         self._dispatch = dispatch
         self._bus = bus
         self._counters = counters
+        self._bounds = bounds
         self._now = now
         self._again: list[Callable[[], None]] = []
         self._refused: dict[str, int] = {}
@@ -129,7 +133,14 @@ class ServiceEvents:
     def _take(self, entry_id: str, event: bytes) -> None:
         try:
             event.decode()
-            sent = _decode(event)
+            try:
+                sent = _decode(event)
+            except msgspec.DecodeError as error:
+                sent, event = reread(_decode, event, error)
+            if type(sent.id) is int and is_long(sent.id):
+                raise msgspec.ValidationError(f"Expected an integer of at most {ID_LENGTH} characters - at `$.id`")
+            if len(event) > self._bounds.harmless and (complaint := self._bounds.complaint(event, around=1)):
+                raise msgspec.ValidationError(complaint)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             self._refuse(entry_id, event, _what_can_be_read(event), Code.INVALID_MESSAGE, str(error))
             return
@@ -232,12 +243,15 @@ class ServiceEvents:
 
 def _what_can_be_read(event: bytes) -> Sent:
     """Of what is wrong, as much as it takes to answer."""
+    whole = mended(event)
     try:
-        words = msgspec.json.decode(event, type=dict[str, Raw])
+        words = msgspec.json.decode(whole or event, type=dict[str, Raw])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         words = {}
     found: dict[str, Any] = {"event_type": ""}
     for field in ("event_type", "id", "reply_to"):
         with suppress(msgspec.DecodeError, UnicodeDecodeError, KeyError):
-            found[field] = msgspec.json.decode(words[_NAMES[field]], type=_TYPES[field])
+            value = msgspec.json.decode(words[_NAMES[field]], type=_TYPES[field])
+            if whole is None or is_whole(value):
+                found[field] = value
     return Sent("", **found)

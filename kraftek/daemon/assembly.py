@@ -14,6 +14,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from kraftek.contract.interfaces import IAccess, IBus, IRooms
 from kraftek.contract.iteration import Iteration
+from kraftek.contract.json_text import JsonBounds
 from kraftek.contract.metrics import Counters, Gauges
 from kraftek.contract.names import reply_channel
 from kraftek.contract.settings import Config
@@ -109,6 +110,7 @@ def core_of(
         now=now,
     )
     deliveries = Deliveries(roster, requests, counters, clock)
+    bounds = JsonBounds(config.limits.json_depth)
     bus.subscribe(config.redis.broadcast, deliveries.received)
     bus.subscribe(replies, deliveries.received)
     return Core(
@@ -121,7 +123,7 @@ def core_of(
         requests=requests,
         gateway=gateway,
         deliveries=deliveries,
-        service_events=ServiceEvents(gateway_id, registry, router, dispatch, bus, counters),
+        service_events=ServiceEvents(gateway_id, registry, router, dispatch, bus, counters, bounds),
         leases=Leases(bus, rooms, gateway_id, membership.restore, counters),
     )
 
@@ -131,10 +133,11 @@ def edge_of(
 ) -> Edge:
     """The public port: WebSocket, Socket.IO, and the few plain requests that clients need."""
     limits, socketio = config.limits, config.socketio
-    native = NativeDialect()
+    bounds = JsonBounds(limits.json_depth)
+    native = NativeDialect(bounds)
     origins = Origins(config.origins)
     addresses = Addresses(limits.connections_per_address, config.forwarded_for)
-    packets = SocketSettings(max_attachment_bytes=socketio.max_payload)
+    packets = SocketSettings(max_attachment_bytes=socketio.max_payload, bounds=bounds)
     engine_clients = EngineClients(
         reactor,
         iteration,

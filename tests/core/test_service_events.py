@@ -10,6 +10,7 @@ from twisted.logger import capturedLogs
 from txredisapi import ResponseError
 
 from kraftek.contract.interfaces import REFUSED
+from kraftek.contract.json_text import JsonBounds
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Registration
 from kraftek.core.dispatch import APPEND, FULL, Dispatch
@@ -38,7 +39,7 @@ class Desk:
         dispatch = Dispatch(self.registry, self.bus)
         router = EventRouter(self.registry)
         self.service_events = ServiceEvents(
-            "gw", self.registry, router, dispatch, self.bus, self.counters, lambda: 12.345
+            "gw", self.registry, router, dispatch, self.bus, self.counters, JsonBounds(256), lambda: 12.345
         )
         self.service_events.begin()
 
@@ -224,6 +225,29 @@ def test_whatever_it_is_it_is_kept_and_answered_where_possible(event: bytes, ans
     assert desk.reading.acked == ["1-0"]
 
 
+@pytest.mark.parametrize(
+    ("event", "message"),
+    [
+        (rb'"eventType": "notes:a:b", "roomId": "\ud83d"', "half of a surrogate pair outside of the payload"),
+        (b'"eventType": "notes:a:b", "payload": ' + b"[" * 257 + b"]" * 257, "more than 256 levels"),
+        (b'"eventType": "notes:a:b", "payload": ' + b"1" * 1_001, "more than 1000 digits"),
+    ],
+)
+def test_what_no_service_could_take_is_refused(event: bytes, message: str) -> None:
+    desk = Desk()
+    desk.reading.hand("1-0", b'{"source": "chat", "id": 3, "replyTo": "%b", %b}' % (REPLIES.encode(), event))
+    told = desk.told()
+    assert (told["inReplyTo"], told["payload"]["code"]) == (3, "INVALID_MESSAGE")
+    assert message in told["payload"]["message"]
+
+
+def test_half_a_character_is_replaced_in_a_payload() -> None:
+    desk = Desk()
+    desk.reading.hand("1-0", rb'{"source": "chat", "eventType": "notes:a:b", "payload": ["\ud83d", 1.50]}')
+    ((_, event),) = desk.published()
+    assert event["payload"] == ["\ufffd", 1.5]
+
+
 def test_what_gateways_die_of_is_kept_and_not_tried_again() -> None:
     desk = Desk()
     event = b'{"source": "chat", "eventType": "notes:a:b", "id": 3, "replyTo": "k:events:reply:chat"}'
@@ -374,5 +398,7 @@ def test_the_end() -> None:
     assert desk.reading.ended
     bus = FakeBus()
     registry = ServiceRegistry()
-    never = ServiceEvents("gw", registry, EventRouter(registry), Dispatch(registry, bus), bus, Counters())
+    never = ServiceEvents(
+        "gw", registry, EventRouter(registry), Dispatch(registry, bus), bus, Counters(), JsonBounds(256)
+    )
     assert never.end().called

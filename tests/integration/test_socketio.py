@@ -137,6 +137,10 @@ class SocketIOClient:
         """Leave."""
         self._say("disconnect")
 
+    def reconnect(self) -> None:
+        """Come back, with Node's client alone."""
+        self._say("reconnect")
+
     def close(self) -> None:
         """End its process."""
         assert self._process.stdin is not None
@@ -265,6 +269,27 @@ def test_a_service_answers_a_request(
     for n in range(3):
         client.request("echo:test:reply", {"n": n, "data": bytes([n])})
         assert client.reports.expect("ack") == [{"n": n, "data": bytes([n])}]
+
+
+def test_a_service_refuses_a_request(
+    redis_server: RedisServer,
+    gateway: StartGateway,
+    service: StartService,
+    client: SocketIOClient,
+) -> None:
+    refusal = {"code": "FULL", "message": "no room", "retryAfter": 2}
+
+    def refuse(event: dict[str, Any]) -> dict[str, Any]:
+        about = {"recipients": [event["socketId"]], "inReplyTo": event["id"]}
+        return {"type": "error", "payload": refusal, **about}
+
+    service(redis_server, "events:echo", refuse)
+    process = gateway(redis_server, services={"echo": {"channel": "events:echo", "reply": True}})
+    client.connect(process.http_url, ["websocket"], {"token": "ann", "roomId": "kitchen"})
+    client.reports.expect("connect")
+    client.reports.expect("event", "authenticated")
+    client.request("echo:test:reply", 1)
+    assert client.reports.expect("ack") == [{"error": refusal}]
 
 
 def test_who_is_not_let_in_is_told_and_put_out(

@@ -25,7 +25,7 @@ const UNSENT = 1_048_576;
 /** The longest time that timers can count, 24 days. */
 const LONGEST_TIMER = 2 ** 31 - 1;
 /** Of an event's name: `service:module:name`. A name without colons is the gateway's own, such as "join". */
-const NAME = /^[^:\p{White_Space}\p{Cc}]+(?::[^:\p{White_Space}\p{Cc}]+){2}$/u;
+const NAME = /^[^:\p{White_Space}\p{Cc}\p{Cs}]+(?::[^:\p{White_Space}\p{Cc}\p{Cs}]+){2}$/u;
 const NAME_LENGTH = 128;
 /** What listeners are told under these names is our own word; no service can say it. */
 const OWN = new Set(["state", "dropped", "error"]);

@@ -14,7 +14,9 @@ from zope.interface import implementer
 
 from kraftek.contract.errors import Code, PeerError
 from kraftek.contract.interfaces import IDialect
+from kraftek.contract.json_text import JsonBounds, is_long, read_id
 from kraftek.contract.messages import (
+    ID_LENGTH,
     NULL,
     ROOM_ID_LENGTH,
     Ack,
@@ -37,12 +39,14 @@ from kraftek.contract.messages import (
     RequestId,
     Token,
 )
+from kraftek.contract.settings import Limits
+from kraftek.contract.surrogates import HALF, is_whole, mended
 
 __all__ = ["SUBPROTOCOL", "NativeDialect"]
 
 SUBPROTOCOL = "kraftek.v1.json"
 
-_Id = int | Annotated[str, Meta(max_length=64)]
+_Id = int | Annotated[str, Meta(max_length=ID_LENGTH)]
 _RoomId = Annotated[str, Meta(min_length=1, max_length=ROOM_ID_LENGTH)]
 
 
@@ -79,6 +83,8 @@ class _Error(Struct, rename="camel", omit_defaults=True):
     retry_after: float | None = None
 
 
+_BOUNDS = JsonBounds(Limits().json_depth)
+
 _decode_frame = msgspec.json.Decoder(_Frame).decode
 _decode_credentials = msgspec.json.Decoder(_Credentials).decode
 _decode_room = msgspec.json.Decoder(_Room).decode
@@ -87,20 +93,30 @@ _encode = msgspec.json.Encoder().encode
 
 @implementer(IDialect)
 class NativeDialect:
-    """The grammar of ``kraftek.v1.json``."""
+    """The grammar of ``kraftek.v1.json``. ``bounds``: of what clients send."""
 
     codec = SUBPROTOCOL
     lasting_ids = True
 
+    def __init__(self, bounds: JsonBounds = _BOUNDS) -> None:
+        self._bounds = bounds
+        self._harmless = bounds.harmless
+
     def received(self, data: bytes, binary: bool) -> Inbound | None:
         if binary:
-            raise PeerError(Code.INVALID_MESSAGE, "expected a text message, found a binary one")
+            raise _refusal(data, "expected a text message, found a binary one")
         try:
             frame = _decode_frame(data)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-            raise PeerError(Code.INVALID_MESSAGE, _explain(error)) from None
-        if ":" in frame.name:
-            return frame
+            return self._received_mended(data, _explain(error))
+        request_id = frame.id
+        if type(request_id) is int and is_long(request_id):
+            raise PeerError(Code.INVALID_MESSAGE, f"Expected an integer of at most {ID_LENGTH} characters - at `$.id`")
+        if len(data) > self._harmless and (complaint := self._bounds.complaint(data, around=1)):
+            raise PeerError(Code.INVALID_MESSAGE, complaint, id=request_id)
+        return frame if ":" in frame.name else self._command(frame)
+
+    def _command(self, frame: _Frame) -> Inbound:
         match frame.name:
             case "authenticate":
                 credentials = self._payload(frame, _decode_credentials)
@@ -137,11 +153,25 @@ class NativeDialect:
                 return None
         return Outgoing(_encode(reply))
 
+    def _received_mended(self, data: bytes, why: str) -> Inbound | None:
+        """A message that was refused, unless halves of surrogate pairs in its payload are all that is wrong with it."""
+        whole = mended(data)
+        if whole is None:
+            raise _refusal(data, why)
+        message = self.received(whole, False)
+        if message is not None and not is_whole(message):
+            raise _refusal(data, HALF)
+        return message
+
     def _payload(self, frame: _Frame, decode: Any) -> Any:
         try:
             return decode(frame.payload)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             raise PeerError(Code.INVALID_MESSAGE, f"payload of {frame.name}: {_explain(error)}", id=frame.id) from None
+
+
+def _refusal(data: bytes, why: str) -> PeerError:
+    return PeerError(Code.INVALID_MESSAGE, why, id=read_id(data))
 
 
 def _explain(error: Exception) -> str:

@@ -36,6 +36,7 @@ from kraftek.contract.messages import (
     RequestId,
     Token,
 )
+from kraftek.contract.surrogates import HALF, is_whole
 from kraftek.edge.dialects.socketio_packets import (
     MAIN,
     ConnectPacket,
@@ -104,7 +105,7 @@ class SocketIODialect:
     ``link``: the client's. What Socket.IO answers by itself, without the gateway, is written to it.
     """
 
-    __slots__ = ("_link", "_session", "_socket_id")
+    __slots__ = ("_bounds", "_link", "_session", "_socket_id")
 
     codec = "socket.io"
     lasting_ids = False  # the ids of acknowledgements begin from 0 with every connection
@@ -112,15 +113,19 @@ class SocketIODialect:
     def __init__(self, link: IClientLink, settings: SocketSettings) -> None:
         self._link = link
         self._session = SocketSession(settings)
+        self._bounds = settings.bounds
         self._socket_id = ""
 
     def received(self, data: bytes, binary: bool) -> Inbound | None:
         try:
             packet = self._session.receive(data, binary)
         except SocketError as error:
-            raise PeerError(Code.INVALID_MESSAGE, str(error), closes=True) from None
+            raise PeerError(Code.INVALID_MESSAGE, str(error), closes=error.closes, id=error.ack_id) from None
         if type(packet) is EventPacket:
-            return self._meant(packet)
+            message = self._meant(packet)
+            if packet.mended and not is_whole(message):
+                raise PeerError(Code.INVALID_MESSAGE, HALF, id=packet.ack_id)
+            return message
         if type(packet) is ConnectPacket:
             return self._connected(packet)
         if type(packet) is DisconnectPacket:
@@ -133,7 +138,8 @@ class SocketIODialect:
         # The same for every client, connected or not: it is encoded once for all.
         if type(message) is Delivery:
             if message.room_id is None and _is_ack_id(message.id):
-                return encode_ack(message.id, message.payload)
+                refuses = message.type == "error"
+                return encode_ack(message.id, b'{"error":%b}' % message.payload if refuses else message.payload)
             try:
                 return encode_event(message.type, message.payload)
             except ValueError:  # a reserved name
@@ -178,13 +184,18 @@ class SocketIODialect:
         credentials = _payload("auth", packet.auth, _decode_credentials, None)
         if not credentials.token:
             return None
-        return Authenticate(Token(credentials.token), credentials.roomId)
+        message = Authenticate(Token(credentials.token), credentials.roomId)
+        if packet.mended and not is_whole(message):
+            raise PeerError(Code.INVALID_MESSAGE, HALF)
+        return message
 
     def _meant(self, packet: EventPacket) -> Inbound:
         name, args, ack_id = packet.name, packet.args, packet.ack_id
         if len(args) > 1:
             raise PeerError(Code.INVALID_MESSAGE, f"expected one payload, found {len(args)} arguments", id=ack_id)
         payload = args[0] if args else NULL
+        if len(payload) > self._bounds.harmless and (complaint := self._bounds.complaint(bytes(payload))):
+            raise PeerError(Code.INVALID_MESSAGE, complaint, id=ack_id)
         match name:
             case "authenticate":
                 credentials = _payload(name, payload, _decode_credentials, ack_id)

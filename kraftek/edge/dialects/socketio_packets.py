@@ -24,7 +24,10 @@ import msgspec
 from msgspec import Raw, Struct
 from msgspec.structs import astuple, replace
 
+from kraftek.contract.json_text import JsonBounds
 from kraftek.contract.messages import Outgoing
+from kraftek.contract.settings import Limits
+from kraftek.contract.surrogates import HALF, is_whole, mended
 from kraftek.edge.engineio.packets import encode_message
 
 __all__ = [
@@ -80,26 +83,39 @@ class PacketKind(IntEnum):
 
 
 class SocketError(ValueError):
-    """The client broke the protocol: close its connection. The text, for our log, repeats nothing it sent."""
+    """The client broke the protocol: close its connection, unless it is only to be told (``closes``).
+
+    The text repeats nothing it sent. ``ack_id``: that of the event which is refused, where it has one.
+    """
+
+    def __init__(self, text: str, *, closes: bool = True) -> None:
+        super().__init__(text)
+        self.closes = closes
+        self.ack_id: int | None = None
 
 
 class ConnectPacket(Struct, frozen=True):
     """The client wants into a namespace that there is: ``accept`` it, or send it an ``encode_connect_error``.
 
-    ``auth``: the JSON object that it sent along, which may hold a secret.
+    ``auth``: the JSON object that it sent along, which may hold a secret. ``mended``: as in :class:`EventPacket`.
     """
 
     namespace: str
     auth: Raw | None = None
+    mended: bool = False
 
 
 class EventPacket(Struct, frozen=True, gc=False):
-    """The client emitted an event. With an ``ack_id``, it waits for one ``encode_ack`` that carries it."""
+    """The client emitted an event. With an ``ack_id``, it waits for one ``encode_ack`` that carries it.
+
+    ``mended``: halves of surrogate pairs were replaced in ``args`` (:mod:`kraftek.contract.surrogates`).
+    """
 
     name: str
     args: tuple[Raw, ...] = ()
     ack_id: int | None = None
     namespace: str = MAIN
+    mended: bool = False
 
 
 class AckPacket(Struct, frozen=True, gc=False):
@@ -180,44 +196,48 @@ _decode_auth = msgspec.json.Decoder(dict[str, Raw]).decode
 _encode = msgspec.json.Encoder().encode
 
 
-# One escape in a string, or a whole pair of surrogates; half a pair by itself is the group.
-_ESCAPE: Final = re.compile(
-    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
-    rb"|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
-    re.DOTALL,
-)
-
-
 def _decode(decode: Callable[[bytes], Any], payload: bytes) -> tuple[Any, bytes]:
-    """The value, and the JSON that it was made from. Raises :class:`SocketError`.
-
-    JavaScript sends half an emoji when a page cuts a text in the middle of one. Nothing further on could take
-    that: it becomes U+FFFD, as it does wherever browsers encode text.
-    """
+    """The value, and the JSON that it was made from: ``payload``, or that mended. Raises :class:`SocketError`."""
     try:
         try:
             return decode(payload), payload
         except msgspec.DecodeError:
-            repaired = _ESCAPE.sub(lambda match: rb"\ufffd" if match[1] else match[0], payload)
-            return decode(repaired), repaired
+            whole = mended(payload)
+            if whole is None:
+                raise
+            return decode(whole), whole
     except RecursionError:
-        raise SocketError("JSON is nested too deeply") from None
+        raise SocketError("JSON is nested too deeply", closes=False) from None
     except ValueError as error:
         raise SocketError(str(error)) from None
 
 
-def _parse_event(payload: bytes) -> tuple[str, tuple[Raw, ...]]:
-    """The name and the arguments. Raises :class:`SocketError`."""
+def _parse_event(payload: bytes) -> tuple[str, tuple[Raw, ...], bool]:
+    """The name, the arguments, and whether these were mended. Raises :class:`SocketError`."""
+    was_mended = False
     try:
         name, arg = _decode_simple_event(payload)
         args: tuple[Raw, ...] = (arg,)
     except (ValueError, RecursionError):
-        head, *rest = astuple(_decode(_decode_event, payload)[0])
+        event, json = _decode(_decode_event, payload)
+        head, *rest = astuple(event)
         name = str(head)
         args = tuple(filter(None, rest))
+        was_mended = json is not payload
+        if was_mended and not is_whole(name):
+            raise SocketError(HALF, closes=False) from None
     if name in RESERVED_EVENTS:
         raise SocketError("an event with a reserved name")
-    return name, args
+    return name, args, was_mended
+
+
+def _read_event(payload: bytes, ack_id: int | None, namespace: str) -> EventPacket:
+    try:
+        name, args, was_mended = _parse_event(payload)
+    except SocketError as error:
+        error.ack_id = ack_id
+        raise
+    return EventPacket(name, args, ack_id, namespace, was_mended)
 
 
 def _parse_args(payload: bytes) -> tuple[Raw, ...]:
@@ -272,11 +292,13 @@ class _Awaited:
 class SocketSettings(Struct, frozen=True, kw_only=True):
     """What all sessions share.
 
-    ``namespaces``: those that there are. ``max_attachment_bytes``: of all attachments of one packet.
+    ``namespaces``: those that there are. ``max_attachment_bytes``: of all attachments of one packet. ``bounds``: of an
+    event's payload, which whoever speaks on top asks.
     """
 
     namespaces: frozenset[str] = frozenset((MAIN,))
     max_attachment_bytes: int = 1_000_000
+    bounds: JsonBounds = JsonBounds(Limits().json_depth)
 
 
 class SocketSession:
@@ -308,8 +330,8 @@ class SocketSession:
         # Most packets: an event in the main namespace that wants no acknowledgement. Taking a header apart
         # would double what it costs.
         if data.startswith(b"2[") and MAIN in self._joined:
-            name, args = _parse_event(data[1:])
-            return EventPacket(name, args)
+            name, args, was_mended = _parse_event(data[1:])
+            return EventPacket(name, args, mended=was_mended)
         return self._receive_packet(decode_header(data))
 
     def accept(self, namespace: str, sid: str) -> Outgoing:
@@ -332,8 +354,7 @@ class SocketSession:
         if namespace not in self._joined:
             raise SocketError(f"{kind.name} in a namespace that the client is not in")
         if kind is PacketKind.EVENT or kind is PacketKind.BINARY_EVENT:
-            name, args = _parse_event(payload)
-            packet: EventPacket | AckPacket = EventPacket(name, args, ack_id, namespace)
+            packet: EventPacket | AckPacket = _read_event(payload, ack_id, namespace)
         elif kind is PacketKind.ACK or kind is PacketKind.BINARY_ACK:
             if ack_id is None:
                 raise SocketError("an acknowledgement of nothing")
@@ -353,10 +374,10 @@ class SocketSession:
     def _receive_connect(self, namespace: str, payload: bytes) -> ConnectPacket | Outgoing:
         if namespace in self._joined:
             raise SocketError("a second CONNECT to the same namespace")
-        auth = Raw(_decode(_decode_auth, payload)[1]) if payload else None
+        auth = _decode(_decode_auth, payload)[1] if payload else None
         if namespace not in self._settings.namespaces:
             return encode_connect_error(namespace, "Invalid namespace")
-        return ConnectPacket(namespace, auth)
+        return ConnectPacket(namespace, None if auth is None else Raw(auth), auth is not None and auth is not payload)
 
     def _receive_attachment(self, data: bytes, binary: bool) -> SocketPacket | None:
         if self._awaited is None:

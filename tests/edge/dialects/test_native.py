@@ -119,7 +119,9 @@ REFUSED = [
     ('{"type":"a:b:c","roomId":""}', "length >= 1 - at `$.roomId`"),
     (f'{{"type":"a:b:c","roomId":"{"x" * 257}"}}', "length <= 256 - at `$.roomId`"),
     (f'{{"type":"a:b:c","traceparent":"{"x" * 129}"}}', "length <= 128 - at `$.traceparent`"),
-    ('{"type":"a:b:c","payload":"\\ud800"}', "truncated"),
+    ('{"type":"a:b:\\ud800"}', "half of a surrogate pair"),
+    ('{"type":"a:b:c","payload":"\\ud800","roomId":7}', "got `int` - at `$.roomId`"),
+    (f'{{"type":"a:b:c","id":{10**64}}}', "Expected an integer of at most 64 characters - at `$.id`"),
     ('{"type":"authenticate"}', "payload of authenticate: Expected `object`, got `null`"),
     ('{"type":"authenticate","payload":"t"}', "payload of authenticate: Expected `object`, got `str`"),
     ('{"type":"authenticate","payload":{"token":5}}', "authenticate: Expected `str`, got `int` - at `$.token`"),
@@ -165,10 +167,23 @@ def test_deep_nesting_is_refused(opening: str, type: str) -> None:
 
 
 def test_moderate_nesting_passes_through() -> None:
-    payload = b"[" * 500 + b"]" * 500
+    payload = b"[" * 256 + b"]" * 256
     message = NativeDialect().received(b'{"type":"a:b:c","payload":' + payload + b"}", False)
     assert isinstance(message, Event)
     assert bytes(message.payload) == payload
+
+
+def test_more_than_a_service_takes_is_refused() -> None:
+    for payload in ("[" * 257 + "]" * 257, "1" * 1_001):
+        refusal = refused(f'{{"type":"a:b:c","id":7,"payload":{payload}}}')
+        assert refusal.id == 7
+
+
+def test_half_a_character_in_a_payload_is_replaced() -> None:
+    message = NativeDialect().received(rb'{"type":"a:b:c","payload":{"x":"\ud800", "n":1.50},"id":"q"}', False)
+    assert same(message, Event("a:b:c", Raw(rb'{"x":"\ufffd", "n":1.50}'), "q"))
+    message = NativeDialect().received(rb'{"type":"join","payload":{"roomId":"r","x":"\ud800"}}', False)
+    assert same(message, Join("r"))
 
 
 @given(JSON, st.sampled_from([None, 2]), st.booleans())

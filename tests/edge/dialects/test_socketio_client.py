@@ -111,10 +111,12 @@ def test_a_connect_without_a_token_only_connects(auth: str) -> None:
     assert texts(link) == ['40{"sid":"sid"}']
 
 
-@pytest.mark.parametrize("auth", ['{"token":7}', '{"token":"t","roomId":""}', '{"token":"t","roomId":["r"]}'])
+@pytest.mark.parametrize(
+    "auth", ['{"token":"\\ud800"}', '{"token":7}', '{"token":"t","roomId":""}', '{"token":"t","roomId":["r"]}']
+)
 def test_a_connect_with_wrong_types_connects_and_is_told(auth: str) -> None:
     link = FakeLink()
-    with pytest.raises(PeerError, match="payload of auth: ") as refused:
+    with pytest.raises(PeerError, match=r"payload of auth: |half of") as refused:
         made(link, connected=False).received(f"0{auth}".encode(), False)
     assert (refused.value.code, refused.value.closes) == (Code.INVALID_MESSAGE, False)
     assert texts(link) == ['40{"sid":"sid"}']
@@ -143,6 +145,12 @@ def test_who_breaks_the_protocol_is_closed(packet: bytes) -> None:
     assert (refused.value.code, refused.value.closes) == (Code.INVALID_MESSAGE, True)
 
 
+def test_who_breaks_the_protocol_in_a_request_is_told_which() -> None:
+    with pytest.raises(PeerError) as refused:
+        made().received(b'27["a:b:c",nope]', False)
+    assert (refused.value.id, refused.value.closes) == (7, True)
+
+
 @pytest.mark.parametrize(
     ("packet", "message", "id"),
     [
@@ -151,6 +159,12 @@ def test_who_breaks_the_protocol_is_closed(packet: bytes) -> None:
         ('29["join",{}]', "payload of join: ", 9),
         ('2["leave"]', "payload of leave: ", None),
         ('24["authenticate","token"]', "payload of authenticate: ", 4),
+        ('24["a:\\ud800:c",1]', "half of a surrogate pair", 4),
+        ('24["join",{"roomId":"\\ud800"}]', "half of a surrogate pair", 4),
+        ('2["authenticate",{"token":"\\ud800"}]', "half of a surrogate pair", None),
+        (f'24["a:b:c",{"[" * 257}{"]" * 257}]', "more than 256 levels", 4),
+        (f'24["a:b:c",{"[" * 5_000}{"]" * 5_000}]', "nested too deeply", 4),
+        (f'24["a:b:c",{"1" * 1_001}]', "more than 1000 digits", 4),
     ],
 )
 def test_what_is_wrong_with_an_event(packet: str, message: str, id: int | None) -> None:
@@ -188,6 +202,8 @@ SAID: list[tuple[Outbound, list[str]]] = [
     (Delivery("a:b:c", Raw(b'{"x": 1.0}')), ['42["a:b:c",{"x": 1.0}]']),
     (Delivery("a:b:c"), ['42["a:b:c",null]']),
     (Delivery("a:b:c", Raw(b"1"), None, 7), ["437[1]"]),
+    (Delivery("error", Raw(b'{"code":"FULL"}'), None, 7), ['437[{"error":{"code":"FULL"}}]']),
+    (Delivery("error", Raw(b'{"code":"FULL"}')), ['42["error",{"code":"FULL"}]']),
     # What goes to a room answers nobody: this number is another request of each client in it.
     (Delivery("a:b:c", Raw(b"1"), "r", 7), ['42["a:b:c",1]']),
     (Delivery("a:b:c", Raw(b"1"), None, "7"), ['42["a:b:c",1]']),

@@ -1,0 +1,101 @@
+"""JSON as text: how deep it nests, how long its numbers are, and the id of a message that cannot be read.
+
+Used by the dialects. A payload goes to its service as it was written, and nobody parses it on the way: what would end
+the program at the other side has to be found in the bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import accumulate
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta
+
+from kraftek.contract.messages import ID_LENGTH, RequestId
+
+__all__ = ["MAX_DIGITS", "JsonBounds", "is_long", "read_id"]
+
+MAX_DIGITS: Final = 1_000
+"""Of one number. Python's ``int`` refuses more than 4,300, with a ``ValueError`` that few services expect."""
+
+_NOT_STRUCTURE: Final = bytes({*range(256)} - {*b'[]{}"'})
+_LEVELS: Final = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
+"""As signed bytes, one up or one down."""
+
+# A number has three parts at most. Of more than 1,000 digits, 334 or more stand in one of them. Wherever they begin,
+# they cover one byte of each 334, and a whole block of 167.
+_RUN: Final = MAX_DIGITS // 3 + 1
+_BLOCK: Final = _RUN // 2
+_STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+_NUMBER: Final = re.compile(rb"[-+.0-9eE]{%d,}" % (MAX_DIGITS + 1))
+_NOT_DIGITS: Final = bytes({*range(256)} - {*b"0123456789"})
+
+# No string can hold this: a quote within one is escaped.
+_ID: Final = re.compile(rb'"id"\s*+:\s*+(-?[0-9]{1,%d}(?![.0-9eE])|"(?:[^"\\]|\\.)*+")' % ID_LENGTH, re.DOTALL)
+
+_BOUND: Final = 10 ** (ID_LENGTH - 1)
+_decode_id = msgspec.json.Decoder(int | Annotated[str, Meta(max_length=ID_LENGTH)]).decode
+
+
+def is_long(id: int) -> bool:
+    """Whether an integer id, as it is written, is longer than a string may be."""
+    return not -_BOUND < id < 10 * _BOUND
+
+
+class JsonBounds:
+    """What JSON of clients may be: so many levels deep, with numbers of at most :data:`MAX_DIGITS`.
+
+    ``harmless``: JSON of so many bytes is within both, and need not be looked at.
+    """
+
+    __slots__ = ("_depth", "harmless")
+
+    def __init__(self, depth: int) -> None:
+        self._depth = depth
+        self.harmless = min(2 * depth + 1, MAX_DIGITS)
+
+    def complaint(self, json: bytes, around: int = 0) -> str | None:
+        """What is wrong with ``json``, which is well-formed and has the payload within so many levels, if anything."""
+        depth = self._depth + around
+        brackets = json.translate(None, _NOT_STRUCTURE)
+        if brackets.count(b"[") + brackets.count(b"{") > depth:
+            levels = memoryview(_structure(json).translate(_LEVELS)).cast("b")
+            if max(accumulate(levels), default=0) > depth:
+                return f"JSON is nested too deeply: more than {self._depth} levels"
+        if json[_RUN - 1 :: _RUN].translate(None, _NOT_DIGITS) and _has_long_number(json):
+            return f"JSON with a number of more than {MAX_DIGITS} digits"
+        return None
+
+
+def read_id(json: bytes) -> RequestId | None:
+    """The id of a native message that was refused, however little of the rest makes sense; ``None`` without one."""
+    depth, at = 0, 0
+    found: RequestId | None = None
+    for match in _ID.finditer(json):
+        structure = _structure(json[at : match.start()])
+        at = match.end()
+        depth += 2 * (structure.count(b"[") + structure.count(b"{")) - len(structure)
+        if depth == 1:
+            try:
+                found = _decode_id(match[1])
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                found = None
+    return None if found is None or (type(found) is int and is_long(found)) else found
+
+
+def _has_long_number(json: bytes) -> bool:
+    if not any(json[at : at + _BLOCK].isdigit() for at in range(0, len(json) - _BLOCK + 1, _BLOCK)):
+        return False
+    numbers = _NUMBER.findall(b'""'.join(_STRING.split(json)))
+    return any(len(number.translate(None, _NOT_DIGITS)) > MAX_DIGITS for number in numbers)
+
+
+def _structure(json: bytes) -> bytes:
+    """The brackets, in order, that stand outside of strings. ``json`` begins outside of one."""
+    if b"\\" in json:
+        json = json.replace(b"\\\\", b"").replace(b'\\"', b"")
+    # To take out two quotes that stand together keeps what is within strings within, and what is outside outside.
+    marks = json.translate(None, _NOT_STRUCTURE).replace(b'""', b"")
+    return b"".join(marks.split(b'"')[::2])

@@ -1,0 +1,103 @@
+r"""Halves of surrogate pairs in JSON: ``"\ud83d"``, what JavaScript and Python write for a text cut within an emoji.
+
+No UTF-8 can carry one, and msgspec, as most decoders, refuses the whole message. In a payload it becomes U+FFFD, as
+wherever a browser encodes text. Elsewhere it is refused: two names would become one.
+
+Called where JSON was refused, by the dialects and by whatever reads what services say; and by the Python clients and
+the service kit for what they send.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, Final, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from kraftek.contract.messages import Token
+
+__all__ = ["HALF", "check_name", "encode", "is_whole", "mended", "reread"]
+
+S = TypeVar("S", bound=Struct)
+
+HALF: Final = "half of a surrogate pair outside of the payload"
+"""What is said of one that cannot be replaced."""
+
+_REPLACEMENT: Final = "\ufffd"
+
+# An escape is one where an odd number of backslashes stands. The group is there for half a pair alone.
+_ESCAPE: Final = re.compile(
+    rb"(?<!\\)((?:\\\\)*+)\\u[dD]"
+    rb"(?:[89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|([89a-fA-F][0-9a-fA-F]{2}))"
+)
+
+_encode = msgspec.json.Encoder().encode
+
+
+def mended(json: bytes) -> bytes | None:
+    """``json`` with U+FFFD in the place of each half, and all else to the byte; ``None`` when there is none."""
+    if b"\\ud" not in json and b"\\uD" not in json:
+        return None
+    whole = _ESCAPE.sub(lambda found: found[1] + rb"\ufffd" if found[2] else found[0], json)
+    return None if whole == json else whole
+
+
+def is_whole(message: object) -> bool:
+    """Whether what was read from mended JSON has U+FFFD nowhere, or in its ``payload`` alone."""
+    return not any(_REPLACEMENT in name for name in _names(message))
+
+
+def reread(decode: Callable[[bytes], S], json: bytes, error: msgspec.DecodeError) -> tuple[S, bytes]:
+    """What ``decode``, which refused ``json`` with ``error``, makes of it once it is mended; and that JSON.
+
+    Raises ``error`` when there is nothing to mend, and ``msgspec.DecodeError``.
+    """
+    whole = mended(json)
+    if whole is None:
+        raise error
+    message = decode(whole)
+    if not is_whole(message):
+        raise msgspec.ValidationError(HALF)
+    return message, whole
+
+
+def encode(value: Any) -> bytes:
+    """The JSON of a payload that its author may have cut."""
+    try:
+        return _encode(value)
+    except UnicodeEncodeError:
+        return _encode(_replaced(msgspec.to_builtins(value, str_keys=True, enc_hook=msgspec.json.decode)))
+
+
+def check_name(name: str) -> None:
+    """Raise ``ValueError`` for a name with half a pair in it."""
+    if not name.isascii() and any("\ud800" <= character <= "\udfff" for character in name):
+        raise ValueError(f"half of a surrogate pair in {name!r}")
+
+
+def _names(value: Any) -> Iterator[str]:
+    match value:
+        case str():
+            yield value
+        case Token():
+            yield value.value
+        case tuple():
+            for each in value:
+                yield from _names(each)
+        case Struct():
+            for field in value.__struct_fields__:
+                if field != "payload":
+                    yield from _names(getattr(value, field))
+
+
+def _replaced(value: Any) -> Any:
+    match value:
+        case str():
+            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        case dict():
+            return {_replaced(key): _replaced(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return [_replaced(inner) for inner in value]
+    return value

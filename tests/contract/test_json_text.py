@@ -1,0 +1,121 @@
+"""What is found in the bytes of JSON, beside what a decoder finds in it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from kraftek.contract.json_text import MAX_DIGITS, JsonBounds, is_long, read_id
+
+TRICKY = st.text('[]{}"\\,:id1 é\n', max_size=12)
+VALUES = st.recursive(
+    st.none() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TRICKY,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TRICKY, inner, max_size=4),
+    max_leaves=30,
+)
+
+
+def levels(value: Any) -> int:
+    match value:
+        case dict():
+            return 1 + max(map(levels, value.values()), default=0)
+        case list():
+            return 1 + max(map(levels, value), default=0)
+        case _:
+            return 0
+
+
+@given(VALUES, st.integers(1, 8), st.booleans())
+def test_the_depth_is_that_of_the_value(value: Any, depth: int, ascii: bool) -> None:
+    text = json.dumps(value, ensure_ascii=ascii).encode()
+    complaint = JsonBounds(depth).complaint(text)
+    assert (complaint is not None) is (levels(value) > depth)
+    assert JsonBounds(depth).complaint(b'{"payload":' + text + b"}", around=1) == complaint
+    if complaint is not None:
+        assert len(text) > JsonBounds(depth).harmless
+
+
+@pytest.mark.parametrize("around", ["", "x" * 100, "x" * 166, "x" * 167, "x" * 500, '\\"[', "\\\\"])
+@pytest.mark.parametrize(
+    ("number", "digits"),
+    [
+        ("1" * MAX_DIGITS, MAX_DIGITS),
+        ("1" * (MAX_DIGITS + 1), MAX_DIGITS + 1),
+        ("-" + "1" * MAX_DIGITS, MAX_DIGITS),
+        ("-0." + "1" * MAX_DIGITS, MAX_DIGITS + 1),
+        (f"{'1' * 400}.{'2' * 300}e+{'3' * 300}", MAX_DIGITS),
+        (f"{'1' * 334}.{'2' * 334}E-{'3' * 333}", MAX_DIGITS + 1),
+        ("1e" + "0" * MAX_DIGITS, MAX_DIGITS + 1),
+        ("9" * 60_000, 60_000),
+    ],
+)
+def test_the_digits_of_a_number(number: str, digits: int, around: str) -> None:
+    for text in (number, f'{{"{around}":{number}}}', f'["{around}",{number},"{around}"]'):
+        assert (JsonBounds(256).complaint(text.encode()) is not None) is (digits > MAX_DIGITS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps("1" * 5_000),
+        json.dumps({"1" * 5_000: "2" * 5_000}),
+        json.dumps(['\\"' + "1" * 5_000, "\\", "1" * 5_000 + "\\"]),
+        "[" + ",".join(["12345678"] * 500) + "]",
+        "[" + ",".join(["1" * 500] * 10) + "]",
+        json.dumps("e" * 5_000),
+    ],
+)
+def test_what_is_no_long_number(text: str) -> None:
+    assert JsonBounds(256).complaint(text.encode()) is None
+
+
+@given(st.dictionaries(TRICKY, VALUES, max_size=5), st.integers(-(10**20), 10**20) | TRICKY, st.data())
+@example({"a": ["]"]}, 7, None)
+def test_the_id_is_that_of_the_message_itself(rest: dict[str, Any], id: int | str, data: Any) -> None:
+    rest.pop("id", None)
+    at = 0 if data is None else data.draw(st.integers(0, len(rest)))
+    members = [*rest.items()]
+    members.insert(at, ("id", id))
+    text = json.dumps(dict(members)).encode()
+    assert read_id(text) == id
+    assert read_id(json.dumps({"payload": dict(members), **rest}).encode()) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "id"),
+    [
+        (b'{"id":7', 7),
+        (b' {"id" : 7 ,', 7),
+        (b'{"payload":[[[[}}}}],"id":7}', None),
+        (b'{"payload":nope,"id":"q"}', "q"),
+        (b'{"id":1,"id":2}', 2),
+        (b'{"id":1,"id":[2]}', 1),
+        (b'{"id":7.0}', None),
+        (b'{"id":7e3}', None),
+        (b'{"id":"' + b"x" * 64 + b'"}', "x" * 64),
+        (b'{"id":"' + b"x" * 65 + b'"}', None),
+        (b'{"id":' + b"9" * 64 + b"}", int("9" * 64)),
+        (b'{"id":' + b"9" * 65 + b"}", None),
+        (b'{"id":-' + b"9" * 63 + b"}", -int("9" * 63)),
+        (b'{"id":-' + b"9" * 64 + b"}", None),
+        (b'{"id":"\\ud83d"}', None),
+        (b'{"id":"\xff"}', None),
+        (b'"id":7', None),
+        (b"", None),
+        (b'{"text":"{\\"id\\":7","id"', None),
+    ],
+)
+def test_as_much_of_an_id_as_can_be_read(text: bytes, id: int | str | None) -> None:
+    assert read_id(text) == id
+
+
+def test_an_integer_is_as_long_as_it_is_written() -> None:
+    for number in (0, 2**53, 10**64 - 1, 1 - 10**63):
+        assert not is_long(number)
+        assert len(str(number)) <= 64
+    for number in (10**64, -(10**63), 10**5_000):
+        assert is_long(number)
