@@ -54,8 +54,7 @@ def test_redis_killed_and_restarted(
     for client in (ada, bob, cy):
         until_echoed(client)
     redis = redis_server.client()
-    expected = {"user_ada": ada.socket_id, "user_bob": bob.socket_id, "user_cy": cy.socket_id}
-    assert redis.hgetall("room:r1") == expected
+    wait_members(redis, user_ada=ada.socket_id, user_bob=bob.socket_id, user_cy=cy.socket_id)
     assert redis.get("socket:user_cy:r1") == cy.socket_id
     ada.send("stickyNotes:note:shout", payload={})
     for client in (ada, bob, cy):
@@ -108,7 +107,7 @@ def test_sigterm(redis_server: RedisServer, gateway: StartGateway, connect: Conn
     wait_members(redis, user_ada=ada.socket_id, user_bob=bob.socket_id)
     first.process.terminate()
     ada.expect_close(1001)
-    first.process.wait(5)
+    first.process.wait(15)
     assert redis.hgetall("room:r1") == {"user_bob": bob.socket_id}
     assert not redis.exists("socket:user_ada:r1")
 
@@ -124,7 +123,7 @@ def test_sigint(redis_server: RedisServer, gateway: StartGateway, connect: Conne
     ada = connect(process, token="ada", room="r1")
     process.process.send_signal(signal.SIGINT)
     ada.expect_close(1001)
-    process.process.wait(5)
+    process.process.wait(15)
     assert not redis_server.client().keys("room:*")
 
 
