@@ -162,7 +162,7 @@ class RedisConnection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has 
             return
         if not self._refusal_logged:
             self._refusal_logged = True
-            self.log.error("Redis refuses a message (said once a connection): {reason}", reason=str(reply))
+            self.log.error("Redis refuses a message (logged once a connection): {reason}", reason=str(reply))
         receipt(REFUSED)
 
     def connectionLost(self, why: Failure) -> None:

@@ -25,6 +25,7 @@ from kraftek.bus.resp import Argument
 from kraftek.contract.consumer_groups import CLAIM, FORGET, FORGOTTEN_AFTER, JOIN
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import EntryListener, IBus, IBusListener, IReading
+from kraftek.contract.log_once import OnceUntilItWorks
 from kraftek.contract.lua import Script
 from kraftek.contract.redis_url import RedisAddress
 from kraftek.contract.settings import Redis
@@ -94,7 +95,7 @@ class Reading(ClientService):
         # A ping that comes while Redis waits for entries is answered after that, and must not be late.
         self._wait = max(1, int(1000 * min(1.0, config.ping_timeout / 2, claim_after / 3)))
         self._open: dict[str, bool] = {}
-        self._acks = True
+        self._once = OnceUntilItWorks()
         self._connection: ReadingConnection | None = None
         self._ends = False
         self._ended: Deferred[None] = Deferred()
@@ -214,15 +215,14 @@ class Reading(ClientService):
                 self.ack(entry_id)
 
     def _acknowledged(self, _: object, entry_id: str) -> None:
-        self._acks = True
+        self._once.works()
         self._close(entry_id)
 
     def _not_acknowledged(self, failure: Failure, entry_id: str) -> None:
         if failure.check(NotPublished):
             return
-        if self._acks:
-            self._acks = False
-            self.log.failure("Entries are not acknowledged, and come again, until they can be", failure=failure)
+        text = "Entries are not acknowledged, and come again, until they can be"
+        self._once.failed(self.log.failure, text, failure=failure)
         self._close(entry_id)
 
     def _close(self, entry_id: str) -> None:

@@ -14,6 +14,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from kraftek.contract.errors import Code
+from kraftek.contract.log_once import OnceAMinute
 from kraftek.contract.messages import Broadcast, Delivery
 from kraftek.contract.metrics import Counters
 from kraftek.contract.surrogates import reread
@@ -22,9 +23,6 @@ from kraftek.core.roster import Audience, Roster, audience_of
 from kraftek.core.session import Session
 
 __all__ = ["Deliveries"]
-
-_LOG_INTERVAL = 60.0
-"""Seconds between two log lines about the same kind of bad broadcast."""
 
 _SAMPLE = 200
 """Bytes of a bad broadcast that its log line shows."""
@@ -54,8 +52,7 @@ class Deliveries:
         self._roster = roster
         self._requests = requests
         self._counters = counters
-        self._clock = clock
-        self._silent_until: dict[str, float] = {}
+        self._once_a_minute = OnceAMinute(clock.seconds)
 
     def received(self, body: bytes) -> None:
         """One message of a service, as it stands on the channel. Malformed ones are counted and logged."""
@@ -137,10 +134,8 @@ class Deliveries:
                     session.evict(command.code, command.message)
 
     def _complain(self, format: str, body: bytes, **details: str) -> None:
-        now = self._clock.seconds()
-        if now >= self._silent_until.get(format, 0.0):
-            self._silent_until[format] = now + _LOG_INTERVAL
-            self._log.warn(format, sample=body[:_SAMPLE].decode("utf-8", "replace"), **details)
+        sample = body[:_SAMPLE].decode("utf-8", "replace")
+        self._once_a_minute(self._log.warn, format, sample=sample, **details)
 
 
 def _room_in(payload: Raw) -> str | None:

@@ -16,6 +16,7 @@ from twisted.python.failure import Failure
 
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import IBus, IServiceRegistry
+from kraftek.contract.log_once import OnceUntilItWorks
 from kraftek.contract.lua import ForEach, Receipt, Script, Value, lua
 from kraftek.contract.messages import Envelope
 from kraftek.contract.names import place_of, stream_of
@@ -90,7 +91,7 @@ class Dispatch:
 
     def __init__(self, registry: IServiceRegistry, bus: IBus) -> None:
         self.waiting: dict[str, int] = {}
-        self._untrimmed: set[str] = set()
+        self._once = OnceUntilItWorks()
         self._registry = registry
         self._bus = bus
 
@@ -114,7 +115,7 @@ class Dispatch:
         names = {service.name for service in services}
         for gone in self.waiting.keys() - names:
             del self.waiting[gone]
-        self._untrimmed &= names
+        self._once.keep(names)
         for service in services:
             trimming = self._bus.call(TRIM, _streams(service))
             name = (service.name,)
@@ -122,12 +123,12 @@ class Dispatch:
 
     def _trimmed(self, waiting: int, name: str) -> None:
         self.waiting[name] = waiting
-        self._untrimmed.discard(name)
+        self._once.works(name)
 
     def _not_trimmed(self, failure: Failure, name: str) -> None:
-        if failure.check(NotPublished) is None and name not in self._untrimmed:
-            self._untrimmed.add(name)
-            self._log.failure("Cannot trim the stream of {service}", failure=failure, service=name)
+        if failure.check(NotPublished) is None:
+            text = "Cannot trim the stream of {service}"
+            self._once.failed(self._log.failure, text, about=name, failure=failure, service=name)
 
 
 def target_of(service: Registration, envelope: Envelope) -> str:

@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 
 from kraftek.contract.errors import Code, NotPublished
 from kraftek.contract.interfaces import IBus, IRooms
+from kraftek.contract.log_once import OnceUntilItWorks
 from kraftek.contract.messages import Grant
 from kraftek.contract.names import gateway_of, reply_channel
 from kraftek.core.roster import Roster
@@ -46,7 +47,7 @@ class Membership:
         self._unannounced: set[tuple[Session, str]] = set()
         self._ghosts: list[tuple[str, str, str, str]] = []
         self._unrestored = False
-        self._cache_refused = False
+        self._once = OnceUntilItWorks()
 
     def enter(self, session: Session, room_id: str | None, grant: Grant) -> None:
         """The session has this grant from now on, and is in the room, or goes on being in it."""
@@ -197,10 +198,9 @@ class Membership:
         return failure
 
     def _room_cache_kept(self, _: None) -> None:
-        self._cache_refused = False
+        self._once.works()
 
     def _room_cache_lost(self, failure: Failure) -> None:
-        # Restored when Redis is back. What it refuses, as without memory, it refuses for everybody: it is said once.
-        if failure.check(NotPublished) is None and not self._cache_refused:
-            self._cache_refused = True
-            self._log.failure("The room cache is not written, until it can be", failure=failure)
+        # Restored when Redis is back. What it refuses, as without memory, it refuses for everybody.
+        if failure.check(NotPublished) is None:
+            self._once.failed(self._log.failure, "The room cache is not written, until it can be", failure=failure)

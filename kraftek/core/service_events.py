@@ -23,6 +23,7 @@ from twisted.python.failure import Failure
 from kraftek.contract.errors import Code, NotPublished, PeerError
 from kraftek.contract.interfaces import LOST, REFUSED, IBus, IEventRouter, IReading, IServiceRegistry
 from kraftek.contract.json_text import JsonBounds, is_long
+from kraftek.contract.log_once import OnceUntilItWorks
 from kraftek.contract.messages import ID_LENGTH, NULL, Envelope, RequestId
 from kraftek.contract.metrics import Counters
 from kraftek.contract.surrogates import is_whole, mended, reread
@@ -104,7 +105,7 @@ class ServiceEvents:
         self._now = now
         self._again: list[Callable[[], None]] = []
         self._refused: dict[str, int] = {}
-        self._buries = True
+        self._once = OnceUntilItWorks()
         self._reading: IReading | None = None
 
     def begin(self) -> None:
@@ -228,16 +229,15 @@ class ServiceEvents:
         self._reading.ack(entry_id)
 
     def _buried(self, _: object, entry_id: str) -> None:
-        self._buries = True
+        self._once.works()
         self._finish(entry_id)
 
     def _not_buried(self, failure: Failure, entry_id: str, event: bytes, reason: str) -> None:
         if failure.check(NotPublished):
             self._again.append(partial(self._bury, entry_id, event, reason))
             return
-        if self._buries:
-            self._buries = False
-            self._log.failure("Events that cannot be delivered are not kept, until they can be", failure=failure)
+        text = "Events that cannot be delivered are not kept, until they can be"
+        self._once.failed(self._log.failure, text, failure=failure)
         self._finish(entry_id)
 
 

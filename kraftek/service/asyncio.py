@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
@@ -17,8 +18,9 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
+from kraftek.contract.log_once import OnceAMinute
 from kraftek.contract.lua import Script
-from kraftek.service.backend import Away, Complaints, Rejected, redis_url
+from kraftek.service.backend import Away, Rejected, redis_url
 from kraftek.service.instance import Instance
 from kraftek.service.processor import Argument, EventProcessor
 
@@ -85,7 +87,7 @@ class _Backend:
             url, protocol=2, retry=retry, socket_timeout=2 * QUIET, socket_connect_timeout=QUIET
         )
         self._redis.response_callbacks.clear()
-        self._complaints = Complaints(self.warn)
+        self._once_a_minute = OnceAMinute(time.monotonic)
         self._queue: list[tuple[Sequence[Argument], asyncio.Future[Any]]] = []
         self._sending = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -203,7 +205,7 @@ class _Backend:
                 self._hears = True
                 await self._hear(pubsub)
             except Exception as error:  # noqa: BLE001  # a service is not deaf for ever, whatever it is
-                self._complaints.about(f"Redis does not serve, trying again every {RETRY:g} s: {error}")
+                self._once_a_minute(self.warn, f"Redis does not serve, trying again every {RETRY:g} s: {error}")
             finally:
                 self._hears = False
                 await pubsub.aclose()

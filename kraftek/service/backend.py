@@ -7,20 +7,13 @@ Implemented by :mod:`kraftek.service.asyncio` and :mod:`kraftek.service.twisted`
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
 from kraftek.contract.lua import Script
 from kraftek.service.processor import Argument
 
-__all__ = ["Away", "Backend", "Complaints", "Job", "Reader", "Rejected", "Signal", "redis_url"]
-
-SILENCE = 60.0
-"""Seconds for which a complaint that was made is not made again."""
-
-COMPLAINTS = 100
-"""Different complaints in that time; what is more is not said."""
+__all__ = ["Away", "Backend", "Job", "Reader", "Rejected", "Signal", "redis_url"]
 
 
 def redis_url() -> str:
@@ -91,20 +84,3 @@ class Backend(Protocol):
 
     def failed(self, text: str, error: BaseException) -> None:
         """Log an error with its traceback."""
-
-
-class Complaints:
-    """What goes wrong over and over, said once a minute. ``now`` gives seconds."""
-
-    def __init__(self, warn: Callable[[str], None], now: Callable[[], float] = time.monotonic) -> None:
-        self._warn = warn
-        self._now = now
-        self._said: dict[str, float] = {}
-
-    def about(self, text: str) -> None:
-        """Say it, unless that was done lately."""
-        now = self._now()
-        self._said = {said: at for said, at in self._said.items() if now - at < SILENCE}
-        if text not in self._said and len(self._said) < COMPLAINTS:
-            self._said[text] = now
-            self._warn(text)

@@ -31,10 +31,11 @@ import msgspec
 from msgspec import Struct
 
 from kraftek.contract.consumer_groups import CLAIM, FORGOTTEN_AFTER, JOIN
+from kraftek.contract.log_once import OnceAMinute
 from kraftek.contract.lua import Script, lua
 from kraftek.contract.messages import Broadcast
 from kraftek.contract.names import reply_channel
-from kraftek.service.backend import Away, Backend, Complaints, Job, Reader, Rejected, Signal
+from kraftek.service.backend import Away, Backend, Job, Reader, Rejected, Signal
 from kraftek.service.processor import Argument, Command, EventProcessor, Incoming, NoEvent, Refused
 
 __all__ = ["Instance"]
@@ -90,7 +91,7 @@ class Instance:
         self.name = f"{socket.gethostname()}.{os.getpid()}.{token_hex(4)}"
         self._processor = processor
         self._backend = backend
-        self._complaints = Complaints(backend.warn)
+        self._once_a_minute = OnceAMinute(time.monotonic)
         self._stopping = False
         self._cut_off = False
         self._jobs: dict[int, Job | None] = {}
@@ -150,7 +151,7 @@ class Instance:
         try:
             answer = _decode_answer(body)
         except (msgspec.DecodeError, RecursionError) as error:
-            self._complaints.about(f"Left out what is no answer: {error}")
+            self._warn(f"Left out what is no answer: {error}")
             return
         waiting = self._answers.get(answer.in_reply_to) if isinstance(answer.in_reply_to, int) else None
         if waiting is not None:
@@ -275,6 +276,9 @@ class Instance:
 
     # Having them handled
 
+    def _warn(self, text: str) -> None:
+        self._once_a_minute(self._backend.warn, text)
+
     async def _published(self, entry: Entry) -> None:
         """An event that came over Pub/Sub: one attempt, and what fails is told."""
         try:
@@ -304,9 +308,11 @@ class Instance:
         try:
             yield
         except NoEvent as error:
-            self._complaints.about(f"Left out what is no event: {error}")
+            self._warn(f"Left out what is no event: {error}")
         except Away as error:
-            self._complaints.about(f"Events were lost, and their senders not told, because Redis is away: {error}")
+            self._once_a_minute(
+                self._backend.warn, f"Events were lost, and their senders not told, because Redis is away: {error}"
+            )
 
     async def _delivered(self, entry: Entry) -> None:
         """An entry of a stream: tried until it is done, or put aside with the reason."""
@@ -379,7 +385,9 @@ class Instance:
                 try:
                     await work(reader)
                 except (Away, Rejected) as error:
-                    self._complaints.about(f"Redis does not serve, trying again every {PAUSE:g} s: {error}")
+                    self._once_a_minute(
+                        self._backend.warn, f"Redis does not serve, trying again every {PAUSE:g} s: {error}"
+                    )
                     if self._stopping:
                         return
                     await self._change_within(PAUSE)

@@ -24,6 +24,7 @@ from zope.interface.verify import verifyObject
 
 from kraftek.contract.errors import Code, PeerError
 from kraftek.contract.interfaces import IAccess, IAccessChecker, IAccessListener, IBus, IBusListener
+from kraftek.contract.log_once import OnceAMinute
 from kraftek.contract.messages import Grant, Token
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Auth
@@ -49,9 +50,6 @@ DELAY = 60.0
 
 LOOKS = 100
 """Answers looked at when a key changed. A deletion takes all that depend on the key: any of them would tell."""
-
-LOG_INTERVAL = 60.0
-"""Seconds between two log lines about malformed invalidations."""
 
 
 class _Invalidation(Struct, rename="camel"):
@@ -108,7 +106,7 @@ class AccessCache:
         self._looking = False
         self._uncleared: OrderedDict[tuple[str, str | None], None] = OrderedDict()
         self._listeners: list[IAccessListener] = []
-        self._quiet_until = clock.seconds()
+        self._once_a_minute = OnceAMinute(clock.seconds)
         bus.track("access:", self._changed)
         bus.subscribe(INVALIDATE, self._invalidated)
         bus.add_listener(self)
@@ -309,12 +307,12 @@ class AccessCache:
             self._uncleared.pop((user_id, room_id), None)
 
     def _malformed(self, error: Exception) -> None:
-        seconds = self._clock.seconds()
-        if seconds >= self._quiet_until:
-            self._quiet_until = seconds + LOG_INTERVAL
-            self._log.warn(
-                "A malformed message on {channel} (said once a minute): {error}", channel=INVALIDATE, error=str(error)
-            )
+        self._once_a_minute(
+            self._log.warn,
+            "A malformed message on {channel} (logged once a minute): {error}",
+            channel=INVALIDATE,
+            error=str(error),
+        )
 
     def _stale_key(self, name: str, *, revoked: bool) -> None:
         if name.startswith(token_key("")):

@@ -26,13 +26,11 @@ from twisted.logger import Logger
 
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import IBus
+from kraftek.contract.log_once import OnceAMinute
 from kraftek.contract.lua import Script, lua
 from kraftek.contract.messages import Grant
 
 __all__ = ["CLEAR", "LOOK_UP", "STORE", "Found", "Kept", "SharedAnswers", "token_key", "user_key"]
-
-LOG_INTERVAL = 60.0
-"""Seconds between two log lines that say Redis refused."""
 
 
 class Kept(Grant, frozen=True, rename="camel", omit_defaults=True, kw_only=True):
@@ -73,9 +71,8 @@ class SharedAnswers:
 
     def __init__(self, bus: IBus, clock: IReactorTime, memory: float) -> None:
         self._bus = bus
-        self._clock = clock
         self._memory = int(memory * 1000)
-        self._quiet_until = clock.seconds()
+        self._once_a_minute = OnceAMinute(clock.seconds)
 
     async def look(self, digest: str, room_id: str | None, user_id: str = "") -> Found | None:
         """What is kept for this token in this room. ``user_id``: whose it was when last known."""
@@ -119,10 +116,9 @@ class SharedAnswers:
             return None
 
     def _refused(self, error: Exception) -> None:
-        seconds = self._clock.seconds()
-        if seconds >= self._quiet_until:
-            self._quiet_until = seconds + LOG_INTERVAL
-            self._log.error("Redis refuses to keep access (said once a minute): {error}", error=str(error))
+        self._once_a_minute(
+            self._log.error, "Redis refuses to keep access (logged once a minute): {error}", error=str(error)
+        )
 
 
 def _ledger_key(user_id: str) -> str:

@@ -18,6 +18,7 @@ from zope.interface import implementer
 
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import IBus, IBusListener, IRooms
+from kraftek.contract.log_once import OnceUntilItWorks
 from kraftek.contract.lua import Script, lua
 from kraftek.contract.metrics import Counters
 from kraftek.core.rooms.room_cache import ENTRIES_AT_ONCE, LOST_GATEWAYS, Entry, entries_of
@@ -64,7 +65,7 @@ class Leases:
         self._restore = restore
         self._counters = counters
         self._looking = False
-        self._refused = False
+        self._once = OnceUntilItWorks()
         bus.add_listener(self)
 
     def bus_up(self) -> None:
@@ -107,10 +108,10 @@ class Leases:
         self._looking = False
 
     def _kept(self, _: None) -> None:
-        self._refused = False
+        self._once.works()
 
     def _failed(self, failure: Failure) -> None:
         # Every second, as long as it lasts: it is said once. A look needs all that a renewal needs.
-        if failure.check(NotPublished) is None and not self._refused:
-            self._refused = True
-            self._log.failure("The leases of gateways are not kept, until they can be", failure=failure)
+        if failure.check(NotPublished) is None:
+            text = "The leases of gateways are not kept, until they can be"
+            self._once.failed(self._log.failure, text, failure=failure)

@@ -26,6 +26,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from kraftek.contract.interfaces import IBus, IRooms, IServiceRegistry
+from kraftek.contract.log_once import OnceUntilItWorks
 from kraftek.contract.lua import Script, lua
 from kraftek.contract.messages import Envelope
 from kraftek.contract.names import place_of
@@ -81,7 +82,7 @@ class RedisRooms:
         self._now = now
         self._own = entries_of(gateway_id)
         self._told: tuple[Registration, ...] = ()
-        self._deaf: set[str] = set()
+        self._once = OnceUntilItWorks()
         registry.on_change(self._look_up)
         self._look_up()
 
@@ -128,11 +129,10 @@ class RedisRooms:
         result, *failure = answer
         if failure:
             place, reason = (word.decode() for word in failure)
-            if place not in self._deaf:
-                self._deaf.add(place)
-                self._log.error("Cannot tell {place} who comes and goes: {reason}", place=place, reason=reason)
-        elif self._deaf:
-            self._deaf.difference_update(map(self._bus.channel_name, places))
+            text = "Cannot tell {place} who comes and goes: {reason}"
+            self._once.failed(self._log.error, text, about=place, place=place, reason=reason)
+        elif self._once.failing:
+            self._once.works(*map(self._bus.channel_name, places))
         return result
 
     def _event(self, event: str, entry: Entry, payload: dict[str, str]) -> bytes:
