@@ -29,8 +29,13 @@ demo: $(VENV)/installed-demo need-redis
 	@echo 'The board is at http://localhost:3001/ once the gateway says that it listens. Ctrl-C ends it.'
 	@cd $(VENV) && exec bin/twistd --nodaemon --pidfile= kraftek-gateway --demo
 
+# A worker gets a whole module, and each Redis is one test's or one module's, so that workers share nothing.
+WORKERS := --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# What is tested without the fast path, too.
+PLAIN_PATH := tests/edge/websocket $(patsubst %,tests/integration/test_%.py,autobahn_suite delivery input)
 test: $(VENV)/installed-test need-redis $(VENV)/oldest-redis need-browser $(filter tests/%,$(NODE_PACKAGES))
-	$(WITH_TOOLS) $(VENV)/bin/pytest
+	$(WITH_TOOLS) $(VENV)/bin/pytest $(or $(TESTS),$(WORKERS))
+	$(if $(TESTS),,KRAFTEK_FASTPATH=0 $(WITH_TOOLS) $(VENV)/bin/pytest $(WORKERS) $(PLAIN_PATH))
 
 bench: $(VENV)/installed-bench need-redis $(filter bench/%,$(NODE_PACKAGES))
 	$(WITH_TOOLS) $(VENV)/bin/python -m bench
@@ -44,8 +49,16 @@ check: $(VENV)/dependencies
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	@$(VENV)/bin/mypy >$(VENV)/mypy.log 2>&1 & \
-	$(VENV)/bin/python -m pytest $(UNIT); tested=$$?; \
+	$(VENV)/bin/python -m pytest $(UNIT) $(TESTS); tested=$$?; \
 	wait $$!; typed=$$?; cat $(VENV)/mypy.log; exit $$((tested | typed))
+
+# The floor of each module is in pyproject.toml.
+coverage: export COVERAGE_FILE = $(VENV)/coverage.db
+coverage: $(VENV)/dependencies
+	$(VENV)/bin/coverage run -m pytest $(UNIT)
+	$(VENV)/bin/coverage report
+	@$(VENV)/bin/coverage json -q -o $(VENV)/coverage.json
+	$(VENV)/bin/python -m tests.support.floors $(VENV)/coverage.json
 
 lint: $(VENV)/dependencies
 	$(VENV)/bin/ruff check

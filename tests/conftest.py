@@ -59,10 +59,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest's own, which selects by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with what it needs."""
+    """Mark each test with what it needs. Where workers share the tests, the modules that take longest come first."""
     for item in items:
         for mark in needs(item):
             item.add_marker(mark)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        heaviest: dict[Path, int] = {}
+        for item in items:
+            weight = sum(1 << list(MARKS).index(mark.name) for mark in item.iter_markers() if mark.name in MARKS)
+            heaviest[item.path] = max(weight, heaviest.get(item.path, 0))
+        items.sort(key=lambda item: -heaviest[item.path])  # the order within a module, and of equals, stays
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

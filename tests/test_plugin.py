@@ -31,9 +31,13 @@ def test_twistd_lists_the_command(tmp_path: Path) -> None:
     assert any(line.split()[:1] == ["kraftek-gateway"] for line in shown.stdout.splitlines()), shown.stdout
 
 
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
+    return run("twistd", "kraftek-gateway", "--help", directory=tmp_path_factory.mktemp("help"))
+
+
 @pytest.mark.parametrize("option", ["--config", "--listen", "--redis", "--service", "--auth", "--origin", "--demo"])
-def test_the_command_explains_its_options(tmp_path: Path, option: str) -> None:
-    shown = run("twistd", "kraftek-gateway", "--help", directory=tmp_path)
+def test_the_command_explains_its_options(shown: subprocess.CompletedProcess[str], option: str) -> None:
     assert shown.returncode == 0
     assert shown.stderr == ""
     assert option in shown.stdout

@@ -23,7 +23,8 @@ from kraftek.bus import RedisBus
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Redis
-from tests.support.redis_server import PrivateRedis, free_port
+from tests.support.ports import free_port
+from tests.support.redis_server import PrivateRedis
 from tests.support.waiting import Lines, until, until_logged
 
 

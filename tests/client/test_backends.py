@@ -23,7 +23,7 @@ from kraftek.client.asyncio import Client
 from tests.bus.test_endpoint import Authority
 from tests.client.backends import BackendThread, MakeUser, User
 from tests.client.scripted import Far, ScriptedGateway
-from tests.support.redis_server import free_port
+from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 
 

@@ -35,7 +35,7 @@ from kraftek.contract.messages import Grant, Token
 from kraftek.contract.settings import Auth
 from kraftek.edge.auth_service import ANSWER_BYTES, MESSAGE_CHARACTERS, HttpChecker
 from tests.bus.test_endpoint import Authority
-from tests.support.redis_server import free_port
+from tests.support.ports import free_port
 from tests.support.waiting import until
 
 SECRET = "s3cr3t-t0k3n"

@@ -39,6 +39,7 @@ from websockets.sync.client import connect as websocket_connect
 from websockets.typing import Origin, Subprotocol
 
 from kraftek.bus.embedded import EmbeddedRedisError, redis_server_path
+from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -63,13 +64,6 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 START_TIMEOUT = 30.0
 STOP_TIMEOUT = 15.0
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

@@ -27,16 +27,16 @@ MARKS = {
 }
 
 # Whatever names one of these needs it. What these are made of in turn is not looked at.
-STARTERS = {
-    "PrivateRedis": "redis",
-    "RedisServer": "redis",
-    "EmbeddedRedis": "redis",
-    "gateway_contract_redis": "redis",
-    "subprocess": "process",
-    "Popen": "process",
-    "create_subprocess_exec": "process",
-    "spawnProcess": "process",
-    "sync_playwright": "browser",
+STARTERS: dict[str, set[str]] = {
+    "PrivateRedis": {"redis"},
+    "RedisServer": {"redis"},
+    "gateway_contract_redis": {"redis"},
+    "EmbeddedRedis": {"redis", "process"},
+    "subprocess": {"process"},
+    "Popen": {"process"},
+    "create_subprocess_exec": {"process"},
+    "spawnProcess": {"process"},
+    "sync_playwright": {"browser"},
 }
 AROUND = ("setUp", "tearDown", "setUpClass", "tearDownClass", "setup_method", "teardown_method")
 
@@ -51,7 +51,7 @@ def needs(item: pytest.Item) -> set[str]:
     info = item._fixtureinfo  # pytest tells which fixtures a test gets, but not publicly what their functions are
     for name in item.fixturenames:
         for definition in info.name2fixturedefs.get(name, ()):
-            found |= {STARTERS[name]} if name in STARTERS else reached(definition.func)
+            found |= STARTERS[name] if name in STARTERS else reached(definition.func)
     if hasattr(item, "callspec"):
         search = _Search()
         search.visit(item.callspec.params)
@@ -76,9 +76,8 @@ class _Search:
 
     def names_starter(self, name: str) -> bool:
         """Note what ``name`` starts; whether it is one that starts anything."""
-        if mark := STARTERS.get(name):
-            self.found.add(mark)
-        return mark is not None
+        self.found |= STARTERS.get(name, set())
+        return name in STARTERS
 
     def visit(self, thing: Any, owner: type | None = None) -> None:
         """Go on from a function (of ``owner``), a class or a collection; anything else leads nowhere."""

