@@ -103,6 +103,20 @@ def test_make_service() -> None:
         gc.set_threshold(*before)
 
 
+@pytest.mark.parametrize(("value", "on"), [("", True), ("1", True), ("0", False)])
+def test_the_environment_turns_the_fast_path_off(value: str, on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KRAFTEK_FASTPATH", value)
+    options = Options()
+    options.parseOptions([])
+    assert options.fastpath is on
+
+
+def test_a_mistake_about_the_fast_path_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KRAFTEK_FASTPATH", "off")
+    with pytest.raises(UsageError, match="KRAFTEK_FASTPATH: expected 0 or 1, found 'off'"):
+        Options().parseOptions([])
+
+
 # The real twistd, out of a directory without a checkout.
 
 

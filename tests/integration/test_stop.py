@@ -20,7 +20,7 @@ ENGINE = "/socket.io/?EIO=4&transport=websocket"
 POLLING = "/socket.io/?EIO=4&transport=polling"
 
 CUT = 1006
-"""What a client reports whose connection ended before it had answered the close frame (RFC 6455, section 7.1.5)."""
+"""In the place of a code: the connection ended before the client had answered the close frame."""
 
 HANDSHAKE = (
     "GET {path} HTTP/1.1\r\nHost: gateway.test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

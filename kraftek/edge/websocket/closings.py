@@ -13,8 +13,8 @@ __all__ = ["Closings"]
 class Closings:
     """The connections that were sent a close frame and are not gone yet.
 
-    A client whose connection is cut before it could answer reports 1006, whatever the frame said: Chromium does when it
-    cannot write its answer.
+    A client whose connection is cut before it could answer takes it for one that was not closed cleanly, and for 1006
+    where a reset discards the frame before it is read.
     """
 
     def __init__(self) -> None:

@@ -207,7 +207,7 @@ class ClientProtocol(WebSocketServerProtocol):
 
     def dropConnection(self, abort: bool = False) -> None:
         self.outbox.finish()
-        # Autobahn resets a client that has answered. Chromium calls that unclean, and one time in fifty 1006.
+        # Autobahn resets a client that has answered, and a page is then told that it was not closed cleanly.
         super().dropConnection(abort and not self.wasClean)
 
     def forget_handshake(self) -> None:

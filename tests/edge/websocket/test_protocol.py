@@ -366,7 +366,7 @@ def test_a_client_that_answers_the_close_is_gone_at_once() -> None:
     peer.protocol.close(4403, "ACCESS_REVOKED")
     peer.read()
     peer.flush()  # its answer
-    assert peer.transport.closed == "lost"  # not reset: Chromium would call that unclean, and sometimes 1006
+    assert peer.transport.closed == "lost"  # not reset, which a page is told as unclean
     peer.lose()
     edge.done()
 
