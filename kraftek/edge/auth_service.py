@@ -200,7 +200,8 @@ def _message(body: bytes | None) -> object:
 class _Pool(HTTPConnectionPool):
     """Its connections without the two log lines that Twisted has for each of them."""
 
-    _factory = type("_Quiet", (HTTPConnectionPool._factory,), {"noisy": False})  # type: ignore[assignment]  # noqa: SLF001
+    if hasattr(HTTPConnectionPool, "_factory"):  # a Twisted without it logs them
+        _factory = type("_Quiet", (HTTPConnectionPool._factory,), {"noisy": False})  # type: ignore[assignment]  # noqa: SLF001
 
 
 @implementer(IBodyProducer)

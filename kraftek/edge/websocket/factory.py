@@ -42,8 +42,8 @@ class ClientFactory(WebSocketServerFactory):
 
     ``dialects`` gives what makes a dialect for each subprotocol, in order of preference; the first is also spoken with
     clients that offer none. ``compression``: messages may be compressed. Whoever asks for ``engine_path`` speaks
-    Engine.IO, and is one of ``engine_clients``. ``fastpath``: what is slow about
-    Autobahn is overridden. ``closings`` are the closing handshakes under way.
+    Engine.IO, and is one of ``engine_clients``. ``fastpath``: what is slow about Autobahn is overridden.
+    ``closings`` are the closing handshakes under way.
     """
 
     protocol: Any = ClientProtocol
