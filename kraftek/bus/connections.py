@@ -21,7 +21,7 @@ from txredisapi import HiredisProtocol, InvalidData, ResponseError
 
 from kraftek.bus.resp import Argument, command, script_call, script_head
 from kraftek.contract.errors import NotPublished
-from kraftek.contract.interfaces import LOST, REFUSED
+from kraftek.contract.interfaces import Undelivered
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.lua import ForEach, Script
 from kraftek.contract.redis_url import RedisAddress
@@ -158,12 +158,12 @@ class RedisConnection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has 
     def unpublished(self, receipt: Callable[[int], None], reply: Any) -> None:
         """Redis refused a message, or never answered."""
         if not isinstance(reply, ResponseError):
-            receipt(LOST)
+            receipt(Undelivered.LOST)
             return
         if not self._refusal_logged:
             self._refusal_logged = True
             self.log.error("Redis refuses a message (logged once a connection): {reason}", reason=str(reply))
-        receipt(REFUSED)
+        receipt(Undelivered.REFUSED)
 
     def connectionLost(self, why: Failure) -> None:
         """Tell the owner, then everybody who waits."""
@@ -280,7 +280,8 @@ class CommandConnection(RedisConnection):
         except Exception:  # noqa: BLE001  # the edge's one guard: other messages wait for this turn's end
             self.log.failure("Failed to tell Redis of messages")
             batch.messages = []
-            self._reactor.callLater(0, self._tell, [(message, REFUSED) for message in messages])
+            refused = Undelivered.REFUSED.value  # a plain number, as a script answers
+            self._reactor.callLater(0, self._tell, [(message, refused) for message in messages])
             return
         self.batched += len(messages) - 1
         head = self._heads.get(script.digest)

@@ -7,6 +7,7 @@ with" what its errback gets.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from enum import IntEnum
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -15,8 +16,6 @@ from zope.interface import Attribute, Interface
 from kraftek.contract.messages import Grant, Inbound, Outbound, Outgoing, Token
 
 __all__ = [
-    "LOST",
-    "REFUSED",
     "EntryListener",
     "IAccess",
     "IAccessChecker",
@@ -30,14 +29,22 @@ __all__ = [
     "IReceiver",
     "IRooms",
     "IServiceRegistry",
+    "Undelivered",
 ]
 
 
-LOST = -1
-"""The receipt of a message that may not have arrived: the connection to Redis was lost."""
+class Undelivered(IntEnum):
+    """Why nobody is known to have a message, as its receipt says it. Any other receipt is the number of those that got
+    it: ``receipt <= 0`` covers them all. Redis's scripts answer with the plain numbers: compare with ``==``.
+    """
 
-REFUSED = -2
-"""The receipt of a message that Redis refused: a key of another type, no permission, no memory, not the primary."""
+    LOST = -1
+    """It may have arrived all the same: the connection to Redis was lost before the answer."""
+    REFUSED = -2
+    """Redis refused it: a key of another type, no permission, no memory, not the primary."""
+    FULL = -3
+    """As many events as may wait in the service's stream already."""
+
 
 EntryListener = Callable[[str, bytes, int], None]
 """Called with the id of a stream's entry, the value of its field ``event``, and how often it was delivered by now."""
@@ -162,9 +169,9 @@ class IBus(Interface):
     def publish(channel: str, body: bytes, receipt: Callable[[int], None]) -> None:
         """``PUBLISH``, together with all others of this turn in one write.
 
-        ``receipt`` is called once: with the number of subscribers that got it, with :data:`REFUSED`, or with
-        :data:`LOST` when the connection was lost before Redis answered. Raises ``NotPublished`` when Redis is away or
-        the bound of messages in flight is reached; the receipt is then not called.
+        ``receipt`` is called once: with the number of subscribers that got it, or with why nobody did
+        (:class:`Undelivered`). Raises ``NotPublished`` when Redis is away or the bound of messages in flight is
+        reached; the receipt is then not called.
         """
 
     def call(command: Any, keys: Sequence[str] = (), args: Sequence[bytes | str | int | float] = ()) -> Deferred[Any]:

@@ -15,21 +15,18 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from kraftek.contract.errors import NotPublished
-from kraftek.contract.interfaces import IBus, IServiceRegistry
+from kraftek.contract.interfaces import IBus, IServiceRegistry, Undelivered
 from kraftek.contract.log_once import OnceUntilItWorks
 from kraftek.contract.lua import ForEach, Receipt, Script, Value, lua
 from kraftek.contract.messages import Envelope
 from kraftek.contract.names import place_of, stream_of
 from kraftek.contract.settings import Registration
 
-__all__ = ["FULL", "Dispatch", "once", "target_of"]
-
-FULL = -3
-"""The receipt of an event that was not taken, because as many as may be wait in the service's stream."""
+__all__ = ["Dispatch", "once", "target_of"]
 
 _SEND = {
     "pubsub": "local function send(channel, body) return redis.call('PUBLISH', channel, body) end",
-    "stream": lua(__package__, "fields", "trim", "send_to_stream", FULL=FULL),
+    "stream": lua(__package__, "fields", "trim", "send_to_stream", FULL=Undelivered.FULL),
 }
 """How one event goes to a service, by the service's transport."""
 
@@ -96,7 +93,7 @@ class Dispatch:
         self._bus = bus
 
     def send(self, service: Registration, envelope: Envelope, receipt: Callable[[int], None]) -> None:
-        """Publish or append it. ``receipt`` is called once: as that of ``IBus.publish``, or with :data:`FULL`.
+        """Publish or append it. ``receipt`` is called once: as that of ``IBus.publish``, or with ``Undelivered.FULL``.
 
         Who reads a stream is unknown: it takes everything, as one. Raises ``NotPublished`` as ``IBus.publish`` does.
         """

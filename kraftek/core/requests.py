@@ -18,13 +18,13 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from kraftek.contract.errors import Code, NotPublished, PeerError
-from kraftek.contract.interfaces import LOST, REFUSED, IBus
+from kraftek.contract.interfaces import IBus, Undelivered
 from kraftek.contract.lua import ForEach, Receipt
 from kraftek.contract.messages import Ack, Broadcast, Delivery, Envelope, ErrorMessage, Outbound, RequestId
 from kraftek.contract.metrics import Counters
 from kraftek.contract.names import gateway_of
 from kraftek.contract.settings import Limits, Registration
-from kraftek.core.dispatch import FULL, Dispatch, once, target_of
+from kraftek.core.dispatch import Dispatch, once, target_of
 from kraftek.core.session import Session
 
 __all__ = ["Requests", "not_taken"]
@@ -318,13 +318,13 @@ class Requests:
 
 def not_taken(name: str, id: RequestId | None, receipt: int, counters: Counters) -> PeerError:
     """What the client is told of an event that nobody took, for the reason that its ``receipt`` names."""
-    if receipt == FULL:
+    if receipt == Undelivered.FULL:
         counters.streams_full += 1
         return _too_many(name, id, Code.SERVICE_UNAVAILABLE, "too many events wait for this service")
-    if receipt == LOST:
+    if receipt == Undelivered.LOST:
         counters.publishes_lost += 1
         message = "the connection was lost: the event may not have arrived"
-    elif receipt == REFUSED:
+    elif receipt == Undelivered.REFUSED:
         counters.publishes_refused += 1
         message = "the event could not be handed over at present"
     else:

@@ -21,13 +21,13 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from kraftek.contract.errors import Code, NotPublished, PeerError
-from kraftek.contract.interfaces import LOST, REFUSED, IBus, IEventRouter, IReading, IServiceRegistry
+from kraftek.contract.interfaces import IBus, IEventRouter, IReading, IServiceRegistry, Undelivered
 from kraftek.contract.json_text import JsonBounds, is_long
 from kraftek.contract.log_once import OnceUntilItWorks
 from kraftek.contract.messages import ID_LENGTH, NULL, Envelope, RequestId
 from kraftek.contract.metrics import Counters
 from kraftek.contract.surrogates import is_whole, mended, reread
-from kraftek.core.dispatch import FULL, Dispatch
+from kraftek.core.dispatch import Dispatch
 
 __all__ = ["ServiceEvents"]
 
@@ -173,16 +173,16 @@ class ServiceEvents:
         self._dispatch.send(service, envelope, partial(self._sent, entry_id, event, sent, service.reply))
 
     def _sent(self, entry_id: str, event: bytes, sent: Sent, replies: bool, taken: int) -> None:
-        if taken == LOST or (taken == REFUSED and self._may_try_again(entry_id)):
-            self._again.append(partial(self._take, entry_id, event))
-            return
         if taken > 0:
             if sent.id is not None and not replies:
                 self._answer(sent, "ack", {"receivers": taken})
-        elif taken == FULL:
+        elif taken == Undelivered.LOST or (taken == Undelivered.REFUSED and self._may_try_again(entry_id)):
+            self._again.append(partial(self._take, entry_id, event))
+            return
+        elif taken == Undelivered.FULL:
             self._counters.streams_full += 1
             self._tell(sent, Code.SERVICE_UNAVAILABLE, "too many events wait for this service", retryAfter=1.0)
-        elif taken == REFUSED:
+        elif taken == Undelivered.REFUSED:
             self._counters.publishes_refused += 1
             self._tell(sent, Code.SERVICE_UNAVAILABLE, "the event could not be handed over at present")
             self._bury(entry_id, event, "Redis refused to hand it over; the gateway's log says why")

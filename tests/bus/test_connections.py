@@ -23,7 +23,7 @@ from txredisapi import ResponseError
 
 from kraftek.bus.connections import CommandConnection, RedisConnection, SubscriberConnection
 from kraftek.contract.errors import NotPublished
-from kraftek.contract.interfaces import LOST, REFUSED
+from kraftek.contract.interfaces import Undelivered
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.lua import ForEach, Script
 from kraftek.contract.redis_url import redis_address
@@ -234,7 +234,7 @@ def test_a_refused_publish_was_received_by_nobody_and_is_logged_once() -> None:
         for _ in range(3):
             link.send(b"", receipts.append)
             story.reads(b"-NOPERM no permissions to access one of the channels")
-    assert receipts == [REFUSED] * 3
+    assert receipts == [Undelivered.REFUSED] * 3
     assert len(events) == 1
     assert "NOPERM" in logged(events)
 
@@ -434,7 +434,7 @@ def test_messages_in_a_row_are_one_command() -> None:
     ]
     assert len(link.waiting) + link.batched == 5
     story.reads(b"*4\r\n:0\r\n:1\r\n:1\r\n$3\r\nyes", b":7", b"*2\r\n:0\r\n-ERR no", b"-OOM for all")
-    assert got == [1, b"yes", 7, REFUSED, REFUSED]
+    assert got == [1, b"yes", 7, Undelivered.REFUSED, Undelivered.REFUSED]
     assert len(link.waiting) + link.batched == 0
 
 
@@ -463,7 +463,7 @@ def test_messages_that_cannot_be_told_to_redis_keep_nothing_from_the_others() ->
         told = f"EVALSHA {EACH.digest}"
         assert scripts(story) == [f'{told} [["ka"]] a', f'{told} [["kd"]] d']
     assert "Failed to tell Redis of messages" in logged(events)
-    assert got == [REFUSED, REFUSED]
+    assert got == [Undelivered.REFUSED, Undelivered.REFUSED]
     story.reads(b"*2\r\n:0\r\n:1", b"*2\r\n:0\r\n:2")
     assert (got[2:], len(link.waiting) + link.batched) == ([1, 2], 0)
 
@@ -496,7 +496,7 @@ def test_who_waits_for_many_messages_is_told_when_the_link_is_lost() -> None:
     story.written()
     run(link, EACH, got, "c")
     story.lose()
-    assert (got, len(link.waiting) + link.batched) == ([LOST] * 3, 0)
+    assert (got, len(link.waiting) + link.batched) == ([Undelivered.LOST] * 3, 0)
     story.wire.writes.clear()
     story.clock.advance(1)
     assert story.written() == []

@@ -17,7 +17,7 @@ from zope.interface.verify import verifyObject
 
 from kraftek.bus import RedisBus
 from kraftek.contract.errors import NotPublished
-from kraftek.contract.interfaces import REFUSED, IBus, IBusListener
+from kraftek.contract.interfaces import IBus, IBusListener, Undelivered
 from kraftek.contract.lua import ForEach, Script
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Redis
@@ -362,7 +362,7 @@ return name == 'text' and body or redis.call('LLEN', key)
         bus.run_all(put, [("k", "o", "none", 1, b"not put", told), ("l", "o", "all", 1, b"put", told)])
         bus.run(put, ("l", "o", "last", 1, b"put", told))
         await bus.call("PING")
-        assert got == [1, 2, 3, 4, REFUSED, b"put", 1, 2]
+        assert got == [1, 2, 3, 4, Undelivered.REFUSED, b"put", 1, 2]
         assert self.redis.call("LRANGE", "us:k", "0", "-1") == [*bodies, b"put"]
         pairs = zip(names, map(str, numbers), strict=True)
         assert self.redis.call("LRANGE", "us:o", "0", "7") == [text.encode() for pair in pairs for text in pair]

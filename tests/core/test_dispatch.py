@@ -14,13 +14,13 @@ from twisted.trial.unittest import TestCase
 
 from kraftek.bus import RedisBus
 from kraftek.contract.errors import NotPublished
-from kraftek.contract.interfaces import REFUSED
+from kraftek.contract.interfaces import Undelivered
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Envelope
 from kraftek.contract.metrics import Counters
 from kraftek.contract.names import partition_of
 from kraftek.contract.settings import Redis, Registration
-from kraftek.core.dispatch import FULL, Dispatch, once, target_of
+from kraftek.core.dispatch import Dispatch, once, target_of
 from kraftek.core.registry import ServiceRegistry
 from tests.support.redis_server import PrivateRedis
 from tests.support.waiting import until
@@ -127,8 +127,8 @@ class DispatchTest(TestCase):
     async def test_a_full_stream_takes_no_more_and_loses_nothing(self) -> None:
         for text in "abc":
             assert await self.send(JOBS, envelope(text)) == 1
-        assert await self.send(JOBS, envelope("d")) == FULL
-        assert await self.send_once(JOBS, envelope("d")) == FULL
+        assert await self.send(JOBS, envelope("d")) == Undelivered.FULL
+        assert await self.send_once(JOBS, envelope("d")) == Undelivered.FULL
         assert self.client.exists("k:request:1") == 0
         assert self.texts("k:events:jobs") == ["a", "b", "c"]
 
@@ -138,7 +138,7 @@ class DispatchTest(TestCase):
             await self.send(JOBS, envelope(text))
         read: Any = self.client.xreadgroup("jobs", "one", {"k:events:jobs": ">"}, count=2)
         [[_, entries]] = read
-        assert await self.send(JOBS, envelope("d")) == FULL
+        assert await self.send(JOBS, envelope("d")) == Undelivered.FULL
         self.client.xack("k:events:jobs", "jobs", entries[0][0])
         assert await self.send(JOBS, envelope("d")) == 1
         assert self.texts("k:events:jobs") == ["b", "c", "d"]
@@ -200,8 +200,8 @@ class DispatchTest(TestCase):
 
     async def test_a_key_of_another_kind(self) -> None:
         self.client.set("k:events:jobs", "not a stream")
-        assert await self.send(JOBS, envelope("a")) == REFUSED
-        assert await self.send_once(JOBS, envelope("a")) == REFUSED
+        assert await self.send(JOBS, envelope("a")) == Undelivered.REFUSED
+        assert await self.send_once(JOBS, envelope("a")) == Undelivered.REFUSED
         assert self.client.exists("k:request:1") == 0
         await self.trimmed()
         await self.trimmed()

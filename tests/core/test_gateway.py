@@ -13,7 +13,7 @@ from twisted.logger import capturedLogs
 from zope.interface import Invalid
 
 from kraftek.contract.errors import Code, PeerError
-from kraftek.contract.interfaces import LOST, REFUSED
+from kraftek.contract.interfaces import Undelivered
 from kraftek.contract.messages import Authenticate, Token
 from kraftek.contract.settings import Limits, Registration
 from kraftek.core.gateway import Gateway
@@ -311,7 +311,7 @@ def test_service_unavailable_because_redis_refused() -> None:
         > {"type": "notes:n:1", "id": 1}
         * events:notes {}
     """)
-    house.bus.answer(REFUSED)
+    house.bus.answer(Undelivered.REFUSED)
     client.play("""
         x SERVICE_UNAVAILABLE the event could not be handed over at present {"id": 1, "eventType": "notes:n:1"}
     """)
@@ -321,7 +321,7 @@ def test_service_unavailable_because_redis_refused() -> None:
 
 def test_a_receipt_for_a_client_that_left_is_nobodys() -> None:
     house = House()
-    for receivers in (1, 0, LOST, REFUSED):
+    for receivers in (1, 0, Undelivered.LOST, Undelivered.REFUSED):
         client = house.admit()
         client.send({"type": "notes:note:create", "id": 1})
         client.session.close(1001, "gone")

@@ -17,11 +17,12 @@ from twisted.trial.unittest import TestCase
 
 from kraftek.bus import RedisBus
 from kraftek.contract.errors import PeerError
+from kraftek.contract.interfaces import Undelivered
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Broadcast, Envelope, Event, Grant
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Limits, Redis, Registration
-from kraftek.core.dispatch import FULL, Dispatch
+from kraftek.core.dispatch import Dispatch
 from kraftek.core.registry import ServiceRegistry
 from kraftek.core.requests import Requests, _adopted, _claim
 from kraftek.core.roster import Roster
@@ -92,7 +93,7 @@ def test_each_is_overdue_at_its_own_time() -> None:
     """)
 
 
-@pytest.mark.parametrize("receivers", [0, -1, FULL])
+@pytest.mark.parametrize("receivers", [0, -1, Undelivered.FULL])
 def test_an_event_that_nobody_took(receivers: int) -> None:
     house = House()
     client = house.admit()
@@ -100,7 +101,7 @@ def test_an_event_that_nobody_took(receivers: int) -> None:
     house.bus.answer(receivers)
     (told,) = client.link.read()
     assert (told["id"], told["payload"]["code"]) == (1, "SERVICE_UNAVAILABLE")
-    assert told["payload"].get("retryAfter") == (1.0 if receivers == FULL else None)
+    assert told["payload"].get("retryAfter") == (1.0 if receivers == Undelivered.FULL else None)
     house.pass_time(60)
     assert client.link.read() == []
     assert len(house.requests) == 0

@@ -9,11 +9,11 @@ import pytest
 from twisted.logger import capturedLogs
 from txredisapi import ResponseError
 
-from kraftek.contract.interfaces import REFUSED
+from kraftek.contract.interfaces import Undelivered
 from kraftek.contract.json_text import JsonBounds
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Registration
-from kraftek.core.dispatch import APPEND, FULL, Dispatch
+from kraftek.core.dispatch import APPEND, Dispatch
 from kraftek.core.registry import EventRouter, ServiceRegistry
 from kraftek.core.service_events import ATTEMPTS, DEAD, HELD, RETRIES, STREAM, ServiceEvents
 from tests.support.fakes import FakeBus, FakeReading
@@ -132,7 +132,7 @@ def test_a_service_on_a_stream() -> None:
 def test_a_stream_that_is_full() -> None:
     desk = Desk()
     desk.send(eventType="log:line:add", id=1, replyTo=REPLIES)
-    desk.bus.calls.pop().reply.callback(FULL)
+    desk.bus.calls.pop().reply.callback(Undelivered.FULL)
     answer = desk.told()
     assert (answer["type"], answer["inReplyTo"]) == ("error", 1)
     assert answer["payload"] == {
@@ -284,7 +284,7 @@ def test_what_cannot_be_kept_is_logged_until_it_can() -> None:
 def refused(desk: Desk) -> None:
     """Redis refuses whatever was published since the last look."""
     for _ in tuple(desk.bus.published):
-        desk.bus.answer(REFUSED)
+        desk.bus.answer(Undelivered.REFUSED)
 
 
 def test_what_redis_refuses_may_go_well_later() -> None:
