@@ -72,6 +72,7 @@ class Reading(ClientService):
         address: RedisAddress,
         config: Redis,
         bus: IBus,
+        *,
         group: str,
         consumer: str,
         stream: str,

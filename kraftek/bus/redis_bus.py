@@ -134,8 +134,19 @@ class RedisBus(MultiService):
         window: int = 100,
         claim_after: float = 5.0,
     ) -> Reading:
-        wires = self._reactor, self._endpoint, self._address, self._config
-        reading = Reading(*wires, self, group, consumer, stream, listener, window, claim_after)
+        reading = Reading(
+            self._reactor,
+            self._endpoint,
+            self._address,
+            self._config,
+            self,
+            group=group,
+            consumer=consumer,
+            stream=stream,
+            listener=listener,
+            window=window,
+            claim_after=claim_after,
+        )
         self.add_listener(reading)
         reading.setServiceParent(self)
         return reading

@@ -93,6 +93,7 @@ class ServiceEvents:
         bus: IBus,
         counters: Counters,
         bounds: JsonBounds,
+        *,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._gateway_id = gateway_id

@@ -39,7 +39,7 @@ class Desk:
         dispatch = Dispatch(self.registry, self.bus)
         router = EventRouter(self.registry)
         self.service_events = ServiceEvents(
-            "gw", self.registry, router, dispatch, self.bus, self.counters, JsonBounds(256), lambda: 12.345
+            "gw", self.registry, router, dispatch, self.bus, self.counters, JsonBounds(256), now=lambda: 12.345
         )
         self.service_events.begin()
 
