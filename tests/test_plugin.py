@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 import sys
@@ -89,6 +90,18 @@ def test_what_runs_on_asyncio_loads_no_twisted(tmp_path: Path, kit: str) -> None
         "assert not loaded, loaded\n"
     )
     assert run("python", "-P", "-c", loading, directory=tmp_path).stderr == ""
+
+
+@pytest.mark.parametrize("readme", ["README.rst", "README.ru.rst"])
+def test_the_readme_says_what_it_runs_with(readme: str) -> None:
+    text = (ETC.parent / readme).read_text("utf-8")
+    (install,) = distributions(name="kraftek-gateway", path=[sysconfig.get_path("purelib")])
+    for requirement in install.requires or ():
+        name, _, version = requirement.partition(";")[0].partition(">=")
+        assert not name.startswith(("Twisted", "autobahn")) or version.strip() in text, requirement
+    versions = [line.rpartition(" ")[2] for line in install.metadata.get_all("Classifier") or ()]
+    pythons = [version for version in versions if version.startswith("3.")]
+    assert re.search(rf"CPython \D*{re.escape(pythons[0])} \w+ {re.escape(pythons[-1])}\b", text)
 
 
 # The systemd units
