@@ -22,6 +22,7 @@ from kraftek.client.conversation import (
     Settle,
     State,
 )
+from kraftek.contract.surrogates import check_name
 
 __all__ = [
     "CLOSE_TIMEOUT",
@@ -70,8 +71,8 @@ class Backend(ABC, Generic[P]):
 
     ``token``: see :data:`TokenSource`. When it raises, the attempt has failed, and another follows.
     ``room``: the room to be in from the start. Without one, the auth service must let this user in without.
-    ``timeout``: seconds that a request waits for its answer, unless it says otherwise. A service has 10 s by default,
-    after which the gateway says ``TIMEOUT``: the client waits a little longer than that.
+    ``timeout``: seconds that a request, ``join`` and ``leave`` wait for their answer, unless they say otherwise. A
+    service has 10 s by default, after which the gateway says ``TIMEOUT``: the client waits a little longer.
     ``queue``: how many messages may wait: for a connection, to be sent, or for their answers. The gateway lets as many
     requests of one socket wait.
     ``random``: gives numbers from 0 to 1, for the full jitter of every wait.
@@ -95,6 +96,8 @@ class Backend(ABC, Generic[P]):
             raise ValueError(f"expected ws://HOST[:PORT][/PATH] or wss://…, found {url.partition('?')[0]!r}")
         self._port = self._address.port or (443 if self._address.scheme == "wss" else 80)
         self.url = url
+        if room is not None:
+            check_name(room)
         self._token = token
         self._timeout = timeout
         self._conversation = Conversation(() if room is None else (room,), queue, random)
@@ -152,7 +155,8 @@ class Backend(ABC, Generic[P]):
         """Send an event, now or once connected. It may be lost when the connection is: a request would not be.
 
         ``payload``: what msgspec can encode. ``room``: one of its rooms; without it, the first.
-        Raises :class:`Closed`, :class:`~kraftek.client.QueueFull`, and ``ValueError`` if ``type`` names no event.
+        Raises :class:`Closed`, :class:`~kraftek.client.QueueFull`, and ``ValueError`` if ``type`` names no event, or if
+        half of a surrogate pair stands in ``room``. In the payload that becomes U+FFFD.
         When the gateway refuses it, ``error`` is heard.
         """
         self._conversation.emit(type, payload, room)
@@ -165,21 +169,21 @@ class Backend(ABC, Generic[P]):
         it twice. Fails with :class:`~kraftek.client.Refused` or :class:`Closed`; raises as :meth:`emit`. Cancel it to
         forget it.
         """
-        limit = self._timeout if timeout is None else timeout
-        key = self._conversation.request(self._now(), limit, type, payload, room)
+        key = self._conversation.request(self._now(), self._limit(timeout), type, payload, room)
         return self._promised(key)
 
-    def join(self, room: str) -> P:
+    def join(self, room: str, *, timeout: float | None = None) -> P:
         """Be in this room as well, also after a reconnect. Fires once in; fails with :class:`~kraftek.client.Refused`.
 
+        After ``timeout`` seconds, time without a connection included, that is ``TIMEOUT``, and it is out of the room.
         When a room cannot be entered again after a reconnect, or access to it is taken back, ``error`` is heard, with
         its ``room_id``.
         """
-        return self._promised(self._conversation.join(room))
+        return self._promised(self._conversation.join(self._now(), self._limit(timeout), room))
 
-    def leave(self, room: str) -> P:
-        """Leave a room. Fires once out."""
-        return self._promised(self._conversation.leave(room))
+    def leave(self, room: str, *, timeout: float | None = None) -> P:
+        """Leave a room. Fires once out; fails with ``TIMEOUT`` when the gateway does not answer."""
+        return self._promised(self._conversation.leave(self._now(), self._limit(timeout), room))
 
     def on(self, type: str, listener: Listener) -> Callable[[], None]:
         """Call ``listener`` with each :class:`Message` of this type that answers no request; the result ends that.
@@ -199,11 +203,19 @@ class Backend(ABC, Generic[P]):
 
         return end
 
+    def _limit(self, timeout: float | None) -> float:
+        return self._timeout if timeout is None else timeout
+
     # What happened, told by the subclass
 
     def _has_token(self, attempt: int, token: object) -> None:
         if not isinstance(token, str):
             self._has_no_token(attempt, TypeError(f"expected a token, found {type(token).__name__}"))
+            return
+        try:
+            check_name(token)
+        except ValueError as error:
+            self._has_no_token(attempt, error)
             return
         self._conversation.token(attempt, token, self._now())
         self._act()

@@ -19,6 +19,7 @@ import msgspec
 from msgspec import Struct
 
 from kraftek.contract.names import NAME_LENGTH, service_of
+from kraftek.contract.surrogates import check_name, encode
 
 __all__ = [
     "SUBPROTOCOL",
@@ -60,6 +61,8 @@ _STEADY = 5.0
 
 _CONNECTION = ""
 """Under this instead of a request's id stands when the connection itself is to be looked at."""
+_AGAIN = "again "
+"""Before a join's id: when it is to be sent once more, because the auth service could not be asked."""
 
 
 class State(Enum):
@@ -177,7 +180,6 @@ class _Error(Struct, rename="camel"):
 
 
 _decode = msgspec.json.Decoder(Message).decode
-_encode = msgspec.json.Encoder().encode
 
 
 class Conversation:
@@ -223,6 +225,8 @@ class Conversation:
         self._rooms = dict.fromkeys(rooms)
         self._first: str | None = None
         self._joins: dict[str, str] = {}
+        # Those of them that nobody asked for: rooms that it was in on the socket before.
+        self._rejoins: set[str] = set()
         self._leaves: set[str] = set()
         self._dues: dict[str, float] = {}
         self._heap: list[tuple[float, str]] = []
@@ -278,29 +282,32 @@ class Conversation:
 
     def emit(self, type: str, payload: Any = None, room_id: str | None = None) -> None:
         """Send an event once there is a connection. Raises ``ValueError``, :class:`Closed`, :class:`QueueFull`."""
-        self._check(type)
+        self._check(type, room_id)
         self._unsent[self._next_id()] = _frame(type, payload, room_id=room_id)
 
     def request(self, now: float, timeout: float, type: str, payload: Any = None, room_id: str | None = None) -> str:
         """Send an event and wait for its answer, which is settled under the id returned. Raises as :meth:`emit`."""
-        self._check(type)
+        self._check(type, room_id)
         key = self._next_id()
         self._unsent[key] = _frame(type, payload, key, room_id)
         self._requests.add(key)
         self._wake_at(key, now + timeout)
         return key
 
-    def join(self, room_id: str) -> str:
+    def join(self, now: float, timeout: float, room_id: str) -> str:
         """Be in a room, on every socket to come; settled under the id returned. Raises as :meth:`emit`."""
+        check_name(room_id)
         self._check_space()
         key = self._next_id()
         self._joins[key] = room_id
+        self._wake_at(key, now + timeout)
         if self.state is State.READY:
             self._unsent[key] = _frame("join", {"roomId": room_id}, key)
         return key
 
-    def leave(self, room_id: str) -> str:
-        """Be out of a room; settled under the id returned. Raises :class:`Closed`."""
+    def leave(self, now: float, timeout: float, room_id: str) -> str:
+        """Be out of a room; settled under the id returned. Raises ``ValueError`` and :class:`Closed`."""
+        check_name(room_id)
         if self.state is State.CLOSED:
             raise self._end
         self._rooms.pop(room_id, None)
@@ -310,6 +317,7 @@ class Conversation:
         key = self._next_id()
         if self.state is State.READY:
             self._leaves.add(key)
+            self._wake_at(key, now + timeout)
             self._unsent[key] = _frame("leave", {"roomId": room_id}, key)
         else:
             self._settle(key, None)
@@ -356,6 +364,7 @@ class Conversation:
         elif key in self._leaves:
             # Who is told that it is not in the room is out of it as well.
             self._leaves.discard(str(key))
+            self._dues.pop(str(key), None)
             self._settle(str(key), None)
         elif key in self._unanswered:
             self.forget(str(key))
@@ -401,17 +410,19 @@ class Conversation:
             if key in self._requests:
                 self.forget(key)
                 self._settle(key, Refused("TIMEOUT", "no answer in time"))
-            elif key in self._joins:
-                self._unsent[key] = _frame("join", {"roomId": self._joins[key]}, key)
+            elif key in self._rejoins:
+                self._give_up(1006, f"a room was not entered within {_PATIENCE:g} s", now)
+            elif key in self._joins or key in self._leaves:
+                self._time_out(key, now)
+            elif key.startswith(_AGAIN):
+                self._join_again(key.removeprefix(_AGAIN), now)
             elif self.state is State.WAITING:
                 self._begin()
             elif self._complaint is not None:
                 self._wake_at(_CONNECTION, now + _PATIENCE)
                 self._show_token()
             else:
-                assert self.attempt is not None
-                self._actions.append(Drop(self.attempt))
-                self.lost(self.attempt, 1006, f"not authenticated within {_PATIENCE:g} s", now)
+                self._give_up(1006, f"not authenticated within {_PATIENCE:g} s", now)
 
     # How it goes on
 
@@ -420,6 +431,12 @@ class Conversation:
         self.attempt = self._attempts
         self._become(Change(State.CONNECTING))
         self._actions.append(Ask(self.attempt, self._refused))
+
+    def _give_up(self, code: int, reason: str, now: float) -> None:
+        """Be rid of the socket, as if it had been closed so."""
+        assert self.attempt is not None
+        self._actions.append(Drop(self.attempt))
+        self.lost(self.attempt, code, reason, now)
 
     def _show_token(self) -> None:
         self._complaint = None
@@ -437,6 +454,9 @@ class Conversation:
         elif message.type == "connected":
             self.socket_id = _text(message.payload, "socketId")
         self._actions.append(Hear(message))
+        if error is not None and error.code == "INVALID_MESSAGE":
+            # The socket stays, and nothing will be different with another one.
+            self._give_up(4400, error.code, now)
 
     def _ready(self, now: float) -> None:
         self._ready_since, self._refused, self._token = now, False, ""
@@ -448,20 +468,25 @@ class Conversation:
             self._settle(key, None)
         for room_id in self._rooms:
             if room_id not in {first, *self._joins.values()}:
-                self._joins[self._next_id()] = room_id
+                key = self._next_id()
+                self._joins[key] = room_id
+                self._rejoins.add(key)
+                self._wake_at(key, now + _PATIENCE)
         joins = {key: _frame("join", {"roomId": room_id}, key) for key, room_id in self._joins.items()}
         self._unsent = joins | self._unsent
         self._become(Change(State.READY))
         if first is not None and first not in self._rooms:
             # Left while it was being entered.
-            self.leave(first)
+            self.leave(now, _PATIENCE, first)
 
     def _entered(self, key: str, message: Message, error: _Error | None, now: float) -> None:
         """Or not: what the gateway says to ``join``."""
         room_id = self._joins[key]
         again = room_id in self._rooms
         if error is not None and error.code == "AUTH_UNAVAILABLE":
-            self._wake_at(key, now + self._jittered(error))
+            self._wake_at(_AGAIN + key, now + self._jittered(error))
+            if key in self._rejoins:
+                self._dues.pop(key, None)
             return
         self._forget_join(key)
         if error is None:
@@ -473,6 +498,24 @@ class Conversation:
         if again:
             # Nobody has just asked for it, so nobody waits for this answer.
             self._actions.append(Hear(msgspec.structs.replace(message, id=None, room_id=room_id)))
+
+    def _join_again(self, key: str, now: float) -> None:
+        self._unsent[key] = _frame("join", {"roomId": self._joins[key]}, key)
+        if key in self._rejoins:
+            self._wake_at(key, now + _PATIENCE)
+
+    def _time_out(self, key: str, now: float) -> None:
+        """A ``join`` or a ``leave`` has waited for as long as it may."""
+        room_id = self._joins.get(key)
+        if room_id is None:
+            self._leaves.remove(key)
+            self._unsent.pop(key, None)
+        else:
+            self._forget_join(key)
+            if self.state is State.READY and room_id not in {*self._rooms, *self._joins.values()}:
+                # It may be entered yet, and nobody would know.
+                self.leave(now, _PATIENCE, room_id)
+        self._settle(key, Refused("TIMEOUT", "no answer in time"))
 
     def _is_out(self, room_id: str | None) -> None:
         """Access was taken back. The last room is kept: the socket is closed with it, and ``connect()`` asks again."""
@@ -491,9 +534,12 @@ class Conversation:
         self._unsent = self._unanswered | {key: text for key, text in self._unsent.items() if key not in of_socket}
         self._unanswered = {}
         self._authenticate = self.socket_id = None
+        for key in tuple(self._rejoins):
+            self._forget_join(key)
         for key in self._joins:
-            self._dues.pop(key, None)
+            self._dues.pop(_AGAIN + key, None)
         for key in self._leaves:
+            self._dues.pop(key, None)
             self._settle(key, None)
         self._leaves = set()
 
@@ -508,8 +554,10 @@ class Conversation:
             self._settle(key, self._end)
         for key in self._leaves:
             self._settle(key, None)
-        for waiting in (self._unsent, self._unanswered, self._requests, self._joins, self._leaves, self._dues):
+        for waiting in (self._unsent, self._unanswered, self._requests, self._dues):
             waiting.clear()
+        for rooms in (self._joins, self._rejoins, self._leaves):
+            rooms.clear()
         self._become(Change(State.CLOSED, code, reason))
         self._actions.extend(Dropped(_decode(event)) for event in dropped)
 
@@ -517,10 +565,12 @@ class Conversation:
         controls = self._requests | self._joins.keys() | self._leaves
         return tuple(self._unsent.pop(key) for key in tuple(self._unsent) if key not in controls)
 
-    def _check(self, type: str) -> None:
+    def _check(self, type: str, room_id: str | None) -> None:
         if service_of(type) is None:
             rule = f"service:module:name, of at most {NAME_LENGTH} characters without white space"
             raise ValueError(f"an event's name is {rule}; found {type[: NAME_LENGTH + 1]!r}")
+        if room_id is not None:
+            check_name(room_id)
         self._check_space()
 
     def _check_space(self) -> None:
@@ -535,8 +585,10 @@ class Conversation:
 
     def _forget_join(self, key: str) -> None:
         del self._joins[key]
+        self._rejoins.discard(key)
         self._unsent.pop(key, None)
         self._dues.pop(key, None)
+        self._dues.pop(_AGAIN + key, None)
 
     def _jittered(self, error: _Error) -> float:
         return (error.retry_after or 1.0) * (1.0 + self._random())
@@ -559,7 +611,7 @@ class Conversation:
 
 def _frame(type: str, payload: Any, id: str | None = None, room_id: str | None = None) -> bytes:
     optional = {"payload": payload, "id": id, "roomId": room_id}
-    return _encode({"type": type, **{key: value for key, value in optional.items() if value is not None}})
+    return encode({"type": type, **{key: value for key, value in optional.items() if value is not None}})
 
 
 def _error(payload: Any) -> _Error:

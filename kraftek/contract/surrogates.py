@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from kraftek.contract.messages import Token
 
-__all__ = ["HALF", "check_name", "encode", "is_whole", "mended", "reread"]
+__all__ = ["HALF", "check_name", "encode", "is_whole", "mended", "read", "reread"]
 
 S = TypeVar("S", bound=Struct)
 
@@ -63,6 +63,14 @@ def reread(decode: Callable[[bytes], S], json: bytes, error: msgspec.DecodeError
     return message, whole
 
 
+def read(decode: Callable[[bytes], S], json: bytes) -> tuple[S, bytes]:
+    """What ``decode`` makes of ``json``, mended if it must be; and that JSON. Raises what ``decode`` does."""
+    try:
+        return decode(json), json
+    except msgspec.DecodeError as error:
+        return reread(decode, json, error)
+
+
 def encode(value: Any) -> bytes:
     """The JSON of a payload that its author may have cut."""
     try:
@@ -72,9 +80,9 @@ def encode(value: Any) -> bytes:
 
 
 def check_name(name: str) -> None:
-    """Raise ``ValueError`` for a name with half a pair in it."""
+    """Raise ``ValueError`` for a name, or a token, with half a pair in it. It repeats nothing of it."""
     if not name.isascii() and any("\ud800" <= character <= "\udfff" for character in name):
-        raise ValueError(f"half of a surrogate pair in {name!r}")
+        raise ValueError("half of a surrogate pair in a name or a token")
 
 
 def _names(value: Any) -> Iterator[str]:

@@ -26,7 +26,7 @@ from kraftek.contract.json_text import JsonBounds, is_long
 from kraftek.contract.log_once import OnceUntilItWorks
 from kraftek.contract.messages import ID_LENGTH, NULL, Envelope, RequestId
 from kraftek.contract.metrics import Counters
-from kraftek.contract.surrogates import is_whole, mended, reread
+from kraftek.contract.surrogates import is_whole, mended, read
 from kraftek.core.dispatch import Dispatch
 
 __all__ = ["ServiceEvents"]
@@ -135,10 +135,7 @@ class ServiceEvents:
     def _take(self, entry_id: str, event: bytes) -> None:
         try:
             event.decode()
-            try:
-                sent = _decode(event)
-            except msgspec.DecodeError as error:
-                sent, event = reread(_decode, event, error)
+            sent, event = read(_decode, event)
             if type(sent.id) is int and is_long(sent.id):
                 raise msgspec.ValidationError(f"Expected an integer of at most {ID_LENGTH} characters - at `$.id`")
             if len(event) > self._bounds.harmless and (complaint := self._bounds.complaint(event, around=1)):

@@ -35,6 +35,7 @@ from kraftek.contract.log_once import OnceAMinute
 from kraftek.contract.lua import Script, lua
 from kraftek.contract.messages import Broadcast
 from kraftek.contract.names import reply_channel
+from kraftek.contract.surrogates import read
 from kraftek.service.backend import Away, Backend, Job, Reader, Rejected, Signal
 from kraftek.service.processor import Argument, Command, EventProcessor, Incoming, NoEvent, Refused
 
@@ -149,7 +150,7 @@ class Instance:
 
     def _answered(self, body: bytes) -> None:
         try:
-            answer = _decode_answer(body)
+            answer, _ = read(_decode_answer, body)
         except (msgspec.DecodeError, RecursionError) as error:
             self._warn(f"Left out what is no answer: {error}")
             return

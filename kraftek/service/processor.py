@@ -15,6 +15,7 @@ from msgspec import Meta, Raw, Struct
 from kraftek.contract.messages import NULL, Broadcast, Envelope, RequestId
 from kraftek.contract.names import gateway_of, service_of, stream_of
 from kraftek.contract.settings import Channel, Count, Partitions, Prefix, Seconds, SecondsOrZero, Transport
+from kraftek.contract.surrogates import encode, read
 
 __all__ = ["Command", "Context", "EventProcessor", "Incoming", "Link", "NoEvent", "Refused"]
 
@@ -202,7 +203,7 @@ class EventProcessor:
         try:
             if not body.isascii():
                 body.decode()  # of a raw payload nobody has looked at that
-            return _decode(body)
+            return read(_decode, body)[0]
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise NoEvent(str(error)) from None
 
@@ -238,7 +239,7 @@ class EventProcessor:
         if event.event_type.startswith(RESERVED):
             return []
         error = _Error(code, message, event.event_type, retry_after)
-        return self.to_sender(event, "error", Raw(_encode(error)))
+        return self.to_sender(event, "error", Raw(encode(error)))
 
     def to_sender(self, event: Incoming, type: str, payload: Raw) -> list[Command]:
         """Tell the sender, where it is; a request's answer also where its user is, should that gateway be gone."""
@@ -264,6 +265,8 @@ class Context:
     What a handler says is sent when it has finished, all of it together: a handler that raises has said nothing, and
     one that is tried again does not say it twice. Over a stream it is also one with the acknowledgement of the event.
     Only what is awaited happens at once.
+
+    Half of a surrogate pair in a payload becomes U+FFFD; with one in a name all of these raise ``ValueError``.
     """
 
     def __init__(self, processor: EventProcessor, event: Incoming, link: Link) -> None:
@@ -314,7 +317,7 @@ class Context:
             raise RuntimeError(f"{self.event_type} has been answered already")
         self._replied = True
         if self.id is not None:
-            self.commands += self._processor.to_sender(self.event, self.event_type, Raw(_encode(payload)))
+            self.commands += self._processor.to_sender(self.event, self.event_type, Raw(encode(payload)))
 
     def broadcast_to_room(
         self, type: str, payload: Any, room_id: str | None = None, exclude: Iterable[str] = ()
@@ -323,7 +326,7 @@ class Context:
 
         Raises :class:`ValueError` when the sender is in no room, and none is named.
         """
-        told = _Told(type, Raw(_encode(payload)), room_id=self._room(room_id), exclude_socket_ids=_ids(exclude) or None)
+        told = _Told(type, Raw(encode(payload)), room_id=self._room(room_id), exclude_socket_ids=_ids(exclude) or None)
         self._tell(told)
 
     def broadcast_to_user(self, type: str, payload: Any, user_id: str) -> None:
@@ -333,12 +336,12 @@ class Context:
     def broadcast_to_users(self, type: str, payload: Any, user_ids: Iterable[str]) -> None:
         """Tell every socket of these users. Without users nobody is told."""
         if users := _ids(user_ids):
-            self._tell(_Told(type, Raw(_encode(payload)), user_ids=users))
+            self._tell(_Told(type, Raw(encode(payload)), user_ids=users))
 
     def broadcast_to_sockets(self, type: str, payload: Any, socket_ids: Iterable[str]) -> None:
         """Tell these sockets. Without sockets nobody is told; the empty id of who has none is left out."""
         if sockets := _ids(socket_ids):
-            told = _Told(type, Raw(_encode(payload)), recipients=sockets)
+            told = _Told(type, Raw(encode(payload)), recipients=sockets)
             # When all of them are on the sender's gateway no other needs to hear of it.
             gateways = {gateway_of(socket) for socket in (*sockets, self.socket_id)}
             self._tell(told, self.event.reply_to if len(gateways) == 1 and "" not in gateways else "")
@@ -388,7 +391,7 @@ class Context:
     def _sent(self, event: str, payload: Any, room_id: str | None) -> dict[str, Any]:
         if service_of(event) is None:
             raise ValueError(f"{event}: expected service:module:name")
-        sent = {"source": self._processor.name, "eventType": event, "payload": payload}
+        sent = {"source": self._processor.name, "eventType": event, "payload": Raw(encode(payload))}
         room_id = self.room_id if room_id is None else room_id
         optional = {"userId": self.user_id, "roomId": room_id, "traceparent": self.event.traceparent}
         return sent | {name: value for name, value in optional.items() if value}

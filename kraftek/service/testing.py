@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kraftek.contract.names import new_gateway_id, new_socket_id, partition_of, reply_channel, stream_of
+from kraftek.contract.surrogates import encode, mended
 from kraftek.service.processor import GATEWAY, EventProcessor, Refused
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class Contract:
     def deliver(self, envelope: Json) -> None:
         """Hand an event to its service, as it stands."""
         service = self._services[envelope["eventType"].partition(":")[0]]
-        self.send(service, json.dumps(envelope), envelope.get("roomId") or envelope.get("socketId", ""))
+        self.send(service, encode(envelope), envelope.get("roomId") or envelope.get("socketId", ""))
 
     def send(self, service: EventProcessor, body: str | bytes, place: str = "") -> None:
         """Send the service this text, for the partition of ``place``."""
@@ -133,7 +134,8 @@ class Contract:
         while (message := self._heard.get_message(timeout=max(0.0, deadline - time.monotonic()))) is None:
             if time.monotonic() > deadline:
                 return None
-        told: Json = {"channel": message["channel"], **json.loads(message["data"])}
+        body = message["data"].encode()
+        told: Json = {"channel": message["channel"], **json.loads(mended(body) or body)}
         for client in self.clients.values():
             if client.is_meant_by(told):
                 said = {"type": told["type"], "payload": told.get("payload")}

@@ -65,6 +65,12 @@ class Play:
     def error(self, code: str, id: str | None = None, **more: Any) -> None:
         self.say("error", {"code": code, "message": "because", **more}, id=id)
 
+    def join(self, room: str, timeout: float = 15.0) -> str:
+        return self.it.join(self.now, timeout, room)
+
+    def leave(self, room: str, timeout: float = 15.0) -> str:
+        return self.it.leave(self.now, timeout, room)
+
     def lose(self, code: int = 1006, reason: str = "") -> None:
         self.it.lost(self.attempt, code, reason, self.now)
 
@@ -253,7 +259,7 @@ def test_so_many_wait_and_no_more() -> None:
     for refused in (
         lambda: play.it.emit("a:b:c"),
         lambda: play.it.request(play.now, 5.0, "a:b:c"),
-        lambda: play.it.join("r2"),
+        lambda: play.join("r2"),
     ):
         with pytest.raises(QueueFull):
             refused()
@@ -294,10 +300,10 @@ def test_who_we_are_and_where(play: Play) -> None:
     play.open()
     assert known() == (None, "s", ["r1"])
     play.say("authenticated", {"success": True, "userId": "ada", "roomId": "r1"})
-    key = play.it.join("r2")
+    key = play.join("r2")
     assert known() == ("ada", "s", ["r1", "r2"])
     play.say("joined", {"roomId": "r2"}, id=key)
-    play.it.leave("r1")
+    play.leave("r1")
     assert play.it.rooms == ["r2"]
     # A service's word is not the gateway's.
     play.say("connected", {"socketId": "t"})
@@ -340,7 +346,7 @@ def test_events_that_will_not_be_sent_are_told(play: Play, how: str) -> None:
 
 def test_who_closes_is_out_of_the_room_he_leaves(play: Play) -> None:
     play.ready()
-    key = play.it.leave("r1")
+    key = play.leave("r1")
     play.it.close()
     play.actions()
     assert play.settled == {key: None}
@@ -370,13 +376,13 @@ def test_timers_of_answered_requests_do_not_pile_up(play: Play) -> None:
 
 def test_join_and_leave(play: Play) -> None:
     play.ready()
-    join = play.it.join("r2")
+    join = play.join("r2")
     assert play.sent() == [{"type": "join", "payload": {"roomId": "r2"}, "id": join}]
     play.say("joined", {"roomId": "r2"}, id=join)
-    leave = play.it.leave("r1")
+    leave = play.leave("r1")
     assert play.sent() == [{"type": "leave", "payload": {"roomId": "r1"}, "id": leave}]
     play.say("left", {"roomId": "r1"}, id=leave)
-    gone = play.it.leave("r1")
+    gone = play.leave("r1")
     play.sent()
     play.error("ACCESS_DENIED", id=gone)
     play.actions()
@@ -414,12 +420,12 @@ def test_an_error_that_a_service_tells_to_a_room_takes_nobody_out(play: Play) ->
 
 def test_rooms_are_joined_again_before_anything_else(play: Play) -> None:
     play.ready()
-    join = play.it.join("r2")
+    join = play.join("r2")
     play.sent()
     play.say("joined", {"roomId": "r2"}, id=join)
     play.lose()
     play.it.emit("a:b:c", room_id="r2")
-    late = play.it.join("r3")
+    late = play.join("r3")
     play.wake()
     assert play.open()["payload"]["roomId"] == "r1"
     play.say("authenticated")
@@ -435,7 +441,7 @@ def test_rooms_are_joined_again_before_anything_else(play: Play) -> None:
 
 def test_a_join_without_an_answer_is_asked_again(play: Play) -> None:
     play.ready()
-    join = play.it.join("r2")
+    join = play.join("r2")
     play.sent()
     play.lose()
     play.wake()
@@ -444,14 +450,14 @@ def test_a_join_without_an_answer_is_asked_again(play: Play) -> None:
 
 
 def test_joining_the_room_of_the_authentication(play: Play) -> None:
-    join = play.it.join("r1")
+    join = play.join("r1")
     assert play.ready() == []
     assert play.settled == {join: None}
 
 
 def test_a_room_that_is_refused(play: Play) -> None:
     play.ready()
-    join = play.it.join("r2")
+    join = play.join("r2")
     play.sent()
     play.error("ACCESS_DENIED", join)
     play.actions()
@@ -463,7 +469,7 @@ def test_a_room_that_is_refused(play: Play) -> None:
 
 
 def joined(play: Play, room: str) -> None:
-    key = play.it.join(room)
+    key = play.join(room)
     play.sent()
     play.say("joined", {"roomId": room}, id=key)
 
@@ -499,7 +505,7 @@ def test_a_room_that_could_not_be_asked_about_is_asked_about_again(play: Play) -
 
 def test_a_room_to_enter_that_could_not_be_asked_about_is_asked_about_again(play: Play) -> None:
     play.ready()
-    key = play.it.join("r2")
+    key = play.join("r2")
     (asked,) = play.sent()
     play.error("AUTH_UNAVAILABLE", key, retryAfter=2.0)
     assert play.actions() == []
@@ -514,9 +520,9 @@ def test_a_room_to_enter_that_could_not_be_asked_about_is_asked_about_again(play
 
 def test_a_room_left_before_it_was_entered(play: Play) -> None:
     play.ready()
-    join = play.it.join("r2")
+    join = play.join("r2")
     play.sent()
-    play.it.leave("r2")
+    play.leave("r2")
     play.actions()
     assert play.settled[join].code == "LEFT"
     play.say("joined", {"roomId": "r2"}, id=join)
@@ -528,9 +534,9 @@ def test_a_room_left_before_it_was_entered(play: Play) -> None:
 def test_a_room_left_while_there_is_no_connection(play: Play) -> None:
     play.ready()
     joined(play, "r2")
-    leaving = play.it.leave("r2")
+    leaving = play.leave("r2")
     play.lose()
-    gone = play.it.leave("r1")
+    gone = play.leave("r1")
     play.actions()
     assert play.settled[leaving] is None
     assert play.settled[gone] is None
@@ -540,7 +546,7 @@ def test_a_room_left_while_there_is_no_connection(play: Play) -> None:
 
 def test_the_first_room_left_while_it_was_being_entered(play: Play) -> None:
     play.open()
-    play.it.leave("r1")
+    play.leave("r1")
     play.say("authenticated")
     play.actions()
     (leave,) = play.sent()
@@ -549,12 +555,121 @@ def test_the_first_room_left_while_it_was_being_entered(play: Play) -> None:
 
 def test_the_first_room_left_and_joined_while_it_was_being_entered(play: Play) -> None:
     play.open()
-    play.it.leave("r1")
-    join = play.it.join("r1")
+    play.leave("r1")
+    join = play.join("r1")
     play.say("authenticated")
     play.actions()
     assert play.sent() == []
     assert play.settled[join] is None
+
+
+def timed_out(play: Play, key: str) -> bool:
+    play.actions()
+    outcome = play.settled.get(key)
+    return isinstance(outcome, Refused) and outcome.code == "TIMEOUT"
+
+
+def test_a_join_that_is_not_answered_ends(play: Play) -> None:
+    play.ready()
+    key = play.join("r2", 5.0)
+    play.sent()
+    play.pass_time(4.9)
+    assert not timed_out(play, key)
+    play.pass_time(0.1)
+    assert timed_out(play, key)
+    # It may be in by now.
+    (leave,) = play.sent()
+    assert (leave["type"], leave["payload"]) == ("leave", {"roomId": "r2"})
+    play.say("joined", {"roomId": "r2"}, id=key)
+    play.say("left", {"roomId": "r2"}, id=leave["id"])
+    play.actions()
+    assert play.it.rooms == ["r1"]
+    assert play.it.due() is None
+
+
+def test_time_without_a_connection_counts_for_a_join(play: Play) -> None:
+    key = play.join("r2", 5.0)
+    (ask,) = play.actions()
+    play.pass_time(5.0)
+    assert timed_out(play, key)
+    play.it.token(ask.attempt, "ada", play.now)  # type: ignore[union-attr]
+    play.it.opened(play.attempt)
+    play.sent()
+    play.say("authenticated")
+    assert play.sent() == []
+    key = play.join("r2", 5.0)
+    play.sent()
+    play.pass_time(3.0)
+    play.lose()
+    play.pass_time(2.0)
+    assert timed_out(play, key)
+
+
+def test_a_join_ends_though_it_is_asked_again_and_again(play: Play) -> None:
+    play.ready()
+    key = play.join("r2", 5.0)
+    asked = 0
+    while not timed_out(play, key):
+        asked += len(play.sent())
+        play.error("AUTH_UNAVAILABLE", key, retryAfter=1.0)
+        play.wake()
+    assert asked == 4
+    play.sent()
+    play.pass_time(100.0)
+    assert play.sent() == []
+
+
+def test_a_leave_that_is_not_answered_ends(play: Play) -> None:
+    play.ready()
+    joined(play, "r2")
+    key = play.leave("r2", 5.0)
+    play.sent()
+    play.pass_time(5.0)
+    assert timed_out(play, key)
+    play.say("left", {"roomId": "r2"}, id=key)
+    assert play.it.due() is None
+
+
+def test_a_room_that_is_not_entered_again_costs_the_connection(play: Play) -> None:
+    play.ready()
+    joined(play, "r2")
+    play.lose()
+    play.wake()
+    (again,) = play.ready()
+    play.error("AUTH_UNAVAILABLE", again["id"], retryAfter=60.0)
+    assert play.wake() == 90.0
+    assert play.sent() == [again]
+    assert play.wake() == 10.0
+    (drop,) = play.actions()
+    assert isinstance(drop, Drop)
+    assert (play.it.state, play.changes[-1].reason) == (State.WAITING, "a room was not entered within 10 s")
+    play.wake()
+    (again,) = play.ready()
+    assert again["payload"] == {"roomId": "r2"}
+
+
+def test_credentials_that_cannot_be_read_are_not_shown_again(play: Play) -> None:
+    play.open()
+    play.error("INVALID_MESSAGE")
+    (drop,) = play.actions()
+    assert isinstance(drop, Drop)
+    assert play.changes[-1] == Change(State.CLOSED, 4400, "INVALID_MESSAGE: because")
+
+
+def test_what_was_cut_is_sent_whole_and_no_name_is(play: Play) -> None:
+    play.ready()
+    play.it.emit("a:b:c", {"text": "cut \ud83d"})
+    assert play.sent() == [{"type": "a:b:c", "payload": {"text": "cut \ufffd"}}]
+    for call in (
+        lambda: play.join("\ud83d"),
+        lambda: play.leave("\ud83d"),
+        lambda: play.it.emit("a:b:c", None, "\ud83d"),
+        lambda: play.it.request(play.now, 5.0, "a:b:c", None, "\ud83d"),
+        lambda: play.it.emit("a:b:\ud83d"),
+    ):
+        with pytest.raises(ValueError, match=r"half of a surrogate pair|an event's name"):
+            call()
+    assert play.sent() == []
 
 
 # Losing the connection
@@ -637,7 +752,7 @@ def test_retry_after_of_another_error_does_not_count(play: Play) -> None:
 def test_codes_that_forbid_coming_back(play: Play, code: int, reason: str) -> None:
     play.ready()
     request = play.it.request(play.now, 5.0, "a:b:c")
-    join = play.it.join("r2")
+    join = play.join("r2")
     play.sent()
     play.lose(code, reason)
     assert play.actions() == []
@@ -645,7 +760,7 @@ def test_codes_that_forbid_coming_back(play: Play, code: int, reason: str) -> No
     assert {type(outcome) for outcome in play.settled.values()} == {Closed}
     assert play.settled.keys() == {request, join}
     assert play.it.due() is None
-    for refused in (lambda: play.it.emit("a:b:c"), lambda: play.it.join("r2"), lambda: play.it.leave("r1")):
+    for refused in (lambda: play.it.emit("a:b:c"), lambda: play.join("r2"), lambda: play.leave("r1")):
         with pytest.raises(Closed) as closed:
             refused()
         assert (closed.value.code, closed.value.reason) == (code, reason)
@@ -772,7 +887,7 @@ def test_closing_sends_the_events_that_wait(play: Play) -> None:
     play.ready()
     play.it.emit("a:b:c")
     key = play.it.request(play.now, 5.0, "a:b:d")
-    play.it.join("r2")
+    play.join("r2")
     play.it.close()
     ((attempt, last),) = [(drop.attempt, drop.last) for drop in play.actions() if isinstance(drop, Drop)]
     assert attempt == 1
@@ -816,9 +931,9 @@ def user_does(play: Play, what: str, number: int) -> str | None:
         case "emit":
             it.emit("a:b:c")
         case "join":
-            return it.join(f"r{number}")
+            return play.join(f"r{number}", 1.0 + number)
         case "leave":
-            return it.leave(f"r{number}")
+            return play.leave(f"r{number}", 1.0 + number)
         case "close":
             it.close()
             it.connect()

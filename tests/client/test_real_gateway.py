@@ -175,3 +175,22 @@ def test_a_second_login_elsewhere(user: MakeUser, redis_server: RedisServer, gat
     there.expect(State.CONNECTING)
     there.expect(State.READY)
     assert there.expect(State.CLOSED).code == 4409
+
+
+def test_half_a_character(
+    user: MakeUser, redis_server: RedisServer, gateway: StartGateway, service: StartService
+) -> None:
+    half, whole = "\ud83d", "\ufffd"
+    service(redis_server, "events:chat")
+    ada = user(gateway(redis_server, services=SERVICES).url)
+    ada.run("connect")
+    assert ada.run("request", "chat:a:reply", {"text": half, "more": [half, "😀"]}) == {
+        "text": whole,
+        "more": [whole, "😀"],
+    }
+    for call in (("join", half), ("leave", half), ("request", f"chat:a:{half}")):
+        with pytest.raises(ValueError, match=r"half of a surrogate pair|an event's name"):
+            ada.run(*call)
+    with pytest.raises(ValueError, match="half of a surrogate pair"):
+        ada.run("request", "chat:a:reply", 1, room=half)
+    assert ada.run("request", "chat:a:reply", "still there") == "still there"

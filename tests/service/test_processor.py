@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from kraftek.service import Context, EventProcessor
-from kraftek.service.processor import Incoming, NoEvent
+from kraftek.service.processor import Incoming, Link, NoEvent
 
 
 @pytest.mark.parametrize("handler", [lambda: None, lambda context: None, lambda context, payload, more: None])
@@ -30,6 +31,34 @@ def test_what_is_not_utf8_is_no_event(word: str) -> None:
     body = json.dumps({**words, word: "?"}).encode().replace(b"?", b"\xff")
     with pytest.raises(NoEvent):
         EventProcessor("chat").open(body)
+
+
+def test_half_a_character_is_replaced_in_payloads_and_refused_in_names() -> None:
+    processor = EventProcessor("chat")
+
+    async def handle(context: Context, payload: Any) -> Any:
+        assert payload == {"text": "\ufffd", "n": 1.5}
+        for call in (
+            lambda: context.broadcast_to_room("a:b:c", 1, "\ud83d"),
+            lambda: context.broadcast_to_user("a:b:c", 1, "\ud83d"),
+            lambda: context.broadcast_to_sockets("\ud83d", 1, ("g.1",)),
+            lambda: context.emit("notes:a:b", 1, "\ud83d"),
+            lambda: context.emit("notes:a:\ud83d", 1),
+        ):
+            with pytest.raises(ValueError, match=r"surrogates not allowed|expected service:module:name"):
+                call()
+        context.broadcast_to_room("a:b:c", "\ud83d", "r1")
+        context.emit("notes:a:b", "\ud83d")
+        return {"text": "\ud83d"}
+
+    processor.on("a:b")(handle)
+    words = {"eventType": "chat:a:b", "userId": "ann", "socketId": "g.1", "id": 1, "replyTo": "replies"}
+    event = processor.open(json.dumps({**words, "payload": {"text": "\ude00", "n": 1.50}}).encode())
+    commands = asyncio.run(processor.handle(event, cast("Link", None)))
+    said = [json.loads(cast("bytes", command.parts[-1]))["payload"] for command in commands]
+    assert said == ["\ufffd", "\ufffd", {"text": "\ufffd"}, {"text": "\ufffd"}]
+    with pytest.raises(NoEvent, match="half of a surrogate pair"):
+        processor.open(json.dumps({**words, "roomId": "\ud83d"}).encode())
 
 
 def test_an_event_has_one_handler() -> None:

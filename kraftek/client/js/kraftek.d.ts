@@ -16,7 +16,10 @@ export interface Options {
   token: (why: { refused: boolean }) => string | Credentials | Promise<string | Credentials>;
   /** The room to enter first, where `token` names none. */
   roomId?: string | null;
-  /** How long a request waits for its answer, time without a connection included. 15 s; the gateway's own is 10 s. */
+  /**
+   * How long a request, `join` and `leave` wait for their answer, time without a connection included. 15 s; the gateway's
+   * own, for requests, is 10 s.
+   */
   timeout?: number;
   /** How many events and requests may wait: 256, which is the gateway's bound for requests of one socket. */
   queue?: number;
@@ -65,6 +68,11 @@ export interface RequestOptions extends EmitOptions {
   timeout?: number;
   /** Stops waiting; what was sent may be done all the same. */
   signal?: AbortSignal;
+}
+
+export interface JoinOptions {
+  /** For this room alone; `Infinity` waits as long as it takes. */
+  timeout?: number;
 }
 
 /** What became of the connection. */
@@ -132,8 +140,11 @@ export class Kraftek {
    * that is not `service:module:name`.
    */
   request<Answer = unknown>(type: string, payload?: unknown, options?: RequestOptions): Promise<Answer>;
-  /** Resolves once the room is entered. It is entered again after every reconnection. */
-  join(roomId: string): Promise<void>;
+  /**
+   * Resolves once the room is entered. It is entered again after every reconnection. Rejects with a `KraftekError`, also
+   * when it takes too long, and is then not entered later.
+   */
+  join(roomId: string, options?: JoinOptions): Promise<void>;
   leave(roomId: string): void;
   /** Connect now, from any state. */
   open(): void;

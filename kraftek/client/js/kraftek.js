@@ -11,6 +11,8 @@ const NOT_SO_SOON = new Set([4408, 4413, 4429]);
 /** Sent to everybody at once by what is restarted or full: all of them shall not come back at once. */
 const RESTARTED = new Set([1012, 1013]);
 const REFUSED = 4401;
+/** What the socket would be closed with if the gateway closed it for credentials that it cannot read. */
+const UNREADABLE = 4400;
 const TOO_BIG = 1009;
 /** Somebody else than a gateway is there. */
 const NO_GATEWAY = 1002;
@@ -117,6 +119,8 @@ export class Kraftek {
   #rooms = new Map();
   /** Those of them that this socket is in. */
   #entered = new Set();
+  /** Those of them that are there for `join` alone, which has yet to enter them. */
+  #asked = new Set();
   /** The room that the options or the token's callback named last. */
   #named;
 
@@ -195,22 +199,15 @@ export class Kraftek {
       if (this.#outbox.size >= this.#options.queue) throw refusal("QUEUE_FULL", "too much waits already", type);
       const id = this.#newId();
       const text = JSON.stringify({ type, payload, id, roomId });
-      const { clock } = this.#options;
-      let timer;
       const settle = (how, value) => {
         this.#outbox.delete(id);
-        clock.clearTimeout(timer);
+        stop();
         signal?.removeEventListener("abort", abort);
         how(value);
       };
       const abort = () => settle(reject, signal.reason);
       signal?.addEventListener("abort", abort);
-      if (timeout <= LONGEST_TIMER) {
-        timer = clock.setTimeout(() => {
-          settle(reject, refusal("TIMEOUT", `no answer within ${timeout} ms`, type));
-          this.#probe();
-        }, timeout);
-      }
+      const stop = this.#within(timeout, () => settle(reject, tooLate(timeout, type)));
       const answer = (error, value) => (error ? settle(reject, error) : settle(resolve, value));
       this.#outbox.set(id, { text, answer, type });
       if (this.#state === "ready") this.#send(text, id);
@@ -219,9 +216,10 @@ export class Kraftek {
 
   /**
    * Enter a room more, and again after every reconnection. Resolves once it is entered; rejects with what the gateway
-   * says, with `LEFT` or `CLOSED`. A room that cannot be entered again later is told as an "error" with its `roomId`.
+   * says, with `LEFT`, `CLOSED` or `TIMEOUT`, and then it is not entered later. A room that cannot be entered again
+   * after a reconnection is told as an "error" with its `roomId`.
    */
-  join(roomId) {
+  join(roomId, { timeout = this.#options.timeout } = {}) {
     return new Promise((resolve, reject) => {
       if (this.#state === "closed") throw refusal("CLOSED", "the connection is closed");
       if (this.#entered.has(roomId)) {
@@ -232,7 +230,13 @@ export class Kraftek {
       const waiting = known ?? [];
       const underWay = known && (waiting.length > 0 || this.#state !== "ready");
       this.#rooms.set(roomId, waiting);
-      waiting.push({ resolve, reject });
+      if (!known) this.#asked.add(roomId);
+      const stop = this.#within(timeout, () => this.#giveUp(roomId, waiter, timeout));
+      const waiter = {
+        resolve: () => (stop(), resolve()),
+        reject: (error) => (stop(), reject(error)),
+      };
+      waiting.push(waiter);
       if (this.#admitted && !underWay) this.#enter(roomId);
     });
   }
@@ -241,12 +245,9 @@ export class Kraftek {
   leave(roomId) {
     const waiting = this.#rooms.get(roomId);
     if (!waiting) return;
-    this.#rooms.delete(roomId);
+    this.#forgetRoom(roomId);
     leftAlready(waiting);
-    if (!this.#admitted) return;
-    this.#entered.delete(roomId);
-    this.#command("leave", { roomId }, () => {});
-    this.#readyIfEntered();
+    this.#tellLeft(roomId);
   }
 
   /** Connect now, from any state, with what the token's callback says now. */
@@ -294,6 +295,7 @@ export class Kraftek {
     this.#command("authenticate", { token, roomId: first }, (error, payload) => {
       if (!error) this.#admit(first, payload?.userId);
       else if (error.code === "AUTH_UNAVAILABLE") this.#askLater(error);
+      else if (error.code === "INVALID_MESSAGE") this.#ended(UNREADABLE, error.code, error);
       else this.#complaint = error;
     });
   }
@@ -325,7 +327,7 @@ export class Kraftek {
         this.#retry(error, () => this.#rooms.has(roomId) && this.#enter(roomId));
       } else {
         error.roomId = roomId;
-        this.#rooms.delete(roomId);
+        this.#forgetRoom(roomId);
         for (const { reject } of waiting) reject(error);
         if (!waiting.length) this.#tell("error", error);
       }
@@ -333,14 +335,37 @@ export class Kraftek {
     });
   }
 
+  #giveUp(roomId, waiter, timeout) {
+    const others = this.#rooms.get(roomId).filter((each) => each !== waiter);
+    this.#rooms.set(roomId, others);
+    waiter.reject(tooLate(timeout));
+    if (others.length || !this.#asked.has(roomId)) return;
+    this.#forgetRoom(roomId);
+    // It may be entered yet, and nobody would know.
+    this.#tellLeft(roomId);
+  }
+
+  #forgetRoom(roomId) {
+    this.#rooms.delete(roomId);
+    this.#asked.delete(roomId);
+  }
+
+  #tellLeft(roomId) {
+    if (!this.#admitted) return;
+    this.#entered.delete(roomId);
+    this.#command("leave", { roomId }, () => {}, this.#options.timeout);
+    this.#readyIfEntered();
+  }
+
   #isIn(roomId) {
     this.#entered.add(roomId);
+    this.#asked.delete(roomId);
     for (const { resolve } of this.#rooms.get(roomId)?.splice(0) ?? []) resolve();
   }
 
   /** Access was taken back. The last room is kept in mind: the socket is closed with it, and `open()` asks again. */
   #isOut(roomId) {
-    if (this.#entered.delete(roomId) && this.#rooms.size > 1) this.#rooms.delete(roomId);
+    if (this.#entered.delete(roomId) && this.#rooms.size > 1) this.#forgetRoom(roomId);
   }
 
   #readyIfEntered() {
@@ -388,6 +413,7 @@ export class Kraftek {
     this.#socket = this.#socketId = null;
     this.#admitted = this.#probing = false;
     this.#longest = { size: 0, id: "" };
+    for (const { stop } of this.#commands.values()) stop();
     this.#commands.clear();
     this.#entered.clear();
     clock.clearTimeout(this.#timer);
@@ -404,7 +430,7 @@ export class Kraftek {
     globalThis.document?.removeEventListener("visibilitychange", this.#seen);
     for (const [roomId, waiting] of this.#rooms) {
       if (!waiting.length) continue;
-      this.#rooms.delete(roomId);
+      this.#forgetRoom(roomId);
       for (const { reject } of waiting) reject(why.error ?? refusal("CLOSED", "the connection is closed"));
     }
     const unsent = [...this.#outbox.values()];
@@ -469,10 +495,11 @@ export class Kraftek {
     }
     const error = type === "error" ? new KraftekError({ ...payload, roomId }) : null;
     if (id !== undefined) {
-      const answer = this.#commands.get(id) ?? this.#outbox.get(id)?.answer;
+      const asked = this.#commands.get(id) ?? this.#outbox.get(id);
       this.#commands.delete(id);
       // Who asked may have stopped waiting.
-      answer?.(error, payload);
+      asked?.stop?.();
+      asked?.answer?.(error, payload);
     } else if (error) {
       this.#complaint = error;
       if (error.code === "ACCESS_REVOKED") this.#isOut(roomId);
@@ -483,9 +510,10 @@ export class Kraftek {
     }
   }
 
-  #command(type, payload, answer) {
+  /** `limit`: after so long nobody waits for the answer any more. */
+  #command(type, payload, answer, limit = Infinity) {
     const id = this.#newId();
-    this.#commands.set(id, answer);
+    this.#commands.set(id, { answer, stop: this.#within(limit, () => this.#commands.delete(id)) });
     this.#send(JSON.stringify({ type, payload, id }), id);
   }
 
@@ -505,9 +533,10 @@ export class Kraftek {
     if ((roomId ?? this.#named) === this.#named) return;
     leftAlready(this.#rooms.get(this.#named) ?? []);
     const waiting = this.#rooms.get(roomId) ?? [];
-    this.#rooms.delete(this.#named);
+    this.#forgetRoom(this.#named);
     this.#rooms.delete(roomId);
     this.#named = roomId;
+    this.#asked.delete(roomId);
     this.#rooms = new Map([[roomId, waiting], ...this.#rooms]);
   }
 
@@ -517,6 +546,17 @@ export class Kraftek {
     const { clock } = this.#options;
     clock.clearTimeout(this.#timer);
     this.#timer = clock.setTimeout(call, wait);
+  }
+
+  /** When no answer came in time: do this, and ask whether anybody is there. What is returned calls that off. */
+  #within(timeout, call) {
+    if (timeout > LONGEST_TIMER) return () => {};
+    const { clock } = this.#options;
+    const timer = clock.setTimeout(() => {
+      call();
+      this.#probe();
+    }, timeout);
+    return () => clock.clearTimeout(timer);
   }
 
   /** Do it again on this socket when the gateway says so, and be patient for as much longer. */
@@ -572,6 +612,10 @@ function credentials(shown) {
 
 function refusal(code, message, eventType) {
   return new KraftekError({ code, message, eventType });
+}
+
+function tooLate(timeout, eventType) {
+  return refusal("TIMEOUT", `no answer within ${timeout} ms`, eventType);
 }
 
 function leftAlready(waiting) {

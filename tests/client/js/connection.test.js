@@ -374,3 +374,24 @@ test("a page that is seen again, or has a network again, looks whether anybody i
   page.dispatchEvent(new Event("online"));
   assert.equal(client.state, "closed");
 });
+
+test("credentials that the gateway cannot read are not shown again", async (t) => {
+  const here = await world(t);
+  const client = here.connect({ token: () => "\ud83d", roomId: "r1" });
+  const peer = await here.peer();
+  const closed = state(client, "closed");
+  peer.refuse((await peer.hear("authenticate")).id, "INVALID_MESSAGE");
+  const { code, reason, error } = await closed;
+  assert.deepEqual([code, reason, error.code], [4400, "INVALID_MESSAGE", "INVALID_MESSAGE"]);
+  assert.equal(here.clock.timers, 0);
+});
+
+test("a token that nobody answers for costs the connection", async (t) => {
+  const here = await world(t);
+  const client = here.connect();
+  const peer = await here.peer();
+  await peer.hear("authenticate");
+  const gone = state(client, "waiting");
+  here.clock.pass(10_000);
+  assert.equal((await gone).code, 1006);
+});

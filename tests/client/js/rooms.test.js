@@ -242,3 +242,81 @@ test("the callback may name another room: in the place of the one before", async
   assert.deepEqual(client.rooms, ["r9", "r2"]);
   await next.end();
 });
+
+test("a room that nobody answers for is given up", async (t) => {
+  const here = await world(t);
+  const { client, peer } = await here.ready({ roomId: "r1", timeout: 5_000 });
+  const joins = [client.join("r2"), client.join("r2", { timeout: 7_000 }), client.join("r3", { timeout: Infinity })];
+  const asked = [await peer.hear("join"), await peer.hear("join")];
+  here.clock.pass(4_999);
+  here.clock.pass(1);
+  assert.equal((await rejected(joins[0])).code, "TIMEOUT");
+  assert.deepEqual(client.rooms, ["r1", "r2", "r3"]);
+  // Whether anybody is there is asked as well.
+  peer.say("pong", null, { id: (await peer.hear("ping")).id });
+  peer.say("chat:pong:came", null);
+  await told(client, "chat:pong:came");
+  here.clock.pass(2_000);
+  assert.equal((await rejected(joins[1])).code, "TIMEOUT");
+  assert.deepEqual(client.rooms, ["r1", "r3"]);
+  // It may be entered yet.
+  const leave = await peer.hear("leave");
+  assert.deepEqual(leave.payload, { roomId: "r2" });
+  peer.say("joined", { roomId: "r2" }, { id: asked[0].id });
+  peer.say("left", { roomId: "r2" }, { id: leave.id });
+  peer.say("joined", { roomId: "r3" }, { id: asked[1].id });
+  await joins[2];
+  assert.deepEqual(client.rooms, ["r1", "r3"]);
+  client.close();
+  assert.equal(here.clock.timers, 0);
+});
+
+test("time without a connection counts for a room", async (t) => {
+  const here = await world(t);
+  const { client, peer } = await here.ready({ roomId: "r1" });
+  const gone = state(client, "waiting");
+  await peer.end(1001);
+  await gone;
+  const joins = [client.join("r2", { timeout: 100 }), client.join("r1", { timeout: 100 })];
+  here.clock.pass(100);
+  for (const each of joins) assert.equal((await rejected(each)).code, "TIMEOUT");
+  // The one that it was in before is entered again all the same.
+  assert.deepEqual(client.rooms, ["r1"]);
+});
+
+test("a room that cannot be asked about for too long is given up", async (t) => {
+  const here = await world(t);
+  const { client, peer } = await here.ready({ roomId: "r1", timeout: 5_000 });
+  const join = client.join("r2");
+  for (let asked = 0; asked < 3; asked += 1) {
+    const { id } = await peer.hear("join");
+    peer.refuse(id, "AUTH_UNAVAILABLE", { retryAfter: 1 });
+    peer.say("chat:it:came", null);
+    await told(client, "chat:it:came");
+    here.clock.pass(1_500);
+  }
+  await peer.hear("join");
+  here.clock.pass(500);
+  assert.equal((await rejected(join)).code, "TIMEOUT");
+  assert.deepEqual(client.rooms, ["r1"]);
+});
+
+test("nobody waits for ever to be told that a room was left", async (t) => {
+  const here = await world(t);
+  const { client, peer } = await here.ready({ roomId: "r1", timeout: 5_000 });
+  client.leave("r1");
+  await peer.hear("leave");
+  const timers = here.clock.timers;
+  here.clock.pass(5_000);
+  await peer.hear("ping");
+  assert.equal(here.clock.timers, timers - 1);
+});
+
+test("a room whose name was cut in the middle of a character is refused", async (t) => {
+  const here = await world(t);
+  const { client, peer } = await here.ready({ roomId: "r1" });
+  const join = client.join("\ud83d");
+  peer.refuse((await peer.hear("join")).id, "INVALID_MESSAGE");
+  assert.equal((await rejected(join)).code, "INVALID_MESSAGE");
+  assert.deepEqual(client.rooms, ["r1"]);
+});

@@ -18,7 +18,7 @@ client
 const sent: boolean = client.emit("chat:message:send", { text: "Hi" }, { roomId: "r1" });
 const { users } = await client.request<Who>("chat:room:who", null, { timeout: 1_000, signal: AbortSignal.abort() });
 console.log(sent, users.join());
-await client.join("r2");
+await client.join("r2", { timeout: 1_000 });
 client.leave("r2");
 client.close();
 
