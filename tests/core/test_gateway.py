@@ -18,7 +18,7 @@ from kraftek.contract.messages import Authenticate, Token
 from kraftek.contract.settings import Limits, Registration
 from kraftek.core.gateway import Gateway
 from kraftek.core.session import SessionState
-from tests.support.world import CHAT, NOTES, Client, House
+from tests.support.world import CHAT, NOTES, House, works
 
 NOT_REGISTERED = "Event type is not valid or service is not registered"
 
@@ -151,17 +151,6 @@ def test_a_service_that_replies_acknowledges_by_its_reply() -> None:
 
 
 # Every refusal of the contract, section 7, and that the next good event on the same socket works.
-
-
-def works(client: Client) -> None:
-    """The next good event on this socket works."""
-    client.play("""
-        > {"type": "notes:note:create", "id": "good"}
-        * events:notes {"id": "good"}
-        + 1
-        < {"type": "ack", "id": "good", "payload": {"receivers": 1}}
-    """)
-    assert client.house.counters.errors_internal == 0
 
 
 def test_not_authenticated() -> None:
