@@ -42,7 +42,7 @@ if txredisapi.hiredis is None:
     raise ImportError("hiredis is missing: txredisapi reads 300,000 messages a second with it, 2,000 without")
 
 TRACKING_CHANNEL = b"__redis__:invalidate"
-"""The channel on which Redis says which tracked keys changed. Its messages are a list of keys, or ``None``."""
+"""The channel on which Redis announces which tracked keys changed. Its messages are a list of keys, or ``None``."""
 
 _BATCH = 100
 """Messages of a :class:`Batch`, which is one command, at most: Redis does nothing else for a millisecond."""
@@ -190,7 +190,7 @@ class RedisConnection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has 
 
     def _ping(self) -> None:
         self._alarm = self._reactor.callLater(self._config.ping_timeout, self._unanswered)
-        # An error is an answer as well; a lost connection is told elsewhere.
+        # An error is an answer as well; a lost connection is reported elsewhere.
         self.ask("PING").addBoth(self._answered)
 
     def _answered(self, _: object) -> None:
@@ -203,7 +203,7 @@ class RedisConnection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has 
 
 
 class CommandConnection(RedisConnection):
-    """Publishes and commands. What is sent in one reactor turn leaves in one write.
+    """Publishes and commands. What is sent in one reactor iteration leaves in one write.
 
     ``batched``: messages that wait for their answers beside those in ``waiting``, where a batch is one.
     """
@@ -221,7 +221,7 @@ class CommandConnection(RedisConnection):
         self._heads: dict[str, bytes] = {}
 
     def send(self, request: bytes, waiter: Deferred[Any] | Callable[[Any], None]) -> None:
-        """Send one request at the end of this turn."""
+        """Send one request at the end of this iteration."""
         if self._batch is not None:
             self.close_batch()
         self.waiting.append(waiter)
@@ -258,7 +258,7 @@ class CommandConnection(RedisConnection):
 
     def open_batch(self, script: ForEach) -> Batch:
         """Run a script for messages, in order with everything else. They may be appended to what this gives, until
-        something else is sent or this turn ends. A command for each takes some 30,000 processor instructions more.
+        something else is sent or this iteration ends. A command for each takes some 30,000 processor instructions more.
         """
         self.close_batch()
         if not self._flushes:
@@ -277,8 +277,8 @@ class CommandConnection(RedisConnection):
         script, messages = batch.script, batch.messages
         try:
             given = script.arguments(messages, self._config.prefix)
-        except Exception:  # noqa: BLE001  # the edge's one guard: other messages wait for this turn's end
-            self.log.failure("Failed to tell Redis of messages")
+        except Exception:  # noqa: BLE001  # the edge's one guard: other messages wait for the end of this iteration
+            self.log.failure("Sending a batch of messages to Redis failed: a bug, please report it")
             batch.messages = []
             refused = Undelivered.REFUSED.value  # a plain number, as a script answers
             self._reactor.callLater(0, self._tell, [(message, refused) for message in messages])
@@ -306,7 +306,7 @@ class CommandConnection(RedisConnection):
                 self._tell([(message, reply) for message in messages])
 
     def track(self, target: int, prefixes: Sequence[str]) -> Deferred[Any]:
-        """Have Redis tell the connection ``target`` about changes of keys, except those made on this connection.
+        """Have Redis announce changes of keys to the connection ``target``, except those made on this connection.
 
         Off first: a second ``ON`` is refused, because its prefixes overlap with those of the first.
         """

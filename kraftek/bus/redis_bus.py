@@ -1,4 +1,4 @@
-"""The bus: everything the gateway says to Redis and hears from it.
+"""The bus: everything that the gateway sends to Redis and receives from it.
 
 Made and started by :mod:`kraftek.daemon.lifecycle`; called through :class:`kraftek.contract.interfaces.IBus`.
 """
@@ -116,7 +116,7 @@ class RedisBus(MultiService):
             self._subscriber.listen([name]).addErrback(lambda _: None)
 
     def unsubscribe(self, channel: str) -> Deferred[None]:
-        """Fires when everything that Redis still sent on it has been heard, or when the connection is lost."""
+        """Fires when everything that Redis still sent on it was received, or when the connection is lost."""
         name = self.channel_name(channel).encode()
         if self._subscriber is None:
             self._channels.pop(name, None)
@@ -168,7 +168,7 @@ class RedisBus(MultiService):
     # IService
 
     def stopService(self) -> Deferred[Any]:
-        """Write what was sent in this turn, and disconnect."""
+        """Write what was sent in this iteration, and disconnect."""
         if self._commands is not None:
             self._commands.flush()
         stopped: Deferred[Any] = super().stopService()
@@ -177,7 +177,7 @@ class RedisBus(MultiService):
     # LinkOwner
 
     def connection_ready(self, connection: RedisConnection) -> None:
-        """Once both are there, subscribe to everything and have changes told; then the bus is up."""
+        """Once both are connected, subscribe to everything and track changes; then the bus is up."""
         if isinstance(connection, CommandConnection):
             self._commands = connection
         elif isinstance(connection, SubscriberConnection):
@@ -207,8 +207,8 @@ class RedisBus(MultiService):
     def _with_room(self) -> CommandConnection:
         """The link that takes one more.
 
-        :meth:`publish` has this in line, for each message. It does not close the batch of this turn first, and so does
-        not count what is in it.
+        :meth:`publish` has this in line, for each message. It does not close the batch of this iteration first, and so
+        does not count what is in it.
         """
         connection = self._commands
         if connection is not None:

@@ -44,7 +44,7 @@ CLOSE_CODES: dict[str, int] = {
 
 
 class PeerError(Exception):
-    """The client's fault, or a condition it must be told of. Everything else that is raised is ours.
+    """The client's fault, or a condition that the client must know about. Everything else that is raised is ours.
 
     ``closes``: the socket is closed with the code's entry in :data:`CLOSE_CODES` after the error was sent.
     ``retry_after``: seconds after which trying again makes sense.
@@ -73,7 +73,7 @@ class PeerError(Exception):
         self.room_id = room_id
 
 
-class NotPublished(Exception):  # noqa: N818  # it says what did not happen, as Twisted's names do
+class NotPublished(Exception):  # noqa: N818  # named after what did not happen, as Twisted's names do
     """Redis is away, or too much is in flight to it: the message was not sent."""
 
 

@@ -15,7 +15,7 @@ __all__ = ["UnexpectedError", "expect_names", "expect_parameters", "expect_priva
 
 
 class UnexpectedError(Exception):
-    """A library is not what was expected. The text says what was not."""
+    """A library is not what was expected. The text names what differs."""
 
 
 def expect_names(owner: object, *names: str) -> None:

@@ -34,8 +34,8 @@ __all__ = [
 
 
 class Undelivered(IntEnum):
-    """Why nobody is known to have a message, as its receipt says it. Any other receipt is the number of those that got
-    it: ``receipt <= 0`` covers them all. Redis's scripts answer with the plain numbers: compare with ``==``.
+    """Why no receiver of a message is known, as its receipt. Any other receipt is the number of receivers: ``receipt <=
+    0`` covers them all. Redis's scripts answer with the plain numbers: compare with ``==``.
     """
 
     LOST = -1
@@ -94,16 +94,16 @@ class IDialect(Interface):
         """
 
     def encode(message: Outbound) -> Outgoing | None:
-        """The message as this client reads it; ``None`` when this dialect has no word for it."""
+        """The message as this client reads it; ``None`` when this dialect cannot express it."""
 
 
 class IClientLink(Interface):
-    """The way to one client: a WebSocket, or whatever stands for one."""
+    """The connection to one client, as the core sees it: a WebSocket, or an Engine.IO connection."""
 
     peer = Attribute("str: the client's address, for logs.")
 
     def write(outgoing: Outgoing) -> None:
-        """Send, by the end of this reactor turn. Never waits and never raises; a client that does not read what it
+        """Send, by the end of this reactor iteration. Never waits and never raises; a client that does not read what it
         is sent is closed.
         """
 
@@ -118,23 +118,23 @@ class IClientLink(Interface):
 
 
 class IReceiver(Interface):
-    """What a link feeds with what arrives: the core's session, or whatever carries one."""
+    """Receives what arrives on a link: the core's session, or an Engine.IO client that carries one."""
 
     def receive(data: bytes, binary: bool = False) -> None:
         """One message from the client. Never raises."""
 
     def lost() -> None:
-        """The client is gone. May be called more than once."""
+        """The client disconnected. May be called more than once."""
 
     def overrun() -> Outgoing | None:
-        """The last word to a client that does not read what it is sent: its link sends it and closes."""
+        """The last message to a client that does not read what it is sent: its link sends it and closes."""
 
 
 class IBusListener(Interface):
-    """Told when Redis comes and goes."""
+    """Notified when the connection to Redis is established or lost."""
 
     def bus_up() -> None:
-        """Both connections are ready, everything is subscribed. Redis may have forgotten all it knew."""
+        """Both connections are ready, everything is subscribed. Redis may have lost its data."""
 
     def bus_down() -> None:
         """A connection was lost: invalidations and broadcasts may be missed from now on."""
@@ -148,14 +148,14 @@ class IReading(Interface):
     """
 
     def ack(entry_id: str) -> None:
-        """The entry was handled, and is removed: after what was published before, and later when Redis is away."""
+        """The entry was handled, and is removed: after what was published before, and later when Redis is unavailable."""
 
     def end() -> Deferred[None]:
-        """Read no more. Fires when nothing more comes; what is open may still be acknowledged."""
+        """Stop reading. Fires when no more entries come; open ones may still be acknowledged."""
 
 
 class IBus(Interface):
-    """Redis: one connection that publishes and commands, one that listens, and one for each stream that is read.
+    """Redis: one connection for publishing and commands, one for subscriptions, and one for each stream that is read.
 
     Names of keys and channels are given without the configured prefix; the bus puts it before them, and takes it
     off what it hands out.
@@ -167,10 +167,10 @@ class IBus(Interface):
         """The channel as services must name it: with the prefix."""
 
     def publish(channel: str, body: bytes, receipt: Callable[[int], None]) -> None:
-        """``PUBLISH``, together with all others of this turn in one write.
+        """``PUBLISH``, together with all others of this iteration in one write.
 
         ``receipt`` is called once: with the number of subscribers that got it, or with why nobody did
-        (:class:`Undelivered`). Raises ``NotPublished`` when Redis is away or the bound of messages in flight is
+        (:class:`Undelivered`). Raises ``NotPublished`` when Redis is unavailable or the bound of messages in flight is
         reached; the receipt is then not called.
         """
 
@@ -179,19 +179,19 @@ class IBus(Interface):
         everything published and called before.
 
         Fires with Redis's reply: ``bytes``, ``int``, ``None`` or a list of these. Fails with ``NotPublished`` when
-        Redis is away or goes away before it answers, and with ``txredisapi.ResponseError`` when Redis refuses.
+        Redis is unavailable or disconnects before it answers, and with ``txredisapi.ResponseError`` when Redis refuses.
         """
 
     def run(script: Any, message: tuple[Any, ...]) -> None:
         """Run a :class:`kraftek.contract.lua.ForEach` for one message, in order with everything else.
 
-        The last of the message is its receipt. It is called once: with what the script came to for this message, a
+        The last of the message is its receipt. It is called once: with the script's result for this message, a
         number or ``bytes``, and not at all when that is nil; or as that of :meth:`publish`. Raises ``NotPublished``
         likewise.
         """
 
     def run_all(script: Any, messages: Sequence[tuple[Any, ...]]) -> None:
-        """As :meth:`run` for all of them, in one command: who calls this sees to it that they are not too many."""
+        """As :meth:`run` for all of them, in one command: the caller bounds their number."""
 
     def subscribe(channel: str, listener: Callable[[bytes], None]) -> None:
         """Call ``listener`` with each message's body, from now on and after every reconnect."""
@@ -207,28 +207,28 @@ class IBus(Interface):
     ) -> IReading:
         """Read a stream as ``consumer`` of the consumer ``group``, which is made where it is missing: with the stream,
         and from the first entry that there is. Entries come in order: first those that had been delivered to this
-        consumer before and never arrived, then new ones. Those of consumers that have not been heard of for
-        ``claim_after`` seconds come in between. When ``window`` entries are open nothing new is asked for.
+        consumer before and never arrived, then new ones. Those of consumers that have been idle for
+        ``claim_after`` seconds come in between. While ``window`` entries are open no new ones are read.
         """
 
     def track(prefix: str, listener: Callable[[list[str] | None], None]) -> None:
         """Call ``listener`` with the keys under ``prefix`` that anybody else changed, or that were deleted or expired;
-        with ``None`` when all were (``FLUSHALL``). What our own scripts change counts as somebody else's doing: Redis
-        6.2 and 7 take it so. Once a prefix, before the bus is started.
+        with ``None`` when all were (``FLUSHALL``). Changes by our own scripts count as changes by others: Redis
+        6.2 and 7 treat them so. Once a prefix, before the bus is started.
         """
 
     def settled() -> Deferred[None]:
         """Fires when everything that Redis had sent to us by now was handed to listeners. Fails with
-        ``NotPublished`` when Redis is away.
+        ``NotPublished`` when Redis is unavailable.
         """
 
     def add_listener(listener: IBusListener) -> None:
-        """Tell ``listener`` when Redis comes and goes. Called at once when it is there already."""
+        """Notify ``listener`` when the connection is established or lost; at once when it is established already."""
 
 
 class IRooms(Interface):
-    """Who is in which room, as services read it from Redis and are told of it. Several sockets of a user are one user:
-    services hear of the first that enters and of the last that leaves.
+    """Who is in which room, as services read it from Redis and get events about it. Several sockets of a user are one
+    user: services get an event for the first that enters and for the last that leaves.
     """
 
     def enter(user_id: str, room_id: str, socket_id: str) -> Deferred[str | None]:
@@ -245,7 +245,7 @@ class IRooms(Interface):
         """
 
     def bury(entries: Sequence[tuple[str, str, str]]) -> Deferred[None]:
-        """As ``leave``, for entries of processes that are gone: each of them that nobody else removed by now."""
+        """As ``leave``, for entries of processes that died: each of them that nobody else has removed yet."""
 
 
 class IAccessChecker(Interface):
@@ -258,12 +258,12 @@ class IAccessChecker(Interface):
 
 
 class IAccessListener(Interface):
-    """Told when access must be asked about again."""
+    """Notified when access must be checked again."""
 
     def access_stale(digest: str | None, user_id: str | None, room_id: str | None, revoked: bool) -> None:
-        """What is known of this token, or of this user (in this room only, when given), no longer counts; of
-        everybody when both are ``None``. ``revoked``: somebody took it back, so that until the next answer it is not
-        a yes; otherwise it merely grew old.
+        """Cached answers for this token, or this user (in this room only, when given), are no longer valid; all of
+        them when both are ``None``. ``revoked``: access was revoked, so that until the next answer it counts as a no;
+        otherwise the answers merely expired.
         """
 
 
@@ -271,7 +271,9 @@ class IAccess(Interface):
     """Access as the gateway uses it: the checker's answers, shared, cached in Redis, and kept coherent."""
 
     def check(token: Token, room_id: str | None) -> Deferred[Grant]:
-        """As ``IAccessChecker.check``, from the cache when it has a fresh answer; questions alike are asked once."""
+        """As ``IAccessChecker.check``, from the cache when it has a fresh answer; equal questions at the same time are
+        asked once.
+        """
 
     def add_listener(listener: IAccessListener) -> None:
-        """Tell ``listener`` when access must be asked about again."""
+        """Notify ``listener`` when access must be checked again."""

@@ -47,9 +47,9 @@ class OnceUntilItWorks:
             log(text, **fields)
 
     def works(self, *about: Hashable) -> None:
-        """It works: with these, or where nothing tells them apart."""
+        """It works for these, or, without any, where nothing distinguishes failures."""
         self.failing.difference_update(about or (None,))
 
     def keep(self, known: Iterable[Hashable]) -> None:
-        """Forget all but these: the others are no more."""
+        """Forget all but these: the others no longer exist."""
         self.failing.intersection_update(known)

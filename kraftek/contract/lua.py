@@ -18,10 +18,10 @@ from msgspec import Struct
 __all__ = ["ForEach", "Receipt", "Script", "Value", "lua"]
 
 Receipt = Callable[[Any], None]
-"""Who is told what became of a message, as :meth:`kraftek.contract.interfaces.IBus.run` has it."""
+"""Called with the result for a message, as :meth:`kraftek.contract.interfaces.IBus.run` has it."""
 
 Value = str | int
-"""What a script is told of a message beside its body: the name of a key, or an argument."""
+"""What a script gets of a message beside its body: the name of a key, or an argument."""
 
 Pack = Callable[[list[Any]], tuple[Sequence[Sequence[Value]], Sequence[bytes]]]
 """Makes of messages what :class:`ForEach` gives to Redis: each value of all of them, then the next, and the bodies."""

@@ -35,8 +35,8 @@ class Counters(Struct):
     ] = 0
     entries_swept: Annotated[int, Meta(description="Entries of dead gateways removed from the room cache")] = 0
     errors_internal: Annotated[int, Meta(description="Faults of the gateway")] = 0
-    errors_peer: Annotated[int, Meta(description="Errors that clients were told")] = 0
-    intake: Annotated[int, Meta(description="Events of services taken in")] = 0
+    errors_peer: Annotated[int, Meta(description="Errors sent to clients")] = 0
+    intake: Annotated[int, Meta(description="Events accepted from services")] = 0
     intake_refused: Annotated[int, Meta(description="Events of services refused")] = 0
     leases_lost: Annotated[int, Meta(description="Times that this gateway was taken for dead by others")] = 0
     ping_timeouts: Annotated[int, Meta(description="Clients dropped because they did not answer a ping")] = 0

@@ -13,7 +13,7 @@ __all__ = ["RedisAddress", "host_and_port", "is_port", "masked", "redis_address"
 
 
 class RedisAddress(Struct, frozen=True, kw_only=True):
-    """What a Redis URL says. ``host`` and ``port`` go with ``tcp`` and ``tls``, ``path`` with ``unix``.
+    """A parsed Redis URL. ``host`` and ``port`` go with ``tcp`` and ``tls``, ``path`` with ``unix``.
 
     ``password`` is ``None`` when there is none to give, ``username`` when the password is the default user's.
     """
@@ -37,7 +37,7 @@ def shown(struct: Struct, **instead: object) -> str:
 
 
 def redis_address(url: str) -> RedisAddress:
-    """What ``url`` says: the bus asks with ``config.redis.url``.
+    """Parse ``url``; the bus calls this with ``config.redis.url``.
 
     Raises ``ValueError`` with what was expected, which repeats nothing of ``url``: that may hold a password.
     """
@@ -93,7 +93,7 @@ def _credentials(text: str) -> tuple[str | None, str | None]:
 
 
 def host_and_port(authority: str, default: int) -> tuple[str, int]:
-    """What ``HOST`` or ``HOST:PORT`` says. An IPv6 address stands in brackets, and is given without them."""
+    """Parse ``HOST`` or ``HOST:PORT``. An IPv6 address stands in brackets, and is returned without them."""
     found = re.fullmatch(r"(?:([A-Za-z0-9_.-]+)|\[([0-9A-Fa-f:.]+)\])(?::([0-9]*))?", authority)
     if found is None:
         raise ValueError("HOST or HOST:PORT, an IPv6 address in brackets")

@@ -1,7 +1,8 @@
 """What can be configured, with its defaults: the values that :mod:`kraftek.daemon.config` reads and everything else is
 handed.
 
-A range stands in the type of its field, and the description of that type is what a mistake is told to have expected.
+A range stands in the type of its field, and the description of that type is what the error message for a mistake says
+was expected.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Auth(Struct, frozen=True, kw_only=True):
     """``[auth]``.
 
     ``check``: base URL of the auth service, or ``open``. ``ca``: as in ``[redis]``. ``timeout``: seconds for one
-    question. ``concurrency``: questions asked at a time; ``waiting``: questions that may wait for their turn.
+    question. ``concurrency``: questions asked at a time; ``waiting``: questions that may wait.
     ``cache_ttl``: seconds a yes is kept when it does not say. ``cache_size``: answers kept in this process.
     ``denied_ttl``: seconds a no is kept, against hammering.
     """
@@ -138,7 +139,8 @@ class Registration(Struct, frozen=True, kw_only=True):
     ``reply``: it answers requests itself, on the event's ``replyTo`` channel, within ``timeout`` seconds. ``requests``:
     those that may wait for its answers, on each gateway process. ``transport``: ``pubsub``, or ``stream``: then
     ``channel`` is the key of a Redis Stream where up to ``max_length`` events wait. ``partitions``: more than 0 spreads
-    them by room over so many streams, each read in order. ``presence``: it is told who enters and leaves which room.
+    them by room over so many streams, each read in order. ``presence``: it gets an event when a user enters or leaves a
+    room.
     """
 
     name: str

@@ -23,7 +23,7 @@ __all__ = ["HALF", "check_name", "encode", "is_whole", "mended", "read", "reread
 S = TypeVar("S", bound=Struct)
 
 HALF: Final = "half of a surrogate pair outside of the payload"
-"""What is said of one that cannot be replaced."""
+"""The error message for one that cannot be replaced."""
 
 _REPLACEMENT: Final = "\ufffd"
 

@@ -88,7 +88,7 @@ def core_of(
     clock: IReactorTime,
     now: Callable[[], float] = time.time,
 ) -> Core:
-    """The core, listening to what services say. ``clock`` measures time, and ``now`` tells Unix seconds."""
+    """The core, subscribed to what services send. ``clock`` measures time; ``now`` returns Unix seconds."""
     replies = reply_channel(gateway_id)
     roster = Roster()
     membership = Membership(rooms, bus, roster, clock, single=config.sessions == "single")

@@ -20,7 +20,7 @@ when a gateway restarts under its clients they all come back within the same sec
 
 
 def server_endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
-    """What listens where the endpoint string says. Raises ``ValueError`` when it cannot be understood."""
+    """The server endpoint of this string. Raises ``ValueError`` when it cannot be understood."""
     kind, _, rest = description.partition(":")
     if kind == "reuseport":
         kind, description, reactor = "tcp", f"tcp:{rest}", _Sharing(reactor)

@@ -69,7 +69,7 @@ class Options(usage.Options):
 
 def makeService(options: Options) -> IService:
     """The gateway."""
-    # Imported here because txredisapi imports the reactor, and twistd must have installed the one it is told to first.
+    # Imported here because txredisapi imports the reactor, and twistd must have installed the chosen one first.
     from twisted.internet import reactor  # noqa: PLC0415
 
     from kraftek.daemon.lifecycle import make_gateway  # noqa: PLC0415

@@ -462,7 +462,7 @@ def test_messages_that_cannot_be_told_to_redis_keep_nothing_from_the_others() ->
         assert got == []
         told = f"EVALSHA {EACH.digest}"
         assert scripts(story) == [f'{told} [["ka"]] a', f'{told} [["kd"]] d']
-    assert "Failed to tell Redis of messages" in logged(events)
+    assert "Sending a batch of messages to Redis failed" in logged(events)
     assert got == [Undelivered.REFUSED, Undelivered.REFUSED]
     story.reads(b"*2\r\n:0\r\n:1", b"*2\r\n:0\r\n:2")
     assert (got[2:], len(link.waiting) + link.batched) == ([1, 2], 0)
