@@ -148,7 +148,7 @@ class IReading(Interface):
     """
 
     def ack(entry_id: str) -> None:
-        """The entry was handled, and is removed: after what was published before, and later when Redis is unavailable."""
+        """The entry was handled. It is removed after what was published before, or once Redis is available again."""
 
     def end() -> Deferred[None]:
         """Stop reading. Fires when no more entries come; open ones may still be acknowledged."""
