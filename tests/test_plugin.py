@@ -70,6 +70,7 @@ def test_the_install_adds_one_file_to_twisted() -> None:
     assert not [path for path in installed if path.startswith(("tests", "bench"))]
 
 
+@pytest.mark.process  # what is installed is new only in `make test`
 def test_every_file_of_the_checkout_is_installed_and_no_other() -> None:
     """A new folder without __init__.py, or a new kind of file that setup.py does not name, would be left out."""
     checkout = ETC.parent / "kraftek"
