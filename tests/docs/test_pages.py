@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -11,6 +12,8 @@ from docutils import nodes
 from tests.docs.pages import CHECKOUT, PAGES, page
 
 FAR = {"http", "https", "mailto"}
+OURS = re.compile(r"(?:kraftek|tests|docs|etc|bench)/[\w./@-]*")
+TO_BE_WRITTEN = {"tests/core/test_first.py"}
 
 each_page = pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(CHECKOUT)))
 
@@ -37,6 +40,13 @@ def test_links_within_the_repository_lead_somewhere(path: Path) -> None:
         if not file.exists() or (target.fragment and target.fragment not in page(file)[0].ids):
             broken.append(link["refuri"])
     assert broken == []
+
+
+@each_page
+def test_files_that_a_page_names_are_there(path: Path) -> None:
+    named = {literal.astext() for literal in page(path)[0].findall(nodes.literal)}
+    files = {name for name in named if OURS.fullmatch(name)} - TO_BE_WRITTEN
+    assert {name for name in files if not (CHECKOUT / name).exists()} == set()
 
 
 def test_every_page_of_the_docs_is_in_their_table_of_contents() -> None:
