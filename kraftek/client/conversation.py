@@ -18,11 +18,10 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from kraftek.contract.names import NAME_LENGTH, service_of
+from kraftek.contract.names import NAME_LENGTH, SUBPROTOCOL, service_of
 from kraftek.contract.surrogates import check_name, encode
 
 __all__ = [
-    "SUBPROTOCOL",
     "Action",
     "Ask",
     "Change",
@@ -38,8 +37,6 @@ __all__ = [
     "Settle",
     "State",
 ]
-
-SUBPROTOCOL = "kraftek.v1.json"
 
 _FIRST_WAIT = 0.5
 """Seconds: the bound of the first back-off. It doubles with each failure."""

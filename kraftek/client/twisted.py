@@ -30,7 +30,7 @@ from kraftek.client.backend import (
     Options,
     TokenSource,
 )
-from kraftek.client.conversation import SUBPROTOCOL
+from kraftek.contract.names import SUBPROTOCOL
 
 __all__ = ["Client"]
 

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from kraftek.contract.lua import Script, lua
 
-__all__ = ["CLAIM", "FORGET", "FORGOTTEN_AFTER", "JOIN"]
+__all__ = ["CLAIM", "DEAD_LETTERS", "FORGET", "FORGOTTEN_AFTER", "JOIN"]
 
 FORGOTTEN_AFTER = 60_000
 """Milliseconds after which a consumer that has nothing in hand and asks for nothing is removed from its group. One that
 lives asks every second, and Redis makes it anew should it come back."""
+
+DEAD_LETTERS = 10_000
+"""Entries of one stream that are kept after they were put aside (:func:`kraftek.contract.names.dead_letters`)."""
 
 FORGET = Script(lua(__package__, "fields", "forget_consumers"))
 """Remove idle consumers from the stream's group."""

@@ -1,5 +1,20 @@
-"""How gateways, sockets and their channels are named, so that anything in the cluster knows whose socket it is; and how
-events are.
+"""Names that several sides must write alike: gateways, sockets and events; and all that the gateway, its services and
+the auth service use in Redis.
+
+Keys and channels are here without the configured prefix, which the bus and the service kit put before them.
+
+==================================  ====================================================================================
+``events:broadcast``                the channel on which services answer; ``redis.broadcast`` names another
+``events:reply:<gateway>``          the channel that only this gateway process listens to
+``events:gateway``                  the stream of events from services to services, read by the group ``gateways``
+``<stream>:dead``                   the stream of what could not be delivered from a stream
+``auth:invalidate``                 the channel on which the auth service takes access back
+``access:…``, ``access-ledger:…``   what is known of access: :mod:`kraftek.core.access.redis`
+``room:…``, ``socket:…``            the room cache that services read: :mod:`kraftek.core.rooms.room_cache`
+``sockets:…``, ``gateway:…``        what gateways need to write it: the same
+``gateways``, ``gateways:…``        which gateway processes live: :mod:`kraftek.core.rooms.leases`
+``request:…``                       requests and their answers: :mod:`kraftek.core.requests`
+==================================  ====================================================================================
 """
 
 from __future__ import annotations
@@ -9,19 +24,56 @@ from secrets import token_hex
 from zlib import crc32
 
 __all__ = [
+    "ACCESS",
+    "BROADCAST",
+    "CLIENT_JOINED",
+    "CLIENT_LEFT",
+    "ENTRIES",
+    "GATEWAY_GROUP",
+    "GATEWAY_LEASES",
+    "GATEWAY_OWN",
+    "GATEWAY_STREAM",
+    "INVALIDATION",
+    "LAST_LOOK",
+    "LOST_GATEWAYS",
     "NAME_LENGTH",
+    "REQUESTS",
+    "SUBPROTOCOL",
+    "dead_letters",
+    "default_channel",
+    "entries_key",
     "gateway_of",
+    "instances_key",
+    "lease_key",
+    "ledger_key",
     "new_gateway_id",
     "new_socket_id",
     "partition_of",
     "place_of",
     "reply_channel",
+    "room_key",
     "service_of",
+    "socket_key",
+    "sockets_key",
     "stream_of",
+    "token_key",
+    "user_key",
 ]
+
+SUBPROTOCOL = "kraftek.v1.json"
+"""The WebSocket subprotocol of the gateway's own dialect."""
+
+# Events
 
 NAME_LENGTH = 128
 """Characters of an event's name at most: docs/client-protocol.rst, "Event names"."""
+
+GATEWAY_OWN = "gateway:"
+"""Events whose names begin so come from the gateway itself, not from a client."""
+
+CLIENT_JOINED = "gateway:client:joined"
+CLIENT_LEFT = "gateway:client:left"
+"""Events for services with ``presence``: docs/services.rst, "Comings and goings"."""
 
 _PART = r"[^\s:\x00-\x1f\x7f-\x9f\ud800-\udfff]+"
 _EVENT = re.compile(rf"({_PART}):{_PART}:{_PART}")
@@ -31,6 +83,9 @@ def service_of(event: str) -> str | None:
     """The service that an event is for by its name, ``service:module:name``; ``None`` when that is no event's name."""
     parsed = _EVENT.fullmatch(event) if len(event) <= NAME_LENGTH else None
     return parsed[1] if parsed else None
+
+
+# Gateways and sockets
 
 
 def new_gateway_id() -> str:
@@ -48,9 +103,29 @@ def gateway_of(socket_id: str) -> str:
     return socket_id.rpartition(".")[0]
 
 
+# Where events go
+
+BROADCAST = "events:broadcast"
+"""The channel on which services answer, unless ``redis.broadcast`` names another."""
+
+GATEWAY_STREAM = "events:gateway"
+"""The stream where gateways take events from services to services: docs/services.rst, "Events between services"."""
+
+GATEWAY_GROUP = "gateways"
+"""The consumer group that all gateway processes are in there."""
+
+INVALIDATION = "auth:invalidate"
+"""The channel on which the auth service takes access back: ``{"userId", "roomId"?}``."""
+
+
 def reply_channel(gateway_id: str) -> str:
     """The channel that only this gateway process listens to: ``replyTo`` of the events it publishes."""
     return f"events:reply:{gateway_id}"
+
+
+def default_channel(service: str) -> str:
+    """The channel or stream of a service that names none."""
+    return f"events:{service}"
 
 
 def stream_of(channel: str, partition: int) -> str:
@@ -66,3 +141,80 @@ def partition_of(place: str, partitions: int) -> int:
 def place_of(channel: str, partitions: int, place: str) -> str:
     """The key of the stream that events from a room, or else from a socket, go to."""
     return stream_of(channel, partition_of(place, partitions)) if partitions else channel
+
+
+def dead_letters(stream: str) -> str:
+    """The stream of the entries of another that were put aside because they cannot be delivered or handled."""
+    return f"{stream}:dead"
+
+
+def instances_key(channel: str, service: str) -> str:
+    """The sorted set of a service's instances that share its partitions."""
+    return f"{channel}:instances:{service}"
+
+
+def lease_key(stream: str, service: str) -> str:
+    """The lease of one partition: the instance that reads it."""
+    return f"{stream}:lease:{service}"
+
+
+# Access
+
+ACCESS = "access:"
+"""How the keys begin whose changes are told to all gateways."""
+
+
+def token_key(digest: str) -> str:
+    """The key of what is kept for a token."""
+    return f"access:token:{digest}"
+
+
+def user_key(user_id: str) -> str:
+    """The key of a user's digests."""
+    return f"access:user:{user_id}"
+
+
+def ledger_key(user_id: str) -> str:
+    """The key of what should be under the other two. It does not begin with :data:`ACCESS`: nobody is told of it."""
+    return f"access-ledger:{user_id}"
+
+
+# Rooms and gateway processes
+
+ENTRIES = "gateway:"
+"""How the keys of :func:`entries_key` begin."""
+
+LOST_GATEWAYS = "gateways:lost"
+"""The set of entries whose process is gone; who removes one from it cleans up after it."""
+
+GATEWAY_LEASES = "gateways"
+"""The leases: gateway ids by the time when each runs out, by Redis's clock."""
+
+LAST_LOOK = "gateways:looked"
+"""When a gateway process last looked for leases that ran out."""
+
+
+def entries_key(gateway_id: str) -> str:
+    """The key of the set of what a process has written into the room cache."""
+    return f"{ENTRIES}{gateway_id}:entries"
+
+
+def room_key(room_id: str) -> str:
+    """The hash of who is in a room: user id to socket id."""
+    return f"room:{room_id}"
+
+
+def socket_key(user_id: str, room_id: str) -> str:
+    """The string with the id of the socket that the user has in the room."""
+    return f"socket:{user_id}:{room_id}"
+
+
+def sockets_key(user_and_room: str) -> str:
+    """The set of all sockets that the user has in the room; both as JSON, because names may have colons."""
+    return f"sockets:{user_and_room}"
+
+
+# Requests
+
+REQUESTS = "request:"
+"""How the keys of requests and of their answers begin."""

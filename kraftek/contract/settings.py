@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from kraftek.contract.names import BROADCAST
 from kraftek.contract.redis_url import masked, shown
 
 __all__ = ["Auth", "Config", "Limits", "Operator", "Redis", "Registration", "SocketIO"]
@@ -51,7 +52,7 @@ class Redis(Struct, frozen=True, kw_only=True):
     url: Text = "redis://127.0.0.1:6379/0"
     ca: Text = ""
     prefix: Prefix = ""
-    broadcast: Channel = "events:broadcast"
+    broadcast: Channel = BROADCAST
     in_flight: Count = 10_000
     ping_interval: Seconds = 2.0
     ping_timeout: Seconds = 2.0

@@ -22,7 +22,7 @@ from kraftek.contract.interfaces import IBus, Undelivered
 from kraftek.contract.lua import ForEach, Receipt
 from kraftek.contract.messages import Ack, Broadcast, Delivery, Envelope, ErrorMessage, Outbound, RequestId
 from kraftek.contract.metrics import Counters
-from kraftek.contract.names import gateway_of
+from kraftek.contract.names import REQUESTS, gateway_of
 from kraftek.contract.settings import Limits, Registration
 from kraftek.core.dispatch import Dispatch, once, target_of
 from kraftek.core.session import Session
@@ -345,9 +345,9 @@ def _claim(envelope: Envelope, request_id: RequestId) -> str:
 
 @lru_cache(10_000)
 def _claims_of(user_id: str, name: str, room_id: str | None) -> tuple[str, int]:
-    return f"request:{len(user_id)}:{user_id}:", crc32(repr((name, room_id)).encode())
+    return f"{REQUESTS}{len(user_id)}:{user_id}:", crc32(repr((name, room_id)).encode())
 
 
 def _adopted(socket_id: str, request_id: RequestId) -> str:
     mark = ":" if isinstance(request_id, str) else "#"
-    return f"request:adopted:{socket_id}{mark}{request_id}"
+    return f"{REQUESTS}adopted:{socket_id}{mark}{request_id}"

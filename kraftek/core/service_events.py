@@ -20,22 +20,18 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from kraftek.contract.consumer_groups import DEAD_LETTERS
 from kraftek.contract.errors import Code, NotPublished, PeerError
 from kraftek.contract.interfaces import IBus, IEventRouter, IReading, IServiceRegistry, Undelivered
 from kraftek.contract.json_text import JsonBounds, is_long
 from kraftek.contract.log_once import OnceUntilItWorks
 from kraftek.contract.messages import ID_LENGTH, NULL, Envelope, RequestId
 from kraftek.contract.metrics import Counters
+from kraftek.contract.names import GATEWAY_GROUP, GATEWAY_STREAM, dead_letters
 from kraftek.contract.surrogates import is_whole, mended, read
 from kraftek.core.dispatch import Dispatch
 
 __all__ = ["ServiceEvents"]
-
-STREAM = "events:gateway"
-GROUP = "gateways"
-
-DEAD = "events:gateway:dead"
-DEAD_LENGTH = 10_000
 
 ATTEMPTS = 5
 """Gateway processes that an entry may outlive, before it is taken for what they die of."""
@@ -111,7 +107,7 @@ class ServiceEvents:
 
     def begin(self) -> None:
         """Take events from now on."""
-        self._reading = self._bus.read(GROUP, self._gateway_id, STREAM, self._received, window=2 * HELD)
+        self._reading = self._bus.read(GATEWAY_GROUP, self._gateway_id, GATEWAY_STREAM, self._received, window=2 * HELD)
 
     def end(self) -> Deferred[None]:
         """Take none any more. Fires when nothing more comes."""
@@ -203,8 +199,8 @@ class ServiceEvents:
         self._bury(entry_id, event, message)
 
     def _bury(self, entry_id: str, event: bytes, reason: str) -> None:
-        about = ("MAXLEN", "~", DEAD_LENGTH, "*", "event", event, "reason", reason, "id", entry_id)
-        burying = self._bus.call("XADD", [DEAD], about)
+        about = ("MAXLEN", "~", DEAD_LETTERS, "*", "event", event, "reason", reason, "id", entry_id)
+        burying = self._bus.call("XADD", [dead_letters(GATEWAY_STREAM)], about)
         entry = entry_id, event, reason
         burying.addCallbacks(self._buried, self._not_buried, callbackArgs=(entry_id,), errbackArgs=entry)
 

@@ -16,7 +16,7 @@ from kraftek.contract.interfaces import IAccess, IBus, IRooms
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.json_text import JsonBounds
 from kraftek.contract.metrics import Counters, Gauges
-from kraftek.contract.names import reply_channel
+from kraftek.contract.names import SUBPROTOCOL, reply_channel
 from kraftek.contract.settings import Config
 from kraftek.core.access_watch import AccessWatch
 from kraftek.core.admission import Admission
@@ -31,7 +31,7 @@ from kraftek.core.roster import Roster
 from kraftek.core.service_events import ServiceEvents
 from kraftek.daemon.demo import BOARD
 from kraftek.edge.addresses import Addresses
-from kraftek.edge.dialects.native import SUBPROTOCOL, NativeDialect
+from kraftek.edge.dialects.native import NativeDialect
 from kraftek.edge.dialects.socketio_client import SocketIODialect
 from kraftek.edge.dialects.socketio_packets import SocketSettings
 from kraftek.edge.engineio.clients import EngineClients

@@ -19,6 +19,7 @@ from twisted.internet.interfaces import IStreamServerEndpointStringParser
 from twisted.plugin import getPlugins
 
 from kraftek.contract.errors import ConfigError
+from kraftek.contract.names import default_channel
 from kraftek.contract.redis_url import host_and_port, is_port, masked, redis_address
 from kraftek.contract.settings import Auth, Config, Limits, Operator, Redis, Registration, SocketIO
 
@@ -45,7 +46,7 @@ def load(
     if draft.values.get(("demo",)):
         draft.take("demo", ("redis", "url"), "embedded:")
         draft.take("demo", ("auth", "check"), "open")
-        draft.take_service("demo", "stickyNotes", {"channel": "events:stickyNotes", "presence": True})
+        draft.take_service("demo", "stickyNotes", {"channel": default_channel("stickyNotes"), "presence": True})
     return draft.finish()
 
 

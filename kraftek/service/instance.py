@@ -30,11 +30,11 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from kraftek.contract.consumer_groups import CLAIM, FORGOTTEN_AFTER, JOIN
+from kraftek.contract.consumer_groups import CLAIM, DEAD_LETTERS, FORGOTTEN_AFTER, JOIN
 from kraftek.contract.log_once import OnceAMinute
 from kraftek.contract.lua import Script, lua
 from kraftek.contract.messages import Broadcast
-from kraftek.contract.names import reply_channel
+from kraftek.contract.names import dead_letters, instances_key, lease_key, reply_channel
 from kraftek.contract.surrogates import read
 from kraftek.service.backend import Away, Backend, Job, Reader, Rejected, Signal
 from kraftek.service.processor import Argument, Command, EventProcessor, Incoming, NoEvent, Refused
@@ -52,9 +52,6 @@ RETRY = 0.1
 
 PAUSE = 1.0
 """Seconds between attempts to reach Redis."""
-
-DEAD_LENGTH = 10_000
-"""Dead letters kept of one stream."""
 
 COMMIT = Script(lua(__package__, "commit"))
 SHARE = Script(lua(__package__, "time", "share"))
@@ -232,7 +229,7 @@ class Instance:
     async def _share(self, _: Reader) -> None:
         """Hold a fair share of the partitions."""
         processor = self._processor
-        alive = f"{processor.channel}:instances:{processor.name}"
+        alive = instances_key(processor.channel, processor.name)
         leases = [self._lease(number) for number in range(processor.partitions)]
         milliseconds = int(processor.claim_after * 1000)
         while True:
@@ -273,7 +270,7 @@ class Instance:
         await self._backend.run(RELEASE, [lease], [self.name])
 
     def _lease(self, number: int) -> str:
-        return f"{self._processor.streams[number]}:lease:{self._processor.name}"
+        return lease_key(self._processor.streams[number], self._processor.name)
 
     # Having them handled
 
@@ -357,7 +354,7 @@ class Instance:
     async def _put_aside(self, entry: Entry, event: Incoming | None, reason: str, attempts: int) -> None:
         self._backend.warn(f"Put entry {entry.id.decode()} of {entry.stream} aside: {reason}")
         kept = ("event", entry.body, "reason", reason[:1000], "attempts", attempts, "id", entry.id)
-        letter = Command(("XADD", f"{entry.stream}:dead", "MAXLEN", "~", DEAD_LENGTH, "*", *kept))
+        letter = Command(("XADD", dead_letters(entry.stream), "MAXLEN", "~", DEAD_LETTERS, "*", *kept))
         while True:
             try:
                 await self._commit(entry, [letter, *(self._processor.failure(event) if event else ())])

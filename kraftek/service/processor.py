@@ -13,20 +13,23 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from kraftek.contract.messages import NULL, Broadcast, Envelope, RequestId
-from kraftek.contract.names import gateway_of, service_of, stream_of
+from kraftek.contract.names import (
+    BROADCAST,
+    GATEWAY_OWN,
+    GATEWAY_STREAM,
+    default_channel,
+    gateway_of,
+    room_key,
+    service_of,
+    stream_of,
+)
 from kraftek.contract.settings import Channel, Count, Partitions, Prefix, Seconds, SecondsOrZero, Transport
 from kraftek.contract.surrogates import encode, read
 
 __all__ = ["Command", "Context", "EventProcessor", "Incoming", "Link", "NoEvent", "Refused"]
 
-GATEWAY = "events:gateway"
-"""The stream where gateways take events from services to services. (``docs/services.rst``.)"""
-
 GATEWAY_LENGTH = 100_000
-"""Events that may wait there while no gateway runs; the oldest go first."""
-
-RESERVED = "gateway:"
-"""Events of this name are the gateway's own word. No client sent them, and none is told when they fail."""
+"""Events that may wait in :data:`kraftek.contract.names.GATEWAY_STREAM` while no gateway runs; the oldest go first."""
 
 Argument = bytes | str | int | float
 Handler = Callable[["Context", Any], Any]
@@ -133,9 +136,9 @@ class EventProcessor:
         claim_after: float = 5.0,
         grace: float = 10.0,
         prefix: str = "",
-        broadcast: str = "events:broadcast",
+        broadcast: str = BROADCAST,
     ) -> None:
-        channel = f"events:{name}" if channel is None else channel
+        channel = default_channel(name) if channel is None else channel
         settings = {
             "name": name,
             "channel": channel,
@@ -236,7 +239,7 @@ class EventProcessor:
 
     def refusal(self, event: Incoming, code: str, message: str, retry_after: float | None = None) -> list[Command]:
         """Tell the sender no."""
-        if event.event_type.startswith(RESERVED):
+        if event.event_type.startswith(GATEWAY_OWN):
             return []
         error = _Error(code, message, event.event_type, retry_after)
         return self.to_sender(event, "error", Raw(encode(error)))
@@ -255,7 +258,7 @@ class EventProcessor:
 
     def to_gateway(self, event: Mapping[str, Any]) -> Command:
         """Have a gateway hand an event to another service."""
-        stream = self.prefix + GATEWAY
+        stream = self.prefix + GATEWAY_STREAM
         return Command(("XADD", stream, "MAXLEN", "~", GATEWAY_LENGTH, "*", "event", _encode(event)))
 
 
@@ -375,7 +378,7 @@ class Context:
         Raises :class:`ValueError` when the sender is in no room, and none is named.
         """
         room = self._room(room_id)
-        found = await self._link.call("HGETALL", f"{self._processor.prefix}room:{room}")
+        found = await self._link.call("HGETALL", self._processor.prefix + room_key(room))
         names = [name.decode() for name in found]
         return dict(zip(names[::2], names[1::2], strict=True))
 

@@ -29,9 +29,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kraftek.contract.names import new_gateway_id, new_socket_id, partition_of, reply_channel, stream_of
+from kraftek.contract.names import (
+    BROADCAST,
+    GATEWAY_STREAM,
+    new_gateway_id,
+    new_socket_id,
+    partition_of,
+    reply_channel,
+    room_key,
+    socket_key,
+    stream_of,
+)
 from kraftek.contract.surrogates import encode, mended
-from kraftek.service.processor import GATEWAY, EventProcessor, Refused
+from kraftek.service.processor import EventProcessor, Refused
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -62,7 +72,7 @@ class Contract:
         self._services: dict[str, EventProcessor] = {}
         self._running: list[_Running] = []
         self._heard: PubSub = self.redis.pubsub(ignore_subscribe_messages=True)
-        self._heard.subscribe("events:broadcast", self.reply_to)
+        self._heard.subscribe(BROADCAST, self.reply_to)
         self._barriers = count()
         self._read = "0"
         self.prefix = ""
@@ -109,7 +119,7 @@ class Contract:
 
     def emitted(self) -> Json:
         """The next event that a service has sent to another: ``source``, ``eventType``, ``payload`` …"""
-        found: Any = self.redis.xread({self.prefix + GATEWAY: self._read}, count=1, block=int(PATIENCE * 1000))
+        found: Any = self.redis.xread({self.prefix + GATEWAY_STREAM: self._read}, count=1, block=int(PATIENCE * 1000))
         assert found, "no service sent an event to another"
         ((_, ((self._read, fields),)),) = found
         event: Json = json.loads(fields["event"])
@@ -162,8 +172,8 @@ class Client:
         self._ids = count(1)
         contract.clients[self.socket_id] = self
         if room is not None:
-            contract.redis.hset(f"{contract.prefix}room:{room}", user, self.socket_id)
-            contract.redis.set(f"{contract.prefix}socket:{user}:{room}", self.socket_id)
+            contract.redis.hset(contract.prefix + room_key(room), user, self.socket_id)
+            contract.redis.set(contract.prefix + socket_key(user, room), self.socket_id)
 
     def send(self, event: str, payload: Any = None, **more: Any) -> None:
         """Send an event, ``service:module:name``. What is given as ``more`` stands in the envelope."""

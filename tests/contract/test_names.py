@@ -1,12 +1,16 @@
-"""Names that say whose socket it is."""
+"""Names that say whose socket it is, and names in Redis: each is written in one place."""
 
 from __future__ import annotations
 
+import ast
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from kraftek.contract import names
 from kraftek.contract.names import NAME_LENGTH, gateway_of, new_gateway_id, new_socket_id, reply_channel, service_of
 
 NAMES = json.loads((Path(__file__).parents[1] / "client/names.json").read_text("utf-8"))
@@ -55,3 +59,63 @@ def test_an_event_is_for_the_first_part_of_its_name() -> None:
 def test_what_names_no_event() -> None:
     assert [name for name in NAMES["bad"] if service_of(name) is not None] == []
     assert service_of("a:b:" + "ж" * (NAME_LENGTH - 3)) is None
+
+
+def test_names_that_others_write() -> None:
+    """Services, auth services and gateways of other versions have them: none of these may change."""
+    constants = {name: value for name, value in vars(names).items() if name in names.__all__ and isinstance(value, str)}
+    assert constants == {
+        "ACCESS": "access:",
+        "BROADCAST": "events:broadcast",
+        "CLIENT_JOINED": "gateway:client:joined",
+        "CLIENT_LEFT": "gateway:client:left",
+        "ENTRIES": "gateway:",
+        "GATEWAY_GROUP": "gateways",
+        "GATEWAY_LEASES": "gateways",
+        "GATEWAY_OWN": "gateway:",
+        "GATEWAY_STREAM": "events:gateway",
+        "INVALIDATION": "auth:invalidate",
+        "LAST_LOOK": "gateways:looked",
+        "LOST_GATEWAYS": "gateways:lost",
+        "REQUESTS": "request:",
+        "SUBPROTOCOL": "kraftek.v1.json",
+    }
+    assert names.default_channel("chat") == "events:chat"
+    assert names.stream_of("events:chat", 3) == "events:chat:3"
+    assert names.dead_letters("events:chat:3") == "events:chat:3:dead"
+    assert names.instances_key("events:chat", "chat") == "events:chat:instances:chat"
+    assert names.lease_key("events:chat:3", "chat") == "events:chat:3:lease:chat"
+    assert names.token_key("digest") == "access:token:digest"
+    assert names.user_key("ada") == "access:user:ada"
+    assert names.ledger_key("ada") == "access-ledger:ada"
+    assert names.entries_key("g") == "gateway:g:entries"
+    assert names.room_key("kitchen") == "room:kitchen"
+    assert names.socket_key("ada", "kitchen") == "socket:ada:kitchen"
+    assert names.sockets_key('["ada","kitchen"]') == 'sockets:["ada","kitchen"]'
+
+
+KEY = re.compile(r"(events|auth|access|access-ledger|gateways?|rooms?|sockets?|request):\S*")
+
+AUTHORS = {"kraftek/daemon/demo/notes.py"}
+"""Written as an author of a service would write it."""
+
+
+def _texts(tree: ast.Module) -> Iterator[ast.Constant]:
+    """What stands in quotes, without docstrings."""
+    documentation = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation:
+            yield node
+
+
+def test_names_in_redis_are_written_in_one_module() -> None:
+    package = Path(names.__file__).parents[1]
+    found = []
+    for path in package.rglob("*.py"):
+        module = path.relative_to(package.parent).as_posix()
+        if module == "kraftek/contract/names.py" or module in AUTHORS:
+            continue
+        texts = _texts(ast.parse(path.read_text("utf-8")))
+        found += [f"{module}:{text.lineno} {text.value!r}" for text in texts if KEY.fullmatch(str(text.value))]
+    assert found == []
+    assert [text.value for text in _texts(ast.parse('"""room:1"""\nkey = f"room:{room}"'))] == ["room:"]

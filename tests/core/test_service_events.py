@@ -15,7 +15,7 @@ from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Registration
 from kraftek.core.dispatch import APPEND, Dispatch
 from kraftek.core.registry import EventRouter, ServiceRegistry
-from kraftek.core.service_events import ATTEMPTS, DEAD, HELD, RETRIES, STREAM, ServiceEvents
+from kraftek.core.service_events import ATTEMPTS, HELD, RETRIES, ServiceEvents
 from tests.support.fakes import FakeBus, FakeReading
 
 REPLIES = "k:events:reply:chat"
@@ -68,14 +68,18 @@ class Desk:
         (call,) = self.bus.calls
         self.bus.calls.clear()
         call.reply.callback(b"1-0")
-        assert (call.command, call.keys, call.args[:4]) == ("XADD", (DEAD,), ("MAXLEN", "~", 10_000, "*"))
+        assert (call.command, call.keys, call.args[:4]) == (
+            "XADD",
+            ("events:gateway:dead",),
+            ("MAXLEN", "~", 10_000, "*"),
+        )
         fields = call.args[4:]
         return dict(zip(map(str, fields[::2]), fields[1::2], strict=True))
 
 
 def test_an_event_goes_to_its_service_and_is_done_when_that_has_it() -> None:
     desk = Desk()
-    assert desk.reading.stream == STREAM
+    assert desk.reading.stream == "events:gateway"
     desk.send(eventType="notes:note:create", payload={"a": [1, 2.50]}, userId="ann", roomId="board", id=7,
               traceparent="00-1", replyTo=REPLIES)  # fmt: skip
     ((channel, event),) = desk.published()

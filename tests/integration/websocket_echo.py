@@ -25,10 +25,11 @@ from kraftek.contract.interfaces import IClientLink  # noqa: E402
 from kraftek.contract.iteration import Iteration  # noqa: E402
 from kraftek.contract.messages import Outgoing  # noqa: E402
 from kraftek.contract.metrics import Counters  # noqa: E402
+from kraftek.contract.names import SUBPROTOCOL  # noqa: E402
 from kraftek.contract.settings import Limits  # noqa: E402
 from kraftek.daemon.listening import server_endpoint  # noqa: E402
 from kraftek.edge.addresses import Addresses  # noqa: E402
-from kraftek.edge.dialects.native import SUBPROTOCOL, NativeDialect  # noqa: E402
+from kraftek.edge.dialects.native import NativeDialect  # noqa: E402
 from kraftek.edge.origins import Origins  # noqa: E402
 from kraftek.edge.websocket import frames  # noqa: E402
 from kraftek.edge.websocket.factory import ClientFactory  # noqa: E402

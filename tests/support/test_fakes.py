@@ -18,9 +18,10 @@ from kraftek.contract.interfaces import IAccess, IAccessListener, IBus, IBusList
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Outgoing, Token
 from kraftek.contract.metrics import Counters
+from kraftek.contract.names import LOST_GATEWAYS, entries_key
 from kraftek.contract.settings import Redis
 from kraftek.core.registry import ServiceRegistry
-from kraftek.core.rooms.room_cache import LOST_GATEWAYS, RedisRooms, entries_of
+from kraftek.core.rooms.room_cache import RedisRooms
 from tests.support.fakes import FakeAccess, FakeBus, FakeLink, FakeRooms
 from tests.support.redis_server import PrivateRedis
 from tests.support.waiting import until
@@ -277,7 +278,7 @@ class RedisRoomsTest(RoomsContract, TestCase):
         self.rooms = RedisRooms(self.bus, ServiceRegistry(), "g", "k:events:reply:g")
 
     async def dies(self) -> None:
-        await self.bus.call("RENAME", [entries_of("g"), LOST_GATEWAYS])
+        await self.bus.call("RENAME", [entries_key("g"), LOST_GATEWAYS])
 
 
 class FakeLinkTest(TestCase):

@@ -27,14 +27,12 @@ from kraftek.contract.interfaces import IAccess, IAccessChecker, IAccessListener
 from kraftek.contract.log_once import OnceAMinute
 from kraftek.contract.messages import Grant, Token
 from kraftek.contract.metrics import Counters
+from kraftek.contract.names import ACCESS, INVALIDATION, token_key, user_key
 from kraftek.contract.settings import Auth
 from kraftek.core.access.local import Answers, Changes, Key, names
-from kraftek.core.access.redis import Kept, SharedAnswers, token_key, user_key
+from kraftek.core.access.redis import Kept, SharedAnswers
 
 __all__ = ["AccessCache"]
-
-INVALIDATE = "auth:invalidate"
-"""The channel on which the auth service takes access back: ``{"userId", "roomId"?}``."""
 
 ATTEMPTS = 3
 """How often one check asks when access is taken back each time before it has its answer."""
@@ -107,8 +105,8 @@ class AccessCache:
         self._uncleared: OrderedDict[tuple[str, str | None], None] = OrderedDict()
         self._listeners: list[IAccessListener] = []
         self._once_a_minute = OnceAMinute(clock.seconds)
-        bus.track("access:", self._changed)
-        bus.subscribe(INVALIDATE, self._invalidated)
+        bus.track(ACCESS, self._changed)
+        bus.subscribe(INVALIDATION, self._invalidated)
         bus.add_listener(self)
 
     # IAccess
@@ -156,7 +154,7 @@ class AccessCache:
         if (
             denial is not None
             and denial.until > self._clock.seconds()
-            and not self._changes.since(denial.position, (token_key(key[0]), INVALIDATE))
+            and not self._changes.since(denial.position, (token_key(key[0]), INVALIDATION))
         ):
             return fail(_copy(denial.error))
         return None
@@ -288,7 +286,7 @@ class AccessCache:
         user_id, room_id = message.user_id, message.room_id or None
         self._counters.access_invalidations += 1
         self._changes.record(user_key(user_id) if room_id is None else (user_id, room_id))
-        self._changes.record(INVALIDATE)
+        self._changes.record(INVALIDATION)
         for key in self._answers.named(user_key(user_id)):
             if room_id in (None, key[1]):
                 self._answers.drop(key)
@@ -310,7 +308,7 @@ class AccessCache:
         self._once_a_minute(
             self._log.warn,
             "A malformed message on {channel} (logged once a minute): {error}",
-            channel=INVALIDATE,
+            channel=INVALIDATION,
             error=str(error),
         )
 

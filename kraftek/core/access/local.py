@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable
 
-from kraftek.core.access.redis import Kept, token_key, user_key
+from kraftek.contract.names import token_key, user_key
+from kraftek.core.access.redis import Kept
 
 __all__ = ["Answers", "Changes", "Key", "names"]
 

@@ -10,6 +10,7 @@ from zope.interface import implementer
 from kraftek.contract.errors import Code, PeerError
 from kraftek.contract.interfaces import IAccess, IAccessListener, IBus, IBusListener
 from kraftek.contract.messages import Grant, Token
+from kraftek.contract.names import ACCESS
 
 __all__ = ["OpenAccess"]
 
@@ -23,7 +24,7 @@ class OpenAccess:
 
     def __init__(self, bus: IBus) -> None:
         self._listeners: list[IAccessListener] = []
-        bus.track("access:", self._changed)
+        bus.track(ACCESS, self._changed)
         bus.add_listener(self)
 
     def check(self, token: Token, room_id: str | None) -> Deferred[Grant]:

@@ -29,8 +29,9 @@ from kraftek.contract.interfaces import IBus
 from kraftek.contract.log_once import OnceAMinute
 from kraftek.contract.lua import Script, lua
 from kraftek.contract.messages import Grant
+from kraftek.contract.names import ledger_key, token_key, user_key
 
-__all__ = ["CLEAR", "LOOK_UP", "STORE", "Found", "Kept", "SharedAnswers", "token_key", "user_key"]
+__all__ = ["CLEAR", "LOOK_UP", "STORE", "Found", "Kept", "SharedAnswers"]
 
 
 class Kept(Grant, frozen=True, rename="camel", omit_defaults=True, kw_only=True):
@@ -44,16 +45,6 @@ class Found(Struct, frozen=True):
 
     time: int
     kept: Kept | None
-
-
-def token_key(digest: str) -> str:
-    """The key of what is kept for a token."""
-    return f"access:token:{digest}"
-
-
-def user_key(user_id: str) -> str:
-    """The key of a user's digests."""
-    return f"access:user:{user_id}"
 
 
 LOOK_UP = Script(lua(__package__, "time", "ledger", "look_up"))
@@ -78,7 +69,7 @@ class SharedAnswers:
         """What is kept for this token in this room. ``user_id``: whose it was when last known."""
         reply = await self._run(
             LOOK_UP,
-            (token_key(""), user_key(""), _ledger_key("")),
+            (token_key(""), user_key(""), ledger_key("")),
             (digest, room_id or "", user_id, self._memory),
         )
         if reply is None:
@@ -92,7 +83,7 @@ class SharedAnswers:
         """
         reply = await self._run(
             STORE,
-            (token_key(""), user_key(kept.user_id), _ledger_key(kept.user_id)),
+            (token_key(""), user_key(kept.user_id), ledger_key(kept.user_id)),
             (digest, room_id or "", msgspec.json.encode(kept), int(seconds * 1000), asked, self._memory),
         )
         return None if reply is None else reply == 1
@@ -101,7 +92,7 @@ class SharedAnswers:
         """Forget what is kept for a user, in one room alone when it is given; answers on their way as well."""
         reply = await self._run(
             CLEAR,
-            (user_key(user_id), token_key(""), _ledger_key(user_id)),
+            (user_key(user_id), token_key(""), ledger_key(user_id)),
             (int(room_id is not None), room_id or "", self._memory),
         )
         return None if reply is None else True
@@ -119,10 +110,6 @@ class SharedAnswers:
         self._once_a_minute(
             self._log.error, "Redis refuses to keep access (logged once a minute): {error}", error=str(error)
         )
-
-
-def _ledger_key(user_id: str) -> str:
-    return f"access-ledger:{user_id}"
 
 
 def _read(answer: bytes) -> Kept | None:

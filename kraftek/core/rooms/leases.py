@@ -21,7 +21,8 @@ from kraftek.contract.interfaces import IBus, IBusListener, IRooms
 from kraftek.contract.log_once import OnceUntilItWorks
 from kraftek.contract.lua import Script, lua
 from kraftek.contract.metrics import Counters
-from kraftek.core.rooms.room_cache import ENTRIES_AT_ONCE, LOST_GATEWAYS, Entry, entries_of
+from kraftek.contract.names import ENTRIES, GATEWAY_LEASES, LAST_LOOK, LOST_GATEWAYS, entries_key
+from kraftek.core.rooms.room_cache import ENTRIES_AT_ONCE, Entry
 
 __all__ = ["LOOK_INTERVAL", "RENEW_INTERVAL", "Leases"]
 
@@ -37,11 +38,6 @@ LOOK_INTERVAL = 1.0
 OUTAGE = 3.0
 """When nobody has looked for so many seconds, Redis was away for all. It takes longer than that,
 ``LEASE - RENEW_INTERVAL``, for a lease to run out by the fault of Redis."""
-
-GATEWAYS = "gateways"
-"""The leases: gateway ids by the time when each runs out, by Redis's clock."""
-
-LOOKED = "gateways:looked"
 
 RENEW = Script(lua(__package__, "time", "renew_lease"))
 FIND_LOST = Script(lua(__package__, "time", "find_lost"))
@@ -70,14 +66,14 @@ class Leases:
 
     def bus_up(self) -> None:
         """A process's entries are written again in any case then."""
-        self._call(RENEW, [GATEWAYS], self._gateway_id, LEASE)
+        self._call(RENEW, [GATEWAY_LEASES], self._gateway_id, LEASE)
 
     def bus_down(self) -> None:
         """Nothing to be done about it."""
 
     def renew(self) -> None:
         """Called every :data:`RENEW_INTERVAL` seconds."""
-        self._call(RENEW, [GATEWAYS], self._gateway_id, LEASE).addCallback(self._renewed)
+        self._call(RENEW, [GATEWAY_LEASES], self._gateway_id, LEASE).addCallback(self._renewed)
 
     def look(self) -> None:
         """Called every :data:`LOOK_INTERVAL` seconds."""
@@ -87,10 +83,10 @@ class Leases:
 
     def release(self) -> None:
         """The process ends."""
-        self._call(RELEASE, [GATEWAYS, entries_of(self._gateway_id)], self._gateway_id)
+        self._call(RELEASE, [GATEWAY_LEASES, entries_key(self._gateway_id)], self._gateway_id)
 
     async def _look(self) -> None:
-        keys = [GATEWAYS, LOST_GATEWAYS, LOOKED, "gateway:"]
+        keys = [GATEWAY_LEASES, LOST_GATEWAYS, LAST_LOOK, ENTRIES]
         while found := await self._bus.call(FIND_LOST, keys, [LEASE, OUTAGE, ENTRIES_AT_ONCE]):
             await self._rooms.bury([_decode(entry) for entry in found])
             self._counters.entries_swept += len(found)

@@ -29,33 +29,31 @@ from kraftek.contract.interfaces import IBus, IRooms, IServiceRegistry
 from kraftek.contract.log_once import OnceUntilItWorks
 from kraftek.contract.lua import Script, lua
 from kraftek.contract.messages import Envelope
-from kraftek.contract.names import place_of
+from kraftek.contract.names import (
+    CLIENT_JOINED,
+    CLIENT_LEFT,
+    LOST_GATEWAYS,
+    entries_key,
+    place_of,
+    room_key,
+    socket_key,
+    sockets_key,
+)
 from kraftek.contract.settings import Registration
 
-__all__ = ["LOST_GATEWAYS", "Entry", "RedisRooms", "entries_of"]
+__all__ = ["ENTRIES_AT_ONCE", "Entry", "RedisRooms"]
 
 Entry = tuple[str, str, str]
 """User, room and socket: a member of ``gateway:<id>:entries``, as JSON."""
 
-LOST_GATEWAYS = "gateways:lost"
-"""The set of entries whose process is gone; who removes one from it cleans up after it."""
-
 ENTRIES_AT_ONCE = 200
 """Entries that one call of a script writes: one or two milliseconds in which Redis does nothing else."""
-
-JOINED = "gateway:client:joined"
-LEFT = "gateway:client:left"
 
 ENTER = Script(lua(__package__, "entries", "enter"))
 LEAVE = Script(lua(__package__, "entries", "leave"))
 RESTORE = Script(lua(__package__, "entries", "restore"))
 
 _encode = msgspec.json.Encoder().encode
-
-
-def entries_of(gateway_id: str) -> str:
-    """The key of the set of what a process has written."""
-    return f"gateway:{gateway_id}:entries"
 
 
 @implementer(IRooms)
@@ -80,18 +78,18 @@ class RedisRooms:
         self._gateway_id = gateway_id
         self._reply_to = reply_to
         self._now = now
-        self._own = entries_of(gateway_id)
+        self._own = entries_key(gateway_id)
         self._told: tuple[Registration, ...] = ()
         self._once = OnceUntilItWorks()
         registry.on_change(self._look_up)
         self._look_up()
 
     def enter(self, user_id: str, room_id: str, socket_id: str) -> Deferred[str | None]:
-        displaced = self._run(ENTER, self._own, [(user_id, room_id, socket_id)], JOINED, {})
+        displaced = self._run(ENTER, self._own, [(user_id, room_id, socket_id)], CLIENT_JOINED, {})
         return displaced.addCallback(lambda found: found if found is None else found.decode())
 
     def leave(self, user_id: str, room_id: str, socket_id: str, reason: str) -> Deferred[None]:
-        left = self._run(LEAVE, self._own, [(user_id, room_id, socket_id)], LEFT, {"reason": reason})
+        left = self._run(LEAVE, self._own, [(user_id, room_id, socket_id)], CLIENT_LEFT, {"reason": reason})
         return left.addCallback(lambda _: None)
 
     def restore(self, entries: Iterable[Entry]) -> Deferred[list[str]]:
@@ -99,11 +97,11 @@ class RedisRooms:
         remaining = iter(entries)
         batches = []
         while batch := list(islice(remaining, ENTRIES_AT_ONCE)):
-            batches.append(self._run(RESTORE, self._own, batch, JOINED, {}))
+            batches.append(self._run(RESTORE, self._own, batch, CLIENT_JOINED, {}))
         return gatherResults(batches, consumeErrors=True).addCallbacks(_sockets, _first_error)
 
     def bury(self, entries: Sequence[Entry]) -> Deferred[None]:
-        buried = self._run(LEAVE, LOST_GATEWAYS, entries, LEFT, {"reason": "gateway_lost"})
+        buried = self._run(LEAVE, LOST_GATEWAYS, entries, CLIENT_LEFT, {"reason": "gateway_lost"})
         return buried.addCallback(lambda _: None)
 
     def _run(
@@ -116,9 +114,8 @@ class RedisRooms:
         args += [service.max_length if service.transport == "stream" else 0 for service in told]
         for entry in entries:
             user_id, room_id, socket_id = entry
-            # As JSON, because names may have colons: a user would inherit sockets of another.
-            sockets = f"sockets:{_encode((user_id, room_id)).decode()}"
-            keys += (f"room:{room_id}", f"socket:{user_id}:{room_id}", sockets)
+            sockets = sockets_key(_encode((user_id, room_id)).decode())
+            keys += (room_key(room_id), socket_key(user_id, room_id), sockets)
             listening = [_place(service, room_id) for service in told]
             keys += listening
             places.update(listening)

@@ -39,12 +39,11 @@ from kraftek.contract.messages import (
     RequestId,
     Token,
 )
+from kraftek.contract.names import SUBPROTOCOL
 from kraftek.contract.settings import Limits
 from kraftek.contract.surrogates import HALF, is_whole, mended
 
-__all__ = ["SUBPROTOCOL", "NativeDialect"]
-
-SUBPROTOCOL = "kraftek.v1.json"
+__all__ = ["NativeDialect"]
 
 _Id = int | Annotated[str, Meta(max_length=ID_LENGTH)]
 _RoomId = Annotated[str, Meta(min_length=1, max_length=ROOM_ID_LENGTH)]

@@ -11,9 +11,10 @@ from zope.interface.verify import verifyObject
 from kraftek.contract.errors import Code, PeerError
 from kraftek.contract.interfaces import IAccess, IBusListener
 from kraftek.contract.messages import Token
+from kraftek.contract.names import token_key, user_key
 from kraftek.contract.settings import Auth
 from kraftek.core.access import cache as cache_module
-from kraftek.core.access.redis import Kept, token_key, user_key
+from kraftek.core.access.redis import Kept
 from tests.core.access.world import EPOCH, MemoryRedis, Outcome, Process, settle
 
 T = Token("t")

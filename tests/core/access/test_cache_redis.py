@@ -17,9 +17,9 @@ from kraftek.contract.interfaces import IAccessChecker, IAccessListener
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Grant, Token
 from kraftek.contract.metrics import Counters
+from kraftek.contract.names import token_key, user_key
 from kraftek.contract.settings import Auth, Redis
 from kraftek.core.access.cache import AccessCache
-from kraftek.core.access.redis import token_key, user_key
 from tests.core.access.world import Outcome
 from tests.support.fakes import Question
 from tests.support.redis_server import PrivateRedis, oldest_redis_server

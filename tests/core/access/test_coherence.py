@@ -17,8 +17,8 @@ from twisted.internet.task import Clock
 
 from kraftek.contract.errors import Code, PeerError
 from kraftek.contract.messages import Token
+from kraftek.contract.names import token_key, user_key
 from kraftek.contract.settings import Auth
-from kraftek.core.access.redis import token_key, user_key
 from tests.core.access.world import MemoryRedis, Outcome, Process, settle
 from tests.support.fakes import Question
 

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 
+from kraftek.contract.names import token_key, user_key
 from kraftek.core.access import local as memory
 from kraftek.core.access.local import Answers, Changes, names
-from kraftek.core.access.redis import Kept, token_key, user_key
+from kraftek.core.access.redis import Kept
 
 
 def kept(user: str = "ada") -> Kept:

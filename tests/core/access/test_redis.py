@@ -15,7 +15,8 @@ from twisted.internet.task import Clock
 
 from kraftek.contract.lua import Script
 from kraftek.contract.messages import Token
-from kraftek.core.access.redis import CLEAR, LOOK_UP, STORE, Kept, token_key, user_key
+from kraftek.contract.names import token_key, user_key
+from kraftek.core.access.redis import CLEAR, LOOK_UP, STORE, Kept
 from tests.core.access.world import MemoryRedis
 from tests.support.redis_server import PrivateRedis, oldest_redis_server
 

@@ -23,10 +23,10 @@ from kraftek.contract.interfaces import IBus, IRooms
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.lua import Script
 from kraftek.contract.metrics import Counters
-from kraftek.contract.names import partition_of
+from kraftek.contract.names import LOST_GATEWAYS, entries_key, partition_of
 from kraftek.contract.settings import Redis, Registration
 from kraftek.core.registry import ServiceRegistry
-from kraftek.core.rooms.room_cache import ENTRIES_AT_ONCE, LOST_GATEWAYS, Entry, RedisRooms, entries_of
+from kraftek.core.rooms.room_cache import ENTRIES_AT_ONCE, Entry, RedisRooms
 from tests.support.redis_server import PrivateRedis
 from tests.support.waiting import until
 
@@ -447,8 +447,8 @@ class Cluster:
         """Whoever looks finds that it is gone."""
         self.lost |= self.named[process]
         self.named[process].clear()
-        self.client.sunionstore(LOST_GATEWAYS, LOST_GATEWAYS, entries_of(f"g{process}"))
-        self.client.delete(entries_of(f"g{process}"))
+        self.client.sunionstore(LOST_GATEWAYS, LOST_GATEWAYS, entries_key(f"g{process}"))
+        self.client.delete(entries_key(f"g{process}"))
 
     def bury(self, process: int, number: int) -> None:
         entries = sorted(self.lost)[:number]
@@ -488,7 +488,7 @@ class Cluster:
         for (user, room), sockets in self.sockets.items():
             assert client.smembers(f'sockets:["{user}","{room}"]') == {socket.encode() for socket in sockets}
         for process, entries in enumerate(self.named):
-            found = client.smembers(entries_of(f"g{process}"))
+            found = client.smembers(entries_key(f"g{process}"))
             assert {tuple(msgspec.json.decode(entry)) for entry in found} == entries
         assert [event[:3] for event in appended(client, "log")] == self.events
 

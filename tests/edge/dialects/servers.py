@@ -25,9 +25,10 @@ from zope.interface import implementer
 from kraftek.contract.interfaces import IReceiver
 from kraftek.contract.messages import Outgoing
 from kraftek.contract.metrics import Counters
+from kraftek.contract.names import SUBPROTOCOL
 from kraftek.contract.settings import Limits
 from kraftek.edge.addresses import Addresses
-from kraftek.edge.dialects.native import SUBPROTOCOL, NativeDialect
+from kraftek.edge.dialects.native import NativeDialect
 from kraftek.edge.dialects.socketio_packets import (
     MAIN,
     ConnectPacket,

@@ -33,7 +33,8 @@ from kraftek.contract.messages import (
     Pong,
     Token,
 )
-from kraftek.edge.dialects.native import SUBPROTOCOL, NativeDialect
+from kraftek.contract.names import SUBPROTOCOL
+from kraftek.edge.dialects.native import NativeDialect
 from tests.edge.dialects.contract import JSON, SECRET, DialectContract, Wire, same
 
 

@@ -20,9 +20,10 @@ from websockets.http11 import Response
 from websockets.uri import parse_uri
 
 from kraftek.contract.interfaces import IDialect
+from kraftek.contract.names import SUBPROTOCOL
 from kraftek.contract.settings import Limits
 from kraftek.edge.addresses import Addresses
-from kraftek.edge.dialects.native import SUBPROTOCOL, NativeDialect
+from kraftek.edge.dialects.native import NativeDialect
 from kraftek.edge.engineio.clients import EngineClients
 from kraftek.edge.origins import Origins
 from kraftek.edge.websocket.factory import ClientFactory

@@ -20,10 +20,11 @@ from kraftek.contract.interfaces import IReceiver
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Outgoing, Token
 from kraftek.contract.metrics import Counters
+from kraftek.contract.names import SUBPROTOCOL
 from kraftek.contract.settings import Limits
 from kraftek.core.session import Session
 from kraftek.edge.addresses import Addresses
-from kraftek.edge.dialects.native import SUBPROTOCOL, NativeDialect
+from kraftek.edge.dialects.native import NativeDialect
 from kraftek.edge.engineio.clients import EngineClients
 from kraftek.edge.engineio.connection import EngineSettings
 from kraftek.edge.engineio.packets import EngineError

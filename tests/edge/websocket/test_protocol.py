@@ -16,9 +16,10 @@ from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFact
 from websockets.frames import Frame, Opcode
 
 from kraftek.contract.messages import Outbound, Outgoing
+from kraftek.contract.names import SUBPROTOCOL
 from kraftek.contract.settings import Limits
 from kraftek.core.session import Session, SessionState
-from kraftek.edge.dialects.native import SUBPROTOCOL, NativeDialect
+from kraftek.edge.dialects.native import NativeDialect
 from kraftek.edge.public_site import public_site
 from tests.edge.websocket.edge import TOKEN, WRONG, Edge, Peer, RecordingTransport, handshake
 
