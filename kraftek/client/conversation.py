@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from kraftek.contract.messages import ReceivedError
 from kraftek.contract.names import NAME_LENGTH, SUBPROTOCOL, service_of
 from kraftek.contract.surrogates import check_name, encode
 
@@ -170,12 +171,6 @@ class Dropped(Struct, frozen=True):
 Action = Ask | Open | Drop | Settle | Hear | Change | Dropped
 
 
-class _Error(Struct, rename="camel"):
-    code: str = ""
-    message: str = ""
-    retry_after: float | None = None
-
-
 _decode = msgspec.json.Decoder(Message).decode
 
 
@@ -211,7 +206,7 @@ class Conversation:
         self._refused = False
         self._token = ""
         self._authenticate: bytes | None = None
-        self._complaint: _Error | None = None
+        self._complaint: ReceivedError | None = None
         self._end = Closed(1000, "not connected yet")
         # In the order of the calls: what is still to be sent, and what was sent on this socket and has no answer.
         self._unsent: dict[str, bytes] = {}
@@ -440,7 +435,7 @@ class Conversation:
         self._first = next(iter(self._rooms), None)
         self._authenticate = _frame("authenticate", {"token": self._token, "roomId": self._first})
 
-    def _while_connecting(self, message: Message, error: _Error | None, now: float) -> None:
+    def _while_connecting(self, message: Message, error: ReceivedError | None, now: float) -> None:
         if error is not None:
             self._complaint = error
             if error.code == "AUTH_UNAVAILABLE":
@@ -476,7 +471,7 @@ class Conversation:
             # Left while it was being entered.
             self.leave(now, _PATIENCE, first)
 
-    def _entered(self, key: str, message: Message, error: _Error | None, now: float) -> None:
+    def _entered(self, key: str, message: Message, error: ReceivedError | None, now: float) -> None:
         """Or not: what the gateway says to ``join``."""
         room_id = self._joins[key]
         again = room_id in self._rooms
@@ -587,7 +582,7 @@ class Conversation:
         self._dues.pop(key, None)
         self._dues.pop(_AGAIN + key, None)
 
-    def _jittered(self, error: _Error) -> float:
+    def _jittered(self, error: ReceivedError) -> float:
         return (error.retry_after or 1.0) * (1.0 + self._random())
 
     def _wake_at(self, key: str, due: float) -> None:
@@ -611,12 +606,12 @@ def _frame(type: str, payload: Any, id: str | None = None, room_id: str | None =
     return encode({"type": type, **{key: value for key, value in optional.items() if value is not None}})
 
 
-def _error(payload: Any) -> _Error:
+def _error(payload: Any) -> ReceivedError:
     try:
-        return msgspec.convert(payload, _Error)
+        return msgspec.convert(payload, ReceivedError)
     except msgspec.ValidationError:
         # A service's own, and not as the protocol has it: an error all the same.
-        return _Error(message=str(payload))
+        return ReceivedError(message=str(payload))
 
 
 def _text(payload: Any, key: str) -> str | None:
@@ -624,5 +619,5 @@ def _text(payload: Any, key: str) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def _refused(error: _Error) -> Refused:
+def _refused(error: ReceivedError) -> Refused:
     return Refused(error.code, error.message, error.retry_after)

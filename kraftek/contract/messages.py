@@ -23,6 +23,7 @@ __all__ = [
     "Delivery",
     "Envelope",
     "ErrorMessage",
+    "ErrorPayload",
     "Event",
     "Grant",
     "Inbound",
@@ -34,6 +35,7 @@ __all__ = [
     "Outgoing",
     "Ping",
     "Pong",
+    "ReceivedError",
     "RequestId",
     "Token",
 ]
@@ -163,6 +165,27 @@ class ErrorMessage(Struct, frozen=True):
     retry_after: float | None = None
     id: RequestId | None = None
     room_id: str | None = None
+
+
+class ErrorPayload(Struct, frozen=True, rename="camel", omit_defaults=True, gc=False):
+    """The payload of every ``error`` that the gateway or the service kit sends: docs/client-protocol.rst, "Errors".
+
+    ``room_id``: only where the message itself names no room.
+    """
+
+    code: str
+    message: str
+    event_type: str | None = None
+    retry_after: float | None = None
+    room_id: str | None = None
+
+
+class ReceivedError(Struct, frozen=True, rename="camel"):
+    """Of the payload of an ``error`` what is acted on. Any service may have written it, so nothing of it is certain."""
+
+    code: str = ""
+    message: str = ""
+    retry_after: float | None = None
 
 
 class Ack(Struct, frozen=True):

@@ -20,7 +20,16 @@ from twisted.python.failure import Failure
 from kraftek.contract.errors import Code, NotPublished, PeerError
 from kraftek.contract.interfaces import IBus, Undelivered
 from kraftek.contract.lua import ForEach, Receipt
-from kraftek.contract.messages import Ack, Broadcast, Delivery, Envelope, ErrorMessage, Outbound, RequestId
+from kraftek.contract.messages import (
+    Ack,
+    Broadcast,
+    Delivery,
+    Envelope,
+    ErrorMessage,
+    ErrorPayload,
+    Outbound,
+    RequestId,
+)
 from kraftek.contract.metrics import Counters
 from kraftek.contract.names import REQUESTS, gateway_of
 from kraftek.contract.settings import Limits, Registration
@@ -289,7 +298,7 @@ class Requests:
         del self._waiting[request.session.socket_id][request.id]
         self._counters.requests_timed_out += 1
         message, name = f"no answer within {request.queue.service.timeout:g} s", request.name
-        body = _encode({"type": "error", "payload": {"code": Code.TIMEOUT, "message": message, "eventType": name}})
+        body = _encode({"type": "error", "payload": ErrorPayload(Code.TIMEOUT, message, name)})
         self._settle(request, ErrorMessage(Code.TIMEOUT, message, name, None, request.id), body)
 
     def _settle(self, request: _Request, outbound: Outbound | None, body: bytes | None = None) -> None:

@@ -25,7 +25,7 @@ from kraftek.contract.errors import Code, NotPublished, PeerError
 from kraftek.contract.interfaces import IBus, IEventRouter, IReading, IServiceRegistry, Undelivered
 from kraftek.contract.json_text import JsonBounds, is_long
 from kraftek.contract.log_once import OnceUntilItWorks
-from kraftek.contract.messages import ID_LENGTH, NULL, Envelope, RequestId
+from kraftek.contract.messages import ID_LENGTH, NULL, Envelope, ErrorPayload, RequestId
 from kraftek.contract.metrics import Counters
 from kraftek.contract.names import GATEWAY_GROUP, GATEWAY_STREAM, dead_letters
 from kraftek.contract.surrogates import is_whole, mended, read
@@ -61,7 +61,7 @@ class Sent(Struct, frozen=True, rename="camel"):
 
 class _Answer(Struct, rename="camel", omit_defaults=True):
     type: str
-    payload: dict[str, Any]
+    payload: ErrorPayload | dict[str, int]
     in_reply_to: RequestId | UnsetType = UNSET
 
 
@@ -175,7 +175,7 @@ class ServiceEvents:
             return
         elif taken == Undelivered.FULL:
             self._counters.streams_full += 1
-            self._tell(sent, Code.SERVICE_UNAVAILABLE, "too many events wait for this service", retryAfter=1.0)
+            self._tell(sent, Code.SERVICE_UNAVAILABLE, "too many events wait for this service", retry_after=1.0)
         elif taken == Undelivered.REFUSED:
             self._counters.publishes_refused += 1
             self._tell(sent, Code.SERVICE_UNAVAILABLE, "the event could not be handed over at present")
@@ -204,10 +204,10 @@ class ServiceEvents:
         entry = entry_id, event, reason
         burying.addCallbacks(self._buried, self._not_buried, callbackArgs=(entry_id,), errbackArgs=entry)
 
-    def _tell(self, sent: Sent, code: Code, message: str, **more: float) -> None:
-        self._answer(sent, "error", {"code": code, "message": message, "eventType": sent.event_type, **more})
+    def _tell(self, sent: Sent, code: Code, message: str, retry_after: float | None = None) -> None:
+        self._answer(sent, "error", ErrorPayload(code, message, sent.event_type, retry_after))
 
-    def _answer(self, sent: Sent, type: str, payload: dict[str, Any]) -> None:
+    def _answer(self, sent: Sent, type: str, payload: ErrorPayload | dict[str, int]) -> None:
         prefix = self._bus.channel_name("")
         if sent.reply_to is None or not sent.reply_to.startswith(prefix):
             return

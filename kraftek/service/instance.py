@@ -31,9 +31,10 @@ import msgspec
 from msgspec import Struct
 
 from kraftek.contract.consumer_groups import CLAIM, DEAD_LETTERS, FORGOTTEN_AFTER, JOIN
+from kraftek.contract.errors import Code
 from kraftek.contract.log_once import OnceAMinute
 from kraftek.contract.lua import Script, lua
-from kraftek.contract.messages import Broadcast
+from kraftek.contract.messages import Broadcast, ReceivedError
 from kraftek.contract.names import dead_letters, instances_key, lease_key, reply_channel
 from kraftek.contract.surrogates import read
 from kraftek.service.backend import Away, Backend, Job, Reader, Rejected, Signal
@@ -63,14 +64,6 @@ return 0
 """)
 
 _decode_answer = msgspec.json.Decoder(Broadcast).decode
-
-
-class _Problem(Struct, rename="camel"):
-    """The payload of an ``error``."""
-
-    code: str = "INTERNAL"
-    message: str = ""
-    retry_after: float | None = None
 
 
 class Entry(Struct, frozen=True):
@@ -141,8 +134,8 @@ class Instance:
         if told is None:
             raise Refused("TIMEOUT", f"{event['eventType']}: no answer within {timeout:g} s")
         if told.type == "error":
-            problem = msgspec.json.decode(told.payload, type=_Problem)
-            raise Refused(problem.code, problem.message, problem.retry_after)
+            error = msgspec.json.decode(told.payload, type=ReceivedError)
+            raise Refused(error.code or Code.INTERNAL, error.message, error.retry_after)
         return msgspec.json.decode(told.payload)
 
     def _answered(self, body: bytes) -> None:

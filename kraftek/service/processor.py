@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from kraftek.contract.messages import NULL, Broadcast, Envelope, RequestId
+from kraftek.contract.messages import NULL, Broadcast, Envelope, ErrorPayload, RequestId
 from kraftek.contract.names import (
     BROADCAST,
     GATEWAY_OWN,
@@ -84,13 +84,6 @@ class Link(Protocol):
 
 class _Told(Broadcast, frozen=True, omit_defaults=True):
     """A message to clients, without what it does not need."""
-
-
-class _Error(Struct, rename="camel", omit_defaults=True):
-    code: str
-    message: str
-    event_type: str
-    retry_after: float | None = None
 
 
 class _Route(Struct, frozen=True):
@@ -241,7 +234,7 @@ class EventProcessor:
         """Tell the sender no."""
         if event.event_type.startswith(GATEWAY_OWN):
             return []
-        error = _Error(code, message, event.event_type, retry_after)
+        error = ErrorPayload(code, message, event.event_type, retry_after)
         return self.to_sender(event, "error", Raw(encode(error)))
 
     def to_sender(self, event: Incoming, type: str, payload: Raw) -> list[Command]:

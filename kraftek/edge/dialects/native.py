@@ -26,6 +26,7 @@ from kraftek.contract.messages import (
     Connected,
     Delivery,
     ErrorMessage,
+    ErrorPayload,
     Event,
     Inbound,
     Join,
@@ -73,13 +74,6 @@ class _Reply(Struct, omit_defaults=True):
     payload: Any
     id: RequestId | None = None
     roomId: str | None = None
-
-
-class _Error(Struct, rename="camel", omit_defaults=True):
-    code: str
-    message: str
-    event_type: str | None = None
-    retry_after: float | None = None
 
 
 _BOUNDS = JsonBounds(Limits().json_depth)
@@ -135,7 +129,7 @@ class NativeDialect:
             return Outgoing(_encode(_Reply(message.type, message.payload, message.id, message.room_id)))
         match message:
             case ErrorMessage(code, text, event_type, retry_after, id, room_id):
-                reply = _Reply("error", _Error(code, text, event_type, retry_after), id, room_id)
+                reply = _Reply("error", ErrorPayload(code, text, event_type, retry_after), id, room_id)
             case Ack(id, receivers):
                 reply = _Reply("ack", {"receivers": receivers}, id)
             case Connected(socket_id):

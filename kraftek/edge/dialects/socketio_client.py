@@ -25,6 +25,7 @@ from kraftek.contract.messages import (
     Connected,
     Delivery,
     ErrorMessage,
+    ErrorPayload,
     Event,
     Inbound,
     Join,
@@ -69,16 +70,8 @@ class _Authenticated(Struct, rename="camel"):
     room_id: str | None
 
 
-class _Error(Struct, rename="camel", omit_defaults=True):
-    code: str
-    message: str
-    event_type: str | None = None
-    retry_after: float | None = None
-    room_id: str | None = None
-
-
 class _Refusal(Struct):
-    error: _Error
+    error: ErrorPayload
 
 
 _decode_credentials = msgspec.json.Decoder(_Credentials).decode
@@ -152,7 +145,7 @@ class SocketIODialect:
     def _encode_answer(self, message: Outbound) -> Outgoing | None:
         match message:
             case ErrorMessage(code, text, event_type, retry_after, id, room_id):
-                error = _Error(code, text, event_type, retry_after, room_id)
+                error = ErrorPayload(code, text, event_type, retry_after, room_id)
                 if _is_ack_id(id):
                     return encode_ack(id, _encode(_Refusal(error)))
                 return encode_event("error", _encode(error))
