@@ -5,6 +5,7 @@ and without a clock, :class:`kraftek.client.conversation.Conversation`. What the
 JavaScript is beside them, in ``js/``.
 """
 
-from kraftek.client.conversation import Change, Closed, Message, QueueFull, Refused, State
+from kraftek.client.errors import Closed, QueueFull, Refused
+from kraftek.client.messages import Change, Message, State
 
 __all__ = ["Change", "Closed", "Message", "QueueFull", "Refused", "State"]

@@ -9,19 +9,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Generic, TypedDict, TypeVar
 from urllib.parse import urlsplit
 
-from kraftek.client.conversation import (
-    Ask,
-    Change,
-    Closed,
-    Conversation,
-    Drop,
-    Dropped,
-    Hear,
-    Message,
-    Open,
-    Settle,
-    State,
-)
+from kraftek.client.conversation import Conversation
+from kraftek.client.errors import Closed
+from kraftek.client.messages import Ask, Change, Drop, Dropped, Hear, Message, Open, Settle, State
 from kraftek.contract.surrogates import check_name
 
 __all__ = [

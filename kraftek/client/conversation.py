@@ -11,48 +11,23 @@ import random
 import secrets
 from collections import deque
 from collections.abc import Callable
-from enum import Enum
-from heapq import heapify, heappop, heappush
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
+from kraftek.client.backoff import LATER, Backoff
+from kraftek.client.deadlines import Deadlines
+from kraftek.client.errors import Closed, QueueFull, Refused
+from kraftek.client.messages import Action, Ask, Change, Drop, Dropped, Hear, Message, Open, Settle, State
+from kraftek.client.outbox import Kind, Outbox
 from kraftek.contract.messages import ReceivedError
 from kraftek.contract.names import NAME_LENGTH, SUBPROTOCOL, service_of
 from kraftek.contract.surrogates import check_name, encode
 
-__all__ = [
-    "Action",
-    "Ask",
-    "Change",
-    "Closed",
-    "Conversation",
-    "Drop",
-    "Dropped",
-    "Hear",
-    "Message",
-    "Open",
-    "QueueFull",
-    "Refused",
-    "Settle",
-    "State",
-]
+__all__ = ["Conversation"]
 
-_FIRST_WAIT = 0.5
-"""Seconds: the bound of the first back-off. It doubles with each failure."""
-_LONGEST_WAIT = 30.0
-_FAILURES_THAT_COUNT = 10
 _PATIENCE = 10.0
 """Seconds from opening a socket to being authenticated on it: as long as the gateway itself waits for a token."""
-
-_LATER = frozenset({4408, 4413, 4429})
-"""Of the codes 4400 to 4499, which say "do not come back like this", those that say "back off first"."""
-_RESTARTED = frozenset({1012, 1013})
-"""Said to everybody at once, by what is restarted or full."""
-_FAILURES_AT_LEAST = 3
-"""After all of these the back-off is that of so many failures at least."""
-_LATER_WAIT = 1.0
 
 _STEADY = 5.0
 """Seconds: a connection that was ready for so long was a good one, and the next back-off begins from the bottom."""
@@ -61,114 +36,6 @@ _CONNECTION = ""
 """Under this instead of a request's id stands when the connection itself is to be looked at."""
 _AGAIN = "again "
 """Before a join's id: when it is to be sent once more, because the auth service could not be asked."""
-
-
-class State(Enum):
-    """What a client is doing."""
-
-    CLOSED = "closed"
-    """Not connected, and stays so until ``connect()``."""
-    CONNECTING = "connecting"
-    """Asking for a token, opening a socket, authenticating."""
-    READY = "ready"
-    """Authenticated."""
-    WAITING = "waiting"
-    """The socket was lost. Another is opened by and by."""
-
-
-class Message(Struct, frozen=True, rename="camel"):
-    """A message of the gateway. ``room_id``: the room to which it was told, if to one."""
-
-    type: str
-    payload: Any = None
-    id: int | str | None = None
-    room_id: str | None = None
-
-
-class Change(Struct, frozen=True):
-    """The client is in another state now. Why: ``code`` and ``reason`` are those with which the last socket closed.
-
-    ``wait``: seconds until the next attempt, when that is ``WAITING``.
-    """
-
-    state: State
-    code: int = 0
-    reason: str = ""
-    wait: float = 0.0
-
-
-class Refused(Exception):  # noqa: N818  # it says what happened, as Twisted's names do
-    """A request was answered with an error, or has no answer.
-
-    ``code``: one of the gateway's or of the service's, to act on. The client itself says ``TIMEOUT`` when nothing came
-    in time, ``TOO_LARGE`` when the gateway closed the socket because of a message like this one, and ``LEFT`` for a
-    room that was left before it was entered. ``retry_after``: seconds after which trying again makes sense, if the
-    other side gave any.
-    """
-
-    def __init__(self, code: str, message: str, retry_after: float | None = None) -> None:
-        super().__init__(f"{code}: {message}")
-        self.code = code
-        self.message = message
-        self.retry_after = retry_after
-
-
-class Closed(Exception):  # noqa: N818  # as above
-    """The client is closed for good: by its own ``close()``, code 1000, or by a close code that forbids coming back."""
-
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(f"{code} {reason}".rstrip())
-        self.code = code
-        self.reason = reason
-
-
-class QueueFull(Exception):  # noqa: N818  # as above
-    """So many messages wait for a connection, or for their answers, that no more are taken."""
-
-
-# What a backend is to do.
-
-
-class Ask(Struct, frozen=True):
-    """Ask for a token, and give it to :meth:`Conversation.token`. ``refused``: the last one was."""
-
-    attempt: int
-    refused: bool
-
-
-class Open(Struct, frozen=True):
-    """Open a socket, and tell :meth:`Conversation.opened` or :meth:`Conversation.lost`."""
-
-    attempt: int
-
-
-class Drop(Struct, frozen=True):
-    """Send ``last`` if the socket is open, close it with code 1000, or stop opening it."""
-
-    attempt: int
-    last: tuple[bytes, ...] = ()
-
-
-class Settle(Struct, frozen=True):
-    """What became of ``request()``, ``join()`` or ``leave()``."""
-
-    id: str
-    outcome: Message | Refused | Closed | None
-
-
-class Hear(Struct, frozen=True):
-    """A message that answers nothing: for whoever listens."""
-
-    message: Message
-
-
-class Dropped(Struct, frozen=True):
-    """An event that was not sent and will not be: for whoever listens."""
-
-    message: Message
-
-
-Action = Ask | Open | Drop | Settle | Hear | Change | Dropped
 
 
 _decode = msgspec.json.Decoder(Message).decode
@@ -185,6 +52,32 @@ class Conversation:
     socket, if there is one.
 
     A socket is known by the number of its attempt. What is told of another than the present ``attempt`` is ignored.
+
+    =======================  ==============  ==========================  ===========================  ================
+    input                    ``CLOSED``      ``CONNECTING``              ``READY``                    ``WAITING``
+    =======================  ==============  ==========================  ===========================  ================
+    :meth:`connect`          → CONNECTING    nothing                     nothing                      nothing
+    :meth:`close`            nothing         → CLOSED                    events sent; → CLOSED        → CLOSED
+    :meth:`emit`             ``Closed``      kept                        sent                         kept
+    :meth:`request`          ``Closed``      kept                        sent                         kept
+    :meth:`join`             ``Closed``      kept                        sent                         kept
+    :meth:`leave`            ``Closed``      settled                     sent                         settled
+    :meth:`token`            ignored         opens a socket              not told                     ignored
+    :meth:`opened`           ignored         sends ``authenticate``      not told                     ignored
+    ``authenticated``        ignored         → READY: sends what was     heard                        ignored
+                                             kept, rooms first
+    ``error`` without an id  ignored         heard; the token is shown   heard                        ignored
+                                             again if the auth service
+                                             was away; → CLOSED if the
+                                             token could not be read
+    an answer                ignored         heard                       settled                      ignored
+    no JSON                  ignored         → WAITING                   → WAITING                    ignored
+    :meth:`lost`             ignored         → WAITING, or CLOSED        → WAITING, or CLOSED         ignored
+                                             for good by the code        for good by the code
+    :meth:`wake`             nothing         requests and joins time     as before; a room that was   time-outs;
+                                             out; → WAITING if it took   not entered again →          → CONNECTING
+                                             too long                    WAITING
+    =======================  ==============  ==========================  ===========================  ================
     """
 
     def __init__(
@@ -194,34 +87,27 @@ class Conversation:
         self.user_id: str | None = None
         self.socket_id: str | None = None
         self._queue = queue
-        self._random = random
+        self._backoff = Backoff(random)
         self._actions: deque[Action] = deque()
         # Ids are unique among all clients of this user, also among those in other processes.
         self._name = secrets.token_hex(8)
         self._ids = 0
         self._attempts = 0
         self.attempt: int | None = None
-        self._failures = 0
         self._ready_since = 0.0
         self._refused = False
         self._token = ""
         self._authenticate: bytes | None = None
         self._complaint: ReceivedError | None = None
         self._end = Closed(1000, "not connected yet")
-        # In the order of the calls: what is still to be sent, and what was sent on this socket and has no answer.
-        self._unsent: dict[str, bytes] = {}
-        self._unanswered: dict[str, bytes] = {}
-        self._requests: set[str] = set()
-        # The longest message on this socket: the one that was too large, if one was.
-        self._longest = (0, "")
+        self._outbox = Outbox()
+        self._deadlines = Deadlines()
         self._rooms = dict.fromkeys(rooms)
         self._first: str | None = None
         self._joins: dict[str, str] = {}
         # Those of them that nobody asked for: rooms that it was in on the socket before.
         self._rejoins: set[str] = set()
         self._leaves: set[str] = set()
-        self._dues: dict[str, float] = {}
-        self._heap: list[tuple[float, str]] = []
 
     # What the backend takes
 
@@ -234,21 +120,11 @@ class Conversation:
         if self.state is State.CONNECTING:
             frame, self._authenticate = self._authenticate, None
             return frame
-        if self.state is not State.READY or not self._unsent:
-            return None
-        key = next(iter(self._unsent))
-        frame = self._unsent.pop(key)
-        if len(frame) > self._longest[0]:
-            self._longest = (len(frame), key)
-        if key in self._requests:
-            self._unanswered[key] = frame
-        return frame
+        return self._outbox.take() if self.state is State.READY else None
 
     def due(self) -> float | None:
         """When to call :meth:`wake`."""
-        while self._heap and self._dues.get(self._heap[0][1]) != self._heap[0][0]:
-            heappop(self._heap)
-        return self._heap[0][0] if self._heap else None
+        return self._deadlines.first()
 
     @property
     def rooms(self) -> list[str]:
@@ -260,7 +136,8 @@ class Conversation:
     def connect(self) -> None:
         """Connect, and stay connected; from ``CLOSED`` only."""
         if self.state is State.CLOSED:
-            self._failures, self._refused = 0, False
+            self._backoff.reset()
+            self._refused = False
             self._begin()
 
     def close(self) -> None:
@@ -268,22 +145,21 @@ class Conversation:
         if self.state is State.CLOSED:
             return
         if self.attempt is not None:
-            last = self._take_events() if self.state is State.READY else ()
+            last = self._outbox.take_events() if self.state is State.READY else ()
             self._actions.append(Drop(self.attempt, last))
         self._finish(1000, "closed by the client")
 
     def emit(self, type: str, payload: Any = None, room_id: str | None = None) -> None:
         """Send an event once there is a connection. Raises ``ValueError``, :class:`Closed`, :class:`QueueFull`."""
         self._check(type, room_id)
-        self._unsent[self._next_id()] = _frame(type, payload, room_id=room_id)
+        self._outbox.put(self._next_id(), Kind.EVENT, _frame(type, payload, room_id=room_id))
 
     def request(self, now: float, timeout: float, type: str, payload: Any = None, room_id: str | None = None) -> str:
         """Send an event and wait for its answer, which is settled under the id returned. Raises as :meth:`emit`."""
         self._check(type, room_id)
         key = self._next_id()
-        self._unsent[key] = _frame(type, payload, key, room_id)
-        self._requests.add(key)
-        self._wake_at(key, now + timeout)
+        self._outbox.put(key, Kind.REQUEST, _frame(type, payload, key, room_id))
+        self._deadlines.set(key, now + timeout)
         return key
 
     def join(self, now: float, timeout: float, room_id: str) -> str:
@@ -292,9 +168,9 @@ class Conversation:
         self._check_space()
         key = self._next_id()
         self._joins[key] = room_id
-        self._wake_at(key, now + timeout)
+        self._deadlines.set(key, now + timeout)
         if self.state is State.READY:
-            self._unsent[key] = _frame("join", {"roomId": room_id}, key)
+            self._outbox.put(key, Kind.CONTROL, _frame("join", {"roomId": room_id}, key))
         return key
 
     def leave(self, now: float, timeout: float, room_id: str) -> str:
@@ -309,19 +185,17 @@ class Conversation:
         key = self._next_id()
         if self.state is State.READY:
             self._leaves.add(key)
-            self._wake_at(key, now + timeout)
-            self._unsent[key] = _frame("leave", {"roomId": room_id}, key)
+            self._deadlines.set(key, now + timeout)
+            self._outbox.put(key, Kind.CONTROL, _frame("leave", {"roomId": room_id}, key))
         else:
             self._settle(key, None)
         return key
 
     def forget(self, key: str) -> None:
         """Nobody waits for this request any more."""
-        if key in self._requests:
-            self._requests.remove(key)
-            self._unsent.pop(key, None)
-            self._unanswered.pop(key, None)
-            self._dues.pop(key, None)
+        if self._outbox.is_request(key):
+            self._outbox.discard(key)
+            self._deadlines.cancel(key)
 
     # What happened
 
@@ -329,7 +203,7 @@ class Conversation:
         """There is a token."""
         if attempt == self.attempt:
             self._token = token
-            self._wake_at(_CONNECTION, now + _PATIENCE)
+            self._deadlines.set(_CONNECTION, now + _PATIENCE)
             self._actions.append(Open(attempt))
 
     def opened(self, attempt: int) -> None:
@@ -356,9 +230,9 @@ class Conversation:
         elif key in self._leaves:
             # Who is told that it is not in the room is out of it as well.
             self._leaves.discard(str(key))
-            self._dues.pop(str(key), None)
+            self._deadlines.cancel(str(key))
             self._settle(str(key), None)
-        elif key in self._unanswered:
+        elif self._outbox.is_unanswered(key):
             self.forget(str(key))
             self._settle(str(key), message if error is None else _refused(error))
         elif key is None:
@@ -372,35 +246,28 @@ class Conversation:
         if attempt != self.attempt:
             return
         complaint, self._complaint = self._complaint, None
-        later, retry_after = code in _LATER, None
+        retry_after = None
         # The gateway says why before it closes; the close frame has the code of that as its reason.
         if complaint is not None and complaint.code == reason:
             reason, retry_after = f"{reason}: {complaint.message}", complaint.retry_after
-        once_more = later or (code == 4401 and not self._refused)
+        once_more = code in LATER or (code == 4401 and not self._refused)
         if 4400 <= code <= 4499 and not once_more:
             self._finish(code, reason)
             return
         self._refused = self._refused or code == 4401
         self._go_back(code)
         if self.state is State.READY and now >= self._ready_since + _STEADY:
-            self._failures = 0
-        if later or code in _RESTARTED:
-            self._failures = max(self._failures, _FAILURES_AT_LEAST)
-        bound = min(_LONGEST_WAIT, _FIRST_WAIT * 2.0**self._failures)
-        # After a night of them 2.0 to their power is no number any more, and the bound was reached long ago.
-        self._failures = min(self._failures + 1, _FAILURES_THAT_COUNT)
-        wait = (retry_after or (_LATER_WAIT if later else 0.0)) + self._random() * bound
+            self._backoff.reset()
+        wait = self._backoff.after(code, retry_after)
         self.attempt = None
-        self._wake_at(_CONNECTION, now + wait)
+        self._deadlines.set(_CONNECTION, now + wait)
         self._become(Change(State.WAITING, code, reason, wait))
 
     def wake(self, now: float) -> None:
         """Time has passed."""
-        while (due := self.due()) is not None and due <= now:
-            _, key = heappop(self._heap)
-            del self._dues[key]
-            if key in self._requests:
-                self.forget(key)
+        while (key := self._deadlines.take(now)) is not None:
+            if self._outbox.is_request(key):
+                self._outbox.discard(key)
                 self._settle(key, Refused("TIMEOUT", "no answer in time"))
             elif key in self._rejoins:
                 self._give_up(1006, f"a room was not entered within {_PATIENCE:g} s", now)
@@ -411,7 +278,7 @@ class Conversation:
             elif self.state is State.WAITING:
                 self._begin()
             elif self._complaint is not None:
-                self._wake_at(_CONNECTION, now + _PATIENCE)
+                self._deadlines.set(_CONNECTION, now + _PATIENCE)
                 self._show_token()
             else:
                 self._give_up(1006, f"not authenticated within {_PATIENCE:g} s", now)
@@ -439,7 +306,7 @@ class Conversation:
         if error is not None:
             self._complaint = error
             if error.code == "AUTH_UNAVAILABLE":
-                self._wake_at(_CONNECTION, now + self._jittered(error))
+                self._deadlines.set(_CONNECTION, now + self._backoff.unavailable(error.retry_after))
         elif message.type == "authenticated":
             self.user_id = _text(message.payload, "userId")
             self._ready(now)
@@ -452,7 +319,7 @@ class Conversation:
 
     def _ready(self, now: float) -> None:
         self._ready_since, self._refused, self._token = now, False, ""
-        self._dues.pop(_CONNECTION, None)
+        self._deadlines.cancel(_CONNECTION)
         first = self._first
         for key in [key for key, room_id in self._joins.items() if room_id == first]:
             self._rooms[self._joins[key]] = None
@@ -463,9 +330,9 @@ class Conversation:
                 key = self._next_id()
                 self._joins[key] = room_id
                 self._rejoins.add(key)
-                self._wake_at(key, now + _PATIENCE)
+                self._deadlines.set(key, now + _PATIENCE)
         joins = {key: _frame("join", {"roomId": room_id}, key) for key, room_id in self._joins.items()}
-        self._unsent = joins | self._unsent
+        self._outbox.put_first(joins)
         self._become(Change(State.READY))
         if first is not None and first not in self._rooms:
             # Left while it was being entered.
@@ -476,9 +343,9 @@ class Conversation:
         room_id = self._joins[key]
         again = room_id in self._rooms
         if error is not None and error.code == "AUTH_UNAVAILABLE":
-            self._wake_at(_AGAIN + key, now + self._jittered(error))
+            self._deadlines.set(_AGAIN + key, now + self._backoff.unavailable(error.retry_after))
             if key in self._rejoins:
-                self._dues.pop(key, None)
+                self._deadlines.cancel(key)
             return
         self._forget_join(key)
         if error is None:
@@ -492,16 +359,16 @@ class Conversation:
             self._actions.append(Hear(msgspec.structs.replace(message, id=None, room_id=room_id)))
 
     def _join_again(self, key: str, now: float) -> None:
-        self._unsent[key] = _frame("join", {"roomId": self._joins[key]}, key)
+        self._outbox.put(key, Kind.CONTROL, _frame("join", {"roomId": self._joins[key]}, key))
         if key in self._rejoins:
-            self._wake_at(key, now + _PATIENCE)
+            self._deadlines.set(key, now + _PATIENCE)
 
     def _time_out(self, key: str, now: float) -> None:
         """A ``join`` or a ``leave`` has waited for as long as it may."""
         room_id = self._joins.get(key)
         if room_id is None:
             self._leaves.remove(key)
-            self._unsent.pop(key, None)
+            self._outbox.discard(key)
         else:
             self._forget_join(key)
             if self.state is State.READY and room_id not in {*self._rooms, *self._joins.values()}:
@@ -516,22 +383,19 @@ class Conversation:
 
     def _go_back(self, code: int) -> None:
         """What was sent on the socket that is gone and has no answer is to be sent again, before the rest."""
-        _, longest = self._longest
-        if code == 1009 and longest in self._unanswered:
+        longest = self._outbox.longest_request() if code == 1009 else None
+        if longest is not None:
             # To send it again would close the next socket, too.
             self.forget(longest)
             self._settle(longest, Refused("TOO_LARGE", "the gateway takes no message so long"))
-        self._longest = (0, "")
-        of_socket = self._joins.keys() | self._leaves
-        self._unsent = self._unanswered | {key: text for key, text in self._unsent.items() if key not in of_socket}
-        self._unanswered = {}
+        self._outbox.socket_lost()
         self._authenticate = self.socket_id = None
         for key in tuple(self._rejoins):
             self._forget_join(key)
         for key in self._joins:
-            self._dues.pop(_AGAIN + key, None)
+            self._deadlines.cancel(_AGAIN + key)
         for key in self._leaves:
-            self._dues.pop(key, None)
+            self._deadlines.cancel(key)
             self._settle(key, None)
         self._leaves = set()
 
@@ -540,22 +404,15 @@ class Conversation:
         self.attempt = None
         self._token = ""
         self._authenticate = self._complaint = self.socket_id = None
-        self._longest = (0, "")
-        dropped = self._take_events()
-        for key in (*self._requests, *self._joins):
+        dropped = self._outbox.take_events()
+        for key in (*self._outbox.requests(), *self._joins):
             self._settle(key, self._end)
         for key in self._leaves:
             self._settle(key, None)
-        for waiting in (self._unsent, self._unanswered, self._requests, self._dues):
-            waiting.clear()
-        for rooms in (self._joins, self._rejoins, self._leaves):
-            rooms.clear()
+        for kept in (self._outbox, self._deadlines, self._joins, self._rejoins, self._leaves):
+            kept.clear()
         self._become(Change(State.CLOSED, code, reason))
         self._actions.extend(Dropped(_decode(event)) for event in dropped)
-
-    def _take_events(self) -> tuple[bytes, ...]:
-        controls = self._requests | self._joins.keys() | self._leaves
-        return tuple(self._unsent.pop(key) for key in tuple(self._unsent) if key not in controls)
 
     def _check(self, type: str, room_id: str | None) -> None:
         if service_of(type) is None:
@@ -568,7 +425,7 @@ class Conversation:
     def _check_space(self) -> None:
         if self.state is State.CLOSED:
             raise self._end
-        if len(self._unsent) + len(self._unanswered) + len(self._joins) >= self._queue:
+        if len(self._outbox) + len(self._joins) >= self._queue:
             raise QueueFull(f"{self._queue} messages wait already")
 
     def _next_id(self) -> str:
@@ -578,20 +435,9 @@ class Conversation:
     def _forget_join(self, key: str) -> None:
         del self._joins[key]
         self._rejoins.discard(key)
-        self._unsent.pop(key, None)
-        self._dues.pop(key, None)
-        self._dues.pop(_AGAIN + key, None)
-
-    def _jittered(self, error: ReceivedError) -> float:
-        return (error.retry_after or 1.0) * (1.0 + self._random())
-
-    def _wake_at(self, key: str, due: float) -> None:
-        self._dues[key] = due
-        heappush(self._heap, (due, key))
-        # Most requests are answered long before their time is over: what they leave behind is cleared away.
-        if len(self._heap) > 2 * len(self._dues) + 64:
-            self._heap = [(due, key) for key, due in self._dues.items()]
-            heapify(self._heap)
+        self._outbox.discard(key)
+        self._deadlines.cancel(key)
+        self._deadlines.cancel(_AGAIN + key)
 
     def _become(self, change: Change) -> None:
         self.state = change.state

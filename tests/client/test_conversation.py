@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kraftek.client import Change, Closed, Message, QueueFull, Refused, State
-from kraftek.client.conversation import Action, Ask, Conversation, Drop, Dropped, Hear, Open, Settle
+from kraftek.client.conversation import Conversation
+from kraftek.client.messages import Action, Ask, Drop, Dropped, Hear, Open, Settle
 
 Json = dict[str, Any]
 
@@ -281,7 +282,7 @@ def test_what_names_no_event_is_not_sent(play: Play, name: str) -> None:
     with pytest.raises(ValueError, match="service:module:name"):
         play.it.request(play.now, 1.0, name)
     assert play.sent() == []
-    assert play.it._requests == set()
+    assert play.it._outbox.requests() == []
 
 
 def test_what_does_is(play: Play) -> None:
@@ -368,7 +369,7 @@ def test_timers_of_answered_requests_do_not_pile_up(play: Play) -> None:
         key = play.it.request(play.now, 60.0, "a:b:c")
         play.sent()
         play.say("ack", id=key)
-    assert len(play.it._heap) < 100
+    assert len(play.it._deadlines) < 100
 
 
 # Rooms

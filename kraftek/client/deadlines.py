@@ -1,0 +1,52 @@
+"""When a client has to look at something again. Kept by :class:`kraftek.client.conversation.Conversation`."""
+
+from __future__ import annotations
+
+from heapq import heapify, heappop, heappush
+
+__all__ = ["Deadlines"]
+
+
+class Deadlines:
+    """One time for each name. Times are in seconds, of any clock that does not jump."""
+
+    def __init__(self) -> None:
+        self._dues: dict[str, float] = {}
+        self._heap: list[tuple[float, str]] = []
+
+    def __len__(self) -> int:
+        """What is held in memory: at most twice the names that have a time, and a few more."""
+        return len(self._heap)
+
+    def set(self, name: str, due: float) -> None:
+        """From now on this is when the name is due."""
+        self._dues[name] = due
+        heappush(self._heap, (due, name))
+        # Most requests are answered long before their time is over: what they leave behind is cleared away.
+        if len(self._heap) > 2 * len(self._dues) + 64:
+            self._heap = [(due, name) for name, due in self._dues.items()]
+            heapify(self._heap)
+
+    def cancel(self, name: str) -> None:
+        """The name is not due any more; does nothing when it has no time."""
+        self._dues.pop(name, None)
+
+    def clear(self) -> None:
+        """No name has a time."""
+        self._dues.clear()
+        self._heap.clear()
+
+    def first(self) -> float | None:
+        """The earliest time; ``None`` when there is none."""
+        while self._heap and self._dues.get(self._heap[0][1]) != self._heap[0][0]:
+            heappop(self._heap)
+        return self._heap[0][0] if self._heap else None
+
+    def take(self, now: float) -> str | None:
+        """The name that was due first, which has no time then; ``None`` when none is due by ``now``."""
+        due = self.first()
+        if due is None or due > now:
+            return None
+        _, name = heappop(self._heap)
+        del self._dues[name]
+        return name

@@ -1,0 +1,34 @@
+"""What both Python clients raise, or fail their promises with."""
+
+from __future__ import annotations
+
+__all__ = ["Closed", "QueueFull", "Refused"]
+
+
+class Refused(Exception):  # noqa: N818  # it says what happened, as Twisted's names do
+    """A request was answered with an error, or has no answer.
+
+    ``code``: one of the gateway's or of the service's, to act on. The client itself says ``TIMEOUT`` when nothing came
+    in time, ``TOO_LARGE`` when the gateway closed the socket because of a message like this one, and ``LEFT`` for a
+    room that was left before it was entered. ``retry_after``: seconds after which trying again makes sense, if the
+    other side gave any.
+    """
+
+    def __init__(self, code: str, message: str, retry_after: float | None = None) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+        self.retry_after = retry_after
+
+
+class Closed(Exception):  # noqa: N818  # as above
+    """The client is closed for good: by its own ``close()``, code 1000, or by a close code that forbids coming back."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(f"{code} {reason}".rstrip())
+        self.code = code
+        self.reason = reason
+
+
+class QueueFull(Exception):  # noqa: N818  # as above
+    """So many messages wait for a connection, or for their answers, that no more are taken."""

@@ -1,0 +1,92 @@
+"""What a client has yet to send, while it is offline or its socket is slow, and what it may have to send again.
+
+Kept by :class:`kraftek.client.conversation.Conversation`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+
+__all__ = ["Kind", "Outbox"]
+
+
+class Kind(Enum):
+    """What becomes of a message when its socket is lost."""
+
+    EVENT = "event"
+    """Sent once: it is lost with the socket."""
+    REQUEST = "request"
+    """Sent again on every socket, until it is discarded."""
+    CONTROL = "control"
+    """``join`` and ``leave``, which are about one socket: not sent on another."""
+
+
+class Outbox:
+    """Messages by id, in the order of the calls: those still to be sent, and the requests sent on this socket."""
+
+    def __init__(self) -> None:
+        self._unsent: dict[str, tuple[Kind, bytes]] = {}
+        self._unanswered: dict[str, bytes] = {}
+        # The longest message on this socket: the one that was too large, if one was.
+        self._longest = (0, "")
+
+    def __len__(self) -> int:
+        return len(self._unsent) + len(self._unanswered)
+
+    def put(self, key: str, kind: Kind, frame: bytes) -> None:
+        """Send it after everything else."""
+        self._unsent[key] = kind, frame
+
+    def put_first(self, controls: Mapping[str, bytes]) -> None:
+        """Send these before everything else."""
+        self._unsent = {key: (Kind.CONTROL, frame) for key, frame in controls.items()} | self._unsent
+
+    def take(self) -> bytes | None:
+        """The next one to send on this socket; ``None`` when there is none."""
+        if not self._unsent:
+            return None
+        key = next(iter(self._unsent))
+        kind, frame = self._unsent.pop(key)
+        if len(frame) > self._longest[0]:
+            self._longest = len(frame), key
+        if kind is Kind.REQUEST:
+            self._unanswered[key] = frame
+        return frame
+
+    def take_events(self) -> tuple[bytes, ...]:
+        """All events that are still to be sent; nothing else is sent before them."""
+        keys = [key for key, (kind, _) in self._unsent.items() if kind is Kind.EVENT]
+        return tuple(self._unsent.pop(key)[1] for key in keys)
+
+    def discard(self, key: str) -> None:
+        """Neither send it nor send it again."""
+        self._unsent.pop(key, None)
+        self._unanswered.pop(key, None)
+
+    def is_request(self, key: str) -> bool:
+        """Whether this is a request that was neither answered nor discarded."""
+        return key in self._unanswered or (key in self._unsent and self._unsent[key][0] is Kind.REQUEST)
+
+    def is_unanswered(self, key: object) -> bool:
+        """Whether this is a request that was sent on this socket."""
+        return key in self._unanswered
+
+    def requests(self) -> list[str]:
+        """All requests that were neither answered nor discarded."""
+        return [*self._unanswered, *(key for key, (kind, _) in self._unsent.items() if kind is Kind.REQUEST)]
+
+    def longest_request(self) -> str | None:
+        """The longest message of this socket, if it was a request that has no answer."""
+        _, key = self._longest
+        return key if key in self._unanswered else None
+
+    def socket_lost(self) -> None:
+        """Unanswered requests are sent again, before the rest."""
+        again = {key: (Kind.REQUEST, frame) for key, frame in self._unanswered.items()}
+        rest = {key: message for key, message in self._unsent.items() if message[0] is not Kind.CONTROL}
+        self._unsent, self._unanswered, self._longest = again | rest, {}, (0, "")
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._unsent, self._unanswered, self._longest = {}, {}, (0, "")
