@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from enum import StrEnum
 from typing import Annotated, get_args, get_type_hints
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
-__all__ = ["Counters", "Gauge", "Gauges", "described"]
+__all__ = ["Counters", "Gauge", "Gauges", "RefusalReason", "described"]
+
+
+class RefusalReason(StrEnum):
+    """Why a connection was refused."""
+
+    ADDRESS = "address"  # too many of its address
+    HANDSHAKE = "handshake"  # not as the protocol has it
+    HOST = "host"
+    ORIGIN = "origin"
+    PROCESS = "process"  # too many of this process
+    STOPPING = "stopping"
+    SUBPROTOCOL = "subprotocol"
 
 
 class Counters(Struct):
-    """One per process, handed to whoever counts. Every value only grows. An operator sees ``kraftek_<name>_total``."""
+    """One per process, handed to whoever counts. Every value only grows. An operator sees ``kraftek_<name>_total``.
+
+    One that is counted by something has a number for each value of that, which is its label.
+    """
 
     access_asked: Annotated[int, Meta(description="Questions to the auth service")] = 0
     access_failed: Annotated[int, Meta(description="Questions that the auth service did not answer")] = 0
@@ -27,8 +43,8 @@ class Counters(Struct):
     ] = 0
     connections: Annotated[int, Meta(description="Clients that connected")] = 0
     connections_refused: Annotated[
-        int, Meta(description="Connections refused: too many, a wrong origin, no common subprotocol")
-    ] = 0
+        dict[str, int], Meta(description="Connections refused", extra={"label": "reason"})
+    ] = field(default_factory=lambda: {reason.value: 0 for reason in RefusalReason})
     delivered: Annotated[int, Meta(description="Messages of services written to clients, each client counted")] = 0
     duplicates: Annotated[
         int, Meta(description="Sockets closed because the same user took their room with a newer login")
@@ -56,10 +72,11 @@ class Counters(Struct):
     streams_full: Annotated[int, Meta(description="Events refused because a service's stream was full")] = 0
 
 
-def described() -> Iterator[tuple[str, str]]:
-    """The names of the counters, and what each counts."""
+def described() -> Iterator[tuple[str, str, str]]:
+    """The names of the counters, what each counts, and its label: empty for a plain number."""
     for name, hint in get_type_hints(Counters, include_extras=True).items():
-        yield name, get_args(hint)[1].description
+        meta = get_args(hint)[1]
+        yield name, meta.description, (meta.extra or {}).get("label", "")
 
 
 class Gauge(Struct, frozen=True):

@@ -32,6 +32,7 @@ UrlPath = Annotated[
 Prefix = Annotated[str, Meta(pattern=rf"^{_BLACK}*\Z", description="a prefix without white space, or nothing")]
 Endpoints = Annotated[tuple[Text, ...], Meta(min_length=1, description="a list of one or more Twisted endpoints")]
 PrivateEndpoints = Annotated[tuple[Text, ...], Meta(description="a list of Twisted endpoints")]
+HostPatterns = Annotated[tuple[Text, ...], Meta(description="a list of host names")]
 OriginPatterns = Annotated[tuple[Text, ...], Meta(description="a list of origins")]
 Sessions = Annotated[Literal["single", "many"], Meta(description='"single" or "many"')]
 Transport = Annotated[Literal["pubsub", "stream"], Meta(description='"pubsub" or "stream"')]
@@ -89,8 +90,9 @@ class Limits(Struct, frozen=True, kw_only=True):
     is not read.
     ``unsent_bytes``: written to a client that does not read; past them it is closed. ``invalid_messages``: malformed
     ones in a row before a socket is closed. ``json_depth``: levels of arrays and objects within each other that a
-    payload may have. ``rooms``: that one socket may be in. ``requests``: of one socket that may
-    wait for their answers. ``request_window``: how long, beyond its service's ``timeout``, a request and its answer are
+    payload may have. ``rooms``: that one socket may be in. ``requests``: of one socket that may wait for their answers.
+    ``handshake_timeout``: for the head of every HTTP request; ``request_timeout``: for the body of a plain one.
+    ``request_window``: how long, beyond its service's ``timeout``, a request and its answer are
     known if it is sent again; 0 is off.
     """
 
@@ -108,6 +110,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     json_depth: Depth = 256
     rooms: Count = 64
     requests: Count = 256
+    request_timeout: Seconds = 30.0
     request_window: SecondsOrZero = 120.0
 
 
@@ -159,14 +162,16 @@ class Config(Struct, frozen=True, kw_only=True):
     """The whole of it.
 
     ``listen``: Twisted endpoint strings. ``sessions``: ``single`` or ``many`` sockets per user and room.
-    ``origins``: ``same-host``, exact origins, ``*.example.org``, or ``*``. ``forwarded_for``: how many proxies in
-    front of the gateway append to ``X-Forwarded-For``; 0 trusts the socket's own address. ``compression``: of messages,
-    with clients that offer it. ``demo``: serve the board.
+    ``origins``: ``same-host``, exact origins, ``*.example.org``, or ``*``. ``hosts``: names that requests may be
+    addressed to, and ``*.example.org``; none: all. ``forwarded_for``: how many proxies in front of the gateway append
+    to ``X-Forwarded-For``; 0 trusts the socket's own address. ``compression``: of messages, with clients that offer it.
+    ``demo``: serve the board.
     """
 
     listen: Endpoints = ("tcp:3001",)
     sessions: Sessions = "single"
     origins: OriginPatterns = ("same-host",)
+    hosts: HostPatterns = ()
     forwarded_for: CountOrZero = 0
     compression: Flag = False
     demo: Flag = False

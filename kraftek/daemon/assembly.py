@@ -37,8 +37,10 @@ from kraftek.edge.dialects.socketio_packets import SocketSettings
 from kraftek.edge.engineio.clients import EngineClients
 from kraftek.edge.engineio.connection import EngineSettings
 from kraftek.edge.engineio.polling import Polling
+from kraftek.edge.hosts import Hosts
 from kraftek.edge.origins import Origins
-from kraftek.edge.public_site import public_site
+from kraftek.edge.proxies import Proxies
+from kraftek.edge.public_site import PublicSite, pages
 from kraftek.edge.websocket.factory import ClientFactory, max_connections
 
 __all__ = ["Core", "Edge", "Sweep", "core_of", "edge_of", "gauges_of", "sweeps_of"]
@@ -70,8 +72,9 @@ class Core(Struct, kw_only=True, frozen=True):
 
 
 class Edge(Struct, kw_only=True, frozen=True):
-    """What clients connect to. ``engine_clients`` are there, but reached by nobody, where Socket.IO is off."""
+    """What clients connect to, at ``site``. Where Socket.IO is off, ``engine_clients`` are reached by nobody."""
 
+    site: PublicSite
     clients: ClientFactory
     engine_clients: EngineClients
 
@@ -135,8 +138,7 @@ def edge_of(
     limits, socketio = config.limits, config.socketio
     bounds = JsonBounds(limits.json_depth)
     native = NativeDialect(bounds)
-    origins = Origins(config.origins)
-    addresses = Addresses(limits.connections_per_address, config.forwarded_for)
+    addresses = Addresses(limits.connections_per_address)
     packets = SocketSettings(max_attachment_bytes=socketio.max_payload, bounds=bounds)
     engine_clients = EngineClients(
         reactor,
@@ -152,23 +154,30 @@ def edge_of(
         addresses,
         max_connections(limits),
     )
-    polling = Polling(socketio.path, engine_clients, origins, addresses) if socketio.enabled else None
     clients = ClientFactory(
         reactor,
         core.gateway.open,
         {SUBPROTOCOL: lambda: native},
-        public_site(reactor, BOARD if config.demo else None, polling),
         limits=limits,
-        origins=origins,
         addresses=addresses,
         iteration=iteration,
         counters=counters,
         compression=config.compression,
-        engine_path=socketio.path,
-        engine_clients=engine_clients if socketio.enabled else None,
+        engine_clients=engine_clients,
         fastpath=fastpath,
     )
-    return Edge(clients=clients, engine_clients=engine_clients)
+    site = PublicSite(
+        reactor,
+        hosts=Hosts(config.hosts),
+        origins=Origins(config.origins),
+        proxies=Proxies(config.forwarded_for),
+        limits=limits,
+        counters=counters,
+        websockets=clients,
+        polling=Polling(socketio.path, engine_clients) if socketio.enabled else None,
+        files=pages(BOARD) if config.demo else {},
+    )
+    return Edge(site=site, clients=clients, engine_clients=engine_clients)
 
 
 def gauges_of(core: Core, bus: IBus) -> Gauges:

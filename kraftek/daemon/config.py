@@ -301,6 +301,12 @@ def _check_origin(pattern: str, _: object) -> None:
     host_and_port(found[1], 0)
 
 
+def _check_host(pattern: str, _: object) -> None:
+    name = pattern.removeprefix("*.")
+    if host_and_port(name, 0) != (name.strip("[]"), 0) or name.endswith(":") or (name != pattern and "[" in name):
+        raise ValueError("HOST without a port, an IPv6 address in brackets, or *.example.org")
+
+
 def _check_endpoint(text: str, _: object) -> None:
     # What a backslash escapes cannot matter to the syntax; a character that never does stands in for it.
     kind, *arguments = re.sub(r"\\.", "_", text).split(":")
@@ -393,6 +399,7 @@ _KINDS: dict[Key, Any] = {
 _CHECKS: dict[Key, Check] = {
     ("listen",): _check_endpoint,
     ("operator", "listen"): _check_endpoint,
+    ("hosts",): _check_host,
     ("origins",): _check_origin,
     ("redis", "url"): lambda url, _: redis_address(url),
     ("redis", "ca"): _check_certificates,

@@ -32,9 +32,10 @@ from kraftek.core.rooms.room_cache import RedisRooms
 from kraftek.daemon.assembly import Core, Edge, core_of, edge_of, gauges_of, sweeps_of
 from kraftek.daemon.demo import NotesService
 from kraftek.daemon.listening import server_endpoint
-from kraftek.daemon.operator import operator_site
+from kraftek.daemon.operator import OperatorSite
 from kraftek.daemon.systemd import notify
 from kraftek.edge.auth_service import HttpChecker
+from kraftek.edge.hosts import Hosts
 from kraftek.fastpath import speed_up
 
 __all__ = ["Daemon", "make_gateway"]
@@ -121,7 +122,9 @@ class Daemon(Service):
         self._edge = edge = edge_of(config, core, iteration, counters, reactor, fastpath=self._fastpath)
         if not self.registry.services():
             self._log.warn("No services are registered: every event will be answered INVALID_EVENT.")
-        operator = operator_site(reactor, gateway_id, counters, gauges_of(core, bus), bus)
+        operator = OperatorSite(
+            reactor, Hosts(config.hosts, lenient=True), gateway_id, counters, gauges_of(core, bus), bus
+        )
 
         bus.startService()
         # Before Redis is there, or its absence could not be asked about.
@@ -134,7 +137,7 @@ class Daemon(Service):
         self._sweep(core, edge)
         core.service_events.begin()
         for endpoint in config.listen:
-            self.ports.append(await self._listen(endpoint, edge.clients, "Listening on {where}"))
+            self.ports.append(await self._listen(endpoint, edge.site, "Listening on {where}"))
         self._log.info("Gateway {gateway_id} is ready", gateway_id=gateway_id)
         notify("READY=1")
 
@@ -166,7 +169,7 @@ class Daemon(Service):
         await DeferredList([maybeDeferred(port.stopListening) for port in (*self.ports, *self.operator_ports)])
         closed: Deferred[None] | None = None
         if self._core is not None and self._edge is not None:
-            self._edge.clients.turn_away(_STOPS)
+            self._edge.site.turn_away(_STOPS)
             self._core.gateway.close_all(1001, _STOPS)
             closed = self._edge.clients.closings.over().addTimeout(_CLOSING, self._reactor)
             await self._bounded(self._core.service_events.end(), _FAREWELL)

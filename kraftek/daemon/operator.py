@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from msgspec import json
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -16,13 +17,16 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
-from twisted.web.resource import Resource
-from twisted.web.server import Request, Site
 
 from kraftek.contract.interfaces import IBus
 from kraftek.contract.metrics import Counters, Gauges, described
+from kraftek.edge.hosts import Hosts
+from kraftek.edge.http_server import HttpServer, Request, Response
 
-__all__ = ["operator_site"]
+__all__ = ["OperatorSite"]
+
+_PATIENCE = 5.0
+"""Seconds for a request to arrive."""
 
 
 class _Collected(Collector):
@@ -35,8 +39,11 @@ class _Collected(Collector):
         self._gauges = gauges
 
     def collect(self) -> Iterator[Metric]:
-        for name, description in described():
-            yield CounterMetricFamily(f"kraftek_{name}", description, getattr(self._counters, name))
+        for name, description, label in described():
+            yield _filled(
+                CounterMetricFamily(f"kraftek_{name}", description, labels=[label] if label else []),
+                getattr(self._counters, name),
+            )
         # What the benchmark divides: the processor time of the process by the messages that went through meanwhile.
         messages = CounterMetricFamily(
             "kraftek_messages", "Messages from clients (in), and of services to clients (out)", labels=["direction"]
@@ -52,58 +59,50 @@ class _Collected(Collector):
                 self._log.failure("Reading the gauge {name} failed", name=gauge.name)
                 continue
             labels = [gauge.label] if gauge.label else []
-            metric = GaugeMetricFamily(f"kraftek_{gauge.name}", gauge.description, labels=labels)
-            if isinstance(found, Mapping):
-                for value, number in found.items():
-                    metric.add_metric([value], number)
-            else:
-                metric.add_metric([], found)
-            yield metric
+            yield _filled(GaugeMetricFamily(f"kraftek_{gauge.name}", gauge.description, labels=labels), found)
 
 
-class _Metrics(Resource):
-    isLeaf = True
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        super().__init__()
-        self._registry = registry
-
-    def render_GET(self, request: Request) -> bytes:
-        encode, content_type = choose_encoder(request.getHeader("Accept") or "")
-        request.setHeader("Content-Type", content_type)
-        return encode(self._registry)
+def _filled(metric: Any, found: float | Mapping[str, float]) -> Metric:
+    """The metric with its number, or the number for each value of its label."""
+    if isinstance(found, Mapping):
+        for value, number in found.items():
+            metric.add_metric([value], number)
+    else:
+        metric.add_metric([], found)
+    filled: Metric = metric
+    return filled
 
 
-class _Health(Resource):
-    isLeaf = True
+class OperatorSite(HttpServer):
+    """The operator's port: ``/metrics`` in the formats of Prometheus, and ``/health``: 200, or 503 without Redis.
 
-    def __init__(self, gateway_id: str, bus: IBus) -> None:
-        super().__init__()
+    ``hosts`` lets addresses and nothing at all pass, because Prometheus and probes ask by them.
+    """
+
+    def __init__(
+        self, reactor: IReactorTime, hosts: Hosts, gateway_id: str, counters: Counters, gauges: Gauges, bus: IBus
+    ) -> None:
+        super().__init__(reactor, hosts, head_timeout=_PATIENCE, request_timeout=_PATIENCE)
         self._gateway_id = gateway_id
         self._bus = bus
+        self._registry = CollectorRegistry()
+        self._registry.register(_Collected(counters, gauges))
+        ProcessCollector(registry=self._registry)  # memory, open files, and when it was started
 
-    def render_GET(self, request: Request) -> bytes:
+    def respond(self, request: Request) -> None:
+        page = {b"/metrics": self._metrics, b"/health": self._health}.get(request.path)
+        if page is None:
+            request.answer(Response(404, b"expected /metrics or /health\n"))
+        elif request.method not in (b"GET", b"HEAD"):
+            request.answer(Response(405, b"expected GET\n", headers=((b"Allow", b"GET, HEAD"),)))
+        else:
+            request.answer(page(request))
+
+    def _metrics(self, request: Request) -> Response:
+        encode, content_type = choose_encoder(request.header("accept") or "")
+        return Response(200, encode(self._registry), content_type.encode())
+
+    def _health(self, request: Request) -> Response:
         available = self._bus.available
-        request.setResponseCode(200 if available else 503)
-        request.setHeader("Content-Type", "application/json")
-        return json.encode({"gatewayId": self._gateway_id, "redis": available}) + b"\n"
-
-
-class _OperatorSite(Site):
-    noisy = False
-
-    def log(self, request: object) -> None:
-        """No access log: the same two requests every few seconds."""
-
-
-def operator_site(reactor: IReactorTime, gateway_id: str, counters: Counters, gauges: Gauges, bus: IBus) -> Site:
-    """The site of the operator's port: ``/metrics`` in the formats of Prometheus, and ``/health``: 200, or 503 without
-    Redis.
-    """
-    registry = CollectorRegistry()
-    registry.register(_Collected(counters, gauges))
-    ProcessCollector(registry=registry)  # memory, open files, and when it was started
-    root = Resource()
-    root.putChild(b"metrics", _Metrics(registry))
-    root.putChild(b"health", _Health(gateway_id, bus))
-    return _OperatorSite(root, reactor=reactor)
+        body = json.encode({"gatewayId": self._gateway_id, "redis": available}) + b"\n"
+        return Response(200 if available else 503, body, b"application/json")

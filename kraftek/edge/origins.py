@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from enum import Enum
 from urllib.parse import urlsplit
 
-__all__ = ["Origins"]
+__all__ = ["Origins", "Verdict"]
 
 _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+
+
+class Verdict(Enum):
+    """What a page may do."""
+
+    REFUSED = "refused"
+    ANYBODY = "anybody"  # as everybody's page may: connect, without cookies
+    NAMED = "named"  # connect, with cookies and whatever else makes a request the user's
 
 
 class Origins:
@@ -23,11 +32,16 @@ class Origins:
         self._suffixes = tuple(pattern[1:] for pattern in patterns if pattern.startswith("*."))
         self._exact = {_normal(pattern) for pattern in patterns if "://" in pattern}
 
-    def allow(self, origin: str | None, host: str) -> bool:
-        """Whether a client with this ``Origin`` header may connect to this ``Host``. Without one it is no browser."""
-        if origin is None or self._any:
-            return True
-        origin = origin.lower()
+    def judge(self, origin: str, host: str, scheme: str | None) -> Verdict:
+        """What a page with this ``Origin`` may do on this ``Host``; empty: whoever sends none is no browser.
+
+        ``scheme``: what the page would have if it were the host's own, ``None`` where that is not known.
+        """
+        if not origin or self._names(origin.lower(), host, scheme):
+            return Verdict.NAMED
+        return Verdict.ANYBODY if self._any else Verdict.REFUSED
+
+    def _names(self, origin: str, host: str, scheme: str | None) -> bool:
         try:
             parts = urlsplit(origin)
             hostname, port = parts.hostname, parts.port
@@ -39,7 +53,9 @@ class Origins:
             return True
         if _normal(origin) in self._exact:
             return True
-        return self._same_host and _authority(hostname, port, parts.scheme) == _host(host, parts.scheme)
+        if not self._same_host or (scheme is not None and parts.scheme != scheme):
+            return False
+        return _authority(hostname, port, parts.scheme) == _host(host, parts.scheme)
 
 
 def _normal(origin: str) -> str:

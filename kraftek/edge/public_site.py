@@ -1,101 +1,249 @@
-"""The plain HTTP requests of the public port: files that pages need, and a word for whoever came by mistake."""
+"""The clients' port: WebSocket handshakes, Engine.IO's long-polling, the files that pages need, and a word for whoever
+came by mistake. Made by :mod:`kraftek.daemon.assembly`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote_to_bytes
 
-from twisted.internet.interfaces import IReactorTime
-from twisted.web.http import CACHED
-from twisted.web.resource import IResource, Resource
-from twisted.web.server import Request, Site
-from twisted.web.static import File
+from msgspec import Struct
+from msgspec.structs import replace
+from twisted.internet.interfaces import IAddress, IReactorTime, ISSLTransport
+from twisted.logger import Logger
 
-from kraftek.edge.engineio.polling import BoundedRequest, Polling
+from kraftek.contract.log_once import OnceAMinute
+from kraftek.contract.metrics import Counters, RefusalReason
+from kraftek.contract.settings import Limits
+from kraftek.edge.engineio.packets import EngineError, ErrorCode
+from kraftek.edge.engineio.polling import Polling
+from kraftek.edge.hosts import Hosts
+from kraftek.edge.http_server import HttpChannel, HttpServer, RefusedError, Request, Response, printable
+from kraftek.edge.origins import Origins, Verdict
+from kraftek.edge.proxies import Proxies
+from kraftek.edge.websocket.factory import ClientFactory
+from kraftek.edge.websocket.handshake import asks_for_websocket
 
-__all__ = ["public_site"]
+__all__ = ["Page", "PublicSite", "pages"]
 
 _CLIENT = Path(__file__).parents[1] / "client/js/kraftek.js"
+_CLIENT_PATH = b"/kraftek.js"
 
-_SECURITY = {
-    b"Content-Security-Policy": b"default-src 'self'; connect-src 'self' ws: wss:; frame-ancestors 'none'",
-    b"X-Content-Type-Options": b"nosniff",
-    b"Referrer-Policy": b"no-referrer",
+_TYPES = {
+    ".css": b"text/css; charset=utf-8",
+    ".html": b"text/html; charset=utf-8",
+    ".js": b"text/javascript; charset=utf-8",
+    ".mjs": b"text/javascript; charset=utf-8",
+    ".svg": b"image/svg+xml",
 }
 
+_SECURITY = (
+    (b"Content-Security-Policy", b"default-src 'self'; connect-src 'self' ws: wss:; frame-ancestors 'none'"),
+    (b"X-Content-Type-Options", b"nosniff"),
+    (b"Referrer-Policy", b"no-referrer"),
+)
 
-class _UpgradeRequired(Resource):
-    isLeaf = True
+_UPGRADE = Response(
+    426,
+    b"This is a WebSocket endpoint: connect with the subprotocol kraftek.v1.json.\n",
+    headers=((b"Upgrade", b"websocket"),),
+)
 
-    def render(self, request: Request) -> bytes:
-        request.setResponseCode(426, b"Upgrade Required")
-        request.setHeader(b"Upgrade", b"websocket")
-        request.setHeader(b"Content-Type", b"text/plain; charset=utf-8")
-        return b"This is a WebSocket endpoint: connect with the subprotocol kraftek.v1.json.\n"
-
-
-class _Files(File):
-    # The type of a module must not be left to the machine's mime.types. Set on the class, for each file makes the next.
-    contentTypes = {**File.contentTypes, ".js": "text/javascript", ".mjs": "text/javascript"}  # noqa: RUF012
-
-    def directoryListing(self) -> Resource:
-        return self.childNotFound
-
-    def render(self, request: Request) -> bytes | int:
-        for name, value in _SECURITY.items():
-            request.setHeader(name, value)
-        request.setHeader(b"Cache-Control", b"no-cache")
-        answer: bytes | int = super().render(request)
-        return answer
+_SPARE = 32
+"""Connections over the limit that are still told why they are refused."""
 
 
-class _Client(Resource):
-    """The client for browsers, which pages of any origin may import: whom they may connect to is asked elsewhere."""
+class Page(Struct, frozen=True):
+    """A file, in memory."""
 
-    isLeaf = True
-    path = b"/kraftek.js"
+    body: bytes
+    content_type: bytes
+    headers: tuple[tuple[bytes, bytes], ...]
+    tag: str
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._module = _CLIENT.read_bytes()
-        self._tag = b'"%s"' % sha256(self._module).hexdigest()[:32].encode()
-
-    def render_GET(self, request: Request) -> bytes:
-        request.setHeader(b"Content-Type", b"text/javascript; charset=utf-8")
-        request.setHeader(b"X-Content-Type-Options", b"nosniff")
-        request.setHeader(b"Access-Control-Allow-Origin", b"*")
-        request.setHeader(b"Cross-Origin-Resource-Policy", b"cross-origin")
-        request.setHeader(b"Cache-Control", b"no-cache")
-        return b"" if request.setETag(self._tag) is CACHED else self._module
+    def response(self, request: Request) -> Response:
+        """What a GET or HEAD of it is answered."""
+        headers = (*self.headers, (b"Cache-Control", b"no-cache"), (b"ETag", self.tag.encode()))
+        known = request.tokens("if-none-match")
+        if self.tag in known or f"W/{self.tag}" in known:  # a proxy that compresses weakens it
+            return Response(304, headers=headers)
+        return Response(200, self.body, self.content_type, headers)
 
 
-class _PublicSite(Site):
-    noisy = False
-    requestFactory = BoundedRequest
-
-    def __init__(self, root: Resource, polling: Polling | None, **options: object) -> None:
-        super().__init__(root, **options)
-        self._polling = polling
-        self._client = _Client()
-        self.max_body = polling.max_body if polling is not None else 0
-
-    def getResourceFor(self, request: Request) -> IResource:
-        if self._polling is not None and request.path == self._polling.path:
-            return self._polling
-        if request.path == _Client.path:
-            return self._client
-        resource: IResource = super().getResourceFor(request)
-        return resource
-
-    def log(self, request: object) -> None:
-        """No access log: its lines would hold the query, and that may hold a token."""
+def _page(file: Path, *headers: tuple[bytes, bytes]) -> Page:
+    body = file.read_bytes()
+    return Page(body, _TYPES[file.suffix], headers, f'"{sha256(body).hexdigest()[:32]}"')
 
 
-def public_site(reactor: IReactorTime, files: Path | None, polling: Polling | None = None) -> Site:
-    """The site of the public port: ``polling`` at its path, the client for browsers at ``/kraftek.js``, ``files`` at
-    ``/`` when given, otherwise a mere hint.
+def pages(directory: Path | None) -> dict[bytes, Page]:
+    """The files of a directory by their paths, ``index.html`` as ``/`` too."""
+    if directory is None:
+        return {}
+    files = (file for file in directory.rglob("*") if file.suffix in _TYPES)
+    found = {f"/{file.relative_to(directory).as_posix()}".encode(): _page(file, *_SECURITY) for file in files}
+    if b"/index.html" in found:
+        found[b"/"] = found[b"/index.html"]
+    return found
+
+
+class PublicSite(HttpServer):
+    """Whoever asks for a WebSocket is one of ``websockets``; at the path of ``polling``, over either, clients speak
+    Engine.IO. ``files`` are those of the demo.
+
+    Pages of other origins than ``origins`` are refused both. ``connections`` counts those of the process.
     """
-    root: Resource = _UpgradeRequired()
-    if files is not None:
-        root = _Files(str(files))
-    return _PublicSite(root, polling, reactor=reactor)
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        *,
+        hosts: Hosts,
+        origins: Origins,
+        proxies: Proxies,
+        limits: Limits,
+        counters: Counters,
+        websockets: ClientFactory,
+        polling: Polling | None = None,
+        files: Mapping[bytes, Page] = {},
+    ) -> None:
+        super().__init__(
+            reactor,
+            hosts,
+            head_timeout=limits.handshake_timeout,
+            request_timeout=limits.request_timeout,
+            max_body=polling.max_body if polling is not None else 0,
+        )
+        self._origins = origins
+        self._proxies = proxies
+        self._counters = counters
+        self._websockets = websockets
+        self._polling = polling
+        self._pages = {**files, _CLIENT_PATH: _page(_CLIENT, *_FOR_EVERY_PAGE)}
+        self._channels = 0
+        self._stops = ""
+        self._once_a_minute = OnceAMinute(reactor.seconds)
+
+    @property
+    def connections(self) -> int:
+        """All of this port, whatever they are for."""
+        return self._channels + self._websockets.countConnections
+
+    def turn_away(self, reason: str) -> None:
+        """Refuse whoever comes from now on, with 503 and this reason: the process stops."""
+        self._stops = reason
+        if self._polling is not None:
+            self._polling.turn_away(reason)
+
+    # What Twisted and the HTTP server call.
+
+    def buildProtocol(self, addr: IAddress | None) -> Any:
+        # Those that are over the limit by so much are not even told.
+        if self.connections >= self._websockets.max_connections + _SPARE:
+            self._counters.connections_refused[RefusalReason.PROCESS] += 1
+            return None
+        self._channels += 1
+        return super().buildProtocol(addr)
+
+    def lost(self, channel: HttpChannel) -> None:
+        self._channels -= 1
+
+    def refuse_body(self, request: Request, size: int) -> Response | None:
+        if asks_for_websocket(request):
+            self._counters.connections_refused[RefusalReason.HANDSHAKE] += 1
+            return Response(400, b"expected a handshake without a body\n")
+        return super().refuse_body(request, size)
+
+    def refuse_host(self, request: Request) -> Response:
+        self._counters.connections_refused[RefusalReason.HOST] += 1
+        return super().refuse_host(request)
+
+    def headers(self, request: Request) -> Iterator[tuple[bytes, bytes]]:
+        yield from super().headers(request)
+        # The client for browsers any page may import: whom it may connect to is asked when it does.
+        if request.path == _CLIENT_PATH:
+            return
+        yield b"Vary", b"Origin"
+        verdict = self._verdict(request)
+        if verdict is Verdict.ANYBODY:
+            yield b"Access-Control-Allow-Origin", b"*"
+        elif verdict is Verdict.NAMED and (origin := request.header("origin")):
+            yield b"Access-Control-Allow-Origin", origin.encode("latin-1")
+            yield b"Access-Control-Allow-Credentials", b"true"
+
+    def respond(self, request: Request) -> None:
+        engine = self._polling is not None and request.path in self._polling.paths
+        handshake = asks_for_websocket(request)
+        try:
+            if handshake:
+                self._upgrade(request, engine=engine)
+            elif engine:
+                self._poll(request)
+            else:
+                self._answer_page(request)
+        except RefusedError as refusal:
+            self._counters.connections_refused[refusal.reason] += 1
+            request.answer(replace(refusal.response, closes=handshake))
+
+    def _upgrade(self, request: Request, *, engine: bool) -> None:
+        if request.take_rest():
+            raise RefusedError(400, RefusalReason.HANDSHAKE, "expected nothing before the answer to the handshake")
+        self._check_origin(request, engine=engine)
+        if self._stops:
+            raise RefusedError(503, RefusalReason.STOPPING, self._stops)
+        if self.connections > self._websockets.max_connections:
+            raise RefusedError(503, RefusalReason.PROCESS, "too many connections")
+        self._websockets.accept(request, self._address(request), engine=engine)
+
+    def _poll(self, request: Request) -> None:
+        self._check_origin(request, engine=True)
+        assert self._polling is not None
+        self._polling.respond(request, self._address(request))
+
+    def _answer_page(self, request: Request) -> None:
+        page = self._pages.get(unquote_to_bytes(request.path))
+        if page is None:
+            # Without files there is nothing but the WebSocket, wherever one asks.
+            request.answer(_UPGRADE if len(self._pages) == 1 else Response(404, b"not found\n"))
+        elif request.method not in (b"GET", b"HEAD"):
+            request.answer(Response(405, b"expected GET\n", headers=((b"Allow", b"GET, HEAD"),)))
+        else:
+            request.answer(page.response(request))
+
+    def _address(self, request: Request) -> str:
+        return self._proxies.address(request.getClientAddress(), request.header("x-forwarded-for"))
+
+    def _scheme(self, request: Request) -> str | None:
+        secure = ISSLTransport.providedBy(request.channel.transport)
+        return self._proxies.scheme(request.header("x-forwarded-proto"), secure=secure)
+
+    def _verdict(self, request: Request) -> Verdict:
+        return self._origins.judge(request.header("origin") or "", request.host_name, self._scheme(request))
+
+    def _check_origin(self, request: Request, *, engine: bool) -> None:
+        if self._verdict(request) is not Verdict.REFUSED:
+            return
+        origin = printable(request.header("origin") or "")
+        scheme = self._scheme(request)
+        where = f"{scheme}://" * bool(scheme) + (printable(request.host_name) or "no host")
+        self._once_a_minute(
+            self._log.warn,
+            "The origin {origin} was refused at {where} (logged once a minute): if its pages may connect, name it in "
+            '"origins" of the configuration',
+            origin=origin,
+            where=where,
+        )
+        text = f'The origin {origin} may not connect to {where}: name it in "origins" of the gateway\'s configuration'
+        json = EngineError(ErrorCode.FORBIDDEN, text).body if engine else None
+        raise RefusedError(403, RefusalReason.ORIGIN, text, json=json)
+
+
+_FOR_EVERY_PAGE = (
+    (b"X-Content-Type-Options", b"nosniff"),
+    (b"Access-Control-Allow-Origin", b"*"),
+    (b"Cross-Origin-Resource-Policy", b"cross-origin"),
+)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import fields
 
-from kraftek.contract.metrics import Counters, Gauges, described
+from kraftek.contract.metrics import Counters, Gauges, RefusalReason, described
 
 
 def test_every_counter_says_what_it_counts() -> None:
-    descriptions = dict(described())
+    descriptions = {name: description for name, description, _ in described()}
     assert list(descriptions) == [field.name for field in fields(Counters)]
     assert len(set(descriptions.values())) == len(descriptions)
     assert all(text[0].isupper() and not text.endswith(".") for text in descriptions.values())
@@ -18,7 +18,8 @@ def test_every_counter_says_what_it_counts() -> None:
 def test_counters_are_in_order_and_begin_at_zero() -> None:
     names = [field.name for field in fields(Counters)]
     assert names == sorted(names)
-    assert {getattr(Counters(), name) for name in names} == {0}
+    for name, _, label in described():
+        assert getattr(Counters(), name) == ({str(reason): 0 for reason in RefusalReason} if label else 0), name
 
 
 def test_gauges_are_kept_in_order_and_a_name_is_taken_once() -> None:

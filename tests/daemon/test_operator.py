@@ -13,7 +13,8 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 
 from kraftek.contract.metrics import Counters, Gauges, described
-from kraftek.daemon.operator import operator_site
+from kraftek.daemon.operator import OperatorSite
+from kraftek.edge.hosts import Hosts
 from tests.edge.websocket.edge import RecordingTransport
 from tests.support.fakes import FakeBus
 from tests.support.waiting import wait_until
@@ -26,7 +27,7 @@ class Operator:
         self.counters = Counters()
         self.gauges = Gauges()
         self.bus = FakeBus()
-        self.site = operator_site(Clock(), "gw", self.counters, self.gauges, self.bus)
+        self.site = OperatorSite(Clock(), Hosts(), "gw", self.counters, self.gauges, self.bus)
 
     def ask(self, path: str, accept: str = "*/*", method: str = "GET") -> tuple[int, str, str]:
         """Status, type and body of the answer."""
@@ -62,13 +63,15 @@ def operator() -> Operator:
 
 
 def test_every_counter_is_there_with_its_description(operator: Operator) -> None:
-    for number, (name, _) in enumerate(described()):
-        setattr(operator.counters, name, number)
+    for number, (name, _, label) in enumerate(described()):
+        setattr(operator.counters, name, {"one": number} if label else number)
     metrics = operator.metrics()
-    for number, (name, description) in enumerate(described()):
+    for number, (name, description, label) in enumerate(described()):
         metric = metrics[f"kraftek_{name}"]
         assert (metric.type, metric.documentation) == ("counter", description)
-        assert [(sample.name, sample.value) for sample in metric.samples] == [(f"kraftek_{name}_total", number)]
+        [sample] = metric.samples
+        assert (sample.name, sample.value) == (f"kraftek_{name}_total", number)
+        assert sample.labels == ({label: "one"} if label else {})
 
 
 def test_what_a_message_costs_can_be_divided(operator: Operator) -> None:

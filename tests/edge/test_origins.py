@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kraftek.edge.origins import Origins
+from kraftek.edge.origins import Origins, Verdict
 
 HOST = "gateway.example.org"
 
@@ -15,8 +15,8 @@ HOST = "gateway.example.org"
     ("patterns", "origin", "host", "allowed"),
     [
         # Without an Origin it is no browser.
-        ([], None, HOST, True),
-        (["same-host"], None, HOST, True),
+        ([], "", HOST, True),
+        (["same-host"], "", HOST, True),
         ([], f"https://{HOST}", HOST, False),
         # The same host: name and port, the scheme's own port when none is named.
         (["same-host"], f"https://{HOST}", HOST, True),
@@ -36,8 +36,6 @@ HOST = "gateway.example.org"
         (["same-host"], f"https://evil{HOST}", HOST, False),
         (["same-host"], "https://example.org", HOST, False),
         (["same-host"], "null", HOST, False),
-        (["same-host"], "", HOST, False),
-        (["same-host"], "", "", False),
         (["same-host"], "https://", "", False),
         (["same-host"], f"https://{HOST}", f"{HOST}:port", False),
         (["same-host"], "https://[::1", "[::1", False),
@@ -68,16 +66,51 @@ HOST = "gateway.example.org"
         (["*"], "no origin at all", HOST, True),
     ],
 )
-def test_the_rules(patterns: list[str], origin: str | None, host: str, allowed: bool) -> None:
-    assert Origins(patterns).allow(origin, host) is allowed
+def test_the_rules(patterns: list[str], origin: str, host: str, allowed: bool) -> None:
+    assert (Origins(patterns).judge(origin, host, None) is not Verdict.REFUSED) is allowed
+
+
+@pytest.mark.parametrize(
+    ("scheme", "origin", "allowed"),
+    [
+        (None, "http://gateway.test", True),
+        (None, "https://gateway.test", True),
+        ("https", "https://gateway.test", True),
+        ("https", "http://gateway.test", False),
+        ("http", "http://gateway.test", True),
+        ("http", "https://gateway.test", False),
+        ("https", "https://app.example.org", True),
+        ("https", "http://a.example.net", True),
+    ],
+)
+def test_the_scheme_counts_for_the_same_host_where_it_is_known(scheme: str | None, origin: str, allowed: bool) -> None:
+    origins = Origins(["same-host", "https://app.example.org", "*.example.net"])
+    assert (origins.judge(origin, "gateway.test", scheme) is Verdict.NAMED) is allowed
+
+
+@pytest.mark.parametrize(
+    ("origin", "verdict"),
+    [
+        ("https://app.example.org", Verdict.NAMED),
+        ("https://a.example.net", Verdict.NAMED),
+        ("https://gateway.test", Verdict.NAMED),
+        ("https://evil.test", Verdict.ANYBODY),
+        ("null", Verdict.ANYBODY),
+    ],
+)
+def test_everybodys_page_may_less_than_one_that_is_named(origin: str, verdict: Verdict) -> None:
+    origins = Origins(["*", "same-host", "https://app.example.org", "*.example.net"])
+    assert origins.judge(origin, "gateway.test", None) is verdict
 
 
 @given(st.text() | st.text("https://[]:.@a0").map("http://{}".format), st.text() | st.text("[]:.@a0"))
 def test_any_text_is_allowed_or_not(origin: str, host: str) -> None:
-    allowed = Origins(["same-host", "*.example.org", "https://app.example.org"]).allow(origin, host)
-    assert allowed is False or (allowed is True and "://" in origin)
+    origins = Origins(["same-host", "*.example.org", "https://app.example.org"])
+    for scheme in (None, "https"):
+        verdict = origins.judge(origin, host, scheme)
+        assert verdict is Verdict.REFUSED or (verdict is Verdict.NAMED and (not origin or "://" in origin))
 
 
-@given(st.text())
+@given(st.text(min_size=1))
 def test_without_rules_no_page_connects(origin: str) -> None:
-    assert not Origins([]).allow(origin, HOST)
+    assert Origins([]).judge(origin, HOST, None) is Verdict.REFUSED

@@ -17,7 +17,7 @@ from twisted.internet import epollreactor
 epollreactor.install()
 
 from twisted.internet import reactor as installed  # noqa: E402
-from twisted.internet.protocol import Factory, Protocol, connectionDone  # noqa: E402
+from twisted.internet.protocol import Protocol, connectionDone  # noqa: E402
 from twisted.internet.stdio import StandardIO  # noqa: E402
 from twisted.python.failure import Failure  # noqa: E402
 
@@ -30,7 +30,10 @@ from kraftek.contract.settings import Limits  # noqa: E402
 from kraftek.daemon.listening import server_endpoint  # noqa: E402
 from kraftek.edge.addresses import Addresses  # noqa: E402
 from kraftek.edge.dialects.native import NativeDialect  # noqa: E402
+from kraftek.edge.hosts import Hosts  # noqa: E402
 from kraftek.edge.origins import Origins  # noqa: E402
+from kraftek.edge.proxies import Proxies  # noqa: E402
+from kraftek.edge.public_site import PublicSite  # noqa: E402
 from kraftek.edge.websocket import frames  # noqa: E402
 from kraftek.edge.websocket.factory import ClientFactory  # noqa: E402
 from kraftek.fastpath import speed_up, wanted  # noqa: E402
@@ -73,18 +76,26 @@ fastpath = wanted(os.environ)
 if fastpath:
     speed_up(reactor, iteration)
 assert iteration.driven is fastpath
+limits, counters = Limits(message_bytes=LARGEST, unsent_bytes=8 * LARGEST), Counters()
 factory = ClientFactory(
     reactor,
     echo_session,
     {SUBPROTOCOL: NativeDialect},
-    Factory.forProtocol(Protocol),
-    limits=Limits(message_bytes=LARGEST, unsent_bytes=8 * LARGEST),
-    origins=Origins(["same-host"]),
-    addresses=Addresses(0, 0),
+    limits=limits,
+    addresses=Addresses(0),
     iteration=iteration,
-    counters=Counters(),
+    counters=counters,
     compression="--compression" in sys.argv,
     fastpath=fastpath,
+)
+site = PublicSite(
+    reactor,
+    hosts=Hosts(),
+    origins=Origins(["same-host"]),
+    proxies=Proxies(0),
+    limits=limits,
+    counters=counters,
+    websockets=factory,
 )
 
 
@@ -92,6 +103,6 @@ def listening(port: Any) -> None:
     print(port.getHost().port, flush=True)
 
 
-server_endpoint(reactor, "tcp:0:interface=127.0.0.1").listen(factory).addCallback(listening)
+server_endpoint(reactor, "tcp:0:interface=127.0.0.1").listen(site).addCallback(listening)
 StandardIO(UntilClosed())
 reactor.run()

@@ -17,7 +17,7 @@ from zope.interface import implementer
 from kraftek.contract.interfaces import IClientLink, IReceiver
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Outgoing
-from kraftek.contract.metrics import Counters
+from kraftek.contract.metrics import Counters, RefusalReason
 from kraftek.edge.addresses import Addresses
 from kraftek.edge.engineio.connection import ConnectionState, EngineSession, EngineSettings, Reason
 from kraftek.edge.engineio.packets import EngineError, EngineOverflowError, ErrorCode
@@ -308,16 +308,12 @@ class EngineClients:
 
     def poll(self, peer: str, answer: Answer) -> EngineClient:
         """The first GET of a new client; ``answer`` as in ``EngineClient.poll``. Raises ``EngineError``: not now."""
-        try:
-            if self._turned_away:
-                raise EngineError(ErrorCode.FORBIDDEN, self._turned_away, 503)
-            if len(self._by_sid) >= self._max_clients:
-                raise EngineError(ErrorCode.FORBIDDEN, "too many connections", 503)
-            if self._addresses.full(peer):
-                raise EngineError(ErrorCode.FORBIDDEN, "too many connections from this address", 429)
-        except EngineError:
-            self.counters.connections_refused += 1
-            raise
+        if self._turned_away:
+            raise self._refused(RefusalReason.STOPPING, self._turned_away, 503)
+        if len(self._by_sid) >= self._max_clients:
+            raise self._refused(RefusalReason.PROCESS, "too many connections", 503)
+        if self._addresses.full(peer):
+            raise self._refused(RefusalReason.ADDRESS, "too many connections from this address", 429)
         client = self._new(peer, websocket=False)
         client.poll(answer)
         client.open(self._open(client))
@@ -341,6 +337,10 @@ class EngineClients:
         now = self._clock.seconds()
         for client in [client for client in self._by_sid.values() if client.engine.deadline <= now]:
             client.tick(now)
+
+    def _refused(self, reason: RefusalReason, text: str, status: int) -> EngineError:
+        self.counters.connections_refused[reason] += 1
+        return EngineError(ErrorCode.FORBIDDEN, text, status)
 
     def _new(self, peer: str, *, websocket: bool) -> EngineClient:
         sid = token_urlsafe(15)

@@ -8,14 +8,12 @@ it makes a connection and looks what there is. What it leaves out it logs. Calle
 from __future__ import annotations
 
 from collections.abc import Callable
-from inspect import signature
 from typing import Any
 
 import autobahn.twisted.websocket
 import autobahn.websocket.protocol
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
 from autobahn.websocket import xormasker
-from autobahn.websocket.compress import PerMessageDeflate, PerMessageDeflateOffer, PerMessageDeflateOfferAccept
 from twisted.internet.address import IPv4Address
 from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
@@ -24,9 +22,9 @@ from twisted.python.failure import Failure
 
 from kraftek.contract.guards import UnexpectedError, expect_names, expect_values, usable
 from kraftek.edge.websocket.frames import plain_messages
-from kraftek.edge.websocket.protocol import HANDSHAKE, Silent
+from kraftek.edge.websocket.protocol import HANDSHAKE, Silent, succeed
 
-__all__ = ["bounds_inflation", "quickened"]
+__all__ = ["quickened"]
 
 _EMPTY_PONG = b"\x8a\x80"
 """And its mask: the answer to our ping, which says no more than that somebody is there (RFC 6455, section 5.5.3)."""
@@ -43,7 +41,6 @@ def quickened(protocol: Any, factory: Any, base: Any = WebSocketServerProtocol) 
         ("unframing whole reads", lambda: _check_unframing(base), lambda: ((_Unframing,), {})),
         ("slim connections", lambda: _check_slimming(base), lambda: ((_Slim,), {**_AT_REST, **_NOT_NEEDED})),
         ("settings on the class", lambda: _check_settings(base, factory), lambda: ((), _settings(base, factory))),
-        ("releasing windows", _check_release, lambda: ((_Releasing,), {})),
     ]
     mixins: tuple[type, ...] = ()
     attributes: dict[str, Any] = {}
@@ -76,7 +73,7 @@ class _Unframing:
                 return
             session = self.session
             if session is not None and not self.inside_message:
-                messages, taken = plain_messages(data, self.maxMessagePayloadSize, unmask)
+                messages, taken = plain_messages(data, self.message_limit, unmask)
                 if messages:
                     self.heard = True
                     for message in messages:
@@ -94,7 +91,6 @@ def _check_unframing(base: Any) -> None:
         raise UnexpectedError("create_xor_masker masks otherwise")
     made, _ = _opened(base)
     expect_values(made, {"state": made.STATE_OPEN, "data": b"", "current_frame": None, "inside_message": False})
-    expect_names(made, "maxMessagePayloadSize")
     made.dataReceived(_client_frame(0x01, b"first"))
     if not made.inside_message:
         raise UnexpectedError("inside_message is not set between the fragments of a message")
@@ -243,46 +239,7 @@ def _check_slimming(base: Any) -> None:
             raise UnexpectedError("a connection does not close cleanly without the state that is dropped")
 
 
-# Decompressing.
-
-
-class _Releasing:
-    """Gives back what decompressing a message took; Autobahn keeps it until the next: 40 KiB a connection."""
-
-    def release_window(self: Any) -> None:
-        self._perMessageCompress._decompressor = None  # noqa: SLF001
-
-
-def _check_release() -> None:
-    offer = PerMessageDeflateOffer()
-    deflate: Any = PerMessageDeflate.create_from_offer_accept(True, PerMessageDeflateOfferAccept(offer))
-    for _ in range(2):
-        expect_values(deflate, {"_decompressor": None})
-        deflate.start_decompress_message()
-        if deflate.decompress_message_data(b"\xf2H\xcd\xc9\xc9\x07\x00") != b"Hello":  # RFC 7692, section 7.2.3.1
-            raise UnexpectedError("a message is decompressed otherwise")
-        deflate.end_decompress_message()
-        if deflate._decompressor is None:  # noqa: SLF001
-            raise UnexpectedError("the decompressor is kept elsewhere than in _decompressor")
-        deflate._decompressor = None  # noqa: SLF001
-
-
-def bounds_inflation(deflate: Any = PerMessageDeflate) -> bool:
-    """Whether Autobahn gives a compressed message up that grows beyond the limit: with 23.6 one of 24 kB took 24 MB.
-    Where it does not, one line is logged.
-    """
-    if "max_output_len" in signature(deflate.decompress_message_data).parameters:
-        return True
-    _log.warn("Messages are not compressed: this Autobahn has no limit for what one is decompressed to")
-    return False
-
-
 # A connection to look at.
-
-_REQUEST = (
-    b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-)
 
 
 class _Nowhere:
@@ -327,7 +284,7 @@ def _opened(base: Any, attributes: dict[str, Any] | None = None) -> tuple[Any, _
     factory.protocol = type(base.__name__, (factory.protocol,), attributes or {})
     made = factory.buildProtocol(transport.getPeer())
     made.makeConnection(transport)
-    made.dataReceived(_REQUEST)
+    succeed(made, "dGhlIHNhbXBsZSBub25jZQ==", None, {})
     if not transport.written or not transport.written[0].startswith(b"HTTP/1.1 101 "):
         raise UnexpectedError(f"{base.__name__} does not answer a handshake")
     return made, transport

@@ -5,13 +5,10 @@ Made by :class:`kraftek.edge.websocket.factory.ClientFactory`.
 
 from __future__ import annotations
 
-from http import HTTPStatus
 from typing import Any, Protocol
 
 from autobahn.twisted.websocket import WebSocketServerProtocol
-from autobahn.websocket.types import ConnectionDeny, ConnectionRequest
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IProtocolFactory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -21,14 +18,14 @@ from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Authenticate
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Limits
+from kraftek.edge.http_server import end_writing
 from kraftek.edge.websocket.closings import Closings
+from kraftek.edge.websocket.deflate import TOO_LARGE, Deflate, Inflater
 from kraftek.edge.websocket.frames import wire
+from kraftek.edge.websocket.incoming import Incoming, TooLargeError
 from kraftek.edge.websocket.outbox import Outbox
 
-__all__ = ["HANDSHAKE", "Acceptor", "ClientProtocol", "Silent"]
-
-_HEAD_BYTES = 16_384
-"""Request line and headers at most; Node's and nginx's limits are of the same size."""
+__all__ = ["HANDSHAKE", "Acceptor", "ClientProtocol", "Silent", "succeed"]
 
 _CLIENT_LEFT = Failure(ConnectionDone())
 
@@ -37,22 +34,23 @@ HANDSHAKE = frozenset(
     {
         "_results",
         "_wskey",
-        "http_headers",
-        "http_request_data",
-        "http_request_host",
-        "http_request_params",
-        "http_request_path",
-        "http_request_uri",
         "http_response_data",
-        "http_status_line",
         "websocket_extensions",
         "websocket_extensions_in_use",
-        "websocket_origin",
         "websocket_protocol_in_use",
         "websocket_protocols",
     }
 )
-"""What Autobahn keeps of a handshake for as long as the connection lives. It holds tokens, and memory."""
+"""What Autobahn keeps of a handshake for as long as the connection lives."""
+
+
+def succeed(protocol: Any, key: str, subprotocol: str | None, headers: dict[str, str]) -> None:
+    """Have Autobahn answer a handshake that it has not read. It came with this key; nothing is left to negotiate."""
+    protocol._wskey = key  # noqa: SLF001
+    protocol.websocket_version = 13
+    protocol.websocket_protocols = [subprotocol]
+    protocol.websocket_extensions = []
+    protocol.succeedHandshake((subprotocol, headers))
 
 
 class Silent:
@@ -73,29 +71,26 @@ class Acceptor(Protocol):
     closings: Closings
     countConnections: int
     counters: Counters
-    http: IProtocolFactory
     limits: Limits
     reactor: Any
     iteration: Iteration
-
-    def is_plain_http(self, head: bytes) -> bool:
-        """Whether this request asks for anything but a WebSocket."""
-
-    def admit(self, protocol: ClientProtocol, request: ConnectionRequest) -> str | None:
-        """The subprotocol to speak, ``None`` for a client that offers none. Raises ``ConnectionDeny``."""
 
     def opened(self, protocol: ClientProtocol) -> IReceiver | None:
         """The handshake is done: a session for the connection, or ``None`` to close it."""
 
     def closed(self, protocol: ClientProtocol) -> None:
-        """The connection is gone, or is none of ours."""
+        """The connection is gone."""
 
 
 class ClientProtocol(WebSocketServerProtocol):
-    """A client on a WebSocket. ``credentials`` came with its handshake; ``counted_as`` is the address it counts for.
+    """A client on a WebSocket, from the answer to its handshake on.
 
-    ``outbox`` is what writes to its transport, and its session's link. ``engine_sid`` is set when it speaks Engine.IO:
-    the session that it is for, empty for a new one.
+    ``credentials`` came with that; ``counted_as`` is the address it counts for. ``outbox`` is what writes to its
+    transport, and its session's link. ``engine_sid`` is set when it speaks Engine.IO: the session that it is for, empty
+    for a new one. ``message_limit``: bytes of a message.
+
+    Once it has failed, by a violation of the protocol or a message that is too large, nothing more is read of it
+    (RFC 6455, section 7.1.7): what still arrives is dropped.
 
     What is slow about it, :mod:`kraftek.edge.websocket.autobahn_internals` overrides.
     """
@@ -110,45 +105,38 @@ class ClientProtocol(WebSocketServerProtocol):
     outbox: Outbox
     session: IReceiver | None = None
     engine_sid: str | None = None
-    maxFramePayloadSize: int
-    maxMessagePayloadSize: int
+    message_limit: int
     credentials: Authenticate | None = None
     counted_as: str | None = None
     heard = True
     slot = -1
-    _refusal: str | None = None
+    _incoming: Incoming | None = None
 
     def _connectionMade(self) -> None:  # noqa: N802  # Autobahn's name
         super()._connectionMade()
         self.outbox = Outbox(self, self.factory.iteration, self.factory.limits.unsent_bytes)
 
-    def processHandshake(self) -> None:
-        head_end = self.data.find(b"\r\n\r\n", 0, _HEAD_BYTES)
-        if head_end < 0:
-            if len(self.data) >= _HEAD_BYTES:
-                self.failHandshake("request head too large", 431)
-        elif self.factory.is_plain_http(self.data[: head_end + 2]):
-            self._hand_over()
-        else:
-            super().processHandshake()
+    def begin(self, key: str, subprotocol: str | None, deflate: Deflate | None) -> None:
+        """Answer the handshake that came with this key: it is accepted."""
+        headers = {}
+        if deflate is not None:
+            self._perMessageCompress: Any = Inflater(self.message_limit)
+            self.outbox.window_bits = deflate.window_bits
+            headers["Sec-WebSocket-Extensions"] = deflate.header
+        succeed(self, key, subprotocol, headers)
 
-    def onConnect(self, request: ConnectionRequest) -> str | None:
-        try:
-            subprotocol: str | None = self.factory.admit(self, request)
-        except ConnectionDeny as denial:
-            self.factory.counters.connections_refused += 1
-            self._refusal = denial.reason
-            raise
-        except Exception as error:  # Autobahn would send the exception's text to the client
-            self._log.failure("Handshake failed")
-            raise ConnectionDeny(500, "internal error") from error
-        return subprotocol
+    def dataReceived(self, data: bytes) -> None:
+        if not self.failedByMe:
+            super().dataReceived(data)
+            if self.failedByMe:
+                self.data = b""
+
+    def processData(self) -> bool:
+        return not self.failedByMe and super().processData()
 
     def onOpen(self) -> None:
         # A trusted proxy may have told another address than that of the transport.
         self.outbox.peer = self.peer or ""
-        if self._perMessageCompress is not None:
-            self.outbox.window_bits = self._perMessageCompress.server_max_window_bits
         try:
             self.session = self.factory.opened(self)
             if self.session is None:
@@ -157,12 +145,33 @@ class ClientProtocol(WebSocketServerProtocol):
             self._log.failure("Opening a session failed")
             self.close(CLOSE_CODES[Code.INTERNAL], Code.INTERNAL)
 
-    def onMessage(self, payload: bytes, isBinary: bool) -> None:
-        self.heard = True
-        if self._perMessageCompress is not None:
-            self.release_window()
-        if self.session is not None and self.state == self.STATE_OPEN:
-            self.session.receive(payload, isBinary)
+    # A message in frames. Autobahn's own bounds know nothing of empty frames, and cut compressed messages off.
+
+    def onMessageBegin(self, isBinary: bool) -> None:
+        self._incoming = Incoming(self.message_limit, isBinary, self._perMessageCompress)
+        self.message_data_total_length = 0  # where it counts, too
+
+    def onMessageFrameBegin(self, length: int) -> None:
+        if self._incoming is not None:
+            try:
+                self._incoming.announce(length)
+            except TooLargeError as error:
+                self._fail(TOO_LARGE, str(error))
+
+    def onMessageFrameData(self, payload: bytes) -> None:
+        if self._incoming is not None:
+            self._incoming.data += payload
+            self._check_inflater()
+
+    def onMessageFrameEnd(self) -> None:
+        pass
+
+    def onMessageEnd(self) -> None:
+        self._check_inflater()
+        incoming, self._incoming = self._incoming, None
+        if incoming is not None and self.session is not None and self.state == self.STATE_OPEN:
+            self.heard = True
+            self.session.receive(bytes(incoming.data), incoming.binary)
 
     def onPing(self, payload: bytes) -> None:
         self.heard = True
@@ -181,20 +190,6 @@ class ClientProtocol(WebSocketServerProtocol):
         if session is not None:
             session.lost()
 
-    def failHandshake(self, reason: str, code: int = 400, responseHeaders: Any = None) -> None:
-        # Autobahn puts what it could not parse into its reasons, and that may be a token.
-        if self._refusal is not None:
-            reason = self._refusal
-        elif code == HTTPStatus.BAD_REQUEST:
-            reason = "not a WebSocket handshake (RFC 6455, section 4.2.1)"
-        else:
-            reason = HTTPStatus(code).phrase
-        super().failHandshake(reason, code, responseHeaders)
-
-    def sendHttpErrorResponse(self, code: int, reason: str, responseHeaders: Any = None) -> None:
-        headers = [("Content-Length", "0"), ("Connection", "close"), *(responseHeaders or ())]
-        super().sendHttpErrorResponse(code, reason, headers)
-
     # What Autobahn says leaves by the outbox too, and keeps its place among what sessions say.
 
     def sendData(self, data: bytes, sync: bool = False, chopsize: int | None = None) -> None:
@@ -204,6 +199,9 @@ class ClientProtocol(WebSocketServerProtocol):
         super().sendCloseFrame(code, reasonUtf8, isReply)
         self.outbox.finish()
         self.factory.closings.begin(self)
+        if self.failedByMe:
+            self._incoming = None
+            end_writing(self.transport)
 
     def dropConnection(self, abort: bool = False) -> None:
         self.outbox.finish()
@@ -213,9 +211,6 @@ class ClientProtocol(WebSocketServerProtocol):
     def forget_handshake(self) -> None:
         """The handshake is done, and what it was made of is of no use any more."""
         self.__dict__.update(dict.fromkeys(HANDSHAKE & self.__dict__.keys()))
-
-    def release_window(self) -> None:
-        """Give back what decompressing a message took, where that can be."""
 
     # What the outbox needs.
 
@@ -257,20 +252,11 @@ class ClientProtocol(WebSocketServerProtocol):
         # Not dropConnection, which takes a connection for closed that still waits for its last bytes to be read.
         self.transport.abortConnection()
 
-    def _hand_over(self) -> None:
-        """The rest of this connection is plain HTTP: another protocol takes it, and all that was read of it."""
-        timeout: Any = self.openHandshakeTimeoutCall
-        timeout.cancel()
-        self.factory.closed(self)
-        data, self.data = self.data, b""
-        successor: Any = self.factory.http.buildProtocol(self.transport.getPeer())
+    def _check_inflater(self) -> None:
+        inflater = self._perMessageCompress
+        if inflater is not None and inflater.failure is not None and not self.failedByMe:
+            self._fail(inflater.failure, "")
 
-        def lost(reason: Failure = _CLIENT_LEFT) -> None:
-            self.factory.countConnections -= 1
-            successor.connectionLost(reason)
-
-        # Not every transport has an attribute for its protocol that may be changed (TLS has another than TCP).
-        self.dataReceived = successor.dataReceived  # type: ignore[method-assign]
-        self.connectionLost = lost  # type: ignore[method-assign]
-        successor.makeConnection(self.transport)
-        successor.dataReceived(data)
+    def _fail(self, code: int, reason: str) -> None:
+        self.failedByMe = True
+        self.close(code, reason)

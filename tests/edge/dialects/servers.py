@@ -13,7 +13,7 @@ Both are served by the gateway's own transports. Port 0 is any free one; the one
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
 from typing import Any
@@ -43,8 +43,10 @@ from kraftek.edge.engineio.clients import EngineClient, EngineClients
 from kraftek.edge.engineio.connection import EngineSettings
 from kraftek.edge.engineio.packets import encode_binary, encode_message
 from kraftek.edge.engineio.polling import Polling
+from kraftek.edge.hosts import Hosts
 from kraftek.edge.origins import Origins
-from kraftek.edge.public_site import public_site
+from kraftek.edge.proxies import Proxies
+from kraftek.edge.public_site import PublicSite
 from kraftek.edge.websocket.factory import ClientFactory
 from tests.support.fastpath import FASTPATH, make_iteration
 
@@ -119,32 +121,39 @@ def serve(
     path: str,
     application: Callable[[EngineClient], IReceiver],
     *,
+    origins: Sequence[str] = ("*",),
     per_address: int = 0,
     proxies: int = 0,
-) -> tuple[ClientFactory, EngineClients]:
-    """What listens at ``path``, and its clients, which somebody has to ``sweep``."""
-    iteration, counters, limits, origins = make_iteration(reactor), Counters(), Limits(), Origins(("*",))
-    addresses = Addresses(per_address, proxies)
+) -> tuple[PublicSite, EngineClients]:
+    """What listens, for ``path``, and its clients, which somebody has to ``sweep``."""
+    iteration, counters, limits, addresses = make_iteration(reactor), Counters(), Limits(), Addresses(per_address)
     clients = EngineClients(reactor, iteration, counters, SETTINGS, application, addresses, 1000)
 
     def open_session(*_: object) -> Any:
         raise AssertionError("only Engine.IO is spoken here")
 
-    factory = ClientFactory(
+    websockets = ClientFactory(
         reactor,
         open_session,
         {SUBPROTOCOL: NativeDialect},
-        public_site(reactor, None, Polling(path, clients, origins, addresses)),
         limits=limits,
-        origins=origins,
         addresses=addresses,
         iteration=iteration,
         counters=counters,
-        engine_path=path,
         engine_clients=clients,
         fastpath=FASTPATH,
     )
-    return factory, clients
+    site = PublicSite(
+        reactor,
+        hosts=Hosts(),
+        origins=Origins(origins),
+        proxies=Proxies(proxies),
+        limits=limits,
+        counters=counters,
+        websockets=websockets,
+        polling=Polling(path, clients),
+    )
+    return site, clients
 
 
 def main(kind: str, port: str) -> None:
@@ -156,9 +165,9 @@ def main(kind: str, port: str) -> None:
         "engineio": ("/engine.io/", Echo),
         "socketio": ("/socket.io/", partial(Namespaces, reactor)),
     }
-    factory, clients = serve(reactor, *applications[kind])
+    site, clients = serve(reactor, *applications[kind])
     LoopingCall(clients.sweep).start(SWEEP_INTERVAL)
-    print(reactor.listenTCP(int(port), factory, interface="127.0.0.1").getHost().port, flush=True)
+    print(reactor.listenTCP(int(port), site, interface="127.0.0.1").getHost().port, flush=True)
     reactor.run()
 
 

@@ -49,7 +49,7 @@ class World:
         self.clock = Clock()
         self.counters = Counters()
         self.listeners: list[Listener] = []
-        iteration, addresses = Iteration(self.clock), Addresses(0, 0)
+        iteration, addresses = Iteration(self.clock), Addresses(0)
         self.clients = EngineClients(self.clock, iteration, self.counters, SETTINGS, self._open, addresses, 10)
 
     def _open(self, client: EngineClient) -> Listener:
@@ -322,4 +322,4 @@ def test_polling_clients_are_limited(world: World) -> None:
     with pytest.raises(EngineError) as refused:
         world.clients.poll("peer", lambda body: None)
     assert (refused.value.status, str(refused.value)) == (503, "too many connections")
-    assert world.counters.connections_refused == 1
+    assert world.counters.connections_refused["process"] == 1

@@ -8,8 +8,6 @@ from typing import Any
 import txaio.tx
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IProtocolFactory
-from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from websockets.client import ClientProtocol as WebSocketClient
@@ -25,13 +23,17 @@ from kraftek.contract.settings import Limits
 from kraftek.edge.addresses import Addresses
 from kraftek.edge.dialects.native import NativeDialect
 from kraftek.edge.engineio.clients import EngineClients
+from kraftek.edge.engineio.polling import Polling
+from kraftek.edge.hosts import Hosts
+from kraftek.edge.http_server import HttpChannel
 from kraftek.edge.origins import Origins
+from kraftek.edge.proxies import Proxies
+from kraftek.edge.public_site import Page, PublicSite
 from kraftek.edge.websocket.factory import ClientFactory
-from kraftek.edge.websocket.protocol import ClientProtocol
 from tests.support.fastpath import FASTPATH, make_iteration
 from tests.support.world import House
 
-__all__ = ["TOKEN", "WRONG", "Edge", "Page", "Peer", "RecordingTransport", "handshake"]
+__all__ = ["TOKEN", "WRONG", "Edge", "Peer", "RecordingTransport", "handshake"]
 
 TOKEN = "s3cret-t0ken"
 
@@ -43,6 +45,12 @@ class RecordingTransport(StringTransport):
         super().__init__(peerAddress=peer or IPv4Address("TCP", "127.0.0.1", 50000), lenient=True)
         self.writes: list[bytes] = []
         self.no_delay = False
+        self.protocol: Any = None
+
+    def connect(self, protocol: Any) -> None:
+        """This is its connection. As on a socket, another protocol may take it over."""
+        self.protocol = protocol
+        protocol.makeConnection(self)
 
     def write(self, data: bytes) -> None:
         super().write(data)
@@ -60,33 +68,6 @@ class RecordingTransport(StringTransport):
         return ("aborted" if self.disconnected else "lost") if self.disconnecting else None
 
 
-class Page(Protocol):
-    """What plain HTTP is handed to: it notes all that it receives."""
-
-    def __init__(self) -> None:
-        self.data = b""
-        self.gone = False
-
-    def dataReceived(self, data: bytes) -> None:
-        self.data += data
-
-    def connectionLost(self, reason: Failure = Failure(ConnectionDone())) -> None:  # noqa: B008  # Twisted's own
-        self.gone = True
-
-
-class Pages(Factory):
-    """Makes pages, and keeps them."""
-
-    def __init__(self) -> None:
-        self.made: list[Page] = []
-
-    def buildProtocol(self, addr: Any) -> Page:
-        page = Page()
-        page.factory = self
-        self.made.append(page)
-        return page
-
-
 class Edge:
     """A factory of client protocols in front of a house with nothing real in it; both keep the same time."""
 
@@ -95,12 +76,12 @@ class Edge:
         *,
         origins: Sequence[str] = ("same-host",),
         limits: Limits | None = None,
-        http: IProtocolFactory | None = None,
         dialects: Mapping[str, Callable[[], IDialect]] | None = None,
         forwarded_for: int = 0,
         compression: bool = False,
-        engine_path: str = "",
+        hosts: Sequence[str] = (),
         engine_clients: EngineClients | None = None,
+        files: Mapping[bytes, Page] | None = None,
         fastpath: bool = FASTPATH,
         started: float = 100.0,
     ) -> None:
@@ -111,30 +92,41 @@ class Edge:
         # Autobahn's timers follow this, whatever reactor its factory is given.
         txaio.tx.config.loop = self.clock  # type: ignore[assignment]
         self.counters = self.house.counters
-        self.pages = Pages()
         self.factory = ClientFactory(
             self.clock,
             self.house.gateway.open,
             dialects or {SUBPROTOCOL: NativeDialect},
-            http or self.pages,
             limits=self.limits,
-            origins=Origins(origins),
-            addresses=Addresses(self.limits.connections_per_address, forwarded_for),
+            addresses=Addresses(self.limits.connections_per_address),
             iteration=make_iteration(self.clock, fastpath),
             counters=self.counters,
             compression=compression,
-            engine_path=engine_path,
             engine_clients=engine_clients,
             fastpath=fastpath,
         )
+        self.site = PublicSite(
+            self.clock,
+            hosts=Hosts(hosts),
+            origins=Origins(origins),
+            proxies=Proxies(forwarded_for),
+            limits=self.limits,
+            counters=self.counters,
+            websockets=self.factory,
+            polling=Polling("/socket.io/", engine_clients) if engine_clients is not None else None,
+            files=files or {},
+        )
 
-    def accept(self, peer: Any = None) -> tuple[ClientProtocol, RecordingTransport]:
+    def accept(self, peer: Any = None) -> tuple[HttpChannel, RecordingTransport]:
         """A connection is made; nothing has been said on it."""
         transport = RecordingTransport(peer)
-        protocol = self.factory.buildProtocol(transport.getPeer())
+        protocol = self.site.buildProtocol(transport.getPeer())
         assert protocol is not None
-        protocol.makeConnection(transport)
+        transport.connect(protocol)
         return protocol, transport
+
+    def refused(self) -> dict[str, int]:
+        """The connections that were refused, by reason."""
+        return {reason: number for reason, number in self.counters.connections_refused.items() if number}
 
     def settle(self) -> None:
         """The reactor's turn ends."""
@@ -162,7 +154,7 @@ class Peer:
     ) -> None:
         self.edge = edge
         kind = IPv6Address if ":" in address else IPv4Address
-        self.protocol, self.transport = edge.accept(kind("TCP", address, 50000))
+        _, self.transport = edge.accept(kind("TCP", address, 50000))
         self.client = WebSocketClient(
             parse_uri(f"ws://{host}{path}"),
             extensions=extensions,
@@ -180,10 +172,21 @@ class Peer:
             self.response = self.greeting.pop(0)
 
     @property
+    def protocol(self) -> Any:
+        """What speaks on its connection: that of HTTP, or, after its handshake, that of WebSocket."""
+        return self.transport.protocol
+
+    @property
     def status(self) -> int:
         """The status of the response to the handshake."""
         assert self.response is not None
         return self.response.status_code
+
+    @property
+    def body(self) -> str:
+        """What a refusal says."""
+        assert self.response is not None
+        return bytes(self.response.body or b"").decode()
 
     @property
     def response_headers(self) -> Headers:
@@ -243,26 +246,26 @@ def handshake(**headers: str | None) -> bytes:
 WRONG: list[tuple[bytes, int | None]] = [
     (handshake(Host=None), 400),
     (handshake(Host=f"gateway.test:{TOKEN}"), 400),
-    (handshake(Upgrade=f"websocket{TOKEN}"), 400),
+    (handshake(Upgrade=f"websocket{TOKEN}"), 426),
     (handshake(Connection=None), 400),
     (handshake(Connection=f"keep-alive, {TOKEN}"), 400),
     (handshake(Sec_WebSocket_Key=None), 400),
     (handshake(Sec_WebSocket_Key=TOKEN), 400),
     (handshake(Sec_WebSocket_Key=f"{TOKEN:.<22}=="), 400),
     (handshake(Sec_WebSocket_Version=None), 400),
-    (handshake(Sec_WebSocket_Version="8"), 400),
-    (handshake(Sec_WebSocket_Version=TOKEN), 400),
+    (handshake(Sec_WebSocket_Version="8"), 426),
+    (handshake(Sec_WebSocket_Version=TOKEN), 426),
     (handshake(Sec_WebSocket_Protocol=f"{TOKEN}, {TOKEN}"), 400),
-    (handshake(Sec_WebSocket_Extensions=f"{TOKEN}; ={TOKEN}"), None),
-    (handshake(Origin=f"http://[{TOKEN}"), None),
-    (handshake(Origin=TOKEN), None),
+    (handshake(Sec_WebSocket_Extensions=f"{TOKEN}; ={TOKEN}"), 101),
+    (handshake(Origin="http://["), 403),
+    (handshake(Origin="nowhere"), 403),
     (handshake().replace(b"GET / ", f"GET /?token={TOKEN}#part ".encode()), 400),
     (handshake().replace(b"GET / ", f"GET /?token={TOKEN} more ".encode()), 400),
     (handshake().replace(b"GET / ", f"GET http://[{TOKEN} ".encode()), 400),
     (handshake().replace(b"GET / ", f"{TOKEN} / ".encode()), 405),
     (handshake().replace(b"GET / ", f"POST /?token={TOKEN} ".encode()), 405),
     (handshake().replace(b"HTTP/1.1", b"HTTP/1.0"), 505),
-    (handshake().replace(b"HTTP/1.1", f"HTTP/{TOKEN}".encode()), 505),
+    (handshake().replace(b"HTTP/1.1", f"HTTP/{TOKEN}".encode()), 400),
     (b"\xff\xfe" + handshake(), None),
 ]
 """Handshakes with something wrong, and the token where it must not be repeated; ``None``: let in or refused."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import inspect
 import types
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +16,6 @@ import autobahn.twisted.websocket
 import autobahn.websocket.protocol
 import pytest
 from autobahn.twisted.websocket import WebSocketServerProtocol
-from autobahn.websocket.compress import PerMessageDeflate as AutobahnsDeflate
 from hypothesis import example, given
 from hypothesis import strategies as st
 from twisted.logger import capturedLogs, formatEvent
@@ -194,7 +192,7 @@ def test_autobahn_writes_to_its_transport_in_one_place() -> None:
 # Connections that keep only what differs.
 
 AT_REST = {
-    "connected", "counted_as", "factory", "outbox", "peer", "session", "slot", "state", "transport",
+    "connected", "counted_as", "factory", "message_limit", "outbox", "peer", "session", "slot", "state", "transport",
     "utf8validator",
 }  # fmt: skip
 
@@ -358,13 +356,13 @@ def other_state(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def less_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = WebSocketServerProtocol.processHandshake
+    opened = WebSocketServerProtocol.succeedHandshake
 
-    def other(self: Any) -> None:
-        opened(self)
-        self.__dict__.pop("http_request_host", None)
+    def other(self: Any, accepted: Any) -> None:
+        opened(self, accepted)
+        del self.http_response_data
 
-    monkeypatch.setattr(WebSocketServerProtocol, "processHandshake", other)
+    monkeypatch.setattr(WebSocketServerProtocol, "succeedHandshake", other)
 
 
 def a_queue_that_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -396,15 +394,6 @@ def another_masker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autobahn_internals, "xormasker", masker)
 
 
-def window_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    def start(self: Any) -> None:
-        self._inflate = zlib.decompressobj(-15)
-
-    monkeypatch.setattr(AutobahnsDeflate, "start_decompress_message", start)
-    monkeypatch.setattr(AutobahnsDeflate, "decompress_message_data", lambda self, data: self._inflate.decompress(data))
-    monkeypatch.setattr(AutobahnsDeflate, "end_decompress_message", lambda self: None)
-
-
 def no_colours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autobahn_internals, "_LOGGING", (types.ModuleType("autobahn.websocket.protocol"),))
 
@@ -413,7 +402,7 @@ def no_colours(monkeypatch: pytest.MonkeyPatch) -> None:
     ("drift", "part", "why"),
     [
         (other_state, "slim connections", "autoPingPendingSeq of WebSocketServerProtocol is 7, not 0"),
-        (less_state, "slim connections", "WebSocketServerProtocol keeps no http_request_host"),
+        (less_state, "slim connections", "WebSocketServerProtocol keeps no http_response_data"),
         (a_queue_that_is_needed, "slim connections", "AttributeError: 'tuple' object has no attribute 'clear'"),
         (
             settings_copied_by_name,
@@ -422,7 +411,6 @@ def no_colours(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (no_masker, "unframing whole reads", "autobahn.websocket.xormasker has no create_xor_masker"),
         (another_masker, "unframing whole reads", "takes 1 positional argument but 2 were given"),
-        (window_elsewhere, "releasing windows", "the decompressor is kept elsewhere than in _decompressor"),
         (no_colours, "log lines without colours", "autobahn.websocket.protocol has no hltype"),
     ],
 )
@@ -459,18 +447,6 @@ def test_nothing_is_logged_where_all_is_as_expected() -> None:
     assert logged == []
 
 
-def test_nothing_is_compressed_by_an_autobahn_that_does_not_bound_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(AutobahnsDeflate, "decompress_message_data", lambda self, data: data)
-    with capturedLogs() as logged:
-        edge = Edge(compression=True, fastpath=False)
-    assert [formatEvent(event) for event in logged] == [
-        "Messages are not compressed: this Autobahn has no limit for what one is decompressed to"
-    ]
-    peer = Peer(edge, extensions=[ClientPerMessageDeflateFactory()])
-    assert peer.status == 101
-    assert not peer.client.extensions
-
-
 # Compressed messages.
 
 
@@ -490,18 +466,5 @@ def test_compressed_and_plain_messages_arrive_in_order() -> None:
     peer.protocol.dataReceived(frame(1, b"plain") + frame(1, b"plain too"))
     peer.send("compressed again " * 100)
     assert peer.read() == ["compressed " * 100, "plain", "plain too", "compressed again " * 100]
-    compress: Any = peer.protocol
-    assert compress._perMessageCompress.client_no_context_takeover
-    assert compress._perMessageCompress._decompressor is None
-    assert compress._perMessageCompress._compressor is None
+    assert not peer.protocol._perMessageCompress.under_way
     peer.lose()
-
-
-def test_autobahn_would_keep_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or there would be nothing to release."""
-    monkeypatch.setattr(autobahn_internals._Releasing, "release_window", ClientProtocol.release_window)
-    peer = compressing()
-    peer.send("compressed")
-    assert peer.read() == ["compressed"]
-    protocol: Any = peer.protocol
-    assert protocol._perMessageCompress._decompressor is not None

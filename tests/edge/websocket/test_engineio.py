@@ -23,12 +23,12 @@ class EchoEdge:
         self.clock = Clock()
         timers: Any = txaio.tx.config
         timers.loop = self.clock
-        self.factory, self.clients = serve(self.clock, "/engine.io/", Echo)
+        self.site, self.clients = serve(self.clock, "/engine.io/", Echo)
 
     def accept(self, peer: Any = None) -> tuple[Any, RecordingTransport]:
         transport = RecordingTransport(peer)
-        protocol = self.factory.buildProtocol(transport.getPeer())
-        protocol.makeConnection(transport)
+        protocol = self.site.buildProtocol(transport.getPeer())
+        transport.connect(protocol)
         return protocol, transport
 
     def settle(self) -> None:
@@ -77,10 +77,10 @@ def test_what_is_refused(edge: EchoEdge, query: str) -> None:
 
 def test_the_ping_is_engine_ios_own(edge: EchoEdge) -> None:
     peer = edge.connect()
-    edge.factory.heartbeat.sweep()
+    edge.site._websockets.heartbeat.sweep()
     edge.clock.advance(SETTINGS.ping_interval)
     edge.clients.sweep()
-    edge.factory.heartbeat.sweep()
+    edge.site._websockets.heartbeat.sweep()
     assert peer.read() == ["2"]
     edge.clock.advance(SETTINGS.ping_timeout)
     edge.clients.sweep()

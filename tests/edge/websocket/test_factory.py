@@ -50,10 +50,9 @@ def test_a_client_that_offers_others_only_is_told_what_there_is() -> None:
     edge = Edge()
     peer = Peer(edge, subprotocols=["mqtt", "kraftek.v2.json"])
     assert peer.status == 400
-    assert peer.response is not None
-    assert SUBPROTOCOL in peer.response.reason_phrase
+    assert SUBPROTOCOL in peer.body
     assert peer.transport.closed == "lost"
-    assert edge.counters.connections_refused == 1
+    assert edge.refused() == {"subprotocol": 1}
     assert len(edge.house.roster) == 0
 
 
@@ -149,7 +148,7 @@ def test_an_origin_is_held_to_the_rules(origin: str | None, status: int) -> None
     edge = Edge()
     peer = Peer(edge, headers={"Origin": origin} if origin else {})
     assert peer.status == status
-    assert edge.counters.connections_refused == (status != 101)
+    assert edge.refused() == ({} if status == 101 else {"origin": 1})
     assert (peer.transport.closed is None) is (status == 101)
 
 
@@ -166,11 +165,11 @@ def test_connections_of_a_process_are_bounded() -> None:
     peers = [Peer(edge) for _ in range(3)]
     assert [peer.status for peer in peers] == [101, 101, 503]
     assert peers[2].transport.closed == "lost"
-    assert edge.counters.connections_refused == 1
+    assert edge.refused() == {"process": 1}
     peers[2].lose()
     assert Peer(edge).status == 503
     peers[0].lose()
-    assert edge.factory.countConnections == 2
+    assert edge.site.connections == 2
 
 
 def test_a_connection_that_is_gone_leaves_its_place() -> None:
@@ -179,15 +178,15 @@ def test_a_connection_that_is_gone_leaves_its_place() -> None:
         peer = Peer(edge)
         assert peer.status == 101
         peer.lose()
-    assert edge.factory.countConnections == 0
+    assert edge.site.connections == 0
 
 
 def test_far_too_many_are_not_even_told() -> None:
     edge = Edge(limits=Limits(connections=1))
     for _ in range(33):
         edge.accept()
-    assert edge.factory.buildProtocol(IPv4Address("TCP", "127.0.0.1", 1)) is None
-    assert edge.counters.connections_refused == 1
+    assert edge.site.buildProtocol(IPv4Address("TCP", "127.0.0.1", 1)) is None
+    assert edge.refused() == {"process": 1}
 
 
 def test_the_bound_is_what_the_open_files_allow_when_none_is_set() -> None:
@@ -197,16 +196,15 @@ def test_the_bound_is_what_the_open_files_allow_when_none_is_set() -> None:
 def test_nobody_is_let_in_any_more_when_the_process_stops() -> None:
     edge, clients, _ = with_engine()
     there = Peer(edge)
-    edge.factory.turn_away("the gateway stops")
+    edge.site.turn_away("the gateway stops")
     for path in ("/", "/socket.io/?EIO=4&transport=websocket"):
         refused = Peer(edge, path)
-        assert refused.response is not None
-        assert (refused.status, refused.response.reason_phrase) == (503, "the gateway stops")
+        assert (refused.status, refused.body) == (503, "the gateway stops\n")
     with pytest.raises(EngineError, match="the gateway stops") as polled:
         clients.poll("192.0.2.1", lambda _: None)
     assert polled.value.status == 503
-    assert edge.counters.connections_refused == 2
-    assert clients.counters.connections_refused == 1
+    assert edge.refused() == {"stopping": 2}
+    assert clients.counters.connections_refused["stopping"] == 1
     assert there.transport.closed is None
 
 
@@ -287,7 +285,7 @@ def test_a_handshake_that_was_given_up_leaves_no_timer() -> None:
     protocol.dataReceived(b"GET / HTTP/1.1\r\n")
     protocol.connectionLost()
     edge.done()
-    assert edge.factory.countConnections == 0
+    assert edge.site.connections == 0
 
 
 # Engine.IO.
@@ -313,9 +311,9 @@ class Speaking:
 def with_engine() -> tuple[Edge, EngineClients, Speaking]:
     clock, speaking = Clock(), Speaking()
     clock.advance(100.0)
-    settings, addresses = EngineSettings(max_payload=100), Addresses(0, 0)
+    settings, addresses = EngineSettings(max_payload=100), Addresses(0)
     clients = EngineClients(clock, Iteration(clock), Counters(), settings, lambda _: speaking, addresses, 5)
-    return Edge(engine_path="/socket.io/", engine_clients=clients), clients, speaking
+    return Edge(engine_clients=clients), clients, speaking
 
 
 def test_its_path_speaks_engine_io_and_every_other_does_not() -> None:
@@ -347,7 +345,7 @@ def test_it_has_its_own_size_of_messages() -> None:
     peer = Peer(edge, "/socket.io/?EIO=4&transport=websocket")
     peer.send("4" + "x" * 100)
     assert peer.read()[0][0] == 1009
-    assert Peer(edge).protocol.maxMessagePayloadSize == edge.limits.message_bytes
+    assert Peer(edge).protocol.message_limit == edge.limits.message_bytes
 
 
 def test_it_has_its_own_heartbeat() -> None:

@@ -53,11 +53,16 @@ class Line:
             end.setblocking(False)
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
         self.reactor: Any = MemoryReactor()
-        self.protocol = self.edge.factory.buildProtocol(IPv4Address("TCP", *address))
-        self.near: Any = Server(near, self.protocol, address, NO_PORT, 0, self.reactor)
-        self.protocol.makeConnection(self.near)
+        channel: Any = self.edge.site.buildProtocol(IPv4Address("TCP", *address))
+        self.near: Any = Server(near, channel, address, NO_PORT, 0, self.reactor)
+        channel.makeConnection(self.near)
+        channel.dataReceived(handshake())
         self.outbox: Outbox = self.protocol.outbox
-        self.protocol.dataReceived(handshake())
+
+    @property
+    def protocol(self) -> Any:
+        """What the handshake made of its connection."""
+        return self.near.protocol
 
     def say(self, data: bytes) -> None:
         self.outbox.write(Outgoing(data))

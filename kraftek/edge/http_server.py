@@ -1,0 +1,385 @@
+"""HTTP/1.1 as our ports speak it: Twisted's parser, with bounds, deadlines and answers of our own.
+
+It reads every request of a connection, and nobody else reads any: a WebSocket handshake is a request like the others,
+which :meth:`Request.switch` ends. The base of the clients' port, :mod:`kraftek.edge.public_site`, and of that of the
+operator, :mod:`kraftek.daemon.operator`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from http import HTTPStatus
+from io import BytesIO
+from typing import Any
+from urllib.parse import parse_qs
+
+from msgspec import Struct
+from twisted.internet.interfaces import IDelayedCall, IProtocol, IReactorTime, ISSLTransport
+from twisted.internet.protocol import connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web import http
+from twisted.web.http import HTTPChannel, HTTPFactory, datetimeToString
+
+from kraftek.contract.metrics import RefusalReason
+from kraftek.edge.hosts import Hosts
+
+__all__ = ["SERVER", "HttpChannel", "HttpServer", "RefusedError", "Request", "Response", "end_writing", "printable"]
+
+SERVER = "kraftek-gateway"
+"""What answers call their server. No version: whoever looks for holes need not be told."""
+
+_HEAD_BYTES = 16_384
+"""Request line and headers at most; Node's and nginx's limits are of the same size."""
+
+_IDLE = 75.0
+"""Seconds between two requests of a connection. A proxy must be the first to give up one that it keeps, or it loses
+requests on it; nginx keeps them for 60."""
+
+_LINGER = 10.0
+"""Seconds for the other side to read the last answer."""
+
+_ABSOLUTE = re.compile(rb"(?i:(?:http|ws)s?)://([^/?]*)(.*)", re.DOTALL)
+"""A target in absolute form (RFC 9112, section 3.2.2)."""
+
+
+class Response(Struct, frozen=True):
+    """An answer. ``closes``: it is the last one on its connection."""
+
+    status: int
+    body: bytes = b""
+    content_type: bytes = b"text/plain; charset=utf-8"
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    closes: bool = False
+
+
+class RefusedError(Exception):
+    """Somebody is not let in: the answer, and what it is counted as.
+
+    The text, one line, is also the body unless another one is given. It repeats nothing in which a token may stand.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        reason: RefusalReason,
+        text: str,
+        *,
+        json: bytes | None = None,
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+    ) -> None:
+        super().__init__(text)
+        self.reason = reason
+        if json is None:
+            self.response = Response(status, f"{text}\n".encode(), headers=headers)
+        else:
+            self.response = Response(status, json, b"application/json", headers)
+
+
+def printable(text: str, length: int = 200) -> str:
+    """What a stranger sent, fit for a log or an answer."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:length])
+
+
+def end_writing(transport: Any) -> None:
+    """Say that nothing more will be written, and go on reading: closing with something unread resets a connection, and
+    what was written last is lost. TLS has a goodbye of its own.
+    """
+    if ISSLTransport.providedBy(transport) or not hasattr(transport, "loseWriteConnection"):
+        transport.loseConnection()
+    else:
+        transport.loseWriteConnection()
+
+
+class Request(http.Request):
+    """A request. ``path`` is without the query, and ``host`` what it was addressed to."""
+
+    channel: Any
+    content: Any
+    path = b""
+    host_name = ""
+    clientproto = b"HTTP/1.1"
+    _log = Logger()
+    _refused = False
+    _switched = False
+    _raw_query = b""
+
+    # What was asked.
+
+    def header(self, name: str) -> str | None:
+        """The lines of this header, with commas between; ``None`` without one."""
+        lines = self.requestHeaders.getRawHeaders(name.encode())
+        return None if lines is None else ", ".join(line.decode("latin-1") for line in lines)
+
+    def lines(self, name: str) -> list[str]:
+        """The lines of this header."""
+        return [line.decode("latin-1") for line in self.requestHeaders.getRawHeaders(name.encode(), [])]
+
+    def tokens(self, name: str) -> list[str]:
+        """The members of a header that is a list."""
+        members = (self.header(name) or "").split(",")
+        return [member for each in members if (member := each.strip(" \t"))]
+
+    @property
+    def query(self) -> dict[str, str]:
+        """The first value of each field of the query."""
+        fields = parse_qs(self._raw_query.decode("latin-1"), keep_blank_values=True, errors="replace")
+        return {name: values[0] for name, values in fields.items()}
+
+    # What it is answered.
+
+    def answer(self, response: Response) -> None:
+        """Answer it, once and whole."""
+        channel = self.channel
+        self._write(response)
+        if response.closes:
+            channel.persistent = False
+        self.finish()
+
+    def refuse(self, response: Response) -> None:
+        """Answer it before all of it is there, and close: the rest is not read."""
+        self._refused = True
+        self.host_name = self.header("host") or ""
+        self.requestHeaders.removeHeader(b"Expect")
+        self._write(response)
+        self.channel.loseConnection()
+
+    def take_rest(self) -> bytes:
+        """What has arrived behind this request already. It is not read any more."""
+        rest: bytes = self.channel.clearLineBuffer()
+        return rest
+
+    def switch(self, successor: IProtocol) -> None:
+        """Give the connection to ``successor``, which begins with the answer to this request."""
+        self._switched = True
+        self.channel.hand_over(successor)
+
+    def _write(self, response: Response) -> None:
+        self.setResponseCode(response.status, HTTPStatus(response.status).phrase.encode())
+        for name, value in (*self.channel.factory.headers(self), *response.headers):
+            self.setHeader(name, value)
+        if response.body:
+            self.setHeader(b"Content-Type", response.content_type)
+        if response.status not in http.NO_BODY_CODES:
+            self.setHeader(b"Content-Length", b"%d" % len(response.body))
+        if response.closes or self._refused:
+            self.setHeader(b"Connection", b"close")
+        self.write(response.body)
+
+    # What Twisted's parser calls.
+
+    def gotLength(self, length: int | None) -> None:
+        # Twisted's own would write a body of 100 kB to a file, and wait for the disk.
+        self.content = BytesIO()
+        if length != 0:
+            refusal = self.channel.factory.refuse_body(self, length or 0)
+            if refusal is not None:
+                self.refuse(refusal)
+
+    def handleContentChunk(self, data: bytes) -> None:
+        if not self._refused:
+            refusal = self.channel.factory.refuse_body(self, self.content.tell() + len(data))
+            if refusal is not None:
+                self.refuse(refusal)
+            else:
+                super().handleContentChunk(data)
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        if self._refused:
+            return
+        if b"#" in path:
+            self.refuse(Response(400, b"expected a target without a fragment\n"))
+            return
+        self.host_name, target = self.header("host") or "", path
+        if found := _ABSOLUTE.fullmatch(path):
+            self.host_name, target = found[1].decode("latin-1"), found[2]
+        path, _, self._raw_query = target.partition(b"?")
+        # Twisted's own would parse the body of a form, a second for 1 MB, and keep the query where it logs it.
+        self.method, self.clientproto = command, version
+        self.uri = self.path = path or b"/"
+        self.content.seek(0)
+        self.process()
+
+    def process(self) -> None:
+        channel = self.channel
+        try:
+            channel.factory.process(self)
+        except Exception:  # noqa: BLE001  # Twisted would unwind its parser
+            self._log.failure("A request failed")
+            if self._switched or self.startedWriting:
+                channel.transport.abortConnection()
+            else:
+                self.answer(Response(500, b"internal error\n", closes=True))
+
+
+class HttpChannel(HTTPChannel):
+    """A connection: its requests one after the other, each with its deadline.
+
+    What still arrives when it closes is dropped until the other side has read its last answer.
+    """
+
+    factory: Any
+    transport: Any
+    requestFactory: Any = Request
+    persistent = True
+    # We count line ends, too.
+    totalHeadersSize = _HEAD_BYTES
+    MAX_LENGTH = _HEAD_BYTES
+
+    _deadline: IDelayedCall | None = None
+    _head = 0
+    _resting = False
+    _closing = False
+
+    def connectionMade(self) -> None:
+        super().connectionMade()
+        self._within(self.factory.head_timeout, self._late)
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._resting:
+            self._resting = False
+            self._within(self.factory.head_timeout, self._late)
+        super().dataReceived(data)
+
+    def lineReceived(self, line: bytes) -> None:
+        self._head += len(line) + 2
+        if self._head > _HEAD_BYTES:
+            self.lineLengthExceeded(line)
+        else:
+            super().lineReceived(line)
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        self._refuse(431, b"request head too large\n")
+
+    def allHeadersReceived(self) -> None:
+        super().allHeadersReceived()
+        if self.length != 0 and not self._closing:
+            self._within(self.factory.request_timeout, self._late)
+
+    def allContentReceived(self) -> None:
+        self._head = 0
+        if not self._closing:
+            self._within(None)
+        super().allContentReceived()
+
+    def requestDone(self, request: Request) -> None:
+        if self.persistent:
+            self._resting = True
+            self._within(_IDLE, self.loseConnection)
+        super().requestDone(request)
+
+    def loseConnection(self) -> None:
+        if self._closing:
+            return
+        self._closing = True
+        self.clearLineBuffer()
+        self.dataReceived = _dropped  # type: ignore[method-assign]
+        self._within(_LINGER, self.transport.abortConnection)
+        self.transport.unregisterProducer()
+        self.transport.resumeProducing()
+        end_writing(self.transport)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._within(None)
+        self.factory.lost(self)
+        super().connectionLost(reason)
+
+    def hand_over(self, successor: Any) -> None:
+        """The rest of this connection is not HTTP."""
+        self._within(None)
+        self.factory.lost(self)
+        self.requests.clear()
+        transport = self.transport
+        transport.unregisterProducer()
+        self.dataReceived = successor.dataReceived  # type: ignore[method-assign]
+        self.connectionLost = successor.connectionLost  # type: ignore[method-assign]
+        # TCP's and TLS's transports then forget this channel, which would live for as long as the connection.
+        for name in ("protocol", "wrappedProtocol"):
+            if getattr(transport, name, None) is self:
+                setattr(transport, name, successor)
+        successor.makeConnection(transport)
+
+    def _within(self, seconds: float | None, then: Callable[[], object] | None = None) -> None:
+        if self._deadline is not None and self._deadline.active():
+            self._deadline.cancel()
+        self._deadline = None if seconds is None else self.factory.reactor.callLater(seconds, then)
+
+    def _late(self) -> None:
+        if self.requests:
+            self._refuse(408, b"the request took too long\n")
+        else:
+            self.transport.abortConnection()
+
+    def _refuse(self, status: int, why: bytes) -> None:
+        request = self.requests[-1] if self.requests else Request(self)
+        request.refuse(Response(status, why))
+
+
+def _dropped(data: bytes) -> None:
+    pass
+
+
+class HttpServer(HTTPFactory):
+    """What listens on a port. Times in seconds, sizes in bytes.
+
+    ``head_timeout``: for request line and headers; ``request_timeout``: for the body. ``max_body``: of a request.
+    ``hosts``: the names it may be addressed by.
+    """
+
+    protocol = HttpChannel  # type: ignore[assignment]
+    noisy = False
+
+    def __init__(
+        self, reactor: IReactorTime, hosts: Hosts, *, head_timeout: float, request_timeout: float, max_body: int = 0
+    ) -> None:
+        super().__init__(timeout=None, reactor=reactor)  # type: ignore[arg-type]
+        self.head_timeout = head_timeout
+        self.request_timeout = request_timeout
+        self.max_body = max_body
+        self.hosts = hosts
+
+    def respond(self, request: Request) -> None:
+        """Answer this request, now or later."""
+        raise NotImplementedError
+
+    def headers(self, request: Request) -> Iterator[tuple[bytes, bytes]]:
+        """What every answer to this request has."""
+        yield b"Server", SERVER.encode()
+        yield b"Date", datetimeToString()
+
+    def refuse_body(self, request: Request, size: int) -> Response | None:
+        """The refusal of a request whose body has at least ``size`` bytes, ``None`` when it may have them."""
+        if size > self.max_body:
+            return Response(413, b"request body too large: expected at most %d bytes\n" % self.max_body)
+        return None
+
+    def process(self, request: Request) -> None:
+        """A request is there, whole."""
+        if not request.path.startswith(b"/"):
+            request.answer(Response(400, b"expected a target that begins with /\n"))
+        elif not self.hosts.allow(request.host_name):
+            request.answer(self.refuse_host(request))
+        else:
+            self.respond(request)
+
+    def refuse_host(self, request: Request) -> Response:
+        """The answer to who names a host that is not ours."""
+        found = printable(request.host_name) or "none"
+        return Response(
+            421, f'The host {found} is not served here: name it in "hosts" of the configuration.\n'.encode()
+        )
+
+    def lost(self, channel: HttpChannel) -> None:
+        """A connection is gone, or no HTTP any more."""
+
+    # Of Twisted's: a clock and a file for its access log, whose lines would hold the query.
+
+    def startFactory(self) -> None:
+        pass
+
+    def stopFactory(self) -> None:
+        pass
+
+    def log(self, request: object) -> None:
+        pass

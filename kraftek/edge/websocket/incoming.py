@@ -1,0 +1,39 @@
+"""A message that a client sends in frames, within its bounds. Made by :mod:`kraftek.edge.websocket.protocol`."""
+
+from __future__ import annotations
+
+from kraftek.edge.websocket.deflate import Inflater
+
+__all__ = ["Incoming", "TooLargeError"]
+
+_EMPTY_FRAMES = 128
+"""Of a message, that carry nothing. Some clients end one with such a frame; nobody needs many."""
+
+
+class TooLargeError(Exception):
+    """The message is larger than it may be, or will be."""
+
+
+class Incoming:
+    """``data`` is what is there of it. ``limit``: bytes it may have, once it is decompressed by ``inflater``, which
+    itself holds it to that.
+    """
+
+    __slots__ = ("_announced", "_empty", "_limit", "binary", "data")
+
+    def __init__(self, limit: int, binary: bool, inflater: Inflater | None) -> None:
+        self._limit = inflater.longest if inflater is not None and inflater.under_way else limit
+        self._announced = 0
+        self._empty = 0
+        self.binary = binary
+        # In one piece: a list of thousands of small ones takes many times what they hold.
+        self.data = bytearray()
+
+    def announce(self, size: int) -> None:
+        """A frame of this size begins. Raises :class:`TooLargeError` before any of it is read."""
+        self._announced += size
+        self._empty += not size
+        if self._announced > self._limit:
+            raise TooLargeError("message too large")
+        if self._empty > _EMPTY_FRAMES:
+            raise TooLargeError("too many empty fragments")

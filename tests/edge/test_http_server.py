@@ -1,0 +1,305 @@
+"""HTTP/1.1 on a connection, in memory: requests one after the other, their bounds and deadlines, and how it ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.protocol import Protocol
+from twisted.internet.task import Clock
+from twisted.logger import capturedLogs
+
+from kraftek.edge.hosts import Hosts
+from kraftek.edge.http_server import HttpServer, Request, Response, end_writing, printable
+from tests.edge.websocket.edge import RecordingTransport
+
+HEAD_TIMEOUT, BODY_TIMEOUT, IDLE, LINGER = 5.0, 30.0, 75.0, 10.0
+
+
+class Successor(Protocol):
+    """Takes a connection over."""
+
+    def __init__(self) -> None:
+        self.received = b""
+        self.gone = False
+
+    def connectionMade(self) -> None:
+        assert self.transport is not None
+        self.transport.write(b"101")
+
+    def dataReceived(self, data: bytes) -> None:
+        self.received += data
+
+    def connectionLost(self, *_: object) -> None:
+        self.gone = True
+
+
+class Server(HttpServer):
+    """Notes each request, and answers it by its path."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        super().__init__(self.clock, Hosts(), head_timeout=HEAD_TIMEOUT, request_timeout=BODY_TIMEOUT, max_body=10)
+        self.asked: list[tuple[bytes, bytes, str, dict[str, str], bytes]] = []
+        self.held: list[Request] = []
+        self.successor = Successor()
+        self.gone = 0
+
+    def respond(self, request: Request) -> None:
+        self.asked.append((request.method, request.path, request.host_name, request.query, request.content.read()))
+        match request.path:
+            case b"/held":
+                self.held.append(request)
+            case b"/switch":
+                rest = request.take_rest()
+                assert not rest, rest
+                request.switch(self.successor)
+            case b"/broken":
+                raise RuntimeError("the cause")
+            case b"/broken/answer":
+                request.answer(Response(200))
+                raise RuntimeError("the cause")
+            case b"/broken/switch":
+                request.switch(self.successor)
+                raise RuntimeError("the cause")
+            case b"/last":
+                request.answer(Response(200, b"last", closes=True))
+            case _:
+                request.answer(Response(200, request.path))
+
+    def lost(self, channel: object) -> None:
+        self.gone += 1
+
+    def accept(self) -> Connection:
+        return Connection(self)
+
+
+class Connection:
+    """A connection to it."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.transport = RecordingTransport()
+        self.transport.connect(server.buildProtocol(self.transport.getPeer()))
+
+    def send(self, data: bytes) -> None:
+        self.transport.protocol.dataReceived(data)
+
+    def get(self, path: str, more: str = "") -> None:
+        self.send(f"GET {path} HTTP/1.1\r\nHost: a.test\r\n{more}\r\n".encode())
+
+    @property
+    def answers(self) -> list[int]:
+        """The statuses of the answers so far."""
+        return [int(part[:3]) for part in self.transport.value().split(b"HTTP/1.1 ")[1:]]
+
+    def lose(self) -> None:
+        self.transport.protocol.connectionLost()
+
+
+@pytest.fixture
+def server() -> Server:
+    return Server()
+
+
+def test_requests_one_after_the_other(server: Server) -> None:
+    connection = server.accept()
+    connection.get("/a?b=c&d=%20e&d=f&g")
+    connection.send(b"POST http://b.test:81/h?i=j HTTP/1.1\r\nHost: a.test\r\nContent-Length: 5\r\n\r\nhello")
+    connection.get("/held")
+    connection.get("/after")
+    assert server.asked == [
+        (b"GET", b"/a", "a.test", {"b": "c", "d": " e", "g": ""}, b""),
+        (b"POST", b"/h", "b.test:81", {"i": "j"}, b"hello"),
+        (b"GET", b"/held", "a.test", {}, b""),
+    ]
+    server.held[0].answer(Response(204))
+    assert connection.answers == [200, 200, 204, 200]
+    assert connection.transport.closed is None
+
+
+@given(st.lists(st.integers(1, 60), max_size=20))
+def test_however_the_network_cuts_them(cuts: list[int]) -> None:
+    server = Server()
+    connection = server.accept()
+    data = (
+        b"POST /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
+        b"GET /b?c HTTP/1.1\r\nHost: a\r\n\r\nGET /switch HTTP/1.1\r\nHost: a\r\n\r\n"
+    )
+    for cut in cuts:
+        connection.send(data[:cut])
+        data = data[cut:]
+    if data:
+        connection.send(data)
+    connection.send(b"its own")
+    assert [(path, body) for _, path, _, _, body in server.asked] == [
+        (b"/a", b"abcde"),
+        (b"/b", b""),
+        (b"/switch", b""),
+    ]
+    assert server.successor.received == b"its own"
+
+
+def test_a_connection_that_is_handed_over_is_all_its_successors(server: Server) -> None:
+    connection = server.accept()
+    channel = connection.transport.protocol
+    connection.get("/switch")
+    assert connection.transport.protocol is server.successor
+    assert connection.transport.value() == b"101"
+    assert connection.transport.producer is None
+    assert server.gone == 1
+    # A transport that does not let itself be told would still speak to the channel.
+    channel.dataReceived(b"x")
+    channel.connectionLost()
+    assert (server.successor.received, server.successor.gone, server.gone) == (b"x", True, 1)
+    assert server.clock.getDelayedCalls() == []
+
+
+def test_our_own_fault_is_logged_and_told_as_no_more_than_that(server: Server) -> None:
+    for path, answers, closed in [
+        ("/broken", [500], "lost"),
+        ("/broken/answer", [200], "aborted"),
+        ("/broken/switch", [], "aborted"),
+    ]:
+        connection = server.accept()
+        with capturedLogs() as logged:
+            connection.get(path)
+        assert [str(event["log_failure"].value) for event in logged] == ["the cause"]
+        assert b"the cause" not in connection.transport.value()
+        assert (connection.answers, connection.transport.closed) == (answers, closed)
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"GET / HTTP/2.0\r\n\r\n", 400),
+        (b"GET /\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nno colon\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nX: " + b"x" * 20_000, 431),
+        (b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 501 + b"\r\n", 400),
+        (b"GET / HTTP/1.1\r\n" + b"X: yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy\r\n" * 450, 431),
+        (b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\n", 431),
+        (b"POST / HTTP/1.1\r\nContent-Length: 11\r\n\r\n", 413),
+        (b"POST / HTTP/1.1\r\nContent-Length: 11\r\n\r\nhello world", 413),
+        (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nb\r\nhello world\r\n0\r\n\r\n", 413),
+        (b"POST / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 11\r\n\r\n", 413),
+        (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
+        (b"GET /a#b HTTP/1.1\r\n\r\n", 400),
+        (b"GET /?a#b HTTP/1.1\r\n\r\n", 400),
+        (b"OPTIONS * HTTP/1.1\r\n\r\n", 400),
+        (b"CONNECT a.test:443 HTTP/1.1\r\n\r\n", 400),
+    ],
+)
+def test_what_is_refused(server: Server, data: bytes, status: int) -> None:
+    connection = server.accept()
+    connection.send(data)
+    assert connection.answers == [status]
+    assert server.asked == []
+    if status != 400:
+        assert connection.transport.closed == "lost"
+        connection.send(b"GET / HTTP/1.1\r\n\r\n")  # is nothing to anybody
+        assert connection.answers == [status]
+    connection.lose()
+    assert server.clock.getDelayedCalls() == []
+
+
+@given(st.lists(st.binary(max_size=200) | st.sampled_from([b"GET / HTTP/1.1\r\n", b"\r\n", b"\r\n\r\n", b"a: b\r\n"])))
+def test_any_bytes_are_survived(pieces: list[bytes]) -> None:
+    server = Server()
+    connection = server.accept()
+    for piece in pieces:
+        if piece and connection.transport.closed is None:
+            connection.send(piece)
+    connection.lose()
+    assert server.gone == 1
+    assert server.clock.getDelayedCalls() == []
+
+
+def test_a_head_has_its_deadline(server: Server) -> None:
+    silent, slow, second = server.accept(), server.accept(), server.accept()
+    slow.send(b"GET / HTTP/1.1\r\n")
+    second.get("/")
+    server.clock.advance(HEAD_TIMEOUT - 0.1)
+    second.send(b"GET")
+    slow.send(b"X: y\r\n")
+    server.clock.advance(0.2)
+    assert (silent.answers, silent.transport.closed) == ([], "aborted")
+    assert (slow.answers, slow.transport.closed) == ([408], "lost")
+    assert (second.answers, second.transport.closed) == ([200], None)
+    server.clock.advance(HEAD_TIMEOUT)
+    assert (second.answers, second.transport.closed) == ([200], "aborted")
+
+
+def test_a_body_has_its_deadline(server: Server) -> None:
+    connection = server.accept()
+    connection.send(b"POST / HTTP/1.1\r\nContent-Length: 10\r\n\r\n")
+    for _ in range(9):
+        server.clock.advance(BODY_TIMEOUT / 10)
+        connection.send(b"x")
+    assert connection.answers == []
+    server.clock.advance(BODY_TIMEOUT / 10)
+    assert (connection.answers, connection.transport.closed) == ([408], "lost")
+    connection.send(b"x")
+    assert server.asked == []
+
+
+def test_an_answer_takes_as_long_as_it_takes_and_a_rest_longer_than_a_proxys(server: Server) -> None:
+    connection = server.accept()
+    connection.get("/held")
+    server.clock.advance(1000)
+    server.held[0].answer(Response(200))
+    assert connection.answers == [200]
+    server.clock.advance(IDLE - 1)
+    connection.get("/")
+    assert connection.answers == [200, 200]
+    server.clock.advance(IDLE)
+    assert (connection.answers, connection.transport.closed) == ([200, 200], "lost")
+
+
+def test_whoever_does_not_read_its_last_answer_is_cut_off(server: Server) -> None:
+    connection = server.accept()
+    connection.get("/last")
+    assert connection.transport.closed == "lost"
+    connection.send(b"more")
+    server.clock.advance(LINGER)
+    assert connection.transport.closed == "aborted"
+
+
+def test_an_old_client_gets_one_answer(server: Server) -> None:
+    connection = server.accept()
+    connection.send(b"GET /a HTTP/1.0\r\n\r\nGET /b HTTP/1.0\r\n\r\n")
+    assert [path for _, path, *_ in server.asked] == [b"/a"]
+    assert connection.transport.closed == "lost"
+
+
+def test_tcp_is_closed_one_way_first_and_tls_as_it_has_to_be() -> None:
+    class Tcp:
+        told: list[str]
+
+        def __init__(self) -> None:
+            self.told = []
+
+        def loseWriteConnection(self) -> None:
+            self.told.append("half")
+
+        def loseConnection(self) -> None:
+            self.told.append("whole")
+
+    from twisted.internet.interfaces import ISSLTransport
+    from zope.interface import directlyProvides
+
+    tcp, tls = Tcp(), Tcp()
+    directlyProvides(tls, ISSLTransport)
+    other: Any = RecordingTransport()
+    for transport in (tcp, tls, other):
+        end_writing(transport)
+    assert (tcp.told, tls.told, other.closed) == (["half"], ["whole"], "lost")
+
+
+def test_what_strangers_send_is_fit_to_be_shown() -> None:
+    assert printable("a\x1b[2J\r\n\x7fé\ud800b") == "a?[2J???é?b"
+    assert printable("x" * 1000) == "x" * 200

@@ -1,0 +1,96 @@
+"""An HTTP/1.1 connection as a test wants it: raw bytes out, parsed responses and WebSocket frames in."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import suppress
+from typing import NamedTuple
+
+from websockets.frames import Frame, Opcode
+
+__all__ = ["KEY", "Response", "Wire", "frame", "handshake", "request"]
+
+KEY = "dGhlIHNhbXBsZSBub25jZQ=="
+"""The key of RFC 6455, section 1.3."""
+
+
+class Response(NamedTuple):
+    """A response; the names of headers are lower case."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+class Wire:
+    """A connection to a port of this machine."""
+
+    def __init__(self, port: int, timeout: float = 10.0) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout)
+        self._read = b""
+
+    def __enter__(self) -> Wire:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def _more(self) -> bool:
+        data = self.socket.recv(65536)
+        self._read += data
+        return bool(data)
+
+    def _take(self, size: int) -> bytes:
+        while len(self._read) < size:
+            if not self._more():
+                raise AssertionError(f"closed after {self._read!r}")
+        taken, self._read = self._read[:size], self._read[size:]
+        return taken
+
+    def response(self, *, body: bool = True) -> Response:
+        """The next response; ``body``: whether one follows, as it does not for HEAD."""
+        while b"\r\n\r\n" not in self._read:
+            if not self._more():
+                raise AssertionError(f"closed after {self._read!r}")
+        head, _, self._read = self._read.partition(b"\r\n\r\n")
+        status, *lines = head.decode("latin-1").split("\r\n")
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+        size = int(headers.get("content-length", 0)) if body else 0
+        return Response(int(status.split(" ")[1]), headers, self._take(size))
+
+    def frame(self) -> tuple[int, bytes]:
+        """The opcode and the payload of the next WebSocket frame."""
+        first, size = self._take(2)
+        if size > 125:
+            size = int.from_bytes(self._take(2 if size == 126 else 8), "big")
+        return first & 15, self._take(size)
+
+    def closed(self) -> bool:
+        """Whether the other side closes, and says nothing more before that."""
+        with suppress(ConnectionResetError):
+            self._more()
+        return not self._read
+
+
+def request(target: str = "/", method: str = "GET", body: bytes | None = None, /, **headers: str | None) -> bytes:
+    """A request; ``_`` in the names of headers stands for ``-``, and ``None`` leaves one out."""
+    given: dict[str, str | None] = {"Host": "gateway.test"}
+    if body is not None:
+        given["Content-Length"] = str(len(body))
+    given |= {name.replace("_", "-"): value for name, value in headers.items()}
+    lines = [f"{name}: {value}" for name, value in given.items() if value is not None]
+    return "\r\n".join([f"{method} {target} HTTP/1.1", *lines, "", ""]).encode("latin-1") + (body or b"")
+
+
+def handshake(target: str = "/", **headers: str | None) -> bytes:
+    """A WebSocket handshake, as :func:`request`."""
+    usual = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec_WebSocket_Key": KEY, "Sec_WebSocket_Version": "13"}
+    return request(target, **{**usual, **headers})
+
+
+def frame(opcode: int, payload: bytes, *, fin: bool = True) -> bytes:
+    """A client's WebSocket frame."""
+    return Frame(Opcode(opcode), payload, fin).serialize(mask=True)
