@@ -67,6 +67,18 @@ class AccessWatch:
         self._membership.enter(session, room_id, grant)
         self._expiry_queue.watch(session)
 
+    def revoke(self, session: Session, room_id: str | None) -> None:
+        """Access was taken back: the client is told, and is out of the room, if it still is in it."""
+        if not _matters(session, room_id):
+            return
+        self._counters.revoked += 1
+        where = "" if room_id is None else f" to room {room_id}"
+        session.refuse(PeerError(Code.ACCESS_REVOKED, f"Access{where} was taken back", room_id=room_id))
+        if room_id in session.rooms:
+            self._membership.leave(session, room_id, "revoked")
+        if not session.rooms:
+            session.close(CLOSE_CODES[Code.ACCESS_REVOKED], Code.ACCESS_REVOKED)
+
     def departed(self, session: Session) -> None:
         """The session has ended."""
         self._expiry_queue.forget(session)
@@ -114,7 +126,7 @@ class AccessWatch:
             if not _matters(session, room_id):
                 return
             if grant.user_id != session.user_id:
-                self._revoke(session, room_id)
+                self.revoke(session, room_id)
             elif room_id in session.rooms:
                 self.granted(session, room_id, grant)
 
@@ -123,7 +135,7 @@ class AccessWatch:
             if not isinstance(error, PeerError):
                 session.fail(failure)
             elif error.code is Code.AUTH_FAILED:
-                self._revoke(session, room_id)
+                self.revoke(session, room_id)
             else:
                 self._unanswered(session, room_id, revoked)
 
@@ -139,22 +151,11 @@ class AccessWatch:
         if not _matters(session, room_id):
             return
         if _expired(session.rooms.get(room_id), self._now()):
-            self._revoke(session, room_id)
+            self.revoke(session, room_id)
             return
         if revoked and room_id in session.rooms:
             self._membership.suspend(session, room_id)
         self._again[session, room_id] = (self._clock.seconds() + _RETRY_AFTER, revoked)
-
-    def _revoke(self, session: Session, room_id: str | None) -> None:
-        if not _matters(session, room_id):
-            return
-        self._counters.revoked += 1
-        where = "" if room_id is None else f" to room {room_id}"
-        session.refuse(PeerError(Code.ACCESS_REVOKED, f"Access{where} was taken back", room_id=room_id))
-        if room_id in session.rooms:
-            self._membership.leave(session, room_id, "revoked")
-        if not session.rooms:
-            session.close(CLOSE_CODES[Code.ACCESS_REVOKED], Code.ACCESS_REVOKED)
 
 
 def _in_question(session: Session, revoked: bool) -> tuple[str | None, ...]:

@@ -6,7 +6,7 @@ The gateway hands it what concerns access. It asks :class:`kraftek.contract.inte
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
@@ -41,15 +41,17 @@ class Admission:
         self._roster = roster
         self._limits = limits
         self._clock = clock
-        self._arrivals: deque[tuple[float, Session]] = deque()
+        # Clients that have to authenticate, each with its deadline: the earliest first.
+        self._arrivals: OrderedDict[Session, float] = OrderedDict()
 
     def arrived(self, session: Session) -> None:
         """A client connected: it has so long to authenticate."""
         self._roster.add(session)
-        self._arrivals.append((self._clock.seconds() + self._limits.authenticate_timeout, session))
+        self._await_token(session)
 
     def departed(self, session: Session) -> None:
         """A client is gone: its rooms are told through the room cache."""
+        self._arrivals.pop(session, None)
         self._membership.departed(session)
         self._access_watch.departed(session)
 
@@ -59,6 +61,7 @@ class Admission:
         if not token.value:
             raise PeerError(Code.AUTH_FAILED, "Token and roomId required", closes=True, id=message.id)
         self._check_bound(session, message)
+        self._arrivals.pop(session, None)
         session.check_begins()
 
         def admitted(grant: Grant) -> None:
@@ -76,6 +79,7 @@ class Admission:
         d.addCallback(admitted)
         d.addErrback(_refused, session, message)
         d.addBoth(session.check_ends)
+        d.addCallback(self._answered, session)
 
     def join(self, session: Session, message: Join) -> None:
         """Ask whether the client may be in one room more."""
@@ -88,18 +92,25 @@ class Admission:
             if session.state is SessionState.CLOSED:
                 return
             if grant.user_id != session.user_id:
-                raise PeerError(Code.ACCESS_DENIED, "the token belongs to another user now", id=message.id)
+                denied("the token belongs to another user now")
+                return
             session.say(Joined(room_id, message.id))
             self._access_watch.granted(session, room_id, grant)
 
-        def denied(failure: Failure) -> None:
+        def not_admitted(failure: Failure) -> Failure | None:
             error = failure.value
-            if isinstance(error, PeerError) and error.code is Code.AUTH_FAILED:
-                raise PeerError(Code.ACCESS_DENIED, error.message, id=message.id)
-            failure.raiseException()
+            if not isinstance(error, PeerError) or error.code is not Code.AUTH_FAILED:
+                return failure
+            denied(error.message)
+            return None
+
+        def denied(reason: str) -> None:
+            session.refuse(PeerError(Code.ACCESS_DENIED, reason, id=message.id))
+            # It may have been in the room, by an older answer.
+            self._access_watch.revoke(session, room_id)
 
         d = self._access.check(token, room_id)
-        d.addCallbacks(admitted, denied)
+        d.addCallbacks(admitted, not_admitted)
         d.addErrback(_refused, session, message)
         d.addBoth(session.check_ends)
 
@@ -113,12 +124,20 @@ class Admission:
     def sweep(self) -> None:
         """Close the sockets of clients that have not authenticated in time."""
         seconds = self._clock.seconds()
-        while self._arrivals and self._arrivals[0][0] <= seconds:
-            _, session = self._arrivals.popleft()
-            if session.state is SessionState.NEW:
-                session.refuse(PeerError(Code.AUTH_TIMEOUT, "no authenticate in time", closes=True))
-            elif session.state is SessionState.CHECKING and session.user_id is None:
-                self._arrivals.append((seconds + self._limits.authenticate_timeout, session))
+        while self._arrivals:
+            session, deadline = next(iter(self._arrivals.items()))
+            if deadline > seconds:
+                break
+            del self._arrivals[session]
+            session.refuse(PeerError(Code.AUTH_TIMEOUT, "no authenticate in time", closes=True))
+
+    def _await_token(self, session: Session) -> None:
+        self._arrivals[session] = self._clock.seconds() + self._limits.authenticate_timeout
+
+    def _answered(self, _: object, session: Session) -> None:
+        """A client whose question could not be asked tries again: its time counts from the answer."""
+        if session.state is SessionState.NEW:
+            self._await_token(session)
 
     def _check_bound(self, session: Session, message: Authenticate | Join) -> None:
         room_id, bound = message.room_id, self._limits.rooms

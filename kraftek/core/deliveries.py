@@ -5,11 +5,12 @@ Decodes the envelope only, finds the sockets that are here, and encodes once for
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Final
 
 import msgspec
-from msgspec import Meta, Raw, Struct
+from msgspec import Raw, Struct
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
@@ -32,10 +33,17 @@ class _Room(Struct):
     roomId: str | None = None
 
 
+_CODE = re.compile("[A-Z][A-Z0-9_]{0,63}")
+"""A code is a close frame's reason too, which has room for 123 bytes (RFC 6455, section 5.5)."""
+
+
+_DISCONNECTED: Final = "disconnected by a service"
+
+
 class _Command(Struct):
-    # The code is a close frame's reason too, which has room for 123 bytes (RFC 6455, section 5.5).
-    code: Annotated[str, Meta(pattern="^[A-Z][A-Z0-9_]{0,63}$")] = Code.ACCESS_REVOKED
-    message: str = "disconnected by a service"
+    # Whatever they are: who is to be disconnected is, also by a service that does not know how to say why.
+    code: object = Code.ACCESS_REVOKED
+    message: object = _DISCONNECTED
 
 
 _decode = msgspec.json.Decoder(Broadcast).decode
@@ -65,7 +73,7 @@ class Deliveries:
             except msgspec.DecodeError as error:
                 message, body = reread(_decode, body, error)
             if message.type == "disconnect":
-                self._disconnect(message)
+                self._disconnect(message, body)
             elif message.in_reply_to is not None and (message.recipients or message.user_ids):
                 self._requests.answered(message, body)
             else:
@@ -124,14 +132,23 @@ class Deliveries:
             sessions.update(dict.fromkeys(self._roster.user(user_id)))
         return sessions
 
-    def _disconnect(self, message: Broadcast) -> None:
-        command = _decode_command(message.payload) or _Command()
+    def _disconnect(self, message: Broadcast, body: bytes) -> None:
+        try:
+            command = _decode_command(message.payload) or _Command()
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            command = _Command(code=None)
+        code, text = command.code, command.message
+        if not isinstance(code, str) or not _CODE.fullmatch(code) or not isinstance(text, str):
+            self._counters.broadcasts_malformed += 1
+            self._complain("A disconnect whose code or message is malformed is done as ACCESS_REVOKED: {sample}", body)
+            code = Code.ACCESS_REVOKED
+            text = text if isinstance(text, str) else _DISCONNECTED
         for session in self._addressed(message):
             if message.room_id is None or message.room_id in session.rooms:
-                if command.code == Code.DUPLICATE_CONNECTION:
+                if code == Code.DUPLICATE_CONNECTION:
                     session.supersede()
                 else:
-                    session.evict(command.code, command.message)
+                    session.evict(code, text)
 
     def _complain(self, format: str, body: bytes, **details: str) -> None:
         sample = body[:_SAMPLE].decode("utf-8", "replace")

@@ -205,6 +205,41 @@ def test_the_same_refusal_for_many_answers_each_its_own_request() -> None:
     assert shared.id is None
 
 
+@pytest.mark.parametrize("room", ["one", "two"])
+def test_a_join_of_a_room_it_is_in_that_is_denied_puts_out_of_it(room: str) -> None:
+    house = House()
+    client = house.admit("alice", "one")
+    client.play("""
+        > {"type": "join", "payload": {"roomId": "two"}}
+        ! yes alice
+        < {"type": "joined", "payload": {"roomId": "two"}}
+    """)
+    client.play(f"""
+        > {{"type": "join", "id": 5, "payload": {{"roomId": "{room}"}}}}
+        ! no Not any more
+        x ACCESS_DENIED Not any more {{"id": 5}}
+        x ACCESS_REVOKED Access to room {room} was taken back {{"roomId": "{room}"}}
+        > {{"type": "notes:n:1", "roomId": "{room}"}}
+        x ACCESS_DENIED not in this room {{"eventType": "notes:n:1"}}
+    """)
+    assert house.rooms.entries == {({"one": "two", "two": "one"}[room], "alice"): client.id}
+
+
+@pytest.mark.parametrize("answer", ["no", "yes bob"])
+def test_a_denied_join_of_its_only_room_closes(answer: str) -> None:
+    house = House()
+    client = house.admit("alice", "one")
+    reason = "Access denied" if answer == "no" else "the token belongs to another user now"
+    client.play(f"""
+        > {{"type": "join", "id": 5, "payload": {{"roomId": "one"}}}}
+        ! {"no Access denied" if answer == "no" else answer}
+        x ACCESS_DENIED {reason} {{"id": 5}}
+        x ACCESS_REVOKED Access to room one was taken back {{"roomId": "one"}}
+        = 4403 ACCESS_REVOKED
+    """)
+    assert house.rooms.entries == {}
+
+
 # Who never authenticates.
 
 
@@ -221,6 +256,33 @@ def test_who_does_not_authenticate_in_time_is_closed() -> None:
     assert list(house.roster) == [admitted.session]
 
 
+def test_who_tries_again_while_nobody_can_be_asked_keeps_its_connection() -> None:
+    house = House(limits=Limits(authenticate_timeout=10))
+    client = house.connect()
+    for _ in range(8):
+        client.play("""
+            > {"type": "authenticate", "payload": {"token": "t", "roomId": "room"}}
+            @ 3
+            ! away
+            x AUTH_UNAVAILABLE access cannot be checked at present {"retryAfter": 1.0}
+            @ 5
+        """)
+    client.play("""
+        > {"type": "authenticate", "payload": {"token": "t", "roomId": "room"}}
+        ! yes alice
+        < {"type": "authenticated", "payload": {"success": true, "userId": "alice", "roomId": "room"}}
+        @ 30
+    """)
+    works(client)
+    assert not house.admission._arrivals
+
+
+def test_nothing_is_kept_of_who_leaves_without_authenticating() -> None:
+    house = House()
+    house.connect().leave()
+    assert not house.admission._arrivals
+
+
 def test_who_waits_for_its_answer_is_waited_for() -> None:
     house = House(limits=Limits(authenticate_timeout=10))
     client = house.connect()
@@ -230,8 +292,8 @@ def test_who_waits_for_its_answer_is_waited_for() -> None:
         @ 5
         ! away
         x AUTH_UNAVAILABLE access cannot be checked at present {"retryAfter": 1.0}
-        @ 5
-        @ 1
+        @ 9.75
+        @ 0.25
         x AUTH_TIMEOUT no authenticate in time
         = 4408 AUTH_TIMEOUT
     """)

@@ -268,8 +268,6 @@ MALFORMED = [
     b'{"type":"t","roomId":"r","payload":' + b"[" * 100_000,
     b'\xff\xfe{"type":"t"}',
     b'{"type":"\xff","roomId":"r"}',
-    b'{"type":"disconnect","recipients":["gw.1"],"payload":"text"}',
-    b'{"type":"disconnect","recipients":["gw.1"],"payload":{"code":5}}',
 ]
 
 
@@ -356,6 +354,25 @@ def test_disconnect_with_a_code_of_the_services_own(house: House) -> None:
     client = house.admit("a", "r")
     house.broadcast(type="disconnect", recipients=[client.id], payload={"code": "BANNED", "message": "for an hour"})
     assert told(client) == ("BANNED", "for an hour", (4403, "BANNED"))
+
+
+@pytest.mark.parametrize("code", ['"banned"', '""', f'"{"B" * 65}"', "null", "5", "true", "[]", "{}"])
+def test_disconnect_with_a_malformed_code_disconnects(house: House, code: str) -> None:
+    client = house.admit("a", "r")
+    payload = f'{{"code":{code},"message":"for an hour"}}'
+    body = f'{{"type":"disconnect","recipients":["{client.id}"],"payload":{payload}}}'
+    [logged] = warnings(house, body.encode())
+    assert payload in logged["sample"]
+    assert told(client) == ("ACCESS_REVOKED", "for an hour", (4403, "ACCESS_REVOKED"))
+    assert house.counters.broadcasts_malformed == 1
+
+
+@pytest.mark.parametrize("payload", ['"text"', "5", "[]", '{"message":5}', '{"code":"BANNED","message":"\\ud800"}'])
+def test_disconnect_with_a_malformed_payload_disconnects(house: House, payload: str) -> None:
+    client = house.admit("a", "r")
+    with capturedLogs():
+        house.deliveries.received(f'{{"type":"disconnect","recipients":["{client.id}"],"payload":{payload}}}'.encode())
+    assert told(client)[2] in ((4403, "ACCESS_REVOKED"), (4403, "BANNED"))
 
 
 def test_a_room_is_not_told_which_request_is_answered(house: House) -> None:
