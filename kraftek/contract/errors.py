@@ -1,7 +1,7 @@
 """What can go wrong with a client, with the codes it sees on the wire.
 
 Raised anywhere below the edges; turned into one ``error`` message at one place, :class:`kraftek.core.session.Session`.
-The tables are "Errors" and "Close codes" of the client protocol (``docs/client-protocol.rst``).
+The tables are in ``docs/errors.rst``.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import pytest
 
 from kraftek.contract.errors import CLOSE_CODES, Code, ConfigError, NotPublished, PeerError
 
-# docs/client-protocol.rst, "Errors and close codes"; None stays open.
+# docs/errors.rst; None stays open.
 TABLE = {
     "NOT_AUTHENTICATED": None,
     "AUTH_FAILED": 4401,
