@@ -56,11 +56,13 @@ class ConnectionOwner(Protocol):
 
     def connection_ready(self, connection: RedisConnection) -> None: ...
 
-    def connection_lost(self, connection: RedisConnection, reason: Failure) -> None: ...
+    def connection_lost(self, connection: RedisConnection, reason: str) -> None: ...
 
 
 class RedisConnection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no annotations
     """One connection: greets Redis, watches that it answers, and hands its answers in order to who waits for them.
+
+    ``refused``: Redis was there, and did not let it do what it needs.
 
     It prepares itself. ``ClientService`` offers ``prepareConnection`` for that, but raises ``NoTransition`` when the
     connection is lost meanwhile (Twisted 26.10).
@@ -75,6 +77,8 @@ class RedisConnection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has 
         self._config = config
         self._owner = owner
         self._refusal_logged = False
+        self._fault = ""
+        self.refused = False
         self.waiting: deque[Deferred[Any] | Callable[[Any], None]] = deque()
 
     def ask(self, *parts: Argument) -> Deferred[Any]:
@@ -101,11 +105,11 @@ class RedisConnection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has 
         raise NotImplementedError
 
     def give_up(self, reason: str) -> None:
-        """Close at once, and say why. ``ClientService`` tries again."""
+        """Close at once, for that reason, which the owner hears of. ``ClientService`` tries again."""
         if self._address.password:
             # A server whose AUTH was renamed away quotes the arguments of the unknown command in its error.
             reason = reason.replace(self._address.password, "(password)")
-        self.log.warn("Giving up a connection to Redis: {reason}", reason=reason)
+        self._fault = self._fault or reason
         self.transport.abortConnection()
 
     # Called by Twisted
@@ -170,7 +174,7 @@ class RedisConnection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has 
         super().connectionLost(why)
         if self._alarm.active():
             self._alarm.cancel()
-        self._owner.connection_lost(self, why)
+        self._owner.connection_lost(self, self._fault or why.getErrorMessage())
         lost = NotPublished("Redis went away before it answered")
         while self.waiting:
             self.replied(lost)
@@ -180,6 +184,7 @@ class RedisConnection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has 
     def _refused(self, failure: Failure) -> Failure:
         reason = failure.value.subFailure if isinstance(failure.value, FirstError) else failure
         if not reason.check(NotPublished):
+            self.refused = True
             self.give_up(reason.getErrorMessage())
         return failure
 

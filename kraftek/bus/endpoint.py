@@ -1,25 +1,27 @@
-"""The way to Redis: TCP, TLS or a Unix socket.
+"""The way to Redis: TCP, TLS or a Unix socket, and a connection that is kept up there.
 
-Made by :class:`kraftek.bus.RedisBus`, connected by its ``ClientService`` children.
+Made by :class:`kraftek.bus.RedisBus`, for itself and for what reads streams.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from twisted.application.internet import backoffPolicy
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.application.internet import ClientService, backoffPolicy
+from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
+from twisted.internet.protocol import Factory
 from twisted.internet.ssl import optionsForClientTLS
-from twisted.logger import Logger
+from twisted.logger import ILogObserver, Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from kraftek.contract.redis_url import RedisAddress
 from kraftek.contract.tls import trust_root
 
-__all__ = ["Backoff", "RedisEndpoint"]
+__all__ = ["Backoff", "ConnectionService", "RedisEndpoint"]
 
 
 class Backoff:
@@ -43,14 +45,12 @@ class Backoff:
 
 @implementer(IStreamClientEndpoint)
 class RedisEndpoint:
-    """Where Redis is, and what to say when it is not there.
+    """Where Redis is.
 
     ``ca``: file of the certificate authorities that may vouch for the server, in PEM; empty is the
     platform's. ``timeout``: seconds that connecting may take. ``name`` is for logs: it holds no password.
     Raises ``OSError`` or ``ValueError`` when ``ca`` cannot be read.
     """
-
-    _log = Logger()
 
     def __init__(self, reactor: Any, address: RedisAddress, ca: str, timeout: float) -> None:
         endpoint: IStreamClientEndpoint
@@ -65,12 +65,47 @@ class RedisEndpoint:
         self._endpoint = endpoint
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
-        """Log failures as well, which ``ClientService`` keeps to itself."""
         connecting: Deferred[IProtocol] = self._endpoint.connect(protocolFactory)
-        return connecting.addErrback(self._unreachable)
+        return connecting
 
-    def _unreachable(self, failure: Failure) -> Failure:
-        if not failure.check(CancelledError):
-            reason = failure.getErrorMessage()
-            self._log.warn("Redis at {name} cannot be reached: {reason}", name=self.name, reason=reason)
+
+class ConnectionService(ClientService):
+    """A connection that is made again whenever it is lost.
+
+    ``failed`` is told why an attempt failed, unless it was stopped: Twisted has a log line for each attempt, and none
+    that says why. ``clock`` measures the time until the next one, which ``backoff`` gives.
+    """
+
+    _log = Logger(observer=implementer(ILogObserver)(lambda _: None))
+
+    def __init__(
+        self,
+        endpoint: IStreamClientEndpoint,
+        protocol: Callable[[], IProtocol],
+        backoff: Callable[[int], float],
+        clock: Any,
+        failed: Callable[[str], None],
+    ) -> None:
+        factory: Any = Factory()
+        factory.protocol = protocol
+        factory.noisy = False
+        self._tell = failed
+        super().__init__(_Telling(endpoint, self._attempt_failed), factory, retryPolicy=backoff, clock=clock)
+
+    def _attempt_failed(self, failure: Failure) -> Failure:
+        if self.running:
+            self._tell(failure.getErrorMessage())
         return failure
+
+
+@implementer(IStreamClientEndpoint)
+class _Telling:
+    """An endpoint that tells of failures, which ``ClientService`` keeps to itself."""
+
+    def __init__(self, endpoint: IStreamClientEndpoint, failed: Callable[[Failure], Failure]) -> None:
+        self._endpoint = endpoint
+        self._failed = failed
+
+    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
+        connecting: Deferred[IProtocol] = self._endpoint.connect(protocolFactory)
+        return connecting.addErrback(self._failed)

@@ -10,17 +10,16 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from twisted.application.internet import ClientService
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from txredisapi import ResponseError
 from zope.interface import implementer
 
 from kraftek.bus.connections import RedisConnection
-from kraftek.bus.endpoint import Backoff, RedisEndpoint
+from kraftek.bus.endpoint import Backoff, ConnectionService, RedisEndpoint
+from kraftek.bus.outage import Outage
 from kraftek.bus.resp import Argument
 from kraftek.contract.consumer_groups import CLAIM, FORGET, FORGOTTEN_AFTER, JOIN
 from kraftek.contract.errors import NotPublished
@@ -56,7 +55,7 @@ class ReadingConnection(RedisConnection):
 
 
 @implementer(IReading, IBusListener)
-class Reading(ClientService):
+class Reading(ConnectionService):
     """A stream as one consumer reads it.
 
     What was handed out is *open* until it was acknowledged. No other consumer gets it as long as this one lives, and
@@ -67,7 +66,7 @@ class Reading(ClientService):
 
     def __init__(
         self,
-        reactor: Any,
+        clock: Any,
         endpoint: RedisEndpoint,
         address: RedisAddress,
         config: Redis,
@@ -80,11 +79,11 @@ class Reading(ClientService):
         window: int,
         claim_after: float,
     ) -> None:
-        factory = Factory.forProtocol(partial(ReadingConnection, reactor, address, config, self))
-        factory.noisy = False
         self._backoff = Backoff()
-        super().__init__(endpoint, factory, retryPolicy=self._backoff, clock=reactor)
-        self._reactor: IReactorTime = reactor
+        protocol = partial(ReadingConnection, clock, address, config, self)
+        super().__init__(endpoint, protocol, self._backoff, clock, self._unavailable)
+        self._clock: IReactorTime = clock
+        self._outage = Outage(f"The stream {stream}", clock)
         self._bus = bus
         self._group = group
         self._consumer = consumer
@@ -137,10 +136,10 @@ class Reading(ClientService):
         self._connection = connection
         Deferred.fromCoroutine(self._read(connection)).addErrback(self._failed, connection)
 
-    def connection_lost(self, connection: RedisConnection, reason: Failure) -> None:
+    def connection_lost(self, connection: RedisConnection, reason: str) -> None:
         self._connection = None
-        if self.running:
-            self.log.warn("Lost a connection to Redis: {reason}", reason=reason.getErrorMessage())
+        if connection.refused:
+            self._unavailable(reason)
         self._wake()
         self._has_ended()
 
@@ -150,7 +149,7 @@ class Reading(ClientService):
         begun = False
         look_again = 0.0
         while connection is self._connection and not self._ends:
-            now = self._reactor.seconds()
+            now = self._clock.seconds()
             room = self._window - len(self._open)
             if not self._bus.available:
                 await self._woken(self._claim_after)
@@ -165,6 +164,7 @@ class Reading(ClientService):
             else:
                 await self._woken(look_again - now)
             self._backoff.reset()
+            self._outage.over()
         self._has_ended()
 
     async def _begin(self, connection: ReadingConnection) -> None:
@@ -234,7 +234,7 @@ class Reading(ClientService):
         """Fires when there may be something to do, after ``seconds`` at the latest."""
         sleep: Deferred[None] = Deferred()
         self._sleep = sleep
-        alarm = self._reactor.callLater(seconds, self._wake)
+        alarm = self._clock.callLater(seconds, self._wake)
         return sleep.addBoth(lambda _: alarm.cancel() if alarm.active() else None)
 
     def _wake(self) -> None:
@@ -245,7 +245,13 @@ class Reading(ClientService):
     def _failed(self, failure: Failure, connection: ReadingConnection) -> None:
         if failure.check(ResponseError):
             # The stream or its group is gone, or there is no right to it: begin again.
+            connection.refused = True
             connection.give_up(failure.getErrorMessage())
         elif not failure.check(NotPublished):
             self.log.failure("Failed to read", failure=failure)
             connection.give_up("failed to read")
+
+    def _unavailable(self, reason: str) -> None:
+        # Otherwise the bus says it, once for everybody.
+        if self._bus.available:
+            self._outage.failed(reason)

@@ -9,16 +9,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from twisted.application.internet import ClientService
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, fail, gatherResults, succeed
-from twisted.internet.protocol import Factory
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from kraftek.bus.connections import NO_BATCH, TRACKING_CHANNEL, CommandConnection, RedisConnection, SubscriberConnection
-from kraftek.bus.endpoint import Backoff, RedisEndpoint
+from kraftek.bus.endpoint import Backoff, ConnectionService, RedisEndpoint
+from kraftek.bus.outage import Outage
 from kraftek.bus.reading import Reading
 from kraftek.bus.resp import Argument, publish_head
 from kraftek.contract.errors import NotPublished
@@ -37,21 +35,25 @@ HEADS_KEPT = 1024
 
 @implementer(IBus)
 class RedisBus(MultiService):
-    """Two connections, kept up by two ``ClientService`` children: both are there, or the bus is down. What reads a
+    """Two connections, kept up by two ``ConnectionService`` children: both are there, or the bus is down. What reads a
     stream has a connection more, without which the bus is up none the less.
 
-    ``reactor``: connects, and keeps the time. Raises as :class:`kraftek.bus.endpoint.RedisEndpoint` does.
+    ``reactor`` connects. ``clock`` keeps the time, which is monotonic; unless given it is the reactor. Raises as
+    :class:`kraftek.bus.endpoint.RedisEndpoint` does.
     """
 
     log = Logger()
 
-    def __init__(self, reactor: Any, config: Redis, iteration: Iteration, counters: Counters) -> None:
+    def __init__(
+        self, reactor: Any, config: Redis, iteration: Iteration, counters: Counters, clock: Any = None
+    ) -> None:
         super().__init__()
         self._address = address = redis_address(config.url)
         self._endpoint = endpoint = RedisEndpoint(reactor, address, config.ca, config.ping_timeout)
-        self._reactor = reactor
+        self._clock: Any = reactor if clock is None else clock
         self._config = config
-        self.name_for_logs = endpoint.name
+        self._name_for_logs = f"Redis at {endpoint.name}"
+        self._outage = Outage(self._name_for_logs, self._clock)
         self._prefix = config.prefix
         self._in_flight = config.in_flight
         self._counters = counters
@@ -65,12 +67,10 @@ class RedisBus(MultiService):
         self.available = False
         self._backoff = Backoff()
         for protocol in (
-            partial(CommandConnection, reactor, address, config, self, iteration),
-            partial(SubscriberConnection, reactor, address, config, self, iteration, self._channels),
+            partial(CommandConnection, self._clock, address, config, self, iteration),
+            partial(SubscriberConnection, self._clock, address, config, self, iteration, self._channels),
         ):
-            factory = Factory.forProtocol(protocol)
-            factory.noisy = False
-            service = ClientService(endpoint, factory, retryPolicy=self._backoff, clock=reactor)
+            service = ConnectionService(endpoint, protocol, self._backoff, self._clock, self._outage.failed)
             service.setServiceParent(self)
 
     # IBus
@@ -135,7 +135,7 @@ class RedisBus(MultiService):
         claim_after: float = 5.0,
     ) -> Reading:
         reading = Reading(
-            self._reactor,
+            self._clock,
             self._endpoint,
             self._address,
             self._config,
@@ -191,13 +191,13 @@ class RedisBus(MultiService):
         ready = gatherResults(steps, consumeErrors=True)
         ready.addCallbacks(lambda _: self._up(commands, subscriber), lambda _: None)
 
-    def connection_lost(self, connection: RedisConnection, reason: Failure) -> None:
+    def connection_lost(self, connection: RedisConnection, reason: str) -> None:
         if connection is self._commands:
             self._commands = None
         elif connection is self._subscriber:
             self._subscriber = None
         if self.running:
-            self.log.warn("Lost a connection to Redis: {reason}", reason=reason.getErrorMessage())
+            self._outage.failed(reason)
         if self.available:
             self.available = False
             self._tell("bus_down")
@@ -244,7 +244,8 @@ class RedisBus(MultiService):
         self.available = True
         self._backoff.reset()
         self._counters.redis_connects += 1
-        self.log.info("Redis at {name} is there", name=self.name_for_logs)
+        if not self._outage.over():
+            self.log.info("{name} is there", name=self._name_for_logs)
         self._tell("bus_up")
 
     def _tell(self, event: str) -> None:

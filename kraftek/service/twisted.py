@@ -11,19 +11,18 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any
 
-from twisted.application.internet import ClientService, backoffPolicy
+from twisted.application.internet import backoffPolicy
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorTime
-from twisted.internet.protocol import Factory
 from twisted.logger import Logger, globalLogBeginner, textFileLogObserver
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from kraftek.bus import RedisBus, RedisError
 from kraftek.bus.connections import RedisConnection
-from kraftek.bus.endpoint import RedisEndpoint
+from kraftek.bus.endpoint import ConnectionService, RedisEndpoint
 from kraftek.bus.reading import ReadingConnection
+from kraftek.contract.clock import MonotonicClock
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import IBusListener
 from kraftek.contract.iteration import Iteration
@@ -84,11 +83,12 @@ class _Backend(MultiService):
     def __init__(self, reactor: Any, config: Redis) -> None:
         super().__init__()
         self._reactor = reactor
+        self._clock: Any = MonotonicClock(reactor)
         self._config = config
         iteration = Iteration(reactor)
         if wanted(os.environ):
             write_at_once(iteration)
-        self._bus = RedisBus(reactor, config, iteration, Counters())
+        self._bus = RedisBus(reactor, config, iteration, Counters(), self._clock)
         self._bus.setServiceParent(self)
         self._bus.add_listener(self)
         self._unconfirmed: list[Deferred[None]] = []
@@ -113,7 +113,7 @@ class _Backend(MultiService):
         return await _translated(self._bus.call(script, keys, args))
 
     def reader(self) -> _Reader:
-        return _Reader(self._reactor, self._config)
+        return _Reader(self._reactor, self._clock, self._config)
 
     async def subscribe(self, channel: str, listener: Callable[[bytes], None]) -> None:
         self._bus.subscribe(channel, listener)
@@ -129,7 +129,7 @@ class _Backend(MultiService):
         await self._bus.unsubscribe(channel)
 
     def signal(self) -> _Signal:
-        return _Signal(self._reactor)
+        return _Signal(self._clock)
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> Deferred[None]:
         return Deferred.fromCoroutine(coroutine)
@@ -147,13 +147,17 @@ class _Backend(MultiService):
 class _Reader:
     """A connection of its own: a command that waits keeps all others on its connection waiting."""
 
-    def __init__(self, reactor: Any, config: Redis) -> None:
+    def __init__(self, reactor: Any, clock: Any, config: Redis) -> None:
         address = redis_address(config.url)
         endpoint = RedisEndpoint(reactor, address, config.ca, config.ping_timeout)
-        factory = Factory.forProtocol(lambda: ReadingConnection(reactor, address, config, self))
-        factory.noisy = False
         policy = backoffPolicy(initialDelay=0.05, maxDelay=1.0, factor=2.0)
-        self._connection = ClientService(endpoint, factory, retryPolicy=policy, clock=reactor)
+        self._connection = ConnectionService(
+            endpoint,
+            lambda: ReadingConnection(clock, address, config, self),
+            policy,
+            clock,
+            lambda _: None,  # the bus has the same Redis, and says so
+        )
         self._connection.startService()
 
     async def read(self, *command: Argument) -> Any:
@@ -171,13 +175,13 @@ class _Reader:
     def connection_ready(self, link: RedisConnection) -> None:
         """Commands are asked in order: nobody has to wait for this."""
 
-    def connection_lost(self, link: RedisConnection, reason: Failure) -> None:
+    def connection_lost(self, link: RedisConnection, reason: str) -> None:
         """Who waits for an answer is told by the link."""
 
 
 class _Signal:
-    def __init__(self, reactor: IReactorTime) -> None:
-        self._reactor = reactor
+    def __init__(self, clock: MonotonicClock) -> None:
+        self._clock = clock
         self._set: Deferred[Any] = Deferred()
 
     def set(self, value: Any = True) -> None:
@@ -185,7 +189,7 @@ class _Signal:
             self._set.callback(value)
 
     async def wait(self, seconds: float) -> Any:
-        time_is_up = self._reactor.callLater(max(0.0, seconds), self.set, None)
+        time_is_up = self._clock.callLater(max(0.0, seconds), self.set, None)
         try:
             return await self._set
         finally:

@@ -68,9 +68,9 @@ class Story:
         assert link is self.link
         self.told.append("ready")
 
-    def connection_lost(self, link: RedisConnection, reason: Failure) -> None:
+    def connection_lost(self, link: RedisConnection, reason: str) -> None:
         assert link is self.link
-        self.told.append(f"lost: {reason.getErrorMessage()}")
+        self.told.append(f"lost: {reason}")
 
     def written(self) -> list[str]:
         """What was written since the last look, a command a line, in as few writes as it took."""
@@ -149,16 +149,17 @@ def test_a_subscriber_knows_its_number() -> None:
         [b"-ERR unknown command 'AUTH', with args beginning with: 'correct horse' ", b"+OK", b"+PONG"],
     ],
 )  # fmt: skip
-def test_a_refused_password_closes_and_is_not_logged(replies: list[bytes]) -> None:
+def test_a_refused_password_closes_and_is_told_to_nobody(replies: list[bytes]) -> None:
     story = Story(CommandConnection, "redis://:correct%20horse@redis.example/3")
     story.written()
-    with capturedLogs() as events:
-        story.reads(*replies)
+    story.reads(*replies)
     assert story.wire.disconnected
+    assert story.link.refused
     assert story.told == []
-    assert len(events) == 1, logged(events)
-    assert replies[0][1:10].decode() in logged(events)
-    assert PASSWORD not in str(events)
+    story.lose()
+    (lost,) = story.told
+    assert replies[0][1:10].decode() in lost
+    assert PASSWORD not in lost
 
 
 def test_redis_that_loads_its_data_is_not_ready() -> None:
@@ -170,10 +171,10 @@ def test_redis_that_loads_its_data_is_not_ready() -> None:
 
 def test_what_does_not_speak_resp_is_left() -> None:
     story = Story(CommandConnection)
-    with capturedLogs() as events:
-        story.link.dataReceived(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    story.link.dataReceived(b"HTTP/1.1 400 Bad Request\r\n\r\n")
     assert story.wire.disconnected
-    assert "does not speak Redis's protocol" in logged(events)
+    story.lose()
+    assert story.told == ['lost: it does not speak Redis\'s protocol: Protocol error, got "H" as reply type byte']
 
 
 # Replies
@@ -299,7 +300,7 @@ def test_a_link_that_is_not_greeted_in_time_is_left() -> None:
     story.clock.advance(CONFIG.ping_timeout)
     assert story.wire.disconnected
     story.lose()
-    assert story.told == ["lost: Connection to the other side was lost in a non-clean fashion."]
+    assert story.told == ["lost: no answer for 1.5 s"]
     assert story.clock.getDelayedCalls() == []
 
 
@@ -307,11 +308,11 @@ def test_a_ping_that_is_not_answered_in_time_closes() -> None:
     story, _ = command_story()
     story.clock.advance(CONFIG.ping_interval)
     assert story.written() == ["PING"]
-    with capturedLogs() as events:
-        story.clock.advance(CONFIG.ping_timeout)
+    story.clock.advance(CONFIG.ping_timeout)
     assert story.wire.disconnected
-    assert "no answer for 1.5 s" in logged(events)
+    assert not story.link.refused
     story.lose()
+    assert story.told == ["ready", "lost: no answer for 1.5 s"]
     assert story.clock.getDelayedCalls() == []
 
 
@@ -542,10 +543,11 @@ def test_a_refused_subscription_closes() -> None:
     story, link = subscriber_story()
     results: list[object] = []
     link.listen([b"news"]).addBoth(results.append)
-    with capturedLogs() as events:
-        story.reads(b"-NOPERM No permissions to access a channel")
+    story.reads(b"-NOPERM No permissions to access a channel")
     assert story.wire.disconnected
-    assert "NOPERM" in logged(events)
+    assert story.link.refused
+    story.lose()
+    assert story.told == ["ready", "lost: NOPERM No permissions to access a channel"]
     assert isinstance(results[0], Failure)
 
 

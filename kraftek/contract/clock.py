@@ -1,0 +1,61 @@
+"""Time that nobody sets, on a reactor that reads the machine's wall clock.
+
+Twisted's ``reactor.seconds`` is ``time.time``. When that clock is set forward, all that waits is due at once; set back,
+everything waits longer by as much. The daemon gives the monotonic clock to its reactor (:mod:`kraftek.daemon.tap`). The
+client and the service kit run on a reactor that is somebody else's, which they leave as it is: they use this instead.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["MonotonicClock", "Timer"]
+
+_EXACT = 0.001
+"""Seconds that a call may come early: two clocks never agree to the microsecond."""
+
+
+class MonotonicClock:
+    """``seconds`` and ``callLater`` of Twisted's ``IReactorTime``, by the monotonic clock.
+
+    A call never comes early, whatever happens to the wall clock. It may come late: by as much as the wall clock is set
+    back while the call waits. Only the reactor could change that.
+
+    ``reactor``: an ``IReactorTime``. ``now``: seconds of any beginning.
+    """
+
+    def __init__(self, reactor: Any, now: Callable[[], float] = time.monotonic) -> None:
+        self._reactor = reactor
+        self.seconds = now
+
+    def callLater(self, delay: float, call: Callable[..., object], *args: Any, **keywords: Any) -> Timer:
+        """Call after ``delay`` seconds, unless that is cancelled before."""
+        return Timer(self._reactor, self.seconds, delay, lambda: call(*args, **keywords))
+
+
+class Timer:
+    """One call of a :class:`MonotonicClock`, with what is used of Twisted's ``IDelayedCall``."""
+
+    def __init__(self, reactor: Any, now: Callable[[], float], delay: float, call: Callable[[], object]) -> None:
+        self._reactor = reactor
+        self._now = now
+        self._due = now() + delay
+        self._call = call
+        self._pending = reactor.callLater(delay, self._fired)
+
+    def _fired(self) -> None:
+        early = self._due - self._now()
+        if early > _EXACT:
+            self._pending = self._reactor.callLater(early, self._fired)
+        else:
+            self._call()
+
+    def active(self) -> bool:
+        """Whether it waits still."""
+        return bool(self._pending.active())
+
+    def cancel(self) -> None:
+        """Do not call. Raises as ``IDelayedCall`` does unless it is ``active``."""
+        self._pending.cancel()
