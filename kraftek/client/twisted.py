@@ -15,7 +15,7 @@ from autobahn.twisted.websocket import WebSocketClientFactory, WebSocketClientPr
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.error import ConnectError
-from twisted.internet.interfaces import IDelayedCall, IPushProducer
+from twisted.internet.interfaces import IPushProducer
 from twisted.internet.ssl import optionsForClientTLS
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -30,6 +30,7 @@ from kraftek.client.backend import (
     Options,
     TokenSource,
 )
+from kraftek.contract.clock import MonotonicClock, Timer
 from kraftek.contract.names import SUBPROTOCOL
 
 __all__ = ["Client"]
@@ -90,19 +91,20 @@ class Client(Backend["Deferred[Any]"]):
         if reactor is None:
             from twisted.internet import reactor  # noqa: PLC0415  # importing it chooses one
         self._reactor = reactor
-        self._timer: IDelayedCall | None = None
+        self._clock = MonotonicClock(reactor)
+        self._timer: Timer | None = None
         self._asking: Deferred[Any] | None = None
         self._socket: _Socket | None = None
         self._sockets: set[_Socket] = set()
         self._leaving: list[Deferred[Any]] = []
 
     def _now(self) -> float:
-        return float(self._reactor.seconds())
+        return self._clock.seconds()
 
     def _wake_at(self, due: float | None) -> None:
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
-        self._timer = None if due is None else self._reactor.callLater(max(0.0, due - self._now()), self._wake)
+        self._timer = None if due is None else self._clock.callLater(max(0.0, due - self._now()), self._wake)
 
     def _promise(self, cancelled: Callable[[], None] | None) -> Deferred[Any]:
         return Deferred(None if cancelled is None else lambda _: cancelled())

@@ -277,3 +277,8 @@ class IAccess(Interface):
 
     def add_listener(listener: IAccessListener) -> None:
         """Notify ``listener`` when access must be checked again."""
+
+    def clock_set() -> None:
+        """The wall clock was set, or the machine slept: the age of an answer is no longer known. Listeners are notified
+        that all access must be checked again.
+        """

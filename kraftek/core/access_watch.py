@@ -30,6 +30,11 @@ _RECHECKS_PER_SWEEP = 500
 it.
 """
 
+_SET = 1.0
+"""Seconds that the wall clock may gain on the monotonic one between two sweeps. More is a clock that was set, or a
+machine that slept.
+"""
+
 _RETRY_AFTER = 1.0
 """Seconds until a question that could not be asked is asked again."""
 
@@ -57,6 +62,7 @@ class AccessWatch:
         self._counters = counters
         self._clock = clock
         self._now = now
+        self._ahead = now() - clock.seconds()
         self._expiry_queue = ExpiryQueue(now())
         # Questions to ask again, each with the time when it is due, and whether access was taken back.
         self._again: OrderedDict[tuple[Session, str | None], tuple[float, bool]] = OrderedDict()
@@ -101,13 +107,15 @@ class AccessWatch:
 
     def sweep(self) -> None:
         """What time brings: access that expired, and questions to ask again."""
-        now = self._now()
+        now, seconds = self._now(), self._clock.seconds()
+        gained, self._ahead = now - seconds - self._ahead, now - seconds
+        if abs(gained) > _SET:
+            self._access.clock_set()
         for session in self._expiry_queue.due(now):
             for its_room in tuple(session.rooms):
                 if _expired(session.rooms.get(its_room), now):
                     self._recheck(session, its_room, True)
             self._expiry_queue.watch(session)
-        seconds = self._clock.seconds()
         for _ in range(min(_RECHECKS_PER_SWEEP, len(self._again))):
             (session, its_room), (due, revoked) = self._again.popitem(last=False)
             if due <= seconds:

@@ -5,7 +5,6 @@ The gateway hands it clients' requests; :mod:`kraftek.core.deliveries` hands it 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from math import ceil
@@ -53,7 +52,7 @@ _decode = msgspec.json.Decoder(Broadcast).decode
 
 class _Request(Struct, eq=False, gc=False):
     """``claim`` tells the event from others. ``lasts``: it may be sent again, by another socket too.
-    ``sent_at``: Unix milliseconds.
+    ``sent_at``: by the clock.
 
     It does not hold the event: of a thousand that wait, the payloads alone would fill a processor's cache. It is its
     own receipt, for the same reason. The collector of cycles need not know it: it is held until it is settled.
@@ -65,7 +64,7 @@ class _Request(Struct, eq=False, gc=False):
     lasts: bool
     queue: _Queue
     id: RequestId
-    sent_at: int
+    sent_at: float
 
     def __call__(self, taken: int | bytes) -> None:
         self.queue.receipt(self, taken)
@@ -123,7 +122,6 @@ class Requests:
         limits: Limits,
         counters: Counters,
         clock: IReactorTime,
-        now: Callable[[], float] = time.time,
     ) -> None:
         self._dispatch = dispatch
         self._bus = bus
@@ -133,7 +131,6 @@ class Requests:
         self._lasts = limits.request_window > 0
         self._counters = counters
         self._clock = clock
-        self._now = now
         # By socket: of all that are open and have asked, and of those that departed until all is answered.
         self._waiting: dict[str, dict[RequestId, _Request]] = {}
         self._departed: set[str] = set()
@@ -168,7 +165,7 @@ class Requests:
             message = "too many requests wait for this service's answers"
             raise _too_many(envelope.event_type, request_id, Code.SERVICE_UNAVAILABLE, message)
         lasts = self._lasts and session.dialect.lasting_ids
-        request = _Request(session, envelope.event_type, claim, lasts, queue, request_id, envelope.timestamp)
+        request = _Request(session, envelope.event_type, claim, lasts, queue, request_id, self._clock.seconds())
         if lasts:
             target = queue.target or target_of(service, envelope)
             self._bus.run(queue.script, (target, claim, envelope, request))
@@ -206,14 +203,11 @@ class Requests:
 
     def sweep(self) -> None:
         """What time brings: answers that are overdue, and those that another request of the same id was given."""
-        now = int(self._now() * 1000)
+        now = self._clock.seconds()
         for number, queue in tuple(self._queues.items()):
-            timeout = queue.service.timeout * 1000
+            timeout = queue.service.timeout
             while queue.requests:
                 request = next(iter(queue.requests))
-                if request.sent_at > now:  # the clock was set back
-                    for each in queue.requests:
-                        each.sent_at = min(each.sent_at, now)
                 if request.sent_at + timeout > now:
                     break
                 self._time_out(request)

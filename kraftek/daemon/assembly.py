@@ -99,7 +99,7 @@ def core_of(
     admission = Admission(access, access_watch, membership, roster, config.limits, clock)
     router = EventRouter(registry)
     dispatch = Dispatch(registry, bus)
-    requests = Requests(dispatch, bus, gateway_id, config.limits, counters, clock, now)
+    requests = Requests(dispatch, bus, gateway_id, config.limits, counters, clock)
     gateway = Gateway(
         gateway_id,
         reply_to=bus.channel_name(replies),

@@ -100,7 +100,7 @@ class PublicSite(HttpServer):
 
     def __init__(
         self,
-        reactor: IReactorTime,
+        clock: IReactorTime,
         *,
         hosts: Hosts,
         origins: Origins,
@@ -112,7 +112,7 @@ class PublicSite(HttpServer):
         files: Mapping[bytes, Page] = {},
     ) -> None:
         super().__init__(
-            reactor,
+            clock,
             hosts,
             head_timeout=limits.handshake_timeout,
             request_timeout=limits.request_timeout,
@@ -126,7 +126,7 @@ class PublicSite(HttpServer):
         self._pages = {**files, _CLIENT_PATH: _page(_CLIENT, *_FOR_EVERY_PAGE)}
         self._channels = 0
         self._stops = ""
-        self._once_a_minute = OnceAMinute(reactor.seconds)
+        self._once_a_minute = OnceAMinute(clock.seconds)
 
     @property
     def connections(self) -> int:

@@ -400,6 +400,32 @@ def test_expired_access_is_asked_about_and_a_no_ends_it(room: str | None, error:
     """)
 
 
+@pytest.mark.parametrize("seconds", [-30, 3600])
+def test_everybody_is_asked_about_when_the_wall_clock_is_set(seconds: float) -> None:
+    """Until the answer comes they go on, and a yes says anew when it expires."""
+    house = House()
+    client = expiring(house, 10_000.0)
+    works(client)
+    house.wall_is_ahead = seconds
+    house.pass_time(0.25)
+    works(client)
+    house.access.next().yes("alice", expiresAt=10_000.0 + seconds)
+    house.pass_time(9_999.0)
+    assert house.access.questions == []
+    house.pass_time(2.0)
+    house.access.next().no()
+    assert client.link.closed is not None
+
+
+def test_a_clock_that_is_slewed_was_not_set() -> None:
+    house = House()
+    expiring(house, 10_000.0)
+    for _ in range(100):
+        house.wall_is_ahead += 0.1
+        house.pass_time(0.25)
+    assert house.access.questions == []
+
+
 def test_expired_access_may_be_renewed_and_expire_again() -> None:
     house = House()
     client = expiring(house, 20.0)

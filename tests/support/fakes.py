@@ -109,6 +109,9 @@ class FakeAccess:
     def add_listener(self, listener: IAccessListener) -> None:
         self.listeners.append(listener)
 
+    def clock_set(self) -> None:
+        self.stale(revoked=False)
+
     def next(self) -> Question:
         """The oldest question without an answer."""
         return self.questions.pop(0)

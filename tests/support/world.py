@@ -64,6 +64,7 @@ class House:
         limits: Limits | None = None,
     ) -> None:
         self.clock = Clock()
+        self.wall_is_ahead = 0.0
         # Keeping answers is a script's work: tests/core/test_requests.py has it with a real Redis.
         self.limits = replace(limits or Limits(), request_window=0)
         self.counters = Counters()
@@ -80,7 +81,7 @@ class House:
             rooms=self.rooms,
             counters=self.counters,
             clock=self.clock,
-            now=self.clock.seconds,
+            now=lambda: self.clock.seconds() + self.wall_is_ahead,
         )
         self.roster = core.roster
         self.admission = core.admission

@@ -43,6 +43,10 @@ RETRY_AFTER = 1.0
 LONGEST = 31_536_000.0
 """Seconds that an answer may be kept, whatever the auth service says: a year, as in the configuration."""
 
+SKEW = 5.0
+"""Seconds by which the clocks of two gateways may differ. An answer that would be kept for longer than any may be was
+written before the clock was set back."""
+
 DELAY = 60.0
 """Seconds, beyond the deadline of a question, that its answer may take to Redis."""
 
@@ -129,6 +133,10 @@ class AccessCache:
     def add_listener(self, listener: IAccessListener) -> None:
         self._listeners.append(listener)
 
+    def clock_set(self) -> None:
+        self._answers.clear()
+        self._stale(None, None, None, revoked=False)
+
     # IBusListener
 
     def bus_up(self) -> None:
@@ -148,7 +156,7 @@ class AccessCache:
         known = self._answers.get(key)
         if known is not None:
             kept, position = known
-            if kept.fresh_until > self._now() and not self._changes.since(position, names(key, kept.user_id)):
+            if self._is_fresh(kept) and not self._changes.since(position, names(key, kept.user_id)):
                 return succeed(kept)
         denial = self._denials.get(key)
         if (
@@ -163,7 +171,7 @@ class AccessCache:
         for _ in range(ATTEMPTS):
             position = self._changes.position
             found = await self._shared.look(*key)
-            if found is not None and found.kept is not None and found.kept.fresh_until > self._now():
+            if found is not None and found.kept is not None and self._is_fresh(found.kept):
                 self._counters.access_hits += 1
                 self._remember(key, found.kept, position)
                 return found.kept
@@ -208,6 +216,10 @@ class AccessCache:
             else:
                 waiter.errback(result)
 
+    def _is_fresh(self, kept: Kept) -> bool:
+        longest = self._auth.cache_ttl if kept.ttl is None else min(kept.ttl, LONGEST)
+        return 0.0 < kept.fresh_until - self._now() <= longest + SKEW
+
     def _dated(self, grant: Grant) -> tuple[Kept, float]:
         """The answer as it is kept, and for how many seconds."""
         now = self._now()
@@ -219,7 +231,7 @@ class AccessCache:
 
     def _remember(self, key: Key, kept: Kept, position: int) -> bool:
         """Use this answer from memory, if that may be. It held at ``position``, when Redis was told or asked."""
-        if not self._bus.available or kept.fresh_until <= self._now():
+        if not self._bus.available or not self._is_fresh(kept):
             return False
         self._answers.put(key, kept, position)
         if self._changes.since(position, names(key, kept.user_id)):

@@ -35,6 +35,9 @@ class OpenAccess:
     def add_listener(self, listener: IAccessListener) -> None:
         self._listeners.append(listener)
 
+    def clock_set(self) -> None:
+        """Nothing expires."""
+
     def bus_up(self) -> None:
         self._changed(None)
 

@@ -45,7 +45,7 @@ class NotesService(Service):
 
     def __init__(self, reactor: Any, redis: str, prefix: str = "") -> None:
         """``reactor`` is an IReactorProcess and IReactorTime; ``redis`` and ``prefix`` are those of ``[redis]``."""
-        self._reactor = reactor
+        self._reactor = self._clock = reactor
         # Not as arguments: there may be a password in it, and everybody can read those.
         self._environment = {**os.environ, "REDIS_URL": redis, "REDIS_PREFIX": prefix}
         self._process: IProcessTransport | None = None
@@ -72,7 +72,7 @@ class NotesService(Service):
 
     def _start(self) -> None:
         self._next = None
-        self._started = self._reactor.seconds()
+        self._started = self._clock.seconds()
         self._process = self._reactor.spawnProcess(
             _Output(self._said, self._ended), sys.executable, [sys.executable, str(NOTES)], env=self._environment
         )
@@ -87,7 +87,7 @@ class NotesService(Service):
             gone, self._gone = self._gone, None
             gone.callback(None)
             return
-        now = self._reactor.seconds()
+        now = self._clock.seconds()
         self._ends = 0 if now - self._started > WELL else self._ends + 1
         delay = BACK_OFF(self._ends)
         self._log.warn(

@@ -156,6 +156,26 @@ def test_how_long_a_yes_is_kept(one: Process, clock: Clock) -> None:
     let_in(one)
 
 
+@pytest.mark.parametrize("ahead", [-3600, 3600])
+def test_the_wall_clock_is_set(one: Process, two: Process, clock: Clock, ahead: float) -> None:
+    """Nobody knows how old the answers are, neither those in memory nor what others wrote by another time."""
+    let_in(one, ttl=300)
+    let_in(one, token="short", ttl=1)
+    one.ahead = ahead
+    one.cache.clock_set()
+    assert one.stale == [(None, None, None, False)]
+    let_in(one, ttl=300)
+    let_in(one, token="short", ttl=1)
+    assert answered(one).user == "ada"
+    assert answered(one, token="short").user == "ada"
+
+
+def test_clocks_of_gateways_differ_by_a_little(one: Process, two: Process) -> None:
+    two.ahead = -4
+    let_in(one, ttl=10)
+    assert answered(two).user == "ada"
+
+
 def test_a_yes_that_may_not_be_kept_is_not(one: Process, redis: MemoryRedis) -> None:
     let_in(one, ttl=0)
     assert redis.all_keys() == set()

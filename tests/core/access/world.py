@@ -216,13 +216,16 @@ class Outcome:
 
 @implementer(IAccessChecker, IAccessListener)
 class Process:
-    """One gateway process. ``questions`` wait for the auth service, ``stale`` is what listeners were told."""
+    """One gateway process. ``questions`` wait for the auth service, ``stale`` is what listeners were told,
+    ``ahead`` what its wall clock shows too much.
+    """
 
     def __init__(self, redis: MemoryRedis, clock: Clock, auth: Auth | None = None, *, available: bool = True) -> None:
         self.redis = redis
         self.clock = clock
         self.bus = FakeBus({}, available=available)
         self.counters = Counters()
+        self.ahead = 0.0
         self.questions: list[Question] = []
         self.stale: list[tuple[str | None, str | None, str | None, bool]] = []
         self._executed: list[Any] = []
@@ -232,7 +235,7 @@ class Process:
         self.cache.add_listener(self)
 
     def now(self) -> float:
-        return EPOCH + self.clock.seconds()
+        return EPOCH + self.clock.seconds() + self.ahead
 
     def ask(self, token: str | Token, room: str | None = "r") -> Outcome:
         """As the gateway asks."""
