@@ -73,11 +73,13 @@ def makeService(options: Options) -> IService:
     # Imported here because txredisapi imports the reactor, and twistd must have installed the chosen one first.
     from twisted.internet import reactor  # noqa: PLC0415
 
+    from kraftek.daemon.hostnames import HostnameResolver  # noqa: PLC0415
     from kraftek.daemon.lifecycle import make_gateway  # noqa: PLC0415
 
     running: Any = reactor
     # Twisted's is time.time: timers come late by as much as that is set back, and early when it is set forward.
     running.seconds = time.monotonic
+    running.installNameResolver(HostnameResolver(running))
     gateway = make_gateway(running, options.configuration, fastpath=options.fastpath)
     gc.collect()
     gc.freeze()  # the modules stay

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 from treq.client import HTTPClient
-from twisted.internet.defer import Deferred, DeferredSemaphore, fail, succeed
+from twisted.internet.defer import Deferred, DeferredSemaphore, fail, gatherResults, succeed
 from twisted.internet.interfaces import IConsumer, IPushProducer
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
@@ -45,8 +45,14 @@ IDLE_TIMEOUT = 1
 """Seconds that an idle connection is kept: servers close theirs after 2 (gunicorn) to 5 (Node), and a question
 that meets the close on its way is lost. It is a POST, so Twisted rightly does not send it again."""
 
+CONNECTION_AGE = 10.0
+"""Seconds after which no connection is used again, however busy: the name may stand for another machine by then."""
+
 LOG_INTERVAL = 60.0
 """Seconds between two log lines that say the auth service could not be asked."""
+
+_ANY_URL = "http://auth-service/"
+"""What treq is told. It cannot name an IPv6 address: it encodes each host as a name, and none has a colon."""
 
 _HEADERS = {
     "User-Agent": [f"kraftek-gateway/{__version__}"],
@@ -93,18 +99,16 @@ class HttpChecker:
     def __init__(
         self, reactor: Any, auth: Auth, agent: IAgent | None = None, now: Callable[[], float] = time.time
     ) -> None:
-        self._reactor = reactor
-        self._url = auth.check.rstrip("/") + "/auth/check"
+        self._clock = reactor
+        url = auth.check.rstrip("/") + "/auth/check"
+        self._where = urlsplit(url).hostname
         self._timeout = auth.timeout
         self._waiting = auth.waiting
         self._turns = DeferredSemaphore(auth.concurrency)
-        self._pool = _Pool(reactor)
-        self._pool.maxPersistentPerHost = auth.concurrency
-        self._pool.cachedConnectionTimeout = IDLE_TIMEOUT
-        trusting = BrowserLikePolicyForHTTPS(trust_root(auth.ca))
-        self._agent = _Uncompressed(agent or Agent(reactor, trusting, pool=self._pool))
+        self._connections = _Connections(reactor, auth)
+        self._agent = _Service(url.encode(), agent or self._connections)
         self._now = now
-        self._quiet_until = reactor.seconds()
+        self._quiet_until = self._clock.seconds()
 
     def check(self, token: Token, room_id: str | None) -> Deferred[Grant]:
         if not self._turns.tokens and len(self._turns.waiting) >= self._waiting:
@@ -114,24 +118,23 @@ class HttpChecker:
         except UnicodeEncodeError:
             return fail(_no(None, token))  # half a character: nobody was ever given such a token
         d: Deferred[Grant] = Deferred.fromCoroutine(self._ask_in_turn(question, token, room_id))
-        d.addTimeout(self._timeout, self._reactor)
+        d.addTimeout(self._timeout, self._clock)
         return d.addErrback(self._judge_failure)
 
     def close(self) -> Deferred[None]:
         """Close the idle connections. Fires when they are."""
-        closing: Deferred[None] = self._pool.closeCachedConnections()
-        return closing
+        return self._connections.close()
 
     async def _ask_in_turn(self, question: bytes, token: Token, room_id: str | None) -> Grant:
         async with self._turns:
             # A client of its own for each question: it would give the next one the cookies of this one.
             response = await HTTPClient(self._agent).post(
-                self._url,
+                _ANY_URL,
                 data=_Question(question),
                 headers=Headers(_HEADERS),
                 allow_redirects=False,
                 unbuffered=True,
-                reactor=self._reactor,
+                reactor=self._clock,
             )
             body = await _body(response)
         return self._judge(response.code, body, token, room_id)
@@ -171,12 +174,12 @@ class HttpChecker:
         return Failure(self._could_not_ask(", ".join(reason.type.__name__ for reason in reasons)))
 
     def _could_not_ask(self, reason: str) -> PeerError:
-        seconds = self._reactor.seconds()
+        seconds = self._clock.seconds()
         if seconds >= self._quiet_until:
             self._quiet_until = seconds + LOG_INTERVAL
             self._log.warn(
                 "The auth service at {where} could not be asked (said once a minute): {reason}",
-                where=urlsplit(self._url).hostname,
+                where=self._where,
                 reason=reason,
             )
         return PeerError(Code.AUTH_UNAVAILABLE, "access cannot be checked at present", retry_after=RETRY_AFTER)
@@ -231,13 +234,49 @@ class _Question:
 
 
 @implementer(IAgent)
-class _Uncompressed:
-    """Requests without ``Accept-Encoding``, whose answers are read as they came.
+class _Connections:
+    """Requests over connections that are kept, but none of them for long."""
+
+    def __init__(self, reactor: Any, auth: Auth) -> None:
+        self._clock = reactor
+        self._most = auth.concurrency
+        self._trusting = BrowserLikePolicyForHTTPS(trust_root(auth.ca))
+        self._pools: list[HTTPConnectionPool] = []  # what the last but one has still is in use, or closed soon
+        self._agent: IAgent | None = None
+        self._renewal = 0.0
+
+    def request(
+        self,
+        method: bytes,
+        uri: bytes,
+        headers: Headers | None = None,
+        bodyProducer: IBodyProducer | None = None,
+    ) -> Deferred[IResponse]:
+        now = self._clock.seconds()
+        if self._agent is None or now >= self._renewal:
+            self._renewal = now + CONNECTION_AGE
+            pool = _Pool(self._clock)
+            pool.maxPersistentPerHost = self._most
+            pool.cachedConnectionTimeout = IDLE_TIMEOUT
+            self._pools = [*self._pools[-1:], pool]
+            self._agent = Agent(self._clock, self._trusting, pool=pool)
+        return self._agent.request(method, uri, headers, bodyProducer)
+
+    def close(self) -> Deferred[None]:
+        """Close those that are idle. Fires when they are."""
+        closing = gatherResults([pool.closeCachedConnections() for pool in self._pools])
+        return closing.addCallback(lambda _: None)
+
+
+@implementer(IAgent)
+class _Service:
+    """Requests to ``url``, whatever treq was told, without ``Accept-Encoding``, whose answers are read as they came.
 
     treq asks for gzip and unpacks it on the way: what arrives with one read can be 64 megabytes then.
     """
 
-    def __init__(self, agent: IAgent) -> None:
+    def __init__(self, url: bytes, agent: IAgent) -> None:
+        self._url = url
         self._agent = agent
 
     def request(
@@ -249,7 +288,7 @@ class _Uncompressed:
     ) -> Deferred[IResponse]:
         if headers is not None:
             headers.removeHeader(b"Accept-Encoding")
-        return self._agent.request(method, uri, headers, bodyProducer).addCallback(self._as_it_came)
+        return self._agent.request(method, self._url, headers, bodyProducer).addCallback(self._as_it_came)
 
     def _as_it_came(self, response: IResponse) -> IResponse:
         response.headers.removeHeader(b"Content-Encoding")

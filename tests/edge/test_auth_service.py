@@ -384,7 +384,9 @@ class AnswersTest(CheckerCase):
     async def test_a_connection_that_the_service_closed_is_no_trouble(self) -> None:
         await self.http.check(Token(SECRET), "r")
         self.site.connections[0]._channel.loseConnection()
-        await until(lambda: not any(self.http._pool._connections.values()), "that no connection is kept")
+        await until(
+            lambda: not any(self.http._connections._pools[-1]._connections.values()), "that no connection is kept"
+        )
         assert await self.http.check(Token(SECRET), "r") == Grant("ada", "r")
         assert len(self.site.connections) == 2
 
