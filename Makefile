@@ -16,7 +16,7 @@ WITH_TOOLS := PATH="$$PATH:$(abspath $(VENV))/bin"
 .PHONY: help demo check coverage test smoke smoke-oldest smoke-newest bench lint clean
 
 help:
-	@echo 'make demo      the board on http://localhost:3001/, with everything it needs'
+	@echo 'make demo      the board on http://localhost:3001/, or at PORT=..., with everything it needs'
 	@echo 'make check     lint, and every test that needs no process, Redis or browser: under a minute'
 	@echo 'make test      all tests, with real Redis and a real browser'
 	@echo 'make smoke     once round with the oldest and the newest versions of what the package needs'
@@ -27,7 +27,7 @@ help:
 
 # twistd and pytest run the installed package; out of the checkout's directory twistd would take the checkout.
 demo: $(VENV)/installed-demo need-redis
-	@echo 'The board is at http://localhost:3001/ once the gateway says that it listens. Ctrl-C ends it.'
+	@echo 'The last lines say where the board is. Ctrl-C ends it.'
 	@cd $(VENV) && exec bin/twistd --nodaemon --pidfile= kraftek-gateway --demo
 
 # A worker gets a whole module, and each Redis is one test's or one module's, so that workers share nothing.

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from kraftek.contract.errors import ConfigError
 from kraftek.daemon.tap import Options
 
 ETC = Path(__file__).resolve().parent.parent / "etc"
@@ -136,6 +137,7 @@ def test_the_unit_starts_the_command() -> None:
         ("Type", ["notify"]),
         ("NotifyAccess", ["main"]),
         ("Restart", ["on-failure"]),
+        ("RestartPreventExitStatus", [str(ConfigError.EXIT_STATUS)]),
         ("DynamicUser", ["yes"]),
         ("NoNewPrivileges", ["yes"]),
         ("CapabilityBoundingSet", [""]),
@@ -165,6 +167,7 @@ def test_the_template_differs_in_its_socket_alone() -> None:
     (command,) = template.pop("ExecStart")
     assert command == alone.pop("ExecStart")[0] + " --listen systemd:domain=INET:index=0"
     assert template.pop("Description") == [f"{alone.pop('Description')[0]} %i"]
+    assert (alone.pop("RuntimeDirectory"), template.pop("RuntimeDirectory")) == (["kraftek"], ["kraftek/%i"])
     assert template.pop("Sockets") == template.pop("Requires") == ["kraftek-gateway@%i.socket"]
     assert template == alone
 

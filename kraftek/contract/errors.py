@@ -80,6 +80,9 @@ class NotPublished(Exception):  # noqa: N818  # named after what did not happen,
 class ConfigError(Exception):
     """The configuration is wrong; ``mistakes`` names every one of them."""
 
+    EXIT_STATUS = 78
+    """What the daemon exits with: EX_CONFIG of sysexits.h, on which the units of systemd do not restart it."""
+
     def __init__(self, mistakes: list[str]) -> None:
         super().__init__("\n".join(mistakes))
         self.mistakes = mistakes

@@ -10,8 +10,9 @@ from typing import Any
 from msgspec.structs import replace
 from twisted.application.service import IService, Service
 from twisted.internet import defer
+from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, maybeDeferred
-from twisted.internet.interfaces import IListeningPort, IProtocolFactory
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -19,7 +20,7 @@ from zope.interface import implementer
 
 from kraftek.bus import RedisBus
 from kraftek.bus.embedded import EmbeddedRedis
-from kraftek.contract.errors import NotPublished
+from kraftek.contract.errors import ConfigError, NotPublished
 from kraftek.contract.interfaces import IAccess, IBusListener
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.metrics import Counters
@@ -39,6 +40,9 @@ from kraftek.edge.hosts import Hosts
 from kraftek.fastpath import speed_up
 
 __all__ = ["Daemon", "make_gateway"]
+
+_Places = tuple[list[IStreamServerEndpoint], list[IStreamServerEndpoint]]
+"""Where clients connect, and where the operator does."""
 
 _REDIS_PATIENCE = 5.0
 """Seconds to wait for Redis before clients are accepted without it."""
@@ -80,6 +84,7 @@ class Daemon(Service):
         self._reactor = reactor
         self._config = config
         self._fastpath = fastpath
+        self._places: Deferred[_Places] | None = None
         self._starting: Deferred[None] | None = None
         self._embedded: EmbeddedRedis | None = None
         self._notes: NotesService | None = None
@@ -88,6 +93,11 @@ class Daemon(Service):
         self._core: Core | None = None
         self._edge: Edge | None = None
         self._sweeps: list[LoopingCall] = []
+
+    def privilegedStartService(self) -> None:
+        """Bind ports and read keys while that is allowed: after this twistd gives up its rights (``--uid``)."""
+        super().privilegedStartService()
+        self._places = defer.execute(self._bind)
 
     def startService(self) -> None:
         super().startService()
@@ -103,6 +113,7 @@ class Daemon(Service):
 
     async def _start(self) -> None:
         config, reactor, counters = self._config, self._reactor, self.counters
+        places, operator_places = await (self._places or defer.execute(self._bind))
         redis = await self._redis()
         iteration = Iteration(reactor)
         if self._fastpath:
@@ -128,7 +139,7 @@ class Daemon(Service):
 
         bus.startService()
         # Before Redis is there, or its absence could not be asked about.
-        for endpoint in config.operator.listen:
+        for endpoint in operator_places:
             self.operator_ports.append(await self._listen(endpoint, operator, "Answering the operator on {where}"))
         await _ready(bus, reactor)
         if config.demo:
@@ -136,10 +147,17 @@ class Daemon(Service):
             self._notes.startService()
         self._sweep(core, edge)
         core.service_events.begin()
-        for endpoint in config.listen:
+        for endpoint in places:
             self.ports.append(await self._listen(endpoint, edge.site, "Listening on {where}"))
+        if config.demo:
+            self._show_board()
         self._log.info("Gateway {gateway_id} is ready", gateway_id=gateway_id)
         notify("READY=1")
+
+    def _bind(self) -> _Places:
+        listen = self._config.listen, self._config.operator.listen
+        clients, operator = ([server_endpoint(self._reactor, text) for text in texts] for texts in listen)
+        return clients, operator
 
     async def _redis(self) -> Redis:
         redis = self._config.redis
@@ -199,11 +217,18 @@ class Daemon(Service):
         with suppress(defer.TimeoutError):
             await done.addTimeout(seconds, self._reactor)
 
-    async def _listen(self, endpoint: str, factory: IProtocolFactory, line: str) -> IListeningPort:
-        port = await server_endpoint(self._reactor, endpoint).listen(factory)
+    async def _listen(self, endpoint: IStreamServerEndpoint, factory: IProtocolFactory, line: str) -> IListeningPort:
+        port = await endpoint.listen(factory)
         address: Any = port.getHost()
-        self._log.info(line, where=getattr(address, "name", None) or f"{address.host}:{address.port}")
+        path = getattr(address, "name", None)
+        self._log.info(line, where=f"{address.host}:{address.port}" if path is None else os.fsdecode(path))
         return port
+
+    def _show_board(self) -> None:
+        for port in self.ports:
+            address = port.getHost()
+            if isinstance(address, IPv4Address | IPv6Address):
+                self._log.info("The board is at http://localhost:{port}/", port=address.port)
 
     def _guarded(self, sweep: Any) -> None:
         try:
@@ -215,17 +240,20 @@ class Daemon(Service):
     def _cannot_start(self, failure: Failure) -> None:
         if failure.check(CancelledError):
             return
-        self._log.critical("Cannot start: {reason}", reason=failure.getErrorMessage())
-        self._fail()
+        error = failure.value
+        mistakes = error.mistakes if isinstance(error, ConfigError) else None
+        for reason in mistakes or [failure.getErrorMessage()]:
+            self._log.critical("Cannot start: {reason}", reason=reason)
+        self._fail(ConfigError.EXIT_STATUS if mistakes else 1)
 
     def _embedded_died(self, error: Exception) -> None:
         self._log.critical("{error}", error=error)
         self._fail()
 
-    def _fail(self) -> None:
+    def _fail(self, status: int = 1) -> None:
         # twistd leaves with 0 when a service fails after its start, and systemd would take that for success. Last
         # registered is first called: the pid file is gone by then.
-        atexit.register(os._exit, 1)
+        atexit.register(os._exit, status)
         self._reactor.callWhenRunning(self._reactor.stop)
 
 
@@ -246,10 +274,8 @@ async def _ready(bus: RedisBus, reactor: Any) -> None:
     """Return when Redis is there, or when there is no more patience: clients are then told that it is not."""
     listener = _Up()
     bus.add_listener(listener)
-    try:
+    with suppress(defer.TimeoutError):
         await listener.up.addTimeout(_REDIS_PATIENCE, reactor)
-    except defer.TimeoutError:
-        Logger().warn("Redis is not there yet: clients are told SERVICE_UNAVAILABLE until it is.")
 
 
 async def _farewell(bus: RedisBus, reactor: Any) -> None:

@@ -5,12 +5,24 @@ Called by :mod:`kraftek.daemon.lifecycle`, which has the strings from the config
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import socket
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
+import OpenSSL.crypto
+import OpenSSL.SSL
 from twisted.internet.endpoints import serverFromString
+from twisted.internet.error import CannotListenError, VerifyError
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
-from twisted.internet.tcp import Port
+from twisted.protocols.tls import TLSMemoryBIOFactory
+from twisted.python.failure import Failure
+
+from kraftek.contract.errors import ConfigError
 
 __all__ = ["server_endpoint"]
 
@@ -20,32 +32,155 @@ when a gateway restarts under its clients they all come back within the same sec
 
 
 def server_endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
-    """The server endpoint of this string. Raises ``ValueError`` when it cannot be understood."""
+    """The server endpoint of this string.
+
+    A TCP port is bound and keys are read at once, so that this is what needs the rights for it. Connections are refused
+    until it listens. Raises ``ConfigError`` when the string cannot be understood, when what it names cannot be read or
+    when systemd has not passed that socket; ``CannotListenError`` when the port is taken.
+    """
+    try:
+        return _endpoint(reactor, description)
+    except (OSError, TypeError, ValueError) as error:
+        raise ConfigError([f"{description}: {error}"]) from None
+    except (OpenSSL.SSL.Error, OpenSSL.crypto.Error, VerifyError):
+        raise ConfigError([f"{description}: expected a private key and the certificate for it, in PEM"]) from None
+
+
+def _endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
     kind, _, rest = description.partition(":")
-    if kind == "reuseport":
-        kind, description, reactor = "tcp", f"tcp:{rest}", _Sharing(reactor)
     if kind in ("tcp", "tcp6", "ssl", "unix") and ":backlog=" not in description:
         description += f":backlog={_BACKLOG}"
+    if kind == "reuseport":
+        return _bound(_Ports(reactor, shared=True), f"tcp:{rest}:backlog={_BACKLOG}")
+    if kind in ("tcp", "tcp6", "ssl"):
+        return _bound(_Ports(reactor), description)
+    if kind == "unix":
+        return _parsed(_Paths(reactor), description)
+    try:
+        return _parsed(reactor, description)
+    except (IndexError, KeyError):
+        if kind != "systemd":
+            raise
+        raise ValueError("systemd has passed no such socket to this process") from None
+
+
+def _parsed(reactor: Any, description: str) -> IStreamServerEndpoint:
     endpoint: IStreamServerEndpoint = serverFromString(reactor, description)
     return endpoint
 
 
-class _SharedPort(Port):
-    """A port that other processes of the same user may listen on too: the kernel spreads connections over them."""
+def _bound(ports: _Ports, description: str) -> IStreamServerEndpoint:
+    endpoint = _parsed(ports, description)
+    failures: list[Failure] = []
+    nobody: Any = None
+    endpoint.listen(nobody).addErrback(failures.append)
+    for failure in failures:
+        failure.raiseException()
+    return endpoint
 
-    def createInternetSocket(self) -> socket.socket:
-        created: socket.socket = super().createInternetSocket()
-        created.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        return created
+
+class _Ports:
+    """What endpoints of TCP and TLS need of a reactor. The first time that they listen binds, the second one listens.
+
+    ``shared``: other processes of the same user may listen there too, and the kernel spreads connections over them.
+    """
+
+    def __init__(self, reactor: Any, *, shared: bool = False) -> None:
+        self._reactor = reactor
+        self._shared = shared
+        self._socket: socket.socket | None = None
+
+    def listenTCP(
+        self, port: int, factory: IProtocolFactory, backlog: int, interface: str = ""
+    ) -> IListeningPort | None:
+        if self._socket is None:
+            self._bind(port, interface)
+            return None
+        with closing(self._socket) as bound:  # the reactor has its own copy of the descriptor
+            try:
+                bound.listen(backlog)
+            except OSError as error:  # somebody else bound the port before either listened
+                raise CannotListenError(interface, port, error) from None
+            adopted: IListeningPort = self._reactor.adoptStreamPort(bound.fileno(), bound.family, factory)
+        return adopted
+
+    def __del__(self) -> None:
+        """Give back the port of an endpoint that never listened."""
+        if self._socket is not None:
+            self._socket.close()
+
+    def listenSSL(
+        self, port: int, factory: IProtocolFactory, contextFactory: Any, backlog: int, interface: str = ""
+    ) -> IListeningPort | None:
+        if self._socket is None:
+            contextFactory.getContext()  # which reads the keys
+            return self.listenTCP(port, factory, backlog, interface)
+        return self.listenTCP(port, TLSMemoryBIOFactory(contextFactory, False, factory), backlog, interface)
+
+    def _bind(self, port: int, interface: str) -> None:
+        family = socket.AF_INET6 if ":" in interface else socket.AF_INET
+        bound = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            bound.setblocking(False)
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if self._shared:
+                bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            # An interface such as fe80::1%eth0 has its number in the fourth place.
+            address = socket.getaddrinfo(interface, port, family)[0][4] if ":" in interface else (interface, port)
+            bound.bind(address)
+        except OSError as error:
+            bound.close()
+            raise CannotListenError(interface, port, error) from None
+        self._socket = bound
 
 
-class _Sharing:
-    """What ``tcp:`` endpoints need of a reactor, for ``reuseport:PORT[:interface=ADDRESS]``."""
+class _Paths:
+    """What endpoints on Unix sockets need of a reactor.
+
+    Twisted keeps the process id of who listens beside the socket. After a ``kill -9`` it takes whoever has that id now
+    for the owner, which in a container is every time the gateway itself. Here the socket itself is asked: nobody
+    accepts on one that was left behind.
+    """
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
 
-    def listenTCP(self, port: int, factory: IProtocolFactory, backlog: int, interface: str) -> IListeningPort:
-        shared = _SharedPort(port, factory, backlog, interface, reactor=self._reactor)
-        shared.startListening()
-        return shared
+    def listenUNIX(
+        self, address: str, factory: IProtocolFactory, backlog: int, mode: int, wantPID: bool
+    ) -> IListeningPort:
+        with _alone(address):
+            _remove_left_behind(address)
+            listening: IListeningPort = self._reactor.listenUNIX(address, factory, backlog=backlog, mode=mode)
+        return listening
+
+
+@contextmanager
+def _alone(address: str) -> Iterator[None]:
+    """No other gateway looks at this path meanwhile, and takes a socket that does not accept yet for left behind."""
+    try:
+        directory = os.open(Path(address).parent, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise CannotListenError(None, address, error) from None
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise CannotListenError(None, address, error) from None
+    finally:
+        os.close(directory)
+
+
+def _remove_left_behind(address: str) -> None:
+    path = Path(address)
+    if path.is_socket():
+        with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as probe:
+            probe.setblocking(False)  # who listens may be busy
+            try:
+                probe.connect(address)
+            except ConnectionRefusedError:
+                path.unlink(missing_ok=True)
+                return
+            except OSError:
+                pass
+    if path.exists():
+        raise CannotListenError(None, address, OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE)))

@@ -7,14 +7,20 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import time
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn
 
 from twisted.application.service import IService
+from twisted.logger import Logger
 from twisted.python import usage
 
 from kraftek.contract.errors import ConfigError
 from kraftek.daemon.config import load
+from kraftek.daemon.systemd import name_sockets
 from kraftek.fastpath import wanted
 
 __all__ = ["Options", "makeService"]
@@ -58,14 +64,26 @@ class Options(usage.Options):
         """Serve a board of sticky notes to play with; unless given, Redis is embedded: and auth is open."""
         self["demo"] = True
 
-    def postOptions(self) -> None:
-        """Read the rest of the configuration."""
-        given = {name: value for name, value in self.items() if value is not None}
+    def parseArgs(self, *others: str) -> None:
+        """There is nothing but options."""
+        if others:
+            raise usage.UsageError(f"expected options only, found {others[0]!r}")
+
+    def parseOptions(self, options: Sequence[str] | None = None) -> None:
+        """Read the configuration. A mistake ends the process, or twistd would print all of ``--help`` before it."""
+        name_sockets(os.environ)
         try:
+            super().parseOptions(options)
+            given = {name: value for name, value in self.items() if value is not None}
             self.configuration = load(given, os.environ)
             self.fastpath = wanted(os.environ)
         except ConfigError as error:
-            raise usage.UsageError("\n".join(["wrong configuration", *error.mistakes])) from None
+            _refuse(error.mistakes)
+        except usage.UsageError as error:
+            _refuse([f"{error}; twistd kraftek-gateway --help lists the options"])
+        parent = getattr(self, "parent", None)
+        if parent is not None and parent["pidfile"]:
+            _remove_left_behind(Path(parent["pidfile"]))
 
 
 def makeService(options: Options) -> IService:
@@ -85,3 +103,38 @@ def makeService(options: Options) -> IService:
     gc.freeze()  # the modules stay
     gc.set_threshold(_YOUNG)
     return gateway
+
+
+def _refuse(mistakes: Sequence[str]) -> NoReturn:
+    for mistake in mistakes:
+        sys.stdout.write(f"Cannot start: {mistake}\n")
+    raise SystemExit(ConfigError.EXIT_STATUS)
+
+
+def _remove_left_behind(pidfile: Path) -> None:
+    """Remove the file of a gateway that was killed; twistd takes whatever process has that id now for it.
+
+    In a container it is often the id of this very process.
+    """
+    try:
+        text = pidfile.read_text().strip()
+    except (OSError, ValueError):
+        return  # twistd says what is wrong with it
+    if text and (not text.isdecimal() or _is_another_gateway(int(text))):
+        return
+    Logger().warn("Removing {pidfile}, which a gateway that was killed has left", pidfile=str(pidfile))
+    with suppress(OSError):
+        pidfile.unlink()
+
+
+def _is_another_gateway(pid: int) -> bool:
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # it runs, and nobody says what it is
+    return b"kraftek-gateway" in command

@@ -2,56 +2,62 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
+import re
 import socket
+import ssl
+import stat
+import struct
 from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from cryptography.x509 import DNSName
 from twisted.internet import reactor as installed
 from twisted.internet.endpoints import AdoptedStreamServerEndpoint, _SystemdParser
 from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.threads import deferToThread
 from twisted.python.systemd import ListenFDs
 from twisted.trial.unittest import TestCase
 
+from kraftek.contract.errors import ConfigError
 from kraftek.daemon.listening import server_endpoint
+from tests.bus.test_endpoint import Authority
 
 reactor: Any = installed
 
 
-class Recording:
-    """A reactor that notes what it is asked to listen on."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
-
-    def __getattr__(self, name: str) -> Any:
-        def noted(*args: Any, **kwargs: Any) -> None:
-            self.asked.append((name, args, kwargs))
-
-        return noted
+async def listen(description: str) -> Any:
+    """A port, and the socket that it listens on."""
+    return await server_endpoint(reactor, description).listen(Factory.forProtocol(Protocol))
 
 
-def asked(description: str) -> dict[str, Any]:
-    """How an endpoint asks a reactor to listen."""
-    recording = Recording()
-    server_endpoint(recording, description).listen(Factory())
-    [(_, _, keywords)] = recording.asked
-    return keywords
+def backlog(port: Any) -> int:
+    """Connections that may wait: of a socket that listens this stands where others count what was sacked (tcp(7))."""
+    return int(struct.unpack_from("6I", port.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104), 8)[5])
 
 
-@pytest.mark.parametrize("description", ["tcp:0", "tcp:port=0:interface=127.0.0.1", "tcp6:0"])
-def test_there_is_room_for_a_storm(description: str) -> None:
-    assert asked(description)["backlog"] == 4096
+MOST = int(Path("/proc/sys/net/core/somaxconn").read_text())
 
 
-def test_there_is_room_on_unix_sockets_too(tmp_path: Path) -> None:
-    assert asked(f"unix:{tmp_path}/socket")["backlog"] == 4096
+class BacklogTest(TestCase):
+    timeout = 10
 
+    async def test_there_is_room_for_a_storm(self) -> None:
+        for description in ("tcp:0", "tcp:port=0:interface=127.0.0.1", "tcp6:0", "reuseport:0"):
+            port = await listen(description)
+            assert backlog(port) == min(4096, MOST), description
+            await port.stopListening()
 
-def test_a_backlog_that_is_given_is_kept() -> None:
-    assert asked("tcp:0:backlog=7")["backlog"] == 7
+    async def test_a_backlog_that_is_given_is_kept(self) -> None:
+        port = await listen("tcp:0:backlog=7")
+        assert backlog(port) == 7
+        await port.stopListening()
 
 
 @pytest.mark.parametrize(
@@ -59,8 +65,140 @@ def test_a_backlog_that_is_given_is_kept() -> None:
     ["", "tcp", "tcp:x", "nonsense:1", "reuseport", "reuseport:", "reuseport:x", "reuseport:1:color=red"],
 )
 def test_what_cannot_be_understood(description: str) -> None:
-    with pytest.raises((ValueError, TypeError)):
+    with pytest.raises(ConfigError, match="^" + re.escape(f"{description}: ")):
         server_endpoint(reactor, description)
+
+
+# What needs rights is done when the endpoint is made.
+
+
+# Twisted hands pyOpenSSL its own kind of keys.
+OLD_KEYS = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
+
+
+class BoundTest(TestCase):
+    timeout = 10
+
+    async def test_a_port_is_bound_at_once_and_accepts_nobody_until_it_listens(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            number = free.getsockname()[1]
+        description = f"tcp:{number}:interface=127.0.0.1"
+        endpoint = server_endpoint(reactor, description)
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", number))
+        with socket.socket() as early:
+            assert early.connect_ex(("127.0.0.1", number)) == errno.ECONNREFUSED
+        port: Any = await endpoint.listen(Factory.forProtocol(Protocol))
+        assert port.getHost().port == number
+        with pytest.raises(CannotListenError, match="in use"):
+            server_endpoint(reactor, description)
+        socket.create_connection(("127.0.0.1", number)).close()
+        await port.stopListening()
+        with socket.socket() as late:
+            assert late.connect_ex(("127.0.0.1", number)) == errno.ECONNREFUSED
+
+    @OLD_KEYS
+    async def test_keys_are_read_at_once(self) -> None:
+        with TemporaryDirectory() as directory:
+            path = Path(directory)
+            Authority("ours").issue(path, DNSName("localhost"))
+            files = f"privateKey={path}/redis.key:certKey={path}/redis.crt"
+            endpoint = server_endpoint(reactor, f"ssl:0:interface=127.0.0.1:{files}")
+        port: Any = await endpoint.listen(Factory.forProtocol(Protocol))
+
+        def greeted() -> str | None:
+            anybody = ssl.create_default_context()
+            anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
+            with (
+                socket.create_connection(("127.0.0.1", port.getHost().port), 10) as plain,
+                anybody.wrap_socket(plain) as s,
+            ):
+                return s.version()
+
+        assert await deferToThread(greeted) == "TLSv1.3"
+        await port.stopListening()
+
+
+@OLD_KEYS
+def test_keys_that_do_not_fit(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        Authority("ours").issue(tmp_path / name, DNSName("localhost"))
+    (tmp_path / "empty").write_text("")
+    fit = "expected a private key and the certificate for it, in PEM"
+    for key, certificate, why in [
+        ("one/redis.key", "other/redis.crt", fit),
+        ("one/redis.crt", "one/redis.crt", fit),
+        ("empty", "empty", fit),
+        ("missing", "one/redis.crt", "No such file or directory"),
+    ]:
+        description = f"ssl:0:privateKey={tmp_path}/{key}:certKey={tmp_path}/{certificate}"
+        with pytest.raises(ConfigError) as caught:
+            server_endpoint(reactor, description)
+        assert str(caught.value).startswith(f"{description}: ")
+        assert why in str(caught.value)
+
+
+class UnixTest(TestCase):
+    timeout = 10
+
+    def setUp(self) -> None:
+        directory = TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.path = Path(directory.name) / "gateway.sock"
+
+    def left(self) -> None:
+        """A socket as ``kill -9`` leaves it, with what Twisted writes beside it: a process that runs."""
+        with socket.socket(socket.AF_UNIX) as killed:
+            killed.bind(str(self.path))
+            killed.listen()
+        Path(f"{self.path}.lock").symlink_to("1")
+
+    async def test_one_that_was_left_behind_is_replaced(self) -> None:
+        self.left()
+        port = await listen(f"unix:{self.path}:mode=660")
+        assert stat.S_IMODE(self.path.stat().st_mode) == 0o660
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(self.path))
+        await port.stopListening()
+        assert not self.path.exists()
+
+    async def test_one_that_is_in_use_is_not(self) -> None:
+        with socket.socket(socket.AF_UNIX) as other:
+            other.bind(str(self.path))
+            other.listen(0)
+            for _ in range(3):  # also when its queue is full
+                with pytest.raises(CannotListenError, match="in use"):
+                    await listen(f"unix:{self.path}")
+        assert self.path.is_socket()
+
+    async def test_what_is_no_socket_is_kept(self) -> None:
+        self.path.write_text("data")
+        with pytest.raises(CannotListenError, match="in use"):
+            await listen(f"unix:{self.path}")
+        assert self.path.read_text() == "data"
+
+    async def test_only_one_looks_at_a_time(self) -> None:
+        self.left()
+        directory = os.open(self.path.parent, os.O_RDONLY)
+        self.addCleanup(os.close, directory)
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        with pytest.raises(CannotListenError, match="temporarily unavailable"):
+            await listen(f"unix:{self.path}")
+
+    async def test_a_directory_that_is_not_there(self) -> None:
+        with pytest.raises(CannotListenError, match="No such file or directory"):
+            await listen(f"unix:{self.path}/gateway.sock")
+
+
+# Sockets of systemd's
+
+
+def test_no_socket_was_passed() -> None:
+    for description in ("systemd:domain=INET:index=3", "systemd:domain=INET:name=web"):
+        with pytest.raises(ConfigError) as caught:
+            server_endpoint(reactor, description)
+        assert str(caught.value) == f"{description}: systemd has passed no such socket to this process"
 
 
 def test_a_socket_of_systemds_is_adopted(monkeypatch: pytest.MonkeyPatch) -> None:

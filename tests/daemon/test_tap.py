@@ -2,14 +2,21 @@ import gc
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from twisted.application.service import IService
-from twisted.python.usage import UsageError
+from twisted.internet import reactor as installed
 
+from kraftek.contract.errors import ConfigError
 from kraftek.contract.settings import Auth, Config, Redis, Registration
+from kraftek.daemon.hostnames import HostnameResolver
 from kraftek.daemon.tap import Options, makeService
+
+reactor: Any = installed
 
 VARIABLES = ["KRAFTEK_REDIS", "KRAFTEK_LISTEN", "KRAFTEK_AUTH", "PORT", "REDIS_HOST", "REDIS_PORT"]
 VARIABLES += ["REDIS_OUTGOING_CHANNEL", "AUTH_SERVICE_URL"]
@@ -73,34 +80,47 @@ def test_two_parsings_have_nothing_in_common() -> None:
     "arguments",
     [["--redis"], ["--unknown"], ["something"], ["--demo=yes"], ["--redis", ""], ["--config", "/no/such/file"]],
 )
-def test_wrong_options_are_the_users_mistake(arguments: list[str]) -> None:
-    with pytest.raises(UsageError):
+def test_wrong_options_are_the_users_mistake(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
         parsed(*arguments)
+    assert ended.value.code == ConfigError.EXIT_STATUS == 78
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("Cannot start: ")
 
 
-def test_every_mistake_has_its_line() -> None:
-    with pytest.raises(UsageError) as caught:
+def test_every_mistake_has_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
         parsed("--redis", "redis://:hunter2@h:port", "--listen", "tcp:x", "--listen", "tcp:y")
-    _, *lines = str(caught.value).splitlines()
-    assert [line.split(": ")[:2] for line in lines] == [
-        ["--listen", "listen[0]"],
-        ["--listen", "listen[1]"],
-        ["--redis", "redis.url"],
+    said = capsys.readouterr().out
+    assert [line.split(": ")[:3] for line in said.splitlines()] == [
+        ["Cannot start", "--listen", "listen[0]"],
+        ["Cannot start", "--listen", "listen[1]"],
+        ["Cannot start", "--redis", "redis.url"],
     ]
-    assert "hunter2" not in str(caught.value)
+    assert "hunter2" not in said
 
 
+@pytest.fixture
+def _as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The reactor and the collector of this process are not the daemon's."""
+    threshold, resolver = gc.get_threshold(), reactor.nameResolver
+    monkeypatch.setattr(reactor, "seconds", reactor.seconds)
+    yield
+    reactor.installNameResolver(resolver)
+    gc.unfreeze()
+    gc.set_threshold(*threshold)
+
+
+@pytest.mark.usefixtures("_as_it_was")
 def test_make_service() -> None:
     options = Options()
     options.parseOptions(["--demo"])
     before = gc.get_threshold()
-    try:
-        assert IService.providedBy(makeService(options))
-        assert gc.get_threshold() == (10_000, *before[1:])
-        assert gc.get_freeze_count() > 10_000
-    finally:
-        gc.unfreeze()
-        gc.set_threshold(*before)
+    assert IService.providedBy(makeService(options))
+    assert reactor.seconds is time.monotonic
+    assert isinstance(reactor.nameResolver, HostnameResolver)
+    assert gc.get_threshold() == (10_000, *before[1:])
+    assert gc.get_freeze_count() > 10_000
 
 
 @pytest.mark.parametrize(("value", "on"), [("", True), ("1", True), ("0", False)])
@@ -111,10 +131,13 @@ def test_the_environment_turns_the_fast_path_off(value: str, on: bool, monkeypat
     assert options.fastpath is on
 
 
-def test_a_mistake_about_the_fast_path_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mistake_about_the_fast_path_stops_the_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("KRAFTEK_FASTPATH", "off")
-    with pytest.raises(UsageError, match="KRAFTEK_FASTPATH: expected 0 or 1, found 'off'"):
+    with pytest.raises(SystemExit):
         Options().parseOptions([])
+    assert "Cannot start: KRAFTEK_FASTPATH: expected 0 or 1, found 'off'" in capsys.readouterr().out
 
 
 # The real twistd, out of a directory without a checkout.
@@ -138,13 +161,13 @@ def test_twistd_stops_at_a_wrong_configuration(tmp_path: Path) -> None:
     file = tmp_path / "gateway.toml"
     file.write_text('listn = []\n[redis]\nurl = "redis://:hunter2@h:port"\n')
     stopped = twistd(tmp_path, "--nodaemon", "kraftek-gateway", "--config", str(file), "--auth", "opne")
-    assert stopped.returncode == 1
+    assert stopped.returncode == ConfigError.EXIT_STATUS
     assert stopped.stderr == ""
-    check, listn, url = stopped.stdout.splitlines()[-3:]
-    assert check.startswith("--auth: auth.check: expected ")
+    check, listn, url = stopped.stdout.splitlines()
+    assert check.startswith("Cannot start: --auth: auth.check: expected ")
     assert check.endswith(", found 'opne'")
-    assert listn == f"{file}: listn: unknown key; did you mean listen?"
-    assert url.startswith(f"{file}: redis.url: expected HOST or HOST:PORT")
+    assert listn == f"Cannot start: {file}: listn: unknown key; did you mean listen?"
+    assert url.startswith(f"Cannot start: {file}: redis.url: expected HOST or HOST:PORT")
     assert url.endswith(", found 'redis://:***@h:***'")
     assert "hunter2" not in stopped.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gateway.toml"]

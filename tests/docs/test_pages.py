@@ -54,3 +54,13 @@ def test_every_page_of_the_docs_is_in_their_table_of_contents() -> None:
     links = {link.get("refuri") for link in page(index)[0].findall(nodes.reference)}
     files = {file.name for file in index.parent.iterdir() if file != index}
     assert files <= links
+
+
+STARTS = [*PAGES, CHECKOUT / "Makefile", *sorted(path for path in CHECKOUT.glob("etc/**/*") if path.is_file())]
+
+
+@pytest.mark.parametrize("path", STARTS, ids=lambda path: str(path.relative_to(CHECKOUT)))
+def test_commands_work_twice_side_by_side(path: Path) -> None:
+    """twistd has a pid file unless told, and the second gateway in a directory would not start for it."""
+    starts = [line for line in path.read_text("utf-8").splitlines() if "twistd --nodaemon" in line]
+    assert [line for line in starts if "--pidfile= " not in line] == []

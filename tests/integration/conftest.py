@@ -59,7 +59,8 @@ LISTENING = re.compile(r"Listening on (?P<host>\S+):(?P<port>\d+)")
 PASS_SOCKET = """
 import os, sys
 os.dup2(int(sys.argv[1]), 3)
-os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1", LISTEN_FDNAMES="web")
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+os.environ.setdefault("LISTEN_FDNAMES", "web")
 os.execv(sys.argv[2], sys.argv[2:])
 """
 START_TIMEOUT = 30.0
@@ -167,13 +168,14 @@ class Gateway:
         directory: Path,
         environment: Mapping[str, str],
         held: socket.socket | None = None,
+        twistd: Sequence[str] = ("--pidfile=",),
     ) -> None:
         self._log: list[str] = []
         self._news = threading.Condition()
         self._traceback_expected = False
         self.process = subprocess.Popen(
             [*([sys.executable, "-c", PASS_SOCKET, str(held.fileno())] if held else []),
-             sys.executable, str(Path(sys.prefix) / "bin/twistd"), "--nodaemon", "--pidfile=", "kraftek-gateway",
+             sys.executable, str(Path(sys.prefix) / "bin/twistd"), "--nodaemon", *twistd, "kraftek-gateway",
              *arguments],
             cwd=directory,
             env=environment,
@@ -284,7 +286,7 @@ class StartGateway(Protocol):
 
     ``redis``: the server it uses. ``auth``: ``open`` or the base URL of an auth service. ``services``: channel, or
     table, by service name. ``config``: merged over the file made from these. ``args``, ``env``: appended.
-    ``held``: a listening socket that it is handed as systemd does it.
+    ``held``: a listening socket that it is handed as systemd does it. ``twistd``: that program's own options.
     It listens on a free port of 127.0.0.1 unless ``args`` name another ``--listen``.
     """
 
@@ -298,6 +300,7 @@ class StartGateway(Protocol):
         args: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         held: socket.socket | None = None,
+        twistd: Sequence[str] = ("--pidfile=",),
     ) -> Gateway: ...
 
 
@@ -314,6 +317,7 @@ def gateway(stage: ExitStack, tmp_path_factory: pytest.TempPathFactory) -> Start
         args: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         held: socket.socket | None = None,
+        twistd: Sequence[str] = ("--pidfile=",),
     ) -> Gateway:
         directory = tmp_path_factory.mktemp("gateway")
         tables: Json = {"auth": {"check": auth}, "services": dict(services)}
@@ -323,7 +327,9 @@ def gateway(stage: ExitStack, tmp_path_factory: pytest.TempPathFactory) -> Start
         file.write_text(toml(merged(tables, config or {})), encoding="utf-8")
         listen = () if "--listen" in args else ("--listen", "tcp:0:interface=127.0.0.1")
         environment = {key: value for key, value in os.environ.items() if not GATEWAY_VARIABLE.fullmatch(key)}
-        process = Gateway(["--config", str(file), *listen, *args], directory, {**environment, **(env or {})}, held)
+        process = Gateway(
+            ["--config", str(file), *listen, *args], directory, {**environment, **(env or {})}, held, twistd
+        )
         stage.callback(process.close)
         process.wait_listening()
         return process
