@@ -6,6 +6,10 @@ local gateways, lost, looked, prefix = unpack(KEYS)
 local lease, outage, most = unpack(ARGV)
 local seconds = now / 1000000
 local before = tonumber(redis.call('GET', looked) or 0)
+-- Where Redis's clock was set back, no lease is longer than a whole one for that.
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', gateways, seconds + lease, '+inf')) do
+    redis.call('ZADD', gateways, seconds + lease, id)
+end
 redis.call('SET', looked, string.format('%.6f', seconds))
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', gateways, '-inf', seconds)) do
     if seconds - before > tonumber(outage) then

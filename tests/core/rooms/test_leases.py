@@ -150,6 +150,20 @@ class LeasesTest(TestCase):
         await self.look(*processes)
         assert self.leases().keys() == {"g1", "g2"}
 
+    async def test_the_clock_of_redis_is_set_back(self) -> None:
+        """Who is gone is found as soon as otherwise, and nobody else is."""
+        await self.process("g1")
+        two = await self.process("g2")
+        for name in ("g1", "g2"):
+            self.client.zincrby("k:gateways", 3600, name)
+        self.client.set("k:gateways:looked", self.client.time()[0] + 3600)
+        await self.look(two)
+        assert all(LEASE - 1 < left <= LEASE for left in self.leases().values())
+        assert len(self.leases()) == 2
+        self.is_gone("g1")
+        await self.look(two)
+        assert self.leases().keys() == {"g2"}
+
     def test_a_lease_outlives_an_outage(self) -> None:
         assert LEASE - RENEW_INTERVAL > OUTAGE
 
