@@ -1,1 +1,3 @@
-"""Who is here, what they may do, where their events go. No socket, no Redis client. Of ours it knows ``contract``."""
+"""Who is connected, what they may do, and where their events go. Without sockets and without a Redis client; of this
+package it imports ``contract`` alone.
+"""

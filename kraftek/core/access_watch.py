@@ -1,7 +1,7 @@
-"""Access of sessions that were let in: asked about again when it expires, grows old or is taken back.
+"""Checks the access of admitted sessions again when a grant expires, its cached answer expires, or it is revoked.
 
-:mod:`kraftek.core.admission` hands it each grant; :class:`kraftek.contract.interfaces.IAccess` tells it what no longer
-counts.
+:mod:`kraftek.core.admission` passes it each grant; :class:`kraftek.contract.interfaces.IAccess` notifies it of answers
+that are no longer valid.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from kraftek.core.session import Session, SessionState
 __all__ = ["AccessWatch"]
 
 _RECHECKS_PER_SWEEP = 500
-"""Questions to ask again at a time: after Redis was away every socket is asked about, and the auth service has to bear
-it.
+"""Repeated checks per sweep: after a Redis outage the access of every socket is checked again, and the auth service has
+to handle that.
 """
 
 _SET = 1.0
-"""Seconds that the wall clock may gain on the monotonic one between two sweeps. More is a clock that was set, or a
-machine that slept.
+"""Seconds by which the wall clock and the monotonic clock may differ more than at the last sweep. A larger difference
+means that the clock was set, or that the machine slept.
 """
 
 _RETRY_AFTER = 1.0
-"""Seconds until a question that could not be asked is asked again."""
+"""Seconds until a check that the auth service could not answer is repeated."""
 
 
 @implementer(IAccessListener)
 class AccessWatch:
-    """Keeps the grants of this process's sessions true, and takes back those that no longer are.
+    """Keeps the grants of this process's sessions up to date, and removes sessions from rooms that they lost access to.
 
-    ``clock`` measures when to ask again, ``now`` gives Unix seconds for ``expiresAt``.
+    ``clock`` measures when to repeat a check, ``now`` returns Unix seconds for ``expiresAt``.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class AccessWatch:
         self._now = now
         self._ahead = now() - clock.seconds()
         self._expiry_queue = ExpiryQueue(now())
-        # Questions to ask again, each with the time when it is due, and whether access was taken back.
+        # Checks to repeat, each with the time when it is due, and whether access was revoked.
         self._again: OrderedDict[tuple[Session, str | None], tuple[float, bool]] = OrderedDict()
         access.add_listener(self)
 
@@ -74,12 +74,13 @@ class AccessWatch:
         self._expiry_queue.watch(session)
 
     def revoke(self, session: Session, room_id: str | None) -> None:
-        """Access was taken back: the client is told, and is out of the room, if it still is in it."""
+        """Access was revoked: send the client an error, and remove it from the room if it is still there."""
         if not _matters(session, room_id):
             return
         self._counters.revoked += 1
         where = "" if room_id is None else f" to room {room_id}"
-        session.refuse(PeerError(Code.ACCESS_REVOKED, f"Access{where} was taken back", room_id=room_id))
+        why = "has expired" if _expired(session.rooms.get(room_id), self._now()) else "was revoked"
+        session.refuse(PeerError(Code.ACCESS_REVOKED, f"Access{where} {why}", room_id=room_id))
         if room_id in session.rooms:
             self._membership.leave(session, room_id, "revoked")
         if not session.rooms:
@@ -106,7 +107,7 @@ class AccessWatch:
                     self._recheck(session, its_room, revoked)
 
     def sweep(self) -> None:
-        """What time brings: access that expired, and questions to ask again."""
+        """Check again what has expired, and repeat the checks that are due."""
         now, seconds = self._now(), self._clock.seconds()
         gained, self._ahead = now - seconds - self._ahead, now - seconds
         if abs(gained) > _SET:
@@ -155,7 +156,7 @@ class AccessWatch:
             d.addErrback(session.fail)
 
     def _unanswered(self, session: Session, room_id: str | None, revoked: bool) -> None:
-        """Could not ask: never a yes, never a no. What was taken back is suspended, what grew old stays."""
+        """The auth service is unavailable: neither allow nor deny. A revoked grant is suspended, another one stays."""
         if not _matters(session, room_id):
             return
         if _expired(session.rooms.get(room_id), self._now()):
@@ -167,12 +168,12 @@ class AccessWatch:
 
 
 def _in_question(session: Session, revoked: bool) -> tuple[str | None, ...]:
-    """What to ask about again: its rooms. Who is in none gets what is sent to its user, until that is taken back."""
+    """The rooms to check again. A session without rooms still gets what is sent to its user, until that is revoked."""
     return tuple(session.rooms) or ((None,) if revoked and session.user_id is not None else ())
 
 
 def _matters(session: Session, room_id: str | None) -> bool:
-    """Whether there still is what access was asked about."""
+    """Whether the session still has the access that was checked."""
     return session.state is not SessionState.CLOSED and (
         room_id in session.rooms or (room_id is None and not session.rooms)
     )

@@ -1,6 +1,6 @@
-"""Clients that want in: how long they may take to authenticate, and what they are answered.
+"""Answers ``authenticate``, ``join`` and ``leave`` of clients, and closes those that do not authenticate in time.
 
-The gateway hands it what concerns access. It asks :class:`kraftek.contract.interfaces.IAccess`, and hands each grant to
+Called by the gateway. It checks access with :class:`kraftek.contract.interfaces.IAccess`, and passes each grant to
 :mod:`kraftek.core.access_watch`.
 """
 
@@ -24,7 +24,7 @@ __all__ = ["Admission"]
 
 
 class Admission:
-    """Lets clients of this process in and out of rooms, as they ask. ``clock`` measures how long they take."""
+    """Lets clients of this process into rooms and out of them. ``clock`` measures their time to authenticate."""
 
     def __init__(
         self,
@@ -45,18 +45,18 @@ class Admission:
         self._arrivals: OrderedDict[Session, float] = OrderedDict()
 
     def arrived(self, session: Session) -> None:
-        """A client connected: it has so long to authenticate."""
+        """A client connected: from now on it has ``authenticate_timeout`` seconds to authenticate."""
         self._roster.add(session)
         self._await_token(session)
 
     def departed(self, session: Session) -> None:
-        """A client is gone: its rooms are told through the room cache."""
+        """A client disconnected: remove it from its rooms and from the room cache."""
         self._arrivals.pop(session, None)
         self._membership.departed(session)
         self._access_watch.departed(session)
 
     def authenticate(self, session: Session, message: Authenticate) -> None:
-        """Ask whether this token may be in that room; the answer goes to the client."""
+        """Check whether the token grants access to the room, and answer the client."""
         token = message.token
         if not token.value:
             raise PeerError(Code.AUTH_FAILED, "Token and roomId required", closes=True, id=message.id)
@@ -72,7 +72,7 @@ class Admission:
             self._roster.identify(session, grant.user_id, token.digest)
             session.user_id, session.token = grant.user_id, token
             room_id = grant.room_id or message.room_id
-            session.say(Authenticated(grant.user_id, room_id, message.id))
+            session.send(Authenticated(grant.user_id, room_id, message.id))
             self._access_watch.granted(session, room_id, grant)
 
         d = self._access.check(token, message.room_id)
@@ -82,7 +82,7 @@ class Admission:
         d.addCallback(self._answered, session)
 
     def join(self, session: Session, message: Join) -> None:
-        """Ask whether the client may be in one room more."""
+        """Check whether the client may join one more room, and answer it."""
         token, room_id = session.token, message.room_id
         assert token is not None
         self._check_bound(session, message)
@@ -94,7 +94,7 @@ class Admission:
             if grant.user_id != session.user_id:
                 denied("the token belongs to another user now")
                 return
-            session.say(Joined(room_id, message.id))
+            session.send(Joined(room_id, message.id))
             self._access_watch.granted(session, room_id, grant)
 
         def not_admitted(failure: Failure) -> Failure | None:
@@ -106,7 +106,7 @@ class Admission:
 
         def denied(reason: str) -> None:
             session.refuse(PeerError(Code.ACCESS_DENIED, reason, id=message.id))
-            # It may have been in the room, by an older answer.
+            # It may be in the room because of an older answer.
             self._access_watch.revoke(session, room_id)
 
         d = self._access.check(token, room_id)
@@ -115,11 +115,11 @@ class Admission:
         d.addBoth(session.check_ends)
 
     def leave(self, session: Session, message: Leave) -> None:
-        """The client leaves a room, and stays."""
+        """The client leaves a room and stays connected."""
         if message.room_id not in session.rooms:
             raise PeerError(Code.ACCESS_DENIED, "not in this room", id=message.id)
         self._membership.leave(session, message.room_id, "left")
-        session.say(Left(message.room_id, message.id))
+        session.send(Left(message.room_id, message.id))
 
     def sweep(self) -> None:
         """Close the sockets of clients that have not authenticated in time."""
@@ -135,7 +135,7 @@ class Admission:
         self._arrivals[session] = self._clock.seconds() + self._limits.authenticate_timeout
 
     def _answered(self, _: object, session: Session) -> None:
-        """A client whose question could not be asked tries again: its time counts from the answer."""
+        """A client that could not be authenticated tries again: its time counts from this answer."""
         if session.state is SessionState.NEW:
             self._await_token(session)
 
@@ -148,7 +148,7 @@ class Admission:
 def _refused(failure: Failure, session: Session, message: Authenticate | Join) -> None:
     error = failure.value
     if isinstance(error, PeerError):
-        # The answer may be shared by many questions: what belongs to this one is not written into it.
+        # The error may answer many checks at once: the id of this request is not written into it.
         closes, retry_after = error.closes, error.retry_after
         session.refuse(PeerError(error.code, error.message, closes=closes, retry_after=retry_after, id=message.id))
     else:

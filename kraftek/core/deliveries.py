@@ -1,6 +1,6 @@
 """Service → clients: what arrives on the broadcast channel and on this process's reply channel.
 
-Decodes the envelope only, finds the sockets that are here, and encodes once for each dialect among them.
+Decodes the envelope only, finds the addressed sockets of this process, and encodes once for each of their dialects.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from kraftek.core.session import Session
 __all__ = ["Deliveries"]
 
 _SAMPLE = 200
-"""Bytes of a bad broadcast that its log line shows."""
+"""Bytes of a malformed message that its log line shows."""
 
 
 class _Room(Struct):
@@ -63,9 +63,9 @@ class Deliveries:
         self._once_a_minute = OnceAMinute(clock.seconds)
 
     def received(self, body: bytes) -> None:
-        """One message of a service, as it stands on the channel. Malformed ones are counted and logged."""
+        """Deliver one message of a service, as it was published. Malformed ones are counted and logged."""
         try:
-            # A raw payload is not looked into, and clients have to leave when they get text that is not UTF-8.
+            # The payload is not decoded, and clients have to disconnect when they get text that is not UTF-8.
             if not body.isascii():
                 body.decode()
             try:
@@ -80,14 +80,14 @@ class Deliveries:
                 self._deliver(message, body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             self._counters.broadcasts_malformed += 1
-            self._complain("Malformed broadcast: {error}: {sample}", body, error=str(error))
+            self._complain("Ignored a malformed broadcast: {error}: {sample}", body, error=str(error))
 
     def _deliver(self, message: Broadcast, body: bytes) -> None:
         self._counters.broadcasts += 1
         room_id = None
         audience: Audience
         if message.recipients and len(message.recipients) == 1 and not (message.user_ids or message.exclude_socket_ids):
-            # Most are: an answer to one client, or to one of another process.
+            # The usual case: an answer to one client, here or on another process.
             self._answer(message.recipients[0], message)
             return
         if message.recipients or message.user_ids:
@@ -96,7 +96,7 @@ class Deliveries:
             room_id = message.room_id or _room_in(message.payload)
             if room_id is None:
                 self._counters.broadcasts_without_target += 1
-                self._complain("Broadcast without recipients and room: {sample}", body)
+                self._complain("Ignored a broadcast without recipients and room: {sample}", body)
                 return
             if message.exclude_socket_ids:
                 audience = audience_of(self._but_for(message, self._roster.room(room_id)))

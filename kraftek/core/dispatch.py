@@ -1,7 +1,7 @@
-"""Events on their way to services: published on a channel, or appended to a Redis Stream, as each is registered.
+"""Sends events to services: published on a channel, or appended to a Redis Stream, by the service's registration.
 
-Called by the gateway for clients' events, by :mod:`kraftek.core.requests` for those that are answered, and by
-:mod:`kraftek.core.service_events` for those of other services.
+Called by the gateway for clients' events, by :mod:`kraftek.core.requests` for requests, and by
+:mod:`kraftek.core.service_events` for events of other services.
 """
 
 from __future__ import annotations
@@ -45,44 +45,44 @@ APPEND = ForEach.make("stream", "most", _to_append, "return send(stream, body, m
 
 
 def _to_send(events: list[tuple[str, str, Envelope, Receipt]]) -> tuple[Sequence[Sequence[Value]], list[bytes]]:
-    targets, claims, envelopes, _ = zip(*events, strict=True)
-    return (targets, claims, [*map(_socket_id, envelopes)]), [*map(_encode, envelopes)]
+    targets, records, envelopes, _ = zip(*events, strict=True)
+    return (targets, records, [*map(_socket_id, envelopes)]), [*map(_encode, envelopes)]
 
 
 _ACK = """
-local ack = '{"type":"ack","payload":{"receivers":' .. taken .. '}}'
-redis.call('SET', claim, ack, 'KEEPTTL')
+local ack = '{"type":"ack","payload":{"receivers":' .. receipt .. '}}'
+redis.call('SET', record, ack, 'KEEPTTL')
 """
 
 
 @lru_cache(256)
-def once(transport: str, replies: bool, kept: int, most: int) -> ForEach:
-    """The script that hands events to services as :meth:`Dispatch.send` does, unless that was done before.
+def once(transport: str, replies: bool, lifetime: int, most: int) -> ForEach:
+    """The script that sends events to services as :meth:`Dispatch.send` does, unless that was done before.
 
-    Its messages are where an event goes, its claim, the event, and the receipt. The claim is a key in Redis, and stands
-    for ``kept`` milliseconds; ``?`` stands there and the socket that sent the event, and then the answer. The receipt
-    of an event whose claim stands already is what stands there. There is none when a service that replies has the
-    event. What is the same for all events of a service is not sent with each; services that are alike share a script,
-    and so a command. ``most``: as many may wait in a stream.
+    Each of its messages is the channel or stream, the key of the request record, the event, and the receipt callback.
+    The record lives for ``lifetime`` milliseconds. It holds ``?`` and the socket that sent the event, and then the
+    answer. The receipt of an event that has a record already is the content of that record. The callback is not called
+    when the event was sent to a service that replies. What is the same for all events of a service is part of the
+    script; services with equal settings share a script, and so a command. ``most``: events that may wait in a stream.
     """
     return ForEach.make(
-        "target, claim",
+        "target, record",
         "socket",
         _to_send,
         f"""
-if not redis.call('SET', claim, '?' .. socket, 'NX', 'PX', '{kept}') then return redis.call('GET', claim) end
-local done, taken = pcall(send, target, body, {most})
-if not done or taken <= 0 then redis.call('DEL', claim) end
-if not done then error(taken, 0) end
-if taken <= 0 then return taken end
-{"return nil" if replies else f"{_ACK} return taken"}
+if not redis.call('SET', record, '?' .. socket, 'NX', 'PX', '{lifetime}') then return redis.call('GET', record) end
+local sent, receipt = pcall(send, target, body, {most})
+if not sent or receipt <= 0 then redis.call('DEL', record) end
+if not sent then error(receipt, 0) end
+if receipt <= 0 then return receipt end
+{"return nil" if replies else f"{_ACK} return receipt"}
 """,
         _SEND[transport],
     )
 
 
 class Dispatch:
-    """Hands events to services. ``waiting``: how many events wait in each stream service's streams, by its name."""
+    """Sends events to services. ``waiting``: how many events wait in the streams of a service, by its name."""
 
     _log = Logger()
 
@@ -95,7 +95,7 @@ class Dispatch:
     def send(self, service: Registration, envelope: Envelope, receipt: Callable[[int], None]) -> None:
         """Publish or append it. ``receipt`` is called once: as that of ``IBus.publish``, or with ``Undelivered.FULL``.
 
-        Who reads a stream is unknown: it takes everything, as one. Raises ``NotPublished`` as ``IBus.publish`` does.
+        The readers of a stream are unknown: it counts as one receiver. Raises ``NotPublished`` as ``IBus.publish``.
         """
         if service.transport == "pubsub":
             self._bus.publish(service.channel, _encode(envelope), receipt)
@@ -103,11 +103,11 @@ class Dispatch:
             self._bus.run(APPEND, (target_of(service, envelope), service.max_length, envelope, receipt))
 
     def longest_timeout(self) -> float:
-        """Seconds after which no service's answer is waited for any more."""
+        """The longest timeout of all services that reply, in seconds."""
         return max((service.timeout for service in self._registry.services() if service.reply), default=0.0)
 
     def sweep(self) -> None:
-        """Remove from streams what was handled, and count what waits. Called every second or so."""
+        """Remove handled events from streams, and count those that wait. Called every second or so."""
         services = [service for service in self._registry.services() if service.transport == "stream"]
         names = {service.name for service in services}
         for gone in self.waiting.keys() - names:

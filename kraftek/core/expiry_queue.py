@@ -1,4 +1,4 @@
-"""When access of open sockets ends: one look a second finds them all. Kept by the access watch."""
+"""When the access of open sockets expires: one look a second finds all that are due. Filled by the access watch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ExpiryQueue:
             self._due[second].add(session)
 
     def forget(self, session: Session) -> None:
-        """The session is gone."""
+        """The session has ended."""
         second = self._seconds.pop(session, None)
         if second is not None:
             self._due[second].discard(session)
@@ -40,7 +40,7 @@ class ExpiryQueue:
                 del self._due[second]
 
     def due(self, now: float) -> list[Session]:
-        """The sessions with a grant that has expired since the last look. They are forgotten."""
+        """Remove and return the sessions with a grant that has expired since the last call."""
         sessions: list[Session] = []
         seconds: Iterable[int] = range(self._swept + 1, int(now))
         if int(now) - self._swept > len(self._due):

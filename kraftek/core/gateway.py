@@ -1,4 +1,4 @@
-"""The core: what clients ask goes to admission or to their service's channel. It knows neither sockets nor Redis.
+"""The core: hands what clients send to admission or to their service's channel. It knows neither sockets nor Redis.
 
 Made by :mod:`kraftek.daemon.assembly`; links call :meth:`Gateway.open`, sessions call the rest.
 """
@@ -20,7 +20,7 @@ from kraftek.contract.settings import Limits
 from kraftek.core.access.permissions import permits
 from kraftek.core.admission import Admission
 from kraftek.core.dispatch import Dispatch
-from kraftek.core.requests import Requests, not_taken
+from kraftek.core.requests import Requests, undelivered_error
 from kraftek.core.roster import Roster
 from kraftek.core.session import SUSPENDED, Session
 
@@ -30,7 +30,7 @@ __all__ = ["Gateway"]
 class Gateway:
     """Opens sessions and routes their events.
 
-    ``reply_to``: the channel that this process listens to, as services must name it. ``now`` gives Unix seconds.
+    ``reply_to``: the reply channel of this process, as services must name it. ``now`` returns Unix seconds.
     """
 
     def __init__(
@@ -60,15 +60,15 @@ class Gateway:
         self._now = now
 
     def open(self, link: IClientLink, dialect: IDialect, credentials: Authenticate | None = None) -> Session:
-        """A client connected; ``credentials`` came with its handshake. What it sends goes to ``receive`` of the
-        session returned, and ``lost`` of it is called when the link is gone.
+        """A client connected; ``credentials`` came with its handshake. The caller passes what the client sends to
+        ``receive`` of the returned session, and calls its ``lost`` when the client has disconnected.
         """
         session = Session(new_socket_id(self.gateway_id), self, link, dialect, self._limits, self._counters)
         self._counters.connections += 1
         self._admission.arrived(session)
-        session.say(Connected(session.socket_id))
+        session.send(Connected(session.socket_id))
         if credentials is not None:
-            session.take(credentials)
+            session.handle(credentials)
         return session
 
     def handle(self, session: Session, message: Inbound) -> None:
@@ -78,7 +78,7 @@ class Gateway:
         elif type(message) is Authenticate:
             self._admission.authenticate(session, message)
         elif type(message) is Ping:
-            session.say(Pong(message.id))
+            session.send(Pong(message.id))
         elif session.user_id is None:
             raise PeerError(Code.NOT_AUTHENTICATED, "authenticate first", id=message.id)
         elif type(message) is Join:
@@ -92,7 +92,7 @@ class Gateway:
         self._requests.departed(session)
 
     def close_all(self, code: int, reason: str) -> None:
-        """The process stops: every client is told."""
+        """The process stops: close every client's socket."""
         for session in tuple(self._roster):
             session.close(code, reason)
 
@@ -136,9 +136,9 @@ class Gateway:
             raise _about(event, Code.SERVICE_UNAVAILABLE, "the service cannot be reached at present") from None
         self._counters.published += 1
 
-    def _sent(self, session: Session, event: Event, taken: int) -> None:
-        if taken <= 0:
-            session.refuse(not_taken(event.name, event.id, taken, self._counters))
+    def _sent(self, session: Session, event: Event, receipt: int) -> None:
+        if receipt <= 0:
+            session.refuse(undelivered_error(event.name, event.id, receipt, self._counters))
 
 
 def _about(event: Event, code: Code, message: str, retry_after: float | None = None) -> PeerError:

@@ -1,7 +1,7 @@
-"""Which services there are, and from an event's name to its service.
+"""The registered services, and the router that finds the service of an event by the event's name.
 
-The registry is filled from the configuration, and changed at run time by whoever holds it. The router is asked for
-every event, so a known name is one dict look-up.
+The registry is filled from the configuration, and may be changed at run time. The router is called for every event, so
+a known name is one dict look-up.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class ServiceRegistry:
             listener()
 
 
-# Clients choose the names, so what is remembered of them is bounded.
-_REMEMBERED = 10_000
+# Clients choose the names, so the cache of known names is bounded.
+_KNOWN_NAMES = 10_000
 
 
 @implementer(IEventRouter)
@@ -81,15 +81,15 @@ class EventRouter:
         return service if service is not None else self._find(name)
 
     def _find(self, name: str) -> Registration:
-        called = service_of(name)
-        service: Registration | None = None if called is None else self._registry.find(called)
+        service_name = service_of(name)
+        service: Registration | None = None if service_name is None else self._registry.find(service_name)
         if service is None:
             raise PeerError(
                 Code.INVALID_EVENT,
                 "Event type is not valid or service is not registered",
                 event_type=name[:NAME_LENGTH],
             )
-        if len(self._known) >= _REMEMBERED:
+        if len(self._known) >= _KNOWN_NAMES:
             self._known.clear()
         self._known[name] = service
         return service

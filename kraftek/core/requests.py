@@ -1,6 +1,6 @@
-"""Events that want an answer: each request gets exactly one, from its service or from here.
+"""Requests: events with an ``id``. Each gets exactly one answer, from its service or from this module.
 
-The gateway hands it clients' requests; :mod:`kraftek.core.deliveries` hands it what services answer.
+The gateway passes it clients' requests; :mod:`kraftek.core.deliveries` passes it the answers of services.
 """
 
 from __future__ import annotations
@@ -35,61 +35,63 @@ from kraftek.contract.settings import Limits, Registration
 from kraftek.core.dispatch import Dispatch, once, target_of
 from kraftek.core.session import Session
 
-__all__ = ["Requests", "not_taken"]
+__all__ = ["Requests", "undelivered_error"]
 
 _RETRY_AFTER = 1.0
-"""Seconds after which a request is better tried again, when too many wait."""
+"""Seconds after which a request should be retried when too many were waiting."""
 
-_KEPT_AT_ONCE = 100
-"""Answers that one command keeps, which takes Redis two thirds of a millisecond. A command for each costs 3 µs more."""
+_STORED_AT_ONCE = 100
+"""Answers that one command stores in two thirds of a millisecond. A command for each would take Redis 3 µs more."""
 
-_KEEP_AFTER = 0.02
-"""Seconds that an answer waits for others at most, before Redis keeps it."""
+_STORE_AFTER = 0.02
+"""Seconds that an answer waits for others at most, before it is stored in Redis."""
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Broadcast).decode
 
 
 class _Request(Struct, eq=False, gc=False):
-    """``claim`` tells the event from others. ``lasts``: it may be sent again, by another socket too.
-    ``sent_at``: by the clock.
+    """``record``: the key of its record in Redis, the same whenever it is sent again. ``lasts``: it may be sent again,
+    by another socket too. ``sent_at``: by the clock.
 
-    It does not hold the event: of a thousand that wait, the payloads alone would fill a processor's cache. It is its
-    own receipt, for the same reason. The collector of cycles need not know it: it is held until it is settled.
+
+    It does not hold the event: with a thousand that wait, the payloads alone would fill a processor's cache. It is its
+    own receipt callback, for the same reason. The garbage collector need not track it: it is referenced until it is
+    settled.
     """
 
     session: Session
     name: str
-    claim: str
+    record: str
     lasts: bool
     queue: _Queue
     id: RequestId
     sent_at: float
 
-    def __call__(self, taken: int | bytes) -> None:
-        self.queue.receipt(self, taken)
+    def __call__(self, receipt: int | bytes) -> None:
+        self.queue.receipt(self, receipt)
 
 
-def _to_keep(answered: list[tuple[str, bytes, Receipt]]) -> tuple[Sequence[Sequence[str]], Sequence[bytes]]:
-    claims, bodies, _ = zip(*answered, strict=True)
-    return (claims,), bodies
+def _to_store(answered: list[tuple[str, bytes, Receipt]]) -> tuple[Sequence[Sequence[str]], Sequence[bytes]]:
+    records, bodies, _ = zip(*answered, strict=True)
+    return (records,), bodies
 
 
-# Nearly always nothing but the request's own claim is there. To look first would be one command of Redis more for each.
-KEEP = ForEach.make(
-    "claim",
+# Almost always the record holds no answer yet. Checking that first would cost one command of Redis more for each.
+STORE_ANSWER = ForEach.make(
+    "record",
     "",
-    _to_keep,
+    _to_store,
     """
-local known = redis.call('SET', claim, body, 'XX', 'GET', 'KEEPTTL')
-if known and known:sub(1, 1) ~= '?' then redis.call('SET', claim, known, 'KEEPTTL') end
+local known = redis.call('SET', record, body, 'XX', 'GET', 'KEEPTTL')
+if known and known:sub(1, 1) ~= '?' then redis.call('SET', record, known, 'KEEPTTL') end
 """,
 )
 
 
 class _Queue:
-    """Requests of one service, in the order in which they are due. ``receipt`` is called with what became of each.
-    ``target``: where all of them go, or nothing.
+    """Requests of one service, in the order in which they are due. ``receipt`` is called with the receipt of each.
+    ``target``: the channel or stream of all of them, or empty.
     """
 
     __slots__ = ("receipt", "requests", "script", "service", "target")
@@ -106,10 +108,10 @@ class _Queue:
 class Requests:
     """The requests of this process's clients that wait for their answers.
 
-    A request that is sent again, by the same user under the same id, runs once: for as long as it may wait and
-    ``request_window`` more a key in Redis is its claim, and there its answer is put. Whoever comes second finds the
-    answer, or waits for it. When the gateway that asked is gone, any other puts the answer under the name of the socket
-    that did, which the claim tells.
+    A request that the same user sends again under the same id runs once. Its record, a key in Redis, lives for as long
+    as the request may wait and ``request_window`` more, and holds first the socket that sent the request, then the
+    answer. A duplicate gets the stored answer, or waits for the first one. When the gateway of that socket has died,
+    another gateway stores the late answer under the id of the socket, where duplicates find it through the record.
     """
 
     _log = Logger()
@@ -131,58 +133,61 @@ class Requests:
         self._lasts = limits.request_window > 0
         self._counters = counters
         self._clock = clock
-        # By socket: of all that are open and have asked, and of those that departed until all is answered.
+        # By socket: those that are open and have sent a request, and closed ones until all their requests are settled.
         self._waiting: dict[str, dict[RequestId, _Request]] = {}
         self._departed: set[str] = set()
-        # By the identity of the service: under its name another one may be registered by now.
+        # By the identity of the registration: another one may be registered under its name by now.
         self._queues: dict[int, _Queue] = {}
-        self._elsewhere: dict[_Request, tuple[str, str]] = {}
+        # Duplicates of requests of other sockets, with the keys of the record and of the late answer.
+        self._duplicates: dict[_Request, tuple[str, str]] = {}
         self._answered: list[tuple[str, bytes, Receipt]] = []
-        self._keeps = False
-        self._unkept: Receipt = self._not_kept  # bound once for all answers
+        self._storing = False
+        self._unstored: Receipt = self._not_stored  # bound once for all answers
 
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
 
     def send(self, session: Session, request_id: RequestId, service: Registration, envelope: Envelope) -> None:
-        """Hand the event to its service, unless it was before. Raises ``PeerError`` when too many wait already."""
-        claim = _claim(envelope, request_id)
+        """Send the event to its service, unless it was sent before. Raises ``PeerError`` when too many wait."""
+        record = _record_key(envelope, request_id)
         waiting = self._waiting.get(session.socket_id)
         if waiting is None:
             waiting = self._waiting[session.socket_id] = {}
         if request_id in waiting:
-            if waiting[request_id].claim != claim:
-                raise PeerError(Code.INVALID_MESSAGE, "another request of this id waits for its answer", id=request_id)
+            if waiting[request_id].record != record:
+                raise PeerError(
+                    Code.INVALID_MESSAGE, "another request with this id waits for its answer", id=request_id
+                )
             self._counters.requests_repeated += 1
-            return  # the answer on its way is this one's too
+            return  # the first one's answer answers this one, too
         if len(waiting) >= self._bound:
-            message = "too many of this socket's requests wait for their answers"
+            message = f"{self._bound} requests of this connection wait for their answers"
             raise _too_many(envelope.event_type, request_id, Code.RATE_LIMITED, message)
         queue = self._queues.get(id(service))
         if queue is None:
             queue = self._queues[id(service)] = _Queue(service, self._window, self._sent)
         if len(queue.requests) >= service.requests:
-            message = "too many requests wait for this service's answers"
+            message = f"too many requests wait for answers of service {service.name}"
             raise _too_many(envelope.event_type, request_id, Code.SERVICE_UNAVAILABLE, message)
         lasts = self._lasts and session.dialect.lasting_ids
-        request = _Request(session, envelope.event_type, claim, lasts, queue, request_id, self._clock.seconds())
+        request = _Request(session, envelope.event_type, record, lasts, queue, request_id, self._clock.seconds())
         if lasts:
             target = queue.target or target_of(service, envelope)
-            self._bus.run(queue.script, (target, claim, envelope, request))
+            self._bus.run(queue.script, (target, record, envelope, request))
         else:
             self._dispatch.send(service, envelope, request)
         waiting[request_id] = request
         queue.requests[request] = None
 
     def departed(self, session: Session) -> None:
-        """The session has ended. What waits for it is answered all the same: it may be asked for again."""
+        """The session has ended. Answers to its requests are still stored, because a duplicate may ask for them."""
         if self._waiting.get(session.socket_id):
             self._departed.add(session.socket_id)
         else:
             self._waiting.pop(session.socket_id, None)
 
     def answered(self, message: Broadcast, body: bytes) -> None:
-        """A service answers, with these bytes. Only who waits for it gets it, and nobody a second one."""
+        """A service answers, with these bytes. Only the request that waits for it gets it, and none gets two."""
         request_id = message.in_reply_to
         assert request_id is not None
         self._counters.broadcasts += 1
@@ -197,12 +202,12 @@ class Requests:
             elif gateway_of(socket_id) == self._gateway_id:
                 late = True
             elif message.user_ids and self._lasts:
-                self._adopt(socket_id, request_id, body)  # said to all gateways: that of the socket may be gone
+                self._store_late(socket_id, request_id, body)  # sent to all gateways: the socket's own may have died
         if late:
             self._counters.replies_late += 1
 
     def sweep(self) -> None:
-        """What time brings: answers that are overdue, and those that another request of the same id was given."""
+        """Answer requests that have timed out, and look for stored answers to duplicates."""
         now = self._clock.seconds()
         for number, queue in tuple(self._queues.items()):
             timeout = queue.service.timeout
@@ -217,76 +222,76 @@ class Requests:
             if not self._waiting[socket_id]:
                 del self._waiting[socket_id]
                 self._departed.remove(socket_id)
-        self.keep()  # at once: what a service says after a time-out is too late
-        self._look(self._elsewhere)
+        self.store_answers()  # at once: an answer of a service after the time-out is too late
+        self._look(self._duplicates)
 
-    def keep(self) -> None:
-        """Have Redis keep what was answered since the last time. To be called before the process stops."""
+    def store_answers(self) -> None:
+        """Store the answers since the last call in Redis. Called before the process stops, too."""
         answered, self._answered = self._answered, []
         if answered:
             try:
-                self._bus.run_all(KEEP, answered)
+                self._bus.run_all(STORE_ANSWER, answered)
             except NotPublished:
                 self._counters.answers_not_kept += len(answered)
 
-    def _sent(self, request: _Request, taken: int | bytes) -> None:
-        if type(taken) is int and taken > 0 and request.queue.service.reply:
+    def _sent(self, request: _Request, receipt: int | bytes) -> None:
+        if type(receipt) is int and receipt > 0 and request.queue.service.reply:
             return
         waiting = self._waiting.get(request.session.socket_id)
         if waiting is None or waiting.get(request.id) is not request:
-            return  # it was answered before Redis said that it was sent, and its id may be in use again
-        if isinstance(taken, bytes):
+            return  # the answer came before the receipt, and the id may be in use again
+        if isinstance(receipt, bytes):
             self._counters.requests_repeated += 1
-            if taken.startswith(b"?"):
-                first = taken[1:].decode()
-                self._elsewhere[request] = request.claim, _adopted(first, request.id)
+            if receipt.startswith(b"?"):
+                first = receipt[1:].decode()
+                self._duplicates[request] = request.record, _late_answer_key(first, request.id)
                 self._look([request])
             else:
-                self._give(request, taken)
+                self._answer(request, receipt)
             return
         del waiting[request.id]
-        if taken > 0:
-            self._settle(request, Ack(request.id, taken))
+        if receipt > 0:
+            self._settle(request, Ack(request.id, receipt))
         else:
             self._settle(request, None)
-            request.session.refuse(not_taken(request.name, request.id, taken, self._counters))
+            request.session.refuse(undelivered_error(request.name, request.id, receipt, self._counters))
 
-    def _adopt(self, socket_id: str, request_id: RequestId, body: bytes) -> None:
-        # Who waits for it here finds it at the next sweep. To look at once, for each of all that such a gateway left,
-        # asks Redis about all others each time: 8 million keys for 2,000 requests.
-        kept = ceil((self._window + self._dispatch.longest_timeout()) * 1000)
-        keeping = self._bus.call("SET", (_adopted(socket_id, request_id),), (body, "NX", "PX", kept))
-        keeping.addErrback(self._not_asked)
+    def _store_late(self, socket_id: str, request_id: RequestId, body: bytes) -> None:
+        # Duplicates here find it at the next sweep. Looking at once, for each request that such a gateway left behind,
+        # would ask Redis about all the others each time: 8 million keys for 2,000 requests.
+        lifetime = ceil((self._window + self._dispatch.longest_timeout()) * 1000)
+        storing = self._bus.call("SET", (_late_answer_key(socket_id, request_id),), (body, "NX", "PX", lifetime))
+        storing.addErrback(self._failed)
 
     def _look(self, requests: Collection[_Request]) -> None:
         if requests and self._bus.available:
             asked = tuple(requests)
-            asking = self._bus.call("MGET", [name for request in asked for name in self._elsewhere[request]])
-            asking.addCallback(self._found, asked).addErrback(self._not_asked)
+            asking = self._bus.call("MGET", [name for request in asked for name in self._duplicates[request]])
+            asking.addCallback(self._found, asked).addErrback(self._failed)
 
     def _found(self, answers: list[bytes | None], requests: tuple[_Request, ...]) -> None:
-        for request, kept, adopted in zip(requests, answers[::2], answers[1::2], strict=True):
-            if request not in self._elsewhere:
+        for request, stored, late in zip(requests, answers[::2], answers[1::2], strict=True):
+            if request not in self._duplicates:
                 continue
-            if kept is not None and not kept.startswith(b"?"):
-                self._give(request, kept)
-            elif adopted is not None:
-                self._give(request, adopted, adopted)
+            if stored is not None and not stored.startswith(b"?"):
+                self._answer(request, stored)
+            elif late is not None:
+                self._answer(request, late, late)
 
-    def _give(self, request: _Request, answer: bytes, body: bytes | None = None) -> None:
-        """What another socket's request was answered; ``body`` if Redis is to keep it."""
+    def _answer(self, request: _Request, answer: bytes, body: bytes | None = None) -> None:
+        """Answer a duplicate with the stored ``answer``; ``body`` if it is to be stored in the record, too."""
         try:
             known = _decode(answer)
         except msgspec.DecodeError as error:
-            self._log.error("A request's answer in Redis cannot be read: {error}", error=str(error))
-            self._elsewhere.pop(request, None)
+            self._log.error("A stored answer to a request cannot be read: {error}", error=str(error))
+            self._duplicates.pop(request, None)
             return
         del self._waiting[request.session.socket_id][request.id]
         self._settle(request, Delivery(known.type, known.payload, None, request.id), body)
 
-    def _not_asked(self, failure: Failure) -> None:
+    def _failed(self, failure: Failure) -> None:
         if failure.check(NotPublished) is None:
-            self._log.failure("Cannot ask Redis about repeated requests", failure=failure)
+            self._log.failure("Sharing answers to duplicate requests through Redis failed", failure=failure)
 
     def _time_out(self, request: _Request) -> None:
         del self._waiting[request.session.socket_id][request.id]
@@ -296,31 +301,31 @@ class Requests:
         self._settle(request, ErrorMessage(Code.TIMEOUT, message, name, None, request.id), body)
 
     def _settle(self, request: _Request, outbound: Outbound | None, body: bytes | None = None) -> None:
-        """It waits no longer: the client is told, and Redis is to keep the ``body``."""
+        """The request no longer waits: send the client ``outbound``, and store ``body``, the answer, in Redis."""
         del request.queue.requests[request]
-        if self._elsewhere:
-            self._elsewhere.pop(request, None)
+        if self._duplicates:
+            self._duplicates.pop(request, None)
         if body is not None and request.lasts:
             answered = self._answered
-            answered.append((request.claim, body, self._unkept))
-            if len(answered) == _KEPT_AT_ONCE:
-                self.keep()
-            elif not self._keeps:
-                self._keeps = True
-                self._clock.callLater(_KEEP_AFTER, self._keep_soon)
+            answered.append((request.record, body, self._unstored))
+            if len(answered) == _STORED_AT_ONCE:
+                self.store_answers()
+            elif not self._storing:
+                self._storing = True
+                self._clock.callLater(_STORE_AFTER, self._store_soon)
         if outbound is not None:
-            request.session.say(outbound)
+            request.session.send(outbound)
 
-    def _keep_soon(self) -> None:
-        self._keeps = False
-        self.keep()
+    def _store_soon(self) -> None:
+        self._storing = False
+        self.store_answers()
 
-    def _not_kept(self, _: int) -> None:
+    def _not_stored(self, _: int) -> None:
         self._counters.answers_not_kept += 1
 
 
-def not_taken(name: str, id: RequestId | None, receipt: int, counters: Counters) -> PeerError:
-    """What the client is told of an event that nobody took, for the reason that its ``receipt`` names."""
+def undelivered_error(name: str, id: RequestId | None, receipt: int, counters: Counters) -> PeerError:
+    """The error for an event that reached no service, for the reason that its ``receipt`` names."""
     if receipt == Undelivered.FULL:
         counters.streams_full += 1
         return _too_many(name, id, Code.SERVICE_UNAVAILABLE, "too many events wait for this service")
@@ -329,10 +334,10 @@ def not_taken(name: str, id: RequestId | None, receipt: int, counters: Counters)
         message = "the connection was lost: the event may not have arrived"
     elif receipt == Undelivered.REFUSED:
         counters.publishes_refused += 1
-        message = "the event could not be handed over at present"
+        message = "Redis refused the event"
     else:
         counters.published_to_nobody += 1
-        message = "nobody listens for this event at present"
+        message = f"service {name.partition(':')[0]} has no subscriber at present"
     return PeerError(Code.SERVICE_UNAVAILABLE, message, id=id, event_type=name)
 
 
@@ -340,17 +345,17 @@ def _too_many(name: str, id: RequestId | None, code: Code, message: str) -> Peer
     return PeerError(code, message, retry_after=_RETRY_AFTER, id=id, event_type=name)
 
 
-def _claim(envelope: Envelope, request_id: RequestId) -> str:
-    claims, kind = _claims_of(envelope.user_id, envelope.event_type, envelope.room_id)
+def _record_key(envelope: Envelope, request_id: RequestId) -> str:
+    records, kind = _keys_of(envelope.user_id, envelope.event_type, envelope.room_id)
     number = crc32(envelope.payload, kind)
-    return f"{claims}{number}:{request_id}" if isinstance(request_id, str) else f"{claims}{number}#{request_id}"
+    return f"{records}{number}:{request_id}" if isinstance(request_id, str) else f"{records}{number}#{request_id}"
 
 
 @lru_cache(10_000)
-def _claims_of(user_id: str, name: str, room_id: str | None) -> tuple[str, int]:
+def _keys_of(user_id: str, name: str, room_id: str | None) -> tuple[str, int]:
     return f"{REQUESTS}{len(user_id)}:{user_id}:", crc32(repr((name, room_id)).encode())
 
 
-def _adopted(socket_id: str, request_id: RequestId) -> str:
+def _late_answer_key(socket_id: str, request_id: RequestId) -> str:
     mark = ":" if isinstance(request_id, str) else "#"
     return f"{REQUESTS}adopted:{socket_id}{mark}{request_id}"

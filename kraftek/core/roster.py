@@ -1,4 +1,4 @@
-"""Who is here: the live sessions of this process by socket, user, room and token. Kept by the gateway's floor."""
+"""The live sessions of this process by socket, user, room and token. Used by the modules of the core."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["Audience", "Roster", "audience_of"]
 
 Audience = Collection[tuple[IDialect, Collection[IClientLink]]]
-"""The links of all who read the same bytes, with a dialect that writes these, for each kind of client in a room."""
+"""For each kind of client in a room: a dialect that encodes for it, and the links of all clients of that kind."""
 
 
 def audience_of(sessions: Iterable[Session]) -> Audience:
@@ -79,7 +79,7 @@ class Roster:
 
     @property
     def rooms(self) -> int:
-        """How many rooms have somebody of this process in them."""
+        """How many rooms have members on this process."""
         return len(self._by_room)
 
     def add(self, session: Session) -> None:
@@ -87,24 +87,24 @@ class Roster:
         self._by_socket[session.socket_id] = session
 
     def identify(self, session: Session, user_id: str, digest: str) -> None:
-        """A client showed a token: it is this user from now on."""
+        """A client authenticated with the token of that digest, and is this user from now on."""
         if session.token is not None:
             self._by_digest.discard(session.token.digest, session)
         self._by_user.add(user_id, session)
         self._by_digest.add(digest, session)
 
     def enter(self, session: Session, room_id: str) -> None:
-        """The session gets what is said in the room."""
+        """The session gets the room's messages."""
         self._by_room.add(room_id, session)
         self._audiences.pop(room_id, None)
 
     def leave(self, session: Session, room_id: str) -> None:
-        """The session no longer gets what is said in the room."""
+        """The session no longer gets the room's messages."""
         self._by_room.discard(room_id, session)
         self._audiences.pop(room_id, None)
 
     def remove(self, session: Session) -> None:
-        """A client is gone, and with it all it was known by."""
+        """A client disconnected: remove its session from every index."""
         if self._by_socket.pop(session.socket_id, None) is None:
             return
         if session.user_id is not None:
@@ -124,7 +124,7 @@ class Roster:
         return self._by_user.get(user_id)
 
     def room(self, room_id: str) -> Collection[Session]:
-        """The sessions that get what is said in the room."""
+        """The sessions that get the room's messages."""
         return self._by_room.get(room_id)
 
     def audience(self, room_id: str) -> Audience:
@@ -140,5 +140,5 @@ class Roster:
         return known
 
     def digest(self, digest: str) -> Collection[Session]:
-        """The sessions that showed the token of that digest."""
+        """The sessions that authenticated with the token of that digest."""
         return self._by_digest.get(digest)

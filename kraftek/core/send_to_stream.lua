@@ -1,5 +1,5 @@
--- send(stream, body, most): 1, or FULL when as many as may be wait.
--- Not MAXLEN, which throws away what nobody has handled: what every group has handled goes, and then nothing more fits.
+-- send(stream, body, most): appends the event and returns 1, or returns FULL when `most` events wait already.
+-- MAXLEN is not used because it would remove events that nobody has handled. Only what every group has handled is removed.
 local function send(stream, body, most)
     if redis.call('XLEN', stream) >= most and trim(stream) >= most then return FULL end
     redis.call('XADD', stream, '*', 'event', body)

@@ -1,8 +1,8 @@
-"""Events that services send to one another: they come here without knowing each other's channels.
+"""Events between services, which need not know each other's channels.
 
 Made by :mod:`kraftek.daemon.assembly`. A service appends to the stream ``events:gateway`` (``docs/services.rst``,
-"Events between services"); one gateway process takes each entry, and hands it to its service as if a client had sent
-it.
+"Events between services"); one gateway process reads each entry, and sends it to its service as if it came from a
+client.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from kraftek.core.dispatch import Dispatch
 __all__ = ["ServiceEvents"]
 
 ATTEMPTS = 5
-"""Gateway processes that an entry may outlive, before it is taken for what they die of."""
+"""Deliveries of an entry to gateways that died before they finished it; after these it is dead-lettered."""
 
 RETRIES = 20
-"""Sweeps on which an event that Redis refuses is tried again: five seconds. A primary that became a replica, a start or
-a shortage of memory may be over by then; a key of another type, or a missing right, is not."""
+"""Sweeps on which an event that Redis refuses is retried: five seconds. A failover, a restart or a shortage of memory
+may be over by then; a key of another type or a missing permission is not."""
 
-HELD = 100
-"""Refused events that are tried again at a time, lest they leave no room for others. More are given up at once."""
+RETRIED = 100
+"""Refused events that are retried at a time, so that they leave room for others. More are dead-lettered at once."""
 
 Text = Annotated[str, Meta(min_length=1, max_length=256)]
 
 
 class Sent(Struct, frozen=True, rename="camel"):
-    """An entry, as a service writes it."""
+    """An event as a service appends it to the stream."""
 
     source: str
     event_type: str
@@ -73,9 +73,9 @@ _encode = msgspec.json.Encoder().encode
 
 
 class ServiceEvents:
-    """Takes events of services. ``bounds``: of their JSON, which are those of clients'. ``now`` gives Unix seconds.
+    """Routes events of services. ``bounds``: those of clients' JSON. ``now`` returns Unix seconds.
 
-    Each is delivered at least once: an entry is removed when its service has it, or its sender was told why not.
+    Delivery is at least once: an entry is removed after its service got it, or after its sender got an error.
     """
 
     _log = Logger()
@@ -100,35 +100,37 @@ class ServiceEvents:
         self._counters = counters
         self._bounds = bounds
         self._now = now
-        self._again: list[Callable[[], None]] = []
+        self._retries: list[Callable[[], None]] = []
         self._refused: dict[str, int] = {}
         self._once = OnceUntilItWorks()
         self._reading: IReading | None = None
 
     def begin(self) -> None:
-        """Take events from now on."""
-        self._reading = self._bus.read(GATEWAY_GROUP, self._gateway_id, GATEWAY_STREAM, self._received, window=2 * HELD)
+        """Start reading events."""
+        self._reading = self._bus.read(
+            GATEWAY_GROUP, self._gateway_id, GATEWAY_STREAM, self._received, window=2 * RETRIED
+        )
 
     def end(self) -> Deferred[None]:
-        """Take none any more. Fires when nothing more comes."""
+        """Stop reading events. Fires when no more entries come."""
         return succeed(None) if self._reading is None else self._reading.end()
 
     def sweep(self) -> None:
-        """Try again what may not have arrived."""
+        """Retry events that may not have arrived."""
         if self._bus.available:
-            again, self._again = self._again, []
-            for step in again:
+            retries, self._retries = self._retries, []
+            for step in retries:
                 step()
 
     def _received(self, entry_id: str, event: bytes, delivered: int) -> None:
         if delivered > ATTEMPTS:
-            reason = f"delivered to {delivered - 1} gateways, and never finished"
-            self._refuse(entry_id, event, _what_can_be_read(event), Code.INTERNAL, reason)
+            reason = f"delivered to {delivered - 1} gateways, none of which finished it"
+            self._reject(entry_id, event, _what_can_be_read(event), Code.INTERNAL, reason)
         else:
             self._counters.intake += 1
-            self._take(entry_id, event)
+            self._accept(entry_id, event)
 
-    def _take(self, entry_id: str, event: bytes) -> None:
+    def _accept(self, entry_id: str, event: bytes) -> None:
         try:
             event.decode()
             sent, event = read(_decode, event)
@@ -137,17 +139,17 @@ class ServiceEvents:
             if len(event) > self._bounds.harmless and (complaint := self._bounds.complaint(event, around=1)):
                 raise msgspec.ValidationError(complaint)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            self._refuse(entry_id, event, _what_can_be_read(event), Code.INVALID_MESSAGE, str(error))
+            self._reject(entry_id, event, _what_can_be_read(event), Code.INVALID_MESSAGE, str(error))
             return
         if self._registry.find(sent.source) is None:
-            self._refuse(entry_id, event, sent, Code.ACCESS_DENIED, "the source is not a registered service")
+            self._reject(entry_id, event, sent, Code.ACCESS_DENIED, "the source is not a registered service")
             return
         try:
             self._send(entry_id, event, sent)
         except PeerError as error:
-            self._refuse(entry_id, event, sent, error.code, error.message)
+            self._reject(entry_id, event, sent, error.code, error.message)
         except NotPublished:
-            self._again.append(partial(self._take, entry_id, event))
+            self._retries.append(partial(self._accept, entry_id, event))
 
     def _send(self, entry_id: str, event: bytes, sent: Sent) -> None:
         service = self._router.route(sent.event_type)
@@ -166,45 +168,46 @@ class ServiceEvents:
         )
         self._dispatch.send(service, envelope, partial(self._sent, entry_id, event, sent, service.reply))
 
-    def _sent(self, entry_id: str, event: bytes, sent: Sent, replies: bool, taken: int) -> None:
-        if taken > 0:
+    def _sent(self, entry_id: str, event: bytes, sent: Sent, replies: bool, receipt: int) -> None:
+        if receipt > 0:
             if sent.id is not None and not replies:
-                self._answer(sent, "ack", {"receivers": taken})
-        elif taken == Undelivered.LOST or (taken == Undelivered.REFUSED and self._may_try_again(entry_id)):
-            self._again.append(partial(self._take, entry_id, event))
+                self._answer(sent, "ack", {"receivers": receipt})
+        elif receipt == Undelivered.LOST or (receipt == Undelivered.REFUSED and self._may_try_again(entry_id)):
+            self._retries.append(partial(self._accept, entry_id, event))
             return
-        elif taken == Undelivered.FULL:
+        elif receipt == Undelivered.FULL:
             self._counters.streams_full += 1
-            self._tell(sent, Code.SERVICE_UNAVAILABLE, "too many events wait for this service", retry_after=1.0)
-        elif taken == Undelivered.REFUSED:
+            self._send_error(sent, Code.SERVICE_UNAVAILABLE, "too many events wait for this service", retry_after=1.0)
+        elif receipt == Undelivered.REFUSED:
             self._counters.publishes_refused += 1
-            self._tell(sent, Code.SERVICE_UNAVAILABLE, "the event could not be handed over at present")
-            self._bury(entry_id, event, "Redis refused to hand it over; the gateway's log says why")
+            self._send_error(sent, Code.SERVICE_UNAVAILABLE, "Redis refused the event")
+            self._dead_letter(entry_id, event, "Redis refused it; the gateway's log says why")
             return
         else:
             self._counters.published_to_nobody += 1
-            self._tell(sent, Code.SERVICE_UNAVAILABLE, "nobody listens for this event at present")
+            service = sent.event_type.partition(":")[0]
+            self._send_error(sent, Code.SERVICE_UNAVAILABLE, f"service {service} has no subscriber at present")
         self._finish(entry_id)
 
     def _may_try_again(self, entry_id: str) -> bool:
         tried = self._refused.get(entry_id, 0)
-        if tried == RETRIES or (tried == 0 and len(self._refused) == HELD):
+        if tried == RETRIES or (tried == 0 and len(self._refused) == RETRIED):
             return False
         self._refused[entry_id] = tried + 1
         return True
 
-    def _refuse(self, entry_id: str, event: bytes, sent: Sent, code: Code, message: str) -> None:
+    def _reject(self, entry_id: str, event: bytes, sent: Sent, code: Code, message: str) -> None:
         self._counters.intake_refused += 1
-        self._tell(sent, code, message)
-        self._bury(entry_id, event, message)
+        self._send_error(sent, code, message)
+        self._dead_letter(entry_id, event, message)
 
-    def _bury(self, entry_id: str, event: bytes, reason: str) -> None:
+    def _dead_letter(self, entry_id: str, event: bytes, reason: str) -> None:
         about = ("MAXLEN", "~", DEAD_LETTERS, "*", "event", event, "reason", reason, "id", entry_id)
-        burying = self._bus.call("XADD", [dead_letters(GATEWAY_STREAM)], about)
+        writing = self._bus.call("XADD", [dead_letters(GATEWAY_STREAM)], about)
         entry = entry_id, event, reason
-        burying.addCallbacks(self._buried, self._not_buried, callbackArgs=(entry_id,), errbackArgs=entry)
+        writing.addCallbacks(self._dead_lettered, self._not_dead_lettered, callbackArgs=(entry_id,), errbackArgs=entry)
 
-    def _tell(self, sent: Sent, code: Code, message: str, retry_after: float | None = None) -> None:
+    def _send_error(self, sent: Sent, code: Code, message: str, retry_after: float | None = None) -> None:
         self._answer(sent, "error", ErrorPayload(code, message, sent.event_type, retry_after))
 
     def _answer(self, sent: Sent, type: str, payload: ErrorPayload | dict[str, int]) -> None:
@@ -222,30 +225,30 @@ class ServiceEvents:
         self._refused.pop(entry_id, None)
         self._reading.ack(entry_id)
 
-    def _buried(self, _: object, entry_id: str) -> None:
+    def _dead_lettered(self, _: object, entry_id: str) -> None:
         self._once.works()
         self._finish(entry_id)
 
-    def _not_buried(self, failure: Failure, entry_id: str, event: bytes, reason: str) -> None:
+    def _not_dead_lettered(self, failure: Failure, entry_id: str, event: bytes, reason: str) -> None:
         if failure.check(NotPublished):
-            self._again.append(partial(self._bury, entry_id, event, reason))
+            self._retries.append(partial(self._dead_letter, entry_id, event, reason))
             return
-        text = "Events that cannot be delivered are not kept, until they can be"
+        text = "Writing undeliverable events to the dead-letter stream failed, and they are lost until it works again"
         self._once.failed(self._log.failure, text, failure=failure)
         self._finish(entry_id)
 
 
 def _what_can_be_read(event: bytes) -> Sent:
-    """Of what is wrong, as much as it takes to answer."""
+    """The fields of a malformed event that are needed to answer it, as far as they can be read."""
     whole = mended(event)
     try:
-        words = msgspec.json.decode(whole or event, type=dict[str, Raw])
+        values = msgspec.json.decode(whole or event, type=dict[str, Raw])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        words = {}
+        values = {}
     found: dict[str, Any] = {"event_type": ""}
     for field in ("event_type", "id", "reply_to"):
         with suppress(msgspec.DecodeError, UnicodeDecodeError, KeyError):
-            value = msgspec.json.decode(words[_NAMES[field]], type=_TYPES[field])
+            value = msgspec.json.decode(values[_NAMES[field]], type=_TYPES[field])
             if whole is None or is_whole(value):
                 found[field] = value
     return Sent("", **found)

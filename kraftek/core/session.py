@@ -1,4 +1,6 @@
-"""One client: who it is, which rooms it is in, and what it may do now. Made by the gateway, fed by its link."""
+"""One client: who it is, which rooms it is in, and what it may do now. Made by the gateway, fed by its
+link.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from kraftek.contract.settings import Limits
 __all__ = ["SUSPENDED", "Core", "Session", "SessionState"]
 
 SUSPENDED: Final = Grant("", permissions=())
-"""What stands for a grant that was taken back while the auth service cannot be asked: it permits nothing."""
+"""Replaces a revoked grant while the auth service is unavailable: it permits nothing."""
 
 
 class SessionState(Enum):
@@ -35,7 +37,7 @@ class Core(Protocol):
     """What a session needs of the gateway."""
 
     def handle(self, session: Session, message: Inbound) -> None:
-        """Do what the client asks. Raises ``PeerError`` for what the client must be told."""
+        """Do what the client asks. Raises ``PeerError`` for what the client must know."""
 
     def closed(self, session: Session) -> None:
         """The session has ended, for whatever reason. Called once."""
@@ -50,15 +52,15 @@ class Session:
     ================  ===================  ======================  ==========  =======
     authenticate      → CHECKING           held, in order          → CHECKING  ignored
     join              NOT_AUTHENTICATED    held, in order          → CHECKING  ignored
-    leave, event      NOT_AUTHENTICATED    held, in order          done        ignored
-    access revoked    —                    asked about             → CHECKING  ignored
-    last check ended  —                    → READY, or NEW without an identity; what was held is done
+    leave, event      NOT_AUTHENTICATED    held, in order          handled     ignored
+    access revoked    —                    checked again           → CHECKING  ignored
+    last check ended  —                    → READY, or NEW without an identity; held messages are handled
     closed, lost      → CLOSED             → CLOSED                → CLOSED    ignored
     ================  ===================  ======================  ==========  =======
 
-    ``rooms`` maps each room to its grant, or to :data:`SUSPENDED`. The room ``None`` is no room, as in questions about
-    access: its grant is for what is sent outside of rooms, when the client was given one. ``room_id`` is the default
-    among the rooms, the first that was joined; ``None`` when there is none.
+    ``rooms`` maps each room to its grant, or to :data:`SUSPENDED`. The key ``None`` means "without a room", as in
+    access checks: its grant, if the client has one, covers events outside of rooms. ``room_id`` is the default room,
+    the first that was joined; ``None`` without rooms.
     """
 
     __slots__ = (
@@ -101,7 +103,7 @@ class Session:
         self._invalid = 0
 
     def receive(self, data: bytes, binary: bool = False) -> None:
-        """One message from the client. This is the edge where what goes wrong becomes an ``error`` message."""
+        """Handle one message from the client. Whatever goes wrong becomes an ``error`` message here."""
         if self.state is SessionState.CLOSED:
             return
         self._counters.received += 1
@@ -119,8 +121,8 @@ class Session:
         except Exception:  # noqa: BLE001  # the guard of this edge: our fault is logged, and INTERNAL to the client
             self.fail(Failure())
 
-    def take(self, message: Inbound) -> None:
-        """As :meth:`receive`, for a message that was not sent as one: credentials of the handshake, or one held."""
+    def handle(self, message: Inbound) -> None:
+        """As :meth:`receive`, for a decoded message: the credentials of the handshake, or a message that was held."""
         try:
             if self.state is SessionState.CHECKING:
                 self._hold(message, 0)
@@ -131,19 +133,19 @@ class Session:
         except Exception:  # noqa: BLE001  # the guard of this edge: our fault is logged, and INTERNAL to the client
             self.fail(Failure())
 
-    def say(self, message: Outbound) -> None:
-        """Send the client a message, if its dialect has a word for it."""
+    def send(self, message: Outbound) -> None:
+        """Send the client a message, if its dialect can express it."""
         outgoing = self.dialect.encode(message)
         if outgoing is not None:
             self.link.write(outgoing)
 
     def refuse(self, error: PeerError) -> None:
-        """Tell the client what it did wrong, or what it must know; close where the error says so."""
+        """Send the client an error, and close its socket where the error requires that."""
         if self.state is SessionState.CLOSED:
             return
         self._counters.errors_peer += 1
-        said = ErrorMessage(error.code, error.message, error.event_type, error.retry_after, error.id, error.room_id)
-        self.say(said)
+        message = ErrorMessage(error.code, error.message, error.event_type, error.retry_after, error.id, error.room_id)
+        self.send(message)
         closes = error.closes
         if error.code is Code.INVALID_MESSAGE:
             self._invalid += 1
@@ -152,16 +154,16 @@ class Session:
             self.close(CLOSE_CODES[error.code], error.code)
 
     def fail(self, failure: Failure) -> None:
-        """Something of ours broke: logged with its cause, which the client is not told."""
+        """An internal error: logged with its cause, which the client does not get."""
         self._counters.errors_internal += 1
         self._log.failure("Session {socket_id} failed", failure=failure, socket_id=self.socket_id)
         if self.state is not SessionState.CLOSED:
-            self.say(ErrorMessage(Code.INTERNAL, "Internal error"))
+            self.send(ErrorMessage(Code.INTERNAL, "Internal error"))
             self.close(CLOSE_CODES[Code.INTERNAL], Code.INTERNAL)
 
     def evict(self, code: str, message: str) -> None:
-        """Close the client's socket because somebody says so; ``code`` is one of ours, or a service's own."""
-        self.say(ErrorMessage(code, message))
+        """Close the client's socket on behalf of a service or another gateway; ``code`` may be a service's own."""
+        self.send(ErrorMessage(code, message))
         self.close(CLOSE_CODES.get(code, CLOSE_CODES[Code.ACCESS_REVOKED]), code)
 
     def supersede(self) -> None:
@@ -170,29 +172,30 @@ class Session:
         self.evict(Code.DUPLICATE_CONNECTION, "a newer login of the same user took this room")
 
     def close(self, code: int, reason: str) -> None:
-        """Close the client's socket, after what it was told has been sent."""
+        """Close the client's socket after everything queued for it has been sent."""
         if self.state is not SessionState.CLOSED:
-            self.say(Closing(code))
+            self.send(Closing(code))
             self.link.close(code, reason)
             self.lost()
 
     def lost(self) -> None:
-        """The client is gone."""
+        """The client disconnected, or its socket was closed here."""
         if self.state is not SessionState.CLOSED:
             self.state = SessionState.CLOSED
             self._held = None
             self._core.closed(self)
 
     def overrun(self) -> Outgoing | None:
-        return self.dialect.encode(ErrorMessage(Code.SLOW_CONSUMER, "what was sent is not being read", retry_after=1.0))
+        message = "send buffer full: the client reads too slowly"
+        return self.dialect.encode(ErrorMessage(Code.SLOW_CONSUMER, message, retry_after=1.0))
 
     def check_begins(self) -> None:
-        """Access is being asked about: hold what arrives until :meth:`check_ends` was called as often."""
+        """An access check begins: hold what arrives until :meth:`check_ends` was called as often as this."""
         self._checks += 1
         self.state = SessionState.CHECKING
 
     def check_ends(self, result: object = None) -> None:
-        """An answer came. With the last one, what was held is done. A ``Failure`` is ours."""
+        """An access check ended. After the last one, held messages are handled. A ``Failure`` is an internal error."""
         if isinstance(result, Failure):
             self.fail(result)
         if self.state is SessionState.CLOSED:
@@ -201,14 +204,14 @@ class Session:
         if self._checks:
             return
         self.state = SessionState.NEW if self.user_id is None else SessionState.READY
-        # Taken out while it is done: a question that is answered at once ends here again, and has nothing to do.
+        # Emptied first: a check that is answered at once calls this method again, and must find nothing to do.
         held, self._held = self._held, None
         if held is None:
             return
         while held and self.state is not SessionState.CHECKING:
             message, size = held.popleft()
             self._held_bytes -= size
-            self.take(message)
+            self.handle(message)
             if self.state is SessionState.CLOSED:
                 return
         if held:

@@ -1,4 +1,4 @@
--- trim(stream): removes what every group has handled, and answers with how many entries wait.
+-- trim(stream): removes the entries that every group has handled, and returns how many entries wait.
 local function smaller(one, other)
     local ms, seq = one:match('(%d+)-(%d+)')
     local other_ms, other_seq = other:match('(%d+)-(%d+)')

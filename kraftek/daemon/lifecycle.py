@@ -199,7 +199,7 @@ class Daemon(Service):
         for sweep in self._sweeps:
             sweep.stop()
         if self._core is not None:
-            self._core.requests.keep()
+            self._core.requests.store_answers()
             self._core.leases.release()
         if self._bus is not None and self._bus.running:
             await _farewell(self._bus, self._reactor)

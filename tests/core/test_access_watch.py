@@ -66,7 +66,7 @@ def test_a_no_for_the_last_room_closes(how: str) -> None:
     client.play("""
         > {"type": "notes:n:1"}
         ! no
-        x ACCESS_REVOKED Access to room one was taken back {"roomId": "one"}
+        x ACCESS_REVOKED Access to room one was revoked {"roomId": "one"}
         = 4403 ACCESS_REVOKED
     """)
     assert house.counters.revoked == 1
@@ -85,7 +85,7 @@ def test_a_no_for_one_room_of_several_leaves_that_room(how: str) -> None:
     client.play("""
         ? t one
         ! no
-        x ACCESS_REVOKED Access to room one was taken back {"roomId": "one"}
+        x ACCESS_REVOKED Access to room one was revoked {"roomId": "one"}
     """)
     if how != "room":
         client.play("""
@@ -124,7 +124,7 @@ def test_a_token_that_became_another_users_is_taken_back() -> None:
     house.access.stale(user_id="alice")
     client.play("""
         ! yes bob
-        x ACCESS_REVOKED Access to room one was taken back {"roomId": "one"}
+        x ACCESS_REVOKED Access to room one was revoked {"roomId": "one"}
         = 4403 ACCESS_REVOKED
     """)
 
@@ -171,7 +171,7 @@ def test_suspended_and_then_a_no() -> None:
         ! away
         @ 1
         ! no
-        x ACCESS_REVOKED Access to room one was taken back {"roomId": "one"}
+        x ACCESS_REVOKED Access to room one was revoked {"roomId": "one"}
         = 4403 ACCESS_REVOKED
     """)
     assert house.rooms.entries == {}
@@ -255,7 +255,7 @@ def test_what_merely_grew_old_counts_until_the_answer() -> None:
         @ 1
         ? t one
         ! no
-        x ACCESS_REVOKED Access to room one was taken back {"roomId": "one"}
+        x ACCESS_REVOKED Access to room one was revoked {"roomId": "one"}
         = 4403 ACCESS_REVOKED
     """)
 
@@ -286,7 +286,7 @@ def test_an_error_of_ours_while_taking_back_is_internal_and_ends_the_check() -> 
     with capturedLogs() as logged:
         client.play("""
             ! no
-            x ACCESS_REVOKED Access to room one was taken back {"roomId": "one"}
+            x ACCESS_REVOKED Access to room one was revoked {"roomId": "one"}
             x INTERNAL Internal error
             = 1011 INTERNAL
         """)
@@ -330,7 +330,7 @@ def test_who_is_in_no_room_any_more_is_asked_about_when_its_access_is_taken_back
     house.access.stale(user_id="alice")
     client.play("""
         ! no
-        x ACCESS_REVOKED Access was taken back
+        x ACCESS_REVOKED Access was revoked
         = 4403 ACCESS_REVOKED
     """)
 
@@ -345,7 +345,7 @@ def test_the_permissions_of_no_room_are_taken_back_while_in_one() -> None:
     client.play("""
         ? t -
         ! no
-        x ACCESS_REVOKED Access was taken back
+        x ACCESS_REVOKED Access was revoked
         ? t one
         ! yes alice
         > {"type": "leave", "payload": {"roomId": "one"}}
@@ -382,7 +382,7 @@ def expiring(house: House, at: float, room: str | None = "one") -> Client:
 
 @pytest.mark.parametrize(
     ("room", "error"),
-    [("one", 'Access to room one was taken back {"roomId": "one"}'), (None, "Access was taken back")],
+    [("one", 'Access to room one has expired {"roomId": "one"}'), (None, "Access has expired")],
 )
 def test_expired_access_is_asked_about_and_a_no_ends_it(room: str | None, error: str) -> None:
     house = House()
@@ -450,7 +450,7 @@ def test_expired_access_that_cannot_be_asked_about_is_over() -> None:
     expiring(house, 20.0).play("""
         @ 21
         ! away
-        x ACCESS_REVOKED Access to room one was taken back {"roomId": "one"}
+        x ACCESS_REVOKED Access to room one has expired {"roomId": "one"}
         = 4403 ACCESS_REVOKED
     """)
 
@@ -465,7 +465,7 @@ def test_each_room_expires_by_itself() -> None:
         @ 11
         ? t two
         ! no
-        x ACCESS_REVOKED Access to room two was taken back {"roomId": "two"}
+        x ACCESS_REVOKED Access to room two has expired {"roomId": "two"}
         @ 8
     """)
     assert house.access.questions == []
@@ -473,7 +473,7 @@ def test_each_room_expires_by_itself() -> None:
         @ 2
         ? t one
         ! no
-        x ACCESS_REVOKED Access to room one was taken back {"roomId": "one"}
+        x ACCESS_REVOKED Access to room one has expired {"roomId": "one"}
         = 4403 ACCESS_REVOKED
     """)
 

@@ -218,7 +218,7 @@ def test_a_join_of_a_room_it_is_in_that_is_denied_puts_out_of_it(room: str) -> N
         > {{"type": "join", "id": 5, "payload": {{"roomId": "{room}"}}}}
         ! no Not any more
         x ACCESS_DENIED Not any more {{"id": 5}}
-        x ACCESS_REVOKED Access to room {room} was taken back {{"roomId": "{room}"}}
+        x ACCESS_REVOKED Access to room {room} was revoked {{"roomId": "{room}"}}
         > {{"type": "notes:n:1", "roomId": "{room}"}}
         x ACCESS_DENIED not in this room {{"eventType": "notes:n:1"}}
     """)
@@ -234,7 +234,7 @@ def test_a_denied_join_of_its_only_room_closes(answer: str) -> None:
         > {{"type": "join", "id": 5, "payload": {{"roomId": "one"}}}}
         ! {"no Access denied" if answer == "no" else answer}
         x ACCESS_DENIED {reason} {{"id": 5}}
-        x ACCESS_REVOKED Access to room one was taken back {{"roomId": "one"}}
+        x ACCESS_REVOKED Access to room one was revoked {{"roomId": "one"}}
         = 4403 ACCESS_REVOKED
     """)
     assert house.rooms.entries == {}

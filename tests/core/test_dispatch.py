@@ -62,15 +62,15 @@ class DispatchTest(TestCase):
         await until(lambda: self.bus.available, "a connection to Redis")
 
     def send(self, service: Registration, event: Envelope) -> Deferred[int]:
-        taken: Deferred[int] = Deferred()
-        self.dispatch.send(service, event, taken.callback)
-        return taken
+        receipt: Deferred[int] = Deferred()
+        self.dispatch.send(service, event, receipt.callback)
+        return receipt
 
-    def send_once(self, service: Registration, event: Envelope, claim: str = "request:1") -> Deferred[int | bytes]:
-        taken: Deferred[int | bytes] = Deferred()
+    def send_once(self, service: Registration, event: Envelope, record: str = "request:1") -> Deferred[int | bytes]:
+        receipt: Deferred[int | bytes] = Deferred()
         script = once(service.transport, service.reply, 60_000, service.max_length)
-        self.bus.run(script, (target_of(service, event), claim, event, taken.callback))
-        return taken
+        self.bus.run(script, (target_of(service, event), record, event, receipt.callback))
+        return receipt
 
     def texts(self, stream: str) -> list[str]:
         entries: Any = self.client.xrange(stream)

@@ -123,7 +123,7 @@ def test_a_change_of_the_registry_takes_effect_on_the_next_event() -> None:
 
 
 def test_what_is_remembered_of_clients_names_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry_module, "_REMEMBERED", 3)
+    monkeypatch.setattr(registry_module, "_KNOWN_NAMES", 3)
     router = EventRouter(ServiceRegistry([NOTES]))
     for number in range(10):
         assert router.route(f"notes:note:{number}") is NOTES

@@ -254,11 +254,11 @@ def test_service_unavailable_because_nobody_listens() -> None:
         > {"type": "notes:note:create", "id": 1}
         * events:notes {}
         + 0
-        x SERVICE_UNAVAILABLE nobody listens for this event at present {"id": 1, "eventType": "notes:note:create"}
+        x SERVICE_UNAVAILABLE service notes has no subscriber at present {"id": 1, "eventType": "notes:note:create"}
         > {"type": "chat:message:send"}
         * events:chat {}
         + 0
-        x SERVICE_UNAVAILABLE nobody listens for this event at present {"eventType": "chat:message:send"}
+        x SERVICE_UNAVAILABLE service chat has no subscriber at present {"eventType": "chat:message:send"}
     """)
     assert house.counters.published_to_nobody == 2
     works(client)
@@ -302,7 +302,7 @@ def test_service_unavailable_because_redis_refused() -> None:
     """)
     house.bus.answer(Undelivered.REFUSED)
     client.play("""
-        x SERVICE_UNAVAILABLE the event could not be handed over at present {"id": 1, "eventType": "notes:n:1"}
+        x SERVICE_UNAVAILABLE Redis refused the event {"id": 1, "eventType": "notes:n:1"}
     """)
     assert house.counters.publishes_refused == 1
     works(client)

@@ -24,7 +24,7 @@ from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Limits, Redis, Registration
 from kraftek.core.dispatch import Dispatch
 from kraftek.core.registry import ServiceRegistry
-from kraftek.core.requests import Requests, _adopted, _claim
+from kraftek.core.requests import Requests, _late_answer_key, _record_key
 from kraftek.core.roster import Roster
 from kraftek.core.session import Session
 from tests.support.fakes import FakeLink
@@ -268,7 +268,7 @@ PAYLOADS = st.sampled_from(["1", "11", "111"])
 ASKED = st.tuples(TEXTS, IDS, NAMES, PLACES, PAYLOADS)
 
 
-def claim_of(user_id: str, request_id: int | str, name: str, room_id: str | None, payload: str) -> str:
+def record_of(user_id: str, request_id: int | str, name: str, room_id: str | None, payload: str) -> str:
     raw = msgspec.Raw(payload.encode())
     envelope = Envelope(
         event_type=name,
@@ -281,21 +281,21 @@ def claim_of(user_id: str, request_id: int | str, name: str, room_id: str | None
         room_id=room_id,
         id=request_id,
     )
-    return _claim(envelope, request_id)
+    return _record_key(envelope, request_id)
 
 
 @given(ASKED, ASKED)
 def test_no_two_requests_have_the_same_claim(one: Any, other: Any) -> None:
-    assert (claim_of(*one) == claim_of(*other)) == ((one, type(one[1])) == (other, type(other[1])))
+    assert (record_of(*one) == record_of(*other)) == ((one, type(one[1])) == (other, type(other[1])))
 
 
 SOCKETS = st.text("a1", max_size=4)  # the end of a socket id, which is made of letters and digits
 
 
 @given(SOCKETS, IDS, SOCKETS, IDS)
-def test_no_two_adopted_answers_have_the_same_key(one: str, id: int | str, other: str, other_id: int | str) -> None:
+def test_no_two_late_answers_have_the_same_key(one: str, id: int | str, other: str, other_id: int | str) -> None:
     same = (one, type(id), id) == (other, type(other_id), other_id)
-    assert (_adopted(f"g.{one}", id) == _adopted(f"g.{other}", other_id)) == same
+    assert (_late_answer_key(f"g.{one}", id) == _late_answer_key(f"g.{other}", other_id)) == same
 
 
 @pytest.mark.parametrize("seconds", [-3600, 3600])
@@ -394,9 +394,9 @@ class RepeatedTest(TestCase):
         self, session: Session, name: str = SEND, id: int | str = "q", payload: Any = 1, room: str = "board"
     ) -> None:
         message = Event(name, msgspec.Raw(json.dumps(payload).encode()), id, room)
-        session.take(message)
+        session.handle(message)
         core: Any = session._core
-        for _ in range(2):  # for the claim, and for what Redis is asked about one that stands
+        for _ in range(2):  # for the record, and for what Redis is asked about one that stands
             await core.bus.call("PING")
 
     async def sweep(self, gateway: Gateway, seconds: float = 0.25) -> None:
@@ -508,9 +508,9 @@ class RepeatedTest(TestCase):
     async def test_an_answer_that_cannot_be_kept_is_counted(self) -> None:
         session = self.one.connect("1")
         await self.send(session)
-        [claim] = self.client.keys("k:request:*")
-        self.client.delete(claim)
-        self.client.lpush(claim, "somebody else's")
+        [record] = self.client.keys("k:request:*")
+        self.client.delete(record)
+        self.client.lpush(record, "somebody else's")
         self.answer(self.one, "one.1")
         await self.one.bus.call("PING")
         assert len(told(session)) == 1
@@ -589,8 +589,8 @@ class RepeatedTest(TestCase):
 
     async def test_the_first_answer_stands(self) -> None:
         await self.send(self.one.connect("1"))
-        [claim] = self.client.keys("k:request:*")
-        before = int(self.client.pttl(claim))
+        [record] = self.client.keys("k:request:*")
+        before = int(self.client.pttl(record))
         elsewhere = self.two.connect("1")
         await self.send(elsewhere)
         self.answer(self.one, "one.1", "first")
@@ -600,18 +600,18 @@ class RepeatedTest(TestCase):
         again = self.two.connect("2")
         await self.send(again)
         assert [told(each)[0]["payload"] for each in (elsewhere, again)] == ["second", "first"]
-        assert 0 < int(self.client.pttl(claim)) <= before
+        assert 0 < int(self.client.pttl(record)) <= before
 
     async def test_an_answer_to_a_lost_gateway_is_known_as_long_as_any_other(self) -> None:
         brief, other = await self.gateway("brief", 1.0, 10.0), await self.gateway("other", 1.0, 10.0)
         await self.send(brief.connect("1"))
-        [claim] = self.client.keys("k:request:*")
+        [record] = self.client.keys("k:request:*")
         self.say(other, {"recipients": ["brief.1"], "userIds": ["ann"], "inReplyTo": "q", "payload": 5})
         self.say(other, {"recipients": ["brief.1"], "userIds": ["ann"], "inReplyTo": "q", "payload": 6})
         back, late = other.connect("1"), other.connect("2")
         await self.send(back)
         [adopted] = self.client.keys("k:request:adopted:*")
-        assert int(self.client.pttl(adopted)) >= int(self.client.pttl(claim)) > 10_000
+        assert int(self.client.pttl(adopted)) >= int(self.client.pttl(record)) > 10_000
         await self.sweep(other)
         self.client.delete(adopted)
         await self.send(late)
@@ -646,8 +646,8 @@ class RepeatedTest(TestCase):
         waiting = [self.two.connect(user, user) for user in ("ann", "bob")]
         for session in waiting:
             await self.send(session)
-        [claim] = self.client.keys("k:request:3:ann:*")
-        self.client.set(claim, "no answer")
+        [record] = self.client.keys("k:request:3:ann:*")
+        self.client.set(record, "no answer")
         self.answer(self.one, "one.bob")
         await self.one.bus.call("PING")
         with capturedLogs() as events:
@@ -664,7 +664,7 @@ class RepeatedTest(TestCase):
         before = self.scripts()
         for number in range(10):
             name = "talk:message:send" if number % 2 else SEND
-            session.take(Event(name, msgspec.Raw(b"1"), number, "board"))
+            session.handle(Event(name, msgspec.Raw(b"1"), number, "board"))
         await self.one.bus.call("PING")
         assert (self.handled(), self.handled("talk"), self.scripts()) == (5, 5, before + 1)
 
@@ -672,8 +672,8 @@ class RepeatedTest(TestCase):
         brief = await self.gateway("brief", 1.0, 1.0)
         session = brief.connect("1")
         await self.send(session)
-        [claim] = self.client.keys("k:request:*")
-        assert int(self.client.pttl(claim)) > 1_000  # it is waited for, too
+        [record] = self.client.keys("k:request:*")
+        assert int(self.client.pttl(record)) > 1_000  # it is waited for, too
         self.answer(brief, "brief.1")
         await self.send(brief.connect("2"))
         assert self.handled() == 1

@@ -15,7 +15,7 @@ from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Registration
 from kraftek.core.dispatch import APPEND, Dispatch
 from kraftek.core.registry import EventRouter, ServiceRegistry
-from kraftek.core.service_events import ATTEMPTS, HELD, RETRIES, ServiceEvents
+from kraftek.core.service_events import ATTEMPTS, RETRIED, RETRIES, ServiceEvents
 from tests.support.fakes import FakeBus, FakeReading
 
 REPLIES = "k:events:reply:chat"
@@ -159,7 +159,7 @@ def test_nobody_listens(request_id: dict[str, int]) -> None:
         "type": "error",
         "payload": {
             "code": "SERVICE_UNAVAILABLE",
-            "message": "nobody listens for this event at present",
+            "message": "service wiki has no subscriber at present",
             "eventType": "wiki:page:read",
         },
         **({"inReplyTo": 0} if request_id else {}),
@@ -260,7 +260,7 @@ def test_what_gateways_die_of_is_kept_and_not_tried_again() -> None:
     desk.bus.answer(1)
     assert desk.told()["type"] == "ack"
     desk.reading.hand("2-0", event, ATTEMPTS + 1)
-    reason = "delivered to 5 gateways, and never finished"
+    reason = "delivered to 5 gateways, none of which finished it"
     assert desk.told() == {
         "type": "error",
         "inReplyTo": 3,
@@ -318,11 +318,11 @@ def test_what_redis_refuses_for_good_is_told_and_kept() -> None:
         "inReplyTo": 1,
         "payload": {
             "code": "SERVICE_UNAVAILABLE",
-            "message": "the event could not be handed over at present",
+            "message": "Redis refused the event",
             "eventType": "notes:a:b",
         },
     }
-    assert desk.buried()["reason"] == "Redis refused to hand it over; the gateway's log says why"
+    assert desk.buried()["reason"] == "Redis refused it; the gateway's log says why"
     assert desk.reading.acked == ["1-0"]
     assert desk.counters.publishes_refused == 1
     desk.service_events.sweep()
@@ -332,23 +332,23 @@ def test_what_redis_refuses_for_good_is_told_and_kept() -> None:
 def test_what_redis_refuses_leaves_room_for_others() -> None:
     desk = Desk()
     event = b'{"source": "chat", "eventType": "notes:a:b"}'
-    ids = [f"{number}-0" for number in range(HELD + 2)]
+    ids = [f"{number}-0" for number in range(RETRIED + 2)]
     for entry_id in ids:
         desk.reading.hand(entry_id, event)
     refused(desk)
     assert desk.reading.acked == []
     for call in desk.bus.calls:
         call.reply.callback(b"1-0")
-    assert desk.reading.acked == ids[HELD:]
+    assert desk.reading.acked == ids[RETRIED:]
     desk.service_events.sweep()
-    assert len(desk.published()) == HELD
-    for _ in range(HELD):
+    assert len(desk.published()) == RETRIED
+    for _ in range(RETRIED):
         desk.bus.answer(1)
     desk.send(eventType="notes:a:b")
     refused(desk)
     desk.service_events.sweep()
     assert len(desk.published()) == 1
-    assert desk.reading.acked == [*ids[HELD:], *ids[:HELD]]
+    assert desk.reading.acked == [*ids[RETRIED:], *ids[:RETRIED]]
 
 
 # Redis comes and goes.

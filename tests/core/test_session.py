@@ -127,7 +127,7 @@ def test_checking_holds_everything(message: Any) -> None:
 def test_closed_ignores_everything(message: Any) -> None:
     subject = in_state(CLOSED)
     subject.send(message)
-    subject.session.take(Event("a:b:c"))
+    subject.session.handle(Event("a:b:c"))
     assert (subject.core.handled, subject.link.written) == ([], [])
     assert subject.counters.received == 0
 
@@ -261,10 +261,10 @@ def test_a_held_message_that_closes_ends_it() -> None:
 
 def test_credentials_of_the_handshake_are_taken_like_messages() -> None:
     subject = in_state(CHECKING)
-    subject.session.take(Join("r"))
+    subject.session.handle(Join("r"))
     assert subject.core.handled == []
     subject.session.check_ends()
-    subject.session.take(Leave("r"))
+    subject.session.handle(Leave("r"))
     assert subject.core.names == ["Join", "Leave"]
     assert subject.counters.received == 0
 
@@ -368,7 +368,7 @@ def test_our_fault_is_logged_and_the_client_told_no_more_than_that(take: bool) -
     subject.core.error = RuntimeError("the cause")
     with capturedLogs() as logged:
         if take:
-            subject.session.take(Event("a:b:c"))
+            subject.session.handle(Event("a:b:c"))
         else:
             subject.send(EVENT)
     assert subject.told() == [("INTERNAL", "Internal error")]
@@ -444,7 +444,7 @@ def test_a_message_may_be_complete_in_itself() -> None:
     subject = Subject()
     subject.session.dialect = Quiet()
     subject.send(EVENT)
-    subject.session.say(Connected("g.1"))
+    subject.session.send(Connected("g.1"))
     assert subject.core.handled == []
     assert subject.link.written == []
     assert subject.counters.received == 1
@@ -455,7 +455,11 @@ def test_its_last_word_to_who_does_not_read() -> None:
     assert last is not None
     assert json.loads(last.text) == {
         "type": "error",
-        "payload": {"code": "SLOW_CONSUMER", "message": "what was sent is not being read", "retryAfter": 1.0},
+        "payload": {
+            "code": "SLOW_CONSUMER",
+            "message": "send buffer full: the client reads too slowly",
+            "retryAfter": 1.0,
+        },
     }
 
 

@@ -203,7 +203,7 @@ def test_a_service_cannot_name_what_it_cut(redis_server: RedisServer, ada: Clien
     ):
         redis_server.client().publish("events:broadcast", json.dumps(message))
     ada.expect_nothing_through(redis_server)
-    process.wait_log("Malformed broadcast: half of a surrogate pair")
+    process.wait_log("Ignored a malformed broadcast: half of a surrogate pair")
 
 
 def test_kraftek_js(process: Gateway, redis_server: RedisServer, service: StartService, stage: ExitStack) -> None:

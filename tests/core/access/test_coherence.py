@@ -1,4 +1,4 @@
-"""Whatever happens in whatever order, nobody stays in whose access was taken back.
+"""Whatever happens in whatever order, nobody stays in whose access was revoked.
 
 Two gateway processes with open sockets, an auth service that changes its mind, and a Redis whose answers and messages
 arrive when the dice say so. When all has come to rest, every open socket's token is one that the auth service says
