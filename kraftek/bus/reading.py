@@ -21,7 +21,7 @@ from kraftek.bus.connections import RedisConnection
 from kraftek.bus.endpoint import Backoff, ConnectionService, RedisEndpoint
 from kraftek.bus.outage import Outage
 from kraftek.bus.resp import Argument
-from kraftek.contract.consumer_groups import CLAIM, FORGET, FORGOTTEN_AFTER, JOIN
+from kraftek.contract.consumer_groups import CLAIM, FORGET, FORGOTTEN_AFTER, JOIN, Consumer, event_in, new_entries
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import EntryListener, IBus, IBusListener, IReading
 from kraftek.contract.log_once import OnceUntilItWorks
@@ -85,10 +85,8 @@ class Reading(ConnectionService):
         self._clock: IReactorTime = clock
         self._outage = Outage(f"The stream {stream}", clock)
         self._bus = bus
-        self._group = group
-        self._consumer = consumer
         self._stream = stream
-        self._name = config.prefix + stream
+        self._consumer = Consumer(config.prefix + stream, group, consumer)
         self._listener = listener
         self._window = window
         self._claim_after = claim_after
@@ -115,7 +113,7 @@ class Reading(ConnectionService):
         if entry_id not in self._open:
             return
         self._open[entry_id] = True
-        finishing = self._bus.call(FINISH, [self._stream], [self._group, entry_id])
+        finishing = self._bus.call(FINISH, [self._stream], [self._consumer.group, entry_id])
         entry = (entry_id,)
         finishing.addCallbacks(self._acknowledged, self._not_acknowledged, callbackArgs=entry, errbackArgs=entry)
 
@@ -169,37 +167,33 @@ class Reading(ConnectionService):
 
     async def _begin(self, connection: ReadingConnection) -> None:
         """Before anything new: what Redis has handed to this consumer, and what never arrived."""
-        await connection.evaluate(JOIN, self._name, self._group, FORGOTTEN_AFTER)
-        while await self._take(connection, BATCH, 0.0, self._consumer):
+        await connection.evaluate(JOIN, self._consumer.stream, self._consumer.group, FORGOTTEN_AFTER)
+        while await self._take(connection, BATCH, 0.0, self._consumer.name):
             pass
 
     async def _look(self, connection: ReadingConnection, room: int) -> None:
         """Keep what is open, and take what the dead left behind."""
         self._ack_again()
         if self._open:
-            await connection.ask("XCLAIM", self._name, self._group, self._consumer, 0, *self._open, "IDLE", 0, "JUSTID")
+            await connection.ask(*self._consumer.keep(self._open))
         if room > 0:
             await self._take(connection, min(BATCH, room), self._claim_after, "")
-        await connection.evaluate(FORGET, self._name, self._group, FORGOTTEN_AFTER)
+        await connection.evaluate(FORGET, self._consumer.stream, self._consumer.group, FORGOTTEN_AFTER)
 
     async def _take(self, connection: ReadingConnection, most: int, idle: float, whose: str) -> int:
-        about = (self._group, self._consumer, int(idle * 1000), most, whose, 0, 0)
-        taken = await connection.evaluate(CLAIM, self._name, *about, *self._open)
+        claim = self._consumer.claim(idle, most, whose=whose, in_hand=self._open)
+        taken = await connection.evaluate(CLAIM, self._consumer.stream, *claim)
         for entry_id, fields, delivered in taken:
-            self._hand_over(entry_id, fields, delivered)
+            self._hand_over(entry_id, event_in(fields), delivered)
         return len(taken)
 
     async def _ask(self, connection: ReadingConnection, room: int) -> None:
-        who = ("GROUP", self._group, self._consumer)
-        found = await connection.ask("XREADGROUP", *who, "COUNT", room, "BLOCK", self._wait, "STREAMS", self._name, ">")
-        for _, entries in found or ():
-            for entry_id, fields in entries:
-                self._hand_over(entry_id, fields, 1)
+        for entry_id, event in new_entries(await connection.ask(*self._consumer.read(room, self._wait))):
+            self._hand_over(entry_id, event, 1)
 
-    def _hand_over(self, entry_id: bytes, fields: list[bytes], delivered: int) -> None:
+    def _hand_over(self, entry_id: bytes, event: bytes, delivered: int) -> None:
         name = entry_id.decode()
         self._open[name] = False
-        event = dict(zip(fields[::2], fields[1::2], strict=True)).get(b"event", b"")
         try:
             self._listener(name, event, delivered)
         except Exception:  # noqa: BLE001  # the edge's one guard: one bad entry must not end the reading

@@ -1,7 +1,7 @@
 """What a backend does for the instance of a service: the few things that asyncio and Twisted each do in their own way.
 
 Implemented by :mod:`kraftek.service.asyncio` and :mod:`kraftek.service.twisted`, used by
-:mod:`kraftek.service.instance`, whose coroutines know neither: ``await`` is the same to both.
+:mod:`kraftek.service.instance` and what it is made of, whose coroutines know neither: ``await`` is the same to both.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What happens to one event: it is decoded, its handler found and called, and what that says put into Redis commands.
 
-No I/O: :class:`kraftek.service.instance.Instance` calls it with what it took from Redis, and sends the commands.
+No I/O: :class:`kraftek.service.handling.Handling` calls it with what was taken from Redis, and sends the commands.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ class EventProcessor:
 
         return register
 
-    # Called by the instance
+    # Called by the kit
 
     def open(self, body: bytes) -> Incoming:
         """The event that came. Raises :class:`NoEvent`."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kraftek.service.instance import WAITING
+from kraftek.service.sources import WAITING
 from kraftek.service.testing import Contract
 from tests.service.instances import Instances, registered, stopped
 from tests.support.waiting import wait_until

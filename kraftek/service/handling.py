@@ -1,0 +1,142 @@
+"""What becomes of an event that a service has taken: it is handled, and what its handler said is committed.
+
+Called by :mod:`kraftek.service.sources`. What a handler said and the acknowledgement of its entry are one transaction,
+which does nothing once somebody else has acknowledged the entry. So an event may be handled twice, but is answered
+once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from msgspec import Struct
+
+from kraftek.contract.consumer_groups import DEAD_LETTERS
+from kraftek.contract.lua import Script, lua
+from kraftek.contract.names import dead_letters
+from kraftek.service.backend import Away, Backend, Rejected
+from kraftek.service.jobs import PAUSE, Jobs
+from kraftek.service.processor import Argument, Command, EventProcessor, Incoming, Link, NoEvent
+
+__all__ = ["Entry", "Handling"]
+
+RETRY = 0.1
+"""Seconds until a handler that failed is called again; each time four times as many."""
+
+COMMIT = Script(lua(__package__, "commit"))
+
+
+class Entry(Struct, frozen=True):
+    """An event in a stream. ``delivered``: how often it was, this time included."""
+
+    stream: str
+    id: bytes
+    body: bytes
+    delivered: int
+
+
+class Handling:
+    """Has events handled. ``link``: what handlers can ask for; ``warn`` logs a line, once a minute."""
+
+    def __init__(
+        self, processor: EventProcessor, backend: Backend, jobs: Jobs, link: Link, warn: Callable[[str], None]
+    ) -> None:
+        self._processor = processor
+        self._backend = backend
+        self._jobs = jobs
+        self._link = link
+        self._warn = warn
+
+    # Over Pub/Sub
+
+    async def published(self, body: bytes) -> None:
+        """An event that came over Pub/Sub: one attempt, and what fails is told."""
+        with self._loss():
+            event = self._processor.open(body)
+            try:
+                await self._commit(None, await self._processor.handle(event, self._link))
+            except Away:
+                raise
+            except Exception as error:  # noqa: BLE001  # a handler's, whatever it is
+                if not self._jobs.cut_off:
+                    self._backend.failed(f"{event.event_type} failed", error)
+                    await self._commit(None, self._processor.failure(event))
+
+    async def turn_away(self, body: bytes) -> None:
+        """One that came over Pub/Sub when too many wait already."""
+        message = f"{self._processor.name} has too much to do"
+        with self._loss():
+            event = self._processor.open(body)
+            await self._commit(None, self._processor.refusal(event, "SERVICE_UNAVAILABLE", message, 1.0))
+
+    @contextmanager
+    def _loss(self) -> Iterator[None]:
+        """What came over Pub/Sub is lost with what it ends with here, and that is nobody's fault."""
+        try:
+            yield
+        except NoEvent as error:
+            self._warn(f"Left out what is no event: {error}")
+        except Away as error:
+            self._warn(f"Events were lost, and their senders not told, because Redis is away: {error}")
+
+    # Over a stream
+
+    async def delivered(self, entry: Entry) -> None:
+        """An entry of a stream: tried until it is done, or put aside with the reason."""
+        processor = self._processor
+        try:
+            event = processor.open(entry.body)
+            if entry.delivered > processor.attempts:
+                reason = f"delivered {entry.delivered - 1} times and never finished"
+                await self._put_aside(entry, event, reason, entry.delivered - 1)
+            else:
+                await self._attempt(entry, event)
+        except NoEvent as error:
+            await self._put_aside(entry, None, f"no event: {error}", 1)
+        except Rejected as error:
+            # It stays in the group's list, and is delivered again.
+            self._backend.failed(f"Redis refuses to commit entry {entry.id.decode()} of {entry.stream}", error)
+            await self._backend.signal().wait(PAUSE)
+
+    async def _attempt(self, entry: Entry, event: Incoming) -> None:
+        attempt, delay = 1, RETRY
+        while True:
+            try:
+                await self._commit(entry, await self._processor.handle(event, self._link))
+            except Away:
+                delay = PAUSE  # nobody's fault, and as long as it lasts nobody else gets the entry
+            except Exception as error:  # noqa: BLE001  # a handler's, whatever it is
+                if self._jobs.cut_off:
+                    return
+                self._backend.failed(f"{event.event_type} failed, attempt {attempt}", error)
+                if attempt == self._processor.attempts:
+                    await self._put_aside(entry, event, f"{type(error).__name__}: {error}", attempt)
+                    return
+                delay = RETRY * 4 ** (attempt - 1)
+                attempt += 1
+            else:
+                return
+            await self._backend.signal().wait(delay)
+
+    async def _put_aside(self, entry: Entry, event: Incoming | None, reason: str, attempts: int) -> None:
+        self._backend.warn(f"Put entry {entry.id.decode()} of {entry.stream} aside: {reason}")
+        kept = ("event", entry.body, "reason", reason[:1000], "attempts", attempts, "id", entry.id)
+        letter = Command(("XADD", dead_letters(entry.stream), "MAXLEN", "~", DEAD_LETTERS, "*", *kept))
+        while True:
+            try:
+                await self._commit(entry, [letter, *(self._processor.failure(event) if event else ())])
+            except Away:
+                await self._backend.signal().wait(PAUSE)
+            else:
+                return
+
+    async def _commit(self, entry: Entry | None, commands: Sequence[Command]) -> None:
+        """Send what was said, all of it together; an entry's only if nobody else has acknowledged it."""
+        if entry is None and len(commands) == 1:
+            await self._backend.call(*commands[0].parts)
+        elif entry is not None or commands:
+            args: list[Argument] = [self._processor.name, entry.id if entry else ""]
+            for command in commands:
+                args += ("unheard" if command.unheard else "always", len(command.parts), *command.parts)
+            await self._backend.run(COMMIT, [entry.stream] if entry else [], args)

@@ -1,0 +1,216 @@
+"""Where a service's events come from: a channel, a stream, or the partitions of one. Each is one way to share them.
+
+Made and stopped by :class:`kraftek.service.instance.Instance`; they hand what they take to
+:class:`kraftek.service.handling.Handling`.
+
+Over Pub/Sub every instance gets every event that is published while it listens. Over a stream the instances are the
+consumers of one group:
+
+- Without partitions each takes what it has hands for. While it handles an entry it keeps that fresh; what went stale
+  is a dead instance's, and is claimed.
+- With partitions an instance reads those whose leases it holds, each one event at a time: whoever takes a lease over
+  begins with what its last holder left unfinished. So order holds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Protocol
+
+from kraftek.contract.consumer_groups import CLAIM, FORGOTTEN_AFTER, JOIN, Consumer, event_in, new_entries
+from kraftek.contract.lua import Script, lua
+from kraftek.contract.names import instances_key, lease_key
+from kraftek.service.backend import Backend, Reader
+from kraftek.service.handling import Entry, Handling
+from kraftek.service.jobs import Jobs
+from kraftek.service.processor import EventProcessor
+
+__all__ = ["Partitions", "Source", "Stream", "Subscription"]
+
+WAITING = 10_000
+"""Events of Pub/Sub that wait for a free hand; more are refused."""
+
+BLOCK = 500
+"""Milliseconds that Redis lets a reader wait: so long may a stop or the loss of a lease go unnoticed by it."""
+
+SHARE = Script(lua(__package__, "time", "share"))
+TAKE_NEXT = Script(lua(__package__, "claimed", "fields", "take_next"))
+
+RELEASE = Script("""
+if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+return 0
+""")
+
+
+class Source(Protocol):
+    """What hands events over from when it has begun until :class:`Jobs` is stopping."""
+
+    async def begin(self) -> None: ...
+
+    def stop(self) -> None:
+        """Take nothing more: called when the jobs are stopping, before they end."""
+
+
+class Subscription:
+    """Events over Pub/Sub."""
+
+    def __init__(self, processor: EventProcessor, backend: Backend, jobs: Jobs, handling: Handling) -> None:
+        self._processor = processor
+        self._backend = backend
+        self._jobs = jobs
+        self._handling = handling
+        self._waiting: deque[bytes] = deque()
+        self._in_hand = 0
+        self._handing_out = False
+
+    async def begin(self) -> None:
+        await self._backend.subscribe(self._processor.channel, self._heard)
+
+    def stop(self) -> None:
+        self._jobs.spawn(self._backend.unsubscribe(self._processor.channel))
+
+    def _heard(self, body: bytes) -> None:
+        if len(self._waiting) < WAITING:
+            self._waiting.append(body)
+            self._next()
+        else:
+            self._jobs.spawn(self._handling.turn_away(body))
+
+    def _next(self) -> None:
+        if self._handing_out:
+            return  # under Twisted what is spawned may be done at once, and ask for the next from within
+        self._handing_out = True
+        while self._waiting and self._in_hand < self._processor.concurrency:
+            self._in_hand += 1
+            self._jobs.spawn(self._handle(self._waiting.popleft()))
+        self._handing_out = False
+
+    async def _handle(self, body: bytes) -> None:
+        try:
+            await self._handling.published(body)
+        finally:
+            self._in_hand -= 1
+            self._next()
+
+
+class Stream:
+    """Entries of a stream: whatever comes, as long as there are hands. ``name``: the consumer's."""
+
+    def __init__(self, name: str, processor: EventProcessor, backend: Backend, jobs: Jobs, handling: Handling) -> None:
+        self._processor = processor
+        self._backend = backend
+        self._jobs = jobs
+        self._handling = handling
+        self._consumer = Consumer(processor.channel, processor.name, name)
+        self._entries: dict[bytes, Entry] = {}
+
+    async def begin(self) -> None:
+        self._jobs.spawn(self._jobs.steadily(self._read))
+
+    def stop(self) -> None:
+        """What reads asks whether it is to stop."""
+
+    async def _read(self, reader: Reader) -> None:
+        consumer = self._consumer
+        await self._backend.run(JOIN, [consumer.stream], [consumer.group, FORGOTTEN_AFTER])
+        look_again = 0.0
+        while not self._jobs.stopping or self._entries:
+            now = time.monotonic()
+            if now >= look_again:
+                look_again = now + self._processor.claim_after / 3
+                await self._refresh()
+            free = self._free()
+            if not free:
+                await self._jobs.change_within(look_again - now)
+                continue
+            block = max(1, min(BLOCK, int((look_again - now) * 1000)))
+            for entry_id, body in new_entries(await reader.read(*consumer.read(free, block))):
+                self._take(entry_id, body, 1)
+
+    async def _refresh(self) -> None:
+        """Keep what is in hand, and claim what went stale in the hands of others."""
+        consumer, attempts = self._consumer, self._processor.attempts
+        if self._entries:
+            await self._backend.call(*consumer.keep(self._entries))
+        free = self._free()
+        if free:
+            last = any(entry.delivered == attempts > 1 for entry in self._entries.values())
+            claim = consumer.claim(self._processor.claim_after, free, attempts=attempts, alone=last)
+            for entry_id, fields, delivered in await self._backend.run(CLAIM, [consumer.stream], claim):
+                self._take(entry_id, event_in(fields), delivered)
+
+    def _free(self) -> int:
+        return 0 if self._jobs.stopping else self._processor.concurrency - len(self._entries)
+
+    def _take(self, entry_id: bytes, body: bytes, delivered: int) -> None:
+        if entry_id not in self._entries:
+            entry = self._entries[entry_id] = Entry(self._consumer.stream, entry_id, body, delivered)
+            self._jobs.spawn(self._handle(entry))
+
+    async def _handle(self, entry: Entry) -> None:
+        try:
+            await self._handling.delivered(entry)
+        finally:
+            del self._entries[entry.id]
+
+
+class Partitions:
+    """Entries of those partitions of a stream whose leases this instance holds. ``name``: its own, also as consumer."""
+
+    def __init__(self, name: str, processor: EventProcessor, backend: Backend, jobs: Jobs, handling: Handling) -> None:
+        self._name = name
+        self._processor = processor
+        self._backend = backend
+        self._jobs = jobs
+        self._handling = handling
+        self._streams = processor.streams
+        self._leases = [lease_key(stream, processor.name) for stream in self._streams]
+        self._followed: dict[int, bool] = {}  # partitions, and whether they are to be kept
+
+    async def begin(self) -> None:
+        self._jobs.spawn(self._jobs.steadily(self._share))
+
+    def stop(self) -> None:
+        """What reads asks whether it is to stop; leases are given back when that has been done."""
+
+    async def _share(self, _: Reader) -> None:
+        """Hold a fair share of the partitions."""
+        processor, jobs = self._processor, self._jobs
+        keys = [instances_key(processor.channel, processor.name), *self._leases]
+        milliseconds = int(processor.claim_after * 1000)
+        while True:
+            leaving = jobs.stopping and not self._followed
+            share, held = await self._backend.run(SHARE, keys, (self._name, milliseconds, int(jobs.stopping)))
+            if leaving:
+                return
+            for number in sorted(held):
+                if number not in self._followed and not jobs.stopping:
+                    self._followed[number] = True
+                    jobs.spawn(self._following(number))
+            kept = [number for number in self._followed if number in held]
+            for number in kept[share:]:
+                self._followed[number] = False
+            await jobs.change_within(processor.claim_after / 3)
+
+    async def _following(self, number: int) -> None:
+        try:
+            await self._jobs.steadily(lambda reader: self._follow(number, reader))
+        finally:
+            del self._followed[number]
+            self._jobs.change()
+
+    async def _follow(self, number: int, reader: Reader) -> None:
+        """One partition, one event after the other, for as long as its lease is held."""
+        group, stream, lease = self._processor.name, self._streams[number], self._leases[number]
+        await self._backend.run(JOIN, [stream], [group, FORGOTTEN_AFTER])
+        while self._followed[number] and not self._jobs.stopping:
+            taken = await self._backend.run(TAKE_NEXT, [lease, stream], [group, self._name])
+            if not taken:
+                return  # the lease is another's by now
+            if len(taken) == 1:
+                await reader.read("XREAD", "COUNT", 1, "BLOCK", BLOCK, "STREAMS", stream, taken[0])
+            else:
+                entry_id, fields, delivered = taken
+                await self._handling.delivered(Entry(stream, entry_id, event_in(fields), delivered))
+        await self._backend.run(RELEASE, [lease], [self._name])
