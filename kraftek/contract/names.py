@@ -73,7 +73,7 @@ GATEWAY_OWN = "gateway:"
 
 CLIENT_JOINED = "gateway:client:joined"
 CLIENT_LEFT = "gateway:client:left"
-"""Events for services with ``presence``: docs/services.rst, "Comings and goings"."""
+"""Events for services with ``presence``: docs/services.rst, "Presence"."""
 
 _PART = r"[^\s:\x00-\x1f\x7f-\x9f\ud800-\udfff]+"
 _EVENT = re.compile(rf"({_PART}):{_PART}:{_PART}")
