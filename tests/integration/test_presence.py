@@ -208,7 +208,7 @@ def test_nobody_leaves_because_redis_was_away(
     wait_until(lambda: time.monotonic() > stopped + LEASE + 1, "all leases to run out")
     redis_server.process.send_signal(signal.SIGCONT)
     for each, after in zip(gateways, logged, strict=True):
-        each.wait_log("is there", PATIENCE, after=after)
+        each.wait_log("is back after", PATIENCE, after=after)
     presence.looks(6)
     assert len(presence.heard()) == 3
     assert presence.cache() == cache
