@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from docutils import nodes
 
 from kraftek.contract.errors import CLOSE_CODES, Code
+from tests.daemon.test_operator import Operator
 from tests.docs.pages import CHECKOUT, page
+from tests.support.world import House
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,3 +37,12 @@ def test_every_close_code_is_listed() -> None:
     listed = {code: reason for code, reason, _, _ in rows("errors", "Close codes")}
     for reason, code in CLOSE_CODES.items():
         assert listed[str(code)] == reason
+
+
+def test_every_metric_is_listed() -> None:
+    document, _ = page(CHECKOUT / "docs/metrics.rst")
+    listed = [row[0].astext() for row in document.findall(nodes.row) if row[0].astext() != "name"]
+    served = Operator().metrics().values()
+    gauges = {f"kraftek_{gauge.name}" for gauge in House().gauges}
+    counters = {f"{metric.name}_total" if metric.type == "counter" else metric.name for metric in served}
+    assert sorted(listed) == sorted(counters | gauges)

@@ -37,7 +37,7 @@ from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Config, Limits, Registration
 from kraftek.core.registry import ServiceRegistry
 from kraftek.core.session import SessionState
-from kraftek.daemon.assembly import core_of
+from kraftek.daemon.assembly import core_of, gauges_of
 from kraftek.edge.dialects.native import NativeDialect
 from tests.support.fakes import FakeAccess, FakeBus, FakeLink, FakeRooms, Published
 
@@ -90,6 +90,7 @@ class House:
         self.requests = core.requests
         self.gateway = core.gateway
         self.deliveries = core.deliveries
+        self.gauges = gauges_of(core, self.bus)
 
     def connect(self, credentials: Authenticate | None = None, dialect: IDialect | None = None) -> Client:
         """A client connects; ``credentials`` came with its handshake."""
