@@ -6,6 +6,8 @@ What cannot be used, subprotocols that nobody knows and extensions, is declined,
 from __future__ import annotations
 
 import re
+from base64 import b64encode
+from hashlib import sha1
 from typing import Protocol
 
 from msgspec import Struct
@@ -13,7 +15,7 @@ from msgspec import Struct
 from kraftek.contract.metrics import RefusalReason
 from kraftek.edge.http_server import RefusedError
 
-__all__ = ["Asked", "Handshake", "asks_for_websocket", "read_handshake"]
+__all__ = ["Asked", "Handshake", "accept_token", "asks_for_websocket", "read_handshake"]
 
 _KEY = re.compile(r"[A-Za-z0-9+/]{22}==")
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^][:/?#@\s]+)(?::[0-9]{0,5})?")
@@ -67,6 +69,12 @@ def read_handshake(request: Asked) -> Handshake:
         raise _refusal(400, "expected one header Sec-WebSocket-Key, with 16 bytes in base64")
     offered = tuple(dict.fromkeys(request.tokens("sec-websocket-protocol")))
     return Handshake(keys[0], offered, ", ".join(request.lines("sec-websocket-extensions")))
+
+
+def accept_token(key: str) -> str:
+    """The ``Sec-WebSocket-Accept`` for a client's key (RFC 6455, section 4.2.2)."""
+    digest = sha1(f"{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode(), usedforsecurity=False).digest()
+    return b64encode(digest).decode()
 
 
 def _refusal(status: int, expected: str, *headers: tuple[bytes, bytes]) -> RefusedError:

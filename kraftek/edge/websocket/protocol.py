@@ -114,16 +114,22 @@ class ClientProtocol(WebSocketServerProtocol):
 
     def _connectionMade(self) -> None:  # noqa: N802  # Autobahn's name
         super()._connectionMade()
+        self.attach_outbox()
+
+    def attach_outbox(self) -> None:
+        """From here on all that is written goes through an outbox."""
         self.outbox = Outbox(self, self.factory.iteration, self.factory.limits.unsent_bytes)
 
     def begin(self, key: str, subprotocol: str | None, deflate: Deflate | None) -> None:
         """Answer the handshake that came with this key: it is accepted."""
-        headers = {}
         if deflate is not None:
             self._perMessageCompress: Any = Inflater(self.message_limit)
             self.outbox.window_bits = deflate.window_bits
-            headers["Sec-WebSocket-Extensions"] = deflate.header
-        succeed(self, key, subprotocol, headers)
+        self.answer_handshake(key, subprotocol, None if deflate is None else deflate.header)
+
+    def answer_handshake(self, key: str, subprotocol: str | None, extensions: str | None) -> None:
+        """Send the answer; the connection is open."""
+        succeed(self, key, subprotocol, {} if extensions is None else {"Sec-WebSocket-Extensions": extensions})
 
     def dataReceived(self, data: bytes) -> None:
         if not self.failedByMe:

@@ -22,6 +22,7 @@ from twisted.logger import capturedLogs, formatEvent
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory, PerMessageDeflate
 from websockets.utils import apply_mask
 
+from kraftek.contract.guards import UnexpectedError
 from kraftek.contract.interfaces import IClientLink
 from kraftek.contract.messages import Outgoing
 from kraftek.contract.settings import Limits
@@ -202,6 +203,10 @@ def whole(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the last connection's instance held when its handshake was done, before it was slimmed."""
     held: dict[str, Any] = {}
 
+    def begins_as_autobahn_has_it(base: Any) -> None:
+        raise UnexpectedError("this test looks at Autobahn's own state")
+
+    monkeypatch.setattr(autobahn_internals, "_check_accepting", begins_as_autobahn_has_it)
     forget = autobahn_internals._Slim.forget_handshake
 
     def noted(protocol: Any) -> None:
@@ -226,6 +231,12 @@ def test_a_connection_holds_these_names_and_no_others(whole: dict[str, Any]) -> 
     peer.send("plain")
     assert peer.read() == ["plain"]
     assert set(peer.protocol.__dict__) - AT_REST == {"heard"}
+
+
+def test_a_connection_that_begins_at_rest_holds_the_same() -> None:
+    peer = Peer(echo_edge(), "/?token=secret&roomId=r")
+    assert set(peer.protocol.__dict__) == AT_REST
+    assert peer.transport.no_delay
 
 
 def test_state_at_rest_is_what_autobahn_sets(whole: dict[str, Any]) -> None:
@@ -385,6 +396,26 @@ def settings_copied_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(WebSocketServerProtocol, "_connectionMade", other)
 
 
+def more_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = WebSocketServerProtocol._connectionMade
+
+    def other(self: Any) -> None:
+        made(self)
+        self.fresh = 1
+
+    monkeypatch.setattr(WebSocketServerProtocol, "_connectionMade", other)
+
+
+def another_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = WebSocketServerProtocol.succeedHandshake
+
+    def other(self: Any, accepted: Any) -> None:
+        self.factory.headers = {"X-Fresh": "1"}
+        opened(self, accepted)
+
+    monkeypatch.setattr(WebSocketServerProtocol, "succeedHandshake", other)
+
+
 def no_masker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autobahn_internals, "xormasker", types.ModuleType("autobahn.websocket.xormasker"))
 
@@ -409,6 +440,8 @@ def no_colours(monkeypatch: pytest.MonkeyPatch) -> None:
             "settings on the class",
             "settings are copied without being in CONFIG_ATTRS: requireMaskedClientFrames",
         ),
+        (more_state, "beginning at rest", "WebSocketServerProtocol keeps fresh, too"),
+        (another_answer, "beginning at rest", "WebSocketServerProtocol answers a handshake with"),
         (no_masker, "unframing whole reads", "autobahn.websocket.xormasker has no create_xor_masker"),
         (another_masker, "unframing whole reads", "takes 1 positional argument but 2 were given"),
         (no_colours, "log lines without colours", "autobahn.websocket.protocol has no hltype"),
