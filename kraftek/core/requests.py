@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 
 from kraftek.contract.errors import Code, NotPublished, PeerError
 from kraftek.contract.interfaces import IBus, Undelivered
+from kraftek.contract.log_once import OnceAMinute
 from kraftek.contract.lua import ForEach, Receipt
 from kraftek.contract.messages import (
     Ack,
@@ -140,6 +141,7 @@ class Requests:
         self._queues: dict[int, _Queue] = {}
         # Duplicates of requests of other sockets, with the keys of the record and of the late answer.
         self._duplicates: dict[_Request, tuple[str, str]] = {}
+        self._once_a_minute = OnceAMinute(clock.seconds)
         self._answered: list[tuple[str, bytes, Receipt]] = []
         self._storing = False
         self._unstored: Receipt = self._not_stored  # bound once for all answers
@@ -243,11 +245,9 @@ class Requests:
         if isinstance(receipt, bytes):
             self._counters.requests_repeated += 1
             if receipt.startswith(b"?"):
-                first = receipt[1:].decode()
-                self._duplicates[request] = request.record, _late_answer_key(first, request.id)
-                self._look([request])
-            else:
-                self._answer(request, receipt)
+                self._await_first(request, receipt)
+            elif not self._answer(request, receipt):
+                self._unreadable(request.record)
             return
         del waiting[request.id]
         if receipt > 0:
@@ -274,20 +274,40 @@ class Requests:
             if request not in self._duplicates:
                 continue
             if stored is not None and not stored.startswith(b"?"):
-                self._answer(request, stored)
-            elif late is not None:
-                self._answer(request, late, late)
+                if self._answer(request, stored):
+                    continue
+                self._unreadable(request.record)
+            if late is not None and not self._answer(request, late, late):
+                self._unreadable(self._duplicates[request][1])
 
-    def _answer(self, request: _Request, answer: bytes, body: bytes | None = None) -> None:
-        """Answer a duplicate with the stored ``answer``; ``body`` if it is to be stored in the record, too."""
+    def _await_first(self, request: _Request, record: bytes) -> None:
+        """Wait for the answer to the request of the socket that the record names."""
         try:
-            known = _decode(answer)
-        except msgspec.DecodeError as error:
-            self._log.error("A stored answer to a request cannot be read: {error}", error=str(error))
-            self._duplicates.pop(request, None)
+            first = record[1:].decode()
+        except UnicodeDecodeError:
+            self._unreadable(request.record)
             return
+        self._duplicates[request] = request.record, _late_answer_key(first, request.id)
+        self._look([request])
+
+    def _answer(self, request: _Request, answer: bytes, body: bytes | None = None) -> bool:
+        """Answer a duplicate with the stored ``answer``; ``body`` if it is to be stored in the record, too. ``False``
+        if it cannot be read.
+        """
+        try:
+            answer.decode()
+            known = _decode(answer)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return False
         del self._waiting[request.session.socket_id][request.id]
         self._settle(request, Delivery(known.type, known.payload, None, request.id), body)
+        return True
+
+    def _unreadable(self, key: str) -> None:
+        """What no gateway wrote counts as no answer. It is removed, so that the request is sent when it is repeated."""
+        text = "{key} in Redis cannot be read, and is removed (logged once a minute)"
+        self._once_a_minute(self._log.error, text, key=key)
+        self._bus.call("DEL", (key,)).addErrback(self._failed)
 
     def _failed(self, failure: Failure) -> None:
         if failure.check(NotPublished) is None:

@@ -647,16 +647,51 @@ class RepeatedTest(TestCase):
         for session in waiting:
             await self.send(session)
         [record] = self.client.keys("k:request:3:ann:*")
-        self.client.set(record, "no answer")
-        self.answer(self.one, "one.bob")
-        await self.one.bus.call("PING")
+        values: list[str | bytes] = ["no answer", b'{"type":"\xff"}', b"\xff", "[" * 100_000, '{"payload":1}']
         with capturedLogs() as events:
+            for value in values:
+                self.client.set(record, value)
+                await self.sweep(self.two)
+                await self.sweep(self.two)
+                assert not self.client.exists(record)
+            self.answer(self.one, "one.bob")
+            await self.one.bus.call("PING")
+            self.client.set(record, b"\xff")
             await self.sweep(self.two)
             await self.sweep(self.two)
         assert [len(told(session)) for session in waiting] == [0, 1]
         assert len([event for event in events if "cannot be read" in event["log_format"]]) == 1
         await self.sweep(self.two, 10)
         assert [message["payload"]["code"] for message in told(waiting[0])] == ["TIMEOUT"]
+
+    async def test_an_adopted_answer_that_cannot_be_read_is_removed(self) -> None:
+        await self.send(self.one.connect("1"))
+        waits = self.two.connect("1")
+        await self.send(waits)
+        self.client.set("k:request:adopted:one.1:q", b"\xff")
+        await self.sweep(self.two)
+        await self.sweep(self.two)
+        assert not self.client.exists("k:request:adopted:one.1:q")
+        self.answer(self.one, "one.1", "kept")
+        await self.one.bus.call("PING")
+        await self.sweep(self.two)
+        assert [message["payload"] for message in told(waits)] == ["kept"]
+
+    async def test_a_record_that_cannot_be_read_is_removed(self) -> None:
+        session = self.one.connect("1")
+        for number, value in enumerate((b"?\xff", b"\xff", b"no answer")):
+            self.client.flushall()
+            await self.send(self.one.connect("0"))
+            handled = self.handled()
+            [record] = self.client.keys("k:request:*")
+            self.client.set(record, value)
+            await self.send(session)
+            await self.one.bus.call("PING")
+            assert not self.client.exists(record)
+            await self.send(self.two.connect(f"{number}"))
+            assert self.handled() == handled + 1
+            await self.sweep(self.one, 10)
+            assert [message["payload"]["code"] for message in told(session)] == ["TIMEOUT"]
 
     async def test_requests_to_services_that_are_alike_are_one_command(self) -> None:
         self.one.registry.register(Registration(name="talk", channel="events:talk", transport="stream", reply=True))

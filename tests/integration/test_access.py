@@ -281,6 +281,35 @@ def test_the_stop_closes_the_connections_to_the_auth_service(
     assert rest.result(30) == b""
 
 
+def test_what_cannot_be_read_in_redis_stops_nothing_else(
+    redis_server: RedisServer, gateway: StartGateway, connect: Connect, auth_service: AuthService
+) -> None:
+    for name in ("ada", "bob", "eve"):
+        auth_service.allow(name, name)
+    process, killed = (gateway(redis_server, auth=auth_service.url) for _ in range(2))
+    redis = redis_server.client()
+    bob = connect(process, token="bob", room="r1")
+    connect(killed, token="eve", room="r1")
+    wait_until(lambda: redis.exists("access:user:bob"), "a grant of bob's")
+    redis.sadd("gateways:lost", b"\xff", "text", '["eve", "r1", "x"]')
+    odd = b'{"userId":"ada","freshUntil":9999999999,"roomId":"\xff"}'
+    redis.hset(f"access:token:{digest('ada')}", "r1", odd)
+    redis.sadd("access:user:ada", digest("ada"))
+    for _ in range(2):
+        connect(process, token="ada", room="r1")
+        redis.hset(f"access:token:{digest('ada')}", "r1", odd)
+    auth_service.deny("bob")
+    with redis.pipeline() as pipeline:
+        pipeline.hset(f"access:token:{digest('ada')}", "r1", odd + b" ")
+        pipeline.delete("access:user:bob")
+        pipeline.execute()
+    bob.expect_error("ACCESS_REVOKED")
+    killed.kill()
+    wait_until(lambda: not redis.hexists("room:r1", "eve"), lambda: f"nothing of eve in {redis.hgetall('room:r1')}")
+    assert redis.hexists("room:r1", "ada")
+    assert process.log().count("cannot be read") == process.log().count("no gateway wrote") == 1
+
+
 def test_no_token_anywhere(
     redis_server: RedisServer, gateway: StartGateway, connect: Connect, auth_service: AuthService
 ) -> None:

@@ -1,9 +1,12 @@
 -- KEYS: the user's set, the beginning of tokens' keys, the ledger
 -- ARGV: 1 for one room alone and that room, milliseconds that the ledger lives at least
 local user, ledger, one_room = KEYS[1], KEYS[3], ARGV[1] == '1'
+keep_type('set', user)
+keep_type('hash', ledger)
 for _, digest in ipairs(redis.call('SMEMBERS', user)) do
     local token = KEYS[2] .. digest
     if one_room then
+        keep_type('hash', token)
         redis.call('HDEL', token, ARGV[2])
         if redis.call('EXISTS', token) == 0 then
             redis.call('HDEL', ledger, digest)

@@ -49,7 +49,7 @@ class Found(Struct, frozen=True):
 
 LOOK_UP = Script(lua(__package__, "time", "ledger", "look_up"))
 STORE = Script(lua(__package__, "time", "ledger", "store"))
-CLEAR = Script(lua(__package__, "time", "ledger", "clear"))
+CLEAR = Script(lua(__package__, "time", "ledger", "keep_type", "clear"))
 
 
 class SharedAnswers:
@@ -74,8 +74,12 @@ class SharedAnswers:
         )
         if reply is None:
             return None
-        time, answer = reply
-        return Found(int(time), None if answer is None else _read(answer))
+        time, answer, *unreadable = reply
+        kept = None if answer is None else _read(answer)
+        if unreadable or (answer is not None and kept is None):
+            text = "{key} in Redis has an answer that cannot be read, and does not count (logged once a minute)"
+            self._once_a_minute(self._log.warn, text, key=token_key(digest))
+        return Found(int(time), kept)
 
     async def store(self, digest: str, room_id: str | None, kept: Kept, seconds: float, asked: int) -> bool | None:
         """Keep an answer for so many seconds; 0 is for the verdict alone. ``asked``: the time of the last look before
@@ -114,6 +118,7 @@ class SharedAnswers:
 
 def _read(answer: bytes) -> Kept | None:
     try:
+        answer.decode()
         return msgspec.json.decode(answer, type=Kept)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None  # somebody else's writing, or another version's

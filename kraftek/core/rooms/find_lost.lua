@@ -5,7 +5,9 @@
 local gateways, lost, looked, prefix = unpack(KEYS)
 local lease, outage, most = unpack(ARGV)
 local seconds = now / 1000000
-local before = tonumber(redis.call('GET', looked) or 0)
+keep_type('string', looked)
+keep_type('set', lost)
+local before = tonumber(redis.call('GET', looked) or 0) or 0
 -- Where Redis's clock was set back, no lease is longer than a whole one for that.
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', gateways, seconds + lease, '+inf')) do
     redis.call('ZADD', gateways, seconds + lease, id)
@@ -16,6 +18,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', gateways, '-inf', seconds)) do
         redis.call('ZADD', gateways, seconds + lease, id)
     else
         local entries = prefix .. id .. ':entries'
+        keep_type('set', entries)
         redis.call('SUNIONSTORE', lost, lost, entries)
         redis.call('DEL', entries)
         redis.call('ZREM', gateways, id)

@@ -40,8 +40,11 @@ OUTAGE = 3.0
 ``LEASE - RENEW_INTERVAL``, for a lease to run out by the fault of Redis."""
 
 RENEW = Script(lua(__package__, "time", "renew_lease"))
-FIND_LOST = Script(lua(__package__, "time", "find_lost"))
+FIND_LOST = Script(lua(__package__, "time", "keep_type", "find_lost"))
 RELEASE = Script(lua(__package__, "release_lease"))
+
+_SAMPLE = 200
+"""Bytes that the log shows of what cannot be read."""
 
 _decode = msgspec.json.Decoder(Entry).decode
 
@@ -61,6 +64,7 @@ class Leases:
         self._restore = restore
         self._counters = counters
         self._looking = False
+        self._warned = False
         self._once = OnceUntilItWorks()
         bus.add_listener(self)
 
@@ -88,8 +92,19 @@ class Leases:
     async def _look(self) -> None:
         keys = [GATEWAY_LEASES, LOST_GATEWAYS, LAST_LOOK, ENTRIES]
         while found := await self._bus.call(FIND_LOST, keys, [LEASE, OUTAGE, ENTRIES_AT_ONCE]):
-            await self._rooms.bury([_decode(entry) for entry in found])
-            self._counters.entries_swept += len(found)
+            entries = [entry for member in found if (entry := _read(member)) is not None]
+            if len(entries) < len(found):
+                await self._remove([member for member in found if _read(member) is None])
+            if entries:
+                await self._rooms.bury(entries)
+                self._counters.entries_swept += len(entries)
+
+    async def _remove(self, members: list[bytes]) -> None:
+        if not self._warned:
+            self._warned = True
+            text = "Members of {key} that no gateway wrote are removed (logged once): {sample}"
+            self._log.warn(text, key=LOST_GATEWAYS, sample=repr(members[0][:_SAMPLE]))
+        await self._bus.call("SREM", [LOST_GATEWAYS], members)
 
     def _call(self, script: Script, keys: list[str], *args: str | float) -> Deferred[Any]:
         return self._bus.call(script, keys, args).addErrback(self._failed)
@@ -111,3 +126,12 @@ class Leases:
         if failure.check(NotPublished) is None:
             text = "The leases of gateways are not kept, until they can be"
             self._once.failed(self._log.failure, text, failure=failure)
+
+
+def _read(member: bytes) -> Entry | None:
+    """The entry, if it was written by a gateway: only as it was written can it be removed."""
+    try:
+        entry = _decode(member)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return entry if msgspec.json.encode(entry) == member else None

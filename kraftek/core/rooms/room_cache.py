@@ -86,7 +86,7 @@ class RedisRooms:
 
     def enter(self, user_id: str, room_id: str, socket_id: str) -> Deferred[str | None]:
         displaced = self._run(ENTER, self._own, [(user_id, room_id, socket_id)], CLIENT_JOINED, {})
-        return displaced.addCallback(lambda found: found if found is None else found.decode())
+        return displaced.addCallback(lambda found: found if found is None else found.decode(errors="replace"))
 
     def leave(self, user_id: str, room_id: str, socket_id: str, reason: str) -> Deferred[None]:
         left = self._run(LEAVE, self._own, [(user_id, room_id, socket_id)], CLIENT_LEFT, {"reason": reason})
@@ -110,26 +110,23 @@ class RedisRooms:
         told = self._told
         keys = [named_in, LOST_GATEWAYS]
         args: list[str | bytes | int] = [len(told)]
-        places: set[str] = set()
         args += [service.max_length if service.transport == "stream" else 0 for service in told]
         for entry in entries:
             user_id, room_id, socket_id = entry
             sockets = sockets_key(_encode((user_id, room_id)).decode())
             keys += (room_key(room_id), socket_key(user_id, room_id), sockets)
-            listening = [_place(service, room_id) for service in told]
-            keys += listening
-            places.update(listening)
+            keys += [_place(service, room_id) for service in told]
             args += (user_id, socket_id, _encode(entry), self._event(event, entry, payload) if told else b"")
-        return self._bus.call(script, keys, args).addCallback(self._done, places)
+        return self._bus.call(script, keys, args).addCallback(self._done, keys)
 
-    def _done(self, answer: list[Any], places: set[str]) -> Any:
+    def _done(self, answer: list[Any], keys: Sequence[str]) -> Any:
         result, *failure = answer
         if failure:
             place, reason = (word.decode() for word in failure)
             text = "Cannot tell {place} who comes and goes: {reason}"
             self._once.failed(self._log.error, text, about=place, place=place, reason=reason)
         elif self._once.failing:
-            self._once.works(*map(self._bus.channel_name, places))
+            self._once.works(*map(self._bus.channel_name, keys))
         return result
 
     def _event(self, event: str, entry: Entry, payload: dict[str, str]) -> bytes:

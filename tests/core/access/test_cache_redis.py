@@ -17,7 +17,7 @@ from kraftek.contract.interfaces import IAccessChecker, IAccessListener
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Grant, Token
 from kraftek.contract.metrics import Counters
-from kraftek.contract.names import token_key, user_key
+from kraftek.contract.names import ledger_key, token_key, user_key
 from kraftek.contract.settings import Auth, Redis
 from kraftek.core.access.cache import AccessCache
 from tests.core.access.world import Outcome
@@ -138,6 +138,44 @@ class AccessOnRedisTest(TestCase):
             await until(lambda: two.questions, "a question to the auth service")
             assert outcome.waits
             two.questions.pop().away()
+
+    async def test_what_cannot_be_read_counts_as_absent(self) -> None:
+        one, two = await self.process(), await self.process()
+        odd = [b"\xff", b'{"userId":"ada","freshUntil":9999999999,"roomId":"\xff"}', b"[" * 100_000, b"{}", b"no json",
+               b'{"userId":"ada","freshUntil":' + b"[" * 5_000, b'{"userId":"ada"}']  # fmt: skip
+        with capturedLogs() as logged:
+            for value in odd:
+                await one.let_in()
+                self.redis.call("HSET", token_key(T.digest), "r", value)
+                await two.rest()
+                await two.let_in()
+                self.redis.call("FLUSHALL")
+                await one.rest()
+        assert len([event for event in logged if "cannot be read" in event["log_format"]]) == 2  # once by each
+
+    async def test_what_cannot_be_read_does_not_hide_a_deletion(self) -> None:
+        one = await self.process()
+        await one.let_in()
+        await one.let_in("b", user="bob")
+        with self.redis.client() as client, client.pipeline() as pipeline:  # one MULTI, which is told at once
+            pipeline.hset(token_key(T.digest), "r", b'{"userId":"ada","freshUntil":9999999999,"roomId":"\xff"}')
+            pipeline.delete(user_key("bob"))
+            pipeline.execute()
+        await one.told(None, "bob", None, True)
+
+    async def test_keys_of_another_type_are_cleared_as_well(self) -> None:
+        one = await self.process()
+        for key in (user_key("ada"), token_key(T.digest), ledger_key("ada")):
+            for room in ("", ', "roomId": "r"'):
+                await one.let_in()
+                self.redis.call("DEL", key)
+                self.redis.call("SET", key, "text")
+                self.redis.call("PUBLISH", "auth:invalidate", f'{{"userId": "ada"{room}}}'.encode())
+                await one.told(None, "ada", "r" if room else None, True)
+                await until(lambda: not one.cache._uncleared, "the end of clearing")
+                one.stale.clear()
+                self.redis.call("FLUSHALL")
+                await one.rest()
 
     async def test_invalidation(self) -> None:
         one, two = await self.process(), await self.process()

@@ -118,7 +118,7 @@ def redis(kind: PrivateRedis | None) -> Iterator[Server]:
 
 
 def look(redis: Server, digest: str, room: str = "r", user: str = "") -> tuple[int, Kept | None]:
-    at, answer = redis.run(LOOK_UP, [token_key(""), user_key(""), "access-ledger:"], [digest, room, user, MEMORY])
+    at, answer, *_ = redis.run(LOOK_UP, [token_key(""), user_key(""), "access-ledger:"], [digest, room, user, MEMORY])
     return int(at), None if answer is None else msgspec.json.decode(answer, type=Kept)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, fail
+from twisted.logger import LogLevel, capturedLogs
 from twisted.trial.unittest import TestCase
 from txredisapi import ResponseError
 from zope.interface.verify import verifyObject
@@ -103,6 +104,50 @@ class LeasesTest(TestCase):
             "k:gateway:two:entries",
         }
         assert one.counters.entries_swept + two.counters.entries_swept >= 2 * ENTRIES_AT_ONCE + 50
+
+    async def test_what_no_gateway_wrote_is_removed_and_the_rest_cleaned_up(self) -> None:
+        dead, one = await self.process("dead"), await self.process("one")
+        for number in range(3):
+            await dead.rooms.enter(f"user {number}", "board", f"dead.{number}")
+        await dead.rooms.enter("ann", "broken", "dead.a")
+        self.client.delete("k:room:broken")
+        self.client.set("k:room:broken", "no hash")
+        odd: list[Any] = [
+            "text",
+            b"\xff",
+            b'["ann","\xff","x"]',
+            '["ann","board"]',
+            '["a", "board", "x"]',
+            "[" * 100_000,
+        ]
+        self.client.sadd("k:gateways:lost", *odd)
+        self.is_gone("dead")
+        with capturedLogs() as logged:
+            await self.look(one)
+            self.client.sadd("k:gateways:lost", *odd)
+            await self.look(one)
+        assert not self.client.exists("k:room:board", "k:gateways:lost", "k:gateway:dead:entries")
+        assert one.counters.entries_swept == 4
+        assert len([event for event in logged if "no gateway wrote" in event["log_format"]]) == 1
+        assert not [event for event in logged if event["log_level"] is LogLevel.critical]
+
+    async def test_keys_of_another_type_stop_nothing_else(self) -> None:
+        dead, one = await self.process("dead"), await self.process("one")
+        await self.process("odd")
+        await dead.rooms.enter("ann", "board", "dead.a")
+        for key in ("k:gateways:lost", "k:gateway:odd:entries"):
+            self.client.delete(key)
+            self.client.set(key, "no set")
+        self.is_gone("dead")
+        self.client.zadd("k:gateways", {"odd": 1})
+        await self.look(one)
+        assert self.leases().keys() == {"one"}
+        assert not self.client.exists("k:room:board", "k:gateways:lost")
+        for what in ("text", "set"):
+            self.client.delete("k:gateways:looked")
+            self.client.set("k:gateways:looked", what) if what == "text" else self.client.sadd("k:gateways:looked", "x")
+            await self.look(one)
+            assert float(str(self.client.get("k:gateways:looked")))
 
     async def test_what_one_that_looked_could_not_finish_is_finished_by_others(self) -> None:
         dead, one, two = [await self.process(name) for name in ("dead", "one", "two")]

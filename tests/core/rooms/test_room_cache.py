@@ -307,12 +307,25 @@ class RedisRoomsTest(TestCase):
         assert await self.rooms.restore([(user_id, room_id, "g2.🙁")]) == ["g2.🙁"]
 
     async def test_what_redis_refuses_is_said(self) -> None:
-        self.redis.call("SET", "k:room:board", "not a hash")
-        await self.assertFailure(self.rooms.enter("ann", "board", "g1.a"), ResponseError)
-        with self.redis.client() as client:
-            client.sadd("k:gateway:g1:entries", '["ann","board","g1.a"]')
+        await self.rooms.enter("ann", "board", "g1.a")
+        self.redis.call("CONFIG", "SET", "min-replicas-to-write", "1")
+        await self.assertFailure(self.rooms.enter("bob", "board", "g1.b"), ResponseError)
         await self.assertFailure(self.rooms.leave("ann", "board", "g1.a", "left"), ResponseError)
         await self.assertFailure(self.rooms.restore([("ann", "board", "g1.a")]), ResponseError)
+
+    async def test_a_key_of_another_type_keeps_no_other_entry_from_being_written(self) -> None:
+        self.redis.call("SET", "k:room:board", "not a hash")
+        bad, good = ("ann", "board", "g1.a"), ("ann", "hall", "g1.a")
+        with capturedLogs() as logged:
+            assert await self.rooms.enter(*bad) is None
+            assert await self.rooms.restore([bad, good]) == []
+            assert self.redis.call("HGETALL", "k:room:hall") == {b"ann": b"g1.a"}
+            with self.redis.client() as client:
+                client.sadd("k:gateways:lost", *map(msgspec.json.encode, (bad, good)))
+            await self.other.bury([bad, good])
+            assert not self.redis.call("EXISTS", "k:room:hall", "k:gateways:lost")
+        places = [event["place"] for event in logged]
+        assert places == ["k:room:board"] * 2  # once by each gateway
 
     async def test_a_service_that_cannot_be_told_keeps_nothing_from_being_written(self) -> None:
         self.registry.register(Registration(name="log", channel="log", transport="stream", presence=True))
