@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
+import pytest
 from docutils import nodes
+from msgspec import NODEFAULT, Meta, Struct
+from msgspec.structs import fields
 
+from kraftek.contract import settings
 from kraftek.contract.errors import CLOSE_CODES, Code
 from tests.daemon.test_operator import Operator
 from tests.docs.pages import CHECKOUT, page
@@ -46,3 +51,42 @@ def test_every_metric_is_listed() -> None:
     gauges = {f"kraftek_{gauge.name}" for gauge in House().gauges}
     counters = {f"{metric.name}_total" if metric.type == "counter" else metric.name for metric in served}
     assert sorted(listed) == sorted(counters | gauges)
+
+
+SETTINGS: dict[str, type[Struct]] = {
+    "The top of the file": settings.Config,
+    "[redis]": settings.Redis,
+    "[auth]": settings.Auth,
+    "[limits]": settings.Limits,
+    "[socketio]": settings.SocketIO,
+    "[operator]": settings.Operator,
+    "[services.NAME]": settings.Registration,
+}
+TABLES = {"redis", "auth", "limits", "socketio", "operator", "services", "name"}
+
+
+def allowed(hint: Any) -> str:
+    """What a setting may be, by its type, as the page says it."""
+    kind, meta = (hint, Meta()) if hint in (bool, int, float, str) else get_args(hint)
+    if get_origin(kind) is Literal:
+        return ", ".join(get_args(kind))
+    if kind is int:
+        return f"{meta.ge} or more" if meta.le == 2**31 - 1 else f"{meta.ge} to {meta.le}"
+    if kind is float:
+        return "above 0" if meta.gt == 0 else f"{meta.ge:g} or more"
+    return {bool: "true, false", str: "text"}.get(kind, "list")
+
+
+@pytest.mark.parametrize("section", SETTINGS)
+def test_every_setting_is_listed_with_its_default_and_range(section: str) -> None:
+    table = SETTINGS[section]
+    hints = get_type_hints(table, include_extras=True)
+    assert [row[:3] for row in rows("configuration", section) if row[0] != "key"] == [
+        [
+            field.name,
+            "needed" if field.default is NODEFAULT else json.dumps(field.default),
+            allowed(hints[field.name]),
+        ]
+        for field in fields(table)
+        if field.name not in TABLES
+    ]
