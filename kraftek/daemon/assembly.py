@@ -32,7 +32,7 @@ from kraftek.core.service_events import ServiceEvents
 from kraftek.daemon.demo import BOARD
 from kraftek.edge.addresses import Addresses
 from kraftek.edge.dialects.native import NativeDialect
-from kraftek.edge.dialects.socketio_client import SocketIODialect
+from kraftek.edge.dialects.socketio_client import SocketIOClient
 from kraftek.edge.dialects.socketio_packets import SocketSettings
 from kraftek.edge.engineio.clients import EngineClients
 from kraftek.edge.engineio.connection import EngineSettings
@@ -150,7 +150,7 @@ def edge_of(
             max_payload=socketio.max_payload,
             max_queued_bytes=limits.unsent_bytes,
         ),
-        lambda client: core.gateway.open(client, SocketIODialect(client, packets)),
+        lambda client: SocketIOClient(client, packets, core.gateway.open),
         addresses,
         max_connections(limits),
     )

@@ -93,12 +93,16 @@ def end_writing(transport: Any) -> None:
 
 
 class Request(http.Request):
-    """A request. ``path`` is without the query, and ``host`` what it was addressed to."""
+    """A request. ``path`` is without the query, and ``host`` what it was addressed to.
+
+    ``on_body``: what takes its body, for whoever asked for that when its head was there.
+    """
 
     channel: Any
     content: Any
     path = b""
     host_name = ""
+    on_body: Callable[[bytes], None] | None = None
     clientproto = b"HTTP/1.1"
     _log = Logger()
     _refused = False
@@ -176,6 +180,11 @@ class Request(http.Request):
             refusal = self.channel.factory.refuse_body(self, length or 0)
             if refusal is not None:
                 self.refuse(refusal)
+                return
+            # Twisted keeps the request line to itself until the body is there, which may take its time.
+            self.method = self.channel._command  # noqa: SLF001
+            self._read_target(self.channel._path)  # noqa: SLF001
+            self.channel.factory.expect(self)
 
     def handleContentChunk(self, data: bytes) -> None:
         if not self._refused:
@@ -191,15 +200,18 @@ class Request(http.Request):
         if b"#" in path:
             self.refuse(Response(400, b"expected a target without a fragment\n"))
             return
-        self.host_name, target = self.header("host") or "", path
-        if found := _ABSOLUTE.fullmatch(path):
-            self.host_name, target = found[1].decode("latin-1"), found[2]
-        path, _, self._raw_query = target.partition(b"?")
         # Twisted's own would parse the body of a form, a second for 1 MB, and keep the query where it logs it.
         self.method, self.clientproto = command, version
-        self.uri = self.path = path or b"/"
+        self._read_target(path)
         self.content.seek(0)
         self.process()
+
+    def _read_target(self, target: bytes) -> None:
+        self.host_name = self.header("host") or ""
+        if found := _ABSOLUTE.fullmatch(target):
+            self.host_name, target = found[1].decode("latin-1"), found[2]
+        path, _, self._raw_query = target.partition(b"?")
+        self.uri = self.path = path or b"/"
 
     def process(self) -> None:
         channel = self.channel
@@ -353,6 +365,9 @@ class HttpServer(HTTPFactory):
         if size > self.max_body:
             return Response(413, b"request body too large: expected at most %d bytes\n" % self.max_body)
         return None
+
+    def expect(self, request: Request) -> None:
+        """The head of a request with a body is there."""
 
     def process(self, request: Request) -> None:
         """A request is there, whole."""

@@ -158,6 +158,10 @@ class PublicSite(HttpServer):
             return Response(400, b"expected a handshake without a body\n")
         return super().refuse_body(request, size)
 
+    def expect(self, request: Request) -> None:
+        if self._polling is not None and request.path in self._polling.paths and self._may_post(request):
+            self._polling.expect(request)
+
     def refuse_host(self, request: Request) -> Response:
         self._counters.connections_refused[RefusalReason.HOST] += 1
         return super().refuse_host(request)
@@ -213,6 +217,9 @@ class PublicSite(HttpServer):
             request.answer(Response(405, b"expected GET\n", headers=((b"Allow", b"GET, HEAD"),)))
         else:
             request.answer(page.response(request))
+
+    def _may_post(self, request: Request) -> bool:
+        return self.hosts.allow(request.host_name) and self._verdict(request) is not Verdict.REFUSED
 
     def _address(self, request: Request) -> str:
         return self._proxies.address(request.getClientAddress(), request.header("x-forwarded-for"))

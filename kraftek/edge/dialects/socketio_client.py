@@ -7,6 +7,7 @@ mapping is in docs/socketio.rst.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, TypeGuard
 
 import msgspec
@@ -14,7 +15,7 @@ from msgspec import Meta, Raw, Struct
 from zope.interface import implementer
 
 from kraftek.contract.errors import CLOSE_CODES, Code, PeerError
-from kraftek.contract.interfaces import IClientLink, IDialect
+from kraftek.contract.interfaces import IClientLink, IDialect, IReceiver
 from kraftek.contract.messages import (
     NULL,
     ROOM_ID_LENGTH,
@@ -50,7 +51,7 @@ from kraftek.edge.dialects.socketio_packets import (
     encode_event,
 )
 
-__all__ = ["SocketIODialect"]
+__all__ = ["SocketIOClient", "SocketIODialect"]
 
 _RoomId = Annotated[str, Meta(min_length=1, max_length=ROOM_ID_LENGTH)]
 
@@ -91,20 +92,61 @@ _GOOD_BYE = frozenset(
 disconnect". After all others it loses its transport, and reconnects."""
 
 
+Open = Callable[[IClientLink, IDialect], IReceiver]
+"""Begins a session of the gateway on this link."""
+
+
+@implementer(IReceiver)
+class SocketIOClient:
+    """One client on its connection, which outlasts the namespace: who leaves that may enter it again, or close.
+
+    Each time it leaves, its session ends, and the next one begins: so it has as long to come back as a new connection
+    has to authenticate. ``open``: the gateway's.
+    """
+
+    __slots__ = ("_link", "_open", "_session", "_settings")
+
+    def __init__(self, link: IClientLink, settings: SocketSettings, open: Open) -> None:
+        self._link = link
+        self._settings = settings
+        self._open = open
+        self._session = self._begun()
+
+    def receive(self, data: bytes, binary: bool = False) -> None:
+        self._session.receive(data, binary)
+
+    def lost(self) -> None:
+        self._session.lost()
+
+    def overrun(self) -> Outgoing | None:
+        return self._session.overrun()
+
+    def _begun(self) -> IReceiver:
+        return self._open(self._link, SocketIODialect(self._link, self._settings, self._left))
+
+    def _left(self) -> None:
+        self._session.lost()
+        self._session = self._begun()
+        # The session that is over may have held up what the client sends.
+        self._link.resume()
+
+
 @implementer(IDialect)
 class SocketIODialect:
     """The grammar of one Socket.IO client in the main namespace, the only one there is.
 
-    ``link``: the client's. What Socket.IO answers by itself, without the gateway, is written to it.
+    ``link``: the client's. What Socket.IO answers by itself, without the gateway, is written to it. ``left`` is called
+    when the client leaves the namespace: this is over then.
     """
 
-    __slots__ = ("_bounds", "_link", "_session", "_socket_id")
+    __slots__ = ("_bounds", "_left", "_link", "_session", "_socket_id")
 
     codec = "socket.io"
     lasting_ids = False  # the ids of acknowledgements begin from 0 with every connection
 
-    def __init__(self, link: IClientLink, settings: SocketSettings) -> None:
+    def __init__(self, link: IClientLink, settings: SocketSettings, left: Callable[[], None]) -> None:
         self._link = link
+        self._left = left
         self._session = SocketSession(settings)
         self._bounds = settings.bounds
         self._socket_id = ""
@@ -122,7 +164,7 @@ class SocketIODialect:
         if type(packet) is ConnectPacket:
             return self._connected(packet)
         if type(packet) is DisconnectPacket:
-            self._link.close(1000, "client namespace disconnect")
+            self._left()
         elif type(packet) is Outgoing:
             self._link.write(packet)
         return None

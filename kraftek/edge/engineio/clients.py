@@ -8,7 +8,9 @@ speaks on top: the gateway's sessions, or anything else that is given here as ``
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from math import inf
 from secrets import token_urlsafe
 
 from twisted.internet.interfaces import IReactorTime
@@ -20,14 +22,26 @@ from kraftek.contract.messages import Outgoing
 from kraftek.contract.metrics import Counters, RefusalReason
 from kraftek.edge.addresses import Addresses
 from kraftek.edge.engineio.connection import ConnectionState, EngineSession, EngineSettings, Reason
-from kraftek.edge.engineio.packets import EngineError, EngineOverflowError, ErrorCode
+from kraftek.edge.engineio.packets import EngineError, EngineOverflowError, ErrorCode, Message
 
-__all__ = ["Answer", "EngineClient", "EngineClients", "EngineSocket"]
+__all__ = ["Answer", "EngineClient", "EngineClients", "EngineSocket", "Posted"]
 
 Answer = Callable[[bytes | None], None]
 """Answers a held GET with this body; ``None``: the gateway goes away, come back later."""
 
+Posted = Callable[[EngineError | None], None]
+"""Answers a POST: with ok, or with the error."""
+
 _GOING_AWAY = 1001
+
+_AT_ONCE = 500
+"""Packets of a POST that are handled in one turn: so many events cost some 10 ms, in which nobody else is served."""
+
+_TURNAROUND = 1.0
+"""Seconds that a client has from the answer to its poll to the next one, before what waits is held against it."""
+
+_AHEAD = 0.3
+"""Seconds by which a sweep looks ahead, a little more than between two of them: time-outs are judged to the moment."""
 
 
 @implementer(IClientLink)
@@ -40,13 +54,16 @@ class EngineClient:
 
     __slots__ = (
         "_answer",
+        "_answered_at",
         "_clients",
         "_direct",
+        "_messages",
         "_paused",
+        "_posted",
+        "_reading",
         "_receiver",
         "_settling",
         "_socket",
-        "_unread",
         "engine",
         "peer",
     )
@@ -62,7 +79,11 @@ class EngineClient:
         self._direct: IClientLink | None = None
         self._settling = False
         self._paused = False
-        self._unread: list[Callable[[], None]] = []
+        self._answered_at = -inf
+        # Of the POST that is under way: what answers it, and the messages that are yet to be handed on.
+        self._posted: Posted | None = None
+        self._messages: Iterator[Message] | None = None
+        self._reading = False
 
     # What the polling transport calls.
 
@@ -80,17 +101,25 @@ class EngineClient:
         self.engine.poll_lost()
         self.flush()
 
-    def post(self, body: bytes, done: Callable[[], None]) -> None:
-        """A POST arrived: ``done`` is called when the client may send more. Raises ``EngineError``."""
+    def post(self, posted: Posted) -> None:
+        """A POST's head arrived: ``posted`` is called when the client may send more. Raises ``EngineError``."""
         try:
-            for data, binary in self.engine.receive_payload(body):
-                self._receive(data, binary)
+            self.engine.post()
+            self._posted = posted
         finally:
             self.flush()
-        if self._paused:
-            self._unread.append(done)
-        else:
-            done()
+
+    def post_body(self, body: bytes) -> None:
+        """The whole of it is there."""
+        if self._posted is not None:
+            self._messages = self.engine.receive_payload(body)
+            self._read()
+
+    def post_lost(self) -> None:
+        """Its connection went away before that."""
+        self._posted = None
+        self.engine.post_lost()
+        self.flush()
 
     # What the WebSocket's side calls.
 
@@ -142,7 +171,7 @@ class EngineClient:
         try:
             self.engine.send(outgoing)
         except EngineOverflowError:
-            self._overflow()
+            self._overflow(outgoing)
         if not self._settling:
             self._settling = True
             self._clients.iteration.at_end(self)
@@ -167,9 +196,7 @@ class EngineClient:
         self._paused = False
         if self._direct is not None:
             self._direct.resume()
-        unread, self._unread = self._unread, []
-        for done in unread:
-            done()
+        self._read()
 
     def flush(self) -> None:
         """The turn ends, or the session changed."""
@@ -182,6 +209,7 @@ class EngineClient:
         body = engine.payload()
         if body is not None and self._answer is not None:
             answer, self._answer = self._answer, None
+            self._answered_at = self._clients.clock.seconds()
             answer(body)
         if socket is not None:
             for outgoing in engine.frames():
@@ -212,7 +240,42 @@ class EngineClient:
         if self._receiver is not None:
             self._receiver.receive(data, binary)
 
-    def _overflow(self) -> None:
+    def _read(self) -> None:
+        """Hand on what a POST brought: so much in a turn, and as long as the receiver wants it."""
+        messages = self._messages
+        if messages is None or self._reading:
+            return
+        self._reading = True
+        error, over = None, False
+        try:
+            for _ in range(_AT_ONCE):
+                if self._paused:
+                    break
+                message = next(messages, None)
+                if message is None:
+                    over = True
+                    break
+                self._receive(*message)
+        except EngineError as wrong:
+            error, over = wrong, True
+        self._reading = False
+        if over:
+            self._messages = None
+            self.engine.posted()
+        self.flush()
+        if over:
+            posted, self._posted = self._posted, None
+            if posted is not None:
+                posted(error)
+        elif not self._paused:
+            self._clients.clock.callLater(0, self._read)
+
+    def _overflow(self, outgoing: Outgoing) -> None:
+        """More waits than may. But a client that was answered a moment ago has had no time to come back for it."""
+        if self._clients.clock.seconds() < self._answered_at + _TURNAROUND:
+            with suppress(EngineOverflowError):
+                self.engine.send(outgoing, patient=True)
+                return
         self._clients.counters.slow_consumers += 1
         self.engine.discard()
         last = self.overrun()
@@ -232,7 +295,7 @@ class EngineClient:
                 socket.link.close(code, reason)
         if receiver is not None:
             receiver.lost()
-        # It does not change over before its POSTs are answered, and nobody else resumes any more.
+        # It does not change over before its POST is answered, and nobody else resumes any more.
         self.resume()
 
 
@@ -276,7 +339,7 @@ class EngineClients:
         self.iteration = iteration
         self.counters = counters
         self.settings = settings
-        self._clock = clock
+        self.clock = clock
         self._open = open
         self._addresses = addresses
         self._max_clients = max_clients
@@ -287,7 +350,7 @@ class EngineClients:
         """The client of that session id. Raises ``EngineError``, ``UNKNOWN_SID``."""
         client = self._by_sid.get(sid)
         if client is not None:
-            now = self._clock.seconds()
+            now = self.clock.seconds()
             if client.engine.deadline <= now:
                 client.tick(now)
         if client is None or client.engine.state is ConnectionState.CLOSED:
@@ -298,7 +361,7 @@ class EngineClients:
         """A WebSocket was opened, for the client ``sid`` or for a new one; ``None``: it is to be closed."""
         if sid is not None:
             try:
-                return self.find(sid).offer(link, self._clock.seconds())
+                return self.find(sid).offer(link, self.clock.seconds())
             except EngineError:
                 return None
         client = self._new(link.peer, websocket=True)
@@ -334,9 +397,16 @@ class EngineClients:
 
     def sweep(self) -> None:
         """What time brings: pings, and those that did not answer. Called a few times a second."""
-        now = self._clock.seconds()
-        for client in [client for client in self._by_sid.values() if client.engine.deadline <= now]:
-            client.tick(now)
+        now = self.clock.seconds()
+        for client in [client for client in self._by_sid.values() if client.engine.deadline <= now + _AHEAD]:
+            engine = client.engine
+            if engine.deadline <= now:
+                client.tick(now)
+            elif engine.ends == engine.deadline:
+                self.clock.callLater(engine.ends - now, self._tick, client)
+
+    def _tick(self, client: EngineClient) -> None:
+        client.tick(self.clock.seconds())
 
     def _refused(self, reason: RefusalReason, text: str, status: int) -> EngineError:
         self.counters.connections_refused[reason] += 1
@@ -344,7 +414,7 @@ class EngineClients:
 
     def _new(self, peer: str, *, websocket: bool) -> EngineClient:
         sid = token_urlsafe(15)
-        engine = EngineSession(sid, self.settings, self._clock.seconds(), websocket=websocket)
+        engine = EngineSession(sid, self.settings, self.clock.seconds(), websocket=websocket)
         client = self._by_sid[sid] = EngineClient(self, engine, peer)
         self._addresses.add(peer)
         return client

@@ -7,6 +7,7 @@ here knows a socket, a timer or a clock: time is an argument.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import Enum, StrEnum
 from math import inf
 from typing import Final
@@ -42,17 +43,17 @@ _PROBE_ANSWER: Final = Outgoing(b"3probe")
 class EngineSettings(Struct, frozen=True, kw_only=True):
     """What all sessions share. Times in seconds, sizes in bytes. The first three are the reference server's.
 
-    ``max_payload``: of one POST; the WebSocket transport limits its messages to the same. ``max_packets``: in
-    one POST; a client packs all that it emitted while a POST was under way into the next. ``max_queued``,
-    ``max_queued_bytes``: what may wait for a client's next poll.
+    ``max_payload``: of one POST; the WebSocket transport limits its messages to the same. ``max_queued``,
+    ``max_queued_bytes``: what may wait for a client's next poll, beyond what answers the one that is held. ``burst``:
+    as many times that much may wait for a client that has had no time to come back for more.
     """
 
     ping_interval: float = 25.0
     ping_timeout: float = 20.0
     max_payload: int = 1_000_000
-    max_packets: int = 10_000
     max_queued: int = 10_000
     max_queued_bytes: int = 1_048_576
+    burst: int = 16
 
 
 class _Open(Struct, rename="camel"):
@@ -109,6 +110,8 @@ class EngineSession:
     second poll         error → CLOSED  error → CLOSED   error           (none is held)  error
     poll lost           → CLOSED        → CLOSED         .               .               .
     POST                messages        messages         error           .               error
+    second POST         error → CLOSED  error → CLOSED   error           error → CLOSED  error
+    POST lost           → CLOSED        → CLOSED         .               .               .
     POST, malformed     error → CLOSED  error → CLOSED   error           error → CLOSED  error
     offer               → OFFERED       error            error           error           error
     frame ``2probe``    error           → PROBED [2]_    error → CLOSED  error           .
@@ -141,6 +144,7 @@ class EngineSession:
         "_heartbeat",
         "_pinged",
         "_polled",
+        "_posting",
         "_queue",
         "_queued_bytes",
         "_settings",
@@ -161,6 +165,7 @@ class EngineSession:
         self._upgrade_by = inf
         self._pinged = False
         self._polled = False
+        self._posting = False
         self._queued_bytes = 0
         handshake = _Open(
             sid,
@@ -198,23 +203,41 @@ class EngineSession:
             raise EngineError(ErrorCode.BAD_REQUEST, "a frame on a WebSocket that does not count")
         return None
 
-    def receive_payload(self, body: bytes) -> list[Message]:
-        """A POST arrived; returns its messages, none when it is malformed. Raises :class:`EngineError`."""
+    def post(self) -> None:
+        """A POST arrives; its body may be yet to come. Raises :class:`EngineError`."""
+        self._check_polling()
+        if self._posting:
+            self._end(Reason.MALFORMED, _CLOSE)
+            raise EngineError(ErrorCode.BAD_REQUEST, "a second POST while one is under way")
+        self._posting = True
+
+    def receive_payload(self, body: bytes) -> Iterator[Message]:
+        """The messages of the POST that arrived, one by one, up to a malformed one. Raises :class:`EngineError`.
+
+        The next POST may come when :meth:`posted` was called.
+        """
         self._check_polling()
         try:
             if len(body) > self._settings.max_payload:
                 raise EngineError(ErrorCode.BAD_REQUEST, f"a payload of {len(body)} bytes", 413)
-            messages = []
-            for packet in decode_payload(body, self._settings.max_packets):
+            for packet in decode_payload(body):
+                if self.state is ConnectionState.CLOSED:
+                    return
                 message = self._receive_packet(packet)
-                if message is not None:
-                    messages.append(message)
-                elif self.state is ConnectionState.CLOSED:
-                    break
+                if message is not None and self.state is not ConnectionState.CLOSING:
+                    yield message
         except EngineError:
             self._end(Reason.MALFORMED, _CLOSE)
             raise
-        return [] if self.state is ConnectionState.CLOSING else messages
+
+    def posted(self) -> None:
+        """The POST is answered."""
+        self._posting = False
+
+    def post_lost(self) -> None:
+        """The connection of the POST went away before its body was there."""
+        self._posting = False
+        self._lose()
 
     def poll(self) -> None:
         """A GET arrived: hold it until :meth:`payload` returns its answer. Raises :class:`EngineError`."""
@@ -229,8 +252,7 @@ class EngineSession:
     def poll_lost(self) -> None:
         """The connection of the held GET went away."""
         self._polled = False
-        if self.state is ConnectionState.POLLING or self.state in _UPGRADING:
-            self._end(Reason.LOST, _CLOSE)
+        self._lose()
 
     def offer(self, now: float) -> None:
         """A WebSocket with this ``sid`` was opened. Raises :class:`EngineError` when it is to be closed.
@@ -269,19 +291,29 @@ class EngineSession:
 
     # What goes out.
 
-    def send(self, outgoing: Outgoing) -> None:
+    def send(self, outgoing: Outgoing, *, patient: bool = False) -> None:
         """Queue a message for the client; once the session is closing or closed, do nothing.
 
-        Raises :class:`EngineOverflowError`, which leaves the session as it was.
+        ``patient``: the client was answered a moment ago. Raises :class:`EngineOverflowError`, which leaves the session
+        as it was.
         """
         if self.state is ConnectionState.CLOSING or self.state is ConnectionState.CLOSED:
             return
         size = len(outgoing.text) + sum(map(len, outgoing.attachments))
         settings = self._settings
-        if len(self._queue) >= settings.max_queued or self._queued_bytes + size > settings.max_queued_bytes:
+        times = settings.burst if patient else 1
+        if not self._polled and (
+            len(self._queue) >= times * settings.max_queued
+            or self._queued_bytes + size > times * settings.max_queued_bytes
+        ):
             raise EngineOverflowError(f"{len(self._queue)} packets, {self._queued_bytes} bytes, wait to be fetched")
         self._queue.append(outgoing)
         self._queued_bytes += size
+
+    @property
+    def ends(self) -> float:
+        """When it ends unless the client answers the ping, or ``inf``."""
+        return self._heartbeat if self._pinged else inf
 
     def discard(self) -> None:
         """Forget what waits for the client: it does not fetch it."""
@@ -362,6 +394,10 @@ class EngineSession:
         else:
             self._leave_upgrade(ConnectionState.POLLING)
             raise EngineError(ErrorCode.BAD_REQUEST, "a WebSocket that does not probe and upgrade")
+
+    def _lose(self) -> None:
+        if self.state is ConnectionState.POLLING or self.state in _UPGRADING:
+            self._end(Reason.LOST, _CLOSE)
 
     def _leave_upgrade(self, state: ConnectionState) -> None:
         self.state = state

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from binascii import a2b_base64
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum, IntEnum
 from typing import Final, NamedTuple
 
@@ -117,16 +117,20 @@ def decode_packet(text: bytes) -> Packet:
     return Packet(kind, text[1:])
 
 
-def decode_payload(body: bytes, max_packets: int) -> list[Packet]:
-    """The packets in a POST's body. Raises :class:`EngineError` for a malformed one, and for too many."""
+def decode_payload(body: bytes) -> Iterator[Packet]:
+    """The packets in a POST's body, one by one: a megabyte of the smallest would be 70 MB at once.
+
+    Raises :class:`EngineError` at the first malformed one.
+    """
     try:
         body.decode()
     except UnicodeDecodeError:
         raise EngineError(ErrorCode.BAD_REQUEST, "a payload that is not UTF-8") from None
-    pieces = body.split(SEPARATOR, max_packets)
-    if len(pieces) > max_packets:
-        raise EngineError(ErrorCode.BAD_REQUEST, f"a payload of more than {max_packets} packets")
-    return [decode_packet(piece) for piece in pieces]
+    start = 0
+    while (end := body.find(SEPARATOR, start)) >= 0:
+        yield decode_packet(body[start:end])
+        start = end + 1
+    yield decode_packet(body[start:])
 
 
 def encode_message(text: bytes, attachments: tuple[bytes, ...] = ()) -> Outgoing:

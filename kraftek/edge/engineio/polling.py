@@ -40,6 +40,16 @@ class Polling:
         """Refuse whoever comes from now on."""
         self._clients.turn_away(reason)
 
+    def expect(self, request: Request) -> None:
+        """The head of a request with a body is there. Until that has come, its session takes no other POST."""
+        try:
+            sid = read_request(request.method.decode("latin-1"), request.query, websocket=False)
+            if request.method == b"POST" and sid is not None:
+                request.on_body = self._post(request, sid)
+        except EngineError as error:
+            refusal = _refusal(error)
+            request.on_body = lambda _: request.answer(refusal)
+
     def respond(self, request: Request, address: str) -> None:
         """Answer a request of a client at ``address``, now or later. Its origin may be here."""
         if request.method == b"OPTIONS":
@@ -47,12 +57,25 @@ class Polling:
             return
         try:
             sid = read_request(request.method.decode("latin-1"), request.query, websocket=False)
-            if request.method == b"POST" and sid is not None:
-                self._clients.find(sid).post(request.content.read(), _Answer(request).done)
+            if request.on_body is not None:
+                request.on_body(request.content.read())
+            elif request.method == b"POST" and sid is not None:
+                self._post(request, sid)(b"")
             else:
                 self._poll(request, sid, address)
         except EngineError as error:
-            request.answer(Response(error.status, error.body, b"application/json", _HEADERS))
+            request.answer(_refusal(error))
+
+    def _post(self, request: Request, sid: str) -> Callable[[bytes], None]:
+        client, answer = self._clients.find(sid), _Answer(request)
+        client.post(answer.posted)
+        answer.lost = client.post_lost
+
+        def on_body(body: bytes) -> None:
+            answer.lost = None
+            client.post_body(body)
+
+        return on_body
 
     def _poll(self, request: Request, sid: str | None, address: str) -> None:
         answer = _Answer(request)
@@ -81,15 +104,23 @@ class _Answer:
             status, closes = (200, False) if body is not None else (503, True)
             self._request.answer(Response(status, body or b"", headers=_HEADERS, closes=closes))
 
-    def done(self) -> None:
+    def posted(self, error: EngineError | None) -> None:
         """What a POST is answered."""
-        self.finish(b"ok")
+        if error is None:
+            self.finish(b"ok")
+        elif not self._finished:
+            self._finished = True
+            self._request.answer(_refusal(error))
 
     def _gone(self, reason: Failure) -> None:
         if not self._finished:
             self._finished = True
             if self.lost is not None:
                 self.lost()
+
+
+def _refusal(error: EngineError) -> Response:
+    return Response(error.status, error.body, b"application/json", _HEADERS)
 
 
 def _preflight(request: Request) -> Response:

@@ -1,10 +1,10 @@
 """Engine.IO by itself and Socket.IO by itself, each with a small application on top: no gateway, no Redis.
 
-``python servers.py engineio PORT`` echoes; ``python servers.py socketio PORT`` is the application that the test suite
-of https://github.com/socketio/socket.io-protocol wants, on the namespaces ``/`` and ``/custom``. That suite, and the
-one of engine.io-protocol, run against them as they are published, on port 3000::
+With ``engineio`` it echoes; with ``socketio`` it is the application that the test suite of
+https://github.com/socketio/socket.io-protocol wants, on the namespaces ``/`` and ``/custom``. That suite, and that of
+engine.io-protocol, run against them as they are published, on port 3000::
 
-    python tests/edge/dialects/servers.py engineio 3000 &
+    python -m tests.edge.dialects.servers engineio 3000 &
     cd engine.io-protocol/test-suite && npm ci && npm test
 
 Both are served by the gateway's own transports. Port 0 is any free one; the one taken is printed.

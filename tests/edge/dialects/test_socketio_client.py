@@ -32,7 +32,8 @@ from kraftek.contract.messages import (
     Pong,
     Token,
 )
-from kraftek.edge.dialects.socketio_client import SocketIODialect
+from kraftek.core.session import Session, SessionState
+from kraftek.edge.dialects.socketio_client import SocketIOClient, SocketIODialect
 from kraftek.edge.dialects.socketio_packets import RESERVED_EVENTS, SocketSettings
 from tests.edge.dialects.contract import JSON, SECRET, DialectContract, Wire, same
 from tests.support.fakes import FakeLink
@@ -42,7 +43,7 @@ from tests.support.world import House
 def made(link: FakeLink | None = None, *, connected: bool = True) -> SocketIODialect:
     """A dialect whose client, ``sid``, was let into the namespace."""
     link = link or FakeLink()
-    dialect = SocketIODialect(link, SocketSettings())
+    dialect = SocketIODialect(link, SocketSettings(), lambda: link.close(1000, "it left"))
     dialect.encode(Connected("sid"))
     if connected:
         assert dialect.received(b"0", False) is None
@@ -131,7 +132,7 @@ def test_there_is_one_namespace() -> None:
 def test_who_leaves_the_namespace_is_gone() -> None:
     link = FakeLink()
     assert made(link).received(b"1", False) is None
-    assert link.closed == (1000, "client namespace disconnect")
+    assert link.closed == (1000, "it left")
 
 
 def test_an_acknowledgement_of_the_client_means_nothing() -> None:
@@ -267,11 +268,18 @@ class Page:
 
     def __init__(self, house: House) -> None:
         self.link = FakeLink()
-        self.session = house.gateway.open(self.link, SocketIODialect(self.link, SocketSettings()))
+        self.client = SocketIOClient(self.link, SocketSettings(), house.gateway.open)
+
+    @property
+    def session(self) -> Session:
+        """Of its present stay in the namespace."""
+        session = self.client._session
+        assert isinstance(session, Session)
+        return session
 
     def says(self, *packets: str | bytes) -> list[str]:
         for packet in packets:
-            self.session.receive(packet.encode() if isinstance(packet, str) else packet, isinstance(packet, bytes))
+            self.client.receive(packet.encode() if isinstance(packet, str) else packet, isinstance(packet, bytes))
         return texts(self.link)
 
 
@@ -330,6 +338,42 @@ def test_an_acknowledgement_that_its_service_never_gives_says_so() -> None:
     assert texts(page.link) == [
         '430[{"error":{"code":"TIMEOUT","message":"no answer within 10 s","eventType":"chat:message:send"}}]'
     ]
+
+
+def test_who_leaves_the_namespace_is_gone_and_may_come_back() -> None:
+    house = House()
+    page = admitted(house)
+    first = page.session
+    assert page.says("1") == []
+    assert first.state is SessionState.CLOSED
+    assert page.link.closed is None
+    house.broadcast(type="a:b:c", payload=1, roomId="r")
+    assert texts(page.link) == []
+    assert page.says("0") == [f'40{{"sid":"{page.session.socket_id}"}}']
+    assert page.session.socket_id != first.socket_id
+    assert "NOT_AUTHENTICATED" in page.says('2["notes:note:create",1]')[0]
+
+
+def test_who_left_the_namespace_is_closed_in_time() -> None:
+    house = House()
+    page = admitted(house)
+    house.pass_time(100.0)
+    page.says("1")
+    house.pass_time(house.limits.authenticate_timeout - 1)
+    assert page.link.closed is None
+    house.pass_time(1.25)
+    assert page.link.closed == (4408, "AUTH_TIMEOUT")
+
+
+def test_who_leaves_while_it_is_held_up_is_read_again() -> None:
+    house = House()
+    page = Page(house)
+    page.says('0{"token":"t","roomId":"r"}')
+    for _ in range(house.limits.held_messages):
+        page.says('2["notes:note:create",1]')
+    assert page.link.paused
+    page.says("1")
+    assert not page.link.paused
 
 
 def test_binary_goes_to_the_service_and_back() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import pytest
 from twisted.internet.task import Clock
@@ -14,7 +15,7 @@ from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Outgoing
 from kraftek.contract.metrics import Counters
 from kraftek.edge.addresses import Addresses
-from kraftek.edge.engineio.clients import EngineClient, EngineClients, EngineSocket
+from kraftek.edge.engineio.clients import EngineClient, EngineClients, EngineSocket, Posted
 from kraftek.edge.engineio.connection import UPGRADE_TIMEOUT, ConnectionState, EngineSettings
 from kraftek.edge.engineio.packets import EngineError, encode_message
 from tests.support.fakes import FakeLink
@@ -31,9 +32,11 @@ class Listener:
         self.client = client
         self.heard: list[bytes] = []
         self.ended = 0
+        self.on_message: Callable[[], object] = lambda: None
 
     def receive(self, data: bytes, binary: bool = False) -> None:
         self.heard.append(data)
+        self.on_message()
 
     def lost(self) -> None:
         self.ended += 1
@@ -61,6 +64,11 @@ class World:
         answers: list[str] = []
         client.poll(lambda body: answers.append("503" if body is None else body.decode()))
         return answers
+
+    def post(self, client: EngineClient, body: bytes, posted: Posted) -> None:
+        """A POST, whole."""
+        client.post(posted)
+        client.post_body(body)
 
     def polling(self) -> tuple[EngineClient, Listener]:
         answers: list[bytes | None] = []
@@ -261,10 +269,10 @@ def test_the_close_answers_what_was_posted_and_not_read(world: World) -> None:
     socket.receive(b"2probe")
     client.pause()
     done: list[str] = []
-    client.post(b"4one", lambda: done.append("before"))
+    world.post(client, b"4one", lambda _: done.append("before"))
     client.write(encode_message(b"AUTH_FAILED"))
     client.close(4401, "AUTH_FAILED")
-    client.post(b"4two", lambda: done.append("after"))
+    world.post(client, b"4two", lambda _: done.append("after"))
     assert done == ["before", "after"]
     socket.receive(b"5")
     assert texts(link) == ["3probe", "4AUTH_FAILED"]
@@ -292,6 +300,7 @@ def test_each_is_pinged_and_given_up_when_silent(world: World) -> None:
 
 def test_who_does_not_fetch_what_it_is_sent_gets_the_last_word(world: World) -> None:
     client, listener = world.polling()
+    world.clock.advance(1.0)  # it has had the time to come back
     for _ in range(4):
         client.write(encode_message(b"x" * 40))
     assert listener.ended == 0  # not in the middle of somebody's loop
@@ -301,11 +310,111 @@ def test_who_does_not_fetch_what_it_is_sent_gets_the_last_word(world: World) -> 
     assert world.poll(client) == ["1"]
 
 
+def test_what_comes_between_two_polls_is_not_held_against_the_client(world: World) -> None:
+    client, listener = world.polling()
+    answers = world.poll(client)
+    for n in range(3):
+        client.write(encode_message(b"%d" % n * 80))
+    world.clock.advance(0)
+    assert len(answers) == 1
+    for n in range(3):
+        client.write(encode_message(b"%d" % n * 80))
+        world.clock.advance(0.3)
+    assert listener.ended == 0
+    assert world.poll(client) == ["\x1e".join(f"4{n}" + str(n) * 79 for n in range(3))]
+    for _ in range(30):
+        client.write(encode_message(b"x" * 80))  # there is an end to it
+    world.clock.advance(0)
+    assert (listener.ended, world.counters.slow_consumers) == (1, 1)
+
+
+def test_a_post_of_many_packets_leaves_time_for_others(world: World) -> None:
+    client, listener = world.polling()
+    done: list[EngineError | None] = []
+    world.post(client, b"\x1e".join([b"4x"] * 1_200), done.append)
+    assert (len(listener.heard), done) == (500, [])
+    world.clock.advance(0)
+    assert (len(listener.heard), done) == (1_200, [None])
+
+
+def test_a_post_is_read_no_further_than_the_receiver_wants(world: World) -> None:
+    client, listener = world.polling()
+    listener.on_message = lambda: client.pause() if len(listener.heard) == 2 else None
+    done: list[EngineError | None] = []
+    world.post(client, b"4a\x1e4b\x1e4c", done.append)
+    assert (listener.heard, done) == ([b"a", b"b"], [])
+    client.resume()
+    assert (listener.heard, done) == ([b"a", b"b", b"c"], [None])
+
+
+def test_a_receiver_may_pause_and_resume_within_a_post(world: World) -> None:
+    client, listener = world.polling()
+
+    def pause_and_resume() -> None:
+        client.pause()
+        client.resume()
+
+    listener.on_message = pause_and_resume
+    done: list[EngineError | None] = []
+    world.post(client, b"4a\x1e4b\x1e4c", done.append)
+    assert (listener.heard, done) == ([b"a", b"b", b"c"], [None])
+
+
+def test_what_came_before_a_malformed_packet_counts(world: World) -> None:
+    client, listener = world.polling()
+    answers = world.poll(client)
+    done: list[EngineError | None] = []
+    world.post(client, b"4a\x1e9", done.append)
+    (error,) = done
+    assert (error and error.status, listener.heard, listener.ended) == (400, [b"a"], 1)
+    assert answers == ["1"]
+
+
+def test_who_closes_amid_a_post_hears_no_more(world: World) -> None:
+    client, listener = world.polling()
+    listener.on_message = lambda: client.close(1000, "")
+    done: list[EngineError | None] = []
+    world.post(client, b"4a\x1e4b", done.append)
+    assert (listener.heard, done) == ([b"a"], [None])
+
+
+def test_a_second_post_ends_the_session_and_the_first(world: World) -> None:
+    client, listener = world.polling()
+    done: list[EngineError | None] = []
+    client.post(done.append)
+    with pytest.raises(EngineError):
+        client.post(done.append)
+    assert listener.ended == 1
+    client.post_body(b"4a")
+    (error,) = done
+    assert error is not None
+    assert listener.heard == []
+
+
+def test_a_post_that_breaks_off_ends_the_session(world: World) -> None:
+    client, listener = world.polling()
+    client.post(lambda _: None)
+    client.post_lost()
+    assert listener.ended == 1
+
+
+def test_a_client_is_given_up_at_the_moment_that_it_was_told(world: World) -> None:
+    _, listener, _, link = world.upgraded()
+    world.pass_time(SETTINGS.ping_interval)
+    pinged = world.clock.seconds()
+    assert texts(link) == ["2"]
+    while not listener.ended:
+        world.clock.advance(0.01)
+        if round(world.clock.seconds() * 100) % 25 == 0:
+            world.clients.sweep()
+    assert world.clock.seconds() - pinged == pytest.approx(SETTINGS.ping_timeout, abs=0.011)
+
+
 def test_pausing_follows_the_client_to_its_websocket(world: World) -> None:
     client, _ = world.polling()
     client.pause()
     done: list[str] = []
-    client.post(b"4one", lambda: done.append("ok"))
+    world.post(client, b"4one", lambda _: done.append("ok"))
     socket, link = world.socket(client)
     socket.receive(b"2probe")
     assert not link.paused

@@ -8,7 +8,7 @@ is in. ``␞`` is the record separator.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from math import inf
 
@@ -33,7 +33,7 @@ from kraftek.edge.engineio.packets import (
     read_request,
 )
 
-SETTINGS = EngineSettings(max_payload=100, max_packets=4, max_queued=3, max_queued_bytes=50)
+SETTINGS = EngineSettings(max_payload=100, max_queued=3, max_queued_bytes=50, burst=2)
 
 
 def polling(settings: EngineSettings = SETTINGS) -> EngineSession:
@@ -55,7 +55,19 @@ def text(data: bytes) -> str:
     return data.decode().replace("\x1e", "␞")
 
 
-def reach(session: EngineSession, line: str) -> list[Message | None]:
+def posted(session: EngineSession, body: bytes) -> list[Message | EngineError]:
+    """What a POST hands up, and the error that ends it."""
+    messages: list[Message | EngineError] = []
+    session.post()
+    try:
+        messages.extend(session.receive_payload(body))
+    except EngineError as error:
+        messages.append(error)
+    session.posted()
+    return messages
+
+
+def reach(session: EngineSession, line: str) -> Sequence[Message | EngineError | None]:
     """Do what a line of a transcript says; returns what is handed up."""
     what, _, rest = line.partition(" ")
     data = rest.replace("␞", "\x1e").encode()
@@ -63,7 +75,7 @@ def reach(session: EngineSession, line: str) -> list[Message | None]:
         case "GET":
             session.poll()
         case "POST":
-            return [*session.receive_payload(data)]
+            return posted(session, data)
         case "TEXT":
             return [session.receive_frame(data, False)]
         case "BINARY":
@@ -71,7 +83,9 @@ def reach(session: EngineSession, line: str) -> list[Message | None]:
         case "OFFER":
             session.offer(float(rest))
         case "LOST":
-            {"poll": session.poll_lost, "websocket": session.websocket_lost}[rest]()
+            {"poll": session.poll_lost, "post": session.post_lost, "websocket": session.websocket_lost}[rest]()
+        case "POSTING":
+            session.post()
         case "AT":
             session.tick(float(rest))
         case "send":
@@ -89,10 +103,17 @@ def act(session: EngineSession, line: str) -> list[str]:
     try:
         messages = reach(session, line[2:])
     except EngineError as error:
-        return [f"! {error.status} {error.code}"]
+        return [seen(error)]
     except EngineOverflowError:
         return ["! overflow"]
-    return [f"^ {m[0].hex() if m[1] else text(m[0])}".rstrip() for m in messages if m]
+    return [seen(message) for message in messages if message]
+
+
+def seen(message: Message | EngineError) -> str:
+    if isinstance(message, EngineError):
+        return f"! {message.status} {message.code}"
+    data, binary = message
+    return f"^ {data.hex() if binary else text(data)}".rstrip()
 
 
 def settle(session: EngineSession) -> list[str]:
@@ -201,18 +222,18 @@ def test_refuses_a_packet(encoded: bytes) -> None:
         decode_packet(encoded)
 
 
-def test_decodes_a_payload_up_to_its_bound() -> None:
-    assert decode_payload("4€\x1ebAQ==\x1e1".encode(), 3) == [
+def test_decodes_a_payload() -> None:
+    assert [*decode_payload("4€\x1ebAQ==\x1e1".encode())] == [
         Packet(PacketKind.MESSAGE, "€".encode()),
         Packet(PacketKind.MESSAGE, b"\x01", True),
         Packet(PacketKind.CLOSE),
     ]
 
 
-@pytest.mark.parametrize("body", [b"", b"4a\x1e", b"\x1e4a", b"4a\x1e\x1e4b", b"4\xff", b"4a\x1e4b\x1e4c\x1e4d"])
+@pytest.mark.parametrize("body", [b"", b"4a\x1e", b"\x1e4a", b"4a\x1e\x1e4b", b"4\xff"])
 def test_refuses_a_payload(body: bytes) -> None:
     with pytest.raises(EngineError) as caught:
-        decode_payload(body, 3)
+        [*decode_payload(body)]
     assert (caught.value.status, caught.value.code) == (400, ErrorCode.BAD_REQUEST)
 
 
@@ -238,7 +259,7 @@ MESSAGES = st.lists(
 @given(MESSAGES)
 def test_payloads_come_back_as_they_were(messages: list[tuple[bytes, bool]]) -> None:
     body = encode_payload(encode_binary(data) if binary else encode_message(data) for data, binary in messages)
-    assert decode_payload(body, 20) == [Packet(PacketKind.MESSAGE, *message) for message in messages]
+    assert [*decode_payload(body)] == [Packet(PacketKind.MESSAGE, *message) for message in messages]
 
 
 PIECES = st.binary(max_size=8) | st.sampled_from(
@@ -250,10 +271,10 @@ BODIES = st.one_of(st.binary(max_size=200), st.lists(PIECES, max_size=8).map(b"\
 @given(BODIES)
 def test_any_payload_gives_packets_or_an_error(body: bytes) -> None:
     try:
-        packets = decode_payload(body, 4)
+        packets = [*decode_payload(body)]
     except EngineError:
         return
-    assert 1 <= len(packets) <= 4
+    assert packets
     assert sum(len(packet.data) for packet in packets) <= len(body)
 
 
@@ -455,7 +476,7 @@ def test_a_second_poll_closes_the_session() -> None:
     assert session.reason is Reason.MALFORMED
 
 
-@pytest.mark.parametrize("body", ["abc", "", "4a␞", "2", "0{}", "5", "4a␞4b␞4c␞4d␞4e", "bA", "4a␞7"])
+@pytest.mark.parametrize("body", ["abc", "", "2", "0{}", "5", "bA", "7␞4a"])
 def test_a_malformed_post_closes_the_session(body: str) -> None:
     session = polling()
     play(session, f": send a\n> POST {body}\n! 400 3\n= CLOSED\n> GET\n! 400 1")
@@ -629,6 +650,46 @@ def test_what_waits_for_a_client_is_bounded_in_number() -> None:
     play(session, "> GET\n< GET 4a␞4b␞4c\n: send d\n> GET\n< GET 4d")
 
 
+def test_what_answers_a_held_poll_does_not_wait() -> None:
+    session = polling()
+    session.poll()
+    for _ in range(10):
+        session.send(Outgoing(b"4" * 1_000))
+    assert session.payload() == b"\x1e".join([b"4" * 1_000] * 10)
+    with pytest.raises(EngineOverflowError):
+        session.send(Outgoing(b"4" * 1_000))
+
+
+def test_more_may_wait_for_a_client_that_had_no_time_to_come_back() -> None:
+    session = polling()
+    session.send(Outgoing(b"4" * 50))
+    session.send(Outgoing(b"4" * 50), patient=True)
+    with pytest.raises(EngineOverflowError):
+        session.send(Outgoing(b"4"), patient=True)
+
+
+def test_what_came_before_a_malformed_packet_counts() -> None:
+    for body in ("4a␞", "4a␞7", "4a␞7␞4b"):
+        session = polling()
+        play(session, f"> GET\n> POST {body}\n^ a\n! 400 3\n< GET 1\n= CLOSED")
+
+
+def test_one_post_at_a_time() -> None:
+    session = polling()
+    play(session, "> POSTING\n> POSTING\n! 400 3\n= CLOSED")
+    assert session.reason is Reason.MALFORMED
+    session = polling()
+    play(session, "> GET\n> POSTING\n> POST 4a\n! 400 3\n< GET 1\n= CLOSED")
+    session = polling()
+    play(session, "> POST 4a\n^ a\n> POST 4b\n^ b\n= POLLING")
+
+
+def test_a_post_that_breaks_off_ends_the_session() -> None:
+    session = polling()
+    play(session, "> GET\n> POSTING\n> LOST post\n< GET 1\n= CLOSED")
+    assert session.reason is Reason.LOST
+
+
 def test_what_waits_for_a_client_is_bounded_in_bytes() -> None:
     session = polling()
     session.send(Outgoing(b"4" * 20, (b"x" * 20, b"x" * 10)))
@@ -660,6 +721,8 @@ TABLE = {
     "> LOST poll":    ("CLOSED",    "CLOSED",     "CLOSED",     "CLOSED",     "",         "",         ""),
     "> POST 4a":      ("",          "",           "",           "",           E,          "",         E),
     "> POST 7":       (E + "CLOSED", E + "CLOSED", E + "CLOSED", E + "CLOSED", E,      E + "CLOSED", E),
+    "> POSTING":      ("",          "",           "",           "",           E,          "",         E),
+    "> LOST post":    ("CLOSED",    "CLOSED",     "CLOSED",     "CLOSED",     "",         "",         ""),
     "> POST 1":       ("CLOSED",    "CLOSED",     "CLOSED",     "CLOSED",     E,          "CLOSED",   E),
     "> OFFER 0":      ("OFFERED",   E,            E,            E,            E,          E,          E),
     "> TEXT 2probe":  (E,           "PROBED",     "PROBED",     "PROBED",     E + "CLOSED", E,        ""),
@@ -741,14 +804,14 @@ class HonestClient:
         if self.session.state is ConnectionState.WEBSOCKET:
             self.session.receive_frame(b"3", False)
         else:
-            self.session.receive_payload(b"3")
+            reach(self.session, "POST 3")
 
     def take(self) -> None:
         body = self.session.payload()
         if body is not None:
             assert self.held
             self.held = False
-            packets = decode_payload(body, 1000)
+            packets = decode_payload(body)
             self.got += [packet.data for packet in packets if packet.kind is PacketKind.MESSAGE]
         for packet in self.session.frames():
             self.changing |= packet.text == b"3probe"
@@ -786,7 +849,9 @@ def test_nothing_but_a_protocol_error_comes_of_any_input(
                 case str():
                     act(session, arrived)
                 case bytes():
-                    session.receive_payload(arrived)
+                    session.post()
+                    [*session.receive_payload(arrived)]
+                    session.posted()
                 case (data, binary):
                     session.receive_frame(data, binary)
         settle(session)

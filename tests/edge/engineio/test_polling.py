@@ -189,6 +189,7 @@ def test_who_vanishes_between_two_polls_is_timed_out(server: Server) -> None:
 
 def test_who_does_not_fetch_what_it_is_sent_is_closed(server: Server) -> None:
     sid = server.open()
+    server.clock.advance(1.0)  # it has had the time to come back
     for _ in range(3):
         server.echoes[0].receive(b"x" * (SETTINGS.max_queued_bytes // 2 - 1))
     server.clock.advance(0)
@@ -205,6 +206,55 @@ def test_a_paused_client_waits_for_the_answer_to_its_post(server: Server) -> Non
     assert posted.held
     client.resume()
     assert posted.body == "ok"
+
+
+def begin_post(server: Server, sid: str, **headers: str) -> Answer:
+    """A POST whose body does not come yet: ``4one``."""
+    return server.ask_raw(f"POST {PATH}?EIO=4&transport=polling{sid} HTTP/1.1", Content_Length="4", **headers)
+
+
+def test_a_post_takes_its_time(server: Server) -> None:
+    sid = server.open()
+    posted = begin_post(server, sid)
+    posted.send(b"4on")
+    assert posted.held
+    posted.send(b"e")
+    assert posted.body == "ok"
+    assert server.ask(query=sid).body == "4one"
+
+
+def test_a_second_post_ends_the_session_as_soon_as_its_head_is_there(server: Server) -> None:
+    sid = server.open()
+    poll, first, second = server.ask(query=sid), begin_post(server, sid), begin_post(server, sid)
+    assert poll.body == "1"
+    for posted in (second, first):
+        posted.send(b"4one")
+        assert posted.status == 400
+    assert json.loads(second.body)["code"] == 3
+    assert json.loads(first.body)["code"] == 1
+
+
+def test_a_post_that_breaks_off_ends_the_session(server: Server) -> None:
+    sid = server.open()
+    begin_post(server, sid).lose()
+    assert json.loads(server.ask(query=sid).body)["code"] == 1
+
+
+def test_a_post_that_is_whole_may_lose_its_connection(server: Server) -> None:
+    sid = server.open()
+    server.echoes[0]._client.pause()
+    server.ask("POST", sid, "4one").lose()
+    server.echoes[0]._client.resume()
+    assert server.ask(query=sid).body == "4one"
+
+
+def test_a_page_of_another_origin_cannot_hold_up_a_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(monkeypatch, origins=("same-host",))
+    sid = server.open()
+    posted = begin_post(server, sid, Origin="https://evil.test")
+    assert server.ask("POST", sid, "4one").body == "ok"
+    posted.send(b"4two")
+    assert posted.status == 403
 
 
 def test_when_the_gateway_goes_away_clients_are_told_to_come_back(server: Server) -> None:

@@ -38,6 +38,9 @@ const commands = {
   disconnect() {
     socket.disconnect();
   },
+  reconnect() {
+    socket.connect();
+  },
 };
 
 createInterface({ input: process.stdin })

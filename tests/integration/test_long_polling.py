@@ -1,0 +1,308 @@
+"""HTTP long-polling, request by request: the gateway beside the server of Socket.IO's own.
+
+What both must do is asked of both; the last tests are about the gateway alone.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import pytest
+
+from tests.integration.test_socketio import NODE, SocketIOClient
+from tests.support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+    from tests.integration.conftest import RedisServer, StartGateway
+
+CLIENTS = Path(__file__).resolve().parent / "socketio"
+PING_TIMEOUT = 0.3
+
+
+class Site(NamedTuple):
+    """A server, and the credentials that its clients connect with."""
+
+    port: int
+    auth: str = ""
+
+
+class Poller:
+    """A client of long-polling that does what the test says, one request after the other or at the same time."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.path = "/socket.io/?EIO=4&transport=polling"
+        status, body = self.get()
+        assert status == 200
+        self.path += f"&sid={json.loads(body[1:])['sid']}"
+
+    def ask(self, method: str, body: str | None = None) -> tuple[int, str]:
+        connection = HTTPConnection("127.0.0.1", self.site.port, timeout=10)
+        try:
+            connection.request(method, self.path, body)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        finally:
+            connection.close()
+
+    def get(self) -> tuple[int, str]:
+        return self.ask("GET")
+
+    def hold(self) -> Callable[[], tuple[int, str]]:
+        """A poll that the server holds; the result is called for its answer."""
+        connection = HTTPConnection("127.0.0.1", self.site.port, timeout=10)
+        connection.request("GET", self.path)
+        Poller(self.site)  # when another client has been answered it has been read
+
+        def wait() -> tuple[int, str]:
+            answer = connection.getresponse()
+            status, body = answer.status, answer.read().decode()
+            connection.close()
+            return status, body
+
+        return wait
+
+    def post(self, body: str) -> tuple[int, str]:
+        return self.ask("POST", body)
+
+    def packets(self) -> list[str]:
+        """What the next poll brings, without pings, which are answered."""
+        status, body = self.get()
+        assert status == 200, body
+        packets = body.split("\x1e")
+        if "2" in packets:
+            self.post("3")
+        return [packet for packet in packets if packet != "2"]
+
+    def next(self) -> str:
+        """The next packet, which comes alone."""
+        while not (packets := self.packets()):
+            pass
+        (packet,) = packets
+        return packet
+
+    def join(self) -> str:
+        """Enter the namespace; the socket's id."""
+        assert self.post(f"40{self.site.auth}") == (200, "ok")
+        packets = self.packets()
+        while self.site.auth and not packets[-1].startswith('42["authenticated"'):
+            packets += self.packets()
+        return str(json.loads(packets[0][2:])["sid"])
+
+    def head(self, length: int) -> socket.socket:
+        """The head of a POST, whose body does not come."""
+        sock = socket.create_connection(("127.0.0.1", self.site.port), timeout=10)
+        sock.sendall(f"POST {self.path} HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n\r\n".encode())
+        return sock
+
+
+class StartSite(Protocol):
+    """Starts one of the two servers. Times in seconds."""
+
+    def __call__(self, *, ping_interval: float = 25.0, ping_timeout: float = 20.0) -> Site: ...
+
+
+@pytest.fixture(params=["reference", "gateway"])
+def start(
+    request: pytest.FixtureRequest, redis_server: RedisServer, gateway: StartGateway, stage: ExitStack
+) -> StartSite:
+    """Each of the two."""
+
+    def reference(*, ping_interval: float = 25.0, ping_timeout: float = 20.0) -> Site:
+        options = json.dumps({"pingInterval": ping_interval * 1000, "pingTimeout": ping_timeout * 1000})
+        server = stage.enter_context(
+            subprocess.Popen(
+                ["node", str(CLIENTS / "reference.js"), options],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
+        assert server.stdin is not None
+        stage.callback(server.stdin.close)
+        assert server.stdout is not None
+        return Site(int(server.stdout.readline()))
+
+    def ours(*, ping_interval: float = 25.0, ping_timeout: float = 20.0) -> Site:
+        times = {"ping_interval": ping_interval, "ping_timeout": ping_timeout}
+        process = gateway(redis_server, services={"test": "events:test"}, config={"socketio": times})
+        service = threading.Thread(target=serve, args=(redis_server, stop := threading.Event()))
+        service.start()
+        stage.callback(service.join)
+        stage.callback(stop.set)
+        redis = redis_server.client()
+        wait_until(lambda: redis.pubsub_numsub("events:test")[0][1], "the service's subscription")
+        return Site(process.port, '{"token":"ann","roomId":"kitchen"}')
+
+    return reference if request.param == "reference" else ours
+
+
+@pytest.fixture
+def site(start: StartSite) -> Site:
+    return start()
+
+
+def serve(redis_server: RedisServer, stop: threading.Event) -> None:
+    """What the reference server does by itself, as a service."""
+    redis, events = redis_server.client(), 0
+    with redis.pubsub(ignore_subscribe_messages=True) as listening:
+        listening.subscribe("events:test")
+        while not stop.is_set():
+            message = listening.get_message(timeout=0.02)
+            if message is None:
+                continue
+            event = json.loads(message["data"])
+
+            def said(type: str, payload: Any, event: Any = event) -> str:
+                return json.dumps({"type": type, "payload": payload, "recipients": [event["socketId"]]})
+
+            match event["eventType"]:
+                case "test:all:count":
+                    redis.publish("events:broadcast", said("counted", events))
+                case "test:all:burst":
+                    pipeline = redis.pipeline(transaction=False)
+                    for _ in range(event["payload"]["number"]):
+                        pipeline.publish("events:broadcast", said("said", "x" * event["payload"]["size"]))
+                    pipeline.execute()
+                case _:
+                    events += 1
+
+
+@pytest.mark.parametrize(("number", "size"), [(1, 1_100_000), (30, 50_000)])
+def test_what_a_polling_client_is_told_at_once_arrives(site: Site, number: int, size: int) -> None:
+    client = Poller(site)
+    client.join()
+    for _ in range(3):
+        poll = client.hold()
+        client.post(f'42["test:all:burst",{{"number":{number},"size":{size}}}]')
+        status, body = poll()
+        assert status == 200
+        packets = body.split("\x1e")
+        while len(packets) < number:
+            packets += client.packets()
+        assert {packet[:10] for packet in packets} == {'42["said",'}
+        assert [len(packet) for packet in packets] == [size + 13] * number
+
+
+def test_as_many_packets_in_a_post_as_fit(site: Site) -> None:
+    client = Poller(site)
+    client.join()
+    assert client.post("\x1e".join(['42["test:a:b",1]'] * 20_000)) == (200, "ok")
+    client.post('42["test:all:count"]')
+    assert client.next() == '42["counted",20000]'
+
+
+def test_who_left_the_namespace_may_close_or_come_back(site: Site) -> None:
+    client = Poller(site)
+    first = client.join()
+    assert client.post("41") == (200, "ok")
+    assert client.join() != first
+    client.post('42["test:all:count"]')
+    assert client.next() == '42["counted",0]'
+    assert client.post("41") == (200, "ok")
+    poll = client.hold()
+    assert client.post("1") == (200, "ok")
+    assert poll() == (200, "6")
+    assert client.get()[0] == 400
+
+
+def test_overlapping_posts_are_refused(site: Site) -> None:
+    client = Poller(site)
+    client.join()
+    with client.head(100) as first:
+        first.sendall(b'42["test:a')
+        # Its head has been read when another client has been answered.
+        Poller(site)
+        assert client.post('42["test:a:b",1]')[0] == 400
+    assert client.get()[0] == 400
+
+
+def test_a_post_that_breaks_off_ends_the_session(site: Site) -> None:
+    client = Poller(site)
+    client.join()
+    poll = client.hold()
+    with client.head(100) as first:
+        first.sendall(b'42["test:a')
+        Poller(site)
+    assert poll() == (200, "1")
+    assert client.get()[0] == 400
+
+
+def test_overlapping_polls_are_refused(site: Site) -> None:
+    client = Poller(site)
+    client.join()
+    poll = client.hold()
+    assert client.get()[0] == 400
+    assert poll() == (200, "1")
+    assert client.get()[0] == 400
+
+
+def test_a_ping_is_waited_for_as_long_as_was_said(start: StartSite) -> None:
+    site, late = start(ping_interval=1.0, ping_timeout=PING_TIMEOUT), []
+    for _ in range(4):
+        client = Poller(site)
+        client.join()
+        status, body = client.get()
+        assert (status, body) == (200, "2")
+        pinged = time.monotonic()
+        assert client.get()[1][:1] in "1{"
+        late.append(time.monotonic() - pinged - PING_TIMEOUT)
+    assert min(late) > -0.05
+    assert max(late) < 0.1, late
+
+
+def test_who_left_the_namespace_has_a_time_to_come_back(redis_server: RedisServer, gateway: StartGateway) -> None:
+    process = gateway(redis_server, config={"limits": {"authenticate_timeout": 1.0}})
+    client = Poller(Site(process.port, '{"token":"ann","roomId":"kitchen"}'))
+    client.join()
+    time.sleep(1.2)  # the first time is over
+    client.post("41")
+    assert redis_server.client().hkeys("room:kitchen") == []
+    left = time.monotonic()
+    assert client.get() == (200, "1")
+    assert 0.9 < time.monotonic() - left < 1.6
+
+
+def test_a_client_that_fetches_nothing_is_closed(redis_server: RedisServer, gateway: StartGateway) -> None:
+    process = gateway(redis_server, config={"limits": {"unsent_bytes": 100_000}})
+    client = Poller(Site(process.port, '{"token":"ann","roomId":"kitchen"}'))
+    client.join()
+    redis = redis_server.client()
+    message = json.dumps({"type": "big:big:big", "payload": {"roomId": "kitchen", "text": "x" * 60_000}})
+    for _ in range(400):
+        redis.publish("events:broadcast", message)
+        if "user_ann" not in redis.hkeys("room:kitchen"):
+            break
+        time.sleep(0.01)
+    else:
+        pytest.fail("the slow client was kept")
+    assert '"SLOW_CONSUMER"' in client.get()[1]
+
+
+@pytest.mark.parametrize("transports", [["polling"], ["websocket"]])
+def test_the_official_client_leaves_and_comes_back(
+    redis_server: RedisServer, gateway: StartGateway, stage: ExitStack, transports: list[str]
+) -> None:
+    process = gateway(redis_server)
+    client = SocketIOClient(NODE)
+    stage.callback(client.close)
+    client.connect(process.http_url, transports, {"token": "ann", "roomId": "kitchen"})
+    client.reports.expect("connect")
+    client.reports.expect("event", "authenticated")
+    client.disconnect()
+    assert client.reports.expect("disconnect") == ["io client disconnect"]
+    while redis_server.client().hkeys("room:kitchen"):
+        time.sleep(0.01)
+    client.reconnect()
+    client.reports.expect("connect")
+    client.reports.expect("event", "authenticated")
