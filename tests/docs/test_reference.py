@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
@@ -90,3 +91,13 @@ def test_every_setting_is_listed_with_its_default_and_range(section: str) -> Non
         for field in fields(table)
         if field.name not in TABLES
     ]
+
+
+def test_log_lines_are_written_so() -> None:
+    sources = "".join(path.read_text("utf-8") for path in sorted(CHECKOUT.glob("kraftek/**/*.py")))
+    document, _ = page(CHECKOUT / "docs/operations.rst")
+    (section,) = [each for each in document.findall(nodes.section) if "what to watch" in each["names"]]
+    lines = [literal.astext() for row in section.findall(nodes.row) for literal in row[0].findall(nodes.literal)]
+    assert len(lines) > 10
+    parts = {part for line in lines for part in re.split(r" ?(?:…|<\w+>)[ :]*", line) if part}
+    assert {part for part in parts if part not in sources} == set()
