@@ -1,7 +1,7 @@
 """Which session is in which room: in the session, in the roster, and in the room cache that services read.
 
-Called by :mod:`kraftek.core.admission` and :mod:`kraftek.core.access_watch`. What the room cache could not be told,
-because Redis was away or had too much to do, is owed to it and written later.
+Called by :mod:`kraftek.core.admission` and :mod:`kraftek.core.access_watch`. Changes that could not be written to the
+room cache, because Redis was unavailable or overloaded, are written later.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from kraftek.core.session import SUSPENDED, Session
 __all__ = ["Membership"]
 
 _WRITES_PER_SWEEP = 500
-"""Writes to the room cache that are made up for at a time: all of them would be too much for Redis again."""
+"""Late writes to the room cache per sweep: all of them at once would overload Redis again."""
 
 _PAUSE = 0.025
-"""Seconds between two such portions when everybody has left, and the process waits for nothing else."""
+"""Seconds between two such batches while the process stops and waits for nothing else."""
 
 
 class Membership:
@@ -43,14 +43,14 @@ class Membership:
         self._roster = roster
         self._clock = clock
         self._single = single
-        # What the room cache is owed: who entered a room, whose entries are left behind, and all that there is.
-        self._unannounced: set[tuple[Session, str]] = set()
-        self._ghosts: list[tuple[str, str, str, str]] = []
-        self._unrestored = False
+        # Late writes: sessions that entered a room, entries to remove, and whether all entries are to be restored.
+        self._late_entries: set[tuple[Session, str]] = set()
+        self._removals: list[tuple[str, str, str, str]] = []
+        self._restore_pending = False
         self._once = OnceUntilItWorks()
 
     def enter(self, session: Session, room_id: str | None, grant: Grant) -> None:
-        """The session has this grant from now on, and is in the room, or goes on being in it."""
+        """Store the session's grant, and put it into the room if it is not there yet."""
         known = room_id in session.rooms
         session.rooms[room_id] = grant
         if room_id is None:
@@ -60,20 +60,20 @@ class Membership:
             session.room_id = room_id
         if known:
             return
-        self._announce(session, room_id)
+        self._write(session, room_id)
         if self._single:
             for other in tuple(self._roster.user(grant.user_id)):
                 if other is not session and room_id in other.rooms:
                     other.supersede()
 
     def suspend(self, session: Session, room_id: str | None) -> None:
-        """The session stays in the room, but may send nothing, and gets nothing, until it enters again."""
+        """The session stays in the room, but can neither send nor receive there until it enters again."""
         session.rooms[room_id] = SUSPENDED
         if room_id is not None:
             self._roster.leave(session, room_id)
 
     def leave(self, session: Session, room_id: str | None, reason: str) -> None:
-        """The session leaves the room, and services are told for what ``reason``."""
+        """Remove the session from the room. Services get the ``reason``."""
         del session.rooms[room_id]
         if room_id is None:
             return
@@ -83,7 +83,7 @@ class Membership:
         self._vacate(session, room_id, reason)
 
     def departed(self, session: Session) -> None:
-        """The client is gone, and is in no room."""
+        """The client disconnected: remove its session from all rooms."""
         for room_id in session.rooms:
             if room_id is not None:
                 self._vacate(session, room_id, "closed")
@@ -91,61 +91,61 @@ class Membership:
         session.rooms = {}
 
     def restore(self) -> None:
-        """Write to the room cache what this process knows, wherever it has been lost."""
+        """Write this process's entries to the room cache wherever they are missing."""
         if not self._bus.available:
             return
-        # In this order: an entry that was left behind would supersede its user's new socket, and so would the entry of
-        # an older login elsewhere supersede one that could not be announced.
-        self._unrestored = False
-        announced = self._catch_up(len(self._ghosts) + len(self._unannounced))
+        # Late writes come first: an entry that still has to be removed would supersede its user's new socket, and the
+        # entry of an older login on another process would supersede one that has not been written yet.
+        self._restore_pending = False
+        written = self._catch_up(len(self._removals) + len(self._late_entries))
         entries = [
             (session.user_id, room_id, session.socket_id)
             for session in self._roster
             if session.user_id is not None
             for room_id in session.rooms
-            if room_id is not None and (session, room_id) not in announced
+            if room_id is not None and (session, room_id) not in written
         ]
         if entries:
             restoring = self._rooms.restore(entries)
             restoring.addErrback(self._not_restored)
             if self._single:
                 restoring.addCallback(self._superseded)
-            restoring.addCallbacks(self._room_cache_kept, self._room_cache_lost)
+            restoring.addCallbacks(self._room_cache_written, self._room_cache_failed)
 
     def sweep(self) -> None:
-        """Write a portion of what the room cache is owed."""
+        """Write a batch of late writes to the room cache."""
         if self._bus.available:
             self._catch_up(_WRITES_PER_SWEEP)
-            if self._unrestored and not self._ghosts:
+            if self._restore_pending and not self._removals:
                 self.restore()
 
     async def finish(self) -> None:
-        """Return when the room cache was told of all that left, in portions that Redis can take; or when it is away."""
-        while self._ghosts and self._bus.available:
+        """Return when all departed sessions are removed from the room cache, or when Redis is unavailable."""
+        while self._removals and self._bus.available:
             self._catch_up(_WRITES_PER_SWEEP)
             await deferLater(self._clock, _PAUSE)
 
     def _catch_up(self, most: int) -> set[tuple[Session, str]]:
-        """Write what the room cache is owed. Gives who is announced by that."""
-        ghosts, self._ghosts = self._ghosts[:most], self._ghosts[most:]
-        for ghost in ghosts:
-            self._withdraw(*ghost)
-        announced = set(islice(self._unannounced, most))
-        self._unannounced -= announced
-        for session, room_id in announced:
-            self._announce(session, room_id)
-        return announced
+        """Write up to ``most`` removals and entries that are late. Returns the entries."""
+        removals, self._removals = self._removals[:most], self._removals[most:]
+        for removal in removals:
+            self._remove(*removal)
+        written = set(islice(self._late_entries, most))
+        self._late_entries -= written
+        for session, room_id in written:
+            self._write(session, room_id)
+        return written
 
-    def _announce(self, session: Session, room_id: str) -> None:
-        # After the ghosts, of which one may be of this very socket.
-        if not self._bus.available or self._ghosts:
-            self._unannounced.add((session, room_id))
+    def _write(self, session: Session, room_id: str) -> None:
+        # Only after the removals, of which one may be of this very socket.
+        if not self._bus.available or self._removals:
+            self._late_entries.add((session, room_id))
             return
 
         def not_sent(failure: Failure) -> Failure:
-            # When the connection was lost on the way it may have been written, and is restored.
+            # If the connection was lost meanwhile it may have been written; it is restored then.
             if failure.check(NotPublished) and self._bus.available:
-                self._unannounced.add((session, room_id))
+                self._late_entries.add((session, room_id))
             return failure
 
         user_id = session.user_id
@@ -154,27 +154,27 @@ class Membership:
         entering.addErrback(not_sent)
         if self._single:
             entering.addCallback(self._displaced, room_id)
-        entering.addCallbacks(self._room_cache_kept, self._room_cache_lost)
+        entering.addCallbacks(self._room_cache_written, self._room_cache_failed)
 
     def _vacate(self, session: Session, room_id: str, reason: str) -> None:
-        if (session, room_id) in self._unannounced:
-            self._unannounced.remove((session, room_id))
+        if (session, room_id) in self._late_entries:
+            self._late_entries.remove((session, room_id))
             return
         user_id = session.user_id
         assert user_id is not None
-        self._withdraw(user_id, room_id, session.socket_id, reason)
+        self._remove(user_id, room_id, session.socket_id, reason)
 
-    def _withdraw(self, user_id: str, room_id: str, socket_id: str, reason: str) -> None:
-        def left_behind(failure: Failure) -> Failure:
+    def _remove(self, user_id: str, room_id: str, socket_id: str, reason: str) -> None:
+        def not_removed(failure: Failure) -> Failure:
             if failure.check(NotPublished):
-                self._ghosts.append((user_id, room_id, socket_id, reason))
+                self._removals.append((user_id, room_id, socket_id, reason))
             return failure
 
         leaving = self._rooms.leave(user_id, room_id, socket_id, reason)
-        leaving.addErrback(left_behind).addCallbacks(self._room_cache_kept, self._room_cache_lost)
+        leaving.addErrback(not_removed).addCallbacks(self._room_cache_written, self._room_cache_failed)
 
     def _displaced(self, socket_id: str | None, room_id: str) -> None:
-        """The entry was that of another socket: its process closes it."""
+        """The entry was that of another socket: have its process close it."""
         if socket_id is None or self._roster.socket(socket_id) is not None:
             return
         command = {
@@ -194,13 +194,13 @@ class Membership:
 
     def _not_restored(self, failure: Failure) -> Failure:
         if failure.check(NotPublished) and self._bus.available:
-            self._unrestored = True
+            self._restore_pending = True
         return failure
 
-    def _room_cache_kept(self, _: None) -> None:
+    def _room_cache_written(self, _: None) -> None:
         self._once.works()
 
-    def _room_cache_lost(self, failure: Failure) -> None:
-        # Restored when Redis is back. What it refuses, as without memory, it refuses for everybody.
+    def _room_cache_failed(self, failure: Failure) -> None:
+        # Restored when Redis is available again. What it refuses, as without memory, it refuses for all entries.
         if failure.check(NotPublished) is None:
             self._once.failed(self._log.failure, "The room cache is not written, until it can be", failure=failure)

@@ -491,8 +491,8 @@ class MembershipStories(RuleBasedStateMachine):
         house = self.house
         assert len(house.roster) == house.roster.rooms == len(house.access_watch._expiry_queue) == 0
         assert house.rooms.entries == {}
-        assert not house.membership._unannounced
-        assert not house.membership._ghosts
+        assert not house.membership._late_entries
+        assert not house.membership._removals
         assert house.clock.getDelayedCalls() == []
 
 

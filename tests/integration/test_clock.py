@@ -125,7 +125,7 @@ def test_leases(
     clock.set(seconds)
     time.sleep(7.0)  # longer than a lease
     assert len(redis.zrangebyscore("gateways", time.time(), "+inf")) == 2
-    assert "Taken for gone" not in process.log() + other.log()
+    assert "presumed this one dead" not in process.log() + other.log()
     process.kill()
     wait_until(lambda: not redis.exists("room:r1"), "the room without ada")
 

@@ -1,4 +1,5 @@
-"""Access: who may be where and send what. The answers of whoever decides, shared, kept and coherent.
+"""Access: which user may be in which room and send which events. Caches the auth service's answers and keeps the cache
+coherent.
 
-:mod:`kraftek.daemon.lifecycle` makes the pieces; everybody else sees :class:`kraftek.contract.interfaces.IAccess`.
+:mod:`kraftek.daemon.assembly` makes the parts; all others use :class:`kraftek.contract.interfaces.IAccess`.
 """

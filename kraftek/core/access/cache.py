@@ -1,7 +1,7 @@
-"""Access as the gateway uses it: asked once for many, kept in Redis for all processes, and kept coherent.
+"""The access cache: one question for many equal checks, answers cached in Redis for all processes, and cached coherent.
 
-Made by :mod:`kraftek.daemon.assembly`, asked by :mod:`kraftek.core.admission` and :mod:`kraftek.core.access_watch`;
-Redis calls it when something of access changed.
+Made by :mod:`kraftek.daemon.assembly`, called by :mod:`kraftek.core.admission` and :mod:`kraftek.core.access_watch`,
+and by the bus when keys of the cache have changed.
 """
 
 from __future__ import annotations
@@ -30,28 +30,29 @@ from kraftek.contract.metrics import Counters
 from kraftek.contract.names import ACCESS, INVALIDATION, token_key, user_key
 from kraftek.contract.settings import Auth
 from kraftek.core.access.local import Answers, Changes, Key, names
-from kraftek.core.access.redis import Kept, SharedAnswers
+from kraftek.core.access.redis import CachedGrant, SharedAnswers
 
 __all__ = ["AccessCache"]
 
 ATTEMPTS = 3
-"""How often one check asks when access is taken back each time before it has its answer."""
+"""How often one check asks the auth service when access is revoked each time before the answer comes."""
 
 RETRY_AFTER = 1.0
-"""Seconds until trying again makes sense after that."""
+"""Seconds after which such a check may be retried."""
 
 LONGEST = 31_536_000.0
-"""Seconds that an answer may be kept, whatever the auth service says: a year, as in the configuration."""
+"""Seconds that an answer is cached at most, whatever its ``ttl``: a year, as in the configuration."""
 
 SKEW = 5.0
-"""Seconds by which the clocks of two gateways may differ. An answer that would be kept for longer than any may be was
-written before the clock was set back."""
+"""Seconds by which the clocks of two gateways may differ. An answer that claims to be fresh for longer than any may be
+was stored before the clock was set back."""
 
 DELAY = 60.0
-"""Seconds, beyond the deadline of a question, that its answer may take to Redis."""
+"""Seconds after the deadline of a check within which its answer reaches Redis."""
 
-LOOKS = 100
-"""Answers looked at when a key changed. A deletion takes all that depend on the key: any of them would tell."""
+COMPARED = 100
+"""Cached answers that are compared with Redis when a key changed. A deletion removes all that depend on the key, so a
+part of them shows it."""
 
 
 class _Invalidation(Struct, rename="camel"):
@@ -60,7 +61,7 @@ class _Invalidation(Struct, rename="camel"):
 
 
 class _Denial(Struct, frozen=True):
-    """A no. ``until``: by the clock. ``position``: it is older than later changes."""
+    """A denial. ``until``: by the clock. ``position``: changes after it make the denial invalid."""
 
     error: PeerError
     until: float
@@ -71,13 +72,13 @@ class _Denial(Struct, frozen=True):
 class AccessCache:
     """The answers of ``checker``: see :mod:`kraftek.core.access.redis` for how all processes share them.
 
-    What Redis said once is used from memory until Redis says that one of its two keys changed. That need not mean
-    much: Redis does not say who changed what, and this process's own writes are reported as well. So what depends on
-    the key is looked at again, and only when it is not there unchanged are listeners told.
+    An answer found in Redis is used from memory until Redis announces that one of its two keys changed. Redis does not
+    say who changed what, and announces this process's own writes as well. So the answers that depend on the key are
+    compared with Redis again, and listeners are notified only if one of them is missing or different.
 
-    With Redis away the checker is asked each time, and nothing is kept: nobody could take it back.
+    While Redis is unavailable the checker is asked each time and nothing is cached, because nobody could revoke it.
 
-    ``clock`` measures time-outs, ``now`` gives Unix seconds.
+    ``clock`` measures time-outs, ``now`` returns Unix seconds.
     """
 
     _log = Logger()
@@ -104,8 +105,8 @@ class AccessCache:
         self._denials: OrderedDict[Key, _Denial] = OrderedDict()
         self._changes = Changes()
         self._waiters: dict[Key, list[Deferred[Grant]]] = {}
-        self._suspects: set[str] = set()
-        self._looking = False
+        self._changed_keys: set[str] = set()
+        self._comparing = False
         self._uncleared: OrderedDict[tuple[str, str | None], None] = OrderedDict()
         self._listeners: list[IAccessListener] = []
         self._once_a_minute = OnceAMinute(clock.seconds)
@@ -140,7 +141,7 @@ class AccessCache:
     # IBusListener
 
     def bus_up(self) -> None:
-        """What was taken back meanwhile was not told: everything is asked about again."""
+        """Revocations during the outage were missed: all access is checked again."""
         for user_id, room_id in tuple(self._uncleared):
             self._clear(user_id, room_id)
         self._changes.record_all()
@@ -155,9 +156,9 @@ class AccessCache:
     def _recall(self, key: Key) -> Deferred[Grant] | None:
         known = self._answers.get(key)
         if known is not None:
-            kept, position = known
-            if self._is_fresh(kept) and not self._changes.since(position, names(key, kept.user_id)):
-                return succeed(kept)
+            cached, position = known
+            if self._is_fresh(cached) and not self._changes.since(position, names(key, cached.user_id)):
+                return succeed(cached)
         denial = self._denials.get(key)
         if (
             denial is not None
@@ -170,25 +171,25 @@ class AccessCache:
     async def _find(self, token: Token, key: Key) -> Grant:
         for _ in range(ATTEMPTS):
             position = self._changes.position
-            found = await self._shared.look(*key)
-            if found is not None and found.kept is not None and self._is_fresh(found.kept):
+            found = await self._shared.look_up(*key)
+            if found is not None and found.grant is not None and self._is_fresh(found.grant):
                 self._counters.access_hits += 1
-                self._remember(key, found.kept, position)
-                return found.kept
-            kept, seconds = self._dated(await self._ask(token, key))
-            # After an outage Redis may not know either what was taken back during it.
+                self._remember(key, found.grant, position)
+                return found.grant
+            cached, seconds = self._dated(await self._ask(token, key))
+            # If there was an outage meanwhile, Redis may not know of revocations during it.
             if found is not None and not self._changes.since(position, ()):
                 sent = self._changes.position
-                stored = await self._shared.store(*key, kept, seconds, found.time)
+                stored = await self._shared.store(*key, cached, seconds, found.time)
                 if stored is False:
                     continue
                 if stored:
-                    if self._remember(key, kept, sent):
-                        return kept
+                    if self._remember(key, cached, sent):
+                        return cached
                     position = sent
-            # Nobody will look at it again: what we heard meanwhile must do.
-            if not self._changes.since(position, names(key, kept.user_id)):
-                return kept
+            # The answer is not cached, so only the changes announced meanwhile can invalidate it.
+            if not self._changes.since(position, names(key, cached.user_id)):
+                return cached
         self._counters.access_failed += 1
         raise PeerError(Code.AUTH_UNAVAILABLE, "access cannot be checked at present", retry_after=RETRY_AFTER)
 
@@ -216,26 +217,26 @@ class AccessCache:
             else:
                 waiter.errback(result)
 
-    def _is_fresh(self, kept: Kept) -> bool:
-        longest = self._auth.cache_ttl if kept.ttl is None else min(kept.ttl, LONGEST)
-        return 0.0 < kept.fresh_until - self._now() <= longest + SKEW
+    def _is_fresh(self, cached: CachedGrant) -> bool:
+        longest = self._auth.cache_ttl if cached.ttl is None else min(cached.ttl, LONGEST)
+        return 0.0 < cached.fresh_until - self._now() <= longest + SKEW
 
-    def _dated(self, grant: Grant) -> tuple[Kept, float]:
-        """The answer as it is kept, and for how many seconds."""
+    def _dated(self, grant: Grant) -> tuple[CachedGrant, float]:
+        """The answer as it is cached, and for how many seconds."""
         now = self._now()
         seconds = self._auth.cache_ttl if grant.ttl is None else grant.ttl
         if grant.expires_at is not None:
             seconds = min(seconds, grant.expires_at - now)
         seconds = min(max(seconds, 0.0), LONGEST)
-        return Kept(**asdict(grant), fresh_until=now + seconds), seconds
+        return CachedGrant(**asdict(grant), fresh_until=now + seconds), seconds
 
-    def _remember(self, key: Key, kept: Kept, position: int) -> bool:
-        """Use this answer from memory, if that may be. It held at ``position``, when Redis was told or asked."""
-        if not self._bus.available or not self._is_fresh(kept):
+    def _remember(self, key: Key, cached: CachedGrant, position: int) -> bool:
+        """Cache the answer in memory, if possible. ``position``: when it was stored in Redis or found there."""
+        if not self._bus.available or not self._is_fresh(cached):
             return False
-        self._answers.put(key, kept, position)
-        if self._changes.since(position, names(key, kept.user_id)):
-            self._look_again(token_key(key[0]), user_key(kept.user_id))
+        self._answers.put(key, cached, position)
+        if self._changes.since(position, names(key, cached.user_id)):
+            self._compare(token_key(key[0]), user_key(cached.user_id))
         return True
 
     # What changes
@@ -249,45 +250,51 @@ class AccessCache:
             return
         for name in keys:
             self._changes.record(name)
-        self._look_again(*keys)
+        self._compare(*keys)
 
-    def _look_again(self, *keys: str) -> None:
-        self._suspects.update(key for key in keys if key.startswith((token_key(""), user_key(""))))
-        if not self._looking:
-            self._looking = True
-            Deferred.fromCoroutine(self._look()).addErrback(self._failed).addBoth(self._looked)
+    def _compare(self, *keys: str) -> None:
+        self._changed_keys.update(key for key in keys if key.startswith((token_key(""), user_key(""))))
+        if not self._comparing:
+            self._comparing = True
+            Deferred.fromCoroutine(self._compare_all()).addErrback(self._failed).addBoth(self._compared)
 
-    async def _look(self) -> None:
-        """Look at what depends on the suspect keys; what came meanwhile has its turn in the next round."""
-        while self._suspects:
-            suspects, self._suspects = self._suspects, set()
+    async def _compare_all(self) -> None:
+        """Compare the answers that depend on changed keys with Redis; keys that change meanwhile are next."""
+        while self._changed_keys:
+            changed, self._changed_keys = self._changed_keys, set()
             position = self._changes.position
-            depending = {name: tuple(islice(self._answers.named(name), LOOKS)) for name in suspects}
+            depending = {name: tuple(islice(self._answers.named(name), COMPARED)) for name in changed}
             known = {key: self._answers[key] for keys in depending.values() for key in keys}
-            looks = [Deferred.fromCoroutine(self._shared.look(*key, kept.user_id)) for key, (kept, _) in known.items()]
-            gone: dict[Key, Kept] = {}
-            for (key, answer), found in zip(known.items(), await gatherResults(looks, consumeErrors=True), strict=True):
-                kept, _ = answer
-                if found is None or found.kept != kept:
-                    gone[key] = kept
+            lookups = [
+                Deferred.fromCoroutine(self._shared.look_up(*key, cached.user_id)) for key, (cached, _) in known.items()
+            ]
+            gone: dict[Key, CachedGrant] = {}
+            results = await gatherResults(lookups, consumeErrors=True)
+            for (key, answer), found in zip(known.items(), results, strict=True):
+                cached, _ = answer
+                if found is None or found.grant != cached:
+                    gone[key] = cached
                 if self._answers.get(key) is answer:
                     if key in gone:
                         self._answers.drop(key)
                     else:
-                        self._answers.put(key, kept, position)
+                        self._answers.put(key, cached, position)
             now = self._now()
             for name, keys in depending.items():
                 lost = [gone[key] for key in keys if key in gone]
                 if lost or not keys:
                     self._counters.access_invalidations += bool(lost)
-                    # What had run out when its key went has merely expired.
-                    self._stale_key(name, revoked=not lost or any(kept.fresh_until > now for kept in lost))
+                    # Answers that were no longer fresh when their key was removed have merely expired.
+                    self._stale_key(name, revoked=not lost or any(cached.fresh_until > now for cached in lost))
 
-    def _looked(self, _: object) -> None:
-        self._looking = False
+    def _compared(self, _: object) -> None:
+        self._comparing = False
 
     def _failed(self, failure: Failure) -> None:
-        self._log.failure("Could not look at access again", failure=failure)
+        self._log.failure(
+            "Comparing cached access with Redis failed: a bug, please report it",
+            failure=failure,
+        )
 
     def _invalidated(self, body: bytes) -> None:
         try:
@@ -306,7 +313,7 @@ class AccessCache:
         self._stale(None, user_id, room_id, revoked=True)
 
     def _clear(self, user_id: str, room_id: str | None) -> None:
-        """Have Redis forget, before it is asked again; when it is away, as soon as it is back."""
+        """Remove the user's cached answers from Redis, before it is read again; or else once it is available again."""
         self._uncleared[user_id, room_id] = None
         if len(self._uncleared) > self._auth.cache_size:
             self._uncleared.popitem(last=False)
@@ -319,7 +326,7 @@ class AccessCache:
     def _malformed(self, error: Exception) -> None:
         self._once_a_minute(
             self._log.warn,
-            "A malformed message on {channel} (logged once a minute): {error}",
+            "Ignored a malformed message on {channel} (logged once a minute): {error}",
             channel=INVALIDATION,
             error=str(error),
         )
@@ -334,10 +341,10 @@ class AccessCache:
         for listener in self._listeners:
             try:
                 listener.access_stale(digest, user_id, room_id, revoked)
-            except Exception:  # noqa: BLE001  # one listener's fault must not keep it from the others
-                self._log.failure("A listener failed on stale access")
+            except Exception:  # noqa: BLE001  # one listener's fault must not keep the others from being notified
+                self._log.failure("Notifying a listener of changed access failed: a bug, please report it")
 
 
 def _copy(error: PeerError) -> PeerError:
-    """The same for somebody else, who may write into it."""
+    """A copy for another waiter, which may set its attributes."""
     return PeerError(error.code, error.message, closes=error.closes, retry_after=error.retry_after)

@@ -1,5 +1,5 @@
--- KEYS: the user's set, the beginning of tokens' keys, the ledger
--- ARGV: 1 for one room alone and that room, milliseconds that the ledger lives at least
+-- KEYS: the user's set, the prefix of tokens' keys, the ledger
+-- ARGV: 1 for one room alone or 0, that room, milliseconds that the ledger lives at least
 local user, ledger, one_room = KEYS[1], KEYS[3], ARGV[1] == '1'
 keep_type('set', user)
 keep_type('hash', ledger)

@@ -1,4 +1,4 @@
-"""What this process knows of access, and what of it may have changed. Used by :mod:`kraftek.core.access.cache`."""
+"""The access cache in memory, and which of it may have changed in Redis. Used by :mod:`kraftek.core.access.cache`."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ from collections import OrderedDict
 from collections.abc import Hashable, Iterable
 
 from kraftek.contract.names import token_key, user_key
-from kraftek.core.access.redis import Kept
+from kraftek.core.access.redis import CachedGrant
 
 __all__ = ["Answers", "Changes", "Key", "names"]
 
 Key = tuple[str, str | None]
-"""What is asked about: a token's digest, and a room or none."""
+"""What a check is about: a token's digest, and a room or none."""
 
 CHANGES_KEPT = 10_000
-"""Changes remembered. Who wants to know about older ones is told that there may have been one."""
+"""Changes remembered. An answer older than all of them counts as changed."""
 
 
 def names(key: Key, user_id: str) -> tuple[Hashable, ...]:
-    """Under what a change concerns an answer: its two keys in Redis, and the user in that room."""
+    """The names under which a change concerns an answer: its two keys in Redis, and the user in that room."""
     digest, room_id = key
     return token_key(digest), user_key(user_id), (user_id, room_id)
 
 
-def _keys_in_redis(key: Key, kept: Kept) -> tuple[str, str]:
-    return token_key(key[0]), user_key(kept.user_id)
+def _keys_in_redis(key: Key, cached: CachedGrant) -> tuple[str, str]:
+    return token_key(key[0]), user_key(cached.user_id)
 
 
 class Changes:
-    """What changed, in order. ``position`` is where we are now; positions are compared, nothing else."""
+    """Changes in order. ``position`` is the number of the latest; positions are only compared."""
 
     def __init__(self) -> None:
         self.position = 0
@@ -55,37 +55,37 @@ class Changes:
 
 
 class Answers:
-    """The yeses that were used last, each with the position in :class:`Changes` at which it held.
+    """The grants used most recently, each with the position in :class:`Changes` at which it was valid.
 
-    ``size``: more are not kept; the oldest goes first.
+    ``size``: how many are cached; beyond that the oldest is dropped.
     """
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._answers: OrderedDict[Key, tuple[Kept, int]] = OrderedDict()
+        self._answers: OrderedDict[Key, tuple[CachedGrant, int]] = OrderedDict()
         self._named: dict[str, dict[Key, None]] = {}
 
     def __len__(self) -> int:
         return len(self._answers)
 
-    def __getitem__(self, key: Key) -> tuple[Kept, int]:
+    def __getitem__(self, key: Key) -> tuple[CachedGrant, int]:
         return self._answers[key]
 
-    def get(self, key: Key) -> tuple[Kept, int] | None:
-        """The answer, and when it held."""
+    def get(self, key: Key) -> tuple[CachedGrant, int] | None:
+        """The answer, and the position at which it was valid."""
         return self._answers.get(key)
 
-    def put(self, key: Key, kept: Kept, position: int) -> None:
-        """Remember an answer instead of the one before."""
+    def put(self, key: Key, cached: CachedGrant, position: int) -> None:
+        """Cache an answer in place of an older one."""
         self.drop(key)
-        self._answers[key] = kept, position
-        for name in _keys_in_redis(key, kept):
+        self._answers[key] = cached, position
+        for name in _keys_in_redis(key, cached):
             self._named.setdefault(name, {})[key] = None
         if len(self._answers) > self._size:
             self.drop(next(iter(self._answers)))
 
     def drop(self, key: Key) -> None:
-        """Forget an answer, if it is there."""
+        """Drop an answer, if it is cached."""
         known = self._answers.pop(key, None)
         if known is None:
             return
@@ -96,10 +96,10 @@ class Answers:
                 del self._named[name]
 
     def named(self, name: str) -> tuple[Key, ...]:
-        """Which answers depend on this key in Redis."""
+        """The answers that depend on this key in Redis."""
         return tuple(self._named.get(name, ()))
 
     def clear(self) -> None:
-        """Forget them all."""
+        """Drop all answers."""
         self._answers.clear()
         self._named.clear()

@@ -1,6 +1,4 @@
-"""Open access, for development: whoever comes is let in. Made by :mod:`kraftek.daemon.assembly` when it is configured
-so.
-"""
+"""Open access, for development: lets every client in. Made by :mod:`kraftek.daemon.assembly` for ``check = "open"``."""
 
 from __future__ import annotations
 
@@ -17,9 +15,9 @@ __all__ = ["OpenAccess"]
 
 @implementer(IAccess, IBusListener)
 class OpenAccess:
-    """Says yes to every token, as the user ``user_<token>``; to nobody without a room, as the original did.
+    """Grants access for every token, as the user ``user_<token>``, but not without a room, as the original gateway.
 
-    Nobody is asked, so nothing is kept, and nothing can be taken back.
+    No service is asked, so nothing is cached, and nothing can be revoked.
     """
 
     def __init__(self, bus: IBus) -> None:

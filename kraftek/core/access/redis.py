@@ -1,17 +1,18 @@
-"""What all gateway processes know of access, in Redis. Called by :mod:`kraftek.core.access.cache`.
+"""The access cache in Redis, shared by all gateway processes. Called by :mod:`kraftek.core.access.cache`.
 
 ======================================  ======================================================================
-``access:token:<digest of a token>``    a hash: room → the yes, as JSON; the room is empty for a yes without one
-``access:user:<userId>``                the set of the digests that the user has such hashes for
-``access-ledger:<userId>``              a hash, ours alone: until when the set and each of those hashes should
-                                        live, and when one of them was last found missing
+``access:token:<digest of a token>``    a hash: room → the grant, as JSON; the room is empty for a grant without one
+``access:user:<userId>``                the set of the digests for which the user has such hashes
+``access-ledger:<userId>``              a hash, the gateways' own: when the set and each of those hashes expire, and
+                                        when one of them was last found missing
 ======================================  ======================================================================
 
-A yes counts while its digest is in its user's set, so that deleting either key takes it back. A deleted key leaves
-no trace, though, and the question that is just being asked would fill it again with what was true before. Redis's
-invalidation messages cannot tell: one stands for everything that happened to a key in one turn of Redis's loop, our
-own writes included. So the scripts keep the ledger, compare it with what there is, and take no answer to a question
-that is older than a deletion. The ledger's name does not begin with ``access:``: nobody is told of its changes.
+A cached grant is valid only while its digest is a member of its user's set, so that deleting either key revokes it.
+A deleted key leaves no trace, though, and a check that is in flight would store an answer from before the deletion.
+Redis's invalidation messages do not help: one stands for all changes of a key in one iteration of Redis's event loop,
+the gateway's own writes included. So the scripts keep a ledger, compare it with the keys that exist, and reject the
+answer to a check that began before a deletion. The ledger's name does not begin with ``access:``, so that its changes
+are not announced.
 """
 
 from __future__ import annotations
@@ -31,20 +32,20 @@ from kraftek.contract.lua import Script, lua
 from kraftek.contract.messages import Grant
 from kraftek.contract.names import ledger_key, token_key, user_key
 
-__all__ = ["CLEAR", "LOOK_UP", "STORE", "Found", "Kept", "SharedAnswers"]
+__all__ = ["CLEAR", "LOOK_UP", "STORE", "CachedGrant", "Found", "SharedAnswers"]
 
 
-class Kept(Grant, frozen=True, rename="camel", omit_defaults=True, kw_only=True):
-    """A yes, and until when (in Unix seconds) it may be used without asking again."""
+class CachedGrant(Grant, frozen=True, rename="camel", omit_defaults=True, kw_only=True):
+    """A grant, and until when (in Unix seconds) it may be used without asking again."""
 
     fresh_until: float
 
 
 class Found(Struct, frozen=True):
-    """What a look found. ``time`` is when, by Redis's clock in microseconds; ``kept`` counts, but may be old."""
+    """The result of a look-up at ``time``, microseconds by Redis's clock. ``grant``: valid, but perhaps not fresh."""
 
     time: int
-    kept: Kept | None
+    grant: CachedGrant | None
 
 
 LOOK_UP = Script(lua(__package__, "time", "ledger", "look_up"))
@@ -53,9 +54,9 @@ CLEAR = Script(lua(__package__, "time", "ledger", "keep_type", "clear"))
 
 
 class SharedAnswers:
-    """The answers in Redis. Every method gives ``None`` when Redis is away or refuses: nobody is kept out by that.
+    """The answers in Redis. Methods return ``None`` when Redis is unavailable or refuses: that keeps no client out.
 
-    ``memory``: seconds for which a deletion is remembered; no question may take longer.
+    ``memory``: seconds for which a deletion is remembered; no check may take longer.
     """
 
     _log = Logger()
@@ -65,8 +66,8 @@ class SharedAnswers:
         self._memory = int(memory * 1000)
         self._once_a_minute = OnceAMinute(clock.seconds)
 
-    async def look(self, digest: str, room_id: str | None, user_id: str = "") -> Found | None:
-        """What is kept for this token in this room. ``user_id``: whose it was when last known."""
+    async def look_up(self, digest: str, room_id: str | None, user_id: str = "") -> Found | None:
+        """The cached grant for this token in this room. ``user_id``: the token's user when last known."""
         reply = await self._run(
             LOOK_UP,
             (token_key(""), user_key(""), ledger_key("")),
@@ -75,25 +76,28 @@ class SharedAnswers:
         if reply is None:
             return None
         time, answer, *unreadable = reply
-        kept = None if answer is None else _read(answer)
-        if unreadable or (answer is not None and kept is None):
-            text = "{key} in Redis has an answer that cannot be read, and does not count (logged once a minute)"
+        cached = None if answer is None else _read(answer)
+        if unreadable or (answer is not None and cached is None):
+            text = "Ignored an answer in Redis that cannot be read, at {key} (logged once a minute)"
             self._once_a_minute(self._log.warn, text, key=token_key(digest))
-        return Found(int(time), kept)
+        return Found(int(time), cached)
 
-    async def store(self, digest: str, room_id: str | None, kept: Kept, seconds: float, asked: int) -> bool | None:
-        """Keep an answer for so many seconds; 0 is for the verdict alone. ``asked``: the time of the last look before
-        the question. ``False``: something of this user was taken back since then, and the answer may be older.
+    async def store(
+        self, digest: str, room_id: str | None, cached: CachedGrant, seconds: float, asked: int
+    ) -> bool | None:
+        """Store an answer for so many seconds; 0 stores nothing and only returns the result. ``asked``: the time of the
+        last look-up before the check. ``False``: access of this user was revoked since then, and the answer may be
+        older.
         """
         reply = await self._run(
             STORE,
-            (token_key(""), user_key(kept.user_id), ledger_key(kept.user_id)),
-            (digest, room_id or "", msgspec.json.encode(kept), int(seconds * 1000), asked, self._memory),
+            (token_key(""), user_key(cached.user_id), ledger_key(cached.user_id)),
+            (digest, room_id or "", msgspec.json.encode(cached), int(seconds * 1000), asked, self._memory),
         )
         return None if reply is None else reply == 1
 
     async def clear(self, user_id: str, room_id: str | None) -> bool | None:
-        """Forget what is kept for a user, in one room alone when it is given; answers on their way as well."""
+        """Remove a user's cached answers, only those for ``room_id`` if given, and reject checks in flight."""
         reply = await self._run(
             CLEAR,
             (user_key(user_id), token_key(""), ledger_key(user_id)),
@@ -112,13 +116,13 @@ class SharedAnswers:
 
     def _refused(self, error: Exception) -> None:
         self._once_a_minute(
-            self._log.error, "Redis refuses to keep access (logged once a minute): {error}", error=str(error)
+            self._log.error, "Redis refuses to cache access (logged once a minute): {error}", error=str(error)
         )
 
 
-def _read(answer: bytes) -> Kept | None:
+def _read(answer: bytes) -> CachedGrant | None:
     try:
         answer.decode()
-        return msgspec.json.decode(answer, type=Kept)
+        return msgspec.json.decode(answer, type=CachedGrant)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None  # somebody else's writing, or another version's
+        return None  # written by another program, or by another version

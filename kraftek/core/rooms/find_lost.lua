@@ -1,14 +1,14 @@
--- KEYS: the leases, the set of lost entries, the time of the last look, the beginning of the keys of gateways' entries.
--- ARGV: the lease in seconds, after how many seconds without a look Redis was away for all, how many entries at most.
--- Takes gateways whose lease ran out for lost; answers with some of the entries that they left.
--- After an outage all leases have run out, and whoever comes back first would sweep all others.
+-- KEYS: the leases, the set of lost entries, the time of the last look, the prefix of the keys of gateways' entries.
+-- ARGV: the lease in seconds, the seconds without a look that mean an outage of Redis for all, the most entries to return.
+-- Moves the entries of gateways whose lease has expired to the set of lost entries, and returns some of that set.
+-- After an outage all leases have expired, and the first gateway to reconnect would remove all others' entries.
 local gateways, lost, looked, prefix = unpack(KEYS)
 local lease, outage, most = unpack(ARGV)
 local seconds = now / 1000000
 keep_type('string', looked)
 keep_type('set', lost)
 local before = tonumber(redis.call('GET', looked) or 0) or 0
--- Where Redis's clock was set back, no lease is longer than a whole one for that.
+-- After Redis's clock was set back no lease lasts longer than a whole one.
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', gateways, seconds + lease, '+inf')) do
     redis.call('ZADD', gateways, seconds + lease, id)
 end

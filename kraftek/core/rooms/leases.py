@@ -1,8 +1,8 @@
-"""Which gateway processes live, and the end of those that do not: their entries in the room cache are cleaned up.
+"""Leases of the gateway processes, and the removal of dead processes' entries from the room cache.
 
-Every process has a lease in Redis and renews it. The others look for leases that ran out: what such a process left in
-the room cache is removed, by as many of them as there are and by one of them each, and services are told that these
-users have left. A process that was merely paused finds out when it renews its lease, and writes its entries again.
+Every process has a lease in Redis and renews it. All processes look for expired leases and remove the entries of their
+holders from the room cache, each entry once; services get a ``left`` for these users. A process that was merely paused
+finds its lease gone when it renews it, and writes its entries again.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from kraftek.core.rooms.room_cache import ENTRIES_AT_ONCE, Entry
 __all__ = ["LOOK_INTERVAL", "RENEW_INTERVAL", "Leases"]
 
 LEASE = 5.0
-"""Seconds after which a process that has not renewed its lease counts as gone."""
+"""Seconds after which a process that has not renewed its lease is presumed dead."""
 
 RENEW_INTERVAL = 1.5
 """Seconds between two renewals: two may fail."""
 
 LOOK_INTERVAL = 1.0
-"""Seconds between two looks for those that are gone."""
+"""Seconds between two looks for expired leases."""
 
 OUTAGE = 3.0
-"""When nobody has looked for so many seconds, Redis was away for all. It takes longer than that,
-``LEASE - RENEW_INTERVAL``, for a lease to run out by the fault of Redis."""
+"""When no process has looked for so many seconds, Redis was unavailable to all. That is less than the time that a lease
+needs to expire because of Redis, ``LEASE - RENEW_INTERVAL``."""
 
 RENEW = Script(lua(__package__, "time", "renew_lease"))
 FIND_LOST = Script(lua(__package__, "time", "keep_type", "find_lost"))
@@ -51,7 +51,7 @@ _decode = msgspec.json.Decoder(Entry).decode
 
 @implementer(IBusListener)
 class Leases:
-    """The lease of this process, and its look at those of others. ``restore`` writes its entries again."""
+    """The lease of this process, and its look for expired leases. ``restore`` writes this process's entries again."""
 
     _log = Logger()
 
@@ -69,11 +69,11 @@ class Leases:
         bus.add_listener(self)
 
     def bus_up(self) -> None:
-        """A process's entries are written again in any case then."""
+        """Renew the lease. The entries are written again in any case after an outage."""
         self._call(RENEW, [GATEWAY_LEASES], self._gateway_id, LEASE)
 
     def bus_down(self) -> None:
-        """Nothing to be done about it."""
+        """Nothing to do."""
 
     def renew(self) -> None:
         """Called every :data:`RENEW_INTERVAL` seconds."""
@@ -83,10 +83,10 @@ class Leases:
         """Called every :data:`LOOK_INTERVAL` seconds."""
         if not self._looking:
             self._looking = True
-            Deferred.fromCoroutine(self._look()).addCallbacks(self._kept, self._failed).addBoth(self._looked)
+            Deferred.fromCoroutine(self._look()).addCallbacks(self._succeeded, self._failed).addBoth(self._looked)
 
     def release(self) -> None:
-        """The process ends."""
+        """The process stops."""
         self._call(RELEASE, [GATEWAY_LEASES, entries_key(self._gateway_id)], self._gateway_id)
 
     async def _look(self) -> None:
@@ -111,18 +111,18 @@ class Leases:
 
     def _renewed(self, known: int | None) -> None:
         if known == 0:
-            self._log.warn("Taken for gone by the other gateways: this one was paused, or Redis lost its data")
+            self._log.warn("The other gateways presumed this one dead: it was paused, or Redis lost its data")
             self._counters.leases_lost += 1
             self._restore()
 
     def _looked(self, _: object) -> None:
         self._looking = False
 
-    def _kept(self, _: None) -> None:
+    def _succeeded(self, _: None) -> None:
         self._once.works()
 
     def _failed(self, failure: Failure) -> None:
-        # Every second, as long as it lasts: it is said once. A look needs all that a renewal needs.
+        # This fails every second as long as it lasts, and is logged once. A look needs all that a renewal needs.
         if failure.check(NotPublished) is None:
             text = "The leases of gateways are not kept, until they can be"
             self._once.failed(self._log.failure, text, failure=failure)

@@ -1,6 +1,6 @@
--- Takes entries away, or hands them to another socket of the user. Several processes may remove the same entry: the
--- first does. Answers with 0, and what failed.
-each(function(room, string, sockets, user, socket, entry, tell)
+-- Removes entries, or passes them to another socket of the user. If several processes remove the same entry, only the
+-- first one has an effect. Returns 0, and what failed.
+each(function(room, string, sockets, user, socket, entry, publish)
     if redis.call('SREM', KEYS[1], entry) == 0 then return end
     redis.call('SREM', sockets, socket)
     local heir = redis.call('SRANDMEMBER', sockets)
@@ -9,7 +9,7 @@ each(function(room, string, sockets, user, socket, entry, tell)
             redis.call('HSET', room, user, heir)
         else
             redis.call('HDEL', room, user)
-            tell()
+            publish()
         end
     end
     if redis.call('GET', string) == socket then

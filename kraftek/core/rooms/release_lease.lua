@@ -1,5 +1,5 @@
--- KEYS: the leases, what the gateway has written. ARGV: its id.
--- What could not be removed from the room cache is left to the others.
+-- KEYS: the leases, the gateway's entries. ARGV: its id.
+-- Entries that could not be removed from the room cache are left to the other gateways: an expired lease says so.
 if redis.call('EXISTS', KEYS[2]) == 1 then
     redis.call('ZADD', KEYS[1], 0, ARGV[1])
 else

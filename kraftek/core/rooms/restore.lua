@@ -1,10 +1,10 @@
--- Writes entries again where there are none. Answers with the sockets that another one has displaced, and what failed.
+-- Writes entries where they are missing. Returns the sockets that another socket has displaced, and what failed.
 local superseded = {}
-each(function(room, string, sockets, user, socket, entry, tell)
+each(function(room, string, sockets, user, socket, entry, publish)
     redis.call('SREM', KEYS[2], entry)
     redis.call('SADD', KEYS[1], entry)
     redis.call('SADD', sockets, socket)
-    if redis.call('HSETNX', room, user, socket) == 1 then tell() end
+    if redis.call('HSETNX', room, user, socket) == 1 then publish() end
     if redis.call('HGET', room, user) == socket then
         redis.call('SET', string, socket)
     else

@@ -1,14 +1,14 @@
-"""The room cache that services read: who is in which room, as this process and its peers write it into Redis; and what
-services are told of it.
+"""The room cache that services read from Redis: who is in which room, on this process and the others; and the presence
+events that services get about it.
 
 Called by :mod:`kraftek.core.membership` and :mod:`kraftek.core.rooms.leases` through
 :class:`kraftek.contract.interfaces.IRooms`. The keys that services read are described in ``docs/services.rst``, "The
 room cache": the hash ``room:<room>`` of user to socket, and the string ``socket:<user>:<room>``. Two more are the
 gateways' own: the set ``sockets:["<user>","<room>"]`` of all sockets that the user has in that room; and for each
-process the set ``gateway:<id>:entries``, for others to clean up after it.
+process the set ``gateway:<id>:entries``, so that others can clean up after it.
 
-Each change of all these is one script, in which it is also decided whether services hear of it: nobody sees one key
-without the other, and there is one ``joined`` and one ``left`` for a user in a room, in order, whoever writes.
+Each change of all these is one script, which also decides whether services get an event: no reader sees one key
+without the other, and there is one ``joined`` and one ``left`` for a user in a room, in order, from any process.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Entry = tuple[str, str, str]
 """User, room and socket: a member of ``gateway:<id>:entries``, as JSON."""
 
 ENTRIES_AT_ONCE = 200
-"""Entries that one call of a script writes: one or two milliseconds in which Redis does nothing else."""
+"""Entries that one call of a script writes: it blocks Redis for one or two milliseconds."""
 
 ENTER = Script(lua(__package__, "entries", "enter"))
 LEAVE = Script(lua(__package__, "entries", "leave"))
@@ -58,9 +58,9 @@ _encode = msgspec.json.Encoder().encode
 
 @implementer(IRooms)
 class RedisRooms:
-    """Rooms on a bus. ``now`` gives Unix seconds.
+    """The rooms in Redis. ``now`` returns Unix seconds.
 
-    Where a service cannot be told who comes and goes that is logged, once until it can.
+    A failure to publish presence events to a service is logged once, until it works again.
     """
 
     _log = Logger()
@@ -79,7 +79,7 @@ class RedisRooms:
         self._reply_to = reply_to
         self._now = now
         self._own = entries_key(gateway_id)
-        self._told: tuple[Registration, ...] = ()
+        self._listening: tuple[Registration, ...] = ()
         self._once = OnceUntilItWorks()
         registry.on_change(self._look_up)
         self._look_up()
@@ -93,7 +93,7 @@ class RedisRooms:
         return left.addCallback(lambda _: None)
 
     def restore(self, entries: Iterable[Entry]) -> Deferred[list[str]]:
-        # All are sent before this returns: who leaves from now on leaves after being restored.
+        # All are sent before this returns: a session that leaves from now on leaves after it was restored.
         remaining = iter(entries)
         batches = []
         while batch := list(islice(remaining, ENTRIES_AT_ONCE)):
@@ -107,23 +107,23 @@ class RedisRooms:
     def _run(
         self, script: Script, named_in: str, entries: Sequence[Entry], event: str, payload: dict[str, str]
     ) -> Deferred[Any]:
-        told = self._told
+        services = self._listening
         keys = [named_in, LOST_GATEWAYS]
-        args: list[str | bytes | int] = [len(told)]
-        args += [service.max_length if service.transport == "stream" else 0 for service in told]
+        args: list[str | bytes | int] = [len(services)]
+        args += [service.max_length if service.transport == "stream" else 0 for service in services]
         for entry in entries:
             user_id, room_id, socket_id = entry
             sockets = sockets_key(_encode((user_id, room_id)).decode())
             keys += (room_key(room_id), socket_key(user_id, room_id), sockets)
-            keys += [_place(service, room_id) for service in told]
-            args += (user_id, socket_id, _encode(entry), self._event(event, entry, payload) if told else b"")
+            keys += [_place(service, room_id) for service in services]
+            args += (user_id, socket_id, _encode(entry), self._event(event, entry, payload) if services else b"")
         return self._bus.call(script, keys, args).addCallback(self._done, keys)
 
     def _done(self, answer: list[Any], keys: Sequence[str]) -> Any:
         result, *failure = answer
         if failure:
             place, reason = (word.decode() for word in failure)
-            text = "Cannot tell {place} who comes and goes: {reason}"
+            text = "Cannot publish presence events to {place}: {reason}"
             self._once.failed(self._log.error, text, about=place, place=place, reason=reason)
         elif self._once.failing:
             self._once.works(*map(self._bus.channel_name, keys))
@@ -145,7 +145,7 @@ class RedisRooms:
         )
 
     def _look_up(self) -> None:
-        self._told = tuple(service for service in self._registry.services() if service.presence)
+        self._listening = tuple(service for service in self._registry.services() if service.presence)
 
 
 def _place(service: Registration, room_id: str) -> str:

@@ -14,7 +14,7 @@ from kraftek.contract.messages import Token
 from kraftek.contract.names import token_key, user_key
 from kraftek.contract.settings import Auth
 from kraftek.core.access import cache as cache_module
-from kraftek.core.access.redis import Kept
+from kraftek.core.access.redis import CachedGrant
 from tests.core.access.world import EPOCH, MemoryRedis, Outcome, Process, settle
 
 T = Token("t")
@@ -444,7 +444,9 @@ def test_one_listener_does_not_keep_it_from_the_others(one: Process) -> None:
     with capturedLogs() as logs:
         one.publish(b'{"userId": "ada"}')
     assert one.stale == [(None, "ada", None, True)]
-    assert [event["log_format"] for event in logs] == ["A listener failed on stale access"]
+    assert [event["log_format"] for event in logs] == [
+        "Notifying a listener of changed access failed: a bug, please report it"
+    ]
 
 
 # The channel auth:invalidate
@@ -892,7 +894,9 @@ def test_a_fault_while_looking_again_is_logged_and_over(one: Process, redis: Mem
     one.hear()
     with capturedLogs() as logs:
         one.bus.calls.pop().reply.callback([])
-    assert [event["log_format"] for event in logs] == ["Could not look at access again"]
+    assert [event["log_format"] for event in logs] == [
+        "Comparing cached access with Redis failed: a bug, please report it"
+    ]
     redis.delete(HASH)
     settle(one)
     assert (T.digest, None, None, True) in one.stale
@@ -930,4 +934,4 @@ def test_what_is_kept_is_what_the_contract_says(one: Process, redis: MemoryRedis
         "r": '{"userId":"ada","roomId":"r","permissions":["a:*:*"],"expiresAt":1700000005.0,"ttl":10.0,'
         '"freshUntil":1700000005.0}'
     }
-    assert isinstance(answered(one).grant, Kept)
+    assert isinstance(answered(one).grant, CachedGrant)

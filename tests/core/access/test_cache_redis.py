@@ -60,7 +60,7 @@ class Process:
         """What Redis was told is done, and what it had to say about that has been heard and looked at."""
         await self.bus.call("PING")
         await self.bus.settled()
-        await until(lambda: not self.cache._looking, lambda: f"the end of {self.cache._looking}")
+        await until(lambda: not self.cache._comparing, lambda: f"the end of {self.cache._comparing}")
 
     async def answered(self, token: str = "t", room: str | None = "r") -> str:
         """Whose yes it is, without the auth service."""

@@ -5,11 +5,11 @@ import pytest
 from kraftek.contract.names import token_key, user_key
 from kraftek.core.access import local as memory
 from kraftek.core.access.local import Answers, Changes, names
-from kraftek.core.access.redis import Kept
+from kraftek.core.access.redis import CachedGrant
 
 
-def kept(user: str = "ada") -> Kept:
-    return Kept(user, fresh_until=1.0)
+def kept(user: str = "ada") -> CachedGrant:
+    return CachedGrant(user, fresh_until=1.0)
 
 
 def test_a_change_concerns_by_name() -> None:

@@ -16,7 +16,7 @@ from twisted.internet.task import Clock
 from kraftek.contract.lua import Script
 from kraftek.contract.messages import Token
 from kraftek.contract.names import token_key, user_key
-from kraftek.core.access.redis import CLEAR, LOOK_UP, STORE, Kept
+from kraftek.core.access.redis import CLEAR, LOOK_UP, STORE, CachedGrant
 from tests.core.access.world import MemoryRedis
 from tests.support.redis_server import PrivateRedis, oldest_redis_server
 
@@ -117,9 +117,9 @@ def redis(kind: PrivateRedis | None) -> Iterator[Server]:
     server.client.close()
 
 
-def look(redis: Server, digest: str, room: str = "r", user: str = "") -> tuple[int, Kept | None]:
+def look(redis: Server, digest: str, room: str = "r", user: str = "") -> tuple[int, CachedGrant | None]:
     at, answer, *_ = redis.run(LOOK_UP, [token_key(""), user_key(""), "access-ledger:"], [digest, room, user, MEMORY])
-    return int(at), None if answer is None else msgspec.json.decode(answer, type=Kept)
+    return int(at), None if answer is None else msgspec.json.decode(answer, type=CachedGrant)
 
 
 def user_of(redis: Server, digest: str, room: str = "r") -> str | None:
@@ -136,7 +136,7 @@ def store(
     keep: int = 10_000,
     memory: int = MEMORY,
 ) -> bool:
-    kept = Kept(user, room, fresh_until=1.5)
+    kept = CachedGrant(user, room, fresh_until=1.5)
     keys = [token_key(""), user_key(user), f"access-ledger:{user}"]
     answer = redis.run(STORE, keys, [digest, room, msgspec.json.encode(kept), keep, asked, memory])
     return bool(answer == 1)
@@ -164,7 +164,7 @@ def test_nothing_is_kept_at_first(redis: Server) -> None:
 
 def test_what_is_stored_is_found(redis: Server) -> None:
     fill(redis, ONE)
-    assert look(redis, ONE)[1] == Kept("ada", "r", fresh_until=1.5)
+    assert look(redis, ONE)[1] == CachedGrant("ada", "r", fresh_until=1.5)
     assert user_of(redis, ONE, "elsewhere") is None
     assert user_of(redis, TWO) is None
     assert redis.all_keys() == {token_key(ONE), user_key("ada"), "access-ledger:ada"}
