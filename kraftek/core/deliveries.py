@@ -18,7 +18,7 @@ from kraftek.contract.errors import Code
 from kraftek.contract.log_once import OnceAMinute
 from kraftek.contract.messages import Broadcast, Delivery
 from kraftek.contract.metrics import Counters
-from kraftek.contract.surrogates import reread
+from kraftek.contract.surrogates import HALF, is_whole, reread
 from kraftek.core.requests import Requests
 from kraftek.core.roster import Audience, Roster, audience_of
 from kraftek.core.session import Session
@@ -71,7 +71,7 @@ class Deliveries:
             try:
                 message = _decode(body)
             except msgspec.DecodeError as error:
-                message, body = reread(_decode, body, error)
+                message, body = _reread(body, error)
             if message.type == "disconnect":
                 self._disconnect(message, body)
             elif message.in_reply_to is not None and (message.recipients or message.user_ids):
@@ -153,6 +153,15 @@ class Deliveries:
     def _complain(self, format: str, body: bytes, **details: str) -> None:
         sample = body[:_SAMPLE].decode("utf-8", "replace")
         self._once_a_minute(self._log.warn, format, sample=sample, **details)
+
+
+def _reread(body: bytes, error: msgspec.DecodeError) -> tuple[Broadcast, bytes]:
+    """The message and its body, with whole characters. A room that the payload names is a name all the same."""
+    message, whole = reread(_decode, body, error)
+    addressed = message.recipients or message.user_ids or message.room_id
+    if not addressed and not is_whole(_room_in(message.payload)):
+        raise msgspec.ValidationError(HALF)
+    return message, whole
 
 
 def _room_in(payload: Raw) -> str | None:

@@ -28,6 +28,7 @@ from kraftek.contract.errors import Code, PeerError
 from kraftek.contract.interfaces import IAccessChecker
 from kraftek.contract.messages import Grant, Token
 from kraftek.contract.settings import Auth
+from kraftek.contract.surrogates import HALF, is_whole, mended
 from kraftek.contract.tls import trust_root
 
 __all__ = ["HttpChecker"]
@@ -147,12 +148,15 @@ class HttpChecker:
             raise _UnreadableError(f"status {status}")
         if body is None:
             raise _UnreadableError(f"more than {ANSWER_BYTES} bytes")
+        whole = mended(body)
         try:
-            verdict = msgspec.json.decode(body, type=_Verdict)
+            verdict = msgspec.json.decode(whole or body, type=_Verdict)
             if not verdict.success:
                 raise _no(verdict.message, token)
-            yes = msgspec.json.decode(body, type=_Yes)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            yes = msgspec.json.decode(whole or body, type=_Yes)
+            if whole is not None and not is_whole(yes):
+                raise msgspec.ValidationError(HALF)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             # Its text says where and what was expected, never what was found.
             raise _UnreadableError(str(error)) from None
         if status // 100 != 2:
@@ -194,8 +198,8 @@ def _no(message: object, token: Token) -> PeerError:
 def _message(body: bytes | None) -> object:
     """The message of an answer that is a no by its status, whatever else it says."""
     try:
-        answer = msgspec.json.decode(body or b"null")
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        answer = msgspec.json.decode((body and mended(body)) or body or b"null")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     return answer.get("message") if isinstance(answer, dict) else None
 

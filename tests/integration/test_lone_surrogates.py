@@ -17,7 +17,15 @@ from tests.support.waiting import wait_until
 if TYPE_CHECKING:
     from contextlib import ExitStack
 
-    from tests.integration.conftest import Client, Connect, Gateway, RedisServer, StartGateway, StartService
+    from tests.integration.conftest import (
+        AuthService,
+        Client,
+        Connect,
+        Gateway,
+        RedisServer,
+        StartGateway,
+        StartService,
+    )
 
 SERVICES = {
     "echo": "events:echo",
@@ -196,14 +204,31 @@ def test_socketio_refuses_names_that_were_cut(page: SocketIOClient) -> None:
 
 
 def test_a_service_cannot_name_what_it_cut(redis_server: RedisServer, ada: Client, process: Gateway) -> None:
+    ada.send("join", payload={"roomId": WHOLE})
+    ada.expect("joined")
     for message in (
         {"type": HALF, "roomId": "r1", "payload": 1},
         {"type": "a:b:c", "roomId": HALF, "payload": 1},
+        {"type": "a:b:c", "payload": {"roomId": HALF}},
         {"type": "a:b:c", "recipients": [HALF], "payload": 1},
     ):
         redis_server.client().publish("events:broadcast", json.dumps(message))
     ada.expect_nothing_through(redis_server)
     process.wait_log("Ignored a malformed broadcast: half of a surrogate pair")
+
+
+def test_the_auth_service_cuts_its_reason(
+    redis_server: RedisServer, gateway: StartGateway, connect: Connect, auth_service: AuthService
+) -> None:
+    auth_service.deny("no", f"cut {HALF}")
+    auth_service.allow("who", HALF)
+    process = gateway(redis_server, auth=auth_service.url)
+    client = connect(process)
+    client.send("authenticate", payload={"token": "who", "roomId": "r1"})
+    client.expect_error("AUTH_UNAVAILABLE")
+    client.send("authenticate", payload={"token": "no", "roomId": "r1"})
+    assert client.expect_error("AUTH_FAILED")["payload"]["message"] == f"cut {WHOLE}"
+    client.expect_close(4401)
 
 
 def test_kraftek_js(process: Gateway, redis_server: RedisServer, service: StartService, stage: ExitStack) -> None:
