@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import ConsoleMessage, expect, sync_playwright
 
 from tests.support.waiting import wait_until
 
@@ -358,6 +358,36 @@ def test_a_namespace_that_does_not_exist(
     stage.callback(client.close)
     client.connect(f"{process.http_url}admin", transports)
     assert client.reports.expect("connect_error") == ["Invalid namespace"]
+
+
+def test_a_page_that_leaves_sees_no_error(redis_server: RedisServer, gateway: StartGateway, chromium_path: str) -> None:
+    """Over long-polling its library says goodbye to the namespace, and then to the connection, in a POST of its own."""
+    process = gateway(redis_server, args=["--demo"])
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium_path, args=["--headless", "--no-sandbox"])
+        page = browser.new_context(bypass_csp=True).new_page()
+        said: list[ConsoleMessage] = []
+
+        def hear(message: ConsoleMessage) -> None:
+            said.append(message)
+
+        page.on("console", hear)
+        page.goto(process.http_url)
+        page.add_script_tag(path=CLIENTS / "node_modules/socket.io-client/dist/socket.io.min.js")
+        with page.expect_response(lambda answer: answer.request.post_data == "1") as goodbye:
+            page.evaluate(LEAVE)
+        assert goodbye.value.status == 200
+        assert [message.text for message in said if "socket.io" in message.location["url"]] == []
+        browser.close()
+
+
+# Enters a room and leaves.
+LEAVE = """
+    () => new Promise((resolve) => {
+        const socket = io({ transports: ["polling"], auth: { token: "page", roomId: "kitchen" } });
+        socket.on("authenticated", () => resolve(socket.disconnect().connected));
+    })
+"""
 
 
 def test_a_page_beside_a_native_one(
