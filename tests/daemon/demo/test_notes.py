@@ -345,7 +345,6 @@ def test_a_room_is_forgotten_in_the_end(gateway: Gateway) -> None:
         b"[" * 100_000,
         b'{"eventType": "stickyNotes:board:open", "userId": "a", "roomId": "a", "payload": {}, "timestamp": 1}',
         b'{"eventType": "stickyNotes:board:open", "userId": "a", "socketId": "a", "roomId": "\\ud800", "payload": {}}',
-        b'{"eventType": "stickyNotes:note:delete", "socketId": "a", "roomId": "a", "payload": {"id": "\\ud800"}}',
     ],
 )
 def test_what_is_no_event_is_left_out(gateway: Gateway, message: bytes) -> None:
