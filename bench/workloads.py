@@ -190,7 +190,7 @@ def processes(stage: Stage, contender: Contender, effort: Effort) -> Iterator[Ro
                 must_be_whole(load.end())
             cases = [("bench:echo:call", f"{count} on one port")]
             if count > 1:
-                cases.append(("bench:echo:ping", f"{count} on one port, each hears all answers"))
+                cases.append(("bench:echo:ping", f"{count} on one port, each gets all answers"))
             for event, case in cases:
                 for load in show.loads:
                     load.begin(RoundTrip(4, 64, effort.warm, effort.seconds, event))
