@@ -135,7 +135,9 @@ def start(
 
     def ours(*, ping_interval: float = 25.0, ping_timeout: float = 20.0) -> Site:
         times = {"ping_interval": ping_interval, "ping_timeout": ping_timeout}
-        process = gateway(redis_server, services={"test": "events:test"}, config={"socketio": times})
+        # A slow Redis must not get in the way: past in_flight, events are refused.
+        config = {"socketio": times, "redis": {"in_flight": 100_000}}
+        process = gateway(redis_server, services={"test": "events:test"}, config=config)
         service = threading.Thread(target=serve, args=(redis_server, stop := threading.Event()))
         service.start()
         stage.callback(service.join)
