@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from threading import Thread
 from typing import Any
 
@@ -88,7 +89,7 @@ class HostnameResolver:
         family = families.pop() if len(families) == 1 else socket.AF_UNSPEC
         question = hostName, portNumber, family, _SOCKETS[transportSemantics]
         if isIPAddress(hostName) or isIPv6Address(hostName):
-            _tell(resolutionReceiver, _addresses(socket.getaddrinfo(*question, 0, socket.AI_NUMERICHOST)))
+            _tell(resolutionReceiver, _find(partial(socket.getaddrinfo, flags=socket.AI_NUMERICHOST), question) or ())
         else:
             self._join(question, resolutionReceiver)
         return resolution
@@ -108,28 +109,24 @@ class HostnameResolver:
 
     def _ask(self, question: _Question, look_up: _LookUp) -> None:
         """On a thread of its own."""
-        try:
-            addresses: _Answer | None = _addresses(self._look_up(*question))
-        except socket.gaierror as error:
-            addresses = None if error.errno == socket.EAI_AGAIN else ()
-        except (OSError, UnicodeError):
-            addresses = ()
-        self._reactor.callFromThread(self._answered, question, look_up, addresses)
+        self._reactor.callFromThread(self._answered, question, look_up, _find(self._look_up, question))
 
     def _answered(self, question: _Question, look_up: _LookUp, addresses: _Answer | None) -> None:
-        """``addresses``: none where there is no such name, ``None`` where nobody knows."""
-        under_way = self._under_way[question]
-        under_way.remove(look_up)
+        under_way = self._under_way.get(question, [])
+        if look_up not in under_way:
+            return  # a newer one has answered
         if look_up.fresh:
             look_up.patience.cancel()
+        if addresses is None:
+            under_way.remove(look_up)
+            look_up.answer(self._known.get(question, ()))
+        else:
+            self._known[question] = addresses
+            for each in under_way:
+                each.answer(addresses)
+            del under_way[: under_way.index(look_up) + 1]
         if not under_way:
             del self._under_way[question]
-        if addresses is None:
-            look_up.answer(self._known.get(question, ()))
-            return
-        self._known[question] = addresses
-        for each in (look_up, *under_way):
-            each.answer(addresses)
 
     def _impatient(self, question: _Question, look_up: _LookUp) -> None:
         look_up.fresh = False
@@ -137,7 +134,14 @@ class HostnameResolver:
             look_up.answer(self._known[question])
 
 
-def _addresses(found: Sequence[tuple[Any, ...]]) -> _Answer:
+def _find(look_up: Callable[..., Any], question: _Question) -> _Answer | None:
+    """No addresses where there is no such name, and ``None`` where nobody knows."""
+    try:
+        found = look_up(*question)
+    except socket.gaierror as error:
+        return None if error.errno == socket.EAI_AGAIN else ()
+    except (OSError, UnicodeError):
+        return ()
     kinds = {socket.AF_INET: IPv4Address, socket.AF_INET6: IPv6Address}
     protocols = {number: name for name, number in _SOCKETS.items()}
     return [kinds[family](protocols[kind], *where) for family, kind, _, _, where in found if family in kinds]

@@ -119,8 +119,9 @@ class _Ports:
 
     def _bind(self, port: int, interface: str) -> None:
         family = socket.AF_INET6 if ":" in interface else socket.AF_INET
-        bound = socket.socket(family, socket.SOCK_STREAM)
+        bound: socket.socket | None = None
         try:
+            bound = socket.socket(family, socket.SOCK_STREAM)
             bound.setblocking(False)
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if self._shared:
@@ -129,7 +130,8 @@ class _Ports:
             address = socket.getaddrinfo(interface, port, family)[0][4] if ":" in interface else (interface, port)
             bound.bind(address)
         except OSError as error:
-            bound.close()
+            if bound is not None:
+                bound.close()
             raise CannotListenError(interface, port, error) from None
         self._socket = bound
 

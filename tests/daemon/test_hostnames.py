@@ -152,6 +152,11 @@ def test_an_address_is_no_name(world: World, address: str) -> None:
     assert world.idle
 
 
+def test_an_address_of_another_family_is_none(world: World) -> None:
+    assert world.ask("::1", addressTypes=[IPv4Address]).found == []
+    assert world.idle
+
+
 @pytest.mark.parametrize("answer", [UNKNOWN, AGAIN, OSError("out of files"), UnicodeError("label too long"), []])
 def test_nothing_found(world: World, answer: Any) -> None:
     assert world.learn(answer).found == []
@@ -184,7 +189,8 @@ def test_a_look_up_that_hangs_does_not_hang_the_next(world: World) -> None:
     second = world.ask()
     world.answer(world.next(), HERE)
     assert first.found == second.found == ["192.0.2.1"]
-    world.answer(hanging, AGAIN)
+    world.answer(hanging, THERE)  # which was true before
+    assert world.learn(AGAIN).found == ["192.0.2.1"]
     assert world.idle
 
 

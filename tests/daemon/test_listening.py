@@ -97,6 +97,16 @@ class BoundTest(TestCase):
         with socket.socket() as late:
             assert late.connect_ex(("127.0.0.1", number)) == errno.ECONNREFUSED
 
+    async def test_two_that_start_at_the_same_time(self) -> None:
+        """Linux lets both bind while neither listens."""
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            description = f"tcp:{free.getsockname()[1]}:interface=127.0.0.1"
+        first, second = server_endpoint(reactor, description), server_endpoint(reactor, description)
+        port: Any = await first.listen(Factory.forProtocol(Protocol))
+        with pytest.raises(CannotListenError, match="in use"):
+            await second.listen(Factory.forProtocol(Protocol))
+        await port.stopListening()
+
     @OLD_KEYS
     async def test_keys_are_read_at_once(self) -> None:
         with TemporaryDirectory() as directory:
