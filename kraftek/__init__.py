@@ -8,28 +8,28 @@ The directory is the drawing::
                   daemon/ puts it together        contract/ is what all agree on
 
 ``contract/``
-    Values, names, errors, seams, settings, counters, Lua loading. Everybody imports it; it imports nobody.
+    Values, names, errors, interfaces, settings, counters, Lua loading. Every package imports it; it imports none.
 ``edge/``
     HTTP and WebSocket, in and out: bytes outside, values inside.
 ``core/``
-    Who is here, what they may do, where their events go. No socket, no Redis client.
+    Who is connected, what they may do, and where their events go. Without sockets and Redis client.
 ``bus/``
     Redis.
 ``daemon/``
-    How the gateway is started, configured, watched and operated; the demo. It alone imports everybody.
+    How the gateway is started, configured, watched and operated; the demo. It alone imports all packages.
 ``client/``, ``service/``
     What authors of clients and of services import.
 
-``edge``, ``core`` and ``bus`` never import each other, and no circle closes: the tests (``test_layers``) hold that.
-``fastpath.py`` is what may be left out: it reaches past the public surface of Twisted, for speed.
+``edge``, ``core`` and ``bus`` never import each other, and there are no import cycles (``test_layers`` tests it).
+``fastpath.py`` is optional: it uses private parts of Twisted, for speed.
 
 From a client to a service:
 
-1. ``edge/websocket/protocol.py`` takes messages out of frames (``edge/websocket/frames.py``)
-2. ``edge/dialects/native.py`` or ``edge/dialects/socketio_client.py`` says what a message means
+1. ``edge/websocket/protocol.py`` reads messages from frames (``edge/websocket/frames.py``)
+2. ``edge/dialects/native.py`` or ``edge/dialects/socketio_client.py`` decodes the message
 3. ``core/session.py`` holds it while access is checked
 4. ``core/gateway.py`` looks up access and puts the sender's identity into the event
-5. ``core/dispatch.py`` sends it to its service; ``core/requests.py`` keeps track of those that want an answer
+5. ``core/dispatch.py`` sends it to its service; ``core/requests.py`` keeps track of requests
 6. ``bus/redis_bus.py`` publishes it
 
 From a service to a client:

@@ -1,9 +1,9 @@
-"""What reaches past Twisted's public surface for speed, and may be left out: the gateway works the same without it.
+"""Optional code that uses private parts of Twisted for speed: the gateway works the same without it.
 
-Each part says why it is there and what it saves. :func:`speed_up` takes those whose guard finds the Twisted that they
-were written for; what it leaves out it logs. Called by whoever makes the
-:class:`kraftek.contract.iteration.Iteration` that everybody writes by: the daemon, and the service kit on Twisted. (The
-half that is Autobahn's is in :mod:`kraftek.edge.websocket.autobahn_internals`.)
+Each part says why it exists and what it saves. :func:`speed_up` installs the parts whose guard finds the Twisted that
+they were written for, and logs those that it leaves out. Called by the daemon, and by the service kit on Twisted, which
+make the :class:`kraftek.contract.iteration.Iteration` that all writers share. (The counterpart for Autobahn is
+:mod:`kraftek.edge.websocket.autobahn_internals`.)
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def wanted(environ: Mapping[str, str]) -> bool:
 
 
 def speed_up(reactor: Any, iteration: Iteration) -> None:
-    """Take what can be taken: ``iteration`` writes at once, and is driven by the reactor."""
+    """Install the parts that fit: ``iteration`` writes at once, and is driven by the reactor."""
     write_at_once(iteration)
     # Not imported: there is no epoll but on Linux.
     if type(reactor).__name__ == "EPollReactor" and usable(
@@ -62,12 +62,12 @@ def write_at_once(iteration: Iteration) -> None:
 def write_now(transport: Any, data: bytes) -> Callable[[bytes], int] | None:
     """Write ``data``, at once where nothing waits to be written.
 
-    ``transport.write`` wakes the reactor: two ``epoll_ctl`` and a turn later comes the ``send``. For a TCP socket whose
-    buffers are empty the ``send`` alone does, and costs about half of that for each message of a broadcast. TLS has a
-    transport of its own over TCP's, and is written to as usual.
+    ``transport.write`` wakes the reactor: the ``send`` follows two ``epoll_ctl`` and an iteration later. For a TCP
+    socket whose buffers are empty the ``send`` alone is enough, and costs about half of that for each message of a
+    broadcast. TLS has a transport of its own over TCP's, and is written to as usual.
 
-    Gives that ``send`` when it took everything: until somebody writes to the transport, whoever keeps it need not look
-    at the transport again, whose dictionary is out of the processor's caches by the next broadcast. That, and not to
+    Returns that ``send`` when it took everything: until the next write to the transport its caller need not look at
+    the transport again, whose dictionary is out of the processor's caches by the next broadcast. That, and not to
     look at Autobahn's protocol either, made a delivery in a room of 1,000 cost 11.3 µs instead of 13.5.
     """
     if (
@@ -118,7 +118,7 @@ def drive(reactor: Any, iteration: Iteration) -> None:
 
     In place of its ``doPoll``, which wraps each call in a context for the prefix of old-style log lines: 3 to 5 µs for
     each socket that has something to read. What a TCP client sends goes straight to its protocol, and not through four
-    functions more: another 1 µs. Ending the turn here saves a timer, as much again a turn.
+    functions more: another 1 µs. Ending the iteration here saves a timer, which costs as much again.
     """
     poll, selectables = reactor._poller.poll, reactor._selectables  # noqa: SLF001
     read_or_write, disconnect = reactor._doReadOrWrite, reactor._disconnectSelectable  # noqa: SLF001

@@ -1,6 +1,6 @@
 """Redis: the only room that imports txredisapi.
 
-:mod:`kraftek.daemon.lifecycle` makes and starts the bus; everybody else sees :class:`kraftek.contract.interfaces.IBus`.
+:mod:`kraftek.daemon.lifecycle` makes and starts the bus; all others use :class:`kraftek.contract.interfaces.IBus`.
 """
 
 from txredisapi import RedisError

@@ -39,7 +39,9 @@ __all__ = [
 ]
 
 if txredisapi.hiredis is None:
-    raise ImportError("hiredis is missing: txredisapi reads 300,000 messages a second with it, 2,000 without")
+    raise ImportError(
+        "hiredis is missing: pip install hiredis (txredisapi reads 300,000 messages a second with it, 2,000 without)"
+    )
 
 TRACKING_CHANNEL = b"__redis__:invalidate"
 """The channel on which Redis announces which tracked keys changed. Its messages are a list of keys, or ``None``."""
@@ -48,11 +50,11 @@ _BATCH = 100
 """Messages of a :class:`Batch`, which is one command, at most: Redis does nothing else for a millisecond."""
 
 Listeners = Mapping[bytes, Sequence[Callable[[Any], None]]]
-"""Who is called with the messages of which channel."""
+"""The listeners of each channel, called with its messages."""
 
 
 class ConnectionOwner(Protocol):
-    """Told of a link's life; each link is ready at most once, and lost once."""
+    """Notified when a connection is ready, at most once, and when it is lost, once."""
 
     def connection_ready(self, connection: RedisConnection) -> None: ...
 
@@ -60,9 +62,9 @@ class ConnectionOwner(Protocol):
 
 
 class RedisConnection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no annotations
-    """One connection: greets Redis, watches that it answers, and hands its answers in order to who waits for them.
+    """One connection: greets Redis, checks that it answers, and passes replies in order to those who wait for them.
 
-    ``refused``: Redis was there, and did not let it do what it needs.
+    ``refused``: Redis is available, but does not allow a command that this connection needs.
 
     It prepares itself. ``ClientService`` offers ``prepareConnection`` for that, but raises ``NoTransition`` when the
     connection is lost meanwhile (Twisted 26.10).
@@ -97,15 +99,15 @@ class RedisConnection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has 
         self.transport.write(data)
 
     def need(self, answers: Sequence[Deferred[Any]]) -> Deferred[Any]:
-        """Fires when all are there. Without one of them this link is of no use: it gives up, and this fails."""
+        """Fires when all of them fired. If one fails this connection is useless: it is closed, and this fails."""
         return gatherResults(answers, consumeErrors=True).addErrback(self._refused)
 
     def prepare(self) -> Sequence[Deferred[Any]]:
-        """Ask for what this link needs before it is ready."""
+        """Send the commands that this connection needs before it is ready."""
         raise NotImplementedError
 
     def give_up(self, reason: str) -> None:
-        """Close at once, for that reason, which the owner hears of. ``ClientService`` tries again."""
+        """Close at once. The owner gets the reason, and ``ClientService`` tries again."""
         if self._address.password:
             # A server whose AUTH was renamed away quotes the arguments of the unknown command in its error.
             reason = reason.replace(self._address.password, "(password)")
@@ -144,7 +146,7 @@ class RedisConnection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has 
             self.replied(reply)
 
     def replied(self, reply: Any) -> None:
-        """Hand one reply, or why there will be none, to who waits for it. What they raise is logged."""
+        """Pass one reply, or the reason why there is none, to its waiter. What a waiter raises is logged."""
         waiter = self.waiting.popleft()
         try:
             if not isinstance(waiter, Deferred):
@@ -157,7 +159,7 @@ class RedisConnection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has 
             else:
                 waiter.callback(reply)
         except Exception:  # noqa: BLE001  # the edge's one guard: it must not unwind the reader
-            self.log.failure("Failed on a reply of Redis")
+            self.log.failure("Handling a reply of Redis failed: a bug, please report it")
 
     def unpublished(self, receipt: Callable[[int], None], reply: Any) -> None:
         """Redis refused a message, or never answered."""
@@ -170,12 +172,12 @@ class RedisConnection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has 
         receipt(Undelivered.REFUSED)
 
     def connectionLost(self, why: Failure) -> None:
-        """Tell the owner, then everybody who waits."""
+        """Notify the owner, then fail all waiters."""
         super().connectionLost(why)
         if self._alarm.active():
             self._alarm.cancel()
         self._owner.connection_lost(self, self._fault or why.getErrorMessage())
-        lost = NotPublished("Redis went away before it answered")
+        lost = NotPublished("the connection to Redis was lost before the answer")
         while self.waiting:
             self.replied(lost)
 
@@ -239,7 +241,7 @@ class CommandConnection(RedisConnection):
         self._iteration.write(self.transport, data)
 
     def flush(self) -> None:
-        """Write now. (The base class's ``flush`` empties databases; nobody should miss it.)"""
+        """Write now. (The base class's ``flush`` empties databases, which no caller should need.)"""
         self.close_batch()
         self._flushes = False
         unwritten, self._unwritten = self._unwritten, []
@@ -303,7 +305,7 @@ class CommandConnection(RedisConnection):
             given = receipt.script.arguments(receipt.messages, self._config.prefix)
             self.send(script_call(script_head(b"EVAL", receipt.script.source), given), receipt)
         else:
-            messages, receipt.messages = receipt.messages, []  # who opened it may have it for long
+            messages, receipt.messages = receipt.messages, []  # its caller may keep it for long
             self.batched -= len(messages) - 1
             if type(reply) is list:
                 self._tell([(messages[reply[i]], reply[i + 1]) for i in range(0, len(reply), 2)])
@@ -334,7 +336,7 @@ class CommandConnection(RedisConnection):
                 else:
                     super().unpublished(receipt, answer)
             except Exception:  # noqa: BLE001  # as for a reply: one's fault must not keep it from the others
-                self.log.failure("Failed on a reply of Redis")
+                self.log.failure("Handling a reply of Redis failed: a bug, please report it")
 
     def _forgotten(self, failure: Failure, script: Script, rest: Sequence[Argument]) -> Deferred[Any] | Failure:
         if _is_forgotten(failure.value):

@@ -33,8 +33,8 @@ START_TIMEOUT = 10.0
 STOP_TIMEOUT = 5.0
 
 # Runs in the child in place of redis-server, until it becomes redis-server. On Linux the kernel ends that when the
-# gateway is gone, however it went: nobody could, after kill -9. The question about the parent closes the gap before
-# prctl took effect. A session of its own keeps Ctrl-C for the gateway, which still needs Redis to say goodbye.
+# gateway has ended, even by kill -9. The check of the parent covers the time before prctl took effect. A session of its
+# own keeps Ctrl-C from redis-server: the gateway still needs it while it stops.
 LAUNCHER = """
 import ctypes, os, signal, sys
 os.setsid()
@@ -72,7 +72,7 @@ def redis_server_path() -> str:
 
 
 class _Server(ProcessProtocol):
-    """The process. ``ended`` fires once, when it is gone and its output has been read."""
+    """The process. ``ended`` fires once, when it has ended and its output has been read."""
 
     def __init__(self) -> None:
         self.ended: Deferred[None] = Deferred()
@@ -94,27 +94,27 @@ class _Server(ProcessProtocol):
 
 
 class _Ping(Protocol):
-    """Asks a redis-server whether it is there; ``answered`` fires when the connection is over."""
+    """Checks whether a redis-server answers; ``answered`` fires when the connection is closed."""
 
     def __init__(self) -> None:
         self.answered: Deferred[bool] = Deferred()
-        self._heard = b""
+        self._received = b""
 
     def connectionMade(self) -> None:
-        """Ask."""
+        """Send the ping."""
         assert self.transport is not None
         self.transport.write(b"PING\r\n")
 
     def dataReceived(self, data: bytes) -> None:
-        """Listen to the end of one line."""
-        self._heard += data
-        if self._heard.endswith(b"\n"):
+        """Read to the end of one line."""
+        self._received += data
+        if self._received.endswith(b"\n"):
             assert self.transport is not None
             self.transport.loseConnection()
 
     def connectionLost(self, reason: Failure | None = None) -> None:
-        """Tell."""
-        self.answered.callback(self._heard == b"+PONG\r\n")
+        """Report the result."""
+        self.answered.callback(self._received == b"+PONG\r\n")
 
 
 class EmbeddedRedis:

@@ -1,6 +1,6 @@
-"""The way to Redis: TCP, TLS or a Unix socket, and a connection that is kept up there.
+"""The endpoint of Redis: TCP, TLS or a Unix socket; and a connection to it that is kept up.
 
-Made by :class:`kraftek.bus.RedisBus`, for itself and for what reads streams.
+Made by :class:`kraftek.bus.RedisBus`, for itself and for its readers of streams.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class RedisEndpoint:
 class ConnectionService(ClientService):
     """A connection that is made again whenever it is lost.
 
-    ``failed`` is told why an attempt failed, unless it was stopped: Twisted has a log line for each attempt, and none
-    that says why. ``clock`` measures the time until the next one, which ``backoff`` gives.
+    ``failed`` is called with the reason why an attempt failed, unless it was stopped: Twisted logs each attempt, but
+    not the reason. ``clock`` measures the delay until the next attempt, which ``backoff`` returns.
     """
 
     _log = Logger(observer=implementer(ILogObserver)(lambda _: None))
@@ -89,23 +89,23 @@ class ConnectionService(ClientService):
         factory: Any = Factory()
         factory.protocol = protocol
         factory.noisy = False
-        self._tell = failed
-        super().__init__(_Telling(endpoint, self._attempt_failed), factory, retryPolicy=backoff, clock=clock)
+        self._report = failed
+        super().__init__(_Reporting(endpoint, self._attempt_failed), factory, retryPolicy=backoff, clock=clock)
 
     def _attempt_failed(self, failure: Failure) -> Failure:
         if self.running:
-            self._tell(failure.getErrorMessage())
+            self._report(failure.getErrorMessage())
         return failure
 
 
 @implementer(IStreamClientEndpoint)
-class _Telling:
-    """An endpoint that tells of failures, which ``ClientService`` keeps to itself."""
+class _Reporting:
+    """An endpoint that reports failures, which ``ClientService`` does not."""
 
     def __init__(self, endpoint: IStreamClientEndpoint, failed: Callable[[Failure], Failure]) -> None:
         self._endpoint = endpoint
-        self._failed = failed
+        self._report = failed
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
         connecting: Deferred[IProtocol] = self._endpoint.connect(protocolFactory)
-        return connecting.addErrback(self._failed)
+        return connecting.addErrback(self._report)

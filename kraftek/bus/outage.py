@@ -1,4 +1,4 @@
-"""What the log says of an outage: a line when it begins, one a minute, and one when it is over."""
+"""Logs an outage: a line when it begins, one a minute, and one when it is over."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ INTERVAL = 60.0
 
 
 class Outage:
-    """Told of every failure, and when all is well. ``name`` begins a sentence: ``Redis at 127.0.0.1:6379``."""
+    """Called at each failure, and when the connection works. ``name`` begins the line, as in ``Redis at 127.0.0.1``."""
 
     log = Logger()
 
@@ -38,7 +38,7 @@ class Outage:
         self._next = now + INTERVAL
 
     def over(self) -> bool:
-        """It is there. Whether it was unavailable."""
+        """The connection works. Returns whether it was unavailable."""
         if self._began is None:
             return False
         seconds = f"{self._clock.seconds() - self._began:.0f}"

@@ -32,7 +32,7 @@ from kraftek.contract.settings import Redis
 __all__ = ["Reading", "ReadingConnection"]
 
 BATCH = 100
-"""Entries taken from the dead at a time."""
+"""Entries claimed from dead consumers at a time."""
 
 FINISH = Script("""
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
@@ -182,10 +182,10 @@ class Reading(ConnectionService):
 
     async def _take(self, connection: ReadingConnection, most: int, idle: float, whose: str) -> int:
         claim = self._consumer.claim(idle, most, whose=whose, in_hand=self._open)
-        taken = await connection.evaluate(CLAIM, self._consumer.stream, *claim)
-        for entry_id, fields, delivered in taken:
+        claimed = await connection.evaluate(CLAIM, self._consumer.stream, *claim)
+        for entry_id, fields, delivered in claimed:
             self._hand_over(entry_id, event_in(fields), delivered)
-        return len(taken)
+        return len(claimed)
 
     async def _ask(self, connection: ReadingConnection, room: int) -> None:
         for entry_id, event in new_entries(await connection.ask(*self._consumer.read(room, self._wait))):
@@ -238,7 +238,7 @@ class Reading(ConnectionService):
 
     def _failed(self, failure: Failure, connection: ReadingConnection) -> None:
         if failure.check(ResponseError):
-            # The stream or its group is gone, or there is no right to it: begin again.
+            # The stream or its group was removed, or there is no permission for it: begin again.
             connection.refused = True
             connection.give_up(failure.getErrorMessage())
         elif not failure.check(NotPublished):
@@ -246,6 +246,6 @@ class Reading(ConnectionService):
             connection.give_up("failed to read")
 
     def _unavailable(self, reason: str) -> None:
-        # Otherwise the bus says it, once for everybody.
+        # Otherwise the bus reports it, once for all readers.
         if self._bus.available:
             self._outage.failed(reason)

@@ -30,13 +30,13 @@ from kraftek.contract.settings import Redis
 __all__ = ["RedisBus"]
 
 HEADS_KEPT = 1024
-"""Channels whose ``PUBLISH`` is kept half written. Services are few: the bound is for who uses it otherwise."""
+"""Channels whose ``PUBLISH`` is cached half written. Services are few: the bound is for callers with many channels."""
 
 
 @implementer(IBus)
 class RedisBus(MultiService):
-    """Two connections, kept up by two ``ConnectionService`` children: both are there, or the bus is down. What reads a
-    stream has a connection more, without which the bus is up none the less.
+    """Two connections, kept up by two ``ConnectionService`` children: the bus is up while both are connected. Each
+    reader of a stream has another connection, which does not matter for that.
 
     ``reactor`` connects. ``clock`` keeps the time, which is monotonic; unless given it is the reactor. Raises as
     :class:`kraftek.bus.endpoint.RedisEndpoint` does.
@@ -157,7 +157,7 @@ class RedisBus(MultiService):
 
     def settled(self) -> Deferred[None]:
         if not self.available or self._subscriber is None:
-            return fail(NotPublished("Redis is away"))
+            return fail(NotPublished("Redis is unavailable"))
         return self._subscriber.ask("PING").addCallback(lambda _: None)
 
     def add_listener(self, listener: IBusListener) -> None:
@@ -205,10 +205,10 @@ class RedisBus(MultiService):
     # Within
 
     def _with_room(self) -> CommandConnection:
-        """The link that takes one more.
+        """The connection, if it has room for one more message.
 
         :meth:`publish` has this in line, for each message. It does not close the batch of this iteration first, and so
-        does not count what is in it.
+        does not count its messages.
         """
         connection = self._commands
         if connection is not None:
@@ -219,7 +219,7 @@ class RedisBus(MultiService):
 
     def _not_published(self) -> NotPublished:
         if self._commands is None or not self.available:
-            return NotPublished("Redis is away")
+            return NotPublished("Redis is unavailable")
         return NotPublished(f"{self._in_flight} messages and commands are waiting for Redis's answer")
 
     def _head(self, channel: str) -> bytes:

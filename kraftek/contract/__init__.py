@@ -1,1 +1,1 @@
-"""What everybody agrees on: values, names, errors, seams, settings. Knows nothing else of ours."""
+"""What all packages share: values, names, errors, interfaces, settings. It imports no other package of the gateway."""

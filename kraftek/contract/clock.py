@@ -1,8 +1,8 @@
-"""Time that nobody sets, on a reactor that reads the machine's wall clock.
+"""Monotonic time on a reactor that reads the machine's wall clock.
 
 Twisted's ``reactor.seconds`` is ``time.time``. When that clock is set forward, all that waits is due at once; set back,
 everything waits longer by as much. The daemon gives the monotonic clock to its reactor (:mod:`kraftek.daemon.tap`). The
-client and the service kit run on a reactor that is somebody else's, which they leave as it is: they use this instead.
+client and the service kit run on the reactor of another program, which they do not change: they use this instead.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class MonotonicClock:
     A call never comes early, whatever happens to the wall clock. It may come late: by as much as the wall clock is set
     back while the call waits. Only the reactor could change that.
 
-    ``reactor``: an ``IReactorTime``. ``now``: seconds of any beginning.
+    ``reactor``: an ``IReactorTime``. ``now``: seconds since any fixed time.
     """
 
     def __init__(self, reactor: Any, now: Callable[[], float] = time.monotonic) -> None:
@@ -53,7 +53,7 @@ class Timer:
             self._call()
 
     def active(self) -> bool:
-        """Whether it waits still."""
+        """Whether the call is still to come."""
         return bool(self._pending.active())
 
     def cancel(self) -> None:

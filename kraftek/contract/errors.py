@@ -74,7 +74,7 @@ class PeerError(Exception):
 
 
 class NotPublished(Exception):  # noqa: N818  # named after what did not happen, as Twisted's names do
-    """Redis is away, or too much is in flight to it: the message was not sent."""
+    """Redis is unavailable, or too much is in flight to it: the message was not sent."""
 
 
 class ConfigError(Exception):

@@ -1,4 +1,4 @@
-"""Every seam of the gateway, in prose. No logic lives here.
+"""Every interface of the gateway, in prose, without logic.
 
 Methods are written as callers see them, without ``self``. "Fires with" is what a Deferred's callback gets, "fails
 with" what its errback gets.
@@ -59,7 +59,7 @@ class IServiceRegistry(Interface):
         """
 
     def unregister(name: str) -> None:
-        """Take a service away. Raises ``KeyError`` when there is none of that name."""
+        """Remove a service. Raises ``KeyError`` when there is none of that name."""
 
     def find(name: str) -> Any:
         """The :class:`kraftek.contract.settings.Registration` of that name, or ``None``."""

@@ -1,7 +1,7 @@
 """JSON as text: how deep it nests, how long its numbers are, and the id of a message that cannot be read.
 
-Used by the dialects. A payload goes to its service as it was written, and nobody parses it on the way: what would end
-the program at the other side has to be found in the bytes.
+Used by the dialects. A payload goes to its service as it was written and is not parsed on the way, so anything that
+would crash the service's parser has to be found in the bytes.
 """
 
 from __future__ import annotations

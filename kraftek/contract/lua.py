@@ -28,7 +28,7 @@ Pack = Callable[[list[Any]], tuple[Sequence[Sequence[Value]], Sequence[bytes]]]
 
 
 def lua(package: str, *names: str, **numbers: int) -> str:
-    """The files ``NAME.lua`` of a package, joined in this order; what it does not have is taken from this one.
+    """The files ``NAME.lua`` of a package, joined in this order; those that it does not have come from this one.
 
     ``numbers`` come before them as local variables. Raises ``FileNotFoundError`` for a file that neither has.
     """

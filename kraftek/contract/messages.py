@@ -1,7 +1,7 @@
 """The values that cross the gateway's edges: what dialects hand in, what they encode, what Redis carries.
 
 The Structs are the protocol's document and its validator. Payloads travel as ``msgspec.Raw``: bytes of JSON that
-nobody between a client and a service parses.
+the gateway does not parse.
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ class Token:
 
 
 class Grant(Struct, frozen=True, rename="camel", omit_defaults=True):
-    """The auth service's yes: this user may be in this room, and may send these events.
+    """The auth service allows it: this user may be in this room, and may send these events.
 
     ``permissions``: patterns over event names (``stickyNotes:*:*``); ``None`` is every registered service.
-    ``expires_at``: Unix seconds after which this is no longer a yes. ``ttl``: seconds it may be kept unasked.
+    ``expires_at``: Unix seconds after which it is no longer valid. ``ttl``: seconds for which it may be cached.
     """
 
     user_id: str
@@ -118,7 +118,7 @@ class Event(Struct, frozen=True, gc=False):
 
 
 class Ping(Struct, frozen=True):
-    """The client wants to know whether somebody is there: browsers do not show it the WebSocket's own pings."""
+    """The client checks the connection: browsers do not let programs see the WebSocket's own pings."""
 
     id: RequestId | None = None
 
@@ -189,7 +189,7 @@ class ReceivedError(Struct, frozen=True, rename="camel"):
 
 
 class Ack(Struct, frozen=True):
-    """A request was taken by ``receivers`` subscribers of the service's channel."""
+    """A request was received by ``receivers`` subscribers of the service's channel."""
 
     id: RequestId
     receivers: int
@@ -205,7 +205,7 @@ class Delivery(Struct, frozen=True):
 
 
 class Pong(Struct, frozen=True):
-    """Somebody is."""
+    """The answer to a :class:`Ping`."""
 
     id: RequestId | None = None
 

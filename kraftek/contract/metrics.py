@@ -24,7 +24,7 @@ class RefusalReason(StrEnum):
 
 
 class Counters(Struct):
-    """One per process, handed to whoever counts. Every value only grows. An operator sees ``kraftek_<name>_total``.
+    """One per process, handed to all that count. Every value only grows. An operator sees ``kraftek_<name>_total``.
 
     One that is counted by something has a number for each value of that, which is its label.
     """
@@ -32,9 +32,9 @@ class Counters(Struct):
     access_asked: Annotated[int, Meta(description="Questions to the auth service")] = 0
     access_failed: Annotated[int, Meta(description="Questions that the auth service did not answer")] = 0
     access_hits: Annotated[int, Meta(description="Checks of access that were answered from the cache")] = 0
-    access_invalidations: Annotated[int, Meta(description="Times that cached access was taken back")] = 0
+    access_invalidations: Annotated[int, Meta(description="Times that cached access was invalidated")] = 0
     answers_not_kept: Annotated[
-        int, Meta(description="Answers to requests that could not be kept for a request that is sent again")
+        int, Meta(description="Answers to requests that could not be stored for duplicates")
     ] = 0
     broadcasts: Annotated[int, Meta(description="Messages from services to clients")] = 0
     broadcasts_malformed: Annotated[int, Meta(description="Messages from services that could not be read")] = 0
@@ -54,7 +54,7 @@ class Counters(Struct):
     errors_peer: Annotated[int, Meta(description="Errors sent to clients")] = 0
     intake: Annotated[int, Meta(description="Events accepted from services")] = 0
     intake_refused: Annotated[int, Meta(description="Events of services refused")] = 0
-    leases_lost: Annotated[int, Meta(description="Times that this gateway was taken for dead by others")] = 0
+    leases_lost: Annotated[int, Meta(description="Times that other gateways presumed this one dead")] = 0
     ping_timeouts: Annotated[int, Meta(description="Clients dropped because they did not answer a ping")] = 0
     published: Annotated[int, Meta(description="Events published to services")] = 0
     published_to_nobody: Annotated[int, Meta(description="Events that no service listened for")] = 0
@@ -67,7 +67,7 @@ class Counters(Struct):
     replies_late: Annotated[int, Meta(description="Answers of services that came after their time")] = 0
     requests_repeated: Annotated[int, Meta(description="Requests sent again that were not run again")] = 0
     requests_timed_out: Annotated[int, Meta(description="Requests that no service answered in time")] = 0
-    revoked: Annotated[int, Meta(description="Times that a socket lost a room because access was taken back")] = 0
+    revoked: Annotated[int, Meta(description="Times that a socket lost a room because access was revoked")] = 0
     slow_consumers: Annotated[int, Meta(description="Clients closed because they did not read what they were sent")] = 0
     streams_full: Annotated[int, Meta(description="Events refused because a service's stream was full")] = 0
 

@@ -7,12 +7,12 @@ Keys and channels are here without the configured prefix, which the bus and the 
 ``events:broadcast``                the channel on which services answer; ``redis.broadcast`` names another
 ``events:reply:<gateway>``          the channel that only this gateway process listens to
 ``events:gateway``                  the stream of events from services to services, read by the group ``gateways``
-``<stream>:dead``                   the stream of what could not be delivered from a stream
-``auth:invalidate``                 the channel on which the auth service takes access back
-``access:…``, ``access-ledger:…``   what is known of access: :mod:`kraftek.core.access.redis`
+``<stream>:dead``                   the dead-letter stream of a stream
+``auth:invalidate``                 the channel on which the auth service revokes access
+``access:…``, ``access-ledger:…``   the access cache: :mod:`kraftek.core.access.redis`
 ``room:…``, ``socket:…``            the room cache that services read: :mod:`kraftek.core.rooms.room_cache`
 ``sockets:…``, ``gateway:…``        what gateways need to write it: the same
-``gateways``, ``gateways:…``        which gateway processes live: :mod:`kraftek.core.rooms.leases`
+``gateways``, ``gateways:…``        leases of gateway processes: :mod:`kraftek.core.rooms.leases`
 ``request:…``                       requests and their answers: :mod:`kraftek.core.requests`
 ==================================  ====================================================================================
 """
@@ -109,13 +109,13 @@ BROADCAST = "events:broadcast"
 """The channel on which services answer, unless ``redis.broadcast`` names another."""
 
 GATEWAY_STREAM = "events:gateway"
-"""The stream where gateways take events from services to services: docs/services.rst, "Events between services"."""
+"""The stream from which gateways read events between services: docs/services.rst, "Events between services"."""
 
 GATEWAY_GROUP = "gateways"
 """The consumer group that all gateway processes are in there."""
 
 INVALIDATION = "auth:invalidate"
-"""The channel on which the auth service takes access back: ``{"userId", "roomId"?}``."""
+"""The channel on which the auth service revokes access: ``{"userId", "roomId"?}``."""
 
 
 def reply_channel(gateway_id: str) -> str:
@@ -124,7 +124,7 @@ def reply_channel(gateway_id: str) -> str:
 
 
 def default_channel(service: str) -> str:
-    """The channel or stream of a service that names none."""
+    """The channel or stream of a service whose registration names none."""
     return f"events:{service}"
 
 
@@ -144,7 +144,7 @@ def place_of(channel: str, partitions: int, place: str) -> str:
 
 
 def dead_letters(stream: str) -> str:
-    """The stream of the entries of another that were put aside because they cannot be delivered or handled."""
+    """The dead-letter stream of a stream: entries that could not be delivered or handled."""
     return f"{stream}:dead"
 
 
@@ -161,11 +161,11 @@ def lease_key(stream: str, service: str) -> str:
 # Access
 
 ACCESS = "access:"
-"""How the keys begin whose changes are told to all gateways."""
+"""The prefix of keys whose changes are announced to all gateways."""
 
 
 def token_key(digest: str) -> str:
-    """The key of what is kept for a token."""
+    """The key of the answers cached for a token."""
     return f"access:token:{digest}"
 
 
@@ -175,23 +175,23 @@ def user_key(user_id: str) -> str:
 
 
 def ledger_key(user_id: str) -> str:
-    """The key of what should be under the other two. It does not begin with :data:`ACCESS`: nobody is told of it."""
+    """The key of what the other two should hold. Without the prefix :data:`ACCESS`: its changes are not announced."""
     return f"access-ledger:{user_id}"
 
 
 # Rooms and gateway processes
 
 ENTRIES = "gateway:"
-"""How the keys of :func:`entries_key` begin."""
+"""The prefix of the keys of :func:`entries_key`."""
 
 LOST_GATEWAYS = "gateways:lost"
-"""The set of entries whose process is gone; who removes one from it cleans up after it."""
+"""The set of entries of dead processes; the process that removes one cleans up after it."""
 
 GATEWAY_LEASES = "gateways"
-"""The leases: gateway ids by the time when each runs out, by Redis's clock."""
+"""The leases: gateway ids by the time when each expires, by Redis's clock."""
 
 LAST_LOOK = "gateways:looked"
-"""When a gateway process last looked for leases that ran out."""
+"""When a gateway process last looked for expired leases."""
 
 
 def entries_key(gateway_id: str) -> str:

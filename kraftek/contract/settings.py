@@ -67,8 +67,8 @@ class Auth(Struct, frozen=True, kw_only=True):
 
     ``check``: base URL of the auth service, or ``open``. ``ca``: as in ``[redis]``. ``timeout``: seconds for one
     question. ``concurrency``: questions asked at a time; ``waiting``: questions that may wait.
-    ``cache_ttl``: seconds a yes is kept when it does not say. ``cache_size``: answers kept in this process.
-    ``denied_ttl``: seconds a no is kept, against hammering.
+    ``cache_ttl``: seconds for which a grant without ``ttl`` is cached. ``cache_size``: answers cached in this process.
+    ``denied_ttl``: seconds for which a denial is cached, against hammering.
     """
 
     check: Text = "http://127.0.0.1:3002"
@@ -86,7 +86,7 @@ class Limits(Struct, frozen=True, kw_only=True):
 
     ``connections``: of this process; 0 is what the open-file limit allows. ``connections_per_address``: 0 is off.
     ``authenticate_timeout``: until the first ``authenticate``. ``ping_interval``: between WebSocket pings, more than
-    ``ping_timeout``. ``held_messages``, ``held_bytes``: kept in order while access is asked about; past them the client
+    ``ping_timeout``. ``held_messages``, ``held_bytes``: held in order while access is checked; beyond them the client
     is not read.
     ``unsent_bytes``: written to a client that does not read; past them it is closed. ``invalid_messages``: malformed
     ones in a row before a socket is closed. ``json_depth``: levels of arrays and objects within each other that a

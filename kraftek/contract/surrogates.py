@@ -3,7 +3,7 @@ r"""Halves of surrogate pairs in JSON: ``"\ud83d"``, what JavaScript and Python 
 No UTF-8 can carry one, and msgspec, as most decoders, refuses the whole message. In a payload it becomes U+FFFD, as
 wherever a browser encodes text. Elsewhere it is refused: two names would become one.
 
-Called where JSON was refused, by the dialects and by whatever reads what services say; and by the Python clients and
+Called where JSON was refused, by the dialects and by the readers of services' messages; and by the Python clients and
 the service kit for what they send.
 """
 

@@ -1,8 +1,8 @@
-"""Host names, looked up so that a name server that hangs delays nobody for longer than it does.
+"""Looks host names up in such a way that a name server that hangs delays only those who ask for that name.
 
-The system's look-up is a call that blocks, for half a minute with a name server that does not answer. Twisted makes it
-in its pool of ten threads: with all of them waiting nothing is looked up any more, also when the name server is back,
-and the process cannot end before they do. Installed on the daemon's reactor by :mod:`kraftek.daemon.tap`.
+The system's look-up blocks its thread, for half a minute if the name server does not answer. Twisted calls it in its
+pool of ten threads: while all of them wait nothing else is looked up, even if the name server is back, and the process
+cannot end before they do. Installed on the daemon's reactor by :mod:`kraftek.daemon.tap`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from zope.interface import implementer
 
 __all__ = ["HostnameResolver"]
 
-_PATIENCE = 1.0
-"""Seconds that one look-up is waited for. Then the last answer does, and who asks next asks anew."""
+_TIMEOUT = 1.0
+"""Seconds to wait for one look-up. Then the last answer is used, and the next caller starts another look-up."""
 
 _THREADS = 64
-"""Look-ups of one name under way. The system gives up after half a minute, and one begins per second."""
+"""Look-ups of one name at a time. The system gives up after half a minute, and one begins per second."""
 
 _FAMILIES = {IPv4Address: socket.AF_INET, IPv6Address: socket.AF_INET6}
 _SOCKETS = {"TCP": socket.SOCK_STREAM, "UDP": socket.SOCK_DGRAM}
@@ -41,13 +41,13 @@ class _Resolution:
         self.name = name
 
     def cancel(self) -> None:
-        """What does not wait for an answer any more can ignore it."""
+        """Nothing to do: a receiver that no longer waits can ignore the answer."""
 
 
 class _LookUp:
-    """One call of ``getaddrinfo``, and who waits for it."""
+    """One call of ``getaddrinfo``, and its receivers."""
 
-    patience: IDelayedCall
+    timeout: IDelayedCall
 
     def __init__(self) -> None:
         self.waiting: list[IResolutionReceiver] = []
@@ -56,15 +56,15 @@ class _LookUp:
     def answer(self, addresses: _Answer) -> None:
         waiting, self.waiting = self.waiting, []
         for receiver in waiting:
-            _tell(receiver, addresses)
+            _answer(receiver, addresses)
 
 
 @implementer(IHostnameResolver)
 class HostnameResolver:
-    """Looks names up by the system's own rules, each look-up in a thread that nothing waits for.
+    """Looks names up by the system's own rules, each in a thread that the process does not wait for.
 
-    Those who ask for the same name within a second share a look-up. Whichever answers first answers all of them. A name
-    server that hangs or fails, and so cannot say whether the last answer still holds, does not take it away.
+    Callers that ask for the same name within a second share a look-up. The first answer answers all of them. If the
+    name server hangs or fails, the last answer is used again.
 
     ``reactor``: an ``IReactorTime`` and ``IReactorFromThreads``. ``look_up``: like ``socket.getaddrinfo``.
     """
@@ -89,7 +89,7 @@ class HostnameResolver:
         family = families.pop() if len(families) == 1 else socket.AF_UNSPEC
         question = hostName, portNumber, family, _SOCKETS[transportSemantics]
         if isIPAddress(hostName) or isIPv6Address(hostName):
-            _tell(resolutionReceiver, _find(partial(socket.getaddrinfo, flags=socket.AI_NUMERICHOST), question) or ())
+            _answer(resolutionReceiver, _find(partial(socket.getaddrinfo, flags=socket.AI_NUMERICHOST), question) or ())
         else:
             self._join(question, resolutionReceiver)
         return resolution
@@ -100,15 +100,15 @@ class HostnameResolver:
         if not under_way or (not under_way[-1].fresh and len(under_way) < _THREADS):
             look_up = _LookUp()
             under_way.append(look_up)
-            look_up.patience = self._reactor.callLater(_PATIENCE, self._impatient, question, look_up)
+            look_up.timeout = self._reactor.callLater(_TIMEOUT, self._timed_out, question, look_up)
             Thread(target=self._ask, args=(question, look_up), name=f"look up {question[0]}", daemon=True).start()
         if hangs and self._known.get(question):
-            _tell(receiver, self._known[question])
+            _answer(receiver, self._known[question])
         else:
             under_way[-1].waiting.append(receiver)
 
     def _ask(self, question: _Question, look_up: _LookUp) -> None:
-        """On a thread of its own."""
+        """Runs in a thread of its own."""
         self._reactor.callFromThread(self._answered, question, look_up, _find(self._look_up, question))
 
     def _answered(self, question: _Question, look_up: _LookUp, addresses: _Answer | None) -> None:
@@ -116,7 +116,7 @@ class HostnameResolver:
         if look_up not in under_way:
             return  # a newer one has answered
         if look_up.fresh:
-            look_up.patience.cancel()
+            look_up.timeout.cancel()
         if addresses is None:
             under_way.remove(look_up)
             look_up.answer(self._known.get(question, ()))
@@ -128,14 +128,14 @@ class HostnameResolver:
         if not under_way:
             del self._under_way[question]
 
-    def _impatient(self, question: _Question, look_up: _LookUp) -> None:
+    def _timed_out(self, question: _Question, look_up: _LookUp) -> None:
         look_up.fresh = False
         if self._known.get(question):
             look_up.answer(self._known[question])
 
 
 def _find(look_up: Callable[..., Any], question: _Question) -> _Answer | None:
-    """No addresses where there is no such name, and ``None`` where nobody knows."""
+    """Empty when there is no such name, ``None`` when the name server failed."""
     try:
         found = look_up(*question)
     except socket.gaierror as error:
@@ -147,7 +147,7 @@ def _find(look_up: Callable[..., Any], question: _Question) -> _Answer | None:
     return [kinds[family](protocols[kind], *where) for family, kind, _, _, where in found if family in kinds]
 
 
-def _tell(receiver: IResolutionReceiver, addresses: _Answer) -> None:
+def _answer(receiver: IResolutionReceiver, addresses: _Answer) -> None:
     for address in addresses:
         receiver.addressResolved(address)
     receiver.resolutionComplete()

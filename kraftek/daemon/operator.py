@@ -1,7 +1,7 @@
-"""The operator's own port: what the gateway counts, for Prometheus, and whether it can work.
+"""The operator's port: the gateway's metrics for Prometheus, and its health.
 
-Made by :mod:`kraftek.daemon.lifecycle` when ``operator.listen`` names an endpoint. It asks nobody for a password: the
-endpoint is to be one that only the operator reaches.
+Made by :mod:`kraftek.daemon.lifecycle` when ``operator.listen`` names an endpoint. It has no password: the endpoint
+must be one that only the operator can reach.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PATIENCE = 5.0
 
 
 class _Collected(Collector):
-    """Everything, as it is when Prometheus asks."""
+    """All metrics, read when Prometheus asks for them."""
 
     _log = Logger()
 
@@ -44,7 +44,7 @@ class _Collected(Collector):
                 CounterMetricFamily(f"kraftek_{name}", description, labels=[label] if label else []),
                 getattr(self._counters, name),
             )
-        # What the benchmark divides: the processor time of the process by the messages that went through meanwhile.
+        # For the benchmark, which divides the processor time of the process by these.
         messages = CounterMetricFamily(
             "kraftek_messages", "Messages from clients (in), and of services to clients (out)", labels=["direction"]
         )
@@ -55,7 +55,7 @@ class _Collected(Collector):
         for gauge in self._gauges:
             try:
                 found = gauge.read()
-            except Exception:  # noqa: BLE001  # one that cannot be read must not hide all others
+            except Exception:  # noqa: BLE001  # a gauge that cannot be read must not hide the others
                 self._log.failure("Reading the gauge {name} failed", name=gauge.name)
                 continue
             labels = [gauge.label] if gauge.label else []
@@ -76,7 +76,7 @@ def _filled(metric: Any, found: float | Mapping[str, float]) -> Metric:
 class OperatorSite(HttpServer):
     """The operator's port: ``/metrics`` in the formats of Prometheus, and ``/health``: 200, or 503 without Redis.
 
-    ``hosts`` lets addresses and nothing at all pass, because Prometheus and probes ask by them.
+    ``hosts`` accepts addresses and an absent Host, because Prometheus and probes use them.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What is agreed with systemd: how the daemon is, and the sockets that it is given. Called by the daemon.
+"""The protocols of systemd: the daemon's state, and the sockets that systemd passes. Called by the daemon.
 
 ``Type=notify`` of the unit file: see sd_notify(3). For sockets see sd_listen_fds(3).
 """
@@ -14,9 +14,9 @@ __all__ = ["name_sockets", "notify"]
 
 
 def notify(state: str) -> None:
-    """Send ``state`` (``READY=1``, ``STOPPING=1``) to whoever started us, if it asked for it.
+    """Send ``state`` (``READY=1``, ``STOPPING=1``) to the service manager, if it asked for it.
 
-    When it cannot be told, it will find out by its own time-outs: nothing of ours stops for that.
+    A failure is ignored: the service manager has time-outs of its own.
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
@@ -28,9 +28,10 @@ def notify(state: str) -> None:
 
 
 def name_sockets(environ: MutableMapping[str, str]) -> None:
-    """Name the sockets that came without names as systemd does where a unit has none: ``unknown``.
+    """Name sockets that were passed without names ``unknown``, as systemd does for a unit without names.
 
-    Twisted drops them otherwise. It looks when ``twisted.internet.endpoints`` is imported: this is called before that.
+    Twisted drops them otherwise. It reads the names when ``twisted.internet.endpoints`` is imported, so this is called
+    before that.
     """
     passed = environ.get("LISTEN_FDS", "")
     if passed.isdecimal() and not environ.get("LISTEN_FDNAMES"):

@@ -513,7 +513,7 @@ def test_a_receipt_that_fails_keeps_nothing_from_the_others_of_its_command() -> 
     with capturedLogs() as events:
         story.reads(b"*4\r\n:0\r\n:1\r\n:1\r\n:2")
     assert got == [2]
-    assert "Failed on a reply of Redis" in logged(events)
+    assert "Handling a reply of Redis failed: a bug, please report it" in logged(events)
     assert link.batched == 0
 
 

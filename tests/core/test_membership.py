@@ -141,7 +141,7 @@ def test_services_are_told_why_when_redis_is_back() -> None:
     house = House()
     client = house.admit("alice", "one")
     house.bus.down()
-    house.rooms.failure = NotPublished("Redis is away")
+    house.rooms.failure = NotPublished("Redis is unavailable")
     client.send({"type": "leave", "payload": {"roomId": "one"}})
     house.rooms.failure = None
     house.bus.up()
@@ -227,7 +227,7 @@ def test_many_sockets_supersede_nobody() -> None:
 
 def test_a_room_cache_that_cannot_be_written_stops_nobody() -> None:
     house = House()
-    house.rooms.failure = NotPublished("Redis is away")
+    house.rooms.failure = NotPublished("Redis is unavailable")
     with capturedLogs() as logged:
         client = house.admit("alice", "one")
         works(client)
@@ -311,7 +311,7 @@ def test_at_the_end_redis_is_told_of_all_that_left_in_its_own_time() -> None:
 def test_at_the_end_nobody_waits_for_redis() -> None:
     house = House()
     client = house.admit("ann", "one")
-    house.rooms.failure = NotPublished("Redis is away")
+    house.rooms.failure = NotPublished("Redis is unavailable")
     client.leave()
     house.bus.down()
     assert Deferred.fromCoroutine(house.membership.finish()).called
@@ -321,7 +321,7 @@ def test_who_left_while_redis_was_away_is_no_ghost() -> None:
     house = House()
     gone, stays = house.admit("alice", "one"), house.admit("bob", "one")
     house.bus.down()
-    house.rooms.failure = NotPublished("Redis is away")
+    house.rooms.failure = NotPublished("Redis is unavailable")
     gone.leave()
     house.rooms.failure = None
     house.bus.up()
@@ -333,7 +333,7 @@ def test_who_came_back_while_redis_was_away_is_not_closed_for_its_own_ghost() ->
     house = House()
     gone = house.admit("alice", "one")
     house.bus.down()
-    house.rooms.failure = NotPublished("Redis is away")
+    house.rooms.failure = NotPublished("Redis is unavailable")
     gone.leave()
     client = house.admit("alice", "one")
     house.rooms.failure = None
@@ -376,7 +376,7 @@ def test_a_newer_login_while_redis_was_away_closes_the_older_one_afterwards() ->
     there = House("there", channels=channels, entries=entries)
     older = there.admit("alice", "one")
     here.bus.down()
-    here.rooms.failure = NotPublished("Redis is away")
+    here.rooms.failure = NotPublished("Redis is unavailable")
     newer = here.admit("alice", "one")
     here.rooms.failure = None
     here.bus.up()
@@ -444,7 +444,7 @@ class MembershipStories(RuleBasedStateMachine):
     def redis_goes(self) -> None:
         if self.house.bus.available:
             self.house.bus.down()
-            self.house.rooms.failure = NotPublished("Redis is away")
+            self.house.rooms.failure = NotPublished("Redis is unavailable")
 
     @rule(forgetful=st.booleans())
     def redis_comes(self, forgetful: bool) -> None:

@@ -312,7 +312,7 @@ class FakeBus:
         self.tracked[prefix] = listener
 
     def settled(self) -> Deferred[None]:
-        return succeed(None) if self.available else fail(NotPublished("Redis is away"))
+        return succeed(None) if self.available else fail(NotPublished("Redis is unavailable"))
 
     def add_listener(self, listener: IBusListener) -> None:
         self.listeners.append(listener)
@@ -352,6 +352,6 @@ class FakeBus:
 
     def _check(self) -> None:
         if not self.available:
-            raise NotPublished("Redis is away")
+            raise NotPublished("Redis is unavailable")
         if len(self.published) + len(self.calls) >= self._in_flight:
             raise NotPublished("too much is in flight")

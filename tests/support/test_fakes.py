@@ -258,7 +258,7 @@ class FakeRoomsTest(RoomsContract, TestCase):
         self.rooms = self.fake = FakeRooms()
 
     async def test_it_fails_when_it_is_told_to(self) -> None:
-        self.fake.failure = NotPublished("Redis is away")
+        self.fake.failure = NotPublished("Redis is unavailable")
         for failing in (
             self.fake.enter("u", "r", "g.1"),
             self.fake.leave("u", "r", "g.1", "left"),

@@ -265,9 +265,8 @@ class AccessCache:
             position = self._changes.position
             depending = {name: tuple(islice(self._answers.named(name), COMPARED)) for name in changed}
             known = {key: self._answers[key] for keys in depending.values() for key in keys}
-            lookups = [
-                Deferred.fromCoroutine(self._shared.look_up(*key, cached.user_id)) for key, (cached, _) in known.items()
-            ]
+            look_up = self._shared.look_up
+            lookups = [Deferred.fromCoroutine(look_up(*key, cached.user_id)) for key, (cached, _) in known.items()]
             gone: dict[Key, CachedGrant] = {}
             results = await gatherResults(lookups, consumeErrors=True)
             for (key, answer), found in zip(known.items(), results, strict=True):
@@ -291,10 +290,7 @@ class AccessCache:
         self._comparing = False
 
     def _failed(self, failure: Failure) -> None:
-        self._log.failure(
-            "Comparing cached access with Redis failed: a bug, please report it",
-            failure=failure,
-        )
+        self._log.failure("Comparing cached access with Redis failed: a bug, please report it", failure=failure)
 
     def _invalidated(self, body: bytes) -> None:
         try:

@@ -1,9 +1,9 @@
 """Sticky notes: the service behind the demo's board, and an example of what a service author writes.
 
-A program of its own, for the Redis of REDIS_URL and REDIS_PREFIX. It ends when its standard input does.
+A program of its own, for the Redis of REDIS_URL and REDIS_PREFIX. It ends when its standard input is closed.
 
-Every change is told to the whole room, its sender included, as the note that is now kept: everybody shows what the
-service holds. It takes one event after the other, so of two people who move a note the later wins.
+Every change is broadcast to the whole room, including its sender, as the stored note: every page shows what the service
+has. Events are handled one after the other, so when two people move a note the later one wins.
 """
 
 import logging
@@ -19,7 +19,7 @@ from kraftek.service import Context, EventProcessor, Refused
 from kraftek.service.asyncio import run
 
 NOTES_LIMIT = 200  # of a room
-KEPT = 7 * 24 * 3600  # seconds that the notes of a room outlive its last change
+LIFETIME = 7 * 24 * 3600  # seconds from the last change of a room until its notes expire
 X = Annotated[float, Meta(ge=0, le=1600)]  # in the board's own units: where the top left corner may be
 Y = Annotated[float, Meta(ge=0, le=800)]
 Text = Annotated[str, Meta(max_length=500)]
@@ -61,9 +61,9 @@ notes = EventProcessor("stickyNotes", prefix=os.environ.get("REDIS_PREFIX", ""),
 
 @notes.on("board:open")
 async def open_board(context: Context, _: dict[str, Any]) -> None:
-    kept = [Raw(note) for note in await context.redis("HVALS", key(context))]
-    told = {"roomId": context.room_id, "notes": kept, "users": sorted(await context.who_is_in())}
-    context.broadcast_to_sockets("stickyNotes:board:opened", told, [context.socket_id])
+    stored = [Raw(note) for note in await context.redis("HVALS", key(context))]
+    payload = {"roomId": context.room_id, "notes": stored, "users": sorted(await context.who_is_in())}
+    context.broadcast_to_sockets("stickyNotes:board:opened", payload, [context.socket_id])
 
 
 @notes.on("note:create")
@@ -96,46 +96,46 @@ async def delete(context: Context, wanted: Which) -> None:
 
 @notes.on("gateway:client:joined")
 @notes.on("gateway:client:left")
-async def tell_people(context: Context, _: Any) -> None:
+async def broadcast_people(context: Context, _: Any) -> None:
     users = sorted(await context.who_is_in())
     context.broadcast_to_room("stickyNotes:people:changed", {"roomId": context.room_id, "users": users})
 
 
 async def alter(context: Context, done: str, wanted: Which) -> None:
-    """Find the note and set those parts of it that are wanted otherwise."""
-    if kept := await context.redis("HGET", key(context), wanted.id):
-        change(context, done, structs.replace(json.decode(kept, type=Note), **structs.asdict(wanted)))
+    """Find the note and change the parts that are given."""
+    if stored := await context.redis("HGET", key(context), wanted.id):
+        change(context, done, structs.replace(json.decode(stored, type=Note), **structs.asdict(wanted)))
     else:
         refuse(context, "there is no such note any more")
 
 
 def change(context: Context, done: str, note: Note) -> None:
-    """Keep the note and tell the room: both or neither."""
+    """Store the note and broadcast it to the room: both or neither."""
     note.by, note.at = context.user_id, context.timestamp
     if done == "deleted":
         context.also("HDEL", key(context), note.id)
     else:
         context.also("HSET", key(context), note.id, json.encode(note))
-    context.also("EXPIRE", key(context), KEPT)
-    told = {"roomId": context.room_id, "userId": context.user_id, "note": note}
-    context.broadcast_to_room(f"stickyNotes:note:{done}", told)
+    context.also("EXPIRE", key(context), LIFETIME)
+    payload = {"roomId": context.room_id, "userId": context.user_id, "note": note}
+    context.broadcast_to_room(f"stickyNotes:note:{done}", payload)
 
 
 def refuse(context: Context, why: str) -> None:
-    """Tell the sender what does not work any more. What never works is refused before it gets here."""
-    told = {"eventType": context.event_type, "message": why}
-    context.broadcast_to_sockets("stickyNotes:note:refused", told, [context.socket_id])
+    """Tell the sender why the change is not possible. Malformed events are refused before they get here."""
+    payload = {"eventType": context.event_type, "message": why}
+    context.broadcast_to_sockets("stickyNotes:note:refused", payload, [context.socket_id])
 
 
 def key(context: Context) -> str:
-    """Where Redis has the room's notes: a hash from the note's id to the note as JSON."""
+    """The key of the room's notes: a hash from the note's id to the note as JSON."""
     if context.room_id is None:
         raise Refused("NOT_IN_A_ROOM", "the notes are in rooms")
     return f"{notes.prefix}notes:{context.room_id}"
 
 
 def end_with_input() -> None:
-    """Stop the program with its standard input: whoever holds the other end of the pipe is gone by then."""
+    """Stop the program when its standard input is closed: the gateway, at the other end, has ended then."""
     while os.read(0, 4096):
         pass
     os.kill(os.getpid(), signal.SIGTERM)

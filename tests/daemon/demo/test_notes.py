@@ -329,7 +329,7 @@ def test_a_board_is_full_at_last(gateway: Gateway) -> None:
 def test_a_room_is_forgotten_in_the_end(gateway: Gateway) -> None:
     gateway.create()
 
-    assert 0 < int(gateway.redis.ttl("notes:kitchen")) <= notes.KEPT
+    assert 0 < int(gateway.redis.ttl("notes:kitchen")) <= notes.LIFETIME
 
 
 @pytest.mark.parametrize(
