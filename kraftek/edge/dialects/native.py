@@ -18,9 +18,7 @@ from kraftek.contract.json_text import JsonBounds, is_long, read_id
 from kraftek.contract.messages import (
     ID_LENGTH,
     NULL,
-    ROOM_ID_LENGTH,
     Ack,
-    Authenticate,
     Authenticated,
     Closing,
     Connected,
@@ -29,25 +27,22 @@ from kraftek.contract.messages import (
     ErrorPayload,
     Event,
     Inbound,
-    Join,
     Joined,
-    Leave,
     Left,
     Outbound,
     Outgoing,
     Ping,
     Pong,
     RequestId,
-    Token,
 )
 from kraftek.contract.names import SUBPROTOCOL
 from kraftek.contract.settings import Limits
 from kraftek.contract.surrogates import HALF, is_whole, mended
+from kraftek.edge.dialects.commands import RoomId, authenticate, explain, join, leave
 
 __all__ = ["NativeDialect"]
 
 _Id = int | Annotated[str, Meta(max_length=ID_LENGTH)]
-_RoomId = Annotated[str, Meta(min_length=1, max_length=ROOM_ID_LENGTH)]
 
 
 class _Frame(Event, frozen=True, gc=False, rename={"name": "type", "room_id": "roomId"}):
@@ -56,17 +51,8 @@ class _Frame(Event, frozen=True, gc=False, rename={"name": "type", "room_id": "r
     name: str
     payload: Raw = NULL
     id: _Id | None = None
-    room_id: _RoomId | None = None
+    room_id: RoomId | None = None
     traceparent: Annotated[str, Meta(max_length=128)] | None = None
-
-
-class _Credentials(Struct):
-    token: Annotated[str, Meta(max_length=16_384)] = ""
-    roomId: _RoomId | None = None
-
-
-class _Room(Struct):
-    roomId: _RoomId
 
 
 class _Reply(Struct, omit_defaults=True):
@@ -79,8 +65,6 @@ class _Reply(Struct, omit_defaults=True):
 _BOUNDS = JsonBounds(Limits().json_depth)
 
 _decode_frame = msgspec.json.Decoder(_Frame).decode
-_decode_credentials = msgspec.json.Decoder(_Credentials).decode
-_decode_room = msgspec.json.Decoder(_Room).decode
 _encode = msgspec.json.Encoder().encode
 
 
@@ -101,7 +85,7 @@ class NativeDialect:
         try:
             frame = _decode_frame(data)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-            return self._received_mended(data, _explain(error))
+            return self._received_mended(data, explain(error))
         request_id = frame.id
         if type(request_id) is int and is_long(request_id):
             raise PeerError(Code.INVALID_MESSAGE, f"Expected an integer of at most {ID_LENGTH} characters - at `$.id`")
@@ -112,12 +96,11 @@ class NativeDialect:
     def _command(self, frame: _Frame) -> Inbound:
         match frame.name:
             case "authenticate":
-                credentials = self._payload(frame, _decode_credentials)
-                return Authenticate(Token(credentials.token), credentials.roomId or frame.room_id, frame.id)
+                return authenticate(frame.payload, frame.id, room_id=frame.room_id)
             case "join":
-                return Join(self._payload(frame, _decode_room).roomId, frame.id)
+                return join(frame.payload, frame.id)
             case "leave":
-                return Leave(self._payload(frame, _decode_room).roomId, frame.id)
+                return leave(frame.payload, frame.id)
             case "ping":
                 return Ping(frame.id)
             case _:
@@ -156,20 +139,6 @@ class NativeDialect:
             raise _refusal(data, HALF)
         return message
 
-    def _payload(self, frame: _Frame, decode: Any) -> Any:
-        try:
-            return decode(frame.payload)
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-            raise PeerError(Code.INVALID_MESSAGE, f"payload of {frame.name}: {_explain(error)}", id=frame.id) from None
-
 
 def _refusal(data: bytes, why: str) -> PeerError:
     return PeerError(Code.INVALID_MESSAGE, why, id=read_id(data))
-
-
-def _explain(error: Exception) -> str:
-    if isinstance(error, RecursionError):
-        return "JSON is nested too deeply"
-    if isinstance(error, UnicodeDecodeError):
-        return f"not UTF-8 at byte {error.start}"
-    return str(error)

@@ -8,19 +8,17 @@ mapping is in docs/socketio.rst.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, TypeGuard
+from typing import Any, TypeGuard
 
 import msgspec
-from msgspec import Meta, Raw, Struct
+from msgspec import Struct
 from zope.interface import implementer
 
 from kraftek.contract.errors import CLOSE_CODES, Code, PeerError
 from kraftek.contract.interfaces import IClientLink, IDialect, IReceiver
 from kraftek.contract.messages import (
     NULL,
-    ROOM_ID_LENGTH,
     Ack,
-    Authenticate,
     Authenticated,
     Closing,
     Connected,
@@ -29,16 +27,14 @@ from kraftek.contract.messages import (
     ErrorPayload,
     Event,
     Inbound,
-    Join,
     Joined,
-    Leave,
     Left,
     Outbound,
     Outgoing,
     RequestId,
-    Token,
 )
 from kraftek.contract.surrogates import HALF, is_whole
+from kraftek.edge.dialects.commands import authenticate, join, leave
 from kraftek.edge.dialects.socketio_packets import (
     MAIN,
     ConnectPacket,
@@ -53,17 +49,6 @@ from kraftek.edge.dialects.socketio_packets import (
 
 __all__ = ["SocketIOClient", "SocketIODialect"]
 
-_RoomId = Annotated[str, Meta(min_length=1, max_length=ROOM_ID_LENGTH)]
-
-
-class _Credentials(Struct):
-    token: Annotated[str, Meta(max_length=16_384)] = ""
-    roomId: _RoomId | None = None
-
-
-class _Room(Struct):
-    roomId: _RoomId
-
 
 class _Authenticated(Struct, rename="camel"):
     success: bool
@@ -75,8 +60,6 @@ class _Refusal(Struct):
     error: ErrorPayload
 
 
-_decode_credentials = msgspec.json.Decoder(_Credentials).decode
-_decode_room = msgspec.json.Decoder(_Room).decode
 _encode = msgspec.json.Encoder().encode
 
 _GOOD_BYE = frozenset(
@@ -216,10 +199,9 @@ class SocketIODialect:
         self._link.write(self._session.accept(MAIN, self._socket_id))
         if packet.auth is None:
             return None
-        credentials = _payload("auth", packet.auth, _decode_credentials, None)
-        if not credentials.token:
+        message = authenticate(packet.auth, named="auth")
+        if not message.token.value:
             return None
-        message = Authenticate(Token(credentials.token), credentials.roomId)
         if packet.mended and not is_whole(message):
             raise PeerError(Code.INVALID_MESSAGE, HALF)
         return message
@@ -233,12 +215,11 @@ class SocketIODialect:
             raise PeerError(Code.INVALID_MESSAGE, complaint, id=ack_id)
         match name:
             case "authenticate":
-                credentials = _payload(name, payload, _decode_credentials, ack_id)
-                return Authenticate(Token(credentials.token), credentials.roomId, ack_id)
+                return authenticate(payload, ack_id)
             case "join":
-                return Join(_payload(name, payload, _decode_room, ack_id).roomId, ack_id)
+                return join(payload, ack_id)
             case "leave":
-                return Leave(_payload(name, payload, _decode_room, ack_id).roomId, ack_id)
+                return leave(payload, ack_id)
             case _:
                 return Event(name, payload, ack_id)
 
@@ -246,11 +227,3 @@ class SocketIODialect:
 def _is_ack_id(id: RequestId | None) -> TypeGuard[int]:
     """Whether this is what a Socket.IO client calls a request: nobody else's id may end up in an acknowledgement."""
     return type(id) is int and 0 <= id < 10**16
-
-
-def _payload(name: str, payload: Raw, decode: Any, ack_id: int | None) -> Any:
-    try:
-        return decode(payload)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        why = "JSON is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise PeerError(Code.INVALID_MESSAGE, f"payload of {name}: {why}", id=ack_id) from None

@@ -1,0 +1,70 @@
+"""What clients ask of the gateway itself, ``authenticate``, ``join`` and ``leave``: the payloads, which are the same in
+every dialect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, TypeVar
+
+import msgspec
+from msgspec import Meta, Raw, Struct
+
+from kraftek.contract.errors import Code, PeerError
+from kraftek.contract.messages import ROOM_ID_LENGTH, Authenticate, Join, Leave, RequestId, Token
+
+__all__ = ["RoomId", "authenticate", "explain", "join", "leave"]
+
+T = TypeVar("T")
+
+RoomId = Annotated[str, Meta(min_length=1, max_length=ROOM_ID_LENGTH)]
+
+
+class _Credentials(Struct):
+    token: Annotated[str, Meta(max_length=16_384)] = ""
+    roomId: RoomId | None = None
+
+
+class _Room(Struct):
+    roomId: RoomId
+
+
+_decode_credentials = msgspec.json.Decoder(_Credentials).decode
+_decode_room = msgspec.json.Decoder(_Room).decode
+
+
+def authenticate(
+    payload: Raw, id: RequestId | None = None, *, room_id: str | None = None, named: str = "authenticate"
+) -> Authenticate:
+    """A token, and the room to be in with it: its own, or else ``room_id``.
+
+    ``named``: what the payload is, for the client. Raises :class:`PeerError`, as the others do.
+    """
+    credentials = _read(named, payload, _decode_credentials, id)
+    return Authenticate(Token(credentials.token), credentials.roomId or room_id, id)
+
+
+def join(payload: Raw, id: RequestId | None) -> Join:
+    """The room to enter."""
+    return Join(_read("join", payload, _decode_room, id).roomId, id)
+
+
+def leave(payload: Raw, id: RequestId | None) -> Leave:
+    """The room to be out of."""
+    return Leave(_read("leave", payload, _decode_room, id).roomId, id)
+
+
+def _read(named: str, payload: Raw, decode: Callable[[Raw], T], id: RequestId | None) -> T:
+    try:
+        return decode(payload)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise PeerError(Code.INVALID_MESSAGE, f"payload of {named}: {explain(error)}", id=id) from None
+
+
+def explain(error: Exception) -> str:
+    """What a client is told of JSON that msgspec cannot read."""
+    if isinstance(error, RecursionError):
+        return "JSON is nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8 at byte {error.start}"
+    return str(error)
