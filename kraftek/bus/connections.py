@@ -19,11 +19,11 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from txredisapi import HiredisProtocol, InvalidData, ResponseError
 
-from kraftek.bus.resp import Argument, command, script_call, script_head
+from kraftek.bus.resp import command, script_call, script_head
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import Undelivered
 from kraftek.contract.iteration import Iteration
-from kraftek.contract.lua import ForEach, Script
+from kraftek.contract.lua import Argument, ForEach, Script
 from kraftek.contract.redis_url import RedisAddress
 from kraftek.contract.settings import Redis
 

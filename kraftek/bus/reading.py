@@ -20,12 +20,11 @@ from zope.interface import implementer
 from kraftek.bus.connections import RedisConnection
 from kraftek.bus.endpoint import Backoff, ConnectionService, RedisEndpoint
 from kraftek.bus.outage import Outage
-from kraftek.bus.resp import Argument
 from kraftek.contract.consumer_groups import CLAIM, FORGET, FORGOTTEN_AFTER, JOIN, Consumer, event_in, new_entries
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import EntryListener, IBus, IBusListener, IReading
 from kraftek.contract.log_once import OnceUntilItWorks
-from kraftek.contract.lua import Script
+from kraftek.contract.lua import Argument, Script
 from kraftek.contract.redis_url import RedisAddress
 from kraftek.contract.settings import Redis
 

@@ -18,11 +18,11 @@ from kraftek.bus.connections import NO_BATCH, TRACKING_CHANNEL, CommandConnectio
 from kraftek.bus.endpoint import Backoff, ConnectionService, RedisEndpoint
 from kraftek.bus.outage import Outage
 from kraftek.bus.reading import Reading
-from kraftek.bus.resp import Argument, publish_head
+from kraftek.bus.resp import publish_head
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import EntryListener, IBus, IBusListener
 from kraftek.contract.iteration import Iteration
-from kraftek.contract.lua import ForEach, Script
+from kraftek.contract.lua import Argument, ForEach, Script
 from kraftek.contract.metrics import Counters
 from kraftek.contract.redis_url import redis_address
 from kraftek.contract.settings import Redis

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import hiredis
 
-__all__ = ["Argument", "command", "publish_head", "script_call", "script_head"]
+from kraftek.contract.lua import Argument
 
-Argument = bytes | str | int | float
+__all__ = ["command", "publish_head", "script_call", "script_head"]
 
 
 def command(*parts: Argument) -> bytes:

@@ -13,16 +13,19 @@ from typing import Any
 
 from msgspec import Struct
 
-from kraftek.contract.lua import Script, lua
+from kraftek.contract.lua import Argument, Script, lua
 
-__all__ = ["CLAIM", "DEAD_LETTERS", "FORGET", "FORGOTTEN_AFTER", "JOIN", "Consumer", "event_in", "new_entries"]
+__all__ = ["CLAIM", "FORGET", "FORGOTTEN_AFTER", "JOIN", "Consumer", "dead_letter", "event_in", "new_entries"]
 
 FORGOTTEN_AFTER = 60_000
 """Milliseconds after which a consumer that has no pending entries and sends no commands is removed from its group. A
 live one sends a command every second, and Redis creates it again if it comes back."""
 
-DEAD_LETTERS = 10_000
+_DEAD_LETTERS = 10_000
 """Entries that a dead-letter stream may hold (:func:`kraftek.contract.names.dead_letters`)."""
+
+_REASON = 1000
+"""Characters of a reason that are kept."""
 
 FORGET = Script(lua(__package__, "fields", "forget_consumers"))
 """Remove idle consumers from the stream's group."""
@@ -42,12 +45,12 @@ class Consumer(Struct, frozen=True):
     group: str
     name: str
 
-    def read(self, most: int, milliseconds: int) -> tuple[str | int, ...]:
+    def read(self, most: int, milliseconds: int) -> tuple[Argument, ...]:
         """The command that reads new entries, and waits so long for one: :func:`new_entries` parses its answer."""
         group = ("GROUP", self.group, self.name)
         return ("XREADGROUP", *group, "COUNT", most, "BLOCK", milliseconds, "STREAMS", self.stream, ">")
 
-    def keep(self, entries: Iterable[str | bytes]) -> tuple[str | bytes | int, ...]:
+    def keep(self, entries: Iterable[str | bytes]) -> tuple[Argument, ...]:
         """The command that resets the idle time of entries in hand, so that no other consumer claims them."""
         return ("XCLAIM", self.stream, self.group, self.name, 0, *entries, "IDLE", 0, "JUSTID")
 
@@ -60,7 +63,7 @@ class Consumer(Struct, frozen=True):
         attempts: int = 0,
         alone: bool = False,
         in_hand: Iterable[str] = (),
-    ) -> tuple[str | int, ...]:
+    ) -> tuple[Argument, ...]:
         """The arguments of :data:`CLAIM` beside the stream. Its answer has ``(id, fields, number of deliveries)`` of
         each entry.
 
@@ -81,3 +84,12 @@ def new_entries(answer: Any) -> Iterator[tuple[bytes, bytes]]:
 def event_in(fields: Sequence[bytes]) -> bytes:
     """The event that an entry holds; empty when the entry has no field ``event``."""
     return dict(zip(fields[::2], fields[1::2], strict=True)).get(b"event", b"")
+
+
+def dead_letter(event: bytes, reason: str, entry_id: str | bytes, *more: Argument) -> tuple[Argument, ...]:
+    """The arguments of ``XADD`` after the key, which is :func:`~kraftek.contract.names.dead_letters`, for an entry.
+
+    ``more``: names and values of further fields.
+    """
+    fields = ("event", event, "reason", reason[:_REASON], "id", entry_id, *more)
+    return ("MAXLEN", "~", _DEAD_LETTERS, "*", *fields)

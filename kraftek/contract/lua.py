@@ -15,7 +15,10 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-__all__ = ["ForEach", "Receipt", "Script", "Value", "lua"]
+__all__ = ["Argument", "ForEach", "Receipt", "Script", "Value", "lua"]
+
+Argument = bytes | str | int | float
+"""A word of a command for Redis."""
 
 Receipt = Callable[[Any], None]
 """Called with the result for a message, as :meth:`kraftek.contract.interfaces.IBus.run` has it."""

@@ -20,7 +20,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from kraftek.contract.consumer_groups import DEAD_LETTERS
+from kraftek.contract.consumer_groups import dead_letter
 from kraftek.contract.errors import Code, NotPublished, PeerError
 from kraftek.contract.interfaces import IBus, IEventRouter, IReading, IServiceRegistry, Undelivered
 from kraftek.contract.json_text import JsonBounds, is_long
@@ -202,8 +202,8 @@ class ServiceEvents:
         self._dead_letter(entry_id, event, message)
 
     def _dead_letter(self, entry_id: str, event: bytes, reason: str) -> None:
-        about = ("MAXLEN", "~", DEAD_LETTERS, "*", "event", event, "reason", reason, "id", entry_id)
-        writing = self._bus.call("XADD", [dead_letters(GATEWAY_STREAM)], about)
+        letter = dead_letter(event, reason, entry_id)
+        writing = self._bus.call("XADD", [dead_letters(GATEWAY_STREAM)], letter)
         entry = entry_id, event, reason
         writing.addCallbacks(self._dead_lettered, self._not_dead_lettered, callbackArgs=(entry_id,), errbackArgs=entry)
 

@@ -17,6 +17,7 @@ from twisted.logger import Logger
 
 from kraftek.contract.log_once import OnceAMinute
 from kraftek.contract.metrics import Counters, RefusalReason
+from kraftek.contract.names import SUBPROTOCOL
 from kraftek.contract.settings import Limits
 from kraftek.edge.engineio.packets import EngineError, ErrorCode
 from kraftek.edge.engineio.polling import Polling
@@ -48,7 +49,7 @@ _SECURITY = (
 
 _UPGRADE = Response(
     426,
-    b"This is a WebSocket endpoint: connect with the subprotocol kraftek.v1.json.\n",
+    f"This is a WebSocket endpoint: connect with the subprotocol {SUBPROTOCOL}.\n".encode(),
     headers=((b"Upgrade", b"websocket"),),
 )
 

@@ -19,10 +19,10 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from kraftek.contract.log_once import OnceAMinute
-from kraftek.contract.lua import Script
+from kraftek.contract.lua import Argument, Script
 from kraftek.service.backend import Away, Rejected, redis_url
 from kraftek.service.instance import Instance
-from kraftek.service.processor import Argument, EventProcessor
+from kraftek.service.processor import EventProcessor
 
 __all__ = ["EventService", "run"]
 

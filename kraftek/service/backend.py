@@ -10,8 +10,7 @@ import os
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
-from kraftek.contract.lua import Script
-from kraftek.service.processor import Argument
+from kraftek.contract.lua import Argument, Script
 
 __all__ = ["Away", "Backend", "Job", "Reader", "Rejected", "Signal", "redis_url"]
 

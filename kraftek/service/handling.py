@@ -12,12 +12,12 @@ from contextlib import contextmanager
 
 from msgspec import Struct
 
-from kraftek.contract.consumer_groups import DEAD_LETTERS
-from kraftek.contract.lua import Script, lua
+from kraftek.contract.consumer_groups import dead_letter
+from kraftek.contract.lua import Argument, Script, lua
 from kraftek.contract.names import dead_letters
 from kraftek.service.backend import Away, Backend, Rejected
 from kraftek.service.jobs import PAUSE, Jobs
-from kraftek.service.processor import Argument, Command, EventProcessor, Incoming, Link, NoEvent
+from kraftek.service.processor import Command, EventProcessor, Incoming, Link, NoEvent
 
 __all__ = ["Entry", "Handling"]
 
@@ -121,11 +121,11 @@ class Handling:
 
     async def _put_aside(self, entry: Entry, event: Incoming | None, reason: str, attempts: int) -> None:
         self._backend.warn(f"Put entry {entry.id.decode()} of {entry.stream} aside: {reason}")
-        kept = ("event", entry.body, "reason", reason[:1000], "attempts", attempts, "id", entry.id)
-        letter = Command(("XADD", dead_letters(entry.stream), "MAXLEN", "~", DEAD_LETTERS, "*", *kept))
+        letter = dead_letter(entry.body, reason, entry.id, "attempts", attempts)
+        keep = Command(("XADD", dead_letters(entry.stream), *letter))
         while True:
             try:
-                await self._commit(entry, [letter, *(self._processor.failure(event) if event else ())])
+                await self._commit(entry, [keep, *(self._processor.failure(event) if event else ())])
             except Away:
                 await self._backend.signal().wait(PAUSE)
             else:

@@ -20,13 +20,14 @@ import msgspec
 
 from kraftek.contract.errors import Code
 from kraftek.contract.log_once import OnceAMinute
+from kraftek.contract.lua import Argument
 from kraftek.contract.messages import Broadcast, ReceivedError
 from kraftek.contract.names import reply_channel
 from kraftek.contract.surrogates import read
 from kraftek.service.backend import Backend, Job, Signal
 from kraftek.service.handling import Handling
 from kraftek.service.jobs import Jobs
-from kraftek.service.processor import Argument, EventProcessor, Refused
+from kraftek.service.processor import EventProcessor, Refused
 from kraftek.service.sources import Partitions, Source, Stream, Subscription
 
 __all__ = ["Instance"]

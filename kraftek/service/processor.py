@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar
 import msgspec
 from msgspec import Meta, Raw, Struct
 
+from kraftek.contract.lua import Argument
 from kraftek.contract.messages import NULL, Broadcast, Envelope, ErrorPayload, RequestId
 from kraftek.contract.names import (
     BROADCAST,
@@ -31,7 +32,6 @@ __all__ = ["Command", "Context", "EventProcessor", "Incoming", "Link", "NoEvent"
 GATEWAY_LENGTH = 100_000
 """Events that may wait in :data:`kraftek.contract.names.GATEWAY_STREAM` while no gateway runs; the oldest go first."""
 
-Argument = bytes | str | int | float
 Handler = Callable[["Context", Any], Any]
 H = TypeVar("H", bound=Handler)
 

@@ -26,14 +26,14 @@ from kraftek.contract.clock import MonotonicClock
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import IBusListener
 from kraftek.contract.iteration import Iteration
-from kraftek.contract.lua import Script
+from kraftek.contract.lua import Argument, Script
 from kraftek.contract.metrics import Counters
 from kraftek.contract.redis_url import redis_address
 from kraftek.contract.settings import Redis
 from kraftek.fastpath import wanted, write_at_once
 from kraftek.service.backend import Away, Rejected, redis_url
 from kraftek.service.instance import Instance
-from kraftek.service.processor import Argument, EventProcessor
+from kraftek.service.processor import EventProcessor
 
 __all__ = ["EventService", "run"]
 

@@ -9,7 +9,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import ResponseError
 
-from kraftek.contract.consumer_groups import CLAIM, FORGET, JOIN, Consumer, event_in, new_entries
+from kraftek.contract.consumer_groups import CLAIM, FORGET, JOIN, Consumer, dead_letter, event_in, new_entries
 from kraftek.contract.lua import Script
 from tests.support.redis_server import PrivateRedis
 
@@ -125,3 +125,9 @@ def test_what_a_consumer_is_told() -> None:
 def test_an_entry_of_somebody_else_holds_no_event() -> None:
     assert event_in([b"other", b"x"]) == b""
     assert event_in([b"other", b"x", b"event", b"{}"]) == b"{}"
+
+
+def test_what_is_put_aside_is_kept_with_the_reason() -> None:
+    letter = dead_letter(b"{}", "x" * 2000, b"1-0", "attempts", 3)
+    assert letter[:4] == ("MAXLEN", "~", 10_000, "*")
+    assert letter[4:] == ("event", b"{}", "reason", "x" * 1000, "id", b"1-0", "attempts", 3)
