@@ -29,7 +29,7 @@ from kraftek.contract.messages import Grant, Token
 from kraftek.contract.metrics import Counters
 from kraftek.contract.names import ACCESS, INVALIDATION, token_key, user_key
 from kraftek.contract.settings import Auth
-from kraftek.core.access.local import Answers, Changes, Key, names
+from kraftek.core.access.local import Answers, Changes, Denials, Key, names
 from kraftek.core.access.redis import CachedGrant, SharedAnswers
 
 __all__ = ["AccessCache"]
@@ -58,14 +58,6 @@ part of them shows it."""
 class _Invalidation(Struct, rename="camel"):
     user_id: Annotated[str, Meta(min_length=1)]
     room_id: str | None = None
-
-
-class _Denial(Struct, frozen=True):
-    """A denial. ``until``: by the clock. ``position``: changes after it make the denial invalid."""
-
-    error: PeerError
-    until: float
-    position: int
 
 
 @implementer(IAccess, IBusListener)
@@ -102,7 +94,7 @@ class AccessCache:
         self._now = now
         self._shared = SharedAnswers(bus, clock, auth.timeout + DELAY)
         self._answers = Answers(auth.cache_size)
-        self._denials: OrderedDict[Key, _Denial] = OrderedDict()
+        self._denials = Denials(auth.cache_size, auth.denied_ttl)
         self._changes = Changes()
         self._waiters: dict[Key, list[Deferred[Grant]]] = {}
         self._changed_keys: set[str] = set()
@@ -159,14 +151,8 @@ class AccessCache:
             cached, position = known
             if self._is_fresh(cached) and not self._changes.since(position, names(key, cached.user_id)):
                 return succeed(cached)
-        denial = self._denials.get(key)
-        if (
-            denial is not None
-            and denial.until > self._clock.seconds()
-            and not self._changes.since(denial.position, (token_key(key[0]), INVALIDATION))
-        ):
-            return fail(_copy(denial.error))
-        return None
+        denied = self._denials.get(key, self._clock.seconds(), self._changes)
+        return None if denied is None else fail(_copy(denied))
 
     async def _find(self, token: Token, key: Key) -> Grant:
         for _ in range(ATTEMPTS):
@@ -200,10 +186,7 @@ class AccessCache:
             return await self._checker.check(token, key[1])
         except PeerError as error:
             if error.code is Code.AUTH_FAILED:
-                self._denials[key] = _Denial(error, self._clock.seconds() + self._auth.denied_ttl, position)
-                self._denials.move_to_end(key)
-                if len(self._denials) > self._auth.cache_size:
-                    self._denials.popitem(last=False)
+                self._denials.put(key, error, self._clock.seconds(), position)
             else:
                 self._counters.access_failed += 1
             raise

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable
 
-from kraftek.contract.names import token_key, user_key
+from msgspec import Struct
+
+from kraftek.contract.errors import PeerError
+from kraftek.contract.names import INVALIDATION, token_key, user_key
 from kraftek.core.access.redis import CachedGrant
 
-__all__ = ["Answers", "Changes", "Key", "names"]
+__all__ = ["Answers", "Changes", "Denials", "Key", "names"]
 
 Key = tuple[str, str | None]
 """What a check is about: a token's digest, and a room or none."""
@@ -103,3 +106,39 @@ class Answers:
         """Drop all answers."""
         self._answers.clear()
         self._named.clear()
+
+
+class _Denial(Struct, frozen=True):
+    """``until``: seconds, by the clock. ``position``: changes after it make the denial invalid."""
+
+    error: PeerError
+    until: float
+    position: int
+
+
+class Denials:
+    """What the auth service denied last: ``size`` denials, each for ``ttl`` seconds of a clock that does not jump."""
+
+    def __init__(self, size: int, ttl: float) -> None:
+        self._size = size
+        self._ttl = ttl
+        self._denials: OrderedDict[Key, _Denial] = OrderedDict()
+
+    def get(self, key: Key, now: float, changes: Changes) -> PeerError | None:
+        """The denial, unless it is too old, or the token's cached access or anybody's has changed since."""
+        denial = self._denials.get(key)
+        if denial is None or denial.until <= now:
+            return None
+        changed = changes.since(denial.position, (token_key(key[0]), INVALIDATION))
+        return None if changed else denial.error
+
+    def put(self, key: Key, error: PeerError, now: float, position: int) -> None:
+        """Remember a denial in place of an older one. ``position``: of the changes before the question was asked."""
+        self._denials[key] = _Denial(error, now + self._ttl, position)
+        self._denials.move_to_end(key)
+        if len(self._denials) > self._size:
+            self._denials.popitem(last=False)
+
+    def clear(self) -> None:
+        """Drop all denials."""
+        self._denials.clear()

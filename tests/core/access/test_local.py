@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from kraftek.contract.names import token_key, user_key
+from kraftek.contract.errors import Code, PeerError
+from kraftek.contract.names import INVALIDATION, token_key, user_key
 from kraftek.core.access import local as memory
-from kraftek.core.access.local import Answers, Changes, names
+from kraftek.core.access.local import Answers, Changes, Denials, names
 from kraftek.core.access.redis import CachedGrant
 
 
@@ -89,3 +90,31 @@ def test_forgetting_leaves_nothing() -> None:
     answers.put(("d", "r"), kept(), 1)
     answers.clear()
     assert (len(answers), answers.named(token_key("d"))) == (0, ())
+
+
+DENIED = PeerError(Code.AUTH_FAILED, "no")
+
+
+def test_a_denial_lasts_for_its_time() -> None:
+    denials = Denials(size=10, ttl=5.0)
+    denials.put(("a", None), DENIED, 100.0, 0)
+    assert denials.get(("a", None), 104.9, Changes()) is DENIED
+    assert denials.get(("a", None), 105.0, Changes()) is None
+    assert denials.get(("a", "room"), 100.0, Changes()) is None
+    denials.clear()
+    assert denials.get(("a", None), 100.0, Changes()) is None
+
+
+@pytest.mark.parametrize(("name", "holds"), [(token_key("a"), False), (INVALIDATION, False), (token_key("b"), True)])
+def test_a_change_may_end_a_denial(name: str, holds: bool) -> None:
+    denials, changes = Denials(size=10, ttl=5.0), Changes()
+    denials.put(("a", None), DENIED, 100.0, changes.position)
+    changes.record(name)
+    assert (denials.get(("a", None), 100.0, changes) is DENIED) == holds
+
+
+def test_the_oldest_denial_is_dropped() -> None:
+    denials = Denials(size=2, ttl=5.0)
+    for digest in "abac":
+        denials.put((digest, None), DENIED, 100.0, 0)
+    assert [denials.get((digest, None), 100.0, Changes()) is DENIED for digest in "abc"] == [True, False, True]
