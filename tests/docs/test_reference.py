@@ -14,7 +14,7 @@ from msgspec.structs import fields
 from kraftek.contract import settings
 from kraftek.contract.errors import CLOSE_CODES, Code
 from tests.daemon.test_operator import Operator
-from tests.docs.pages import CHECKOUT, page
+from tests.docs.pages import CHECKOUT, code, page
 from tests.support.world import House
 
 if TYPE_CHECKING:
@@ -30,19 +30,31 @@ def rows(name: str, section: str) -> Iterator[list[str]]:
 
 
 def test_every_error_code_is_listed_with_what_it_closes() -> None:
-    listed = {code: connection for code, _, connection in rows("errors", "Codes of the gateway") if code != "code"}
-    assert set(listed) == {code.value for code in Code}
-    for code, connection in listed.items():
+    listed = {name: connection for name, _, connection in rows("errors", "Codes of the gateway") if name != "code"}
+    assert set(listed) == {each.value for each in Code}
+    for name, connection in listed.items():
         # A service may close with 4429; the gateway itself does not.
-        closing = CLOSE_CODES.get(code) if code != Code.RATE_LIMITED else None
-        assert ("closed" in connection) == (closing is not None), code
-        assert closing is None or str(closing) in connection, code
+        closing = CLOSE_CODES.get(name) if name != Code.RATE_LIMITED else None
+        assert ("closed" in connection) == (closing is not None), name
+        assert closing is None or str(closing) in connection, name
+
+
+def test_the_example_is_an_error_of_the_gateway() -> None:
+    shown = json.loads(code("error-example"))
+    payload = shown["payload"]
+    about = json.dumps({"id": shown["id"], "eventType": payload["eventType"]})
+    House().admit().play(f"""
+        > {json.dumps({"type": payload["eventType"], "id": shown["id"]})}
+        * events:chat {{}}
+        + 0
+        x {payload["code"]} {payload["message"]} {about}
+    """)
 
 
 def test_every_close_code_is_listed() -> None:
-    listed = {code: reason for code, reason, _, _ in rows("errors", "Close codes")}
-    for reason, code in CLOSE_CODES.items():
-        assert listed[str(code)] == reason
+    listed = {number: reason for number, reason, _, _ in rows("errors", "Close codes")}
+    for reason, number in CLOSE_CODES.items():
+        assert listed[str(number)] == reason
 
 
 def test_every_metric_is_listed() -> None:
