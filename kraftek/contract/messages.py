@@ -73,6 +73,7 @@ class Grant(Struct, frozen=True, rename="camel", omit_defaults=True):
 
     ``permissions``: patterns over event names (``stickyNotes:*:*``); ``None`` is every registered service.
     ``expires_at``: Unix seconds after which it is no longer valid. ``ttl``: seconds for which it may be cached.
+    ``fresh_until``: Unix seconds until which it need not be checked again; set by the access cache.
     """
 
     user_id: str
@@ -80,6 +81,7 @@ class Grant(Struct, frozen=True, rename="camel", omit_defaults=True):
     permissions: tuple[str, ...] | None = None
     expires_at: float | None = None
     ttl: float | None = None
+    fresh_until: float | None = None
 
 
 # Client → gateway: what a dialect makes of what arrived.

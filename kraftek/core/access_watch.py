@@ -16,12 +16,12 @@ from zope.interface import implementer
 
 from kraftek.contract.errors import CLOSE_CODES, Code, PeerError
 from kraftek.contract.interfaces import IAccess, IAccessListener
-from kraftek.contract.messages import Grant
+from kraftek.contract.messages import Grant, Token
 from kraftek.contract.metrics import Counters
 from kraftek.core.expiry_queue import ExpiryQueue
 from kraftek.core.membership import Membership
 from kraftek.core.roster import Roster
-from kraftek.core.session import Session, SessionState
+from kraftek.core.session import HeldGrant, Session, SessionState
 
 __all__ = ["AccessWatch"]
 
@@ -68,18 +68,36 @@ class AccessWatch:
         self._again: OrderedDict[tuple[Session, str | None], tuple[float, bool]] = OrderedDict()
         access.add_listener(self)
 
-    def granted(self, session: Session, room_id: str | None, grant: Grant) -> None:
+    def granted(self, session: Session, room_id: str | None, token: Token, grant: Grant) -> None:
         """The session enters the room; the grant is watched until the session is out of it."""
-        self._membership.enter(session, room_id, grant)
-        self._expiry_queue.watch(session)
+        self._again.pop((session, room_id), None)
+        self._membership.enter(session, room_id, HeldGrant(token, grant))
+        self._renewed(session, token, grant)
+
+    def changed(self, session: Session) -> None:
+        """The session's grants have changed."""
+        if session.state is not SessionState.CLOSED:
+            self._expiry_queue.watch(session)
+
+    def expired(self, session: Session, room_id: str | None) -> None:
+        """The session's grant for the room has expired: nothing is permitted until the answer."""
+        held, before = session.rooms[room_id], session.rooms[room_id].token
+        held.asked(self._now())
+        if session.token is not None:
+            # A fresh token was shown since: the old one would not be allowed any more.
+            held.token = session.token
+            self._roster.hold(session, held.token.digest)
+            self._roster.release(session, before.digest)
+        self._membership.suspend(session, room_id)
+        self._recheck(session, room_id, True)
 
     def revoke(self, session: Session, room_id: str | None) -> None:
         """Access was revoked: send the client an error, and remove it from the room if it is still there."""
-        if not _matters(session, room_id):
+        if not _concerns(session, room_id):
             return
         self._counters.revoked += 1
         where = "" if room_id is None else f" to room {room_id}"
-        why = "has expired" if _expired(session.rooms.get(room_id), self._now()) else "was revoked"
+        why = "has expired" if _is_expired(session, room_id, self._now()) else "was revoked"
         session.refuse(PeerError(Code.ACCESS_REVOKED, f"Access{where} {why}", room_id=room_id))
         if room_id in session.rooms:
             self._membership.leave(session, room_id, "revoked")
@@ -103,7 +121,8 @@ class AccessWatch:
             return
         for session in concerned:
             for its_room in _in_question(session, revoked):
-                if room_id is None or its_room == room_id:
+                token = _token_of(session, its_room)
+                if room_id in (None, its_room) and (digest is None or (token is not None and token.digest == digest)):
                     self._recheck(session, its_room, revoked)
 
     def sweep(self) -> None:
@@ -113,10 +132,7 @@ class AccessWatch:
         if abs(gained) > _SET:
             self._access.clock_set()
         for session in self._expiry_queue.due(now):
-            for its_room in tuple(session.rooms):
-                if _expired(session.rooms.get(its_room), now):
-                    self._recheck(session, its_room, True)
-            self._expiry_queue.watch(session)
+            self._check_due(session, now)
         for _ in range(min(_RECHECKS_PER_SWEEP, len(self._again))):
             (session, its_room), (due, revoked) = self._again.popitem(last=False)
             if due <= seconds:
@@ -124,25 +140,49 @@ class AccessWatch:
             elif session.state is not SessionState.CLOSED:
                 self._again[session, its_room] = (due, revoked)
 
+    def _check_due(self, session: Session, now: float) -> None:
+        if not session.rooms:
+            self._recheck(session, None, True)  # its answer is watched, or closes the session
+            return
+        for room_id, held in tuple(session.rooms.items()):
+            if session.rooms.get(room_id) is not held:
+                continue  # an answer that came at once has closed the session
+            if held.is_expired(now) and not held.suspended:
+                self.expired(session, room_id)
+            elif held.due <= now:
+                held.asked(now)
+                self._recheck(session, room_id, False)
+        self.changed(session)
+
+    def _renewed(self, session: Session, token: Token, grant: Grant) -> None:
+        if session.token is not None and session.token.digest == token.digest:
+            session.expires_at = grant.expires_at
+        self.changed(session)
+
     def _recheck(self, session: Session, room_id: str | None, revoked: bool) -> None:
-        token = session.token
-        if token is None or not _matters(session, room_id):
+        token = _token_of(session, room_id)
+        if token is None or not _matters(session, room_id, token):
             return
         if revoked:
             session.check_begins()
 
         def confirmed(grant: Grant) -> None:
-            if not _matters(session, room_id):
+            if not _matters(session, room_id, token):
                 return
-            if grant.user_id != session.user_id:
+            expired = grant.expires_at is not None and grant.expires_at <= self._now()
+            if grant.user_id != session.user_id or expired:
                 self.revoke(session, room_id)
             elif room_id in session.rooms:
-                self.granted(session, room_id, grant)
+                self.granted(session, room_id, token, grant)
+            else:
+                self._renewed(session, token, grant)
 
         def doubted(failure: Failure) -> None:
             error = failure.value
             if not isinstance(error, PeerError):
                 session.fail(failure)
+            elif not _matters(session, room_id, token):
+                return
             elif error.code is Code.AUTH_FAILED:
                 self.revoke(session, room_id)
             else:
@@ -157,9 +197,7 @@ class AccessWatch:
 
     def _unanswered(self, session: Session, room_id: str | None, revoked: bool) -> None:
         """The auth service is unavailable: neither allow nor deny. A revoked grant is suspended, another one stays."""
-        if not _matters(session, room_id):
-            return
-        if _expired(session.rooms.get(room_id), self._now()):
+        if _is_expired(session, room_id, self._now()):
             self.revoke(session, room_id)
             return
         if revoked and room_id in session.rooms:
@@ -172,12 +210,25 @@ def _in_question(session: Session, revoked: bool) -> tuple[str | None, ...]:
     return tuple(session.rooms) or ((None,) if revoked and session.user_id is not None else ())
 
 
-def _matters(session: Session, room_id: str | None) -> bool:
-    """Whether the session still has the access that was checked."""
+def _concerns(session: Session, room_id: str | None) -> bool:
+    """Whether the session has access to the room, or for ``None`` is in none and has what is sent to its user."""
     return session.state is not SessionState.CLOSED and (
         room_id in session.rooms or (room_id is None and not session.rooms)
     )
 
 
-def _expired(grant: Grant | None, now: float) -> bool:
-    return grant is not None and grant.expires_at is not None and grant.expires_at <= now
+def _token_of(session: Session, room_id: str | None) -> Token | None:
+    """The token by which the session has access to the room."""
+    held = session.rooms.get(room_id)
+    return session.token if held is None else held.token
+
+
+def _matters(session: Session, room_id: str | None, token: Token) -> bool:
+    """Whether the session still has the access that was checked. It may have it by another token by now."""
+    now = _token_of(session, room_id)
+    return _concerns(session, room_id) and now is not None and now.digest == token.digest
+
+
+def _is_expired(session: Session, room_id: str | None, now: float) -> bool:
+    held = session.rooms.get(room_id)
+    return session.is_expired(now) if held is None else held.is_expired(now)

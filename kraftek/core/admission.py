@@ -70,10 +70,12 @@ class Admission:
             if session.user_id not in (None, grant.user_id):
                 raise PeerError(Code.ACCESS_DENIED, "this token belongs to another user", id=message.id)
             self._roster.identify(session, grant.user_id, token.digest)
-            session.user_id, session.token = grant.user_id, token
+            before, session.token, session.user_id = session.token, token, grant.user_id
+            if before is not None:
+                self._roster.release(session, before.digest)
             room_id = grant.room_id or message.room_id
             session.send(Authenticated(grant.user_id, room_id, message.id))
-            self._access_watch.granted(session, room_id, grant)
+            self._access_watch.granted(session, room_id, token, grant)
 
         d = self._access.check(token, message.room_id)
         d.addCallback(admitted)
@@ -95,7 +97,7 @@ class Admission:
                 denied("the token belongs to another user now")
                 return
             session.send(Joined(room_id, message.id))
-            self._access_watch.granted(session, room_id, grant)
+            self._access_watch.granted(session, room_id, token, grant)
 
         def not_admitted(failure: Failure) -> Failure | None:
             error = failure.value
@@ -119,7 +121,12 @@ class Admission:
         if message.room_id not in session.rooms:
             raise PeerError(Code.ACCESS_DENIED, "not in this room", id=message.id)
         self._membership.leave(session, message.room_id, "left")
+        self._access_watch.changed(session)
         session.send(Left(message.room_id, message.id))
+
+    def expired(self, session: Session, room_id: str | None) -> None:
+        """Access has just expired: it is checked again, and the session holds what arrives until the answer."""
+        self._access_watch.expired(session, room_id)
 
     def sweep(self) -> None:
         """Close the sockets of clients that have not authenticated in time."""

@@ -6,7 +6,8 @@ Decodes the envelope only, finds the addressed sockets of this process, and enco
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import msgspec
@@ -56,10 +57,18 @@ class Deliveries:
 
     _log = Logger()
 
-    def __init__(self, roster: Roster, requests: Requests, counters: Counters, clock: IReactorTime) -> None:
+    def __init__(
+        self,
+        roster: Roster,
+        requests: Requests,
+        counters: Counters,
+        clock: IReactorTime,
+        now: Callable[[], float] = time.time,
+    ) -> None:
         self._roster = roster
         self._requests = requests
         self._counters = counters
+        self._now = now
         self._once_a_minute = OnceAMinute(clock.seconds)
 
     def received(self, body: bytes) -> None:
@@ -129,7 +138,8 @@ class Deliveries:
             if session is not None:
                 sessions[session] = None
         for user_id in message.user_ids or ():
-            sessions.update(dict.fromkeys(self._roster.user(user_id)))
+            now = self._now()
+            sessions.update({session: None for session in self._roster.user(user_id) if not session.is_expired(now)})
         return sessions
 
     def _disconnect(self, message: Broadcast, body: bytes) -> None:

@@ -1,54 +1,59 @@
-"""When the access of open sockets expires: one look a second finds all that are due. Filled by the access watch."""
+"""When the access of open sockets is to be checked: one look finds all that are due. Filled by the access watch."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from math import inf
 
 from kraftek.core.session import Session
 
 __all__ = ["ExpiryQueue"]
 
 
+_A_SECOND = 4
+"""Intervals a second: as many as there are sweeps."""
+
+
 class ExpiryQueue:
-    """Sessions by the second in which the first of their grants expires, in Unix time."""
+    """Sessions by the quarter of a second in which the first of their grants is due, in Unix time."""
 
     def __init__(self, now: float) -> None:
-        self._swept = int(now) - 1
-        self._seconds: dict[Session, int] = {}
+        self._swept = int(now * _A_SECOND) - 1
+        self._intervals: dict[Session, int] = {}
         self._due: defaultdict[int, set[Session]] = defaultdict(set)
 
     def __len__(self) -> int:
-        return len(self._seconds)
+        return len(self._intervals)
 
     def watch(self, session: Session) -> None:
         """The session's grants have changed."""
         self.forget(session)
-        grants = session.rooms.values()
-        first = min((g.expires_at for g in grants if g.expires_at is not None), default=None)
-        if first is not None:
-            second = max(int(first), self._swept + 1)
-            self._seconds[session] = second
-            self._due[second].add(session)
+        first = session.due
+        if first != inf:
+            interval = max(int(first * _A_SECOND), self._swept + 1)
+            self._intervals[session] = interval
+            self._due[interval].add(session)
 
     def forget(self, session: Session) -> None:
         """The session has ended."""
-        second = self._seconds.pop(session, None)
-        if second is not None:
-            self._due[second].discard(session)
-            if not self._due[second]:
-                del self._due[second]
+        interval = self._intervals.pop(session, None)
+        if interval is not None:
+            self._due[interval].discard(session)
+            if not self._due[interval]:
+                del self._due[interval]
 
     def due(self, now: float) -> list[Session]:
-        """Remove and return the sessions with a grant that has expired since the last call."""
+        """Remove and return the sessions with a grant that was due since the last call."""
         sessions: list[Session] = []
-        seconds: Iterable[int] = range(self._swept + 1, int(now))
-        if int(now) - self._swept > len(self._due):
+        current = int(now * _A_SECOND)
+        intervals: Iterable[int] = range(self._swept + 1, current)
+        if current - self._swept > len(self._due):
             # The clock may have been set forward, by years on a machine that began in 1970.
-            seconds = sorted(second for second in self._due if second < int(now))
-        for second in seconds:
-            sessions.extend(self._due.pop(second, ()))
-        self._swept = int(now) - 1  # which may be less, for a clock may be set back
+            intervals = sorted(interval for interval in self._due if interval < current)
+        for interval in intervals:
+            sessions.extend(self._due.pop(interval, ()))
+        self._swept = current - 1  # which may be less, for a clock may be set back
         for session in sessions:
-            del self._seconds[session]
+            del self._intervals[session]
         return sessions

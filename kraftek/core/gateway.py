@@ -22,7 +22,7 @@ from kraftek.core.admission import Admission
 from kraftek.core.dispatch import Dispatch
 from kraftek.core.requests import Requests, undelivered_error
 from kraftek.core.roster import Roster
-from kraftek.core.session import SUSPENDED, Session
+from kraftek.core.session import Session
 
 __all__ = ["Gateway"]
 
@@ -111,15 +111,20 @@ class Gateway:
         except KeyError:
             where = "in no room" if room_id is None else "not in this room"
             raise _about(event, Code.ACCESS_DENIED, where) from None
+        now = self._now()
+        if grant.expires_at is not None and grant.expires_at <= now and not grant.suspended:
+            self._admission.expired(session, room_id)
+            session.handle(event)
+            return
         if grant.permissions is not None and not permits(grant.permissions, event.name):
-            if grant is SUSPENDED:
+            if grant.suspended:
                 raise _about(event, Code.AUTH_UNAVAILABLE, "access cannot be checked at present", retry_after=1.0)
             raise _about(event, Code.ACCESS_DENIED, "this event is not permitted")
         envelope = Envelope(
             event_type=event.name,
             user_id=user_id,
             socket_id=session.socket_id,
-            timestamp=int(self._now() * 1000),
+            timestamp=int(now * 1000),
             gateway_id=self.gateway_id,
             reply_to=self._reply_to,
             payload=event.payload,

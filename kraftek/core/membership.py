@@ -18,10 +18,9 @@ from twisted.python.failure import Failure
 from kraftek.contract.errors import Code, NotPublished
 from kraftek.contract.interfaces import IBus, IRooms
 from kraftek.contract.log_once import OnceUntilItWorks
-from kraftek.contract.messages import Grant
 from kraftek.contract.names import gateway_of, reply_channel
 from kraftek.core.roster import Roster
-from kraftek.core.session import SUSPENDED, Session
+from kraftek.core.session import HeldGrant, Session
 
 __all__ = ["Membership"]
 
@@ -49,32 +48,36 @@ class Membership:
         self._restore_pending = False
         self._once = OnceUntilItWorks()
 
-    def enter(self, session: Session, room_id: str | None, grant: Grant) -> None:
+    def enter(self, session: Session, room_id: str | None, held: HeldGrant) -> None:
         """Store the session's grant, and put it into the room if it is not there yet."""
-        known = room_id in session.rooms
-        session.rooms[room_id] = grant
+        known = session.rooms.get(room_id)
+        session.rooms[room_id] = held
+        self._roster.hold(session, held.token.digest)
+        if known is not None:
+            self._roster.release(session, known.token.digest)
         if room_id is None:
             return
         self._roster.enter(session, room_id)
         if session.room_id is None:
             session.room_id = room_id
-        if known:
+        if known is not None:
             return
         self._write(session, room_id)
         if self._single:
-            for other in tuple(self._roster.user(grant.user_id)):
+            assert session.user_id is not None
+            for other in tuple(self._roster.user(session.user_id)):
                 if other is not session and room_id in other.rooms:
                     other.supersede()
 
     def suspend(self, session: Session, room_id: str | None) -> None:
         """The session stays in the room, but can neither send nor receive there until it enters again."""
-        session.rooms[room_id] = SUSPENDED
+        session.rooms[room_id].suspend()
         if room_id is not None:
             self._roster.leave(session, room_id)
 
     def leave(self, session: Session, room_id: str | None, reason: str) -> None:
         """Remove the session from the room. Services get the ``reason``."""
-        del session.rooms[room_id]
+        self._roster.release(session, session.rooms.pop(room_id).token.digest)
         if room_id is None:
             return
         self._roster.leave(session, room_id)

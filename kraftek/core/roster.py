@@ -88,10 +88,17 @@ class Roster:
 
     def identify(self, session: Session, user_id: str, digest: str) -> None:
         """A client authenticated with the token of that digest, and is this user from now on."""
-        if session.token is not None:
-            self._by_digest.discard(session.token.digest, session)
         self._by_user.add(user_id, session)
         self._by_digest.add(digest, session)
+
+    def hold(self, session: Session, digest: str) -> None:
+        """The session has something by the token of that digest."""
+        self._by_digest.add(digest, session)
+
+    def release(self, session: Session, digest: str) -> None:
+        """The session has something less by the token of that digest."""
+        if not session.holds(digest):
+            self._by_digest.discard(digest, session)
 
     def enter(self, session: Session, room_id: str) -> None:
         """The session gets the room's messages."""
@@ -111,7 +118,8 @@ class Roster:
             self._by_user.discard(session.user_id, session)
         if session.token is not None:
             self._by_digest.discard(session.token.digest, session)
-        for room_id in session.rooms:
+        for room_id, held in session.rooms.items():
+            self._by_digest.discard(held.token.digest, session)
             if room_id is not None:
                 self.leave(session, room_id)
 

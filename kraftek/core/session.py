@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from collections import deque
 from enum import Enum
-from typing import Final, Protocol
+from math import inf
+from typing import Protocol
 
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -18,10 +19,37 @@ from kraftek.contract.messages import Closing, ErrorMessage, Grant, Inbound, Out
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Limits
 
-__all__ = ["SUSPENDED", "Core", "Session", "SessionState"]
+__all__ = ["Core", "HeldGrant", "Session", "SessionState"]
 
-SUSPENDED: Final = Grant("", permissions=())
-"""Replaces a revoked grant while the auth service is unavailable: it permits nothing."""
+
+class HeldGrant:
+    """What a session holds for a room: the token that gave it, what it permits, and when it is to be checked again.
+
+    ``due``: Unix seconds; the answer has grown old then, or has expired. ``suspended``: it permits nothing, because it
+    was revoked or has expired and the auth service has not answered since.
+    """
+
+    __slots__ = ("due", "expires_at", "permissions", "suspended", "token")
+
+    def __init__(self, token: Token, grant: Grant) -> None:
+        self.token = token
+        self.permissions = grant.permissions
+        self.expires_at = grant.expires_at
+        self.suspended = False
+        self.due = min((at for at in (grant.expires_at, grant.fresh_until) if at is not None), default=inf)
+
+    def suspend(self) -> None:
+        """Permit nothing from now on. Another grant takes its place."""
+        self.permissions = ()
+        self.suspended = True
+
+    def is_expired(self, now: float) -> bool:
+        """Whether access by it has ended, at ``now`` in Unix seconds."""
+        return self.expires_at is not None and self.expires_at <= now
+
+    def asked(self, now: float) -> None:
+        """It is being checked, because it was due: the next time is when it expires."""
+        self.due = inf if self.expires_at is None or self.expires_at <= now else self.expires_at
 
 
 class SessionState(Enum):
@@ -58,9 +86,10 @@ class Session:
     closed, lost      → CLOSED             → CLOSED                → CLOSED    ignored
     ================  ===================  ======================  ==========  =======
 
-    ``rooms`` maps each room to its grant, or to :data:`SUSPENDED`. The key ``None`` means "without a room", as in
+    ``rooms`` maps each room to its grant. The key ``None`` means "without a room", as in
     access checks: its grant, if the client has one, covers events outside of rooms. ``room_id`` is the default room,
-    the first that was joined; ``None`` without rooms.
+    the first that was joined; ``None`` without rooms. ``token`` is the one that was shown last, with which rooms are
+    joined; it expires at ``expires_at``, in Unix seconds.
     """
 
     __slots__ = (
@@ -72,6 +101,7 @@ class Session:
         "_invalid",
         "_limits",
         "dialect",
+        "expires_at",
         "link",
         "room_id",
         "rooms",
@@ -92,8 +122,9 @@ class Session:
         self.state = SessionState.NEW
         self.user_id: str | None = None
         self.token: Token | None = None
+        self.expires_at: float | None = None
         self.room_id: str | None = None
-        self.rooms: dict[str | None, Grant] = {}
+        self.rooms: dict[str | None, HeldGrant] = {}
         self._core = core
         self._limits = limits
         self._counters = counters
@@ -101,6 +132,24 @@ class Session:
         self._held: deque[tuple[Inbound, int]] | None = None
         self._held_bytes = 0
         self._invalid = 0
+
+    @property
+    def due(self) -> float:
+        """Unix seconds at which something of its access is to be checked."""
+        if self.rooms:
+            return min(held.due for held in self.rooms.values())
+        return inf if self.expires_at is None else self.expires_at
+
+    def holds(self, digest: str) -> bool:
+        """Whether it has something by the token of that digest."""
+        token = self.token
+        return (token is not None and token.digest == digest) or any(
+            held.token.digest == digest for held in self.rooms.values()
+        )
+
+    def is_expired(self, now: float) -> bool:
+        """Whether it is in no room and its token has expired: then it has nothing any more."""
+        return not self.rooms and self.expires_at is not None and self.expires_at <= now
 
     def receive(self, data: bytes, binary: bool = False) -> None:
         """Handle one message from the client. Whatever goes wrong becomes an ``error`` message here."""
@@ -215,7 +264,8 @@ class Session:
             if self.state is SessionState.CLOSED:
                 return
         if held:
-            self._held = held
+            # One that found its access expired has gone back to the front.
+            self._held = held if self._held is None else self._held + held
         if not self._over_bounds():
             self.link.resume()
 

@@ -112,7 +112,7 @@ def core_of(
         counters=counters,
         now=now,
     )
-    deliveries = Deliveries(roster, requests, counters, clock)
+    deliveries = Deliveries(roster, requests, counters, clock, now)
     bounds = JsonBounds(config.limits.json_depth)
     bus.subscribe(config.redis.broadcast, deliveries.received)
     bus.subscribe(replies, deliveries.received)

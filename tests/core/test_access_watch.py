@@ -9,6 +9,7 @@ from twisted.internet.defer import fail
 from twisted.logger import capturedLogs
 from zope.interface.verify import verifyObject
 
+from kraftek.contract.errors import Code, PeerError
 from kraftek.contract.interfaces import IAccessListener
 from kraftek.contract.messages import Token
 from kraftek.contract.settings import Limits
@@ -485,6 +486,9 @@ def test_a_room_that_was_left_does_not_expire() -> None:
         > {"type": "leave", "payload": {"roomId": "one"}}
         < {"type": "left", "payload": {"roomId": "one"}}
         @ 30
+        ? t -
+        ! yes alice
+        @ 30
     """)
     assert house.access.questions == []
 
@@ -495,13 +499,25 @@ def test_nothing_is_kept_of_expiring_access_when_the_client_leaves() -> None:
     assert len(house.access_watch._expiry_queue) == 0
 
 
+def test_a_session_that_its_expiry_closes_is_watched_no_more() -> None:
+    house = House()
+    client = expiring(house, 20.0)
+    house.access.known["t", "one"] = PeerError(Code.AUTH_FAILED, "no")
+    client.play("""
+        @ 20.5
+        x ACCESS_REVOKED Access to room one has expired {"roomId": "one"}
+        = 4403 ACCESS_REVOKED
+    """)
+    assert len(house.access_watch._expiry_queue) == 0
+
+
 def test_all_rooms_expire_at_once_and_the_first_answer_closes() -> None:
     house = House()
     client = expiring(house, 20.0)
     client.send({"type": "join", "payload": {"roomId": "two"}})
     house.access.next().yes("alice", expiresAt=20.0)
     client.link.read()
-    house.pass_time(20.75)
+    house.pass_time(19.75)
 
     def broken(token: Token, room_id: str | None) -> Any:
         return fail(RuntimeError("the cause"))
@@ -511,6 +527,266 @@ def test_all_rooms_expire_at_once_and_the_first_answer_closes() -> None:
         house.pass_time(0.5)
     assert client.link.closed == (1011, "INTERNAL")
     assert len(logged) == 1
+
+
+def test_nothing_is_sent_once_access_has_expired() -> None:
+    house = House()
+    client = expiring(house, 20.1)
+    house.pass_time(20)
+    works(client)
+    house.clock.advance(0.1)  # no sweep has come yet
+    client.play("""
+        > {"type": "notes:n:1"}
+        > {"type": "notes:n:2"}
+        ? t one
+        ! yes alice {"expiresAt": 40}
+        * events:notes {"eventType": "notes:n:1"}
+        * events:notes {"eventType": "notes:n:2"}
+    """)
+    house.clock.advance(20)
+    client.play("""
+        > {"type": "notes:n:3"}
+        ! no
+        x ACCESS_REVOKED Access to room one has expired {"roomId": "one"}
+        = 4403 ACCESS_REVOKED
+    """)
+
+
+def test_held_events_keep_their_order_when_access_has_expired_meanwhile() -> None:
+    house = House()
+    client = expiring(house, 20.0)
+    house.pass_time(19)
+    client.send({"type": "join", "payload": {"roomId": "two"}})
+    join = house.access.next()
+    for number in range(3):
+        client.send({"type": f"notes:n:{number}"})
+    house.clock.advance(2)
+    join.yes("alice")
+    client.play("""
+        < {"type": "joined", "payload": {"roomId": "two"}}
+        ? t one
+        > {"type": "notes:n:3"}
+        ! yes alice {"expiresAt": 40}
+        * events:notes {"eventType": "notes:n:0"}
+        * events:notes {"eventType": "notes:n:1"}
+        * events:notes {"eventType": "notes:n:2"}
+        * events:notes {"eventType": "notes:n:3"}
+    """)
+
+
+def test_a_yes_that_has_expired_is_none() -> None:
+    house = House()
+    expiring(house, 20.0).play("""
+        @ 21
+        ! yes alice {"expiresAt": 20.5}
+        x ACCESS_REVOKED Access to room one has expired {"roomId": "one"}
+        = 4403 ACCESS_REVOKED
+    """)
+
+
+def test_a_room_hears_nothing_once_access_has_expired() -> None:
+    house = House()
+    client = expiring(house, 20.0)
+    house.pass_time(20.25)
+    house.broadcast(type="secret", roomId="one")
+    house.broadcast(type="mine", recipients=[client.id])
+    assert [message["type"] for message in client.link.read()] == ["mine"]
+    house.access.next().yes("alice")
+    house.broadcast(type="news", roomId="one")
+    assert [message["type"] for message in client.link.read()] == ["news"]
+
+
+def in_no_room(house: House, at: float) -> Client:
+    client = expiring(house, at)
+    client.send({"type": "leave", "payload": {"roomId": "one"}})
+    client.link.read()
+    return client
+
+
+def test_who_is_in_no_room_hears_nothing_once_its_token_has_expired() -> None:
+    house = House()
+    client = in_no_room(house, 20.0)
+    house.pass_time(19.75)
+    house.broadcast(type="before", userIds=["alice"])
+    assert [message["type"] for message in client.link.read()] == ["before"]
+    house.clock.advance(0.25)  # no sweep has come yet
+    house.broadcast(type="after", userIds=["alice"])
+    client.play("""
+        @ 0.5
+        ? t -
+        ! yes alice {"expiresAt": 40}
+        @ 19
+    """)
+    house.broadcast(type="again", userIds=["alice"])
+    assert [message["type"] for message in client.link.read()] == ["again"]
+    client.play("""
+        @ 1
+        ? t -
+        ! away
+        x ACCESS_REVOKED Access has expired
+        = 4403 ACCESS_REVOKED
+    """)
+
+
+def test_who_leaves_its_last_room_with_an_expired_token_is_asked_about() -> None:
+    house = House()
+    client = expiring(house, 20.0)
+    client.play("""
+        > {"type": "authenticate", "payload": {"token": "t2", "roomId": "two"}}
+        ! yes alice
+        < {"type": "authenticated", "payload": {"success": true, "userId": "alice", "roomId": "two"}}
+        > {"type": "authenticate", "payload": {"token": "t", "roomId": "one"}}
+        ! yes alice {"expiresAt": 20}
+        < {"type": "authenticated", "payload": {"success": true, "userId": "alice", "roomId": "one"}}
+        @ 20.25
+        ? t one
+        ! no
+        x ACCESS_REVOKED Access to room one has expired {"roomId": "one"}
+    """)
+    house.broadcast(type="news", userIds=["alice"])
+    client.play("""
+        < {"type": "news", "payload": null}
+        > {"type": "leave", "payload": {"roomId": "two"}}
+        < {"type": "left", "payload": {"roomId": "two"}}
+    """)
+    house.broadcast(type="after", userIds=["alice"])
+    client.play("""
+        @ 0.5
+        ? t -
+        ! no
+        x ACCESS_REVOKED Access has expired
+        = 4403 ACCESS_REVOKED
+    """)
+
+
+# Which token gave which room.
+
+
+def two_tokens(house: House) -> Client:
+    """Alice is in room one by the token t1, and in room two by t2."""
+    client = house.admit("alice", "one", token="t1")
+    client.send({"type": "authenticate", "payload": {"token": "t2", "roomId": "two"}})
+    house.access.next().yes("alice")
+    client.link.read()
+    return client
+
+
+def test_a_token_takes_back_the_rooms_that_it_gave() -> None:
+    house = House()
+    client = two_tokens(house)
+    house.access.stale(digest=digest("t1"))
+    client.play("""
+        ? t1 one
+        ! no
+        x ACCESS_REVOKED Access to room one was revoked {"roomId": "one"}
+    """)
+    assert not house.access.questions
+    house.access.stale(digest=digest("t1"))
+    assert not house.access.questions
+    house.access.stale(digest=digest("t2"))
+    client.play("""
+        ? t2 two
+        ! no
+        x ACCESS_REVOKED Access to room two was revoked {"roomId": "two"}
+        = 4403 ACCESS_REVOKED
+    """)
+
+
+@pytest.mark.parametrize("revoked", [True, False])
+def test_each_room_is_asked_about_with_the_token_that_gave_it(revoked: bool) -> None:
+    house = House()
+    client = two_tokens(house)
+    house.access.stale(user_id="alice", revoked=revoked)
+    asked = {(question.token, question.room_id) for question in house.access.questions}
+    assert asked == {("t1", "one"), ("t2", "two")}
+    for _ in range(2):
+        house.access.next().yes("alice")
+    client.play("")
+    works(client)
+
+
+def test_expired_access_is_asked_about_with_the_fresh_token() -> None:
+    house = House()
+    client = expiring(house, 20.0)
+    client.send({"type": "authenticate", "payload": {"token": "fresh", "roomId": "two"}})
+    house.access.next().yes("alice", expiresAt=60.0)
+    client.link.read()
+    assert client.session in house.roster.digest(digest("t"))
+    client.play("""
+        @ 20.25
+        ? fresh one
+        ! yes alice {"expiresAt": 60}
+        > {"type": "notes:n:1", "roomId": "one"}
+        * events:notes {"roomId": "one"}
+    """)
+    assert not house.roster.digest(digest("t"))
+
+
+def test_an_answer_about_a_token_that_gave_way_counts_no_more() -> None:
+    house = House()
+    client = house.admit("alice", "one", token="t1")
+    house.access.stale(digest=digest("t1"), revoked=False)
+    question = house.access.next()
+    client.send({"type": "authenticate", "payload": {"token": "t2", "roomId": "one"}})
+    house.access.next().yes("alice")
+    client.link.read()
+    question.no()
+    client.play("")
+    works(client)
+    assert not house.roster.digest(digest("t1"))
+
+
+# Access that grows old.
+
+
+def test_what_grew_old_is_asked_about_however_busy_its_client_is() -> None:
+    house = House(limits=Limits(authenticate_timeout=1000))
+    client = house.connect()
+    client.send({"type": "authenticate", "payload": {"token": "t", "roomId": "one"}})
+    house.access.next().yes("alice", freshUntil=3.0)
+    for _ in range(12):
+        client.send({"type": "join", "payload": {"roomId": "two"}})
+        house.access.next().yes("alice", freshUntil=house.clock.seconds() + 3)
+        client.send({"type": "leave", "payload": {"roomId": "two"}})
+        assert not house.access.questions
+        house.pass_time(0.25)
+    client.link.read()
+    client.play("""
+        @ 0.25
+        ? t one
+        > {"type": "notes:n:1"}
+        * events:notes {"eventType": "notes:n:1"}
+        ! away
+        @ 1
+        ? t one
+        ! yes alice {"freshUntil": 10}
+        @ 5
+        @ 1
+        ? t one
+        ! no
+        x ACCESS_REVOKED Access to room one was revoked {"roomId": "one"}
+        = 4403 ACCESS_REVOKED
+    """)
+
+
+def test_what_grew_old_and_expires_while_nobody_can_be_asked() -> None:
+    house = House()
+    client = house.connect()
+    client.send({"type": "authenticate", "payload": {"token": "t", "roomId": "one"}})
+    house.access.next().yes("alice", freshUntil=3.0, expiresAt=6.0)
+    client.link.read()
+    house.pass_time(3.25)
+    for _ in range(2):
+        house.access.next().away()
+        house.pass_time(1.25)
+    works(client)
+    house.pass_time(1)
+    while house.access.questions:
+        house.access.next().away()
+    client.play("""
+        x ACCESS_REVOKED Access to room one has expired {"roomId": "one"}
+        = 4403 ACCESS_REVOKED
+    """)
 
 
 # Everybody at once.

@@ -8,20 +8,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kraftek.contract.messages import Grant
+from kraftek.contract.messages import Grant, Token
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Limits
 from kraftek.core.expiry_queue import ExpiryQueue
-from kraftek.core.session import SUSPENDED, Session
+from kraftek.core.session import HeldGrant, Session
 from kraftek.edge.dialects.native import NativeDialect
 from tests.core.test_roster import NoCore
 from tests.support.fakes import FakeLink
 
 
+def held(expires_at: float | None) -> HeldGrant:
+    return HeldGrant(Token("t"), Grant("u", expires_at=expires_at))
+
+
 def session(*expiry_queue: float | None) -> Session:
     """A session in as many rooms, whose grants expire then."""
     made = Session("g.1", NoCore(), FakeLink(), NativeDialect(), Limits(), Counters())
-    made.rooms = {f"room{n}": Grant("u", expires_at=expiry) for n, expiry in enumerate(expiry_queue)}
+    made.rooms = {f"room{n}": held(expiry) for n, expiry in enumerate(expiry_queue)}
     return made
 
 
@@ -35,8 +39,8 @@ def test_a_session_is_due_once_the_first_of_its_grants_has_expired() -> None:
     expiry_queue.watch(one)
     assert len(expiry_queue) == 1
     assert expiry_queue.due(1005.4) == []
-    assert expiry_queue.due(1005.9) == []  # within the second
-    assert expiry_queue.due(1006) == [one]
+    assert expiry_queue.due(1005.7) == []  # within the quarter of a second
+    assert expiry_queue.due(1005.75) == [one]
     assert expiry_queue.due(1006) == expiry_queue.due(2000) == []
     assert len(expiry_queue) == 0
 
@@ -44,7 +48,8 @@ def test_a_session_is_due_once_the_first_of_its_grants_has_expired() -> None:
 def test_grants_that_never_expire_are_not_watched() -> None:
     expiry_queue = ExpiryQueue(1000)
     one = session(None)
-    one.rooms["suspended"] = SUSPENDED
+    one.rooms["ttl"] = held(None)
+    one.rooms["ttl"].suspend()
     expiry_queue.watch(one)
     expiry_queue.watch(session())
     assert len(expiry_queue) == 0
@@ -53,7 +58,7 @@ def test_grants_that_never_expire_are_not_watched() -> None:
 def test_the_grant_to_be_in_no_room_is_watched() -> None:
     expiry_queue = ExpiryQueue(1000)
     one = session()
-    one.rooms[None] = Grant("u", expires_at=1001)
+    one.rooms[None] = held(1001)
     expiry_queue.watch(one)
     assert expiry_queue.due(1003) == [one]
 
@@ -62,7 +67,7 @@ def test_a_changed_grant_is_watched_anew() -> None:
     expiry_queue = ExpiryQueue(1000)
     one = session(1005)
     expiry_queue.watch(one)
-    one.rooms = {"room": Grant("u", expires_at=1050)}
+    one.rooms = {"room": held(1050)}
     expiry_queue.watch(one)
     assert len(expiry_queue) == 1
     assert expiry_queue.due(1049) == []

@@ -19,14 +19,14 @@ from kraftek.bus import RedisBus
 from kraftek.contract.errors import PeerError
 from kraftek.contract.interfaces import Undelivered
 from kraftek.contract.iteration import Iteration
-from kraftek.contract.messages import Broadcast, Envelope, Event, Grant
+from kraftek.contract.messages import Broadcast, Envelope, Event, Grant, Token
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Limits, Redis, Registration
 from kraftek.core.dispatch import Dispatch
 from kraftek.core.registry import ServiceRegistry
 from kraftek.core.requests import Requests, _late_answer_key, _record_key
 from kraftek.core.roster import Roster
-from kraftek.core.session import Session
+from kraftek.core.session import HeldGrant, Session
 from tests.support.fakes import FakeLink
 from tests.support.redis_server import PrivateRedis
 from tests.support.waiting import until
@@ -355,7 +355,7 @@ class Gateway:
 
         session = Session(f"{self.name}.{socket_id}", self, FakeLink(), NativeDialect(), self.limits, self.counters)
         session.user_id = user_id
-        session.rooms = {"board": Grant(user_id, "board")}
+        session.rooms = {"board": HeldGrant(Token("t"), Grant(user_id, "board"))}
         self.roster.add(session)
         self.roster.identify(session, user_id, "digest")
         return session

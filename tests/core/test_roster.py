@@ -14,7 +14,7 @@ from kraftek.contract.messages import Grant, Token
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Limits
 from kraftek.core.roster import Roster
-from kraftek.core.session import Session
+from kraftek.core.session import HeldGrant, Session
 from kraftek.edge.dialects.native import NativeDialect
 from tests.support.fakes import FakeLink
 
@@ -37,11 +37,13 @@ def identify(roster: Roster, who: Session, user_id: str, token: str) -> None:
     """As membership does it."""
     shown = Token(token)
     roster.identify(who, user_id, shown.digest)
-    who.user_id, who.token = user_id, shown
+    before, who.user_id, who.token = who.token, user_id, shown
+    if before is not None:
+        roster.release(who, before.digest)
 
 
 def enter(roster: Roster, who: Session, room_id: str) -> None:
-    who.rooms[room_id] = Grant("user")
+    who.rooms[room_id] = HeldGrant(Token("room"), Grant("user"))
     roster.enter(who, room_id)
 
 
@@ -106,6 +108,23 @@ def test_a_new_token_replaces_the_old_one(roster: Roster) -> None:
     assert list(roster.digest(Token("new").digest)) == list(roster.user("u")) == [one]
 
 
+def test_a_token_that_gave_a_room_is_known_as_long_as_the_room(roster: Roster) -> None:
+    one = session("g.1")
+    roster.add(one)
+    identify(roster, one, "u", "old")
+    one.rooms["r"] = HeldGrant(Token("old"), Grant("u"))
+    roster.hold(one, Token("old").digest)
+    identify(roster, one, "u", "new")
+    assert list(roster.digest(Token("old").digest)) == list(roster.digest(Token("new").digest)) == [one]
+    roster.release(one, one.rooms.pop("r").token.digest)
+    assert not roster.digest(Token("old").digest)
+    one.rooms["r"] = HeldGrant(Token("other"), Grant("u"))
+    roster.hold(one, Token("other").digest)
+    roster.remove(one)
+    assert not roster.digest(Token("other").digest)
+    assert len(roster._by_digest) == 0
+
+
 def test_the_same_token_again_changes_nothing(roster: Roster) -> None:
     one = session("g.1")
     roster.add(one)
@@ -140,7 +159,7 @@ def test_who_leaves_a_room_leaves_the_others_in_it(roster: Roster) -> None:
 def test_being_in_no_room_is_no_room(roster: Roster) -> None:
     one = session("g.1")
     roster.add(one)
-    one.rooms[None] = Grant("u")
+    one.rooms[None] = HeldGrant(Token("room"), Grant("u"))
     roster.remove(one)
     assert len(roster) == 0
 

@@ -310,6 +310,82 @@ def test_what_cannot_be_read_in_redis_stops_nothing_else(
     assert process.log().count("cannot be read") == process.log().count("no gateway wrote") == 1
 
 
+@pytest.mark.parametrize("revoked", [True, False])
+def test_each_room_has_the_token_that_gave_it(
+    redis_server: RedisServer,
+    gateway: StartGateway,
+    service: StartService,
+    connect: Connect,
+    auth_service: AuthService,
+    revoked: bool,
+) -> None:
+    auth_service.allow("t1", "ada", rooms=["r1"])
+    auth_service.allow("t2", "ada", rooms=["r2"])
+    process = gateway(redis_server, auth=auth_service.url)
+    service(redis_server, CHANNEL)
+    redis = redis_server.client()
+    ada = connect(process, token="t1", room="r1")
+    ada.authenticate("t2", "r2")
+    if revoked:
+        auth_service.deny("t1")
+    redis.delete(f"access:token:{digest('t1')}")
+    auth_service.wait_questions(3)
+    if revoked:
+        assert ada.expect_error("ACCESS_REVOKED")["roomId"] == "r1"
+    for room in ("r2",) if revoked else ("r1", "r2"):
+        ada.send("stickyNotes:note:echo", payload=room, roomId=room)
+        ada.expect("stickyNotes:note:echo")
+    assert auth_service.questions == [("t1", "r1"), ("t2", "r2"), ("t1", "r1")]
+
+
+def test_a_busy_client_is_asked_about_within_its_ttl(
+    redis_server: RedisServer, gateway: StartGateway, connect: Connect, auth_service: AuthService
+) -> None:
+    auth_service.allow("good", "ada", ttl=2)
+    process = gateway(redis_server, auth=auth_service.url)
+    ada = connect(process, token="good", room="r1")
+    start = time.monotonic()
+    ada.send("join", payload={"roomId": "r3"})
+    ada.expect("joined")
+    auth_service.allow("good", "ada", rooms=["r2", "r3"], ttl=2)
+    heard: set[str] = set()
+    while "error" not in heard:
+        assert time.monotonic() < start + 4
+        ada.send("join", payload={"roomId": "r2"})
+        ada.send("leave", payload={"roomId": "r2"})
+        heard = {ada.receive()["type"] for _ in range(2)}
+        time.sleep(0.02)
+    assert time.monotonic() < start + 2.6  # a quarter of a second, and a sweep, and a slow machine
+    assert [room for _, room in auth_service.questions].count("r1") == 2
+
+
+def test_no_event_after_access_has_expired(
+    redis_server: RedisServer,
+    gateway: StartGateway,
+    service: StartService,
+    connect: Connect,
+    auth_service: AuthService,
+) -> None:
+    process = gateway(redis_server, auth=auth_service.url)
+    notes = service(redis_server, CHANNEL)
+    expiry = int(time.time()) + 2
+    auth_service.allow("good", "ada", expiresAt=expiry)
+    ada = connect(process, token="good", room="r1")
+    auth_service.mode = "slow"  # what is sent until the answer is held
+    sent = 0
+    while time.time() < expiry + 1:
+        ada.send("stickyNotes:note:create", payload=sent)
+        sent += 1
+        time.sleep(0.01)
+    auth_service.deny("good")
+    auth_service.release()
+    ada.expect_error("ACCESS_REVOKED")
+    ada.expect_close(4403)
+    times = [event["timestamp"] / 1000 for event in notes.wait_received(1)]
+    assert len(times) > 50
+    assert max(times) <= expiry
+
+
 def test_no_token_anywhere(
     redis_server: RedisServer, gateway: StartGateway, connect: Connect, auth_service: AuthService
 ) -> None:

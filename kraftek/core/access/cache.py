@@ -6,6 +6,7 @@ and by the bus when keys of the cache have changed.
 
 from __future__ import annotations
 
+import random
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -55,6 +56,11 @@ COMPARED = 100
 part of them shows it."""
 
 
+def _jitter() -> float:
+    """The part of its time that an answer is kept: those of a moment are not all asked for again at one."""
+    return random.uniform(0.8, 1.0)  # noqa: S311  # it keeps no secret
+
+
 class _Invalidation(Struct, rename="camel"):
     user_id: Annotated[str, Meta(min_length=1)]
     room_id: str | None = None
@@ -83,6 +89,7 @@ class AccessCache:
         clock: IReactorTime,
         counters: Counters,
         now: Callable[[], float] = time.time,
+        jitter: Callable[[], float] = _jitter,
     ) -> None:
         verifyObject(IAccessChecker, checker)
         verifyObject(IBus, bus)
@@ -92,6 +99,7 @@ class AccessCache:
         self._clock = clock
         self._counters = counters
         self._now = now
+        self._jitter = jitter
         self._shared = SharedAnswers(bus, clock, auth.timeout + DELAY)
         self._answers = Answers(auth.cache_size)
         self._denials = Denials(auth.cache_size, auth.denied_ttl)
@@ -162,7 +170,8 @@ class AccessCache:
                 self._counters.access_hits += 1
                 self._remember(key, found.grant, position)
                 return found.grant
-            cached, seconds = self._dated(await self._ask(token, key))
+            grant = await self._ask(token, key)
+            cached, seconds = self._dated(grant)
             # If there was an outage meanwhile, Redis may not know of revocations during it.
             if found is not None and not self._changes.since(position, ()):
                 sent = self._changes.position
@@ -175,7 +184,7 @@ class AccessCache:
                     position = sent
             # The answer is not cached, so only the changes announced meanwhile can invalidate it.
             if not self._changes.since(position, names(key, cached.user_id)):
-                return cached
+                return cached if seconds > 0 else grant  # with ttl: 0 it is not checked again
         self._counters.access_failed += 1
         raise PeerError(Code.AUTH_UNAVAILABLE, "access cannot be checked at present", retry_after=RETRY_AFTER)
 
@@ -210,8 +219,8 @@ class AccessCache:
         seconds = self._auth.cache_ttl if grant.ttl is None else grant.ttl
         if grant.expires_at is not None:
             seconds = min(seconds, grant.expires_at - now)
-        seconds = min(max(seconds, 0.0), LONGEST)
-        return CachedGrant(**asdict(grant), fresh_until=now + seconds), seconds
+        seconds = min(max(seconds, 0.0), LONGEST) * self._jitter()
+        return CachedGrant(**{**asdict(grant), "fresh_until": now + seconds}), seconds
 
     def _remember(self, key: Key, cached: CachedGrant, position: int) -> bool:
         """Cache the answer in memory, if possible. ``position``: when it was stored in Redis or found there."""

@@ -231,7 +231,7 @@ class Process:
         self._executed: list[Any] = []
         self._unheard: dict[str, None] = {}
         redis.changes.append(self._unheard.setdefault)
-        self.cache = AccessCache(self, self.bus, auth or Auth(), clock, self.counters, self.now)
+        self.cache = AccessCache(self, self.bus, auth or Auth(), clock, self.counters, self.now, lambda: 1.0)
         self.cache.add_listener(self)
 
     def now(self) -> float:
