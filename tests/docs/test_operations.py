@@ -1,8 +1,9 @@
-"""The user of Redis that docs/operations.rst makes is permitted all that a gateway does."""
+"""What docs/operations.rst says of Redis: the rights that a gateway needs, and what an outage does to revocations."""
 
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tests.docs.pages import code
@@ -49,3 +50,34 @@ def test_rights_in_redis(
     process.terminate()
 
     assert redis.acl_log() == []
+
+
+def test_revocation_during_an_outage(
+    redis_server: RedisServer, gateway: StartGateway, connect: Connect, auth_service: AuthService
+) -> None:
+    """As docs/services.rst has it: a deleted key takes effect afterwards, a message that nobody received does not."""
+    redis = redis_server.client()
+    redis.execute_command(*code("redis-acl").split())
+    url = redis_server.url.replace("redis://", "redis://gateway:secret@")
+    process = gateway(redis_server, auth=auth_service.url, config={"redis": {"url": url, "prefix": "kraftek:"}})
+    clients = {}
+    for name in ("bob", "ada"):
+        auth_service.allow(name, name)
+        clients[name] = connect(process, token=name, room="r1")
+        wait_until(partial(redis.exists, f"kraftek:access:user:{name}"), "the cached answer")
+
+    redis.execute_command("ACL", "SETUSER", "gateway", "off")
+    redis.execute_command("CLIENT", "KILL", "USER", "gateway")
+    process.wait_log("is unavailable")
+    for name in clients:
+        auth_service.deny(name)
+    redis.delete("kraftek:access:user:ada")
+    assert redis.publish("kraftek:auth:invalidate", json.dumps({"userId": "bob"})) == 0
+    redis.execute_command("ACL", "SETUSER", "gateway", "on")
+    process.wait_log("is back")
+
+    clients["ada"].expect_error("ACCESS_REVOKED")
+    clients["ada"].expect_close(4403)
+    # Bob's cached answer was looked up before hers.
+    assert [token for token, _ in auth_service.questions].count("bob") == 1
+    clients["bob"].expect_nothing()
