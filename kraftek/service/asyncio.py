@@ -27,7 +27,7 @@ from kraftek.service.processor import EventProcessor
 __all__ = ["EventService", "run"]
 
 QUIET = 2.0
-"""Seconds without a word of Redis after which it is asked whether it is there; after as many more it is not."""
+"""Seconds without data from Redis after which it gets a ping; without an answer in as many more it is unavailable."""
 
 RETRY = 1.0
 """Seconds between two attempts to subscribe."""
@@ -36,7 +36,7 @@ _log = logging.getLogger("kraftek.service")
 
 
 def run(processor: EventProcessor, url: str | None = None) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what was begun. Logs to standard error, unless logging is set up.
+    """Serve until SIGTERM or SIGINT, then finish the events in hand. Logs to standard error, unless logging is set up.
 
     ``url``: as in ``[redis]`` of the gateway; left out it is that of the environment's ``REDIS_URL``, or the local one.
     """
@@ -60,11 +60,11 @@ class EventService:
         self._instance = Instance(processor, self._backend)
 
     async def start(self) -> None:
-        """Begin. Redis may be away; the service begins to listen when it is there."""
+        """Start. Redis may be unavailable; the service subscribes when it is available."""
         self._instance.start()
 
     async def stop(self) -> None:
-        """Take nothing more, finish what was begun within the processor's ``grace``, and disconnect."""
+        """Accept no more events, finish those in hand within the processor's ``grace``, and disconnect."""
         await self._instance.stop()
         await self._backend.close()
 
@@ -77,11 +77,11 @@ class EventService:
 
 
 class _Backend:
-    """Redis and the loop, as :class:`kraftek.service.backend.Backend` says."""
+    """Redis and the event loop, see :class:`kraftek.service.backend.Backend`."""
 
     def __init__(self, url: str) -> None:
-        # RESP2, so that answers are the same as through the other backend; and no retries of its own: a message that
-        # is published again would be heard twice.
+        # RESP2, so that answers are the same as through the other backend; and no retries by redis-py: a message that
+        # is published again would be received twice.
         retry: Any = Retry(NoBackoff(), 0)
         self._redis: Redis = Redis.from_url(
             url, protocol=2, retry=retry, socket_timeout=2 * QUIET, socket_connect_timeout=QUIET
@@ -93,12 +93,12 @@ class _Backend:
         self._tasks: set[asyncio.Task[None]] = set()
         self._channels: dict[bytes, _Channel] = {}
         self._listening: asyncio.Task[None] | None = None
-        # Of the listener: whether Redis is there, whether a message is waited for, and whether the channels that are
-        # wanted are others than Redis was told.
-        self._hears = self._reads = self._changed = False
+        # Of the listener: whether it is subscribed, whether it waits for a message, and whether the wanted channels
+        # differ from the subscribed ones.
+        self._subscribed = self._waits = self._changed = False
 
     async def close(self) -> None:
-        """Disconnect, when everybody is done."""
+        """Disconnect, after all tasks have ended."""
         listening, self._listening = self._listening, None
         if listening is not None:
             listening.cancel()
@@ -117,7 +117,7 @@ class _Backend:
         return await _translated(answer)
 
     async def run(self, script: Script, keys: Sequence[str], args: Sequence[Argument]) -> Any:
-        # Whole: Redis recognises it all the same, and never has to say that it does not.
+        # EVAL, not EVALSHA: Redis caches the script all the same, and never answers NOSCRIPT.
         return await self.call("EVAL", script.source, len(keys), *keys, *args)
 
     def reader(self) -> _Reader:
@@ -136,7 +136,7 @@ class _Backend:
         unwanted = self._channels.get(name)
         if unwanted is None:
             return
-        if self._listening is None or not self._hears:
+        if self._listening is None or not self._subscribed:
             self._forget(name)
             return
         unwanted.wanted = False
@@ -164,7 +164,7 @@ class _Backend:
     # Within
 
     async def _send(self) -> None:
-        """What is asked while Redis has yet to answer goes in one write, on one connection: so all keeps its order."""
+        """Commands queued until Redis answers go in one write, on one connection, which keeps their order."""
         while self._queue:
             batch, self._queue = self._queue, []
             pipeline = self._redis.pipeline(transaction=False)
@@ -172,25 +172,25 @@ class _Backend:
                 pipeline.execute_command(*command)
             try:
                 answers = await pipeline.execute(raise_on_error=False)
-            except Exception as error:  # noqa: BLE001  # whatever it is, each of them has to know
+            except Exception as error:  # noqa: BLE001  # whatever it is, each command fails with it
                 answers = [error] * len(batch)
-            for (_, answer), said in zip(batch, answers, strict=True):
+            for (_, answer), reply in zip(batch, answers, strict=True):
                 if answer.done():
-                    continue  # nobody waits any more
-                if isinstance(said, Exception):
-                    answer.set_exception(said)
+                    continue  # its caller was cancelled
+                if isinstance(reply, Exception):
+                    answer.set_exception(reply)
                 else:
-                    answer.set_result(said)
+                    answer.set_result(reply)
         self._sending = False
 
     def _change(self, listening: asyncio.Task[None]) -> None:
-        """Have the listener tell Redis which channels are wanted.
+        """Have the listener subscribe to the channels that are wanted.
 
-        Nobody else says anything on its connection: of two who find that lost, each would connect again.
+        Only the listener uses its connection: if two tasks found it lost, each would connect again.
         """
         self._changed = True
-        if self._reads:
-            self._reads = False
+        if self._waits:
+            self._waits = False
             listening.cancel()
 
     async def _listen(self) -> None:
@@ -200,18 +200,18 @@ class _Backend:
                     self._forget(name)
             pubsub = self._redis.pubsub()
             try:
-                await self._tell(pubsub)
-                self.info("Redis is there")
-                self._hears = True
-                await self._hear(pubsub)
-            except Exception as error:  # noqa: BLE001  # a service is not deaf for ever, whatever it is
-                self._once_a_minute(self.warn, f"Redis does not serve, trying again every {RETRY:g} s: {error}")
+                await self._update(pubsub)
+                self.info("Redis is connected")
+                self._subscribed = True
+                await self._receive(pubsub)
+            except Exception as error:  # noqa: BLE001  # whatever it is, subscribe again
+                self._once_a_minute(self.warn, f"Redis is unavailable, retrying every {RETRY:g} s: {error}")
             finally:
-                self._hears = False
+                self._subscribed = False
                 await pubsub.aclose()
             await asyncio.sleep(RETRY)
 
-    async def _tell(self, pubsub: PubSub) -> None:
+    async def _update(self, pubsub: PubSub) -> None:
         self._changed = False
         unwanted = [name for name, channel in self._channels.items() if not channel.wanted]
         if unwanted:
@@ -220,12 +220,12 @@ class _Backend:
         if missing:
             await pubsub.subscribe(*missing)
 
-    async def _hear(self, pubsub: PubSub) -> None:
+    async def _receive(self, pubsub: PubSub) -> None:
         asked = False
         while True:
             if self._changed:
-                await self._tell(pubsub)
-            self._reads = True
+                await self._update(pubsub)
+            self._waits = True
             try:
                 message = await pubsub.get_message(timeout=QUIET)
             except asyncio.CancelledError:
@@ -234,7 +234,7 @@ class _Backend:
                 self._listening.uncancel()
                 continue
             finally:
-                self._reads = False
+                self._waits = False
             if message is None:
                 if asked:
                     raise TimeoutError(f"no answer for {QUIET:g} s")
@@ -255,7 +255,7 @@ class _Backend:
 
 
 class _Channel:
-    """Who listens to a channel, whether it is still wanted, and whether Redis has said yes, and that this is over."""
+    """The listener of a channel, whether it is still wanted, and when Redis confirmed the beginning and the end."""
 
     def __init__(self, listener: Callable[[bytes], None]) -> None:
         self.listener = listener
@@ -265,7 +265,7 @@ class _Channel:
 
 
 class _Reader:
-    """redis-py takes a connection of its pool for as long as a command waits."""
+    """A reader: redis-py uses another connection of its pool while a command waits."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis

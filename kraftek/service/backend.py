@@ -1,7 +1,7 @@
-"""What a backend does for the instance of a service: the few things that asyncio and Twisted each do in their own way.
+"""What a backend does for the instance of a service: the things that asyncio and Twisted do in different ways.
 
 Implemented by :mod:`kraftek.service.asyncio` and :mod:`kraftek.service.twisted`, used by
-:mod:`kraftek.service.instance` and what it is made of, whose coroutines know neither: ``await`` is the same to both.
+:mod:`kraftek.service.instance` and its parts, whose coroutines work on both: they only ``await``.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ __all__ = ["Away", "Backend", "Job", "Reader", "Rejected", "Signal", "redis_url"
 
 
 def redis_url() -> str:
-    """Which Redis a program serves that was not told."""
+    """The Redis of a program that names none."""
     return os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0")
 
 
 class Away(Exception):  # noqa: N818  # it says what Redis is
-    """Redis cannot be reached, or went away before it answered."""
+    """Redis is unavailable, or disconnected before it answered."""
 
 
 class Rejected(Exception):  # noqa: N818  # it says what became of the command
@@ -29,13 +29,13 @@ class Rejected(Exception):  # noqa: N818  # it says what became of the command
 
 
 class Signal(Protocol):
-    """Something that happens once, to whom one waits."""
+    """Something that happens once, for a coroutine that waits for it."""
 
     def set(self, value: Any = True) -> None:
-        """It happens; a second time does nothing."""
+        """It happened. A second call does nothing."""
 
     def wait(self, seconds: float) -> Awaitable[Any]:
-        """The value that it was set to, or after so many seconds ``None``."""
+        """The value that it was set to; ``None`` after so many seconds."""
 
 
 class Reader(Protocol):
@@ -48,7 +48,7 @@ class Reader(Protocol):
 
 
 class Job(Protocol):
-    """A coroutine that runs."""
+    """A running coroutine."""
 
     def cancel(self) -> Any: ...
 
@@ -68,10 +68,10 @@ class Backend(Protocol):
     def reader(self) -> Reader: ...
 
     def subscribe(self, channel: str, listener: Callable[[bytes], None]) -> Coroutine[Any, Any, None]:
-        """Returns when Redis has confirmed it for the first time. From then on it is kept up."""
+        """Returns when Redis has confirmed it for the first time. From then on it is renewed after every reconnect."""
 
     def unsubscribe(self, channel: str) -> Coroutine[Any, Any, None]:
-        """Returns when everything that Redis still sent on it has been heard."""
+        """Returns when everything that Redis still sent on it was received."""
 
     def signal(self) -> Signal: ...
 

@@ -1,8 +1,8 @@
-"""What becomes of an event that a service has taken: it is handled, and what its handler said is committed.
+"""Handles an event that a service has received, and commits the commands of its handler.
 
-Called by :mod:`kraftek.service.sources`. What a handler said and the acknowledgement of its entry are one transaction,
-which does nothing once somebody else has acknowledged the entry. So an event may be handled twice, but is answered
-once.
+Called by :mod:`kraftek.service.sources`. The commands of a handler and the acknowledgement of its entry are one
+transaction, which does nothing if another instance has acknowledged the entry. So an event may be handled twice, but is
+answered once.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Entry(Struct, frozen=True):
 
 
 class Handling:
-    """Has events handled. ``link``: what handlers can ask for; ``warn`` logs a line, once a minute."""
+    """Handles events. ``link``: what handlers can use while they run; ``warn`` logs a line, once a minute."""
 
     def __init__(
         self, processor: EventProcessor, backend: Backend, jobs: Jobs, link: Link, warn: Callable[[str], None]
@@ -51,7 +51,7 @@ class Handling:
     # Over Pub/Sub
 
     async def published(self, body: bytes) -> None:
-        """An event that came over Pub/Sub: one attempt, and what fails is told."""
+        """An event that came over Pub/Sub: one attempt; the sender gets an error if it fails."""
         with self._loss():
             event = self._processor.open(body)
             try:
@@ -63,39 +63,39 @@ class Handling:
                     self._backend.failed(f"{event.event_type} failed", error)
                     await self._commit(None, self._processor.failure(event))
 
-    async def turn_away(self, body: bytes) -> None:
-        """One that came over Pub/Sub when too many wait already."""
-        message = f"{self._processor.name} has too much to do"
+    async def refuse(self, body: bytes) -> None:
+        """Refuse an event that came over Pub/Sub while too many wait."""
+        message = f"service {self._processor.name} is overloaded"
         with self._loss():
             event = self._processor.open(body)
             await self._commit(None, self._processor.refusal(event, "SERVICE_UNAVAILABLE", message, 1.0))
 
     @contextmanager
     def _loss(self) -> Iterator[None]:
-        """What came over Pub/Sub is lost with what it ends with here, and that is nobody's fault."""
+        """Log why an event over Pub/Sub is lost, where that is no error of the service."""
         try:
             yield
         except NoEvent as error:
-            self._warn(f"Left out what is no event: {error}")
+            self._warn(f"Ignored a message that is not an event: {error}")
         except Away as error:
-            self._warn(f"Events were lost, and their senders not told, because Redis is away: {error}")
+            self._warn(f"Events were lost, and their senders got no error, because Redis is unavailable: {error}")
 
     # Over a stream
 
     async def delivered(self, entry: Entry) -> None:
-        """An entry of a stream: tried until it is done, or put aside with the reason."""
+        """An entry of a stream: tried until it succeeds, or dead-lettered with the reason."""
         processor = self._processor
         try:
             event = processor.open(entry.body)
             if entry.delivered > processor.attempts:
                 reason = f"delivered {entry.delivered - 1} times and never finished"
-                await self._put_aside(entry, event, reason, entry.delivered - 1)
+                await self._dead_letter(entry, event, reason, entry.delivered - 1)
             else:
                 await self._attempt(entry, event)
         except NoEvent as error:
-            await self._put_aside(entry, None, f"no event: {error}", 1)
+            await self._dead_letter(entry, None, f"not an event: {error}", 1)
         except Rejected as error:
-            # It stays in the group's list, and is delivered again.
+            # It stays pending, and is delivered again.
             self._backend.failed(f"Redis refuses to commit entry {entry.id.decode()} of {entry.stream}", error)
             await self._backend.signal().wait(PAUSE)
 
@@ -105,13 +105,13 @@ class Handling:
             try:
                 await self._commit(entry, await self._processor.handle(event, self._link))
             except Away:
-                delay = PAUSE  # nobody's fault, and as long as it lasts nobody else gets the entry
+                delay = PAUSE  # no attempt: while Redis is unavailable no other instance gets the entry
             except Exception as error:  # noqa: BLE001  # a handler's, whatever it is
                 if self._jobs.cut_off:
                     return
                 self._backend.failed(f"{event.event_type} failed, attempt {attempt}", error)
                 if attempt == self._processor.attempts:
-                    await self._put_aside(entry, event, f"{type(error).__name__}: {error}", attempt)
+                    await self._dead_letter(entry, event, f"{type(error).__name__}: {error}", attempt)
                     return
                 delay = RETRY * 4 ** (attempt - 1)
                 attempt += 1
@@ -119,8 +119,8 @@ class Handling:
                 return
             await self._backend.signal().wait(delay)
 
-    async def _put_aside(self, entry: Entry, event: Incoming | None, reason: str, attempts: int) -> None:
-        self._backend.warn(f"Put entry {entry.id.decode()} of {entry.stream} aside: {reason}")
+    async def _dead_letter(self, entry: Entry, event: Incoming | None, reason: str, attempts: int) -> None:
+        self._backend.warn(f"Dead-lettered entry {entry.id.decode()} of {entry.stream}: {reason}")
         letter = dead_letter(entry.body, reason, entry.id, "attempts", attempts)
         keep = Command(("XADD", dead_letters(entry.stream), *letter))
         while True:
@@ -132,7 +132,7 @@ class Handling:
                 return
 
     async def _commit(self, entry: Entry | None, commands: Sequence[Command]) -> None:
-        """Send what was said, all of it together; an entry's only if nobody else has acknowledged it."""
+        """Run the commands, all or none; for an entry only if no other instance has acknowledged it."""
         if entry is None and len(commands) == 1:
             await self._backend.call(*commands[0].parts)
         elif entry is not None or commands:

@@ -1,8 +1,7 @@
-"""One running instance of a service: begins, asks other services for its handlers, and ends.
+"""One running instance of a service: starts, sends requests to other services for its handlers, and stops.
 
-Made, started and stopped by the backends. All of it runs on one thread, in the coroutines of whichever backend there
-is. Where its events come from is in :mod:`kraftek.service.sources`, what becomes of each in
-:mod:`kraftek.service.handling`.
+Made, started and stopped by the backends. All of it runs on one thread, in the coroutines of the backend. Its events
+come from :mod:`kraftek.service.sources`, and are handled by :mod:`kraftek.service.handling`.
 """
 
 from __future__ import annotations
@@ -51,19 +50,19 @@ class Instance:
         self._reply_to = processor.prefix + reply_channel(self.name)
 
     def start(self) -> None:
-        """Begin, also while Redis is away."""
+        """Start, also while Redis is unavailable."""
         self._beginning = self._jobs.spawn(self._begin())
 
     async def stop(self) -> None:
-        """Take nothing more, finish what was begun, for ``grace`` seconds at most, and be done."""
+        """Accept no more events, finish those in hand within ``grace`` seconds, and end."""
         self._jobs.stopping = True
         if self._beginning is not None:
-            self._jobs.cut_off = True  # it never came to take anything
+            self._jobs.cut_off = True  # it has received no events yet
             self._beginning.cancel()
         self._source.stop()
         await self._jobs.end(self._processor.grace)
 
-    # Link: what handlers ask for
+    # Link: for handlers
 
     def call(self, *command: Argument) -> Any:
         return self._backend.call(*command)
@@ -72,23 +71,23 @@ class Instance:
         number = next(self._numbers)
         answer = self._answers[number] = self._backend.signal()
         try:
-            asked = {**event, "id": number, "replyTo": self._reply_to}
-            await self._backend.call(*self._processor.to_gateway(asked).parts)
-            told = await answer.wait(timeout)
+            message = {**event, "id": number, "replyTo": self._reply_to}
+            await self._backend.call(*self._processor.to_gateway(message).parts)
+            reply = await answer.wait(timeout)
         finally:
             del self._answers[number]
-        if told is None:
+        if reply is None:
             raise Refused("TIMEOUT", f"{event['eventType']}: no answer within {timeout:g} s")
-        if told.type == "error":
-            error = msgspec.json.decode(told.payload, type=ReceivedError)
+        if reply.type == "error":
+            error = msgspec.json.decode(reply.payload, type=ReceivedError)
             raise Refused(error.code or Code.INTERNAL, error.message, error.retry_after)
-        return msgspec.json.decode(told.payload)
+        return msgspec.json.decode(reply.payload)
 
     def _answered(self, body: bytes) -> None:
         try:
             answer, _ = read(_decode_answer, body)
         except (msgspec.DecodeError, RecursionError) as error:
-            self._warn(f"Left out what is no answer: {error}")
+            self._warn(f"Ignored a message that is not an answer: {error}")
             return
         waiting = self._answers.get(answer.in_reply_to) if isinstance(answer.in_reply_to, int) else None
         if waiting is not None:
@@ -107,4 +106,4 @@ class Instance:
         await self._backend.subscribe(self._reply_to, self._answered)
         await self._source.begin()
         self._beginning = None
-        self._backend.info(f"{self._processor.name} takes events from {self._processor.channel}")
+        self._backend.info(f"Service {self._processor.name} receives events from {self._processor.channel}")

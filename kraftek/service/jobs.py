@@ -16,9 +16,9 @@ PAUSE = 1.0
 
 
 class Jobs:
-    """What runs, until it is done or cut off. ``warn`` logs a line, once a minute.
+    """The running coroutines. ``warn`` logs a line, once a minute.
 
-    ``stopping``: nothing new is taken. ``cut_off``: what still ran was cancelled, and nobody minds how it ends.
+    ``stopping``: no new events are accepted. ``cut_off``: the rest was cancelled, and its errors are ignored.
     """
 
     def __init__(self, backend: Backend, warn: Callable[[str], None]) -> None:
@@ -31,23 +31,23 @@ class Jobs:
         self._changes: set[Signal] = set()
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> Job:
-        """Run it beside all others."""
+        """Run it concurrently."""
         number = next(self._numbers)
         self._running[number] = None
         job = self._backend.spawn(self._guarded(number, coroutine))
-        if number in self._running:  # under Twisted it may be done by now
+        if number in self._running:  # under Twisted it may have ended by now
             self._running[number] = job
         return job
 
-    async def steadily(self, work: Callable[[Reader], Awaitable[None]]) -> None:
-        """Work until it is done; again and again when Redis is away or has forgotten the group."""
+    async def persistently(self, work: Callable[[Reader], Awaitable[None]]) -> None:
+        """Run ``work`` until it ends; again when Redis was unavailable or has lost the group."""
         reader = self._backend.reader()
         try:
             while True:
                 try:
                     await work(reader)
                 except (Away, Rejected) as error:
-                    self._warn(f"Redis does not serve, trying again every {PAUSE:g} s: {error}")
+                    self._warn(f"Redis is unavailable, retrying every {PAUSE:g} s: {error}")
                     if self.stopping:
                         return
                     await self.change_within(PAUSE)
@@ -57,7 +57,7 @@ class Jobs:
             reader.close()
 
     async def end(self, grace: float) -> None:
-        """Wait until all are done, for so many seconds at most; then cut off the rest."""
+        """Wait until all have ended, for so many seconds at most; then cancel the rest."""
         deadline = time.monotonic() + grace
         self.change()
         while self._running and (left := deadline - time.monotonic()) > 0:
@@ -68,12 +68,12 @@ class Jobs:
                 job.cancel()
 
     def change(self) -> None:
-        """Wake everybody that waits for a change."""
+        """Wake all that wait for a change."""
         for change in tuple(self._changes):
             change.set()
 
     async def change_within(self, seconds: float) -> None:
-        """Return when a job is done or something else has changed, or time is up."""
+        """Return when a job has ended or something else has changed, or after so many seconds."""
         change = self._backend.signal()
         self._changes.add(change)
         try:
@@ -82,7 +82,7 @@ class Jobs:
             self._changes.discard(change)
 
     async def _guarded(self, number: int, coroutine: Coroutine[Any, Any, None]) -> None:
-        """The one guard: a fault of ours ends one piece of work, and is logged."""
+        """The one guard: an internal error ends one job, and is logged."""
         try:
             await coroutine
         except Exception as error:  # noqa: BLE001

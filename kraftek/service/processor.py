@@ -1,6 +1,6 @@
-"""What happens to one event: it is decoded, its handler found and called, and what that says put into Redis commands.
+"""Handles one event: decodes it, calls its handler, and turns what the handler sends into Redis commands.
 
-No I/O: :class:`kraftek.service.handling.Handling` calls it with what was taken from Redis, and sends the commands.
+No I/O: :class:`kraftek.service.handling.Handling` calls it with what was read from Redis, and sends the commands.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from kraftek.contract.surrogates import encode, read
 __all__ = ["Command", "Context", "EventProcessor", "Incoming", "Link", "NoEvent", "Refused"]
 
 GATEWAY_LENGTH = 100_000
-"""Events that may wait in :data:`kraftek.contract.names.GATEWAY_STREAM` while no gateway runs; the oldest go first."""
+"""Events that may wait in :data:`kraftek.contract.names.GATEWAY_STREAM` while no gateway runs; the oldest are lost."""
 
 Handler = Callable[["Context", Any], Any]
 H = TypeVar("H", bound=Handler)
@@ -39,10 +39,10 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Refused(Exception):  # noqa: N818  # raised by handlers: it says what happened to the event
-    """A handler's deliberate no. The sender gets it as an ``error``, and the event is not tried again.
+    """Raised by a handler to refuse an event. The sender gets it as an ``error``, and the event is not retried.
 
-    ``code``: for programs, in capitals. ``message``: for people. ``retry_after``: seconds after which it may go well.
-    It is also what :meth:`Context.request` raises when the other service answers with an error, or not in time.
+    ``code``: for programs, in capitals. ``message``: for people. ``retry_after``: seconds after which a retry may
+    succeed. :meth:`Context.request` raises it, too, when the other service answers with an error, or not in time.
     """
 
     def __init__(self, code: str, message: str, retry_after: float | None = None) -> None:
@@ -53,11 +53,11 @@ class Refused(Exception):  # noqa: N818  # raised by handlers: it says what happ
 
 
 class NoEvent(ValueError):  # noqa: N818  # likewise
-    """What came is no event. Nobody can be told: who sent it is unknown."""
+    """A message is not an event. No error can be sent, because its sender is unknown."""
 
 
 class Incoming(Envelope, frozen=True, kw_only=True):
-    """An event as it came. What the gateway that this one replaces does not send has a default."""
+    """An event as received. Fields that the original gateway does not send have defaults."""
 
     user_id: str = ""
     socket_id: str = ""
@@ -68,22 +68,22 @@ class Incoming(Envelope, frozen=True, kw_only=True):
 
 
 class Command(Struct, frozen=True):
-    """A Redis command. ``unheard``: sent only if the one before it was a ``PUBLISH`` that nobody heard."""
+    """A Redis command. ``unheard``: sent only if the one before it was a ``PUBLISH`` without a receiver."""
 
     parts: tuple[Argument, ...]
     unheard: bool = False
 
 
 class Link(Protocol):
-    """What a handler can ask for while it runs."""
+    """What a handler can use while it runs."""
 
     def call(self, *command: Argument) -> Awaitable[Any]: ...
 
     def request(self, event: Mapping[str, Any], timeout: float) -> Awaitable[Any]: ...
 
 
-class _Told(Broadcast, frozen=True, omit_defaults=True):
-    """A message to clients, without what it does not need."""
+class _Message(Broadcast, frozen=True, omit_defaults=True):
+    """A message to clients; fields with default values are left out."""
 
 
 class _Route(Struct, frozen=True):
@@ -92,7 +92,7 @@ class _Route(Struct, frozen=True):
 
 
 class _Settings(Struct, kw_only=True):
-    """What a processor is made with, by the rules of the gateway's own configuration."""
+    """The arguments of a processor, checked by the rules of the gateway's own configuration."""
 
     name: Annotated[str, Meta(pattern=r"^[^\s:]+\Z")]
     channel: Channel
@@ -111,10 +111,10 @@ class EventProcessor:
 
     ``name``: as it is registered with the gateway. ``channel``: as registered; left out it is ``events:<name>``.
     ``transport``: as registered, ``pubsub`` or ``stream``, and so are ``partitions``. ``concurrency``: events handled
-    at the same time. Of a stream: ``attempts``, how often a handler may fail on an event, or an instance die of it,
-    before it is put aside; ``claim_after``, the seconds after which what a dead instance had in hand goes to another.
-    ``grace``: the seconds that a stop waits for handlers to finish. ``prefix``, ``broadcast``: as in ``[redis]`` of
-    the gateway. Raises :class:`ValueError` for what cannot be.
+    at the same time. For streams: ``attempts``, how often a handler may fail on an event, or an instance crash while it
+    handles it, before it is dead-lettered; ``claim_after``, the seconds after which another instance gets the entries
+    of a dead one. ``grace``: the seconds that a stop waits for handlers to finish. ``prefix``, ``broadcast``: as in
+    ``[redis]`` of the gateway. Raises :class:`ValueError` for invalid arguments.
     """
 
     def __init__(
@@ -173,9 +173,9 @@ class EventProcessor:
         """Decorate the handler of an event, ``module:name`` or ``service:module:name``.
 
         It is called with the :class:`Context` and the payload: checked and converted to the type that its second
-        parameter is annotated with, or any JSON value. It may be a coroutine, and return what can be awaited. What it
-        returns is the answer to a request, unless it is ``None``. Raises :class:`ValueError` or :class:`TypeError` for
-        what is no such name or no such function.
+        parameter is annotated with, or any JSON value. It may be a coroutine function, or return an awaitable. Its
+        result is the answer to a request, unless it is ``None``. Raises :class:`ValueError` for an invalid name and
+        :class:`TypeError` for a function with other parameters.
         """
         name = event if event.count(":") == 2 else f"{self.name}:{event}"
         if name in self._routes or service_of(name) is None:
@@ -195,22 +195,22 @@ class EventProcessor:
     # Called by the kit
 
     def open(self, body: bytes) -> Incoming:
-        """The event that came. Raises :class:`NoEvent`."""
+        """Decode an event. Raises :class:`NoEvent`."""
         try:
             if not body.isascii():
-                body.decode()  # of a raw payload nobody has looked at that
+                body.decode()  # the raw payload is not decoded otherwise
             return read(_decode, body)[0]
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise NoEvent(str(error)) from None
 
     async def handle(self, event: Incoming, link: Link) -> list[Command]:
-        """Have the event handled; what is to be done in Redis then, all of it or nothing.
+        """Call the event's handler. Returns the Redis commands to run then, all or none.
 
         Raises what the handler raises.
         """
         route = self._routes.get(event.event_type)
         if route is None:
-            return self.refusal(event, "NO_HANDLER", f"{self.name} does nothing on this event")
+            return self.refusal(event, "NO_HANDLER", f"service {self.name} has no handler for {event.event_type}")
         try:
             payload = route.decode(event.payload)
         except (msgspec.DecodeError, RecursionError) as error:
@@ -227,42 +227,42 @@ class EventProcessor:
         return context.commands
 
     def failure(self, event: Incoming) -> list[Command]:
-        """What the sender is told when the handler failed: not why, which is for the log."""
-        return self.refusal(event, "EVENT_PROCESSING_ERROR", f"{self.name} failed on this event")
+        """The error for the sender when the handler failed, without the cause, which is only logged."""
+        return self.refusal(event, "EVENT_PROCESSING_ERROR", f"service {self.name} failed to process the event")
 
     def refusal(self, event: Incoming, code: str, message: str, retry_after: float | None = None) -> list[Command]:
-        """Tell the sender no."""
+        """Send the sender an error."""
         if event.event_type.startswith(GATEWAY_OWN):
             return []
         error = ErrorPayload(code, message, event.event_type, retry_after)
         return self.to_sender(event, "error", Raw(encode(error)))
 
     def to_sender(self, event: Incoming, type: str, payload: Raw) -> list[Command]:
-        """Tell the sender, where it is; a request's answer also where its user is, should that gateway be gone."""
+        """Send to the sender's gateway; a request's answer also to all gateways, in case that one has died."""
         socket = (event.socket_id,) if event.socket_id else None
-        told = _Told(type, payload, recipients=socket, in_reply_to=event.id)
+        message = _Message(type, payload, recipients=socket, in_reply_to=event.id)
         if socket is None:
-            return [Command(("PUBLISH", event.reply_to, _encode(told)))] if event.reply_to else []
-        commands = [Command(("PUBLISH", event.reply_to or self.broadcast, _encode(told)))]
+            return [Command(("PUBLISH", event.reply_to, _encode(message)))] if event.reply_to else []
+        commands = [Command(("PUBLISH", event.reply_to or self.broadcast, _encode(message)))]
         if event.id is not None and event.reply_to:
-            again = _Told(type, payload, recipients=socket, user_ids=(event.user_id,), in_reply_to=event.id)
+            again = _Message(type, payload, recipients=socket, user_ids=(event.user_id,), in_reply_to=event.id)
             commands.append(Command(("PUBLISH", self.broadcast, _encode(again)), unheard=True))
         return commands
 
     def to_gateway(self, event: Mapping[str, Any]) -> Command:
-        """Have a gateway hand an event to another service."""
+        """Send an event to another service, through a gateway."""
         stream = self.prefix + GATEWAY_STREAM
         return Command(("XADD", stream, "MAXLEN", "~", GATEWAY_LENGTH, "*", "event", _encode(event)))
 
 
 class Context:
-    """An event, and what its handler can do about it.
+    """An event, and what its handler can do with it.
 
-    What a handler says is sent when it has finished, all of it together: a handler that raises has said nothing, and
-    one that is tried again does not say it twice. Over a stream it is also one with the acknowledgement of the event.
-    Only what is awaited happens at once.
+    A handler's replies, broadcasts and events are committed together when it returns: a handler that raises sends
+    nothing, and one that is retried sends nothing twice. Over a stream they are one transaction with the
+    acknowledgement of the event. Only awaited methods take effect at once.
 
-    Half of a surrogate pair in a payload becomes U+FFFD; with one in a name all of these raise ``ValueError``.
+    Half of a surrogate pair in a payload becomes U+FFFD; with one in a name all methods raise ``ValueError``.
     """
 
     def __init__(self, processor: EventProcessor, event: Incoming, link: Link) -> None:
@@ -279,22 +279,22 @@ class Context:
 
     @property
     def user_id(self) -> str:
-        """Who sent it. From a service it is that service's word, and may be empty."""
+        """The user who sent it. From a service it is not verified, and may be empty."""
         return self.event.user_id
 
     @property
     def socket_id(self) -> str:
-        """From which socket; empty when a service sent it."""
+        """The socket that sent it; empty when a service sent it."""
         return self.event.socket_id
 
     @property
     def room_id(self) -> str | None:
-        """From which room, if any."""
+        """The room it belongs to, if any."""
         return self.event.room_id
 
     @property
     def id(self) -> RequestId | None:
-        """The sender's name for this request; ``None`` when it wants no answer."""
+        """The sender's id for this request; ``None`` when it expects no answer."""
         return self.event.id
 
     @property
@@ -308,7 +308,7 @@ class Context:
         return self.event.timestamp
 
     def reply(self, payload: Any) -> None:
-        """Answer the request, once. Does nothing when the sender wants no answer."""
+        """Answer the request, once. Does nothing when the sender expects no answer."""
         if self._replied:
             raise RuntimeError(f"{self.event_type} has been answered already")
         self._replied = True
@@ -318,57 +318,59 @@ class Context:
     def broadcast_to_room(
         self, type: str, payload: Any, room_id: str | None = None, exclude: Iterable[str] = ()
     ) -> None:
-        """Tell everybody in a room, the sender's unless another is named, without the sockets in ``exclude``.
+        """Send to everybody in a room, by default the event's room, except for the sockets in ``exclude``.
 
-        Raises :class:`ValueError` when the sender is in no room, and none is named.
+        Raises :class:`ValueError` when the event belongs to no room, and none is given.
         """
-        told = _Told(type, Raw(encode(payload)), room_id=self._room(room_id), exclude_socket_ids=_ids(exclude) or None)
-        self._tell(told)
+        message = _Message(
+            type, Raw(encode(payload)), room_id=self._room(room_id), exclude_socket_ids=_ids(exclude) or None
+        )
+        self._publish(message)
 
     def broadcast_to_user(self, type: str, payload: Any, user_id: str) -> None:
-        """Tell every socket of a user."""
+        """Send to every socket of a user."""
         self.broadcast_to_users(type, payload, (user_id,))
 
     def broadcast_to_users(self, type: str, payload: Any, user_ids: Iterable[str]) -> None:
-        """Tell every socket of these users. Without users nobody is told."""
+        """Send to every socket of these users; to nobody without users."""
         if users := _ids(user_ids):
-            self._tell(_Told(type, Raw(encode(payload)), user_ids=users))
+            self._publish(_Message(type, Raw(encode(payload)), user_ids=users))
 
     def broadcast_to_sockets(self, type: str, payload: Any, socket_ids: Iterable[str]) -> None:
-        """Tell these sockets. Without sockets nobody is told; the empty id of who has none is left out."""
+        """Send to these sockets; to nobody without sockets. Empty ids, of senders without a socket, are left out."""
         if sockets := _ids(socket_ids):
-            told = _Told(type, Raw(encode(payload)), recipients=sockets)
-            # When all of them are on the sender's gateway no other needs to hear of it.
+            message = _Message(type, Raw(encode(payload)), recipients=sockets)
+            # When all of them are on the sender's gateway, no other one needs the message.
             gateways = {gateway_of(socket) for socket in (*sockets, self.socket_id)}
-            self._tell(told, self.event.reply_to if len(gateways) == 1 and "" not in gateways else "")
+            self._publish(message, self.event.reply_to if len(gateways) == 1 and "" not in gateways else "")
 
     def emit(self, event: str, payload: Any = None, room_id: str | None = None) -> None:
-        """Send an event to another service, by the event's whole name; for the same user and, unless named, room.
+        """Send an event to another service, by the event's whole name; for the same user and, by default, room.
 
-        Raises :class:`ValueError` for what is no such name.
+        Raises :class:`ValueError` for an invalid name.
         """
         self.commands.append(self._processor.to_gateway(self._sent(event, payload, room_id)))
 
     def also(self, *command: Argument) -> None:
-        """Have Redis do a command of yours when the handler has finished: with all that it says, or not at all.
+        """Have Redis run a command of yours when the handler has finished: in the same transaction.
 
-        Keys are as you write them: ``prefix`` is not put before them.
+        Keys are used as they are: ``prefix`` is not put before them.
         """
         self.commands.append(Command(command))
 
     async def request(self, event: str, payload: Any = None, room_id: str | None = None, timeout: float = 10.0) -> Any:
-        """Ask another service, now, as :meth:`emit` does; its answer's payload. Raises :class:`Refused`."""
+        """Send a request to another service, at once; returns the payload of its answer. Raises :class:`Refused`."""
         sent = self._sent(event, payload, room_id)
         return await self._link.request(sent, timeout)
 
     async def redis(self, *command: Argument) -> Any:
-        """Have Redis do a command, now, but none that waits: its answer as bytes, numbers, lists and ``None``."""
+        """Run a Redis command that does not block, at once: its answer as bytes, numbers, lists and ``None``."""
         return await self._link.call(*command)
 
     async def who_is_in(self, room_id: str | None = None) -> dict[str, str]:
-        """Who is in a room, the sender's unless another is named: user ids with the socket id of each.
+        """Who is in a room, by default the event's: user ids with the socket id of each.
 
-        Raises :class:`ValueError` when the sender is in no room, and none is named.
+        Raises :class:`ValueError` when the event belongs to no room, and none is given.
         """
         room = self._room(room_id)
         found = await self._link.call("HGETALL", self._processor.prefix + room_key(room))
@@ -378,11 +380,11 @@ class Context:
     def _room(self, room_id: str | None) -> str:
         room_id = self.room_id if room_id is None else room_id
         if room_id is None:
-            raise ValueError("which room? The sender is in none")
+            raise ValueError("expected a room_id: the event belongs to no room")
         return room_id
 
-    def _tell(self, told: _Told, channel: str = "") -> None:
-        self.commands.append(Command(("PUBLISH", channel or self._processor.broadcast, _encode(told))))
+    def _publish(self, message: _Message, channel: str = "") -> None:
+        self.commands.append(Command(("PUBLISH", channel or self._processor.broadcast, _encode(message))))
 
     def _sent(self, event: str, payload: Any, room_id: str | None) -> dict[str, Any]:
         if service_of(event) is None:
@@ -394,7 +396,7 @@ class Context:
 
 
 def _ids(ids: Iterable[str]) -> tuple[str, ...]:
-    """A single one is easily given where several are expected; it is no list of letters."""
+    """Ids without empty ones. A single string counts as one id."""
     return tuple(filter(None, (ids,) if isinstance(ids, str) else ids))
 
 

@@ -1,6 +1,6 @@
 -- KEYS: the instances, the leases of all partitions. ARGV: this instance, milliseconds that its leases last, '1' if it
--- leaves. Answers with how many partitions are its share, and which it holds, from 0.
--- Instances in order of their names, so that all see the same order: the first ones take what does not divide.
+-- leaves. Returns how many partitions are its share, and the numbers of those that it holds, from 0.
+-- All instances sort the names, and so see the same order: the first ones take the remainder of the division.
 local me, ttl, leaving = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1'
 local milliseconds = math.floor(now / 1000)
 redis.call('ZADD', KEYS[1], milliseconds + ttl, me)

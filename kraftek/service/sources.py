@@ -1,15 +1,15 @@
 """Where a service's events come from: a channel, a stream, or the partitions of one. Each is one way to share them.
 
-Made and stopped by :class:`kraftek.service.instance.Instance`; they hand what they take to
+Made and stopped by :class:`kraftek.service.instance.Instance`; they pass events to
 :class:`kraftek.service.handling.Handling`.
 
 Over Pub/Sub every instance gets every event that is published while it listens. Over a stream the instances are the
 consumers of one group:
 
-- Without partitions each takes what it has hands for. While it handles an entry it keeps that fresh; what went stale
-  is a dead instance's, and is claimed.
-- With partitions an instance reads those whose leases it holds, each one event at a time: whoever takes a lease over
-  begins with what its last holder left unfinished. So order holds.
+- Without partitions each reads as many entries as it can handle at a time. While it handles an entry it resets the
+  entry's idle time; idle entries belong to dead instances, and are claimed.
+- With partitions an instance reads those whose leases it holds, each one event at a time. An instance that takes over a
+  lease begins with what its last holder left unfinished, so the order is kept.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from kraftek.service.processor import EventProcessor
 __all__ = ["Partitions", "Source", "Stream", "Subscription"]
 
 WAITING = 10_000
-"""Events of Pub/Sub that wait for a free hand; more are refused."""
+"""Events over Pub/Sub that may wait to be handled; more are refused."""
 
 BLOCK = 500
-"""Milliseconds that Redis lets a reader wait: so long may a stop or the loss of a lease go unnoticed by it."""
+"""Milliseconds that Redis lets a reader wait: a stop or the loss of a lease is noticed after so long at most."""
 
 SHARE = Script(lua(__package__, "time", "share"))
 TAKE_NEXT = Script(lua(__package__, "claimed", "fields", "take_next"))
@@ -44,12 +44,12 @@ return 0
 
 
 class Source(Protocol):
-    """What hands events over from when it has begun until :class:`Jobs` is stopping."""
+    """Passes on events from ``begin`` until :class:`Jobs` is stopping."""
 
     async def begin(self) -> None: ...
 
     def stop(self) -> None:
-        """Take nothing more: called when the jobs are stopping, before they end."""
+        """Accept no more events: called when the jobs are stopping, before they end."""
 
 
 class Subscription:
@@ -61,41 +61,41 @@ class Subscription:
         self._jobs = jobs
         self._handling = handling
         self._waiting: deque[bytes] = deque()
-        self._in_hand = 0
-        self._handing_out = False
+        self._in_progress = 0
+        self._spawning = False
 
     async def begin(self) -> None:
-        await self._backend.subscribe(self._processor.channel, self._heard)
+        await self._backend.subscribe(self._processor.channel, self._received)
 
     def stop(self) -> None:
         self._jobs.spawn(self._backend.unsubscribe(self._processor.channel))
 
-    def _heard(self, body: bytes) -> None:
+    def _received(self, body: bytes) -> None:
         if len(self._waiting) < WAITING:
             self._waiting.append(body)
             self._next()
         else:
-            self._jobs.spawn(self._handling.turn_away(body))
+            self._jobs.spawn(self._handling.refuse(body))
 
     def _next(self) -> None:
-        if self._handing_out:
-            return  # under Twisted what is spawned may be done at once, and ask for the next from within
-        self._handing_out = True
-        while self._waiting and self._in_hand < self._processor.concurrency:
-            self._in_hand += 1
+        if self._spawning:
+            return  # under Twisted a spawned coroutine may end at once, and call this again from within
+        self._spawning = True
+        while self._waiting and self._in_progress < self._processor.concurrency:
+            self._in_progress += 1
             self._jobs.spawn(self._handle(self._waiting.popleft()))
-        self._handing_out = False
+        self._spawning = False
 
     async def _handle(self, body: bytes) -> None:
         try:
             await self._handling.published(body)
         finally:
-            self._in_hand -= 1
+            self._in_progress -= 1
             self._next()
 
 
 class Stream:
-    """Entries of a stream: whatever comes, as long as there are hands. ``name``: the consumer's."""
+    """Entries of a stream, as many at a time as ``concurrency`` allows. ``name``: the consumer's."""
 
     def __init__(self, name: str, processor: EventProcessor, backend: Backend, jobs: Jobs, handling: Handling) -> None:
         self._processor = processor
@@ -106,10 +106,10 @@ class Stream:
         self._entries: dict[bytes, Entry] = {}
 
     async def begin(self) -> None:
-        self._jobs.spawn(self._jobs.steadily(self._read))
+        self._jobs.spawn(self._jobs.persistently(self._read))
 
     def stop(self) -> None:
-        """What reads asks whether it is to stop."""
+        """Nothing to do: the reading loop checks whether the jobs are stopping."""
 
     async def _read(self, reader: Reader) -> None:
         consumer = self._consumer
@@ -129,7 +129,7 @@ class Stream:
                 self._take(entry_id, body, 1)
 
     async def _refresh(self) -> None:
-        """Keep what is in hand, and claim what went stale in the hands of others."""
+        """Reset the idle time of entries in hand, and claim idle entries of other consumers."""
         consumer, attempts = self._consumer, self._processor.attempts
         if self._entries:
             await self._backend.call(*consumer.keep(self._entries))
@@ -166,13 +166,13 @@ class Partitions:
         self._handling = handling
         self._streams = processor.streams
         self._leases = [lease_key(stream, processor.name) for stream in self._streams]
-        self._followed: dict[int, bool] = {}  # partitions, and whether they are to be kept
+        self._followed: dict[int, bool] = {}  # partitions, and whether to continue with them
 
     async def begin(self) -> None:
-        self._jobs.spawn(self._jobs.steadily(self._share))
+        self._jobs.spawn(self._jobs.persistently(self._share))
 
     def stop(self) -> None:
-        """What reads asks whether it is to stop; leases are given back when that has been done."""
+        """Nothing to do: the reading loops check whether the jobs are stopping, and release their leases."""
 
     async def _share(self, _: Reader) -> None:
         """Hold a fair share of the partitions."""
@@ -188,14 +188,14 @@ class Partitions:
                 if number not in self._followed and not jobs.stopping:
                     self._followed[number] = True
                     jobs.spawn(self._following(number))
-            kept = [number for number in self._followed if number in held]
-            for number in kept[share:]:
+            continued = [number for number in self._followed if number in held]
+            for number in continued[share:]:
                 self._followed[number] = False
             await jobs.change_within(processor.claim_after / 3)
 
     async def _following(self, number: int) -> None:
         try:
-            await self._jobs.steadily(lambda reader: self._follow(number, reader))
+            await self._jobs.persistently(lambda reader: self._follow(number, reader))
         finally:
             del self._followed[number]
             self._jobs.change()
@@ -205,12 +205,12 @@ class Partitions:
         group, stream, lease = self._processor.name, self._streams[number], self._leases[number]
         await self._backend.run(JOIN, [stream], [group, FORGOTTEN_AFTER])
         while self._followed[number] and not self._jobs.stopping:
-            taken = await self._backend.run(TAKE_NEXT, [lease, stream], [group, self._name])
-            if not taken:
-                return  # the lease is another's by now
-            if len(taken) == 1:
-                await reader.read("XREAD", "COUNT", 1, "BLOCK", BLOCK, "STREAMS", stream, taken[0])
+            found = await self._backend.run(TAKE_NEXT, [lease, stream], [group, self._name])
+            if not found:
+                return  # another instance holds the lease now
+            if len(found) == 1:
+                await reader.read("XREAD", "COUNT", 1, "BLOCK", BLOCK, "STREAMS", stream, found[0])
             else:
-                entry_id, fields, delivered = taken
+                entry_id, fields, delivered = found
                 await self._handling.delivered(Entry(stream, entry_id, event_in(fields), delivered))
         await self._backend.run(RELEASE, [lease], [self._name])

@@ -1,7 +1,6 @@
 -- KEYS: the partition's lease, its stream. ARGV: the group, this instance.
--- Answers with {id, fields, how often it was delivered by now} of the next entry, with the id to read on from where
--- there is none, and with nothing when the lease is not this instance's: an instance that was stopped for a while and
--- lost it takes nothing.
+-- Returns {id, fields, how often it was delivered by now} of the next entry; the id to continue reading from when there
+-- is none; and nothing when this instance does not hold the lease, as after it was paused for a while.
 local lease, stream, group, me = KEYS[1], KEYS[2], ARGV[1], ARGV[2]
 if redis.call('GET', lease) ~= me then return {} end
 local left = redis.call('XPENDING', stream, group, '-', '+', 1)[1]

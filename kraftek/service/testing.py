@@ -1,6 +1,6 @@
-"""For tests of services: a stand-in for the gateway that speaks its contract over a real Redis. A plugin of pytest.
+"""For tests of services: a stand-in for the gateway, with the same protocol over a real Redis. A plugin of pytest.
 
-The fixture ``gateway_contract`` is there once this package is installed::
+The fixture ``gateway_contract`` is available once this package is installed::
 
     def test_answers(gateway_contract):
         gateway_contract.run(processor)
@@ -8,7 +8,7 @@ The fixture ``gateway_contract`` is there once this package is installed::
         assert ada.request("chat:room:who") == {"users": ["ada"]}
 
 It blocks, needs no event loop, and runs the service on a thread of its own. A service that is a program is started by
-the test, with ``gateway_contract.url``, and made known by ``gateway_contract.register(processor)``.
+the test, with ``gateway_contract.url``, and registered with ``gateway_contract.register(processor)``.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ PATIENCE = 10.0
 
 
 class Contract:
-    """What services see of a gateway, in a Redis that is theirs alone. ``redis`` is a blocking client of it.
+    """The gateway as services see it, in a Redis of their own. ``redis`` is a blocking client of it.
 
-    ``prefix``: that of the services, which have one and the same; it is known when the first was made known.
+    ``prefix``: that of the services, which all have the same; known once the first service is registered.
     """
 
     def __init__(self, url: str) -> None:
-        from redis import Redis  # noqa: PLC0415  # every pytest run imports this module, most without need
+        from redis import Redis  # noqa: PLC0415  # every run of pytest imports this module, and most do not use it
 
         self.url = url
         self.redis: Redis = Redis.from_url(url, decode_responses=True)
@@ -71,14 +71,14 @@ class Contract:
         self.clients: dict[str, Client] = {}
         self._services: dict[str, EventProcessor] = {}
         self._running: list[_Running] = []
-        self._heard: PubSub = self.redis.pubsub(ignore_subscribe_messages=True)
-        self._heard.subscribe(BROADCAST, self.reply_to)
+        self._subscription: PubSub = self.redis.pubsub(ignore_subscribe_messages=True)
+        self._subscription.subscribe(BROADCAST, self.reply_to)
         self._barriers = count()
         self._read = "0"
         self.prefix = ""
 
     def run(self, processor: EventProcessor) -> None:
-        """Run a service through its asyncio backend until the test ends; returns when it takes events."""
+        """Run a service through its asyncio backend until the test ends; returns when it receives events."""
         self.register(processor)
         running = _Running(processor, self.url)
         self._running.append(running)
@@ -86,24 +86,24 @@ class Contract:
         self.wait_for(processor)
 
     def register(self, processor: EventProcessor) -> None:
-        """Send the service's events where it takes them from."""
+        """Send the service's events to its channel or stream."""
         self._services[processor.name] = processor
         self.prefix = processor.prefix
-        self._heard.subscribe(processor.broadcast)
+        self._subscription.subscribe(processor.broadcast)
 
     def wait_for(self, processor: EventProcessor, instances: int = 1) -> None:
-        """Return when so many instances listen. What goes into a stream waits for them there."""
+        """Return when so many instances have subscribed. Events in a stream need not wait for them."""
         deadline = time.monotonic() + PATIENCE
         while processor.transport == "pubsub" and self.redis.pubsub_numsub(processor.channel)[0][1] < instances:
-            assert time.monotonic() < deadline, f"nobody listens on {processor.channel}"
+            assert time.monotonic() < deadline, f"{processor.channel} has no subscriber"
             time.sleep(0.005)
 
     def client(self, user: str, room: str | None = None) -> Client:
-        """A client that has been let in, and is in the room."""
+        """A client that is authenticated, and is in the room."""
         return Client(self, user, room)
 
     def deliver(self, envelope: Json) -> None:
-        """Hand an event to its service, as it stands."""
+        """Send an event to its service, unchanged."""
         service = self._services[envelope["eventType"].partition(":")[0]]
         self.send(service, encode(envelope), envelope.get("roomId") or envelope.get("socketId", ""))
 
@@ -131,37 +131,37 @@ class Contract:
         self.redis.publish(event["replyTo"], json.dumps(answer))
 
     def settle(self) -> None:
-        """Hand clients everything that services have said until now."""
+        """Deliver to clients everything that services have sent until now."""
         barrier = f"barrier {next(self._barriers)}"
         self.redis.publish(self.reply_to, json.dumps({"type": barrier}))
-        while (told := self.hear(PATIENCE)) is None or told["type"] != barrier:
+        while (message := self.hear(PATIENCE)) is None or message["type"] != barrier:
             pass
 
     def hear(self, timeout: float) -> Json | None:
-        """Hand clients the next thing that a service says, and return it as it stands; ``None`` when nothing came."""
+        """Deliver the next message of a service to clients, and return it unchanged; ``None`` after a time-out."""
         deadline = time.monotonic() + timeout
-        # Redis's own words about subscriptions come as None, too.
-        while (message := self._heard.get_message(timeout=max(0.0, deadline - time.monotonic()))) is None:
+        # Redis's messages about subscriptions come as None, too.
+        while (received := self._subscription.get_message(timeout=max(0.0, deadline - time.monotonic()))) is None:
             if time.monotonic() > deadline:
                 return None
-        body = message["data"].encode()
-        told: Json = {"channel": message["channel"], **json.loads(mended(body) or body)}
+        body = received["data"].encode()
+        message: Json = {"channel": received["channel"], **json.loads(mended(body) or body)}
         for client in self.clients.values():
-            if client.is_meant_by(told):
-                said = {"type": told["type"], "payload": told.get("payload")}
-                client.inbox.append(said | ({"id": told["inReplyTo"]} if "inReplyTo" in told else {}))
-        return told
+            if client.is_meant_by(message):
+                delivered = {"type": message["type"], "payload": message.get("payload")}
+                client.inbox.append(delivered | ({"id": message["inReplyTo"]} if "inReplyTo" in message else {}))
+        return message
 
     def close(self) -> None:
         """Stop the services that it runs, and disconnect."""
         for running in self._running:
             running.stop()
-        self._heard.close()
+        self._subscription.close()
         self.redis.close()
 
 
 class Client:
-    """One socket of a user. ``inbox``: what it was told and nobody has looked at yet."""
+    """One socket of a user. ``inbox``: messages that it got and the test has not read yet."""
 
     def __init__(self, contract: Contract, user: str, room: str | None) -> None:
         self.user_id = user
@@ -176,7 +176,7 @@ class Client:
             contract.redis.set(contract.prefix + socket_key(user, room), self.socket_id)
 
     def send(self, event: str, payload: Any = None, **more: Any) -> None:
-        """Send an event, ``service:module:name``. What is given as ``more`` stands in the envelope."""
+        """Send an event, ``service:module:name``. ``more`` is added to the envelope."""
         envelope = {
             "eventType": event,
             "userId": self.user_id,
@@ -190,7 +190,7 @@ class Client:
         self._contract.deliver(envelope | room | more)
 
     def request(self, event: str, payload: Any = None, timeout: float = PATIENCE) -> Any:
-        """Send an event and return the payload of its answer; what else comes meanwhile stays in the inbox.
+        """Send an event and return the payload of its answer; other messages stay in the inbox.
 
         Raises :class:`kraftek.service.Refused` when it is answered with an error.
         """
@@ -198,12 +198,12 @@ class Client:
         self.send(event, payload, id=number)
         deadline = time.monotonic() + timeout
         while True:
-            for told in self.inbox:
-                if told.get("id") == number:
-                    self.inbox.remove(told)
-                    if told["type"] != "error":
-                        return told["payload"]
-                    error = told["payload"]
+            for message in self.inbox:
+                if message.get("id") == number:
+                    self.inbox.remove(message)
+                    if message["type"] != "error":
+                        return message["payload"]
+                    error = message["payload"]
                     raise Refused(error["code"], error["message"], error.get("retryAfter"))
             self._hear(deadline)
 
@@ -214,19 +214,19 @@ class Client:
             self._hear(deadline)
         return self.inbox.popleft()
 
-    def is_meant_by(self, told: Json) -> bool:
-        """Whether the gateway hands this message to this client."""
-        if self.socket_id in (told.get("excludeSocketIds") or ()):
+    def is_meant_by(self, message: Json) -> bool:
+        """Whether the gateway would deliver this message to this client."""
+        if self.socket_id in (message.get("excludeSocketIds") or ()):
             return False
-        if told.get("recipients") or told.get("userIds"):
-            return self.socket_id in (told.get("recipients") or ()) or self.user_id in (told.get("userIds") or ())
-        payload = told.get("payload")
-        room = told.get("roomId", payload.get("roomId") if isinstance(payload, dict) else None)
+        if message.get("recipients") or message.get("userIds"):
+            return self.socket_id in (message.get("recipients") or ()) or self.user_id in (message.get("userIds") or ())
+        payload = message.get("payload")
+        room = message.get("roomId", payload.get("roomId") if isinstance(payload, dict) else None)
         return room is not None and room == self.room_id
 
     def _hear(self, deadline: float) -> None:
         left = deadline - time.monotonic()
-        assert left > 0, f"{self.user_id} was told nothing"
+        assert left > 0, f"{self.user_id} got no message"
         self._contract.hear(left)
 
 

@@ -39,7 +39,7 @@ __all__ = ["EventService", "run"]
 
 
 def run(processor: EventProcessor, url: str | None = None) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what was begun.
+    """Serve until SIGTERM or SIGINT, then finish the events in hand.
 
     ``url``: as in ``[redis]`` of the gateway; left out it is that of the environment's ``REDIS_URL``, or the local one.
     """
@@ -54,7 +54,7 @@ def run(processor: EventProcessor, url: str | None = None) -> None:
 
 
 class EventService(MultiService):
-    """A service that runs while it is started. Stopping takes nothing more, and finishes what was begun.
+    """A service that runs while it is started. Stopping finishes the events in hand, and accepts no more.
 
     ``ca``: as in ``[redis]`` of the gateway. Raises as :class:`kraftek.bus.RedisBus` does.
     """
@@ -76,7 +76,7 @@ class EventService(MultiService):
 
 @implementer(IBusListener)
 class _Backend(MultiService):
-    """Redis and the reactor, as :class:`kraftek.service.backend.Backend` says."""
+    """Redis and the reactor, see :class:`kraftek.service.backend.Backend`."""
 
     _log = Logger(namespace="kraftek.service")
 
@@ -96,13 +96,13 @@ class _Backend(MultiService):
     # IBusListener
 
     def bus_up(self) -> None:
-        """The bus is up when all its channels are subscribed to."""
+        """The bus is up once all its channels are subscribed to."""
         unconfirmed, self._unconfirmed = self._unconfirmed, []
         for waiting in unconfirmed:
             waiting.callback(None)
 
     def bus_down(self) -> None:
-        """The bus logs it, and comes back by itself."""
+        """The bus logs it, and reconnects automatically."""
 
     # Backend
 
@@ -145,7 +145,7 @@ class _Backend(MultiService):
 
 
 class _Reader:
-    """A connection of its own: a command that waits keeps all others on its connection waiting."""
+    """A connection of its own: a command that waits blocks all others on its connection."""
 
     def __init__(self, reactor: Any, clock: Any, config: Redis) -> None:
         address = redis_address(config.url)
@@ -156,7 +156,7 @@ class _Reader:
             lambda: ReadingConnection(clock, address, config, self),
             policy,
             clock,
-            lambda _: None,  # the bus has the same Redis, and says so
+            lambda _: None,  # the bus has the same Redis, and logs it
         )
         self._connection.startService()
 
@@ -173,10 +173,10 @@ class _Reader:
     # LinkOwner
 
     def connection_ready(self, link: RedisConnection) -> None:
-        """Commands are asked in order: nobody has to wait for this."""
+        """Nothing to do: commands are sent in order."""
 
     def connection_lost(self, link: RedisConnection, reason: str) -> None:
-        """Who waits for an answer is told by the link."""
+        """Nothing to do: the connection fails the commands that wait."""
 
 
 class _Signal:

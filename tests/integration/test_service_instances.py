@@ -144,7 +144,7 @@ def test_what_is_no_event_is_no_fault_when_there_is_too_much_to_do_either(servic
     ada.send("sample:say:back", 1)
     assert ada.receive()["payload"]["code"] == "SERVICE_UNAVAILABLE"
     logged = stopped(process)
-    assert logged.count("Left out what is no event") == 1
+    assert logged.count("Ignored a message that is not an event") == 1
     assert "Traceback" not in logged
 
 

@@ -128,7 +128,7 @@ def test_a_wrong_payload_is_refused(contract: Contract, payload: Any, says: str)
 def test_an_event_without_a_handler_is_refused(contract: Contract) -> None:
     error = refused(contract, "sample:no:such")
 
-    assert (error.code, error.message) == ("NO_HANDLER", "sample does nothing on this event")
+    assert (error.code, error.message) == ("NO_HANDLER", "service sample has no handler for sample:no:such")
 
 
 def test_a_handler_may_refuse(contract: Contract) -> None:
@@ -140,7 +140,7 @@ def test_a_handler_may_refuse(contract: Contract) -> None:
 def test_why_a_handler_failed_is_nobodys_business(contract: Contract) -> None:
     error = refused(contract, "sample:do:fail")
 
-    assert (error.code, error.message) == ("EVENT_PROCESSING_ERROR", "sample failed on this event")
+    assert (error.code, error.message) == ("EVENT_PROCESSING_ERROR", "service sample failed to process the event")
 
 
 @pytest.mark.parametrize(

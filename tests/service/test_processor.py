@@ -98,9 +98,9 @@ def in_no_room() -> Context:
 
 def test_who_is_in_no_room_has_to_name_one() -> None:
     context = in_no_room()
-    with pytest.raises(ValueError, match="which room"):
+    with pytest.raises(ValueError, match="expected a room_id"):
         context.broadcast_to_room("chat:a:c", 1)
-    with pytest.raises(ValueError, match="which room"):
+    with pytest.raises(ValueError, match="expected a room_id"):
         context.who_is_in().send(None)
     assert context.commands == []
 

@@ -20,9 +20,9 @@ from tests.support.waiting import Lines, wait_until
 Json = dict[str, Any]
 CHANNEL = "events:stickyNotes"
 NOTE: Json = {"x": 100, "y": 50.5, "text": "Молоко 🥛", "colour": "pink"}
-AWAY = "Redis does not serve, trying again every 1 s"
-SERVES = "stickyNotes takes events from events:stickyNotes"
-BEGUN = ["Redis is there", SERVES]
+AWAY = "Redis is unavailable, retrying every 1 s"
+SERVES = "Service stickyNotes receives events from events:stickyNotes"
+BEGUN = ["Redis is connected", SERVES]
 STATED = {"by": "user_ann", "at": 1_700_000_000_000}
 
 
@@ -361,7 +361,9 @@ def test_what_is_left_out_is_logged(redis_server: PrivateRedis) -> None:
         gateway.redis.publish(CHANNEL, b'{"eventType": 7}')
 
         assert [service.log_line() for _ in BEGUN] == BEGUN
-        assert service.log_line() == "Left out what is no event: Expected `str`, got `int` - at `$.eventType`"
+        assert (
+            service.log_line() == "Ignored a message that is not an event: Expected `str`, got `int` - at `$.eventType`"
+        )
         assert service.end_of_input() == (0, [])
 
 

@@ -182,8 +182,8 @@ class ProcessTest(LoggedTestCase):
     async def test_runs_the_service(self) -> None:
         # There is no Redis, and it says so: it runs, and its log is ours.
         await until(
-            lambda: any("Redis does not serve" in line for line in self.lines),
-            lambda: f"that Redis does not serve, in {self.lines}",
+            lambda: any("Redis is unavailable" in line for line in self.lines),
+            lambda: f"that Redis is unavailable, in {self.lines}",
         )
 
     async def test_starts_it_again(self) -> None:
