@@ -282,3 +282,6 @@ class IAccess(Interface):
         """The wall clock was set, or the machine slept: the age of an answer is no longer known. Listeners are notified
         that all access must be checked again.
         """
+
+    def sweep() -> None:
+        """Do what is overdue. To be called several times a second."""

@@ -131,6 +131,7 @@ class AccessWatch:
         gained, self._ahead = now - seconds - self._ahead, now - seconds
         if abs(gained) > _SET:
             self._access.clock_set()
+        self._access.sweep()
         for session in self._expiry_queue.due(now):
             self._check_due(session, now)
         for _ in range(min(_RECHECKS_PER_SWEEP, len(self._again))):

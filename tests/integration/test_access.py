@@ -310,6 +310,32 @@ def test_what_cannot_be_read_in_redis_stops_nothing_else(
     assert process.log().count("cannot be read") == process.log().count("no gateway wrote") == 1
 
 
+@pytest.mark.parametrize("refusal", ["min-replicas-to-write", "maxmemory"])
+def test_revocation_while_redis_refuses_writes(
+    redis_server: RedisServer, gateway: StartGateway, connect: Connect, auth_service: AuthService, refusal: str
+) -> None:
+    auth_service.allow("good", "ada")
+    one, two = (gateway(redis_server, auth=auth_service.url, config={"sessions": "many"}) for _ in range(2))
+    sockets = [connect(process, token="good", room="r1") for process in (one, two)]
+    for process in (one, two):
+        process.expect_traceback()  # of the room cache, which cannot be written either
+    redis = redis_server.client()
+    redis.config_set(refusal, 1)
+    auth_service.deny("good")
+    redis.publish("auth:invalidate", '{"userId": "ada"}')
+    for client in sockets:
+        client.expect_error("ACCESS_REVOKED")
+        client.expect_close(4403)
+    for process in (one, two):
+        client = connect(process)
+        client.send("authenticate", payload={"token": "good", "roomId": "r1"})
+        client.expect_error("AUTH_FAILED")
+    if refusal != "maxmemory":  # which allows deletions
+        assert redis.exists("access:user:ada")
+    redis.config_set(refusal, 0)
+    wait_until(lambda: not redis.exists("access:user:ada"), lambda: f"nothing of ada in {redis.keys()}")
+
+
 @pytest.mark.parametrize("revoked", [True, False])
 def test_each_room_has_the_token_that_gave_it(
     redis_server: RedisServer,

@@ -109,6 +109,9 @@ class FakeAccess:
     def add_listener(self, listener: IAccessListener) -> None:
         self.listeners.append(listener)
 
+    def sweep(self) -> None:
+        """Nothing is overdue."""
+
     def clock_set(self) -> None:
         self.stale(revoked=False)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from itertools import islice
 from typing import Annotated
@@ -32,6 +31,7 @@ from kraftek.contract.names import ACCESS, INVALIDATION, token_key, user_key
 from kraftek.contract.settings import Auth
 from kraftek.core.access.local import Answers, Changes, Denials, Key, names
 from kraftek.core.access.redis import CachedGrant, SharedAnswers
+from kraftek.core.access.revocations import Revocations
 
 __all__ = ["AccessCache"]
 
@@ -107,7 +107,7 @@ class AccessCache:
         self._waiters: dict[Key, list[Deferred[Grant]]] = {}
         self._changed_keys: set[str] = set()
         self._comparing = False
-        self._uncleared: OrderedDict[tuple[str, str | None], None] = OrderedDict()
+        self._revocations = Revocations(self._shared, auth.cache_size, clock)
         self._listeners: list[IAccessListener] = []
         self._once_a_minute = OnceAMinute(clock.seconds)
         bus.track(ACCESS, self._changed)
@@ -138,12 +138,14 @@ class AccessCache:
         self._answers.clear()
         self._stale(None, None, None, revoked=False)
 
+    def sweep(self) -> None:
+        self._revocations.sweep()
+
     # IBusListener
 
     def bus_up(self) -> None:
         """Revocations during the outage were missed: all access is checked again."""
-        for user_id, room_id in tuple(self._uncleared):
-            self._clear(user_id, room_id)
+        self._revocations.clear()
         self._changes.record_all()
         self._stale(None, None, None, revoked=False)
 
@@ -166,7 +168,7 @@ class AccessCache:
         for _ in range(ATTEMPTS):
             position = self._changes.position
             found = await self._shared.look_up(*key)
-            if found is not None and found.grant is not None and self._is_fresh(found.grant):
+            if found is not None and found.grant is not None and self._counts(found.grant, key[1]):
                 self._counters.access_hits += 1
                 self._remember(key, found.grant, position)
                 return found.grant
@@ -208,6 +210,9 @@ class AccessCache:
                 waiter.errback(_copy(result.value))
             else:
                 waiter.errback(result)
+
+    def _counts(self, cached: CachedGrant, room_id: str | None) -> bool:
+        return self._is_fresh(cached) and not self._revocations.concern(cached.user_id, room_id)
 
     def _is_fresh(self, cached: CachedGrant) -> bool:
         longest = self._auth.cache_ttl if cached.ttl is None else min(cached.ttl, LONGEST)
@@ -297,19 +302,8 @@ class AccessCache:
         for key in self._answers.named(user_key(user_id)):
             if room_id in (None, key[1]):
                 self._answers.drop(key)
-        self._clear(user_id, room_id)
+        self._revocations.add(user_id, room_id)
         self._stale(None, user_id, room_id, revoked=True)
-
-    def _clear(self, user_id: str, room_id: str | None) -> None:
-        """Remove the user's cached answers from Redis, before it is read again; or else once it is available again."""
-        self._uncleared[user_id, room_id] = None
-        if len(self._uncleared) > self._auth.cache_size:
-            self._uncleared.popitem(last=False)
-        Deferred.fromCoroutine(self._shared.clear(user_id, room_id)).addCallback(self._cleared, user_id, room_id)
-
-    def _cleared(self, done: bool | None, user_id: str, room_id: str | None) -> None:
-        if done:
-            self._uncleared.pop((user_id, room_id), None)
 
     def _malformed(self, error: Exception) -> None:
         self._once_a_minute(

@@ -33,6 +33,9 @@ class OpenAccess:
     def add_listener(self, listener: IAccessListener) -> None:
         self._listeners.append(listener)
 
+    def sweep(self) -> None:
+        pass
+
     def clock_set(self) -> None:
         """Nothing expires."""
 

@@ -13,6 +13,7 @@ from twisted.trial.unittest import TestCase
 from zope.interface import implementer
 
 from kraftek.bus import RedisBus
+from kraftek.contract.errors import Code
 from kraftek.contract.interfaces import IAccessChecker, IAccessListener
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Grant, Token
@@ -55,6 +56,13 @@ class Process:
         await until(lambda: not outcome.waits, "an outcome of the check")
         assert outcome.user == user
         await self.rest()
+
+    async def deny(self, outcome: Outcome) -> None:
+        """Have the auth service say no."""
+        await until(lambda: self.questions, "a question to the auth service")
+        self.questions.pop().no()
+        await until(lambda: not outcome.waits, "an outcome of the check")
+        assert outcome.code is Code.AUTH_FAILED
 
     async def rest(self) -> None:
         """What Redis was told is done, and what it had to say about that has been heard and looked at."""
@@ -139,6 +147,29 @@ class AccessOnRedisTest(TestCase):
             assert outcome.waits
             two.questions.pop().away()
 
+    async def test_what_redis_refuses_to_forget_is_not_believed_and_cleared_later(self) -> None:
+        one, two = await self.process(), await self.process()
+        await one.let_in()
+        await one.let_in(room="other")
+        await two.answered()
+        self.redis.call("CONFIG", "SET", "min-replicas-to-write", "1")
+        self.redis.call("PUBLISH", "auth:invalidate", b'{"userId": "ada", "roomId": "r"}')
+        for process in (one, two):
+            await process.told(None, "ada", "r", True)
+            for _ in range(2):
+                await process.deny(process.ask())
+                process.cache._denials.clear()
+            assert await process.answered(room="other") == "ada"
+        self.redis.call("CONFIG", "SET", "min-replicas-to-write", "0")
+        assert self.redis.call("HEXISTS", token_key(T.digest), "r")
+
+        def cleared() -> bool:
+            two.cache.sweep()
+            return not two.cache._revocations
+
+        await until(cleared, "the end of clearing")
+        assert not self.redis.call("HEXISTS", token_key(T.digest), "r")
+
     async def test_what_cannot_be_read_counts_as_absent(self) -> None:
         one, two = await self.process(), await self.process()
         odd = [b"\xff", b'{"userId":"ada","freshUntil":9999999999,"roomId":"\xff"}', b"[" * 100_000, b"{}", b"no json",
@@ -172,7 +203,7 @@ class AccessOnRedisTest(TestCase):
                 self.redis.call("SET", key, "text")
                 self.redis.call("PUBLISH", "auth:invalidate", f'{{"userId": "ada"{room}}}'.encode())
                 await one.told(None, "ada", "r" if room else None, True)
-                await until(lambda: not one.cache._uncleared, "the end of clearing")
+                await until(lambda: not one.cache._revocations._uncleared, "the end of clearing")
                 one.stale.clear()
                 self.redis.call("FLUSHALL")
                 await one.rest()
