@@ -40,7 +40,12 @@ NAMED = {
 }
 """Modules that may import something more, by name."""
 
-ON_TWISTED = {"kraftek.contract.interfaces", "kraftek.contract.tls", "kraftek.contract.iteration"}
+ON_TWISTED = {
+    "kraftek.contract.clock",
+    "kraftek.contract.interfaces",
+    "kraftek.contract.iteration",
+    "kraftek.contract.tls",
+}
 
 OWNERS = {
     "autobahn": {"kraftek.edge.websocket", "kraftek.client.twisted"},

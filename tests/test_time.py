@@ -13,6 +13,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent / "kraftek"
 WALL_CLOCK = {
     "core/access/cache.py": "compares with expiresAt, and tells other gateways until when an answer holds",
     "core/access_watch.py": "compares with expiresAt, and notices that the clock was set",
+    "core/deliveries.py": "compares with expiresAt",
     "core/gateway.py": "stamps the events that services get",
     "core/rooms/room_cache.py": "stamps what services are told of who enters and leaves",
     "core/service_events.py": "stamps the events that services send each other",

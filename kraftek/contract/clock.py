@@ -11,14 +11,18 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from zope.interface import implementer
+
 __all__ = ["MonotonicClock", "Timer"]
 
 _EXACT = 0.001
 """Seconds that a call may come early: two clocks never agree to the microsecond."""
 
 
+@implementer(IReactorTime)
 class MonotonicClock:
-    """``seconds`` and ``callLater`` of Twisted's ``IReactorTime``, by the monotonic clock.
+    """The reactor's time, by the monotonic clock.
 
     A call never comes early, whatever happens to the wall clock. It may come late: by as much as the wall clock is set
     back while the call waits. Only the reactor could change that.
@@ -30,13 +34,18 @@ class MonotonicClock:
         self._reactor = reactor
         self.seconds = now
 
-    def callLater(self, delay: float, call: Callable[..., object], *args: Any, **keywords: Any) -> Timer:
+    def callLater(self, delay: float, callable: Callable[..., object], *args: object, **kwargs: object) -> Timer:
         """Call after ``delay`` seconds, unless that is cancelled before."""
-        return Timer(self._reactor, self.seconds, delay, lambda: call(*args, **keywords))
+        return Timer(self._reactor, self.seconds, delay, lambda: callable(*args, **kwargs))
+
+    def getDelayedCalls(self) -> Any:
+        """The reactor's."""
+        return self._reactor.getDelayedCalls()
 
 
+@implementer(IDelayedCall)
 class Timer:
-    """One call of a :class:`MonotonicClock`, with what is used of Twisted's ``IDelayedCall``."""
+    """One call of a :class:`MonotonicClock`."""
 
     def __init__(self, reactor: Any, now: Callable[[], float], delay: float, call: Callable[[], object]) -> None:
         self._reactor = reactor
@@ -59,3 +68,19 @@ class Timer:
     def cancel(self) -> None:
         """Do not call. Raises as ``IDelayedCall`` does unless it is ``active``."""
         self._pending.cancel()
+
+    def getTime(self) -> float:
+        """When it is due, by the clock's ``seconds``."""
+        return self._due
+
+    def delay(self, seconds: float) -> None:
+        """Call so many seconds later."""
+        self._move(self._due + seconds)
+
+    def reset(self, seconds: float) -> None:
+        """Call so many seconds from now."""
+        self._move(self._now() + seconds)
+
+    def _move(self, due: float) -> None:
+        self._due = due
+        self._pending.reset(max(0.0, due - self._now()))

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from twisted.internet.error import AlreadyCalled, AlreadyCancelled
+from twisted.application.internet import ClientService
+from twisted.internet import defer
+from twisted.internet.error import AlreadyCalled, AlreadyCancelled, ConnectError
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
+from zope.interface.verify import verifyObject
 
 from kraftek.contract.clock import MonotonicClock
 
@@ -98,3 +105,38 @@ def test_cancelled_too_late(machine: Machine) -> None:
     machine.go(0)
     with pytest.raises(AlreadyCalled):
         timer.cancel()
+
+
+def test_they_are_what_twisted_asks_for(machine: Machine) -> None:
+    timer = machine.clock.callLater(1.0, machine.call)
+    assert verifyObject(IReactorTime, machine.clock)
+    assert verifyObject(IDelayedCall, timer)
+    assert len(machine.clock.getDelayedCalls()) == 1
+
+
+def test_moved(machine: Machine) -> None:
+    timer = machine.clock.callLater(2.0, machine.call)
+    timer.delay(1.0)
+    assert timer.getTime() == 3.0
+    machine.go(2.0)
+    assert machine.called == []
+    timer.reset(0.5)
+    machine.go(0.5)
+    assert machine.called == [(2.5, "")]
+
+
+class Nowhere:
+    """An endpoint where nobody listens."""
+
+    def connect(self, factory: object) -> Any:
+        return defer.fail(ConnectError())
+
+
+def test_a_client_service_waits_by_it_and_stops(machine: Machine) -> None:
+    service = ClientService(Nowhere(), Factory.forProtocol(Protocol), clock=machine.clock)  # type: ignore[arg-type]
+    service.startService()
+    assert len(machine.wall.getDelayedCalls()) == 1
+    stopped: list[object] = []
+    service.stopService().addBoth(stopped.append)
+    assert stopped == [None]
+    assert machine.wall.getDelayedCalls() == []
