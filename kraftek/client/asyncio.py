@@ -30,9 +30,9 @@ _log = logging.getLogger(__name__)
 
 
 class Client(Backend["asyncio.Future[Any]"]):
-    """See :class:`kraftek.client.backend.Backend`. Its promises are Futures of the running loop.
+    """See :class:`kraftek.client.backend.Backend`. Its awaitables are Futures of the running loop.
 
-    ``async with`` connects, and closes in the end.
+    ``async with`` connects, and closes at the end.
     """
 
     def __init__(self, url: str, token: TokenSource, **options: Unpack[Options]) -> None:
@@ -47,7 +47,7 @@ class Client(Backend["asyncio.Future[Any]"]):
         try:
             await self.connect()
         except asyncio.CancelledError:
-            await self.close()  # who is not let in does not come to __aexit__
+            await self.close()  # __aexit__ is not called then
             raise
         return self
 
@@ -82,8 +82,8 @@ class Client(Backend["asyncio.Future[Any]"]):
                 token = self._token(refused)
                 if inspect.isawaitable(token):
                     token = await token
-            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # the guard of this edge: not our fault
-                # Cancelled by us, it is of an attempt that counts no more; otherwise something that it awaited was.
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # the guard of this edge: an error of the caller
+                # If this task was cancelled its attempt is over; otherwise something that it awaited was cancelled.
                 self._has_no_token(attempt, error)
             else:
                 self._has_token(attempt, token)
@@ -104,10 +104,10 @@ class Client(Backend["asyncio.Future[Any]"]):
         self._more.set()
 
     def _gone(self) -> asyncio.Future[Any]:
-        # Who closes it while being asked for a token need not wait for himself.
+        # A callback that closes the client while it is asked for a token must not wait for itself.
         return asyncio.ensure_future(_ended({task for task in self._tasks if task is not asyncio.current_task()}))
 
-    def _complain(self, what: str, error: BaseException) -> None:
+    def _log_error(self, what: str, error: BaseException) -> None:
         _log.error("%s", what, exc_info=error)
 
     def _run(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -119,7 +119,7 @@ class Client(Backend["asyncio.Future[Any]"]):
     async def _talk(self, attempt: int) -> None:
         code, reason = None, ""
         try:
-            # How long it may take is the conversation's to say.
+            # The conversation has the time-out.
             async with connect(
                 self.url,
                 subprotocols=[Subprotocol(SUBPROTOCOL)],
@@ -141,9 +141,9 @@ class Client(Backend["asyncio.Future[Any]"]):
                     code, reason = socket.close_code, socket.close_reason or ""
                     if self._socket is socket:
                         self._socket = None
-        except Exception as error:  # noqa: BLE001  # the guard of this edge: whatever it was, this attempt is over
+        except Exception as error:  # noqa: BLE001  # the guard of this edge: whatever it was, this attempt has failed
             if not isinstance(error, OSError | WebSocketException):
-                self._complain("connecting failed", error)
+                self._log_error("connecting failed", error)
             reason = reason or str(error) or type(error).__name__
         self._lost(attempt, int(code or 1006), reason)
 
@@ -153,7 +153,7 @@ class Client(Backend["asyncio.Future[Any]"]):
                 await self._more.wait()
                 self._more.clear()
                 while self._socket is socket and (frame := self._conversation.next_frame()) is not None:
-                    # Waits while the gateway does not read: meanwhile what is to be sent waits within its bound.
+                    # Waits while the gateway does not read; meanwhile messages wait in the bounded queue.
                     await socket.send(frame, text=True)
 
 

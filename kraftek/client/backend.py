@@ -1,4 +1,4 @@
-"""What the clients for asyncio and for Twisted have in common: all but promises, timers and sockets."""
+"""The common part of the clients for asyncio and Twisted: everything except for awaitables, timers and sockets."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ TokenSource = Callable[[bool], str | Awaitable[str]]
 Listener = Callable[[Any], object]
 
 _OWN = frozenset({"state", "dropped"})
-"""What listeners are told under these is our own word: no service can say it."""
+"""Event types that only the client itself passes to listeners: messages of services with these types are ignored."""
 
 
 class Options(TypedDict, total=False):
-    """What may be said of a client besides where and who: see :class:`Backend`."""
+    """The optional arguments of a client: see :class:`Backend`."""
 
     room: str | None
     timeout: float
@@ -46,28 +46,28 @@ class Options(TypedDict, total=False):
 
 
 MAX_MESSAGE = 16 * 1024 * 1024
-"""Bytes of the gateway's messages at most: past what a gateway would let wait for this client."""
+"""Bytes of one message at most: more than a gateway buffers for one client."""
 
 CLOSE_TIMEOUT = 2.0
-"""Seconds until a socket that the gateway does not close, when asked to, is cut."""
+"""Seconds until a socket is cut whose close frame the gateway does not answer."""
 
 PING_INTERVAL = 20.0
 PING_TIMEOUT = 20.0
-"""Seconds: a gateway that died without a word is noticed by pings of our own."""
+"""Seconds: the client's own pings detect a connection that was lost without a close frame."""
 
 
 class Backend(ABC, Generic[P]):
-    """A client of the gateway at ``url``, ``ws://`` or ``wss://``. It connects, and comes back by itself.
+    """A client of the gateway at ``url``, ``ws://`` or ``wss://``. It connects, and reconnects automatically.
 
     ``token``: see :data:`TokenSource`. When it raises, the attempt has failed, and another follows.
     ``room``: the room to be in from the start. Without one, the auth service must let this user in without.
-    ``timeout``: seconds that a request, ``join`` and ``leave`` wait for their answer, unless they say otherwise. A
-    service has 10 s by default, after which the gateway says ``TIMEOUT``: the client waits a little longer.
-    ``queue``: how many messages may wait: for a connection, to be sent, or for their answers. The gateway lets as many
-    requests of one socket wait.
-    ``random``: gives numbers from 0 to 1, for the full jitter of every wait.
+    ``timeout``: seconds that a request, ``join`` and ``leave`` wait for their answer by default. A service has 10 s by
+    default, after which the gateway answers ``TIMEOUT``: the client waits a little longer.
+    ``queue``: how many messages may wait: for a connection, to be sent, or for their answers. The gateway has the same
+    limit for the requests of one socket.
+    ``random``: returns numbers from 0 to 1, for the full jitter of every wait.
 
-    Its methods belong to the thread of the reactor or event loop, and return its promises: Deferreds, or Futures.
+    Its methods belong to the thread of the reactor or event loop, and return its awaitables: Deferreds, or Futures.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Backend(ABC, Generic[P]):
     ) -> None:
         self._address = urlsplit(url)
         if self._address.scheme not in {"ws", "wss"} or not self._address.hostname or self._address.fragment:
-            # What stands after the question mark may be a token.
+            # The query string may contain a token.
             raise ValueError(f"expected ws://HOST[:PORT][/PATH] or wss://…, found {url.partition('?')[0]!r}")
         self._port = self._address.port or (443 if self._address.scheme == "wss" else 80)
         self.url = url
@@ -99,28 +99,28 @@ class Backend(ABC, Generic[P]):
 
     @property
     def state(self) -> State:
-        """What it is doing."""
+        """The state of the client."""
         return self._conversation.state
 
     @property
     def user_id(self) -> str | None:
-        """Who the gateway says we are, since it was connected for the first time."""
+        """The user id from the gateway, since the first authentication."""
         return self._conversation.user_id
 
     @property
     def socket_id(self) -> str | None:
-        """The gateway's name for the present connection, if there is one; services know it."""
+        """The gateway's id of the present connection, if there is one; services know it."""
         return self._conversation.socket_id
 
     @property
     def rooms(self) -> list[str]:
-        """Those it is in, or enters as soon as it is connected. An event is from the first of them, unless it says."""
+        """The rooms that it is in, or joins as soon as it is connected. The first is the default room of events."""
         return self._conversation.rooms
 
     def connect(self) -> P:
-        """Connect, and stay connected. Fires once connected; fails with :class:`Closed` if that is forbidden.
+        """Connect, and stay connected. Fires once connected; fails with :class:`Closed` if it is closed for good.
 
-        A closed client may be connected again. It is in the rooms that it was in.
+        A closed client may be connected again, and joins the rooms that it was in.
         """
         promise = self._promise(None)
         if self.state is State.READY:
@@ -132,8 +132,8 @@ class Backend(ABC, Generic[P]):
         return promise
 
     def close(self) -> P:
-        """Close it for good. Events that wait are sent if it is connected, else told as ``dropped``; requests fail with
-        :class:`Closed`.
+        """Close it for good. Events that wait are sent if it is connected, otherwise listeners to ``dropped`` get them;
+        requests fail with :class:`Closed`.
 
         Fires when the socket is closed.
         """
@@ -144,10 +144,10 @@ class Backend(ABC, Generic[P]):
     def emit(self, type: str, payload: Any = None, *, room: str | None = None) -> None:
         """Send an event, now or once connected. It may be lost when the connection is: a request would not be.
 
-        ``payload``: what msgspec can encode. ``room``: one of its rooms; without it, the first.
-        Raises :class:`Closed`, :class:`~kraftek.client.QueueFull`, and ``ValueError`` if ``type`` names no event, or if
-        half of a surrogate pair stands in ``room``. In the payload that becomes U+FFFD.
-        When the gateway refuses it, ``error`` is heard.
+        ``payload``: anything that msgspec can encode. ``room``: one of its rooms, by default the first.
+        Raises :class:`Closed`, :class:`~kraftek.client.QueueFull`, and ``ValueError`` if ``type`` is no event name or
+        ``room`` contains half of a surrogate pair. In the payload that becomes U+FFFD.
+        When the gateway refuses the event, listeners to ``error`` are called.
         """
         self._conversation.emit(type, payload, room)
         self._act()
@@ -155,32 +155,32 @@ class Backend(ABC, Generic[P]):
     def request(self, type: str, payload: Any = None, *, room: str | None = None, timeout: float | None = None) -> P:
         """Send an event and wait for its answer, across reconnects. Fires with the answer's payload.
 
-        Sent again under the same ``id`` when the connection was lost before the answer came: the gateway does not run
-        it twice. Fails with :class:`~kraftek.client.Refused` or :class:`Closed`; raises as :meth:`emit`. Cancel it to
-        forget it.
+        It is sent again under the same ``id`` when the connection is lost before the answer comes: the gateway does not
+        run it twice. Fails with :class:`~kraftek.client.Refused` or :class:`Closed`; raises as :meth:`emit`. Cancel
+        it to stop waiting.
         """
         key = self._conversation.request(self._now(), self._limit(timeout), type, payload, room)
         return self._promised(key)
 
     def join(self, room: str, *, timeout: float | None = None) -> P:
-        """Be in this room as well, also after a reconnect. Fires once in; fails with :class:`~kraftek.client.Refused`.
+        """Join a room, also after every reconnect. Fires once joined; fails with :class:`~kraftek.client.Refused`.
 
-        After ``timeout`` seconds, time without a connection included, that is ``TIMEOUT``, and it is out of the room.
-        When a room cannot be entered again after a reconnect, or access to it is taken back, ``error`` is heard, with
-        its ``room_id``.
+        After ``timeout`` seconds, including time without a connection, it fails with ``TIMEOUT`` and leaves the room.
+        When a room cannot be joined again after a reconnect, or access to it is revoked, listeners to ``error`` are
+        called with its ``room_id``.
         """
         return self._promised(self._conversation.join(self._now(), self._limit(timeout), room))
 
     def leave(self, room: str, *, timeout: float | None = None) -> P:
-        """Leave a room. Fires once out; fails with ``TIMEOUT`` when the gateway does not answer."""
+        """Leave a room. Fires once left; fails with ``TIMEOUT`` when the gateway does not answer."""
         return self._promised(self._conversation.leave(self._now(), self._limit(timeout), room))
 
     def on(self, type: str, listener: Listener) -> Callable[[], None]:
         """Call ``listener`` with each :class:`Message` of this type that answers no request; the result ends that.
 
-        ``error`` are those that concern no request. Under ``state`` each :class:`Change` is told, under
+        ``error`` messages are those that concern no request. Listeners to ``state`` get each :class:`Change`, those to
         ``dropped`` each event that will not be sent because the client was closed.
-        Raises ``TypeError`` for an ``async`` function: nobody would await it.
+        Raises ``TypeError`` for an ``async`` function, which would not be awaited.
         """
         if inspect.iscoroutinefunction(listener):
             raise TypeError(f"a listener is a plain function, and {listener!r} is async: let it start a task")
@@ -196,7 +196,7 @@ class Backend(ABC, Generic[P]):
     def _limit(self, timeout: float | None) -> float:
         return self._timeout if timeout is None else timeout
 
-    # What happened, told by the subclass
+    # What happened, called by the subclass
 
     def _has_token(self, attempt: int, token: object) -> None:
         if not isinstance(token, str):
@@ -212,7 +212,7 @@ class Backend(ABC, Generic[P]):
 
     def _has_no_token(self, attempt: int, error: BaseException) -> None:
         if attempt == self._conversation.attempt:
-            self._complain("asking for a token failed", error)
+            self._log_error("asking for a token failed", error)
         self._lost(attempt, 1006, f"no token: {type(error).__name__}")
 
     def _opened(self, attempt: int) -> None:
@@ -232,11 +232,11 @@ class Backend(ABC, Generic[P]):
         self._conversation.wake(self._now())
         self._act()
 
-    # What is to be done
+    # What to do
 
     def _act(self) -> None:
         if self._acting:
-            # A listener has called: what it wants is done after what led to it.
+            # Called by a listener: its actions come after the one that called it.
             return
         self._acting = True
         try:
@@ -258,9 +258,9 @@ class Backend(ABC, Generic[P]):
                     self._resolve(promise, outcome.payload if isinstance(outcome, Message) else outcome)
             case Hear(message):
                 if message.type not in _OWN:
-                    self._tell(message.type, message)
+                    self._notify(message.type, message)
             case Dropped(message):
-                self._tell("dropped", message)
+                self._notify("dropped", message)
             case Ask(attempt, refused):
                 self._ask(attempt, refused)
             case Open(attempt):
@@ -272,17 +272,17 @@ class Backend(ABC, Generic[P]):
                     waiting, self._connecting = self._connecting, []
                     for promise in waiting:
                         self._resolve(promise, Closed(code, reason) if state is State.CLOSED else None)
-                self._tell("state", action)
+                self._notify("state", action)
 
-    def _tell(self, type: str, what: Message | Change) -> None:
+    def _notify(self, type: str, what: Message | Change) -> None:
         listeners = self._listeners.get(type, {})
         for subscription, listener in tuple(listeners.items()):
             if subscription not in listeners:
-                continue  # another listener has just ended it
+                continue  # another listener has just removed it
             try:
                 listener(what)
-            except Exception as error:  # noqa: BLE001  # the guard of this edge: the listener's fault, not ours
-                self._complain(f"a listener to {type} failed", error)
+            except Exception as error:  # noqa: BLE001  # the guard of this edge: an error of the listener
+                self._log_error(f"a listener to {type} failed", error)
 
     def _promised(self, key: str) -> P:
         promise = self._promises[key] = self._promise(lambda: self._forget(key))
@@ -290,38 +290,38 @@ class Backend(ABC, Generic[P]):
         return promise
 
     def _forget(self, key: str) -> None:
-        """The user has cancelled the promise."""
+        """The user has cancelled the awaitable."""
         if self._promises.pop(key, None) is not None:
             self._conversation.forget(key)
             self._act()
 
     @abstractmethod
     def _now(self) -> float:
-        """Seconds, of a clock that does not jump."""
+        """Seconds of a monotonic clock."""
 
     @abstractmethod
     def _wake_at(self, due: float | None) -> None:
-        """Call :meth:`_wake` then, and no more at any earlier ``due``."""
+        """Call :meth:`_wake` at ``due``, in place of the time that was set before."""
 
     @abstractmethod
     def _promise(self, cancelled: Callable[[], None] | None) -> P:
-        """A new one; ``cancelled`` is called when the user cancels it."""
+        """A new awaitable; ``cancelled`` is called when the user cancels it."""
 
     @abstractmethod
     def _resolve(self, promise: P, outcome: Any) -> None:
-        """Fire it, with an exception let it fail; unless it was cancelled."""
+        """Fire it, or fail it if ``outcome`` is an exception; unless it was cancelled."""
 
     @abstractmethod
     def _ask(self, attempt: int, refused: bool) -> None:
-        """Ask the user for a token: :meth:`_has_token` or :meth:`_has_no_token`."""
+        """Ask the user for a token: calls :meth:`_has_token` or :meth:`_has_no_token`."""
 
     @abstractmethod
     def _open(self, attempt: int) -> None:
-        """Open a socket: :meth:`_opened`, :meth:`_received` for each message, in the end :meth:`_lost`."""
+        """Open a socket: calls :meth:`_opened`, :meth:`_received` for each message, and finally :meth:`_lost`."""
 
     @abstractmethod
     def _drop(self, attempt: int, last: tuple[bytes, ...]) -> None:
-        """Be without the token or the socket that is being asked for, opened, or open; see :class:`Drop`."""
+        """Cancel the question for a token, or close the socket, open or not; see :class:`Drop`."""
 
     @abstractmethod
     def _pump(self) -> None:
@@ -332,5 +332,5 @@ class Backend(ABC, Generic[P]):
         """Fires when no socket is left."""
 
     @abstractmethod
-    def _complain(self, what: str, error: BaseException) -> None:
-        """Log something that the user's code did."""
+    def _log_error(self, what: str, error: BaseException) -> None:
+        """Log an error of the user's code."""

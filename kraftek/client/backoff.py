@@ -1,6 +1,6 @@
 """How long a client waits before it connects again: docs/client-protocol.rst, "Reconnecting".
 
-Kept by :class:`kraftek.client.conversation.Conversation`.
+Used by :class:`kraftek.client.conversation.Conversation`.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from collections.abc import Callable
 __all__ = ["LATER", "Backoff"]
 
 LATER = frozenset({4408, 4413, 4429})
-"""Of the close codes 4400 to 4499, which say "do not come back like this", those that say "back off first"."""
+"""Close codes of 4400 to 4499 after which a client reconnects with a back-off; after the others it does not."""
 
 _RESTARTED = frozenset({1012, 1013})
-"""Said to everybody at once, by what is restarted or full."""
+"""Sent to all clients at once, by a server that restarts or is full."""
 
 _FAILURES_AT_LEAST = 3
-"""After all of these the back-off is that of so many failures at least."""
+"""After all of these codes the back-off is that of so many failures at least."""
 
 _LATER_WAIT = 1.0
 
@@ -29,14 +29,14 @@ _FAILURES_THAT_COUNT = 10
 
 
 class Backoff:
-    """Exponential, with full jitter. ``random`` gives numbers from 0 to 1."""
+    """Exponential back-off with full jitter. ``random`` returns numbers from 0 to 1."""
 
     def __init__(self, random: Callable[[], float]) -> None:
         self._random = random
         self._failures = 0
 
     def reset(self) -> None:
-        """Begin from the bottom: the last connection was a good one, or the user wants a new one."""
+        """Start again from the shortest back-off: the last connection was stable, or the user wants a new one."""
         self._failures = 0
 
     def after(self, code: int, retry_after: float | None) -> float:
@@ -48,10 +48,10 @@ class Backoff:
         if later or code in _RESTARTED:
             self._failures = max(self._failures, _FAILURES_AT_LEAST)
         bound = min(_LONGEST_WAIT, _FIRST_WAIT * 2.0**self._failures)
-        # After a night of them 2.0 to their power is no number any more, and the bound was reached long ago.
+        # The bound was reached long before; without a limit 2.0 to this power overflows after a night of failures.
         self._failures = min(self._failures + 1, _FAILURES_THAT_COUNT)
         return (retry_after or (_LATER_WAIT if later else 0.0)) + self._random() * bound
 
     def unavailable(self, retry_after: float | None) -> float:
-        """Seconds until the same is asked again on a socket that stays, because the auth service could not be asked."""
+        """Seconds until the token or the room is sent again on the same socket, after ``AUTH_UNAVAILABLE``."""
         return (retry_after or 1.0) * (1.0 + self._random())

@@ -1,7 +1,8 @@
-"""What a client and the gateway say to each other, over as many sockets as it takes. Called by the backends.
+"""The protocol of a client, across reconnects, sans-IO. Called by the backends.
 
-There is no socket and no clock in here. :class:`Conversation` is told what happened and what time it is; it says what
-to do (:data:`Action`), what to send (:meth:`Conversation.next_frame`) and when to wake it (:meth:`Conversation.due`).
+There are no sockets and no clock in here. :class:`Conversation` is called with what happened and the time; it returns
+what to do (:data:`Action`), what to send (:meth:`Conversation.next_frame`) and when to call it again
+(:meth:`Conversation.due`).
 The rules are those of docs/client-protocol.rst: "Close codes", "Reconnecting", "Requests and answers".
 """
 
@@ -30,47 +31,48 @@ _PATIENCE = 10.0
 """Seconds from opening a socket to being authenticated on it: as long as the gateway itself waits for a token."""
 
 _STEADY = 5.0
-"""Seconds: a connection that was ready for so long was a good one, and the next back-off begins from the bottom."""
+"""Seconds: a connection that was ready for so long counts as stable, and resets the back-off."""
 
 _CONNECTION = ""
-"""Under this instead of a request's id stands when the connection itself is to be looked at."""
+"""The name of the connection's own deadline, beside the ids of requests."""
 _AGAIN = "again "
-"""Before a join's id: when it is to be sent once more, because the auth service could not be asked."""
+"""The prefix of a join's id for the deadline after which it is sent again, after ``AUTH_UNAVAILABLE``."""
 
 
 _decode = msgspec.json.Decoder(Message).decode
 
 
 class Conversation:
-    """One client's side of it.
+    """One client's side of the protocol.
 
-    ``rooms``: to be in from the start; authentication is for the first. ``queue``: how many messages may wait, unsent
-    or unanswered. ``random`` gives numbers from 0 to 1, for the full jitter of every wait. Times are in seconds, of any
-    clock that does not jump.
+    ``rooms``: to join from the start; authentication is for the first. ``queue``: how many messages may wait, unsent
+    or unanswered. ``random`` returns numbers from 0 to 1, for the full jitter of every wait. Times are in seconds of a
+    monotonic clock.
 
-    ``user_id``: who the gateway says we are, since it did for the first time. ``socket_id``: its name for the present
+    ``user_id``: from the gateway, since the first authentication. ``socket_id``: the gateway's id of the present
     socket, if there is one.
 
-    A socket is known by the number of its attempt. What is told of another than the present ``attempt`` is ignored.
+    A socket is identified by the number of its attempt. Calls for another than the present ``attempt`` are ignored.
 
     =======================  ==============  ==========================  ===========================  ================
     input                    ``CLOSED``      ``CONNECTING``              ``READY``                    ``WAITING``
     =======================  ==============  ==========================  ===========================  ================
     :meth:`connect`          → CONNECTING    nothing                     nothing                      nothing
     :meth:`close`            nothing         → CLOSED                    events sent; → CLOSED        → CLOSED
-    :meth:`emit`             ``Closed``      kept                        sent                         kept
-    :meth:`request`          ``Closed``      kept                        sent                         kept
-    :meth:`join`             ``Closed``      kept                        sent                         kept
+    :meth:`emit`             ``Closed``      queued                      sent                         queued
+    :meth:`request`          ``Closed``      queued                      sent                         queued
+    :meth:`join`             ``Closed``      queued                      sent                         queued
     :meth:`leave`            ``Closed``      settled                     sent                         settled
-    :meth:`token`            ignored         opens a socket              not told                     ignored
-    :meth:`opened`           ignored         sends ``authenticate``      not told                     ignored
-    ``authenticated``        ignored         → READY: sends what was     heard                        ignored
-                                             kept, rooms first
-    ``error`` without an id  ignored         heard; the token is shown   heard                        ignored
-                                             again if the auth service
-                                             was away; → CLOSED if the
-                                             token could not be read
-    an answer                ignored         heard                       settled                      ignored
+    :meth:`token`            ignored         opens a socket              ignored                      ignored
+    :meth:`opened`           ignored         sends ``authenticate``      ignored                      ignored
+    ``authenticated``        ignored         → READY: sends what was     to listeners                 ignored
+                                             queued, rooms first
+    ``error`` without an id  ignored         to listeners; the token is  to listeners                 ignored
+                                             sent again if the auth
+                                             service was unavailable;
+                                             → CLOSED if the token was
+                                             malformed
+    an answer                ignored         to listeners                settled                      ignored
     no JSON                  ignored         → WAITING                   → WAITING                    ignored
     :meth:`lost`             ignored         → WAITING, or CLOSED        → WAITING, or CLOSED         ignored
                                              for good by the code        for good by the code
@@ -105,14 +107,14 @@ class Conversation:
         self._rooms = dict.fromkeys(rooms)
         self._first: str | None = None
         self._joins: dict[str, str] = {}
-        # Those of them that nobody asked for: rooms that it was in on the socket before.
+        # The joins among them that rejoin rooms after a reconnect.
         self._rejoins: set[str] = set()
         self._leaves: set[str] = set()
 
-    # What the backend takes
+    # For the backend
 
     def next_action(self) -> Action | None:
-        """What to do next; ``None`` when that was all."""
+        """The next action; ``None`` when there is none."""
         return self._actions.popleft() if self._actions else None
 
     def next_frame(self) -> bytes | None:
@@ -128,10 +130,10 @@ class Conversation:
 
     @property
     def rooms(self) -> list[str]:
-        """Those it is in, or enters as soon as it is connected; events are from the first unless they say."""
+        """The rooms that it is in, or joins as soon as it is connected; the first is the default room of events."""
         return [*dict.fromkeys((*self._rooms, *self._joins.values()))]
 
-    # What the user wants
+    # For the user
 
     def connect(self) -> None:
         """Connect, and stay connected; from ``CLOSED`` only."""
@@ -141,7 +143,7 @@ class Conversation:
             self._begin()
 
     def close(self) -> None:
-        """Be closed. Events that wait are sent if there is a connection; requests that wait fail."""
+        """Close for good. Events that wait are sent if there is a connection; requests that wait fail."""
         if self.state is State.CLOSED:
             return
         if self.attempt is not None:
@@ -163,7 +165,7 @@ class Conversation:
         return key
 
     def join(self, now: float, timeout: float, room_id: str) -> str:
-        """Be in a room, on every socket to come; settled under the id returned. Raises as :meth:`emit`."""
+        """Join a room, also after every reconnect; settled under the id returned. Raises as :meth:`emit`."""
         check_name(room_id)
         self._check_space()
         key = self._next_id()
@@ -174,7 +176,7 @@ class Conversation:
         return key
 
     def leave(self, now: float, timeout: float, room_id: str) -> str:
-        """Be out of a room; settled under the id returned. Raises ``ValueError`` and :class:`Closed`."""
+        """Leave a room; settled under the id returned. Raises ``ValueError`` and :class:`Closed`."""
         check_name(room_id)
         if self.state is State.CLOSED:
             raise self._end
@@ -192,7 +194,7 @@ class Conversation:
         return key
 
     def forget(self, key: str) -> None:
-        """Nobody waits for this request any more."""
+        """The user no longer waits for this request."""
         if self._outbox.is_request(key):
             self._outbox.discard(key)
             self._deadlines.cancel(key)
@@ -200,7 +202,7 @@ class Conversation:
     # What happened
 
     def token(self, attempt: int, token: str, now: float) -> None:
-        """There is a token."""
+        """The user has returned a token."""
         if attempt == self.attempt:
             self._token = token
             self._deadlines.set(_CONNECTION, now + _PATIENCE)
@@ -228,7 +230,7 @@ class Conversation:
         elif key in self._joins:
             self._entered(str(key), message, error, now)
         elif key in self._leaves:
-            # Who is told that it is not in the room is out of it as well.
+            # An error means that it is not in the room, so the room is left as well.
             self._leaves.discard(str(key))
             self._deadlines.cancel(str(key))
             self._settle(str(key), None)
@@ -242,12 +244,12 @@ class Conversation:
             self._actions.append(Hear(message))
 
     def lost(self, attempt: int, code: int, reason: str, now: float) -> None:
-        """The socket is gone, could not be opened, or there is no token for it."""
+        """The socket was lost or could not be opened, or there is no token."""
         if attempt != self.attempt:
             return
         complaint, self._complaint = self._complaint, None
         retry_after = None
-        # The gateway says why before it closes; the close frame has the code of that as its reason.
+        # The gateway sends an error before it closes; the reason in the close frame is the error's code.
         if complaint is not None and complaint.code == reason:
             reason, retry_after = f"{reason}: {complaint.message}", complaint.retry_after
         once_more = code in LATER or (code == 4401 and not self._refused)
@@ -255,7 +257,7 @@ class Conversation:
             self._finish(code, reason)
             return
         self._refused = self._refused or code == 4401
-        self._go_back(code)
+        self._requeue(code)
         if self.state is State.READY and now >= self._ready_since + _STEADY:
             self._backoff.reset()
         wait = self._backoff.after(code, retry_after)
@@ -283,7 +285,7 @@ class Conversation:
             else:
                 self._give_up(1006, f"not authenticated within {_PATIENCE:g} s", now)
 
-    # How it goes on
+    # Steps
 
     def _begin(self) -> None:
         self._attempts += 1
@@ -292,7 +294,7 @@ class Conversation:
         self._actions.append(Ask(self.attempt, self._refused))
 
     def _give_up(self, code: int, reason: str, now: float) -> None:
-        """Be rid of the socket, as if it had been closed so."""
+        """Close the socket, and act as if it had been closed with this code."""
         assert self.attempt is not None
         self._actions.append(Drop(self.attempt))
         self.lost(self.attempt, code, reason, now)
@@ -314,7 +316,7 @@ class Conversation:
             self.socket_id = _text(message.payload, "socketId")
         self._actions.append(Hear(message))
         if error is not None and error.code == "INVALID_MESSAGE":
-            # The socket stays, and nothing will be different with another one.
+            # The gateway keeps the socket open, but would refuse the same on another one.
             self._give_up(4400, error.code, now)
 
     def _ready(self, now: float) -> None:
@@ -335,11 +337,11 @@ class Conversation:
         self._outbox.put_first(joins)
         self._become(Change(State.READY))
         if first is not None and first not in self._rooms:
-            # Left while it was being entered.
+            # It was left while it was being joined.
             self.leave(now, _PATIENCE, first)
 
     def _entered(self, key: str, message: Message, error: ReceivedError | None, now: float) -> None:
-        """Or not: what the gateway says to ``join``."""
+        """The gateway's answer to ``join``, positive or not."""
         room_id = self._joins[key]
         again = room_id in self._rooms
         if error is not None and error.code == "AUTH_UNAVAILABLE":
@@ -355,7 +357,7 @@ class Conversation:
         self._rooms.pop(room_id, None)
         self._settle(key, _refused(error))
         if again:
-            # Nobody has just asked for it, so nobody waits for this answer.
+            # A rejoin: no caller waits for this answer.
             self._actions.append(Hear(msgspec.structs.replace(message, id=None, room_id=room_id)))
 
     def _join_again(self, key: str, now: float) -> None:
@@ -364,7 +366,7 @@ class Conversation:
             self._deadlines.set(key, now + _PATIENCE)
 
     def _time_out(self, key: str, now: float) -> None:
-        """A ``join`` or a ``leave`` has waited for as long as it may."""
+        """A ``join`` or a ``leave`` has timed out."""
         room_id = self._joins.get(key)
         if room_id is None:
             self._leaves.remove(key)
@@ -372,22 +374,22 @@ class Conversation:
         else:
             self._forget_join(key)
             if self.state is State.READY and room_id not in {*self._rooms, *self._joins.values()}:
-                # It may be entered yet, and nobody would know.
+                # The join may still succeed, without its caller knowing.
                 self.leave(now, _PATIENCE, room_id)
         self._settle(key, Refused("TIMEOUT", "no answer in time"))
 
     def _is_out(self, room_id: str | None) -> None:
-        """Access was taken back. The last room is kept: the socket is closed with it, and ``connect()`` asks again."""
+        """Access was revoked. The last room stays: the socket is closed with it, and ``connect()`` joins it again."""
         if room_id in self._rooms and len(self._rooms) > 1:
             del self._rooms[room_id]
 
-    def _go_back(self, code: int) -> None:
-        """What was sent on the socket that is gone and has no answer is to be sent again, before the rest."""
+    def _requeue(self, code: int) -> None:
+        """The socket was lost: unanswered requests are to be sent again, before the rest."""
         longest = self._outbox.longest_request() if code == 1009 else None
         if longest is not None:
-            # To send it again would close the next socket, too.
+            # Sending it again would close the next socket, too.
             self.forget(longest)
-            self._settle(longest, Refused("TOO_LARGE", "the gateway takes no message so long"))
+            self._settle(longest, Refused("TOO_LARGE", "the message is too large for the gateway"))
         self._outbox.socket_lost()
         self._authenticate = self.socket_id = None
         for key in tuple(self._rejoins):
@@ -409,8 +411,8 @@ class Conversation:
             self._settle(key, self._end)
         for key in self._leaves:
             self._settle(key, None)
-        for kept in (self._outbox, self._deadlines, self._joins, self._rejoins, self._leaves):
-            kept.clear()
+        for part in (self._outbox, self._deadlines, self._joins, self._rejoins, self._leaves):
+            part.clear()
         self._become(Change(State.CLOSED, code, reason))
         self._actions.extend(Dropped(_decode(event)) for event in dropped)
 
@@ -456,7 +458,7 @@ def _error(payload: Any) -> ReceivedError:
     try:
         return msgspec.convert(payload, ReceivedError)
     except msgspec.ValidationError:
-        # A service's own, and not as the protocol has it: an error all the same.
+        # An error of a service that does not follow the protocol is an error all the same.
         return ReceivedError(message=str(payload))
 
 

@@ -1,4 +1,4 @@
-"""When a client has to look at something again. Kept by :class:`kraftek.client.conversation.Conversation`."""
+"""When a client has to act again. Used by :class:`kraftek.client.conversation.Conversation`."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ class Deadlines:
         self._heap: list[tuple[float, str]] = []
 
     def __len__(self) -> int:
-        """What is held in memory: at most twice the names that have a time, and a few more."""
+        """Entries in memory: at most twice the names that have a time, and a few more."""
         return len(self._heap)
 
     def set(self, name: str, due: float) -> None:
-        """From now on this is when the name is due."""
+        """Set the time of the name."""
         self._dues[name] = due
         heappush(self._heap, (due, name))
-        # Most requests are answered long before their time is over: what they leave behind is cleared away.
+        # Most requests are answered long before their time-out: their entries are removed here.
         if len(self._heap) > 2 * len(self._dues) + 64:
             self._heap = [(due, name) for name, due in self._dues.items()]
             heapify(self._heap)
 
     def cancel(self, name: str) -> None:
-        """The name is not due any more; does nothing when it has no time."""
+        """Remove the time of the name, if it has one."""
         self._dues.pop(name, None)
 
     def clear(self) -> None:
-        """No name has a time."""
+        """Remove all times."""
         self._dues.clear()
         self._heap.clear()
 
@@ -43,7 +43,7 @@ class Deadlines:
         return self._heap[0][0] if self._heap else None
 
     def take(self, now: float) -> str | None:
-        """The name that was due first, which has no time then; ``None`` when none is due by ``now``."""
+        """Remove and return the name that was due first; ``None`` when none is due by ``now``."""
         due = self.first()
         if due is None or due > now:
             return None

@@ -1,4 +1,4 @@
-"""What both Python clients raise, or fail their promises with."""
+"""The exceptions that both Python clients raise, or fail Deferreds and Futures with."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["Closed", "QueueFull", "Refused"]
 class Refused(Exception):  # noqa: N818  # it says what happened, as Twisted's names do
     """A request was answered with an error, or has no answer.
 
-    ``code``: one of the gateway's or of the service's, to act on. The client itself says ``TIMEOUT`` when nothing came
+    ``code``: the gateway's or the service's, to act on. The client itself uses ``TIMEOUT`` when no answer came
     in time, ``TOO_LARGE`` when the gateway closed the socket because of a message like this one, and ``LEFT`` for a
     room that was left before it was entered. ``retry_after``: seconds after which trying again makes sense, if the
     other side gave any.
@@ -22,7 +22,7 @@ class Refused(Exception):  # noqa: N818  # it says what happened, as Twisted's n
 
 
 class Closed(Exception):  # noqa: N818  # as above
-    """The client is closed for good: by its own ``close()``, code 1000, or by a close code that forbids coming back."""
+    """The client is closed for good: by its own ``close()``, code 1000, or by a code that forbids reconnecting."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(f"{code} {reason}".rstrip())
@@ -31,4 +31,4 @@ class Closed(Exception):  # noqa: N818  # as above
 
 
 class QueueFull(Exception):  # noqa: N818  # as above
-    """So many messages wait for a connection, or for their answers, that no more are taken."""
+    """Too many messages wait for a connection or for their answers: no more are accepted."""

@@ -1,4 +1,4 @@
-"""What a conversation tells: to its user (:class:`Message`, :class:`Change`), and to the backend that runs it
+"""The outputs of a conversation: for its user (:class:`Message`, :class:`Change`), and for the backend that runs it
 (:data:`Action`).
 """
 
@@ -24,11 +24,11 @@ class State(Enum):
     READY = "ready"
     """Authenticated."""
     WAITING = "waiting"
-    """The socket was lost. Another is opened by and by."""
+    """The socket was lost. Another one is opened after a back-off."""
 
 
 class Message(Struct, frozen=True, rename="camel"):
-    """A message of the gateway. ``room_id``: the room to which it was told, if to one."""
+    """A message of the gateway. ``room_id``: the room to which it was sent, if any."""
 
     type: str
     payload: Any = None
@@ -37,7 +37,7 @@ class Message(Struct, frozen=True, rename="camel"):
 
 
 class Change(Struct, frozen=True):
-    """The client is in another state now. Why: ``code`` and ``reason`` are those with which the last socket closed.
+    """The client is in another state now. ``code`` and ``reason`` are those with which the last socket was closed.
 
     ``wait``: seconds until the next attempt, when that is ``WAITING``.
     """
@@ -48,18 +48,18 @@ class Change(Struct, frozen=True):
     wait: float = 0.0
 
 
-# What a backend is to do.
+# Actions of a backend
 
 
 class Ask(Struct, frozen=True):
-    """Ask for a token, and give it to :meth:`Conversation.token`. ``refused``: the last one was."""
+    """Ask for a token, and pass it to :meth:`Conversation.token`. ``refused``: the last token was refused."""
 
     attempt: int
     refused: bool
 
 
 class Open(Struct, frozen=True):
-    """Open a socket, and tell :meth:`Conversation.opened` or :meth:`Conversation.lost`."""
+    """Open a socket, and call :meth:`Conversation.opened` or :meth:`Conversation.lost`."""
 
     attempt: int
 
@@ -72,20 +72,20 @@ class Drop(Struct, frozen=True):
 
 
 class Settle(Struct, frozen=True):
-    """What became of ``request()``, ``join()`` or ``leave()``."""
+    """The result of ``request()``, ``join()`` or ``leave()``."""
 
     id: str
     outcome: Message | Refused | Closed | None
 
 
 class Hear(Struct, frozen=True):
-    """A message that answers nothing: for whoever listens."""
+    """A message that answers no request: for listeners."""
 
     message: Message
 
 
 class Dropped(Struct, frozen=True):
-    """An event that was not sent and will not be: for whoever listens."""
+    """An event that was not sent and will not be: for listeners."""
 
     message: Message
 

@@ -1,6 +1,6 @@
-"""What a client has yet to send, while it is offline or its socket is slow, and what it may have to send again.
+"""Messages that a client has yet to send, while it is offline or its socket is slow, or may have to send again.
 
-Kept by :class:`kraftek.client.conversation.Conversation`.
+Used by :class:`kraftek.client.conversation.Conversation`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ __all__ = ["Kind", "Outbox"]
 
 
 class Kind(Enum):
-    """What becomes of a message when its socket is lost."""
+    """What happens to a message when its socket is lost."""
 
     EVENT = "event"
     """Sent once: it is lost with the socket."""
@@ -28,7 +28,7 @@ class Outbox:
     def __init__(self) -> None:
         self._unsent: dict[str, tuple[Kind, bytes]] = {}
         self._unanswered: dict[str, bytes] = {}
-        # The longest message on this socket: the one that was too large, if one was.
+        # The longest message on this socket: if the gateway closes it with 1009, this one was too large.
         self._longest = (0, "")
 
     def __len__(self) -> int:
@@ -88,5 +88,5 @@ class Outbox:
         self._unsent, self._unanswered, self._longest = again | rest, {}, (0, "")
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove everything."""
         self._unsent, self._unanswered, self._longest = {}, {}, (0, "")

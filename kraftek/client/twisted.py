@@ -1,7 +1,7 @@
 """The gateway's client for Twisted, over Autobahn.
 
-When to come back is the conversation's to say: Twisted's ``ClientService`` knows one delay for every failure, and not
-the close codes, so this opens each socket at a plain endpoint.
+The conversation decides when to reconnect: Twisted's ``ClientService`` has one policy for every failure and does not
+know the close codes, so this opens each socket at a plain endpoint.
 """
 
 from __future__ import annotations
@@ -79,9 +79,9 @@ class _Socket(WebSocketClientProtocol):
 
 
 class Client(Backend["Deferred[Any]"]):
-    """See :class:`kraftek.client.backend.Backend`. Its promises are Deferreds.
+    """See :class:`kraftek.client.backend.Backend`. Its awaitables are Deferreds.
 
-    ``reactor``: the one that runs, unless given.
+    ``reactor``: by default the running one.
     """
 
     _log = Logger()
@@ -129,7 +129,7 @@ class Client(Backend["Deferred[Any]"]):
 
     def _unreachable(self, attempt: int, failure: Any) -> None:
         if not failure.check(ConnectError, OSError, CancelledError):
-            self._complain("connecting failed", failure.value)
+            self._log_error("connecting failed", failure.value)
         self._lost(attempt, 1006, failure.getErrorMessage())
 
     def _dial(self, attempt: int) -> Deferred[Any]:
@@ -149,7 +149,7 @@ class Client(Backend["Deferred[Any]"]):
             self._pump,
         )
         factory.setProtocolOptions(
-            # How long it may take is the conversation's to say.
+            # The conversation has the time-out.
             openHandshakeTimeout=0,
             closeHandshakeTimeout=CLOSE_TIMEOUT,
             failByDrop=False,
@@ -202,5 +202,5 @@ class Client(Backend["Deferred[Any]"]):
         self._leaving.append(promise)
         return promise
 
-    def _complain(self, what: str, error: BaseException) -> None:
+    def _log_error(self, what: str, error: BaseException) -> None:
         self._log.failure("{what}", Failure(error), what=what)
