@@ -46,6 +46,8 @@ class Membership:
         self._late_entries: set[tuple[Session, str]] = set()
         self._removals: list[tuple[str, str, str, str]] = []
         self._restore_pending = False
+        # Older sockets elsewhere that are to be closed, each with the room and the session that took their place.
+        self._unclosed: dict[tuple[str, str], Session] = {}
         self._once = OnceUntilItWorks()
 
     def enter(self, session: Session, room_id: str | None, held: HeldGrant) -> None:
@@ -118,6 +120,9 @@ class Membership:
     def sweep(self) -> None:
         """Write a batch of late writes to the room cache."""
         if self._bus.available:
+            unclosed, self._unclosed = self._unclosed, {}
+            for (socket_id, room_id), session in unclosed.items():
+                self._displaced(socket_id, session, room_id)
             self._catch_up(_WRITES_PER_SWEEP)
             if self._restore_pending and not self._removals:
                 self.restore()
@@ -156,7 +161,7 @@ class Membership:
         entering = self._rooms.enter(user_id, room_id, session.socket_id)
         entering.addErrback(not_sent)
         if self._single:
-            entering.addCallback(self._displaced, room_id)
+            entering.addCallback(self._displaced, session, room_id)
         entering.addCallbacks(self._room_cache_written, self._room_cache_failed)
 
     def _vacate(self, session: Session, room_id: str, reason: str) -> None:
@@ -176,18 +181,27 @@ class Membership:
         leaving = self._rooms.leave(user_id, room_id, socket_id, reason)
         leaving.addErrback(not_removed).addCallbacks(self._room_cache_written, self._room_cache_failed)
 
-    def _displaced(self, socket_id: str | None, room_id: str) -> None:
-        """The entry was that of another socket: have its process close it."""
+    def _displaced(self, socket_id: str | None, session: Session, room_id: str) -> None:
+        """The entry was that of another socket: have its process close it, unless it has its place again."""
         if socket_id is None or self._roster.socket(socket_id) is not None:
             return
+        if room_id not in session.rooms and not session.superseded:
+            return
+
+        def sent(receipt: int) -> None:
+            if receipt < 0:
+                self._unclosed[socket_id, room_id] = session
+
         command = {
             "type": "disconnect",
             "recipients": [socket_id],
             "roomId": room_id,
             "payload": {"code": Code.DUPLICATE_CONNECTION},
         }
-        channel = reply_channel(gateway_of(socket_id))
-        self._bus.publish(channel, msgspec.json.encode(command), lambda _: None)
+        try:
+            self._bus.publish(reply_channel(gateway_of(socket_id)), msgspec.json.encode(command), sent)
+        except NotPublished:
+            self._unclosed[socket_id, room_id] = session
 
     def _superseded(self, socket_ids: Sequence[str]) -> None:
         for socket_id in socket_ids:

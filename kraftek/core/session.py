@@ -107,6 +107,7 @@ class Session:
         "rooms",
         "socket_id",
         "state",
+        "superseded",
         "token",
         "user_id",
     )
@@ -120,6 +121,7 @@ class Session:
         self.link = link
         self.dialect = dialect
         self.state = SessionState.NEW
+        self.superseded = False
         self.user_id: str | None = None
         self.token: Token | None = None
         self.expires_at: float | None = None
@@ -218,6 +220,7 @@ class Session:
     def supersede(self) -> None:
         """Close the client's socket because another one of its user took a room."""
         self._counters.duplicates += 1
+        self.superseded = True
         self.evict(Code.DUPLICATE_CONNECTION, "a newer login of the same user took this room")
 
     def close(self, code: int, reason: str) -> None:

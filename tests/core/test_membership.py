@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -60,6 +62,74 @@ def test_a_newer_login_closes_the_older_one_on_another_gateway() -> None:
     assert there.counters.duplicates == 1
     works(newer)
     works(unconcerned)
+
+
+def two_gateways() -> tuple[House, House]:
+    channels: dict[str, Any] = {}
+    entries: dict[tuple[str, str], str] = {}
+    here, there = (House(name, channels=channels, entries=entries) for name in ("here", "there"))
+    return here, there
+
+
+def lost(here: House) -> None:
+    """The connection is lost with the order on it, and comes back."""
+    here.bus.down()
+    here.bus.up()
+
+
+def refused(here: House) -> None:
+    here.bus.answer(-2)
+
+
+@pytest.mark.parametrize("fate", [lost, refused])
+def test_an_order_to_close_that_does_not_arrive_is_repeated(fate: Callable[[House], None]) -> None:
+    here, there = two_gateways()
+    older, newer = there.admit("alice", "one"), here.admit("alice", "one")
+    for _ in range(3):
+        fate(here)
+        assert here.bus.published == []
+        here.pass_time(0.25)
+        assert len(here.bus.published) == 1
+    here.bus.deliver()
+    assert older.link.closed == (4409, "DUPLICATE_CONNECTION")
+    assert newer.link.closed is None
+    here.pass_time(1)
+    assert here.bus.published == []
+    assert not here.membership._unclosed
+
+
+def test_an_order_to_close_that_meets_the_bound_is_repeated() -> None:
+    here, there = two_gateways()
+    older = there.admit("alice", "one")
+    here.bus._in_flight = 0
+    newer = here.admit("alice", "one")
+    here.pass_time(1)
+    assert here.bus.published == []
+    here.bus._in_flight = 100
+    here.pass_time(0.25)
+    here.bus.deliver()
+    assert older.link.closed == (4409, "DUPLICATE_CONNECTION")
+    assert newer.link.closed is None
+
+
+def test_an_older_socket_that_has_its_place_again_is_not_closed() -> None:
+    here, there = two_gateways()
+    older, newer = there.admit("alice", "one"), here.admit("alice", "one")
+    here.bus.answer(-2)
+    newer.leave()
+    here.pass_time(1)
+    assert here.bus.published == []
+    assert older.link.closed is None
+
+
+def test_of_three_logins_the_newest_stays() -> None:
+    here, there = two_gateways()
+    oldest, newer = there.admit("alice", "one"), here.admit("alice", "one")
+    here.bus.answer(-2)
+    newest = here.admit("alice", "one")
+    here.pass_time(0.25)
+    here.bus.deliver()
+    assert [client.link.closed is None for client in (oldest, newer, newest)] == [False, False, True]
 
 
 def test_a_displaced_socket_that_left_the_room_meanwhile_stays() -> None:

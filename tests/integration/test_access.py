@@ -310,6 +310,25 @@ def test_what_cannot_be_read_in_redis_stops_nothing_else(
     assert process.log().count("cannot be read") == process.log().count("no gateway wrote") == 1
 
 
+def test_the_order_to_close_an_older_socket_is_repeated_until_it_arrives(
+    redis_server: RedisServer, gateway: StartGateway, connect: Connect
+) -> None:
+    one, two = gateway(redis_server), gateway(redis_server)
+    older = connect(one, "ada", "r1")
+    redis = redis_server.client()
+    redis.execute_command("ACL", "SETUSER", "default", "-publish")
+    newer = connect(two, "ada", "r1")
+    wait_until(
+        lambda: redis.hget("room:r1", "user_ada") == newer.socket_id, lambda: f"the newer: {redis.hgetall('room:r1')}"
+    )
+    older.expect_nothing()
+    redis.execute_command("ACL", "SETUSER", "default", "+publish")
+    older.expect_error("DUPLICATE_CONNECTION")
+    older.expect_close(4409)
+    newer.expect_nothing()
+    assert redis.hgetall("room:r1") == {"user_ada": newer.socket_id}
+
+
 @pytest.mark.parametrize("refusal", ["min-replicas-to-write", "maxmemory"])
 def test_revocation_while_redis_refuses_writes(
     redis_server: RedisServer, gateway: StartGateway, connect: Connect, auth_service: AuthService, refusal: str
