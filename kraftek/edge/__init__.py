@@ -1,1 +1,1 @@
-"""HTTP and WebSocket, in and out: bytes outside, values inside. Knows ``contract`` alone of ours."""
+"""HTTP and WebSocket, in and out: bytes outside, values inside. Of this package it imports ``contract`` alone."""

@@ -20,7 +20,7 @@ class Addresses:
         self._clients: Counter[str] = Counter()
 
     def full(self, address: str) -> bool:
-        """Whether no more clients of this address are let in."""
+        """Whether no more clients from this address are accepted."""
         return 0 < self._limit <= self._clients[address]
 
     def add(self, address: str) -> None:

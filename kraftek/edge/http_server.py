@@ -28,7 +28,7 @@ from kraftek.edge.hosts import Hosts
 __all__ = ["SERVER", "HttpChannel", "HttpServer", "RefusedError", "Request", "Response", "end_writing", "printable"]
 
 SERVER = "kraftek-gateway"
-"""What answers call their server. No version: whoever looks for holes need not be told."""
+"""The ``Server`` header, without a version, which would only help attackers."""
 
 _HEAD_BYTES = 16_384
 """Request line and headers at most; Node's and nginx's limits are of the same size."""
@@ -55,7 +55,7 @@ class Response(Struct, frozen=True):
 
 
 class RefusedError(Exception):
-    """Somebody is not let in: the answer, and what it is counted as.
+    """A client is refused: the answer, and how it is counted.
 
     The text, one line, is also the body unless another one is given. It repeats nothing in which a token may stand.
     """
@@ -142,7 +142,7 @@ class Request(http.Request):
         self.finish()
 
     def refuse(self, response: Response) -> None:
-        """Answer it before all of it is there, and close: the rest is not read."""
+        """Answer before the whole request has arrived, and close: the rest is not read."""
         self._refused = True
         self.host_name = self.header("host") or ""
         self.requestHeaders.removeHeader(b"Expect")
@@ -181,7 +181,7 @@ class Request(http.Request):
             if refusal is not None:
                 self.refuse(refusal)
                 return
-            # Twisted keeps the request line to itself until the body is there, which may take its time.
+            # Twisted does not pass on the request line until the body has arrived, which may take long.
             self.method = self.channel._command  # noqa: SLF001
             self._read_target(self.channel._path)  # noqa: SLF001
             self.channel.factory.expect(self)
@@ -367,10 +367,10 @@ class HttpServer(HTTPFactory):
         return None
 
     def expect(self, request: Request) -> None:
-        """The head of a request with a body is there."""
+        """The head of a request with a body has arrived."""
 
     def process(self, request: Request) -> None:
-        """A request is there, whole."""
+        """A whole request has arrived."""
         if not request.path.startswith(b"/"):
             request.answer(Response(400, b"expected a target that begins with /\n"))
         elif not self.hosts.allow(request.host_name):
@@ -379,14 +379,14 @@ class HttpServer(HTTPFactory):
             self.respond(request)
 
     def refuse_host(self, request: Request) -> Response:
-        """The answer to who names a host that is not ours."""
+        """The answer to a request for another host."""
         found = printable(request.host_name) or "none"
         return Response(
             421, f'The host {found} is not served here: name it in "hosts" of the configuration.\n'.encode()
         )
 
     def lost(self, channel: HttpChannel) -> None:
-        """A connection is gone, or no HTTP any more."""
+        """A connection was lost, or is no HTTP connection any more."""
 
     # Of Twisted's: a clock and a file for its access log, whose lines would hold the query.
 

@@ -15,7 +15,7 @@ class Verdict(Enum):
     """What a page may do."""
 
     REFUSED = "refused"
-    ANYBODY = "anybody"  # as everybody's page may: connect, without cookies
+    ANYBODY = "anybody"  # as any page may: connect, without cookies
     NAMED = "named"  # connect, with cookies and whatever else makes a request the user's
 
 
@@ -33,7 +33,7 @@ class Origins:
         self._exact = {_normal(pattern) for pattern in patterns if "://" in pattern}
 
     def judge(self, origin: str, host: str, scheme: str | None) -> Verdict:
-        """What a page with this ``Origin`` may do on this ``Host``; empty: whoever sends none is no browser.
+        """What a page with this ``Origin`` may do on this ``Host``; empty: a client without one is no browser.
 
         ``scheme``: what the page would have if it were the host's own, ``None`` where that is not known.
         """

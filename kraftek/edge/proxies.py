@@ -1,4 +1,4 @@
-"""What the proxies in front of the gateway say of a client: its address, and the scheme that it speaks.
+"""What the proxies in front of the gateway report of a client: its address, and its scheme.
 
 Asked by :mod:`kraftek.edge.public_site` for each request.
 """
@@ -17,7 +17,7 @@ _SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
 
 
 class Proxies:
-    """``number``: how many there are, each of which appends to ``X-Forwarded-For``; with 0 nobody is believed."""
+    """``number``: how many there are, each of which appends to ``X-Forwarded-For``; with 0 the header is ignored."""
 
     def __init__(self, number: int) -> None:
         self._number = number
@@ -28,21 +28,21 @@ class Proxies:
         ``forwarded``: all of its ``X-Forwarded-For``. What stands there before the word of the proxies is the client's
         own invention. All of a UNIX socket have one address, which is empty.
         """
-        if told := self._told(forwarded):
+        if reported := self._reported(forwarded):
             # Some proxies (Azure's) give the port as well, another one for each connection.
-            with_port = _WITH_PORT.fullmatch(told)
-            return with_port[1] or with_port[2] if with_port else told
+            with_port = _WITH_PORT.fullmatch(reported)
+            return with_port[1] or with_port[2] if with_port else reported
         return getattr(peer, "host", "")
 
     def scheme(self, forwarded: str | None, *, secure: bool) -> str | None:
         """The scheme of the page's own connections, ``None`` where that is not known.
 
         ``forwarded``: all of its ``X-Forwarded-Proto``. ``secure``: whether our own port speaks TLS. Behind proxies
-        that says nothing, and a plain port may have one in front that nobody told us about.
+        that says nothing, and a plain port may have one in front that nobody reported us about.
         """
         if self._number:
-            return _SCHEMES.get(self._told(forwarded).lower())
+            return _SCHEMES.get(self._reported(forwarded).lower())
         return "https" if secure else None
 
-    def _told(self, forwarded: str | None) -> str:
+    def _reported(self, forwarded: str | None) -> str:
         return (forwarded or "").split(",")[-self._number :][0].strip() if self._number else ""

@@ -54,7 +54,7 @@ _UPGRADE = Response(
 )
 
 _SPARE = 32
-"""Connections over the limit that are still told why they are refused."""
+"""Connections over the limit that still get an answer with the reason."""
 
 
 class Page(Struct, frozen=True):
@@ -135,7 +135,7 @@ class PublicSite(HttpServer):
         return self._channels + self._websockets.countConnections
 
     def turn_away(self, reason: str) -> None:
-        """Refuse whoever comes from now on, with 503 and this reason: the process stops."""
+        """Refuse all requests from now on, with 503 and this reason: the process stops."""
         self._stops = reason
         if self._polling is not None:
             self._polling.turn_away(reason)
@@ -143,7 +143,7 @@ class PublicSite(HttpServer):
     # What Twisted and the HTTP server call.
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
-        # Those that are over the limit by so much are not even told.
+        # Beyond that they get no answer.
         if self.connections >= self._websockets.max_connections + _SPARE:
             self._counters.connections_refused[RefusalReason.PROCESS] += 1
             return None

@@ -62,7 +62,7 @@ def _read(named: str, payload: Raw, decode: Callable[[Raw], T], id: RequestId | 
 
 
 def explain(error: Exception) -> str:
-    """What a client is told of JSON that msgspec cannot read."""
+    """The error for JSON that msgspec cannot read."""
     if isinstance(error, RecursionError):
         return "JSON is nested too deeply"
     if isinstance(error, UnicodeDecodeError):

@@ -1,4 +1,4 @@
-"""Socket.IO as a dialect: what a Socket.IO client says becomes the gateway's messages, and back.
+"""Socket.IO as a dialect: converts packets of Socket.IO clients to the gateway's messages, and back.
 
 One instance for each connection, opened by :mod:`kraftek.daemon.lifecycle` on a client of
 :mod:`kraftek.edge.engineio.clients`; the packets themselves are :mod:`kraftek.edge.dialects.socketio_packets`. The
@@ -225,5 +225,5 @@ class SocketIODialect:
 
 
 def _is_ack_id(id: RequestId | None) -> TypeGuard[int]:
-    """Whether this is what a Socket.IO client calls a request: nobody else's id may end up in an acknowledgement."""
+    """Whether this id is one of a Socket.IO client: no other id may end up in an acknowledgement."""
     return type(id) is int and 0 <= id < 10**16

@@ -1,4 +1,4 @@
-"""Socket.IO protocol 5, sans-IO: packets, and what one client says with them.
+"""Socket.IO protocol 5, sans-IO: packets, and one client's side of the protocol.
 
 Called by whoever serves Socket.IO clients, between the transport (:mod:`kraftek.edge.engineio.connection` hands it
 messages, and takes what it encodes) and an application. Payloads stay JSON: they are cut out of packets and
@@ -83,7 +83,7 @@ class PacketKind(IntEnum):
 
 
 class SocketError(ValueError):
-    """The client broke the protocol: close its connection, unless it is only to be told (``closes``).
+    """The client broke the protocol: close its connection, unless it only gets an error (``closes``).
 
     The text repeats nothing it sent. ``ack_id``: that of the event which is refused, where it has one.
     """
@@ -136,7 +136,7 @@ SocketPacket = ConnectPacket | EventPacket | AckPacket | DisconnectPacket
 
 
 class Header(NamedTuple):
-    """A packet taken apart. ``payload`` is JSON, unchecked; empty when there is none."""
+    """A decoded packet. ``payload`` is JSON, unchecked; empty when there is none."""
 
     kind: PacketKind
     attachments: int
@@ -252,7 +252,7 @@ _PLACEHOLDER: Final = re.compile(
 )
 _BINARY: Final = re.compile(rb'\{\s*+"_binary"\s*+:\s*+("[^"\\]*+(?:\\.[^"\\]*+)*+")\s*+\}')
 
-# A placeholder of somebody else's making, be it in escaped letters, would make clients take a binary packet
+# A placeholder that was forged, even in escaped letters, would make clients take a binary packet
 # for malformed, and disconnect. No usual encoder escapes letters.
 _FORGED: Final = re.compile(rb"_placeholder|\\u00[4-7]")
 
@@ -293,7 +293,7 @@ class SocketSettings(Struct, frozen=True, kw_only=True):
     """What all sessions share.
 
     ``namespaces``: those that there are. ``max_attachment_bytes``: of all attachments of one packet. ``bounds``: of an
-    event's payload, which whoever speaks on top asks.
+    event's payload, which the caller asks.
     """
 
     namespaces: frozenset[str] = frozenset((MAIN,))

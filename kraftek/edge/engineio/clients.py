@@ -35,7 +35,7 @@ Posted = Callable[[EngineError | None], None]
 _GOING_AWAY = 1001
 
 _AT_ONCE = 500
-"""Packets of a POST that are handled in one turn: so many events cost some 10 ms, in which nobody else is served."""
+"""Packets of a POST that are handled in one iteration: so many events take some 10 ms, and block all other clients."""
 
 _TURNAROUND = 1.0
 """Seconds that a client has from the answer to its poll to the next one, before what waits is held against it."""
@@ -110,7 +110,7 @@ class EngineClient:
             self.flush()
 
     def post_body(self, body: bytes) -> None:
-        """The whole of it is there."""
+        """The whole body has arrived."""
         if self._posted is not None:
             self._messages = self.engine.receive_payload(body)
             self._read()
@@ -179,7 +179,7 @@ class EngineClient:
     def close(self, code: int, reason: str) -> None:
         answer = self._answer
         if code == _GOING_AWAY and self._direct is None:
-            # The protocol's close packet is taken by some for a wish that they stay away (python-socketio): neither the
+            # Some clients do not reconnect after the protocol's close packet (python-socketio): neither the
             # poll that is held nor the next one may get it.
             self.poll_lost()
             if answer is not None:
@@ -199,7 +199,7 @@ class EngineClient:
         self._read()
 
     def flush(self) -> None:
-        """The turn ends, or the session changed."""
+        """The iteration ends, or the session changed."""
         self._settle(1000, "")
 
     def _settle(self, code: int, reason: str) -> None:
@@ -241,7 +241,7 @@ class EngineClient:
             self._receiver.receive(data, binary)
 
     def _read(self) -> None:
-        """Hand on what a POST brought: so much in a turn, and as long as the receiver wants it."""
+        """Pass on the packets of a POST: so many in an iteration, and as long as the receiver wants them."""
         messages = self._messages
         if messages is None or self._reading:
             return
@@ -320,7 +320,7 @@ class EngineSocket:
 
 
 class EngineClients:
-    """All of them. ``open`` is called with each new one, and gives what speaks with it.
+    """All Engine.IO clients. ``open`` is called with each new one, and returns its receiver.
 
     Each counts once for its ``peer``, on whatever transport. ``max_clients``: when there are as many, no new one is let
     in by polling. Those that come by WebSocket are let in, or not, where that arrives.
@@ -387,7 +387,7 @@ class EngineClients:
         self._turned_away = reason
 
     def forget(self, client: EngineClient) -> None:
-        """A client is gone."""
+        """A client disconnected."""
         known = self._by_sid.pop(client.engine.sid, None)
         if known is None:
             return

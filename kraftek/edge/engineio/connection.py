@@ -65,7 +65,7 @@ class _Open(Struct, rename="camel"):
 
 
 class ConnectionState(Enum):
-    """Where an :class:`EngineSession` is; the table there says what follows what."""
+    """Where an :class:`EngineSession` is; the table there has the transitions."""
 
     POLLING = "HTTP long-polling alone"
     OFFERED = "a WebSocket was opened beside it, and has proven nothing yet"
@@ -92,7 +92,7 @@ class Reason(StrEnum):
 class EngineSession:
     """One client, over polling, over a WebSocket, or on its way from one to the other.
 
-    ``sid`` is the client's secret: whoever knows it can speak for the client, so it is no name to show
+    ``sid`` is the client's secret: whoever knows it can act as the client, so it must not be shown
     around. ``deadline`` is the time at which :meth:`tick` next has something to do. ``reason`` says why the
     session ended, or is ending.
 
@@ -332,7 +332,7 @@ class EngineSession:
             self._leave_upgrade(ConnectionState.CLOSING)
 
     def payload(self) -> bytes | None:
-        """The answer to the held poll; ``None`` when none is held, or when there is nothing to say yet."""
+        """The answer to the held poll; ``None`` when none is held, or when there is nothing to send yet."""
         if not self._polled:
             return None
         if self._queue and self.state is not ConnectionState.WEBSOCKET:

@@ -69,7 +69,7 @@ class EngineError(Exception):
 
     @property
     def body(self) -> bytes:
-        """What the client is told: ``{"code", "message"}``."""
+        """The body of the answer: ``{"code", "message"}``."""
         return msgspec.json.encode({"code": int(self.code), "message": _MESSAGES.get(self.code, str(self))})
 
 
@@ -160,7 +160,7 @@ def read_request(method: str, query: Mapping[str, str], *, websocket: bool) -> s
     """The session id that a request is for, or ``None`` when it asks for a new session.
 
     ``websocket``: it is a WebSocket handshake. Raises :class:`EngineError`. Whether the session exists, and
-    whether the Origin may come here, is the caller's to say: ``UNKNOWN_SID`` and ``FORBIDDEN``.
+    whether the Origin may come here, is for the caller to check: ``UNKNOWN_SID`` and ``FORBIDDEN``.
     """
     transport = query.get("transport")
     if transport not in ("polling", "websocket"):

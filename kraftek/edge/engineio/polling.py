@@ -37,11 +37,11 @@ class Polling:
         self._clients = clients
 
     def turn_away(self, reason: str) -> None:
-        """Refuse whoever comes from now on."""
+        """Refuse all requests from now on."""
         self._clients.turn_away(reason)
 
     def expect(self, request: Request) -> None:
-        """The head of a request with a body is there. Until that has come, its session takes no other POST."""
+        """The head of a request with a body has arrived. Until the body has, its session accepts no other POST."""
         try:
             sid = read_request(request.method.decode("latin-1"), request.query, websocket=False)
             if request.method == b"POST" and sid is not None:

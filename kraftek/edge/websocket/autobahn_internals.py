@@ -31,7 +31,7 @@ from kraftek.edge.websocket.protocol import HANDSHAKE, Silent, succeed
 __all__ = ["quickened"]
 
 _EMPTY_PONG = b"\x8a\x80"
-"""And its mask: the answer to our ping, which says no more than that somebody is there (RFC 6455, section 5.5.3)."""
+"""And its mask: the answer to a ping of the gateway, which carries nothing else (RFC 6455, section 5.5.3)."""
 
 _log = Logger()
 
@@ -65,13 +65,13 @@ def quickened(protocol: Any, factory: Any, base: Any = WebSocketServerProtocol) 
 
 
 def unmask(mask: bytes, payload: bytes) -> bytes:
-    """The payload with the mask taken off, or put on, by Autobahn's C code where there is any."""
+    """The payload unmasked or masked, by Autobahn's C code where it exists."""
     unmasked: bytes = xormasker.create_xor_masker(mask, len(payload)).process(payload)  # type: ignore[attr-defined]
     return unmasked
 
 
 class _Unframing:
-    """Takes the plain messages of a whole read in one pass, and leaves everything else to Autobahn."""
+    """Handles the plain messages of a whole read in one pass, and leaves everything else to Autobahn."""
 
     def dataReceived(self: Any, data: bytes) -> None:
         if self.state == self.STATE_OPEN and not self.data and self.current_frame is None:
@@ -150,7 +150,7 @@ def _leave_colours() -> None:
 
 
 class _Nobody:
-    """Stands where Autobahn fires a Deferred that nobody waits for."""
+    """Replaces a Deferred that Autobahn fires and that has no callbacks."""
 
     def callback(self, result: object) -> None:
         """Take it for done."""
@@ -228,7 +228,7 @@ def _check_slimming(base: Any) -> None:
             raise UnexpectedError(f"{base.__name__} keeps no {name}")
     if whole.send_queue:
         raise UnexpectedError(f"send_queue of {base.__name__} is not empty when nothing was sent")
-    # Whoever misses what was dropped fails in one of these.
+    # Code that needs a dropped attribute fails in one of these.
     for server_closes in (False, True):
         made, transport = _opened(type(base.__name__, (_Slim, base), {**_AT_REST, **_NOT_NEEDED}))
         made.forget_handshake()

@@ -1,4 +1,4 @@
-"""The closing handshakes under way (RFC 6455, section 7): who stops or drains a gateway waits for them.
+"""The closing handshakes under way (RFC 6455, section 7): a gateway that stops or drains waits for them.
 
 Kept by :class:`kraftek.edge.websocket.factory.ClientFactory`, which its connections tell.
 """
@@ -29,7 +29,7 @@ class Closings:
         self._connections.add(connection)
 
     def end(self, connection: object) -> None:
-        """The connection is gone, closed or not."""
+        """The connection was lost, closed or not."""
         self._connections.discard(connection)
         if self._waiting and not self._connections:
             waiting, self._waiting = self._waiting, []

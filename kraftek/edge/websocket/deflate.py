@@ -1,4 +1,4 @@
-"""Compression of messages (permessage-deflate, RFC 7692): which offer is taken, and how messages are decompressed.
+"""Compression of messages (permessage-deflate, RFC 7692): which offer is accepted, and how messages are decompressed.
 
 Each message is compressed by itself: nothing is kept from one to the next. What the gateway sends is compressed in
 :mod:`kraftek.edge.websocket.frames`.
@@ -35,16 +35,16 @@ class Deflate(Struct, frozen=True):
 
 
 def accepted(extensions: str) -> Deflate | None:
-    """The first offer that can be taken of a ``Sec-WebSocket-Extensions``.
+    """The first acceptable offer in a ``Sec-WebSocket-Extensions``.
 
     One with anything else than RFC 7692 defines is declined (section 7.1), not refused: the client goes on without.
     """
     if len(extensions) > _LONGEST_OFFER:
         return None
-    return next((taken for offer in _OFFERS.findall(extensions) if (taken := _taken(offer))), None)
+    return next((accepted for offer in _OFFERS.findall(extensions) if (accepted := _accepted(offer))), None)
 
 
-def _taken(offer: str) -> Deflate | None:
+def _accepted(offer: str) -> Deflate | None:
     parts = [part.strip(" \t") for part in _PARAMETERS.findall(offer)]
     if not parts or parts[0].lower() != "permessage-deflate":
         return None
@@ -125,7 +125,7 @@ class Inflater:
         return message
 
     def end_decompress_message(self) -> None:
-        """It is there. The memory, 40 KiB, is given back."""
+        """The message is complete. The memory, 40 KiB, is released."""
         if self._inflated(b"\x00\x00\xff\xff", 1):
             self.failure = CORRUPT  # these were to be its end, not its text
         self._inflate = None

@@ -83,7 +83,7 @@ class ClientFactory(WebSocketServerFactory):
             self.protocol = quickened(ClientProtocol, self)
 
     def accept(self, request: Request, address: str, *, engine: bool) -> None:
-        """Answer a handshake of somebody who counts for ``address``; ``engine``: to speak Engine.IO.
+        """Answer a handshake of a client that counts for ``address``; ``engine``: for Engine.IO.
 
         Raises :class:`RefusedError`.
         """
@@ -125,7 +125,7 @@ class ClientFactory(WebSocketServerFactory):
         return self.open_session(protocol.outbox, self.dialects[subprotocol](), credentials)
 
     def closed(self, protocol: ClientProtocol) -> None:
-        """The connection is gone."""
+        """The connection was lost."""
         self.closings.end(protocol)
         address, protocol.counted_as = protocol.counted_as, None
         if address is not None:

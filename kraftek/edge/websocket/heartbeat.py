@@ -13,7 +13,7 @@ _SLOTS = 64
 """Parts of an interval: so exact are its times, and so evenly are pings spread over it."""
 
 _SHORTEST = 1.0
-"""Seconds that a time-out is at least: some sweeps, for an answer is not heard before the next one."""
+"""Seconds that a time-out is at least: some sweeps, because an answer is not noticed before the next one."""
 
 
 class Pinged(Protocol):
@@ -49,14 +49,14 @@ class Heartbeat:
         self._wheel[connection.slot].add(connection)
 
     def remove(self, connection: Pinged) -> None:
-        """The connection is gone."""
+        """The connection was lost."""
         self._wheel[connection.slot].discard(connection)
 
     def sweep(self) -> None:
         """Do what is due. Called a few times a second."""
         now = self._position()
         if not 0 <= now - self._done < self._lag:
-            # The process stood still, or its clock was set: nobody was heard, and nobody is to blame for it.
+            # The process was paused, or its clock was set: missing answers are not the clients' fault.
             self._done = now
             for slot in self._wheel:
                 for connection in slot:

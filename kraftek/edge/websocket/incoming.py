@@ -7,7 +7,7 @@ from kraftek.edge.websocket.deflate import Inflater
 __all__ = ["Incoming", "TooLargeError"]
 
 _EMPTY_FRAMES = 128
-"""Of a message, that carry nothing. Some clients end one with such a frame; nobody needs many."""
+"""Empty frames that a message may have. Some clients end one with such a frame; none needs many."""
 
 
 class TooLargeError(Exception):

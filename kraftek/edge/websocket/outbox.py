@@ -1,4 +1,4 @@
-"""What one WebSocket client is sent: its session's link, and all that Autobahn says on the connection.
+"""The frames for one WebSocket client: those of its session's link, and those of Autobahn itself.
 
 Made by :class:`kraftek.edge.websocket.protocol.ClientProtocol` for its connection.
 """
@@ -37,7 +37,7 @@ class Connection(Protocol):
         """Read again."""
 
     def overrun(self) -> None:
-        """More waits to be sent than may: say so, and close."""
+        """The send buffer is full: send the last message, and close."""
 
 
 @implementer(IClientLink, IPushProducer)
@@ -90,7 +90,7 @@ class Outbox:
         if send is not None and self._pending is None:
             data = outgoing.wire or wire(outgoing)
             if self._iteration.ending:
-                # As in flush(): to come back to thousands of these at the end of the turn would take longer.
+                # As in flush(): returning to thousands of these at the end of the iteration would take longer.
                 try:
                     sent = send(data)
                 except OSError:
@@ -123,7 +123,7 @@ class Outbox:
         if self.open:
             self._protocol.resume()
 
-    # What the protocol and the turn call.
+    # Called by the protocol and at the end of the iteration.
 
     def put(self, data: bytes) -> None:
         """Send whole frames after all that was written before."""
@@ -140,14 +140,14 @@ class Outbox:
             self._pending = [pending, data]
 
     def ping(self) -> None:
-        """Send a ping. It goes ahead of what waits here: who reads slowly must get it in time to answer."""
+        """Send a ping. It goes ahead of what waits here, so that a slow reader gets it in time to answer."""
         if self.open and self.blocked:
             self._transport.write(_PING)
         else:
             self.put(_PING)
 
     def flush(self) -> None:
-        """The turn ends, or the client reads again."""
+        """The iteration ends, or the client reads again."""
         data, send = self._pending, self._send
         if data is None or (send is None and self.blocked):
             return
@@ -174,7 +174,7 @@ class Outbox:
             self._transport.write(data)
 
     def lost(self) -> None:
-        """The connection is gone."""
+        """The connection was lost."""
         self._taken()
         self.open = False
         self._send = None

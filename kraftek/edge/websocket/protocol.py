@@ -41,7 +41,7 @@ HANDSHAKE = frozenset(
         "websocket_protocols",
     }
 )
-"""What Autobahn keeps of a handshake for as long as the connection lives."""
+"""What Autobahn stores of a handshake for the lifetime of the connection."""
 
 
 def succeed(protocol: Any, key: str, subprotocol: str | None, headers: dict[str, str]) -> None:
@@ -66,7 +66,7 @@ class Silent:
 
 
 class Acceptor(Protocol):
-    """Whoever makes these connections, and decides about them."""
+    """The maker of these connections, which decides about them."""
 
     closings: Closings
     countConnections: int
@@ -79,7 +79,7 @@ class Acceptor(Protocol):
         """The handshake is done: a session for the connection, or ``None`` to close it."""
 
     def closed(self, protocol: ClientProtocol) -> None:
-        """The connection is gone."""
+        """The connection was lost."""
 
 
 class ClientProtocol(WebSocketServerProtocol):
@@ -141,7 +141,7 @@ class ClientProtocol(WebSocketServerProtocol):
         return not self.failedByMe and super().processData()
 
     def onOpen(self) -> None:
-        # A trusted proxy may have told another address than that of the transport.
+        # A trusted proxy may have reported another address than that of the transport.
         self.outbox.peer = self.peer or ""
         try:
             self.session = self.factory.opened(self)
@@ -181,7 +181,7 @@ class ClientProtocol(WebSocketServerProtocol):
 
     def onPing(self, payload: bytes) -> None:
         self.heard = True
-        # Who does not read gets no more pongs: they would pile up, a ping each, past every bound.
+        # A client that does not read gets no more pongs: they would pile up without bound, one for each ping.
         if not self.outbox.blocked:
             super().onPing(payload)
 
@@ -196,7 +196,7 @@ class ClientProtocol(WebSocketServerProtocol):
         if session is not None:
             session.lost()
 
-    # What Autobahn says leaves by the outbox too, and keeps its place among what sessions say.
+    # Autobahn's frames go through the outbox, too, in order with those of sessions.
 
     def sendData(self, data: bytes, sync: bool = False, chopsize: int | None = None) -> None:
         self.outbox.put(data)
@@ -211,7 +211,7 @@ class ClientProtocol(WebSocketServerProtocol):
 
     def dropConnection(self, abort: bool = False) -> None:
         self.outbox.finish()
-        # Autobahn resets a client that has answered, and a page is then told that it was not closed cleanly.
+        # Autobahn resets a client that has answered, and a page then sees a connection that was not closed cleanly.
         super().dropConnection(abort and not self.wasClean)
 
     def forget_handshake(self) -> None:
@@ -237,14 +237,14 @@ class ClientProtocol(WebSocketServerProtocol):
         self.transport.resumeProducing()
 
     def overrun(self) -> None:
-        """More waits to be sent than may: say so, and close."""
+        """The send buffer is full: send the last message, and close."""
         self.factory.counters.slow_consumers += 1
         session, code = self.session, Code.SLOW_CONSUMER
         if session is not None:
             last = session.overrun()
             if last is not None:
                 self.outbox.put(wire(last))
-            # Not at once: the roster may be in the middle of telling everybody in a room.
+            # Not at once: a broadcast to a room may be in progress.
             self.factory.reactor.callLater(0, session.lost)
         self.close(CLOSE_CODES[code], code)
 
@@ -255,7 +255,7 @@ class ClientProtocol(WebSocketServerProtocol):
 
     def silent(self) -> None:
         self.factory.counters.ping_timeouts += 1
-        # Not dropConnection, which takes a connection for closed that still waits for its last bytes to be read.
+        # Not dropConnection, which treats a connection as closed whose last bytes are still to be read.
         self.transport.abortConnection()
 
     def _check_inflater(self) -> None:
