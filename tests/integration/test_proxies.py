@@ -6,8 +6,6 @@ so that a handshake follows other requests there.
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import json
 import os
 import shutil
@@ -21,14 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
 from websockets.frames import Opcode
 
-from tests.integration.wire import Response, Wire, frame, handshake, request
+from tests.integration.wire import Response, Wire, certificate, frame, handshake, request
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -52,30 +45,6 @@ def program(name: str) -> str:
     if found is None:
         pytest.fail(f"no {name}: apt-get install {name}, or make need-proxies")
     return found
-
-
-def certificate(directory: Path) -> tuple[Path, Path]:
-    """A certificate of ``localhost`` and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    cert, private = directory / "localhost.crt", directory / "localhost.key"
-    cert.write_bytes(made.public_bytes(Encoding.PEM))
-    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    return cert, private
 
 
 def shipped(name: str, changes: dict[str, str]) -> str:
@@ -121,9 +90,7 @@ class Proxy:
 
     def wire(self) -> Wire:
         """A connection to it."""
-        wire = Wire(self.port)
-        wire.socket = self._tls.wrap_socket(wire.socket, server_hostname="localhost")
-        return wire
+        return Wire(self.port, tls=self._tls)
 
     def websocket(self, path: str = "/", **headers: str | None) -> Wire:
         """A client that went through it: a thread by itself, for Python's TLS takes only one at a time."""

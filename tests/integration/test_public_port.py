@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import select
+import ssl
 import time
 import zlib
 from contextlib import suppress
@@ -13,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from playwright.sync_api import sync_playwright
 from websockets.frames import Opcode
 
-from tests.integration.wire import Wire, frame, handshake, request
+from tests.integration.wire import Wire, certificate, frame, handshake, request
 
 if TYPE_CHECKING:
     from tests.integration.conftest import Gateway, RedisServer, StartGateway, StartService
@@ -488,6 +490,70 @@ class TestHosts:
             with Wire(operator_port(process)) as wire:
                 wire.send(request("/health", Host=host))
                 assert wire.response().status == operators, host
+
+
+class TestTls:
+    """The same over TLS of the gateway's own, where a connection changes hands another way."""
+
+    def test_all_of_it(self, gateway: StartGateway, redis_server: RedisServer, tmp_path: Path) -> None:
+        cert, key = certificate(tmp_path)
+        process = gateway(redis_server, args=["--listen", f"ssl:0:interface=127.0.0.1:privateKey={key}:certKey={cert}"])
+        tls = ssl.create_default_context(cafile=cert)
+        page = {"Host": f"localhost:{process.port}", "Origin": f"https://localhost:{process.port}"}
+        for target in ("/", SOCKETIO):
+            with Wire(process.port, tls=tls) as wire:
+                for asked in (request("/kraftek.js"), request("/")):
+                    wire.send(asked)
+                    wire.response()
+                wire.send(handshake(target, **page))
+                assert wire.response().status == 101
+                assert b"sid" in (said := wire.frame()[1]) or b"connected" in said
+                wire.send(frame(Opcode.PING, b"x" * 100))
+                assert wire.frame() == (Opcode.PONG, b"x" * 100)
+                wire.send(b"\x83\x80mask" + b"x" * 100_000)
+                opcode, reason = wire.frame()
+                assert (opcode, int.from_bytes(reason[:2], "big")) == (Opcode.CLOSE, 1002)
+                assert wire.closed()
+        with Wire(process.port, tls=tls) as wire:
+            wire.send(handshake(**{**page, "Origin": f"http://localhost:{process.port}"}))
+            assert wire.response().status == 403
+            assert wire.closed()
+        with Wire(process.port, tls=tls) as wire:
+            wire.send(request(POLLING, "POST", Content_Length="1000001", **page))
+            refused = wire.response()
+            assert (refused.status, refused.headers["access-control-allow-origin"]) == (413, page["Origin"])
+            assert wire.closed()
+
+
+TOO_LARGE = """async (url) => {
+  const closed = await Promise.all([70000, 3000000].map((size) => new Promise((resolve) => {
+    const socket = new WebSocket(url.replace("http", "ws"), "kraftek.v1.json");
+    socket.onmessage = () => socket.send("x".repeat(size));
+    socket.onclose = (event) => resolve([event.code, event.reason, event.wasClean]);
+  })));
+  const posted = [];
+  for (const size of [1000001, 20000000]) {
+    const target = url + "socket.io/?EIO=4&transport=polling&sid=x";
+    const response = await fetch(target, { method: "POST", body: "x".repeat(size) });
+    posted.push([response.status, await response.text()]);
+  }
+  return [closed, posted];
+}"""
+
+
+def test_a_browser_is_told_what_was_too_large(
+    gateway: StartGateway, redis_server: RedisServer, chromium_path: str
+) -> None:
+    """A connection that is closed with something unread is reset, and the browser never sees the answer."""
+    process = gateway(redis_server)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium_path, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto(process.http_url)
+        closed, posted = page.evaluate(TOO_LARGE, process.http_url)
+        browser.close()
+    assert closed == [[1009, "message too large", True]] * 2
+    assert posted == [[413, "request body too large: expected at most 1000000 bytes\n"]] * 2
 
 
 class TestBeforeAuthentication:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import datetime
+import ipaddress
 import socket
+import ssl
 from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from websockets.frames import Frame, Opcode
 
-__all__ = ["KEY", "Response", "Wire", "frame", "handshake", "request"]
+__all__ = ["KEY", "Response", "Wire", "certificate", "frame", "handshake", "request"]
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 """The key of RFC 6455, section 1.3."""
@@ -25,8 +34,10 @@ class Response(NamedTuple):
 class Wire:
     """A connection to a port of this machine."""
 
-    def __init__(self, port: int, timeout: float = 10.0) -> None:
+    def __init__(self, port: int, timeout: float = 10.0, tls: ssl.SSLContext | None = None) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout)
+        if tls is not None:
+            self.socket = tls.wrap_socket(self.socket, server_hostname="localhost")
         self._read = b""
 
     def __enter__(self) -> Wire:
@@ -94,3 +105,27 @@ def handshake(target: str = "/", **headers: str | None) -> bytes:
 def frame(opcode: int, payload: bytes, *, fin: bool = True) -> bytes:
     """A client's WebSocket frame."""
     return Frame(Opcode(opcode), payload, fin).serialize(mask=True)
+
+
+def certificate(directory: Path) -> tuple[Path, Path]:
+    """A certificate of ``localhost`` and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    cert, private = directory / "localhost.crt", directory / "localhost.key"
+    cert.write_bytes(made.public_bytes(Encoding.PEM))
+    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return cert, private
