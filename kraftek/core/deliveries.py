@@ -42,7 +42,7 @@ _DISCONNECTED: Final = "disconnected by a service"
 
 
 class _Command(Struct):
-    # Whatever they are: who is to be disconnected is, also by a service that does not know how to say why.
+    # Of any type: the command is carried out even if a service gets these wrong.
     code: object = Code.ACCESS_REVOKED
     message: object = _DISCONNECTED
 

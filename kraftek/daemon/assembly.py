@@ -52,11 +52,11 @@ _TRIM_INTERVAL = 1.0
 """Seconds between two looks at services' streams."""
 
 Sweep = tuple[Callable[[], None], float]
-"""What is to be called again and again, and after how many seconds each time."""
+"""Functions to call repeatedly, and the interval of each in seconds."""
 
 
 class Core(Struct, kw_only=True, frozen=True):
-    """Who is here, what they may do, and where their events go."""
+    """The parts of ``kraftek.core``."""
 
     gateway_id: str
     roster: Roster
@@ -72,7 +72,7 @@ class Core(Struct, kw_only=True, frozen=True):
 
 
 class Edge(Struct, kw_only=True, frozen=True):
-    """What clients connect to, at ``site``. Where Socket.IO is off, ``engine_clients`` are reached by nobody."""
+    """What clients connect to, at ``site``. Without Socket.IO ``engine_clients`` stay unused."""
 
     site: PublicSite
     clients: ClientFactory
@@ -186,7 +186,7 @@ def gauges_of(core: Core, bus: IBus) -> Gauges:
     gauges = Gauges()
     gauges.add("sockets", "Clients connected", lambda: len(roster))
     gauges.add("rooms", "Rooms with a client of this process in them", lambda: roster.rooms)
-    gauges.add("redis_up", "Whether Redis is there", lambda: bus.available)
+    gauges.add("redis_up", "Whether Redis is connected", lambda: bus.available)
     gauges.add("requests", "Requests of this process's clients that wait for their answers", lambda: len(requests))
     gauges.add("waiting", "Events that wait in the streams of a service", lambda: dispatch.waiting, "service")
     return gauges

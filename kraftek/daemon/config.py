@@ -186,7 +186,7 @@ class _Draft:
             self.take_table(source, document)
 
     def finish(self) -> Config:
-        """What was taken, with the defaults where nothing was. Raises :class:`ConfigError`."""
+        """The values that were accepted, otherwise the defaults. Raises :class:`ConfigError`."""
         broadcast = self.values.get(("redis", "broadcast")) or Redis().broadcast
         for name, source in self._services.items():
             key = ("services", name, "channel")
@@ -254,7 +254,7 @@ def _shown(value: object) -> str:
 
 
 def _unknown(key: Key, rule: Key) -> str:
-    """What to say of a key that does not exist: the one of that name elsewhere, else the one most like it."""
+    """The error text for an unknown key: suggests the key of that name elsewhere, otherwise the most similar one."""
     names = [_dotted(known) for known in (*_KINDS, *_TABLES)]
     meant = [name for name in names if name.rpartition(".")[2] == key[-1]]
     meant = meant or get_close_matches(_dotted(rule), names, n=1)

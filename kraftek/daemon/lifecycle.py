@@ -55,7 +55,7 @@ _CLOSING = 1.0
 rest of the stop goes on meanwhile. The auth service has as long to see its connections closed."""
 
 _STOPS = "the gateway stops"
-"""What clients are told then, with 1001 or 503."""
+"""The reason that clients get then, with 1001 or 503."""
 
 _CLEARANCE = 6.0
 """Seconds to take the entries of all clients out of the room cache when the daemon stops: one for 10,000 of them, on
@@ -138,7 +138,7 @@ class Daemon(Service):
         )
 
         bus.startService()
-        # Before Redis is there, or its absence could not be asked about.
+        # Before Redis is available, so that its absence can be seen at the operator's port.
         for endpoint in operator_places:
             self.operator_ports.append(await self._listen(endpoint, operator, "Answering the operator on {where}"))
         await _ready(bus, reactor)
@@ -195,7 +195,7 @@ class Daemon(Service):
             await self._notes.stopService()
         if self._core is not None:
             await self._bounded(Deferred.fromCoroutine(self._core.membership.finish()), _CLEARANCE)
-        # Until here it is alive to the others, who would clean up after it.
+        # Until here its lease is renewed, or other gateways would clean up after it.
         for sweep in self._sweeps:
             sweep.stop()
         if self._core is not None:
@@ -235,7 +235,7 @@ class Daemon(Service):
             sweep()
         except Exception:  # noqa: BLE001  # one bad entry must not end all sweeps
             self.counters.errors_internal += 1
-            self._log.failure("A sweep failed")
+            self._log.failure("A sweep failed: a bug, please report it")
 
     def _cannot_start(self, failure: Failure) -> None:
         if failure.check(CancelledError):
@@ -252,7 +252,7 @@ class Daemon(Service):
 
     def _fail(self, status: int = 1) -> None:
         # twistd leaves with 0 when a service fails after its start, and systemd would take that for success. Last
-        # registered is first called: the pid file is gone by then.
+        # registered is first called: the pid file has been removed by then.
         atexit.register(os._exit, status)
         self._reactor.callWhenRunning(self._reactor.stop)
 
@@ -271,7 +271,7 @@ class _Up:
 
 
 async def _ready(bus: RedisBus, reactor: Any) -> None:
-    """Return when Redis is there, or when there is no more patience: clients are then told that it is not."""
+    """Return when Redis is available, or after a time-out: clients then get ``SERVICE_UNAVAILABLE``."""
     listener = _Up()
     bus.add_listener(listener)
     with suppress(defer.TimeoutError):
@@ -279,6 +279,6 @@ async def _ready(bus: RedisBus, reactor: Any) -> None:
 
 
 async def _farewell(bus: RedisBus, reactor: Any) -> None:
-    """Return when Redis has taken all that was sent to it, or will not."""
+    """Return when Redis has processed everything that was sent to it, or after a time-out."""
     with suppress(NotPublished, defer.TimeoutError):
         await bus.call("PING").addTimeout(_FAREWELL, reactor)

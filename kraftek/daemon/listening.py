@@ -137,11 +137,11 @@ class _Ports:
 
 
 class _Paths:
-    """What endpoints on Unix sockets need of a reactor.
+    """The part of a reactor that endpoints on Unix sockets need.
 
-    Twisted keeps the process id of who listens beside the socket. After a ``kill -9`` it takes whoever has that id now
-    for the owner, which in a container is every time the gateway itself. Here the socket itself is asked: nobody
-    accepts on one that was left behind.
+    Twisted stores the process id of the listener beside the socket. After a ``kill -9`` it treats the process that has
+    this id now as the owner, which in a container is always the gateway itself. Here the socket itself is probed: one
+    that was left behind accepts no connections.
     """
 
     def __init__(self, reactor: Any) -> None:
@@ -176,7 +176,7 @@ def _remove_left_behind(address: str) -> None:
     path = Path(address)
     if path.is_socket():
         with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as probe:
-            probe.setblocking(False)  # who listens may be busy
+            probe.setblocking(False)  # the listener may be busy
             try:
                 probe.connect(address)
             except ConnectionRefusedError:

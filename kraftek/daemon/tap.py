@@ -119,7 +119,7 @@ def _remove_left_behind(pidfile: Path) -> None:
     try:
         text = pidfile.read_text().strip()
     except (OSError, ValueError):
-        return  # twistd says what is wrong with it
+        return  # twistd reports what is wrong with it
     if text and (not text.isdecimal() or _is_another_gateway(int(text))):
         return
     Logger().warn("Removing {pidfile}, which a gateway that was killed has left", pidfile=str(pidfile))
@@ -136,5 +136,5 @@ def _is_another_gateway(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except OSError:
-        return True  # it runs, and nobody says what it is
+        return True  # it runs, and what it is cannot be read
     return b"kraftek-gateway" in command

@@ -83,8 +83,8 @@ def printable(text: str, length: int = 200) -> str:
 
 
 def end_writing(transport: Any) -> None:
-    """Say that nothing more will be written, and go on reading: closing with something unread resets a connection, and
-    what was written last is lost. TLS has a goodbye of its own.
+    """Close the connection for writing, and continue reading: closing with unread data resets a connection, and the
+    last data written is lost. TLS has a closing alert of its own.
     """
     if ISSLTransport.providedBy(transport) or not hasattr(transport, "loseWriteConnection"):
         transport.loseConnection()

@@ -1,5 +1,5 @@
-"""The clients' port: WebSocket handshakes, Engine.IO's long-polling, the files that pages need, and a word for whoever
-came by mistake. Made by :mod:`kraftek.daemon.assembly`.
+"""The clients' port: WebSocket handshakes, Engine.IO's long-polling, the files of pages, and an answer to all other
+requests. Made by :mod:`kraftek.daemon.assembly`.
 """
 
 from __future__ import annotations
@@ -91,10 +91,10 @@ def pages(directory: Path | None) -> dict[bytes, Page]:
 
 
 class PublicSite(HttpServer):
-    """Whoever asks for a WebSocket is one of ``websockets``; at the path of ``polling``, over either, clients speak
-    Engine.IO. ``files`` are those of the demo.
+    """Passes WebSocket handshakes to ``websockets``; at the path of ``polling`` clients use Engine.IO, with either
+    transport. ``files`` are those of the demo.
 
-    Pages of other origins than ``origins`` are refused both. ``connections`` counts those of the process.
+    Pages of other origins than ``origins`` get neither. ``connections`` counts those of the process.
     """
 
     _log = Logger()

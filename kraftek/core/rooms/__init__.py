@@ -1,1 +1,1 @@
-"""Who is in which room, as services read it in Redis, and what is kept of gateways so that the dead leave nothing."""
+"""The room cache that services read in Redis, and the leases by which dead gateways are cleaned up."""

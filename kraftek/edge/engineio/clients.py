@@ -46,10 +46,10 @@ _AHEAD = 0.3
 
 @implementer(IClientLink)
 class EngineClient:
-    """One client: the link of what speaks on top of Engine.IO.
+    """One client: the link of the dialect on top of Engine.IO.
 
-    On a WebSocket what is written goes straight to that. Polling, it waits here, and what one turn of the reactor
-    wrote answers the held poll at its end.
+    On a WebSocket messages are written to the socket at once. With polling they wait here, and the messages of one
+    reactor iteration answer the held poll at its end.
     """
 
     __slots__ = (

@@ -190,7 +190,7 @@ _AT_REST = {
     "websocket_version": 13,
     "_perMessageCompress": None,
 }
-"""Of an open connection on which nothing happens, the state that Autobahn keeps in the instance."""
+"""The state that Autobahn stores in the instance of an open, idle connection."""
 
 _NOT_NEEDED = {
     "is_closed": _NOBODY,
@@ -200,14 +200,14 @@ _NOT_NEEDED = {
     "_transport_details": None,
     "_valid_events": None,
 }
-"""What Autobahn keeps in the instance beside that and nobody here looks at, and what does in its place."""
+"""Other attributes that Autobahn stores in the instance and the gateway does not use, with values that replace them."""
 
 
 _DROPPED = HANDSHAKE | _NOT_NEEDED.keys() | {"credentials"}
 
 
 class _Slim:
-    """Keeps of an open connection only what differs from its class.
+    """Stores of an open connection only what differs from its class.
 
     A dictionary of some eighty entries, two Deferreds, a deque and a handful of counters: about 5 KiB a connection.
     """

@@ -11,10 +11,10 @@ __all__ = ["Closings"]
 
 
 class Closings:
-    """The connections that were sent a close frame and are not gone yet.
+    """The connections that were sent a close frame and still exist.
 
-    A client whose connection is cut before it could answer takes it for one that was not closed cleanly, and for 1006
-    where a reset discards the frame before it is read.
+    A client whose connection is cut before it has answered reports it as not closed cleanly, and with code 1006 if a
+    reset discards the close frame before it is read.
     """
 
     def __init__(self) -> None:

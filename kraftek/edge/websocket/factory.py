@@ -34,10 +34,10 @@ _OTHER_FILES = 64
 class ClientFactory(WebSocketServerFactory):
     """Accepts WebSocket clients and opens a session for each.
 
-    ``dialects`` gives what makes a dialect for each subprotocol, in order of preference; the first is also spoken with
-    clients that offer none. ``compression``: messages may be compressed. Whoever speaks Engine.IO is one of
-    ``engine_clients``. ``fastpath``: what is slow about Autobahn is overridden. ``closings`` are the closing handshakes
-    under way.
+    ``dialects`` has a function for each subprotocol that makes a dialect, in order of preference; the first is also
+    used for clients that offer none. ``compression``: messages may be compressed. Engine.IO clients go to
+    ``engine_clients``. ``fastpath``: override slow parts of Autobahn. ``closings`` are the closing handshakes in
+    progress.
 
     It listens nowhere: handshakes come from :mod:`kraftek.edge.public_site`.
     """

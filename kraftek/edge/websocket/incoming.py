@@ -15,8 +15,8 @@ class TooLargeError(Exception):
 
 
 class Incoming:
-    """``data`` is what is there of it. ``limit``: bytes it may have, once it is decompressed by ``inflater``, which
-    itself holds it to that.
+    """A message that arrives in pieces. ``data``: the pieces so far. ``limit``: bytes that it may have, decompressed;
+    ``inflater`` enforces that itself.
     """
 
     __slots__ = ("_announced", "_empty", "_limit", "binary", "data")

@@ -42,11 +42,11 @@ class Connection(Protocol):
 
 @implementer(IClientLink, IPushProducer)
 class Outbox:
-    """Whole frames on their way to one client: what a turn brings leaves at its end, in one write, or at once when it
-    is the last.
+    """Whole frames for one client: those of one reactor iteration are sent in one write at its end, or at once if they
+    are the last ones.
 
-    It is its transport's push producer: told to pause it is ``blocked``, and what is written stays here, within
-    ``limit`` bytes, until the client reads again. Nothing else writes to the transport as long as it is ``open``.
+    It is its transport's push producer: while it is paused it is ``blocked``, and frames stay here, within ``limit``
+    bytes, until the client reads again. Nothing else writes to the transport as long as it is ``open``.
     ``window_bits`` is set when messages are to be compressed.
 
     It is small and by itself because a broadcast touches one for each client: Autobahn's protocols and Twisted's
