@@ -29,6 +29,9 @@ class Counters(Struct):
     One that is counted by something has a number for each value of that, which is its label.
     """
 
+    accepting_paused: Annotated[
+        int, Meta(description="Times that the process had as many connections as it may have, and accepted no more")
+    ] = 0
     access_asked: Annotated[int, Meta(description="Questions to the auth service")] = 0
     access_failed: Annotated[int, Meta(description="Questions that the auth service did not answer")] = 0
     access_hits: Annotated[int, Meta(description="Checks of access that were answered from the cache")] = 0

@@ -84,7 +84,8 @@ class Auth(Struct, frozen=True, kw_only=True):
 class Limits(Struct, frozen=True, kw_only=True):
     """``[limits]``. Times in seconds, sizes in bytes.
 
-    ``connections``: of this process; 0 is what the open-file limit allows. ``connections_per_address``: 0 is off.
+    ``connections``: of this process, from accept on; 0 is what the open-file limit allows.
+    ``connections_per_address``: of one address of IPv4 or /64 of IPv6, and clients of one; 0 is off.
     ``authenticate_timeout``: until the first ``authenticate``. ``ping_interval``: between WebSocket pings, more than
     ``ping_timeout``. ``held_messages``, ``held_bytes``: held in order while access is checked; beyond them the client
     is not read.

@@ -30,7 +30,9 @@ from kraftek.core.rooms.leases import LOOK_INTERVAL, RENEW_INTERVAL, Leases
 from kraftek.core.roster import Roster
 from kraftek.core.service_events import ServiceEvents
 from kraftek.daemon.demo import BOARD
+from kraftek.daemon.open_files import connections_allowed
 from kraftek.edge.addresses import Addresses
+from kraftek.edge.connections import Connections
 from kraftek.edge.dialects.native import NativeDialect
 from kraftek.edge.dialects.socketio_client import SocketIOClient
 from kraftek.edge.dialects.socketio_packets import SocketSettings
@@ -41,7 +43,7 @@ from kraftek.edge.hosts import Hosts
 from kraftek.edge.origins import Origins
 from kraftek.edge.proxies import Proxies
 from kraftek.edge.public_site import PublicSite, pages
-from kraftek.edge.websocket.factory import ClientFactory, max_connections
+from kraftek.edge.websocket.factory import ClientFactory
 
 __all__ = ["Core", "Edge", "Sweep", "core_of", "edge_of", "gauges_of", "sweeps_of"]
 
@@ -75,6 +77,7 @@ class Edge(Struct, kw_only=True, frozen=True):
     """What clients connect to, at ``site``. Without Socket.IO ``engine_clients`` stay unused."""
 
     site: PublicSite
+    connections: Connections
     clients: ClientFactory
     engine_clients: EngineClients
 
@@ -138,7 +141,9 @@ def edge_of(
     limits, socketio = config.limits, config.socketio
     bounds = JsonBounds(limits.json_depth)
     native = NativeDialect(bounds)
-    addresses = Addresses(limits.connections_per_address)
+    proxy_protocol = any(place.startswith("haproxy:") for place in config.listen)
+    connections = Connections(reactor, connections_allowed(config), Addresses(limits.connections_per_address), counters)
+    by_address = Addresses(limits.connections_per_address)
     packets = SocketSettings(max_attachment_bytes=socketio.max_payload, bounds=bounds)
     engine_clients = EngineClients(
         reactor,
@@ -151,15 +156,16 @@ def edge_of(
             max_queued_bytes=limits.unsent_bytes,
         ),
         lambda client: SocketIOClient(client, packets, core.gateway.open),
-        addresses,
-        max_connections(limits),
+        by_address,
+        connections.limit,
     )
     clients = ClientFactory(
         reactor,
         core.gateway.open,
         {SUBPROTOCOL: lambda: native},
         limits=limits,
-        addresses=addresses,
+        connections=connections,
+        clients=by_address,
         iteration=iteration,
         counters=counters,
         compression=config.compression,
@@ -170,14 +176,15 @@ def edge_of(
         reactor,
         hosts=Hosts(config.hosts),
         origins=Origins(config.origins),
-        proxies=Proxies(config.forwarded_for),
+        proxies=Proxies(config.forwarded_for, proxy_protocol=proxy_protocol),
         limits=limits,
         counters=counters,
+        connections=connections,
         websockets=clients,
         polling=Polling(socketio.path, engine_clients) if socketio.enabled else None,
         files=pages(BOARD) if config.demo else {},
     )
-    return Edge(site=site, clients=clients, engine_clients=engine_clients)
+    return Edge(site=site, connections=connections, clients=clients, engine_clients=engine_clients)
 
 
 def gauges_of(core: Core, bus: IBus) -> Gauges:

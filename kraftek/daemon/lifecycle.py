@@ -133,9 +133,9 @@ class Daemon(Service):
         self._edge = edge = edge_of(config, core, iteration, counters, reactor, fastpath=self._fastpath)
         if not self.registry.services():
             self._log.warn("No services are registered: every event will be answered INVALID_EVENT.")
-        operator = OperatorSite(
-            reactor, Hosts(config.hosts, lenient=True), gateway_id, counters, gauges_of(core, bus), bus
-        )
+        gauges = gauges_of(core, bus)
+        gauges.add("connections_open", "Connections to the clients' ports", lambda: edge.connections.count)
+        operator = OperatorSite(reactor, Hosts(config.hosts, lenient=True), gateway_id, counters, gauges, bus)
 
         bus.startService()
         # Before Redis is available, so that its absence can be seen at the operator's port.
@@ -148,7 +148,9 @@ class Daemon(Service):
         self._sweep(core, edge)
         core.service_events.begin()
         for endpoint in places:
-            self.ports.append(await self._listen(endpoint, edge.site, "Listening on {where}"))
+            port = await self._listen(endpoint, edge.site, "Listening on {where}")
+            edge.connections.accept_from(port)
+            self.ports.append(port)
         if config.demo:
             self._show_board()
         self._log.info("Gateway {gateway_id} is ready", gateway_id=gateway_id)
@@ -184,6 +186,8 @@ class Daemon(Service):
             self._sweeps.append(looping)
 
     async def _stop(self) -> None:
+        if self._edge is not None:
+            self._edge.connections.end()
         await DeferredList([maybeDeferred(port.stopListening) for port in (*self.ports, *self.operator_ports)])
         closed: Deferred[None] | None = None
         if self._core is not None and self._edge is not None:

@@ -1,34 +1,61 @@
-"""How many clients each address has.
+"""How many there are of each address: of connections, and of clients. Made by :mod:`kraftek.daemon.assembly`.
 
-Asked by :mod:`kraftek.edge.websocket` and :mod:`kraftek.edge.engineio.clients` for a new client; what is let in is
-counted where it lives: connections in :mod:`kraftek.edge.websocket`, Engine.IO clients in
-:mod:`kraftek.edge.engineio.clients`. Made by :mod:`kraftek.daemon.assembly`.
+Connections are counted by :mod:`kraftek.edge.public_site`, clients where they live: those with a WebSocket in
+:mod:`kraftek.edge.websocket`, those of Engine.IO in :mod:`kraftek.edge.engineio.clients`.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 
-__all__ = ["Addresses"]
+__all__ = ["Addresses", "network"]
+
+_IPV4_PREFIXES = (bytes(10) + b"\xff\xff", bytes.fromhex("0064ff9b") + bytes(8))
+"""What stands before an address of IPv4 within one of IPv6: on a port that takes both (RFC 4291, section 2.5.5.2), and
+behind a translator (RFC 6052, section 2.1)."""
+
+
+def network(address: str) -> str:
+    """Whose address it is: that of IPv4 itself; of IPv6 its /64, all of which one host may have (RFC 4862).
+
+    What is neither stands for itself.
+    """
+    if ":" not in address:
+        return address
+    try:
+        packed = inet_pton(AF_INET6, address.partition("%")[0])
+    except OSError:
+        return address
+    if packed[:12] in _IPV4_PREFIXES:
+        return inet_ntop(AF_INET, packed[12:])
+    return inet_ntop(AF_INET6, packed[:8] + bytes(8))
 
 
 class Addresses:
-    """The clients of each address. ``limit``: of one; 0 is no limit."""
+    """A number for each network. ``limit``: the largest of them; 0 is none, and then nothing is counted."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._clients: Counter[str] = Counter()
+        self._numbers: dict[str, int] = {}
 
     def full(self, address: str) -> bool:
-        """Whether no more clients from this address are accepted."""
-        return 0 < self._limit <= self._clients[address]
+        """Whether there are as many of this address as there may be."""
+        return self._limit > 0 and self._numbers.get(network(address), 0) >= self._limit
 
     def add(self, address: str) -> None:
         """One came."""
-        self._clients[address] += 1
+        if self._limit:
+            key = network(address)
+            self._numbers[key] = self._numbers.get(key, 0) + 1
 
     def remove(self, address: str) -> None:
         """One left."""
-        self._clients[address] -= 1
-        if not self._clients[address]:
-            del self._clients[address]
+        if self._limit:
+            key = network(address)
+            number = self._numbers.pop(key, 0) - 1
+            if number > 0:
+                self._numbers[key] = number
+
+    def __len__(self) -> int:
+        """How many networks are known."""
+        return len(self._numbers)

@@ -176,15 +176,17 @@ class Request(http.Request):
     def gotLength(self, length: int | None) -> None:
         # Twisted's own would write a body of 100 kB to a file, and wait for the disk.
         self.content = BytesIO()
-        if length != 0:
-            refusal = self.channel.factory.refuse_body(self, length or 0)
-            if refusal is not None:
-                self.refuse(refusal)
-                return
+        server = self.channel.factory
+        refusal = server.refuse_head(self)
+        if refusal is None and length != 0:
+            refusal = server.refuse_body(self, length or 0)
+        if refusal is not None:
+            self.refuse(refusal)
+        elif length != 0:
             # Twisted does not pass on the request line until the body has arrived, which may take long.
             self.method = self.channel._command  # noqa: SLF001
             self._read_target(self.channel._path)  # noqa: SLF001
-            self.channel.factory.expect(self)
+            server.expect(self)
 
     def handleContentChunk(self, data: bytes) -> None:
         if not self._refused:
@@ -228,13 +230,15 @@ class Request(http.Request):
 class HttpChannel(HTTPChannel):
     """A connection: its requests one after the other, each with its deadline.
 
-    What still arrives when it closes is dropped until the other side has read its last answer.
+    What still arrives when it closes is dropped until the other side has read its last answer. ``counted_as``: the
+    address that it counts for at present, if for any.
     """
 
     factory: Any
     transport: Any
     requestFactory: Any = Request
     persistent = True
+    counted_as: str | None = None
     # We count line ends, too.
     totalHeadersSize = _HEAD_BYTES
     MAX_LENGTH = _HEAD_BYTES
@@ -276,6 +280,7 @@ class HttpChannel(HTTPChannel):
         super().allContentReceived()
 
     def requestDone(self, request: Request) -> None:
+        self.factory.answered(self)
         if self.persistent:
             self._resting = True
             self._within(_IDLE, self.loseConnection)
@@ -300,7 +305,6 @@ class HttpChannel(HTTPChannel):
     def hand_over(self, successor: Any) -> None:
         """The rest of this connection is not HTTP."""
         self._within(None)
-        self.factory.lost(self)
         self.requests.clear()
         transport = self.transport
         transport.unregisterProducer()
@@ -360,6 +364,10 @@ class HttpServer(HTTPFactory):
         yield b"Server", SERVER.encode()
         yield b"Date", datetimeToString()
 
+    def refuse_head(self, request: Request) -> Response | None:
+        """The refusal of a request whose head has arrived, ``None`` when it may go on."""
+        return None
+
     def refuse_body(self, request: Request, size: int) -> Response | None:
         """The refusal of a request whose body has at least ``size`` bytes, ``None`` when it may have them."""
         if size > self.max_body:
@@ -385,8 +393,11 @@ class HttpServer(HTTPFactory):
             421, f'The host {found} is not served here: name it in "hosts" of the configuration.\n'.encode()
         )
 
+    def answered(self, channel: HttpChannel) -> None:
+        """A request of this connection has its answer."""
+
     def lost(self, channel: HttpChannel) -> None:
-        """A connection was lost, or is no HTTP connection any more."""
+        """A connection is gone. One that was handed over is its successor's."""
 
     # Of Twisted's: a clock and a file for its access log, whose lines would hold the query.
 

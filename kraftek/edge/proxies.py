@@ -17,10 +17,15 @@ _SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
 
 
 class Proxies:
-    """``number``: how many there are, each of which appends to ``X-Forwarded-For``; with 0 the header is ignored."""
+    """``number``: how many there are, each of which appends to ``X-Forwarded-For``; with 0 the header is ignored.
 
-    def __init__(self, number: int) -> None:
+    ``in_between``: whether a connection is accepted from a proxy, and its client is known later. That is so with any of
+    them, or where one speaks the PROXY protocol.
+    """
+
+    def __init__(self, number: int, *, proxy_protocol: bool = False) -> None:
         self._number = number
+        self.in_between = number > 0 or proxy_protocol
 
     def address(self, peer: IAddress | None, forwarded: str | None) -> str:
         """The address that a client counts for whose connection comes from ``peer``.

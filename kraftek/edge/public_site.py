@@ -19,12 +19,14 @@ from kraftek.contract.log_once import OnceAMinute
 from kraftek.contract.metrics import Counters, RefusalReason
 from kraftek.contract.names import SUBPROTOCOL
 from kraftek.contract.settings import Limits
+from kraftek.edge.connections import Connections
 from kraftek.edge.engineio.packets import EngineError, ErrorCode
 from kraftek.edge.engineio.polling import Polling
 from kraftek.edge.hosts import Hosts
 from kraftek.edge.http_server import HttpChannel, HttpServer, RefusedError, Request, Response, printable
 from kraftek.edge.origins import Origins, Verdict
 from kraftek.edge.proxies import Proxies
+from kraftek.edge.refusals import Refusals
 from kraftek.edge.websocket.factory import ClientFactory
 from kraftek.edge.websocket.handshake import asks_for_websocket
 
@@ -52,9 +54,6 @@ _UPGRADE = Response(
     f"This is a WebSocket endpoint: connect with the subprotocol {SUBPROTOCOL}.\n".encode(),
     headers=((b"Upgrade", b"websocket"),),
 )
-
-_SPARE = 32
-"""Connections over the limit that still get an answer with the reason."""
 
 
 class Page(Struct, frozen=True):
@@ -94,7 +93,10 @@ class PublicSite(HttpServer):
     """Passes WebSocket handshakes to ``websockets``; at the path of ``polling`` clients use Engine.IO, with either
     transport. ``files`` are those of the demo.
 
-    Pages of other origins than ``origins`` get neither. ``connections`` counts those of the process.
+    Pages of other origins than ``origins`` get neither.
+
+    All ``connections`` count from accept on, for their address too. Behind proxies that is known when the head of a
+    request has arrived, and it counts until the answer: between requests the connection counts for no address.
     """
 
     _log = Logger()
@@ -108,6 +110,7 @@ class PublicSite(HttpServer):
         proxies: Proxies,
         limits: Limits,
         counters: Counters,
+        connections: Connections,
         websockets: ClientFactory,
         polling: Polling | None = None,
         files: Mapping[bytes, Page] = {},
@@ -125,14 +128,13 @@ class PublicSite(HttpServer):
         self._websockets = websockets
         self._polling = polling
         self._pages = {**files, _CLIENT_PATH: _page(_CLIENT, *_FOR_EVERY_PAGE)}
-        self._channels = 0
+        self._connections = connections
+        self._refusals = Refusals(clock)
+        # When the address is known that a connection counts for, if it counts for any.
+        self._at_accept = limits.connections_per_address > 0 and not proxies.in_between
+        self._at_head = limits.connections_per_address > 0 and proxies.in_between
         self._stops = ""
         self._once_a_minute = OnceAMinute(clock.seconds)
-
-    @property
-    def connections(self) -> int:
-        """All of this port, whatever they are for."""
-        return self._channels + self._websockets.countConnections
 
     def turn_away(self, reason: str) -> None:
         """Refuse all requests from now on, with 503 and this reason: the process stops."""
@@ -143,15 +145,36 @@ class PublicSite(HttpServer):
     # What Twisted and the HTTP server call.
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
-        # Beyond that they get no answer.
-        if self.connections >= self._websockets.max_connections + _SPARE:
-            self._counters.connections_refused[RefusalReason.PROCESS] += 1
-            return None
-        self._channels += 1
-        return super().buildProtocol(addr)
+        connections = self._connections
+        if not self._at_accept:
+            connections.opened()
+            return super().buildProtocol(addr)
+        address = self._proxies.address(addr, None)
+        if connections.by_address.full(address):
+            self._counters.connections_refused[RefusalReason.ADDRESS] += 1
+            return self._refusals.refuse()
+        connections.opened()
+        channel: Any = super().buildProtocol(addr)
+        self._count(channel, address)
+        return channel
+
+    def answered(self, channel: HttpChannel) -> None:
+        if self._at_head and channel.counted_as is not None:
+            self._connections.by_address.remove(channel.counted_as)
+            channel.counted_as = None
 
     def lost(self, channel: HttpChannel) -> None:
-        self._channels -= 1
+        self._connections.closed(channel.counted_as)
+
+    def refuse_head(self, request: Request) -> Response | None:
+        if not self._at_head:
+            return None
+        address = self._address(request)
+        if self._connections.by_address.full(address):
+            self._counters.connections_refused[RefusalReason.ADDRESS] += 1
+            return Response(429, b"too many connections from this address\n")
+        self._count(request.channel, address)
+        return None
 
     def refuse_body(self, request: Request, size: int) -> Response | None:
         if asks_for_websocket(request):
@@ -194,14 +217,16 @@ class PublicSite(HttpServer):
             self._counters.connections_refused[refusal.reason] += 1
             request.answer(replace(refusal.response, closes=handshake))
 
+    def _count(self, channel: HttpChannel, address: str) -> None:
+        self._connections.by_address.add(address)
+        channel.counted_as = address
+
     def _upgrade(self, request: Request, *, engine: bool) -> None:
         if request.take_rest():
             raise RefusedError(400, RefusalReason.HANDSHAKE, "expected nothing before the answer to the handshake")
         self._check_origin(request, engine=engine)
         if self._stops:
             raise RefusedError(503, RefusalReason.STOPPING, self._stops)
-        if self.connections > self._websockets.max_connections:
-            raise RefusedError(503, RefusalReason.PROCESS, "too many connections")
         self._websockets.accept(request, self._address(request), engine=engine)
 
     def _poll(self, request: Request) -> None:

@@ -65,11 +65,11 @@ def test_plain_requests_count_as_connections_for_as_long_as_theirs_lasts() -> No
     for _ in range(10):
         protocol, _ = edge.accept()
         protocol.dataReceived(b"GET / HTTP/1.1\r\nHost: gateway.test\r\n\r\n")
-        assert edge.site.connections == 1
+        assert edge.connections.count == 1
         protocol.connectionLost()
-        assert edge.site.connections == 0
+        assert edge.connections.count == 0
     assert Peer(edge).status == 101
-    assert edge.site.connections == 1
+    assert edge.connections.count == 1
 
 
 # The client for browsers.

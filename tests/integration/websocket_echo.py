@@ -29,6 +29,7 @@ from kraftek.contract.names import SUBPROTOCOL  # noqa: E402
 from kraftek.contract.settings import Limits  # noqa: E402
 from kraftek.daemon.listening import server_endpoint  # noqa: E402
 from kraftek.edge.addresses import Addresses  # noqa: E402
+from kraftek.edge.connections import Connections  # noqa: E402
 from kraftek.edge.dialects.native import NativeDialect  # noqa: E402
 from kraftek.edge.hosts import Hosts  # noqa: E402
 from kraftek.edge.origins import Origins  # noqa: E402
@@ -77,12 +78,14 @@ if fastpath:
     speed_up(reactor, iteration)
 assert iteration.driven is fastpath
 limits, counters = Limits(message_bytes=LARGEST, unsent_bytes=8 * LARGEST), Counters()
+connections = Connections(reactor, 1000, Addresses(0), counters)
 factory = ClientFactory(
     reactor,
     echo_session,
     {SUBPROTOCOL: NativeDialect},
     limits=limits,
-    addresses=Addresses(0),
+    connections=connections,
+    clients=Addresses(0),
     iteration=iteration,
     counters=counters,
     compression="--compression" in sys.argv,
@@ -95,6 +98,7 @@ site = PublicSite(
     proxies=Proxies(0),
     limits=limits,
     counters=counters,
+    connections=connections,
     websockets=factory,
 )
 

@@ -34,8 +34,16 @@ class Response(NamedTuple):
 class Wire:
     """A connection to a port of this machine."""
 
-    def __init__(self, port: int, timeout: float = 10.0, tls: ssl.SSLContext | None = None) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout)
+    def __init__(
+        self,
+        port: int,
+        timeout: float = 10.0,
+        tls: ssl.SSLContext | None = None,
+        *,
+        host: str = "127.0.0.1",
+        source: str = "",
+    ) -> None:
+        self.socket = socket.create_connection((host, port), timeout, (source, 0) if source else None)
         if tls is not None:
             self.socket = tls.wrap_socket(self.socket, server_hostname="localhost")
         self._read = b""

@@ -184,7 +184,7 @@ class EngineClient:
             self.poll_lost()
             if answer is not None:
                 answer(None)
-        self.engine.close()
+        self.engine.close(self._clients.clock.seconds())
         self._settle(code, reason)
 
     def pause(self) -> None:
@@ -281,7 +281,7 @@ class EngineClient:
         last = self.overrun()
         if last is not None:
             self.engine.send(last)
-        self.engine.close()
+        self.engine.close(self._clients.clock.seconds())
 
     def _end(self, state: ConnectionState, code: int, reason: str) -> None:
         receiver, self._receiver = self._receiver, None

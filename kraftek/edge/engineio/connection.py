@@ -28,10 +28,14 @@ from kraftek.edge.engineio.packets import (
     encode_payload,
 )
 
-__all__ = ["UPGRADE_TIMEOUT", "ConnectionState", "EngineSession", "EngineSettings", "Reason"]
+__all__ = ["CLOSE_TIMEOUT", "UPGRADE_TIMEOUT", "ConnectionState", "EngineSession", "EngineSettings", "Reason"]
 
 UPGRADE_TIMEOUT: Final = 10.0
 """Seconds that a client has to change over from polling to WebSocket; the reference server's."""
+
+CLOSE_TIMEOUT: Final = 5.0
+"""Seconds that a client has to fetch what was left when we closed. One that is there polls again within a round trip;
+one that is gone would count as a client until a ping is late."""
 
 _CLOSE: Final = Outgoing(PacketKind.CLOSE.value)
 _PING: Final = Outgoing(PacketKind.PING.value)
@@ -124,7 +128,8 @@ class EngineSession:
     close               → CLOSING [4]_  → CLOSING [4]_   → CLOSED        .               .
     upgrade is late     .               → POLLING        .               .               .
     ping is due         ping            ping             ping            .               .
-    pong is late        → CLOSED        → CLOSED         → CLOSED        → CLOSED        .
+    pong is late        → CLOSED        → CLOSED         → CLOSED        .               .
+    fetching is late    .               .                .               → CLOSED        .
     =================== =============== ================ =============== =============== ========
 
     A dot: nothing happens. *error*: :class:`EngineError` is raised.
@@ -282,8 +287,7 @@ class EngineSession:
             self._end(Reason.PING_TIMEOUT, _CLOSE)
             return
         self._pinged = True
-        if self.state is not ConnectionState.CLOSING:
-            self._queue.append(_PING)
+        self._queue.append(_PING)
         # From now, not from when the ping was due: this process may have stood still, or it waited for the last answer,
         # where the time-out is longer than the interval.
         self._heartbeat = now + self._settings.ping_timeout
@@ -319,8 +323,8 @@ class EngineSession:
         """Forget what waits for the client: it does not fetch it."""
         self._take()
 
-    def close(self) -> None:
-        """End the session, as soon as the client has what was sent to it before."""
+    def close(self, now: float) -> None:
+        """End the session, as soon as the client has what was sent to it before, or has had the time to fetch it."""
         if self.state is ConnectionState.CLOSING or self.state is ConnectionState.CLOSED:
             return
         self.reason = Reason.SERVER
@@ -329,6 +333,9 @@ class EngineSession:
         elif self._polled and not self._queue:
             self._end(Reason.SERVER, _CLOSE)
         else:
+            # No more pings: when this is over, so is the session.
+            self._pinged = True
+            self._heartbeat = now + CLOSE_TIMEOUT
             self._leave_upgrade(ConnectionState.CLOSING)
 
     def payload(self) -> bytes | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from resource import RLIMIT_NOFILE, getrlimit
 from typing import Any
 
 from autobahn.twisted.websocket import WebSocketServerFactory
@@ -15,6 +14,7 @@ from kraftek.contract.messages import ROOM_ID_LENGTH, Authenticate, Token
 from kraftek.contract.metrics import Counters, RefusalReason
 from kraftek.contract.settings import Limits
 from kraftek.edge.addresses import Addresses
+from kraftek.edge.connections import Connections
 from kraftek.edge.engineio.clients import EngineClients
 from kraftek.edge.engineio.packets import EngineError, read_request
 from kraftek.edge.http_server import SERVER, RefusedError, Request
@@ -25,10 +25,7 @@ from kraftek.edge.websocket.handshake import read_handshake
 from kraftek.edge.websocket.heartbeat import Heartbeat
 from kraftek.edge.websocket.protocol import ClientProtocol
 
-__all__ = ["ClientFactory", "max_connections"]
-
-_OTHER_FILES = 64
-"""Open files a process needs besides its clients' sockets: Redis, logs, the auth service."""
+__all__ = ["ClientFactory"]
 
 
 class ClientFactory(WebSocketServerFactory):
@@ -37,7 +34,7 @@ class ClientFactory(WebSocketServerFactory):
     ``dialects`` has a function for each subprotocol that makes a dialect, in order of preference; the first is also
     used for clients that offer none. ``compression``: messages may be compressed. Engine.IO clients go to
     ``engine_clients``. ``fastpath``: override slow parts of Autobahn. ``closings`` are the closing handshakes in
-    progress.
+    progress. ``connections`` counts all, and ``clients`` those of each address.
 
     It listens nowhere: handshakes come from :mod:`kraftek.edge.public_site`.
     """
@@ -52,7 +49,8 @@ class ClientFactory(WebSocketServerFactory):
         dialects: Mapping[str, Callable[[], IDialect]],
         *,
         limits: Limits,
-        addresses: Addresses,
+        connections: Connections,
+        clients: Addresses,
         iteration: Iteration,
         counters: Counters,
         compression: bool = False,
@@ -63,12 +61,12 @@ class ClientFactory(WebSocketServerFactory):
         self.open_session = open_session
         self.dialects = dialects
         self.limits = limits
-        self.addresses = addresses
+        self.connections = connections
+        self.clients = clients
         self.iteration = iteration
         self.counters = counters
         self.heartbeat = Heartbeat(reactor, limits.ping_interval, limits.ping_timeout)
         self.closings = Closings()
-        self.max_connections = max_connections(limits)
         self._default = next(iter(dialects))
         self._compression = compression
         self._engine_clients = engine_clients
@@ -97,9 +95,11 @@ class ClientFactory(WebSocketServerFactory):
             subprotocol = self._chosen(handshake.subprotocols)
             credentials = _credentials(request)
         # One that changes over from polling counts already.
-        if not sid and self.addresses.full(address):
+        if not sid and self.clients.full(address):
             raise RefusedError(429, RefusalReason.ADDRESS, "too many connections from this address")
         protocol: Any = self.buildProtocol(None)
+        if (counted_as := request.channel.counted_as) is not None:
+            protocol.counted_as = counted_as
         request.switch(protocol)
         protocol.peer = address
         protocol.credentials = credentials
@@ -119,18 +119,17 @@ class ClientFactory(WebSocketServerFactory):
         protocol.transport.registerProducer(protocol.outbox, True)
         if protocol.engine_sid is not None and self._engine_clients is not None:
             return self._engine_clients.connect(protocol.engine_sid or None, protocol.outbox)
-        protocol.counted_as = protocol.outbox.peer
-        self.addresses.add(protocol.counted_as)
+        self.clients.add(protocol.outbox.peer)
         self.heartbeat.add(protocol)
         return self.open_session(protocol.outbox, self.dialects[subprotocol](), credentials)
 
     def closed(self, protocol: ClientProtocol) -> None:
         """The connection was lost."""
         self.closings.end(protocol)
-        address, protocol.counted_as = protocol.counted_as, None
-        if address is not None:
+        self.connections.closed(protocol.counted_as)
+        if protocol.slot >= 0:
             self.heartbeat.remove(protocol)
-            self.addresses.remove(address)
+            self.clients.remove(protocol.outbox.peer)
 
     def _chosen(self, offered: tuple[str, ...]) -> str | None:
         """The subprotocol to speak, ``None`` with clients that offer none. Raises :class:`RefusedError`."""
@@ -150,11 +149,6 @@ class ClientFactory(WebSocketServerFactory):
         except EngineError as error:
             raise RefusedError(error.status, RefusalReason.HANDSHAKE, str(error), json=error.body) from None
         return sid or ""
-
-
-def max_connections(limits: Limits) -> int:
-    """How many clients this process may have."""
-    return limits.connections or max(1, getrlimit(RLIMIT_NOFILE)[0] - _OTHER_FILES)
 
 
 def _credentials(request: Request) -> Authenticate | None:

@@ -69,7 +69,6 @@ class Acceptor(Protocol):
     """The maker of these connections, which decides about them."""
 
     closings: Closings
-    countConnections: int
     counters: Counters
     limits: Limits
     reactor: Any
@@ -85,9 +84,9 @@ class Acceptor(Protocol):
 class ClientProtocol(WebSocketServerProtocol):
     """A client on a WebSocket, from the answer to its handshake on.
 
-    ``credentials`` came with that; ``counted_as`` is the address it counts for. ``outbox`` is what writes to its
-    transport, and its session's link. ``engine_sid`` is set when it speaks Engine.IO: the session that it is for, empty
-    for a new one. ``message_limit``: bytes of a message.
+    ``credentials`` came with that; ``peer`` is its client's address, and ``counted_as`` what it counts for as a
+    connection, if for any. ``outbox`` is what writes to its transport, and its session's link. ``engine_sid`` is set
+    when it speaks Engine.IO: the session that it is for, empty for a new one. ``message_limit``: bytes of a message.
 
     Once it has failed, by a violation of the protocol or a message that is too large, nothing more is read of it
     (RFC 6455, section 7.1.7): what still arrives is dropped.

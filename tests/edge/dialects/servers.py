@@ -28,6 +28,7 @@ from kraftek.contract.metrics import Counters
 from kraftek.contract.names import SUBPROTOCOL
 from kraftek.contract.settings import Limits
 from kraftek.edge.addresses import Addresses
+from kraftek.edge.connections import Connections
 from kraftek.edge.dialects.native import NativeDialect
 from kraftek.edge.dialects.socketio_packets import (
     MAIN,
@@ -127,6 +128,7 @@ def serve(
 ) -> tuple[PublicSite, EngineClients]:
     """What listens, for ``path``, and its clients, which somebody has to ``sweep``."""
     iteration, counters, limits, addresses = make_iteration(reactor), Counters(), Limits(), Addresses(per_address)
+    connections = Connections(reactor, 1000, Addresses(per_address), counters)
     clients = EngineClients(reactor, iteration, counters, SETTINGS, application, addresses, 1000)
 
     def open_session(*_: object) -> Any:
@@ -137,7 +139,8 @@ def serve(
         open_session,
         {SUBPROTOCOL: NativeDialect},
         limits=limits,
-        addresses=addresses,
+        connections=connections,
+        clients=addresses,
         iteration=iteration,
         counters=counters,
         engine_clients=clients,
@@ -150,6 +153,7 @@ def serve(
         proxies=Proxies(proxies),
         limits=limits,
         counters=counters,
+        connections=connections,
         websockets=websockets,
         polling=Polling(path, clients),
     )

@@ -16,7 +16,7 @@ from kraftek.contract.messages import Outgoing
 from kraftek.contract.metrics import Counters
 from kraftek.edge.addresses import Addresses
 from kraftek.edge.engineio.clients import EngineClient, EngineClients, EngineSocket, Posted
-from kraftek.edge.engineio.connection import UPGRADE_TIMEOUT, ConnectionState, EngineSettings
+from kraftek.edge.engineio.connection import CLOSE_TIMEOUT, UPGRADE_TIMEOUT, ConnectionState, EngineSettings
 from kraftek.edge.engineio.packets import EngineError, encode_message
 from tests.support.fakes import FakeLink
 
@@ -48,12 +48,12 @@ class Listener:
 class World:
     """Clients of a process, on a clock."""
 
-    def __init__(self) -> None:
+    def __init__(self, per_address: int = 0) -> None:
         self.clock = Clock()
         self.counters = Counters()
         self.listeners: list[Listener] = []
-        iteration, addresses = Iteration(self.clock), Addresses(0)
-        self.clients = EngineClients(self.clock, iteration, self.counters, SETTINGS, self._open, addresses, 10)
+        iteration, self.addresses = Iteration(self.clock), Addresses(per_address)
+        self.clients = EngineClients(self.clock, iteration, self.counters, SETTINGS, self._open, self.addresses, 10)
 
     def _open(self, client: EngineClient) -> Listener:
         self.listeners.append(Listener(client))
@@ -256,10 +256,25 @@ def test_a_websocket_left_open_for_what_was_said_before_the_close_is_closed_in_t
     socket.receive(b"2probe")
     client.write(encode_message(b"DUPLICATE_CONNECTION"))
     client.close(4409, "DUPLICATE_CONNECTION")
-    world.pass_time(SETTINGS.ping_interval)
+    world.pass_time(CLOSE_TIMEOUT - 0.1)
     assert link.closed is None
-    world.pass_time(SETTINGS.ping_timeout)
+    world.pass_time(0.1)
     assert link.closed is not None
+
+
+def test_whoever_is_gone_when_it_is_closed_does_not_count_for_long() -> None:
+    world = World(per_address=1)
+    client, listener = world.polling()
+    assert world.addresses.full("peer")
+    client.write(encode_message(b"AUTH_TIMEOUT"))
+    client.close(4408, "AUTH_TIMEOUT")
+    assert listener.ended == 1
+    world.pass_time(CLOSE_TIMEOUT - 0.1)
+    assert world.addresses.full("peer")
+    world.pass_time(0.1)
+    assert not world.addresses.full("peer")
+    assert world.counters.ping_timeouts == 0
+    world.polling()
 
 
 def test_the_close_answers_what_was_posted_and_not_read(world: World) -> None:

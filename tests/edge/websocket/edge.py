@@ -21,11 +21,11 @@ from kraftek.contract.interfaces import IDialect
 from kraftek.contract.names import SUBPROTOCOL
 from kraftek.contract.settings import Limits
 from kraftek.edge.addresses import Addresses
+from kraftek.edge.connections import Connections
 from kraftek.edge.dialects.native import NativeDialect
 from kraftek.edge.engineio.clients import EngineClients
 from kraftek.edge.engineio.polling import Polling
 from kraftek.edge.hosts import Hosts
-from kraftek.edge.http_server import HttpChannel
 from kraftek.edge.origins import Origins
 from kraftek.edge.proxies import Proxies
 from kraftek.edge.public_site import Page, PublicSite
@@ -92,12 +92,15 @@ class Edge:
         # Autobahn's timers follow this, whatever reactor its factory is given.
         txaio.tx.config.loop = self.clock  # type: ignore[assignment]
         self.counters = self.house.counters
+        by_address = Addresses(self.limits.connections_per_address)
+        self.connections = Connections(self.clock, self.limits.connections or 1000, by_address, self.counters)
         self.factory = ClientFactory(
             self.clock,
             self.house.gateway.open,
             dialects or {SUBPROTOCOL: NativeDialect},
             limits=self.limits,
-            addresses=Addresses(self.limits.connections_per_address),
+            connections=self.connections,
+            clients=Addresses(self.limits.connections_per_address),
             iteration=make_iteration(self.clock, fastpath),
             counters=self.counters,
             compression=compression,
@@ -111,12 +114,13 @@ class Edge:
             proxies=Proxies(forwarded_for),
             limits=self.limits,
             counters=self.counters,
+            connections=self.connections,
             websockets=self.factory,
             polling=Polling("/socket.io/", engine_clients) if engine_clients is not None else None,
             files=files or {},
         )
 
-    def accept(self, peer: Any = None) -> tuple[HttpChannel, RecordingTransport]:
+    def accept(self, peer: Any = None) -> tuple[Any, RecordingTransport]:
         """A connection is made; nothing has been said on it."""
         transport = RecordingTransport(peer)
         protocol = self.site.buildProtocol(transport.getPeer())

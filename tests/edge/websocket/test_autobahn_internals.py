@@ -193,7 +193,7 @@ def test_autobahn_writes_to_its_transport_in_one_place() -> None:
 # Connections that keep only what differs.
 
 AT_REST = {
-    "connected", "counted_as", "factory", "message_limit", "outbox", "peer", "session", "slot", "state", "transport",
+    "connected", "factory", "message_limit", "outbox", "peer", "session", "slot", "state", "transport",
     "utf8validator",
 }  # fmt: skip
 
@@ -318,7 +318,7 @@ def test_a_slim_connection_ends_as_it_should(data: bytes, code: int) -> None:
     peer.lose()
     edge.clock.advance(CLOSING)
     edge.done()
-    assert edge.factory.countConnections == 0
+    assert edge.connections.count == 0
 
 
 def test_a_slim_connection_closes_by_itself() -> None:

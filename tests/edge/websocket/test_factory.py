@@ -6,12 +6,11 @@ import gc
 import json
 import types
 from collections.abc import Iterator
-from resource import RLIMIT_NOFILE, getrlimit
 from typing import Any
 
 import pytest
 import txaio
-from twisted.internet.address import IPv4Address, UNIXAddress
+from twisted.internet.address import UNIXAddress
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from zope.interface import implementer
@@ -160,37 +159,13 @@ def test_origins_may_be_everybody() -> None:
 # How many.
 
 
-def test_connections_of_a_process_are_bounded() -> None:
-    edge = Edge(limits=Limits(connections=2))
-    peers = [Peer(edge) for _ in range(3)]
-    assert [peer.status for peer in peers] == [101, 101, 503]
-    assert peers[2].transport.closed == "lost"
-    assert edge.refused() == {"process": 1}
-    peers[2].lose()
-    assert Peer(edge).status == 503
-    peers[0].lose()
-    assert edge.site.connections == 2
-
-
 def test_a_connection_that_is_gone_leaves_its_place() -> None:
     edge = Edge(limits=Limits(connections=1))
     for _ in range(5):
         peer = Peer(edge)
         assert peer.status == 101
         peer.lose()
-    assert edge.site.connections == 0
-
-
-def test_far_too_many_are_not_even_told() -> None:
-    edge = Edge(limits=Limits(connections=1))
-    for _ in range(33):
-        edge.accept()
-    assert edge.site.buildProtocol(IPv4Address("TCP", "127.0.0.1", 1)) is None
-    assert edge.refused() == {"process": 1}
-
-
-def test_the_bound_is_what_the_open_files_allow_when_none_is_set() -> None:
-    assert Edge().factory.max_connections == max(1, getrlimit(RLIMIT_NOFILE)[0] - 64)
+    assert edge.connections.count == 0
 
 
 def test_nobody_is_let_in_any_more_when_the_process_stops() -> None:
@@ -214,21 +189,26 @@ def test_connections_of_an_address_are_bounded() -> None:
     assert [peer.status for peer in peers] == [101, 101, 429]
     assert Peer(edge, address="192.0.2.2").status == 101
     peers[2].lose()
-    assert Peer(edge, address="192.0.2.1").status == 429
+    again = Peer(edge, address="192.0.2.1")
+    assert again.status == 429
+    again.lose()
     peers[0].lose()
     assert Peer(edge, address="192.0.2.1").status == 101
 
 
-def test_nothing_is_kept_of_an_address_that_is_gone() -> None:
-    edge = Edge(limits=Limits(connections_per_address=1))
+@pytest.mark.parametrize("forwarded", [False, True])
+def test_nothing_is_kept_of_an_address_that_is_gone(forwarded: bool) -> None:
+    edge = Edge(limits=Limits(connections_per_address=1), forwarded_for=int(forwarded))
     for number in range(5):
-        Peer(edge, address=f"192.0.2.{number}").lose()
-    assert not edge.factory.addresses._clients
+        peer = Peer(edge, address=f"192.0.2.{number}", headers={"X-Forwarded-For": f"192.0.2.{number}"})
+        assert len(edge.connections.by_address) == len(edge.factory.clients) == 1
+        peer.lose()
+    assert len(edge.connections.by_address) == len(edge.factory.clients) == 0
 
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("2001:db8::1", "2001:db8::2"), ("2001:db8::1", "2001:db9::1"), ("::1", "::2"), ("192.0.2.1", "192.0.2.2")],
+    [("2001:db8::1", "2001:db8:0:1::1"), ("2001:db8::1", "2001:db9::1"), ("192.0.2.1", "192.0.2.2")],
 )
 @pytest.mark.parametrize("forwarded", [False, True])
 def test_addresses_of_both_kinds_are_told_apart(one: str, other: str, forwarded: bool) -> None:
@@ -285,7 +265,7 @@ def test_a_handshake_that_was_given_up_leaves_no_timer() -> None:
     protocol.dataReceived(b"GET / HTTP/1.1\r\n")
     protocol.connectionLost()
     edge.done()
-    assert edge.site.connections == 0
+    assert edge.connections.count == 0
 
 
 # Engine.IO.

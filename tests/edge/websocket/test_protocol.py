@@ -108,7 +108,7 @@ def test_a_malformed_handshake_is_refused_without_repeating_what_was_said(reques
     assert TOKEN not in repr(logged)
     assert (transport.closed is None) == (status in {101, 426} and b"Connection: close" not in answer)
     protocol.connectionLost()
-    assert edge.site.connections == 0
+    assert edge.connections.count == 0
 
 
 def test_another_version_is_told_which_one_there_is() -> None:
@@ -285,7 +285,7 @@ def test_any_bytes_instead_of_a_handshake_are_survived(pieces: list[bytes]) -> N
         edge.clock.advance(7)
         protocol.connectionLost()
     assert logged == []
-    assert edge.site.connections == 0
+    assert edge.connections.count == 0
     edge.done()
 
 
@@ -418,7 +418,7 @@ def test_a_lost_connection_ends_its_session_once() -> None:
     session.close(1001, "later")
     peer.protocol.outbox.write(outgoing("later"))
     peer.protocol.resume()
-    assert edge.site.connections == 0
+    assert edge.connections.count == 0
     edge.done()
 
 
@@ -426,7 +426,7 @@ def test_a_connection_may_be_lost_before_its_handshake() -> None:
     edge = Edge()
     protocol, _ = edge.accept()
     protocol.connectionLost()
-    assert edge.site.connections == 0
+    assert edge.connections.count == 0
     edge.done()
 
 
@@ -453,7 +453,7 @@ def test_our_own_fault_while_opening_closes_with_1011() -> None:
     assert peer.greeting == [(1011, "INTERNAL")]
     assert [str(event["log_failure"].value) for event in logged] == ["the cause"]
     peer.lose()
-    assert not edge.factory.addresses._clients
+    assert edge.connections.count == 0
     edge.clock.advance(3)  # Autobahn still waits for the answer to the close, and finds that nobody is there
     edge.done()
 
