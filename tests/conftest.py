@@ -28,6 +28,11 @@ from hypothesis import HealthCheck, settings
 import kraftek
 from tests.support.needs import MARKS, Guard, needs
 
+# An assertion in what tests share shows what it compared, as one in a test does.
+pytest.register_assert_rewrite(
+    *(f"tests.{folder}" for folder in ("client", "core", "docs", "edge", "service", "support.world", "support.waiting"))
+)
+
 # How long an example takes depends on what else the machine is doing: no test is about that.
 settings.register_profile("kraftek", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("kraftek")
