@@ -37,6 +37,9 @@ _IDLE = 75.0
 """Seconds between two requests of a connection. A proxy must be the first to give up one that it keeps, or it loses
 requests on it; nginx keeps them for 60."""
 
+SWEEP_INTERVAL = 0.25
+"""Seconds between two looks for deadlines that have passed: they are that exact."""
+
 _LINGER = 10.0
 """Seconds for the other side to read the last answer."""
 
@@ -230,8 +233,8 @@ class Request(http.Request):
 class HttpChannel(HTTPChannel):
     """A connection: its requests one after the other, each with its deadline.
 
-    What still arrives when it closes is dropped until the other side has read its last answer. ``counted_as``: the
-    address that it counts for at present, if for any.
+    What still arrives when it closes is dropped until the other side has read its last answer. ``missed`` is called
+    with it when its ``deadline`` has passed. ``counted_as``: the address that it counts for at present, if for any.
     """
 
     factory: Any
@@ -243,19 +246,20 @@ class HttpChannel(HTTPChannel):
     totalHeadersSize = _HEAD_BYTES
     MAX_LENGTH = _HEAD_BYTES
 
-    _deadline: IDelayedCall | None = None
+    deadline = 0.0
+    missed: Any = None
     _head = 0
     _resting = False
     _closing = False
 
     def connectionMade(self) -> None:
         super().connectionMade()
-        self._within(self.factory.head_timeout, self._late)
+        self._within(self.factory.head_timeout, HttpChannel._late)
 
     def dataReceived(self, data: bytes) -> None:
         if self._resting:
             self._resting = False
-            self._within(self.factory.head_timeout, self._late)
+            self._within(self.factory.head_timeout, HttpChannel._late)
         super().dataReceived(data)
 
     def lineReceived(self, line: bytes) -> None:
@@ -271,19 +275,19 @@ class HttpChannel(HTTPChannel):
     def allHeadersReceived(self) -> None:
         super().allHeadersReceived()
         if self.length != 0 and not self._closing:
-            self._within(self.factory.request_timeout, self._late)
+            self._within(self.factory.request_timeout, HttpChannel._late)
 
     def allContentReceived(self) -> None:
         self._head = 0
         if not self._closing:
-            self._within(None)
+            self._in_time()
         super().allContentReceived()
 
     def requestDone(self, request: Request) -> None:
         self.factory.answered(self)
         if self.persistent:
             self._resting = True
-            self._within(_IDLE, self.loseConnection)
+            self._within(_IDLE, HttpChannel.loseConnection)
         super().requestDone(request)
 
     def loseConnection(self) -> None:
@@ -292,19 +296,19 @@ class HttpChannel(HTTPChannel):
         self._closing = True
         self.clearLineBuffer()
         self.dataReceived = _dropped  # type: ignore[method-assign]
-        self._within(_LINGER, self.transport.abortConnection)
+        self._within(_LINGER, HttpChannel._abort)
         self.transport.unregisterProducer()
         self.transport.resumeProducing()
         end_writing(self.transport)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._within(None)
+        self._in_time()
         self.factory.lost(self)
         super().connectionLost(reason)
 
     def hand_over(self, successor: Any) -> None:
         """The rest of this connection is not HTTP."""
-        self._within(None)
+        self._in_time()
         self.requests.clear()
         transport = self.transport
         transport.unregisterProducer()
@@ -316,10 +320,15 @@ class HttpChannel(HTTPChannel):
                 setattr(transport, name, successor)
         successor.makeConnection(transport)
 
-    def _within(self, seconds: float | None, then: Callable[[], object] | None = None) -> None:
-        if self._deadline is not None and self._deadline.active():
-            self._deadline.cancel()
-        self._deadline = None if seconds is None else self.factory.reactor.callLater(seconds, then)
+    def _within(self, seconds: float, missed: Callable[[HttpChannel], None]) -> None:
+        self.factory.deadlines.add(self, seconds)
+        self.missed = missed
+
+    def _in_time(self) -> None:
+        self.factory.deadlines.remove(self)
+
+    def _abort(self) -> None:
+        self.transport.abortConnection()
 
     def _late(self) -> None:
         if self.requests:
@@ -336,6 +345,36 @@ def _dropped(data: bytes) -> None:
     pass
 
 
+class Deadlines:
+    """The connections that have one, looked at in one sweep every quarter of a second while there are any."""
+
+    def __init__(self, reactor: IReactorTime) -> None:
+        self._reactor = reactor
+        self._channels: set[HttpChannel] = set()
+        self._next: IDelayedCall | None = None
+
+    def add(self, channel: HttpChannel, seconds: float) -> None:
+        """The connection has so many seconds from now on, unless it is removed before."""
+        channel.deadline = self._reactor.seconds() + seconds
+        self._channels.add(channel)
+        if self._next is None:
+            self._next = self._reactor.callLater(SWEEP_INTERVAL, self._sweep)
+
+    def remove(self, channel: HttpChannel) -> None:
+        """The connection has all the time."""
+        self._channels.discard(channel)
+        if not self._channels and self._next is not None:
+            self._next.cancel()
+            self._next = None
+
+    def _sweep(self) -> None:
+        self._next = self._reactor.callLater(SWEEP_INTERVAL, self._sweep)
+        now = self._reactor.seconds()
+        for channel in [channel for channel in self._channels if channel.deadline <= now]:
+            self.remove(channel)
+            channel.missed(channel)
+
+
 class HttpServer(HTTPFactory):
     """What listens on a port. Times in seconds, sizes in bytes.
 
@@ -350,6 +389,7 @@ class HttpServer(HTTPFactory):
         self, reactor: IReactorTime, hosts: Hosts, *, head_timeout: float, request_timeout: float, max_body: int = 0
     ) -> None:
         super().__init__(timeout=None, reactor=reactor)  # type: ignore[arg-type]
+        self.deadlines = Deadlines(reactor)
         self.head_timeout = head_timeout
         self.request_timeout = request_timeout
         self.max_body = max_body

@@ -12,7 +12,7 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 
 from kraftek.edge.hosts import Hosts
-from kraftek.edge.http_server import HttpServer, Request, Response, end_writing, printable
+from kraftek.edge.http_server import SWEEP_INTERVAL, HttpServer, Request, Response, end_writing, printable
 from tests.edge.websocket.edge import RecordingTransport
 
 HEAD_TIMEOUT, BODY_TIMEOUT, IDLE, LINGER = 5.0, 30.0, 75.0, 10.0
@@ -225,7 +225,7 @@ def test_a_head_has_its_deadline(server: Server) -> None:
     server.clock.advance(HEAD_TIMEOUT - 0.1)
     second.send(b"GET")
     slow.send(b"X: y\r\n")
-    server.clock.advance(0.2)
+    server.clock.advance(0.1 + SWEEP_INTERVAL)
     assert (silent.answers, silent.transport.closed) == ([], "aborted")
     assert (slow.answers, slow.transport.closed) == ([408], "lost")
     assert (second.answers, second.transport.closed) == ([200], None)
