@@ -60,7 +60,7 @@ def _take_options(draft: _Draft, options: Mapping[str, Any]) -> None:
         if not equals or name in names:
             draft.blame("--service", ("services",), "each name once" if equals else "NAME=CHANNEL", text)
         else:
-            draft.take_service("--service", name, channel)
+            draft.take_service("--service", name, channel, found=text)
         names.add(name)
 
 
@@ -146,10 +146,10 @@ class _Draft:
             return converted
         return None
 
-    def take_service(self, source: str, name: str, value: object) -> None:
-        """Take a service: its channel, or a table with its keys."""
+    def take_service(self, source: str, name: str, value: object, found: str | None = None) -> None:
+        """Take a service: its channel, or a table with its keys. ``found``: what a malformed name was read from."""
         if not re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", name):
-            self.blame(source, ("services",), "a name of 1 to 128 letters, digits, and _ . -", name)
+            self.blame(source, ("services",), "a name of 1 to 128 letters, digits, and _ . -", found or name)
             return
         self._services.setdefault(name, source)
         if isinstance(value, dict):
