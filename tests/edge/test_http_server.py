@@ -177,6 +177,8 @@ def test_our_own_fault_is_logged_and_told_as_no_more_than_that(server: Server) -
         (b"GET /\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nContent-Length: " + b"9" * 5_000 + b"\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nContent-Length: " + b"9" * 5_000 + b"\r\nX: y\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nno colon\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nX: " + b"x" * 20_000, 431),
         (b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 501 + b"\r\n", 400),
@@ -266,6 +268,33 @@ def test_whoever_does_not_read_its_last_answer_is_cut_off(server: Server) -> Non
     connection.send(b"more")
     server.clock.advance(LINGER)
     assert connection.transport.closed == "aborted"
+
+
+def test_whoever_does_not_read_its_answers_is_given_no_more(server: Server) -> None:
+    connection = server.accept()
+    transport = connection.transport
+    connection.send(b"POST /a HTTP/1.1\r\nContent-Length: 1\r\n\r\nx")
+    transport.protocol.pauseProducing()  # what a transport calls when much waits to be written
+    assert transport.producerState == "paused"
+    connection.send(b"GET /b HTTP/1.1\r\n\r\n" * 3 + b"GET /switch HTTP/1.1\r\n\r\n")
+    assert connection.answers == [200]
+    server.clock.advance(HEAD_TIMEOUT / 2)
+    transport.protocol.resumeProducing()
+    assert connection.answers == [200] * 4
+    assert transport.value().endswith(b"101")
+    assert server.clock.getDelayedCalls() == []
+
+
+def test_to_have_read_all_answers_is_no_request(server: Server) -> None:
+    connection = server.accept()
+    connection.get("/a")
+    connection.transport.protocol.pauseProducing()
+    connection.transport.protocol.resumeProducing()
+    assert connection.transport.producerState == "producing"
+    server.clock.advance(IDLE - 1)
+    assert connection.transport.closed is None
+    connection.get("/b")
+    assert connection.answers == [200, 200]
 
 
 def test_an_old_client_gets_one_answer(server: Server) -> None:

@@ -317,6 +317,9 @@ class TestPlainRequests:
             with Wire(process.port) as wire:
                 wire.send(handshake(**{header: odd}))
                 assert wire.response().status == 101, header
+        with Wire(process.port) as wire:
+            wire.send(request("/", "POST", Content_Length="9" * 5_000))
+            assert wire.response().status == 400
         for header in ("Origin", "Sec_WebSocket_Protocol", "Sec_WebSocket_Key", "Sec_WebSocket_Version", "Connection"):
             with Wire(process.port) as wire:
                 wire.send(handshake(**{header: odd}))
@@ -382,6 +385,26 @@ class TestDeadlines:
             sid = json.loads(wire.response().body[1:])["sid"]
             wire.send(request(f"{POLLING}&sid={sid}"))
             assert wire.response().body == b"2"
+
+
+class TestUnreadAnswers:
+    """Whoever asks without reading is asked for no more: 64 KiB of requests would be 40 MB of answers."""
+
+    def test_they_are_not_made(self, gateway: StartGateway, redis_server: RedisServer) -> None:
+        process = gateway(redis_server)
+        before = memory(process)
+        wires = [Wire(process.port) for _ in range(5)]
+        for wire in wires:
+            wire.send(request("/kraftek.js") * 1_000)
+        with Wire(process.port) as other:
+            other.send(handshake())
+            assert other.response().status == 101
+        assert memory(process) - before < 30
+        # Nothing is lost for who reads at last.
+        assert [wires[0].response().status for _ in range(1_000)] == [200] * 1_000
+        assert memory(process) - before < 30
+        for wire in wires:
+            wire.socket.close()
 
 
 class TestOrigins:
