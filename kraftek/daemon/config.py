@@ -298,6 +298,7 @@ def _check_origin(pattern: str, _: object) -> None:
     found = re.fullmatch(r"(?:[A-Za-z][A-Za-z0-9+.-]*://|\*\.(?!.*:))([^/]+)", pattern)
     if found is None:
         raise ValueError("same-host, SCHEME://HOST[:PORT] without a path, *.example.org, or *")
+    _check_ascii(pattern)
     host_and_port(found[1], 0)
 
 
@@ -305,6 +306,12 @@ def _check_host(pattern: str, _: object) -> None:
     name = pattern.removeprefix("*.")
     if host_and_port(name, 0) != (name.strip("[]"), 0) or name.endswith(":") or (name != pattern and "[" in name):
         raise ValueError("HOST without a port, an IPv6 address in brackets, or *.example.org")
+    _check_ascii(name)
+
+
+def _check_ascii(name: str) -> None:
+    if not name.isascii():
+        raise ValueError("an international name as browsers send it, in ASCII: xn--…")
 
 
 def _check_endpoint(text: str, _: object) -> None:

@@ -10,7 +10,8 @@ from ipaddress import ip_address
 
 __all__ = ["Hosts"]
 
-_HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(?::[0-9]*)?")
+# Two headers are a list with a comma: whoever is in front may have gone by the other one.
+_HOST = re.compile(r"(\[[^\]]*\]|[^][:/?#@,\s]*)(?::[0-9]*)?")
 
 
 class Hosts:

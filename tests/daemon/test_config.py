@@ -402,6 +402,8 @@ def test_origins(origin: str) -> None:
         "https://a.org:0",
         "https://a.org:65536",
         "https://*.example.org",
+        "https://bücher.example",
+        "*.bücher.example",
         "*.*.org",
         "*.",
         "*example.org",
