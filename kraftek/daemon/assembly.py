@@ -187,11 +187,12 @@ def edge_of(
     return Edge(site=site, connections=connections, clients=clients, engine_clients=engine_clients)
 
 
-def gauges_of(core: Core, bus: IBus) -> Gauges:
-    """What there is now, for the operator."""
+def gauges_of(core: Core, bus: IBus, connections: Callable[[], int]) -> Gauges:
+    """What there is now, for the operator. ``connections``: how many there are to the clients' ports."""
     roster, requests, dispatch = core.roster, core.requests, core.dispatch
     gauges = Gauges()
     gauges.add("sockets", "Clients connected", lambda: len(roster))
+    gauges.add("connections_open", "Connections to the clients' ports", connections)
     gauges.add("rooms", "Rooms with a client of this process in them", lambda: roster.rooms)
     gauges.add("redis_up", "Whether Redis is connected", lambda: bus.available)
     gauges.add("requests", "Requests of this process's clients that wait for their answers", lambda: len(requests))

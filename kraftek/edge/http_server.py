@@ -368,16 +368,16 @@ class Deadlines:
     """The connections that have one, looked at in one sweep every quarter of a second while there are any."""
 
     def __init__(self, reactor: IReactorTime) -> None:
-        self._reactor = reactor
+        self._clock = reactor
         self._channels: set[HttpChannel] = set()
         self._next: IDelayedCall | None = None
 
     def add(self, channel: HttpChannel, seconds: float) -> None:
         """The connection has so many seconds from now on, unless it is removed before."""
-        channel.deadline = self._reactor.seconds() + seconds
+        channel.deadline = self._clock.seconds() + seconds
         self._channels.add(channel)
         if self._next is None:
-            self._next = self._reactor.callLater(SWEEP_INTERVAL, self._sweep)
+            self._next = self._clock.callLater(SWEEP_INTERVAL, self._sweep)
 
     def remove(self, channel: HttpChannel) -> None:
         """The connection has all the time."""
@@ -387,8 +387,8 @@ class Deadlines:
             self._next = None
 
     def _sweep(self) -> None:
-        self._next = self._reactor.callLater(SWEEP_INTERVAL, self._sweep)
-        now = self._reactor.seconds()
+        self._next = self._clock.callLater(SWEEP_INTERVAL, self._sweep)
+        now = self._clock.seconds()
         for channel in [channel for channel in self._channels if channel.deadline <= now]:
             self.remove(channel)
             channel.missed(channel)

@@ -90,7 +90,7 @@ class House:
         self.requests = core.requests
         self.gateway = core.gateway
         self.deliveries = core.deliveries
-        self.gauges = gauges_of(core, self.bus)
+        self.gauges = gauges_of(core, self.bus, lambda: 0)
 
     def connect(self, credentials: Authenticate | None = None, dialect: IDialect | None = None) -> Client:
         """A client connects; ``credentials`` came with its handshake."""
