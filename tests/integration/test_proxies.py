@@ -117,7 +117,7 @@ class Proxy:
 def start_nginx(directory: Path, port: int, gateways: list[int]) -> list[str]:
     changes = {
         "127.0.0.1:3001": f"127.0.0.1:{gateways[0]}",
-        "127.0.0.1:3002": f"127.0.0.1:{gateways[1]}",
+        "127.0.0.1:3003": f"127.0.0.1:{gateways[1]}",
         "listen 443 ssl;": f"listen 127.0.0.1:{port} ssl;",
         "    listen [::]:443 ssl;\n": "",
         "gateway.example.org;": "localhost;",
@@ -143,7 +143,7 @@ def start_haproxy(directory: Path, port: int, gateways: list[int]) -> list[str]:
     )
     changes = {
         "127.0.0.1:3001": f"127.0.0.1:{gateways[0]}",
-        "127.0.0.1:3002": f"127.0.0.1:{gateways[1]}",
+        "127.0.0.1:3003": f"127.0.0.1:{gateways[1]}",
         "bind :443 ": f"bind 127.0.0.1:{port} ",
         "/etc/haproxy/gateway.example.org.pem": str(directory / "both.pem"),
         "log /dev/log local0": "log stdout format raw local0",
@@ -157,7 +157,7 @@ def start_haproxy(directory: Path, port: int, gateways: list[int]) -> list[str]:
 def start_caddy(directory: Path, port: int, gateways: list[int]) -> list[str]:
     changes = {
         "127.0.0.1:3001": f"127.0.0.1:{gateways[0]}",
-        "127.0.0.1:3002": f"127.0.0.1:{gateways[1]}",
+        "127.0.0.1:3003": f"127.0.0.1:{gateways[1]}",
         "{\n\t# No query": "{\n\tadmin off\n\tauto_https off\n\t# No query",
         "gateway.example.org {": f"https://localhost:{port} {{\n\tbind 127.0.0.1\n\ttls localhost.crt localhost.key",
     }
