@@ -12,6 +12,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect as websocket_connect
 
+from tests.integration.wire import Wire
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -174,9 +175,9 @@ def test_connection_limits(redis_server: RedisServer, gateway: StartGateway, con
 def test_connections_per_address(redis_server: RedisServer, gateway: StartGateway, connect: Connect) -> None:
     process = gateway(redis_server, config={"limits": {"connections_per_address": 1}})
     first = connect(process)
-    with pytest.raises(InvalidStatus) as refused:
-        connect(process)
-    assert refused.value.response.status_code == 429
+    # On a bare socket: the answer comes at once, and websockets' client takes one that it has not asked for as a fault.
+    with Wire(process.port) as refused:
+        assert refused.response().status == 429
     first.close()
     connect(process)
 

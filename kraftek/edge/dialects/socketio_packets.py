@@ -374,7 +374,12 @@ class SocketSession:
     def _receive_connect(self, namespace: str, payload: bytes) -> ConnectPacket | Outgoing:
         if namespace in self._joined:
             raise SocketError("a second CONNECT to the same namespace")
-        auth = _decode(_decode_auth, payload)[1] if payload else None
+        try:
+            auth = _decode(_decode_auth, payload)[1] if payload else None
+        except SocketError as error:
+            # Whoever is in no namespace can be told nothing else.
+            error.closes = True
+            raise
         if namespace not in self._settings.namespaces:
             return encode_connect_error(namespace, "Invalid namespace")
         return ConnectPacket(namespace, None if auth is None else Raw(auth), auth is not None and auth is not payload)

@@ -148,8 +148,10 @@ def test_refuses_a_connection_with_words_of_the_application() -> None:
 
 @pytest.mark.parametrize("payload", ["[]", '"a"', "1", "null", "{", "{}x", '{"a":' + "[" * 100_000, "x"])
 def test_refuses_a_malformed_connect(payload: str) -> None:
-    with pytest.raises(SocketError):
+    with pytest.raises(SocketError) as refused:
         session().receive(b"0" + payload.encode(), False)
+    # Whoever is in no namespace is told nothing else, and would wait.
+    assert refused.value.closes
 
 
 def test_refuses_to_connect_twice() -> None:
