@@ -862,6 +862,19 @@ def test_invalidations_to_be_made_up_for_are_bounded(redis: MemoryRedis, clock: 
     assert list(process.cache._revocations._uncleared) == [(f"user-{number}", None) for number in (7, 8, 9)]
 
 
+def test_an_invalidation_that_redis_refuses_is_repeated_each_second(one: Process, redis: MemoryRedis) -> None:
+    let_in(one)
+    one.publish(b'{"userId": "ada"}')
+    one.bus.calls.pop().reply.errback(ValueError("READONLY You can't write against a read only replica."))
+    one.cache.sweep()
+    assert not one.bus.calls
+    one.clock.advance(1)
+    one.cache.sweep()
+    settle(one)
+    assert ADA not in redis.all_keys()
+    assert not one.cache._revocations
+
+
 def test_a_refusing_redis_keeps_nobody_out(one: Process, clock: Clock) -> None:
     class RefusedError(Exception):
         pass
