@@ -126,6 +126,9 @@ class Reading(ConnectionService):
     def bus_down(self) -> None:
         """Nothing is asked for until it is back: what came could not be answered."""
 
+    def epoch_changed(self) -> None:
+        """Nothing to do: a stream that is gone is read anew when Redis says so."""
+
     # LinkOwner
 
     def connection_ready(self, connection: RedisConnection) -> None:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from secrets import token_hex
 from typing import Any
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, fail, gatherResults, succeed
 from twisted.logger import Logger
+from twisted.python.failure import Failure
+from txredisapi import ResponseError
 from zope.interface import implementer
 
 from kraftek.bus.connections import NO_BATCH, TRACKING_CHANNEL, CommandConnection, RedisConnection, SubscriberConnection
@@ -22,12 +25,15 @@ from kraftek.bus.resp import publish_head
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import EntryListener, IBus, IBusListener
 from kraftek.contract.iteration import Iteration
-from kraftek.contract.lua import Argument, ForEach, Script
+from kraftek.contract.lua import Argument, ForEach, Script, lua
 from kraftek.contract.metrics import Counters
+from kraftek.contract.names import EPOCH
 from kraftek.contract.redis_url import redis_address
 from kraftek.contract.settings import Redis
 
 __all__ = ["RedisBus"]
+
+FIND_EPOCH = Script(lua(__package__, "epoch"))
 
 HEADS_KEPT = 1024
 """Channels whose ``PUBLISH`` is cached half written. Services are few: the bound is for callers with many channels."""
@@ -38,14 +44,22 @@ class RedisBus(MultiService):
     """Two connections, kept up by two ``ConnectionService`` children: the bus is up while both are connected. Each
     reader of a stream has another connection, which does not matter for that.
 
-    ``reactor`` connects. ``clock`` keeps the time, which is monotonic; unless given it is the reactor. Raises as
+    ``reactor`` connects. ``clock`` keeps the time, which is monotonic; unless given it is the reactor. Without
+    ``keeps_epoch`` the epoch stays ``None``, and nothing is written for it: services need none. Raises as
     :class:`kraftek.bus.endpoint.RedisEndpoint` does.
     """
 
     log = Logger()
 
     def __init__(
-        self, reactor: Any, config: Redis, iteration: Iteration, counters: Counters, clock: Any = None
+        self,
+        reactor: Any,
+        config: Redis,
+        iteration: Iteration,
+        counters: Counters,
+        clock: Any = None,
+        *,
+        keeps_epoch: bool = True,
     ) -> None:
         super().__init__()
         self._address = address = redis_address(config.url)
@@ -64,7 +78,9 @@ class RedisBus(MultiService):
         self._batch = NO_BATCH
         self._commands: CommandConnection | None = None
         self._subscriber: SubscriberConnection | None = None
+        self._keeps_epoch = keeps_epoch
         self.available = False
+        self.epoch: str | None = None
         self._backoff = Backoff()
         for protocol in (
             partial(CommandConnection, self._clock, address, config, self, iteration),
@@ -177,7 +193,7 @@ class RedisBus(MultiService):
     # LinkOwner
 
     def connection_ready(self, connection: RedisConnection) -> None:
-        """Once both are connected, subscribe to everything and track changes; then the bus is up."""
+        """Once both are connected, subscribe to everything, track changes and find the epoch; then the bus is up."""
         if isinstance(connection, CommandConnection):
             self._commands = connection
         elif isinstance(connection, SubscriberConnection):
@@ -188,6 +204,8 @@ class RedisBus(MultiService):
         steps = [subscriber.listen(self._channels)]
         if self._tracked:
             steps.append(commands.track(subscriber.id, [self._prefix + prefix for prefix in self._tracked]))
+        if self._keeps_epoch:
+            steps.append(self._find_epoch(commands))
         ready = gatherResults(steps, consumeErrors=True)
         ready.addCallbacks(lambda _: self._up(commands, subscriber), lambda _: None)
 
@@ -198,6 +216,7 @@ class RedisBus(MultiService):
             self._subscriber = None
         if self.running:
             self._outage.failed(reason)
+        self.epoch = None
         if self.available:
             self.available = False
             self._tell("bus_down")
@@ -237,6 +256,20 @@ class RedisBus(MultiService):
             names = [name for name in names if name.startswith(prefix)]
             if names:
                 listener(names)
+
+    def _find_epoch(self, commands: CommandConnection) -> Deferred[None]:
+        """Fires when ``epoch`` is set; also when Redis refuses, with ``None``."""
+
+        def found(epoch: bytes | None) -> None:
+            self.epoch = None if epoch is None else epoch.decode("utf-8", "replace")
+
+        def refused(failure: Failure) -> None:
+            failure.trap(ResponseError)
+            self.epoch = None
+            self.log.warn("The epoch of Redis's data cannot be found: {reason}", reason=failure.getErrorMessage())
+
+        finding = commands.run(FIND_EPOCH, [self._prefix + EPOCH], [token_hex(8)])
+        return finding.addCallbacks(found, refused)
 
     def _up(self, commands: CommandConnection, subscriber: SubscriberConnection) -> None:
         if commands is not self._commands or subscriber is not self._subscriber:

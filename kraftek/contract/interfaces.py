@@ -134,7 +134,14 @@ class IBusListener(Interface):
     """Notified when the connection to Redis is established or lost."""
 
     def bus_up() -> None:
-        """Both connections are ready, everything is subscribed. Redis may have lost its data."""
+        """Both connections are ready, everything is subscribed, and ``IBus.epoch`` is that of the data. Redis may have
+        lost its data, or have older ones than before: then the epoch is another one.
+        """
+
+    def epoch_changed() -> None:
+        """``IBus.epoch`` is another one, although the connections were not lost: Redis's data were lost (``FLUSHALL``),
+        or it takes writes again, which it did not when the connections were established and the epoch was ``None``.
+        """
 
     def bus_down() -> None:
         """A connection was lost: invalidations and broadcasts may be missed from now on."""
@@ -162,6 +169,20 @@ class IBus(Interface):
     """
 
     available = Attribute("bool: both connections are ready.")
+    epoch = Attribute(
+        """``str``: a name for the continuous life of Redis's data in one server process. A restart, a fail-over, a
+        restored snapshot and the loss of all data each begin another one, with a random name. What is kept with the
+        name of another epoch is not evidence: the data may be older than it, and times and numbers may have gone back.
+
+        ``None`` while nobody knows: Redis is unavailable, or refused to write the new name when it became available.
+        Nothing is evidence then, not even what carries ``None``.
+
+        Set before ``bus_up`` and ``epoch_changed``. It stands in the hash :data:`kraftek.contract.names.EPOCH`. What
+        has to be done once for each epoch, by whichever process, is done by a script that first compares a field of
+        its own there with the epoch, and sets it in the same run. So it is also done when the process that began the
+        epoch dies.
+        """
+    )
 
     def channel_name(channel: str) -> str:
         """The channel as services must name it: with the prefix."""

@@ -13,6 +13,7 @@ Keys and channels are here without the configured prefix, which the bus and the 
 ``room:…``, ``socket:…``            the room cache that services read: :mod:`kraftek.core.rooms.room_cache`
 ``sockets:…``, ``gateway:…``        what gateways need to write it: the same
 ``gateways``, ``gateways:…``        leases of gateway processes: :mod:`kraftek.core.rooms.leases`
+``gateway:epoch``                   the epoch of Redis's data: :attr:`kraftek.contract.interfaces.IBus.epoch`
 ``request:…``                       requests and their answers: :mod:`kraftek.core.requests`
 ==================================  ====================================================================================
 """
@@ -29,6 +30,7 @@ __all__ = [
     "CLIENT_JOINED",
     "CLIENT_LEFT",
     "ENTRIES",
+    "EPOCH",
     "GATEWAY_GROUP",
     "GATEWAY_LEASES",
     "GATEWAY_OWN",
@@ -157,6 +159,12 @@ def lease_key(stream: str, service: str) -> str:
     """The lease of one partition: the instance that reads it."""
     return f"{stream}:lease:{service}"
 
+
+# Redis's data
+
+EPOCH = "gateway:epoch"
+"""The hash of the epoch of Redis's data: ``run``, the run id of the server that it was last used under, and ``epoch``.
+Further fields belong to those that do something once an epoch: see :attr:`kraftek.contract.interfaces.IBus.epoch`."""
 
 # Access
 

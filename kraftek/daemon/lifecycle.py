@@ -272,6 +272,9 @@ class _Up:
     def bus_down(self) -> None:
         pass
 
+    def epoch_changed(self) -> None:
+        pass
+
 
 async def _ready(bus: RedisBus, reactor: Any) -> None:
     """Return when Redis is available, or after a time-out: clients then get ``SERVICE_UNAVAILABLE``."""

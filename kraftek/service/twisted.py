@@ -88,7 +88,7 @@ class _Backend(MultiService):
         iteration = Iteration(reactor)
         if wanted(os.environ):
             write_at_once(iteration)
-        self._bus = RedisBus(reactor, config, iteration, Counters(), self._clock)
+        self._bus = RedisBus(reactor, config, iteration, Counters(), self._clock, keeps_epoch=False)
         self._bus.setServiceParent(self)
         self._bus.add_listener(self)
         self._unconfirmed: list[Deferred[None]] = []
@@ -103,6 +103,9 @@ class _Backend(MultiService):
 
     def bus_down(self) -> None:
         """The bus logs it, and reconnects automatically."""
+
+    def epoch_changed(self) -> None:
+        """Services have no evidence that could be of another epoch."""
 
     # Backend
 

@@ -20,6 +20,7 @@ from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import IBus, IBusListener, Undelivered
 from kraftek.contract.lua import ForEach, Script
 from kraftek.contract.metrics import Counters
+from kraftek.contract.names import EPOCH
 from kraftek.contract.settings import Redis
 from tests.support.fastpath import make_iteration
 from tests.support.redis_server import PrivateRedis, oldest_redis_server
@@ -38,6 +39,9 @@ class Told:
 
     def bus_down(self) -> None:
         self.events.append("down")
+
+    def epoch_changed(self) -> None:
+        self.events.append("epoch")
 
 
 def apart(messages: list[tuple[Any, ...]]) -> tuple[list[tuple[Any, ...]], tuple[bytes, ...]]:
@@ -209,7 +213,7 @@ class RedisBusTest(TestCase):
         await bus.call("SET", ["key"], ["value"])
         await bus.call(Script("redis.call('SET', KEYS[1], ARGV[1])"), ["scripted"], ["value"])
         with self.redis.client(db=5) as other:
-            assert sorted(other.keys()) == [b"kraftek:key", b"kraftek:scripted"]
+            assert sorted(other.keys()) == [b"kraftek:gateway:epoch", b"kraftek:key", b"kraftek:scripted"]
             assert other.publish("c", "without") == 0
             assert other.publish("kraftek:c", "with") == 1
             other.mset({"access:1": "", "kraftek:access:1": "", "kraftek:other": ""})
@@ -380,7 +384,7 @@ return name == 'text' and body or redis.call('LLEN', key)
         await bus.call("PING")
         assert got == [*range(1, 252)]
         stats: Any = self.redis.client().info("commandstats")
-        assert [stats[f"cmdstat_{name}"]["calls"] for name in ("eval", "evalsha", "rpush")] == [1, 3, 251]
+        assert [stats[f"cmdstat_{name}"]["calls"] for name in ("eval", "evalsha", "rpush")] == [2, 3, 251]
 
     # Coming and going
 
@@ -397,6 +401,9 @@ return name == 'text' and body or redis.call('LLEN', key)
                 raise ZeroDivisionError
 
             def bus_down(self) -> None:
+                raise ZeroDivisionError
+
+            def epoch_changed(self) -> None:
                 raise ZeroDivisionError
 
         bus = self.make()
@@ -533,6 +540,62 @@ return name == 'text' and body or redis.call('LLEN', key)
         await bus.stopService()
         await self.assertFailure(lost, NotPublished)
 
+    # The epoch
+
+    async def again(self, bus: RedisBus) -> str | None:
+        """The epoch after the connections were lost."""
+        self.redis.call("CLIENT", "KILL", "TYPE", "normal")
+        await until(lambda: not bus.available, "the loss of Redis")
+        assert bus.epoch is None
+        await until(lambda: bus.available, "a connection to Redis")
+        return bus.epoch
+
+    async def test_an_epoch_is_that_of_the_server_process_and_the_same_for_all(self) -> None:
+        epochs: list[str | None] = []
+        bus = self.make()
+        self.patch(self.told, "bus_up", lambda: epochs.append(bus.epoch))
+        await self.start(bus)
+        first = bus.epoch
+        assert first
+        assert epochs == [first]
+        assert (await self.up()).epoch == first
+        assert await self.again(bus) == first
+
+    async def test_the_data_in_another_server_process_are_another_epoch(self) -> None:
+        bus = await self.up()
+        first = bus.epoch
+        self.redis.call("SET", "kept", "x")
+        self.redis.call("SAVE")
+        self.redis.kill()
+        await until(lambda: not bus.available, "the loss of Redis")
+        self.redis.start()
+        await until(lambda: bus.available, "a connection to Redis")
+        assert self.redis.call("GET", "kept") == b"x"
+        assert bus.epoch not in (None, first)
+        assert (await self.up()).epoch == bus.epoch
+
+    async def test_what_others_keep_beside_the_epoch_stays(self) -> None:
+        bus = await self.up()
+        self.redis.call("HSET", EPOCH, "told", bus.epoch or "", "run", "another")
+        first = bus.epoch
+        assert await self.again(bus) not in (None, first)
+        assert self.redis.call("HGET", EPOCH, "told") == (first or "").encode()
+
+    async def test_an_unreadable_epoch_is_absent(self) -> None:
+        self.redis.call("SET", EPOCH, "x")
+        assert (await self.up()).epoch
+
+    async def test_an_epoch_that_cannot_be_written_is_unknown(self) -> None:
+        bus = await self.up()
+        first = bus.epoch
+        self.redis.call("CONFIG", "SET", "maxmemory", "1")
+        assert await self.again(bus) == first
+        self.redis.call("DEL", EPOCH)
+        assert await self.again(bus) is None
+        assert await bus.call("PUBLISH", ["c"], [""]) == 0
+        self.redis.call("CONFIG", "SET", "maxmemory", "0")
+        assert await self.again(bus) not in (None, first)
+
     # Passwords
 
     async def test_a_wrong_password_is_tried_again_and_never_logged(self) -> None:
@@ -554,7 +617,7 @@ return name == 'text' and body or redis.call('LLEN', key)
     async def test_a_user_with_just_the_rights_it_needs(self) -> None:
         self.redis.call(
             "ACL", "SETUSER", "gateway", "on", ">p@ss:word", "resetchannels", "&kraftek:*", "&__redis__:invalidate",
-            "~kraftek:*", "+@all", "-@dangerous", "+client",
+            "~kraftek:*", "+@all", "-@dangerous", "+client", "+info",
         )  # fmt: skip
         url = self.redis.url.replace("unix://", "unix://gateway:p%40ss%3Aword@")
         bus = self.make(url=url, prefix="kraftek:")
@@ -649,6 +712,7 @@ class Wires:
 
 SUBSCRIBED = b"*3\r\n$9\r\nsubscribe\r\n$20\r\n__redis__:invalidate\r\n:1\r\n"
 TRACKING = b"+OK\r\n+OK\r\n"
+EPOCH_FOUND = b"$2\r\ne1\r\n"
 LOST = Failure(ConnectionLost())
 
 
@@ -659,7 +723,7 @@ def test_attempts_become_rarer_until_redis_is_there() -> None:
     assert 5 <= max(wires.delays()) <= 6
 
     commands, subscriber = wires.greet()
-    commands.dataReceived(TRACKING)
+    commands.dataReceived(TRACKING + EPOCH_FOUND)
     assert wires.bus.available
     commands.connectionLost(LOST)
     subscriber.connectionLost(LOST)
@@ -679,10 +743,10 @@ def test_a_subscriber_lost_while_tracking_is_turned_on_is_not_up() -> None:
     wires = Wires()
     commands, subscriber = wires.greet()
     subscriber.connectionLost(LOST)
-    commands.dataReceived(TRACKING)
+    commands.dataReceived(TRACKING + EPOCH_FOUND)
     assert not wires.bus.available
 
     wires.greeted().dataReceived(SUBSCRIBED)
     assert not wires.bus.available
-    commands.dataReceived(TRACKING)
+    commands.dataReceived(TRACKING + EPOCH_FOUND)
     assert wires.bus.available

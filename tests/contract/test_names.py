@@ -70,6 +70,7 @@ def test_names_that_others_write() -> None:
         "CLIENT_JOINED": "gateway:client:joined",
         "CLIENT_LEFT": "gateway:client:left",
         "ENTRIES": "gateway:",
+        "EPOCH": "gateway:epoch",
         "GATEWAY_GROUP": "gateways",
         "GATEWAY_LEASES": "gateways",
         "GATEWAY_OWN": "gateway:",

@@ -243,7 +243,8 @@ class FakeReading:
 class FakeBus:
     """Redis in memory, answering when it is told to: see :meth:`deliver`, :meth:`answer`, :meth:`up`, :meth:`down`.
 
-    Buses that share ``channels`` share a Redis. ``in_flight`` bounds what waits for an answer.
+    Buses that share ``channels`` share a Redis. ``in_flight`` bounds what waits for an answer. The epoch is ``e1``
+    until :meth:`up` or :meth:`begin_epoch` names another one.
     """
 
     def __init__(
@@ -255,6 +256,7 @@ class FakeBus:
         available: bool = True,
     ) -> None:
         self.available = available
+        self.epoch: str | None = "e1" if available else None
         self.published: list[Published] = []
         self.calls: list[Call] = []
         self.listeners: list[IBusListener] = []
@@ -338,6 +340,7 @@ class FakeBus:
     def down(self) -> None:
         """The connection is lost, with everything in flight on it."""
         self.available = False
+        self.epoch = None
         published, self.published = self.published, []
         calls, self.calls = self.calls, []
         for message in published:
@@ -347,11 +350,18 @@ class FakeBus:
         for listener in self.listeners:
             listener.bus_down()
 
-    def up(self) -> None:
-        """Redis is back."""
+    def up(self, epoch: str | None = "e1") -> None:
+        """Redis is back. ``epoch``: what its data say."""
         self.available = True
+        self.epoch = epoch
         for listener in self.listeners:
             listener.bus_up()
+
+    def begin_epoch(self, epoch: str) -> None:
+        """Redis's data were lost, or it takes writes again."""
+        self.epoch = epoch
+        for listener in self.listeners:
+            listener.epoch_changed()
 
     def _check(self) -> None:
         if not self.available:

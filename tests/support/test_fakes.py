@@ -42,6 +42,9 @@ class Told:
     def bus_down(self) -> None:
         self.events.append("down")
 
+    def epoch_changed(self) -> None:
+        self.events.append("epoch")
+
 
 async def real_bus(case: TestCase, in_flight: int = 10) -> tuple[RedisBus, PrivateRedis]:
     """A bus on a redis-server of its own, up."""
@@ -72,6 +75,7 @@ class BusContract:
     async def test_it_is_a_bus(self) -> None:
         assert verifyObject(IBus, self.bus)
         assert self.bus.available is True
+        assert isinstance(self.bus.epoch, str)
         assert self.bus.channel_name("channel") == "k:channel"
 
     async def test_a_listener_is_told_at_once_and_of_what_happens_then(self) -> None:
@@ -113,6 +117,7 @@ class BusContract:
     async def test_without_redis_everything_is_refused(self) -> None:
         await self.cut()
         assert self.bus.available is False
+        assert self.bus.epoch is None
         with pytest.raises(NotPublished):
             self.bus.publish("none", b"", lambda receivers: None)
         await self.failed(self.bus.call("GET", ["key"]))

@@ -153,6 +153,9 @@ class AccessCache:
         self._answers.clear()
         self._denials.clear()
 
+    def epoch_changed(self) -> None:
+        self.bus_up()
+
     # One check
 
     def _recall(self, key: Key) -> Deferred[Grant] | None:

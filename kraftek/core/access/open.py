@@ -45,6 +45,9 @@ class OpenAccess:
     def bus_down(self) -> None:
         pass
 
+    def epoch_changed(self) -> None:
+        pass
+
     def _changed(self, keys: list[str] | None) -> None:
         if keys is None:
             for listener in self._listeners:

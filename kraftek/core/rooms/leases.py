@@ -75,6 +75,9 @@ class Leases:
     def bus_down(self) -> None:
         """Nothing to do."""
 
+    def epoch_changed(self) -> None:
+        """Nothing to do: the next renewal finds that the lease is gone."""
+
     def renew(self) -> None:
         """Called every :data:`RENEW_INTERVAL` seconds."""
         self._call(RENEW, [GATEWAY_LEASES], self._gateway_id, LEASE).addCallback(self._renewed)
