@@ -48,7 +48,8 @@ _REDIS_PATIENCE = 5.0
 """Seconds to wait for Redis before clients are accepted without it."""
 
 _FAREWELL = 3.0
-"""Seconds that Redis has for each of its last answers when the daemon stops."""
+"""Seconds that Redis has for the last entries of the stream of services' events, and for its last answers, when the
+daemon stops."""
 
 _CLOSING = 1.0
 """Seconds that clients have to answer their close frames when the daemon stops: some round trips across the world. The
@@ -201,11 +202,8 @@ class Daemon(Service):
         # Until here its lease is renewed, or other gateways would clean up after it.
         for sweep in self._sweeps:
             sweep.stop()
-        if self._core is not None:
-            self._core.requests.store_answers()
-            self._core.leases.release()
-        if self._bus is not None and self._bus.running:
-            await _farewell(self._bus, self._reactor)
+        if self._core is not None and self._bus is not None and self._bus.running:
+            await self._bounded(Deferred.fromCoroutine(self._farewell(self._core, self._bus)), _FAREWELL)
             await self._bus.stopService()
         if self._embedded is not None:
             await self._embedded.stop()
@@ -214,6 +212,20 @@ class Daemon(Service):
         if closed is not None:
             with suppress(defer.TimeoutError):
                 await closed
+
+    async def _farewell(self, core: Core, bus: RedisBus) -> None:
+        """Receive the last answers to requests, and return when Redis has processed everything that was sent to it.
+
+        Of an answer that is published later its service learns that nobody got it, and publishes it to all gateways.
+        """
+        try:
+            for channel in (reply_channel(core.gateway_id), self._config.redis.broadcast):
+                await bus.unsubscribe(channel)
+        finally:
+            core.requests.store_answers()
+            core.leases.release()
+        with suppress(NotPublished):
+            await bus.call("PING")
 
     async def _bounded(self, done: Deferred[None], seconds: float) -> None:
         """Return when it is done, or when so many seconds have passed."""
@@ -282,9 +294,3 @@ async def _ready(bus: RedisBus, reactor: Any) -> None:
     bus.add_listener(listener)
     with suppress(defer.TimeoutError):
         await listener.up.addTimeout(_REDIS_PATIENCE, reactor)
-
-
-async def _farewell(bus: RedisBus, reactor: Any) -> None:
-    """Return when Redis has processed everything that was sent to it, or after a time-out."""
-    with suppress(NotPublished, defer.TimeoutError):
-        await bus.call("PING").addTimeout(_FAREWELL, reactor)
