@@ -25,14 +25,14 @@ __all__ = ["Backoff", "ConnectionService", "RedisEndpoint"]
 
 
 class Backoff:
-    """Seconds until the next attempt, with jitter, as ``ClientService`` asks for them: up to 5 of them.
+    """Seconds until the next attempt, with jitter, as ``ClientService`` asks for them: up to ``longest``.
 
     It counts by itself: ``ClientService``'s own count begins anew with every connection, refused ones included.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, longest: float) -> None:
         self._failures = 0
-        self._delay = backoffPolicy(initialDelay=0.05, maxDelay=5.0, factor=2.0)
+        self._delay = backoffPolicy(initialDelay=0.05, maxDelay=longest, factor=2.0)
 
     def __call__(self, _: int) -> float:
         self._failures += 1
@@ -49,8 +49,11 @@ class RedisEndpoint:
 
     ``ca``: file of the certificate authorities that may vouch for the server, in PEM; empty is the
     platform's. ``timeout``: seconds that connecting may take. ``name`` is for logs: it holds no password.
-    Raises ``OSError`` or ``ValueError`` when ``ca`` cannot be read.
+    ``longest_wait``: seconds between two attempts, when some have failed. Raises ``OSError`` or ``ValueError`` when
+    ``ca`` cannot be read.
     """
+
+    longest_wait = 5.0
 
     def __init__(self, reactor: Any, address: RedisAddress, ca: str, timeout: float) -> None:
         endpoint: IStreamClientEndpoint

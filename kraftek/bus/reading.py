@@ -20,6 +20,7 @@ from zope.interface import implementer
 from kraftek.bus.connections import RedisConnection
 from kraftek.bus.endpoint import Backoff, ConnectionService, RedisEndpoint
 from kraftek.bus.outage import Outage
+from kraftek.bus.sentinel import SentinelEndpoint
 from kraftek.contract.consumer_groups import CLAIM, FORGET, FORGOTTEN_AFTER, JOIN, Consumer, event_in, new_entries
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import EntryListener, IBus, IBusListener, IReading
@@ -66,7 +67,7 @@ class Reading(ConnectionService):
     def __init__(
         self,
         clock: Any,
-        endpoint: RedisEndpoint,
+        endpoint: RedisEndpoint | SentinelEndpoint,
         address: RedisAddress,
         config: Redis,
         bus: IBus,
@@ -78,7 +79,7 @@ class Reading(ConnectionService):
         window: int,
         claim_after: float,
     ) -> None:
-        self._backoff = Backoff()
+        self._backoff = Backoff(endpoint.longest_wait)
         protocol = partial(ReadingConnection, clock, address, config, self)
         super().__init__(endpoint, protocol, self._backoff, clock, self._unavailable)
         self._clock: IReactorTime = clock

@@ -22,6 +22,7 @@ from kraftek.bus.endpoint import Backoff, ConnectionService, RedisEndpoint
 from kraftek.bus.outage import Outage
 from kraftek.bus.reading import Reading
 from kraftek.bus.resp import publish_head
+from kraftek.bus.sentinel import SentinelEndpoint
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import EntryListener, IBus, IBusListener
 from kraftek.contract.iteration import Iteration
@@ -42,7 +43,7 @@ HEADS_KEPT = 1024
 @implementer(IBus)
 class RedisBus(MultiService):
     """Two connections, kept up by two ``ConnectionService`` children: the bus is up while both are connected. Each
-    reader of a stream has another connection, which does not matter for that.
+    reader of a stream has another connection, which does not matter for that. ``endpoint``: where all of them connect.
 
     ``reactor`` connects. ``clock`` keeps the time, which is monotonic; unless given it is the reactor. Without
     ``keeps_epoch`` the epoch stays ``None``, and nothing is written for it: services need none. Raises as
@@ -63,9 +64,15 @@ class RedisBus(MultiService):
     ) -> None:
         super().__init__()
         self._address = address = redis_address(config.url)
-        self._endpoint = endpoint = RedisEndpoint(reactor, address, config.ca, config.ping_timeout)
         self._clock: Any = reactor if clock is None else clock
         self._config = config
+        endpoint: RedisEndpoint | SentinelEndpoint
+        if address.sentinels:
+            endpoint = SentinelEndpoint(reactor, self._clock, address, config)
+            endpoint.setServiceParent(self)
+        else:
+            endpoint = RedisEndpoint(reactor, address, config.ca, config.ping_timeout)
+        self.endpoint = endpoint
         self._name_for_logs = f"Redis at {endpoint.name}"
         self._outage = Outage(self._name_for_logs, self._clock)
         self._prefix = config.prefix
@@ -81,7 +88,7 @@ class RedisBus(MultiService):
         self._keeps_epoch = keeps_epoch
         self.available = False
         self.epoch: str | None = None
-        self._backoff = Backoff()
+        self._backoff = Backoff(endpoint.longest_wait)
         for protocol in (
             partial(CommandConnection, self._clock, address, config, self, iteration),
             partial(SubscriberConnection, self._clock, address, config, self, iteration, self._channels),
@@ -152,7 +159,7 @@ class RedisBus(MultiService):
     ) -> Reading:
         reading = Reading(
             self._clock,
-            self._endpoint,
+            self.endpoint,
             self._address,
             self._config,
             self,

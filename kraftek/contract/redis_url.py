@@ -8,14 +8,23 @@ from typing import Literal
 from urllib.parse import unquote
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 __all__ = ["RedisAddress", "host_and_port", "is_port", "masked", "redis_address", "shown"]
+
+
+SENTINEL_PORT = 26379
+"""Where sentinels listen unless told otherwise."""
 
 
 class RedisAddress(Struct, frozen=True, kw_only=True):
     """A parsed Redis URL. ``host`` and ``port`` go with ``tcp`` and ``tls``, ``path`` with ``unix``.
 
     ``password`` is ``None`` when there is none to give, ``username`` when the password is the default user's.
+
+    With ``sentinels``, each a host and a port, ``host`` is empty: they know where the master named ``master`` is. They
+    and the master are all reached by ``tcp``, or all by ``tls``. ``sentinel_username`` and ``sentinel_password`` are
+    for the sentinels, the other two for the master.
     """
 
     kind: Literal["tcp", "tls", "unix", "embedded"]
@@ -25,9 +34,14 @@ class RedisAddress(Struct, frozen=True, kw_only=True):
     username: str | None = None
     password: str | None = None
     database: int = 0
+    sentinels: tuple[tuple[str, int], ...] = ()
+    master: str = ""
+    sentinel_username: str | None = None
+    sentinel_password: str | None = None
 
     def __repr__(self) -> str:
-        return shown(self, password=self.password and "***")
+        hidden = self.sentinel_password and "***"
+        return shown(self, password=self.password and "***", sentinel_password=hidden)
 
 
 def shown(struct: Struct, **instead: object) -> str:
@@ -43,41 +57,70 @@ def redis_address(url: str) -> RedisAddress:
     """
     if url == "embedded:":
         return RedisAddress(kind="embedded")
-    kind = _REDIS_KINDS.get(url.partition(":")[0])
+    scheme = url.partition(":")[0]
+    kind = _REDIS_KINDS.get(scheme)
     if kind is None:
-        sentinel = " (redis+sentinel:// is not supported yet)" if url.startswith("redis+sentinel:") else ""
-        raise ValueError(f"a URL that begins with redis://, rediss:// or unix://, or embedded:{sentinel}")
-    parts = re.fullmatch(r"[a-z]+:(?://([^/?]*))?([^?]*)(?:\?(.*))?", url)
+        raise ValueError("a URL that begins with redis://, rediss://, redis+sentinel:// or unix://, or embedded:")
+    parts = re.fullmatch(r"[a-z+]+:(?://([^/?]*))?([^?]*)(?:\?(.*))?", url)
     if parts is None or not url.isprintable() or " " in url or "#" in url:
         raise ValueError("a Redis URL with white space and # percent-encoded")
     before, path, query = parts.groups("")
     credentials, _, authority = before.rpartition("@")
     username, password = _credentials(credentials)
-    host, port = "", 0
+    login = RedisAddress(kind=kind, username=username, password=password)
     if kind == "unix":
-        # Bytes that are no UTF-8 become what Python's file functions take for them.
-        path = unquote(path, errors="surrogateescape")
-        if authority or not path.startswith("/") or "\0" in path:
-            raise ValueError("an absolute path after unix://, as in unix:///run/redis.sock?db=0")
-        database = re.fullmatch(r"(?:db=([0-9]{1,9}))?", query)
-    else:
-        host, port = host_and_port(authority, 6379)
-        database = re.fullmatch(r"/?([0-9]{1,9})?", path) if "?" not in url else None
-        path = ""
+        return _with_path(login, authority, path, query)
+    if scheme.endswith("+sentinel"):
+        return _with_sentinels(login, authority, path, query)
+    host, port = host_and_port(authority, 6379)
+    database = re.fullmatch(r"/?([0-9]{1,9})?", path) if "?" not in url else None
+    return replace(login, host=host, port=port, database=_number(database))
+
+
+_REDIS_KINDS: dict[str, Literal["tcp", "tls", "unix"]] = {
+    "redis": "tcp",
+    "rediss": "tls",
+    "redis+sentinel": "tcp",
+    "rediss+sentinel": "tls",
+    "unix": "unix",
+}
+
+
+def _with_path(login: RedisAddress, authority: str, path: str, query: str) -> RedisAddress:
+    # Bytes that are no UTF-8 become what Python's file functions take for them.
+    path = unquote(path, errors="surrogateescape")
+    if authority or not path.startswith("/") or "\0" in path:
+        raise ValueError("an absolute path after unix://, as in unix:///run/redis.sock?db=0")
+    return replace(login, path=path, database=_number(re.fullmatch(r"(?:db=([0-9]{1,9}))?", query)))
+
+
+def _number(database: re.Match[str] | None) -> int:
     if database is None:
         raise ValueError("a database's number at the end: /1 after redis:// and rediss://, ?db=1 after unix://")
-    return RedisAddress(
-        kind=kind,
-        host=host,
-        port=port,
-        path=path,
-        username=username,
-        password=password,
-        database=int(database[1] or 0),
-    )
+    return int(database[1] or 0)
 
 
-_REDIS_KINDS: dict[str, Literal["tcp", "tls", "unix"]] = {"redis": "tcp", "rediss": "tls", "unix": "unix"}
+def _with_sentinels(login: RedisAddress, authority: str, path: str, query: str) -> RedisAddress:
+    """Parse what other clients of Sentinel take as well (Redis-Sentinel-Url, Prefect, docket, RedisVL)."""
+    sentinels = tuple(host_and_port(place, SENTINEL_PORT) for place in authority.split(","))
+    # The characters that sentinel.conf allows in a name. One of digits alone would be another client's database, which
+    # comes before the name there.
+    found = re.fullmatch(r"/(?![0-9]*(?:/|\Z))([A-Za-z0-9._-]+)(?:/([0-9]{1,9})?)?", path)
+    if found is None:
+        raise ValueError("the master's name and a database's number after the sentinels, as in /mymaster/0")
+    name, database = found.groups()
+    options: dict[str, str] = {}
+    for option in query.split("&") if query else ():
+        key, _, value = option.partition("=")
+        if key not in _SENTINEL_OPTIONS or key in options:
+            raise ValueError(f"after the ? only {' and '.join(_SENTINEL_OPTIONS)}, each once")
+        options[key] = _decoded(value)
+    if options.keys() == {"sentinel_username"}:
+        raise ValueError("sentinel_password with sentinel_username")
+    return replace(login, sentinels=sentinels, master=name, database=int(database or 0), **options)
+
+
+_SENTINEL_OPTIONS = ("sentinel_username", "sentinel_password")
 
 
 def _credentials(text: str) -> tuple[str | None, str | None]:
@@ -86,8 +129,12 @@ def _credentials(text: str) -> tuple[str | None, str | None]:
         return None, None
     if not colon:
         raise ValueError("USER:PASSWORD@ or :PASSWORD@ before the host")
+    return _decoded(username) or None, _decoded(password)
+
+
+def _decoded(text: str) -> str:
     try:
-        return unquote(username, errors="strict") or None, unquote(password, errors="strict")
+        return unquote(text, errors="strict")
     except UnicodeDecodeError:
         raise ValueError("a user and a password that are UTF-8 when percent-decoded") from None
 
@@ -120,8 +167,10 @@ def masked(url: str) -> str:
     if re.search(r"[/?#]", credentials):  # who knows where it ends
         return f"{scheme}{slashes}***"
     user, colon, _ = credentials.partition(":")
+    comma, more = (",", ",") if scheme.endswith("+sentinel") else ("", "(?!)")
+    host = rf"(?:\[[^\]]*\]|[^:/?#{comma}]+)(?::[0-9]{{0,5}}(?![^/?#{comma}]))?"
     harmless = re.match(
-        r"(?:(?:\[[^\]]*\]|[^:/?#]+)(?::[0-9]{0,5}(?![^/?#]))?)?"  # host and port
+        rf"(?:{host}(?:{more}{host})*)?"
         + (r"(?:/[0-9]*(?![^?#]))?" if scheme in {"redis", "rediss"} else r"(?:/[^?#]*)?")  # database or path
         + r"(?:\?db=[0-9]+\Z)?",
         rest,

@@ -44,8 +44,9 @@ Partitions = Annotated[int, Meta(ge=0, le=256, description="a whole number from 
 class Redis(Struct, frozen=True, kw_only=True):
     """``[redis]``.
 
-    ``url``: ``redis://``, ``rediss://`` (verified), ``unix://`` or ``embedded:``. ``ca``: file of certificate
-    authorities for ``rediss://`` instead of the platform's. ``prefix``: put before every key and channel.
+    ``url``: ``redis://``, ``rediss://`` (verified), ``unix://``, ``embedded:``, ``redis+sentinel://`` or
+    ``rediss+sentinel://``. ``ca``: file of certificate authorities for TLS instead of the platform's. ``prefix``: put
+    before every key and channel.
     ``broadcast``: the channel on which services answer. ``in_flight``: messages and commands that may wait for
     Redis's answer. ``ping_interval``, ``ping_timeout``: seconds; a dead link is noticed within their sum.
     """

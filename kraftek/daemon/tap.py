@@ -44,7 +44,12 @@ class Options(usage.Options):
     )
     optParameters: ClassVar[list[list[str | None]]] = [
         ["config", None, None, "File in TOML; etc/kraftek-gateway.toml of the source shows every key."],
-        ["redis", None, None, "redis://, rediss:// or unix:// URL, or embedded: for a redis-server of its own."],
+        [
+            "redis",
+            None,
+            None,
+            "redis://, rediss://, redis+sentinel:// or unix:// URL; embedded: for a server of its own.",
+        ],
         ["auth", None, None, "Base URL of the auth service, or open: every token is let in, for development."],
     ]
 

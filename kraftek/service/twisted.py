@@ -14,13 +14,14 @@ from typing import Any
 from twisted.application.internet import backoffPolicy
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.logger import Logger, globalLogBeginner, textFileLogObserver
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from kraftek.bus import RedisBus, RedisError
 from kraftek.bus.connections import RedisConnection
-from kraftek.bus.endpoint import ConnectionService, RedisEndpoint
+from kraftek.bus.endpoint import ConnectionService
 from kraftek.bus.reading import ReadingConnection
 from kraftek.contract.clock import MonotonicClock
 from kraftek.contract.errors import NotPublished
@@ -82,7 +83,6 @@ class _Backend(MultiService):
 
     def __init__(self, reactor: Any, config: Redis) -> None:
         super().__init__()
-        self._reactor = reactor
         self._clock: Any = MonotonicClock(reactor)
         self._config = config
         iteration = Iteration(reactor)
@@ -116,7 +116,7 @@ class _Backend(MultiService):
         return await _translated(self._bus.call(script, keys, args))
 
     def reader(self) -> _Reader:
-        return _Reader(self._reactor, self._clock, self._config)
+        return _Reader(self._clock, self._config, self._bus.endpoint)
 
     async def subscribe(self, channel: str, listener: Callable[[bytes], None]) -> None:
         self._bus.subscribe(channel, listener)
@@ -150,9 +150,8 @@ class _Backend(MultiService):
 class _Reader:
     """A connection of its own: a command that waits blocks all others on its connection."""
 
-    def __init__(self, reactor: Any, clock: Any, config: Redis) -> None:
+    def __init__(self, clock: Any, config: Redis, endpoint: IStreamClientEndpoint) -> None:
         address = redis_address(config.url)
-        endpoint = RedisEndpoint(reactor, address, config.ca, config.ping_timeout)
         policy = backoffPolicy(initialDelay=0.05, maxDelay=1.0, factor=2.0)
         self._connection = ConnectionService(
             endpoint,

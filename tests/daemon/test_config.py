@@ -588,6 +588,31 @@ def test_what_is_taken_for_an_endpoint_is_one_to_twisted() -> None:
         ("unix:/run/redis.sock", RedisAddress(kind="unix", path="/run/redis.sock")),
         ("unix:///a%20b%ff?db=3", RedisAddress(kind="unix", path="/a b\udcff", database=3)),
         ("unix://u:p%25@/a", RedisAddress(kind="unix", path="/a", username="u", password="p%")),
+        ("redis+sentinel://h/m", RedisAddress(kind="tcp", sentinels=(("h", 26379),), master="m")),
+        ("redis+sentinel://h/m/", RedisAddress(kind="tcp", sentinels=(("h", 26379),), master="m")),
+        (
+            "redis+sentinel://u:p%2C%40@h1:26380,h2,[::1],[2001:db8::1]:7/my-master.0_a/3",
+            RedisAddress(
+                kind="tcp",
+                username="u",
+                password="p,@",
+                sentinels=(("h1", 26380), ("h2", 26379), ("::1", 26379), ("2001:db8::1", 7)),
+                master="my-master.0_a",
+                database=3,
+            ),
+        ),
+        (
+            "rediss+sentinel://:p@h/m/1?sentinel_username=s%26&sentinel_password=a%3Db@/?",
+            RedisAddress(
+                kind="tls",
+                password="p",
+                sentinels=(("h", 26379),),
+                master="m",
+                database=1,
+                sentinel_username="s&",
+                sentinel_password="a=b@/?",
+            ),
+        ),
     ],
 )
 def test_redis_urls(url: str, expected: RedisAddress) -> None:
@@ -602,7 +627,25 @@ def test_redis_urls(url: str, expected: RedisAddress) -> None:
         ("h:6379", "a URL that begins with redis://"),
         ("http://h", "a URL that begins with redis://"),
         ("embedded:x", "a URL that begins with redis://"),
-        ("redis+sentinel://:hunter2@a:1,b:2/name/0", "(redis+sentinel:// is not supported yet)"),
+        ("sentinel://:hunter2@a:1,b:2/name/0", "rediss://, redis+sentinel:// or unix://"),
+        ("redis+sentinel:a/m", "HOST or HOST:PORT"),
+        ("redis+sentinel://:hunter2@/m", "HOST or HOST:PORT"),
+        ("redis+sentinel://a,/m", "HOST or HOST:PORT"),
+        ("redis+sentinel://a:1;b:2/m", "HOST or HOST:PORT"),
+        ("redis+sentinel://a,::1/m", "HOST or HOST:PORT"),
+        ("redis+sentinel://a,b:0/m", "a port from 1 to 65535"),
+        ("redis+sentinel://a,b", "as in /mymaster/0"),
+        ("redis+sentinel://a/", "as in /mymaster/0"),
+        ("redis+sentinel://a/0", "as in /mymaster/0"),
+        ("redis+sentinel://a/0/m", "as in /mymaster/0"),
+        ("redis+sentinel://a/m/x", "as in /mymaster/0"),
+        ("redis+sentinel://a/m/0/1", "as in /mymaster/0"),
+        ("redis+sentinel://a/m%20/0", "as in /mymaster/0"),
+        ("redis+sentinel://a/m?db=1", "after the ? only sentinel_username and sentinel_password, each once"),
+        ("redis+sentinel://a/m?sentinel_password=hunter2&sentinel_password=x", "each once"),
+        ("redis+sentinel://a/m?sentinel_username=u", "sentinel_password with sentinel_username"),
+        ("redis+sentinel://a/m?sentinel_password=hunter2%ff", "UTF-8"),
+        ("redis://a/1?sentinel_password=hunter2", "a database's number at the end"),
         ("redis:h", "HOST or HOST:PORT"),
         ("redis://", "HOST or HOST:PORT"),
         ("redis://:6379", "HOST or HOST:PORT"),
@@ -681,6 +724,12 @@ def test_any_user_and_password_fit_into_a_redis_url(
         ("http://h/a/b?token=hunter2", "http://h/a/b?***"),
         ("http://h/a#hunter2", "http://h/a#***"),
         ("redis://:hunter/2@h", "redis://***"),
+        ("redis://h,hunter2:1", "redis://h,hunter2:1"),
+        ("redis+sentinel://a:1,[::1]:2,c/m/0", "redis+sentinel://a:1,[::1]:2,c/m/0"),
+        ("rediss+sentinel://u:hunter2@a,b/m", "rediss+sentinel://u:***@a,b/m"),
+        ("redis+sentinel://a/m/0?sentinel_password=hunter2", "redis+sentinel://a/m/0?***"),
+        ("redis+sentinel://a/m?sentinel_password=@hunter2", "redis+sentinel://***"),
+        ("redis+sentinel://u:hunter2,b/m", "redis+sentinel://u:***"),
         ("redis://h/?password=@hunter2", "redis://***"),
         ("h:hunter2", "h:***"),
         ("hunter2@h", "***@h"),
@@ -700,6 +749,9 @@ def test_a_url_is_shown_without_its_password(url: str, expected: str) -> None:
             "unix://u:{}@/p",
             "unix://:{}@",
             "redis+sentinel://:{}@a:1,b:2/x/0",
+            "redis+sentinel://a:1,b:2/x/0?sentinel_password={}",
+            "rediss+sentinel://u:p@a/x?sentinel_password={}&sentinel_username=u",
+            "redis+sentinel://u:{},b:2/x",
             "redis://u:{}@h:port",
             "redis://u:{}@h/x",
             "redis://u:{}@[::1",
@@ -760,7 +812,7 @@ def test_the_examples_in_the_shipped_file_are_right() -> None:
     strings = [json.loads(string) for string, _ in examples if string]
     urls = [string for string in strings if "://" in string]
     assert load({"listen": [string for string in strings if string not in urls]}, {}).listen
-    assert [redis_address(url).database for url in urls] == [1, 1]
+    assert [redis_address(url).database for url in urls] == [1, 1, 0]
     services = [line for _, line in examples if line and "twistd" not in line]
     config = load_toml("\n".join(["[services]", *services]))
     assert [service.name for service in config.services] == ["stickyNotes", "chat"]

@@ -29,6 +29,7 @@ MARKS = {
 # Whatever names one of these needs it. What these are made of in turn is not looked at.
 STARTERS: dict[str, set[str]] = {
     "PrivateRedis": {"redis"},
+    "Sentinels": {"redis"},
     "RedisServer": {"redis"},
     "gateway_contract_redis": {"redis"},
     "EmbeddedRedis": {"redis", "process"},
