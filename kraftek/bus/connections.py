@@ -20,6 +20,7 @@ from twisted.python.failure import Failure
 from txredisapi import HiredisProtocol, InvalidData, ResponseError
 
 from kraftek.bus.resp import command, script_call, script_head
+from kraftek.bus.server import Server, UnsuitableServer, examine, server_in, shows_replica
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import Undelivered
 from kraftek.contract.iteration import Iteration
@@ -49,6 +50,9 @@ TRACKING_CHANNEL = b"__redis__:invalidate"
 _BATCH = 100
 """Messages of a :class:`Batch`, which is one command, at most: Redis does nothing else for a millisecond."""
 
+CHECK_INTERVAL = 1.0
+"""Seconds in which it is noticed that a server has become a replica, refuses writes, or takes them again."""
+
 Listeners = Mapping[bytes, Sequence[Callable[[Any], None]]]
 """The listeners of each channel, called with its messages."""
 
@@ -64,7 +68,8 @@ class ConnectionOwner(Protocol):
 class RedisConnection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no annotations
     """One connection: greets Redis, checks that it answers, and passes replies in order to those who wait for them.
 
-    ``refused``: Redis is available, but does not allow a command that this connection needs.
+    ``server``: what the server at its other end says of itself, once it was asked; nothing where our user may not ask.
+    ``refused``: Redis is available, but does not allow a command that this connection needs, or is ``unsuitable``.
 
     It prepares itself. ``ClientService`` offers ``prepareConnection`` for that, but raises ``NoTransition`` when the
     connection is lost meanwhile (Twisted 26.10).
@@ -80,6 +85,8 @@ class RedisConnection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has 
         self._owner = owner
         self._refusal_logged = False
         self._fault = ""
+        self.server = Server()
+        self.unsuitable: UnsuitableServer | None = None
         self.refused = False
         self.waiting: deque[Deferred[Any] | Callable[[Any], None]] = deque()
 
@@ -102,12 +109,27 @@ class RedisConnection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has 
         """Fires when all of them fired. If one fails this connection is useless: it is closed, and this fails."""
         return gatherResults(answers, consumeErrors=True).addErrback(self._refused)
 
+    def identify(self) -> Sequence[Deferred[Any]]:
+        """Ask which server this is. One that cannot be used is given up."""
+        return [self.ask("INFO").addCallbacks(self._met, self._not_met)]
+
     def prepare(self) -> Sequence[Deferred[Any]]:
         """Send the commands that this connection needs before it is ready."""
         raise NotImplementedError
 
+    def ping(self) -> Deferred[Any]:
+        """Ask something, to see that Redis answers."""
+        return self.ask("PING")
+
+    @property
+    def ping_interval(self) -> float:
+        """Seconds from an answer to the next ping."""
+        return self._config.ping_interval
+
     def give_up(self, reason: str) -> None:
         """Close at once. The owner gets the reason, and ``ClientService`` tries again."""
+        if not self.connected:
+            return
         if self._address.password:
             # A server whose AUTH was renamed away quotes the arguments of the unknown command in its error.
             reason = reason.replace(self._address.password, "(password)")
@@ -123,6 +145,7 @@ class RedisConnection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has 
         if self._address.password:
             names = [self._address.username] if self._address.username else []
             answers.append(self.ask("AUTH", *names, self._address.password))
+        answers += self.identify()
         answers += self.prepare()
         # Refused while Redis is loading its data.
         answers.append(self.ask("PING"))
@@ -155,6 +178,7 @@ class RedisConnection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has 
                 else:
                     self.unpublished(waiter, reply)
             elif isinstance(reply, Exception):
+                self._look(reply)
                 waiter.errback(reply)
             else:
                 waiter.callback(reply)
@@ -166,6 +190,7 @@ class RedisConnection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has 
         if not isinstance(reply, ResponseError):
             receipt(Undelivered.LOST)
             return
+        self._look(reply)
         if not self._refusal_logged:
             self._refusal_logged = True
             self.log.error("Redis refuses a message (logged once a connection): {reason}", reason=str(reply))
@@ -183,27 +208,42 @@ class RedisConnection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has 
 
     # Within
 
+    def _met(self, info: bytes) -> None:
+        self.server = server_in(info)
+        examine(self.server)
+
+    def _not_met(self, failure: Failure) -> Failure | None:
+        """Who it is cannot be asked without the right to: what it does will show it."""
+        return None if failure.getErrorMessage().startswith("NOPERM") else failure
+
+    def _look(self, error: Exception) -> None:
+        """A server that shows to be no primary is given up: the name may lead to another one by now."""
+        if isinstance(error, ResponseError) and shows_replica(text := str(error)):
+            self.give_up(text)
+
     def _refused(self, failure: Failure) -> Failure:
         reason = failure.value.subFailure if isinstance(failure.value, FirstError) else failure
         if not reason.check(NotPublished):
             self.refused = True
+            if isinstance(reason.value, UnsuitableServer):
+                self.unsuitable = reason.value
             self.give_up(reason.getErrorMessage())
         return failure
 
     def _prepared(self, _: object) -> None:
         self._alarm.cancel()
-        self._alarm = self._reactor.callLater(self._config.ping_interval, self._ping)
+        self._alarm = self._reactor.callLater(self.ping_interval, self._ping)
         self._owner.connection_ready(self)
 
     def _ping(self) -> None:
         self._alarm = self._reactor.callLater(self._config.ping_timeout, self._unanswered)
         # An error is an answer as well; a lost connection is reported elsewhere.
-        self.ask("PING").addBoth(self._answered)
+        self.ping().addBoth(self._answered)
 
     def _answered(self, _: object) -> None:
         if self.connected:
             self._alarm.cancel()
-            self._alarm = self._reactor.callLater(self._config.ping_interval, self._ping)
+            self._alarm = self._reactor.callLater(self.ping_interval, self._ping)
 
     def _unanswered(self) -> None:
         self.give_up(f"no answer for {self._config.ping_timeout} s")
@@ -212,14 +252,23 @@ class RedisConnection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has 
 class CommandConnection(RedisConnection):
     """Publishes and commands. What is sent in one reactor iteration leaves in one write.
 
-    ``batched``: messages that wait for their answers beside those in ``waiting``, where a batch is one.
+    ``check``: asks whether the server is still the right one, and whether it takes writes. It is called every second,
+    in place of a ping. ``batched``: messages that wait for their answers beside those in ``waiting``, where a batch is
+    one.
     """
 
     def __init__(
-        self, reactor: IReactorTime, address: RedisAddress, config: Redis, owner: ConnectionOwner, iteration: Iteration
+        self,
+        reactor: IReactorTime,
+        address: RedisAddress,
+        config: Redis,
+        owner: ConnectionOwner,
+        iteration: Iteration,
+        check: Callable[[CommandConnection], Deferred[Any]] | None = None,
     ) -> None:
         super().__init__(reactor, address, config, owner)
         self._iteration = iteration
+        self._check = check
         self._unwritten: list[bytes] = []
         self._flushes = False
         self._batch: Batch | None = None
@@ -250,6 +299,14 @@ class CommandConnection(RedisConnection):
 
     def prepare(self) -> Sequence[Deferred[Any]]:
         return [self.ask("SELECT", self._address.database)]
+
+    def ping(self) -> Deferred[Any]:
+        return super().ping() if self._check is None else self._check(self)
+
+    @property
+    def ping_interval(self) -> float:
+        interval = super().ping_interval
+        return interval if self._check is None else min(interval, CHECK_INTERVAL)
 
     def run(self, script: Script, keys: Sequence[str], args: Sequence[Argument]) -> Deferred[Any]:
         """Run a script, in order with everything sent before and after.

@@ -6,7 +6,7 @@ Made by :class:`kraftek.bus.RedisBus`, for itself and for its readers of streams
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from twisted.application.internet import ClientService, backoffPolicy
 from twisted.internet.defer import Deferred
@@ -22,6 +22,10 @@ from kraftek.contract.redis_url import RedisAddress
 from kraftek.contract.tls import trust_root
 
 __all__ = ["Backoff", "ConnectionService", "RedisEndpoint"]
+
+
+class _GivesUp(Protocol):
+    def give_up(self, reason: str) -> None: ...
 
 
 class Backoff:
@@ -93,7 +97,18 @@ class ConnectionService(ClientService):
         factory.protocol = protocol
         factory.noisy = False
         self._report = failed
-        super().__init__(_Reporting(endpoint, self._attempt_failed), factory, retryPolicy=backoff, clock=clock)
+        self._connection: _GivesUp | None = None
+        endpoint = _Reporting(endpoint, self._attempt_succeeded, self._attempt_failed)
+        super().__init__(endpoint, factory, retryPolicy=backoff, clock=clock)
+
+    def drop(self, reason: str) -> None:
+        """Give up the connection, ready or not, and connect anew."""
+        if self._connection is not None:
+            self._connection.give_up(reason)
+
+    def _attempt_succeeded(self, protocol: Any) -> Any:
+        self._connection = protocol
+        return protocol
 
     def _attempt_failed(self, failure: Failure) -> Failure:
         if self.running:
@@ -103,12 +118,15 @@ class ConnectionService(ClientService):
 
 @implementer(IStreamClientEndpoint)
 class _Reporting:
-    """An endpoint that reports failures, which ``ClientService`` does not."""
+    """An endpoint that reports what became of each attempt, which ``ClientService`` does not."""
 
-    def __init__(self, endpoint: IStreamClientEndpoint, failed: Callable[[Failure], Failure]) -> None:
+    def __init__(
+        self, endpoint: IStreamClientEndpoint, succeeded: Callable[[Any], Any], failed: Callable[[Failure], Failure]
+    ) -> None:
         self._endpoint = endpoint
-        self._report = failed
+        self._succeeded = succeeded
+        self._failed = failed
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
         connecting: Deferred[IProtocol] = self._endpoint.connect(protocolFactory)
-        return connecting.addErrback(self._report)
+        return connecting.addCallbacks(self._succeeded, self._failed)

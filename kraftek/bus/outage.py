@@ -1,4 +1,4 @@
-"""Logs an outage: a line when it begins, one a minute, and one when it is over."""
+"""Logs a trouble that lasts: a line when it begins, one a minute, and one when it is over."""
 
 from __future__ import annotations
 
@@ -12,36 +12,51 @@ INTERVAL = 60.0
 
 
 class Outage:
-    """Called at each failure, and when the connection works. ``name`` begins the line, as in ``Redis at 127.0.0.1``."""
+    """``reason``: why it does not work, or ``None``.
+
+    Called at each failure, and when it works. ``name`` begins the line, as in ``Redis at 127.0.0.1``; then comes what
+    is said at first, later, and at last.
+    """
 
     log = Logger()
 
-    def __init__(self, name: str, clock: IReactorTime) -> None:
+    def __init__(
+        self,
+        name: str,
+        clock: IReactorTime,
+        first: str = "is unavailable, trying again:",
+        still: str = "is still unavailable after",
+        back: str = "is back after",
+    ) -> None:
         self._name = name
+        self._words = first, still, back
         self._clock = clock
+        self.reason: str | None = None
         self._began: float | None = None
         self._next = 0.0
 
     def failed(self, reason: str) -> None:
-        """It is unavailable, or still is."""
-        reason = reason.rstrip(".")
+        """It does not work, or still does not."""
+        self.reason = reason = reason.rstrip(".")
+        first, still, _ = self._words
         now = self._clock.seconds()
         if self._began is None:
             self._began = now
-            self.log.warn("{name} is unavailable, trying again: {reason}", name=self._name, reason=reason)
+            self.log.warn("{name} {first} {reason}", name=self._name, first=first, reason=reason)
         elif now >= self._next:
             seconds = f"{now - self._began:.0f}"
-            line = "{name} is still unavailable after {seconds} s: {reason}"
-            self.log.warn(line, name=self._name, seconds=seconds, reason=reason)
+            line = "{name} {still} {seconds} s: {reason}"
+            self.log.warn(line, name=self._name, still=still, seconds=seconds, reason=reason)
         else:
             return
         self._next = now + INTERVAL
 
     def over(self) -> bool:
-        """The connection works. Returns whether it was unavailable."""
+        """It works. Returns whether it did not before."""
+        self.reason = None
         if self._began is None:
             return False
         seconds = f"{self._clock.seconds() - self._began:.0f}"
-        self.log.info("{name} is back after {seconds} s", name=self._name, seconds=seconds)
+        self.log.info("{name} {back} {seconds} s", name=self._name, back=self._words[2], seconds=seconds)
         self._began = None
         return True

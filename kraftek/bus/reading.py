@@ -6,7 +6,7 @@ connection of its own because a command that waits (``XREADGROUP BLOCK``) keeps 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -60,6 +60,8 @@ class Reading(ConnectionService):
 
     What was handed out is *open* until it was acknowledged. No other consumer gets it as long as this one lives, and
     this one never gets it twice: neither after a lost connection, nor when the acknowledgement itself was lost.
+
+    ``connection``: the present one. ``same_server``: whether it leads where all others do; otherwise it was given up.
     """
 
     log = Logger()
@@ -78,6 +80,7 @@ class Reading(ConnectionService):
         listener: EntryListener,
         window: int,
         claim_after: float,
+        same_server: Callable[[], bool],
     ) -> None:
         self._backoff = Backoff(endpoint.longest_wait)
         protocol = partial(ReadingConnection, clock, address, config, self)
@@ -90,11 +93,12 @@ class Reading(ConnectionService):
         self._listener = listener
         self._window = window
         self._claim_after = claim_after
+        self._same_server = same_server
         # A ping that comes while Redis waits for entries is answered after that, and must not be late.
         self._wait = max(1, int(1000 * min(1.0, config.ping_timeout / 2, claim_after / 3)))
         self._open: dict[str, bool] = {}
         self._once = OnceUntilItWorks()
-        self._connection: ReadingConnection | None = None
+        self.connection: ReadingConnection | None = None
         self._ends = False
         self._ended: Deferred[None] = Deferred()
         self._sleep: Deferred[None] | None = None
@@ -104,9 +108,9 @@ class Reading(ConnectionService):
     def end(self) -> Deferred[None]:
         self._ends = True
         self._wake()
-        if self._connection is None:
+        if self.connection is None:
             return succeed(None)
-        self._bus.call("CLIENT", [], ["UNBLOCK", self._connection.id]).addErrback(lambda _: None)
+        self._bus.call("CLIENT", [], ["UNBLOCK", self.connection.id]).addErrback(lambda _: None)
         return self._ended
 
     def ack(self, entry_id: str) -> None:
@@ -134,11 +138,13 @@ class Reading(ConnectionService):
 
     def connection_ready(self, connection: RedisConnection) -> None:
         assert isinstance(connection, ReadingConnection)
-        self._connection = connection
+        self.connection = connection
+        if not self._same_server():
+            return
         Deferred.fromCoroutine(self._read(connection)).addErrback(self._failed, connection)
 
     def connection_lost(self, connection: RedisConnection, reason: str) -> None:
-        self._connection = None
+        self.connection = None
         if connection.refused:
             self._unavailable(reason)
         self._wake()
@@ -149,7 +155,7 @@ class Reading(ConnectionService):
     async def _read(self, connection: ReadingConnection) -> None:
         begun = False
         look_again = 0.0
-        while connection is self._connection and not self._ends:
+        while connection is self.connection and not self._ends:
             now = self._clock.seconds()
             room = self._window - len(self._open)
             if not self._bus.available:

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from secrets import token_hex
 from typing import Any
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, fail, gatherResults, succeed
 from twisted.logger import Logger
-from twisted.python.failure import Failure
-from txredisapi import ResponseError
 from zope.interface import implementer
 
 from kraftek.bus.connections import NO_BATCH, TRACKING_CHANNEL, CommandConnection, RedisConnection, SubscriberConnection
@@ -23,18 +20,18 @@ from kraftek.bus.outage import Outage
 from kraftek.bus.reading import Reading
 from kraftek.bus.resp import publish_head
 from kraftek.bus.sentinel import SentinelEndpoint
+from kraftek.bus.server import UnsuitableServer
+from kraftek.bus.standing import Standing
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import EntryListener, IBus, IBusListener
 from kraftek.contract.iteration import Iteration
-from kraftek.contract.lua import Argument, ForEach, Script, lua
+from kraftek.contract.lua import Argument, ForEach, Script
 from kraftek.contract.metrics import Counters
 from kraftek.contract.names import EPOCH
-from kraftek.contract.redis_url import redis_address
+from kraftek.contract.redis_url import RedisAddress, redis_address
 from kraftek.contract.settings import Redis
 
 __all__ = ["RedisBus"]
-
-FIND_EPOCH = Script(lua(__package__, "epoch"))
 
 HEADS_KEPT = 1024
 """Channels whose ``PUBLISH`` is cached half written. Services are few: the bound is for callers with many channels."""
@@ -46,7 +43,8 @@ class RedisBus(MultiService):
     reader of a stream has another connection, which does not matter for that. ``endpoint``: where all of them connect.
 
     ``reactor`` connects. ``clock`` keeps the time, which is monotonic; unless given it is the reactor. Without
-    ``keeps_epoch`` the epoch stays ``None``, and nothing is written for it: services need none. Raises as
+    ``keeps_epoch`` the epoch stays ``None``, and it is not checked whether Redis takes writes: services need neither.
+    ``unsuitable`` is called when a server answers that cannot be used. Raises as
     :class:`kraftek.bus.endpoint.RedisEndpoint` does.
     """
 
@@ -61,20 +59,18 @@ class RedisBus(MultiService):
         clock: Any = None,
         *,
         keeps_epoch: bool = True,
+        unsuitable: Callable[[UnsuitableServer], None] = lambda _: None,
     ) -> None:
         super().__init__()
         self._address = address = redis_address(config.url)
         self._clock: Any = reactor if clock is None else clock
         self._config = config
-        endpoint: RedisEndpoint | SentinelEndpoint
-        if address.sentinels:
-            endpoint = SentinelEndpoint(reactor, self._clock, address, config)
+        self.endpoint = endpoint = _endpoint(reactor, self._clock, address, config)
+        if isinstance(endpoint, SentinelEndpoint):
             endpoint.setServiceParent(self)
-        else:
-            endpoint = RedisEndpoint(reactor, address, config.ca, config.ping_timeout)
-        self.endpoint = endpoint
-        self._name_for_logs = f"Redis at {endpoint.name}"
-        self._outage = Outage(self._name_for_logs, self._clock)
+        self.server_name = f"Redis at {endpoint.name}"
+        self._outage = Outage(self.server_name, self._clock)
+        self._unsuitable = unsuitable
         self._prefix = config.prefix
         self._in_flight = config.in_flight
         self._counters = counters
@@ -86,17 +82,26 @@ class RedisBus(MultiService):
         self._commands: CommandConnection | None = None
         self._subscriber: SubscriberConnection | None = None
         self._keeps_epoch = keeps_epoch
+        self._standing = Standing(self.server_name, self._clock, config.prefix + EPOCH, self._epoch_changed)
         self.available = False
-        self.epoch: str | None = None
         self._backoff = Backoff(endpoint.longest_wait)
+        check = self._standing.check if keeps_epoch else None
         for protocol in (
-            partial(CommandConnection, self._clock, address, config, self, iteration),
+            partial(CommandConnection, self._clock, address, config, self, iteration, check),
             partial(SubscriberConnection, self._clock, address, config, self, iteration, self._channels),
         ):
             service = ConnectionService(endpoint, protocol, self._backoff, self._clock, self._outage.failed)
             service.setServiceParent(self)
 
     # IBus
+
+    @property
+    def epoch(self) -> str | None:
+        return self._standing.epoch
+
+    @property
+    def fault(self) -> str | None:
+        return self._standing.refusal if self.available else self._outage.reason or "it has not answered yet"
 
     def channel_name(self, channel: str) -> str:
         return self._prefix + channel
@@ -169,6 +174,7 @@ class RedisBus(MultiService):
             listener=listener,
             window=window,
             claim_after=claim_after,
+            same_server=self._same_server,
         )
         self.add_listener(reading)
         reading.setServiceParent(self)
@@ -187,6 +193,12 @@ class RedisBus(MultiService):
         self._listeners.append(listener)
         if self.available:
             listener.bus_up()
+
+    def drop(self, reason: str) -> None:
+        """Give up every connection, and connect anew: the name may lead to another server now."""
+        for service in self:
+            if isinstance(service, ConnectionService):
+                service.drop(reason)
 
     # IService
 
@@ -208,11 +220,13 @@ class RedisBus(MultiService):
         commands, subscriber = self._commands, self._subscriber
         if commands is None or subscriber is None:
             return
+        if not self._same_server():
+            return
         steps = [subscriber.listen(self._channels)]
         if self._tracked:
             steps.append(commands.track(subscriber.id, [self._prefix + prefix for prefix in self._tracked]))
         if self._keeps_epoch:
-            steps.append(self._find_epoch(commands))
+            steps.append(self._standing.check(commands))
         ready = gatherResults(steps, consumeErrors=True)
         ready.addCallbacks(lambda _: self._up(commands, subscriber), lambda _: None)
 
@@ -223,10 +237,12 @@ class RedisBus(MultiService):
             self._subscriber = None
         if self.running:
             self._outage.failed(reason)
-        self.epoch = None
+        self._standing.lost()
         if self.available:
             self.available = False
             self._tell("bus_down")
+        if connection.unsuitable is not None:
+            self._unsuitable(connection.unsuitable)
 
     # Within
 
@@ -264,28 +280,29 @@ class RedisBus(MultiService):
             if names:
                 listener(names)
 
-    def _find_epoch(self, commands: CommandConnection) -> Deferred[None]:
-        """Fires when ``epoch`` is set; also when Redis refuses, with ``None``."""
+    def _same_server(self) -> bool:
+        """Whether all connections lead to one server; otherwise drops them: a fail-over is under way."""
+        readers = [service.connection for service in self if isinstance(service, Reading)]
+        connections = [one for one in (self._commands, self._subscriber, *readers) if one is not None]
+        if len({one.server.run for one in connections}) <= 1:
+            return True
+        self.drop("its connections lead to different servers")
+        return False
 
-        def found(epoch: bytes | None) -> None:
-            self.epoch = None if epoch is None else epoch.decode("utf-8", "replace")
-
-        def refused(failure: Failure) -> None:
-            failure.trap(ResponseError)
-            self.epoch = None
-            self.log.warn("The epoch of Redis's data cannot be found: {reason}", reason=failure.getErrorMessage())
-
-        finding = commands.run(FIND_EPOCH, [self._prefix + EPOCH], [token_hex(8)])
-        return finding.addCallbacks(found, refused)
+    def _epoch_changed(self) -> None:
+        if self.available:
+            self._tell("epoch_changed")
 
     def _up(self, commands: CommandConnection, subscriber: SubscriberConnection) -> None:
         if commands is not self._commands or subscriber is not self._subscriber:
             return  # one of them was lost meanwhile, and its successor does all this again
         self.available = True
+        if self._keeps_epoch:
+            self._standing.met(commands.server)
         self._backoff.reset()
         self._counters.redis_connects += 1
         if not self._outage.over():
-            self.log.info("{name} is there", name=self._name_for_logs)
+            self.log.info("{name} is there", name=self.server_name)
         self._tell("bus_up")
 
     def _tell(self, event: str) -> None:
@@ -294,3 +311,9 @@ class RedisBus(MultiService):
                 getattr(listener, event)()
             except Exception:  # noqa: BLE001  # one listener's fault must not keep it from the others
                 self.log.failure("Failed on {event}", event=event)
+
+
+def _endpoint(reactor: Any, clock: Any, address: RedisAddress, config: Redis) -> RedisEndpoint | SentinelEndpoint:
+    if address.sentinels:
+        return SentinelEndpoint(reactor, clock, address, config)
+    return RedisEndpoint(reactor, address, config.ca, config.ping_timeout)

@@ -75,6 +75,10 @@ class SentinelConnection(RedisConnection):
         """The answer."""
         return Master(*self._place, self._epoch)
 
+    def identify(self) -> Sequence[Deferred[Any]]:
+        """It is no Redis, and needs not be one."""
+        return []
+
     def prepare(self) -> Sequence[Deferred[Any]]:
         # Already during a fail-over the first names the new master; the other alone knows the epoch. They are answered
         # and the subscription is made within one iteration of the sentinel, so that no fail-over comes in between.

@@ -141,6 +141,7 @@ class IBusListener(Interface):
     def epoch_changed() -> None:
         """``IBus.epoch`` is another one, although the connections were not lost: Redis's data were lost (``FLUSHALL``),
         or it takes writes again, which it did not when the connections were established and the epoch was ``None``.
+        Noticed within a second.
         """
 
     def bus_down() -> None:
@@ -169,6 +170,11 @@ class IBus(Interface):
     """
 
     available = Attribute("bool: both connections are ready.")
+    fault = Attribute(
+        """``str``: what is wrong with Redis, for the operator: why it is unavailable, or why it refuses to be written
+        although it is available. ``None`` while it takes all that we must write. At most a second old.
+        """
+    )
     epoch = Attribute(
         """``str``: a name for the continuous life of Redis's data in one server process. A restart, a fail-over, a
         restored snapshot and the loss of all data each begin another one, with a random name. What is kept with the

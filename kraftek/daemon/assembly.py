@@ -194,7 +194,7 @@ def gauges_of(core: Core, bus: IBus, connections: Callable[[], int]) -> Gauges:
     gauges.add("sockets", "Clients connected", lambda: len(roster))
     gauges.add("connections_open", "Connections to the clients' ports", connections)
     gauges.add("rooms", "Rooms with a client of this process in them", lambda: roster.rooms)
-    gauges.add("redis_up", "Whether Redis is connected", lambda: bus.available)
+    gauges.add("redis_up", "Whether Redis is connected and takes writes", lambda: bus.fault is None)
     gauges.add("requests", "Requests of this process's clients that wait for their answers", lambda: len(requests))
     gauges.add("waiting", "Events that wait in the streams of a service", lambda: dispatch.waiting, "service")
     return gauges

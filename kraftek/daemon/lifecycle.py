@@ -20,11 +20,13 @@ from zope.interface import implementer
 
 from kraftek.bus import RedisBus
 from kraftek.bus.embedded import EmbeddedRedis
+from kraftek.bus.server import UnsuitableServer
 from kraftek.contract.errors import ConfigError, NotPublished
 from kraftek.contract.interfaces import IAccess, IBusListener
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.metrics import Counters
 from kraftek.contract.names import new_gateway_id, reply_channel
+from kraftek.contract.redis_url import redis_address
 from kraftek.contract.settings import Config, Redis
 from kraftek.core.access.cache import AccessCache
 from kraftek.core.access.open import OpenAccess
@@ -46,6 +48,10 @@ _Places = tuple[list[IStreamServerEndpoint], list[IStreamServerEndpoint]]
 
 _REDIS_PATIENCE = 5.0
 """Seconds to wait for Redis before clients are accepted without it."""
+
+_FAIL_OVER_PATIENCE = 30.0
+"""Seconds to wait for a primary where a replica answers: a fail-over under way takes less. Who waits longer has a wrong
+address."""
 
 _FAREWELL = 3.0
 """Seconds that Redis has for the last entries of the stream of services' events, and for its last answers, when the
@@ -119,7 +125,8 @@ class Daemon(Service):
         iteration = Iteration(reactor)
         if self._fastpath:
             speed_up(reactor, iteration)
-        self._bus = bus = RedisBus(reactor, redis, iteration, counters)
+        contact = _FirstContact(reactor, replica_for_ever=bool(redis_address(redis.url).sentinels))
+        self._bus = bus = RedisBus(reactor, redis, iteration, counters, unsuitable=contact.unsuitable)
         gateway_id = new_gateway_id()
         self._core = core = core_of(
             config,
@@ -141,7 +148,8 @@ class Daemon(Service):
         # Before Redis is available, so that its absence can be seen at the operator's port.
         for endpoint in operator_places:
             self.operator_ports.append(await self._listen(endpoint, operator, "Answering the operator on {where}"))
-        await _ready(bus, reactor)
+        bus.add_listener(contact)
+        await contact.made(bus.server_name)
         if config.demo:
             self._notes = NotesService(reactor, redis.url, redis.prefix)
             self._notes.startService()
@@ -273,13 +281,44 @@ class Daemon(Service):
 
 
 @implementer(IBusListener)
-class _Up:
-    def __init__(self) -> None:
-        self.up: Deferred[None] = Deferred()
+class _FirstContact:
+    """The start waits for Redis. ``replica_for_ever``: a replica is no reason to end, as Sentinel will name another
+    server.
+    """
+
+    def __init__(self, reactor: Any, *, replica_for_ever: bool) -> None:
+        self._reactor = reactor
+        self._replica_for_ever = replica_for_ever
+        self._wrong: UnsuitableServer | None = None
+        self._over: Deferred[None] = Deferred()
+
+    async def made(self, name: str) -> None:
+        """Return when Redis is available, or after a time-out: clients then get ``SERVICE_UNAVAILABLE``.
+
+        Raises ``UnsuitableServer`` when one answers that will not be suitable, or is not in time.
+        """
+        timers = [
+            self._reactor.callLater(_REDIS_PATIENCE, self._late),
+            self._reactor.callLater(_FAIL_OVER_PATIENCE, self._too_late),
+        ]
+        try:
+            await self._over
+        except UnsuitableServer as error:
+            raise UnsuitableServer(f"{name}: {error}", lasting=error.lasting) from error
+        finally:
+            for timer in timers:
+                if timer.active():
+                    timer.cancel()
+
+    def unsuitable(self, error: UnsuitableServer) -> None:
+        """A server answered that cannot be used."""
+        self._wrong = error
+        if error.lasting:
+            self._too_late()
 
     def bus_up(self) -> None:
-        if not self.up.called:
-            self.up.callback(None)
+        self._wrong = None
+        self._late()
 
     def bus_down(self) -> None:
         pass
@@ -287,10 +326,10 @@ class _Up:
     def epoch_changed(self) -> None:
         pass
 
+    def _late(self) -> None:
+        if not self._over.called and (self._wrong is None or self._replica_for_ever):
+            self._over.callback(None)
 
-async def _ready(bus: RedisBus, reactor: Any) -> None:
-    """Return when Redis is available, or after a time-out: clients then get ``SERVICE_UNAVAILABLE``."""
-    listener = _Up()
-    bus.add_listener(listener)
-    with suppress(defer.TimeoutError):
-        await listener.up.addTimeout(_REDIS_PATIENCE, reactor)
+    def _too_late(self) -> None:
+        if not self._over.called and self._wrong is not None:
+            self._over.errback(self._wrong)

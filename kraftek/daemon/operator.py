@@ -74,7 +74,8 @@ def _filled(metric: Any, found: float | Mapping[str, float]) -> Metric:
 
 
 class OperatorSite(HttpServer):
-    """The operator's port: ``/metrics`` in the formats of Prometheus, and ``/health``: 200, or 503 without Redis.
+    """The operator's port: ``/metrics`` in the formats of Prometheus, and ``/health``: 200, or 503 without Redis. While
+    Redis refuses to be written events still flow, and no other gateway is better off: that is 200, with the reason.
 
     ``hosts`` accepts addresses and an absent Host, because Prometheus and probes use them.
     """
@@ -103,6 +104,8 @@ class OperatorSite(HttpServer):
         return Response(200, encode(self._registry), content_type.encode())
 
     def _health(self, request: Request) -> Response:
-        available = self._bus.available
-        body = json.encode({"gatewayId": self._gateway_id, "redis": available}) + b"\n"
-        return Response(200 if available else 503, body, b"application/json")
+        fault = self._bus.fault
+        health: dict[str, object] = {"gatewayId": self._gateway_id, "redis": fault is None}
+        if fault is not None:
+            health["reason"] = fault
+        return Response(200 if self._bus.available else 503, json.encode(health) + b"\n", b"application/json")

@@ -295,9 +295,9 @@ class ReadingTest(TestCase):
     async def test_a_frozen_redis_is_noticed(self) -> None:
         bus = await self.bus(ping_interval=0.05, ping_timeout=0.2)
         reading = bus.read("group", "me", "s", self.heard)
-        await until(lambda: reading._connection is not None, "a connection for reading")
+        await until(lambda: reading.connection is not None, "a connection for reading")
         self.redis.freeze()
-        await until(lambda: reading._connection is None, "the loss of the connection for reading")
+        await until(lambda: reading.connection is None, "the loss of the connection for reading")
         self.redis.thaw()
         self.add("s", "1")
         await until(lambda: self.heard.entries, "an event")
@@ -305,8 +305,8 @@ class ReadingTest(TestCase):
     async def test_a_quiet_stream_is_no_dead_connection(self) -> None:
         bus = await self.bus(ping_interval=0.05, ping_timeout=0.2)
         reading = bus.read("group", "me", "s", self.heard)
-        await until(lambda: reading._connection is not None, "a connection for reading")
-        link = reading._connection
+        await until(lambda: reading.connection is not None, "a connection for reading")
+        link = reading.connection
         assert link is not None
         pings: list[object] = []
         answered = link._answered
@@ -317,12 +317,12 @@ class ReadingTest(TestCase):
 
         self.patch(link, "_answered", counted)
         await until(lambda: len(pings) == 10, lambda: f"ten answers to pings, but {len(pings)}")
-        assert reading._connection is link
+        assert reading.connection is link
 
     async def test_without_redis_for_commands_nothing_is_asked_for(self) -> None:
         bus = await self.bus()
         reading = bus.read("group", "me", "s", self.heard)
-        await until(lambda: reading._connection is not None, "a connection for reading")
+        await until(lambda: reading.connection is not None, "a connection for reading")
         self.patch(bus, "available", False)
         await until(lambda: reading._sleep is not None, "that it waits before it reads again")
         self.add("s", "1")

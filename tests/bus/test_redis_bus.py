@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import socket
+from itertools import cycle
 from typing import Any
 
 import pytest
+import redis
 from twisted.internet import reactor
+from twisted.internet.endpoints import UNIXClientEndpoint
 from twisted.internet.error import ConnectionLost
 from twisted.internet.testing import MemoryReactorClock, StringTransport
-from twisted.logger import capturedLogs
+from twisted.logger import capturedLogs, formatEvent
 from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 from txredisapi import ResponseError
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from kraftek.bus import RedisBus
+from kraftek.bus import RedisBus, connections
+from kraftek.bus.resp import command
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import IBus, IBusListener, Undelivered
 from kraftek.contract.lua import ForEach, Script
@@ -23,7 +28,8 @@ from kraftek.contract.metrics import Counters
 from kraftek.contract.names import EPOCH
 from kraftek.contract.settings import Redis
 from tests.support.fastpath import make_iteration
-from tests.support.redis_server import PrivateRedis, oldest_redis_server
+from tests.support.ports import free_port
+from tests.support.redis_server import PrivateRedis, info_reply, oldest_redis_server
 from tests.support.waiting import until, until_logged
 
 Keys = list[str] | None
@@ -540,7 +546,139 @@ return name == 'text' and body or redis.call('LLEN', key)
         await bus.stopService()
         await self.assertFailure(lost, NotPublished)
 
+    # The right server
+
+    async def test_a_server_that_becomes_a_replica_is_left_although_nobody_writes(self) -> None:
+        other = await self.another()
+        bus = self.make()
+        self.patch(connections, "CHECK_INTERVAL", 0.05)
+        await self.start(bus)
+        with capturedLogs() as events:
+            self.redis.call("REPLICAOF", "127.0.0.1", other.port)
+            await until(lambda: not bus.available, "the loss of Redis")
+            await until_logged(events, "unavailable, trying again: it is no primary any more")
+            self.redis.call("CONFIG", "SET", "replica-read-only", "no")
+            await until(lambda: "it is a replica of 127.0.0.1:" in str(bus.fault), lambda: f"why not, but {bus.fault}")
+            assert not bus.available
+            self.redis.call("REPLICAOF", "NO", "ONE")
+            await until(lambda: bus.available, "a connection to Redis")
+        assert bus.fault is None
+
+    async def another(self) -> PrivateRedis:
+        """Another redis-server, at a port."""
+        other = PrivateRedis(self.binary)
+        self.addCleanup(other.close)
+        other.port = str(free_port())
+        other.start("--port", other.port)
+        return other
+
+    async def demoted(self) -> RedisBus:
+        """A bus whose server is a replica now, which it has not noticed yet."""
+        bus = await self.up(ping_interval=60.0)
+        self.redis.call("REPLICAOF", "127.0.0.1", str(free_port()))
+        assert bus.available
+        return bus
+
+    async def left(self, bus: RedisBus) -> None:
+        """Return when the bus has given up its server."""
+        await until(lambda: not bus.available, "the loss of Redis")
+        assert "READONLY" in str(bus.fault)
+        await bus.stopService()
+        self.redis.call("REPLICAOF", "NO", "ONE")
+
+    async def test_a_write_that_a_replica_refuses_shows_it_at_once(self) -> None:
+        self.patch(connections, "CHECK_INTERVAL", 60.0)
+        write = Script("redis.call('SET', KEYS[1], 'x')")
+        write_each = ForEach.make("key", "", apart, "redis.call('SET', key, body)")
+
+        bus = await self.demoted()
+        await self.assertFailure(bus.call("SET", ["k"], ["x"]), ResponseError)
+        await self.left(bus)
+        bus = await self.demoted()
+        await self.assertFailure(bus.call(write, ["k"]), ResponseError)
+        await self.left(bus)
+        bus = await self.demoted()
+        receipts: list[int] = []
+        bus.run(write_each, ("k", b"x", receipts.append))
+        await self.left(bus)
+        assert receipts == [Undelivered.REFUSED]
+
+    async def test_connections_to_two_servers_are_all_dropped(self) -> None:
+        other = await self.another()
+        bus = self.make()
+        reading = bus.read("group", "me", "stream", lambda *_: None)
+        with capturedLogs() as events:
+            # The name leads to each in turn.
+            servers = cycle((UNIXClientEndpoint(reactor, other.path), UNIXClientEndpoint(reactor, self.redis.path)))
+            self.patch(bus.endpoint, "connect", lambda factory: next(servers).connect(factory))
+            bus.startService()
+            self.stop_later(bus)
+            await until_logged(events, "its connections lead to different servers")
+            assert not bus.available
+            self.patch(bus.endpoint, "connect", UNIXClientEndpoint(reactor, self.redis.path).connect)
+            await until(lambda: bus.available and reading.connection is not None, "a connection to Redis")
+
+    async def test_refused_writes_are_a_fault_until_they_work_again(self) -> None:
+        self.patch(connections, "CHECK_INTERVAL", 0.05)
+        bus = await self.up()
+        assert bus.fault is None
+        with capturedLogs() as events:
+            for option, refuses, takes, word in (
+                ("min-replicas-to-write", "1", "0", "NOREPLICAS"),
+                ("maxmemory", "1", "0", "OOM"),
+            ):
+                self.redis.call("CONFIG", "SET", option, refuses)
+                await until(lambda: bus.fault is not None, "a fault")
+                assert str(bus.fault).startswith(word)
+                self.redis.call("CONFIG", "SET", option, takes)
+                await until(lambda: bus.fault is None, lambda: f"no fault, but {bus.fault}")
+            lines = [str(formatEvent(event)) for event in events]
+        assert len(lines) == 4
+        assert "refuses to be written, trying again: NOREPLICAS" in lines[0]
+        assert "takes writes again after 0 s" in lines[1]
+        assert self.told.events == ["up"]
+
+    async def test_keys_that_may_be_evicted_are_warned_of_once(self) -> None:
+        self.redis.call("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+        with capturedLogs() as events:
+            bus = await self.up()
+            await self.again(bus)
+            warnings = [str(formatEvent(event)) for event in events if "maxmemory-policy" in str(formatEvent(event))]
+        assert len(warnings) == 1
+        assert "maxmemory-policy allkeys-lru" in warnings[0]
+
     # The epoch
+
+    async def test_lost_data_are_another_epoch_though_the_connections_stay(self) -> None:
+        self.patch(connections, "CHECK_INTERVAL", 0.05)
+        bus = await self.up()
+        first = bus.epoch
+        self.redis.call("FLUSHALL")
+        await until(lambda: self.told.events == ["up", "epoch"], lambda: f"another epoch, but {self.told.events}")
+        assert bus.epoch not in (None, first)
+
+    async def test_a_script_that_occupies_redis_is_no_news_of_the_epoch(self) -> None:
+        self.redis.call("CONFIG", "SET", "lua-time-limit", "1")
+        self.patch(connections, "CHECK_INTERVAL", 0.05)
+        bus = await self.up()
+        first = bus.epoch
+        with socket.socket(socket.AF_UNIX) as busy:
+            busy.connect(self.redis.path)
+            busy.sendall(command("EVAL", "while true do end", 0))
+            await until(lambda: "BUSY" in self.said("PING"), "a script that occupies Redis")
+            await self.assertFailure(bus.call("GET", ["a"]), ResponseError)
+            await self.assertFailure(bus.call("GET", ["a"]), ResponseError)
+            self.redis.call("SCRIPT", "KILL")
+        await until(lambda: self.said("PING") == "True", "the end of the script")
+        await bus.call("PING")
+        assert (bus.epoch, bus.fault, self.told.events) == (first, None, ["up"])
+
+    def said(self, *words: str) -> str:
+        """What another client gets, also when that is an error."""
+        try:
+            return str(self.redis.call(*words))
+        except redis.RedisError as error:
+            return f"{type(error).__name__}: {error}"
 
     async def again(self, bus: RedisBus) -> str | None:
         """The epoch after the connections were lost."""
@@ -593,8 +731,11 @@ return name == 'text' and body or redis.call('LLEN', key)
         self.redis.call("DEL", EPOCH)
         assert await self.again(bus) is None
         assert await bus.call("PUBLISH", ["c"], [""]) == 0
+        assert self.told.events[-1] == "up"
         self.redis.call("CONFIG", "SET", "maxmemory", "0")
-        assert await self.again(bus) not in (None, first)
+        await until(lambda: bus.epoch is not None, "an epoch")
+        assert bus.epoch != first
+        assert self.told.events[-1] == "epoch"
 
     # Passwords
 
@@ -690,7 +831,9 @@ class Wires:
 
     def greet(self) -> tuple[Any, Any]:
         """Both connections are there, and only tracking is not on yet: the commands' and the subscriber's."""
-        first, second = self.greeted(), self.greeted()
+        first, second = self.connect(), self.connect()
+        self.answer(first)
+        self.answer(second)
         commands, subscriber = (first, second) if self.commands(first) else (second, first)
         subscriber.dataReceived(SUBSCRIBED)
         return commands, subscriber
@@ -698,8 +841,12 @@ class Wires:
     def greeted(self) -> Any:
         """One connection is there and ready."""
         link = self.connect()
-        link.dataReceived(b"+OK\r\n+PONG\r\n" if self.commands(link) else b":7\r\n+PONG\r\n")
+        self.answer(link)
         return link
+
+    def answer(self, link: Any) -> None:
+        """It is ready."""
+        link.dataReceived(info_reply() + (b"+OK\r\n" if self.commands(link) else b":7\r\n") + b"+PONG\r\n")
 
     def commands(self, link: Any) -> bool:
         """Whether this is the connection for commands."""
@@ -712,7 +859,7 @@ class Wires:
 
 SUBSCRIBED = b"*3\r\n$9\r\nsubscribe\r\n$20\r\n__redis__:invalidate\r\n:1\r\n"
 TRACKING = b"+OK\r\n+OK\r\n"
-EPOCH_FOUND = b"$2\r\ne1\r\n"
+EPOCH_FOUND = b"*4\r\n$2\r\ne1\r\n$-1\r\n$2\r\naa\r\n$6\r\nmaster\r\n"
 LOST = Failure(ConnectionLost())
 
 

@@ -128,9 +128,13 @@ def test_health_is_that_of_redis(operator: Operator) -> None:
     assert operator.bus.available
     status, kind, body = operator.ask("/health")
     assert (status, kind, json.loads(body)) == (200, "application/json", {"gatewayId": "gw", "redis": True})
-    operator.bus.available = False
+    operator.bus.down()
     status, _, body = operator.ask("/health")
-    assert (status, json.loads(body)) == (503, {"gatewayId": "gw", "redis": False})
+    assert (status, json.loads(body)) == (503, {"gatewayId": "gw", "redis": False, "reason": "away"})
+    operator.bus.up()
+    operator.bus.fault = "MISCONF no disk"
+    status, _, body = operator.ask("/health")
+    assert (status, json.loads(body)) == (200, {"gatewayId": "gw", "redis": False, "reason": "MISCONF no disk"})
 
 
 def test_head_has_no_body(operator: Operator) -> None:

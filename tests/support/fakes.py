@@ -256,6 +256,7 @@ class FakeBus:
         available: bool = True,
     ) -> None:
         self.available = available
+        self.fault: str | None = None if available else "away"
         self.epoch: str | None = "e1" if available else None
         self.published: list[Published] = []
         self.calls: list[Call] = []
@@ -340,6 +341,7 @@ class FakeBus:
     def down(self) -> None:
         """The connection is lost, with everything in flight on it."""
         self.available = False
+        self.fault = "away"
         self.epoch = None
         published, self.published = self.published, []
         calls, self.calls = self.calls, []
@@ -353,6 +355,7 @@ class FakeBus:
     def up(self, epoch: str | None = "e1") -> None:
         """Redis is back. ``epoch``: what its data say."""
         self.available = True
+        self.fault = None
         self.epoch = epoch
         for listener in self.listeners:
             listener.bus_up()

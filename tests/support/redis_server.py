@@ -22,9 +22,16 @@ from redis.retry import Retry
 from kraftek.bus.embedded import redis_server_path
 from tests.support.waiting import wait_until
 
-__all__ = ["PrivateRedis", "oldest_redis_server"]
+__all__ = ["PrivateRedis", "info_reply", "oldest_redis_server"]
 
 PATIENCE = 10.0
+
+
+def info_reply(**fields: str) -> bytes:
+    """The answer of a Redis 7 to ``INFO``, as far as it matters, or of a server that differs in these fields."""
+    usual = {"redis_version": "7.0.15", "redis_mode": "standalone", "run_id": "aa", "role": "master"}
+    text = "\r\n".join(f"{name}:{value}" for name, value in {**usual, **fields}.items())
+    return f"${len(text)}\r\n{text}\r\n".encode()
 
 
 def oldest_redis_server() -> str | None:
@@ -35,8 +42,11 @@ def oldest_redis_server() -> str | None:
 class PrivateRedis:
     """One redis-server: ``binary``, or the gateway's own choice.
 
-    ``directory`` is there from the beginning, for certificates, and gone after :meth:`close`.
+    ``directory`` is there from the beginning, for certificates, and gone after :meth:`close`. ``port``: one that the
+    test has it listen at, too.
     """
+
+    port = "0"
 
     def __init__(self, binary: str | None = None) -> None:
         self.binary = binary or redis_server_path()
