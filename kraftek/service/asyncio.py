@@ -14,8 +14,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
 from kraftek.contract.log_once import OnceAMinute
@@ -23,14 +22,12 @@ from kraftek.contract.lua import Argument, Script
 from kraftek.service.backend import Away, Rejected, redis_url
 from kraftek.service.instance import Instance
 from kraftek.service.processor import EventProcessor
+from kraftek.service.redis_client import QUIET, RETRY, RedisClient, shows_replica
 
 __all__ = ["EventService", "run"]
 
-QUIET = 2.0
-"""Seconds without data from Redis after which it gets a ping; without an answer in as many more it is unavailable."""
-
-RETRY = 1.0
-"""Seconds between two attempts to subscribe."""
+AGAIN = 0.1
+"""Seconds to the first of these attempts, after a connection that worked."""
 
 _log = logging.getLogger("kraftek.service")
 
@@ -61,6 +58,7 @@ class EventService:
 
     async def start(self) -> None:
         """Start. Redis may be unavailable; the service subscribes when it is available."""
+        self._backend.start()
         self._instance.start()
 
     async def stop(self) -> None:
@@ -80,13 +78,8 @@ class _Backend:
     """Redis and the event loop, see :class:`kraftek.service.backend.Backend`."""
 
     def __init__(self, url: str) -> None:
-        # RESP2, so that answers are the same as through the other backend; and no retries by redis-py: a message that
-        # is published again would be received twice.
-        retry: Any = Retry(NoBackoff(), 0)
-        self._redis: Redis = Redis.from_url(
-            url, protocol=2, retry=retry, socket_timeout=2 * QUIET, socket_connect_timeout=QUIET
-        )
-        self._redis.response_callbacks.clear()
+        self._client = RedisClient(url)
+        self._redis = self._client.redis
         self._once_a_minute = OnceAMinute(time.monotonic)
         self._queue: list[tuple[Sequence[Argument], asyncio.Future[Any]]] = []
         self._sending = False
@@ -97,6 +90,10 @@ class _Backend:
         # differ from the subscribed ones.
         self._subscribed = self._waits = self._changed = False
 
+    def start(self) -> None:
+        """Follow the master, if there are sentinels."""
+        self._client.start()
+
     async def close(self) -> None:
         """Disconnect, after all tasks have ended."""
         listening, self._listening = self._listening, None
@@ -104,7 +101,7 @@ class _Backend:
             listening.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        await self._redis.aclose()
+        await self._client.close()
 
     # Backend
 
@@ -174,6 +171,8 @@ class _Backend:
                 answers = await pipeline.execute(raise_on_error=False)
             except Exception as error:  # noqa: BLE001  # whatever it is, each command fails with it
                 answers = [error] * len(batch)
+            if any(map(shows_replica, answers)):
+                await self._client.drop()
             for (_, answer), reply in zip(batch, answers, strict=True):
                 if answer.done():
                     continue  # its caller was cancelled
@@ -194,22 +193,30 @@ class _Backend:
             listening.cancel()
 
     async def _listen(self) -> None:
+        pubsub = self._redis.pubsub()
         while True:
-            for name, channel in tuple(self._channels.items()):
-                if not channel.wanted:
-                    self._forget(name)
-            pubsub = self._redis.pubsub()
+            connected = False
             try:
                 await self._update(pubsub)
                 self.info("Redis is connected")
                 self._subscribed = True
                 await self._receive(pubsub)
             except Exception as error:  # noqa: BLE001  # whatever it is, subscribe again
+                delay = AGAIN if self._subscribed else RETRY
                 self._once_a_minute(self.warn, f"Redis is unavailable, retrying every {RETRY:g} s: {error}")
+                # redis-py may have connected and subscribed again by itself: what has arrived there since is not lost.
+                connected = isinstance(error, RedisConnectionError) and _is_connected(pubsub)
             finally:
                 self._subscribed = False
-                await pubsub.aclose()
-            await asyncio.sleep(RETRY)
+                if not connected:
+                    await pubsub.aclose()
+            if connected:
+                continue
+            await asyncio.sleep(delay)
+            for name, channel in tuple(self._channels.items()):
+                if not channel.wanted:
+                    self._forget(name)
+            pubsub = self._redis.pubsub()
 
     async def _update(self, pubsub: PubSub) -> None:
         self._changed = False
@@ -288,6 +295,10 @@ class _Signal:
     async def wait(self, seconds: float) -> Any:
         await asyncio.wait([self._set], timeout=seconds)
         return self._set.result() if self._set.done() else None
+
+
+def _is_connected(pubsub: PubSub) -> bool:
+    return pubsub.connection is not None and bool(pubsub.connection.is_connected)
 
 
 async def _translated(answer: Awaitable[Any]) -> Any:

@@ -1,0 +1,173 @@
+"""The asyncio backend and where Redis is: through three real sentinels, and at a server that is no master."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from redis.asyncio.sentinel import MasterNotFoundError
+
+from kraftek.service import asyncio as over_asyncio
+from kraftek.service.backend import Away, Rejected
+from tests.support.ports import free_port
+from tests.support.redis_server import PrivateRedis
+from tests.support.sentinels import Sentinels
+
+# redis-py leaves sockets to the garbage collector when they are disconnected while somebody reads.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+
+
+@pytest.fixture(scope="module")
+def sentinels() -> Iterator[Sentinels]:
+    started = Sentinels(password="hunter2")
+    try:
+        started.start()
+        yield started
+    finally:
+        started.close()
+
+
+async def until(seen: Callable[[], object], what: str, timeout: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout
+    while not seen():
+        assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}"
+        await asyncio.sleep(0.005)
+
+
+async def port_of(backend: over_asyncio._Backend) -> int:
+    """Of the server that answers, as soon as one does."""
+    for _ in range(100):
+        try:
+            return int((await backend.call("CONFIG", "GET", "port"))[1])
+        except Away:
+            await asyncio.sleep(0.1)
+    raise AssertionError("no server answers")
+
+
+async def why_away(url: str) -> str:
+    backend = over_asyncio._Backend(url)
+    with pytest.raises(Away) as away:
+        await backend.call("PING")
+    await backend.close()
+    return str(away.value)
+
+
+def refused(url: str) -> str:
+    reason = asyncio.run(asyncio.wait_for(why_away(url), 20.0))
+    assert "hunter2" not in reason
+    return reason
+
+
+def test_no_sentinel_there() -> None:
+    ports = free_port(), free_port()
+    reason = refused(f"redis+sentinel://:hunter2@127.0.0.1:{ports[0]},[::1]:{ports[1]}/mymaster")
+    assert f"the sentinel at 127.0.0.1:{ports[0]}: " in reason
+    assert f"; the sentinel at ::1:{ports[1]}: " in reason
+
+
+def test_an_unknown_name(sentinels: Sentinels) -> None:
+    reason = refused(sentinels.url.replace("mymaster", "other"))
+    assert f"the sentinel at 127.0.0.1:{sentinels.ports[2]}: it knows no master named other" in reason
+
+
+def test_no_password_for_the_sentinels(sentinels: Sentinels) -> None:
+    assert "uthentication required" in refused(sentinels.url.partition("?")[0])
+
+
+def test_a_wrong_password_for_the_sentinels(sentinels: Sentinels) -> None:
+    assert "invalid username-password pair" in refused(sentinels.url + "2")
+
+
+def test_a_server_that_is_no_sentinel(sentinels: Sentinels) -> None:
+    place = f"127.0.0.1:{sentinels.server_ports[0]}"
+    assert f"the sentinel at {place}: unknown command" in refused(f"redis+sentinel://{place}/mymaster")
+
+
+def test_a_url_that_is_none() -> None:
+    with pytest.raises(ValueError, match="as in /mymaster/0"):
+        over_asyncio.EventService(None, "redis+sentinel://:hunter2@h/0/mymaster")  # type: ignore[arg-type]
+
+
+def test_a_replica_is_refused(sentinels: Sentinels) -> None:
+    port = sentinels.server_ports[1]
+    assert refused(f"redis://127.0.0.1:{port}") == f"127.0.0.1:{port} is a replica; expected the master"
+
+
+def test_a_server_that_becomes_a_replica_is_given_up() -> None:
+    """Also by those connections that never write."""
+
+    async def play() -> None:
+        server.start("--port", str(port))
+        backend = over_asyncio._Backend(f"redis://127.0.0.1:{port}")
+        heard: list[bytes] = []
+        await backend.subscribe("channel", heard.append)
+        await backend.call("PING")
+        server.call("REPLICAOF", "127.0.0.1", "1")
+        with pytest.raises(Rejected, match="read only replica"):
+            await backend.call("SET", "a", "1")
+        await until(lambda: server.call("PUBSUB", "NUMSUB", "channel") == [b"channel", 0], "the subscriber gone")
+        server.call("REPLICAOF", "NO", "ONE")
+        await until(lambda: server.call("PUBLISH", "channel", "x"), "the subscriber back")
+        await until(lambda: heard == [b"x"], "the message")
+        await backend.close()
+
+    server, port = PrivateRedis(), free_port()
+    try:
+        asyncio.run(asyncio.wait_for(play(), 30.0))
+    finally:
+        server.close()
+
+
+def test_fail_overs() -> None:
+    """By command: at once, while the old master goes on as one. After a death. Past a sentinel that knows less."""
+
+    async def works(backend: over_asyncio._Backend, master: int) -> None:
+        while await port_of(backend) != sentinels.server_ports[master]:
+            await asyncio.sleep(0.01)
+        with sentinels.servers[master].client() as client:
+            await until(lambda: client.publish("channel", f"{master}") == 1, "the subscriber")
+        await until(lambda: f"{master}".encode() in heard, "the message")
+
+    async def play() -> None:
+        backend = over_asyncio._Backend(sentinels.url.replace("//", f"//127.0.0.1:{behind.ports[0]},"))
+        backend.start()
+        await backend.subscribe("channel", heard.append)
+        sentinels.ask(sentinels.ports[0], "SENTINEL", "FAILOVER", "mymaster")
+        await works(backend, 1)
+        with sentinels.servers[0].client() as old:
+            assert old.info("replication")["role"] == "master"
+            assert old.pubsub_numsub("channel") == [(b"channel", 0)]
+
+        await until(lambda: _role(sentinels, 0) == "slave", "the old master demoted", 30.0)
+        waiting = asyncio.create_task(backend.reader().read("BLPOP", "list", 3))
+        with sentinels.servers[1].client() as client:
+            await until(lambda: client.info("clients")["blocked_clients"], "the reader")
+        sentinels.servers[1].kill()
+        with pytest.raises(Away):
+            await waiting
+        await works(backend, 0)
+
+        asking = backend._client._sentinels
+        for port in sentinels.ports:
+            sentinels.kill_sentinel(port)
+        assert asking is not None
+        with pytest.raises(MasterNotFoundError, match="what the others know is older than what was known before"):
+            await asking.discover_master("mymaster")
+        await backend.close()
+
+    heard: list[bytes] = []
+    sentinels, behind = Sentinels(), Sentinels()
+    try:
+        sentinels.start()
+        behind.start()
+        asyncio.run(asyncio.wait_for(play(), 100.0))
+    finally:
+        sentinels.close()
+        behind.close()
+
+
+def _role(sentinels: Sentinels, server: int) -> str:
+    with sentinels.servers[server].client() as client:
+        return str(client.info("replication")["role"])
