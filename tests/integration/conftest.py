@@ -80,9 +80,10 @@ def stage() -> Iterator[ExitStack]:
 class RedisServer:
     """A redis-server of one test, on a port of its own. It keeps nothing: started again, it is empty."""
 
-    def __init__(self, binary: str, directory: Path) -> None:
+    def __init__(self, binary: str, directory: Path, *options: str) -> None:
         self._binary = binary
         self._directory = directory
+        self._options = options
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.process: subprocess.Popen[bytes] | None = None
@@ -95,7 +96,7 @@ class RedisServer:
         log = self._directory / "redis.log"
         self.process = subprocess.Popen(
             [self._binary, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no",
-             "--dir", str(self._directory), "--logfile", str(log)],
+             "--dir", str(self._directory), "--logfile", str(log), *self._options],
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
 
@@ -143,17 +144,34 @@ class RedisServer:
         self.stop()
 
 
+class StartRedis(Protocol):
+    """Starts a fresh, empty redis-server with these options; as often as the test likes. ``binary``: another one."""
+
+    def __call__(self, *options: str, binary: str = "") -> RedisServer: ...
+
+
 @pytest.fixture
-def redis_server(stage: ExitStack, tmp_path: Path) -> RedisServer:
+def redis_servers(stage: ExitStack, tmp_path: Path) -> StartRedis:
+    """Further redis-servers: call it to start one."""
+    numbers = count(1)
+
+    def start(*options: str, binary: str = "") -> RedisServer:
+        try:
+            binary = binary or redis_server_path()
+        except EmbeddedRedisError as missing:
+            pytest.fail(str(missing))
+        server = RedisServer(binary, tmp_path / f"redis{next(numbers)}", *options)
+        stage.callback(server.close)
+        server.start()
+        return server
+
+    return start
+
+
+@pytest.fixture
+def redis_server(redis_servers: StartRedis) -> RedisServer:
     """A fresh, empty redis-server."""
-    try:
-        binary = redis_server_path()
-    except EmbeddedRedisError as missing:
-        pytest.fail(str(missing))
-    server = RedisServer(binary, tmp_path / "redis")
-    stage.callback(server.close)
-    server.start()
-    return server
+    return redis_servers()
 
 
 # The gateway

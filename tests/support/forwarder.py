@@ -1,0 +1,57 @@
+"""A port that leads to another one, and to a third one later: what a name or a virtual address does in a fail-over."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from contextlib import suppress
+
+__all__ = ["Forwarder"]
+
+
+class Forwarder:
+    """Forwards each connection to the port ``target``. Those that are open stay where they lead.
+
+    ``port``: where it listens, on 127.0.0.1.
+    """
+
+    def __init__(self, target: int) -> None:
+        self.target = target
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self._open: set[socket.socket] = set()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # until it is closed
+            while True:
+                near, _ = self._listener.accept()
+                try:
+                    far = socket.create_connection(("127.0.0.1", self.target))
+                except OSError:
+                    near.close()
+                    continue
+                self._open |= {near, far}
+                for source, sink in ((near, far), (far, near)):
+                    threading.Thread(target=self._forward, args=(source, sink), daemon=True).start()
+
+    def _forward(self, source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+        for end in (source, sink):
+            self._cut(end)
+
+    def _cut(self, end: socket.socket) -> None:
+        with suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+        end.close()
+        self._open.discard(end)
+
+    def close(self) -> None:
+        """Stop listening and cut every connection."""
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for end in tuple(self._open):
+            self._cut(end)
