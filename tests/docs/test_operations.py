@@ -6,10 +6,16 @@ import json
 from functools import partial
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.docs.pages import code
+from tests.service.instances import Instances
+from tests.support.sentinels import Sentinels
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
+    from contextlib import ExitStack
+
     from tests.integration.conftest import AuthService, Connect, RedisServer, StartGateway
 
 SERVICES = {
@@ -50,6 +56,36 @@ def test_rights_in_redis(
     process.terminate()
 
     assert redis.acl_log() == []
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "twisted"])
+def test_rights_at_the_sentinels(backend: str, stage: ExitStack, gateway: StartGateway, connect: Connect) -> None:
+    sentinels, instances = Sentinels(password="own"), Instances()
+    stage.callback(sentinels.close)
+    sentinels.start()
+    for port in sentinels.ports:
+        sentinels.ask(port, *code("sentinel-acl").split())
+    url = sentinels.url.replace("?sentinel_password=own", "?sentinel_username=gateway&sentinel_password=secret")
+    process = gateway(services={"sample": {"channel": "events:sample", "reply": True}}, config={"redis": {"url": url}})
+    stage.callback(instances.stop)
+    instances.start(backend, url)
+    ada = connect(process, token="ada", room="r1")
+
+    def answered() -> bool:
+        ada.send("sample:say:back", id=1, payload="x")
+        return ada.receive()["payload"] == "x"
+
+    wait_until(answered, "the service", 20.0)
+    for port in sentinels.ports:
+        wait_until(partial(_both_listen, sentinels, port), "two subscribers")
+        assert sentinels.ask(port, "ACL", "LOG") == []
+
+
+def _both_listen(sentinels: Sentinels, port: int) -> bool:
+    """Whether both have subscribed, the gateway and the service."""
+    with sentinels.client(port) as client:
+        subscribed: list[str] = [each["sub"] for each in client.client_list() if each["user"] == "gateway"]
+    return subscribed.count("1") == 2
 
 
 def test_revocation_during_an_outage(

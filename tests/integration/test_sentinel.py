@@ -1,0 +1,134 @@
+"""Fail-over under two gateways, their clients, and services over both backends, with three sentinels."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.sentinels import Sentinels
+from tests.support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import ExitStack
+
+    from tests.integration.conftest import Client, Connect, StartGateway
+
+SERVICE = Path(__file__).parent / "fail_over_service.py"
+SERVICES = {
+    "chat": {"channel": "events:chat", "reply": True, "presence": True, "timeout": 1.0},
+    "board": {"channel": "events:board", "reply": True, "transport": "stream", "timeout": 5.0},
+}
+
+GAPS = {"killed": 15.0, "demoted": 5.0}
+"""Seconds without service at most, on a busy machine. The sentinels themselves take some three, and one."""
+
+
+@pytest.fixture
+def sentinels(stage: ExitStack) -> Sentinels:
+    started = Sentinels()
+    stage.callback(started.close)
+    started.start()
+    return started
+
+
+def start_service(stage: ExitStack, backend: str, url: str, name: str, transport: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, str(SERVICE), backend, url, name, transport], stderr=subprocess.PIPE, text=True
+    )
+
+    def end() -> None:
+        process.terminate()
+        _, logged = process.communicate(timeout=20)
+        assert process.returncode == 0, logged
+        assert "Traceback" not in logged, logged
+
+    stage.callback(end)
+
+
+def answered(client: Client, event: str, number: int) -> bool:
+    """Ask, and say whether it was answered; every request has its one answer or error."""
+    client.send(event, id=number, payload=number)
+    message = client.receive(10.0)
+    assert message["id"] == number, message
+    if message["type"] == "error":
+        assert message["payload"]["code"] in {"SERVICE_UNAVAILABLE", "TIMEOUT"}, message
+        return False
+    assert message["payload"] == number, message
+    return True
+
+
+def longest_gap(client: Client, over: Callable[[], bool]) -> float:
+    """Ask all the time until it is ``over``, and ten answers more: the longest time between two answers."""
+    gap, last, after = 0.0, time.monotonic(), 0
+    for number in count(1000):
+        if answered(client, "chat:say:back", number):
+            now = time.monotonic()
+            gap, last = max(gap, now - last), now
+            after = after + 1 if over() else 0
+            if after == 10:
+                return gap
+        assert time.monotonic() - last < 60.0, "no answer for a minute"
+    raise AssertionError
+
+
+def works(sentinels: Sentinels, master: int, sockets: dict[str, Client]) -> None:
+    """Requests, events, a stream, and the room cache, through this master."""
+    for number, client in enumerate(sockets.values()):
+        assert answered(client, "chat:say:back", number)
+        assert answered(client, "board:say:back", number)
+    for name in ("chat", "board"):
+        next(iter(sockets.values())).send(f"{name}:say:all", payload=name)
+        for client in sockets.values():
+            assert client.expect(f"{name}:said:all", 10.0)["payload"] == name
+    with sentinels.client(sentinels.server_ports[master]) as redis:
+        members = {f"user_{name}": client.socket_id for name, client in sockets.items()}
+        wait_until(lambda: redis.hgetall("room:r1") == members, lambda: f"{members}: {redis.hgetall('room:r1')}")
+        for name, client in sockets.items():
+            assert redis.get(f"socket:user_{name}:r1") == client.socket_id
+
+
+@pytest.mark.parametrize(("how", "backends"), [("killed", "asyncio twisted"), ("demoted", "twisted asyncio")])
+def test_fail_over(
+    how: str, backends: str, sentinels: Sentinels, gateway: StartGateway, connect: Connect, stage: ExitStack
+) -> None:
+    config = {"redis": {"url": sentinels.url}}
+    first, second = (gateway(services=SERVICES, config=config) for _ in range(2))
+    chat, board = backends.split()
+    start_service(stage, chat, sentinels.url, "chat", "pubsub")
+    start_service(stage, board, sentinels.url, "board", "stream")
+    ada, bob = connect(first, token="ada", room="r1"), connect(second, token="bob", room="r1")
+    sockets = {"ada": ada, "bob": bob}
+    wait_until(lambda: answered(ada, "chat:say:back", 1), "the service", 30.0)
+    works(sentinels, 0, sockets)
+
+    if how == "killed":
+        sentinels.servers[0].kill()
+    else:
+        sentinels.ask(sentinels.ports[2], "SENTINEL", "FAILOVER", "mymaster")
+    gap = longest_gap(ada, lambda: sentinels.master() == 1)
+    assert gap < GAPS[how], f"{gap:.1f} s without service"
+    print(f"{how}: {gap:.2f} s without service")
+    if how == "demoted":
+        with sentinels.client(sentinels.server_ports[0]) as old:
+            assert old.info("replication")["role"] == "master", "it is demoted later, and nobody is left there by then"
+            names = "events:broadcast", "events:chat", "auth:invalidate"
+            assert old.pubsub_numsub(*names) == [(name, 0) for name in names]
+
+    works(sentinels, 1, sockets)
+    with sentinels.client(sentinels.server_ports[1]) as redis:
+        sockets["cy"] = cy = connect(second, token="cy", room="r1")
+        wait_until(lambda: redis.lrange("told", 0, -1)[-1:] == ["joined user_cy r1"], "cy joined", 20.0)
+        works(sentinels, 1, sockets)
+        cy.close()
+        del sockets["cy"]
+        wait_until(lambda: redis.lrange("told", 0, -1)[-1:] == ["left user_cy r1"], "cy left", 20.0)
+        assert redis.lrange("told", 0, -1).count("joined user_cy r1") == 1
+    works(sentinels, 1, sockets)
+    first.wait_log(f"The master mymaster is at 127.0.0.1:{sentinels.server_ports[1]}, says the sentinel at 127.0.0.1:")
