@@ -73,7 +73,7 @@ def test_rights_at_the_sentinels(backend: str, stage: ExitStack, gateway: StartG
 
     def answered() -> bool:
         ada.send("sample:say:back", id=1, payload="x")
-        return ada.receive()["payload"] == "x"
+        return bool(ada.receive()["payload"] == "x")
 
     wait_until(answered, "the service", 20.0)
     for port in sentinels.ports:
