@@ -13,12 +13,13 @@ NODE_PACKAGES := $(patsubst %/package.json,%/node_modules/.package-lock.json,\
 # The programs of the environment, after those of the machine.
 WITH_TOOLS := PATH="$$PATH:$(abspath $(VENV))/bin"
 
-.PHONY: help demo check coverage test smoke smoke-oldest smoke-newest bench lint clean
+.PHONY: help demo check coverage test simulate smoke smoke-oldest smoke-newest bench lint clean
 
 help:
 	@echo 'make demo      the board on http://localhost:3001/, or at PORT=..., with everything it needs'
 	@echo 'make check     lint, and every test that needs no process, Redis or browser: under a minute'
 	@echo 'make test      all tests, with real Redis and a real browser'
+	@echo 'make simulate  gateways and a simulated Redis that goes wrong: SEEDS=1000, or SEED=7 in detail'
 	@echo 'make smoke     once round with the oldest and the newest versions of what the package needs'
 	@echo 'make lint      ruff and mypy'
 	@echo 'make coverage  what `make check` runs, and how much of each module that reaches'
@@ -68,7 +69,7 @@ bench: $(VENV)/installed-bench need-redis $(filter bench/%,$(NODE_PACKAGES))
 
 # From the checkout, so that an edit needs no install first.
 UNIT := -m 'not (redis or process or browser)'
-check coverage: export KRAFTEK_TEST_CHECKOUT = 1
+check coverage simulate: export KRAFTEK_TEST_CHECKOUT = 1
 
 # mypy runs beside pytest; it speaks when both have ended.
 check: $(VENV)/dependencies
@@ -77,6 +78,11 @@ check: $(VENV)/dependencies
 	@$(VENV)/bin/mypy >$(VENV)/mypy.log 2>&1 & \
 	$(VENV)/bin/python -m pytest $(UNIT) $(TESTS); tested=$$?; \
 	wait $$!; typed=$$?; cat $(VENV)/mypy.log; exit $$((tested | typed))
+
+# A set's order is chance otherwise, and a seed would not come twice.
+simulate: export PYTHONHASHSEED = 0
+simulate: $(VENV)/dependencies
+	$(VENV)/bin/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),1000) --first $(or $(FIRST),0))
 
 # The floor of each module is in pyproject.toml.
 coverage: export COVERAGE_FILE = $(VENV)/coverage.db

@@ -77,6 +77,7 @@ setup(
             "docutils>=0.21",
             "hypothesis>=6.100",
             "kosoku>=0.1",
+            "lupa>=2.4",
             "mypy>=2.0",
             "mypy-zope>=1.0.17",
             "playwright>=1.50",

@@ -1,0 +1,171 @@
+"""A gateway process of the simulation: the daemon's own assembly, on virtual time and a simulated network.
+
+It starts and stops in the order in which :mod:`kraftek.daemon.lifecycle` does; only the ports and the auth service's
+HTTP are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from types import SimpleNamespace
+from typing import Any
+
+from twisted.internet import defer
+from twisted.internet.defer import Deferred
+from zope.interface import implementer
+
+from kraftek.bus import RedisBus
+from kraftek.contract.errors import NotPublished
+from kraftek.contract.interfaces import IAccessChecker, IBusListener
+from kraftek.contract.iteration import Iteration
+from kraftek.contract.metrics import Counters
+from kraftek.contract.names import INVALIDATION, reply_channel
+from kraftek.contract.settings import Config
+from kraftek.core.access.cache import AccessCache
+from kraftek.core.registry import ServiceRegistry
+from kraftek.core.rooms.room_cache import RedisRooms
+from kraftek.daemon.assembly import core_of, sweeps_of
+from kraftek.edge.dialects.native import NativeDialect
+from tests.simulation.network import COMMANDS, SUBSCRIBER, Link, Network
+from tests.simulation.virtual_time import Process, VirtualTime
+
+__all__ = ["GatewayProcess"]
+
+_ENDLESS = SimpleNamespace(sweep=lambda: None)
+_NO_EDGE: Any = SimpleNamespace(clients=SimpleNamespace(heartbeat=_ENDLESS), engine_clients=_ENDLESS)
+"""Clients are connected without WebSocket and Engine.IO, whose sweeps have nothing to do."""
+
+
+@implementer(IBusListener)
+class GatewayProcess:
+    """One gateway. ``heard`` is called with every invalidation that its bus hears.
+
+    ``up_since``: when its bus came up, or ``None``. ``undisturbed_since``: since when nothing is wrong with its links,
+    and it is not paused.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        time: VirtualTime,
+        network: Network,
+        config: Config,
+        checker: Callable[[Process], IAccessChecker],
+        heard: Callable[[GatewayProcess, bytes], None],
+    ) -> None:
+        self.name = name
+        self.time = time
+        self.network = network
+        self.config = config
+        self.lag = {SUBSCRIBER: 0.0, COMMANDS: 0.0}
+        self.up_since: float | None = None
+        self.undisturbed_since = time.now
+        self.stopping = False
+        self.dialect = NativeDialect()
+        self.process = Process(time, name, network.connect)
+        self.counters = Counters()
+        self._start(checker, heard)
+
+    def _start(
+        self, checker: Callable[[Process], IAccessChecker], heard: Callable[[GatewayProcess, bytes], None]
+    ) -> None:
+        config, process, counters, now = self.config, self.process, self.counters, self.time.wall
+        iteration: Any = Iteration(process)
+        registry = ServiceRegistry(config.services)
+        self.bus = bus = RedisBus(process, config.redis, iteration, counters)
+        access = AccessCache(checker(process), bus, config.auth, process, counters, now=now)
+        reply_to = bus.channel_name(reply_channel(self.name))
+        rooms = RedisRooms(bus, registry, self.name, reply_to, now=now)
+        self.core = core = core_of(
+            config,
+            gateway_id=self.name,
+            registry=registry,
+            bus=bus,
+            access=access,
+            rooms=rooms,
+            counters=counters,
+            clock=process,
+            now=now,
+        )
+        bus.subscribe(INVALIDATION, lambda body: heard(self, body))
+        bus.add_listener(self)
+        bus.startService()
+        by_interval: dict[float, list[Callable[[], None]]] = {}
+        for sweep, interval in sweeps_of(core, _NO_EDGE):
+            by_interval.setdefault(interval, []).append(sweep)
+        for interval, sweeps in by_interval.items():
+            process.callLater(interval, self._sweep, interval, sweeps)
+
+    def _sweep(self, interval: float, sweeps: list[Callable[[], None]]) -> None:
+        if self.process.dead or not self.bus.running:
+            return
+        self.process.callLater(interval, self._sweep, interval, sweeps)
+        for sweep in sweeps:
+            sweep()
+
+    @property
+    def accepts(self) -> bool:
+        """Whether clients can connect."""
+        return not (self.process.dead or self.stopping)
+
+    @property
+    def lives(self) -> bool:
+        """Whether it does anything at present."""
+        return not (self.process.dead or self.process.paused)
+
+    # IBusListener
+
+    def bus_up(self) -> None:
+        self.up_since = self.time.now
+        self.disturbed()
+
+    def bus_down(self) -> None:
+        self.up_since = None
+        self.disturbed()
+
+    def epoch_changed(self) -> None:
+        self.disturbed()
+
+    def disturbed(self) -> None:
+        """Something was wrong until now."""
+        self.undisturbed_since = self.time.now
+
+    # What happens to it
+
+    def links(self, kind: str) -> list[Link]:
+        """Its connections to Redis of that kind."""
+        return self.network.of(self.process, kind)
+
+    def kill(self) -> None:
+        """The process dies, with part of what it was writing."""
+        self.process.dead = True
+        for link in [*self.links(COMMANDS), *self.links(SUBSCRIBER)]:
+            link.cut(1.0)
+
+    def stop(self) -> None:
+        """SIGTERM: as ``Daemon._stop`` has it."""
+        self.stopping = True
+        self.process.callLater(0, lambda: Deferred.fromCoroutine(self._stop()))
+
+    async def _stop(self) -> None:
+        core = self.core
+        core.gateway.close_all(1001, "the gateway stops")
+        with suppress(defer.TimeoutError):
+            await Deferred.fromCoroutine(core.membership.finish()).addTimeout(6.0, self.process)
+        if self.bus.running:
+            with suppress(defer.TimeoutError):
+                await Deferred.fromCoroutine(self._farewell()).addTimeout(3.0, self.process)
+        await self.bus.stopService()
+        self.process.dead = True
+
+    async def _farewell(self) -> None:
+        core = self.core
+        try:
+            for channel in (reply_channel(self.name), self.config.redis.broadcast):
+                await self.bus.unsubscribe(channel)
+        finally:
+            core.requests.store_answers()
+            core.leases.release()
+        with suppress(NotPublished):
+            await self.bus.call("PING")

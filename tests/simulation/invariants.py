@@ -1,0 +1,352 @@
+"""What must hold, whatever goes wrong: looked at whenever somebody is told something, and at the end.
+
+The bounds are in virtual seconds:
+
+==================  ==================================================================================================
+:data:`AT_ONCE`     after a gateway heard ``auth:invalidate`` nothing that it forbids is delivered, sent or admitted
+:data:`DELETED`     the same after a key of the access cache was deleted, at a gateway whose links are well: the keys
+                    are compared with Redis first, which takes the lags of both links as well
+:data:`DEAF`        a gateway that does not hear notices by then, and then counts as one whose links were lost
+:data:`LINKED`      after its links are back no new login is let in by an answer from before
+:data:`DOUBT`       and open connections have been asked about by then
+:data:`STALE`       after an answer's ``ttl``, if nobody told anything, the auth service has been asked again
+:data:`SETTLED`     after Redis takes writes and nothing is wrong any more, the room cache is right
+==================  ==================================================================================================
+
+Nothing is asked of a gateway that is paused, nor of doubts while the auth service cannot be asked: its troubles are
+followed by :data:`RECOVERY`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from twisted.logger import LogEvent, formatEvent
+from txredisapi import ResponseError
+
+from kraftek.contract.errors import Code, NotPublished
+from tests.simulation.network import SUBSCRIBER
+from tests.simulation.people import Ban, Client, Request
+from tests.simulation.virtual_time import WALL
+
+if TYPE_CHECKING:
+    from tests.simulation.gateways import GatewayProcess
+    from tests.simulation.world import World
+
+__all__ = ["SETTLED", "Invariants", "Violation"]
+
+AT_ONCE = 0.0005
+DELETED = 0.05
+DEAF = 6.5
+LINKED = 0.0005
+DOUBT = 1.0
+STALE = 1.0
+RECOVERY = 4.5
+SETTLED = 15.0
+
+TTL = 6.0
+"""Seconds for which answers without a ``ttl`` of their own are kept."""
+
+
+class Violation(AssertionError):  # noqa: N818  # what it is, as Twisted names its own
+    """Something that must hold does not."""
+
+
+class Invariants:
+    """They are told what happens, and collect what is wrong in ``violations``."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.violations: list[str] = []
+        self.story: list[str] = []
+        self.losses = 0
+        self._handled: dict[tuple[str, str], list[int]] = {}
+        self._requests: dict[tuple[str, str], Request] = {}
+        self._present: dict[tuple[str, str], bool] = {}
+        self._initial: frozenset[tuple[str, str]] = frozenset()
+        self._granted: dict[tuple[Client, str], float] = {}
+        self.seen: Counter[str] = Counter()
+
+    def wrong(self, what: str) -> None:
+        """It does not hold."""
+        self.violations.append(f"at {self.world.time.now:.4f}: {what}")
+
+    def tell(self, what: str) -> None:
+        """It happened: for whoever reads how a run went wrong."""
+        self.story.append(f"{self.world.time.now:9.4f} {what}")
+
+    def check(self) -> None:
+        """Raise :class:`Violation` if anything is wrong by now."""
+        for server in self.world.servers:
+            if server.missing:
+                raise NotImplementedError(f"the simulated Redis lacks {server.missing}")
+        if self.violations:
+            raise Violation("\n".join(self.violations))
+
+    # Access
+
+    def admitted(self, client: Client, room: str) -> None:
+        """The client was told that it is in the room."""
+        self.seen["admitted"] += 1
+        self.tell(f"{client} is admitted to {room} by {client.grants[room]}")
+        self._granted[client, room] = self.world.time.now
+        self._judge(client, room, "admitted", new=True)
+
+    def delivered(self, client: Client, room: str, number: int) -> None:
+        """The client was told something that was said in the room."""
+        self.seen["delivered"] += 1
+        self.tell(f"{client} hears {number} in {room}")
+        self.world.expected.discard((client, number))
+        if room not in client.grants:
+            self.wrong(f"{client} is told what is said in {room}, where it is not")
+            return
+        self._judge(client, room, "told what is said", new=False)
+
+    def must_hear(self, client: Client, room: str) -> bool:
+        """Whether nothing excuses it if the client does not hear what is said in the room now."""
+        now, gateway = self.world.time.now, client.gateway
+        token = client.grants.get(room)
+        return (
+            client.open
+            and token is not None
+            and client.entered[room] < now - 0.5
+            and gateway.lives
+            and gateway.up_since is not None
+            and gateway.undisturbed_since < now - 1.0
+            and not gateway.lag[SUBSCRIBER]
+            and all(link.server is self.world.network.server for link in gateway.links(SUBSCRIBER))
+            and not self._reason(client, room)
+        )
+
+    def have_heard(self, clients: list[Client], room: str, number: int, since: float) -> None:
+        """They had to hear it by now."""
+        for client in clients:
+            if (client, number) in self.world.expected:
+                self.world.expected.discard((client, number))
+                gateway = client.gateway
+                here = client.open and room in client.grants and client.entered[room] < since
+                if here and gateway.lives and gateway.undisturbed_since < since and not self._reason(client, room):
+                    self.wrong(f"{client} does not hear what is said in {room} at {since:.4f}, and nothing is wrong")
+
+    def _reason(self, client: Client, room: str) -> bool:
+        """Whether access to the room may be in question: a token of the client is or was refused, or is over soon."""
+        auth, now = self.world.auth, self.world.time.now
+        since = min(self._granted[client, room], now) - 10.0
+        tokens = {client.grants[room], client.token or ""}
+        return any(auth.expiry.get(token, now + 2.0) < now + 1.0 for token in tokens) or any(
+            (ban.until is None or ban.until >= since) and any(ban.concerns(token, room) for token in tokens)
+            for ban in auth.bans
+        )
+
+    def _judge(self, client: Client, room: str, what: str, *, new: bool, at: float | None = None) -> None:
+        auth, now = self.world.auth, self.world.time.now if at is None else at
+        token = self._token(client, room)
+        gateway = client.gateway
+        if auth.expiry.get(token, now + 1) <= now:
+            self.wrong(f"{client} is {what} in {room} by {token}, which expired at {auth.expiry[token]}")
+        for ban in auth.bans:
+            if ban.until is None and ban.concerns(token, room):
+                latest, why = self._latest(ban, gateway, token, new=new)
+                if now > latest:
+                    self.wrong(
+                        f"{client} is {what} in {room} by {token}: no since {ban.since:.4f}, told by "
+                        f"{ban.how or 'nothing'} at {ban.told_at}, at the latest {latest:.4f} ({why})"
+                    )
+
+    def _token(self, client: Client, room: str) -> str:
+        """By which token it is in the room: the one that it was let in with, or once that is over the newest."""
+        token = client.grants[room]
+        if self.world.auth.expired(token) and client.token is not None:
+            token = client.grants[room] = client.token
+        return token
+
+    def _latest(self, ban: Ban, gateway: GatewayProcess, token: str, *, new: bool) -> tuple[float, str]:
+        """Until when the gateway may act on an older yes, and why."""
+        auth, world = self.world.auth, self.world
+        heard = ban.heard.get(gateway)
+        if heard is not None:
+            return heard + AT_ONCE, "heard"
+        trouble = world.time.now if auth.state != "up" else auth.troubled_until + RECOVERY
+        bounds = []
+        # By its ttl. A new login may use the answer as long as it is fresh, and none that is older.
+        ttl = auth.ttls.get(token, TTL)
+        stale = ban.since + ttl + STALE
+        bounds.append((stale if new else max(stale, trouble, gateway.undisturbed_since + DOUBT), "ttl"))
+        if ban.told_at is not None:
+            up = gateway.up_since
+            if up is not None and up > ban.told_at:
+                bounds.append((up + LINKED if new else max(up + DOUBT, trouble), "its links were lost"))
+            elif ban.how == "delete" and gateway.undisturbed_since < ban.told_at:
+                bounds.append((ban.told_at + DELETED + world.lag_of(gateway), "deleted"))
+            elif up is not None and gateway.lives:
+                bounds.append((max(ban.told_at + DEAF, gateway.undisturbed_since + DEAF), "deaf"))
+        return min(bounds)
+
+    def revoked(self, client: Client, room: str) -> None:
+        """The client was told that it has no access to the room any more."""
+        self.seen["revoked"] += 1
+        self.tell(f"{client} loses {room}: ACCESS_REVOKED")
+        if room not in client.grants:
+            return
+        if not self._reason(client, room):
+            self.wrong(f"{client} loses {room}, and nobody ever took {client.grants[room]} back")
+
+    def refused(self, client: Client, command: tuple[str, str, str], payload: Any) -> None:
+        """An ``authenticate``, ``join`` or ``leave`` was refused."""
+        self.seen[f"refused {payload['code']}"] += 1
+        self.tell(f"{client}: {command} is refused with {payload}")
+
+    def closed(self, client: Client, code: int) -> None:
+        """The gateway closes the client's connection."""
+        self.seen[f"closed {code}"] += 1
+        self.tell(f"{client} is closed with {code}")
+        if code == 1011:
+            self.wrong(f"{client} is closed with 1011")
+        elif code == 4409 and not any(self._newer(other, client) for other in self.world.clients):
+            self.wrong(f"{client} is closed with 4409, and there was no newer login")
+
+    def _newer(self, other: Client, client: Client) -> bool:
+        return (
+            other is not client
+            and other.user == client.user
+            and any(
+                (other, room) in self._granted and self._granted[other, room] > entered - 0.01
+                for room, entered in client.entered.items()
+            )
+        )
+
+    # Requests
+
+    def answered(self, client: Client, number: str, message: Any) -> None:
+        """A request is answered."""
+        self.seen[f"answer {message['type']} {(message.get('payload') or {}).get('code', '')}".strip()] += 1
+        self.tell(f"{client} is answered: {message}")
+        request = client.requests.pop(number, None)
+        if request is None:
+            self.wrong(f"{client} is answered {number} twice, or without having asked: {message}")
+            return
+        request.answer = message
+        code = (message.get("payload") or {}).get("code")
+        if code == Code.AUTH_UNAVAILABLE and request.room in client.grants and not self._reason(client, request.room):
+            self.wrong(f"{client} is told AUTH_UNAVAILABLE in {request.room}, and nobody took anything back")
+        if message["type"] == "chat:note:added" and message["payload"] != {"n": request.payload}:
+            self.wrong(f"{client} gets another request's answer to {number}: {message}")
+        handled = self._handled.get((request.user, number))
+        if (
+            handled
+            and request.copies > 1
+            and handled[-1] == self.losses
+            and message["type"] == "error"
+            and "no subscriber" in message["payload"]["message"]
+        ):
+            self.wrong(f"{client} is told that {number} reached nobody, which the service has")
+
+    def handled(self, event: Any) -> None:
+        """The service got an event."""
+        self.seen["handled"] += 1
+        self.tell(f"the service is sent {event}")
+        number, user, room = event.get("id"), event["userId"], event.get("roomId")
+        client = self.world.clients_by_id[event["socketId"]]
+        if client.user != user:
+            self.wrong(f"the service is told that {client} is {user}")
+        if room in client.grants:
+            self._judge(client, room, "heard by the service", new=False, at=event["timestamp"] / 1000 - WALL)
+        times = self._handled.setdefault((user, number), [])
+        if times and times[-1] == self.losses:
+            self.wrong(f"the service gets {number} of {user} twice, room {room}")
+        times.append(self.losses)
+
+    def disconnected(self, client: Client) -> None:
+        """A connection ended: its requests are answered elsewhere, or never."""
+
+    # Rooms
+
+    def presence(self, event: Any) -> None:
+        """A presence event was published."""
+        key = event["userId"], event["roomId"]
+        joined = event["eventType"] == "gateway:client:joined"
+        self.tell(f"services are told {event['eventType']} {key} {event['socketId']}")
+        self.seen["joined" if joined else "left"] += 1
+        if self._present.get(key, False) == joined:
+            self.wrong(f"{key[0]} {'joined' if joined else 'left'} {key[1]} twice")
+        self._present[key] = joined
+
+    def data_lost(self) -> None:
+        """Redis lost data: claims are gone, and who is where is what its data now say."""
+        self.losses += 1
+        self._present = dict.fromkeys(self._in_rooms(), True)
+
+    def _in_rooms(self) -> dict[tuple[str, str], str]:
+        """User and room to socket, as services read it."""
+        server = self.world.network.server
+        if server is None:
+            return {}
+        prefix = self.world.named("room:")
+        found = {}
+        for key, value in server.keyspace.data.items():
+            if key.startswith(prefix):
+                room = key.removeprefix(prefix).decode()
+                for user, socket in value.items():
+                    found[user.decode(), room] = socket.decode()
+        return found
+
+    def end(self) -> None:
+        """Everything is well, and has been for :data:`SETTLED` seconds: nothing waits, and services read the truth."""
+        self._look_at_rooms()
+        for client in self.world.clients:
+            if client.open and client.requests:
+                self.wrong(f"{client} has no answer to {sorted(client.requests)}")
+        self.check()
+
+    def _look_at_rooms(self) -> None:
+        there: dict[tuple[str, str], list[str]] = {}
+        for client in self.world.clients:
+            if client.open and client.gateway.lives:
+                for room in client.grants:
+                    assert client.user is not None
+                    there.setdefault((client.user, room), []).append(client.socket_id)
+        found = self._in_rooms()
+        for key, socket in found.items():
+            if socket not in there.get(key, ()):
+                self.wrong(f"room:{key[1]} has {key[0]} at {socket}, and there is {there.get(key)}")
+        for key, sockets in there.items():
+            if key not in found:
+                self.wrong(f"room:{key[1]} lacks {key[0]}, who is there at {sockets}")
+            if self.world.single and len(sockets) > 1:
+                self.wrong(f"{key[0]} has {len(sockets)} sockets in {key[1]}: {sockets}")
+        present = {key for key, value in self._present.items() if value}
+        if present != found.keys():
+            self.wrong(f"services think that there are {sorted(present)}, and there are {sorted(found)}")
+        self._look_at_strings(found)
+
+    def _look_at_strings(self, found: dict[tuple[str, str], str]) -> None:
+        strings = self._strings()
+        expected = {f"socket:{user}:{room}" for user, room in found}
+        if strings.keys() != expected:
+            self.wrong(f"the keys are {sorted(strings)}, and should be {sorted(expected)}")
+        for (user, room), socket in found.items():
+            if strings.get(f"socket:{user}:{room}") not in {socket, None}:
+                self.wrong(f"socket:{user}:{room} is {strings[f'socket:{user}:{room}']}, and room:{room} has {socket}")
+
+    def _strings(self) -> dict[str, str]:
+        server = self.world.network.server
+        assert server is not None
+        prefix = self.world.named("")
+        return {
+            key.removeprefix(prefix).decode(): value.decode()
+            for key, value in server.keyspace.data.items()
+            if key.startswith(prefix + b"socket:")
+        }
+
+    # Logs
+
+    def logged(self, event: LogEvent) -> None:
+        """Something was logged, by whatever part."""
+        failure = event.get("log_failure")
+        text = formatEvent(event) or ""
+        self.tell(f"logged: {text} {'' if failure is None else failure.getErrorMessage()}")
+        known = failure is not None and failure.check(ResponseError, NotPublished) is not None
+        if "a bug" in text or "Unhandled" in text or (failure is not None and not known):
+            trace = "" if failure is None else failure.getTraceback()
+            self.wrong(f"logged: {text}\n{trace}")

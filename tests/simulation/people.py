@@ -1,0 +1,352 @@
+"""Everybody around the gateways: clients, a service that answers, and the auth service, which changes its mind.
+
+They tell :mod:`tests.simulation.invariants` what they see.
+"""
+
+from __future__ import annotations
+
+import json
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import hiredis
+import msgspec
+from msgspec import Struct
+from twisted.internet.defer import Deferred
+from zope.interface import implementer
+
+from kraftek.contract.errors import Code, PeerError
+from kraftek.contract.interfaces import IAccessChecker, IClientLink
+from kraftek.contract.messages import Grant, Outgoing, Token
+from kraftek.contract.names import token_key, user_key
+from tests.simulation.gateways import GatewayProcess
+from tests.simulation.redis import Peer, Server
+from tests.simulation.virtual_time import WALL, Process
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+__all__ = ["AuthService", "Ban", "ChatService", "Checker", "Client", "Request", "user_of"]
+
+CHANNEL = "events:chat"
+
+_CLIENT_LAG = 0.0001
+
+
+class Request(Struct, eq=False):
+    """A request, which may be sent again over other connections. ``sent_at``: the last time."""
+
+    id: str
+    user: str
+    room: str
+    token: str
+    payload: int
+    sent_at: float = 0.0
+    answer: Any = None
+    client: Any = None
+    copies: int = 0
+
+
+@implementer(IClientLink)
+class Client:
+    """One connection of a user. ``grants``: the rooms it has been told that it is in, each with the token for that.
+
+    ``entered``: since when it is in each of them. ``shown``: each token that it showed, with the room.
+    """
+
+    peer = "simulated"
+    numbers = count(1)
+
+    def __init__(self, world: World, gateway: GatewayProcess) -> None:
+        self.world = world
+        self.gateway = gateway
+        self.user: str | None = None
+        self.token: str | None = None
+        self.grants: dict[str, str] = {}
+        self.entered: dict[str, float] = {}
+        self.commands: dict[str, tuple[str, str, str]] = {}
+        self.requests: dict[str, Request] = {}
+        self.shown: set[tuple[str, str]] = set()
+        self.open = True
+        self.closing: str | None = None
+        self.socket_id = ""
+        self.session = gateway.core.gateway.open(self, gateway.dialect)
+
+    def __repr__(self) -> str:
+        return f"<{self.user} on {self.socket_id}>"
+
+    # What it does
+
+    def authenticate(self, token: str, room: str) -> None:
+        """Show a token, for a room."""
+        self.shown.add((token, room))
+        number = f"a{next(self.world.numbers)}"
+        self.commands[number] = "authenticate", token, room
+        self._send({"type": "authenticate", "payload": {"token": token, "roomId": room}, "id": number})
+
+    def join(self, room: str) -> None:
+        """Ask to be in one room more."""
+        number = f"j{next(self.world.numbers)}"
+        self.commands[number] = "join", "", room
+        self._send({"type": "join", "payload": {"roomId": room}, "id": number})
+
+    def leave(self, room: str) -> None:
+        """Leave a room."""
+        number = f"l{next(self.world.numbers)}"
+        self.commands[number] = "leave", "", room
+        self._send({"type": "leave", "payload": {"roomId": room}, "id": number})
+
+    def request(self, request: Request) -> None:
+        """Ask the service something, or again."""
+        self.requests[request.id] = request
+        request.client, request.sent_at = self, self.world.time.now
+        request.copies += 1
+        payload = {"n": request.payload}
+        self._send({"type": "chat:note:add", "payload": payload, "id": request.id, "roomId": request.room})
+
+    def disconnect(self) -> None:
+        """Close, or lose, the connection."""
+        if self.open:
+            self._ended()
+            self.world.time.later(self.gateway.process, _CLIENT_LAG, self.session.lost)
+
+    def _send(self, message: Any) -> None:
+        data = json.dumps(message).encode()
+        self.world.time.later(self.gateway.process, _CLIENT_LAG, self._deliver, data)
+
+    def _deliver(self, data: bytes) -> None:
+        if self.open:
+            self.session.receive(data)
+
+    def _ended(self) -> None:
+        self.open = False
+        self.world.invariants.disconnected(self)
+
+    # IClientLink
+
+    def write(self, outgoing: Outgoing) -> None:
+        if self.open:
+            self._told(msgspec.json.decode(outgoing.text))
+
+    def close(self, code: int, reason: str) -> None:
+        if self.open:
+            self.closing = f"{code} {reason}"
+            self.world.invariants.closed(self, code)
+            self._ended()
+
+    def pause(self) -> None:
+        """It sends on all the same: the bound is the edge's business."""
+
+    def resume(self) -> None:
+        """See :meth:`pause`."""
+
+    # What it is told
+
+    def _told(self, message: Any) -> None:
+        invariants, number = self.world.invariants, message.get("id")
+        payload = message.get("payload")
+        match message["type"]:
+            case "connected":
+                self.socket_id = payload["socketId"]
+            case "authenticated":
+                _, self.token, room = self.commands.pop(number)
+                self.user = payload["userId"]
+                self._enters(room)
+            case "joined":
+                _, _, room = self.commands.pop(number)
+                self._enters(room)
+            case "left":
+                _, _, room = self.commands.pop(number)
+                self._leaves(room)
+            case "error" if number in self.commands:
+                invariants.refused(self, self.commands.pop(number), payload)
+            case "error" if number is None:
+                if payload["code"] == Code.ACCESS_REVOKED and "roomId" in message:
+                    invariants.revoked(self, message["roomId"])
+                    self._leaves(message["roomId"])
+            case _ if number is not None:
+                invariants.answered(self, number, message)
+            case "chat:message:new":
+                invariants.delivered(self, message["roomId"], payload["n"])
+
+    def _enters(self, room: str) -> None:
+        assert self.token is not None
+        self.grants[room] = self.token
+        self.entered.setdefault(room, self.world.time.now)
+        self.world.invariants.admitted(self, room)
+
+    def _leaves(self, room: str) -> None:
+        self.grants.pop(room, None)
+        self.entered.pop(room, None)
+
+
+class ChatService:
+    """A service on Pub/Sub that answers requests, as the kit does. ``answers``: after how many seconds, or never."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.answers: float | None = 0.005
+        self._reader = hiredis.Reader()
+        self._attached: tuple[Server, Peer] | None = None
+
+    def attach(self, server: Server) -> None:
+        """Subscribe at this server."""
+        if server is self.world.network.server:
+            if self._attached is not None:
+                self._attached[0].disconnect(self._attached[1])
+            self._reader = hiredis.Reader()
+            peer = server.connect(self._received)
+            server.subscribe(peer, self.world.named(CHANNEL))
+            self._attached = server, peer
+
+    def _received(self, data: bytes) -> None:
+        self._reader.feed(data)
+        while (reply := self._reader.gets()) is not False:
+            self.world.time.later(None, _CLIENT_LAG, self._handle, msgspec.json.decode(reply[2]))
+
+    def _handle(self, event: Any) -> None:
+        if event["eventType"] == "chat:note:add" and "id" in event and self.answers is not None:
+            self.world.time.later(None, self.answers, self._answer, event)
+
+    def _answer(self, event: Any) -> None:
+        answer = {
+            "type": "chat:note:added",
+            "recipients": [event["socketId"]],
+            "payload": event["payload"],
+            "inReplyTo": event["id"],
+        }
+        if self.world.publish_raw(event["replyTo"], answer) == 0:
+            self.world.publish("events:broadcast", {**answer, "userIds": [event["userId"]]})
+
+    def say(self, room: str, number: int) -> None:
+        """Tell everybody in a room something."""
+        self.world.publish("events:broadcast", {"type": "chat:message:new", "roomId": room, "payload": {"n": number}})
+
+
+class Ban(Struct, eq=False):
+    """The auth service's no: to a user (``token`` empty) or a token, in one room or all.
+
+    ``told_at``: when Redis took the invalidation or the deletion that says so, or ``None``; ``how`` it was told;
+    ``heard``: when each gateway heard an ``auth:invalidate``; ``until``: when it was taken back.
+    """
+
+    user: str
+    token: str
+    room: str | None
+    since: float
+    told_at: float | None = None
+    how: str = ""
+    heard: dict[GatewayProcess, float] = {}
+    until: float | None = None
+
+    def concerns(self, token: str, room: str) -> bool:
+        """Whether that token is refused in that room by it."""
+        mine = token == self.token if self.token else user_of(token) == self.user
+        return mine and self.room in (None, room)
+
+
+def user_of(token: str) -> str:
+    """A token is its user's name and a number: ``ann/1``. An ending ``/x5`` says that it expires 5 s after 0."""
+    return token.partition("/")[0]
+
+
+class AuthService:
+    """Who may what. ``state``: ``up``, ``slow`` (a second), ``down`` (refused at once) or ``hangs``.
+
+    ``ttls``: of the answers about each token, in seconds; ``expiry``: when tokens expire, in the simulation's seconds.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.state = "up"
+        self.troubled_until = 0.0
+        self.bans: list[Ban] = []
+        self.ttls: dict[str, float] = {}
+        self.expiry: dict[str, float] = {}
+        self.asked = 0
+
+    def allows(self, token: str, room: str) -> bool:
+        """The truth."""
+        return not self.expired(token) and not any(ban.until is None and ban.concerns(token, room) for ban in self.bans)
+
+    def expired(self, token: str) -> bool:
+        """Whether the token's time is over."""
+        return self.expiry.get(token, self.world.time.now + 1) <= self.world.time.now
+
+    def set(self, state: str) -> None:
+        """Change how it answers."""
+        self.note()
+        self.state = state
+
+    def note(self) -> None:
+        """Keep until when it was not well."""
+        if self.state != "up":
+            self.troubled_until = self.world.time.now
+
+    def ban(self, user: str, token: str, room: str | None) -> Ban:
+        """Change its mind."""
+        ban = Ban(user, token, room, self.world.time.now)
+        self.bans.append(ban)
+        return ban
+
+    def invalidate(self, ban: Ban) -> None:
+        """Tell it with ``auth:invalidate``."""
+        message = {"userId": ban.user, **({} if ban.room is None else {"roomId": ban.room})}
+        ban.how, ban.told_at = "invalidate", self.world.time.now
+        self.world.publish("auth:invalidate", message)  # while Redis is away nobody hears it, and everybody knows that
+
+    def delete(self, ban: Ban) -> None:
+        """Tell it by deleting a key of the cache."""
+        key = token_key(Token(ban.token).digest) if ban.token else user_key(ban.user)
+        ban.how = "delete"
+        server = self.world.network.server
+        if server is not None and server.call("DEL", self.world.named(key)) == 1:
+            ban.told_at = self.world.time.now
+
+    def forgive(self) -> None:
+        """Take all bans back."""
+        for ban in self.bans:
+            if ban.until is None:
+                ban.until = self.world.time.now
+
+
+@implementer(IAccessChecker)
+class Checker:
+    """The auth service, as one gateway asks it."""
+
+    def __init__(self, auth: AuthService, process: Process) -> None:
+        self._auth = auth
+        self._process = process
+
+    def check(self, token: Token, room_id: str | None) -> Deferred[Grant]:
+        auth, answer = self._auth, Deferred[Grant]()
+        auth.asked += 1
+        seconds = {"up": 0.002, "slow": 1.0, "down": 0.001, "hangs": 3.0}[auth.state]
+        arrives = auth.state in {"up", "slow"}
+        decided: list[Grant | PeerError] = []
+
+        def decide() -> None:
+            decided.append(self._decision(token.value, room_id or "") if arrives else _unavailable())
+
+        def fire() -> None:
+            (decision,) = decided
+            if isinstance(decision, Grant):
+                answer.callback(decision)
+            else:
+                answer.errback(decision)
+
+        auth.world.time.later(None, seconds / 2, decide)
+        self._process.callLater(seconds, fire)
+        return answer
+
+    def _decision(self, token: str, room: str) -> Grant | PeerError:
+        auth = self._auth
+        if not auth.allows(token, room):
+            return PeerError(Code.AUTH_FAILED, "Access denied", closes=True)
+        expiry = auth.expiry.get(token)
+        expires_at = None if expiry is None else WALL + expiry
+        return Grant(user_of(token), room, ttl=auth.ttls.get(token), expires_at=expires_at)
+
+
+def _unavailable() -> PeerError:
+    return PeerError(Code.AUTH_UNAVAILABLE, "access cannot be checked at present", retry_after=1.0)

@@ -1,0 +1,162 @@
+"""Programs: drawn by Hypothesis, and one for each seed."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+
+from tests.simulation.network import COMMANDS, SUBSCRIBER
+from tests.simulation.steps import (
+    ROOMS,
+    USERS,
+    Answers,
+    Ask,
+    AskAgain,
+    Authenticate,
+    AuthIs,
+    Ban,
+    Connect,
+    Cut,
+    Deafen,
+    Disconnect,
+    FailOver,
+    Flush,
+    Forgive,
+    Join,
+    Kill,
+    Lag,
+    Leave,
+    Limit,
+    Pause,
+    Program,
+    Refuse,
+    Resume,
+    Save,
+    Say,
+    Start,
+    Step,
+    Stop,
+    Wait,
+)
+from tests.simulation.world import Setup
+
+__all__ = ["program_of", "programs"]
+
+_small = st.integers(0, 3)
+_numbers = st.integers(1, 2)
+_kinds: Any = st.sampled_from([SUBSCRIBER, COMMANDS])
+
+Steps = st.SearchStrategy[Step]
+
+
+def _common(users: st.SearchStrategy[str], rooms: st.SearchStrategy[str]) -> list[Steps]:
+    """What may happen in every run; what stands here twice happens twice as often."""
+    connect = st.builds(Connect, _small, _tokens(users), rooms)
+    wait = st.builds(Wait, st.sampled_from([0.01, 0.001, 0.1, 0.3, 1.0, 3.0]))
+    return [
+        connect,
+        connect,
+        connect,
+        wait,
+        wait,
+        st.builds(Say, rooms),
+        st.builds(Say, rooms),
+        st.builds(Ask, _small, _small),
+        st.builds(AskAgain, _small, _small),
+        st.builds(Join, _small, rooms),
+        st.builds(Leave, _small, _small),
+        st.builds(Disconnect, _small),
+    ]
+
+
+def _special(users: st.SearchStrategy[str], rooms: st.SearchStrategy[str]) -> list[Steps]:
+    """Of which a run has a few kinds."""
+    tokens, everywhere = _tokens(users), st.none() | rooms
+    links = st.sampled_from([("subscriber",), ("commands",), ("commands", "subscriber")])
+    return [
+        st.builds(Ban, users, st.none(), everywhere, st.just("invalidate")),
+        st.builds(Ban, users, st.none(), everywhere, st.just("delete")),
+        st.builds(Ban, users, st.none(), everywhere, st.just("silently")),
+        st.builds(Ban, users, _numbers, everywhere, st.sampled_from(["delete", "silently"])),
+        st.builds(Forgive),
+        st.builds(Authenticate, _small, _numbers, rooms),
+        st.builds(AuthIs, st.sampled_from(["up", "slow", "down", "hangs"])),
+        st.builds(Limit, tokens, st.just(3.0), st.none()),
+        st.builds(Limit, tokens, st.none(), st.sampled_from([2.0, 5.0])),
+        st.builds(Answers, st.sampled_from([0.005, 1.0, 1.95, 3.0, None])),
+        st.builds(Lag, _small, _kinds, st.sampled_from([0.005, 0.05, 0.5, 1.5])),
+        st.builds(Cut, _small, links, st.sampled_from([0.0, 1.0, 0.5])),
+        st.builds(Deafen, _small, _kinds),
+        st.builds(Refuse, st.sampled_from([None, "READONLY", "MISCONF", "NOREPLICAS", "OOM"])),
+        st.builds(Save),
+        st.builds(Stop),
+        st.builds(Start, st.sampled_from(["kept", "saved", "empty"])),
+        st.builds(FailOver, st.sampled_from([0.0, -3.0, 3.0]), st.booleans()),
+        st.builds(Flush),
+        st.builds(Pause, _small),
+        st.builds(Resume),
+        st.builds(Kill, _small, st.booleans()),
+    ]
+
+
+def _tokens(users: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    return st.builds(lambda user, number: f"{user}/{number}", users, _numbers)
+
+
+def _all(names: int) -> tuple[list[Steps], list[Steps]]:
+    users, rooms = st.sampled_from(USERS[:names]), st.sampled_from(ROOMS[:names])
+    return _common(users, rooms), _special(users, rooms)
+
+
+_STEPS = {names: _all(names) for names in (2, 4)}
+
+
+@st.composite
+def programs(draw: st.DrawFn, without: frozenset[str] = frozenset()) -> Program:
+    """Programs. Each has few kinds of trouble: all of them in each would hide each other.
+
+    ``without``: the names of steps that are left out, and ``Colons`` for the names with one.
+    """
+    common, special = _STEPS[2 if "Colons" in without else draw(st.sampled_from([2, 2, 2, 4]))]
+    numbers = st.lists(st.integers(0, len(special) - 1), min_size=2, max_size=8, unique=True)
+    step = st.one_of(*common, *(special[number] for number in draw(numbers)))
+    # A list alone would have five steps, on average.
+    steps = [
+        step
+        for some in draw(st.lists(st.lists(step, min_size=1, max_size=20), min_size=3, max_size=30))
+        for step in some
+    ]
+    comers = draw(st.lists(common[0], max_size=5))
+    setup = Setup(
+        seed=draw(st.integers(0, 2**16)),
+        gateways=draw(st.sampled_from([2, 2, 3])),
+        single=draw(st.sampled_from([True, True, True, False])),
+        prefix=draw(st.sampled_from(["", "", "p:"])),
+        in_flight=draw(st.sampled_from([10_000, 10_000, 10_000, 8])),
+    )
+    return Program(setup, tuple(step for step in [*comers, *steps] if type(step).__name__ not in without))
+
+
+@cache
+def _drawn(without: frozenset[str]) -> st.SearchStrategy[Program]:
+    return programs(without)
+
+
+def program_of(number: int, without: frozenset[str] = frozenset()) -> Program:
+    """The program of a seed."""
+    found: list[Program] = []
+
+    # Hypothesis begins with the simplest of all programs, which does nothing.
+    @seed(number)
+    @settings(
+        max_examples=2, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+    )
+    @given(_drawn(without))
+    def draw(program: Program) -> None:
+        found.append(program)
+
+    draw()
+    return found[-1]

@@ -1,0 +1,381 @@
+"""What happens in a run, step by step. Which steps, :mod:`tests.simulation.programs` draws.
+
+Each step names clients, gateways, rooms and so on by number; the number is taken modulo how many there are, so that any
+part of a program is a program. A step that makes no sense at its time does nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from tests.simulation.gateways import GatewayProcess
+from tests.simulation.people import Client, Request
+from tests.simulation.world import Setup, World
+
+__all__ = [
+    "ROOMS",
+    "USERS",
+    "Answers",
+    "Ask",
+    "AskAgain",
+    "AuthIs",
+    "Authenticate",
+    "Ban",
+    "Connect",
+    "Cut",
+    "Deafen",
+    "Disconnect",
+    "FailOver",
+    "Flush",
+    "Forgive",
+    "Join",
+    "Kill",
+    "Lag",
+    "Leave",
+    "Limit",
+    "Pause",
+    "Program",
+    "Refuse",
+    "Resume",
+    "Save",
+    "Say",
+    "Start",
+    "Step",
+    "Stop",
+    "Wait",
+    "run",
+]
+
+USERS = ("ann", "bob", "a:b", "a")
+ROOMS = ("red", "blue", "c", "b:c")
+"""``a:b`` in ``c`` and ``a`` in ``b:c`` share ``socket:a:b:c``. A program has the first two of each, or all."""
+
+_BETWEEN = (0.0003, 0.004, 0.03, 0.3)
+"""Seconds between two steps, one of these."""
+
+Kind = Literal["subscriber", "commands"]
+
+
+class Step(Struct, frozen=True):
+    """Something that happens."""
+
+    def run(self, world: World) -> None:
+        """Have it happen."""
+        raise NotImplementedError
+
+
+class Program(Struct, frozen=True):
+    """A run."""
+
+    setup: Setup
+    steps: tuple[Step, ...]
+
+
+class Wait(Step, frozen=True):
+    seconds: float
+
+    def run(self, world: World) -> None:
+        world.pass_time(self.seconds)
+
+
+# Clients
+
+
+class Connect(Step, frozen=True):
+    gateway: int
+    token: str
+    room: str
+
+    def run(self, world: World) -> None:
+        if (gateway := _gateway(world, self.gateway)) is not None:
+            world.connect(gateway).authenticate(self.token, self.room)
+
+
+class Authenticate(Step, frozen=True):
+    client: int
+    number: int
+    room: str
+
+    def run(self, world: World) -> None:
+        client = _client(world, self.client)
+        if client is not None and client.user is not None:
+            client.authenticate(f"{client.user}/{self.number}", self.room)
+
+
+class Join(Step, frozen=True):
+    client: int
+    room: str
+
+    def run(self, world: World) -> None:
+        client = _client(world, self.client)
+        if client is not None and client.user is not None:
+            client.join(self.room)
+
+
+class Leave(Step, frozen=True):
+    client: int
+    room: int
+
+    def run(self, world: World) -> None:
+        client = _client(world, self.client)
+        if client is not None and client.grants:
+            client.leave(_of(list(client.grants), self.room))
+
+
+class Disconnect(Step, frozen=True):
+    client: int
+
+    def run(self, world: World) -> None:
+        client = _client(world, self.client)
+        if client is not None:
+            client.disconnect()
+
+
+class Ask(Step, frozen=True):
+    """A client sends a request."""
+
+    client: int
+    room: int
+
+    def run(self, world: World) -> None:
+        client = _client(world, self.client)
+        if client is not None and client.grants:
+            assert client.user is not None
+            room = _of(list(client.grants), self.room)
+            number = next(world.numbers)
+            request = Request(f"r{number}", client.user, room, client.grants[room], number)
+            world.requests.append(request)
+            client.request(request)
+
+
+class AskAgain(Step, frozen=True):
+    """A client whose connection ended sends a request again, over another one."""
+
+    request: int
+    gateway: int
+
+    def run(self, world: World) -> None:
+        lost = [request for request in world.requests if not request.client.open]
+        gateway = _gateway(world, self.gateway)
+        if lost and gateway is not None:
+            request = _of(lost, -1 - self.request)
+            client = world.connect(gateway)
+            client.authenticate(request.token, request.room)
+            client.request(request)
+
+
+# Services
+
+
+class Say(Step, frozen=True):
+    room: str
+
+    def run(self, world: World) -> None:
+        world.say(self.room)
+
+
+class Answers(Step, frozen=True):
+    """The service answers so fast from now on, or never."""
+
+    seconds: float | None
+
+    def run(self, world: World) -> None:
+        world.chat.answers = self.seconds
+
+
+# The auth service
+
+
+class Ban(Step, frozen=True):
+    user: str
+    number: int | None
+    room: str | None
+    how: Literal["invalidate", "delete", "silently"]
+
+    def run(self, world: World) -> None:
+        token = "" if self.number is None else f"{self.user}/{self.number}"
+        ban = world.auth.ban(self.user, token, self.room)
+        if self.how == "invalidate":
+            world.auth.invalidate(ban)
+        elif self.how == "delete":
+            world.auth.delete(ban)
+
+
+class Forgive(Step, frozen=True):
+    def run(self, world: World) -> None:
+        world.auth.forgive()
+
+
+class AuthIs(Step, frozen=True):
+    state: Literal["up", "slow", "down", "hangs"]
+
+    def run(self, world: World) -> None:
+        world.auth.set(self.state)
+
+
+class Limit(Step, frozen=True):
+    """Answers about a token have a ``ttl`` from now on, or it expires after so many seconds."""
+
+    token: str
+    ttl: float | None
+    expires: float | None
+
+    def run(self, world: World) -> None:
+        if self.ttl is not None:
+            world.auth.ttls.setdefault(self.token, self.ttl)
+        shown = any(self.token in {client.token, *client.grants.values()} for client in world.clients)
+        if self.expires is not None and not shown:
+            world.auth.expiry.setdefault(self.token, world.time.now + self.expires)
+
+
+# Connections to Redis
+
+
+class Lag(Step, frozen=True):
+    gateway: int
+    kind: Kind
+    seconds: float
+
+    def run(self, world: World) -> None:
+        if (gateway := _gateway(world, self.gateway)) is not None:
+            gateway.lag[self.kind] = self.seconds
+            gateway.disturbed()
+
+
+class Cut(Step, frozen=True):
+    gateway: int
+    kinds: tuple[Kind, ...]
+    part: float
+
+    def run(self, world: World) -> None:
+        if (gateway := _gateway(world, self.gateway)) is not None:
+            gateway.disturbed()
+            for link in [link for kind in self.kinds for link in gateway.links(kind)]:
+                link.cut(self.part)
+
+
+class Deafen(Step, frozen=True):
+    """A connection carries nothing any more, and stays open."""
+
+    gateway: int
+    kind: Kind
+
+    def run(self, world: World) -> None:
+        if (gateway := _gateway(world, self.gateway)) is not None:
+            gateway.disturbed()
+            for link in gateway.links(self.kind):
+                link.deaf = True
+
+
+# Redis
+
+
+class Refuse(Step, frozen=True):
+    kind: Literal["READONLY", "MISCONF", "NOREPLICAS", "OOM"] | None
+
+    def run(self, world: World) -> None:
+        if world.network.server is not None:
+            world.network.server.refuses = self.kind
+            world.disturbed()
+
+
+class Save(Step, frozen=True):
+    """What Redis holds now is what a replica has, and what is on disk."""
+
+    def run(self, world: World) -> None:
+        world.save()
+
+
+class Stop(Step, frozen=True):
+    """Redis's process ends."""
+
+    def run(self, world: World) -> None:
+        world.stop_redis()
+
+
+class Start(Step, frozen=True):
+    """It is there again, with its data (if it was stopped in an orderly way), with what was saved, or empty."""
+
+    data: Literal["kept", "saved", "empty"]
+
+    def run(self, world: World) -> None:
+        world.start_redis(self.data)
+
+
+class FailOver(Step, frozen=True):
+    """A replica takes over, with what was saved. The old primary lives on, read-only, with its connections, or dies."""
+
+    ahead: float
+    lives: bool
+
+    def run(self, world: World) -> None:
+        world.fail_over(self.ahead, lives=self.lives)
+
+
+class Flush(Step, frozen=True):
+    def run(self, world: World) -> None:
+        if world.network.server is not None:
+            world.network.server.call("FLUSHALL")
+            world.invariants.data_lost()
+
+
+# Gateways
+
+
+class Pause(Step, frozen=True):
+    gateway: int
+
+    def run(self, world: World) -> None:
+        if (gateway := _gateway(world, self.gateway)) is not None:
+            gateway.process.paused = True
+
+
+class Resume(Step, frozen=True):
+    def run(self, world: World) -> None:
+        world.resume_all()
+
+
+class Kill(Step, frozen=True):
+    """A gateway dies, or stops as it should; another one starts."""
+
+    gateway: int
+    orderly: bool
+
+    def run(self, world: World) -> None:
+        if (gateway := _gateway(world, self.gateway)) is not None:
+            if self.orderly:
+                gateway.stop()
+            else:
+                world.kill(gateway)
+            world.start_gateway()
+
+
+def run(program: Program, story: list[str] | None = None) -> World:
+    """Run a program to its end. Raises :class:`tests.simulation.invariants.Violation`. ``story`` is given its lines."""
+    world = World(program.setup)
+    if story is not None:
+        world.invariants.story = story
+    with world.running():
+        for step in program.steps:
+            world.invariants.tell(str(step))
+            step.run(world)
+            world.pass_time(world.random.choice(_BETWEEN))
+        world.invariants.tell("Nothing is wrong any more.")
+        world.settle()
+    return world
+
+
+def _of(things: list[Any], number: int) -> Any:
+    return things[number % len(things)]
+
+
+def _gateway(world: World, number: int) -> GatewayProcess | None:
+    living = [gateway for gateway in world.gateways if gateway.accepts]
+    return _of(living, number) if living else None
+
+
+def _client(world: World, number: int) -> Client | None:
+    there = [client for client in world.clients if client.open]
+    return _of(there, number) if there else None

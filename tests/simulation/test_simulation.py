@@ -1,0 +1,80 @@
+"""Whole gateways, in front of a Redis that goes wrong: some seeds of what ``make simulate`` runs many of."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+
+from tests.simulation.invariants import Violation
+from tests.simulation.programs import program_of
+from tests.simulation.shrinking import failure_of, shortened
+from tests.simulation.steps import Ask, Ban, Connect, Cut, Program, Say, Wait, run
+from tests.simulation.world import Setup, World
+
+SEEDS = 10
+"""For each of the tests: a second."""
+
+NOT_YET = frozenset({"Colons", "Refuse", "FailOver", "Stop", "Flush", "Limit", "Ban", "Deafen", "Cut"})
+"""What the gateway does not bear yet: issue 16."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_heap() -> Iterator[None]:
+    """Each run collects its garbage, so that failures which nobody handled are logged; all else is left out of it."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.parametrize("first", range(0, 40, SEEDS))
+def test_what_must_hold_holds(first: int) -> None:
+    for seed in range(first, first + SEEDS):
+        program = program_of(seed, NOT_YET)
+        error = failure_of(program)
+        if error is not None:
+            steps = "\n".join(map(str, shortened(program, error).steps))
+            pytest.fail(f"{error}\nmake simulate SEED={seed}\n{program.setup}\n{steps}", pytrace=False)
+
+
+def test_a_run_comes_twice() -> None:
+    program = program_of(3, NOT_YET)
+    stories: list[list[str]] = [[], []]
+    for story in stories:
+        run(program, story)
+    assert stories[0] == stories[1]
+    assert len(stories[0]) > len(program.steps)
+
+
+def test_a_run_sees_what_it_is_about() -> None:
+    world = run(
+        Program(
+            Setup(),
+            (
+                Connect(0, "ann/1", "red"),
+                Connect(1, "bob/1", "red"),
+                Wait(1.0),
+                Ask(0, 0),
+                Say("red"),
+                Wait(0.1),
+                Ban("ann", None, None, "invalidate"),
+                Cut(1, ("commands",), 0.0),
+                Wait(1.0),
+            ),
+        )
+    )
+    seen = world.invariants.seen
+    assert min(seen[what] for what in ("admitted", "delivered", "handled", "left")) >= 1
+    assert (seen["revoked"], seen["closed 4403"]) == (1, 1)
+    assert all(gateway.counters.redis_connects == 1 + (gateway.name == "g1") for gateway in world.gateways)
+
+
+def test_a_failure_is_made_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(World, "heal", lambda world: world.invariants.wrong("a client came") if world.clients else None)
+    steps = (Wait(0.1), Say("red"), Connect(0, "ann/1", "red"), Ask(0, 0), Say("red"), Wait(0.1))
+    program = Program(Setup(), steps)
+    error = failure_of(program)
+    assert isinstance(error, Violation)
+    assert shortened(program, error).steps == (Connect(0, "ann/1", "red"),)

@@ -1,0 +1,295 @@
+"""Gateways, a Redis, and everybody around them, on virtual time. What happens in it: :mod:`tests.simulation.steps`."""
+
+from __future__ import annotations
+
+import gc
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import count
+from random import Random
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from twisted.logger import globalLogPublisher
+
+import kraftek.contract.names
+from kraftek.contract.settings import Auth, Config, Limits, Redis, Registration
+from tests.simulation.gateways import GatewayProcess
+from tests.simulation.invariants import SETTLED, TTL, Invariants
+from tests.simulation.network import BASE_LAG, COMMANDS, SUBSCRIBER, Link, Network
+from tests.simulation.people import CHANNEL, AuthService, ChatService, Checker, Client, Request
+from tests.simulation.redis import Server
+from tests.simulation.virtual_time import Process, VirtualTime
+
+__all__ = ["Setup", "World"]
+
+_TICK = 0.1
+"""Seconds between two looks of Redis for what has expired."""
+
+
+class Setup(Struct, frozen=True):
+    """What a run begins with."""
+
+    seed: int = 0
+    gateways: int = 2
+    single: bool = True
+    prefix: str = ""
+    in_flight: int = 10_000
+
+
+class World:
+    """``expected``: which clients have still to be told what."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.single = setup.single
+        self.random = Random(setup.seed)
+        self.time = VirtualTime()
+        self.numbers = count(1)
+        self.network = Network(self.time, self._lag)
+        self.servers: list[Server] = []
+        self.invariants = Invariants(self)
+        self.auth = AuthService(self)
+        self.chat = ChatService(self)
+        self.gateways: list[GatewayProcess] = []
+        self.clients: list[Client] = []
+        self.clients_by_id: dict[str, Client] = {}
+        self.requests: list[Request] = []
+        self.expected: set[tuple[Client, int]] = set()
+        self._saved: Any = None
+        self._kept: Any = None
+        self.config = Config(
+            sessions="single" if setup.single else "many",
+            redis=Redis(url="unix:///simulated", prefix=setup.prefix, in_flight=setup.in_flight),
+            auth=Auth(cache_ttl=TTL),
+            limits=Limits(request_window=60.0),
+            services=(Registration(name="chat", channel=CHANNEL, reply=True, timeout=2.0, presence=True),),
+        )
+
+    @contextmanager
+    def running(self) -> Iterator[World]:
+        """Start it, and end it: nothing of it is left then."""
+        observer: Any = self.invariants.logged
+        ids: dict[str, Any] = vars(kraftek.contract.names)
+        token_hex, state = ids["token_hex"], random.getstate()
+        random.seed(self.setup.seed)
+        # Ids are made where nobody passes a source of chance: with those of the system no run would come twice.
+        ids["token_hex"] = self._token_hex
+        globalLogPublisher.addObserver(observer)
+        try:
+            self.new_server(None)
+            for _ in range(self.setup.gateways):
+                self.start_gateway()
+            self._tick()
+            self.time.pass_until(0.2)
+            yield self
+        finally:
+            for gateway in self.gateways:
+                gateway.process.dead = True
+            gc.collect()
+            globalLogPublisher.removeObserver(observer)
+            ids["token_hex"] = token_hex
+            random.setstate(state)
+
+    def _token_hex(self, size: int) -> str:
+        return f"{self.random.getrandbits(8 * size):0{2 * size}x}"
+
+    def named(self, name: str) -> bytes:
+        """The name of a key or a channel in Redis."""
+        return f"{self.setup.prefix}{name}".encode()
+
+    # Gateways
+
+    def start_gateway(self) -> GatewayProcess:
+        """One more."""
+        name = f"g{len(self.gateways)}"
+        gateway = GatewayProcess(name, self.time, self.network, self.config, self._checker, self._heard)
+        self.gateways.append(gateway)
+        return gateway
+
+    def _checker(self, process: Process) -> Checker:
+        return Checker(self.auth, process)
+
+    def _heard(self, gateway: GatewayProcess, body: bytes) -> None:
+        message = msgspec.json.decode(body)
+        for ban in self.auth.bans:
+            if ban.how == "invalidate" and ban.user == message["userId"] and ban.room == message.get("roomId"):
+                ban.heard.setdefault(gateway, self.time.now)
+
+    def kill(self, gateway: GatewayProcess) -> None:
+        """Its process dies."""
+        gateway.kill()
+        for client in self.clients:
+            if client.gateway is gateway:
+                client.disconnect()
+
+    # Clients
+
+    def connect(self, gateway: GatewayProcess) -> Client:
+        """A client connects."""
+        client = Client(self, gateway)
+        self.clients.append(client)
+        self.clients_by_id[client.socket_id] = client
+        return client
+
+    # Redis
+
+    def new_server(self, snapshot: Any, ahead: float = 0.0) -> Server:
+        """Redis is there, with these data; services find it a moment later."""
+        server = Server(self.time, self.random, snapshot, ahead)
+        self.servers.append(server)
+        self.network.server = server
+        server.listeners.append(partial(self._published, server))
+        self.time.later(None, 0.02 if len(self.servers) > 1 else 0.0, self.chat.attach, server)
+        return server
+
+    def _published(self, server: Server, channel: bytes, body: bytes, receivers: int) -> None:
+        if channel == self.named(CHANNEL):
+            event = msgspec.json.decode(body)
+            if event["eventType"].startswith("gateway:"):
+                if server is self.network.server:
+                    self.invariants.presence(event)
+            elif receivers:
+                self.invariants.handled(event)
+
+    def disturbed(self) -> None:
+        """Something is wrong with Redis, or was."""
+        for gateway in self.gateways:
+            gateway.disturbed()
+
+    def save(self) -> None:
+        """What Redis holds now is on disk, and what a replica has."""
+        if self.network.server is not None:
+            self._saved = self.network.server.keyspace.copy()
+
+    def stop_redis(self) -> None:
+        """Redis's process ends."""
+        if self.network.server is not None:
+            self._kept = self.network.server.keyspace.copy()
+            self.network.crash()
+
+    def start_redis(self, data: str) -> None:
+        """It is there again, with these data: ``kept``, ``saved`` or ``empty``."""
+        if self.network.server is None:
+            self.new_server({"kept": self._kept, "saved": self._saved, "empty": None}[data])
+            if data != "kept":
+                self.invariants.data_lost()
+
+    def fail_over(self, ahead: float, *, lives: bool) -> None:
+        """A replica takes over."""
+        old = self.network.server
+        if old is None:
+            return
+        if lives:
+            old.refuses = "READONLY"
+        else:
+            self.network.crash()
+        self.new_server(self._saved or old.keyspace.copy(), ahead)
+        self.invariants.data_lost()
+        self.disturbed()
+
+    def resume_all(self) -> None:
+        """Paused gateways go on."""
+        for gateway in self.gateways:
+            if gateway.process.paused:
+                gateway.process.resume()
+                gateway.disturbed()
+
+    def say(self, room: str) -> None:
+        """The service tells a room something: those who must hear it, do."""
+        number = next(self.numbers)
+        hearers = [client for client in self.clients if self.invariants.must_hear(client, room)]
+        self.expected.update((client, number) for client in hearers)
+        self.chat.say(room, number)
+        self.time.later(None, 0.5, self.invariants.have_heard, hearers, room, number, self.time.now)
+
+    def _tick(self) -> None:
+        self.time.later(None, _TICK, self._tick)
+        if self.network.server is not None:
+            self.network.server.expire()
+
+    def publish(self, channel: str, message: Any) -> int | None:
+        """A service publishes; ``None`` when there is no Redis."""
+        return self.publish_raw(f"{self.setup.prefix}{channel}", message)
+
+    def publish_raw(self, channel: str, message: Any) -> int | None:
+        """The same, for a name with its prefix."""
+        server = self.network.server
+        if server is None:
+            return None
+        receivers: int = server.call("PUBLISH", channel, msgspec.json.encode(message))
+        return receivers
+
+    # Lag
+
+    def _lag(self, link: Link) -> float:
+        gateway = next((each for each in self.gateways if each.process is link.process), None)
+        extra = 0.0 if gateway is None else gateway.lag.get(link.kind, 0.0)
+        return BASE_LAG + extra + self.random.random() * (BASE_LAG + extra)
+
+    def lag_of(self, gateway: GatewayProcess) -> float:
+        """What a look-up after an announcement takes, at most."""
+        return 2 * gateway.lag[SUBSCRIBER] + 8 * gateway.lag[COMMANDS] + 20 * BASE_LAG
+
+    # Time
+
+    def pass_time(self, seconds: float) -> None:
+        """Time passes, and what is wrong comes out."""
+        self.time.pass_until(self.time.now + seconds)
+        self.invariants.check()
+
+    def heal(self) -> None:
+        """Nothing is wrong any more."""
+        self.auth.set("up")
+        self.chat.answers = 0.005
+        for gateway in self.gateways:
+            gateway.lag = {SUBSCRIBER: 0.0, COMMANDS: 0.0}
+        self.resume_all()
+        self.disturbed()
+        for link in tuple(self.network.links):
+            if link.deaf:
+                link.cut()
+        if self.network.server is None:
+            self.new_server(None)
+            self.invariants.data_lost()
+        assert self.network.server is not None
+        self.network.server.refuses = None
+        for link in tuple(self.network.links):
+            if link.server is not self.network.server:
+                link.cut()
+
+    def settle(self) -> None:
+        """Nothing is wrong any more, for long enough; then look at everything, and try everything."""
+        self.heal()
+        self.pass_time(SETTLED)
+        self.invariants.end()
+        probes = [self.probe(gateway) for gateway in self.gateways if gateway.accepts]
+        for room in {room for client in self.clients for room in client.grants}:
+            self.say(room)
+        self._show_refused_tokens()
+        self.pass_time(1.0)
+        for request in probes:
+            answer = request.answer
+            if answer is None or answer["type"] != "chat:note:added":
+                self.invariants.wrong(f"{request.client.gateway.name} does not work: {answer}")
+        self.invariants.end()
+
+    def probe(self, gateway: GatewayProcess) -> Request:
+        """A user whom nobody refused anything comes, and asks the service."""
+        client, number = self.connect(gateway), next(self.numbers)
+        client.authenticate("probe/1", gateway.name)
+        request = Request(f"p{number}", "probe", gateway.name, "probe/1", number)
+        client.request(request)
+        return request
+
+    def _show_refused_tokens(self) -> None:
+        """Whoever is refused tries once more, everywhere."""
+        shown = {(token, room) for client in self.clients for token, room in client.shown}
+        for token, room in sorted(shown):
+            if not self.auth.allows(token, room):
+                for gateway in self.gateways:
+                    if gateway.accepts:
+                        self.connect(gateway).authenticate(token, room)
