@@ -46,11 +46,14 @@ def main() -> int:
     without = frozenset(options.without.split(","))
     seeds = [options.seed] if options.seed is not None else range(options.first, options.first + options.seeds)
     globalLogBeginner.beginLoggingTo([], redirectStandardIO=False, discardBuffer=True)
-    gc.collect()
-    gc.freeze()
+    gc.disable()  # each run collects by itself
     began, said, steps, failures = perf_counter(), perf_counter(), 0, 0
     for done, seed in enumerate(seeds, 1):
-        program = program_of(seed, without=without)
+        program = program_of(seed, without)
+        if done % 20 == 1:
+            gc.unfreeze()
+            gc.collect()
+            gc.freeze()
         steps += len(program.steps)
         error = failure_of(program)
         if error is not None:

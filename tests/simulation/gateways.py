@@ -41,8 +41,7 @@ _NO_EDGE: Any = SimpleNamespace(clients=SimpleNamespace(heartbeat=_ENDLESS), eng
 class GatewayProcess:
     """One gateway. ``heard`` is called with every invalidation that its bus hears.
 
-    ``up_since``: when its bus came up, or ``None``. ``undisturbed_since``: since when nothing is wrong with its links,
-    and it is not paused.
+    ``up_since``: when its bus came up, or ``None``.
     """
 
     def __init__(
@@ -60,7 +59,7 @@ class GatewayProcess:
         self.config = config
         self.lag = {SUBSCRIBER: 0.0, COMMANDS: 0.0}
         self.up_since: float | None = None
-        self.undisturbed_since = time.now
+        self._disturbed_at = time.now
         self.stopping = False
         self.dialect = NativeDialect()
         self.process = Process(time, name, network.connect)
@@ -129,7 +128,13 @@ class GatewayProcess:
 
     def disturbed(self) -> None:
         """Something was wrong until now."""
-        self.undisturbed_since = self.time.now
+        self._disturbed_at = self.time.now
+
+    @property
+    def undisturbed_since(self) -> float:
+        """Since when nothing is wrong with it."""
+        deaf = any(link.deaf for kind in (COMMANDS, SUBSCRIBER) for link in self.links(kind))
+        return self.time.now if deaf or self.process.paused else self._disturbed_at
 
     # What happens to it
 

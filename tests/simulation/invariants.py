@@ -45,6 +45,9 @@ STALE = 1.0
 RECOVERY = 4.5
 SETTLED = 15.0
 
+TIMEOUT = 2.0
+"""Seconds that the service has for an answer."""
+
 TTL = 6.0
 """Seconds for which answers without a ``ttl`` of their own are kept."""
 
@@ -62,6 +65,7 @@ class Invariants:
         self.story: list[str] = []
         self.losses = 0
         self._handled: dict[tuple[str, str], list[int]] = {}
+        self._answered_at: dict[tuple[str, str], float] = {}
         self._requests: dict[tuple[str, str], Request] = {}
         self._present: dict[tuple[str, str], bool] = {}
         self._initial: frozenset[tuple[str, str]] = frozenset()
@@ -232,6 +236,12 @@ class Invariants:
             self.wrong(f"{client} is told AUTH_UNAVAILABLE in {request.room}, and nobody took anything back")
         if message["type"] == "chat:note:added" and message["payload"] != {"n": request.payload}:
             self.wrong(f"{client} gets another request's answer to {number}: {message}")
+        if code == Code.SERVICE_UNAVAILABLE and self.world.calm:
+            self.wrong(f"{client} is told SERVICE_UNAVAILABLE of {number}, and nothing is wrong")
+        answered_at = self._answered_at.get((request.user, number))
+        latest = min(self.world.time.now, request.began_at + TIMEOUT) - 0.3
+        if code == Code.TIMEOUT and self.world.calm and answered_at is not None and answered_at < latest:
+            self.wrong(f"{client} is told TIMEOUT of {number}, which was answered at {answered_at:.4f}")
         handled = self._handled.get((request.user, number))
         if (
             handled
@@ -256,6 +266,10 @@ class Invariants:
         if times and times[-1] == self.losses:
             self.wrong(f"the service gets {number} of {user} twice, room {room}")
         times.append(self.losses)
+
+    def service_answers(self, event: Any) -> None:
+        """The service answers an event."""
+        self._answered_at.setdefault((event["userId"], event["id"]), self.world.time.now)
 
     def disconnected(self, client: Client) -> None:
         """A connection ended: its requests are answered elsewhere, or never."""
@@ -295,6 +309,9 @@ class Invariants:
         """Everything is well, and has been for :data:`SETTLED` seconds: nothing waits, and services read the truth."""
         self._look_at_rooms()
         for client in self.world.clients:
+            for room in client.grants if client.open else ():
+                if not self.world.auth.allows(self._token(client, room), room):
+                    self.wrong(f"{client} is still in {room} by {client.grants[room]}")
             if client.open and client.requests:
                 self.wrong(f"{client} has no answer to {sorted(client.requests)}")
         self.check()

@@ -87,8 +87,10 @@ class Link:
         """The client sends."""
         if not self.connected:
             return
-        if self.kind is UNKNOWN:
-            self.kind = SUBSCRIBER if b"$2\r\nID\r\n" in data else COMMANDS
+        if b"$2\r\nID\r\n" in data:
+            self.kind = SUBSCRIBER
+        elif self.kind is UNKNOWN:
+            self.kind = COMMANDS
         time = self.network.time
         self._arrives_up = max(self._arrives_up, time.now + self.network.lag(self))
         self._up.append((self._arrives_up, data))

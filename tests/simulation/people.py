@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from itertools import count
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import hiredis
@@ -34,14 +35,14 @@ _CLIENT_LAG = 0.0001
 
 
 class Request(Struct, eq=False):
-    """A request, which may be sent again over other connections. ``sent_at``: the last time."""
+    """A request, which may be sent again over other connections. ``began_at``: when it was sent for the first time."""
 
     id: str
     user: str
     room: str
     token: str
     payload: int
-    sent_at: float = 0.0
+    began_at: float = inf
     answer: Any = None
     client: Any = None
     copies: int = 0
@@ -99,7 +100,7 @@ class Client:
     def request(self, request: Request) -> None:
         """Ask the service something, or again."""
         self.requests[request.id] = request
-        request.client, request.sent_at = self, self.world.time.now
+        request.client, request.began_at = self, min(request.began_at, self.world.time.now)
         request.copies += 1
         payload = {"n": request.payload}
         self._send({"type": "chat:note:add", "payload": payload, "id": request.id, "roomId": request.room})
@@ -215,6 +216,7 @@ class ChatService:
             "payload": event["payload"],
             "inReplyTo": event["id"],
         }
+        self.world.invariants.service_answers(event)
         if self.world.publish_raw(event["replyTo"], answer) == 0:
             self.world.publish("events:broadcast", {**answer, "userIds": [event["userId"]]})
 

@@ -140,11 +140,6 @@ def programs(draw: st.DrawFn, without: frozenset[str] = frozenset()) -> Program:
     return Program(setup, tuple(step for step in [*comers, *steps] if type(step).__name__ not in without))
 
 
-@cache
-def _drawn(without: frozenset[str]) -> st.SearchStrategy[Program]:
-    return programs(without)
-
-
 def program_of(number: int, without: frozenset[str] = frozenset()) -> Program:
     """The program of a seed."""
     found: list[Program] = []
@@ -160,3 +155,8 @@ def program_of(number: int, without: frozenset[str] = frozenset()) -> Program:
 
     draw()
     return found[-1]
+
+
+@cache
+def _drawn(without: frozenset[str]) -> st.SearchStrategy[Program]:
+    return programs(without)

@@ -6,7 +6,7 @@ part of a program is a program. A step that makes no sense at its time does noth
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from msgspec import Struct
 
@@ -59,7 +59,9 @@ Kind = Literal["subscriber", "commands"]
 
 
 class Step(Struct, frozen=True):
-    """Something that happens."""
+    """Something that happens. ``fault``: it is none of what an installation without faults sees every day."""
+
+    fault: ClassVar[bool] = False
 
     def run(self, world: World) -> None:
         """Have it happen."""
@@ -216,17 +218,18 @@ class AuthIs(Step, frozen=True):
 
 
 class Limit(Step, frozen=True):
-    """Answers about a token have a ``ttl`` from now on, or it expires after so many seconds."""
+    """Answers about a token that nobody has shown yet have a ``ttl``, or it expires after so many seconds."""
 
     token: str
     ttl: float | None
     expires: float | None
 
     def run(self, world: World) -> None:
+        if any(self.token == token for client in world.clients for token, _ in client.shown):
+            return
         if self.ttl is not None:
             world.auth.ttls.setdefault(self.token, self.ttl)
-        shown = any(self.token in {client.token, *client.grants.values()} for client in world.clients)
-        if self.expires is not None and not shown:
+        if self.expires is not None:
             world.auth.expiry.setdefault(self.token, world.time.now + self.expires)
 
 
@@ -234,6 +237,7 @@ class Limit(Step, frozen=True):
 
 
 class Lag(Step, frozen=True):
+    fault = True
     gateway: int
     kind: Kind
     seconds: float
@@ -245,6 +249,7 @@ class Lag(Step, frozen=True):
 
 
 class Cut(Step, frozen=True):
+    fault = True
     gateway: int
     kinds: tuple[Kind, ...]
     part: float
@@ -259,6 +264,7 @@ class Cut(Step, frozen=True):
 class Deafen(Step, frozen=True):
     """A connection carries nothing any more, and stays open."""
 
+    fault = True
     gateway: int
     kind: Kind
 
@@ -273,6 +279,7 @@ class Deafen(Step, frozen=True):
 
 
 class Refuse(Step, frozen=True):
+    fault = True
     kind: Literal["READONLY", "MISCONF", "NOREPLICAS", "OOM"] | None
 
     def run(self, world: World) -> None:
@@ -291,6 +298,8 @@ class Save(Step, frozen=True):
 class Stop(Step, frozen=True):
     """Redis's process ends."""
 
+    fault = True
+
     def run(self, world: World) -> None:
         world.stop_redis()
 
@@ -307,6 +316,7 @@ class Start(Step, frozen=True):
 class FailOver(Step, frozen=True):
     """A replica takes over, with what was saved. The old primary lives on, read-only, with its connections, or dies."""
 
+    fault = True
     ahead: float
     lives: bool
 
@@ -315,6 +325,8 @@ class FailOver(Step, frozen=True):
 
 
 class Flush(Step, frozen=True):
+    fault = True
+
     def run(self, world: World) -> None:
         if world.network.server is not None:
             world.network.server.call("FLUSHALL")
@@ -325,6 +337,7 @@ class Flush(Step, frozen=True):
 
 
 class Pause(Step, frozen=True):
+    fault = True
     gateway: int
 
     def run(self, world: World) -> None:
@@ -348,6 +361,7 @@ class Kill(Step, frozen=True):
             if self.orderly:
                 gateway.stop()
             else:
+                world.calm = False
                 world.kill(gateway)
             world.start_gateway()
 
@@ -360,6 +374,7 @@ def run(program: Program, story: list[str] | None = None) -> World:
     with world.running():
         for step in program.steps:
             world.invariants.tell(str(step))
+            world.calm = world.calm and not step.fault
             step.run(world)
             world.pass_time(world.random.choice(_BETWEEN))
         world.invariants.tell("Nothing is wrong any more.")

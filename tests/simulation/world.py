@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,10 +16,11 @@ import msgspec
 from msgspec import Struct
 from twisted.logger import globalLogPublisher
 
+import kraftek.bus.standing
 import kraftek.contract.names
 from kraftek.contract.settings import Auth, Config, Limits, Redis, Registration
 from tests.simulation.gateways import GatewayProcess
-from tests.simulation.invariants import SETTLED, TTL, Invariants
+from tests.simulation.invariants import SETTLED, TIMEOUT, TTL, Invariants
 from tests.simulation.network import BASE_LAG, COMMANDS, SUBSCRIBER, Link, Network
 from tests.simulation.people import CHANNEL, AuthService, ChatService, Checker, Client, Request
 from tests.simulation.redis import Server
@@ -41,7 +43,7 @@ class Setup(Struct, frozen=True):
 
 
 class World:
-    """``expected``: which clients have still to be told what."""
+    """``expected``: which clients have still to be told what. ``calm``: there was no fault until now."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
@@ -59,6 +61,7 @@ class World:
         self.clients_by_id: dict[str, Client] = {}
         self.requests: list[Request] = []
         self.expected: set[tuple[Client, int]] = set()
+        self.calm = setup.in_flight >= 100
         self._saved: Any = None
         self._kept: Any = None
         self.config = Config(
@@ -66,18 +69,19 @@ class World:
             redis=Redis(url="unix:///simulated", prefix=setup.prefix, in_flight=setup.in_flight),
             auth=Auth(cache_ttl=TTL),
             limits=Limits(request_window=60.0),
-            services=(Registration(name="chat", channel=CHANNEL, reply=True, timeout=2.0, presence=True),),
+            services=(Registration(name="chat", channel=CHANNEL, reply=True, timeout=TIMEOUT, presence=True),),
         )
 
     @contextmanager
     def running(self) -> Iterator[World]:
         """Start it, and end it: nothing of it is left then."""
         observer: Any = self.invariants.logged
-        ids: dict[str, Any] = vars(kraftek.contract.names)
-        token_hex, state = ids["token_hex"], random.getstate()
+        state = random.getstate()
         random.seed(self.setup.seed)
         # Ids are made where nobody passes a source of chance: with those of the system no run would come twice.
-        ids["token_hex"] = self._token_hex
+        makers: list[dict[str, Any]] = [vars(kraftek.contract.names), vars(kraftek.bus.standing)]
+        for maker in makers:
+            maker["token_hex"] = self._token_hex
         globalLogPublisher.addObserver(observer)
         try:
             self.new_server(None)
@@ -91,7 +95,8 @@ class World:
                 gateway.process.dead = True
             gc.collect()
             globalLogPublisher.removeObserver(observer)
-            ids["token_hex"] = token_hex
+            for maker in makers:
+                maker["token_hex"] = secrets.token_hex
             random.setstate(state)
 
     def _token_hex(self, size: int) -> str:
