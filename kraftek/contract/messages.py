@@ -110,13 +110,16 @@ class Leave(Struct, frozen=True):
 
 
 class Event(Struct, frozen=True, gc=False):
-    """``name`` is as the client sent it, unchecked; ``room_id`` chooses among the rooms joined."""
+    """``name`` is as the client sent it, unchecked; ``room_id`` chooses among the rooms joined. ``resent``: the client
+    has sent it before, under the same id.
+    """
 
     name: str
     payload: Raw = NULL
     id: RequestId | None = None
     room_id: str | None = None
     traceparent: str | None = None
+    resent: bool = False
 
 
 class Ping(Struct, frozen=True):

@@ -20,7 +20,7 @@ from kraftek.contract.settings import Limits
 from kraftek.core.access.permissions import permits
 from kraftek.core.admission import Admission
 from kraftek.core.dispatch import Dispatch
-from kraftek.core.requests import Requests, undelivered_error
+from kraftek.core.requests import Requests, undelivered_error, unreachable_error
 from kraftek.core.roster import Roster
 from kraftek.core.session import Session
 
@@ -64,6 +64,7 @@ class Gateway:
         ``receive`` of the returned session, and calls its ``lost`` when the client has disconnected.
         """
         session = Session(new_socket_id(self.gateway_id), self, link, dialect, self._limits, self._counters)
+        session.outages = self._requests.outages
         self._counters.connections += 1
         self._admission.arrived(session)
         session.send(Connected(session.socket_id))
@@ -136,9 +137,9 @@ class Gateway:
             if event.id is None:
                 self._dispatch.send(service, envelope, partial(self._sent, session, event))
             else:
-                self._requests.send(session, event.id, service, envelope)
+                self._requests.send(session, event.id, service, envelope, event.resent)
         except NotPublished:
-            raise _about(event, Code.SERVICE_UNAVAILABLE, "the service cannot be reached at present") from None
+            raise unreachable_error(event.name, event.id) from None
         self._counters.published += 1
 
     def _sent(self, session: Session, event: Event, receipt: int) -> None:

@@ -89,7 +89,8 @@ class Session:
     ``rooms`` maps each room to its grant. The key ``None`` means "without a room", as in
     access checks: its grant, if the client has one, covers events outside of rooms. ``room_id`` is the default room,
     the first that was joined; ``None`` without rooms. ``token`` is the one that was shown last, with which rooms are
-    joined; it expires at ``expires_at``, in Unix seconds.
+    joined; it expires at ``expires_at``, in Unix seconds. ``outages``: how often the gateway had lost Redis when the
+    client connected.
     """
 
     __slots__ = (
@@ -103,6 +104,7 @@ class Session:
         "dialect",
         "expires_at",
         "link",
+        "outages",
         "room_id",
         "rooms",
         "socket_id",
@@ -122,6 +124,7 @@ class Session:
         self.dialect = dialect
         self.state = SessionState.NEW
         self.superseded = False
+        self.outages = 0
         self.user_id: str | None = None
         self.token: Token | None = None
         self.expires_at: float | None = None

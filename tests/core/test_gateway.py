@@ -302,7 +302,7 @@ def test_service_unavailable_because_redis_refused() -> None:
     """)
     house.bus.answer(Undelivered.REFUSED)
     client.play("""
-        x SERVICE_UNAVAILABLE Redis refused the event {"id": 1, "eventType": "notes:n:1"}
+        x SERVICE_UNAVAILABLE Redis refused the event {"id": 1, "eventType": "notes:n:1", "retryAfter": 1.0}
     """)
     assert house.counters.publishes_refused == 1
     works(client)

@@ -3,36 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from twisted.internet import reactor
-from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
-from twisted.trial.unittest import TestCase
 
-from kraftek.bus import RedisBus
 from kraftek.contract.errors import PeerError
 from kraftek.contract.interfaces import Undelivered
-from kraftek.contract.iteration import Iteration
-from kraftek.contract.messages import Broadcast, Envelope, Event, Grant, Token
-from kraftek.contract.metrics import Counters
-from kraftek.contract.settings import Limits, Redis, Registration
-from kraftek.core.dispatch import Dispatch
-from kraftek.core.registry import ServiceRegistry
-from kraftek.core.requests import Requests, _late_answer_key, _record_key
-from kraftek.core.roster import Roster
-from kraftek.core.session import HeldGrant, Session
-from tests.support.fakes import FakeLink
-from tests.support.redis_server import PrivateRedis
+from kraftek.contract.messages import Broadcast, Envelope, Event
+from kraftek.contract.settings import Limits, Registration
+from kraftek.core.request_records import late_answer_key, record_key
+from tests.support.request_gateways import SEND, RequestsTestCase, told
 from tests.support.waiting import until
 from tests.support.world import CHAT, Client, House
-
-SEND = "chat:message:send"
 
 
 def reply(client: Client, id: int | str, payload: Any = "done", **words: Any) -> None:
@@ -281,7 +267,7 @@ def record_of(user_id: str, request_id: int | str, name: str, room_id: str | Non
         room_id=room_id,
         id=request_id,
     )
-    return _record_key(envelope, request_id)
+    return record_key(envelope, request_id)
 
 
 @given(ASKED, ASKED)
@@ -295,7 +281,7 @@ SOCKETS = st.text("a1", max_size=4)  # the end of a socket id, which is made of 
 @given(SOCKETS, IDS, SOCKETS, IDS)
 def test_no_two_late_answers_have_the_same_key(one: str, id: int | str, other: str, other_id: int | str) -> None:
     same = (one, type(id), id) == (other, type(other_id), other_id)
-    assert (_late_answer_key(f"g.{one}", id) == _late_answer_key(f"g.{other}", other_id)) == same
+    assert (late_answer_key(f"g.{one}", id) == late_answer_key(f"g.{other}", other_id)) == same
 
 
 @pytest.mark.parametrize("seconds", [-3600, 3600])
@@ -316,106 +302,7 @@ def test_the_wall_clock_is_set(seconds: float) -> None:
     assert after - before == 1000 * (1 + seconds)
 
 
-class Gateway:
-    """What concerns requests of one gateway process, on a real Redis."""
-
-    def __init__(self, name: str, url: str, services: Sequence[Registration], window: float) -> None:
-        self.name = name
-        self.clock = Clock()
-        self.counters = Counters()
-        self.bus = RedisBus(reactor, Redis(url=url, prefix="k:"), Iteration(reactor), self.counters)
-        self.registry = ServiceRegistry(services)
-        self.roster = Roster()
-        self.limits = Limits(request_window=window)
-        dispatch = Dispatch(self.registry, self.bus)
-        self.requests = Requests(dispatch, self.bus, name, self.limits, self.counters, self.clock)
-
-    def handle(self, session: Session, message: Any) -> None:
-        service = self.registry.find(message.name.partition(":")[0])
-        assert service is not None
-        assert session.user_id is not None
-        envelope = Envelope(
-            event_type=message.name,
-            user_id=session.user_id,
-            socket_id=session.socket_id,
-            timestamp=int(self.clock.seconds() * 1000),
-            gateway_id=self.name,
-            reply_to=f"events:reply:{self.name}",
-            payload=message.payload,
-            room_id=message.room_id,
-            id=message.id,
-        )
-        self.requests.send(session, message.id, service, envelope)
-
-    def closed(self, session: Session) -> None:
-        self.roster.remove(session)
-
-    def connect(self, socket_id: str, user_id: str = "ann") -> Session:
-        from kraftek.edge.dialects.native import NativeDialect
-
-        session = Session(f"{self.name}.{socket_id}", self, FakeLink(), NativeDialect(), self.limits, self.counters)
-        session.user_id = user_id
-        session.rooms = {"board": HeldGrant(Token("t"), Grant(user_id, "board"))}
-        self.roster.add(session)
-        self.roster.identify(session, user_id, "digest")
-        return session
-
-
-def told(session: Session) -> list[Any]:
-    assert isinstance(session.link, FakeLink)
-    return session.link.read()
-
-
-class RepeatedTest(TestCase):
-    timeout = 30
-
-    async def setUp(self) -> None:  # type: ignore[override]  # trial waits for it
-        self.redis = PrivateRedis()
-        self.addCleanup(self.redis.close)
-        self.redis.start()
-        self.client = self.redis.client(decode_responses=True)
-        self.addCleanup(self.client.close)
-        self.one = await self.gateway("one")
-        self.two = await self.gateway("two")
-
-    async def gateway(self, name: str, window: float = 120.0, timeout: float = 10.0) -> Gateway:
-        services = [
-            Registration(name="chat", channel="events:chat", transport="stream", reply=True, timeout=timeout),
-            Registration(name="log", channel="events:log", transport="stream"),
-            Registration(name="radio", channel="events:radio", partitions=4),
-        ]
-        made = Gateway(name, self.redis.url, services, window)
-        made.bus.startService()
-        self.addCleanup(made.bus.stopService)
-        await until(lambda: made.bus.available, "a connection to Redis")
-        return made
-
-    async def send(
-        self, session: Session, name: str = SEND, id: int | str = "q", payload: Any = 1, room: str = "board"
-    ) -> None:
-        message = Event(name, msgspec.Raw(json.dumps(payload).encode()), id, room)
-        session.handle(message)
-        core: Any = session._core
-        for _ in range(2):  # for the record, and for what Redis is asked about one that stands
-            await core.bus.call("PING")
-
-    async def sweep(self, gateway: Gateway, seconds: float = 0.25) -> None:
-        gateway.clock.advance(seconds)
-        gateway.requests.sweep()
-        gateway.clock.advance(0.02)
-        await gateway.bus.call("PING")
-
-    def handled(self, service: str = "chat") -> int:
-        return int(self.client.xlen(f"k:events:{service}"))
-
-    def answer(self, gateway: Gateway, socket_id: str, payload: str = "done", id: str = "q") -> None:
-        self.say(gateway, {"recipients": [socket_id], "inReplyTo": id, "payload": payload})
-
-    def say(self, gateway: Gateway, words: dict[str, Any]) -> None:
-        body = json.dumps({"type": "r", **words}).encode()
-        gateway.requests.answered(msgspec.json.decode(body, type=Broadcast), body)
-        gateway.clock.advance(0.02)
-
+class RepeatedTest(RequestsTestCase):
     async def test_after_its_answer_it_gets_that_again(self) -> None:
         first = self.one.connect("1")
         await self.send(first)
@@ -428,6 +315,17 @@ class RepeatedTest(TestCase):
         assert self.handled() == 1
         assert self.two.counters.requests_repeated == 1
         assert len(self.two.requests) == 0
+
+    async def test_before_its_answer_is_stored(self) -> None:
+        session = self.one.connect("1")
+        await self.send(session)
+        body = b'{"type": "r", "recipients": ["one.1"], "inReplyTo": "q", "payload": "done"}'
+        self.one.requests.answered(msgspec.json.decode(body, type=Broadcast), body)
+        await self.send(session)
+        await self.sweep(self.one)
+        await self.sweep(self.one)
+        assert told(session) == [{"type": "r", "id": "q", "payload": "done"}] * 2
+        assert self.handled() == 1
 
     async def test_before_its_answer_it_waits(self) -> None:
         first, elsewhere = self.one.connect("1"), self.two.connect("1")
@@ -514,6 +412,9 @@ class RepeatedTest(TestCase):
         self.answer(self.one, "one.1")
         await self.one.bus.call("PING")
         assert len(told(session)) == 1
+        await self.sweep(self.one)
+        assert self.one.counters.answers_not_kept == 0
+        await self.sweep(self.one, self.one.limits.request_window)
         assert self.one.counters.answers_not_kept == 1
 
     async def test_nobody_ever_answers(self) -> None:
@@ -635,10 +536,10 @@ class RepeatedTest(TestCase):
         self.say(forgetful, words)
         for gateway in (self.two, forgetful):
             await gateway.bus.call("PING")
-        assert self.client.keys("*") == []
+        assert self.client.keys("k:request:*") == []
         self.say(self.two, words)
         await self.two.bus.call("PING")
-        assert self.client.keys("*") == ["k:request:adopted:one.1:q"]
+        assert self.client.keys("k:request:*") == ["k:request:adopted:one.1:q"]
 
     async def test_an_answer_that_cannot_be_read_keeps_nobody_from_another(self) -> None:
         for user in ("ann", "bob"):

@@ -1,7 +1,7 @@
 """The gateway's own dialect, subprotocol ``kraftek.v1.json``: one JSON object in one text message, both ways.
 
-``{"type", "payload"?, "id"?, "roomId"?}``, as in docs/client-protocol.rst. It remembers nothing of a connection, so
-all native clients share one instance.
+``{"type", "payload"?, "id"?, "roomId"?, "resent"?}``, as in docs/client-protocol.rst. It remembers nothing of a
+connection, so all native clients share one instance.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class _Frame(Event, frozen=True, gc=False, rename={"name": "type", "room_id": "r
     id: _Id | None = None
     room_id: RoomId | None = None
     traceparent: Annotated[str, Meta(max_length=128)] | None = None
+    resent: bool = False
 
 
 class _Reply(Struct, omit_defaults=True):

@@ -1,0 +1,125 @@
+"""Records of requests in Redis: their keys, and the answers that are stored in them.
+
+Used by :mod:`kraftek.core.requests`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from zlib import crc32
+
+from twisted.internet.interfaces import IReactorTime
+
+from kraftek.contract.errors import NotPublished
+from kraftek.contract.interfaces import IBus, Undelivered
+from kraftek.contract.lua import ForEach, Receipt
+from kraftek.contract.messages import Envelope, RequestId
+from kraftek.contract.metrics import Counters
+from kraftek.contract.names import REQUESTS
+
+__all__ = ["AnswerStore", "late_answer_key", "record_key"]
+
+_KEPT = 10_000
+_KEPT_BYTES = 16 * 1024 * 1024
+"""How many answers wait until Redis stores them, and of what size together: those of a second or so."""
+
+_AT_ONCE = 1000
+"""Of these are stored with one command, which takes Redis some ten milliseconds."""
+
+
+def record_key(envelope: Envelope, request_id: RequestId) -> str:
+    """The key of the record of a request: the same whenever it is sent again, and that of no other request."""
+    records, kind = _keys_of(envelope.user_id, envelope.event_type, envelope.room_id)
+    number = crc32(envelope.payload, kind)
+    return f"{records}{number}:{request_id}" if isinstance(request_id, str) else f"{records}{number}#{request_id}"
+
+
+@lru_cache(10_000)
+def _keys_of(user_id: str, name: str, room_id: str | None) -> tuple[str, int]:
+    return f"{REQUESTS}{len(user_id)}:{user_id}:", crc32(repr((name, room_id)).encode())
+
+
+def late_answer_key(socket_id: str, request_id: RequestId) -> str:
+    """The key of an answer to the request of a socket whose gateway is not there."""
+    mark = ":" if isinstance(request_id, str) else "#"
+    return f"{REQUESTS}adopted:{socket_id}{mark}{request_id}"
+
+
+def _to_store(answered: list[tuple[str, bytes, Receipt]]) -> tuple[Sequence[Sequence[str]], Sequence[bytes]]:
+    records, bodies, _ = zip(*answered, strict=True)
+    return (records,), bodies
+
+
+# Almost always the record holds no answer yet. Checking that first would cost one command of Redis more for each.
+_STORE_ANSWER = ForEach.make(
+    "record",
+    "",
+    _to_store,
+    """
+local known = redis.call('SET', record, body, 'XX', 'GET', 'KEEPTTL')
+if known and known:sub(1, 1) ~= '?' then redis.call('SET', record, known, 'KEEPTTL') end
+""",
+)
+
+
+class AnswerStore:
+    """Stores answers in the records of their requests. The first answer to a request stands.
+
+    What Redis does not store, because it is unavailable, refuses, or is lost before it says, is kept and tried again
+    for ``lasts`` seconds.
+    """
+
+    def __init__(self, bus: IBus, clock: IReactorTime, counters: Counters, lasts: float) -> None:
+        self._bus = bus
+        self._clock = clock
+        self._counters = counters
+        self._lasts = lasts
+        # By the record, the oldest first, with the time since when it is kept.
+        self._kept: dict[str, tuple[bytes, float]] = {}
+        self._bytes = 0
+
+    def store(self, answers: Sequence[tuple[str, bytes, Receipt]]) -> None:
+        """Store each under the key of its record, in one command. Its receipt is called if that fails, and calls
+        :meth:`keep`.
+        """
+        try:
+            self._bus.run_all(_STORE_ANSWER, answers)
+        except NotPublished:
+            for _, _, receipt in answers:
+                receipt(Undelivered.LOST)
+
+    def keep(self, record: str, body: bytes, since: float | None = None) -> None:
+        """Redis did not store it; ``since`` it is kept, if that is not now. Beyond the bounds it is dropped."""
+        if record in self._kept:
+            return
+        if len(self._kept) == _KEPT or self._bytes + len(body) > _KEPT_BYTES:
+            self._counters.answers_not_kept += 1
+            return
+        self._kept[record] = body, self._clock.seconds() if since is None else since
+        self._bytes += len(body)
+
+    def find(self, record: str) -> bytes | None:
+        """The answer that Redis has not stored in this record."""
+        kept = self._kept.get(record)
+        return None if kept is None else kept[0]
+
+    def sweep(self) -> None:
+        """Try again to store what is kept."""
+        if not self._kept or not self._bus.available:
+            return
+        messages: list[tuple[str, bytes, Receipt]] = []
+        too_old = self._clock.seconds() - self._lasts
+        while self._kept and len(messages) < _AT_ONCE:
+            record = next(iter(self._kept))
+            body, since = self._kept.pop(record)
+            self._bytes -= len(body)
+            if since > too_old:
+                messages.append((record, body, partial(self._refused, record, body, since)))
+            else:
+                self._counters.answers_not_kept += 1
+        if messages:
+            self.store(messages)
+
+    def _refused(self, record: str, body: bytes, since: float, _: int) -> None:
+        self.keep(record, body, since)

@@ -1,0 +1,358 @@
+"""No request that its service has is refused, and none of which that is known waits for its time-out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import gatherResults
+from twisted.logger import capturedLogs
+
+from kraftek.contract.interfaces import Undelivered
+from kraftek.contract.settings import Limits
+from kraftek.core import request_look_ups
+from kraftek.core.request_look_ups import LookUps
+from kraftek.core.request_queue import Request, RequestQueue
+from kraftek.core.request_records import AnswerStore
+from tests.support.request_gateways import SEND, RequestGateway, RequestsTestCase, ask, told
+from tests.support.waiting import until
+from tests.support.world import CHAT, House
+
+PINGS: dict[str, Any] = {"ping_interval": 0.1, "ping_timeout": 0.1}
+ANSWER = {"type": "r", "id": "q", "payload": "done"}
+
+
+def codes(session: Any) -> list[str]:
+    """The codes of the errors that the client was told, which was told nothing else."""
+    return [message["payload"]["code"] for message in told(session)]
+
+
+class UncertainTest(RequestsTestCase):
+    async def freeze(self, *gateways: RequestGateway) -> None:
+        """Redis hangs until its gateways give it up. What they had sent it reads later."""
+        self.redis.freeze()
+        for gateway in gateways:
+            await until(lambda gateway=gateway: not gateway.bus.available, "the loss")  # type: ignore[misc]
+
+    async def thaw(self, *gateways: RequestGateway) -> None:
+        """Redis goes on, with its data."""
+        self.redis.thaw()
+        for gateway in gateways:
+            await until(lambda gateway=gateway: gateway.bus.available, "the connection")  # type: ignore[misc]
+
+    async def cut(self, gateway: RequestGateway) -> None:
+        """Its connections are lost, and it connects again."""
+        connects = gateway.counters.redis_connects
+        self.client.execute_command("CLIENT", "KILL", "TYPE", "normal")
+        await until(lambda: gateway.counters.redis_connects > connects, "the connection")
+
+    async def test_lost_before_its_receipt_and_handed_to_the_service(self) -> None:
+        gateway = await self.gateway("three", **PINGS)
+        session = gateway.connect("1")
+        self.redis.freeze()
+        ask(session)
+        await until(lambda: not gateway.bus.available, "the loss")
+        await self.sweep_in_outage(gateway)
+        assert told(session) == []
+        await self.thaw(gateway)
+        await self.sweep(gateway)
+        await self.sweep(gateway)
+        assert told(session) == []
+        assert self.handled() == 1
+        self.answer(gateway, "three.1")
+        assert told(session) == [ANSWER]
+
+    async def sweep_in_outage(self, gateway: RequestGateway, seconds: float = 0.25) -> None:
+        gateway.clock.advance(seconds)
+        gateway.requests.sweep()
+
+    async def test_lost_before_its_receipt_and_never_sent(self) -> None:
+        session = self.one.connect("1")
+        self.client.execute_command("CLIENT", "KILL", "TYPE", "normal")
+        ask(session)  # on a connection whose other end is closed
+        await until(lambda: not self.one.bus.available, "the loss")
+        await until(lambda: self.one.bus.available, "the connection")
+        assert told(session) == []
+        await self.sweep(self.one)
+        (message,) = told(session)
+        assert message["payload"] == {
+            "code": "SERVICE_UNAVAILABLE",
+            "message": "the connection was lost: the event did not arrive",
+            "eventType": SEND,
+        }
+        assert self.one.counters.publishes_lost == 1
+        await self.send(session)
+        assert self.handled() == 1
+
+    async def test_lost_with_the_data(self) -> None:
+        """The service may have it: nobody knows, and nobody says that it was not delivered."""
+        session = self.one.connect("1")
+        self.client.execute_command("CLIENT", "KILL", "TYPE", "normal")
+        ask(session)
+        self.redis.kill()
+        await until(lambda: not self.one.bus.available, "the loss")
+        self.redis.start()
+        await until(lambda: self.one.bus.available, "the connection")
+        await self.sweep(self.one)
+        assert told(session) == []
+        await self.sweep(self.one, 10)
+        assert codes(session) == ["TIMEOUT"]
+
+    async def test_its_answer_comes_before_it_is_looked_up(self) -> None:
+        gateway = await self.gateway("three", **PINGS)
+        session = gateway.connect("1")
+        self.redis.freeze()
+        ask(session)
+        await until(lambda: not gateway.bus.available, "the loss")
+        await self.thaw(gateway)
+        gateway.requests.sweep()
+        self.answer(gateway, "three.1")
+        await self.sweep(gateway)
+        assert told(session) == [ANSWER]
+        assert len(gateway.requests) == 0
+
+    async def test_an_acknowledgement_whose_receipt_was_lost(self) -> None:
+        gateway = await self.gateway("three", **PINGS)
+        session = gateway.connect("1")
+        self.redis.freeze()
+        ask(session, "log:line:add")
+        await until(lambda: not gateway.bus.available, "the loss")
+        await self.thaw(gateway)
+        await self.sweep(gateway)
+        assert told(session) == [{"type": "ack", "id": "q", "payload": {"receivers": 1}}]
+        assert self.handled("log") == 1
+
+    async def test_a_new_connection_sends_again_while_redis_is_away(self) -> None:
+        """Whether it was sent before is not known: it waits for Redis."""
+        gateway = await self.gateway("three", **PINGS)
+        first = gateway.connect("1")
+        await self.send(first)
+        await self.freeze(gateway)
+        first.lost()
+        again = gateway.connect("2")
+        ask(again)
+        await self.sweep_in_outage(gateway)
+        assert told(again) == []
+        await self.thaw(gateway)
+        await self.sweep(gateway)
+        await self.sweep(gateway)
+        self.answer(gateway, "three.1")
+        await gateway.bus.call("PING")
+        await self.sweep(gateway)
+        assert told(again) == [ANSWER]
+        assert self.handled() == 1
+
+    async def test_a_new_connection_asks_something_new_while_redis_is_away(self) -> None:
+        gateway = await self.gateway("three", **PINGS)
+        await self.freeze(gateway)
+        session = gateway.connect("1")
+        ask(session)
+        assert told(session) == []
+        await self.thaw(gateway)
+        await self.sweep(gateway)
+        (message,) = told(session)
+        assert message["payload"]["message"] == "the service cannot be reached at present"
+        assert self.handled() == 0
+        await self.send(session)
+        assert self.handled() == 1
+
+    async def test_a_connection_from_before_asks_something_new_while_redis_is_away(self) -> None:
+        session = self.one.connect("1")
+        self.redis.kill()
+        await until(lambda: not self.one.bus.available, "the loss")
+        ask(session)
+        assert codes(session) == ["SERVICE_UNAVAILABLE"]
+        self.redis.start()
+
+    async def test_a_connection_from_before_sends_again_while_redis_is_away(self) -> None:
+        """What waits on this gateway, and what the client says to have sent before."""
+        gateway = await self.gateway("three", **PINGS)
+        first, other = gateway.connect("1"), gateway.connect("2")
+        await self.send(first)
+        await self.send(self.two.connect("1"), id="elsewhere")
+        await self.freeze(gateway)
+        ask(other)
+        ask(other, id="elsewhere", resent=True)
+        ask(other, id="new")
+        assert [message["id"] for message in told(other)] == ["new"]
+        await self.thaw(gateway, self.two)
+        await self.sweep(gateway)
+        await self.sweep(gateway)
+        assert told(other) == []
+        self.answer(gateway, "three.1")
+        self.answer(self.two, "two.1", id="elsewhere")
+        for bus in (gateway.bus, self.two.bus):
+            await bus.call("PING")
+        await self.sweep(gateway)
+        assert told(other) == [ANSWER, {**ANSWER, "id": "elsewhere"}]
+        assert self.handled() == 2
+
+    async def test_what_was_sent_again_waits_in_vain(self) -> None:
+        await self.send(self.one.connect("1"))
+        self.redis.kill()
+        for gateway in (self.one, self.two):
+            await until(lambda gateway=gateway: not gateway.bus.available, "the loss")  # type: ignore[misc]
+        again, other = self.two.connect("1"), self.two.connect("2")
+        ask(again, resent=True)
+        ask(other, id="other")
+        await self.sweep_in_outage(self.two, 9)
+        assert told(again) == told(other) == []
+        self.redis.start()
+        await until(lambda: self.two.bus.available, "the connection")
+        await self.sweep(self.two, 0.5)
+        assert told(again) == []  # the data are other ones, and prove nothing about it
+        assert codes(other) == ["SERVICE_UNAVAILABLE"]
+        await self.sweep(self.two, 0.5)
+        assert codes(again) == ["TIMEOUT"]
+
+    async def test_too_much_waits_for_redis(self) -> None:
+        tight = await self.gateway("tight", in_flight=3)
+        await self.send(self.one.connect("1"))
+        self.redis.freeze()
+        pings = [tight.bus.call("PING") for _ in range(3)]
+        again, other = tight.connect("1"), tight.connect("2")
+        ask(again)
+        ask(other, id="other")
+        await self.sweep_in_outage(tight)
+        assert told(again) == told(other) == []
+        self.redis.thaw()
+        await gatherResults(pings)
+        await self.sweep(tight)
+        assert codes(other) == ["SERVICE_UNAVAILABLE"]
+        assert told(again) == []
+        self.answer(self.one, "one.1")
+        await self.one.bus.call("PING")
+        await self.sweep(tight)
+        assert told(again) == [ANSWER]
+
+    async def test_too_many_wait_for_the_service(self) -> None:
+        tight = await self.gateway("tight", requests=1)
+        await self.send(tight.connect("1"))
+        again, other = tight.connect("2"), tight.connect("3", "bob")
+        await self.send(again)
+        await self.send(other)
+        await self.sweep(tight)
+        assert told(again) == []
+        (message,) = told(other)
+        assert (message["payload"]["code"], message["payload"]["retryAfter"]) == ("SERVICE_UNAVAILABLE", 1.0)
+        self.answer(tight, "tight.1")
+        await tight.bus.call("PING")
+        await self.sweep(tight)
+        assert told(again) == [ANSWER]
+        assert self.handled() == 1
+
+    async def test_only_so_many_are_looked_up_that_may_be_new(self) -> None:
+        self.patch(request_look_ups, "_MOST", 2)
+        tight = await self.gateway("tight", requests=1)
+        await self.send(tight.connect("1"))
+        session = tight.connect("2", "bob")
+        for number in range(3):
+            ask(session, id=number)
+        ask(session, id=3, resent=True)
+        assert [message["id"] for message in told(session)] == [2]
+        await self.sweep(tight)
+        assert [message["id"] for message in told(session)] == [0, 1, 3]
+
+    async def test_redis_refuses_writes(self) -> None:
+        session = self.one.connect("1")
+        self.client.config_set("min-replicas-to-write", "1")
+        await self.send(session)
+        await self.sweep(self.one)
+        (message,) = told(session)
+        assert message["payload"] == {
+            "code": "SERVICE_UNAVAILABLE",
+            "message": "Redis refused the event",
+            "eventType": SEND,
+            "retryAfter": 1.0,
+        }
+        assert self.one.counters.publishes_refused == 1
+        self.client.config_set("min-replicas-to-write", "0")
+        await self.send(session)
+        assert self.handled() == 1
+        assert told(session) == []
+
+    async def test_redis_refuses_writes_when_it_is_sent_again(self) -> None:
+        first, again = self.one.connect("1"), self.two.connect("1")
+        await self.send(first)
+        self.client.config_set("min-replicas-to-write", "1")
+        await self.send(again)
+        await self.sweep(self.two)
+        await self.sweep(self.two)
+        assert told(again) == []
+        self.answer(self.one, "one.1")
+        await self.one.bus.call("PING")
+        await self.sweep(self.one)
+        here = self.one.connect("2")
+        await self.send(here)
+        await self.sweep(self.one)
+        assert told(here) == [ANSWER]  # though it is not in Redis yet
+        self.client.config_set("min-replicas-to-write", "0")
+        await self.sweep(self.one)
+        await self.sweep(self.two)
+        assert told(again) == [ANSWER]
+        assert self.handled() == 1
+        assert self.one.counters.answers_not_kept == 0
+
+    async def test_redis_refuses_to_be_asked(self) -> None:
+        session = self.one.connect("1")
+        self.client.acl_setuser("default", enabled=True, nopass=True, commands=["-mget", "-eval", "-evalsha"])
+        with capturedLogs() as events:
+            await self.send(session)
+            for _ in range(3):
+                await self.sweep(self.one)
+        assert told(session) == []
+        assert len([event for event in events if "Sharing answers" in event["log_format"]]) == 1
+        self.flushLoggedErrors()
+        await self.sweep(self.one, 10)
+        assert codes(session) == ["TIMEOUT"]
+
+    async def test_an_answer_that_comes_while_redis_is_away(self) -> None:
+        gateway = await self.gateway("three", **PINGS)
+        first = gateway.connect("1")
+        await self.send(first)
+        await self.freeze(gateway)
+        first.lost()
+        self.answer(gateway, "three.1")
+        again = gateway.connect("2")
+        ask(again)
+        await self.sweep_in_outage(gateway)
+        assert told(again) == [ANSWER]
+        await self.thaw(gateway, self.two)
+        await self.sweep(gateway)
+        elsewhere = self.two.connect("1")
+        await self.send(elsewhere)
+        assert told(elsewhere) == [ANSWER]
+        assert self.handled() == 1
+
+    async def test_acknowledgements_that_do_not_last(self) -> None:
+        forgetful = await self.gateway("forgetful", 0.0, **PINGS)
+        await self.freeze(forgetful)
+        session = forgetful.connect("1")
+        ask(session, resent=True)
+        assert codes(session) == ["SERVICE_UNAVAILABLE"]
+        await self.thaw(forgetful)
+
+
+def test_a_client_connects_before_redis_was_lost_or_after() -> None:
+    house = House(limits=Limits())
+    before = house.connect()
+    house.bus.down()
+    after = house.connect()
+    house.bus.up()
+    assert [client.session.outages for client in (before, after)] == [0, 1]
+
+
+def test_the_data_are_lost_under_the_connections() -> None:
+    house, refused = House(), []
+    store = AnswerStore(house.bus, house.clock, house.counters, 120.0)
+    look_ups = LookUps(
+        house.bus, house.clock, store, settle=lambda *_: None, refuse=lambda _, why: refused.append(why), records=list
+    )
+    queue = RequestQueue(CHAT, 120.0, lambda *_: None)
+    old, new = (Request(house.connect().session, SEND, "record", True, queue, 1, 0.0) for _ in range(2))
+    look_ups.uncertain(old, Undelivered.REFUSED)
+    house.bus.begin_epoch("e2")
+    look_ups.uncertain(new, Undelivered.LOST)
+    look_ups.sweep()
+    house.bus.calls.pop().reply.callback([None] * 4)
+    assert refused == [Undelivered.LOST]
+    assert look_ups.waiting == {}

@@ -1,0 +1,132 @@
+"""Answers that Redis did not store are kept, within bounds, and stored when it does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from twisted.internet.task import Clock
+
+from kraftek.contract.interfaces import Undelivered
+from kraftek.contract.metrics import Counters
+from kraftek.core import request_records
+from kraftek.core.request_records import AnswerStore
+from tests.support.fakes import FakeBus
+
+ANSWER = b'{"type":"r"}'
+
+
+class Subject:
+    """A store, its bus, and what is to be stored through it."""
+
+    def __init__(self) -> None:
+        self.bus = FakeBus()
+        self.clock = Clock()
+        self.counters = Counters()
+        self.store = AnswerStore(self.bus, self.clock, self.counters, 120.0)
+
+    def answer(self, *records: str, body: bytes = ANSWER) -> None:
+        """Answers to these requests are to be stored."""
+
+        def receipt(record: str) -> Any:
+            return lambda _: self.store.keep(record, body)
+
+        self.store.store([(record, body, receipt(record)) for record in records])
+
+    def stored(self) -> list[str]:
+        """The records whose answers Redis is told to store, which it has not done yet."""
+        return [call.keys[0] for call in self.bus.calls]
+
+    def say(self, result: int | None) -> None:
+        """Redis answers all of that."""
+        calls, self.bus.calls = self.bus.calls, []
+        for call in calls:
+            if result is not None:
+                call.reply.callback(result)
+
+
+def test_redis_is_away() -> None:
+    subject = Subject()
+    subject.bus.down()
+    subject.answer("a", "b")
+    assert subject.store.find("a") == ANSWER
+    subject.store.sweep()
+    subject.bus.up()
+    subject.store.sweep()
+    assert subject.stored() == ["a", "b"]
+    subject.say(None)
+    subject.store.sweep()
+    assert subject.stored() == []
+    assert subject.store.find("a") is None
+
+
+def test_redis_is_lost_before_it_says() -> None:
+    subject = Subject()
+    subject.answer("a")
+    subject.bus.down()
+    assert subject.store.find("a") == ANSWER
+    subject.bus.up()
+    subject.store.sweep()
+    assert subject.stored() == ["a"]
+
+
+def test_redis_refuses_for_a_while() -> None:
+    subject = Subject()
+    subject.answer("a")
+    for _ in range(3):
+        subject.say(Undelivered.REFUSED)
+        assert subject.store.find("a") == ANSWER
+        subject.clock.advance(0.25)
+        subject.store.sweep()
+    assert subject.stored() == ["a"]
+    assert subject.counters.answers_not_kept == 0
+
+
+def test_redis_refuses_for_too_long() -> None:
+    subject = Subject()
+    subject.answer("a")
+    subject.say(Undelivered.REFUSED)
+    subject.clock.advance(60)
+    subject.store.sweep()
+    subject.say(Undelivered.REFUSED)
+    subject.clock.advance(60)
+    subject.store.sweep()
+    assert subject.stored() == []
+    assert subject.store.find("a") is None
+    assert subject.counters.answers_not_kept == 1
+
+
+def test_the_first_answer_stands() -> None:
+    subject = Subject()
+    subject.bus.down()
+    subject.answer("a", body=b"first")
+    subject.answer("a", body=b"second")
+    assert subject.store.find("a") == b"first"
+    assert subject.counters.answers_not_kept == 0
+
+
+@pytest.mark.parametrize(("bound", "value"), [("_KEPT", 2), ("_KEPT_BYTES", 2 * len(ANSWER))])
+def test_bounds(bound: str, value: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_records, bound, value)
+    subject = Subject()
+    subject.bus.down()
+    subject.answer("a", "b", "c")
+    assert [record for record in "abc" if subject.store.find(record)] == ["a", "b"]
+    assert subject.counters.answers_not_kept == 1
+    subject.bus.up()
+    subject.store.sweep()
+    subject.bus.down()
+    assert [record for record in "abc" if subject.store.find(record)] == ["a", "b"]
+    assert subject.counters.answers_not_kept == 1
+
+
+def test_many_are_stored_by_and_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_records, "_AT_ONCE", 2)
+    subject = Subject()
+    subject.bus.down()
+    subject.answer("a", "b", "c")
+    subject.bus.up()
+    subject.store.sweep()
+    assert subject.stored() == ["a", "b"]
+    subject.store.sweep()
+    assert subject.stored() == ["a", "b", "c"]
