@@ -37,6 +37,7 @@ __all__ = [
     "Listeners",
     "RedisConnection",
     "SubscriberConnection",
+    "lead_apart",
 ]
 
 if txredisapi.hiredis is None:
@@ -247,6 +248,11 @@ class RedisConnection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has 
 
     def _unanswered(self) -> None:
         self.give_up(f"no answer for {self._config.ping_timeout} s")
+
+
+def lead_apart(*connections: RedisConnection | None) -> bool:
+    """Whether these do not all lead to the same server."""
+    return len({connection.server.run for connection in connections if connection is not None}) > 1
 
 
 class CommandConnection(RedisConnection):

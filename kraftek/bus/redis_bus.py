@@ -14,11 +14,19 @@ from twisted.internet.defer import Deferred, fail, gatherResults, succeed
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from kraftek.bus.connections import NO_BATCH, TRACKING_CHANNEL, CommandConnection, RedisConnection, SubscriberConnection
+from kraftek.bus.connections import (
+    NO_BATCH,
+    TRACKING_CHANNEL,
+    CommandConnection,
+    RedisConnection,
+    SubscriberConnection,
+    lead_apart,
+)
 from kraftek.bus.endpoint import Backoff, ConnectionService, RedisEndpoint
 from kraftek.bus.outage import Outage
 from kraftek.bus.reading import Reading
 from kraftek.bus.resp import publish_head
+from kraftek.bus.rights import Need, Rights
 from kraftek.bus.sentinel import SentinelEndpoint
 from kraftek.bus.server import UnsuitableServer
 from kraftek.bus.standing import Standing
@@ -27,7 +35,6 @@ from kraftek.contract.interfaces import EntryListener, IBus, IBusListener
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.lua import Argument, ForEach, Script
 from kraftek.contract.metrics import Counters
-from kraftek.contract.names import EPOCH
 from kraftek.contract.redis_url import RedisAddress, redis_address
 from kraftek.contract.settings import Redis
 
@@ -44,8 +51,8 @@ class RedisBus(MultiService):
 
     ``reactor`` connects. ``clock`` keeps the time, which is monotonic; unless given it is the reactor. Without
     ``keeps_epoch`` the epoch stays ``None``, and it is not checked whether Redis takes writes: services need neither.
-    ``unsuitable`` is called when a server answers that cannot be used. Raises as
-    :class:`kraftek.bus.endpoint.RedisEndpoint` does.
+    ``unsuitable`` is called when a server answers that cannot be used. ``needs``: the rights that are named if our user
+    lacks them. Raises as :class:`kraftek.bus.endpoint.RedisEndpoint` does.
     """
 
     log = Logger()
@@ -60,6 +67,7 @@ class RedisBus(MultiService):
         *,
         keeps_epoch: bool = True,
         unsuitable: Callable[[UnsuitableServer], None] = lambda _: None,
+        needs: Sequence[Need] = (),
     ) -> None:
         super().__init__()
         self._address = address = redis_address(config.url)
@@ -82,7 +90,10 @@ class RedisBus(MultiService):
         self._commands: CommandConnection | None = None
         self._subscriber: SubscriberConnection | None = None
         self._keeps_epoch = keeps_epoch
-        self._standing = Standing(self.server_name, self._clock, config.prefix + EPOCH, self._epoch_changed)
+        self._rights = Rights(endpoint, self._clock, address, config, needs)
+        self._rights.setServiceParent(self)
+        changed = partial(self._tell, "epoch_changed")
+        self._standing = Standing(self.server_name, self._clock, config.prefix, self._rights, changed)
         self.available = False
         self._backoff = Backoff(endpoint.longest_wait)
         check = self._standing.check if keeps_epoch else None
@@ -101,7 +112,7 @@ class RedisBus(MultiService):
 
     @property
     def fault(self) -> str | None:
-        return self._standing.refusal if self.available else self._outage.reason or "it has not answered yet"
+        return self._standing.fault if self.available else self._outage.reason or "it has not answered yet"
 
     def channel_name(self, channel: str) -> str:
         return self._prefix + channel
@@ -218,9 +229,7 @@ class RedisBus(MultiService):
         elif isinstance(connection, SubscriberConnection):
             self._subscriber = connection
         commands, subscriber = self._commands, self._subscriber
-        if commands is None or subscriber is None:
-            return
-        if not self._same_server():
+        if commands is None or subscriber is None or not self._same_server():
             return
         steps = [subscriber.listen(self._channels)]
         if self._tracked:
@@ -243,6 +252,8 @@ class RedisBus(MultiService):
             self._tell("bus_down")
         if connection.unsuitable is not None:
             self._unsuitable(connection.unsuitable)
+        elif connection.refused and "NOPERM" in reason:
+            self._rights.look()
 
     # Within
 
@@ -283,15 +294,10 @@ class RedisBus(MultiService):
     def _same_server(self) -> bool:
         """Whether all connections lead to one server; otherwise drops them: a fail-over is under way."""
         readers = [service.connection for service in self if isinstance(service, Reading)]
-        connections = [one for one in (self._commands, self._subscriber, *readers) if one is not None]
-        if len({one.server.run for one in connections}) <= 1:
-            return True
-        self.drop("its connections lead to different servers")
-        return False
-
-    def _epoch_changed(self) -> None:
-        if self.available:
-            self._tell("epoch_changed")
+        apart = lead_apart(self._commands, self._subscriber, *readers)
+        if apart:
+            self.drop("its connections lead to different servers")
+        return not apart
 
     def _up(self, commands: CommandConnection, subscriber: SubscriberConnection) -> None:
         if commands is not self._commands or subscriber is not self._subscriber:

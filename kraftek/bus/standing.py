@@ -17,9 +17,11 @@ from txredisapi import ResponseError
 
 from kraftek.bus.connections import CommandConnection
 from kraftek.bus.outage import Outage
+from kraftek.bus.rights import Rights
 from kraftek.bus.server import Server
 from kraftek.contract.log_once import OnceUntilItWorks
 from kraftek.contract.lua import Script, lua
+from kraftek.contract.names import EPOCH
 
 __all__ = ["CHECK", "Standing"]
 
@@ -28,17 +30,21 @@ CHECK = Script(lua(__package__, "check"))
 
 
 class Standing:
-    """``epoch``: as :class:`kraftek.contract.interfaces.IBus` has it. ``refusal``: why Redis refuses to be written, or
-    ``None``. ``key``: of the epoch. ``epoch_changed`` is called when the epoch has changed.
+    """``epoch``: as :class:`kraftek.contract.interfaces.IBus` has it. ``epoch_changed`` is called when it has changed
+    between :meth:`met` and :meth:`lost`.
     """
 
     _log = Logger()
 
-    def __init__(self, name: str, clock: IReactorTime, key: str, epoch_changed: Callable[[], None]) -> None:
+    def __init__(
+        self, name: str, clock: IReactorTime, prefix: str, rights: Rights, epoch_changed: Callable[[], None]
+    ) -> None:
         self.epoch: str | None = None
-        self.refusal: str | None = None
+        self._refusal: str | None = None
+        self._met = False
+        self._rights = rights
         self._name = name
-        self._key = key
+        self._key = prefix + EPOCH
         self._epoch_changed = epoch_changed
         self._refusals = Outage(
             name,
@@ -49,13 +55,22 @@ class Standing:
         )
         self._once = OnceUntilItWorks()
 
+    @property
+    def fault(self) -> str | None:
+        """Why Redis refuses to be written, or what we are not allowed there."""
+        if self._refusal is None and self._rights.missing:
+            return f"NOPERM our user lacks {' '.join(self._rights.missing)}"
+        return self._refusal
+
     def check(self, connection: CommandConnection) -> Deferred[None]:
         """Ask. Fires when it is known; fails with ``NotPublished`` when the connection was lost."""
         checking = connection.run(CHECK, [self._key], [token_hex(8)])
         return checking.addCallbacks(self._checked, self._refused, callbackArgs=(connection,))
 
     def met(self, server: Server) -> None:
-        """The connection is ready: warn of a server that may lose keys."""
+        """Redis is available: look at our rights, and warn of a server that may lose keys."""
+        self._met = True
+        self._rights.look()
         if server.eviction in ("", "noeviction"):
             self._once.works()
             return
@@ -66,8 +81,9 @@ class Standing:
         self._once.failed(self._log.warn, line, name=self._name, policy=server.eviction)
 
     def lost(self) -> None:
-        """The connection was lost."""
-        self.epoch = self.refusal = None
+        """It no longer is."""
+        self._met = False
+        self.epoch = self._refusal = None
 
     def _checked(self, answer: list[Any], connection: CommandConnection) -> None:
         epoch, refusal, run, role = (None if part is None else part.decode("utf-8", "replace") for part in answer)
@@ -76,6 +92,8 @@ class Standing:
             return
         self._refuses(refusal)
         self._found(epoch)
+        if self._rights.missing:
+            self._rights.look()
 
     def _refused(self, failure: Failure) -> None:
         """The script itself: somebody else's occupies Redis (``BUSY``), or our user may not do all that it does."""
@@ -86,7 +104,7 @@ class Standing:
             self._found(None)
 
     def _refuses(self, reason: str | None) -> None:
-        self.refusal = reason
+        self._refusal = reason
         if reason is None:
             self._refusals.over()
         else:
@@ -95,4 +113,5 @@ class Standing:
     def _found(self, epoch: str | None) -> None:
         if epoch != self.epoch:
             self.epoch = epoch
-            self._epoch_changed()
+            if self._met:
+                self._epoch_changed()

@@ -20,6 +20,7 @@ from zope.interface import implementer
 
 from kraftek.bus import RedisBus
 from kraftek.bus.embedded import EmbeddedRedis
+from kraftek.bus.rights import needs_of
 from kraftek.bus.server import UnsuitableServer
 from kraftek.contract.errors import ConfigError, NotPublished
 from kraftek.contract.interfaces import IAccess, IBusListener
@@ -126,7 +127,9 @@ class Daemon(Service):
         if self._fastpath:
             speed_up(reactor, iteration)
         contact = _FirstContact(reactor, replica_for_ever=bool(redis_address(redis.url).sentinels))
-        self._bus = bus = RedisBus(reactor, redis, iteration, counters, unsuitable=contact.unsuitable)
+        self._bus = bus = RedisBus(
+            reactor, redis, iteration, counters, unsuitable=contact.unsuitable, needs=needs_of(config)
+        )
         gateway_id = new_gateway_id()
         self._core = core = core_of(
             config,

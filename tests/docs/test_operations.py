@@ -4,38 +4,51 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.docs.pages import code
 from tests.service.instances import Instances
+from tests.support.redis_server import oldest_redis_server
 from tests.support.sentinels import Sentinels
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
 
-    from tests.integration.conftest import AuthService, Connect, RedisServer, StartGateway
+    from tests.integration.conftest import AuthService, Connect, RedisServer, StartGateway, StartRedis
 
 SERVICES = {
     "board": {"channel": "events:board", "transport": "stream", "reply": True, "presence": True, "timeout": 0.2},
     "notes": {"channel": "events:notes", "transport": "stream", "partitions": 2},
     "chat": "events:chat",
+    "polls": {"channel": "events:polls", "reply": True},
 }
 
 
+@pytest.mark.parametrize("binary", [binary for binary in ("", oldest_redis_server()) if binary is not None])
 def test_rights_in_redis(
-    redis_server: RedisServer, gateway: StartGateway, connect: Connect, auth_service: AuthService
+    binary: str, redis_servers: StartRedis, gateway: StartGateway, connect: Connect, auth_service: AuthService
 ) -> None:
-    redis = redis_server.client()
+    redis_server = redis_servers(binary=binary)
+    redis: Any = redis_server.client()
     redis.execute_command(*code("redis-acl").split())
     url = redis_server.url.replace("redis://", "redis://gateway:secret@")
     auth_service.allow("good", "ada")
     process = gateway(
         redis_server, auth=auth_service.url, services=SERVICES, config={"redis": {"url": url, "prefix": "kraftek:"}}
     )
+    polls = redis.pubsub(ignore_subscribe_messages=True)
+    polls.subscribe("kraftek:events:polls")
     ada = connect(process, token="good", room="r1")
+    joined = wait_until(lambda: redis.xrange("kraftek:events:board"), "the presence event")
+    assert json.loads(joined[0][1]["event"])["eventType"] == "gateway:client:joined"
+    ada.send("polls:poll:vote", id=0)
+    event = json.loads(wait_until(lambda: polls.get_message(timeout=0.1), "the request")["data"])
+    answer = {"type": "polls:poll:voted", "inReplyTo": 0, "recipients": [ada.socket_id]}
+    redis.publish(event["replyTo"], json.dumps(answer))
+    ada.expect("polls:poll:voted")
     ada.send("board:note:create", id=1)
     assert ada.receive()["payload"]["code"] == "TIMEOUT"
     ada.send("notes:note:create", id=2)
@@ -56,6 +69,7 @@ def test_rights_in_redis(
     process.terminate()
 
     assert redis.acl_log() == []
+    assert "refuses" not in process.log()
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "twisted"])
