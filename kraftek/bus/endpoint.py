@@ -6,6 +6,8 @@ Made by :class:`kraftek.bus.RedisBus`, for itself and for its readers of streams
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from random import uniform
 from typing import Any, Protocol
 
 from twisted.application.internet import ClientService, backoffPolicy
@@ -29,14 +31,15 @@ class _GivesUp(Protocol):
 
 
 class Backoff:
-    """Seconds until the next attempt, with jitter, as ``ClientService`` asks for them: up to ``longest``.
+    """Seconds until the next attempt, as ``ClientService`` asks for them: up to ``longest``, and up to a fifth more.
 
     It counts by itself: ``ClientService``'s own count begins anew with every connection, refused ones included.
     """
 
     def __init__(self, longest: float) -> None:
         self._failures = 0
-        self._delay = backoffPolicy(initialDelay=0.05, maxDelay=longest, factor=2.0)
+        jitter = partial(uniform, 0.0, longest / 5)
+        self._delay = backoffPolicy(initialDelay=0.05, maxDelay=longest, factor=2.0, jitter=jitter)
 
     def __call__(self, _: int) -> float:
         self._failures += 1

@@ -200,7 +200,7 @@ class SentinelEndpoint(MultiService):
 
     log = Logger()
 
-    # A fail-over takes seconds: half of one after it is over the master is found.
+    # A fail-over takes seconds, and is over for clients as soon as the new master is found.
     longest_wait = 0.5
 
     def __init__(self, reactor: Any, clock: Any, address: RedisAddress, config: Redis) -> None:

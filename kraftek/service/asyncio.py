@@ -22,7 +22,7 @@ from kraftek.contract.lua import Argument, Script
 from kraftek.service.backend import Away, Rejected, redis_url
 from kraftek.service.instance import Instance
 from kraftek.service.processor import EventProcessor
-from kraftek.service.redis_client import QUIET, RETRY, RedisClient, shows_replica
+from kraftek.service.redis_client import QUIET, RedisClient, shows_replica
 
 __all__ = ["EventService", "run"]
 
@@ -202,8 +202,9 @@ class _Backend:
                 self._subscribed = True
                 await self._receive(pubsub)
             except Exception as error:  # noqa: BLE001  # whatever it is, subscribe again
-                delay = AGAIN if self._subscribed else RETRY
-                self._once_a_minute(self.warn, f"Redis is unavailable, retrying every {RETRY:g} s: {error}")
+                delay = AGAIN if self._subscribed else self._client.retry
+                retrying = f"retrying every {self._client.retry:g} s"
+                self._once_a_minute(self.warn, f"Redis is unavailable, {retrying}: {error}")
                 # redis-py may have connected and subscribed again by itself: what has arrived there since is not lost.
                 connected = isinstance(error, RedisConnectionError) and _is_connected(pubsub)
             finally:
@@ -212,7 +213,7 @@ class _Backend:
                     await pubsub.aclose()
             if connected:
                 continue
-            await asyncio.sleep(delay)
+            await self._client.pause(delay)
             for name, channel in tuple(self._channels.items()):
                 if not channel.wanted:
                     self._forget(name)

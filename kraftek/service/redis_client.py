@@ -14,6 +14,7 @@ callers is here:
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 from redis.asyncio import Redis
@@ -32,7 +33,7 @@ QUIET = 2.0
 """Seconds without data from Redis after which it gets a ping; without an answer in as many more it is unavailable."""
 
 RETRY = 1.0
-"""Seconds between two attempts to subscribe."""
+"""Seconds between two attempts to listen; to Redis behind sentinels half as many, because a fail-over takes seconds."""
 
 SWITCH = "+switch-master"
 """The channel on which a sentinel tells of a fail-over: ``<name> <old host> <old port> <host> <port>``."""
@@ -44,7 +45,10 @@ def shows_replica(answer: object) -> bool:
 
 
 class RedisClient:
-    """``redis`` is the client. ``url`` as in ``[redis]`` of the gateway; :exc:`ValueError` when it is none."""
+    """``redis`` is the client. ``retry``: seconds between two attempts to subscribe.
+
+    ``url``: as in ``[redis]`` of the gateway; :exc:`ValueError` when it is none.
+    """
 
     def __init__(self, url: str) -> None:
         # RESP2, so that answers are the same as through the other backend; and no retries by redis-py: a message that
@@ -58,9 +62,12 @@ class RedisClient:
         }
         self._sentinels: _Sentinels | None = None
         self._listeners: list[asyncio.Task[None]] = []
+        self._moved = asyncio.Event()
+        self.retry = RETRY
         if url.startswith(("redis+sentinel:", "rediss+sentinel:")):
             address = redis_address(url)
             options["ssl"] = address.kind == "tls"
+            self.retry = RETRY / 2
             self._sentinels = _Sentinels(address, options)
             self.redis: Redis = self._sentinels.master_for(
                 address.master,
@@ -79,6 +86,12 @@ class RedisClient:
         if self._sentinels is not None:
             listeners = [self._listen(self._sentinels, client) for client in self._sentinels.sentinels]
             self._listeners = [asyncio.create_task(listener) for listener in listeners]
+
+    async def pause(self, seconds: float) -> None:
+        """Return after so many seconds, or as soon as the master is found elsewhere."""
+        self._moved.clear()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._moved.wait(), seconds)
 
     async def drop(self) -> None:
         """Give up every connection: the next ones are made to where Redis is by then."""
@@ -134,6 +147,7 @@ class RedisClient:
         sentinels.found(client, place, epoch)
         if moved:
             await self.drop()
+            self._moved.set()
 
 
 class _Sentinels(Sentinel):

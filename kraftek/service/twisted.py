@@ -11,18 +11,17 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any
 
-from twisted.application.internet import backoffPolicy
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.logger import Logger, globalLogBeginner, textFileLogObserver
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from kraftek.bus import RedisBus, RedisError
 from kraftek.bus.connections import RedisConnection
-from kraftek.bus.endpoint import ConnectionService
+from kraftek.bus.endpoint import Backoff, ConnectionService, RedisEndpoint
 from kraftek.bus.reading import ReadingConnection
+from kraftek.bus.sentinel import SentinelEndpoint
 from kraftek.contract.clock import MonotonicClock
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import IBusListener
@@ -150,13 +149,13 @@ class _Backend(MultiService):
 class _Reader:
     """A connection of its own: a command that waits blocks all others on its connection."""
 
-    def __init__(self, clock: Any, config: Redis, endpoint: IStreamClientEndpoint) -> None:
+    def __init__(self, clock: Any, config: Redis, endpoint: RedisEndpoint | SentinelEndpoint) -> None:
         address = redis_address(config.url)
-        policy = backoffPolicy(initialDelay=0.05, maxDelay=1.0, factor=2.0)
+        self._backoff = Backoff(min(1.0, endpoint.longest_wait))
         self._connection = ConnectionService(
             endpoint,
             lambda: ReadingConnection(clock, address, config, self),
-            policy,
+            self._backoff,
             clock,
             lambda _: None,  # the bus has the same Redis, and logs it
         )
@@ -175,7 +174,8 @@ class _Reader:
     # LinkOwner
 
     def connection_ready(self, link: RedisConnection) -> None:
-        """Nothing to do: commands are sent in order."""
+        """Commands wait already, and are sent in order."""
+        self._backoff.reset()
 
     def connection_lost(self, link: RedisConnection, reason: str) -> None:
         """Nothing to do: the connection fails the commands that wait."""
