@@ -37,11 +37,11 @@ EXISTS key
 GET key
 HDEL key field
 HGET key field
+HINCRBY key field 0
 HKEYS key
 HMGET key field
 HRANDFIELD key
 HSET key field value
-HSETNX key field value
 INFO
 MGET key
 PEXPIRE key 1
@@ -49,12 +49,14 @@ PING
 PTTL key
 PUBLISH channel message
 SADD key member
+SCARD key
 SELECT 0
 SET key value
 SISMEMBER key member
 SMEMBERS key
 SRANDMEMBER key
 SREM key member
+SSCAN key 0
 SUBSCRIBE channel
 SUNIONSTORE key key
 TIME
@@ -73,8 +75,10 @@ XPENDING key group
 XREADGROUP GROUP group consumer STREAMS key >
 XTRIM key MAXLEN 0
 ZADD key 0 member
+ZCARD key
 ZRANGEBYSCORE key 0 0
 ZREM key member
+ZREVRANGE key 0 0
 ZSCORE key member
 """
 """All commands of the gateway, and of its scripts, in a form that Redis accepts."""

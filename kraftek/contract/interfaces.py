@@ -6,10 +6,11 @@ with" what its errback gets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from enum import IntEnum
 from typing import Any
 
+from msgspec import Struct
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
@@ -29,6 +30,8 @@ __all__ = [
     "IReceiver",
     "IRooms",
     "IServiceRegistry",
+    "Mended",
+    "RoomEntry",
     "Undelivered",
 ]
 
@@ -44,6 +47,20 @@ class Undelivered(IntEnum):
     """Redis refused it: a key of another type, no permission, no memory, not the primary."""
     FULL = -3
     """As many events as may wait in the service's stream already."""
+
+
+RoomEntry = tuple[str, str, str]
+"""A user, a room, and a socket that the user has in that room."""
+
+
+class Mended(Struct, frozen=True):
+    """An entry as :meth:`IRooms.mend` found it or wrote it. ``newest``: it is its user's newest socket in the room;
+    ``older``: the ids of older ones, a few of them at least.
+    """
+
+    entry: RoomEntry
+    newest: bool
+    older: Sequence[str]
 
 
 EntryListener = Callable[[str, bytes, int], None]
@@ -256,22 +273,40 @@ class IBus(Interface):
 class IRooms(Interface):
     """Who is in which room, as services read it from Redis and get events about it. Several sockets of a user are one
     user: services get an event for the first that enters and for the last that leaves.
+
+    All of these fail as ``IBus.call``.
     """
 
-    def enter(user_id: str, room_id: str, socket_id: str) -> Deferred[str | None]:
-        """Write the user's entry. Fires with the socket id that it displaced, or ``None``. Fails as ``IBus.call``."""
-
-    def leave(user_id: str, room_id: str, socket_id: str, reason: str) -> Deferred[None]:
-        """The socket is no longer in the room. If the entry is still this socket's it passes to another one that the
-        user has there, on whichever process, or is removed.
+    def begin_epoch() -> Deferred[int]:
+        """Tell services that ``IBus.epoch`` has begun, unless another process has told them. Fires with Redis's time in
+        microseconds.
         """
 
-    def restore(entries: Iterable[tuple[str, str, str]]) -> Deferred[list[str]]:
-        """Write ``(user_id, room_id, socket_id)`` where Redis has no entry. Fires with those of the socket ids that
-        have been displaced by another socket meanwhile.
+    def enter(entry: RoomEntry, at: int) -> Deferred[tuple[int, list[str]]]:
+        """Write the entry, as the newest of its user in that room. ``at``: Redis's time in microseconds. Fires with
+        when it entered, which is later if another one did not enter before that; and with the ids of older sockets of
+        the user in the room, a few of them at least.
         """
 
-    def bury(entries: Sequence[tuple[str, str, str]]) -> Deferred[None]:
+    def leave(entries: Sequence[tuple[RoomEntry, str]]) -> Deferred[None]:
+        """These sockets are no longer in these rooms, each with the reason. Where the socket is the one that services
+        read, the user's newest other one there takes its place, on whichever process.
+        """
+
+    def mend(entries: Sequence[tuple[RoomEntry, int]]) -> Deferred[list[Mended]]:
+        """Write what is missing of these entries, each with when it entered. Fires with those that are not the only one
+        of their user in the room.
+        """
+
+    def count() -> Deferred[tuple[int, int]]:
+        """How many entries there are of this process, and Redis's time in microseconds."""
+
+    def scan(cursor: bytes) -> Deferred[tuple[bytes, list[RoomEntry]]]:
+        """Some entries that there are of this process, and the cursor for the next ones. The first cursor and the last
+        are ``b"0"``.
+        """
+
+    def bury(entries: Sequence[RoomEntry]) -> Deferred[None]:
         """As ``leave``, for entries of processes that died: each of them that nobody else has removed yet."""
 
 

@@ -40,6 +40,7 @@ __all__ = [
     "LOST_GATEWAYS",
     "NAME_LENGTH",
     "REQUESTS",
+    "ROOMS_RESET",
     "SUBPROTOCOL",
     "dead_letters",
     "default_channel",
@@ -75,6 +76,7 @@ GATEWAY_OWN = "gateway:"
 
 CLIENT_JOINED = "gateway:client:joined"
 CLIENT_LEFT = "gateway:client:left"
+ROOMS_RESET = "gateway:room:reset"
 """Events for services with ``presence``: docs/services.rst, "Presence"."""
 
 _PART = r"[^\s:\x00-\x1f\x7f-\x9f\ud800-\udfff]+"
@@ -218,7 +220,7 @@ def socket_key(user_id: str, room_id: str) -> str:
 
 
 def sockets_key(user_and_room: str) -> str:
-    """The set of all sockets that the user has in the room; both as JSON, because names may have colons."""
+    """The sorted set of all sockets that the user has in the room; both as JSON, because names may have colons."""
     return f"sockets:{user_and_room}"
 
 

@@ -114,7 +114,6 @@ class AccessWatch:
         elif user_id is not None:
             concerned = tuple(self._roster.user(user_id))
         else:
-            self._membership.restore()  # Redis may have lost the room cache with the rest
             for session in self._roster:
                 for its_room in _in_question(session, revoked):
                     self._again[session, its_room] = (0.0, revoked)

@@ -12,6 +12,7 @@ from typing import Any
 from msgspec import Struct
 from twisted.internet.interfaces import IReactorTime
 
+from kraftek.contract.fleet import Fleet
 from kraftek.contract.interfaces import IAccess, IBus, IRooms
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.json_text import JsonBounds
@@ -97,7 +98,8 @@ def core_of(
     """The core, subscribed to what services send. ``clock`` measures time; ``now`` returns Unix seconds."""
     replies = reply_channel(gateway_id)
     roster = Roster()
-    membership = Membership(rooms, bus, roster, clock, single=config.sessions == "single")
+    fleet = Fleet()
+    membership = Membership(rooms, bus, roster, clock, fleet, single=config.sessions == "single")
     access_watch = AccessWatch(access, membership, roster, counters, clock, now=now)
     admission = Admission(access, access_watch, membership, roster, config.limits, clock)
     router = EventRouter(registry)
@@ -130,7 +132,7 @@ def core_of(
         gateway=gateway,
         deliveries=deliveries,
         service_events=ServiceEvents(gateway_id, registry, router, dispatch, bus, counters, bounds, now=now),
-        leases=Leases(bus, rooms, gateway_id, membership.restore, counters),
+        leases=Leases(bus, rooms, gateway_id, membership.reconciliation.doubt_all, fleet, counters),
     )
 
 
@@ -205,7 +207,7 @@ def sweeps_of(core: Core, edge: Edge) -> tuple[Sweep, ...]:
     return (
         (core.admission.sweep, _SWEEP_INTERVAL),
         (core.access_watch.sweep, _SWEEP_INTERVAL),
-        (core.membership.sweep, _SWEEP_INTERVAL),
+        (core.membership.reconciliation.sweep, _SWEEP_INTERVAL),
         (core.requests.sweep, _SWEEP_INTERVAL),
         (edge.clients.heartbeat.sweep, _SWEEP_INTERVAL),
         (edge.engine_clients.sweep, _SWEEP_INTERVAL),

@@ -209,7 +209,7 @@ class Daemon(Service):
         if self._notes is not None and self._notes.running:
             await self._notes.stopService()
         if self._core is not None:
-            await self._bounded(Deferred.fromCoroutine(self._core.membership.finish()), _CLEARANCE)
+            await self._bounded(Deferred.fromCoroutine(self._core.membership.reconciliation.finish()), _CLEARANCE)
         # Until here its lease is renewed, or other gateways would clean up after it.
         for sweep in self._sweeps:
             sweep.stop()

@@ -79,6 +79,7 @@ def test_names_that_others_write() -> None:
         "LAST_LOOK": "gateways:looked",
         "LOST_GATEWAYS": "gateways:lost",
         "REQUESTS": "request:",
+        "ROOMS_RESET": "gateway:room:reset",
         "SUBPROTOCOL": "kraftek.v1.json",
     }
     assert names.default_channel("chat") == "events:chat"

@@ -279,7 +279,7 @@ def test_an_error_of_ours_while_taking_back_is_internal_and_ends_the_check() -> 
     house = House()
     client = house.admit("alice", "one", token="t")
 
-    def broken(user_id: str, room_id: str, socket_id: str, reason: str) -> Any:
+    def broken(entries: Any) -> Any:
         raise RuntimeError("the cause")
 
     house.rooms.leave = broken  # type: ignore[method-assign]

@@ -180,7 +180,7 @@ def test_an_error_of_ours_while_letting_in_is_internal() -> None:
     house = House()
     client = house.connect()
 
-    def broken(user_id: str, room_id: str, socket_id: str) -> Any:
+    def broken(entry: Any, at: int) -> Any:
         raise RuntimeError("the cause")
 
     house.rooms.enter = broken  # type: ignore[method-assign]
@@ -379,7 +379,7 @@ def test_joining_and_leaving() -> None:
 def test_joining_a_room_that_it_is_in_asks_again_and_enters_once() -> None:
     house = House()
     client = house.admit("alice", "one")
-    house.rooms.entries.clear()
+    house.rooms.sockets.clear()
     client.play("""
         > {"type": "join", "payload": {"roomId": "one"}}
         ! yes alice {"permissions": ["chat:*:*"]}

@@ -42,8 +42,8 @@ def test_rights_in_redis(
     polls = redis.pubsub(ignore_subscribe_messages=True)
     polls.subscribe("kraftek:events:polls")
     ada = connect(process, token="good", room="r1")
-    joined = wait_until(lambda: redis.xrange("kraftek:events:board"), "the presence event")
-    assert json.loads(joined[0][1]["event"])["eventType"] == "gateway:client:joined"
+    told = wait_until(lambda: redis.xrange("kraftek:events:board", count=2)[1:], "the presence event")
+    assert json.loads(told[0][1]["event"])["eventType"] == "gateway:client:joined"
     ada.send("polls:poll:vote", id=0)
     event = json.loads(wait_until(lambda: polls.get_message(timeout=0.1), "the request")["data"])
     answer = {"type": "polls:poll:voted", "inReplyTo": 0, "recipients": [ada.socket_id]}

@@ -78,7 +78,9 @@ def stage() -> Iterator[ExitStack]:
 
 
 class RedisServer:
-    """A redis-server of one test, on a port of its own. It keeps nothing: started again, it is empty."""
+    """A redis-server of one test, on a port of its own. It keeps nothing: started again, it is empty, unless it was
+    killed with ``keep``, which leaves what it had saved.
+    """
 
     def __init__(self, binary: str, directory: Path, *options: str) -> None:
         self._binary = binary
@@ -119,11 +121,12 @@ class RedisServer:
         self._clients.append(client)
         return client
 
-    def _wait(self) -> None:
+    def _wait(self, keep: bool = False) -> None:
         assert self.process is not None
         self.process.wait(STOP_TIMEOUT)
         self.process = None
-        shutil.rmtree(self._directory)
+        if not keep:
+            shutil.rmtree(self._directory)
 
     def stop(self) -> None:
         """End it as an operator would."""
@@ -131,11 +134,11 @@ class RedisServer:
             self.process.terminate()
             self._wait()
 
-    def kill(self) -> None:
+    def kill(self, keep: bool = False) -> None:
         """End it as a power cut would."""
         assert self.process is not None, "this redis-server does not run"
         self.process.kill()
-        self._wait()
+        self._wait(keep)
 
     def close(self) -> None:
         """Give back everything: the end of the test."""

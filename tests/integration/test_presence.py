@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from websockets.asyncio.client import connect as connect_async
 
+from kraftek.contract.names import ROOMS_RESET
 from kraftek.core.rooms.leases import LEASE, OUTAGE
 from tests.integration.test_processes import READY
 from tests.support.waiting import wait_until
@@ -40,7 +41,7 @@ Told = tuple[str, str, str, str | None]
 
 
 class Presence:
-    """What services hear: one over Pub/Sub, and one over two streams."""
+    """What services hear of users: one over Pub/Sub, and one over two streams."""
 
     def __init__(self, server: RedisServer) -> None:
         self.redis: Any = server.client()
@@ -52,13 +53,14 @@ class Presence:
     def heard(self) -> list[Told]:
         """All that came over Pub/Sub, in order."""
         while (message := self.channel.get_message()) is not None:
-            self._heard.append(told(message["data"]))
+            self._heard += told(message["data"])
         return list(self._heard)
 
     def streamed(self) -> list[Told]:
         """All that came over the streams."""
         entries = [entry for number in range(2) for entry in self.redis.xrange(f"events:log:{number}")]
-        return [told(entry["event"]) for _, entry in sorted(entries, key=lambda entry: order(entry[0]))]
+        ordered = sorted(entries, key=lambda entry: order(entry[0]))
+        return [event for _, entry in ordered for event in told(entry["event"])]
 
     def until(self, number: int, timeout: float = PATIENCE) -> list[Told]:
         """What was heard, as soon as it is so much."""
@@ -86,10 +88,12 @@ class Presence:
         wait_until(lambda: self.redis.get("gateways:looked") != before, "a look", PATIENCE)
 
 
-def told(event: str) -> Told:
+def told(event: str) -> list[Told]:
     words = json.loads(event)
+    if words["eventType"] == ROOMS_RESET:
+        return []
     kind = words["eventType"].removeprefix("gateway:client:")
-    return kind, words["userId"], words["roomId"], words["payload"].get("reason")
+    return [(kind, words["userId"], words["roomId"], words["payload"].get("reason"))]
 
 
 def order(entry_id: str) -> tuple[int, ...]:
@@ -145,7 +149,7 @@ def test_a_gateway_is_killed_under_500_clients(redis_server: RedisServer, gatewa
         assert set(cache) == {(user(f"t{n}"), room) for n, room in here.items()}
         assert {socket.partition(".")[0] for socket in cache.values()} == ids
         assert set(presence.redis.zrange("gateways", 0, -1)) == ids
-        assert set(presence.redis.scan_iter("gateway:*")) == {f"gateway:{id_}:entries" for id_ in ids}
+        assert set(presence.redis.scan_iter("gateway:*:entries")) == {f"gateway:{id_}:entries" for id_ in ids}
         assert len(list(presence.redis.scan_iter("sockets:*"))) == len(here)
 
         for client in clients[500:]:
@@ -228,7 +232,7 @@ def test_a_gateway_that_ends_in_order_takes_its_entries_with_it(
     assert presence.until(3)[2:] == [("left", "user_one", "r", "closed")]
     id_ = staying.wait_log(READY)["id"]
     assert presence.redis.zrange("gateways", 0, -1) == [id_]
-    assert list(presence.redis.scan_iter("gateway:*")) == [f"gateway:{id_}:entries"]
+    assert list(presence.redis.scan_iter("gateway:*:entries")) == [f"gateway:{id_}:entries"]
 
 
 def test_a_gateway_that_ends_takes_more_entries_with_it_than_it_may_say_at_once(
@@ -252,7 +256,7 @@ def test_a_gateway_that_ends_takes_more_entries_with_it_than_it_may_say_at_once(
     id_ = staying.wait_log(READY)["id"]
     wait_until(lambda: presence.redis.zrange("gateways", 0, -1) == [id_], "the end of the lease")
     assert presence.cache() == {}
-    assert list(presence.redis.scan_iter("gateway:*")) == []
+    assert list(presence.redis.scan_iter("gateway:*:entries")) == []
 
 
 def test_sockets_of_one_user_on_several_gateways_are_one_user(

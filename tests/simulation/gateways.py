@@ -157,7 +157,7 @@ class GatewayProcess:
         core = self.core
         core.gateway.close_all(1001, "the gateway stops")
         with suppress(defer.TimeoutError):
-            await Deferred.fromCoroutine(core.membership.finish()).addTimeout(6.0, self.process)
+            await Deferred.fromCoroutine(core.membership.reconciliation.finish()).addTimeout(6.0, self.process)
         if self.bus.running:
             with suppress(defer.TimeoutError):
                 await Deferred.fromCoroutine(self._farewell()).addTimeout(3.0, self.process)

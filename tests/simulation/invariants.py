@@ -68,6 +68,8 @@ class Invariants:
         self._answered_at: dict[tuple[str, str], float] = {}
         self._requests: dict[tuple[str, str], Request] = {}
         self._present: dict[tuple[str, str], bool] = {}
+        self._epoch = "", 0
+        self._epochs: set[str] = set()
         self._initial: frozenset[tuple[str, str]] = frozenset()
         self._granted: dict[tuple[Client, str], float] = {}
         self.seen: Counter[str] = Counter()
@@ -278,6 +280,18 @@ class Invariants:
 
     def presence(self, event: Any) -> None:
         """A presence event was published."""
+        epoch, number = event["payload"]["epoch"], event["payload"]["number"]
+        if epoch != self._epoch[0]:
+            if epoch in self._epochs:
+                self.wrong(f"presence events of epoch {epoch} come after those of {self._epoch[0]}")
+            self._epochs.add(epoch)
+        elif number != self._epoch[1] + 1:
+            self.wrong(f"presence event {number} comes after {self._epoch[1]}")
+        self._epoch = epoch, number
+        if event["eventType"] == "gateway:room:reset":
+            self.tell("services are told of another epoch")
+            self._present = dict.fromkeys(self._in_rooms(), True)
+            return
         key = event["userId"], event["roomId"]
         joined = event["eventType"] == "gateway:client:joined"
         self.tell(f"services are told {event['eventType']} {key} {event['socketId']}")
@@ -342,9 +356,10 @@ class Invariants:
         expected = {f"socket:{user}:{room}" for user, room in found}
         if strings.keys() != expected:
             self.wrong(f"the keys are {sorted(strings)}, and should be {sorted(expected)}")
-        for (user, room), socket in found.items():
-            if strings.get(f"socket:{user}:{room}") not in {socket, None}:
-                self.wrong(f"socket:{user}:{room} is {strings[f'socket:{user}:{room}']}, and room:{room} has {socket}")
+        for key, socket in strings.items():
+            named = {one for (user, room), one in found.items() if f"socket:{user}:{room}" == key}
+            if named and socket not in named:
+                self.wrong(f"{key} is {socket}, and the rooms have {sorted(named)}")
 
     def _strings(self) -> dict[str, str]:
         server = self.world.network.server

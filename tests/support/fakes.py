@@ -6,9 +6,9 @@ them and the real parts to the same ones. What a real part does later, by itself
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from twisted.internet.defer import Deferred, fail, succeed
@@ -24,9 +24,13 @@ from kraftek.contract.interfaces import (
     IClientLink,
     IReading,
     IRooms,
+    Mended,
+    RoomEntry,
 )
 from kraftek.contract.lua import ForEach
 from kraftek.contract.messages import Grant, Outgoing, Token
+
+T = TypeVar("T")
 
 
 @implementer(IClientLink)
@@ -134,63 +138,99 @@ class FakeAccess:
 
 @implementer(IRooms)
 class FakeRooms:
-    """The room cache in memory. ``entries`` by room and user, ``sockets`` of each by room and user, the one that came
-    last at the end; gateways that share them share a Redis. ``told``: what services hear, as ``(kind, user, room)``.
+    """The room cache in memory. ``sockets`` of each room and user with when each entered; gateways that share them
+    share a Redis. ``named``: this gateway's entries. ``told``: what services hear, as ``(kind, user, room)``.
 
-    Every call fails with ``failure`` when that is set.
+    Every call fails with ``failure`` when that is set. One that writes has an effect all the same if ``unanswered`` is.
     """
 
-    def __init__(self, entries: dict[tuple[str, str], str] | None = None) -> None:
-        self.entries: dict[tuple[str, str], str] = {} if entries is None else entries
-        self.sockets: dict[tuple[str, str], list[str]] = {}
+    def __init__(self, sockets: dict[tuple[str, str], dict[str, int]] | None = None) -> None:
+        self.sockets: dict[tuple[str, str], dict[str, int]] = {} if sockets is None else sockets
+        self.named: set[RoomEntry] = set()
         self.told: list[tuple[str, str, str]] = []
         self.failure: Exception | None = None
+        self.unanswered = False
 
-    def enter(self, user_id: str, room_id: str, socket_id: str) -> Deferred[str | None]:
-        if self.failure is not None:
-            return fail(self.failure)
-        before = self.entries.get((room_id, user_id))
-        self._write(user_id, room_id, socket_id)
-        self.entries[room_id, user_id] = socket_id
-        return succeed(None if before == socket_id else before)
+    @property
+    def entries(self) -> dict[tuple[str, str], str]:
+        """What services read: the newest socket of each room and user."""
+        return {place: max(sockets, key=lambda socket: sockets[socket]) for place, sockets in self.sockets.items()}
 
-    def leave(self, user_id: str, room_id: str, socket_id: str, reason: str) -> Deferred[None]:
-        if self.failure is not None:
-            return fail(self.failure)
-        sockets = self.sockets.get((room_id, user_id), [])
-        if socket_id in sockets:
-            sockets.remove(socket_id)
-            if self.entries.get((room_id, user_id)) == socket_id:
-                if sockets:
-                    self.entries[room_id, user_id] = sockets[-1]
-                else:
-                    del self.entries[room_id, user_id]
-                    self.told.append((reason, user_id, room_id))
-        return succeed(None)
+    def forget(self) -> None:
+        """Redis loses its data."""
+        self.sockets.clear()
+        self.named.clear()
 
-    def restore(self, entries: Iterable[tuple[str, str, str]]) -> Deferred[list[str]]:
-        if self.failure is not None:
-            return fail(self.failure)
-        displaced = []
-        for user_id, room_id, socket_id in entries:
-            self._write(user_id, room_id, socket_id)
-            if self.entries.setdefault((room_id, user_id), socket_id) != socket_id:
-                displaced.append(socket_id)
-        return succeed(displaced)
+    def begin_epoch(self) -> Deferred[int]:
+        return self._answer(self._now)
 
-    def bury(self, entries: Sequence[tuple[str, str, str]]) -> Deferred[None]:
-        for entry in entries:
-            burying = self.leave(*entry, "gateway_lost")
-            if self.failure is not None:
-                return burying
-        return succeed(None)
+    def enter(self, entry: RoomEntry, at: int) -> Deferred[tuple[int, list[str]]]:
+        def write() -> tuple[int, list[str]]:
+            user_id, room_id, socket_id = entry
+            older = [other for other in self.sockets.get((room_id, user_id), ()) if other != socket_id]
+            entered = max(at, self._now())
+            self._write(entry, entered)
+            return entered, older
 
-    def _write(self, user_id: str, room_id: str, socket_id: str) -> None:
-        if (room_id, user_id) not in self.entries:
+        return self._answer(write)
+
+    def leave(self, entries: Sequence[tuple[RoomEntry, str]]) -> Deferred[None]:
+        def write() -> None:
+            for entry, reason in entries:
+                self._remove(entry, reason)
+
+        return self._answer(write)
+
+    def mend(self, entries: Sequence[tuple[RoomEntry, int]]) -> Deferred[list[Mended]]:
+        def write() -> list[Mended]:
+            found = []
+            for entry, at in entries:
+                user_id, room_id, socket_id = entry
+                known = self.sockets.get((room_id, user_id), {}).get(socket_id)
+                self._write(entry, known or at)
+                sockets = self.sockets[room_id, user_id]
+                newest = self.entries[room_id, user_id] == socket_id
+                older = sorted(sockets, key=lambda other: -sockets[other])[1:] if newest else []
+                if older or not newest:
+                    found.append(Mended(entry, newest, older))
+            return found
+
+        return self._answer(write)
+
+    def count(self) -> Deferred[tuple[int, int]]:
+        return self._answer(lambda: (len(self.named), self._now()))
+
+    def scan(self, cursor: bytes) -> Deferred[tuple[bytes, list[RoomEntry]]]:
+        return self._answer(lambda: (b"0", sorted(self.named)))
+
+    def bury(self, entries: Sequence[RoomEntry]) -> Deferred[None]:
+        return self.leave([(entry, "gateway_lost") for entry in entries])
+
+    def _answer(self, does: Callable[[], T]) -> Deferred[T]:
+        if self.failure is None:
+            return succeed(does())
+        if self.unanswered:
+            does()
+        return fail(self.failure)
+
+    def _now(self) -> int:
+        """Redis's time: after all that happened."""
+        return 1 + max((at for sockets in self.sockets.values() for at in sockets.values()), default=0)
+
+    def _write(self, entry: RoomEntry, at: int) -> None:
+        user_id, room_id, socket_id = entry
+        if (room_id, user_id) not in self.sockets:
             self.told.append(("joined", user_id, room_id))
-        sockets = self.sockets.setdefault((room_id, user_id), [])
-        if socket_id not in sockets:
-            sockets.append(socket_id)
+        self.sockets.setdefault((room_id, user_id), {})[socket_id] = at
+        self.named.add(entry)
+
+    def _remove(self, entry: RoomEntry, reason: str) -> None:
+        user_id, room_id, socket_id = entry
+        self.named.discard(entry)
+        sockets = self.sockets.get((room_id, user_id), {})
+        if sockets.pop(socket_id, None) is not None and not sockets:
+            del self.sockets[room_id, user_id]
+            self.told.append((reason, user_id, room_id))
 
 
 @dataclass

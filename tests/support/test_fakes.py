@@ -14,7 +14,16 @@ from zope.interface.verify import verifyObject
 
 from kraftek.bus import RedisBus
 from kraftek.contract.errors import Code, NotPublished, PeerError
-from kraftek.contract.interfaces import IAccess, IAccessListener, IBus, IBusListener, IClientLink, IReading, IRooms
+from kraftek.contract.interfaces import (
+    IAccess,
+    IAccessListener,
+    IBus,
+    IBusListener,
+    IClientLink,
+    IReading,
+    IRooms,
+    Mended,
+)
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Outgoing, Token
 from kraftek.contract.metrics import Counters
@@ -199,61 +208,74 @@ class RedisBusTest(BusContract, TestCase):
 
 
 class RoomsContract:
-    """What membership relies on."""
+    """What reconciliation relies on."""
 
     rooms: IRooms
 
     async def dies(self) -> None:
         """The process that wrote what there is counts as gone."""
 
+    async def older(self, user_id: str, room_id: str, socket_id: str) -> list[str]:
+        """The older sockets that a user has when another one enters."""
+        _, older = await self.rooms.enter((user_id, room_id, socket_id), 1)
+        return older
+
     async def test_it_is_a_room_cache(self) -> None:
         assert verifyObject(IRooms, self.rooms)
 
-    async def test_who_enters_displaces_whoever_was_there_for_the_same_user(self) -> None:
-        assert await self.rooms.enter("u", "r", "g.1") is None
-        assert await self.rooms.enter("v", "r", "g.2") is None
-        assert await self.rooms.enter("u", "s", "g.1") is None
-        assert await self.rooms.enter("u", "r", "g.1") is None
-        assert await self.rooms.enter("u", "r", "g.3") == "g.1"
+    async def test_who_enters_learns_of_the_same_users_older_sockets_there(self) -> None:
+        assert await self.older("u", "r", "g.1") == []
+        assert await self.older("v", "r", "g.2") == []
+        assert await self.older("u", "s", "g.1") == []
+        assert await self.older("u", "r", "g.1") == []
+        assert await self.older("u", "r", "g.3") == ["g.1"]
+
+    async def test_who_enters_is_newer_than_all_that_stand(self) -> None:
+        first, _ = await self.rooms.enter(("u", "r", "g.1"), 1000)
+        second, _ = await self.rooms.enter(("u", "r", "g.2"), 10)
+        assert (first, second) == (1000, 1001)
 
     async def test_a_goodbye_takes_away_the_own_entry_alone(self) -> None:
-        await self.rooms.enter("u", "r", "g.1")
-        await self.rooms.enter("u", "r", "g.2")
-        await self.rooms.leave("u", "r", "g.1", "left")
-        await self.rooms.leave("u", "r", "g.1", "left")
-        assert await self.rooms.enter("u", "r", "g.4") == "g.2"
-        await self.rooms.leave("u", "r", "g.2", "left")
-        await self.rooms.leave("u", "r", "g.4", "left")
-        assert await self.rooms.enter("u", "r", "g.5") is None
-
-    async def test_the_entry_passes_to_another_socket_of_the_user(self) -> None:
-        await self.rooms.enter("u", "r", "g.1")
-        await self.rooms.enter("u", "r", "g.2")
-        await self.rooms.enter("u", "s", "g.3")
-        await self.rooms.enter("v", "r", "g.3")
-        await self.rooms.leave("u", "r", "g.2", "left")
-        assert await self.rooms.enter("u", "r", "g.4") == "g.1"
+        await self.older("u", "r", "g.1")
+        await self.older("u", "r", "g.2")
+        for _ in range(2):
+            await self.rooms.leave([(("u", "r", "g.1"), "left")])
+        assert await self.older("u", "r", "g.4") == ["g.2"]
+        await self.rooms.leave([(("u", "r", "g.2"), "left"), (("u", "r", "g.4"), "left")])
+        assert await self.older("u", "r", "g.5") == []
 
     async def test_the_dead_are_buried_once(self) -> None:
-        await self.rooms.enter("u", "r", "g.1")
-        await self.rooms.enter("v", "r", "g.2")
+        await self.older("u", "r", "g.1")
+        await self.older("v", "r", "g.2")
         await self.dies()
-        await self.rooms.enter("v", "r", "g.3")
+        await self.older("v", "r", "g.3")
         for _ in range(2):
             await self.rooms.bury([("u", "r", "g.1"), ("v", "r", "g.2")])
-        assert await self.rooms.enter("u", "r", "g.4") is None
+        assert await self.older("u", "r", "g.4") == []
         await self.rooms.bury([("u", "r", "g.1")])
-        assert await self.rooms.enter("u", "r", "g.5") == "g.4"
-        assert await self.rooms.enter("v", "r", "g.6") == "g.3"
+        assert await self.older("u", "r", "g.5") == ["g.4"]
+        assert await self.older("v", "r", "g.6") == ["g.3"]
 
-    async def test_what_is_restored_displaces_nobody(self) -> None:
-        await self.rooms.enter("u", "r", "g.1")
-        entries = [("u", "r", "g.2"), ("v", "r", "g.3"), ("u", "s", "g.2")]
-        assert await self.rooms.restore(entries) == ["g.2"]
-        assert await self.rooms.restore([("u", "r", "g.1")]) == []
-        assert await self.rooms.enter("u", "r", "g.4") == "g.1"
-        assert await self.rooms.enter("v", "r", "g.4") == "g.3"
-        assert await self.rooms.enter("u", "s", "g.4") == "g.2"
+    async def test_what_is_mended_keeps_its_place_among_its_users_sockets(self) -> None:
+        at, _ = await self.rooms.enter(("u", "r", "g.2"), 1000)
+        assert await self.rooms.mend([(("u", "r", "g.2"), at)]) == []
+        older, newer = ("u", "r", "g.1"), ("u", "r", "g.3")
+        assert await self.rooms.mend([(older, at - 1), (("v", "r", "g.1"), 1)]) == [Mended(older, False, [])]
+        assert await self.rooms.mend([(newer, at + 1)]) == [Mended(newer, True, ["g.2", "g.1"])]
+
+    async def test_redis_has_a_clock(self) -> None:
+        began = await self.rooms.begin_epoch()
+        _, later = await self.rooms.count()
+        assert 0 < began <= later
+
+    async def test_what_stands_can_be_counted_and_scanned(self) -> None:
+        for number in range(3):
+            await self.older("u", f"r{number}", "g.1")
+        await self.rooms.leave([(("u", "r1", "g.1"), "left")])
+        number, _ = await self.rooms.count()
+        assert number == 2
+        cursor, entries = await self.rooms.scan(b"0")
+        assert (cursor, sorted(entries)) == (b"0", [("u", "r0", "g.1"), ("u", "r2", "g.1")])
 
 
 class FakeRoomsTest(RoomsContract, TestCase):
@@ -265,9 +287,12 @@ class FakeRoomsTest(RoomsContract, TestCase):
     async def test_it_fails_when_it_is_told_to(self) -> None:
         self.fake.failure = NotPublished("Redis is unavailable")
         for failing in (
-            self.fake.enter("u", "r", "g.1"),
-            self.fake.leave("u", "r", "g.1", "left"),
-            self.fake.restore([("u", "r", "g.1")]),
+            self.fake.begin_epoch(),
+            self.fake.enter(("u", "r", "g.1"), 1),
+            self.fake.leave([(("u", "r", "g.1"), "left")]),
+            self.fake.mend([(("u", "r", "g.1"), 1)]),
+            self.fake.count(),
+            self.fake.scan(b"0"),
             self.fake.bury([("u", "r", "g.1")]),
         ):
             self.failureResultOf(failing, NotPublished)

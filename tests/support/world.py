@@ -50,7 +50,7 @@ BROADCAST = "events:broadcast"
 
 
 class House:
-    """One gateway process. Those that are given the same ``channels`` and ``entries`` share a Redis."""
+    """One gateway process. Those that are given the same ``channels`` and ``sockets`` share a Redis."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class House:
         single: bool = True,
         services: Sequence[Registration] = (NOTES, CHAT),
         channels: dict[str, list[Callable[[bytes], None]]] | None = None,
-        entries: dict[tuple[str, str], str] | None = None,
+        sockets: dict[tuple[str, str], dict[str, int]] | None = None,
         prefix: str = "",
         limits: Limits | None = None,
     ) -> None:
@@ -69,7 +69,7 @@ class House:
         self.limits = replace(limits or Limits(), request_window=0)
         self.counters = Counters()
         self.access = FakeAccess()
-        self.rooms = FakeRooms(entries)
+        self.rooms = FakeRooms(sockets)
         self.bus = FakeBus(channels, prefix=prefix)
         self.registry = ServiceRegistry(services)
         core = core_of(
@@ -110,7 +110,7 @@ class House:
             self.clock.advance(0.25)
             self.admission.sweep()
             self.access_watch.sweep()
-            self.membership.sweep()
+            self.membership.reconciliation.sweep()
             self.requests.sweep()
 
     def broadcast(self, **message: Any) -> None:

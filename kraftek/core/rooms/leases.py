@@ -10,19 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from kraftek.contract.errors import NotPublished
+from kraftek.contract.fleet import Fleet
 from kraftek.contract.interfaces import IBus, IBusListener, IRooms
 from kraftek.contract.log_once import OnceUntilItWorks
 from kraftek.contract.lua import Script, lua
 from kraftek.contract.metrics import Counters
 from kraftek.contract.names import ENTRIES, GATEWAY_LEASES, LAST_LOOK, LOST_GATEWAYS, entries_key
-from kraftek.core.rooms.room_cache import ENTRIES_AT_ONCE, Entry
+from kraftek.core.rooms.room_cache import ENTRIES_AT_ONCE, read_entry
 
 __all__ = ["LOOK_INTERVAL", "RENEW_INTERVAL", "Leases"]
 
@@ -46,22 +46,29 @@ RELEASE = Script(lua(__package__, "release_lease"))
 _SAMPLE = 200
 """Bytes that the log shows of what cannot be read."""
 
-_decode = msgspec.json.Decoder(Entry).decode
-
 
 @implementer(IBusListener)
 class Leases:
-    """The lease of this process, and its look for expired leases. ``restore`` writes this process's entries again."""
+    """The lease of this process, and its look for expired leases. ``lost`` is called when its own has expired: others
+    have removed its entries. ``fleet`` is told how many gateways there are.
+    """
 
     _log = Logger()
 
     def __init__(
-        self, bus: IBus, rooms: IRooms, gateway_id: str, restore: Callable[[], None], counters: Counters
+        self,
+        bus: IBus,
+        rooms: IRooms,
+        gateway_id: str,
+        lost: Callable[[], None],
+        fleet: Fleet,
+        counters: Counters,
     ) -> None:
         self._bus = bus
         self._rooms = rooms
         self._gateway_id = gateway_id
-        self._restore = restore
+        self._lost = lost
+        self._fleet = fleet
         self._counters = counters
         self._looking = False
         self._warned = False
@@ -95,9 +102,9 @@ class Leases:
     async def _look(self) -> None:
         keys = [GATEWAY_LEASES, LOST_GATEWAYS, LAST_LOOK, ENTRIES]
         while found := await self._bus.call(FIND_LOST, keys, [LEASE, OUTAGE, ENTRIES_AT_ONCE]):
-            entries = [entry for member in found if (entry := _read(member)) is not None]
+            entries = [entry for member in found if (entry := read_entry(member)) is not None]
             if len(entries) < len(found):
-                await self._remove([member for member in found if _read(member) is None])
+                await self._remove([member for member in found if read_entry(member) is None])
             if entries:
                 await self._rooms.bury(entries)
                 self._counters.entries_swept += len(entries)
@@ -112,11 +119,15 @@ class Leases:
     def _call(self, script: Script, keys: list[str], *args: str | float) -> Deferred[Any]:
         return self._bus.call(script, keys, args).addErrback(self._failed)
 
-    def _renewed(self, known: int | None) -> None:
-        if known == 0:
+    def _renewed(self, answer: list[int] | None) -> None:
+        if answer is None:
+            return
+        known, gateways = answer
+        self._fleet.counted(gateways)
+        if not known:
             self._log.warn("The other gateways presumed this one dead: it was paused, or Redis lost its data")
             self._counters.leases_lost += 1
-            self._restore()
+            self._lost()
 
     def _looked(self, _: object) -> None:
         self._looking = False
@@ -129,12 +140,3 @@ class Leases:
         if failure.check(NotPublished) is None:
             text = "The leases of gateways are not kept, until they can be"
             self._once.failed(self._log.failure, text, failure=failure)
-
-
-def _read(member: bytes) -> Entry | None:
-    """The entry, if it was written by a gateway: only as it was written can it be removed."""
-    try:
-        entry = _decode(member)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    return entry if msgspec.json.encode(entry) == member else None

@@ -1,19 +1,24 @@
--- Removes entries, or passes them to another socket of the user. If several processes remove the same entry, only the
--- first one has an effect. Returns 0, and what failed.
-each(function(room, string, sockets, user, socket, entry, publish)
-    if redis.call('SREM', KEYS[1], entry) == 0 then return end
-    redis.call('SREM', sockets, socket)
-    local heir = redis.call('SRANDMEMBER', sockets)
-    if redis.call('HGET', room, user) == socket then
-        if heir then
-            redis.call('HSET', room, user, heir)
-        else
-            redis.call('HDEL', room, user)
-            publish()
-        end
+-- Removes entries, or passes them to the user's newest socket that remains in the room. Of lost entries (the first key
+-- is that of their set) those that are no longer lost stay: their process is back, or another one has removed them.
+-- The deletion comes first: after one Redis takes all the rest in spite of 'maxmemory'.
+local burying = KEYS[1] == KEYS[2]
+each(function(room, string, sockets, user, socket, entry)
+    if redis.call('SREM', KEYS[1], entry) == 0 then
+        if burying then return end
+        redis.call('SREM', KEYS[2], entry)
+    end
+    local stood = redis.call('ZREM', sockets, socket) == 1
+    local newest = redis.call('ZCARD', sockets) > 0 and redis.call('ZREVRANGE', sockets, 0, 0, 'WITHSCORES')
+    local there = redis.call('HGET', room, user)
+    if newest then
+        if there == socket then redis.call('HSET', room, user, newest[1]) end
+    elseif there == socket or stood and not there then
+        redis.call('HDEL', room, user)
+        told = told or {}
+        told[#told + 1] = {ARGV[arg + 3], key + 3, 2}
     end
     if redis.call('GET', string) == socket then
+        local heir = holder(newest)
         if heir then redis.call('SET', string, heir) else redis.call('DEL', string) end
     end
 end)
-return {0, unpack(failure)}

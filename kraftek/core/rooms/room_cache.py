@@ -1,11 +1,12 @@
 """The room cache that services read from Redis: who is in which room, on this process and the others; and the presence
 events that services get about it.
 
-Called by :mod:`kraftek.core.membership` and :mod:`kraftek.core.rooms.leases` through
+Called by :mod:`kraftek.core.rooms.reconciliation` and :mod:`kraftek.core.rooms.leases` through
 :class:`kraftek.contract.interfaces.IRooms`. The keys that services read are described in ``docs/services.rst``, "The
 room cache": the hash ``room:<room>`` of user to socket, and the string ``socket:<user>:<room>``. Two more are the
-gateways' own: the set ``sockets:["<user>","<room>"]`` of all sockets that the user has in that room; and for each
-process the set ``gateway:<id>:entries``, so that others can clean up after it.
+gateways' own: the sorted set ``sockets:["<user>","<room>"]`` of all sockets that the user has in that room, by when
+each entered, in microseconds of Redis's clock; and for each process the set ``gateway:<id>:entries``, so that others
+can clean up after it. The newest socket is the one that services read.
 
 Each change of all these is one script, which also decides whether services get an event: no reader sees one key
 without the other, and there is one ``joined`` and one ``left`` for a user in a room, in order, from any process.
@@ -14,46 +15,70 @@ without the other, and there is one ``joined`` and one ``left`` for a user in a 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from itertools import chain, islice
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 from msgspec import Raw
-from twisted.internet.defer import Deferred, FirstError, gatherResults
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from kraftek.contract.interfaces import IBus, IRooms, IServiceRegistry
+from kraftek.contract.interfaces import IBus, IRooms, IServiceRegistry, Mended, RoomEntry
 from kraftek.contract.log_once import OnceUntilItWorks
 from kraftek.contract.lua import Script, lua
 from kraftek.contract.messages import Envelope
 from kraftek.contract.names import (
     CLIENT_JOINED,
     CLIENT_LEFT,
+    EPOCH,
     LOST_GATEWAYS,
+    ROOMS_RESET,
     entries_key,
     place_of,
     room_key,
     socket_key,
     sockets_key,
+    stream_of,
 )
 from kraftek.contract.settings import Registration
 
-__all__ = ["ENTRIES_AT_ONCE", "Entry", "RedisRooms"]
-
-Entry = tuple[str, str, str]
-"""User, room and socket: a member of ``gateway:<id>:entries``, as JSON."""
+__all__ = ["ENTRIES_AT_ONCE", "RedisRooms", "encode_entry", "read_entry"]
 
 ENTRIES_AT_ONCE = 200
 """Entries that one call of a script writes: it blocks Redis for one or two milliseconds."""
 
-ENTER = Script(lua(__package__, "entries", "enter"))
-LEAVE = Script(lua(__package__, "entries", "leave"))
-RESTORE = Script(lua(__package__, "entries", "restore"))
+_OLDER = 16
+"""Older sockets of a user in a room that are reported at once: usually there is none."""
+
+_RIVALS = 16
+"""Users and rooms that share a string, at most: names with more colons than that are not looked through."""
+
+BEGIN = Script(lua(__package__, "time", "keep_type", "outcome", "begin_epoch", "presence"))
+COUNT = Script(lua(__package__, "time", "count"))
+ENTER = Script(lua(__package__, "outcome", "enter", "presence", most_older=_OLDER))
+LEAVE = Script(lua(__package__, "outcome", "entries", "holder", "leave", "presence"))
+MEND = Script(lua(__package__, "outcome", "entries", "holder", "mend", "presence", most_older=_OLDER))
 
 _encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(RoomEntry).decode
+
+_BREAK = "\n"
+"""Where a script puts the epoch and the number of an event. JSON as it is encoded here has none of these."""
+
+
+def encode_entry(entry: RoomEntry) -> bytes:
+    """The entry as a member of ``gateway:<id>:entries``."""
+    return _encode(entry)
+
+
+def read_entry(member: bytes) -> RoomEntry | None:
+    """The entry, if it was written by a gateway: only as it was written can it be removed."""
+    try:
+        entry = _decode(member)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return entry if _encode(entry) == member else None
 
 
 @implementer(IRooms)
@@ -84,53 +109,72 @@ class RedisRooms:
         registry.on_change(self._look_up)
         self._look_up()
 
-    def enter(self, user_id: str, room_id: str, socket_id: str) -> Deferred[str | None]:
-        displaced = self._run(ENTER, self._own, [(user_id, room_id, socket_id)], CLIENT_JOINED, {})
-        return displaced.addCallback(lambda found: found if found is None else found.decode(errors="replace"))
+    def begin_epoch(self) -> Deferred[int]:
+        assert self._bus.epoch is not None
+        places = [(place, service) for service in self._listening for place in _places(service)]
+        lengths = [_length(service) for _, service in places]
+        keys = [self._own, LOST_GATEWAYS, EPOCH, *(place for place, _ in places)]
+        event = self._event(ROOMS_RESET, ("", None, ""))
+        began = self._bus.call(BEGIN, keys, [len(places), *lengths, self._bus.epoch, event])
+        return began.addCallback(self._done, keys)
 
-    def leave(self, user_id: str, room_id: str, socket_id: str, reason: str) -> Deferred[None]:
-        left = self._run(LEAVE, self._own, [(user_id, room_id, socket_id)], CLIENT_LEFT, {"reason": reason})
-        return left.addCallback(lambda _: None)
+    def enter(self, entry: RoomEntry, at: int) -> Deferred[tuple[int, list[str]]]:
+        return self._run(ENTER, self._own, [(entry, at)], CLIENT_JOINED).addCallback(_entered)
 
-    def restore(self, entries: Iterable[Entry]) -> Deferred[list[str]]:
-        # All are sent before this returns: a session that leaves from now on leaves after it was restored.
-        remaining = iter(entries)
-        batches = []
-        while batch := list(islice(remaining, ENTRIES_AT_ONCE)):
-            batches.append(self._run(RESTORE, self._own, batch, CLIENT_JOINED, {}))
-        return gatherResults(batches, consumeErrors=True).addCallbacks(_sockets, _first_error)
+    def leave(self, entries: Sequence[tuple[RoomEntry, str]]) -> Deferred[None]:
+        return self._run(LEAVE, self._own, entries, CLIENT_LEFT).addCallback(lambda _: None)
 
-    def bury(self, entries: Sequence[Entry]) -> Deferred[None]:
-        buried = self._run(LEAVE, LOST_GATEWAYS, entries, CLIENT_LEFT, {"reason": "gateway_lost"})
-        return buried.addCallback(lambda _: None)
+    def mend(self, entries: Sequence[tuple[RoomEntry, int]]) -> Deferred[list[Mended]]:
+        return self._run(MEND, self._own, entries, CLIENT_JOINED).addCallback(_mended, entries)
+
+    def count(self) -> Deferred[tuple[int, int]]:
+        return self._bus.call(COUNT, [self._own]).addCallback(tuple)
+
+    def scan(self, cursor: bytes) -> Deferred[tuple[bytes, list[RoomEntry]]]:
+        scanned = self._bus.call("SSCAN", [self._own], [cursor, "COUNT", ENTRIES_AT_ONCE])
+        return scanned.addCallback(self._scanned)
+
+    def bury(self, entries: Sequence[RoomEntry]) -> Deferred[None]:
+        departed = [(entry, "gateway_lost") for entry in entries]
+        return self._run(LEAVE, LOST_GATEWAYS, departed, CLIENT_LEFT).addCallback(lambda _: None)
 
     def _run(
-        self, script: Script, named_in: str, entries: Sequence[Entry], event: str, payload: dict[str, str]
+        self, script: Script, named_in: str, entries: Sequence[tuple[RoomEntry, str | int]], event: str
     ) -> Deferred[Any]:
         services = self._listening
-        keys = [named_in, LOST_GATEWAYS]
-        args: list[str | bytes | int] = [len(services)]
-        args += [service.max_length if service.transport == "stream" else 0 for service in services]
-        for entry in entries:
+        keys = [named_in, LOST_GATEWAYS, EPOCH]
+        args: list[str | bytes | int] = [len(services), *map(_length, services)]
+        for entry, more in entries:
             user_id, room_id, socket_id = entry
-            sockets = sockets_key(_encode((user_id, room_id)).decode())
-            keys += (room_key(room_id), socket_key(user_id, room_id), sockets)
+            rivals = _rivals(user_id, room_id) if ":" in user_id or ":" in room_id else ()
+            keys += (room_key(room_id), socket_key(user_id, room_id), _sockets(user_id, room_id))
             keys += [_place(service, room_id) for service in services]
-            args += (user_id, socket_id, _encode(entry), self._event(event, entry, payload) if services else b"")
+            keys += rivals
+            told = self._event(event, entry, more) if services else b""
+            args += (user_id, socket_id, _encode(entry), told, more, len(rivals))
         return self._bus.call(script, keys, args).addCallback(self._done, keys)
 
-    def _done(self, answer: list[Any], keys: Sequence[str]) -> Any:
-        result, *failure = answer
-        if failure:
-            place, reason = (word.decode() for word in failure)
+    def _scanned(self, answer: list[Any]) -> tuple[bytes, list[RoomEntry]]:
+        cursor, members = answer
+        entries = [entry for member in members if (entry := read_entry(member)) is not None]
+        if len(entries) < len(members):
+            unreadable = [member for member in members if read_entry(member) is None]
+            self._bus.call("SREM", [self._own], unreadable).addErrback(lambda _: None)
+        return cursor, entries
+
+    def _done(self, answer: Any, keys: Sequence[str]) -> Any:
+        if type(answer) is list and answer and answer[0] == b"FAILED":
+            _, answer, *failure = answer
+            place, reason = (word.decode(errors="replace") for word in failure)
             text = "Cannot publish presence events to {place}: {reason}"
             self._once.failed(self._log.error, text, about=place, place=place, reason=reason)
         elif self._once.failing:
             self._once.works(*map(self._bus.channel_name, keys))
-        return result
+        return answer
 
-    def _event(self, event: str, entry: Entry, payload: dict[str, str]) -> bytes:
+    def _event(self, event: str, entry: tuple[str, str | None, str], reason: str | int = "") -> bytes:
         user_id, room_id, socket_id = entry
+        why = f'"reason":{_encode(reason).decode()},' if event == CLIENT_LEFT else ""
         return _encode(
             Envelope(
                 event_type=event,
@@ -139,7 +183,7 @@ class RedisRooms:
                 timestamp=int(self._now() * 1000),
                 gateway_id=self._gateway_id,
                 reply_to=self._reply_to,
-                payload=Raw(_encode(payload)),
+                payload=Raw(f"{{{why}{_BREAK}}}".encode()),
                 room_id=room_id,
             )
         )
@@ -148,14 +192,42 @@ class RedisRooms:
         self._listening = tuple(service for service in self._registry.services() if service.presence)
 
 
+def _length(service: Registration) -> int:
+    return service.max_length if service.transport == "stream" else 0
+
+
 def _place(service: Registration, room_id: str) -> str:
     return place_of(service.channel, service.partitions if service.transport == "stream" else 0, room_id)
 
 
-def _sockets(batches: list[list[bytes]]) -> list[str]:
-    return [socket_id.decode() for socket_id in chain.from_iterable(batches)]
+def _places(service: Registration) -> list[str]:
+    """All places where the service gets events, whatever their rooms."""
+    if service.transport == "stream" and service.partitions:
+        return [stream_of(service.channel, number) for number in range(service.partitions)]
+    return [service.channel]
 
 
-def _first_error(failure: Failure) -> Failure:
-    error = failure.value
-    return error.subFailure if isinstance(error, FirstError) else failure
+def _sockets(user_id: str, room_id: str) -> str:
+    return sockets_key(_encode((user_id, room_id)).decode())
+
+
+def _rivals(user_id: str, room_id: str) -> list[str]:
+    """The sockets of other users and rooms whose names come to the same key of :func:`socket_key`."""
+    name = f"{user_id}:{room_id}"
+    colons = [at for at, letter in enumerate(name) if letter == ":" and at not in (0, len(user_id))]
+    return [_sockets(name[:at], name[at + 1 :]) for at in colons[:_RIVALS]]
+
+
+def _entered(answer: Any) -> tuple[int, list[str]]:
+    if type(answer) is int:
+        return answer, []
+    at, *older = answer
+    return at, _names(older)
+
+
+def _mended(answers: Any, entries: Sequence[tuple[RoomEntry, int]]) -> list[Mended]:
+    return [Mended(entries[position][0], newest == 1, _names(older)) for position, newest, *older in answers or ()]
+
+
+def _names(sockets: Sequence[bytes]) -> list[str]:
+    return [socket.decode(errors="replace") for socket in sockets]

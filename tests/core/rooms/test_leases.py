@@ -13,6 +13,7 @@ from txredisapi import ResponseError
 from zope.interface.verify import verifyObject
 
 from kraftek.bus import RedisBus
+from kraftek.contract.fleet import Fleet
 from kraftek.contract.interfaces import IBusListener
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.metrics import Counters
@@ -26,16 +27,17 @@ from tests.support.waiting import until
 
 
 class Process:
-    """What of a gateway process has to do with leases. ``restored``: how often it wrote its entries again."""
+    """What of a gateway process has to do with leases. ``lost``: how often it was told that its entries are gone."""
 
     def __init__(self, bus: RedisBus, gateway_id: str) -> None:
         self.rooms = RedisRooms(bus, ServiceRegistry(), gateway_id, "")
         self.counters = Counters()
-        self.restored = 0
-        self.leases = Leases(bus, self.rooms, gateway_id, self.restore, self.counters)
+        self.lost = 0
+        self.fleet = Fleet()
+        self.leases = Leases(bus, self.rooms, gateway_id, self.lose, self.fleet, self.counters)
 
-    def restore(self) -> None:
-        self.restored += 1
+    def lose(self) -> None:
+        self.lost += 1
 
 
 class LeasesTest(TestCase):
@@ -83,14 +85,14 @@ class LeasesTest(TestCase):
         process.leases.renew()
         await self.bus.call("PING")
         assert LEASE - 1 < self.leases()["g1"] <= LEASE
-        assert (process.restored, process.counters.leases_lost) == (0, 0)
+        assert (process.lost, process.counters.leases_lost) == (0, 0)
 
     async def test_what_the_dead_left_is_removed_and_nothing_else(self) -> None:
         dead, one, two = [await self.process(name) for name in ("dead", "one", "two")]
         for number in range(2 * ENTRIES_AT_ONCE + 50):
-            await dead.rooms.enter(f"user {number}", "board", f"dead.{number}")
-        await one.rooms.enter("ann", "board", "one.a")
-        await two.rooms.enter("user 7", "board", "two.7")
+            await dead.rooms.enter((f"user {number}", "board", f"dead.{number}"), 1)
+        await one.rooms.enter(("ann", "board", "one.a"), 1)
+        await two.rooms.enter(("user 7", "board", "two.7"), 1)
         await self.look(one, two)
         assert self.client.hlen("k:room:board") == 2 * ENTRIES_AT_ONCE + 51
         self.is_gone("dead")
@@ -109,8 +111,8 @@ class LeasesTest(TestCase):
     async def test_what_no_gateway_wrote_is_removed_and_the_rest_cleaned_up(self) -> None:
         dead, one = await self.process("dead"), await self.process("one")
         for number in range(3):
-            await dead.rooms.enter(f"user {number}", "board", f"dead.{number}")
-        await dead.rooms.enter("ann", "broken", "dead.a")
+            await dead.rooms.enter((f"user {number}", "board", f"dead.{number}"), 1)
+        await dead.rooms.enter(("ann", "broken", "dead.a"), 1)
         self.client.delete("k:room:broken")
         self.client.set("k:room:broken", "no hash")
         odd: list[Any] = [
@@ -135,7 +137,7 @@ class LeasesTest(TestCase):
     async def test_keys_of_another_type_stop_nothing_else(self) -> None:
         dead, one = await self.process("dead"), await self.process("one")
         await self.process("odd")
-        await dead.rooms.enter("ann", "board", "dead.a")
+        await dead.rooms.enter(("ann", "board", "dead.a"), 1)
         for key in ("k:gateways:lost", "k:gateway:odd:entries"):
             self.client.delete(key)
             self.client.set(key, "no set")
@@ -152,7 +154,7 @@ class LeasesTest(TestCase):
 
     async def test_what_one_that_looked_could_not_finish_is_finished_by_others(self) -> None:
         dead, one, two = [await self.process(name) for name in ("dead", "one", "two")]
-        await dead.rooms.enter("ann", "board", "dead.a")
+        await dead.rooms.enter(("ann", "board", "dead.a"), 1)
         self.is_gone("dead")
         one.rooms.bury = lambda entries: fail(ConnectionError("it dies as well"))  # type: ignore[method-assign]
         await self.look(one)
@@ -161,26 +163,32 @@ class LeasesTest(TestCase):
         await self.look(two)
         assert not self.client.exists("k:room:board", "k:gateways:lost")
 
-    async def test_who_was_only_paused_writes_its_entries_again(self) -> None:
+    async def test_who_was_only_paused_hears_that_its_entries_are_gone(self) -> None:
         paused, other = await self.process("paused"), await self.process("other")
-        await paused.rooms.enter("ann", "board", "paused.a")
+        await paused.rooms.enter(("ann", "board", "paused.a"), 1)
         self.is_gone("paused")
         await self.look(other)
         assert not self.client.exists("k:room:board")
         paused.leases.renew()
         await self.bus.call("PING")
-        assert (paused.restored, paused.counters.leases_lost) == (1, 1)
+        assert (paused.lost, paused.counters.leases_lost) == (1, 1)
         assert self.leases().keys() == {"paused", "other"}
         paused.leases.renew()
         await self.bus.call("PING")
-        assert paused.restored == 1
+        assert paused.lost == 1
 
-    async def test_a_redis_that_forgot_everything_is_told_again(self) -> None:
+    async def test_renewals_say_how_many_gateways_there_are(self) -> None:
+        processes = [await self.process(name) for name in ("g1", "g2", "g3")]
+        processes[0].leases.renew()
+        await self.bus.call("PING")
+        assert processes[0].fleet.gateways == 3
+
+    async def test_a_redis_that_forgot_everything_is_noticed(self) -> None:
         process = await self.process("g1")
         self.client.flushall()
         process.leases.renew()
         await self.bus.call("PING")
-        assert process.restored == 1
+        assert process.lost == 1
 
     async def test_nobody_is_taken_for_gone_because_redis_was_away(self) -> None:
         processes = [await self.process(name) for name in ("g1", "g2", "g3")]
@@ -224,15 +232,15 @@ class LeasesTest(TestCase):
 
     async def test_who_ends_in_order_needs_no_sweeping(self) -> None:
         process = await self.process("g1")
-        await process.rooms.enter("ann", "board", "g1.a")
-        await process.rooms.leave("ann", "board", "g1.a", "closed")
+        await process.rooms.enter(("ann", "board", "g1.a"), 1)
+        await process.rooms.leave([(("ann", "board", "g1.a"), "closed")])
         process.leases.release()
         await self.bus.call("PING")
         assert self.client.keys() == ["k:gateway:epoch"]
 
     async def test_what_who_ends_leaves_behind_is_left_to_the_others(self) -> None:
         process, other = await self.process("g1"), await self.process("g2")
-        await process.rooms.enter("ann", "board", "g1.a")
+        await process.rooms.enter(("ann", "board", "g1.a"), 1)
         await self.look(other)
         process.leases.release()
         await self.look(other)
@@ -248,7 +256,7 @@ class LeasesTest(TestCase):
             process.leases.release()
             await self.look(process)
             assert len(self.flushLoggedErrors(ResponseError)) == 1
-            assert process.restored == 0
+            assert process.lost == 0
             self.client.delete("k:gateways")
             await self.look(process)
 
@@ -258,7 +266,7 @@ class LeasesTest(TestCase):
 
 def test_without_redis_nothing_happens(caplog: pytest.LogCaptureFixture) -> None:
     bus = FakeBus(available=False)
-    leases = Leases(bus, FakeRooms(), "g1", lambda: pytest.fail("nothing to restore"), Counters())
+    leases = Leases(bus, FakeRooms(), "g1", lambda: pytest.fail("no lease was lost"), Fleet(), Counters())
     leases.renew()
     leases.look()
     leases.release()
@@ -273,7 +281,7 @@ def test_without_redis_nothing_happens(caplog: pytest.LogCaptureFixture) -> None
 def test_one_look_at_a_time() -> None:
     bus = FakeBus()
     rooms = FakeRooms()
-    leases = Leases(bus, rooms, "g1", lambda: None, Counters())
+    leases = Leases(bus, rooms, "g1", lambda: None, Fleet(), Counters())
     bus.calls.clear()
     buried: list[Any] = []
     burying: Deferred[None] = Deferred()

@@ -1,0 +1,30 @@
+-- Makes right what there is of entries that should stand. The result has those that are not their user's only one in the
+-- room: the position, from 0, 1 if it is the newest or else 0, and the older sockets.
+local position = -1
+result = {}
+each(function(room, string, sockets, user, socket, entry)
+    position = position + 1
+    if redis.call('SADD', KEYS[1], entry) == 1 then redis.call('SREM', KEYS[2], entry) end
+    local newest = redis.call('ZREVRANGE', sockets, 0, 1, 'WITHSCORES')
+    local stood = newest[1]
+    if stood ~= socket and not (stood and redis.call('ZSCORE', sockets, socket)) then
+        redis.call('ZADD', sockets, ARGV[arg + 4], socket)
+        newest = redis.call('ZREVRANGE', sockets, 0, 1, 'WITHSCORES')
+    end
+    local there = redis.call('HGET', room, user)
+    -- A socket without the id of a gateway was written by another system, and stays.
+    if there ~= newest[1] and (not there or there:find('.', 1, true)) then
+        redis.call('HSET', room, user, newest[1])
+        if not there and not stood then
+            told = told or {}
+            told[#told + 1] = {ARGV[arg + 3], key + 3, 2}
+        end
+    end
+    local named = holder(newest)
+    if redis.call('GET', string) ~= named then redis.call('SET', string, named) end
+    if newest[1] ~= socket then
+        result[#result + 1] = {position, 0}
+    elseif newest[3] then
+        result[#result + 1] = {position, 1, unpack(redis.call('ZREVRANGE', sockets, 1, most_older))}
+    end
+end)
