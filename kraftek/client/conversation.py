@@ -12,6 +12,7 @@ import random
 import secrets
 from collections import deque
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -122,7 +123,9 @@ class Conversation:
         if self.state is State.CONNECTING:
             frame, self._authenticate = self._authenticate, None
             return frame
-        return self._outbox.take() if self.state is State.READY else None
+        if self.state is not State.READY:
+            return None
+        return self._outbox.take(next(chain(self._rooms, self._joins.values()), None))
 
     def due(self) -> float | None:
         """When to call :meth:`wake`."""
@@ -157,10 +160,13 @@ class Conversation:
         self._outbox.put(self._next_id(), Kind.EVENT, _frame(type, payload, room_id=room_id))
 
     def request(self, now: float, timeout: float, type: str, payload: Any = None, room_id: str | None = None) -> str:
-        """Send an event and wait for its answer, which is settled under the id returned. Raises as :meth:`emit`."""
+        """Send an event and wait for its answer, which is settled under the id returned. Raises as :meth:`emit`.
+
+        Without a room it is for the first of :attr:`rooms` when it is sent for the first time, also when sent again.
+        """
         self._check(type, room_id)
         key = self._next_id()
-        self._outbox.put(key, Kind.REQUEST, _frame(type, payload, key, room_id))
+        self._outbox.put(key, Kind.REQUEST, _frame(type, payload, key, room_id), roomless=room_id is None)
         self._deadlines.set(key, now + timeout)
         return key
 
@@ -301,7 +307,8 @@ class Conversation:
 
     def _show_token(self) -> None:
         self._complaint = None
-        self._first = next(iter(self._rooms), None)
+        # What was sent from no room is sent again from none, before rooms are entered.
+        self._first = None if self._outbox.is_from_nowhere else next(iter(self._rooms), None)
         self._authenticate = _frame("authenticate", {"token": self._token, "roomId": self._first})
 
     def _while_connecting(self, message: Message, error: ReceivedError | None, now: float) -> None:

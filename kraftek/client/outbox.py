@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import Enum
 
+import msgspec
+
 __all__ = ["Kind", "Outbox"]
 
 
@@ -22,32 +24,57 @@ class Kind(Enum):
     """``join`` and ``leave``, which are about one socket: not sent on another."""
 
 
+_encode = msgspec.json.Encoder().encode
+
+
 class Outbox:
-    """Messages by id, in the order of the calls: those still to be sent, and the requests sent on this socket."""
+    """Messages by id, in the order of the calls: those still to be sent, and the requests sent on this socket.
+
+    A request that names no room is sent for the room that is the default when it is sent for the first time: sent again
+    for another one, it would be another request.
+    """
 
     def __init__(self) -> None:
         self._unsent: dict[str, tuple[Kind, bytes]] = {}
         self._unanswered: dict[str, bytes] = {}
+        # Requests that name no room and were not sent yet, and those that were sent when there was none.
+        self._roomless: set[str] = set()
+        self._nowhere: set[str] = set()
         # The longest message on this socket: if the gateway closes it with 1009, this one was too large.
         self._longest = (0, "")
 
     def __len__(self) -> int:
         return len(self._unsent) + len(self._unanswered)
 
-    def put(self, key: str, kind: Kind, frame: bytes) -> None:
-        """Send it after everything else."""
+    @property
+    def is_from_nowhere(self) -> bool:
+        """Whether some request is to be sent again from no room."""
+        return bool(self._nowhere)
+
+    def put(self, key: str, kind: Kind, frame: bytes, *, roomless: bool = False) -> None:
+        """Send it after everything else. ``roomless``: it is a request that names no room."""
         self._unsent[key] = kind, frame
+        if roomless:
+            self._roomless.add(key)
 
     def put_first(self, controls: Mapping[str, bytes]) -> None:
-        """Send these before everything else."""
-        self._unsent = {key: (Kind.CONTROL, frame) for key, frame in controls.items()} | self._unsent
+        """Send these before everything else but requests from no room."""
+        nowhere = {key: message for key, message in self._unsent.items() if key in self._nowhere}
+        before = {key: (Kind.CONTROL, frame) for key, frame in controls.items()}
+        self._unsent = nowhere | before | {key: self._unsent[key] for key in self._unsent if key not in nowhere}
 
-    def take(self) -> bytes | None:
-        """The next one to send on this socket; ``None`` when there is none."""
+    def take(self, room_id: str | None = None) -> bytes | None:
+        """The next one to send on this socket; ``None`` when there is none. ``room_id``: the default room."""
         if not self._unsent:
             return None
         key = next(iter(self._unsent))
         kind, frame = self._unsent.pop(key)
+        if key in self._roomless:
+            self._roomless.remove(key)
+            if room_id is None:
+                self._nowhere.add(key)
+            else:
+                frame = _with(frame, b'"roomId":' + _encode(room_id))
         if len(frame) > self._longest[0]:
             self._longest = len(frame), key
         if kind is Kind.REQUEST:
@@ -63,6 +90,8 @@ class Outbox:
         """Neither send it nor send it again."""
         self._unsent.pop(key, None)
         self._unanswered.pop(key, None)
+        self._roomless.discard(key)
+        self._nowhere.discard(key)
 
     def is_request(self, key: str) -> bool:
         """Whether this is a request that was neither answered nor discarded."""
@@ -83,10 +112,25 @@ class Outbox:
 
     def socket_lost(self) -> None:
         """Unanswered requests are sent again, before the rest."""
-        again = {key: (Kind.REQUEST, frame) for key, frame in self._unanswered.items()}
+        again = {key: (Kind.REQUEST, _resent(frame)) for key, frame in self._unanswered.items()}
         rest = {key: message for key, message in self._unsent.items() if message[0] is not Kind.CONTROL}
         self._unsent, self._unanswered, self._longest = again | rest, {}, (0, "")
 
     def clear(self) -> None:
         """Remove everything."""
         self._unsent, self._unanswered, self._longest = {}, {}, (0, "")
+        self._roomless.clear()
+        self._nowhere.clear()
+
+
+_RESENT = b'"resent":true'
+
+
+def _resent(frame: bytes) -> bytes:
+    """The same request, sent again."""
+    return frame if frame.endswith(_RESENT + b"}") else _with(frame, _RESENT)
+
+
+def _with(frame: bytes, member: bytes) -> bytes:
+    """The JSON object with one member more."""
+    return b"%b,%b}" % (frame[:-1], member)

@@ -16,10 +16,11 @@ from kraftek.contract.interfaces import IClientLink, IDialect, IEventRouter
 from kraftek.contract.messages import Authenticate, Connected, Envelope, Event, Inbound, Join, Leave, Ping, Pong
 from kraftek.contract.metrics import Counters
 from kraftek.contract.names import new_socket_id
-from kraftek.contract.settings import Limits
+from kraftek.contract.settings import Limits, Registration
 from kraftek.core.access.permissions import permits
 from kraftek.core.admission import Admission
 from kraftek.core.dispatch import Dispatch
+from kraftek.core.request_records import record_key
 from kraftek.core.requests import Requests, undelivered_error, unreachable_error
 from kraftek.core.roster import Roster
 from kraftek.core.session import Session
@@ -111,7 +112,8 @@ class Gateway:
             grant = session.rooms[room_id]
         except KeyError:
             where = "in no room" if room_id is None else "not in this room"
-            raise _about(event, Code.ACCESS_DENIED, where) from None
+            self._deny(session, event, service, room_id, _about(event, Code.ACCESS_DENIED, where))
+            return
         now = self._now()
         if grant.expires_at is not None and grant.expires_at <= now and not grant.suspended:
             self._admission.expired(session, room_id)
@@ -119,8 +121,11 @@ class Gateway:
             return
         if grant.permissions is not None and not permits(grant.permissions, event.name):
             if grant.suspended:
-                raise _about(event, Code.AUTH_UNAVAILABLE, "access cannot be checked at present", retry_after=1.0)
-            raise _about(event, Code.ACCESS_DENIED, "this event is not permitted")
+                denied = _about(event, Code.AUTH_UNAVAILABLE, "access cannot be checked at present", retry_after=1.0)
+            else:
+                denied = _about(event, Code.ACCESS_DENIED, "this event is not permitted")
+            self._deny(session, event, service, room_id, denied)
+            return
         envelope = Envelope(
             event_type=event.name,
             user_id=user_id,
@@ -141,6 +146,16 @@ class Gateway:
         except NotPublished:
             raise unreachable_error(event.name, event.id) from None
         self._counters.published += 1
+
+    def _deny(
+        self, session: Session, event: Event, service: Registration, room_id: str | None, error: PeerError
+    ) -> None:
+        """Refuse the event with this error. A request that was sent before, when it was allowed, keeps its answer."""
+        if event.id is None or not event.resent:
+            raise error
+        assert session.user_id is not None
+        key = record_key(session.user_id, event.name, room_id, event.payload, event.id)
+        self._requests.find(session, event.id, service, key, error)
 
     def _sent(self, session: Session, event: Event, receipt: int) -> None:
         if receipt <= 0:

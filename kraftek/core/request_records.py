@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from functools import lru_cache, partial
 from zlib import crc32
 
+from msgspec import Raw
 from twisted.internet.interfaces import IReactorTime
 
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import IBus, Undelivered
 from kraftek.contract.lua import ForEach, Receipt
-from kraftek.contract.messages import Envelope, RequestId
+from kraftek.contract.messages import RequestId
 from kraftek.contract.metrics import Counters
 from kraftek.contract.names import REQUESTS
 
@@ -28,10 +29,10 @@ _AT_ONCE = 1000
 """Of these are stored with one command, which takes Redis some ten milliseconds."""
 
 
-def record_key(envelope: Envelope, request_id: RequestId) -> str:
+def record_key(user_id: str, name: str, room_id: str | None, payload: Raw, request_id: RequestId) -> str:
     """The key of the record of a request: the same whenever it is sent again, and that of no other request."""
-    records, kind = _keys_of(envelope.user_id, envelope.event_type, envelope.room_id)
-    number = crc32(envelope.payload, kind)
+    records, kind = _keys_of(user_id, name, room_id)
+    number = crc32(payload, kind)
     return f"{records}{number}:{request_id}" if isinstance(request_id, str) else f"{records}{number}#{request_id}"
 
 

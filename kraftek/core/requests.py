@@ -104,7 +104,7 @@ class Requests:
 
         Raises ``PeerError`` when too many wait or Redis cannot be asked, and it is not sent again as far as is known.
         """
-        record = record_key(envelope, request_id)
+        record = record_key(envelope.user_id, envelope.event_type, envelope.room_id, envelope.payload, request_id)
         waiting = self._waiting.get(session.socket_id)
         if waiting is None:
             waiting = self._waiting[session.socket_id] = {}
@@ -120,7 +120,7 @@ class Requests:
             raise _try_again(envelope.event_type, request_id, Code.RATE_LIMITED, message)
         queue = self._queues.get(id(service))
         if queue is None:
-            queue = self._queues[id(service)] = RequestQueue(service, self._window, self._sent)
+            queue = self._queue(service)
         lasts = self._lasts and session.dialect.lasting_ids
         request = Request(session, envelope.event_type, record, lasts, queue, request_id, self._clock.seconds())
         if len(queue.requests) >= service.requests:
@@ -137,6 +137,27 @@ class Requests:
                     self._dispatch.send(service, envelope, request)
             except NotPublished:
                 self._look_ups.not_sent(request, resent, unreachable_error(request.name, request_id))
+        waiting[request_id] = request
+        queue.requests[request] = None
+
+    def find(
+        self, session: Session, request_id: RequestId, service: Registration, record: str, error: PeerError
+    ) -> None:
+        """Answer a request that was sent before, and is not allowed now, if its service has got it. Otherwise, or when
+        that cannot be looked up, the error is its answer. ``record``: the key of its record.
+        """
+        waiting = self._waiting.setdefault(session.socket_id, {})
+        if request_id in waiting:
+            if waiting[request_id].record == record:
+                return
+            raise error
+        if len(waiting) >= self._bound:
+            raise error
+        queue = self._queues.get(id(service)) or self._queue(service)
+        lasts = self._lasts and session.dialect.lasting_ids
+        name = error.event_type or ""
+        request = Request(session, name, record, lasts, queue, request_id, self._clock.seconds())
+        self._look_ups.not_sent(request, True, error)
         waiting[request_id] = request
         queue.requests[request] = None
 
@@ -212,6 +233,10 @@ class Requests:
             self._look_ups.uncertain(request, receipt)
         else:
             self._not_handed(request, receipt)
+
+    def _queue(self, service: Registration) -> RequestQueue:
+        queue = self._queues[id(service)] = RequestQueue(service, self._window, self._sent)
+        return queue
 
     def _records(self) -> Iterable[str]:
         return (request.record for queue in self._queues.values() for request in queue.requests)

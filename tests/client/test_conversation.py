@@ -237,10 +237,67 @@ def test_unanswered_requests_are_sent_again_under_their_id_and_events_are_not(pl
     play.wake()
     again = play.ready()
     assert [frame["id"] for frame in again] == [first, second, third]
-    assert again[:2] == [before[first], before[second]]
+    assert again[:2] == [{**before[first], "resent": True}, {**before[second], "resent": True}]
     play.say("a:b:first", 2, id=first)
     play.actions()
     assert play.settled[first].payload == 2
+
+
+def test_a_request_is_sent_again_for_the_room_that_it_was_first_sent_from(play: Play) -> None:
+    early = play.it.request(play.now, 60.0, "a:b:early")
+    assert [frame["roomId"] for frame in play.ready()] == ["r1"]
+    joined(play, "r2")
+    play.it.request(play.now, 60.0, "a:b:first")
+    play.it.request(play.now, 60.0, "a:b:second", room_id="r2")
+    first, second = play.sent()
+    assert (first["roomId"], second["roomId"]) == ("r1", "r2")
+    play.leave("r1")
+    play.it.request(play.now, 60.0, "a:b:third")
+    _, third = play.sent()
+    assert third["roomId"] == "r2"
+    for _ in range(2):
+        play.lose()
+        play.wake()
+        again = play.ready()
+        assert again[0] == {"type": "a:b:early", "id": early, "roomId": "r1", "resent": True}
+        assert again[1:] == [{**frame, "resent": True} for frame in (first, second, third)]
+
+
+def test_a_request_that_was_sent_from_no_room_is_sent_again_from_none() -> None:
+    play = Play()
+    play.it.connect()
+    play.ready()
+    key = play.it.request(play.now, 60.0, "a:b:first", 1)
+    (first,) = play.sent()
+    assert "roomId" not in first
+    joined(play, "r1")
+    play.it.request(play.now, 60.0, "a:b:second")
+    (second,) = play.sent()
+    assert second["roomId"] == "r1"
+    play.lose()
+    play.wake()
+    assert play.open()["payload"]["roomId"] is None
+    play.say("authenticated", {"success": True})
+    again, join, then = play.sent()
+    assert again == {**first, "resent": True}
+    assert (join["type"], join["payload"]) == ("join", {"roomId": "r1"})
+    assert then == {**second, "resent": True}
+    play.say("joined", {"roomId": "r1"}, id=join["id"])
+    play.say("ack", {"receivers": 1}, id=key)
+    play.lose()
+    play.wake()
+    assert play.open()["payload"]["roomId"] == "r1"
+
+
+def test_a_request_behind_the_first_join_is_for_that_room() -> None:
+    """The gateway holds it until it has checked that."""
+    play = Play()
+    play.it.connect()
+    play.ready()
+    play.join("r1")
+    play.it.request(play.now, 60.0, "a:b:c")
+    _, request = play.sent()
+    assert request["roomId"] == "r1"
 
 
 def test_what_was_not_yet_written_when_the_socket_was_lost_is_written_to_the_next(play: Play) -> None:

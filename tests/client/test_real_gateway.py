@@ -87,6 +87,35 @@ def test_the_gateway_is_restarted(
     assert redis_server.client().hkeys("room:r2") == ["user_ada"]
 
 
+def test_the_default_room_is_another_one_when_a_request_is_sent_again(
+    user: MakeUser, redis_server: RedisServer, gateway: StartGateway, service: StartService
+) -> None:
+    """It keeps the room that it was first sent from, also when the client has left that: it runs once."""
+    release = threading.Event()
+
+    def answer_late(event: dict[str, Any]) -> dict[str, Any]:
+        assert release.wait(60), "nobody released the answer"
+        reply = {"type": event["eventType"], "inReplyTo": event["id"], "payload": event["roomId"]}
+        return {**reply, "recipients": [event["socketId"]], "userIds": [event["userId"]]}
+
+    chat = service(redis_server, "events:chat", answer_late)
+    service(redis_server, "events:stickyNotes")
+    first = gateway(redis_server, services=SERVICES)
+    ada = user(first.url, timeout=60.0)
+    ada.run("connect")
+    ada.run("join", "r2")
+    asking = ada.start("request", "chat:message:send", 1)
+    (event,) = chat.wait_received()
+    ada.run("leave", "r1")
+    first.kill()
+    gateway(redis_server, services=SERVICES, args=same_port(first))
+    assert ada.run("request", "stickyNotes:note:create") == {"receivers": 1}
+    assert ada.client.rooms == ["r2"]
+    release.set()
+    assert asking.result(10.0) == "r1"
+    assert chat.received() == [event]
+
+
 def test_requests_through_kills(
     user: MakeUser, redis_server: RedisServer, gateway: StartGateway, service: StartService
 ) -> None:

@@ -323,6 +323,24 @@ class UncertainTest(RequestsTestCase):
         assert told(elsewhere) == [ANSWER]
         assert self.handled() == 1
 
+    async def test_a_room_that_was_left_meanwhile(self) -> None:
+        first, again = self.one.connect("1"), self.two.connect("1")
+        await self.send(first)
+        del again.rooms["board"]
+        for key in ("q", "new"):
+            await self.send(again, id=key, resent=True)
+        await self.send(again, id="q", resent=True)  # the first one's answer answers this one, too
+        await self.send(again, id="q", payload=2, resent=True)
+        assert [message["payload"]["code"] for message in told(again)] == ["ACCESS_DENIED"]
+        await self.sweep(self.two)
+        (message,) = told(again)
+        assert (message["id"], message["payload"]["code"]) == ("new", "ACCESS_DENIED")
+        self.answer(self.one, "one.1")
+        await self.one.bus.call("PING")
+        await self.sweep(self.two)
+        assert told(again) == [ANSWER]
+        assert self.handled() == 1
+
     async def test_acknowledgements_that_do_not_last(self) -> None:
         forgetful = await self.gateway("forgetful", 0.0, **PINGS)
         await self.freeze(forgetful)
@@ -330,6 +348,20 @@ class UncertainTest(RequestsTestCase):
         ask(session, resent=True)
         assert codes(session) == ["SERVICE_UNAVAILABLE"]
         await self.thaw(forgetful)
+
+
+def test_what_is_not_allowed_is_refused_at_once_unless_it_was_sent_before() -> None:
+    house = House()
+    client = house.admit()
+    client.send({"type": SEND, "id": 1, "roomId": "elsewhere"})
+    client.send({"type": SEND, "id": 2, "roomId": "elsewhere", "resent": True})  # answers do not last here
+    client.send({"type": SEND, "roomId": "elsewhere", "resent": True})
+    told = client.link.read()
+    assert [(message.get("id"), message["payload"]["code"]) for message in told] == [
+        (1, "ACCESS_DENIED"),
+        (2, "ACCESS_DENIED"),
+        (None, "ACCESS_DENIED"),
+    ]
 
 
 def test_a_client_connects_before_redis_was_lost_or_after() -> None:

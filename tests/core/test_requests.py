@@ -13,7 +13,7 @@ from twisted.logger import capturedLogs
 
 from kraftek.contract.errors import PeerError
 from kraftek.contract.interfaces import Undelivered
-from kraftek.contract.messages import Broadcast, Envelope, Event
+from kraftek.contract.messages import Broadcast, Event
 from kraftek.contract.settings import Limits, Registration
 from kraftek.core.request_records import late_answer_key, record_key
 from tests.support.request_gateways import SEND, RequestsTestCase, told
@@ -255,19 +255,7 @@ ASKED = st.tuples(TEXTS, IDS, NAMES, PLACES, PAYLOADS)
 
 
 def record_of(user_id: str, request_id: int | str, name: str, room_id: str | None, payload: str) -> str:
-    raw = msgspec.Raw(payload.encode())
-    envelope = Envelope(
-        event_type=name,
-        user_id=user_id,
-        socket_id="g.1",
-        timestamp=1,
-        gateway_id="g",
-        reply_to="events:reply:g",
-        payload=raw,
-        room_id=room_id,
-        id=request_id,
-    )
-    return record_key(envelope, request_id)
+    return record_key(user_id, name, room_id, msgspec.Raw(payload.encode()), request_id)
 
 
 @given(ASKED, ASKED)

@@ -242,6 +242,35 @@ def test_the_gateway_is_restarted(
     second.close()
 
 
+def test_the_default_room_is_another_one_when_a_request_is_sent_again(
+    place: Any, origin: str, redis_server: RedisServer, gateway: StartGateway, service: StartService
+) -> None:
+    """It keeps the room that it was first sent from, also when the client has left that: it runs once."""
+    first = gateway(redis_server, services=SERVICES, config={"origins": [origin]})
+    slow: list[dict[str, Any]] = []
+    service(redis_server, "events:chat", slow.append)
+    here: Place = place(first)
+    start(here, first)
+    here.evaluate("client.join('r2')")
+    settled(here, "answered", "client.request('chat:a:b', { n: 1 })")
+    (event,) = wait_until(lambda: slow, "the request")
+    assert event["roomId"] == "r1"
+    here.evaluate("client.leave('r1')")
+    first.kill()
+    listen = ("--listen", f"tcp:{first.port}:interface=127.0.0.1")
+    second = gateway(redis_server, services=SERVICES, config={"origins": [origin]}, args=listen)
+    wait_until(lambda: here.evaluate("states.length") > 1, "the loss of the connection")
+    wait_state(here, "ready")
+    assert here.evaluate("client.rooms") == ["r2"]
+    with redis_server.client() as bus:
+        answers = {"inReplyTo": event["id"], "recipients": [event["socketId"]], "userIds": [event["userId"]]}
+        bus.publish("events:broadcast", json.dumps({"type": "chat:a:b", "payload": "once", **answers}))
+    wait_until(lambda: here.evaluate("globalThis.answered ?? null"), "the answer")
+    assert here.evaluate("answered") == {"value": "once"}
+    assert len(slow) == 1
+    second.close()
+
+
 def test_tokens_and_the_auth_service(
     place: Any,
     origin: str,

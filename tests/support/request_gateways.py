@@ -12,13 +12,14 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import TestCase
 
 from kraftek.bus import RedisBus
-from kraftek.contract.errors import NotPublished
+from kraftek.contract.errors import Code, NotPublished, PeerError
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Broadcast, Envelope, Event, Grant, Token
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Limits, Redis, Registration
 from kraftek.core.dispatch import Dispatch
 from kraftek.core.registry import ServiceRegistry
+from kraftek.core.request_records import record_key
 from kraftek.core.requests import Requests, unreachable_error
 from kraftek.core.roster import Roster
 from kraftek.core.session import HeldGrant, Session
@@ -51,6 +52,11 @@ class RequestGateway:
         service = self.registry.find(message.name.partition(":")[0])
         assert service is not None
         assert session.user_id is not None
+        if message.room_id not in session.rooms:
+            error = PeerError(Code.ACCESS_DENIED, "not in this room", id=message.id, event_type=message.name)
+            key = record_key(session.user_id, message.name, message.room_id, message.payload, message.id)
+            self.requests.find(session, message.id, service, key, error)
+            return
         envelope = Envelope(
             event_type=message.name,
             user_id=session.user_id,
@@ -73,11 +79,11 @@ class RequestGateway:
         self.requests.departed(session)
 
     def connect(self, socket_id: str, user_id: str = "ann") -> Session:
-        """A client connects, and is in the room ``board``."""
+        """A client connects, and is in the rooms ``board`` and ``other``."""
         session = Session(f"{self.name}.{socket_id}", self, FakeLink(), NativeDialect(), self.limits, self.counters)
         session.outages = self.requests.outages
         session.user_id = user_id
-        session.rooms = {"board": HeldGrant(Token("t"), Grant(user_id, "board"))}
+        session.rooms = {room: HeldGrant(Token("t"), Grant(user_id, room)) for room in ("board", "other")}
         self.roster.add(session)
         self.roster.identify(session, user_id, "digest")
         return session

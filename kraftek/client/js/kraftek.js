@@ -187,7 +187,8 @@ export class Kraftek {
 
   /**
    * Send an event and get the answer's payload. While there is no connection it waits, and when the connection is lost
-   * before the answer it is sent again with the same id, which the gateway does not have done twice. Rejects with the
+   * before the answer it is sent again with the same id, which the gateway does not have done twice. Without a `roomId` it
+   * is for the room that is the first of `rooms` when it is sent for the first time. Rejects with the
    * `KraftekError` that it is answered with, with our own `TIMEOUT`, `CLOSED`, `QUEUE_FULL` (as many requests as that
    * are unanswered) or `TOO_LARGE`, or with the signal's reason; with a `TypeError` where `emit` throws it.
    */
@@ -209,8 +210,8 @@ export class Kraftek {
       signal?.addEventListener("abort", abort);
       const stop = this.#within(timeout, () => settle(reject, tooLate(timeout, type)));
       const answer = (error, value) => (error ? settle(reject, error) : settle(resolve, value));
-      this.#outbox.set(id, { text, answer, type });
-      if (this.#state === "ready") this.#send(text, id);
+      this.#outbox.set(id, { text, answer, type, roomless: roomId === undefined });
+      if (this.#state === "ready") this.#ask(id);
     });
   }
 
@@ -291,7 +292,7 @@ export class Kraftek {
     if (this.#socket !== socket || socket.readyState !== socket.OPEN) return;
     const { token, roomId } = shown;
     this.#name(roomId);
-    const [first] = this.#rooms.keys();
+    const [first] = this.#fromNowhere().length ? [] : this.#rooms.keys();
     this.#command("authenticate", { token, roomId: first }, (error, payload) => {
       if (!error) this.#admit(first, payload?.userId);
       else if (error.code === "AUTH_UNAVAILABLE") this.#askLater(error);
@@ -311,6 +312,7 @@ export class Kraftek {
     this.#userId = userId;
     if (this.#rooms.has(roomId)) this.#isIn(roomId);
     else if (roomId !== undefined) this.#command("leave", { roomId }, () => {});
+    for (const id of this.#fromNowhere()) this.#ask(id);
     for (const each of this.#rooms.keys()) {
       if (each !== roomId) this.#enter(each);
     }
@@ -372,9 +374,13 @@ export class Kraftek {
     if (this.#state !== "connecting" || !this.#admitted || this.#entered.size < this.#rooms.size) return;
     this.#readySince = this.#options.clock.now();
     this.#state = "ready";
-    for (const [id, { text, answer }] of this.#outbox) {
-      if (!answer) this.#outbox.delete(id);
-      this.#send(text, id);
+    for (const [id, { text, answer, socket }] of this.#outbox) {
+      if (answer) {
+        if (socket !== this.#socket) this.#ask(id);
+      } else {
+        this.#outbox.delete(id);
+        this.#send(text, id);
+      }
     }
     this.#look();
     this.#tell("state", { state: "ready" });
@@ -517,6 +523,26 @@ export class Kraftek {
     this.#send(JSON.stringify({ type, payload, id }), id);
   }
 
+  /** Requests that were sent from no room are sent again from none: before any is entered, and not for the first one. */
+  #fromNowhere() {
+    return [...this.#outbox].filter(([, request]) => request.nowhere).map(([id]) => id);
+  }
+
+  /** Send a request. For another room than the first time it would be another one to the gateway, and be done twice. */
+  #ask(id) {
+    const request = this.#outbox.get(id);
+    if (!request.socket) {
+      const [roomId] = this.#rooms.keys();
+      if (request.roomless && roomId !== undefined) request.text = withMember(request.text, "roomId", roomId);
+      request.nowhere = request.roomless && roomId === undefined;
+    } else if (!request.resent) {
+      request.text = withMember(request.text, "resent", true);
+      request.resent = true;
+    }
+    request.socket = this.#socket;
+    this.#send(request.text, id);
+  }
+
   #send(text, id = "") {
     const size = utf8.encode(text).length;
     if (size > this.#longest.size) this.#longest = { size, id };
@@ -595,6 +621,11 @@ export class Kraftek {
       }
     }
   }
+}
+
+/** The JSON of an object, with one member more. */
+function withMember(text, name, value) {
+  return `${text.slice(0, -1)},"${name}":${JSON.stringify(value)}}`;
 }
 
 function checkName(type) {

@@ -198,12 +198,80 @@ test("requests without an answer are sent again with their id, and nothing else 
   await next.admit();
   for (const type of ["chat:a:1", "chat:a:3"]) {
     const message = await next.hear(type);
-    assert.deepEqual(message, { type, payload: type, id: ids[type] });
+    assert.deepEqual(message, { type, payload: type, id: ids[type], resent: true });
     next.say("ack", type, { id: message.id });
   }
   await next.hear("chat:e:2");
   assert.deepEqual(await Promise.all(requests), ["chat:a:1", 2, "chat:a:3"]);
   await next.end();
+});
+
+test("a request is sent again for the room that it was first sent from", async (t) => {
+  const here = await world(t);
+  const { client, peer } = await here.ready({ roomId: "r1", timeout: 60_000 });
+  const joining = client.join("r2");
+  await peer.letJoin();
+  await joining;
+  const answers = [client.request("chat:a:1"), client.request("chat:a:2", 1, { roomId: "r2" })];
+  const first = await peer.hear("chat:a:1");
+  assert.equal(first.roomId, "r1");
+  const second = await peer.hear("chat:a:2");
+  client.leave("r1");
+  answers.push(client.request("chat:a:3"));
+  assert.equal((await peer.hear("leave")).payload.roomId, "r1");
+  const third = await peer.hear("chat:a:3");
+  assert.equal(third.roomId, "r2");
+
+  let last = peer;
+  for (let n = 0; n < 2; n += 1) {
+    const gone = state(client, "waiting");
+    await last.end();
+    await gone;
+    here.clock.pass(10_000);
+    last = await here.peer();
+    assert.deepEqual((await last.admit()).roomId, "r2");
+    for (const before of [first, second, third]) {
+      assert.deepEqual(await last.hear(before.type), { ...before, resent: true });
+    }
+  }
+  for (const { id, type } of [first, second, third]) last.say("ack", type, { id });
+  assert.deepEqual(await Promise.all(answers), ["chat:a:1", "chat:a:2", "chat:a:3"]);
+  await last.end();
+});
+
+test("a request that was sent from no room is sent again from none", async (t) => {
+  const here = await world(t);
+  const { client, peer } = await here.ready();
+  const answer = client.request("chat:a:1");
+  const first = await peer.hear("chat:a:1");
+  assert.equal(first.roomId, undefined);
+  const joining = client.join("r1");
+  await peer.letJoin();
+  await joining;
+  const later = client.request("chat:a:2");
+  const second = await peer.hear("chat:a:2");
+  assert.equal(second.roomId, "r1");
+
+  const gone = state(client, "waiting");
+  await peer.end();
+  await gone;
+  here.clock.pass(10_000);
+  const next = await here.peer();
+  assert.equal((await next.admit()).roomId, undefined);
+  assert.deepEqual(await next.hear("chat:a:1"), { ...first, resent: true });
+  assert.equal(await next.letJoin(), "r1");
+  assert.deepEqual(await next.hear("chat:a:2"), { ...second, resent: true });
+  for (const { id, type } of [first, second]) next.say("ack", type, { id });
+  assert.deepEqual([await answer, await later], ["chat:a:1", "chat:a:2"]);
+
+  // Nothing from nowhere is left: it shows its room again.
+  const left = state(client, "waiting");
+  await next.end();
+  await left;
+  here.clock.pass(10_000);
+  const last = await here.peer();
+  assert.equal((await last.admit()).roomId, "r1");
+  await last.end();
 });
 
 test("what waits is bounded", async (t) => {
