@@ -71,6 +71,7 @@ class RedisConnection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has 
 
     ``server``: what the server at its other end says of itself, once it was asked; nothing where our user may not ask.
     ``refused``: Redis is available, but does not allow a command that this connection needs, or is ``unsuitable``.
+    ``demoted``: it has shown to be a replica by now.
 
     It prepares itself. ``ClientService`` offers ``prepareConnection`` for that, but raises ``NoTransition`` when the
     connection is lost meanwhile (Twisted 26.10).
@@ -88,6 +89,7 @@ class RedisConnection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has 
         self._fault = ""
         self.server = Server()
         self.unsuitable: UnsuitableServer | None = None
+        self.demoted = False
         self.refused = False
         self.waiting: deque[Deferred[Any] | Callable[[Any], None]] = deque()
 
@@ -136,6 +138,11 @@ class RedisConnection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has 
             reason = reason.replace(self._address.password, "(password)")
         self._fault = self._fault or reason
         self.transport.abortConnection()
+
+    def leave_server(self, reason: str) -> None:
+        """Give up this connection, and have the owner give up all others: the server is no primary any more."""
+        self.demoted = True
+        self.give_up(reason)
 
     # Called by Twisted
 
@@ -220,7 +227,7 @@ class RedisConnection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has 
     def _look(self, error: Exception) -> None:
         """A server that shows to be no primary is given up: the name may lead to another one by now."""
         if isinstance(error, ResponseError) and shows_replica(text := str(error)):
-            self.give_up(text)
+            self.leave_server(text)
 
     def _refused(self, failure: Failure) -> Failure:
         reason = failure.value.subFailure if isinstance(failure.value, FirstError) else failure

@@ -73,9 +73,7 @@ class RedisBus(MultiService):
         self._address = address = redis_address(config.url)
         self._clock: Any = reactor if clock is None else clock
         self._config = config
-        self.endpoint = endpoint = _endpoint(reactor, self._clock, address, config)
-        if isinstance(endpoint, SentinelEndpoint):
-            endpoint.setServiceParent(self)
+        self.endpoint = endpoint = _endpoint(self, reactor, self._clock, address, config)
         self.server_name = f"Redis at {endpoint.name}"
         self._outage = Outage(self.server_name, self._clock)
         self._unsuitable = unsuitable
@@ -250,6 +248,8 @@ class RedisBus(MultiService):
         if self.available:
             self.available = False
             self._tell("bus_down")
+        if connection.demoted:
+            self.drop(reason)
         if connection.unsuitable is not None:
             self._unsuitable(connection.unsuitable)
         elif connection.refused and "NOPERM" in reason:
@@ -319,7 +319,11 @@ class RedisBus(MultiService):
                 self.log.failure("Failed on {event}", event=event)
 
 
-def _endpoint(reactor: Any, clock: Any, address: RedisAddress, config: Redis) -> RedisEndpoint | SentinelEndpoint:
+def _endpoint(
+    parent: MultiService, reactor: Any, clock: Any, address: RedisAddress, config: Redis
+) -> RedisEndpoint | SentinelEndpoint:
     if address.sentinels:
-        return SentinelEndpoint(reactor, clock, address, config)
+        endpoint = SentinelEndpoint(reactor, clock, address, config)
+        endpoint.setServiceParent(parent)
+        return endpoint
     return RedisEndpoint(reactor, address, config.ca, config.ping_timeout)

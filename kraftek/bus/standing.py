@@ -88,7 +88,7 @@ class Standing:
     def _checked(self, answer: list[Any], connection: CommandConnection) -> None:
         epoch, refusal, run, role = (None if part is None else part.decode("utf-8", "replace") for part in answer)
         if role != "master" or run != (connection.server.run or run):
-            connection.give_up("it is no primary any more")
+            connection.leave_server("it is no primary any more")
             return
         self._refuses(refusal)
         self._found(epoch)
