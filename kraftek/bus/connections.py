@@ -266,8 +266,8 @@ class CommandConnection(RedisConnection):
     """Publishes and commands. What is sent in one reactor iteration leaves in one write.
 
     ``check``: asks whether the server is still the right one, and whether it takes writes. It is called every second,
-    in place of a ping. ``batched``: messages that wait for their answers beside those in ``waiting``, where a batch is
-    one.
+    in place of a ping; without it a ping asks for the role alone. ``batched``: messages that wait for their answers
+    beside those in ``waiting``, where a batch is one.
     """
 
     def __init__(
@@ -314,7 +314,10 @@ class CommandConnection(RedisConnection):
         return [self.ask("SELECT", self._address.database)]
 
     def ping(self) -> Deferred[Any]:
-        return super().ping() if self._check is None else self._check(self)
+        if self._check is not None:
+            return self._check(self)
+        # A replica publishes as a primary does, and nobody hears it there.
+        return self.ask("INFO", "replication").addCallback(self._look_at_role)
 
     @property
     def ping_interval(self) -> float:
@@ -381,6 +384,10 @@ class CommandConnection(RedisConnection):
                 self._tell([(messages[reply[i]], reply[i + 1]) for i in range(0, len(reply), 2)])
             else:
                 self._tell([(message, reply) for message in messages])
+
+    def _look_at_role(self, info: bytes) -> None:
+        if server_in(info).role != "master":
+            self.leave_server("it is no primary any more")
 
     def track(self, target: int, prefixes: Sequence[str]) -> Deferred[Any]:
         """Have Redis announce changes of keys to the connection ``target``, except those made on this connection.

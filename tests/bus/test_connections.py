@@ -309,7 +309,7 @@ def test_a_link_that_is_not_greeted_in_time_is_left() -> None:
 def test_a_ping_that_is_not_answered_in_time_closes() -> None:
     story, _ = command_story()
     story.clock.advance(CONFIG.ping_interval)
-    assert story.written() == ["PING"]
+    assert story.written() == ["INFO replication"]
     story.clock.advance(CONFIG.ping_timeout)
     assert story.wire.disconnected
     assert not story.link.refused
@@ -318,12 +318,23 @@ def test_a_ping_that_is_not_answered_in_time_closes() -> None:
     assert story.clock.getDelayedCalls() == []
 
 
-@pytest.mark.parametrize("answer", [b"+PONG", b"-BUSY Redis is busy running a script"])
+def test_a_ping_shows_a_replica() -> None:
+    story, link = command_story()
+    story.clock.advance(CONFIG.ping_interval)
+    story.written()
+    story.reads(b"$10\r\nrole:slave")
+    assert story.wire.disconnected
+    assert link.demoted
+    story.lose()
+    assert story.told == ["ready", "lost: it is no primary any more"]
+
+
+@pytest.mark.parametrize("answer", [b"$11\r\nrole:master", b"-BUSY Redis is busy running a script"])
 def test_an_answered_ping_is_followed_by_the_next(answer: bytes) -> None:
     story, _ = command_story()
     for _ in range(3):
         story.clock.advance(CONFIG.ping_interval)
-        assert story.written() == ["PING"]
+        assert story.written() == ["INFO replication"]
         story.clock.advance(CONFIG.ping_timeout * 0.9)
         story.reads(answer)
     assert not story.wire.disconnected
