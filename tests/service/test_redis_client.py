@@ -95,6 +95,21 @@ def test_a_replica_is_refused(sentinels: Sentinels) -> None:
     assert refused(f"redis://127.0.0.1:{port}") == f"127.0.0.1:{port} is a replica; expected the master"
 
 
+def test_a_user_that_may_not_ask_for_the_role() -> None:
+    async def play() -> None:
+        server.start()
+        server.call("ACL", "SETUSER", "ann", "on", ">hunter2", "~*", "&*", "+@all", "-@dangerous")
+        backend = over_asyncio._Backend(server.url.replace("unix://", "unix://ann:hunter2@"))
+        assert await backend.call("ECHO", "x") == b"x"
+        await backend.close()
+
+    server = PrivateRedis()
+    try:
+        asyncio.run(asyncio.wait_for(play(), 30.0))
+    finally:
+        server.close()
+
+
 def test_a_server_that_becomes_a_replica_is_given_up() -> None:
     """Also by those connections that never write."""
 
