@@ -117,7 +117,7 @@ class RedisClient:
                 # It may have been told while nobody listened.
                 await self._compare(sentinels, client)
                 await self._hear(sentinels, client, pubsub)
-            except (RedisError, OSError):
+            except (RedisError, OSError, ValueError):
                 pass  # it is asked for each connection as well, and that says what is wrong
             finally:
                 await pubsub.aclose()
