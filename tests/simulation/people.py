@@ -105,6 +105,11 @@ class Client:
         payload = {"n": request.payload}
         self._send({"type": "chat:note:add", "payload": payload, "id": request.id, "roomId": request.room})
 
+    def burst(self, room: str, count: int) -> None:
+        """Send so many events at once."""
+        for number in range(count):
+            self._send({"type": "chat:note:seen", "payload": {"n": number}, "roomId": room})
+
     def disconnect(self) -> None:
         """Close, or lose, the connection."""
         if self.open:
@@ -245,6 +250,10 @@ class Ban(Struct, eq=False):
         """Whether that token is refused in that room by it."""
         mine = token == self.token if self.token else user_of(token) == self.user
         return mine and self.room in (None, room)
+
+    def questions(self, token: str, room: str) -> bool:
+        """Whether it puts that in question: a deleted key is about all rooms."""
+        return self.concerns(token, self.room if self.how == "delete" and self.room is not None else room)
 
 
 def user_of(token: str) -> str:

@@ -18,6 +18,7 @@ from tests.simulation.steps import (
     Authenticate,
     AuthIs,
     Ban,
+    Burst,
     Connect,
     Cut,
     Deafen,
@@ -25,6 +26,7 @@ from tests.simulation.steps import (
     FailOver,
     Flush,
     Forgive,
+    Garble,
     Join,
     Kill,
     Lag,
@@ -50,6 +52,7 @@ _numbers = st.integers(1, 2)
 _kinds: Any = st.sampled_from([SUBSCRIBER, COMMANDS])
 
 Steps = st.SearchStrategy[Step]
+Scenes = st.SearchStrategy[tuple[Step, ...]]
 
 
 def _common(users: st.SearchStrategy[str], rooms: st.SearchStrategy[str]) -> list[Steps]:
@@ -96,9 +99,36 @@ def _special(users: st.SearchStrategy[str], rooms: st.SearchStrategy[str]) -> li
         st.builds(Start, st.sampled_from(["kept", "saved", "empty"])),
         st.builds(FailOver, st.sampled_from([0.0, -3.0, 3.0]), st.booleans()),
         st.builds(Flush),
+        st.builds(Garble, st.sampled_from(["access:token:", "request:", "gateways:lost"])),
+        st.builds(Burst, _small),
         st.builds(Pause, _small),
         st.builds(Resume),
         st.builds(Kill, _small, st.booleans()),
+    ]
+
+
+def _scenes(users: st.SearchStrategy[str], rooms: st.SearchStrategy[str]) -> list[Scenes]:
+    """Steps that say more one after the other: chance alone would rarely bring them together."""
+    tokens, everywhere = _tokens(users), st.none() | rooms
+    connect = st.builds(Connect, _small, tokens, rooms)
+    wait = st.builds(Wait, st.sampled_from([0.01, 0.3, 1.0, 3.0]))
+    cut = st.builds(Cut, _small, st.sampled_from([("subscriber",), ("commands", "subscriber")]), st.just(0.0))
+    refuse = st.builds(Refuse, st.sampled_from(["READONLY", "MISCONF", "NOREPLICAS", "OOM"]))
+    slow = st.builds(AuthIs, st.sampled_from(["slow", "down", "hangs"]))
+    deafen = st.builds(Deafen, _small, _kinds)
+    lag = st.builds(Lag, _small, _kinds, st.sampled_from([0.05, 0.5, 1.5]))
+    stop = st.just(Stop())
+    ban = st.builds(Ban, users, st.none() | _numbers, everywhere, st.sampled_from(["invalidate", "delete", "silently"]))
+    well = st.sampled_from([Refuse(None), Start("kept"), Start("saved"), AuthIs("up")])
+    say, ask, again = st.builds(Say, rooms), st.builds(Ask, _small, _small), st.builds(AskAgain, _small, _small)
+    ends = st.builds(Disconnect, _small) | st.builds(Kill, _small, st.booleans())
+    trouble = st.one_of(cut, refuse, slow, deafen, lag, stop)
+    return [
+        st.tuples(connect, wait, trouble, ban, say, connect, well, wait, connect, say),
+        st.tuples(st.just(Save()), connect, ban | st.builds(Disconnect, _small), stop, st.just(Start("saved")), wait),
+        st.tuples(trouble, connect, connect, wait, connect, well),
+        st.tuples(trouble, st.builds(Burst, _small) | connect, connect, st.builds(Disconnect, _small), well),
+        st.tuples(ask, cut | lag | ends, wait, ends, again, wait),
     ]
 
 
@@ -106,9 +136,9 @@ def _tokens(users: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     return st.builds(lambda user, number: f"{user}/{number}", users, _numbers)
 
 
-def _all(names: int) -> tuple[list[Steps], list[Steps]]:
+def _all(names: int) -> tuple[list[Steps], list[Steps], Scenes]:
     users, rooms = st.sampled_from(USERS[:names]), st.sampled_from(ROOMS[:names])
-    return _common(users, rooms), _special(users, rooms)
+    return _common(users, rooms), _special(users, rooms), st.one_of(_scenes(users, rooms))
 
 
 _STEPS = {names: _all(names) for names in (2, 4)}
@@ -120,15 +150,12 @@ def programs(draw: st.DrawFn, without: frozenset[str] = frozenset()) -> Program:
 
     ``without``: the names of steps that are left out, and ``Colons`` for the names with one.
     """
-    common, special = _STEPS[2 if "Colons" in without else draw(st.sampled_from([2, 2, 2, 4]))]
+    common, special, scenes = _STEPS[2 if "Colons" in without else draw(st.sampled_from([2, 2, 2, 4]))]
     numbers = st.lists(st.integers(0, len(special) - 1), min_size=2, max_size=8, unique=True)
     step = st.one_of(*common, *(special[number] for number in draw(numbers)))
-    # A list alone would have five steps, on average.
-    steps = [
-        step
-        for some in draw(st.lists(st.lists(step, min_size=1, max_size=20), min_size=3, max_size=30))
-        for step in some
-    ]
+    # A list alone would have five of them, on average.
+    some = st.lists(st.lists(step, min_size=1, max_size=10) | scenes, min_size=4, max_size=20)
+    steps = [step for part in draw(some) for step in part]
     comers = draw(st.lists(common[0], max_size=5))
     setup = Setup(
         seed=draw(st.integers(0, 2**16)),

@@ -23,6 +23,7 @@ __all__ = [
     "AuthIs",
     "Authenticate",
     "Ban",
+    "Burst",
     "Connect",
     "Cut",
     "Deafen",
@@ -30,6 +31,7 @@ __all__ = [
     "FailOver",
     "Flush",
     "Forgive",
+    "Garble",
     "Join",
     "Kill",
     "Lag",
@@ -150,6 +152,18 @@ class Ask(Step, frozen=True):
             request = Request(f"r{number}", client.user, room, client.grants[room], number)
             world.requests.append(request)
             client.request(request)
+
+
+class Burst(Step, frozen=True):
+    """A client sends many events at once: more than may be in flight, if that is bounded."""
+
+    client: int
+
+    def run(self, world: World) -> None:
+        client = _client(world, self.client)
+        if client is not None:
+            for room in tuple(client.grants)[:1]:
+                client.burst(room, 12)
 
 
 class AskAgain(Step, frozen=True):
@@ -333,6 +347,17 @@ class Flush(Step, frozen=True):
             world.invariants.data_lost()
 
 
+class Garble(Step, frozen=True):
+    """Something else writes what cannot be read: a cached grant, an answer, an entry of a dead gateway."""
+
+    prefix: Literal["access:token:", "request:", "gateways:lost"]
+
+    fault = True
+
+    def run(self, world: World) -> None:
+        world.garble(self.prefix)
+
+
 # Gateways
 
 
@@ -379,6 +404,7 @@ def run(program: Program, story: list[str] | None = None) -> World:
             world.pass_time(world.random.choice(_BETWEEN))
         world.invariants.tell("Nothing is wrong any more.")
         world.settle()
+    world.invariants.check()
     return world
 
 

@@ -90,6 +90,10 @@ class VirtualTime:
         self.push(call)
         return call
 
+    def forget(self) -> None:
+        """Nothing is to come."""
+        self._heap.clear()
+
     def pass_until(self, end: float) -> None:
         """Call everything that is due until ``end``, in order. What a call raises ends the simulation."""
         heap = self._heap

@@ -43,7 +43,9 @@ class Setup(Struct, frozen=True):
 
 
 class World:
-    """``expected``: which clients have still to be told what. ``calm``: there was no fault until now."""
+    """``expected``: which clients have still to be told what. ``calm``: there was no fault until now. ``garbled``:
+    cached grants were overwritten.
+    """
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
@@ -61,6 +63,7 @@ class World:
         self.clients_by_id: dict[str, Client] = {}
         self.requests: list[Request] = []
         self.expected: set[tuple[Client, int]] = set()
+        self.garbled = False
         self.calm = setup.in_flight >= 100
         self._saved: Any = None
         self._kept: Any = None
@@ -91,13 +94,23 @@ class World:
             self.time.pass_until(0.2)
             yield self
         finally:
-            for gateway in self.gateways:
-                gateway.process.dead = True
-            gc.collect()
+            self._end()
             globalLogPublisher.removeObserver(observer)
             for maker in makers:
                 maker["token_hex"] = secrets.token_hex
             random.setstate(state)
+
+    def _end(self) -> None:
+        """Let everything go: a failure that nobody handled is logged when its Deferred is collected."""
+        for gateway in self.gateways:
+            gateway.process.dead = True
+            vars(gateway).pop("core", None)
+            vars(gateway).pop("bus", None)
+        for client in self.clients:
+            vars(client).pop("session")
+        self.time.forget()
+        self.network.links.clear()
+        gc.collect()
 
     def _token_hex(self, size: int) -> str:
         return f"{self.random.getrandbits(8 * size):0{2 * size}x}"
@@ -195,6 +208,23 @@ class World:
         self.new_server(self._saved or old.keyspace.copy(), ahead)
         self.invariants.data_lost()
         self.disturbed()
+
+    def garble(self, prefix: str) -> None:
+        """Something else writes what cannot be read."""
+        server, begin = self.network.server, self.named(prefix)
+        if server is None or server.refuses is not None:
+            return
+        self.disturbed()
+        if prefix == "gateways:lost":
+            server.call("SADD", begin, b"\xff", b"[1]")
+            return
+        for key, value in tuple(server.keyspace.data.items()):
+            if key.startswith(begin) and isinstance(value, dict):
+                self.garbled = True  # as if it had been deleted
+                server.call("HSET", key, *[word for field in value for word in (field, b"{\xff")])
+            elif key.startswith(begin):
+                server.call("SET", key, b"{\xff", "KEEPTTL")
+                self.invariants.claims_lost()
 
     def resume_all(self) -> None:
         """Paused gateways go on."""
