@@ -259,6 +259,7 @@ class Lag(Step, frozen=True):
     def run(self, world: World) -> None:
         if (gateway := _gateway(world, self.gateway)) is not None:
             gateway.lag[self.kind] = self.seconds
+            world.worst_lag = max(world.worst_lag, self.seconds)
             gateway.disturbed()
 
 

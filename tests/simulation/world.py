@@ -64,6 +64,7 @@ class World:
         self.requests: list[Request] = []
         self.expected: set[tuple[Client, int]] = set()
         self.garbled = False
+        self.worst_lag = 0.0
         self.calm = setup.in_flight >= 100
         self._saved: Any = None
         self._kept: Any = None
