@@ -65,6 +65,7 @@ class Invariants:
         self.story: list[str] = []
         self.losses = 0
         self._handled: dict[tuple[str, str], list[int]] = {}
+        self._refused: set[tuple[str, str]] = set()
         self._answered_at: dict[tuple[str, str], float] = {}
         self._requests: dict[tuple[str, str], Request] = {}
         self._present: dict[tuple[str, str], bool] = {}
@@ -254,14 +255,11 @@ class Invariants:
         if code == Code.TIMEOUT and self.world.calm and answered_at is not None and answered_at < latest:
             self.wrong(f"{client} is told TIMEOUT of {number}, which was answered at {answered_at:.4f}")
         handled = self._handled.get((request.user, number))
-        if (
-            handled
-            and request.copies > 1
-            and handled[-1] == self.losses
-            and message["type"] == "error"
-            and "no subscriber" in message["payload"]["message"]
-        ):
-            self.wrong(f"{client} is told that {number} reached nobody, which the service has")
+        if code == Code.SERVICE_UNAVAILABLE:
+            # Whoever hears this may ask anew, under another id.
+            self._refused.add((request.user, number))
+            if handled and handled[-1] == self.losses:
+                self.wrong(f"{client} is told SERVICE_UNAVAILABLE of {number}, which the service has")
 
     def handled(self, event: Any) -> None:
         """The service got an event."""
@@ -276,9 +274,15 @@ class Invariants:
         if number is None:
             return
         times = self._handled.setdefault((user, number), [])
+        if (user, number) in self._refused:
+            self.wrong(f"the service gets {number} of {user}, who was told SERVICE_UNAVAILABLE")
         if times and times[-1] == self.losses:
             self.wrong(f"the service gets {number} of {user} twice, room {room}")
         times.append(self.losses)
+
+    def sends_again(self, request: Request) -> None:
+        """The client sends a request again: the service may get it now."""
+        self._refused.discard((request.user, request.id))
 
     def service_answers(self, event: Any) -> None:
         """The service answers an event."""

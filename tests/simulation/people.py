@@ -102,8 +102,8 @@ class Client:
         self.requests[request.id] = request
         request.client, request.began_at = self, min(request.began_at, self.world.time.now)
         request.copies += 1
-        payload = {"n": request.payload}
-        self._send({"type": "chat:note:add", "payload": payload, "id": request.id, "roomId": request.room})
+        message = {"type": "chat:note:add", "payload": {"n": request.payload}, "id": request.id, "roomId": request.room}
+        self._send({**message, "resent": True} if request.copies > 1 else message)
 
     def burst(self, room: str, count: int) -> None:
         """Send so many events at once."""

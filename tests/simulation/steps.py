@@ -179,6 +179,7 @@ class AskAgain(Step, frozen=True):
             request = _of(lost, -1 - self.request)
             client = world.connect(gateway)
             client.authenticate(request.token, request.room)
+            world.invariants.sends_again(request)
             client.request(request)
 
 
