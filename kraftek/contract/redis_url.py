@@ -162,7 +162,9 @@ def is_port(text: str, lowest: int = 1) -> bool:
 
 def masked(url: str) -> str:
     """``url`` without the password in it, and without what could be one should the URL be malformed."""
-    scheme, slashes, rest = url.partition("://") if "://" in url else ("", "", url)
+    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)(://)", url)
+    scheme, slashes = found.groups() if found else ("", "")
+    rest = url[len(scheme + slashes) :]
     credentials, at, rest = rest.rpartition("@")
     if re.search(r"[/?#]", credentials):  # who knows where it ends
         return f"{scheme}{slashes}***"
