@@ -91,7 +91,7 @@ class _Backend:
         self._subscribed = self._waits = self._changed = False
 
     def start(self) -> None:
-        """Follow the master, if there are sentinels."""
+        """Follow the master."""
         self._client.start()
 
     async def close(self) -> None:

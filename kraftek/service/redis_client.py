@@ -61,7 +61,7 @@ class RedisClient:
             "socket_connect_timeout": QUIET,
         }
         self._sentinels: _Sentinels | None = None
-        self._listeners: list[asyncio.Task[None]] = []
+        self._tasks: list[asyncio.Task[None]] = []
         self._moved = asyncio.Event()
         self.retry = RETRY
         if url.startswith(("redis+sentinel:", "rediss+sentinel:")):
@@ -82,10 +82,11 @@ class RedisClient:
         self.redis.response_callbacks.clear()
 
     def start(self) -> None:
-        """Listen to the sentinels, if there are any."""
+        """Leave a server that is no master any more; listen to the sentinels, if there are any."""
+        self._tasks = [asyncio.create_task(self._check())]
         if self._sentinels is not None:
             listeners = [self._listen(self._sentinels, client) for client in self._sentinels.sentinels]
-            self._listeners = [asyncio.create_task(listener) for listener in listeners]
+            self._tasks += [asyncio.create_task(listener) for listener in listeners]
 
     async def pause(self, seconds: float) -> None:
         """Return after so many seconds, or as soon as the master is found elsewhere."""
@@ -99,15 +100,28 @@ class RedisClient:
 
     async def close(self) -> None:
         """Disconnect."""
-        for listener in self._listeners:
-            listener.cancel()
-        await asyncio.gather(*self._listeners, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.redis.aclose()
         # Redis.aclose() closes what it made itself, and in some versions redis-py does not count this pool as such.
         await self.drop()
         if self._sentinels is not None:
             for client in self._sentinels.sentinels:
                 await client.aclose()
+
+    async def _check(self) -> None:
+        """A service that only subscribes and publishes is refused nothing by a replica, and heard by nobody there."""
+        while True:
+            await asyncio.sleep(QUIET)
+            try:
+                role, *_ = await self.redis.execute_command("ROLE")
+            except NoPermissionError:
+                return
+            except (RedisError, OSError):
+                continue
+            if role != b"master":
+                await self.drop()
 
     async def _listen(self, sentinels: _Sentinels, client: Redis) -> None:
         while True:
