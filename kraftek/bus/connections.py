@@ -331,6 +331,8 @@ class CommandConnection(RedisConnection):
         forgot it meanwhile (``SCRIPT FLUSH``) it is sent again: that one time it runs after what was sent since.
         """
         rest = (len(keys), *keys, *args)
+        if script.tracks:
+            self._track_next()
         if script not in self._scripts:
             self._scripts.add(script)
             return self.ask("EVAL", script.source, *rest)
@@ -389,15 +391,15 @@ class CommandConnection(RedisConnection):
         if server_in(info).role != "master":
             self.leave_server("it is no primary any more")
 
-    def track(self, target: int, prefixes: Sequence[str]) -> Deferred[Any]:
-        """Have Redis announce changes of keys to the connection ``target``, except those made on this connection.
+    def track(self, target: int) -> Deferred[Any]:
+        """Have Redis announce changes of keys to the connection ``target``: of those that :class:`TrackingScript` read,
+        except changes made on this connection. Redis announces one change, and then forgets the key.
 
-        Off first: a second ``ON`` is refused, because its prefixes overlap with those of the first.
+        Off first: it may be on for another target. ``CACHING`` finds out whether we may, and holds for the ``PING``.
         """
-        named = [part for prefix in prefixes for part in ("PREFIX", prefix)]
         off = self.ask("CLIENT", "TRACKING", "OFF")
-        on = self.ask("CLIENT", "TRACKING", "ON", "REDIRECT", target, "BCAST", *named, "NOLOOP")
-        return self.need([off, on])
+        on = self.ask("CLIENT", "TRACKING", "ON", "REDIRECT", target, "OPTIN", "NOLOOP")
+        return self.need([off, on, self.ask("CLIENT", "CACHING", "YES"), self.ask("PING")])
 
     def connectionLost(self, why: Failure) -> None:
         self.close_batch()
@@ -415,8 +417,19 @@ class CommandConnection(RedisConnection):
             except Exception:  # noqa: BLE001  # as for a reply: one's fault must not keep it from the others
                 self.log.failure("Handling a reply of Redis failed: a bug, please report it")
 
+    def _track_next(self) -> None:
+        """Have Redis track the keys that the next command reads. Only that command counts as one in flight."""
+        self.batched -= 1
+        self.need([self.ask("CLIENT", "CACHING", "YES").addBoth(self._tracks)]).addErrback(lambda _: None)
+
+    def _tracks(self, answer: Any) -> Any:
+        self.batched += 1
+        return answer
+
     def _forgotten(self, failure: Failure, script: Script, rest: Sequence[Argument]) -> Deferred[Any] | Failure:
         if _is_forgotten(failure.value):
+            if script.tracks:
+                self._track_next()
             return self.ask("EVAL", script.source, *rest)
         return failure
 

@@ -231,7 +231,7 @@ class RedisBus(MultiService):
             return
         steps = [subscriber.listen(self._channels)]
         if self._tracked:
-            steps.append(commands.track(subscriber.id, [self._prefix + prefix for prefix in self._tracked]))
+            steps.append(commands.track(subscriber.id))
         if self._keeps_epoch:
             steps.append(self._standing.check(commands))
         ready = gatherResults(steps, consumeErrors=True)

@@ -27,6 +27,7 @@ from kraftek.contract.settings import Config, Redis
 __all__ = ["COMMANDS", "Need", "Rights", "needs_of"]
 
 COMMANDS = """
+CLIENT CACHING YES
 CLIENT ID
 CLIENT TRACKING OFF
 CLIENT UNBLOCK 0
@@ -36,7 +37,9 @@ EVALSHA digest 0
 EXISTS key
 GET key
 HDEL key field
+HEXISTS key field
 HGET key field
+HGETALL key
 HINCRBY key field 0
 HKEYS key
 HMGET key field
@@ -111,8 +114,10 @@ def needs_of(config: Config) -> list[Need]:
         needs += [Need(f"~{prefix}{pattern}", ("GET", key)), Need(f"~{prefix}{pattern}", ("SET", key, "value"))]
     published = [f"{prefix}{service.channel}" for service in config.services if service.transport == "pubsub"]
     replies = prefix + names.reply_channel("*")
-    heard = [f"{prefix}{config.redis.broadcast}", prefix + names.INVALIDATION, replies, TRACKING_CHANNEL.decode()]
-    needs += [Need(f"&{channel}", ("PUBLISH", channel.replace("*", "x"), "")) for channel in (*published, replies)]
+    published += [replies, prefix + names.LISTENED]
+    heard = [f"{prefix}{config.redis.broadcast}", prefix + names.INVALIDATION, prefix + names.LISTENED, replies]
+    heard += [TRACKING_CHANNEL.decode()]
+    needs += [Need(f"&{channel}", ("PUBLISH", channel.replace("*", "x"), "")) for channel in published]
     needs += [Need(f"&{channel}", ("SUBSCRIBE", channel.replace("*", "x"))) for channel in heard]
     return needs
 
@@ -122,6 +127,7 @@ def _keys(config: Config) -> list[str]:
         names.EPOCH,
         names.GATEWAY_LEASES,
         names.LAST_LOOK,
+        names.LISTENED,
         names.LOST_GATEWAYS,
         names.GATEWAY_STREAM,
         names.dead_letters(names.GATEWAY_STREAM),

@@ -6,7 +6,7 @@ with" what its errback gets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from enum import IntEnum
 from typing import Any
 
@@ -26,6 +26,7 @@ __all__ = [
     "IClientLink",
     "IDialect",
     "IEventRouter",
+    "IOutlet",
     "IReading",
     "IReceiver",
     "IRooms",
@@ -114,15 +115,19 @@ class IDialect(Interface):
         """The message as this client reads it; ``None`` when this dialect cannot express it."""
 
 
-class IClientLink(Interface):
-    """The connection to one client, as the core sees it: a WebSocket, or an Engine.IO connection."""
-
-    peer = Attribute("str: the client's address, for logs.")
+class IOutlet(Interface):
+    """Takes what a client is sent."""
 
     def write(outgoing: Outgoing) -> None:
         """Send, by the end of this reactor iteration. Never waits and never raises; a client that does not read what it
         is sent is closed.
         """
+
+
+class IClientLink(IOutlet):
+    """The connection to one client, as the core sees it: a WebSocket, or an Engine.IO connection."""
+
+    peer = Attribute("str: the client's address, for logs.")
 
     def close(code: int, reason: str) -> None:
         """Send what was written, then close. Further writes are ignored. May be called more than once."""
@@ -256,9 +261,11 @@ class IBus(Interface):
         """
 
     def track(prefix: str, listener: Callable[[list[str] | None], None]) -> None:
-        """Call ``listener`` with the keys under ``prefix`` that anybody else changed, or that were deleted or expired;
-        with ``None`` when all were (``FLUSHALL``). Changes by our own scripts count as changes by others: Redis
-        6.2 and 7 treat them so. Once a prefix, before the bus is started.
+        """Call ``listener`` with keys under ``prefix`` that a :class:`kraftek.contract.lua.TrackingScript` has read,
+        when somebody else changed or deleted them, or they expired; with ``None`` when all were deleted (``FLUSHALL``).
+        A change is announced once: then the key is not tracked until such a script reads it again. None is tracked
+        after the connection was lost. A key may be announced that did not change. Once a prefix, before the bus is
+        started.
         """
 
     def settled() -> Deferred[None]:
@@ -332,6 +339,13 @@ class IAccessListener(Interface):
 class IAccess(Interface):
     """Access as the gateway uses it: the checker's answers, shared, cached in Redis, and kept coherent."""
 
+    gateways = Attribute("int: how many gateway processes ask the same checker, as far as is known; 1 at least.")
+
+    settled = Attribute(
+        """bool: it is known which cached answers are believed. ``False`` for a moment after a gap in listening, when
+        other processes may turn out to have listened: a check that can wait may save a question."""
+    )
+
     def check(token: Token, room_id: str | None) -> Deferred[Grant]:
         """As ``IAccessChecker.check``, from the cache when it has a fresh answer; equal questions at the same time are
         asked once.
@@ -339,6 +353,11 @@ class IAccess(Interface):
 
     def add_listener(listener: IAccessListener) -> None:
         """Notify ``listener`` when access must be checked again."""
+
+    def hold(held: Iterable[tuple[str, str]]) -> None:
+        """There are sockets by these tokens, each a digest with its user: listeners are notified when access by them is
+        revoked from now on. A check does the same for its token. To be called when all answers were said to be stale.
+        """
 
     def clock_set() -> None:
         """The wall clock was set, or the machine slept: the age of an answer is no longer known. Listeners are notified

@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from hashlib import sha1
 from importlib.resources import files
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 from msgspec import Struct
 
-__all__ = ["Argument", "ForEach", "Receipt", "Script", "Value", "lua"]
+__all__ = ["Argument", "ForEach", "Receipt", "Script", "TrackingScript", "Value", "lua"]
 
 Argument = bytes | str | int | float
 """A word of a command for Redis."""
@@ -47,12 +47,25 @@ def _text(package: str, name: str) -> str:
 class Script(Struct, frozen=True, dict=True):
     """``source`` is Lua; it names its keys by ``KEYS`` and everything else by ``ARGV``."""
 
+    tracks: ClassVar[bool] = False
+
     source: str
 
     @cached_property
     def digest(self) -> str:
         """The name under which Redis remembers the script: the source's SHA-1 in hex (``EVALSHA``)."""
         return sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+
+
+class TrackingScript(Script, frozen=True, dict=True):
+    """A script whose keys are tracked: :meth:`kraftek.contract.interfaces.IBus.track`.
+
+    It declares each of them in ``KEYS``, also those that it reads by a name that it has made, and reads each again
+    after it has written to it. Redis up to 7.0 tracks what is declared, when something is read; later versions track
+    what is read. All of them stop at the connection's own write.
+    """
+
+    tracks: ClassVar[bool] = True
 
 
 class ForEach(Script, frozen=True, dict=True):

@@ -12,7 +12,8 @@ Keys and channels are here without the configured prefix, which the bus and the 
 ``access:…``, ``access-ledger:…``   the access cache: :mod:`kraftek.core.access.redis`
 ``room:…``, ``socket:…``            the room cache that services read: :mod:`kraftek.core.rooms.room_cache`
 ``sockets:…``, ``gateway:…``        what gateways need to write it: the same
-``gateways``, ``gateways:…``        leases of gateway processes: :mod:`kraftek.core.rooms.leases`
+``gateways``, ``gateways:…``        leases of gateway processes: :mod:`kraftek.core.rooms.leases`; when they
+                                    listened: :mod:`kraftek.core.access.listening`
 ``gateway:epoch``                   the epoch of Redis's data: :attr:`kraftek.contract.interfaces.IBus.epoch`
 ``request:…``                       requests and their answers: :mod:`kraftek.core.requests`
 ==================================  ====================================================================================
@@ -37,6 +38,7 @@ __all__ = [
     "GATEWAY_STREAM",
     "INVALIDATION",
     "LAST_LOOK",
+    "LISTENED",
     "LOST_GATEWAYS",
     "NAME_LENGTH",
     "REQUESTS",
@@ -171,7 +173,7 @@ Further fields belong to those that do something once an epoch: see :attr:`kraft
 # Access
 
 ACCESS = "access:"
-"""The prefix of keys whose changes are announced to all gateways."""
+"""The prefix of keys whose changes are announced to the gateways that hold them."""
 
 
 def token_key(digest: str) -> str:
@@ -193,6 +195,9 @@ def ledger_key(user_id: str) -> str:
 
 ENTRIES = "gateway:"
 """The prefix of the keys of :func:`entries_key`."""
+
+LISTENED = "gateways:listened"
+"""The hash of when gateway processes listened: :mod:`kraftek.core.access.listening`."""
 
 LOST_GATEWAYS = "gateways:lost"
 """The set of entries of dead processes; the process that removes one cleans up after it."""

@@ -7,8 +7,7 @@ that are no longer valid.
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
@@ -18,32 +17,31 @@ from kraftek.contract.errors import CLOSE_CODES, Code, PeerError
 from kraftek.contract.interfaces import IAccess, IAccessListener
 from kraftek.contract.messages import Grant, Token
 from kraftek.contract.metrics import Counters
+from kraftek.contract.settings import Limits
 from kraftek.core.expiry_queue import ExpiryQueue
 from kraftek.core.membership import Membership
+from kraftek.core.rechecks import Rechecks
 from kraftek.core.roster import Roster
 from kraftek.core.session import HeldGrant, Session, SessionState
+from kraftek.core.withheld import Withholding
 
 __all__ = ["AccessWatch"]
-
-_RECHECKS_PER_SWEEP = 500
-"""Repeated checks per sweep: after a Redis outage the access of every socket is checked again, and the auth service has
-to handle that.
-"""
 
 _SET = 1.0
 """Seconds by which the wall clock and the monotonic clock may differ more than at the last sweep. A larger difference
 means that the clock was set, or that the machine slept.
 """
 
-_RETRY_AFTER = 1.0
-"""Seconds until a check that the auth service could not answer is repeated."""
-
 
 @implementer(IAccessListener)
 class AccessWatch:
     """Keeps the grants of this process's sessions up to date, and removes sessions from rooms that they lost access to.
 
-    ``clock`` measures when to repeat a check, ``now`` returns Unix seconds for ``expiresAt``.
+    Access that was revoked, or has expired, is in question until the answer: what the client sends is held, and what it
+    is sent waits. Access that is merely doubtful, or whose answer grew old, goes on until the answer.
+
+    ``clock`` measures when to repeat a check, ``now`` returns Unix seconds for ``expiresAt``. ``limits``: its
+    ``unsent_bytes`` bound what waits for each room of a socket.
     """
 
     def __init__(
@@ -54,6 +52,7 @@ class AccessWatch:
         counters: Counters,
         clock: IReactorTime,
         *,
+        limits: Limits,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._access = access
@@ -64,18 +63,19 @@ class AccessWatch:
         self._now = now
         self._ahead = now() - clock.seconds()
         self._expiry_queue = ExpiryQueue(now())
-        # Checks to repeat, each with the time when it is due, and whether access was revoked.
-        self._again: OrderedDict[tuple[Session, str | None], tuple[float, bool]] = OrderedDict()
+        self._again = Rechecks(_question)
+        self._withholding = Withholding(roster, limits.unsent_bytes)
         access.add_listener(self)
 
     def granted(self, session: Session, room_id: str | None, token: Token, grant: Grant) -> None:
         """The session enters the room; the grant is watched until the session is out of it."""
-        self._again.pop((session, room_id), None)
+        self._again.forget(session, room_id)
         self._membership.enter(session, room_id, HeldGrant(token, grant))
-        self._renewed(session, token, grant)
+        self._renewed(session, room_id, token, grant)
 
     def changed(self, session: Session) -> None:
         """The session's grants have changed."""
+        self._withholding.judge(session)
         if session.state is not SessionState.CLOSED:
             self._expiry_queue.watch(session)
 
@@ -103,10 +103,12 @@ class AccessWatch:
             self._membership.leave(session, room_id, "revoked")
         if not session.rooms:
             session.close(CLOSE_CODES[Code.ACCESS_REVOKED], Code.ACCESS_REVOKED)
+        self._withholding.judge(session)
 
     def departed(self, session: Session) -> None:
         """The session has ended."""
         self._expiry_queue.forget(session)
+        self._withholding.forget(session)
 
     def access_stale(self, digest: str | None, user_id: str | None, room_id: str | None, revoked: bool) -> None:
         if digest is not None:
@@ -116,7 +118,8 @@ class AccessWatch:
         else:
             for session in self._roster:
                 for its_room in _in_question(session, revoked):
-                    self._again[session, its_room] = (0.0, revoked)
+                    self._again.doubt(session, its_room)
+            self._access.hold(_held(self._roster))
             return
         for session in concerned:
             for its_room in _in_question(session, revoked):
@@ -133,12 +136,8 @@ class AccessWatch:
         self._access.sweep()
         for session in self._expiry_queue.due(now):
             self._check_due(session, now)
-        for _ in range(min(_RECHECKS_PER_SWEEP, len(self._again))):
-            (session, its_room), (due, revoked) = self._again.popitem(last=False)
-            if due <= seconds:
-                self._recheck(session, its_room, revoked)
-            elif session.state is not SessionState.CLOSED:
-                self._again[session, its_room] = (due, revoked)
+        for session, its_room, revoked in self._again.due(seconds, self._access.gateways, settled=self._access.settled):
+            self._recheck(session, its_room, revoked)
 
     def _check_due(self, session: Session, now: float) -> None:
         if not session.rooms:
@@ -154,9 +153,10 @@ class AccessWatch:
                 self._recheck(session, room_id, False)
         self.changed(session)
 
-    def _renewed(self, session: Session, token: Token, grant: Grant) -> None:
+    def _renewed(self, session: Session, room_id: str | None, token: Token, grant: Grant) -> None:
         if session.token is not None and session.token.digest == token.digest:
             session.expires_at = grant.expires_at
+        self._withholding.end(session, room_id)
         self.changed(session)
 
     def _recheck(self, session: Session, room_id: str | None, revoked: bool) -> None:
@@ -165,6 +165,7 @@ class AccessWatch:
             return
         if revoked:
             session.check_begins()
+            self._withholding.begin(session, room_id)
 
         def confirmed(grant: Grant) -> None:
             if not _matters(session, room_id, token):
@@ -175,7 +176,7 @@ class AccessWatch:
             elif room_id in session.rooms:
                 self.granted(session, room_id, token, grant)
             else:
-                self._renewed(session, token, grant)
+                self._renewed(session, room_id, token, grant)
 
         def doubted(failure: Failure) -> None:
             error = failure.value
@@ -202,7 +203,22 @@ class AccessWatch:
             return
         if revoked and room_id in session.rooms:
             self._membership.suspend(session, room_id)
-        self._again[session, room_id] = (self._clock.seconds() + _RETRY_AFTER, revoked)
+        self._again.retry(session, room_id, self._clock.seconds(), suspended=revoked)
+
+
+def _question(session: Session, room_id: str | None) -> Hashable:
+    """What a check of the session's access to the room asks; ``None`` if it has none."""
+    token = _token_of(session, room_id)
+    return None if token is None or not _concerns(session, room_id) else (token.digest, room_id)
+
+
+def _held(sessions: Iterable[Session]) -> Iterable[tuple[str, str]]:
+    """The digests of all tokens that these have something by, with their users."""
+    for session in sessions:
+        if session.user_id is not None and session.token is not None:
+            yield session.token.digest, session.user_id
+            for held in session.rooms.values():
+                yield held.token.digest, session.user_id
 
 
 def _in_question(session: Session, revoked: bool) -> tuple[str | None, ...]:

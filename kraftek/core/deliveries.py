@@ -108,7 +108,7 @@ class Deliveries:
                 self._complain("Ignored a broadcast without recipients and room: {sample}", body)
                 return
             if message.exclude_socket_ids:
-                audience = audience_of(self._but_for(message, self._roster.room(room_id)))
+                audience = self._roster.audience_without(room_id, message.exclude_socket_ids)
             else:
                 audience = self._roster.audience(room_id)
         delivery = Delivery(message.type, message.payload, room_id)
@@ -124,7 +124,7 @@ class Deliveries:
         if session is not None:
             outgoing = session.dialect.encode(Delivery(message.type, message.payload))
             if outgoing is not None:
-                session.link.write(outgoing)
+                session.outlet.write(outgoing)
                 self._counters.delivered += 1
 
     def _but_for(self, message: Broadcast, sessions: Iterable[Session]) -> Iterable[Session]:

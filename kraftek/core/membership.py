@@ -53,10 +53,8 @@ class Membership:
                     other.supersede()
 
     def suspend(self, session: Session, room_id: str | None) -> None:
-        """The session stays in the room, but can neither send nor receive there until it enters again."""
+        """The session stays in the room, but cannot send there until it enters again."""
         session.rooms[room_id].suspend()
-        if room_id is not None:
-            self._roster.leave(session, room_id)
 
     def leave(self, session: Session, room_id: str | None, reason: str) -> None:
         """Remove the session from the room. Services get the ``reason``."""

@@ -5,23 +5,27 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from kraftek.contract.interfaces import IClientLink, IDialect
+from kraftek.contract.interfaces import IDialect, IOutlet
 
 if TYPE_CHECKING:
     from kraftek.core.session import Session
 
 __all__ = ["Audience", "Roster", "audience_of"]
 
-Audience = Collection[tuple[IDialect, Collection[IClientLink]]]
-"""For each kind of client in a room: a dialect that encodes for it, and the links of all clients of that kind."""
+Audience = Collection[tuple[IDialect, Collection[IOutlet]]]
+"""For each kind of client in a room: a dialect that encodes for it, and what takes it for all clients of that kind."""
 
 
 def audience_of(sessions: Iterable[Session]) -> Audience:
-    """These sessions as a broadcast needs them."""
-    groups: dict[Hashable, tuple[IDialect, list[IClientLink]]] = {}
-    for session in sessions:
+    """These sessions as a message to them needs them."""
+    return _audience((session, session.outlet) for session in sessions)
+
+
+def _audience(outlets: Iterable[tuple[Session, IOutlet]]) -> Audience:
+    groups: dict[Hashable, tuple[IDialect, list[IOutlet]]] = {}
+    for session, outlet in outlets:
         dialect = session.dialect
-        groups.setdefault(dialect.codec, (dialect, []))[1].append(session.link)
+        groups.setdefault(dialect.codec, (dialect, []))[1].append(outlet)
     return tuple(groups.values())
 
 
@@ -70,6 +74,7 @@ class Roster:
         self._by_room = _Index()
         self._by_digest = _Index()
         self._audiences: dict[str, Audience] = {}
+        self._diverted: dict[str, dict[Session, IOutlet]] = {}
 
     def __len__(self) -> int:
         return len(self._by_socket)
@@ -108,7 +113,17 @@ class Roster:
     def leave(self, session: Session, room_id: str) -> None:
         """The session no longer gets the room's messages."""
         self._by_room.discard(room_id, session)
+        self.divert(session, room_id, None)
+
+    def divert(self, session: Session, room_id: str, outlet: IOutlet | None) -> None:
+        """The outlet gets the room's messages in place of the session's link; ``None`` ends that."""
         self._audiences.pop(room_id, None)
+        diverted = self._diverted.setdefault(room_id, {})
+        diverted.pop(session, None)
+        if outlet is not None:
+            diverted[session] = outlet
+        if not diverted:
+            del self._diverted[room_id]
 
     def remove(self, session: Session) -> None:
         """A client disconnected: remove its session from every index."""
@@ -142,10 +157,23 @@ class Roster:
         """
         known = self._audiences.get(room_id)
         if known is None:
-            known = audience_of(self._by_room.get(room_id))
+            known = _audience((session, self._outlet(session, room_id)) for session in self._by_room.get(room_id))
             if known:
                 self._audiences[room_id] = known
         return known
+
+    def audience_without(self, room_id: str, socket_ids: Iterable[str]) -> Audience:
+        """As :meth:`audience`, but for these sockets."""
+        absent = {self._outlet(session, room_id) for each in socket_ids if (session := self._by_socket.get(each))}
+        return tuple(
+            (dialect, others)
+            for dialect, outlets in self.audience(room_id)
+            if (others := [outlet for outlet in outlets if outlet not in absent])
+        )
+
+    def _outlet(self, session: Session, room_id: str) -> IOutlet:
+        diverted = self._diverted.get(room_id)
+        return session.link if diverted is None else diverted.get(session, session.link)
 
     def digest(self, digest: str) -> Collection[Session]:
         """The sessions that authenticated with the token of that digest."""

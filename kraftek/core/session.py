@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from kraftek.contract.errors import CLOSE_CODES, Code, PeerError
-from kraftek.contract.interfaces import IClientLink, IDialect, IReceiver
+from kraftek.contract.interfaces import IClientLink, IDialect, IOutlet, IReceiver
 from kraftek.contract.messages import Closing, ErrorMessage, Grant, Inbound, Outbound, Outgoing, Token
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Limits
@@ -90,7 +90,7 @@ class Session:
     access checks: its grant, if the client has one, covers events outside of rooms. ``room_id`` is the default room,
     the first that was joined; ``None`` without rooms. ``token`` is the one that was shown last, with which rooms are
     joined; it expires at ``expires_at``, in Unix seconds. ``outages``: how often the gateway had lost Redis when the
-    client connected.
+    client connected. ``outlet`` takes what services send to the user or the socket: the link, unless that has to wait.
     """
 
     __slots__ = (
@@ -105,6 +105,7 @@ class Session:
         "expires_at",
         "link",
         "outages",
+        "outlet",
         "room_id",
         "rooms",
         "socket_id",
@@ -121,6 +122,7 @@ class Session:
     ) -> None:
         self.socket_id = socket_id
         self.link = link
+        self.outlet: IOutlet = link
         self.dialect = dialect
         self.state = SessionState.NEW
         self.superseded = False

@@ -100,7 +100,7 @@ def core_of(
     roster = Roster()
     fleet = Fleet()
     membership = Membership(rooms, bus, roster, clock, fleet, single=config.sessions == "single")
-    access_watch = AccessWatch(access, membership, roster, counters, clock, now=now)
+    access_watch = AccessWatch(access, membership, roster, counters, clock, limits=config.limits, now=now)
     admission = Admission(access, access_watch, membership, roster, config.limits, clock)
     router = EventRouter(registry)
     dispatch = Dispatch(registry, bus)

@@ -141,7 +141,8 @@ class RightsTest(TestCase):
         bus.startService()
         await until(lambda: bus._rights.missing, "what is missing")
         assert not bus.available
-        assert bus._rights.missing == ["+client|id", "+client|tracking", "+client|unblock", "&__redis__:invalidate"]
+        subcommands = ["+client|caching", "+client|id", "+client|tracking", "+client|unblock"]
+        assert bus._rights.missing == [*subcommands, "&__redis__:invalidate"]
 
     async def test_without_the_right_to_ask_that_is_named(self) -> None:
         self.redis.call("ACL", "SETUSER", "gateway", "-multi")

@@ -77,6 +77,7 @@ def test_names_that_others_write() -> None:
         "GATEWAY_STREAM": "events:gateway",
         "INVALIDATION": "auth:invalidate",
         "LAST_LOOK": "gateways:looked",
+        "LISTENED": "gateways:listened",
         "LOST_GATEWAYS": "gateways:lost",
         "REQUESTS": "request:",
         "ROOMS_RESET": "gateway:room:reset",

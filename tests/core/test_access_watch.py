@@ -153,6 +153,7 @@ def test_what_was_taken_back_and_cannot_be_asked_about_is_suspended_and_asked_ab
         @ 1
         > {"type": "notes:n:3"}
         ! yes alice
+        < {"type": "notes:note:created", "payload": {"roomId": "one"}, "roomId": "one"}
         * events:notes {"eventType": "notes:n:3"}
         + 1
         @ 5
@@ -590,10 +591,10 @@ def test_a_room_hears_nothing_once_access_has_expired() -> None:
     house.pass_time(20.25)
     house.broadcast(type="secret", roomId="one")
     house.broadcast(type="mine", recipients=[client.id])
-    assert [message["type"] for message in client.link.read()] == ["mine"]
+    assert client.link.read() == []
     house.access.next().yes("alice")
     house.broadcast(type="news", roomId="one")
-    assert [message["type"] for message in client.link.read()] == ["news"]
+    assert [message["type"] for message in client.link.read()] == ["secret", "mine", "news"]
 
 
 def in_no_room(house: House, at: float) -> Client:
@@ -792,14 +793,20 @@ def test_what_grew_old_and_expires_while_nobody_can_be_asked() -> None:
 # Everybody at once.
 
 
-def test_everybody_is_asked_about_again_in_portions() -> None:
+@pytest.mark.parametrize("gateways", [1, 4])
+def test_everybody_is_asked_about_again_at_the_pace_of_the_fleet(gateways: int) -> None:
     house = House(limits=Limits(authenticate_timeout=1000))
-    clients = [house.admit(f"user{n}", "one", token=f"t{n}") for n in range(600)]
+    house.access.gateways = gateways
+    clients = [house.admit(f"user{n}", "one", token=f"t{n}") for n in range(2500)]
+    house.pass_time(10)
     house.access.stale(revoked=False)
-    house.access_watch.sweep()
-    assert len(house.access.questions) == 500
-    house.access_watch.sweep()
-    assert len(house.access.questions) == 600
+    house.pass_time(0.25)
+    at_once = len(house.access.questions)
+    assert 0.7 * 500 / gateways < at_once <= 1000 / gateways
+    house.pass_time(0.5)
+    assert 0.7 * 1000 / gateways < len(house.access.questions) - at_once < 1.3 * 1000 / gateways
+    house.pass_time(10)
+    assert len(house.access.questions) == 2500
     for client in clients[:3]:
         works(client)
     for question in house.access.questions:
@@ -807,6 +814,52 @@ def test_everybody_is_asked_about_again_in_portions() -> None:
     house.access.questions.clear()
     house.pass_time(2)
     assert house.access.questions == []
+
+
+def test_equal_questions_take_one_turn() -> None:
+    house = House(single=False, limits=Limits(authenticate_timeout=1000))
+    house.access.gateways = 2000
+    for _ in range(100):
+        house.admit("alice", "one", token="t")
+    house.admit("alice", "two", token="t")
+    house.pass_time(10)
+    house.access.stale(revoked=False)
+    house.pass_time(0.5)
+    assert [question.room_id for question in house.access.questions] == ["one"] * 100
+    house.pass_time(1.5)
+    assert house.access.questions[100].room_id == "two"
+
+
+def test_doubtful_access_waits_until_it_is_known_what_is_believed() -> None:
+    house = House()
+    client = house.admit("alice", "one", token="t")
+    house.access.settled = False
+    house.access.stale(revoked=False)
+    assert set(house.access.held) == {(Token("t").digest, "alice")}
+    house.pass_time(5)
+    works(client)
+    assert house.access.questions == []
+    house.access.settled = True
+    house.pass_time(0.25)
+    assert len(house.access.questions) == 1
+
+
+def test_what_is_suspended_is_asked_about_first_and_stays_so() -> None:
+    house = House(limits=Limits(authenticate_timeout=1000))
+    house.access.gateways = 20
+    banned = house.admit("bob", "one", token="b")
+    for n in range(200):
+        house.admit(f"user{n}", "one", token=f"t{n}")
+    house.access.stale(user_id="bob")
+    house.access.next().away()
+    house.access.stale(revoked=False)
+    house.pass_time(1)
+    for question in house.access.questions:
+        question.away()
+    house.access.questions.clear()
+    house.pass_time(1.25)
+    assert "b" in [question.token for question in house.access.questions]
+    assert banned.session.rooms["one"].suspended
 
 
 def test_everybody_twice_is_everybody_once() -> None:

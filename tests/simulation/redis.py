@@ -39,12 +39,16 @@ _OK, _PONG = Status(b"OK"), Status(b"PONG")
 
 
 class Tracking:
-    """How a connection's cached keys are tracked. ``prefixes``: those of the broadcast mode, or ``None``."""
+    """How a connection's cached keys are tracked. ``prefixes``: those of the broadcast mode, or ``None``.
+    ``caching``: the next command's are, always or (``optin``) because that was said before.
+    """
 
-    def __init__(self, redirect: int, prefixes: tuple[bytes, ...] | None, *, noloop: bool) -> None:
+    def __init__(self, redirect: int, prefixes: tuple[bytes, ...] | None, *, noloop: bool, optin: bool) -> None:
         self.redirect = redirect
         self.prefixes = prefixes
         self.noloop = noloop
+        self.optin = optin
+        self.caching = not optin
 
 
 class Peer:
@@ -155,6 +159,13 @@ class Server:
 
     def execute(self, peer: Peer, words: list[bytes]) -> Sequence[Any]:
         """Run one command; its replies. Raises :class:`Refusal`."""
+        try:
+            return self._execute(peer, words)
+        finally:
+            if peer.tracking is not None and words[0].upper() != b"CLIENT":
+                peer.tracking.caching = not peer.tracking.optin
+
+    def _execute(self, peer: Peer, words: list[bytes]) -> Sequence[Any]:
         name = words[0].upper()
         command = COMMANDS.get(name)
         self._current, self._dirty = peer, False
@@ -187,7 +198,8 @@ class Server:
         if command.writes:
             self._dirty = True
         reply = command.run(self.keyspace, *words[1:])
-        if command.reads and peer.tracking is not None and peer.tracking.prefixes is None:
+        tracking = peer.tracking
+        if command.reads and tracking is not None and tracking.prefixes is None and tracking.caching:
             for key in _keys(whole):
                 self._read.setdefault(key, {})[peer.number] = None
         return reply
@@ -292,6 +304,11 @@ class Server:
                 return _OK
             case b"TRACKING", b"ON", *options:
                 return self._track(peer, options, rest[1:])
+            case b"CACHING", b"YES":
+                if peer.tracking is None or not peer.tracking.optin:
+                    raise Refusal("ERR CLIENT CACHING YES is only valid when tracking is enabled in OPTIN mode.")
+                peer.tracking.caching = True
+                return _OK
             case b"SETNAME" | b"SETINFO" | b"NO-EVICT" | b"NO-TOUCH", *_:
                 return _OK
         raise Missing(f"CLIENT {sub!r} {rest!r}")
@@ -355,7 +372,7 @@ class Server:
     # Tracking
 
     def _track(self, peer: Peer, options: list[bytes], given: list[bytes]) -> Status:
-        redirect, prefixes, broadcast, noloop = 0, [], False, False
+        redirect, prefixes, broadcast, noloop, optin = 0, [], False, False, False
         at = 0
         while at < len(options):
             match options[at]:
@@ -371,10 +388,12 @@ class Server:
                     prefixes.append(given[at])
                 case b"NOLOOP":
                     noloop = True
+                case b"OPTIN":
+                    optin = True
                 case _:
                     raise SYNTAX
             at += 1
-        peer.tracking = Tracking(redirect, tuple(prefixes) if broadcast else None, noloop=noloop)
+        peer.tracking = Tracking(redirect, tuple(prefixes) if broadcast else None, noloop=noloop, optin=optin)
         return _OK
 
     def _changed(self, key: bytes) -> None:

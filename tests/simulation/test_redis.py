@@ -293,8 +293,9 @@ TRACKED = [
 ]
 
 
-@pytest.mark.parametrize("mode", ["BCAST PREFIX access: NOLOOP", "BCAST PREFIX access:", "NOLOOP", ""])
-def test_tracking(redis: PrivateRedis, simulated: Server, mode: str) -> None:
+@pytest.mark.parametrize("caching", [True, False])
+@pytest.mark.parametrize("mode", ["BCAST PREFIX access: NOLOOP", "BCAST PREFIX access:", "NOLOOP", "OPTIN NOLOOP", ""])
+def test_tracking(redis: PrivateRedis, simulated: Server, mode: str, caching: bool) -> None:
     redis.call("FLUSHALL")
     stories = []
     for speakers in (
@@ -307,6 +308,8 @@ def test_tracking(redis: PrivateRedis, simulated: Server, mode: str) -> None:
         me.ask("CLIENT", "TRACKING", "ON", "REDIRECT", str(number), *mode.split())
         story = []
         for who, words in TRACKED:
+            if who == "me" and caching:
+                me.ask("CLIENT", "CACHING", "YES")  # refused unless it has to be said
             (me if who == "me" else other).ask(*words)
             me.told(), other.told()
             told = [[channel, sorted(keys or ())] for _, channel, keys in subscriber.told()]

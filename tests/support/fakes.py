@@ -6,7 +6,7 @@ them and the real parts to the same ones. What a real part does later, by itself
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -99,6 +99,9 @@ class FakeAccess:
         self.questions: list[Question] = []
         self.known: dict[tuple[str, str | None], Grant | PeerError] = {}
         self.listeners: list[IAccessListener] = []
+        self.held: list[tuple[str, str]] = []
+        self.gateways = 1
+        self.settled = True
 
     def check(self, token: Token, room_id: str | None) -> Deferred[Grant]:
         match self.known.get((token.value, room_id)):
@@ -112,6 +115,9 @@ class FakeAccess:
 
     def add_listener(self, listener: IAccessListener) -> None:
         self.listeners.append(listener)
+
+    def hold(self, held: Iterable[tuple[str, str]]) -> None:
+        self.held += held
 
     def sweep(self) -> None:
         """Nothing is overdue."""

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
-from itertools import islice
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta, Struct
-from msgspec.structs import asdict
-from twisted.internet.defer import Deferred, fail, gatherResults, succeed
+from msgspec.structs import asdict, replace
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -29,8 +28,10 @@ from kraftek.contract.messages import Grant, Token
 from kraftek.contract.metrics import Counters
 from kraftek.contract.names import ACCESS, INVALIDATION, token_key, user_key
 from kraftek.contract.settings import Auth
-from kraftek.core.access.local import Answers, Changes, Denials, Key, names
-from kraftek.core.access.redis import CachedGrant, SharedAnswers
+from kraftek.core.access.comparison import Comparison
+from kraftek.core.access.listening import Listening
+from kraftek.core.access.local import Answers, Changes, Denials, Key, Recent, names
+from kraftek.core.access.redis import CachedGrant, Found, SharedAnswers
 from kraftek.core.access.revocations import Revocations
 
 __all__ = ["AccessCache"]
@@ -45,15 +46,15 @@ LONGEST = 31_536_000.0
 """Seconds that an answer is cached at most, whatever its ``ttl``: a year, as in the configuration."""
 
 SKEW = 5.0
-"""Seconds by which the clocks of two gateways may differ. An answer that claims to be fresh for longer than any may be
-was stored before the clock was set back."""
+"""Seconds by which Redis's clock may be set back. An answer that claims to be fresh for longer than any may be was
+stored before it was set back further."""
 
 DELAY = 60.0
 """Seconds after the deadline of a check within which its answer reaches Redis."""
 
-COMPARED = 100
-"""Cached answers that are compared with Redis when a key changed. A deletion removes all that depend on the key, so a
-part of them shows it."""
+LATENESS = 5.0
+"""Seconds after the deadline of a check for which Redis notes that it is under way, which is less than :data:`DELAY`:
+no token's key outlives its user's."""
 
 
 def _jitter() -> float:
@@ -70,9 +71,10 @@ class _Invalidation(Struct, rename="camel"):
 class AccessCache:
     """The answers of ``checker``: see :mod:`kraftek.core.access.redis` for how all processes share them.
 
-    An answer found in Redis is used from memory until Redis announces that one of its two keys changed. Redis does not
-    say who changed what, and announces this process's own writes as well. So the answers that depend on the key are
-    compared with Redis again, and listeners are notified only if one of them is missing or different.
+    An answer found in Redis is believed if it was asked for since when no invalidation can have been missed
+    (:mod:`kraftek.core.access.listening`), and in this epoch. It is used from memory until Redis announces that one of
+    its two keys changed. Then it is compared with Redis (:mod:`kraftek.core.access.comparison`), and listeners are
+    notified only if it is missing or different.
 
     While Redis is unavailable the checker is asked each time and nothing is cached, because nobody could revoke it.
 
@@ -100,14 +102,16 @@ class AccessCache:
         self._counters = counters
         self._now = now
         self._jitter = jitter
-        self._shared = SharedAnswers(bus, clock, auth.timeout + DELAY)
+        self._shared = SharedAnswers(bus, clock, now, patience=auth.timeout + LATENESS, memory=auth.timeout + DELAY)
         self._answers = Answers(auth.cache_size)
+        self._users: Recent[str] = Recent(auth.cache_size)
         self._denials = Denials(auth.cache_size, auth.denied_ttl)
         self._changes = Changes()
         self._waiters: dict[Key, list[Deferred[Grant]]] = {}
-        self._changed_keys: set[str] = set()
-        self._comparing = False
-        self._revocations = Revocations(self._shared, auth.cache_size, clock)
+        memory = self._answers, self._users, self._changes
+        self._comparison = Comparison(self._shared, *memory, self._counts, self._stale, counters)
+        self._revocations = Revocations(self._shared, auth.cache_size, clock, self._cleared, self._too_many)
+        self._listening = Listening(bus, self._revocations, clock)
         self._listeners: list[IAccessListener] = []
         self._once_a_minute = OnceAMinute(clock.seconds)
         bus.track(ACCESS, self._changed)
@@ -136,10 +140,26 @@ class AccessCache:
 
     def clock_set(self) -> None:
         self._answers.clear()
-        self._stale(None, None, None, revoked=False)
+        self._stale(None, None, None, False)
+
+    @property
+    def gateways(self) -> int:
+        return self._listening.gateways
+
+    @property
+    def settled(self) -> bool:
+        return self._listening.settled
+
+    def hold(self, held: Iterable[tuple[str, str]]) -> None:
+        names: list[str] = []
+        for digest, user_id in held:
+            self._users.put(digest, user_id)
+            names += token_key(digest), user_key(user_id)
+        self._shared.hold(names)
 
     def sweep(self) -> None:
         self._revocations.sweep()
+        self._listening.sweep()
 
     # IBusListener
 
@@ -147,9 +167,12 @@ class AccessCache:
         """Revocations during the outage were missed: all access is checked again."""
         self._revocations.clear()
         self._changes.record_all()
-        self._stale(None, None, None, revoked=False)
+        self._answers.clear()
+        self._listening.begin()
+        self._stale(None, None, None, False)
 
     def bus_down(self) -> None:
+        self._listening.lost()
         self._answers.clear()
         self._denials.clear()
 
@@ -170,20 +193,26 @@ class AccessCache:
     async def _find(self, token: Token, key: Key) -> Grant:
         for _ in range(ATTEMPTS):
             position = self._changes.position
-            found = await self._shared.look_up(*key)
+            found = await self._look_up(key)
+            if found is not None and found.grant is not None and not self._listening.settled:
+                await self._listening.settle()
+                found = await self._look_up(key)
             if found is not None and found.grant is not None and self._counts(found.grant, key[1]):
                 self._counters.access_hits += 1
+                self._users.put(key[0], found.grant.user_id)
                 self._remember(key, found.grant, position)
                 return found.grant
             grant = await self._ask(token, key)
-            cached, seconds = self._dated(grant)
+            cached, seconds = self._dated(grant, found)
+            self._users.put(key[0], cached.user_id)
             # If there was an outage meanwhile, Redis may not know of revocations during it.
             if found is not None and not self._changes.since(position, ()):
                 sent = self._changes.position
-                stored = await self._shared.store(*key, cached, seconds, found.time)
+                stored = await self._shared.store(*key, cached, seconds, found)
                 if stored is False:
                     continue
                 if stored:
+                    self._comparison.read(found.time, token_key(key[0]), user_key(cached.user_id))
                     if self._remember(key, cached, sent):
                         return cached
                     position = sent
@@ -192,6 +221,22 @@ class AccessCache:
                 return cached if seconds > 0 else grant  # with ttl: 0 it is not checked again
         self._counters.access_failed += 1
         raise PeerError(Code.AUTH_UNAVAILABLE, "access cannot be checked at present", retry_after=RETRY_AFTER)
+
+    async def _look_up(self, key: Key) -> Found | None:
+        if self._bus.epoch is None:
+            return None
+        user_id = self._users.get(key[0])
+        found = await self._shared.look_up(*key, user_id)
+        if found is not None:
+            self._comparison.read(found.time, token_key(key[0]), *(() if user_id is None else (user_key(user_id),)))
+        if found is None or found.grant is None or found.grant.user_id == user_id:
+            return found
+        # Whose token it is has only now been found: changes of this user's key are not announced yet.
+        user_id = found.grant.user_id
+        if self._counts(found.grant, key[1]):
+            found = await self._shared.look_up(*key, user_id)
+        same = found is not None and found.grant is not None and found.grant.user_id == user_id
+        return found if same or found is None else replace(found, grant=None)
 
     async def _ask(self, token: Token, key: Key) -> Grant:
         position = self._changes.position
@@ -215,20 +260,27 @@ class AccessCache:
                 waiter.errback(result)
 
     def _counts(self, cached: CachedGrant, room_id: str | None) -> bool:
-        return self._is_fresh(cached) and not self._revocations.concern(cached.user_id, room_id)
+        return (
+            cached.epoch == self._bus.epoch
+            and self._listening.believes(cached.asked_at)
+            and self._is_fresh(cached)
+            and not self._revocations.concern(cached.user_id, room_id)
+        )
 
     def _is_fresh(self, cached: CachedGrant) -> bool:
         longest = self._auth.cache_ttl if cached.ttl is None else min(cached.ttl, LONGEST)
         return 0.0 < cached.fresh_until - self._now() <= longest + SKEW
 
-    def _dated(self, grant: Grant) -> tuple[CachedGrant, float]:
-        """The answer as it is cached, and for how many seconds."""
+    def _dated(self, grant: Grant, found: Found | None) -> tuple[CachedGrant, float]:
+        """The answer as it is cached, and for how many seconds. ``found``: by the look-up before it was asked for."""
         now = self._now()
         seconds = self._auth.cache_ttl if grant.ttl is None else grant.ttl
         if grant.expires_at is not None:
             seconds = min(seconds, grant.expires_at - now)
         seconds = min(max(seconds, 0.0), LONGEST) * self._jitter()
-        return CachedGrant(**{**asdict(grant), "fresh_until": now + seconds}), seconds
+        asked_at = 0 if found is None else found.time
+        dates = {"fresh_until": now + seconds, "asked_at": asked_at, "epoch": self._bus.epoch or ""}
+        return CachedGrant(**{**asdict(grant), **dates}), seconds
 
     def _remember(self, key: Key, cached: CachedGrant, position: int) -> bool:
         """Cache the answer in memory, if possible. ``position``: when it was stored in Redis or found there."""
@@ -236,7 +288,7 @@ class AccessCache:
             return False
         self._answers.put(key, cached, position)
         if self._changes.since(position, names(key, cached.user_id)):
-            self._compare(token_key(key[0]), user_key(cached.user_id))
+            self._comparison.changed(token_key(key[0]), user_key(cached.user_id))
         return True
 
     # What changes
@@ -246,57 +298,18 @@ class AccessCache:
             self._counters.access_invalidations += 1
             self._changes.record_all()
             self._answers.clear()
-            self._stale(None, None, None, revoked=False)
-            return
-        for name in keys:
-            self._changes.record(name)
-        self._compare(*keys)
-
-    def _compare(self, *keys: str) -> None:
-        self._changed_keys.update(key for key in keys if key.startswith((token_key(""), user_key(""))))
-        if not self._comparing:
-            self._comparing = True
-            Deferred.fromCoroutine(self._compare_all()).addErrback(self._failed).addBoth(self._compared)
-
-    async def _compare_all(self) -> None:
-        """Compare the answers that depend on changed keys with Redis; keys that change meanwhile are next."""
-        while self._changed_keys:
-            changed, self._changed_keys = self._changed_keys, set()
-            position = self._changes.position
-            depending = {name: tuple(islice(self._answers.named(name), COMPARED)) for name in changed}
-            known = {key: self._answers[key] for keys in depending.values() for key in keys}
-            look_up = self._shared.look_up
-            lookups = [Deferred.fromCoroutine(look_up(*key, cached.user_id)) for key, (cached, _) in known.items()]
-            gone: dict[Key, CachedGrant] = {}
-            results = await gatherResults(lookups, consumeErrors=True)
-            for (key, answer), found in zip(known.items(), results, strict=True):
-                cached, _ = answer
-                if found is None or found.grant != cached:
-                    gone[key] = cached
-                if self._answers.get(key) is answer:
-                    if key in gone:
-                        self._answers.drop(key)
-                    else:
-                        self._answers.put(key, cached, position)
-            now = self._now()
-            for name, keys in depending.items():
-                lost = [gone[key] for key in keys if key in gone]
-                if lost or not keys:
-                    self._counters.access_invalidations += bool(lost)
-                    # Answers that were no longer fresh when their key was removed have merely expired.
-                    self._stale_key(name, revoked=not lost or any(cached.fresh_until > now for cached in lost))
-
-    def _compared(self, _: object) -> None:
-        self._comparing = False
-
-    def _failed(self, failure: Failure) -> None:
-        self._log.failure("Comparing cached access with Redis failed: a bug, please report it", failure=failure)
+            self._stale(None, None, None, False)
+        else:
+            for name in keys:
+                self._changes.record(name)
+            self._comparison.changed(*keys)
 
     def _invalidated(self, body: bytes) -> None:
         try:
             message = msgspec.json.decode(body, type=_Invalidation)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            self._malformed(error)
+            text = "Ignored a malformed message on {channel} (logged once a minute): {error}"
+            self._once_a_minute(self._log.warn, text, channel=INVALIDATION, error=str(error))
             return
         user_id, room_id = message.user_id, message.room_id or None
         self._counters.access_invalidations += 1
@@ -306,23 +319,17 @@ class AccessCache:
             if room_id in (None, key[1]):
                 self._answers.drop(key)
         self._revocations.add(user_id, room_id)
-        self._stale(None, user_id, room_id, revoked=True)
+        self._stale(None, user_id, room_id, True)
 
-    def _malformed(self, error: Exception) -> None:
-        self._once_a_minute(
-            self._log.warn,
-            "Ignored a malformed message on {channel} (logged once a minute): {error}",
-            channel=INVALIDATION,
-            error=str(error),
-        )
+    def _too_many(self) -> None:
+        self._log.warn("Redis refuses to forget access that was revoked: no cached access from before now is used")
+        self._listening.begin()
 
-    def _stale_key(self, name: str, *, revoked: bool) -> None:
-        if name.startswith(token_key("")):
-            self._stale(name.removeprefix(token_key("")), None, None, revoked=revoked)
-        else:
-            self._stale(None, name.removeprefix(user_key("")), None, revoked=revoked)
+    def _cleared(self, user_id: str, digests: Sequence[str]) -> None:
+        # Our own script has changed these keys, which ended their tracking.
+        self._comparison.changed(user_key(user_id), *map(token_key, digests))
 
-    def _stale(self, digest: str | None, user_id: str | None, room_id: str | None, *, revoked: bool) -> None:
+    def _stale(self, digest: str | None, user_id: str | None, room_id: str | None, revoked: bool) -> None:
         for listener in self._listeners:
             try:
                 listener.access_stale(digest, user_id, room_id, revoked)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable
+from typing import Generic, TypeVar
 
 from msgspec import Struct
 
@@ -11,10 +12,12 @@ from kraftek.contract.errors import PeerError
 from kraftek.contract.names import INVALIDATION, token_key, user_key
 from kraftek.core.access.redis import CachedGrant
 
-__all__ = ["Answers", "Changes", "Denials", "Key", "names"]
+__all__ = ["Answers", "Changes", "Denials", "Key", "Recent", "names"]
 
 Key = tuple[str, str | None]
 """What a check is about: a token's digest, and a room or none."""
+
+V = TypeVar("V")
 
 CHANGES_KEPT = 10_000
 """Changes remembered. An answer older than all of them counts as changed."""
@@ -106,6 +109,27 @@ class Answers:
         """Drop all answers."""
         self._answers.clear()
         self._named.clear()
+
+
+class Recent(Generic[V]):
+    """A value for each name, of the ``size`` names that were used most recently. ``complete``: there were no more."""
+
+    def __init__(self, size: int) -> None:
+        self.complete = True
+        self._size = size
+        self._values: OrderedDict[str, V] = OrderedDict()
+
+    def get(self, name: str) -> V | None:
+        """The value, if it is remembered."""
+        return self._values.get(name)
+
+    def put(self, name: str, value: V) -> None:
+        """Remember a value in place of an older one."""
+        self._values[name] = value
+        self._values.move_to_end(name)
+        if len(self._values) > self._size:
+            self._values.popitem(last=False)
+            self.complete = False
 
 
 class _Denial(Struct, frozen=True):

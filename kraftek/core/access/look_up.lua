@@ -1,21 +1,39 @@
--- KEYS: the prefixes of tokens', users' and ledgers' keys
--- ARGV: digest, room, the token's user when last known or nothing, milliseconds that the ledger lives at least
-local tokens, users, ledgers, digest, user = KEYS[1], KEYS[2], KEYS[3], ARGV[1], ARGV[3]
--- Answers with the time, and the yes that counts; with a third word where there is one that cannot be read.
-local answer = redis.call('HGET', tokens .. digest, ARGV[2])
-local unreadable
+-- KEYS: the prefixes of tokens', users' and ledgers' keys, the token's hash, and the user's set if the user is known
+-- ARGV: digest, room, the user or nothing, the epoch, milliseconds that the ledger lives at least, milliseconds that an
+--       answer may take
+-- Answers with the time, and the yes that is valid, but perhaps not fresh; with a third word where there is one that
+-- cannot be read.
+local tokens, users, ledgers, token = unpack(KEYS)
+local digest, room, user, epoch, memory, wait = unpack(ARGV)
+local answer = redis.call('HGET', token, room)
+local known, unreadable = {}
 if answer then
     local readable, grant = pcall(cjson.decode, answer)
-    if readable and type(grant) == 'table' and type(grant.userId) == 'string' then
-        user = grant.userId
-        if redis.call('SISMEMBER', users .. user, digest) == 1 then
-            return {text(now), answer}
-        end
+    if readable and type(grant) == 'table' and (type(grant.userId) == 'string' or type(grant.askedAt) == 'number') then
+        known = grant
     else
         unreadable = 1
     end
 end
-if user ~= '' then
-    revoked(ledgers .. user, users .. user, tokens, digest, now, tonumber(ARGV[4]))
+if type(known.userId) == 'string' then
+    user = known.userId
 end
-return {text(now), false, unreadable}
+local valid = type(known.userId) == 'string' and redis.call('SISMEMBER', users .. user, digest) == 1
+local standing = known.epoch == epoch and type(known.askedAt) == 'number' and known.askedAt <= now
+if valid and standing and type(known.freshUntil) == 'number' and known.freshUntil * 1000000 > now then
+    return {text(now), answer}
+end
+if user ~= '' and not valid then
+    revoked(ledgers .. user, users .. user, tokens, digest, now, tonumber(memory))
+end
+-- While the auth service is asked something stands in the token's hash: whoever deletes it has the answer rejected.
+-- An old answer does as well as a note of the time. Redis may refuse to write: the answer is not stored then.
+if not standing or redis.call('HEXISTS', token, room) == 0 then
+    redis.pcall('HSET', token, room, cjson.encode({epoch = epoch}):sub(1, -2) .. ',"askedAt":' .. text(now) .. '}')
+end
+if redis.call('PTTL', token) < tonumber(wait) then
+    redis.pcall('PEXPIRE', token, wait)
+end
+-- Read again: what this connection wrote is no longer tracked.
+redis.call('EXISTS', token, KEYS[5] or token)
+return {text(now), valid and answer, unreadable}

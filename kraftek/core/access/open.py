@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
 
@@ -20,6 +22,9 @@ class OpenAccess:
     No service is asked, so nothing is cached, and nothing can be revoked.
     """
 
+    gateways = 1
+    settled = True
+
     def __init__(self, bus: IBus) -> None:
         self._listeners: list[IAccessListener] = []
         bus.track(ACCESS, self._changed)
@@ -32,6 +37,9 @@ class OpenAccess:
 
     def add_listener(self, listener: IAccessListener) -> None:
         self._listeners.append(listener)
+
+    def hold(self, held: Iterable[tuple[str, str]]) -> None:
+        pass
 
     def sweep(self) -> None:
         pass

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import msgspec
 import pytest
 from twisted.internet.defer import CancelledError
 from twisted.internet.task import Clock
@@ -14,7 +17,7 @@ from kraftek.contract.messages import Token
 from kraftek.contract.names import token_key, user_key
 from kraftek.contract.settings import Auth
 from kraftek.core.access import cache as cache_module
-from kraftek.core.access.redis import CachedGrant
+from kraftek.core.access.redis import CLEAR, COMPARE, LOOK_UP, STORE, CachedGrant
 from tests.core.access.world import EPOCH, MemoryRedis, Outcome, Process, settle
 
 T = Token("t")
@@ -158,16 +161,33 @@ def test_how_long_a_yes_is_kept(one: Process, clock: Clock) -> None:
 
 @pytest.mark.parametrize("ahead", [-3600, 3600])
 def test_the_wall_clock_is_set(one: Process, two: Process, clock: Clock, ahead: float) -> None:
-    """Nobody knows how old the answers are, neither those in memory nor what others wrote by another time."""
+    """Nobody knows how old the answers in memory are. Those in Redis are dated by Redis's clock."""
     let_in(one, ttl=300)
     let_in(one, token="short", ttl=1)
+    one.stale.clear()
     one.ahead = ahead
     one.cache.clock_set()
     assert one.stale == [(None, None, None, False)]
-    let_in(one, ttl=300)
+    grant = answered(one).grant
+    assert grant is not None
+    assert grant.fresh_until == pytest.approx(one.now() + 300, abs=0.001)
+    clock.advance(1.1)
     let_in(one, token="short", ttl=1)
+    assert answered(two).user == "ada"
+    assert answered(two, token="short").user == "ada"
+
+
+def test_redis_clock_is_set_back(one: Process, two: Process, redis: MemoryRedis) -> None:
+    """An answer that would be fresh for longer than any may be is not used, nor one from a time that is yet to come."""
+    redis.ahead = 3600
+    one.down()
+    one.up()
+    let_in(one, ttl=300)
+    redis.ahead = 0
+    one.down()
+    one.up()
+    let_in(one, ttl=300)
     assert answered(one).user == "ada"
-    assert answered(one, token="short").user == "ada"
 
 
 def test_clocks_of_gateways_differ_by_a_little(one: Process, two: Process) -> None:
@@ -235,7 +255,7 @@ def test_a_no_is_kept_nowhere_else(one: Process, two: Process, redis: MemoryRedi
     settle(one)
     one.questions.pop().no()
     settle(one)
-    assert redis.all_keys() == set()
+    assert redis.answers() == []
     let_in(two)
 
 
@@ -288,7 +308,7 @@ def test_no_answer_is_not_kept(one: Process, redis: MemoryRedis) -> None:
     assert outcome.code is Code.AUTH_UNAVAILABLE
     assert isinstance(outcome.error, PeerError)
     assert outcome.error.retry_after == 2.5
-    assert redis.all_keys() == set()
+    assert redis.answers() == []
     assert one.counters.access_failed == 1
     let_in(one)
 
@@ -349,9 +369,7 @@ def test_nobody_is_told_of_what_changed_nothing(one: Process, two: Process) -> N
     let_in(two, token="u")
     let_in(one, room="third")
     settle(one, two)
-    # Of a token that only the other process knows, this one cannot tell; nobody has it here.
-    assert one.stale == [(Token("u").digest, None, None, True)]
-    assert two.stale == []
+    assert (one.stale, two.stale) == ([], [])
     assert answered(one).user == "ada"
 
 
@@ -394,7 +412,8 @@ def test_what_changed_while_looking_is_looked_at_too(one: Process, two: Process,
 
 def test_expiry_is_told_as_such(one: Process, clock: Clock, redis: MemoryRedis) -> None:
     let_in(one, ttl=10)
-    clock.advance(11)
+    one.stale.clear()
+    clock.advance(80)
     redis.expire()
     settle(one)
     assert set(one.stale[-2:]) == {(T.digest, None, None, False), (None, "ada", None, False)}
@@ -585,7 +604,7 @@ def test_race_deleted_before_the_answer_reaches_redis(one: Process, redis: Memor
     one.execute()
     one.reply()
     assert outcome.waits
-    assert HASH not in redis.all_keys()
+    assert "userId" not in redis.hashes[HASH]["r"]
     settle(one)
     assert one.counters.access_asked == 3
     assert (None, "ada", None, True) in one.stale
@@ -614,6 +633,8 @@ def test_race_deleted_after_the_answer_reached_redis(one: Process, redis: Memory
 def test_race_deleted_while_looking(one: Process, two: Process, redis: MemoryRedis) -> None:
     """Redis says yes, then it is deleted; word of that comes before the yes does."""
     let_in(one)
+    let_in(one, room="other")
+    answered(two, room="other")
     outcome = two.ask("t")
     two.hear()
     two.execute()
@@ -778,12 +799,14 @@ def test_redis_lost_while_storing(one: Process) -> None:
 def test_nothing_is_used_from_memory_when_nobody_tells_of_changes(one: Process, two: Process) -> None:
     """The connection that listens is lost; the other one still answers."""
     let_in(two)
-    settle(one)
+    let_in(two, room="other")
+    answered(one, room="other")
     outcome = one.ask("t")
     one.execute()
     one.bus.available = False
     one.cache.bus_down()
     one.reply()
+    one.questions.pop().yes("ada")
     assert outcome.user == "ada"
     assert len(one.cache._answers) == 0
 
@@ -855,18 +878,31 @@ def test_an_invalidation_without_redis_reaches_who_is_asking(redis: MemoryRedis,
     assert outcome.code is Code.AUTH_FAILED
 
 
-def test_invalidations_to_be_made_up_for_are_bounded(redis: MemoryRedis, clock: Clock) -> None:
-    process = Process(redis, clock, Auth(cache_size=3), available=False)
-    for number in range(10):
-        process.publish(b'{"userId": "user-%d"}' % number)
-    assert list(process.cache._revocations._uncleared) == [(f"user-{number}", None) for number in (7, 8, 9)]
+def test_with_too_many_invalidations_to_be_made_up_for_nothing_older_is_believed(
+    redis: MemoryRedis, clock: Clock
+) -> None:
+    process = Process(redis, clock, Auth(cache_size=3))
+    let_in(process, "u", user="eve")
+    process.cache._answers.clear()
+    assert answered(process, "u").user == "eve"
+    process.cache._answers.clear()
+    with capturedLogs() as logs:
+        for number in range(4):
+            process.publish(b'{"userId": "user-%d"}' % number)
+        for call in list(process.bus.calls):
+            if call.command is CLEAR:
+                process.bus.calls.remove(call)
+                call.reply.errback(ValueError("READONLY You can't write against a read only replica."))
+        settle(process)
+    assert "no cached access from before now" in logs[0]["log_format"]
+    let_in(process, "u", user="eve")
 
 
 def test_an_invalidation_that_redis_refuses_is_repeated_each_second(one: Process, redis: MemoryRedis) -> None:
     let_in(one)
     one.publish(b'{"userId": "ada"}')
     one.bus.calls.pop().reply.errback(ValueError("READONLY You can't write against a read only replica."))
-    one.cache.sweep()
+    one.cache._revocations.sweep()
     assert not one.bus.calls
     one.clock.advance(1)
     one.cache.sweep()
@@ -900,8 +936,9 @@ def test_what_cannot_be_looked_at_again_counts_as_taken_back(one: Process, redis
     assert one.cache._answers.get((T.digest, "r")) is None
 
 
-def test_a_fault_while_looking_again_is_logged_and_over(one: Process, redis: MemoryRedis) -> None:
+def test_a_fault_while_looking_again_is_logged_and_counts_as_taken_back(one: Process, redis: MemoryRedis) -> None:
     let_in(one)
+    one.stale.clear()
     redis.write(HASH, "other", "x")
     one.hear()
     with capturedLogs() as logs:
@@ -909,9 +946,314 @@ def test_a_fault_while_looking_again_is_logged_and_over(one: Process, redis: Mem
     assert [event["log_format"] for event in logs] == [
         "Comparing cached access with Redis failed: a bug, please report it"
     ]
+    assert one.stale == [(T.digest, None, None, True)]
+    assert answered(one).user == "ada"  # tracked again
     redis.delete(HASH)
     settle(one)
-    assert (T.digest, None, None, True) in one.stale
+    assert one.stale == [(T.digest, None, None, True)] * 2
+
+
+# Evidence with an age
+
+
+def forget(process: Process) -> None:
+    """Nothing is known from memory any more."""
+    process.cache._answers.clear()
+
+
+def test_after_a_gap_a_lone_gateway_believes_nothing_older(one: Process) -> None:
+    let_in(one)
+    one.down()
+    one.up()
+    let_in(one)
+    assert answered(one).user == "ada"
+
+
+def test_after_a_gap_what_another_gateway_listened_to_is_believed(one: Process, two: Process) -> None:
+    let_in(one)
+    one.down()
+    one.clock.advance(1)
+    one.up()
+    assert one.cache.settled
+    assert answered(one).user == "ada"
+
+
+def test_a_gateway_that_starts_beside_another_believes_what_that_one_heard(
+    one: Process, redis: MemoryRedis, clock: Clock
+) -> None:
+    let_in(one)
+    later = Process(redis, clock)
+    assert answered(later).user == "ada"
+    assert later.cache.gateways == one.cache.gateways == 2
+
+
+def test_an_invalidation_that_nobody_heard_is_made_up_for(one: Process, two: Process) -> None:
+    """Both were away, if only for a moment."""
+    let_in(one)
+    two.down()
+    one.down()
+    two.up()
+    one.up()
+    assert one.ask("t").waits
+    settle(one)
+    assert one.questions
+
+
+def test_who_could_not_write_what_it_heard_is_no_evidence_for_others(one: Process, two: Process) -> None:
+    """Nor does it believe it itself. When Redis takes writes again the others are told the truth."""
+    let_in(one)
+    refused = ValueError("READONLY You can't write against a read only replica.")
+    two.publish(b'{"userId": "ada"}')
+    two.bus.calls.pop().reply.errback(refused)
+    one.down()
+    one.bus.up()  # it misses the message
+    for _ in range(40):
+        one.clock.advance(0.1)
+        for process in (one, two):
+            process.cache._listening.sweep()
+        settle(one, two)
+    assert one.cache.settled
+    assert one.ask("t").waits
+    settle(one)
+    assert [question.token for question in one.questions] == ["t"]
+    one.questions.pop().away()
+    let_in(one, token="u", user="bob")
+    two.cache.sweep()
+    settle(one, two)
+    assert not two.cache._revocations
+    one.clock.advance(1.1)
+    for _ in range(2):
+        for process in (one, two):
+            process.cache._listening._renew()
+        settle(one, two)
+    assert one.cache._listening._since == two.cache._listening._since
+
+
+def test_a_check_waits_a_moment_for_what_may_save_a_question(one: Process, two: Process) -> None:
+    let_in(one)
+    one.down()
+    one.bus.up()
+    outcome = one.ask("t")
+    settle(one)
+    assert outcome.waits
+    assert one.questions == []
+    one.clock.advance(0.1)
+    for process in (two, one):
+        process.cache._listening.sweep()
+        settle(one, two)
+    assert outcome.user == "ada"
+
+
+def test_and_no_longer_than_that(one: Process, two: Process) -> None:
+    let_in(one)
+    one.down()
+    two.bus.available = False  # and its record is still there
+    one.bus.up()
+    outcome = one.ask("t")
+    settle(one)
+    one.clock.advance(2.5)
+    one.cache.sweep()
+    settle(one)
+    assert outcome.waits
+    one.questions.pop().yes("ada")
+    settle(one)
+    assert outcome.user == "ada"
+
+
+def test_redis_is_lost_while_a_check_waits(one: Process, two: Process) -> None:
+    let_in(one)
+    one.down()
+    one.bus.up()
+    outcome = one.ask("t")
+    while one.bus.calls:
+        one.execute()
+        one.reply()
+    one.down()
+    one.questions.pop().yes("ada")
+    assert outcome.user == "ada"
+
+
+def test_another_epoch_is_believed_in_nothing(one: Process, two: Process) -> None:
+    let_in(one)
+    answered(two)
+    for process in (one, two):
+        process.stale.clear()
+        process.bus.begin_epoch("e2")
+        assert process.stale == [(None, None, None, False)]
+    one._begin()
+    assert one.ask("t").waits
+    settle(one)
+    one.questions.pop().yes("ada")
+    settle(one)
+    assert answered(two).user == "ada"
+
+
+def test_without_an_epoch_nothing_is_read_or_stored(one: Process, redis: MemoryRedis) -> None:
+    let_in(one)
+    one.down()
+    one.bus.up(None)
+    for _ in range(2):
+        outcome = one.ask("t")
+        assert [call.command for call in one.bus.calls] == []
+        one.questions.pop().yes("ada")
+        assert outcome.user == "ada"
+
+
+def test_an_answer_of_an_earlier_version_counts_as_absent(one: Process, redis: MemoryRedis) -> None:
+    let_in(one)
+    forget(one)
+    redis.write(HASH, "r", '{"userId":"ada","roomId":"r","freshUntil":1800000000.0}')
+    settle(one)
+    with capturedLogs() as logs:
+        let_in(one)
+    assert not logs
+
+
+# What is told to whom
+
+
+def test_a_login_and_a_renewal_are_told_to_nobody_who_does_not_hold_the_token(
+    one: Process, two: Process, clock: Clock
+) -> None:
+    let_in(two, token="u", user="bob")
+    two._unheard.clear()
+    let_in(one, ttl=100)
+    clock.advance(101)
+    let_in(one, ttl=100)
+    let_in(one, room="other")
+    let_in(one, token="t2")
+    assert two._unheard == one._unheard == {}
+
+
+def test_what_a_login_and_a_renewal_cost(one: Process, two: Process, clock: Clock) -> None:
+    commands: list[Any] = []
+    call = one.bus.call
+
+    def counted(command: Any, *args: Any) -> Any:
+        commands.append(command)
+        return call(command, *args)
+
+    one.bus.call = counted  # type: ignore[assignment, method-assign]
+    let_in(one, ttl=100)
+    assert commands == [LOOK_UP, STORE]
+    clock.advance(101)
+    let_in(one, ttl=100)
+    assert commands[2:] == [LOOK_UP, STORE]
+    let_in(two, token="u", user="bob")
+    answered(one, token="u")
+    assert commands[4:] == [LOOK_UP, LOOK_UP]
+    let_in(two, token="u", room="other", user="bob")
+    answered(one, token="u", room="other")
+    # What another process wrote to a key that this one holds was compared: that is why it was told.
+    assert set(commands[6:]) == {COMPARE, LOOK_UP}
+
+
+def test_a_join_of_a_user_with_many_rooms_costs_a_handful(one: Process, two: Process) -> None:
+    for number in range(64):
+        let_in(one, room=f"r{number}")
+        assert answered(two, room=f"r{number}").user == "ada"
+    settle(one, two)
+    made = 0
+    for process in (one, two):
+        call = process.bus.call
+
+        def counted(*args: Any, call: Any = call) -> Any:
+            nonlocal made
+            made += 1
+            return call(*args)
+
+        process.bus.call = counted  # type: ignore[assignment, method-assign]
+    let_in(one, room="another")
+    settle(one, two)
+    assert made <= 5
+    assert one.stale[1:] == two.stale[1:] == []
+
+
+def test_every_change_is_told_however_often(one: Process, redis: MemoryRedis) -> None:
+    """Each announcement ends the tracking: what is asked, compared or written reads the keys again."""
+    let_in(one)
+    let_in(one, room="other")
+    for _ in range(3):
+        for key in (HASH, ADA):
+            one.stale.clear()
+            redis.write(HASH, "x", "y")
+            settle(one)
+            assert one.stale == []
+            redis.delete(key)
+            settle(one)
+            assert [revoked for *_, revoked in one.stale] == [True]
+            let_in(one)
+            let_in(one, room="other")
+
+
+def test_after_a_room_was_invalidated_the_others_are_still_tracked(one: Process, redis: MemoryRedis) -> None:
+    """What this process removes itself it is not told of."""
+    let_in(one)
+    let_in(one, room="other")
+    one.publish(b'{"userId": "ada", "roomId": "r"}')
+    settle(one)
+    one.stale.clear()
+    redis.delete(HASH)
+    settle(one)
+    assert one.stale == [(T.digest, None, None, True)]
+
+
+def test_sockets_whose_answers_are_not_in_memory_are_tracked(one: Process, redis: MemoryRedis) -> None:
+    """As after a gap, until each has been asked about."""
+    for key in (HASH, ADA):
+        let_in(one)
+        one.down()
+        one.up()
+        one.cache.hold([(T.digest, "ada")])
+        settle(one)
+        one.stale.clear()
+        redis.delete(key)
+        settle(one)
+        told = (T.digest, None, None, True) if key == HASH else (None, "ada", None, True)
+        assert one.stale == [told]
+
+
+def test_nor_are_they_disturbed_by_what_expires(one: Process, redis: MemoryRedis, clock: Clock) -> None:
+    let_in(one)
+    one.down()
+    one.up()
+    one.cache.hold([(T.digest, "ada")])
+    settle(one)
+    one.stale.clear()
+    clock.advance(400)
+    redis.expire()
+    settle(one)
+    assert one.stale == []
+
+
+def test_the_auth_service_is_down_for_longer_than_a_yes_is_kept(one: Process, redis: MemoryRedis, clock: Clock) -> None:
+    """One key expires after the other, and neither is taken for a revocation."""
+    let_in(one, ttl=10)
+    let_in(one, room="other", ttl=200)
+    one.stale.clear()
+    for _ in range(150):
+        clock.advance(2)
+        outcome = one.ask("t")
+        settle(one)
+        while one.questions:
+            one.questions.pop().away()
+        settle(one)
+        assert outcome.grant is not None or outcome.code is Code.AUTH_UNAVAILABLE
+    assert ADA not in redis.all_keys()
+    assert {revoked for *_, revoked in one.stale} <= {False}
+
+
+def test_race_both_keys_deleted_during_the_very_first_check(one: Process, redis: MemoryRedis) -> None:
+    outcome = one.ask("t")
+    settle(one)
+    redis.delete(HASH, ADA)
+    one.questions.pop().yes("ada")
+    settle(one)
+    assert outcome.waits
+    one.questions.pop().no()
+    settle(one)
+    assert outcome.code is Code.AUTH_FAILED
+    assert redis.answers() == []
 
 
 # Tokens
@@ -942,8 +1284,15 @@ def test_no_token_anywhere(one: Process, redis: MemoryRedis, clock: Clock) -> No
 def test_what_is_kept_is_what_the_contract_says(one: Process, redis: MemoryRedis) -> None:
     let_in(one, permissions=["a:*:*"], ttl=10, expiresAt=EPOCH + 5)
     assert redis.sets[ADA] == {T.digest}
-    assert redis.hashes[HASH] == {
-        "r": '{"userId":"ada","roomId":"r","permissions":["a:*:*"],"expiresAt":1700000005.0,"ttl":10.0,'
-        '"freshUntil":1700000005.0}'
+    (answer,) = redis.hashes[HASH].values()
+    dates = {"freshUntil": pytest.approx(EPOCH + 5, abs=1), "askedAt": pytest.approx(EPOCH * 1e6, abs=1e6)}
+    assert msgspec.json.decode(answer) == {
+        "userId": "ada",
+        "roomId": "r",
+        "permissions": ["a:*:*"],
+        "expiresAt": EPOCH + 5,
+        "ttl": 10.0,
+        "epoch": "e1",
+        **dates,
     }
     assert isinstance(answered(one).grant, CachedGrant)

@@ -92,6 +92,7 @@ class World:
             self.take_back_by_set: 1,
             self.take_back_by_message: 1,
             self.wait: 0.3,
+            self.sweep: 4,
             self.lose_redis: 0.2,
             self.find_redis: 1,
         }
@@ -135,11 +136,11 @@ class World:
             self.redis.delete(user_key(user))
 
     def take_back_by_message(self, _: Side) -> None:
-        # A message that nobody hears is lost: whoever relies on it needs the gateways to be connected.
-        if all(side.process.bus.available for side in self.sides):
-            user = self.dice.choice(["ada", "bob"])
-            self.forbid(user)
-            for side in self.sides:
+        # Whoever is not connected misses the message, and finds out that it may have missed one.
+        user = self.dice.choice(["ada", "bob"])
+        self.forbid(user)
+        for side in self.sides:
+            if side.process.bus.available:
                 side.messages.append(b'{"userId": "%b"}' % user.encode())
 
     # Redis
@@ -162,12 +163,18 @@ class World:
         self.redis.expire()
 
     def lose_redis(self, side: Side) -> None:
-        if side.process.bus.available and not any(each.messages for each in self.sides):
+        if side.process.bus.available:
+            side.messages.clear()
             side.process.down()
 
     def find_redis(self, side: Side) -> None:
         if not side.process.bus.available:
-            side.process.up()
+            side.process._unheard.clear()
+            side.process.bus.up()
+
+    def sweep(self, side: Side) -> None:
+        self.clock.advance(0.25)
+        side.process.cache.sweep()
 
     # In the end
 
@@ -176,6 +183,7 @@ class World:
             self.find_redis(side)
         for _ in range(100):
             for side in self.sides:
+                self.sweep(side)
                 self.hear(side)
             settle(*(side.process for side in self.sides))
             for side in self.sides:
@@ -184,7 +192,7 @@ class World:
                 while side.process.questions:
                     self.decide(side)
                     self.answer(side)
-            if any(side.process.busy for side in self.sides):
+            if any(side.process.busy or not side.process.cache.settled for side in self.sides):
                 continue
             # Whoever could not be asked about is asked about again.
             away = [socket for side in self.sides for socket in side.sockets if socket.could_not_ask]
@@ -199,6 +207,7 @@ class World:
             for socket in side.sockets:
                 assert not socket.check.waits
                 assert not socket.is_in or self.allowed[socket.token], f"{socket.token} is in {socket.room}"
+        for side in self.sides:
             for token in USERS:
                 for room in ROOMS:
                     check = side.process.ask(token, room)

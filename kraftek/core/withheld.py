@@ -1,0 +1,105 @@
+"""What clients are sent in a room while their access to it is in question: it waits, and is delivered after a yes.
+
+Called by :mod:`kraftek.core.access_watch`. What delivers messages notices nothing: a stand-in takes the place of the
+client's link, in the audience of the room, and for what is sent to the user or the socket when nothing of the session's
+access is certain.
+"""
+
+from __future__ import annotations
+
+from itertools import count
+from operator import itemgetter
+
+from zope.interface import implementer
+
+from kraftek.contract.errors import Code, PeerError
+from kraftek.contract.interfaces import IOutlet
+from kraftek.contract.messages import Outgoing
+from kraftek.core.roster import Roster
+from kraftek.core.session import Session
+
+__all__ = ["Withheld", "Withholding"]
+
+
+@implementer(IOutlet)
+class Withheld:
+    """The stand-in for the link of a session, in a room or for its user. It keeps messages up to so many bytes; with
+    more than that it drops them, and the client is told, once.
+    """
+
+    __slots__ = ("_bytes", "_most", "_overrun", "_session", "_where", "messages")
+
+    _numbers = count()
+
+    def __init__(self, session: Session, where: str, most: int) -> None:
+        self._session = session
+        self._where = where
+        self._most = most
+        self.messages: list[tuple[int, Outgoing]] = []
+        self._bytes = 0
+        self._overrun = False
+
+    def write(self, outgoing: Outgoing) -> None:
+        """As that of a link."""
+        if self._overrun:
+            return
+        self.messages.append((next(self._numbers), outgoing))
+        self._bytes += len(outgoing.text) + sum(map(len, outgoing.attachments))
+        if self._bytes > self._most:
+            self._overrun = True
+            self.messages.clear()
+            text = f"access{self._where} cannot be checked at present: messages are lost until it is"
+            self._session.refuse(PeerError(Code.AUTH_UNAVAILABLE, text, retry_after=1.0))
+
+
+class Withholding:
+    """The sessions whose access is in question. ``most``: bytes that wait for each room of each."""
+
+    def __init__(self, roster: Roster, most: int) -> None:
+        self._roster = roster
+        self._most = most
+        self._withheld: dict[Session, dict[str | None, Withheld]] = {}
+
+    def __len__(self) -> int:
+        return len(self._withheld)
+
+    def begin(self, session: Session, room_id: str | None) -> None:
+        """The session's access to the room is in question; with ``None``, its grant without one, or all it has."""
+        rooms = self._withheld.setdefault(session, {})
+        if room_id not in rooms:
+            rooms[room_id] = withheld = Withheld(session, "" if room_id is None else f" to room {room_id}", self._most)
+            if room_id is not None:
+                self._roster.divert(session, room_id, withheld)
+        self.judge(session)
+
+    def end(self, session: Session, room_id: str | None) -> None:
+        """The session has access to the room."""
+        withheld = self._withheld.get(session, {}).pop(room_id, None)
+        if withheld is None:
+            return
+        if room_id is not None:
+            self._roster.divert(session, room_id, None)
+        self.judge(session, withheld)
+
+    def judge(self, session: Session, *ended: Withheld) -> None:
+        """Rooms were entered or left, or came into question. What ``ended`` has kept is delivered."""
+        rooms = self._withheld.get(session)
+        if rooms is None:
+            return
+        for room_id in rooms.keys() - session.rooms.keys():
+            if room_id is not None or session.rooms:
+                del rooms[room_id]
+        if not rooms:
+            del self._withheld[session]
+        if rooms and rooms.keys() >= session.rooms.keys():
+            if session.outlet is session.link:
+                session.outlet = Withheld(session, "", self._most)
+        elif isinstance(session.outlet, Withheld):
+            ended = (*ended, session.outlet)
+            session.outlet = session.link
+        for _, outgoing in sorted((each for withheld in ended for each in withheld.messages), key=itemgetter(0)):
+            session.link.write(outgoing)
+
+    def forget(self, session: Session) -> None:
+        """The session has ended."""
+        self._withheld.pop(session, None)
