@@ -52,6 +52,7 @@ PING
 PTTL key
 PUBLISH channel message
 SADD key member
+SCAN 0
 SCARD key
 SELECT 0
 SET key value
@@ -79,6 +80,7 @@ XREADGROUP GROUP group consumer STREAMS key >
 XTRIM key MAXLEN 0
 ZADD key 0 member
 ZCARD key
+ZRANGE key 0 0
 ZRANGEBYSCORE key 0 0
 ZREM key member
 ZREVRANGE key 0 0

@@ -28,6 +28,7 @@ from kraftek.core.membership import Membership
 from kraftek.core.registry import EventRouter, ServiceRegistry
 from kraftek.core.requests import Requests
 from kraftek.core.rooms.leases import LOOK_INTERVAL, RENEW_INTERVAL, Leases
+from kraftek.core.rooms.orphans import Orphans
 from kraftek.core.roster import Roster
 from kraftek.core.service_events import ServiceEvents
 from kraftek.daemon.demo import BOARD
@@ -72,6 +73,7 @@ class Core(Struct, kw_only=True, frozen=True):
     deliveries: Deliveries
     service_events: ServiceEvents
     leases: Leases
+    orphans: Orphans
 
 
 class Edge(Struct, kw_only=True, frozen=True):
@@ -133,6 +135,7 @@ def core_of(
         deliveries=deliveries,
         service_events=ServiceEvents(gateway_id, registry, router, dispatch, bus, counters, bounds, now=now),
         leases=Leases(bus, rooms, gateway_id, membership.reconciliation.doubt_all, fleet, counters),
+        orphans=Orphans(bus, clock, fleet),
     )
 
 
@@ -213,6 +216,7 @@ def sweeps_of(core: Core, edge: Edge) -> tuple[Sweep, ...]:
         (edge.engine_clients.sweep, _SWEEP_INTERVAL),
         (core.dispatch.sweep, _TRIM_INTERVAL),
         (core.service_events.sweep, _SWEEP_INTERVAL),
+        (core.orphans.sweep, _SWEEP_INTERVAL),
         (core.leases.renew, RENEW_INTERVAL),
         (core.leases.look, LOOK_INTERVAL),
     )

@@ -133,6 +133,7 @@ def test_an_older_socket_is_closed_by_its_own_process_as_soon_as_that_has_redis_
 def test_a_newer_login_whose_answer_was_lost_is_the_newer_one(ran: bool) -> None:
     here, there = two_gateways()
     older = there.admit("alice", "one")
+    here.clock.advance(1)
     here.rooms.failure, here.rooms.unanswered = NotPublished("the connection was lost"), ran
     newer = here.admit("alice", "one")
     here.bus.down()
@@ -357,6 +358,28 @@ def test_what_redis_refuses_for_a_while_is_made_good() -> None:
     assert sorted(house.rooms.told[2:]) == [("joined", "dan", "one"), ("left", "bob", "one")]
 
 
+def test_who_enters_again_while_redis_refuses_writes_is_newer_than_who_entered_meanwhile() -> None:
+    here, there = two_gateways()
+    first = there.admit("alice", "one")
+    for house in (here, there):
+        house.rooms.failure = RuntimeError("MISCONF")
+    with capturedLogs():
+        second = here.admit("alice", "one")
+        here.pass_time(0.5)
+        there.pass_time(1)
+        first.send({"type": "leave", "payload": {"roomId": "one"}})
+        first.send({"type": "join", "payload": {"roomId": "one"}})
+        there.access.next().yes("alice")
+        for house in (here, there):
+            house.rooms.failure = None
+        here.pass_time(1)
+        there.pass_time(1)
+    there.bus.deliver()
+    here.pass_time(1)
+    assert second.link.closed == (4409, "DUPLICATE_CONNECTION")
+    assert first.link.closed is None
+
+
 def test_two_logins_while_redis_refuses_writes() -> None:
     here, there = two_gateways()
     for house in (here, there):
@@ -453,6 +476,7 @@ def test_who_was_in_no_room_leaves_none() -> None:
 def test_a_newer_login_while_redis_was_away_closes_the_older_one_afterwards() -> None:
     here, there = two_gateways()
     older = there.admit("alice", "one")
+    here.clock.advance(1)
     here.bus.down()
     here.rooms.failure = NotPublished("Redis is unavailable")
     newer = here.admit("alice", "one")

@@ -193,7 +193,7 @@ class FakeRooms:
             for entry, at in entries:
                 user_id, room_id, socket_id = entry
                 known = self.sockets.get((room_id, user_id), {}).get(socket_id)
-                self._write(entry, known or at)
+                self._write(entry, max(known or at, at))
                 sockets = self.sockets[room_id, user_id]
                 newest = self.entries[room_id, user_id] == socket_id
                 older = sorted(sockets, key=lambda other: -sockets[other])[1:] if newest else []

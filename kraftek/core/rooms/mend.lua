@@ -1,4 +1,5 @@
--- Makes right what there is of entries that should stand. The result has those that are not their user's only one in the
+-- Makes right what there is of entries that should stand. One that has left and entered again meanwhile is newer than it
+-- was. The result has those that are not their user's only one in the
 -- room: the position, from 0, 1 if it is the newest or else 0, and the older sockets.
 local position = -1
 result = {}
@@ -6,9 +7,10 @@ each(function(room, string, sockets, user, socket, entry)
     position = position + 1
     if redis.call('SADD', KEYS[1], entry) == 1 then redis.call('SREM', KEYS[2], entry) end
     local newest = redis.call('ZREVRANGE', sockets, 0, 1, 'WITHSCORES')
-    local stood = newest[1]
-    if stood ~= socket and not (stood and redis.call('ZSCORE', sockets, socket)) then
-        redis.call('ZADD', sockets, ARGV[arg + 4], socket)
+    local stood, at = newest[1], ARGV[arg + 4]
+    local entered = stood == socket and newest[2] or stood and redis.call('ZSCORE', sockets, socket)
+    if not entered or tonumber(entered) < tonumber(at) then
+        redis.call('ZADD', sockets, at, socket)
         newest = redis.call('ZREVRANGE', sockets, 0, 1, 'WITHSCORES')
     end
     local there = redis.call('HGET', room, user)

@@ -59,8 +59,8 @@ class _Comparison:
 
 @implementer(IBusListener)
 class Reconciliation:
-    """``standing``: the entries that should stand, each with the second of ``clock`` at which it entered. ``found`` is
-    called with each that is not its user's only one in the room.
+    """``standing``: the entries that should stand, each with when it entered, in microseconds of Redis's clock.
+    ``found`` is called with each that is not its user's only one in the room.
 
     Nothing is compared while Redis is unavailable or the epoch of its data is not known.
     """
@@ -75,7 +75,7 @@ class Reconciliation:
         self._clock = clock
         self._fleet = fleet
         self._found = found
-        self.standing: dict[RoomEntry, float] = {}
+        self.standing: dict[RoomEntry, int] = {}
         # Seconds by which Redis's clock is ahead of ours, and when that was measured last.
         self._ahead = 0.0
         self._measured: float | None = None
@@ -96,9 +96,9 @@ class Reconciliation:
 
     def enter(self, entry: RoomEntry) -> None:
         """The entry should stand, as the newest of its user in the room."""
-        seconds = self.standing[entry] = self._clock.seconds()
+        at = self.standing[entry] = round((self._clock.seconds() + self._ahead) * 1_000_000)
         if self._bus.available:
-            entering = self._rooms.enter(entry, self._by_redis(seconds)).addCallback(self._entered, entry)
+            entering = self._rooms.enter(entry, at).addCallback(self._entered, entry)
             entering.addCallbacks(self._written, self._not_written, errbackArgs=([(entry, "")],))
 
     def leave(self, entry: RoomEntry, reason: str) -> None:
@@ -214,7 +214,7 @@ class Reconciliation:
         """
         departed = [(entry, self._doubtful.get(entry) or "closed") for entry in entries if entry not in self.standing]
         standing = self.standing
-        present = [(entry, self._by_redis(standing[entry])) for entry in entries if entry in standing]
+        present = [(entry, standing[entry]) for entry in entries if entry in standing]
         for entry in entries:
             self._doubtful.pop(entry, None)
         sent = []
@@ -246,10 +246,6 @@ class Reconciliation:
 
     # Answers
 
-    def _by_redis(self, seconds: float) -> int:
-        """The time by Redis's clock, in microseconds."""
-        return round((seconds + self._ahead) * 1_000_000)
-
     def _set_clock(self, microseconds: int, asked: float) -> None:
         """Redis's time, and when we asked for it: its answer is from halfway between then and now.
 
@@ -258,15 +254,18 @@ class Reconciliation:
         """
         seconds = self._clock.seconds()
         ahead = microseconds / 1_000_000 - (asked + seconds) / 2
-        if self._measured is not None:
+        if self._measured is None:
+            self.standing = {entry: at + round(ahead * 1_000_000) for entry, at in self.standing.items()}
+        else:
             ahead = max(ahead, self._ahead - (seconds - self._measured) * DRIFT)
         self._ahead, self._measured = ahead, seconds
 
     def _entered(self, answer: tuple[int, Sequence[str]], entry: RoomEntry) -> None:
         at, older = answer
-        if older and entry in self.standing:
-            self.standing[entry] = at / 1_000_000 - self._ahead
-            self._found(Mended(entry, True, older))
+        if entry in self.standing:  # it has not left meanwhile
+            self.standing[entry] = max(at, self.standing[entry])
+            if older:
+                self._found(Mended(entry, True, older))
 
     def _mended(self, answers: Sequence[Mended]) -> None:
         for mended in answers:

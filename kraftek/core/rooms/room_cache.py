@@ -43,7 +43,7 @@ from kraftek.contract.names import (
 )
 from kraftek.contract.settings import Registration
 
-__all__ = ["ENTRIES_AT_ONCE", "RedisRooms", "encode_entry", "read_entry"]
+__all__ = ["ENTRIES_AT_ONCE", "RedisRooms", "encode_entry", "read_entry", "users_sockets"]
 
 ENTRIES_AT_ONCE = 200
 """Entries that one call of a script writes: it blocks Redis for one or two milliseconds."""
@@ -147,7 +147,7 @@ class RedisRooms:
         for entry, more in entries:
             user_id, room_id, socket_id = entry
             rivals = _rivals(user_id, room_id) if ":" in user_id or ":" in room_id else ()
-            keys += (room_key(room_id), socket_key(user_id, room_id), _sockets(user_id, room_id))
+            keys += (room_key(room_id), socket_key(user_id, room_id), users_sockets(user_id, room_id))
             keys += [_place(service, room_id) for service in services]
             keys += rivals
             told = self._event(event, entry, more) if services else b""
@@ -207,7 +207,8 @@ def _places(service: Registration) -> list[str]:
     return [service.channel]
 
 
-def _sockets(user_id: str, room_id: str) -> str:
+def users_sockets(user_id: str, room_id: str) -> str:
+    """The key of all sockets that the user has in the room."""
     return sockets_key(_encode((user_id, room_id)).decode())
 
 
@@ -215,7 +216,7 @@ def _rivals(user_id: str, room_id: str) -> list[str]:
     """The sockets of other users and rooms whose names come to the same key of :func:`socket_key`."""
     name = f"{user_id}:{room_id}"
     colons = [at for at, letter in enumerate(name) if letter == ":" and at not in (0, len(user_id))]
-    return [_sockets(name[:at], name[at + 1 :]) for at in colons[:_RIVALS]]
+    return [users_sockets(name[:at], name[at + 1 :]) for at in colons[:_RIVALS]]
 
 
 def _entered(answer: Any) -> tuple[int, list[str]]:

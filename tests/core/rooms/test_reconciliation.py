@@ -24,9 +24,9 @@ from tests.support.fakes import FakeBus, FakeRooms
 class Process:
     """A reconciliation by itself. ``found``: what it said of users with several sockets."""
 
-    def __init__(self, sockets: dict[tuple[str, str], dict[str, int]] | None = None, jitter: float = 0.5) -> None:
-        self.rooms = FakeRooms(sockets)
-        self.bus = FakeBus()
+    def __init__(self, jitter: float = 0.5, *, available: bool = True) -> None:
+        self.rooms = FakeRooms()
+        self.bus = FakeBus(available=available)
         self.clock = Clock()
         self.fleet = Fleet(lambda: jitter)
         self.found: list[Mended] = []
@@ -247,8 +247,8 @@ def test_who_leaves_while_it_is_mended_is_gone_afterwards() -> None:
     assert sent == ["leave", "mend", "leave"]
 
 
-def test_times_are_those_of_redis() -> None:
-    process = Process()
+def test_times_are_those_of_redis_also_of_who_came_before_it() -> None:
+    process = Process(available=False)
     process.clock.advance(100)
     times: list[int] = []
     process.rooms.begin_epoch = lambda: succeed(5_000_000_000)  # type: ignore[method-assign]
@@ -258,11 +258,28 @@ def test_times_are_those_of_redis() -> None:
         return succeed([])
 
     process.rooms.mend = mend  # type: ignore[method-assign]
-    process.bus.down()
     process.reconciliation.enter(entry(1))
     process.clock.advance(10)
     process.bus.up()
     assert times == [4_990_000_000]
+
+
+def test_times_are_those_at_which_entries_entered_whatever_the_clock_does_then() -> None:
+    process = Process()
+    times: list[int] = []
+
+    def mend(entries: Sequence[tuple[RoomEntry, int]]) -> Deferred[list[Mended]]:
+        times.extend(at for _, at in entries)
+        return succeed([])
+
+    process.rooms.mend = mend  # type: ignore[method-assign]
+    process.reconciliation.enter(entry(1))
+    for redis in (5_000_000_000, 6_000_000_000, 4_000_000_000):
+        process.rooms.begin_epoch = lambda redis=redis: succeed(redis)  # type: ignore[method-assign,misc]
+        process.bus.down()
+        process.bus.up()
+    assert len(times) == 3
+    assert len(set(times)) == 1
 
 
 def test_times_do_not_go_back_with_the_clock_of_redis_but_drift() -> None:

@@ -573,7 +573,7 @@ class Cluster:
         expected = []
         for user, room, number, at in entries:
             entry = user, room, f"g{process}.{number}"
-            self.stands(process, entry, self.sockets.get((user, room), {}).get(entry[2], at))
+            self.stands(process, entry, max(at, self.sockets.get((user, room), {}).get(entry[2], at)))
             newest, *older = self.newest_first(user, room)
             if newest != entry[2] or older:
                 expected.append(Mended(entry, newest == entry[2], older if newest == entry[2] else []))
