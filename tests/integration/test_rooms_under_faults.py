@@ -22,6 +22,9 @@ SERVICES = {"board": {"channel": "events:board", "presence": True}}
 WITHIN = 10.0
 """Seconds within which all is right after Redis takes writes again."""
 
+PATIENCE = 30.0
+"""Seconds for connections to a Redis that was started again, and then for the lease of a dead gateway to expire."""
+
 Told = tuple[str, str, str]
 """joined, left or reset, the user, and the room."""
 
@@ -57,10 +60,10 @@ class Rooms:
         rooms = [key.removeprefix("room:") for key in self.redis.scan_iter("room:*")]
         return {(user, room): socket for room in rooms for user, socket in self.redis.hgetall(f"room:{room}").items()}
 
-    def wait(self, *clients: tuple[str, Client]) -> None:
+    def wait(self, *clients: tuple[str, Client], within: float = WITHIN) -> None:
         """Return once these users with their sockets, and no others, are in room r."""
         expected = {(f"user_{token}", "r"): client.socket_id for token, client in clients}
-        wait_until(lambda: self.cache() == expected, lambda: f"{expected}, but {self.cache()}", WITHIN)
+        wait_until(lambda: self.cache() == expected, lambda: f"{expected}, but {self.cache()}", within)
         assert {user: self.redis.get(f"socket:{user}:r") for user, _ in expected} == {
             user: socket for (user, _), socket in expected.items()
         }
@@ -166,7 +169,7 @@ def test_older_data_are_corrected_and_no_client_is_closed(
     rooms.listen()
     rooms.forget()
     assert ("user_leaves", "r") in rooms.cache()
-    rooms.wait(("stays", stays), ("comes", comes), ("moves", moved))
+    rooms.wait(("stays", stays), ("comes", comes), ("moves", moved), within=PATIENCE)
     assert client.hget("gateway:epoch", "epoch") != epoch
     rooms.told()
     assert list(rooms.epochs) == [client.hget("gateway:epoch", "epoch")]
