@@ -100,8 +100,7 @@ def core_of(
     """The core, subscribed to what services send. ``clock`` measures time; ``now`` returns Unix seconds."""
     replies = reply_channel(gateway_id)
     roster = Roster()
-    fleet = Fleet()
-    membership = Membership(rooms, bus, roster, clock, fleet, single=config.sessions == "single")
+    membership = Membership(rooms, bus, roster, clock, fleet := Fleet(), single=config.sessions == "single")
     access_watch = AccessWatch(access, membership, roster, counters, clock, limits=config.limits, now=now)
     admission = Admission(access, access_watch, membership, roster, config.limits, clock)
     router = EventRouter(registry)

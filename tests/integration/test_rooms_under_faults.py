@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tests.integration.conftest import Client, Connect, RedisServer, StartGateway
 
-SERVICES = {"board": {"channel": "events:board", "presence": True}}
+SERVICES = {"board": {"channel": "events:board", "presence": True, "transport": "stream"}}
 
 WITHIN = 10.0
 """Seconds within which all is right after Redis takes writes again."""
@@ -30,30 +30,28 @@ Told = tuple[str, str, str]
 
 
 class Rooms:
-    """What services read and hear. ``told``: each epoch with all that was told in it."""
+    """What services read, and hear over a stream."""
 
     def __init__(self, server: RedisServer) -> None:
         self.redis: Any = server.client()
-        self.epochs: dict[str, list[Told]] = {}
-        self._numbers: dict[str, int] = {}
-        self.listen()
+        self._after = "-"
 
-    def listen(self) -> None:
-        """From now on; again after a restart of Redis."""
-        self._channel: Any = self.redis.pubsub(ignore_subscribe_messages=True)
-        self._channel.subscribe("events:board")
-        self._channel.get_message(timeout=5)
-
-    def told(self) -> list[Told]:
-        """All that was told in the last epoch, of which each event has a higher number than the one before."""
-        while (message := self._channel.get_message()) is not None:
-            event = json.loads(message["data"])
+    def told(self) -> dict[str, list[Told]]:
+        """By epoch what was told since :meth:`forget`. Each event of an epoch has the number after that before it."""
+        epochs: dict[str, list[Told]] = {}
+        numbers: dict[str, int] = {}
+        for _, entry in self.redis.xrange("events:board", self._after):
+            event = json.loads(entry["event"])
             epoch, number = event["payload"]["epoch"], event["payload"]["number"]
-            assert number > self._numbers.get(epoch, 0)
-            self._numbers[epoch] = number
+            assert number == numbers.get(epoch, number - 1) + 1
+            numbers[epoch] = number
             kind = event["eventType"].rpartition(":")[2]
-            self.epochs.setdefault(epoch, []).append((kind, event["userId"], event.get("roomId", "")))
-        return list(self.epochs.values())[-1] if self.epochs else []
+            epochs.setdefault(epoch, []).append((kind, event["userId"], event.get("roomId", "")))
+        return epochs
+
+    def forget(self) -> None:
+        """What was told until now is not looked at again."""
+        self._after = f"({self.redis.xinfo_stream('events:board')['last-generated-id']}"
 
     def cache(self) -> dict[tuple[str, str], str]:
         """The socket of each user in each room."""
@@ -69,13 +67,12 @@ class Rooms:
         }
 
     def wait_told(self, *told: Told) -> None:
-        """Return once these were told, each once, since :meth:`forget`."""
-        wait_until(lambda: sorted(self.told()) == sorted(told), lambda: f"{sorted(told)}, but {self.told()}", WITHIN)
+        """Return once these were told, each once, of the epoch that is now."""
 
-    def forget(self) -> None:
-        """What was told until now is not looked at again."""
-        self.told()
-        self.epochs.clear()
+        def found() -> list[Told]:
+            return sorted(self.told().get(self.redis.hget("gateway:epoch", "epoch"), []))
+
+        wait_until(lambda: found() == sorted(told), lambda: f"{sorted(told)}, but {found()}", WITHIN)
 
 
 def unwritable_snapshot(client: Any) -> None:
@@ -166,13 +163,8 @@ def test_older_data_are_corrected_and_no_client_is_closed(
     epoch = client.hget("gateway:epoch", "epoch")
     redis_server.kill(keep=True)
     redis_server.start()
-    rooms.listen()
-    rooms.forget()
-    assert ("user_leaves", "r") in rooms.cache()
     rooms.wait(("stays", stays), ("comes", comes), ("moves", moved), within=PATIENCE)
     assert client.hget("gateway:epoch", "epoch") != epoch
-    rooms.told()
-    assert list(rooms.epochs) == [client.hget("gateway:epoch", "epoch")]
     rooms.wait_told(
         ("reset", "", ""), ("joined", "user_comes", "r"), ("left", "user_leaves", "r"), ("left", "user_lost", "r")
     )

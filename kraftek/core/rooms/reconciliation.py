@@ -34,8 +34,8 @@ LEISURE = 0.25
 RETRY = 0.5
 """Seconds until what failed is tried again."""
 
-DRIFT = 0.001
-"""Seconds by which two clocks may diverge in a second. While one is corrected it goes at most half as wrong as that."""
+DRIFT = 0.0005
+"""Seconds by which two clocks may diverge in a second. While one is corrected it goes at most as wrong as that."""
 
 MOST_DOUBTFUL = 10_000
 """Entries that are known to be doubtful. When there are more all are compared, and the reasons for leaving are lost."""
@@ -76,8 +76,8 @@ class Reconciliation:
         self._fleet = fleet
         self._found = found
         self.standing: dict[RoomEntry, int] = {}
-        # Seconds by which Redis's clock is ahead of ours, and when that was measured last.
-        self._ahead = 0.0
+        # Seconds by which Redis's clock is ahead of ours, at least and at most, and when that was measured last.
+        self._low = self._high = 0.0
         self._measured: float | None = None
         # Entries that may be other than they should, each with why it left, if it did: they are looked at first.
         self._doubtful: dict[RoomEntry, str] = {}
@@ -93,6 +93,10 @@ class Reconciliation:
     def settled(self) -> bool:
         """Nothing is known that may be wrong."""
         return not (self._doubtful or self._urgent or self._epoch_untold)
+
+    @property
+    def _ahead(self) -> float:
+        return (self._low + self._high) / 2
 
     def enter(self, entry: RoomEntry) -> None:
         """The entry should stand, as the newest of its user in the room."""
@@ -247,18 +251,25 @@ class Reconciliation:
     # Answers
 
     def _set_clock(self, microseconds: int, asked: float) -> None:
-        """Redis's time, and when we asked for it: its answer is from halfway between then and now.
+        """Redis's time, and when we asked for it: its answer is from some time between then and now. So each answer
+        bounds by how much Redis's clock is ahead, and the quickest ones say it best.
 
         Redis's clock may have been set back, or be that of another server after a fail-over. Entries that stand have
-        the times of before, so ours only drifts back.
+        the times of before, so ours does not follow it, but drifts back.
         """
-        seconds = self._clock.seconds()
-        ahead = microseconds / 1_000_000 - (asked + seconds) / 2
+        seconds, redis = self._clock.seconds(), microseconds / 1_000_000
+        low, high = redis - seconds, redis - asked
         if self._measured is None:
-            self.standing = {entry: at + round(ahead * 1_000_000) for entry, at in self.standing.items()}
+            self._low, self._high = low, high
+            self.standing = {entry: at + round(self._ahead * 1_000_000) for entry, at in self.standing.items()}
         else:
-            ahead = max(ahead, self._ahead - (seconds - self._measured) * DRIFT)
-        self._ahead, self._measured = ahead, seconds
+            drift = (seconds - self._measured) * DRIFT
+            self._low, self._high = self._low - drift, self._high + drift
+            if low > self._high:
+                self._low, self._high = low, high
+            elif high >= self._low:
+                self._low, self._high = max(low, self._low), min(high, self._high)
+        self._measured = seconds
 
     def _entered(self, answer: tuple[int, Sequence[str]], entry: RoomEntry) -> None:
         at, older = answer

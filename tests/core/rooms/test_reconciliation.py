@@ -282,7 +282,7 @@ def test_times_are_those_at_which_entries_entered_whatever_the_clock_does_then()
     assert len(set(times)) == 1
 
 
-def test_times_do_not_go_back_with_the_clock_of_redis_but_drift() -> None:
+def test_times_do_not_go_back_with_the_clock_of_redis() -> None:
     process = Process()
     times: list[int] = []
 
@@ -297,7 +297,19 @@ def test_times_do_not_go_back_with_the_clock_of_redis_but_drift() -> None:
         process.bus.down()
         process.bus.up()
         process.reconciliation.enter(entry(len(times)))
-    assert times == [5_000_000_000, 5_010_000_000, 5_010_999_000, 6_012_000_000, 6_012_999_000]
+    assert times == [5_000_000_000, 5_010_000_000, 5_011_000_000, 6_012_000_000, 6_013_000_000]
+
+
+def test_the_quickest_answer_says_best_what_the_time_is() -> None:
+    process = Process()
+    process.bus.down()
+    process.reconciliation._measured = None
+    for redis, sent, answered in ((1000.0, 0.0, 1.0), (1010.0, 9.5, 9.5), (1020.3, 19.0, 20.0)):
+        process.clock.advance(sent - process.clock.seconds())
+        asked = process.clock.seconds()
+        process.clock.advance(answered - asked)
+        process.reconciliation._set_clock(round(redis * 1_000_000), asked)
+    assert abs(process.reconciliation._ahead - 1000.5) < 0.01
 
 
 def test_who_entered_after_another_one_is_newer_also_when_all_is_lost() -> None:
