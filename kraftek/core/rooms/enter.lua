@@ -1,7 +1,7 @@
 -- KEYS, ARGV: as in entries.lua, of one entry. Writes it as its user's newest in the room. The result is when it entered:
 -- at the given time, unless another one is not older; and the older sockets, if there are any.
 local done, raised = pcall(function()
-    local first = services + 2
+    local first = services + 3
     local user, socket, entry, at = ARGV[first], ARGV[first + 1], ARGV[first + 2], ARGV[first + 4]
     redis.call('SADD', KEYS[1], entry)
     local others = redis.call('ZCARD', KEYS[6]) > 0

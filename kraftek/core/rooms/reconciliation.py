@@ -81,6 +81,8 @@ class Reconciliation:
         self._measured: float | None = None
         # Entries that may be other than they should, each with why it left, if it did: they are looked at first.
         self._doubtful: dict[RoomEntry, str] = {}
+        # When entries entered by our clock that Redis was never sent: its own may be another one by then.
+        self._unsent: dict[RoomEntry, float] = {}
         self._comparison = _Comparison(())
         self._urgent = False
         self._epoch_untold = True
@@ -100,14 +102,20 @@ class Reconciliation:
 
     def enter(self, entry: RoomEntry) -> None:
         """The entry should stand, as the newest of its user in the room."""
-        at = self.standing[entry] = round((self._clock.seconds() + self._ahead) * 1_000_000)
-        if self._bus.available:
+        seconds = self._clock.seconds()
+        at = self.standing[entry] = self._by_redis(seconds)
+        if not self._bus.available or self._measured is None:
+            self._unsent[entry] = seconds
+            if self._bus.available:
+                self.doubt(entry)
+        else:
             entering = self._rooms.enter(entry, at).addCallback(self._entered, entry)
             entering.addCallbacks(self._written, self._not_written, errbackArgs=([(entry, "")],))
 
     def leave(self, entry: RoomEntry, reason: str) -> None:
         """The entry should not stand any more. Services get the reason, unless it is lost in an outage."""
         del self.standing[entry]
+        self._unsent.pop(entry, None)
         if self._bus.available:
             self._leave([(entry, reason)])
         else:
@@ -218,6 +226,9 @@ class Reconciliation:
         """
         departed = [(entry, self._doubtful.get(entry) or "closed") for entry in entries if entry not in self.standing]
         standing = self.standing
+        for entry in entries:
+            if entry in self._unsent:
+                standing[entry] = self._by_redis(self._unsent.pop(entry))
         present = [(entry, standing[entry]) for entry in entries if entry in standing]
         for entry in entries:
             self._doubtful.pop(entry, None)
@@ -250,6 +261,10 @@ class Reconciliation:
 
     # Answers
 
+    def _by_redis(self, seconds: float) -> int:
+        """The time by Redis's clock, in microseconds."""
+        return round((seconds + self._ahead) * 1_000_000)
+
     def _set_clock(self, microseconds: int, asked: float) -> None:
         """Redis's time, and when we asked for it: its answer is from some time between then and now. So each answer
         bounds by how much Redis's clock is ahead, and the quickest ones say it best.
@@ -261,7 +276,6 @@ class Reconciliation:
         low, high = redis - seconds, redis - asked
         if self._measured is None:
             self._low, self._high = low, high
-            self.standing = {entry: at + round(self._ahead * 1_000_000) for entry, at in self.standing.items()}
         else:
             drift = (seconds - self._measured) * DRIFT
             self._low, self._high = self._low - drift, self._high + drift

@@ -143,7 +143,7 @@ class RedisRooms:
     ) -> Deferred[Any]:
         services = self._listening
         keys = [named_in, LOST_GATEWAYS, EPOCH]
-        args: list[str | bytes | int] = [len(services), *map(_length, services)]
+        args: list[str | bytes | int] = [len(services), *map(_length, services), self._bus.epoch or ""]
         for entry, more in entries:
             user_id, room_id, socket_id = entry
             rivals = _rivals(user_id, room_id) if ":" in user_id or ":" in room_id else ()

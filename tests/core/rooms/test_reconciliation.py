@@ -282,6 +282,23 @@ def test_times_are_those_at_which_entries_entered_whatever_the_clock_does_then()
     assert len(set(times)) == 1
 
 
+def test_who_entered_while_redis_was_away_has_the_time_of_the_redis_that_comes() -> None:
+    process = Process()
+    times: list[int] = []
+
+    def mend(entries: Sequence[tuple[RoomEntry, int]]) -> Deferred[list[Mended]]:
+        times.extend(at for _, at in entries)
+        return succeed([])
+
+    process.rooms.mend = mend  # type: ignore[method-assign]
+    process.bus.down()
+    process.reconciliation.enter(entry(1))
+    process.clock.advance(1)
+    process.rooms.begin_epoch = lambda: succeed(8_000_000_000)  # type: ignore[method-assign]
+    process.bus.up("e2")
+    assert times == [7_999_000_000]
+
+
 def test_times_do_not_go_back_with_the_clock_of_redis() -> None:
     process = Process()
     times: list[int] = []
