@@ -18,7 +18,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from kraftek.bus import RedisBus
+from kraftek.bus import RedisBus, RedisError
 from kraftek.bus.embedded import EmbeddedRedis
 from kraftek.bus.rights import needs_of
 from kraftek.bus.server import UnsuitableServer
@@ -235,7 +235,8 @@ class Daemon(Service):
         finally:
             core.requests.store_answers()
             core.leases.release()
-        with suppress(NotPublished):
+        # PING is refused while Redis cannot save its data: any answer will do.
+        with suppress(NotPublished, RedisError):
             await bus.call("PING")
 
     async def _bounded(self, done: Deferred[None], seconds: float) -> None:

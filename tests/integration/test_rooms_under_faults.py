@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,6 +143,19 @@ def test_what_redis_refused_is_made_good(redis_server: RedisServer, gateway: Sta
             each.expect_nothing()
             each.close()
         rooms.wait()
+
+
+def test_a_gateway_stops_while_redis_refuses_writes(
+    redis_server: RedisServer, gateway: StartGateway, connect: Connect
+) -> None:
+    process = gateway(redis_server, services=SERVICES)
+    process.expect_traceback()  # of the room cache, which cannot be written
+    client = connect(process, "stays", "r")
+    unwritable_snapshot(redis_server.client())
+    assert process.terminate() == -signal.SIGTERM
+    client.expect_close(1001)
+    writable_snapshot(redis_server.client())  # or Redis would not stop
+    assert "is unavailable" not in process.log()  # it has left Redis by itself
 
 
 def test_older_data_are_corrected_and_no_client_is_closed(
