@@ -21,6 +21,7 @@ from tests.simulation.steps import (
     Burst,
     Connect,
     Cut,
+    CutAll,
     Deafen,
     Disconnect,
     FailOver,
@@ -92,6 +93,7 @@ def _special(users: st.SearchStrategy[str], rooms: st.SearchStrategy[str]) -> li
         st.builds(Answers, st.sampled_from([0.005, 1.0, 1.95, 3.0, None])),
         st.builds(Lag, _small, _kinds, st.sampled_from([0.005, 0.05, 0.5, 1.5])),
         st.builds(Cut, _small, links, st.sampled_from([0.0, 1.0, 0.5])),
+        st.builds(CutAll),
         st.builds(Deafen, _small, _kinds),
         st.builds(Refuse, st.sampled_from([None, "READONLY", "MISCONF", "NOREPLICAS", "OOM"])),
         st.builds(Save),
@@ -122,7 +124,7 @@ def _scenes(users: st.SearchStrategy[str], rooms: st.SearchStrategy[str]) -> lis
     well = st.sampled_from([Refuse(None), Start("kept"), Start("saved"), AuthIs("up")])
     say, ask, again = st.builds(Say, rooms), st.builds(Ask, _small, _small), st.builds(AskAgain, _small, _small)
     ends = st.builds(Disconnect, _small) | st.builds(Kill, _small, st.booleans())
-    trouble = st.one_of(cut, refuse, slow, deafen, lag, stop)
+    trouble = st.one_of(cut, st.just(CutAll()), refuse, slow, deafen, lag, stop)
     return [
         st.tuples(connect, wait, trouble, ban, say, connect, well, wait, connect, say),
         st.tuples(st.just(Save()), connect, ban | st.builds(Disconnect, _small), stop, st.just(Start("saved")), wait),

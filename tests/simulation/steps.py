@@ -26,6 +26,7 @@ __all__ = [
     "Burst",
     "Connect",
     "Cut",
+    "CutAll",
     "Deafen",
     "Disconnect",
     "FailOver",
@@ -275,6 +276,17 @@ class Cut(Step, frozen=True):
             gateway.disturbed()
             for link in [link for kind in self.kinds for link in gateway.links(kind)]:
                 link.cut(self.part)
+
+
+class CutAll(Step, frozen=True):
+    """The network between all gateways and Redis breaks for a moment; Redis lives on."""
+
+    fault = True
+
+    def run(self, world: World) -> None:
+        world.disturbed()
+        for link in tuple(world.network.links):
+            link.cut()
 
 
 class Deafen(Step, frozen=True):
