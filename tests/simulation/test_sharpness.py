@@ -1,0 +1,111 @@
+"""The simulation is sharp: it finds each of these faults when its mending is undone, and none while it is there."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pytest
+
+from kraftek.core import requests
+from kraftek.core.access.listening import Listening
+from kraftek.core.access.revocations import Revocations
+from kraftek.core.rooms.reconciliation import Reconciliation
+from kraftek.core.withheld import Withholding
+from tests.simulation.invariants import Violation
+from tests.simulation.steps import (
+    Ask,
+    AskAgain,
+    AuthIs,
+    Ban,
+    Connect,
+    Cut,
+    CutAll,
+    Disconnect,
+    Lag,
+    Program,
+    Refuse,
+    Say,
+    Step,
+    Wait,
+    run,
+)
+from tests.simulation.world import Setup
+
+ANN = Connect(0, "ann/1", "red")
+BANNED = Ban("ann", None, None, "invalidate")
+
+
+class Mending(NamedTuple):
+    """``undo``: what takes the place of which attributes. ``found``: what the simulation says then."""
+
+    undo: list[tuple[Any, str, Any]]
+    steps: tuple[Step, ...]
+    found: str
+
+
+def _without_claims(self: Any, *args: Any, made: Any = requests.Requests.__init__) -> None:
+    made(self, *args)
+    self._lasts = False
+
+
+def _by_arrival(self: Any, entries: Any, made: Any = Reconciliation._settle) -> Any:
+    for entry in entries:
+        if entry in self.standing:
+            self.standing[entry] = round((self._clock.seconds() + self._ahead) * 1_000_000)
+    return made(self, entries)
+
+
+MENDINGS = {
+    "no answer from before a gap is believed": Mending(
+        [(Listening, "believes", lambda _, asked_at: True)],
+        (ANN, Wait(1.0), CutAll(), BANNED, Wait(3.0), ANN, Wait(0.1)),
+        "its links were lost",
+    ),
+    "what is said waits while access is in question": Mending(
+        [(Withholding, "begin", lambda *_: None)],
+        (ANN, Wait(1.0), AuthIs("slow"), BANNED, Wait(0.01), Say("red"), Wait(0.1)),
+        "is told what is said in red",
+    ),
+    "revocations are kept while writes are refused": Mending(
+        [
+            (Revocations, "concern", lambda *_: False),
+            (Revocations, "sweep", lambda _: None),
+            (Revocations, "pending", lambda _: frozenset()),
+        ],
+        (ANN, Wait(1.0), Refuse("MISCONF"), BANNED, Wait(0.1), Connect(1, "ann/1", "red"), Wait(0.1)),
+        "is admitted in red",
+    ),
+    "what Redis refused is made good": Mending(
+        [(Reconciliation, "sweep", lambda _: None)],
+        (ANN, Wait(1.0), Refuse("READONLY"), Disconnect(0), Wait(1.0)),
+        "room:red has ann",
+    ),
+    "logins are ordered by time": Mending(
+        [(Reconciliation, "_settle", _by_arrival)],
+        (Cut(0, ("commands", "subscriber"), 0.0), ANN, Wait(0.01), Connect(1, "ann/1", "red"), Wait(3.0)),
+        "there was no newer login",
+    ),
+    "a request that is sent again is claimed": Mending(
+        [(requests.Requests, "__init__", _without_claims)],
+        (ANN, Wait(0.1), Ask(0, 0), Disconnect(0), AskAgain(0, 1), Wait(0.1)),
+        "twice",
+    ),
+    "a lost receipt is looked up": Mending(
+        [(requests, "_UNCERTAIN", ())],
+        (ANN, Wait(0.1), Lag(0, "commands", 0.5), Ask(0, 0), Wait(0.1), Cut(0, ("commands",), 1.0), Wait(3.0)),
+        "which the service has",
+    ),
+}
+
+
+@pytest.fixture(params=MENDINGS)
+def mending(request: pytest.FixtureRequest) -> Mending:
+    return MENDINGS[request.param]
+
+
+def test_its_undoing_is_found(mending: Mending, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(Program(Setup(), mending.steps))
+    for owner, name, instead in mending.undo:
+        monkeypatch.setattr(owner, name, instead)
+    with pytest.raises(Violation, match=mending.found):
+        run(Program(Setup(), mending.steps))
