@@ -10,6 +10,7 @@ from kraftek.core import requests
 from kraftek.core.access.listening import Listening
 from kraftek.core.access.revocations import Revocations
 from kraftek.core.rooms.reconciliation import Reconciliation
+from kraftek.core.rooms.room_cache import RedisRooms
 from kraftek.core.withheld import Withholding
 from tests.simulation.invariants import Violation
 from tests.simulation.steps import (
@@ -48,11 +49,9 @@ def _without_claims(self: Any, *args: Any, made: Any = requests.Requests.__init_
     self._lasts = False
 
 
-def _by_arrival(self: Any, entries: Any, made: Any = Reconciliation._settle) -> Any:
-    for entry in entries:
-        if entry in self.standing:
-            self.standing[entry] = round((self._clock.seconds() + self._ahead) * 1_000_000)
-    return made(self, entries)
+def _by_arrival(self: Any, present: Any, made: Any = RedisRooms.mend) -> Any:
+    """The time at which Redis is told counts, in place of that at which the client came."""
+    return made(self, [(entry, round(self._now() * 1_000_000)) for entry, _ in present])
 
 
 MENDINGS = {
@@ -81,7 +80,7 @@ MENDINGS = {
         "room:red has ann",
     ),
     "logins are ordered by time": Mending(
-        [(Reconciliation, "_settle", _by_arrival)],
+        [(RedisRooms, "mend", _by_arrival)],
         (Cut(0, ("commands", "subscriber"), 0.0), ANN, Wait(0.01), Connect(1, "ann/1", "red"), Wait(3.0)),
         "there was no newer login",
     ),
