@@ -575,7 +575,9 @@ class MembershipStories(RuleBasedStateMachine):
             for room, grant in session.rooms.items():
                 assert session in house.roster.digest(grant.token.digest)
                 if room is not None:
-                    assert (session in house.roster.room(room)) is (not grant.suspended)
+                    assert session in house.roster.room(room)
+                    heard_by = [outlet for _, outlets in house.roster.audience(room) for outlet in outlets]
+                    assert not grant.suspended or session.link not in heard_by
                     assert session.user_id is not None
                     assert (room, session.user_id) not in entries, "two sockets of one user in one room"
                     entries[room, session.user_id] = session.socket_id
