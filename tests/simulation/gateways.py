@@ -16,7 +16,6 @@ from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from kraftek.bus import RedisBus
-from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import IAccessChecker, IBusListener
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.metrics import Counters
@@ -26,6 +25,7 @@ from kraftek.core.access.cache import AccessCache
 from kraftek.core.registry import ServiceRegistry
 from kraftek.core.rooms.room_cache import RedisRooms
 from kraftek.daemon.assembly import core_of, sweeps_of
+from kraftek.daemon.lifecycle import Daemon
 from kraftek.edge.dialects.native import NativeDialect
 from tests.simulation.network import COMMANDS, SUBSCRIBER, Link, Network
 from tests.simulation.virtual_time import Process, VirtualTime
@@ -160,17 +160,11 @@ class GatewayProcess:
             await Deferred.fromCoroutine(core.membership.reconciliation.finish()).addTimeout(6.0, self.process)
         if self.bus.running:
             with suppress(defer.TimeoutError):
-                await Deferred.fromCoroutine(self._farewell()).addTimeout(3.0, self.process)
+                await self._farewell().addTimeout(3.0, self.process)
         await self.bus.stopService()
         self.process.dead = True
 
-    async def _farewell(self) -> None:
-        core = self.core
-        try:
-            for channel in (reply_channel(self.name), self.config.redis.broadcast):
-                await self.bus.unsubscribe(channel)
-        finally:
-            core.requests.store_answers()
-            core.leases.release()
-        with suppress(NotPublished):
-            await self.bus.call("PING")
+    def _farewell(self) -> Deferred[None]:
+        """The daemon's own."""
+        daemon: Any = SimpleNamespace(_config=self.config)
+        return Deferred.fromCoroutine(Daemon._farewell(daemon, self.core, self.bus))
