@@ -5,6 +5,19 @@
 -- cannot be read.
 local tokens, users, ledgers, token = unpack(KEYS)
 local digest, room, user, epoch, memory, wait = unpack(ARGV)
+
+-- A denial leaves its note, and the hash of a token that is in use never expires: remove some old ones with each new one.
+local function forget_notes()
+    local sample = redis.call('HRANDFIELD', token, 4, 'WITHVALUES')
+    for i = 1, #sample, 2 do
+        local readable, known = pcall(cjson.decode, sample[i + 1])
+        if readable and type(known) == 'table' and not known.userId and type(known.askedAt) == 'number'
+                and known.askedAt + tonumber(memory) * 1000 < now then
+            redis.call('HDEL', token, sample[i])
+        end
+    end
+end
+
 local answer = redis.call('HGET', token, room)
 local known, unreadable = {}
 if answer then
@@ -29,7 +42,10 @@ end
 -- While the auth service is asked something stands in the token's hash: whoever deletes it has the answer rejected.
 -- An old answer does as well as a note of the time. Redis may refuse to write: the answer is not stored then.
 if not standing or redis.call('HEXISTS', token, room) == 0 then
-    redis.pcall('HSET', token, room, cjson.encode({epoch = epoch}):sub(1, -2) .. ',"askedAt":' .. text(now) .. '}')
+    local note = cjson.encode({epoch = epoch}):sub(1, -2) .. ',"askedAt":' .. text(now) .. '}'
+    if redis.pcall('HSET', token, room, note) == 1 then
+        forget_notes()
+    end
 end
 if redis.call('PTTL', token) < tonumber(wait) then
     redis.pcall('PEXPIRE', token, wait)

@@ -40,6 +40,7 @@ class Server(Protocol):
     def write(self, key: str, field: str, value: str) -> None: ...
     def lives(self, key: str) -> float: ...
     def members(self, key: str) -> set[str]: ...
+    def fields(self, key: str) -> set[str]: ...
     def wait(self, milliseconds: int) -> None: ...
 
 
@@ -50,6 +51,9 @@ class InMemory(MemoryRedis):
 
     def members(self, key: str) -> set[str]:
         return self.sets.get(key, set())
+
+    def fields(self, key: str) -> set[str]:
+        return set(self.hashes.get(key, ()))
 
     def wait(self, milliseconds: int) -> None:
         self._test_clock.advance(milliseconds / 1000)
@@ -79,6 +83,9 @@ class OnServer:
 
     def members(self, key: str) -> set[str]:
         return set(map(_text, self.client.smembers(key)))
+
+    def fields(self, key: str) -> set[str]:
+        return set(map(_text, self.client.hkeys(key)))
 
     def wait(self, milliseconds: int) -> None:
         time.sleep(milliseconds / 1000)
@@ -123,10 +130,10 @@ def redis(kind: PrivateRedis | None) -> Iterator[Server]:
 
 
 def look(
-    redis: Server, digest: str, room: str = "r", user: str = "", wait: int = WAIT
+    redis: Server, digest: str, room: str = "r", user: str = "", wait: int = WAIT, memory: int = MEMORY
 ) -> tuple[int, CachedGrant | None]:
     keys = [token_key(""), user_key(""), "access-ledger:", token_key(digest), *([user_key(user)] if user else [])]
-    at, answer, *_ = redis.run(LOOK_UP, keys, [digest, room, user, "e1", MEMORY, wait])
+    at, answer, *_ = redis.run(LOOK_UP, keys, [digest, room, user, "e1", memory, wait])
     return int(at), None if answer is None else msgspec.json.decode(answer, type=CachedGrant)
 
 
@@ -479,6 +486,18 @@ def test_an_answer_of_another_epoch_or_time_does_not_stand_for_a_note(redis: Ser
     assert found is not None
     assert store(redis, ONE, asked)
     assert look(redis, ONE)[1] == granted("ada", "r", asked)
+
+
+def test_old_notes_of_a_token_in_use_are_forgotten(redis: Server) -> None:
+    fill(redis, ONE, keep=100_000)
+    for number in range(100):
+        look(redis, ONE, f"denied {number}", memory=200, wait=200)
+    redis.wait(210)
+    for number in range(100):
+        look(redis, ONE, f"new {number}", memory=200, wait=200)
+    assert {f"new {number}" for number in range(90, 100)} < redis.fields(token_key(ONE))
+    assert len(redis.fields(token_key(ONE))) < 170
+    assert user_of(redis, ONE) == "ada"
 
 
 def test_an_answer_that_has_grown_old_stands_for_a_note_as_long_as_a_question_takes(redis: Server) -> None:

@@ -144,6 +144,10 @@ class MemoryRedis:
             self._taken(f"{ledgers}{user}", f"{users}{user}", tokens, digest, self._now(), memory)
         if not standing or room not in self.hashes.get(token, {}):
             self.write(token, room, f'{{"epoch":"{epoch}","askedAt":{self._now()}}}')
+            for field, value in list(self.hashes[token].items()):
+                note = _decoded(value)
+                if "userId" not in note and note.get("askedAt", self._now()) + int(memory) * 1000 < self._now():
+                    self._remove_field(token, field)
         self._extend(token, int(wait))
         self._read(token, *own)
         return [str(self._now()).encode(), answer.encode() if answer and valid else None]
