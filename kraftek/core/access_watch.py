@@ -117,7 +117,8 @@ class AccessWatch:
             concerned = tuple(self._roster.user(user_id))
         else:
             for session in self._roster:
-                for its_room in _in_question(session, revoked):
+                # A revocation may have been missed, which also concerns a session without rooms.
+                for its_room in _in_question(session, True):
                     self._again.doubt(session, its_room)
             self._access.hold(_held(self._roster))
             return

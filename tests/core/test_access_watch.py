@@ -337,6 +337,26 @@ def test_who_is_in_no_room_any_more_is_asked_about_when_its_access_is_taken_back
     """)
 
 
+def test_who_is_in_no_room_any_more_is_asked_about_when_everybody_is() -> None:
+    house = House()
+    client = house.admit("alice", "one", token="t")
+    client.send({"type": "leave", "payload": {"roomId": "one"}})
+    client.link.read()
+    house.access.stale(revoked=False)
+    house.pass_time(0.25)
+    house.broadcast(type="news", userIds=["alice"])
+    client.play("""
+        < {"type": "news", "payload": null}
+        ? t -
+        ! away
+        @ 1.25
+        ? t -
+        ! no
+        x ACCESS_REVOKED Access was revoked
+        = 4403 ACCESS_REVOKED
+    """)
+
+
 def test_the_permissions_of_no_room_are_taken_back_while_in_one() -> None:
     house = House()
     client = house.admit("alice", None, token="t")
