@@ -19,6 +19,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
+from redis.asyncio.connection import UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
@@ -232,4 +233,6 @@ async def _greet(connection: Any) -> None:
     except NoPermissionError:
         return  # what it does will show it
     if role != b"master":
-        raise RedisConnectionError(f"{connection.host}:{connection.port} is a replica; expected the master")
+        unix = isinstance(connection, UnixDomainSocketConnection)
+        where = connection.path if unix else f"{connection.host}:{connection.port}"
+        raise RedisConnectionError(f"{where} is a replica; expected the master")

@@ -95,6 +95,15 @@ def test_a_replica_is_refused(sentinels: Sentinels) -> None:
     assert refused(f"redis://127.0.0.1:{port}") == f"127.0.0.1:{port} is a replica; expected the master"
 
 
+def test_a_replica_at_a_unix_socket_is_refused() -> None:
+    server = PrivateRedis()
+    try:
+        server.start("--replicaof", "127.0.0.1 1")
+        assert refused(server.url) == f"{server.path} is a replica; expected the master"
+    finally:
+        server.close()
+
+
 def test_a_user_that_may_not_ask_for_the_role() -> None:
     async def play() -> None:
         server.start()
