@@ -81,7 +81,8 @@ class Reconciliation:
         self._measured: float | None = None
         # Entries that may be other than they should, each with why it left, if it did: they are looked at first.
         self._doubtful: dict[RoomEntry, str] = {}
-        # When entries entered by our clock that Redis was never sent: its own may be another one by then.
+        # When entries entered by our clock that Redis was never sent: its own may be another one by then, and is not
+        # known before it was told of the epoch.
         self._unsent: dict[RoomEntry, float] = {}
         self._comparison = _Comparison(())
         self._urgent = False
@@ -104,7 +105,7 @@ class Reconciliation:
         """The entry should stand, as the newest of its user in the room."""
         seconds = self._clock.seconds()
         at = self.standing[entry] = self._by_redis(seconds)
-        if not self._bus.available or self._measured is None:
+        if not self._bus.available or self._epoch_untold:
             self._unsent[entry] = seconds
             if self._bus.available:
                 self.doubt(entry)
@@ -192,6 +193,8 @@ class Reconciliation:
         """Returns whether this was as much as one step may be."""
         if self._epoch_untold and self._bus.epoch is not None:
             await self._tell_epoch()
+            if self._epoch_untold:
+                return False
         if self._doubtful:
             return await self._settle(list(islice(self._doubtful, ENTRIES_AT_ONCE)))
         comparison = self._comparison
@@ -251,6 +254,7 @@ class Reconciliation:
 
         def told(now: int) -> None:
             self._epoch_untold = False
+            self._not_before = 0.0
             self._set_clock(now, asked)
 
         def untold(failure: Failure) -> None:

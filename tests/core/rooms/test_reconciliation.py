@@ -299,6 +299,36 @@ def test_who_entered_while_redis_was_away_has_the_time_of_the_redis_that_comes()
     assert times == [7_999_000_000]
 
 
+def test_nobody_who_entered_is_timed_before_the_redis_that_comes_has_said_what_time_it_is() -> None:
+    """Its first answer may come late, or not at all, when the link is lost again."""
+    process = Process()
+    times: list[int] = []
+
+    def mend(entries: Sequence[tuple[RoomEntry, int]]) -> Deferred[list[Mended]]:
+        times.extend(at for _, at in entries)
+        return succeed([])
+
+    process.rooms.mend = mend  # type: ignore[method-assign]
+    process.bus.down()
+    process.reconciliation.enter(entry(1))
+    answers: list[Deferred[int]] = []
+
+    def begin_epoch() -> Deferred[int]:
+        answers.append(Deferred())
+        return answers[-1]
+
+    process.rooms.begin_epoch = begin_epoch  # type: ignore[method-assign]
+    process.bus.up("e2")
+    process.reconciliation.enter(entry(2))
+    process.bus.down()
+    for answer in answers:
+        answer.errback(NotPublished())
+    process.clock.advance(1)
+    process.rooms.begin_epoch = lambda: succeed(8_000_000_000)  # type: ignore[method-assign]
+    process.bus.up("e2")
+    assert set(times) == {7_999_000_000}
+
+
 def test_times_do_not_go_back_with_the_clock_of_redis() -> None:
     process = Process()
     times: list[int] = []
