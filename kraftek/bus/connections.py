@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
+import hiredis
 import txredisapi
 from msgspec import Struct
 from twisted.internet.defer import Deferred, FirstError, gatherResults
@@ -21,7 +22,7 @@ from txredisapi import HiredisProtocol, InvalidData, ResponseError
 
 from kraftek.bus.resp import command, script_call, script_head
 from kraftek.bus.server import Server, UnsuitableServer, examine, server_in, shows_replica
-from kraftek.contract.errors import NotPublished
+from kraftek.contract.errors import NotPublished, Refusal
 from kraftek.contract.interfaces import Undelivered
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.lua import Argument, ForEach, Script
@@ -58,6 +59,10 @@ Listeners = Mapping[bytes, Sequence[Callable[[Any], None]]]
 """The listeners of each channel, called with its messages."""
 
 
+class _RefusalError(ResponseError, Refusal):  # type: ignore[misc]  # txredisapi has no annotations
+    """An error reply, for the code that does not know txredisapi, too."""
+
+
 class ConnectionOwner(Protocol):
     """Notified when a connection is ready, at most once, and when it is lost, once."""
 
@@ -81,6 +86,7 @@ class RedisConnection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has 
 
     def __init__(self, reactor: IReactorTime, address: RedisAddress, config: Redis, owner: ConnectionOwner) -> None:
         super().__init__(charset=None, convertNumbers=False)
+        self._reader = hiredis.Reader(protocolError=InvalidData, replyError=_RefusalError)
         self._reactor = reactor
         self._address = address
         self._config = config

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-__all__ = ["CLOSE_CODES", "Code", "ConfigError", "NotPublished", "PeerError"]
+__all__ = ["CLOSE_CODES", "Code", "ConfigError", "NotPublished", "PeerError", "Refusal"]
 
 
 class Code(StrEnum):
@@ -75,6 +75,10 @@ class PeerError(Exception):
 
 class NotPublished(Exception):  # noqa: N818  # named after what did not happen, as Twisted's names do
     """Redis is unavailable, or too much is in flight to it: the message was not sent."""
+
+
+class Refusal(Exception):  # noqa: N818  # as above
+    """Redis refused a command: the message is its reply."""
 
 
 class ConfigError(Exception):

@@ -228,7 +228,7 @@ class IBus(Interface):
         everything published and called before.
 
         Fires with Redis's reply: ``bytes``, ``int``, ``None`` or a list of these. Fails with ``NotPublished`` when
-        Redis is unavailable or disconnects before it answers, and with ``txredisapi.ResponseError`` when Redis refuses.
+        Redis is unavailable or disconnects before it answers, and with ``Refusal`` when Redis refuses.
         """
 
     def run(script: Any, message: tuple[Any, ...]) -> None:

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
+from typing import Any
 
-__all__ = ["MINUTE", "MOST", "OnceAMinute", "OnceUntilItWorks"]
+from kraftek.contract.errors import Refusal
+
+__all__ = ["MINUTE", "MOST", "OnceAMinute", "OnceUntilItWorks", "failing"]
 
 MINUTE = 60.0
 """Seconds for which what was logged is not logged again."""
 
 MOST = 100
 """Different lines in that time; further ones are not logged, so that nobody can fill a disk with new ones."""
+
+
+def failing(log: Any, failure: Any) -> Callable[..., None]:
+    """What logs a line about this ``Failure`` to this ``Logger``, both of Twisted: what Redis refused with its reply,
+    and a fault of ours with its traceback.
+    """
+
+    def logs(text: str, **fields: object) -> None:
+        if isinstance(failure.value, Refusal):
+            log.error(f"{text}: {{reason}}", reason=str(failure.value), **fields)
+        else:
+            log.failure(text, failure=failure, **fields)
+
+    return logs
 
 
 class OnceAMinute:

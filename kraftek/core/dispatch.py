@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import IBus, IServiceRegistry, Undelivered
-from kraftek.contract.log_once import OnceUntilItWorks
+from kraftek.contract.log_once import OnceUntilItWorks, failing
 from kraftek.contract.lua import ForEach, Receipt, Script, Value, lua
 from kraftek.contract.messages import Envelope
 from kraftek.contract.names import place_of, stream_of
@@ -125,7 +125,7 @@ class Dispatch:
     def _not_trimmed(self, failure: Failure, name: str) -> None:
         if failure.check(NotPublished) is None:
             text = "Cannot trim the stream of {service}"
-            self._once.failed(self._log.failure, text, about=name, failure=failure, service=name)
+            self._once.failed(failing(self._log, failure), text, about=name, service=name)
 
 
 def target_of(service: Registration, envelope: Envelope) -> str:

@@ -14,7 +14,7 @@ from zope.interface import implementer
 
 from kraftek.contract.errors import NotPublished, PeerError
 from kraftek.contract.interfaces import IBus, IBusListener
-from kraftek.contract.log_once import OnceAMinute
+from kraftek.contract.log_once import OnceAMinute, failing
 from kraftek.contract.messages import Broadcast, Delivery
 from kraftek.core.request_queue import Request
 from kraftek.core.request_records import AnswerStore, late_answer_key
@@ -140,7 +140,7 @@ class LookUps:
         """Redis refused a command about records."""
         if failure.check(NotPublished) is None:
             text = "Sharing answers to duplicate requests through Redis failed (logged once a minute)"
-            self._once_a_minute(self._log.failure, text, failure=failure)
+            self._once_a_minute(failing(self._log, failure), text)
 
     # Within
 

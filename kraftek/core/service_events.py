@@ -24,7 +24,7 @@ from kraftek.contract.consumer_groups import dead_letter
 from kraftek.contract.errors import Code, NotPublished, PeerError
 from kraftek.contract.interfaces import IBus, IEventRouter, IReading, IServiceRegistry, Undelivered
 from kraftek.contract.json_text import JsonBounds, is_long
-from kraftek.contract.log_once import OnceUntilItWorks
+from kraftek.contract.log_once import OnceUntilItWorks, failing
 from kraftek.contract.messages import ID_LENGTH, NULL, Envelope, ErrorPayload, RequestId
 from kraftek.contract.metrics import Counters
 from kraftek.contract.names import GATEWAY_GROUP, GATEWAY_STREAM, dead_letters
@@ -234,7 +234,7 @@ class ServiceEvents:
             self._retries.append(partial(self._dead_letter, entry_id, event, reason))
             return
         text = "Writing undeliverable events to the dead-letter stream failed, and they are lost until it works again"
-        self._once.failed(self._log.failure, text, failure=failure)
+        self._once.failed(failing(self._log, failure), text)
         self._finish(entry_id)
 
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from kraftek.contract.log_once import MINUTE, MOST, OnceAMinute, OnceUntilItWorks
+from twisted.logger import Logger, capturedLogs, formatEvent
+from twisted.python.failure import Failure
+
+from kraftek.contract.errors import Refusal
+from kraftek.contract.log_once import MINUTE, MOST, OnceAMinute, OnceUntilItWorks, failing
 
 
 class Log:
@@ -79,3 +83,13 @@ def test_failures_of_several_things_are_told_apart() -> None:
     once.keep(["a"])
     once.failed(log, "fails", about="b")
     assert len(log.lines) == 4
+
+
+def test_what_redis_refuses_is_one_line_and_a_fault_of_ours_has_a_traceback() -> None:
+    with capturedLogs() as logged:
+        for error in (Refusal("OOM {now}"), ZeroDivisionError("ours")):
+            failing(Logger(), Failure(error))("{what} is not written", what="it")
+    refused, ours = logged
+    assert formatEvent(refused) == "it is not written: OOM {now}"
+    assert "log_failure" not in refused
+    assert ours["log_failure"].type is ZeroDivisionError

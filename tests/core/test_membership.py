@@ -10,9 +10,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from twisted.internet.defer import Deferred
-from twisted.logger import LogLevel, capturedLogs
+from twisted.logger import LogLevel, capturedLogs, formatEvent
 
-from kraftek.contract.errors import NotPublished
+from kraftek.contract.errors import NotPublished, Refusal
 from kraftek.contract.settings import Limits
 from kraftek.core.session import SessionState
 from tests.support.world import Client, House, works
@@ -345,13 +345,15 @@ def test_what_redis_refuses_for_a_while_is_made_good() -> None:
     """Also what ``left`` says of it, and ``joined``."""
     house = House()
     stays, leaves = house.admit("alice", "one"), house.admit("bob", "one")
-    house.rooms.failure = RuntimeError("NOREPLICAS Not enough good replicas to write.")
+    house.rooms.failure = Refusal("NOREPLICAS Not enough good replicas to write.")
     with capturedLogs() as logged:
         comes, visits = house.admit("dan", "one"), house.admit("eve", "one")
         leaves.send({"type": "leave", "payload": {"roomId": "one"}})
         visits.leave()
         house.pass_time(8)
-    assert [event["log_format"] for event in logged] == ["The room cache is not written, until it can be"]
+    assert [formatEvent(event) for event in logged] == [
+        "The room cache is not written, until it can be: NOREPLICAS Not enough good replicas to write."
+    ]
     house.rooms.failure = None
     house.pass_time(1)
     assert house.rooms.entries == {("one", "alice"): stays.id, ("one", "dan"): comes.id}

@@ -301,7 +301,6 @@ class UncertainTest(RequestsTestCase):
                 await self.sweep(self.one)
         assert told(session) == []
         assert len([event for event in events if "Sharing answers" in event["log_format"]]) == 1
-        self.flushLoggedErrors()
         await self.sweep(self.one, 10)
         assert codes(session) == ["TIMEOUT"]
 

@@ -149,8 +149,6 @@ def test_redis_refuses_writes(
     redis_server: RedisServer, here: Gateway, there: Gateway, connect: Connect, chat: Backstage
 ) -> None:
     """What is new is refused at once, what its service has is answered, and nothing runs twice afterwards."""
-    for process in (here, there):
-        process.expect_traceback()  # of the room cache, which cannot be written
     bus = redis_server.client()
     place = Path(str(bus.config_get("dir")["dir"]))
     (place / "dump.rdb" / "in the way").mkdir(parents=True)

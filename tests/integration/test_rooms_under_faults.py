@@ -113,8 +113,6 @@ def refused(client: Any, kind: str) -> int:
 
 def test_what_redis_refused_is_made_good(redis_server: RedisServer, gateway: StartGateway, connect: Connect) -> None:
     here, there = gateway(redis_server, services=SERVICES), gateway(redis_server, services=SERVICES)
-    for process in (here, there):
-        process.expect_traceback()
     rooms = Rooms(redis_server)
     client: Any = redis_server.client()
     for kind, (refuse, take) in REFUSALS.items():
@@ -149,7 +147,6 @@ def test_a_gateway_stops_while_redis_refuses_writes(
     redis_server: RedisServer, gateway: StartGateway, connect: Connect
 ) -> None:
     process = gateway(redis_server, services=SERVICES)
-    process.expect_traceback()  # of the room cache, which cannot be written
     client = connect(process, "stays", "r")
     unwritable_snapshot(redis_server.client())
     assert process.terminate() == -signal.SIGTERM

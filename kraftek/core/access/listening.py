@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import IBus
-from kraftek.contract.log_once import OnceUntilItWorks
+from kraftek.contract.log_once import OnceUntilItWorks, failing
 from kraftek.contract.lua import Script, lua
 from kraftek.contract.names import LISTENED, new_gateway_id
 from kraftek.core.access.revocations import Revocations
@@ -142,4 +142,4 @@ class Listening:
     def _failed(self, failure: Failure) -> Any:
         if failure.check(NotPublished) is None:
             text = "When this gateway listened is not recorded, until it can be: others ask for more access anew"
-            self._once.failed(self._log.failure, text, failure=failure)
+            self._once.failed(failing(self._log, failure), text)

@@ -18,7 +18,7 @@ from zope.interface import implementer
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.fleet import Fleet
 from kraftek.contract.interfaces import IBus, IBusListener, IRooms
-from kraftek.contract.log_once import OnceUntilItWorks
+from kraftek.contract.log_once import OnceUntilItWorks, failing
 from kraftek.contract.lua import Script, lua
 from kraftek.contract.metrics import Counters
 from kraftek.contract.names import ENTRIES, GATEWAY_LEASES, LAST_LOOK, LOST_GATEWAYS, entries_key
@@ -139,4 +139,4 @@ class Leases:
         # This fails every second as long as it lasts, and is logged once. A look needs all that a renewal needs.
         if failure.check(NotPublished) is None:
             text = "The leases of gateways are not kept, until they can be"
-            self._once.failed(self._log.failure, text, failure=failure)
+            self._once.failed(failing(self._log, failure), text)

@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.fleet import Fleet
 from kraftek.contract.interfaces import IBus, RoomEntry
-from kraftek.contract.log_once import OnceUntilItWorks
+from kraftek.contract.log_once import OnceUntilItWorks, failing
 from kraftek.contract.lua import Script, lua
 from kraftek.contract.names import GATEWAY_LEASES, LOST_GATEWAYS, entries_key, gateway_of, room_key, sockets_key
 from kraftek.core.rooms.leases import LEASE
@@ -95,9 +95,7 @@ class Orphans:
 
     def _failed(self, failure: Failure) -> None:
         if failure.check(NotPublished) is None:
-            self._once.failed(
-                self._log.failure, "The room cache is not looked through, until it can be", failure=failure
-            )
+            self._once.failed(failing(self._log, failure), "The room cache is not looked through, until it can be")
 
 
 def _in_rooms(found: list[list[bytes]]) -> Iterator[RoomEntry]:

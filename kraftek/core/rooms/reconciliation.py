@@ -20,7 +20,7 @@ from zope.interface import implementer
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.fleet import Fleet
 from kraftek.contract.interfaces import IBus, IBusListener, IRooms, Mended, RoomEntry
-from kraftek.contract.log_once import OnceUntilItWorks
+from kraftek.contract.log_once import OnceUntilItWorks, failing
 from kraftek.core.rooms.room_cache import ENTRIES_AT_ONCE
 
 __all__ = ["Reconciliation"]
@@ -312,4 +312,4 @@ class Reconciliation:
     def _failed(self, failure: Failure) -> None:
         # What Redis refuses, as without memory, it refuses for all entries.
         if failure.check(NotPublished) is None:
-            self._once.failed(self._log.failure, "The room cache is not written, until it can be", failure=failure)
+            self._once.failed(failing(self._log, failure), "The room cache is not written, until it can be")
