@@ -42,6 +42,7 @@ HGET key field
 HGETALL key
 HINCRBY key field 0
 HKEYS key
+HLEN key
 HMGET key field
 HRANDFIELD key
 HSET key field value

@@ -6,7 +6,8 @@
 local tokens, users, ledgers, token = unpack(KEYS)
 local digest, room, user, epoch, memory, wait = unpack(ARGV)
 
--- A denial leaves its note, and the hash of a token that is in use never expires: remove some old ones with each new one.
+-- A denial leaves its note, and the hash of a token that is in use never expires: with each new one in a large hash
+-- some old ones are removed.
 local function forget_notes()
     local sample = redis.call('HRANDFIELD', token, 4, 'WITHVALUES')
     for i = 1, #sample, 2 do
@@ -43,7 +44,7 @@ end
 -- An old answer does as well as a note of the time. Redis may refuse to write: the answer is not stored then.
 if not standing or redis.call('HEXISTS', token, room) == 0 then
     local note = cjson.encode({epoch = epoch}):sub(1, -2) .. ',"askedAt":' .. text(now) .. '}'
-    if redis.pcall('HSET', token, room, note) == 1 then
+    if redis.pcall('HSET', token, room, note) == 1 and redis.call('HLEN', token) > 100 then
         forget_notes()
     end
 end
