@@ -499,7 +499,7 @@ class SubscriberConnection(RedisConnection):
             super().replied(reply)
             return
         _, channel, body = reply
-        for listener in self._listeners[channel]:
+        for listener in self._listeners.get(channel, ()):
             try:
                 listener(body)
             except Exception:  # noqa: BLE001  # the edge's one guard: it must not unwind the reader

@@ -117,6 +117,22 @@ class RedisBusTest(TestCase):
             assert other.get_message(timeout=5)["data"] == b"one"
             assert other.get_message(timeout=5)["data"] == b"two"
 
+    async def test_a_message_that_nobody_waits_for_any_more_is_ignored(self) -> None:
+        """Whoever unsubscribes does not wait for ever; the answer of Redis may come later than more messages."""
+        bus = await self.up()
+        heard: list[bytes] = []
+        for channel in ("early", "late"):
+            bus.subscribe(channel, heard.append)
+        await bus.settled()
+        subscriber, name = bus._subscriber, bus.channel_name("early").encode()
+        assert subscriber is not None
+        bus.unsubscribe("early").cancel()
+        subscriber.hand_out([[b"message", name, b"too late"]])
+        bus.publish("late", b"in time", lambda _: None)
+        await until(lambda: heard, "a message")
+        assert heard == [b"in time"]
+        assert bus._subscriber is subscriber
+
     async def test_any_bytes_go_through(self) -> None:
         bus = await self.up()
         heard: list[bytes] = []
