@@ -46,6 +46,7 @@ HLEN key
 HMGET key field
 HRANDFIELD key
 HSET key field value
+HVALS key
 INFO
 MGET key
 PEXPIRE key 1

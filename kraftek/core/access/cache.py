@@ -209,7 +209,7 @@ class AccessCache:
             if found is not None and not self._changes.since(position, ()):
                 sent = self._changes.position
                 stored = await self._shared.store(*key, cached, seconds, found)
-                if stored is False:
+                if stored is False or (stored and self._revocations.concern(cached.user_id, key[1])):
                     continue
                 if stored:
                     self._comparison.read(found.time, token_key(key[0]), user_key(cached.user_id))

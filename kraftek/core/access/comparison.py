@@ -147,7 +147,7 @@ class Comparison:
             self._answers.put(key, now, position)
             return Fate.OLD
         self._answers.drop(key)
-        deleted = found is None or _is_deleted(found, key[0], cached.asked_at)
+        deleted = found is None or key[0] in found.expected or _is_deleted(found, key[0], cached.asked_at)
         return Fate.REVOKED if deleted else Fate.OLD
 
     def _is_revoked(self, name: str, owner: str | None, found: dict[str, Compared | None]) -> bool:
@@ -179,4 +179,4 @@ class Comparison:
 
 def _is_deleted(found: Compared, digest: str, asked_at: int) -> bool:
     """Whether what is gone was deleted, and has not merely expired."""
-    return found.missing or digest in found.expected or found.taken > asked_at
+    return found.missing or digest in found.gone or found.taken > asked_at

@@ -80,13 +80,15 @@ class Compared(Struct, frozen=True):
     """What Redis has of a user's answers.
 
     ``missing``: the user's set was deleted. ``taken``: when something of the user was last found missing. ``expected``:
-    the digests whose hashes cannot have expired. ``answers``: by digest and room.
+    the digests whose hashes cannot have expired; ``gone``: those of them without any answer. ``answers``: by digest and
+    room.
     """
 
     time: int
     missing: bool
     taken: int
     expected: frozenset[str]
+    gone: frozenset[str]
     answers: Mapping[tuple[str, str | None], CachedGrant]
 
 
@@ -166,13 +168,14 @@ class SharedAnswers:
         text, missing, taken, *rows = reply
         time = int(text)
         answers: dict[tuple[str, str | None], CachedGrant] = {}
-        for (digest, rooms), (_, values) in zip(tokens.items(), rows, strict=True):
+        for (digest, rooms), (_, values, _) in zip(tokens.items(), rows, strict=True):
             for room_id, answer in zip(rooms, values, strict=False):
                 cached = self._read(digest, answer, time)
                 if cached is not None:
                     answers[digest, room_id] = cached
-        expected = frozenset(digest for digest, (due, _) in zip(tokens, rows, strict=True) if due)
-        return Compared(time, bool(missing), int(taken), expected, answers)
+        expected = {digest: answered for digest, (due, _, answered) in zip(tokens, rows, strict=True) if due}
+        gone = frozenset(digest for digest, answered in expected.items() if not answered)
+        return Compared(time, bool(missing), int(taken), frozenset(expected), gone, answers)
 
     def hold(self, names: Iterable[str]) -> None:
         """Changes of these keys will be announced."""

@@ -520,7 +520,7 @@ def test_what_may_not_be_kept_leaves_nothing(redis: Server) -> None:
 def compare(redis: Server, *rooms: str, user: str = "ada") -> tuple[bool, bool, bool, list[str | None]]:
     """Whether the set is missing, something was found missing, the hash should be there; and who is in these rooms."""
     keys = [user_key(user), f"access-ledger:{user}", token_key(ONE)]
-    _, missing, taken, (due, answers) = redis.run(COMPARE, keys, [ONE, len(rooms), *rooms])
+    _, missing, taken, (due, answers, _) = redis.run(COMPARE, keys, [ONE, len(rooms), *rooms])
     users = [None if answer is None else json.loads(answer)["userId"] for answer in answers]
     return bool(missing), int(taken) > 0, bool(due), users
 
@@ -542,6 +542,17 @@ def test_what_is_missing_before_its_time_was_deleted(redis: Server) -> None:
     assert compare(redis, "r") == (True, False, True, [])
     look(redis, ONE, user="ada")  # another process tidies up
     assert compare(redis, "r") == (False, True, False, [])
+
+
+def test_a_hash_without_any_answer_is_told_from_others(redis: Server) -> None:
+    keys = [user_key("ada"), "access-ledger:ada", token_key(ONE)]
+    fill(redis, ONE)
+    look(redis, ONE, room="other")  # the auth service is asked
+    assert redis.run(COMPARE, keys, [ONE, 0])[3] == [1, [], 1]
+    redis.delete(token_key(ONE))
+    assert redis.run(COMPARE, keys, [ONE, 0])[3] == [1, [], 0]
+    look(redis, ONE, room="other")
+    assert redis.run(COMPARE, keys, [ONE, 0])[3] == [1, [], 0]
 
 
 def test_what_is_missing_after_its_time_has_expired(redis: Server) -> None:

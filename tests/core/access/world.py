@@ -215,7 +215,8 @@ class MemoryRedis:
             rooms, args = args[: int(count)], args[int(count) :]
             fields = self.hashes.get(token, {}) if digest in self.sets.get(user, ()) else None
             values = [] if not fields else [fields[room].encode() if room in fields else None for room in rooms]
-            result.append([expected(digest), values])
+            answered = int(any('"userId"' in value for value in (fields or {}).values()))
+            result.append([expected(digest), values, answered])
         return result
 
     def _hold(self, keys: list[str], args: list[str]) -> int:
