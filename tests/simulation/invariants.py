@@ -20,6 +20,7 @@ followed by :data:`RECOVERY`.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from twisted.logger import LogEvent, formatEvent
@@ -222,7 +223,8 @@ class Invariants:
 
     def _newer(self, other: Client, client: Client) -> bool:
         # A gateway knows Redis's clock as exactly as its lag allows.
-        alike = 0.01 + 2 * self.world.worst_lag
+        # Of a clock that was there only while it had no link, it knows nothing.
+        alike = 0.01 + 2 * self.world.worst_lag + _peak([server.ahead for server in self.world.servers])
         return (
             other is not client
             and other.user == client.user
@@ -402,3 +404,9 @@ class Invariants:
         if "a bug" in text or "Unhandled" in text or (failure is not None and not known):
             # Of a failure that nobody handled Twisted logs that there is one, and then which, without a text.
             self.wrong(f"logged: {text}\n{'' if text or failure is None else failure.getTraceback()}")
+
+
+def _peak(clocks: Sequence[float]) -> float:
+    """By how much one of these was ahead of one before it and of one after it, at most."""
+    found = [clocks[at] - max(min(clocks[:at]), min(clocks[at + 1 :])) for at in range(1, len(clocks) - 1)]
+    return max([0.0, *found])
