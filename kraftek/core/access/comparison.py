@@ -13,6 +13,7 @@ from itertools import islice
 
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from kraftek.contract.metrics import Counters
 from kraftek.contract.names import token_key, user_key
@@ -83,36 +84,41 @@ class Comparison:
         self._changed.update(name for name in names if name.startswith((token_key(""), user_key(""))))
         if self._changed and not self.running:
             self.running = True
-            Deferred.fromCoroutine(self._run())
+            Deferred.fromCoroutine(self._run()).addErrback(self._failed)
 
     async def _run(self) -> None:
         """Keys that change meanwhile are next."""
-        while self._changed:
-            changed, self._changed = self._changed, set()
-            position = self._changes.position
-            depending = {name: tuple(islice(self._answers.named(name), COMPARED)) for name in changed}
-            owners = {name: self._owner(name) for name in changed}
-            known = {key: self._answers[key] for keys in depending.values() for key in keys}
-            try:
-                found = await self._compare(owners, depending, known)
-            except Exception:  # noqa: BLE001  # the keys are not tracked any more: it counts as revoked
-                self._log.failure("Comparing cached access with Redis failed: a bug, please report it")
-                found = {}
-            fates = {
-                key: self._fate(key, answer[0], found.get(answer[0].user_id), position)
-                for key, answer in known.items()
-                if self._answers.get(key) is answer  # one that was replaced meanwhile is newer than what was found
-            }
-            for name, keys in depending.items():
-                if keys:
-                    self._tell(name, {fates[key] for key in keys if key in fates})
-                elif self._is_revoked(name, owners[name], found):
-                    # There may be sockets by answers that had to make room for others, or from before a gap.
-                    self._tell(name, {Fate.REVOKED})
-                compared = found.get(owners[name] or "")
-                if compared is not None:
-                    self._acted_on.put(name, compared.time)
-        self.running = False
+        try:
+            while self._changed:
+                changed, self._changed = self._changed, set()
+                await self._look_at(changed)
+        finally:
+            self.running = False
+
+    async def _look_at(self, changed: set[str]) -> None:
+        position = self._changes.position
+        depending = {name: tuple(islice(self._answers.named(name), COMPARED)) for name in changed}
+        owners = {name: self._owner(name) for name in changed}
+        known = {key: self._answers[key] for keys in depending.values() for key in keys}
+        try:
+            found = await self._compare(owners, depending, known)
+        except Exception:  # noqa: BLE001  # the keys are not tracked any more: it counts as revoked
+            self._log.failure("Comparing cached access with Redis failed: a bug, please report it")
+            found = {}
+        fates = {
+            key: self._fate(key, answer[0], found.get(answer[0].user_id), position)
+            for key, answer in known.items()
+            if self._answers.get(key) is answer  # one that was replaced meanwhile is newer than what was found
+        }
+        for name, keys in depending.items():
+            if keys:
+                self._tell(name, {fates[key] for key in keys if key in fates})
+            elif self._is_revoked(name, owners[name], found):
+                # There may be sockets by answers that had to make room for others, or from before a gap.
+                self._tell(name, {Fate.REVOKED})
+            compared = found.get(owners[name] or "")
+            if compared is not None:
+                self._acted_on.put(name, compared.time)
 
     async def _compare(
         self,
@@ -165,6 +171,10 @@ class Comparison:
         if name.startswith(user_key("")):
             return name.removeprefix(user_key(""))
         return self._users.get(name.removeprefix(token_key("")))
+
+    def _failed(self, failure: Failure) -> None:
+        self._log.failure("Comparing cached access with Redis failed: a bug, please report it", failure=failure)
+        self._stale(None, None, None, False)
 
     def _tell(self, name: str, fates: set[Fate]) -> None:
         if fates <= {Fate.VALID}:

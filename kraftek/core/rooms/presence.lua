@@ -2,10 +2,11 @@
 -- event is JSON, with a line break where the epoch and the number belong. Then returns the result, and what failed.
 -- What a service cannot be told (its key is no stream) does not affect the others.
 -- Until services were told of the epoch of these data, they are told nothing else: then they read all rooms. The data may
--- name an older one while Redis refuses to write a new one: the gateway knows.
+-- name an older one while Redis refuses to write a new one: the gateway knows none then. If it knows another one, all data
+-- were lost a moment ago, and what it tells is of the new one.
 -- This is no function: making one would cost each entry and departure, most of which are not announced.
 local known = told and services > 0 and redis.pcall('HMGET', KEYS[3], 'epoch', 'rooms')
-if known and known[1] == ARGV[services + 2] and known[1] == known[2] then
+if known and ARGV[services + 2] ~= '' and known[1] and known[1] == known[2] then
     local number = redis.call('HINCRBY', KEYS[3], 'number', #told) - #told
     for i, one in ipairs(told) do
         local event, place, length = unpack(one)

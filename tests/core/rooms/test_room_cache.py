@@ -254,6 +254,20 @@ class RedisRoomsTest(TestCase):
             {"epoch": "one", "number": 2},
         ]
 
+    async def test_who_has_not_noticed_the_new_epoch_tells_of_it(self) -> None:
+        events = await self.subscribed("events:board")
+        self.registry.register(Registration(name="board", channel="events:board", presence=True))
+        self.redis.call("HSET", "k:gateway:epoch", "epoch", "two", "rooms", "two", "number", "1")
+        for epoch, user in (("one", "ann"), (None, "bob"), ("two", "cid")):
+            self.patch(RedisBus, "epoch", epoch)
+            await enter(self.rooms, user, "board", f"g1.{user}")
+        await self.bus.settled()
+        told = [msgspec.json.decode(event) for event in events]
+        assert [(event["userId"], event["payload"]) for event in told] == [
+            ("ann", {"epoch": "two", "number": 2}),
+            ("cid", {"epoch": "two", "number": 3}),
+        ]
+
     async def test_one_coming_and_one_going_of_a_user_however_many_sockets(self) -> None:
         events = await self.subscribed("events:board")
         self.registry.register(Registration(name="board", channel="events:board", presence=True))
