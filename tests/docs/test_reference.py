@@ -111,5 +111,5 @@ def test_log_lines_are_written_so() -> None:
     (section,) = [each for each in document.findall(nodes.section) if "what to watch" in each["names"]]
     lines = [literal.astext() for row in section.findall(nodes.row) for literal in row[0].findall(nodes.literal)]
     assert len(lines) > 10
-    parts = {part for line in lines for part in re.split(r" ?(?:…|<\w+>)[ :]*", line) if part}
+    parts = {part for line in lines for part in re.split(r":? ?(?:…|<\w+>)[ :]*", line) if part}
     assert {part for part in parts if part not in sources} == set()
