@@ -146,8 +146,10 @@ def test_nobody_listens(redis_server: RedisServer, gateway: StartGateway, connec
 
 
 def test_redis_is_away(redis_server: RedisServer, gateway: StartGateway, connect: Connect) -> None:
-    ada = connect(gateway(redis_server, services=SERVICES), token="ada", room="r1")
+    process = gateway(redis_server, services=SERVICES)
+    ada = connect(process, token="ada", room="r1")
     redis_server.kill()
+    process.wait_log("is unavailable")  # before that, nobody knows whether a request has arrived
     for number in range(3):
         ask(ada, number)
         refused(ada, "SERVICE_UNAVAILABLE", number)
