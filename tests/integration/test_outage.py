@@ -45,6 +45,7 @@ def test_redis_killed_and_restarted(
     ada = connect(first, token="ada", room="r1")
     bob = connect(second, token="bob", room="r1")
     redis_server.kill()
+    first.wait_log("is unavailable")
     ada.send("stickyNotes:note:echo", payload={}, id=5)
     refusal = ada.expect_error("SERVICE_UNAVAILABLE")
     assert refusal["id"] == 5
