@@ -76,7 +76,7 @@ class AnswerStore:
         self._clock = clock
         self._counters = counters
         self._lasts = lasts
-        # By the record, the oldest first, with the time since when it is kept.
+        # By the record, with the time since when it is kept.
         self._kept: dict[str, tuple[bytes, float]] = {}
         self._bytes = 0
 

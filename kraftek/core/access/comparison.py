@@ -13,7 +13,6 @@ from itertools import islice
 
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from kraftek.contract.metrics import Counters
 from kraftek.contract.names import token_key, user_key
@@ -84,7 +83,7 @@ class Comparison:
         self._changed.update(name for name in names if name.startswith((token_key(""), user_key(""))))
         if self._changed and not self.running:
             self.running = True
-            Deferred.fromCoroutine(self._run()).addErrback(self._failed)
+            Deferred.fromCoroutine(self._run())
 
     async def _run(self) -> None:
         """Keys that change meanwhile are next."""
@@ -171,10 +170,6 @@ class Comparison:
         if name.startswith(user_key("")):
             return name.removeprefix(user_key(""))
         return self._users.get(name.removeprefix(token_key("")))
-
-    def _failed(self, failure: Failure) -> None:
-        self._log.failure("Comparing cached access with Redis failed: a bug, please report it", failure=failure)
-        self._stale(None, None, None, False)
 
     def _tell(self, name: str, fates: set[Fate]) -> None:
         if fates <= {Fate.VALID}:
