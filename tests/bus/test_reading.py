@@ -17,7 +17,7 @@ from kraftek.contract.interfaces import IReading
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Redis
 from tests.support.fastpath import make_iteration
-from tests.support.redis_server import PrivateRedis, oldest_redis_server
+from tests.support.redis_server import oldest_redis_server, private_redis
 from tests.support.waiting import until, until_logged
 
 
@@ -54,9 +54,7 @@ class ReadingTest(TestCase):
     binary: str | None = None
 
     def setUp(self) -> None:
-        self.redis = PrivateRedis(self.binary)
-        self.addCleanup(self.redis.close)
-        self.redis.start()
+        self.redis = private_redis(self, self.binary)
         self.heard = Heard()
 
     async def bus(self, **config: Any) -> RedisBus:

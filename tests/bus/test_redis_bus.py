@@ -29,7 +29,7 @@ from kraftek.contract.names import EPOCH
 from kraftek.contract.settings import Redis
 from tests.support.fastpath import make_iteration
 from tests.support.ports import free_port
-from tests.support.redis_server import PrivateRedis, info_reply, oldest_redis_server
+from tests.support.redis_server import PrivateRedis, info_reply, oldest_redis_server, private_redis
 from tests.support.waiting import until, until_logged
 
 Keys = list[str] | None
@@ -65,9 +65,7 @@ class RedisBusTest(TestCase):
     binary: str | None = None
 
     def setUp(self) -> None:
-        self.redis = PrivateRedis(self.binary)
-        self.addCleanup(self.redis.close)
-        self.redis.start()
+        self.redis = private_redis(self, self.binary)
         self.counters = Counters()
         self.told = Told()
 

@@ -17,7 +17,7 @@ from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Config, Redis, Registration
 from tests.docs.pages import code
 from tests.support.fastpath import make_iteration
-from tests.support.redis_server import PrivateRedis, oldest_redis_server
+from tests.support.redis_server import oldest_redis_server, private_redis
 from tests.support.waiting import until
 
 SOURCES = Path(kraftek.__file__).parent
@@ -82,9 +82,7 @@ class RightsTest(TestCase):
     binary: str | None = None
 
     def setUp(self) -> None:
-        self.redis = PrivateRedis(self.binary)
-        self.addCleanup(self.redis.close)
-        self.redis.start()
+        self.redis = private_redis(self, self.binary)
         self.redis.call(*code("redis-acl").split())
         self.patch(connections, "CHECK_INTERVAL", 0.05)
 

@@ -23,7 +23,7 @@ from kraftek.contract.names import partition_of
 from kraftek.contract.settings import Redis, Registration
 from kraftek.core.dispatch import Dispatch, once, target_of
 from kraftek.core.registry import ServiceRegistry
-from tests.support.redis_server import PrivateRedis
+from tests.support.redis_server import private_redis
 from tests.support.waiting import until
 
 CHAT = Registration(name="chat", channel="events:chat")
@@ -50,9 +50,7 @@ class DispatchTest(TestCase):
     timeout = 30
 
     async def setUp(self) -> None:  # type: ignore[override]  # trial waits for it
-        self.redis = PrivateRedis()
-        self.addCleanup(self.redis.close)
-        self.redis.start()
+        self.redis = private_redis(self)
         self.bus = RedisBus(reactor, Redis(url=self.redis.url, prefix="k:"), Iteration(reactor), Counters())
         self.bus.startService()
         self.addCleanup(self.bus.stopService)

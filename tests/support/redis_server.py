@@ -14,6 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest import TestCase
 
 import redis
 from redis.backoff import NoBackoff
@@ -22,7 +23,7 @@ from redis.retry import Retry
 from kraftek.bus.embedded import redis_server_path
 from tests.support.waiting import wait_until
 
-__all__ = ["PrivateRedis", "info_reply", "oldest_redis_server"]
+__all__ = ["PrivateRedis", "info_reply", "oldest_redis_server", "private_redis"]
 
 PATIENCE = 10.0
 
@@ -110,3 +111,11 @@ class PrivateRedis:
         """End it and remove its directory."""
         self.kill()
         shutil.rmtree(self.directory)
+
+
+def private_redis(case: TestCase, binary: str | None = None) -> PrivateRedis:
+    """One that runs until the test of this case ends."""
+    server = PrivateRedis(binary)
+    case.addCleanup(server.close)
+    server.start()
+    return server

@@ -25,7 +25,7 @@ from kraftek.core.roster import Roster
 from kraftek.core.session import HeldGrant, Session
 from kraftek.edge.dialects.native import NativeDialect
 from tests.support.fakes import FakeLink
-from tests.support.redis_server import PrivateRedis
+from tests.support.redis_server import private_redis
 from tests.support.waiting import until
 
 __all__ = ["SEND", "RequestGateway", "RequestsTestCase", "ask", "told"]
@@ -113,9 +113,7 @@ class RequestsTestCase(TestCase):
     timeout = 30
 
     async def setUp(self) -> None:  # type: ignore[override]  # trial waits for it
-        self.redis = PrivateRedis()
-        self.addCleanup(self.redis.close)
-        self.redis.start()
+        self.redis = private_redis(self)
         self.client = self.redis.client(decode_responses=True)
         self.addCleanup(self.client.close)
         self.one = await self.gateway("one")

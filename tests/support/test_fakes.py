@@ -32,7 +32,7 @@ from kraftek.contract.settings import Redis
 from kraftek.core.registry import ServiceRegistry
 from kraftek.core.rooms.room_cache import RedisRooms
 from tests.support.fakes import FakeAccess, FakeBus, FakeLink, FakeRooms
-from tests.support.redis_server import PrivateRedis
+from tests.support.redis_server import PrivateRedis, private_redis
 from tests.support.waiting import until
 
 PREFIX = "k:"
@@ -57,9 +57,7 @@ class Told:
 
 async def real_bus(case: TestCase, in_flight: int = 10) -> tuple[RedisBus, PrivateRedis]:
     """A bus on a redis-server of its own, up."""
-    server = PrivateRedis()
-    case.addCleanup(server.close)
-    server.start()
+    server = private_redis(case)
     config = Redis(url=server.url, prefix=PREFIX, in_flight=in_flight)
     bus = RedisBus(reactor, config, Iteration(reactor), Counters())
     bus.startService()

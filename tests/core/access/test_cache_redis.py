@@ -24,7 +24,7 @@ from kraftek.core.access import cache as cache_module
 from kraftek.core.access.cache import AccessCache
 from tests.core.access.world import Outcome
 from tests.support.fakes import Question
-from tests.support.redis_server import PrivateRedis, oldest_redis_server
+from tests.support.redis_server import PrivateRedis, oldest_redis_server, private_redis
 from tests.support.waiting import until
 
 T = Token("t")
@@ -93,9 +93,7 @@ class AccessOnRedisTest(TestCase):
     binary: str | None = None
 
     def setUp(self) -> None:
-        self.redis = PrivateRedis(self.binary)
-        self.addCleanup(self.redis.close)
-        self.redis.start()
+        self.redis = private_redis(self, self.binary)
 
     async def process(self, auth: Auth | None = None, **config: Any) -> Process:
         process = Process(self.redis, auth or Auth(), **config)

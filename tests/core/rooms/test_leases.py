@@ -21,7 +21,7 @@ from kraftek.core.registry import ServiceRegistry
 from kraftek.core.rooms.leases import FIND_LOST, LEASE, OUTAGE, RENEW, RENEW_INTERVAL, Leases
 from kraftek.core.rooms.room_cache import ENTRIES_AT_ONCE, RedisRooms
 from tests.support.fakes import FakeBus, FakeRooms
-from tests.support.redis_server import PrivateRedis
+from tests.support.redis_server import private_redis
 from tests.support.waiting import until
 
 
@@ -43,9 +43,7 @@ class LeasesTest(TestCase):
     timeout = 30
 
     async def setUp(self) -> None:  # type: ignore[override]  # trial waits for it
-        self.redis = PrivateRedis()
-        self.addCleanup(self.redis.close)
-        self.redis.start()
+        self.redis = private_redis(self)
         self.client = self.redis.client(decode_responses=True)
         self.addCleanup(self.client.close)
         self.bus = RedisBus(reactor, Redis(url=self.redis.url, prefix="k:"), Iteration(reactor), Counters())

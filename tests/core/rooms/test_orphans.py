@@ -19,7 +19,7 @@ from kraftek.core.rooms.leases import Leases
 from kraftek.core.rooms.orphans import KEYS_AT_ONCE, OF_ONE, Orphans
 from kraftek.core.rooms.room_cache import RedisRooms
 from tests.support.fakes import FakeBus
-from tests.support.redis_server import PrivateRedis
+from tests.support.redis_server import private_redis
 from tests.support.waiting import until
 
 PREFIX = "k[*]:"
@@ -29,9 +29,7 @@ class OrphansTest(TestCase):
     timeout = 60
 
     async def setUp(self) -> None:  # type: ignore[override]  # trial waits for it
-        self.redis = PrivateRedis()
-        self.addCleanup(self.redis.close)
-        self.redis.start()
+        self.redis = private_redis(self)
         self.client: Any = self.redis.client(decode_responses=True)
         self.addCleanup(self.client.close)
         self.bus = RedisBus(reactor, Redis(url=self.redis.url, prefix=PREFIX), Iteration(reactor), Counters())

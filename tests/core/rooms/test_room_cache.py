@@ -29,7 +29,7 @@ from kraftek.contract.names import LOST_GATEWAYS, entries_key, partition_of
 from kraftek.contract.settings import Redis, Registration
 from kraftek.core.registry import ServiceRegistry
 from kraftek.core.rooms.room_cache import ENTRIES_AT_ONCE, RedisRooms
-from tests.support.redis_server import PrivateRedis
+from tests.support.redis_server import PrivateRedis, private_redis
 from tests.support.waiting import until
 
 
@@ -63,9 +63,7 @@ class RedisRoomsTest(TestCase):
     timeout = 30
 
     async def setUp(self) -> None:  # type: ignore[override]  # trial waits for it
-        self.redis = PrivateRedis()
-        self.addCleanup(self.redis.close)
-        self.redis.start()
+        self.redis = private_redis(self)
         self.bus = RedisBus(reactor, Redis(url=self.redis.url, prefix="k:"), Iteration(reactor), Counters())
         self.bus.startService()
         self.addCleanup(self.bus.stopService)
