@@ -50,6 +50,18 @@ def entry(number: int) -> RoomEntry:
     return f"user {number}", f"room {number % 7}", f"gw.{number}"
 
 
+def times_of_mending(process: Process) -> list[int]:
+    """When the entries that are mended from now on entered, as Redis is told."""
+    times: list[int] = []
+
+    def mend(entries: Sequence[tuple[RoomEntry, int]]) -> Deferred[list[Mended]]:
+        times.extend(at for _, at in entries)
+        return succeed([])
+
+    process.rooms.mend = mend  # type: ignore[method-assign]
+    return times
+
+
 def test_it_listens_to_the_bus() -> None:
     assert verifyObject(IBusListener, Process().reconciliation)
 
@@ -250,14 +262,8 @@ def test_who_leaves_while_it_is_mended_is_gone_afterwards() -> None:
 def test_times_are_those_of_redis_also_of_who_came_before_it() -> None:
     process = Process(available=False)
     process.clock.advance(100)
-    times: list[int] = []
+    times = times_of_mending(process)
     process.rooms.begin_epoch = lambda: succeed(5_000_000_000)  # type: ignore[method-assign]
-
-    def mend(entries: Sequence[tuple[RoomEntry, int]]) -> Deferred[list[Mended]]:
-        times.extend(at for _, at in entries)
-        return succeed([])
-
-    process.rooms.mend = mend  # type: ignore[method-assign]
     process.reconciliation.enter(entry(1))
     process.clock.advance(10)
     process.bus.up()
@@ -266,13 +272,7 @@ def test_times_are_those_of_redis_also_of_who_came_before_it() -> None:
 
 def test_times_are_those_at_which_entries_entered_whatever_the_clock_does_then() -> None:
     process = Process()
-    times: list[int] = []
-
-    def mend(entries: Sequence[tuple[RoomEntry, int]]) -> Deferred[list[Mended]]:
-        times.extend(at for _, at in entries)
-        return succeed([])
-
-    process.rooms.mend = mend  # type: ignore[method-assign]
+    times = times_of_mending(process)
     process.reconciliation.enter(entry(1))
     for redis in (5_000_000_000, 6_000_000_000, 4_000_000_000):
         process.rooms.begin_epoch = lambda redis=redis: succeed(redis)  # type: ignore[method-assign,misc]
@@ -284,13 +284,7 @@ def test_times_are_those_at_which_entries_entered_whatever_the_clock_does_then()
 
 def test_who_entered_while_redis_was_away_has_the_time_of_the_redis_that_comes() -> None:
     process = Process()
-    times: list[int] = []
-
-    def mend(entries: Sequence[tuple[RoomEntry, int]]) -> Deferred[list[Mended]]:
-        times.extend(at for _, at in entries)
-        return succeed([])
-
-    process.rooms.mend = mend  # type: ignore[method-assign]
+    times = times_of_mending(process)
     process.bus.down()
     process.reconciliation.enter(entry(1))
     process.clock.advance(1)
@@ -302,13 +296,7 @@ def test_who_entered_while_redis_was_away_has_the_time_of_the_redis_that_comes()
 def test_nobody_who_entered_is_timed_before_the_redis_that_comes_has_said_what_time_it_is() -> None:
     """Its first answer may come late, or not at all, when the link is lost again."""
     process = Process()
-    times: list[int] = []
-
-    def mend(entries: Sequence[tuple[RoomEntry, int]]) -> Deferred[list[Mended]]:
-        times.extend(at for _, at in entries)
-        return succeed([])
-
-    process.rooms.mend = mend  # type: ignore[method-assign]
+    times = times_of_mending(process)
     process.bus.down()
     process.reconciliation.enter(entry(1))
     answers: list[Deferred[int]] = []
