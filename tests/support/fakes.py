@@ -156,11 +156,12 @@ class FakeRooms:
         self.told: list[tuple[str, str, str]] = []
         self.failure: Exception | None = None
         self.unanswered = False
+        self._latest = 0
 
     @property
     def entries(self) -> dict[tuple[str, str], str]:
         """What services read: the newest socket of each room and user."""
-        return {place: max(sockets, key=lambda socket: sockets[socket]) for place, sockets in self.sockets.items()}
+        return {place: max(sockets, key=sockets.__getitem__) for place, sockets in self.sockets.items()}
 
     def forget(self) -> None:
         """Redis loses its data."""
@@ -173,8 +174,9 @@ class FakeRooms:
     def enter(self, entry: RoomEntry, at: int) -> Deferred[tuple[int, list[str]]]:
         def write() -> tuple[int, list[str]]:
             user_id, room_id, socket_id = entry
-            older = [other for other in self.sockets.get((room_id, user_id), ()) if other != socket_id]
-            entered = max(at, self._now())
+            there = self.sockets.get((room_id, user_id), {})
+            older = [other for other in there if other != socket_id]
+            entered = max(at, self._now(), *(1 + since for since in there.values()))
             self._write(entry, entered)
             return entered, older
 
@@ -195,7 +197,7 @@ class FakeRooms:
                 known = self.sockets.get((room_id, user_id), {}).get(socket_id)
                 self._write(entry, max(known or at, at))
                 sockets = self.sockets[room_id, user_id]
-                newest = self.entries[room_id, user_id] == socket_id
+                newest = max(sockets, key=sockets.__getitem__) == socket_id
                 older = sorted(sockets, key=lambda other: -sockets[other])[1:] if newest else []
                 if older or not newest:
                     found.append(Mended(entry, newest, older))
@@ -221,7 +223,7 @@ class FakeRooms:
 
     def _now(self) -> int:
         """Redis's time: after all that happened."""
-        return 1 + max((at for sockets in self.sockets.values() for at in sockets.values()), default=0)
+        return 1 + self._latest
 
     def _write(self, entry: RoomEntry, at: int) -> None:
         user_id, room_id, socket_id = entry
@@ -229,6 +231,7 @@ class FakeRooms:
             self.told.append(("joined", user_id, room_id))
         self.sockets.setdefault((room_id, user_id), {})[socket_id] = at
         self.named.add(entry)
+        self._latest = max(self._latest, at)
 
     def _remove(self, entry: RoomEntry, reason: str) -> None:
         user_id, room_id, socket_id = entry
