@@ -32,8 +32,8 @@ demo: $(VENV)/installed-demo need-redis
 	@cd $(VENV) && exec bin/twistd --nodaemon --pidfile= kraftek-gateway --demo
 
 # A worker gets a whole module, and each Redis is one test's or one module's, so that workers share nothing. A test of
-# processes waits half of its time: three workers keep two cores busy.
-WORKERS := --numprocesses 3 --dist loadfile --no-loadscope-reorder
+# processes waits half of its time: four workers keep two cores busy.
+WORKERS := --numprocesses 4 --dist loadfile --no-loadscope-reorder
 # What is tested without the fast path, too.
 PLAIN_PATH := tests/edge/websocket $(patsubst %,tests/integration/test_%.py,autobahn_suite delivery input)
 test: $(VENV)/installed-test need-redis $(VENV)/oldest-redis need-browser need-proxies $(filter tests/%,$(NODE_PACKAGES))
