@@ -12,6 +12,7 @@ from typing import Any
 from msgspec import Struct
 from twisted.internet.interfaces import IReactorTime
 
+from kraftek.contract.accounts import Accounts
 from kraftek.contract.fleet import Fleet
 from kraftek.contract.interfaces import IAccess, IBus, IRooms
 from kraftek.contract.iteration import Iteration
@@ -63,6 +64,7 @@ class Core(Struct, kw_only=True, frozen=True):
     """The parts of ``kraftek.core``."""
 
     gateway_id: str
+    accounts: Accounts
     roster: Roster
     admission: Admission
     access_watch: AccessWatch
@@ -94,21 +96,20 @@ def core_of(
     access: IAccess,
     rooms: IRooms,
     counters: Counters,
+    accounts: Accounts,
     clock: IReactorTime,
     now: Callable[[], float] = time.time,
 ) -> Core:
     """The core, subscribed to what services send. ``clock`` measures time; ``now`` returns Unix seconds."""
-    replies = reply_channel(gateway_id)
-    roster = Roster()
-    membership = Membership(rooms, bus, roster, clock, fleet := Fleet(), single=config.sessions == "single")
+    roster, fleet, router = Roster(), Fleet(), EventRouter(registry)
+    membership = Membership(rooms, bus, roster, clock, fleet, single=config.sessions == "single")
     access_watch = AccessWatch(access, membership, roster, counters, clock, limits=config.limits, now=now)
     admission = Admission(access, access_watch, membership, roster, config.limits, clock)
-    router = EventRouter(registry)
     dispatch = Dispatch(registry, bus)
     requests = Requests(dispatch, bus, gateway_id, config.limits, counters, clock)
     gateway = Gateway(
         gateway_id,
-        reply_to=bus.channel_name(replies),
+        reply_to=bus.channel_name(reply_channel(gateway_id)),
         router=router,
         dispatch=dispatch,
         requests=requests,
@@ -121,9 +122,10 @@ def core_of(
     deliveries = Deliveries(roster, requests, counters, clock, now)
     bounds = JsonBounds(config.limits.json_depth)
     bus.subscribe(config.redis.broadcast, deliveries.received)
-    bus.subscribe(replies, deliveries.received)
+    bus.subscribe(reply_channel(gateway_id), deliveries.received)
     return Core(
         gateway_id=gateway_id,
+        accounts=accounts,
         roster=roster,
         admission=admission,
         access_watch=access_watch,
@@ -200,6 +202,8 @@ def gauges_of(core: Core, bus: IBus, connections: Callable[[], int]) -> Gauges:
     gauges.add("rooms", "Rooms with a client of this process in them", lambda: roster.rooms)
     gauges.add("redis_up", "Whether Redis is connected and takes writes", lambda: bus.fault is None)
     gauges.add("requests", "Requests of this process's clients that wait for their answers", lambda: len(requests))
+    held = "Bytes that this process holds for others, each account by itself"
+    gauges.add("accounted_bytes", held, core.accounts.by_kind, "account")
     gauges.add("waiting", "Events that wait in the streams of a service", lambda: dispatch.waiting, "service")
     return gauges
 

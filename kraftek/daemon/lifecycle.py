@@ -22,6 +22,7 @@ from kraftek.bus import RedisBus, RedisError
 from kraftek.bus.embedded import EmbeddedRedis
 from kraftek.bus.rights import needs_of
 from kraftek.bus.server import UnsuitableServer
+from kraftek.contract.accounts import Accounts
 from kraftek.contract.errors import ConfigError, NotPublished
 from kraftek.contract.interfaces import IAccess, IBusListener
 from kraftek.contract.iteration import Iteration
@@ -87,6 +88,7 @@ class Daemon(Service):
     def __init__(self, reactor: Any, config: Config, *, fastpath: bool = True) -> None:
         self.registry = ServiceRegistry(config.services)
         self.counters = Counters()
+        self.accounts = Accounts()
         self.ports: list[IListeningPort] = []
         self.operator_ports: list[IListeningPort] = []
         self._reactor = reactor
@@ -139,6 +141,7 @@ class Daemon(Service):
             access=self._access(bus),
             rooms=RedisRooms(bus, self.registry, gateway_id, bus.channel_name(reply_channel(gateway_id))),
             counters=counters,
+            accounts=self.accounts,
             clock=reactor,
         )
         self._edge = edge = edge_of(config, core, iteration, counters, reactor, fastpath=self._fastpath)

@@ -16,6 +16,7 @@ from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from kraftek.bus import RedisBus
+from kraftek.contract.accounts import Accounts
 from kraftek.contract.interfaces import IAccessChecker, IBusListener
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.metrics import Counters
@@ -84,6 +85,7 @@ class GatewayProcess:
             access=access,
             rooms=rooms,
             counters=counters,
+            accounts=Accounts(),
             clock=process,
             now=now,
         )

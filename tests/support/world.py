@@ -31,6 +31,7 @@ import msgspec
 from msgspec.structs import replace
 from twisted.internet.task import Clock
 
+from kraftek.contract.accounts import Accounts
 from kraftek.contract.interfaces import IDialect
 from kraftek.contract.messages import Authenticate
 from kraftek.contract.metrics import Counters
@@ -68,6 +69,7 @@ class House:
         # Keeping answers is a script's work: tests/core/test_requests.py has it with a real Redis.
         self.limits = replace(limits or Limits(), request_window=0)
         self.counters = Counters()
+        self.accounts = Accounts()
         self.access = FakeAccess()
         self.rooms = FakeRooms(sockets)
         self.bus = FakeBus(channels, prefix=prefix)
@@ -80,6 +82,7 @@ class House:
             access=self.access,
             rooms=self.rooms,
             counters=self.counters,
+            accounts=self.accounts,
             clock=self.clock,
             now=lambda: self.clock.seconds() + self.wall_is_ahead,
         )
