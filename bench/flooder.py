@@ -1,0 +1,205 @@
+"""One client that floods a gateway: ``python -m bench.flooder KIND PORT NAME``; `bench.floods` runs some at a time.
+
+It writes as much as the gateway takes, and reads what comes back only to throw it away. Whenever it is closed it
+connects again. It prints a line when it begins, and on SIGTERM one of JSON: bytes written, and how often it was closed
+with which code.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from itertools import count
+
+CHUNK = 65536
+"""Bytes of a write: what the gateway reads at a time."""
+HELD = 60_000
+"""Bytes of the longest message, a little less than the gateway takes by default."""
+
+TEXT, BINARY, PING, PONG = 1, 2, 9, 10
+
+Chunk = Callable[[int], bytes]
+"""The bytes of the write of that number."""
+
+
+def frame(opcode: int, payload: bytes = b"", final: bool = True, deflated: bool = False) -> bytes:
+    """A frame of a client. Its mask is zero, so that the payload stands in it as it is."""
+    head = bytes([opcode | final << 7 | deflated << 6])
+    if len(payload) < 126:
+        length = bytes([0x80 | len(payload)])
+    elif len(payload) < 65536:
+        length = bytes([0xFE]) + len(payload).to_bytes(2)
+    else:
+        length = bytes([0xFF]) + len(payload).to_bytes(8)
+    return head + length + bytes(4) + payload
+
+
+def text(message: object) -> bytes:
+    return frame(TEXT, json.dumps(message, separators=(",", ":")).encode())
+
+
+def deflated(payload: bytes) -> bytes:
+    """The payload of a compressed message, without context of those before it (RFC 7692)."""
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return (deflate.compress(payload) + deflate.flush(zlib.Z_SYNC_FLUSH)).removesuffix(b"\x00\x00\xff\xff")
+
+
+def always(*frames: bytes) -> Chunk:
+    """The same frames in each write, as often as they fit."""
+    each = b"".join(frames)
+    chunk = each * max(1, CHUNK // len(each))
+    return lambda _: chunk
+
+
+def numbered(message: Callable[[int], object], size: int = 100) -> Chunk:
+    """Messages that differ, by their number; so many in each write as messages of that size make 64 KiB."""
+    many = max(1, CHUNK // size)
+    return lambda number: b"".join(text(message(each)) for each in range(number * many, (number + 1) * many))
+
+
+PING_TEXT = b'{"type":"ping"}'
+VALID = frame(TEXT, PING_TEXT)
+DEFLATED_PING = frame(TEXT, deflated(PING_TEXT), deflated=True)
+PADDED = PING_TEXT + b" " * (HELD - len(PING_TEXT))
+FRAGMENTS = [frame(TEXT if at == 0 else 0, PADDED[at : at + 1], final=at == HELD - 1) for at in range(HELD)]
+NAME = os.urandom(4).hex()
+
+
+def joins(number: int) -> object:
+    """Into a room that nobody has been in before, and out of it."""
+    return {"type": "leave" if number % 2 else "join", "payload": {"roomId": f"{NAME}-{number // 2}"}}
+
+
+def event(type: str, characters: int = 0, id: bool = False) -> Callable[[int], object]:
+    body = {"type": type, "payload": "x" * characters}
+    return lambda number: {**body, "id": f"{NAME}-{number}"} if id else body
+
+
+KINDS: dict[str, Chunk] = {
+    "pings": always(frame(PING)),
+    "pongs": always(frame(PONG)),
+    "unknown events": always(text({"type": "nobody:was:here"})),
+    "texts of {}": always(text({}), text({}), text({}), text({}), VALID),
+    "application pings": always(VALID),
+    "joins and leaves": numbered(joins, 64),
+    # One text, byte by byte: see flood().
+    "text by bytes": lambda _: frame(TEXT, PADDED),
+    "1-byte fragments": lambda _: b"".join(FRAGMENTS),
+    # The gateway closes after ten messages in a row that it cannot read.
+    "empty binaries": always(frame(BINARY) * 9, VALID),
+    "empty deflated": always(frame(TEXT, b"\x00", deflated=True) * 9, DEFLATED_PING),
+    "inflating": always(frame(TEXT, deflated(PADDED), deflated=True)),
+    "events": always(text({"type": "chat:note:heard"})),
+    "events of 60 KB": always(text({"type": "chat:note:heard", "payload": "x" * (HELD - 100)})),
+    "levels and digits": always(text({"type": "chat:note:heard", "payload": [[[1.5e300]] * 9] * 250})),
+    "events to a stream": always(text({"type": "queue:note:heard", "payload": "x" * 1000})),
+    "requests": numbered(event("chat:say:back", id=True)),
+    "large answers": numbered(event("chat:say:much", id=True)),
+    "joins told to a stream": numbered(joins, 64),
+    "HTTP requests": lambda _: b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * (CHUNK // 40),
+    "handshakes": lambda _: b"",
+}
+"""What floods do, by the names of the rows; "joins told to a stream" is with a service that has presence."""
+
+
+class Flooder:
+    """Connects and floods until it is told to end."""
+
+    def __init__(self, kind: str, port: int, name: str) -> None:
+        self._chunk = KINDS[kind]
+        self._kind = kind
+        self._port = port
+        self._name = name
+        self._numbers = count()
+        self.written = 0
+        self.closes: Counter[str] = Counter()
+        self.errors: Counter[str] = Counter()
+
+    def run(self) -> None:
+        while True:
+            try:
+                with socket.create_connection(("127.0.0.1", self._port), 10.0) as connection:
+                    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    self._flood(connection)
+            except OSError as error:
+                self.closes[type(error).__name__] += 1
+                time.sleep(0.01)
+
+    def _flood(self, connection: socket.socket) -> None:
+        if self._kind != "HTTP requests":
+            self._handshake(connection)
+            connection.sendall(text({"type": "authenticate", "payload": {"token": self._name, "roomId": self._name}}))
+        if self._kind == "handshakes":
+            self.closes["own"] += 1
+            return
+        connection.settimeout(None)
+        reader = threading.Thread(target=self._read, args=(connection,), daemon=True)
+        reader.start()
+        try:
+            for number in self._numbers:
+                chunk = self._chunk(number)
+                if self._kind == "text by bytes":
+                    connection.sendall(chunk[:8])
+                    for at in range(8, len(chunk)):
+                        connection.send(chunk[at : at + 1])
+                else:
+                    connection.sendall(chunk)
+                self.written += len(chunk)
+        finally:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            reader.join()
+
+    def _handshake(self, connection: socket.socket) -> None:
+        offer = "Sec-WebSocket-Extensions: permessage-deflate\r\n" if "flat" in self._kind else ""
+        connection.sendall(
+            f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"Sec-WebSocket-Key: {base64.b64encode(os.urandom(16)).decode()}\r\nSec-WebSocket-Version: 13\r\n"
+            f"Sec-WebSocket-Protocol: kraftek.v1.json\r\n{offer}\r\n".encode()
+        )
+        head = b""
+        while b"\r\n\r\n" not in head:
+            if not (data := connection.recv(65536)):
+                raise ConnectionError("no handshake")
+            head += data
+        if not head.startswith(b"HTTP/1.1 101"):
+            raise ConnectionError(head.decode(errors="replace"))
+
+    def _read(self, connection: socket.socket) -> None:
+        last = b""
+        with contextlib.suppress(OSError):
+            while data := connection.recv(1 << 20):
+                last = (last + data)[-4096:]
+        # The close frame is the last one; its payload is short.
+        at = last.rfind(b"\x88")
+        code = int.from_bytes(last[at + 2 : at + 4]) if at >= 0 and at + 4 <= len(last) else 1006
+        self.closes[str(code)] += 1
+
+
+def main() -> None:
+    _, kind, port, name = sys.argv
+    flooder = Flooder(kind, int(port), name)
+
+    def report(*_: object) -> None:
+        print(json.dumps({"written": flooder.written, "closes": flooder.closes}), flush=True)
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, report)
+    print("begins", flush=True)
+    threading.Thread(target=flooder.run, daemon=True).start()
+    while True:
+        signal.pause()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""`bench.flooder`: what floods are made of is what they say."""
+
+import json
+import zlib
+
+import pytest
+
+from bench.flooder import CHUNK, FRAGMENTS, HELD, KINDS, PADDED, deflated, frame
+
+
+def frames(data: bytes) -> list[tuple[int, bytes]]:
+    """The first two bytes of each frame as they stand there, and its payload; fails unless they are all whole."""
+    found = []
+    while data:
+        head, size, at = int.from_bytes(data[:1]), data[1] & 127, 2
+        assert data[1] & 128
+        if size > 125:
+            width = {126: 2, 127: 8}[size]
+            size, at = int.from_bytes(data[2 : 2 + width]), 2 + width
+        assert data[at : at + 4] == bytes(4)
+        payload, data = data[at + 4 : at + 4 + size], data[at + 4 + size :]
+        assert len(payload) == size
+        found.append((head, payload))
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS.keys() - {"HTTP requests", "handshakes"})
+def test_a_flood_is_of_whole_frames(kind: str) -> None:
+    chunk = KINDS[kind](1)
+    assert len(chunk) >= CHUNK // 2
+    for head, payload in frames(chunk):
+        text = zlib.decompressobj(-15).decompress(payload + b"\x00\x00\xff\xff") if head & 0x40 else payload
+        if head & 0xF == 1 and head & 0x80 and text:
+            json.loads(text)
+
+
+def test_fragments_are_one_message() -> None:
+    found = frames(b"".join(FRAGMENTS))
+    assert [head for head, _ in found] == [1, *[0] * (HELD - 2), 0x80]
+    assert b"".join(payload for _, payload in found) == PADDED
+
+
+@pytest.mark.parametrize("size", [0, 125, 126, 65535, 65536])
+def test_a_frame_has_its_length(size: int) -> None:
+    assert frames(frame(2, bytes(size))) == [(0x82, bytes(size))]
+
+
+def test_what_is_inflated_is_the_largest_message() -> None:
+    assert zlib.decompressobj(-15).decompress(deflated(PADDED) + b"\x00\x00\xff\xff") == PADDED
+    assert len(deflated(PADDED)) < 200
