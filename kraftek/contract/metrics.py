@@ -39,6 +39,9 @@ class Counters(Struct):
     answers_not_kept: Annotated[
         int, Meta(description="Answers to requests that could not be stored for duplicates")
     ] = 0
+    answers_too_large: Annotated[
+        int, Meta(description="Answers to requests that were beyond the bytes that are stored for duplicates")
+    ] = 0
     broadcasts: Annotated[int, Meta(description="Messages from services to clients")] = 0
     broadcasts_malformed: Annotated[int, Meta(description="Messages from services that could not be read")] = 0
     broadcasts_without_target: Annotated[

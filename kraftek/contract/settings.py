@@ -95,7 +95,8 @@ class Limits(Struct, frozen=True, kw_only=True):
     payload may have. ``rooms``: that one socket may be in. ``requests``: of one socket that may wait for their answers.
     ``handshake_timeout``: for the head of every HTTP request; ``request_timeout``: for the body of a plain one.
     ``request_window``: how long, beyond its service's ``timeout``, a request and its answer are
-    known if it is sent again; 0 is off.
+    known if it is sent again; 0 is off. ``answer_bytes``: of answers that are stored for that at a time; a user has at
+    most an eighth of them, and a service a half.
     """
 
     message_bytes: Count = 65_536
@@ -114,6 +115,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     requests: Count = 256
     request_timeout: Seconds = 30.0
     request_window: SecondsOrZero = 120.0
+    answer_bytes: Count = 67_108_864
 
 
 class SocketIO(Struct, frozen=True, kw_only=True):

@@ -12,18 +12,20 @@ from zlib import crc32
 from msgspec import Raw
 from twisted.internet.interfaces import IReactorTime
 
+from kraftek.contract.accounts import Accounts
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import IBus, Undelivered
 from kraftek.contract.lua import ForEach, Receipt
 from kraftek.contract.messages import RequestId
 from kraftek.contract.metrics import Counters
 from kraftek.contract.names import REQUESTS
+from kraftek.core.answer_budget import SMALL, TOMBSTONE
 
 __all__ = ["AnswerStore", "late_answer_key", "record_key"]
 
 _KEPT = 10_000
 _KEPT_BYTES = 16 * 1024 * 1024
-"""How many answers wait until Redis stores them, and of what size together: those of a second or so."""
+"""How many answers wait until Redis stores them, those of a second or so; and of what size the large ones together."""
 
 _AT_ONCE = 1000
 """Of these are stored with one command, which takes Redis some ten milliseconds."""
@@ -71,14 +73,16 @@ class AnswerStore:
     for ``lasts`` seconds.
     """
 
-    def __init__(self, bus: IBus, clock: IReactorTime, counters: Counters, lasts: float) -> None:
+    def __init__(self, bus: IBus, clock: IReactorTime, counters: Counters, accounts: Accounts, lasts: float) -> None:
         self._bus = bus
         self._clock = clock
         self._counters = counters
+        self._accounts = accounts
         self._lasts = lasts
         # By the record, with the time since when it is kept.
         self._kept: dict[str, tuple[bytes, float]] = {}
-        self._bytes = 0
+        self._large = 0  # bytes of the large ones
+        accounts.shed_by("answers", self._shed)
 
     def store(self, answers: Sequence[tuple[str, bytes, Receipt]]) -> None:
         """Store each under the key of its record, in one command. Its receipt is called if that fails, and calls
@@ -91,14 +95,19 @@ class AnswerStore:
                 receipt(Undelivered.LOST)
 
     def keep(self, record: str, body: bytes, since: float | None = None) -> None:
-        """Redis did not store it; ``since`` it is kept, if that is not now. Beyond the bounds it is dropped."""
+        """Redis did not store it; ``since`` it is kept, if that is not now. Of what is too large only that there was an
+        answer is kept, and of too many the last are dropped.
+        """
         if record in self._kept:
             return
-        if len(self._kept) == _KEPT or self._bytes + len(body) > _KEPT_BYTES:
+        if len(self._kept) == _KEPT:
             self._counters.answers_not_kept += 1
             return
+        if len(body) > SMALL and self._large + len(body) > _KEPT_BYTES:
+            self._counters.answers_too_large += 1
+            body = TOMBSTONE
         self._kept[record] = body, self._clock.seconds() if since is None else since
-        self._bytes += len(body)
+        self._count(len(body))
 
     def find(self, record: str) -> bytes | None:
         """The answer that Redis has not stored in this record."""
@@ -114,7 +123,7 @@ class AnswerStore:
         while self._kept and len(messages) < _AT_ONCE:
             record = next(iter(self._kept))
             body, since = self._kept.pop(record)
-            self._bytes -= len(body)
+            self._count(len(body), -1)
             if since > too_old:
                 messages.append((record, body, partial(self._refused, record, body, since)))
             else:
@@ -124,3 +133,19 @@ class AnswerStore:
 
     def _refused(self, record: str, body: bytes, since: float, _: int) -> None:
         self.keep(record, body, since)
+
+    def _count(self, size: int, sign: int = 1) -> None:
+        if size > SMALL:
+            self._large += sign * size
+            self._accounts.answers += sign * size
+
+    def _shed(self, size: int) -> int:
+        freed = 0
+        for record, (body, since) in sorted(self._kept.items(), key=lambda kept: -len(kept[1][0])):
+            if freed >= size or len(body) <= SMALL:
+                break
+            self._count(len(body), -1)
+            self._kept[record] = TOMBSTONE, since
+            self._counters.answers_too_large += 1
+            freed += len(body)
+        return freed

@@ -11,6 +11,7 @@ from math import ceil
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
+from kraftek.contract.accounts import Accounts
 from kraftek.contract.errors import Code, NotPublished, PeerError
 from kraftek.contract.interfaces import IBus, Undelivered
 from kraftek.contract.lua import Receipt
@@ -27,6 +28,7 @@ from kraftek.contract.messages import (
 from kraftek.contract.metrics import Counters
 from kraftek.contract.names import gateway_of
 from kraftek.contract.settings import Limits, Registration
+from kraftek.core.answer_budget import SMALL, AnswerBudget
 from kraftek.core.dispatch import Dispatch, target_of
 from kraftek.core.request_look_ups import LookUps
 from kraftek.core.request_queue import Request, RequestQueue
@@ -40,6 +42,9 @@ _RETRY_AFTER = 1.0
 
 _STORED_AT_ONCE = 100
 """Answers that one command stores in two thirds of a millisecond. A command for each would take Redis 3 µs more."""
+
+_STORED_BYTES = 1024 * 1024
+"""Answers of more than :data:`SMALL` bytes that one command stores: their size together, unless one is larger."""
 
 _STORE_AFTER = 0.02
 """Seconds that an answer waits for others at most, before it is stored in Redis."""
@@ -57,6 +62,8 @@ class Requests:
     as the request may wait and ``request_window`` more, and holds first the socket that sent the request, then the
     answer. A duplicate gets the stored answer, or waits for the first one. When the gateway of that socket has died,
     another gateway stores the late answer under the id of the socket, where duplicates find it through the record.
+
+    Of an answer that is beyond the ``budget`` only that there was one is kept.
     """
 
     def __init__(
@@ -67,6 +74,8 @@ class Requests:
         limits: Limits,
         counters: Counters,
         clock: IReactorTime,
+        *,
+        accounts: Accounts,
     ) -> None:
         self._dispatch = dispatch
         self._bus = bus
@@ -76,14 +85,17 @@ class Requests:
         self._lasts = limits.request_window > 0
         self._counters = counters
         self._clock = clock
+        self._accounts = accounts
+        self.budget = AnswerBudget(limits.answer_bytes, clock.seconds, self._lifetime, counters)
         # By socket: those that are open and have sent a request, and closed ones until all their requests are settled.
         self._waiting: dict[str, dict[RequestId, Request]] = {}
         self._departed: set[str] = set()
         # By the identity of the registration: another one may be registered under its name by now.
         self._queues: dict[int, RequestQueue] = {}
         self._answered: list[tuple[str, bytes, Receipt]] = []
+        self._large = 0  # bytes of the large ones of these
         self._storing = False
-        self._store = AnswerStore(bus, clock, counters, limits.request_window)
+        self._store = AnswerStore(bus, clock, counters, accounts, limits.request_window)
         self._look_ups = LookUps(
             bus, clock, self._store, settle=self._found, refuse=self._not_handed, records=self._records
         )
@@ -183,8 +195,10 @@ class Requests:
                 self._counters.delivered += 1
             elif gateway_of(socket_id) == self._gateway_id:
                 late = True
-            elif message.user_ids and self._lasts:
-                self._store_late(socket_id, request_id, body)  # sent to all gateways: the socket's own may have died
+            elif self._lasts and message.user_ids and len(message.recipients or ()) == len(message.user_ids) == 1:
+                # Sent to all gateways: the socket's own may have died. An answer is to one socket of one user: as many
+                # copies as a message names sockets would be 140 MB for one of 70 kB.
+                self._store_late(socket_id, request_id, self.budget.kept(body, "", message.user_ids[0]))
         if late:
             self._counters.replies_late += 1
 
@@ -211,6 +225,8 @@ class Requests:
     def store_answers(self) -> None:
         """Store the answers since the last call in Redis. Called before the process stops, too."""
         answered, self._answered = self._answered, []
+        self._accounts.answers -= self._large
+        self._large = 0
         if answered:
             self._store.store(answered)
 
@@ -255,9 +271,13 @@ class Requests:
     def _store_late(self, socket_id: str, request_id: RequestId, body: bytes) -> None:
         # Duplicates here find it at the next sweep. Looking at once, for each request that such a gateway left behind,
         # would ask Redis about all the others each time: 8 million keys for 2,000 requests.
-        lifetime = ceil((self._window + self._dispatch.longest_timeout()) * 1000)
+        lifetime = ceil(self._lifetime() * 1000)
         storing = self._bus.call("SET", (late_answer_key(socket_id, request_id),), (body, "NX", "PX", lifetime))
         storing.addErrback(self._look_ups.failed)
+
+    def _lifetime(self) -> float:
+        """Seconds for which a record lives at most."""
+        return self._window + self._dispatch.longest_timeout()
 
     def _time_out(self, request: Request) -> None:
         del self._waiting[request.session.socket_id][request.id]
@@ -272,6 +292,8 @@ class Requests:
         if self._looked_up:
             self._looked_up.pop(request, None)
         if body is not None and request.lasts:
+            if len(body) > SMALL:
+                body = self._kept(request, body)
             request.answer = body
             answered = self._answered
             answered.append((request.record, body, request))
@@ -282,6 +304,14 @@ class Requests:
                 self._clock.callLater(_STORE_AFTER, self._store_soon)
         if outbound is not None:
             request.session.send(outbound)
+
+    def _kept(self, request: Request, body: bytes) -> bytes:
+        body = self.budget.kept(body, request.queue.service.name, request.session.user_id or "")
+        if self._large and self._large + len(body) > _STORED_BYTES:
+            self.store_answers()
+        self._large += len(body)
+        self._accounts.answers += len(body)
+        return body
 
     def _store_soon(self) -> None:
         self._storing = False

@@ -106,7 +106,7 @@ def core_of(
     access_watch = AccessWatch(access, membership, roster, counters, clock, limits=config.limits, now=now)
     admission = Admission(access, access_watch, membership, roster, config.limits, clock)
     dispatch = Dispatch(registry, bus)
-    requests = Requests(dispatch, bus, gateway_id, config.limits, counters, clock)
+    requests = Requests(dispatch, bus, gateway_id, config.limits, counters, clock, accounts=accounts)
     gateway = Gateway(
         gateway_id,
         reply_to=bus.channel_name(reply_channel(gateway_id)),
@@ -202,6 +202,8 @@ def gauges_of(core: Core, bus: IBus, connections: Callable[[], int]) -> Gauges:
     gauges.add("rooms", "Rooms with a client of this process in them", lambda: roster.rooms)
     gauges.add("redis_up", "Whether Redis is connected and takes writes", lambda: bus.fault is None)
     gauges.add("requests", "Requests of this process's clients that wait for their answers", lambda: len(requests))
+    stored = "Bytes of answers that Redis stores for requests of this process's clients that are sent again"
+    gauges.add("answer_bytes", stored, lambda: requests.budget.used)
     held = "Bytes that this process holds for others, each account by itself"
     gauges.add("accounted_bytes", held, core.accounts.by_kind, "account")
     gauges.add("waiting", "Events that wait in the streams of a service", lambda: dispatch.waiting, "service")

@@ -374,7 +374,7 @@ def test_a_client_connects_before_redis_was_lost_or_after() -> None:
 
 def test_the_data_are_lost_under_the_connections() -> None:
     house, refused = House(), []
-    store = AnswerStore(house.bus, house.clock, house.counters, 120.0)
+    store = AnswerStore(house.bus, house.clock, house.counters, house.accounts, 120.0)
     look_ups = LookUps(
         house.bus, house.clock, store, settle=lambda *_: None, refuse=lambda _, why: refused.append(why), records=list
     )

@@ -7,13 +7,16 @@ from typing import Any
 import pytest
 from twisted.internet.task import Clock
 
+from kraftek.contract.accounts import Accounts
 from kraftek.contract.interfaces import Undelivered
 from kraftek.contract.metrics import Counters
 from kraftek.core import request_records
+from kraftek.core.answer_budget import SMALL, TOMBSTONE
 from kraftek.core.request_records import AnswerStore
 from tests.support.fakes import FakeBus
 
 ANSWER = b'{"type":"r"}'
+LARGE = b'{"type":"large","payload":"%b"}' % (SMALL * b"x")
 
 
 class Subject:
@@ -23,7 +26,8 @@ class Subject:
         self.bus = FakeBus()
         self.clock = Clock()
         self.counters = Counters()
-        self.store = AnswerStore(self.bus, self.clock, self.counters, 120.0)
+        self.accounts = Accounts()
+        self.store = AnswerStore(self.bus, self.clock, self.counters, self.accounts, 120.0)
 
     def answer(self, *records: str, body: bytes = ANSWER) -> None:
         """Answers to these requests are to be stored."""
@@ -105,9 +109,8 @@ def test_the_first_answer_stands() -> None:
     assert subject.counters.answers_not_kept == 0
 
 
-@pytest.mark.parametrize(("bound", "value"), [("_KEPT", 2), ("_KEPT_BYTES", 2 * len(ANSWER))])
-def test_bounds(bound: str, value: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request_records, bound, value)
+def test_only_so_many_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_records, "_KEPT", 2)
     subject = Subject()
     subject.bus.down()
     subject.answer("a", "b", "c")
@@ -118,6 +121,42 @@ def test_bounds(bound: str, value: int, monkeypatch: pytest.MonkeyPatch) -> None
     subject.bus.down()
     assert [record for record in "abc" if subject.store.find(record)] == ["a", "b"]
     assert subject.counters.answers_not_kept == 1
+
+
+def test_of_too_large_ones_only_that_they_were_given_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_records, "_KEPT_BYTES", 2 * len(LARGE))
+    subject = Subject()
+    subject.bus.down()
+    subject.answer("a", "b", "c", body=LARGE)
+    subject.answer("d")
+    assert [subject.store.find(record) for record in "abcd"] == [LARGE, LARGE, TOMBSTONE, ANSWER]
+    assert (subject.counters.answers_too_large, subject.counters.answers_not_kept) == (1, 0)
+    assert subject.accounts.answers == 2 * len(LARGE)
+    subject.bus.up()
+    subject.store.sweep()
+    assert subject.accounts.answers == 0
+    subject.bus.down()
+    assert [subject.store.find(record) for record in "abcd"] == [LARGE, LARGE, TOMBSTONE, ANSWER]
+    assert subject.accounts.answers == 2 * len(LARGE)
+    subject.clock.advance(121)
+    subject.bus.up()
+    subject.store.sweep()
+    assert subject.accounts.answers == 0
+
+
+def test_the_largest_are_given_up_first() -> None:
+    subject = Subject()
+    subject.bus.down()
+    larger = LARGE.replace(b"x", b"xx")
+    subject.answer("a", "b", body=LARGE)
+    subject.answer("c", body=larger)
+    subject.answer("d")
+    assert subject.accounts.shed(1) == len(larger)
+    assert [subject.store.find(record) for record in "abcd"] == [LARGE, LARGE, TOMBSTONE, ANSWER]
+    assert subject.accounts.shed(10**9) == 2 * len(LARGE)
+    assert [subject.store.find(record) for record in "abcd"] == [TOMBSTONE, TOMBSTONE, TOMBSTONE, ANSWER]
+    assert subject.accounts.answers == 0
+    assert subject.counters.answers_too_large == 3
 
 
 def test_many_are_stored_by_and_by(monkeypatch: pytest.MonkeyPatch) -> None:

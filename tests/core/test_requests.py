@@ -15,6 +15,7 @@ from kraftek.contract.errors import PeerError
 from kraftek.contract.interfaces import Undelivered
 from kraftek.contract.messages import Broadcast, Event
 from kraftek.contract.settings import Limits, Registration
+from kraftek.core import requests
 from kraftek.core.request_records import late_answer_key, record_key
 from tests.support.request_gateways import SEND, RequestsTestCase, told
 from tests.support.waiting import until
@@ -288,6 +289,95 @@ def test_the_wall_clock_is_set(seconds: float) -> None:
     assert [(message["id"], message["payload"]["code"]) for message in client.link.read()] == [("after", "TIMEOUT")]
     before, after = (json.loads(sent.body)["timestamp"] for sent in house.bus.published)
     assert after - before == 1000 * (1 + seconds)
+
+
+DONE = {
+    "type": "error",
+    "id": "q",
+    "payload": {"code": "TIMEOUT", "message": "it was done, and its answer is not kept"},
+}
+
+
+class LargeAnswersTest(RequestsTestCase):
+    async def test_only_that_it_was_given_is_kept(self) -> None:
+        tight = await self.gateway("tight", answer_bytes=64 * 1000)
+        for name, size, told_again in (("small", 800, True), ("large", 1500, False)):
+            first = tight.connect(f"{name}1")
+            await self.send(first, id=name)
+            self.answer(tight, f"tight.{name}1", "x" * size, name)
+            answer = {"type": "r", "id": name, "payload": "x" * size}
+            assert told(first) == [answer]
+            for again in (tight.connect(f"{name}2"), self.two.connect(f"{name}2")):
+                await self.send(again, id=name)
+                assert told(again) == [answer if told_again else {**DONE, "id": name}]
+        assert self.handled() == 2
+        assert tight.counters.answers_too_large == 1
+        assert tight.accounts.answers == 0
+
+    async def test_whoever_waits_on_another_gateway_hears_so(self) -> None:
+        tight = await self.gateway("tight", answer_bytes=64 * 1000)
+        first, waits = tight.connect("1"), self.two.connect("1")
+        await self.send(first)
+        first.lost()
+        await self.send(waits)
+        self.answer(tight, "tight.1", "x" * 2000)
+        await tight.bus.call("PING")
+        await self.sweep(self.two)
+        assert told(waits) == [DONE]
+        assert self.handled() == 1
+
+    async def test_one_that_another_gateway_stores(self) -> None:
+        tight = await self.gateway("tight", answer_bytes=64 * 1000)
+        await self.send(self.one.connect("1"))
+        await self.one.bus.stopService()
+        words = {"recipients": ["one.1"], "userIds": ["ann"], "inReplyTo": "q"}
+        self.say(tight, {**words, "payload": "x" * 2000})
+        self.say(tight, {**words, "payload": "later"})
+        back, late = tight.connect("1"), tight.connect("2")
+        await self.send(back)
+        await self.sweep(tight)
+        await self.send(late)
+        assert told(back) == told(late) == [DONE]
+        assert self.handled() == 1
+
+    async def test_an_answer_to_many_sockets_is_stored_for_none_that_is_elsewhere(self) -> None:
+        session = self.two.connect("1")
+        await self.send(session)
+        recipients = [*(f"gone.{number}" for number in range(2000)), "two.1"]
+        for users in (["ann"], [f"user{number}" for number in range(2000)]):
+            words = {"recipients": recipients, "userIds": users, "inReplyTo": "q", "payload": "x" * 1000}
+            self.say(self.two, words)
+        self.say(self.two, {"recipients": ["gone.1"], "userIds": ["ann", "bob"], "inReplyTo": "q"})
+        await self.two.bus.call("PING")
+        assert [message["payload"] for message in told(session)] == ["x" * 1000]
+        assert self.client.keys("k:request:adopted:*") == []
+
+    async def test_what_redis_gets_at_once_is_bounded(self) -> None:
+        self.patch(requests, "_STORED_BYTES", 5000)
+        session = self.one.connect("1")
+        for number in range(8):
+            await self.send(session, id=number)
+        sizes = []
+        store = self.one.requests._store.store
+
+        def measured(answers: Any) -> None:
+            sizes.append(sum(len(body) for _, body, _ in answers))
+            store(answers)
+
+        self.patch(self.one.requests._store, "store", measured)
+        for number, size in enumerate((2000, 100, 2000, 2000, 100, 9000, 100, 100)):
+            words = {"recipients": ["one.1"], "inReplyTo": number, "type": "r", "payload": "x" * size}
+            body = json.dumps(words).encode()
+            self.one.requests.answered(msgspec.json.decode(body, type=Broadcast), body)
+        self.one.requests.store_answers()
+        assert [round(size, -3) for size in sizes] == [4000, 2000, 9000]
+        await self.one.bus.call("PING")
+        again = self.two.connect("1")
+        for number in range(8):
+            await self.send(again, id=number)
+        assert len(told(again)) == 8
+        assert self.handled() == 8
+        assert self.one.accounts.answers == 0
 
 
 class RepeatedTest(RequestsTestCase):

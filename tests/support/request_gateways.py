@@ -12,6 +12,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import TestCase
 
 from kraftek.bus import RedisBus
+from kraftek.contract.accounts import Accounts
 from kraftek.contract.errors import Code, NotPublished, PeerError
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Broadcast, Envelope, Event, Grant, Token
@@ -36,16 +37,19 @@ SEND = "chat:message:send"
 class RequestGateway:
     """What concerns requests of one gateway process, on a real Redis."""
 
-    def __init__(self, name: str, redis: Redis, services: Sequence[Registration], window: float) -> None:
+    def __init__(self, name: str, redis: Redis, services: Sequence[Registration], limits: Limits) -> None:
         self.name = name
         self.clock = Clock()
         self.counters = Counters()
+        self.accounts = Accounts()
         self.bus = RedisBus(reactor, redis, Iteration(reactor), self.counters)
         self.registry = ServiceRegistry(services)
         self.roster = Roster()
-        self.limits = Limits(request_window=window)
+        self.limits = limits
         dispatch = Dispatch(self.registry, self.bus)
-        self.requests = Requests(dispatch, self.bus, name, self.limits, self.counters, self.clock)
+        self.requests = Requests(
+            dispatch, self.bus, name, self.limits, self.counters, self.clock, accounts=self.accounts
+        )
 
     def handle(self, session: Session, message: Any) -> None:
         """As the core does it."""
@@ -120,7 +124,13 @@ class RequestsTestCase(TestCase):
         self.two = await self.gateway("two")
 
     async def gateway(
-        self, name: str, window: float = 120.0, timeout: float = 10.0, requests: int = 10_000, **redis: Any
+        self,
+        name: str,
+        window: float = 120.0,
+        timeout: float = 10.0,
+        requests: int = 10_000,
+        answer_bytes: int = Limits().answer_bytes,
+        **redis: Any,
     ) -> RequestGateway:
         """Start a gateway. ``requests``: the bound of ``chat``. ``redis``: settings of its connections."""
         services = [
@@ -135,7 +145,8 @@ class RequestsTestCase(TestCase):
             Registration(name="log", channel="events:log", transport="stream"),
             Registration(name="radio", channel="events:radio", partitions=4),
         ]
-        made = RequestGateway(name, Redis(url=self.redis.url, prefix="k:", **redis), services, window)
+        limits = Limits(request_window=window, answer_bytes=answer_bytes)
+        made = RequestGateway(name, Redis(url=self.redis.url, prefix="k:", **redis), services, limits)
         made.bus.startService()
         self.addCleanup(made.bus.stopService)
         await until(lambda: made.bus.available, "a connection to Redis")
