@@ -136,7 +136,10 @@ class IClientLink(IOutlet):
         """Stop reading from the client, as far as the transport can."""
 
     def resume() -> None:
-        """Read again."""
+        """Read again, unless there is another reason not to."""
+
+    def slow(seconds: float) -> None:
+        """Stop reading from the client for so long, at most a second: it has sent more than its share."""
 
 
 class IReceiver(Interface):
@@ -144,6 +147,11 @@ class IReceiver(Interface):
 
     def receive(data: bytes, binary: bool = False) -> None:
         """One message from the client. Never raises."""
+
+    def charge(events: int, size: int) -> None:
+        """What the client sent beside messages, such as pings and fragments, cost as much as so many events, and had
+        ``size`` bytes. ``receive`` counts its message itself. Never raises.
+        """
 
     def lost() -> None:
         """The client disconnected. May be called more than once."""

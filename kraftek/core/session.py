@@ -177,6 +177,9 @@ class Session:
         except Exception:  # noqa: BLE001  # the guard of this edge: our fault is logged, and INTERNAL to the client
             self.fail(Failure())
 
+    def charge(self, events: int, size: int) -> None:
+        """Budgets are to count what is no message: nothing is taken for it yet."""
+
     def handle(self, message: Inbound) -> None:
         """As :meth:`receive`, for a decoded message: the credentials of the handshake, or a message that was held."""
         try:

@@ -46,6 +46,7 @@ from kraftek.edge.hosts import Hosts
 from kraftek.edge.origins import Origins
 from kraftek.edge.proxies import Proxies
 from kraftek.edge.public_site import PublicSite, pages
+from kraftek.edge.turns import Turns
 from kraftek.edge.websocket.factory import ClientFactory
 
 __all__ = ["Core", "Edge", "Sweep", "core_of", "edge_of", "gauges_of", "sweeps_of"]
@@ -144,7 +145,7 @@ def edge_of(
     config: Config, core: Core, iteration: Iteration, counters: Counters, reactor: Any, *, fastpath: bool = True
 ) -> Edge:
     """The public port: WebSocket, Socket.IO, and the few plain requests that clients need."""
-    limits, socketio = config.limits, config.socketio
+    limits, socketio, turns = config.limits, config.socketio, Turns(reactor)
     bounds = JsonBounds(limits.json_depth)
     native = NativeDialect(bounds)
     proxy_protocol = any(place.startswith("haproxy:") for place in config.listen)
@@ -155,15 +156,11 @@ def edge_of(
         reactor,
         iteration,
         counters,
-        EngineSettings(
-            ping_interval=socketio.ping_interval,
-            ping_timeout=socketio.ping_timeout,
-            max_payload=socketio.max_payload,
-            max_queued_bytes=limits.unsent_bytes,
-        ),
+        _engine_settings(config),
         lambda client: SocketIOClient(client, packets, core.gateway.open),
         by_address,
         connections.limit,
+        turns=turns,
     )
     clients = ClientFactory(
         reactor,
@@ -173,6 +170,7 @@ def edge_of(
         connections=connections,
         clients=by_address,
         iteration=iteration,
+        turns=turns,
         counters=counters,
         compression=config.compression,
         engine_clients=engine_clients,
@@ -191,6 +189,15 @@ def edge_of(
         files=pages(BOARD) if config.demo else {},
     )
     return Edge(site=site, connections=connections, clients=clients, engine_clients=engine_clients)
+
+
+def _engine_settings(config: Config) -> EngineSettings:
+    return EngineSettings(
+        ping_interval=config.socketio.ping_interval,
+        ping_timeout=config.socketio.ping_timeout,
+        max_payload=config.socketio.max_payload,
+        max_queued_bytes=config.limits.unsent_bytes,
+    )
 
 
 def gauges_of(core: Core, bus: IBus, connections: Callable[[], int]) -> Gauges:

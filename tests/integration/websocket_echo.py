@@ -35,6 +35,7 @@ from kraftek.edge.hosts import Hosts  # noqa: E402
 from kraftek.edge.origins import Origins  # noqa: E402
 from kraftek.edge.proxies import Proxies  # noqa: E402
 from kraftek.edge.public_site import PublicSite  # noqa: E402
+from kraftek.edge.turns import Turns  # noqa: E402
 from kraftek.edge.websocket import frames  # noqa: E402
 from kraftek.edge.websocket.factory import ClientFactory  # noqa: E402
 from kraftek.fastpath import speed_up, wanted  # noqa: E402
@@ -51,6 +52,9 @@ class Echo:
 
     def receive(self, data: bytes, binary: bool = False) -> None:
         self._link.write(Outgoing(b"", (data,)) if binary else Outgoing(data))
+
+    def charge(self, events: int, size: int) -> None:
+        pass
 
     def lost(self) -> None:
         pass
@@ -87,6 +91,7 @@ factory = ClientFactory(
     connections=connections,
     clients=Addresses(0),
     iteration=iteration,
+    turns=Turns(reactor),
     counters=counters,
     compression="--compression" in sys.argv,
     fastpath=fastpath,

@@ -146,6 +146,9 @@ class Client:
     def resume(self) -> None:
         """See :meth:`pause`."""
 
+    def slow(self, seconds: float) -> None:
+        """See :meth:`pause`."""
+
     # What it is told
 
     def _told(self, message: Any) -> None:

@@ -35,7 +35,10 @@ T = TypeVar("T")
 
 @implementer(IClientLink)
 class FakeLink:
-    """Records what is written to a client. ``closed``: with which code and reason, once it is."""
+    """Records what is written to a client. ``closed``: with which code and reason, once it is.
+
+    ``slowed``: for how many seconds each time.
+    """
 
     peer = "tcp4:127.0.0.1:50000"
 
@@ -43,6 +46,7 @@ class FakeLink:
         self.written: list[Outgoing] = []
         self.closed: tuple[int, str] | None = None
         self.paused = False
+        self.slowed: list[float] = []
 
     def write(self, outgoing: Outgoing) -> None:
         if self.closed is None:
@@ -57,6 +61,9 @@ class FakeLink:
 
     def resume(self) -> None:
         self.paused = False
+
+    def slow(self, seconds: float) -> None:
+        self.slowed.append(seconds)
 
     def read(self) -> list[Any]:
         """What was written since the last look, as a client of the native dialect reads it."""

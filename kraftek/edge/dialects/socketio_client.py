@@ -98,6 +98,9 @@ class SocketIOClient:
     def receive(self, data: bytes, binary: bool = False) -> None:
         self._session.receive(data, binary)
 
+    def charge(self, events: int, size: int) -> None:
+        self._session.charge(events, size)
+
     def lost(self) -> None:
         self._session.lost()
 

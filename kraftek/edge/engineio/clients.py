@@ -8,7 +8,7 @@ speaks on top: the gateway's sessions, or anything else that is given here as ``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from math import inf
 from secrets import token_urlsafe
@@ -22,20 +22,16 @@ from kraftek.contract.messages import Outgoing
 from kraftek.contract.metrics import Counters, RefusalReason
 from kraftek.edge.addresses import Addresses
 from kraftek.edge.engineio.connection import ConnectionState, EngineSession, EngineSettings, Reason
-from kraftek.edge.engineio.packets import EngineError, EngineOverflowError, ErrorCode, Message
+from kraftek.edge.engineio.packets import EngineError, EngineOverflowError, ErrorCode
+from kraftek.edge.engineio.posts import Post, Posted
+from kraftek.edge.turns import BUDGET, HELD, Turns
 
-__all__ = ["Answer", "EngineClient", "EngineClients", "EngineSocket", "Posted"]
+__all__ = ["Answer", "EngineClient", "EngineClients", "EngineSocket"]
 
 Answer = Callable[[bytes | None], None]
 """Answers a held GET with this body; ``None``: the gateway goes away, come back later."""
 
-Posted = Callable[[EngineError | None], None]
-"""Answers a POST: with ok, or with the error."""
-
 _GOING_AWAY = 1001
-
-_AT_ONCE = 500
-"""Packets of a POST that are handled in one iteration: so many events take some 10 ms, and block all other clients."""
 
 _TURNAROUND = 1.0
 """Seconds that a client has from the answer to its poll to the next one, before what waits is held against it."""
@@ -58,14 +54,14 @@ class EngineClient:
         "_clients",
         "_direct",
         "_messages",
-        "_paused",
-        "_posted",
-        "_reading",
         "_receiver",
         "_settling",
         "_socket",
+        "_unread",
         "engine",
         "peer",
+        "post",
+        "reasons",
     )
 
     def __init__(self, clients: EngineClients, engine: EngineSession, peer: str) -> None:
@@ -78,12 +74,11 @@ class EngineClient:
         # The WebSocket, as long as it is all there is to write to.
         self._direct: IClientLink | None = None
         self._settling = False
-        self._paused = False
+        # Why it is not read, a set, and whether it was not since the last ping.
+        self.reasons = 0
+        self._unread = False
         self._answered_at = -inf
-        # Of the POST that is under way: what answers it, and the messages that are yet to be handed on.
-        self._posted: Posted | None = None
-        self._messages: Iterator[Message] | None = None
-        self._reading = False
+        self.post: Post | None = None
 
     # What the polling transport calls.
 
@@ -101,23 +96,22 @@ class EngineClient:
         self.engine.poll_lost()
         self.flush()
 
-    def post(self, posted: Posted) -> None:
-        """A POST's head arrived: ``posted`` is called when the client may send more. Raises ``EngineError``."""
+    def expect_post(self, answer: Posted) -> None:
+        """A POST's head arrived: ``answer`` is called when the client may send more. Raises ``EngineError``."""
         try:
             self.engine.post()
-            self._posted = posted
+            self.post = Post(self, answer, self._clients.turns)
         finally:
             self.flush()
 
     def post_body(self, body: bytes) -> None:
         """The whole body has arrived."""
-        if self._posted is not None:
-            self._messages = self.engine.receive_payload(body)
-            self._read()
+        if self.post is not None:
+            self.post.begin(self.engine.receive_payload(body))
 
     def post_lost(self) -> None:
         """Its connection went away before that."""
-        self._posted = None
+        self.post = None
         self.engine.post_lost()
         self.flush()
 
@@ -141,9 +135,15 @@ class EngineClient:
             self.flush()
             return
         if message is not None:
-            self._receive(*message)
+            self.receive(*message)
         else:
+            self.charge(1, len(data))
             self.flush()
+
+    def charge(self, events: int, size: int) -> None:
+        """What arrived on its WebSocket beside messages, as in :class:`kraftek.contract.interfaces.IReceiver`."""
+        if self._receiver is not None:
+            self._receiver.charge(events, size)
 
     def socket_lost(self, socket: EngineSocket) -> None:
         """A WebSocket of this client went away."""
@@ -158,7 +158,8 @@ class EngineClient:
 
     def tick(self, now: float) -> None:
         """It is ``now``."""
-        self.engine.tick(now)
+        self.engine.tick(now, read=not self._unread)
+        self._unread = self.reasons != 0 or self.post is not None
         self.flush()
 
     # The link of what speaks on top.
@@ -188,15 +189,14 @@ class EngineClient:
         self._settle(code, reason)
 
     def pause(self) -> None:
-        self._paused = True
-        if self._direct is not None:
-            self._direct.pause()
+        self._stop(HELD)
 
     def resume(self) -> None:
-        self._paused = False
-        if self._direct is not None:
-            self._direct.resume()
-        self._read()
+        self._go(HELD)
+
+    def slow(self, seconds: float) -> None:
+        self._stop(BUDGET)
+        self._clients.turns.slow(self, seconds)
 
     def flush(self) -> None:
         """The iteration ends, or the session changed."""
@@ -218,7 +218,7 @@ class EngineClient:
         if state is ConnectionState.WEBSOCKET:
             if self._direct is None and socket is not None:
                 self._direct = socket.link
-                if self._paused:
+                if self.reasons:
                     socket.link.pause()
         elif state is ConnectionState.CLOSED or state is ConnectionState.CLOSING:
             self._end(state, code, reason)
@@ -236,39 +236,37 @@ class EngineClient:
         self.flush()
         return self._socket
 
-    def _receive(self, data: bytes, binary: bool) -> None:
+    # What its POST calls.
+
+    def receive(self, data: bytes, binary: bool) -> None:
+        """A message arrived."""
         if self._receiver is not None:
             self._receiver.receive(data, binary)
 
-    def _read(self) -> None:
-        """Pass on the packets of a POST: so many in an iteration, and as long as the receiver wants them."""
-        messages = self._messages
-        if messages is None or self._reading:
-            return
-        self._reading = True
-        error, over = None, False
-        try:
-            for _ in range(_AT_ONCE):
-                if self._paused:
-                    break
-                message = next(messages, None)
-                if message is None:
-                    over = True
-                    break
-                self._receive(*message)
-        except EngineError as wrong:
-            error, over = wrong, True
-        self._reading = False
-        if over:
-            self._messages = None
-            self.engine.posted()
+    def posted(self) -> None:
+        """All of it is handled."""
+        self.post = None
+        self.engine.posted()
         self.flush()
-        if over:
-            posted, self._posted = self._posted, None
-            if posted is not None:
-                posted(error)
-        elif not self._paused:
-            self._clients.clock.callLater(0, self._read)
+
+    def unslowed(self) -> None:
+        """The time for which it was slowed is over."""
+        self._go(BUDGET)
+
+    def _stop(self, reason: int) -> None:
+        if not self.reasons:
+            self._unread = True
+            if self._direct is not None:
+                self._direct.pause()
+        self.reasons |= reason
+
+    def _go(self, reasons: int) -> None:
+        self.reasons &= ~reasons
+        if not self.reasons:
+            if self._direct is not None:
+                self._direct.resume()
+            if self.post is not None:
+                self.post.go()
 
     def _overflow(self, outgoing: Outgoing) -> None:
         """More waits than may. But a client that was answered a moment ago has had no time to come back for it."""
@@ -296,7 +294,7 @@ class EngineClient:
         if receiver is not None:
             receiver.lost()
         # It does not change over before its POST is answered, and nobody else resumes any more.
-        self.resume()
+        self._go(HELD | BUDGET)
 
 
 @implementer(IReceiver)
@@ -311,6 +309,9 @@ class EngineSocket:
 
     def receive(self, data: bytes, binary: bool = False) -> None:
         self._client.frame(self, data, binary)
+
+    def charge(self, events: int, size: int) -> None:
+        self._client.charge(events, size)
 
     def lost(self) -> None:
         self._client.socket_lost(self)
@@ -335,8 +336,11 @@ class EngineClients:
         open: Callable[[EngineClient], IReceiver],
         addresses: Addresses,
         max_clients: int,
+        *,
+        turns: Turns,
     ) -> None:
         self.iteration = iteration
+        self.turns = turns
         self.counters = counters
         self.settings = settings
         self.clock = clock

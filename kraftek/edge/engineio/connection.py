@@ -216,8 +216,10 @@ class EngineSession:
             raise EngineError(ErrorCode.BAD_REQUEST, "a second POST while one is under way")
         self._posting = True
 
-    def receive_payload(self, body: bytes) -> Iterator[Message]:
+    def receive_payload(self, body: bytes) -> Iterator[Message | None]:
         """The messages of the POST that arrived, one by one, up to a malformed one. Raises :class:`EngineError`.
+
+        ``None`` is for a packet without a message, so that a million of them can be handled by and by.
 
         The next POST may come when :meth:`posted` was called.
         """
@@ -229,8 +231,7 @@ class EngineSession:
                 if self.state is ConnectionState.CLOSED:
                     return
                 message = self._receive_packet(packet)
-                if message is not None and self.state is not ConnectionState.CLOSING:
-                    yield message
+                yield message if self.state is not ConnectionState.CLOSING else None
         except EngineError:
             self._end(Reason.MALFORMED, _CLOSE)
             raise
@@ -277,11 +278,18 @@ class EngineSession:
         elif self.state in _UPGRADING:
             self._leave_upgrade(ConnectionState.POLLING)
 
-    def tick(self, now: float) -> None:
-        """It is ``now``, in the seconds of whichever clock the session was made with: ping, or give up."""
+    def tick(self, now: float, *, read: bool = True) -> None:
+        """It is ``now``, in the seconds of whichever clock the session was made with: ping, or give up.
+
+        ``read``: the client was read since the last ping, so that its answer would have been noticed.
+        """
         if now >= self._upgrade_by:
             self._leave_upgrade(ConnectionState.POLLING)
         if now < self._heartbeat:
+            return
+        if self._pinged and not read and self.state is not ConnectionState.CLOSING:
+            self._heartbeat = now + self._settings.ping_timeout
+            self.deadline = min(self._heartbeat, self._upgrade_by)
             return
         if self._pinged:
             self._end(Reason.PING_TIMEOUT, _CLOSE)

@@ -68,7 +68,7 @@ class Polling:
 
     def _post(self, request: Request, sid: str) -> Callable[[bytes], None]:
         client, answer = self._clients.find(sid), _Answer(request)
-        client.post(answer.posted)
+        client.expect_post(answer.posted)
         answer.lost = client.post_lost
 
         def on_body(body: bytes) -> None:

@@ -73,22 +73,22 @@ def unmask(mask: bytes, payload: bytes) -> bytes:
 class _Unframing:
     """Handles the plain messages of a whole read in one pass, and leaves everything else to Autobahn."""
 
-    def dataReceived(self: Any, data: bytes) -> None:
+    def step(self: Any, data: bytes, at: int) -> int:
         if self.state == self.STATE_OPEN and not self.data and self.current_frame is None:
-            if len(data) == 6 and data.startswith(_EMPTY_PONG):
-                self.heard = True
-                return
             session = self.session
             if session is not None and not self.inside_message:
-                messages, taken = plain_messages(data, self.message_limit, unmask)
+                if len(data) == 6 and data.startswith(_EMPTY_PONG):
+                    if self.heard:  # nobody asked
+                        session.charge(1, 0)
+                    self.heard = True
+                    return 6
+                messages, end = plain_messages(data, at, self.message_limit, unmask)
                 if messages:
                     self.heard = True
                     for message in messages:
                         session.receive(message)
-                    if taken == len(data):
-                        return
-                    data = data[taken:]
-        super().dataReceived(data)  # type: ignore[misc]
+                    return end
+        return super().step(data, at)  # type: ignore[misc,no-any-return]
 
 
 def _check_unframing(base: Any) -> None:

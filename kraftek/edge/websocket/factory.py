@@ -18,6 +18,7 @@ from kraftek.edge.connections import Connections
 from kraftek.edge.engineio.clients import EngineClients
 from kraftek.edge.engineio.packets import EngineError, read_request
 from kraftek.edge.http_server import SERVER, RefusedError, Request
+from kraftek.edge.turns import Turns
 from kraftek.edge.websocket.autobahn_internals import quickened
 from kraftek.edge.websocket.closings import Closings
 from kraftek.edge.websocket.deflate import accepted
@@ -52,6 +53,7 @@ class ClientFactory(WebSocketServerFactory):
         connections: Connections,
         clients: Addresses,
         iteration: Iteration,
+        turns: Turns,
         counters: Counters,
         compression: bool = False,
         engine_clients: EngineClients | None = None,
@@ -64,6 +66,7 @@ class ClientFactory(WebSocketServerFactory):
         self.connections = connections
         self.clients = clients
         self.iteration = iteration
+        self.turns = turns
         self.counters = counters
         self.heartbeat = Heartbeat(reactor, limits.ping_interval, limits.ping_timeout)
         self.closings = Closings()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from struct import Struct
 
 from kraftek.contract.messages import Outgoing
+from kraftek.edge.turns import STEP
 
 __all__ = ["deflated_wire", "frame", "plain_messages", "wire"]
 
@@ -20,6 +21,8 @@ _DEFLATED = 0x40
 _LONG = 1536
 """Bytes from which a call into Autobahn's C masker (9 µs, whatever the size) beats an XOR of long integers (4 ns
 a byte)."""
+
+_STEPS = range(STEP)
 
 _short, _medium, _long = Struct(">BB").pack, Struct(">BBH").pack, Struct(">BBQ").pack
 """The heads of frames of these sizes."""
@@ -69,16 +72,21 @@ def deflated_wire(outgoing: Outgoing, window_bits: int) -> bytes:
     return made
 
 
-def plain_messages(data: bytes, limit: int, unmask: Callable[[bytes, bytes], bytes]) -> tuple[list[bytes], int]:
-    """The text messages at the beginning of ``data`` that are one whole masked frame each, and the bytes they take.
+def plain_messages(
+    data: bytes, start: int, limit: int, unmask: Callable[[bytes, bytes], bytes]
+) -> tuple[list[bytes], int]:
+    """The next text messages in ``data``, from ``start`` on, that are one whole masked frame each, and where they end:
+    as many as are handled in one step.
 
     Stops at whatever else there is: fragments, control frames, other opcodes, bits that an extension defines, messages
     of more than ``limit`` bytes or of 64 KiB, and text that is not UTF-8 are Autobahn's, which slices its whole buffer
     for each frame and spends some 20 µs on it. ``unmask(mask, payload)`` is called for long payloads.
     """
     messages: list[bytes] = []
-    start, end = 0, len(data)
-    while end - start >= 6 and data[start] == _TEXT:
+    end = len(data)
+    for _ in _STEPS:
+        if end - start < 6 or data[start] != _TEXT:
+            break
         size = data[start + 1] - _MASKED
         at = start + 2
         if size < 0 or size == 127:

@@ -19,21 +19,28 @@ class Incoming:
     ``inflater`` enforces that itself.
     """
 
-    __slots__ = ("_announced", "_empty", "_limit", "binary", "data")
+    __slots__ = ("_announced", "_empty", "_frames", "_limit", "binary", "data")
 
     def __init__(self, limit: int, binary: bool, inflater: Inflater | None) -> None:
         self._limit = inflater.longest if inflater is not None and inflater.under_way else limit
         self._announced = 0
         self._empty = 0
+        self._frames = 0
         self.binary = binary
         # In one piece: a list of thousands of small ones takes many times what they hold.
         self.data = bytearray()
 
-    def announce(self, size: int) -> None:
-        """A frame of this size begins. Raises :class:`TooLargeError` before any of it is read."""
+    def announce(self, size: int) -> bool:
+        """A frame of this size begins; whether it is the first.
+
+        Raises :class:`TooLargeError` before any of it is read.
+        """
+        first = not self._frames
+        self._frames += 1
         self._announced += size
         self._empty += not size
         if self._announced > self._limit:
             raise TooLargeError("message too large")
         if self._empty > _EMPTY_FRAMES:
             raise TooLargeError("too many empty fragments")
+        return first

@@ -36,6 +36,9 @@ class Connection(Protocol):
     def resume(self) -> None:
         """Read again."""
 
+    def slow(self, seconds: float) -> None:
+        """Stop reading for so long."""
+
     def overrun(self) -> None:
         """The send buffer is full: send the last message, and close."""
 
@@ -122,6 +125,10 @@ class Outbox:
     def resume(self) -> None:
         if self.open:
             self._protocol.resume()
+
+    def slow(self, seconds: float) -> None:
+        if self.open:
+            self._protocol.slow(seconds)
 
     # Called by the protocol and at the end of the iteration.
 

@@ -48,6 +48,7 @@ from kraftek.edge.hosts import Hosts
 from kraftek.edge.origins import Origins
 from kraftek.edge.proxies import Proxies
 from kraftek.edge.public_site import PublicSite
+from kraftek.edge.turns import Turns
 from kraftek.edge.websocket.factory import ClientFactory
 from tests.support.fastpath import FASTPATH, make_iteration
 
@@ -70,6 +71,9 @@ class Echo:
 
     def receive(self, data: bytes, binary: bool = False) -> None:
         self._client.write(encode_binary(data) if binary else encode_message(data))
+
+    def charge(self, events: int, size: int) -> None:
+        pass
 
     def lost(self) -> None:
         pass
@@ -110,6 +114,9 @@ class Namespaces:
             case Outgoing():
                 write(packet)
 
+    def charge(self, events: int, size: int) -> None:
+        pass
+
     def lost(self) -> None:
         pass
 
@@ -129,7 +136,8 @@ def serve(
     """What listens, for ``path``, and its clients, which somebody has to ``sweep``."""
     iteration, counters, limits, addresses = make_iteration(reactor), Counters(), Limits(), Addresses(per_address)
     connections = Connections(reactor, 1000, Addresses(per_address), counters)
-    clients = EngineClients(reactor, iteration, counters, SETTINGS, application, addresses, 1000)
+    turns = Turns(reactor)
+    clients = EngineClients(reactor, iteration, counters, SETTINGS, application, addresses, 1000, turns=turns)
 
     def open_session(*_: object) -> Any:
         raise AssertionError("only Engine.IO is spoken here")
@@ -142,6 +150,7 @@ def serve(
         connections=connections,
         clients=addresses,
         iteration=iteration,
+        turns=turns,
         counters=counters,
         engine_clients=clients,
         fastpath=FASTPATH,

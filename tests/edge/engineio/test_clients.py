@@ -15,9 +15,11 @@ from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Outgoing
 from kraftek.contract.metrics import Counters
 from kraftek.edge.addresses import Addresses
-from kraftek.edge.engineio.clients import EngineClient, EngineClients, EngineSocket, Posted
+from kraftek.edge.engineio.clients import EngineClient, EngineClients, EngineSocket
 from kraftek.edge.engineio.connection import CLOSE_TIMEOUT, UPGRADE_TIMEOUT, ConnectionState, EngineSettings
 from kraftek.edge.engineio.packets import EngineError, encode_message
+from kraftek.edge.engineio.posts import Posted
+from kraftek.edge.turns import STEP, Turns
 from tests.support.fakes import FakeLink
 
 SETTINGS = EngineSettings(max_queued_bytes=100)
@@ -31,12 +33,16 @@ class Listener:
     def __init__(self, client: EngineClient) -> None:
         self.client = client
         self.heard: list[bytes] = []
+        self.charged: list[tuple[int, int]] = []
         self.ended = 0
         self.on_message: Callable[[], object] = lambda: None
 
     def receive(self, data: bytes, binary: bool = False) -> None:
         self.heard.append(data)
         self.on_message()
+
+    def charge(self, events: int, size: int) -> None:
+        self.charged.append((events, size))
 
     def lost(self) -> None:
         self.ended += 1
@@ -53,7 +59,9 @@ class World:
         self.counters = Counters()
         self.listeners: list[Listener] = []
         iteration, self.addresses = Iteration(self.clock), Addresses(per_address)
-        self.clients = EngineClients(self.clock, iteration, self.counters, SETTINGS, self._open, self.addresses, 10)
+        self.clients = EngineClients(
+            self.clock, iteration, self.counters, SETTINGS, self._open, self.addresses, 10, turns=Turns(self.clock)
+        )
 
     def _open(self, client: EngineClient) -> Listener:
         self.listeners.append(Listener(client))
@@ -67,7 +75,7 @@ class World:
 
     def post(self, client: EngineClient, body: bytes, posted: Posted) -> None:
         """A POST, whole."""
-        client.post(posted)
+        client.expect_post(posted)
         client.post_body(body)
 
     def polling(self) -> tuple[EngineClient, Listener]:
@@ -89,6 +97,10 @@ class World:
         socket.receive(b"5")
         assert texts(link) == ["3probe"]
         return client, listener, socket, link
+
+    def take(self, seconds: float) -> None:
+        """Something takes so long."""
+        self.clock.rightNow += seconds
 
     def pass_time(self, seconds: float) -> None:
         self.clock.advance(seconds)
@@ -346,8 +358,9 @@ def test_what_comes_between_two_polls_is_not_held_against_the_client(world: Worl
 def test_a_post_of_many_packets_leaves_time_for_others(world: World) -> None:
     client, listener = world.polling()
     done: list[EngineError | None] = []
+    listener.on_message = lambda: world.take(0.001)
     world.post(client, b"\x1e".join([b"4x"] * 1_200), done.append)
-    assert (len(listener.heard), done) == (500, [])
+    assert (len(listener.heard), done) == (STEP, [])
     world.clock.advance(0)
     assert (len(listener.heard), done) == (1_200, [None])
 
@@ -396,9 +409,9 @@ def test_who_closes_amid_a_post_hears_no_more(world: World) -> None:
 def test_a_second_post_ends_the_session_and_the_first(world: World) -> None:
     client, listener = world.polling()
     done: list[EngineError | None] = []
-    client.post(done.append)
+    client.expect_post(done.append)
     with pytest.raises(EngineError):
-        client.post(done.append)
+        client.expect_post(done.append)
     assert listener.ended == 1
     client.post_body(b"4a")
     (error,) = done
@@ -408,7 +421,7 @@ def test_a_second_post_ends_the_session_and_the_first(world: World) -> None:
 
 def test_a_post_that_breaks_off_ends_the_session(world: World) -> None:
     client, listener = world.polling()
-    client.post(lambda _: None)
+    client.expect_post(lambda _: None)
     client.post_lost()
     assert listener.ended == 1
 

@@ -60,7 +60,7 @@ def posted(session: EngineSession, body: bytes) -> list[Message | EngineError]:
     messages: list[Message | EngineError] = []
     session.post()
     try:
-        messages.extend(session.receive_payload(body))
+        messages.extend(message for message in session.receive_payload(body) if message is not None)
     except EngineError as error:
         messages.append(error)
     session.posted()

@@ -29,6 +29,7 @@ from kraftek.edge.hosts import Hosts
 from kraftek.edge.origins import Origins
 from kraftek.edge.proxies import Proxies
 from kraftek.edge.public_site import Page, PublicSite
+from kraftek.edge.turns import Turns
 from kraftek.edge.websocket.factory import ClientFactory
 from tests.support.fastpath import FASTPATH, make_iteration
 from tests.support.world import House
@@ -102,6 +103,7 @@ class Edge:
             connections=self.connections,
             clients=Addresses(self.limits.connections_per_address),
             iteration=make_iteration(self.clock, fastpath),
+            turns=Turns(self.clock),
             counters=self.counters,
             compression=compression,
             engine_clients=engine_clients,

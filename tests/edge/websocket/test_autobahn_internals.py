@@ -44,6 +44,9 @@ class Echo:
         self.received.append((data, binary))
         self.link.write(Outgoing(b"", (data,)) if binary else Outgoing(data))
 
+    def charge(self, events: int, size: int) -> None:
+        pass
+
     def lost(self) -> None:
         pass
 
@@ -146,7 +149,7 @@ def test_plain_frames_are_taken_in_one_pass() -> None:
     """Or the comparison above would compare Autobahn with itself."""
     texts = [b"", b"a", b"b" * 125, b"c" * 126, b"d" * 1536, "é".encode() * 1000, b"e" * 65_535]
     data = b"".join(frame(1, text) for text in texts)
-    assert plain_messages(data, 65_535, unmask) == (texts, len(data))
+    assert plain_messages(data, 0, 65_535, unmask) == (texts, len(data))
 
 
 OTHERS = {
@@ -165,13 +168,13 @@ OTHERS = {
 @pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS.keys())
 def test_whatever_else_there_is_is_left(other: bytes) -> None:
     first, last = frame(1, b"first"), frame(1, b"last")
-    assert plain_messages(first + other + last, 1000, unmask) == ([b"first"], len(first))
+    assert plain_messages(first + other + last, 0, 1000, unmask) == ([b"first"], len(first))
 
 
 def test_what_is_not_all_there_yet_is_left() -> None:
     first, second = frame(1, b"first"), frame(1, b"x" * 200)
     for size in range(len(second)):
-        assert plain_messages(first + second[:size], 1000, unmask) == ([b"first"], len(first))
+        assert plain_messages(first + second[:size], 0, 1000, unmask) == ([b"first"], len(first))
 
 
 def test_autobahn_writes_to_its_transport_in_one_place() -> None:

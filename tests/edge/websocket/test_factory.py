@@ -27,6 +27,7 @@ from kraftek.edge.dialects.native import NativeDialect
 from kraftek.edge.engineio.clients import EngineClients
 from kraftek.edge.engineio.connection import EngineSettings
 from kraftek.edge.engineio.packets import EngineError
+from kraftek.edge.turns import Turns
 from tests.edge.websocket.edge import TOKEN, WRONG, Edge, Peer
 
 # Subprotocols.
@@ -281,6 +282,9 @@ class Speaking:
     def receive(self, data: bytes, binary: bool = False) -> None:
         self.received.append(data)
 
+    def charge(self, events: int, size: int) -> None:
+        pass
+
     def lost(self) -> None:
         self.received.append(b"lost")
 
@@ -292,7 +296,9 @@ def with_engine() -> tuple[Edge, EngineClients, Speaking]:
     clock, speaking = Clock(), Speaking()
     clock.advance(100.0)
     settings, addresses = EngineSettings(max_payload=100), Addresses(0)
-    clients = EngineClients(clock, Iteration(clock), Counters(), settings, lambda _: speaking, addresses, 5)
+    clients = EngineClients(
+        clock, Iteration(clock), Counters(), settings, lambda _: speaking, addresses, 5, turns=Turns(clock)
+    )
     return Edge(engine_clients=clients), clients, speaking
 
 

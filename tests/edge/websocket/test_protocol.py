@@ -581,10 +581,15 @@ def test_a_client_that_is_not_read_is_not_blamed_for_its_silence() -> None:
     run(edge, 26)
     assert not peer.protocol.heard
     peer.send(EVENT)
-    assert peer.protocol.heard
+    assert peer.transport.producerState == "paused"
+    peer.protocol.heard = False  # its answer to the ping waits to be read
+    run(edge, 22)
+    assert not edge.counters.ping_timeouts
+    edge.house.access.next().yes("alice")
+    assert peer.protocol.heard  # and has the time to be
     peer.protocol.heard = False
-    peer.protocol.pause()
-    assert peer.protocol.heard
+    run(edge, 50)
+    assert peer.transport.closed == "aborted"
 
 
 # A client that does not read.

@@ -1,0 +1,155 @@
+"""Turns: what clients have sent is handled a little at a time, so that nobody's keeps the others waiting.
+
+One for all connections, made by :mod:`kraftek.daemon.assembly`. The :mod:`kraftek.edge.websocket.backlog` of a
+WebSocket and the :mod:`kraftek.edge.engineio.posts` of polling clients wait here when they have more than one step.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from heapq import heappop, heappush
+from itertools import count
+from typing import Final, Protocol
+
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+
+__all__ = ["BUDGET", "HELD", "STEP", "TURN", "Reader", "Slowed", "Turns"]
+
+HELD: Final = 1
+"""Why a client is not read: its session holds as many messages as it may."""
+
+BUDGET: Final = 2
+"""It has sent more than its share, and is slowed."""
+
+TURN: Final = 4
+"""Something that it sent waits for its turn."""
+
+STEP: Final = 16
+"""Messages that are handled in one step: about half a millisecond of the usual ones."""
+
+_SHARE = 0.005
+"""Seconds that all who wait have together of one iteration of the reactor. A client that is not among them waits for
+its answer no longer than that, and one step."""
+
+_AT_ONCE = 0.001
+"""Seconds that one has at once, while nobody waits: a read with a few messages need not be put off."""
+
+_LONGEST = 1.0
+"""Seconds that a client is slowed at a time at most."""
+
+
+class Reader(Protocol):
+    """Has something to handle."""
+
+    def step(self) -> bool:
+        """Handle a little of it. Whether more can be handled now."""
+
+    def rest(self) -> None:
+        """It had nothing left an iteration ago, and may have got something since."""
+
+    def failed(self) -> None:
+        """A step raised an exception, which is logged: end the connection."""
+
+
+class Slowed(Protocol):
+    """Is slowed."""
+
+    def unslowed(self) -> None:
+        """The time for which it was slowed is over."""
+
+
+class Turns:
+    """Who waits with something to handle, each a step at a time, in rotation; and who is slowed, until when.
+
+    Whoever has handled all is kept in the rotation for an iteration more: a client that sends without a break is read
+    in that time, and goes on in its turn instead of at once.
+    """
+
+    _log = Logger()
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._waiting: OrderedDict[Reader, None] = OrderedDict()
+        self._resting: list[Reader] = []
+        self._scheduled = False
+        self._until: dict[Slowed, float] = {}
+        self._slowed: list[tuple[float, int, Slowed]] = []
+        self._numbers = count()
+        self._timer: IDelayedCall | None = None
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def start(self, reader: Reader) -> None:
+        """It has something to handle: at once what takes a moment, the rest in its turns."""
+        if not self._waiting:
+            until = self._clock.seconds() + _AT_ONCE
+            while reader.step():
+                if self._clock.seconds() >= until:
+                    break
+            else:
+                return
+        self.add(reader)
+
+    def add(self, reader: Reader) -> None:
+        """It has something to handle, in its turns."""
+        self._waiting[reader] = None
+        self._schedule()
+
+    def remove(self, reader: Reader) -> None:
+        """It has nothing any more."""
+        self._waiting.pop(reader, None)
+
+    def slow(self, slowed: Slowed, seconds: float) -> None:
+        """Call its ``unslowed`` in so many seconds, or when it was to be called before if that is later."""
+        until = self._clock.seconds() + min(seconds, _LONGEST)
+        if until <= self._until.get(slowed, 0.0):
+            return
+        self._until[slowed] = until
+        heappush(self._slowed, (until, next(self._numbers), slowed))
+        if self._timer is None:
+            self._timer = self._clock.callLater(until - self._clock.seconds(), self._look)
+        elif until < self._timer.getTime():
+            self._timer.reset(until - self._clock.seconds())
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._clock.callLater(0, self._run)
+
+    def _run(self) -> None:
+        """An iteration's turns."""
+        self._scheduled = False
+        resting, self._resting = self._resting, []
+        waiting, seconds = self._waiting, self._clock.seconds
+        until = seconds() + _SHARE
+        while waiting:
+            reader, _ = waiting.popitem(last=False)
+            try:
+                more = reader.step()
+            except Exception:  # noqa: BLE001  # as the reactor has it: one's fault must not keep the others waiting
+                self._log.failure("Handling what a client sent failed: a bug, please report it")
+                reader.failed()
+                more = False
+            if more:
+                waiting[reader] = None
+            elif reader not in waiting:
+                self._resting.append(reader)
+            if seconds() >= until:
+                break
+        for reader in resting:
+            reader.rest()
+        if waiting or self._resting:
+            self._schedule()
+
+    def _look(self) -> None:
+        self._timer = None
+        queue, now = self._slowed, self._clock.seconds()
+        while queue and queue[0][0] <= now:
+            until, _, slowed = heappop(queue)
+            if self._until.get(slowed) == until:
+                del self._until[slowed]
+                slowed.unslowed()
+        if queue and self._timer is None:
+            self._timer = self._clock.callLater(queue[0][0] - now, self._look)

@@ -1,0 +1,157 @@
+"""What of one WebSocket was read and is not handled yet, and why the socket is not read.
+
+Made by :class:`kraftek.edge.websocket.protocol.ClientProtocol` when there is something of that.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from twisted.python.failure import Failure
+
+from kraftek.edge.turns import BUDGET, HELD, TURN, Turns
+
+__all__ = ["Backlog", "Backlogged"]
+
+
+class Backlogged(Protocol):
+    """The connection. ``backlog``: this, ``None`` when all is handled and nothing keeps it from being read."""
+
+    backlog: Backlog | None
+    heard: bool
+    transport: Any
+
+    def step(self, data: bytes, at: int) -> int:
+        """Handle a little of ``data``, from ``at`` on; where the rest begins."""
+
+    def ended(self, reason: Failure) -> None:
+        """The connection was lost, and all that was read of it is handled."""
+
+
+class Backlog:
+    """One connection's. The reasons for which it is not read are a set: it is read again when the last one is gone.
+
+    ``TURN`` is a reason as long as something is left to handle, and that is bounded by it: one read, and with TLS what
+    that held besides. (TLS hands out up to three records more after it was told to pause.)
+
+    The end of the stream comes after what was read before, as it would if that were handled at once.
+    """
+
+    __slots__ = ("_at", "_connection", "_data", "_end", "_reasons", "_turns")
+
+    def __init__(self, connection: Backlogged, turns: Turns) -> None:
+        self._connection = connection
+        self._turns = turns
+        self._data = b""
+        self._at = 0
+        self._reasons = 0
+        self._end: Failure | None = None
+        connection.backlog = self
+
+    @property
+    def lost(self) -> bool:
+        """Whether the connection is there no more."""
+        return self._end is not None
+
+    def begin(self, data: bytes, at: int) -> None:
+        """The first step is done; go on with ``data`` from ``at`` on."""
+        self._data, self._at = data, at
+        if not self._reasons:
+            self._turns.start(self)
+        if self._data:
+            self.stop(TURN)
+
+    def add(self, data: bytes) -> None:
+        """Something was read in the meantime."""
+        self._data = self._data[self._at :] + data
+        self._at = 0
+        self.stop(TURN)
+        self._wait()
+
+    def stop(self, reason: int) -> None:
+        """Do not read it, for this reason too."""
+        if not self._reasons:
+            self._connection.heard = True
+            self._connection.transport.pauseProducing()
+        self._reasons |= reason
+
+    def go(self, reasons: int) -> None:
+        """These reasons not to read it are gone."""
+        before, self._reasons = self._reasons, self._reasons & ~reasons
+        if before == self._reasons:
+            return
+        if self._reasons:
+            self._wait()
+            return
+        self._read_on()
+        if not self._data:
+            self._connection.backlog = None
+
+    def end(self, reason: Failure) -> bool:
+        """The connection was lost. Whether that has to wait until the rest is handled: then ``ended`` is called.
+
+        What comes after messages that are held goes with them.
+        """
+        self._end = reason
+        if not self._data or self._reasons & HELD:
+            self.drop()
+            return False
+        self._reasons = TURN
+        self._wait()
+        return True
+
+    def drop(self) -> None:
+        """Nothing more is handled."""
+        self._data, self._at = b"", 0
+        self._turns.remove(self)
+        self._connection.backlog = None
+        if self._reasons:
+            self._reasons = 0
+            self._read_on()
+
+    # What the turns call.
+
+    def step(self) -> bool:
+        connection = self._connection
+        if not self._data or connection.backlog is not self:
+            return False
+        before = self._at
+        after = connection.step(self._data, before)
+        self._at += after - before
+        if self._at < len(self._data):
+            return self._reasons in (0, TURN)
+        self._data, self._at = b"", 0
+        if self._end is not None:
+            self.drop()
+            connection.ended(self._end)
+        elif self._reasons & TURN:
+            # Not forgotten before it has rested.
+            self._reasons &= ~TURN
+            if not self._reasons:
+                self._read_on()
+        elif not self._reasons:
+            connection.backlog = None
+        return False
+
+    def rest(self) -> None:
+        if not self._data and not self._reasons and self._connection.backlog is self:
+            self._connection.backlog = None
+
+    def unslowed(self) -> None:
+        self.go(BUDGET)
+
+    def failed(self) -> None:
+        self.drop()
+        if self._end is not None:
+            self._connection.ended(self._end)
+        else:
+            self._connection.transport.abortConnection()
+
+    def _wait(self) -> None:
+        if self._reasons == TURN:
+            self._turns.add(self)
+
+    def _read_on(self) -> None:
+        self._connection.heard = True
+        if self._end is None:
+            self._connection.transport.resumeProducing()
