@@ -255,7 +255,9 @@ class Ban(Struct, eq=False):
         return mine and self.room in (None, room)
 
     def questions(self, token: str, room: str) -> bool:
-        """Whether it puts that in question: a deleted key is about all rooms."""
+        """Whether it puts that in question: a deleted key is about all rooms, an invalidation about all tokens."""
+        if self.how == "invalidate":
+            return user_of(token) == self.user and self.room in (None, room)
         return self.concerns(token, self.room if self.how == "delete" and self.room is not None else room)
 
 
