@@ -22,6 +22,6 @@ end
 if not one_room then
     redis.call('DEL', user, ledger)
 end
-redis.call('HSET', ledger, 'taken', text(now))
+redis.call('HSET', ledger, one_room and 'cleared' or 'taken', text(now))
 extend(ledger, tonumber(ARGV[3]))
 return changed

@@ -1,4 +1,5 @@
--- The ledger of a user: when the cached answers expire, and when one of them was last found deleted.
+-- The ledger of a user: when the cached answers expire, when one of them was last found deleted (`taken`), and when one
+-- room was last invalidated (`cleared`): of that no gateway concludes anything about other rooms.
 local function extend(key, milliseconds)
     if redis.call('PTTL', key) < milliseconds then
         redis.call('PEXPIRE', key, milliseconds)
@@ -10,7 +11,7 @@ end
 -- it counts as missing, too. What a missing set leaves behind is removed, so that a later answer about the same token
 -- does not make it valid again.
 local function revoked(ledger, user, tokens, digest, asked, memory)
-    local at, set, hash = unpack(redis.call('HMGET', ledger, 'taken', 'user', digest))
+    local at, cleared, set, hash = unpack(redis.call('HMGET', ledger, 'taken', 'cleared', 'user', digest))
     if set and tonumber(set) > asked and redis.call('EXISTS', user) == 0 then
         for _, field in ipairs(redis.call('HKEYS', ledger)) do
             if #field == #digest then
@@ -23,7 +24,7 @@ local function revoked(ledger, user, tokens, digest, asked, memory)
         redis.call('DEL', tokens .. digest)
         redis.call('HDEL', ledger, digest)
     else
-        return tonumber(at or 0)
+        return math.max(tonumber(at or 0), tonumber(cleared or 0))
     end
     redis.call('HSET', ledger, 'taken', text(now))
     extend(ledger, memory)

@@ -1228,6 +1228,24 @@ def test_sockets_whose_answers_are_not_in_memory_are_tracked(one: Process, redis
         assert one.stale == [told]
 
 
+def test_nor_are_they_disturbed_when_another_room_is_invalidated(one: Process, two: Process, clock: Clock) -> None:
+    let_in(one)
+    let_in(one, room="other")
+    for process in (one, two):
+        process.down()
+        process.up()
+        process.cache.hold([(T.digest, "ada")])
+        settle(process)
+        process.stale.clear()
+    clock.advance(1)
+    for process in (one, two):
+        process.publish(b'{"userId": "ada", "roomId": "r"}')
+    settle(one)
+    settle(two)
+    for process in (one, two):
+        assert {told for told in process.stale if told[3]} == {(None, "ada", "r", True)}
+
+
 def test_nor_are_they_disturbed_by_what_expires(one: Process, redis: MemoryRedis, clock: Clock) -> None:
     let_in(one)
     one.down()

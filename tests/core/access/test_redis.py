@@ -570,6 +570,15 @@ def test_clearing_a_room_tells_whose_other_answers_stay(redis: Server) -> None:
     assert redis.run(CLEAR, keys, [0, "", MEMORY]) == []
 
 
+def test_clearing_a_room_says_nothing_of_others(redis: Server) -> None:
+    fill(redis, ONE, room="first")
+    clear(redis, "ada", "first")
+    assert not compare(redis)[1]
+    fill(redis, ONE, room="first")
+    clear(redis, "ada")
+    assert compare(redis)[1]
+
+
 # Who has listened
 
 

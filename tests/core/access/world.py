@@ -238,7 +238,7 @@ class MemoryRedis:
                     should.pop(digest, None)
         if one_room == "0":
             self.delete(user, ledger)
-        self.hashes.setdefault(ledger, {})["taken"] = str(self._now())
+        self.hashes.setdefault(ledger, {})["taken" if one_room == "0" else "cleared"] = str(self._now())
         self._extend(ledger, int(memory))
         return changed
 
@@ -274,7 +274,7 @@ class MemoryRedis:
             self.delete(f"{tokens}{digest}")
             del should[digest]
         else:
-            return int(should.get("taken", 0))
+            return max(int(should.get("taken", 0)), int(should.get("cleared", 0)))
         self.hashes.setdefault(ledger, {})["taken"] = str(self._now())
         self._extend(ledger, int(memory))
         return self._now()
