@@ -146,6 +146,7 @@ class GatewayProcess:
 
     def kill(self) -> None:
         """The process dies, with part of what it was writing."""
+        self.disturbed()
         self.process.dead = True
         for link in [*self.links(COMMANDS), *self.links(SUBSCRIBER)]:
             link.cut(1.0)
@@ -164,6 +165,7 @@ class GatewayProcess:
             with suppress(defer.TimeoutError):
                 await self._farewell().addTimeout(3.0, self.process)
         await self.bus.stopService()
+        self.disturbed()
         self.process.dead = True
 
     def _farewell(self) -> Deferred[None]:

@@ -8,7 +8,7 @@ The bounds are in virtual seconds:
                     are compared with Redis first, which takes the lags of both links as well
 :data:`DEAF`        a gateway that does not hear notices by then, and then counts as one whose links were lost
 :data:`LINKED`      after its links are back no new login is let in by an answer from before
-:data:`DOUBT`       and open connections have been asked about by then
+:data:`DOUBT`       and open connections have been asked about by then; ``SETTLING`` later if another gateway is silent
 :data:`STALE`       after an answer's ``ttl``, if nobody told anything, the auth service has been asked again
 :data:`SETTLED`     after Redis takes writes and nothing is wrong any more, the room cache is right
 ==================  ==================================================================================================
@@ -27,6 +27,7 @@ from twisted.logger import LogEvent, formatEvent
 from txredisapi import ResponseError
 
 from kraftek.contract.errors import Code, NotPublished
+from kraftek.core.access.listening import PATIENCE, SETTLING
 from tests.simulation.network import SUBSCRIBER
 from tests.simulation.people import Ban, Client, Request
 from tests.simulation.virtual_time import WALL
@@ -185,12 +186,19 @@ class Invariants:
         if ban.told_at is not None:
             up = gateway.up_since
             if up is not None and up > ban.told_at:
-                bounds.append((up + LINKED if new else max(up + DOUBT, trouble), "its links were lost"))
+                doubt = up + DOUBT + self._settling(gateway, up)
+                bounds.append((up + LINKED if new else max(doubt, trouble), "its links were lost"))
             elif ban.how == "delete" and gateway.undisturbed_since < ban.told_at:
                 bounds.append((ban.told_at + DELETED + world.lag_of(gateway), "deleted"))
             elif up is not None and gateway.lives:
                 bounds.append((max(ban.told_at + DEAF, gateway.undisturbed_since + DEAF), "deaf"))
         return min(bounds)
+
+    def _settling(self, gateway: GatewayProcess, up: float) -> float:
+        """For how long the gateway, back since ``up``, may wait to be told by one that is in trouble, or has died."""
+        others = (other for other in self.world.gateways if other is not gateway)
+        silent = (other.undisturbed_since > up - PATIENCE * other.process.dead for other in others)
+        return SETTLING if any(silent) else 0.0
 
     def revoked(self, client: Client, room: str) -> None:
         """The client was told that it has no access to the room any more."""
