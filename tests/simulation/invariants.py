@@ -183,14 +183,14 @@ class Invariants:
         ttl = auth.ttls.get(token, TTL)
         stale = ban.since + ttl + STALE
         bounds.append((stale if new else max(stale, trouble, gateway.undisturbed_since + DOUBT), "ttl"))
-        if ban.told_at is not None:
-            up = gateway.up_since
-            if up is not None and up > ban.told_at:
+        up = gateway.up_since
+        if ban.told_at is not None and up is not None:  # who has no link hears nothing
+            if up > ban.told_at:
                 doubt = up + DOUBT + self._settling(gateway, up)
                 bounds.append((up + LINKED if new else max(doubt, trouble), "its links were lost"))
             elif ban.how == "delete" and gateway.undisturbed_since < ban.told_at:
                 bounds.append((ban.told_at + DELETED + world.lag_of(gateway), "deleted"))
-            elif up is not None and gateway.lives:
+            elif gateway.lives:
                 bounds.append((max(ban.told_at + DEAF, gateway.undisturbed_since + DEAF), "deaf"))
         return min(bounds)
 
