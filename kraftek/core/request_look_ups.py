@@ -158,13 +158,13 @@ class LookUps:
         for request in requests:
             answer = self._store.find(request.record)
             if answer is None or not self._answer(request, answer):
-                asked.append(request)
+                asked.append((request, self.waiting[request].late))
         if asked and self._bus.available:
-            keys = [key for each in asked for key in (each.record, self.waiting[each].late or each.record)]
+            keys = [key for request, late in asked for key in (request.record, late or request.record)]
             self._bus.call("MGET", keys).addCallback(self._found, asked).addErrback(self.failed)
 
-    def _found(self, answers: list[bytes | None], requests: Sequence[Request]) -> None:
-        for request, stored, late in zip(requests, answers[::2], answers[1::2], strict=True):
+    def _found(self, answers: list[bytes | None], asked: Sequence[tuple[Request, str]]) -> None:
+        for (request, late_key), stored, late in zip(asked, answers[::2], answers[1::2], strict=True):
             look_up = self.waiting.get(request)
             if look_up is None:
                 continue
@@ -175,8 +175,8 @@ class LookUps:
                 if self._answer(request, stored):
                     continue
                 self._unreadable(request.record)
-            if late is not None and look_up.late and not self._answer(request, late, late):
-                self._unreadable(look_up.late)
+            if late is not None and late_key and not self._answer(request, late, late):
+                self._unreadable(late_key)
 
     def _decide(self, request: Request, why: int | PeerError, data: int | None, record: bytes | None) -> None:
         """Whether its service has the request, by the record."""

@@ -110,6 +110,22 @@ class UncertainTest(RequestsTestCase):
         assert told(session) == [ANSWER]
         assert len(gateway.requests) == 0
 
+    async def test_looked_up_twice_at_once(self) -> None:
+        gateway = await self.gateway("three", **PINGS)
+        session = gateway.connect("1")
+        self.redis.freeze()
+        ask(session)
+        await until(lambda: not gateway.bus.available, "the loss")
+        await self.thaw(gateway)
+        with capturedLogs() as logged:
+            gateway.requests.sweep()
+            # The first finds out that it was handed over, and by which socket; this one was asked before that.
+            await self.sweep(gateway)
+            await self.sweep(gateway)
+        assert [event for event in logged if event["log_level"].name == "error"] == []
+        self.answer(gateway, "three.1")
+        assert told(session) == [ANSWER]
+
     async def test_an_acknowledgement_whose_receipt_was_lost(self) -> None:
         gateway = await self.gateway("three", **PINGS)
         session = gateway.connect("1")
