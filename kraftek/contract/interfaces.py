@@ -14,7 +14,7 @@ from msgspec import Struct
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
-from kraftek.contract.messages import Grant, Inbound, Outbound, Outgoing, Token
+from kraftek.contract.messages import Gap, Grant, Inbound, Outbound, Outgoing, Token
 
 __all__ = [
     "EntryListener",
@@ -158,6 +158,9 @@ class IReceiver(Interface):
 
     def overrun() -> Outgoing | None:
         """The last message to a client that does not read what it is sent: its link sends it and closes."""
+
+    def gap(gap: Gap) -> Outgoing | None:
+        """What a client missed while it did not read, as it is told; ``None`` when it cannot be."""
 
 
 class IBusListener(Interface):

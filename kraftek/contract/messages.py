@@ -6,9 +6,12 @@ the gateway does not parse.
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
 from hashlib import sha256
 
 from msgspec import Raw, Struct
+
+from kraftek.contract.settings import EventPolicy
 
 __all__ = [
     "ID_LENGTH",
@@ -25,6 +28,7 @@ __all__ = [
     "ErrorMessage",
     "ErrorPayload",
     "Event",
+    "Gap",
     "Grant",
     "Inbound",
     "Join",
@@ -38,6 +42,7 @@ __all__ = [
     "ReceivedError",
     "RequestId",
     "Token",
+    "Waiting",
 ]
 
 NULL = Raw(b"null")
@@ -221,20 +226,49 @@ class Closing(Struct, frozen=True):
     code: int
 
 
-Outbound = Connected | Authenticated | Joined | Left | ErrorMessage | Ack | Delivery | Pong | Closing
+class Gap(Struct, frozen=True):
+    """What the client missed because it did not read in time: how many messages, by room and by the pattern of their
+    policy. The room ``""`` stands for messages to the client or its user alone.
+    """
+
+    rooms: Mapping[str, Mapping[str, int]]
+
+
+Outbound = Connected | Authenticated | Joined | Left | ErrorMessage | Ack | Delivery | Pong | Closing | Gap
+
+
+class Waiting(Struct, eq=False, gc=False):
+    """A message that waits for clients that do not read, the same for all of them. Belongs to
+    :mod:`kraftek.edge.backlogs`.
+
+    ``size``: bytes. ``at``: when it came, in seconds of the monotonic clock. ``policy``: that of its type, if it has
+    one; ``place``: what a later one has in common with it that takes its place. ``overtakes``: it may be sent before
+    messages that a later one would replace. ``holders``: how many clients it waits for.
+    """
+
+    size: int
+    at: float
+    room_id: str = ""
+    policy: EventPolicy | None = None
+    place: Hashable = None
+    overtakes: bool = False
+    holders: int = 0
 
 
 class Outgoing(Struct, eq=False, gc=False):
     """A message as one dialect writes it, encoded once however many sockets it goes to.
 
     ``text`` is one text message; ``attachments`` are the binary messages that follow it. ``wire`` and ``deflated``
-    belong to the transport: the same in its own framing, made when the first socket needs it.
+    belong to the transport: the same in its own framing, made when the first socket needs it. ``about``: what a service
+    said in it; ``None`` when it is the gateway's own word, or an answer. ``waiting``: made when a client does not read.
     """
 
     text: bytes
     attachments: tuple[bytes, ...] = ()
     wire: bytes | None = None
     deflated: dict[int, bytes] | None = None
+    about: Delivery | None = None
+    waiting: Waiting | None = None
 
 
 # Gateway ↔ services, on Redis.

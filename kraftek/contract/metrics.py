@@ -8,7 +8,7 @@ from typing import Annotated, get_args, get_type_hints
 
 from msgspec import Meta, Struct, field
 
-__all__ = ["Counters", "Gauge", "Gauges", "RefusalReason", "described"]
+__all__ = ["Counters", "Gauge", "Gauges", "RefusalReason", "SkipReason", "described"]
 
 
 class RefusalReason(StrEnum):
@@ -21,6 +21,14 @@ class RefusalReason(StrEnum):
     PROCESS = "process"  # too many of this process
     STOPPING = "stopping"
     SUBPROTOCOL = "subprotocol"
+
+
+class SkipReason(StrEnum):
+    """Why a message was not sent to a client that did not read."""
+
+    DROP = "drop"
+    LATEST = "latest"  # a later one took its place
+    TTL = "ttl"
 
 
 class Counters(Struct):
@@ -61,6 +69,13 @@ class Counters(Struct):
     intake: Annotated[int, Meta(description="Events accepted from services")] = 0
     intake_refused: Annotated[int, Meta(description="Events of services refused")] = 0
     leases_lost: Annotated[int, Meta(description="Times that other gateways presumed this one dead")] = 0
+    messages_skipped: Annotated[
+        dict[str, int],
+        Meta(
+            description="Messages that clients which did not read were not sent, by what their policy says",
+            extra={"label": "policy"},
+        ),
+    ] = field(default_factory=lambda: {reason.value: 0 for reason in SkipReason})
     ping_timeouts: Annotated[int, Meta(description="Clients dropped because they did not answer a ping")] = 0
     published: Annotated[int, Meta(description="Events published to services")] = 0
     published_to_nobody: Annotated[int, Meta(description="Events that no service listened for")] = 0

@@ -14,7 +14,7 @@ from msgspec import Meta, Struct
 from kraftek.contract.names import BROADCAST
 from kraftek.contract.redis_url import masked, shown
 
-__all__ = ["Auth", "Config", "Limits", "Operator", "Redis", "Registration", "SocketIO"]
+__all__ = ["Auth", "Config", "EventPolicy", "Limits", "Operator", "Redis", "Registration", "SocketIO"]
 
 Flag = Annotated[bool, Meta(description="true or false")]
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1, description="a whole number from 1 to 2147483647")]
@@ -36,6 +36,9 @@ HostPatterns = Annotated[tuple[Text, ...], Meta(description="a list of host name
 OriginPatterns = Annotated[tuple[Text, ...], Meta(description="a list of origins")]
 Sessions = Annotated[Literal["single", "many"], Meta(description='"single" or "many"')]
 Transport = Annotated[Literal["pubsub", "stream"], Meta(description='"pubsub" or "stream"')]
+# What msgspec takes for the name of a field.
+PayloadKey = Annotated[str, Meta(pattern=r'^[^"\\\x00-\x1f]*\Z', description="a key of an object, without escapes")]
+Policy = Annotated[Literal["queue", "latest", "drop"], Meta(description='"queue", "latest" or "drop"')]
 # What Python, as services have it, reads without reaching its limit of recursion.
 Depth = Annotated[int, Meta(ge=1, le=512, description="a whole number from 1 to 512")]
 Partitions = Annotated[int, Meta(ge=0, le=256, description="a whole number from 0 to 256")]
@@ -90,10 +93,11 @@ class Limits(Struct, frozen=True, kw_only=True):
     ``authenticate_timeout``: until the first ``authenticate``. ``ping_interval``: between WebSocket pings, more than
     ``ping_timeout``. ``held_messages``, ``held_bytes``: held in order while access is checked; beyond them the client
     is not read.
-    ``unsent_bytes``: written to a client that does not read; past them it is closed. ``invalid_messages``: malformed
-    ones in a row before a socket is closed. ``json_depth``: levels of arrays and objects within each other that a
-    payload may have. ``rooms``: that one socket may be in. ``requests``: of one socket that may wait for their answers.
-    ``handshake_timeout``: for the head of every HTTP request; ``request_timeout``: for the body of a plain one.
+    ``unsent_bytes``: that may wait for a client that does not read, and one larger message; past them it is closed.
+    ``invalid_messages``: malformed ones in a row before a socket is closed. ``json_depth``: levels of arrays and
+    objects within each other that a payload may have. ``rooms``: that one socket may be in. ``requests``: of one socket
+    that may wait for their answers. ``handshake_timeout``: for the head of every HTTP request; ``request_timeout``: for
+    the body of a plain one.
     ``request_window``: how long, beyond its service's ``timeout``, a request and its answer are
     known if it is sent again; 0 is off. ``answer_bytes``: of answers that are stored for that at a time; a user has at
     most an eighth of them, and a service a half.
@@ -162,6 +166,20 @@ class Registration(Struct, frozen=True, kw_only=True):
     presence: Flag = False
 
 
+class EventPolicy(Struct, frozen=True, kw_only=True):
+    """One of ``[events]``: what happens to messages of services to a client that does not read.
+
+    ``pattern``: over their types, such as ``cursors:*:moved``, each part a literal or ``*``. ``policy``: ``queue``
+    keeps all of them in order; ``latest`` keeps the newest of each room, type and value of ``key``, a key of the
+    payload; ``drop`` keeps none. ``ttl``: seconds after which one that still waits is not sent; 0 is no end.
+    """
+
+    pattern: str
+    policy: Policy = "queue"
+    key: PayloadKey = ""
+    ttl: SecondsOrZero = 0.0
+
+
 class Config(Struct, frozen=True, kw_only=True):
     """The whole of it.
 
@@ -185,3 +203,4 @@ class Config(Struct, frozen=True, kw_only=True):
     socketio: SocketIO = SocketIO()
     operator: Operator = Operator()
     services: tuple[Registration, ...] = ()
+    events: tuple[EventPolicy, ...] = ()

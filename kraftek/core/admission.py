@@ -122,7 +122,7 @@ class Admission:
             raise PeerError(Code.ACCESS_DENIED, "not in this room", id=message.id)
         self._membership.leave(session, message.room_id, "left")
         self._access_watch.changed(session)
-        session.send(Left(message.room_id, message.id))
+        session.send_in_order(Left(message.room_id, message.id), message.room_id)
 
     def expired(self, session: Session, room_id: str | None) -> None:
         """Access has just expired: it is checked again, and the session holds what arrives until the answer."""

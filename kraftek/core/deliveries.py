@@ -115,6 +115,7 @@ class Deliveries:
         for dialect, links in audience:
             outgoing = dialect.encode(delivery)
             if outgoing is not None:
+                outgoing.about = delivery
                 for link in links:
                     link.write(outgoing)
                 self._counters.delivered += len(links)
@@ -122,8 +123,10 @@ class Deliveries:
     def _answer(self, socket_id: str, message: Broadcast) -> None:
         session = self._roster.socket(socket_id)
         if session is not None:
-            outgoing = session.dialect.encode(Delivery(message.type, message.payload))
+            delivery = Delivery(message.type, message.payload)
+            outgoing = session.dialect.encode(delivery)
             if outgoing is not None:
+                outgoing.about = delivery
                 session.outlet.write(outgoing)
                 self._counters.delivered += 1
 

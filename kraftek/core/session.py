@@ -15,7 +15,7 @@ from zope.interface import implementer
 
 from kraftek.contract.errors import CLOSE_CODES, Code, PeerError
 from kraftek.contract.interfaces import IClientLink, IDialect, IOutlet, IReceiver
-from kraftek.contract.messages import Closing, ErrorMessage, Grant, Inbound, Outbound, Outgoing, Token
+from kraftek.contract.messages import Closing, Delivery, ErrorMessage, Gap, Grant, Inbound, Outbound, Outgoing, Token
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Limits
 
@@ -198,13 +198,23 @@ class Session:
         if outgoing is not None:
             self.link.write(outgoing)
 
+    def send_in_order(self, message: Outbound, room_id: str | None) -> None:
+        """As :meth:`send`, for what ends the messages of a room: it overtakes none of them."""
+        outgoing = self.dialect.encode(message)
+        if outgoing is not None:
+            outgoing.about = Delivery("", room_id=room_id)
+            self.link.write(outgoing)
+
     def refuse(self, error: PeerError) -> None:
         """Send the client an error, and close its socket where the error requires that."""
         if self.state is SessionState.CLOSED:
             return
         self._counters.errors_peer += 1
         message = ErrorMessage(error.code, error.message, error.event_type, error.retry_after, error.id, error.room_id)
-        self.send(message)
+        if error.room_id is None:
+            self.send(message)
+        else:
+            self.send_in_order(message, error.room_id)
         closes = error.closes
         if error.code is Code.INVALID_MESSAGE:
             self._invalid += 1
@@ -248,6 +258,9 @@ class Session:
     def overrun(self) -> Outgoing | None:
         message = "send buffer full: the client reads too slowly"
         return self.dialect.encode(ErrorMessage(Code.SLOW_CONSUMER, message, retry_after=1.0))
+
+    def gap(self, gap: Gap) -> Outgoing | None:
+        return None if self.state is SessionState.CLOSED else self.dialect.encode(gap)
 
     def check_begins(self) -> None:
         """An access check begins: hold what arrives until :meth:`check_ends` was called as often as this."""

@@ -35,6 +35,7 @@ from kraftek.core.service_events import ServiceEvents
 from kraftek.daemon.demo import BOARD
 from kraftek.daemon.open_files import connections_allowed
 from kraftek.edge.addresses import Addresses
+from kraftek.edge.backlogs import Backlogs
 from kraftek.edge.connections import Connections
 from kraftek.edge.dialects.native import NativeDialect
 from kraftek.edge.dialects.socketio_client import SocketIOClient
@@ -44,6 +45,7 @@ from kraftek.edge.engineio.connection import EngineSettings
 from kraftek.edge.engineio.polling import Polling
 from kraftek.edge.hosts import Hosts
 from kraftek.edge.origins import Origins
+from kraftek.edge.policies import Policies
 from kraftek.edge.proxies import Proxies
 from kraftek.edge.public_site import PublicSite, pages
 from kraftek.edge.turns import Turns
@@ -86,6 +88,7 @@ class Edge(Struct, kw_only=True, frozen=True):
     connections: Connections
     clients: ClientFactory
     engine_clients: EngineClients
+    backlogs: Backlogs
 
 
 def core_of(
@@ -152,6 +155,7 @@ def edge_of(
     connections = Connections(reactor, connections_allowed(config), Addresses(limits.connections_per_address), counters)
     by_address = Addresses(limits.connections_per_address)
     packets = SocketSettings(max_attachment_bytes=socketio.max_payload, bounds=bounds)
+    backlogs = _backlogs_of(config, core, counters, reactor)
     engine_clients = EngineClients(
         reactor,
         iteration,
@@ -161,12 +165,14 @@ def edge_of(
         by_address,
         connections.limit,
         turns=turns,
+        backlogs=backlogs,
     )
     clients = ClientFactory(
         reactor,
         core.gateway.open,
         {SUBPROTOCOL: lambda: native},
         limits=limits,
+        backlogs=backlogs,
         connections=connections,
         clients=by_address,
         iteration=iteration,
@@ -188,7 +194,7 @@ def edge_of(
         polling=Polling(socketio.path, engine_clients) if socketio.enabled else None,
         files=pages(BOARD) if config.demo else {},
     )
-    return Edge(site=site, connections=connections, clients=clients, engine_clients=engine_clients)
+    return Edge(site=site, connections=connections, clients=clients, engine_clients=engine_clients, backlogs=backlogs)
 
 
 def _engine_settings(config: Config) -> EngineSettings:
@@ -200,12 +206,22 @@ def _engine_settings(config: Config) -> EngineSettings:
     )
 
 
-def gauges_of(core: Core, bus: IBus, connections: Callable[[], int]) -> Gauges:
+def _backlogs_of(config: Config, core: Core, counters: Counters, clock: IReactorTime) -> Backlogs:
+    limits, policies = config.limits, Policies(config.events)
+    backlogs = Backlogs(
+        policies, core.accounts, counters, clock, limit=limits.unsent_bytes, patience=limits.ping_timeout
+    )
+    core.accounts.shed_by("unsent", backlogs.shed)
+    return backlogs
+
+
+def gauges_of(core: Core, bus: IBus, connections: Callable[[], int], backlogs: Backlogs) -> Gauges:
     """What there is now, for the operator. ``connections``: how many there are to the clients' ports."""
     roster, requests, dispatch = core.roster, core.requests, core.dispatch
     gauges = Gauges()
     gauges.add("sockets", "Clients connected", lambda: len(roster))
     gauges.add("connections_open", "Connections to the clients' ports", connections)
+    gauges.add("clients_blocked", "Clients that do not read what they are sent", lambda: len(backlogs))
     gauges.add("rooms", "Rooms with a client of this process in them", lambda: roster.rooms)
     gauges.add("redis_up", "Whether Redis is connected and takes writes", lambda: bus.fault is None)
     gauges.add("requests", "Requests of this process's clients that wait for their answers", lambda: len(requests))
@@ -226,6 +242,7 @@ def sweeps_of(core: Core, edge: Edge) -> tuple[Sweep, ...]:
         (core.requests.sweep, _SWEEP_INTERVAL),
         (edge.clients.heartbeat.sweep, _SWEEP_INTERVAL),
         (edge.engine_clients.sweep, _SWEEP_INTERVAL),
+        (edge.backlogs.sweep, _SWEEP_INTERVAL),
         (core.dispatch.sweep, _TRIM_INTERVAL),
         (core.service_events.sweep, _SWEEP_INTERVAL),
         (core.orphans.sweep, _SWEEP_INTERVAL),

@@ -21,7 +21,7 @@ from twisted.plugin import getPlugins
 from kraftek.contract.errors import ConfigError
 from kraftek.contract.names import default_channel
 from kraftek.contract.redis_url import host_and_port, is_port, masked, redis_address
-from kraftek.contract.settings import Auth, Config, Limits, Operator, Redis, Registration, SocketIO
+from kraftek.contract.settings import Auth, Config, EventPolicy, Limits, Operator, Redis, Registration, SocketIO
 
 __all__ = ["load"]
 
@@ -108,6 +108,7 @@ class _Draft:
         self.values: dict[Key, Any] = {}
         self._sources: dict[Key, str] = {}
         self._services: dict[str, str] = {}
+        self._events: dict[str, str] = {}
         self._mistakes: list[str] = []
         self._read_file = read_file
 
@@ -119,7 +120,7 @@ class _Draft:
 
     def take(self, source: str, key: Key, value: object) -> None:
         """Check a value; it counts if it is the first for its key."""
-        rule = ("services", "NAME", *key[2:]) if key[0] == "services" else key
+        rule = (key[0], "NAME", *key[2:]) if key[:1] in _NAMED else key
         kind = _KINDS.get(rule)
         if kind is None:
             self._mistakes.append(f"{source}: {_dotted(key)}: {_unknown(key, rule)}")
@@ -157,6 +158,16 @@ class _Draft:
         else:
             self.take(source, ("services", name, "channel"), value)
 
+    def take_events(self, source: str, pattern: str, value: object) -> None:
+        """Take what is said about the events of a pattern: a table with its keys."""
+        if len(pattern) > 128 or not all(re.fullmatch(r"\*|[^\s:*]+", part) for part in pattern.split(":")):
+            self.blame(source, ("events",), "a pattern like cursors:*:moved, with * for a whole part", pattern)
+        elif not isinstance(value, dict):
+            self.blame(source, ("events", pattern), "a table", value)
+        else:
+            self._events.setdefault(pattern, source)
+            self.take_table(source, value, ("events", pattern))
+
     def take_table(self, source: str, table: Mapping[str, object], path: Key = ()) -> None:
         """Take all that stands in a table."""
         for name, value in table.items():
@@ -168,6 +179,9 @@ class _Draft:
             elif key == ("services",):
                 for service, one in value.items():
                     self.take_service(source, service, one)
+            elif key == ("events",):
+                for pattern, one in value.items():
+                    self.take_events(source, pattern, one)
             else:
                 self.take_table(source, value, key)
 
@@ -194,6 +208,10 @@ class _Draft:
                 self._mistakes.append(f"{source}: {_dotted(key)}: expected a Redis channel, found nothing")
             elif self.values[key] == broadcast:
                 self.blame(self._sources[key], key, "another channel than that of redis.broadcast", broadcast)
+        for pattern in self._events:
+            key = ("events", pattern, "key")
+            if self.values.get(key) and self.values.get(("events", pattern, "policy")) != "latest":
+                self.blame(self._sources[key], key, 'nothing unless the policy is "latest"', self.values[key])
         self._check_pings()
         if self._mistakes:
             raise ConfigError(self._mistakes)
@@ -206,6 +224,9 @@ class _Draft:
             operator=Operator(**self._fields(Operator, "operator")),
             services=tuple(
                 Registration(name=name, **self._fields(Registration, "services", name)) for name in self._services
+            ),
+            events=tuple(
+                EventPolicy(pattern=pattern, **self._fields(EventPolicy, "events", pattern)) for pattern in self._events
             ),
         )
 
@@ -258,7 +279,8 @@ def _unknown(key: Key, rule: Key) -> str:
     names = [_dotted(known) for known in (*_KINDS, *_TABLES)]
     meant = [name for name in names if name.rpartition(".")[2] == key[-1]]
     meant = meant or get_close_matches(_dotted(rule), names, n=1)
-    meant = [name.replace("services.NAME", _dotted(key[:2])) if key[0] == "services" else name for name in meant]
+    if key[:1] in _NAMED:
+        meant = [name.replace(_dotted((key[0], "NAME")), _dotted(key[:2])) for name in meant]
     return f"unknown key{'; did you mean ' + ' or '.join(meant) + '?' if meant else ''}"
 
 
@@ -390,8 +412,11 @@ _STRUCTS: dict[Key, type[Struct]] = {
     ("socketio",): SocketIO,
     ("operator",): Operator,
     ("services", "NAME"): Registration,
+    ("events", "NAME"): EventPolicy,
 }
-"""``NAME`` stands for any service's."""
+"""``NAME`` stands for any service's, and any pattern."""
+
+_NAMED = {path[:1] for path in _STRUCTS if path[1:]}
 
 _TABLES = {path[:1] for path in _STRUCTS if path}
 

@@ -147,7 +147,7 @@ class Daemon(Service):
         self._edge = edge = edge_of(config, core, iteration, counters, reactor, fastpath=self._fastpath)
         if not self.registry.services():
             self._log.warn("No services are registered: every event will be answered INVALID_EVENT.")
-        gauges = gauges_of(core, bus, lambda: edge.connections.count)
+        gauges = gauges_of(core, bus, lambda: edge.connections.count, edge.backlogs)
         operator = OperatorSite(reactor, Hosts(config.hosts, lenient=True), gateway_id, counters, gauges, bus)
 
         bus.startService()

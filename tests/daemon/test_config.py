@@ -17,7 +17,7 @@ from twisted.internet.testing import MemoryReactor
 
 from kraftek.contract.errors import ConfigError
 from kraftek.contract.redis_url import RedisAddress, masked, redis_address
-from kraftek.contract.settings import Auth, Config, Limits, Operator, Redis, Registration, SocketIO
+from kraftek.contract.settings import Auth, Config, EventPolicy, Limits, Operator, Redis, Registration, SocketIO
 from kraftek.daemon.config import load
 
 SHIPPED = Path(__file__).resolve().parents[2] / "etc/kraftek-gateway.toml"
@@ -65,7 +65,7 @@ def leaves() -> Iterator[tuple[str, Any]]:
     structs: list[tuple[str, type[Struct]]] = [("", Config), *TABLES.items()]
     for path, struct in structs:
         for field in fields(struct):
-            if field.name not in {*TABLES, "services"}:
+            if field.name not in {*TABLES, "services", "events"}:
                 yield f"{path}.{field.name}".lstrip("."), field.type
 
 
@@ -330,6 +330,40 @@ def test_a_mistake_elsewhere_names_the_option_or_variable(
 ) -> None:
     (mistake,) = mistakes("", options, environ)
     assert expected in mistake
+
+
+def test_policies_of_events_are_read_in_order() -> None:
+    toml = """
+        [events."cursors:*:moved"]
+        policy = "latest"
+        key = "userId"
+        [events."*:*:shown"]
+        ttl = 10
+        [events.typing]
+        policy = "drop"
+    """
+    assert load_toml(toml).events == (
+        EventPolicy(pattern="cursors:*:moved", policy="latest", key="userId"),
+        EventPolicy(pattern="*:*:shown", ttl=10.0),
+        EventPolicy(pattern="typing", policy="drop"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("toml", "mistake"),
+    [
+        ('"a b" = {}', "events: expected a pattern like cursors:*:moved, with * for a whole part, found 'a b'"),
+        ('"a:b*:c" = {}', "events: expected a pattern like cursors:*:moved, with * for a whole part, found 'a:b*:c'"),
+        ('"a::c" = {}', "events: expected a pattern like cursors:*:moved, with * for a whole part, found 'a::c'"),
+        ('"a:b:c" = "drop"', "events.'a:b:c': expected a table, found 'drop'"),
+        ('"a:b:c".policy = "dorp"', 'events.\'a:b:c\'.policy: expected "queue", "latest" or "drop", found \'dorp\''),
+        ('"a:b:c".key = "id"', "events.'a:b:c'.key: expected nothing unless the policy is \"latest\", found 'id'"),
+        ('"a:b:c".keys = "id"', "events.'a:b:c'.keys: unknown key; did you mean events.'a:b:c'.key?"),
+        ('"a:b:c".ttl = -1', "events.'a:b:c'.ttl: expected seconds, from 0 to a year, found -1"),
+    ],
+)
+def test_a_mistake_in_a_policy_is_named(toml: str, mistake: str) -> None:
+    assert mistakes(f"[events]\n{toml}") == [f"gateway.toml: {mistake}"]
 
 
 def test_all_mistakes_are_named_at_once_also_where_something_else_wins() -> None:
@@ -816,15 +850,18 @@ def test_the_examples_in_the_shipped_file_are_right() -> None:
     services = [line for _, line in examples if line and "twistd" not in line]
     config = load_toml("\n".join(["[services]", *services]))
     assert [service.name for service in config.services] == ["stickyNotes", "chat"]
-    assert all(f"{field.name} = " in "\n".join(services) for field in fields(Registration) if field.name != "name")
+    text = "\n".join(services)
+    assert all(f"{field.name} = " in text for field in fields(Registration) if field.name != "name")
+    assert config.events == (EventPolicy(pattern="cursors:user:moved", policy="latest", key="userId"),)
+    assert all(f"{field.name} = " in text for field in fields(EventPolicy) if field.name != "pattern")
 
 
 def test_every_field_is_read() -> None:
     """What is not annotated is passed over when the file is read."""
-    structs: list[type[Struct]] = [Config, Registration, *TABLES.values()]
+    structs: list[type[Struct]] = [Config, Registration, EventPolicy, *TABLES.values()]
     for struct in structs:
         for field in fields(struct):
-            if field.name not in {*TABLES, "services", "name"}:
+            if field.name not in {*TABLES, "services", "name", "events", "pattern"}:
                 assert get_origin(field.type) is Annotated, field.name
     for name, struct in TABLES.items():
         assert type(getattr(Config(), name)) is struct

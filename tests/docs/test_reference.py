@@ -26,7 +26,7 @@ def rows(name: str, section: str) -> Iterator[list[str]]:
     sections = page(CHECKOUT / f"docs/{name}.rst")[0].findall(nodes.section)
     (found,) = [each for each in sections if nodes.fully_normalize_name(section) in each["names"]]
     for row in found.findall(nodes.row):
-        yield [entry.astext() for entry in row.findall(nodes.entry)]
+        yield [entry.astext().replace("\n", " ") for entry in row.findall(nodes.entry)]
 
 
 def test_every_error_code_is_listed_with_what_it_closes() -> None:
@@ -74,8 +74,9 @@ SETTINGS: dict[str, type[Struct]] = {
     "[socketio]": settings.SocketIO,
     "[operator]": settings.Operator,
     "[services.NAME]": settings.Registration,
+    "[events.PATTERN]": settings.EventPolicy,
 }
-TABLES = {"redis", "auth", "limits", "socketio", "operator", "services", "name"}
+TABLES = {"redis", "auth", "limits", "socketio", "operator", "services", "name", "events", "pattern"}
 
 
 def allowed(hint: Any) -> str:
@@ -94,7 +95,7 @@ def allowed(hint: Any) -> str:
 def test_every_setting_is_listed_with_its_default_and_range(section: str) -> None:
     table = SETTINGS[section]
     hints = get_type_hints(table, include_extras=True)
-    assert [row[:3] for row in rows("configuration", section) if row[0] != "key"] == [
+    assert [row[:3] for row in rows("configuration", section) if row[1] != "default"] == [
         [
             field.name,
             "needed" if field.default is NODEFAULT else json.dumps(field.default),

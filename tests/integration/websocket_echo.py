@@ -21,18 +21,21 @@ from twisted.internet.protocol import Protocol, connectionDone  # noqa: E402
 from twisted.internet.stdio import StandardIO  # noqa: E402
 from twisted.python.failure import Failure  # noqa: E402
 
+from kraftek.contract.accounts import Accounts  # noqa: E402
 from kraftek.contract.interfaces import IClientLink  # noqa: E402
 from kraftek.contract.iteration import Iteration  # noqa: E402
-from kraftek.contract.messages import Outgoing  # noqa: E402
+from kraftek.contract.messages import Gap, Outgoing  # noqa: E402
 from kraftek.contract.metrics import Counters  # noqa: E402
 from kraftek.contract.names import SUBPROTOCOL  # noqa: E402
 from kraftek.contract.settings import Limits  # noqa: E402
 from kraftek.daemon.listening import server_endpoint  # noqa: E402
 from kraftek.edge.addresses import Addresses  # noqa: E402
+from kraftek.edge.backlogs import Backlogs  # noqa: E402
 from kraftek.edge.connections import Connections  # noqa: E402
 from kraftek.edge.dialects.native import NativeDialect  # noqa: E402
 from kraftek.edge.hosts import Hosts  # noqa: E402
 from kraftek.edge.origins import Origins  # noqa: E402
+from kraftek.edge.policies import Policies  # noqa: E402
 from kraftek.edge.proxies import Proxies  # noqa: E402
 from kraftek.edge.public_site import PublicSite  # noqa: E402
 from kraftek.edge.turns import Turns  # noqa: E402
@@ -62,6 +65,9 @@ class Echo:
     def overrun(self) -> None:
         return None
 
+    def gap(self, gap: Gap) -> None:
+        return None
+
 
 class UntilClosed(Protocol):
     """Ends the process with its standard input."""
@@ -88,6 +94,7 @@ factory = ClientFactory(
     echo_session,
     {SUBPROTOCOL: NativeDialect},
     limits=limits,
+    backlogs=Backlogs(Policies(), Accounts(), counters, reactor, limit=limits.unsent_bytes, patience=60.0),
     connections=connections,
     clients=Addresses(0),
     iteration=iteration,

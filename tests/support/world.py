@@ -40,6 +40,7 @@ from kraftek.core.registry import ServiceRegistry
 from kraftek.core.session import SessionState
 from kraftek.daemon.assembly import core_of, gauges_of
 from kraftek.edge.dialects.native import NativeDialect
+from tests.support.backlogs import make_backlogs
 from tests.support.fakes import FakeAccess, FakeBus, FakeLink, FakeRooms, Published
 
 __all__ = ["CHAT", "NOTES", "Client", "House", "works"]
@@ -93,7 +94,7 @@ class House:
         self.requests = core.requests
         self.gateway = core.gateway
         self.deliveries = core.deliveries
-        self.gauges = gauges_of(core, self.bus, lambda: 0)
+        self.gauges = gauges_of(core, self.bus, lambda: 0, make_backlogs(self.clock, self.counters, self.limits))
 
     def connect(self, credentials: Authenticate | None = None, dialect: IDialect | None = None) -> Client:
         """A client connects; ``credentials`` came with its handshake."""

@@ -26,6 +26,7 @@ from kraftek.contract.messages import (
     ErrorMessage,
     ErrorPayload,
     Event,
+    Gap,
     Inbound,
     Joined,
     Left,
@@ -126,6 +127,8 @@ class NativeDialect:
                 reply = _Reply("left", {"roomId": room_id}, id)
             case Pong(id):
                 reply = _Reply("pong", None, id)
+            case Gap(rooms):
+                reply = _Reply("gap", {"rooms": rooms})
             case Closing():
                 return None
         return Outgoing(_encode(reply))

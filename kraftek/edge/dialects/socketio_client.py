@@ -26,6 +26,7 @@ from kraftek.contract.messages import (
     ErrorMessage,
     ErrorPayload,
     Event,
+    Gap,
     Inbound,
     Joined,
     Left,
@@ -107,6 +108,9 @@ class SocketIOClient:
     def overrun(self) -> Outgoing | None:
         return self._session.overrun()
 
+    def gap(self, gap: Gap) -> Outgoing | None:
+        return self._session.gap(gap)
+
     def _begun(self) -> IReceiver:
         return self._open(self._link, SocketIODialect(self._link, self._settings, self._left))
 
@@ -185,6 +189,8 @@ class SocketIODialect:
                 return self._answer("joined", {"roomId": room_id}, id)
             case Left(room_id, id):
                 return self._answer("left", {"roomId": room_id}, id)
+            case Gap(rooms):
+                return encode_event("gap", _encode({"rooms": rooms}))
             case Closing(close_code) if close_code in _GOOD_BYE:
                 return self._session.disconnect()
         return None

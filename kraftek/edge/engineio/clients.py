@@ -18,9 +18,10 @@ from zope.interface import implementer
 
 from kraftek.contract.interfaces import IClientLink, IReceiver
 from kraftek.contract.iteration import Iteration
-from kraftek.contract.messages import Outgoing
+from kraftek.contract.messages import Gap, Outgoing
 from kraftek.contract.metrics import Counters, RefusalReason
 from kraftek.edge.addresses import Addresses
+from kraftek.edge.backlogs import Backlog, Backlogs
 from kraftek.edge.engineio.connection import ConnectionState, EngineSession, EngineSettings, Reason
 from kraftek.edge.engineio.packets import EngineError, EngineOverflowError, ErrorCode
 from kraftek.edge.engineio.posts import Post, Posted
@@ -51,6 +52,7 @@ class EngineClient:
     __slots__ = (
         "_answer",
         "_answered_at",
+        "_backlog",
         "_clients",
         "_direct",
         "_messages",
@@ -79,6 +81,8 @@ class EngineClient:
         self._unread = False
         self._answered_at = -inf
         self.post: Post | None = None
+        # What waits while it does not poll, although it has had the time to.
+        self._backlog: Backlog | None = None
 
     # What the polling transport calls.
 
@@ -156,6 +160,10 @@ class EngineClient:
         """It does not read what it is sent: the last word to it."""
         return None if self._receiver is None else self._receiver.overrun()
 
+    def gap(self, gap: Gap) -> Outgoing | None:
+        """What it missed, as it is told."""
+        return None if self._receiver is None else self._receiver.gap(gap)
+
     def tick(self, now: float) -> None:
         """It is ``now``."""
         self.engine.tick(now, read=not self._unread)
@@ -169,10 +177,17 @@ class EngineClient:
         if direct is not None:
             direct.write(outgoing)
             return
-        try:
-            self.engine.send(outgoing)
-        except EngineOverflowError:
-            self._overflow(outgoing)
+        backlog = self._backlog
+        if backlog is None and self._is_late():
+            backlog = self._backlog = self._clients.backlogs.begin(self)
+        if backlog is not None:
+            if self.engine.full or not backlog.put(outgoing):
+                self.give_up()
+        else:
+            try:
+                self.engine.send(outgoing)
+            except EngineOverflowError:
+                self.give_up()
         if not self._settling:
             self._settling = True
             self._clients.iteration.at_end(self)
@@ -185,6 +200,7 @@ class EngineClient:
             self.poll_lost()
             if answer is not None:
                 answer(None)
+        self._end_backlog()
         self.engine.close(self._clients.clock.seconds())
         self._settle(code, reason)
 
@@ -206,6 +222,8 @@ class EngineClient:
         """Answer, write and end what the session's state asks for."""
         self._settling = False
         engine, socket = self.engine, self._socket
+        if self._backlog is not None and not engine.awaits_poll:
+            self._end_backlog()
         body = engine.payload()
         if body is not None and self._answer is not None:
             answer, self._answer = self._answer, None
@@ -268,18 +286,32 @@ class EngineClient:
             if self.post is not None:
                 self.post.go()
 
-    def _overflow(self, outgoing: Outgoing) -> None:
-        """More waits than may. But a client that was answered a moment ago has had no time to come back for it."""
-        if self._clients.clock.seconds() < self._answered_at + _TURNAROUND:
-            with suppress(EngineOverflowError):
-                self.engine.send(outgoing, patient=True)
-                return
+    def give_up(self) -> None:
+        """It does not fetch what it is sent: close it."""
         self._clients.counters.slow_consumers += 1
+        backlog, self._backlog = self._backlog, None
+        if backlog is not None:
+            backlog.end()
         self.engine.discard()
         last = self.overrun()
         if last is not None:
             self.engine.send(last)
         self.engine.close(self._clients.clock.seconds())
+
+    def _is_late(self) -> bool:
+        """Whether it has had the time to come back for more, and has not."""
+        return self.engine.awaits_poll and self._clients.clock.seconds() >= self._answered_at + _TURNAROUND
+
+    def _end_backlog(self) -> None:
+        """It fetches what waits, or may."""
+        backlog, self._backlog = self._backlog, None
+        if backlog is None:
+            return
+        while messages := backlog.take(self._clients.settings.max_queued_bytes):
+            for outgoing in messages:
+                with suppress(EngineOverflowError):
+                    self.engine.send(outgoing)
+        backlog.end()
 
     def _end(self, state: ConnectionState, code: int, reason: str) -> None:
         receiver, self._receiver = self._receiver, None
@@ -319,6 +351,9 @@ class EngineSocket:
     def overrun(self) -> Outgoing | None:
         return self._client.overrun()
 
+    def gap(self, gap: Gap) -> Outgoing | None:
+        return self._client.gap(gap)
+
 
 class EngineClients:
     """All Engine.IO clients. ``open`` is called with each new one, and returns its receiver.
@@ -338,10 +373,12 @@ class EngineClients:
         max_clients: int,
         *,
         turns: Turns,
+        backlogs: Backlogs,
     ) -> None:
         self.iteration = iteration
         self.turns = turns
         self.counters = counters
+        self.backlogs = backlogs
         self.settings = settings
         self.clock = clock
         self._open = open

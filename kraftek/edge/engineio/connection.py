@@ -303,24 +303,33 @@ class EngineSession:
 
     # What goes out.
 
-    def send(self, outgoing: Outgoing, *, patient: bool = False) -> None:
+    def send(self, outgoing: Outgoing) -> None:
         """Queue a message for the client; once the session is closing or closed, do nothing.
 
-        ``patient``: the client was answered a moment ago. Raises :class:`EngineOverflowError`, which leaves the session
-        as it was.
+        Raises :class:`EngineOverflowError`, which leaves the session as it was.
         """
         if self.state is ConnectionState.CLOSING or self.state is ConnectionState.CLOSED:
             return
         size = len(outgoing.text) + sum(map(len, outgoing.attachments))
         settings = self._settings
-        times = settings.burst if patient else 1
+        most = settings.burst * settings.max_queued_bytes
         if not self._polled and (
-            len(self._queue) >= times * settings.max_queued
-            or self._queued_bytes + size > times * settings.max_queued_bytes
+            len(self._queue) >= settings.burst * settings.max_queued or self._queued_bytes + size > most
         ):
             raise EngineOverflowError(f"{len(self._queue)} packets, {self._queued_bytes} bytes, wait to be fetched")
         self._queue.append(outgoing)
         self._queued_bytes += size
+
+    @property
+    def awaits_poll(self) -> bool:
+        """Whether nothing can be sent before the client polls again."""
+        return self.state is ConnectionState.POLLING and not self._polled
+
+    @property
+    def full(self) -> bool:
+        """Whether as much waits as may for a client that has had the time to come back for more."""
+        settings = self._settings
+        return len(self._queue) >= settings.max_queued or self._queued_bytes > settings.max_queued_bytes
 
     @property
     def ends(self) -> float:

@@ -14,6 +14,7 @@ from kraftek.contract.messages import ROOM_ID_LENGTH, Authenticate, Token
 from kraftek.contract.metrics import Counters, RefusalReason
 from kraftek.contract.settings import Limits
 from kraftek.edge.addresses import Addresses
+from kraftek.edge.backlogs import Backlogs
 from kraftek.edge.connections import Connections
 from kraftek.edge.engineio.clients import EngineClients
 from kraftek.edge.engineio.packets import EngineError, read_request
@@ -35,7 +36,8 @@ class ClientFactory(WebSocketServerFactory):
     ``dialects`` has a function for each subprotocol that makes a dialect, in order of preference; the first is also
     used for clients that offer none. ``compression``: messages may be compressed. Engine.IO clients go to
     ``engine_clients``. ``fastpath``: override slow parts of Autobahn. ``closings`` are the closing handshakes in
-    progress. ``connections`` counts all, and ``clients`` those of each address.
+    progress. ``connections`` counts all, and ``clients`` those of each address. ``backlogs``: what waits for clients
+    that do not read.
 
     It listens nowhere: handshakes come from :mod:`kraftek.edge.public_site`.
     """
@@ -50,6 +52,7 @@ class ClientFactory(WebSocketServerFactory):
         dialects: Mapping[str, Callable[[], IDialect]],
         *,
         limits: Limits,
+        backlogs: Backlogs,
         connections: Connections,
         clients: Addresses,
         iteration: Iteration,
@@ -63,6 +66,7 @@ class ClientFactory(WebSocketServerFactory):
         self.open_session = open_session
         self.dialects = dialects
         self.limits = limits
+        self.backlogs = backlogs
         self.connections = connections
         self.clients = clients
         self.iteration = iteration

@@ -15,9 +15,10 @@ from twisted.python.failure import Failure
 from kraftek.contract.errors import CLOSE_CODES, Code
 from kraftek.contract.interfaces import IReceiver
 from kraftek.contract.iteration import Iteration
-from kraftek.contract.messages import Authenticate
+from kraftek.contract.messages import Authenticate, Gap, Outgoing
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Limits
+from kraftek.edge.backlogs import Backlogs
 from kraftek.edge.http_server import end_writing
 from kraftek.edge.turns import BUDGET, HELD, Turns
 from kraftek.edge.websocket.backlog import Backlog
@@ -76,6 +77,7 @@ class Silent:
 class Acceptor(Protocol):
     """The maker of these connections, which decides about them."""
 
+    backlogs: Backlogs
     closings: Closings
     counters: Counters
     limits: Limits
@@ -131,7 +133,7 @@ class ClientProtocol(WebSocketServerProtocol):
 
     def attach_outbox(self) -> None:
         """From here on all that is written goes through an outbox."""
-        self.outbox = Outbox(self, self.factory.iteration, self.factory.limits.unsent_bytes)
+        self.outbox = Outbox(self, self.factory.iteration, self.factory.backlogs)
 
     def begin(self, key: str, subprotocol: str | None, deflate: Deflate | None) -> None:
         """Answer the handshake that came with this key: it is accepted."""
@@ -286,17 +288,24 @@ class ClientProtocol(WebSocketServerProtocol):
         backlog.stop(BUDGET)
         self.factory.turns.slow(backlog, seconds)
 
-    def overrun(self) -> None:
-        """The send buffer is full: send the last message, and close."""
+    def give_up(self) -> None:
+        """The client does not read: send the last message, and close."""
         self.factory.counters.slow_consumers += 1
         session, code = self.session, Code.SLOW_CONSUMER
         if session is not None:
-            last = session.overrun()
-            if last is not None:
-                self.outbox.put(wire(last))
             # Not at once: a broadcast to a room may be in progress.
             self.factory.reactor.callLater(0, session.lost)
+        if not self.outbox.abandon(self.factory.limits.unsent_bytes):
+            self.transport.abortConnection()
+            return
+        last = None if session is None else session.overrun()
+        if last is not None:
+            self.outbox.put(wire(last))
         self.close(CLOSE_CODES[code], code)
+
+    def gap(self, gap: Gap) -> Outgoing | None:
+        """The message that says what the client missed."""
+        return None if self.session is None else self.session.gap(gap)
 
     # What the heartbeat needs.
 

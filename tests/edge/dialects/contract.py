@@ -27,6 +27,7 @@ from kraftek.contract.messages import (
     Delivery,
     ErrorMessage,
     Event,
+    Gap,
     Inbound,
     Join,
     Joined,
@@ -61,6 +62,7 @@ OUTBOUND: st.SearchStrategy[Outbound] = st.one_of(
     st.builds(Authenticated, st.text(), st.none() | st.text(), IDS),
     st.builds(Joined, st.text(), IDS),
     st.builds(Pong, IDS),
+    st.builds(Gap, st.dictionaries(st.text(), st.dictionaries(st.text(), st.integers(1, 9)))),
     st.builds(Left, st.text(), IDS),
     st.builds(
         ErrorMessage,

@@ -23,7 +23,7 @@ from twisted.internet.task import LoopingCall
 from zope.interface import implementer
 
 from kraftek.contract.interfaces import IReceiver
-from kraftek.contract.messages import Outgoing
+from kraftek.contract.messages import Gap, Outgoing
 from kraftek.contract.metrics import Counters
 from kraftek.contract.names import SUBPROTOCOL
 from kraftek.contract.settings import Limits
@@ -50,6 +50,7 @@ from kraftek.edge.proxies import Proxies
 from kraftek.edge.public_site import PublicSite
 from kraftek.edge.turns import Turns
 from kraftek.edge.websocket.factory import ClientFactory
+from tests.support.backlogs import make_backlogs
 from tests.support.fastpath import FASTPATH, make_iteration
 
 __all__ = ["Echo", "Namespaces", "serve"]
@@ -79,6 +80,9 @@ class Echo:
         pass
 
     def overrun(self) -> Outgoing | None:
+        return None
+
+    def gap(self, gap: Gap) -> Outgoing | None:
         return None
 
 
@@ -123,6 +127,9 @@ class Namespaces:
     def overrun(self) -> Outgoing | None:
         return None
 
+    def gap(self, gap: Gap) -> Outgoing | None:
+        return None
+
 
 def serve(
     reactor: Any,
@@ -136,8 +143,10 @@ def serve(
     """What listens, for ``path``, and its clients, which somebody has to ``sweep``."""
     iteration, counters, limits, addresses = make_iteration(reactor), Counters(), Limits(), Addresses(per_address)
     connections = Connections(reactor, 1000, Addresses(per_address), counters)
-    turns = Turns(reactor)
-    clients = EngineClients(reactor, iteration, counters, SETTINGS, application, addresses, 1000, turns=turns)
+    turns, backlogs = Turns(reactor), make_backlogs(reactor, counters, limits)
+    clients = EngineClients(
+        reactor, iteration, counters, SETTINGS, application, addresses, 1000, turns=turns, backlogs=backlogs
+    )
 
     def open_session(*_: object) -> Any:
         raise AssertionError("only Engine.IO is spoken here")
@@ -147,6 +156,7 @@ def serve(
         open_session,
         {SUBPROTOCOL: NativeDialect},
         limits=limits,
+        backlogs=backlogs,
         connections=connections,
         clients=addresses,
         iteration=iteration,

@@ -23,6 +23,7 @@ from kraftek.contract.messages import (
     Delivery,
     ErrorMessage,
     Event,
+    Gap,
     Inbound,
     Join,
     Joined,
@@ -216,6 +217,7 @@ SAID: list[tuple[Outbound, str]] = [
     (Joined("r", "q"), '{"type":"joined","payload":{"roomId":"r"},"id":"q"}'),
     (Left("r"), '{"type":"left","payload":{"roomId":"r"}}'),
     (Pong(3), '{"type":"pong","payload":null,"id":3}'),
+    (Gap({"r": {"a:*:*": 2}}), '{"type":"gap","payload":{"rooms":{"r":{"a:*:*":2}}}}'),
     (Ack(0, 2), '{"type":"ack","payload":{"receivers":2},"id":0}'),
     (
         ErrorMessage(Code.INVALID_EVENT, "No", "a:b", None, "q"),

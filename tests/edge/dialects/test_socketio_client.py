@@ -22,6 +22,7 @@ from kraftek.contract.messages import (
     Delivery,
     ErrorMessage,
     Event,
+    Gap,
     Inbound,
     Join,
     Joined,
@@ -211,6 +212,7 @@ SAID: list[tuple[Outbound, list[str]]] = [
     (Delivery("a:b:c", Raw(b"1"), None, -7), ['42["a:b:c",1]']),
     (Delivery("ж📝", Raw('"ж"'.encode())), ['42["ж📝","ж"]']),
     (Pong(1), []),
+    (Gap({"r": {"a:*:*": 2}}), ['42["gap",{"rooms":{"r":{"a:*:*":2}}}]']),
     (Closing(4401), ["41"]),
 ]
 

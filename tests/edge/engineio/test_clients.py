@@ -12,14 +12,16 @@ from zope.interface.verify import verifyObject
 
 from kraftek.contract.interfaces import IClientLink, IReceiver
 from kraftek.contract.iteration import Iteration
-from kraftek.contract.messages import Outgoing
+from kraftek.contract.messages import Delivery, Gap, Outgoing
 from kraftek.contract.metrics import Counters
+from kraftek.contract.settings import EventPolicy, Limits
 from kraftek.edge.addresses import Addresses
 from kraftek.edge.engineio.clients import EngineClient, EngineClients, EngineSocket
 from kraftek.edge.engineio.connection import CLOSE_TIMEOUT, UPGRADE_TIMEOUT, ConnectionState, EngineSettings
 from kraftek.edge.engineio.packets import EngineError, encode_message
 from kraftek.edge.engineio.posts import Posted
 from kraftek.edge.turns import STEP, Turns
+from tests.support.backlogs import make_backlogs
 from tests.support.fakes import FakeLink
 
 SETTINGS = EngineSettings(max_queued_bytes=100)
@@ -50,17 +52,29 @@ class Listener:
     def overrun(self) -> Outgoing | None:
         return LAST
 
+    def gap(self, gap: Gap) -> Outgoing | None:
+        return encode_message(repr(gap.rooms).encode())
+
 
 class World:
     """Clients of a process, on a clock."""
 
-    def __init__(self, per_address: int = 0) -> None:
+    def __init__(self, per_address: int = 0, *events: EventPolicy) -> None:
         self.clock = Clock()
         self.counters = Counters()
         self.listeners: list[Listener] = []
         iteration, self.addresses = Iteration(self.clock), Addresses(per_address)
+        self.backlogs = make_backlogs(self.clock, self.counters, Limits(unsent_bytes=SETTINGS.max_queued_bytes), events)
         self.clients = EngineClients(
-            self.clock, iteration, self.counters, SETTINGS, self._open, self.addresses, 10, turns=Turns(self.clock)
+            self.clock,
+            iteration,
+            self.counters,
+            SETTINGS,
+            self._open,
+            self.addresses,
+            10,
+            turns=Turns(self.clock),
+            backlogs=self.backlogs,
         )
 
     def _open(self, client: EngineClient) -> Listener:
@@ -460,3 +474,40 @@ def test_polling_clients_are_limited(world: World) -> None:
         world.clients.poll("peer", lambda body: None)
     assert (refused.value.status, str(refused.value)) == (503, "too many connections")
     assert world.counters.connections_refused["process"] == 1
+
+
+def test_a_client_that_polls_in_time_misses_nothing() -> None:
+    world = World(0, EventPolicy(pattern="typing", policy="drop"))
+    client, _ = world.polling()
+    world.poll(client)
+    client.write(encode_message(b"first"))
+    world.clock.advance(0)
+    world.clock.advance(0.5)
+    client.write(told(b"typing"))
+    assert world.poll(client) == ["4typing"]
+
+
+def test_a_client_that_polls_late_is_told_what_it_missed() -> None:
+    world = World(
+        0,
+        EventPolicy(pattern="typing", policy="drop"),
+        EventPolicy(pattern="moved", policy="latest"),
+        EventPolicy(pattern="shown", ttl=5.0),
+    )
+    client, _ = world.polling()
+    client.write(encode_message(b"1"))
+    world.clock.advance(1.0)
+    for text in (b"typing", b"moved", b"shown", b"moved"):
+        client.write(told(text))
+    assert len(world.backlogs) == 1
+    world.clock.advance(6.0)
+    client.write(told(b"made"))
+    assert world.poll(client) == ["\x1e".join(("41", "4{'r': {'typing': 1, 'shown': 1}}", "4moved", "4made"))]
+    assert len(world.backlogs) == 0
+
+
+def told(text: bytes) -> Outgoing:
+    """What a service said in a room; its type is the text."""
+    outgoing = encode_message(text)
+    outgoing.about = Delivery(text.decode(), room_id="r")
+    return outgoing

@@ -33,7 +33,7 @@ from kraftek.edge.engineio.packets import (
     read_request,
 )
 
-SETTINGS = EngineSettings(max_payload=100, max_queued=3, max_queued_bytes=50, burst=2)
+SETTINGS = EngineSettings(max_payload=100, max_queued=3, max_queued_bytes=50, burst=1)
 
 
 def polling(settings: EngineSettings = SETTINGS) -> EngineSession:
@@ -661,11 +661,13 @@ def test_what_answers_a_held_poll_does_not_wait() -> None:
 
 
 def test_more_may_wait_for_a_client_that_had_no_time_to_come_back() -> None:
-    session = polling()
+    session = polling(EngineSettings(max_queued_bytes=50, burst=2))
     session.send(Outgoing(b"4" * 50))
-    session.send(Outgoing(b"4" * 50), patient=True)
+    assert not session.full
+    session.send(Outgoing(b"4" * 50))
+    assert session.full  # once it has had the time
     with pytest.raises(EngineOverflowError):
-        session.send(Outgoing(b"4"), patient=True)
+        session.send(Outgoing(b"4"))
 
 
 def test_what_came_before_a_malformed_packet_counts() -> None:

@@ -19,7 +19,7 @@ from websockets.uri import parse_uri
 
 from kraftek.contract.interfaces import IDialect
 from kraftek.contract.names import SUBPROTOCOL
-from kraftek.contract.settings import Limits
+from kraftek.contract.settings import EventPolicy, Limits
 from kraftek.edge.addresses import Addresses
 from kraftek.edge.connections import Connections
 from kraftek.edge.dialects.native import NativeDialect
@@ -31,6 +31,7 @@ from kraftek.edge.proxies import Proxies
 from kraftek.edge.public_site import Page, PublicSite
 from kraftek.edge.turns import Turns
 from kraftek.edge.websocket.factory import ClientFactory
+from tests.support.backlogs import make_backlogs
 from tests.support.fastpath import FASTPATH, make_iteration
 from tests.support.world import House
 
@@ -84,6 +85,7 @@ class Edge:
         engine_clients: EngineClients | None = None,
         files: Mapping[bytes, Page] | None = None,
         fastpath: bool = FASTPATH,
+        events: tuple[EventPolicy, ...] = (),
         started: float = 100.0,
     ) -> None:
         self.limits = limits or Limits()
@@ -95,11 +97,13 @@ class Edge:
         self.counters = self.house.counters
         by_address = Addresses(self.limits.connections_per_address)
         self.connections = Connections(self.clock, self.limits.connections or 1000, by_address, self.counters)
+        self.backlogs = make_backlogs(self.clock, self.counters, self.limits, events)
         self.factory = ClientFactory(
             self.clock,
             self.house.gateway.open,
             dialects or {SUBPROTOCOL: NativeDialect},
             limits=self.limits,
+            backlogs=self.backlogs,
             connections=self.connections,
             clients=Addresses(self.limits.connections_per_address),
             iteration=make_iteration(self.clock, fastpath),

@@ -24,7 +24,7 @@ from websockets.utils import apply_mask
 
 from kraftek.contract.guards import UnexpectedError
 from kraftek.contract.interfaces import IClientLink
-from kraftek.contract.messages import Outgoing
+from kraftek.contract.messages import Gap, Outgoing
 from kraftek.contract.settings import Limits
 from kraftek.edge.websocket import autobahn_internals
 from kraftek.edge.websocket.autobahn_internals import quickened, unmask
@@ -51,6 +51,9 @@ class Echo:
         pass
 
     def overrun(self) -> None:
+        return None
+
+    def gap(self, gap: Gap) -> None:
         return None
 
 

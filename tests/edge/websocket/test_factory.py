@@ -17,7 +17,7 @@ from zope.interface import implementer
 
 from kraftek.contract.interfaces import IReceiver
 from kraftek.contract.iteration import Iteration
-from kraftek.contract.messages import Outgoing, Token
+from kraftek.contract.messages import Gap, Outgoing, Token
 from kraftek.contract.metrics import Counters
 from kraftek.contract.names import SUBPROTOCOL
 from kraftek.contract.settings import Limits
@@ -29,6 +29,7 @@ from kraftek.edge.engineio.connection import EngineSettings
 from kraftek.edge.engineio.packets import EngineError
 from kraftek.edge.turns import Turns
 from tests.edge.websocket.edge import TOKEN, WRONG, Edge, Peer
+from tests.support.backlogs import make_backlogs
 
 # Subprotocols.
 
@@ -291,13 +292,25 @@ class Speaking:
     def overrun(self) -> Outgoing | None:
         return None
 
+    def gap(self, gap: Gap) -> Outgoing | None:
+        return None
+
 
 def with_engine() -> tuple[Edge, EngineClients, Speaking]:
     clock, speaking = Clock(), Speaking()
     clock.advance(100.0)
     settings, addresses = EngineSettings(max_payload=100), Addresses(0)
+    backlogs = make_backlogs(clock, counters := Counters(), Limits())
     clients = EngineClients(
-        clock, Iteration(clock), Counters(), settings, lambda _: speaking, addresses, 5, turns=Turns(clock)
+        clock,
+        Iteration(clock),
+        counters,
+        settings,
+        lambda _: speaking,
+        addresses,
+        5,
+        turns=Turns(clock),
+        backlogs=backlogs,
     )
     return Edge(engine_clients=clients), clients, speaking
 

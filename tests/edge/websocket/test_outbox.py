@@ -7,26 +7,29 @@ from __future__ import annotations
 
 import gc
 import os
+import select
 import socket
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from msgspec import Raw
 from twisted.internet.address import IPv4Address
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IPushProducer
 from twisted.internet.tcp import Server
-from twisted.internet.testing import MemoryReactor
+from twisted.internet.testing import MemoryReactorClock
 from twisted.python.failure import Failure
 from websockets.frames import Frame, Opcode
 from zope.interface.verify import verifyObject
 
 from kraftek.contract.interfaces import IClientLink
-from kraftek.contract.messages import Outgoing
-from kraftek.contract.settings import Limits
+from kraftek.contract.messages import Delivery, Outgoing
+from kraftek.contract.settings import EventPolicy, Limits
 from kraftek.edge.websocket.frames import frame
 from kraftek.edge.websocket.outbox import Outbox
+from kraftek.edge.websocket.unsent import CHUNK
 from tests.edge.websocket.edge import Edge, handshake
 
 MANY = 10_000
@@ -44,15 +47,15 @@ def text(data: bytes) -> bytes:
 class Line:
     """A client's socket, its handshake done, and the reactor that its transport asks."""
 
-    def __init__(self, limits: Limits | None = None) -> None:
-        self.edge = Edge(limits=limits, fastpath=True)
+    def __init__(self, limits: Limits | None = None, *events: EventPolicy) -> None:
+        self.edge = Edge(limits=limits, fastpath=True, events=events)
         with socket.create_server(("127.0.0.1", 0)) as server:
             self.far = socket.create_connection(server.getsockname())
             near, address = server.accept()
         for end in (near, self.far):
             end.setblocking(False)
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
-        self.reactor: Any = MemoryReactor()
+        self.reactor: Any = MemoryReactorClock()
         channel: Any = self.edge.site.buildProtocol(IPv4Address("TCP", *address))
         self.near: Any = Server(near, channel, address, NO_PORT, 0, self.reactor)
         channel.makeConnection(self.near)
@@ -79,6 +82,11 @@ class Line:
         return data
 
     @property
+    def copied(self) -> int:
+        """Bytes in the transport: its own copy."""
+        return len(self.near.dataBuffer) + sum(map(len, self.near._tempDataBuffer))
+
+    @property
     def waits(self) -> bool:
         """Whether the reactor is asked to say when there is room."""
         return self.near in self.reactor.getWriters()
@@ -89,6 +97,8 @@ class Line:
         for _ in range(MANY):
             if not self.waits:
                 return data
+            # A kernel with so small a buffer takes some time in between.
+            select.select([self.far], [self.near], [], 10.0)
             self.near.doWrite()
             data += self.arrived()
         raise AssertionError("there is always more to be written")
@@ -223,6 +233,120 @@ def test_past_the_bound_the_last_word_follows_what_was_sent() -> None:
     assert b"zz" not in arrived
     assert arrived.endswith(frame(0x88, (4413).to_bytes(2, "big") + b"SLOW_CONSUMER"))
     assert line.edge.counters.slow_consumers == 1
+    line.lose()
+    line.far.close()
+
+
+LARGE = os.urandom(1_100_000)
+
+
+@pytest.mark.parametrize("ending", [False, True])
+@pytest.mark.parametrize("before", [0, 1, 2])
+def test_a_large_message_gets_through_in_order_and_is_copied_in_pieces(line: Line, ending: bool, before: int) -> None:
+    line.edge.factory.iteration.ending = ending
+    for _ in range(before):
+        line.say(b"before")
+    line.say(LARGE)
+    line.edge.factory.iteration.ending = False
+    line.say(b"behind")
+    line.edge.settle()
+    assert line.outbox.blocked
+    assert line.copied <= 3 * CHUNK
+    line.say(b"after")
+    assert len(line.edge.backlogs) == 1
+    assert line.drain() == text(b"before") * before + text(LARGE) + text(b"behind") + text(b"after")
+    assert len(line.edge.backlogs) == 0
+    assert line.edge.backlogs.accounts.unsent == 0
+    line.say(b"again")
+    assert line.arrived() == text(b"again")
+
+
+def test_a_large_message_behind_others_gets_through(line: Line) -> None:
+    sent = line.fill(lambda: line.outbox.blocked, os.urandom(60_000))
+    line.say(LARGE)
+    line.say(b"after")
+    assert line.copied <= 3 * CHUNK
+    assert line.drain() == sent + text(LARGE) + text(b"after")
+
+
+def test_a_ping_waits_for_the_end_of_a_message_that_was_begun(line: Line) -> None:
+    line.say(LARGE)
+    line.edge.settle()
+    line.say(b"after")
+    line.protocol.heard = False
+    line.protocol.ping()
+    assert line.drain() == text(LARGE) + frame(0x89, b"") + text(b"after")
+    assert line.protocol.heard  # it took more of it
+
+
+def test_a_goodbye_follows_a_message_that_was_begun(line: Line) -> None:
+    line.say(LARGE)
+    line.edge.settle()
+    line.say(b"after")
+    line.outbox.close(1001, "")
+    line.say(b"too late")
+    assert line.drain() == text(LARGE) + text(b"after") + frame(0x88, b"\x03\xe9")
+    assert line.edge.backlogs.accounts.unsent == 0
+
+
+def test_who_takes_nothing_of_a_large_message_is_cut_off(line: Line) -> None:
+    line.say(LARGE * 3)
+    line.edge.settle()
+    line.edge.clock.advance(line.edge.limits.ping_timeout)
+    line.edge.backlogs.sweep()
+    assert line.waits
+    line.edge.clock.advance(1)
+    line.edge.backlogs.sweep()
+    assert not line.waits
+    line.say(b"late")
+    line.reactor.advance(0)
+    assert not line.near.connected
+    assert line.edge.counters.slow_consumers == 1
+    assert line.edge.backlogs.accounts.unsent == 0
+    line.edge.settle()
+    assert len(line.edge.house.roster) == 0
+
+
+def test_the_last_word_follows_the_rest_of_what_was_begun() -> None:
+    line = Line(Limits(unsent_bytes=4 * CHUNK))
+    line.arrived()
+    begun, other = os.urandom(4 * CHUNK), os.urandom(2 * CHUNK)
+    line.say(begun)
+    line.edge.settle()
+    for _ in range(3):
+        line.say(other)
+    line.edge.settle()
+    arrived = line.drain()
+    assert arrived.startswith(text(begun) + b"\x81")
+    assert arrived.endswith(frame(0x88, (4413).to_bytes(2, "big") + b"SLOW_CONSUMER"))
+    assert other not in arrived
+    line.lose()
+    line.far.close()
+
+
+def test_what_a_client_missed_is_told_when_it_reads_again() -> None:
+    line = Line(
+        None,
+        EventPolicy(pattern="typing:*:*", policy="drop"),
+        EventPolicy(pattern="cursors:*:*", policy="latest", key="who"),
+    )
+    line.arrived()
+    sent = line.fill(lambda: line.outbox.blocked, os.urandom(60_000))
+
+    def say(type: str, payload: bytes) -> Outgoing:
+        outgoing = Outgoing(type.encode() + payload, about=Delivery(type, Raw(payload), "r"))
+        line.outbox.write(outgoing)
+        return outgoing
+
+    for _ in range(3):
+        say("typing:user:begun", b"{}")
+        say("cursors:user:moved", b'{"who":1}')
+    say("notes:note:made", b"{}")
+    gap = text(b'{"type":"gap","payload":{"rooms":{"r":{"typing:*:*":3}}}}')
+    told = text(b'cursors:user:moved{"who":1}') + text(b"notes:note:made{}")
+    assert line.drain() == sent + gap + told
+    say("typing:user:begun", b"{}")
+    assert line.arrived() == text(b"typing:user:begun{}")
     line.lose()
     line.far.close()
 
