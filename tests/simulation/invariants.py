@@ -194,6 +194,14 @@ class Invariants:
                 bounds.append((max(ban.told_at + DEAF, gateway.undisturbed_since + DEAF), "deaf"))
         return min(bounds)
 
+    def _unknown(self, gateway: GatewayProcess) -> bool:
+        """Whether the gateway may have lost Redis before it knew whether a changed key was a deletion: it counts as one,
+        as long as the auth service cannot be asked.
+        """
+        auth = self.world.auth
+        trouble = self.world.time.now if auth.state != "up" else auth.troubled_until + RECOVERY
+        return trouble >= self.world.time.now and gateway.undisturbed_since >= auth.well_until - 1.0
+
     def _settling(self, gateway: GatewayProcess, up: float) -> float:
         """For how long the gateway, back since ``up``, may wait to be told by one that is in trouble, or has died."""
         others = (other for other in self.world.gateways if other is not gateway)
@@ -254,7 +262,8 @@ class Invariants:
             return
         request.answer = message
         code = (message.get("payload") or {}).get("code")
-        if code == Code.AUTH_UNAVAILABLE and request.room in client.grants and not self._reason(client, request.room):
+        suspended = code == Code.AUTH_UNAVAILABLE and request.room in client.grants
+        if suspended and not self._reason(client, request.room) and not self._unknown(client.gateway):
             self.wrong(f"{client} is told AUTH_UNAVAILABLE in {request.room}, and nobody took anything back")
         if message["type"] == "chat:note:added" and message["payload"] != {"n": request.payload}:
             self.wrong(f"{client} gets another request's answer to {number}: {message}")

@@ -275,7 +275,7 @@ class AuthService:
     def __init__(self, world: World) -> None:
         self.world = world
         self.state = "up"
-        self.troubled_until = 0.0
+        self.well_until = self.troubled_until = 0.0
         self.bans: list[Ban] = []
         self.ttls: dict[str, float] = {}
         self.expiry: dict[str, float] = {}
@@ -291,6 +291,8 @@ class AuthService:
 
     def set(self, state: str) -> None:
         """Change how it answers."""
+        if self.state == "up":
+            self.well_until = self.world.time.now
         self.note()
         self.state = state
 

@@ -202,7 +202,10 @@ class AccessCache:
                 self._users.put(key[0], found.grant.user_id)
                 self._remember(key, found.grant, position)
                 return found.grant
+            asked = self._clock.seconds()
             grant = await self._ask(token, key)
+            if self._clock.seconds() - asked > self._auth.timeout + LATENESS:
+                continue  # the process was paused: nobody knows how old that is
             cached, seconds = self._dated(grant, found)
             self._users.put(key[0], cached.user_id)
             # If there was an outage meanwhile, Redis may not know of revocations during it.

@@ -102,6 +102,18 @@ def test_rooms_and_tokens_are_asked_about_each(one: Process) -> None:
     assert one.counters.access_asked == 4
 
 
+def test_an_answer_from_before_a_pause_is_none(one: Process, clock: Clock) -> None:
+    outcome = one.ask("t")
+    settle(one)
+    clock.advance(60)
+    one.questions.pop(0).yes("ada")
+    settle(one)
+    assert outcome.waits
+    one.questions.pop(0).no()
+    settle(one)
+    assert outcome.code is Code.AUTH_FAILED
+
+
 def test_an_empty_room_is_none(one: Process) -> None:
     outcome = one.ask("t", "")
     settle(one)
