@@ -11,10 +11,10 @@ local function should_exist(due)
     return due and tonumber(due) - 10000 > now and 1 or 0
 end
 
--- What stands in a hash beside answers says that the auth service is being asked.
+-- What stands in a hash beside answers says that the auth service is being asked, perhaps in place of an old answer.
 local function has_answer(token)
     for _, value in ipairs(redis.call('HVALS', token)) do
-        if value:find('"userId"', 1, true) then return 1 end
+        if value:find('"userId"', 1, true) or value:find('"replaced"', 1, true) then return 1 end
     end
     return 0
 end

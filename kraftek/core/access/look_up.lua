@@ -42,8 +42,10 @@ if user ~= '' and not valid then
 end
 -- While the auth service is asked something stands in the token's hash: whoever deletes it has the answer rejected.
 -- An old answer does as well as a note of the time. Redis may refuse to write: the answer is not stored then.
+-- What replaces an answer says so, or others would take that for deleted.
 if not standing or redis.call('HEXISTS', token, room) == 0 then
-    local note = cjson.encode({epoch = epoch}):sub(1, -2) .. ',"askedAt":' .. text(now) .. '}'
+    local replaced = (valid or known.replaced) and ',"replaced":true' or ''
+    local note = cjson.encode({epoch = epoch}):sub(1, -2) .. ',"askedAt":' .. text(now) .. replaced .. '}'
     if redis.pcall('HSET', token, room, note) == 1 and redis.call('HLEN', token) > 100 then
         forget_notes()
     end

@@ -130,10 +130,16 @@ def redis(kind: PrivateRedis | None) -> Iterator[Server]:
 
 
 def look(
-    redis: Server, digest: str, room: str = "r", user: str = "", wait: int = WAIT, memory: int = MEMORY
+    redis: Server,
+    digest: str,
+    room: str = "r",
+    user: str = "",
+    wait: int = WAIT,
+    memory: int = MEMORY,
+    epoch: str = "e1",
 ) -> tuple[int, CachedGrant | None]:
     keys = [token_key(""), user_key(""), "access-ledger:", token_key(digest), *([user_key(user)] if user else [])]
-    at, answer, *_ = redis.run(LOOK_UP, keys, [digest, room, user, "e1", memory, wait])
+    at, answer, *_ = redis.run(LOOK_UP, keys, [digest, room, user, epoch, memory, wait])
     return int(at), None if answer is None else msgspec.json.decode(answer, type=CachedGrant)
 
 
@@ -552,6 +558,17 @@ def test_a_hash_without_any_answer_is_told_from_others(redis: Server) -> None:
     redis.delete(token_key(ONE))
     assert redis.run(COMPARE, keys, [ONE, 0])[3] == [1, [], 0]
     look(redis, ONE, room="other")
+    assert redis.run(COMPARE, keys, [ONE, 0])[3] == [1, [], 0]
+
+
+def test_an_answer_that_a_question_has_replaced_was_not_deleted(redis: Server) -> None:
+    """One of another epoch: others who have sockets by it must not take it for revoked."""
+    keys = [user_key("ada"), "access-ledger:ada", token_key(ONE)]
+    fill(redis, ONE)
+    for epoch in ("e2", "e3"):
+        look(redis, ONE, epoch=epoch)
+        assert redis.run(COMPARE, keys, [ONE, 0])[3] == [1, [], 1]
+    redis.delete(token_key(ONE))
     assert redis.run(COMPARE, keys, [ONE, 0])[3] == [1, [], 0]
 
 

@@ -143,7 +143,8 @@ class MemoryRedis:
         if user and not valid:
             self._taken(f"{ledgers}{user}", f"{users}{user}", tokens, digest, self._now(), memory)
         if not standing or room not in self.hashes.get(token, {}):
-            self.write(token, room, f'{{"epoch":"{epoch}","askedAt":{self._now()}}}')
+            replaced = ',"replaced":true' if valid or known.get("replaced") else ""
+            self.write(token, room, f'{{"epoch":"{epoch}","askedAt":{self._now()}{replaced}}}')
             for field, value in list(self.hashes[token].items()):
                 note = _decoded(value)
                 if "userId" not in note and note.get("askedAt", self._now()) + int(memory) * 1000 < self._now():
@@ -215,7 +216,7 @@ class MemoryRedis:
             rooms, args = args[: int(count)], args[int(count) :]
             fields = self.hashes.get(token, {}) if digest in self.sets.get(user, ()) else None
             values = [] if not fields else [fields[room].encode() if room in fields else None for room in rooms]
-            answered = int(any('"userId"' in value for value in (fields or {}).values()))
+            answered = int(any('"userId"' in value or '"replaced"' in value for value in (fields or {}).values()))
             result.append([expected(digest), values, answered])
         return result
 
