@@ -195,7 +195,7 @@ class Invariants:
         return min(bounds)
 
     def _unknown(self, gateway: GatewayProcess) -> bool:
-        """Whether the gateway may have lost Redis before it knew whether a changed key was a deletion: it counts as one,
+        """Whether the gateway may have lost Redis before it knew whether a changed key was deleted: it counts as that,
         as long as the auth service cannot be asked.
         """
         auth = self.world.auth
