@@ -34,7 +34,9 @@ from tests.simulation.virtual_time import Process, VirtualTime
 __all__ = ["GatewayProcess"]
 
 _ENDLESS = SimpleNamespace(sweep=lambda: None)
-_NO_EDGE: Any = SimpleNamespace(clients=SimpleNamespace(heartbeat=_ENDLESS), engine_clients=_ENDLESS)
+_NO_EDGE: Any = SimpleNamespace(
+    clients=SimpleNamespace(heartbeat=_ENDLESS), engine_clients=_ENDLESS, backlogs=_ENDLESS
+)
 """Clients are connected without WebSocket and Engine.IO, whose sweeps have nothing to do."""
 
 
