@@ -34,7 +34,7 @@ from kraftek.core.access.cache import AccessCache
 from kraftek.core.access.open import OpenAccess
 from kraftek.core.registry import ServiceRegistry
 from kraftek.core.rooms.room_cache import RedisRooms
-from kraftek.daemon.assembly import Core, Edge, core_of, edge_of, gauges_of, sweeps_of
+from kraftek.daemon.assembly import Core, Edge, core_of, edge_of, edge_sweeps_of, gauges_of, sweeps_of
 from kraftek.daemon.demo import NotesService
 from kraftek.daemon.listening import server_endpoint
 from kraftek.daemon.operator import OperatorSite
@@ -193,7 +193,7 @@ class Daemon(Service):
         return AccessCache(self._auth_service, bus, auth, self._reactor, self.counters)
 
     def _sweep(self, core: Core, edge: Edge) -> None:
-        for sweep, interval in sweeps_of(core, edge):
+        for sweep, interval in (*sweeps_of(core), *edge_sweeps_of(edge)):
             looping = LoopingCall(self._guarded, sweep)
             looping.clock = self._reactor
             looping.start(interval, now=False)

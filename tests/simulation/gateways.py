@@ -33,12 +33,6 @@ from tests.simulation.virtual_time import Process, VirtualTime
 
 __all__ = ["GatewayProcess"]
 
-_ENDLESS = SimpleNamespace(sweep=lambda: None)
-_NO_EDGE: Any = SimpleNamespace(
-    clients=SimpleNamespace(heartbeat=_ENDLESS), engine_clients=_ENDLESS, backlogs=_ENDLESS
-)
-"""Clients are connected without WebSocket and Engine.IO, whose sweeps have nothing to do."""
-
 
 @implementer(IBusListener)
 class GatewayProcess:
@@ -95,7 +89,7 @@ class GatewayProcess:
         bus.add_listener(self)
         bus.startService()
         by_interval: dict[float, list[Callable[[], None]]] = {}
-        for sweep, interval in sweeps_of(core, _NO_EDGE):
+        for sweep, interval in sweeps_of(core):
             by_interval.setdefault(interval, []).append(sweep)
         for interval, sweeps in by_interval.items():
             process.callLater(interval, self._sweep, interval, sweeps)
