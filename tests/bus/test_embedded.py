@@ -155,7 +155,7 @@ class EmbeddedRedisTest(TestCase):
         self.assert_nothing_left()
 
     async def test_a_server_that_never_answers_is_ended(self) -> None:
-        self.patch(embedded, "START_TIMEOUT", 0.3)
+        self.patch(embedded, "START_TIMEOUT", 1.0)
         self.use_script(f"echo $$ > {self.place}/pid; exec sleep 1000")
         with pytest.raises(EmbeddedRedisError, match="did not start"):
             await self.embedded.start()
