@@ -5,9 +5,8 @@ Used by :mod:`kraftek.core.access.cache`.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from itertools import islice
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -20,7 +19,7 @@ AGAIN = 1.0
 """Seconds between two attempts to clear what Redis refused to forget."""
 
 AT_ONCE = 100
-"""Clearings that are tried again at a time."""
+"""Clearings that are tried again at a time: they take us ten milliseconds. The next begin as these are answered."""
 
 
 class Revocations:
@@ -45,6 +44,9 @@ class Revocations:
         self._too_many = too_many
         self._again = 0.0
         self._uncleared: OrderedDict[tuple[str, str | None], None] = OrderedDict()
+        # Those of which it is not known yet whether they can be done now, and how many of them Redis was asked to do.
+        self._untried: deque[tuple[str, str | None]] = deque()
+        self._asked = 0
 
     def __len__(self) -> int:
         return len(self._uncleared)
@@ -56,8 +58,7 @@ class Revocations:
         if len(self._uncleared) > self._size:
             self._uncleared.clear()
             self._too_many()
-        self._again = self._clock.seconds() + AGAIN
-        Deferred.fromCoroutine(self._shared.clear(user_id, room_id)).addCallback(self._tried, user_id, room_id)
+        self._try(user_id, room_id)
 
     def concern(self, user_id: str, room_id: str | None) -> bool:
         """Whether what Redis has for the user in this room may be from before a revocation."""
@@ -67,22 +68,46 @@ class Revocations:
         """Those that Redis has not done."""
         return frozenset(self._uncleared)
 
-    def clear(self, most: int | None = None) -> None:
-        """Try again, the oldest first: all of them, or so many."""
-        for user_id, room_id in tuple(islice(self._uncleared, most)):
-            self.add(user_id, room_id)
+    def clear(self) -> None:
+        """Try all of them again, the oldest first, by and by."""
+        self._untried = deque(self._uncleared)
+        self._try_some()
 
     def sweep(self) -> None:
         """Try some again, if the time has come."""
         if self._uncleared and self._again <= self._clock.seconds():
-            self.clear(AT_ONCE)
+            if self._untried:
+                self._try_some()
+            else:
+                self.clear()
 
-    def _tried(self, digests: list[str] | None, user_id: str, room_id: str | None) -> None:
+    def _try(self, user_id: str, room_id: str | None) -> Deferred[bool]:
+        self._again = self._clock.seconds() + AGAIN
+        trying = Deferred.fromCoroutine(self._shared.clear(user_id, room_id))
+        return trying.addCallback(self._tried, user_id, room_id)
+
+    def _try_some(self) -> None:
+        for _ in range(AT_ONCE - self._asked):
+            if not self._untried:
+                return
+            entry = self._untried.popleft()
+            if entry in self._uncleared:
+                self._asked += 1
+                self._uncleared.move_to_end(entry)
+                self._try(*entry).addCallback(self._try_next)
+
+    def _try_next(self, done: bool) -> None:
+        self._asked -= 1
+        if done:  # otherwise Redis is away or refuses: the others are tried when the time has come
+            self._try_some()
+
+    def _tried(self, digests: list[str] | None, user_id: str, room_id: str | None) -> bool:
         if digests is None:
             # An earlier one about the same may have been done. What was too many once is not kept again.
             if len(self._uncleared) < self._size:
                 self._uncleared[user_id, room_id] = None
-            return
+            return False
         self._uncleared.pop((user_id, room_id), None)
         if digests:
             self._cleared(user_id, digests)
+        return True
