@@ -44,8 +44,8 @@ class Mending(NamedTuple):
     found: str
 
 
-def _without_claims(self: Any, *args: Any, made: Any = requests.Requests.__init__) -> None:
-    made(self, *args)
+def _without_claims(self: Any, *args: Any, made: Any = requests.Requests.__init__, **named: Any) -> None:
+    made(self, *args, **named)
     self._lasts = False
 
 
