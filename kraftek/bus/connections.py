@@ -1,4 +1,4 @@
-"""The two connections to Redis: one commands and publishes, one listens.
+"""What all connections to Redis have in common, and the one that commands and publishes.
 
 Made by :class:`kraftek.bus.RedisBus`, driven by Twisted. They are txredisapi's protocol with its hiredis reader
 and its exceptions. Its queue of replies is left aside: a Deferred and a conversion per reply cost more than all of
@@ -8,7 +8,7 @@ our routing, and a subscriber's queue takes the second confirmation of a ``SUBSC
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import hiredis
@@ -22,6 +22,7 @@ from txredisapi import HiredisProtocol, InvalidData, ResponseError
 
 from kraftek.bus.resp import command, script_call, script_head
 from kraftek.bus.server import Server, UnsuitableServer, examine, server_in, shows_replica
+from kraftek.contract.accounts import Accounts
 from kraftek.contract.errors import NotPublished, Refusal
 from kraftek.contract.interfaces import Undelivered
 from kraftek.contract.iteration import Iteration
@@ -31,13 +32,10 @@ from kraftek.contract.settings import Redis
 
 __all__ = [
     "NO_BATCH",
-    "TRACKING_CHANNEL",
     "Batch",
     "CommandConnection",
     "ConnectionOwner",
-    "Listeners",
     "RedisConnection",
-    "SubscriberConnection",
     "lead_apart",
 ]
 
@@ -46,17 +44,11 @@ if txredisapi.hiredis is None:
         "hiredis is missing: pip install hiredis (txredisapi reads 300,000 messages a second with it, 2,000 without)"
     )
 
-TRACKING_CHANNEL = b"__redis__:invalidate"
-"""The channel on which Redis announces which tracked keys changed. Its messages are a list of keys, or ``None``."""
-
 _BATCH = 100
 """Messages of a :class:`Batch`, which is one command, at most: Redis does nothing else for a millisecond."""
 
 CHECK_INTERVAL = 1.0
 """Seconds in which it is noticed that a server has become a replica, refuses writes, or takes them again."""
-
-Listeners = Mapping[bytes, Sequence[Callable[[Any], None]]]
-"""The listeners of each channel, called with its messages."""
 
 
 class _RefusalError(ResponseError, Refusal):  # type: ignore[misc]  # txredisapi has no annotations
@@ -176,6 +168,11 @@ class RedisConnection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has 
             self.give_up(f"it does not speak Redis's protocol: {error}")
         if replies:
             self.hand_out(replies)
+        else:
+            self.waits_for_rest(len(data))
+
+    def waits_for_rest(self, size: int) -> None:
+        """So many bytes came, and no reply is complete."""
 
     def hand_out(self, replies: list[Any]) -> None:
         """Replies that came together."""
@@ -273,7 +270,8 @@ class CommandConnection(RedisConnection):
 
     ``check``: asks whether the server is still the right one, and whether it takes writes. It is called every second,
     in place of a ping; without it a ping asks for the role alone. ``batched``: messages that wait for their answers
-    beside those in ``waiting``, where a batch is one.
+    beside those in ``waiting``, where a batch is one. ``unanswered``: bytes of what was sent and not answered yet, a
+    batch that is still open left out. They are given back by writes, not by requests: that costs nothing for each.
     """
 
     def __init__(
@@ -283,17 +281,31 @@ class CommandConnection(RedisConnection):
         config: Redis,
         owner: ConnectionOwner,
         iteration: Iteration,
+        accounts: Accounts,
         check: Callable[[CommandConnection], Deferred[Any]] | None = None,
     ) -> None:
         super().__init__(reactor, address, config, owner)
         self._iteration = iteration
+        self._accounts = accounts
         self._check = check
+        self.unanswered = 0
+        # The writes that are not wholly answered: their sizes, and how many replies there are when they are.
+        self._writes: deque[tuple[int, int]] = deque()
+        self._replies = 0
         self._unwritten: list[bytes] = []
         self._flushes = False
         self._batch: Batch | None = None
         self.batched = 0
         self._scripts: set[Script] = set()
         self._heads: dict[str, bytes] = {}
+
+    @property
+    def full(self) -> bool:
+        """As much waits for its answer as may, the messages of an open batch left out."""
+        return (
+            len(self.waiting) + self.batched >= self._config.in_flight
+            or self.unanswered >= self._config.in_flight_bytes
+        )
 
     def send(self, request: bytes, waiter: Deferred[Any] | Callable[[Any], None]) -> None:
         """Send one request at the end of this iteration."""
@@ -304,6 +316,7 @@ class CommandConnection(RedisConnection):
             self._flushes = True
             self._iteration.at_end(self)
         self._unwritten.append(request)
+        self.unanswered += len(request)
 
     def write(self, data: bytes) -> None:
         self._iteration.write(self.transport, data)
@@ -314,7 +327,17 @@ class CommandConnection(RedisConnection):
         self._flushes = False
         unwritten, self._unwritten = self._unwritten, []
         if unwritten:
-            self.write(b"".join(unwritten))
+            data = b"".join(unwritten)
+            self._writes.append((len(data), self._replies + len(self.waiting)))
+            self._accounts.in_flight += len(data)
+            self.write(data)
+
+    def hand_out(self, replies: list[Any]) -> None:
+        super().hand_out(replies)
+        self._replies += len(replies)
+        writes = self._writes
+        while writes and writes[0][1] <= self._replies:
+            self._answered_write(*writes.popleft())
 
     def prepare(self) -> Sequence[Deferred[Any]]:
         return [self.ask("SELECT", self._address.database)]
@@ -410,7 +433,13 @@ class CommandConnection(RedisConnection):
     def connectionLost(self, why: Failure) -> None:
         self.close_batch()
         self._unwritten.clear()
+        while self._writes:
+            self._answered_write(*self._writes.popleft())
         super().connectionLost(why)
+
+    def _answered_write(self, size: int, _: int) -> None:
+        self.unanswered -= size
+        self._accounts.in_flight -= size
 
     def _tell(self, answers: Iterable[tuple[Sequence[Any], Any]]) -> None:
         for message, answer in answers:
@@ -459,51 +488,3 @@ NO_BATCH = Batch(ForEach("", lambda _: ((), ()), 0), 0)
 
 def _is_forgotten(reply: object) -> bool:
     return isinstance(reply, ResponseError) and str(reply).startswith("NOSCRIPT")
-
-
-class SubscriberConnection(RedisConnection):
-    """Listens. ``id`` is Redis's number for this connection, once it is ready."""
-
-    def __init__(
-        self,
-        reactor: IReactorTime,
-        address: RedisAddress,
-        config: Redis,
-        owner: ConnectionOwner,
-        iteration: Iteration,
-        listeners: Listeners,
-    ) -> None:
-        super().__init__(reactor, address, config, owner)
-        self._iteration = iteration
-        self._listeners = listeners
-        self.id = 0
-
-    def prepare(self) -> Sequence[Deferred[Any]]:
-        return [self.ask("CLIENT", "ID").addCallback(self._identified)]
-
-    def listen(self, channels: Iterable[bytes]) -> Deferred[Any]:
-        """Subscribe, also when subscribed already. One command per channel, so that each has its one answer."""
-        return self.need([self.ask("SUBSCRIBE", channel) for channel in channels])
-
-    def hand_out(self, replies: list[Any]) -> None:
-        *others, last = replies
-        super().hand_out(others)
-        self._iteration.ending = True
-        try:
-            self.replied(last)
-        finally:
-            self._iteration.ending = False
-
-    def replied(self, reply: Any) -> None:
-        if type(reply) is not list or reply[0] != b"message":
-            super().replied(reply)
-            return
-        _, channel, body = reply
-        for listener in self._listeners.get(channel, ()):
-            try:
-                listener(body)
-            except Exception:  # noqa: BLE001  # the edge's one guard: it must not unwind the reader
-                self.log.failure("Failed on a message on {channel}", channel=channel.decode(errors="replace"))
-
-    def _identified(self, number: int) -> None:
-        self.id = number

@@ -14,14 +14,7 @@ from twisted.internet.defer import Deferred, fail, gatherResults, succeed
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from kraftek.bus.connections import (
-    NO_BATCH,
-    TRACKING_CHANNEL,
-    CommandConnection,
-    RedisConnection,
-    SubscriberConnection,
-    lead_apart,
-)
+from kraftek.bus.connections import NO_BATCH, CommandConnection, RedisConnection, lead_apart
 from kraftek.bus.endpoint import Backoff, ConnectionService, RedisEndpoint
 from kraftek.bus.outage import Outage
 from kraftek.bus.reading import Reading
@@ -30,6 +23,8 @@ from kraftek.bus.rights import Need, Rights
 from kraftek.bus.sentinel import SentinelEndpoint
 from kraftek.bus.server import UnsuitableServer
 from kraftek.bus.standing import Standing
+from kraftek.bus.subscriber import TRACKING_CHANNEL, Deafness, SubscriberConnection, Tracked
+from kraftek.contract.accounts import Accounts
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import EntryListener, IBus, IBusListener
 from kraftek.contract.iteration import Iteration
@@ -49,6 +44,10 @@ class RedisBus(MultiService):
     """Two connections, kept up by two ``ConnectionService`` children: the bus is up while both are connected. Each
     reader of a stream has another connection, which does not matter for that. ``endpoint``: where all of them connect.
 
+    When only the connection that listens is lost, events are still sent for as long as it would take to notice that one
+    is silent: Redis closes it when somebody publishes more than it buffers for a subscriber, and a new one takes some
+    hundredths of a second. Longer than that nobody sends who cannot hear that he must not.
+
     ``reactor`` connects. ``clock`` keeps the time, which is monotonic; unless given it is the reactor. Without
     ``keeps_epoch`` the epoch stays ``None``, and it is not checked whether Redis takes writes: services need neither.
     ``unsuitable`` is called when a server answers that cannot be used. ``needs``: the rights that are named if our user
@@ -66,6 +65,7 @@ class RedisBus(MultiService):
         clock: Any = None,
         *,
         keeps_epoch: bool = True,
+        accounts: Accounts | None = None,
         unsuitable: Callable[[UnsuitableServer], None] = lambda _: None,
         needs: Sequence[Need] = (),
     ) -> None:
@@ -79,25 +79,29 @@ class RedisBus(MultiService):
         self._unsuitable = unsuitable
         self._prefix = config.prefix
         self._in_flight = config.in_flight
+        self._in_flight_bytes = config.in_flight_bytes
         self._counters = counters
-        self._heads: dict[str, bytes] = {}
+        self._heads = _Heads(config.prefix)
         self._channels: dict[bytes, tuple[Callable[[Any], None], ...]] = {}
-        self._tracked: dict[str, Callable[[list[str] | None], None]] = {}
-        self._listeners: list[IBusListener] = []
+        self._tracked = Tracked(config.prefix)
+        self._told = BusListeners()
         self._batch = NO_BATCH
         self._commands: CommandConnection | None = None
         self._subscriber: SubscriberConnection | None = None
+        self._sender: CommandConnection | None = None
+        self._deafness = Deafness(self._clock, config.ping_interval + config.ping_timeout, self._deaf)
         self._keeps_epoch = keeps_epoch
         self._rights = Rights(endpoint, self._clock, address, config, needs)
         self._rights.setServiceParent(self)
-        changed = partial(self._tell, "epoch_changed")
+        changed = partial(self._told.tell, "epoch_changed")
         self._standing = Standing(self.server_name, self._clock, config.prefix, self._rights, changed)
         self.available = False
         self._backoff = Backoff(endpoint.longest_wait)
         check = self._standing.check if keeps_epoch else None
+        shared = self._clock, address, config, self, iteration, Accounts() if accounts is None else accounts
         for protocol in (
-            partial(CommandConnection, self._clock, address, config, self, iteration, check),
-            partial(SubscriberConnection, self._clock, address, config, self, iteration, self._channels),
+            partial(CommandConnection, *shared, check),
+            partial(SubscriberConnection, *shared, self._channels),
         ):
             service = ConnectionService(endpoint, protocol, self._backoff, self._clock, self._outage.failed)
             service.setServiceParent(self)
@@ -116,17 +120,18 @@ class RedisBus(MultiService):
         return self._prefix + channel
 
     def publish(self, channel: str, body: bytes, receipt: Callable[[int], None]) -> None:
-        connection = self._commands
-        if connection is None or not self.available or len(connection.waiting) + connection.batched >= self._in_flight:
+        connection = self._sender
+        if (
+            connection is None
+            or len(connection.waiting) + connection.batched >= self._in_flight
+            or connection.unanswered >= self._in_flight_bytes
+        ):
             raise self._not_published()
-        head = self._heads.get(channel)
-        if head is None:
-            head = self._head(channel)
-        connection.send(b"%b%d\r\n%b\r\n" % (head, len(body), body), receipt)
+        connection.send(b"%b%d\r\n%b\r\n" % (self._heads[channel], len(body), body), receipt)
 
     def call(self, command: Any, keys: Sequence[str] = (), args: Sequence[Argument] = ()) -> Deferred[Any]:
         try:
-            connection = self._with_room()
+            connection = self._with_room(hears=True)
         except NotPublished:
             return fail()
         names = [self._prefix + key for key in keys]
@@ -141,7 +146,7 @@ class RedisBus(MultiService):
         batch.messages.append(message)
 
     def run_all(self, script: ForEach, messages: Sequence[tuple[Any, ...]]) -> None:
-        connection = self._with_room()
+        connection = self._with_room(hears=True)
         connection.open_batch(script).messages += messages
         connection.close_batch()
 
@@ -190,8 +195,8 @@ class RedisBus(MultiService):
         return reading
 
     def track(self, prefix: str, listener: Callable[[list[str] | None], None]) -> None:
-        self._tracked[prefix] = listener
-        self._channels[TRACKING_CHANNEL] = (self._invalidated,)
+        self._tracked.add(prefix, listener)
+        self._channels[TRACKING_CHANNEL] = (self._tracked.changed,)
 
     def settled(self) -> Deferred[None]:
         if not self.available or self._subscriber is None:
@@ -199,7 +204,7 @@ class RedisBus(MultiService):
         return self._subscriber.ask("PING").addCallback(lambda _: None)
 
     def add_listener(self, listener: IBusListener) -> None:
-        self._listeners.append(listener)
+        self._told.add(listener)
         if self.available:
             listener.bus_up()
 
@@ -213,6 +218,7 @@ class RedisBus(MultiService):
 
     def stopService(self) -> Deferred[Any]:
         """Write what was sent in this iteration, and disconnect."""
+        self._deafness.end()
         if self._commands is not None:
             self._commands.flush()
         stopped: Deferred[Any] = super().stopService()
@@ -239,15 +245,18 @@ class RedisBus(MultiService):
 
     def connection_lost(self, connection: RedisConnection, reason: str) -> None:
         if connection is self._commands:
-            self._commands = None
+            self._commands = self._sender = None
+            self._deafness.end()
         elif connection is self._subscriber:
             self._subscriber = None
+            if self._sender is not None and self.running:
+                self._deafness.begin()
         if self.running:
             self._outage.failed(reason)
         self._standing.lost()
         if self.available:
             self.available = False
-            self._tell("bus_down")
+            self._told.tell("bus_down")
         if connection.demoted:
             self.drop(reason)
         if connection.unsuitable is not None:
@@ -257,39 +266,28 @@ class RedisBus(MultiService):
 
     # Within
 
-    def _with_room(self) -> CommandConnection:
-        """The connection, if it has room for one more message.
+    def _with_room(self, *, hears: bool = False) -> CommandConnection:
+        """The connection, if it has room for one more message. ``hears``: only while the bus is up.
 
         :meth:`publish` has this in line, for each message. It does not close the batch of this iteration first, and so
         does not count its messages.
         """
-        connection = self._commands
+        connection = self._sender
         if connection is not None:
             connection.close_batch()
-        if connection is None or not self.available or len(connection.waiting) + connection.batched >= self._in_flight:
+        if connection is None or connection.full or (hears and not self.available):
             raise self._not_published()
         return connection
 
     def _not_published(self) -> NotPublished:
-        if self._commands is None or not self.available:
+        if self._sender is None or not self._sender.full:
             return NotPublished("Redis is unavailable")
-        return NotPublished(f"{self._in_flight} messages and commands are waiting for Redis's answer")
+        bounds = f"{self._in_flight} messages and commands, or {self._in_flight_bytes} bytes of them"
+        return NotPublished(f"{bounds}, are waiting for Redis's answer")
 
-    def _head(self, channel: str) -> bytes:
-        if len(self._heads) >= HEADS_KEPT:
-            self._heads.clear()
-        head = self._heads[channel] = publish_head(self.channel_name(channel).encode())
-        return head
-
-    def _invalidated(self, changed: list[bytes] | None) -> None:
-        for prefix, listener in self._tracked.items():
-            if changed is None:
-                listener(None)
-                continue
-            names = [key.decode("utf-8", "replace").removeprefix(self._prefix) for key in changed]
-            names = [name for name in names if name.startswith(prefix)]
-            if names:
-                listener(names)
+    def _deaf(self) -> None:
+        """It was not heard for too long."""
+        self._sender = None
 
     def _same_server(self) -> bool:
         """Whether all connections lead to one server; otherwise drops them: a fail-over is under way."""
@@ -303,20 +301,49 @@ class RedisBus(MultiService):
         if commands is not self._commands or subscriber is not self._subscriber:
             return  # one of them was lost meanwhile, and its successor does all this again
         self.available = True
+        self._sender = commands
+        self._deafness.end()
         if self._keeps_epoch:
             self._standing.met(commands.server)
         self._backoff.reset()
         self._counters.redis_connects += 1
         if not self._outage.over():
             self.log.info("{name} is there", name=self.server_name)
-        self._tell("bus_up")
+        self._told.tell("bus_up")
 
-    def _tell(self, event: str) -> None:
+
+class _Heads(dict[str, bytes]):
+    """``PUBLISH``, half written, by the channel."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+
+    def __missing__(self, channel: str) -> bytes:
+        if len(self) >= HEADS_KEPT:
+            self.clear()
+        head = self[channel] = publish_head((self._prefix + channel).encode())
+        return head
+
+
+class BusListeners:
+    """Who is notified when the connection is established or lost."""
+
+    _log = Logger()
+
+    def __init__(self) -> None:
+        self._listeners: list[IBusListener] = []
+
+    def add(self, listener: IBusListener) -> None:
+        """Notify it, too."""
+        self._listeners.append(listener)
+
+    def tell(self, event: str) -> None:
+        """Call this method of all of them."""
         for listener in tuple(self._listeners):
             try:
                 getattr(listener, event)()
             except Exception:  # noqa: BLE001  # one listener's fault must not keep it from the others
-                self.log.failure("Failed on {event}", event=event)
+                self._log.failure("Failed on {event}", event=event)
 
 
 def _endpoint(

@@ -18,7 +18,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from txredisapi import ResponseError
 
-from kraftek.bus.connections import TRACKING_CHANNEL, RedisConnection
+from kraftek.bus.connections import RedisConnection
+from kraftek.bus.subscriber import TRACKING_CHANNEL
 from kraftek.contract import names
 from kraftek.contract.log_once import OnceUntilItWorks
 from kraftek.contract.redis_url import RedisAddress

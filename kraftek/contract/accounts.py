@@ -26,6 +26,7 @@ class Accounts(Struct):
     """
 
     answers: Annotated[int, Meta(description="answers to requests that Redis has not stored yet")] = 0
+    arriving: Annotated[int, Meta(description="a message of Redis that has not arrived whole")] = 0
     held: Annotated[int, Meta(description="messages of clients that wait for an access check")] = 0
     in_flight: Annotated[int, Meta(description="messages and commands sent to Redis and not answered yet")] = 0
     unhandled: Annotated[int, Meta(description="what was read from clients and not handled yet")] = 0
@@ -37,7 +38,7 @@ class Accounts(Struct):
     @property
     def total(self) -> int:
         """All of them together."""
-        return self.answers + self.held + self.in_flight + self.unhandled + self.unsent
+        return self.answers + self.arriving + self.held + self.in_flight + self.unhandled + self.unsent
 
     def by_kind(self) -> dict[str, int]:
         """Each account under its name."""

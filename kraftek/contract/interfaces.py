@@ -202,7 +202,10 @@ class IBus(Interface):
     off what it hands out.
     """
 
-    available = Attribute("bool: both connections are ready.")
+    available = Attribute(
+        """``bool``: both connections are ready. While only the subscriptions are being made anew it is ``False``, and
+        ``publish`` and ``run`` go on for some seconds: what others publish meanwhile is missed, answers too."""
+    )
     fault = Attribute(
         """``str``: what is wrong with Redis, for the operator: why it is unavailable, or why it refuses to be written
         although it is available. ``None`` while it takes all that we must write. At most a second old.
@@ -230,8 +233,8 @@ class IBus(Interface):
         """``PUBLISH``, together with all others of this iteration in one write.
 
         ``receipt`` is called once: with the number of subscribers that got it, or with why nobody did
-        (:class:`Undelivered`). Raises ``NotPublished`` when Redis is unavailable or the bound of messages in flight is
-        reached; the receipt is then not called.
+        (:class:`Undelivered`). Raises ``NotPublished`` when Redis is unavailable or the bound of messages in flight, or
+        of their bytes, is reached; the receipt is then not called.
         """
 
     def call(command: Any, keys: Sequence[str] = (), args: Sequence[bytes | str | int | float] = ()) -> Deferred[Any]:
@@ -251,7 +254,9 @@ class IBus(Interface):
         """
 
     def run_all(script: Any, messages: Sequence[tuple[Any, ...]]) -> None:
-        """As :meth:`run` for all of them, in one command: the caller bounds their number."""
+        """As :meth:`run` for all of them, in one command, and only while ``available``: the caller bounds their
+        number and size.
+        """
 
     def subscribe(channel: str, listener: Callable[[bytes], None]) -> None:
         """Call ``listener`` with each message's body, from now on and after every reconnect."""

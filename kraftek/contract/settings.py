@@ -51,7 +51,8 @@ class Redis(Struct, frozen=True, kw_only=True):
     ``rediss+sentinel://``. ``ca``: file of certificate authorities for TLS instead of the platform's. ``prefix``: put
     before every key and channel.
     ``broadcast``: the channel on which services answer. ``in_flight``: messages and commands that may wait for
-    Redis's answer. ``ping_interval``, ``ping_timeout``: seconds; a dead link is noticed within their sum.
+    Redis's answer; ``in_flight_bytes``: their size together. ``ping_interval``, ``ping_timeout``: seconds; a dead link
+    is noticed within their sum.
     """
 
     url: Text = "redis://127.0.0.1:6379/0"
@@ -59,6 +60,7 @@ class Redis(Struct, frozen=True, kw_only=True):
     prefix: Prefix = ""
     broadcast: Channel = BROADCAST
     in_flight: Count = 10_000
+    in_flight_bytes: Count = 16_777_216
     ping_interval: Seconds = 2.0
     ping_timeout: Seconds = 2.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
@@ -25,6 +26,14 @@ _MOST = 1000
 """Requests that one command looks up, in a millisecond. As many may wait to be looked up that nobody says to be sent
 again; further ones are refused without it."""
 
+_LOST_BYTES = 8 * 1024 * 1024
+"""Names of records that are remembered through an outage: those of some 100,000 requests. When there are more, any
+request may have been sent before."""
+
+_MISSED = 1.0
+"""Seconds after Redis is back until answers are looked up that were published meanwhile: by then other gateways have
+stored them."""
+
 _decode = msgspec.json.Decoder(Broadcast).decode
 
 
@@ -42,6 +51,24 @@ class _LookUp(Struct, frozen=True):
     data: int | None = None
 
 
+class _Names:
+    """A set of names. With more than :data:`_LOST_BYTES` it holds all that there are."""
+
+    def __init__(self) -> None:
+        self._names: set[str] | None = set()
+        self._bytes = 0
+
+    def add(self, name: str) -> None:
+        if self._names is not None and name not in self._names:
+            self._names.add(name)
+            self._bytes += len(name)
+            if self._bytes > _LOST_BYTES:
+                self._names = None
+
+    def __contains__(self, name: str) -> bool:
+        return self._names is None or name in self._names
+
+
 @implementer(IBusListener)
 class LookUps:
     """Looks at the records of duplicates, for the answer to the first, and of requests that may be with their service
@@ -54,7 +81,10 @@ class LookUps:
 
     ``waiting``: the requests that are looked up at each sweep. ``outages``: how often Redis was lost.
     ``settle`` is called with a request, its answer, and what of it is to be stored; ``refuse`` with a request that no
-    service has, and the reason. ``records`` returns the records of all requests that wait.
+    service has, and the reason. ``requests`` returns all requests that wait.
+
+    An answer that a service published while nobody listened here is not lost if another gateway was told it, which took
+    this one for dead: it is looked up once, under the id of the socket.
     """
 
     _log = Logger()
@@ -67,7 +97,7 @@ class LookUps:
         *,
         settle: Callable[[Request, Delivery, bytes | None], None],
         refuse: Callable[[Request, int | PeerError], None],
-        records: Callable[[], Iterable[str]],
+        requests: Callable[[], Iterable[Request]],
     ) -> None:
         self.waiting: dict[Request, _LookUp] = {}
         self.outages = 0
@@ -75,9 +105,13 @@ class LookUps:
         self._store = store
         self._settle = settle
         self._refuse = refuse
-        self._records = records
+        self._requests = requests
         # The records of requests that waited when Redis was lost, and of those that came since.
-        self._lost: set[str] | None = None
+        self._lost: _Names | None = None
+        # Those that waited when it was back, and when their answers are looked up that were missed.
+        self._behind: deque[Request] = deque()
+        self._look_behind_at = 0.0
+        self._now = clock.seconds
         self._epoch: str | None = None
         self._data = 0
         self._once_a_minute = OnceAMinute(clock.seconds)
@@ -87,6 +121,8 @@ class LookUps:
 
     def bus_up(self) -> None:
         self._lost = None
+        self._behind = deque(self._requests())
+        self._look_behind_at = self._now() + _MISSED
         epoch = self._bus.epoch
         if epoch is None or epoch != self._epoch:
             self._data += 1
@@ -135,6 +171,8 @@ class LookUps:
         requests = iter(tuple(self.waiting))
         while some := tuple(islice(requests, _MOST)):
             self._look_up(some)
+        if self._behind and self._bus.available and self._now() >= self._look_behind_at:
+            self._look_behind()
 
     def failed(self, failure: Failure) -> None:
         """Redis refused a command about records."""
@@ -150,7 +188,9 @@ class LookUps:
         if request.session.outages == self.outages:
             return True  # a client has reconnected since, and what it sends may be what it had sent before
         if self._lost is None:
-            self._lost = set(self._records())
+            self._lost = _Names()
+            for waiting in self._requests():
+                self._lost.add(waiting.record)
         return request.record in self._lost
 
     def _look_up(self, requests: Sequence[Request]) -> None:
@@ -162,6 +202,23 @@ class LookUps:
         if asked and self._bus.available:
             keys = [key for request, late in asked for key in (request.record, late or request.record)]
             self._bus.call("MGET", keys).addCallback(self._found, asked).addErrback(self.failed)
+
+    def _look_behind(self) -> None:
+        """A thousand at each sweep: Redis takes a millisecond for them, and so do we."""
+        behind = self._behind
+        asked: list[Request] = []
+        while behind and len(asked) < _MOST:
+            request = behind.popleft()
+            if request in request.queue.requests and request not in self.waiting:
+                asked.append(request)
+        if asked:
+            keys = [late_answer_key(request.session.socket_id, request.id) for request in asked]
+            self._bus.call("MGET", keys).addCallback(self._found_behind, asked, keys).addErrback(self.failed)
+
+    def _found_behind(self, answers: list[bytes | None], requests: Sequence[Request], keys: Sequence[str]) -> None:
+        for request, answer, key in zip(requests, answers, keys, strict=True):
+            if answer is not None and request in request.queue.requests and not self._answer(request, answer, answer):
+                self._unreadable(key)
 
     def _found(self, answers: list[bytes | None], asked: Sequence[tuple[Request, str]]) -> None:
         for (request, late_key), stored, late in zip(asked, answers[::2], answers[1::2], strict=True):

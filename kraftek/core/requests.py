@@ -97,7 +97,7 @@ class Requests:
         self._storing = False
         self._store = AnswerStore(bus, clock, counters, accounts, limits.request_window)
         self._look_ups = LookUps(
-            bus, clock, self._store, settle=self._found, refuse=self._not_handed, records=self._records
+            bus, clock, self._store, settle=self._found, refuse=self._not_handed, requests=self._requests
         )
         self._looked_up = self._look_ups.waiting
 
@@ -142,6 +142,8 @@ class Requests:
             )
         else:
             try:
+                if service.reply and not self._bus.available:
+                    raise NotPublished("its answer would not be heard")
                 if lasts:
                     target = queue.target or target_of(service, envelope)
                     self._bus.run(queue.script, (target, record, envelope, request))
@@ -254,8 +256,8 @@ class Requests:
         queue = self._queues[id(service)] = RequestQueue(service, self._window, self._sent)
         return queue
 
-    def _records(self) -> Iterable[str]:
-        return (request.record for queue in self._queues.values() for request in queue.requests)
+    def _requests(self) -> Iterable[Request]:
+        return (request for queue in self._queues.values() for request in queue.requests)
 
     def _found(self, request: Request, answer: Delivery, body: bytes | None) -> None:
         del self._waiting[request.session.socket_id][request.id]

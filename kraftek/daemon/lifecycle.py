@@ -129,9 +129,7 @@ class Daemon(Service):
         if self._fastpath:
             speed_up(reactor, iteration)
         contact = _FirstContact(reactor, replica_for_ever=bool(redis_address(redis.url).sentinels))
-        self._bus = bus = RedisBus(
-            reactor, redis, iteration, counters, unsuitable=contact.unsuitable, needs=needs_of(config)
-        )
+        self._bus = bus = self._make_bus(redis, iteration, contact)
         gateway_id = new_gateway_id()
         self._core = core = core_of(
             config,
@@ -183,6 +181,17 @@ class Daemon(Service):
         url = await self._embedded.start()
         self._embedded.died.addCallback(self._embedded_died)
         return replace(redis, url=url)
+
+    def _make_bus(self, redis: Redis, iteration: Iteration, contact: _FirstContact) -> RedisBus:
+        return RedisBus(
+            self._reactor,
+            redis,
+            iteration,
+            self.counters,
+            accounts=self.accounts,
+            unsuitable=contact.unsuitable,
+            needs=needs_of(self._config),
+        )
 
     def _access(self, bus: RedisBus) -> IAccess:
         auth = self._config.auth

@@ -21,7 +21,10 @@ from twisted.logger import capturedLogs, formatEvent
 from twisted.python.failure import Failure
 from txredisapi import ResponseError
 
-from kraftek.bus.connections import CommandConnection, RedisConnection, SubscriberConnection
+from kraftek.bus.connections import CommandConnection, RedisConnection
+from kraftek.bus.resp import command
+from kraftek.bus.subscriber import SubscriberConnection
+from kraftek.contract.accounts import Accounts
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import Undelivered
 from kraftek.contract.iteration import Iteration
@@ -53,16 +56,17 @@ class Story:
     def __init__(self, make: type[RedisConnection], url: str = "redis://redis.example/3") -> None:
         self.clock = Clock()
         self.wire = Wire()
+        self.accounts = Accounts()
         self.told: list[str] = []
         self.heard: list[object] = []
         address = redis_address(url)
         self.link: RedisConnection
         if make is CommandConnection:
-            self.link = CommandConnection(self.clock, address, CONFIG, self, Iteration(self.clock))
+            self.link = CommandConnection(self.clock, address, CONFIG, self, Iteration(self.clock), self.accounts)
         else:
             self.iteration = Iteration(self.clock)
             self.link = SubscriberConnection(
-                self.clock, address, CONFIG, self, self.iteration, {b"news": [self.heard.append]}
+                self.clock, address, CONFIG, self, self.iteration, self.accounts, {b"news": [self.heard.append]}
             )
         self.link.makeConnection(self.wire)
 
@@ -350,6 +354,54 @@ def test_a_subscriber_is_watched_in_its_own_tongue() -> None:
     assert not story.wire.disconnected
 
 
+# Bytes
+
+
+def test_bytes_are_given_back_when_their_write_is_answered() -> None:
+    story, link = command_story()
+    assert (link.unanswered, story.accounts.in_flight) == (0, 0)
+    got: list[object] = []
+    for size in (10, 1000):
+        link.send(command("ECHO", "x" * size), got.append)
+    assert (link.unanswered > 1010, story.accounts.in_flight) == (True, 0)
+    story.written()
+    first = link.unanswered
+    link.send(command("ECHO", "x" * 500), got.append)
+    story.written()
+    assert link.unanswered == story.accounts.in_flight > first + 500
+    story.reads(b":1")
+    assert link.unanswered > first + 500
+    story.reads(b":1")
+    assert 500 < link.unanswered == story.accounts.in_flight < 600
+    story.reads(b":1")
+    assert (link.unanswered, story.accounts.in_flight) == (0, 0)
+    assert got == [1, 1, 1]
+
+
+def test_bytes_are_given_back_when_the_connection_is_lost() -> None:
+    story, link = command_story()
+    for _ in range(2):
+        link.send(command("ECHO", "x" * 500), lambda _: None)
+        story.written()
+    link.send(command("ECHO", "never written"), lambda _: None)
+    assert story.accounts.in_flight > 1000
+    story.lose()
+    assert story.accounts.in_flight == 0
+
+
+def test_a_message_that_has_not_arrived_whole_counts() -> None:
+    story, _ = subscriber_story()
+    told = b"*3\r\n$7\r\nmessage\r\n$4\r\nnews\r\n$1000\r\n" + b"x" * 1000
+    story.link.dataReceived(told[:500])
+    story.link.dataReceived(told[500:900])
+    assert (story.heard, story.accounts.arriving) == ([], 900)
+    story.link.dataReceived(told[900:] + b"\r\n")
+    assert (story.heard, story.accounts.arriving) == ([b"x" * 1000], 0)
+    story.link.dataReceived(told[:500])
+    story.lose()
+    assert story.accounts.arriving == 0
+
+
 # Scripts
 
 
@@ -573,7 +625,9 @@ def test_with_the_last_message_of_a_read_the_turn_is_ending() -> None:
         if body == b"c":
             raise ZeroDivisionError
 
-    link = SubscriberConnection(Clock(), ADDRESS, CONFIG, Story(SubscriberConnection), iteration, {b"news": [hears]})
+    link = SubscriberConnection(
+        Clock(), ADDRESS, CONFIG, Story(SubscriberConnection), iteration, Accounts(), {b"news": [hears]}
+    )
     link.makeConnection(Wire())
     said = [b"*3\r\n$7\r\nmessage\r\n$4\r\nnews\r\n$1\r\n%b\r\n" % body for body in (b"a", b"b", b"c", b"d")]
     with capturedLogs():
@@ -591,7 +645,9 @@ def test_a_listener_that_fails_is_logged_and_the_next_message_is_heard() -> None
     clock = Clock()
     heard: list[object] = []
     story = Story(SubscriberConnection)
-    link = SubscriberConnection(clock, ADDRESS, CONFIG, story, Iteration(clock), {b"news": [fails, heard.append]})
+    link = SubscriberConnection(
+        clock, ADDRESS, CONFIG, story, Iteration(clock), Accounts(), {b"news": [fails, heard.append]}
+    )
     link.makeConnection(Wire())
     with capturedLogs() as events:
         link.dataReceived(b"*3\r\n$7\r\nmessage\r\n$4\r\nnews\r\n$1\r\na\r\n" * 2)

@@ -86,6 +86,11 @@ class RedisBusTest(TestCase):
     async def up(self, **config: Any) -> RedisBus:
         return await self.start(self.make(**config))
 
+    def deafen(self, bus: RedisBus, other: Any) -> None:
+        """Redis closes the connection that listens."""
+        assert bus._subscriber is not None
+        other.execute_command("CLIENT", "KILL", "ID", bus._subscriber.id)
+
     # Publishing and calling
 
     async def test_keeps_its_interface(self) -> None:
@@ -199,6 +204,81 @@ class RedisBusTest(TestCase):
         bus.publish("c", b"", receipts.append)
         await bus.call("PING")
         assert receipts == [0, 0, 0]
+
+    async def test_bytes_in_flight_are_bounded(self) -> None:
+        bus = await self.up(in_flight_bytes=3000)
+        receipts: list[int] = []
+        for _ in range(3):
+            bus.publish("c", b"x" * 1000, receipts.append)
+        with pytest.raises(NotPublished, match="or 3000 bytes"):
+            bus.publish("c", b"", receipts.append)
+        await self.assertFailure(bus.call("PING"), NotPublished)
+        with pytest.raises(NotPublished):
+            bus.run(ForEach.make("key", "", apart, "return 1"), ("k", b"", receipts.append))
+        await until(lambda: receipts == [0, 0, 0], "the receipts")
+        bus.publish("c", b"x" * 10_000, receipts.append)  # one is always sent
+        with pytest.raises(NotPublished):
+            bus.publish("c", b"", receipts.append)
+        await until(lambda: len(receipts) == 4, "the receipts")
+        assert await bus.call("PING") == b"PONG"
+
+    async def test_a_message_that_is_too_large_for_a_subscriber_stops_no_event(self) -> None:
+        """Redis closes the connection of each subscriber of it, when it has gone round."""
+        bus = await self.up()
+        heard: list[bytes] = []
+        receipts: list[int] = []
+        bus.subscribe("c", heard.append)
+        await bus.settled()
+        with self.redis.client() as other:
+            other.config_set("client-output-buffer-limit", "pubsub 1mb 1mb 10")
+            assert other.publish("c", b"x" * 20_000_000) == 1
+            assert other.publish("c", "lost") in (0, 1)
+        sent = 0
+        while self.counters.redis_connects < 2:
+            await until(lambda sent=sent: len(receipts) == sent, "the receipt")  # type: ignore[misc]
+            bus.publish("other", b"event", receipts.append)
+            sent += 1
+        await bus.call("PING")
+        assert receipts == [0] * sent
+        assert self.told.events == ["up", "down", "up"]
+        with self.redis.client() as other:
+            other.publish("c", "heard")
+        await bus.settled()
+        assert heard == [b"heard"]
+
+    async def test_who_does_not_hear_for_long_does_not_publish(self) -> None:
+        bus = await self.up(ping_interval=0.3, ping_timeout=0.3)
+        receipts: list[int] = []
+        with self.redis.client() as other:
+            other.ping()
+            most = other.config_get("maxclients")["maxclients"]
+            other.config_set("maxclients", 1)
+            self.deafen(bus, other)
+            await until(lambda: not bus.available, "the loss")
+            bus.publish("c", b"", receipts.append)
+            await until(lambda: bus._sender is None, "the end of patience")
+            with pytest.raises(NotPublished, match="unavailable"):
+                bus.publish("c", b"", receipts.append)
+            assert receipts == [0]
+            other.config_set("maxclients", most)
+        await until(lambda: bus.available, "the connection")
+        bus.publish("c", b"", receipts.append)
+        await bus.call("PING")
+        assert receipts == [0, 0]
+        assert self.told.events == ["up", "down", "up"]
+
+    async def test_the_loss_of_both_connections_is_the_end_of_publishing(self) -> None:
+        bus = await self.up()
+        with self.redis.client() as other:
+            self.deafen(bus, other)
+        await until(lambda: not bus.available, "the loss")
+        self.redis.kill()
+        await until(lambda: bus._sender is None, "the other loss")
+        with pytest.raises(NotPublished):
+            bus.publish("c", b"", lambda _: None)
+        self.redis.start()
+        await until(lambda: bus.available, "the connection")
+        assert bus._deafness._alarm is None
 
     async def test_many_channels_are_no_leak(self) -> None:
         bus = await self.up()

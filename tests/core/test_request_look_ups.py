@@ -268,6 +268,80 @@ class UncertainTest(RequestsTestCase):
         await self.sweep(tight)
         assert [message["id"] for message in told(session)] == [0, 1, 3]
 
+    async def deafen(self, *gateways: RequestGateway) -> None:
+        """Redis closes the connections on which these listen, and lets nobody connect."""
+        self.client.config_set("maxclients", 1)
+        for gateway in gateways:
+            assert gateway.bus._subscriber is not None
+            self.client.execute_command("CLIENT", "KILL", "ID", gateway.bus._subscriber.id)
+            await until(lambda gateway=gateway: not gateway.bus.available, "the loss")  # type: ignore[misc]
+
+    async def hear(self, *gateways: RequestGateway) -> None:
+        """They listen again."""
+        self.client.config_set("maxclients", 1000)
+        for gateway in gateways:
+            await until(lambda gateway=gateway: gateway.bus.available, "the connection")  # type: ignore[misc]
+
+    async def test_who_does_not_hear_sends_no_request_for_an_answer(self) -> None:
+        session = self.one.connect("1")
+        await self.deafen(self.one)
+        ask(session)
+        ask(session, "log:line:add", id="log")
+        await until(lambda: self.handled("log") == 1, "the other event")
+        await until(lambda: len(session.link.written) > 1, "the receipt")  # type: ignore[attr-defined]
+        refused, accepted = told(session)
+        assert refused["payload"] == {
+            "code": "SERVICE_UNAVAILABLE",
+            "message": "the service cannot be reached at present",
+            "eventType": SEND,
+        }
+        assert accepted == {"type": "ack", "id": "log", "payload": {"receivers": 1}}
+        assert self.handled() == 0
+        await self.hear(self.one)
+        await self.send(session)
+        assert self.handled() == 1
+
+    async def test_an_answer_that_was_not_heard_is_found_if_another_gateway_heard_it(self) -> None:
+        self.patch(request_look_ups, "_MOST", 2)
+        sessions = [self.one.connect(str(number), f"user{number}") for number in range(5)]
+        for session in sessions:
+            await self.send(session)
+        await self.deafen(self.one)
+        for number in (0, 1, 3, 4):
+            words = {"recipients": [f"one.{number}"], "userIds": [f"user{number}"], "inReplyTo": "q"}
+            self.say(self.two, {**words, "payload": "done"})
+        await self.two.bus.call("PING")
+        self.client.set("k:request:adopted:one.4:q", b"\xff")
+        await self.hear(self.one)
+        self.answer(self.one, "one.0")  # the last word counts
+        await self.sweep(self.one)
+        assert [len(told(session)) for session in sessions] == [1, 0, 0, 0, 0]
+        for _ in range(8):
+            await self.sweep(self.one)
+        assert [told(session) for session in sessions] == [[], [ANSWER], [], [ANSWER], []]
+        assert not self.client.exists("k:request:adopted:one.4:q")
+        again = self.two.connect("again", "user3")
+        await self.send(again)
+        assert told(again) == [ANSWER]
+        await self.sweep(self.one, 10)
+        assert [codes(session) for session in sessions] == [[], [], ["TIMEOUT"], [], ["TIMEOUT"]]
+        assert self.handled() == 5
+
+    async def test_more_names_than_are_remembered(self) -> None:
+        """Then any request may have been sent before, and waits."""
+        self.patch(request_look_ups, "_LOST_BYTES", 100)
+        session, other = self.one.connect("1"), self.one.connect("2")
+        self.redis.kill()
+        await until(lambda: not self.one.bus.available, "the loss")
+        ask(other, id="new")
+        assert codes(other) == ["SERVICE_UNAVAILABLE"]
+        for number in range(5):
+            ask(session, id=number, resent=True)
+        ask(other, id="new")
+        assert told(session) == told(other) == []
+        self.redis.start()
+        await until(lambda: self.one.bus.available, "the connection")
+
     async def test_redis_refuses_writes(self) -> None:
         session = self.one.connect("1")
         self.client.config_set("min-replicas-to-write", "1")
@@ -392,7 +466,7 @@ def test_the_data_are_lost_under_the_connections() -> None:
     house, refused = House(), []
     store = AnswerStore(house.bus, house.clock, house.counters, house.accounts, 120.0)
     look_ups = LookUps(
-        house.bus, house.clock, store, settle=lambda *_: None, refuse=lambda _, why: refused.append(why), records=list
+        house.bus, house.clock, store, settle=lambda *_: None, refuse=lambda _, why: refused.append(why), requests=list
     )
     queue = RequestQueue(CHAT, 120.0, lambda *_: None)
     old, new = (Request(house.connect().session, SEND, "record", True, queue, 1, 0.0) for _ in range(2))

@@ -297,7 +297,8 @@ class FakeReading:
 
 @implementer(IBus)
 class FakeBus:
-    """Redis in memory, answering when it is told to: see :meth:`deliver`, :meth:`answer`, :meth:`up`, :meth:`down`.
+    """Redis in memory, answering when it is told to: see :meth:`deliver`, :meth:`answer`, :meth:`up`, :meth:`down`,
+    :meth:`deafen`.
 
     Buses that share ``channels`` share a Redis. ``in_flight`` bounds what waits for an answer. The epoch is ``e1``
     until :meth:`up` or :meth:`begin_epoch` names another one.
@@ -312,6 +313,7 @@ class FakeBus:
         available: bool = True,
     ) -> None:
         self.available = available
+        self._sends = available
         self.fault: str | None = None if available else "away"
         self.epoch: str | None = "e1" if available else None
         self.published: list[Published] = []
@@ -334,7 +336,7 @@ class FakeBus:
         self, command: Any, keys: Sequence[str] = (), args: Sequence[bytes | str | int | float] = ()
     ) -> Deferred[Any]:
         try:
-            self._check()
+            self._check(hears=True)
         except NotPublished:
             return fail()
         made = Call(command, tuple(keys), tuple(args), Deferred())
@@ -342,10 +344,14 @@ class FakeBus:
         return made.reply
 
     def run(self, script: ForEach, message: tuple[Any, ...]) -> None:
-        self.run_all(script, [message])
+        self._check()
+        self._run(script, [message])
 
     def run_all(self, script: ForEach, messages: Sequence[tuple[Any, ...]]) -> None:
-        self._check()
+        self._check(hears=True)
+        self._run(script, messages)
+
+    def _run(self, script: ForEach, messages: Sequence[tuple[Any, ...]]) -> None:
         for message in messages:
             columns, bodies = script.pack([message])
             values = [value for (value,) in columns]
@@ -396,7 +402,7 @@ class FakeBus:
 
     def down(self) -> None:
         """The connection is lost, with everything in flight on it."""
-        self.available = False
+        self.available = self._sends = False
         self.fault = "away"
         self.epoch = None
         published, self.published = self.published, []
@@ -408,9 +414,17 @@ class FakeBus:
         for listener in self.listeners:
             listener.bus_down()
 
+    def deafen(self) -> None:
+        """The connection that listens is lost."""
+        self.available = False
+        self.fault = "deaf"
+        self.epoch = None
+        for listener in self.listeners:
+            listener.bus_down()
+
     def up(self, epoch: str | None = "e1") -> None:
         """Redis is back. ``epoch``: what its data say."""
-        self.available = True
+        self.available = self._sends = True
         self.fault = None
         self.epoch = epoch
         for listener in self.listeners:
@@ -422,8 +436,8 @@ class FakeBus:
         for listener in self.listeners:
             listener.epoch_changed()
 
-    def _check(self) -> None:
-        if not self.available:
+    def _check(self, *, hears: bool = False) -> None:
+        if not (self.available if hears else self._sends):
             raise NotPublished("Redis is unavailable")
         if len(self.published) + len(self.calls) >= self._in_flight:
             raise NotPublished("too much is in flight")

@@ -25,6 +25,7 @@ from kraftek.contract.interfaces import (
     Mended,
 )
 from kraftek.contract.iteration import Iteration
+from kraftek.contract.lua import ForEach
 from kraftek.contract.messages import Outgoing, Token
 from kraftek.contract.metrics import Counters
 from kraftek.contract.names import LOST_GATEWAYS, entries_key
@@ -34,6 +35,10 @@ from kraftek.core.rooms.room_cache import RedisRooms
 from tests.support.fakes import FakeAccess, FakeBus, FakeLink, FakeRooms
 from tests.support.redis_server import PrivateRedis, private_redis
 from tests.support.waiting import until
+
+EACH = ForEach.make(
+    "key", "", lambda given: (([key for key, _, _ in given],), [body for _, body, _ in given]), "return 1"
+)
 
 PREFIX = "k:"
 
@@ -130,6 +135,24 @@ class BusContract:
         await self.failed(self.bus.call("GET", ["key"]))
         await self.failed(self.bus.settled())
 
+    async def deafen(self) -> None:
+        """Take away the connection that listens alone."""
+        raise NotImplementedError
+
+    async def test_who_does_not_listen_still_publishes(self) -> None:
+        told = Told()
+        receipts: list[Any] = []
+        self.bus.add_listener(told)
+        await self.deafen()
+        assert told.events == ["up", "down"]
+        assert (self.bus.available, self.bus.epoch) == (False, None)
+        self.bus.publish("none", b"", receipts.append)
+        self.bus.run(EACH, ("k", b"", receipts.append))
+        with pytest.raises(NotPublished):
+            self.bus.run_all(EACH, [("k", b"", receipts.append)])
+        await self.failed(self.bus.call("GET", ["key"]))
+        await self.failed(self.bus.settled())
+
     async def failed(self, result: Deferred[Any]) -> None:
         try:
             await result
@@ -149,6 +172,9 @@ class FakeBusTest(BusContract, TestCase):
 
     async def cut(self) -> None:
         self.fake.down()
+
+    async def deafen(self) -> None:
+        self.fake.deafen()
 
     async def test_it_comes_back(self) -> None:
         told = Told()
@@ -203,6 +229,11 @@ class RedisBusTest(BusContract, TestCase):
     async def cut(self) -> None:
         self.redis.kill()
         await until(lambda: not self.bus.available, "the loss of Redis")
+
+    async def deafen(self) -> None:
+        subscriber: Any = self.bus._subscriber  # type: ignore[attr-defined]
+        self.redis.call("CLIENT", "KILL", "ID", str(subscriber.id))
+        await until(lambda: not self.bus.available, "the loss of the subscription")
 
 
 class RoomsContract:

@@ -1,0 +1,143 @@
+"""The connection to Redis that listens. Made by :class:`kraftek.bus.RedisBus`, driven by Twisted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.python.failure import Failure
+
+from kraftek.bus.connections import ConnectionOwner, RedisConnection
+from kraftek.contract.accounts import Accounts
+from kraftek.contract.iteration import Iteration
+from kraftek.contract.redis_url import RedisAddress
+from kraftek.contract.settings import Redis
+
+__all__ = ["TRACKING_CHANNEL", "Deafness", "Listeners", "SubscriberConnection", "Tracked"]
+
+TRACKING_CHANNEL = b"__redis__:invalidate"
+"""The channel on which Redis announces which tracked keys changed. Its messages are a list of keys, or ``None``."""
+
+Listeners = Mapping[bytes, Sequence[Callable[[Any], None]]]
+"""The listeners of each channel, called with its messages."""
+
+
+class SubscriberConnection(RedisConnection):
+    """Listens. ``id`` is Redis's number for this connection, once it is ready."""
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        address: RedisAddress,
+        config: Redis,
+        owner: ConnectionOwner,
+        iteration: Iteration,
+        accounts: Accounts,
+        listeners: Listeners,
+    ) -> None:
+        super().__init__(reactor, address, config, owner)
+        self._iteration = iteration
+        self._accounts = accounts
+        self._listeners = listeners
+        self._arriving = 0
+        self.id = 0
+
+    def prepare(self) -> Sequence[Deferred[Any]]:
+        return [self.ask("CLIENT", "ID").addCallback(self._identified)]
+
+    def listen(self, channels: Iterable[bytes]) -> Deferred[Any]:
+        """Subscribe, also when subscribed already. One command per channel, so that each has its one answer."""
+        return self.need([self.ask("SUBSCRIBE", channel) for channel in channels])
+
+    def waits_for_rest(self, size: int) -> None:
+        self._arriving += size
+        self._accounts.arriving += size
+
+    def hand_out(self, replies: list[Any]) -> None:
+        if self._arriving:
+            self._arrived()
+        *others, last = replies
+        super().hand_out(others)
+        self._iteration.ending = True
+        try:
+            self.replied(last)
+        finally:
+            self._iteration.ending = False
+
+    def replied(self, reply: Any) -> None:
+        if type(reply) is not list or reply[0] != b"message":
+            super().replied(reply)
+            return
+        _, channel, body = reply
+        for listener in self._listeners.get(channel, ()):
+            try:
+                listener(body)
+            except Exception:  # noqa: BLE001  # the edge's one guard: it must not unwind the reader
+                self.log.failure("Failed on a message on {channel}", channel=channel.decode(errors="replace"))
+
+    def connectionLost(self, why: Failure) -> None:
+        self._arrived()
+        super().connectionLost(why)
+
+    def _arrived(self) -> None:
+        self._accounts.arriving -= self._arriving
+        self._arriving = 0
+
+    def _identified(self, number: int) -> None:
+        self.id = number
+
+
+class Tracked:
+    """Who is told of keys that changed, as :meth:`kraftek.contract.interfaces.IBus.track` has it.
+
+    ``prefix``: that of all names.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._by_prefix: dict[str, Callable[[list[str] | None], None]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._by_prefix)
+
+    def add(self, prefix: str, listener: Callable[[list[str] | None], None]) -> None:
+        """Call ``listener`` with the changed keys under ``prefix``."""
+        self._by_prefix[prefix] = listener
+
+    def changed(self, keys: list[bytes] | None) -> None:
+        """Redis says so."""
+        for prefix, listener in self._by_prefix.items():
+            if keys is None:
+                listener(None)
+                continue
+            names = [key.decode("utf-8", "replace").removeprefix(self._prefix) for key in keys]
+            names = [name for name in names if name.startswith(prefix)]
+            if names:
+                listener(names)
+
+
+class Deafness:
+    """Nobody listens, from :meth:`begin` to :meth:`end`. After so many ``seconds`` ``too_long`` is called."""
+
+    def __init__(self, clock: IReactorTime, seconds: float, too_long: Callable[[], None]) -> None:
+        self._clock = clock
+        self._seconds = seconds
+        self._too_long = too_long
+        self._alarm: IDelayedCall | None = None
+
+    def begin(self) -> None:
+        """The connection that listens was lost, perhaps another time."""
+        if self._alarm is None:
+            self._alarm = self._clock.callLater(self._seconds, self._ring)
+
+    def end(self) -> None:
+        """Another one listens, or nobody will."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+
+    def _ring(self) -> None:
+        self._alarm = None
+        self._too_long()
