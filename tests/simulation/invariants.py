@@ -29,7 +29,7 @@ from txredisapi import ResponseError
 from kraftek.contract.errors import Code, NotPublished
 from kraftek.core.access.listening import PATIENCE, SETTLING
 from tests.simulation.network import SUBSCRIBER
-from tests.simulation.people import Ban, Client, Request
+from tests.simulation.people import Ban, Client, Request, user_of
 from tests.simulation.virtual_time import WALL
 
 if TYPE_CHECKING:
@@ -241,13 +241,22 @@ class Invariants:
         # A gateway knows Redis's clock as exactly as its lag allows.
         # Of a clock that was there only while it had no link, it knows nothing.
         alike = 0.01 + 2 * self.world.worst_lag + _peak([server.ahead for server in self.world.servers])
-        return (
-            other is not client
-            and other.user == client.user
-            and any(
-                (other, room) in self._granted and self._granted[other, room] > entered - alike
-                for room, entered in client.entered.items()
+        return other is not client and (
+            (
+                other.user == client.user
+                and any(
+                    (other, room) in self._granted and self._granted[other, room] > entered - alike
+                    for room, entered in client.entered.items()
+                )
             )
+            or self._has_left(other, client)
+        )
+
+    def _has_left(self, other: Client, client: Client) -> bool:
+        """Whether the other connection may have been let in, and had left before it could be told."""
+        return not other.open and any(
+            room in client.entered and (other.user if command == "join" else user_of(token)) == client.user
+            for command, token, room in other.commands.values()
         )
 
     # Requests
