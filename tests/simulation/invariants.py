@@ -8,7 +8,8 @@ The bounds are in virtual seconds:
                     are compared with Redis first, which takes the lags of both links as well
 :data:`DEAF`        a gateway that does not hear notices by then, and then counts as one whose links were lost
 :data:`LINKED`      after its links are back no new login is let in by an answer from before
-:data:`DOUBT`       and open connections have been asked about by then; ``SETTLING`` later if another gateway is silent
+:data:`DOUBT`       and open connections have been asked about by then, and after two answers of Redis; ``SETTLING``
+                    later if another gateway is silent
 :data:`STALE`       after an answer's ``ttl``, if nobody told anything, the auth service has been asked again
 :data:`SETTLED`     after Redis takes writes and nothing is wrong any more, the room cache is right
 ==================  ==================================================================================================
@@ -28,7 +29,7 @@ from txredisapi import ResponseError
 
 from kraftek.contract.errors import Code, NotPublished
 from kraftek.core.access.listening import PATIENCE, SETTLING
-from tests.simulation.network import SUBSCRIBER
+from tests.simulation.network import COMMANDS, SUBSCRIBER
 from tests.simulation.people import Ban, Client, Request, user_of
 from tests.simulation.virtual_time import WALL
 
@@ -186,7 +187,7 @@ class Invariants:
         up = gateway.up_since
         if ban.told_at is not None and up is not None:  # who has no link hears nothing
             if up > ban.told_at:
-                doubt = up + DOUBT + self._settling(gateway, up)
+                doubt = up + DOUBT + self._settling(gateway, up) + 4 * gateway.lag[COMMANDS]
                 bounds.append((up + LINKED if new else max(doubt, trouble), "its links were lost"))
             elif ban.how == "delete" and gateway.undisturbed_since < ban.told_at:
                 bounds.append((ban.told_at + DELETED + world.lag_of(gateway), "deleted"))
