@@ -56,7 +56,7 @@ class GatewayProcess:
         self.config = config
         self.lag = {SUBSCRIBER: 0.0, COMMANDS: 0.0}
         self.up_since: float | None = None
-        self._disturbed_at = time.now
+        self.started_at = self._disturbed_at = time.now
         self.stopping = False
         self.dialect = NativeDialect()
         self.process = Process(time, name, network.connect)

@@ -240,8 +240,10 @@ class Invariants:
 
     def _newer(self, other: Client, client: Client) -> bool:
         # A gateway knows Redis's clock as exactly as its lag allows.
-        # Of a clock that was there only while it had no link, it knows nothing.
-        alike = 0.01 + 2 * self.world.worst_lag + _peak([server.ahead for server in self.world.servers])
+        # Of a clock that was there only while it had no link, or before it was started, it knows nothing.
+        clocks = [server.ahead for server in self.world.servers]
+        unknown = max(clocks) - min(clocks) if client.gateway.started_at else _peak(clocks)
+        alike = 0.01 + 2 * self.world.worst_lag + unknown
         return other is not client and (
             (
                 other.user == client.user
