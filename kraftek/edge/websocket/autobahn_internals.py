@@ -74,9 +74,9 @@ class _Unframing:
     """Handles the plain messages of a whole read in one pass, and leaves everything else to Autobahn."""
 
     def step(self: Any, data: bytes, at: int) -> int:
-        if self.state == self.STATE_OPEN and not self.data and self.current_frame is None:
+        if not self.data and self.current_frame is None and not self.inside_message:
             session = self.session
-            if session is not None and not self.inside_message:
+            if session is not None:
                 if len(data) == 6 and data.startswith(_EMPTY_PONG):
                     if self.heard:  # nobody asked
                         session.charge(1, 0)
@@ -84,9 +84,10 @@ class _Unframing:
                     return 6
                 messages, end = plain_messages(data, at, self.message_limit, unmask)
                 if messages:
-                    self.heard = True
-                    for message in messages:
-                        session.receive(message)
+                    if self.state == self.STATE_OPEN:
+                        self.heard = True
+                        for message in messages:
+                            session.receive(message)
                     return end
         return super().step(data, at)  # type: ignore[misc,no-any-return]
 

@@ -22,8 +22,6 @@ _LONG = 1536
 """Bytes from which a call into Autobahn's C masker (9 µs, whatever the size) beats an XOR of long integers (4 ns
 a byte)."""
 
-_STEPS = range(STEP)
-
 _short, _medium, _long = Struct(">BB").pack, Struct(">BBH").pack, Struct(">BBQ").pack
 """The heads of frames of these sizes."""
 
@@ -84,23 +82,19 @@ def plain_messages(
     """
     messages: list[bytes] = []
     end = len(data)
-    for _ in _STEPS:
-        if end - start < 6 or data[start] != _TEXT:
-            break
+    while end - start >= 6 and data[start] == _TEXT:
         size = data[start + 1] - _MASKED
-        at = start + 2
-        if size < 0 or size == 127:
-            break
-        if size == 126:
-            size = int.from_bytes(data[at : at + 2], "big")
+        at = start + 6
+        if size > 125:
+            size = int.from_bytes(data[start + 2 : start + 4], "big") if size == 126 else 0
             at += 2
             if size < 126:
                 break
-        stop = at + 4 + size
-        if stop > end or size > limit:
+        stop = at + size
+        if stop > end or size > limit or stop < at:
             break
-        mask = data[at : at + 4]
-        payload = data[at + 4 : stop]
+        mask = data[at - 4 : at]
+        payload = data[at:stop]
         if size < _LONG:
             masked = int.from_bytes(payload, "little")
             payload = (masked ^ int.from_bytes((mask * (size // 4 + 1))[:size], "little")).to_bytes(size, "little")
@@ -113,6 +107,8 @@ def plain_messages(
                 break
         messages.append(payload)
         start = stop
+        if stop == end or len(messages) == STEP:
+            break
     return messages, start
 
 

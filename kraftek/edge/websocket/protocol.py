@@ -189,7 +189,8 @@ class ClientProtocol(WebSocketServerProtocol):
 
     def onMessageFrameBegin(self, length: int) -> None:
         if self._incoming is not None:
-            self._frame_left = length if self._perMessageCompress is None else 0
+            inflater = self._perMessageCompress
+            self._frame_left = 0 if inflater is not None and inflater.under_way else length
             try:
                 if not self._incoming.announce(length):
                     self._charge()
