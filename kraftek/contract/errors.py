@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-__all__ = ["CLOSE_CODES", "Code", "ConfigError", "NotPublished", "PeerError", "Refusal"]
+__all__ = ["CLOSE_CODES", "Code", "ConfigError", "Limit", "NotPublished", "PeerError", "Refusal"]
 
 
 class Code(StrEnum):
@@ -43,6 +43,20 @@ CLOSE_CODES: dict[str, int] = {
 """The WebSocket close code that goes with an error, for those errors that can close a socket."""
 
 
+class Limit(StrEnum):
+    """What there was too much of, the ``limit`` of a ``RATE_LIMITED`` of the gateway's: an error of a service has none.
+    The table is in ``docs/limits.rst``.
+    """
+
+    USER = "user"  # events or bytes of one user
+    ADDRESS = "address"  # events or bytes of one address
+    EVENT = "event"  # a service's own rate for such events
+    JOINS = "joins"
+    QUESTIONS = "questions"  # to the auth service
+    REQUESTS = "requests"  # of one connection that wait for their answers
+    SHARE = "share"  # of one user, of what waits
+
+
 class PeerError(Exception):
     """The client's fault, or a condition that the client must know about. Everything else that is raised is ours.
 
@@ -50,6 +64,7 @@ class PeerError(Exception):
     ``retry_after``: seconds after which trying again makes sense.
     ``id``, ``event_type``: the request that is answered by this error, as far as it is known.
     ``room_id``: the room that the client is no longer in because of it.
+    ``limit``: with ``RATE_LIMITED``, what there was too much of.
     """
 
     def __init__(
@@ -62,6 +77,7 @@ class PeerError(Exception):
         id: int | str | None = None,
         event_type: str | None = None,
         room_id: str | None = None,
+        limit: Limit | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -71,6 +87,12 @@ class PeerError(Exception):
         self.id = id
         self.event_type = event_type
         self.room_id = room_id
+        self.limit = limit
+
+    def copy(self) -> PeerError:
+        """The same error for somebody else, without what it answers."""
+        closes, retry_after, limit = self.closes, self.retry_after, self.limit
+        return PeerError(self.code, self.message, closes=closes, retry_after=retry_after, limit=limit)
 
 
 class NotPublished(Exception):  # noqa: N818  # named after what did not happen, as Twisted's names do

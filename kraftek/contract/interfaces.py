@@ -21,6 +21,7 @@ __all__ = [
     "IAccess",
     "IAccessChecker",
     "IAccessListener",
+    "IAsker",
     "IBus",
     "IBusListener",
     "IClientLink",
@@ -336,10 +337,20 @@ class IRooms(Interface):
 class IAccessChecker(Interface):
     """Whoever decides: the auth service, or a rule."""
 
-    def check(token: Token, room_id: str | None) -> Deferred[Grant]:
+    def check(token: Token, room_id: str | None, turn: str = "") -> Deferred[Grant]:
         """Ask. Fires with a yes; fails with ``PeerError``: ``AUTH_FAILED`` for a no, ``AUTH_UNAVAILABLE`` with
-        ``retry_after`` when it could not be asked within its deadline.
+        ``retry_after`` when it could not be asked within its deadline, ``RATE_LIMITED`` when too many questions of the
+        same ``turn`` wait. Those that wait are asked in rotation between turns.
         """
+
+
+class IAsker(Interface):
+    """On whose behalf the auth service is asked."""
+
+    turn = Attribute("str: the turn of its questions, the same for all of a user.")
+
+    def asks() -> None:
+        """The auth service is going to be asked. Raises ``PeerError`` with ``RATE_LIMITED`` when that was too often."""
 
 
 class IAccessListener(Interface):
@@ -362,9 +373,9 @@ class IAccess(Interface):
         other processes may turn out to have listened: a check that can wait may save a question."""
     )
 
-    def check(token: Token, room_id: str | None) -> Deferred[Grant]:
+    def check(token: Token, room_id: str | None, asker: IAsker | None = None) -> Deferred[Grant]:
         """As ``IAccessChecker.check``, from the cache when it has a fresh answer; equal questions at the same time are
-        asked once.
+        asked once, on behalf of the first ``asker``.
         """
 
     def add_listener(listener: IAccessListener) -> None:

@@ -167,7 +167,9 @@ class Left(Struct, frozen=True):
 
 
 class ErrorMessage(Struct, frozen=True):
-    """Something went wrong. ``retry_after`` in seconds; ``room_id`` is the room that the client is no longer in."""
+    """Something went wrong. ``retry_after`` in seconds; ``room_id`` is the room that the client is no longer in;
+    ``limit``: with ``RATE_LIMITED``, what there was too much of (:class:`kraftek.contract.errors.Limit`).
+    """
 
     code: str
     message: str
@@ -175,6 +177,7 @@ class ErrorMessage(Struct, frozen=True):
     retry_after: float | None = None
     id: RequestId | None = None
     room_id: str | None = None
+    limit: str | None = None
 
 
 class ErrorPayload(Struct, frozen=True, rename="camel", omit_defaults=True, gc=False):
@@ -188,6 +191,7 @@ class ErrorPayload(Struct, frozen=True, rename="camel", omit_defaults=True, gc=F
     event_type: str | None = None
     retry_after: float | None = None
     room_id: str | None = None
+    limit: str | None = None
 
 
 class ReceivedError(Struct, frozen=True, rename="camel"):
@@ -196,6 +200,7 @@ class ReceivedError(Struct, frozen=True, rename="camel"):
     code: str = ""
     message: str = ""
     retry_after: float | None = None
+    limit: str | None = None
 
 
 class Ack(Struct, frozen=True):

@@ -8,6 +8,8 @@ from typing import Annotated, get_args, get_type_hints
 
 from msgspec import Meta, Struct, field
 
+from kraftek.contract.errors import Limit
+
 __all__ = ["Counters", "Gauge", "Gauges", "RefusalReason", "SkipReason", "described"]
 
 
@@ -83,6 +85,12 @@ class Counters(Struct):
         int, Meta(description="Events whose fate is unknown: the connection to Redis was lost")
     ] = 0
     publishes_refused: Annotated[int, Meta(description="Events that Redis refused to take")] = 0
+    rate_limited: Annotated[
+        dict[str, int], Meta(description="Messages of clients refused with RATE_LIMITED", extra={"label": "limit"})
+    ] = field(default_factory=lambda: {limit.value: 0 for limit in Limit})
+    rate_limited_closed: Annotated[
+        int, Meta(description="Clients closed with 4429 because they went on above their budget")
+    ] = 0
     received: Annotated[int, Meta(description="Messages from clients")] = 0
     redis_connects: Annotated[int, Meta(description="Times that Redis was connected")] = 0
     replies_late: Annotated[int, Meta(description="Answers of services that came after their time")] = 0
@@ -90,6 +98,7 @@ class Counters(Struct):
     requests_timed_out: Annotated[int, Meta(description="Requests that no service answered in time")] = 0
     revoked: Annotated[int, Meta(description="Times that a socket lost a room because access was revoked")] = 0
     slow_consumers: Annotated[int, Meta(description="Clients closed because they did not read what they were sent")] = 0
+    slowed: Annotated[int, Meta(description="Times that a socket was not read for a while: it was over its budget")] = 0
     streams_full: Annotated[int, Meta(description="Events refused because a service's stream was full")] = 0
 
 

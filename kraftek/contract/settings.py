@@ -41,6 +41,13 @@ PayloadKey = Annotated[str, Meta(pattern=r'^[^"\\\x00-\x1f]*\Z', description="a 
 Policy = Annotated[Literal["queue", "latest", "drop"], Meta(description='"queue", "latest" or "drop"')]
 # What Python, as services have it, reads without reaching its limit of recursion.
 Depth = Annotated[int, Meta(ge=1, le=512, description="a whole number from 1 to 512")]
+PerSecond = Annotated[float, Meta(gt=0, le=1_000_000, description="events a second, more than 0 and up to a million")]
+# Three parts, each a literal or "*": as permissions.
+_PART = r"(?:\*|[^:*\s\x00-\x1f\x7f]+)"
+EventPattern = Annotated[
+    str, Meta(pattern=rf"^{_PART}:{_PART}:{_PART}\Z", max_length=128, description='patterns like "chat:message:*"')
+]
+EventRates = Annotated[dict[EventPattern, PerSecond], Meta(description="a table of event patterns with their rates")]
 Partitions = Annotated[int, Meta(ge=0, le=256, description="a whole number from 0 to 256")]
 
 
@@ -103,6 +110,11 @@ class Limits(Struct, frozen=True, kw_only=True):
     ``request_window``: how long, beyond its service's ``timeout``, a request and its answer are
     known if it is sent again; 0 is off. ``answer_bytes``: of answers that are stored for that at a time; a user has at
     most an eighth of them, and a service a half.
+
+    What one may send in a second, 0 for no limit; after a quiet time as much as in ``burst`` seconds at once.
+    ``events_per_…``, ``bytes_per_…``: messages of clients and what counts as much, and their bytes: of a socket, user,
+    and address as for ``connections_per_address``. ``joins_per_user``: ``authenticate``, ``join`` and ``leave``.
+    ``questions_per_…``: to the auth service.
     """
 
     message_bytes: Count = 65_536
@@ -122,6 +134,16 @@ class Limits(Struct, frozen=True, kw_only=True):
     request_timeout: Seconds = 30.0
     request_window: SecondsOrZero = 120.0
     answer_bytes: Count = 67_108_864
+    burst: Seconds = 5.0
+    events_per_socket: CountOrZero = 2000
+    events_per_user: CountOrZero = 4000
+    events_per_address: CountOrZero = 20_000
+    bytes_per_socket: CountOrZero = 4_194_304
+    bytes_per_user: CountOrZero = 8_388_608
+    bytes_per_address: CountOrZero = 33_554_432
+    joins_per_user: CountOrZero = 100
+    questions_per_user: CountOrZero = 50
+    questions_per_address: CountOrZero = 500
 
 
 class SocketIO(Struct, frozen=True, kw_only=True):
@@ -154,7 +176,8 @@ class Registration(Struct, frozen=True, kw_only=True):
     those that may wait for its answers, on each gateway process. ``transport``: ``pubsub``, or ``stream``: then
     ``channel`` is the key of a Redis Stream where up to ``max_length`` events wait. ``partitions``: more than 0 spreads
     them by room over so many streams, each read in order. ``presence``: it gets an event when a user enters or leaves a
-    room.
+    room. ``rate``: patterns of its events, each with how many a user may send in a second; the first that covers an
+    event counts.
     """
 
     name: str
@@ -166,6 +189,7 @@ class Registration(Struct, frozen=True, kw_only=True):
     max_length: Count = 100_000
     partitions: Partitions = 0
     presence: Flag = False
+    rate: EventRates = {}
 
 
 class EventPolicy(Struct, frozen=True, kw_only=True):

@@ -18,6 +18,7 @@ from kraftek.contract.interfaces import IAccess, IAccessListener
 from kraftek.contract.messages import Grant, Token
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Limits
+from kraftek.core.budgets import Asker
 from kraftek.core.expiry_queue import ExpiryQueue
 from kraftek.core.membership import Membership
 from kraftek.core.rechecks import Rechecks
@@ -190,7 +191,7 @@ class AccessWatch:
             else:
                 self._unanswered(session, room_id, revoked)
 
-        d = self._access.check(token, room_id)
+        d = self._access.check(token, room_id, Asker(session, token.digest))
         d.addCallbacks(confirmed, doubted)
         if revoked:
             d.addBoth(session.check_ends)

@@ -16,6 +16,7 @@ from kraftek.contract.interfaces import IAccess
 from kraftek.contract.messages import Authenticate, Authenticated, Grant, Join, Joined, Leave, Left
 from kraftek.contract.settings import Limits
 from kraftek.core.access_watch import AccessWatch
+from kraftek.core.budgets import Asker, Budgets
 from kraftek.core.membership import Membership
 from kraftek.core.roster import Roster
 from kraftek.core.session import Session, SessionState
@@ -32,6 +33,7 @@ class Admission:
         access_watch: AccessWatch,
         membership: Membership,
         roster: Roster,
+        budgets: Budgets,
         limits: Limits,
         clock: IReactorTime,
     ) -> None:
@@ -39,6 +41,7 @@ class Admission:
         self._access_watch = access_watch
         self._membership = membership
         self._roster = roster
+        self.budgets = budgets
         self._limits = limits
         self._clock = clock
         # Clients that have to authenticate, each with its deadline: the earliest first.
@@ -61,6 +64,9 @@ class Admission:
         if not token.value:
             raise PeerError(Code.AUTH_FAILED, "Token and roomId required", closes=True, id=message.id)
         self._check_bound(session, message)
+        if session.user_id is not None:
+            self._charge(session.user_id, message)
+        unknown = session.user_id is None
         self._arrivals.pop(session, None)
         session.check_begins()
 
@@ -69,6 +75,8 @@ class Admission:
                 return
             if session.user_id not in (None, grant.user_id):
                 raise PeerError(Code.ACCESS_DENIED, "this token belongs to another user", id=message.id)
+            if unknown:
+                self._charge(grant.user_id, message)
             self._roster.identify(session, grant.user_id, token.digest)
             before, session.token, session.user_id = session.token, token, grant.user_id
             if before is not None:
@@ -77,7 +85,7 @@ class Admission:
             session.send(Authenticated(grant.user_id, room_id, message.id))
             self._access_watch.granted(session, room_id, token, grant)
 
-        d = self._access.check(token, message.room_id)
+        d = self._access.check(token, message.room_id, Asker(session, token.digest, self.budgets))
         d.addCallback(admitted)
         d.addErrback(_refused, session, message)
         d.addBoth(session.check_ends)
@@ -87,7 +95,9 @@ class Admission:
         """Check whether the client may join one more room, and answer it."""
         token, room_id = session.token, message.room_id
         assert token is not None
+        assert session.user_id is not None
         self._check_bound(session, message)
+        self._charge(session.user_id, message)
         session.check_begins()
 
         def admitted(grant: Grant) -> None:
@@ -111,7 +121,7 @@ class Admission:
             # It may be in the room because of an older answer.
             self._access_watch.revoke(session, room_id)
 
-        d = self._access.check(token, room_id)
+        d = self._access.check(token, room_id, Asker(session, token.digest, self.budgets))
         d.addCallbacks(admitted, not_admitted)
         d.addErrback(_refused, session, message)
         d.addBoth(session.check_ends)
@@ -120,6 +130,8 @@ class Admission:
         """The client leaves a room and stays connected."""
         if message.room_id not in session.rooms:
             raise PeerError(Code.ACCESS_DENIED, "not in this room", id=message.id)
+        assert session.user_id is not None
+        self.budgets.joins(session.user_id, refusing=False)
         self._membership.leave(session, message.room_id, "left")
         self._access_watch.changed(session)
         session.send_in_order(Left(message.room_id, message.id), message.room_id)
@@ -146,6 +158,13 @@ class Admission:
         if session.state is SessionState.NEW:
             self._await_token(session)
 
+    def _charge(self, user_id: str, message: Authenticate | Join) -> None:
+        try:
+            self.budgets.joins(user_id)
+        except PeerError as error:
+            error.id = message.id
+            raise
+
     def _check_bound(self, session: Session, message: Authenticate | Join) -> None:
         room_id, bound = message.room_id, self._limits.rooms
         if room_id is not None and room_id not in session.rooms and len(session.rooms.keys() - {None}) >= bound:
@@ -156,7 +175,8 @@ def _refused(failure: Failure, session: Session, message: Authenticate | Join) -
     error = failure.value
     if isinstance(error, PeerError):
         # The error may answer many checks at once: the id of this request is not written into it.
-        closes, retry_after = error.closes, error.retry_after
-        session.refuse(PeerError(error.code, error.message, closes=closes, retry_after=retry_after, id=message.id))
+        error = error.copy()
+        error.id = message.id
+        session.refuse(error)
     else:
         session.fail(failure)

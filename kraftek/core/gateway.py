@@ -56,6 +56,7 @@ class Gateway:
         self._reply_to = reply_to
         self._admission = admission
         self._roster = roster
+        self._budgets = admission.budgets
         self._limits = limits
         self._counters = counters
         self._now = now
@@ -64,7 +65,15 @@ class Gateway:
         """A client connected; ``credentials`` came with its handshake. The caller passes what the client sends to
         ``receive`` of the returned session, and calls its ``lost`` when the client has disconnected.
         """
-        session = Session(new_socket_id(self.gateway_id), self, link, dialect, self._limits, self._counters)
+        session = Session(
+            new_socket_id(self.gateway_id),
+            self,
+            link,
+            dialect,
+            self._limits,
+            self._counters,
+            budgets=self._budgets,
+        )
         session.outages = self._requests.outages
         self._counters.connections += 1
         self._admission.arrived(session)
@@ -88,6 +97,23 @@ class Gateway:
         elif type(message) is Leave:
             self._admission.leave(session, message)
 
+    def limit(self, session: Session, message: Inbound, error: PeerError) -> bool:
+        """The user or the address is over its budget: refuse what the client asks with this error. ``False`` for what
+        is not refused: a ``ping``, by which clients see that they are connected; a ``leave``, which is possible once
+        for each ``join``; and what an unknown user may not do anyway. Raises ``PeerError``.
+        """
+        error.id = message.id
+        if isinstance(message, Event) and session.user_id is not None:
+            error.event_type = message.name
+            if message.id is None or not message.resent:
+                raise error
+            room_id = message.room_id if message.room_id is not None else session.room_id
+            self._deny(session, message, self._route(message), room_id, error)
+            return True
+        if type(message) is Join or type(message) is Authenticate:
+            raise error
+        return False
+
     def closed(self, session: Session) -> None:
         """A session has ended."""
         self._admission.departed(session)
@@ -102,11 +128,7 @@ class Gateway:
         user_id = session.user_id
         if user_id is None:
             raise _about(event, Code.NOT_AUTHENTICATED, "authenticate first")
-        try:
-            service = self._router.route(event.name)
-        except PeerError as error:
-            error.id = event.id
-            raise
+        service = self._route(event)
         room_id = event.room_id if event.room_id is not None else session.room_id
         try:
             grant = session.rooms[room_id]
@@ -125,6 +147,10 @@ class Gateway:
             else:
                 denied = _about(event, Code.ACCESS_DENIED, "this event is not permitted")
             self._deny(session, event, service, room_id, denied)
+            return
+        if service.rate and (error := self._budgets.event(user_id, service, event.name)) is not None:
+            error.id, error.event_type = event.id, event.name
+            self._deny(session, event, service, room_id, error)
             return
         envelope = Envelope(
             event_type=event.name,
@@ -146,6 +172,14 @@ class Gateway:
         except NotPublished:
             raise unreachable_error(event.name, event.id) from None
         self._counters.published += 1
+
+    def _route(self, event: Event) -> Registration:
+        try:
+            service: Registration = self._router.route(event.name)
+        except PeerError as error:
+            error.id = event.id
+            raise
+        return service
 
     def _deny(
         self, session: Session, event: Event, service: Registration, room_id: str | None, error: PeerError

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from math import ceil
 
 from msgspec import Struct
 
 from kraftek.contract.messages import RequestId
+from kraftek.contract.rates import share
 from kraftek.contract.settings import Registration
 from kraftek.core.dispatch import once
 from kraftek.core.session import Session
@@ -40,9 +42,12 @@ class Request(Struct, eq=False, gc=False):
 class RequestQueue:
     """Requests of one service, in the order in which they are due. ``receipt`` is called with the receipt of each.
     ``target``: the channel or stream of all of them, or empty. ``window``: seconds for which answers are stored.
+
+    ``requests``: those that are on their way to the service, which are bounded, and of which each user has a share.
+    ``refused``: those that are refused unless an earlier copy of them turns out to be with the service.
     """
 
-    __slots__ = ("receipt", "requests", "script", "service", "target")
+    __slots__ = ("_held_by", "receipt", "refused", "requests", "script", "service", "target")
 
     def __init__(self, service: Registration, window: float, receipt: Callable[[Request, int | bytes], None]) -> None:
         self.service = service
@@ -51,3 +56,40 @@ class RequestQueue:
         known = window + service.timeout if service.reply else window
         self.script = once(service.transport, service.reply, ceil(known * 1000), service.max_length)
         self.requests: dict[Request, None] = {}
+        self.refused: dict[Request, None] = {}
+        # How many are whose, as long as so many wait that each user has a share.
+        self._held_by: Counter[str | None] | None = None
+
+    def add(self, request: Request) -> None:
+        """It is on its way to the service."""
+        self.requests[request] = None
+        if self._held_by is not None:
+            self._held_by[request.session.user_id] += 1
+
+    def remove(self, request: Request) -> None:
+        """It waits no longer."""
+        try:
+            del self.requests[request]
+        except KeyError:
+            del self.refused[request]
+            return
+        held_by = self._held_by
+        if held_by is not None:
+            user_id = request.session.user_id
+            held_by[user_id] -= 1
+            if not held_by[user_id]:
+                del held_by[user_id]
+            if 4 * len(self.requests) < self.service.requests:
+                self._held_by = None
+
+    @property
+    def full(self) -> bool:
+        """Whether as many wait as may."""
+        return len(self.requests) >= self.service.requests
+
+    def has_share(self, user_id: str | None) -> bool:
+        """Whether so many of this user wait that the rest is for others."""
+        held, most = len(self.requests), self.service.requests
+        if self._held_by is None:
+            self._held_by = Counter(request.session.user_id for request in self.requests)
+        return self._held_by.get(user_id, 0) >= max(share(held, most, len(self._held_by)), 1)

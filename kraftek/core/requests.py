@@ -6,13 +6,14 @@ The gateway passes it clients' requests; :mod:`kraftek.core.deliveries` passes i
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 from math import ceil
 
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from kraftek.contract.accounts import Accounts
-from kraftek.contract.errors import Code, NotPublished, PeerError
+from kraftek.contract.errors import Code, Limit, NotPublished, PeerError
 from kraftek.contract.interfaces import IBus, Undelivered
 from kraftek.contract.lua import Receipt
 from kraftek.contract.messages import (
@@ -129,17 +130,18 @@ class Requests:
             return  # the first one's answer answers this one, too
         if len(waiting) >= self._bound:
             message = f"{self._bound} requests of this connection wait for their answers"
-            raise _try_again(envelope.event_type, request_id, Code.RATE_LIMITED, message)
+            bound = _try_again(envelope.event_type, request_id, Code.RATE_LIMITED, message, Limit.REQUESTS)
+            if not resent:
+                raise bound
+            self.find(session, request_id, service, record, bound)
+            return
         queue = self._queues.get(id(service))
         if queue is None:
             queue = self._queue(service)
         lasts = self._lasts and session.dialect.lasting_ids
         request = Request(session, envelope.event_type, record, lasts, queue, request_id, self._clock.seconds())
-        if len(queue.requests) >= service.requests:
-            message = f"too many requests wait for answers of service {service.name}"
-            self._look_ups.not_sent(
-                request, resent, _try_again(request.name, request_id, Code.SERVICE_UNAVAILABLE, message)
-            )
+        if 2 * len(queue.requests) >= service.requests and (error := _refusal(queue, request)):
+            self._refuse_unless_known(request, resent, error)
         else:
             try:
                 if service.reply and not self._bus.available:
@@ -150,9 +152,10 @@ class Requests:
                 else:
                     self._dispatch.send(service, envelope, request)
             except NotPublished:
-                self._look_ups.not_sent(request, resent, unreachable_error(request.name, request_id))
+                self._refuse_unless_known(request, resent, unreachable_error(request.name, request_id))
+            else:
+                queue.add(request)
         waiting[request_id] = request
-        queue.requests[request] = None
 
     def find(
         self, session: Session, request_id: RequestId, service: Registration, record: str, error: PeerError
@@ -165,15 +168,15 @@ class Requests:
             if waiting[request_id].record == record:
                 return
             raise error
-        if len(waiting) >= self._bound:
-            raise error
+        if len(waiting) >= 2 * self._bound:
+            message = "too many requests of this connection were sent again, and wait for their answers"
+            raise PeerError(Code.TIMEOUT, message, id=request_id, event_type=error.event_type)
         queue = self._queues.get(id(service)) or self._queue(service)
         lasts = self._lasts and session.dialect.lasting_ids
         name = error.event_type or ""
         request = Request(session, name, record, lasts, queue, request_id, self._clock.seconds())
-        self._look_ups.not_sent(request, True, error)
+        self._refuse_unless_known(request, True, error)
         waiting[request_id] = request
-        queue.requests[request] = None
 
     def departed(self, session: Session) -> None:
         """The session has ended. Answers to its requests are still stored, because a duplicate may ask for them."""
@@ -209,12 +212,13 @@ class Requests:
         now = self._clock.seconds()
         for number, queue in tuple(self._queues.items()):
             timeout = queue.service.timeout
-            while queue.requests:
-                request = next(iter(queue.requests))
-                if request.sent_at + timeout > now:
-                    break
-                self._time_out(request)
-            if not queue.requests:
+            for requests in (queue.requests, queue.refused):
+                while requests:
+                    request = next(iter(requests))
+                    if request.sent_at + timeout > now:
+                        break
+                    self._time_out(request)
+            if not queue.requests and not queue.refused:
                 del self._queues[number]
         for socket_id in tuple(self._departed):
             if not self._waiting[socket_id]:
@@ -257,7 +261,11 @@ class Requests:
         return queue
 
     def _requests(self) -> Iterable[Request]:
-        return (request for queue in self._queues.values() for request in queue.requests)
+        return chain.from_iterable(chain(queue.requests, queue.refused) for queue in self._queues.values())
+
+    def _refuse_unless_known(self, request: Request, resent: bool, error: PeerError) -> None:
+        self._look_ups.not_sent(request, resent, error)
+        request.queue.refused[request] = None
 
     def _found(self, request: Request, answer: Delivery, body: bytes | None) -> None:
         del self._waiting[request.session.socket_id][request.id]
@@ -290,7 +298,7 @@ class Requests:
 
     def _settle(self, request: Request, outbound: Outbound | None, body: bytes | None = None) -> None:
         """The request no longer waits: send the client ``outbound``, and store ``body``, the answer, in Redis."""
-        del request.queue.requests[request]
+        request.queue.remove(request)
         if self._looked_up:
             self._looked_up.pop(request, None)
         if body is not None and request.lasts:
@@ -346,5 +354,16 @@ def unreachable_error(name: str, id: RequestId | None) -> PeerError:
     return PeerError(Code.SERVICE_UNAVAILABLE, "the service cannot be reached at present", id=id, event_type=name)
 
 
-def _try_again(name: str, id: RequestId | None, code: Code, message: str) -> PeerError:
-    return PeerError(code, message, retry_after=_RETRY_AFTER, id=id, event_type=name)
+def _refusal(queue: RequestQueue, request: Request) -> PeerError | None:
+    """Why it cannot wait in its queue, if it cannot."""
+    if queue.full:
+        message = f"too many requests wait for answers of service {queue.service.name}"
+        return _try_again(request.name, request.id, Code.SERVICE_UNAVAILABLE, message)
+    if queue.has_share(request.session.user_id):
+        message = f"too many requests of this user wait for answers of service {queue.service.name}"
+        return _try_again(request.name, request.id, Code.RATE_LIMITED, message, Limit.SHARE)
+    return None
+
+
+def _try_again(name: str, id: RequestId | None, code: Code, message: str, limit: Limit | None = None) -> PeerError:
+    return PeerError(code, message, retry_after=_RETRY_AFTER, id=id, event_type=name, limit=limit)

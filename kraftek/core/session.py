@@ -18,6 +18,7 @@ from kraftek.contract.interfaces import IClientLink, IDialect, IOutlet, IReceive
 from kraftek.contract.messages import Closing, Delivery, ErrorMessage, Gap, Grant, Inbound, Outbound, Outgoing, Token
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Limits
+from kraftek.core.budgets import Budgets, Refusals
 
 __all__ = ["Core", "HeldGrant", "Session", "SessionState"]
 
@@ -67,6 +68,11 @@ class Core(Protocol):
     def handle(self, session: Session, message: Inbound) -> None:
         """Do what the client asks. Raises ``PeerError`` for what the client must know."""
 
+    def limit(self, session: Session, message: Inbound, error: PeerError) -> bool:
+        """The client's user or address is over its budget: refuse the message with this error. ``False``: such a
+        message is handled all the same. Raises ``PeerError``.
+        """
+
     def closed(self, session: Session) -> None:
         """The session has ended, for whatever reason. Called once."""
 
@@ -91,9 +97,11 @@ class Session:
     the first that was joined; ``None`` without rooms. ``token`` is the one that was shown last, with which rooms are
     joined; it expires at ``expires_at``, in Unix seconds. ``outages``: how often the gateway had lost Redis when the
     client connected. ``outlet`` takes what services send to the user or the socket: the link, unless that has to wait.
+    ``events``, ``size``: messages and bytes that may arrive before the budgets are looked at again.
     """
 
     __slots__ = (
+        "_budgets",
         "_checks",
         "_core",
         "_counters",
@@ -101,13 +109,17 @@ class Session:
         "_held_bytes",
         "_invalid",
         "_limits",
+        "address",
         "dialect",
+        "events",
         "expires_at",
         "link",
         "outages",
         "outlet",
+        "refusals",
         "room_id",
         "rooms",
+        "size",
         "socket_id",
         "state",
         "superseded",
@@ -118,9 +130,21 @@ class Session:
     _log = Logger()
 
     def __init__(
-        self, socket_id: str, core: Core, link: IClientLink, dialect: IDialect, limits: Limits, counters: Counters
+        self,
+        socket_id: str,
+        core: Core,
+        link: IClientLink,
+        dialect: IDialect,
+        limits: Limits,
+        counters: Counters,
+        *,
+        budgets: Budgets,
     ) -> None:
         self.socket_id = socket_id
+        self.address = budgets.address_of(link.peer)
+        self.events = self.size = 0
+        self.refusals: Refusals | None = None
+        self._budgets = budgets
         self.link = link
         self.outlet: IOutlet = link
         self.dialect = dialect
@@ -163,11 +187,16 @@ class Session:
         if self.state is SessionState.CLOSED:
             return
         self._counters.received += 1
+        self.events -= 1
+        self.size -= len(data)
+        over = self._budgets.draw(self) if self.events < 0 or self.size < 0 else None
         try:
             message = self.dialect.received(data, binary)
             if message is None:
                 return
             self._invalid = 0
+            if over is not None and self._core.limit(self, message, over):
+                return
             if self.state is SessionState.CHECKING:
                 self._hold(message, len(data))
             else:
@@ -178,7 +207,10 @@ class Session:
             self.fail(Failure())
 
     def charge(self, events: int, size: int) -> None:
-        """Budgets are to count what is no message: nothing is taken for it yet."""
+        self.events -= events
+        self.size -= size
+        if (self.events < 0 or self.size < 0) and self.state is not SessionState.CLOSED:
+            self._budgets.draw(self)
 
     def handle(self, message: Inbound) -> None:
         """As :meth:`receive`, for a decoded message: the credentials of the handshake, or a message that was held."""
@@ -209,8 +241,11 @@ class Session:
         """Send the client an error, and close its socket where the error requires that."""
         if self.state is SessionState.CLOSED:
             return
+        if error.limit is not None and not self._budgets.refused(self, error):
+            return
         self._counters.errors_peer += 1
-        message = ErrorMessage(error.code, error.message, error.event_type, error.retry_after, error.id, error.room_id)
+        about = error.event_type, error.retry_after, error.id, error.room_id, error.limit
+        message = ErrorMessage(error.code, error.message, *about)
         if error.room_id is None:
             self.send(message)
         else:

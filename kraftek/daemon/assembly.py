@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from msgspec import Struct
@@ -22,6 +23,7 @@ from kraftek.contract.names import SUBPROTOCOL, reply_channel
 from kraftek.contract.settings import Config
 from kraftek.core.access_watch import AccessWatch
 from kraftek.core.admission import Admission
+from kraftek.core.budgets import Budgets
 from kraftek.core.deliveries import Deliveries
 from kraftek.core.dispatch import Dispatch
 from kraftek.core.gateway import Gateway
@@ -34,7 +36,7 @@ from kraftek.core.roster import Roster
 from kraftek.core.service_events import ServiceEvents
 from kraftek.daemon.demo import BOARD
 from kraftek.daemon.open_files import connections_allowed
-from kraftek.edge.addresses import Addresses
+from kraftek.edge.addresses import Addresses, owner
 from kraftek.edge.backlogs import Backlogs
 from kraftek.edge.connections import Connections
 from kraftek.edge.dialects.native import NativeDialect
@@ -106,9 +108,10 @@ def core_of(
 ) -> Core:
     """The core, subscribed to what services send. ``clock`` measures time; ``now`` returns Unix seconds."""
     roster, fleet, router = Roster(), Fleet(), EventRouter(registry)
+    bounds, budgets = JsonBounds(config.limits.json_depth), _budgets(config, counters, clock)
     membership = Membership(rooms, bus, roster, clock, fleet, single=config.sessions == "single")
     access_watch = AccessWatch(access, membership, roster, counters, clock, limits=config.limits, now=now)
-    admission = Admission(access, access_watch, membership, roster, config.limits, clock)
+    admission = Admission(access, access_watch, membership, roster, budgets, config.limits, clock)
     dispatch = Dispatch(registry, bus)
     requests = Requests(dispatch, bus, gateway_id, config.limits, counters, clock, accounts=accounts)
     gateway = Gateway(
@@ -124,7 +127,6 @@ def core_of(
         now=now,
     )
     deliveries = Deliveries(roster, requests, counters, clock, now)
-    bounds = JsonBounds(config.limits.json_depth)
     bus.subscribe(config.redis.broadcast, deliveries.received)
     bus.subscribe(reply_channel(gateway_id), deliveries.received)
     return Core(
@@ -151,7 +153,6 @@ def edge_of(
     limits, socketio, turns = config.limits, config.socketio, Turns(reactor)
     bounds = JsonBounds(limits.json_depth)
     native = NativeDialect(bounds)
-    proxy_protocol = any(place.startswith("haproxy:") for place in config.listen)
     connections = Connections(reactor, connections_allowed(config), Addresses(limits.connections_per_address), counters)
     by_address = Addresses(limits.connections_per_address)
     packets = SocketSettings(max_attachment_bytes=socketio.max_payload, bounds=bounds)
@@ -186,7 +187,7 @@ def edge_of(
         reactor,
         hosts=Hosts(config.hosts),
         origins=Origins(config.origins),
-        proxies=Proxies(config.forwarded_for, proxy_protocol=proxy_protocol),
+        proxies=_proxies(config),
         limits=limits,
         counters=counters,
         connections=connections,
@@ -215,6 +216,14 @@ def _backlogs_of(config: Config, core: Core, counters: Counters, clock: IReactor
     return backlogs
 
 
+def _budgets(config: Config, counters: Counters, clock: IReactorTime) -> Budgets:
+    return Budgets(config.limits, counters, clock, partial(owner, reported=_proxies(config).in_between))
+
+
+def _proxies(config: Config) -> Proxies:
+    return Proxies(config.forwarded_for, proxy_protocol=any(place.startswith("haproxy:") for place in config.listen))
+
+
 def gauges_of(core: Core, bus: IBus, connections: Callable[[], int], backlogs: Backlogs) -> Gauges:
     """What there is now, for the operator. ``connections``: how many there are to the clients' ports."""
     roster, requests, dispatch = core.roster, core.requests, core.dispatch
@@ -222,6 +231,7 @@ def gauges_of(core: Core, bus: IBus, connections: Callable[[], int], backlogs: B
     gauges.add("sockets", "Clients connected", lambda: len(roster))
     gauges.add("connections_open", "Connections to the clients' ports", connections)
     gauges.add("clients_blocked", "Clients that do not read what they are sent", lambda: len(backlogs))
+    gauges.add("budgets", "Sockets, users and addresses whose use is known", lambda: len(core.admission.budgets))
     gauges.add("rooms", "Rooms with a client of this process in them", lambda: roster.rooms)
     gauges.add("redis_up", "Whether Redis is connected and takes writes", lambda: bus.fault is None)
     gauges.add("requests", "Requests of this process's clients that wait for their answers", lambda: len(requests))

@@ -135,6 +135,11 @@ class _Draft:
         if get_origin(plain) is tuple and isinstance(value, list) and value:
             each = get_args(plain)[0]
             return tuple(self._checked(source, (*key, i), each, check, one) for i, one in enumerate(value))
+        if get_origin(plain) is dict and isinstance(value, dict):
+            name_kind, each = get_args(plain)
+            for name in value:
+                self._checked(source, key, name_kind, check, name)
+            return {name: self._checked(source, (*key, name), each, check, one) for name, one in value.items()}
         try:
             converted = convert(value, kind)
             if check is not None and isinstance(converted, str):
@@ -203,6 +208,10 @@ class _Draft:
         """The values that were accepted, otherwise the defaults. Raises :class:`ConfigError`."""
         broadcast = self.values.get(("redis", "broadcast")) or Redis().broadcast
         for name, source in self._services.items():
+            key = ("services", name, "rate")
+            for pattern in self.values.get(key) or ():
+                if pattern.partition(":")[0] != name:
+                    self.blame(self._sources[key], key, f'patterns of its own events, "{name}:…"', pattern)
             key = ("services", name, "channel")
             if key not in self.values:
                 self._mistakes.append(f"{source}: {_dotted(key)}: expected a Redis channel, found nothing")

@@ -6,9 +6,10 @@ Connections are counted by :mod:`kraftek.edge.public_site`, clients where they l
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 
-__all__ = ["Addresses", "network"]
+__all__ = ["Addresses", "network", "owner"]
 
 _IPV4_PREFIXES = (bytes(10) + b"\xff\xff", bytes.fromhex("0064ff9b") + bytes(8))
 """What stands before an address of IPv4 within one of IPv6: on a port that takes both (RFC 4291, section 2.5.5.2), and
@@ -29,6 +30,20 @@ def network(address: str) -> str:
     if packed[:12] in _IPV4_PREFIXES:
         return inet_ntop(AF_INET, packed[12:])
     return inet_ntop(AF_INET6, packed[:8] + bytes(8))
+
+
+def owner(address: str, *, reported: bool) -> str:
+    """Whose budget a client at this address uses up: its network's, or nobody's, which is empty.
+
+    ``reported``: by the proxies in front of the gateway. Otherwise it is that of the socket: unless it is public, all
+    clients may have it, as behind a proxy that was not configured.
+    """
+    its_network = network(address)
+    try:
+        public = ip_address(its_network).is_global
+    except ValueError:
+        return ""
+    return its_network if reported or public else ""
 
 
 class Addresses:

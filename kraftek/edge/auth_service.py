@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 from treq.client import HTTPClient
-from twisted.internet.defer import Deferred, DeferredSemaphore, fail, gatherResults, succeed
+from twisted.internet.defer import Deferred, fail, gatherResults, succeed
 from twisted.internet.interfaces import IConsumer, IPushProducer
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
@@ -30,6 +30,7 @@ from kraftek.contract.messages import Grant, Token
 from kraftek.contract.settings import Auth
 from kraftek.contract.surrogates import HALF, is_whole, mended
 from kraftek.contract.tls import trust_root
+from kraftek.edge.questions import FullError, Questions
 
 __all__ = ["HttpChecker"]
 
@@ -104,21 +105,23 @@ class HttpChecker:
         url = auth.check.rstrip("/") + "/auth/check"
         self._where = urlsplit(url).hostname
         self._timeout = auth.timeout
-        self._waiting = auth.waiting
-        self._turns = DeferredSemaphore(auth.concurrency)
+        self._questions = Questions(auth.concurrency, auth.waiting)
         self._connections = _Connections(reactor, auth)
         self._agent = _Service(url.encode(), agent or self._connections)
         self._now = now
         self._quiet_until = self._clock.seconds()
 
-    def check(self, token: Token, room_id: str | None) -> Deferred[Grant]:
-        if not self._turns.tokens and len(self._turns.waiting) >= self._waiting:
-            return fail(self._could_not_ask("too many questions are waiting"))
+    @property
+    def waiting(self) -> int:
+        """Questions that wait to be asked."""
+        return len(self._questions)
+
+    def check(self, token: Token, room_id: str | None, turn: str = "") -> Deferred[Grant]:
         try:
             question = msgspec.json.encode({"token": token.value, "roomId": room_id})
         except UnicodeEncodeError:
             return fail(_no(None, token))  # half a character: nobody was ever given such a token
-        d: Deferred[Grant] = Deferred.fromCoroutine(self._ask_in_turn(question, token, room_id))
+        d: Deferred[Grant] = Deferred.fromCoroutine(self._ask_in_turn(question, token, room_id, turn))
         d.addTimeout(self._timeout, self._clock)
         return d.addErrback(self._judge_failure)
 
@@ -126,8 +129,9 @@ class HttpChecker:
         """Close the idle connections. Fires when they are."""
         return self._connections.close()
 
-    async def _ask_in_turn(self, question: bytes, token: Token, room_id: str | None) -> Grant:
-        async with self._turns:
+    async def _ask_in_turn(self, question: bytes, token: Token, room_id: str | None, turn: str) -> Grant:
+        await self._questions.begin(turn)
+        try:
             # A client of its own for each question: it would give the next one the cookies of this one.
             response = await HTTPClient(self._agent).post(
                 _ANY_URL,
@@ -138,6 +142,8 @@ class HttpChecker:
                 reactor=self._clock,
             )
             body = await _body(response)
+        finally:
+            self._questions.end(turn)
         return self._judge(response.code, body, token, room_id)
 
     def _judge(self, status: int, body: bytes | None, token: Token, room_id: str | None) -> Grant:
@@ -169,6 +175,8 @@ class HttpChecker:
 
     def _judge_failure(self, failure: Failure) -> Failure:
         error = failure.value
+        if isinstance(error, FullError):
+            return Failure(self._could_not_ask(str(error)))
         if isinstance(error, PeerError):
             return failure
         if isinstance(error, _UnreadableError):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import fields
 
-from kraftek.contract.metrics import Counters, Gauges, RefusalReason, described
+from kraftek.contract.errors import Limit
+from kraftek.contract.metrics import Counters, Gauges, RefusalReason, SkipReason, described
 
 
 def test_every_counter_says_what_it_counts() -> None:
@@ -18,8 +19,14 @@ def test_every_counter_says_what_it_counts() -> None:
 def test_counters_are_in_order_and_begin_at_zero() -> None:
     names = [field.name for field in fields(Counters)]
     assert names == sorted(names)
+    labels = {
+        "": 0,
+        "reason": dict.fromkeys(RefusalReason, 0),
+        "limit": dict.fromkeys(Limit, 0),
+        "policy": dict.fromkeys(SkipReason, 0),
+    }
     for name, _, label in described():
-        assert getattr(Counters(), name) == ({str(reason): 0 for reason in RefusalReason} if label else 0), name
+        assert getattr(Counters(), name) == labels[label], name
 
 
 def test_gauges_are_kept_in_order_and_a_name_is_taken_once() -> None:

@@ -540,7 +540,7 @@ def test_all_rooms_expire_at_once_and_the_first_answer_closes() -> None:
     client.link.read()
     house.pass_time(19.75)
 
-    def broken(token: Token, room_id: str | None) -> Any:
+    def broken(token: Token, room_id: str | None, asker: object = None) -> Any:
         return fail(RuntimeError("the cause"))
 
     house.access.check = broken  # type: ignore[method-assign]

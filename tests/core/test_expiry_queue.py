@@ -9,13 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kraftek.contract.messages import Grant, Token
-from kraftek.contract.metrics import Counters
-from kraftek.contract.settings import Limits
 from kraftek.core.expiry_queue import ExpiryQueue
 from kraftek.core.session import HeldGrant, Session
-from kraftek.edge.dialects.native import NativeDialect
-from tests.core.test_roster import NoCore
-from tests.support.fakes import FakeLink
+from tests.core.test_roster import session as bare_session
 
 
 def held(expires_at: float | None) -> HeldGrant:
@@ -24,7 +20,7 @@ def held(expires_at: float | None) -> HeldGrant:
 
 def session(*expiry_queue: float | None) -> Session:
     """A session in as many rooms, whose grants expire then."""
-    made = Session("g.1", NoCore(), FakeLink(), NativeDialect(), Limits(), Counters())
+    made = bare_session("g.1")
     made.rooms = {f"room{n}": held(expiry) for n, expiry in enumerate(expiry_queue)}
     return made
 

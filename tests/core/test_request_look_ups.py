@@ -268,6 +268,50 @@ class UncertainTest(RequestsTestCase):
         await self.sweep(tight)
         assert [message["id"] for message in told(session)] == [0, 1, 3]
 
+    async def test_a_connection_with_too_many_sends_some_again(self) -> None:
+        tight = await self.gateway("tight")
+        tight.requests._bound = 2
+        await self.send(self.one.connect("1"), id="done")
+        self.answer(self.one, "one.1", id="done")
+        await self.one.bus.call("PING")
+        session = tight.connect("1")
+        for key in ("one", "two"):
+            await self.send(session, id=key)
+        await self.send(session, id="new")
+        assert [(message["id"], message["payload"]["code"]) for message in told(session)] == [("new", "RATE_LIMITED")]
+        for key in ("done", "lost", "too many"):
+            await self.send(session, id=key, resent=True)
+        assert [(message["id"], message["payload"]["code"]) for message in told(session)] == [("too many", "TIMEOUT")]
+        await self.sweep(tight)
+        answer, refusal = sorted(told(session), key=lambda message: str(message["id"]))
+        assert answer == {**ANSWER, "id": "done"}
+        assert (refusal["id"], refusal["payload"]["limit"]) == ("lost", "requests")
+        assert tight.counters.rate_limited["requests"] == 2
+        assert self.handled() == 3
+
+    async def test_a_user_with_its_share_sends_again(self) -> None:
+        tight = await self.gateway("tight", requests=4)
+        first = tight.connect("1")
+        for key in ("one", "two"):
+            await self.send(first, id=key)
+        again, other = tight.connect("2"), tight.connect("3", "bob")
+        await self.send(again, id="one", resent=True)
+        await self.send(again, id="new")
+        await self.send(other, id="one")
+        await self.sweep(tight)
+        (refusal,) = told(again)
+        assert (refusal["id"], refusal["payload"]["code"], refusal["payload"]["limit"]) == (
+            "new",
+            "RATE_LIMITED",
+            "share",
+        )
+        assert told(other) == []
+        self.answer(tight, "tight.1", id="one")
+        await tight.bus.call("PING")
+        await self.sweep(tight)
+        assert told(again) == [{**ANSWER, "id": "one"}]
+        assert self.handled() == 3
+
     async def deafen(self, *gateways: RequestGateway) -> None:
         """Redis closes the connections on which these listen, and lets nobody connect."""
         self.client.config_set("maxclients", 1)

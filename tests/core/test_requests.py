@@ -193,6 +193,54 @@ def test_the_bound_of_a_service() -> None:
     assert [published.event["id"] for published in house.bus.published] == [1, 3, 4]
 
 
+def test_a_user_alone_may_fill_half_of_what_waits_at_a_service() -> None:
+    tight = Registration(name="chat", channel="events:chat", reply=True, requests=8)
+    house = House(services=[tight], single=False)
+    flooders, other, late = [house.admit("a") for _ in range(3)], house.admit("b"), house.admit("c")
+    for number in range(3):
+        for client in flooders:
+            client.send({"type": SEND, "id": number})
+    assert len(house.requests) == 4
+    (told, *_) = flooders[2].link.read()
+    assert told["payload"] == {
+        "code": "RATE_LIMITED",
+        "message": "too many requests of this user wait for answers of service chat",
+        "eventType": SEND,
+        "retryAfter": 1.0,
+        "limit": "share",
+    }
+    for number in range(3):
+        other.send({"type": SEND, "id": number})
+    # Two users, and three places are left: the share of each is one, which it has.
+    assert [message["id"] for message in other.link.read()] == [1, 2]
+    late.send({"type": SEND, "id": 1})
+    assert late.link.read() == []
+    for client in flooders:
+        for number in range(3):
+            reply(client, number)
+    assert len(house.requests) == 2
+    house.pass_time(10.25)
+    late.link.read()
+    for number in range(4):
+        late.send({"type": SEND, "id": number})
+    assert late.link.read() == []
+
+
+def test_others_are_let_in_while_one_user_asks_without_end() -> None:
+    tight = Registration(name="chat", channel="events:chat", reply=True, requests=100)
+    house = House(services=[tight], single=False, limits=Limits(requests=1000))
+    flooder = house.admit("flooder")
+    for number in range(200):
+        flooder.send({"type": SEND, "id": number})
+    others = [house.admit(f"user {number}") for number in range(40)]
+    for other in others:
+        other.send({"type": SEND, "id": 1})
+        flooder.send({"type": SEND, "id": f"for {other.id}"})
+    assert [other.link.read() for other in others] == [[]] * 40
+    assert len(house.requests) == 90
+    assert house.counters.rate_limited["share"] == 190
+
+
 def test_an_answer_for_a_client_that_left() -> None:
     house = House()
     client = house.admit()

@@ -9,10 +9,13 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+from twisted.internet.task import Clock
 
+from kraftek.contract.errors import PeerError
 from kraftek.contract.messages import Grant, Token
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Limits
+from kraftek.core.budgets import Budgets
 from kraftek.core.roster import Roster
 from kraftek.core.session import HeldGrant, Session
 from kraftek.edge.dialects.native import NativeDialect
@@ -25,12 +28,17 @@ class NoCore:
     def handle(self, session: Session, message: Any) -> None:
         raise AssertionError("nobody sends")
 
+    def limit(self, session: Session, message: Any, error: PeerError) -> bool:
+        raise AssertionError("nobody sends")
+
     def closed(self, session: Session) -> None:
         raise AssertionError("nobody closes")
 
 
 def session(socket_id: str) -> Session:
-    return Session(socket_id, NoCore(), FakeLink(), NativeDialect(), Limits(), Counters())
+    counters = Counters()
+    budgets = Budgets(Limits(), counters, Clock())
+    return Session(socket_id, NoCore(), FakeLink(), NativeDialect(), Limits(), counters, budgets=budgets)
 
 
 def identify(roster: Roster, who: Session, user_id: str, token: str) -> None:

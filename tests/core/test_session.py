@@ -6,14 +6,16 @@ import json
 from typing import Any
 
 import pytest
+from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from zope.interface.verify import verifyObject
 
 from kraftek.contract.errors import Code, PeerError
 from kraftek.contract.interfaces import IReceiver
-from kraftek.contract.messages import Authenticate, Connected, Event, Inbound, Join, Leave, Outbound, Outgoing
+from kraftek.contract.messages import Authenticate, Connected, Event, Inbound, Join, Leave, Outbound, Outgoing, Ping
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Limits
+from kraftek.core.budgets import Budgets
 from kraftek.core.session import Session, SessionState
 from kraftek.edge.dialects.native import NativeDialect
 from tests.support.fakes import FakeLink
@@ -43,6 +45,13 @@ class FakeCore:
         if isinstance(message, self.asks):
             session.check_begins()
 
+    def limit(self, session: Session, message: Inbound, error: PeerError) -> bool:
+        if isinstance(message, Ping):
+            return False
+        error.id = message.id
+        error.event_type = message.name if isinstance(message, Event) else None
+        raise error
+
     def closed(self, session: Session) -> None:
         self.ended.append(session)
 
@@ -59,7 +68,10 @@ class Subject:
         self.core = FakeCore(*asks)
         self.link = FakeLink()
         self.counters = Counters()
-        self.session = Session("g.1", self.core, self.link, NativeDialect(), Limits(**limits), self.counters)
+        self.clock = Clock()
+        settings = Limits(**limits)
+        budgets = Budgets(settings, self.counters, self.clock)
+        self.session = Session("g.1", self.core, self.link, NativeDialect(), settings, self.counters, budgets=budgets)
 
     def send(self, *messages: Any) -> None:
         for message in messages:

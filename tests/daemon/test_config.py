@@ -396,10 +396,49 @@ def test_nothing_is_negative_and_zero_only_where_that_has_a_meaning(key: str) ->
         "limits.request_window",
         "limits.connections",
         "limits.connections_per_address",
+        "limits.events_per_socket",
+        "limits.events_per_user",
+        "limits.events_per_address",
+        "limits.bytes_per_socket",
+        "limits.bytes_per_user",
+        "limits.bytes_per_address",
+        "limits.joins_per_user",
+        "limits.questions_per_user",
+        "limits.questions_per_address",
     }:
         assert at(load_toml(f"{key} = 0"), key) == 0
     else:
         assert len(mistakes(f"{key} = 0")) == 1
+
+
+def test_rates_of_a_services_events() -> None:
+    toml = '[services.chat]\nchannel = "c"\n[services.chat.rate]\n"chat:message:*" = 5\n"chat:*:typing" = 0.5'
+    (chat,) = load_toml(toml).services
+    assert chat.rate == {"chat:message:*": 5.0, "chat:*:typing": 0.5}
+    assert [*chat.rate] == ["chat:message:*", "chat:*:typing"]
+    (quiet,) = load_toml('services.quiet = "c"').services
+    assert quiet.rate == {}
+
+
+@pytest.mark.parametrize(
+    ("rate", "mistake"),
+    [
+        ("3", "expected a table of event patterns with their rates, found 3"),
+        ("[1]", "expected a table of event patterns with their rates, found a list"),
+        ('{"chat:message" = 1}', "expected patterns like \"chat:message:*\", found 'chat:message'"),
+        ('{"chat:a*:b" = 1}', "expected patterns like \"chat:message:*\", found 'chat:a*:b'"),
+        ('{"notes:a:b" = 1}', "expected patterns of its own events, \"chat:…\", found 'notes:a:b'"),
+    ],
+)
+def test_not_rates(rate: str, mistake: str) -> None:
+    toml = f'[services.chat]\nchannel = "c"\nrate = {rate}'
+    assert mistakes(toml) == [f"gateway.toml: services.chat.rate: {mistake}"]
+
+
+@pytest.mark.parametrize("rate", ["0", "-1", '"1"', "true", "inf", "nan"])
+def test_a_rate_is_a_number_above_0(rate: str) -> None:
+    (mistake,) = mistakes(f'[services.chat]\nchannel = "c"\nrate = {{"chat:a:b" = {rate}}}')
+    assert mistake.startswith("gateway.toml: services.chat.rate.'chat:a:b': expected events a second, more than 0")
 
 
 # What values look like.

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 import pytest
 from docutils import nodes
 from msgspec import NODEFAULT, Meta, Struct
-from msgspec.structs import fields
+from msgspec.structs import FieldInfo, fields
 
 from kraftek.contract import settings
-from kraftek.contract.errors import CLOSE_CODES, Code
+from kraftek.contract.errors import CLOSE_CODES, Code, Limit
 from tests.daemon.test_operator import Operator
 from tests.docs.pages import CHECKOUT, code, page
 from tests.support.world import House
@@ -33,10 +33,13 @@ def test_every_error_code_is_listed_with_what_it_closes() -> None:
     listed = {name: connection for name, _, connection in rows("errors", "Codes of the gateway") if name != "code"}
     assert set(listed) == {each.value for each in Code}
     for name, connection in listed.items():
-        # A service may close with 4429; the gateway itself does not.
-        closing = CLOSE_CODES.get(name) if name != Code.RATE_LIMITED else None
+        closing = CLOSE_CODES.get(name)
         assert ("closed" in connection) == (closing is not None), name
         assert closing is None or str(closing) in connection, name
+
+
+def test_every_limit_of_a_rate_limited_is_listed() -> None:
+    assert [row[0] for row in rows("limits", "Rates and shares") if row[0] != "limit"] == [each.value for each in Limit]
 
 
 def test_the_example_is_an_error_of_the_gateway() -> None:
@@ -88,7 +91,16 @@ def allowed(hint: Any) -> str:
         return f"{meta.ge} or more" if meta.le == 2**31 - 1 else f"{meta.ge} to {meta.le}"
     if kind is float:
         return "above 0" if meta.gt == 0 else f"{meta.ge:g} or more"
+    if get_origin(kind) is dict:
+        return "table"
     return {bool: "true, false", str: "text"}.get(kind, "list")
+
+
+def default(field: FieldInfo) -> str:
+    """The default of a setting, as the page says it."""
+    if field.default_factory is not NODEFAULT:
+        return json.dumps(field.default_factory())
+    return "needed" if field.default is NODEFAULT else json.dumps(field.default)
 
 
 @pytest.mark.parametrize("section", SETTINGS)
@@ -98,7 +110,7 @@ def test_every_setting_is_listed_with_its_default_and_range(section: str) -> Non
     assert [row[:3] for row in rows("configuration", section) if row[1] != "default"] == [
         [
             field.name,
-            "needed" if field.default is NODEFAULT else json.dumps(field.default),
+            default(field),
             allowed(hints[field.name]),
         ]
         for field in fields(table)

@@ -658,8 +658,9 @@ def test_who_waited_too_long_is_not_asked_about(clock: Clock) -> None:
     clock.advance(3)
     assert len(outcomes.codes) == 2
     assert len(agent.requests) <= 2
-    assert checker._turns.waiting == []
-    assert checker._turns.tokens == 1
+    assert checker.waiting == 0
+    outcomes.follow("c", checker.check(Token("c"), "r"))
+    assert len(agent.requests) == 3
 
 
 def test_it_is_said_again_after_a_minute(clock: Clock) -> None:

@@ -336,7 +336,7 @@ class Checker:
         self._auth = auth
         self._process = process
 
-    def check(self, token: Token, room_id: str | None) -> Deferred[Grant]:
+    def check(self, token: Token, room_id: str | None, turn: str = "") -> Deferred[Grant]:
         auth, answer = self._auth, Deferred[Grant]()
         auth.asked += 1
         seconds = {"up": 0.002, "slow": 1.0, "down": 0.001, "hangs": 3.0}[auth.state]

@@ -19,6 +19,7 @@ from kraftek.contract.interfaces import (
     EntryListener,
     IAccess,
     IAccessListener,
+    IAsker,
     IBus,
     IBusListener,
     IClientLink,
@@ -110,7 +111,7 @@ class FakeAccess:
         self.gateways = 1
         self.settled = True
 
-    def check(self, token: Token, room_id: str | None) -> Deferred[Grant]:
+    def check(self, token: Token, room_id: str | None, asker: IAsker | None = None) -> Deferred[Grant]:
         match self.known.get((token.value, room_id)):
             case Grant() as grant:
                 return succeed(grant)

@@ -15,9 +15,10 @@ from kraftek.bus import RedisBus
 from kraftek.contract.accounts import Accounts
 from kraftek.contract.errors import Code, NotPublished, PeerError
 from kraftek.contract.iteration import Iteration
-from kraftek.contract.messages import Broadcast, Envelope, Event, Grant, Token
+from kraftek.contract.messages import Broadcast, Envelope, Event, Grant, Inbound, Token
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Limits, Redis, Registration
+from kraftek.core.budgets import Budgets
 from kraftek.core.dispatch import Dispatch
 from kraftek.core.registry import ServiceRegistry
 from kraftek.core.request_records import record_key
@@ -77,6 +78,10 @@ class RequestGateway:
         except NotPublished:
             raise unreachable_error(message.name, message.id) from None
 
+    def limit(self, session: Session, message: Inbound, error: PeerError) -> bool:
+        """Nothing is over its budget here."""
+        return False
+
     def closed(self, session: Session) -> None:
         """As the core does it."""
         self.roster.remove(session)
@@ -84,7 +89,15 @@ class RequestGateway:
 
     def connect(self, socket_id: str, user_id: str = "ann") -> Session:
         """A client connects, and is in the rooms ``board`` and ``other``."""
-        session = Session(f"{self.name}.{socket_id}", self, FakeLink(), NativeDialect(), self.limits, self.counters)
+        session = Session(
+            f"{self.name}.{socket_id}",
+            self,
+            FakeLink(),
+            NativeDialect(),
+            self.limits,
+            self.counters,
+            budgets=Budgets(self.limits, self.counters, self.clock),
+        )
         session.outages = self.requests.outages
         session.user_id = user_id
         session.rooms = {room: HeldGrant(Token("t"), Grant(user_id, room)) for room in ("board", "other")}

@@ -22,7 +22,7 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from kraftek.contract.errors import Code, PeerError
-from kraftek.contract.interfaces import IAccess, IAccessChecker, IAccessListener, IBus, IBusListener
+from kraftek.contract.interfaces import IAccess, IAccessChecker, IAccessListener, IAsker, IBus, IBusListener
 from kraftek.contract.log_once import OnceAMinute
 from kraftek.contract.messages import Grant, Token
 from kraftek.contract.metrics import Counters
@@ -120,7 +120,7 @@ class AccessCache:
 
     # IAccess
 
-    def check(self, token: Token, room_id: str | None) -> Deferred[Grant]:
+    def check(self, token: Token, room_id: str | None, asker: IAsker | None = None) -> Deferred[Grant]:
         key = token.digest, room_id or None
         known = self._recall(key)
         if known is not None:
@@ -132,7 +132,7 @@ class AccessCache:
             waiters.append(waiter)
             return waiter
         self._waiters[key] = [waiter]
-        Deferred.fromCoroutine(self._find(token, key)).addBoth(self._answer, key)
+        Deferred.fromCoroutine(self._find(token, key, asker)).addBoth(self._answer, key)
         return waiter
 
     def add_listener(self, listener: IAccessListener) -> None:
@@ -188,9 +188,9 @@ class AccessCache:
             if self._is_fresh(cached) and not self._changes.since(position, names(key, cached.user_id)):
                 return succeed(cached)
         denied = self._denials.get(key, self._clock.seconds(), self._changes)
-        return None if denied is None else fail(_copy(denied))
+        return None if denied is None else fail(denied.copy())
 
-    async def _find(self, token: Token, key: Key) -> Grant:
+    async def _find(self, token: Token, key: Key, asker: IAsker | None) -> Grant:
         for _ in range(ATTEMPTS):
             position = self._changes.position
             found = await self._look_up(key)
@@ -203,7 +203,7 @@ class AccessCache:
                 self._remember(key, found.grant, position)
                 return found.grant
             asked = self._clock.seconds()
-            grant = await self._ask(token, key)
+            grant = await self._ask(token, key, asker)
             if self._clock.seconds() - asked > self._auth.timeout + LATENESS:
                 continue  # the process was paused: nobody knows how old that is
             cached, seconds = self._dated(grant, found)
@@ -241,15 +241,17 @@ class AccessCache:
         same = found is not None and found.grant is not None and found.grant.user_id == user_id
         return found if same or found is None else replace(found, grant=None)
 
-    async def _ask(self, token: Token, key: Key) -> Grant:
+    async def _ask(self, token: Token, key: Key, asker: IAsker | None) -> Grant:
+        if asker is not None:
+            asker.asks()
         position = self._changes.position
         self._counters.access_asked += 1
         try:
-            return await self._checker.check(token, key[1])
+            return await self._checker.check(token, key[1], "" if asker is None else asker.turn)
         except PeerError as error:
             if error.code is Code.AUTH_FAILED:
                 self._denials.put(key, error, self._clock.seconds(), position)
-            else:
+            elif error.code is not Code.RATE_LIMITED:
                 self._counters.access_failed += 1
             raise
 
@@ -258,7 +260,7 @@ class AccessCache:
             if not isinstance(result, Failure):
                 waiter.callback(result)
             elif isinstance(result.value, PeerError):
-                waiter.errback(_copy(result.value))
+                waiter.errback(result.value.copy())
             else:
                 waiter.errback(result)
 
@@ -338,8 +340,3 @@ class AccessCache:
                 listener.access_stale(digest, user_id, room_id, revoked)
             except Exception:  # noqa: BLE001  # one listener's fault must not keep the others from being notified
                 self._log.failure("Notifying a listener of changed access failed: a bug, please report it")
-
-
-def _copy(error: PeerError) -> PeerError:
-    """A copy for another waiter, which may set its attributes."""
-    return PeerError(error.code, error.message, closes=error.closes, retry_after=error.retry_after)

@@ -8,7 +8,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
 
 from kraftek.contract.errors import Code, PeerError
-from kraftek.contract.interfaces import IAccess, IAccessListener, IBus, IBusListener
+from kraftek.contract.interfaces import IAccess, IAccessListener, IAsker, IBus, IBusListener
 from kraftek.contract.messages import Grant, Token
 from kraftek.contract.names import ACCESS
 
@@ -30,7 +30,7 @@ class OpenAccess:
         bus.track(ACCESS, self._changed)
         bus.add_listener(self)
 
-    def check(self, token: Token, room_id: str | None) -> Deferred[Grant]:
+    def check(self, token: Token, room_id: str | None, asker: IAsker | None = None) -> Deferred[Grant]:
         if not token.value or not room_id:
             return fail(PeerError(Code.AUTH_FAILED, "Token and roomId required", closes=True))
         return succeed(Grant(f"user_{token.value}", room_id))

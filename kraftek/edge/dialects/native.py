@@ -113,8 +113,9 @@ class NativeDialect:
         if type(message) is Delivery:
             return Outgoing(_encode(_Reply(message.type, message.payload, message.id, message.room_id)))
         match message:
-            case ErrorMessage(code, text, event_type, retry_after, id, room_id):
-                reply = _Reply("error", ErrorPayload(code, text, event_type, retry_after), id, room_id)
+            case ErrorMessage(code, text, event_type, retry_after, id, room_id, limit):
+                error = ErrorPayload(code, text, event_type, retry_after, limit=limit)
+                reply = _Reply("error", error, id, room_id)
             case Ack(id, receivers):
                 reply = _Reply("ack", {"receivers": receivers}, id)
             case Connected(socket_id):

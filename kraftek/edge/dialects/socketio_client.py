@@ -176,8 +176,8 @@ class SocketIODialect:
 
     def _encode_answer(self, message: Outbound) -> Outgoing | None:
         match message:
-            case ErrorMessage(code, text, event_type, retry_after, id, room_id):
-                error = ErrorPayload(code, text, event_type, retry_after, room_id)
+            case ErrorMessage(code, text, event_type, retry_after, id, room_id, limit):
+                error = ErrorPayload(code, text, event_type, retry_after, room_id, limit)
                 if _is_ack_id(id):
                     return encode_ack(id, _encode(_Refusal(error)))
                 return encode_event("error", _encode(error))

@@ -77,7 +77,7 @@ class Process:
         await until(lambda: not outcome.waits, "an outcome of the check")
         return outcome.user
 
-    def check(self, token: Token, room_id: str | None) -> Deferred[Grant]:
+    def check(self, token: Token, room_id: str | None, turn: str = "") -> Deferred[Grant]:
         question = Question(token.value, room_id, Deferred())
         self.questions.append(question)
         return question.answer

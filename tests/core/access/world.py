@@ -146,8 +146,9 @@ class MemoryRedis:
             replaced = ',"replaced":true' if valid or known.get("replaced") else ""
             self.write(token, room, f'{{"epoch":"{epoch}","askedAt":{self._now()}{replaced}}}')
             for field, value in list(self.hashes[token].items()):
-                note = _decoded(value)
-                if "userId" not in note and note.get("askedAt", self._now()) + int(memory) * 1000 < self._now():
+                known = _decoded(value)
+                over = known.get("freshUntil", 9e9) * 1_000_000 if "userId" in known else known.get("askedAt", 9e15)
+                if field != room and over + int(memory) * 1000 < self._now():
                     self._remove_field(token, field)
         self._extend(token, int(wait))
         self._read(token, *own)
@@ -170,6 +171,7 @@ class MemoryRedis:
         keep: str,
         asked: str,
         memory: str,
+        most: str,
     ) -> int:
         tokens = token.removesuffix(digest)
         if self._taken(ledger, user, tokens, digest, int(asked), memory) > int(asked):
@@ -177,9 +179,10 @@ class MemoryRedis:
         standing = self.hashes.get(token, {}).get(room)
         if standing is None or _decoded(standing).get("askedAt", 0) > int(asked):
             return 0
-        if not int(keep):
+        many = len(self.hashes[token]) > int(most)
+        if many or not int(keep):
             self._remove_field(token, room)
-            return 1
+            return 2 if many else 1
         if digest not in self.sets.get(user, ()):
             for field, value in list(self.hashes[token].items()):
                 if "askedAt" not in _decoded(value) or "userId" in _decoded(value):
@@ -385,7 +388,7 @@ class Process:
 
     # The auth service
 
-    def check(self, token: Token, room_id: str | None) -> Deferred[Grant]:
+    def check(self, token: Token, room_id: str | None, turn: str = "") -> Deferred[Grant]:
         question = Question(token.value, room_id, Deferred())
         self.questions.append(question)
         return question.answer
