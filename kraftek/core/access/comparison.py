@@ -28,6 +28,9 @@ part of them shows it."""
 KEYS_KEPT = 100_000
 """Keys of which is known until when their deletions were acted on."""
 
+REMEMBERED = 30.0
+"""Seconds that an answer stays in Redis at least when it can no longer be used: a minute, less what clocks differ."""
+
 LATELY = 10_000_000
 """Microseconds within which Redis's announcement of a deletion arrives, of a key that nobody knows when it was read."""
 
@@ -152,7 +155,10 @@ class Comparison:
             self._answers.put(key, now, position)
             return Fate.OLD
         self._answers.drop(key)
-        deleted = found is None or key[0] in found.expected or _is_deleted(found, key[0], cached.asked_at)
+        if found is None or _is_deleted(found, key[0], cached.asked_at):
+            return Fate.REVOKED
+        # One that is old may have made room for others in the hash of its token.
+        deleted = key[0] in found.expected and cached.fresh_until > self._shared.now() - REMEMBERED
         return Fate.REVOKED if deleted else Fate.OLD
 
     def _is_revoked(self, name: str, owner: str | None, found: dict[str, Compared | None]) -> bool:

@@ -6,14 +6,24 @@
 local tokens, users, ledgers, token = unpack(KEYS)
 local digest, room, user, epoch, memory, wait = unpack(ARGV)
 
--- A denial leaves its note, and the hash of a token that is in use never expires: with each new one in a large hash
--- some old ones are removed.
-local function forget_notes()
+-- When an answer can no longer be used, or a note can no longer be about a check under way: in microseconds, or nothing.
+local function ends(text)
+    local readable, known = pcall(cjson.decode, text)
+    if not readable or type(known) ~= 'table' then
+        return nil
+    elseif type(known.freshUntil) == 'number' then
+        return known.freshUntil * 1000000
+    end
+    return not known.userId and type(known.askedAt) == 'number' and known.askedAt
+end
+
+-- A denial leaves its note, a room that nobody asks for any more its answer, and the hash of a token that is in use never
+-- expires: with each new field of a large hash some old ones are removed, so that of each four at most one is old.
+local function forget_some()
     local sample = redis.call('HRANDFIELD', token, 4, 'WITHVALUES')
     for i = 1, #sample, 2 do
-        local readable, known = pcall(cjson.decode, sample[i + 1])
-        if readable and type(known) == 'table' and not known.userId and type(known.askedAt) == 'number'
-                and known.askedAt + tonumber(memory) * 1000 < now then
+        local over = sample[i] ~= room and ends(sample[i + 1])
+        if over and over + tonumber(memory) * 1000 < now then
             redis.call('HDEL', token, sample[i])
         end
     end
@@ -47,7 +57,7 @@ if not standing or redis.call('HEXISTS', token, room) == 0 then
     local replaced = (valid or known.replaced) and ',"replaced":true' or ''
     local note = cjson.encode({epoch = epoch}):sub(1, -2) .. ',"askedAt":' .. text(now) .. replaced .. '}'
     if redis.pcall('HSET', token, room, note) == 1 and redis.call('HLEN', token) > 100 then
-        forget_notes()
+        forget_some()
     end
 end
 if redis.call('PTTL', token) < tonumber(wait) then

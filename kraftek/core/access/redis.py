@@ -51,6 +51,9 @@ __all__ = [
     "SharedAnswers",
 ]
 
+MOST_ROOMS = 10_000
+"""Rooms that a token may have answers for, in two megabytes. Further ones are not cached."""
+
 HELD_AT_ONCE = 500
 """Keys that one script reads so that they are tracked: Redis does nothing else for a fifth of a millisecond."""
 
@@ -112,7 +115,7 @@ class SharedAnswers:
         self, bus: IBus, clock: IReactorTime, now: Callable[[], float], *, patience: float, memory: float
     ) -> None:
         self._bus = bus
-        self._now = now
+        self.now = now
         self._patience = int(patience * 1000)
         self._memory = int(memory * 1000)
         self._once_a_minute = OnceAMinute(clock.seconds)
@@ -132,14 +135,14 @@ class SharedAnswers:
         cached = self._read(digest, answer, time)
         if unreadable:
             self._unreadable(digest)
-        return Found(time, self._now(), cached)
+        return Found(time, self.now(), cached)
 
     async def store(
         self, digest: str, room_id: str | None, cached: CachedGrant, seconds: float, found: Found
     ) -> bool | None:
         """Store an answer for so many seconds; 0 stores nothing and only returns the result. ``found``: by the look-up
         before the check. ``False``: access of this user was revoked since then, and the answer may be older; or another
-        process has stored a later one.
+        process has stored a later one. ``None``, too, if there are :data:`MOST_ROOMS` of this token.
         """
         fresh_until = found.time / 1_000_000 + cached.fresh_until - found.read_at
         reply = await self._run(
@@ -152,9 +155,10 @@ class SharedAnswers:
                 int(seconds * 1000),
                 found.time,
                 self._memory,
+                MOST_ROOMS,
             ),
         )
-        return None if reply is None else reply == 1
+        return None if reply not in (0, 1) else reply == 1
 
     async def compare(self, user_id: str, tokens: Mapping[str, Sequence[str | None]]) -> Compared | None:
         """What there is for rooms of the user's tokens. Further changes of all these keys will be announced."""
@@ -209,7 +213,7 @@ class SharedAnswers:
         try:
             answer.decode()
             cached = msgspec.json.decode(answer, type=CachedGrant)
-            return replace(cached, fresh_until=self._now() + cached.fresh_until - time / 1_000_000)
+            return replace(cached, fresh_until=self.now() + cached.fresh_until - time / 1_000_000)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             if not _is_note(answer):
                 self._unreadable(digest)

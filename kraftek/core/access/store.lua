@@ -1,8 +1,9 @@
 -- KEYS: the token's hash, the user's set, the ledger
 -- ARGV: digest, room, answer, milliseconds to store it, time of the look-up before the check,
---       milliseconds that the ledger lives at least
+--       milliseconds that the ledger lives at least, how many rooms a token may have answers for
+-- Answers with 1, or with 0 if access was revoked since or a later answer is there, or with 2 if there are too many.
 local token, user, ledger = unpack(KEYS)
-local digest, room, answer, keep, asked, memory = unpack(ARGV)
+local digest, room, answer, keep, asked, memory, most = unpack(ARGV)
 local tokens = token:sub(1, #token - #digest)
 keep, asked, memory = tonumber(keep), tonumber(asked), tonumber(memory)
 
@@ -32,9 +33,10 @@ local function store()
     if revoked(ledger, user, tokens, digest, asked, memory) > asked or replaced() then
         return 0
     end
-    if keep == 0 then
+    local many = redis.call('HLEN', token) > tonumber(most)
+    if keep == 0 or many then
         redis.call('HDEL', token, room)
-        return 1
+        return many and 2 or 1
     end
     if redis.call('SISMEMBER', user, digest) == 0 then
         forget_answers()

@@ -148,8 +148,8 @@ def user_of(redis: Server, digest: str, room: str = "r") -> str | None:
     return None if kept is None else kept.user_id
 
 
-def granted(user: str, room: str, asked: int) -> CachedGrant:
-    return CachedGrant(user, room, fresh_until=asked / 1_000_000 + 1000, asked_at=asked, epoch="e1")
+def granted(user: str, room: str, asked: int, fresh: float = 1000.0) -> CachedGrant:
+    return CachedGrant(user, room, fresh_until=asked / 1_000_000 + fresh, asked_at=asked, epoch="e1")
 
 
 def store(
@@ -160,10 +160,12 @@ def store(
     room: str = "r",
     keep: int = 10_000,
     memory: int = MEMORY,
+    fresh: float = 1000.0,
+    most: int = 10_000,
 ) -> bool:
-    kept = granted(user, room, asked)
+    kept = granted(user, room, asked, fresh)
     keys = [token_key(digest), user_key(user), f"access-ledger:{user}"]
-    answer = redis.run(STORE, keys, [digest, room, msgspec.json.encode(kept), keep, asked, memory])
+    answer = redis.run(STORE, keys, [digest, room, msgspec.json.encode(kept), keep, asked, memory, most])
     return bool(answer == 1)
 
 
@@ -504,6 +506,34 @@ def test_old_notes_of_a_token_in_use_are_forgotten(redis: Server) -> None:
     assert {f"new {number}" for number in range(90, 100)} < redis.fields(token_key(ONE))
     assert len(redis.fields(token_key(ONE))) < 170
     assert user_of(redis, ONE) == "ada"
+
+
+def test_rooms_that_nobody_asks_for_any_more_are_forgotten(redis: Server) -> None:
+    def visit(room: str) -> None:
+        asked, _ = look(redis, ONE, room, memory=200, wait=200)
+        assert store(redis, ONE, asked, room=room, keep=100_000, memory=200, fresh=0.01)
+
+    fill(redis, ONE, keep=100_000)
+    for number in range(150):
+        visit(f"old {number}")
+    redis.wait(220)
+    for number in range(300):
+        visit(f"new {number}")
+    fields = redis.fields(token_key(ONE))
+    assert {f"new {number}" for number in range(290, 300)} < fields
+    assert len([field for field in fields if field.startswith("old")]) < 50
+    assert user_of(redis, ONE) == "ada"
+
+
+def test_only_so_many_rooms_of_a_token_are_cached(redis: Server) -> None:
+    for number in range(3):
+        asked, _ = look(redis, ONE, f"room {number}")
+        assert store(redis, ONE, asked, room=f"room {number}", most=3)
+    asked, _ = look(redis, ONE, "one more")
+    assert not store(redis, ONE, asked, room="one more", most=3)
+    assert redis.fields(token_key(ONE)) == {f"room {number}" for number in range(3)}
+    asked, _ = look(redis, ONE, "room 1")
+    assert store(redis, ONE, asked + 1, room="room 1", most=3)
 
 
 def test_an_answer_that_has_grown_old_stands_for_a_note_as_long_as_a_question_takes(redis: Server) -> None:
