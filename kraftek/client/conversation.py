@@ -9,7 +9,6 @@ The rules are those of docs/client-protocol.rst: "Close codes", "Reconnecting", 
 from __future__ import annotations
 
 import random
-import secrets
 from collections import deque
 from collections.abc import Callable
 from itertools import chain
@@ -20,11 +19,12 @@ import msgspec
 from kraftek.client.backoff import LATER, Backoff
 from kraftek.client.deadlines import Deadlines
 from kraftek.client.errors import Closed, QueueFull, Refused
+from kraftek.client.frames import check_event, error_of, frame, ids, is_held_up, refused, text_of
 from kraftek.client.messages import Action, Ask, Change, Drop, Dropped, Hear, Message, Open, Settle, State
 from kraftek.client.outbox import Kind, Outbox
 from kraftek.contract.messages import ReceivedError
-from kraftek.contract.names import NAME_LENGTH, SUBPROTOCOL, service_of
-from kraftek.contract.surrogates import check_name, encode
+from kraftek.contract.names import SUBPROTOCOL
+from kraftek.contract.surrogates import check_name
 
 __all__ = ["Conversation"]
 
@@ -38,6 +38,8 @@ _CONNECTION = ""
 """The name of the connection's own deadline, beside the ids of requests."""
 _AGAIN = "again "
 """The prefix of a join's id for the deadline after which it is sent again, after ``AUTH_UNAVAILABLE``."""
+_HELD = "held"
+"""The name of the deadline until which neither events nor requests are sent, after ``RATE_LIMITED``."""
 
 
 _decode = msgspec.json.Decoder(Message).decode
@@ -92,9 +94,7 @@ class Conversation:
         self._queue = queue
         self._backoff = Backoff(random)
         self._actions: deque[Action] = deque()
-        # Ids are unique among all clients of this user, also among those in other processes.
-        self._name = secrets.token_hex(8)
-        self._ids = 0
+        self._ids = ids()
         self._attempts = 0
         self.attempt: int | None = None
         self._ready_since = 0.0
@@ -121,11 +121,12 @@ class Conversation:
     def next_frame(self) -> bytes | None:
         """The next text message for the socket; ``None`` when there is none. A backend asks when it can write."""
         if self.state is State.CONNECTING:
-            frame, self._authenticate = self._authenticate, None
-            return frame
+            shown, self._authenticate = self._authenticate, None
+            return shown
         if self.state is not State.READY:
             return None
-        return self._outbox.take(next(chain(self._rooms, self._joins.values()), None))
+        room_id, held = next(chain(self._rooms, self._joins.values()), None), self._deadlines.of(_HELD) is not None
+        return self._outbox.take_control() if held else self._outbox.take(room_id)
 
     def due(self) -> float | None:
         """When to call :meth:`wake`."""
@@ -156,17 +157,19 @@ class Conversation:
 
     def emit(self, type: str, payload: Any = None, room_id: str | None = None) -> None:
         """Send an event once there is a connection. Raises ``ValueError``, :class:`Closed`, :class:`QueueFull`."""
-        self._check(type, room_id)
-        self._outbox.put(self._next_id(), Kind.EVENT, _frame(type, payload, room_id=room_id))
+        check_event(type, room_id)
+        self._check_space()
+        self._outbox.put(next(self._ids), Kind.EVENT, frame(type, payload, room_id=room_id))
 
     def request(self, now: float, timeout: float, type: str, payload: Any = None, room_id: str | None = None) -> str:
         """Send an event and wait for its answer, which is settled under the id returned. Raises as :meth:`emit`.
 
         Without a room it is for the first of :attr:`rooms` when it is sent for the first time, also when sent again.
         """
-        self._check(type, room_id)
-        key = self._next_id()
-        self._outbox.put(key, Kind.REQUEST, _frame(type, payload, key, room_id), roomless=room_id is None)
+        check_event(type, room_id)
+        self._check_space()
+        key = next(self._ids)
+        self._outbox.put(key, Kind.REQUEST, frame(type, payload, key, room_id), roomless=room_id is None)
         self._deadlines.set(key, now + timeout)
         return key
 
@@ -174,11 +177,11 @@ class Conversation:
         """Join a room, also after every reconnect; settled under the id returned. Raises as :meth:`emit`."""
         check_name(room_id)
         self._check_space()
-        key = self._next_id()
+        key = next(self._ids)
         self._joins[key] = room_id
         self._deadlines.set(key, now + timeout)
         if self.state is State.READY:
-            self._outbox.put(key, Kind.CONTROL, _frame("join", {"roomId": room_id}, key))
+            self._outbox.put(key, Kind.CONTROL, frame("join", {"roomId": room_id}, key))
         return key
 
     def leave(self, now: float, timeout: float, room_id: str) -> str:
@@ -190,11 +193,11 @@ class Conversation:
         for key in [key for key, its_room in self._joins.items() if its_room == room_id]:
             self._forget_join(key)
             self._settle(key, Refused("LEFT", f"room {room_id} was left before it was entered"))
-        key = self._next_id()
+        key = next(self._ids)
         if self.state is State.READY:
             self._leaves.add(key)
             self._deadlines.set(key, now + timeout)
-            self._outbox.put(key, Kind.CONTROL, _frame("leave", {"roomId": room_id}, key))
+            self._outbox.put(key, Kind.CONTROL, frame("leave", {"roomId": room_id}, key))
         else:
             self._settle(key, None)
         return key
@@ -229,7 +232,7 @@ class Conversation:
             self._actions.append(Drop(attempt))
             self.lost(attempt, 1002, f"not {SUBPROTOCOL}: {type(wrong).__name__}", now)
             return
-        error = _error(message.payload) if message.type == "error" else None
+        error = error_of(message.payload) if message.type == "error" else None
         key = message.id
         if self.state is State.CONNECTING:
             self._while_connecting(message, error, now)
@@ -241,10 +244,15 @@ class Conversation:
             self._deadlines.cancel(str(key))
             self._settle(str(key), None)
         elif self._outbox.is_unanswered(key):
-            self.forget(str(key))
-            self._settle(str(key), message if error is None else _refused(error))
+            until = self._hold(error, now)
+            if until is not None and until < (self._deadlines.of(str(key)) or until):
+                self._outbox.refuse(str(key))
+            else:
+                self.forget(str(key))
+                self._settle(str(key), message if error is None else refused(error))
         elif key is None:
             self._complaint = error or self._complaint
+            self._hold(error, now)
             if error is not None and error.code == "ACCESS_REVOKED":
                 self._is_out(message.room_id)
             self._actions.append(Hear(message))
@@ -274,6 +282,8 @@ class Conversation:
     def wake(self, now: float) -> None:
         """Time has passed."""
         while (key := self._deadlines.take(now)) is not None:
+            if key == _HELD:
+                continue
             if self._outbox.is_request(key):
                 self._outbox.discard(key)
                 self._settle(key, Refused("TIMEOUT", "no answer in time"))
@@ -309,18 +319,18 @@ class Conversation:
         self._complaint = None
         # What was sent from no room is sent again from none, before rooms are entered.
         self._first = None if self._outbox.is_from_nowhere else next(iter(self._rooms), None)
-        self._authenticate = _frame("authenticate", {"token": self._token, "roomId": self._first})
+        self._authenticate = frame("authenticate", {"token": self._token, "roomId": self._first})
 
     def _while_connecting(self, message: Message, error: ReceivedError | None, now: float) -> None:
         if error is not None:
             self._complaint = error
-            if error.code == "AUTH_UNAVAILABLE":
+            if error.code == "AUTH_UNAVAILABLE" or is_held_up(error):
                 self._deadlines.set(_CONNECTION, now + self._backoff.unavailable(error.retry_after))
         elif message.type == "authenticated":
-            self.user_id = _text(message.payload, "userId")
+            self.user_id = text_of(message.payload, "userId")
             self._ready(now)
         elif message.type == "connected":
-            self.socket_id = _text(message.payload, "socketId")
+            self.socket_id = text_of(message.payload, "socketId")
         self._actions.append(Hear(message))
         if error is not None and error.code == "INVALID_MESSAGE":
             # The gateway keeps the socket open, but would refuse the same on another one.
@@ -336,11 +346,11 @@ class Conversation:
             self._settle(key, None)
         for room_id in self._rooms:
             if room_id not in {first, *self._joins.values()}:
-                key = self._next_id()
+                key = next(self._ids)
                 self._joins[key] = room_id
                 self._rejoins.add(key)
                 self._deadlines.set(key, now + _PATIENCE)
-        joins = {key: _frame("join", {"roomId": room_id}, key) for key, room_id in self._joins.items()}
+        joins = {key: frame("join", {"roomId": room_id}, key) for key, room_id in self._joins.items()}
         self._outbox.put_first(joins)
         self._become(Change(State.READY))
         if first is not None and first not in self._rooms:
@@ -351,7 +361,7 @@ class Conversation:
         """The gateway's answer to ``join``, positive or not."""
         room_id = self._joins[key]
         again = room_id in self._rooms
-        if error is not None and error.code == "AUTH_UNAVAILABLE":
+        if error is not None and (error.code == "AUTH_UNAVAILABLE" or is_held_up(error)):
             self._deadlines.set(_AGAIN + key, now + self._backoff.unavailable(error.retry_after))
             if key in self._rejoins:
                 self._deadlines.cancel(key)
@@ -362,15 +372,21 @@ class Conversation:
             self._settle(key, None)
             return
         self._rooms.pop(room_id, None)
-        self._settle(key, _refused(error))
+        self._settle(key, refused(error))
         if again:
             # A rejoin: no caller waits for this answer.
             self._actions.append(Hear(msgspec.structs.replace(message, id=None, room_id=room_id)))
 
     def _join_again(self, key: str, now: float) -> None:
-        self._outbox.put(key, Kind.CONTROL, _frame("join", {"roomId": self._joins[key]}, key))
+        self._outbox.put(key, Kind.CONTROL, frame("join", {"roomId": self._joins[key]}, key))
         if key in self._rejoins:
             self._deadlines.set(key, now + _PATIENCE)
+
+    def _hold(self, error: ReceivedError | None, now: float) -> float | None:
+        """Send neither events nor requests until the gateway takes more. Returns when, if it has refused any."""
+        if error is None or not is_held_up(error):
+            return None
+        return self._deadlines.extend(_HELD, now + self._backoff.unavailable(error.retry_after))
 
     def _time_out(self, key: str, now: float) -> None:
         """A ``join`` or a ``leave`` has timed out."""
@@ -423,23 +439,11 @@ class Conversation:
         self._become(Change(State.CLOSED, code, reason))
         self._actions.extend(Dropped(_decode(event)) for event in dropped)
 
-    def _check(self, type: str, room_id: str | None) -> None:
-        if service_of(type) is None:
-            rule = f"service:module:name, of at most {NAME_LENGTH} characters without white space"
-            raise ValueError(f"an event's name is {rule}; found {type[: NAME_LENGTH + 1]!r}")
-        if room_id is not None:
-            check_name(room_id)
-        self._check_space()
-
     def _check_space(self) -> None:
         if self.state is State.CLOSED:
             raise self._end
         if len(self._outbox) + len(self._joins) >= self._queue:
             raise QueueFull(f"{self._queue} messages wait already")
-
-    def _next_id(self) -> str:
-        self._ids += 1
-        return f"{self._name}-{self._ids}"
 
     def _forget_join(self, key: str) -> None:
         del self._joins[key]
@@ -454,25 +458,3 @@ class Conversation:
 
     def _settle(self, key: str, outcome: Message | Refused | Closed | None) -> None:
         self._actions.append(Settle(key, outcome))
-
-
-def _frame(type: str, payload: Any, id: str | None = None, room_id: str | None = None) -> bytes:
-    optional = {"payload": payload, "id": id, "roomId": room_id}
-    return encode({"type": type, **{key: value for key, value in optional.items() if value is not None}})
-
-
-def _error(payload: Any) -> ReceivedError:
-    try:
-        return msgspec.convert(payload, ReceivedError)
-    except msgspec.ValidationError:
-        # An error of a service that does not follow the protocol is an error all the same.
-        return ReceivedError(message=str(payload))
-
-
-def _text(payload: Any, key: str) -> str | None:
-    text = payload.get(key) if isinstance(payload, dict) else None
-    return text if isinstance(text, str) else None
-
-
-def _refused(error: ReceivedError) -> Refused:
-    return Refused(error.code, error.message, error.retry_after)

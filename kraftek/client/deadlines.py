@@ -27,6 +27,16 @@ class Deadlines:
             self._heap = [(due, name) for name, due in self._dues.items()]
             heapify(self._heap)
 
+    def of(self, name: str) -> float | None:
+        """The time of the name, if it has one."""
+        return self._dues.get(name)
+
+    def extend(self, name: str, due: float) -> float:
+        """As :meth:`set`, unless it has a later time. Returns its time."""
+        due = max(due, self._dues.get(name, due))
+        self.set(name, due)
+        return due
+
     def cancel(self, name: str) -> None:
         """Remove the time of the name, if it has one."""
         self._dues.pop(name, None)

@@ -37,6 +37,8 @@ class Outbox:
     def __init__(self) -> None:
         self._unsent: dict[str, tuple[Kind, bytes]] = {}
         self._unanswered: dict[str, bytes] = {}
+        # Requests that were sent, and are to be sent once more because the gateway has refused them for a while.
+        self._refused: dict[str, bytes] = {}
         # Requests that name no room and were not sent yet, and those that were sent when there was none.
         self._roomless: set[str] = set()
         self._nowhere: set[str] = set()
@@ -44,7 +46,7 @@ class Outbox:
         self._longest = (0, "")
 
     def __len__(self) -> int:
-        return len(self._unsent) + len(self._unanswered)
+        return len(self._unsent) + len(self._unanswered) + len(self._refused)
 
     @property
     def is_from_nowhere(self) -> bool:
@@ -65,6 +67,10 @@ class Outbox:
 
     def take(self, room_id: str | None = None) -> bytes | None:
         """The next one to send on this socket; ``None`` when there is none. ``room_id``: the default room."""
+        if self._refused:
+            key = next(iter(self._refused))
+            frame = self._unanswered[key] = self._refused.pop(key)
+            return frame
         if not self._unsent:
             return None
         key = next(iter(self._unsent))
@@ -81,21 +87,34 @@ class Outbox:
             self._unanswered[key] = frame
         return frame
 
+    def take_control(self) -> bytes | None:
+        """The next one of those that are about this socket, unless requests from no room are to be sent before."""
+        keys = () if self._nowhere else (key for key, (kind, _) in self._unsent.items() if kind is Kind.CONTROL)
+        key = next(iter(keys), None)
+        return None if key is None else self._unsent.pop(key)[1]
+
     def take_events(self) -> tuple[bytes, ...]:
         """All events that are still to be sent; nothing else is sent before them."""
         keys = [key for key, (kind, _) in self._unsent.items() if kind is Kind.EVENT]
         return tuple(self._unsent.pop(key)[1] for key in keys)
 
+    def refuse(self, key: str) -> None:
+        """The gateway has refused a request of this socket for a while: send it again, before what is unsent."""
+        self._refused[key] = self._unanswered.pop(key)
+
     def discard(self, key: str) -> None:
         """Neither send it nor send it again."""
         self._unsent.pop(key, None)
+        self._refused.pop(key, None)
         self._unanswered.pop(key, None)
         self._roomless.discard(key)
         self._nowhere.discard(key)
 
     def is_request(self, key: str) -> bool:
         """Whether this is a request that was neither answered nor discarded."""
-        return key in self._unanswered or (key in self._unsent and self._unsent[key][0] is Kind.REQUEST)
+        if key in self._unanswered or key in self._refused:
+            return True
+        return key in self._unsent and self._unsent[key][0] is Kind.REQUEST
 
     def is_unanswered(self, key: object) -> bool:
         """Whether this is a request that was sent on this socket."""
@@ -103,7 +122,8 @@ class Outbox:
 
     def requests(self) -> list[str]:
         """All requests that were neither answered nor discarded."""
-        return [*self._unanswered, *(key for key, (kind, _) in self._unsent.items() if kind is Kind.REQUEST)]
+        unsent = (key for key, (kind, _) in self._unsent.items() if kind is Kind.REQUEST)
+        return [*self._unanswered, *self._refused, *unsent]
 
     def longest_request(self) -> str | None:
         """The longest message of this socket, if it was a request that has no answer."""
@@ -113,12 +133,15 @@ class Outbox:
     def socket_lost(self) -> None:
         """Unanswered requests are sent again, before the rest."""
         again = {key: (Kind.REQUEST, _resent(frame)) for key, frame in self._unanswered.items()}
+        refused = {key: (Kind.REQUEST, frame) for key, frame in self._refused.items()}
         rest = {key: message for key, message in self._unsent.items() if message[0] is not Kind.CONTROL}
-        self._unsent, self._unanswered, self._longest = again | rest, {}, (0, "")
+        self._unsent, self._unanswered, self._longest = again | refused | rest, {}, (0, "")
+        self._refused = {}
 
     def clear(self) -> None:
         """Remove everything."""
         self._unsent, self._unanswered, self._longest = {}, {}, (0, "")
+        self._refused = {}
         self._roomless.clear()
         self._nowhere.clear()
 

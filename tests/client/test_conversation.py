@@ -176,6 +176,131 @@ def test_a_refusal(play: Play) -> None:
     assert (refused.code, refused.message, refused.retry_after) == ("RATE_LIMITED", "because", 3.0)
 
 
+# The gateway takes no more for a while.
+
+
+def test_what_the_gateway_limits_is_sent_again_in_order(play: Play) -> None:
+    play.ready()
+    one, two, three = (play.it.request(play.now, 15.0, "a:b:c", number) for number in range(3))
+    assert [frame["id"] for frame in play.sent()] == [one, two, three]
+    play.say("r", 0, id=one)
+    for key in (two, three):
+        play.error("RATE_LIMITED", key, retryAfter=2, limit="user")
+    play.it.emit("a:b:event")
+    four = play.it.request(play.now, 15.0, "a:b:c", 4)
+    assert play.sent() == []
+    play.pass_time(2.9)
+    assert play.sent() == []
+    assert play.wake() <= 0.2
+    frames = play.sent()
+    assert [frame.get("id") for frame in frames] == [two, three, None, four]
+    assert not any("resent" in frame for frame in frames)
+    play.actions()
+    assert [*play.settled] == [one]
+    play.say("r", 2, id=two)
+    play.actions()
+    assert play.settled[two].payload == 2
+
+
+def test_what_the_gateway_limits_for_longer_than_anybody_waits_is_refused(play: Play) -> None:
+    play.ready()
+    key = play.it.request(play.now, 3.0, "a:b:c")
+    play.sent()
+    play.error("RATE_LIMITED", key, retryAfter=3, limit="user")
+    play.actions()
+    assert (play.settled[key].code, play.settled[key].retry_after) == ("RATE_LIMITED", 3.0)
+    play.it.emit("a:b:c")
+    assert play.sent() == []  # it is obeyed all the same
+    play.pass_time(6.0)
+    assert len(play.sent()) == 1
+
+
+def test_a_limited_event_holds_what_comes_after_it(play: Play) -> None:
+    play.ready()
+    play.it.emit("a:b:c", 1)
+    play.sent()
+    play.error("RATE_LIMITED", retryAfter=1, limit="address")
+    play.actions()
+    assert [message.type for message in play.heard][-1] == "error"
+    play.it.emit("a:b:c", 2)
+    assert play.sent() == []
+    play.pass_time(2.0)
+    assert [frame["payload"] for frame in play.sent()] == [2]
+
+
+def test_a_later_and_shorter_limit_does_not_end_the_first(play: Play) -> None:
+    play.ready()
+    play.error("RATE_LIMITED", retryAfter=5, limit="user")
+    play.error("RATE_LIMITED", retryAfter=1, limit="event")
+    play.it.emit("a:b:c")
+    play.pass_time(4.9)
+    assert play.sent() == []
+    play.pass_time(5.1)
+    assert len(play.sent()) == 1
+
+
+def test_a_limit_lasts_over_a_reconnect_and_rooms_are_entered_meanwhile() -> None:
+    play = Play("r", "two")
+    play.it.connect()
+    assert [frame["type"] for frame in play.ready()] == ["join"]
+    key = play.it.request(play.now, 100.0, "a:b:c")
+    asked = play.it.request(play.now, 100.0, "a:b:c")
+    play.sent()
+    play.error("RATE_LIMITED", key, retryAfter=30, limit="user")
+    play.lose()
+    while play.it.state is not State.CONNECTING:
+        play.wake()
+    assert [frame["type"] for frame in play.ready()] == ["join"]
+    play.leave("two", 100.0)
+    assert [frame["type"] for frame in play.sent()] == ["leave"]
+    play.pass_time(50.0)
+    frames = play.sent()
+    assert [(frame["id"], frame.get("resent")) for frame in frames] == [(asked, True), (key, None)]
+
+
+def test_a_limited_request_from_no_room_stays_before_rooms() -> None:
+    play = Play()
+    play.it.connect()
+    play.ready()
+    key = play.it.request(play.now, 15.0, "a:b:c")
+    play.sent()
+    play.error("RATE_LIMITED", key, retryAfter=1, limit="user")
+    play.join("r")
+    assert play.sent() == []
+    play.pass_time(2.0)
+    assert [frame["type"] for frame in play.sent()] == ["a:b:c", "join"]
+
+
+def test_a_limited_request_may_be_forgotten_and_closed(play: Play) -> None:
+    play.ready()
+    gone, kept = (play.it.request(play.now, 15.0, "a:b:c") for _ in range(2))
+    play.sent()
+    for key in (gone, kept):
+        play.error("RATE_LIMITED", key, retryAfter=1, limit="user")
+    play.it.forget(gone)
+    play.it.close()
+    play.actions()
+    assert gone not in play.settled
+    assert isinstance(play.settled[kept], Closed)
+
+
+def test_a_limited_join_and_a_limited_token_are_tried_again(play: Play) -> None:
+    play.open()
+    play.error("RATE_LIMITED", retryAfter=1, limit="questions")
+    play.pass_time(2.0)
+    assert [frame["type"] for frame in play.sent()] == ["authenticate"]
+    play.say("authenticated", {"success": True})
+    key = play.join("r")
+    play.sent()
+    play.error("RATE_LIMITED", key, retryAfter=1, limit="joins")
+    play.it.emit("a:b:c")
+    assert [frame["type"] for frame in play.sent()] == ["a:b:c"]
+    play.pass_time(2.0)
+    assert [frame["type"] for frame in play.sent()] == ["join"]
+    play.say("joined", {"roomId": "r"}, id=key)
+    assert play.it.rooms == ["r1", "r"]
+
+
 @pytest.mark.parametrize("payload", [None, "no", {"code": 7}, []])
 def test_a_refusal_of_a_service_that_says_it_its_own_way(play: Play, payload: Any) -> None:
     play.ready()

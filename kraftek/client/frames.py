@@ -1,0 +1,62 @@
+"""Messages as they are on the wire. Used by :class:`kraftek.client.conversation.Conversation`."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from itertools import count
+from typing import Any
+
+import msgspec
+
+from kraftek.client.errors import Refused
+from kraftek.contract.messages import ReceivedError
+from kraftek.contract.names import NAME_LENGTH, service_of
+from kraftek.contract.surrogates import check_name, encode
+
+__all__ = ["check_event", "error_of", "frame", "ids", "is_held_up", "refused", "text_of"]
+
+
+def check_event(type: str, room_id: str | None) -> None:
+    """Raises ``ValueError`` for what is no event's name, or no room's."""
+    if service_of(type) is None:
+        rule = f"service:module:name, of at most {NAME_LENGTH} characters without white space"
+        raise ValueError(f"an event's name is {rule}; found {type[: NAME_LENGTH + 1]!r}")
+    if room_id is not None:
+        check_name(room_id)
+
+
+def frame(type: str, payload: Any, id: str | None = None, room_id: str | None = None) -> bytes:
+    """A message without what is ``None``."""
+    optional = {"payload": payload, "id": id, "roomId": room_id}
+    return encode({"type": type, **{key: value for key, value in optional.items() if value is not None}})
+
+
+def ids() -> Iterator[str]:
+    """Ids without end, unique among all clients of a user, also among those in other processes."""
+    name = secrets.token_hex(8)
+    return (f"{name}-{number}" for number in count(1))
+
+
+def error_of(payload: Any) -> ReceivedError:
+    """What an ``error`` says. One of a service that does not follow the protocol is an error all the same."""
+    try:
+        return msgspec.convert(payload, ReceivedError)
+    except msgspec.ValidationError:
+        return ReceivedError(message=str(payload))
+
+
+def is_held_up(error: ReceivedError) -> bool:
+    """Whether the gateway has refused it for a while. A service's own refusal is its answer, also to the same id."""
+    return error.code == "RATE_LIMITED" and error.limit is not None
+
+
+def refused(error: ReceivedError) -> Refused:
+    """The exception for it."""
+    return Refused(error.code, error.message, error.retry_after)
+
+
+def text_of(payload: Any, key: str) -> str | None:
+    """A string in a payload, if it is there."""
+    text = payload.get(key) if isinstance(payload, dict) else None
+    return text if isinstance(text, str) else None
