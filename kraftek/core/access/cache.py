@@ -256,6 +256,8 @@ class AccessCache:
             raise
 
     def _answer(self, result: Grant | Failure, key: Key) -> None:
+        if isinstance(result, Grant) and result.expires_at is not None and result.expires_at <= self._now():
+            result = Failure(PeerError(Code.AUTH_FAILED, "Access has expired", closes=True))
         for waiter in self._waiters.pop(key):
             if not isinstance(result, Failure):
                 waiter.callback(result)

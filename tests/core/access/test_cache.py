@@ -102,6 +102,16 @@ def test_rooms_and_tokens_are_asked_about_each(one: Process) -> None:
     assert one.counters.access_asked == 4
 
 
+def test_access_that_expires_on_its_way_is_none(one: Process, clock: Clock) -> None:
+    """While the auth service answers, or while the answer is stored."""
+    outcome = one.ask("t")
+    settle(one)
+    clock.advance(2)
+    one.questions.pop(0).yes("ada", expiresAt=EPOCH + 1)
+    settle(one)
+    assert outcome.code is Code.AUTH_FAILED
+
+
 def test_an_answer_from_before_a_pause_is_none(one: Process, clock: Clock) -> None:
     outcome = one.ask("t")
     settle(one)
