@@ -104,6 +104,7 @@ export interface ErrorFields {
   retryAfter?: number;
   eventType?: string;
   roomId?: string;
+  limit?: string;
 }
 
 /**
@@ -118,6 +119,8 @@ export class KraftekError extends Error {
   readonly eventType?: string;
   /** The room that could not be entered, or that access was taken back to. */
   readonly roomId?: string;
+  /** Of the gateway's `RATE_LIMITED`: what there was too much of. */
+  readonly limit?: string;
 }
 
 export class Kraftek {

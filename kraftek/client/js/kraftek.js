@@ -62,13 +62,15 @@ const ignore = () => {};
 export class KraftekError extends Error {
   name = "KraftekError";
 
-  constructor({ code, message, retryAfter, eventType, roomId }) {
+  constructor({ code, message, retryAfter, eventType, roomId, limit }) {
     super(message);
     this.code = code;
     /** Seconds after which it may be tried again. */
     this.retryAfter = retryAfter;
     this.eventType = eventType;
     this.roomId = roomId;
+    /** Of the gateway's RATE_LIMITED: what there was too much of. */
+    this.limit = limit;
   }
 }
 
@@ -123,6 +125,9 @@ export class Kraftek {
   #asked = new Set();
   /** The room that the options or the token's callback named last. */
   #named;
+  /** Until when neither events nor requests are sent, because the gateway takes no more. It outlasts the socket. */
+  #heldUntil = 0;
+  #holding;
 
   constructor(url, options = {}) {
     const given = Object.entries(options).filter(([, value]) => value !== undefined);
@@ -167,16 +172,17 @@ export class Kraftek {
   }
 
   /**
-   * Send an event. While not ready it waits, behind what waits already. True unless it is dropped, as "dropped" tells:
+   * Send an event. While not ready, or as long as the gateway takes no more, it waits, behind what waits already. True unless it is dropped, as "dropped" tells:
    * when closed, and when more waits than `queue`. Look at `state` first if later it is no longer meant. Throws a
    * `TypeError` for a name that is not `service:module:name`, and for a payload that is not JSON.
    */
   emit(type, payload, { roomId } = {}) {
     checkName(type);
     const text = JSON.stringify({ type, payload, roomId });
-    if (this.#state === "ready" && this.#socket.bufferedAmount < UNSENT) {
+    const sends = this.#state === "ready" && !this.#holding;
+    if (sends && this.#socket.bufferedAmount < UNSENT) {
       this.#send(text);
-    } else if (this.#state === "closed" || this.#state === "ready" || this.#outbox.size >= this.#options.queue) {
+    } else if (this.#state === "closed" || sends || this.#outbox.size >= this.#options.queue) {
       this.#tell("dropped", { type, payload, roomId });
       return false;
     } else {
@@ -187,7 +193,8 @@ export class Kraftek {
 
   /**
    * Send an event and get the answer's payload. While there is no connection it waits, and when the connection is lost
-   * before the answer it is sent again with the same id, which the gateway does not have done twice. Without a `roomId` it
+   * before the answer it is sent again with the same id, which the gateway does not have done twice; so it is after
+   * `retryAfter` when the gateway has refused it with `RATE_LIMITED`, if there is time for that. Without a `roomId` it
    * is for the room that is the first of `rooms` when it is sent for the first time. Rejects with the
    * `KraftekError` that it is answered with, with our own `TIMEOUT`, `CLOSED`, `QUEUE_FULL` (as many requests as that
    * are unanswered) or `TOO_LARGE`, or with the signal's reason; with a `TypeError` where `emit` throws it.
@@ -210,8 +217,9 @@ export class Kraftek {
       signal?.addEventListener("abort", abort);
       const stop = this.#within(timeout, () => settle(reject, tooLate(timeout, type)));
       const answer = (error, value) => (error ? settle(reject, error) : settle(resolve, value));
-      this.#outbox.set(id, { text, answer, type, roomless: roomId === undefined });
-      if (this.#state === "ready") this.#ask(id);
+      const due = this.#options.clock.now() + timeout;
+      this.#outbox.set(id, { text, answer, type, due, roomless: roomId === undefined });
+      if (this.#state === "ready" && !this.#holding) this.#ask(id);
     });
   }
 
@@ -295,7 +303,7 @@ export class Kraftek {
     const [first] = this.#fromNowhere().length ? [] : this.#rooms.keys();
     this.#command("authenticate", { token, roomId: first }, (error, payload) => {
       if (!error) this.#admit(first, payload?.userId);
-      else if (error.code === "AUTH_UNAVAILABLE") this.#askLater(error);
+      else if (isForLater(error)) this.#askLater(error);
       else if (error.code === "INVALID_MESSAGE") this.#ended(UNREADABLE, error.code, error);
       else this.#complaint = error;
     });
@@ -325,7 +333,7 @@ export class Kraftek {
       if (!waiting) return;
       if (!error) {
         this.#isIn(roomId);
-      } else if (error.code === "AUTH_UNAVAILABLE") {
+      } else if (isForLater(error)) {
         this.#retry(error, () => this.#rooms.has(roomId) && this.#enter(roomId));
       } else {
         error.roomId = roomId;
@@ -374,6 +382,13 @@ export class Kraftek {
     if (this.#state !== "connecting" || !this.#admitted || this.#entered.size < this.#rooms.size) return;
     this.#readySince = this.#options.clock.now();
     this.#state = "ready";
+    this.#flush();
+    this.#look();
+    this.#tell("state", { state: "ready" });
+  }
+
+  #flush() {
+    if (this.#state !== "ready" || this.#holding) return;
     for (const [id, { text, answer, socket }] of this.#outbox) {
       if (answer) {
         if (socket !== this.#socket) this.#ask(id);
@@ -382,8 +397,27 @@ export class Kraftek {
         this.#send(text, id);
       }
     }
-    this.#look();
-    this.#tell("state", { state: "ready" });
+  }
+
+  /** The gateway takes no more for a while. Returns when it does again. */
+  #hold({ retryAfter = 1 }) {
+    const { clock, random } = this.#options;
+    const now = clock.now();
+    this.#heldUntil = Math.max(this.#heldUntil, now + 1000 * retryAfter * (1 + random()));
+    clock.clearTimeout(this.#holding);
+    this.#holding = clock.setTimeout(() => {
+      this.#holding = undefined;
+      this.#flush();
+    }, Math.min(this.#heldUntil - now, LONGEST_TIMER));
+    return this.#heldUntil;
+  }
+
+  /** Whether the request is sent again when the gateway takes more: in its place, as if it had not been sent. */
+  #isHeld(request, error) {
+    if (request.due <= this.#hold(error)) return false;
+    request.roomless &&= request.nowhere;
+    request.socket = undefined;
+    return true;
   }
 
   #ended(code, reason, error = this.#complaint?.code === reason ? this.#complaint : undefined) {
@@ -442,6 +476,8 @@ export class Kraftek {
     const unsent = [...this.#outbox.values()];
     this.#outbox.clear();
     this.#become("closed", why);
+    this.#options.clock.clearTimeout(this.#holding);
+    this.#holding = undefined;
     for (const { text, answer, type } of unsent) {
       if (answer) answer(refusal("CLOSED", "the connection is closed", type));
       else this.#tell("dropped", JSON.parse(text));
@@ -502,12 +538,14 @@ export class Kraftek {
     const error = type === "error" ? new KraftekError({ ...payload, roomId }) : null;
     if (id !== undefined) {
       const asked = this.#commands.get(id) ?? this.#outbox.get(id);
+      if (error && isLimited(error) && this.#outbox.has(id) && this.#isHeld(asked, error)) return;
       this.#commands.delete(id);
       // Who asked may have stopped waiting.
       asked?.stop?.();
       asked?.answer?.(error, payload);
     } else if (error) {
       this.#complaint = error;
+      if (isLimited(error)) this.#hold(error);
       if (error.code === "ACCESS_REVOKED") this.#isOut(roomId);
       this.#tell("error", error);
     } else {
@@ -632,6 +670,16 @@ function checkName(type) {
   if (NAME.test(type) && [...type].length <= NAME_LENGTH) return;
   const rule = `service:module:name, of at most ${NAME_LENGTH} characters without white space`;
   throw new TypeError(`an event's name is ${rule}; found ${JSON.stringify(type)}`);
+}
+
+/** Whether the gateway has refused it for a while. A service's own refusal is its answer, also to the same id. */
+function isLimited({ code, limit }) {
+  return code === "RATE_LIMITED" && limit !== undefined;
+}
+
+/** Whether a token or a room is shown again on the same socket. */
+function isForLater(error) {
+  return error.code === "AUTH_UNAVAILABLE" || isLimited(error);
 }
 
 /** What the token's callback gave. */

@@ -410,3 +410,125 @@ test("what is no JSON is the caller's mistake", async (t) => {
   assert.equal(here.clock.timers, 0);
   assert.equal(typeof connect, "function");
 });
+
+// The gateway takes no more for a while.
+
+const limited = { retryAfter: 2, limit: "user" };
+
+test("what the gateway limits is sent again in order, and nothing before that", async (t) => {
+  const here = await world(t);
+  const { client, peer } = await here.ready({ roomId: "r1" });
+  const requests = ["chat:a:1", "chat:a:2", "chat:a:3"].map((type) => client.request(type, type));
+  const asked = [];
+  for (const type of ["chat:a:1", "chat:a:2", "chat:a:3"]) asked.push(await peer.hear(type));
+  peer.say("ack", 1, { id: asked[0].id });
+  for (const { id } of asked.slice(1)) peer.refuse(id, "RATE_LIMITED", limited);
+  assert.equal(await requests[0], 1);
+  peer.say("chat:a:sign", null);
+  await told(client, "chat:a:sign");
+  client.emit("chat:e:1");
+  const last = client.request("chat:a:4");
+  here.clock.pass(2_999);
+  peer.say("chat:a:sign", null);
+  await told(client, "chat:a:sign");
+  assert.equal(peer.messages.length, 0);
+  here.clock.pass(1);
+  assert.deepEqual(await peer.hear("chat:a:2"), asked[1]);
+  assert.deepEqual(await peer.hear("chat:a:3"), asked[2]);
+  await peer.hear("chat:e:1");
+  const { id } = await peer.hear("chat:a:4");
+  for (const [n, each] of [asked[1].id, asked[2].id, id].entries()) peer.say("ack", n, { id: each });
+  assert.deepEqual(await Promise.all([...requests.slice(1), last]), [0, 1, 2]);
+  await peer.end();
+});
+
+test("what the gateway limits for longer than anybody waits is refused", async (t) => {
+  const here = await world(t);
+  const { client, peer } = await here.ready();
+  const request = client.request("chat:a:1", null, { timeout: 3_000 });
+  peer.refuse((await peer.hear("chat:a:1")).id, "RATE_LIMITED", limited);
+  await assert.rejects(request, { code: "RATE_LIMITED", retryAfter: 2, limit: "user" });
+  client.emit("chat:e:1");
+  here.clock.pass(3_000);
+  await peer.hear("chat:e:1");
+  await peer.end();
+});
+
+test("what a service limits is its answer", async (t) => {
+  const here = await world(t);
+  const { client, peer } = await here.ready();
+  const request = client.request("chat:a:1");
+  peer.refuse((await peer.hear("chat:a:1")).id, "RATE_LIMITED", { retryAfter: 2 });
+  await assert.rejects(request, { code: "RATE_LIMITED", limit: undefined });
+  client.emit("chat:e:1");
+  await peer.hear("chat:e:1");
+  await peer.end();
+});
+
+test("a limited event holds what comes after it, as far as there is room", async (t) => {
+  const here = await world(t);
+  const { client, peer } = await here.ready({ queue: 1 });
+  client.emit("chat:e:1");
+  await peer.hear("chat:e:1");
+  peer.refuse(undefined, "RATE_LIMITED", limited);
+  await told(client, "error");
+  assert.equal(client.emit("chat:e:2"), true);
+  assert.equal(client.emit("chat:e:3"), false);
+  here.clock.pass(3_000);
+  await peer.hear("chat:e:2");
+  await peer.end();
+});
+
+test("a limit outlasts the connection, and a limited request is not one sent again", async (t) => {
+  const here = await world(t);
+  const { client, peer } = await here.ready({ roomId: "r1", timeout: 100_000 });
+  const requests = ["chat:a:1", "chat:a:2"].map((type) => client.request(type));
+  const [refused, waits] = [await peer.hear("chat:a:1"), await peer.hear("chat:a:2")];
+  peer.refuse(refused.id, "RATE_LIMITED", { retryAfter: 30, limit: "user" });
+  peer.say("chat:a:sign", null);
+  await told(client, "chat:a:sign");
+  const gone = state(client, "waiting");
+  await peer.end();
+  await gone;
+  here.clock.pass(1_000);
+  const next = await here.peer();
+  const ready = state(client, "ready");
+  await next.admit();
+  await ready;
+  client.join("r2");
+  await next.letJoin();
+  here.clock.pass(44_000);
+  assert.deepEqual(await next.hear("chat:a:1"), refused);
+  assert.deepEqual(await next.hear("chat:a:2"), { ...waits, resent: true });
+  for (const { id } of [refused, waits]) next.say("ack", 0, { id });
+  await Promise.all(requests);
+  await next.end();
+});
+
+test("a limited token and a limited room are shown again, and no timer is left", async (t) => {
+  const here = await world(t);
+  const client = here.connect();
+  const peer = await here.peer();
+  const refused = told(client, "error");
+  peer.refuse((await peer.hear("authenticate")).id, "RATE_LIMITED", { retryAfter: 1, limit: "questions" });
+  await refused;
+  here.clock.pass(1_500);
+  const ready = state(client, "ready");
+  await peer.admit();
+  await ready;
+  const joining = client.join("r1");
+  peer.refuse((await peer.hear("join")).id, "RATE_LIMITED", { retryAfter: 1, limit: "joins" });
+  peer.say("chat:a:sign", null);
+  await told(client, "chat:a:sign");
+  client.emit("chat:e:1");
+  await peer.hear("chat:e:1");
+  here.clock.pass(1_500);
+  await peer.letJoin();
+  await joining;
+  peer.refuse(undefined, "RATE_LIMITED", limited);
+  await told(client, "error");
+  const request = client.request("chat:a:1");
+  client.close();
+  await assert.rejects(request, { code: "CLOSED" });
+  assert.equal(here.clock.timers, 0);
+});
