@@ -141,5 +141,6 @@ class Listening:
 
     def _failed(self, failure: Failure) -> Any:
         if failure.check(NotPublished) is None:
+            self._settle(True)  # nobody else can write either who has listened
             text = "When this gateway listened is not recorded, until it can be: others ask for more access anew"
             self._once.failed(failing(self._log, failure), text)

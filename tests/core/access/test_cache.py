@@ -17,6 +17,7 @@ from kraftek.contract.messages import Token
 from kraftek.contract.names import token_key, user_key
 from kraftek.contract.settings import Auth
 from kraftek.core.access import cache as cache_module
+from kraftek.core.access.listening import LISTEN
 from kraftek.core.access.redis import CLEAR, COMPARE, LOOK_UP, STORE, CachedGrant
 from tests.core.access.world import EPOCH, MemoryRedis, Outcome, Process, settle
 
@@ -998,6 +999,17 @@ def test_after_a_gap_what_another_gateway_listened_to_is_believed(one: Process, 
     one.up()
     assert one.cache.settled
     assert answered(one).user == "ada"
+
+
+def test_nobody_waits_for_others_when_redis_takes_no_records(one: Process, two: Process) -> None:
+    two.down()
+    one.down()
+    one.bus.up()
+    assert not one.cache.settled
+    (recording,) = [call for call in one.bus.calls if call.command is LISTEN]
+    recording.reply.errback(ValueError("OOM command not allowed when used memory > 'maxmemory'."))
+    one.bus.calls.remove(recording)
+    assert one.cache.settled
 
 
 def test_a_gateway_that_starts_beside_another_believes_what_that_one_heard(
