@@ -24,7 +24,7 @@ def frames(data: bytes) -> list[tuple[int, bytes]]:
     return found
 
 
-@pytest.mark.parametrize("kind", KINDS.keys() - {"HTTP requests", "handshakes"})
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in {"HTTP requests", "handshakes"}])
 def test_a_flood_is_of_whole_frames(kind: str) -> None:
     chunk = KINDS[kind](1)
     assert len(chunk) >= CHUNK // 2
