@@ -314,7 +314,7 @@ class CommandConnection(RedisConnection):
         self.waiting.append(waiter)
         if not self._flushes:
             self._flushes = True
-            self._iteration.at_end(self)
+            self._iteration.at_end(self, first=True)
         self._unwritten.append(request)
         self.unanswered += len(request)
 
@@ -374,7 +374,7 @@ class CommandConnection(RedisConnection):
         self.close_batch()
         if not self._flushes:
             self._flushes = True
-            self._iteration.at_end(self)
+            self._iteration.at_end(self, first=True)
         room = self._config.in_flight - len(self.waiting) - self.batched
         self._batch = batch = Batch(script, min(room, _BATCH))
         return batch

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import msgspec
@@ -16,8 +16,10 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from kraftek.contract.errors import Code
+from kraftek.contract.interfaces import IOutlet
+from kraftek.contract.iteration import Iteration
 from kraftek.contract.log_once import OnceAMinute
-from kraftek.contract.messages import Broadcast, Delivery
+from kraftek.contract.messages import Broadcast, Delivery, Outgoing
 from kraftek.contract.metrics import Counters
 from kraftek.contract.surrogates import HALF, is_whole, reread
 from kraftek.core.requests import Requests
@@ -25,6 +27,12 @@ from kraftek.core.roster import Audience, Roster, audience_of
 from kraftek.core.session import Session
 
 __all__ = ["Deliveries"]
+
+_MANY = 256
+"""Clients after which a broadcast looks at the time."""
+
+_STEP = 0.004
+"""Seconds for which a broadcast is sent at once. What is left is done in steps: :mod:`kraftek.contract.iteration`."""
 
 _SAMPLE = 200
 """Bytes of a malformed message that its log line shows."""
@@ -63,11 +71,14 @@ class Deliveries:
         requests: Requests,
         counters: Counters,
         clock: IReactorTime,
+        iteration: Iteration,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._roster = roster
         self._requests = requests
         self._counters = counters
+        self._clock = clock
+        self._iteration = iteration
         self._now = now
         self._once_a_minute = OnceAMinute(clock.seconds)
 
@@ -116,9 +127,24 @@ class Deliveries:
             outgoing = dialect.encode(delivery)
             if outgoing is not None:
                 outgoing.about = delivery
-                for link in links:
-                    link.write(outgoing)
+                if len(links) > _MANY:
+                    self._write_to_many(links, outgoing)
+                else:
+                    for link in links:
+                        link.write(outgoing)
                 self._counters.delivered += len(links)
+
+    def _write_to_many(self, links: Sequence[IOutlet], outgoing: Outgoing) -> None:
+        """As long as there is time they send it at once; then they do so at the end of the iteration, which takes no
+        more time than it may.
+        """
+        iteration, seconds = self._iteration, self._clock.seconds
+        until = seconds() + _STEP
+        for start in range(0, len(links), _MANY):
+            if iteration.ending and seconds() > until:
+                iteration.ending = False
+            for link in links[start : start + _MANY]:
+                link.write(outgoing)
 
     def _answer(self, socket_id: str, message: Broadcast) -> None:
         session = self._roster.socket(socket_id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Iterator
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from kraftek.contract.interfaces import IDialect, IOutlet
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Audience", "Roster", "audience_of"]
 
-Audience = Collection[tuple[IDialect, Collection[IOutlet]]]
+Audience = Collection[tuple[IDialect, Sequence[IOutlet]]]
 """For each kind of client in a room: a dialect that encodes for it, and what takes it for all clients of that kind."""
 
 

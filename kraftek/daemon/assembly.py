@@ -104,15 +104,15 @@ def core_of(
     counters: Counters,
     accounts: Accounts,
     clock: IReactorTime,
+    iteration: Iteration,
     now: Callable[[], float] = time.time,
 ) -> Core:
     """The core, subscribed to what services send. ``clock`` measures time; ``now`` returns Unix seconds."""
-    roster, fleet, router = Roster(), Fleet(), EventRouter(registry)
+    roster, fleet, router, dispatch = Roster(), Fleet(), EventRouter(registry), Dispatch(registry, bus)
     bounds, budgets = JsonBounds(config.limits.json_depth), _budgets(config, counters, clock)
     membership = Membership(rooms, bus, roster, clock, fleet, single=config.sessions == "single")
     access_watch = AccessWatch(access, membership, roster, counters, clock, limits=config.limits, now=now)
     admission = Admission(access, access_watch, membership, roster, budgets, config.limits, clock)
-    dispatch = Dispatch(registry, bus)
     requests = Requests(dispatch, bus, gateway_id, config.limits, counters, clock, accounts=accounts)
     gateway = Gateway(
         gateway_id,
@@ -126,7 +126,7 @@ def core_of(
         counters=counters,
         now=now,
     )
-    deliveries = Deliveries(roster, requests, counters, clock, now)
+    deliveries = Deliveries(roster, requests, counters, clock, iteration, now)
     bus.subscribe(config.redis.broadcast, deliveries.received)
     bus.subscribe(reply_channel(gateway_id), deliveries.received)
     return Core(

@@ -141,6 +141,7 @@ class Daemon(Service):
             counters=counters,
             accounts=self.accounts,
             clock=reactor,
+            iteration=iteration,
         )
         self._edge = edge = edge_of(config, core, iteration, counters, reactor, fastpath=self._fastpath)
         if not self.registry.services():

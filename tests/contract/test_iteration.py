@@ -118,3 +118,61 @@ class FaultTest(SynchronousTestCase):
         iteration.end()
         assert writer.flushed == 1
         assert len(self.flushLoggedErrors(RuntimeError)) == 1
+
+
+class Busy(Writer):
+    """Takes a millisecond to be flushed."""
+
+    def __init__(self, clock: Clock, order: list[str], name: str) -> None:
+        super().__init__()
+        self._clock, self._order, self._name = clock, order, name
+
+    def flush(self) -> None:
+        super().flush()
+        self._order.append(self._name)
+        self._clock.rightNow += 0.0001
+
+
+def test_what_takes_too_long_goes_on_in_the_next_turns_and_others_come_in_between() -> None:
+    clock = Clock()
+    iteration = Iteration(clock)
+    iteration.driven = True
+    order: list[str] = []
+    for number in range(200):
+        iteration.at_end(Busy(clock, order, f"many {number}"))
+    steps = []
+    for turn in range(20):
+        iteration.at_end(Busy(clock, order, f"turn {turn}"))
+        before, began = len(order), clock.seconds()
+        iteration.end()
+        steps.append(clock.seconds() - began)
+        assert f"turn {turn}" in order[before:] or not turn
+        if clock.getDelayedCalls():
+            assert clock.getDelayedCalls()[0].getTime() <= clock.seconds()  # the reactor does not wait
+            clock.advance(0)
+    many = [name for name in order if name.startswith("many")]
+    assert many == [f"many {number}" for number in range(200)]
+    assert sorted(set(order)) == sorted(order)
+    assert max(steps) < 0.0025 + 2 * 32 * 0.0001
+    assert clock.getDelayedCalls() == []
+
+
+def test_what_takes_too_long_goes_on_by_itself_where_nothing_drives_the_turn() -> None:
+    clock = Clock()
+    iteration = Iteration(clock)
+    order: list[str] = []
+    for number in range(200):
+        iteration.at_end(Busy(clock, order, str(number)))
+    clock.advance(0)  # a Clock goes on to what was scheduled meanwhile
+    assert order == [str(number) for number in range(200)]
+    assert clock.getDelayedCalls() == []
+
+
+def test_first_is_before_all_others() -> None:
+    clock = Clock()
+    iteration = Iteration(clock)
+    order: list[str] = []
+    iteration.at_end(Busy(clock, order, "other"))
+    iteration.at_end(Busy(clock, order, "first"), first=True)
+    clock.advance(0)
+    assert order == ["first", "other"]

@@ -14,7 +14,7 @@ from twisted.logger import LogLevel, capturedLogs
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from kraftek.contract.interfaces import IDialect
+from kraftek.contract.interfaces import IDialect, IOutlet
 from kraftek.contract.messages import Authenticate, Delivery, Event, Inbound, Outbound, Outgoing, Token
 from tests.support.world import BROADCAST, Client, House
 
@@ -209,6 +209,34 @@ def test_a_dialect_without_a_word_for_it_is_asked_once_and_says_nothing(house: H
 
 
 # Bad ones.
+
+
+@implementer(IOutlet)
+class Busy:
+    """Takes so many seconds to be written to; notes whether it was the end of the iteration for it."""
+
+    def __init__(self, house: House, takes: float = 0.0) -> None:
+        self._house, self._takes = house, takes
+        self.ending: list[bool] = []
+
+    def write(self, outgoing: Outgoing) -> None:
+        self.ending.append(self._house.iteration.ending)
+        self._house.clock.rightNow += self._takes
+
+
+@pytest.mark.parametrize(("takes", "ending"), [(0.000001, True), (0.001, False)])
+def test_many_are_written_to_at_once_as_long_as_there_is_time(house: House, takes: float, ending: bool) -> None:
+    clients = [house.admit(f"user{number}", "room") for number in range(600)]
+    outlets = [Busy(house, takes) for _ in clients]
+    for client, outlet in zip(clients, outlets, strict=True):
+        session = house.roster.socket(client.id)
+        assert session is not None
+        house.roster.divert(session, "room", outlet)
+    house.iteration.ending = True
+    house.broadcast(type="t", roomId="room")
+    written = [each for outlet in outlets for each in outlet.ending]
+    assert len(written) == house.counters.delivered == 600
+    assert written.count(True) == (600 if ending else 256)
 
 
 def warnings(house: House, *bodies: bytes) -> Sequence[dict[str, Any]]:

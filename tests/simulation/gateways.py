@@ -83,6 +83,7 @@ class GatewayProcess:
             counters=counters,
             accounts=Accounts(),
             clock=process,
+            iteration=iteration,
             now=now,
         )
         bus.subscribe(INVALIDATION, lambda body: heard(self, body))

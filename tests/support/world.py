@@ -33,6 +33,7 @@ from twisted.internet.task import Clock
 
 from kraftek.contract.accounts import Accounts
 from kraftek.contract.interfaces import IDialect
+from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Authenticate
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Config, Limits, Registration
@@ -70,6 +71,7 @@ class House:
         # Keeping answers is a script's work: tests/core/test_requests.py has it with a real Redis.
         self.limits = replace(limits or Limits(), request_window=0)
         self.counters = Counters()
+        self.iteration = Iteration(self.clock)
         self.accounts = Accounts()
         self.access = FakeAccess()
         self.rooms = FakeRooms(sockets)
@@ -85,6 +87,7 @@ class House:
             counters=self.counters,
             accounts=self.accounts,
             clock=self.clock,
+            iteration=self.iteration,
             now=lambda: self.clock.seconds() + self.wall_is_ahead,
         )
         self.roster = core.roster

@@ -167,7 +167,7 @@ class Outbox:
     def flush(self) -> None:
         """The iteration ends."""
         data, send = self._pending, self._send
-        if data is None or self.blocked:
+        if data is None or (send is None and self.blocked):
             return
         self._pending = None
         if isinstance(data, list):
