@@ -50,6 +50,9 @@ _BATCH = 100
 CHECK_INTERVAL = 1.0
 """Seconds in which it is noticed that a server has become a replica, refuses writes, or takes them again."""
 
+_INCOMPLETE = object()
+"""What the reader gives as long as a reply is not all there. Its own ``False`` is also a reply, of RESP3."""
+
 
 class _RefusalError(ResponseError, Refusal):  # type: ignore[misc]  # txredisapi has no annotations
     """An error reply, for the code that does not know txredisapi, too."""
@@ -78,7 +81,7 @@ class RedisConnection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has 
 
     def __init__(self, reactor: IReactorTime, address: RedisAddress, config: Redis, owner: ConnectionOwner) -> None:
         super().__init__(charset=None, convertNumbers=False)
-        self._reader = hiredis.Reader(protocolError=InvalidData, replyError=_RefusalError)
+        self._reader = hiredis.Reader(protocolError=InvalidData, replyError=_RefusalError, notEnoughData=_INCOMPLETE)
         self._reactor = reactor
         self._address = address
         self._config = config
@@ -161,14 +164,17 @@ class RedisConnection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has 
         """Hand out every complete reply. txredisapi's own converts and queues each of them."""
         reader, replies = self._reader, []
         try:
-            reader.feed(data)
-            while (reply := reader.gets()) is not False:
-                replies.append(reply)
-        except InvalidData as error:
+            try:
+                reader.feed(data)
+                while (reply := reader.gets()) is not _INCOMPLETE:
+                    replies.append(reply)
+            finally:
+                if replies:
+                    self.hand_out(replies)
+        # Waiters and listeners raise nothing here: whatever else is wrong, such as an answer to nothing, Redis said.
+        except (InvalidData, LookupError, TypeError, ValueError) as error:
             self.give_up(f"it does not speak Redis's protocol: {error}")
-        if replies:
-            self.hand_out(replies)
-        else:
+        if not replies:
             self.waits_for_rest(len(data))
 
     def waits_for_rest(self, size: int) -> None:

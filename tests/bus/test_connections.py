@@ -186,6 +186,38 @@ def test_what_does_not_speak_resp_is_left() -> None:
 # Replies
 
 
+@pytest.mark.parametrize(
+    "replies",
+    [
+        b"+OK\r\n:1\r\n",
+        b"+OK\r\n-ERR nobody asked\r\n",
+        b"+OK\r\n*0\r\n",
+        b"+OK\r\n*1\r\n$7\r\nmessage\r\n",
+        b"+OK\r\n*3\r\n$7\r\nmessage\r\n*0\r\n$2\r\nhi\r\n",
+    ],
+)
+def test_what_nobody_asked_for_ends_the_connection(replies: bytes) -> None:
+    for story, link in (command_story(), subscriber_story()):
+        heard: list[Any] = []
+        link.ask("PING").addBoth(heard.append)
+        story.written()
+        link.dataReceived(replies)
+        assert heard == [b"OK"]
+        assert story.wire.disconnected
+        story.lose()
+        assert story.told[1].startswith("lost: it does not speak Redis's protocol: ")
+
+
+def test_a_false_of_another_protocol_is_a_reply() -> None:
+    story, link = command_story()
+    heard: list[Any] = []
+    for _ in range(2):
+        link.ask("PING").addBoth(heard.append)
+    story.written()
+    link.dataReceived(b"#f\r\n:1\r\n")
+    assert heard == [False, 1]
+
+
 def test_what_is_sent_in_one_turn_leaves_in_one_write() -> None:
     story, link = command_story()
     receipts: list[int] = []
