@@ -355,6 +355,11 @@ class HttpChannel(HTTPChannel):
         else:
             self.transport.abortConnection()
 
+    def _respondToBadRequestAndDisconnect(self) -> None:
+        # Twisted's answer to what it cannot parse. What stands behind a request that was refused is no request.
+        if not self._closing:
+            super()._respondToBadRequestAndDisconnect()
+
     def _refuse(self, status: int, why: bytes) -> None:
         request = self.requests[-1] if self.requests else Request(self)
         request.refuse(Response(status, why))

@@ -187,6 +187,7 @@ def test_our_own_fault_is_logged_and_told_as_no_more_than_that(server: Server) -
         (b"POST / HTTP/1.1\r\nContent-Length: 11\r\n\r\n", 413),
         (b"POST / HTTP/1.1\r\nContent-Length: 11\r\n\r\nhello world", 413),
         (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nb\r\nhello world\r\n0\r\n\r\n", 413),
+        (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nb\r\nhello world\r\nno chunk\r\n", 413),
         (b"POST / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 11\r\n\r\n", 413),
         (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
         (b"GET /a#b HTTP/1.1\r\n\r\n", 400),
