@@ -249,6 +249,6 @@ def _what_can_be_read(event: bytes) -> Sent:
     for field in ("event_type", "id", "reply_to"):
         with suppress(msgspec.DecodeError, UnicodeDecodeError, KeyError):
             value = msgspec.json.decode(values[_NAMES[field]], type=_TYPES[field])
-            if whole is None or is_whole(value):
+            if (whole is None or is_whole(value)) and not (type(value) is int and is_long(value)):
                 found[field] = value
     return Sent("", **found)

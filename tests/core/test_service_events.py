@@ -214,6 +214,7 @@ def test_wrong_ones(words: dict[str, Any], code: str, message: str) -> None:
         (b'{"\xff": 1, "replyTo": "k:events:reply:chat"}', None),
         (b'{"id": [], "replyTo": "k:events:reply:chat", "eventType": "x"}', {}),
         (b'{"id": 5, "replyTo": "k:events:reply:chat", "eventType": 5}', {"inReplyTo": 5}),
+        (b'{"id": %b, "replyTo": "k:events:reply:chat", "eventType": "notes:a:b"}' % (65 * b"9"), {}),
     ],
 )
 def test_whatever_it_is_it_is_kept_and_answered_where_possible(event: bytes, answered: dict[str, int] | None) -> None:
