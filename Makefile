@@ -13,13 +13,14 @@ NODE_PACKAGES := $(patsubst %/package.json,%/node_modules/.package-lock.json,\
 # The programs of the environment, after those of the machine.
 WITH_TOOLS := PATH="$$PATH:$(abspath $(VENV))/bin"
 
-.PHONY: help demo check coverage test simulate smoke smoke-oldest smoke-newest bench lint clean
+.PHONY: help demo check coverage test simulate fuzz smoke smoke-oldest smoke-newest bench lint clean
 
 help:
 	@echo 'make demo      the board on http://localhost:3001/, or at PORT=..., with everything it needs'
 	@echo 'make check     lint, and every test that needs no process, Redis or browser: under a minute'
 	@echo 'make test      all tests, with real Redis and a real browser'
 	@echo 'make simulate  gateways and a simulated Redis that goes wrong: SEEDS=1000, or SEED=7 in detail'
+	@echo 'make fuzz      what strangers may send, guided by coverage: TARGET=native SECONDS=600'
 	@echo 'make smoke     once round with the oldest and the newest versions of what the package needs'
 	@echo 'make lint      ruff and mypy'
 	@echo 'make coverage  what `make check` runs, and how much of each module that reaches'
@@ -84,6 +85,16 @@ check: $(VENV)/dependencies
 simulate: export PYTHONHASHSEED = 0
 simulate: $(VENV)/dependencies
 	$(VENV)/bin/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),1000) --first $(or $(FIRST),0))
+
+# In an environment of its own: atheris has wheels for these Pythons alone, and nothing else needs it.
+fuzz: $(VENV)/fuzz/dependencies
+	$(VENV)/fuzz/bin/python -m tests.fuzz $(TARGET) $(if $(INPUT),--input $(INPUT),--seconds $(or $(SECONDS),60))
+
+$(VENV)/fuzz/dependencies: setup.py
+	rm -rf build
+	test -x $(VENV)/fuzz/bin/pip || $(call first-python,python3.13 python3.12 python3.11) -m venv $(VENV)/fuzz
+	$(VENV)/fuzz/bin/pip install --quiet --disable-pip-version-check '.[fuzz]'
+	@touch $@
 
 # The floor of each module is in pyproject.toml.
 coverage: export COVERAGE_FILE = $(VENV)/coverage.db

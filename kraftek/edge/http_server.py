@@ -355,7 +355,7 @@ class HttpChannel(HTTPChannel):
         else:
             self.transport.abortConnection()
 
-    def _respondToBadRequestAndDisconnect(self) -> None:
+    def _respondToBadRequestAndDisconnect(self) -> None:  # noqa: N802  # Twisted's name
         # Twisted's answer to what it cannot parse. What stands behind a request that was refused is no request.
         if not self._closing:
             super()._respondToBadRequestAndDisconnect()

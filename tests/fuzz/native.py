@@ -1,0 +1,151 @@
+"""Messages of native clients: a payload is one JSON value within its bounds; a refusal is the client's fault."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Raw
+
+from kraftek.contract.errors import Code, PeerError
+from kraftek.contract.json_text import MAX_DIGITS
+from kraftek.contract.messages import (
+    ID_LENGTH,
+    ROOM_ID_LENGTH,
+    Authenticate,
+    Delivery,
+    ErrorMessage,
+    Event,
+    Inbound,
+    Join,
+    Leave,
+    Ping,
+    RequestId,
+)
+from kraftek.contract.settings import Limits
+from kraftek.edge.dialects.native import NativeDialect
+from tests.fuzz.material import NOT_JSON, depth, digits, json_in
+from tests.fuzz.watch import Target
+
+__all__ = ["TARGET", "check_id", "check_payload", "check_refusal"]
+
+_DEPTH = Limits().json_depth
+_DIALECT = NativeDialect()
+
+
+def check_refusal(error: PeerError) -> None:
+    """It says little, which is about what the client sent."""
+    assert error.code is Code.INVALID_MESSAGE
+    assert 0 < len(error.message) < 300, error.message
+    error.message.encode()
+    check_id(error.id)
+
+
+def check_id(id: RequestId | None) -> None:
+    """It is none, or as short as it may be."""
+    assert id is None or len(str(id)) <= ID_LENGTH, id
+
+
+def check_payload(payload: Raw) -> Any:
+    """The value of a payload that goes to a service, which any service can read."""
+    value = json_in(bytes(payload))
+    if value is not NOT_JSON:
+        assert depth(value) <= _DEPTH
+        assert digits(value) <= MAX_DIGITS
+    return value
+
+
+def _check_text(data: bytes, value: Any) -> None:
+    """What it is read as. ``value``: what the text is by another reader."""
+    message = _DIALECT.received(data, False)
+    assert isinstance(message, Inbound)
+    check_id(message.id)
+    payload: Any = None
+    if isinstance(message, Event):
+        payload = check_payload(message.payload)
+        room_id: str | None = message.room_id
+        told = _DIALECT.encode(Delivery(message.name, message.payload, message.room_id, message.id))
+        assert told is not None
+        answer = json_in(told.text)
+        if payload is not NOT_JSON:
+            assert answer is not NOT_JSON
+            assert (answer["type"], answer.get("payload")) == (message.name, payload)
+            assert (answer.get("id"), answer.get("roomId")) == (message.id, message.room_id)
+    elif isinstance(message, Join | Leave | Authenticate):
+        room_id = message.room_id
+        assert room_id is None or room_id
+        if isinstance(message, Authenticate) and len(message.token.value) > 8:
+            assert message.token.value not in repr(message)
+    else:
+        assert isinstance(message, Ping)
+        room_id = None
+    assert len(room_id or "") <= ROOM_ID_LENGTH
+    if value is NOT_JSON or b"\\ud" in data.lower():
+        return
+    # Both readers see the same.
+    assert isinstance(value, dict)
+    assert value.get("id") == message.id
+    if isinstance(message, Event):
+        assert value["type"] == message.name
+        assert value.get("roomId") == message.room_id
+        assert value.get("traceparent") == message.traceparent
+        assert value.get("resent", False) is message.resent
+        assert value.get("payload") == payload
+    else:
+        assert value["type"] == type(message).__name__.lower()
+
+
+def _run(data: bytes) -> None:
+    binary, data = sum(data[:1]) & 1, data[1:]
+    text = data.decode("utf-8", "replace").encode()  # as the edge hands it in
+    if binary:
+        try:
+            _DIALECT.received(data, True)
+        except PeerError as error:
+            check_refusal(error)
+        else:
+            raise AssertionError("a binary message means something")
+        return
+    for each in {data, text}:
+        try:
+            _check_text(each, json_in(each))
+        except PeerError as error:
+            check_refusal(error)
+            refusal = ErrorMessage(error.code, error.message, error.event_type, error.retry_after, error.id)
+            told = _DIALECT.encode(refusal)
+            assert told is not None
+            assert json_in(told.text) is not NOT_JSON
+
+
+_SEEDS = [
+    b"\0" + text
+    for text in (
+        b'{"type":"chat:note:add","payload":{"a":[1,2.5,"x",null,true]},"id":"q1","roomId":"red","resent":true}',
+        b'{"type":"chat:note:add","id":7,"traceparent":"00-1-2-3"}',
+        b' { "type" : "a:b:c" , "payload" : "\\ud83d" } ',
+        b'{"type":"a:b:\\ud83d","payload":1}',
+        b'{"type":"authenticate","payload":{"token":"t","roomId":"red"},"id":1}',
+        b'{"type":"authenticate","roomId":"red","payload":{"token":"\\ud83dx"}}',
+        b'{"type":"join","payload":{"roomId":"red"}}',
+        b'{"type":"leave","payload":{"roomId":""}}',
+        b'{"type":"ping","id":"p"}',
+        b'{"type":"unknown","id":-0}',
+        b'{"type":5,"id":12}',
+        b'{"id":12,"id":"q","type":[]}',
+        b'{"type":"a:b:c","payload":' + 60 * b"[" + 60 * b"]" + b"}",
+        b'{"type":"a:b:c","payload":' + 300 * b'[{"":' + b"1" + 300 * b"}]" + b"}",
+        b'{"type":"a:b:c","payload":' + 1001 * b"1" + b"}",
+        b'{"type":"a:b:c","payload":[' + 400 * b"1" + b"." + 400 * b"2" + b"e-" + 300 * b"3" + b"]}",
+        b'{"type":"a:b:c","id":' + 65 * b"9" + b"}",
+        b'{"type":"a:b:c","id":"' + 65 * b"x" + b'"}',
+        b'{"type":"a:b:c","roomId":"' + 257 * b"x" + b'"}',
+        b'{"type":"a:b:c","payload":"\xff"}',
+        b'{"type":"a:b:c","payload":{"a":1,}}',
+        b'{"type":"a:b:c","payload":NaN}',
+        b'{"type":"a:b:c","payload":"\\u0000\\x"}',
+        b"[",
+        b"",
+    )
+]
+_SEEDS.append(b'\1{"type":"a:b:c"}')
+
+TARGET = Target("native", _run, _SEEDS, calls=(3_000, 100), memory=(500_000, 1_000))
