@@ -388,10 +388,10 @@ def test_what_cannot_be_kept_at_present_is_kept_later() -> None:
 
 def test_an_answer_that_redis_cannot_take_ends_nothing() -> None:
     desk = Desk()
-    desk.bus.available = False
+    desk.bus.down()
     desk.send(eventType="notes", id=1, replyTo=REPLIES)
     assert desk.counters.publishes_lost == 1
-    desk.bus.available = True
+    desk.bus.up()
     desk.service_events.sweep()
     assert desk.buried()["id"] == "1-0"
     assert desk.reading.acked == ["1-0"]
