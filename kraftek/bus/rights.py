@@ -49,6 +49,7 @@ HRANDFIELD key
 HSET key field value
 HVALS key
 INFO
+MEMORY USAGE key
 MGET key
 PEXPIRE key 1
 PING
@@ -77,6 +78,7 @@ XGROUP CREATE key group 0
 XGROUP DELCONSUMER key group consumer
 XINFO CONSUMERS key group
 XINFO GROUPS key
+XINFO STREAM key
 XLEN key
 XPENDING key group
 XREADGROUP GROUP group consumer STREAMS key >
@@ -91,7 +93,7 @@ ZSCORE key member
 """
 """All commands of the gateway, and of its scripts, in a form that Redis accepts."""
 
-_WITH_SUBCOMMANDS = {"CLIENT", "XGROUP", "XINFO"}
+_WITH_SUBCOMMANDS = {"CLIENT", "MEMORY", "XGROUP", "XINFO"}
 
 
 class Need(Struct, frozen=True):
@@ -148,7 +150,9 @@ def _keys(config: Config) -> list[str]:
     for service in config.services:
         if service.transport == "stream":
             partitions = range(service.partitions)
-            keys += [names.stream_of(service.channel, number) for number in partitions] or [service.channel]
+            streams = [names.stream_of(service.channel, number) for number in partitions] or [service.channel]
+            for stream in streams:
+                keys += [stream, names.level_key(stream), names.presence_key(stream)]
     return keys
 
 

@@ -83,10 +83,10 @@ class ForEach(Script, frozen=True, dict=True):
     keys: int
 
     @classmethod
-    def make(cls, keys: str, args: str, pack: Pack, does: str, before: str = "") -> ForEach:
+    def make(cls, keys: str, args: str, pack: Pack, does: str, before: str = "", after: str = "") -> ForEach:
         """``keys`` and ``args`` are the names by which ``does`` calls the values of one message (``"stream, claim"``),
         whose ``body`` it has too. It returns a number or a string, or nil when nobody needs to know. ``before`` comes
-        before the first.
+        before the first, ``after`` after the last.
         """
         names = [name for part in (keys, args) for name in part.split(", ") if name]
         given = ", ".join(f"given[{number}][i]" for number in range(1, len(names) + 1))
@@ -101,6 +101,7 @@ for i = 1, #ARGV - 1 do
         answers[#answers + 1] = answer
     end
 end
+{after}
 return answers
 """
         return cls(source, pack, len(keys.split(", ")))

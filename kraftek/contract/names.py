@@ -8,6 +8,7 @@ Keys and channels are here without the configured prefix, which the bus and the 
 ``events:reply:<gateway>``          the channel that only this gateway process listens to
 ``events:gateway``                  the stream of events from services to services, read by the group ``gateways``
 ``<stream>:dead``                   the dead-letter stream of a stream
+``<stream>:level``, ``…:presence``  how full a service's stream is, and the presence events that wait for room in it
 ``auth:invalidate``                 the channel on which the auth service revokes access
 ``access:…``, ``access-ledger:…``   the access cache: :mod:`kraftek.core.access.redis`
 ``room:…``, ``socket:…``            the room cache that services read: :mod:`kraftek.core.rooms.room_cache`
@@ -51,10 +52,12 @@ __all__ = [
     "instances_key",
     "lease_key",
     "ledger_key",
+    "level_key",
     "new_gateway_id",
     "new_socket_id",
     "partition_of",
     "place_of",
+    "presence_key",
     "reply_channel",
     "room_key",
     "service_of",
@@ -147,6 +150,16 @@ def partition_of(place: str, partitions: int) -> int:
 def place_of(channel: str, partitions: int, place: str) -> str:
     """The key of the stream that events from a room, or else from a socket, go to."""
     return stream_of(channel, partition_of(place, partitions)) if partitions else channel
+
+
+def level_key(stream: str) -> str:
+    """What is known of how full a service's stream is: ``streams.lua`` beside this module."""
+    return f"{stream}:level"
+
+
+def presence_key(stream: str) -> str:
+    """The hash of presence events for which a service's stream has no room yet."""
+    return f"{stream}:presence"
 
 
 def dead_letters(stream: str) -> str:

@@ -18,6 +18,7 @@ __all__ = ["Auth", "Config", "EventPolicy", "Limits", "Operator", "Redis", "Regi
 
 Flag = Annotated[bool, Meta(description="true or false")]
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1, description="a whole number from 1 to 2147483647")]
+Bytes = Annotated[int, Meta(ge=1, le=2**40, description="a number of bytes from 1 to 1099511627776")]
 CountOrZero = Annotated[int, Meta(ge=0, le=2**31 - 1, description="a whole number from 0 to 2147483647")]
 # At most a year, because inf is a number in TOML, and no timer takes it.
 Seconds = Annotated[float, Meta(gt=0, le=31_536_000, description="seconds, more than 0 and at most a year")]
@@ -174,10 +175,10 @@ class Registration(Struct, frozen=True, kw_only=True):
 
     ``reply``: it answers requests itself, on the event's ``replyTo`` channel, within ``timeout`` seconds. ``requests``:
     those that may wait for its answers, on each gateway process. ``transport``: ``pubsub``, or ``stream``: then
-    ``channel`` is the key of a Redis Stream where up to ``max_length`` events wait. ``partitions``: more than 0 spreads
-    them by room over so many streams, each read in order. ``presence``: it gets an event when a user enters or leaves a
-    room. ``rate``: patterns of its events, each with how many a user may send in a second; the first that covers an
-    event counts.
+    ``channel`` is the key of a Redis Stream where up to ``max_length`` events of up to ``max_bytes`` in all wait.
+    ``partitions``: more than 0 spreads them by room over so many such streams, each read in order. ``presence``: it
+    gets an event when a user enters or leaves a room. ``rate``: patterns of its events, each with how many a user may
+    send in a second; the first that covers an event counts.
     """
 
     name: str
@@ -187,6 +188,7 @@ class Registration(Struct, frozen=True, kw_only=True):
     requests: Count = 10_000
     transport: Transport = "pubsub"
     max_length: Count = 100_000
+    max_bytes: Bytes = 268_435_456
     partitions: Partitions = 0
     presence: Flag = False
     rate: EventRates = {}

@@ -166,6 +166,8 @@ class Gateway:
         )
         try:
             if event.id is None:
+                if service.transport == "stream" and (refusal := self._dispatch.refusal(service, envelope)) is not None:
+                    raise refusal
                 self._dispatch.send(service, envelope, partial(self._sent, session, event))
             else:
                 self._requests.send(session, event.id, service, envelope, event.resent)

@@ -54,7 +54,7 @@ class RequestQueue:
         self.receipt = receipt
         self.target = "" if service.transport == "stream" and service.partitions else service.channel
         known = window + service.timeout if service.reply else window
-        self.script = once(service.transport, service.reply, ceil(known * 1000), service.max_length)
+        self.script = once(service.transport, service.reply, ceil(known * 1000), service.max_length, service.max_bytes)
         self.requests: dict[Request, None] = {}
         self.refused: dict[Request, None] = {}
         # How many are whose, as long as so many wait that each user has a share.

@@ -140,7 +140,8 @@ class Requests:
             queue = self._queue(service)
         lasts = self._lasts and session.dialect.lasting_ids
         request = Request(session, envelope.event_type, record, lasts, queue, request_id, self._clock.seconds())
-        if 2 * len(queue.requests) >= service.requests and (error := _refusal(queue, request)):
+        error = self._dispatch.refusal(service, envelope) if service.transport == "stream" else None
+        if error or (2 * len(queue.requests) >= service.requests and (error := _refusal(queue, request))):
             self._refuse_unless_known(request, resent, error)
         else:
             try:

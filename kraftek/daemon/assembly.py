@@ -240,6 +240,13 @@ def gauges_of(core: Core, bus: IBus, connections: Callable[[], int], backlogs: B
     held = "Bytes that this process holds for others, each account by itself"
     gauges.add("accounted_bytes", held, core.accounts.by_kind, "account")
     gauges.add("waiting", "Events that wait in the streams of a service", lambda: dispatch.waiting, "service")
+    gauges.add("waiting_bytes", "The same in bytes", lambda: dispatch.waiting_bytes, "service")
+    gauges.add(
+        "presence_waiting",
+        "Presence events that wait for room in the streams of a service",
+        lambda: dispatch.presence_waiting,
+        "service",
+    )
     return gauges
 
 

@@ -44,7 +44,7 @@ def used() -> set[str]:
             r'return \("([A-Z]+)", ()',
         ):
             for command, subcommand in re.findall(pattern, text):
-                parts = (command, subcommand) if command in {"CLIENT", "XGROUP", "XINFO"} else (command,)
+                parts = (command, subcommand) if command in {"CLIENT", "MEMORY", "XGROUP", "XINFO"} else (command,)
                 found.add("+" + "|".join(parts).lower())
     return found - {"+auth", "+maxlen"}
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import struct
 from typing import Any
 
 import msgspec
@@ -14,7 +16,7 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import TestCase
 
 from kraftek.bus import RedisBus
-from kraftek.contract.errors import NotPublished
+from kraftek.contract.errors import Code, Limit, NotPublished
 from kraftek.contract.interfaces import Undelivered
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Envelope
@@ -29,6 +31,7 @@ from tests.support.waiting import until
 CHAT = Registration(name="chat", channel="events:chat")
 JOBS = Registration(name="jobs", channel="events:jobs", transport="stream", max_length=3)
 ASK = Registration(name="ask", channel="events:ask", transport="stream", reply=True)
+BYTES = Registration(name="bytes", channel="events:bytes", transport="stream", max_bytes=10_000)
 ROOMS = Registration(name="rooms", channel="events:rooms", transport="stream", partitions=4)
 
 
@@ -67,7 +70,7 @@ class DispatchTest(TestCase):
 
     def send_once(self, service: Registration, event: Envelope, record: str = "request:1") -> Deferred[int | bytes]:
         receipt: Deferred[int | bytes] = Deferred()
-        script = once(service.transport, service.reply, 60_000, service.max_length)
+        script = once(service.transport, service.reply, 60_000, service.max_length, service.max_bytes)
         self.bus.run(script, (target_of(service, event), record, event, receipt.callback))
         return receipt
 
@@ -164,6 +167,151 @@ class DispatchTest(TestCase):
         assert self.texts("k:events:jobs") == []
         self.registry.unregister("jobs")
         assert await self.trimmed() == {"rooms": 0}
+
+    def level(self, stream: str) -> dict[str, float]:
+        """What is known of a stream, as it is kept beside it."""
+        kept: Any = self.redis.call("GET", f"k:{stream}:level")
+        names = ("ms", "sum", "handled", "length", "measured", "owed")
+        return dict(zip(names, struct.unpack("<6d", kept), strict=True))
+
+    async def waits(self, service: Registration = BYTES) -> int:
+        """How many bytes wait for it, as the sweep sees it."""
+        await self.trimmed()
+        return self.dispatch.waiting_bytes[service.name]
+
+    async def test_a_stream_is_full_by_its_bytes(self) -> None:
+        self.registry.register(BYTES)
+        large = envelope("x" * 3000)
+        for _ in range(3):
+            assert await self.send(BYTES, large) == 1
+        assert await self.send(BYTES, large) == Undelivered.FULL
+        assert await self.send_once(BYTES, large) == Undelivered.FULL
+        assert await self.send(BYTES, envelope("small")) == 1
+        entries: Any = self.client.xrange("k:events:bytes")
+        sizes = [len(fields["event"]) + 50 for _, fields in entries]
+        assert await self.waits() == sum(sizes)
+
+    async def test_what_is_handled_makes_room_in_bytes(self) -> None:
+        self.registry.register(BYTES)
+        self.client.xgroup_create("k:events:bytes", "bytes", "0", mkstream=True)
+        for _ in range(3):
+            await self.send(BYTES, envelope("x" * 3000))
+        read: Any = self.client.xreadgroup("bytes", "one", {"k:events:bytes": ">"})
+        [[_, entries]] = read
+        for (first, fields), (following, _) in itertools.pairwise(entries):
+            assert int(following.split("-")[1]) - int(first.split("-")[1]) == len(fields["event"]) + 50
+        self.client.xack("k:events:bytes", "bytes", entries[0][0])
+        assert await self.send(BYTES, envelope("x" * 3000)) == 1
+        assert await self.send(BYTES, envelope("x" * 3000)) == Undelivered.FULL
+        assert 9000 < await self.waits() < 10_000
+        self.client.xack("k:events:bytes", "bytes", *(entry for entry, _ in entries))
+        self.client.xreadgroup("bytes", "one", {"k:events:bytes": ">"}, noack=True)
+        assert await self.waits() == 0
+        assert self.level("events:bytes") | {"ms": 0, "sum": 0, "handled": 0} == dict.fromkeys(
+            ("ms", "sum", "handled", "length", "measured", "owed"), 0
+        )
+
+    async def test_one_event_may_always_wait(self) -> None:
+        self.registry.register(BYTES)
+        assert await self.send(BYTES, envelope("x" * 50_000)) == 1
+        assert await self.send(BYTES, envelope("x")) == Undelivered.FULL
+        assert await self.waits() > 50_000
+
+    async def test_the_events_of_one_write_fill_it_together(self) -> None:
+        self.registry.register(BYTES)
+        receipts = [self.send(BYTES, envelope("x" * 3000)) for _ in range(5)]
+        assert [await receipt for receipt in receipts] == [1, 1, 1, Undelivered.FULL, Undelivered.FULL]
+        assert self.level("events:bytes")["length"] == 3
+
+    async def test_a_group_that_begins_with_the_stream_has_all_of_it_before_it(self) -> None:
+        self.registry.register(BYTES)
+        await self.send(BYTES, envelope("x" * 3000))
+        self.client.xtrim("k:events:bytes", maxlen=0, approximate=False)
+        assert await self.waits() == 0
+        await self.send(BYTES, envelope("x" * 3000))
+        for group, start in (("bytes", "0"), ("audit", "$")):
+            self.client.xgroup_create("k:events:bytes", group, start)
+            assert 3000 < await self.waits() < 3500
+
+    async def test_a_stream_that_was_deleted_is_empty(self) -> None:
+        self.registry.register(BYTES)
+        for _ in range(3):
+            await self.send(BYTES, envelope("x" * 3000))
+        self.client.delete("k:events:bytes")
+        assert await self.waits() == 0
+        for _ in range(3):
+            assert await self.send(BYTES, envelope("x" * 3000)) == 1
+
+    async def test_what_others_append_is_measured(self) -> None:
+        self.registry.register(BYTES)
+        await self.send(BYTES, envelope("ours"))
+        for _ in range(5):
+            self.client.xadd("k:events:bytes", {"event": "x" * 3000})
+        assert await self.waits() > 15_000
+        assert await self.send(BYTES, envelope("ours")) == Undelivered.FULL
+        self.client.xgroup_create("k:events:bytes", "bytes", "0")
+        self.client.xreadgroup("bytes", "one", {"k:events:bytes": ">"}, count=4, noack=True)
+        assert await self.send(BYTES, envelope("ours")) == 1
+        assert 6000 < await self.waits() < 8000
+        self.client.xreadgroup("bytes", "one", {"k:events:bytes": ">"}, noack=True)
+        assert await self.waits() == 0
+        assert self.level("events:bytes")["measured"] == 0
+
+    async def test_what_older_gateways_appended_is_measured(self) -> None:
+        self.registry.register(BYTES)
+        for _ in range(2):
+            self.client.xadd("k:events:bytes", {"event": "x" * 3000})
+        assert 6000 < await self.waits() < 10_000, "listpacks have some room for more"
+        assert await self.send(BYTES, envelope("x" * 3000)) == Undelivered.FULL
+
+    async def test_ids_grow_when_clocks_go_back(self) -> None:
+        ahead = 4_102_444_800_000
+        for sequence in ("0", str(2**53 + 1)):
+            self.client.xadd("k:events:jobs", {"event": '{"payload": "theirs"}'}, id=f"{ahead}-{sequence}")
+            assert await self.send(JOBS, envelope("ours")) == 1
+            ahead += 1000
+            self.client.xtrim("k:events:jobs", maxlen=1, approximate=False)
+        entries: Any = self.client.xrange("k:events:jobs")
+        assert entries[-1][0].startswith(f"{ahead - 999}-")
+
+    async def test_a_level_that_was_lost_or_is_not_ours_is_made_anew(self) -> None:
+        self.registry.register(BYTES)
+        for spoil in (["DEL"], ["SET", "x"], ["HSET", "a", "b"], []):
+            assert await self.send(BYTES, envelope("x" * 2000)) == 1
+            if spoil:
+                key = "k:events:bytes:level"
+                self.redis.call("DEL", key)
+                self.redis.call(spoil[0], key, *spoil[1:])
+        assert await self.waits() > 8000
+        assert await self.send(BYTES, envelope("x" * 2000)) == Undelivered.FULL
+
+    async def test_ids_beyond_what_numbers_hold_lose_nothing(self) -> None:
+        last = 2**64 - 1
+        self.client.xgroup_create("k:events:jobs", "jobs", "0", mkstream=True)
+        for number in (last - 3, last - 2, last - 1, last):
+            self.client.xadd("k:events:jobs", {"event": '{"payload": "theirs"}'}, id=f"5-{number}")
+        self.client.xreadgroup("jobs", "one", {"k:events:jobs": ">"}, count=2, noack=True)
+        await self.trimmed()
+        entries: Any = self.client.xrange("k:events:jobs")
+        assert [entry for entry, _ in entries] == [f"5-{number}" for number in (last - 2, last - 1, last)]
+
+    async def test_a_user_who_fills_half_a_stream_waits(self) -> None:
+        service = Registration(name="half", channel="events:half", transport="stream", max_length=100)
+        self.registry.register(service)
+        for _ in range(50):
+            assert self.dispatch.refusal(service, envelope()) is None
+            assert await self.send(service, envelope()) == 1
+        assert self.dispatch.refusal(service, envelope()) is None, "Redis is asked before anybody is refused"
+        await self.bus.call("PING")
+        refusal = self.dispatch.refusal(service, envelope())
+        assert refusal is not None
+        assert (refusal.code, refusal.limit, refusal.retry_after) == (Code.RATE_LIMITED, Limit.SHARE, 1.0)
+        other = msgspec.structs.replace(envelope(), user_id="bob")
+        assert self.dispatch.refusal(service, other) is None
+        self.registry.unregister("half")
+        self.dispatch.sweep()
+        self.registry.register(service)
+        assert self.dispatch.refusal(service, envelope()) is None
 
     async def test_once_is_once(self) -> None:
         assert await self.send_once(JOBS, envelope("a")) == 1

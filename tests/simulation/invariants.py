@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from twisted.logger import LogEvent, formatEvent
 from txredisapi import ResponseError
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from tests.simulation.gateways import GatewayProcess
     from tests.simulation.world import World
 
-__all__ = ["SETTLED", "Invariants", "Violation"]
+__all__ = ["MOST_IN_STREAM", "SETTLED", "Invariants", "Violation"]
 
 AT_ONCE = 0.0005
 DELETED = 0.05
@@ -48,6 +49,9 @@ STALE = 1.0
 RECOVERY = 4.5
 SETTLED = 15.0
 
+MOST_IN_STREAM = 4
+"""Events that the stream takes."""
+
 TIMEOUT = 2.0
 """Seconds that the service has for an answer."""
 
@@ -57,6 +61,42 @@ TTL = 6.0
 
 class Violation(AssertionError):  # noqa: N818  # what it is, as Twisted names its own
     """Something that must hold does not."""
+
+
+class _Told:
+    """What one service was told of presence: ``present`` has who it thinks is there."""
+
+    def __init__(self, invariants: Invariants, name: str) -> None:
+        self.present: dict[tuple[str, str], bool] = {}
+        self._invariants = invariants
+        self._name = name
+        self._epoch = "", 0
+        self._epochs: set[str] = set()
+
+    def hear(self, event: Any) -> None:
+        """It is told."""
+        invariants, name = self._invariants, self._name
+        epoch, number = event["payload"]["epoch"], event["payload"]["number"]
+        if epoch != self._epoch[0]:
+            if epoch in self._epochs:
+                invariants.wrong(f"{name}: presence events of epoch {epoch} come after those of {self._epoch[0]}")
+            if event["eventType"] != "gateway:room:reset":
+                invariants.wrong(f"{name}: epoch {epoch} begins with {event['eventType']}, and nobody was told of it")
+            self._epochs.add(epoch)
+        elif number <= self._epoch[1]:
+            invariants.wrong(f"{name}: presence event {number} comes after {self._epoch[1]}")
+        self._epoch = epoch, number
+        if event["eventType"] == "gateway:room:reset":
+            invariants.tell(f"{name} is told of another epoch, or to read all rooms")
+            self.present = dict.fromkeys(invariants.in_rooms(), True)
+            return
+        key = event["userId"], event["roomId"]
+        joined = event["eventType"] == "gateway:client:joined"
+        invariants.tell(f"{name} is told {event['eventType']} {key} {event['socketId']}")
+        invariants.seen[f"{name} joined" if joined else f"{name} left"] += 1
+        if self.present.get(key, False) == joined:
+            invariants.wrong(f"{name}: {key[0]} {'joined' if joined else 'left'} {key[1]} twice")
+        self.present[key] = joined
 
 
 class Invariants:
@@ -71,9 +111,8 @@ class Invariants:
         self._refused: set[tuple[str, str]] = set()
         self._answered_at: dict[tuple[str, str], float] = {}
         self._requests: dict[tuple[str, str], Request] = {}
-        self._present: dict[tuple[str, str], bool] = {}
-        self._epoch = "", 0
-        self._epochs: set[str] = set()
+        self._told = {"chat": _Told(self, "chat"), "log": _Told(self, "log")}
+        self._unread: dict[bytes, None] = {}
         self._granted: dict[tuple[Client, str], float] = {}
         self.seen: Counter[str] = Counter()
 
@@ -326,27 +365,22 @@ class Invariants:
 
     def presence(self, event: Any) -> None:
         """A presence event was published."""
-        epoch, number = event["payload"]["epoch"], event["payload"]["number"]
-        if epoch != self._epoch[0]:
-            if epoch in self._epochs:
-                self.wrong(f"presence events of epoch {epoch} come after those of {self._epoch[0]}")
-            if event["eventType"] != "gateway:room:reset":
-                self.wrong(f"epoch {epoch} begins with {event['eventType']}, and nobody was told of it")
-            self._epochs.add(epoch)
-        elif number != self._epoch[1] + 1:
-            self.wrong(f"presence event {number} comes after {self._epoch[1]}")
-        self._epoch = epoch, number
-        if event["eventType"] == "gateway:room:reset":
-            self.tell("services are told of another epoch")
-            self._present = dict.fromkeys(self._in_rooms(), True)
-            return
-        key = event["userId"], event["roomId"]
-        joined = event["eventType"] == "gateway:client:joined"
-        self.tell(f"services are told {event['eventType']} {key} {event['socketId']}")
-        self.seen["joined" if joined else "left"] += 1
-        if self._present.get(key, False) == joined:
-            self.wrong(f"{key[0]} {'joined' if joined else 'left'} {key[1]} twice")
-        self._present[key] = joined
+        self._told["chat"].hear(event)
+
+    def appended(self, length: int, event: bytes) -> None:
+        """An event was appended to a stream, which has so many now."""
+        if length > MOST_IN_STREAM:
+            self.wrong(f"{length} events wait in a stream for {MOST_IN_STREAM}")
+        self._unread[event] = None
+        self._told["log"].hear(msgspec.json.decode(event))
+
+    def read(self, event: bytes) -> None:
+        """The service on the stream handles it."""
+        self.seen["read"] += 1
+        if event in self._unread:
+            if event != next(iter(self._unread)):
+                self.wrong(f"{event!r} is read before {next(iter(self._unread))!r}, or that was removed")
+            del self._unread[event]
 
     def claims_lost(self) -> None:
         """What Redis knew of requests is gone: whoever sends one again may have it handled again."""
@@ -355,8 +389,9 @@ class Invariants:
     def data_lost(self) -> None:
         """Redis lost data. Who is where services are told by ``gateway:room:reset``, and by nothing before that."""
         self.claims_lost()
+        self._unread.clear()
 
-    def _in_rooms(self) -> dict[tuple[str, str], str]:
+    def in_rooms(self) -> dict[tuple[str, str], str]:
         """User and room to socket, as services read it."""
         server = self.world.network.server
         if server is None:
@@ -388,7 +423,7 @@ class Invariants:
                 for room in client.grants:
                     assert client.user is not None
                     there.setdefault((client.user, room), []).append(client.socket_id)
-        found = self._in_rooms()
+        found = self.in_rooms()
         for key, socket in found.items():
             if socket not in there.get(key, ()):
                 self.wrong(f"room:{key[1]} has {key[0]} at {socket}, and there is {there.get(key)}")
@@ -397,9 +432,12 @@ class Invariants:
                 self.wrong(f"room:{key[1]} lacks {key[0]}, who is there at {sockets}")
             if self.world.single and len(sockets) > 1:
                 self.wrong(f"{key[0]} has {len(sockets)} sockets in {key[1]}: {sockets}")
-        present = {key for key, value in self._present.items() if value}
-        if present != found.keys():
-            self.wrong(f"services think that there are {sorted(present)}, and there are {sorted(found)}")
+        for service, told in self._told.items():
+            present = {key for key, value in told.present.items() if value}
+            if present != found.keys():
+                self.wrong(f"{service} thinks that there are {sorted(present)}, and there are {sorted(found)}")
+        if self._unread:
+            self.wrong(f"never read: {list(self._unread)}")
         self._look_at_strings(found)
 
     def _look_at_strings(self, found: dict[tuple[str, str], str]) -> None:

@@ -84,12 +84,15 @@ def command(name: str, arity: int, flags: str, keys: slice = ONE) -> Callable[[M
 
 
 class Keyspace:
-    """The data. ``now`` is Redis's clock, in seconds; ``changed`` is called with every key that changes."""
+    """The data. ``now`` is Redis's clock, in seconds; ``changed`` is called with every key that changes, ``appended``
+    with a stream and the fields of an entry.
+    """
 
     def __init__(self, now: Callable[[], float], random: Random, changed: Callable[[bytes], None]) -> None:
         self.now = now
         self.random = random
         self.changed = changed
+        self.appended: Callable[[bytes, list[bytes]], None] = lambda *_: None
         self.data: dict[bytes, Any] = {}
         self.expires: dict[bytes, int] = {}
         self.due: list[tuple[int, bytes]] = []
@@ -524,15 +527,20 @@ class Keyspace:
             if rest[0] in {b"~", b"="}:
                 rest.pop(0)
             most = _int(rest.pop(0))
-        if rest.pop(0) != b"*":
-            raise Missing("XADD with an id")
-        stream = self.typed(key, Stream, make=True)
-        stream.last = max((self.milliseconds(), 0), (stream.last[0], stream.last[1] + 1))
-        stream.entries[stream.last] = rest
+        given = rest.pop(0)
+        stream = self.typed(key, Stream) or Stream()
+        following = max((self.milliseconds(), 0), (stream.last[0], stream.last[1] + 1))
+        at = following if given == b"*" else _entry_id(given)
+        if at <= stream.last:
+            raise Refusal("ERR The ID specified in XADD is equal or smaller than the target stream top item")
+        self.data[key] = stream
+        stream.last = at
+        stream.entries[at] = rest
         while most is not None and len(stream.entries) > most:
             del stream.entries[next(iter(stream.entries))]
         self.changed(key)
-        return b"%d-%d" % stream.last
+        self.appended(key, rest)
+        return b"%d-%d" % at
 
     @command("XLEN", 2, "r")
     def xlen(self, key: bytes) -> int:
@@ -545,6 +553,68 @@ class Keyspace:
             raise Missing("XRANGE of a part")
         stream = self.typed(key, Stream)
         return [] if stream is None else [[b"%d-%d" % at, fields] for at, fields in stream.entries.items()]
+
+    @command("XTRIM", -4, "w")
+    def xtrim(self, key: bytes, how: bytes, first: bytes) -> int:
+        if how.upper() != b"MINID":
+            raise Missing(f"XTRIM {how!r}")
+        stream, least = self.typed(key, Stream), _entry_id(first)
+        gone = [at for at in (stream.entries if stream else ()) if at < least]
+        for at in gone:
+            del stream.entries[at]
+        if gone:
+            self.changed(key)
+        return len(gone)
+
+    @command("XGROUP", -2, "wm", slice(1, 2))
+    def xgroup(self, what: bytes, key: bytes, group: bytes, first: bytes, option: bytes = b"") -> Status:
+        if what.upper() != b"CREATE" or first != b"0":
+            raise Missing(f"XGROUP {what!r} {first!r}")
+        stream = self.typed(key, Stream, make=option.upper() == b"MKSTREAM")
+        if stream is None:
+            raise Refusal("ERR The XGROUP subcommand requires the key to exist. Note that")
+        if group in stream.groups:
+            raise Refusal("BUSYGROUP Consumer Group name already exists")
+        stream.groups[group] = (0, 0)
+        self.changed(key)
+        return OK
+
+    @command("XREADGROUP", -7, "w", slice(6, 7))
+    def xreadgroup(self, *words: bytes) -> list[Any] | None:
+        """``GROUP g c COUNT n NOACK STREAMS key >``: what is read is handled."""
+        _, group, _, _, count, noack, _, key, _ = words
+        if noack.upper() != b"NOACK":
+            raise Missing("XREADGROUP with pending entries")
+        stream = self.typed(key, Stream)
+        if stream is None or group not in stream.groups:
+            names = f"No such key '{key.decode()}' or consumer group '{group.decode()}'"
+            raise Refusal(f"NOGROUP {names} in XREADGROUP with GROUP option")
+        new = [at for at in stream.entries if at > stream.groups[group]][: _int(count)]
+        if not new:
+            return None
+        stream.groups[group] = new[-1]
+        self.changed(key)
+        return [[key, [[b"%d-%d" % at, stream.entries[at]] for at in new]]]
+
+    @command("XINFO", -2, "r", slice(1, 2))
+    def xinfo(self, what: bytes, key: bytes) -> list[Any]:
+        stream = self.typed(key, Stream)
+        if stream is None:
+            raise Refusal("ERR no such key")
+        if what.upper() == b"STREAM":
+            return [b"length", len(stream.entries), b"last-generated-id", b"%d-%d" % stream.last]
+        if what.upper() != b"GROUPS":
+            raise Missing(f"XINFO {what!r}")
+        return [
+            [b"name", name, b"pending", 0, b"last-delivered-id", b"%d-%d" % at] for name, at in stream.groups.items()
+        ]
+
+    @command("MEMORY", -2, "r", slice(1, 2))
+    def memory(self, what: bytes, key: bytes, *_: bytes) -> int | None:
+        stream = self.typed(key, Stream)
+        if stream is None:
+            return None
+        return 600 + sum(50 + sum(map(len, fields)) for fields in stream.entries.values())
 
     # For several types
 
@@ -566,6 +636,11 @@ class Keyspace:
         if number < 0:
             return [self.random.choice(members) for _ in range(-number)] if members else []
         return self.random.sample(members, min(number, len(members)))
+
+
+def _entry_id(word: bytes) -> tuple[int, int]:
+    ms, _, sequence = word.partition(b"-")
+    return int(ms), int(sequence or 0)
 
 
 def _int(word: bytes) -> int:

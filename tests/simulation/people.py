@@ -27,9 +27,10 @@ from tests.simulation.virtual_time import WALL, Process
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-__all__ = ["AuthService", "Ban", "ChatService", "Checker", "Client", "Request", "user_of"]
+__all__ = ["AuthService", "Ban", "ChatService", "Checker", "Client", "LogService", "Request", "user_of"]
 
 CHANNEL = "events:chat"
+STREAM = "events:log"
 
 _CLIENT_LAG = 0.0001
 
@@ -231,6 +232,24 @@ class ChatService:
     def say(self, room: str, number: int) -> None:
         """Tell everybody in a room something."""
         self.world.publish("events:broadcast", {"type": "chat:message:new", "roomId": room, "payload": {"n": number}})
+
+
+class LogService:
+    """A service on a stream that a few events fill. ``reads``: whether it handles what is in there."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.reads = True
+
+    def read(self) -> None:
+        """Handle some entries. Its group is made anew when it is gone."""
+        server, stream = self.world.network.server, self.world.named(STREAM)
+        if server is not None and self.reads:
+            server.call("XGROUP", "CREATE", stream, "log", "0", "MKSTREAM")
+            answer = server.call("XREADGROUP", "GROUP", "log", "c", "COUNT", "2", "NOACK", "STREAMS", stream, ">")
+            for _, entries in answer if isinstance(answer, list) else ():
+                for _, fields in entries:
+                    self.world.invariants.read(fields[1])
 
 
 class Ban(Struct, eq=False):

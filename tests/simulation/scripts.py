@@ -6,6 +6,7 @@ Redis forbids to write is read off the globals by nobody here.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Sequence
 from hashlib import sha1
 from typing import Any
@@ -21,10 +22,10 @@ Caller = Callable[[list[bytes]], Any]
 """Runs one command of a script. Raises :class:`Refusal`."""
 
 _PRELUDE = b"""
-local call, decode, encode, unpacked, packed, sha1 = ...
+local call, decode, encode, unpacked, packed, sha1, of_struct, to_struct = ...
 redis = {REPL_ALL = 3, LOG_DEBUG = 0, LOG_VERBOSE = 1, LOG_NOTICE = 2, LOG_WARNING = 3,
          REDIS_VERSION = '7.0.15', REDIS_VERSION_NUM = 0x0007000f}
-cjson, cmsgpack = {null = newproxy()}, {}
+cjson, cmsgpack, struct = {null = newproxy()}, {}, {}
 function redis.pcall(...) return call(...) end
 function redis.call(...)
     local reply = call(...)
@@ -44,6 +45,8 @@ function cjson.decode(text)
 end
 function cjson.encode(value) return encode(value) end
 function cmsgpack.unpack(text) return unpacked(text) end
+function struct.unpack(format, text) return of_struct(format, text) end
+function struct.pack(format, ...) return to_struct(format, ...) end
 function cmsgpack.pack(value) return packed(value) end
 return cjson.null, pcall
 """
@@ -60,7 +63,16 @@ class Scripts:
         self._compiled: dict[bytes, Any] = {}
         self._caller: Caller | None = None
         prelude = self._lua.compile(_PRELUDE)
-        self._null, self._pcall = prelude(self._call, self._decode, self._encode, self._unpack, self._pack, self._sha1)
+        self._null, self._pcall = prelude(
+            self._call,
+            self._decode,
+            self._encode,
+            self._unpack,
+            self._pack,
+            self._sha1,
+            self._of_struct,
+            self._to_struct,
+        )
 
     def run(self, source: bytes, keys: Sequence[bytes], args: Sequence[bytes], call: Caller) -> Any:
         """Run a script. Raises :class:`Refusal` with what it failed of."""
@@ -105,6 +117,12 @@ class Scripts:
 
     def _pack(self, value: Any) -> bytes:
         return msgspec.msgpack.encode(self._plain(value))
+
+    def _of_struct(self, form: bytes, data: bytes) -> Any:
+        return struct.unpack(form, data)
+
+    def _to_struct(self, form: bytes, *values: float) -> bytes:
+        return struct.pack(form, *values)
 
     def _sha1(self, text: bytes) -> bytes:
         return sha1(text, usedforsecurity=False).hexdigest().encode()

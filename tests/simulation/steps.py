@@ -40,6 +40,7 @@ __all__ = [
     "Limit",
     "Pause",
     "Program",
+    "Reads",
     "Refuse",
     "Resume",
     "Save",
@@ -201,6 +202,15 @@ class Answers(Step, frozen=True):
 
     def run(self, world: World) -> None:
         world.chat.answers = self.seconds
+
+
+class Reads(Step, frozen=True):
+    """The service on a stream handles its events from now on, or does not."""
+
+    reads: bool
+
+    def run(self, world: World) -> None:
+        world.log.reads = self.reads
 
 
 # The auth service

@@ -37,6 +37,12 @@ ZREVRANGE z 0 0 WITHSCORES | ZRANGEBYSCORE z -inf 6 | ZRANGEBYSCORE z (2 +inf WI
 ZRANGEBYSCORE z 0 9 LIMIT 1 1 | ZREVRANGEBYSCORE z +inf -inf | ZREVRANGEBYSCORE z 6 (2 LIMIT 0 1 | ZCOUNT z 2 6
 ZRANGEBYSCORE z x 1 | ZADD z 1700000000.123456 t | ZSCORE z t | ZREMRANGEBYSCORE z 2 3 | ZREM z a none | ZPOPMIN z
 ZREMRANGEBYRANK z 0 0 | ZRANGE z 0 -1 | TYPE z | ZADD z 0.1 f | ZSCORE z f | XLEN x | XLEN z | TYPE x | EXISTS x
+XADD q 5-0 a b | XADD q 5-0 a b | XADD q 4-9 a b | XADD q 5-70 c d e f | XADD q 6 a b | XLEN q | XADD z 7-0 a b
+XREADGROUP GROUP g c COUNT 1 NOACK STREAMS q > | XGROUP CREATE none g 0 | XGROUP CREATE q g 0 | XGROUP CREATE q g 0
+XREADGROUP GROUP g c COUNT 2 NOACK STREAMS q > | XTRIM q MINID 5-70 | XLEN q | XTRIM q MINID 5-0 | XTRIM none MINID 1-0
+XREADGROUP GROUP g c COUNT 2 NOACK STREAMS q > | XREADGROUP GROUP g c COUNT 2 NOACK STREAMS q > | XTRIM q MINID 6-1
+XLEN q | EXISTS q | TYPE q | XADD q 6-0 a b | XADD q MAXLEN ~ 10 6-1 a b | XGROUP CREATE p g 0 MKSTREAM | XLEN p
+XINFO GROUPS none | XINFO STREAM none | XINFO GROUPS z | MEMORY USAGE none
 PING | PING hello | SELECT 0 | PUBLISH nobody hello | EVALSHA 0000000000000000000000000000000000000000 0
 SCRIPT EXISTS 0000000000000000000000000000000000000000 | FLUSHALL | EXISTS z | CLIENT TRACKING ON REDIRECT 9999 BCAST
 CLIENT TRACKING OFF
@@ -72,6 +78,17 @@ SCRIPTS = [
     "return redis.call('HMGET', 'none', 'a', 'b')",
     "return (redis.call('HMGET', 'none', 'a', 'b'))[1] == false",
     "return redis.call('PUBLISH', 'nobody', 'x')",
+    "return struct.pack('<dd', 1.5, 1700000000123456)",
+    "local a, b = struct.unpack('<dd', struct.pack('<dd', 1.5, 1700000000123456)) return {a * 2, b}",
+    """
+    redis.call('XADD', KEYS[1], '5-7', 'a', 'b')
+    redis.call('XGROUP', 'CREATE', KEYS[1], 'g', '0')
+    local found = {}
+    for _, list in ipairs({redis.call('XINFO', 'STREAM', KEYS[1]), redis.call('XINFO', 'GROUPS', KEYS[1])[1]}) do
+        for i = 1, #list, 2 do found[list[i]] = list[i + 1] end
+    end
+    return {found.length, found['last-generated-id'], found.name, found.pending, found['last-delivered-id']}
+    """,
     "this is no Lua",
 ]
 

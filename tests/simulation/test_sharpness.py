@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from kraftek.core import requests
+from kraftek.core import dispatch, requests
 from kraftek.core.access.listening import Listening
 from kraftek.core.access.revocations import Revocations
 from kraftek.core.rooms.reconciliation import Reconciliation
@@ -24,6 +24,7 @@ from tests.simulation.steps import (
     Disconnect,
     Lag,
     Program,
+    Reads,
     Refuse,
     Say,
     Step,
@@ -78,6 +79,11 @@ MENDINGS = {
         [(Reconciliation, "sweep", lambda _: None)],
         (ANN, Wait(1.0), Refuse("READONLY"), Disconnect(0), Wait(1.0)),
         "room:red has ann",
+    ),
+    "presence that a full stream did not take is told later": Mending(
+        [(dispatch, "_AT_ONCE", 0)],
+        (Reads(reads=False), ANN, *(Connect(0, f"{name}/1", "red") for name in ("bob", "a", "cid", "dan")), Wait(1.0)),
+        "log thinks that there are",
     ),
     "logins are ordered by time": Mending(
         [(RedisRooms, "mend", _by_arrival)],

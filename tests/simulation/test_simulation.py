@@ -37,7 +37,7 @@ def test_what_must_hold_holds(first: int) -> None:
 
 
 def test_a_run_comes_twice() -> None:
-    program = program_of(3)
+    program = program_of(5)
     stories: list[list[str]] = [[], []]
     for story in stories:
         run(program, story)
@@ -63,7 +63,7 @@ def test_a_run_sees_what_it_is_about() -> None:
         )
     )
     seen = world.invariants.seen
-    assert min(seen[what] for what in ("admitted", "delivered", "handled", "left")) >= 1
+    assert min(seen[what] for what in ("admitted", "delivered", "handled", "chat left", "log left", "read")) >= 1
     assert (seen["revoked"], seen["closed 4403"]) == (1, 1)
     assert all(gateway.counters.redis_connects == 1 + (gateway.name == "g1") for gateway in world.gateways)
 

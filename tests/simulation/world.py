@@ -20,9 +20,18 @@ import kraftek.bus.standing
 import kraftek.contract.names
 from kraftek.contract.settings import Auth, Config, Limits, Redis, Registration
 from tests.simulation.gateways import GatewayProcess
-from tests.simulation.invariants import SETTLED, TIMEOUT, TTL, Invariants
+from tests.simulation.invariants import MOST_IN_STREAM, SETTLED, TIMEOUT, TTL, Invariants
 from tests.simulation.network import BASE_LAG, COMMANDS, SUBSCRIBER, Link, Network
-from tests.simulation.people import CHANNEL, AuthService, ChatService, Checker, Client, Request
+from tests.simulation.people import (
+    CHANNEL,
+    STREAM,
+    AuthService,
+    ChatService,
+    Checker,
+    Client,
+    LogService,
+    Request,
+)
 from tests.simulation.redis import Server
 from tests.simulation.virtual_time import Process, VirtualTime
 
@@ -58,6 +67,7 @@ class World:
         self.invariants = Invariants(self)
         self.auth = AuthService(self)
         self.chat = ChatService(self)
+        self.log = LogService(self)
         self.gateways: list[GatewayProcess] = []
         self.clients: list[Client] = []
         self.clients_by_id: dict[str, Client] = {}
@@ -73,7 +83,10 @@ class World:
             redis=Redis(url="unix:///simulated", prefix=setup.prefix, in_flight=setup.in_flight),
             auth=Auth(cache_ttl=TTL),
             limits=Limits(request_window=60.0),
-            services=(Registration(name="chat", channel=CHANNEL, reply=True, timeout=TIMEOUT, presence=True),),
+            services=(
+                Registration(name="chat", channel=CHANNEL, reply=True, timeout=TIMEOUT, presence=True),
+                Registration(name="log", channel=STREAM, transport="stream", max_length=MOST_IN_STREAM, presence=True),
+            ),
         )
 
     @contextmanager
@@ -162,6 +175,7 @@ class World:
         self.servers.append(server)
         self.network.server = server
         server.listeners.append(partial(self._published, server))
+        server.keyspace.appended = partial(self._appended, server)
         self.time.later(None, 0.02 if len(self.servers) > 1 else 0.0, self.chat.attach, server)
         return server
 
@@ -173,6 +187,10 @@ class World:
                     self.invariants.presence(event)
             elif receivers:
                 self.invariants.handled(event)
+
+    def _appended(self, server: Server, key: bytes, fields: list[bytes]) -> None:
+        if server is self.network.server and key == self.named(STREAM):
+            self.invariants.appended(server.keyspace.xlen(key), fields[1])
 
     def disturbed(self) -> None:
         """Something is wrong with Redis, or was."""
@@ -246,6 +264,7 @@ class World:
         self.time.later(None, _TICK, self._tick)
         if self.network.server is not None:
             self.network.server.expire()
+        self.log.read()
 
     def publish(self, channel: str, message: Any) -> int | None:
         """A service publishes; ``None`` when there is no Redis."""
@@ -281,6 +300,7 @@ class World:
         """Nothing is wrong any more."""
         self.auth.set("up")
         self.chat.answers = 0.005
+        self.log.reads = True
         for gateway in self.gateways:
             gateway.lag = {SUBSCRIBER: 0.0, COMMANDS: 0.0}
         self.resume_all()

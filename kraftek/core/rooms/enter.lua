@@ -16,7 +16,7 @@ local done, raised = pcall(function()
     if others then
         result = {result, unpack(redis.call('ZREVRANGE', KEYS[6], 1, most_older))}
     elseif appears then
-        told = {{ARGV[first + 3], 7, 2}}
+        told = {{ARGV[first + 3], 7, 2, KEYS[6]}}
     end
 end)
 if not done then

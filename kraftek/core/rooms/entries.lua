@@ -1,8 +1,8 @@
 -- KEYS: the set that contains the entries, the set of lost entries, the epoch; then for each entry its room, string and
 -- sockets, the channel or stream of each service with presence, and the sockets of its rivals: users and rooms whose
--- names come to the same string. ARGV: the number of these services, and for each the length of its stream, 0 for a
--- channel; the epoch that the gateway knows of; then for each entry its user, its socket, the entry itself, the event,
--- when it entered, and how many rivals.
+-- names come to the same string. ARGV: the number of these services, and for each how many events and bytes may wait in
+-- its stream ('100000 268435456'), or 0 for a channel; the epoch that the gateway knows of; then for each entry its user,
+-- its socket, the entry itself, the event, when it entered, and how many rivals.
 -- each(change): calls change(room, string, sockets, user, socket, entry) for every entry. An entry with a key of another
 -- type does not affect the others: failure then holds the key and the reason.
 -- key, arg: where the entry at hand begins. told: what presence.lua announces at the end, which also returns result.

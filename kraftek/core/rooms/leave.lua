@@ -15,7 +15,7 @@ each(function(room, string, sockets, user, socket, entry)
     elseif there == socket or stood and not there then
         redis.call('HDEL', room, user)
         told = told or {}
-        told[#told + 1] = {ARGV[arg + 3], key + 3, 2}
+        told[#told + 1] = {ARGV[arg + 3], key + 3, 2, sockets}
     end
     if redis.call('GET', string) == socket then
         local heir = holder(newest)

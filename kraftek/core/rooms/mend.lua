@@ -19,7 +19,7 @@ each(function(room, string, sockets, user, socket, entry)
         redis.call('HSET', room, user, newest[1])
         if not there and not stood then
             told = told or {}
-            told[#told + 1] = {ARGV[arg + 3], key + 3, 2}
+            told[#told + 1] = {ARGV[arg + 3], key + 3, 2, sockets}
         end
     end
     local named = holder(newest)

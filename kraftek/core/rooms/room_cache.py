@@ -24,7 +24,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from kraftek.contract.interfaces import IBus, IRooms, IServiceRegistry, Mended, RoomEntry
+from kraftek.contract.interfaces import IBus, IRooms, IServiceRegistry, Mended, RoomEntry, Undelivered
 from kraftek.contract.log_once import OnceUntilItWorks
 from kraftek.contract.lua import Script, lua
 from kraftek.contract.messages import Envelope
@@ -54,11 +54,17 @@ _OLDER = 16
 _RIVALS = 16
 """Users and rooms that share a string, at most: names with more colons than that are not looked through."""
 
-BEGIN = Script(lua(__package__, "time", "keep_type", "outcome", "begin_epoch", "presence"))
+_MOST_OWED = 10_000
+"""Presence events that may wait for room in a stream: a few megabytes. One event takes the place of more."""
+
+_TELL = "epochs", "fields", "streams", "presence"
+_NUMBERS = {"FULL": Undelivered.FULL, "most_owed": _MOST_OWED}
+
+BEGIN = Script(lua(__package__, "time", "keep_type", "outcome", "begin_epoch", *_TELL, **_NUMBERS))
 COUNT = Script(lua(__package__, "time", "count"))
-ENTER = Script(lua(__package__, "outcome", "enter", "presence", most_older=_OLDER))
-LEAVE = Script(lua(__package__, "outcome", "entries", "holder", "leave", "presence"))
-MEND = Script(lua(__package__, "outcome", "entries", "holder", "mend", "presence", most_older=_OLDER))
+ENTER = Script(lua(__package__, "outcome", "enter", *_TELL, most_older=_OLDER, **_NUMBERS))
+LEAVE = Script(lua(__package__, "outcome", "entries", "holder", "leave", *_TELL, **_NUMBERS))
+MEND = Script(lua(__package__, "outcome", "entries", "holder", "mend", *_TELL, most_older=_OLDER, **_NUMBERS))
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(RoomEntry).decode
@@ -112,10 +118,10 @@ class RedisRooms:
     def begin_epoch(self) -> Deferred[int]:
         assert self._bus.epoch is not None
         places = [(place, service) for service in self._listening for place in _places(service)]
-        lengths = [_length(service) for _, service in places]
+        bounds = [_bounds(service) for _, service in places]
         keys = [self._own, LOST_GATEWAYS, EPOCH, *(place for place, _ in places)]
         event = self._event(ROOMS_RESET, ("", None, ""))
-        began = self._bus.call(BEGIN, keys, [len(places), *lengths, self._bus.epoch, event])
+        began = self._bus.call(BEGIN, keys, [len(places), *bounds, self._bus.epoch, event])
         return began.addCallback(self._done, keys)
 
     def enter(self, entry: RoomEntry, at: int) -> Deferred[tuple[int, list[str]]]:
@@ -143,7 +149,7 @@ class RedisRooms:
     ) -> Deferred[Any]:
         services = self._listening
         keys = [named_in, LOST_GATEWAYS, EPOCH]
-        args: list[str | bytes | int] = [len(services), *map(_length, services), self._bus.epoch or ""]
+        args: list[str | bytes | int] = [len(services), *map(_bounds, services), self._bus.epoch or ""]
         for entry, more in entries:
             user_id, room_id, socket_id = entry
             rivals = _rivals(user_id, room_id) if ":" in user_id or ":" in room_id else ()
@@ -192,8 +198,8 @@ class RedisRooms:
         self._listening = tuple(service for service in self._registry.services() if service.presence)
 
 
-def _length(service: Registration) -> int:
-    return service.max_length if service.transport == "stream" else 0
+def _bounds(service: Registration) -> str:
+    return f"{service.max_length} {service.max_bytes}" if service.transport == "stream" else "0"
 
 
 def _place(service: Registration, room_id: str) -> str:
