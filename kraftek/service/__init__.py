@@ -7,6 +7,6 @@ how events are read from Redis in :mod:`kraftek.service.sources`, and how failur
 services use :mod:`kraftek.service.testing`.
 """
 
-from kraftek.service.processor import Context, EventProcessor, Refused
+from kraftek.service.processor import Context, EventProcessor, Refused, TooLarge
 
-__all__ = ["Context", "EventProcessor", "Refused"]
+__all__ = ["Context", "EventProcessor", "Refused", "TooLarge"]

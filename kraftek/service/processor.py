@@ -27,7 +27,7 @@ from kraftek.contract.names import (
 from kraftek.contract.settings import Channel, Count, Partitions, Prefix, Seconds, SecondsOrZero, Transport
 from kraftek.contract.surrogates import encode, read
 
-__all__ = ["Command", "Context", "EventProcessor", "Incoming", "Link", "NoEvent", "Refused"]
+__all__ = ["Command", "Context", "EventProcessor", "Incoming", "Link", "NoEvent", "Refused", "TooLarge"]
 
 GATEWAY_LENGTH = 100_000
 """Events that may wait in :data:`kraftek.contract.names.GATEWAY_STREAM` while no gateway runs; the oldest are lost."""
@@ -35,7 +35,15 @@ GATEWAY_LENGTH = 100_000
 Handler = Callable[["Context", Any], Any]
 H = TypeVar("H", bound=Handler)
 
+MESSAGE_BYTES = 1_048_576
+"""Bytes of a message that a service sends, unless it is said otherwise: what waits for a client that does not read is
+bounded by as much. Redis closes the connections of all subscribers for which 32 MB wait."""
+
 _encode = msgspec.json.Encoder().encode
+
+
+class TooLarge(ValueError):  # noqa: N818  # raised to handlers: it says what is wrong with the message
+    """A message is larger than the processor's ``message_bytes``. Nothing of it was sent."""
 
 
 class Refused(Exception):  # noqa: N818  # raised by handlers: it says what happened to the event
@@ -102,6 +110,7 @@ class _Settings(Struct, kw_only=True):
     attempts: Count
     claim_after: Seconds
     grace: SecondsOrZero
+    message_bytes: Annotated[int, Meta(ge=4096)]  # the kit's own errors fit
     prefix: Prefix
     broadcast: Channel
 
@@ -113,7 +122,8 @@ class EventProcessor:
     ``transport``: as registered, ``pubsub`` or ``stream``, and so are ``partitions``. ``concurrency``: events handled
     at the same time. For streams: ``attempts``, how often a handler may fail on an event, or an instance crash while it
     handles it, before it is dead-lettered; ``claim_after``, the seconds after which another instance gets the entries
-    of a dead one. ``grace``: the seconds that a stop waits for handlers to finish. ``prefix``, ``broadcast``: as in
+    of a dead one. ``grace``: the seconds that a stop waits for handlers to finish. ``message_bytes``: of one message to
+    clients or another service, as JSON; a larger one raises :class:`TooLarge`. ``prefix``, ``broadcast``: as in
     ``[redis]`` of the gateway. Raises :class:`ValueError` for invalid arguments.
     """
 
@@ -128,6 +138,7 @@ class EventProcessor:
         attempts: int = 3,
         claim_after: float = 5.0,
         grace: float = 10.0,
+        message_bytes: int = MESSAGE_BYTES,
         prefix: str = "",
         broadcast: str = BROADCAST,
     ) -> None:
@@ -141,6 +152,7 @@ class EventProcessor:
             "attempts": attempts,
             "claim_after": claim_after,
             "grace": grace,
+            "message_bytes": message_bytes,
             "prefix": prefix,
             "broadcast": broadcast,
         }
@@ -158,6 +170,7 @@ class EventProcessor:
         self.attempts = attempts
         self.claim_after = claim_after
         self.grace = grace
+        self.message_bytes = message_bytes
         self.prefix = prefix
         self.broadcast = prefix + broadcast
         self._routes: dict[str, _Route] = {}
@@ -242,17 +255,27 @@ class EventProcessor:
         socket = (event.socket_id,) if event.socket_id else None
         message = _Message(type, payload, recipients=socket, in_reply_to=event.id)
         if socket is None:
-            return [Command(("PUBLISH", event.reply_to, _encode(message)))] if event.reply_to else []
-        commands = [Command(("PUBLISH", event.reply_to or self.broadcast, _encode(message)))]
+            return [self.publish(event.reply_to, message)] if event.reply_to else []
+        commands = [self.publish(event.reply_to or self.broadcast, message)]
         if event.id is not None and event.reply_to:
             again = _Message(type, payload, recipients=socket, user_ids=(event.user_id,), in_reply_to=event.id)
-            commands.append(Command(("PUBLISH", self.broadcast, _encode(again)), unheard=True))
+            commands.append(self.publish(self.broadcast, again, unheard=True))
         return commands
 
+    def publish(self, channel: str, message: Broadcast, *, unheard: bool = False) -> Command:
+        """Send a message to clients. Raises :class:`TooLarge`."""
+        return Command(("PUBLISH", channel, self._sized(message.type, _encode(message))), unheard)
+
     def to_gateway(self, event: Mapping[str, Any]) -> Command:
-        """Send an event to another service, through a gateway."""
+        """Send an event to another service, through a gateway. Raises :class:`TooLarge`."""
         stream = self.prefix + GATEWAY_STREAM
-        return Command(("XADD", stream, "MAXLEN", "~", GATEWAY_LENGTH, "*", "event", _encode(event)))
+        body = self._sized(event["eventType"], _encode(event))
+        return Command(("XADD", stream, "MAXLEN", "~", GATEWAY_LENGTH, "*", "event", body))
+
+    def _sized(self, name: str, body: bytes) -> bytes:
+        if len(body) > self.message_bytes:
+            raise TooLarge(f"{name}: a message of {len(body)} bytes; at most {self.message_bytes} may be sent")
+        return body
 
 
 class Context:
@@ -384,7 +407,7 @@ class Context:
         return room_id
 
     def _publish(self, message: _Message, channel: str = "") -> None:
-        self.commands.append(Command(("PUBLISH", channel or self._processor.broadcast, _encode(message))))
+        self.commands.append(self._processor.publish(channel or self._processor.broadcast, message))
 
     def _sent(self, event: str, payload: Any, room_id: str | None) -> dict[str, Any]:
         if service_of(event) is None:

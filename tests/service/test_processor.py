@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from kraftek.service import Context, EventProcessor
+from kraftek.service import Context, EventProcessor, TooLarge
 from kraftek.service.processor import Incoming, Link, NoEvent
 
 
@@ -81,6 +81,7 @@ def test_an_event_has_one_handler() -> None:
         ({"attempts": 0}, "attempts"),
         ({"claim_after": 0}, "claim_after"),
         ({"grace": -1}, "grace"),
+        ({"message_bytes": 4095}, "message_bytes"),
         ({"prefix": "a b"}, "prefix"),
         ({"broadcast": ""}, "broadcast"),
     ],
@@ -88,6 +89,39 @@ def test_an_event_has_one_handler() -> None:
 def test_a_setting_that_cannot_be_is_refused(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         EventProcessor(**{"name": "chat", **settings})
+
+
+def test_a_message_that_is_too_large_is_not_sent() -> None:
+    processor = EventProcessor("chat", message_bytes=5000)
+    link: Any = None
+    context = Context(processor, Incoming(event_type="chat:a:b", socket_id="g.1", id=1, reply_to="replies"), link)
+    large = "x" * 5000
+    calls: list[Any] = [
+        lambda payload: context.broadcast_to_room("a:b:c", payload, "r1"),
+        lambda payload: context.broadcast_to_user("a:b:c", payload, "ann"),
+        lambda payload: context.broadcast_to_sockets("a:b:c", payload, ("g.1",)),
+        lambda payload: context.emit("a:b:c", payload),
+    ]
+    for call in calls:
+        with pytest.raises(TooLarge, match=r"^a:b:c: a message of 5\d\d\d bytes; at most 5000 may be sent$"):
+            call(large)
+    assert context.commands == []
+    for call in calls:
+        call(large[:4000])
+    assert len(context.commands) == len(calls)
+
+    processor.on("a:b")(lambda context, payload: large)
+    event = Incoming(event_type="chat:a:b", socket_id="g.1", id=1, reply_to="replies")
+    with pytest.raises(TooLarge, match="chat:a:b"):
+        asyncio.run(processor.handle(event, link))
+    assert len(processor.failure(event)) == 2
+
+
+def test_a_mebibyte_may_be_sent_unless_it_is_said_otherwise() -> None:
+    context = in_no_room()
+    context.broadcast_to_user("a:b:c", "x" * 1_048_000, "ann")
+    with pytest.raises(TooLarge):
+        context.broadcast_to_user("a:b:c", "x" * 1_048_576, "ann")
 
 
 def in_no_room() -> Context:
