@@ -132,10 +132,11 @@ def gateway() -> tuple[Edge, EngineClients, RealTime]:
 def turns_of(clock: Clock) -> dict[str, Any]:
     """Turns by real time, for a gateway that has them: the one before had none."""
     try:
+        from kraftek.contract.accounts import Accounts  # noqa: PLC0415
         from kraftek.edge.turns import Turns  # noqa: PLC0415
     except ImportError:
         return {}
-    return {"turns": Turns(clock)}
+    return {"turns": Turns(clock, Accounts())}
 
 
 class Subject:

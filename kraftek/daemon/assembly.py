@@ -150,7 +150,7 @@ def edge_of(
     config: Config, core: Core, iteration: Iteration, counters: Counters, reactor: Any, *, fastpath: bool = True
 ) -> Edge:
     """The public port: WebSocket, Socket.IO, and the few plain requests that clients need."""
-    limits, socketio, turns = config.limits, config.socketio, Turns(reactor)
+    limits, socketio, turns = config.limits, config.socketio, _turns_of(core, reactor)
     bounds = JsonBounds(limits.json_depth)
     native = NativeDialect(bounds)
     connections = Connections(reactor, connections_allowed(config), Addresses(limits.connections_per_address), counters)
@@ -205,6 +205,12 @@ def _engine_settings(config: Config) -> EngineSettings:
         max_payload=config.socketio.max_payload,
         max_queued_bytes=config.limits.unsent_bytes,
     )
+
+
+def _turns_of(core: Core, clock: IReactorTime) -> Turns:
+    turns = Turns(clock, core.accounts)
+    core.accounts.shed_by("unhandled", turns.shed)
+    return turns
 
 
 def _backlogs_of(config: Config, core: Core, counters: Counters, clock: IReactorTime) -> Backlogs:

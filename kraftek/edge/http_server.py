@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
-from io import BytesIO
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -98,19 +97,22 @@ def end_writing(transport: Any) -> None:
 class Request(http.Request):
     """A request. ``path`` is without the query, and ``host`` what it was addressed to.
 
-    ``on_body``: what takes its body, for whoever asked for that when its head was there.
+    ``on_chunk`` takes its body, piece by piece, and ``on_body`` is called at the end of it, for whoever asked for that
+    when its head was there. Otherwise the body is read, up to its bound, and nothing of it is kept.
     """
 
     channel: Any
-    content: Any
+    content: Any = None
     path = b""
     host_name = ""
-    on_body: Callable[[bytes], None] | None = None
+    on_chunk: Callable[[bytes], None] | None = None
+    on_body: Callable[[], None] | None = None
     clientproto = b"HTTP/1.1"
     _log = Logger()
     _refused = False
     _switched = False
     _raw_query = b""
+    _size = 0
 
     # What was asked.
 
@@ -177,8 +179,7 @@ class Request(http.Request):
     # What Twisted's parser calls.
 
     def gotLength(self, length: int | None) -> None:
-        # Twisted's own would write a body of 100 kB to a file, and wait for the disk.
-        self.content = BytesIO()
+        # Twisted's own would keep the body, and write one of 100 kB to a file and wait for the disk.
         server = self.channel.factory
         refusal = server.refuse_head(self)
         if refusal is None and length != 0:
@@ -193,11 +194,12 @@ class Request(http.Request):
 
     def handleContentChunk(self, data: bytes) -> None:
         if not self._refused:
-            refusal = self.channel.factory.refuse_body(self, self.content.tell() + len(data))
+            self._size += len(data)
+            refusal = self.channel.factory.refuse_body(self, self._size)
             if refusal is not None:
                 self.refuse(refusal)
-            else:
-                super().handleContentChunk(data)
+            elif self.on_chunk is not None:
+                self.on_chunk(data)
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
         if self._refused:
@@ -208,7 +210,6 @@ class Request(http.Request):
         # Twisted's own would parse the body of a form, a second for 1 MB, and keep the query where it logs it.
         self.method, self.clientproto = command, version
         self._read_target(path)
-        self.content.seek(0)
         self.process()
 
     def _read_target(self, target: bytes) -> None:

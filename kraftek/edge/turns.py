@@ -1,6 +1,6 @@
 """Turns: what clients have sent is handled a little at a time, so that nobody's keeps the others waiting.
 
-One for all connections, made by :mod:`kraftek.daemon.assembly`. The :mod:`kraftek.edge.websocket.backlog` of a
+One for all connections, made by :mod:`kraftek.daemon.assembly`. The :mod:`kraftek.edge.websocket.unhandled` of a
 WebSocket and the :mod:`kraftek.edge.engineio.posts` of polling clients wait here when they have more than one step.
 """
 
@@ -14,7 +14,9 @@ from typing import Final, Protocol
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-__all__ = ["BUDGET", "HELD", "STEP", "TURN", "Reader", "Slowed", "Turns"]
+from kraftek.contract.accounts import Accounts
+
+__all__ = ["BUDGET", "HELD", "STEP", "TURN", "Keeper", "Reader", "Slowed", "Turns"]
 
 HELD: Final = 1
 """Why a client is not read: its session holds as many messages as it may."""
@@ -52,6 +54,13 @@ class Reader(Protocol):
         """A step raised an exception, which is logged: end the connection."""
 
 
+class Keeper(Protocol):
+    """Keeps bytes that are not handled yet."""
+
+    def give_up(self) -> None:
+        """There is no memory for them: drop them, and end the connection."""
+
+
 class Slowed(Protocol):
     """Is slowed."""
 
@@ -60,7 +69,8 @@ class Slowed(Protocol):
 
 
 class Turns:
-    """Who waits with something to handle, each a step at a time, in rotation; and who is slowed, until when.
+    """Who waits with something to handle, each a step at a time, in rotation; and who is slowed, until when. What they
+    keep meanwhile is in the account ``unhandled``.
 
     Whoever has handled all is kept in the rotation for an iteration more: a client that sends without a break is read
     in that time, and goes on in its turn instead of at once.
@@ -68,8 +78,10 @@ class Turns:
 
     _log = Logger()
 
-    def __init__(self, clock: IReactorTime) -> None:
+    def __init__(self, clock: IReactorTime, accounts: Accounts) -> None:
         self._clock = clock
+        self.accounts = accounts
+        self._kept: dict[Keeper, int] = {}
         self._waiting: OrderedDict[Reader, None] = OrderedDict()
         self._resting: list[Reader] = []
         self._scheduled = False
@@ -100,6 +112,24 @@ class Turns:
     def remove(self, reader: Reader) -> None:
         """It has nothing any more."""
         self._waiting.pop(reader, None)
+
+    def keep(self, keeper: Keeper, size: int) -> None:
+        """It keeps so many bytes that wait for their turn, 0 when there are none any more."""
+        kept = self._kept
+        self.accounts.unhandled += size - kept.get(keeper, 0)
+        if size:
+            kept[keeper] = size
+        else:
+            kept.pop(keeper, None)
+
+    def shed(self, size: int) -> int:
+        """A :data:`kraftek.contract.accounts.Shed`: those who keep most give it up."""
+        before = self.accounts.unhandled
+        for keeper in sorted(self._kept, key=self._kept.__getitem__, reverse=True):
+            if before - self.accounts.unhandled >= size:
+                break
+            keeper.give_up()
+        return before - self.accounts.unhandled
 
     def slow(self, slowed: Slowed, seconds: float) -> None:
         """Call its ``unslowed`` in so many seconds, or when it was to be called before if that is later."""

@@ -46,9 +46,15 @@ class Server(HttpServer):
         self.held: list[Request] = []
         self.successor = Successor()
         self.gone = 0
+        self.bodies: dict[Request, bytearray] = {}
+
+    def expect(self, request: Request) -> None:
+        body = self.bodies[request] = bytearray()
+        request.on_chunk = body.extend
 
     def respond(self, request: Request) -> None:
-        self.asked.append((request.method, request.path, request.host_name, request.query, request.content.read()))
+        body = bytes(self.bodies.pop(request, b""))
+        self.asked.append((request.method, request.path, request.host_name, request.query, body))
         match request.path:
             case b"/held":
                 self.held.append(request)

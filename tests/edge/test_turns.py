@@ -6,6 +6,7 @@ import pytest
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 
+from kraftek.contract.accounts import Accounts
 from kraftek.edge.turns import Turns
 from tests.support.iterations import Iterations
 
@@ -55,14 +56,14 @@ def clock() -> Iterations:
 
 def test_what_takes_a_moment_is_done_at_once(clock: Iterations) -> None:
     done: list[str] = []
-    Turns(clock).start(Work(clock, done, "a", 2))
+    Turns(clock, Accounts()).start(Work(clock, done, "a", 2))
     assert done == ["a", "a"]
     assert clock.getDelayedCalls() == []
 
 
 def test_the_rest_has_its_share_of_each_iteration(clock: Iterations) -> None:
     done: list[str] = []
-    turns = Turns(clock)
+    turns = Turns(clock, Accounts())
     work = Work(clock, done, "a", 25)
     turns.start(work)
     shares = [len(done)]
@@ -76,7 +77,7 @@ def test_the_rest_has_its_share_of_each_iteration(clock: Iterations) -> None:
 
 def test_all_together_have_it_in_rotation(clock: Iterations) -> None:
     done: list[str] = []
-    turns = Turns(clock)
+    turns = Turns(clock, Accounts())
     for name in "abc":
         turns.start(Work(clock, done, name, 5))
     assert done == ["a", "a"]  # while it waits nobody else begins at once
@@ -89,7 +90,7 @@ def test_all_together_have_it_in_rotation(clock: Iterations) -> None:
 def test_who_has_nothing_left_rests_for_an_iteration(clock: Iterations) -> None:
     """A client that sends without a break is read in that time, and does not begin anew."""
     done: list[str] = []
-    turns = Turns(clock)
+    turns = Turns(clock, Accounts())
     work = Work(clock, done, "a", 3)
     turns.add(work)
     clock.iterate()
@@ -101,7 +102,7 @@ def test_who_has_nothing_left_rests_for_an_iteration(clock: Iterations) -> None:
 
 def test_who_was_removed_has_no_turn(clock: Iterations) -> None:
     done: list[str] = []
-    turns = Turns(clock)
+    turns = Turns(clock, Accounts())
     work = Work(clock, done, "a", 3)
     turns.add(work)
     turns.remove(work)
@@ -113,7 +114,7 @@ def test_who_was_removed_has_no_turn(clock: Iterations) -> None:
 
 def test_a_fault_ends_its_own_connection_and_no_other(clock: Iterations) -> None:
     done: list[str] = []
-    turns = Turns(clock)
+    turns = Turns(clock, Accounts())
     broken, work = Broken(clock, done, "a", 1), Work(clock, done, "b", 1)
     turns.add(broken)
     turns.add(work)
@@ -127,7 +128,7 @@ def test_a_fault_ends_its_own_connection_and_no_other(clock: Iterations) -> None
 
 
 def test_who_is_slowed_is_read_again_in_time(clock: Iterations) -> None:
-    turns = Turns(clock)
+    turns = Turns(clock, Accounts())
     first, second = Slowed(clock), Slowed(clock)
     turns.slow(first, 0.5)
     turns.slow(second, 0.25)
@@ -138,7 +139,7 @@ def test_who_is_slowed_is_read_again_in_time(clock: Iterations) -> None:
 
 
 def test_the_later_of_two_counts_and_no_more_than_a_second(clock: Iterations) -> None:
-    turns = Turns(clock)
+    turns = Turns(clock, Accounts())
     slowed = Slowed(clock)
     turns.slow(slowed, 0.5)
     turns.slow(slowed, 0.25)
@@ -148,7 +149,7 @@ def test_the_later_of_two_counts_and_no_more_than_a_second(clock: Iterations) ->
 
 
 def test_who_is_slowed_again_at_once_waits_again(clock: Iterations) -> None:
-    turns = Turns(clock)
+    turns = Turns(clock, Accounts())
 
     class Again(Slowed):
         def unslowed(self) -> None:

@@ -76,7 +76,7 @@ class _Slow:
 def _edge(limit: int, compression: bool, fastpath: bool, slow: bool) -> Edge:
     edge = Edge(limits=Limits(message_bytes=limit), compression=compression, fastpath=fastpath)
     if slow:
-        edge.factory.turns = Turns(_Slow(edge.clock))  # type: ignore[arg-type]
+        edge.factory.turns = Turns(_Slow(edge.clock), edge.backlogs.accounts)  # type: ignore[arg-type]
     edge.factory.open_session = lambda link, *_: _Echo(link, limit)  # type: ignore[assignment]
     return edge
 

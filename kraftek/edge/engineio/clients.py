@@ -8,7 +8,7 @@ speaks on top: the gateway's sessions, or anything else that is given here as ``
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from math import inf
 from secrets import token_urlsafe
@@ -23,8 +23,8 @@ from kraftek.contract.metrics import Counters, RefusalReason
 from kraftek.edge.addresses import Addresses
 from kraftek.edge.backlogs import Backlog, Backlogs
 from kraftek.edge.engineio.connection import ConnectionState, EngineSession, EngineSettings, Reason
-from kraftek.edge.engineio.packets import EngineError, EngineOverflowError, ErrorCode
-from kraftek.edge.engineio.posts import Post, Posted
+from kraftek.edge.engineio.packets import EngineError, EngineOverflowError, ErrorCode, Message
+from kraftek.edge.engineio.posts import Post, Posted, Posts
 from kraftek.edge.turns import BUDGET, HELD, Turns
 
 __all__ = ["Answer", "EngineClient", "EngineClients", "EngineSocket"]
@@ -100,22 +100,20 @@ class EngineClient:
         self.engine.poll_lost()
         self.flush()
 
-    def expect_post(self, answer: Posted) -> None:
+    def expect_post(self, answer: Posted) -> Post:
         """A POST's head arrived: ``answer`` is called when the client may send more. Raises ``EngineError``."""
         try:
             self.engine.post()
-            self.post = Post(self, answer, self._clients.turns)
+            self.post = Post(self, answer, self._clients.posts)
+            return self.post
         finally:
             self.flush()
 
-    def post_body(self, body: bytes) -> None:
-        """The whole body has arrived."""
-        if self.post is not None:
-            self.post.begin(self.engine.receive_payload(body))
-
     def post_lost(self) -> None:
-        """Its connection went away before that."""
-        self.post = None
+        """Its connection went away before all of it was there."""
+        if self.post is not None:
+            self.post.drop()
+            self.post = None
         self.engine.post_lost()
         self.flush()
 
@@ -261,6 +259,10 @@ class EngineClient:
         if self._receiver is not None:
             self._receiver.receive(data, binary)
 
+    def packets(self, body: bytes) -> Iterator[Message | None]:
+        """What is in the body, as it is handled."""
+        return self.engine.receive_payload(body)
+
     def posted(self) -> None:
         """All of it is handled."""
         self.post = None
@@ -319,6 +321,8 @@ class EngineClient:
         # A client that is changing over reads what is left from its next poll or from the WebSocket, and it alone knows
         # from which: until then the WebSocket stays open.
         if state is ConnectionState.CLOSED:
+            if self.post is not None:
+                self.post.drop()
             socket, self._socket = self._socket, None
             self._clients.forget(self)
             if socket is not None:
@@ -377,6 +381,7 @@ class EngineClients:
     ) -> None:
         self.iteration = iteration
         self.turns = turns
+        self.posts = Posts(turns)
         self.counters = counters
         self.backlogs = backlogs
         self.settings = settings

@@ -48,7 +48,7 @@ class Polling:
                 request.on_body = self._post(request, sid)
         except EngineError as error:
             refusal = _refusal(error)
-            request.on_body = lambda _: request.answer(refusal)
+            request.on_body = lambda: request.answer(refusal)
 
     def respond(self, request: Request, address: str) -> None:
         """Answer a request of a client at ``address``, now or later. Its origin may be here."""
@@ -58,22 +58,23 @@ class Polling:
         try:
             sid = read_request(request.method.decode("latin-1"), request.query, websocket=False)
             if request.on_body is not None:
-                request.on_body(request.content.read())
+                request.on_body()
             elif request.method == b"POST" and sid is not None:
-                self._post(request, sid)(b"")
+                self._post(request, sid)()
             else:
                 self._poll(request, sid, address)
         except EngineError as error:
             request.answer(_refusal(error))
 
-    def _post(self, request: Request, sid: str) -> Callable[[bytes], None]:
+    def _post(self, request: Request, sid: str) -> Callable[[], None]:
         client, answer = self._clients.find(sid), _Answer(request)
-        client.expect_post(answer.posted)
+        post = client.expect_post(answer.posted)
         answer.lost = client.post_lost
+        request.on_chunk = post.add
 
-        def on_body(body: bytes) -> None:
+        def on_body() -> None:
             answer.lost = None
-            client.post_body(body)
+            post.arrived()
 
         return on_body
 
@@ -110,7 +111,10 @@ class _Answer:
             self.finish(b"ok")
         elif not self._finished:
             self._finished = True
-            self._request.answer(_refusal(error))
+            if self.lost is None:
+                self._request.answer(_refusal(error))
+            else:
+                self._request.refuse(_refusal(error))
 
     def _gone(self, reason: Failure) -> None:
         if not self._finished:

@@ -1,4 +1,4 @@
-"""A POST of a polling client, whose messages are handed on a few at a time.
+"""What polling clients post: kept within a bound, and handed on a few messages at a time.
 
 Made by :mod:`kraftek.edge.engineio.clients`.
 """
@@ -8,13 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from kraftek.edge.engineio.packets import EngineError, Message
+from kraftek.edge.engineio.packets import EngineError, ErrorCode, Message
 from kraftek.edge.turns import STEP, Turns
 
-__all__ = ["Post", "Posted", "Poster"]
+__all__ = ["Post", "Posted", "Poster", "Posts"]
 
 Posted = Callable[[EngineError | None], None]
 """Answers a POST: with ok, or with the error."""
+
+
+MOST = 67_108_864
+"""Bytes of the bodies that all clients together have posted and that are not handled. Beyond them the oldest is given
+up: one that arrives slowly, or of a client that is not let in, and not one that came a moment ago."""
+
+TOO_MUCH = EngineError(ErrorCode.FORBIDDEN, "too much waits to be handled", 503)
 
 
 class Poster(Protocol):
@@ -32,6 +39,9 @@ class Poster(Protocol):
     def flush(self) -> None:
         """Send what the messages brought."""
 
+    def packets(self, body: bytes) -> Iterator[Message | None]:
+        """What is in a body: messages, and ``None`` for each packet without one. Raises :class:`EngineError`."""
+
     def posted(self) -> None:
         """All is handled. Send what that brought."""
 
@@ -39,27 +49,66 @@ class Poster(Protocol):
         """Close the connection."""
 
 
+class Posts:
+    """The POSTs of this process that are not handled: how many bytes they have, and whose turn it is."""
+
+    def __init__(self, turns: Turns) -> None:
+        self.turns = turns
+        self._total = 0
+        self._sizes: dict[Post, int] = {}
+
+    def keep(self, post: Post, size: int) -> None:
+        """It has so many bytes that are not handled, 0 when there are none any more."""
+        self._total += size - self._sizes.get(post, 0)
+        if size:
+            self._sizes[post] = size
+        else:
+            self._sizes.pop(post, None)
+        self.turns.keep(post, size)
+        while self._total > MOST:
+            next(iter(self._sizes)).give_up()
+
+
 class Post:
-    """One POST, from its head on. ``answer`` is called when all is handled: the client may send the next one."""
+    """One POST of a client, from its head on. ``answer`` is called when all is handled: then the next one may come."""
 
-    __slots__ = ("_answer", "_client", "_messages", "_stepping", "_turns")
+    __slots__ = ("_answer", "_body", "_client", "_messages", "_posts", "_stepping")
 
-    def __init__(self, client: Poster, answer: Posted, turns: Turns) -> None:
+    def __init__(self, client: Poster, answer: Posted, posts: Posts) -> None:
         self._client = client
         self._answer = answer
-        self._turns = turns
+        self._posts = posts
+        self._body: bytearray | None = bytearray()
         self._messages: Iterator[Message | None] | None = None
         self._stepping = False
 
-    def begin(self, messages: Iterator[Message | None]) -> None:
-        """The body has arrived, with these packets in it, ``None`` for one without a message."""
-        self._messages = messages
-        self._turns.start(self)
+    def add(self, data: bytes) -> None:
+        """Some of the body arrived."""
+        if self._body is not None:
+            self._body += data
+            self._posts.keep(self, len(self._body))
+
+    def arrived(self) -> None:
+        """That was all of it."""
+        if self._client.post is self:
+            body, self._body = bytes(self._body or b""), None
+            self._messages = self._client.packets(body)
+            self._posts.turns.start(self)
 
     def go(self) -> None:
         """The client is read again."""
         if not self._stepping:
-            self._turns.start(self)
+            self._posts.turns.start(self)
+
+    def drop(self) -> None:
+        """What arrives of it, or has, is of no use any more."""
+        self._body = None
+        self._posts.keep(self, 0)
+
+    def give_up(self) -> None:
+        """There is no room for it: the client is told, and has to connect again."""
+        self._finish(TOO_MUCH)
+        self._client.close(1013, "OVERLOADED")
 
     # What the turns call.
 
@@ -97,5 +146,7 @@ class Post:
         self._client.close(1011, "INTERNAL")
 
     def _finish(self, error: EngineError | None) -> None:
+        self.drop()
+        self._messages = None
         self._client.posted()
         self._answer(error)

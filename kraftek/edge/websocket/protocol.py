@@ -21,12 +21,12 @@ from kraftek.contract.settings import Limits
 from kraftek.edge.backlogs import Backlogs
 from kraftek.edge.http_server import end_writing
 from kraftek.edge.turns import BUDGET, HELD, Turns
-from kraftek.edge.websocket.backlog import Backlog
 from kraftek.edge.websocket.closings import Closings
 from kraftek.edge.websocket.deflate import TOO_LARGE, Deflate, Inflater
 from kraftek.edge.websocket.frames import wire
 from kraftek.edge.websocket.incoming import Incoming, TooLargeError
 from kraftek.edge.websocket.outbox import Outbox
+from kraftek.edge.websocket.unhandled import Unhandled
 
 __all__ = ["HANDSHAKE", "Acceptor", "ClientProtocol", "Silent", "succeed"]
 
@@ -99,7 +99,7 @@ class ClientProtocol(WebSocketServerProtocol):
     connection, if for any. ``outbox`` is what writes to its transport, and its session's link. ``engine_sid`` is set
     when it speaks Engine.IO: the session that it is for, empty for a new one. ``message_limit``: bytes of a message.
 
-    What is read is handled in steps. What takes more than a moment waits for its turns, in a ``backlog``; as long as
+    What is read is handled in steps. What takes more than a moment waits for its turns, as ``unhandled``; as long as
     there is one, for that reason or another, the client is not blamed for its silence.
 
     Once it has failed, by a violation of the protocol or a message that is too large, nothing more is read of it
@@ -123,7 +123,7 @@ class ClientProtocol(WebSocketServerProtocol):
     counted_as: str | None = None
     heard = True
     slot = -1
-    backlog: Backlog | None = None
+    unhandled: Unhandled | None = None
     _incoming: Incoming | None = None
     _frame_left = 0
 
@@ -147,11 +147,11 @@ class ClientProtocol(WebSocketServerProtocol):
         succeed(self, key, subprotocol, {} if extensions is None else {"Sec-WebSocket-Extensions": extensions})
 
     def dataReceived(self, data: bytes) -> None:
-        backlog = self.backlog
-        if backlog is not None:
-            backlog.add(data)
+        unhandled = self.unhandled
+        if unhandled is not None:
+            unhandled.add(data)
         elif (at := self.step(data, 0)) < len(data):
-            self._own_backlog().begin(data, at)
+            self._own_unhandled().begin(data, at)
 
     def step(self, data: bytes, at: int) -> int:
         """Handle a little of ``data``, from ``at`` on; where the rest begins."""
@@ -227,7 +227,7 @@ class ClientProtocol(WebSocketServerProtocol):
 
     def connectionLost(self, reason: Failure = _CLIENT_LEFT) -> None:
         self.outbox.lost()
-        if self.backlog is None or not self.backlog.end(reason):
+        if self.unhandled is None or not self.unhandled.end(reason):
             self.ended(reason)
 
     def ended(self, reason: Failure) -> None:
@@ -249,14 +249,14 @@ class ClientProtocol(WebSocketServerProtocol):
         self.factory.closings.begin(self)
         if self.failedByMe:
             self._incoming = None
-            lost = self.backlog is not None and self.backlog.lost
-            self._drop_backlog()
+            lost = self.unhandled is not None and self.unhandled.lost
+            self._drop_unhandled()
             if not lost:
                 end_writing(self.transport)
 
     def dropConnection(self, abort: bool = False) -> None:
         self.outbox.finish()
-        self._drop_backlog()
+        self._drop_unhandled()
         # Autobahn resets a client that has answered, and a page then sees a connection that was not closed cleanly.
         super().dropConnection(abort and not self.wasClean)
 
@@ -270,24 +270,24 @@ class ClientProtocol(WebSocketServerProtocol):
         """Send what was written, then a close frame."""
         if self.state == self.STATE_OPEN:
             self.sendCloseFrame(code, reason.encode())
-            if self.backlog is not None:
+            if self.unhandled is not None:
                 # Its answer is read, whether the session had stopped reading or not.
-                self.backlog.go(HELD | BUDGET)
+                self.unhandled.go(HELD | BUDGET)
 
     def pause(self) -> None:
         """Stop reading."""
-        self._own_backlog().stop(HELD)
+        self._own_unhandled().stop(HELD)
 
     def resume(self) -> None:
         """Read again, unless there is another reason not to."""
-        if self.backlog is not None:
-            self.backlog.go(HELD)
+        if self.unhandled is not None:
+            self.unhandled.go(HELD)
 
     def slow(self, seconds: float) -> None:
         """Stop reading for so long."""
-        backlog = self._own_backlog()
-        backlog.stop(BUDGET)
-        self.factory.turns.slow(backlog, seconds)
+        unhandled = self._own_unhandled()
+        unhandled.stop(BUDGET)
+        self.factory.turns.slow(unhandled, seconds)
 
     def give_up(self) -> None:
         """The client does not read: send the last message, and close."""
@@ -314,18 +314,18 @@ class ClientProtocol(WebSocketServerProtocol):
         self.outbox.ping()
 
     def silent(self) -> None:
-        if self.backlog is not None:
+        if self.unhandled is not None:
             return  # its answer may be in what is not read, or not handled
         self.factory.counters.ping_timeouts += 1
         # Not dropConnection, which treats a connection as closed whose last bytes are still to be read.
         self.transport.abortConnection()
 
-    def _own_backlog(self) -> Backlog:
-        return self.backlog or Backlog(self, self.factory.turns)
+    def _own_unhandled(self) -> Unhandled:
+        return self.unhandled or Unhandled(self, self.factory.turns)
 
-    def _drop_backlog(self) -> None:
-        if self.backlog is not None:
-            self.backlog.drop()
+    def _drop_unhandled(self) -> None:
+        if self.unhandled is not None:
+            self.unhandled.drop()
 
     def _charge(self, size: int = 0) -> None:
         """What is no message counts as one event."""

@@ -22,6 +22,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from zope.interface import implementer
 
+from kraftek.contract.accounts import Accounts
 from kraftek.contract.interfaces import IReceiver
 from kraftek.contract.messages import Gap, Outgoing
 from kraftek.contract.metrics import Counters
@@ -143,7 +144,7 @@ def serve(
     """What listens, for ``path``, and its clients, which somebody has to ``sweep``."""
     iteration, counters, limits, addresses = make_iteration(reactor), Counters(), Limits(), Addresses(per_address)
     connections = Connections(reactor, 1000, Addresses(per_address), counters)
-    turns, backlogs = Turns(reactor), make_backlogs(reactor, counters, limits)
+    turns, backlogs = Turns(reactor, Accounts()), make_backlogs(reactor, counters, limits)
     clients = EngineClients(
         reactor, iteration, counters, SETTINGS, application, addresses, 1000, turns=turns, backlogs=backlogs
     )

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
+from kraftek.contract.accounts import Accounts
 from kraftek.contract.interfaces import IClientLink, IReceiver
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Delivery, Gap, Outgoing
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import EventPolicy, Limits
 from kraftek.edge.addresses import Addresses
+from kraftek.edge.engineio import posts
 from kraftek.edge.engineio.clients import EngineClient, EngineClients, EngineSocket
 from kraftek.edge.engineio.connection import CLOSE_TIMEOUT, UPGRADE_TIMEOUT, ConnectionState, EngineSettings
 from kraftek.edge.engineio.packets import EngineError, encode_message
@@ -61,6 +65,7 @@ class World:
 
     def __init__(self, per_address: int = 0, *events: EventPolicy) -> None:
         self.clock = Clock()
+        self.accounts = Accounts()
         self.counters = Counters()
         self.listeners: list[Listener] = []
         iteration, self.addresses = Iteration(self.clock), Addresses(per_address)
@@ -73,7 +78,7 @@ class World:
             self._open,
             self.addresses,
             10,
-            turns=Turns(self.clock),
+            turns=Turns(self.clock, self.accounts),
             backlogs=self.backlogs,
         )
 
@@ -89,8 +94,9 @@ class World:
 
     def post(self, client: EngineClient, body: bytes, posted: Posted) -> None:
         """A POST, whole."""
-        client.expect_post(posted)
-        client.post_body(body)
+        post = client.expect_post(posted)
+        post.add(body)
+        post.arrived()
 
     def polling(self) -> tuple[EngineClient, Listener]:
         answers: list[bytes | None] = []
@@ -423,11 +429,14 @@ def test_who_closes_amid_a_post_hears_no_more(world: World) -> None:
 def test_a_second_post_ends_the_session_and_the_first(world: World) -> None:
     client, listener = world.polling()
     done: list[EngineError | None] = []
-    client.expect_post(done.append)
+    post = client.expect_post(done.append)
+    post.add(b"4")
     with pytest.raises(EngineError):
         client.expect_post(done.append)
-    assert listener.ended == 1
-    client.post_body(b"4a")
+    assert (listener.ended, world.accounts.unhandled) == (1, 0)
+    post.add(b"a")
+    assert world.accounts.unhandled == 0
+    post.arrived()
     (error,) = done
     assert error is not None
     assert listener.heard == []
@@ -435,9 +444,134 @@ def test_a_second_post_ends_the_session_and_the_first(world: World) -> None:
 
 def test_a_post_that_breaks_off_ends_the_session(world: World) -> None:
     client, listener = world.polling()
-    client.expect_post(lambda _: None)
+    post = client.expect_post(lambda _: None)
+    post.add(b"4a")
+    assert world.accounts.unhandled == 2
     client.post_lost()
     assert listener.ended == 1
+    assert world.accounts.unhandled == 0
+    post.arrived()
+    assert listener.heard == []
+    client, _ = world.polling()
+    client.post_lost()  # it was answered before
+
+
+def test_packets_without_a_message_are_handled_in_turns_and_charged(world: World) -> None:
+    client, listener = world.polling()
+    charge = listener.charge
+
+    def charged(events: int, size: int) -> None:
+        world.take(0.001)
+        charge(events, size)
+
+    listener.charge = charged  # type: ignore[method-assign]
+    done: list[EngineError | None] = []
+    world.post(client, b"\x1e".join([b"6"] * 1_200), done.append)
+    assert (len(listener.charged), done) == (STEP, [])
+    world.clock.advance(0)
+    assert (len(listener.charged), done) == (1_200, [None])
+
+
+def test_what_is_posted_counts_until_it_is_handled(world: World) -> None:
+    client, listener = world.polling()
+    client.pause()
+    world.post(client, b"4one", lambda _: None)
+    assert world.accounts.unhandled == 4
+    client.resume()
+    assert (listener.heard, world.accounts.unhandled) == ([b"one"], 0)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_oldest_post_is_given_up_when_there_are_too_many(
+    world: World, whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(posts, "MOST", 10)
+    told: dict[int, EngineError | None] = {}
+    listeners = []
+    for number in range(3):
+        client, listener = world.polling()
+        client.pause()
+        post = client.expect_post(partial(told.__setitem__, number))
+        post.add(b"4abc")
+        if whole:
+            post.arrived()
+        listeners.append(listener)
+    error = told.pop(0)
+    assert error is not None
+    assert error.status == 503
+    assert (told, [listener.ended for listener in listeners]) == ({}, [1, 0, 0])
+    assert world.accounts.unhandled == 8
+
+
+def test_posts_are_given_up_where_memory_is_short(world: World) -> None:
+    told: list[EngineError | None] = []
+    for body in (b"4a", b"4abc", b"4ab"):
+        client, _ = world.polling()
+        client.pause()
+        world.post(client, body, told.append)
+    assert world.clients.turns.shed(3) == 4
+    assert [error is not None and error.status for error in told] == [503]
+    assert world.clients.turns.shed(100) == 5
+    assert world.accounts.unhandled == 0
+
+
+def test_who_is_slowed_reads_its_post_later(world: World) -> None:
+    client, listener = world.polling()
+    listener.on_message = lambda: client.slow(0.5) if listener.heard == [b"a"] else None
+    done: list[EngineError | None] = []
+    world.post(client, b"4a\x1e4b", done.append)
+    client.pause()
+    client.resume()
+    assert (listener.heard, done) == ([b"a"], [])
+    world.clock.advance(0.5)
+    assert (listener.heard, done) == ([b"a", b"b"], [None])
+
+
+def test_a_fault_in_a_post_ends_the_session(world: World) -> None:
+    client, listener = world.polling()
+    done: list[EngineError | None] = []
+
+    def fail() -> None:
+        if len(listener.heard) > STEP:
+            raise ZeroDivisionError
+        world.take(0.001)
+
+    listener.on_message = fail
+    world.post(client, b"\x1e".join([b"4x"] * 100), done.append)
+    with capturedLogs() as logged:
+        world.clock.advance(0)
+    assert [event["log_failure"].type for event in logged] == [ZeroDivisionError]
+    assert (done, listener.ended) == ([None], 1)
+
+
+@pytest.mark.parametrize("slowed", [True, False])
+def test_who_is_not_read_is_not_given_up_for_its_silence(world: World, slowed: bool) -> None:
+    client, listener, socket, _ = world.upgraded()
+    world.pass_time(SETTINGS.ping_interval)
+    if slowed:
+        client.slow(1.0)
+    else:
+        client.pause()
+    world.pass_time(SETTINGS.ping_timeout)
+    assert listener.ended == 0
+    if slowed:
+        socket.receive(b"3")
+        world.pass_time(SETTINGS.ping_timeout)
+        assert listener.ended == 0
+    else:
+        client.resume()
+        world.pass_time(SETTINGS.ping_timeout)
+        assert listener.ended == 0  # it has as long again to answer
+        world.pass_time(SETTINGS.ping_timeout)
+        assert listener.ended == 1
+
+
+def test_packets_of_a_websocket_without_a_message_are_charged(world: World) -> None:
+    _, listener, socket, _ = world.upgraded()
+    listener.charged.clear()
+    socket.receive(b"6")
+    socket.charge(1, 7)
+    assert listener.charged == [(1, 1), (1, 7)]
 
 
 def test_a_client_is_given_up_at_the_moment_that_it_was_told(world: World) -> None:

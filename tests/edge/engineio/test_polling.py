@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from twisted.internet.error import ConnectionLost
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
+from kraftek.edge.engineio import posts
 from tests.edge.dialects.servers import SETTINGS, Echo, serve
 from tests.edge.websocket.edge import Peer, RecordingTransport
 
@@ -416,3 +418,56 @@ def test_who_is_gone_counts_no_more(monkeypatch: pytest.MonkeyPatch, way: str) -
         server.sweep(SETTINGS.ping_timeout)
     assert len(server.clients._addresses) == 0
     server.open()
+
+
+@pytest.mark.parametrize("query", ["&sid=nobody", ""])
+def test_a_body_that_is_refused_is_not_kept(server: Server, query: str) -> None:
+    answer = server.connect()
+    target = f"{PATH}?EIO=4&transport=polling{query}"
+    answer.send(f"POST {target} HTTP/1.1\r\nHost: gateway.test\r\nContent-Length: 900000\r\n\r\n".encode())
+    tracemalloc.start()
+    for _ in range(900):
+        answer.send(b"x" * 1000)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100_000
+    assert answer.status == 400
+    assert "connection" not in answer.headers  # it may be used again
+
+
+def test_of_many_posts_at_a_time_none_is_kept(server: Server) -> None:
+    """Of 400 that one session had under way at a time, each kept its megabyte."""
+    sid = server.open()
+    unhandled = server.clients.turns.accounts
+    answers = []
+    for _ in range(40):
+        answer = server.connect()
+        target = f"{PATH}?EIO=4&transport=polling{sid}"
+        answer.send(f"POST {target} HTTP/1.1\r\nHost: gateway.test\r\nContent-Length: 1000\r\n\r\n4".encode())
+        answers.append(answer)
+    assert unhandled.unhandled == 0
+    for answer in answers:
+        answer.send(b"x" * 999)
+    assert {answer.status for answer in answers} == {400}
+    assert unhandled.unhandled == 0
+
+
+def test_a_body_for_which_there_is_no_room_is_refused_before_its_end(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(posts, "MOST", 1000)
+    sids = [server.open(), server.open()]
+    answers = []
+    for sid in sids:
+        answer = server.connect()
+        target = f"{PATH}?EIO=4&transport=polling{sid}"
+        answer.send(f"POST {target} HTTP/1.1\r\nHost: gateway.test\r\nContent-Length: 900\r\n\r\n".encode())
+        answer.send(b"4" + b"x" * 600)
+        answers.append(answer)
+    slow, other = answers
+    assert slow.status == 503
+    assert slow.headers["connection"] == "close"
+    slow.send(b"x" * 299)
+    assert other.held
+    other.send(b"x" * 299)
+    assert other.body == "ok"

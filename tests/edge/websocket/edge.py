@@ -17,6 +17,7 @@ from websockets.frames import Close, Frame, Opcode
 from websockets.http11 import Response
 from websockets.uri import parse_uri
 
+from kraftek.contract.accounts import Accounts
 from kraftek.contract.interfaces import IDialect
 from kraftek.contract.names import SUBPROTOCOL
 from kraftek.contract.settings import EventPolicy, Limits
@@ -107,7 +108,7 @@ class Edge:
             connections=self.connections,
             clients=Addresses(self.limits.connections_per_address),
             iteration=make_iteration(self.clock, fastpath),
-            turns=Turns(self.clock),
+            turns=Turns(self.clock, Accounts()),
             counters=self.counters,
             compression=compression,
             engine_clients=engine_clients,

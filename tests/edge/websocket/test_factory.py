@@ -15,6 +15,7 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from zope.interface import implementer
 
+from kraftek.contract.accounts import Accounts
 from kraftek.contract.interfaces import IReceiver
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Gap, Outgoing, Token
@@ -309,7 +310,7 @@ def with_engine() -> tuple[Edge, EngineClients, Speaking]:
         lambda _: speaking,
         addresses,
         5,
-        turns=Turns(clock),
+        turns=Turns(clock, Accounts()),
         backlogs=backlogs,
     )
     return Edge(engine_clients=clients), clients, speaking

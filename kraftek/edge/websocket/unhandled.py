@@ -11,13 +11,13 @@ from twisted.python.failure import Failure
 
 from kraftek.edge.turns import BUDGET, HELD, TURN, Turns
 
-__all__ = ["Backlog", "Backlogged"]
+__all__ = ["Connection", "Unhandled"]
 
 
-class Backlogged(Protocol):
-    """The connection. ``backlog``: this, ``None`` when all is handled and nothing keeps it from being read."""
+class Connection(Protocol):
+    """The connection. ``unhandled``: this, ``None`` when all is handled and nothing keeps it from being read."""
 
-    backlog: Backlog | None
+    unhandled: Unhandled | None
     heard: bool
     transport: Any
 
@@ -28,25 +28,25 @@ class Backlogged(Protocol):
         """The connection was lost, and all that was read of it is handled."""
 
 
-class Backlog:
+class Unhandled:
     """One connection's. The reasons for which it is not read are a set: it is read again when the last one is gone.
 
-    ``TURN`` is a reason as long as something is left to handle, and that is bounded by it: one read, and with TLS what
-    that held besides. (TLS hands out up to three records more after it was told to pause.)
+    What it keeps counts in the account ``unhandled``. As long as there is something ``TURN`` is a reason, which bounds
+    it: to one read, and with TLS what that held besides. (TLS hands out up to three records after it is told to pause.)
 
     The end of the stream comes after what was read before, as it would if that were handled at once.
     """
 
     __slots__ = ("_at", "_connection", "_data", "_end", "_reasons", "_turns")
 
-    def __init__(self, connection: Backlogged, turns: Turns) -> None:
+    def __init__(self, connection: Connection, turns: Turns) -> None:
         self._connection = connection
         self._turns = turns
         self._data = b""
         self._at = 0
         self._reasons = 0
         self._end: Failure | None = None
-        connection.backlog = self
+        connection.unhandled = self
 
     @property
     def lost(self) -> bool:
@@ -55,7 +55,8 @@ class Backlog:
 
     def begin(self, data: bytes, at: int) -> None:
         """The first step is done; go on with ``data`` from ``at`` on."""
-        self._data, self._at = data, at
+        self._keep(data)
+        self._at = at
         if not self._reasons:
             self._turns.start(self)
         if self._data:
@@ -63,8 +64,7 @@ class Backlog:
 
     def add(self, data: bytes) -> None:
         """Something was read in the meantime."""
-        self._data = self._data[self._at :] + data
-        self._at = 0
+        self._keep(self._data[self._at :] + data)
         self.stop(TURN)
         self._wait()
 
@@ -85,7 +85,7 @@ class Backlog:
             return
         self._read_on()
         if not self._data:
-            self._connection.backlog = None
+            self._connection.unhandled = None
 
     def end(self, reason: Failure) -> bool:
         """The connection was lost. Whether that has to wait until the rest is handled: then ``ended`` is called.
@@ -102,9 +102,9 @@ class Backlog:
 
     def drop(self) -> None:
         """Nothing more is handled."""
-        self._data, self._at = b"", 0
+        self._keep(b"")
         self._turns.remove(self)
-        self._connection.backlog = None
+        self._connection.unhandled = None
         if self._reasons:
             self._reasons = 0
             self._read_on()
@@ -113,14 +113,14 @@ class Backlog:
 
     def step(self) -> bool:
         connection = self._connection
-        if not self._data or connection.backlog is not self:
+        if not self._data or connection.unhandled is not self:
             return False
         before = self._at
         after = connection.step(self._data, before)
         self._at += after - before
         if self._at < len(self._data):
             return self._reasons in (0, TURN)
-        self._data, self._at = b"", 0
+        self._keep(b"")
         if self._end is not None:
             self.drop()
             connection.ended(self._end)
@@ -130,12 +130,12 @@ class Backlog:
             if not self._reasons:
                 self._read_on()
         elif not self._reasons:
-            connection.backlog = None
+            connection.unhandled = None
         return False
 
     def rest(self) -> None:
-        if not self._data and not self._reasons and self._connection.backlog is self:
-            self._connection.backlog = None
+        if not self._data and not self._reasons and self._connection.unhandled is self:
+            self._connection.unhandled = None
 
     def unslowed(self) -> None:
         self.go(BUDGET)
@@ -146,6 +146,13 @@ class Backlog:
             self._connection.ended(self._end)
         else:
             self._connection.transport.abortConnection()
+
+    def give_up(self) -> None:
+        self.failed()
+
+    def _keep(self, data: bytes) -> None:
+        self._data, self._at = data, 0
+        self._turns.keep(self, len(data))
 
     def _wait(self) -> None:
         if self._reasons == TURN:

@@ -14,6 +14,7 @@ from twisted.python.failure import Failure
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 from websockets.frames import Frame, Opcode
 
+from kraftek.contract.accounts import Accounts
 from kraftek.contract.interfaces import IClientLink
 from kraftek.edge.turns import Turns
 from tests.edge.websocket.edge import Edge, Peer
@@ -72,9 +73,9 @@ class World:
     """Connections that share their turns."""
 
     def __init__(self, fastpath: bool, compression: bool = False) -> None:
-        self.clock = Iterations()
+        self.clock, self.accounts = Iterations(), Accounts()
         self.edge = Edge(fastpath=fastpath, compression=compression)
-        self.edge.factory.turns = Turns(self.clock)
+        self.edge.factory.turns = Turns(self.clock, self.accounts)
         self.edge.factory.open_session = lambda link, *_: Hearer(link, self.clock)  # type: ignore[assignment]
         self._extensions = [ClientPerMessageDeflateFactory()] if compression else None
 
@@ -85,6 +86,7 @@ class World:
     def iterate_all(self) -> None:
         for _ in range(10_000):
             if not self.clock.getDelayedCalls():
+                assert self.accounts.unhandled == 0
                 return
             self.clock.iterate()
         raise AssertionError("there is always more to be done")
@@ -113,14 +115,14 @@ def test_a_read_of_many_messages_is_handled_in_turns(world: World) -> None:
     assert session.heard == [b"%d" % number for number in range(500)]
     assert not paused(peer)
     world.iterate_all()
-    assert protocol.backlog is None
+    assert protocol.unhandled is None
 
 
 def test_a_few_are_handled_at_once(world: World) -> None:
     protocol, session, peer = world.connect()
     protocol.dataReceived(texts(2) + frame(PING) + texts(1, first=2))
     assert session.heard == [b"0", b"1", b"2"]
-    assert protocol.backlog is None
+    assert protocol.unhandled is None
     assert not paused(peer)
 
 
@@ -191,6 +193,21 @@ def test_autobahn_is_given_a_little_at_a_time(
     assert len(sizes) == pieces
 
 
+def test_what_is_kept_counts_and_is_given_up_where_memory_is_short(world: World) -> None:
+    connections = []
+    for size in (100, 300, 200):
+        protocol, session, peer = world.connect()
+        session.link.pause()
+        protocol.dataReceived(data := texts(size))
+        connections.append((protocol, peer, len(data)))
+    sizes = [size for _, _, size in connections]
+    assert world.accounts.unhandled == sum(sizes)
+    assert world.edge.factory.turns.shed(sizes[1] + 1) == sizes[1] + sizes[2]
+    assert [peer.transport.closed for _, peer, _ in connections] == [None, "aborted", "aborted"]
+    connections[0][0].connectionLost()
+    assert world.accounts.unhandled == 0
+
+
 # Why it is not read.
 
 
@@ -202,7 +219,7 @@ def test_it_is_read_again_when_the_last_reason_is_gone(world: World) -> None:
     assert paused(peer)
     world.clock.advance(0.5)
     assert not paused(peer)
-    assert protocol.backlog is None
+    assert protocol.unhandled is None
     session.link.slow(0.25)
     session.link.pause()
     world.clock.advance(0.25)
@@ -215,11 +232,13 @@ def test_what_was_read_is_not_handled_while_the_session_holds(world: World) -> N
     protocol, session, peer = world.connect()
     session.on_message = lambda data: session.link.pause() if data == b"50" else None
     protocol.dataReceived(texts(300))
-    world.iterate_all()
+    for _ in range(5):
+        world.clock.iterate()
     held = len(session.heard)
     assert 50 < held <= 50 + A_SLICE
     protocol.dataReceived(texts(10, first=300))
-    world.iterate_all()
+    for _ in range(5):
+        world.clock.iterate()
     assert len(session.heard) == held
     session.link.resume()
     assert paused(peer)
@@ -253,7 +272,7 @@ def test_a_session_may_hold_and_go_on_within_a_step(world: World) -> None:
     world.iterate_all()
     assert len(session.heard) == 100
     assert not paused(peer)
-    assert protocol.backlog is None
+    assert protocol.unhandled is None
 
 
 # How it ends.
