@@ -13,7 +13,7 @@ NODE_PACKAGES := $(patsubst %/package.json,%/node_modules/.package-lock.json,\
 # The programs of the environment, after those of the machine.
 WITH_TOOLS := PATH="$$PATH:$(abspath $(VENV))/bin"
 
-.PHONY: help demo check coverage test simulate fuzz smoke smoke-oldest smoke-newest bench lint clean
+.PHONY: help demo check coverage test simulate fuzz chaos soak smoke smoke-oldest smoke-newest bench lint clean
 
 help:
 	@echo 'make demo      the board on http://localhost:3001/, or at PORT=..., with everything it needs'
@@ -21,6 +21,8 @@ help:
 	@echo 'make test      all tests, with real Redis and a real browser'
 	@echo 'make simulate  gateways and a simulated Redis that goes wrong: SEEDS=1000, or SEED=7 in detail'
 	@echo 'make fuzz      what strangers may send, guided by coverage: TARGET=native SECONDS=600'
+	@echo 'make chaos     real processes, killed, stopped and cut off: SECONDS=60, SEED=7 for what another run did'
+	@echo 'make soak      connections that come and go: CYCLES=100000; nothing of them is left'
 	@echo 'make smoke     once round with the oldest and the newest versions of what the package needs'
 	@echo 'make lint      ruff and mypy'
 	@echo 'make coverage  what `make check` runs, and how much of each module that reaches'
@@ -95,6 +97,13 @@ $(VENV)/fuzz/dependencies: setup.py
 	test -x $(VENV)/fuzz/bin/pip || $(call first-python,python3.13 python3.12 python3.11) -m venv $(VENV)/fuzz
 	$(VENV)/fuzz/bin/pip install --quiet --disable-pip-version-check '.[fuzz]'
 	@touch $@
+
+# Programs are the installed package's; the runs themselves are the checkout's.
+chaos: $(VENV)/installed-test need-redis
+	$(VENV)/bin/python -m tests.chaos --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED)) $(if $(SHORT),--short)
+
+soak: $(VENV)/installed-test need-redis
+	$(VENV)/bin/python -m tests.chaos.soak --cycles $(or $(CYCLES),100000)
 
 # The floor of each module is in pyproject.toml.
 coverage: export COVERAGE_FILE = $(VENV)/coverage.db

@@ -18,7 +18,7 @@ import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import count
 
 CHUNK = 65536
@@ -71,8 +71,13 @@ PING_TEXT = b'{"type":"ping"}'
 VALID = frame(TEXT, PING_TEXT)
 DEFLATED_PING = frame(TEXT, deflated(PING_TEXT), deflated=True)
 PADDED = PING_TEXT + b" " * (HELD - len(PING_TEXT))
-FRAGMENTS = [frame(TEXT if at == 0 else 0, PADDED[at : at + 1], final=at == HELD - 1) for at in range(HELD)]
 NAME = os.urandom(4).hex()
+
+
+def fragments() -> Iterator[bytes]:
+    """One text in frames of a byte each."""
+    for at in range(HELD):
+        yield frame(TEXT if at == 0 else 0, PADDED[at : at + 1], final=at == HELD - 1)
 
 
 def joins(number: int) -> object:
@@ -85,29 +90,29 @@ def event(type: str, characters: int = 0, id: bool = False) -> Callable[[int], o
     return lambda number: {**body, "id": f"{NAME}-{number}"} if id else body
 
 
-KINDS: dict[str, Chunk] = {
-    "pings": always(frame(PING)),
-    "pongs": always(frame(PONG)),
-    "unknown events": always(text({"type": "nobody:was:here"})),
-    "texts of {}": always(text({}), text({}), text({}), text({}), VALID),
-    "application pings": always(VALID),
-    "joins and leaves": numbered(joins, 64),
+KINDS: dict[str, Callable[[], Chunk]] = {
+    "pings": lambda: always(frame(PING)),
+    "pongs": lambda: always(frame(PONG)),
+    "unknown events": lambda: always(text({"type": "nobody:was:here"})),
+    "texts of {}": lambda: always(text({}), text({}), text({}), text({}), VALID),
+    "application pings": lambda: always(VALID),
+    "joins and leaves": lambda: numbered(joins, 64),
     # One text, byte by byte: see flood().
-    "text by bytes": lambda _: frame(TEXT, PADDED),
-    "1-byte fragments": lambda _: b"".join(FRAGMENTS),
+    "text by bytes": lambda: lambda _: frame(TEXT, PADDED),
+    "1-byte fragments": lambda: always(*fragments()),
     # The gateway closes after ten messages in a row that it cannot read.
-    "empty binaries": always(frame(BINARY) * 9, VALID),
-    "empty deflated": always(frame(TEXT, b"\x00", deflated=True) * 9, DEFLATED_PING),
-    "inflating": always(frame(TEXT, deflated(PADDED), deflated=True)),
-    "events": always(text({"type": "chat:note:heard"})),
-    "events of 60 KB": always(text({"type": "chat:note:heard", "payload": "x" * (HELD - 100)})),
-    "levels and digits": always(text({"type": "chat:note:heard", "payload": [[[1.5e300]] * 9] * 250})),
-    "events to a stream": always(text({"type": "queue:note:heard", "payload": "x" * 1000})),
-    "requests": numbered(event("chat:say:back", id=True)),
-    "large answers": numbered(event("chat:say:much", id=True)),
-    "joins told to a stream": numbered(joins, 64),
-    "HTTP requests": lambda _: b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * (CHUNK // 40),
-    "handshakes": lambda _: b"",
+    "empty binaries": lambda: always(frame(BINARY) * 9, VALID),
+    "empty deflated": lambda: always(frame(TEXT, b"\x00", deflated=True) * 9, DEFLATED_PING),
+    "inflating": lambda: always(frame(TEXT, deflated(PADDED), deflated=True)),
+    "events": lambda: always(text({"type": "chat:note:heard"})),
+    "events of 60 KB": lambda: always(text({"type": "chat:note:heard", "payload": "x" * (HELD - 100)})),
+    "levels and digits": lambda: always(text({"type": "chat:note:heard", "payload": [[[1.5e300]] * 9] * 250})),
+    "events to a stream": lambda: always(text({"type": "queue:note:heard", "payload": "x" * 1000})),
+    "requests": lambda: numbered(event("chat:say:back", id=True)),
+    "large answers": lambda: numbered(event("chat:say:much", id=True)),
+    "joins told to a stream": lambda: numbered(joins, 64),
+    "HTTP requests": lambda: lambda _: b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * (CHUNK // 40),
+    "handshakes": lambda: lambda _: b"",
 }
 """What floods do, by the names of the rows; "joins told to a stream" is with a service that has presence."""
 
@@ -116,7 +121,7 @@ class Flooder:
     """Connects and floods until it is told to end."""
 
     def __init__(self, kind: str, port: int, name: str) -> None:
-        self._chunk = KINDS[kind]
+        self._chunk = KINDS[kind]()
         self._kind = kind
         self._port = port
         self._name = name

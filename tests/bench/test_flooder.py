@@ -5,7 +5,7 @@ import zlib
 
 import pytest
 
-from bench.flooder import CHUNK, FRAGMENTS, HELD, KINDS, PADDED, deflated, frame
+from bench.flooder import CHUNK, HELD, KINDS, PADDED, deflated, fragments, frame
 
 
 def frames(data: bytes) -> list[tuple[int, bytes]]:
@@ -26,7 +26,7 @@ def frames(data: bytes) -> list[tuple[int, bytes]]:
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in {"HTTP requests", "handshakes"}])
 def test_a_flood_is_of_whole_frames(kind: str) -> None:
-    chunk = KINDS[kind](1)
+    chunk = KINDS[kind]()(1)
     assert len(chunk) >= CHUNK // 2
     for head, payload in frames(chunk):
         text = zlib.decompressobj(-15).decompress(payload + b"\x00\x00\xff\xff") if head & 0x40 else payload
@@ -35,7 +35,7 @@ def test_a_flood_is_of_whole_frames(kind: str) -> None:
 
 
 def test_fragments_are_one_message() -> None:
-    found = frames(b"".join(FRAGMENTS))
+    found = frames(b"".join(fragments()))
     assert [head for head, _ in found] == [1, *[0] * (HELD - 2), 0x80]
     assert b"".join(payload for _, payload in found) == PADDED
 

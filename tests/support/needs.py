@@ -73,7 +73,8 @@ class _Search:
 
     def __init__(self) -> None:
         self.found: set[str] = set()
-        self._visited: set[tuple[int, type | None]] = set()
+        # With each thing, so that it stays alive: nothing that is made later gets its id.
+        self._visited: dict[tuple[int, type | None], Any] = {}
 
     def names_starter(self, name: str) -> bool:
         """Note what ``name`` starts; whether it is one that starts anything."""
@@ -84,7 +85,7 @@ class _Search:
         """Go on from a function (of ``owner``), a class or a collection; anything else leads nowhere."""
         if (id(thing), owner) in self._visited:
             return
-        self._visited.add((id(thing), owner))
+        self._visited[id(thing), owner] = thing
         if isinstance(thing, dict):
             thing = list(thing.values())
         if isinstance(thing, list | tuple | set | frozenset):

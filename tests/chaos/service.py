@@ -1,0 +1,83 @@
+"""A service of the chaos run: ``python -m tests.chaos.service NAME BACKEND TRANSPORT PARTITIONS URL FILE``.
+
+It writes a line of JSON into the file for every event that a handler was called with, and whatever a handler commits is
+counted in Redis, in the same transaction: the hash :data:`DONE`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from typing import Any, Literal
+
+from kraftek.service import Context, EventProcessor
+
+__all__ = ["DONE"]
+
+DONE = "chaos:done"
+"""Hash: how often the handling of each key was committed."""
+
+
+def main() -> None:
+    """Serve until SIGTERM."""
+    _, name, backend, transport, partitions, url, path = sys.argv
+    kind: Literal["pubsub", "stream"] = "stream" if transport == "stream" else "pubsub"
+    processor = EventProcessor(name, transport=kind, partitions=int(partitions), claim_after=1.0)
+    file = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+
+    def note(context: Context, payload: Any, **more: Any) -> None:
+        line = {
+            "at": time.monotonic(),
+            "type": context.event_type,
+            "user": context.user_id,
+            "socket": context.socket_id,
+            "room": context.room_id,
+            "sent": context.timestamp,
+            "id": context.id,
+            "payload": payload,
+            **more,
+        }
+        os.write(file, json.dumps(line).encode() + b"\n")
+
+    @processor.on("say:back")
+    def back(context: Context, payload: Any) -> Any:
+        note(context, payload)
+        context.also("HINCRBY", DONE, f"{name} {payload}", "1")
+        return payload
+
+    @processor.on("note:heard")
+    def heard(context: Context, payload: Any) -> None:
+        note(context, payload)
+        context.also("HINCRBY", DONE, f"{name} {payload}", "1")
+
+    @processor.on("say:much")
+    def much(_: Context, payload: Any) -> Any:
+        return "x" * 50_000
+
+    @processor.on("gateway:client:joined")
+    def joined(context: Context, payload: Any) -> None:
+        note(context, payload)
+
+    @processor.on("gateway:client:left")
+    def left(context: Context, payload: Any) -> None:
+        note(context, payload)
+
+    @processor.on("gateway:room:reset")
+    async def reset(context: Context, payload: Any) -> None:
+        there = []
+        for key in await context.redis("KEYS", "room:*"):
+            room = key.decode().removeprefix("room:")
+            there += [[user.decode(), room] for user in await context.redis("HKEYS", key)]
+        note(context, payload, there=there)
+
+    if backend == "asyncio":
+        from kraftek.service.asyncio import run  # one of the two
+    else:
+        from kraftek.service.twisted import run
+    run(processor, url)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,375 @@
+"""The chaos run: it starts everything, has it go wrong as the schedule says, and looks at what came of it.
+
+Redis and everything else are real processes; clients, the auth service, the links and the schedule are in this one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from kraftek.client import State
+from tests.chaos.auth import AuthService
+from tests.chaos.faults import Faults
+from tests.chaos.ledger import MACHINE, Ledger
+from tests.chaos.links import Link, to_port, to_unix
+from tests.chaos.people import SAID, Blunt, Person
+from tests.chaos.processes import Gateway, Program, RedisServer, Service
+from tests.chaos.schedule import schedule
+from tests.chaos.service import DONE
+
+__all__ = ["World"]
+
+SETTLED = 15.0
+"""Seconds after the last fault: the room cache is right, and everything is answered and handled."""
+LOOKS = 60
+"""And that often, at least, the room cache is looked at before it counts as wrong."""
+STALL = 0.25
+"""Seconds that this process may be late before it counts as a trouble of the machine."""
+SAID_EVERY = 0.05
+
+CONFIG = """
+listen = ["tcp:{port}:interface=127.0.0.1"]
+operator.listen = ["tcp:{operator}:interface=127.0.0.1"]
+redis.url = "redis://127.0.0.1:{redis}/0"
+
+[auth]
+check = "http://127.0.0.1:{auth}"
+timeout = 2.0
+
+[limits]
+ping_interval = 4.0
+ping_timeout = 3.0
+
+[services]
+chat = {{channel = "events:chat", reply = true, timeout = 5.0}}
+desk = {{channel = "events:desk", reply = true, transport = "stream", timeout = 8.0}}
+board = {{channel = "events:board", transport = "stream", partitions = 4, presence = true}}
+"""
+
+ROOM_CACHE = """
+local found = {}
+for _, key in ipairs(redis.call('KEYS', 'room:*')) do
+    local entries = redis.call('HGETALL', key)
+    for at = 1, #entries, 2 do
+        for _, each in ipairs({key, entries[at], entries[at + 1]}) do found[#found + 1] = each end
+    end
+end
+return {found, redis.call('KEYS', 'socket:*')}
+"""
+
+SERVICES = {
+    "chat-0": ("chat", "asyncio", "pubsub", "0"),
+    "desk-0": ("desk", "asyncio", "stream", "0"),
+    "desk-1": ("desk", "twisted", "stream", "0"),
+    "board-0": ("board", "twisted", "stream", "4"),
+    "board-1": ("board", "asyncio", "stream", "4"),
+}
+FEWER = ("chat-0", "desk-1", "board-0", "board-1")
+
+
+class World:
+    """One run. ``story``: is called with each line of what happens."""
+
+    def __init__(self, seed: int, directory: Path, *, short: bool = False) -> None:
+        self.seed = seed
+        self.directory = directory
+        self.ledger = Ledger()
+        self.said: dict[int, float] = {}
+        self.rooms = [f"r{number}" for number in range(4)]
+        self.settling = False
+        self.clients_url = ""
+        self.auth = AuthService(self.ledger)
+        self.people: list[Person | Blunt] = []
+        self._random = Random(seed)
+        self._short = short
+        self._numbers = count(1)
+        self._tasks: list[asyncio.Task[None]] = []
+        self.redis = RedisServer("redis", directory, self.ledger.wrong)
+        self.publisher: Any = redis.asyncio.Redis(
+            unix_socket_path=self.redis.path, retry=Retry(NoBackoff(), 0), socket_timeout=1.0, decode_responses=True
+        )
+        self.gateways: list[Gateway] = []
+        self.services: list[Service] = []
+        self.links: list[Link] = []
+        self.faults = Faults(self)
+
+    # The start
+
+    async def start(self) -> None:
+        """Start everything, in the order of who needs whom."""
+        wrong = self.ledger.wrong
+        self.ledger.began = time.monotonic()
+        self.redis.start()
+        await self.until(self.redis.ready, "Redis")
+        await self.auth.start()
+        self.gateways = [
+            Gateway(f"gateway-{each}", self.directory, wrong, self._config) for each in range(2 if self._short else 3)
+        ]
+        to_redis = to_unix(self.redis.path)
+        kinds = {name: kind for name, kind in SERVICES.items() if not self._short or name in FEWER}
+        names = [*(gateway.name for gateway in self.gateways), *kinds]
+        self.redis_links = {name: Link(f"{name} to redis", to_redis) for name in names}
+        self.auth_links = {
+            each.name: Link(f"{each.name} to auth", to_port(lambda: self.auth.port)) for each in self.gateways
+        }
+        self.clients_link = Link("clients", to_port(self._any_gateway))
+        self.links = [*self.redis_links.values(), *self.auth_links.values(), self.clients_link]
+        for link in self.links:
+            await link.start()
+        self.clients_url = f"ws://127.0.0.1:{self.clients_link.port}/"
+        self.services = [
+            Service(name, self.directory, wrong, (*kind, f"redis://127.0.0.1:{self.redis_links[name].port}/0"))
+            for name, kind in kinds.items()
+        ]
+        self.programs: list[Program] = [self.redis, *self.gateways, *self.services]
+        for program in self.programs[1:]:
+            program.start()
+        for program in self.programs[1:]:
+            await self.ready(program)
+        self.know_gateways()
+        self._speaking = asyncio.create_task(self._speak())
+        self._tasks = [self._speaking, *(asyncio.create_task(loop) for loop in (self._watch(), self._measure()))]
+
+    async def ready(self, program: Program) -> None:
+        """Return once it does its work."""
+        await self.until(program.ready, lambda: f"{program.name}: {program.log()}")
+
+    def _config(self, gateway: Gateway) -> str:
+        return CONFIG.format(
+            port=gateway.port,
+            operator=gateway.operator_port,
+            redis=self.redis_links[gateway.name].port,
+            auth=self.auth_links[gateway.name].port,
+        )
+
+    def _any_gateway(self) -> int:
+        """Where a balancer sends the next client: to any gateway that lives."""
+        living = [gateway for gateway in self.gateways if gateway.lives]
+        return self._random.choice(living or self.gateways).port
+
+    def know_gateways(self) -> None:
+        """Read off the logs which ids the gateways have now."""
+        for gateway in self.gateways:
+            if "is ready" in (log := gateway.log()):
+                self.ledger.processes[log.partition(" is ready")[0].rpartition("Gateway ")[2]] = gateway.name
+
+    def begin(self) -> None:
+        """Clients come."""
+        for each in range(6 if self._short else 12):
+            home = self.rooms[each % len(self.rooms)]
+            if each % 5 == 4:
+                self.people.append(Blunt(self, f"blunt{each}", home))
+            else:
+                self.people.append(Person(self, f"user{each}", home, lasts=7.0 if each % 5 == 3 else None))
+        for person in self.people:
+            person.start()
+
+    # What goes on
+
+    async def until(self, seen: Callable[[], bool], what: str | Callable[[], str], timeout: float = 30.0) -> None:
+        """Return once it is so."""
+        began = time.monotonic()
+        while not seen():
+            if time.monotonic() > began + timeout:
+                raise TimeoutError(f"not within {timeout:g} s: {what if isinstance(what, str) else what()}")
+            await asyncio.sleep(0.02)
+
+    async def _watch(self) -> None:
+        """Notice programs that end by themselves, and read what services write."""
+        while True:
+            for program in self.programs:
+                if program.name not in self.faults.busy:
+                    program.watch()
+            self._read()
+            await asyncio.sleep(0.2)
+
+    def _read(self) -> None:
+        clock = time.monotonic() - time.time()
+        for service in self.services:
+            for line in service.handled():
+                name = service.name.partition("-")[0]
+                if str(line["type"]).startswith("gateway:"):
+                    self.ledger.present(line)
+                elif not str(line["user"]).startswith("flooder"):
+                    self.ledger.handled(name, line, clock)
+
+    async def _measure(self) -> None:
+        """What this process did not see for want of a processor, others did not do either."""
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(0.02)
+            if (now := time.monotonic()) > before + STALL:
+                self.ledger.troubles.add(MACHINE, before, now)
+                self.ledger.tell(now, f"this process stood still for {now - before:.2f} s")
+
+    async def _speak(self) -> None:
+        """A service that always has something to say to some room."""
+        while True:
+            await asyncio.sleep(SAID_EVERY)
+            room = self._random.choice(self.rooms)
+            await self.say(room)
+
+    async def say(self, room: str, padding: int = 0) -> int:
+        """Say something in a room."""
+        number, now = next(self._numbers), time.monotonic()
+        self.said[number] = now
+        payload: dict[str, Any] = {"n": number, "padding": "x" * padding} if padding else {"n": number}
+        message = {"type": SAID, "roomId": room, "payload": payload}
+        for person in self.people:
+            person.must_hear(room, number, now)
+        with suppress(RedisError, OSError):
+            await self.publisher.publish("events:broadcast", json.dumps(message))
+        return number
+
+    # What came of it
+
+    async def settle(self) -> None:
+        """Nothing is wrong any more: the room cache is right within :data:`SETTLED`, whatever goes on."""
+        self.settling = True
+        self.ledger.tell(time.monotonic(), "nothing is wrong any more")
+        began, looks, differences = time.monotonic(), 0, [""]
+        # On a machine that is busy otherwise, seconds are short.
+        while differences and (time.monotonic() < began + SETTLED or looks < LOOKS):
+            await asyncio.sleep(0.2)
+            looks, differences = looks + 1, await self.differences()
+        for difference in differences:
+            self.ledger.wrong(f"{SETTLED:g} s after the last fault: {difference}")
+        self.ledger.tell(time.monotonic(), f"the room cache is right after {time.monotonic() - began:.2f} s")
+        self.settling = False
+
+    def _there(self) -> dict[tuple[str, str], str]:
+        return {key: socket for person in self.people for key, socket in person.there().items()}
+
+    async def differences(self) -> list[str]:
+        """How what services read differs from who is there."""
+        there = self._there()
+        try:
+            flat, keys = await self.publisher.eval(ROOM_CACHE, 0)
+        except (RedisError, OSError) as error:
+            return [f"Redis: {error}"]
+        self._read()
+        if there != self._there():
+            return ["clients come and go"]
+        found = {
+            (user, key.removeprefix("room:")): socket
+            for key, user, socket in zip(flat[::3], flat[1::3], flat[2::3], strict=True)
+        }
+        differing = self.ledger.judge_rooms(found, there)
+        if set(keys) != {f"socket:{user}:{room}" for user, room in found}:
+            differing.append(f"the keys are {sorted(keys)}")
+        away = [each.name for each in self.people if isinstance(each, Person) and each.client.state is not State.READY]
+        return [*differing, *(f"{user} is not connected" for user in away)]
+
+    async def end(self) -> None:
+        """Nobody asks any more; everything is answered, handled, and left as it was found."""
+        self.settling = True
+        try:
+            async with asyncio.timeout(SETTLED + 10.0):
+                await asyncio.gather(*(person.stop() for person in self.people))
+        except TimeoutError:
+            self.ledger.tell(time.monotonic(), "not everything is answered")
+        self._speaking.cancel()
+        await self._drained()
+        self._read()
+        done = {key: int(number) for key, number in (await self.publisher.hgetall(DONE)).items()}
+        await self.settle()
+        self.ledger.judge_requests(done)
+        self.ledger.judge_access()
+        self.ledger.judge_presence()
+        await asyncio.gather(*(person.close() for person in self.people))
+        self.people = []
+        await self.settle()
+        await self._look_at_gateways()
+
+    async def _drained(self) -> None:
+        """Everything in a stream is handled, and nothing was given up."""
+        streams = ["events:desk", *(f"events:board:{number}" for number in range(4))]
+        for stream in streams:
+            for number, fields in await self.publisher.xrange(f"{stream}:dead"):
+                self.ledger.wrong(f"{stream} has the dead letter {number}: {fields}")
+        until = time.monotonic() + SETTLED
+        while time.monotonic() < until:
+            waiting = 0
+            for stream in streams:
+                waiting += await self.publisher.xlen(stream)
+            if not waiting:
+                return
+            await asyncio.sleep(0.2)
+        self.ledger.wrong(f"{waiting} events still wait in streams")
+
+    async def _look_at_gateways(self) -> None:
+        for gateway in self.gateways:
+            if not gateway.lives:
+                continue
+            until = time.monotonic() + SETTLED
+            while True:
+                metrics = await asyncio.to_thread(gateway.metrics)
+                left = {gauge: metrics[f"kraftek_{gauge}"] for gauge in ("sockets", "requests", "rooms")}
+                if not any(left.values()) or time.monotonic() > until:
+                    break
+                await asyncio.sleep(0.2)
+            if any(left.values()):
+                self.ledger.wrong(f"{gateway.name} has {left}, and nobody is there")
+            if metrics["kraftek_errors_internal_total"]:
+                self.ledger.wrong(
+                    f"{gateway.name} counted {metrics['kraftek_errors_internal_total']:g} faults of its own"
+                )
+            self.ledger.tell(time.monotonic(), f"{gateway.name} has {gateway.resident() / 1e6:.0f} MB")
+
+    async def stop(self) -> None:
+        """Take everything down, and look at how it ends and what it has logged."""
+        for person in self.people:
+            await person.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for program in (*self.services, *self.gateways):
+            program.terminate()
+        for program in (*self.services, *self.gateways):
+            try:
+                await self.until(program.ended, program.name, 20.0)
+            except TimeoutError:
+                self.ledger.wrong(f"{program.name} did not end:\n{program.log()[-2000:]}")
+                program.kill()
+        await self.publisher.aclose()
+        self.redis.kill()
+        for link in self.links:
+            await link.close()
+        await self.auth.close()
+        for program in (*self.services, *self.gateways):
+            program.look_at_logs()
+
+
+async def run(
+    seed: int, seconds: float, directory: Path, *, short: bool = False, only: frozenset[str] = frozenset()
+) -> Ledger:
+    """One run of about so many seconds, in rounds: faults, then time to settle."""
+    world = World(seed, directory, short=short)
+    try:
+        await world.start()
+        world.begin()
+        random = Random(seed)
+        round_lasts = 5.0 if short else 15.0
+        began = time.monotonic()
+        while True:
+            await world.faults.play(schedule(random, round_lasts, 0.5 if short else 0.8, only))
+            await world.settle()
+            if time.monotonic() > began + seconds:
+                break
+        await world.end()
+    finally:
+        await world.stop()
+    return world.ledger
