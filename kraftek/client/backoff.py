@@ -6,6 +6,7 @@ Used by :class:`kraftek.client.conversation.Conversation`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 __all__ = ["LATER", "Backoff"]
 
@@ -27,6 +28,9 @@ _LONGEST_WAIT = 30.0
 
 _FAILURES_THAT_COUNT = 10
 
+_LONGEST_ABSENCE = 60.0
+"""Seconds that a gateway which stops may ask for at most: the word comes from the network."""
+
 
 class Backoff:
     """Exponential back-off with full jitter. ``random`` returns numbers from 0 to 1."""
@@ -34,6 +38,13 @@ class Backoff:
     def __init__(self, random: Callable[[], float]) -> None:
         self._random = random
         self._failures = 0
+        self._absence: float | None = None
+
+    def drained(self, payload: Any) -> None:
+        """A gateway that stops says with this payload of ``drain`` when to come back: that is the next wait."""
+        seconds = payload.get("reconnectAfter") if isinstance(payload, dict) else None
+        if isinstance(seconds, int | float):
+            self._absence = min(max(0.0, seconds), _LONGEST_ABSENCE)
 
     def reset(self) -> None:
         """Start again from the shortest back-off: the last connection was stable, or the user wants a new one."""
@@ -44,6 +55,9 @@ class Backoff:
 
         ``retry_after``: what the gateway asked for, if it did.
         """
+        absence, self._absence = self._absence, None
+        if absence is not None:
+            return absence
         later = code in LATER
         if later or code in _RESTARTED:
             self._failures = max(self._failures, _FAILURES_AT_LEAST)

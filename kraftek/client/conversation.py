@@ -75,6 +75,7 @@ class Conversation:
                                              service was unavailable;
                                              → CLOSED if the token was
                                              malformed
+    ``drain``                ignored         its time replaces the back-off of the next :meth:`lost`  ignored
     an answer                ignored         to listeners                settled                      ignored
     no JSON                  ignored         → WAITING                   → WAITING                    ignored
     :meth:`lost`             ignored         → WAITING, or CLOSED        → WAITING, or CLOSED         ignored
@@ -97,9 +98,7 @@ class Conversation:
         self._ids = ids()
         self._attempts = 0
         self.attempt: int | None = None
-        self._ready_since = 0.0
-        self._refused = False
-        self._token = ""
+        self._ready_since, self._refused, self._token = 0.0, False, ""
         self._authenticate: bytes | None = None
         self._complaint: ReceivedError | None = None
         self._end = Closed(1000, "not connected yet")
@@ -234,6 +233,8 @@ class Conversation:
             return
         error = error_of(message.payload) if message.type == "error" else None
         key = message.id
+        if message.type == "drain" and key is None:
+            self._backoff.drained(message.payload)
         if self.state is State.CONNECTING:
             self._while_connecting(message, error, now)
         elif key in self._joins:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-__all__ = ["CLOSE_CODES", "Code", "ConfigError", "Limit", "NotPublished", "PeerError", "Refusal"]
+__all__ = ["CLOSE_CODES", "RESTART", "Code", "ConfigError", "Limit", "NotPublished", "PeerError", "Refusal"]
 
 
 class Code(StrEnum):
@@ -41,6 +41,11 @@ CLOSE_CODES: dict[str, int] = {
     Code.INTERNAL: 1011,
 }
 """The WebSocket close code that goes with an error, for those errors that can close a socket."""
+
+
+RESTART = 1012
+"""The close code of a gateway that stops: "Service Restart" of the WebSocket Close Code Number Registry (RFC 6455,
+section 11.7). Clients come back."""
 
 
 class Limit(StrEnum):

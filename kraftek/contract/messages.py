@@ -24,6 +24,7 @@ __all__ = [
     "Closing",
     "Connected",
     "Delivery",
+    "Drained",
     "Envelope",
     "ErrorMessage",
     "ErrorPayload",
@@ -225,6 +226,12 @@ class Pong(Struct, frozen=True):
     id: RequestId | None = None
 
 
+class Drained(Struct, frozen=True):
+    """The gateway stops: the client's socket is closed next, and it is to come back after so many seconds."""
+
+    reconnect_after: float
+
+
 class Closing(Struct, frozen=True):
     """The last word to a client: its socket is closed next, with this close code."""
 
@@ -239,7 +246,7 @@ class Gap(Struct, frozen=True):
     rooms: Mapping[str, Mapping[str, int]]
 
 
-Outbound = Connected | Authenticated | Joined | Left | ErrorMessage | Ack | Delivery | Pong | Closing | Gap
+Outbound = Connected | Authenticated | Joined | Left | ErrorMessage | Ack | Delivery | Pong | Drained | Closing | Gap
 
 
 class Waiting(Struct, eq=False, gc=False):

@@ -14,7 +14,7 @@ from msgspec import Meta, Struct
 from kraftek.contract.names import BROADCAST
 from kraftek.contract.redis_url import masked, shown
 
-__all__ = ["Auth", "Config", "EventPolicy", "Limits", "Operator", "Redis", "Registration", "SocketIO"]
+__all__ = ["Auth", "Config", "Drain", "EventPolicy", "Limits", "Operator", "Redis", "Registration", "SocketIO"]
 
 Flag = Annotated[bool, Meta(description="true or false")]
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1, description="a whole number from 1 to 2147483647")]
@@ -170,6 +170,17 @@ class Operator(Struct, frozen=True, kw_only=True):
     listen: PrivateEndpoints = ()
 
 
+class Drain(Struct, frozen=True, kw_only=True):
+    """``[drain]``: what SIGTERM does. Times in seconds.
+
+    ``lead``: for how long ``/health`` is 503 before anybody is refused. ``seconds``: from then until the last client is
+    closed, at most; so long requests in flight may take.
+    """
+
+    lead: SecondsOrZero = 0.0
+    seconds: SecondsOrZero = 10.0
+
+
 class Registration(Struct, frozen=True, kw_only=True):
     """One of ``[services]``.
 
@@ -230,5 +241,6 @@ class Config(Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     socketio: SocketIO = SocketIO()
     operator: Operator = Operator()
+    drain: Drain = Drain()
     services: tuple[Registration, ...] = ()
     events: tuple[EventPolicy, ...] = ()

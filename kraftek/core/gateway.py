@@ -119,11 +119,6 @@ class Gateway:
         self._admission.departed(session)
         self._requests.departed(session)
 
-    def close_all(self, code: int, reason: str) -> None:
-        """The process stops: close every client's socket."""
-        for session in tuple(self._roster):
-            session.close(code, reason)
-
     def _send(self, session: Session, event: Event) -> None:
         user_id = session.user_id
         if user_id is None:

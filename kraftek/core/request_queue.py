@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import ceil
 
 from msgspec import Struct
+from twisted.internet.interfaces import IReactorTime
 
 from kraftek.contract.messages import RequestId
 from kraftek.contract.rates import share
@@ -14,7 +15,7 @@ from kraftek.contract.settings import Registration
 from kraftek.core.dispatch import once
 from kraftek.core.session import Session
 
-__all__ = ["Request", "RequestQueue"]
+__all__ = ["AwaitedRequests", "Request", "RequestQueue"]
 
 
 class Request(Struct, eq=False, gc=False):
@@ -93,3 +94,30 @@ class RequestQueue:
         if self._held_by is None:
             self._held_by = Counter(request.session.user_id for request in self.requests)
         return self._held_by.get(user_id, 0) >= max(share(held, most, len(self._held_by)), 1)
+
+
+class AwaitedRequests:
+    """Who waits for the end of which requests, while the process stops. ``requests``: all of these, usually none."""
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self.requests: dict[Request, tuple[set[Request], Callable[[], None]]] = {}
+        self._clock = clock
+
+    def add(self, requests: Iterable[Request], call: Callable[[], None]) -> None:
+        """Call it when all of these are settled; at once when there are none. Each is awaited by one."""
+        awaited = set(requests)
+        if not awaited:
+            call()
+        for request in awaited:
+            self.requests[request] = (awaited, call)
+
+    def settled(self, request: Request) -> None:
+        """A request is about to be answered."""
+        found = self.requests.pop(request, None)
+        if found is None:
+            return
+        awaited, call = found
+        awaited.remove(request)
+        if not awaited:
+            # After the answer was written, and before the client's next request is read.
+            self._clock.callLater(0, call)

@@ -5,7 +5,7 @@ The gateway passes it clients' requests; :mod:`kraftek.core.deliveries` passes i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from math import ceil
 
@@ -32,7 +32,7 @@ from kraftek.contract.settings import Limits, Registration
 from kraftek.core.answer_budget import SMALL, AnswerBudget
 from kraftek.core.dispatch import Dispatch, target_of
 from kraftek.core.request_look_ups import LookUps
-from kraftek.core.request_queue import Request, RequestQueue
+from kraftek.core.request_queue import AwaitedRequests, Request, RequestQueue
 from kraftek.core.request_records import AnswerStore, late_answer_key, record_key
 from kraftek.core.session import Session
 
@@ -78,24 +78,20 @@ class Requests:
         *,
         accounts: Accounts,
     ) -> None:
-        self._dispatch = dispatch
-        self._bus = bus
+        self._dispatch, self._bus = dispatch, bus
         self._gateway_id = gateway_id
-        self._bound = limits.requests
-        self._window = limits.request_window
-        self._lasts = limits.request_window > 0
-        self._counters = counters
-        self._clock = clock
-        self._accounts = accounts
+        self._bound, self._window = limits.requests, limits.request_window
+        self._lasts = self._window > 0
+        self._counters, self._clock, self._accounts = counters, clock, accounts
         self.budget = AnswerBudget(limits.answer_bytes, clock.seconds, self._lifetime, counters)
         # By socket: those that are open and have sent a request, and closed ones until all their requests are settled.
         self._waiting: dict[str, dict[RequestId, Request]] = {}
         self._departed: set[str] = set()
+        self._awaited = AwaitedRequests(clock)
         # By the identity of the registration: another one may be registered under its name by now.
         self._queues: dict[int, RequestQueue] = {}
         self._answered: list[tuple[str, bytes, Receipt]] = []
-        self._large = 0  # bytes of the large ones of these
-        self._storing = False
+        self._large, self._storing = 0, False  # bytes of the large ones of these
         self._store = AnswerStore(bus, clock, counters, accounts, limits.request_window)
         self._look_ups = LookUps(
             bus, clock, self._store, settle=self._found, refuse=self._not_handed, requests=self._requests
@@ -185,6 +181,10 @@ class Requests:
             self._departed.add(session.socket_id)
         else:
             self._waiting.pop(session.socket_id, None)
+
+    def after_answers(self, session: Session, call: Callable[[], None]) -> None:
+        """Call it when all requests that the session has sent until now are answered; at once when none waits."""
+        self._awaited.add(self._waiting.get(session.socket_id, {}).values(), call)
 
     def answered(self, message: Broadcast, body: bytes) -> None:
         """A service answers, with these bytes. Only the request that waits for it gets it, and none gets two."""
@@ -300,6 +300,8 @@ class Requests:
     def _settle(self, request: Request, outbound: Outbound | None, body: bytes | None = None) -> None:
         """The request no longer waits: send the client ``outbound``, and store ``body``, the answer, in Redis."""
         request.queue.remove(request)
+        if self._awaited.requests:
+            self._awaited.settled(request)
         if self._looked_up:
             self._looked_up.pop(request, None)
         if body is not None and request.lasts:

@@ -21,7 +21,7 @@ from twisted.plugin import getPlugins
 from kraftek.contract.errors import ConfigError
 from kraftek.contract.names import default_channel
 from kraftek.contract.redis_url import host_and_port, is_port, masked, redis_address
-from kraftek.contract.settings import Auth, Config, EventPolicy, Limits, Operator, Redis, Registration, SocketIO
+from kraftek.contract.settings import Auth, Config, Drain, EventPolicy, Limits, Operator, Redis, Registration, SocketIO
 
 __all__ = ["load"]
 
@@ -224,13 +224,11 @@ class _Draft:
         self._check_pings()
         if self._mistakes:
             raise ConfigError(self._mistakes)
+        named = {str(path[0]): table for path, table in _STRUCTS.items() if len(path) == 1}
+        tables: Any = {name: table(**self._fields(table, name)) for name, table in named.items()}
         return Config(
             **self._fields(Config),
-            redis=Redis(**self._fields(Redis, "redis")),
-            auth=Auth(**self._fields(Auth, "auth")),
-            limits=Limits(**self._fields(Limits, "limits")),
-            socketio=SocketIO(**self._fields(SocketIO, "socketio")),
-            operator=Operator(**self._fields(Operator, "operator")),
+            **tables,
             services=tuple(
                 Registration(name=name, **self._fields(Registration, "services", name)) for name in self._services
             ),
@@ -420,6 +418,7 @@ _STRUCTS: dict[Key, type[Struct]] = {
     ("limits",): Limits,
     ("socketio",): SocketIO,
     ("operator",): Operator,
+    ("drain",): Drain,
     ("services", "NAME"): Registration,
     ("events", "NAME"): EventPolicy,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -28,17 +29,20 @@ from kraftek.contract.interfaces import IAccess, IBusListener
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.metrics import Counters
 from kraftek.contract.names import new_gateway_id, reply_channel
+from kraftek.contract.readiness import Readiness
 from kraftek.contract.redis_url import redis_address
 from kraftek.contract.settings import Config, Redis
 from kraftek.core.access.cache import AccessCache
 from kraftek.core.access.open import OpenAccess
+from kraftek.core.client_drain import ClientDrain
 from kraftek.core.registry import ServiceRegistry
 from kraftek.core.rooms.room_cache import RedisRooms
 from kraftek.daemon.assembly import Core, Edge, core_of, edge_of, edge_sweeps_of, gauges_of, sweeps_of
 from kraftek.daemon.demo import NotesService
-from kraftek.daemon.listening import server_endpoint
+from kraftek.daemon.listening import is_shared, server_endpoint
 from kraftek.daemon.operator import OperatorSite
-from kraftek.daemon.systemd import notify
+from kraftek.daemon.signals import Signals
+from kraftek.daemon.systemd import EXTENSION, more_time, notify
 from kraftek.edge.auth_service import HttpChecker
 from kraftek.edge.hosts import Hosts
 from kraftek.fastpath import speed_up
@@ -64,11 +68,11 @@ _CLOSING = 1.0
 rest of the stop goes on meanwhile. The auth service has as long to see its connections closed."""
 
 _STOPS = "the gateway stops"
-"""The reason that clients get then, with 1001 or 503."""
+"""The reason that clients get then, with 1012 or 503."""
 
 _CLEARANCE = 6.0
 """Seconds to take the entries of all clients out of the room cache when the daemon stops: one for 10,000 of them, on
-two slow cores that Redis shares. What is left the other gateways remove. systemd waits for 15 seconds in all."""
+two slow cores that Redis shares. What is left the other gateways remove."""
 
 
 def make_gateway(reactor: Any, config: Config, *, fastpath: bool = True) -> IService:
@@ -102,7 +106,12 @@ class Daemon(Service):
         self._auth_service: HttpChecker | None = None
         self._core: Core | None = None
         self._edge: Edge | None = None
+        self._readiness: Readiness | None = None
         self._sweeps: list[LoopingCall] = []
+        self._signals = Signals(reactor, self._hurry, lambda: not self.running)
+        self._hurried = False
+        self._lead: Deferred[None] | None = None
+        self._client_drain: ClientDrain | None = None
 
     def privilegedStartService(self) -> None:
         """Bind ports and read keys while that is allowed: after this twistd gives up its rights (``--uid``)."""
@@ -111,6 +120,7 @@ class Daemon(Service):
 
     def startService(self) -> None:
         super().startService()
+        self._reactor.callWhenRunning(self._signals.install)
         self._starting = Deferred.fromCoroutine(self._start())
         self._starting.addErrback(self._cannot_start)
 
@@ -143,11 +153,13 @@ class Daemon(Service):
             clock=reactor,
             iteration=iteration,
         )
+        self._readiness = readiness = Readiness(bus)
         self._edge = edge = edge_of(config, core, iteration, counters, reactor, fastpath=self._fastpath)
+        edge.site.ready = lambda: readiness.ready
         if not self.registry.services():
             self._log.warn("No services are registered: every event will be answered INVALID_EVENT.")
         gauges = gauges_of(core, bus, lambda: edge.connections.count, edge.backlogs)
-        operator = OperatorSite(reactor, Hosts(config.hosts, lenient=True), gateway_id, counters, gauges, bus)
+        operator = OperatorSite(reactor, Hosts(config.hosts, lenient=True), gateway_id, counters, gauges, readiness)
 
         bus.startService()
         # Before Redis is available, so that its absence can be seen at the operator's port.
@@ -210,13 +222,12 @@ class Daemon(Service):
             self._sweeps.append(looping)
 
     async def _stop(self) -> None:
-        if self._edge is not None:
-            self._edge.connections.end()
-        await DeferredList([maybeDeferred(port.stopListening) for port in (*self.ports, *self.operator_ports)])
+        extending = LoopingCall(more_time)
+        extending.clock = self._reactor
+        extending.start(EXTENSION)
+        await self._drain()
         closed: Deferred[None] | None = None
         if self._core is not None and self._edge is not None:
-            self._edge.site.turn_away(_STOPS)
-            self._core.gateway.close_all(1001, _STOPS)
             closed = self._edge.clients.closings.over().addTimeout(_CLOSING, self._reactor)
             await self._bounded(self._core.service_events.end(), _FAREWELL)
         if self._notes is not None and self._notes.running:
@@ -236,6 +247,37 @@ class Daemon(Service):
         if closed is not None:
             with suppress(defer.TimeoutError):
                 await closed
+        await _end([*self.ports, *self.operator_ports])
+        extending.stop()
+
+    async def _drain(self) -> None:
+        """See balancers off, then new clients, then those that are there. Who is refused on a port that others share
+        finds one of these when it tries again; behind a port that is closed a balancer sees that at once.
+        """
+        drain, core, edge = self._config.drain, self._core, self._edge
+        if core is None or edge is None or self._readiness is None:
+            await _end(self.ports)
+            return
+        self._readiness.stops = True
+        if drain.lead and self.ports and not self._hurried:
+            self._log.info("Stopping in {seconds:g} s: /health says so", seconds=drain.lead)
+            self._lead = Deferred()
+            await self._bounded(self._lead, drain.lead)
+        own = [port for port, place in zip(self.ports, self._config.listen, strict=False) if not is_shared(place)]
+        for port in own:
+            edge.connections.end(port)
+        edge.site.turn_away(_STOPS)
+        await _end(own)
+        self._client_drain = ClientDrain(core.roster, core.requests, self._reactor)
+        await self._client_drain.begin(0.0 if self._hurried else drain.seconds, _STOPS)
+
+    def _hurry(self) -> None:
+        """Stop as fast as is possible without leaving anything behind."""
+        self._hurried = True
+        if self._lead is not None and not self._lead.called:
+            self._lead.callback(None)
+        if self._client_drain is not None:
+            self._client_drain.hurry()
 
     async def _farewell(self, core: Core, bus: RedisBus) -> None:
         """Receive the last answers to requests, and return when Redis has processed everything that was sent to it.
@@ -294,7 +336,12 @@ class Daemon(Service):
         # twistd leaves with 0 when a service fails after its start, and systemd would take that for success. Last
         # registered is first called: the pid file has been removed by then.
         atexit.register(os._exit, status)
+        self._hurried = True
         self._reactor.callWhenRunning(self._reactor.stop)
+
+
+async def _end(ports: Sequence[IListeningPort]) -> None:
+    await DeferredList([maybeDeferred(port.stopListening) for port in ports])
 
 
 @implementer(IBusListener)

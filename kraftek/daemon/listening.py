@@ -24,11 +24,18 @@ from twisted.python.failure import Failure
 
 from kraftek.contract.errors import ConfigError
 
-__all__ = ["server_endpoint"]
+__all__ = ["is_shared", "server_endpoint"]
 
 _BACKLOG = 4096
 """Connections that may wait to be accepted: Linux's own bound (``net.core.somaxconn``). Twisted's default is 50, and
 when a gateway restarts under its clients they all come back within the same second."""
+
+
+def is_shared(description: str) -> bool:
+    """Whether its connections may wait for this process although others listen there, or systemd does: the kernel gives
+    each of several listeners its part, whether it accepts or not.
+    """
+    return description.removeprefix("haproxy:").partition(":")[0] in {"reuseport", "systemd"}
 
 
 def server_endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:

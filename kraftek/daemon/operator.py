@@ -18,8 +18,8 @@ from prometheus_client.registry import Collector
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from kraftek.contract.interfaces import IBus
 from kraftek.contract.metrics import Counters, Gauges, described
+from kraftek.contract.readiness import Readiness
 from kraftek.edge.hosts import Hosts
 from kraftek.edge.http_server import HttpServer, Request, Response
 
@@ -74,18 +74,24 @@ def _filled(metric: Any, found: float | Mapping[str, float]) -> Metric:
 
 
 class OperatorSite(HttpServer):
-    """The operator's port: ``/metrics`` in the formats of Prometheus, and ``/health``: 200, or 503 without Redis. While
-    Redis refuses to be written events still flow, and no other gateway is better off: that is 200, with the reason.
+    """The operator's port: ``/metrics`` in the formats of Prometheus, and ``/health``: 200, or 503 when the gateway
+    is not ready. While Redis refuses to be written that is 200, with the reason.
 
     ``hosts`` accepts addresses and an absent Host, because Prometheus and probes use them.
     """
 
     def __init__(
-        self, reactor: IReactorTime, hosts: Hosts, gateway_id: str, counters: Counters, gauges: Gauges, bus: IBus
+        self,
+        reactor: IReactorTime,
+        hosts: Hosts,
+        gateway_id: str,
+        counters: Counters,
+        gauges: Gauges,
+        readiness: Readiness,
     ) -> None:
         super().__init__(reactor, hosts, head_timeout=_PATIENCE, request_timeout=_PATIENCE)
         self._gateway_id = gateway_id
-        self._bus = bus
+        self._readiness = readiness
         self._registry = CollectorRegistry()
         self._registry.register(_Collected(counters, gauges))
         ProcessCollector(registry=self._registry)  # memory, open files, and when it was started
@@ -104,8 +110,11 @@ class OperatorSite(HttpServer):
         return Response(200, encode(self._registry), content_type.encode())
 
     def _health(self, request: Request) -> Response:
-        fault = self._bus.fault
+        readiness = self._readiness
+        fault = readiness.bus.fault
         health: dict[str, object] = {"gatewayId": self._gateway_id, "redis": fault is None}
+        if readiness.stops:
+            health["stopping"] = True
         if fault is not None:
             health["reason"] = fault
-        return Response(200 if self._bus.available else 503, json.encode(health) + b"\n", b"application/json")
+        return Response(200 if readiness.ready else 503, json.encode(health) + b"\n", b"application/json")

@@ -10,7 +10,10 @@ import socket
 from collections.abc import MutableMapping
 from contextlib import suppress
 
-__all__ = ["name_sockets", "notify"]
+__all__ = ["EXTENSION", "more_time", "name_sockets", "notify"]
+
+EXTENSION = 5.0
+"""Seconds between two calls of :func:`more_time`."""
 
 
 def notify(state: str) -> None:
@@ -25,6 +28,11 @@ def notify(state: str) -> None:
         address = "\0" + address[1:]
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifications:
         notifications.sendto(state.encode(), address)
+
+
+def more_time() -> None:
+    """Ask the service manager to wait for three times :data:`EXTENSION` from now on, while the daemon stops."""
+    notify(f"EXTEND_TIMEOUT_USEC={3 * EXTENSION * 1_000_000:.0f}")
 
 
 def name_sockets(environ: MutableMapping[str, str]) -> None:

@@ -62,9 +62,10 @@ class Connections:
         port._logger = Logger(namespace="twisted.internet.tcp.Port", observer=observer)  # noqa: SLF001
         self._ports.append(port)
 
-    def end(self) -> None:
-        """The ports stop listening."""
-        self._ports.clear()
+    def end(self, port: Any) -> None:
+        """The port stops listening."""
+        if port in self._ports:
+            self._ports.remove(port)
 
     def opened(self) -> None:
         """One was accepted."""

@@ -250,7 +250,7 @@ class HttpChannel(HTTPChannel):
     deadline = 0.0
     missed: Any = None
     _head = 0
-    _resting = False
+    rests = False
     _closing = False
 
     def connectionMade(self) -> None:
@@ -258,8 +258,8 @@ class HttpChannel(HTTPChannel):
         self._within(self.factory.head_timeout, HttpChannel._late)
 
     def dataReceived(self, data: bytes) -> None:
-        if self._resting:
-            self._resting = False
+        if self.rests:
+            self.rests = False
             self._within(self.factory.head_timeout, HttpChannel._late)
         super().dataReceived(data)
 
@@ -294,7 +294,7 @@ class HttpChannel(HTTPChannel):
     def requestDone(self, request: Request) -> None:
         self.factory.answered(self)
         if self.persistent:
-            self._resting = True
+            self.rests = True
             self._within(_IDLE, HttpChannel.loseConnection)
         super().requestDone(request)
 
@@ -391,6 +391,11 @@ class Deadlines:
         if not self._channels and self._next is not None:
             self._next.cancel()
             self._next = None
+
+    def end_rests(self) -> None:
+        """Close the connections between two requests."""
+        for channel in [channel for channel in self._channels if channel.rests]:
+            channel.loseConnection()
 
     def _sweep(self) -> None:
         self._next = self._clock.callLater(SWEEP_INTERVAL, self._sweep)

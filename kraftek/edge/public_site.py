@@ -4,7 +4,7 @@ requests. Made by :mod:`kraftek.daemon.assembly`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ __all__ = ["Page", "PublicSite", "pages"]
 
 _CLIENT = Path(__file__).parents[1] / "client/js/kraftek.js"
 _CLIENT_PATH = b"/kraftek.js"
+_HEALTH_PATH = b"/health"
 
 _TYPES = {
     ".css": b"text/css; charset=utf-8",
@@ -54,6 +55,9 @@ _UPGRADE = Response(
     f"This is a WebSocket endpoint: connect with the subprotocol {SUBPROTOCOL}.\n".encode(),
     headers=((b"Upgrade", b"websocket"),),
 )
+
+
+_NOT_KEPT = ((b"Cache-Control", b"no-store"),)
 
 
 class Page(Struct, frozen=True):
@@ -92,6 +96,7 @@ def pages(directory: Path | None) -> dict[bytes, Page]:
 class PublicSite(HttpServer):
     """Passes WebSocket handshakes to ``websockets``; at the path of ``polling`` clients use Engine.IO, with either
     transport. ``files`` are those of the demo.
+    ``ready``: what ``/health`` says.
 
     Pages of other origins than ``origins`` get neither.
 
@@ -129,6 +134,7 @@ class PublicSite(HttpServer):
         self._polling = polling
         self._pages = {**files, _CLIENT_PATH: _page(_CLIENT, *_FOR_EVERY_PAGE)}
         self._connections = connections
+        self.ready: Callable[[], bool] = lambda: True
         self._refusals = Refusals(clock)
         # When the address is known that a connection counts for, if it counts for any.
         self._at_accept = limits.connections_per_address > 0 and not proxies.in_between
@@ -137,8 +143,11 @@ class PublicSite(HttpServer):
         self._once_a_minute = OnceAMinute(clock.seconds)
 
     def turn_away(self, reason: str) -> None:
-        """Refuse all requests from now on, with 503 and this reason: the process stops."""
+        """Refuse new clients from now on, with 503 and this reason: the process stops. Connections that a proxy keeps
+        for its next requests are closed, so that it sends these elsewhere.
+        """
         self._stops = reason
+        self.deadlines.end_rests()
         if self._polling is not None:
             self._polling.turn_away(reason)
 
@@ -159,6 +168,8 @@ class PublicSite(HttpServer):
         return channel
 
     def answered(self, channel: HttpChannel) -> None:
+        if self._stops:
+            channel.persistent = False
         if self._at_head and channel.counted_as is not None:
             self._connections.by_address.remove(channel.counted_as)
             channel.counted_as = None
@@ -192,6 +203,8 @@ class PublicSite(HttpServer):
 
     def headers(self, request: Request) -> Iterator[tuple[bytes, bytes]]:
         yield from super().headers(request)
+        if self._stops:
+            yield b"Connection", b"close"
         # The client for browsers any page may import: whom it may connect to is asked when it does.
         if request.path == _CLIENT_PATH:
             return
@@ -235,6 +248,10 @@ class PublicSite(HttpServer):
         self._polling.respond(request, self._address(request))
 
     def _answer_page(self, request: Request) -> None:
+        if request.path == _HEALTH_PATH and request.method in (b"GET", b"HEAD"):
+            status, body = (200, b"ready\n") if self.ready() else (503, b"not ready\n")
+            request.answer(Response(status, body, headers=_NOT_KEPT))
+            return
         page = self._pages.get(unquote_to_bytes(request.path))
         if page is None:
             # Without files there is nothing but the WebSocket, wherever one asks.

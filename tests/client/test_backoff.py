@@ -47,3 +47,19 @@ def test_who_is_to_come_later_waits_as_long_as_he_was_told_at_least(code: int) -
 def test_an_auth_service_that_is_away_is_asked_after_once_to_twice_what_was_told() -> None:
     assert Backoff(lambda: 0.0).unavailable(None) == 1.0
     assert Backoff(lambda: 1.0).unavailable(3.0) == 6.0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "wait"), [(0.25, 0.25), (0, 0.0), (-1, 0.0), (1e9, 60.0), ("1", 4.0), (None, 4.0), (..., 4.0)]
+)
+def test_a_gateway_that_stops_says_when_to_come_back(seconds: object, wait: float) -> None:
+    backoff = Backoff(lambda: 1.0)
+    backoff.drained({} if seconds is ... else {"reconnectAfter": seconds})
+    assert backoff.after(1012, None) == wait
+    assert backoff.after(1012, None) >= 4.0
+
+
+def test_what_is_no_payload_says_nothing() -> None:
+    backoff = Backoff(lambda: 1.0)
+    backoff.drained(["reconnectAfter"])
+    assert backoff.after(1012, None) == 4.0

@@ -913,6 +913,19 @@ def test_codes_that_everybody_gets_at_once(play: Play, code: int) -> None:
     assert play.wake() == 0.5 * 4.0
 
 
+@pytest.mark.parametrize("ready", [True, False])
+def test_a_gateway_that_stops_says_when_to_come_back(play: Play, ready: bool) -> None:
+    if ready:
+        play.ready()
+    else:
+        play.open()
+    play.say("drain", {"reconnectAfter": 0.75})
+    play.lose(1012, "the gateway stops")
+    assert play.wake() == 0.75
+    play.lose(1006)
+    assert play.wake() == 0.25
+
+
 def test_retry_after_of_the_error_before_the_close(play: Play) -> None:
     play.ready()
     play.error("RATE_LIMITED", retryAfter=7)

@@ -76,7 +76,7 @@ def test_the_gateway_is_restarted(
     ada.expect(State.CONNECTING)
     ada.expect(State.READY)
     getattr(first, end)()
-    assert ada.expect(State.WAITING).code == (1001 if end == "terminate" else 1006)
+    assert ada.expect(State.WAITING).code == (1012 if end == "terminate" else 1006)
     gateway(redis_server, services=SERVICES, args=same_port(first))
     wait_until(lambda: ada.client.state is State.READY, "the connection again", 30.0)
     # Behind what is sent again: the answer to this one says that that has arrived.

@@ -425,8 +425,8 @@ def test_credentials_that_are_refused_close() -> None:
 def test_all_are_closed_when_the_process_stops() -> None:
     house = House()
     clients = [house.admit(f"user{n}", "room") for n in range(3)] + [house.connect()]
-    house.gateway.close_all(1001, "the gateway stops")
-    assert {client.link.closed for client in clients} == {(1001, "the gateway stops")}
+    house.drain.begin(0.0, "the gateway stops")
+    assert {client.link.closed for client in clients} == {(1012, "the gateway stops")}
     assert len(house.roster) == 0
     assert house.rooms.entries == {}
 

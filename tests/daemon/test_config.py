@@ -17,7 +17,7 @@ from twisted.internet.testing import MemoryReactor
 
 from kraftek.contract.errors import ConfigError
 from kraftek.contract.redis_url import RedisAddress, masked, redis_address
-from kraftek.contract.settings import Auth, Config, EventPolicy, Limits, Operator, Redis, Registration, SocketIO
+from kraftek.contract.settings import Auth, Config, Drain, EventPolicy, Limits, Operator, Redis, Registration, SocketIO
 from kraftek.daemon.config import load
 
 SHIPPED = Path(__file__).resolve().parents[2] / "etc/kraftek-gateway.toml"
@@ -27,6 +27,7 @@ TABLES: dict[str, type[Struct]] = {
     "limits": Limits,
     "socketio": SocketIO,
     "operator": Operator,
+    "drain": Drain,
 }
 
 
@@ -405,6 +406,8 @@ def test_nothing_is_negative_and_zero_only_where_that_has_a_meaning(key: str) ->
         "limits.joins_per_user",
         "limits.questions_per_user",
         "limits.questions_per_address",
+        "drain.lead",
+        "drain.seconds",
     }:
         assert at(load_toml(f"{key} = 0"), key) == 0
     else:

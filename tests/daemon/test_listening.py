@@ -26,7 +26,7 @@ from twisted.python.systemd import ListenFDs
 from twisted.trial.unittest import TestCase
 
 from kraftek.contract.errors import ConfigError
-from kraftek.daemon.listening import server_endpoint
+from kraftek.daemon.listening import is_shared, server_endpoint
 from tests.bus.test_endpoint import Authority
 
 reactor: Any = installed
@@ -43,6 +43,12 @@ def backlog(port: Any) -> int:
 
 
 MOST = int(Path("/proc/sys/net/core/somaxconn").read_text())
+
+
+def test_who_else_may_accept() -> None:
+    shared = ["reuseport:3001", "systemd:domain=INET:index=0", "haproxy:systemd:domain=INET:index=0"]
+    own = ["tcp:3001", "ssl:443", "unix:/x", "haproxy:tcp:3001"]
+    assert [is_shared(description) for description in (*shared, *own)] == [True] * 3 + [False] * 4
 
 
 class BacklogTest(TestCase):

@@ -13,6 +13,7 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 
 from kraftek.contract.metrics import Counters, Gauges, described
+from kraftek.contract.readiness import Readiness
 from kraftek.daemon.operator import OperatorSite
 from kraftek.edge.hosts import Hosts
 from tests.edge.websocket.edge import RecordingTransport
@@ -27,7 +28,8 @@ class Operator:
         self.counters = Counters()
         self.gauges = Gauges()
         self.bus = FakeBus()
-        self.site = OperatorSite(Clock(), Hosts(), "gw", self.counters, self.gauges, self.bus)
+        self.readiness = Readiness(self.bus)
+        self.site = OperatorSite(Clock(), Hosts(), "gw", self.counters, self.gauges, self.readiness)
 
     def ask(self, path: str, accept: str = "*/*", method: str = "GET") -> tuple[int, str, str]:
         """Status, type and body of the answer."""
@@ -135,6 +137,12 @@ def test_health_is_that_of_redis(operator: Operator) -> None:
     operator.bus.fault = "MISCONF no disk"
     status, _, body = operator.ask("/health")
     assert (status, json.loads(body)) == (200, {"gatewayId": "gw", "redis": False, "reason": "MISCONF no disk"})
+
+
+def test_health_says_that_the_gateway_stops(operator: Operator) -> None:
+    operator.readiness.stops = True
+    status, _, body = operator.ask("/health")
+    assert (status, json.loads(body)) == (503, {"gatewayId": "gw", "redis": True, "stopping": True})
 
 
 def test_head_has_no_body(operator: Operator) -> None:

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from kraftek.daemon.systemd import notify
+from kraftek.daemon.systemd import more_time, notify
 
 
 @pytest.fixture
@@ -45,6 +45,14 @@ def test_an_abstract_socket_is_told(listening: socket.socket, monkeypatch: pytes
     monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
     notify("READY=1")
     assert listening.recv(100) == b"READY=1"
+
+
+def test_more_time_is_asked_for(listening: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"kraftek-test-{uuid4()}"
+    listening.bind(f"\0{name}")
+    monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
+    more_time()
+    assert listening.recv(100) == b"EXTEND_TIMEOUT_USEC=15000000"
 
 
 def test_a_socket_that_is_not_there_stops_nothing(

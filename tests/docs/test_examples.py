@@ -260,7 +260,7 @@ def test_client_in_a_browser(
     # The first of them: the page tries again soon, and is closed with 1006 as long as there is no gateway.
     page.wait_for_function("heard.some(({ type }) => type === 'closed')")
     closed = page.evaluate("heard.find(({ type }) => type === 'closed').payload")
-    assert closed == {"code": 1001, "reason": "the gateway stops", "again": True}
+    assert closed == {"code": 1012, "reason": "the gateway stops", "again": True}
     auth_service.mode = "down"
     redis_server.client().flushall()
     start(args=("--listen", f"tcp:{process.port}:interface=127.0.0.1"))

@@ -76,10 +76,11 @@ SETTINGS: dict[str, type[Struct]] = {
     "[limits]": settings.Limits,
     "[socketio]": settings.SocketIO,
     "[operator]": settings.Operator,
+    "[drain]": settings.Drain,
     "[services.NAME]": settings.Registration,
     "[events.PATTERN]": settings.EventPolicy,
 }
-TABLES = {"redis", "auth", "limits", "socketio", "operator", "services", "name", "events", "pattern"}
+TABLES = {"redis", "auth", "limits", "socketio", "operator", "drain", "services", "name", "events", "pattern"}
 
 
 def allowed(hint: Any) -> str:

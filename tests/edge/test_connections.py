@@ -115,7 +115,8 @@ def test_ports_that_no_longer_listen_are_left_alone() -> None:
     world = World(limit=1)
     world.ports[0].waiting = 1
     world.ports[0].ready()
-    world.connections.end()
+    for port in world.ports:
+        world.connections.end(port)
     world.connections.closed(None)
     assert not any(port.reading for port in world.ports)
 

@@ -72,6 +72,31 @@ def test_plain_requests_count_as_connections_for_as_long_as_theirs_lasts() -> No
     assert edge.connections.count == 1
 
 
+# Health.
+
+
+def test_a_balancer_may_ask_whether_to_send_clients_here() -> None:
+    edge = Edge()
+    ready = ask(edge, "/health")
+    assert (ready.status, ready.body, ready.headers["cache-control"]) == (200, b"ready\n", "no-store")
+    edge.site.ready = lambda: False
+    assert (ask(edge, "/health").status, ask(edge, "/health", "HEAD").status) == (503, 503)
+    assert ask(edge, "/health", "DELETE").status == 426
+
+
+def test_nobody_keeps_a_connection_to_a_gateway_that_stops() -> None:
+    edge = Edge()
+    resting, between = edge.accept()
+    resting.dataReceived(b"GET /health HTTP/1.1\r\nHost: gateway.test\r\n\r\n")
+    begun, in_the_middle = edge.accept()
+    begun.dataReceived(b"GET /health HTTP/1.1\r\n")
+    edge.site.turn_away("the gateway stops")
+    assert (between.closed, in_the_middle.closed) == ("lost", None)
+    begun.dataReceived(b"Host: gateway.test\r\n\r\n")
+    assert Response(in_the_middle).headers["connection"] == "close"
+    assert in_the_middle.closed == "lost"
+
+
 # The client for browsers.
 
 

@@ -101,6 +101,8 @@ class Crowd:
             if not waiting:
                 return
             message = json.loads(await socket.recv())
+            if message["type"] == "drain":
+                continue
             word = message["payload"]["code"] if message["type"] == "error" else "answered"
             self.answers.setdefault(message["id"], []).append(word)
             self.answered += 1

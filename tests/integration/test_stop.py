@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import signal
+import socket
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.support.ports import free_port
+from tests.support.waiting import wait_until
+
 if TYPE_CHECKING:
     from collections.abc import Coroutine
-    from typing import Any
 
-    from tests.integration.conftest import Gateway, RedisServer, StartGateway
+    from tests.integration.conftest import Connect, Gateway, RedisServer, StartGateway
 
 NATIVE = "/"
 ENGINE = "/socket.io/?EIO=4&transport=websocket"
@@ -120,7 +125,7 @@ def test_all_that_answer_hear_why(process: Gateway, path: str) -> None:
         await stopped(process)
         first, *codes = await closed
         assert first == CUT
-        assert codes == [1001] * CLIENTS
+        assert codes == [1012] * CLIENTS
 
     run(test())
 
@@ -130,7 +135,7 @@ def test_it_ends_at_once_when_all_have_answered(process: Gateway) -> None:
         members = [await Member.connect(process.port, NATIVE, 0.0) for _ in range(10)]
         closed = asyncio.gather(*(member.closed() for member in members))
         await stopped(process)
-        assert await closed == [1001] * 10
+        assert await closed == [1012] * 10
         assert max(member.waited for member in members) < 0.9
 
     run(test())
@@ -163,6 +168,65 @@ def test_polls_that_are_held_are_answered(process: Gateway) -> None:
             assert b"connection: close" in [line.lower() for line in head]
 
     run(test())
+
+
+def status(port: int, path: str) -> int:
+    """The status of a plain request, or of a handshake, on a connection of its own."""
+    with socket.create_connection(("127.0.0.1", port), 5.0) as connection:
+        request = (
+            HANDSHAKE.format(path=path) if path == NATIVE else f"GET {path} HTTP/1.1\r\nHost: gateway.test\r\n\r\n"
+        )
+        connection.sendall(request.encode())
+        return int(connection.makefile("rb").readline().split()[1])
+
+
+def test_balancers_are_told_before_clients_are_refused(
+    redis_server: RedisServer, gateway: StartGateway, connect: Connect
+) -> None:
+    """Until a second signal, here; the first is enough for who has the time."""
+    operator = free_port()
+    config = {"drain": {"lead": 300.0}, "operator": {"listen": [f"tcp:{operator}:interface=127.0.0.1"]}}
+    process = gateway(redis_server, config=config)
+    ada = connect(process, token="ada", room="r1")
+    assert (status(process.port, "/health"), status(operator, "/health")) == (200, 200)
+    process.process.send_signal(signal.SIGTERM)
+    process.wait_log("/health says so")
+    assert (status(process.port, "/health"), status(operator, "/health")) == (503, 503)
+    bob = connect(process, token="bob", room="r1")
+    process.terminate()
+    for client in (ada, bob):
+        client.expect("drain")
+        client.expect_close(1012)
+    assert "Traceback" not in process.log()
+
+
+@pytest.mark.parametrize("listen", ["tcp:0:interface=127.0.0.1", "reuseport:0:interface=127.0.0.1"])
+def test_requests_in_flight_are_answered_first(
+    redis_server: RedisServer, gateway: StartGateway, connect: Connect, listen: str
+) -> None:
+    """Whoever comes meanwhile is refused, at once: where others listen on the port by an answer."""
+    services = {"chat": {"channel": "events:chat", "reply": True}}
+    process = gateway(redis_server, services=services, args=("--listen", listen))
+    redis: Any = redis_server.client()
+    events = redis.pubsub(ignore_subscribe_messages=True)
+    events.subscribe("events:chat")
+    wait_until(lambda: redis.pubsub_numsub("events:chat")[0][1] == 1, "the subscription")
+    ada = connect(process, token="ada", room="r1")
+    bob = connect(process, token="bob", room="r1")
+    ada.send("chat:message:send", id=1)
+    event = json.loads(wait_until(lambda: events.get_message(timeout=0.1), "the request")["data"])
+    process.process.send_signal(signal.SIGTERM)
+    bob.expect("drain")
+    bob.expect_close(1012)
+    if listen.startswith("reuseport"):
+        assert status(process.port, NATIVE) == status(process.port, "/health") == 503
+    else:
+        with pytest.raises(ConnectionRefusedError):
+            status(process.port, NATIVE)
+    redis.publish(event["replyTo"], json.dumps({"type": "x:y:z", "inReplyTo": 1, "recipients": [ada.socket_id]}))
+    assert ada.expect("x:y:z")["id"] == 1
+    assert ada.expect("drain")["payload"] == {"reconnectAfter": 0}
+    ada.expect_close(1012)
 
 
 def test_a_handshake_that_is_late_is_refused(process: Gateway) -> None:

@@ -23,6 +23,7 @@ from kraftek.contract.metrics import Counters
 from kraftek.contract.names import INVALIDATION, reply_channel
 from kraftek.contract.settings import Config
 from kraftek.core.access.cache import AccessCache
+from kraftek.core.client_drain import ClientDrain
 from kraftek.core.registry import ServiceRegistry
 from kraftek.core.rooms.room_cache import RedisRooms
 from kraftek.daemon.assembly import core_of, sweeps_of
@@ -155,7 +156,9 @@ class GatewayProcess:
 
     async def _stop(self) -> None:
         core = self.core
-        core.gateway.close_all(1001, "the gateway stops")
+        await ClientDrain(core.roster, core.requests, self.process).begin(
+            self.config.drain.seconds, "the gateway stops"
+        )
         with suppress(defer.TimeoutError):
             await Deferred.fromCoroutine(core.membership.reconciliation.finish()).addTimeout(6.0, self.process)
         if self.bus.running:

@@ -64,7 +64,7 @@ def test_a_client_of_ours(running: Gateway, user: MakeUser, redis_server: RedisS
         assert "kraftek_sockets 1.0" in metrics.read().decode()
 
     assert running.terminate() == -signal.SIGTERM
-    assert ada.expect(State.WAITING).code == 1001
+    assert ada.expect(State.WAITING).code == 1012
 
 
 def test_a_client_of_socketio(running: Gateway) -> None:

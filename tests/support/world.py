@@ -37,6 +37,7 @@ from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Authenticate
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Config, Limits, Registration
+from kraftek.core.client_drain import ClientDrain
 from kraftek.core.registry import ServiceRegistry
 from kraftek.core.session import SessionState
 from kraftek.daemon.assembly import core_of, gauges_of
@@ -97,6 +98,7 @@ class House:
         self.requests = core.requests
         self.gateway = core.gateway
         self.deliveries = core.deliveries
+        self.drain = ClientDrain(core.roster, core.requests, self.clock)
         self.gauges = gauges_of(core, self.bus, lambda: 0, make_backlogs(self.clock, self.counters, self.limits))
 
     def connect(self, credentials: Authenticate | None = None, dialect: IDialect | None = None) -> Client:

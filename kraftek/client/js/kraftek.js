@@ -20,6 +20,8 @@ const NO_GATEWAY = 1002;
 const LOST = 1006;
 /** After those codes the back-off is that of so many failures at least. */
 const FAILURES_AT_LEAST = 3;
+/** The longest time that a gateway which stops may ask for: the word comes from the network. */
+const LONGEST_ABSENCE = 60_000;
 /** A connection that was ready for so long was a good one: the next back-off begins from the bottom. */
 const STEADY = 5_000;
 /** Bytes that may wait in the socket itself; an `emit` beyond them is dropped. The gateway bounds its side alike. */
@@ -108,6 +110,8 @@ export class Kraftek {
   #refused = false;
   /** The last error that belonged to no request: when the socket is closed for it, that is why. */
   #complaint = null;
+  /** The gateway stops, and this is how long it wants us to be away. */
+  #absence = null;
 
   #ids = Array.from(crypto.getRandomValues(new Uint8Array(8)), (byte) => byte.toString(16).padStart(2, "0")).join("");
   #count = 0;
@@ -262,7 +266,7 @@ export class Kraftek {
   /** Connect now, from any state, with what the token's callback says now. */
   open() {
     this.#drop();
-    this.#complaint = null;
+    this.#complaint = this.#absence = null;
     const socket = new this.#options.WebSocket(this.#url, SUBPROTOCOL);
     this.#socket = socket;
     socket.onopen = () => {
@@ -431,7 +435,7 @@ export class Kraftek {
       return;
     }
     if (askAgain) this.#refused = true;
-    const wait = this.#backOff(code, error);
+    const wait = this.#absence ?? this.#backOff(code, error);
     this.#after(wait, () => this.open());
     this.#become("waiting", { wait, code, reason, error });
   }
@@ -549,6 +553,9 @@ export class Kraftek {
       if (error.code === "ACCESS_REVOKED") this.#isOut(roomId);
       this.#tell("error", error);
     } else {
+      if (type === "drain" && Number.isFinite(payload?.reconnectAfter)) {
+        this.#absence = Math.min(LONGEST_ABSENCE, Math.max(0, 1000 * payload.reconnectAfter));
+      }
       if (type === "connected" && !this.#admitted) this.#socketId = payload?.socketId ?? null;
       if (!OWN.has(type)) this.#tell(type, payload, { roomId });
     }

@@ -23,6 +23,7 @@ from kraftek.contract.messages import (
     Closing,
     Connected,
     Delivery,
+    Drained,
     ErrorMessage,
     ErrorPayload,
     Event,
@@ -130,6 +131,8 @@ class NativeDialect:
                 reply = _Reply("pong", None, id)
             case Gap(rooms):
                 reply = _Reply("gap", {"rooms": rooms})
+            case Drained(reconnect_after):
+                reply = _Reply("drain", {"reconnectAfter": reconnect_after})
             case Closing():
                 return None
         return Outgoing(_encode(reply))

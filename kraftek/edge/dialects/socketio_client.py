@@ -23,6 +23,7 @@ from kraftek.contract.messages import (
     Closing,
     Connected,
     Delivery,
+    Drained,
     ErrorMessage,
     ErrorPayload,
     Event,
@@ -191,6 +192,8 @@ class SocketIODialect:
                 return self._answer("left", {"roomId": room_id}, id)
             case Gap(rooms):
                 return encode_event("gap", _encode({"rooms": rooms}))
+            case Drained(reconnect_after):
+                return encode_event("drain", _encode({"reconnectAfter": reconnect_after}))
             case Closing(close_code) if close_code in _GOOD_BYE:
                 return self._session.disconnect()
         return None

@@ -16,6 +16,7 @@ from secrets import token_urlsafe
 from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
+from kraftek.contract.errors import RESTART
 from kraftek.contract.interfaces import IClientLink, IReceiver
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Gap, Outgoing
@@ -32,7 +33,6 @@ __all__ = ["Answer", "EngineClient", "EngineClients", "EngineSocket"]
 Answer = Callable[[bytes | None], None]
 """Answers a held GET with this body; ``None``: the gateway goes away, come back later."""
 
-_GOING_AWAY = 1001
 
 _TURNAROUND = 1.0
 """Seconds that a client has from the answer to its poll to the next one, before what waits is held against it."""
@@ -192,7 +192,7 @@ class EngineClient:
 
     def close(self, code: int, reason: str) -> None:
         answer = self._answer
-        if code == _GOING_AWAY and self._direct is None:
+        if code == RESTART and self._direct is None:
             # Some clients do not reconnect after the protocol's close packet (python-socketio): neither the
             # poll that is held nor the next one may get it.
             self.poll_lost()

@@ -152,6 +152,22 @@ for (const [code, wait] of [
   });
 }
 
+for (const [reconnectAfter, wait] of [[0.25, 250], [0, 0], [-1, 0], [1e9, 60_000], ["1", 400], [null, 400]]) {
+  test(`comes back when a gateway that stops says so: ${reconnectAfter}`, async (t) => {
+    const here = await world(t);
+    const { client, peer } = await here.ready({ base: 100 });
+    let gone = state(client, "waiting");
+    peer.say("drain", { reconnectAfter });
+    await peer.end(1012, "the gateway stops");
+    assert.equal((await gone).wait, wait);
+    here.clock.pass(wait);
+    assert.equal(client.state, "connecting");
+    gone = state(client, "waiting");
+    await (await here.peer()).socket.close(1011);
+    assert.ok([50, 800].includes((await gone).wait));
+  });
+}
+
 for (const code of [4400, 4403, 4409, 4499]) {
   test(`stays away after ${code}, until it is told otherwise`, async (t) => {
     const here = await world(t);

@@ -25,6 +25,7 @@ from kraftek.contract.messages import (
     Closing,
     Connected,
     Delivery,
+    Drained,
     ErrorMessage,
     Event,
     Gap,
@@ -58,6 +59,7 @@ IDS = st.none() | st.integers(-(2**80), 2**80) | st.text(max_size=64)
 
 OUTBOUND: st.SearchStrategy[Outbound] = st.one_of(
     st.builds(Connected, st.text()),
+    st.builds(Drained, st.floats(0, 1e9)),
     st.builds(Closing, st.sampled_from([1000, 1001, 1011, *range(4400, 4430)])),
     st.builds(Authenticated, st.text(), st.none() | st.text(), IDS),
     st.builds(Joined, st.text(), IDS),

@@ -20,6 +20,7 @@ from kraftek.contract.messages import (
     Closing,
     Connected,
     Delivery,
+    Drained,
     ErrorMessage,
     Event,
     Gap,
@@ -213,6 +214,7 @@ SAID: list[tuple[Outbound, list[str]]] = [
     (Delivery("ж📝", Raw('"ж"'.encode())), ['42["ж📝","ж"]']),
     (Pong(1), []),
     (Gap({"r": {"a:*:*": 2}}), ['42["gap",{"rooms":{"r":{"a:*:*":2}}}]']),
+    (Drained(1.5), ['42["drain",{"reconnectAfter":1.5}]']),
     (Closing(4401), ["41"]),
 ]
 

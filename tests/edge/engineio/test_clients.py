@@ -13,6 +13,7 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from kraftek.contract.accounts import Accounts
+from kraftek.contract.errors import RESTART
 from kraftek.contract.interfaces import IClientLink, IReceiver
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Delivery, Gap, Outgoing
@@ -229,7 +230,7 @@ def test_what_is_closed_on_top_is_closed_with_its_code(world: World) -> None:
 def test_no_poll_is_told_to_stay_away_when_the_gateway_stops(world: World, held: bool) -> None:
     client, _ = world.polling()
     answers = world.poll(client) if held else []
-    client.close(1001, "the gateway stops")
+    client.close(RESTART, "the gateway stops")
     assert answers == (["503"] if held else [])
     with pytest.raises(EngineError):
         world.clients.find(client.engine.sid)

@@ -13,6 +13,7 @@ from twisted.internet.error import ConnectionLost
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
+from kraftek.contract.errors import RESTART
 from kraftek.edge.engineio import posts
 from tests.edge.dialects.servers import SETTINGS, Echo, serve
 from tests.edge.websocket.edge import Peer, RecordingTransport
@@ -262,7 +263,7 @@ def test_a_page_of_another_origin_cannot_hold_up_a_session(monkeypatch: pytest.M
 def test_when_the_gateway_goes_away_clients_are_told_to_come_back(server: Server) -> None:
     sid = server.open()
     poll = server.ask(query=sid)
-    server.echoes[0]._client.close(1001, "the gateway stops")
+    server.echoes[0]._client.close(RESTART, "the gateway stops")
     assert poll.status == 503
     assert poll.headers["connection"] == "close"
     assert poll.transport.closed == "lost"

@@ -1,0 +1,41 @@
+"""What signals do to the daemon. Made by :mod:`kraftek.daemon.lifecycle`."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["Signals"]
+
+
+class Signals:
+    """SIGTERM and SIGINT: the first stops the reactor, as Twisted has it; the second is a wish to have that sooner,
+    ``hurry``; the third ends the process on the spot. ``stops``: whether it stops already.
+    """
+
+    def __init__(self, reactor: Any, hurry: Callable[[], None], stops: Callable[[], bool]) -> None:
+        self._reactor = reactor
+        self._hurry = hurry
+        self._stops = stops
+        self._stop: Any = None
+        self._received = 0
+
+    def install(self) -> None:
+        """Take over from Twisted's handlers, which are there once the reactor runs, if it has any."""
+        stop = signal.getsignal(signal.SIGTERM)
+        if callable(stop):
+            self._stop = stop
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: object) -> None:
+        self._received = max(self._received, int(self._stops())) + 1
+        if self._received == 1:
+            self._stop(number, frame)
+        elif self._received == 2:
+            self._reactor.callFromThread(self._hurry)
+        else:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)

@@ -1,0 +1,76 @@
+"""What the first, the second and the third signal do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from kraftek.daemon.signals import Signals
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Reactor:
+    """Calls at once what another thread asks for."""
+
+    def callFromThread(self, call: Any) -> None:
+        call()
+
+
+@pytest.fixture
+def done() -> Iterator[list[str]]:
+    """What was done. Twisted's handler is one of ours; those of this process are put back."""
+    done: list[str] = []
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number in SIGNALS:
+        signal.signal(number, lambda number, frame: done.append(f"stop {number}"))
+    yield done
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def send(*numbers: int) -> None:
+    for number in numbers:
+        os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_first_stops_and_the_second_hurries(done: list[str], number: int) -> None:
+    Signals(Reactor(), lambda: done.append("hurry"), lambda: False).install()
+    send(number)
+    assert done == [f"stop {number}"]
+    send(signal.SIGTERM)
+    assert done == [f"stop {number}", "hurry"]
+
+
+def test_the_first_hurries_what_stops_for_another_reason(done: list[str]) -> None:
+    Signals(Reactor(), lambda: done.append("hurry"), lambda: True).install()
+    send(signal.SIGTERM)
+    assert done == ["hurry"]
+
+
+def test_the_third_ends_the_process() -> None:
+    program = """
+import os, signal
+from kraftek.daemon.signals import Signals
+signal.signal(signal.SIGTERM, lambda *_: print("stop", flush=True))
+class Reactor:
+    callFromThread = staticmethod(lambda call: call())
+Signals(Reactor, lambda: print("hurry", flush=True), bool).install()
+for _ in range(9):
+    os.kill(os.getpid(), signal.SIGTERM)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert (ended.returncode, ended.stdout.split(), ended.stderr) == (-signal.SIGTERM, ["stop", "hurry"], "")
+
+
+def test_without_handlers_of_twisted_there_are_none(done: list[str]) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    Signals(Reactor(), lambda: done.append("hurry"), lambda: False).install()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
