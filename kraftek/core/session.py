@@ -187,9 +187,9 @@ class Session:
         if self.state is SessionState.CLOSED:
             return
         self._counters.received += 1
-        self.events -= 1
-        self.size -= len(data)
-        over = self._budgets.draw(self) if self.events < 0 or self.size < 0 else None
+        events = self.events = self.events - 1
+        size = self.size = self.size - len(data)
+        over = self._budgets.draw(self) if events < 0 or size < 0 else None
         try:
             message = self.dialect.received(data, binary)
             if message is None:

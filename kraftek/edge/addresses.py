@@ -40,10 +40,12 @@ def owner(address: str, *, reported: bool) -> str:
     """
     its_network = network(address)
     try:
-        public = ip_address(its_network).is_global
+        its_address = ip_address(its_network)
     except ValueError:
         return ""
-    return its_network if reported or public else ""
+    # A proxy on this machine that reported nothing has that of the machine.
+    own = its_address.is_loopback or its_address.is_unspecified  # all that is left of ::1
+    return its_network if its_address.is_global or (reported and not own) else ""
 
 
 class Addresses:

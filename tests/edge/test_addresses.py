@@ -47,7 +47,13 @@ def test_only_a_public_address_has_a_budget(address: str, owned: str) -> None:
 
 @pytest.mark.parametrize(
     ("address", "owned"),
-    [("93.184.216.34", "93.184.216.34"), ("10.1.2.3", "10.1.2.3"), ("fd00:0:0:1::7", "fd00:0:0:1::"), ("unknown", "")],
+    [
+        ("93.184.216.34", "93.184.216.34"),
+        ("10.1.2.3", "10.1.2.3"),
+        ("fd00:0:0:1::7", "fd00:0:0:1::"),
+        ("unknown", ""),
+        ("127.0.0.1", ""),
+    ],
 )
 def test_any_address_that_a_proxy_reports_has_a_budget(address: str, owned: str) -> None:
     assert owner(address, reported=True) == owned

@@ -127,12 +127,10 @@ class AccessCache:
             self._counters.access_hits += 1
             return known
         waiter: Deferred[Grant] = Deferred()
-        waiters = self._waiters.get(key)
-        if waiters is not None:
-            waiters.append(waiter)
-            return waiter
-        self._waiters[key] = [waiter]
-        Deferred.fromCoroutine(self._find(token, key, asker)).addBoth(self._answer, key)
+        waiters = self._waiters.setdefault(key, [])
+        waiters.append(waiter)
+        if len(waiters) == 1:
+            Deferred.fromCoroutine(self._find(token, key, asker)).addBoth(self._answer, key)
         return waiter
 
     def add_listener(self, listener: IAccessListener) -> None:
