@@ -254,8 +254,7 @@ class AccessCache:
             raise
 
     def _answer(self, result: Grant | Failure, key: Key) -> None:
-        if isinstance(result, Grant) and result.expires_at is not None and result.expires_at <= self._now():
-            result = Failure(PeerError(Code.AUTH_FAILED, "Access has expired", closes=True))
+        result = _unless_expired(result, self._now())
         for waiter in self._waiters.pop(key):
             if not isinstance(result, Failure):
                 waiter.callback(result)
@@ -305,8 +304,7 @@ class AccessCache:
             self._answers.clear()
             self._stale(None, None, None, False)
         else:
-            for name in keys:
-                self._changes.record(name)
+            self._changes.record(*keys)
             self._comparison.changed(*keys)
 
     def _invalidated(self, body: bytes) -> None:
@@ -318,8 +316,7 @@ class AccessCache:
             return
         user_id, room_id = message.user_id, message.room_id or None
         self._counters.access_invalidations += 1
-        self._changes.record(user_key(user_id) if room_id is None else (user_id, room_id))
-        self._changes.record(INVALIDATION)
+        self._changes.record(user_key(user_id) if room_id is None else (user_id, room_id), INVALIDATION)
         for key in self._answers.named(user_key(user_id)):
             if room_id in (None, key[1]):
                 self._answers.drop(key)

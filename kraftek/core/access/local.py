@@ -41,13 +41,14 @@ class Changes:
         self._forgotten = 0
         self._last: OrderedDict[Hashable, int] = OrderedDict()
 
-    def record(self, name: Hashable) -> None:
-        """Something with this name changed."""
+    def record(self, *names: Hashable) -> None:
+        """Something with these names changed."""
         self.position += 1
-        self._last[name] = self.position
-        self._last.move_to_end(name)
-        if len(self._last) > CHANGES_KEPT:
-            _, self._forgotten = self._last.popitem(last=False)
+        for name in names:
+            self._last[name] = self.position
+            self._last.move_to_end(name)
+            if len(self._last) > CHANGES_KEPT:
+                _, self._forgotten = self._last.popitem(last=False)
 
     def record_all(self) -> None:
         """Anything may have changed."""
