@@ -337,3 +337,9 @@ class AccessCache:
                 listener.access_stale(digest, user_id, room_id, revoked)
             except Exception:  # noqa: BLE001  # one listener's fault must not keep the others from being notified
                 self._log.failure("Notifying a listener of changed access failed: a bug, please report it")
+
+
+def _unless_expired(result: Grant | Failure, now: float) -> Grant | Failure:
+    if isinstance(result, Grant) and result.expires_at is not None and result.expires_at <= now:
+        return Failure(PeerError(Code.AUTH_FAILED, "Access has expired", closes=True))
+    return result
