@@ -141,16 +141,21 @@ class Backend(ABC, Generic[P]):
         self._act()
         return self._gone()
 
-    def emit(self, type: str, payload: Any = None, *, room: str | None = None) -> None:
+    def emit(self, type: str, payload: Any = None, *, room: str | None = None, volatile: bool = False) -> bool:
         """Send an event, now or once connected. It may be lost when the connection is: a request would not be.
+        ``volatile``: now or never, such as a cursor. ``False`` when it will not be sent; then nobody else is told.
 
         ``payload``: anything that msgspec can encode. ``room``: one of its rooms, by default the first.
         Raises :class:`Closed`, :class:`~kraftek.client.QueueFull`, and ``ValueError`` if ``type`` is no event name or
         ``room`` contains half of a surrogate pair. In the payload that becomes U+FFFD.
         When the gateway refuses the event, listeners to ``error`` are called.
         """
-        self._conversation.emit(type, payload, room)
+        if not volatile:
+            self._conversation.emit(type, payload, room)
+        elif not self._conversation.emit_now(type, payload, room):
+            return False
         self._act()
+        return True
 
     def request(self, type: str, payload: Any = None, *, room: str | None = None, timeout: float | None = None) -> P:
         """Send an event and wait for its answer, across reconnects. Fires with the answer's payload.
@@ -178,8 +183,9 @@ class Backend(ABC, Generic[P]):
     def on(self, type: str, listener: Listener) -> Callable[[], None]:
         """Call ``listener`` with each :class:`Message` of this type that answers no request; the result ends that.
 
-        ``error`` messages are those that concern no request. Listeners to ``state`` get each :class:`Change`, those to
-        ``dropped`` each event that will not be sent because the client was closed.
+        ``error`` messages are those that concern no request; ``gap`` says what was missed while this program did not
+        read. Listeners to ``state`` get each :class:`Change`, those to ``dropped`` each event that will not be sent
+        because the client was closed.
         Raises ``TypeError`` for an ``async`` function, which would not be awaited.
         """
         if inspect.iscoroutinefunction(listener):

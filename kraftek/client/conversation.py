@@ -63,6 +63,7 @@ class Conversation:
     :meth:`connect`          → CONNECTING    nothing                     nothing                      nothing
     :meth:`close`            nothing         → CLOSED                    events sent; → CLOSED        → CLOSED
     :meth:`emit`             ``Closed``      queued                      sent                         queued
+    :meth:`emit_now`         nothing         nothing                     sent                         nothing
     :meth:`request`          ``Closed``      queued                      sent                         queued
     :meth:`join`             ``Closed``      queued                      sent                         queued
     :meth:`leave`            ``Closed``      settled                     sent                         settled
@@ -159,6 +160,15 @@ class Conversation:
         check_event(type, room_id)
         self._check_space()
         self._outbox.put(next(self._ids), Kind.EVENT, frame(type, payload, room_id=room_id))
+
+    def emit_now(self, type: str, payload: Any = None, room_id: str | None = None) -> bool:
+        """Send an event if that can be done at once. Whether it is sent. Raises ``ValueError``."""
+        check_event(type, room_id)
+        held = self._deadlines.of(_HELD) is not None
+        if self.state is not State.READY or held or self._outbox.is_behind:
+            return False
+        self._outbox.put(next(self._ids), Kind.VOLATILE, frame(type, payload, room_id=room_id))
+        return True
 
     def request(self, now: float, timeout: float, type: str, payload: Any = None, room_id: str | None = None) -> str:
         """Send an event and wait for its answer, which is settled under the id returned. Raises as :meth:`emit`.

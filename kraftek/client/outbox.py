@@ -22,7 +22,11 @@ class Kind(Enum):
     """Sent again on every socket, until it is discarded."""
     CONTROL = "control"
     """``join`` and ``leave``, which are about one socket: not sent on another."""
+    VOLATILE = "volatile"
+    """An event for which another socket is too late."""
 
+
+_OF_THE_SOCKET = {Kind.CONTROL, Kind.VOLATILE}
 
 _encode = msgspec.json.Encoder().encode
 
@@ -47,6 +51,11 @@ class Outbox:
 
     def __len__(self) -> int:
         return len(self._unsent) + len(self._unanswered) + len(self._refused)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether something waits that was to be sent by now: the socket, or the gateway, takes no more."""
+        return bool(self._unsent or self._refused)
 
     @property
     def is_from_nowhere(self) -> bool:
@@ -134,7 +143,7 @@ class Outbox:
         """Unanswered requests are sent again, before the rest."""
         again = {key: (Kind.REQUEST, _resent(frame)) for key, frame in self._unanswered.items()}
         refused = {key: (Kind.REQUEST, frame) for key, frame in self._refused.items()}
-        rest = {key: message for key, message in self._unsent.items() if message[0] is not Kind.CONTROL}
+        rest = {key: message for key, message in self._unsent.items() if message[0] not in _OF_THE_SOCKET}
         self._unsent, self._unanswered, self._longest = again | refused | rest, {}, (0, "")
         self._refused = {}
 

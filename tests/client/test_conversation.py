@@ -349,6 +349,24 @@ def test_what_was_said_before_it_is_ready_is_sent_then_in_order(play: Play) -> N
     assert [frame["type"] for frame in play.ready()] == ["a:b:first", "a:b:second", "a:b:third"]
 
 
+def test_what_is_volatile_is_sent_at_once_or_never(play: Play) -> None:
+    assert not play.it.emit_now("a:b:early")
+    play.ready()
+    assert play.it.emit_now("a:b:first", 1, "r1")
+    assert not play.it.emit_now("a:b:second")  # the first has not gone yet
+    assert play.sent() == [{"type": "a:b:first", "payload": 1, "roomId": "r1"}]
+    assert play.it.emit_now("a:b:third")
+    play.lose()
+    assert not play.it.emit_now("a:b:fourth")
+    play.wake()
+    assert [frame["type"] for frame in play.ready()] == []
+    with pytest.raises(ValueError, match="an event's name is"):
+        play.it.emit_now("a:b")
+    play.it.close()
+    assert not play.it.emit_now("a:b:late")
+    assert not any(isinstance(action, Dropped) for action in play.actions())
+
+
 def test_unanswered_requests_are_sent_again_under_their_id_and_events_are_not(play: Play) -> None:
     play.ready()
     first = play.it.request(play.now, 5.0, "a:b:first", 1)

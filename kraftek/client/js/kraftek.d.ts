@@ -63,6 +63,11 @@ export interface EmitOptions {
   roomId?: string;
 }
 
+export interface EventOptions extends EmitOptions {
+  /** Sent now or never: not queued while there is no connection, and not reported as "dropped". */
+  volatile?: boolean;
+}
+
 export interface RequestOptions extends EmitOptions {
   /** For this request alone; `Infinity` waits as long as it takes. */
   timeout?: number;
@@ -96,6 +101,11 @@ export interface Dropped {
 /** What comes with a message of a service: `roomId` when it was told to that room. */
 export interface About {
   roomId?: string;
+}
+
+/** What was missed while the page did not read what it is sent: how many messages, by room and by pattern. */
+export interface Gap {
+  rooms: Record<string, Record<string, number>>;
 }
 
 export interface ErrorFields {
@@ -134,10 +144,10 @@ export class Kraftek {
   readonly rooms: string[];
 
   /**
-   * True unless it is dropped, as "dropped" tells: when closed, and when more waits than `queue`. Throws a `TypeError` for
-   * a type that is not `service:module:name`.
+   * True unless it is dropped, as "dropped" tells: when closed, and when more waits than `queue`. What is `volatile` is
+   * false when it was not sent at once. Throws a `TypeError` for a type that is not `service:module:name`.
    */
-  emit(type: string, payload?: unknown, options?: EmitOptions): boolean;
+  emit(type: string, payload?: unknown, options?: EventOptions): boolean;
   /**
    * The payload of the answer; rejects with a `KraftekError` or with the signal's reason, or with a `TypeError` for a type
    * that is not `service:module:name`.
@@ -159,14 +169,16 @@ export class Kraftek {
   off<Name extends string>(type: Name, listener: Listener<Name>): this;
 }
 
-/** By what it listens to: "state", "error", "dropped", or what services say, whose payload you know. */
+/** By what it listens to: "state", "error", "dropped", "gap", or what services say, whose payload you know. */
 export type Listener<Name extends string> = Name extends "state"
   ? (change: StateChange) => void
   : Name extends "error"
     ? (error: KraftekError) => void
     : Name extends "dropped"
       ? (event: Dropped) => void
-      : (payload: any, about: About) => void;
+      : Name extends "gap"
+        ? (gap: Gap) => void
+        : (payload: any, about: About) => void;
 
 /** Connect, and stay connected: usable at once, what it is told to send waits for the connection. */
 export function connect(url: string, options: Options): Kraftek;

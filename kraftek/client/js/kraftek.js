@@ -26,6 +26,8 @@ const LONGEST_ABSENCE = 60_000;
 const STEADY = 5_000;
 /** Bytes that may wait in the socket itself; an `emit` beyond them is dropped. The gateway bounds its side alike. */
 const UNSENT = 1_048_576;
+/** The same for what is `volatile`: some cursors and the like, so that they are not old when they arrive. */
+const UNSENT_VOLATILE = 16_384;
 /** The longest time that timers can count, 24 days. */
 const LONGEST_TIMER = 2 ** 31 - 1;
 /** Of an event's name: `service:module:name`. A name without colons is the gateway's own, such as "join". */
@@ -176,16 +178,19 @@ export class Kraftek {
   }
 
   /**
-   * Send an event. While not ready, or as long as the gateway takes no more, it waits, behind what waits already. True unless it is dropped, as "dropped" tells:
-   * when closed, and when more waits than `queue`. Look at `state` first if later it is no longer meant. Throws a
-   * `TypeError` for a name that is not `service:module:name`, and for a payload that is not JSON.
+   * Send an event. While not ready, or as long as the gateway takes no more, it waits, behind what waits already. True
+   * unless it is dropped, as "dropped" tells: when closed, and when more waits than `queue`. What is `volatile` is sent
+   * now or never: false when it was not, and nobody else is told. Throws a `TypeError` for a name that is not
+   * `service:module:name`, and for a payload that is not JSON.
    */
-  emit(type, payload, { roomId } = {}) {
+  emit(type, payload, { roomId, volatile = false } = {}) {
     checkName(type);
     const text = JSON.stringify({ type, payload, roomId });
     const sends = this.#state === "ready" && !this.#holding;
-    if (sends && this.#socket.bufferedAmount < UNSENT) {
+    if (sends && this.#socket.bufferedAmount < (volatile ? UNSENT_VOLATILE : UNSENT)) {
       this.#send(text);
+    } else if (volatile) {
+      return false;
     } else if (this.#state === "closed" || sends || this.#outbox.size >= this.#options.queue) {
       this.#tell("dropped", { type, payload, roomId });
       return false;

@@ -178,6 +178,36 @@ test("what is sent before it is ready waits, in order", async (t) => {
   await answer;
 });
 
+test("what is volatile is sent now or never", async (t) => {
+  const here = await world(t);
+  const client = here.connect();
+  client.on("dropped", () => assert.fail("told"));
+  assert.equal(client.emit("chat:e:1", null, { volatile: true }), false);
+  const peer = await here.peer();
+  await peer.admit();
+  await state(client, "ready");
+  assert.equal(client.emit("chat:e:2", { x: 1 }, { volatile: true, roomId: "r1" }), true);
+  assert.equal(client.emit("chat:e:3", "x".repeat(20_000)), true);
+  assert.equal(client.emit("chat:e:4", null, { volatile: true }), false);
+  assert.deepEqual(await peer.hear("chat:e:2"), { type: "chat:e:2", payload: { x: 1 }, roomId: "r1" });
+  await peer.hear("chat:e:3");
+  const gone = state(client, "waiting");
+  await peer.end();
+  await gone;
+  assert.equal(client.emit("chat:e:5", null, { volatile: true }), false);
+  assert.throws(() => client.emit("chat", null, { volatile: true }), TypeError);
+  client.close();
+  assert.equal(client.emit("chat:e:6", null, { volatile: true }), false);
+});
+
+test("what was missed is told as a gap", async (t) => {
+  const here = await world(t);
+  const { client, peer } = await here.ready();
+  const heard = new Promise((resolve) => client.on("gap", resolve));
+  peer.say("gap", { rooms: { r1: { "chat:typing:*": 2 } } });
+  assert.deepEqual(await heard, { rooms: { r1: { "chat:typing:*": 2 } } });
+});
+
 test("requests without an answer are sent again with their id, and nothing else is", async (t) => {
   const here = await world(t);
   const { client, peer } = await here.ready();
