@@ -371,20 +371,24 @@ class Ledger:
                 there[user, room] = what == "joined"
 
     def judge_rooms(self, rooms: Mapping[tuple[str, str], str], there: Mapping[tuple[str, str], str]) -> list[str]:
-        """How the room cache differs from who is there, both user and room to socket; and from presence."""
+        """How the room cache differs from who is there, both user and room to socket."""
         found = [f"room:{room} has {user} at {socket}, and there is {there.get((user, room))}"
                  for (user, room), socket in rooms.items() if there.get((user, room)) != socket]  # fmt: skip
-        found += [f"room:{room} lacks {user} at {socket}" for (user, room), socket in there.items()
-                  if (user, room) not in rooms]  # fmt: skip
+        return found + [f"room:{room} lacks {user} at {socket}" for (user, room), socket in there.items()
+                        if (user, room) not in rooms]  # fmt: skip
+
+    def judge_told(self, rooms: Iterable[tuple[str, str]]) -> list[str]:
+        """How what services were told, and have handled, differs from the room cache: user and room."""
         epoch, events = next(reversed(self._presence.items()), ("", {}))
         present = dict.fromkeys(self._found[epoch], True)
         for number in sorted(events):
             what, user, room = events[number]
             if what != "reset":
                 present[user, room] = what == "joined"
-        told = {key for key, is_there in present.items() if is_there}
+        told, cached = {key for key, is_there in present.items() if is_there}, set(rooms)
+        found = []
         if missing := set(range(1, max(events, default=0) + 1)) - events.keys():
             found.append(f"presence events {sorted(missing)[:10]} of epoch {epoch} are missing")
-        if told != rooms.keys():
-            found.append(f"services were told of {sorted(told - rooms.keys())}, not of {sorted(rooms.keys() - told)}")
+        if told != cached:
+            found.append(f"services were told of {sorted(told - cached)}, not of {sorted(cached - told)}")
         return found

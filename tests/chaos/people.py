@@ -246,6 +246,9 @@ class Blunt:
                         socket.transport.abort()
             self.socket = ""
             await asyncio.sleep(self._random.uniform(0.1, 0.5))
+            # Who comes and goes all the time is never where services were told that it is.
+            while self.world.settling and not self._open and not self._stops:
+                await asyncio.sleep(0.1)
 
     @contextmanager
     def _noting_close(self) -> Iterator[None]:

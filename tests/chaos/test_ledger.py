@@ -223,7 +223,8 @@ def test_presence_alternates() -> None:
     for number, what in [(2, "client:joined"), (3, "client:left"), (3, "client:left"), (4, "client:joined")]:
         present(ledger, number, what)
     assert holes(ledger) == []
-    assert ledger.judge_rooms({("ann", "red"): "g.1"}, {("ann", "red"): "g.1"}) == []
+    assert ledger.judge_told([("ann", "red")]) == []
+    assert len(ledger.judge_told([])) == 1
     present(ledger, 5, "client:joined")
     (found,) = holes(ledger)
     assert "ann joined red twice" in found
@@ -231,14 +232,19 @@ def test_presence_alternates() -> None:
 
 def test_the_room_cache_is_who_is_there() -> None:
     ledger = Ledger()
-    present(ledger, 1, "room:reset", user="", room=None, there=[["ann", "red"]])
     there = {("ann", "red"): "g.1"}
     assert ledger.judge_rooms(there, there) == []
-    assert len(ledger.judge_rooms({("ann", "red"): "g.2"}, there)) == 1
-    assert len(ledger.judge_rooms({}, there)) == 2
-    assert len(ledger.judge_rooms({**there, ("bob", "red"): "g.3"}, there)) == 2
+    for rooms in ({("ann", "red"): "g.2"}, {}, {**there, ("bob", "red"): "g.3"}):
+        assert len(ledger.judge_rooms(rooms, there)) == 1
+
+
+def test_services_are_told_who_is_there() -> None:
+    ledger = Ledger()
+    present(ledger, 1, "room:reset", user="", room=None, there=[["ann", "red"]])
+    assert ledger.judge_told([("ann", "red")]) == []
     present(ledger, 3, "client:left", user="bob")
-    assert ledger.judge_rooms(there, there) == ["presence events [2] of epoch e are missing"]
+    assert ledger.judge_told([("ann", "red")]) == ["presence events [2] of epoch e are missing"]
+    assert len(ledger.judge_told([("ann", "red"), ("bob", "red")])) == 2
 
 
 def test_troubles() -> None:

@@ -34,6 +34,8 @@ __all__ = ["World"]
 
 SETTLED = 15.0
 """Seconds after the last fault: the room cache is right, and everything is answered and handled."""
+TOLD = 60.0
+"""Seconds in which services have handled what waited for them."""
 LOOKS = 60
 """And that often, at least, the room cache is looked at before it counts as wrong."""
 STALL = 0.25
@@ -240,15 +242,34 @@ class World:
         """Nothing is wrong any more: the room cache is right within :data:`SETTLED`, whatever goes on."""
         self.settling = True
         self.ledger.tell(time.monotonic(), "nothing is wrong any more")
+        began = time.monotonic()
+        await self._until_none(self.differences, SETTLED)
+        self.ledger.tell(time.monotonic(), f"the room cache is right after {time.monotonic() - began:.2f} s")
+        await self._until_none(self._untold, TOLD)
+        self.settling = False
+
+    async def _until_none(self, look: Callable[[], Awaitable[list[str]]], seconds: float) -> None:
+        """Return once nothing differs any more; what does after so long is a hole."""
         began, looks, differences = time.monotonic(), 0, [""]
         # On a machine that is busy otherwise, seconds are short.
-        while differences and (time.monotonic() < began + SETTLED or looks < LOOKS):
+        while differences and (time.monotonic() < began + seconds or looks < LOOKS):
             await asyncio.sleep(0.2)
-            looks, differences = looks + 1, await self.differences()
+            looks, differences = looks + 1, await look()
         for difference in differences:
-            self.ledger.wrong(f"{SETTLED:g} s after the last fault: {difference}")
-        self.ledger.tell(time.monotonic(), f"the room cache is right after {time.monotonic() - began:.2f} s")
-        self.settling = False
+            self.ledger.wrong(f"{seconds:g} s after the last fault: {difference}")
+
+    async def _untold(self) -> list[str]:
+        """How what services were told differs from what they read."""
+        found = await self._room_cache()
+        self._read()
+        return self.ledger.judge_told((user, key.removeprefix("room:")) for key, user, _ in found[0])
+
+    async def _room_cache(self) -> tuple[list[tuple[str, str, str]], list[str]]:
+        try:
+            flat, keys = await self.publisher.eval(ROOM_CACHE, 0)
+        except (RedisError, OSError):
+            return [], []
+        return list(zip(flat[::3], flat[1::3], flat[2::3], strict=True)), keys
 
     def _there(self) -> dict[tuple[str, str], str]:
         return {key: socket for person in self.people for key, socket in person.there().items()}
@@ -256,17 +277,10 @@ class World:
     async def differences(self) -> list[str]:
         """How what services read differs from who is there."""
         there = self._there()
-        try:
-            flat, keys = await self.publisher.eval(ROOM_CACHE, 0)
-        except (RedisError, OSError) as error:
-            return [f"Redis: {error}"]
-        self._read()
+        entries, keys = await self._room_cache()
         if there != self._there():
             return ["clients come and go"]
-        found = {
-            (user, key.removeprefix("room:")): socket
-            for key, user, socket in zip(flat[::3], flat[1::3], flat[2::3], strict=True)
-        }
+        found = {(user, key.removeprefix("room:")): socket for key, user, socket in entries}
         differing = self.ledger.judge_rooms(found, there)
         if set(keys) != {f"socket:{user}:{room}" for user, room in found}:
             differing.append(f"the keys are {sorted(keys)}")
