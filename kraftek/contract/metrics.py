@@ -19,6 +19,7 @@ class RefusalReason(StrEnum):
     ADDRESS = "address"  # too many of its address
     HANDSHAKE = "handshake"  # not as the protocol has it
     HOST = "host"
+    MEMORY = "memory"  # the process has more than limits.memory
     ORIGIN = "origin"
     PROCESS = "process"  # too many of this process
     STOPPING = "stopping"
@@ -71,6 +72,10 @@ class Counters(Struct):
     intake: Annotated[int, Meta(description="Events accepted from services")] = 0
     intake_refused: Annotated[int, Meta(description="Events of services refused")] = 0
     leases_lost: Annotated[int, Meta(description="Times that other gateways presumed this one dead")] = 0
+    memory_exceeded: Annotated[int, Meta(description="Times that the process took more memory than limits.memory")] = 0
+    memory_shed_bytes: Annotated[
+        int, Meta(description="Bytes that were given up because the accounts were above limits.memory")
+    ] = 0
     messages_skipped: Annotated[
         dict[str, int],
         Meta(

@@ -12,14 +12,16 @@ __all__ = ["Readiness"]
 
 class Readiness:
     """It is ready unless it stops, or Redis is not connected. While Redis refuses to be written events still flow, and
-    no other gateway is better off: it is ready then. ``stops``: set when it begins to stop.
+    no other gateway is better off: it is ready then. ``stops``: set when it begins to stop. ``fault``: set while the
+    process has more memory than it may.
     """
 
     def __init__(self, bus: IBus) -> None:
         self.bus = bus
         self.stops = False
+        self.fault: str | None = None
 
     @property
     def ready(self) -> bool:
         """Whether it may get more clients."""
-        return self.bus.available and not self.stops
+        return self.bus.available and not self.stops and self.fault is None

@@ -19,6 +19,7 @@ __all__ = ["Auth", "Config", "Drain", "EventPolicy", "Limits", "Operator", "Redi
 Flag = Annotated[bool, Meta(description="true or false")]
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1, description="a whole number from 1 to 2147483647")]
 Bytes = Annotated[int, Meta(ge=1, le=2**40, description="a number of bytes from 1 to 1099511627776")]
+BytesOrZero = Annotated[int, Meta(ge=0, le=2**40, description="a number of bytes from 0 to 1099511627776")]
 CountOrZero = Annotated[int, Meta(ge=0, le=2**31 - 1, description="a whole number from 0 to 2147483647")]
 # At most a year, because inf is a number in TOML, and no timer takes it.
 Seconds = Annotated[float, Meta(gt=0, le=31_536_000, description="seconds, more than 0 and at most a year")]
@@ -110,7 +111,8 @@ class Limits(Struct, frozen=True, kw_only=True):
     the body of a plain one.
     ``request_window``: how long, beyond its service's ``timeout``, a request and its answer are
     known if it is sent again; 0 is off. ``answer_bytes``: of answers that are stored for that at a time; a user has at
-    most an eighth of them, and a service a half.
+    most an eighth of them, and a service a half. ``memory``: of the process; above it what waits is given up, the worst
+    first, and new clients are turned away; 0 is off.
 
     What one may send in a second, 0 for no limit; after a quiet time as much as in ``burst`` seconds at once.
     ``events_per_…``, ``bytes_per_…``: messages of clients and what counts as much, and their bytes: of a socket, user,
@@ -135,6 +137,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     request_timeout: Seconds = 30.0
     request_window: SecondsOrZero = 120.0
     answer_bytes: Count = 67_108_864
+    memory: BytesOrZero = 0
     burst: Seconds = 5.0
     events_per_socket: CountOrZero = 2000
     events_per_user: CountOrZero = 4000

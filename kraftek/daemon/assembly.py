@@ -53,9 +53,9 @@ from kraftek.edge.public_site import PublicSite, pages
 from kraftek.edge.turns import Turns
 from kraftek.edge.websocket.factory import ClientFactory
 
-__all__ = ["Core", "Edge", "Sweep", "core_of", "edge_of", "edge_sweeps_of", "gauges_of", "sweeps_of"]
+__all__ = ["SWEEP_INTERVAL", "Core", "Edge", "Sweep", "core_of", "edge_of", "edge_sweeps_of", "gauges_of", "sweeps_of"]
 
-_SWEEP_INTERVAL = 0.25
+SWEEP_INTERVAL = 0.25
 """Seconds between two looks at what is due: time-outs are that exact."""
 
 _TRIM_INTERVAL = 1.0
@@ -259,13 +259,13 @@ def gauges_of(core: Core, bus: IBus, connections: Callable[[], int], backlogs: B
 def sweeps_of(core: Core) -> tuple[Sweep, ...]:
     """All that the core does by and by."""
     return (
-        (core.admission.sweep, _SWEEP_INTERVAL),
-        (core.access_watch.sweep, _SWEEP_INTERVAL),
-        (core.membership.reconciliation.sweep, _SWEEP_INTERVAL),
-        (core.requests.sweep, _SWEEP_INTERVAL),
+        (core.admission.sweep, SWEEP_INTERVAL),
+        (core.access_watch.sweep, SWEEP_INTERVAL),
+        (core.membership.reconciliation.sweep, SWEEP_INTERVAL),
+        (core.requests.sweep, SWEEP_INTERVAL),
         (core.dispatch.sweep, _TRIM_INTERVAL),
-        (core.service_events.sweep, _SWEEP_INTERVAL),
-        (core.orphans.sweep, _SWEEP_INTERVAL),
+        (core.service_events.sweep, SWEEP_INTERVAL),
+        (core.orphans.sweep, SWEEP_INTERVAL),
         (core.leases.renew, RENEW_INTERVAL),
         (core.leases.look, LOOK_INTERVAL),
     )
@@ -274,7 +274,7 @@ def sweeps_of(core: Core) -> tuple[Sweep, ...]:
 def edge_sweeps_of(edge: Edge) -> tuple[Sweep, ...]:
     """All that the edge does by and by."""
     return (
-        (edge.clients.heartbeat.sweep, _SWEEP_INTERVAL),
-        (edge.engine_clients.sweep, _SWEEP_INTERVAL),
-        (edge.backlogs.sweep, _SWEEP_INTERVAL),
+        (edge.clients.heartbeat.sweep, SWEEP_INTERVAL),
+        (edge.engine_clients.sweep, SWEEP_INTERVAL),
+        (edge.backlogs.sweep, SWEEP_INTERVAL),
     )

@@ -6,6 +6,7 @@ import atexit
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from msgspec.structs import replace
@@ -27,7 +28,7 @@ from kraftek.contract.accounts import Accounts
 from kraftek.contract.errors import ConfigError, NotPublished
 from kraftek.contract.interfaces import IAccess, IBusListener
 from kraftek.contract.iteration import Iteration
-from kraftek.contract.metrics import Counters
+from kraftek.contract.metrics import Counters, RefusalReason
 from kraftek.contract.names import new_gateway_id, reply_channel
 from kraftek.contract.readiness import Readiness
 from kraftek.contract.redis_url import redis_address
@@ -37,9 +38,10 @@ from kraftek.core.access.open import OpenAccess
 from kraftek.core.client_drain import ClientDrain
 from kraftek.core.registry import ServiceRegistry
 from kraftek.core.rooms.room_cache import RedisRooms
-from kraftek.daemon.assembly import Core, Edge, core_of, edge_of, edge_sweeps_of, gauges_of, sweeps_of
+from kraftek.daemon.assembly import SWEEP_INTERVAL, Core, Edge, core_of, edge_of, edge_sweeps_of, gauges_of, sweeps_of
 from kraftek.daemon.demo import NotesService
 from kraftek.daemon.listening import is_shared, server_endpoint
+from kraftek.daemon.memory import MemoryCeiling
 from kraftek.daemon.operator import OperatorSite
 from kraftek.daemon.signals import Signals
 from kraftek.daemon.systemd import EXTENSION, more_time, notify
@@ -158,6 +160,8 @@ class Daemon(Service):
         edge.site.ready = lambda: readiness.ready
         if not self.registry.services():
             self._log.warn("No services are registered: every event will be answered INVALID_EVENT.")
+        turn_away = partial(edge.site.turn_away, why=RefusalReason.MEMORY)
+        ceiling = MemoryCeiling(config.limits.memory, self.accounts, counters, reactor, readiness, turn_away)
         gauges = gauges_of(core, bus, lambda: edge.connections.count, edge.backlogs)
         operator = OperatorSite(reactor, Hosts(config.hosts, lenient=True), gateway_id, counters, gauges, readiness)
 
@@ -170,7 +174,7 @@ class Daemon(Service):
         if config.demo:
             self._notes = NotesService(reactor, redis.url, redis.prefix)
             self._notes.startService()
-        self._sweep(core, edge)
+        self._sweep(core, edge, ceiling)
         core.service_events.begin()
         for endpoint in places:
             port = await self._listen(endpoint, edge.site, "Listening on {where}")
@@ -214,8 +218,8 @@ class Daemon(Service):
         self._auth_service = HttpChecker(self._reactor, auth)
         return AccessCache(self._auth_service, bus, auth, self._reactor, self.counters)
 
-    def _sweep(self, core: Core, edge: Edge) -> None:
-        for sweep, interval in (*sweeps_of(core), *edge_sweeps_of(edge)):
+    def _sweep(self, core: Core, edge: Edge, ceiling: MemoryCeiling) -> None:
+        for sweep, interval in (*sweeps_of(core), *edge_sweeps_of(edge), (ceiling.sweep, SWEEP_INTERVAL)):
             looping = LoopingCall(self._guarded, sweep)
             looping.clock = self._reactor
             looping.start(interval, now=False)

@@ -115,6 +115,8 @@ class OperatorSite(HttpServer):
         health: dict[str, object] = {"gatewayId": self._gateway_id, "redis": fault is None}
         if readiness.stops:
             health["stopping"] = True
+        if readiness.fault is not None:
+            health |= {"memory": False, "reason": readiness.fault}
         if fault is not None:
             health["reason"] = fault
         return Response(200 if readiness.ready else 503, json.encode(health) + b"\n", b"application/json")

@@ -139,17 +139,23 @@ class PublicSite(HttpServer):
         # When the address is known that a connection counts for, if it counts for any.
         self._at_accept = limits.connections_per_address > 0 and not proxies.in_between
         self._at_head = limits.connections_per_address > 0 and proxies.in_between
-        self._stops = ""
+        self._turned_away: tuple[RefusalReason, str] | None = None
+        self._stops = False
         self._once_a_minute = OnceAMinute(clock.seconds)
 
-    def turn_away(self, reason: str) -> None:
-        """Refuse new clients from now on, with 503 and this reason: the process stops. Connections that a proxy keeps
-        for its next requests are closed, so that it sends these elsewhere.
+    def turn_away(self, text: str, why: RefusalReason = RefusalReason.STOPPING) -> None:
+        """Let no new client in from now on, and answer 503 with this text; with an empty one let them in again, unless
+        the process stops. Then connections that a proxy keeps for its next requests are closed, so that it sends these
+        elsewhere.
         """
-        self._stops = reason
-        self.deadlines.end_rests()
+        if self._stops:
+            return
+        self._turned_away = (why, text) if text else None
+        if why is RefusalReason.STOPPING:
+            self._stops = True
+            self.deadlines.end_rests()
         if self._polling is not None:
-            self._polling.turn_away(reason)
+            self._polling.turn_away(text, why)
 
     # What Twisted and the HTTP server call.
 
@@ -238,8 +244,8 @@ class PublicSite(HttpServer):
         if request.take_rest():
             raise RefusedError(400, RefusalReason.HANDSHAKE, "expected nothing before the answer to the handshake")
         self._check_origin(request, engine=engine)
-        if self._stops:
-            raise RefusedError(503, RefusalReason.STOPPING, self._stops)
+        if self._turned_away is not None:
+            raise RefusedError(503, *self._turned_away)
         self._websockets.accept(request, self._address(request), engine=engine)
 
     def _poll(self, request: Request) -> None:

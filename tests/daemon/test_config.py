@@ -408,6 +408,7 @@ def test_nothing_is_negative_and_zero_only_where_that_has_a_meaning(key: str) ->
         "limits.questions_per_address",
         "drain.lead",
         "drain.seconds",
+        "limits.memory",
     }:
         assert at(load_toml(f"{key} = 0"), key) == 0
     else:

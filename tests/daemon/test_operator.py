@@ -145,6 +145,13 @@ def test_health_says_that_the_gateway_stops(operator: Operator) -> None:
     assert (status, json.loads(body)) == (503, {"gatewayId": "gw", "redis": True, "stopping": True})
 
 
+def test_health_says_that_new_clients_are_turned_away(operator: Operator) -> None:
+    operator.readiness.fault = "too much memory"
+    status, _, body = operator.ask("/health")
+    told = {"gatewayId": "gw", "redis": True, "memory": False, "reason": "too much memory"}
+    assert (status, json.loads(body)) == (503, told)
+
+
 def test_head_has_no_body(operator: Operator) -> None:
     assert operator.ask("/health", method="HEAD")[::2] == (200, "")
 

@@ -389,7 +389,7 @@ class EngineClients:
         self._open = open
         self._addresses = addresses
         self._max_clients = max_clients
-        self._turned_away = ""
+        self._turned_away: tuple[RefusalReason, str] | None = None
         self._by_sid: dict[str, EngineClient] = {}
 
     def find(self, sid: str) -> EngineClient:
@@ -417,8 +417,8 @@ class EngineClients:
 
     def poll(self, peer: str, answer: Answer) -> EngineClient:
         """The first GET of a new client; ``answer`` as in ``EngineClient.poll``. Raises ``EngineError``: not now."""
-        if self._turned_away:
-            raise self._refused(RefusalReason.STOPPING, self._turned_away, 503)
+        if self._turned_away is not None:
+            raise self._refused(*self._turned_away, 503)
         if len(self._by_sid) >= self._max_clients:
             raise self._refused(RefusalReason.PROCESS, "too many connections", 503)
         if self._addresses.full(peer):
@@ -428,9 +428,9 @@ class EngineClients:
         client.open(self._open(client))
         return client
 
-    def turn_away(self, reason: str) -> None:
-        """Let no new client in by polling from now on, for this reason: the process stops."""
-        self._turned_away = reason
+    def turn_away(self, text: str, why: RefusalReason) -> None:
+        """Let no new client in by polling from now on, and say why; with an empty text let them in again."""
+        self._turned_away = (why, text) if text else None
 
     def forget(self, client: EngineClient) -> None:
         """A client disconnected."""

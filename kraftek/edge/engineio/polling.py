@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from twisted.python.failure import Failure
 
+from kraftek.contract.metrics import RefusalReason
 from kraftek.edge.engineio.clients import EngineClients
 from kraftek.edge.engineio.packets import EngineError, read_request
 from kraftek.edge.http_server import Request, Response
@@ -36,9 +37,9 @@ class Polling:
         self.max_body = clients.settings.max_payload
         self._clients = clients
 
-    def turn_away(self, reason: str) -> None:
-        """Refuse all requests from now on."""
-        self._clients.turn_away(reason)
+    def turn_away(self, text: str, why: RefusalReason) -> None:
+        """As :meth:`EngineClients.turn_away`."""
+        self._clients.turn_away(text, why)
 
     def expect(self, request: Request) -> None:
         """The head of a request with a body has arrived. Until the body has, its session accepts no other POST."""

@@ -19,7 +19,7 @@ from kraftek.contract.accounts import Accounts
 from kraftek.contract.interfaces import IReceiver
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Gap, Outgoing, Token
-from kraftek.contract.metrics import Counters
+from kraftek.contract.metrics import Counters, RefusalReason
 from kraftek.contract.names import SUBPROTOCOL
 from kraftek.contract.settings import Limits
 from kraftek.core.session import Session
@@ -184,6 +184,22 @@ def test_nobody_is_let_in_any_more_when_the_process_stops() -> None:
     assert edge.refused() == {"stopping": 2}
     assert clients.counters.connections_refused["stopping"] == 1
     assert there.transport.closed is None
+
+
+def test_nobody_is_let_in_for_a_while() -> None:
+    edge, clients, _ = with_engine()
+    edge.site.turn_away("too little memory", RefusalReason.MEMORY)
+    refused = Peer(edge)
+    assert (refused.status, refused.body) == (503, "too little memory\n")
+    with pytest.raises(EngineError, match="too little memory"):
+        clients.poll("192.0.2.1", lambda _: None)
+    assert (edge.refused(), clients.counters.connections_refused["memory"]) == ({"memory": 1}, 1)
+    edge.site.turn_away("", RefusalReason.MEMORY)
+    assert Peer(edge).status == 101
+    assert clients.poll("192.0.2.1", lambda _: None)
+    edge.site.turn_away("the gateway stops")
+    edge.site.turn_away("", RefusalReason.MEMORY)
+    assert Peer(edge).status == 503
 
 
 def test_connections_of_an_address_are_bounded() -> None:
