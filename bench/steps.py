@@ -23,6 +23,7 @@ import txaio
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
+from kraftek.contract.accounts import Accounts
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Token
 from kraftek.contract.metrics import Counters
@@ -32,7 +33,9 @@ from kraftek.edge.dialects.socketio_client import SocketIOClient
 from kraftek.edge.dialects.socketio_packets import SocketSettings
 from kraftek.edge.engineio.clients import EngineClients
 from kraftek.edge.engineio.connection import EngineSettings
+from kraftek.edge.turns import Turns
 from tests.edge.websocket.edge import Edge, RecordingTransport, handshake
+from tests.support.backlogs import make_backlogs
 from tests.support.fakes import Question
 
 READ = 65_536
@@ -107,11 +110,17 @@ KINDS: dict[str, tuple[bytes, ...]] = {
 """By name: what arrives, read by read."""
 
 
-def gateway() -> tuple[Edge, EngineClients, RealTime]:
+UNLIMITED = Limits(
+    events_per_socket=0, bytes_per_socket=0, events_per_user=0, bytes_per_user=0, joins_per_user=0, questions_per_user=0
+)
+"""Without budgets, which would slow what is measured."""
+
+
+def gateway() -> tuple[Edge, RealTime]:
     """The edge of a gateway where everybody may do everything."""
     clock, counters = RealTime(), Counters()
     packets = SocketSettings(max_attachment_bytes=1_000_000)
-    turns = turns_of(clock)
+    turns = Turns(clock, Accounts())
     clients = EngineClients(
         clock,
         Iteration(clock),
@@ -120,30 +129,20 @@ def gateway() -> tuple[Edge, EngineClients, RealTime]:
         lambda client: SocketIOClient(client, packets, edge.house.gateway.open),
         Addresses(0),
         1000,
-        **turns,
+        turns=turns,
+        backlogs=make_backlogs(clock, counters, UNLIMITED),
     )
-    edge = Edge(limits=Limits(), compression=True, engine_clients=clients)
+    edge = Edge(limits=UNLIMITED, compression=True, engine_clients=clients)
     edge.factory.iteration = Iteration(clock)
-    for name, value in turns.items():
-        setattr(edge.factory, name, value)
-    return edge, clients, clock
-
-
-def turns_of(clock: Clock) -> dict[str, Any]:
-    """Turns by real time, for a gateway that has them: the one before had none."""
-    try:
-        from kraftek.contract.accounts import Accounts  # noqa: PLC0415
-        from kraftek.edge.turns import Turns  # noqa: PLC0415
-    except ImportError:
-        return {}
-    return {"turns": Turns(clock, Accounts())}
+    edge.factory.turns = turns
+    return edge, clock
 
 
 class Subject:
     """One client, let in, on a transport of strings. ``paused``: the gateway does not read it."""
 
     def __init__(self, kind: str) -> None:
-        self.edge, _, self.clock = gateway()
+        self.edge, self.clock = gateway()
         access: Any = self.edge.house.access
         access.check = self._check
         self.transport = self._connected()
@@ -197,7 +196,7 @@ class Subject:
         for _ in range(100):
             self._timed(self.clock.iterate)
 
-    def _check(self, token: Token, room_id: str | None) -> Any:
+    def _check(self, token: Token, room_id: str | None, asker: object) -> Any:
         question = Question(token.value, room_id, Deferred())
         question.yes("user")
         return question.answer

@@ -84,6 +84,9 @@ class Counters(Struct):
         ),
     ] = field(default_factory=lambda: {reason.value: 0 for reason in SkipReason})
     ping_timeouts: Annotated[int, Meta(description="Clients dropped because they did not answer a ping")] = 0
+    posts_refused: Annotated[
+        int, Meta(description="Long-polling sessions closed because too much that clients had posted was not handled")
+    ] = 0
     published: Annotated[int, Meta(description="Events published to services")] = 0
     published_to_nobody: Annotated[int, Meta(description="Events that no service listened for")] = 0
     publishes_lost: Annotated[

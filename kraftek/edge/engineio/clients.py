@@ -381,7 +381,7 @@ class EngineClients:
     ) -> None:
         self.iteration = iteration
         self.turns = turns
-        self.posts = Posts(turns)
+        self.posts = Posts(turns, counters)
         self.counters = counters
         self.backlogs = backlogs
         self.settings = settings

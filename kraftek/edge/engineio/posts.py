@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+from kraftek.contract.metrics import Counters
 from kraftek.edge.engineio.packets import EngineError, ErrorCode, Message
 from kraftek.edge.turns import STEP, Turns
 
@@ -52,8 +53,9 @@ class Poster(Protocol):
 class Posts:
     """The POSTs of this process that are not handled: how many bytes they have, and whose turn it is."""
 
-    def __init__(self, turns: Turns) -> None:
+    def __init__(self, turns: Turns, counters: Counters) -> None:
         self.turns = turns
+        self.counters = counters
         self._total = 0
         self._sizes: dict[Post, int] = {}
 
@@ -107,6 +109,7 @@ class Post:
 
     def give_up(self) -> None:
         """There is no room for it: the client is told, and has to connect again."""
+        self._posts.counters.posts_refused += 1
         self._finish(TOO_MUCH)
         self._client.close(1013, "OVERLOADED")
 

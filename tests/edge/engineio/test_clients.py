@@ -501,7 +501,7 @@ def test_the_oldest_post_is_given_up_when_there_are_too_many(
     assert error is not None
     assert error.status == 503
     assert (told, [listener.ended for listener in listeners]) == ({}, [1, 0, 0])
-    assert world.accounts.unhandled == 8
+    assert (world.accounts.unhandled, world.counters.posts_refused) == (8, 1)
 
 
 def test_posts_are_given_up_where_memory_is_short(world: World) -> None:
