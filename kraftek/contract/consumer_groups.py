@@ -24,6 +24,10 @@ live one sends a command every second, and Redis creates it again if it comes ba
 _DEAD_LETTERS = 10_000
 """Entries that a dead-letter stream may hold (:func:`kraftek.contract.names.dead_letters`)."""
 
+_DEAD_LETTER_BYTES = 67_108_864
+"""Bytes of entries as large as the newest that it may hold: 64 MiB. Nothing has to be measured for that. However the
+sizes mix, the n-th largest is an n-th of it at most."""
+
 _REASON = 1000
 """Characters of a reason that are kept."""
 
@@ -92,4 +96,5 @@ def dead_letter(event: bytes, reason: str, entry_id: str | bytes, *more: Argumen
     ``more``: names and values of further fields.
     """
     fields = ("event", event, "reason", reason[:_REASON], "id", entry_id, *more)
-    return ("MAXLEN", "~", _DEAD_LETTERS, "*", *fields)
+    most = min(_DEAD_LETTERS, max(1, _DEAD_LETTER_BYTES // (len(event) + 1)))
+    return ("MAXLEN", "~", most, "*", *fields)

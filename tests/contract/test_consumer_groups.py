@@ -131,3 +131,8 @@ def test_what_is_put_aside_is_kept_with_the_reason() -> None:
     letter = dead_letter(b"{}", "x" * 2000, b"1-0", "attempts", 3)
     assert letter[:4] == ("MAXLEN", "~", 10_000, "*")
     assert letter[4:] == ("event", b"{}", "reason", "x" * 1000, "id", b"1-0", "attempts", 3)
+
+
+@pytest.mark.parametrize(("size", "most"), [(0, 10_000), (1000, 10_000), (1_048_576, 63), (10**9, 1)])
+def test_large_dead_letters_are_fewer(size: int, most: int) -> None:
+    assert dead_letter(bytes(size), "", "1-0")[:3] == ("MAXLEN", "~", most)
