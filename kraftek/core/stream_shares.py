@@ -46,11 +46,12 @@ class StreamShares:
         self._handled = 0
 
     def takes(self, user_id: str, size: int) -> bool:
-        """Whether the user may send so large an event now; then it counts as sent."""
+        """Whether the user may send so large an event now, unless the stream is full; then it counts as sent."""
         unit, users, weight = self._unit, self._users, self._weight
         cost = size if size > unit else unit  # noqa: FURB136  # a call of max() costs as much as all the rest
         used = users.get(user_id, 0.0) + cost * weight
-        if used > (self._room - self._sent) * weight:
+        free = self._room - self._sent
+        if used > free * weight and free >= cost:  # of a full stream Redis says that it is full
             if self._sent - self._seen <= self._bytes * _UNVERIFIED:
                 return False
             self._look()

@@ -124,3 +124,11 @@ def test_a_stream_that_never_empties_goes_on_for_ever() -> None:
         stream.look()
     assert stream.send("ann", 100) == 100
     assert stream.shares._weight < 1e200
+
+
+def test_that_a_stream_is_full_is_said_by_redis() -> None:
+    stream = Stream(max_length=100)
+    for user in range(100):
+        stream.send(str(user), 1)
+    stream.look()
+    assert stream.shares.takes("0", 100)
