@@ -80,7 +80,7 @@ class Requests:
     ) -> None:
         self._dispatch, self._bus = dispatch, bus
         self._gateway_id = gateway_id
-        self._bound, self._window = limits.requests, limits.request_window
+        self._limits, self._window = limits, limits.request_window
         self._lasts = self._window > 0
         self._counters, self._clock, self._accounts = counters, clock, accounts
         self.budget = AnswerBudget(limits.answer_bytes, clock.seconds, self._lifetime, counters)
@@ -124,8 +124,8 @@ class Requests:
                 )
             self._counters.requests_repeated += 1
             return  # the first one's answer answers this one, too
-        if len(waiting) >= self._bound:
-            message = f"{self._bound} requests of this connection wait for their answers"
+        if len(waiting) >= self._limits.requests:
+            message = f"{self._limits.requests} requests of this connection wait for their answers"
             bound = _try_again(envelope.event_type, request_id, Code.RATE_LIMITED, message, Limit.REQUESTS)
             if not resent:
                 raise bound
@@ -165,7 +165,7 @@ class Requests:
             if waiting[request_id].record == record:
                 return
             raise error
-        if len(waiting) >= 2 * self._bound:
+        if len(waiting) >= 2 * self._limits.requests:
             message = "too many requests of this connection were sent again, and wait for their answers"
             raise PeerError(Code.TIMEOUT, message, id=request_id, event_type=error.event_type)
         queue = self._queues.get(id(service)) or self._queue(service)

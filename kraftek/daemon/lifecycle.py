@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from twisted.application.service import IService, Service
 from twisted.internet import defer
 from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.defer import CancelledError, Deferred, DeferredList, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -35,16 +35,17 @@ from kraftek.contract.redis_url import redis_address
 from kraftek.contract.settings import Config, Redis
 from kraftek.core.access.cache import AccessCache
 from kraftek.core.access.open import OpenAccess
-from kraftek.core.client_drain import ClientDrain
 from kraftek.core.registry import ServiceRegistry
 from kraftek.core.rooms.room_cache import RedisRooms
 from kraftek.daemon.assembly import SWEEP_INTERVAL, Core, Edge, core_of, edge_of, edge_sweeps_of, gauges_of, sweeps_of
 from kraftek.daemon.demo import NotesService
-from kraftek.daemon.listening import is_shared, server_endpoint
+from kraftek.daemon.draining import Draining, end
+from kraftek.daemon.listening import Certificates, server_endpoint
 from kraftek.daemon.memory import MemoryCeiling
 from kraftek.daemon.operator import OperatorSite
+from kraftek.daemon.reload import Reload
 from kraftek.daemon.signals import Signals
-from kraftek.daemon.systemd import EXTENSION, more_time, notify
+from kraftek.daemon.systemd import EXTENSION, more_time, notify, reloading
 from kraftek.edge.auth_service import HttpChecker
 from kraftek.edge.hosts import Hosts
 from kraftek.fastpath import speed_up
@@ -69,17 +70,18 @@ _CLOSING = 1.0
 """Seconds that clients have to answer their close frames when the daemon stops: some round trips across the world. The
 rest of the stop goes on meanwhile. The auth service has as long to see its connections closed."""
 
-_STOPS = "the gateway stops"
-"""The reason that clients get then, with 1012 or 503."""
-
 _CLEARANCE = 6.0
 """Seconds to take the entries of all clients out of the room cache when the daemon stops: one for 10,000 of them, on
 two slow cores that Redis shares. What is left the other gateways remove."""
 
 
-def make_gateway(reactor: Any, config: Config, *, fastpath: bool = True) -> IService:
-    """The gateway as a Twisted service. ``fastpath``: what reaches past the public surface of libraries is used."""
-    return Daemon(reactor, config, fastpath=fastpath)
+def make_gateway(
+    reactor: Any, config: Config, *, read: Callable[[], Config] | None = None, fastpath: bool = True
+) -> IService:
+    """The gateway as a Twisted service. ``read`` reads the configuration again. ``fastpath``: what reaches past the
+    public surface of libraries is used.
+    """
+    return Daemon(reactor, config, read=read, fastpath=fastpath)
 
 
 class Daemon(Service):
@@ -91,7 +93,9 @@ class Daemon(Service):
 
     _log = Logger()
 
-    def __init__(self, reactor: Any, config: Config, *, fastpath: bool = True) -> None:
+    def __init__(
+        self, reactor: Any, config: Config, *, read: Callable[[], Config] | None = None, fastpath: bool = True
+    ) -> None:
         self.registry = ServiceRegistry(config.services)
         self.counters = Counters()
         self.accounts = Accounts()
@@ -99,6 +103,7 @@ class Daemon(Service):
         self.operator_ports: list[IListeningPort] = []
         self._reactor = reactor
         self._config = config
+        self._read = read or (lambda: config)
         self._fastpath = fastpath
         self._places: Deferred[_Places] | None = None
         self._starting: Deferred[None] | None = None
@@ -110,14 +115,15 @@ class Daemon(Service):
         self._edge: Edge | None = None
         self._readiness: Readiness | None = None
         self._sweeps: list[LoopingCall] = []
-        self._signals = Signals(reactor, self._hurry, lambda: not self.running)
-        self._hurried = False
-        self._lead: Deferred[None] | None = None
-        self._client_drain: ClientDrain | None = None
+        self._draining = Draining(reactor, config)
+        self._signals = Signals(reactor, self._reload, self._draining.hurry, lambda: not self.running)
+        self._certificates = Certificates()
+        self._reloading: Reload | None = None
 
     def privilegedStartService(self) -> None:
         """Bind ports and read keys while that is allowed: after this twistd gives up its rights (``--uid``)."""
         super().privilegedStartService()
+        self._signals.install_early()
         self._places = defer.execute(self._bind)
 
     def startService(self) -> None:
@@ -182,12 +188,30 @@ class Daemon(Service):
             self.ports.append(port)
         if config.demo:
             self._show_board()
+        self._reloading = Reload(config, self.registry, self._certificates, edge.site, operator, self._auth_service)
         self._log.info("Gateway {gateway_id} is ready", gateway_id=gateway_id)
+        notify("READY=1")
+
+    def _reload(self) -> None:
+        """Read the configuration again. Whatever is wrong with it, the gateway goes on with what it has."""
+        if self._reloading is None or not self.running:
+            self._log.warn("Not reloaded: the gateway starts or stops")
+            return
+        reloading()
+        try:
+            self._reloading.take(self._read())
+        except ConfigError as error:
+            for mistake in error.mistakes:
+                self._log.error("Not reloaded: {mistake}", mistake=mistake)
+        else:
+            self._log.info("Reloaded")
         notify("READY=1")
 
     def _bind(self) -> _Places:
         listen = self._config.listen, self._config.operator.listen
-        clients, operator = ([server_endpoint(self._reactor, text) for text in texts] for texts in listen)
+        clients, operator = (
+            [server_endpoint(self._reactor, text, self._certificates) for text in texts] for texts in listen
+        )
         return clients, operator
 
     async def _redis(self) -> Redis:
@@ -229,7 +253,7 @@ class Daemon(Service):
         extending = LoopingCall(more_time)
         extending.clock = self._reactor
         extending.start(EXTENSION)
-        await self._drain()
+        await self._draining.drain(self.ports, self._readiness, self._core, self._edge)
         closed: Deferred[None] | None = None
         if self._core is not None and self._edge is not None:
             closed = self._edge.clients.closings.over().addTimeout(_CLOSING, self._reactor)
@@ -251,37 +275,8 @@ class Daemon(Service):
         if closed is not None:
             with suppress(defer.TimeoutError):
                 await closed
-        await _end([*self.ports, *self.operator_ports])
+        await end([*self.ports, *self.operator_ports])
         extending.stop()
-
-    async def _drain(self) -> None:
-        """See balancers off, then new clients, then those that are there. Who is refused on a port that others share
-        finds one of these when it tries again; behind a port that is closed a balancer sees that at once.
-        """
-        drain, core, edge = self._config.drain, self._core, self._edge
-        if core is None or edge is None or self._readiness is None:
-            await _end(self.ports)
-            return
-        self._readiness.stops = True
-        if drain.lead and self.ports and not self._hurried:
-            self._log.info("Stopping in {seconds:g} s: /health says so", seconds=drain.lead)
-            self._lead = Deferred()
-            await self._bounded(self._lead, drain.lead)
-        own = [port for port, place in zip(self.ports, self._config.listen, strict=False) if not is_shared(place)]
-        for port in own:
-            edge.connections.end(port)
-        edge.site.turn_away(_STOPS)
-        await _end(own)
-        self._client_drain = ClientDrain(core.roster, core.requests, self._reactor)
-        await self._client_drain.begin(0.0 if self._hurried else drain.seconds, _STOPS)
-
-    def _hurry(self) -> None:
-        """Stop as fast as is possible without leaving anything behind."""
-        self._hurried = True
-        if self._lead is not None and not self._lead.called:
-            self._lead.callback(None)
-        if self._client_drain is not None:
-            self._client_drain.hurry()
 
     async def _farewell(self, core: Core, bus: RedisBus) -> None:
         """Receive the last answers to requests, and return when Redis has processed everything that was sent to it.
@@ -340,12 +335,8 @@ class Daemon(Service):
         # twistd leaves with 0 when a service fails after its start, and systemd would take that for success. Last
         # registered is first called: the pid file has been removed by then.
         atexit.register(os._exit, status)
-        self._hurried = True
+        self._draining.hurry()
         self._reactor.callWhenRunning(self._reactor.stop)
-
-
-async def _end(ports: Sequence[IListeningPort]) -> None:
-    await DeferredList([maybeDeferred(port.stopListening) for port in ports])
 
 
 @implementer(IBusListener)

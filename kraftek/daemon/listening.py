@@ -9,8 +9,9 @@ import errno
 import fcntl
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,19 @@ import OpenSSL.crypto
 import OpenSSL.SSL
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError, VerifyError
-from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
+from twisted.internet.interfaces import (
+    IListeningPort,
+    IOpenSSLContextFactory,
+    IProtocolFactory,
+    IStreamServerEndpoint,
+)
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from kraftek.contract.errors import ConfigError
 
-__all__ = ["is_shared", "server_endpoint"]
+__all__ = ["Certificates", "is_shared", "server_endpoint"]
 
 _BACKLOG = 4096
 """Connections that may wait to be accepted: Linux's own bound (``net.core.somaxconn``). Twisted's default is 50, and
@@ -38,29 +45,101 @@ def is_shared(description: str) -> bool:
     return description.removeprefix("haproxy:").partition(":")[0] in {"reuseport", "systemd"}
 
 
-def server_endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
-    """The server endpoint of this string.
+class Certificates:
+    """The keys and certificates of all endpoints ``ssl:``, by their strings: they can be read again."""
+
+    def __init__(self) -> None:
+        self._renewable: dict[str, _Renewable] = {}
+
+    def add(self, description: str, factory: Any) -> _Renewable:
+        """What an endpoint is to use in place of its own ``factory`` of contexts."""
+        return self._renewable.setdefault(description, _Renewable(factory))
+
+    def read(self, descriptions: Iterable[str]) -> Callable[[], None]:
+        """Read those of these endpoints. What is returned has new connections use them, where one is listening.
+
+        Raises ``ConfigError`` with all that is wrong.
+        """
+        found: dict[str, Any] = {}
+        mistakes: list[str] = []
+        for description in descriptions:
+            if description.startswith("ssl:"):
+                try:
+                    found[description] = _named(description, lambda: _Keys.of(description))  # noqa: B023
+                except ConfigError as error:
+                    mistakes += error.mistakes
+        if mistakes:
+            raise ConfigError(mistakes)
+
+        def use() -> None:
+            for description in found.keys() & self._renewable.keys():
+                self._renewable[description].factory = found[description]
+
+        return use
+
+
+@implementer(IOpenSSLContextFactory)
+class _Renewable:
+    """Makes the contexts of TLS for an endpoint, with what was read last."""
+
+    def __init__(self, factory: Any) -> None:
+        self.factory = factory
+
+    def getContext(self) -> OpenSSL.SSL.Context:
+        """Twisted asks for each connection."""
+        context: OpenSSL.SSL.Context = self.factory.getContext()
+        return context
+
+
+class _Keys:
+    """In place of a reactor: an endpoint that listens on it shows what it would use for TLS."""
+
+    factory: Any = None
+
+    @classmethod
+    def of(cls, description: str) -> Any:
+        """Read what an endpoint names."""
+        keys: Any = cls()
+        nobody: Any = None
+        _parsed(keys, description).listen(nobody)
+        keys.factory.getContext()
+        return keys.factory
+
+    def listenSSL(self, port: int, factory: Any, contextFactory: Any, backlog: int, interface: str = "") -> None:
+        self.factory = contextFactory
+
+
+def server_endpoint(reactor: Any, description: str, certificates: Certificates | None = None) -> IStreamServerEndpoint:
+    """The server endpoint of this string. ``certificates`` will know what it uses for TLS.
 
     A TCP port is bound and keys are read at once, so that this is what needs the rights for it. Connections are refused
     until it listens. Raises ``ConfigError`` when the string cannot be understood, when what it names cannot be read or
     when systemd has not passed that socket; ``CannotListenError`` when the port is taken.
     """
+    endpoint: IStreamServerEndpoint = _named(
+        description, lambda: _endpoint(reactor, description, certificates or Certificates())
+    )
+    return endpoint
+
+
+def _named(description: str, make: Callable[[], Any]) -> Any:
     try:
-        return _endpoint(reactor, description)
+        return make()
     except (OSError, TypeError, ValueError) as error:
         raise ConfigError([f"{description}: {error}"]) from None
     except (OpenSSL.SSL.Error, OpenSSL.crypto.Error, VerifyError):
         raise ConfigError([f"{description}: expected a private key and the certificate for it, in PEM"]) from None
 
 
-def _endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
+def _endpoint(reactor: Any, description: str, certificates: Certificates) -> IStreamServerEndpoint:
     kind, _, rest = description.partition(":")
+    named = description
     if kind in ("tcp", "tcp6", "ssl", "unix") and ":backlog=" not in description:
         description += f":backlog={_BACKLOG}"
     if kind == "reuseport":
         return _bound(_Ports(reactor, shared=True), f"tcp:{rest}:backlog={_BACKLOG}")
     if kind in ("tcp", "tcp6", "ssl"):
-        return _bound(_Ports(reactor), description)
+        return _bound(_Ports(reactor, renewable=partial(certificates.add, named)), description)
     if kind == "unix":
         return _parsed(_Paths(reactor), description)
     try:
@@ -90,11 +169,15 @@ class _Ports:
     """What endpoints of TCP and TLS need of a reactor. The first time that they listen binds, the second one listens.
 
     ``shared``: other processes of the same user may listen there too, and the kernel spreads connections over them.
+    ``renewable`` makes of what an endpoint uses for TLS something that can be exchanged.
     """
 
-    def __init__(self, reactor: Any, *, shared: bool = False) -> None:
+    def __init__(
+        self, reactor: Any, *, shared: bool = False, renewable: Callable[[Any], Any] = lambda factory: factory
+    ) -> None:
         self._reactor = reactor
         self._shared = shared
+        self._renewable = renewable
         self._socket: socket.socket | None = None
 
     def listenTCP(
@@ -122,7 +205,9 @@ class _Ports:
         if self._socket is None:
             contextFactory.getContext()  # which reads the keys
             return self.listenTCP(port, factory, backlog, interface)
-        return self.listenTCP(port, TLSMemoryBIOFactory(contextFactory, False, factory), backlog, interface)
+        return self.listenTCP(
+            port, TLSMemoryBIOFactory(self._renewable(contextFactory), False, factory), backlog, interface
+        )
 
     def _bind(self, port: int, interface: str) -> None:
         family = socket.AF_INET6 if ":" in interface else socket.AF_INET

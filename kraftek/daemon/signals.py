@@ -10,17 +10,31 @@ from typing import Any
 __all__ = ["Signals"]
 
 
+_STDIN = 0
+
+
 class Signals:
     """SIGTERM and SIGINT: the first stops the reactor, as Twisted has it; the second is a wish to have that sooner,
     ``hurry``; the third ends the process on the spot. ``stops``: whether it stops already.
+
+    SIGHUP calls ``reload``, unless it says that the terminal is gone on which the process was started: that stops it.
     """
 
-    def __init__(self, reactor: Any, hurry: Callable[[], None], stops: Callable[[], bool]) -> None:
+    def __init__(
+        self, reactor: Any, reload: Callable[[], None], hurry: Callable[[], None], stops: Callable[[], bool]
+    ) -> None:
         self._reactor = reactor
+        self._reload = reload
+        self._on_terminal = False
         self._hurry = hurry
         self._stops = stops
         self._stop: Any = None
         self._received = 0
+
+    def install_early(self) -> None:
+        """From now on SIGHUP does not end the process, as it does otherwise."""
+        self._on_terminal = os.isatty(_STDIN)
+        signal.signal(signal.SIGHUP, self._hang_up)
 
     def install(self) -> None:
         """Take over from Twisted's handlers, which are there once the reactor runs, if it has any."""
@@ -29,6 +43,12 @@ class Signals:
             self._stop = stop
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self._handle)
+
+    def _hang_up(self, number: int, frame: object) -> None:
+        if self._stop is not None and self._on_terminal and not os.isatty(_STDIN):
+            self._handle(signal.SIGTERM, frame)
+        else:
+            self._reactor.callFromThread(self._reload)
 
     def _handle(self, number: int, frame: object) -> None:
         self._received = max(self._received, int(self._stops())) + 1

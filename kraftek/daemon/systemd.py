@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import MutableMapping
 from contextlib import suppress
 
-__all__ = ["EXTENSION", "more_time", "name_sockets", "notify"]
+__all__ = ["EXTENSION", "more_time", "name_sockets", "notify", "reloading"]
 
 EXTENSION = 5.0
 """Seconds between two calls of :func:`more_time`."""
@@ -33,6 +34,11 @@ def notify(state: str) -> None:
 def more_time() -> None:
     """Ask the service manager to wait for three times :data:`EXTENSION` from now on, while the daemon stops."""
     notify(f"EXTEND_TIMEOUT_USEC={3 * EXTENSION * 1_000_000:.0f}")
+
+
+def reloading() -> None:
+    """Tell the service manager that the configuration is read again; ``READY=1`` follows."""
+    notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
 
 def name_sockets(environ: MutableMapping[str, str]) -> None:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -19,6 +20,7 @@ from twisted.logger import Logger
 from twisted.python import usage
 
 from kraftek.contract.errors import ConfigError
+from kraftek.contract.settings import Config
 from kraftek.daemon.config import load
 from kraftek.daemon.systemd import name_sockets
 from kraftek.fastpath import wanted
@@ -31,8 +33,8 @@ request with 400 of them under way, each of which it looks at; what is done with
 
 
 class Options(usage.Options):
-    """The command line. Once parsed, ``configuration`` is what it, the environment and the file give together, and
-    ``fastpath`` whether the environment leaves that on.
+    """The command line. Once parsed, ``configuration`` is what it, the environment and the file give together, ``read``
+    reads them again, and ``fastpath`` says whether the environment leaves that on.
     """
 
     synopsis = "[options]"
@@ -51,6 +53,10 @@ class Options(usage.Options):
             "redis://, rediss://, redis+sentinel:// or unix:// URL; embedded: for a server of its own.",
         ],
         ["auth", None, None, "Base URL of the auth service, or open: every token is let in, for development."],
+    ]
+
+    optFlags: ClassVar[list[list[str | None]]] = [
+        ["check", None, "Start nothing: say what is wrong with the configuration, and exit with 0 or 78."],
     ]
 
     def opt_listen(self, endpoint: str) -> None:
@@ -80,8 +86,11 @@ class Options(usage.Options):
         try:
             super().parseOptions(options)
             given = {name: value for name, value in self.items() if value is not None}
-            self.configuration = load(given, os.environ)
+            self.read = partial(load, given, os.environ)
+            self.configuration = self.read()
             self.fastpath = wanted(os.environ)
+            if self["check"]:
+                _check(self.configuration)
         except ConfigError as error:
             _refuse(error.mistakes)
         except usage.UsageError as error:
@@ -103,11 +112,20 @@ def makeService(options: Options) -> IService:
     # Twisted's is time.time: timers come late by as much as that is set back, and early when it is set forward.
     running.seconds = time.monotonic
     running.installNameResolver(HostnameResolver(running))
-    gateway = make_gateway(running, options.configuration, fastpath=options.fastpath)
+    gateway = make_gateway(running, options.configuration, read=options.read, fastpath=options.fastpath)
     gc.collect()
     gc.freeze()  # the modules stay
     gc.set_threshold(_YOUNG)
     return gateway
+
+
+def _check(configuration: Config) -> NoReturn:
+    # Imported here because it imports the reactor.
+    from kraftek.daemon.listening import Certificates  # noqa: PLC0415
+
+    Certificates().read((*configuration.listen, *configuration.operator.listen))
+    sys.stdout.write("The configuration is right.\n")
+    raise SystemExit
 
 
 def _refuse(mistakes: Sequence[str]) -> NoReturn:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -102,14 +103,24 @@ class HttpChecker:
         self, reactor: Any, auth: Auth, agent: IAgent | None = None, now: Callable[[], float] = time.time
     ) -> None:
         self._clock = reactor
-        url = auth.check.rstrip("/") + "/auth/check"
-        self._where = urlsplit(url).hostname
         self._timeout = auth.timeout
         self._questions = Questions(auth.concurrency, auth.waiting)
-        self._connections = _Connections(reactor, auth)
-        self._agent = _Service(url.encode(), agent or self._connections)
+        self._given_agent = agent
         self._now = now
         self._quiet_until = self._clock.seconds()
+        self._ask_at(auth, _Connections(reactor, auth))
+
+    def reload(self, auth: Auth) -> Callable[[], None]:
+        """What makes later questions go to where ``auth`` says now, trusting what ``ca`` holds now; those under way
+        stay as they are. Raises as the constructor.
+        """
+        return partial(self._ask_at, auth, _Connections(self._clock, auth))
+
+    def _ask_at(self, auth: Auth, connections: _Connections) -> None:
+        url = auth.check.rstrip("/") + "/auth/check"
+        self._where = urlsplit(url).hostname
+        self._connections = connections
+        self._agent = _Service(url.encode(), self._given_agent or connections)
 
     @property
     def waiting(self) -> int:

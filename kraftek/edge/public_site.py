@@ -127,7 +127,7 @@ class PublicSite(HttpServer):
             request_timeout=limits.request_timeout,
             max_body=polling.max_body if polling is not None else 0,
         )
-        self._origins = origins
+        self.origins = origins
         self._proxies = proxies
         self._counters = counters
         self._websockets = websockets
@@ -278,7 +278,7 @@ class PublicSite(HttpServer):
         return self._proxies.scheme(request.header("x-forwarded-proto"), secure=secure)
 
     def _verdict(self, request: Request) -> Verdict:
-        return self._origins.judge(request.header("origin") or "", request.host_name, self._scheme(request))
+        return self.origins.judge(request.header("origin") or "", request.host_name, self._scheme(request))
 
     def _check_origin(self, request: Request, *, engine: bool) -> None:
         if self._verdict(request) is not Verdict.REFUSED:

@@ -270,7 +270,7 @@ class UncertainTest(RequestsTestCase):
 
     async def test_a_connection_with_too_many_sends_some_again(self) -> None:
         tight = await self.gateway("tight")
-        tight.requests._bound = 2
+        tight.requests._limits = Limits(requests=2)
         await self.send(self.one.connect("1"), id="done")
         self.answer(self.one, "one.1", id="done")
         await self.one.bus.call("PING")

@@ -26,7 +26,7 @@ from twisted.python.systemd import ListenFDs
 from twisted.trial.unittest import TestCase
 
 from kraftek.contract.errors import ConfigError
-from kraftek.daemon.listening import is_shared, server_endpoint
+from kraftek.daemon.listening import Certificates, is_shared, server_endpoint
 from tests.bus.test_endpoint import Authority
 
 reactor: Any = installed
@@ -132,6 +132,30 @@ class BoundTest(TestCase):
                 return s.version()
 
         assert await deferToThread(greeted) == "TLSv1.3"
+        await port.stopListening()
+
+    @OLD_KEYS
+    async def test_keys_are_read_again(self) -> None:
+        certificates = Certificates()
+        with TemporaryDirectory() as directory:
+            path = Path(directory)
+            Authority("ours").issue(path, DNSName("localhost"))
+            description = f"ssl:0:interface=127.0.0.1:privateKey={path}/redis.key:certKey={path}/redis.crt"
+            endpoint = server_endpoint(reactor, description, certificates)
+            port: Any = await endpoint.listen(Factory.forProtocol(Protocol))
+
+            def shown() -> str:
+                return ssl.get_server_certificate(("127.0.0.1", port.getHost().port), timeout=10)
+
+            first = await deferToThread(shown)
+            Authority("ours").issue(path, DNSName("localhost"))
+            use = certificates.read(["tcp:0", description])
+            assert await deferToThread(shown) == first
+            use()
+            assert await deferToThread(shown) == (path / "redis.crt").read_text() != first
+            (path / "redis.key").write_text("")
+            with pytest.raises(ConfigError, match="expected a private key"):
+                certificates.read([description])
         await port.stopListening()
 
 

@@ -42,7 +42,7 @@ def send(*numbers: int) -> None:
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_the_first_stops_and_the_second_hurries(done: list[str], number: int) -> None:
-    Signals(Reactor(), lambda: done.append("hurry"), lambda: False).install()
+    Signals(Reactor(), lambda: done.append("reload"), lambda: done.append("hurry"), lambda: False).install()
     send(number)
     assert done == [f"stop {number}"]
     send(signal.SIGTERM)
@@ -50,9 +50,41 @@ def test_the_first_stops_and_the_second_hurries(done: list[str], number: int) ->
 
 
 def test_the_first_hurries_what_stops_for_another_reason(done: list[str]) -> None:
-    Signals(Reactor(), lambda: done.append("hurry"), lambda: True).install()
+    Signals(Reactor(), lambda: done.append("reload"), lambda: done.append("hurry"), lambda: True).install()
     send(signal.SIGTERM)
     assert done == ["hurry"]
+
+
+def test_hanging_up_reloads(done: list[str]) -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        Signals(Reactor(), lambda: done.append("reload"), lambda: done.append("hurry"), lambda: False).install_early()
+        send(signal.SIGHUP, signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert done == ["reload", "reload"]
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_hanging_up_stops_when_the_terminal_is_gone(
+    done: list[str], monkeypatch: pytest.MonkeyPatch, gone: bool
+) -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    signals = Signals(Reactor(), lambda: done.append("reload"), lambda: done.append("hurry"), lambda: False)
+    terminal, standard_input = os.openpty()
+    try:
+        monkeypatch.setattr("kraftek.daemon.signals._STDIN", standard_input)
+        signals.install_early()
+        signals.install()
+        if gone:
+            os.close(terminal)
+        send(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+        os.close(standard_input)
+        if not gone:
+            os.close(terminal)
+    assert done == ([f"stop {signal.SIGTERM}"] if gone else ["reload"])
 
 
 def test_the_third_ends_the_process() -> None:
@@ -62,7 +94,7 @@ from kraftek.daemon.signals import Signals
 signal.signal(signal.SIGTERM, lambda *_: print("stop", flush=True))
 class Reactor:
     callFromThread = staticmethod(lambda call: call())
-Signals(Reactor, lambda: print("hurry", flush=True), bool).install()
+Signals(Reactor, bool, lambda: print("hurry", flush=True), bool).install()
 for _ in range(9):
     os.kill(os.getpid(), signal.SIGTERM)
 """
@@ -72,5 +104,5 @@ for _ in range(9):
 
 def test_without_handlers_of_twisted_there_are_none(done: list[str]) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    Signals(Reactor(), lambda: done.append("hurry"), lambda: False).install()
+    Signals(Reactor(), lambda: done.append("reload"), lambda: done.append("hurry"), lambda: False).install()
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN

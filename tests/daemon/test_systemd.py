@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -10,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 
-from kraftek.daemon.systemd import more_time, notify
+from kraftek.daemon.systemd import more_time, notify, reloading
 
 
 @pytest.fixture
@@ -53,6 +54,17 @@ def test_more_time_is_asked_for(listening: socket.socket, monkeypatch: pytest.Mo
     monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
     more_time()
     assert listening.recv(100) == b"EXTEND_TIMEOUT_USEC=15000000"
+
+
+def test_a_reload_has_its_time(listening: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"kraftek-test-{uuid4()}"
+    listening.bind(f"\0{name}")
+    monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
+    before = time.monotonic_ns() // 1000
+    reloading()
+    told, _, microseconds = listening.recv(100).decode().rpartition("=")
+    assert told == "RELOADING=1\nMONOTONIC_USEC"
+    assert before <= int(microseconds) <= time.monotonic_ns() // 1000
 
 
 def test_a_socket_that_is_not_there_stops_nothing(

@@ -157,6 +157,22 @@ def twistd(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_a_configuration_is_checked(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.toml"
+    file.write_text("limits.rooms = 7\n")
+    right = twistd(tmp_path, "kraftek-gateway", "--check", "--config", str(file))
+    assert (right.returncode, right.stdout, right.stderr) == (0, "The configuration is right.\n", "")
+    file.write_text(f'limits.rooms = 0\nlisten = ["ssl:1:privateKey={tmp_path}/missing"]\n')
+    wrong = twistd(tmp_path, "kraftek-gateway", "--check", "--config", str(file))
+    assert wrong.returncode == ConfigError.EXIT_STATUS
+    assert wrong.stdout.startswith(f"Cannot start: {file}: limits.rooms: expected ")
+    file.write_text(f'listen = ["ssl:1:privateKey={tmp_path}/missing"]\n')
+    wrong = twistd(tmp_path, "kraftek-gateway", "--check", "--config", str(file))
+    assert wrong.returncode == ConfigError.EXIT_STATUS
+    assert wrong.stdout.startswith(f"Cannot start: ssl:1:privateKey={tmp_path}/missing: [Errno 2] No such file")
+    assert [path.name for path in tmp_path.iterdir()] == ["gateway.toml"]
+
+
 def test_twistd_stops_at_a_wrong_configuration(tmp_path: Path) -> None:
     file = tmp_path / "gateway.toml"
     file.write_text('listn = []\n[redis]\nurl = "redis://:hunter2@h:port"\n')

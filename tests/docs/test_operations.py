@@ -7,8 +7,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from docutils import nodes
 
-from tests.docs.pages import code
+from kraftek.contract.settings import Config
+from kraftek.daemon.reload import LIVE, keys
+from tests.docs.pages import CHECKOUT, code, page
 from tests.service.instances import Instances
 from tests.support.redis_server import oldest_redis_server
 from tests.support.sentinels import Sentinels
@@ -25,6 +28,19 @@ SERVICES = {
     "chat": "events:chat",
     "polls": {"channel": "events:polls", "reply": True},
 }
+
+
+def test_every_setting_is_named_with_what_its_change_takes() -> None:
+    document, _ = page(CHECKOUT / "docs/operations.rst")
+    (table,) = [each for each in document.findall(nodes.table) if "reload" in each["names"]]
+    listed: dict[bool, list[str]] = {True: [], False: []}
+    for row in list(table.findall(nodes.row))[1:]:
+        names, effect = row.findall(nodes.entry)
+        live = not effect.astext().startswith("with a restart")
+        listed[live] += [literal.astext() for literal in names.findall(nodes.literal)]
+    every = {key for key, _, _ in keys(Config())}
+    assert sorted(listed[True]) == sorted(LIVE)
+    assert sorted(listed[False]) == sorted(every - LIVE)
 
 
 @pytest.mark.parametrize("binary", [binary for binary in ("", oldest_redis_server()) if binary is not None])

@@ -1,0 +1,127 @@
+"""A configuration that has changed, for a gateway that runs. Made by :mod:`kraftek.daemon.lifecycle`.
+
+Whoever reads a setting when it is needed, from the value that it was given at the start, has the new one by that alone:
+the values are changed in place, here and nowhere else. What was made of a setting is made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import fields, force_setattr
+from twisted.logger import Logger
+
+from kraftek.contract.errors import ConfigError
+from kraftek.contract.interfaces import IServiceRegistry
+from kraftek.contract.settings import Config
+from kraftek.daemon.listening import Certificates
+from kraftek.daemon.operator import OperatorSite
+from kraftek.edge.auth_service import HttpChecker
+from kraftek.edge.hosts import Hosts
+from kraftek.edge.origins import Origins
+from kraftek.edge.public_site import PublicSite
+
+__all__ = ["LIVE", "Reload", "keys"]
+
+LIVE = frozenset(
+    {
+        "origins",
+        "hosts",
+        "auth.check",
+        "auth.ca",
+        "auth.cache_ttl",
+        "limits.message_bytes",
+        "limits.handshake_timeout",
+        "limits.authenticate_timeout",
+        "limits.request_timeout",
+        "limits.held_messages",
+        "limits.held_bytes",
+        "limits.invalid_messages",
+        "limits.rooms",
+        "limits.requests",
+        "drain.lead",
+        "drain.seconds",
+        "services",
+    }
+)
+"""The keys that take effect at once. All others need a restart."""
+
+
+def keys(config: Struct, path: str = "") -> Iterator[tuple[str, Struct, str]]:
+    """Every key with dots, the table that it is in, and its name there. Those of services are one."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, Struct):
+            yield from keys(value, f"{field.name}.")
+        else:
+            yield path + field.name, config, field.name
+
+
+class Reload:
+    """``config``: what the gateway was started with; it has the new values afterwards. ``checker``: what asks the auth
+    service, unless everybody is let in.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        config: Config,
+        registry: IServiceRegistry,
+        certificates: Certificates,
+        site: PublicSite,
+        operator: OperatorSite,
+        checker: HttpChecker | None,
+    ) -> None:
+        self._config = config
+        self._registry = registry
+        self._certificates = certificates
+        self._site = site
+        self._operator = operator
+        self._checker = checker
+
+    def take(self, new: Config) -> None:
+        """Take over what has changed; a line of the log names each key.
+
+        Raises ``ConfigError`` when a certificate cannot be used: nothing has changed then.
+        """
+        config = self._config
+        restart = {"auth.check"} if "open" in {config.auth.check, new.auth.check} else set()
+        use_certificates = self._certificates.read((*config.listen, *config.operator.listen))
+        use_auth = None
+        if self._checker is not None and new.auth.check != "open":
+            try:
+                use_auth = self._checker.reload(new.auth)
+            except (OSError, ValueError) as error:
+                raise ConfigError([f"auth.ca: {error}"]) from None
+        for (key, table, name), (_, new_table, _) in zip([*keys(config)], [*keys(new)], strict=True):
+            value = getattr(new_table, name)
+            if value == getattr(table, name):
+                continue
+            if key not in LIVE - restart:
+                self._log.warn("{key} has changed: that needs a restart", key=key)
+                continue
+            if key == "services":
+                self._register(config, new)
+            force_setattr(table, name, value)
+            self._log.info("{key} has changed", key=key)
+        use_certificates()
+        if use_auth is not None:
+            use_auth()
+        self._site.hosts = Hosts(config.hosts)
+        self._operator.hosts = Hosts(config.hosts, lenient=True)
+        self._site.origins = Origins(config.origins)
+        self._site.head_timeout = config.limits.handshake_timeout
+        self._site.request_timeout = config.limits.request_timeout
+
+    def _register(self, config: Config, new: Config) -> None:
+        there: Any = {service.name: service for service in config.services}
+        wanted: Any = {service.name: service for service in new.services}
+        for name, service in there.items():
+            if wanted.get(name) != service:
+                self._registry.unregister(name)
+        for name, service in wanted.items():
+            if there.get(name) != service:
+                self._registry.register(service)

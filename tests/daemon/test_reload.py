@@ -1,0 +1,189 @@
+"""What a changed configuration does to a gateway that runs: every key takes effect, or is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec import Struct
+from msgspec.structs import replace
+from twisted.internet.task import Clock
+from twisted.logger import capturedLogs
+
+from kraftek.contract.accounts import Accounts
+from kraftek.contract.errors import ConfigError
+from kraftek.contract.metrics import Counters, Gauges
+from kraftek.contract.readiness import Readiness
+from kraftek.contract.settings import Auth, Config, Drain, EventPolicy, Limits, Operator, Redis, Registration, SocketIO
+from kraftek.core.registry import ServiceRegistry
+from kraftek.daemon.assembly import core_of, edge_of
+from kraftek.daemon.listening import Certificates
+from kraftek.daemon.operator import OperatorSite
+from kraftek.daemon.reload import LIVE, Reload, keys
+from kraftek.edge.auth_service import HttpChecker
+from kraftek.edge.dialects.native import NativeDialect
+from kraftek.edge.hosts import Hosts
+from kraftek.edge.origins import Verdict
+from tests.support.fakes import FakeAccess, FakeBus, FakeLink, FakeRooms
+from tests.support.fastpath import make_iteration
+
+CHAT = Registration(name="chat", channel="events:chat", reply=True)
+NOTES = Registration(name="notes", channel="events:notes")
+POLLS = Registration(name="polls", channel="events:polls")
+
+
+class Running:
+    """A gateway that runs, with a client; what it consists of is what the daemon makes."""
+
+    def __init__(self, **settings: Any) -> None:
+        # Of its own: they are changed in place, and the defaults are everybody's.
+        tables: dict[str, Any] = {"redis": Redis(), "auth": Auth(), "limits": Limits(), "socketio": SocketIO()}
+        tables |= {"operator": Operator(), "drain": Drain(), "services": (CHAT, NOTES)}
+        self.config = config = Config(**{**tables, **settings})
+        clock, counters, bus = Clock(), Counters(), FakeBus()
+        iteration = make_iteration(clock, False)
+        self.registry = ServiceRegistry(config.services)
+        self.core = core_of(
+            config,
+            gateway_id="gw",
+            registry=self.registry,
+            bus=bus,
+            access=FakeAccess(),
+            rooms=FakeRooms(),
+            counters=counters,
+            accounts=Accounts(),
+            clock=clock,
+            iteration=iteration,
+        )
+        self.edge = edge_of(config, self.core, iteration, counters, clock, fastpath=False)
+        self.operator = OperatorSite(clock, Hosts(config.hosts), "gw", counters, Gauges(), Readiness(bus))
+        self.checker: Any = HttpChecker(clock, config.auth) if config.auth.check != "open" else None
+        self.session: Any = self.core.gateway.open(FakeLink(), NativeDialect())
+        self.reload = Reload(config, self.registry, Certificates(), self.edge.site, self.operator, self.checker)
+
+    def take(self, new: Config) -> list[str]:
+        """The lines of the log."""
+        with capturedLogs() as events:
+            self.reload.take(new)
+        return [event["log_format"].format(**event) for event in events]
+
+
+def changed(value: Any) -> Any:
+    """Another value of this kind."""
+    match value:
+        case bool():
+            return not value
+        case int() | float():
+            return value + 1
+        case "open" | "single" | "many":
+            return "other"
+        case str():
+            return f"{value}x"
+        case tuple():
+            return (*value, POLLS if CHAT in value else "other.example.org")
+    raise AssertionError(value)
+
+
+def with_key(config: Config, key: str, value: Any) -> Config:
+    table, _, name = key.rpartition(".")
+    if not table:
+        return replace(config, **{name: value})
+    return replace(config, **{table: replace(getattr(config, table), **{name: value})})
+
+
+def at(config: Struct, key: str) -> Any:
+    return reduce(getattr, key.split("."), config)
+
+
+SEEN: dict[str, Callable[[Running], Any]] = {
+    "origins": lambda it: it.edge.site.origins.judge("https://other.example.org", "h", None) is Verdict.NAMED,
+    "hosts": lambda it: (it.edge.site.hosts.allow("other.example.org"), it.operator.hosts.allow("elsewhere")),
+    "auth.check": lambda it: it.checker._agent._url,
+    "auth.ca": lambda it: id(it.checker._connections),
+    "auth.cache_ttl": lambda it: it.config.auth.cache_ttl,
+    "limits.message_bytes": lambda it: it.edge.clients.limits.message_bytes,
+    "limits.handshake_timeout": lambda it: it.edge.site.head_timeout,
+    "limits.request_timeout": lambda it: it.edge.site.request_timeout,
+    "limits.authenticate_timeout": lambda it: it.core.admission._limits.authenticate_timeout,
+    "limits.rooms": lambda it: it.core.admission._limits.rooms,
+    "limits.held_messages": lambda it: it.session._limits.held_messages,
+    "limits.held_bytes": lambda it: it.session._limits.held_bytes,
+    "limits.invalid_messages": lambda it: it.session._limits.invalid_messages,
+    "limits.requests": lambda it: it.core.requests._limits.requests,
+    "drain.lead": lambda it: it.config.drain.lead,
+    "drain.seconds": lambda it: it.config.drain.seconds,
+    "services": lambda it: it.registry.find("polls"),
+}
+"""Where each key is used that takes effect at once."""
+
+VALUES = {
+    "origins": ("same-host", "https://other.example.org"),
+    "auth.ca": "",
+}
+"""Values that mean something, where any other one does not do."""
+
+
+@pytest.mark.parametrize("key", [key for key, _, _ in keys(Config())])
+def test_every_key_takes_effect_or_is_named(key: str) -> None:
+    running = Running()
+    before = at(running.config, key)
+    if key in LIVE:
+        seen = SEEN[key](running)
+        new = VALUES.get(key, changed(before))
+        lines = running.take(with_key(running.config, key, new))
+        assert at(running.config, key) == new
+        assert SEEN[key](running) != seen
+        assert lines == ([] if new == before else [f"{key} has changed"])
+    else:
+        lines = running.take(with_key(running.config, key, changed(before)))
+        assert at(running.config, key) == before
+        assert lines == [f"{key} has changed: that needs a restart"]
+
+
+def test_those_that_take_effect_are_keys() -> None:
+    assert {key for key, _, _ in keys(Config())} >= LIVE == SEEN.keys()
+
+
+def test_nothing_is_said_when_nothing_has_changed() -> None:
+    running = Running()
+    assert running.take(replace(running.config)) == []
+
+
+def test_services_come_and_go_and_change() -> None:
+    running = Running()
+    slow = replace(NOTES, timeout=60.0)
+    assert running.take(replace(running.config, services=(slow, POLLS))) == ["services has changed"]
+    assert list(running.registry.services()) == [slow, POLLS]
+    assert running.take(replace(running.config, services=(slow, POLLS))) == []
+
+
+def test_everybody_is_let_in_after_a_restart_only() -> None:
+    for before, after in [("open", "http://auth"), ("http://auth", "open")]:
+        running = Running(auth=Auth(check=before))
+        lines = running.take(with_key(running.config, "auth.check", after))
+        assert lines == ["auth.check has changed: that needs a restart"]
+        assert running.config.auth.check == before
+
+
+@pytest.mark.parametrize("place", ["listen", "operator.listen", "auth.ca"])
+def test_what_cannot_be_read_changes_nothing(place: str, tmp_path: Path) -> None:
+    missing = f"ssl:1:privateKey={tmp_path}/missing"
+    settings: dict[str, Any] = (
+        {"listen": (missing,)} if place == "listen" else {"operator": Operator(listen=(missing,))}
+    )
+    running = Running(**({} if place == "auth.ca" else settings))
+    new = with_key(running.config, "limits.rooms", 7)
+    if place == "auth.ca":
+        new = with_key(new, "auth.ca", str(tmp_path / "missing"))
+    with pytest.raises(ConfigError, match="No such file"):
+        running.reload.take(new)
+    assert running.config.limits.rooms == 64
+
+
+def test_policies_are_one_key() -> None:
+    running = Running()
+    lines = running.take(replace(running.config, events=(EventPolicy(pattern="a:*:*"),)))
+    assert lines == ["events has changed: that needs a restart"]
