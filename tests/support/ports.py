@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import atexit
 import random
 import socket
 
@@ -11,19 +11,28 @@ __all__ = ["free_port"]
 # Below those that systems give to connections and to whoever asks for any port (32768 upwards on Linux, 49152 on
 # macOS): between the look and the server's start, and while a server is down, nothing else comes by such a port.
 PORTS = range(20_000, 32_768)
-# Each of pytest-xdist's workers has every sixteenth for itself.
-WORKERS = 16
-WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+# The UDP port of the same number says to all processes of this machine that a port was given, until this one ends.
+_given: list[socket.socket] = []
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nothing listens on."""
-    for port in random.sample(PORTS[WORKER % WORKERS :: WORKERS], 100):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
+    """A port of 127.0.0.1 that nothing listens on, and that no process of tests has been given."""
+    for port in random.sample(PORTS, min(len(PORTS), 100)):
+        mark = socket.socket(type=socket.SOCK_DGRAM)
+        try:
+            mark.bind(("127.0.0.1", port))
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
+        except OSError:
+            mark.close()
+            continue
+        _given.append(mark)
+        return port
     raise AssertionError("no free port among a hundred")
+
+
+@atexit.register
+def _forget() -> None:
+    for mark in _given:
+        mark.close()
