@@ -68,7 +68,7 @@ class PeerError(Exception):
     ``closes``: the socket is closed with the code's entry in :data:`CLOSE_CODES` after the error was sent.
     ``retry_after``: seconds after which trying again makes sense.
     ``id``, ``event_type``: the request that is answered by this error, as far as it is known.
-    ``room_id``: the room that the client is no longer in because of it.
+    ``room_id``: the room that the client is no longer in because of it, or whose messages it does not get.
     ``limit``: with ``RATE_LIMITED``, what there was too much of.
     """
 

@@ -27,13 +27,13 @@ class Withheld:
     more than that it drops them, and the client is told, once.
     """
 
-    __slots__ = ("_bytes", "_most", "_overrun", "_session", "_where", "messages")
+    __slots__ = ("_bytes", "_most", "_overrun", "_room_id", "_session", "messages")
 
     _numbers = count()
 
-    def __init__(self, session: Session, where: str, most: int) -> None:
+    def __init__(self, session: Session, room_id: str | None, most: int) -> None:
         self._session = session
-        self._where = where
+        self._room_id = room_id
         self._most = most
         self.messages: list[tuple[int, Outgoing]] = []
         self._bytes = 0
@@ -48,8 +48,9 @@ class Withheld:
         if self._bytes > self._most:
             self._overrun = True
             self.messages.clear()
-            text = f"access{self._where} cannot be checked at present: messages are lost until it is"
-            self._session.refuse(PeerError(Code.AUTH_UNAVAILABLE, text, retry_after=1.0))
+            where = "" if self._room_id is None else f" to room {self._room_id}"
+            text = f"access{where} cannot be checked at present: messages are lost until it is"
+            self._session.refuse(PeerError(Code.AUTH_UNAVAILABLE, text, retry_after=1.0, room_id=self._room_id))
 
 
 class Withholding:
@@ -67,7 +68,7 @@ class Withholding:
         """The session's access to the room is in question; with ``None``, its grant without one, or all it has."""
         rooms = self._withheld.setdefault(session, {})
         if room_id not in rooms:
-            rooms[room_id] = withheld = Withheld(session, "" if room_id is None else f" to room {room_id}", self._most)
+            rooms[room_id] = withheld = Withheld(session, room_id, self._most)
             if room_id is not None:
                 self._roster.divert(session, room_id, withheld)
         self.judge(session)
@@ -93,7 +94,7 @@ class Withholding:
             del self._withheld[session]
         if rooms and rooms.keys() >= session.rooms.keys():
             if session.outlet is session.link:
-                session.outlet = Withheld(session, "", self._most)
+                session.outlet = Withheld(session, None, self._most)
         elif isinstance(session.outlet, Withheld):
             ended = (*ended, session.outlet)
             session.outlet = session.link

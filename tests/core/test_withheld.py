@@ -30,7 +30,7 @@ def join(client: Client, room: str) -> None:
 
 
 def test_keeps_its_interface() -> None:
-    verifyObject(IOutlet, Withheld(House().connect().session, "", 1))
+    verifyObject(IOutlet, Withheld(House().connect().session, None, 1))
 
 
 def test_a_room_waits_until_a_yes() -> None:
@@ -180,7 +180,7 @@ def test_what_waits_is_bounded_and_the_client_told_once() -> None:
     for _ in range(3):
         house.broadcast(type="large", payload="x" * 600, roomId="one")
     (told,) = alice.link.read()
-    assert told["payload"]["code"] == "AUTH_UNAVAILABLE"
+    assert (told["payload"]["code"], told["roomId"]) == ("AUTH_UNAVAILABLE", "one")
     assert told["payload"]["message"] == (
         "access to room one cannot be checked at present: messages are lost until it is"
     )
