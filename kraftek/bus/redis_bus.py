@@ -10,8 +10,10 @@ from functools import partial
 from typing import Any
 
 from twisted.application.service import MultiService
-from twisted.internet.defer import Deferred, fail, gatherResults, succeed
+from twisted.internet.defer import Deferred, FirstError, fail, gatherResults, succeed
 from twisted.logger import Logger
+from twisted.python.failure import Failure
+from txredisapi import ResponseError
 from zope.interface import implementer
 
 from kraftek.bus.connections import NO_BATCH, CommandConnection, RedisConnection, lead_apart
@@ -241,7 +243,7 @@ class RedisBus(MultiService):
         if self._keeps_epoch:
             steps.append(self._standing.check(commands))
         ready = gatherResults(steps, consumeErrors=True)
-        ready.addCallbacks(lambda _: self._up(commands, subscriber), lambda _: None)
+        ready.addCallbacks(lambda _: self._up(commands, subscriber), self._not_ready, errbackArgs=(commands,))
 
     def connection_lost(self, connection: RedisConnection, reason: str) -> None:
         if connection is self._commands:
@@ -296,6 +298,14 @@ class RedisBus(MultiService):
         if apart:
             self.drop("its connections lead to different servers")
         return not apart
+
+    def _not_ready(self, failure: Failure, commands: CommandConnection) -> None:
+        """What Redis refused, its connection was given up for; lost ones are reported elsewhere. Another fault, such as
+        an answer that is none, keeps the bus down just as well, and may not last.
+        """
+        reason = failure.value.subFailure if isinstance(failure.value, FirstError) else failure
+        if not reason.check(NotPublished, ResponseError):
+            commands.give_up(f"it gives odd answers: {reason.getErrorMessage()}")
 
     def _up(self, commands: CommandConnection, subscriber: SubscriberConnection) -> None:
         if commands is not self._commands or subscriber is not self._subscriber:

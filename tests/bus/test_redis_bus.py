@@ -19,7 +19,7 @@ from txredisapi import ResponseError
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from kraftek.bus import RedisBus, connections
+from kraftek.bus import RedisBus, connections, standing
 from kraftek.bus.resp import command
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import IBus, IBusListener, Undelivered
@@ -100,6 +100,19 @@ class RedisBusTest(TestCase):
         await self.start(bus)
         assert bus.available
         assert self.counters.redis_connects == 1
+
+    async def test_odd_answers_while_it_connects_are_logged_and_it_tries_again(self) -> None:
+        bus, check = self.make(), standing.CHECK
+        self.patch(standing, "CHECK", Script("return {'e1', false, nil, 'master'}"))
+        with capturedLogs() as events:
+            bus.startService()
+            self.stop_later(bus)
+            await until_logged(events, "is unavailable, trying again: it gives odd answers: not enough values")
+            assert not bus.available
+            assert "odd answers" in str(bus.fault)
+            self.patch(standing, "CHECK", check)
+            await until(lambda: bus.available, "a connection to Redis")
+        assert sum("odd answers" in (formatEvent(event) or "") for event in events) == 1
 
     async def test_receipts_say_how_many_heard_it_in_order(self) -> None:
         bus = await self.up()
