@@ -87,6 +87,7 @@ class Reconciliation:
         self._comparison = _Comparison(())
         self._urgent = False
         self._epoch_untold = True
+        self._telling: Deferred[None] | None = None
         self._working = False
         self._not_before = 0.0
         self._once = OnceUntilItWorks()
@@ -157,8 +158,9 @@ class Reconciliation:
         self._not_before = 0.0
         self.doubt_all()
         self._epoch_untold = True
+        self._telling = None  # what is under way is about the epoch before
         if self._bus.epoch is not None:
-            self._tell_epoch()
+            self._tell_epoch()  # at once, whatever the step under way waits for
         self.sweep()
 
     def bus_down(self) -> None:
@@ -250,18 +252,33 @@ class Reconciliation:
         return leaving.addCallbacks(self._written, self._not_written, errbackArgs=(departed,))
 
     def _tell_epoch(self) -> Deferred[None]:
-        asked = self._clock.seconds()
+        """Tell services of the epoch, unless that is under way. Fires when it was done, or failed."""
+        if self._telling is None:
+            telling: Deferred[None] = Deferred()
+            self._telling = telling
+            asked = self._clock.seconds()
 
-        def told(now: int) -> None:
-            self._epoch_untold = False
-            self._not_before = 0.0
-            self._set_clock(now, asked)
+            def told(now: int) -> None:
+                self._set_clock(now, asked)
+                if self._telling is telling:
+                    self._epoch_untold = False
+                    self._not_before = 0.0
 
-        def untold(failure: Failure) -> None:
-            self._not_before = self._clock.seconds() + RETRY
-            self._failed(failure)
+            def untold(failure: Failure) -> None:
+                self._not_before = self._clock.seconds() + RETRY
+                self._failed(failure)
 
-        return self._rooms.begin_epoch().addCallbacks(told, untold)
+            def done(_: None) -> None:
+                if self._telling is telling:
+                    self._telling = None
+                telling.callback(None)
+
+            self._rooms.begin_epoch().addCallbacks(told, untold).addCallback(done)
+        else:
+            telling = self._telling
+        waiting: Deferred[None] = Deferred()
+        telling.addCallback(waiting.callback)
+        return waiting
 
     # Answers
 

@@ -144,6 +144,31 @@ def test_the_epoch_is_told_before_anybody_enters_in_it() -> None:
     assert process.is_right()
 
 
+def test_an_epoch_is_told_once_and_the_next_one_at_once() -> None:
+    process = Process()
+    asked: list[Deferred[int]] = []
+
+    def begin_epoch() -> Deferred[int]:
+        asked.append(Deferred())
+        return asked[-1]
+
+    process.rooms.begin_epoch = begin_epoch  # type: ignore[method-assign]
+    process.bus.begin_epoch("e2")
+    process.pass_time(1)
+    assert len(asked) == 1
+    process.bus.begin_epoch("e3")
+    assert len(asked) == 2
+    asked[0].callback(1)  # which says nothing of e3
+    process.pass_time(1)
+    assert not process.reconciliation.settled
+    asked[1].errback(NotPublished())
+    process.pass_time(RETRY + 0.25)
+    assert len(asked) == 3
+    asked[2].callback(1)
+    process.pass_time(0.25)
+    assert process.is_right()
+
+
 def test_nothing_is_compared_while_the_epoch_is_not_known() -> None:
     process = Process()
     process.reconciliation.enter(entry(1))
