@@ -165,7 +165,9 @@ class RedisBus(MultiService):
         if self._subscriber is None:
             self._channels.pop(name, None)
             return succeed(None)
-        ending = self._subscriber.ask("UNSUBSCRIBE", name).addErrback(lambda _: None)
+        ending = self._subscriber.ask("UNSUBSCRIBE", name)
+        # Nothing else: whoever cancels this because it takes too long does not wait any more.
+        ending.addErrback(lambda failure: failure.trap(NotPublished, ResponseError))
         return ending.addCallback(lambda _: self._channels.pop(name, None)).addCallback(lambda _: None)
 
     def read(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import redis
-from twisted.internet import reactor
+from twisted.internet import defer, reactor
 from twisted.internet.endpoints import UNIXClientEndpoint
 from twisted.internet.error import ConnectionLost
 from twisted.internet.testing import MemoryReactorClock, StringTransport
@@ -100,6 +100,18 @@ class RedisBusTest(TestCase):
         await self.start(bus)
         assert bus.available
         assert self.counters.redis_connects == 1
+
+    async def test_nobody_has_to_wait_for_the_end_of_a_subscription(self) -> None:
+        bus = await self.up()
+        bus.subscribe("c", lambda _: None)
+        await bus.settled()
+        self.patch(bus._subscriber, "write", lambda _: None)  # as with a Redis that hangs
+        ending = bus.unsubscribe("c").addTimeout(0.01, reactor)
+        await self.assertFailure(ending, defer.TimeoutError)
+        lost = bus.unsubscribe("c")
+        bus.drop("the test")
+        await lost
+        assert not bus._channels
 
     async def test_odd_answers_while_it_connects_are_logged_and_it_tries_again(self) -> None:
         bus, check = self.make(), standing.CHECK
