@@ -21,12 +21,13 @@ from twisted.python.failure import Failure
 from txredisapi import HiredisProtocol, InvalidData, ResponseError
 
 from kraftek.bus.resp import command, script_call, script_head
-from kraftek.bus.server import Server, UnsuitableServer, examine, server_in, shows_replica
+from kraftek.bus.server import Server, UnsuitableServer, examine, server_in
 from kraftek.contract.accounts import Accounts
 from kraftek.contract.errors import NotPublished, Refusal
 from kraftek.contract.interfaces import Undelivered
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.lua import Argument, ForEach, Script
+from kraftek.contract.redis_errors import shows_replica
 from kraftek.contract.redis_url import RedisAddress
 from kraftek.contract.settings import Redis
 

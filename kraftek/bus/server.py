@@ -9,12 +9,10 @@ import re
 
 from msgspec import Struct
 
-__all__ = ["OLDEST", "Server", "UnsuitableServer", "examine", "server_in", "shows_replica"]
+__all__ = ["OLDEST", "Server", "UnsuitableServer", "examine", "server_in"]
 
 OLDEST = (6, 2)
 """The oldest version of Redis that has all that the gateway uses: ``XPENDING IDLE``, ``GETDEL``, ACLs of channels."""
-
-_REPLICA = re.compile(r"(?:^|-)(?:READONLY|MASTERDOWN|LOADING) ")
 
 
 class UnsuitableServer(Exception):  # noqa: N818  # it says what the server is
@@ -70,11 +68,3 @@ def examine(server: Server) -> None:
     if server.role != "master":
         primary = f" of {server.primary}" if server.primary else ""
         raise UnsuitableServer(f"it is a replica{primary}; expected the primary", lasting=False)
-
-
-def shows_replica(error: str) -> bool:
-    """Whether a server that answers so is no primary, or is becoming a replica, which loads the primary's data.
-
-    Redis 6.2 puts such an error of a command in a script into a sentence of its own.
-    """
-    return bool(_REPLICA.search(error))

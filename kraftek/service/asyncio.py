@@ -22,7 +22,7 @@ from kraftek.contract.lua import Argument, Script
 from kraftek.service.backend import Away, Rejected, redis_url
 from kraftek.service.instance import Instance
 from kraftek.service.processor import EventProcessor
-from kraftek.service.redis_client import QUIET, RedisClient, shows_replica
+from kraftek.service.redis_client import QUIET, RedisClient, came_from_replica
 
 __all__ = ["EventService", "run"]
 
@@ -171,7 +171,7 @@ class _Backend:
                 answers = await pipeline.execute(raise_on_error=False)
             except Exception as error:  # noqa: BLE001  # whatever it is, each command fails with it
                 answers = [error] * len(batch)
-            if any(map(shows_replica, answers)):
+            if any(map(came_from_replica, answers)):
                 await self._client.drop()
             for (_, answer), reply in zip(batch, answers, strict=True):
                 if answer.done():

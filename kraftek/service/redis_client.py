@@ -23,12 +23,13 @@ from redis.asyncio.connection import UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
+from redis.exceptions import BusyLoadingError, MasterDownError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoPermissionError, ReadOnlyError, RedisError, ResponseError
 
+from kraftek.contract.redis_errors import shows_replica
 from kraftek.contract.redis_url import RedisAddress, redis_address
 
-__all__ = ["QUIET", "RETRY", "RedisClient", "shows_replica"]
+__all__ = ["QUIET", "RETRY", "RedisClient", "came_from_replica"]
 
 QUIET = 2.0
 """Seconds without data from Redis after which it gets a ping; without an answer in as many more it is unavailable."""
@@ -40,9 +41,20 @@ SWITCH = "+switch-master"
 """The channel on which a sentinel tells of a fail-over: ``<name> <old host> <old port> <host> <port>``."""
 
 
-def shows_replica(answer: object) -> bool:
-    """Whether a server that answers so is no master any more. Redis 6.2 puts a script's error into its own."""
-    return isinstance(answer, ReadOnlyError) or (isinstance(answer, ResponseError) and "-READONLY" in str(answer))
+_CODES: dict[type[RedisError], str] = {
+    BusyLoadingError: "LOADING",
+    MasterDownError: "MASTERDOWN",
+    ReadOnlyError: "READONLY",
+}
+"""What redis-py takes off the text of these."""
+
+
+def came_from_replica(answer: object) -> bool:
+    """Whether a server that answers so is no master any more."""
+    if not isinstance(answer, RedisError):
+        return False
+    code = next((code for kind, code in _CODES.items() if isinstance(answer, kind)), "")
+    return shows_replica(f"{code} {answer}" if code else str(answer))
 
 
 class RedisClient:
@@ -96,8 +108,10 @@ class RedisClient:
             await asyncio.wait_for(self._moved.wait(), seconds)
 
     async def drop(self) -> None:
-        """Give up every connection: the next ones are made to where Redis is by then."""
-        await self.redis.connection_pool.disconnect()
+        """Give up every connection: the next ones are made to where Redis is by then. Raises nothing."""
+        # One that is lost already may fail to close, and the others are closed all the same.
+        with suppress(RedisError, OSError):
+            await self.redis.connection_pool.disconnect()
 
     async def close(self) -> None:
         """Disconnect."""
@@ -117,8 +131,8 @@ class RedisClient:
             await asyncio.sleep(QUIET)
             try:
                 role, *_ = await self.redis.execute_command("ROLE")
-            except NoPermissionError:
-                return
+            except ResponseError:
+                return  # as in _greet
             except (RedisError, OSError):
                 continue
             if role != b"master":
@@ -230,8 +244,8 @@ async def _greet(connection: Any) -> None:
     await connection.send_command("ROLE")
     try:
         role, *_ = await connection.read_response()
-    except NoPermissionError:
-        return  # what it does will show it
+    except ResponseError:
+        return  # we may not ask, or ROLE was renamed: what it does will show it
     if role != b"master":
         unix = isinstance(connection, UnixDomainSocketConnection)
         where = connection.path if unix else f"{connection.host}:{connection.port}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kraftek.bus.server import Server, UnsuitableServer, examine, server_in, shows_replica
+from kraftek.bus.server import Server, UnsuitableServer, examine, server_in
+from kraftek.contract.redis_errors import shows_replica
 
 INFO = b"""# Server\r
 redis_version:7.0.15\r

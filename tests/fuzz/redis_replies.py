@@ -12,10 +12,11 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 from kraftek.bus.connections import CommandConnection, RedisConnection
-from kraftek.bus.server import UnsuitableServer, examine, server_in, shows_replica
+from kraftek.bus.server import UnsuitableServer, examine, server_in
 from kraftek.bus.subscriber import SubscriberConnection
 from kraftek.contract.accounts import Accounts
 from kraftek.contract.iteration import Iteration
+from kraftek.contract.redis_errors import shows_replica
 from kraftek.contract.redis_url import redis_address
 from kraftek.contract.settings import Redis
 from tests.fuzz.material import cut

@@ -8,9 +8,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from redis.asyncio.sentinel import MasterNotFoundError
+from redis.exceptions import BusyLoadingError, MasterDownError, ReadOnlyError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from kraftek.service import asyncio as over_asyncio
 from kraftek.service.backend import Away, Rejected
+from kraftek.service.redis_client import came_from_replica
 from tests.support.ports import free_port
 from tests.support.redis_server import PrivateRedis
 from tests.support.sentinels import Sentinels
@@ -117,6 +120,64 @@ def test_a_user_that_may_not_ask_for_the_role() -> None:
         asyncio.run(asyncio.wait_for(play(), 30.0))
     finally:
         server.close()
+
+
+def test_a_server_without_the_command_for_its_role() -> None:
+    async def play() -> None:
+        server.start("--rename-command", "ROLE", "")
+        backend = over_asyncio._Backend(server.url)
+        backend.start()
+        heard: list[bytes] = []
+        await backend.subscribe("channel", heard.append)
+        assert await backend.call("ECHO", "x") == b"x"
+        await backend.close()
+
+    server = PrivateRedis()
+    try:
+        asyncio.run(asyncio.wait_for(play(), 20.0))
+    finally:
+        server.close()
+
+
+def test_a_connection_that_fails_to_close_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fails(*_: object) -> None:
+        raise RedisConnectionError("it was lost already")
+
+    async def play() -> None:
+        server.start()
+        backend = over_asyncio._Backend(server.url)
+        await backend.call("PING")
+        server.call("REPLICAOF", "127.0.0.1", "1")
+        monkeypatch.setattr(backend._redis.connection_pool, "disconnect", fails)
+        for _ in range(2):
+            with pytest.raises(Rejected, match="read only replica"):
+                await backend.call("SET", "a", "1")
+        monkeypatch.undo()
+        await backend.close()
+
+    server = PrivateRedis()
+    try:
+        asyncio.run(asyncio.wait_for(play(), 20.0))
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "replica"),
+    [
+        (ReadOnlyError("You can't write against a read only replica."), True),
+        (MasterDownError("Link with MASTER is down and replica-serve-stale-data is set to 'no'."), True),
+        (BusyLoadingError("Redis is loading the dataset in memory"), True),
+        (ResponseError("Error running script (call to f_0): @user_script:1: -READONLY You can't write"), True),
+        (ResponseError("Error running script (call to f_0): @user_script:1: -MASTERDOWN Link with"), True),
+        (ResponseError("unknown command 'READONLY'"), False),
+        (RedisConnectionError("Connection lost"), False),
+        (b"READONLY ", False),
+        (None, False),
+    ],
+)
+def test_answers_that_show_a_replica(answer: object, replica: bool) -> None:
+    assert came_from_replica(answer) is replica
 
 
 @pytest.mark.parametrize("writes", [True, False])

@@ -1,0 +1,17 @@
+"""What an error of Redis says of the server it came from: known by the bus and by the service kit alike."""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["shows_replica"]
+
+_REPLICA = re.compile(r"(?:^|-)(?:READONLY|MASTERDOWN|LOADING) ")
+
+
+def shows_replica(error: str) -> bool:
+    """Whether a server that answers so is no primary, or is becoming a replica, which loads the primary's data.
+
+    Redis 6.2 puts such an error of a command in a script into a sentence of its own.
+    """
+    return bool(_REPLICA.search(error))
