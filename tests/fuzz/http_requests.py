@@ -40,10 +40,15 @@ class _Server(HttpServer):
         super().__init__(self.clock, Hosts(), head_timeout=5.0, request_timeout=30.0, max_body=_MAX_BODY)
         self.asked: list[Any] = []
         self.held: list[Request] = []
+        self.bodies: dict[Request, bytearray] = {}
         self.successor: _Successor | None = None
 
+    def expect(self, request: Request) -> None:
+        body = self.bodies[request] = bytearray()
+        request.on_chunk = body.extend
+
     def respond(self, request: Request) -> None:
-        body = request.content.read()
+        body = bytes(self.bodies.pop(request, b""))
         assert len(body) <= _MAX_BODY
         assert len(request.path) <= _HEAD_BYTES
         assert request.path.startswith(b"/")
