@@ -111,13 +111,13 @@ def test_the_next_session_of_a_connection_goes_on_with_its_budget() -> None:
 
 def test_a_socket_is_allowed_some_events_at_a_time() -> None:
     client = house(events_per_socket=1000, bytes_per_socket=1_000_000).admit()
-    assert client.session.events == 20
-    assert client.session.size == 20_000
-    for _ in range(20):
+    assert client.session.events == 50
+    assert client.session.size == 50_000
+    for _ in range(50):
         client.send(NOTE)
     assert client.session.events == 0
     client.send(NOTE)
-    assert client.session.events == 20
+    assert client.session.events == 50
 
 
 def test_without_limits_nothing_is_charged() -> None:

@@ -451,6 +451,22 @@ def test_a_deletion_of_what_is_fresh_elsewhere_is_no_expiry(one: Process, clock:
     assert one.stale[-1] == (T.digest, None, None, True)
 
 
+def test_an_old_answer_that_made_room_for_others_was_not_taken_back(
+    one: Process, two: Process, clock: Clock, redis: MemoryRedis
+) -> None:
+    """One holds it still in memory; the next look-up of two removes it from the hash, which lives on."""
+    let_in(one, room="other", ttl=1000)
+    let_in(one, ttl=10)
+    one.stale.clear()
+    clock.advance(10 + 63 + 1)
+    two.ask("t", "new")
+    settle(two)
+    assert "r" not in redis.hashes[HASH]
+    settle(one)
+    assert [revoked for *_, revoked in one.stale] == [False]
+    assert answered(one, room="other").user == "ada"
+
+
 def test_who_is_not_remembered_is_told_as_taken_back(redis: MemoryRedis, clock: Clock) -> None:
     """Their answer had to make room for others, but their socket may be open."""
     process = Process(redis, clock, Auth(cache_size=1))
