@@ -230,14 +230,23 @@ def _proxies(config: Config) -> Proxies:
     return Proxies(config.forwarded_for, proxy_protocol=any(place.startswith("haproxy:") for place in config.listen))
 
 
-def gauges_of(core: Core, bus: IBus, connections: Callable[[], int], backlogs: Backlogs) -> Gauges:
-    """What there is now, for the operator. ``connections``: how many there are to the clients' ports."""
+def gauges_of(
+    core: Core,
+    bus: IBus,
+    connections: Callable[[], int],
+    backlogs: Backlogs,
+    loop_lag: Callable[[], float] = lambda: 0.0,
+) -> Gauges:
+    """What there is now, for the operator. ``connections``: how many there are to the clients' ports. ``loop_lag``:
+    seconds that the reactor was late.
+    """
     roster, requests, dispatch = core.roster, core.requests, core.dispatch
     gauges = Gauges()
     gauges.add("sockets", "Clients connected", lambda: len(roster))
     gauges.add("connections_open", "Connections to the clients' ports", connections)
     gauges.add("clients_blocked", "Clients that do not read what they are sent", lambda: len(backlogs))
     gauges.add("budgets", "Sockets, users and addresses whose use is known", lambda: len(core.admission.budgets))
+    gauges.add("loop_lag_seconds", "The longest time that the reactor was late in the last 15 to 30 seconds", loop_lag)
     gauges.add("rooms", "Rooms with a client of this process in them", lambda: roster.rooms)
     gauges.add("redis_up", "Whether Redis is connected and takes writes", lambda: bus.fault is None)
     gauges.add("requests", "Requests of this process's clients that wait for their answers", lambda: len(requests))

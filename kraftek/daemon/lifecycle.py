@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -43,9 +44,10 @@ from kraftek.daemon.draining import Draining, end
 from kraftek.daemon.listening import Certificates, server_endpoint
 from kraftek.daemon.memory import MemoryCeiling
 from kraftek.daemon.operator import OperatorSite
+from kraftek.daemon.pulse import Pulse
 from kraftek.daemon.reload import Reload
 from kraftek.daemon.signals import Signals
-from kraftek.daemon.systemd import EXTENSION, more_time, notify, reloading
+from kraftek.daemon.systemd import EXTENSION, more_time, notify, reloading, watchdog_interval
 from kraftek.edge.auth_service import HttpChecker
 from kraftek.edge.hosts import Hosts
 from kraftek.fastpath import speed_up
@@ -118,16 +120,19 @@ class Daemon(Service):
         self._draining = Draining(reactor, config)
         self._signals = Signals(reactor, self._reload, self._draining.hurry, lambda: not self.running)
         self._certificates = Certificates()
+        self._pulse = Pulse(reactor, watchdog_interval(os.environ, os.getpid()))
         self._reloading: Reload | None = None
 
     def privilegedStartService(self) -> None:
         """Bind ports and read keys while that is allowed: after this twistd gives up its rights (``--uid``)."""
         super().privilegedStartService()
         self._signals.install_early()
+        faulthandler.enable(2)  # the watchdog ends a process that hangs with SIGABRT: where that was is printed
         self._places = defer.execute(self._bind)
 
     def startService(self) -> None:
         super().startService()
+        self._pulse.start()
         self._reactor.callWhenRunning(self._signals.install)
         self._starting = Deferred.fromCoroutine(self._start())
         self._starting.addErrback(self._cannot_start)
@@ -168,7 +173,7 @@ class Daemon(Service):
             self._log.warn("No services are registered: every event will be answered INVALID_EVENT.")
         turn_away = partial(edge.site.turn_away, why=RefusalReason.MEMORY)
         ceiling = MemoryCeiling(config.limits.memory, self.accounts, counters, reactor, readiness, turn_away)
-        gauges = gauges_of(core, bus, lambda: edge.connections.count, edge.backlogs)
+        gauges = gauges_of(core, bus, lambda: edge.connections.count, edge.backlogs, self._pulse.lag)
         operator = OperatorSite(reactor, Hosts(config.hosts, lenient=True), gateway_id, counters, gauges, readiness)
 
         bus.startService()
@@ -277,6 +282,7 @@ class Daemon(Service):
                 await closed
         await end([*self.ports, *self.operator_ports])
         extending.stop()
+        self._pulse.stop()
 
     async def _farewell(self, core: Core, bus: RedisBus) -> None:
         """Receive the last answers to requests, and return when Redis has processed everything that was sent to it.

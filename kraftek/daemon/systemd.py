@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
 
-__all__ = ["EXTENSION", "more_time", "name_sockets", "notify", "reloading"]
+__all__ = ["EXTENSION", "more_time", "name_sockets", "notify", "reloading", "watchdog_interval"]
 
 EXTENSION = 5.0
 """Seconds between two calls of :func:`more_time`."""
@@ -39,6 +39,16 @@ def more_time() -> None:
 def reloading() -> None:
     """Tell the service manager that the configuration is read again; ``READY=1`` follows."""
     notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+
+def watchdog_interval(environ: Mapping[str, str], pid: int) -> float:
+    """Seconds between two heartbeats, half of what the service manager waits for one: sd_watchdog_enabled(3). 0: it
+    wants none, or it wants them of another process than ``pid``.
+    """
+    microseconds = environ.get("WATCHDOG_USEC", "")
+    if not microseconds.isdecimal() or environ.get("WATCHDOG_PID", "") not in {"", str(pid)}:
+        return 0.0
+    return int(microseconds) / 2_000_000
 
 
 def name_sockets(environ: MutableMapping[str, str]) -> None:
