@@ -95,6 +95,11 @@ class Backlog:
         return len(self._order) - self._stale + len(self._tail)
 
     @property
+    def room(self) -> int:
+        """Bytes that may wait, beside one message that is larger."""
+        return self._all.room
+
+    @property
     def large(self) -> bool:
         """Whether a message waits that is larger than the room that there is."""
         return self._large > 0

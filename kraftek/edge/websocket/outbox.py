@@ -5,7 +5,7 @@ Made by :class:`kraftek.edge.websocket.protocol.ClientProtocol` for its connecti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from twisted.internet.interfaces import IPushProducer
@@ -236,7 +236,7 @@ class Outbox:
         else:
             self._write_chunks((data,), sent)
 
-    def _write_chunks(self, frames: Iterable[bytes], sent: int = 0) -> None:
+    def _write_chunks(self, frames: Sequence[bytes], sent: int = 0) -> None:
         unsent = self._begin()
         unsent.begin(frames, sent)
         self._drain(unsent)

@@ -6,7 +6,7 @@ Made by :class:`kraftek.edge.websocket.outbox.Outbox` while its client is blocke
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from kraftek.contract.messages import Outgoing
 from kraftek.edge.backlogs import Backlog
@@ -35,11 +35,11 @@ class Unsent:
         """Whether the transport has the beginning of a frame, and nothing else may be written before its end."""
         return self._at > 0
 
-    def begin(self, frames: Iterable[bytes], at: int = 0) -> None:
+    def begin(self, frames: Sequence[bytes], at: int = 0) -> None:
         """Frames that go before the backlog; the transport has ``at`` bytes of the first."""
         self._begun.extend(frames)
         self._at = at
-        self.backlog.due = True
+        self.backlog.due = sum(map(len, frames)) - at > self.backlog.room
 
     def insert(self, frame: bytes) -> None:
         """Have this follow the frames that the transport has the beginning of."""
@@ -63,7 +63,8 @@ class Unsent:
             if self._at == len(begun[0]):
                 begun.popleft()
                 self._at = 0
-        self.backlog.due = bool(begun)
+        if not begun:
+            self.backlog.due = False
         return b"".join(parts)
 
     def abandon(self) -> bytes:

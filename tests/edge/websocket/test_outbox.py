@@ -307,6 +307,15 @@ def test_who_takes_nothing_of_a_large_message_is_cut_off(line: Line) -> None:
     assert len(line.edge.house.roster) == 0
 
 
+def test_who_takes_nothing_of_a_smaller_message_is_not(line: Line) -> None:
+    line.say(LARGE[:500_000])
+    line.edge.settle()
+    assert line.outbox.blocked
+    line.edge.clock.advance(line.edge.limits.ping_timeout + 1)
+    line.edge.backlogs.sweep()
+    assert line.drain() == text(LARGE[:500_000])
+
+
 def test_the_last_word_follows_the_rest_of_what_was_begun() -> None:
     line = Line(Limits(unsent_bytes=4 * CHUNK))
     line.arrived()
