@@ -278,7 +278,8 @@ class CommandConnection(RedisConnection):
     ``check``: asks whether the server is still the right one, and whether it takes writes. It is called every second,
     in place of a ping; without it a ping asks for the role alone. ``batched``: messages that wait for their answers
     beside those in ``waiting``, where a batch is one. ``unanswered``: bytes of what was sent and not answered yet, a
-    batch that is still open left out. They are given back by writes, not by requests: that costs nothing for each.
+    batch that is still open left out. Those of requests that were sent together are given back together, a little
+    later than they were answered: no size is kept for each.
     """
 
     def __init__(
@@ -296,9 +297,9 @@ class CommandConnection(RedisConnection):
         self._accounts = accounts
         self._check = check
         self.unanswered = 0
-        # The writes that are not wholly answered: their sizes, and how many replies there are when they are.
-        self._writes: deque[tuple[int, int]] = deque()
         self._replies = 0
+        # With so many replies so many bytes are given back.
+        self._due = self._due_bytes = 0
         self._unwritten: list[bytes] = []
         self._flushes = False
         self._batch: Batch | None = None
@@ -335,16 +336,20 @@ class CommandConnection(RedisConnection):
         unwritten, self._unwritten = self._unwritten, []
         if unwritten:
             data = b"".join(unwritten)
-            self._writes.append((len(data), self._replies + len(self.waiting)))
             self._accounts.in_flight += len(data)
             self.write(data)
 
     def hand_out(self, replies: list[Any]) -> None:
-        super().hand_out(replies)
+        for reply in replies:
+            self.replied(reply)
         self._replies += len(replies)
-        writes = self._writes
-        while writes and writes[0][1] <= self._replies:
-            self._answered_write(*writes.popleft())
+        if not self.waiting:
+            self._accounts.in_flight -= self.unanswered
+            self.unanswered = self._due = self._due_bytes = 0
+        elif self._replies >= self._due:
+            self._accounts.in_flight -= self._due_bytes
+            self.unanswered -= self._due_bytes
+            self._due, self._due_bytes = self._replies + len(self.waiting), self.unanswered
 
     def prepare(self) -> Sequence[Deferred[Any]]:
         return [self.ask("SELECT", self._address.database)]
@@ -439,14 +444,10 @@ class CommandConnection(RedisConnection):
 
     def connectionLost(self, why: Failure) -> None:
         self.close_batch()
+        self._accounts.in_flight -= self.unanswered - sum(map(len, self._unwritten))
+        self.unanswered = self._due = self._due_bytes = 0
         self._unwritten.clear()
-        while self._writes:
-            self._answered_write(*self._writes.popleft())
         super().connectionLost(why)
-
-    def _answered_write(self, size: int, _: int) -> None:
-        self.unanswered -= size
-        self._accounts.in_flight -= size
 
     def _tell(self, answers: Iterable[tuple[Sequence[Any], Any]]) -> None:
         for message, answer in answers:
