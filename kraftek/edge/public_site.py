@@ -131,6 +131,7 @@ class PublicSite(HttpServer):
         self._proxies = proxies
         self._counters = counters
         self._websockets = websockets
+        self.turns = websockets.turns
         self._polling = polling
         self._pages = {**files, _CLIENT_PATH: _page(_CLIENT, *_FOR_EVERY_PAGE)}
         self._connections = connections

@@ -11,8 +11,10 @@ from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 
+from kraftek.contract.accounts import Accounts
 from kraftek.edge.hosts import Hosts
 from kraftek.edge.http_server import SWEEP_INTERVAL, HttpServer, Request, Response, end_writing, printable
+from kraftek.edge.turns import Turns
 from tests.edge.websocket.edge import RecordingTransport
 
 HEAD_TIMEOUT, BODY_TIMEOUT, IDLE, LINGER = 5.0, 30.0, 75.0, 10.0
@@ -338,3 +340,33 @@ def test_tcp_is_closed_one_way_first_and_tls_as_it_has_to_be() -> None:
 def test_what_strangers_send_is_fit_to_be_shown() -> None:
     assert printable("a\x1b[2J\r\n\x7fé\ud800b") == "a?[2J???é?b"
     assert printable("x" * 1000) == "x" * 200
+
+
+def test_many_requests_at_a_time_are_answered_in_turns() -> None:
+    server = Server()
+    server.turns = Turns(server.clock, Accounts())
+    connection = server.accept()
+    connection.send(b"GET /a HTTP/1.1\r\nHost: a.test\r\n\r\n" * 100)
+    assert len(server.asked) == 8
+    assert connection.transport.producerState == "paused"
+    server.clock.advance(0)
+    assert len(server.asked) == 100
+    assert connection.transport.producerState == "producing"
+    connection.send(b"GET /b HTTP/1.1\r\nHost: a.test\r\n\r\n" * 100)
+    connection.lose()
+    server.clock.advance(0)
+    assert len(server.asked) == 108
+    assert server.clock.getDelayedCalls() == []
+
+
+def test_a_connection_is_handed_over_behind_many_requests() -> None:
+    server = Server()
+    server.turns = Turns(server.clock, Accounts())
+    connection = server.accept()
+    connection.send(b"GET /a HTTP/1.1\r\nHost: a.test\r\n\r\n" * 50 + b"GET /switch HTTP/1.1\r\nHost: a.test\r\n\r\n")
+    server.clock.advance(0)
+    assert len(server.asked) == 51
+    assert connection.transport.protocol is server.successor
+    assert connection.transport.producerState == "producing"
+    connection.send(b"more")
+    assert server.successor.received == b"more"
