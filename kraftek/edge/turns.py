@@ -133,15 +133,16 @@ class Turns:
 
     def slow(self, slowed: Slowed, seconds: float) -> None:
         """Call its ``unslowed`` in so many seconds, or when it was to be called before if that is later."""
-        until = self._clock.seconds() + min(seconds, _LONGEST)
+        now = self._clock.seconds()
+        until = now + min(seconds, _LONGEST)
         if until <= self._until.get(slowed, 0.0):
             return
         self._until[slowed] = until
         heappush(self._slowed, (until, next(self._numbers), slowed))
         if self._timer is None:
-            self._timer = self._clock.callLater(until - self._clock.seconds(), self._look)
+            self._timer = self._clock.callLater(until - now, self._look)
         elif until < self._timer.getTime():
-            self._timer.reset(until - self._clock.seconds())
+            self._timer.reset(until - now)
 
     def _schedule(self) -> None:
         if not self._scheduled:

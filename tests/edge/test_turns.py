@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
@@ -162,3 +164,23 @@ def test_who_is_slowed_again_at_once_waits_again(clock: Iterations) -> None:
     clock.pump([0.25] * 8)
     assert slowed.at == [0.5, 1.0]
     assert clock.getDelayedCalls() == []
+
+
+class Passing(Iterations):
+    """Time passes while it is asked for. As Twisted's reactors it calls nothing in the past."""
+
+    def seconds(self) -> float:
+        self.rightNow += 0.00001
+        return self.rightNow
+
+    def callLater(self, delay: float, *call: Any, **words: Any) -> Any:
+        assert delay >= 0
+        return super().callLater(delay, *call, **words)
+
+
+def test_slowing_for_less_than_looking_at_the_clock_takes() -> None:
+    clock = Passing()
+    slowed = Slowed(clock)
+    Turns(clock, Accounts()).slow(slowed, 0.000001)
+    clock.advance(0.01)
+    assert len(slowed.at) == 1
