@@ -151,8 +151,7 @@ class Conversation:
         if self.state is State.CLOSED:
             return
         if self.attempt is not None:
-            last = self._outbox.take_events() if self.state is State.READY else ()
-            self._actions.append(Drop(self.attempt, last))
+            self._actions.append(Drop(self.attempt, self._outbox.take_events() if self.state is State.READY else ()))
         self._finish(1000, "closed by the client")
 
     def emit(self, type: str, payload: Any = None, room_id: str | None = None) -> None:
@@ -164,8 +163,7 @@ class Conversation:
     def emit_now(self, type: str, payload: Any = None, room_id: str | None = None) -> bool:
         """Send an event if that can be done at once. Whether it is sent. Raises ``ValueError``."""
         check_event(type, room_id)
-        held = self._deadlines.of(_HELD) is not None
-        if self.state is not State.READY or held or self._outbox.is_behind:
+        if self.state is not State.READY or self._deadlines.of(_HELD) is not None or self._outbox.is_behind:
             return False
         self._outbox.put(next(self._ids), Kind.VOLATILE, frame(type, payload, room_id=room_id))
         return True
@@ -265,7 +263,8 @@ class Conversation:
             self._complaint = error or self._complaint
             self._hold(error, now)
             if error is not None and error.code == "ACCESS_REVOKED":
-                self._is_out(message.room_id)
+                # The last room stays: the socket is closed with it, and ``connect()`` joins it again.
+                self._rooms = {room: None for room in self._rooms if room != message.room_id} or self._rooms
             self._actions.append(Hear(message))
 
     def lost(self, attempt: int, code: int, reason: str, now: float) -> None:
@@ -412,11 +411,6 @@ class Conversation:
                 self.leave(now, _PATIENCE, room_id)
         self._settle(key, Refused("TIMEOUT", "no answer in time"))
 
-    def _is_out(self, room_id: str | None) -> None:
-        """Access was revoked. The last room stays: the socket is closed with it, and ``connect()`` joins it again."""
-        if room_id in self._rooms and len(self._rooms) > 1:
-            del self._rooms[room_id]
-
     def _requeue(self, code: int) -> None:
         """The socket was lost: unanswered requests are to be sent again, before the rest."""
         longest = self._outbox.longest_request() if code == 1009 else None
@@ -436,10 +430,8 @@ class Conversation:
         self._leaves = set()
 
     def _finish(self, code: int, reason: str) -> None:
-        self._end = Closed(code, reason)
-        self.attempt = None
-        self._token = ""
-        self._authenticate = self._complaint = self.socket_id = None
+        self._end, self._token = Closed(code, reason), ""
+        self.attempt = self._authenticate = self._complaint = self.socket_id = None
         dropped = self._outbox.take_events()
         for key in (*self._outbox.requests(), *self._joins):
             self._settle(key, self._end)
