@@ -21,7 +21,7 @@ class ExpiryQueue:
     def __init__(self, now: float) -> None:
         self._swept = int(now * _A_SECOND) - 1
         self._intervals: dict[Session, int] = {}
-        self._due: defaultdict[int, set[Session]] = defaultdict(set)
+        self._due: defaultdict[int, dict[Session, None]] = defaultdict(dict)
 
     def __len__(self) -> int:
         return len(self._intervals)
@@ -33,13 +33,13 @@ class ExpiryQueue:
         if first != inf:
             interval = max(int(first * _A_SECOND), self._swept + 1)
             self._intervals[session] = interval
-            self._due[interval].add(session)
+            self._due[interval][session] = None
 
     def forget(self, session: Session) -> None:
         """The session has ended."""
         interval = self._intervals.pop(session, None)
         if interval is not None:
-            self._due[interval].discard(session)
+            self._due[interval].pop(session, None)
             if not self._due[interval]:
                 del self._due[interval]
 

@@ -30,26 +30,26 @@ def _audience(outlets: Iterable[tuple[Session, IOutlet]]) -> Audience:
 
 
 class _Index:
-    """Sessions by a key that several may share. A key with one session, the usual case, costs no set."""
+    """Sessions by a key that several may share, in the order in which they came. One alone, as usual, costs no more."""
 
     __slots__ = ("_entries",)
 
     def __init__(self) -> None:
-        self._entries: dict[str, Session | set[Session]] = {}
+        self._entries: dict[str, Session | dict[Session, None]] = {}
 
     def add(self, key: str, session: Session) -> None:
         entry = self._entries.get(key)
         if entry is None:
             self._entries[key] = session
-        elif isinstance(entry, set):
-            entry.add(session)
+        elif isinstance(entry, dict):
+            entry[session] = None
         elif entry is not session:
-            self._entries[key] = {entry, session}
+            self._entries[key] = {entry: None, session: None}
 
     def discard(self, key: str, session: Session) -> None:
         entry = self._entries.get(key)
-        if isinstance(entry, set):
-            entry.discard(session)
+        if isinstance(entry, dict):
+            entry.pop(session, None)
             if not entry:
                 del self._entries[key]
         elif entry is session:
@@ -59,7 +59,7 @@ class _Index:
         entry = self._entries.get(key)
         if entry is None:
             return ()
-        return entry if isinstance(entry, set) else (entry,)
+        return entry.keys() if isinstance(entry, dict) else (entry,)
 
     def __len__(self) -> int:
         return len(self._entries)
