@@ -165,10 +165,14 @@ class RedisBus(MultiService):
         if self._subscriber is None:
             self._channels.pop(name, None)
             return succeed(None)
-        ending = self._subscriber.ask("UNSUBSCRIBE", name)
-        # Nothing else: whoever cancels this because it takes too long does not wait any more.
-        ending.addErrback(lambda failure: failure.trap(NotPublished, ResponseError))
-        return ending.addCallback(lambda _: self._channels.pop(name, None)).addCallback(lambda _: None)
+
+        def over(answer: object) -> None:
+            self._channels.pop(name, None)
+            if isinstance(answer, Failure):
+                # Nothing else: whoever cancels this because it takes too long does not wait any more.
+                answer.trap(NotPublished, ResponseError)
+
+        return self._subscriber.ask("UNSUBSCRIBE", name).addBoth(over)
 
     def read(
         self,

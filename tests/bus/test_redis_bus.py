@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import redis
 from twisted.internet import defer, reactor
+from twisted.internet.defer import CancelledError
 from twisted.internet.endpoints import UNIXClientEndpoint
 from twisted.internet.error import ConnectionLost
 from twisted.internet.testing import MemoryReactorClock, StringTransport
@@ -154,7 +155,8 @@ class RedisBusTest(TestCase):
         await bus.settled()
         subscriber, name = bus._subscriber, bus.channel_name("early").encode()
         assert subscriber is not None
-        bus.unsubscribe("early").cancel()
+        ending = bus.unsubscribe("early").addErrback(lambda failure: failure.trap(CancelledError))
+        ending.cancel()
         subscriber.hand_out([[b"message", name, b"too late"]])
         bus.publish("late", b"in time", lambda _: None)
         await until(lambda: heard, "a message")

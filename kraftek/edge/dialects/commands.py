@@ -65,6 +65,7 @@ def explain(error: Exception) -> str:
     """The error for JSON that msgspec cannot read."""
     if isinstance(error, RecursionError):
         return "JSON is nested too deeply"
-    if isinstance(error, UnicodeDecodeError):
-        return f"not UTF-8 at byte {error.start}"
+    # The former until msgspec 0.22.
+    if isinstance(error, UnicodeDecodeError) or "UTF-8" in str(error):
+        return "not UTF-8"
     return str(error)

@@ -28,7 +28,7 @@ def test_rooms_are_named() -> None:
         (b"null", "payload of join: Expected `object`, got `null`"),
         (b'{"roomId":""}', "payload of join: Expected `str` of length >= 1 - at `$.roomId`"),
         (b'{"roomId":"%b"}' % (b"r" * (ROOM_ID_LENGTH + 1)), "payload of join: Expected `str` of length <= 256"),
-        (b'{"roomId":"\xff"}', "payload of join: not UTF-8 at byte 0"),
+        (b'{"roomId":"\xff"}', "payload of join: not UTF-8"),
         (b'{"x":' + b"[" * 100_000, "payload of join: JSON is nested too deeply"),
     ],
     ids=["null", "empty", "long", "not UTF-8", "deep"],

@@ -255,7 +255,7 @@ def test_refuses_a_malformed_event(text: str) -> None:
 
 
 def test_refuses_a_name_that_is_not_utf8() -> None:
-    with pytest.raises(SocketError, match="'utf-8' codec can't decode"):
+    with pytest.raises(SocketError, match=r"(?i)utf-8"):
         session("/").receive(b'2["\xff",1]', False)
 
 
