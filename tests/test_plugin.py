@@ -166,6 +166,8 @@ def test_the_template_differs_in_its_socket_alone() -> None:
     alone, template = unit(SERVICE), unit(TEMPLATE)
     (command,) = template.pop("ExecStart")
     assert command == alone.pop("ExecStart")[0] + " --listen systemd:domain=INET:index=0"
+    check, reload = template.pop("ExecReload")
+    assert [check.removesuffix(" --listen systemd:domain=INET:index=0"), reload] == alone.pop("ExecReload")
     assert template.pop("Description") == [f"{alone.pop('Description')[0]} %i"]
     assert (alone.pop("RuntimeDirectory"), template.pop("RuntimeDirectory")) == (["kraftek"], ["kraftek/%i"])
     assert template.pop("Sockets") == template.pop("Requires") == ["kraftek-gateway@%i.socket"]

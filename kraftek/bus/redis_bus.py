@@ -6,11 +6,12 @@ Made and started by :mod:`kraftek.daemon.lifecycle`; called through :class:`kraf
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from twisted.application.service import MultiService
-from twisted.internet.defer import Deferred, FirstError, fail, gatherResults, succeed
+from twisted.internet.defer import Deferred, FirstError, fail, gatherResults
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from txredisapi import ResponseError
@@ -160,19 +161,15 @@ class RedisBus(MultiService):
             self._subscriber.listen([name]).addErrback(lambda _: None)
 
     def unsubscribe(self, channel: str) -> Deferred[None]:
-        """Fires when everything that Redis still sent on it was received, or when the connection is lost."""
-        name = self.channel_name(channel).encode()
-        if self._subscriber is None:
-            self._channels.pop(name, None)
-            return succeed(None)
+        return Deferred.fromCoroutine(self._unsubscribe(self.channel_name(channel).encode()))
 
-        def over(answer: object) -> None:
+    async def _unsubscribe(self, name: bytes) -> None:
+        try:
+            if self._subscriber is not None:
+                with suppress(NotPublished, ResponseError):
+                    await self._subscriber.ask("UNSUBSCRIBE", name)
+        finally:
             self._channels.pop(name, None)
-            if isinstance(answer, Failure):
-                # Nothing else: whoever cancels this because it takes too long does not wait any more.
-                answer.trap(NotPublished, ResponseError)
-
-        return self._subscriber.ask("UNSUBSCRIBE", name).addBoth(over)
 
     def read(
         self,
