@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from twisted.application.service import MultiService
-from twisted.internet.defer import Deferred, FirstError, fail, gatherResults
+from twisted.internet.defer import Deferred, FirstError, fail, gatherResults, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from txredisapi import ResponseError
@@ -165,9 +165,8 @@ class RedisBus(MultiService):
 
     async def _unsubscribe(self, name: bytes) -> None:
         try:
-            if self._subscriber is not None:
-                with suppress(NotPublished, ResponseError):
-                    await self._subscriber.ask("UNSUBSCRIBE", name)
+            with suppress(NotPublished, ResponseError):
+                await (self._subscriber.ask("UNSUBSCRIBE", name) if self._subscriber else succeed(None))
         finally:
             self._channels.pop(name, None)
 

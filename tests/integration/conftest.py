@@ -413,6 +413,11 @@ class Client:
         else:
             pytest.fail(f"got a message, not the end: {message!r}")
 
+    def expect_stop(self) -> None:
+        """Nothing more but what a gateway that stops says to its clients."""
+        self.expect("drain")
+        self.expect_close(1012)
+
     def expect_nothing(self) -> None:
         """Nothing was sent to this client that the gateway process had already done.
 

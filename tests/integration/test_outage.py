@@ -107,7 +107,7 @@ def test_sigterm(redis_server: RedisServer, gateway: StartGateway, connect: Conn
     redis = redis_server.client()
     wait_members(redis, user_ada=ada.socket_id, user_bob=bob.socket_id)
     first.process.terminate()
-    ada.expect_close(1012)
+    ada.expect_stop()
     first.process.wait(15)
     assert redis.hgetall("room:r1") == {"user_bob": bob.socket_id}
     assert not redis.exists("socket:user_ada:r1")
@@ -123,7 +123,7 @@ def test_sigint(redis_server: RedisServer, gateway: StartGateway, connect: Conne
         signal.signal(signal.SIGINT, before)
     ada = connect(process, token="ada", room="r1")
     process.process.send_signal(signal.SIGINT)
-    ada.expect_close(1012)
+    ada.expect_stop()
     process.process.wait(15)
     assert not redis_server.client().keys("room:*")
 

@@ -228,7 +228,7 @@ def test_a_gateway_that_ends_in_order_takes_its_entries_with_it(
     client, _ = connect(ending, "one", "r"), connect(staying, "two", "r")
     presence.until(2)
     ending.terminate()
-    client.expect_close(1012)
+    client.expect_stop()
     assert presence.until(3)[2:] == [("left", "user_one", "r", "closed")]
     id_ = staying.wait_log(READY)["id"]
     assert presence.redis.zrange("gateways", 0, -1) == [id_]

@@ -228,18 +228,18 @@ def test_too_many_for_one_service(
 ) -> None:
     busy = {"chat": {"channel": "events:chat", "reply": True, "requests": 2}}
     process = gateway(redis_server, services=busy)
-    ada, bob = connect(process, token="ada", room="r1"), connect(process, token="bob", room="r1")
+    ada, bob, eve = (connect(process, token=name, room="r1") for name in ("ada", "bob", "eve"))
     ask(ada, 1)
-    ask(ada, 2)
+    ask(bob, 1)
     event = chat.hear()
     chat.hear()
-    ask(bob, 1)
-    assert refused(bob, "SERVICE_UNAVAILABLE", 1)["retryAfter"] > 0
+    ask(eve, 1)
+    assert refused(eve, "SERVICE_UNAVAILABLE", 1)["retryAfter"] > 0
     chat.reply(event, None)
     ada.expect(CHAT)
-    ask(bob, 1)
+    ask(eve, 1)
     chat.reply(chat.hear(), None)
-    bob.expect(CHAT)
+    eve.expect(CHAT)
 
 
 def test_a_stream_service(redis_server: RedisServer, gateway: StartGateway, connect: Connect) -> None:

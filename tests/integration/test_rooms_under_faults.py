@@ -151,7 +151,7 @@ def test_a_gateway_stops_while_redis_refuses_writes(
     client = connect(process, "stays", "r")
     unwritable_snapshot(redis_server.client())
     assert process.terminate() == -signal.SIGTERM
-    client.expect_close(1012)
+    client.expect_stop()
     writable_snapshot(redis_server.client())  # or Redis would not stop
     assert "is unavailable" not in process.log()  # it has left Redis by itself
 

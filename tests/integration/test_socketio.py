@@ -340,6 +340,8 @@ def test_clients_come_back_after_a_restart(
     (socket_id,) = client.reports.expect("connect")
     client.reports.expect("event", "authenticated")
     first.terminate()
+    if transports != ["polling"]:
+        assert client.reports.expect("event", "drain") == [{"reconnectAfter": 0}]
     (reason,) = client.reports.expect("disconnect")
     assert reason in client.library.lost
     gateway(redis_server, services=ECHO, args=["--listen", f"tcp:{first.port}:interface=127.0.0.1"])
