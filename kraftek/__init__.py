@@ -25,9 +25,10 @@ The directory is the drawing::
 
 From a client to a service:
 
-1. ``edge/websocket/protocol.py`` reads messages from frames (``edge/websocket/frames.py``)
+1. ``edge/websocket/protocol.py`` reads messages from frames (``edge/websocket/frames.py``); who sends many takes
+   turns with others (``edge/turns.py``)
 2. ``edge/dialects/native.py`` or ``edge/dialects/socketio_client.py`` decodes the message
-3. ``core/session.py`` holds it while access is checked
+3. ``core/session.py`` charges it to budgets (``core/budgets.py``), and holds it while access is checked
 4. ``core/gateway.py`` looks up access and puts the sender's identity into the event
 5. ``core/dispatch.py`` sends it to its service; ``core/requests.py`` keeps track of requests
 6. ``bus/redis_bus.py`` publishes it
@@ -37,7 +38,8 @@ From a service to a client:
 1. ``bus/connections.py`` receives a message from Redis
 2. ``core/deliveries.py`` decodes its envelope and finds its recipients in ``core/roster.py``
 3. ``edge/dialects/native.py`` or ``edge/dialects/socketio_client.py`` encodes it once for all of its kind
-4. ``edge/websocket/outbox.py`` or ``edge/engineio/clients.py`` writes it, once for each client and reactor iteration
+4. ``edge/websocket/outbox.py`` or ``edge/engineio/clients.py`` writes it, once for each client and reactor iteration;
+   it waits for those that do not read (``edge/backlogs.py``)
 """
 
 __version__ = "0.1.0"
