@@ -103,11 +103,12 @@ def _reached(it: Target, data: bytes) -> set[Any] | None:
     def called(frame: FrameType, event: str, _: object) -> Any:
         return local(0) if frame.f_code.co_filename.startswith(_PACKAGE) else None
 
+    before = sys.gettrace()  # of coverage
     sys.settrace(called)
     try:
         it.run(data)
     except Exception:  # noqa: BLE001  # whatever it is, it is no input to keep
         return None
     finally:
-        sys.settrace(None)
+        sys.settrace(before)
     return {(step, min(number.bit_length(), _MANY)) for step, number in steps.items()}
