@@ -340,10 +340,12 @@ def test_clients_come_back_after_a_restart(
     (socket_id,) = client.reports.expect("connect")
     client.reports.expect("event", "authenticated")
     first.terminate()
-    if transports != ["polling"]:
-        assert client.reports.expect("event", "drain") == [{"reconnectAfter": 0}]
-    (reason,) = client.reports.expect("disconnect")
-    assert reason in client.library.lost
+    report = client.reports.next()
+    assert report[:2] == ["event", "drain"] or transports != ["websocket"]
+    if report[:2] == ["event", "drain"]:  # by long polling it may not come any more
+        report = client.reports.next()
+    assert report[0] == "disconnect"
+    assert report[1] in client.library.lost
     gateway(redis_server, services=ECHO, args=["--listen", f"tcp:{first.port}:interface=127.0.0.1"])
     (another,) = client.reports.until("connect")
     assert another != socket_id
