@@ -40,6 +40,19 @@ Told = tuple[str, str, str, str | None]
 """joined or left, the user, the room, and why."""
 
 
+_SNAPSHOT = """
+local entries = {}
+for _, key in ipairs(redis.call('KEYS', 'room:*')) do
+    local room, users = key:sub(6), redis.call('HGETALL', key)
+    for i = 1, #users, 2 do
+        local own = redis.call('GET', 'socket:' .. users[i] .. ':' .. room)
+        entries[#entries + 1] = {room, users[i], users[i + 1], own}
+    end
+end
+return {entries, #redis.call('KEYS', 'socket:*')}
+"""
+
+
 class Presence:
     """What services hear of users: one over Pub/Sub, and one over two streams."""
 
@@ -72,11 +85,11 @@ class Presence:
 
     def cache(self) -> dict[tuple[str, str], str]:
         """The socket of each user in each room, as Redis has them."""
-        rooms = [key.removeprefix("room:") for key in self.redis.scan_iter("room:*")]
-        found = {(user, room): socket for room in rooms for user, socket in self.redis.hgetall(f"room:{room}").items()}
-        assert found == {(user, room): self.redis.get(f"socket:{user}:{room}") for user, room in found}
-        assert len(list(self.redis.scan_iter("socket:*"))) == len(found)
-        return found
+        # In one script, or a gateway may write between two looks.
+        entries, sockets = self.redis.eval(_SNAPSHOT, 0)
+        assert all(socket == own for _, _, socket, own in entries), entries
+        assert sockets == len(entries)
+        return {(user, room): socket for room, user, socket, _ in entries}
 
     def looks(self, number: int) -> None:
         """Returns when the gateways have looked for dead ones so often."""
