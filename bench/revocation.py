@@ -91,7 +91,7 @@ async def load(urls: list[str], number: int) -> None:
     async def ask(who: int) -> None:
         socket = await let_in(urls[who % len(urls)], f"load{who}")
         for request in range(sys.maxsize):
-            await socket.send(json.dumps({"type": "chat:say:back", "id": request, "payload": None}))
+            await socket.send(json.dumps({"type": "chat:say:back", "id": request, "payload": request}))
             await socket.recv()
 
     await asyncio.gather(*(ask(who) for who in range(number)))
