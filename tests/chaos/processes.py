@@ -37,17 +37,6 @@ ENVIRONMENT = {
 }
 
 
-_taken: set[int] = set()
-
-
-def _port() -> int:
-    """A free one that was not given away before: it stays free until the gateway is started, and while it is down."""
-    while (port := free_port()) in _taken:
-        pass
-    _taken.add(port)
-    return port
-
-
 class Program:
     """One process, started again by the same command. ``wrong`` is told what must not be.
 
@@ -191,7 +180,7 @@ class Gateway(Program):
         self, name: str, directory: Path, wrong: Callable[[str], None], configure: Callable[[Gateway], str]
     ) -> None:
         super().__init__(name, directory, wrong)
-        self.port, self.operator_port = _port(), _port()
+        self.port, self.operator_port = free_port(), free_port()
         self._configure = configure
 
     def command(self) -> Sequence[str]:

@@ -217,7 +217,7 @@ class Invariants:
         heard = ban.heard.get(gateway)
         if heard is not None:
             return heard + AT_ONCE, "heard"
-        trouble = world.time.now if auth.state != "up" else auth.troubled_until + RECOVERY
+        trouble = self._trouble()
         bounds = []
         # By its ttl. A new login may use the answer as long as it is fresh, and none that is older.
         ttl = auth.ttls.get(token, TTL)
@@ -238,9 +238,13 @@ class Invariants:
         """Whether the gateway may have lost Redis before it knew whether a changed key was deleted: it counts as that,
         as long as the auth service cannot be asked.
         """
+        in_trouble = self._trouble() >= self.world.time.now
+        return in_trouble and gateway.undisturbed_since >= self.world.auth.well_until - 1.0
+
+    def _trouble(self) -> float:
+        """Until when the auth service may be in trouble."""
         auth = self.world.auth
-        trouble = self.world.time.now if auth.state != "up" else auth.troubled_until + RECOVERY
-        return trouble >= self.world.time.now and gateway.undisturbed_since >= auth.well_until - 1.0
+        return self.world.time.now if auth.state != "up" else auth.troubled_until + RECOVERY
 
     def _settling(self, gateway: GatewayProcess, up: float) -> float:
         """For how long the gateway, back since ``up``, may wait to be told by one that is in trouble, or has died."""

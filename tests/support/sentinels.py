@@ -33,17 +33,6 @@ sentinel failover-timeout {name} 6000
 """
 
 
-_taken: set[int] = set()
-
-
-def _port() -> int:
-    """A free one that was not given away before: it stays free until its server is started."""
-    while (port := free_port()) in _taken:
-        pass
-    _taken.add(port)
-    return port
-
-
 class Sentinels:
     """Three sentinels, and ``servers``: the master, and its replica. ``url`` is for the gateway and services.
 
@@ -54,8 +43,8 @@ class Sentinels:
         self.binary = binary or redis_server_path()
         self.password = password
         self.servers = [PrivateRedis(self.binary), PrivateRedis(self.binary)]
-        self.server_ports = [_port(), _port()]
-        self.ports = [_port(), _port(), _port()]
+        self.server_ports = [free_port(), free_port()]
+        self.ports = [free_port(), free_port(), free_port()]
         self.url = f"redis+sentinel://{','.join(f'127.0.0.1:{port}' for port in self.ports)}/{NAME}/0"
         if password:
             self.url += f"?sentinel_password={password}"
