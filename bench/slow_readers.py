@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import base64
 import contextlib
+import itertools
 import os
 import resource
 import shutil
@@ -33,8 +34,14 @@ from bench.measure import family, resident_bytes
 ROOM = "r1"
 RATE = 4
 """Messages a second to the room, nine of ten of them cursors or typing: what one process of clients can take."""
-FILL = 15_000_000
-"""Bytes of a message that no kernel takes for a client that does not read: Linux takes up to 10 MiB."""
+KINDS = itertools.cycle(["cursor:moved", "typing:begun"] * 4 + ["cursor:moved", "note:made"])
+WHO = itertools.cycle(range(20))
+SMALL = 4096
+"""Bytes of a client's receive buffer: by themselves kernels give it up to 32 MiB, and nobody would notice that it does
+not read.
+"""
+FILL = 6_000_000
+"""Bytes of a message that no kernel takes for such a client: Linux sends up to 4 MiB ahead."""
 CONFIG = """
 listen = ["tcp:{port}:interface=127.0.0.1"]
 sessions = "many"
@@ -130,10 +137,9 @@ async def connect(port: int, count: int, buffer: int = 0) -> list[Client]:
 
 async def fan_out(publisher: redis.Redis, seconds: float) -> None:
     """Tell the room of something, ``RATE`` times a second."""
-    kinds = ["cursor:moved"] * 5 + ["typing:begun"] * 4 + ["note:made"]
-    for number in range(int(seconds * RATE)):
-        payload = {"at": time.monotonic(), "who": number % 20, "text": "x" * 1000}
-        message = {"type": f"bench:{kinds[number % 10]}", "roomId": ROOM, "payload": payload}
+    for _ in range(int(seconds * RATE)):
+        payload = {"at": time.monotonic(), "who": next(WHO), "text": "x" * 1000}
+        message = {"type": f"bench:{next(KINDS)}", "roomId": ROOM, "payload": payload}
         publisher.publish("events:broadcast", msgspec.json.encode(message))
         await asyncio.sleep(1 / RATE)
 
@@ -184,7 +190,7 @@ def running(home: Path, ping_interval: float) -> Iterator[tuple[int, int, redis.
 
 async def slow(port: int, pid: int, publisher: redis.Redis, count: int, stop: int, seconds: float) -> int:
     """Some stop reading, and read again. The exit status."""
-    slow_ones = await connect(port, stop)
+    slow_ones = await connect(port, stop, SMALL)
     others = await connect(port, count - stop)
     await fan_out(publisher, 5)
     p99(slow_ones + others)
@@ -192,7 +198,6 @@ async def slow(port: int, pid: int, publisher: redis.Redis, count: int, stop: in
     before, memory = p99(others), resident_bytes(family(pid))
     for client in slow_ones:
         client.transport.pause_reading()
-    # Their kernels take some megabytes before anybody else notices.
     filling = {"type": "bench:fill:up", "recipients": [client.socket_id for client in slow_ones], "payload": "x" * FILL}
     publisher.publish("events:broadcast", msgspec.json.encode(filling))
     await asyncio.sleep(3)
@@ -217,7 +222,7 @@ async def slow(port: int, pid: int, publisher: redis.Redis, count: int, stop: in
 
 async def large(port: int, pid: int, publisher: redis.Redis, megabytes: int, count: int) -> int:
     """One message to clients that do not read, and to one that does. The exit status."""
-    slow_ones = await connect(port, count, buffer=4096)
+    slow_ones = await connect(port, count, SMALL)
     (reader,) = await connect(port, 1)
     for client in slow_ones:
         client.transport.pause_reading()
