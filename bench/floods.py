@@ -178,7 +178,7 @@ def until(seen: Callable[[], Any], what: str) -> None:
 def look(gateway: subprocess.Popen[bytes], file: Path) -> list[float]:
     """The longest step and turn of the gateway's reactor since the last look, and how many steps were long."""
     file.unlink(missing_ok=True)
-    gateway.send_signal(signal.SIGUSR2)
+    gateway.send_signal(signal.SIGRTMIN)
     until(file.exists, "the gateway's turns")
     return [float(word) for word in file.read_text().split()]
 

@@ -1,7 +1,7 @@
 """Starts a gateway whose reactor is watched: ``python -P bench/turns.py FILE ARGUMENTS-OF-TWISTD``.
 
 A *step* is what is done about one file that is ready, or all that timers and the end of an iteration do; a *turn* is
-all that is done between two looks for files that are ready. On SIGUSR2 the longest of both since the last time are
+all that is done between two looks for files that are ready. On SIGRTMIN the longest of both since the last time are
 written into ``FILE``, in seconds of processor time, and how many steps were longer than 10 ms: on a machine that others
 use, too, the wall clock says how long they were.
 """
@@ -74,7 +74,7 @@ def main() -> None:
 
     running: Any = reactor
     watched = running._poller = Watched(running._poller)  # noqa: SLF001
-    signal.signal(signal.SIGUSR2, lambda *_: watched.report(file))
+    signal.signal(signal.SIGRTMIN, lambda *_: watched.report(file))
     from twisted.scripts.twistd import run  # noqa: PLC0415  # imports the reactor
 
     run()

@@ -30,7 +30,7 @@ TURN: Final = 4
 STEP: Final = 16
 """Messages that are handled in one step: about half a millisecond of the usual ones."""
 
-_SHARE = 0.005
+_SHARE = 0.004
 """Seconds that all who wait have together of one iteration of the reactor. A client that is not among them waits for
 its answer no longer than that, and one step."""
 

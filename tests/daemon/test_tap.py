@@ -119,7 +119,7 @@ def test_make_service() -> None:
     assert IService.providedBy(makeService(options))
     assert reactor.seconds is time.monotonic
     assert isinstance(reactor.nameResolver, HostnameResolver)
-    assert gc.get_threshold() == (10_000, *before[1:])
+    assert gc.get_threshold() == (5_000, *before[1:])
     assert gc.get_freeze_count() > 10_000
 
 

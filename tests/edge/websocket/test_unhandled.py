@@ -34,7 +34,7 @@ def frame(opcode: Opcode, payload: bytes = b"", *, fin: bool = True) -> bytes:
 A_SLICE = 256 // len(frame(TEXT, b"0")) + 1
 """Messages that a step has at most: those of a slice for Autobahn, or ``STEP``."""
 
-AN_ITERATION = 0.005 + A_SLICE * A_MESSAGE
+AN_ITERATION = 0.004 + A_SLICE * A_MESSAGE
 """Seconds that all who wait have at most: their share, and the end of a step."""
 
 
