@@ -19,7 +19,9 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from http.client import HTTPConnection
 from itertools import count
+from typing import Any
 
 CHUNK = 65536
 """Bytes of a write: what the gateway reads at a time."""
@@ -63,8 +65,12 @@ def always(*frames: bytes) -> Chunk:
 
 def numbered(message: Callable[[int], object], size: int = 100) -> Chunk:
     """Messages that differ, by their number; so many in each write as messages of that size make 64 KiB."""
+    return numbered_texts(lambda number: json.dumps(message(number), separators=(",", ":")).encode(), size)
+
+
+def numbered_texts(body: Callable[[int], bytes], size: int) -> Chunk:
     many = max(1, CHUNK // size)
-    return lambda number: b"".join(text(message(each)) for each in range(number * many, (number + 1) * many))
+    return lambda number: b"".join(frame(TEXT, body(each)) for each in range(number * many, (number + 1) * many))
 
 
 PING_TEXT = b'{"type":"ping"}'
@@ -83,6 +89,18 @@ def fragments() -> Iterator[bytes]:
 def joins(number: int) -> object:
     """Into a room that nobody has been in before, and out of it."""
     return {"type": "leave" if number % 2 else "join", "payload": {"roomId": f"{NAME}-{number // 2}"}}
+
+
+def socketio_join(number: int) -> object:
+    message: Any = joins(number)
+    return [message["type"], message["payload"]]
+
+
+ATTACHED = b'451-["chat:note:heard",{"_placeholder":true,"num":0}]'
+TEN_ATTACHED = b'4510-["chat:note:heard",%s]' % b",".join(
+    b'{"_placeholder":true,"num":%d}' % each for each in range(10)
+)
+POSTED = b"\x1e".join([b'42["chat:note:heard",1]'] * (HELD // 24))
 
 
 def event(type: str, characters: int = 0, id: bool = False) -> Callable[[int], object]:
@@ -111,6 +129,16 @@ KINDS: dict[str, Callable[[], Chunk]] = {
     "requests": lambda: numbered(event("chat:say:back", id=True)),
     "large answers": lambda: numbered(event("chat:say:much", id=True)),
     "joins told to a stream": lambda: numbered(joins, 64),
+    "Socket.IO noops": lambda: always(frame(TEXT, b"6")),
+    "Socket.IO pongs": lambda: always(frame(TEXT, b"3")),
+    "Socket.IO unknown events": lambda: always(frame(TEXT, b'42["nobody:was:here",{}]')),
+    "Socket.IO requests": lambda: numbered_texts(lambda number: b'42%d["chat:say:back","x"]' % number, 40),
+    "Socket.IO joins": lambda: numbered_texts(lambda number: b"42" + json.dumps(socketio_join(number)).encode(), 64),
+    # Out of the namespace, and in again.
+    "Socket.IO connects": lambda: always(frame(TEXT, b"41"), frame(TEXT, b"40")),
+    "Socket.IO attachments": lambda: always(frame(TEXT, ATTACHED), frame(BINARY, b"x" * 100)),
+    "Socket.IO empty attachments": lambda: always(frame(TEXT, TEN_ATTACHED), *[frame(BINARY)] * 10),
+    "POSTs": lambda: lambda _: b"",
     "HTTP requests": lambda: lambda _: b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * (CHUNK // 40),
     "handshakes": lambda: lambda _: b"",
 }
@@ -123,6 +151,7 @@ class Flooder:
     def __init__(self, kind: str, port: int, name: str) -> None:
         self._chunk = KINDS[kind]()
         self._kind = kind
+        self._socketio = kind.startswith("Socket.IO")
         self._port = port
         self._name = name
         self._numbers = count()
@@ -135,7 +164,10 @@ class Flooder:
             try:
                 with socket.create_connection(("127.0.0.1", self._port), 10.0) as connection:
                     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    self._flood(connection)
+                    if self._kind == "POSTs":
+                        self._post(connection)
+                    else:
+                        self._flood(connection)
             except OSError as error:
                 self.closes[type(error).__name__] += 1
                 time.sleep(0.01)
@@ -143,7 +175,9 @@ class Flooder:
     def _flood(self, connection: socket.socket) -> None:
         if self._kind != "HTTP requests":
             self._handshake(connection)
-            connection.sendall(text({"type": "authenticate", "payload": {"token": self._name, "roomId": self._name}}))
+            who = {"token": self._name, "roomId": self._name}
+            login = {"type": "authenticate", "payload": who}
+            connection.sendall(frame(TEXT, b"40" + json.dumps(who).encode()) if self._socketio else text(login))
         if self._kind == "handshakes":
             self.closes["own"] += 1
             return
@@ -167,10 +201,12 @@ class Flooder:
 
     def _handshake(self, connection: socket.socket) -> None:
         offer = "Sec-WebSocket-Extensions: permessage-deflate\r\n" if "flat" in self._kind else ""
+        path = "/socket.io/?EIO=4&transport=websocket" if self._socketio else "/"
+        protocol = "" if self._socketio else "Sec-WebSocket-Protocol: kraftek.v1.json\r\n"
         connection.sendall(
-            f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             f"Sec-WebSocket-Key: {base64.b64encode(os.urandom(16)).decode()}\r\nSec-WebSocket-Version: 13\r\n"
-            f"Sec-WebSocket-Protocol: kraftek.v1.json\r\n{offer}\r\n".encode()
+            f"{protocol}{offer}\r\n".encode()
         )
         head = b""
         while b"\r\n\r\n" not in head:
@@ -179,6 +215,24 @@ class Flooder:
             head += data
         if not head.startswith(b"HTTP/1.1 101"):
             raise ConnectionError(head.decode(errors="replace"))
+
+    def _post(self, connection: socket.socket) -> None:
+        """One long-polling session, one POST after the other."""
+        client = HTTPConnection("127.0.0.1", self._port)
+        client.sock = connection
+        path = "/socket.io/?EIO=4&transport=polling"
+        client.request("GET", path)
+        path += "&sid=" + json.loads(client.getresponse().read()[1:])["sid"]
+        body = b"40" + json.dumps({"token": self._name, "roomId": self._name}).encode()
+        while True:
+            client.request("POST", path, body)
+            response = client.getresponse()
+            response.read()
+            if response.status != 200:
+                self.closes[f"HTTP {response.status}"] += 1
+                return
+            self.written += len(body)
+            body = POSTED
 
     def _read(self, connection: socket.socket) -> None:
         last = b""
