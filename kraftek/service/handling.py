@@ -50,10 +50,17 @@ class Handling:
 
     # Over Pub/Sub
 
-    async def published(self, body: bytes) -> None:
+    def opened(self, body: bytes) -> Incoming | None:
+        """What came over Pub/Sub, if it is an event."""
+        try:
+            return self._processor.open(body)
+        except NoEvent as error:
+            self._warn(f"Ignored a message that is not an event: {error}")
+            return None
+
+    async def published(self, event: Incoming) -> None:
         """An event that came over Pub/Sub: one attempt; the sender gets an error if it fails."""
         with self._loss():
-            event = self._processor.open(body)
             try:
                 await self._commit(None, await self._processor.handle(event, self._link))
             except Away:
@@ -63,11 +70,10 @@ class Handling:
                     self._backend.failed(f"{event.event_type} failed", error)
                     await self._commit(None, self._processor.failure(event))
 
-    async def refuse(self, body: bytes) -> None:
+    async def refuse(self, event: Incoming) -> None:
         """Refuse an event that came over Pub/Sub while too many wait."""
         message = f"service {self._processor.name} is overloaded"
         with self._loss():
-            event = self._processor.open(body)
             await self._commit(None, self._processor.refusal(event, "SERVICE_UNAVAILABLE", message, 1.0))
 
     @contextmanager
@@ -75,8 +81,6 @@ class Handling:
         """Log why an event over Pub/Sub is lost, where that is no error of the service."""
         try:
             yield
-        except NoEvent as error:
-            self._warn(f"Ignored a message that is not an event: {error}")
         except Away as error:
             self._warn(f"Events were lost, and their senders got no error, because Redis is unavailable: {error}")
 

@@ -15,7 +15,6 @@ consumers of one group:
 from __future__ import annotations
 
 import time
-from collections import deque
 from typing import Protocol
 
 from kraftek.contract.consumer_groups import CLAIM, FORGOTTEN_AFTER, JOIN, Consumer, event_in, new_entries
@@ -24,12 +23,15 @@ from kraftek.contract.names import instances_key, lease_key
 from kraftek.service.backend import Backend, Reader
 from kraftek.service.handling import Entry, Handling
 from kraftek.service.jobs import Jobs
-from kraftek.service.processor import EventProcessor
+from kraftek.service.processor import EventProcessor, Incoming
+from kraftek.service.waiting import Waiting
 
 __all__ = ["Partitions", "Source", "Stream", "Subscription"]
 
-WAITING = 10_000
-"""Events over Pub/Sub that may wait to be handled; more are refused."""
+TOLD = 1.0
+"""Seconds for which a socket whose event was refused hears of no further one without an id: an error for each would
+take as long as to handle them.
+"""
 
 BLOCK = 500
 """Milliseconds that Redis lets a reader wait: a stop or the loss of a lease is noticed after so long at most."""
@@ -60,7 +62,9 @@ class Subscription:
         self._backend = backend
         self._jobs = jobs
         self._handling = handling
-        self._waiting: deque[bytes] = deque()
+        self._waiting = Waiting()
+        self._told: set[str] = set()
+        self._told_since = 0.0
         self._in_progress = 0
         self._spawning = False
 
@@ -71,11 +75,23 @@ class Subscription:
         self._jobs.spawn(self._backend.unsubscribe(self._processor.channel))
 
     def _received(self, body: bytes) -> None:
-        if len(self._waiting) < WAITING:
-            self._waiting.append(body)
+        event = self._handling.opened(body)
+        if event is None:
+            return
+        if self._waiting.put(event, len(body)):
             self._next()
-        else:
-            self._jobs.spawn(self._handling.refuse(body))
+        elif event.id is not None or self._is_to_be_told(event.socket_id):
+            self._jobs.spawn(self._handling.refuse(event))
+
+    def _is_to_be_told(self, socket_id: str) -> bool:
+        now = time.monotonic()
+        if now - self._told_since >= TOLD:
+            self._told_since = now
+            self._told.clear()
+        if socket_id in self._told:
+            return False
+        self._told.add(socket_id)
+        return True
 
     def _next(self) -> None:
         if self._spawning:
@@ -83,12 +99,12 @@ class Subscription:
         self._spawning = True
         while self._waiting and self._in_progress < self._processor.concurrency:
             self._in_progress += 1
-            self._jobs.spawn(self._handle(self._waiting.popleft()))
+            self._jobs.spawn(self._handle(self._waiting.take()))
         self._spawning = False
 
-    async def _handle(self, body: bytes) -> None:
+    async def _handle(self, event: Incoming) -> None:
         try:
-            await self._handling.published(body)
+            await self._handling.published(event)
         finally:
             self._in_progress -= 1
             self._next()

@@ -5,6 +5,7 @@ Each test runs through both backends. The gateway is its contract; with a real o
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from collections import Counter
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kraftek.service.sources import WAITING
 from kraftek.service.testing import Contract
+from kraftek.service.waiting import EVENTS
 from tests.service.instances import Instances, registered, stopped
 from tests.support.waiting import wait_until
 
@@ -131,18 +132,24 @@ def test_what_is_published_while_redis_goes_is_lost_and_no_fault_of_the_handler(
     assert "Traceback" not in logged
 
 
-def test_what_is_no_event_is_no_fault_when_there_is_too_much_to_do_either(service: Stage) -> None:
-    process = service.start({"concurrency": 1, "grace": 0.1})
+def test_who_floods_a_service_is_refused_and_nobody_else(service: Stage) -> None:
+    process = service.start({"concurrency": 1})
     service.contract.wait_for(registered())
-    ada = service.contract.client("ada", "room")
-    ada.send("sample:do:sleep", {"seconds": 60})
+    ada, bob = service.contract.client("ada", "room"), service.contract.client("bob", "another")
+    ada.send("sample:do:sleep", {"seconds": 1})
     wait_until(lambda: service.begun("room"), "a handler")
+    envelope = {"eventType": "sample:say:back", "userId": "bob", "socketId": bob.socket_id, "roomId": "another"}
+    flood = json.dumps(envelope | {"replyTo": service.contract.reply_to, "payload": 0})
+    began = time.monotonic()
     with service.redis.pipeline(transaction=False) as pipeline:
-        for _ in range(WAITING + 20):
+        for _ in range(EVENTS + 20):
+            pipeline.publish("events:sample", flood)
             pipeline.publish("events:sample", "nothing")
         pipeline.execute()
-    ada.send("sample:say:back", 1)
-    assert ada.receive()["payload"]["code"] == "SERVICE_UNAVAILABLE"
+    assert ada.request("sample:say:back", 1) == 1
+    refused = [message["payload"] for message in bob.inbox if message["type"] == "error"]
+    assert (refused[0]["code"], refused[0]["retryAfter"]) == ("SERVICE_UNAVAILABLE", 1)
+    assert len(refused) <= 1 + time.monotonic() - began
     logged = stopped(process)
     assert logged.count("Ignored a message that is not an event") == 1
     assert "Traceback" not in logged

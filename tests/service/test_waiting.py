@@ -1,0 +1,61 @@
+from kraftek.service.processor import Incoming
+from kraftek.service.waiting import EVENTS, SIZE, Waiting
+
+
+def event(user: str, room: str | None = "room", mark: int = 0, socket: str = "") -> Incoming:
+    return Incoming(event_type=f"a:b:{mark}", user_id=user, room_id=room, socket_id=socket)
+
+
+def taken(waiting: Waiting) -> list[str]:
+    return [f"{each.user_id} {each.event_type[4:]}" for each in iter(lambda: waiting.take() if waiting else None, None)]
+
+
+def test_rooms_take_turns_and_keep_their_order() -> None:
+    events = Waiting()
+    for mark in range(3):
+        assert events.put(event("ada", "ada's", mark), 10)
+    assert events.put(event("bob", "bob's", 3), 10)
+    assert events.put(event("eve", "ada's", 4), 10)
+    assert events.put(event("bob", None, 5, "socket 1"), 10)
+    assert events.put(event("eve", None, 6, "socket 2"), 10)
+    assert events.put(event("bob", None, 7, "socket 1"), 10)
+    assert taken(events) == ["ada 0", "bob 3", "bob 5", "eve 6", "ada 1", "bob 7", "ada 2", "eve 4"]
+    assert not events
+
+
+def test_one_alone_has_half_and_the_next_one_half_of_the_rest() -> None:
+    events = Waiting()
+    accepted = [events.put(event("ada", f"room {number}"), 10) for number in range(EVENTS)]
+    assert (sum(accepted), accepted.index(False)) == (EVENTS // 2, EVENTS // 2)
+    assert sum(events.put(event("bob"), 10) for _ in range(EVENTS)) == EVENTS // 4
+    assert not events.put(event("ada"), 10)
+    assert events.put(event("eve"), 10)
+    while events:
+        events.take()
+    assert events.put(event("ada"), 10)
+
+
+def test_so_are_bytes_shared() -> None:
+    events = Waiting()
+    size = SIZE // 8
+    assert [events.put(event("ada"), size) for _ in range(5)] == [True] * 4 + [False]
+    assert [events.put(event("bob"), size) for _ in range(3)] == [True] * 2 + [False]
+    events.take()
+    assert events.put(event("bob"), size)
+
+
+def test_one_event_may_always_wait() -> None:
+    events = Waiting()
+    assert events.put(event("ada"), 2 * SIZE)
+    assert not events.put(event("bob"), 10)
+    events.take()
+    assert events.put(event("bob"), 10)
+
+
+def test_nothing_is_kept_of_those_who_are_gone() -> None:
+    events = Waiting()
+    for number in range(100):
+        events.put(event(f"user {number}", f"room {number}"), 10)
+    taken(events)
+    assert not any(vars(events)[name] for name in ("_rooms", "_events", "_sizes"))
+    assert vars(events)["_free_events"] == EVENTS
