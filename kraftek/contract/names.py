@@ -33,8 +33,10 @@ __all__ = [
     "CLIENT_LEFT",
     "ENTRIES",
     "EPOCH",
+    "GATEWAY_BYTES",
     "GATEWAY_GROUP",
     "GATEWAY_LEASES",
+    "GATEWAY_LENGTH",
     "GATEWAY_OWN",
     "GATEWAY_STREAM",
     "INVALIDATION",
@@ -122,6 +124,9 @@ GATEWAY_STREAM = "events:gateway"
 
 GATEWAY_GROUP = "gateways"
 """The consumer group that all gateway processes are in there."""
+
+GATEWAY_LENGTH, GATEWAY_BYTES = 100_000, 67_108_864
+"""Events, and bytes of them, that may wait there: services wait while it is full."""
 
 INVALIDATION = "auth:invalidate"
 """The channel on which the auth service revokes access: ``{"userId", "roomId"?}``."""

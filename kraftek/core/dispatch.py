@@ -20,7 +20,7 @@ from kraftek.contract.interfaces import IBus, IServiceRegistry, Undelivered
 from kraftek.contract.log_once import OnceUntilItWorks, failing
 from kraftek.contract.lua import ForEach, Receipt, Script, Value, lua
 from kraftek.contract.messages import Envelope
-from kraftek.contract.names import EPOCH, place_of, stream_of
+from kraftek.contract.names import EPOCH, GATEWAY_BYTES, GATEWAY_LENGTH, GATEWAY_STREAM, place_of, stream_of
 from kraftek.contract.settings import Registration
 from kraftek.core.stream_shares import StreamShares
 
@@ -29,15 +29,23 @@ __all__ = ["Dispatch", "once", "target_of"]
 _SEND = {
     "pubsub": "local function send(channel, body) return redis.call('PUBLISH', channel, body) end",
     "stream": f"""{lua(__package__, "fields", "streams", FULL=Undelivered.FULL)}
-local stream = streams()
-local send = stream.send
+local send, _, keep = streams()
 """,
 }
 """How one event goes to a service, by the service's transport."""
 
-_KEEP = {"pubsub": "", "stream": "stream.keep()"}
+_KEEP = {"pubsub": "", "stream": "keep()"}
 
 TRIM = Script(lua(__package__, "fields", "streams", "epochs", "trim_streams", FULL=Undelivered.FULL))
+
+_INTAKE = Registration(
+    name=GATEWAY_STREAM,
+    channel=GATEWAY_STREAM,
+    transport="stream",
+    max_length=GATEWAY_LENGTH,
+    max_bytes=GATEWAY_BYTES,
+)
+"""The gateways' own stream, which services append to."""
 
 _AT_ONCE = 500
 """Presence events that one call of it tells: they take Redis 5 ms."""
@@ -108,6 +116,7 @@ if receipt <= 0 then return receipt end
 class Dispatch:
     """Sends events to services. What waits in the streams of a service, by its name: ``waiting`` events of
     ``waiting_bytes``, and ``presence_waiting`` events about presence for which there is no room yet.
+    ``events:gateway`` is the stream of events between services.
     """
 
     _log = Logger()
@@ -156,7 +165,7 @@ class Dispatch:
         """Remove handled events from streams, tell presence events that waited, and see what waits. Called every second
         or so.
         """
-        services = [service for service in self._registry.services() if service.transport == "stream"]
+        services = [_INTAKE, *(service for service in self._registry.services() if service.transport == "stream")]
         names = {service.name for service in services}
         for seen in (self.waiting, self.waiting_bytes, self.presence_waiting):
             for gone in seen.keys() - names:

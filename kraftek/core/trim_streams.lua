@@ -3,10 +3,11 @@
 -- Removes what every group has handled, and tells the presence events that waited for room: rooms/presence.lua. Returns for
 -- each stream how many entries and bytes wait, the bytes that were handled so far, and the presence events that still wait.
 local most, bytes, at_once = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[5])
-local stream, begun = streams(), nil
+local _, level, keep, rest = streams()
+local begun, stream = nil, rest()
 
 local function told(name, event)
-    if not stream.takes(name, stream.size_of(event) + 64, most, bytes) then return false end
+    if not stream.takes(name, #event + 64, most, bytes) then return false end
     stream.append(name, numbered(event, begun, redis.call('HINCRBY', KEYS[1], 'number', 1)))
     return true
 end
@@ -27,7 +28,7 @@ end
 local levels = {}
 for i = 2, #KEYS do
     local name, left = KEYS[i], 0
-    local known = stream.level(name)
+    local known = level(name)
     stream.trim(name)
     stream.measure(name)
     if known.owed == 1 then
@@ -43,5 +44,5 @@ for i = 2, #KEYS do
     end
     levels[#levels + 1] = {known.length, known.sum - known.handled, known.handled, left}
 end
-stream.keep()
+keep()
 return levels

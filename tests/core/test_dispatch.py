@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import struct
-from typing import Any
+import time
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -21,7 +22,7 @@ from kraftek.contract.interfaces import Undelivered
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Envelope
 from kraftek.contract.metrics import Counters
-from kraftek.contract.names import partition_of
+from kraftek.contract.names import GATEWAY_STREAM, partition_of
 from kraftek.contract.settings import Redis, Registration
 from kraftek.core.dispatch import Dispatch, once, target_of
 from kraftek.core.registry import ServiceRegistry
@@ -81,7 +82,7 @@ class DispatchTest(TestCase):
     async def trimmed(self) -> dict[str, int]:
         self.dispatch.sweep()
         await self.bus.call("PING")
-        return self.dispatch.waiting
+        return {name: waiting for name, waiting in self.dispatch.waiting.items() if name != GATEWAY_STREAM}
 
     async def test_a_channel_says_how_many_listen(self) -> None:
         assert await self.send(CHAT, envelope()) == 0
@@ -273,6 +274,27 @@ class DispatchTest(TestCase):
             self.client.xtrim("k:events:jobs", maxlen=1, approximate=False)
         entries: Any = self.client.xrange("k:events:jobs")
         assert entries[-1][0].startswith(f"{ahead - 999}-")
+
+    async def test_an_event_that_finds_room_costs_redis_four_commands(self) -> None:
+        for _ in range(2):
+            await self.send(JOBS, envelope())
+        self.client.config_resetstat()
+        await self.send(JOBS, envelope())
+        used: Any = self.client.info("commandstats")
+        calls = {
+            name.removeprefix("cmdstat_"): int(stats["calls"]) for name, stats in used.items() if "config" not in name
+        }
+        assert calls == dict.fromkeys(("evalsha", "get", "xlen", "xadd", "set"), 1)
+
+    async def test_times_in_ids_follow_the_clock(self) -> None:
+        await self.send(JOBS, envelope())
+        [(first, _)] = cast("Any", self.client.xrange("k:events:jobs"))
+        await until(lambda: int(time.time() * 1000) > int(first.split("-")[0]) + 1, "another millisecond")
+        self.client.xgroup_create("k:events:jobs", "jobs", "0")
+        await self.trimmed()
+        await self.send(JOBS, envelope())
+        entries: Any = self.client.xrange("k:events:jobs")
+        assert int(entries[1][0].split("-")[0]) > int(first.split("-")[0])
 
     async def test_a_level_that_was_lost_or_is_not_ours_is_made_anew(self) -> None:
         self.registry.register(BYTES)

@@ -8,10 +8,10 @@
 -- Of what is here no function is made where nothing is told, as for most entries and departures.
 local begun = told and services > 0 and begun_epoch(KEYS[3], ARGV[services + 2])
 if begun then
-    local stream = streams()
+    local send, level, keep = streams()
 
     local function owe(place, user_and_room, event)
-        local known, owed = stream.level(place), place .. ':presence'
+        local known, owed = level(place), place .. ':presence'
         if known.owed == 1 then
             if redis.call('HEXISTS', owed, 'reset') == 1 then return end
             if redis.call('HDEL', owed, user_and_room) == 1 then
@@ -30,12 +30,12 @@ if begun then
     end
 
     local function append(place, user_and_room, event, whole, most, bytes)
-        local known = stream.level(place)
+        local known = level(place)
         if user_and_room == 'reset' and known.owed == 1 then
             redis.call('DEL', place .. ':presence')
             known.owed, known.changed = 0, true
         end
-        if stream.send(place, whole, tonumber(most), tonumber(bytes)) == FULL then owe(place, user_and_room, event) end
+        if send(place, whole, tonumber(most), tonumber(bytes)) == FULL then owe(place, user_and_room, event) end
     end
 
     local number = redis.call('HINCRBY', KEYS[3], 'number', #told) - #told
@@ -54,7 +54,7 @@ if begun then
             if not sent then failure = {place, type(raised) == 'table' and raised.err or tostring(raised)} end
         end
     end
-    stream.keep()
+    keep()
 end
 if problem then error(problem, 0) end
 if failure then return {'FAILED', result, unpack(failure)} end
