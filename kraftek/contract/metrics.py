@@ -22,6 +22,7 @@ class RefusalReason(StrEnum):
     MEMORY = "memory"  # the process has more than limits.memory
     ORIGIN = "origin"
     PROCESS = "process"  # too many of this process
+    RATE = "rate"  # too many come from its address
     STOPPING = "stopping"
     SUBPROTOCOL = "subprotocol"
 

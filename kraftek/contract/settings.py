@@ -117,7 +117,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     What one may send in a second, 0 for no limit; after a quiet time as much as in ``burst`` seconds at once.
     ``events_per_…``, ``bytes_per_…``: messages of clients and what counts as much, and their bytes: of a socket, user,
     and address as for ``connections_per_address``. ``joins_per_user``: ``authenticate``, ``join`` and ``leave``.
-    ``questions_per_…``: to the auth service.
+    ``questions_per_…``: to the auth service. ``connects_per_address``: new clients.
     """
 
     message_bytes: Count = 65_536
@@ -148,6 +148,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     joins_per_user: CountOrZero = 100
     questions_per_user: CountOrZero = 50
     questions_per_address: CountOrZero = 500
+    connects_per_address: CountOrZero = 500
 
 
 class SocketIO(Struct, frozen=True, kw_only=True):

@@ -19,6 +19,7 @@ from kraftek.contract.log_once import OnceAMinute
 from kraftek.contract.metrics import Counters, RefusalReason
 from kraftek.contract.names import SUBPROTOCOL
 from kraftek.contract.settings import Limits
+from kraftek.edge.arrivals import Arrivals
 from kraftek.edge.connections import Connections
 from kraftek.edge.engineio.packets import EngineError, ErrorCode
 from kraftek.edge.engineio.polling import Polling
@@ -137,6 +138,7 @@ class PublicSite(HttpServer):
         self._connections = connections
         self.ready: Callable[[], bool] = lambda: True
         self._refusals = Refusals(clock)
+        self._arrivals = Arrivals(clock, limits, reported=proxies.in_between)
         # When the address is known that a connection counts for, if it counts for any.
         self._at_accept = limits.connections_per_address > 0 and not proxies.in_between
         self._at_head = limits.connections_per_address > 0 and proxies.in_between
@@ -242,6 +244,8 @@ class PublicSite(HttpServer):
         channel.counted_as = address
 
     def _upgrade(self, request: Request, *, engine: bool) -> None:
+        if not (engine and request.query.get("sid")):
+            self._arrivals.charge(self._address(request), engine=engine)
         if request.take_rest():
             raise RefusedError(400, RefusalReason.HANDSHAKE, "expected nothing before the answer to the handshake")
         self._check_origin(request, engine=engine)
@@ -250,6 +254,8 @@ class PublicSite(HttpServer):
         self._websockets.accept(request, self._address(request), engine=engine)
 
     def _poll(self, request: Request) -> None:
+        if not request.query.get("sid"):
+            self._arrivals.charge(self._address(request), engine=True)
         self._check_origin(request, engine=True)
         assert self._polling is not None
         self._polling.respond(request, self._address(request))

@@ -406,6 +406,7 @@ def test_nothing_is_negative_and_zero_only_where_that_has_a_meaning(key: str) ->
         "limits.joins_per_user",
         "limits.questions_per_user",
         "limits.questions_per_address",
+        "limits.connects_per_address",
         "drain.lead",
         "drain.seconds",
         "limits.memory",

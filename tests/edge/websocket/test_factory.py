@@ -313,7 +313,7 @@ class Speaking:
         return None
 
 
-def with_engine() -> tuple[Edge, EngineClients, Speaking]:
+def with_engine(limits: Limits | None = None) -> tuple[Edge, EngineClients, Speaking]:
     clock, speaking = Clock(), Speaking()
     clock.advance(100.0)
     settings, addresses = EngineSettings(max_payload=100), Addresses(0)
@@ -329,7 +329,7 @@ def with_engine() -> tuple[Edge, EngineClients, Speaking]:
         turns=Turns(clock, Accounts()),
         backlogs=backlogs,
     )
-    return Edge(engine_clients=clients), clients, speaking
+    return Edge(engine_clients=clients, limits=limits), clients, speaking
 
 
 def test_its_path_speaks_engine_io_and_every_other_does_not() -> None:
