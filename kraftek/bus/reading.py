@@ -21,6 +21,7 @@ from kraftek.bus.connections import RedisConnection
 from kraftek.bus.endpoint import Backoff, ConnectionService, RedisEndpoint
 from kraftek.bus.outage import Outage
 from kraftek.bus.sentinel import SentinelEndpoint
+from kraftek.contract.accounts import Accounts
 from kraftek.contract.consumer_groups import CLAIM, FORGET, FORGOTTEN_AFTER, JOIN, Consumer, event_in, new_entries
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import EntryListener, IBus, IBusListener, IReading
@@ -31,8 +32,11 @@ from kraftek.contract.settings import Redis
 
 __all__ = ["Reading", "ReadingConnection"]
 
-BATCH = 100
-"""Entries claimed from dead consumers at a time."""
+BATCH = 20
+"""Entries read, or claimed from dead consumers, at a time."""
+
+MOST_BYTES = 16_777_216
+"""Bytes of entries that wait to be finished: no more are read then. Those of one batch come on top."""
 
 FINISH = Script("""
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
@@ -81,6 +85,7 @@ class Reading(ConnectionService):
         window: int,
         claim_after: float,
         same_server: Callable[[], bool],
+        accounts: Accounts,
     ) -> None:
         self._backoff = Backoff(endpoint.longest_wait)
         protocol = partial(ReadingConnection, clock, address, config, self)
@@ -96,7 +101,10 @@ class Reading(ConnectionService):
         self._same_server = same_server
         # A ping that comes while Redis waits for entries is answered after that, and must not be late.
         self._wait = max(1, int(1000 * min(1.0, config.ping_timeout / 2, claim_after / 3)))
+        self._accounts = accounts
+        # Whether it is finished, and the size of each that is not.
         self._open: dict[str, bool] = {}
+        self._sizes: dict[str, int] = {}
         self._once = OnceUntilItWorks()
         self.connection: ReadingConnection | None = None
         self._ends = False
@@ -117,6 +125,7 @@ class Reading(ConnectionService):
         if entry_id not in self._open:
             return
         self._open[entry_id] = True
+        self._accounts.intake -= self._sizes.pop(entry_id, 0)
         finishing = self._bus.call(FINISH, [self._stream], [self._consumer.group, entry_id])
         entry = (entry_id,)
         finishing.addCallbacks(self._acknowledged, self._not_acknowledged, callbackArgs=entry, errbackArgs=entry)
@@ -157,7 +166,7 @@ class Reading(ConnectionService):
         look_again = 0.0
         while connection is self.connection and not self._ends:
             now = self._clock.seconds()
-            room = self._window - len(self._open)
+            room = self._room()
             if not self._bus.available:
                 await self._woken(self._claim_after)
             elif not begun:
@@ -186,7 +195,7 @@ class Reading(ConnectionService):
         if self._open:
             await connection.ask(*self._consumer.keep(self._open))
         if room > 0:
-            await self._take(connection, min(BATCH, room), self._claim_after, "")
+            await self._take(connection, room, self._claim_after, "")
         await connection.evaluate(FORGET, self._consumer.stream, self._consumer.group, FORGOTTEN_AFTER)
 
     async def _take(self, connection: ReadingConnection, most: int, idle: float, whose: str) -> int:
@@ -200,9 +209,17 @@ class Reading(ConnectionService):
         for entry_id, event in new_entries(await connection.ask(*self._consumer.read(room, self._wait))):
             self._hand_over(entry_id, event, 1)
 
+    def _room(self) -> int:
+        """How many more entries may be open. Their sizes are not known before they are read."""
+        if sum(self._sizes.values()) >= MOST_BYTES:
+            return 0
+        return min(BATCH, self._window - len(self._open))
+
     def _hand_over(self, entry_id: bytes, event: bytes, delivered: int) -> None:
         name = entry_id.decode()
         self._open[name] = False
+        self._sizes[name] = len(event)
+        self._accounts.intake += len(event)
         try:
             self._listener(name, event, delivered)
         except Exception:  # noqa: BLE001  # the edge's one guard: one bad entry must not end the reading

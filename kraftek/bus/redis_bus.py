@@ -101,7 +101,8 @@ class RedisBus(MultiService):
         self.available = False
         self._backoff = Backoff(endpoint.longest_wait)
         check = self._standing.check if keeps_epoch else None
-        shared = self._clock, address, config, self, iteration, Accounts() if accounts is None else accounts
+        self._accounts = accounts = Accounts() if accounts is None else accounts
+        shared = self._clock, address, config, self, iteration, accounts
         for protocol in (
             partial(CommandConnection, *shared, check),
             partial(SubscriberConnection, *shared, self._channels),
@@ -180,12 +181,9 @@ class RedisBus(MultiService):
         window: int = 100,
         claim_after: float = 5.0,
     ) -> Reading:
+        where = self._clock, self.endpoint, self._address, self._config, self
         reading = Reading(
-            self._clock,
-            self.endpoint,
-            self._address,
-            self._config,
-            self,
+            *where,
             group=group,
             consumer=consumer,
             stream=stream,
@@ -193,6 +191,7 @@ class RedisBus(MultiService):
             window=window,
             claim_after=claim_after,
             same_server=self._same_server,
+            accounts=self._accounts,
         )
         self.add_listener(reading)
         reading.setServiceParent(self)

@@ -137,6 +137,7 @@ def _keys(config: Config) -> list[str]:
         names.LISTENED,
         names.LOST_GATEWAYS,
         names.GATEWAY_STREAM,
+        names.level_key(names.GATEWAY_STREAM),
         names.dead_letters(names.GATEWAY_STREAM),
         names.REQUESTS + "*",
         names.entries_key("*"),

@@ -29,6 +29,7 @@ class Accounts(Struct):
     arriving: Annotated[int, Meta(description="a message of Redis that has not arrived whole")] = 0
     held: Annotated[int, Meta(description="messages of clients that wait for an access check")] = 0
     in_flight: Annotated[int, Meta(description="messages and commands sent to Redis and not answered yet")] = 0
+    intake: Annotated[int, Meta(description="events between services that were read and are not delivered yet")] = 0
     unhandled: Annotated[int, Meta(description="what was read from clients and not handled yet")] = 0
     unsent: Annotated[
         int, Meta(description="messages for clients that their kernel buffers have not taken, also in transports")
@@ -38,7 +39,7 @@ class Accounts(Struct):
     @property
     def total(self) -> int:
         """All of them together."""
-        return self.answers + self.arriving + self.held + self.in_flight + self.unhandled + self.unsent
+        return self.answers + self.arriving + self.held + self.in_flight + self.intake + self.unhandled + self.unsent
 
     def by_kind(self) -> dict[str, int]:
         """Each account under its name."""

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["shows_replica"]
+__all__ = ["may_pass", "shows_replica"]
 
 _REPLICA = re.compile(r"(?:^|-)(?:READONLY|MASTERDOWN|LOADING) ")
+
+
+_PASSING = re.compile(r"(?:^|-)(?:READONLY|MASTERDOWN|LOADING|MISCONF|NOREPLICAS|OOM) ")
+
+
+def may_pass(error: str) -> bool:
+    """Whether a server that answers so refuses for what it is, and not for what it was asked: it has no memory, cannot
+    save, has too few replicas, or is none of the primary's kind. Asked again later it may accept the same.
+    """
+    return bool(_PASSING.search(error))
 
 
 def shows_replica(error: str) -> bool:

@@ -19,10 +19,11 @@ from redis.exceptions import RedisError, ResponseError
 
 from kraftek.contract.log_once import OnceAMinute
 from kraftek.contract.lua import Argument, Script
-from kraftek.service.backend import Away, Rejected, redis_url
+from kraftek.contract.redis_errors import may_pass
+from kraftek.service.backend import Away, Refusing, Rejected, redis_url
 from kraftek.service.instance import Instance
 from kraftek.service.processor import EventProcessor
-from kraftek.service.redis_client import QUIET, RedisClient, came_from_replica
+from kraftek.service.redis_client import QUIET, RedisClient, came_from_replica, text_of
 
 __all__ = ["EventService", "run"]
 
@@ -306,6 +307,7 @@ async def _translated(answer: Awaitable[Any]) -> Any:
     try:
         return await answer
     except ResponseError as error:
-        raise Rejected(str(error)) from error
+        text = text_of(error)
+        raise (Refusing if may_pass(text) else Rejected)(text) from error
     except (RedisError, OSError) as error:
         raise Away(str(error) or type(error).__name__) from error

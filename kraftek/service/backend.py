@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from kraftek.contract.lua import Argument, Script
 
-__all__ = ["Away", "Backend", "Job", "Reader", "Rejected", "Signal", "redis_url"]
+__all__ = ["Away", "Backend", "Job", "Reader", "Refusing", "Rejected", "Signal", "redis_url"]
 
 
 def redis_url() -> str:
@@ -22,6 +22,10 @@ def redis_url() -> str:
 
 class Away(Exception):  # noqa: N818  # it says what Redis is
     """Redis is unavailable, or disconnected before it answered."""
+
+
+class Refusing(Away):
+    """Redis takes no writes at present: it has no memory, say, or is a replica by now."""
 
 
 class Rejected(Exception):  # noqa: N818  # it says what became of the command

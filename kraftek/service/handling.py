@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from msgspec import Struct
 
 from kraftek.contract.consumer_groups import dead_letter
-from kraftek.contract.lua import Argument, Script, lua
+from kraftek.contract.errors import Code
 from kraftek.contract.names import dead_letters
-from kraftek.service.backend import Away, Backend, Rejected
+from kraftek.service.backend import Away, Backend, Refusing, Rejected
+from kraftek.service.commits import Full, commit
 from kraftek.service.jobs import PAUSE, Jobs
 from kraftek.service.processor import Command, EventProcessor, Incoming, Link, NoEvent
 
@@ -24,7 +25,8 @@ __all__ = ["Entry", "Handling"]
 RETRY = 0.1
 """Seconds until a handler that failed is called again; each time four times as many."""
 
-COMMIT = Script(lua(__package__, "commit"))
+RETRY_AFTER = 1.0
+"""Seconds after which those that are refused because too much waits should try again."""
 
 
 class Entry(Struct, frozen=True):
@@ -63,6 +65,10 @@ class Handling:
         with self._loss():
             try:
                 await self._commit(None, await self._processor.handle(event, self._link))
+            except (Full, Refusing) as error:
+                self._warn(f"What handlers have done cannot be committed, and their events are refused: {error}")
+                message = f"service {self._processor.name} cannot do it at present"
+                await self._commit(None, self._processor.refusal(event, Code.SERVICE_UNAVAILABLE, message, RETRY_AFTER))
             except Away:
                 raise
             except Exception as error:  # noqa: BLE001  # a handler's, whatever it is
@@ -74,7 +80,7 @@ class Handling:
         """Refuse an event that came over Pub/Sub while too many wait."""
         message = f"service {self._processor.name} is overloaded"
         with self._loss():
-            await self._commit(None, self._processor.refusal(event, "SERVICE_UNAVAILABLE", message, 1.0))
+            await self._commit(None, self._processor.refusal(event, Code.SERVICE_UNAVAILABLE, message, RETRY_AFTER))
 
     @contextmanager
     def _loss(self) -> Iterator[None]:
@@ -107,7 +113,7 @@ class Handling:
         attempt, delay = 1, RETRY
         while True:
             try:
-                await self._commit(entry, await self._processor.handle(event, self._link))
+                await self._settle(entry, await self._processor.handle(event, self._link))
             except Away:
                 delay = PAUSE  # no attempt: while Redis is unavailable no other instance gets the entry
             except Exception as error:  # noqa: BLE001  # a handler's, whatever it is
@@ -127,20 +133,21 @@ class Handling:
         self._backend.warn(f"Dead-lettered entry {entry.id.decode()} of {entry.stream}: {reason}")
         letter = dead_letter(entry.body, reason, entry.id, "attempts", attempts)
         keep = Command(("XADD", dead_letters(entry.stream), *letter))
+        await self._settle(entry, [keep, *(self._processor.failure(event) if event else ())])
+
+    async def _settle(self, entry: Entry, commands: Sequence[Command]) -> None:
+        """Commit, as often as it takes: the entry is pending until then. What was committed before is not again."""
         while True:
             try:
-                await self._commit(entry, [keep, *(self._processor.failure(event) if event else ())])
-            except Away:
+                await self._commit(entry, commands)
+            except (Away, Full) as error:
+                self._warn(f"What handlers have done waits, and is committed as soon as possible: {error}")
                 await self._backend.signal().wait(PAUSE)
             else:
                 return
 
     async def _commit(self, entry: Entry | None, commands: Sequence[Command]) -> None:
-        """Run the commands, all or none; for an entry only if no other instance has acknowledged it."""
-        if entry is None and len(commands) == 1:
-            await self._backend.call(*commands[0].parts)
-        elif entry is not None or commands:
-            args: list[Argument] = [self._processor.name, entry.id if entry else ""]
-            for command in commands:
-                args += ("unheard" if command.unheard else "always", len(command.parts), *command.parts)
-            await self._backend.run(COMMIT, [entry.stream] if entry else [], args)
+        if entry is None:
+            await commit(self._backend, commands)
+        else:
+            await commit(self._backend, commands, self._processor.name, entry.stream, entry.id)

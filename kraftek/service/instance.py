@@ -23,8 +23,9 @@ from kraftek.contract.lua import Argument
 from kraftek.contract.messages import Broadcast, ReceivedError
 from kraftek.contract.names import reply_channel
 from kraftek.contract.surrogates import read
-from kraftek.service.backend import Backend, Job, Signal
-from kraftek.service.handling import Handling
+from kraftek.service.backend import Backend, Signal
+from kraftek.service.commits import Full, commit
+from kraftek.service.handling import RETRY_AFTER, Handling
 from kraftek.service.jobs import Jobs
 from kraftek.service.processor import EventProcessor, Refused
 from kraftek.service.sources import Partitions, Source, Stream, Subscription
@@ -44,23 +45,21 @@ class Instance:
         self._warn = partial(OnceAMinute(time.monotonic), backend.warn)
         self._jobs = Jobs(backend, self._warn)
         self._source = self._choose_source(Handling(processor, backend, self._jobs, self, self._warn))
-        self._beginning: Job | None = None
+        self._begun = False
         self._numbers = count(1)
         self._answers: dict[int, Signal] = {}
         self._reply_to = processor.prefix + reply_channel(self.name)
 
     def start(self) -> None:
         """Start, also while Redis is unavailable."""
-        self._beginning = self._jobs.spawn(self._begin())
+        self._jobs.spawn(self._begin)
 
     async def stop(self) -> None:
         """Accept no more events, finish those in hand within ``grace`` seconds, and end."""
         self._jobs.stopping = True
-        if self._beginning is not None:
-            self._jobs.cut_off = True  # it has received no events yet
-            self._beginning.cancel()
         self._source.stop()
-        await self._jobs.end(self._processor.grace)
+        # Until it has begun it has received no events.
+        await self._jobs.end(self._processor.grace if self._begun else 0.0)
 
     # Link: for handlers
 
@@ -72,8 +71,10 @@ class Instance:
         answer = self._answers[number] = self._backend.signal()
         try:
             message = {**event, "id": number, "replyTo": self._reply_to}
-            await self._backend.call(*self._processor.to_gateway(message).parts)
+            await commit(self._backend, [self._processor.to_gateway(message)])
             reply = await answer.wait(timeout)
+        except Full as full:
+            raise Refused(Code.SERVICE_UNAVAILABLE, f"{event['eventType']}: {full}", RETRY_AFTER) from None
         finally:
             del self._answers[number]
         if reply is None:
@@ -105,5 +106,5 @@ class Instance:
     async def _begin(self) -> None:
         await self._backend.subscribe(self._reply_to, self._answered)
         await self._source.begin()
-        self._beginning = None
+        self._begun = True
         self._backend.info(f"Service {self._processor.name} receives events from {self._processor.channel}")

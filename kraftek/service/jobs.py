@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, ParamSpec
 
 from kraftek.service.backend import Away, Backend, Job, Reader, Rejected, Signal
 
 __all__ = ["PAUSE", "Jobs"]
+
+P = ParamSpec("P")
 
 PAUSE = 1.0
 """Seconds between attempts to reach Redis."""
@@ -30,14 +33,13 @@ class Jobs:
         self._numbers = count()
         self._changes: set[Signal] = set()
 
-    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> Job:
-        """Run it concurrently."""
+    def spawn(self, work: Callable[P, Coroutine[Any, Any, None]], *args: P.args, **named: P.kwargs) -> None:
+        """Run ``work(*args)`` concurrently. It is called when it begins: a job may be cancelled before that."""
         number = next(self._numbers)
         self._running[number] = None
-        job = self._backend.spawn(self._guarded(number, coroutine))
+        job = self._backend.spawn(self._guarded(number, partial(work, *args, **named)))
         if number in self._running:  # under Twisted it may have ended by now
             self._running[number] = job
-        return job
 
     async def persistently(self, work: Callable[[Reader], Awaitable[None]]) -> None:
         """Run ``work`` until it ends; again when Redis was unavailable or has lost the group."""
@@ -81,10 +83,10 @@ class Jobs:
         finally:
             self._changes.discard(change)
 
-    async def _guarded(self, number: int, coroutine: Coroutine[Any, Any, None]) -> None:
+    async def _guarded(self, number: int, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """The one guard: an internal error ends one job, and is logged."""
         try:
-            await coroutine
+            await work()
         except Exception as error:  # noqa: BLE001
             if not self.cut_off:
                 self._backend.failed("An event was lost", error)

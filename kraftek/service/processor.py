@@ -29,9 +29,6 @@ from kraftek.contract.surrogates import encode, read
 
 __all__ = ["Command", "Context", "EventProcessor", "Incoming", "Link", "NoEvent", "Refused", "TooLarge"]
 
-GATEWAY_LENGTH = 100_000
-"""Events that may wait in :data:`kraftek.contract.names.GATEWAY_STREAM` while no gateway runs; the oldest are lost."""
-
 Handler = Callable[["Context", Any], Any]
 H = TypeVar("H", bound=Handler)
 
@@ -76,10 +73,16 @@ class Incoming(Envelope, frozen=True, kw_only=True):
 
 
 class Command(Struct, frozen=True):
-    """A Redis command. ``unheard``: sent only if the one before it was a ``PUBLISH`` without a receiver."""
+    """A Redis command. ``when``: ``unheard`` is sent only if the one before it was a ``PUBLISH`` without a receiver.
+    ``emit`` is an event for the stream of the gateways, which may be full: its parts are the stream and the event.
+    """
 
     parts: tuple[Argument, ...]
-    unheard: bool = False
+    when: Literal["always", "unheard", "emit"] = "always"
+
+    @property
+    def emits(self) -> bool:
+        return self.when == "emit"
 
 
 class Link(Protocol):
@@ -264,13 +267,15 @@ class EventProcessor:
 
     def publish(self, channel: str, message: Broadcast, *, unheard: bool = False) -> Command:
         """Send a message to clients. Raises :class:`TooLarge`."""
-        return Command(("PUBLISH", channel, self._sized(message.type, _encode(message))), unheard)
+        return Command(
+            ("PUBLISH", channel, self._sized(message.type, _encode(message))), "unheard" if unheard else "always"
+        )
 
     def to_gateway(self, event: Mapping[str, Any]) -> Command:
         """Send an event to another service, through a gateway. Raises :class:`TooLarge`."""
         stream = self.prefix + GATEWAY_STREAM
         body = self._sized(event["eventType"], _encode(event))
-        return Command(("XADD", stream, "MAXLEN", "~", GATEWAY_LENGTH, "*", "event", body))
+        return Command((stream, body), "emit")
 
     def _sized(self, name: str, body: bytes) -> bytes:
         if len(body) > self.message_bytes:

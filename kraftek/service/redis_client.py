@@ -23,13 +23,13 @@ from redis.asyncio.connection import UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
-from redis.exceptions import BusyLoadingError, MasterDownError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError
 
 from kraftek.contract.redis_errors import shows_replica
 from kraftek.contract.redis_url import RedisAddress, redis_address
 
-__all__ = ["QUIET", "RETRY", "RedisClient", "came_from_replica"]
+__all__ = ["QUIET", "RETRY", "RedisClient", "came_from_replica", "text_of"]
 
 QUIET = 2.0
 """Seconds without data from Redis after which it gets a ping; without an answer in as many more it is unavailable."""
@@ -41,20 +41,26 @@ SWITCH = "+switch-master"
 """The channel on which a sentinel tells of a fail-over: ``<name> <old host> <old port> <host> <port>``."""
 
 
-_CODES: dict[type[RedisError], str] = {
-    BusyLoadingError: "LOADING",
-    MasterDownError: "MASTERDOWN",
-    ReadOnlyError: "READONLY",
+_CODES = {
+    "BusyLoadingError": "LOADING",
+    "MasterDownError": "MASTERDOWN",
+    "OutOfMemoryError": "OOM",
+    "ReadOnlyError": "READONLY",
 }
-"""What redis-py takes off the text of these."""
+"""What redis-py takes off the text of these. Older versions do not know all of them."""
+
+
+def text_of(error: RedisError) -> str:
+    """What Redis has answered."""
+    code = _CODES.get(type(error).__name__)
+    return f"{code} {error}" if code else str(error)
 
 
 def came_from_replica(answer: object) -> bool:
     """Whether a server that answers so is no master any more."""
     if not isinstance(answer, RedisError):
         return False
-    code = next((code for kind, code in _CODES.items() if isinstance(answer, kind)), "")
-    return shows_replica(f"{code} {answer}" if code else str(answer))
+    return shows_replica(text_of(answer))
 
 
 class RedisClient:

@@ -72,7 +72,7 @@ class Subscription:
         await self._backend.subscribe(self._processor.channel, self._received)
 
     def stop(self) -> None:
-        self._jobs.spawn(self._backend.unsubscribe(self._processor.channel))
+        self._jobs.spawn(self._backend.unsubscribe, self._processor.channel)
 
     def _received(self, body: bytes) -> None:
         event = self._handling.opened(body)
@@ -81,7 +81,7 @@ class Subscription:
         if self._waiting.put(event, len(body)):
             self._next()
         elif event.id is not None or self._is_to_be_told(event.socket_id):
-            self._jobs.spawn(self._handling.refuse(event))
+            self._jobs.spawn(self._handling.refuse, event)
 
     def _is_to_be_told(self, socket_id: str) -> bool:
         now = time.monotonic()
@@ -99,7 +99,7 @@ class Subscription:
         self._spawning = True
         while self._waiting and self._in_progress < self._processor.concurrency:
             self._in_progress += 1
-            self._jobs.spawn(self._handle(self._waiting.take()))
+            self._jobs.spawn(self._handle, self._waiting.take())
         self._spawning = False
 
     async def _handle(self, event: Incoming) -> None:
@@ -122,7 +122,7 @@ class Stream:
         self._entries: dict[bytes, Entry] = {}
 
     async def begin(self) -> None:
-        self._jobs.spawn(self._jobs.persistently(self._read))
+        self._jobs.spawn(self._jobs.persistently, self._read)
 
     def stop(self) -> None:
         """Nothing to do: the reading loop checks whether the jobs are stopping."""
@@ -162,7 +162,7 @@ class Stream:
     def _take(self, entry_id: bytes, body: bytes, delivered: int) -> None:
         if entry_id not in self._entries:
             entry = self._entries[entry_id] = Entry(self._consumer.stream, entry_id, body, delivered)
-            self._jobs.spawn(self._handle(entry))
+            self._jobs.spawn(self._handle, entry)
 
     async def _handle(self, entry: Entry) -> None:
         try:
@@ -185,7 +185,7 @@ class Partitions:
         self._followed: dict[int, bool] = {}  # partitions, and whether to continue with them
 
     async def begin(self) -> None:
-        self._jobs.spawn(self._jobs.persistently(self._share))
+        self._jobs.spawn(self._jobs.persistently, self._share)
 
     def stop(self) -> None:
         """Nothing to do: the reading loops check whether the jobs are stopping, and release their leases."""
@@ -203,7 +203,7 @@ class Partitions:
             for number in sorted(held):
                 if number not in self._followed and not jobs.stopping:
                     self._followed[number] = True
-                    jobs.spawn(self._following(number))
+                    jobs.spawn(self._following, number)
             continued = [number for number in self._followed if number in held]
             for number in continued[share:]:
                 self._followed[number] = False

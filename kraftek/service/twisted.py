@@ -28,10 +28,11 @@ from kraftek.contract.interfaces import IBusListener
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.lua import Argument, Script
 from kraftek.contract.metrics import Counters
+from kraftek.contract.redis_errors import may_pass
 from kraftek.contract.redis_url import redis_address
 from kraftek.contract.settings import Redis
 from kraftek.fastpath import wanted, write_at_once
-from kraftek.service.backend import Away, Rejected, redis_url
+from kraftek.service.backend import Away, Refusing, Rejected, redis_url
 from kraftek.service.instance import Instance
 from kraftek.service.processor import EventProcessor
 
@@ -205,4 +206,4 @@ async def _translated(answer: Deferred[Any]) -> Any:
     except NotPublished as error:
         raise Away(str(error)) from error
     except RedisError as error:
-        raise Rejected(str(error)) from error
+        raise (Refusing if may_pass(str(error)) else Rejected)(str(error)) from error

@@ -12,6 +12,8 @@ from txredisapi import ResponseError
 from zope.interface.verify import verifyObject
 
 from kraftek.bus import RedisBus
+from kraftek.bus.reading import BATCH, MOST_BYTES
+from kraftek.contract.accounts import Accounts
 from kraftek.contract.consumer_groups import FORGET
 from kraftek.contract.interfaces import IReading
 from kraftek.contract.metrics import Counters
@@ -57,8 +59,9 @@ class ReadingTest(TestCase):
         self.redis = private_redis(self, self.binary)
         self.heard = Heard()
 
-    async def bus(self, **config: Any) -> RedisBus:
-        bus = RedisBus(reactor, Redis(url=self.redis.url, prefix="k:", **config), make_iteration(reactor), Counters())
+    async def bus(self, accounts: Accounts | None = None, **config: Any) -> RedisBus:
+        redis = Redis(url=self.redis.url, prefix="k:", **config)
+        bus = RedisBus(reactor, redis, make_iteration(reactor), Counters(), accounts=accounts)
         bus.startService()
         self.addCleanup(lambda: bus.stopService() if bus.running else None)
         await until(lambda: bus.available, "a connection to Redis")
@@ -103,6 +106,22 @@ class ReadingTest(TestCase):
         await until(lambda: self.redis.call("EXISTS", "k:s"), "the stream")
         self.add("s", "1")
         await self.heard.just(b"1")
+
+    async def test_large_entries_wait_in_redis(self) -> None:
+        accounts = Accounts()
+        bus = await self.bus(accounts)
+        self.add("s", *["x" * 1_000_000] * 50)
+        reading = bus.read("group", "me", "s", self.heard, window=200)
+        await self.heard.so_many(MOST_BYTES // 1_000_000)
+        assert len(self.heard.entries) <= MOST_BYTES // 1_000_000 + BATCH
+        assert accounts.intake == 1_000_000 * len(self.heard.entries)
+        finished = 0
+        while finished < 50:
+            await self.heard.so_many(finished + 1)
+            for entry_id, _, _ in self.heard.entries[finished:]:
+                reading.ack(entry_id)
+                finished += 1
+        assert accounts.intake == 0
 
     async def test_an_entry_without_an_event(self) -> None:
         bus = await self.bus()

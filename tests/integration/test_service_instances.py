@@ -6,6 +6,7 @@ Each test runs through both backends. The gateway is its contract; with a real o
 from __future__ import annotations
 
 import json
+import re
 import signal
 import time
 from collections import Counter
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from kraftek.contract.names import GATEWAY_LENGTH
+from kraftek.service import Refused
 from kraftek.service.testing import Contract
 from kraftek.service.waiting import EVENTS
 from tests.service.instances import Instances, registered, stopped
@@ -129,6 +132,42 @@ def test_what_is_published_while_redis_goes_is_lost_and_no_fault_of_the_handler(
     redis_server.kill()
     logged = stopped(process)
     assert logged.count("Events were lost") == 1
+    assert "Traceback" not in logged
+
+
+def test_what_was_done_waits_until_redis_takes_writes_and_the_gateways_have_room(service: Stage) -> None:
+    redis: Any = service.redis
+
+    def refused() -> str:
+        return str([name for name, stats in redis.info("commandstats").items() if stats["failed_calls"]])
+
+    process = service.start({**STREAM, "attempts": 1, "claim_after": 60})
+    ada = service.contract.client("ada", "room")
+    refusals = {"maxmemory": "1", "min-replicas-to-write": "1"}
+    for mark, (setting, refuses) in enumerate(refusals.items()):
+        ada.send("sample:do:sleep", {"seconds": 0.5, "mark": mark}, id=mark)
+        wait_until(lambda: len(service.begun("room")) > len(service.done("room")), "a handler")
+        redis.config_set(setting, refuses)
+        redis.config_resetstat()
+        wait_until(lambda: "cmdstat_eval" in refused(), "a commit that is refused")
+        redis.config_set(setting, "0")
+        assert ada.receive()["id"] == mark
+    assert service.begun("room") == service.done("room") == [0, 1], "handled once each"
+
+    # Services of an older version have filled the gateways' stream.
+    fill = "for i = 1, ARGV[1] do redis.call('XADD', KEYS[1], '*', 'event', 'theirs') end"
+    redis.eval(fill, 1, "events:gateway", GATEWAY_LENGTH)
+    ada.send("sample:ask:nobody", {"event": "wiki:page:read"})
+    with pytest.raises(Refused, match="SERVICE_UNAVAILABLE"):
+        ada.request("sample:ask:other", {"event": "wiki:page:read"})
+    assert redis.xlen("events:gateway") == GATEWAY_LENGTH, "nothing was thrown away"
+    assert redis.xpending("events:sample", "sample")["pending"] == 1, "it waits"
+    redis.delete("events:gateway")
+    assert service.contract.emitted()["eventType"] == "wiki:page:read"
+    wait_until(lambda: redis.xpending("events:sample", "sample")["pending"] == 0, "the acknowledgement")
+    logged = stopped(process)
+    for reason in ("OOM", "NOREPLICAS", "too many events between services"):
+        assert len(re.findall(f"is committed as soon as possible: .*{reason}", logged)) == 1
     assert "Traceback" not in logged
 
 

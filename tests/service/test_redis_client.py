@@ -12,7 +12,7 @@ from redis.exceptions import BusyLoadingError, MasterDownError, ReadOnlyError, R
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from kraftek.service import asyncio as over_asyncio
-from kraftek.service.backend import Away, Rejected
+from kraftek.service.backend import Away, Refusing
 from kraftek.service.redis_client import came_from_replica
 from tests.support.ports import free_port
 from tests.support.redis_server import PrivateRedis
@@ -150,7 +150,7 @@ def test_a_connection_that_fails_to_close_keeps_nobody_waiting(monkeypatch: pyte
         server.call("REPLICAOF", "127.0.0.1", "1")
         monkeypatch.setattr(backend._redis.connection_pool, "disconnect", fails)
         for _ in range(2):
-            with pytest.raises(Rejected, match="read only replica"):
+            with pytest.raises(Refusing, match="read only replica"):
                 await backend.call("SET", "a", "1")
         monkeypatch.undo()
         await backend.close()
@@ -192,7 +192,7 @@ def test_a_server_that_becomes_a_replica_is_given_up(writes: bool) -> None:
         await backend.call("PING")
         server.call("REPLICAOF", "127.0.0.1", "1")
         if writes:
-            with pytest.raises(Rejected, match="read only replica"):
+            with pytest.raises(Refusing, match="read only replica"):
                 await backend.call("SET", "a", "1")
         else:
             backend.start()
