@@ -24,12 +24,14 @@ def frames(data: bytes) -> list[tuple[int, bytes]]:
     return found
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in {"HTTP requests", "handshakes"}])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in {"HTTP requests", "POSTs", "handshakes"}])
 def test_a_flood_is_of_whole_frames(kind: str) -> None:
     chunk = KINDS[kind]()(1)
     assert len(chunk) >= CHUNK // 2
     for head, payload in frames(chunk):
         text = zlib.decompressobj(-15).decompress(payload + b"\x00\x00\xff\xff") if head & 0x40 else payload
+        if kind.startswith("Socket.IO"):
+            text = text.lstrip(b"0123456789-")  # the types of packets, attachments and ids
         if head & 0xF == 1 and head & 0x80 and text:
             json.loads(text)
 
