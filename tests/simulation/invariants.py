@@ -30,6 +30,7 @@ from txredisapi import ResponseError
 
 from kraftek.contract.errors import Code, NotPublished
 from kraftek.core.access.listening import PATIENCE, SETTLING
+from kraftek.core.rooms.room_cache import users_sockets
 from tests.simulation.network import COMMANDS, SUBSCRIBER
 from tests.simulation.people import Ban, Client, Request, user_of
 from tests.simulation.virtual_time import WALL
@@ -113,6 +114,7 @@ class Invariants:
         self._requests: dict[tuple[str, str], Request] = {}
         self._told = {"chat": _Told(self, "chat"), "log": _Told(self, "log")}
         self._unread: dict[bytes, None] = {}
+        self._told_to: set[tuple[Client, int]] = set()
         self._granted: dict[tuple[Client, str], float] = {}
         self.seen: Counter[str] = Counter()
 
@@ -167,6 +169,24 @@ class Invariants:
             and not self._reason(client, room)
         )
 
+    def told(self, client: Client, user: str, number: int) -> None:
+        """The client was told something that was said to this user: once, and while it has access to any room."""
+        self.seen["told"] += 1
+        self.tell(f"{client} is told {number}")
+        self.world.expected.discard((client, number))
+        if client.user != user:
+            self.wrong(f"{client} is told what is for {user}")
+        if (client, number) in self._told_to:
+            self.wrong(f"{client} is told {number} twice")
+        self._told_to.add((client, number))
+        forbidden = [self._forbidden(client, room, "told what is for its user", new=False) for room in client.grants]
+        if forbidden and all(forbidden):
+            self.violations += forbidden[0]
+
+    def must_be_told(self, client: Client) -> bool:
+        """Whether nothing excuses it if the client does not hear what is said to its user now."""
+        return bool(client.grants) and all(self.must_hear(client, room) for room in client.grants)
+
     def have_heard(self, clients: list[Client], room: str, number: int, since: float) -> None:
         """They had to hear it by now."""
         for client in clients:
@@ -190,19 +210,25 @@ class Invariants:
         )
 
     def _judge(self, client: Client, room: str, what: str, *, new: bool, at: float | None = None) -> None:
+        self.violations += self._forbidden(client, room, what, new=new, at=at)
+
+    def _forbidden(self, client: Client, room: str, what: str, *, new: bool, at: float | None = None) -> list[str]:
+        """Why it must not be."""
         auth, now = self.world.auth, self.world.time.now if at is None else at
+        found = []
         token = self._token(client, room)
         gateway = client.gateway
         if auth.expiry.get(token, now + 1) <= now:
-            self.wrong(f"{client} is {what} in {room} by {token}, which expired at {auth.expiry[token]}")
+            found.append(f"{client} is {what} in {room} by {token}, which expired at {auth.expiry[token]}")
         for ban in auth.bans:
             if ban.until is None and ban.concerns(token, room):
                 latest, why = self._latest(ban, gateway, token, new=new)
                 if now > latest:
-                    self.wrong(
+                    found.append(
                         f"{client} is {what} in {room} by {token}: no since {ban.since:.4f}, told by "
                         f"{ban.how or 'nothing'} at {ban.told_at}, at the latest {latest:.4f} ({why})"
                     )
+        return [f"at {self.world.time.now:.4f}: {each}" for each in found]
 
     def _token(self, client: Client, room: str) -> str:
         """By which token it is in the room: the one that it was let in with, or once that is over the newest."""
@@ -442,17 +468,25 @@ class Invariants:
                 self.wrong(f"{service} thinks that there are {sorted(present)}, and there are {sorted(found)}")
         if self._unread:
             self.wrong(f"never read: {list(self._unread)}")
-        self._look_at_strings(found)
+        self.look_at_strings()
 
-    def _look_at_strings(self, found: dict[tuple[str, str], str]) -> None:
-        strings = self._strings()
+    def look_at_strings(self) -> None:
+        """The string of each user and room names the socket that the room has; the newest, if two share the string."""
+        found, strings = self.in_rooms(), self._strings()
         expected = {f"socket:{user}:{room}" for user, room in found}
         if strings.keys() != expected:
             self.wrong(f"the keys are {sorted(strings)}, and should be {sorted(expected)}")
         for key, socket in strings.items():
-            named = {one for (user, room), one in found.items() if f"socket:{user}:{room}" == key}
-            if named and socket not in named:
-                self.wrong(f"{key} is {socket}, and the rooms have {sorted(named)}")
+            named = {one: self._entered(*pair, one) for pair, one in found.items() if "socket:" + ":".join(pair) == key}
+            if named and named.get(socket) != max(named.values()):
+                self.wrong(f"{key} is {socket}, and the rooms have {named}, by when they entered")
+
+    def _entered(self, user: str, room: str, socket: str) -> float:
+        """When a socket entered a room, by Redis."""
+        server = self.world.network.server
+        assert server is not None
+        score: float = server.keyspace.data[self.world.named(users_sockets(user, room))][socket.encode()]
+        return score
 
     def _strings(self) -> dict[str, str]:
         server = self.world.network.server

@@ -178,6 +178,8 @@ class Client:
                 invariants.answered(self, number, message)
             case "chat:message:new":
                 invariants.delivered(self, message["roomId"], payload["n"])
+            case "chat:message:yours":
+                invariants.told(self, payload["user"], payload["n"])
 
     def _enters(self, room: str) -> None:
         assert self.token is not None
@@ -232,6 +234,11 @@ class ChatService:
     def say(self, room: str, number: int) -> None:
         """Tell everybody in a room something."""
         self.world.publish("events:broadcast", {"type": "chat:message:new", "roomId": room, "payload": {"n": number}})
+
+    def tell(self, user: str, number: int) -> None:
+        """Tell all connections of a user something."""
+        message = {"type": "chat:message:yours", "userIds": [user], "payload": {"n": number, "user": user}}
+        self.world.publish("events:broadcast", message)
 
 
 class LogService:

@@ -43,6 +43,7 @@ from tests.simulation.steps import (
     Start,
     Step,
     Stop,
+    Tell,
     Wait,
 )
 from tests.simulation.world import Setup
@@ -69,6 +70,7 @@ def _common(users: st.SearchStrategy[str], rooms: st.SearchStrategy[str]) -> lis
         wait,
         st.builds(Say, rooms),
         st.builds(Say, rooms),
+        st.builds(Tell, users),
         st.builds(Ask, _small, _small),
         st.builds(AskAgain, _small, _small),
         st.builds(Join, _small, rooms),
@@ -167,6 +169,7 @@ def programs(draw: st.DrawFn, without: frozenset[str] = frozenset()) -> Program:
         single=draw(st.sampled_from([True, True, True, False])),
         prefix=draw(st.sampled_from(["", "", "p:"])),
         in_flight=draw(st.sampled_from([10_000, 10_000, 10_000, 8])),
+        oldest=draw(st.sampled_from([False, False, True])),
     )
     return Program(setup, tuple(step for step in [*comers, *steps] if type(step).__name__ not in without))
 

@@ -67,12 +67,16 @@ class Peer:
 class Server:
     """One process of Redis. ``snapshot``: the data that it starts with. ``ahead``: seconds of its clock before others'.
 
-    ``refuses``: a kind of :data:`REFUSALS`. ``listeners`` are called with each channel, message and number of
-    receivers: they are the simulation's own, and no part of Redis.
+    ``oldest``: it is a Redis 6.2, not a 7.0. ``refuses``: a kind of :data:`REFUSALS`. ``listeners`` are called with
+    each channel, message and number of receivers: they are the simulation's own, and no part of Redis.
     """
 
-    def __init__(self, time: VirtualTime, random: Random, snapshot: Any = None, ahead: float = 0.0) -> None:
+    def __init__(
+        self, time: VirtualTime, random: Random, snapshot: Any = None, ahead: float = 0.0, *, oldest: bool = False
+    ) -> None:
         self.time = time
+        self.oldest = oldest
+        self._version = b"6.2.14" if oldest else b"7.0.15"
         self.ahead = ahead
         self._random = random
         self.run_id = f"{random.getrandbits(160):040x}"
@@ -212,7 +216,7 @@ class Server:
             source = known
         else:
             raise Refusal("NOSCRIPT No matching script. Please use EVAL.")
-        if source.startswith(b"#!"):
+        if source.startswith(b"#!") and not self.oldest:
             self._check_flags(source.split(b"\n", 1)[0])
         count = int(words[2])
         self._writer = None
@@ -226,8 +230,12 @@ class Server:
             except Missing as missing:  # Lua would catch it
                 self.missing.append(str(missing))
                 raise Refusal(f"ERR the simulation lacks {missing}") from None
+            except Refusal as refusal:
+                if self.oldest and str(refusal) in REFUSALS.values():
+                    raise Refusal(f"@user_script: 1: -{refusal}") from None
+                raise
 
-        return _SCRIPTS.run(source, words[3 : 3 + count], words[3 + count :], call)
+        return _SCRIPTS.run(source, words[3 : 3 + count], words[3 + count :], call, oldest=self.oldest)
 
     def _check_flags(self, line: bytes) -> None:
         flags = line.partition(b"flags=")[2].split(b",")
@@ -277,8 +285,9 @@ class Server:
         if version and version[0] != b"2":
             raise Missing(f"HELLO {version!r}")
         role = b"replica" if self.refuses == "READONLY" else b"master"
-        about = {b"server": b"redis", b"version": b"7.0.15", b"proto": 2, b"id": peer.number, b"mode": b"standalone"}
-        return [word for pair in {**about, b"role": role, b"modules": []}.items() for word in pair]
+        about = {b"server": b"redis", b"version": self._version, b"proto": 2, b"id": peer.number}
+        about |= {b"mode": b"standalone", b"role": role, b"modules": []}
+        return [word for pair in about.items() for word in pair]
 
     def _script(self, sub: bytes, rest: Sequence[bytes]) -> Any:
         if sub == b"EXISTS":
@@ -314,9 +323,9 @@ class Server:
         raise Missing(f"CLIENT {sub!r} {rest!r}")
 
     def _info(self, sections: list[bytes]) -> bytes:
-        replica = self.refuses == "READONLY"
+        replica, version = self.refuses == "READONLY", self._version.decode()
         known = {
-            b"server": f"# Server\r\nredis_version:7.0.15\r\nredis_mode:standalone\r\nrun_id:{self.run_id}\r\n",
+            b"server": f"# Server\r\nredis_version:{version}\r\nredis_mode:standalone\r\nrun_id:{self.run_id}\r\n",
             b"replication": f"# Replication\r\nrole:{'slave' if replica else 'master'}\r\nconnected_slaves:0\r\n",
             b"persistence": "# Persistence\r\nloading:0\r\n",
             b"memory": "# Memory\r\nused_memory:1000000\r\nmaxmemory:0\r\nmaxmemory_policy:noeviction\r\n",

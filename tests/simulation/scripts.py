@@ -23,13 +23,12 @@ Caller = Callable[[list[bytes]], Any]
 
 _PRELUDE = b"""
 local call, decode, encode, unpacked, packed, sha1, of_struct, to_struct = ...
-redis = {REPL_ALL = 3, LOG_DEBUG = 0, LOG_VERBOSE = 1, LOG_NOTICE = 2, LOG_WARNING = 3,
-         REDIS_VERSION = '7.0.15', REDIS_VERSION_NUM = 0x0007000f}
+redis = {REPL_ALL = 3, LOG_DEBUG = 0, LOG_VERBOSE = 1, LOG_NOTICE = 2, LOG_WARNING = 3}
 cjson, cmsgpack, struct = {null = newproxy()}, {}, {}
 function redis.pcall(...) return call(...) end
 function redis.call(...)
     local reply = call(...)
-    if type(reply) == 'table' and reply.err then error(reply, 0) end
+    if type(reply) == 'table' and reply.err then error(OLDEST and reply.err or reply, 0) end
     return reply
 end
 function redis.error_reply(text) return {err = text:find('^%-') and text:sub(2) or text} end
@@ -74,8 +73,12 @@ class Scripts:
             self._to_struct,
         )
 
-    def run(self, source: bytes, keys: Sequence[bytes], args: Sequence[bytes], call: Caller) -> Any:
-        """Run a script. Raises :class:`Refusal` with what it failed of."""
+    def run(
+        self, source: bytes, keys: Sequence[bytes], args: Sequence[bytes], call: Caller, *, oldest: bool = False
+    ) -> Any:
+        """Run a script. Raises :class:`Refusal` with what it failed of. ``oldest``: in the words of Redis 6.2."""
+        if oldest and source.startswith(b"#!"):
+            raise Refusal("ERR Error compiling script (new function): user_script:1: unexpected symbol near '#'")
         function = self._compiled.get(source)
         if function is None:
             code = source.split(b"\n", 1)[1] if source.startswith(b"#!") else source
@@ -85,12 +88,16 @@ class Scripts:
                 raise Refusal(f"ERR Error compiling script (new function): {_shown(error.args[0])}") from None
         self._globals[b"KEYS"] = self._table(keys)
         self._globals[b"ARGV"] = self._table(args)
+        self._globals[b"OLDEST"] = oldest
         self._caller = call
         done, value = self._pcall(function)
         self._caller = None
         if done:
             return self._reply(value)
         text = _shown(value[b"err"]) if self._lua_type(value) == "table" else f"ERR {_shown(value)}"
+        if oldest:
+            text = text.removeprefix("ERR ")
+            raise Refusal(f"ERR Error running script (call to f_simulated): @user_script:1: {text}")
         raise Refusal(f"{text} script: simulated, on @user_script:1.")
 
     # What scripts call

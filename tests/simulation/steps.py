@@ -48,6 +48,7 @@ __all__ = [
     "Start",
     "Step",
     "Stop",
+    "Tell",
     "Wait",
     "run",
 ]
@@ -58,6 +59,9 @@ ROOMS = ("red", "blue", "c", "b:c")
 
 _BETWEEN = (0.0003, 0.004, 0.03, 0.3)
 """Seconds between two steps, one of these."""
+
+CALM = 0.3
+"""Seconds after which Redis has what clients did, if nothing is wrong."""
 
 Kind = Literal["subscriber", "commands"]
 
@@ -84,6 +88,8 @@ class Wait(Step, frozen=True):
 
     def run(self, world: World) -> None:
         world.pass_time(self.seconds)
+        if world.calm and self.seconds >= CALM:
+            world.invariants.look_at_strings()
 
 
 # Clients
@@ -193,6 +199,15 @@ class Say(Step, frozen=True):
 
     def run(self, world: World) -> None:
         world.say(self.room)
+
+
+class Tell(Step, frozen=True):
+    """The service tells a user something, wherever that is."""
+
+    user: str
+
+    def run(self, world: World) -> None:
+        world.tell(self.user)
 
 
 class Answers(Step, frozen=True):

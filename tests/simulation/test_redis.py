@@ -14,7 +14,7 @@ import pytest
 from tests.simulation.keyspace import COMMANDS
 from tests.simulation.redis import REFUSALS, Server
 from tests.simulation.virtual_time import VirtualTime
-from tests.support.redis_server import PrivateRedis
+from tests.support.redis_server import PrivateRedis, oldest_redis_server
 from tests.support.waiting import wait_until
 
 DATA = """
@@ -172,17 +172,20 @@ class SimulatedSpeaker:
         return found
 
 
-@pytest.fixture(scope="module")
-def redis() -> Iterator[PrivateRedis]:
-    server = PrivateRedis()
+OLDEST = oldest_redis_server()
+
+
+@pytest.fixture(scope="module", params=["", *([OLDEST] if OLDEST else [])], ids=lambda binary: "6.2" if binary else "")
+def redis(request: pytest.FixtureRequest) -> Iterator[PrivateRedis]:
+    server = PrivateRedis(request.param)
     server.start()
     yield server
     server.close()
 
 
 @pytest.fixture
-def simulated() -> Server:
-    return Server(VirtualTime(), Random(0))
+def simulated(redis: PrivateRedis) -> Server:
+    return Server(VirtualTime(), Random(0), oldest=redis.binary == OLDEST)
 
 
 @pytest.fixture

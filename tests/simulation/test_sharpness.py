@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from kraftek.contract.lua import Script
 from kraftek.core import dispatch, requests
 from kraftek.core.access.listening import Listening
 from kraftek.core.access.revocations import Revocations
+from kraftek.core.rooms import room_cache
 from kraftek.core.rooms.reconciliation import Reconciliation
 from kraftek.core.rooms.room_cache import RedisRooms
 from kraftek.core.withheld import Withholding
@@ -55,6 +57,16 @@ def _by_arrival(self: Any, present: Any, made: Any = RedisRooms.mend) -> Any:
     return made(self, [(entry, round(self._now() * 1_000_000)) for entry, _ in present])
 
 
+def _without_rivals(script: Script) -> Script:
+    """The same without what ``holder.lua`` does."""
+    source = script.source.replace("for i = 1, tonumber(ARGV[arg + 5]) do", "for i = 1, 0 do")
+    assert source != script.source
+    return Script(source)
+
+
+SHARING = Connect(0, "a:b/1", "c"), Wait(0.3), Connect(1, "a/1", "b:c"), Wait(0.3)
+"""Two who are where their names come to one string."""
+
 MENDINGS = {
     "no answer from before a gap is believed": Mending(
         [(Listening, "believes", lambda _, asked_at: True)],
@@ -89,6 +101,16 @@ MENDINGS = {
         [(RedisRooms, "mend", _by_arrival)],
         (Cut(0, ("commands", "subscriber"), 0.0), ANN, Wait(0.01), Connect(1, "ann/1", "red"), Wait(3.0)),
         "there was no newer login",
+    ),
+    "of two entries with one string the later stands": Mending(
+        [(room_cache, "MEND", _without_rivals(room_cache.MEND))],
+        (*SHARING, CutAll(), Wait(3.0)),
+        "socket:a:b:c is",
+    ),
+    "an entry that leaves puts the other's string back": Mending(
+        [(room_cache, "LEAVE", _without_rivals(room_cache.LEAVE))],
+        (*SHARING, Disconnect(1), Wait(0.3)),
+        "the keys are",
     ),
     "a request that is sent again is claimed": Mending(
         [(requests.Requests, "__init__", _without_claims)],

@@ -42,13 +42,14 @@ _TICK = 0.1
 
 
 class Setup(Struct, frozen=True):
-    """What a run begins with."""
+    """What a run begins with. ``oldest``: Redis is a 6.2."""
 
     seed: int = 0
     gateways: int = 2
     single: bool = True
     prefix: str = ""
     in_flight: int = 10_000
+    oldest: bool = False
 
 
 class World:
@@ -171,7 +172,7 @@ class World:
 
     def new_server(self, snapshot: Any, ahead: float = 0.0) -> Server:
         """Redis is there, with these data; services find it a moment later."""
-        server = Server(self.time, self.random, snapshot, ahead)
+        server = Server(self.time, self.random, snapshot, ahead, oldest=self.setup.oldest)
         self.servers.append(server)
         self.network.server = server
         server.listeners.append(partial(self._published, server))
@@ -259,6 +260,16 @@ class World:
         self.expected.update((client, number) for client in hearers)
         self.chat.say(room, number)
         self.time.later(None, 0.5, self.invariants.have_heard, hearers, room, number, self.time.now)
+
+    def tell(self, user: str) -> None:
+        """The service tells a user something: each connection of it that must hear it, does."""
+        number = next(self.numbers)
+        hearers = [client for client in self.clients if client.user == user and self.invariants.must_be_told(client)]
+        self.expected.update((client, number) for client in hearers)
+        self.chat.tell(user, number)
+        for client in hearers:
+            room = next(iter(client.grants))
+            self.time.later(None, 0.5, self.invariants.have_heard, [client], room, number, self.time.now)
 
     def _tick(self) -> None:
         self.time.later(None, _TICK, self._tick)
