@@ -24,6 +24,8 @@ __all__ = ["TARGET"]
 _LIMITS = (100, 1000, 70_000)
 _KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 _DEFLATE = Deflate("permessage-deflate; client_no_context_takeover", 15)
+_REFUSED = (1007, 1009)
+"""Close codes of a message that cannot be read, and of one that is too large."""
 _LINGER = 20.0
 """Seconds after which no timer of a connection that is gone may be left."""
 
@@ -101,13 +103,31 @@ def _conversation(reads: list[bytes], limit: int, deflate: bool, *, fastpath: bo
         if rests:
             edge.settle()
     edge.settle()
-    sent, closed = transport.value(), transport.closed
+    sent, closed = _without_reason(transport.value()) if deflate else transport.value(), transport.closed
     protocol.connectionLost(Failure(ConnectionDone()))
     edge.clock.advance(_LINGER)
     edge.done()
     assert len(edge.factory.turns) == 0
     assert edge.backlogs.accounts.total == 0
     return session.received, sent, closed
+
+
+def _without_reason(sent: bytes) -> bytes:
+    """The same without why a message was refused. One that is compressed can have two faults, such as a byte that is no
+    UTF-8 in front of what cannot be decompressed: which of them is met first depends on how much is decompressed at a
+    time, because zlib gives out nothing of what it fails in.
+    """
+    at = 0
+    while at < len(sent):
+        size, width = sent[at + 1], 0
+        if size > 125:
+            width = {126: 2, 127: 8}[size]
+            size = int.from_bytes(sent[at + 2 : at + 2 + width])
+        payload = at + 2 + width
+        if sent[at] == 0x88 and int.from_bytes(sent[payload : payload + 2]) in _REFUSED:
+            return sent[:at] + b"refused" + sent[payload + size :]
+        at = payload + size
+    return sent
 
 
 def _run(data: bytes) -> None:
