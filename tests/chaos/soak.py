@@ -1,41 +1,43 @@
 """Connections that come and go, and what is left of them: ``make soak CYCLES=100000``.
 
 Each cycle is a client that connects, authenticates, joins a second room, asks a service over Pub/Sub and one on a
-stream, leaves a room, and is gone: with a close frame, or without. Every tenth is an impostor's, which is denied. The
-gateway's memory, its open files, Redis's keys and the gauges are looked at after a tenth of the cycles, which warms
-everything up, and at the end, each time when nobody is there any more.
+stream, leaves a room, and is gone: with a close frame, or without. They are native clients and those of Socket.IO, over
+its WebSocket, over long-polling, and over both (:mod:`tests.chaos.visitors`). Every tenth is an impostor's, which is
+denied. The gateway's memory, its open files, Redis's keys and the gauges are looked at after as many cycles as a tenth
+of all, which warm everything up, and at the end, each time when nobody is there any more. In between the memory is
+looked at as often as :data:`PARTS`: a straight line through those of the second half does not rise.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
+from statistics import linear_regression
 from typing import Any
 
 import redis.asyncio
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed
-from websockets.typing import Subprotocol
 
 from tests.chaos.auth import AuthService
 from tests.chaos.ledger import Ledger
 from tests.chaos.processes import Gateway, RedisServer, Service
+from tests.chaos.visitors import VISITORS, GoneError
 
-__all__ = ["Soak", "main"]
+__all__ = ["GROWN", "Soak", "grew", "main", "soak"]
 
 AT_ONCE = 50
 """Clients at a time."""
 USERS = 500
 """Users, each of whom has ever new tokens; their names come back."""
-IMPOSTOR = "impostor"
+IMPOSTOR, IMPOSTORS = "impostor", 200
+PARTS = 20
+"""Into so many the cycles are divided; after each the memory is looked at when nobody is there."""
 GROWN = 4 << 20
 """Bytes by which the gateway's memory may be larger than after the warm-up."""
 LASTS = 1.0
@@ -49,6 +51,8 @@ operator.listen = ["tcp:{operator}:interface=127.0.0.1"]
 redis.url = "unix://{redis}"
 auth.check = "http://127.0.0.1:{auth}"
 limits.request_window = 1.0
+socketio.ping_interval = 2.0
+socketio.ping_timeout = 5.0
 
 [services]
 chat = {{channel = "events:chat", reply = true, timeout = 5.0}}
@@ -57,9 +61,10 @@ desk = {{channel = "events:desk", reply = true, transport = "stream", timeout = 
 
 
 class Soak:
-    """One Redis, one gateway, two services, an auth service; ``holes``: what is wrong."""
+    """One Redis, one gateway, two services, an auth service. ``short``: nobody goes without being noticed at once."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, short: bool = False) -> None:
+        self._short = short
         self.ledger = Ledger(ttl=LASTS)
         self.directory = directory
         self.auth = AuthService(self.ledger)
@@ -80,7 +85,8 @@ class Soak:
 
     async def start(self) -> None:
         """Start everything."""
-        self.auth.ban(IMPOSTOR, None, "nothing")
+        for each in range(0, IMPOSTORS, 10):
+            self.auth.ban(f"{IMPOSTOR}{each}", None, "nothing")
         await self.auth.start()
         for program in (self.redis, self.gateway, *self.services):
             program.start()
@@ -106,44 +112,42 @@ class Soak:
         await self.auth.close()
 
     async def cycles(self, number: int) -> None:
-        """So many clients, one after the other, some at a time."""
+        """So many clients, some at a time."""
         left = iter(range(number))
 
         async def some() -> None:
-            for each in left:
-                await self._cycle(each)
+            for _ in left:
+                await self._cycle()
 
         await asyncio.gather(*(some() for _ in range(min(AT_ONCE, number))))
 
-    async def _cycle(self, each: int) -> None:
+    async def _cycle(self) -> None:
         number = next(self._numbers)
-        user = IMPOSTOR if number % 10 == 0 else f"user{number % USERS}"
+        visitor = VISITORS[(number + number // 10) % len(VISITORS)](self.gateway.port)
+        impostor = number % 10 == 0
+        user = f"{IMPOSTOR}{number % IMPOSTORS}" if impostor else f"user{number % USERS}"
         room = f"room{number}"
-        async with connect(
-            f"ws://127.0.0.1:{self.gateway.port}/", subprotocols=[Subprotocol("kraftek.v1.json")], compression=None,
-            proxy=None, ping_interval=None, open_timeout=30.0, close_timeout=5.0,
-        ) as socket:  # fmt: skip
-            await _told(socket, "connected")
-            await _say(socket, "authenticate", {"token": self.auth.token(user), "roomId": room})
-            if user == IMPOSTOR:
-                with suppress(ConnectionClosed):
-                    await _told(socket, "error")
-                return
-            await _told(socket, "authenticated")
-            await _say(socket, "join", {"roomId": f"{room}-too"})
-            await _told(socket, "joined")
-            for service in ("chat", "desk"):
-                key = f"{room}-{service}"
-                await socket.send(
-                    json.dumps({"type": f"{service}:say:back", "payload": key, "id": key, "roomId": room})
-                )
-                answer = await _told(socket, f"{service}:say:back")
-                if answer["payload"] != key:
-                    self.ledger.wrong(f"{key} is answered {answer}")
-            await _say(socket, "leave", {"roomId": room})
-            await _told(socket, "left")
-            if each % 3 == 0:
-                socket.transport.abort()
+        await visitor.connect()
+        await visitor.say("authenticate", {"token": self.auth.token(user), "roomId": room})
+        if impostor:
+            await visitor.expect("error")
+            with suppress(GoneError):
+                await visitor.told()
+            visitor.vanish()
+            return
+        await visitor.expect("authenticated")
+        await visitor.say("join", {"roomId": f"{room}-too"})
+        await visitor.expect("joined")
+        for each, service in enumerate(("chat", "desk"), 2 * number):
+            await visitor.say(f"{service}:say:back", f"{room}-{service}", each, room)
+            if (payload := await visitor.expect(f"{service}:say:back", each)) != f"{room}-{service}":
+                self.ledger.wrong(f"{room} is answered {payload} by {service}")
+        await visitor.say("leave", {"roomId": room})
+        await visitor.expect("left")
+        if number % 3 == 0 and not (self._short and visitor.lingers):
+            visitor.vanish()
+        else:
+            await visitor.leave()
 
     async def left(self, *, expired: bool) -> dict[str, float]:
         """What there is when nobody is there any more; ``expired``: and every key is gone that lives for a time."""
@@ -167,7 +171,7 @@ class Soak:
         return found
 
     def compare(self, before: Mapping[str, float], after: Mapping[str, float]) -> None:
-        """Note what has grown."""
+        """Note what is left."""
         for name in before.keys() - {"memory", "expiring keys"}:
             if after[name] > before[name]:
                 self.ledger.wrong(f"{name}: {before[name]:g}, then {after[name]:g}")
@@ -175,31 +179,31 @@ class Soak:
             self.ledger.wrong(f"memory: {before['memory'] / 1e6:.1f} MB, then {after['memory'] / 1e6:.1f}")
 
 
-async def _say(socket: ClientConnection, type: str, payload: object) -> None:
-    await socket.send(json.dumps({"type": type, "payload": payload}))
+def grew(memory: Sequence[float]) -> float:
+    """By how much the memory grew in these looks: the straight line through them, from its beginning to its end."""
+    looks = range(len(memory))
+    return linear_regression(looks, memory).slope * looks[-1]
 
 
-async def _told(socket: ClientConnection, type: str) -> Any:
-    message = json.loads(await asyncio.wait_for(socket.recv(), 30.0))
-    if message["type"] != type:
-        raise AssertionError(f"expected {type}: {message}")
-    return message
-
-
-async def soak(cycles: int, directory: Path, *, expired: bool = True) -> list[str]:
-    """Run; what is wrong. ``expired``: wait until every key is gone that lives for a time."""
-    run = Soak(directory)
+async def soak(cycles: int, directory: Path, *, short: bool = False) -> list[str]:
+    """Run; what is wrong. ``short``: without waiting for what lives for a time, and without looks on the way."""
+    run = Soak(directory, short=short)
+    parts = 1 if short else PARTS
     try:
         await run.start()
         await run.cycles(max(cycles // 10, 2 * AT_ONCE))
-        before = await run.left(expired=expired)
+        before = await run.left(expired=False)
         print(f"warm: {_shown(before)}", flush=True)
-        began = time.monotonic()
-        await run.cycles(cycles)
-        took = time.monotonic() - began
-        after = await run.left(expired=expired)
-        print(f"after {cycles} cycles in {took:.0f} s: {_shown(after)}", flush=True)
+        began, memory = time.monotonic(), []
+        for _ in range(parts):
+            await run.cycles(cycles // parts)
+            memory.append((await run.left(expired=False))["memory"])
+            print(f"{time.monotonic() - began:6.0f} s: {memory[-1] / 1e6:.1f} MB", flush=True)
+        after = await run.left(expired=not short)
+        print(f"after {cycles} cycles: {_shown(after)}", flush=True)
         run.compare(before, after)
+        if not short and (more := grew(memory[parts // 2 :])) > GROWN:
+            run.ledger.wrong(f"memory grows all the time: by {more / 1e6:.1f} MB in the last half")
     finally:
         await run.stop()
     return run.ledger.holes
