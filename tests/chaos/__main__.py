@@ -29,12 +29,15 @@ def main() -> int:
     )
     parser.add_argument("--only", action="append", default=[], choices=list(FAULTS), metavar="FAULT")
     parser.add_argument("--short", action="store_true", help="as the test does it: fewer gateways and clients")
+    parser.add_argument("--sentinel", action="store_true", help="two gateways, and a Redis that fails over")
     options = parser.parse_args()
     seed = random.randrange(10**6) if options.seed is None else options.seed
     directory = Path(tempfile.mkdtemp(prefix="kraftek-chaos-"))
     print(f"seed {seed}, in {directory}", flush=True)
     only = frozenset(options.only)
-    ledger = asyncio.run(run(seed, options.seconds, directory, short=options.short, only=only))
+    ledger = asyncio.run(
+        run(seed, options.seconds, directory, short=options.short, sentinel=options.sentinel, only=only)
+    )
     print("\n".join(ledger.story))
     print("\n".join(f"{number:6} {what}" for what, number in sorted(ledger.seen.items())))
     if not ledger.holes:
@@ -42,7 +45,8 @@ def main() -> int:
         print(f"seed {seed}: no hole")
         return 0
     print("\n".join(f"HOLE {hole}" for hole in ledger.holes))
-    print(f"seed {seed}: {len(ledger.holes)} holes; the logs are in {directory}\nagain: make chaos SEED={seed}")
+    again = "".join(f" {name.upper()}=1" for name in ("short", "sentinel") if getattr(options, name))
+    print(f"seed {seed}: {len(ledger.holes)} holes; the logs are in {directory}\nagain: make chaos SEED={seed}{again}")
     return 1
 
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
+from tests.chaos.masters import Masters
 from tests.chaos.people import Person
 from tests.chaos.processes import Program
-from tests.chaos.schedule import FAULTS, Fault
+from tests.chaos.schedule import FAULTS, QUIET, Fault
 from tests.chaos.stalled import Stalled
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ __all__ = ["Faults"]
 
 LOUD = "loud"
 """The room of clients that do not read."""
+LAG = 2.0
+"""Seconds for which a replica may be behind, and its old master may still take what is lost."""
 FLOODS = ("pings", "unknown events", "texts of {}", "joins and leaves", "1-byte fragments", "empty binaries", "events",
           "requests", "HTTP requests", "handshakes")  # fmt: skip
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -46,6 +49,8 @@ class Faults:
             (self._restart, "gateway restarted, service restarted"),
             (self._stop_redis, "redis stopped"),
             (self._kill_redis, "redis killed, redis killed and data lost"),
+            (self._fail_over, "redis fails over"),
+            (self._kill_sentinel, "sentinel killed"),
             (self._flush, "redis flushed"),
             (self._fill_redis, "redis refuses writes"),
             (self._cut_kind, "redis cuts subscribers, redis cuts commands"),
@@ -67,19 +72,19 @@ class Faults:
         whose = FAULTS[fault.kind].whose
         targets = self._targets(whose)
         target = targets[int(fault.which * len(targets))]
-        name: str = whose if target is None else target.name
+        name: str = target.name if target is not None else fault.kind if whose == "crowd" else whose
         if name in self.busy:
             self._tell(f"({fault.kind}: {name} is not well already)")
             return
         self.busy.add(name)
         try:
             self._tell(f"{fault.kind}: {name}, for {fault.seconds:.2f} s")
-            if whose != "person":
+            if fault.kind not in QUIET:
                 self.ledger.troubles.begin(name, time.monotonic())
             await self._deeds[fault.kind](fault, target)
             self._tell(f"{fault.kind}: {name} is over")
         finally:
-            if whose != "person":
+            if fault.kind not in QUIET:
                 self.ledger.troubles.end(name, time.monotonic())
             self.busy.discard(name)
 
@@ -123,6 +128,10 @@ class Faults:
     # Redis
 
     async def _kill_redis(self, fault: Fault, _: None) -> None:
+        if (masters := self.world.masters) is not None:
+            if await self._loses_data(masters.kill):
+                self.world.later(asyncio.to_thread(masters.rejoin))
+            return
         redis, began = self.world.redis, time.monotonic()
         redis.kill()
         await asyncio.sleep(fault.seconds)
@@ -133,7 +142,41 @@ class Faults:
             self.ledger.lost_data(began, time.monotonic())
 
     async def _stop_redis(self, fault: Fault, _: None) -> None:
-        await self._stop(fault, self.world.redis)
+        if (masters := self.world.masters) is None:
+            await self._stop(fault, self.world.redis)
+        elif await self._has_replica(masters):
+            began = time.monotonic()
+            await asyncio.to_thread(masters.freeze)
+            await asyncio.sleep(fault.seconds)
+            if await asyncio.to_thread(masters.thaw):
+                self._tell("the replica has taken over")
+                self.ledger.lost_data(began - LAG, time.monotonic() + LAG)
+
+    # With Sentinel
+
+    async def _fail_over(self, *_: object) -> None:
+        assert self.world.masters is not None
+        await self._loses_data(self.world.masters.fail_over)
+
+    async def _kill_sentinel(self, fault: Fault, _: None) -> None:
+        assert self.world.masters is not None
+        await asyncio.to_thread(self.world.masters.replace_sentinel, int(fault.detail * 3))
+
+    async def _loses_data(self, switch: Callable[[], None]) -> bool:
+        """Have the replica take over, if there is one."""
+        masters, began = self.world.masters, time.monotonic()
+        assert masters is not None
+        if not await self._has_replica(masters):
+            return False
+        await asyncio.to_thread(switch)
+        self.ledger.lost_data(began - LAG, time.monotonic() + LAG)
+        return True
+
+    async def _has_replica(self, masters: Masters) -> bool:
+        if not await asyncio.to_thread(lambda: masters.ready):
+            self._tell("(there is no replica yet)")
+            return False
+        return True
 
     async def _flush(self, *_: object) -> None:
         began = time.monotonic()
@@ -190,7 +233,8 @@ class Faults:
     async def _flood(self, fault: Fault, _: None) -> None:
         kind = FLOODS[int(fault.detail * len(FLOODS))]
         self._tell(f"a flood of {kind}")
-        port = str(self.world.clients_link.port)
+        # Not over the link: this process would have to pass everything on.
+        port = str(self.world.any_gateway())
         command = ("nice", sys.executable, "-m", "bench.flooder", kind, port, "flooder.1")
         flooder = subprocess.Popen(command, cwd=CHECKOUT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
         assert flooder.stdout is not None

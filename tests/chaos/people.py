@@ -174,7 +174,7 @@ class Person:
             return
         self._number += 1
         key, room = f"{self.name}-{self._number}", self._random.choice(rooms)
-        ask = Ask(key, service, self.name, room, time.monotonic(), ordered)
+        ask = Ask(key, service, self.name, room, time.monotonic(), self.socket.partition(".")[0], ordered)
         try:
             promise = self.client.request(SERVICES[service], key, room=room)
         except (Closed, QueueFull):

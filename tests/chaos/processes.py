@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -131,6 +132,14 @@ class Program:
     def files(self) -> int:
         """How many it has open."""
         return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
+
+    def waited(self) -> float:
+        """For how many seconds it was ready to run and had no processor, since it was started."""
+        if self._process is None:
+            return 0.0
+        with suppress(OSError):
+            return int(Path(f"/proc/{self.pid}/schedstat").read_text().split()[1]) / 1e9
+        return 0.0
 
     def look_at_logs(self) -> None:
         """Note what was logged and must not have been."""

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from random import Random
 from typing import NamedTuple
 
-__all__ = ["FAULTS", "Fault", "Kind", "schedule"]
+__all__ = ["FAULTS", "QUIET", "WITHOUT_SENTINEL", "WITH_SENTINEL", "Fault", "Kind", "schedule"]
 
 
 class Kind(NamedTuple):
-    """``whose`` it is: that of Redis, the auth service, all clients or the machine, or of one gateway, service or
-    person. How often it is drawn, against the others; and for how many seconds it lasts, at least and at most.
+    """``whose`` it is: that of Redis, the auth service or all clients, or of one gateway, service or person; or
+    ``crowd``, of clients that only spoil it for others, which excuses nothing. How often it is drawn, against the
+    others; and for how many seconds it lasts, at least and at most.
     """
 
     whose: str
@@ -25,6 +26,8 @@ FAULTS = {
     "redis killed and data lost": Kind("redis", 1, 0.2, 2.5),
     "redis stopped": Kind("redis", 3, 0.3, 5.5),
     "redis flushed": Kind("redis", 1, 0.1, 0.1),
+    "redis fails over": Kind("redis", 3, 0.1, 0.1),
+    "sentinel killed": Kind("sentinel", 2, 0.1, 0.1),
     "redis refuses writes": Kind("redis", 2, 0.5, 3.0),
     "redis cuts subscribers": Kind("redis", 2, 0.1, 0.1),
     "redis cuts commands": Kind("redis", 2, 0.1, 0.1),
@@ -53,11 +56,20 @@ FAULTS = {
     "clients slow": Kind("clients", 2, 0.5, 3.0),
     "one client cut": Kind("clients", 4, 0.0, 0.0),
     "one client held": Kind("clients", 4, 0.5, 5.0),
-    "flood": Kind("machine", 3, 0.5, 2.0),
-    "stalled clients": Kind("clients", 3, 1.0, 4.0),
+    "flood": Kind("crowd", 3, 0.5, 4.0),
+    "stalled clients": Kind("crowd", 3, 1.0, 4.0),
     "revoked by invalidate": Kind("person", 9, 1.0, 4.0),
     "revoked by delete": Kind("person", 6, 1.0, 4.0),
 }
+
+WITH_SENTINEL = frozenset({"redis fails over", "sentinel killed"})
+WITHOUT_SENTINEL = frozenset(
+    kind for kind in FAULTS if "to redis" in kind or "service's link" in kind or kind == "redis killed and data lost"
+)
+"""What only happens with Sentinel, and what cannot: the sentinels name Redis itself, and no link in front of it."""
+
+QUIET = frozenset(kind for kind, (whose, *_) in FAULTS.items() if whose in ("crowd", "person"))
+"""Those by which nobody else may lose anything."""
 
 
 @dataclass(frozen=True)
@@ -76,13 +88,13 @@ class Fault:
         return f"at {self.at:5.2f} {self.kind} for {self.seconds:.2f} s ({self.which:.3f}, {self.detail:.3f})"
 
 
-def schedule(random: Random, seconds: float, every: float, only: frozenset[str] = frozenset()) -> list[Fault]:
-    """The faults of one round, which lasts so long: one begins ``every`` so many seconds on average."""
-    kinds = [kind for kind in FAULTS if not only or kind in only]
+def schedule(random: Random, seconds: float, every: float, only: frozenset[str]) -> list[Fault]:
+    """The faults of one round, which lasts so long, of these kinds: one begins ``every`` so many seconds on average."""
+    kinds = [kind for kind in FAULTS if kind in only]
     weights = [FAULTS[kind].weight for kind in kinds]
     faults = []
     at = 0.0
-    while (at := at + random.expovariate(1 / every)) < seconds:
+    while kinds and (at := at + random.expovariate(1 / every)) < seconds:
         (kind,) = random.choices(kinds, weights)
         _, _, least, most = FAULTS[kind]
         lasts = min(random.uniform(least, most), max(least, seconds - at))

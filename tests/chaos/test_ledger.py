@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.ledger import AUTH, CALM, LINKED, MACHINE, REDIS, Ask, Ban, Expected, Ledger, Troubles
+from tests.chaos.ledger import AUTH, CALM, LINKED, MACHINE, REDIS, WAITS, Ask, Ban, Expected, Ledger, Troubles
 
 DONE = {"chat k": 1, "board k": 1, "board l": 1, "desk k": 1}
 
@@ -121,6 +121,23 @@ def test_a_refusal_is_excused_by_a_trouble() -> None:
     ledger = asked("TIMEOUT")
     ledger.troubles.add("gateway-0", 100.0 - CALM, 101.0 - CALM)
     assert holes(ledger) == []
+
+
+@pytest.mark.parametrize(("name", "excuses"), [("gateway-0", True), ("chat-0", True), ("redis", True),
+                                                ("gateway-1", False), ("desk-0", False)])  # fmt: skip
+def test_only_a_trouble_on_its_way_excuses_a_refusal(name: str, excuses: bool) -> None:
+    ledger = Ledger(processes={"g": "gateway-0"})
+    ledger.asked(Ask("k", "chat", "ann", "red", 100.0, gateway="g"))
+    ledger.settled("k", "TIMEOUT", 101.0)
+    ledger.troubles.add(name, 98.0, 99.0)
+    assert len(holes(ledger)) == (0 if excuses else 1)
+
+
+@pytest.mark.parametrize(("since", "excused"), [(99.0, False), (100.5, True), (102.0 + WAITS, False)])
+def test_only_data_lost_while_it_waits_excuse_an_acknowledged_event(since: float, excused: bool) -> None:
+    ledger = asked(service="board")
+    ledger.lost_data(since, since + 0.5)
+    assert len(holes(ledger)) == (0 if excused else 1)
 
 
 def banned(told_at: float | None = 100.0) -> Ledger:

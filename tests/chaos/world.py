@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -23,11 +23,12 @@ from redis.exceptions import RedisError
 from kraftek.client import State
 from tests.chaos.auth import AuthService
 from tests.chaos.faults import Faults
-from tests.chaos.ledger import MACHINE, Ledger
+from tests.chaos.ledger import CALM, MACHINE, Ledger
 from tests.chaos.links import Link, to_port, to_unix
+from tests.chaos.masters import Masters
 from tests.chaos.people import SAID, Blunt, Person
 from tests.chaos.processes import Gateway, Program, RedisServer, Service
-from tests.chaos.schedule import schedule
+from tests.chaos.schedule import FAULTS, QUIET, WITH_SENTINEL, WITHOUT_SENTINEL, Fault, schedule
 from tests.chaos.service import DONE
 
 __all__ = ["World"]
@@ -40,12 +41,16 @@ LOOKS = 60
 """And that often, at least, the room cache is looked at before it counts as wrong."""
 STALL = 0.25
 """Seconds that this process may be late before it counts as a trouble of the machine."""
+STARVED, LOOKED = 0.5, 1.0
+"""What a process may be late for want of a processor, in so many seconds, before that counts as a trouble of its."""
 SAID_EVERY = 0.05
+CALM_ROUND = 8.0
+"""Seconds in which nothing is wrong but what clients do."""
 
 CONFIG = """
 listen = ["tcp:{port}:interface=127.0.0.1"]
 operator.listen = ["tcp:{operator}:interface=127.0.0.1"]
-redis.url = "redis://127.0.0.1:{redis}/0"
+redis.url = "{redis}"
 
 [auth]
 check = "http://127.0.0.1:{auth}"
@@ -85,7 +90,7 @@ FEWER = ("chat-0", "desk-1", "board-0", "board-1")
 class World:
     """One run. ``story``: is called with each line of what happens."""
 
-    def __init__(self, seed: int, directory: Path, *, short: bool = False) -> None:
+    def __init__(self, seed: int, directory: Path, *, short: bool = False, sentinel: bool = False) -> None:
         self.seed = seed
         self.directory = directory
         self.ledger = Ledger()
@@ -99,10 +104,16 @@ class World:
         self._short = short
         self._numbers = count(1)
         self._tasks: list[asyncio.Task[None]] = []
+        self._works: list[asyncio.Future[None]] = []
         self.redis = RedisServer("redis", directory, self.ledger.wrong)
-        self.publisher: Any = redis.asyncio.Redis(
-            unix_socket_path=self.redis.path, retry=Retry(NoBackoff(), 0), socket_timeout=1.0, decode_responses=True
-        )
+        self.masters = Masters() if sentinel else None
+        options: dict[str, Any] = {"socket_timeout": 1.0, "decode_responses": True}
+        if self.masters is None:
+            self.publisher: Any = redis.asyncio.Redis(
+                unix_socket_path=self.redis.path, retry=Retry(NoBackoff(), 0), **options
+            )
+        else:
+            self.publisher = self.masters.publisher(**options)
         self.gateways: list[Gateway] = []
         self.services: list[Service] = []
         self.links: list[Link] = []
@@ -114,12 +125,14 @@ class World:
         """Start everything, in the order of who needs whom."""
         wrong = self.ledger.wrong
         self.ledger.began = time.monotonic()
-        self.redis.start()
-        await self.until(self.redis.ready, "Redis")
+        if self.masters is None:
+            self.redis.start()
+            await self.until(self.redis.ready, "Redis")
+        else:
+            await asyncio.to_thread(self.masters.start)
         await self.auth.start()
-        self.gateways = [
-            Gateway(f"gateway-{each}", self.directory, wrong, self._config) for each in range(2 if self._short else 3)
-        ]
+        many = 2 if self._short or self.masters is not None else 3
+        self.gateways = [Gateway(f"gateway-{each}", self.directory, wrong, self._config) for each in range(many)]
         to_redis = to_unix(self.redis.path)
         kinds = {name: kind for name, kind in SERVICES.items() if not self._short or name in FEWER}
         names = [*(gateway.name for gateway in self.gateways), *kinds]
@@ -127,23 +140,24 @@ class World:
         self.auth_links = {
             each.name: Link(f"{each.name} to auth", to_port(lambda: self.auth.port)) for each in self.gateways
         }
-        self.clients_link = Link("clients", to_port(self._any_gateway))
+        self.clients_link = Link("clients", to_port(self.any_gateway))
         self.links = [*self.redis_links.values(), *self.auth_links.values(), self.clients_link]
         for link in self.links:
             await link.start()
         self.clients_url = f"ws://127.0.0.1:{self.clients_link.port}/"
         self.services = [
-            Service(name, self.directory, wrong, (*kind, f"redis://127.0.0.1:{self.redis_links[name].port}/0"))
-            for name, kind in kinds.items()
+            Service(name, self.directory, wrong, (*kind, self._redis_url(name))) for name, kind in kinds.items()
         ]
-        self.programs: list[Program] = [self.redis, *self.gateways, *self.services]
-        for program in self.programs[1:]:
+        started = [*self.gateways, *self.services]
+        self.programs: list[Program] = [*([self.redis] if self.masters is None else []), *started]
+        for program in started:
             program.start()
-        for program in self.programs[1:]:
+        for program in started:
             await self.ready(program)
         self.know_gateways()
         self._speaking = asyncio.create_task(self._speak())
-        self._tasks = [self._speaking, *(asyncio.create_task(loop) for loop in (self._watch(), self._measure()))]
+        loops = (self._watch(), self._measure(), self._look_for_starved())
+        self._tasks = [self._speaking, *(asyncio.create_task(loop) for loop in loops)]
 
     async def ready(self, program: Program) -> None:
         """Return once it does its work."""
@@ -153,11 +167,14 @@ class World:
         return CONFIG.format(
             port=gateway.port,
             operator=gateway.operator_port,
-            redis=self.redis_links[gateway.name].port,
+            redis=self._redis_url(gateway.name),
             auth=self.auth_links[gateway.name].port,
         )
 
-    def _any_gateway(self) -> int:
+    def _redis_url(self, name: str) -> str:
+        return self.masters.url if self.masters else f"redis://127.0.0.1:{self.redis_links[name].port}/0"
+
+    def any_gateway(self) -> int:
         """Where a balancer sends the next client: to any gateway that lives."""
         living = [gateway for gateway in self.gateways if gateway.lives]
         return self._random.choice(living or self.gateways).port
@@ -217,6 +234,20 @@ class World:
                 self.ledger.troubles.add(MACHINE, before, now)
                 self.ledger.tell(now, f"this process stood still for {now - before:.2f} s")
 
+    async def _look_for_starved(self) -> None:
+        """A program that has no processor is late; if it is late by itself, that is a fault of its own."""
+        waited: dict[int, float] = {}
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(LOOKED)
+            for program in self.programs:
+                if program.lives:
+                    now, last = program.waited(), waited.get(program.pid, 0.0)
+                    waited[program.pid] = now
+                    if now - last > STARVED and last:
+                        self.ledger.troubles.add(program.name, before, time.monotonic())
+                        self.ledger.seen["starved"] += 1
+
     async def _speak(self) -> None:
         """A service that always has something to say to some room."""
         while True:
@@ -242,11 +273,23 @@ class World:
         """Nothing is wrong any more: the room cache is right within :data:`SETTLED`, whatever goes on."""
         self.settling = True
         self.ledger.tell(time.monotonic(), "nothing is wrong any more")
+        await asyncio.gather(*self._works)
+        self._works.clear()
         began = time.monotonic()
         await self._until_none(self.differences, SETTLED)
         self.ledger.tell(time.monotonic(), f"the room cache is right after {time.monotonic() - began:.2f} s")
         await self._until_none(self._untold, TOLD)
         self.settling = False
+
+    async def calm(self, faults: Sequence[Fault]) -> None:
+        """Once nothing has been wrong for long enough, only what clients do is: nobody else loses anything."""
+        await asyncio.sleep(CALM + 0.5)
+        self.ledger.tell(time.monotonic(), "only clients do as they like")
+        await self.faults.play(faults)
+
+    def later(self, work: Awaitable[None]) -> None:
+        """Have it done beside everything else; :meth:`settle` waits for it."""
+        self._works.append(asyncio.ensure_future(work))
 
     async def _until_none(self, look: Callable[[], Awaitable[list[str]]], seconds: float) -> None:
         """Return once nothing differs any more; what does after so long is a hole."""
@@ -360,6 +403,8 @@ class World:
                 program.kill()
         await self.publisher.aclose()
         self.redis.kill()
+        if self.masters is not None:
+            await asyncio.to_thread(self.masters.close)
         for link in self.links:
             await link.close()
         await self.auth.close()
@@ -368,10 +413,17 @@ class World:
 
 
 async def run(
-    seed: int, seconds: float, directory: Path, *, short: bool = False, only: frozenset[str] = frozenset()
+    seed: int,
+    seconds: float,
+    directory: Path,
+    *,
+    short: bool = False,
+    sentinel: bool = False,
+    only: frozenset[str] = frozenset(),
 ) -> Ledger:
-    """One run of about so many seconds, in rounds: faults, then time to settle."""
-    world = World(seed, directory, short=short)
+    """One run of about so many seconds, in rounds: faults, time to settle, and time for clients alone."""
+    world = World(seed, directory, short=short, sentinel=sentinel)
+    only = (only or frozenset(FAULTS)) - (WITHOUT_SENTINEL if sentinel else WITH_SENTINEL)
     try:
         await world.start()
         world.begin()
@@ -381,6 +433,8 @@ async def run(
         while True:
             await world.faults.play(schedule(random, round_lasts, 0.5 if short else 0.8, only))
             await world.settle()
+            if not short:
+                await world.calm(schedule(random, CALM_ROUND, 1.5, only & QUIET))
             if time.monotonic() > began + seconds:
                 break
         await world.end()

@@ -60,7 +60,7 @@ class Sentinels:
         self._linked(self.servers[1])
         for port in self.ports:
             self.start_sentinel(port)
-        wait_until(lambda: all(self._ready(port) for port in self.ports), self._state, PATIENCE)
+        wait_until(self.ready, self._state, PATIENCE)
 
     def start_sentinel(self, port: int) -> None:
         """Start one that was not started or was killed; it goes on with what it knew."""
@@ -109,12 +109,25 @@ class Sentinels:
 
     def revive(self, server: int) -> None:
         """Start a killed server as a replica of the master, and return once a fail-over could begin."""
+        self.rejoin(server)
+        wait_until(self.ready, self._state, PATIENCE)
+
+    def rejoin(self, server: int) -> None:
+        """Start a killed server as a replica of the master, and return once it has what that has."""
         options = self.servers[server].options
         if "--replicaof" in options:
             del options[options.index("--replicaof") :]
         self.servers[server].start("--replicaof", "127.0.0.1", str(self.server_ports[self.master()]))
         self._linked(self.servers[server])
-        wait_until(lambda: all(self._ready(port) for port in self._processes), self._state, PATIENCE)
+
+    def ready(self) -> bool:
+        """Whether a fail-over could begin."""
+        return all(self._ready(port) for port in self._processes)
+
+    def agree(self) -> bool:
+        """Whether all sentinels name the same master, and find it well."""
+        known = [self._known(port)[0] for port in self._processes]
+        return len({master["port"] for master in known}) == 1 and all(master["flags"] == "master" for master in known)
 
     def close(self) -> None:
         """End everything that was started."""
