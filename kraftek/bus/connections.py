@@ -72,7 +72,7 @@ class RedisConnection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has 
 
     ``server``: what the server at its other end says of itself, once it was asked; nothing where our user may not ask.
     ``refused``: Redis is available, but does not allow a command that this connection needs, or is ``unsuitable``.
-    ``demoted``: it has shown to be a replica by now.
+    ``demoted``: it has shown to be a replica by now. ``heard``: when Redis last answered a ping, by ``clock``.
 
     It prepares itself. ``ClientService`` offers ``prepareConnection`` for that, but raises ``NoTransition`` when the
     connection is lost meanwhile (Twisted 26.10).
@@ -80,10 +80,10 @@ class RedisConnection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has 
 
     log = Logger()
 
-    def __init__(self, reactor: IReactorTime, address: RedisAddress, config: Redis, owner: ConnectionOwner) -> None:
+    def __init__(self, clock: IReactorTime, address: RedisAddress, config: Redis, owner: ConnectionOwner) -> None:
         super().__init__(charset=None, convertNumbers=False)
         self._reader = hiredis.Reader(protocolError=InvalidData, replyError=_RefusalError, notEnoughData=_INCOMPLETE)
-        self._reactor = reactor
+        self._clock = clock
         self._address = address
         self._config = config
         self._owner = owner
@@ -92,6 +92,7 @@ class RedisConnection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has 
         self.server = Server()
         self.unsuitable: UnsuitableServer | None = None
         self.demoted = False
+        self.heard = 0.0
         self.refused = False
         self.waiting: deque[Deferred[Any] | Callable[[Any], None]] = deque()
 
@@ -150,7 +151,7 @@ class RedisConnection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has 
 
     def connectionMade(self) -> None:
         """Log in and prepare. txredisapi's own log-in gives up for good when Redis refuses."""
-        self._alarm = self._reactor.callLater(self._config.ping_timeout, self._unanswered)
+        self._alarm = self._clock.callLater(self._config.ping_timeout, self._unanswered)
         answers = []
         if self._address.password:
             names = [self._address.username] if self._address.username else []
@@ -250,18 +251,22 @@ class RedisConnection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has 
 
     def _prepared(self, _: object) -> None:
         self._alarm.cancel()
-        self._alarm = self._reactor.callLater(self.ping_interval, self._ping)
+        self._heard()
         self._owner.connection_ready(self)
 
+    def _heard(self) -> None:
+        self.heard = self._clock.seconds()
+        self._alarm = self._clock.callLater(self.ping_interval, self._ping)
+
     def _ping(self) -> None:
-        self._alarm = self._reactor.callLater(self._config.ping_timeout, self._unanswered)
+        self._alarm = self._clock.callLater(self._config.ping_timeout, self._unanswered)
         # An error is an answer as well; a lost connection is reported elsewhere.
         self.ping().addBoth(self._answered)
 
     def _answered(self, _: object) -> None:
         if self.connected:
             self._alarm.cancel()
-            self._alarm = self._reactor.callLater(self.ping_interval, self._ping)
+            self._heard()
 
     def _unanswered(self) -> None:
         self.give_up(f"no answer for {self._config.ping_timeout} s")
@@ -284,7 +289,7 @@ class CommandConnection(RedisConnection):
 
     def __init__(
         self,
-        reactor: IReactorTime,
+        clock: IReactorTime,
         address: RedisAddress,
         config: Redis,
         owner: ConnectionOwner,
@@ -292,7 +297,7 @@ class CommandConnection(RedisConnection):
         accounts: Accounts,
         check: Callable[[CommandConnection], Deferred[Any]] | None = None,
     ) -> None:
-        super().__init__(reactor, address, config, owner)
+        super().__init__(clock, address, config, owner)
         self._iteration = iteration
         self._accounts = accounts
         self._check = check
@@ -404,7 +409,7 @@ class CommandConnection(RedisConnection):
             self.log.failure("Sending a batch of messages to Redis failed: a bug, please report it")
             batch.messages = []
             refused = Undelivered.REFUSED.value  # a plain number, as a script answers
-            self._reactor.callLater(0, self._tell, [(message, refused) for message in messages])
+            self._clock.callLater(0, self._tell, [(message, refused) for message in messages])
             return
         self.batched += len(messages) - 1
         head = self._heads.get(script.digest)

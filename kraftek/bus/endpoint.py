@@ -6,14 +6,19 @@ Made by :class:`kraftek.bus.RedisBus`, for itself and for its readers of streams
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from random import uniform
 from typing import Any, Protocol
 
-from twisted.application.internet import ClientService, backoffPolicy
+from twisted.application.internet import ClientService
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, wrapClientTLS
-from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IProtocol,
+    IProtocolFactory,
+    IReactorTime,
+    IStreamClientEndpoint,
+)
 from twisted.internet.protocol import Factory
 from twisted.internet.ssl import optionsForClientTLS
 from twisted.logger import ILogObserver, Logger
@@ -23,7 +28,11 @@ from zope.interface import implementer
 from kraftek.contract.redis_url import RedisAddress
 from kraftek.contract.tls import trust_root
 
-__all__ = ["Backoff", "ConnectionService", "RedisEndpoint"]
+__all__ = ["Backoff", "ConnectionService", "RedisEndpoint", "Waiting"]
+
+
+_FIRST_WAIT = 0.05
+"""Seconds from the second attempt to the third, about; each wait that follows is twice as long."""
 
 
 class _GivesUp(Protocol):
@@ -31,23 +40,48 @@ class _GivesUp(Protocol):
 
 
 class Backoff:
-    """Seconds until the next attempt, as ``ClientService`` asks for them: up to ``longest``, and up to a fifth more.
+    """Seconds until the next attempt, as ``ClientService`` asks for them: none at first, because most connections are
+    lost with Redis alive; then up to ``longest``, and up to a fifth more.
 
     It counts by itself: ``ClientService``'s own count begins anew with every connection, refused ones included.
     """
 
     def __init__(self, longest: float) -> None:
         self._failures = 0
-        jitter = partial(uniform, 0.0, longest / 5)
-        self._delay = backoffPolicy(initialDelay=0.05, maxDelay=longest, factor=2.0, jitter=jitter)
+        self._longest = longest
 
     def __call__(self, _: int) -> float:
         self._failures += 1
-        return self._delay(self._failures)
+        if self._failures == 1:
+            return 0.0
+        wait = min(_FIRST_WAIT * 2.0 ** min(self._failures - 2, 100), self._longest)
+        return wait + uniform(0.0, wait / 5)  # noqa: S311  # no secret
 
     def reset(self) -> None:
         """It worked."""
         self._failures = 0
+
+
+class Waiting:
+    """The clock of all connections to one Redis for the waits between two attempts, as ``ClientService`` has them. When
+    Redis is seen by one of them, the others wait no longer.
+    """
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._calls: list[IDelayedCall] = []
+
+    def callLater(self, delay: float, attempt: Callable[[], object]) -> IDelayedCall:
+        """Try again after so many seconds, or earlier."""
+        call = self._clock.callLater(delay, attempt)
+        self._calls = [call, *(each for each in self._calls if each.active())]
+        return call
+
+    def end(self) -> None:
+        """All that wait try at once: Redis is there."""
+        for call in self._calls:
+            if call.active():
+                call.reset(0.0)
 
 
 @implementer(IStreamClientEndpoint)
@@ -60,7 +94,7 @@ class RedisEndpoint:
     ``ca`` cannot be read.
     """
 
-    longest_wait = 5.0
+    longest_wait = 1.0
 
     def __init__(self, reactor: Any, address: RedisAddress, ca: str, timeout: float) -> None:
         endpoint: IStreamClientEndpoint
@@ -83,7 +117,8 @@ class ConnectionService(ClientService):
     """A connection that is made again whenever it is lost.
 
     ``failed`` is called with the reason why an attempt failed, unless it was stopped: Twisted logs each attempt, but
-    not the reason. ``clock`` measures the delay until the next attempt, which ``backoff`` returns.
+    not the reason. ``clock``, perhaps a :class:`Waiting`, measures the delay until the next attempt, which ``backoff``
+    returns.
     """
 
     _log = Logger(observer=implementer(ILogObserver)(lambda _: None))

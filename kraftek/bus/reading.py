@@ -18,7 +18,7 @@ from txredisapi import ResponseError
 from zope.interface import implementer
 
 from kraftek.bus.connections import RedisConnection
-from kraftek.bus.endpoint import Backoff, ConnectionService, RedisEndpoint
+from kraftek.bus.endpoint import Backoff, ConnectionService, RedisEndpoint, Waiting
 from kraftek.bus.outage import Outage
 from kraftek.bus.sentinel import SentinelEndpoint
 from kraftek.contract.accounts import Accounts
@@ -86,10 +86,11 @@ class Reading(ConnectionService):
         claim_after: float,
         same_server: Callable[[], bool],
         accounts: Accounts,
+        waiting: Waiting,
     ) -> None:
         self._backoff = Backoff(endpoint.longest_wait)
         protocol = partial(ReadingConnection, clock, address, config, self)
-        super().__init__(endpoint, protocol, self._backoff, clock, self._unavailable)
+        super().__init__(endpoint, protocol, self._backoff, waiting, self._unavailable)
         self._clock: IReactorTime = clock
         self._outage = Outage(f"The stream {stream}", clock)
         self._bus = bus

@@ -18,7 +18,7 @@ from txredisapi import ResponseError
 from zope.interface import implementer
 
 from kraftek.bus.connections import NO_BATCH, CommandConnection, RedisConnection, lead_apart
-from kraftek.bus.endpoint import Backoff, ConnectionService, RedisEndpoint
+from kraftek.bus.endpoint import Backoff, ConnectionService, RedisEndpoint, Waiting
 from kraftek.bus.outage import Outage
 from kraftek.bus.reading import Reading
 from kraftek.bus.resp import publish_head
@@ -81,8 +81,7 @@ class RedisBus(MultiService):
         self._outage = Outage(self.server_name, self._clock)
         self._unsuitable = unsuitable
         self._prefix = config.prefix
-        self._in_flight = config.in_flight
-        self._in_flight_bytes = config.in_flight_bytes
+        self._in_flight, self._in_flight_bytes = config.in_flight, config.in_flight_bytes
         self._counters = counters
         self._heads = _Heads(config.prefix)
         self._channels: dict[bytes, tuple[Callable[[Any], None], ...]] = {}
@@ -92,7 +91,8 @@ class RedisBus(MultiService):
         self._commands: CommandConnection | None = None
         self._subscriber: SubscriberConnection | None = None
         self._sender: CommandConnection | None = None
-        self._deafness = Deafness(self._clock, config.ping_interval + config.ping_timeout, self._deaf)
+        patience, deaf = config.ping_interval + config.ping_timeout, partial(setattr, self, "_sender", None)
+        self._deafness = Deafness(self._clock, patience, deaf)
         self._keeps_epoch = keeps_epoch
         self._rights = Rights(endpoint, self._clock, address, config, needs)
         self._rights.setServiceParent(self)
@@ -100,14 +100,14 @@ class RedisBus(MultiService):
         self._standing = Standing(self.server_name, self._clock, config.prefix, self._rights, changed)
         self.available = False
         self._backoff = Backoff(endpoint.longest_wait)
-        check = self._standing.check if keeps_epoch else None
+        self._waiting = Waiting(self._clock)
         self._accounts = accounts = Accounts() if accounts is None else accounts
         shared = self._clock, address, config, self, iteration, accounts
         for protocol in (
-            partial(CommandConnection, *shared, check),
+            partial(CommandConnection, *shared, self._standing.check if keeps_epoch else None),
             partial(SubscriberConnection, *shared, self._channels),
         ):
-            service = ConnectionService(endpoint, protocol, self._backoff, self._clock, self._outage.failed)
+            service = ConnectionService(endpoint, protocol, self._backoff, self._waiting, self._outage.failed)
             service.setServiceParent(self)
 
     # IBus
@@ -192,6 +192,7 @@ class RedisBus(MultiService):
             claim_after=claim_after,
             same_server=self._same_server,
             accounts=self._accounts,
+            waiting=self._waiting,
         )
         self.add_listener(reading)
         reading.setServiceParent(self)
@@ -235,6 +236,7 @@ class RedisBus(MultiService):
             self._commands = connection
         elif isinstance(connection, SubscriberConnection):
             self._subscriber = connection
+        self._waiting.end()
         commands, subscriber = self._commands, self._subscriber
         if commands is None or subscriber is None or not self._same_server():
             return
@@ -253,7 +255,7 @@ class RedisBus(MultiService):
         elif connection is self._subscriber:
             self._subscriber = None
             if self._sender is not None and self.running:
-                self._deafness.begin()
+                self._deafness.begin(connection.heard)
         if self.running:
             self._outage.failed(reason)
         self._standing.lost()
@@ -287,10 +289,6 @@ class RedisBus(MultiService):
             return NotPublished("Redis is unavailable")
         bounds = f"{self._in_flight} messages and commands, or {self._in_flight_bytes} bytes of them"
         return NotPublished(f"{bounds}, are waiting for Redis's answer")
-
-    def _deaf(self) -> None:
-        """It was not heard for too long."""
-        self._sender = None
 
     def _same_server(self) -> bool:
         """Whether all connections lead to one server; otherwise drops them: a fail-over is under way."""

@@ -29,7 +29,7 @@ class SubscriberConnection(RedisConnection):
 
     def __init__(
         self,
-        reactor: IReactorTime,
+        clock: IReactorTime,
         address: RedisAddress,
         config: Redis,
         owner: ConnectionOwner,
@@ -37,7 +37,7 @@ class SubscriberConnection(RedisConnection):
         accounts: Accounts,
         listeners: Listeners,
     ) -> None:
-        super().__init__(reactor, address, config, owner)
+        super().__init__(clock, address, config, owner)
         self._iteration = iteration
         self._accounts = accounts
         self._listeners = listeners
@@ -119,7 +119,9 @@ class Tracked:
 
 
 class Deafness:
-    """Nobody listens, from :meth:`begin` to :meth:`end`. After so many ``seconds`` ``too_long`` is called."""
+    """Nobody listens, from :meth:`begin` to :meth:`end`. ``too_long`` is called so many ``seconds`` after something was
+    last heard for sure.
+    """
 
     def __init__(self, clock: IReactorTime, seconds: float, too_long: Callable[[], None]) -> None:
         self._clock = clock
@@ -127,10 +129,11 @@ class Deafness:
         self._too_long = too_long
         self._alarm: IDelayedCall | None = None
 
-    def begin(self) -> None:
-        """The connection that listens was lost, perhaps another time."""
+    def begin(self, heard: float) -> None:
+        """The connection that listens was lost, perhaps another time. ``heard``: when it last gave an answer."""
         if self._alarm is None:
-            self._alarm = self._clock.callLater(self._seconds, self._ring)
+            left = heard + self._seconds - self._clock.seconds()
+            self._alarm = self._clock.callLater(max(0.0, left), self._ring)
 
     def end(self) -> None:
         """Another one listens, or nobody will."""

@@ -1016,14 +1016,46 @@ def test_attempts_become_rarer_until_redis_is_there() -> None:
     wires = Wires()
     for _ in range(10):
         wires.refuse()
-    assert 5 <= max(wires.delays()) <= 6
+    assert 1 <= max(wires.delays()) <= 1.2
 
     commands, subscriber = wires.greet()
     commands.dataReceived(TRACKING)
     assert wires.bus.available
     commands.connectionLost(LOST)
     subscriber.connectionLost(LOST)
-    assert max(wires.delays()) < 2
+    assert 0.05 <= max(wires.delays()) < 0.1
+
+
+@pytest.mark.parametrize("lost", ["commands", "subscriber"])
+def test_a_lost_connection_is_made_again_at_once(lost: str) -> None:
+    wires = Wires()
+    commands, subscriber = wires.greet()
+    commands.dataReceived(TRACKING)
+    {"commands": commands, "subscriber": subscriber}[lost].connectionLost(LOST)
+    assert wires.delays()[0] == 0.0
+
+
+def test_when_one_connection_is_made_the_other_waits_no_longer() -> None:
+    wires = Wires()
+    for _ in range(10):
+        wires.refuse()
+    wires.greeted()
+    assert wires.delays()[0] == 0.0
+
+
+def test_who_last_heard_long_ago_publishes_for_the_rest_of_the_time() -> None:
+    wires = Wires()
+    commands, subscriber = wires.greet()
+    commands.dataReceived(TRACKING)
+    wires.reactor.advance(50)
+    subscriber.connectionLost(LOST)
+    wires.reactor.advance(50)
+    commands.dataReceived(b"+PONG\r\n")
+    wires.reactor.advance(19)
+    wires.bus.publish("c", b"", lambda _: None)
+    wires.reactor.advance(1)
+    with pytest.raises(NotPublished, match="unavailable"):
+        wires.bus.publish("c", b"", lambda _: None)
 
 
 def test_attempts_become_rarer_when_redis_refuses_us_as_well() -> None:
@@ -1032,7 +1064,7 @@ def test_attempts_become_rarer_when_redis_refuses_us_as_well() -> None:
         link = wires.connect()
         link.dataReceived(b"-NOAUTH Authentication required.\r\n" * 2)
         link.connectionLost(LOST)
-    assert 5 <= max(wires.delays()) <= 6
+    assert 1 <= max(wires.delays()) <= 1.2
 
 
 def test_a_subscriber_lost_while_tracking_is_turned_on_is_not_up(monkeypatch: pytest.MonkeyPatch) -> None:
