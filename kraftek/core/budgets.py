@@ -116,10 +116,18 @@ class Budgets:
         clock: IReactorTime,
         address_of: Callable[[str], str] = lambda _: "",
     ) -> None:
-        burst = self._burst = limits.burst
         self.address_of = address_of
+        self._limits = limits
         self._counters = counters
         self._seconds = clock.seconds
+        self.renew()
+
+    def renew(self) -> None:
+        """Begin anew with what the limits are now: everybody's budgets are full. What a spender was allowed before it
+        still has.
+        """
+        limits, burst = self._limits, self._limits.burst
+        self._burst = burst
         self._sockets = _Flow(limits.events_per_socket, limits.bytes_per_socket, burst)
         self._users = _Flow(limits.events_per_user, limits.bytes_per_user, burst)
         self._addresses = _Flow(limits.events_per_address, limits.bytes_per_address, burst)

@@ -172,7 +172,7 @@ class Daemon(Service):
         if not self.registry.services():
             self._log.warn("No services are registered: every event will be answered INVALID_EVENT.")
         turn_away = partial(edge.site.turn_away, why=RefusalReason.MEMORY)
-        ceiling = MemoryCeiling(config.limits.memory, self.accounts, counters, reactor, readiness, turn_away)
+        ceiling = MemoryCeiling(config.limits, self.accounts, counters, reactor, readiness, turn_away)
         gauges = gauges_of(core, bus, lambda: edge.connections.count, edge.backlogs, self._pulse.lag)
         operator = OperatorSite(reactor, Hosts(config.hosts, lenient=True), gateway_id, counters, gauges, readiness)
 
@@ -193,7 +193,7 @@ class Daemon(Service):
             self.ports.append(port)
         if config.demo:
             self._show_board()
-        self._reloading = Reload(config, self.registry, self._certificates, edge.site, operator, self._auth_service)
+        self._reloading = Reload(config, self.registry, self._certificates, core, edge, operator, self._auth_service)
         self._log.info("Gateway {gateway_id} is ready", gateway_id=gateway_id)
         notify("READY=1")
 

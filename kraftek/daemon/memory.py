@@ -14,6 +14,7 @@ from kraftek.contract.accounts import Accounts
 from kraftek.contract.log_once import OnceAMinute, OnceUntilItWorks
 from kraftek.contract.metrics import Counters
 from kraftek.contract.readiness import Readiness
+from kraftek.contract.settings import Limits
 
 __all__ = ["MemoryCeiling", "resident_bytes"]
 
@@ -29,7 +30,7 @@ def resident_bytes() -> int:
 
 
 class MemoryCeiling:
-    """``most``: bytes; 0 is no ceiling.
+    """``limits``: its ``memory`` is the ceiling, in bytes; 0 is none.
 
     What the accounts have above it is given up, the worst first, until they are below nine tenths of it.
 
@@ -42,7 +43,7 @@ class MemoryCeiling:
 
     def __init__(
         self,
-        most: int,
+        limits: Limits,
         accounts: Accounts,
         counters: Counters,
         clock: IReactorTime,
@@ -52,7 +53,7 @@ class MemoryCeiling:
         resident: Callable[[], int] = resident_bytes,
     ) -> None:
         self._readiness = readiness
-        self._most = most
+        self._limits = limits
         self._accounts = accounts
         self._counters = counters
         self._turn_away = turn_away
@@ -62,25 +63,27 @@ class MemoryCeiling:
 
     def sweep(self) -> None:
         """Look, several times a second."""
-        if self._most:
-            self._shed()
-            self._look()
+        if most := self._limits.memory:
+            self._shed(most)
+            self._look(most)
+        elif self._readiness.fault is not None:
+            self._enough()
 
-    def _shed(self) -> None:
+    def _shed(self, most: int) -> None:
         total = self._accounts.total
-        if total <= self._most:
+        if total <= most:
             return
-        freed = self._accounts.shed(total - self._most * 9 // 10)
+        freed = self._accounts.shed(total - most * 9 // 10)
         self._counters.memory_shed_bytes += freed
         text = (
             "What waits for clients and Redis takes {total} bytes, and limits.memory is {most}: {freed} bytes are "
             "given up, of the slowest first (logged once a minute)"
         )
-        self._once_a_minute(self._log.warn, text, total=total, most=self._most, freed=freed)
+        self._once_a_minute(self._log.warn, text, total=total, most=most, freed=freed)
 
-    def _look(self) -> None:
+    def _look(self, most: int) -> None:
         resident = self._resident()
-        if resident > self._most:
+        if resident > most:
             if self._readiness.fault is None:
                 self._counters.memory_exceeded += 1
                 self._readiness.fault = "limits.memory is exceeded"
@@ -88,11 +91,14 @@ class MemoryCeiling:
             text = (
                 "The process has {resident} bytes of memory, and limits.memory is {most}: new clients are turned away"
             )
-            self._once.failed(self._log.error, text, resident=resident, most=self._most)
-        elif self._readiness.fault is not None and resident <= self._most * 19 // 20:
-            self._readiness.fault = None
-            self._turn_away("")
-            self._once.works()
+            self._once.failed(self._log.error, text, resident=resident, most=most)
+        elif self._readiness.fault is not None and resident <= most * 19 // 20:
+            self._enough()
             self._log.info(
                 "The process has {resident} bytes of memory: new clients are let in again", resident=resident
             )
+
+    def _enough(self) -> None:
+        self._readiness.fault = None
+        self._turn_away("")
+        self._once.works()

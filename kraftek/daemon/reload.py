@@ -16,14 +16,32 @@ from twisted.logger import Logger
 from kraftek.contract.errors import ConfigError
 from kraftek.contract.interfaces import IServiceRegistry
 from kraftek.contract.settings import Config
+from kraftek.daemon.assembly import Core, Edge
 from kraftek.daemon.listening import Certificates
+from kraftek.daemon.open_files import connections_allowed
 from kraftek.daemon.operator import OperatorSite
 from kraftek.edge.auth_service import HttpChecker
 from kraftek.edge.hosts import Hosts
 from kraftek.edge.origins import Origins
-from kraftek.edge.public_site import PublicSite
+from kraftek.edge.policies import Policies
 
 __all__ = ["LIVE", "Reload", "keys"]
+
+BUDGETS = frozenset(
+    {
+        "limits.burst",
+        "limits.events_per_socket",
+        "limits.events_per_user",
+        "limits.events_per_address",
+        "limits.bytes_per_socket",
+        "limits.bytes_per_user",
+        "limits.bytes_per_address",
+        "limits.joins_per_user",
+        "limits.questions_per_user",
+        "limits.questions_per_address",
+    }
+)
+"""When one of these changes, all budgets begin anew."""
 
 LIVE = frozenset(
     {
@@ -31,6 +49,9 @@ LIVE = frozenset(
         "hosts",
         "auth.check",
         "auth.ca",
+        "auth.timeout",
+        "auth.concurrency",
+        "auth.waiting",
         "auth.cache_ttl",
         "limits.message_bytes",
         "limits.handshake_timeout",
@@ -41,9 +62,13 @@ LIVE = frozenset(
         "limits.invalid_messages",
         "limits.rooms",
         "limits.requests",
+        "limits.connections",
+        "limits.memory",
+        *BUDGETS,
         "drain.lead",
         "drain.seconds",
         "services",
+        "events",
     }
 )
 """The keys that take effect at once. All others need a restart."""
@@ -71,24 +96,27 @@ class Reload:
         config: Config,
         registry: IServiceRegistry,
         certificates: Certificates,
-        site: PublicSite,
+        core: Core,
+        edge: Edge,
         operator: OperatorSite,
         checker: HttpChecker | None,
     ) -> None:
         self._config = config
         self._registry = registry
         self._certificates = certificates
-        self._site = site
+        self._core = core
+        self._edge = edge
         self._operator = operator
         self._checker = checker
 
     def take(self, new: Config) -> None:
         """Take over what has changed; a line of the log names each key.
 
-        Raises ``ConfigError`` when a certificate cannot be used: nothing has changed then.
+        Raises ``ConfigError``, with nothing changed, when a certificate cannot be used or too few files may be open.
         """
         config = self._config
         restart = {"auth.check"} if "open" in {config.auth.check, new.auth.check} else set()
+        connections = connections_allowed(new)
         use_certificates = self._certificates.read((*config.listen, *config.operator.listen))
         use_auth = None
         if self._checker is not None and new.auth.check != "open":
@@ -96,6 +124,7 @@ class Reload:
                 use_auth = self._checker.reload(new.auth)
             except (OSError, ValueError) as error:
                 raise ConfigError([f"auth.ca: {error}"]) from None
+        changed: set[str] = set()
         for (key, table, name), (_, new_table, _) in zip([*keys(config)], [*keys(new)], strict=True):
             value = getattr(new_table, name)
             if value == getattr(table, name):
@@ -106,15 +135,27 @@ class Reload:
             if key == "services":
                 self._register(config, new)
             force_setattr(table, name, value)
+            changed.add(key)
             self._log.info("{key} has changed", key=key)
         use_certificates()
         if use_auth is not None:
             use_auth()
-        self._site.hosts = Hosts(config.hosts)
+        self._make_again(connections)
+        if changed & BUDGETS:
+            self._core.admission.budgets.renew()
+            for session in self._core.roster:
+                session.events = session.size = 0
+
+    def _make_again(self, connections: int) -> None:
+        config, edge, site = self._config, self._edge, self._edge.site
+        site.hosts = Hosts(config.hosts)
         self._operator.hosts = Hosts(config.hosts, lenient=True)
-        self._site.origins = Origins(config.origins)
-        self._site.head_timeout = config.limits.handshake_timeout
-        self._site.request_timeout = config.limits.request_timeout
+        site.origins = Origins(config.origins)
+        site.head_timeout = config.limits.handshake_timeout
+        site.request_timeout = config.limits.request_timeout
+        edge.backlogs.policies = Policies(config.events)
+        edge.connections.allow(connections)
+        edge.engine_clients.max_clients = connections
 
     def _register(self, config: Config, new: Config) -> None:
         there: Any = {service.name: service for service in config.services}

@@ -103,7 +103,6 @@ class HttpChecker:
         self, reactor: Any, auth: Auth, agent: IAgent | None = None, now: Callable[[], float] = time.time
     ) -> None:
         self._clock = reactor
-        self._timeout = auth.timeout
         self._questions = Questions(auth.concurrency, auth.waiting)
         self._given_agent = agent
         self._now = now
@@ -111,13 +110,15 @@ class HttpChecker:
         self._ask_at(auth, _Connections(reactor, auth))
 
     def reload(self, auth: Auth) -> Callable[[], None]:
-        """What makes later questions go to where ``auth`` says now, trusting what ``ca`` holds now; those under way
-        stay as they are. Raises as the constructor.
+        """What has later questions asked as ``auth`` says now, trusting what ``ca`` holds now; those under way stay as
+        they are. Raises as the constructor.
         """
         return partial(self._ask_at, auth, _Connections(self._clock, auth))
 
     def _ask_at(self, auth: Auth, connections: _Connections) -> None:
         url = auth.check.rstrip("/") + "/auth/check"
+        self._timeout = auth.timeout
+        self._questions.at_a_time, self._questions.most_waiting = auth.concurrency, auth.waiting
         self._where = urlsplit(url).hostname
         self._connections = connections
         self._agent = _Service(url.encode(), self._given_agent or connections)

@@ -270,7 +270,7 @@ class Backlogs:
 
     ``limit``: bytes that may wait for one client, in its transport, too; ``room``: how many of them here. ``patience``:
     seconds within which a client has to take some of a message that is larger than that. What waits for several clients
-    counts once in ``accounts``, as it is in memory once.
+    counts once in ``accounts``, as it is in memory once. ``policies`` may be replaced: what waits keeps those it had.
     """
 
     def __init__(
@@ -287,7 +287,7 @@ class Backlogs:
         self.counters = counters
         self.clock = clock
         self.room = max(limit - IN_TRANSPORT, limit // 2)
-        self._policies = policies
+        self.policies = policies
         self._patience = patience
         self._backlogs: set[Backlog] = set()
 
@@ -315,8 +315,8 @@ class Backlogs:
         if about is None:
             waiting = Waiting(size, self.clock.seconds(), overtakes=True)
         else:
-            policy = self._policies.of(about.type)
-            place = None if policy is None else self._policies.place(policy, about)
+            policy = self.policies.of(about.type)
+            place = None if policy is None else self.policies.place(policy, about)
             waiting = Waiting(size, self.clock.seconds(), about.room_id or "", policy, place)
         outgoing.waiting = waiting
         return waiting

@@ -62,6 +62,11 @@ class Connections:
         port._logger = Logger(namespace="twisted.internet.tcp.Port", observer=observer)  # noqa: SLF001
         self._ports.append(port)
 
+    def allow(self, limit: int) -> None:
+        """There may be so many from now on. Those that are there stay."""
+        self.limit = limit
+        self._resume()
+
     def end(self, port: Any) -> None:
         """The port stops listening."""
         if port in self._ports:

@@ -23,12 +23,12 @@ class FullError(Exception):
 class Questions:
     """So many questions at a time, and so many more that wait: in rotation between those on whose behalf they are
     asked, each of whom has a ``turn``. One alone may have half of each: for whoever comes next there is room at once.
-    Questions with an empty turn may have all.
+    Questions with an empty turn may have all. Both numbers may be changed: with the next question.
     """
 
     def __init__(self, at_a_time: int, waiting: int) -> None:
-        self._at_a_time = at_a_time
-        self._most_waiting = waiting
+        self.at_a_time = at_a_time
+        self.most_waiting = waiting
         self._asked = 0
         self._asked_by: dict[str, int] = {}
         self._waiting = 0
@@ -48,10 +48,10 @@ class Questions:
             self._count(turn, 1)
             return succeed(None)
         mine = self._waiting_by.get(turn)
-        if self._waiting >= self._most_waiting:
+        if self._waiting >= self.most_waiting:
             raise FullError("too many questions are waiting")
         if turn and mine:
-            most = share(self._waiting, self._most_waiting, len(self._waiting_by))
+            most = share(self._waiting, self.most_waiting, len(self._waiting_by))
             if len(mine) >= max(most, 1):
                 message = "too many questions about the access of this user are waiting"
                 raise PeerError(Code.RATE_LIMITED, message, retry_after=RETRY_AFTER, limit=Limit.SHARE)
@@ -85,12 +85,12 @@ class Questions:
         return None
 
     def _may_ask(self, turn: str) -> bool:
-        if self._asked >= self._at_a_time:
+        if self._asked >= self.at_a_time:
             return False
         mine = self._asked_by.get(turn, 0)
         if not turn or not mine:
             return True
-        return mine < share(self._asked, self._at_a_time, max(len(self._asked_by), len(self._waiting_by)))
+        return mine < share(self._asked, self.at_a_time, max(len(self._asked_by), len(self._waiting_by)))
 
     def _count(self, turn: str, more: int) -> None:
         self._asked += more

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from msgspec.structs import force_setattr
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 
 from kraftek.contract.accounts import Accounts
 from kraftek.contract.metrics import Counters
 from kraftek.contract.readiness import Readiness
+from kraftek.contract.settings import Limits
 from kraftek.daemon import memory
 from kraftek.daemon.memory import MemoryCeiling, resident_bytes
 from tests.support.fakes import FakeBus
@@ -28,8 +30,9 @@ class Subject:
         self.resident = 0
         self.told: list[str] = []
         self.readiness = Readiness(FakeBus())
+        self.limits = Limits(memory=most)
         self.ceiling = MemoryCeiling(
-            most,
+            self.limits,
             self.accounts,
             self.counters,
             self.clock,
@@ -92,6 +95,17 @@ def test_new_clients_are_turned_away_until_the_process_is_smaller() -> None:
     assert [event["log_level"].name for event in logs] == ["error", "info", "error"]
     assert subject.counters.memory_exceeded == 2
     assert subject.counters.memory_shed_bytes == 0
+
+
+def test_a_ceiling_that_is_taken_away_turns_nobody_away() -> None:
+    subject = Subject()
+    subject.resident = 2000
+    subject.ceiling.sweep()
+    force_setattr(subject.limits, "memory", 0)
+    for _ in range(2):
+        subject.ceiling.sweep()
+    assert subject.readiness.ready
+    assert subject.told == ["the gateway has too little memory", ""]
 
 
 def test_without_a_ceiling_nothing_is_given_up() -> None:

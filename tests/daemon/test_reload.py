@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ class Running:
         self.operator = OperatorSite(clock, Hosts(config.hosts), "gw", counters, Gauges(), Readiness(bus))
         self.checker: Any = HttpChecker(clock, config.auth) if config.auth.check != "open" else None
         self.session: Any = self.core.gateway.open(FakeLink(), NativeDialect())
-        self.reload = Reload(config, self.registry, Certificates(), self.edge.site, self.operator, self.checker)
+        self.reload = Reload(config, self.registry, Certificates(), self.core, self.edge, self.operator, self.checker)
 
     def take(self, new: Config) -> list[str]:
         """The lines of the log."""
@@ -98,11 +98,24 @@ def at(config: Struct, key: str) -> Any:
     return reduce(getattr, key.split("."), config)
 
 
+def rates(budgets: Any) -> dict[str, Any]:
+    """What each bucket fills up by, by its key."""
+    found = {"joins_per_user": budgets._joins, "questions_per_user": budgets._questions}
+    found["questions_per_address"] = budgets._address_questions
+    for who in ("socket", "user", "address"):
+        flow = getattr(budgets, f"_{who}s" if who != "address" else "_addresses")
+        found |= {f"events_per_{who}": flow._events, f"bytes_per_{who}": flow._size}
+    return {name: buckets._interval for name, buckets in found.items()}
+
+
 SEEN: dict[str, Callable[[Running], Any]] = {
     "origins": lambda it: it.edge.site.origins.judge("https://other.example.org", "h", None) is Verdict.NAMED,
     "hosts": lambda it: (it.edge.site.hosts.allow("other.example.org"), it.operator.hosts.allow("elsewhere")),
     "auth.check": lambda it: it.checker._agent._url,
     "auth.ca": lambda it: id(it.checker._connections),
+    "auth.timeout": lambda it: it.checker._timeout,
+    "auth.concurrency": lambda it: it.checker._questions.at_a_time,
+    "auth.waiting": lambda it: it.checker._questions.most_waiting,
     "auth.cache_ttl": lambda it: it.config.auth.cache_ttl,
     "limits.message_bytes": lambda it: it.edge.clients.limits.message_bytes,
     "limits.handshake_timeout": lambda it: it.edge.site.head_timeout,
@@ -113,15 +126,29 @@ SEEN: dict[str, Callable[[Running], Any]] = {
     "limits.held_bytes": lambda it: it.session._limits.held_bytes,
     "limits.invalid_messages": lambda it: it.session._limits.invalid_messages,
     "limits.requests": lambda it: it.core.requests._limits.requests,
+    "limits.connections": lambda it: it.edge.connections.limit,
+    "limits.memory": lambda it: it.config.limits.memory,
+    "limits.burst": lambda it: it.core.admission.budgets._joins.over("", 0.0),
+    **{
+        f"limits.{name}": partial(lambda of, it: rates(it.core.admission.budgets)[of], name)
+        for name in (
+            *("events_per_socket", "events_per_user", "events_per_address"),
+            *("bytes_per_socket", "bytes_per_user", "bytes_per_address"),
+            *("joins_per_user", "questions_per_user", "questions_per_address"),
+        )
+    },
     "drain.lead": lambda it: it.config.drain.lead,
     "drain.seconds": lambda it: it.config.drain.seconds,
     "services": lambda it: it.registry.find("polls"),
+    "events": lambda it: it.edge.backlogs.policies.of("a:b:c"),
 }
 """Where each key is used that takes effect at once."""
 
 VALUES = {
     "origins": ("same-host", "https://other.example.org"),
     "auth.ca": "",
+    "limits.connections": 7,
+    "events": (EventPolicy(pattern="a:*:*"),),
 }
 """Values that mean something, where any other one does not do."""
 
@@ -183,7 +210,36 @@ def test_what_cannot_be_read_changes_nothing(place: str, tmp_path: Path) -> None
     assert running.config.limits.rooms == 64
 
 
-def test_policies_are_one_key() -> None:
+def test_whoever_had_no_limit_has_one_at_once() -> None:
+    limits = {name: 0 for name in Limits.__struct_fields__ if name.startswith(("events_per_", "bytes_per_"))}
+    running = Running(limits=Limits(**limits))
+    running.core.admission.budgets.draw(running.session)
+    assert running.session.events > 1_000_000
+    running.take(with_key(running.config, "limits.events_per_socket", 100))
+    assert running.session.events == 0
+    running.core.admission.budgets.draw(running.session)
+    assert running.session.events == 5
+
+
+def test_other_limits_leave_budgets_as_they_are() -> None:
     running = Running()
-    lines = running.take(replace(running.config, events=(EventPolicy(pattern="a:*:*"),)))
-    assert lines == ["events has changed: that needs a restart"]
+    running.core.admission.budgets.joins("ada")
+    running.take(with_key(running.config, "limits.rooms", 7))
+    assert len(running.core.admission.budgets) == 1
+    running.take(with_key(running.config, "limits.joins_per_user", 7))
+    assert len(running.core.admission.budgets) == 0
+
+
+def test_more_questions_than_open_files_change_nothing() -> None:
+    running = Running()
+    with pytest.raises(ConfigError, match="open files"):
+        running.reload.take(with_key(running.config, "auth.concurrency", 2**31 - 1))
+    assert running.config.auth.concurrency == 100
+
+
+def test_policies_come_and_go() -> None:
+    running = Running()
+    assert running.take(replace(running.config, events=(EventPolicy(pattern="a:*:*"),))) == ["events has changed"]
+    assert running.edge.backlogs.policies.of("a:b:c") is not None
+    running.take(replace(running.config, events=()))
+    assert running.edge.backlogs.policies.of("a:b:c") is None

@@ -388,7 +388,7 @@ class EngineClients:
         self.clock = clock
         self._open = open
         self._addresses = addresses
-        self._max_clients = max_clients
+        self.max_clients = max_clients
         self._turned_away: tuple[RefusalReason, str] | None = None
         self._by_sid: dict[str, EngineClient] = {}
 
@@ -419,7 +419,7 @@ class EngineClients:
         """The first GET of a new client; ``answer`` as in ``EngineClient.poll``. Raises ``EngineError``: not now."""
         if self._turned_away is not None:
             raise self._refused(*self._turned_away, 503)
-        if len(self._by_sid) >= self._max_clients:
+        if len(self._by_sid) >= self.max_clients:
             raise self._refused(RefusalReason.PROCESS, "too many connections", 503)
         if self._addresses.full(peer):
             raise self._refused(RefusalReason.ADDRESS, "too many connections from this address", 429)

@@ -339,7 +339,7 @@ def test_everybodys_pages_come_without_cookies(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_there_may_be_too_many(server: Server) -> None:
-    server.clients._max_clients = 1
+    server.clients.max_clients = 1
     server.open()
     refused = server.ask()
     assert refused.status == 503
