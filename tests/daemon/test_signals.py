@@ -87,6 +87,19 @@ def test_hanging_up_stops_when_the_terminal_is_gone(
     assert done == ([f"stop {signal.SIGTERM}"] if gone else ["reload"])
 
 
+def test_the_third_is_left_to_the_system(done: list[str]) -> None:
+    """As a signal shows that ends no process by itself."""
+    Signals(Reactor(), lambda: None, lambda: done.append("hurry"), lambda: False).install()
+    handle: Any = signal.getsignal(signal.SIGTERM)
+    before = signal.signal(signal.SIGURG, handle)
+    try:
+        send(*[signal.SIGURG] * 5)
+        assert signal.getsignal(signal.SIGURG) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGURG, before)
+    assert done == [f"stop {signal.SIGURG}", "hurry"]
+
+
 def test_the_third_ends_the_process() -> None:
     program = """
 import os, signal
