@@ -32,7 +32,10 @@ __all__ = ["Backoff", "ConnectionService", "RedisEndpoint", "Waiting"]
 
 
 _FIRST_WAIT = 0.05
-"""Seconds from the second attempt to the third, about; each wait that follows is twice as long."""
+"""Seconds of the first wait, about; each wait that follows is twice as long."""
+
+_STEADY = 1.0
+"""Seconds for which a connection has worked that is made again without a wait: none that is lost again and again is."""
 
 
 class _GivesUp(Protocol):
@@ -40,26 +43,30 @@ class _GivesUp(Protocol):
 
 
 class Backoff:
-    """Seconds until the next attempt, as ``ClientService`` asks for them: none at first, because most connections are
-    lost with Redis alive; then up to ``longest``, and up to a fifth more.
+    """Seconds until the next attempt, as ``ClientService`` asks for them: none after the loss of a connection that was
+    steady, because most are lost with Redis alive; then up to ``longest``, and up to a fifth more.
 
     It counts by itself: ``ClientService``'s own count begins anew with every connection, refused ones included.
     """
 
-    def __init__(self, longest: float) -> None:
+    def __init__(self, longest: float, clock: IReactorTime) -> None:
         self._failures = 0
         self._longest = longest
+        self._clock = clock
+        self._works_since: float | None = None
 
     def __call__(self, _: int) -> float:
-        self._failures += 1
-        if self._failures == 1:
+        since, self._works_since = self._works_since, None
+        if since is not None and self._clock.seconds() >= since + _STEADY:
             return 0.0
-        wait = min(_FIRST_WAIT * 2.0 ** min(self._failures - 2, 100), self._longest)
+        wait = min(_FIRST_WAIT * 2.0 ** min(self._failures, 100), self._longest)
+        self._failures += 1
         return wait + uniform(0.0, wait / 5)  # noqa: S311  # no secret
 
     def reset(self) -> None:
-        """It worked."""
-        self._failures = 0
+        """It works."""
+        if self._works_since is None:
+            self._failures, self._works_since = 0, self._clock.seconds()
 
 
 class Waiting:

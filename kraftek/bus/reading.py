@@ -88,7 +88,7 @@ class Reading(ConnectionService):
         accounts: Accounts,
         waiting: Waiting,
     ) -> None:
-        self._backoff = Backoff(endpoint.longest_wait)
+        self._backoff = Backoff(endpoint.longest_wait, clock)
         protocol = partial(ReadingConnection, clock, address, config, self)
         super().__init__(endpoint, protocol, self._backoff, waiting, self._unavailable)
         self._clock: IReactorTime = clock

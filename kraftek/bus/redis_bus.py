@@ -99,7 +99,7 @@ class RedisBus(MultiService):
         changed = partial(self._told.tell, "epoch_changed")
         self._standing = Standing(self.server_name, self._clock, config.prefix, self._rights, changed)
         self.available = False
-        self._backoff = Backoff(endpoint.longest_wait)
+        self._backoff = Backoff(endpoint.longest_wait, self._clock)
         self._waiting = Waiting(self._clock)
         self._accounts = accounts = Accounts() if accounts is None else accounts
         shared = self._clock, address, config, self, iteration, accounts

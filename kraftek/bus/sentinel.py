@@ -142,7 +142,7 @@ class Sentinel:
     ) -> ConnectionService:
         """A connection that calls ``seen`` when it is established, and ``heard`` with each message."""
         outage = Outage(f"The sentinel at {self.name}", self._clock)
-        owner = _Listening(outage, partial(seen, self))
+        owner = _Listening(outage, self._clock, partial(seen, self))
         protocol = partial(
             SentinelConnection, self._clock, self._address, self._config, owner, listener=partial(heard, self)
         )
@@ -170,8 +170,8 @@ class _Question:
 class _Listening:
     """The owner of a connection that listens."""
 
-    def __init__(self, outage: Outage, seen: Callable[[Master], None]) -> None:
-        self.backoff = Backoff(RedisEndpoint.longest_wait)
+    def __init__(self, outage: Outage, clock: IReactorTime, seen: Callable[[Master], None]) -> None:
+        self.backoff = Backoff(RedisEndpoint.longest_wait, clock)
         self.service: ConnectionService | None = None
         self._outage = outage
         self._seen = seen

@@ -152,7 +152,7 @@ class _Reader:
 
     def __init__(self, clock: Any, config: Redis, endpoint: RedisEndpoint | SentinelEndpoint) -> None:
         address = redis_address(config.url)
-        self._backoff = Backoff(endpoint.longest_wait)
+        self._backoff = Backoff(endpoint.longest_wait, clock)
         self._connection = ConnectionService(
             endpoint,
             lambda: ReadingConnection(clock, address, config, self),

@@ -1023,7 +1023,7 @@ def test_attempts_become_rarer_until_redis_is_there() -> None:
     assert wires.bus.available
     commands.connectionLost(LOST)
     subscriber.connectionLost(LOST)
-    assert 0.05 <= max(wires.delays()) < 0.1
+    assert max(wires.delays()) <= 0.12
 
 
 @pytest.mark.parametrize("lost", ["commands", "subscriber"])
@@ -1031,8 +1031,21 @@ def test_a_lost_connection_is_made_again_at_once(lost: str) -> None:
     wires = Wires()
     commands, subscriber = wires.greet()
     commands.dataReceived(TRACKING)
+    wires.reactor.advance(1)
     {"commands": commands, "subscriber": subscriber}[lost].connectionLost(LOST)
     assert wires.delays()[0] == 0.0
+
+
+def test_a_connection_that_is_lost_again_and_again_is_not_made_again_at_once() -> None:
+    wires = Wires()
+    for _ in range(5):
+        commands, subscriber = wires.greet()
+        commands.dataReceived(TRACKING)
+        assert wires.bus.available
+        subscriber.connectionLost(LOST)
+        commands.connectionLost(LOST)
+        wires.reactor.advance(0)
+        assert 0.05 <= min(wires.delays()) <= 0.06
 
 
 def test_when_one_connection_is_made_the_other_waits_no_longer() -> None:

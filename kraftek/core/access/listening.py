@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -30,8 +30,8 @@ RENEW_INTERVAL = 1.0
 SETTLING = 2.5
 """Seconds after a gap for which others have the time to renew their records. They are asked to, so it takes less."""
 
-AT_ONCE = 0.1
-"""Seconds between two renewals when somebody waits for them."""
+AT_ONCE = 0.05
+"""Seconds between two renewals when somebody waits for them: logins do, when a connection to Redis was lost."""
 
 PATIENCE = 5.0
 """Seconds without a new record after which a process is presumed dead. Its last one is of no use to anybody then."""
@@ -57,6 +57,7 @@ class Listening:
         self._until = 0
         self._gap = 0
         self._next = self._renewed = self._began = 0.0
+        self._alarm: IDelayedCall | None = None
         self._once = OnceUntilItWorks()
         self._waiting: list[Deferred[None]] = []
         self.gateways = 1
@@ -99,11 +100,19 @@ class Listening:
         """Another process has begun to listen."""
         self._next = min(self._next, self._renewed + AT_ONCE)
         self.sweep()
+        self._watch()
 
     def _renew(self) -> None:
         self._renewed = self._clock.seconds()
         self._next = self._renewed + (RENEW_INTERVAL if self.settled else AT_ONCE)
+        self._watch()
         Deferred.fromCoroutine(self._record(self._gap)).addCallbacks(lambda _: self._once.works(), self._failed)
+
+    def _watch(self) -> None:
+        """Sweeps come too seldom for who waits."""
+        left = self._next - self._clock.seconds()
+        if 0 < left < 2 * AT_ONCE and (self._alarm is None or not self._alarm.active()):
+            self._alarm = self._clock.callLater(left, self.sweep)
 
     async def _record(self, gap: int) -> None:
         since, until = self._since or 0, 0
