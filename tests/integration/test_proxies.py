@@ -286,3 +286,22 @@ def test_a_cookie_of_haproxy_leads_back(
             reached.append(json.loads(native.frame()[1])["payload"]["socketId"].partition(".")[0])
     assert reached[:2] == reached[2:]
     assert reached[0] != reached[1]
+
+
+def test_gateways_behind_nginx_are_restarted_one_after_the_other(
+    gateway: StartGateway, redis_server: RedisServer, tmp_path: Path, stage: ExitStack
+) -> None:
+    """It takes none for dead that has refused a connection."""
+    cert, _ = certificate(tmp_path)
+    gateways = [gateway(redis_server, config={"forwarded_for": 1}) for _ in range(2)]
+    port = free_port()
+    proxy = Proxy(start_nginx(tmp_path, port, [each.port for each in gateways]), tmp_path, port, cert)
+    stage.callback(proxy.close)
+    listens = f"tcp:{gateways[0].port}:interface=127.0.0.1"
+    gateways[0].terminate()
+    with proxy.websocket() as first, proxy.websocket():
+        assert json.loads(first.frame()[1])["type"] == "connected"
+        gateway(redis_server, config={"forwarded_for": 1}, args=["--listen", listens])
+        gateways[1].terminate()
+        with proxy.websocket() as second:
+            assert json.loads(second.frame()[1])["type"] == "connected"
