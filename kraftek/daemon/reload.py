@@ -39,6 +39,7 @@ BUDGETS = frozenset(
         "limits.joins_per_user",
         "limits.questions_per_user",
         "limits.questions_per_address",
+        "limits.connects_per_address",
     }
 )
 """When one of these changes, all budgets begin anew."""
@@ -143,6 +144,7 @@ class Reload:
         self._make_again(connections)
         if changed & BUDGETS:
             self._core.admission.budgets.renew()
+            self._edge.site.arrivals.renew()
             for session in self._core.roster:
                 session.events = session.size = 0
 

@@ -24,9 +24,15 @@ class Arrivals:
     def __init__(self, clock: IReactorTime, limits: Limits, *, reported: bool) -> None:
         self._seconds = clock.seconds
         self._reported = reported
+        self._limits = limits
         self._buckets: Buckets[str] | None = None
-        if limits.connects_per_address:
-            self._buckets = Buckets(limits.connects_per_address, limits.burst)
+        self.renew()
+
+    def renew(self) -> None:
+        """Begin anew with what the limits are now."""
+        limits = self._limits
+        limited = limits.connects_per_address > 0
+        self._buckets = Buckets(limits.connects_per_address, limits.burst) if limited else None
 
     def charge(self, address: str, *, engine: bool) -> None:
         """A client connects, ``engine``: by Engine.IO. Raises :class:`RefusedError` if too many came lately."""

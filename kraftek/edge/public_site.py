@@ -138,7 +138,7 @@ class PublicSite(HttpServer):
         self._connections = connections
         self.ready: Callable[[], bool] = lambda: True
         self._refusals = Refusals(clock)
-        self._arrivals = Arrivals(clock, limits, reported=proxies.in_between)
+        self.arrivals = Arrivals(clock, limits, reported=proxies.in_between)
         # When the address is known that a connection counts for, if it counts for any.
         self._at_accept = limits.connections_per_address > 0 and not proxies.in_between
         self._at_head = limits.connections_per_address > 0 and proxies.in_between
@@ -245,7 +245,7 @@ class PublicSite(HttpServer):
 
     def _upgrade(self, request: Request, *, engine: bool) -> None:
         if not (engine and request.query.get("sid")):
-            self._arrivals.charge(self._address(request), engine=engine)
+            self.arrivals.charge(self._address(request), engine=engine)
         if request.take_rest():
             raise RefusedError(400, RefusalReason.HANDSHAKE, "expected nothing before the answer to the handshake")
         self._check_origin(request, engine=engine)
@@ -255,7 +255,7 @@ class PublicSite(HttpServer):
 
     def _poll(self, request: Request) -> None:
         if not request.query.get("sid"):
-            self._arrivals.charge(self._address(request), engine=True)
+            self.arrivals.charge(self._address(request), engine=True)
         self._check_origin(request, engine=True)
         assert self._polling is not None
         self._polling.respond(request, self._address(request))

@@ -137,6 +137,7 @@ SEEN: dict[str, Callable[[Running], Any]] = {
             *("joins_per_user", "questions_per_user", "questions_per_address"),
         )
     },
+    "limits.connects_per_address": lambda it: getattr(it.edge.site.arrivals._buckets, "_interval", None),
     "drain.lead": lambda it: it.config.drain.lead,
     "drain.seconds": lambda it: it.config.drain.seconds,
     "services": lambda it: it.registry.find("polls"),
