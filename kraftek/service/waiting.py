@@ -17,36 +17,37 @@ SIZE: Final = 64 * 1024 * 1024
 
 
 class Waiting:
-    """Each room's events in order, and the rooms in turn; what comes without a room goes by its socket.
+    """Each user's events in order, and the users in turn; what comes from no user goes by the service that sent it.
 
     A user may have as many waiting, and as large ones, as is still free: one alone half of what there is. So one who
-    sends without end is refused, and the others wait for one event of that one's rooms each time.
+    sends without end, from however many sockets and into whose rooms, is refused, and the others wait for one event of
+    that one each time.
     """
 
     def __init__(self) -> None:
-        self._rooms: OrderedDict[str, deque[tuple[Incoming, int]]] = OrderedDict()
+        self._users: OrderedDict[str, deque[tuple[Incoming, int]]] = OrderedDict()
         self._events, self._sizes = Counter[str](), Counter[str]()
         self._free_events, self._free_bytes = EVENTS, SIZE
 
     def __bool__(self) -> bool:
-        return bool(self._rooms)
+        return bool(self._users)
 
     def put(self, event: Incoming, size: int) -> bool:
         """Have the event, of so many bytes, wait. ``False``: it cannot."""
-        user = event.user_id
-        if self._rooms and (self._events[user] >= self._free_events or self._sizes[user] + size > self._free_bytes):
+        user = _who(event)
+        if self._users and (self._events[user] >= self._free_events or self._sizes[user] + size > self._free_bytes):
             return False
         self._count(user, 1, size)
-        self._rooms.setdefault(event.room_id or event.socket_id, deque()).append((event, size))
+        self._users.setdefault(user, deque()).append((event, size))
         return True
 
     def take(self) -> Incoming:
         """The next one. Raises :class:`KeyError` when none waits."""
-        room, events = self._rooms.popitem(last=False)
+        user, events = self._users.popitem(last=False)
         event, size = events.popleft()
         if events:
-            self._rooms[room] = events
-        self._count(event.user_id, -1, -size)
+            self._users[user] = events
+        self._count(user, -1, -size)
         return event
 
     def _count(self, user: str, events: int, size: int) -> None:
@@ -56,3 +57,7 @@ class Waiting:
         self._sizes[user] += size
         if not self._events[user]:
             del self._events[user], self._sizes[user]
+
+
+def _who(event: Incoming) -> str:
+    return event.user_id or event.source or ""

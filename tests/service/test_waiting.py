@@ -1,3 +1,5 @@
+import msgspec
+
 from kraftek.service.processor import Incoming
 from kraftek.service.waiting import EVENTS, SIZE, Waiting
 
@@ -10,17 +12,22 @@ def taken(waiting: Waiting) -> list[str]:
     return [f"{each.user_id} {each.event_type[4:]}" for each in iter(lambda: waiting.take() if waiting else None, None)]
 
 
-def test_rooms_take_turns_and_keep_their_order() -> None:
+def test_users_take_turns_and_keep_their_order() -> None:
     events = Waiting()
-    for mark in range(3):
-        assert events.put(event("ada", "ada's", mark), 10)
-    assert events.put(event("bob", "bob's", 3), 10)
-    assert events.put(event("eve", "ada's", 4), 10)
-    assert events.put(event("bob", None, 5, "socket 1"), 10)
-    assert events.put(event("eve", None, 6, "socket 2"), 10)
-    assert events.put(event("bob", None, 7, "socket 1"), 10)
-    assert taken(events) == ["ada 0", "bob 3", "bob 5", "eve 6", "ada 1", "bob 7", "ada 2", "eve 4"]
+    for mark in range(4):
+        assert events.put(event("ada", f"room {mark % 2}", mark, f"socket {mark}"), 10)
+    assert events.put(event("bob", "room 0", 4), 10)
+    assert events.put(event("eve", None, 5), 10)
+    assert events.put(event("bob", None, 6), 10)
+    assert taken(events) == ["ada 0", "bob 4", "eve 5", "ada 1", "bob 6", "ada 2", "ada 3"]
     assert not events
+
+
+def test_services_take_turns_with_users() -> None:
+    events = Waiting()
+    for mark, source in enumerate(("wiki", "wiki", "mail", None)):
+        events.put(msgspec.structs.replace(event("" if source else "ada", mark=mark), source=source), 10)
+    assert taken(events) == [" 0", " 2", "ada 3", " 1"]
 
 
 def test_one_alone_has_half_and_the_next_one_half_of_the_rest() -> None:
@@ -57,5 +64,5 @@ def test_nothing_is_kept_of_those_who_are_gone() -> None:
     for number in range(100):
         events.put(event(f"user {number}", f"room {number}"), 10)
     taken(events)
-    assert not any(vars(events)[name] for name in ("_rooms", "_events", "_sizes"))
+    assert not any(vars(events)[name] for name in ("_users", "_events", "_sizes"))
     assert vars(events)["_free_events"] == EVENTS
