@@ -9,10 +9,19 @@ from typing import Any
 import pytest
 
 from tests.client.backends import BACKENDS, BackendThread, MakeUser, User
-from tests.integration.conftest import auth_service, connect, gateway, redis_server, redis_servers, service, stage
+from tests.integration.conftest import (
+    auth_service,
+    connect,
+    gateway,
+    redis_server,
+    redis_servers,
+    service,
+    stage,
+    starter,
+)
 from tests.support.waiting import wait_until
 
-__all__ = ["auth_service", "connect", "gateway", "redis_server", "redis_servers", "service", "stage"]
+__all__ = ["auth_service", "connect", "gateway", "redis_server", "redis_servers", "service", "stage", "starter"]
 
 
 @pytest.fixture(scope="module", params=BACKENDS)

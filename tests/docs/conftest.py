@@ -9,6 +9,17 @@ from tests.integration.conftest import (
     redis_servers,
     service,
     stage,
+    starter,
 )
 
-__all__ = ["auth_service", "chromium_path", "connect", "gateway", "redis_server", "redis_servers", "service", "stage"]
+__all__ = [
+    "auth_service",
+    "chromium_path",
+    "connect",
+    "gateway",
+    "redis_server",
+    "redis_servers",
+    "service",
+    "stage",
+    "starter",
+]

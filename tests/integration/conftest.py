@@ -24,7 +24,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
@@ -154,21 +154,9 @@ class StartRedis(Protocol):
 
 
 @pytest.fixture
-def redis_servers(stage: ExitStack, tmp_path: Path) -> StartRedis:
+def redis_servers(starter: Starter) -> StartRedis:
     """Further redis-servers: call it to start one."""
-    numbers = count(1)
-
-    def start(*options: str, binary: str = "") -> RedisServer:
-        try:
-            binary = binary or redis_server_path()
-        except EmbeddedRedisError as missing:
-            pytest.fail(str(missing))
-        server = RedisServer(binary, tmp_path / f"redis{next(numbers)}", *options)
-        stage.callback(server.close)
-        server.start()
-        return server
-
-    return start
+    return starter.redis
 
 
 @pytest.fixture
@@ -279,7 +267,19 @@ class Gateway:
         self._ended()
         assert self.process.stdout is not None
         self.process.stdout.close()
-        if not self._traceback_expected and re.search("Unhandled|Traceback", log := self.log()):
+        self._hold_handled(self.log())
+
+    def check(self, after: int) -> None:
+        """Hold that it runs, and never logged what it did not handle: the end of a test that leaves it to others.
+        ``after`` is what :meth:`log` had as its length before that test.
+        """
+        log = self.log()[after:]
+        if self.process.poll() is not None:
+            pytest.fail(f"the gateway ended:\n{log}")
+        self._hold_handled(log)
+
+    def _hold_handled(self, log: str) -> None:
+        if not self._traceback_expected and re.search("Unhandled|Traceback", log):
             pytest.fail(f"the gateway logged a failure that nobody handled:\n{log}")
 
 
@@ -326,36 +326,9 @@ class StartGateway(Protocol):
 
 
 @pytest.fixture
-def gateway(stage: ExitStack, tmp_path_factory: pytest.TempPathFactory) -> StartGateway:
+def gateway(starter: Starter) -> StartGateway:
     """Gateways: call it to start one."""
-
-    def start(
-        redis: RedisServer | None = None,
-        *,
-        auth: str = "open",
-        services: Mapping[str, Any] = {"stickyNotes": "events:stickyNotes"},
-        config: Mapping[str, Any] | None = None,
-        args: Sequence[str] = (),
-        env: Mapping[str, str] | None = None,
-        held: socket.socket | None = None,
-        twistd: Sequence[str] = ("--pidfile=",),
-    ) -> Gateway:
-        directory = tmp_path_factory.mktemp("gateway")
-        tables: Json = {"auth": {"check": auth}, "services": dict(services)}
-        if redis is not None:
-            tables["redis"] = {"url": redis.url}
-        file = directory / "kraftek-gateway.toml"
-        file.write_text(toml(merged(tables, config or {})), encoding="utf-8")
-        listen = () if "--listen" in args else ("--listen", "tcp:0:interface=127.0.0.1")
-        environment = {key: value for key, value in os.environ.items() if not GATEWAY_VARIABLE.fullmatch(key)}
-        process = Gateway(
-            ["--config", str(file), *listen, *args], directory, {**environment, **(env or {})}, held, twistd
-        )
-        stage.callback(process.close)
-        process.wait_listening()
-        return process
-
-    return start
+    return starter.gateway
 
 
 # Clients
@@ -753,19 +726,119 @@ class StartService(Protocol):
 
 
 @pytest.fixture
-def service(stage: ExitStack) -> StartService:
+def service(starter: Starter) -> StartService:
     """Services: call it to start one."""
+    return starter.service
 
-    def start(
+
+# What starts all these
+
+
+class Starter:
+    """Starts what integration tests are made of; ``stage`` takes it down."""
+
+    def __init__(self, stage: ExitStack, directories: pytest.TempPathFactory) -> None:
+        self._stage = stage
+        self._directories = directories
+
+    def redis(self, *options: str, binary: str = "") -> RedisServer:
+        """See :class:`StartRedis`."""
+        try:
+            binary = binary or redis_server_path()
+        except EmbeddedRedisError as missing:
+            pytest.fail(str(missing))
+        server = RedisServer(binary, self._directories.mktemp("redis"), *options)
+        self._stage.callback(server.close)
+        server.start()
+        return server
+
+    def gateway(
+        self,
+        redis: RedisServer | None = None,
+        *,
+        auth: str = "open",
+        services: Mapping[str, Any] = {"stickyNotes": "events:stickyNotes"},
+        config: Mapping[str, Any] | None = None,
+        args: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+        held: socket.socket | None = None,
+        twistd: Sequence[str] = ("--pidfile=",),
+    ) -> Gateway:
+        """See :class:`StartGateway`."""
+        directory = self._directories.mktemp("gateway")
+        tables: Json = {"auth": {"check": auth}, "services": dict(services)}
+        if redis is not None:
+            tables["redis"] = {"url": redis.url}
+        file = directory / "kraftek-gateway.toml"
+        file.write_text(toml(merged(tables, config or {})), encoding="utf-8")
+        listen = () if "--listen" in args else ("--listen", "tcp:0:interface=127.0.0.1")
+        environment = {key: value for key, value in os.environ.items() if not GATEWAY_VARIABLE.fullmatch(key)}
+        process = Gateway(
+            ["--config", str(file), *listen, *args], directory, {**environment, **(env or {})}, held, twistd
+        )
+        self._stage.callback(process.close)
+        process.wait_listening()
+        return process
+
+    def service(
+        self,
         redis_server: RedisServer,
         channel: str,
         on_event: Callable[[Json], Json | None] | None = None,
     ) -> Service:
+        """See :class:`StartService`."""
         started = Service(redis_server, channel, on_event)
-        stage.callback(started.close)
+        self._stage.callback(started.close)
         return started
 
-    return start
+
+@pytest.fixture
+def starter(stage: ExitStack, tmp_path_factory: pytest.TempPathFactory) -> Starter:
+    """Starts what one test uses."""
+    return Starter(stage, tmp_path_factory)
+
+
+class Shared:
+    """What the tests of a module share: a Redis, and a gateway for each configuration. What a test finds there may be
+    left of others, so that these are for tests of connections, messages and rooms; and no test may stop any of it.
+    """
+
+    def __init__(self, starter: Starter) -> None:
+        self.redis_server = starter.redis()
+        self.service = starter.service
+        self._start = starter.gateway
+        self._gateways: dict[str, Gateway] = {}
+
+    def gateway(self, number: int = 0, **settings: Any) -> Gateway:
+        """The one that was started with these settings, which are those of :class:`StartGateway`. ``number``: for
+        several with the same.
+        """
+        key = json.dumps([number, settings])
+        if key not in self._gateways:
+            self._gateways[key] = self._start(self.redis_server, **settings)
+        return self._gateways[key]
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Hold that no gateway fails meanwhile."""
+        before = {process: len(process.log()) for process in self._gateways.values()}
+        yield
+        for process in self._gateways.values():
+            process.check(before.get(process, 0))
+
+
+@pytest.fixture(scope="module")
+def of_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    """What :func:`shared` gives to each test."""
+    with ExitStack() as stage:
+        yield Shared(Starter(stage, tmp_path_factory))
+
+
+@pytest.fixture
+def shared(of_module: Shared) -> Iterator[Shared]:
+    """What all tests of the module use, where one start for each would be most of what they cost."""
+    with of_module.used():
+        yield of_module
 
 
 # Browsers

@@ -9,7 +9,16 @@ import pytest
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from tests.integration.conftest import Client, Connect, Gateway, RedisServer, Service, StartGateway, StartService
+    from tests.integration.conftest import (
+        Client,
+        Connect,
+        Gateway,
+        RedisServer,
+        Service,
+        Shared,
+        StartGateway,
+        StartService,
+    )
 
 CHANNEL = "events:stickyNotes"
 
@@ -28,13 +37,14 @@ class Cluster(NamedTuple):
 
 
 @pytest.fixture
-def cluster(redis_server: RedisServer, gateway: StartGateway, service: StartService, connect: Connect) -> Cluster:
-    first, second = gateway(redis_server), gateway(redis_server)
+def cluster(shared: Shared, service: StartService, connect: Connect) -> Cluster:
+    first, second = shared.gateway(1), shared.gateway(2)
+    shared.redis_server.client().delete(f"test:received:{CHANNEL}")
     return Cluster(
-        redis_server,
+        shared.redis_server,
         first,
         second,
-        service(redis_server, CHANNEL),
+        service(shared.redis_server, CHANNEL),
         connect(first, token="ada", room="r1"),
         connect(first, token="bob", room="r1"),
         connect(second, token="cy", room="r1"),

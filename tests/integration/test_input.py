@@ -16,16 +16,19 @@ from tests.integration.wire import Wire
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from tests.integration.conftest import Client, Connect, Gateway, RedisServer, StartGateway, StartService
+    from tests.integration.conftest import Client, Connect, Gateway, RedisServer, Service, Shared, StartGateway
 
 CHANNEL = "events:stickyNotes"
 
 
+@pytest.fixture(scope="module")
+def notes(of_module: Shared) -> Service:
+    return of_module.service(of_module.redis_server, CHANNEL)
+
+
 @pytest.fixture
-def process(redis_server: RedisServer, gateway: StartGateway, service: StartService) -> Gateway:
-    started = gateway(redis_server, services={"stickyNotes": CHANNEL, "deaf": "events:deaf"})
-    service(redis_server, CHANNEL)
-    return started
+def process(shared: Shared, notes: Service) -> Gateway:
+    return shared.gateway(services={"stickyNotes": CHANNEL, "deaf": "events:deaf"})
 
 
 @pytest.fixture
@@ -214,15 +217,8 @@ def test_long_polling_counts_for_the_address_that_a_proxy_tells(
         (["*"], "http://evil.example", True),
     ],
 )
-def test_origins(
-    redis_server: RedisServer,
-    gateway: StartGateway,
-    connect: Connect,
-    origins: list[str],
-    origin: str | None,
-    allowed: bool,
-) -> None:
-    process = gateway(redis_server, config={"origins": origins})
+def test_origins(shared: Shared, connect: Connect, origins: list[str], origin: str | None, allowed: bool) -> None:
+    process = shared.gateway(config={"origins": origins})
     origin = origin and origin.format(port=process.port)
     if allowed:
         connect(process, origin=origin)
