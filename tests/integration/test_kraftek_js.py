@@ -23,9 +23,20 @@ from tests.docs.test_examples import start_chat
 from tests.support.waiting import Lines, wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from contextlib import ExitStack
 
-    from tests.integration.conftest import AuthService, Connect, Gateway, RedisServer, StartGateway, StartService
+    from playwright.sync_api import Browser
+
+    from tests.integration.conftest import (
+        AuthService,
+        Connect,
+        Gateway,
+        RedisServer,
+        Shared,
+        StartGateway,
+        StartService,
+    )
 
 CLIENT = Path(kraftek.__file__).parent / "client/js/kraftek.js"
 SERVICES = {
@@ -103,25 +114,39 @@ class Files(SimpleHTTPRequestHandler):
         """Say nothing."""
 
 
-@pytest.fixture
-def origin(stage: ExitStack, tmp_path: Path) -> str:
-    """Of a site that is not the gateway's, with one empty page."""
-    (tmp_path / "index.html").write_text("<!doctype html><title>elsewhere</title>")
-    server = stage.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), partial(Files, directory=tmp_path)))
-    Thread(target=server.serve_forever, args=(0.01,)).start()
-    stage.callback(server.shutdown)
-    return f"http://127.0.0.1:{server.server_port}"
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a site that is not the gateway's, with one empty page."""
+    directory = tmp_path_factory.mktemp("pages")
+    (directory / "index.html").write_text("<!doctype html><title>elsewhere</title>")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def origin(pages: Path) -> Iterator[str]:
+    """Of that site."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Files, directory=pages)) as server:
+        Thread(target=server.serve_forever, args=(0.01,)).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser(chromium_path: str) -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium_path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture
-def open_page(chromium_path: str, stage: ExitStack, origin: str) -> Any:
+def open_page(browser: Browser, stage: ExitStack, origin: str) -> Any:
     """A page of Chromium that has imported the client from this gateway as ``kraftek``."""
 
     def opened(gateway: Gateway) -> Any:
-        playwright = stage.enter_context(sync_playwright())
-        browser = playwright.chromium.launch(executable_path=chromium_path, args=["--no-sandbox"])
-        stage.callback(browser.close)
-        page = browser.new_page()
+        context = browser.new_context()
+        stage.callback(context.close)
+        page = context.new_page()
         page.goto(f"{origin}/index.html")
         page.evaluate(f"import('{gateway.http_url}kraftek.js').then((module) => {{ globalThis.kraftek = module; }})")
         return page
@@ -169,11 +194,9 @@ def answer(event: dict[str, Any]) -> dict[str, Any]:
     return {"type": event["eventType"], **sent}
 
 
-def test_connects_asks_and_hears(
-    place: Any, origin: str, redis_server: RedisServer, gateway: StartGateway, service: StartService
-) -> None:
-    process = gateway(redis_server, services=SERVICES, config={"origins": [origin]})
-    service(redis_server, "events:chat", answer)
+def test_connects_asks_and_hears(place: Any, origin: str, shared: Shared, service: StartService) -> None:
+    process = shared.gateway(services=SERVICES, config={"origins": [origin]})
+    service(shared.redis_server, "events:chat", answer)
     here: Place = place(process)
     start(here, process)
     assert here.evaluate("[client.userId, client.rooms]") == ["user_ada", ["r1"]]
@@ -185,7 +208,7 @@ def test_connects_asks_and_hears(
     assert here.evaluate(away) == "SERVICE_UNAVAILABLE"
 
     assert here.evaluate("client.join('r2').then(() => client.rooms)") == ["r1", "r2"]
-    with redis_server.client() as bus:
+    with shared.redis_server.client() as bus:
         bus.publish(
             "events:broadcast",
             json.dumps({"type": "chat:message:sent", "roomId": "r2", "payload": {"text": "Hi"}}),
@@ -313,10 +336,8 @@ def test_a_gateway_that_says_nothing_is_left(
     wait_state(here, "ready")
 
 
-def test_a_page_whose_network_is_back_looks_at_once(
-    open_page: Any, origin: str, redis_server: RedisServer, gateway: StartGateway
-) -> None:
-    process = gateway(redis_server, services=SERVICES, config={"origins": [origin]})
+def test_a_page_whose_network_is_back_looks_at_once(open_page: Any, origin: str, shared: Shared) -> None:
+    process = shared.gateway(services=SERVICES, config={"origins": [origin]})
     page = open_page(process)
     sent: list[str] = []
     page.on("websocket", lambda socket: socket.on("framesent", lambda text: sent.append(str(text))))
@@ -327,10 +348,8 @@ def test_a_page_whose_network_is_back_looks_at_once(
     assert page.evaluate("client.state") == "ready"
 
 
-def test_a_listeners_mistake_is_reported_and_is_nobody_elses(
-    open_page: Any, origin: str, redis_server: RedisServer, gateway: StartGateway
-) -> None:
-    process = gateway(redis_server, services=SERVICES, config={"origins": [origin]})
+def test_a_listeners_mistake_is_reported_and_is_nobody_elses(open_page: Any, origin: str, shared: Shared) -> None:
+    process = shared.gateway(services=SERVICES, config={"origins": [origin]})
     page = open_page(process)
     mistakes: list[str] = []
     page.on("pageerror", lambda error: mistakes.append(error.message))
@@ -341,7 +360,7 @@ def test_a_listeners_mistake_is_reported_and_is_nobody_elses(
             client.on("chat:a:b", () => heard.push("still"));
         }"""
     )
-    with redis_server.client() as bus:
+    with shared.redis_server.client() as bus:
         bus.publish("events:broadcast", json.dumps({"type": "chat:a:b", "roomId": "r1", "payload": None}))
     wait_until(lambda: page.evaluate("heard") == ["still"] and mistakes, "both")
     assert mistakes == ["mine"]
@@ -354,7 +373,7 @@ def test_the_page_of_the_documentation(
     open_page: Any,
     origin: str,
     stage: ExitStack,
-    tmp_path: Path,
+    pages: Path,
     redis_server: RedisServer,
     gateway: StartGateway,
     connect: Connect,
@@ -363,7 +382,7 @@ def test_the_page_of_the_documentation(
     start_chat(redis_server, stage, "service-python")
     bob = connect(process, token="bob", room="r1")
     example = code("kraftek-js-page").replace("localhost:3001", f"127.0.0.1:{process.port}")
-    (tmp_path / "example.html").write_text(example, "utf-8")
+    (pages / "example.html").write_text(example, "utf-8")
     page = open_page(process)
     page.goto(f"{origin}/example.html")
     page.wait_for_function("document.querySelector('pre').textContent === 'Here: user_ada, user_bob\\n'")

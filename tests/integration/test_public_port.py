@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import select
 import ssl
@@ -20,7 +21,7 @@ from websockets.frames import Opcode
 from tests.integration.wire import Wire, certificate, frame, handshake, request
 
 if TYPE_CHECKING:
-    from tests.integration.conftest import Gateway, RedisServer, StartGateway, StartService
+    from tests.integration.conftest import Gateway, RedisServer, Shared, StartGateway, StartService
 
 SOCKETIO = "/socket.io/?EIO=4&transport=websocket"
 POLLING = "/socket.io/?EIO=4&transport=polling"
@@ -40,6 +41,12 @@ def memory(gateway: Gateway) -> int:
     return int(found[1]) // 1000
 
 
+def processor_time(gateway: Gateway) -> float:
+    """What the process has used, in seconds."""
+    user, system = Path(f"/proc/{gateway.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
 def metric(gateway: Gateway, name: str) -> float:
     """What the operator is told."""
     with Wire(operator_port(gateway)) as wire:
@@ -49,9 +56,9 @@ def metric(gateway: Gateway, name: str) -> float:
 
 
 @pytest.fixture
-def port(gateway: StartGateway, redis_server: RedisServer) -> int:
+def port(shared: Shared) -> int:
     """The port of a gateway with the default configuration."""
-    return gateway(redis_server).port
+    return shared.gateway().port
 
 
 class TestKeptConnections:
@@ -128,8 +135,8 @@ class TestOffers:
     """What a client offers and the gateway does not take is declined, and the handshake goes on."""
 
     @pytest.fixture(params=[False, True], ids=["plain", "compressing"])
-    def port(self, gateway: StartGateway, redis_server: RedisServer, request: pytest.FixtureRequest) -> int:
-        return gateway(redis_server, config={"compression": request.param}).port
+    def port(self, shared: Shared, request: pytest.FixtureRequest) -> int:
+        return shared.gateway(config={"compression": request.param}).port
 
     def test_extensions(self, port: int) -> None:
         for extensions in (
@@ -194,16 +201,16 @@ class TestOffers:
 class TestPlainRequests:
     """HTTP that is not a handshake."""
 
-    def test_the_body_of_a_form_is_not_parsed(self, gateway: StartGateway, redis_server: RedisServer) -> None:
+    def test_the_body_of_a_form_is_not_parsed(self, shared: Shared) -> None:
         """A million ``&`` took twisted.web 0.8 s, and its fields were merged into the query."""
-        process = gateway(redis_server)
+        process = shared.gateway()
         form = {"Content_Type": "application/x-www-form-urlencoded"}
         with Wire(process.port) as wire:
-            started = time.monotonic()
+            before = processor_time(process)
             for _ in range(5):
                 wire.send(request(POLLING, "POST", b"&" * 999_999, **form))
                 assert wire.response().status == 400
-            assert time.monotonic() - started < 1.5
+            assert processor_time(process) - before < 1.5
             wire.send(request("/socket.io/?EIO=4", "POST", b"transport=polling", **form))
             assert json.loads(wire.response().body)["code"] == 0
 
@@ -266,8 +273,8 @@ class TestPlainRequests:
                 said = wire.frame()[1] if transport == "websocket" else response.body
                 assert said.startswith(b'0{"sid":'), transport
 
-    def test_no_version_is_told(self, gateway: StartGateway, redis_server: RedisServer) -> None:
-        process = gateway(redis_server, config=OPERATOR)
+    def test_no_version_is_told(self, shared: Shared) -> None:
+        process = shared.gateway(config=OPERATOR)
         for at, asked in [
             (process.port, request("/")),
             (process.port, request(POLLING)),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,7 +19,7 @@ from tests.support.waiting import wait_until
 if TYPE_CHECKING:
     from redis.client import PubSub
 
-    from tests.integration.conftest import AuthService, Client, Connect, Gateway, RedisServer, StartGateway
+    from tests.integration.conftest import AuthService, Client, Connect, Gateway, RedisServer, Shared, StartGateway
 
 Json = dict[str, Any]
 
@@ -40,6 +40,14 @@ class Backstage:
         self._events: PubSub = self._redis.pubsub(ignore_subscribe_messages=True)
         self._events.subscribe(channel)
         wait_until(lambda: dict(self._redis.pubsub_numsub(channel))[channel] >= 1, "the subscription")
+
+    def close(self) -> None:
+        """Hear nothing any more; Redis has noticed when this returns."""
+        listening = dict(self._redis.pubsub_numsub(self._channel))[self._channel]
+        self._events.close()
+        wait_until(
+            lambda: dict(self._redis.pubsub_numsub(self._channel))[self._channel] < listening, "one subscription less"
+        )
 
     def hear(self) -> Json:
         """The next event."""
@@ -76,6 +84,29 @@ class Backstage:
         self._redis.publish("events:broadcast", json.dumps(message))
 
 
+class Play:
+    """What tests share that leave nothing waiting: two gateways, and a Redis that has forgotten all other requests."""
+
+    def __init__(self, shared: Shared, stage: ExitStack) -> None:
+        self.redis_server = shared.redis_server
+        self._shared = shared
+        self._stage = stage
+        redis = self.redis_server.client()
+        for key in redis.scan_iter("request:*"):
+            redis.delete(key)
+
+    def gateways(self, **config: Any) -> list[Gateway]:
+        return [self._shared.gateway(number, services=SERVICES, config=config) for number in range(2)]
+
+    def backstage(self, channel: str) -> Backstage:
+        return self._stage.enter_context(closing(Backstage(self.redis_server, channel)))
+
+
+@pytest.fixture
+def play(shared: Shared, stage: ExitStack) -> Play:
+    return Play(shared, stage)
+
+
 @pytest.fixture
 def chat(redis_server: RedisServer) -> Backstage:
     return Backstage(redis_server, "events:chat")
@@ -103,10 +134,9 @@ def nothing_more(client: Client, redis_server: RedisServer) -> None:
 
 
 @pytest.mark.parametrize("id", [0, -7, "", "1", "größe 🎉", "x" * 64])
-def test_the_services_reply(
-    id: int | str, redis_server: RedisServer, gateway: StartGateway, connect: Connect, chat: Backstage
-) -> None:
-    ada = connect(gateway(redis_server, services=SERVICES), token="ada", room="r1")
+def test_the_services_reply(id: int | str, play: Play, connect: Connect) -> None:
+    chat = play.backstage("events:chat")
+    ada = connect(play.gateways()[0], token="ada", room="r1")
     ask(ada, id, {"text": "größe"})
     event = chat.hear()
     assert (event["id"], event["payload"], event["userId"]) == (id, {"text": "größe"}, "user_ada")
@@ -114,35 +144,34 @@ def test_the_services_reply(
     assert ada.receive() == {"type": "chat:message:sent", "payload": {"at": 1}, "id": id}
     chat.reply(event, {"at": 2})
     chat.reply_to_user(event, {"at": 3})
-    nothing_more(ada, redis_server)
+    nothing_more(ada, play.redis_server)
 
 
-def test_a_services_refusal(
-    redis_server: RedisServer, gateway: StartGateway, connect: Connect, chat: Backstage
-) -> None:
-    ada = connect(gateway(redis_server, services=SERVICES), token="ada", room="r1")
+def test_a_services_refusal(play: Play, connect: Connect) -> None:
+    chat = play.backstage("events:chat")
+    ada = connect(play.gateways()[0], token="ada", room="r1")
     ask(ada, 1)
     chat.reply(chat.hear(), {"code": "TOO_RUDE", "message": "no"}, "error")
     assert refused(ada, "TOO_RUDE", 1)["message"] == "no"
 
 
-def test_an_acknowledgement(redis_server: RedisServer, gateway: StartGateway, connect: Connect) -> None:
-    instances = [Backstage(redis_server, "events:notes") for _ in range(2)]
-    ada = connect(gateway(redis_server, services=SERVICES), token="ada", room="r1")
-    wait_until(lambda: redis_server.client().pubsub_numsub("events:notes")[0][1] == 2, "both")
+def test_an_acknowledgement(play: Play, connect: Connect) -> None:
+    instances = [play.backstage("events:notes") for _ in range(2)]
+    ada = connect(play.gateways()[0], token="ada", room="r1")
+    wait_until(lambda: play.redis_server.client().pubsub_numsub("events:notes")[0][1] == 2, "both")
     ask(ada, 1, event="notes:note:create")
     assert ada.receive() == {"type": "ack", "payload": {"receivers": 2}, "id": 1}
     event = instances[0].hear()
     instances[0].reply(event, "uncalled for")
-    nothing_more(ada, redis_server)
+    nothing_more(ada, play.redis_server)
 
 
-def test_nobody_listens(redis_server: RedisServer, gateway: StartGateway, connect: Connect) -> None:
-    ada = connect(gateway(redis_server, services=SERVICES), token="ada", room="r1")
+def test_nobody_listens(play: Play, connect: Connect) -> None:
+    ada = connect(play.gateways()[0], token="ada", room="r1")
     for event in (CHAT, "notes:note:create"):
         ask(ada, 1, event=event)
         assert refused(ada, "SERVICE_UNAVAILABLE", 1)["eventType"] == event
-    nothing_more(ada, redis_server)
+    nothing_more(ada, play.redis_server)
 
 
 def test_redis_is_away(redis_server: RedisServer, gateway: StartGateway, connect: Connect) -> None:
@@ -167,14 +196,15 @@ def test_redis_goes_away_before_the_answer(
     ada.expect_nothing()
 
 
-def test_a_silent_service(redis_server: RedisServer, gateway: StartGateway, connect: Connect, chat: Backstage) -> None:
-    ada = connect(gateway(redis_server, services=SERVICES), token="ada", room="r1")
+def test_a_silent_service(play: Play, connect: Connect) -> None:
+    chat = play.backstage("events:chat")
+    ada = connect(play.gateways()[0], token="ada", room="r1")
     ask(ada, 1, event="hasty:message:send")
     event = chat.hear()
     assert refused(ada, "TIMEOUT", 1)["eventType"] == "hasty:message:send"
     chat.reply(event, "too late")
     chat.reply_to_user(event, "too late")
-    nothing_more(ada, redis_server)
+    nothing_more(ada, play.redis_server)
     ask(ada, 1, event="hasty:message:send")
     refused(ada, "TIMEOUT", 1)
     chat.hear_nothing()
@@ -192,8 +222,8 @@ def test_not_permitted(
     chat.hear_nothing()
 
 
-def test_no_such_event(redis_server: RedisServer, gateway: StartGateway, connect: Connect) -> None:
-    ada = connect(gateway(redis_server, services=SERVICES), token="ada", room="r1")
+def test_no_such_event(play: Play, connect: Connect) -> None:
+    ada = connect(play.gateways()[0], token="ada", room="r1")
     for event in ("nobody:is:there", "chat:message", "chat:message:send:now", ": :"):
         ask(ada, "x", event=event)
         assert refused(ada, "INVALID_EVENT", "x")["eventType"] == event
@@ -266,30 +296,28 @@ def test_a_stream_service(redis_server: RedisServer, gateway: StartGateway, conn
 # The same request, sent again
 
 
-def test_again_while_it_waits(
-    redis_server: RedisServer, gateway: StartGateway, connect: Connect, chat: Backstage
-) -> None:
-    ada = connect(gateway(redis_server, services=SERVICES), token="ada", room="r1")
+def test_again_while_it_waits(play: Play, connect: Connect) -> None:
+    chat = play.backstage("events:chat")
+    ada = connect(play.gateways()[0], token="ada", room="r1")
     for _ in range(3):
         ask(ada, "a-1", {"x": 1})
     event = chat.hear()
     chat.hear_nothing()
     chat.reply(event, "once")
     assert ada.receive() == {"type": CHAT, "payload": "once", "id": "a-1"}
-    nothing_more(ada, redis_server)
+    nothing_more(ada, play.redis_server)
 
 
 @pytest.mark.parametrize(("type", "payload"), [("", {"größe": 1}), ("error", {"code": "NO", "message": "no"})])
 def test_again_after_its_answer(
     type: str,
     payload: Json,
-    redis_server: RedisServer,
-    gateway: StartGateway,
+    play: Play,
     connect: Connect,
-    chat: Backstage,
 ) -> None:
     """Over the same socket, over another, and over another gateway."""
-    here, there = (gateway(redis_server, services=SERVICES) for _ in range(2))
+    chat = play.backstage("events:chat")
+    here, there = play.gateways()
     ada = connect(here, token="ada", room="r1")
     ask(ada, "a-1", {"x": 1})
     chat.reply(chat.hear(), payload, type)
@@ -297,25 +325,25 @@ def test_again_after_its_answer(
     assert (first["id"], first["payload"]) == ("a-1", payload)
     ask(ada, "a-1", {"x": 1})
     assert ada.receive() == first
-    nothing_more(ada, redis_server)
+    nothing_more(ada, play.redis_server)
     ada.close()
     for process in (here, there):
         again = connect(process, token="ada", room="r1")
         ask(again, "a-1", {"x": 1})
         assert again.receive() == first
-        nothing_more(again, redis_server)
+        nothing_more(again, play.redis_server)
         again.close()
     chat.hear_nothing()
 
 
-def test_again_after_an_acknowledgement(redis_server: RedisServer, gateway: StartGateway, connect: Connect) -> None:
-    notes = Backstage(redis_server, "events:notes")
-    here, there = (gateway(redis_server, services=SERVICES) for _ in range(2))
+def test_again_after_an_acknowledgement(play: Play, connect: Connect) -> None:
+    notes = play.backstage("events:notes")
+    here, there = play.gateways()
     for process in (here, there, here):
         ada = connect(process, token="ada", room="r1")
         ask(ada, "a-1", event="notes:note:create")
         assert ada.receive() == {"type": "ack", "payload": {"receivers": 1}, "id": "a-1"}
-        nothing_more(ada, redis_server)
+        nothing_more(ada, play.redis_server)
         ada.close()
     assert notes.hear()["id"] == "a-1"
     notes.hear_nothing()
@@ -346,16 +374,15 @@ def test_again_to_another_gateway_while_it_waits(
     chat.hear_nothing()
 
 
-def test_again_after_it_was_answered_to_nobody(
-    redis_server: RedisServer, gateway: StartGateway, connect: Connect, chat: Backstage
-) -> None:
+def test_again_after_it_was_answered_to_nobody(play: Play, connect: Connect) -> None:
     """The answer came between the two sockets: it is kept for whoever asks next."""
-    here, there = (gateway(redis_server, services=SERVICES) for _ in range(2))
+    chat = play.backstage("events:chat")
+    here, there = play.gateways()
     ada = connect(here, token="ada", room="r1")
     ask(ada, "a-1")
     event = chat.hear()
     ada.close()
-    wait_until(lambda: redis_server.client().hlen("room:r1") == 0, "that the gateway has noticed")
+    wait_until(lambda: play.redis_server.client().hlen("room:r1") == 0, "that the gateway has noticed")
     assert chat.reply(event, "once") == 1
     again = connect(there, token="ada", room="r1")
     ask(again, "a-1")
@@ -363,11 +390,10 @@ def test_again_after_it_was_answered_to_nobody(
     chat.hear_nothing()
 
 
-def test_both_sockets_are_open(
-    redis_server: RedisServer, gateway: StartGateway, connect: Connect, chat: Backstage
-) -> None:
+def test_both_sockets_are_open(play: Play, connect: Connect) -> None:
     """Each gets one answer, and the service one event."""
-    here, there = (gateway(redis_server, services=SERVICES, config={"sessions": "many"}) for _ in range(2))
+    chat = play.backstage("events:chat")
+    here, there = play.gateways(sessions="many")
     sockets = [connect(process, token="ada", room="r1") for process in (here, here, there)]
     for socket in sockets:
         ask(socket, "a-1")
@@ -376,13 +402,12 @@ def test_both_sockets_are_open(
     chat.reply(event, "once")
     for socket in sockets:
         assert socket.receive() == {"type": CHAT, "payload": "once", "id": "a-1"}
-        nothing_more(socket, redis_server)
+        nothing_more(socket, play.redis_server)
 
 
-def test_again_after_time_out_on_another_gateway(
-    redis_server: RedisServer, gateway: StartGateway, connect: Connect, chat: Backstage
-) -> None:
-    here, there = (gateway(redis_server, services=SERVICES) for _ in range(2))
+def test_again_after_time_out_on_another_gateway(play: Play, connect: Connect) -> None:
+    chat = play.backstage("events:chat")
+    here, there = play.gateways()
     ada = connect(here, token="ada", room="r1")
     ask(ada, "a-1", event="hasty:message:send")
     first = ada.expect_error("TIMEOUT")
@@ -394,21 +419,20 @@ def test_again_after_time_out_on_another_gateway(
     chat.hear_nothing()
 
 
-def test_what_nobody_took_is_tried_anew(redis_server: RedisServer, gateway: StartGateway, connect: Connect) -> None:
-    ada = connect(gateway(redis_server, services=SERVICES), token="ada", room="r1")
+def test_what_nobody_took_is_tried_anew(play: Play, connect: Connect) -> None:
+    ada = connect(play.gateways()[0], token="ada", room="r1")
     ask(ada, "a-1")
     refused(ada, "SERVICE_UNAVAILABLE", "a-1")
-    chat = Backstage(redis_server, "events:chat")
+    chat = play.backstage("events:chat")
     ask(ada, "a-1")
     chat.reply(chat.hear(), "now")
     assert ada.receive() == {"type": CHAT, "payload": "now", "id": "a-1"}
 
 
-def test_what_is_another_request(
-    redis_server: RedisServer, gateway: StartGateway, connect: Connect, chat: Backstage
-) -> None:
+def test_what_is_another_request(play: Play, connect: Connect) -> None:
     """Another user's; another payload, room or event under the same id; a number and its text."""
-    process = gateway(redis_server, services=SERVICES)
+    chat = play.backstage("events:chat")
+    process = play.gateways()[0]
     ada, bob = connect(process, token="ada", room="r1"), connect(process, token="bob", room="r1")
     ada.send("join", payload={"roomId": "r2"})
     ada.expect("joined")
@@ -474,11 +498,10 @@ def socketio_ack(process: Gateway, stage: ExitStack, chat: Backstage, answer: An
     socket.close()
 
 
-def test_acknowledgements_of_socketio_are_of_one_socket(
-    stage: ExitStack, redis_server: RedisServer, gateway: StartGateway, chat: Backstage
-) -> None:
+def test_acknowledgements_of_socketio_are_of_one_socket(stage: ExitStack, play: Play) -> None:
     """They are numbered from 0 on each: the next page's first is not the last one's."""
-    here, there = (gateway(redis_server, services=SERVICES) for _ in range(2))
+    chat = play.backstage("events:chat")
+    here, there = play.gateways()
     for number, process in enumerate((here, here, there)):
         socketio_ack(process, stage, chat, {"number": number})
     chat.hear_nothing()
@@ -487,12 +510,11 @@ def test_acknowledgements_of_socketio_are_of_one_socket(
 # All of it
 
 
-def test_each_of_many_gets_exactly_one_answer(
-    redis_server: RedisServer, gateway: StartGateway, connect: Connect, chat: Backstage
-) -> None:
+def test_each_of_many_gets_exactly_one_answer(play: Play, connect: Connect) -> None:
     """A service that answers, answers twice, is silent, or late; clients that ask twice, here and elsewhere."""
+    chat = play.backstage("events:chat")
     chance = random.Random(5)
-    here, there = (gateway(redis_server, services=SERVICES, config={"sessions": "many"}) for _ in range(2))
+    here, there = play.gateways(sessions="many")
     clients = [connect(process, token=f"u{n}", room="r1") for n in range(4) for process in (here, there)]
     asked: Counter[tuple[int, str]] = Counter()
     expected = 0
@@ -527,5 +549,5 @@ def test_each_of_many_gets_exactly_one_answer(
     for event in late:
         chat.reply(event, "late")
     for client in clients:
-        nothing_more(client, redis_server)
+        nothing_more(client, play.redis_server)
     chat.hear_nothing()

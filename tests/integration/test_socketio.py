@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from base64 import b64decode, b64encode
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,10 +21,13 @@ from playwright.sync_api import ConsoleMessage, expect, sync_playwright
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.integration.conftest import (
         AuthService,
         Connect,
         RedisServer,
+        Shared,
         StartGateway,
         StartService,
     )
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 CLIENTS = Path(__file__).resolve().parent / "socketio"
 TRANSPORTS = {"default": None, "websocket": ["websocket"], "polling": ["polling"]}
 ECHO = {"echo": "events:echo"}
+ANSWERS = {"echo": {"channel": "events:echo", "reply": True}}
 
 
 class Reports:
@@ -159,6 +163,14 @@ def _from_wire(value: dict[str, Any]) -> Any:
     return b64decode(value["$"]) if "$" in value else value
 
 
+@pytest.fixture(scope="module")
+def auth_service() -> Iterator[AuthService]:
+    from tests.integration.conftest import AuthService
+
+    with closing(AuthService()) as service:
+        yield service
+
+
 @pytest.fixture(params=[NODE, PYTHON], ids=["node", "python"])
 def client(request: pytest.FixtureRequest, stage: ExitStack) -> SocketIOClient:
     made = SocketIOClient(request.param)
@@ -172,16 +184,17 @@ def transports(request: pytest.FixtureRequest) -> list[str] | None:
 
 
 def test_a_conversation(
-    redis_server: RedisServer,
-    gateway: StartGateway,
+    shared: Shared,
     service: StartService,
     connect: Connect,
     client: SocketIOClient,
     transports: list[str] | None,
 ) -> None:
     """With a service on the existing contract, and a native client in the same room."""
-    echo = service(redis_server, "events:echo")
-    process = gateway(redis_server, services=ECHO)
+    redis = shared.redis_server.client()
+    redis.delete("test:received:events:echo")  # of the other clients
+    echo = service(shared.redis_server, "events:echo")
+    process = shared.gateway(services=ECHO)
     client.connect(process.http_url, transports)
     reports = client.reports
     (socket_id,) = reports.expect("connect")
@@ -247,7 +260,6 @@ def test_a_conversation(
     assert client.transport() == ("websocket" if transports is None else transports[0])
     client.disconnect()
     assert reports.expect("disconnect") == [client.library.left]
-    redis = redis_server.client()
     wait_until(
         lambda: redis.hkeys("room:kitchen") == ["user_bob"], lambda: f"bob alone, but {redis.hkeys('room:kitchen')}"
     )
@@ -255,14 +267,13 @@ def test_a_conversation(
 
 
 def test_a_service_answers_a_request(
-    redis_server: RedisServer,
-    gateway: StartGateway,
+    shared: Shared,
     service: StartService,
     client: SocketIOClient,
     transports: list[str] | None,
 ) -> None:
-    service(redis_server, "events:echo")
-    process = gateway(redis_server, services={"echo": {"channel": "events:echo", "reply": True}})
+    service(shared.redis_server, "events:echo")
+    process = shared.gateway(services=ANSWERS)
     client.connect(process.http_url, transports, {"token": "ann", "roomId": "kitchen"})
     client.reports.expect("connect")
     client.reports.expect("event", "authenticated")
@@ -272,8 +283,7 @@ def test_a_service_answers_a_request(
 
 
 def test_a_service_refuses_a_request(
-    redis_server: RedisServer,
-    gateway: StartGateway,
+    shared: Shared,
     service: StartService,
     client: SocketIOClient,
 ) -> None:
@@ -283,8 +293,8 @@ def test_a_service_refuses_a_request(
         about = {"recipients": [event["socketId"]], "inReplyTo": event["id"]}
         return {"type": "error", "payload": refusal, **about}
 
-    service(redis_server, "events:echo", refuse)
-    process = gateway(redis_server, services={"echo": {"channel": "events:echo", "reply": True}})
+    service(shared.redis_server, "events:echo", refuse)
+    process = shared.gateway(services=ANSWERS)
     client.connect(process.http_url, ["websocket"], {"token": "ann", "roomId": "kitchen"})
     client.reports.expect("connect")
     client.reports.expect("event", "authenticated")
@@ -293,14 +303,13 @@ def test_a_service_refuses_a_request(
 
 
 def test_who_is_not_let_in_is_told_and_put_out(
-    redis_server: RedisServer,
-    gateway: StartGateway,
+    shared: Shared,
     auth_service: AuthService,
     client: SocketIOClient,
     transports: list[str] | None,
 ) -> None:
     auth_service.deny("wrong", "No such token")
-    process = gateway(redis_server, auth=auth_service.url)
+    process = shared.gateway(auth=auth_service.url)
     client.connect(process.http_url, transports)
     client.reports.expect("connect")
     client.emit("authenticate", {"token": "wrong", "roomId": "kitchen"})
@@ -310,13 +319,12 @@ def test_who_is_not_let_in_is_told_and_put_out(
 
 
 def test_a_newer_login_puts_out_the_older(
-    redis_server: RedisServer,
-    gateway: StartGateway,
+    shared: Shared,
     connect: Connect,
     client: SocketIOClient,
     transports: list[str] | None,
 ) -> None:
-    process = gateway(redis_server)
+    process = shared.gateway(services=ECHO)
     client.connect(process.http_url, transports, {"token": "ann", "roomId": "kitchen"})
     client.reports.expect("connect")
     client.reports.expect("event", "authenticated")
@@ -354,10 +362,8 @@ def test_clients_come_back_after_a_restart(
     assert client.reports.expect("event", "echo:test:echo") == [1]
 
 
-def test_a_namespace_that_does_not_exist(
-    redis_server: RedisServer, gateway: StartGateway, transports: list[str] | None, stage: ExitStack
-) -> None:
-    process = gateway(redis_server)
+def test_a_namespace_that_does_not_exist(shared: Shared, transports: list[str] | None, stage: ExitStack) -> None:
+    process = shared.gateway(services=ECHO)
     client = SocketIOClient(NODE)
     stage.callback(client.close)
     client.connect(f"{process.http_url}admin", transports)
