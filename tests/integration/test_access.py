@@ -397,13 +397,17 @@ def test_a_busy_client_is_asked_about_within_its_ttl(
     ada.expect("joined")
     auth_service.allow("good", "ada", rooms=["r2", "r3"], ttl=2)
     heard: set[str] = set()
+    slowest = 0.0
     while "error" not in heard:
-        assert time.monotonic() < start + 4
+        sent = time.monotonic()
+        assert sent < start + 10
         ada.send("join", payload={"roomId": "r2"})
         ada.send("leave", payload={"roomId": "r2"})
         heard = {ada.receive()["type"] for _ in range(2)}
+        slowest = max(slowest, time.monotonic() - sent)
         time.sleep(0.02)
-    assert time.monotonic() < start + 2.6  # a quarter of a second, and a sweep, and a slow machine
+    # A quarter of a second, and a sweep; and where the machine is slow, as much as that shows in a round trip.
+    assert time.monotonic() < start + 2.6 + 4 * slowest
     assert [room for _, room in auth_service.questions].count("r1") == 2
 
 
