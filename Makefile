@@ -37,11 +37,13 @@ demo: $(VENV)/installed-demo need-redis
 # A worker gets a whole module, and each Redis is one test's or one module's, so that workers share nothing. A test of
 # processes waits half of its time: four workers keep two cores busy.
 WORKERS := --numprocesses 4 --dist loadfile --no-loadscope-reorder
-# What is tested without the fast path, too.
+# What is tested without the fast path, too: beside the rest, and what it prints comes last.
 PLAIN_PATH := tests/edge/websocket $(patsubst %,tests/integration/test_%.py,autobahn_suite delivery input)
 test: $(VENV)/installed-test need-redis $(VENV)/oldest-redis need-browser need-proxies $(filter tests/%,$(NODE_PACKAGES))
-	$(WITH_TOOLS) $(VENV)/bin/pytest $(or $(TESTS),$(WORKERS))
-	$(if $(TESTS),,KRAFTEK_FASTPATH=0 $(WITH_TOOLS) $(VENV)/bin/pytest $(WORKERS) $(PLAIN_PATH))
+	$(if $(TESTS),$(WITH_TOOLS) $(VENV)/bin/pytest $(TESTS),@export $(WITH_TOOLS); \
+	KRAFTEK_FASTPATH=0 $(VENV)/bin/pytest $(PLAIN_PATH) >$(VENV)/plain.log 2>&1 & \
+	$(VENV)/bin/pytest $(WORKERS); tested=$$?; \
+	wait $$!; plain=$$?; echo 'Without the fast path:'; cat $(VENV)/plain.log; exit $$((tested | plain)))
 
 # The oldest versions that setup.py allows on the oldest Python that is here, and the newest on the newest. Where there
 # is no wheel of an old one for that Python, pip needs a compiler.
