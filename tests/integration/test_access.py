@@ -7,6 +7,7 @@ import socket
 import ssl
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING
@@ -18,16 +19,34 @@ from tests.bus.test_endpoint import Authority
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from contextlib import ExitStack
     from pathlib import Path
 
-    from tests.integration.conftest import AuthService, Connect, RedisServer, StartGateway, StartService
+    from tests.integration.conftest import AuthService, Connect, RedisServer, Shared, StartGateway, StartService
 
 CHANNEL = "events:stickyNotes"
 
 
 def digest(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def auth_of_module() -> Iterator[AuthService]:
+    from tests.integration.conftest import AuthService
+
+    with closing(AuthService()) as service:
+        yield service
+
+
+@pytest.fixture
+def auth(auth_of_module: AuthService) -> AuthService:
+    """One for all rows of the tables below, each of which has tokens and users of its own."""
+    auth_of_module.mode = "ok"
+    auth_of_module.release()
+    auth_of_module.questions.clear()
+    return auth_of_module
 
 
 def test_yes_and_no(
@@ -46,16 +65,15 @@ def test_yes_and_no(
 
 
 @pytest.mark.parametrize("way", ["header", "query"])
-def test_token_with_the_handshake(
-    redis_server: RedisServer, gateway: StartGateway, connect: Connect, auth_service: AuthService, way: str
-) -> None:
-    auth_service.allow("good", "ada")
-    process = gateway(redis_server, auth=auth_service.url)
+def test_token_with_the_handshake(shared: Shared, connect: Connect, auth: AuthService, way: str) -> None:
+    auth.allow(way, f"ada-{way}")
+    process = shared.gateway(auth=auth.url)
     if way == "header":
-        ada = connect(process, headers={"Authorization": "Bearer good"}, query="roomId=r1")
+        ada = connect(process, headers={"Authorization": f"Bearer {way}"}, query="roomId=r1")
     else:
-        ada = connect(process, query="token=good&roomId=r1")
-    assert ada.expect("authenticated")["payload"]["userId"] == "ada"
+        ada = connect(process, query=f"token={way}&roomId=r1")
+    assert ada.expect("authenticated")["payload"]["userId"] == f"ada-{way}"
+    assert auth.questions == [(way, "r1")]
 
 
 def test_one_question_for_many_and_the_cache_serves_other_processes(
@@ -100,20 +118,20 @@ def test_order_is_kept_while_a_check_is_in_flight(
 
 
 @pytest.mark.parametrize("mode", ["down", "error500", "garbage", "lying", "slow"])
-def test_could_not_ask_is_neither_yes_nor_no(
-    redis_server: RedisServer, gateway: StartGateway, connect: Connect, auth_service: AuthService, mode: str
-) -> None:
-    auth_service.allow("good", "ada")
-    process = gateway(redis_server, auth=auth_service.url, config={"auth": {"timeout": 0.5}})
-    auth_service.mode = mode
+def test_could_not_ask_is_neither_yes_nor_no(shared: Shared, connect: Connect, auth: AuthService, mode: str) -> None:
+    auth.allow(mode, f"ada-{mode}")
+    process = shared.gateway(auth=auth.url, config={"auth": {"timeout": 0.5}})
+    redis = shared.redis_server.client()
+    known = set(redis.keys("access:user:*"))
+    auth.mode = mode
     ada = connect(process)
-    ada.send("authenticate", payload={"token": "good", "roomId": "r1"})
+    ada.send("authenticate", payload={"token": mode, "roomId": "r1"})
     refusal = ada.expect_error("AUTH_UNAVAILABLE")
     assert refusal["payload"]["retryAfter"] > 0
-    assert not redis_server.client().keys("access:user:*")
-    auth_service.mode = "ok"
-    auth_service.release()
-    ada.authenticate("good", "r1")
+    assert set(redis.keys("access:user:*")) <= known
+    auth.mode = "ok"
+    auth.release()
+    ada.authenticate(mode, "r1")
 
 
 def test_permissions(
@@ -157,22 +175,21 @@ def test_expiry_on_an_open_socket(
 
 @pytest.mark.parametrize("command", ["DEL access:token", "DEL access:user", "auth:invalidate"])
 def test_revocation_reaches_open_sockets(
-    redis_server: RedisServer,
-    gateway: StartGateway,
+    shared: Shared,
     connect: Connect,
-    auth_service: AuthService,
+    auth: AuthService,
     capsys: pytest.CaptureFixture[str],
     command: str,
 ) -> None:
-    process = gateway(redis_server, auth=auth_service.url)
-    redis = redis_server.client()
+    process = shared.gateway(auth=auth.url)
+    redis = shared.redis_server.client()
     times = []
     for number in range(10):
-        token, user = f"token-{number}", f"user-{number}"
-        auth_service.allow(token, user)
+        token, user = f"token-{command}-{number}", f"user-{command}-{number}"
+        auth.allow(token, user)
         ada = connect(process, token=token, room="r1")
         wait_until(partial(redis.exists, f"access:token:{digest(token)}"), lambda: f"a grant in {redis.keys()}")
-        auth_service.deny(token)
+        auth.deny(token)
         start = time.perf_counter()
         match command:
             case "DEL access:token":
@@ -360,30 +377,30 @@ def test_revocation_while_redis_refuses_writes(
 
 @pytest.mark.parametrize("revoked", [True, False])
 def test_each_room_has_the_token_that_gave_it(
-    redis_server: RedisServer,
-    gateway: StartGateway,
+    shared: Shared,
     service: StartService,
     connect: Connect,
-    auth_service: AuthService,
+    auth: AuthService,
     revoked: bool,
 ) -> None:
-    auth_service.allow("t1", "ada", rooms=["r1"])
-    auth_service.allow("t2", "ada", rooms=["r2"])
-    process = gateway(redis_server, auth=auth_service.url)
-    service(redis_server, CHANNEL)
-    redis = redis_server.client()
-    ada = connect(process, token="t1", room="r1")
-    ada.authenticate("t2", "r2")
+    one, two = f"{revoked}-1", f"{revoked}-2"
+    auth.allow(one, f"ada-{revoked}", rooms=["r1"])
+    auth.allow(two, f"ada-{revoked}", rooms=["r2"])
+    process = shared.gateway(auth=auth.url)
+    service(shared.redis_server, CHANNEL)
+    redis = shared.redis_server.client()
+    ada = connect(process, token=one, room="r1")
+    ada.authenticate(two, "r2")
     if revoked:
-        auth_service.deny("t1")
-    redis.delete(f"access:token:{digest('t1')}")
-    auth_service.wait_questions(3)
+        auth.deny(one)
+    redis.delete(f"access:token:{digest(one)}")
+    auth.wait_questions(3)
     if revoked:
         assert ada.expect_error("ACCESS_REVOKED")["roomId"] == "r1"
     for room in ("r2",) if revoked else ("r1", "r2"):
         ada.send("stickyNotes:note:echo", payload=room, roomId=room)
         ada.expect("stickyNotes:note:echo")
-    assert auth_service.questions == [("t1", "r1"), ("t2", "r2"), ("t1", "r1")]
+    assert auth.questions == [(one, "r1"), (two, "r2"), (one, "r1")]
 
 
 def test_a_busy_client_is_asked_about_within_its_ttl(

@@ -6,7 +6,8 @@ In payloads it arrives as U+FFFD, whichever way they go and whoever reads them; 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
         Connect,
         Gateway,
         RedisServer,
+        Shared,
         StartGateway,
         StartService,
     )
@@ -31,13 +33,21 @@ SERVICES = {
     "echo": "events:echo",
     "asked": {"channel": "events:asked", "reply": True},
 }
+Hear = Callable[[str], Callable[[], bytes]]
+"""What a service hears on a channel, as bytes, one message a call."""
+
 HALF = "\ud83d"
 WHOLE = "\ufffd"
 
 
 @pytest.fixture
-def process(redis_server: RedisServer, gateway: StartGateway) -> Gateway:
-    return gateway(redis_server, services=SERVICES)
+def redis_server(shared: Shared) -> RedisServer:
+    return shared.redis_server
+
+
+@pytest.fixture
+def process(shared: Shared) -> Gateway:
+    return shared.gateway(services=SERVICES)
 
 
 @pytest.fixture
@@ -56,17 +66,26 @@ def page(process: Gateway, stage: ExitStack) -> SocketIOClient:
     return client
 
 
-def heard_on(redis_server: RedisServer, channel: str) -> Any:
-    """What a service hears there, as bytes, one message a call."""
-    listening = redis_server.client(decode_responses=False).pubsub(ignore_subscribe_messages=True)
-    listening.subscribe(channel)
-    assert listening.get_message(timeout=5.0) is None  # the confirmation
+@pytest.fixture
+def hear(redis_server: RedisServer, stage: ExitStack) -> Hear:
+    def heard_on(channel: str) -> Callable[[], bytes]:
+        listening = redis_server.client(decode_responses=False).pubsub()
+        stage.callback(listening.close)
 
-    def heard() -> bytes:
-        message = wait_until(lambda: listening.get_message(timeout=0.05), f"a message on {channel}")
-        return bytes(message["data"])
+        def confirmed(kind: str) -> None:
+            getattr(listening, kind)(channel)
+            wait_until(lambda: (listening.get_message(timeout=0.05) or {}).get("type") == kind, kind)
 
-    return heard
+        confirmed("subscribe")
+        stage.callback(confirmed, "unsubscribe")
+
+        def heard() -> bytes:
+            message = wait_until(lambda: listening.get_message(timeout=0.05), f"a message on {channel}")
+            return bytes(message["data"])
+
+        return heard
+
+    return heard_on
 
 
 CUT = [
@@ -82,8 +101,8 @@ CUT = [
 """Payloads, and what becomes of them to the byte."""
 
 
-def test_what_a_client_cut_reaches_its_service(redis_server: RedisServer, ada: Client) -> None:
-    heard = heard_on(redis_server, "events:echo")
+def test_what_a_client_cut_reaches_its_service(hear: Hear, redis_server: RedisServer, ada: Client) -> None:
+    heard = hear("events:echo")
     for sent, arrives in CUT:
         ada.send_raw(f'{{"type":"echo:a:b","payload":{sent},"id":7}}')
         event = heard()
@@ -93,8 +112,8 @@ def test_what_a_client_cut_reaches_its_service(redis_server: RedisServer, ada: C
         assert (answer["id"], answer["payload"]) == (7, {"receivers": 1})
 
 
-def test_many_of_them_close_nobodys_socket(ada: Client, redis_server: RedisServer) -> None:
-    heard = heard_on(redis_server, "events:echo")
+def test_many_of_them_close_nobodys_socket(hear: Hear, ada: Client, redis_server: RedisServer) -> None:
+    heard = hear("events:echo")
     for n in range(15):
         ada.send_raw(f'{{"type":"echo:a:b","payload":["\\ud83d",{n}]}}')
         assert json.loads(heard())["payload"] == [WHOLE, n]
@@ -114,9 +133,9 @@ def test_what_a_service_cut_reaches_everybody_in_the_room(
 
 
 def test_an_answer_that_was_cut_is_an_answer(
-    redis_server: RedisServer, process: Gateway, connect: Connect, page: SocketIOClient
+    hear: Hear, redis_server: RedisServer, process: Gateway, connect: Connect, page: SocketIOClient
 ) -> None:
-    heard, publisher = heard_on(redis_server, "events:asked"), redis_server.client()
+    heard, publisher = hear("events:asked"), redis_server.client()
 
     def answer() -> None:
         event = json.loads(heard())
@@ -134,8 +153,8 @@ def test_an_answer_that_was_cut_is_an_answer(
     assert page.reports.expect("ack") == [{"text": WHOLE}]
 
 
-def test_a_services_event_for_another_service(redis_server: RedisServer, process: Gateway) -> None:
-    heard, told = heard_on(redis_server, "events:echo"), heard_on(redis_server, "answers")
+def test_a_services_event_for_another_service(hear: Hear, redis_server: RedisServer, process: Gateway) -> None:
+    heard, told = hear("events:echo"), hear("answers")
     sent = {"source": "asked", "eventType": "echo:a:b", "payload": {"text": HALF}}
     redis_server.client().xadd("events:gateway", {"event": json.dumps(sent)})
     assert json.loads(heard())["payload"] == {"text": WHOLE}

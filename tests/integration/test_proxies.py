@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import ssl
 import subprocess
 import threading
@@ -22,21 +21,16 @@ import pytest
 from websockets.frames import Opcode
 
 from tests.integration.wire import Response, Wire, certificate, frame, handshake, request
+from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from tests.integration.conftest import Gateway, RedisServer, StartGateway
+    from tests.integration.conftest import Gateway, RedisServer, Shared, StartGateway
 
 FILES = Path(__file__).resolve().parents[2] / "etc/proxies"
 TOKEN = "s3cret-t0ken"
 POLLING = "/socket.io/?EIO=4&transport=polling"
 SOCKETIO = "/socket.io/?EIO=4&transport=websocket"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def program(name: str) -> str:
@@ -155,10 +149,11 @@ def start_haproxy(directory: Path, port: int, gateways: list[int]) -> list[str]:
 
 
 def start_caddy(directory: Path, port: int, gateways: list[int]) -> list[str]:
+    """Without HTTP/3, for which the UDP port of this number is not to be had."""
     changes = {
         "127.0.0.1:3001": f"127.0.0.1:{gateways[0]}",
         "127.0.0.1:3003": f"127.0.0.1:{gateways[1]}",
-        "{\n\t# No query": "{\n\tadmin off\n\tauto_https off\n\t# No query",
+        "{\n\t# No query": "{\n\tadmin off\n\tauto_https off\n\tservers {\n\t\tprotocols h1 h2\n\t}\n\t# No query",
         "gateway.example.org {": f"https://localhost:{port} {{\n\tbind 127.0.0.1\n\ttls localhost.crt localhost.key",
     }
     (directory / "Caddyfile").write_text(shipped("Caddyfile", changes))
@@ -172,31 +167,32 @@ STARTS: dict[str, Callable[[Path, int, list[int]], list[str]]] = {
 }
 
 
-class Place:
-    """A proxy, and the gateways behind it."""
-
-    def __init__(self, proxy: Proxy, gateways: list[Gateway]) -> None:
-        self.proxy = proxy
-        self.gateways = gateways
+CONFIG = {"forwarded_for": 1}
 
 
 @pytest.fixture(params=STARTS)
-def place(
-    request: pytest.FixtureRequest, gateway: StartGateway, redis_server: RedisServer, tmp_path: Path, stage: ExitStack
-) -> Place:
-    directory = tmp_path / "proxy"
-    directory.mkdir()
-    cert, _ = certificate(directory)
-    port = free_port()
-    gateways = [gateway(redis_server, config={"forwarded_for": 1}) for _ in range(2)]
-    command = STARTS[request.param](directory, port, [each.port for each in gateways])
-    proxy = Proxy(command, directory, port, cert)
-    stage.callback(proxy.close)
-    return Place(proxy, gateways)
+def put_before(request: pytest.FixtureRequest, tmp_path: Path, stage: ExitStack) -> Callable[[list[Gateway]], Proxy]:
+    """Each of the proxies, before these gateways."""
+
+    def put(gateways: list[Gateway]) -> Proxy:
+        directory = tmp_path / "proxy"
+        directory.mkdir()
+        cert, _ = certificate(directory)
+        port = free_port()
+        command = STARTS[request.param](directory, port, [each.port for each in gateways])
+        proxy = Proxy(command, directory, port, cert)
+        stage.callback(proxy.close)
+        return proxy
+
+    return put
 
 
-def test_websockets_and_other_requests_go_through_again_and_again(place: Place) -> None:
-    proxy = place.proxy
+@pytest.fixture
+def proxy(put_before: Callable[[list[Gateway]], Proxy], shared: Shared) -> Proxy:
+    return put_before([shared.gateway(number, config=CONFIG) for number in range(2)])
+
+
+def test_websockets_and_other_requests_go_through_again_and_again(proxy: Proxy) -> None:
     for _ in range(10):
         assert proxy.ask("/kraftek.js").status == 200
         assert proxy.ask(POLLING).body.startswith(b'0{"sid":')
@@ -209,9 +205,9 @@ def test_websockets_and_other_requests_go_through_again_and_again(place: Place) 
             assert socketio.frame()[1].startswith(b'0{"sid":')
 
 
-def test_at_once_as_well(place: Place) -> None:
+def test_at_once_as_well(proxy: Proxy) -> None:
     """More connections than are kept, from several sides."""
-    proxy, wrong = place.proxy, []
+    wrong: list[Exception] = []
 
     def visit() -> None:
         try:
@@ -230,8 +226,7 @@ def test_at_once_as_well(place: Place) -> None:
     assert wrong == [], proxy.logged()
 
 
-def test_a_session_of_long_polling_stays_where_it_began(place: Place) -> None:
-    proxy = place.proxy
+def test_a_session_of_long_polling_stays_where_it_began(proxy: Proxy) -> None:
     for _ in range(10):
         opened = proxy.ask(POLLING)
         sid = json.loads(opened.body[1:])["sid"]
@@ -242,8 +237,7 @@ def test_a_session_of_long_polling_stays_where_it_began(place: Place) -> None:
             assert upgraded.frame() == (Opcode.TEXT, b"3probe")
 
 
-def test_the_page_is_of_the_same_host_with_its_scheme(place: Place) -> None:
-    proxy = place.proxy
+def test_the_page_is_of_the_same_host_with_its_scheme(proxy: Proxy) -> None:
     with proxy.websocket(Origin=proxy.origin) as page:
         assert json.loads(page.frame()[1])["type"] == "connected"
     with proxy.wire() as wire:
@@ -253,15 +247,18 @@ def test_the_page_is_of_the_same_host_with_its_scheme(place: Place) -> None:
     assert b"http://localhost" in refused.body
 
 
-def test_no_log_has_a_query(place: Place) -> None:
-    proxy = place.proxy
+def test_no_log_has_a_query(
+    put_before: Callable[[list[Gateway]], Proxy], gateway: StartGateway, redis_server: RedisServer
+) -> None:
+    gateways = [gateway(redis_server, config=CONFIG) for _ in range(2)]
+    proxy = put_before(gateways)
     visited = f"/kraftek.js?token={TOKEN}"
     assert proxy.ask(visited, Referer=f"https://app.test/?token={TOKEN}", Authorization=f"Bearer {TOKEN}").status == 200
     assert proxy.ask(f"/?token={TOKEN}").status == 426
     with proxy.websocket(f"/?token={TOKEN}") as native:
         native.frame()
-    for gateway in place.gateways:
-        gateway.terminate()
+    for process in gateways:
+        process.terminate()
     for _ in range(3):
         assert proxy.ask(f"/kraftek.js?token={TOKEN}").status in {502, 503, 504}
     wait_until(lambda: "/kraftek.js" in proxy.logged(), lambda: f"a line in:\n{proxy.logged()}")

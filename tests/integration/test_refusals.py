@@ -12,15 +12,19 @@ from tests.integration.test_socketio import NODE, SocketIOClient
 if TYPE_CHECKING:
     from contextlib import ExitStack
 
-    from tests.integration.conftest import Client, Connect, Gateway, RedisServer, StartGateway, StartService
+    from tests.integration.conftest import Client, Connect, Gateway, RedisServer, Service, Shared, StartGateway
 
 DEEP, DEEPER = 256, 257
 
 
+@pytest.fixture(scope="module")
+def echo(of_module: Shared) -> Service:
+    return of_module.service(of_module.redis_server, "events:echo")
+
+
 @pytest.fixture
-def process(redis_server: RedisServer, gateway: StartGateway, service: StartService) -> Gateway:
-    service(redis_server, "events:echo")
-    return gateway(redis_server, services={"echo": "events:echo"})
+def process(shared: Shared, echo: Service) -> Gateway:
+    return shared.gateway(services={"echo": "events:echo"})
 
 
 @pytest.fixture
