@@ -34,6 +34,9 @@ demo: $(VENV)/installed-demo need-redis
 	@echo 'The last lines say where the board is. Ctrl-C ends it.'
 	@cd $(VENV) && exec bin/twistd --nodaemon --pidfile= kraftek-gateway --demo
 
+# pytest keeps the test modules as it has compiled them: otherwise each worker does that again, for eight seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 # A worker gets a whole module, and each Redis is one test's or one module's, so that workers share nothing. A test of
 # processes waits half of its time: four workers keep two cores busy.
 WORKERS := --numprocesses 4 --dist loadfile --no-loadscope-reorder
