@@ -50,6 +50,7 @@ listen = ["tcp:{port}:interface=127.0.0.1"]
 operator.listen = ["tcp:{operator}:interface=127.0.0.1"]
 redis.url = "unix://{redis}"
 auth.check = "http://127.0.0.1:{auth}"
+auth.cache_size = 500
 limits.request_window = 1.0
 socketio.ping_interval = 2.0
 socketio.ping_timeout = 5.0

@@ -25,9 +25,6 @@ COMPARED = 100
 """Cached answers that are compared with Redis when a key changed. A deletion removes all that depend on the key, so a
 part of them shows it."""
 
-KEYS_KEPT = 100_000
-"""Keys of which is known until when their deletions were acted on."""
-
 REMEMBERED = 30.0
 """Seconds that an answer stays in Redis at least when it can no longer be used: a minute, less what clocks differ."""
 
@@ -67,7 +64,8 @@ class Comparison:
         self._shared = shared
         self._answers = answers
         self._users = users
-        self._acted_on: Recent[int] = Recent(KEYS_KEPT)
+        # Until when the deletions of a key were acted on. An answer is under two keys.
+        self._acted_on: Recent[int] = Recent(2 * answers.size)
         self._changes = changes
         self._counts = counts
         self._stale = stale

@@ -68,7 +68,7 @@ class Answers:
     """
 
     def __init__(self, size: int) -> None:
-        self._size = size
+        self.size = size
         self._answers: OrderedDict[Key, tuple[CachedGrant, int]] = OrderedDict()
         self._named: dict[str, dict[Key, None]] = {}
 
@@ -88,7 +88,7 @@ class Answers:
         self._answers[key] = cached, position
         for name in _keys_in_redis(key, cached):
             self._named.setdefault(name, {})[key] = None
-        if len(self._answers) > self._size:
+        if len(self._answers) > self.size:
             self.drop(next(iter(self._answers)))
 
     def drop(self, key: Key) -> None:
