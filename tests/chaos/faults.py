@@ -100,6 +100,10 @@ class Faults:
     # Programs
 
     async def _kill(self, fault: Fault, program: Program) -> None:
+        if fault.detail < 0.5:
+            # What it is sent meanwhile, and has not handled, ends with it.
+            program.stop()
+            await asyncio.sleep(min(fault.seconds, 1.0))
         program.kill()
         await asyncio.sleep(fault.seconds)
         await self._start(program)

@@ -2,6 +2,7 @@
 
 :class:`Person` is one with the client for Python, as a user would have it. :class:`Blunt` speaks the protocol by hand:
 it drops its connection when it likes, sends requests again over the next, and counts the answers on each.
+:class:`Guest` speaks Socket.IO.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from websockets.typing import Subprotocol
 from kraftek.client import Change, Closed, Message, QueueFull, Refused, State
 from kraftek.client.asyncio import Client
 from tests.chaos.ledger import Ask, Expected
+from tests.chaos.visitors import GoneError, Polling, SocketIO
 
 if TYPE_CHECKING:
     from tests.chaos.world import World
 
-__all__ = ["SAID", "Blunt", "Person"]
+__all__ = ["SAID", "Blunt", "Guest", "Person"]
 
 SAID = "chat:said:room"
 PATIENCE = 120.0
@@ -269,8 +271,8 @@ class Blunt:
             answer = json.loads(await socket.recv())
             if answer["type"] == "authenticated":
                 break
-            if answer["payload"]["code"] != "AUTH_UNAVAILABLE":
-                return
+            if answer["payload"].get("code") != "AUTH_UNAVAILABLE":
+                return  # it was refused, or told that the gateway stops
             await asyncio.sleep(1.0)
         self.socket = name
         self.world.ledger.admitted(self.name, name.partition(".")[0], self.home, time.monotonic())
@@ -311,4 +313,94 @@ class Blunt:
         outcome = payload["code"] if message["type"] == "error" else "ok"
         if outcome == "ok" and payload != ({"receivers": 1} if service == "board" else key):
             ledger.wrong(f"{key} gets another answer: {message}")
+        ledger.settled(key, outcome, now)
+
+
+class Guest:
+    """A user with Socket.IO, over WebSocket or long-polling, who comes, asks, waits for the answers, and is gone. What
+    is not answered when its connection ends it never asks again.
+    """
+
+    def __init__(self, world: World, name: str, home: str) -> None:
+        self.world = world
+        self.name = name
+        self.home = home
+        self.socket = ""
+        self._random = Random(f"{world.seed} {name}")
+        self._number = 0
+        self._task: asyncio.Task[None] | None = None
+        self._stops = False
+        self._open: dict[int, tuple[str, str]] = {}
+
+    def there(self) -> dict[tuple[str, str], str]:
+        """The rooms that it is in, with its socket."""
+        return {(self.name, self.home): self.socket} if self.socket else {}
+
+    def must_hear(self, room: str, number: int, now: float) -> None:
+        """It does not stay for long enough."""
+
+    def start(self) -> None:
+        """Begin."""
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """Ask no more, once everything is answered; leave."""
+        self._stops = True
+        assert self._task is not None
+        await self._task
+
+    async def close(self) -> None:
+        """End."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while not self._stops:
+            visitor = self._random.choice((SocketIO, Polling))(self.world.clients_link.port)
+            try:
+                with suppress(OSError, GoneError, TimeoutError):
+                    async with asyncio.timeout(60.0):
+                        await self._visit(visitor)
+                        if self._random.random() < 0.5:
+                            await visitor.leave()
+            finally:
+                visitor.vanish()
+            self.socket = ""
+            for key, _ in self._open.values():
+                self.world.ledger.settled(key, "closed", time.monotonic())
+            self._open.clear()
+            await asyncio.sleep(self._random.uniform(0.1, 0.5))
+            while self.world.settling and not self._stops:
+                await asyncio.sleep(0.1)
+
+    async def _visit(self, visitor: SocketIO) -> None:
+        await visitor.connect()
+        await visitor.say("authenticate", {"token": self.world.auth.token(self.name), "roomId": self.home})
+        if (await visitor.told())[0] != "authenticated":
+            return
+        self.socket = visitor.socket_id
+        gateway = self.socket.partition(".")[0]
+        self.world.ledger.admitted(self.name, gateway, self.home, time.monotonic())
+        for _ in range(self._random.randrange(1, 6)):
+            self._number += 1
+            key, service = f"{self.name}-{self._number}", self._random.choice(list(SERVICES))
+            self.world.ledger.asked(Ask(key, service, self.name, self.home, time.monotonic(), gateway))
+            self._open[self._number] = key, service
+            await visitor.say(SERVICES[service], key, self._number)
+        while self._open:
+            self._told(*await visitor.told())
+
+    def _told(self, said: str, payload: Any, number: int | None) -> None:
+        ledger, now = self.world.ledger, time.monotonic()
+        if said == SAID:
+            ledger.heard(self.name, self.socket, self.home, payload["n"], self.world.said[payload["n"]], now)
+        if number is None:
+            return
+        key, service = self._open.pop(number)
+        refused = payload.get("error") if isinstance(payload, dict) else None
+        if not refused and payload != ({"receivers": 1} if service == "board" else key):
+            ledger.wrong(f"{key} gets another answer: {payload}")
+        # A request that is never sent again is not looked up: the gateway says that it does not know.
+        outcome = "ok" if not refused else "uncertain" if "may not have" in refused["message"] else refused["code"]
         ledger.settled(key, outcome, now)

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from bench.flooder import frame, text
 
-__all__ = ["VISITORS", "GoneError", "Visitor"]
+__all__ = ["VISITORS", "GoneError", "Polling", "SocketIO", "Visitor"]
 
 TEXT, CLOSE, PING = 1, 8, 9
 PATIENCE = 30.0
@@ -39,6 +39,7 @@ class Visitor(ABC):
 
     def __init__(self, port: int) -> None:
         self._port = port
+        self._writers: list[asyncio.StreamWriter] = []
 
     @abstractmethod
     async def connect(self) -> None:
@@ -56,9 +57,15 @@ class Visitor(ABC):
     async def leave(self) -> None:
         """Close as one does."""
 
-    @abstractmethod
     def vanish(self) -> None:
         """Be gone without a word."""
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        self._writers.append(writer)
+        return reader, writer
 
     async def expect(self, type: str, id: int | None = None) -> Any:
         """The payload of what the gateway says next, which must be this."""
@@ -75,21 +82,20 @@ class _Frames:
         self._reader = reader
         self._writer = writer
 
-    @classmethod
-    async def open(cls, port: int, path: str, protocol: str = "") -> _Frames:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    async def open(self, path: str, protocol: str = "") -> None:
+        """The handshake."""
         key = base64.b64encode(os.urandom(16)).decode()
         offer = f"Sec-WebSocket-Protocol: {protocol}\r\n" if protocol else ""
-        writer.write(
-            f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        self._writer.write(
+            f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n{offer}\r\n".encode()
         )
         try:
-            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE)
+            head = await asyncio.wait_for(self._reader.readuntil(b"\r\n\r\n"), PATIENCE)
         except asyncio.IncompleteReadError as error:
-            raise AssertionError(f"no handshake: {error.partial!r}") from None
-        assert head.startswith(b"HTTP/1.1 101"), head
-        return cls(reader, writer)
+            raise GoneError(f"no handshake: {error.partial!r}") from None
+        if not head.startswith(b"HTTP/1.1 101"):
+            raise GoneError(f"no handshake: {head!r}")
 
     def send(self, data: bytes) -> None:
         self._writer.write(data)
@@ -121,15 +127,13 @@ class _Frames:
         finally:
             self._writer.close()
 
-    def abort(self) -> None:
-        self._writer.transport.abort()
-
 
 class Native(Visitor):
     """``kraftek.v1.json``."""
 
     async def connect(self) -> None:
-        self._socket = await _Frames.open(self._port, "/", "kraftek.v1.json")
+        self._socket = _Frames(*await self._open())
+        await self._socket.open("/", "kraftek.v1.json")
         await self.expect("connected")
 
     async def say(self, type: str, payload: object, id: int | None = None, room: str | None = None) -> None:
@@ -143,9 +147,6 @@ class Native(Visitor):
     async def leave(self) -> None:
         await self._socket.close()
 
-    def vanish(self) -> None:
-        self._socket.abort()
-
 
 class SocketIO(Visitor):
     """Socket.IO over WebSocket."""
@@ -155,7 +156,8 @@ class SocketIO(Visitor):
         self._asked: dict[int, str] = {}
 
     async def connect(self) -> None:
-        self._socket = await _Frames.open(self._port, "/socket.io/?EIO=4&transport=websocket")
+        self._socket = _Frames(*await self._open())
+        await self._socket.open("/socket.io/?EIO=4&transport=websocket")
         await self._open_packet()
         await self._enter()
 
@@ -168,6 +170,7 @@ class SocketIO(Visitor):
         await self._send(b"40")
         packet = await asyncio.wait_for(self._receive(), PATIENCE)
         assert packet.startswith(b"40{"), packet
+        self.socket_id: str = json.loads(packet[2:])["sid"]
 
     async def say(self, type: str, payload: object, id: int | None = None, room: str | None = None) -> None:
         number = "" if id is None else str(id)
@@ -194,9 +197,6 @@ class SocketIO(Visitor):
         await self._send(b"41")
         await self._socket.close()
 
-    def vanish(self) -> None:
-        self._socket.abort()
-
     async def _send(self, packet: bytes) -> None:
         self._socket.send(frame(TEXT, packet))
 
@@ -210,7 +210,7 @@ class Polling(SocketIO):
     lingers = True
 
     async def connect(self) -> None:
-        self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
+        self._reader, self._writer = await self._open()
         self._path = "/socket.io/?EIO=4&transport=polling"
         self._waiting: deque[bytes] = deque()
         opened = await self._open_packet()
@@ -244,9 +244,6 @@ class Polling(SocketIO):
         await self._send(b"41" + SEPARATOR + b"1")
         self._writer.close()
 
-    def vanish(self) -> None:
-        self._writer.transport.abort()
-
 
 class Upgraded(Polling):
     """Socket.IO that begins with long-polling and goes over to WebSocket, as the libraries do."""
@@ -255,7 +252,8 @@ class Upgraded(Polling):
 
     async def connect(self) -> None:
         await super().connect()
-        self._socket = await _Frames.open(self._port, self._path.replace("polling", "websocket"))
+        self._socket = _Frames(*await self._open())
+        await self._socket.open(self._path.replace("polling", "websocket"))
         self._socket.send(frame(TEXT, b"2probe"))
         assert await self._socket.receive() == b"3probe"
         self._socket.send(frame(TEXT, b"5"))
@@ -276,10 +274,6 @@ class Upgraded(Polling):
         self._writer.close()
         await self._send(b"41")
         await self._socket.close()
-
-    def vanish(self) -> None:
-        self._writer.transport.abort()
-        self._socket.abort()
 
 
 VISITORS: tuple[type[Visitor], ...] = (Native, SocketIO, Polling, Upgraded)

@@ -26,7 +26,7 @@ from tests.chaos.faults import Faults
 from tests.chaos.ledger import CALM, MACHINE, Ledger
 from tests.chaos.links import Link, to_port, to_unix
 from tests.chaos.masters import Masters
-from tests.chaos.people import SAID, Blunt, Person
+from tests.chaos.people import SAID, Blunt, Guest, Person
 from tests.chaos.processes import Gateway, Program, RedisServer, Service
 from tests.chaos.schedule import FAULTS, QUIET, WITH_SENTINEL, WITHOUT_SENTINEL, Fault, schedule
 from tests.chaos.service import DONE
@@ -57,6 +57,11 @@ check = "http://127.0.0.1:{auth}"
 timeout = 2.0
 
 [limits]
+events_per_user = 200
+ping_interval = 4.0
+ping_timeout = 3.0
+
+[socketio]
 ping_interval = 4.0
 ping_timeout = 3.0
 
@@ -99,7 +104,7 @@ class World:
         self.settling = False
         self.clients_url = ""
         self.auth = AuthService(self.ledger)
-        self.people: list[Person | Blunt] = []
+        self.people: list[Person | Blunt | Guest] = []
         self._random = Random(seed)
         self._short = short
         self._numbers = count(1)
@@ -193,6 +198,7 @@ class World:
                 self.people.append(Blunt(self, f"blunt{each}", home))
             else:
                 self.people.append(Person(self, f"user{each}", home, lasts=7.0 if each % 5 == 3 else None))
+        self.people += [Guest(self, f"guest{each}", self.rooms[each]) for each in range(1 if self._short else 3)]
         for person in self.people:
             person.start()
 
