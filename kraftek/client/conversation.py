@@ -263,8 +263,7 @@ class Conversation:
             self._complaint = error or self._complaint
             self._hold(error, now)
             if error is not None and error.code == "ACCESS_REVOKED":
-                # The last room stays: the socket is closed with it, and ``connect()`` joins it again.
-                self._rooms = {room: None for room in self._rooms if room != message.room_id} or self._rooms
+                self._rooms = _without(self._rooms, message.room_id, leaving=bool(self._leaves))
             self._actions.append(Hear(message))
 
     def lost(self, attempt: int, code: int, reason: str, now: float) -> None:
@@ -461,3 +460,10 @@ class Conversation:
 
     def _settle(self, key: str, outcome: Message | Refused | Closed | None) -> None:
         self._actions.append(Settle(key, outcome))
+
+
+def _without(rooms: dict[str, None], room_id: str | None, *, leaving: bool) -> dict[str, None]:
+    """The rooms that remain when access to one is taken back. The last one does: the socket is closed with it, and
+    ``connect()`` joins it again. For the gateway it is not the last one while another is still to be left.
+    """
+    return {room: None for room in rooms if room != room_id} or ({} if leaving else rooms)

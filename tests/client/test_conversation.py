@@ -610,6 +610,19 @@ def test_a_room_that_access_was_taken_back_to_is_not_entered_again(play: Play) -
     assert play.open()["payload"]["roomId"] == "r2"
 
 
+def test_the_last_room_is_gone_if_another_was_still_to_be_left(play: Play) -> None:
+    play.ready()
+    joined(play, "r2")
+    leave = play.leave("r2")
+    # The gateway does not close the socket: for it r1 was not the last room.
+    play.say("error", {"code": "ACCESS_REVOKED", "message": "taken back"}, roomId="r1")
+    play.say("left", {"roomId": "r2"}, id=leave)
+    play.actions()
+    assert play.it.rooms == []
+    play.it.join(play.now, 5.0, "r1")
+    assert play.sent()[-1]["payload"] == {"roomId": "r1"}
+
+
 def test_an_error_that_a_service_tells_to_a_room_takes_nobody_out(play: Play) -> None:
     play.ready()
     joined(play, "r2")

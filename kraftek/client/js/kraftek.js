@@ -382,9 +382,13 @@ export class Kraftek {
     for (const { resolve } of this.#rooms.get(roomId)?.splice(0) ?? []) resolve();
   }
 
-  /** Access was taken back. The last room is kept in mind: the socket is closed with it, and `open()` asks again. */
+  /**
+   * Access was taken back. The last room is kept in mind: the socket is closed with it, and `open()` asks again. For the
+   * gateway it was not the last one while a room is still to be left.
+   */
   #isOut(roomId) {
-    if (this.#entered.delete(roomId) && this.#rooms.size > 1) this.#forgetRoom(roomId);
+    const leaves = [...this.#commands.values()].some(({ type }) => type === "leave");
+    if (this.#entered.delete(roomId) && (this.#rooms.size > 1 || leaves)) this.#forgetRoom(roomId);
   }
 
   #readyIfEntered() {
@@ -569,7 +573,7 @@ export class Kraftek {
   /** `limit`: after so long nobody waits for the answer any more. */
   #command(type, payload, answer, limit = Infinity) {
     const id = this.#newId();
-    this.#commands.set(id, { answer, stop: this.#within(limit, () => this.#commands.delete(id)) });
+    this.#commands.set(id, { type, answer, stop: this.#within(limit, () => this.#commands.delete(id)) });
     this.#send(JSON.stringify({ type, payload, id }), id);
   }
 

@@ -139,6 +139,23 @@ test("a room that access was taken back to is not entered again", async (t) => {
   assert.deepEqual(client.rooms, ["r2"]);
 });
 
+test("the last room is gone if another was still to be left", async (t) => {
+  const here = await world(t);
+  const { client, peer } = await here.ready({ roomId: "r1" });
+  const entered = client.join("r2");
+  await peer.letJoin();
+  await entered;
+  client.leave("r2");
+  const { id } = await peer.hear("leave");
+  const error = told(client, "error");
+  // The gateway does not close the socket: for it r1 was not the last room.
+  peer.say("error", { code: "ACCESS_REVOKED", message: "taken back" }, { roomId: "r1" });
+  peer.say("left", { roomId: "r2" }, { id });
+  await error;
+  assert.deepEqual(client.rooms, []);
+  await peer.end();
+});
+
 test("an error that a service tells to a room takes nobody out of it", async (t) => {
   const here = await world(t);
   const { client, peer } = await here.ready({ roomId: "r1" });
