@@ -22,7 +22,8 @@ _LITTLE = 0.001
 """Of the stream: no more than a thousand users have more."""
 
 _UNVERIFIED = 0.05
-"""Of the stream: when so much was sent since Redis was looked at, it is looked at again before anybody is refused."""
+"""Of the stream: when so much was sent since Redis was looked at, it is looked at again before anybody is refused, and
+until its answer comes as much again may be sent by users who have more than their share."""
 
 
 class StreamShares:
@@ -30,15 +31,28 @@ class StreamShares:
     is more. ``look`` has :meth:`seen` called soon.
     """
 
-    __slots__ = ("_bytes", "_handled", "_length", "_look", "_room", "_seen", "_sent", "_unit", "_users", "_weight")
+    __slots__ = (
+        "_asked",
+        "_bytes",
+        "_handled",
+        "_length",
+        "_look",
+        "_room",
+        "_seen",
+        "_sent",
+        "_unit",
+        "_users",
+        "_weight",
+    )
 
     def __init__(self, max_length: int, max_bytes: int, look: Callable[[], None]) -> None:
         self._length = max_length
         self._bytes = max_bytes
         self._look = look
         self._unit = max_bytes / max_length
-        # What was sent so far, and until Redis was looked at; what would be free if nothing had been sent.
-        self._sent = self._seen = 0.0
+        # What was sent so far, until Redis was looked at, and until it was asked again.
+        self._sent = self._seen = self._asked = 0.0
+        # What would be free if nothing had been sent.
         self._room = float(max_bytes)
         # What each user has waiting, times the weight. When something is handled the weight grows; no number falls.
         self._users: dict[str, float] = {}
@@ -52,15 +66,19 @@ class StreamShares:
         used = users.get(user_id, 0.0) + cost * weight
         free = self._room - self._sent
         if used > free * weight and free >= cost:  # of a full stream Redis says that it is full
-            if self._sent - self._seen <= self._bytes * _UNVERIFIED:
+            unverified = self._bytes * _UNVERIFIED
+            if self._sent - self._seen <= unverified:
                 return False
             self._look()
+            if self._sent - self._asked > unverified:
+                return False
         self._sent += cost
         users[user_id] = used
         return True
 
     def asked(self) -> float:
         """Redis is looked at now: to be passed to :meth:`seen` with its answer."""
+        self._asked = self._sent
         return self._sent
 
     def seen(self, asked: float, length: int, waiting: int, handled: int) -> None:

@@ -47,6 +47,17 @@ def test_one_user_takes_half() -> None:
     assert stream.send("ann", 100) == 100
 
 
+def test_a_burst_takes_no_more_while_redis_is_looked_at() -> None:
+    looks: list[float] = []
+    shares = StreamShares(1000, 1_000_000, lambda: looks.append(shares.asked()) if not looks else None)
+    taken = sum(shares.takes("flood", 1000) for _ in range(5000))
+    assert len(looks) == 1
+    assert 540 <= taken <= 560
+    assert all(shares.takes("ann", 1000) for _ in range(100))
+    shares.seen(looks.pop(), 100, 100_000, 450_000)
+    assert shares.takes("flood", 1000), "most of it was handled meanwhile"
+
+
 def test_users_share_what_is_there() -> None:
     stream = Stream()
     for _ in range(2000):
