@@ -252,17 +252,20 @@ class Budgets:
 class Asker:
     """On whose behalf the auth service is asked. ``budgets``: what to charge; ``None`` if the client has not asked."""
 
-    __slots__ = ("_address", "_budgets", "_user_id", "turn")
+    __slots__ = ("_address", "_budgets", "_digest", "_user_id")
 
     def __init__(self, spender: Spender, digest: str, budgets: Budgets | None = None) -> None:
         self._budgets = budgets
         self._user_id = spender.user_id
         self._address = spender.address
+        self._digest = digest
+
+    @property
+    def turn(self) -> str:
         # Different kinds of names do not meet: that of a user begins with a letter of its own.
         if self._user_id is not None:
-            self.turn = f"u{self._user_id}"
-        else:
-            self.turn = f"a{self._address}" if self._address else f"t{digest}"
+            return f"u{self._user_id}"
+        return f"a{self._address}" if self._address else f"t{self._digest}"
 
     def asks(self) -> None:
         if self._budgets is not None:

@@ -142,6 +142,16 @@ class Dispatch:
             message = (target_of(service, envelope), service.max_length, service.max_bytes, envelope, receipt)
             self._bus.run(APPEND, message)
 
+    def send_fairly(self, service: Registration, envelope: Envelope, receipt: Callable[[int], None]) -> None:
+        """As :meth:`send`, for an event of a user. Raises ``PeerError`` when its share of a stream is used up."""
+        if service.transport == "pubsub":
+            self._bus.publish(service.channel, _encode(envelope), receipt)
+            return
+        refusal = self.refusal(service, envelope)
+        if refusal is not None:
+            raise refusal
+        self.send(service, envelope, receipt)
+
     def refusal(self, service: Registration, envelope: Envelope) -> PeerError | None:
         """Why the user must wait before this event is sent to a stream; otherwise it counts as sent."""
         stream = target_of(service, envelope)

@@ -85,7 +85,11 @@ class Gateway:
     def handle(self, session: Session, message: Inbound) -> None:
         """Do what the client asks. Raises ``PeerError``."""
         if isinstance(message, Event):
-            self._send(session, message)
+            try:
+                self._send(session, message)
+            except PeerError as error:
+                error.id = message.id
+                raise
         elif type(message) is Authenticate:
             self._admission.authenticate(session, message)
         elif type(message) is Ping:
@@ -108,7 +112,7 @@ class Gateway:
             if message.id is None or not message.resent:
                 raise error
             room_id = message.room_id if message.room_id is not None else session.room_id
-            self._deny(session, message, self._route(message), room_id, error)
+            self._deny(session, message, self._router.route(message.name), room_id, error)
             return True
         if type(message) is Join or type(message) is Authenticate:
             raise error
@@ -123,7 +127,7 @@ class Gateway:
         user_id = session.user_id
         if user_id is None:
             raise _about(event, Code.NOT_AUTHENTICATED, "authenticate first")
-        service = self._route(event)
+        service: Registration = self._router.route(event.name)
         room_id = event.room_id if event.room_id is not None else session.room_id
         try:
             grant = session.rooms[room_id]
@@ -161,22 +165,12 @@ class Gateway:
         )
         try:
             if event.id is None:
-                if service.transport == "stream" and (refusal := self._dispatch.refusal(service, envelope)) is not None:
-                    raise refusal
-                self._dispatch.send(service, envelope, partial(self._sent, session, event))
+                self._dispatch.send_fairly(service, envelope, partial(self._sent, session, event))
             else:
                 self._requests.send(session, event.id, service, envelope, event.resent)
         except NotPublished:
             raise unreachable_error(event.name, event.id) from None
         self._counters.published += 1
-
-    def _route(self, event: Event) -> Registration:
-        try:
-            service: Registration = self._router.route(event.name)
-        except PeerError as error:
-            error.id = event.id
-            raise
-        return service
 
     def _deny(
         self, session: Session, event: Event, service: Registration, room_id: str | None, error: PeerError

@@ -45,10 +45,12 @@ class RequestQueue:
     ``target``: the channel or stream of all of them, or empty. ``window``: seconds for which answers are stored.
 
     ``requests``: those that are on their way to the service, which are bounded, and of which each user has a share.
-    ``refused``: those that are refused unless an earlier copy of them turns out to be with the service.
+    ``refused``: those that are refused unless an earlier copy of them turns out to be with the service. ``free``: with
+    fewer ``requests`` than these none is refused. ``held_by``: how many are whose, as long as so many wait that each
+    user has a share.
     """
 
-    __slots__ = ("_held_by", "receipt", "refused", "requests", "script", "service", "target")
+    __slots__ = ("free", "held_by", "receipt", "refused", "requests", "script", "service", "target")
 
     def __init__(self, service: Registration, window: float, receipt: Callable[[Request, int | bytes], None]) -> None:
         self.service = service
@@ -58,14 +60,9 @@ class RequestQueue:
         self.script = once(service.transport, service.reply, ceil(known * 1000), service.max_length, service.max_bytes)
         self.requests: dict[Request, None] = {}
         self.refused: dict[Request, None] = {}
-        # How many are whose, as long as so many wait that each user has a share.
-        self._held_by: Counter[str | None] | None = None
-
-    def add(self, request: Request) -> None:
-        """It is on its way to the service."""
-        self.requests[request] = None
-        if self._held_by is not None:
-            self._held_by[request.session.user_id] += 1
+        # A stream has shares of its own.
+        self.free = 0 if service.transport == "stream" else (service.requests + 1) // 2
+        self.held_by: Counter[str | None] | None = None
 
     def remove(self, request: Request) -> None:
         """It waits no longer."""
@@ -74,14 +71,14 @@ class RequestQueue:
         except KeyError:
             del self.refused[request]
             return
-        held_by = self._held_by
+        held_by = self.held_by
         if held_by is not None:
             user_id = request.session.user_id
             held_by[user_id] -= 1
             if not held_by[user_id]:
                 del held_by[user_id]
             if 4 * len(self.requests) < self.service.requests:
-                self._held_by = None
+                self.held_by = None
 
     @property
     def full(self) -> bool:
@@ -91,9 +88,11 @@ class RequestQueue:
     def has_share(self, user_id: str | None) -> bool:
         """Whether so many of this user wait that the rest is for others."""
         held, most = len(self.requests), self.service.requests
-        if self._held_by is None:
-            self._held_by = Counter(request.session.user_id for request in self.requests)
-        return self._held_by.get(user_id, 0) >= max(share(held, most, len(self._held_by)), 1)
+        if 2 * held < most:
+            return False
+        if self.held_by is None:
+            self.held_by = Counter(request.session.user_id for request in self.requests)
+        return self.held_by.get(user_id, 0) >= max(share(held, most, len(self.held_by)), 1)
 
 
 class AwaitedRequests:

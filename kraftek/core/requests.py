@@ -131,13 +131,10 @@ class Requests:
                 raise bound
             self.find(session, request_id, service, record, bound)
             return
-        queue = self._queues.get(id(service))
-        if queue is None:
-            queue = self._queue(service)
+        queue = self._queues.get(id(service)) or self._queue(service)
         lasts = self._lasts and session.dialect.lasting_ids
         request = Request(session, envelope.event_type, record, lasts, queue, request_id, self._clock.seconds())
-        error = self._dispatch.refusal(service, envelope) if service.transport == "stream" else None
-        if error or (2 * len(queue.requests) >= service.requests and (error := _refusal(queue, request))):
+        if len(queue.requests) >= queue.free and (error := _refusal(self._dispatch, queue, request, envelope)):
             self._refuse_unless_known(request, resent, error)
         else:
             try:
@@ -151,7 +148,9 @@ class Requests:
             except NotPublished:
                 self._refuse_unless_known(request, resent, unreachable_error(request.name, request_id))
             else:
-                queue.add(request)
+                queue.requests[request] = None
+                if queue.held_by is not None:
+                    queue.held_by[session.user_id] += 1
         waiting[request_id] = request
 
     def find(
@@ -357,13 +356,16 @@ def unreachable_error(name: str, id: RequestId | None) -> PeerError:
     return PeerError(Code.SERVICE_UNAVAILABLE, "the service cannot be reached at present", id=id, event_type=name)
 
 
-def _refusal(queue: RequestQueue, request: Request) -> PeerError | None:
+def _refusal(dispatch: Dispatch, queue: RequestQueue, request: Request, envelope: Envelope) -> PeerError | None:
     """Why it cannot wait in its queue, if it cannot."""
+    service = queue.service
+    if service.transport == "stream" and (error := dispatch.refusal(service, envelope)) is not None:
+        return error
     if queue.full:
-        message = f"too many requests wait for answers of service {queue.service.name}"
+        message = f"too many requests wait for answers of service {service.name}"
         return _try_again(request.name, request.id, Code.SERVICE_UNAVAILABLE, message)
     if queue.has_share(request.session.user_id):
-        message = f"too many requests of this user wait for answers of service {queue.service.name}"
+        message = f"too many requests of this user wait for answers of service {service.name}"
         return _try_again(request.name, request.id, Code.RATE_LIMITED, message, Limit.SHARE)
     return None
 

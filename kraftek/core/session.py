@@ -62,6 +62,10 @@ class SessionState(Enum):
     CLOSED = "closed"
 
 
+_CHECKING, _CLOSED = SessionState.CHECKING, SessionState.CLOSED
+"""For each message: to look a member of an enumeration up takes as long as the comparison."""
+
+
 class Core(Protocol):
     """What a session needs of the gateway."""
 
@@ -184,7 +188,7 @@ class Session:
 
     def receive(self, data: bytes, binary: bool = False) -> None:
         """Handle one message from the client. Whatever goes wrong becomes an ``error`` message here."""
-        if self.state is SessionState.CLOSED:
+        if self.state is _CLOSED:
             return
         self._counters.received += 1
         events = self.events = self.events - 1
@@ -197,7 +201,7 @@ class Session:
             self._invalid = 0
             if over is not None and self._core.limit(self, message, over):
                 return
-            if self.state is SessionState.CHECKING:
+            if self.state is _CHECKING:
                 self._hold(message, len(data))
             else:
                 self._core.handle(self, message)
@@ -244,12 +248,14 @@ class Session:
         if error.limit is not None and not self._budgets.refused(self, error):
             return
         self._counters.errors_peer += 1
-        about = error.event_type, error.retry_after, error.id, error.room_id, error.limit
-        message = ErrorMessage(error.code, error.message, *about)
-        if error.room_id is None:
+        room_id = error.room_id
+        message = ErrorMessage(
+            error.code, error.message, error.event_type, error.retry_after, error.id, room_id, error.limit
+        )
+        if room_id is None:
             self.send(message)
         else:
-            self.send_in_order(message, error.room_id)
+            self.send_in_order(message, room_id)
         closes = error.closes
         if error.code is Code.INVALID_MESSAGE:
             self._invalid += 1

@@ -6,6 +6,7 @@ Connections are counted by :mod:`kraftek.edge.public_site`, clients where they l
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import ip_address
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 
@@ -32,11 +33,13 @@ def network(address: str) -> str:
     return inet_ntop(AF_INET6, packed[:8] + bytes(8))
 
 
+@lru_cache(8192)
 def owner(address: str, *, reported: bool) -> str:
     """Whose budget a client at this address uses up: its network's, or nobody's, which is empty.
 
     ``reported``: by the proxies in front of the gateway. Otherwise it is that of the socket: unless it is public, all
-    clients may have it, as behind a proxy that was not configured.
+    clients may have it, as behind a proxy that was not configured. To find out takes 3 to 15 µs, up to a twentieth of a
+    connection: what it was is remembered.
     """
     its_network = network(address)
     try:

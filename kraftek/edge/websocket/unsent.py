@@ -54,15 +54,19 @@ class Unsent:
             if len(frames) <= 2 * CHUNK:
                 return frames
             self.begin((frames,))
-        parts, left = [], CHUNK
+        parts, left, at = [], CHUNK, self._at
         while begun and left:
-            part = begun[0][self._at : self._at + left]
-            parts.append(part)
-            left -= len(part)
-            self._at += len(part)
-            if self._at == len(begun[0]):
-                begun.popleft()
-                self._at = 0
+            frame = begun[0]
+            size = len(frame) - at
+            if size > left:
+                parts.append(frame[at : at + left])
+                at += left
+                break
+            parts.append(frame[at:] if at else frame)
+            begun.popleft()
+            left -= size
+            at = 0
+        self._at = at
         if not begun:
             self.backlog.due = False
         return b"".join(parts)

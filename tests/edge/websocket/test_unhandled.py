@@ -309,6 +309,16 @@ def test_a_close_of_the_clients_comes_after_what_it_said(world: World) -> None:
     assert not paused(peer)
 
 
+@pytest.mark.parametrize("reads", [1, 2])
+def test_what_comes_behind_a_close_of_the_clients_is_not_heard(world: World, reads: int) -> None:
+    protocol, session, _ = world.connect()
+    said = [texts(1) + frame(CLOSE, b"\x03\xe8"), texts(3, first=1)]
+    for data in said if reads == 2 else [b"".join(said)]:
+        protocol.dataReceived(data)
+    world.iterate_all()
+    assert session.heard == [b"0"]
+
+
 def test_the_end_of_the_stream_comes_after_what_was_read(world: World) -> None:
     protocol, session, peer = world.connect()
     protocol.dataReceived(texts(300))
