@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from kraftek.contract.errors import Code, Limit, PeerError
 from kraftek.contract.messages import Grant
 from kraftek.contract.settings import Limits, Registration
 from kraftek.core.session import SessionState
@@ -118,6 +119,15 @@ def test_a_socket_is_allowed_some_events_at_a_time() -> None:
     assert client.session.events == 0
     client.send(NOTE)
     assert client.session.events == 50
+
+
+def test_what_is_allowed_at_a_time_is_bounded_whatever_the_limits() -> None:
+    session = house(events_per_socket=100_000, bytes_per_socket=1_000_000_000).admit().session
+    assert (session.events, session.size) == (64, 65_536)
+    session.charge(64, 65_536)
+    assert (session.events, session.size) == (0, 0)
+    session.charge(0, 1)
+    assert (session.events, session.size) == (64, 65_536)
 
 
 def test_without_limits_nothing_is_charged() -> None:
@@ -286,6 +296,28 @@ def test_ten_seconds_above_the_budget_close_the_socket() -> None:
     assert client.link.closed == (4429, "RATE_LIMITED")
     assert codes(client)[-1] == "RATE_LIMITED"
     assert its_house.counters.rate_limited_closed == 1
+
+
+@pytest.mark.parametrize("every", [0.25, 0.5])
+def test_the_tenth_second_above_the_budget_is_the_last(every: float) -> None:
+    assert closing(every, 9.75 // every) is False
+    assert closing(every, 10.0 / every) is True
+
+
+def test_half_a_second_within_the_budget_begins_anew() -> None:
+    assert closing(0.51, 100) is False
+
+
+def closing(every: float, times: float) -> bool:
+    """Whether the socket is closed at the last of so many refusals, and at none before."""
+    its_house = house(events_per_user=10)
+    client = its_house.admit("a")
+    errors = [PeerError(Code.RATE_LIMITED, "", limit=Limit.USER) for _ in range(int(times) + 1)]
+    for error in errors:
+        its_house.admission.budgets.refused(client.session, error)
+        its_house.clock.advance(every)
+    assert not any(error.closes for error in errors[:-1])
+    return errors[-1].closes
 
 
 def test_a_client_that_waits_as_it_is_told_is_never_closed() -> None:
