@@ -6,7 +6,7 @@ Called by :mod:`kraftek.daemon.lifecycle`, which starts, sweeps and stops what i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from functools import partial
 from typing import Any
 
@@ -233,18 +233,20 @@ def _proxies(config: Config) -> Proxies:
 def gauges_of(
     core: Core,
     bus: IBus,
-    connections: Callable[[], int],
+    connections: Sized,
     backlogs: Backlogs,
+    turns: Sized,
     loop_lag: Callable[[], float] = lambda: 0.0,
 ) -> Gauges:
-    """What there is now, for the operator. ``connections``: how many there are to the clients' ports. ``loop_lag``:
-    seconds that the reactor was late.
+    """What there is now, for the operator. ``connections``: those to the clients' ports. ``turns``: those who wait for
+    theirs. ``loop_lag``: seconds that the reactor was late.
     """
     roster, requests, dispatch = core.roster, core.requests, core.dispatch
     gauges = Gauges()
     gauges.add("sockets", "Clients connected", lambda: len(roster))
-    gauges.add("connections_open", "Connections to the clients' ports", connections)
+    gauges.add("connections_open", "Connections to the clients' ports", lambda: len(connections))
     gauges.add("clients_blocked", "Clients that do not read what they are sent", lambda: len(backlogs))
+    gauges.add("clients_waiting", "Clients of which something waits for its turn", lambda: len(turns))
     gauges.add("budgets", "Sockets, users and addresses whose use is known", lambda: len(core.admission.budgets))
     gauges.add("loop_lag_seconds", "The longest time that the reactor was late in the last 15 to 30 seconds", loop_lag)
     gauges.add("rooms", "Rooms with a client of this process in them", lambda: roster.rooms)

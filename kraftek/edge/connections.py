@@ -41,6 +41,9 @@ class Connections:
         self._paused = False
         self._once_a_minute = OnceAMinute(clock.seconds)
 
+    def __len__(self) -> int:
+        return self.count
+
     def accept_from(self, port: Any) -> None:
         """Accept on this port whenever there is room."""
         readable = IReadDescriptor.providedBy(port)

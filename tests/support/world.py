@@ -99,7 +99,7 @@ class House:
         self.gateway = core.gateway
         self.deliveries = core.deliveries
         self.drain = ClientDrain(core.roster, core.requests, self.clock)
-        self.gauges = gauges_of(core, self.bus, lambda: 0, make_backlogs(self.clock, self.counters, self.limits))
+        self.gauges = gauges_of(core, self.bus, (), make_backlogs(self.clock, self.counters, self.limits), ())
 
     def connect(self, credentials: Authenticate | None = None, dialect: IDialect | None = None) -> Client:
         """A client connects; ``credentials`` came with its handshake."""
