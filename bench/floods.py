@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -124,10 +124,10 @@ class Behaved:
         await self._socket.send(json.dumps({**message, "id": number}))
         return await answer
 
-    async def measure(self, seconds: float, into: Measured) -> None:
-        """Do everything for so long, and wait for what is under way then."""
+    async def measure(self, seconds: float, into: Measured, names: Iterable[str] = tuple(OFTEN)) -> None:
+        """Do all of these for so long, and wait for what is under way then."""
         todo = {"ping": self.ping, "request": self.request, "login": self.login}
-        await asyncio.gather(*(self._at_a_rate(name, act, seconds, into) for name, act in todo.items()))
+        await asyncio.gather(*(self._at_a_rate(name, todo[name], seconds, into) for name in names))
 
     async def _at_a_rate(self, name: str, act: Callable[[], Awaitable[None]], seconds: float, into: Measured) -> None:
         begun = due = time.perf_counter()
@@ -183,6 +183,36 @@ def look(gateway: subprocess.Popen[bytes], file: Path) -> list[float]:
     return [float(word) for word in file.read_text().split()]
 
 
+@contextlib.contextmanager
+def started(
+    directory: Path, config: str, checkout: str = ""
+) -> Iterator[tuple[subprocess.Popen[bytes], subprocess.Popen[bytes]]]:
+    """A Redis and a gateway whose reactor is watched, in this directory: their processes. ``checkout``: of another
+    gateway.
+    """
+    socket, log, file = directory / "redis.sock", directory / "gateway.log", directory / "kraftek-gateway.toml"
+    file.write_text(config)
+    redis_command = (
+        redis_server_path(),
+        "--port",
+        "0",
+        "--unixsocket",
+        str(socket),
+        "--save",
+        "",
+        "--dir",
+        str(directory),
+    )
+    there = (f"PYTHONPATH={checkout}",) if checkout else ()
+    watched = ("env", "-C", str(directory), *there, sys.executable, "-P", str(Path(__file__).with_name("turns.py")))
+    arguments = (str(directory / "turns"), "--nodaemon", "--pidfile=", "kraftek-gateway", "--config", str(file))
+    with running(directory / "redis.log", *redis_command) as redis:
+        until(socket.exists, "Redis")
+        with running(log, *watched, *arguments) as gateway:
+            until(lambda: "is ready" in log.read_text(), f"the gateway: {log.read_text()}")
+            yield redis, gateway
+
+
 HEAD = (
     f"{'kind':24}{'ping p50':>9}{'p99':>8}{'most':>9}{'request p99':>13}{'login p99':>11}{'step':>8}{'turn':>8}"
     f"{'> 10 ms':>9}{'CPU %':>7}{'RSS MB':>8}{'Redis MB':>9}  what else"
@@ -194,26 +224,21 @@ def play(kind: str, flooders: int, seconds: float, checkout: str) -> str:
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kraftek-bench-")))
         port = free_port()
-        redis_socket = str(directory / "redis.sock")
-        keep_nothing = ("--save", "", "--dir", str(directory))
-        redis_command = (redis_server_path(), "--port", "0", "--unixsocket", redis_socket, *keep_nothing)
-        redis = stack.enter_context(running(directory / "redis.log", *redis_command))
-        until(lambda: Path(redis_socket).exists(), "Redis")
-        config = directory / "kraftek-gateway.toml"
         presence = "true" if kind == "joins told to a stream" else "false"
-        config.write_text(CONFIG.format(directory=directory, port=port, presence=presence))
-        log, turns = directory / "gateway.log", directory / "turns"
-        there = (f"PYTHONPATH={checkout}",) if checkout else ()
-        watched = ("env", "-C", str(directory), *there, sys.executable, "-P", str(Path(__file__).with_name("turns.py")))
-        gateway = stack.enter_context(
-            running(log, *watched, str(turns), "--nodaemon", "--pidfile=", "kraftek-gateway", "--config", str(config))
-        )
+        config = CONFIG.format(directory=directory, port=port, presence=presence)
+        redis, gateway = stack.enter_context(started(directory, config, checkout))
         stack.enter_context(
-            running(directory / "service.log", sys.executable, "-m", "bench.floods_service", f"unix://{redis_socket}")
+            running(
+                directory / "service.log",
+                sys.executable,
+                "-m",
+                "bench.floods_service",
+                f"unix://{directory}/redis.sock",
+            )
         )
-        until(lambda: "is ready" in log.read_text(), f"the gateway: {log.read_text()}")
         measured = Measured()
         found = asyncio.run(_measured(kind, flooders, seconds, port, directory, gateway, redis, measured))
+        log = directory / "gateway.log"
         trouble = [line for line in log.read_text().splitlines() if "Traceback" in line or "Unhandled" in line]
         return _line(kind, seconds, measured, found, trouble)
 
