@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 import msgspec
@@ -31,8 +31,9 @@ __all__ = ["Deliveries"]
 _MANY = 256
 """Clients after which a broadcast looks at the time."""
 
-_STEP = 0.004
-"""Seconds for which a broadcast is sent at once. What is left is done in steps: :mod:`kraftek.contract.iteration`."""
+_STEP = 0.002
+"""Seconds for which a broadcast is sent at once. What is left is done in steps: :mod:`kraftek.contract.iteration`. To
+look 10,000 clients up, and have those wait, takes 5 ms more."""
 
 _SAMPLE = 200
 """Bytes of a malformed message that its log line shows."""
@@ -156,11 +157,11 @@ class Deliveries:
                 session.outlet.write(outgoing)
                 self._counters.delivered += 1
 
-    def _but_for(self, message: Broadcast, sessions: Iterable[Session]) -> Iterable[Session]:
+    def _but_for(self, message: Broadcast, sessions: Collection[Session]) -> Collection[Session]:
         excluded = frozenset(message.exclude_socket_ids or ())
         return [session for session in sessions if session.socket_id not in excluded] if excluded else sessions
 
-    def _addressed(self, message: Broadcast) -> Iterable[Session]:
+    def _addressed(self, message: Broadcast) -> Collection[Session]:
         sessions: dict[Session, None] = {}
         for socket_id in message.recipients or ():
             session = self._roster.socket(socket_id)
