@@ -32,6 +32,7 @@ from kraftek.contract.redis_url import RedisAddress
 from kraftek.contract.settings import Redis
 
 __all__ = [
+    "INCOMPLETE",
     "NO_BATCH",
     "Batch",
     "CommandConnection",
@@ -51,7 +52,7 @@ _BATCH = 100
 CHECK_INTERVAL = 1.0
 """Seconds in which it is noticed that a server has become a replica, refuses writes, or takes them again."""
 
-_INCOMPLETE = object()
+INCOMPLETE = object()
 """What the reader gives as long as a reply is not all there. Its own ``False`` is also a reply, of RESP3."""
 
 
@@ -82,7 +83,7 @@ class RedisConnection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has 
 
     def __init__(self, clock: IReactorTime, address: RedisAddress, config: Redis, owner: ConnectionOwner) -> None:
         super().__init__(charset=None, convertNumbers=False)
-        self._reader = hiredis.Reader(protocolError=InvalidData, replyError=_RefusalError, notEnoughData=_INCOMPLETE)
+        self._reader = hiredis.Reader(protocolError=InvalidData, replyError=_RefusalError, notEnoughData=INCOMPLETE)
         self._clock = clock
         self._address = address
         self._config = config
@@ -168,7 +169,7 @@ class RedisConnection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has 
         try:
             try:
                 reader.feed(data)
-                while (reply := reader.gets()) is not _INCOMPLETE:
+                while (reply := reader.gets()) is not INCOMPLETE:
                     replies.append(reply)
             finally:
                 if replies:
@@ -355,6 +356,11 @@ class CommandConnection(RedisConnection):
             self._accounts.in_flight -= self._due_bytes
             self.unanswered -= self._due_bytes
             self._due, self._due_bytes = self._replies + len(self.waiting), self.unanswered
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything that was sent is answered."""
+        return not self.waiting and self._batch is None and not self._unwritten
 
     def prepare(self) -> Sequence[Deferred[Any]]:
         return [self.ask("SELECT", self._address.database)]

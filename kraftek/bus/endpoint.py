@@ -10,7 +10,7 @@ from random import uniform
 from typing import Any, Protocol
 
 from twisted.application.internet import ClientService
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, wrapClientTLS
 from twisted.internet.interfaces import (
     IDelayedCall,
@@ -141,10 +141,26 @@ class ConnectionService(ClientService):
         factory: Any = Factory()
         factory.protocol = protocol
         factory.noisy = False
+        factory.inherited = None
+        self._own_factory = factory
         self._report = failed
         self._connection: _GivesUp | None = None
-        endpoint = _Reporting(endpoint, self._attempt_succeeded, self._attempt_failed)
-        super().__init__(endpoint, factory, retryPolicy=backoff, clock=clock)
+        self._reporting = _Reporting(endpoint, self._attempt_succeeded, self._attempt_failed)
+        super().__init__(self._reporting, factory, retryPolicy=backoff, clock=clock)
+
+    def adopt(self, make: Callable[[IProtocolFactory], IProtocol | None], inherited: object) -> None:
+        """Begin with the connection that ``make`` makes of the factory, if it does, in place of a new one. Its protocol
+        finds what is ``inherited`` in its factory.
+        """
+
+        def made(factory: IProtocolFactory) -> IProtocol | None:
+            self._own_factory.inherited = inherited
+            try:
+                return make(factory)
+            finally:
+                self._own_factory.inherited = None
+
+        self._reporting.adopted = made
 
     def drop(self, reason: str) -> None:
         """Give up the connection, ready or not, and connect anew."""
@@ -171,7 +187,11 @@ class _Reporting:
         self._endpoint = endpoint
         self._succeeded = succeeded
         self._failed = failed
+        self.adopted: Callable[[IProtocolFactory], IProtocol | None] | None = None
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
+        adopted, self.adopted = self.adopted, None
+        if adopted is not None and (protocol := adopted(protocolFactory)) is not None:
+            return succeed(protocol).addCallback(self._succeeded)
         connecting: Deferred[IProtocol] = self._endpoint.connect(protocolFactory)
         return connecting.addCallbacks(self._succeeded, self._failed)

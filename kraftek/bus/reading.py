@@ -122,6 +122,13 @@ class Reading(ConnectionService):
         self._bus.call("CLIENT", [], ["UNBLOCK", self.connection.id]).addErrback(lambda _: None)
         return self._ended
 
+    def go_on(self) -> None:
+        over, self._ends = self._ended.called, False
+        if over:
+            self._ended = Deferred()
+            if self.connection is not None:
+                self.connection_ready(self.connection)
+
     def ack(self, entry_id: str) -> None:
         if entry_id not in self._open:
             return

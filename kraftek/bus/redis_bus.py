@@ -45,7 +45,8 @@ HEADS_KEPT = 1024
 @implementer(IBus)
 class RedisBus(MultiService):
     """Two connections, kept up by two ``ConnectionService`` children: the bus is up while both are connected. Each
-    reader of a stream has another connection, which does not matter for that. ``endpoint``: where all of them connect.
+    reader of a stream has another connection, which does not matter for that. ``endpoint``: where all of them connect;
+    ``listening`` keeps up the one that listens.
 
     When only the connection that listens is lost, events are still sent for as long as it would take to notice that one
     is silent: Redis closes it when somebody publishes more than it buffers for a subscriber, and a new one takes some
@@ -73,7 +74,7 @@ class RedisBus(MultiService):
         needs: Sequence[Need] = (),
     ) -> None:
         super().__init__()
-        self._address = address = redis_address(config.url)
+        self.address = address = redis_address(config.url)
         self._clock: Any = reactor if clock is None else clock
         self._config = config
         self.endpoint = endpoint = _endpoint(self, reactor, self._clock, address, config)
@@ -88,8 +89,8 @@ class RedisBus(MultiService):
         self._tracked = Tracked(config.prefix)
         self._told = BusListeners()
         self._batch = NO_BATCH
-        self._commands: CommandConnection | None = None
-        self._subscriber: SubscriberConnection | None = None
+        self.commands: CommandConnection | None = None
+        self.subscriber: SubscriberConnection | None = None
         self._sender: CommandConnection | None = None
         patience, deaf = config.ping_interval + config.ping_timeout, partial(setattr, self, "_sender", None)
         self._deafness = Deafness(self._clock, patience, deaf)
@@ -107,8 +108,8 @@ class RedisBus(MultiService):
             partial(CommandConnection, *shared, self._standing.check if keeps_epoch else None),
             partial(SubscriberConnection, *shared, self._channels),
         ):
-            service = ConnectionService(endpoint, protocol, self._backoff, self._waiting, self._outage.failed)
-            service.setServiceParent(self)
+            self.listening = ConnectionService(endpoint, protocol, self._backoff, self._waiting, self._outage.failed)
+            self.listening.setServiceParent(self)
 
     # IBus
 
@@ -158,8 +159,8 @@ class RedisBus(MultiService):
         name = self.channel_name(channel).encode()
         known = self._channels.get(name, ())
         self._channels[name] = (*known, listener)
-        if self._subscriber is not None and not known:
-            self._subscriber.listen([name]).addErrback(lambda _: None)
+        if self.subscriber is not None and not known:
+            self.subscriber.listen([name]).addErrback(lambda _: None)
 
     def unsubscribe(self, channel: str) -> Deferred[None]:
         return Deferred.fromCoroutine(self._unsubscribe(self.channel_name(channel).encode()))
@@ -167,7 +168,7 @@ class RedisBus(MultiService):
     async def _unsubscribe(self, name: bytes) -> None:
         try:
             with suppress(NotPublished, ResponseError):
-                await (self._subscriber.ask("UNSUBSCRIBE", name) if self._subscriber else succeed(None))
+                await (self.subscriber.ask("UNSUBSCRIBE", name) if self.subscriber else succeed(None))
         finally:
             self._channels.pop(name, None)
 
@@ -181,7 +182,7 @@ class RedisBus(MultiService):
         window: int = 100,
         claim_after: float = 5.0,
     ) -> Reading:
-        where = self._clock, self.endpoint, self._address, self._config, self
+        where = self._clock, self.endpoint, self.address, self._config, self
         reading = Reading(
             *where,
             group=group,
@@ -203,9 +204,9 @@ class RedisBus(MultiService):
         self._channels[TRACKING_CHANNEL] = (self._tracked.changed,)
 
     def settled(self) -> Deferred[None]:
-        if not self.available or self._subscriber is None:
+        if not self.available or self.subscriber is None:
             return fail(NotPublished("Redis is unavailable"))
-        return self._subscriber.ask("PING").addCallback(lambda _: None)
+        return self.subscriber.ask("PING").addCallback(lambda _: None)
 
     def add_listener(self, listener: IBusListener) -> None:
         self._told.add(listener)
@@ -223,8 +224,8 @@ class RedisBus(MultiService):
     def stopService(self) -> Deferred[Any]:
         """Write what was sent in this iteration, and disconnect."""
         self._deafness.end()
-        if self._commands is not None:
-            self._commands.flush()
+        if self.commands is not None:
+            self.commands.flush()
         stopped: Deferred[Any] = super().stopService()
         return stopped
 
@@ -233,11 +234,11 @@ class RedisBus(MultiService):
     def connection_ready(self, connection: RedisConnection) -> None:
         """Once both are connected, subscribe to everything, track changes and find the epoch; then the bus is up."""
         if isinstance(connection, CommandConnection):
-            self._commands = connection
+            self.commands = connection
         elif isinstance(connection, SubscriberConnection):
-            self._subscriber = connection
+            self.subscriber = connection
         self._waiting.end()
-        commands, subscriber = self._commands, self._subscriber
+        commands, subscriber = self.commands, self.subscriber
         if commands is None or subscriber is None or not self._same_server():
             return
         steps = [subscriber.listen(self._channels)]
@@ -249,11 +250,11 @@ class RedisBus(MultiService):
         ready.addCallbacks(lambda _: self._up(commands, subscriber), self._not_ready, errbackArgs=(commands,))
 
     def connection_lost(self, connection: RedisConnection, reason: str) -> None:
-        if connection is self._commands:
-            self._commands = self._sender = None
+        if connection is self.commands:
+            self.commands = self._sender = None
             self._deafness.end()
-        elif connection is self._subscriber:
-            self._subscriber = None
+        elif connection is self.subscriber:
+            self.subscriber = None
             if self._sender is not None and self.running:
                 self._deafness.begin(connection.heard)
         if self.running:
@@ -293,7 +294,7 @@ class RedisBus(MultiService):
     def _same_server(self) -> bool:
         """Whether all connections lead to one server; otherwise drops them: a fail-over is under way."""
         readers = [service.connection for service in self if isinstance(service, Reading)]
-        apart = lead_apart(self._commands, self._subscriber, *readers)
+        apart = lead_apart(self.commands, self.subscriber, *readers)
         if apart:
             self.drop("its connections lead to different servers")
         return not apart
@@ -307,7 +308,7 @@ class RedisBus(MultiService):
             commands.give_up(f"it gives odd answers: {reason.getErrorMessage()}")
 
     def _up(self, commands: CommandConnection, subscriber: SubscriberConnection) -> None:
-        if commands is not self._commands or subscriber is not self._subscriber:
+        if commands is not self.commands or subscriber is not self.subscriber:
             return  # one of them was lost meanwhile, and its successor does all this again
         self.available = True
         self._sender = commands

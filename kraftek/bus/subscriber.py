@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from socket import MSG_PEEK
 from typing import Any
 
+from msgspec import Struct
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
-from kraftek.bus.connections import ConnectionOwner, RedisConnection
+from kraftek.bus.connections import INCOMPLETE, ConnectionOwner, RedisConnection
+from kraftek.bus.server import Server
 from kraftek.contract.accounts import Accounts
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.redis_url import RedisAddress
 from kraftek.contract.settings import Redis
 
-__all__ = ["TRACKING_CHANNEL", "Deafness", "Listeners", "SubscriberConnection", "Tracked"]
+__all__ = ["TRACKING_CHANNEL", "Deafness", "Listeners", "SubscriberConnection", "SubscriberState", "Tracked"]
 
 TRACKING_CHANNEL = b"__redis__:invalidate"
 """The channel on which Redis announces which tracked keys changed. Its messages are a list of keys, or ``None``."""
@@ -24,8 +27,21 @@ Listeners = Mapping[bytes, Sequence[Callable[[Any], None]]]
 """The listeners of each channel, called with its messages."""
 
 
+_PEEKED = 65_536
+"""Bytes that are looked at for the end of a reply, one by one."""
+
+
+class SubscriberState(Struct, kw_only=True):
+    """The connection for another version of the gateway. ``id``: Redis's number for it; ``server``: whose it is."""
+
+    id: int
+    server: Server
+
+
 class SubscriberConnection(RedisConnection):
-    """Listens. ``id`` is Redis's number for this connection, once it is ready."""
+    """Listens. ``id`` is Redis's number for this connection, once it is ready. ``factory.inherited``: what another
+    version of the gateway gave, if this was its connection; it is subscribed already.
+    """
 
     def __init__(
         self,
@@ -42,7 +58,54 @@ class SubscriberConnection(RedisConnection):
         self._accounts = accounts
         self._listeners = listeners
         self._arriving = 0
+        self._frozen = False
         self.id = 0
+
+    def connectionMade(self) -> None:
+        """Go on at once with what is prepared already."""
+        state: SubscriberState | None = getattr(self.factory, "inherited", None)
+        if state is None:
+            super().connectionMade()
+        else:
+            self.id, self.server = state.id, state.server
+            self._heard()
+            self._owner.connection_ready(self)
+
+    def freeze(self) -> bool:
+        """Read nothing more, from the end of a reply on. ``False``: that has yet to come.
+
+        hiredis does not say whether it has read a part of a reply, nor give it back. So Redis is asked something, and
+        all up to the answer is read byte by byte.
+        """
+        if not self._frozen:
+            self._frozen = True
+            self.transport.pauseProducing()
+            self.ask("PING").addErrback(lambda _: None)
+        while self.waiting and self._read_one():
+            pass
+        return not self.waiting
+
+    def thaw(self) -> None:
+        """Read again."""
+        self._frozen = False
+        self.transport.resumeProducing()
+
+    def _read_one(self) -> bool:
+        socket: Any = self.transport.getHandle()
+        try:
+            data = socket.recv(_PEEKED, MSG_PEEK)
+        except OSError:
+            return False
+        for at in range(len(data)):
+            self._reader.feed(data, at, 1)
+            reply = self._reader.gets()
+            if reply is not INCOMPLETE:
+                socket.recv(at + 1)
+                self.hand_out([reply])
+                return True
+        if data:
+            socket.recv(len(data))
+        return False
 
     def prepare(self) -> Sequence[Deferred[Any]]:
         return [self.ask("CLIENT", "ID").addCallback(self._identified)]

@@ -27,6 +27,8 @@ __all__ = [
     "IClientLink",
     "IDialect",
     "IEventRouter",
+    "IMovableLink",
+    "IMovableReceiver",
     "IOutlet",
     "IReading",
     "IReceiver",
@@ -143,6 +145,30 @@ class IClientLink(IOutlet):
         """Stop reading from the client for so long, at most a second: it has sent more than its share."""
 
 
+class IMovableLink(Interface):
+    """A connection that another version of the gateway can go on with, in the same process after its image was
+    replaced: ``docs/operations.rst``, "Upgrade".
+
+    What it gives is of its own making: only the same part of another version reads it. Fields are added with defaults,
+    and never change what they mean.
+    """
+
+    movable = Attribute("bool: it is of a kind that can be handed over.")
+
+    def freeze() -> bool:
+        """Read nothing more from the client. ``False``: not yet, because it is in the middle of a message; it is to be
+        asked again soon.
+        """
+
+    def thaw() -> None:
+        """Go on: there is no other version."""
+
+    def give() -> tuple[int, bytes]:
+        """The descriptor of its socket, and all that there is of a frozen connection. It changes nothing that anybody
+        could notice.
+        """
+
+
 class IReceiver(Interface):
     """Receives what arrives on a link: the core's session, or an Engine.IO client that carries one."""
 
@@ -162,6 +188,13 @@ class IReceiver(Interface):
 
     def gap(gap: Gap) -> Outgoing | None:
         """What a client missed while it did not read, as it is told; ``None`` when it cannot be."""
+
+
+class IMovableReceiver(IReceiver):
+    """The receiver of a link that another version of the gateway can go on with."""
+
+    def give() -> bytes:
+        """All that there is of it beside what it hands on to. It changes nothing."""
 
 
 class IBusListener(Interface):
@@ -194,6 +227,9 @@ class IReading(Interface):
 
     def end() -> Deferred[None]:
         """Stop reading. Fires when no more entries come; open ones may still be acknowledged."""
+
+    def go_on() -> None:
+        """Read again, after it has ended."""
 
 
 class IBus(Interface):

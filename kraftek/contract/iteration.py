@@ -71,6 +71,11 @@ class Iteration:
         else:
             waiting.append(flushable)
 
+    @property
+    def idle(self) -> bool:
+        """Whether nobody has anything to write."""
+        return not self._waiting and not self._late
+
     def end(self) -> None:
         """The iteration is over."""
         if self._waiting:

@@ -6,7 +6,7 @@ Used by :mod:`kraftek.core.budgets`, and wherever something that is bounded wait
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import Generic, TypeVar
 
 __all__ = ["Buckets", "share"]
@@ -38,6 +38,18 @@ class Buckets(Generic[K]):
     def __len__(self) -> int:
         """How many are remembered."""
         return len(self._full_at)
+
+    def give(self) -> list[tuple[K, float]]:
+        """When each is full, those that were charged last at the end."""
+        return [*self._full_at.items()]
+
+    def take(self, full_at: Iterable[tuple[K, float]]) -> None:
+        """Go on with what another one gave."""
+        self._full_at.update(full_at)
+
+    def full_at(self, key: K) -> float:
+        """When it is full."""
+        return self._full_at.get(key, 0.0)
 
     def over(self, key: K, now: float) -> float:
         """Seconds until it is no longer overdrawn; if it is not, less by what is in it: ``-burst`` when it is full."""

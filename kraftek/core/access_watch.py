@@ -24,7 +24,7 @@ from kraftek.core.membership import Membership
 from kraftek.core.rechecks import Rechecks
 from kraftek.core.roster import Roster
 from kraftek.core.session import HeldGrant, Session, SessionState
-from kraftek.core.withheld import Withholding
+from kraftek.core.withheld import WithheldState, Withholding
 
 __all__ = ["AccessWatch"]
 
@@ -110,6 +110,20 @@ class AccessWatch:
         """The session has ended."""
         self._expiry_queue.forget(session)
         self._withholding.forget(session)
+
+    def withheld(self, session: Session) -> WithheldState | None:
+        """What waits for it until its access is certain."""
+        return self._withholding.give(session)
+
+    def restore(self, session: Session, withheld: WithheldState | None) -> None:
+        """Go on with a session of another version. What was in question there is asked again."""
+        self._expiry_queue.watch(session)
+        in_question = [room_id for room_id, held in session.rooms.items() if held.suspended]
+        if withheld is not None:
+            self._withholding.restore(session, withheld)
+            in_question += [room_id for room_id in withheld.rooms if room_id not in in_question]
+        for room_id in in_question:
+            self._again.retry(session, room_id, self._clock.seconds(), suspended=True)
 
     def access_stale(self, digest: str | None, user_id: str | None, room_id: str | None, revoked: bool) -> None:
         if digest is not None:

@@ -52,6 +52,16 @@ class Admission:
         self._roster.add(session)
         self._await_token(session)
 
+    def deadline(self, session: Session) -> float | None:
+        """When it has to have authenticated, if it has not."""
+        return self._arrivals.get(session)
+
+    def restore(self, session: Session, deadline: float | None) -> None:
+        """Go on with a client of another version."""
+        self._roster.add(session)
+        if deadline is not None:
+            self._arrivals[session] = deadline
+
     def departed(self, session: Session) -> None:
         """A client disconnected: remove it from its rooms and from the room cache."""
         self._arrivals.pop(session, None)

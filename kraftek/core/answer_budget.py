@@ -51,6 +51,10 @@ class AnswerBudget:
         """Bytes that are counted."""
         return self._before.get(None, 0) + self._used.get(None, 0)
 
+    def take(self, used: int) -> None:
+        """Another version has had so many bytes kept. All of them count for as long as the last of them may live."""
+        self._before, self._ends = {None: used}, self._now() + self._lasts()
+
     def kept(self, body: bytes, service: str, user_id: str) -> bytes:
         """What is kept of this answer: itself, and otherwise :data:`TOMBSTONE`. ``service``: empty if it is unknown."""
         size = len(body)

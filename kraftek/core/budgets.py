@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Protocol
 
+from msgspec import Struct
 from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
@@ -69,9 +70,25 @@ class Refusals:
 
     __slots__ = ("last", "since", "told")
 
-    def __init__(self, now: float) -> None:
-        self.since = self.last = now
-        self.told = now - _TOLD_EVERY
+    def __init__(self, since: float, last: float, told: float) -> None:
+        self.since = since
+        self.last = last
+        self.told = told
+
+
+_FullAt = list[tuple[str, float]]
+"""When the bucket of each is full."""
+
+
+class BudgetState(Struct, kw_only=True):
+    """For another version of the gateway: the buckets for events and for bytes, and the others."""
+
+    users: tuple[_FullAt, _FullAt]
+    addresses: tuple[_FullAt, _FullAt]
+    joins: _FullAt
+    questions: _FullAt
+    address_questions: _FullAt
+    rates: list[tuple[str, float, _FullAt]]
 
 
 class Spender(Protocol):
@@ -98,6 +115,16 @@ class _Flow:
 
     def __len__(self) -> int:
         return max(len(self._events), len(self._size))
+
+    def give(self) -> tuple[_FullAt, _FullAt]:
+        return self._events.give(), self._size.give()  # type: ignore[return-value]  # but for those of sockets
+
+    def take(self, events: _FullAt, size: _FullAt) -> None:
+        self._events.take(events)
+        self._size.take(size)
+
+    def full_at(self, key: object) -> tuple[float, float]:
+        return self._events.full_at(key), self._size.full_at(key)
 
     def over(self, key: object, now: float) -> float:
         return max(self._events.over(key, now), self._size.over(key, now))
@@ -139,6 +166,38 @@ class Budgets:
         size = limits.bytes_per_socket, limits.bytes_per_user, limits.bytes_per_address
         self._limited = any(events) or any(size)
         self._allowance = _allowance(events, _EVENTS_AT_ONCE), _allowance(size, _BYTES_AT_ONCE)
+
+    def give(self) -> BudgetState:
+        """What is not of a socket."""
+        return BudgetState(
+            users=self._users.give(),
+            addresses=self._addresses.give(),
+            joins=self._joins.give(),
+            questions=self._questions.give(),
+            address_questions=self._address_questions.give(),
+            rates=[(*rate, buckets.give()) for rate, buckets in self._rates.items()],
+        )
+
+    def take(self, state: BudgetState) -> None:
+        """Go on with it."""
+        self._users.take(*state.users)
+        self._addresses.take(*state.addresses)
+        self._joins.take(state.joins)
+        self._questions.take(state.questions)
+        self._address_questions.take(state.address_questions)
+        for pattern, rate, full_at in state.rates:
+            buckets: Buckets[str] = Buckets(rate, self._burst)
+            buckets.take(full_at)
+            self._rates[pattern, rate] = buckets
+
+    def full_at(self, spender: Spender) -> tuple[float, float]:
+        """When its own buckets are full: of events, and of bytes."""
+        return self._sockets.full_at(spender.link)
+
+    def restore(self, spender: Spender, full_at: tuple[float, float]) -> None:
+        """Go on with them."""
+        events, size = ([(spender.link, at)] if at else [] for at in full_at)
+        self._sockets.take(events, size)  # type: ignore[arg-type]  # as above
 
     def __len__(self) -> int:
         """Sockets, users and addresses of which is known what they have used."""
@@ -231,7 +290,7 @@ class Budgets:
         now = self._seconds()
         refusals = spender.refusals
         if refusals is None:
-            refusals = spender.refusals = Refusals(now)
+            refusals = spender.refusals = Refusals(now, now, now - _TOLD_EVERY)
         if error.limit in _CLOSING:
             if now - refusals.last > _GAP:
                 refusals.since = now

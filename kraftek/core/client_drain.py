@@ -5,8 +5,9 @@ Made by :mod:`kraftek.daemon.lifecycle`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -17,7 +18,6 @@ from twisted.python.failure import Failure
 from kraftek.contract.errors import RESTART
 from kraftek.contract.messages import Drained
 from kraftek.core.requests import Requests
-from kraftek.core.roster import Roster
 from kraftek.core.session import Session, SessionState
 
 __all__ = ["ClientDrain"]
@@ -33,6 +33,14 @@ _TICK = 0.05
 """Seconds between two looks at whose turn it is."""
 
 
+class Sessions(Protocol):
+    """Those that are closed, as they are at the moment."""
+
+    def __iter__(self) -> Iterator[Session]: ...
+
+    def __len__(self) -> int: ...
+
+
 class ClientDrain:
     """Each client has a turn. From then on it is closed as soon as the requests that it had sent are answered: nobody
     whose next request follows an answer has one in flight then.
@@ -44,7 +52,7 @@ class ClientDrain:
 
     _log = Logger()
 
-    def __init__(self, roster: Roster, requests: Requests, clock: IReactorTime) -> None:
+    def __init__(self, roster: Sessions, requests: Requests, clock: IReactorTime) -> None:
         self._roster = roster
         self._requests = requests
         self._clock = clock

@@ -65,22 +65,18 @@ class Gateway:
         """A client connected; ``credentials`` came with its handshake. The caller passes what the client sends to
         ``receive`` of the returned session, and calls its ``lost`` when the client has disconnected.
         """
-        session = Session(
-            new_socket_id(self.gateway_id),
-            self,
-            link,
-            dialect,
-            self._limits,
-            self._counters,
-            budgets=self._budgets,
-        )
-        session.outages = self._requests.outages
+        session = self.make(new_socket_id(self.gateway_id), link, dialect)
+        session.outages = self._requests.look_ups.outages
         self._counters.connections += 1
         self._admission.arrived(session)
         session.send(Connected(session.socket_id))
         if credentials is not None:
             session.handle(credentials)
         return session
+
+    def make(self, socket_id: str, link: IClientLink, dialect: IDialect) -> Session:
+        """A session of which nobody knows yet."""
+        return Session(socket_id, self, link, dialect, self._limits, self._counters, budgets=self._budgets)
 
     def handle(self, session: Session, message: Inbound) -> None:
         """Do what the client asks. Raises ``PeerError``."""

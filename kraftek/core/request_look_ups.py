@@ -13,14 +13,14 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from kraftek.contract.errors import NotPublished, PeerError
+from kraftek.contract.errors import Code, Limit, NotPublished, PeerError
 from kraftek.contract.interfaces import IBus, IBusListener
 from kraftek.contract.log_once import OnceAMinute, failing
-from kraftek.contract.messages import Broadcast, Delivery
+from kraftek.contract.messages import Broadcast, Delivery, RequestId
 from kraftek.core.request_queue import Request
 from kraftek.core.request_records import AnswerStore, late_answer_key
 
-__all__ = ["LookUps"]
+__all__ = ["LookUpState", "LookUps"]
 
 _MOST = 1000
 """Requests that one command looks up, in a millisecond. As many may wait to be looked up that nobody says to be sent
@@ -49,6 +49,23 @@ class _LookUp(Struct, frozen=True):
     late: str
     why: int | PeerError | None = None
     data: int | None = None
+
+
+class LookUpState(Struct, kw_only=True):
+    """A look-up for another version of the gateway. ``code`` and what follows: of the error that is the reason.
+    ``lost``: the data are gone in which the absence of a record would prove something; ``any_data``: any prove it.
+    """
+
+    late: str = ""
+    receipt: int | None = None
+    code: str | None = None
+    message: str = ""
+    retry_after: float | None = None
+    id: RequestId | None = None
+    event_type: str | None = None
+    limit: str | None = None
+    lost: bool = False
+    any_data: bool = False
 
 
 class _Names:
@@ -102,10 +119,10 @@ class LookUps:
         self.waiting: dict[Request, _LookUp] = {}
         self.outages = 0
         self._bus = bus
-        self._store = store
+        self.store = store
         self._settle = settle
         self._refuse = refuse
-        self._requests = requests
+        self.requests = requests
         # The records of requests that waited when Redis was lost, and of those that came since.
         self._lost: _Names | None = None
         # Those that waited when it was back, and when their answers are looked up that were missed.
@@ -121,7 +138,7 @@ class LookUps:
 
     def bus_up(self) -> None:
         self._lost = None
-        self._behind = deque(self._requests())
+        self._behind = deque(self.requests())
         self._look_behind_at = self._now() + _MISSED
         epoch = self._bus.epoch
         if epoch is None or epoch != self._epoch:
@@ -134,6 +151,46 @@ class LookUps:
 
     def bus_down(self) -> None:
         self.outages += 1
+
+    # For another version of the gateway
+
+    @property
+    def epoch(self) -> str | None:
+        """That of the data when Redis was available last."""
+        return self._epoch
+
+    def take(self, outages: int, epoch: str | None) -> None:
+        """Go on where another version had lost Redis so often, and had data of this epoch."""
+        self.outages, self._epoch = outages, epoch
+
+    def give(self, request: Request) -> LookUpState | None:
+        """Why it is looked up, if it is."""
+        found = self.waiting.get(request)
+        if found is None:
+            return None
+        why = found.why
+        state = LookUpState(late=found.late, any_data=found.data is None, lost=found.data not in (None, self._data))
+        if isinstance(why, PeerError):
+            state.code, state.message, state.limit = why.code, why.message, why.limit
+            state.retry_after, state.id, state.event_type = why.retry_after, why.id, why.event_type
+        elif why is not None:
+            state.receipt = int(why)
+        return state
+
+    def restore(self, request: Request, state: LookUpState) -> None:
+        """Look it up as another version did."""
+        why: int | PeerError | None = state.receipt
+        if state.code is not None:
+            why = PeerError(
+                Code(state.code),
+                state.message,
+                retry_after=state.retry_after,
+                id=state.id,
+                event_type=state.event_type,
+                limit=None if state.limit is None else Limit(state.limit),
+            )
+        data = None if state.any_data else self._data - state.lost
+        self.waiting[request] = _LookUp(state.late, why, data)
 
     # For requests
 
@@ -189,14 +246,14 @@ class LookUps:
             return True  # a client has reconnected since, and what it sends may be what it had sent before
         if self._lost is None:
             self._lost = _Names()
-            for waiting in self._requests():
+            for waiting in self.requests():
                 self._lost.add(waiting.record)
         return request.record in self._lost
 
     def _look_up(self, requests: Sequence[Request]) -> None:
         asked = []
         for request in requests:
-            answer = self._store.find(request.record)
+            answer = self.store.find(request.record)
             if answer is None or not self._answer(request, answer):
                 asked.append((request, self.waiting[request].late))
         if asked and self._bus.available:

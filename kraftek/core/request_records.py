@@ -5,7 +5,7 @@ Used by :mod:`kraftek.core.requests`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache, partial
 from zlib import crc32
 
@@ -113,6 +113,15 @@ class AnswerStore:
         """The answer that Redis has not stored in this record."""
         kept = self._kept.get(record)
         return None if kept is None else kept[0]
+
+    def give(self) -> list[tuple[str, bytes, float]]:
+        """What is kept: each with its record, and since when."""
+        return [(record, body, since) for record, (body, since) in self._kept.items()]
+
+    def take(self, kept: Iterable[tuple[str, bytes, float]]) -> None:
+        """Go on with what another version has kept."""
+        for record, body, since in kept:
+            self.keep(record, body, since)
 
     def sweep(self) -> None:
         """Try again to store what is kept."""

@@ -32,6 +32,7 @@ from kraftek.contract.settings import Limits, Registration
 from kraftek.core.answer_budget import SMALL, AnswerBudget
 from kraftek.core.dispatch import Dispatch, target_of
 from kraftek.core.request_look_ups import LookUps
+from kraftek.core.request_moving import RequestMove
 from kraftek.core.request_queue import AwaitedRequests, Request, RequestQueue
 from kraftek.core.request_records import AnswerStore, late_answer_key, record_key
 from kraftek.core.session import Session
@@ -93,15 +94,11 @@ class Requests:
         self._answered: list[tuple[str, bytes, Receipt]] = []
         self._large, self._storing = 0, False  # bytes of the large ones of these
         self._store = AnswerStore(bus, clock, counters, accounts, limits.request_window)
-        self._look_ups = LookUps(
+        self.look_ups = LookUps(
             bus, clock, self._store, settle=self._found, refuse=self._not_handed, requests=self._requests
         )
-        self._looked_up = self._look_ups.waiting
-
-    @property
-    def outages(self) -> int:
-        """How often Redis was lost."""
-        return self._look_ups.outages
+        self._looked_up = self.look_ups.waiting
+        self.moving = RequestMove(self._waiting, self._departed, self._queues, self._queue, self.look_ups, self.budget)
 
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
@@ -226,7 +223,7 @@ class Requests:
                 self._departed.remove(socket_id)
         self.store_answers()  # at once: an answer of a service after the time-out is too late
         self._store.sweep()
-        self._look_ups.sweep()
+        self.look_ups.sweep()
 
     def store_answers(self) -> None:
         """Store the answers since the last call in Redis. Called before the process stops, too."""
@@ -247,12 +244,12 @@ class Requests:
             return
         if isinstance(receipt, bytes):
             self._counters.requests_repeated += 1
-            self._look_ups.known(request, receipt)
+            self.look_ups.known(request, receipt)
         elif receipt > 0:
             del waiting[request.id]
             self._settle(request, Ack(request.id, receipt))
         elif request.lasts and receipt in _UNCERTAIN:
-            self._look_ups.uncertain(request, receipt)
+            self.look_ups.uncertain(request, receipt)
         else:
             self._not_handed(request, receipt)
 
@@ -264,7 +261,7 @@ class Requests:
         return chain.from_iterable(chain(queue.requests, queue.refused) for queue in self._queues.values())
 
     def _refuse_unless_known(self, request: Request, resent: bool, error: PeerError) -> None:
-        self._look_ups.not_sent(request, resent, error)
+        self.look_ups.not_sent(request, resent, error)
         request.queue.refused[request] = None
 
     def _found(self, request: Request, answer: Delivery, body: bytes | None) -> None:
@@ -283,7 +280,7 @@ class Requests:
         # would ask Redis about all the others each time: 8 million keys for 2,000 requests.
         lifetime = ceil(self._lifetime() * 1000)
         storing = self._bus.call("SET", (late_answer_key(socket_id, request_id),), (body, "NX", "PX", lifetime))
-        storing.addErrback(self._look_ups.failed)
+        storing.addErrback(self.look_ups.failed)
 
     def _lifetime(self) -> float:
         """Seconds for which a record lives at most."""

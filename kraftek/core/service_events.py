@@ -106,7 +106,10 @@ class ServiceEvents:
         self._reading: IReading | None = None
 
     def begin(self) -> None:
-        """Start reading events."""
+        """Start reading events, or go on with it."""
+        if self._reading is not None:
+            self._reading.go_on()
+            return
         self._reading = self._bus.read(
             GATEWAY_GROUP, self._gateway_id, GATEWAY_STREAM, self._received, window=2 * RETRIED
         )

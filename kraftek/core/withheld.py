@@ -10,6 +10,7 @@ from __future__ import annotations
 from itertools import count
 from operator import itemgetter
 
+from msgspec import Struct
 from zope.interface import implementer
 
 from kraftek.contract.errors import Code, PeerError
@@ -18,7 +19,23 @@ from kraftek.contract.messages import Outgoing
 from kraftek.core.roster import Roster
 from kraftek.core.session import Session
 
-__all__ = ["Withheld", "Withholding"]
+__all__ = ["Withheld", "WithheldState", "Withholding"]
+
+
+class WithheldMessage(Struct, kw_only=True):
+    """A message that waits: in a room, or with ``outlet`` for the session's user."""
+
+    text: bytes
+    attachments: tuple[bytes, ...] = ()
+    room_id: str | None = None
+    outlet: bool = False
+
+
+class WithheldState(Struct, kw_only=True):
+    """What waits for a session, in order. ``rooms``: those to which its access is in question."""
+
+    rooms: list[str | None]
+    messages: list[WithheldMessage]
 
 
 @implementer(IOutlet)
@@ -100,6 +117,29 @@ class Withholding:
             session.outlet = session.link
         for _, outgoing in sorted((each for withheld in ended for each in withheld.messages), key=itemgetter(0)):
             session.link.write(outgoing)
+
+    def give(self, session: Session) -> WithheldState | None:
+        """For another version of the gateway. Nothing changes."""
+        rooms = self._withheld.get(session)
+        if rooms is None:
+            return None
+        waiting = [(*each, room_id, False) for room_id, withheld in rooms.items() for each in withheld.messages]
+        if isinstance(session.outlet, Withheld):
+            waiting += [(*each, None, True) for each in session.outlet.messages]
+        messages = [
+            WithheldMessage(text=outgoing.text, attachments=outgoing.attachments, room_id=room_id, outlet=outlet)
+            for _, outgoing, room_id, outlet in sorted(waiting, key=itemgetter(0))
+        ]
+        return WithheldState(rooms=list(rooms), messages=messages)
+
+    def restore(self, session: Session, state: WithheldState) -> None:
+        """Go on with what another version has given."""
+        for room_id in state.rooms:
+            self.begin(session, room_id)
+        rooms = self._withheld.get(session, {})
+        for each in state.messages:
+            outlet = session.outlet if each.outlet else rooms[each.room_id]
+            outlet.write(Outgoing(each.text, each.attachments))
 
     def forget(self, session: Session) -> None:
         """The session has ended."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sized
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from msgspec import Struct
@@ -28,6 +28,7 @@ from kraftek.core.deliveries import Deliveries
 from kraftek.core.dispatch import Dispatch
 from kraftek.core.gateway import Gateway
 from kraftek.core.membership import Membership
+from kraftek.core.moving import CoreMove
 from kraftek.core.registry import EventRouter, ServiceRegistry
 from kraftek.core.requests import Requests
 from kraftek.core.rooms.leases import LOOK_INTERVAL, RENEW_INTERVAL, Leases
@@ -42,10 +43,11 @@ from kraftek.edge.connections import Connections
 from kraftek.edge.dialects.native import NativeDialect
 from kraftek.edge.dialects.socketio_client import SocketIOClient
 from kraftek.edge.dialects.socketio_packets import SocketSettings
-from kraftek.edge.engineio.clients import EngineClients
+from kraftek.edge.engineio.clients import EngineClient, EngineClients
 from kraftek.edge.engineio.connection import EngineSettings
 from kraftek.edge.engineio.polling import Polling
 from kraftek.edge.hosts import Hosts
+from kraftek.edge.moving import EdgeMove, Open
 from kraftek.edge.origins import Origins
 from kraftek.edge.policies import Policies
 from kraftek.edge.proxies import Proxies
@@ -81,6 +83,7 @@ class Core(Struct, kw_only=True, frozen=True):
     service_events: ServiceEvents
     leases: Leases
     orphans: Orphans
+    move: CoreMove
 
 
 class Edge(Struct, kw_only=True, frozen=True):
@@ -91,6 +94,7 @@ class Edge(Struct, kw_only=True, frozen=True):
     clients: ClientFactory
     engine_clients: EngineClients
     backlogs: Backlogs
+    move: EdgeMove
 
 
 def core_of(
@@ -127,8 +131,7 @@ def core_of(
         now=now,
     )
     deliveries = Deliveries(roster, requests, counters, clock, iteration, now)
-    bus.subscribe(config.redis.broadcast, deliveries.received)
-    bus.subscribe(reply_channel(gateway_id), deliveries.received)
+    _hear(bus, deliveries, config.redis.broadcast, reply_channel(gateway_id))
     return Core(
         gateway_id=gateway_id,
         accounts=accounts,
@@ -143,7 +146,13 @@ def core_of(
         service_events=ServiceEvents(gateway_id, registry, router, dispatch, bus, counters, bounds, now=now),
         leases=Leases(bus, rooms, gateway_id, membership.reconciliation.doubt_all, fleet, counters),
         orphans=Orphans(bus, clock, fleet),
+        move=CoreMove(registry, gateway, roster, admission, access_watch, membership, requests),
     )
+
+
+def _hear(bus: IBus, deliveries: Deliveries, *channels: str) -> None:
+    for channel in channels:
+        bus.subscribe(channel, deliveries.received)
 
 
 def edge_of(
@@ -152,7 +161,6 @@ def edge_of(
     """The public port: WebSocket, Socket.IO, and the few plain requests that clients need."""
     limits, socketio, turns = config.limits, config.socketio, _turns_of(core, reactor)
     bounds = JsonBounds(limits.json_depth)
-    native = NativeDialect(bounds)
     connections = Connections(reactor, connections_allowed(config), Addresses(limits.connections_per_address), counters)
     by_address = Addresses(limits.connections_per_address)
     packets = SocketSettings(max_attachment_bytes=socketio.max_payload, bounds=bounds)
@@ -171,7 +179,7 @@ def edge_of(
     clients = ClientFactory(
         reactor,
         core.gateway.open,
-        {SUBPROTOCOL: lambda: native},
+        {SUBPROTOCOL: lru_cache(partial(NativeDialect, bounds))},
         limits=limits,
         backlogs=backlogs,
         connections=connections,
@@ -183,7 +191,26 @@ def edge_of(
         engine_clients=engine_clients,
         fastpath=fastpath,
     )
-    site = PublicSite(
+    return Edge(
+        site=_site_of(config, reactor, counters, connections, clients, engine_clients),
+        connections=connections,
+        clients=clients,
+        engine_clients=engine_clients,
+        backlogs=backlogs,
+        move=_edge_move(config, core, clients, engine_clients, packets),
+    )
+
+
+def _site_of(
+    config: Config,
+    reactor: Any,
+    counters: Counters,
+    connections: Connections,
+    clients: ClientFactory,
+    engine_clients: EngineClients,
+) -> PublicSite:
+    limits, socketio = config.limits, config.socketio
+    return PublicSite(
         reactor,
         hosts=Hosts(config.hosts),
         origins=Origins(config.origins),
@@ -195,7 +222,15 @@ def edge_of(
         polling=Polling(socketio.path, engine_clients) if socketio.enabled else None,
         files=pages(BOARD) if config.demo else {},
     )
-    return Edge(site=site, connections=connections, clients=clients, engine_clients=engine_clients, backlogs=backlogs)
+
+
+def _edge_move(
+    config: Config, core: Core, clients: ClientFactory, engine_clients: EngineClients, packets: SocketSettings
+) -> EdgeMove:
+    def speaks(client: EngineClient, given: bytes, open: Open) -> SocketIOClient:
+        return SocketIOClient(client, packets, core.gateway.open, (given, open))
+
+    return EdgeMove(clients, engine_clients, speaks if config.socketio.enabled else None)
 
 
 def _engine_settings(config: Config) -> EngineSettings:

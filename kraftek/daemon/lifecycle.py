@@ -19,15 +19,13 @@ from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStrea
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from kraftek.bus import RedisBus, RedisError
 from kraftek.bus.embedded import EmbeddedRedis
 from kraftek.bus.rights import needs_of
-from kraftek.bus.server import UnsuitableServer
 from kraftek.contract.accounts import Accounts
 from kraftek.contract.errors import ConfigError, NotPublished
-from kraftek.contract.interfaces import IAccess, IBusListener
+from kraftek.contract.interfaces import IAccess
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.metrics import Counters, RefusalReason
 from kraftek.contract.names import new_gateway_id, reply_channel
@@ -41,28 +39,24 @@ from kraftek.core.rooms.room_cache import RedisRooms
 from kraftek.daemon.assembly import SWEEP_INTERVAL, Core, Edge, core_of, edge_of, edge_sweeps_of, gauges_of, sweeps_of
 from kraftek.daemon.demo import NotesService
 from kraftek.daemon.draining import Draining, end
-from kraftek.daemon.listening import Certificates, server_endpoint
+from kraftek.daemon.first_contact import FirstContact
+from kraftek.daemon.listening import Certificates
 from kraftek.daemon.memory import MemoryCeiling
 from kraftek.daemon.operator import OperatorSite
 from kraftek.daemon.pulse import Pulse
 from kraftek.daemon.reload import Reload
 from kraftek.daemon.signals import Signals
+from kraftek.daemon.succession import Succession
+from kraftek.daemon.sweeps import Sweeps
 from kraftek.daemon.systemd import EXTENSION, more_time, notify, reloading, watchdog_interval
 from kraftek.edge.auth_service import HttpChecker
 from kraftek.edge.hosts import Hosts
 from kraftek.fastpath import speed_up
 
-__all__ = ["Daemon", "make_gateway"]
+__all__ = ["Certificates", "Daemon", "make_gateway"]
 
 _Places = tuple[list[IStreamServerEndpoint], list[IStreamServerEndpoint]]
 """Where clients connect, and where the operator does."""
-
-_REDIS_PATIENCE = 5.0
-"""Seconds to wait for Redis before clients are accepted without it."""
-
-_FAIL_OVER_PATIENCE = 30.0
-"""Seconds to wait for a primary where a replica answers: a fail-over under way takes less. Who waits longer has a wrong
-address."""
 
 _FAREWELL = 3.0
 """Seconds that Redis has for the last entries of the stream of services' events, and for its last answers, when the
@@ -78,12 +72,17 @@ two slow cores that Redis shares. What is left the other gateways remove."""
 
 
 def make_gateway(
-    reactor: Any, config: Config, *, read: Callable[[], Config] | None = None, fastpath: bool = True
+    reactor: Any,
+    config: Config,
+    *,
+    read: Callable[[], Config] | None = None,
+    fastpath: bool = True,
+    succession: Succession | None = None,
 ) -> IService:
     """The gateway as a Twisted service. ``read`` reads the configuration again. ``fastpath``: what reaches past the
-    public surface of libraries is used.
+    public surface of libraries is used. ``succession``: what other versions gave and get.
     """
-    return Daemon(reactor, config, read=read, fastpath=fastpath)
+    return Daemon(reactor, config, read=read, fastpath=fastpath, succession=succession)
 
 
 class Daemon(Service):
@@ -96,7 +95,13 @@ class Daemon(Service):
     _log = Logger()
 
     def __init__(
-        self, reactor: Any, config: Config, *, read: Callable[[], Config] | None = None, fastpath: bool = True
+        self,
+        reactor: Any,
+        config: Config,
+        *,
+        read: Callable[[], Config] | None = None,
+        fastpath: bool = True,
+        succession: Succession | None = None,
     ) -> None:
         self.registry = ServiceRegistry(config.services)
         self.counters = Counters()
@@ -116,9 +121,11 @@ class Daemon(Service):
         self._core: Core | None = None
         self._edge: Edge | None = None
         self._readiness: Readiness | None = None
-        self._sweeps: list[LoopingCall] = []
-        self._draining = Draining(reactor, config)
-        self._signals = Signals(reactor, self._reload, self._draining.hurry, lambda: not self.running)
+        self._sweeps = Sweeps(reactor, self.counters)
+        self._draining = draining = Draining(reactor, config)
+        self._succession = succession or Succession(reactor, None, None)
+        upgrade = self._succession.begin
+        self._signals = Signals(reactor, self._reload, draining.hurry, lambda: not self.running, upgrade)
         self._certificates = Certificates()
         self._pulse = Pulse(reactor, watchdog_interval(os.environ, os.getpid()))
         self._reloading: Reload | None = None
@@ -139,6 +146,7 @@ class Daemon(Service):
 
     def stopService(self) -> Deferred[None]:
         super().stopService()
+        self._succession.end()
         notify("STOPPING=1")
         if self._starting is not None:
             self._starting.cancel()
@@ -151,21 +159,9 @@ class Daemon(Service):
         iteration = Iteration(reactor)
         if self._fastpath:
             speed_up(reactor, iteration)
-        contact = _FirstContact(reactor, replica_for_ever=bool(redis_address(redis.url).sentinels))
+        contact = FirstContact(reactor, replica_for_ever=bool(redis_address(redis.url).sentinels))
         self._bus = bus = self._make_bus(redis, iteration, contact)
-        gateway_id = new_gateway_id()
-        self._core = core = core_of(
-            config,
-            gateway_id=gateway_id,
-            registry=self.registry,
-            bus=bus,
-            access=self._access(bus),
-            rooms=RedisRooms(bus, self.registry, gateway_id, bus.channel_name(reply_channel(gateway_id))),
-            counters=counters,
-            accounts=self.accounts,
-            clock=reactor,
-            iteration=iteration,
-        )
+        self._core = core = self._make_core(bus, iteration)
         self._readiness = readiness = Readiness(bus)
         self._edge = edge = edge_of(config, core, iteration, counters, reactor, fastpath=self._fastpath)
         edge.site.ready = lambda: readiness.ready
@@ -174,8 +170,11 @@ class Daemon(Service):
         turn_away = partial(edge.site.turn_away, why=RefusalReason.MEMORY)
         ceiling = MemoryCeiling(config.limits, self.accounts, counters, reactor, readiness, turn_away)
         gauges = gauges_of(core, bus, edge.connections, edge.backlogs, edge.clients.turns, self._pulse.lag)
-        operator = OperatorSite(reactor, Hosts(config.hosts, lenient=True), gateway_id, counters, gauges, readiness)
+        operator = OperatorSite(
+            reactor, Hosts(config.hosts, lenient=True), core.gateway_id, counters, gauges, readiness
+        )
 
+        links = self._succession.take_over(core, edge, bus)
         bus.startService()
         # Before Redis is available, so that its absence can be seen at the operator's port.
         for endpoint in operator_places:
@@ -185,16 +184,21 @@ class Daemon(Service):
         if config.demo:
             self._notes = NotesService(reactor, redis.url, redis.prefix)
             self._notes.startService()
-        self._sweep(core, edge, ceiling)
+        self._sweeps.add(*sweeps_of(core), *edge_sweeps_of(edge), (ceiling.sweep, SWEEP_INTERVAL))
+        self._sweeps.start()
         core.service_events.begin()
         for endpoint in places:
             port = await self._listen(endpoint, edge.site, "Listening on {where}")
             edge.connections.accept_from(port)
             self.ports.append(port)
+        for link in links:
+            link.thaw()
         if config.demo:
             self._show_board()
+        elif self._embedded is None:
+            self._succession.prepare(config, core, edge, bus, iteration, self._sweeps, self.ports, self.operator_ports)
         self._reloading = Reload(config, self.registry, self._certificates, core, edge, operator, self._auth_service)
-        self._log.info("Gateway {gateway_id} is ready", gateway_id=gateway_id)
+        self._log.info("Gateway {gateway_id} is ready", gateway_id=core.gateway_id)
         notify("READY=1")
 
     def _reload(self) -> None:
@@ -213,11 +217,8 @@ class Daemon(Service):
         notify("READY=1")
 
     def _bind(self) -> _Places:
-        listen = self._config.listen, self._config.operator.listen
-        clients, operator = (
-            [server_endpoint(self._reactor, text, self._certificates) for text in texts] for texts in listen
-        )
-        return clients, operator
+        bound = partial(self._succession.endpoints, certificates=self._certificates)
+        return bound(self._config.listen), bound(self._config.operator.listen)
 
     async def _redis(self) -> Redis:
         redis = self._config.redis
@@ -228,7 +229,7 @@ class Daemon(Service):
         self._embedded.died.addCallback(self._embedded_died)
         return replace(redis, url=url)
 
-    def _make_bus(self, redis: Redis, iteration: Iteration, contact: _FirstContact) -> RedisBus:
+    def _make_bus(self, redis: Redis, iteration: Iteration, contact: FirstContact) -> RedisBus:
         return RedisBus(
             self._reactor,
             redis,
@@ -239,6 +240,21 @@ class Daemon(Service):
             needs=needs_of(self._config),
         )
 
+    def _make_core(self, bus: RedisBus, iteration: Iteration) -> Core:
+        gateway_id = self._succession.gateway_id or new_gateway_id()
+        return core_of(
+            self._config,
+            gateway_id=gateway_id,
+            registry=self.registry,
+            bus=bus,
+            access=self._access(bus),
+            rooms=RedisRooms(bus, self.registry, gateway_id, bus.channel_name(reply_channel(gateway_id))),
+            counters=self.counters,
+            accounts=self.accounts,
+            clock=self._reactor,
+            iteration=iteration,
+        )
+
     def _access(self, bus: RedisBus) -> IAccess:
         auth = self._config.auth
         if auth.check == "open":
@@ -246,13 +262,6 @@ class Daemon(Service):
             return OpenAccess(bus)
         self._auth_service = HttpChecker(self._reactor, auth)
         return AccessCache(self._auth_service, bus, auth, self._reactor, self.counters)
-
-    def _sweep(self, core: Core, edge: Edge, ceiling: MemoryCeiling) -> None:
-        for sweep, interval in (*sweeps_of(core), *edge_sweeps_of(edge), (ceiling.sweep, SWEEP_INTERVAL)):
-            looping = LoopingCall(self._guarded, sweep)
-            looping.clock = self._reactor
-            looping.start(interval, now=False)
-            self._sweeps.append(looping)
 
     async def _stop(self) -> None:
         extending = LoopingCall(more_time)
@@ -268,8 +277,7 @@ class Daemon(Service):
         if self._core is not None:
             await self._bounded(Deferred.fromCoroutine(self._core.membership.reconciliation.finish()), _CLEARANCE)
         # Until here its lease is renewed, or other gateways would clean up after it.
-        for sweep in self._sweeps:
-            sweep.stop()
+        self._sweeps.stop()
         if self._core is not None and self._bus is not None and self._bus.running:
             await self._bounded(Deferred.fromCoroutine(self._farewell(self._core, self._bus)), _FAREWELL)
             await self._bus.stopService()
@@ -317,20 +325,12 @@ class Daemon(Service):
             if isinstance(address, IPv4Address | IPv6Address):
                 self._log.info("The board is at http://localhost:{port}/", port=address.port)
 
-    def _guarded(self, sweep: Any) -> None:
-        try:
-            sweep()
-        except Exception:  # noqa: BLE001  # one bad entry must not end all sweeps
-            self.counters.errors_internal += 1
-            self._log.failure("A sweep failed: a bug, please report it")
-
     def _cannot_start(self, failure: Failure) -> None:
         if failure.check(CancelledError):
             return
         error = failure.value
         mistakes = error.mistakes if isinstance(error, ConfigError) else None
-        for reason in mistakes or [failure.getErrorMessage()]:
-            self._log.critical("Cannot start: {reason}", reason=reason)
+        self._succession.failed(mistakes or [failure.getErrorMessage()])
         self._fail(ConfigError.EXIT_STATUS if mistakes else 1)
 
     def _embedded_died(self, error: Exception) -> None:
@@ -343,58 +343,3 @@ class Daemon(Service):
         atexit.register(os._exit, status)
         self._draining.hurry()
         self._reactor.callWhenRunning(self._reactor.stop)
-
-
-@implementer(IBusListener)
-class _FirstContact:
-    """The start waits for Redis. ``replica_for_ever``: a replica is no reason to end, as Sentinel will name another
-    server.
-    """
-
-    def __init__(self, reactor: Any, *, replica_for_ever: bool) -> None:
-        self._reactor = reactor
-        self._replica_for_ever = replica_for_ever
-        self._wrong: UnsuitableServer | None = None
-        self._over: Deferred[None] = Deferred()
-
-    async def made(self, name: str) -> None:
-        """Return when Redis is available, or after a time-out: clients then get ``SERVICE_UNAVAILABLE``.
-
-        Raises ``UnsuitableServer`` when one answers that will not be suitable, or is not in time.
-        """
-        timers = [
-            self._reactor.callLater(_REDIS_PATIENCE, self._late),
-            self._reactor.callLater(_FAIL_OVER_PATIENCE, self._too_late),
-        ]
-        try:
-            await self._over
-        except UnsuitableServer as error:
-            raise UnsuitableServer(f"{name}: {error}", lasting=error.lasting) from error
-        finally:
-            for timer in timers:
-                if timer.active():
-                    timer.cancel()
-
-    def unsuitable(self, error: UnsuitableServer) -> None:
-        """A server answered that cannot be used."""
-        self._wrong = error
-        if error.lasting:
-            self._too_late()
-
-    def bus_up(self) -> None:
-        self._wrong = None
-        self._late()
-
-    def bus_down(self) -> None:
-        pass
-
-    def epoch_changed(self) -> None:
-        pass
-
-    def _late(self) -> None:
-        if not self._over.called and (self._wrong is None or self._replica_for_ever):
-            self._over.callback(None)
-
-    def _too_late(self) -> None:
-        if not self._over.called and self._wrong is not None:
-            self._over.errback(self._wrong)

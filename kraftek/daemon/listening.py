@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import socket
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
@@ -17,6 +18,7 @@ from typing import Any
 
 import OpenSSL.crypto
 import OpenSSL.SSL
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError, VerifyError
 from twisted.internet.interfaces import (
@@ -25,6 +27,7 @@ from twisted.internet.interfaces import (
     IProtocolFactory,
     IStreamServerEndpoint,
 )
+from twisted.protocols.haproxy import proxyEndpoint
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -109,16 +112,22 @@ class _Keys:
         self.factory = contextFactory
 
 
-def server_endpoint(reactor: Any, description: str, certificates: Certificates | None = None) -> IStreamServerEndpoint:
+def server_endpoint(
+    reactor: Any, description: str, certificates: Certificates | None = None, taken: int | None = None
+) -> IStreamServerEndpoint:
     """The server endpoint of this string. ``certificates`` will know what it uses for TLS.
 
     A TCP port is bound and keys are read at once, so that this is what needs the rights for it. Connections are refused
     until it listens. Raises ``ConfigError`` when the string cannot be understood, when what it names cannot be read or
     when systemd has not passed that socket; ``CannotListenError`` when the port is taken.
+
+    ``taken``: the descriptor on which another version listened there. It stays as it is.
     """
-    endpoint: IStreamServerEndpoint = _named(
-        description, lambda: _endpoint(reactor, description, certificates or Certificates())
-    )
+    known = certificates or Certificates()
+    make = partial(_endpoint, reactor, description, known)
+    if taken is not None:
+        make = partial(_taken, reactor, description, known, taken)
+    endpoint: IStreamServerEndpoint = _named(description, make)
     return endpoint
 
 
@@ -150,6 +159,36 @@ def _endpoint(reactor: Any, description: str, certificates: Certificates) -> ISt
         raise ValueError("systemd has passed no such socket to this process") from None
 
 
+def _taken(reactor: Any, description: str, certificates: Certificates, descriptor: int) -> IStreamServerEndpoint:
+    kind, _, rest = description.partition(":")
+    if kind == "haproxy":
+        return proxyEndpoint(_taken(reactor, rest, certificates, descriptor))
+    bound = socket.socket(fileno=os.dup(descriptor))
+    if kind == "ssl":
+        return _parsed(_Ports(reactor, renewable=partial(certificates.add, description), bound=bound), description)
+    return _Taken(reactor, bound)
+
+
+@implementer(IStreamServerEndpoint)
+class _Taken:
+    """An endpoint on which another version listened."""
+
+    def __init__(self, reactor: Any, bound: socket.socket) -> None:
+        self._reactor = reactor
+        self._bound = bound
+
+    def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:
+        with closing(self._bound) as bound:
+            path = Path(os.fsdecode(bound.getsockname())) if bound.family == socket.AF_UNIX else None
+            mode = path.stat().st_mode if path is not None else 0
+            port: IListeningPort = self._reactor.adoptStreamPort(bound.fileno(), bound.family, protocolFactory)
+            if path is not None:
+                # Twisted has changed the rights that it has, and how many may wait.
+                path.chmod(stat.S_IMODE(mode))
+            bound.listen(_BACKLOG)
+        return succeed(port)
+
+
 def _parsed(reactor: Any, description: str) -> IStreamServerEndpoint:
     endpoint: IStreamServerEndpoint = serverFromString(reactor, description)
     return endpoint
@@ -173,12 +212,17 @@ class _Ports:
     """
 
     def __init__(
-        self, reactor: Any, *, shared: bool = False, renewable: Callable[[Any], Any] = lambda factory: factory
+        self,
+        reactor: Any,
+        *,
+        shared: bool = False,
+        renewable: Callable[[Any], Any] = lambda factory: factory,
+        bound: socket.socket | None = None,
     ) -> None:
         self._reactor = reactor
         self._shared = shared
         self._renewable = renewable
-        self._socket: socket.socket | None = None
+        self._socket = bound
 
     def listenTCP(
         self, port: int, factory: IProtocolFactory, backlog: int, interface: str = ""

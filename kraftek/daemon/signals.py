@@ -12,18 +12,27 @@ __all__ = ["Signals"]
 
 _STDIN = 0
 
+_ALL = {signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR2}
+
 
 class Signals:
     """SIGTERM and SIGINT: the first stops the reactor, as Twisted has it; the second is a wish to have that sooner,
     ``hurry``; the third ends the process on the spot. ``stops``: whether it stops already.
 
-    SIGHUP calls ``reload``, unless it says that the terminal is gone on which the process was started: that stops it.
+    SIGUSR2 calls ``upgrade``. SIGHUP calls ``reload``, unless it says that the terminal is gone on which the process
+    was started: that stops it.
     """
 
     def __init__(
-        self, reactor: Any, reload: Callable[[], None], hurry: Callable[[], None], stops: Callable[[], bool]
+        self,
+        reactor: Any,
+        reload: Callable[[], None],
+        hurry: Callable[[], None],
+        stops: Callable[[], bool],
+        upgrade: Callable[[], None],
     ) -> None:
         self._reactor = reactor
+        self._upgrade = upgrade
         self._reload = reload
         self._on_terminal = False
         self._hurry = hurry
@@ -32,9 +41,10 @@ class Signals:
         self._received = 0
 
     def install_early(self) -> None:
-        """From now on SIGHUP does not end the process, as it does otherwise."""
+        """From now on SIGHUP and SIGUSR2 do not end the process, as they do otherwise."""
         self._on_terminal = os.isatty(_STDIN)
         signal.signal(signal.SIGHUP, self._hang_up)
+        signal.signal(signal.SIGUSR2, lambda *_: self._reactor.callFromThread(self._upgrade))
 
     def install(self) -> None:
         """Take over from Twisted's handlers, which are there once the reactor runs, if it has any."""
@@ -43,6 +53,8 @@ class Signals:
             self._stop = stop
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self._handle)
+        # Another version has had them wait for this.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ALL)
 
     def _hang_up(self, number: int, frame: object) -> None:
         if self._stop is not None and self._on_terminal and not os.isatty(_STDIN):

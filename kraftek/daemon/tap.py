@@ -22,6 +22,7 @@ from twisted.python import usage
 from kraftek.contract.errors import ConfigError
 from kraftek.contract.settings import Config
 from kraftek.daemon.config import load
+from kraftek.daemon.image import Command, inherited
 from kraftek.daemon.systemd import name_sockets
 from kraftek.fastpath import wanted
 
@@ -60,6 +61,13 @@ class Options(usage.Options):
         ["check", None, "Start nothing: say what is wrong with the configuration, and exit with 0 or 78."],
     ]
 
+    def opt_takes_over(self, formats: str) -> None:
+        """As --check, and say which of these formats of state is taken over: asked before an upgrade."""
+        self["check"] = True
+        self.offered = formats
+
+    offered = ""
+
     def opt_listen(self, endpoint: str) -> None:
         """Where clients connect: a Twisted endpoint such as tcp:3001:interface=127.0.0.1. May be repeated."""
         self.setdefault("listen", []).append(endpoint)
@@ -83,6 +91,11 @@ class Options(usage.Options):
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         """Read the configuration. A mistake ends the process, or twistd would print all of ``--help`` before it."""
+        self.inheritance = inherited(os.environ)
+        self.command = Command.own()
+        if self.inheritance is not None:
+            self.inheritance.guard()
+            self.command.current = self.inheritance.current
         name_sockets(os.environ)
         try:
             super().parseOptions(options)
@@ -91,14 +104,14 @@ class Options(usage.Options):
             self.configuration = self.read()
             self.fastpath = wanted(os.environ)
             if self["check"]:
-                _check(self.configuration)
+                _check(self.configuration, self.offered)
         except ConfigError as error:
             _refuse(error.mistakes)
         except usage.UsageError as error:
             _refuse([f"{error}; twistd kraftek-gateway --help lists the options"])
         parent = getattr(self, "parent", None)
         if parent is not None and parent["pidfile"]:
-            _remove_left_behind(Path(parent["pidfile"]))
+            _remove_left_behind(Path(parent["pidfile"]), own=self.inheritance is not None)
 
 
 def makeService(options: Options) -> IService:
@@ -108,24 +121,40 @@ def makeService(options: Options) -> IService:
 
     from kraftek.daemon.hostnames import HostnameResolver  # noqa: PLC0415
     from kraftek.daemon.lifecycle import make_gateway  # noqa: PLC0415
+    from kraftek.daemon.succession import Succession  # noqa: PLC0415
 
     running: Any = reactor
     # Twisted's is time.time: timers come late by as much as that is set back, and early when it is set forward.
     running.seconds = time.monotonic
     running.installNameResolver(HostnameResolver(running))
-    gateway = make_gateway(running, options.configuration, read=options.read, fastpath=options.fastpath)
+    parent = getattr(options, "parent", None)
+    # Otherwise the next image would become another process, or not find its way.
+    stays = parent and parent["nodaemon"] and not parent["chroot"]
+    gateway = make_gateway(
+        running,
+        options.configuration,
+        read=options.read,
+        fastpath=options.fastpath,
+        succession=Succession(running, options.command if stays else None, options.inheritance),
+    )
     gc.collect()
     gc.freeze()  # the modules stay
     gc.set_threshold(_YOUNG)
     return gateway
 
 
-def _check(configuration: Config) -> NoReturn:
-    # Imported here because it imports the reactor.
-    from kraftek.daemon.listening import Certificates  # noqa: PLC0415
+def _check(configuration: Config, offered: str) -> NoReturn:
+    # Imported here because they import the reactor; all that a start needs, so that it is seen whether it is there.
+    from kraftek.daemon.lifecycle import Certificates  # noqa: PLC0415
+    from kraftek.daemon.state import chosen  # noqa: PLC0415
 
     Certificates().read((*configuration.listen, *configuration.operator.listen))
     sys.stdout.write("The configuration is right.\n")
+    if offered:
+        taken = chosen(offered)
+        if taken is None:
+            _refuse([f"expected state in another format than {offered}"])
+        sys.stdout.write(f"It takes over format {taken}.\n")
     raise SystemExit
 
 
@@ -135,10 +164,10 @@ def _refuse(mistakes: Sequence[str]) -> NoReturn:
     raise SystemExit(ConfigError.EXIT_STATUS)
 
 
-def _remove_left_behind(pidfile: Path) -> None:
+def _remove_left_behind(pidfile: Path, *, own: bool) -> None:
     """Remove the file of a gateway that was killed; twistd takes whatever process has that id now for it.
 
-    In a container it is often the id of this very process.
+    In a container it is often the id of this very process. ``own``: it is that of the version before in this process.
     """
     try:
         text = pidfile.read_text().strip()
@@ -146,7 +175,8 @@ def _remove_left_behind(pidfile: Path) -> None:
         return  # twistd reports what is wrong with it
     if text and (not text.isdecimal() or _is_another_gateway(int(text))):
         return
-    Logger().warn("Removing {pidfile}, which a gateway that was killed has left", pidfile=str(pidfile))
+    if not own:
+        Logger().warn("Removing {pidfile}, which a gateway that was killed has left", pidfile=str(pidfile))
     with suppress(OSError):
         pidfile.unlink()
 

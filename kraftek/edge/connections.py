@@ -39,6 +39,7 @@ class Connections:
         self._counters = counters
         self._ports: list[Any] = []
         self._paused = False
+        self._held = False
         self._once_a_minute = OnceAMinute(clock.seconds)
 
     def __len__(self) -> int:
@@ -64,6 +65,18 @@ class Connections:
         # Twisted logs a line for each connection that the system cannot give, and asks again at once.
         port._logger = Logger(namespace="twisted.internet.tcp.Port", observer=observer)  # noqa: SLF001
         self._ports.append(port)
+        if self._paused:
+            port.stopReading()
+
+    def hold(self) -> None:
+        """Accept nobody for a while: who comes waits in the kernel's queue."""
+        self._held = True
+        self._pause()
+
+    def go_on(self) -> None:
+        """Accept again whenever there is room."""
+        self._held = False
+        self._resume()
 
     def allow(self, limit: int) -> None:
         """There may be so many from now on. Those that are there stay."""
@@ -88,6 +101,12 @@ class Connections:
             )
             self._pause()
 
+    def restored(self, address: str | None) -> None:
+        """One that another version had accepted, and counted for ``address``, if for any."""
+        if address is not None:
+            self.by_address.add(address)
+        self.opened()
+
     def closed(self, address: str | None) -> None:
         """One ended, which was counted for ``address``, if for any."""
         self.count -= 1
@@ -102,7 +121,7 @@ class Connections:
             port.stopReading()
 
     def _resume(self) -> None:
-        if self._paused and self.count < self.limit:
+        if self._paused and not self._held and self.count < self.limit:
             self._paused = False
             for port in self._ports:
                 port.startReading()

@@ -16,7 +16,7 @@ from twisted.logger import Logger
 
 from kraftek.contract.accounts import Accounts
 
-__all__ = ["BUDGET", "HELD", "STEP", "TURN", "Keeper", "Reader", "Slowed", "Turns"]
+__all__ = ["BUDGET", "FROZEN", "HELD", "STEP", "TURN", "Keeper", "Reader", "Slowed", "Turns"]
 
 HELD: Final = 1
 """Why a client is not read: its session holds as many messages as it may."""
@@ -26,6 +26,9 @@ BUDGET: Final = 2
 
 TURN: Final = 4
 """Something that it sent waits for its turn."""
+
+FROZEN: Final = 8
+"""Another version of the gateway is about to go on with it."""
 
 STEP: Final = 16
 """Messages that are handled in one step: about half a millisecond of the usual ones."""

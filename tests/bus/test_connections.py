@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import hiredis
@@ -23,7 +25,8 @@ from txredisapi import ResponseError
 
 from kraftek.bus.connections import CommandConnection, RedisConnection
 from kraftek.bus.resp import command
-from kraftek.bus.subscriber import SubscriberConnection
+from kraftek.bus.server import Server
+from kraftek.bus.subscriber import SubscriberConnection, SubscriberState
 from kraftek.contract.accounts import Accounts
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import Undelivered
@@ -686,3 +689,64 @@ def test_a_listener_that_fails_is_logged_and_the_next_message_is_heard() -> None
         link.dataReceived(b"*3\r\n$7\r\nmessage\r\n$4\r\nnews\r\n$1\r\na\r\n" * 2)
     assert heard == [b"a", b"a"]
     assert [event["log_failure"].type for event in events] == [ZeroDivisionError] * 2
+
+
+MESSAGE = b"*3\r\n$7\r\nmessage\r\n$4\r\nnews\r\n$5\r\nhello\r\n"
+PONG = b"*2\r\n$4\r\npong\r\n$0\r\n\r\n"
+
+
+@pytest.mark.parametrize("cut", range(len(MESSAGE)))
+def test_a_frozen_subscriber_reads_up_to_the_end_of_a_reply(cut: int) -> None:
+    """What was read of one before is not lost, and what comes behind it stays in the socket for who reads on."""
+    story, link = subscriber_story()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        story.wire.getHandle = lambda: ours  # type: ignore[attr-defined]
+        link.dataReceived(MESSAGE + MESSAGE[:cut])
+        assert not link.freeze()
+        assert story.wire.producerState == "paused"
+        assert story.written() == ["PING"]
+        theirs.sendall(MESSAGE[cut:] + MESSAGE[:9])
+        assert not link.freeze()
+        theirs.sendall(MESSAGE[9:] + PONG[:7])
+        assert not link.freeze()
+        assert story.heard == [b"hello"] * 3
+        theirs.sendall(PONG[7:] + MESSAGE)
+        assert link.freeze()
+        assert story.heard == [b"hello"] * 3
+        assert ours.recv(1000) == MESSAGE
+        link.ask("PING")
+        assert not link.freeze()
+        theirs.sendall(PONG)
+        assert link.freeze()
+        link.thaw()
+        assert story.wire.producerState == "producing"
+        link.dataReceived(MESSAGE)
+        assert story.heard == [b"hello"] * 4
+
+
+def test_what_another_version_subscribed_is_heard_at_once() -> None:
+    clock = Clock()
+    heard: list[bytes] = []
+    told: list[str] = []
+
+    class Owner:
+        def connection_ready(self, connection: RedisConnection) -> None:
+            told.append("ready")
+
+        def connection_lost(self, connection: RedisConnection, reason: str) -> None:
+            told.append(reason)
+
+    link = SubscriberConnection(
+        clock, ADDRESS, CONFIG, Owner(), Iteration(clock), Accounts(), {b"news": [heard.append]}
+    )
+    link.factory = SimpleNamespace(inherited=SubscriberState(id=17, server=Server(run="abc")))
+    wire = Wire()
+    link.makeConnection(wire)
+    assert wire.writes == []
+    assert (told, link.id, link.server.run) == (["ready"], 17, "abc")
+    link.dataReceived(MESSAGE)
+    assert heard == [b"hello"]
+    clock.advance(CONFIG.ping_interval)
+    assert len(wire.writes) == 1

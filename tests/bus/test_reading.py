@@ -213,6 +213,21 @@ class ReadingTest(TestCase):
         await bus.stopService()
         assert self.heard.events == [b"1"]
 
+    async def test_it_goes_on_after_the_end_and_hands_out_nothing_twice(self) -> None:
+        bus = await self.bus()
+        reading = bus.read("group", "me", "s", self.heard)
+        self.add("s", "1")
+        await self.heard.so_many(1)
+        await reading.end()
+        self.add("s", "2")
+        reading.go_on()
+        await self.heard.so_many(2)
+        reading.end()
+        reading.go_on()  # before it has ended
+        self.add("s", "3")
+        await self.heard.so_many(3)
+        assert self.heard.events == [b"1", b"2", b"3"]
+
     async def test_the_end_of_what_never_began(self) -> None:
         self.redis.kill()
         bus = RedisBus(reactor, Redis(url=self.redis.url), make_iteration(reactor), Counters())
@@ -261,9 +276,9 @@ class ReadingTest(TestCase):
         await until(lambda: self.heard.entries, "an event")
         self.redis.freeze()
         reading.ack(entry_id)
-        assert bus._commands is not None
-        bus._commands.flush()
-        bus._commands.transport.abortConnection()
+        assert bus.commands is not None
+        bus.commands.flush()
+        bus.commands.transport.abortConnection()
         await until(lambda: not bus.available, "the loss of Redis")
         self.redis.thaw()
         await until(lambda: bus.available, "a connection to Redis")

@@ -89,8 +89,8 @@ class RedisBusTest(TestCase):
 
     def deafen(self, bus: RedisBus, other: Any) -> None:
         """Redis closes the connection that listens."""
-        assert bus._subscriber is not None
-        other.execute_command("CLIENT", "KILL", "ID", bus._subscriber.id)
+        assert bus.subscriber is not None
+        other.execute_command("CLIENT", "KILL", "ID", bus.subscriber.id)
 
     # Publishing and calling
 
@@ -106,7 +106,7 @@ class RedisBusTest(TestCase):
         bus = await self.up()
         bus.subscribe("c", lambda _: None)
         await bus.settled()
-        self.patch(bus._subscriber, "write", lambda _: None)  # as with a Redis that hangs
+        self.patch(bus.subscriber, "write", lambda _: None)  # as with a Redis that hangs
         ending = bus.unsubscribe("c").addTimeout(0.01, reactor)
         await self.assertFailure(ending, defer.TimeoutError)
         lost = bus.unsubscribe("c")
@@ -153,7 +153,7 @@ class RedisBusTest(TestCase):
         for channel in ("early", "late"):
             bus.subscribe(channel, heard.append)
         await bus.settled()
-        subscriber, name = bus._subscriber, bus.channel_name("early").encode()
+        subscriber, name = bus.subscriber, bus.channel_name("early").encode()
         assert subscriber is not None
         ending = bus.unsubscribe("early").addErrback(lambda failure: failure.trap(CancelledError))
         ending.cancel()
@@ -161,7 +161,7 @@ class RedisBusTest(TestCase):
         bus.publish("late", b"in time", lambda _: None)
         await until(lambda: heard, "a message")
         assert heard == [b"in time"]
-        assert bus._subscriber is subscriber
+        assert bus.subscriber is subscriber
 
     async def test_any_bytes_go_through(self) -> None:
         bus = await self.up()
@@ -178,15 +178,15 @@ class RedisBusTest(TestCase):
 
     async def test_a_turn_is_one_write_however_much_is_sent(self) -> None:
         bus = await self.up()
-        assert bus._commands is not None
+        assert bus.commands is not None
         writes: list[int] = []
-        transport = bus._commands.transport
+        transport = bus.commands.transport
 
         def write(data: bytes) -> None:
             writes.append(len(data))
             transport.write(data)
 
-        self.patch(bus._commands, "write", write)
+        self.patch(bus.commands, "write", write)
         receipts: list[int] = []
         for _ in range(1000):
             bus.publish("nobody", b"x" * 100, receipts.append)
@@ -618,12 +618,12 @@ return name == 'text' and body or redis.call('LLEN', key)
         bus.track("access:", changed.append)
         await self.start(bus)
         for times in range(1, 4):
-            before = bus._commands, bus._subscriber
+            before = bus.commands, bus.subscriber
             self.redis.call("CLIENT", "KILL", "TYPE", kind)
             await until(lambda: not bus.available, "the loss of Redis")
             await until(lambda: bus.available, "a connection to Redis")
             assert self.told.events == ["up", *(["down", "up"] * times)]
-            kept = [link is known for link, known in zip((bus._commands, bus._subscriber), before, strict=True)]
+            kept = [link is known for link, known in zip((bus.commands, bus.subscriber), before, strict=True)]
             assert kept == [kind == "pubsub", kind == "normal"]
             self.redis.call("PUBLISH", "c", "1")
             await bus.call(READ, ["access:1", "access:own"])
@@ -730,7 +730,7 @@ return name == 'text' and body or redis.call('LLEN', key)
         """Return when the bus has given up its server, with all connections."""
         await until(lambda: not bus.available, "the loss of Redis")
         assert "READONLY" in str(bus.fault)
-        await until(lambda: bus._subscriber is None, "the loss of the other connection")
+        await until(lambda: bus.subscriber is None, "the loss of the other connection")
         await bus.stopService()
         self.redis.call("REPLICAOF", "NO", "ONE")
 

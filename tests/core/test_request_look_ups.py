@@ -316,8 +316,8 @@ class UncertainTest(RequestsTestCase):
         """Redis closes the connections on which these listen, and lets nobody connect."""
         self.client.config_set("maxclients", 1)
         for gateway in gateways:
-            assert gateway.bus._subscriber is not None
-            self.client.execute_command("CLIENT", "KILL", "ID", gateway.bus._subscriber.id)
+            assert gateway.bus.subscriber is not None
+            self.client.execute_command("CLIENT", "KILL", "ID", gateway.bus.subscriber.id)
             await until(lambda gateway=gateway: not gateway.bus.available, "the loss")  # type: ignore[misc]
 
     async def hear(self, *gateways: RequestGateway) -> None:

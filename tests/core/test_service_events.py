@@ -403,6 +403,8 @@ def test_the_end() -> None:
     desk = Desk()
     desk.service_events.end()
     assert desk.reading.ended
+    desk.service_events.begin()
+    assert not desk.reading.ended
     bus = FakeBus()
     registry = ServiceRegistry()
     never = ServiceEvents(

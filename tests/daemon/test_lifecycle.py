@@ -9,7 +9,7 @@ from zope.interface.verify import verifyObject
 
 from kraftek.bus.server import UnsuitableServer
 from kraftek.contract.interfaces import IBusListener
-from kraftek.daemon.lifecycle import _FirstContact
+from kraftek.daemon.first_contact import FirstContact
 
 REPLICA = UnsuitableServer("it is a replica", lasting=False)
 OLD = UnsuitableServer("it is old", lasting=True)
@@ -20,7 +20,7 @@ class Start:
 
     def __init__(self, *, sentinel: bool = False) -> None:
         self.clock = Clock()
-        self.contact = _FirstContact(self.clock, replica_for_ever=sentinel)
+        self.contact = FirstContact(self.clock, replica_for_ever=sentinel)
         self.end: str | None = None
         waiting = Deferred.fromCoroutine(self.contact.made("r"))
         waiting.addCallbacks(lambda _: "goes on", lambda failure: failure.getErrorMessage())
@@ -35,7 +35,7 @@ class Start:
 
 
 def test_it_listens() -> None:
-    verifyObject(IBusListener, _FirstContact(Clock(), replica_for_ever=False))
+    verifyObject(IBusListener, FirstContact(Clock(), replica_for_ever=False))
 
 
 def test_it_goes_on_when_redis_is_available() -> None:

@@ -284,3 +284,56 @@ class SharedPortTest(TestCase):
         first = await self.listen("reuseport:0:interface=127.0.0.1")
         with pytest.raises(CannotListenError, match="in use"):
             await self.listen(f"tcp:{first.port}:interface=127.0.0.1")
+
+
+class TakenOverTest(TestCase):
+    """What another version listened on."""
+
+    timeout = 10
+
+    async def taken(self, port: Any, description: str) -> Any:
+        """The same port, listened on by this version; the other has closed its own."""
+        descriptor = os.dup(port.fileno())
+        port.stopReading()
+        port.socket.close()
+        endpoint = server_endpoint(reactor, description, Certificates(), descriptor)
+        os.close(descriptor)
+        found: Any = await endpoint.listen(Factory.forProtocol(Protocol))
+        self.addCleanup(found.stopListening)
+        return found
+
+    async def test_ports_go_on(self) -> None:
+        for description in ("tcp:0:interface=127.0.0.1", "reuseport:0:interface=127.0.0.1", "haproxy:tcp:0"):
+            port = await listen(description)
+            number = port.getHost().port
+            found = await self.taken(port, description)
+            assert found.getHost().port == number
+            assert backlog(found) == min(4096, MOST)
+            socket.create_connection(("127.0.0.1", number)).close()
+
+    async def test_a_path_keeps_its_rights(self) -> None:
+        with TemporaryDirectory() as directory:
+            path = Path(directory, "gateway.sock")
+            found = await self.taken(await listen(f"unix:{path}:mode=600"), f"unix:{path}:mode=600")
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(path))
+            await found.stopListening()
+            assert not path.exists()
+
+    @OLD_KEYS
+    async def test_so_does_tls_with_its_keys_as_they_are_now(self) -> None:
+        with TemporaryDirectory() as directory:
+            Authority("ours").issue(Path(directory), DNSName("localhost"))
+            files = f"privateKey={directory}/redis.key:certKey={directory}/redis.crt"
+            description = f"ssl:0:interface=127.0.0.1:{files}"
+            found = await self.taken(await listen("tcp:0:interface=127.0.0.1"), description)
+            context = ssl.create_default_context()
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+
+            def shake() -> str | None:
+                address = "127.0.0.1", found.getHost().port
+                with socket.create_connection(address) as plain, context.wrap_socket(plain) as secure:
+                    return secure.version()
+
+            assert await deferToThread(shake)

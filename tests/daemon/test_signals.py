@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -35,6 +36,11 @@ def done() -> Iterator[list[str]]:
         signal.signal(number, handler)
 
 
+def signals(done: list[str], *, stops: bool = False) -> Signals:
+    reload, hurry, upgrade = (partial(done.append, word) for word in ("reload", "hurry", "upgrade"))
+    return Signals(Reactor(), reload, hurry, lambda: stops, upgrade)
+
+
 def send(*numbers: int) -> None:
     for number in numbers:
         os.kill(os.getpid(), number)
@@ -42,7 +48,7 @@ def send(*numbers: int) -> None:
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_the_first_stops_and_the_second_hurries(done: list[str], number: int) -> None:
-    Signals(Reactor(), lambda: done.append("reload"), lambda: done.append("hurry"), lambda: False).install()
+    signals(done).install()
     send(number)
     assert done == [f"stop {number}"]
     send(signal.SIGTERM)
@@ -50,7 +56,7 @@ def test_the_first_stops_and_the_second_hurries(done: list[str], number: int) ->
 
 
 def test_the_first_hurries_what_stops_for_another_reason(done: list[str]) -> None:
-    Signals(Reactor(), lambda: done.append("reload"), lambda: done.append("hurry"), lambda: True).install()
+    signals(done, stops=True).install()
     send(signal.SIGTERM)
     assert done == ["hurry"]
 
@@ -58,7 +64,7 @@ def test_the_first_hurries_what_stops_for_another_reason(done: list[str]) -> Non
 def test_hanging_up_reloads(done: list[str]) -> None:
     before = signal.getsignal(signal.SIGHUP)
     try:
-        Signals(Reactor(), lambda: done.append("reload"), lambda: done.append("hurry"), lambda: False).install_early()
+        signals(done).install_early()
         send(signal.SIGHUP, signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)
@@ -70,12 +76,12 @@ def test_hanging_up_stops_when_the_terminal_is_gone(
     done: list[str], monkeypatch: pytest.MonkeyPatch, gone: bool
 ) -> None:
     before = signal.getsignal(signal.SIGHUP)
-    signals = Signals(Reactor(), lambda: done.append("reload"), lambda: done.append("hurry"), lambda: False)
+    hanging = signals(done)
     terminal, standard_input = os.openpty()
     try:
         monkeypatch.setattr("kraftek.daemon.signals._STDIN", standard_input)
-        signals.install_early()
-        signals.install()
+        hanging.install_early()
+        hanging.install()
         if gone:
             os.close(terminal)
         send(signal.SIGHUP)
@@ -89,7 +95,7 @@ def test_hanging_up_stops_when_the_terminal_is_gone(
 
 def test_the_third_is_left_to_the_system(done: list[str]) -> None:
     """As a signal shows that ends no process by itself."""
-    Signals(Reactor(), lambda: None, lambda: done.append("hurry"), lambda: False).install()
+    signals(done).install()
     handle: Any = signal.getsignal(signal.SIGTERM)
     before = signal.signal(signal.SIGURG, handle)
     try:
@@ -107,7 +113,7 @@ from kraftek.daemon.signals import Signals
 signal.signal(signal.SIGTERM, lambda *_: print("stop", flush=True))
 class Reactor:
     callFromThread = staticmethod(lambda call: call())
-Signals(Reactor, bool, lambda: print("hurry", flush=True), bool).install()
+Signals(Reactor, bool, lambda: print("hurry", flush=True), bool, bool).install()
 for _ in range(9):
     os.kill(os.getpid(), signal.SIGTERM)
 """
@@ -117,5 +123,24 @@ for _ in range(9):
 
 def test_without_handlers_of_twisted_there_are_none(done: list[str]) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    Signals(Reactor(), lambda: done.append("reload"), lambda: done.append("hurry"), lambda: False).install()
+    signals(done).install()
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+
+
+def test_another_version_is_wanted(done: list[str]) -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        signals(done).install_early()
+        send(signal.SIGUSR2)
+        assert done == ["upgrade"]
+    finally:
+        signal.signal(signal.SIGUSR2, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_what_waited_for_the_handlers_comes_then(done: list[str]) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    send(signal.SIGTERM)
+    assert done == []
+    signals(done).install()
+    assert done == [f"stop {signal.SIGTERM}"]

@@ -38,7 +38,7 @@ FAULTS: dict[str, tuple[Any, str, Any]] = {
     ),
     "broadcasts": (Deliveries, "_but_for", lambda _, __, sessions: sessions),
     "service_events": (service_events, "is_long", lambda _: False),
-    "redis_replies": (connections, "_INCOMPLETE", False),
+    "redis_replies": (connections, "INCOMPLETE", False),
     "configuration": (config, "masked", lambda url: url),
 }
 

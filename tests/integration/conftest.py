@@ -178,13 +178,15 @@ class Gateway:
         environment: Mapping[str, str],
         held: socket.socket | None = None,
         twistd: Sequence[str] = ("--pidfile=",),
+        program: Path | None = None,
     ) -> None:
+        own = [sys.executable, str(Path(sys.prefix) / "bin/twistd")]
         self._log: list[str] = []
         self._news = threading.Condition()
         self._traceback_expected = False
         self.process = subprocess.Popen(
             [*([sys.executable, "-c", PASS_SOCKET, str(held.fileno())] if held else []),
-             sys.executable, str(Path(sys.prefix) / "bin/twistd"), "--nodaemon", *twistd, "kraftek-gateway",
+             *([str(program)] if program else own), "--nodaemon", *twistd, "kraftek-gateway",
              *arguments],
             cwd=directory,
             env=environment,
@@ -307,7 +309,8 @@ class StartGateway(Protocol):
 
     ``redis``: the server it uses. ``auth``: ``open`` or the base URL of an auth service. ``services``: channel, or
     table, by service name. ``config``: merged over the file made from these. ``args``, ``env``: appended.
-    ``held``: a listening socket that it is handed as systemd does it. ``twistd``: that program's own options.
+    ``held``: a listening socket that it is handed as systemd does it. ``twistd``: that program's own options;
+    ``program``: another one than that of this environment.
     It listens on a free port of 127.0.0.1 unless ``args`` name another ``--listen``.
     """
 
@@ -322,6 +325,7 @@ class StartGateway(Protocol):
         env: Mapping[str, str] | None = None,
         held: socket.socket | None = None,
         twistd: Sequence[str] = ("--pidfile=",),
+        program: Path | None = None,
     ) -> Gateway: ...
 
 
@@ -763,6 +767,7 @@ class Starter:
         env: Mapping[str, str] | None = None,
         held: socket.socket | None = None,
         twistd: Sequence[str] = ("--pidfile=",),
+        program: Path | None = None,
     ) -> Gateway:
         """See :class:`StartGateway`."""
         directory = self._directories.mktemp("gateway")
@@ -774,7 +779,7 @@ class Starter:
         listen = () if "--listen" in args else ("--listen", "tcp:0:interface=127.0.0.1")
         environment = {key: value for key, value in os.environ.items() if not GATEWAY_VARIABLE.fullmatch(key)}
         process = Gateway(
-            ["--config", str(file), *listen, *args], directory, {**environment, **(env or {})}, held, twistd
+            ["--config", str(file), *listen, *args], directory, {**environment, **(env or {})}, held, twistd, program
         )
         self._stage.callback(process.close)
         process.wait_listening()

@@ -291,6 +291,9 @@ class FakeReading:
         self.ended = True
         return succeed(None)
 
+    def go_on(self) -> None:
+        self.ended = False
+
     def hand(self, entry_id: str, event: bytes, delivered: int = 1) -> None:
         """Redis hands out an entry."""
         self._listener(entry_id, event, delivered)

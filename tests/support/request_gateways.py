@@ -98,7 +98,7 @@ class RequestGateway:
             self.counters,
             budgets=Budgets(self.limits, self.counters, self.clock),
         )
-        session.outages = self.requests.outages
+        session.outages = self.requests.look_ups.outages
         session.user_id = user_id
         session.rooms = {room: HeldGrant(Token("t"), Grant(user_id, room)) for room in ("board", "other")}
         self.roster.add(session)

@@ -222,7 +222,7 @@ class RedisBusTest(BusContract, TestCase):
 
     async def answered(self) -> None:
         await self.bus.settled()
-        commands = self.bus._commands  # type: ignore[attr-defined]
+        commands = self.bus.commands  # type: ignore[attr-defined]
         await until(lambda: not commands.waiting, lambda: f"all answers; {commands.waiting} are missing")
         await self.bus.settled()
 
@@ -231,7 +231,7 @@ class RedisBusTest(BusContract, TestCase):
         await until(lambda: not self.bus.available, "the loss of Redis")
 
     async def deafen(self) -> None:
-        subscriber: Any = self.bus._subscriber  # type: ignore[attr-defined]
+        subscriber: Any = self.bus.subscriber  # type: ignore[attr-defined]
         self.redis.call("CLIENT", "KILL", "ID", str(subscriber.id))
         await until(lambda: not self.bus.available, "the loss of the subscription")
 

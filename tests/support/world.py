@@ -91,6 +91,7 @@ class House:
             iteration=self.iteration,
             now=lambda: self.clock.seconds() + self.wall_is_ahead,
         )
+        self.core = core
         self.roster = core.roster
         self.admission = core.admission
         self.access_watch = core.access_watch
@@ -98,6 +99,7 @@ class House:
         self.requests = core.requests
         self.gateway = core.gateway
         self.deliveries = core.deliveries
+        self.move = core.move
         self.drain = ClientDrain(core.roster, core.requests, self.clock)
         self.gauges = gauges_of(core, self.bus, (), make_backlogs(self.clock, self.counters, self.limits), ())
 

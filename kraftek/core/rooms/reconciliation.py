@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
+from msgspec import Struct
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
@@ -23,7 +24,7 @@ from kraftek.contract.interfaces import IBus, IBusListener, IRooms, Mended, Room
 from kraftek.contract.log_once import OnceUntilItWorks, failing
 from kraftek.core.rooms.room_cache import ENTRIES_AT_ONCE
 
-__all__ = ["Reconciliation"]
+__all__ = ["Reconciliation", "StandingState"]
 
 HASTE = 0.004
 """Seconds between two steps while something may be wrong. A step takes Redis one or two milliseconds."""
@@ -45,6 +46,19 @@ _PAUSE = 0.025
 
 _START = b"0"
 """The cursor of a scan at its start, and at its end."""
+
+
+class StandingState(Struct, kw_only=True):
+    """For another version of the gateway: the entries that should stand, each with when it entered; those that are in
+    doubt, each with why it left, if it did; when entries entered that Redis was never sent; and by how much Redis's
+    clock is ahead of ours, at least and at most, and when that was measured.
+    """
+
+    standing: list[tuple[RoomEntry, int]]
+    doubtful: list[tuple[RoomEntry, str]]
+    unsent: list[tuple[RoomEntry, float]]
+    ahead: tuple[float, float]
+    measured: float | None
 
 
 class _Comparison:
@@ -143,6 +157,23 @@ class Reconciliation:
         """Called several times a second: does what is due."""
         if self._bus.epoch is not None:
             self._start()
+
+    def give(self) -> StandingState:
+        """For another version, which compares everything once more."""
+        return StandingState(
+            standing=[*self.standing.items()],
+            doubtful=[*self._doubtful.items()],
+            unsent=[*self._unsent.items()],
+            ahead=(self._low, self._high),
+            measured=self._measured,
+        )
+
+    def take(self, state: StandingState) -> None:
+        """Go on with it."""
+        self.standing.update(state.standing)
+        self._doubtful.update(state.doubtful)
+        self._unsent.update(state.unsent)
+        (self._low, self._high), self._measured = state.ahead, state.measured
 
     async def finish(self) -> None:
         """Return when nothing is known that may be wrong, or when Redis is unavailable."""

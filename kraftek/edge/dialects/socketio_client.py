@@ -15,7 +15,7 @@ from msgspec import Struct
 from zope.interface import implementer
 
 from kraftek.contract.errors import CLOSE_CODES, Code, PeerError
-from kraftek.contract.interfaces import IClientLink, IDialect, IReceiver
+from kraftek.contract.interfaces import IClientLink, IDialect, IMovableReceiver, IReceiver
 from kraftek.contract.messages import (
     NULL,
     Ack,
@@ -81,21 +81,45 @@ Open = Callable[[IClientLink, IDialect], IReceiver]
 """Begins a session of the gateway on this link."""
 
 
-@implementer(IReceiver)
+class SocketIOState(Struct, kw_only=True):
+    """A client as another version of the gateway reads it: the namespaces that it is in, the messages that have arrived
+    of a binary packet, and the id of its socket.
+    """
+
+    joined: tuple[str, ...]
+    arrived: list[bytes]
+    socket_id: str
+
+
+_decode_state = msgspec.msgpack.Decoder(SocketIOState).decode
+
+
+@implementer(IMovableReceiver)
 class SocketIOClient:
     """One client on its connection, which outlasts the namespace: who leaves that may enter it again, or close.
 
     Each time it leaves, its session ends, and the next one begins: so it has as long to come back as a new connection
-    has to authenticate. ``open``: the gateway's.
+    has to authenticate. ``open``: the gateway's. ``given``: what another version gave, and what finds its session.
     """
 
-    __slots__ = ("_link", "_open", "_session", "_settings")
+    __slots__ = ("_dialect", "_link", "_open", "_session", "_settings")
 
-    def __init__(self, link: IClientLink, settings: SocketSettings, open: Open) -> None:
+    def __init__(
+        self, link: IClientLink, settings: SocketSettings, open: Open, given: tuple[bytes, Open] | None = None
+    ) -> None:
         self._link = link
         self._settings = settings
         self._open = open
-        self._session = self._begun()
+        self._dialect = SocketIODialect(link, settings, self._left)
+        if given is None:
+            self._session = open(link, self._dialect)
+        else:
+            state, restore = given
+            self._dialect.restore(_decode_state(state))
+            self._session = restore(link, self._dialect)
+
+    def give(self) -> bytes:
+        return msgspec.msgpack.encode(self._dialect.give())
 
     def receive(self, data: bytes, binary: bool = False) -> None:
         self._session.receive(data, binary)
@@ -112,12 +136,10 @@ class SocketIOClient:
     def gap(self, gap: Gap) -> Outgoing | None:
         return self._session.gap(gap)
 
-    def _begun(self) -> IReceiver:
-        return self._open(self._link, SocketIODialect(self._link, self._settings, self._left))
-
     def _left(self) -> None:
         self._session.lost()
-        self._session = self._begun()
+        self._dialect = SocketIODialect(self._link, self._settings, self._left)
+        self._session = self._open(self._link, self._dialect)
         # The session that is over may have held up what the client sends.
         self._link.resume()
 
@@ -141,6 +163,16 @@ class SocketIODialect:
         self._session = SocketSession(settings)
         self._bounds = settings.bounds
         self._socket_id = ""
+
+    def give(self) -> SocketIOState:
+        """For another version of the gateway."""
+        joined, arrived = self._session.give()
+        return SocketIOState(joined=joined, arrived=arrived, socket_id=self._socket_id)
+
+    def restore(self, state: SocketIOState) -> None:
+        """Go on from what another version gave."""
+        self._session.restore(state.joined, state.arrived)
+        self._socket_id = state.socket_id
 
     def received(self, data: bytes, binary: bool) -> Inbound | None:
         try:

@@ -260,7 +260,7 @@ _FORGED: Final = re.compile(rb"_placeholder|\\u00[4-7]")
 class _Awaited:
     """A binary packet whose attachments have not all arrived yet."""
 
-    __slots__ = ("_attachments", "_bytes_left", "_count", "_packet")
+    __slots__ = ("_attachments", "_bytes_left", "_count", "_packet", "text")
 
     def __init__(self, packet: EventPacket | AckPacket, count: int, max_bytes: int) -> None:
         numbers = [int(a or b) for arg in packet.args for a, b in _PLACEHOLDER.findall(arg)]
@@ -271,6 +271,12 @@ class _Awaited:
         self._count = count
         self._bytes_left = max_bytes
         self._attachments: list[bytes] = []
+        self.text = b""
+
+    @property
+    def arrived(self) -> list[bytes]:
+        """The messages of which it has come so far."""
+        return [self.text, *self._attachments]
 
     def add(self, data: bytes) -> None:
         self._bytes_left -= len(data)
@@ -332,7 +338,20 @@ class SocketSession:
         if data.startswith(b"2[") and MAIN in self._joined:
             name, args, was_mended = _parse_event(data[1:])
             return EventPacket(name, args, mended=was_mended)
-        return self._receive_packet(decode_header(data))
+        packet = self._receive_packet(decode_header(data))
+        if self._awaited is not None:
+            self._awaited.text = data
+        return packet
+
+    def give(self) -> tuple[tuple[str, ...], list[bytes]]:
+        """The namespaces that the client is in, and the messages that have arrived of a binary packet."""
+        return self._joined, [] if self._awaited is None else self._awaited.arrived
+
+    def restore(self, joined: tuple[str, ...], arrived: list[bytes]) -> None:
+        """Go on from what another one gave."""
+        self._joined = joined
+        for number, data in enumerate(arrived):
+            self.receive(data, number > 0)
 
     def accept(self, namespace: str, sid: str) -> Outgoing:
         """Let the client into the namespace of its :class:`ConnectPacket`; returns what to send.

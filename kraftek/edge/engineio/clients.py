@@ -30,6 +30,7 @@ from kraftek.edge.turns import BUDGET, HELD, Turns
 
 __all__ = ["Answer", "EngineClient", "EngineClients", "EngineSocket"]
 
+
 Answer = Callable[[bytes | None], None]
 """Answers a held GET with this body; ``None``: the gateway goes away, come back later."""
 
@@ -54,31 +55,31 @@ class EngineClient:
         "_answered_at",
         "_backlog",
         "_clients",
-        "_direct",
         "_messages",
-        "_receiver",
         "_settling",
         "_socket",
-        "_unread",
+        "direct",
         "engine",
         "peer",
         "post",
         "reasons",
+        "receiver",
+        "unread",
     )
 
     def __init__(self, clients: EngineClients, engine: EngineSession, peer: str) -> None:
         self.engine = engine
         self.peer = peer
         self._clients = clients
-        self._receiver: IReceiver | None = None
+        self.receiver: IReceiver | None = None
         self._answer: Answer | None = None
         self._socket: EngineSocket | None = None
         # The WebSocket, as long as it is all there is to write to.
-        self._direct: IClientLink | None = None
+        self.direct: IClientLink | None = None
         self._settling = False
         # Why it is not read, a set, and whether it was not since the last ping.
         self.reasons = 0
-        self._unread = False
+        self.unread = False
         self._answered_at = -inf
         self.post: Post | None = None
         # What waits while it does not poll, although it has had the time to.
@@ -144,8 +145,8 @@ class EngineClient:
 
     def charge(self, events: int, size: int) -> None:
         """What arrived on its WebSocket beside messages, as in :class:`kraftek.contract.interfaces.IReceiver`."""
-        if self._receiver is not None:
-            self._receiver.charge(events, size)
+        if self.receiver is not None:
+            self.receiver.charge(events, size)
 
     def socket_lost(self, socket: EngineSocket) -> None:
         """A WebSocket of this client went away."""
@@ -156,22 +157,22 @@ class EngineClient:
 
     def overrun(self) -> Outgoing | None:
         """It does not read what it is sent: the last word to it."""
-        return None if self._receiver is None else self._receiver.overrun()
+        return None if self.receiver is None else self.receiver.overrun()
 
     def gap(self, gap: Gap) -> Outgoing | None:
         """What it missed, as it is told."""
-        return None if self._receiver is None else self._receiver.gap(gap)
+        return None if self.receiver is None else self.receiver.gap(gap)
 
     def tick(self, now: float) -> None:
         """It is ``now``."""
-        self.engine.tick(now, read=not self._unread)
-        self._unread = self.reasons != 0 or self.post is not None
+        self.engine.tick(now, read=not self.unread)
+        self.unread = self.reasons != 0 or self.post is not None
         self.flush()
 
     # The link of what speaks on top.
 
     def write(self, outgoing: Outgoing) -> None:
-        direct = self._direct
+        direct = self.direct
         if direct is not None:
             direct.write(outgoing)
             return
@@ -192,7 +193,7 @@ class EngineClient:
 
     def close(self, code: int, reason: str) -> None:
         answer = self._answer
-        if code == RESTART and self._direct is None:
+        if code == RESTART and self.direct is None:
             # Some clients do not reconnect after the protocol's close packet (python-socketio): neither the
             # poll that is held nor the next one may get it.
             self.poll_lost()
@@ -232,8 +233,8 @@ class EngineClient:
                 socket.link.write(outgoing)
         state = engine.state
         if state is ConnectionState.WEBSOCKET:
-            if self._direct is None and socket is not None:
-                self._direct = socket.link
+            if self.direct is None and socket is not None:
+                self.direct = socket.link
                 if self.reasons:
                     socket.link.pause()
         elif state is ConnectionState.CLOSED or state is ConnectionState.CLOSING:
@@ -244,7 +245,7 @@ class EngineClient:
 
     def open(self, receiver: IReceiver) -> None:
         """Hand what arrives to ``receiver`` from now on."""
-        self._receiver = receiver
+        self.receiver = receiver
 
     def attach(self, link: IClientLink) -> EngineSocket:
         """The WebSocket that this client began with."""
@@ -256,8 +257,8 @@ class EngineClient:
 
     def receive(self, data: bytes, binary: bool) -> None:
         """A message arrived."""
-        if self._receiver is not None:
-            self._receiver.receive(data, binary)
+        if self.receiver is not None:
+            self.receiver.receive(data, binary)
 
     def packets(self, body: bytes) -> Iterator[Message | None]:
         """What is in the body, as it is handled."""
@@ -275,16 +276,16 @@ class EngineClient:
 
     def _stop(self, reason: int) -> None:
         if not self.reasons:
-            self._unread = True
-            if self._direct is not None:
-                self._direct.pause()
+            self.unread = True
+            if self.direct is not None:
+                self.direct.pause()
         self.reasons |= reason
 
     def _go(self, reasons: int) -> None:
         self.reasons &= ~reasons
         if not self.reasons:
-            if self._direct is not None:
-                self._direct.resume()
+            if self.direct is not None:
+                self.direct.resume()
             if self.post is not None:
                 self.post.go()
 
@@ -316,8 +317,8 @@ class EngineClient:
         backlog.end()
 
     def _end(self, state: ConnectionState, code: int, reason: str) -> None:
-        receiver, self._receiver = self._receiver, None
-        self._direct = None
+        receiver, self.receiver = self.receiver, None
+        self.direct = None
         # A client that is changing over reads what is left from its next poll or from the WebSocket, and it alone knows
         # from which: until then the WebSocket stays open.
         if state is ConnectionState.CLOSED:
@@ -410,7 +411,7 @@ class EngineClients:
                 return self.find(sid).offer(link, self.clock.seconds())
             except EngineError:
                 return None
-        client = self._new(link.peer, websocket=True)
+        client = self.new(link.peer, websocket=True)
         socket = client.attach(link)
         client.open(self._open(client))
         return socket
@@ -423,7 +424,7 @@ class EngineClients:
             raise self._refused(RefusalReason.PROCESS, "too many connections", 503)
         if self._addresses.full(peer):
             raise self._refused(RefusalReason.ADDRESS, "too many connections from this address", 429)
-        client = self._new(peer, websocket=False)
+        client = self.new(peer, websocket=False)
         client.poll(answer)
         client.open(self._open(client))
         return client
@@ -458,8 +459,9 @@ class EngineClients:
         self.counters.connections_refused[reason] += 1
         return EngineError(ErrorCode.FORBIDDEN, text, status)
 
-    def _new(self, peer: str, *, websocket: bool) -> EngineClient:
-        sid = token_urlsafe(15)
+    def new(self, peer: str, *, websocket: bool, sid: str = "") -> EngineClient:
+        """A client, of which nobody on top knows yet."""
+        sid = sid or token_urlsafe(15)
         engine = EngineSession(sid, self.settings, self.clock.seconds(), websocket=websocket)
         client = self._by_sid[sid] = EngineClient(self, engine, peer)
         self._addresses.add(peer)

@@ -97,8 +97,8 @@ class EngineSession:
     """One client, over polling, over a WebSocket, or on its way from one to the other.
 
     ``sid`` is the client's secret: whoever knows it can act as the client, so it must not be shown
-    around. ``deadline`` is the time at which :meth:`tick` next has something to do. ``reason`` says why the
-    session ended, or is ending.
+    around. ``deadline`` is the time at which :meth:`tick` next has something to do. ``heartbeat``: when it is to
+    be pinged, or once it was ``pinged``, to have answered. ``reason`` says why the session ended, or is ending.
 
     After every call, answer a held poll with what :meth:`payload` returns, write what :meth:`frames` returns
     to the WebSocket, and close the WebSocket when ``state`` is ``CLOSED``. It is also to be closed when the
@@ -146,8 +146,6 @@ class EngineSession:
     """
 
     __slots__ = (
-        "_heartbeat",
-        "_pinged",
         "_polled",
         "_posting",
         "_queue",
@@ -155,6 +153,8 @@ class EngineSession:
         "_settings",
         "_upgrade_by",
         "deadline",
+        "heartbeat",
+        "pinged",
         "reason",
         "sid",
         "state",
@@ -166,9 +166,9 @@ class EngineSession:
         self.reason: Reason | None = None
         self.deadline = now + settings.ping_interval
         self._settings = settings
-        self._heartbeat = self.deadline
+        self.heartbeat = self.deadline
         self._upgrade_by = inf
-        self._pinged = False
+        self.pinged = False
         self._polled = False
         self._posting = False
         self._queued_bytes = 0
@@ -269,7 +269,7 @@ class EngineSession:
             raise EngineError(ErrorCode.BAD_REQUEST, "a WebSocket that the session has no use for")
         self.state = ConnectionState.OFFERED
         self._upgrade_by = now + UPGRADE_TIMEOUT
-        self.deadline = min(self._heartbeat, self._upgrade_by)
+        self.deadline = min(self.heartbeat, self._upgrade_by)
 
     def websocket_lost(self) -> None:
         """The session's WebSocket, offered or in use, went away."""
@@ -285,21 +285,21 @@ class EngineSession:
         """
         if now >= self._upgrade_by:
             self._leave_upgrade(ConnectionState.POLLING)
-        if now < self._heartbeat:
+        if now < self.heartbeat:
             return
-        if self._pinged and not read and self.state is not ConnectionState.CLOSING:
-            self._heartbeat = now + self._settings.ping_timeout
-            self.deadline = min(self._heartbeat, self._upgrade_by)
+        if self.pinged and not read and self.state is not ConnectionState.CLOSING:
+            self.heartbeat = now + self._settings.ping_timeout
+            self.deadline = min(self.heartbeat, self._upgrade_by)
             return
-        if self._pinged:
+        if self.pinged:
             self._end(Reason.PING_TIMEOUT, _CLOSE)
             return
-        self._pinged = True
+        self.pinged = True
         self._queue.append(_PING)
         # From now, not from when the ping was due: this process may have stood still, or it waited for the last answer,
         # where the time-out is longer than the interval.
-        self._heartbeat = now + self._settings.ping_timeout
-        self.deadline = min(self._heartbeat, self._upgrade_by)
+        self.heartbeat = now + self._settings.ping_timeout
+        self.deadline = min(self.heartbeat, self._upgrade_by)
 
     # What goes out.
 
@@ -334,7 +334,7 @@ class EngineSession:
     @property
     def ends(self) -> float:
         """When it ends unless the client answers the ping, or ``inf``."""
-        return self._heartbeat if self._pinged else inf
+        return self.heartbeat if self.pinged else inf
 
     def discard(self) -> None:
         """Forget what waits for the client: it does not fetch it."""
@@ -351,8 +351,8 @@ class EngineSession:
             self._end(Reason.SERVER, _CLOSE)
         else:
             # No more pings: when this is over, so is the session.
-            self._pinged = True
-            self._heartbeat = now + CLOSE_TIMEOUT
+            self.pinged = True
+            self.heartbeat = now + CLOSE_TIMEOUT
             self._leave_upgrade(ConnectionState.CLOSING)
 
     def payload(self) -> bytes | None:
@@ -397,11 +397,11 @@ class EngineSession:
             case PacketKind.MESSAGE:
                 return packet.data, packet.binary
             case PacketKind.PONG:
-                if self._pinged and self.state is not ConnectionState.CLOSING:
-                    self._pinged = False
+                if self.pinged and self.state is not ConnectionState.CLOSING:
+                    self.pinged = False
                     # The next ping is due one interval after the last, or with the answer when that took longer.
-                    self._heartbeat += self._settings.ping_interval - self._settings.ping_timeout
-                    self.deadline = min(self._heartbeat, self._upgrade_by)
+                    self.heartbeat += self._settings.ping_interval - self._settings.ping_timeout
+                    self.deadline = min(self.heartbeat, self._upgrade_by)
             case PacketKind.CLOSE:
                 self._end(Reason.CLIENT, _NOOP)
             case PacketKind.NOOP:
@@ -426,7 +426,7 @@ class EngineSession:
     def _leave_upgrade(self, state: ConnectionState) -> None:
         self.state = state
         self._upgrade_by = inf
-        self.deadline = self._heartbeat
+        self.deadline = self.heartbeat
 
     def _end(self, reason: Reason, farewell: Outgoing) -> None:
         self.reason = self.reason or reason
@@ -437,4 +437,4 @@ class EngineSession:
 
     def _enter_closed(self) -> None:
         self.state = ConnectionState.CLOSED
-        self.deadline = self._heartbeat = self._upgrade_by = inf
+        self.deadline = self.heartbeat = self._upgrade_by = inf

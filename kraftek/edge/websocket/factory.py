@@ -74,7 +74,9 @@ class ClientFactory(WebSocketServerFactory):
         self.counters = counters
         self.heartbeat = Heartbeat(reactor, limits.ping_interval, limits.ping_timeout)
         self.closings = Closings()
-        self._default = next(iter(dialects))
+        # Another version is about to go on with all connections: none is to begin with another message.
+        self.freezing = False
+        self.default = next(iter(dialects))
         self._compression = compression
         self._engine_clients = engine_clients
         self.setProtocolOptions(
@@ -119,7 +121,7 @@ class ClientFactory(WebSocketServerFactory):
 
     def opened(self, protocol: ClientProtocol) -> IReceiver | None:
         """The handshake is done: forget what it was made of, and open a session."""
-        subprotocol = protocol.websocket_protocol_in_use or self._default
+        subprotocol = protocol.websocket_protocol_in_use or self.default
         credentials: Authenticate | None = protocol.credentials
         protocol.credentials = None
         protocol.forget_handshake()

@@ -48,6 +48,12 @@ class Heartbeat:
         connection.slot = self._done % _SLOTS
         self._wheel[connection.slot].add(connection)
 
+    def restore(self, connection: Pinged, slot: int) -> None:
+        """Go on with a connection that had this slot in another version."""
+        connection.slot = slot % _SLOTS
+        connection.heard = True
+        self._wheel[connection.slot].add(connection)
+
     def remove(self, connection: Pinged) -> None:
         """The connection was lost."""
         self._wheel[connection.slot].discard(connection)

@@ -11,11 +11,13 @@ from typing import Any, Protocol
 from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
 
-from kraftek.contract.interfaces import IClientLink
+from kraftek.contract.interfaces import IClientLink, IMovableLink
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Gap, Outgoing
 from kraftek.edge.backlogs import Backlogs
+from kraftek.edge.sockets import plain_transport, unwritten
 from kraftek.edge.websocket.frames import deflated_wire, frame, wire
+from kraftek.edge.websocket.moving import SocketState, encode
 from kraftek.edge.websocket.unsent import CHUNK, Unsent
 
 __all__ = ["Connection", "Outbox"]
@@ -32,6 +34,17 @@ class Connection(Protocol):
 
     transport: Any
     heard: bool
+    counted_as: str | None
+    slot: int
+
+    def freeze(self) -> bool:
+        """Read nothing more, unless this is in the middle of a message."""
+
+    def thaw(self) -> None:
+        """Go on."""
+
+    def unread(self) -> bytes:
+        """What was read and not handled."""
 
     def close(self, code: int, reason: str) -> None:
         """Send what was written, then a close frame."""
@@ -52,7 +65,7 @@ class Connection(Protocol):
         """The message that says what the client missed."""
 
 
-@implementer(IClientLink, IPushProducer)
+@implementer(IClientLink, IMovableLink, IPushProducer)
 class Outbox:
     """Whole frames for one client: those of one reactor iteration are sent in one write at its end, or at once if they
     are the last ones.
@@ -135,6 +148,46 @@ class Outbox:
     def slow(self, seconds: float) -> None:
         if self.open:
             self._protocol.slow(seconds)
+
+    # For another version of the gateway.
+
+    @property
+    def movable(self) -> bool:
+        return self.open and plain_transport(self._transport) is not None
+
+    def freeze(self) -> bool:
+        return not self.open or self._protocol.freeze()
+
+    def thaw(self) -> None:
+        if self.open:
+            if self._unsent is not None:
+                self._drain(self._unsent)
+            self._protocol.thaw()
+
+    def give(self, engine: bytes | None = None) -> tuple[int, bytes]:
+        transport, protocol = plain_transport(self._transport), self._protocol
+        assert transport is not None
+        begun = unwritten(transport)
+        unsent = [] if self._unsent is None else self._unsent.left()
+        if begun and self._unsent is not None and self._unsent.is_cut:
+            begun, unsent = begun + unsent[0], unsent[1:]
+        pending = self._pending if isinstance(self._pending, list) else [self._pending or b""]
+        state = SocketState(
+            peer=self.peer,
+            counted_as=protocol.counted_as,
+            unread=protocol.unread(),
+            unsent=[frames for frames in (begun, *unsent, *pending) if frames],
+            window_bits=self.window_bits,
+            slot=protocol.slot,
+            engine=engine,
+        )
+        return transport.fileno(), encode(state)
+
+    def restore(self, state: SocketState) -> None:
+        """Go on with what another version has given. Nothing is sent before :meth:`thaw`."""
+        self.peer = state.peer
+        if state.unsent:
+            self._begin().begin(state.unsent)
 
     # Called by the protocol and at the end of the iteration.
 

@@ -20,11 +20,12 @@ from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Limits
 from kraftek.edge.backlogs import Backlogs
 from kraftek.edge.http_server import end_writing
-from kraftek.edge.turns import BUDGET, HELD, Turns
+from kraftek.edge.turns import BUDGET, FROZEN, HELD, Turns
 from kraftek.edge.websocket.closings import Closings
 from kraftek.edge.websocket.deflate import TOO_LARGE, Deflate, Inflater
 from kraftek.edge.websocket.frames import wire
 from kraftek.edge.websocket.incoming import Incoming, TooLargeError
+from kraftek.edge.websocket.moving import between_messages
 from kraftek.edge.websocket.outbox import Outbox
 from kraftek.edge.websocket.unhandled import Unhandled
 
@@ -84,6 +85,7 @@ class Acceptor(Protocol):
     reactor: Any
     iteration: Iteration
     turns: Turns
+    freezing: bool
 
     def opened(self, protocol: ClientProtocol) -> IReceiver | None:
         """The handshake is done: a session for the connection, or ``None`` to close it."""
@@ -168,7 +170,9 @@ class ClientProtocol(WebSocketServerProtocol):
         return at + len(piece)
 
     def processData(self) -> bool:
-        return not self.failedByMe and super().processData()
+        if self.failedByMe or (self.factory.freezing and self.state == self.STATE_OPEN and between_messages(self)):
+            return False
+        return super().processData()
 
     def onOpen(self) -> None:
         # A trusted proxy may have reported another address than that of the transport.
@@ -319,6 +323,28 @@ class ClientProtocol(WebSocketServerProtocol):
         self.factory.counters.ping_timeouts += 1
         # Not dropConnection, which treats a connection as closed whose last bytes are still to be read.
         self.transport.abortConnection()
+
+    # What another version of the gateway needs.
+
+    def freeze(self) -> bool:
+        """Neither read nor handle anything more, once this is not in the middle of a message."""
+        if not between_messages(self):
+            return False
+        self._own_unhandled().freeze()
+        return True
+
+    def thaw(self) -> None:
+        """Go on. What is in Autobahn's buffer was left there."""
+        if self.unhandled is not None:
+            buffered, self.data = self.data, b""
+            if buffered:
+                self.unhandled.put_back(buffered)
+            self.unhandled.go(FROZEN)
+
+    def unread(self) -> bytes:
+        """What was read and not handled."""
+        rest: bytes = self.data + (b"" if self.unhandled is None else self.unhandled.left)
+        return rest
 
     def _own_unhandled(self) -> Unhandled:
         return self.unhandled or Unhandled(self, self.factory.turns)

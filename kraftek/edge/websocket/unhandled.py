@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from twisted.python.failure import Failure
 
-from kraftek.edge.turns import BUDGET, HELD, TURN, Turns
+from kraftek.edge.turns import BUDGET, FROZEN, HELD, TURN, Turns
 
 __all__ = ["Connection", "Unhandled"]
 
@@ -86,6 +86,21 @@ class Unhandled:
         self._read_on()
         if not self._data:
             self._connection.unhandled = None
+
+    def freeze(self) -> None:
+        """Neither read it nor handle what was read, until ``FROZEN`` is gone."""
+        self.stop(FROZEN)
+        self._turns.remove(self)
+
+    def put_back(self, data: bytes) -> None:
+        """Handle what came before what is left."""
+        self._keep(data + self.left)
+        self.stop(TURN)
+
+    @property
+    def left(self) -> bytes:
+        """What is not handled."""
+        return self._data[self._at :]
 
     def end(self, reason: Failure) -> bool:
         """The connection was lost. Whether that has to wait until the rest is handled: then ``ended`` is called.

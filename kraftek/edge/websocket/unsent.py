@@ -71,6 +71,15 @@ class Unsent:
             self.backlog.due = False
         return b"".join(parts)
 
+    def left(self) -> list[bytes]:
+        """All that the transport has not got, in frames. The first is the rest of one if it ``is_cut``."""
+        while messages := self.backlog.take(CHUNK):
+            self._begun.extend(map(self._frames, messages))
+        begun = [*self._begun]
+        if self._at:
+            begun[0] = begun[0][self._at :]
+        return begun
+
     def abandon(self) -> bytes:
         """Forget what waits. What is left of the frame that the transport has the beginning of."""
         self.backlog.end()
