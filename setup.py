@@ -60,6 +60,9 @@ setup(
         "hiredis>=2.2.1",
         "msgspec>=0.21",
         "prometheus-client>=0.14.1",
+        # Pure Python, and cryptography is here anyway: an extra would only make `auth.check = "jwt"` fail where it is
+        # forgotten. 2.6 is the first that was tried on Python 3.11; Debian 12 has it.
+        "PyJWT>=2.6",
         "pyOpenSSL>=23.0",
         "cryptography>=39.0",
         "service-identity>=18.1",

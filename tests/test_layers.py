@@ -53,7 +53,8 @@ OWNERS = {
     "txredisapi": {"kraftek.bus"},
     "hiredis": {"kraftek.bus"},
     "twisted.web": {"kraftek.edge", "kraftek.daemon.operator"},
-    "treq": {"kraftek.edge.auth_service"},
+    "treq": {"kraftek.edge.auth_service", "kraftek.edge.key_set"},
+    "jwt": {"kraftek.edge.jwt_checker", "kraftek.edge.key_set"},
 }
 """Who may import a library."""
 

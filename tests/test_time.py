@@ -12,6 +12,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent / "kraftek"
 
 WALL_CLOCK = {
     "core/access/cache.py": "compares with expiresAt, and tells other gateways until when an answer holds",
+    "core/access/not_before.py": "says when tokens were revoked, as they say when they were issued",
     "core/access_watch.py": "compares with expiresAt, and notices that the clock was set",
     "core/deliveries.py": "compares with expiresAt",
     "core/gateway.py": "stamps the events that services get",
@@ -19,6 +20,7 @@ WALL_CLOCK = {
     "core/service_events.py": "stamps the events that services send each other",
     "daemon/assembly.py": "hands it to these",
     "edge/auth_service.py": "compares with expiresAt, which the auth service says",
+    "edge/jwt_checker.py": "compares with exp and iat, which tokens say",
     "service/testing.py": "stamps the events that a test sends, as the gateway does",
 }
 """Why each of them needs Unix time."""

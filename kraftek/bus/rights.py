@@ -142,6 +142,7 @@ def _keys(config: Config) -> list[str]:
         names.REQUESTS + "*",
         names.entries_key("*"),
         names.ledger_key("*"),
+        names.not_before_key("*"),
         names.room_key("*"),
         names.socket_key("*", "*"),
         names.sockets_key("*"),

@@ -29,6 +29,7 @@ __all__ = [
     "IEventRouter",
     "IMovableLink",
     "IMovableReceiver",
+    "INotBefore",
     "IOutlet",
     "IReading",
     "IReceiver",
@@ -377,6 +378,25 @@ class IAccessChecker(Interface):
         """Ask. Fires with a yes; fails with ``PeerError``: ``AUTH_FAILED`` for a no, ``AUTH_UNAVAILABLE`` with
         ``retry_after`` when it could not be asked within its deadline, ``RATE_LIMITED`` when too many questions of the
         same ``turn`` wait. Those that wait are asked in rotation between turns.
+        """
+
+    def vouches(source: str) -> bool:
+        """Whether a grant with this ``source`` was given by a checker with the same configuration, and by a key that is
+        still to be trusted. Other grants are not used, wherever they were kept.
+        """
+
+    def on_change(listener: Callable[[], None]) -> None:
+        """Call ``listener`` when the checker no longer vouches for grants that it did vouch for, before anything else
+        is checked.
+        """
+
+
+class INotBefore(Interface):
+    """When the access of users was revoked: tokens issued until then are not valid any more."""
+
+    def find(user_id: str, room_id: str | None) -> Deferred[float]:
+        """Fires with Unix seconds, 0 if nothing was revoked: the user's access to this room, or to all, was revoked
+        then. Fails as ``IBus.call``.
         """
 
 

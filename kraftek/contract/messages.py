@@ -79,7 +79,8 @@ class Grant(Struct, frozen=True, rename="camel", omit_defaults=True):
 
     ``permissions``: patterns over event names (``stickyNotes:*:*``); ``None`` is every registered service.
     ``expires_at``: Unix seconds after which it is no longer valid. ``ttl``: seconds for which it may be cached.
-    ``fresh_until``: Unix seconds until which it need not be checked again; set by the access cache.
+    ``fresh_until``: Unix seconds until which it need not be checked again; set by the access cache. ``source``: the
+    checker's fingerprint, of its configuration and of the key that has signed the token; empty for an auth service's.
     """
 
     user_id: str
@@ -88,6 +89,7 @@ class Grant(Struct, frozen=True, rename="camel", omit_defaults=True):
     expires_at: float | None = None
     ttl: float | None = None
     fresh_until: float | None = None
+    source: str = ""
 
 
 # Client → gateway: what a dialect makes of what arrived.

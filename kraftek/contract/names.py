@@ -11,6 +11,7 @@ Keys and channels are here without the configured prefix, which the bus and the 
 ``<stream>:level``, ``…:presence``  how full a service's stream is, and the presence events that wait for room in it
 ``auth:invalidate``                 the channel on which the auth service revokes access
 ``access:…``, ``access-ledger:…``   the access cache: :mod:`kraftek.core.access.redis`
+``access-not-before:<userId>``      when a user's tokens were revoked: :mod:`kraftek.core.access.not_before`
 ``room:…``, ``socket:…``            the room cache that services read: :mod:`kraftek.core.rooms.room_cache`
 ``sockets:…``, ``gateway:…``        what gateways need to write it: the same
 ``gateways``, ``gateways:…``        leases of gateway processes: :mod:`kraftek.core.rooms.leases`; when they
@@ -57,6 +58,7 @@ __all__ = [
     "level_key",
     "new_gateway_id",
     "new_socket_id",
+    "not_before_key",
     "partition_of",
     "place_of",
     "presence_key",
@@ -207,6 +209,11 @@ def user_key(user_id: str) -> str:
 def ledger_key(user_id: str) -> str:
     """The key of what the other two should hold. Without the prefix :data:`ACCESS`: its changes are not announced."""
     return f"access-ledger:{user_id}"
+
+
+def not_before_key(user_id: str) -> str:
+    """The key of when a user's tokens were revoked, for gateways that check tokens themselves."""
+    return f"access-not-before:{user_id}"
 
 
 # Rooms and gateway processes

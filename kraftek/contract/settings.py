@@ -14,7 +14,7 @@ from msgspec import Meta, Struct
 from kraftek.contract.names import BROADCAST
 from kraftek.contract.redis_url import masked, shown
 
-__all__ = ["Auth", "Config", "Drain", "EventPolicy", "Limits", "Operator", "Redis", "Registration", "SocketIO"]
+__all__ = ["Auth", "Config", "Drain", "EventPolicy", "Jwt", "Limits", "Operator", "Redis", "Registration", "SocketIO"]
 
 Flag = Annotated[bool, Meta(description="true or false")]
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1, description="a whole number from 1 to 2147483647")]
@@ -50,6 +50,10 @@ EventPattern = Annotated[
     str, Meta(pattern=rf"^{_PART}:{_PART}:{_PART}\Z", max_length=128, description='patterns like "chat:message:*"')
 ]
 EventRates = Annotated[dict[EventPattern, PerSecond], Meta(description="a table of event patterns with their rates")]
+Algorithm = Annotated[Literal["HS256", "RS256", "ES256"], Meta(description='"HS256", "RS256" or "ES256"')]
+Files = Annotated[tuple[Text, ...], Meta(description="a list of files")]
+Claim = Annotated[str, Meta(min_length=1, description="the name of a claim")]
+Leeway = Annotated[float, Meta(ge=0, le=300, description="seconds, from 0 to 300")]
 Partitions = Annotated[int, Meta(ge=0, le=256, description="a whole number from 0 to 256")]
 
 
@@ -80,8 +84,8 @@ class Redis(Struct, frozen=True, kw_only=True):
 class Auth(Struct, frozen=True, kw_only=True):
     """``[auth]``.
 
-    ``check``: base URL of the auth service, or ``open``. ``ca``: as in ``[redis]``. ``timeout``: seconds for one
-    question. ``concurrency``: questions asked at a time; ``waiting``: questions that may wait.
+    ``check``: base URL of the auth service, ``jwt``, ``jwt+`` and such a URL, or ``open``. ``ca``: as in ``[redis]``.
+    ``timeout``: seconds for one question. ``concurrency``: questions asked at a time; ``waiting``: how many may wait.
     ``cache_ttl``: seconds for which a grant without ``ttl`` is cached. ``cache_size``: answers cached in this process.
     ``denied_ttl``: seconds for which a denial is cached, against hammering.
     """
@@ -94,6 +98,27 @@ class Auth(Struct, frozen=True, kw_only=True):
     cache_ttl: SecondsOrZero = 300.0
     cache_size: Count = 50_000
     denied_ttl: SecondsOrZero = 1.0
+
+
+class Jwt(Struct, frozen=True, kw_only=True):
+    """``[jwt]``: tokens that the gateway checks itself.
+
+    ``issuer``, ``audience``: what tokens must have as ``iss``, and in ``aud``. ``algorithm``: of every key.
+    ``key_files``: each with a secret (HS256), or a public key in PEM. ``key_set``: https URL of a JWK Set, instead.
+    ``user``, ``rooms``, ``permissions``: names of claims; without a name for the last two all are permitted.
+    ``leeway``: seconds that clocks may differ. ``longest``: seconds from ``iat`` to ``exp`` at most.
+    """
+
+    issuer: Text = ""
+    audience: Text = ""
+    algorithm: Algorithm = "RS256"
+    key_files: Files = ()
+    key_set: Text = ""
+    user: Claim = "sub"
+    rooms: Text = "rooms"
+    permissions: Text = "permissions"
+    leeway: Leeway = 10.0
+    longest: Seconds = 86_400.0
 
 
 class Limits(Struct, frozen=True, kw_only=True):
@@ -242,6 +267,7 @@ class Config(Struct, frozen=True, kw_only=True):
     demo: Flag = False
     redis: Redis = Redis()
     auth: Auth = Auth()
+    jwt: Jwt = Jwt()
     limits: Limits = Limits()
     socketio: SocketIO = SocketIO()
     operator: Operator = Operator()

@@ -15,13 +15,23 @@ from typing import Annotated, Any, get_args, get_origin
 
 from msgspec import Struct, ValidationError, convert
 from msgspec.structs import fields
-from twisted.internet.interfaces import IStreamServerEndpointStringParser
-from twisted.plugin import getPlugins
 
 from kraftek.contract.errors import ConfigError
 from kraftek.contract.names import default_channel
-from kraftek.contract.redis_url import host_and_port, is_port, masked, redis_address
-from kraftek.contract.settings import Auth, Config, Drain, EventPolicy, Limits, Operator, Redis, Registration, SocketIO
+from kraftek.contract.redis_url import is_port, masked
+from kraftek.contract.settings import (
+    Auth,
+    Config,
+    Drain,
+    EventPolicy,
+    Jwt,
+    Limits,
+    Operator,
+    Redis,
+    Registration,
+    SocketIO,
+)
+from kraftek.daemon.config_checks import CHECKS, Check, Key
 
 __all__ = ["load"]
 
@@ -125,7 +135,7 @@ class _Draft:
         if kind is None:
             self._mistakes.append(f"{source}: {_dotted(key)}: {_unknown(key, rule)}")
             return
-        checked = self._checked(source, key, kind, _CHECKS.get(rule), value)
+        checked = self._checked(source, key, kind, CHECKS.get(rule), value)
         if key not in self.values:
             self.values[key] = checked
             self._sources[key] = source
@@ -222,6 +232,7 @@ class _Draft:
             if self.values.get(key) and self.values.get(("events", pattern, "policy")) != "latest":
                 self.blame(self._sources[key], key, 'nothing unless the policy is "latest"', self.values[key])
         self._check_pings()
+        self._check_jwt()
         if self._mistakes:
             raise ConfigError(self._mistakes)
         named = {str(path[0]): table for path, table in _STRUCTS.items() if len(path) == 1}
@@ -248,6 +259,23 @@ class _Draft:
             self.blame(self._sources[timeout], timeout, f"less than limits.ping_interval, {between:g} s", longest)
         else:
             self.blame(self._sources[interval], interval, f"more than limits.ping_timeout, {longest:g} s", between)
+
+    def _check_jwt(self) -> None:
+        check = self.values.get(("auth", "check")) or ""
+        if not check.startswith("jwt"):
+            return
+        source, given = (
+            self._sources["auth", "check"],
+            {key[1]: self.values[key] for key in self.values if key[0] == "jwt"},
+        )
+        for name, what in (("issuer", "the iss of tokens"), ("audience", "an aud of tokens")):
+            if not given.get(name, ""):
+                self._mistakes.append(f"{source}: jwt.{name}: expected {what}, found nothing")
+        if bool(given.get("key_files", ())) == bool(given.get("key_set", "")):
+            self._mistakes.append(f"{source}: jwt: expected either key_files or key_set")
+        if given.get("key_set") and given.get("algorithm") == "HS256":
+            key = ("jwt", "algorithm")
+            self.blame(self._sources[key], key, '"RS256" or "ES256" with a key_set', "HS256")
 
     def _fields(self, struct: type[Struct], *path: str) -> dict[str, Any]:
         keys = {field.name: (*path, field.name) for field in fields(struct)}
@@ -291,116 +319,6 @@ def _unknown(key: Key, rule: Key) -> str:
     return f"unknown key{'; did you mean ' + ' or '.join(meant) + '?' if meant else ''}"
 
 
-# What a value must be beyond its type.
-
-
-Key = tuple[str | int, ...]
-"""The way to a value in the file; a number is an index into a list."""
-
-Check = Callable[[str, Callable[[str], bytes]], object]
-"""Raises ``ValueError`` with what it expected. The second argument reads a file."""
-
-
-def _check_certificates(name: str, read_file: Callable[[str], bytes]) -> None:
-    if not name:
-        return
-    try:
-        content = read_file(name)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"a readable file ({getattr(error, 'strerror', error)})") from None
-    if b"-----BEGIN CERTIFICATE-----" not in content:
-        raise ValueError("a file of certificates in PEM")
-
-
-def _check_auth_url(url: str, _: object) -> None:
-    if url == "open":
-        return
-    found = re.fullmatch(r"https?://([^/?#@]*)(/[!-~]*)?", url)
-    if found is None or "?" in url or "#" in url:
-        raise ValueError('"open", or http:// or https:// with HOST[:PORT][/PATH] and nothing else')
-    host_and_port(found[1], 0)
-
-
-def _check_origin(pattern: str, _: object) -> None:
-    if pattern in {"same-host", "*"}:
-        return
-    found = re.fullmatch(r"(?:[A-Za-z][A-Za-z0-9+.-]*://|\*\.(?!.*:))([^/]+)", pattern)
-    if found is None:
-        raise ValueError("same-host, SCHEME://HOST[:PORT] without a path, *.example.org, or *")
-    _check_ascii(pattern)
-    host_and_port(found[1], 0)
-
-
-def _check_host(pattern: str, _: object) -> None:
-    name = pattern.removeprefix("*.")
-    if host_and_port(name, 0) != (name.strip("[]"), 0) or name.endswith(":") or (name != pattern and "[" in name):
-        raise ValueError("HOST without a port, an IPv6 address in brackets, or *.example.org")
-    _check_ascii(name)
-
-
-def _check_ascii(name: str) -> None:
-    if not name.isascii():
-        raise ValueError("an international name as browsers send it, in ASCII: xn--…")
-
-
-def _check_endpoint(text: str, _: object) -> None:
-    # What a backslash escapes cannot matter to the syntax; a character that never does stands in for it.
-    kind, *arguments = re.sub(r"\\.", "_", text).split(":")
-    names = _ENDPOINTS.get(kind)
-    if names is not None:
-        given = _arguments(names, arguments)
-        if not given or (kind == "systemd" and ("index" in given) == ("name" in given)):
-            optional = "".join(f"[:{name}=…]" for name in names[1:])
-            raise ValueError(f"{kind}:{names[0].upper()}{optional}, a colon within a value as \\:")
-    # Twisted finds the rest of its endpoints, and those of others, as plugins. What they take is their own matter.
-    elif kind.lower() not in {plugin.prefix.lower() for plugin in getPlugins(IStreamServerEndpointStringParser)}:
-        raise ValueError(f"an endpoint that begins with {', '.join(f'{each}:' for each in _ENDPOINTS)} or the like")
-
-
-def _arguments(names: tuple[str, ...], arguments: list[str]) -> dict[str, str]:
-    """An endpoint's arguments by name, or nothing when they are not right."""
-    in_order = iter(names)
-    given: dict[str, str] = {}
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if not equals:
-            name, value = next(in_order, ""), argument
-        if name in given or name not in names or not re.fullmatch(_ARGUMENTS.get(name, r"[^\\]+"), value):
-            return {}
-        given[name] = value
-    return given if names[0] in given and int(given.get("port", 0)) <= 65535 else {}
-
-
-_ENDPOINTS: dict[str, tuple[str, ...]] = {
-    "tcp": ("port", "interface", "backlog"),
-    "tcp6": ("port", "backlog", "interface"),
-    "ssl": (
-        "port",
-        "privateKey",
-        "certKey",
-        "sslmethod",
-        "interface",
-        "backlog",
-        "extraCertChain",
-        "dhParameters",
-    ),
-    "unix": ("address", "mode", "backlog", "lockfile"),
-    "systemd": ("domain", "index", "name"),
-    "reuseport": ("port", "interface"),
-}
-"""Twisted's own endpoints, and ours (the last), with their arguments in order; the first of them must be given."""
-
-_ARGUMENTS = {
-    "port": "[0-9]{1,5}",
-    "backlog": "[0-9]{1,5}",
-    "mode": "[0-7]{1,4}",
-    "lockfile": "[01]",
-    "domain": "INET6?|UNIX",
-    "index": "[0-9]{1,4}",
-}
-"""What those of them look like that are not just any text."""
-
-
 # What there is to read.
 
 _OPTIONS: dict[str, Key] = {
@@ -415,6 +333,7 @@ _STRUCTS: dict[Key, type[Struct]] = {
     (): Config,
     ("redis",): Redis,
     ("auth",): Auth,
+    ("jwt",): Jwt,
     ("limits",): Limits,
     ("socketio",): SocketIO,
     ("operator",): Operator,
@@ -435,14 +354,3 @@ _KINDS: dict[Key, Any] = {
     if get_origin(field.type) is Annotated
 }
 """The type of every value. What is not annotated is no value: a table, or the name of one."""
-
-_CHECKS: dict[Key, Check] = {
-    ("listen",): _check_endpoint,
-    ("operator", "listen"): _check_endpoint,
-    ("hosts",): _check_host,
-    ("origins",): _check_origin,
-    ("redis", "url"): lambda url, _: redis_address(url),
-    ("redis", "ca"): _check_certificates,
-    ("auth", "check"): _check_auth_url,
-    ("auth", "ca"): _check_certificates,
-}

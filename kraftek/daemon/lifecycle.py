@@ -32,11 +32,19 @@ from kraftek.contract.names import new_gateway_id, reply_channel
 from kraftek.contract.readiness import Readiness
 from kraftek.contract.redis_url import redis_address
 from kraftek.contract.settings import Config, Redis
-from kraftek.core.access.cache import AccessCache
-from kraftek.core.access.open import OpenAccess
 from kraftek.core.registry import ServiceRegistry
 from kraftek.core.rooms.room_cache import RedisRooms
-from kraftek.daemon.assembly import SWEEP_INTERVAL, Core, Edge, core_of, edge_of, edge_sweeps_of, gauges_of, sweeps_of
+from kraftek.daemon.assembly import (
+    SWEEP_INTERVAL,
+    Core,
+    Edge,
+    core_of,
+    edge_of,
+    edge_sweeps_of,
+    gauges_of,
+    sweeps_of,
+)
+from kraftek.daemon.checkers import Checkers
 from kraftek.daemon.demo import NotesService
 from kraftek.daemon.draining import Draining, end
 from kraftek.daemon.first_contact import FirstContact
@@ -49,7 +57,6 @@ from kraftek.daemon.signals import Signals
 from kraftek.daemon.succession import Succession
 from kraftek.daemon.sweeps import Sweeps
 from kraftek.daemon.systemd import EXTENSION, more_time, notify, reloading, watchdog_interval
-from kraftek.edge.auth_service import HttpChecker
 from kraftek.edge.hosts import Hosts
 from kraftek.fastpath import speed_up
 
@@ -117,7 +124,7 @@ class Daemon(Service):
         self._embedded: EmbeddedRedis | None = None
         self._notes: NotesService | None = None
         self._bus: RedisBus | None = None
-        self._auth_service: HttpChecker | None = None
+        self._checkers: Checkers | None = None
         self._core: Core | None = None
         self._edge: Edge | None = None
         self._readiness: Readiness | None = None
@@ -161,12 +168,12 @@ class Daemon(Service):
             speed_up(reactor, iteration)
         contact = FirstContact(reactor, replica_for_ever=bool(redis_address(redis.url).sentinels))
         self._bus = bus = self._make_bus(redis, iteration, contact)
-        self._core = core = self._make_core(bus, iteration)
+        self._checkers = checkers = Checkers(reactor, config, bus, counters)
+        self._core = core = self._make_core(bus, iteration, checkers.access)
         self._readiness = readiness = Readiness(bus)
         self._edge = edge = edge_of(config, core, iteration, counters, reactor, fastpath=self._fastpath)
         edge.site.ready = lambda: readiness.ready
-        if not self.registry.services():
-            self._log.warn("No services are registered: every event will be answered INVALID_EVENT.")
+        self._warn()
         turn_away = partial(edge.site.turn_away, why=RefusalReason.MEMORY)
         ceiling = MemoryCeiling(config.limits, self.accounts, counters, reactor, readiness, turn_away)
         gauges = gauges_of(core, bus, edge.connections, edge.backlogs, edge.clients.turns, self._pulse.lag)
@@ -185,6 +192,7 @@ class Daemon(Service):
             self._notes = NotesService(reactor, redis.url, redis.prefix)
             self._notes.startService()
         self._sweeps.add(*sweeps_of(core), *edge_sweeps_of(edge), (ceiling.sweep, SWEEP_INTERVAL))
+        self._sweeps.add((checkers.sweep, SWEEP_INTERVAL))
         self._sweeps.start()
         core.service_events.begin()
         for endpoint in places:
@@ -197,7 +205,7 @@ class Daemon(Service):
             self._show_board()
         elif self._embedded is None:
             self._succession.prepare(config, core, edge, bus, iteration, self._sweeps, self.ports, self.operator_ports)
-        self._reloading = Reload(config, self.registry, self._certificates, core, edge, operator, self._auth_service)
+        self._reloading = Reload(config, self.registry, self._certificates, core, edge, operator, checkers)
         self._log.info("Gateway {gateway_id} is ready", gateway_id=core.gateway_id)
         notify("READY=1")
 
@@ -240,28 +248,20 @@ class Daemon(Service):
             needs=needs_of(self._config),
         )
 
-    def _make_core(self, bus: RedisBus, iteration: Iteration) -> Core:
+    def _make_core(self, bus: RedisBus, iteration: Iteration, access: IAccess) -> Core:
         gateway_id = self._succession.gateway_id or new_gateway_id()
         return core_of(
             self._config,
             gateway_id=gateway_id,
             registry=self.registry,
             bus=bus,
-            access=self._access(bus),
+            access=access,
             rooms=RedisRooms(bus, self.registry, gateway_id, bus.channel_name(reply_channel(gateway_id))),
             counters=self.counters,
             accounts=self.accounts,
             clock=self._reactor,
             iteration=iteration,
         )
-
-    def _access(self, bus: RedisBus) -> IAccess:
-        auth = self._config.auth
-        if auth.check == "open":
-            self._log.warn("auth is open: every token is let in, as the user it names. For development only.")
-            return OpenAccess(bus)
-        self._auth_service = HttpChecker(self._reactor, auth)
-        return AccessCache(self._auth_service, bus, auth, self._reactor, self.counters)
 
     async def _stop(self) -> None:
         extending = LoopingCall(more_time)
@@ -283,8 +283,8 @@ class Daemon(Service):
             await self._bus.stopService()
         if self._embedded is not None:
             await self._embedded.stop()
-        if self._auth_service is not None:
-            await self._bounded(self._auth_service.close(), _CLOSING)
+        if self._checkers is not None:
+            await self._bounded(self._checkers.close(), _CLOSING)
         if closed is not None:
             with suppress(defer.TimeoutError):
                 await closed
@@ -318,6 +318,10 @@ class Daemon(Service):
         path = getattr(address, "name", None)
         self._log.info(line, where=f"{address.host}:{address.port}" if path is None else os.fsdecode(path))
         return port
+
+    def _warn(self) -> None:
+        if not self.registry.services():
+            self._log.warn("No services are registered: every event will be answered INVALID_EVENT.")
 
     def _show_board(self) -> None:
         for port in self.ports:

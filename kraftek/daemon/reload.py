@@ -17,10 +17,10 @@ from kraftek.contract.errors import ConfigError
 from kraftek.contract.interfaces import IServiceRegistry
 from kraftek.contract.settings import Config
 from kraftek.daemon.assembly import Core, Edge
+from kraftek.daemon.checkers import Checkers, kind_of
 from kraftek.daemon.listening import Certificates
 from kraftek.daemon.open_files import connections_allowed
 from kraftek.daemon.operator import OperatorSite
-from kraftek.edge.auth_service import HttpChecker
 from kraftek.edge.hosts import Hosts
 from kraftek.edge.origins import Origins
 from kraftek.edge.policies import Policies
@@ -54,6 +54,16 @@ LIVE = frozenset(
         "auth.concurrency",
         "auth.waiting",
         "auth.cache_ttl",
+        "jwt.issuer",
+        "jwt.audience",
+        "jwt.algorithm",
+        "jwt.key_files",
+        "jwt.key_set",
+        "jwt.user",
+        "jwt.rooms",
+        "jwt.permissions",
+        "jwt.leeway",
+        "jwt.longest",
         "limits.message_bytes",
         "limits.handshake_timeout",
         "limits.authenticate_timeout",
@@ -86,8 +96,8 @@ def keys(config: Struct, path: str = "") -> Iterator[tuple[str, Struct, str]]:
 
 
 class Reload:
-    """``config``: what the gateway was started with; it has the new values afterwards. ``checker``: what asks the auth
-    service, unless everybody is let in.
+    """``config``: what the gateway was started with; it has the new values afterwards. ``checkers``: who says what
+    clients may do.
     """
 
     _log = Logger()
@@ -100,7 +110,7 @@ class Reload:
         core: Core,
         edge: Edge,
         operator: OperatorSite,
-        checker: HttpChecker | None,
+        checkers: Checkers,
     ) -> None:
         self._config = config
         self._registry = registry
@@ -108,7 +118,7 @@ class Reload:
         self._core = core
         self._edge = edge
         self._operator = operator
-        self._checker = checker
+        self._checkers = checkers
 
     def take(self, new: Config) -> None:
         """Take over what has changed; a line of the log names each key.
@@ -116,15 +126,16 @@ class Reload:
         Raises ``ConfigError``, with nothing changed, when a certificate cannot be used or too few files may be open.
         """
         config = self._config
-        restart = {"auth.check"} if "open" in {config.auth.check, new.auth.check} else set()
+        same = kind_of(config.auth.check) == kind_of(new.auth.check)
+        restart = set() if same else {key for key in LIVE if key == "auth.check" or key.startswith("jwt.")}
         connections = connections_allowed(new)
         use_certificates = self._certificates.read((*config.listen, *config.operator.listen))
         use_auth = None
-        if self._checker is not None and new.auth.check != "open":
+        if same:
             try:
-                use_auth = self._checker.reload(new.auth)
+                use_auth = self._checkers.reload(new)
             except (OSError, ValueError) as error:
-                raise ConfigError([f"auth.ca: {error}"]) from None
+                raise ConfigError([f"auth.ca, jwt.key_files: {error}"]) from None
         changed: set[str] = set()
         for (key, table, name), (_, new_table, _) in zip([*keys(config)], [*keys(new)], strict=True):
             value = getattr(new_table, name)

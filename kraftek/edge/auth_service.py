@@ -13,15 +13,12 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 from treq.client import HTTPClient
-from twisted.internet.defer import Deferred, fail, gatherResults, succeed
-from twisted.internet.interfaces import IConsumer, IPushProducer
-from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.interfaces import IConsumer
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.client import Agent, BrowserLikePolicyForHTTPS, HTTPConnectionPool, ResponseDone
-from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import IAgent, IBodyProducer, IResponse
+from twisted.web.iweb import IAgent, IBodyProducer
 from zope.interface import implementer
 
 from kraftek import __version__
@@ -30,26 +27,16 @@ from kraftek.contract.interfaces import IAccessChecker
 from kraftek.contract.messages import Grant, Token
 from kraftek.contract.settings import Auth
 from kraftek.contract.surrogates import HALF, is_whole, mended
-from kraftek.contract.tls import trust_root
+from kraftek.edge.http_client import ANSWER_BYTES, Connections, OneAddress, body_of
 from kraftek.edge.questions import FullError, Questions
 
 __all__ = ["HttpChecker"]
-
-ANSWER_BYTES = 65_536
-"""A longer answer is unreadable."""
 
 MESSAGE_CHARACTERS = 256
 """So much of the auth service's message reaches the client."""
 
 RETRY_AFTER = 1.0
 """Seconds after which a client may try again when the auth service could not be asked."""
-
-IDLE_TIMEOUT = 1
-"""Seconds that an idle connection is kept: servers close theirs after 2 (gunicorn) to 5 (Node), and a question
-that meets the close on its way is lost. It is a POST, so Twisted rightly does not send it again."""
-
-CONNECTION_AGE = 10.0
-"""Seconds after which no connection is used again, however busy: the name may stand for another machine by then."""
 
 LOG_INTERVAL = 60.0
 """Seconds between two log lines that say the auth service could not be asked."""
@@ -107,21 +94,21 @@ class HttpChecker:
         self._given_agent = agent
         self._now = now
         self._quiet_until = self._clock.seconds()
-        self._ask_at(auth, _Connections(reactor, auth))
+        self._ask_at(auth, Connections(reactor, auth.ca, auth.concurrency))
 
     def reload(self, auth: Auth) -> Callable[[], None]:
         """What has later questions asked as ``auth`` says now, trusting what ``ca`` holds now; those under way stay as
         they are. Raises as the constructor.
         """
-        return partial(self._ask_at, auth, _Connections(self._clock, auth))
+        return partial(self._ask_at, auth, Connections(self._clock, auth.ca, auth.concurrency))
 
-    def _ask_at(self, auth: Auth, connections: _Connections) -> None:
+    def _ask_at(self, auth: Auth, connections: Connections) -> None:
         url = auth.check.rstrip("/") + "/auth/check"
         self._timeout = auth.timeout
         self._questions.at_a_time, self._questions.most_waiting = auth.concurrency, auth.waiting
         self._where = urlsplit(url).hostname
         self._connections = connections
-        self._agent = _Service(url.encode(), self._given_agent or connections)
+        self._agent = OneAddress(url.encode(), self._given_agent or connections)
 
     @property
     def waiting(self) -> int:
@@ -136,6 +123,12 @@ class HttpChecker:
         d: Deferred[Grant] = Deferred.fromCoroutine(self._ask_in_turn(question, token, room_id, turn))
         d.addTimeout(self._timeout, self._clock)
         return d.addErrback(self._judge_failure)
+
+    def vouches(self, source: str) -> bool:
+        return not source  # whatever address it was asked at: it revokes what it no longer says
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """It takes back what it has said by ``auth:invalidate``, or by deleting keys."""
 
     def close(self) -> Deferred[None]:
         """Close the idle connections. Fires when they are."""
@@ -153,7 +146,7 @@ class HttpChecker:
                 unbuffered=True,
                 reactor=self._clock,
             )
-            body = await _body(response)
+            body = await body_of(response)
         finally:
             self._questions.end(turn)
         return self._judge(response.code, body, token, room_id)
@@ -224,13 +217,6 @@ def _message(body: bytes | None) -> object:
     return answer.get("message") if isinstance(answer, dict) else None
 
 
-class _Pool(HTTPConnectionPool):
-    """Its connections without the two log lines that Twisted has for each of them."""
-
-    if hasattr(HTTPConnectionPool, "_factory"):  # a Twisted without it logs them
-        _factory = type("_Quiet", (HTTPConnectionPool._factory,), {"noisy": False})  # type: ignore[assignment]  # noqa: SLF001
-
-
 @implementer(IBodyProducer)
 class _Question:
     """A request's body, written together with its head.
@@ -255,102 +241,3 @@ class _Question:
 
     def stopProducing(self) -> None:
         pass
-
-
-@implementer(IAgent)
-class _Connections:
-    """Requests over connections that are kept, but none of them for long."""
-
-    def __init__(self, reactor: Any, auth: Auth) -> None:
-        self._clock = reactor
-        self._most = auth.concurrency
-        self._trusting = BrowserLikePolicyForHTTPS(trust_root(auth.ca))
-        self._pools: list[HTTPConnectionPool] = []  # what the last but one has still is in use, or closed soon
-        self._agent: IAgent | None = None
-        self._renewal = 0.0
-
-    def request(
-        self,
-        method: bytes,
-        uri: bytes,
-        headers: Headers | None = None,
-        bodyProducer: IBodyProducer | None = None,
-    ) -> Deferred[IResponse]:
-        now = self._clock.seconds()
-        if self._agent is None or now >= self._renewal:
-            self._renewal = now + CONNECTION_AGE
-            pool = _Pool(self._clock)
-            pool.maxPersistentPerHost = self._most
-            pool.cachedConnectionTimeout = IDLE_TIMEOUT
-            self._pools = [*self._pools[-1:], pool]
-            self._agent = Agent(self._clock, self._trusting, pool=pool)
-        return self._agent.request(method, uri, headers, bodyProducer)
-
-    def close(self) -> Deferred[None]:
-        """Close those that are idle. Fires when they are."""
-        closing = gatherResults([pool.closeCachedConnections() for pool in self._pools])
-        return closing.addCallback(lambda _: None)
-
-
-@implementer(IAgent)
-class _Service:
-    """Requests to ``url``, whatever treq was told, without ``Accept-Encoding``, whose answers are read as they came.
-
-    treq asks for gzip and unpacks it on the way: what arrives with one read can be 64 megabytes then.
-    """
-
-    def __init__(self, url: bytes, agent: IAgent) -> None:
-        self._url = url
-        self._agent = agent
-
-    def request(
-        self,
-        method: bytes,
-        uri: bytes,
-        headers: Headers | None = None,
-        bodyProducer: IBodyProducer | None = None,
-    ) -> Deferred[IResponse]:
-        if headers is not None:
-            headers.removeHeader(b"Accept-Encoding")
-        return self._agent.request(method, self._url, headers, bodyProducer).addCallback(self._as_it_came)
-
-    def _as_it_came(self, response: IResponse) -> IResponse:
-        response.headers.removeHeader(b"Content-Encoding")
-        return response
-
-
-def _body(response: IResponse) -> Deferred[bytes | None]:
-    """Fires with the body, or with ``None`` when it is too long. Cancelling closes the connection."""
-    body = _Body()
-    response.deliverBody(body)
-    return body.read
-
-
-class _Body(Protocol):
-    """Collects a response's body in ``read``."""
-
-    def __init__(self) -> None:
-        self.read: Deferred[bytes | None] = Deferred(lambda _: self._stop())
-        self._received = bytearray()
-
-    def dataReceived(self, data: bytes) -> None:
-        if len(self._received) <= ANSWER_BYTES:
-            self._received += data
-            if len(self._received) > ANSWER_BYTES:
-                self._stop()
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self.read.called:
-            return
-        if len(self._received) > ANSWER_BYTES:
-            self.read.callback(None)
-        # PotentialDataLoss: the body ended with the connection, as HTTP/1.0 has it. Cut short, it is no JSON.
-        elif reason.check(ResponseDone, PotentialDataLoss):
-            self.read.callback(bytes(self._received))
-        else:
-            self.read.errback(reason)
-
-    def _stop(self) -> None:
-        # Not loseConnection, which over TLS waits for the other side's farewell; abortConnection is not passed on.
-        if self.transport is not None:
-            IPushProducer(self.transport).stopProducing()

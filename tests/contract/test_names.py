@@ -91,13 +91,14 @@ def test_names_that_others_write() -> None:
     assert names.token_key("digest") == "access:token:digest"
     assert names.user_key("ada") == "access:user:ada"
     assert names.ledger_key("ada") == "access-ledger:ada"
+    assert names.not_before_key("ada") == "access-not-before:ada"
     assert names.entries_key("g") == "gateway:g:entries"
     assert names.room_key("kitchen") == "room:kitchen"
     assert names.socket_key("ada", "kitchen") == "socket:ada:kitchen"
     assert names.sockets_key('["ada","kitchen"]') == 'sockets:["ada","kitchen"]'
 
 
-KEY = re.compile(r"(events|auth|access|access-ledger|gateways?|rooms?|sockets?|request):\S*")
+KEY = re.compile(r"(events|auth|access|access-ledger|access-not-before|gateways?|rooms?|sockets?|request):\S*")
 
 AUTHORS = {"kraftek/daemon/demo/notes.py"}
 """Written as an author of a service would write it."""

@@ -17,13 +17,25 @@ from twisted.internet.testing import MemoryReactor
 
 from kraftek.contract.errors import ConfigError
 from kraftek.contract.redis_url import RedisAddress, masked, redis_address
-from kraftek.contract.settings import Auth, Config, Drain, EventPolicy, Limits, Operator, Redis, Registration, SocketIO
+from kraftek.contract.settings import (
+    Auth,
+    Config,
+    Drain,
+    EventPolicy,
+    Jwt,
+    Limits,
+    Operator,
+    Redis,
+    Registration,
+    SocketIO,
+)
 from kraftek.daemon.config import load
 
 SHIPPED = Path(__file__).resolve().parents[2] / "etc/kraftek-gateway.toml"
 TABLES: dict[str, type[Struct]] = {
     "redis": Redis,
     "auth": Auth,
+    "jwt": Jwt,
     "limits": Limits,
     "socketio": SocketIO,
     "operator": Operator,
@@ -121,6 +133,7 @@ def test_a_real_file_is_read(tmp_path: Path) -> None:
         ("limits.rooms", "[limits]\nrooms = 1", {}, {}, 1),
         ("auth.timeout", "[auth]\ntimeout = 1", {}, {}, 1.0),
         ("redis.ca", '[redis]\nca = "ca.pem"', {}, {}, "ca.pem"),
+        ("jwt.key_files", '[jwt]\nkey_files = ["ca.pem"]', {}, {}, ("ca.pem",)),
     ],
 )
 def test_options_win_over_environment_over_file_over_the_original_variables(
@@ -410,6 +423,7 @@ def test_nothing_is_negative_and_zero_only_where_that_has_a_meaning(key: str) ->
         "drain.lead",
         "drain.seconds",
         "limits.memory",
+        "jwt.leeway",
     }:
         assert at(load_toml(f"{key} = 0"), key) == 0
     else:
@@ -503,7 +517,15 @@ def test_not_origins(origin: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["open", "http://127.0.0.1:3002", "https://auth.example.org", "http://[::1]:3002/", "http://a/b/c%20d"]
+    "url",
+    [
+        "open",
+        "http://127.0.0.1:3002",
+        "https://auth.example.org",
+        "http://[::1]:3002/",
+        "http://a/b/c%20d",
+        "https://a/jwt",
+    ],
 )
 def test_auth_urls(url: str) -> None:
     assert load({"auth": url}, {}).auth.check == url
@@ -536,6 +558,54 @@ def test_auth_urls(url: str) -> None:
 def test_not_auth_urls(url: str) -> None:
     (mistake,) = mistakes("", {"auth": url})
     assert mistake.startswith("--auth: auth.check: expected ")
+    assert "hunter2" not in mistake
+
+
+GOOD_JWT = {"issuer": "https://id", "audience": "gateway", "key_files": ["ca.pem"]}
+
+
+def jwt_toml(**settings: Any) -> str:
+    lines = [f"{name} = {json.dumps(value)}" for name, value in {**GOOD_JWT, **settings}.items() if value is not None]
+    return "\n".join(["[jwt]", *lines])
+
+
+@pytest.mark.parametrize("check", ["jwt", "jwt+http://auth"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"algorithm": "HS256"}, {"key_files": None, "key_set": "https://id/keys?a=b"}]
+)
+def test_tokens_that_are_checked_here(check: str, settings: dict[str, Any]) -> None:
+    config = load_toml(jwt_toml(**settings), {"auth": check})
+    assert (config.auth.check, config.jwt.issuer) == (check, "https://id")
+
+
+@pytest.mark.parametrize(
+    ("settings", "mistake"),
+    [
+        ({"issuer": None}, "--auth: jwt.issuer: expected the iss of tokens, found nothing"),
+        ({"audience": ""}, "--auth: jwt.audience: expected an aud of tokens, found nothing"),
+        ({"key_files": None}, "--auth: jwt: expected either key_files or key_set"),
+        ({"key_set": "https://id/"}, "--auth: jwt: expected either key_files or key_set"),
+        (
+            {"key_files": None, "key_set": "https://id/", "algorithm": "HS256"},
+            'gateway.toml: jwt.algorithm: expected "RS256" or "ES256" with a key_set, found \'HS256\'',
+        ),
+        (
+            {"key_files": ["missing"]},
+            "gateway.toml: jwt.key_files[0]: expected a readable file (No such file or directory), found 'missing'",
+        ),
+        ({"algorithm": "none"}, 'gateway.toml: jwt.algorithm: expected "HS256", "RS256" or "ES256", found \'none\''),
+    ],
+)
+def test_not_tokens_that_are_checked_here(settings: dict[str, Any], mistake: str) -> None:
+    assert mistake in mistakes(jwt_toml(**settings), {"auth": "jwt"})
+
+
+@pytest.mark.parametrize(
+    "url", ["http://id/", "https://", "https://u:hunter2@id/", "https://id/#x", "https://id:0/", "id"]
+)
+def test_not_key_sets(url: str) -> None:
+    (mistake,) = mistakes(f'jwt.key_set = "{url}"')
+    assert mistake.startswith("gateway.toml: jwt.key_set: expected ")
     assert "hunter2" not in mistake
 
 

@@ -17,13 +17,24 @@ from kraftek.contract.accounts import Accounts
 from kraftek.contract.errors import ConfigError
 from kraftek.contract.metrics import Counters, Gauges
 from kraftek.contract.readiness import Readiness
-from kraftek.contract.settings import Auth, Config, Drain, EventPolicy, Limits, Operator, Redis, Registration, SocketIO
+from kraftek.contract.settings import (
+    Auth,
+    Config,
+    Drain,
+    EventPolicy,
+    Jwt,
+    Limits,
+    Operator,
+    Redis,
+    Registration,
+    SocketIO,
+)
 from kraftek.core.registry import ServiceRegistry
 from kraftek.daemon.assembly import core_of, edge_of
+from kraftek.daemon.checkers import Checkers
 from kraftek.daemon.listening import Certificates
 from kraftek.daemon.operator import OperatorSite
 from kraftek.daemon.reload import LIVE, Reload, keys
-from kraftek.edge.auth_service import HttpChecker
 from kraftek.edge.dialects.native import NativeDialect
 from kraftek.edge.hosts import Hosts
 from kraftek.edge.origins import Verdict
@@ -36,11 +47,12 @@ POLLS = Registration(name="polls", channel="events:polls")
 
 
 class Running:
-    """A gateway that runs, with a client; what it consists of is what the daemon makes."""
+    """A gateway that runs, with a client; it checks tokens itself, and asks. It is what the daemon makes."""
 
     def __init__(self, **settings: Any) -> None:
         # Of its own: they are changed in place, and the defaults are everybody's.
-        tables: dict[str, Any] = {"redis": Redis(), "auth": Auth(), "limits": Limits(), "socketio": SocketIO()}
+        tables: dict[str, Any] = {"redis": Redis(), "jwt": Jwt(), "limits": Limits(), "socketio": SocketIO()}
+        tables |= {"auth": Auth(check="jwt+http://127.0.0.1:3002")}
         tables |= {"operator": Operator(), "drain": Drain(), "services": (CHAT, NOTES)}
         self.config = config = Config(**{**tables, **settings})
         clock, counters, bus = Clock(), Counters(), FakeBus()
@@ -60,15 +72,16 @@ class Running:
         )
         self.edge = edge_of(config, self.core, iteration, counters, clock, fastpath=False)
         self.operator = OperatorSite(clock, Hosts(config.hosts), "gw", counters, Gauges(), Readiness(bus))
-        self.checker: Any = HttpChecker(clock, config.auth) if config.auth.check != "open" else None
+        self.checkers: Any = Checkers(clock, config, bus, counters)
         self.session: Any = self.core.gateway.open(FakeLink(), NativeDialect())
-        self.reload = Reload(config, self.registry, Certificates(), self.core, self.edge, self.operator, self.checker)
+        self.reload = Reload(config, self.registry, Certificates(), self.core, self.edge, self.operator, self.checkers)
 
     def take(self, new: Config) -> list[str]:
-        """The lines of the log."""
+        """Its lines of the log."""
         with capturedLogs() as events:
             self.reload.take(new)
-        return [event["log_format"].format(**event) for event in events]
+        ours = (event for event in events if event["log_namespace"].startswith("kraftek.daemon.reload"))
+        return [event["log_format"].format(**event) for event in ours]
 
 
 def changed(value: Any) -> Any:
@@ -108,15 +121,20 @@ def rates(budgets: Any) -> dict[str, Any]:
     return {name: buckets._interval for name, buckets in found.items()}
 
 
+JWT = Jwt.__struct_fields__
+
 SEEN: dict[str, Callable[[Running], Any]] = {
     "origins": lambda it: it.edge.site.origins.judge("https://other.example.org", "h", None) is Verdict.NAMED,
     "hosts": lambda it: (it.edge.site.hosts.allow("other.example.org"), it.operator.hosts.allow("elsewhere")),
-    "auth.check": lambda it: it.checker._agent._url,
-    "auth.ca": lambda it: id(it.checker._connections),
-    "auth.timeout": lambda it: it.checker._timeout,
-    "auth.concurrency": lambda it: it.checker._questions.at_a_time,
-    "auth.waiting": lambda it: it.checker._questions.most_waiting,
+    "auth.check": lambda it: it.checkers._auth_service._agent._url,
+    "auth.ca": lambda it: id(it.checkers._auth_service._connections),
+    "auth.timeout": lambda it: it.checkers._auth_service._timeout,
+    "auth.concurrency": lambda it: it.checkers._auth_service._questions.at_a_time,
+    "auth.waiting": lambda it: it.checkers._auth_service._questions.most_waiting,
     "auth.cache_ttl": lambda it: it.config.auth.cache_ttl,
+    **{f"jwt.{name}": partial(lambda name, it: getattr(it.checkers._jwt._jwt, name), name) for name in JWT},
+    "jwt.key_files": lambda it: id(it.checkers._jwt._files),
+    "jwt.key_set": lambda it: it.checkers._jwt._key_set,
     "limits.message_bytes": lambda it: it.edge.clients.limits.message_bytes,
     "limits.handshake_timeout": lambda it: it.edge.site.head_timeout,
     "limits.request_timeout": lambda it: it.edge.site.request_timeout,
@@ -150,6 +168,9 @@ VALUES = {
     "auth.ca": "",
     "limits.connections": 7,
     "events": (EventPolicy(pattern="a:*:*"),),
+    "jwt.algorithm": "ES256",
+    "jwt.key_files": (),
+    "jwt.key_set": "https://id.example.org/keys",
 }
 """Values that mean something, where any other one does not do."""
 
@@ -188,12 +209,15 @@ def test_services_come_and_go_and_change() -> None:
     assert running.take(replace(running.config, services=(slow, POLLS))) == []
 
 
-def test_everybody_is_let_in_after_a_restart_only() -> None:
-    for before, after in [("open", "http://auth"), ("http://auth", "open")]:
+def test_others_are_asked_after_a_restart_only() -> None:
+    checks = ["open", "http://auth", "jwt", "jwt+http://auth"]
+    for before, after in [(before, after) for before in checks for after in checks if before != after]:
         running = Running(auth=Auth(check=before))
         lines = running.take(with_key(running.config, "auth.check", after))
         assert lines == ["auth.check has changed: that needs a restart"]
         assert running.config.auth.check == before
+        both = with_key(with_key(running.config, "auth.check", after), "jwt.issuer", "x")
+        assert running.take(both)[1:] == ["jwt.issuer has changed: that needs a restart"]
 
 
 @pytest.mark.parametrize("place", ["listen", "operator.listen", "auth.ca"])

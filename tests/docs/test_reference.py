@@ -73,6 +73,7 @@ SETTINGS: dict[str, type[Struct]] = {
     "The top of the file": settings.Config,
     "[redis]": settings.Redis,
     "[auth]": settings.Auth,
+    "[jwt]": settings.Jwt,
     "[limits]": settings.Limits,
     "[socketio]": settings.SocketIO,
     "[operator]": settings.Operator,
@@ -80,7 +81,7 @@ SETTINGS: dict[str, type[Struct]] = {
     "[services.NAME]": settings.Registration,
     "[events.PATTERN]": settings.EventPolicy,
 }
-TABLES = {"redis", "auth", "limits", "socketio", "operator", "drain", "services", "name", "events", "pattern"}
+TABLES = {"redis", "auth", "jwt", "limits", "socketio", "operator", "drain", "services", "name", "events", "pattern"}
 
 
 def allowed(hint: Any) -> str:

@@ -33,7 +33,8 @@ from kraftek.contract.errors import Code, PeerError
 from kraftek.contract.interfaces import IAccessChecker
 from kraftek.contract.messages import Grant, Token
 from kraftek.contract.settings import Auth
-from kraftek.edge.auth_service import ANSWER_BYTES, MESSAGE_CHARACTERS, HttpChecker
+from kraftek.edge.auth_service import MESSAGE_CHARACTERS, HttpChecker
+from kraftek.edge.http_client import ANSWER_BYTES
 from tests.bus.test_endpoint import Authority
 from tests.support.ports import free_port
 from tests.support.waiting import until

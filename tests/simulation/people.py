@@ -6,6 +6,7 @@ They tell :mod:`tests.simulation.invariants` what they see.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from itertools import count
 from math import inf
 from typing import TYPE_CHECKING, Any
@@ -382,6 +383,12 @@ class Checker:
         auth.world.time.later(None, seconds / 2, decide)
         self._process.callLater(seconds, fire)
         return answer
+
+    def vouches(self, source: str) -> bool:
+        return True
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """It takes back what it has said by ``auth:invalidate``, or by deleting keys."""
 
     def _decision(self, token: str, room: str) -> Grant | PeerError:
         auth = self._auth

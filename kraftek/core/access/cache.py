@@ -9,11 +9,9 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated
 
 import msgspec
-from msgspec import Meta, Struct
-from msgspec.structs import asdict, replace
+from msgspec.structs import replace
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -29,10 +27,12 @@ from kraftek.contract.metrics import Counters
 from kraftek.contract.names import ACCESS, INVALIDATION, token_key, user_key
 from kraftek.contract.settings import Auth
 from kraftek.core.access.comparison import Comparison
+from kraftek.core.access.invalidation import Invalidation
 from kraftek.core.access.listening import Listening
 from kraftek.core.access.local import Answers, Changes, Denials, Key, Recent, names
 from kraftek.core.access.redis import CachedGrant, Found, SharedAnswers
 from kraftek.core.access.revocations import Revocations
+from kraftek.core.access.validity import Validity
 
 __all__ = ["AccessCache"]
 
@@ -41,13 +41,6 @@ ATTEMPTS = 3
 
 RETRY_AFTER = 1.0
 """Seconds after which such a check may be retried."""
-
-LONGEST = 31_536_000.0
-"""Seconds that an answer is cached at most, whatever its ``ttl``: a year, as in the configuration."""
-
-SKEW = 5.0
-"""Seconds by which Redis's clock may be set back. An answer that claims to be fresh for longer than any may be was
-stored before it was set back further."""
 
 DELAY = 60.0
 """Seconds after the deadline of a check within which its answer reaches Redis."""
@@ -60,11 +53,6 @@ no token's key outlives its user's."""
 def _jitter() -> float:
     """The part of its time that an answer is kept: those of a moment are not all asked for again at one."""
     return random.uniform(0.8, 1.0)  # noqa: S311  # it keeps no secret
-
-
-class _Invalidation(Struct, rename="camel"):
-    user_id: Annotated[str, Meta(min_length=1)]
-    room_id: str | None = None
 
 
 @implementer(IAccess, IBusListener)
@@ -109,14 +97,16 @@ class AccessCache:
         self._changes = Changes()
         self._waiters: dict[Key, list[Deferred[Grant]]] = {}
         memory = self._answers, self._users, self._changes
-        self._comparison = Comparison(self._shared, *memory, self._counts, self._stale, counters)
         self._revocations = Revocations(self._shared, auth.cache_size, clock, self._cleared, self._too_many)
         self._listening = Listening(bus, self._revocations, clock)
+        self._validity = validity = Validity(checker, bus, auth, self._revocations, self._listening, now=now)
+        self._comparison = Comparison(self._shared, *memory, validity.counts, self._stale, counters)
         self._listeners: list[IAccessListener] = []
         self._once_a_minute = OnceAMinute(clock.seconds)
         bus.track(ACCESS, self._changed)
         bus.subscribe(INVALIDATION, self._invalidated)
         bus.add_listener(self)
+        checker.on_change(self._checker_changed)
 
     # IAccess
 
@@ -183,7 +173,7 @@ class AccessCache:
         known = self._answers.get(key)
         if known is not None:
             cached, position = known
-            if self._is_fresh(cached) and not self._changes.since(position, names(key, cached.user_id)):
+            if self._validity.is_fresh(cached) and not self._changes.since(position, names(key, cached.user_id)):
                 return succeed(cached)
         denied = self._denials.get(key, self._clock.seconds(), self._changes)
         return None if denied is None else fail(denied.copy())
@@ -195,7 +185,7 @@ class AccessCache:
             if found is not None and found.grant is not None and not self._listening.settled:
                 await self._listening.settle()
                 found = await self._look_up(key)
-            if found is not None and found.grant is not None and self._counts(found.grant, key[1]):
+            if found is not None and found.grant is not None and self._validity.counts(found.grant, key[1]):
                 self._counters.access_hits += 1
                 self._users.put(key[0], found.grant.user_id)
                 self._remember(key, found.grant, position)
@@ -204,10 +194,11 @@ class AccessCache:
             grant = await self._ask(token, key, asker)
             if self._clock.seconds() - asked > self._auth.timeout + LATENESS:
                 continue  # the process was paused: nobody knows how old that is
-            cached, seconds = self._dated(grant, found)
+            cached, seconds = self._validity.dated(grant, found, self._jitter())
             self._users.put(key[0], cached.user_id)
             # If there was an outage meanwhile, Redis may not know of revocations during it.
-            if found is not None and not self._changes.since(position, ()):
+            foreign = found is not None and self._validity.is_foreign(found.grant)
+            if found is not None and not foreign and not self._changes.since(position, ()):
                 sent = self._changes.position
                 stored = await self._shared.store(*key, cached, seconds, found)
                 if stored is False or (stored and self._revocations.concern(cached.user_id, key[1])):
@@ -234,7 +225,7 @@ class AccessCache:
             return found
         # Whose token it is has only now been found: changes of this user's key are not announced yet.
         user_id = found.grant.user_id
-        if self._counts(found.grant, key[1]):
+        if self._validity.counts(found.grant, key[1]):
             found = await self._shared.look_up(*key, user_id)
         same = found is not None and found.grant is not None and found.grant.user_id == user_id
         return found if same or found is None else replace(found, grant=None)
@@ -263,32 +254,9 @@ class AccessCache:
             else:
                 waiter.errback(result)
 
-    def _counts(self, cached: CachedGrant, room_id: str | None) -> bool:
-        return (
-            cached.epoch == self._bus.epoch
-            and self._listening.believes(cached.asked_at)
-            and self._is_fresh(cached)
-            and not self._revocations.concern(cached.user_id, room_id)
-        )
-
-    def _is_fresh(self, cached: CachedGrant) -> bool:
-        longest = self._auth.cache_ttl if cached.ttl is None else min(cached.ttl, LONGEST)
-        return 0.0 < cached.fresh_until - self._now() <= longest + SKEW
-
-    def _dated(self, grant: Grant, found: Found | None) -> tuple[CachedGrant, float]:
-        """The answer as it is cached, and for how many seconds. ``found``: by the look-up before it was asked for."""
-        now = self._now()
-        seconds = self._auth.cache_ttl if grant.ttl is None else grant.ttl
-        if grant.expires_at is not None:
-            seconds = min(seconds, grant.expires_at - now)
-        seconds = min(max(seconds, 0.0), LONGEST) * self._jitter()
-        asked_at = 0 if found is None else found.time
-        dates = {"fresh_until": now + seconds, "asked_at": asked_at, "epoch": self._bus.epoch or ""}
-        return CachedGrant(**{**asdict(grant), **dates}), seconds
-
     def _remember(self, key: Key, cached: CachedGrant, position: int) -> bool:
         """Cache the answer in memory, if possible. ``position``: when it was stored in Redis or found there."""
-        if not self._bus.available or not self._is_fresh(cached):
+        if not self._bus.available or not self._validity.is_fresh(cached):
             return False
         self._answers.put(key, cached, position)
         if self._changes.since(position, names(key, cached.user_id)):
@@ -297,19 +265,22 @@ class AccessCache:
 
     # What changes
 
+    def _checker_changed(self) -> None:
+        self._changes.record_all()
+        self._answers.clear()
+        self._stale(None, None, None, False)
+
     def _changed(self, keys: list[str] | None) -> None:
         if keys is None:
             self._counters.access_invalidations += 1
-            self._changes.record_all()
-            self._answers.clear()
-            self._stale(None, None, None, False)
+            self._checker_changed()
         else:
             self._changes.record(*keys)
             self._comparison.changed(*keys)
 
     def _invalidated(self, body: bytes) -> None:
         try:
-            message = msgspec.json.decode(body, type=_Invalidation)
+            message = msgspec.json.decode(body, type=Invalidation)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             text = "Ignored a malformed message on {channel} (logged once a minute): {error}"
             self._once_a_minute(self._log.warn, text, channel=INVALIDATION, error=str(error))

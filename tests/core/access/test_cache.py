@@ -72,6 +72,56 @@ def test_keeps_its_interfaces(one: Process) -> None:
 # What is asked, and what is kept
 
 
+def test_an_answer_counts_while_the_checker_vouches_for_it(one: Process, two: Process) -> None:
+    one.source = two.source = "jwt.key"
+    let_in(one, source="jwt.key")
+    assert answered(two).user == "ada"
+    two.source = "other"  # it was configured otherwise, and finds what the other one keeps
+    for _ in range(2):
+        let_in(two, source="other")
+        settle(one, two)
+        assert answered(one).user == "ada"  # and does not replace it
+    assert one.stale == two.stale == []
+    one.clock.advance(301)
+    let_in(two, source="other")
+    settle(one, two)
+    assert answered(two).user == "ada"
+
+
+def test_who_finds_an_answer_of_another_configuration_hears_when_it_is_revoked(one: Process, two: Process) -> None:
+    one.source, two.source = "jwt.key", "other"
+    let_in(one, source="jwt.key")
+    let_in(two, source="other")
+    two.redis.delete(HASH)
+    settle(one, two)
+    assert two.stale == [(T.digest, None, None, True)]
+
+
+def test_what_the_checker_no_longer_vouches_for_is_asked_again(one: Process) -> None:
+    one.source = "jwt.key"
+    let_in(one, source="jwt.key")
+    one.source = ""
+    one.checker_changed()
+    assert one.stale == [(None, None, None, False)]
+    outcome = one.ask("t")
+    settle(one)
+    one.questions.pop().no()
+    assert outcome.code is Code.AUTH_FAILED
+
+
+def test_an_answer_from_before_a_change_of_the_checker_is_none(one: Process) -> None:
+    one.source = "jwt.key"
+    outcome = one.ask("t")
+    settle(one)
+    one.source = ""
+    one.checker_changed()
+    one.questions.pop().yes("ada", source="jwt.key")
+    settle(one)
+    assert outcome.waits
+    one.questions.pop().no()
+    assert outcome.code is Code.AUTH_FAILED
+
+
 def test_a_yes_is_kept_for_every_process(one: Process, two: Process) -> None:
     let_in(one, permissions=["notes:*:*"], expiresAt=EPOCH + 1000)
     assert answered(one).user == "ada"

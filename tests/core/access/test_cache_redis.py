@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -38,9 +39,16 @@ class Process:
         self.counters = Counters()
         self.questions: list[Question] = []
         self.stale: list[tuple[str | None, str | None, str | None, bool]] = []
+        self.source = ""
         self.bus = RedisBus(reactor, Redis(url=redis.url, **config), Iteration(reactor), self.counters)
         self.cache = AccessCache(self, self.bus, auth, reactor, self.counters)
         self.cache.add_listener(self)
+
+    def vouches(self, source: str) -> bool:
+        return source == self.source
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """It changes in test_cache.py."""
 
     def ask(self, token: str = "t", room: str | None = "r") -> Outcome:
         return Outcome(self.cache.check(Token(token), room))

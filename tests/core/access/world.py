@@ -357,7 +357,7 @@ class Outcome:
 @implementer(IAccessChecker, IAccessListener)
 class Process:
     """One gateway process. ``questions`` wait for the auth service, ``stale`` is what listeners were told,
-    ``ahead`` what its wall clock shows too much.
+    ``source`` what the checker vouches for, ``ahead`` what its wall clock shows too much.
     """
 
     def __init__(self, redis: MemoryRedis, clock: Clock, auth: Auth | None = None, *, available: bool = True) -> None:
@@ -366,6 +366,8 @@ class Process:
         self.bus = FakeBus({}, available=available)
         self.counters = Counters()
         self.ahead = 0.0
+        self.source = ""
+        self.checker_changed: Callable[[], None]
         self.questions: list[Question] = []
         self.stale: list[tuple[str | None, str | None, str | None, bool]] = []
         self._executed: list[Any] = []
@@ -392,6 +394,12 @@ class Process:
         question = Question(token.value, room_id, Deferred())
         self.questions.append(question)
         return question.answer
+
+    def vouches(self, source: str) -> bool:
+        return source == self.source
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        self.checker_changed = listener
 
     # The gateway
 
