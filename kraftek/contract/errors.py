@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-__all__ = ["CLOSE_CODES", "RESTART", "Code", "ConfigError", "Limit", "NotPublished", "PeerError", "Refusal"]
+__all__ = ["CLOSE_CODES", "DENIALS", "RESTART", "Code", "ConfigError", "Limit", "NotPublished", "PeerError", "Refusal"]
 
 
 class Code(StrEnum):
@@ -23,6 +23,7 @@ class Code(StrEnum):
     AUTH_UNAVAILABLE = "AUTH_UNAVAILABLE"
     ACCESS_DENIED = "ACCESS_DENIED"
     ACCESS_REVOKED = "ACCESS_REVOKED"
+    TOKEN_EXPIRED = "TOKEN_EXPIRED"  # noqa: S105  # the name of an error
     SERVICE_UNAVAILABLE = "SERVICE_UNAVAILABLE"
     TIMEOUT = "TIMEOUT"
     RATE_LIMITED = "RATE_LIMITED"
@@ -33,6 +34,7 @@ class Code(StrEnum):
 CLOSE_CODES: dict[str, int] = {
     Code.INVALID_MESSAGE: 4400,
     Code.AUTH_FAILED: 4401,
+    Code.TOKEN_EXPIRED: 4401,
     Code.ACCESS_REVOKED: 4403,
     Code.AUTH_TIMEOUT: 4408,
     Code.DUPLICATE_CONNECTION: 4409,
@@ -41,6 +43,10 @@ CLOSE_CODES: dict[str, int] = {
     Code.INTERNAL: 1011,
 }
 """The WebSocket close code that goes with an error, for those errors that can close a socket."""
+
+
+DENIALS = frozenset({Code.AUTH_FAILED, Code.TOKEN_EXPIRED})
+"""What a no of a checker is; anything else of its errors is neither a yes nor a no."""
 
 
 RESTART = 1012

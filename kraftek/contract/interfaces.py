@@ -375,7 +375,8 @@ class IAccessChecker(Interface):
     """Whoever decides: the auth service, or a rule."""
 
     def check(token: Token, room_id: str | None, turn: str = "") -> Deferred[Grant]:
-        """Ask. Fires with a yes; fails with ``PeerError``: ``AUTH_FAILED`` for a no, ``AUTH_UNAVAILABLE`` with
+        """Ask. Fires with a yes; fails with ``PeerError``: ``AUTH_FAILED`` for a no, ``TOKEN_EXPIRED`` for one to
+        a token that was good, ``AUTH_UNAVAILABLE`` with
         ``retry_after`` when it could not be asked within its deadline, ``RATE_LIMITED`` when too many questions of the
         same ``turn`` wait. Those that wait are asked in rotation between turns.
         """

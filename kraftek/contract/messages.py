@@ -148,18 +148,22 @@ class Connected(Struct, frozen=True):
 
 
 class Authenticated(Struct, frozen=True):
-    """The token was good; ``room_id`` is the room that the client is in now, if any."""
+    """The token was good; ``room_id`` is the room that the client is in now, if any. ``expires_in``: seconds until its
+    access expires, if it does; when it was in rooms before, that of all of them to expire first.
+    """
 
     user_id: str
     room_id: str | None
     id: RequestId | None = None
+    expires_in: float | None = None
 
 
 class Joined(Struct, frozen=True):
-    """The client is in one room more."""
+    """The client is in one room more, by an access that expires in so many seconds, if it does."""
 
     room_id: str
     id: RequestId | None = None
+    expires_in: float | None = None
 
 
 class Left(Struct, frozen=True):
@@ -235,9 +239,12 @@ class Drained(Struct, frozen=True):
 
 
 class Closing(Struct, frozen=True):
-    """The last word to a client: its socket is closed next, with this close code."""
+    """The last word to a client: its socket is closed next, with this close code. ``returns``: it is to come back at
+    once, with another token.
+    """
 
     code: int
+    returns: bool = False
 
 
 class Gap(Struct, frozen=True):

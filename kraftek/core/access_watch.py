@@ -13,12 +13,13 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from kraftek.contract.errors import CLOSE_CODES, Code, PeerError
+from kraftek.contract.errors import CLOSE_CODES, DENIALS, Code, PeerError
 from kraftek.contract.interfaces import IAccess, IAccessListener
 from kraftek.contract.messages import Grant, Token
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Limits
 from kraftek.core.budgets import Asker
+from kraftek.core.expired_tokens import ExpiredTokens
 from kraftek.core.expiry_queue import ExpiryQueue
 from kraftek.core.membership import Membership
 from kraftek.core.rechecks import Rechecks
@@ -66,6 +67,7 @@ class AccessWatch:
         self._expiry_queue = ExpiryQueue(now())
         self._again = Rechecks(_question)
         self._withholding = Withholding(roster, limits.unsent_bytes)
+        self._expired = ExpiredTokens()
         access.add_listener(self)
 
     def granted(self, session: Session, room_id: str | None, token: Token, grant: Grant) -> None:
@@ -74,8 +76,14 @@ class AccessWatch:
         self._membership.enter(session, room_id, HeldGrant(token, grant))
         self._renewed(session, room_id, token, grant)
 
+    def seconds_left(self, *ends: float | None) -> float | None:
+        """Seconds until the first of these, in Unix seconds, as clients are told; ``None`` if there is none."""
+        first = min((end for end in ends if end is not None), default=None)
+        return None if first is None else max(0.0, round(first - self._now(), 3))
+
     def changed(self, session: Session) -> None:
         """The session's grants have changed."""
+        self._expired.judge(session)
         self._withholding.judge(session)
         if session.state is not SessionState.CLOSED:
             self._expiry_queue.watch(session)
@@ -104,11 +112,13 @@ class AccessWatch:
             self._membership.leave(session, room_id, "revoked")
         if not session.rooms:
             session.close(CLOSE_CODES[Code.ACCESS_REVOKED], Code.ACCESS_REVOKED)
+        self._expired.judge(session)
         self._withholding.judge(session)
 
     def departed(self, session: Session) -> None:
         """The session has ended."""
         self._expiry_queue.forget(session)
+        self._expired.forget(session)
         self._withholding.forget(session)
 
     def withheld(self, session: Session) -> WithheldState | None:
@@ -152,6 +162,9 @@ class AccessWatch:
         self._access.sweep()
         for session in self._expiry_queue.due(now):
             self._check_due(session, now)
+        for session in self._expired.due(seconds):
+            session.refuse(PeerError(Code.TOKEN_EXPIRED, "no other token was shown in time"))
+            session.close(CLOSE_CODES[Code.TOKEN_EXPIRED], Code.TOKEN_EXPIRED, returns=True)
         for session, its_room, revoked in self._again.due(seconds, self._access.gateways, settled=self._access.settled):
             self._recheck(session, its_room, revoked)
 
@@ -173,6 +186,8 @@ class AccessWatch:
         if session.token is not None and session.token.digest == token.digest:
             session.expires_at = grant.expires_at
         self._withholding.end(session, room_id)
+        if not session.rooms:
+            self._expired.forget(session)
         self.changed(session)
 
     def _recheck(self, session: Session, room_id: str | None, revoked: bool) -> None:
@@ -186,36 +201,55 @@ class AccessWatch:
         def confirmed(grant: Grant) -> None:
             if not _matters(session, room_id, token):
                 return
-            expired = grant.expires_at is not None and grant.expires_at <= self._now()
-            if grant.user_id != session.user_id or expired:
+            if grant.user_id != session.user_id:
                 self.revoke(session, room_id)
+            elif self.seconds_left(grant.expires_at) == 0:
+                self._denied(session, room_id, Code.AUTH_FAILED)
             elif room_id in session.rooms:
                 self.granted(session, room_id, token, grant)
             else:
                 self._renewed(session, room_id, token, grant)
 
-        def doubted(failure: Failure) -> None:
-            error = failure.value
-            if not isinstance(error, PeerError):
-                session.fail(failure)
-            elif not _matters(session, room_id, token):
-                return
-            elif error.code is Code.AUTH_FAILED:
-                self.revoke(session, room_id)
-            else:
-                self._unanswered(session, room_id, revoked)
-
         d = self._access.check(token, room_id, Asker(session, token.digest))
-        d.addCallbacks(confirmed, doubted)
+        d.addCallbacks(confirmed, self._doubted, errbackArgs=(session, room_id, token, revoked))
         if revoked:
             d.addBoth(session.check_ends)
         else:
             d.addErrback(session.fail)
 
+    def _doubted(self, failure: Failure, session: Session, room_id: str | None, token: Token, revoked: bool) -> None:
+        error = failure.value
+        if not isinstance(error, PeerError):
+            session.fail(failure)
+        elif not _matters(session, room_id, token):
+            return
+        elif error.code in DENIALS:
+            self._denied(session, room_id, error.code)
+        else:
+            self._unanswered(session, room_id, revoked)
+
+    def _denied(self, session: Session, room_id: str | None, code: Code) -> None:
+        """A no: because the token has expired, if it says so, or if nothing is left that it permits."""
+        now = self._now()
+        ended = [held.is_expired(now) for held in session.rooms.values()] or [session.is_expired(now)]
+        if code is not Code.TOKEN_EXPIRED and not all(ended):
+            self.revoke(session, room_id)
+            return
+        held = session.rooms.get(room_id)
+        if held is not None and not held.expired:
+            self._membership.suspend(session, room_id)
+            held.expired = True
+        elif held is not None or self._expired.has(session):
+            return
+        self._withholding.begin(session, room_id)
+        self._expired.begin(session, self._clock.seconds())
+        where = "" if room_id is None else f" to room {room_id}"
+        session.refuse(PeerError(Code.TOKEN_EXPIRED, f"Access{where} has expired", room_id=room_id))
+
     def _unanswered(self, session: Session, room_id: str | None, revoked: bool) -> None:
         """The auth service is unavailable: neither allow nor deny. A revoked grant is suspended, another one stays."""
         if _is_expired(session, room_id, self._now()):
-            self.revoke(session, room_id)
+            self._denied(session, room_id, Code.AUTH_FAILED)
             return
         if revoked and room_id in session.rooms:
             self._membership.suspend(session, room_id)

@@ -11,13 +11,14 @@ from collections import OrderedDict
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
-from kraftek.contract.errors import Code, PeerError
+from kraftek.contract.errors import DENIALS, Code, PeerError
 from kraftek.contract.interfaces import IAccess
 from kraftek.contract.messages import Authenticate, Authenticated, Grant, Join, Joined, Leave, Left
 from kraftek.contract.settings import Limits
 from kraftek.core.access_watch import AccessWatch
 from kraftek.core.budgets import Asker, Budgets
 from kraftek.core.membership import Membership
+from kraftek.core.refreshes import Refreshes
 from kraftek.core.roster import Roster
 from kraftek.core.session import Session, SessionState
 
@@ -40,6 +41,7 @@ class Admission:
         self._access = access
         self._access_watch = access_watch
         self._membership = membership
+        self._refreshes = Refreshes(access, access_watch, roster, budgets)
         self._roster = roster
         self.budgets = budgets
         self._limits = limits
@@ -76,23 +78,20 @@ class Admission:
         self._check_bound(session, message)
         if session.user_id is not None:
             self._charge(session.user_id, message)
-        unknown = session.user_id is None
+            self._refresh(session, message)
+            return
         self._arrivals.pop(session, None)
         session.check_begins()
 
         def admitted(grant: Grant) -> None:
             if session.state is SessionState.CLOSED:
                 return
-            if session.user_id not in (None, grant.user_id):
-                raise PeerError(Code.ACCESS_DENIED, "this token belongs to another user", id=message.id)
-            if unknown:
-                self._charge(grant.user_id, message)
+            self._charge(grant.user_id, message)
             self._roster.identify(session, grant.user_id, token.digest)
-            before, session.token, session.user_id = session.token, token, grant.user_id
-            if before is not None:
-                self._roster.release(session, before.digest)
+            session.token, session.user_id = token, grant.user_id
             room_id = grant.room_id or message.room_id
-            session.send(Authenticated(grant.user_id, room_id, message.id))
+            left = self._access_watch.seconds_left(grant.expires_at)
+            session.send(Authenticated(grant.user_id, room_id, message.id, left))
             self._access_watch.granted(session, room_id, token, grant)
 
         d = self._access.check(token, message.room_id, Asker(session, token.digest, self.budgets))
@@ -116,18 +115,20 @@ class Admission:
             if grant.user_id != session.user_id:
                 denied("the token belongs to another user now")
                 return
-            session.send(Joined(room_id, message.id))
+            session.send(Joined(room_id, message.id, self._access_watch.seconds_left(grant.expires_at)))
             self._access_watch.granted(session, room_id, token, grant)
 
         def not_admitted(failure: Failure) -> Failure | None:
             error = failure.value
-            if not isinstance(error, PeerError) or error.code is not Code.AUTH_FAILED:
+            if not isinstance(error, PeerError) or error.code not in DENIALS:
                 return failure
-            denied(error.message)
+            denied(error.message, Code.TOKEN_EXPIRED if error.code is Code.TOKEN_EXPIRED else Code.ACCESS_DENIED)
             return None
 
-        def denied(reason: str) -> None:
-            session.refuse(PeerError(Code.ACCESS_DENIED, reason, id=message.id))
+        def denied(reason: str, code: Code = Code.ACCESS_DENIED) -> None:
+            session.refuse(PeerError(code, reason, id=message.id))
+            if code is Code.TOKEN_EXPIRED:
+                return  # it is watched, where it matters
             # It may be in the room because of an older answer.
             self._access_watch.revoke(session, room_id)
 
@@ -135,6 +136,17 @@ class Admission:
         d.addCallbacks(admitted, not_admitted)
         d.addErrback(_refused, session, message)
         d.addBoth(session.check_ends)
+
+    def _refresh(self, session: Session, message: Authenticate) -> None:
+        """The client goes on meanwhile, unless it enters a room by that: what follows may be for that room."""
+        enters = message.room_id is not None and message.room_id not in session.rooms
+        if enters:
+            session.check_begins()
+        d = self._refreshes.begin(session, message)
+        if enters:
+            d.addBoth(session.check_ends)
+        else:
+            d.addErrback(session.fail)
 
     def leave(self, session: Session, message: Leave) -> None:
         """The client leaves a room and stays connected."""

@@ -23,7 +23,7 @@ from kraftek.core.dispatch import Dispatch
 from kraftek.core.request_records import record_key
 from kraftek.core.requests import Requests, undelivered_error, unreachable_error
 from kraftek.core.roster import Roster
-from kraftek.core.session import Session
+from kraftek.core.session import HeldGrant, Session
 
 __all__ = ["Gateway"]
 
@@ -137,11 +137,7 @@ class Gateway:
             session.handle(event)
             return
         if grant.permissions is not None and not permits(grant.permissions, event.name):
-            if grant.suspended:
-                denied = _about(event, Code.AUTH_UNAVAILABLE, "access cannot be checked at present", retry_after=1.0)
-            else:
-                denied = _about(event, Code.ACCESS_DENIED, "this event is not permitted")
-            self._deny(session, event, service, room_id, denied)
+            self._deny(session, event, service, room_id, _unpermitted(event, grant))
             return
         if service.rate and (error := self._budgets.event(user_id, service, event.name)) is not None:
             error.id, error.event_type = event.id, event.name
@@ -185,3 +181,11 @@ class Gateway:
 
 def _about(event: Event, code: Code, message: str, retry_after: float | None = None) -> PeerError:
     return PeerError(code, message, retry_after=retry_after, id=event.id, event_type=event.name)
+
+
+def _unpermitted(event: Event, grant: HeldGrant) -> PeerError:
+    if grant.expired:
+        return _about(event, Code.TOKEN_EXPIRED, "the token has expired: authenticate with another one")
+    if grant.suspended:
+        return _about(event, Code.AUTH_UNAVAILABLE, "access cannot be checked at present", retry_after=1.0)
+    return _about(event, Code.ACCESS_DENIED, "this event is not permitted")

@@ -27,16 +27,17 @@ class HeldGrant:
     """What a session holds for a room: the token that gave it, what it permits, and when it is to be checked again.
 
     ``due``: Unix seconds; the answer has grown old then, or has expired. ``suspended``: it permits nothing, because it
-    was revoked or has expired and the auth service has not answered since.
+    was revoked or has expired and the auth service has not answered since. ``expired``: so is its token, and the client
+    has been told to show another one.
     """
 
-    __slots__ = ("due", "expires_at", "permissions", "suspended", "token")
+    __slots__ = ("due", "expired", "expires_at", "permissions", "suspended", "token")
 
     def __init__(self, token: Token, grant: Grant) -> None:
         self.token = token
         self.permissions = grant.permissions
         self.expires_at = grant.expires_at
-        self.suspended = False
+        self.suspended = self.expired = False
         self.due = min((at for at in (grant.expires_at, grant.fresh_until) if at is not None), default=inf)
 
     def suspend(self) -> None:
@@ -282,10 +283,10 @@ class Session:
         self.superseded = True
         self.evict(Code.DUPLICATE_CONNECTION, "a newer login of the same user took this room")
 
-    def close(self, code: int, reason: str) -> None:
-        """Close the client's socket after everything queued for it has been sent."""
+    def close(self, code: int, reason: str, *, returns: bool = False) -> None:
+        """Close the client's socket after everything queued for it has been sent. ``returns``: it is to come back."""
         if self.state is not SessionState.CLOSED:
-            self.send(Closing(code))
+            self.send(Closing(code, returns))
             self.link.close(code, reason)
             self.lost()
 

@@ -60,6 +60,7 @@ class _Verdict(Struct):
 
     success: bool
     message: Any = None
+    code: Any = None
 
 
 class _Yes(Struct, rename="camel"):
@@ -119,7 +120,7 @@ class HttpChecker:
         try:
             question = msgspec.json.encode({"token": token.value, "roomId": room_id})
         except UnicodeEncodeError:
-            return fail(_no(None, token))  # half a character: nobody was ever given such a token
+            return fail(_no(_Verdict(False), token))  # half a character: nobody was ever given such a token
         d: Deferred[Grant] = Deferred.fromCoroutine(self._ask_in_turn(question, token, room_id, turn))
         d.addTimeout(self._timeout, self._clock)
         return d.addErrback(self._judge_failure)
@@ -153,7 +154,7 @@ class HttpChecker:
 
     def _judge(self, status: int, body: bytes | None, token: Token, room_id: str | None) -> Grant:
         if status in (401, 403):
-            raise _no(_message(body), token)
+            raise _no(_denial(body), token)
         # 408 and 429 are about the asking, not about who asks for.
         if status // 100 not in (2, 4) or status in (408, 429):
             raise _UnreadableError(f"status {status}")
@@ -163,7 +164,7 @@ class HttpChecker:
         try:
             verdict = msgspec.json.decode(whole or body, type=_Verdict)
             if not verdict.success:
-                raise _no(verdict.message, token)
+                raise _no(verdict, token)
             yes = msgspec.json.decode(whole or body, type=_Yes)
             if whole is not None and not is_whole(yes):
                 raise msgspec.ValidationError(HALF)
@@ -175,7 +176,7 @@ class HttpChecker:
         if yes.room_id is not UNSET and yes.room_id != room_id:
             raise _UnreadableError("a yes to another room")
         if yes.expires_at is not None and yes.expires_at <= self._now():
-            raise _no("Access has expired", token)
+            raise _no(_Verdict(False, "Access has expired", Code.TOKEN_EXPIRED), token)
         return Grant(yes.user_id, room_id, yes.permissions, yes.expires_at, yes.ttl)
 
     def _judge_failure(self, failure: Failure) -> Failure:
@@ -202,19 +203,22 @@ class HttpChecker:
         return PeerError(Code.AUTH_UNAVAILABLE, "access cannot be checked at present", retry_after=RETRY_AFTER)
 
 
-def _no(message: object, token: Token) -> PeerError:
+def _no(verdict: _Verdict, token: Token) -> PeerError:
+    message = verdict.message
     if not isinstance(message, str) or not message or token.value in message:
         message = "Authentication failed"
-    return PeerError(Code.AUTH_FAILED, message[:MESSAGE_CHARACTERS], closes=True)
+    code = Code.TOKEN_EXPIRED if verdict.code == Code.TOKEN_EXPIRED else Code.AUTH_FAILED
+    return PeerError(code, message[:MESSAGE_CHARACTERS], closes=True)
 
 
-def _message(body: bytes | None) -> object:
-    """The message of an answer that is a no by its status, whatever else it says."""
+def _denial(body: bytes | None) -> _Verdict:
+    """What an answer says that is a no by its status, whatever else it says."""
     try:
         answer = msgspec.json.decode((body and mended(body)) or body or b"null")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    return answer.get("message") if isinstance(answer, dict) else None
+        answer = None
+    found = answer if isinstance(answer, dict) else {}
+    return _Verdict(False, found.get("message"), found.get("code"))
 
 
 @implementer(IBodyProducer)

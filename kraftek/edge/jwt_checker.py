@@ -140,7 +140,7 @@ class JwtChecker:
         expires_at = claims.exp + jwt.leeway
         self._check_claims(claims, now)
         if expires_at <= now:
-            raise PeerError(Code.AUTH_FAILED, "Token has expired", closes=True)
+            raise PeerError(Code.TOKEN_EXPIRED, "Token has expired", closes=True)
         user_id = everything.get(jwt.user)
         if not isinstance(user_id, str) or not user_id:
             raise _RefusedError(f"the claim {jwt.user} is no text")

@@ -417,8 +417,12 @@ def test_expired_access_is_asked_about_and_a_no_ends_it(room: str | None, error:
         ? t {room or "-"}
         > {{"type": "notes:n:1"}}
         ! no
-        x ACCESS_REVOKED {error}
-        = 4403 ACCESS_REVOKED
+        x TOKEN_EXPIRED {error}
+        x TOKEN_EXPIRED the token has expired: authenticate with another one {{"eventType": "notes:n:1"}}
+        @ 9.5
+        @ 0.5
+        x TOKEN_EXPIRED no other token was shown in time
+        = 4401 TOKEN_EXPIRED
     """)
 
 
@@ -436,7 +440,7 @@ def test_everybody_is_asked_about_when_the_wall_clock_is_set(seconds: float) -> 
     assert house.access.questions == []
     house.pass_time(2.0)
     house.access.next().no()
-    assert client.link.closed is not None
+    assert [message["payload"]["code"] for message in client.link.read()] == ["TOKEN_EXPIRED"]
 
 
 def test_a_clock_that_is_slewed_was_not_set() -> None:
@@ -472,8 +476,10 @@ def test_expired_access_that_cannot_be_asked_about_is_over() -> None:
     expiring(house, 20.0).play("""
         @ 21
         ! away
-        x ACCESS_REVOKED Access to room one has expired {"roomId": "one"}
-        = 4403 ACCESS_REVOKED
+        x TOKEN_EXPIRED Access to room one has expired {"roomId": "one"}
+        @ 10
+        x TOKEN_EXPIRED no other token was shown in time
+        = 4401 TOKEN_EXPIRED
     """)
 
 
@@ -483,7 +489,7 @@ def test_each_room_expires_by_itself() -> None:
     client.play("""
         > {"type": "join", "payload": {"roomId": "two"}}
         ! yes alice {"expiresAt": 10}
-        < {"type": "joined", "payload": {"roomId": "two"}}
+        < {"type": "joined", "payload": {"roomId": "two", "expiresIn": 10.0}}
         @ 11
         ? t two
         ! no
@@ -495,8 +501,10 @@ def test_each_room_expires_by_itself() -> None:
         @ 2
         ? t one
         ! no
-        x ACCESS_REVOKED Access to room one has expired {"roomId": "one"}
-        = 4403 ACCESS_REVOKED
+        x TOKEN_EXPIRED Access to room one has expired {"roomId": "one"}
+        @ 10
+        x TOKEN_EXPIRED no other token was shown in time
+        = 4401 TOKEN_EXPIRED
     """)
 
 
@@ -526,8 +534,10 @@ def test_a_session_that_its_expiry_closes_is_watched_no_more() -> None:
     house.access.known["t", "one"] = PeerError(Code.AUTH_FAILED, "no")
     client.play("""
         @ 20.5
-        x ACCESS_REVOKED Access to room one has expired {"roomId": "one"}
-        = 4403 ACCESS_REVOKED
+        x TOKEN_EXPIRED Access to room one has expired {"roomId": "one"}
+        @ 10
+        x TOKEN_EXPIRED no other token was shown in time
+        = 4401 TOKEN_EXPIRED
     """)
     assert len(house.access_watch._expiry_queue) == 0
 
@@ -568,8 +578,11 @@ def test_nothing_is_sent_once_access_has_expired() -> None:
     client.play("""
         > {"type": "notes:n:3"}
         ! no
-        x ACCESS_REVOKED Access to room one has expired {"roomId": "one"}
-        = 4403 ACCESS_REVOKED
+        x TOKEN_EXPIRED Access to room one has expired {"roomId": "one"}
+        x TOKEN_EXPIRED the token has expired: authenticate with another one {"eventType": "notes:n:3"}
+        @ 10
+        x TOKEN_EXPIRED no other token was shown in time
+        = 4401 TOKEN_EXPIRED
     """)
 
 
@@ -600,8 +613,10 @@ def test_a_yes_that_has_expired_is_none() -> None:
     expiring(house, 20.0).play("""
         @ 21
         ! yes alice {"expiresAt": 20.5}
-        x ACCESS_REVOKED Access to room one has expired {"roomId": "one"}
-        = 4403 ACCESS_REVOKED
+        x TOKEN_EXPIRED Access to room one has expired {"roomId": "one"}
+        @ 10
+        x TOKEN_EXPIRED no other token was shown in time
+        = 4401 TOKEN_EXPIRED
     """)
 
 
@@ -644,8 +659,10 @@ def test_who_is_in_no_room_hears_nothing_once_its_token_has_expired() -> None:
         @ 1
         ? t -
         ! away
-        x ACCESS_REVOKED Access has expired
-        = 4403 ACCESS_REVOKED
+        x TOKEN_EXPIRED Access has expired
+        @ 10
+        x TOKEN_EXPIRED no other token was shown in time
+        = 4401 TOKEN_EXPIRED
     """)
 
 
@@ -654,11 +671,17 @@ def test_who_leaves_its_last_room_with_an_expired_token_is_asked_about() -> None
     client = expiring(house, 20.0)
     client.play("""
         > {"type": "authenticate", "payload": {"token": "t2", "roomId": "two"}}
+        ? t2 one
+        ! away
+        ? t2 two
         ! yes alice
-        < {"type": "authenticated", "payload": {"success": true, "userId": "alice", "roomId": "two"}}
+        < {"type": "authenticated", "payload": {"success": true, "userId": "alice", "roomId": "two", "expiresIn": 20.0}}
         > {"type": "authenticate", "payload": {"token": "t", "roomId": "one"}}
+        ? t two
+        ! away
+        ? t one
         ! yes alice {"expiresAt": 20}
-        < {"type": "authenticated", "payload": {"success": true, "userId": "alice", "roomId": "one"}}
+        < {"type": "authenticated", "payload": {"success": true, "userId": "alice", "roomId": "one", "expiresIn": 20.0}}
         @ 20.25
         ? t one
         ! no
@@ -675,8 +698,10 @@ def test_who_leaves_its_last_room_with_an_expired_token_is_asked_about() -> None
         @ 0.5
         ? t -
         ! no
-        x ACCESS_REVOKED Access has expired
-        = 4403 ACCESS_REVOKED
+        x TOKEN_EXPIRED Access has expired
+        @ 10
+        x TOKEN_EXPIRED no other token was shown in time
+        = 4401 TOKEN_EXPIRED
     """)
 
 
@@ -687,6 +712,7 @@ def two_tokens(house: House) -> Client:
     """Alice is in room one by the token t1, and in room two by t2."""
     client = house.admit("alice", "one", token="t1")
     client.send({"type": "authenticate", "payload": {"token": "t2", "roomId": "two"}})
+    house.access.next().away()  # about room one
     house.access.next().yes("alice")
     client.link.read()
     return client
@@ -730,6 +756,7 @@ def test_expired_access_is_asked_about_with_the_fresh_token() -> None:
     house = House()
     client = expiring(house, 20.0)
     client.send({"type": "authenticate", "payload": {"token": "fresh", "roomId": "two"}})
+    house.access.next().away()  # about room one
     house.access.next().yes("alice", expiresAt=60.0)
     client.link.read()
     assert client.session in house.roster.digest(digest("t"))
@@ -805,8 +832,10 @@ def test_what_grew_old_and_expires_while_nobody_can_be_asked() -> None:
     while house.access.questions:
         house.access.next().away()
     client.play("""
-        x ACCESS_REVOKED Access to room one has expired {"roomId": "one"}
-        = 4403 ACCESS_REVOKED
+        x TOKEN_EXPIRED Access to room one has expired {"roomId": "one"}
+        @ 10
+        x TOKEN_EXPIRED no other token was shown in time
+        = 4401 TOKEN_EXPIRED
     """)
 
 

@@ -315,6 +315,8 @@ def test_the_same_user_may_show_another_token() -> None:
     client = house.admit("alice", "one", token="old")
     client.play("""
         > {"type": "authenticate", "payload": {"token": "new", "roomId": "two"}}
+        ? new one
+        ! away
         ? new two
         ! yes alice {"permissions": ["notes:*:*"]}
         < {"type": "authenticated", "payload": {"success": true, "userId": "alice", "roomId": "two"}}
@@ -331,6 +333,9 @@ def test_another_users_token_is_refused_and_changes_nothing() -> None:
     client = house.admit("alice", "one", token="hers")
     client.play("""
         > {"type": "authenticate", "id": 1, "payload": {"token": "his", "roomId": "two"}}
+        ? his one
+        ! yes bob
+        ? his two
         ! yes bob
         x ACCESS_DENIED this token belongs to another user {"id": 1}
     """)
@@ -461,6 +466,11 @@ def test_a_socket_may_be_in_so_many_rooms() -> None:
         ! yes alice
         < {"type": "joined", "payload": {"roomId": "one"}}
         > {"type": "authenticate", "payload": {"token": "t", "roomId": "two"}}
+        ? t -
+        ! yes alice
+        ? t one
+        ! yes alice
+        ? t two
         ! yes alice
         < {"type": "authenticated", "payload": {"success": true, "userId": "alice", "roomId": "two"}}
         > {"type": "join", "id": 3, "payload": {"roomId": "three"}}

@@ -154,9 +154,9 @@ class AnswersTest(CheckerCase):
         self.port = await self.listen(self.site)
         self.http = self.checker(self.port)
 
-    async def no(self, message: str, room: str | None = "r") -> None:
+    async def no(self, message: str, room: str | None = "r", code: Code = Code.AUTH_FAILED) -> None:
         error = await self.refusal(self.http, room)
-        assert (error.code, error.message, error.closes) == (Code.AUTH_FAILED, message, True)
+        assert (error.code, error.message, error.closes) == (code, message, True)
 
     # What is asked
 
@@ -271,7 +271,15 @@ class AnswersTest(CheckerCase):
     async def test_what_has_expired_already_is_a_no(self) -> None:
         for moment in (NOW, NOW - 1000, 0, -1):
             self.service.answer({**YES, "expiresAt": moment})
-            await self.no("Access has expired")
+            await self.no("Access has expired", code=Code.TOKEN_EXPIRED)
+
+    async def test_it_may_say_that_the_token_has_expired(self) -> None:
+        for status in (200, 401, 403, 404):
+            self.service.answer({"success": False, "message": "jwt expired", "code": "TOKEN_EXPIRED"}, status)
+            await self.no("jwt expired", code=Code.TOKEN_EXPIRED)
+            for code in ("ACCESS_REVOKED", "", None, 7, ["TOKEN_EXPIRED"]):
+                self.service.answer({"success": False, "message": "no", "code": code}, status)
+                await self.no("no")
 
     # Neither
 

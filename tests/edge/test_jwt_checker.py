@@ -101,11 +101,11 @@ class Running:
         assert isinstance(grant, Grant), grant
         return grant
 
-    def no(self, token: str, room: str | None = "r1") -> str:
+    def no(self, token: str, room: str | None = "r1", code: Code = Code.AUTH_FAILED) -> str:
         """The message of a no."""
         (error,) = self.outcome(token, room)
         assert isinstance(error, PeerError), error
-        assert (error.code, error.closes) == (Code.AUTH_FAILED, True)
+        assert (error.code, error.closes) == (code, True)
         return error.message
 
     def unknown(self, token: str) -> None:
@@ -179,7 +179,7 @@ def test_clocks_may_differ_by_the_leeway_everywhere(running: Running) -> None:
     assert running.yes(token).expires_at == NOW + 1  # who is let in is not put out at once
     assert running.yes(signed(iat=NOW + 10, nbf=NOW + 10)).user_id == "ada"
     running.now += 1
-    assert running.no(token) == "Token has expired"
+    assert running.no(token, code=Code.TOKEN_EXPIRED) == "Token has expired"
 
 
 @pytest.mark.parametrize("exp", [float("nan"), float("inf"), "1700000600", 10**400])

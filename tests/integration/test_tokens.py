@@ -87,3 +87,25 @@ def test_both_must_allow_it(
     redis_server.client().delete("access:user:ada")
     ada.expect_error("ACCESS_REVOKED")
     ada.expect_close(4403)
+
+
+def test_a_token_is_refreshed_or_expires(
+    redis_server: RedisServer, gateway: StartGateway, service: StartService, connect: Connect, tmp_path: Path
+) -> None:
+    config = settings(tmp_path)
+    config["jwt"]["leeway"] = 0.0
+    process = gateway(redis_server, auth="jwt", config=config)
+    service(redis_server, CHANNEL)
+    ada = connect(process)
+    told = ada.authenticate(token(age=5, life=6), "r1")["payload"]
+    assert 0 < told["expiresIn"] <= 1
+    ada.send("authenticate", payload={"token": token(age=5, life=7)})
+    assert 1 < ada.expect("authenticated")["payload"]["expiresIn"] <= 2
+    expired = ada.expect_error("TOKEN_EXPIRED")
+    assert expired["roomId"] == "r1"
+    ada.send("stickyNotes:note:echo", payload=1)
+    ada.expect_error("TOKEN_EXPIRED")
+    ada.send("authenticate", payload={"token": token()})
+    ada.expect("authenticated")
+    ada.send("stickyNotes:note:echo", payload=2)
+    assert ada.expect("stickyNotes:note:echo")["payload"] == 2

@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from kraftek.contract.errors import Code, PeerError
+from kraftek.contract.errors import DENIALS, Code, PeerError
 from kraftek.contract.interfaces import IAccess, IAccessChecker, IAccessListener, IAsker, IBus, IBusListener
 from kraftek.contract.log_once import OnceAMinute
 from kraftek.contract.messages import Grant, Token
@@ -238,7 +238,7 @@ class AccessCache:
         try:
             return await self._checker.check(token, key[1], "" if asker is None else asker.turn)
         except PeerError as error:
-            if error.code is Code.AUTH_FAILED:
+            if error.code in DENIALS:
                 self._denials.put(key, error, self._clock.seconds(), position)
             elif error.code is not Code.RATE_LIMITED:
                 self._counters.access_failed += 1
@@ -312,5 +312,5 @@ class AccessCache:
 
 def _unless_expired(result: Grant | Failure, now: float) -> Grant | Failure:
     if isinstance(result, Grant) and result.expires_at is not None and result.expires_at <= now:
-        return Failure(PeerError(Code.AUTH_FAILED, "Access has expired", closes=True))
+        return Failure(PeerError(Code.TOKEN_EXPIRED, "Access has expired", closes=True))
     return result

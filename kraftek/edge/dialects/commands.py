@@ -61,6 +61,11 @@ def _read(named: str, payload: Raw, decode: Callable[[Raw], T], id: RequestId | 
         raise PeerError(Code.INVALID_MESSAGE, f"payload of {named}: {explain(error)}", id=id) from None
 
 
+def expiry(expires_in: float | None) -> dict[str, float]:
+    """What an answer has to say of when access expires."""
+    return {} if expires_in is None else {"expiresIn": expires_in}
+
+
 def explain(error: Exception) -> str:
     """The error for JSON that msgspec cannot read."""
     if isinstance(error, RecursionError):

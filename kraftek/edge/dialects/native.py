@@ -40,7 +40,7 @@ from kraftek.contract.messages import (
 from kraftek.contract.names import SUBPROTOCOL
 from kraftek.contract.settings import Limits
 from kraftek.contract.surrogates import HALF, is_whole, mended
-from kraftek.edge.dialects.commands import RoomId, authenticate, explain, join, leave
+from kraftek.edge.dialects.commands import RoomId, authenticate, expiry, explain, join, leave
 
 __all__ = ["NativeDialect"]
 
@@ -121,10 +121,11 @@ class NativeDialect:
                 reply = _Reply("ack", {"receivers": receivers}, id)
             case Connected(socket_id):
                 reply = _Reply("connected", {"socketId": socket_id})
-            case Authenticated(user_id, room_id, id):
-                reply = _Reply("authenticated", {"success": True, "userId": user_id, "roomId": room_id}, id)
-            case Joined(room_id, id):
-                reply = _Reply("joined", {"roomId": room_id}, id)
+            case Authenticated(user_id, room_id, id, expires_in):
+                entered = {"success": True, "userId": user_id, "roomId": room_id, **expiry(expires_in)}
+                reply = _Reply("authenticated", entered, id)
+            case Joined(room_id, id, expires_in):
+                reply = _Reply("joined", {"roomId": room_id, **expiry(expires_in)}, id)
             case Left(room_id, id):
                 reply = _Reply("left", {"roomId": room_id}, id)
             case Pong(id):

@@ -36,7 +36,7 @@ from kraftek.contract.messages import (
     RequestId,
 )
 from kraftek.contract.surrogates import HALF, is_whole
-from kraftek.edge.dialects.commands import authenticate, join, leave
+from kraftek.edge.dialects.commands import authenticate, expiry, join, leave
 from kraftek.edge.dialects.socketio_packets import (
     MAIN,
     ConnectPacket,
@@ -50,12 +50,6 @@ from kraftek.edge.dialects.socketio_packets import (
 )
 
 __all__ = ["SocketIOClient", "SocketIODialect"]
-
-
-class _Authenticated(Struct, rename="camel"):
-    success: bool
-    user_id: str
-    room_id: str | None
 
 
 class _Refusal(Struct):
@@ -216,17 +210,19 @@ class SocketIODialect:
                 return encode_event("error", _encode(error))
             case Ack(id, receivers):
                 return encode_ack(id, _encode({"receivers": receivers})) if _is_ack_id(id) else None
-            case Authenticated(user_id, room_id, id):
-                return self._answer("authenticated", _Authenticated(True, user_id, room_id), id)
-            case Joined(room_id, id):
-                return self._answer("joined", {"roomId": room_id}, id)
+            case Authenticated(user_id, room_id, id, expires_in):
+                entered = {"success": True, "userId": user_id, "roomId": room_id, **expiry(expires_in)}
+                return self._answer("authenticated", entered, id)
+            case Joined(room_id, id, expires_in):
+                return self._answer("joined", {"roomId": room_id, **expiry(expires_in)}, id)
             case Left(room_id, id):
                 return self._answer("left", {"roomId": room_id}, id)
             case Gap(rooms):
                 return encode_event("gap", _encode({"rooms": rooms}))
             case Drained(reconnect_after):
                 return encode_event("drain", _encode({"reconnectAfter": reconnect_after}))
-            case Closing(close_code) if close_code in _GOOD_BYE:
+            # Without that packet the client comes back by itself, and calls its function for `auth` again.
+            case Closing(close_code, returns) if close_code in _GOOD_BYE and not returns:
                 return self._session.disconnect()
         return None
 

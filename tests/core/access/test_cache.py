@@ -160,7 +160,7 @@ def test_access_that_expires_on_its_way_is_none(one: Process, clock: Clock) -> N
     clock.advance(2)
     one.questions.pop(0).yes("ada", expiresAt=EPOCH + 1)
     settle(one)
-    assert outcome.code is Code.AUTH_FAILED
+    assert outcome.code is Code.TOKEN_EXPIRED
 
 
 def test_an_answer_from_before_a_pause_is_none(one: Process, clock: Clock) -> None:

@@ -216,6 +216,7 @@ SAID: list[tuple[Outbound, list[str]]] = [
     (Gap({"r": {"a:*:*": 2}}), ['42["gap",{"rooms":{"r":{"a:*:*":2}}}]']),
     (Drained(1.5), ['42["drain",{"reconnectAfter":1.5}]']),
     (Closing(4401), ["41"]),
+    (Closing(4401, returns=True), []),
 ]
 
 
@@ -240,6 +241,14 @@ def test_binary_values_are_attachments() -> None:
 @pytest.mark.parametrize("name", sorted(RESERVED_EVENTS))
 def test_no_delivery_has_a_reserved_name(name: str) -> None:
     assert made().encode(Delivery(name, Raw(b"1"))) is None
+
+
+def test_clients_are_told_when_access_expires() -> None:
+    link = FakeLink()
+    for message in (Authenticated("ada", "r", None, 1.5), Joined("r", None, 2.0)):
+        outgoing = made(link).encode(message)
+        assert outgoing is not None
+        assert b'"expiresIn":' in outgoing.text
 
 
 @pytest.mark.parametrize("message", [message for message, said in SAID if said and not isinstance(message, Delivery)])

@@ -1,0 +1,117 @@
+"""A client that is let in already shows another token: every room that it is in goes by that one from then on.
+
+Made and called by :mod:`kraftek.core.admission`.
+"""
+
+from __future__ import annotations
+
+from twisted.internet.defer import Deferred, gatherResults
+
+from kraftek.contract.errors import DENIALS, Code, PeerError
+from kraftek.contract.interfaces import IAccess
+from kraftek.contract.messages import Authenticate, Authenticated, Grant
+from kraftek.core.access_watch import AccessWatch
+from kraftek.core.budgets import Asker, Budgets
+from kraftek.core.roster import Roster
+from kraftek.core.session import Session, SessionState
+
+__all__ = ["Refreshes"]
+
+_Answer = Grant | PeerError
+
+
+class Refreshes:
+    """Asks about each room of a session with its new token. What the client sends and is sent meanwhile goes on.
+
+    A yes replaces the room's grant. A no puts the session out of that room alone; when there is no yes at all, the
+    token is refused. Where nobody could be asked the old grant counts to its end; then it is asked with the new token.
+    """
+
+    def __init__(self, access: IAccess, access_watch: AccessWatch, roster: Roster, budgets: Budgets) -> None:
+        self._access = access
+        self._access_watch = access_watch
+        self._roster = roster
+        self._budgets = budgets
+
+    def begin(self, session: Session, message: Authenticate) -> Deferred[None]:
+        """Fires when the client is answered."""
+        return Deferred.fromCoroutine(self._refresh(session, message))
+
+    async def _refresh(self, session: Session, message: Authenticate) -> None:
+        before = {room_id: held.token for room_id, held in session.rooms.items()}
+        main = session.room_id if message.room_id is None else message.room_id
+        others = [room_id for room_id in before if room_id != main]
+        asked = await gatherResults(
+            [Deferred.fromCoroutine(self._replace(session, message, room_id)) for room_id in others]
+        )
+        answers: dict[str | None, _Answer] = dict(zip(others, asked, strict=True))
+        # The answer about this one comes last: the client is answered before it is sent anything in a new room.
+        answers[main] = answer = await self._ask(session, message, main)
+        if session.state is SessionState.CLOSED:
+            return
+        error = _reason(answers.values())
+        if error is not None:
+            _refuse(session, message, error)
+            return
+        entered = isinstance(answer, Grant) and (main is not None or not session.rooms or None in session.rooms)
+        if isinstance(answer, PeerError) and message.room_id not in (None, *before):
+            code = Code.ACCESS_DENIED if answer.code in DENIALS else answer.code
+            _refuse(session, message, PeerError(code, answer.message, retry_after=answer.retry_after))
+        else:
+            ends = [held.expires_at for room_id, held in session.rooms.items() if room_id != main]
+            ends.append(answer.expires_at if isinstance(answer, Grant) else None)
+            left = self._access_watch.seconds_left(*ends)
+            assert session.user_id is not None
+            session.send(Authenticated(session.user_id, main, message.id, left))
+        if entered:
+            assert isinstance(answer, Grant)
+            self._show(session, message)
+            self._access_watch.granted(session, main, message.token, answer)
+        for room_id, found in answers.items():
+            held = session.rooms.get(room_id)
+            if isinstance(found, PeerError) and found.code in DENIALS and held and held.token is before.get(room_id):
+                self._access_watch.revoke(session, room_id)
+
+    async def _replace(self, session: Session, message: Authenticate, room_id: str | None) -> _Answer:
+        answer = await self._ask(session, message, room_id)
+        if isinstance(answer, Grant) and room_id in session.rooms:
+            self._show(session, message)
+            self._access_watch.granted(session, room_id, message.token, answer)
+        return answer
+
+    async def _ask(self, session: Session, message: Authenticate, room_id: str | None) -> _Answer:
+        asker = Asker(session, message.token.digest, self._budgets)
+        try:
+            grant: Grant = await self._access.check(message.token, room_id, asker)
+        except PeerError as error:
+            return error
+        if grant.user_id != session.user_id:
+            return PeerError(Code.ACCESS_DENIED, "this token belongs to another user")
+        return grant
+
+    def _show(self, session: Session, message: Authenticate) -> None:
+        """The token was good: rooms are joined with it from now on."""
+        before, token = session.token, message.token
+        if before is token:
+            return
+        assert session.user_id is not None
+        self._roster.identify(session, session.user_id, token.digest)
+        session.token = token
+        if before is not None:
+            self._roster.release(session, before.digest)
+
+
+def _reason(answers: object) -> PeerError | None:
+    """Why the token as a whole is refused, or was not looked at: where nobody said yes."""
+    found: list[_Answer] = [*answers]  # type: ignore[call-overload]
+    errors = [answer for answer in found if isinstance(answer, PeerError)]
+    if len(errors) < len(found):
+        return None
+    # Another user's, or nobody could be asked: that is no reason to close the socket.
+    return next((error for error in errors if error.code not in DENIALS), errors[0])
+
+
+def _refuse(session: Session, message: Authenticate, error: PeerError) -> None:
+    error = error.copy()
+    error.id = message.id
+    session.refuse(error)
