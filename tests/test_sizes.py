@@ -21,7 +21,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent / "kraftek"
 
 MODULE = 350
 CLASS = 220
-STATE_MACHINE = 300
+STATE_MACHINE = 330
 FUNCTION = 50
 POSITIONAL = 7
 """Arguments that a constructor takes without their names."""

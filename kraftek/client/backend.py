@@ -28,7 +28,8 @@ __all__ = [
 P = TypeVar("P")
 
 TokenSource = Callable[[bool], str | Awaitable[str]]
-"""Asked for a token on each attempt to connect; the argument is whether the last one was refused."""
+"""Asked for a token on each attempt to connect, and before access expires; the argument is whether the last one was
+refused. For a refresh a fresh token is needed: the same one is asked for again, less and less often."""
 
 Listener = Callable[[Any], object]
 
@@ -180,6 +181,14 @@ class Backend(ABC, Generic[P]):
         """Leave a room. Fires once left; fails with ``TIMEOUT`` when the gateway does not answer."""
         return self._promised(self._conversation.leave(self._now(), self._limit(timeout), room))
 
+    def refresh(self) -> P:
+        """Ask for another token, and show it on the open socket. That is done in time without being told, where the
+        gateway says when access expires. Fires once it counts, on this socket or the next; fails with
+        :class:`~kraftek.client.Refused` if there is none, or the same, or the gateway refuses it. Raises
+        :class:`Closed`.
+        """
+        return self._promised(self._conversation.refresh())
+
     def on(self, type: str, listener: Listener) -> Callable[[], None]:
         """Call ``listener`` with each :class:`Message` of this type that answers no request; the result ends that.
 
@@ -219,7 +228,8 @@ class Backend(ABC, Generic[P]):
     def _has_no_token(self, attempt: int, error: BaseException) -> None:
         if attempt == self._conversation.attempt:
             self._log_error("asking for a token failed", error)
-        self._lost(attempt, 1006, f"no token: {type(error).__name__}")
+        self._conversation.no_token(attempt, f"no token: {type(error).__name__}", self._now())
+        self._act()
 
     def _opened(self, attempt: int) -> None:
         self._conversation.opened(attempt)

@@ -22,6 +22,7 @@ from kraftek.client.errors import Closed, QueueFull, Refused
 from kraftek.client.frames import check_event, error_of, frame, ids, is_held_up, refused, text_of
 from kraftek.client.messages import Action, Ask, Change, Drop, Dropped, Hear, Message, Open, Settle, State
 from kraftek.client.outbox import Kind, Outbox
+from kraftek.client.refresh import REFRESH, Refresh
 from kraftek.contract.messages import ReceivedError
 from kraftek.contract.names import SUBPROTOCOL
 from kraftek.contract.surrogates import check_name
@@ -67,7 +68,9 @@ class Conversation:
     :meth:`request`          ``Closed``      queued                      sent                         queued
     :meth:`join`             ``Closed``      queued                      sent                         queued
     :meth:`leave`            ``Closed``      settled                     sent                         settled
-    :meth:`token`            ignored         opens a socket              ignored                      ignored
+    :meth:`refresh`          ``Closed``      waits for READY             asks for a token             waits for READY
+    :meth:`token`            ignored         opens a socket              shows it, if it is another   ignored
+    :meth:`no_token`         ignored         as :meth:`lost`             asks again later             ignored
     :meth:`opened`           ignored         sends ``authenticate``      ignored                      ignored
     ``authenticated``        ignored         → READY: sends what was     to listeners                 ignored
                                              queued, rooms first
@@ -93,24 +96,22 @@ class Conversation:
         self.state = State.CLOSED
         self.user_id: str | None = None
         self.socket_id: str | None = None
-        self._queue = queue
-        self._backoff = Backoff(random)
+        self._queue, self._backoff = queue, Backoff(random)
         self._actions: deque[Action] = deque()
-        self._ids = ids()
-        self._attempts = 0
+        self._ids, self._attempts = ids(), 0
         self.attempt: int | None = None
         self._ready_since, self._refused, self._token = 0.0, False, ""
         self._authenticate: bytes | None = None
         self._complaint: ReceivedError | None = None
         self._end = Closed(1000, "not connected yet")
-        self._outbox = Outbox()
-        self._deadlines = Deadlines()
+        self._outbox, self._deadlines = Outbox(), Deadlines()
         self._rooms = dict.fromkeys(rooms)
         self._first: str | None = None
         self._joins: dict[str, str] = {}
         # The joins among them that rejoin rooms after a reconnect.
         self._rejoins: set[str] = set()
         self._leaves: set[str] = set()
+        self._refresh = Refresh(random, self._actions, self._deadlines, self._outbox, self._ids)
 
     # For the backend
 
@@ -209,8 +210,15 @@ class Conversation:
             self._settle(key, None)
         return key
 
+    def refresh(self) -> str:
+        """Ask for another token and show it; settled under the id returned. Raises :class:`Closed`."""
+        if self.state is State.CLOSED:
+            raise self._end
+        return self._refresh.wanted(self.attempt if self.state is State.READY else None)
+
     def forget(self, key: str) -> None:
         """The user no longer waits for this request."""
+        self._refresh.waiting.discard(key)
         if self._outbox.is_request(key):
             self._outbox.discard(key)
             self._deadlines.cancel(key)
@@ -219,10 +227,19 @@ class Conversation:
 
     def token(self, attempt: int, token: str, now: float) -> None:
         """The user has returned a token."""
-        if attempt == self.attempt:
-            self._token = token
+        if attempt == self.attempt and self.state is State.READY:
+            self._refresh.show(token, now)
+        elif attempt == self.attempt:
+            self._token = self._refresh.shown = token
             self._deadlines.set(_CONNECTION, now + _PATIENCE)
             self._actions.append(Open(attempt))
+
+    def no_token(self, attempt: int, reason: str, now: float) -> None:
+        """The user has none. The socket that there is stays."""
+        if attempt == self.attempt and self.state is State.READY:
+            self._refresh.failed(Refused("NO_TOKEN", reason), now)
+        else:
+            self.lost(attempt, 1006, reason, now)
 
     def opened(self, attempt: int) -> None:
         """The socket is open."""
@@ -247,6 +264,10 @@ class Conversation:
             self._while_connecting(message, error, now)
         elif key in self._joins:
             self._entered(str(key), message, error, now)
+        elif key is not None and key == self._refresh.key:
+            self._complaint = error or self._complaint
+            if self._refresh.answered(message, error, now):
+                self._deadlines.cancel(_HELD)
         elif key in self._leaves:
             # An error means that it is not in the room, so the room is left as well.
             self._leaves.discard(str(key))
@@ -260,11 +281,7 @@ class Conversation:
                 self.forget(str(key))
                 self._settle(str(key), message if error is None else refused(error))
         elif key is None:
-            self._complaint = error or self._complaint
-            self._hold(error, now)
-            if error is not None and error.code == "ACCESS_REVOKED":
-                self._rooms = _without(self._rooms, message.room_id, leaving=bool(self._leaves))
-            self._actions.append(Hear(message))
+            self._heard(message, error, now)
 
     def lost(self, attempt: int, code: int, reason: str, now: float) -> None:
         """The socket was lost or could not be opened, or there is no token."""
@@ -293,7 +310,9 @@ class Conversation:
         while (key := self._deadlines.take(now)) is not None:
             if key == _HELD:
                 continue
-            if self._outbox.is_request(key):
+            if key == REFRESH:
+                self._refresh.ask(self.attempt)
+            elif self._outbox.is_request(key):
                 self._outbox.discard(key)
                 self._settle(key, Refused("TIMEOUT", "no answer in time"))
             elif key in self._rejoins:
@@ -338,6 +357,7 @@ class Conversation:
         elif message.type == "authenticated":
             self.user_id = text_of(message.payload, "userId")
             self._ready(now)
+            self._refresh.answered(message, None, now)
         elif message.type == "connected":
             self.socket_id = text_of(message.payload, "socketId")
         self._actions.append(Hear(message))
@@ -379,12 +399,21 @@ class Conversation:
         if error is None:
             self._rooms[room_id] = None
             self._settle(key, None)
+            self._refresh.watch(room_id, message.payload, now)
             return
         self._rooms.pop(room_id, None)
         self._settle(key, refused(error))
         if again:
             # A rejoin: no caller waits for this answer.
             self._actions.append(Hear(msgspec.structs.replace(message, id=None, room_id=room_id)))
+
+    def _heard(self, message: Message, error: ReceivedError | None, now: float) -> None:
+        """A message that answers nothing."""
+        self._complaint = error or self._complaint
+        self._hold(error, now)
+        if error is not None and error.code == "ACCESS_REVOKED":
+            self._rooms = _without(self._rooms, message.room_id, leaving=bool(self._leaves))
+        self._actions.append(Hear(message))
 
     def _join_again(self, key: str, now: float) -> None:
         self._outbox.put(key, Kind.CONTROL, frame("join", {"roomId": self._joins[key]}, key))
@@ -393,6 +422,9 @@ class Conversation:
 
     def _hold(self, error: ReceivedError | None, now: float) -> float | None:
         """Send neither events nor requests until the gateway takes more. Returns when, if it has refused any."""
+        if error is not None and error.code == "TOKEN_EXPIRED":
+            self._refresh.ask(self.attempt)
+            return self._deadlines.extend(_HELD, now + _PATIENCE)
         if error is None or not is_held_up(error):
             return None
         return self._deadlines.extend(_HELD, now + self._backoff.unavailable(error.retry_after))
@@ -418,6 +450,7 @@ class Conversation:
             self.forget(longest)
             self._settle(longest, Refused("TOO_LARGE", "the message is too large for the gateway"))
         self._outbox.socket_lost()
+        self._refresh.lost()
         self._authenticate = self.socket_id = None
         for key in tuple(self._rejoins):
             self._forget_join(key)
@@ -432,11 +465,11 @@ class Conversation:
         self._end, self._token = Closed(code, reason), ""
         self.attempt = self._authenticate = self._complaint = self.socket_id = None
         dropped = self._outbox.take_events()
-        for key in (*self._outbox.requests(), *self._joins):
+        for key in (*self._outbox.requests(), *self._joins, *self._refresh.waiting):
             self._settle(key, self._end)
         for key in self._leaves:
             self._settle(key, None)
-        for part in (self._outbox, self._deadlines, self._joins, self._rejoins, self._leaves):
+        for part in (self._outbox, self._deadlines, self._joins, self._rejoins, self._leaves, self._refresh):
             part.clear()
         self._become(Change(State.CLOSED, code, reason))
         self._actions.extend(Dropped(_decode(event)) for event in dropped)

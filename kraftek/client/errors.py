@@ -9,9 +9,9 @@ class Refused(Exception):  # noqa: N818  # it says what happened, as Twisted's n
     """A request was answered with an error, or has no answer.
 
     ``code``: the gateway's or the service's, to act on. The client itself uses ``TIMEOUT`` when no answer came
-    in time, ``TOO_LARGE`` when the gateway closed the socket because of a message like this one, and ``LEFT`` for a
-    room that was left before it was entered. ``retry_after``: seconds after which trying again makes sense, if the
-    other side gave any.
+    in time, ``TOO_LARGE`` when the gateway closed the socket because of a message like this one, ``LEFT`` for a
+    room that was left before it was entered, and ``NO_TOKEN`` and ``SAME_TOKEN`` for a refresh. ``retry_after``:
+    seconds after which trying again makes sense, if the other side gave any.
     """
 
     def __init__(self, code: str, message: str, retry_after: float | None = None) -> None:

@@ -5,6 +5,8 @@ Made and called by :mod:`kraftek.core.admission`.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from twisted.internet.defer import Deferred, gatherResults
 
 from kraftek.contract.errors import DENIALS, Code, PeerError
@@ -101,11 +103,10 @@ class Refreshes:
             self._roster.release(session, before.digest)
 
 
-def _reason(answers: object) -> PeerError | None:
+def _reason(answers: Collection[_Answer]) -> PeerError | None:
     """Why the token as a whole is refused, or was not looked at: where nobody said yes."""
-    found: list[_Answer] = [*answers]  # type: ignore[call-overload]
-    errors = [answer for answer in found if isinstance(answer, PeerError)]
-    if len(errors) < len(found):
+    errors = [answer for answer in answers if isinstance(answer, PeerError)]
+    if len(errors) < len(answers):
         return None
     # Another user's, or nobody could be asked: that is no reason to close the socket.
     return next((error for error in errors if error.code not in DENIALS), errors[0])

@@ -38,6 +38,10 @@ REDIS, AUTH, CLIENTS, MACHINE = "redis", "auth", "clients", "machine"
 
 HARMLESS = {1001, 1006, 1012}
 """Close codes of whoever stops, or is not there any more."""
+
+GRACE = 13.0
+"""Seconds for which a client is in its room, and hears nothing there, when its token has expired."""
+
 REFUSED = {4401, 4403}
 """Close codes of clients whose access was taken back, or whose token is over."""
 
@@ -340,7 +344,9 @@ class Ledger:
             and ban.since <= until
             and ban.until + 3.0 >= since
             for ban in self.bans
-        ) or any(begun <= until and over + 3.0 >= since for begun, over in self._expiry.get(user, ()) if over <= until)
+        ) or any(
+            begun <= until and since <= over + GRACE and over <= until for begun, over in self._expiry.get(user, ())
+        )
 
     def closed(self, user: str, gateway: str, code: int, reason: str, at: float) -> None:
         """A client that behaves was closed."""

@@ -119,7 +119,7 @@ export interface ErrorFields {
 
 /**
  * Act on `code`: one of the protocol's or of a service's own, or `TIMEOUT`, `CLOSED`, `QUEUE_FULL`, `TOO_LARGE` or
- * `LEFT`, which are said here.
+ * `LEFT`, and of a refresh `NO_TOKEN` or `SAME_TOKEN`, which are said here.
  */
 export class KraftekError extends Error {
   constructor(fields: ErrorFields);
@@ -159,6 +159,11 @@ export class Kraftek {
    */
   join(roomId: string, options?: JoinOptions): Promise<void>;
   leave(roomId: string): void;
+  /**
+   * Ask `token` for another one, and show it on the open connection; that is done in time by itself, where the gateway
+   * says when access expires. Resolves once it counts; rejects with a `KraftekError`.
+   */
+  refresh(): Promise<void>;
   /** Connect now, from any state. */
   open(): void;
   /** Leave for good, or until `open()`. */

@@ -11,6 +11,8 @@ const NOT_SO_SOON = new Set([4408, 4413, 4429]);
 /** Sent to everybody at once by what is restarted or full: all of them shall not come back at once. */
 const RESTARTED = new Set([1012, 1013]);
 const REFUSED = 4401;
+/** The code of an error about a token that was good, and is replaced by another one. */
+const EXPIRED = "TOKEN_EXPIRED";
 /** What the socket would be closed with if the gateway closed it for credentials that it cannot read. */
 const UNREADABLE = 4400;
 const TOO_BIG = 1009;
@@ -61,7 +63,8 @@ const ignore = () => {};
  * What the gateway or a service refused, or what could not be done here: act on `code`; `message` is for people.
  *
  * The codes are the protocol's, and of our own: `TIMEOUT` when no answer came in time, `CLOSED` when there will be
- * none, `QUEUE_FULL`, `TOO_LARGE`, and `LEFT` when a room was left before it was entered.
+ * none, `QUEUE_FULL`, `TOO_LARGE`, `LEFT` when a room was left before it was entered, and of a refresh `NO_TOKEN` and
+ * `SAME_TOKEN`.
  */
 export class KraftekError extends Error {
   name = "KraftekError";
@@ -134,6 +137,15 @@ export class Kraftek {
   /** Until when neither events nor requests are sent, because the gateway takes no more. It outlasts the socket. */
   #heldUntil = 0;
   #holding;
+  /** When access to each room expires, by the clock; that of all rooms without a name. */
+  #ends = new Map();
+  /** The token that was shown last; the socket on which it is being replaced; how often that was of no use. */
+  #shown;
+  #replacing = null;
+  #refreshes = 0;
+  /** Who waits for that. */
+  #wanted = [];
+  #refreshTimer;
 
   constructor(url, options = {}) {
     const given = Object.entries(options).filter(([, value]) => value !== undefined);
@@ -268,6 +280,19 @@ export class Kraftek {
     this.#tellLeft(roomId);
   }
 
+  /**
+   * Ask the token's callback for another token, and show it on the open socket. That is done in time by itself, where
+   * the gateway says when access expires. Resolves once it counts, on this socket or the next; rejects with `NO_TOKEN`
+   * if the callback fails, with `SAME_TOKEN` if it has no other one, with `CLOSED`, or with what the gateway says.
+   */
+  refresh() {
+    return new Promise((resolve, reject) => {
+      if (this.#state === "closed") throw refusal("CLOSED", "the connection is closed");
+      this.#wanted.push({ resolve, reject });
+      this.#replaceToken();
+    });
+  }
+
   /** Connect now, from any state, with what the token's callback says now. */
   open() {
     this.#drop();
@@ -308,10 +333,11 @@ export class Kraftek {
     }
     if (this.#socket !== socket || socket.readyState !== socket.OPEN) return;
     const { token, roomId } = shown;
+    this.#shown = token;
     this.#name(roomId);
     const [first] = this.#fromNowhere().length ? [] : this.#rooms.keys();
     this.#command("authenticate", { token, roomId: first }, (error, payload) => {
-      if (!error) this.#admit(first, payload?.userId);
+      if (!error) this.#admit(first, payload);
       else if (isForLater(error)) this.#askLater(error);
       else if (error.code === "INVALID_MESSAGE") this.#ended(UNREADABLE, error.code, error);
       else this.#complaint = error;
@@ -323,10 +349,11 @@ export class Kraftek {
     this.#tell("error", error);
   }
 
-  #admit(roomId, userId) {
+  #admit(roomId, payload) {
     this.#admitted = true;
     this.#refused = false;
-    this.#userId = userId;
+    this.#userId = payload?.userId;
+    this.#replaced(payload);
     if (this.#rooms.has(roomId)) this.#isIn(roomId);
     else if (roomId !== undefined) this.#command("leave", { roomId }, () => {});
     for (const id of this.#fromNowhere()) this.#ask(id);
@@ -336,12 +363,77 @@ export class Kraftek {
     this.#readyIfEntered();
   }
 
+  async #replaceToken() {
+    const socket = this.#socket;
+    if (!this.#admitted || this.#replacing === socket) return;
+    this.#replacing = socket;
+    this.#options.clock.clearTimeout(this.#refreshTimer);
+    let shown;
+    try {
+      shown = credentials(await this.#options.token({ refused: false }));
+    } catch (cause) {
+      if (this.#socket === socket) this.#notReplaced(refusal("NO_TOKEN", `the token's callback failed: ${cause}`));
+      return;
+    }
+    if (this.#socket !== socket) return;
+    if (shown.token === this.#shown) {
+      this.#notReplaced(refusal("SAME_TOKEN", "the token is the one that was shown before"));
+      return;
+    }
+    this.#shown = shown.token;
+    this.#command("authenticate", { token: shown.token }, (error, payload) => {
+      if (!error) {
+        this.#replaced(payload);
+        this.#release();
+        return;
+      }
+      // The same may be good later. When the socket is closed for it, that is why.
+      this.#shown = undefined;
+      this.#complaint = error;
+      this.#notReplaced(error);
+    });
+  }
+
+  #replaced(payload) {
+    this.#refreshes = 0;
+    this.#replacing = null;
+    this.#ends.clear();
+    this.#expires(undefined, payload);
+    for (const { resolve } of this.#wanted.splice(0)) resolve();
+  }
+
+  #notReplaced(error) {
+    const { base, cap, random } = this.#options;
+    const wait = Math.min(cap, 2 * base * 2 ** this.#refreshes);
+    this.#refreshes += 1;
+    this.#replacing = null;
+    this.#refreshIn(Math.max(wait, 1000 * (error.retryAfter ?? 0)) * (1 + random()));
+    for (const { reject } of this.#wanted.splice(0)) reject(error);
+  }
+
+  /** Show another token at 70 to 90 % of the shortest time. */
+  #expires(roomId, payload) {
+    const { clock, random } = this.#options;
+    const now = clock.now();
+    this.#ends.delete(roomId);
+    if (Number.isFinite(payload?.expiresIn)) this.#ends.set(roomId, now + 1000 * Math.max(0, payload.expiresIn));
+    if (this.#ends.size && !this.#replacing) this.#refreshIn((Math.min(...this.#ends.values()) - now) * (0.7 + 0.2 * random()));
+  }
+
+  /** Timers count no longer than that; what expires later is told by `TOKEN_EXPIRED`. */
+  #refreshIn(wait) {
+    const { clock } = this.#options;
+    clock.clearTimeout(this.#refreshTimer);
+    if (wait <= LONGEST_TIMER) this.#refreshTimer = clock.setTimeout(() => this.#replaceToken(), wait);
+  }
+
   #enter(roomId) {
-    this.#command("join", { roomId }, (error) => {
+    this.#command("join", { roomId }, (error, payload) => {
       const waiting = this.#rooms.get(roomId);
       if (!waiting) return;
       if (!error) {
         this.#isIn(roomId);
+        this.#expires(roomId, payload);
       } else if (isForLater(error)) {
         this.#retry(error, () => this.#rooms.has(roomId) && this.#enter(roomId));
       } else {
@@ -412,17 +504,24 @@ export class Kraftek {
     }
   }
 
-  /** The gateway takes no more for a while. Returns when it does again. */
-  #hold({ retryAfter = 1 }) {
-    const { clock, random } = this.#options;
+  /** The gateway takes no more for a while, or until it has another token. Returns when it does again. */
+  #hold(error) {
+    const { clock, random, patience } = this.#options;
     const now = clock.now();
-    this.#heldUntil = Math.max(this.#heldUntil, now + 1000 * retryAfter * (1 + random()));
+    const expired = error.code === EXPIRED;
+    if (expired) this.#replaceToken();
+    const wait = expired ? patience : 1000 * (error.retryAfter ?? 1) * (1 + random());
+    this.#heldUntil = Math.max(this.#heldUntil, now + wait);
     clock.clearTimeout(this.#holding);
-    this.#holding = clock.setTimeout(() => {
-      this.#holding = undefined;
-      this.#flush();
-    }, Math.min(this.#heldUntil - now, LONGEST_TIMER));
+    this.#holding = clock.setTimeout(() => this.#release(), Math.min(this.#heldUntil - now, LONGEST_TIMER));
     return this.#heldUntil;
+  }
+
+  #release() {
+    this.#options.clock.clearTimeout(this.#holding);
+    this.#holding = undefined;
+    this.#heldUntil = 0;
+    this.#flush();
   }
 
   /** Whether the request is sent again when the gateway takes more: in its place, as if it had not been sent. */
@@ -470,6 +569,8 @@ export class Kraftek {
     this.#commands.clear();
     this.#entered.clear();
     clock.clearTimeout(this.#timer);
+    clock.clearTimeout(this.#refreshTimer);
+    this.#replacing = null;
     for (const timer of this.#retries) clock.clearTimeout(timer);
     this.#retries.clear();
     if (!socket) return;
@@ -486,6 +587,7 @@ export class Kraftek {
       this.#forgetRoom(roomId);
       for (const { reject } of waiting) reject(why.error ?? refusal("CLOSED", "the connection is closed"));
     }
+    for (const { reject } of this.#wanted.splice(0)) reject(refusal("CLOSED", "the connection is closed"));
     const unsent = [...this.#outbox.values()];
     this.#outbox.clear();
     this.#become("closed", why);
@@ -551,14 +653,14 @@ export class Kraftek {
     const error = type === "error" ? new KraftekError({ ...payload, roomId }) : null;
     if (id !== undefined) {
       const asked = this.#commands.get(id) ?? this.#outbox.get(id);
-      if (error && isLimited(error) && this.#outbox.has(id) && this.#isHeld(asked, error)) return;
+      if (error && isRefusedFor(error) && this.#outbox.has(id) && this.#isHeld(asked, error)) return;
       this.#commands.delete(id);
       // Who asked may have stopped waiting.
       asked?.stop?.();
       asked?.answer?.(error, payload);
     } else if (error) {
       this.#complaint = error;
-      if (isLimited(error)) this.#hold(error);
+      if (isLimited(error) || (error.code === EXPIRED && this.#admitted)) this.#hold(error);
       if (error.code === "ACCESS_REVOKED") this.#isOut(roomId);
       this.#tell("error", error);
     } else {
@@ -691,6 +793,11 @@ function checkName(type) {
 /** Whether the gateway has refused it for a while. A service's own refusal is its answer, also to the same id. */
 function isLimited({ code, limit }) {
   return code === "RATE_LIMITED" && limit !== undefined;
+}
+
+/** The same, or until it has another token. */
+function isRefusedFor({ code, limit }) {
+  return isLimited({ code, limit }) || code === EXPIRED;
 }
 
 /** Whether a token or a room is shown again on the same socket. */
