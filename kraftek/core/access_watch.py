@@ -125,10 +125,16 @@ class AccessWatch:
         """What waits for it until its access is certain."""
         return self._withholding.give(session)
 
-    def restore(self, session: Session, withheld: WithheldState | None) -> None:
+    def refresh_by(self, session: Session) -> float | None:
+        """When it has to have shown another token, if its own has expired."""
+        return self._expired.end(session)
+
+    def restore(self, session: Session, withheld: WithheldState | None, refresh_by: float | None) -> None:
         """Go on with a session of another version. What was in question there is asked again."""
         self._expiry_queue.watch(session)
-        in_question = [room_id for room_id, held in session.rooms.items() if held.suspended]
+        if refresh_by is not None:
+            self._expired.restore(session, refresh_by)
+        in_question = [room_id for room_id, held in session.rooms.items() if held.suspended and not held.expired]
         if withheld is not None:
             self._withholding.restore(session, withheld)
             in_question += [room_id for room_id in withheld.rooms if room_id not in in_question]

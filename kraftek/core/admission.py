@@ -142,7 +142,9 @@ class Admission:
         enters = message.room_id is not None and message.room_id not in session.rooms
         if enters:
             session.check_begins()
+        session.refreshes += 1
         d = self._refreshes.begin(session, message)
+        d.addBoth(_refreshed, session)
         if enters:
             d.addBoth(session.check_ends)
         else:
@@ -191,6 +193,11 @@ class Admission:
         room_id, bound = message.room_id, self._limits.rooms
         if room_id is not None and room_id not in session.rooms and len(session.rooms.keys() - {None}) >= bound:
             raise PeerError(Code.ACCESS_DENIED, f"a socket may be in {bound} rooms at most", id=message.id)
+
+
+def _refreshed(result: object, session: Session) -> object:
+    session.refreshes -= 1
+    return result
 
 
 def _refused(failure: Failure, session: Session, message: Authenticate | Join) -> None:

@@ -5,8 +5,6 @@ Used by :mod:`kraftek.core.access_watch`.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 from kraftek.core.session import Session
 
 __all__ = ["GRACE", "ExpiredTokens"]
@@ -16,10 +14,10 @@ GRACE = 10.0
 
 
 class ExpiredTokens:
-    """The sessions by when their time is over, the earliest first. Times are in seconds of a monotonic clock."""
+    """The sessions by when their time is over, in seconds of a monotonic clock."""
 
     def __init__(self) -> None:
-        self._ends: OrderedDict[Session, float] = OrderedDict()
+        self._ends: dict[Session, float] = {}
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -43,7 +41,15 @@ class ExpiredTokens:
 
     def due(self, now: float) -> list[Session]:
         """Remove and return those whose time is over."""
-        due: list[Session] = []
-        while self._ends and next(iter(self._ends.values())) <= now:
-            due.append(self._ends.popitem(last=False)[0])
+        due = [session for session, end in self._ends.items() if end <= now]
+        for session in due:
+            del self._ends[session]
         return due
+
+    def end(self, session: Session) -> float | None:
+        """When its time is over."""
+        return self._ends.get(session)
+
+    def restore(self, session: Session, end: float) -> None:
+        """Go on with a session of another version."""
+        self._ends[session] = end

@@ -36,12 +36,13 @@ class GrantState(Struct, kw_only=True):
     permissions: tuple[str, ...] | None = None
     expires_at: float | None = None
     suspended: bool = False
+    expired: bool = False
 
 
 class ClientState(Struct, kw_only=True):
     """A session. ``authenticate_by``: when it has to have authenticated, if it has not. ``refused``: since when it goes
     on above its budgets, when that was last refused, and when it was last told. ``full_at``: when its own budget is
-    full again, of events and of bytes.
+    full again, of events and of bytes. ``refresh_by``: when it has to have shown another token, if its own has expired.
     """
 
     socket_id: str
@@ -58,6 +59,7 @@ class ClientState(Struct, kw_only=True):
     refused: tuple[float, float, float] | None = None
     full_at: tuple[float, float] = (0.0, 0.0)
     withheld: WithheldState | None = None
+    refresh_by: float | None = None
 
 
 class CoreState(Struct, kw_only=True):
@@ -95,7 +97,7 @@ class CoreMove:
 
     def is_movable(self, session: Session) -> bool:
         """Whether nothing is under way for it that another version could not go on with: a check of its access."""
-        return session.state is SessionState.NEW or session.state is SessionState.READY
+        return session.state in (SessionState.NEW, SessionState.READY) and not session.refreshes
 
     def give_session(self, session: Session) -> bytes:
         """A session of which nothing is under way."""
@@ -115,6 +117,7 @@ class CoreMove:
             refused=None if refusals is None else (refusals.since, refusals.last, refusals.told),
             full_at=self._admission.budgets.full_at(session),
             withheld=self._access_watch.withheld(session),
+            refresh_by=self._access_watch.refresh_by(session),
         )
         return msgspec.msgpack.encode(state)
 
@@ -135,12 +138,13 @@ class CoreMove:
             self._roster.identify(session, state.user_id, session.token.digest)
         for each in state.rooms:
             held = HeldGrant(Token(each.token), Grant(state.user_id or "", each.room_id, each.permissions))
-            held.expires_at, held.due, held.suspended = each.expires_at, each.due, each.suspended
+            held.expires_at, held.due = each.expires_at, each.due
+            held.suspended, held.expired = each.suspended, each.expired
             session.rooms[each.room_id] = held
             self._roster.hold(session, held.token.digest)
             if each.room_id is not None:
                 self._roster.enter(session, each.room_id)
-        self._access_watch.restore(session, state.withheld)
+        self._access_watch.restore(session, state.withheld, state.refresh_by)
         return session
 
     def give(self) -> bytes:
@@ -168,4 +172,5 @@ def _grant_state(room_id: str | None, held: HeldGrant) -> GrantState:
         permissions=held.permissions,
         expires_at=held.expires_at,
         suspended=held.suspended,
+        expired=held.expired,
     )

@@ -89,7 +89,7 @@ class Session:
     ================  ===================  ======================  ==========  =======
     input             NEW                  CHECKING                READY       CLOSED
     ================  ===================  ======================  ==========  =======
-    authenticate      → CHECKING           held, in order          → CHECKING  ignored
+    authenticate      → CHECKING           held, in order          refreshed   ignored
     join              NOT_AUTHENTICATED    held, in order          → CHECKING  ignored
     leave, event      NOT_AUTHENTICATED    held, in order          handled     ignored
     access revoked    —                    checked again           → CHECKING  ignored
@@ -100,8 +100,9 @@ class Session:
     ``rooms`` maps each room to its grant. The key ``None`` means "without a room", as in
     access checks: its grant, if the client has one, covers events outside of rooms. ``room_id`` is the default room,
     the first that was joined; ``None`` without rooms. ``token`` is the one that was shown last, with which rooms are
-    joined; it expires at ``expires_at``, in Unix seconds. ``outages``: how often the gateway had lost Redis when the
-    client connected. ``outlet`` takes what services send to the user or the socket: the link, unless that has to wait.
+    joined; it expires at ``expires_at``, in Unix seconds. ``refreshes``: tokens that were shown since and are being
+    checked. ``outages``: how often the gateway had lost Redis when the client connected. ``outlet`` takes what services
+    send to the user or the socket: the link, unless that has to wait.
     ``events``, ``size``: messages and bytes that may arrive before the budgets are looked at again.
     """
 
@@ -121,6 +122,7 @@ class Session:
         "link",
         "outages",
         "outlet",
+        "refreshes",
         "refusals",
         "room_id",
         "rooms",
@@ -155,7 +157,7 @@ class Session:
         self.dialect = dialect
         self.state = SessionState.NEW
         self.superseded = False
-        self.outages = 0
+        self.outages = self.refreshes = 0
         self.user_id: str | None = None
         self.token: Token | None = None
         self.expires_at: float | None = None

@@ -114,6 +114,33 @@ def test_access_expires_when_it_would_have() -> None:
     assert link(new, ann).closed is None
 
 
+def test_an_expired_token_has_as_long_as_before_to_be_followed_by_another() -> None:
+    old = House()
+    ann = admitted(old, expiresAt=20.0)
+    old.pass_time(20.25)
+    old.access.next().answer.errback(PeerError(Code.AUTH_FAILED, "no", closes=True))
+    old.pass_time(6.0)
+    new = taken_over(old)
+    ann = again(new, ann)
+    ann.send({"type": "notes:n:1"})
+    new.pass_time(3.5)
+    assert [message["payload"]["code"] for message in ann.link.read()] == ["TOKEN_EXPIRED"]
+    assert ann.link.closed is None
+    new.pass_time(0.5)
+    assert ann.link.closed == (4401, "TOKEN_EXPIRED")
+
+
+def test_who_shows_another_token_waits_for_the_answer() -> None:
+    house = House()
+    ann = admitted(house)
+    ann.send({"type": "authenticate", "payload": {"token": "new"}})
+    session = house.roster.socket(ann.id)
+    assert session is not None
+    assert not house.move.is_movable(session)
+    house.access.next().yes("ann")
+    assert house.move.is_movable(session)
+
+
 def test_a_request_in_flight_is_answered_once() -> None:
     old = House()
     ann = admitted(old)
