@@ -87,6 +87,8 @@ class Listening:
         """The connection to Redis was lost."""
         self._gap += 1
         self._since = None
+        if self._alarm is not None and self._alarm.active():
+            self._alarm.cancel()
         self._settle(True)
 
     def sweep(self) -> None:
