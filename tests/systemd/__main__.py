@@ -1,4 +1,4 @@
-"""The units of ``etc/systemd/`` under a real systemd: ``python -m tests.systemd DIRECTORY``, as root, some minute.
+"""The units of ``etc/systemd/`` under a real systemd: ``python -m tests.systemd DIRECTORY``, as root, some two minutes.
 
 DIRECTORY holds a Debian, which is put there when it is missing; that needs ``debootstrap`` and a network, once. Its
 systemd runs as process 1 of namespaces of its own, and nothing of this machine is changed.
@@ -179,18 +179,34 @@ def starts(machine: Machine) -> str:
 def reloads(machine: Machine) -> str:
     """A good file takes effect; a bad one fails the reload, and changes nothing."""
     process = machine.shows("MainPID")
-    machine.configure(rooms="65")
+    machine.configure(burst="6.0")
     machine.run("systemctl", "reload", SERVICE)
-    wait_until(lambda: "limits.rooms has changed" in machine.journal(), "the change in the journal")
-    machine.configure(rooms="0")
+    wait_until(lambda: "limits.burst has changed" in machine.journal(), "the change in the journal")
+    machine.configure(burst="0")
     assert machine.fails("systemctl", "reload", SERVICE)
-    assert "limits.rooms: expected a whole number" in machine.journal()
+    assert "limits.burst: expected" in machine.journal()
     assert machine.shows("ActiveState") == "active"
     machine.configure()
     machine.run("systemctl", "reload", SERVICE)
-    wait_until(lambda: "limits.rooms has changed" in machine.journal(), "the change in the journal")
+    wait_until(lambda: "limits.burst has changed" in machine.journal(), "the change in the journal")
     assert machine.shows("MainPID") == process
     return "a good file takes effect, a bad one fails the reload and changes nothing; the process stays"
+
+
+def upgrades(machine: Machine) -> str:
+    """The version that is installed now goes on with the clients; systemd sees the same process."""
+    process, restarts = machine.shows("MainPID"), machine.shows("NRestarts")
+    with machine.connected() as client:
+        machine.run("systemctl", "kill", "-s", "USR2", "--kill-who=main", SERVICE)
+        wait_until(lambda: "Took over 1 sockets" in machine.journal(), "the other version", 30)
+        wait_until(lambda: machine.health() == "200", "the gateway")
+        assert machine.shows("ActiveState") == "active"
+        assert (machine.shows("MainPID"), machine.shows("NRestarts")) == (process, restarts)
+        machine.run("systemctl", "reload", SERVICE)
+        machine.run("systemctl", "restart", SERVICE)
+        told, _ = client.communicate(timeout=10)
+        assert told.splitlines()[-1] == "1012", told
+    return "the process and its client stay; reload and restart work as before"
 
 
 def is_watched(machine: Machine) -> str:
@@ -222,7 +238,29 @@ def stops_without_redis(machine: Machine) -> str:
     return f"within {took:.1f} s, clients closed with 1012"
 
 
-CASES = starts, reloads, is_watched, stops_without_redis
+def starts_with_its_first_client(machine: Machine) -> str:
+    """Two behind one port that systemd holds; a restart is not noticed by who comes meanwhile."""
+    units = [f"kraftek-gateway@{number}" for number in (1, 2)]
+    machine.run("systemctl", "start", *(f"{unit}.socket" for unit in units))
+    assert machine.shows("ActiveState", f"{units[0]}.service") == "inactive"
+    took = timed(lambda: machine.health() == "200")
+    wait_until(
+        lambda: machine.health() and all(machine.shows("ActiveState", f"{u}.service") == "active" for u in units),
+        "both",
+    )
+    restarting = subprocess.Popen(machine.command("systemctl", "restart", f"{units[0]}.service"))
+    statuses = []
+    while restarting.poll() is None:
+        statuses.append(machine.health())
+    assert set(statuses) <= {"200", "503"}, statuses
+    assert machine.health() == "200"
+    machine.run("systemctl", "reload", f"{units[0]}.service")
+    machine.run("systemctl", "stop", *(f"{unit}.{kind}" for unit in units for kind in ("socket", "service")))
+    seen = ", ".join(sorted(set(statuses)))
+    return f"the first client waits {took:.1f} s; {len(statuses)} came during a restart: {seen}"
+
+
+CASES = starts, reloads, upgrades, is_watched, stops_without_redis, starts_with_its_first_client
 
 
 def main() -> None:
