@@ -421,7 +421,7 @@ class RedisBusTest(TestCase):
         assert access[2:] == [["access:h"]]
         assert leases == []
 
-        self.redis.call("SET", "lease:1", "", "PX", "1")
+        self.redis.call("SET", "lease:1", "", "PX", "300")
         await bus.call(READ, ["lease:1"])
         await until(lambda: len(leases) == 2, lambda: f"two leases, but {leases}")
         assert leases == [["lease:1"], ["lease:1"]]

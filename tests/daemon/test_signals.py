@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -43,7 +44,7 @@ def signals(done: list[str], *, stops: bool = False) -> Signals:
 
 def send(*numbers: int) -> None:
     for number in numbers:
-        os.kill(os.getpid(), number)
+        signal.pthread_kill(threading.get_ident(), number)  # no other thread of the process gets it
 
 
 @pytest.mark.parametrize("number", SIGNALS)

@@ -358,9 +358,8 @@ def test_what_is_no_event_is_left_out(gateway: Gateway, message: bytes) -> None:
 def test_what_is_left_out_is_logged(redis_server: PrivateRedis) -> None:
     with Process(redis_server) as service, Gateway(redis_server) as gateway:
         gateway.wait_service()
-        gateway.redis.publish(CHANNEL, b'{"eventType": 7}')
-
         assert [service.log_line() for _ in BEGUN] == BEGUN
+        gateway.redis.publish(CHANNEL, b'{"eventType": 7}')
         assert (
             service.log_line() == "Ignored a message that is not an event: Expected `str`, got `int` - at `$.eventType`"
         )
