@@ -121,6 +121,28 @@ def test_ports_that_no_longer_listen_are_left_alone() -> None:
     assert not any(port.reading for port in world.ports)
 
 
+def test_while_it_is_held_nobody_is_accepted_whoever_goes() -> None:
+    world = World()
+    world.connections.opened()
+    world.connections.hold()
+    world.connections.closed(None)
+    late = FakePort(world.connections)
+    world.connections.accept_from(late)
+    assert not any(port.reading for port in (*world.ports, late))
+    world.connections.go_on()
+    assert all(port.reading for port in (*world.ports, late))
+
+
+def test_what_another_version_had_accepted_counts() -> None:
+    world = World()
+    by_address = world.connections.by_address = Addresses(1)
+    world.connections.restored("203.0.113.7")
+    world.connections.restored(None)
+    assert (len(world.connections), by_address.full("203.0.113.7")) == (2, True)
+    world.connections.restored(None)
+    assert not any(port.reading for port in world.ports)
+
+
 def test_the_bound_is_logged_once_a_minute() -> None:
     world = World(limit=1)
     with capturedLogs() as logged:
