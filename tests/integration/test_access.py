@@ -252,7 +252,9 @@ def test_revoked_while_the_auth_service_is_down(
     ada = connect(process, token="good", room="r1")
     auth_service.mode = "down"
     redis = redis_server.client()
+    assert redis.exists("access:user:ada")
     redis.publish("auth:invalidate", '{"userId": "ada"}')
+    wait_until(lambda: not redis.exists("access:user:ada"), "no cached answer: the gateway has heard it")
     ada.send("stickyNotes:note:echo", payload=1)
     ada.expect_error("AUTH_UNAVAILABLE")
     redis.publish("events:broadcast", '{"type": "said", "roomId": "r1"}')
