@@ -175,8 +175,8 @@ def test_who_floods_a_service_is_refused_and_nobody_else(service: Stage) -> None
     process = service.start({"concurrency": 1})
     service.contract.wait_for(registered())
     ada, bob = service.contract.client("ada", "room"), service.contract.client("bob", "another")
-    ada.send("sample:do:sleep", {"seconds": 1})
-    wait_until(lambda: service.begun("room"), "a handler")
+    ada.send("sample:ask:other", {"event": "other:say:when", "timeout": 30})
+    question = service.contract.emitted()
     envelope = {"eventType": "sample:say:back", "userId": "bob", "socketId": bob.socket_id, "roomId": "another"}
     flood = json.dumps(envelope | {"replyTo": service.contract.reply_to, "payload": 0})
     began = time.monotonic()
@@ -185,8 +185,10 @@ def test_who_floods_a_service_is_refused_and_nobody_else(service: Stage) -> None
             pipeline.publish("events:sample", flood)
             pipeline.publish("events:sample", "nothing")
         pipeline.execute()
+    first = bob.receive()
+    service.contract.answer(question, "now")
     assert ada.request("sample:say:back", 1) == 1
-    refused = [message["payload"] for message in bob.inbox if message["type"] == "error"]
+    refused = [first["payload"]] + [message["payload"] for message in bob.inbox if message["type"] == "error"]
     assert (refused[0]["code"], refused[0]["retryAfter"]) == ("SERVICE_UNAVAILABLE", 1)
     assert len(refused) <= 1 + time.monotonic() - began
     logged = stopped(process)
