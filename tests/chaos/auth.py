@@ -47,6 +47,11 @@ class AuthService:
             task.cancel()
         await asyncio.gather(*connections, return_exceptions=True)
 
+    @property
+    def connections(self) -> int:
+        """How many there are: the gateway keeps as many as it had questions at a time."""
+        return len(self._connections)
+
     def token(self, user: str, seconds: float | None = None) -> str:
         """A new token of the user, which is over after so long."""
         token = f"{user}.{next(self._numbers)}"

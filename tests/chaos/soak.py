@@ -167,7 +167,7 @@ class Soak:
         lives = {key: await self._client.ttl(key) async for key in self._client.scan_iter(count=1000)}
         found["keys"] = sum(seconds == -1 for seconds in lives.values())
         found["expiring keys"] = sum(seconds >= 0 for seconds in lives.values())
-        found["files"] = self.gateway.files()
+        found["files"] = self.gateway.files() - self.auth.connections
         found["memory"] = self.gateway.resident()
         return found
 
