@@ -11,10 +11,8 @@ many of those were told a gap when they read again. It fails when one of them wa
 
 import argparse
 import asyncio
-import base64
 import contextlib
 import itertools
-import os
 import resource
 import shutil
 import socket
@@ -30,6 +28,7 @@ import msgspec
 import redis
 
 from bench.measure import family, resident_bytes
+from bench.websocket_client import WebSocketClient
 
 ROOM = "r1"
 RATE = 4
@@ -58,56 +57,28 @@ policy = "drop"
 _decode = msgspec.json.Decoder().decode
 
 
-class Client(asyncio.Protocol):
+class Client(WebSocketClient):
     """One client: notes when what was published arrives, and the gaps it is told."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.latencies: list[float] = []
         self.gaps: list[object] = []
         self.closed = False
         self.socket_id = ""
         self.ready = asyncio.get_running_loop().create_future()
-        self._data = bytearray()
-        self.transport: asyncio.Transport
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Connected: send the handshake, with the token and the room."""
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        key = base64.b64encode(os.urandom(16)).decode()
-        transport.write(
-            f"GET /?token={id(self)}&roomId={ROOM} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
-        )
+    @property
+    def path(self) -> str:
+        """With the token and the room."""
+        return f"/?token={id(self)}&roomId={ROOM}"
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The gateway has closed it."""
         self.closed = True
 
-    def data_received(self, data: bytes) -> None:
-        """Unframe what came; servers do not mask."""
-        self._data += data
-        if self._data.startswith(b"HTTP/"):
-            head = self._data.find(b"\r\n\r\n")
-            if head < 0:
-                return
-            del self._data[: head + 4]
-        while len(self._data) >= 2:
-            size, at = self._data[1], 2
-            if size == 126:
-                size, at = int.from_bytes(self._data[2:4], "big"), 4
-            elif size == 127:
-                size, at = int.from_bytes(self._data[2:10], "big"), 10
-            if len(self._data) < at + size:
-                return
-            opcode, payload = self._data[0] & 15, bytes(self._data[at : at + size])
-            del self._data[: at + size]
-            if opcode == 9:
-                self.transport.write(b"\x8a\x80\0\0\0\0")
-            elif opcode == 1:
-                self._heard(payload)
-
-    def _heard(self, payload: bytes) -> None:
+    def text(self, payload: bytes) -> None:
+        """A message came."""
         if b'"at":' in payload:
             self.latencies.append(time.monotonic() - _decode(payload)["payload"]["at"])
             return

@@ -12,10 +12,8 @@ twice or out of order, or when a request has no answer or more than one.
 
 import argparse
 import asyncio
-import base64
 import contextlib
 import itertools
-import os
 import random
 import resource
 import signal
@@ -32,6 +30,7 @@ from typing import Any
 import msgspec
 from redis.asyncio import Redis
 
+from bench.websocket_client import WebSocketClient
 from kraftek.bus.embedded import redis_server_path
 from tests.support.ports import free_port
 from tests.support.versions import FAILS, NEWER, Versions
@@ -75,10 +74,11 @@ class Watch:
         self.told += 1
 
 
-class Client(asyncio.Protocol):
+class Client(WebSocketClient):
     """One client. ``numbers``: the last one that it was told. ``asked``: when each of its requests was sent."""
 
     def __init__(self, watch: Watch, room: str, name: str, socketio: bool) -> None:
+        super().__init__()
         self.room, self.name, self.socketio = room, name, socketio
         self.number: int | None = None
         self.sent = itertools.count(1)
@@ -86,52 +86,30 @@ class Client(asyncio.Protocol):
         self.asked: dict[int, float] = {}
         self.ready = asyncio.get_running_loop().create_future()
         self.over = False
-        self.transport: asyncio.Transport
         self._watch = watch
         self._ids = itertools.count(1)
-        self._data = bytearray()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Connected: send the handshake."""
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        path = "/socket.io/?EIO=4&transport=websocket" if self.socketio else f"/?token={self.name}&roomId={self.room}"
-        key = base64.b64encode(os.urandom(16)).decode()
-        transport.write(
-            f"GET {path} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
-        )
+    @property
+    def path(self) -> str:
+        """By its dialect."""
+        return "/socket.io/?EIO=4&transport=websocket" if self.socketio else f"/?token={self.name}&roomId={self.room}"
 
     def connection_lost(self, exc: Exception | None) -> None:
         """That must not happen."""
         if not self.over:
             self._watch.faults["disconnected"] += 1
 
-    def data_received(self, data: bytes) -> None:
-        """Unframe what came; servers do not mask."""
-        self._data += data
-        if self._data.startswith(b"HTTP/"):
-            head = self._data.find(b"\r\n\r\n")
-            if head < 0:
-                return
-            del self._data[: head + 4]
-        while len(self._data) >= 2:
-            size, at = self._data[1], 2
-            if size == 126:
-                size, at = int.from_bytes(self._data[2:4], "big"), 4
-            if len(self._data) < at + size:
-                return
-            opcode, payload = self._data[0] & 15, bytes(self._data[at : at + size])
-            del self._data[: at + size]
-            if opcode == 9:
-                self.transport.write(b"\x8a\x80\0\0\0\0")
-            elif opcode == 8:
-                self._watch.faults["closed"] += 1
-            elif opcode == 1 and self.socketio:
-                self._packet(payload)
-            elif opcode == 1:
-                message = _decode(payload)
-                self._told(message["type"], message.get("payload"), message.get("id"))
+    def text(self, payload: bytes) -> None:
+        """A message came."""
+        if self.socketio:
+            self._packet(payload)
+        else:
+            message = _decode(payload)
+            self._told(message["type"], message.get("payload"), message.get("id"))
+
+    def close_frame(self) -> None:
+        """That must not happen."""
+        self._watch.faults["closed"] += 1
 
     def ask(self) -> None:
         """Send a request."""

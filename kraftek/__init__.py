@@ -40,6 +40,9 @@ From a service to a client:
 3. ``edge/dialects/native.py`` or ``edge/dialects/socketio_client.py`` encodes it once for all of its kind
 4. ``edge/websocket/outbox.py`` or ``edge/engineio/clients.py`` writes it, once for each client and reactor iteration;
    it waits for those that do not read (``edge/backlogs.py``)
+
+From one version to another, in the same process: ``daemon/upgrade.py`` gives what ``daemon/succession.py`` takes; each
+package has its part of it in a ``moving.py``.
 """
 
 __version__ = "0.1.0"

@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-__all__ = ["Command", "Inheritance", "inherited", "sealed"]
+__all__ = ["Command", "Inheritance", "inherited", "memory_of"]
 
 _VARIABLE = "KRAFTEK_TAKEOVER"
 """The environment variable by which the next image knows what it takes over. It holds no secret."""
@@ -134,7 +134,7 @@ def inherited(environ: dict[str, str] | os._Environ[str]) -> Inheritance | None:
     return None if text is None else msgspec.json.decode(text, type=Inheritance)
 
 
-def sealed(state: bytes) -> int:
+def memory_of(state: bytes) -> int:
     """A descriptor from which the next image reads this. It has no name by which anybody else could open it."""
     descriptor = os.memfd_create("kraftek-state", 0)
     with open(descriptor, "wb", closefd=False) as file:

@@ -32,7 +32,7 @@ from kraftek.contract.messages import Drained
 from kraftek.core.client_drain import ClientDrain
 from kraftek.core.session import Session
 from kraftek.daemon.assembly import Core, Edge
-from kraftek.daemon.image import Command, sealed
+from kraftek.daemon.image import Command, memory_of
 from kraftek.daemon.state import FORMATS, State
 from kraftek.daemon.sweeps import Sweeps
 from kraftek.daemon.systemd import notify, reloading
@@ -197,7 +197,7 @@ class Upgrade:
         state = self._state()
         content = state.encoded
         try:
-            memory = sealed(content)
+            memory = memory_of(content)
         except OSError as error:
             raise CalledOff(f"the state, {len(content)} bytes, cannot be kept: {error}") from None
         try:

@@ -197,8 +197,8 @@ class Person:
             ledger.settled(key, outcome, time.monotonic())
 
 
-class Blunt:
-    """A user without a library. ``counts``: answers by id on the present connection."""
+class Visitor:
+    """A user without a library, who comes and goes."""
 
     def __init__(self, world: World, name: str, home: str) -> None:
         self.world = world
@@ -209,8 +209,6 @@ class Blunt:
         self._number = 0
         self._task: asyncio.Task[None] | None = None
         self._stops = False
-        self._open: dict[str, tuple[str, bool]] = {}
-        self._answers: dict[str, str] = {}
 
     def there(self) -> dict[tuple[str, str], str]:
         """The rooms that it is in, with its socket."""
@@ -234,6 +232,18 @@ class Blunt:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        raise NotImplementedError
+
+
+class Blunt(Visitor):
+    """Stays for a while. ``counts``: answers by id on the present connection."""
+
+    def __init__(self, world: World, name: str, home: str) -> None:
+        super().__init__(world, name, home)
+        self._open: dict[str, tuple[str, bool]] = {}
+        self._answers: dict[str, str] = {}
 
     async def _run(self) -> None:
         while not self._stops or self._open:
@@ -316,44 +326,14 @@ class Blunt:
         ledger.settled(key, outcome, now)
 
 
-class Guest:
+class Guest(Visitor):
     """A user with Socket.IO, over WebSocket or long-polling, who comes, asks, waits for the answers, and is gone. What
     is not answered when its connection ends it never asks again.
     """
 
     def __init__(self, world: World, name: str, home: str) -> None:
-        self.world = world
-        self.name = name
-        self.home = home
-        self.socket = ""
-        self._random = Random(f"{world.seed} {name}")
-        self._number = 0
-        self._task: asyncio.Task[None] | None = None
-        self._stops = False
+        super().__init__(world, name, home)
         self._open: dict[int, tuple[str, str]] = {}
-
-    def there(self) -> dict[tuple[str, str], str]:
-        """The rooms that it is in, with its socket."""
-        return {(self.name, self.home): self.socket} if self.socket else {}
-
-    def must_hear(self, room: str, number: int, now: float) -> None:
-        """It does not stay for long enough."""
-
-    def start(self) -> None:
-        """Begin."""
-        self._task = asyncio.create_task(self._run())
-
-    async def stop(self) -> None:
-        """Ask no more, once everything is answered; leave."""
-        self._stops = True
-        assert self._task is not None
-        await self._task
-
-    async def close(self) -> None:
-        """End."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
         while not self._stops:

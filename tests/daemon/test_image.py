@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from kraftek.daemon.image import Command, Inheritance, inherited, sealed
+from kraftek.daemon.image import Command, Inheritance, inherited, memory_of
 from kraftek.daemon.state import FORMATS, State, chosen, read_state
 
 Executed = tuple[str, list[str], dict[str, str]]
@@ -134,7 +134,7 @@ def test_state_is_read_as_it_was_written() -> None:
     )
     assert state.connected == [5, 7]
     assert state.descriptors == [5, 7, 6]
-    descriptor = sealed(state.encoded)
+    descriptor = memory_of(state.encoded)
     assert os.get_inheritable(descriptor)
     inheritance = Inheritance(state=descriptor, format=FORMATS[0], current=[])
     for _ in range(2):

@@ -19,7 +19,7 @@ from kraftek.bus.server import Server
 from kraftek.bus.subscriber import SubscriberState
 from kraftek.contract.settings import Config, Operator
 from kraftek.daemon import succession as module
-from kraftek.daemon.image import Inheritance, sealed
+from kraftek.daemon.image import Inheritance, memory_of
 from kraftek.daemon.listening import Certificates
 from kraftek.daemon.state import FORMATS, State
 from kraftek.daemon.succession import Succession
@@ -71,7 +71,7 @@ class SuccessionTest(TestCase):
             core=House().move.give(),
             subscriber=(subscriber, given),
         )
-        return Inheritance(state=sealed(state.encoded), format=FORMATS[0], current=[])
+        return Inheritance(state=memory_of(state.encoded), format=FORMATS[0], current=[])
 
     async def test_an_image_takes_over(self) -> None:
         listener = socket.create_server(("127.0.0.1", 0))

@@ -201,5 +201,5 @@ class UpgradeTest(TestCase):
         def full(_: bytes) -> int:
             raise OSError("no memory")
 
-        self.patch(module, "sealed", full)
+        self.patch(module, "memory_of", full)
         assert "bytes, cannot be kept: no memory" in await self.called_off(Command())
