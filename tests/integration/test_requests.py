@@ -85,15 +85,14 @@ class Backstage:
 
 
 class Play:
-    """What tests share that leave nothing waiting: two gateways, and a Redis that has forgotten all other requests."""
+    """What tests share that leave nothing waiting: two gateways, and a Redis that keeps the requests of all tests. So
+    each test has ids of its own.
+    """
 
     def __init__(self, shared: Shared, stage: ExitStack) -> None:
         self.redis_server = shared.redis_server
         self._shared = shared
         self._stage = stage
-        redis = self.redis_server.client()
-        for key in redis.scan_iter("request:*"):
-            redis.delete(key)
 
     def gateways(self, **config: Any) -> list[Gateway]:
         return [self._shared.gateway(number, services=SERVICES, config=config) for number in range(2)]
@@ -169,8 +168,8 @@ def test_an_acknowledgement(play: Play, connect: Connect) -> None:
 def test_nobody_listens(play: Play, connect: Connect) -> None:
     ada = connect(play.gateways()[0], token="ada", room="r1")
     for event in (CHAT, "notes:note:create"):
-        ask(ada, 1, event=event)
-        assert refused(ada, "SERVICE_UNAVAILABLE", 1)["eventType"] == event
+        ask(ada, "nobody", event=event)
+        assert refused(ada, "SERVICE_UNAVAILABLE", "nobody")["eventType"] == event
     nothing_more(ada, play.redis_server)
 
 
@@ -300,11 +299,11 @@ def test_again_while_it_waits(play: Play, connect: Connect) -> None:
     chat = play.backstage("events:chat")
     ada = connect(play.gateways()[0], token="ada", room="r1")
     for _ in range(3):
-        ask(ada, "a-1", {"x": 1})
+        ask(ada, "waits", {"x": 1})
     event = chat.hear()
     chat.hear_nothing()
     chat.reply(event, "once")
-    assert ada.receive() == {"type": CHAT, "payload": "once", "id": "a-1"}
+    assert ada.receive() == {"type": CHAT, "payload": "once", "id": "waits"}
     nothing_more(ada, play.redis_server)
 
 
@@ -316,20 +315,21 @@ def test_again_after_its_answer(
     connect: Connect,
 ) -> None:
     """Over the same socket, over another, and over another gateway."""
+    number = f"answered-{type}"
     chat = play.backstage("events:chat")
     here, there = play.gateways()
     ada = connect(here, token="ada", room="r1")
-    ask(ada, "a-1", {"x": 1})
+    ask(ada, number, {"x": 1})
     chat.reply(chat.hear(), payload, type)
     first = ada.receive()
-    assert (first["id"], first["payload"]) == ("a-1", payload)
-    ask(ada, "a-1", {"x": 1})
+    assert (first["id"], first["payload"]) == (number, payload)
+    ask(ada, number, {"x": 1})
     assert ada.receive() == first
     nothing_more(ada, play.redis_server)
     ada.close()
     for process in (here, there):
         again = connect(process, token="ada", room="r1")
-        ask(again, "a-1", {"x": 1})
+        ask(again, number, {"x": 1})
         assert again.receive() == first
         nothing_more(again, play.redis_server)
         again.close()
@@ -341,11 +341,11 @@ def test_again_after_an_acknowledgement(play: Play, connect: Connect) -> None:
     here, there = play.gateways()
     for process in (here, there, here):
         ada = connect(process, token="ada", room="r1")
-        ask(ada, "a-1", event="notes:note:create")
-        assert ada.receive() == {"type": "ack", "payload": {"receivers": 1}, "id": "a-1"}
+        ask(ada, "acknowledged", event="notes:note:create")
+        assert ada.receive() == {"type": "ack", "payload": {"receivers": 1}, "id": "acknowledged"}
         nothing_more(ada, play.redis_server)
         ada.close()
-    assert notes.hear()["id"] == "a-1"
+    assert notes.hear()["id"] == "acknowledged"
     notes.hear_nothing()
 
 
@@ -379,14 +379,14 @@ def test_again_after_it_was_answered_to_nobody(play: Play, connect: Connect) -> 
     chat = play.backstage("events:chat")
     here, there = play.gateways()
     ada = connect(here, token="ada", room="r1")
-    ask(ada, "a-1")
+    ask(ada, "to-nobody")
     event = chat.hear()
     ada.close()
     wait_until(lambda: play.redis_server.client().hlen("room:r1") == 0, "that the gateway has noticed")
     assert chat.reply(event, "once") == 1
     again = connect(there, token="ada", room="r1")
-    ask(again, "a-1")
-    assert again.receive() == {"type": CHAT, "payload": "once", "id": "a-1"}
+    ask(again, "to-nobody")
+    assert again.receive() == {"type": CHAT, "payload": "once", "id": "to-nobody"}
     chat.hear_nothing()
 
 
@@ -396,12 +396,12 @@ def test_both_sockets_are_open(play: Play, connect: Connect) -> None:
     here, there = play.gateways(sessions="many")
     sockets = [connect(process, token="ada", room="r1") for process in (here, here, there)]
     for socket in sockets:
-        ask(socket, "a-1")
+        ask(socket, "both-open")
     event = chat.hear()
     chat.hear_nothing()
     chat.reply(event, "once")
     for socket in sockets:
-        assert socket.receive() == {"type": CHAT, "payload": "once", "id": "a-1"}
+        assert socket.receive() == {"type": CHAT, "payload": "once", "id": "both-open"}
         nothing_more(socket, play.redis_server)
 
 
@@ -409,11 +409,11 @@ def test_again_after_time_out_on_another_gateway(play: Play, connect: Connect) -
     chat = play.backstage("events:chat")
     here, there = play.gateways()
     ada = connect(here, token="ada", room="r1")
-    ask(ada, "a-1", event="hasty:message:send")
+    ask(ada, "timed-out", event="hasty:message:send")
     first = ada.expect_error("TIMEOUT")
     ada.close()
     again = connect(there, token="ada", room="r1")
-    ask(again, "a-1", event="hasty:message:send")
+    ask(again, "timed-out", event="hasty:message:send")
     assert again.receive() == first
     chat.hear()
     chat.hear_nothing()
@@ -421,12 +421,12 @@ def test_again_after_time_out_on_another_gateway(play: Play, connect: Connect) -
 
 def test_what_nobody_took_is_tried_anew(play: Play, connect: Connect) -> None:
     ada = connect(play.gateways()[0], token="ada", room="r1")
-    ask(ada, "a-1")
-    refused(ada, "SERVICE_UNAVAILABLE", "a-1")
+    ask(ada, "tried-anew")
+    refused(ada, "SERVICE_UNAVAILABLE", "tried-anew")
     chat = play.backstage("events:chat")
-    ask(ada, "a-1")
+    ask(ada, "tried-anew")
     chat.reply(chat.hear(), "now")
-    assert ada.receive() == {"type": CHAT, "payload": "now", "id": "a-1"}
+    assert ada.receive() == {"type": CHAT, "payload": "now", "id": "tried-anew"}
 
 
 def test_what_is_another_request(play: Play, connect: Connect) -> None:
