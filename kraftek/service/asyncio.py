@@ -10,6 +10,7 @@ import logging
 import signal
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import Any
 
 from redis.asyncio import Redis
@@ -93,6 +94,7 @@ class _Backend:
 
     def start(self) -> None:
         """Follow the master."""
+        self._loop = asyncio.get_running_loop()
         self._client.start()
 
     async def close(self) -> None:
@@ -149,6 +151,13 @@ class _Backend:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+    def awaitable(self, coroutine: Coroutine[Any, Any, Any]) -> Awaitable[Any]:
+        return coroutine
+
+    def from_thread(self, call: Callable[[], None]) -> None:
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(call)
 
     def info(self, text: str) -> None:
         _log.info("%s", text)
@@ -294,7 +303,7 @@ class _Signal:
         if not self._set.done():
             self._set.set_result(value)
 
-    async def wait(self, seconds: float) -> Any:
+    async def wait(self, seconds: float | None) -> Any:
         await asyncio.wait([self._set], timeout=seconds)
         return self._set.result() if self._set.done() else None
 

@@ -38,8 +38,8 @@ class Signal(Protocol):
     def set(self, value: Any = True) -> None:
         """It happened. A second call does nothing."""
 
-    def wait(self, seconds: float) -> Awaitable[Any]:
-        """The value that it was set to; ``None`` after so many seconds."""
+    def wait(self, seconds: float | None) -> Awaitable[Any]:
+        """The value that it was set to; ``None`` after so many seconds, if a number is given."""
 
 
 class Reader(Protocol):
@@ -80,6 +80,12 @@ class Backend(Protocol):
     def signal(self) -> Signal: ...
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> Job: ...
+
+    def awaitable(self, coroutine: Coroutine[Any, Any, Any]) -> Awaitable[Any]:
+        """The coroutine as handlers await: over Twisted as a Deferred."""
+
+    def from_thread(self, call: Callable[[], None]) -> None:
+        """Have the loop call it, from another thread; does nothing when the loop has ended."""
 
     def info(self, text: str) -> None: ...
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
 from itertools import count
 from secrets import token_hex
@@ -29,6 +29,7 @@ from kraftek.service.handling import RETRY_AFTER, Handling
 from kraftek.service.jobs import Jobs
 from kraftek.service.processor import EventProcessor, Refused
 from kraftek.service.sources import Partitions, Source, Stream, Subscription
+from kraftek.service.threads import Threads
 
 __all__ = ["Instance"]
 
@@ -44,6 +45,7 @@ class Instance:
         self._backend = backend
         self._warn = partial(OnceAMinute(time.monotonic), backend.warn)
         self._jobs = Jobs(backend, self._warn)
+        self._threads = Threads(backend)
         self._source = self._choose_source(Handling(processor, backend, self._jobs, self, self._warn))
         self._begun = False
         self._numbers = count(1)
@@ -65,6 +67,12 @@ class Instance:
 
     def call(self, *command: Argument) -> Any:
         return self._backend.call(*command)
+
+    def awaitable(self, coroutine: Coroutine[Any, Any, Any]) -> Awaitable[Any]:
+        return self._backend.awaitable(coroutine)
+
+    def in_thread(self, work: Callable[[], Any]) -> Awaitable[Any]:
+        return self._threads.run(work)
 
     async def request(self, event: Mapping[str, Any], timeout: float) -> Any:
         number = next(self._numbers)

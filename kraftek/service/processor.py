@@ -6,8 +6,9 @@ No I/O: :class:`kraftek.service.handling.Handling` calls it with what was read f
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Annotated, Any, Literal, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from functools import partial
+from typing import Annotated, Any, Literal, NoReturn, Protocol, TypeVar
 
 import msgspec
 from msgspec import Meta, Raw, Struct
@@ -29,7 +30,7 @@ from kraftek.contract.surrogates import encode, read
 
 __all__ = ["Command", "Context", "EventProcessor", "Incoming", "Link", "NoEvent", "Refused", "TooLarge"]
 
-Handler = Callable[["Context", Any], Any]
+Handler = Callable[..., Any]
 H = TypeVar("H", bound=Handler)
 
 MESSAGE_BYTES = 1_048_576
@@ -90,16 +91,33 @@ class Link(Protocol):
 
     def call(self, *command: Argument) -> Awaitable[Any]: ...
 
-    def request(self, event: Mapping[str, Any], timeout: float) -> Awaitable[Any]: ...
+    def request(self, event: Mapping[str, Any], timeout: float) -> Coroutine[Any, Any, Any]: ...
+
+    def awaitable(self, coroutine: Coroutine[Any, Any, Any]) -> Awaitable[Any]:
+        """The coroutine as its backend awaits: over Twisted as a Deferred."""
+
+    def in_thread(self, work: Callable[[], Any]) -> Awaitable[Any]:
+        """Its result, from a thread of its own."""
 
 
 class _Message(Broadcast, frozen=True, omit_defaults=True):
     """A message to clients; fields with default values are left out."""
 
 
+class _InThread:
+    """The link of a handler that runs in a thread: nothing can be awaited there."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise RuntimeError("a handler with thread=True can await nothing: what it sends leaves when it has returned")
+
+
 class _Route(Struct, frozen=True):
+    """``decode`` is ``None`` for a handler that takes no payload."""
+
     handler: Handler
-    decode: Callable[[Raw], Any]
+    decode: Callable[[Raw], Any] | None
+    answers: bool
+    thread: bool
 
 
 class _Settings(Struct, kw_only=True):
@@ -185,13 +203,15 @@ class EventProcessor:
             return [stream_of(self.channel, number) for number in range(self.partitions)]
         return [self.channel]
 
-    def on(self, event: str) -> Callable[[H], H]:
+    def on(self, event: str, *, answers: bool = True, thread: bool = False) -> Callable[[H], H]:
         """Decorate the handler of an event, ``module:name`` or ``service:module:name``.
 
-        It is called with the :class:`Context` and the payload: checked and converted to the type that its second
-        parameter is annotated with, or any JSON value. It may be a coroutine function, or return an awaitable. Its
-        result is the answer to a request, unless it is ``None``. Raises :class:`ValueError` for an invalid name and
-        :class:`TypeError` for a function with other parameters.
+        It is called with the :class:`Context` and, if it has a second parameter, with the payload: checked and
+        converted to the type that this is annotated with, or any JSON value. It may be a coroutine function, or return
+        an awaitable. What it returns is the answer to a request, also ``None``. With ``answers=False`` a request is
+        answered only if it replies, or returns something else than ``None``. ``thread``: it is a plain function that
+        blocks, and is called in a thread. Raises :class:`ValueError` for an invalid name and :class:`TypeError` for a
+        function with other parameters.
         """
         name = event if event.count(":") == 2 else f"{self.name}:{event}"
         if name in self._routes or service_of(name) is None:
@@ -199,11 +219,11 @@ class EventProcessor:
 
         def register(handler: H) -> H:
             parameters = [*inspect.signature(handler, eval_str=True).parameters.values()]
-            if len(parameters) != 2:
-                raise TypeError(f"{name}: expected a function of the context and the payload")
-            annotation = parameters[1].annotation
-            kind = Any if annotation is inspect.Parameter.empty else annotation
-            self._routes[name] = _Route(handler, msgspec.json.Decoder(kind).decode)
+            if len(parameters) not in {1, 2}:
+                raise TypeError(f"{name}: expected a function of the context, or of the context and the payload")
+            if thread and inspect.iscoroutinefunction(handler):
+                raise TypeError(f"{name}: expected a plain function for a thread, and this is a coroutine function")
+            self._routes[name] = _Route(handler, _decoder(parameters[1:]), answers, thread)
             return handler
 
         return register
@@ -228,17 +248,20 @@ class EventProcessor:
         if route is None:
             return self.refusal(event, "NO_HANDLER", f"service {self.name} has no handler for {event.event_type}")
         try:
-            payload = route.decode(event.payload)
+            payload = () if route.decode is None else (route.decode(event.payload),)
         except (msgspec.DecodeError, RecursionError) as error:
             return self.refusal(event, "INVALID_PAYLOAD", str(error))
-        context = Context(self, event, link)
+        context = Context(self, event, _IN_THREAD if route.thread else link)
         try:
-            result = route.handler(context, payload)
-            if inspect.isawaitable(result):
-                result = await result
+            if route.thread:
+                result = await link.in_thread(partial(route.handler, context, *payload))
+            else:
+                result = route.handler(context, *payload)
+                if inspect.isawaitable(result):
+                    result = await result
         except Refused as no:
             return self.refusal(event, no.code, no.message, no.retry_after)
-        if result is not None:
+        if result is not None or (route.answers and context.owes_answer):
             context.reply(result)
         return context.commands
 
@@ -298,7 +321,7 @@ class Context:
         self.commands: list[Command] = []
         self._processor = processor
         self._link = link
-        self._replied = False
+        self._replied = self._later = False
 
     @property
     def event_type(self) -> str:
@@ -343,6 +366,17 @@ class Context:
         if self.id is not None:
             self.commands += self._processor.to_sender(self.event, self.event_type, Raw(encode(payload)))
 
+    def answer_later(self) -> None:
+        """Leave the request open when the handler returns ``None``: something else answers it, within the ``timeout``
+        that the service is registered with. ``event`` has what that takes: ``id``, ``reply_to`` and ``socket_id``.
+        """
+        self._later = True
+
+    @property
+    def owes_answer(self) -> bool:
+        """Whether the sender waits, and nobody has answered or will."""
+        return self.id is not None and not self._replied and not self._later
+
     def broadcast_to_room(
         self, type: str, payload: Any, room_id: str | None = None, exclude: Iterable[str] = ()
     ) -> None:
@@ -386,23 +420,34 @@ class Context:
         """
         self.commands.append(Command(command))
 
-    async def request(self, event: str, payload: Any = None, room_id: str | None = None, timeout: float = 10.0) -> Any:
-        """Send a request to another service, at once; returns the payload of its answer. Raises :class:`Refused`."""
+    def request(
+        self, event: str, payload: Any = None, room_id: str | None = None, timeout: float = 10.0
+    ) -> Awaitable[Any]:
+        """Send a request to another service, at once; the payload of its answer. Fails with :class:`Refused`."""
         sent = self._sent(event, payload, room_id)
-        return await self._link.request(sent, timeout)
+        return self._link.awaitable(self._link.request(sent, timeout))
 
-    async def redis(self, *command: Argument) -> Any:
-        """Run a Redis command that does not block, at once: its answer as bytes, numbers, lists and ``None``."""
-        return await self._link.call(*command)
+    def redis(self, *command: Argument, decode: bool = False) -> Awaitable[Any]:
+        """Run a Redis command that does not block, at once: its answer as bytes, numbers, lists and ``None``.
 
-    async def who_is_in(self, room_id: str | None = None) -> dict[str, str]:
+        ``decode``: text in place of bytes; it fails with :class:`UnicodeDecodeError` for what is no UTF-8.
+        """
+        return self._link.awaitable(self._call(command, decode))
+
+    def who_is_in(self, room_id: str | None = None) -> Awaitable[dict[str, str]]:
         """Who is in a room, by default the event's: user ids with the socket id of each.
 
         Raises :class:`ValueError` when the event belongs to no room, and none is given.
         """
         room = self._room(room_id)
-        found = await self._link.call("HGETALL", self._processor.prefix + room_key(room))
-        names = [name.decode() for name in found]
+        return self._link.awaitable(self._in_room(room))
+
+    async def _call(self, command: tuple[Argument, ...], decode: bool) -> Any:
+        answer = await self._link.call(*command)
+        return _text(answer) if decode else answer
+
+    async def _in_room(self, room_id: str) -> dict[str, str]:
+        names = await self._call(("HGETALL", self._processor.prefix + room_key(room_id)), decode=True)
         return dict(zip(names[::2], names[1::2], strict=True))
 
     def _room(self, room_id: str | None) -> str:
@@ -427,5 +472,21 @@ def _ids(ids: Iterable[str]) -> tuple[str, ...]:
     """Ids without empty ones. A single string counts as one id."""
     return tuple(filter(None, (ids,) if isinstance(ids, str) else ids))
 
+
+def _text(answer: Any) -> Any:
+    if isinstance(answer, list):
+        return [_text(each) for each in answer]
+    return answer.decode() if isinstance(answer, bytes) else answer
+
+
+def _decoder(parameters: list[inspect.Parameter]) -> Callable[[Raw], Any] | None:
+    """What converts the payload to the annotation of a handler's second parameter, if there is one."""
+    if not parameters:
+        return None
+    annotation = parameters[0].annotation
+    return msgspec.json.Decoder(Any if annotation is inspect.Parameter.empty else annotation).decode
+
+
+_IN_THREAD: Any = _InThread()
 
 _decode = msgspec.json.Decoder(Incoming).decode

@@ -83,6 +83,7 @@ class _Backend(MultiService):
 
     def __init__(self, reactor: Any, config: Redis) -> None:
         super().__init__()
+        self._reactor = reactor
         self._clock: Any = MonotonicClock(reactor)
         self._config = config
         iteration = Iteration(reactor)
@@ -136,6 +137,12 @@ class _Backend(MultiService):
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> Deferred[None]:
         return Deferred.fromCoroutine(coroutine)
+
+    def awaitable(self, coroutine: Coroutine[Any, Any, Any]) -> Deferred[Any]:
+        return Deferred.fromCoroutine(coroutine)
+
+    def from_thread(self, call: Callable[[], None]) -> None:
+        self._reactor.callFromThread(call)
 
     def info(self, text: str) -> None:
         self._log.info("{text}", text=text)
@@ -191,7 +198,9 @@ class _Signal:
         if not self._set.called:
             self._set.callback(value)
 
-    async def wait(self, seconds: float) -> Any:
+    async def wait(self, seconds: float | None) -> Any:
+        if seconds is None:
+            return await self._set
         time_is_up = self._clock.callLater(max(0.0, seconds), self.set, None)
         try:
             return await self._set

@@ -10,8 +10,10 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Awaitable
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated, Any, TypedDict
 
 from msgspec import Meta, Struct
 
@@ -21,6 +23,16 @@ from kraftek.service import Context, EventProcessor, Refused
 class Place(Struct):
     x: Annotated[int, Meta(ge=0)]
     label: str = "here"
+
+
+@dataclass
+class Person:
+    name: str
+    age: int = 0
+
+
+class Point(TypedDict):
+    x: int
 
 
 class Sleep(Struct):
@@ -73,6 +85,52 @@ def sample(backend: str, **settings: Any) -> EventProcessor:  # noqa: C901  # ma
     def twice(context: Context, payload: Any) -> Any:
         context.reply(payload)
         return payload
+
+    @processor.on("say:nothing")
+    def nothing(context: Context) -> None:
+        """Takes no payload, and returns none."""
+
+    @processor.on("say:silent", answers=False)
+    def silent(context: Context, payload: Any) -> None:
+        """Looks on."""
+
+    @processor.on("say:afterwards")
+    def afterwards(context: Context) -> None:
+        context.answer_later()
+
+    @processor.on("say:blocked", thread=True)
+    def blocked(context: Context, payload: Any) -> Any:
+        context.broadcast_to_sockets("sample:said:blocked", payload, [context.socket_id])
+        if payload == "refuse":
+            raise Refused("NOT_NOW", "come back")
+        if payload == "await":
+            context.redis("PING")
+        return threading.current_thread() is threading.main_thread()
+
+    @processor.on("say:stored")
+    async def stored(context: Context, payload: Any) -> Any:
+        for part in ("größe", payload):
+            await context.redis("RPUSH", "stored", part)
+        raw = await context.redis("LRANGE", "stored", 0, -1)
+        text = await context.redis("LRANGE", "stored", 0, -1, decode=True)
+        await context.redis("DEL", "stored")
+        return [part.decode() for part in raw] == text and text
+
+    @processor.on("say:chained")
+    def chained(context: Context) -> Awaitable[Any]:
+        if backend == "asyncio":
+            return context.redis("ECHO", "chained", decode=True)
+        deferred: Any = context.redis("ECHO", "chained")
+        answer: Awaitable[Any] = deferred.addCallback(bytes.decode)
+        return answer
+
+    @processor.on("go:dataclass")
+    def dataclass(context: Context, person: Person) -> Any:
+        return [person.name, person.age]
+
+    @processor.on("go:typed")
+    def typed(context: Context, point: Point) -> Any:
+        return point["x"]
 
     @processor.on("go:to")
     def go(context: Context, place: Place) -> Place:

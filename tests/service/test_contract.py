@@ -65,6 +65,58 @@ def test_a_request_is_answered(contract: Contract, event: str, payload: Any) -> 
     assert ada.receive() == {"type": f"sample:{event}", "id": "q1", "payload": payload}
 
 
+@pytest.mark.parametrize("event", ["say:nothing", "say:awaitable"])
+def test_a_handler_that_returns_nothing_answers_null(contract: Contract, event: str) -> None:
+    ada = contract.client("ada", "room")
+
+    ada.send(f"sample:{event}", {"ignored": 1}, id=1)
+
+    assert ada.receive() == {"type": f"sample:{event}", "id": 1, "payload": None}
+
+
+@pytest.mark.parametrize("event", ["say:silent", "say:afterwards"])
+def test_a_request_may_be_left_to_others(contract: Contract, event: str) -> None:
+    ada = contract.client("ada", "room")
+
+    ada.send(f"sample:{event}", 1, id="left")
+    assert ada.request("sample:say:back", 2) == 2
+    contract.settle()
+
+    assert not ada.inbox
+
+
+def test_a_function_may_block_a_thread(contract: Contract) -> None:
+    ada = contract.client("ada", "room")
+
+    assert ada.request("sample:say:blocked", 1) is False
+    assert [told["type"] for told in ada.inbox] == ["sample:said:blocked"]
+    assert refused(contract, "sample:say:blocked", "refuse").code == "NOT_NOW"
+    assert refused(contract, "sample:say:blocked", "await").code == "EVENT_PROCESSING_ERROR"
+
+
+def test_redis_answers_with_bytes_or_text(contract: Contract) -> None:
+    assert contract.client("ada", "room").request("sample:say:stored", "b") == ["größe", "b"]
+
+
+def test_what_a_context_awaits_is_of_its_backend(contract: Contract) -> None:
+    assert contract.client("ada", "room").request("sample:say:chained") == "chained"
+
+
+@pytest.mark.parametrize(
+    ("event", "payload", "answer", "says"),
+    [
+        ("go:dataclass", {"name": "ada"}, ["ada", 0], "Object missing required field `name`"),
+        ("go:typed", {"x": 3}, 3, "Object missing required field `x`"),
+    ],
+)
+def test_a_payload_is_of_any_type_that_msgspec_knows(
+    contract: Contract, event: str, payload: Any, answer: Any, says: str
+) -> None:
+    assert contract.client("ada").request(f"sample:{event}", payload) == answer
+    error = refused(contract, f"sample:{event}", {})
+    assert (error.code, error.message) == ("INVALID_PAYLOAD", says)
+
+
 def test_who_wants_no_answer_gets_none(contract: Contract) -> None:
     ada = contract.client("ada", "room")
 

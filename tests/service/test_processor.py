@@ -12,11 +12,40 @@ from kraftek.service import Context, EventProcessor, TooLarge
 from kraftek.service.processor import Incoming, Link, NoEvent
 
 
-@pytest.mark.parametrize("handler", [lambda: None, lambda context: None, lambda context, payload, more: None])
-def test_a_handler_takes_the_context_and_the_payload(handler: Any) -> None:
+@pytest.mark.parametrize("handler", [lambda: None, lambda context, payload, more: None])
+def test_a_handler_takes_the_context_and_perhaps_the_payload(handler: Any) -> None:
     processor = EventProcessor("chat")
     with pytest.raises(TypeError, match="chat:message:send: expected a function of the context"):
         processor.on("message:send")(handler)
+
+
+def test_a_coroutine_function_runs_in_no_thread() -> None:
+    async def handler(context: Context) -> None:
+        raise AssertionError
+
+    with pytest.raises(TypeError, match="chat:message:send: expected a plain function for a thread"):
+        EventProcessor("chat").on("message:send", thread=True)(handler)
+
+
+def answers(handler: Any, **how: bool) -> list[Any]:
+    """The payloads with which a request is answered."""
+    processor = EventProcessor("chat")
+    processor.on("a:b", **how)(handler)
+    event = Incoming(event_type="chat:a:b", socket_id="g.1", id=1, reply_to="replies")
+    commands = asyncio.run(processor.handle(event, cast("Link", None)))
+    return [json.loads(cast("bytes", command.parts[-1]))["payload"] for command in commands if command.when == "always"]
+
+
+def test_a_request_is_answered_by_whatever_a_handler_returns() -> None:
+    async def coroutine(context: Context) -> None:
+        pass
+
+    assert answers(lambda context: None) == answers(coroutine) == [None]
+    assert answers(lambda context: 0) == [0]
+    assert answers(lambda context: context.reply(2)) == [2]
+    assert answers(lambda context: context.answer_later()) == []
+    assert answers(lambda context: None, answers=False) == []
+    assert answers(lambda context: 1, answers=False) == [1]
 
 
 @pytest.mark.parametrize("event", ["send", "a:b:c:d", ":send", "a::c", "message:to send", f"message:{'x' * 128}"])
@@ -135,7 +164,7 @@ def test_who_is_in_no_room_has_to_name_one() -> None:
     with pytest.raises(ValueError, match="expected a room_id"):
         context.broadcast_to_room("chat:a:c", 1)
     with pytest.raises(ValueError, match="expected a room_id"):
-        context.who_is_in().send(None)
+        context.who_is_in()
     assert context.commands == []
 
 
@@ -152,7 +181,7 @@ def test_a_single_id_may_stand_for_a_list() -> None:
 
 def test_an_event_to_another_service_has_a_whole_name() -> None:
     context = in_no_room()
-    for sends in (context.emit, lambda event: context.request(event).send(None)):
+    for sends in (context.emit, context.request):
         with pytest.raises(ValueError, match="expected service:module:name"):
             sends("message:send")
     assert context.commands == []
