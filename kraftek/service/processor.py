@@ -230,6 +230,10 @@ class EventProcessor:
 
     # Called by the kit
 
+    def handles(self, event: str) -> bool:
+        """Whether it has a handler for this event."""
+        return event in self._routes
+
     def open(self, body: bytes) -> Incoming:
         """Decode an event. Raises :class:`NoEvent`."""
         try:

@@ -9,6 +9,15 @@ The fixture ``gateway_contract`` is available once this package is installed::
 
 It blocks, needs no event loop, and runs the service on a thread of its own. A service that is a program is started by
 the test, with ``gateway_contract.url``, and registered with ``gateway_contract.register(processor)``.
+
+For a test of a page or an app the test plays the service, and a real gateway is in between::
+
+    def test_the_page_asks(gateway_contract, page):
+        chat = gateway_contract.play("chat")
+        gateway = gateway_contract.serve()
+        page.goto(f"http://localhost:8000/?gateway={gateway.url}")
+        event = chat.receive()
+        chat.answer(event, {"users": ["ada"]})
 """
 
 from __future__ import annotations
@@ -31,7 +40,10 @@ import pytest
 
 from kraftek.contract.names import (
     BROADCAST,
+    CLIENT_JOINED,
+    CLIENT_LEFT,
     GATEWAY_STREAM,
+    ROOMS_RESET,
     new_gateway_id,
     new_socket_id,
     partition_of,
@@ -41,13 +53,14 @@ from kraftek.contract.names import (
     stream_of,
 )
 from kraftek.contract.surrogates import encode, mended
+from kraftek.service.live_gateway import LiveGateway
 from kraftek.service.processor import EventProcessor, Refused
 
 if TYPE_CHECKING:
     from redis import Redis
     from redis.client import PubSub
 
-__all__ = ["Client", "Contract", "gateway_contract", "gateway_contract_redis"]
+__all__ = ["Client", "Contract", "Played", "gateway_contract", "gateway_contract_redis"]
 
 Json = dict[str, Any]
 
@@ -76,6 +89,9 @@ class Contract:
         self._barriers = count()
         self._read = "0"
         self.prefix = ""
+        self._presence: list[EventProcessor] = []
+        self._epoch, self._number = new_gateway_id(), 0
+        self._opened: list[Played | LiveGateway] = []
 
     def run(self, processor: EventProcessor) -> None:
         """Run a service through its asyncio backend until the test ends; returns when it receives events."""
@@ -85,11 +101,52 @@ class Contract:
         running.start()
         self.wait_for(processor)
 
-    def register(self, processor: EventProcessor) -> None:
-        """Send the service's events to its channel or stream."""
+    def register(self, processor: EventProcessor, *, presence: bool | None = None) -> None:
+        """Send the service's events to its channel or stream. ``presence``: also who joins and leaves; left out, if it
+        has a handler for that.
+        """
         self._services[processor.name] = processor
         self.prefix = processor.prefix
         self._subscription.subscribe(processor.broadcast)
+        if presence is None:
+            presence = any(map(processor.handles, (CLIENT_JOINED, CLIENT_LEFT, ROOMS_RESET)))
+        if presence:
+            self._presence.append(processor)
+
+    def play(self, name: str, channel: str | None = None) -> Played:
+        """Let the test be this service, over Pub/Sub."""
+        processor = EventProcessor(name, channel, prefix=self.prefix)
+        self.register(processor)
+        played = Played(self, processor)
+        self._opened.append(played)
+        return played
+
+    def serve(self, *, origins: tuple[str, ...] = ("*",), **config: Any) -> LiveGateway:
+        """Start a real gateway for real clients, with the services that are known by now, all of which answer requests.
+        It ends with the test.
+
+        Every token is accepted: the user is ``user_`` and the token. ``config`` is what else its configuration has:
+        ``auth={"check": "http://…"}``, ``listen=["tcp:3001:interface=127.0.0.1"]``.
+        """
+        redis = {"url": self.url, **({"prefix": self.prefix} if self.prefix else {})}
+        services = {
+            service.name: {
+                "channel": service.channel.removeprefix(service.prefix),
+                "reply": True,
+                "transport": service.transport,
+                "presence": service in self._presence,
+                **({"partitions": service.partitions} if service.partitions else {}),
+            }
+            for service in self._services.values()
+        }
+        settings = {"origins": list(origins), "auth": {"check": "open"}, "redis": redis, "services": services}
+        gateway = LiveGateway(settings | config)
+        self._opened.append(gateway)
+        return gateway
+
+    def publish(self, type: str, payload: Any = None, **to: Any) -> None:
+        """Send a message to clients as a service would: ``roomId="r1"``, ``userIds=["ada"]``, ``recipients=[…]``."""
+        self.redis.publish(self.prefix + BROADCAST, encode({"type": type, "payload": payload, **to}))
 
     def wait_for(self, processor: EventProcessor, instances: int = 1) -> None:
         """Return when so many instances have subscribed. Events in a stream need not wait for them."""
@@ -101,6 +158,15 @@ class Contract:
     def client(self, user: str, room: str | None = None) -> Client:
         """A client that is authenticated, and is in the room."""
         return Client(self, user, room)
+
+    def reset(self) -> None:
+        """Lose the data of Redis that gateways keep: nobody is in a room, and services with presence are told so."""
+        for client in self.clients.values():
+            if client.room_id is not None:
+                self.redis.delete(self.prefix + room_key(client.room_id))
+                self.redis.delete(self.prefix + socket_key(client.user_id, client.room_id))
+        self._epoch, self._number = new_gateway_id(), 0
+        self._tell_presence(ROOMS_RESET)
 
     def deliver(self, envelope: Json) -> None:
         """Send an event to its service, unchanged."""
@@ -153,11 +219,65 @@ class Contract:
         return message
 
     def close(self) -> None:
-        """Stop the services that it runs, and disconnect."""
+        """Stop the services and gateways that it runs, and disconnect."""
+        for opened in reversed(self._opened):
+            opened.close()
         for running in self._running:
             running.stop()
         self._subscription.close()
         self.redis.close()
+
+    # For clients
+
+    def enter(self, client: Client, room: str) -> None:
+        """Put it into the room cache, and tell services of the user's first socket there."""
+        first = not self.redis.hexists(self.prefix + room_key(room), client.user_id)
+        self._show(client, room)
+        if first:
+            self._tell_presence(CLIENT_JOINED, client, room)
+
+    def leave(self, client: Client, room: str, reason: str) -> None:
+        """Take it out, and tell services of the user's last socket there."""
+        others = [
+            other
+            for other in self.clients.values()
+            if other is not client and (other.user_id, other.room_id) == (client.user_id, room)
+        ]
+        if others:
+            self._show(others[-1], room)
+            return
+        self.redis.hdel(self.prefix + room_key(room), client.user_id)
+        self.redis.delete(self.prefix + socket_key(client.user_id, room))
+        self._tell_presence(CLIENT_LEFT, client, room, reason=reason)
+
+    def _show(self, client: Client, room: str) -> None:
+        self.redis.hset(self.prefix + room_key(room), client.user_id, client.socket_id)
+        self.redis.set(self.prefix + socket_key(client.user_id, room), client.socket_id)
+
+    def _tell_presence(self, event: str, client: Client | None = None, room: str | None = None, **more: str) -> None:
+        self._number += 1
+        envelope = {
+            "eventType": event,
+            "userId": client.user_id if client else "",
+            "socketId": client.socket_id if client else "",
+            **({} if room is None else {"roomId": room}),
+            "payload": {**more, "epoch": self._epoch, "number": self._number},
+            **self.stamps(),
+        }
+        for service in self._presence:
+            if room is None and service.partitions:
+                for stream in service.streams:
+                    self.redis.xadd(stream, {"event": encode(envelope)})
+            else:
+                self.send(service, encode(envelope), room or "")
+
+    def stamps(self) -> Json:
+        """What the gateway adds to each event."""
+        return {
+            "timestamp": int(time.time() * 1000),
+            "gatewayId": self.gateway_id,
+            "replyTo": self.reply_to,
+        }
 
 
 class Client:
@@ -165,15 +285,31 @@ class Client:
 
     def __init__(self, contract: Contract, user: str, room: str | None) -> None:
         self.user_id = user
-        self.room_id = room
+        self.room_id: str | None = None
         self.socket_id = new_socket_id(contract.gateway_id)
         self.inbox: deque[Json] = deque()
         self._contract = contract
         self._ids = count(1)
         contract.clients[self.socket_id] = self
         if room is not None:
-            contract.redis.hset(contract.prefix + room_key(room), user, self.socket_id)
-            contract.redis.set(contract.prefix + socket_key(user, room), self.socket_id)
+            self.join(room)
+
+    def join(self, room: str) -> None:
+        """Be in this room, instead of the one before."""
+        self.leave()
+        self.room_id = room
+        self._contract.enter(self, room)
+
+    def leave(self, reason: str = "left") -> None:
+        """Be in no room. ``reason``: what services with presence are told."""
+        if self.room_id is not None:
+            room, self.room_id = self.room_id, None
+            self._contract.leave(self, room, reason)
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._contract.clients.pop(self.socket_id, None)
+        self.leave("closed")
 
     def send(self, event: str, payload: Any = None, **more: Any) -> None:
         """Send an event, ``service:module:name``. ``more`` is added to the envelope."""
@@ -182,9 +318,7 @@ class Client:
             "userId": self.user_id,
             "socketId": self.socket_id,
             "payload": payload,
-            "timestamp": int(time.time() * 1000),
-            "gatewayId": self._contract.gateway_id,
-            "replyTo": self._contract.reply_to,
+            **self._contract.stamps(),
         }
         room = {} if self.room_id is None else {"roomId": self.room_id}
         self._contract.deliver(envelope | room | more)
@@ -228,6 +362,42 @@ class Client:
         left = deadline - time.monotonic()
         assert left > 0, f"{self.user_id} got no message"
         self._contract.hear(left)
+
+
+class Played:
+    """A service that the test plays. Made by :meth:`Contract.play`."""
+
+    def __init__(self, contract: Contract, processor: EventProcessor) -> None:
+        self._contract = contract
+        self._processor = processor
+        self._subscription: PubSub = contract.redis.pubsub(ignore_subscribe_messages=True)
+        self._subscription.subscribe(processor.channel)
+        contract.wait_for(processor)
+
+    def receive(self, timeout: float = PATIENCE) -> Json:
+        """The next event: ``eventType``, ``userId``, ``roomId``, ``payload`` …"""
+        deadline = time.monotonic() + timeout
+        # Redis's messages about subscriptions come as None, too.
+        while (left := deadline - time.monotonic()) > 0:
+            if (received := self._subscription.get_message(timeout=left)) is not None:
+                event: Json = json.loads(received["data"])
+                return event
+        raise AssertionError(f"service {self._processor.name} got no event")
+
+    def answer(self, event: Json, payload: Any = None, type: str | None = None) -> None:
+        """Answer an event: a request of a client, or of another service."""
+        answer = {"type": type or event["eventType"], "payload": payload}
+        answer |= {"recipients": [event["socketId"]]} if event["socketId"] else {}
+        answer |= {"inReplyTo": event["id"]} if "id" in event else {}
+        self._contract.redis.publish(event["replyTo"], encode(answer))
+
+    def refuse(self, event: Json, code: str, message: str) -> None:
+        """Answer an event with an error."""
+        self.answer(event, {"code": code, "message": message, "eventType": event["eventType"]}, "error")
+
+    def close(self) -> None:
+        """Receive nothing any more."""
+        self._subscription.close()
 
 
 class _Running:
