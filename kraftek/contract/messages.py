@@ -325,3 +325,4 @@ class Broadcast(Struct, frozen=True, rename="camel"):
     room_id: str | None = None
     user_ids: tuple[str, ...] | None = None
     in_reply_to: RequestId | None = None
+    everybody: bool = False

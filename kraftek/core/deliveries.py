@@ -113,6 +113,10 @@ class Deliveries:
             return
         if message.recipients or message.user_ids:
             audience = audience_of(self._but_for(message, self._addressed(message)))
+        elif message.everybody:
+            now = self._now()
+            users = [session for session in self._roster.users() if not session.is_expired(now)]
+            audience = audience_of(self._but_for(message, users))
         else:
             room_id = message.room_id or _room_in(message.payload)
             if room_id is None:
@@ -198,7 +202,7 @@ class Deliveries:
 def _reread(body: bytes, error: msgspec.DecodeError) -> tuple[Broadcast, bytes]:
     """The message and its body, with whole characters. A room that the payload names is a name all the same."""
     message, whole = reread(_decode, body, error)
-    addressed = message.recipients or message.user_ids or message.room_id
+    addressed = message.recipients or message.user_ids or message.everybody or message.room_id
     if not addressed and not is_whole(_room_in(message.payload)):
         raise msgspec.ValidationError(HALF)
     return message, whole

@@ -151,6 +151,10 @@ class Roster:
         """The session of that socket id, when it is on this process."""
         return self._by_socket.get(socket_id)
 
+    def users(self) -> Iterator[Session]:
+        """The sessions that have authenticated."""
+        return (session for session in self._by_socket.values() if session.user_id is not None)
+
     def user(self, user_id: str) -> Collection[Session]:
         """The user's sessions."""
         return self._by_user.get(user_id)

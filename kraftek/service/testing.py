@@ -354,6 +354,8 @@ class Client:
             return False
         if message.get("recipients") or message.get("userIds"):
             return self.socket_id in (message.get("recipients") or ()) or self.user_id in (message.get("userIds") or ())
+        if message.get("everybody"):
+            return True
         payload = message.get("payload")
         room = message.get("roomId", payload.get("roomId") if isinstance(payload, dict) else None)
         return room is not None and room == self.room_id

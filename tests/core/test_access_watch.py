@@ -639,21 +639,22 @@ def in_no_room(house: House, at: float) -> Client:
     return client
 
 
-def test_who_is_in_no_room_hears_nothing_once_its_token_has_expired() -> None:
+@pytest.mark.parametrize("to", [{"userIds": ["alice"]}, {"everybody": True}])
+def test_who_is_in_no_room_hears_nothing_once_its_token_has_expired(to: dict[str, Any]) -> None:
     house = House()
     client = in_no_room(house, 20.0)
     house.pass_time(19.75)
-    house.broadcast(type="before", userIds=["alice"])
+    house.broadcast(type="before", **to)
     assert [message["type"] for message in client.link.read()] == ["before"]
     house.clock.advance(0.25)  # no sweep has come yet
-    house.broadcast(type="after", userIds=["alice"])
+    house.broadcast(type="after", **to)
     client.play("""
         @ 0.5
         ? t -
         ! yes alice {"expiresAt": 40}
         @ 19
     """)
-    house.broadcast(type="again", userIds=["alice"])
+    house.broadcast(type="again", **to)
     assert [message["type"] for message in client.link.read()] == ["again"]
     client.play("""
         @ 1

@@ -83,13 +83,30 @@ def test_recipients_and_users_are_told_once(house: House) -> None:
     assert got(one, two) == [["t"], ["t"]]
 
 
-@pytest.mark.parametrize("to", ["room", "users", "recipients"])
+def test_everybody_who_has_authenticated(house: House) -> None:
+    one, two, three, nobody = house.admit("a", "r"), house.admit("b", "s"), house.admit("c", None), house.connect()
+    house.broadcast(type="t", everybody=True, roomId="r", payload={"roomId": "r"})
+    assert one.link.read() == [{"type": "t", "payload": {"roomId": "r"}}]
+    assert got(two, three, nobody) == [["t"], ["t"], []]
+    assert house.counters.broadcasts_without_target == 0
+
+
+def test_who_is_named_comes_before_everybody(house: House) -> None:
+    one, two, three = house.admit("a", "r"), house.admit("b", "r"), house.admit("c", "r")
+    house.broadcast(type="t", everybody=True, userIds=["b"])
+    house.broadcast(type="u", everybody=True, recipients=[three.id])
+    house.broadcast(type="v", everybody=False, roomId="r")
+    assert got(one, two, three) == [["v"], ["t", "v"], ["u", "v"]]
+
+
+@pytest.mark.parametrize("to", ["room", "users", "recipients", "everybody"])
 def test_exclusion_from_all_of_these(house: House, to: str) -> None:
     one, two, three = (house.admit("a", "r") for _ in range(3))
     targets: dict[str, dict[str, Any]] = {
         "room": {"roomId": "r"},
         "users": {"userIds": ["a"]},
         "recipients": {"recipients": [one.id, two.id, three.id]},
+        "everybody": {"everybody": True},
     }
     house.broadcast(type="t", excludeSocketIds=[one.id, three.id, "gw.elsewhere"], **targets[to])
     assert got(one, two, three) == [[], ["t"], []]
@@ -339,7 +356,7 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["roomId", "code", "x"]), inner),
     max_leaves=5,
 )
-WORDS = ["type", "payload", "recipients", "excludeSocketIds", "roomId", "userIds", "inReplyTo", "more"]
+WORDS = ["type", "payload", "recipients", "excludeSocketIds", "roomId", "userIds", "inReplyTo", "everybody", "more"]
 
 
 @given(st.dictionaries(st.sampled_from(WORDS), VALUES), st.sampled_from([{}, {"type": "t"}, {"type": "disconnect"}]))
@@ -439,4 +456,5 @@ def test_disconnect_of_nobody_in_particular_disconnects_nobody(house: House) -> 
     with capturedLogs():
         house.broadcast(type="disconnect", payload={"roomId": "r"})
         house.broadcast(type="disconnect", roomId="r")
+        house.broadcast(type="disconnect", everybody=True)
     assert client.link.closed is None

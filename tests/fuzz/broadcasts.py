@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 from kraftek.contract.errors import CLOSE_CODES, Code
 from kraftek.contract.messages import Outgoing
@@ -14,6 +14,8 @@ from tests.support.fakes import FakeLink
 from tests.support.world import Client, House
 
 __all__ = ["TARGET"]
+
+A = TypeVar("A")
 
 _ROOMS = {"1": ("ann", "red"), "2": ("ann", "blue"), "3": ("bob", "red")}
 """The sockets, by what stands for their ids in an input after a ``$``, each with its user and room."""
@@ -33,6 +35,7 @@ class _Meant:
         self.excluded = _some(value.get("excludeSocketIds"))
         room = value.get("roomId")
         self.room = None if room is None else _a(str, room)
+        self.everybody = _a(bool, value.get("everybody", False))
         answers = value.get("inReplyTo")
         self.answers = None if answers is None else answers if type(answers) is int else _a(str, answers)
         if self.room in (None, "") and isinstance(self.payload, dict) and not (self.recipients or self.users):
@@ -40,7 +43,7 @@ class _Meant:
             self.room = room if isinstance(room, str) else None
 
 
-def _a(kind: type[str], value: object) -> str:
+def _a(kind: type[A], value: object) -> A:
     if type(value) is not kind:
         raise ValueError
     return value
@@ -73,6 +76,8 @@ class _Scene:
         if meant.recipients or meant.users:
             named = {by_name[socket] for socket in meant.recipients if socket in by_name}
             named |= {name for name, (user, _) in _ROOMS.items() if user in meant.users}
+        elif meant.everybody:
+            named = {*_ROOMS}
         else:
             named = {name for name, (_, room) in _ROOMS.items() if room == meant.room}
         return named - {by_name.get(socket, "") for socket in meant.excluded}
@@ -155,6 +160,7 @@ _SEEDS = [
     b'{"type":"answer","inReplyTo":7,"recipients":["$1"],"payload":{"ok":true}}',
     b'{"type":"answer","inReplyTo":"7","recipients":["$1"],"userIds":["ann"]}',
     b'{"type":"answer","inReplyTo":7,"payload":{"roomId":"blue"}}',
+    b'{"type":"t","everybody":true,"roomId":"red","excludeSocketIds":["$1"]}',
     b'{"type":"disconnect","recipients":["$1"],"payload":{"code":"BANNED","message":"bye"}}',
     b'{"type":"disconnect","userIds":["ann"],"roomId":"red","payload":{"code":null,"message":5}}',
     b'{"type":"disconnect","recipients":["$2"],"payload":{"code":"DUPLICATE_CONNECTION"}}',
