@@ -20,6 +20,7 @@ import kraftek
 from tests.docs.pages import code
 from tests.docs.test_examples import SERVICES as CHAT
 from tests.docs.test_examples import start_chat
+from tests.support.node_project import make_project
 from tests.support.waiting import Lines, wait_until
 
 if TYPE_CHECKING:
@@ -418,3 +419,51 @@ def test_the_program_of_the_documentation(
     assert bob.expect("chat:message:sent", 10.0)["payload"]["text"] == "Hello from Node"
     bob.send("chat:message:send", payload={"text": "größe 🎉"})
     assert lines.next() == "größe 🎉"
+
+
+def test_the_components_of_the_documentation(
+    open_page: Any,
+    origin: str,
+    stage: ExitStack,
+    pages: Path,
+    tmp_path: Path,
+    redis_server: RedisServer,
+    gateway: StartGateway,
+    connect: Connect,
+) -> None:
+    """In StrictMode, where everything is mounted twice, on a gateway that closes the older of two logins."""
+    process = gateway(redis_server, services=CHAT, config={"origins": [origin]})
+    start_chat(redis_server, stage, "service-python")
+    bob = connect(process, token="bob", room="r1")
+    example = code("kraftek-js-react").replace("localhost:3001", f"127.0.0.1:{process.port}")
+    bundle(make_project(tmp_path), example, pages / "react.js")
+    (pages / "react.html").write_text('<!doctype html><main></main><script type="module" src="react.js"></script>')
+    page = open_page(process)
+    sockets: list[Any] = []
+    sent: list[str] = []
+    page.on("websocket", lambda socket: (sockets.append(socket), socket.on("framesent", sent.append)))
+    mistakes: list[str] = []
+    page.on("pageerror", lambda error: mistakes.append(error.message))
+    page.on("console", lambda said: mistakes.append(said.text) if said.type == "error" else None)
+
+    page.goto(f"{origin}/react.html")
+    page.wait_for_function("document.querySelector('output').textContent === 'ready'")
+    page.locator("input").fill("Hello")
+    page.keyboard.press("Enter")
+    assert bob.expect("chat:message:sent")["payload"]["text"] == "Hello"
+    for text in ("größe", "🎉"):
+        bob.send("chat:message:send", payload={"text": text})
+    told = "me: Hello\nuser_bob: größe\nuser_bob: 🎉"
+    page.wait_for_function("told => document.querySelector('pre').textContent === told", arg=told)
+    assert len(sockets) == 1
+    assert [json.loads(text)["type"] for text in sent] == ["authenticate", "chat:message:send"]
+
+    assert mistakes == []
+
+
+def bundle(project: Path, program: str, file: Path) -> None:
+    """Make one file for a browser of a program and all that it imports."""
+    (project / "page.jsx").write_text(program, "utf-8")
+    options = {"entryPoints": ["page.jsx"], "bundle": True, "format": "esm", "jsx": "automatic", "outfile": str(file)}
+    build = f'import("esbuild").then(({{ buildSync }}) => buildSync({json.dumps(options)}))'
+    subprocess.run(["node", "--eval", build], cwd=project, check=True, timeout=60)

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 import kraftek
+from tests.support.node_project import CLIENT as PACKAGE
+from tests.support.node_project import make_project
 
 HERE = Path(__file__).resolve().parent
-PACKAGE = Path(kraftek.__file__).parent / "client/js"
 
 
 def run(*command: str, cwd: Path = HERE, **environment: str) -> str:
@@ -41,11 +42,17 @@ def node_options() -> list[str]:
     return [] if known else ["--experimental-websocket", "--no-warnings"]
 
 
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One that has installed the client."""
+    return make_project(tmp_path_factory.mktemp("project"))
+
+
 @pytest.mark.parametrize("name", sorted(path.name for path in HERE.glob("*.test.js")))
-def test_in_node(name: str, node_options: list[str]) -> None:
+def test_in_node(name: str, node_options: list[str], project: Path) -> None:
     said = run(
         "node", *node_options, "--test", "--test-timeout=60000", "--test-reporter=tap", name,
-        KRAFTEK_JS=str(PACKAGE / "kraftek.js"),
+        KRAFTEK_JS=str(project / "node_modules/kraftek/kraftek.js"),
     )  # fmt: skip
     counts = re.findall(r"^# (pass|fail|skipped|todo) (\d+)$", said, re.MULTILINE)
     counted = {what: int(number) for what, number in counts}
@@ -53,16 +60,15 @@ def test_in_node(name: str, node_options: list[str]) -> None:
     assert counted == {"fail": 0, "skipped": 0, "todo": 0}, said
 
 
-def test_types(tmp_path: Path) -> None:
+def test_types(project: Path) -> None:
     """Without ``skipLibCheck``, so that the declarations themselves are checked, too."""
-    shutil.copytree(PACKAGE, tmp_path / "node_modules/kraftek")
-    (tmp_path / "package.json").write_text('{"type": "module"}')
-    shutil.copy(HERE / "types.ts", tmp_path)
-    run(
-        "node", str(HERE / "node_modules/typescript/bin/tsc"), "--strict", "--noEmit", "--target", "es2022",
-        "--lib", "es2022,dom", "--module", "nodenext", "--exactOptionalPropertyTypes", "types.ts",
-        cwd=tmp_path,
-    )  # fmt: skip
+    for name in ("types.ts", "react-types.tsx"):
+        shutil.copy(HERE / name, project)
+        run(
+            "node", str(HERE / "node_modules/typescript/bin/tsc"), "--strict", "--noEmit", "--target", "es2022",
+            "--lib", "es2022,dom", "--module", "nodenext", "--exactOptionalPropertyTypes", "--jsx", "react-jsx", name,
+            cwd=project,
+        )  # fmt: skip
 
 
 def test_types_name_what_the_module_has(node_options: list[str]) -> None:
@@ -85,11 +91,20 @@ def test_types_name_what_the_module_has(node_options: list[str]) -> None:
     )
 
 
+def test_types_name_what_the_module_for_react_has(project: Path) -> None:
+    script = "import('kraftek/react').then((module) => console.log(JSON.stringify(Object.keys(module))))"
+    declared = (PACKAGE / "react.d.ts").read_text("utf-8")
+    exports = json.loads(run("node", "--eval", script, cwd=project))
+    assert sorted(exports) == sorted(re.findall(r"^export function (\w+)", declared, re.MULTILINE))
+
+
 def test_what_npm_would_publish() -> None:
     (packed,) = json.loads(run("npm", "pack", "--dry-run", "--json", "--silent", cwd=PACKAGE))
     files = {file["path"] for file in packed["files"]}
-    assert files == {"README.md", "kraftek.d.ts", "kraftek.js", "package.json"}
+    assert files == {"README.md", "kraftek.d.ts", "kraftek.js", "package.json", "react.d.ts", "react.js"}
     package = json.loads((PACKAGE / "package.json").read_text("utf-8"))
     assert (package["name"], package["version"]) == ("kraftek", kraftek.__version__)
-    assert not {"dependencies", "peerDependencies", "optionalDependencies"} & package.keys()
+    assert not {"dependencies", "optionalDependencies"} & package.keys()
+    assert list(package["peerDependencies"]) == ["react"]
+    assert package["peerDependenciesMeta"] == {"react": {"optional": True}}
     assert package["license"] == "MIT"

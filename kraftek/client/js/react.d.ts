@@ -1,0 +1,37 @@
+import type { ReactNode } from "react";
+import type { Kraftek, KraftekError, Listener, Options, RequestOptions, StateChange } from "./kraftek.js";
+
+export interface GatewayProviderProps {
+  url: string;
+  /** `token` may be another function at each rendering: the last one counts. The others count for a new `url` alone. */
+  options: Options;
+  children?: ReactNode;
+}
+
+/** Its components share one client, which is connected to `url` as long as it is on the page. */
+export function GatewayProvider(props: GatewayProviderProps): ReactNode;
+
+export interface Gateway extends Readonly<StateChange> {
+  /** `null` on a server, and until the effects of the provider have run for the first time. */
+  readonly client: Kraftek | null;
+}
+
+export function useGateway(): Gateway;
+
+export interface Room {
+  /** Also while there is no connection: the room is entered again before the state is "ready". */
+  readonly entered: boolean;
+  /** Why it is not entered, or is not any more. */
+  readonly error: KraftekError | null;
+}
+
+/** Be in a room, as long as at least one component wants that. With `null` or `undefined` it does nothing. */
+export function useRoom(roomId: string | null | undefined): Room;
+
+/** A function that asks. It is the same one as long as `type` is. */
+export function useRequest<Answer = unknown, Payload = unknown>(
+  type: string,
+): (payload?: Payload, options?: RequestOptions) => Promise<Answer>;
+
+/** Have the newest `listener` hear what services say under this type, or `error`, `dropped` or `gap`. */
+export function useEvent<Name extends string>(type: Name, listener: Listener<Name>): void;
