@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -324,6 +325,74 @@ def test_tokens_and_the_auth_service(
     assert here.evaluate("states.at(-1)") == ["closed", 4403, "ACCESS_REVOKED"]
 
 
+def test_a_page_outlives_its_tokens(
+    open_page: Any,
+    origin: str,
+    redis_server: RedisServer,
+    gateway: StartGateway,
+    service: StartService,
+    auth_service: AuthService,
+) -> None:
+    """Three of them, and the auth service is away for the life of one, so that it expires."""
+    process = gateway(redis_server, auth=auth_service.url, services=SERVICES, config={"origins": [origin]})
+    chat = service(redis_server, "events:chat", answer)
+    page = open_page(process)
+    sockets: list[Any] = []
+    received: list[str] = []
+    minted: list[str] = []
+
+    def opened(socket: Any) -> None:
+        sockets.append(socket)
+        socket.on("framereceived", lambda text: received.append(str(text)))
+
+    def mint() -> str:
+        minted.append(f"token {len(minted)}")
+        auth_service.allow(minted[-1], "Ada", expiresAt=int(time.time()) + 4)
+        return minted[-1]
+
+    def wait_shown(times: int) -> None:
+        shown = '"type":"authenticated"'
+        wait_until(lambda: page.evaluate("1") and sum(shown in text for text in received) >= times, "another token", 20)
+
+    page.on("websocket", opened)
+    page.expose_function("mint", mint)
+    start(page, process, "token: () => mint(), roomId: 'r1'")
+    page.evaluate(TRAFFIC)
+    wait_shown(2)
+    page.evaluate("events = false")
+    auth_service.mode = "down"
+    wait_until(lambda: page.evaluate("heard.length"), "the end of the token", 20)
+    auth_service.mode = "ok"
+    wait_shown(3)
+    page.evaluate("events = true")
+    wait_shown(4)
+    page.evaluate("clearInterval(traffic)")
+
+    wait_until(lambda: page.evaluate("answered.length + failed.length === asked"), "all answers")
+    assert page.evaluate("failed") == []
+    sent = page.evaluate("sent")
+    wait_until(lambda: len(chat.received()) >= len(sent), lambda: f"{len(sent)} events of {len(chat.received())}")
+    assert [event["payload"] for event in chat.received()] == sent
+    assert page.evaluate("heard") == [["error", "TOKEN_EXPIRED", "r1"]]
+    assert page.evaluate("states") == [["ready", None, None]]
+    assert len(sockets) == 1
+
+
+# Asks twenty times a second, and emits as often while `events`; each is numbered.
+TRAFFIC = """(() => {
+    Object.assign(globalThis, { sent: [], asked: 0, answered: [], failed: [], events: true });
+    globalThis.traffic = setInterval(() => {
+        if (events) client.emit("chat:note:add", sent.push(sent.length) - 1);
+        asked += 1;
+        const number = sent.push(sent.length) - 1;
+        client.request("chat:note:ask", number).then(
+            (answer) => answered.push(answer),
+            (error) => failed.push([number, error.code]),
+        );
+    }, 50);
+})()"""
+
+
 def test_a_gateway_that_says_nothing_is_left(
     place: Any, origin: str, redis_server: RedisServer, gateway: StartGateway
 ) -> None:
@@ -441,7 +510,12 @@ def test_the_components_of_the_documentation(
     page = open_page(process)
     sockets: list[Any] = []
     sent: list[str] = []
-    page.on("websocket", lambda socket: (sockets.append(socket), socket.on("framesent", sent.append)))
+
+    def opened(socket: Any) -> None:
+        sockets.append(socket)
+        socket.on("framesent", lambda text: sent.append(str(text)))
+
+    page.on("websocket", opened)
     mistakes: list[str] = []
     page.on("pageerror", lambda error: mistakes.append(error.message))
     page.on("console", lambda said: mistakes.append(said.text) if said.type == "error" else None)

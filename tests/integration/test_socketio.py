@@ -10,8 +10,10 @@ import queue
 import subprocess
 import sys
 import threading
+import time
 from base64 import b64decode, b64encode
 from contextlib import ExitStack, closing
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -50,9 +52,9 @@ class Reports:
         except queue.Empty:
             pytest.fail(f"nothing came within {timeout:g} s")
 
-    def expect(self, *what: Any) -> list[Any]:
+    def expect(self, *what: Any, timeout: float = 10.0) -> list[Any]:
         """The next report, which must begin with these words; what follows them."""
-        report = self.next()
+        report = self.next(timeout)
         assert report[: len(what)] == list(what), f"expected {what}, got {str(report)[:500]}"
         return report[len(what) :]
 
@@ -115,8 +117,11 @@ class SocketIOClient:
         self._process.stdin.write(json.dumps(command, default=_to_wire) + "\n")
         self._process.stdin.flush()
 
-    def connect(self, url: str, transports: list[str] | None, auth: dict[str, Any] | None = None) -> None:
-        options: dict[str, Any] = {"reconnectionDelay": 50, "reconnectionDelayMax": 200}
+    def connect(
+        self, url: str, transports: list[str] | None, auth: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """``tokens``, of Node's: shown one after the other, at each connection."""
+        options |= {"reconnectionDelay": 50, "reconnectionDelayMax": 200}
         if transports is not None:
             options["transports"] = transports
         if auth is not None:
@@ -333,6 +338,72 @@ def test_a_newer_login_puts_out_the_older(
     assert error["code"] == "DUPLICATE_CONNECTION"
     (reason,) = client.reports.expect("disconnect")
     assert reason in client.library.put_out
+
+
+def test_a_token_is_refreshed(
+    shared: Shared, service: StartService, auth_service: AuthService, stage: ExitStack
+) -> None:
+    service(shared.redis_server, "events:echo")
+    process = shared.gateway(auth=auth_service.url, services=ECHO)
+    clients, expiry = {}, int(time.time()) + 6
+    for library, (name, transports) in product((NODE, PYTHON), TRANSPORTS.items()):
+        user = f"{library.command[0]} {name}"
+        auth_service.allow(f"first of {user}", user, expiresAt=expiry)
+        auth_service.allow(f"second of {user}", user, expiresAt=expiry + 900)
+        clients[user] = client = SocketIOClient(library)
+        stage.callback(client.close)
+        client.connect(process.http_url, transports, {"token": f"first of {user}", "roomId": "kitchen"})
+    for user, client in clients.items():
+        client.reports.expect("connect")
+        (told,) = client.reports.expect("event", "authenticated")
+        assert 0 < told["expiresIn"] <= 6
+        client.request("authenticate", {"token": f"second of {user}"})
+        (told,) = client.reports.expect("event", "authenticated")
+        assert (told["userId"], told["roomId"]) == (user, "kitchen")
+        assert 890 < told["expiresIn"] <= 906
+        assert client.reports.expect("ack") == [told]
+    number = 0
+    while time.time() < expiry + 1:  # nothing comes of the end of the first one
+        for client in clients.values():
+            client.emit("echo:test:echo", number)
+            assert client.reports.expect("event", "echo:test:echo") == [number]
+        number += 1
+
+
+def test_a_token_that_has_expired_is_asked_for_anew(
+    shared: Shared, service: StartService, auth_service: AuthService, stage: ExitStack
+) -> None:
+    """By the client as it is published: it has lost its transport."""
+    service(shared.redis_server, "events:echo")
+    process = shared.gateway(auth=auth_service.url, services=ECHO)
+    clients = []
+    for name, transports in TRANSPORTS.items():
+        auth_service.allow(f"old {name}", name, expiresAt=int(time.time()) + 5)
+        auth_service.allow(f"new {name}", name)
+        client = SocketIOClient(NODE)
+        stage.callback(client.close)
+        client.connect(process.http_url, transports, tokens=[f"old {name}", f"new {name}"])
+        clients.append(client)
+    for client, name in zip(clients, TRANSPORTS, strict=True):
+        client.reports.expect("asked")
+        client.reports.expect("connect")
+        client.reports.expect("event", "authenticated")
+        (error,) = client.reports.expect("event", "error")
+        assert (error["code"], error["roomId"]) == ("TOKEN_EXPIRED", "kitchen"), name
+        client.emit("echo:test:echo", 1)
+        (error,) = client.reports.expect("event", "error")
+        assert (error["code"], error["eventType"]) == ("TOKEN_EXPIRED", "echo:test:echo")
+    for client in clients:
+        (error,) = client.reports.expect("event", "error", timeout=20.0)
+        assert error["code"] == "TOKEN_EXPIRED"
+        (reason,) = client.reports.expect("disconnect")
+        assert reason in client.library.lost
+        client.reports.expect("asked")
+        client.reports.expect("connect")
+        (told,) = client.reports.expect("event", "authenticated")
+        assert told["roomId"] == "kitchen"
+        client.emit("echo:test:echo", 2)
+        assert client.reports.expect("event", "echo:test:echo") == [2]
 
 
 def test_clients_come_back_after_a_restart(

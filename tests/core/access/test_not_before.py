@@ -20,7 +20,7 @@ from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Jwt, Redis
 from kraftek.core.access.not_before import AGAIN, MARGIN, NOT_BEFORE, NotBefore
 from tests.support.fakes import FakeBus
-from tests.support.redis_server import private_redis
+from tests.support.redis_server import oldest_redis_server, private_redis
 from tests.support.waiting import until
 
 NOW = 1_700_000_000.0
@@ -170,9 +170,10 @@ class RealRedisTest(TestCase):
     """The script, on a real server."""
 
     timeout = 60
+    binary: str | None = None
 
     async def setUp(self) -> None:  # type: ignore[override]
-        redis = private_redis(self)
+        redis = private_redis(self, self.binary)
         self.now = NOW
         self.bus = RedisBus(reactor, Redis(url=redis.url), Iteration(reactor), Counters())
         self.times = NotBefore(self.bus, JWT, 10, reactor, lambda: self.now)
@@ -216,3 +217,11 @@ class RealRedisTest(TestCase):
         await self.call("HSET", "access-not-before:ada", "r", "odd")
         await self.write("r")
         assert await self.other.find("ada", "r") == NOW
+
+
+if oldest := oldest_redis_server():
+
+    class Redis62Test(RealRedisTest):
+        """The same with the oldest Redis that is supported."""
+
+        binary = oldest
