@@ -13,10 +13,11 @@ NODE_PACKAGES := $(patsubst %/package.json,%/node_modules/.package-lock.json,\
 # The programs of the environment, after those of the machine.
 WITH_TOOLS := PATH="$$PATH:$(abspath $(VENV))/bin"
 
-.PHONY: help demo check coverage test packages simulate fuzz chaos soak smoke smoke-oldest smoke-newest bench lint clean
+.PHONY: help demo check coverage test packages chat simulate fuzz chaos soak smoke smoke-oldest smoke-newest bench lint clean
 
 help:
 	@echo 'make demo      the board on http://localhost:3001/, or at PORT=..., with everything it needs'
+	@echo 'make chat      an example: tokens that expire, a ban, a gateway that is killed, on http://localhost:8000/'
 	@echo 'make check     lint, and every test that needs no process, Redis or browser: under a minute'
 	@echo 'make test      all tests, with real Redis and a real browser'
 	@echo 'make simulate  gateways and a simulated Redis that goes wrong: SEEDS=1000, or SEED=7 in detail'
@@ -34,6 +35,9 @@ help:
 demo: $(VENV)/installed-demo need-redis
 	@echo 'The last lines say where the board is. Ctrl-C ends it.'
 	@cd $(VENV) && exec bin/twistd --nodaemon --pidfile= kraftek-gateway --demo
+
+chat: $(VENV)/installed-demo need-redis
+	@exec $(VENV)/bin/python docs/examples/chat $(if $(PORT),--port $(PORT))
 
 # pytest keeps the test modules as it has compiled them: otherwise each worker does that again, for eight seconds.
 unexport PYTHONDONTWRITEBYTECODE
