@@ -6,9 +6,21 @@ The tables are in ``docs/errors.rst``.
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 
-__all__ = ["CLOSE_CODES", "DENIALS", "RESTART", "Code", "ConfigError", "Limit", "NotPublished", "PeerError", "Refusal"]
+__all__ = [
+    "CLOSE_CODES",
+    "DENIALS",
+    "RESTART",
+    "Code",
+    "ConfigError",
+    "Limit",
+    "NotPublished",
+    "PeerError",
+    "Refusal",
+    "is_code",
+]
 
 
 class Code(StrEnum):
@@ -29,6 +41,16 @@ class Code(StrEnum):
     RATE_LIMITED = "RATE_LIMITED"
     SLOW_CONSUMER = "SLOW_CONSUMER"
     INTERNAL = "INTERNAL"
+
+
+_CODE = re.compile("[A-Z][A-Z0-9_]{0,63}")
+
+
+def is_code(text: str) -> bool:
+    """Whether a service may close a socket with this code. It is a close frame's reason too, which has room for 123
+    bytes (RFC 6455, section 5.5).
+    """
+    return bool(_CODE.fullmatch(text))
 
 
 CLOSE_CODES: dict[str, int] = {

@@ -5,7 +5,6 @@ Decodes the envelope only, finds the addressed sockets of this process, and enco
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Final
@@ -15,7 +14,7 @@ from msgspec import Raw, Struct
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from kraftek.contract.errors import Code
+from kraftek.contract.errors import Code, is_code
 from kraftek.contract.interfaces import IOutlet
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.log_once import OnceAMinute
@@ -41,10 +40,6 @@ _SAMPLE = 200
 
 class _Room(Struct):
     roomId: str | None = None
-
-
-_CODE = re.compile("[A-Z][A-Z0-9_]{0,63}")
-"""A code is a close frame's reason too, which has room for 123 bytes (RFC 6455, section 5.5)."""
 
 
 _DISCONNECTED: Final = "disconnected by a service"
@@ -182,7 +177,7 @@ class Deliveries:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             command = _Command(code=None)
         code, text = command.code, command.message
-        if not isinstance(code, str) or not _CODE.fullmatch(code) or not isinstance(text, str):
+        if not isinstance(code, str) or not is_code(code) or not isinstance(text, str):
             self._counters.broadcasts_malformed += 1
             self._complain("A disconnect whose code or message is malformed is done as ACCESS_REVOKED: {sample}", body)
             code = Code.ACCESS_REVOKED

@@ -3,10 +3,11 @@
 A service author imports the processor from here and a backend: :mod:`kraftek.service.asyncio` or
 :mod:`kraftek.service.twisted`. What happens to an event is in :mod:`kraftek.service.processor`, which does no I/O;
 how events are read from Redis in :mod:`kraftek.service.sources`, and how failures and crashes are handled in
-:mod:`kraftek.service.handling`. :mod:`kraftek.service.instance` puts these together, on top of a backend. Tests of
-services use :mod:`kraftek.service.testing`.
+:mod:`kraftek.service.handling`. :mod:`kraftek.service.instance` puts these together, on top of a backend. What is said
+outside of handlers is in :mod:`kraftek.service.publisher`. Tests of services use :mod:`kraftek.service.testing`.
 """
 
+from kraftek.service.backend import Away, Rejected
 from kraftek.service.processor import Context, EventProcessor, Refused, TooLarge
 
-__all__ = ["Context", "EventProcessor", "Refused", "TooLarge"]
+__all__ = ["Away", "Context", "EventProcessor", "Refused", "Rejected", "TooLarge"]

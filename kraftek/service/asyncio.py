@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Self
 
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
@@ -20,13 +20,15 @@ from redis.exceptions import RedisError, ResponseError
 
 from kraftek.contract.log_once import OnceAMinute
 from kraftek.contract.lua import Argument, Script
+from kraftek.contract.names import BROADCAST
 from kraftek.contract.redis_errors import may_pass
 from kraftek.service.backend import Away, Refusing, Rejected, redis_url
 from kraftek.service.instance import Instance
-from kraftek.service.processor import EventProcessor
+from kraftek.service.processor import MESSAGE_BYTES, EventProcessor
+from kraftek.service.publisher import Publishing
 from kraftek.service.redis_client import QUIET, RedisClient, came_from_replica, text_of
 
-__all__ = ["EventService", "run"]
+__all__ = ["EventService", "Publisher", "run"]
 
 AGAIN = 0.1
 """Seconds to the first of these attempts, after a connection that worked."""
@@ -76,6 +78,42 @@ class EventService:
         await self.stop()
 
 
+class Publisher(Publishing):
+    """Sends outside of a handler, between ``start`` and ``stop`` or inside ``async with``. See :class:`Publishing`.
+
+    ``url``, ``prefix``, ``broadcast``: as in ``[redis]`` of the gateway; ``message_bytes`` as of a processor.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        source: str = "",
+        *,
+        prefix: str = "",
+        broadcast: str = BROADCAST,
+        message_bytes: int = MESSAGE_BYTES,
+    ) -> None:
+        self._redis = _Backend(url or redis_url())
+        super().__init__(self._redis, source, prefix=prefix, broadcast=broadcast, message_bytes=message_bytes)
+
+    async def start(self) -> None:
+        """Start. Redis may be unavailable; what is sent waits five seconds for it."""
+        self._redis.start()
+        self._begin()
+
+    async def stop(self) -> None:
+        """Disconnect, when Redis has what was sent."""
+        await self._end()
+        await self._redis.close()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.stop()
+
+
 class _Backend:
     """Redis and the event loop, see :class:`kraftek.service.backend.Backend`."""
 
@@ -88,6 +126,7 @@ class _Backend:
         self._tasks: set[asyncio.Task[None]] = set()
         self._channels: dict[bytes, _Channel] = {}
         self._listening: asyncio.Task[None] | None = None
+        self._fault: str | None = None
         # Of the listener: whether it is subscribed, whether it waits for a message, and whether the wanted channels
         # differ from the subscribed ones.
         self._subscribed = self._waits = self._changed = False
@@ -159,6 +198,10 @@ class _Backend:
         with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(call)
 
+    @property
+    def fault(self) -> str | None:
+        return self._fault
+
     def info(self, text: str) -> None:
         _log.info("%s", text)
 
@@ -209,10 +252,11 @@ class _Backend:
             try:
                 await self._update(pubsub)
                 self.info("Redis is connected")
-                self._subscribed = True
+                self._subscribed, self._fault = True, None
                 await self._receive(pubsub)
             except Exception as error:  # noqa: BLE001  # whatever it is, subscribe again
                 delay = AGAIN if self._subscribed else self._client.retry
+                self._fault = str(error) or type(error).__name__
                 retrying = f"retrying every {self._client.retry:g} s"
                 self._once_a_minute(self.warn, f"Redis is unavailable, {retrying}: {error}")
                 # redis-py may have connected and subscribed again by itself: what has arrived there since is not lost.

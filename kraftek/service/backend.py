@@ -87,6 +87,10 @@ class Backend(Protocol):
     def from_thread(self, call: Callable[[], None]) -> None:
         """Have the loop call it, from another thread; does nothing when the loop has ended."""
 
+    @property
+    def fault(self) -> str | None:
+        """Why Redis is unavailable, as far as is known."""
+
     def info(self, text: str) -> None: ...
 
     def warn(self, text: str) -> None: ...

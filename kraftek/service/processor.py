@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, NoReturn, Protocol, TypeVar
 import msgspec
 from msgspec import Meta, Raw, Struct
 
+from kraftek.contract.errors import Code
 from kraftek.contract.lua import Argument
 from kraftek.contract.messages import NULL, Broadcast, Envelope, ErrorPayload, RequestId
 from kraftek.contract.names import (
@@ -27,8 +28,20 @@ from kraftek.contract.names import (
 )
 from kraftek.contract.settings import Channel, Count, Partitions, Prefix, Seconds, SecondsOrZero, Transport
 from kraftek.contract.surrogates import encode, read
+from kraftek.service.messages import Message, disconnect, to_everybody, to_room, to_sockets, to_users
 
-__all__ = ["Command", "Context", "EventProcessor", "Incoming", "Link", "NoEvent", "Refused", "TooLarge"]
+__all__ = [
+    "MESSAGE_BYTES",
+    "Command",
+    "Context",
+    "EventProcessor",
+    "Incoming",
+    "Link",
+    "NoEvent",
+    "Refused",
+    "TooLarge",
+    "event_for",
+]
 
 Handler = Callable[..., Any]
 H = TypeVar("H", bound=Handler)
@@ -98,10 +111,6 @@ class Link(Protocol):
 
     def in_thread(self, work: Callable[[], Any]) -> Awaitable[Any]:
         """Its result, from a thread of its own."""
-
-
-class _Message(Broadcast, frozen=True, omit_defaults=True):
-    """A message to clients; fields with default values are left out."""
 
 
 class _InThread:
@@ -265,8 +274,11 @@ class EventProcessor:
                     result = await result
         except Refused as no:
             return self.refusal(event, no.code, no.message, no.retry_after)
-        if result is not None or (route.answers and context.owes_answer):
-            context.reply(result)
+        else:
+            if result is not None or (route.answers and context.owes_answer):
+                context.reply(result)
+        finally:
+            context.end()
         return context.commands
 
     def failure(self, event: Incoming) -> list[Command]:
@@ -283,12 +295,12 @@ class EventProcessor:
     def to_sender(self, event: Incoming, type: str, payload: Raw) -> list[Command]:
         """Send to the sender's gateway; a request's answer also to all gateways, in case that one has died."""
         socket = (event.socket_id,) if event.socket_id else None
-        message = _Message(type, payload, recipients=socket, in_reply_to=event.id)
+        message = Message(type, payload, recipients=socket, in_reply_to=event.id)
         if socket is None:
             return [self.publish(event.reply_to, message)] if event.reply_to else []
         commands = [self.publish(event.reply_to or self.broadcast, message)]
         if event.id is not None and event.reply_to:
-            again = _Message(type, payload, recipients=socket, user_ids=(event.user_id,), in_reply_to=event.id)
+            again = Message(type, payload, recipients=socket, user_ids=(event.user_id,), in_reply_to=event.id)
             commands.append(self.publish(self.broadcast, again, unheard=True))
         return commands
 
@@ -315,7 +327,8 @@ class Context:
 
     A handler's replies, broadcasts and events are committed together when it returns: a handler that raises sends
     nothing, and one that is retried sends nothing twice. Over a stream they are one transaction with the
-    acknowledgement of the event. Only awaited methods take effect at once.
+    acknowledgement of the event. Only awaited methods take effect at once. When the handler has ended the others raise
+    ``RuntimeError``, because nothing would come of them.
 
     Half of a surrogate pair in a payload becomes U+FFFD; with one in a name all methods raise ``ValueError``.
     """
@@ -325,7 +338,7 @@ class Context:
         self.commands: list[Command] = []
         self._processor = processor
         self._link = link
-        self._replied = self._later = False
+        self._replied = self._later = self._ended = False
 
     @property
     def event_type(self) -> str:
@@ -366,9 +379,13 @@ class Context:
         """Answer the request, once. Does nothing when the sender expects no answer."""
         if self._replied:
             raise RuntimeError(f"{self.event_type} has been answered already")
+        wanted = self.id is not None
+        self._add(*(self._processor.to_sender(self.event, self.event_type, Raw(encode(payload))) if wanted else ()))
         self._replied = True
-        if self.id is not None:
-            self.commands += self._processor.to_sender(self.event, self.event_type, Raw(encode(payload)))
+
+    def end(self) -> None:
+        """The handler has ended. The kit calls this."""
+        self._ended = True
 
     def answer_later(self) -> None:
         """Leave the request open when the handler returns ``None``: something else answers it, within the ``timeout``
@@ -388,10 +405,7 @@ class Context:
 
         Raises :class:`ValueError` when the event belongs to no room, and none is given.
         """
-        message = _Message(
-            type, Raw(encode(payload)), room_id=self._room(room_id), exclude_socket_ids=_ids(exclude) or None
-        )
-        self._publish(message)
+        self._publish(to_room(type, payload, self._room(room_id), exclude))
 
     def broadcast_to_user(self, type: str, payload: Any, user_id: str) -> None:
         """Send to every socket of a user."""
@@ -399,30 +413,47 @@ class Context:
 
     def broadcast_to_users(self, type: str, payload: Any, user_ids: Iterable[str]) -> None:
         """Send to every socket of these users; to nobody without users."""
-        if users := _ids(user_ids):
-            self._publish(_Message(type, Raw(encode(payload)), user_ids=users))
+        self._publish(to_users(type, payload, user_ids))
 
     def broadcast_to_sockets(self, type: str, payload: Any, socket_ids: Iterable[str]) -> None:
         """Send to these sockets; to nobody without sockets. Empty ids, of senders without a socket, are left out."""
-        if sockets := _ids(socket_ids):
-            message = _Message(type, Raw(encode(payload)), recipients=sockets)
-            # When all of them are on the sender's gateway, no other one needs the message.
-            gateways = {gateway_of(socket) for socket in (*sockets, self.socket_id)}
-            self._publish(message, self.event.reply_to if len(gateways) == 1 and "" not in gateways else "")
+        message = to_sockets(type, payload, socket_ids)
+        # When all of them are on the sender's gateway, no other one needs the message.
+        gateways = {gateway_of(each) for each in (self.socket_id, *((message and message.recipients) or ()))}
+        self._publish(message, self.event.reply_to if len(gateways) == 1 and "" not in gateways else "")
+
+    def broadcast_to_everybody(self, type: str, payload: Any, exclude: Iterable[str] = ()) -> None:
+        """Send to everybody who has authenticated, except for the sockets in ``exclude``."""
+        self._publish(to_everybody(type, payload, exclude))
+
+    def disconnect(
+        self,
+        *,
+        user_ids: Iterable[str] = (),
+        socket_ids: Iterable[str] = (),
+        room_id: str | None = None,
+        code: str = Code.ACCESS_REVOKED,
+        message: str = "disconnected by a service",
+    ) -> None:
+        """Close every socket of these users, and these sockets; with ``room_id`` those of them that are in that room.
+
+        Raises :class:`ValueError` for a code that is none.
+        """
+        self._publish(disconnect(user_ids, socket_ids, room_id, code, message))
 
     def emit(self, event: str, payload: Any = None, room_id: str | None = None) -> None:
         """Send an event to another service, by the event's whole name; for the same user and, by default, room.
 
         Raises :class:`ValueError` for an invalid name.
         """
-        self.commands.append(self._processor.to_gateway(self._sent(event, payload, room_id)))
+        self._add(self._processor.to_gateway(self._sent(event, payload, room_id)))
 
     def also(self, *command: Argument) -> None:
         """Have Redis run a command of yours when the handler has finished: in the same transaction.
 
         Keys are used as they are: ``prefix`` is not put before them.
         """
-        self.commands.append(Command(command))
+        self._add(Command(command))
 
     def request(
         self, event: str, payload: Any = None, room_id: str | None = None, timeout: float = 10.0
@@ -460,21 +491,28 @@ class Context:
             raise ValueError("expected a room_id: the event belongs to no room")
         return room_id
 
-    def _publish(self, message: _Message, channel: str = "") -> None:
-        self.commands.append(self._processor.publish(channel or self._processor.broadcast, message))
+    def _publish(self, message: Message | None, channel: str = "") -> None:
+        self._add(
+            *(() if message is None else (self._processor.publish(channel or self._processor.broadcast, message),))
+        )
+
+    def _add(self, *commands: Command) -> None:
+        if self._ended:
+            raise RuntimeError(f"the handler of {self.event_type} has ended: what is sent now needs a Publisher")
+        self.commands += commands
 
     def _sent(self, event: str, payload: Any, room_id: str | None) -> dict[str, Any]:
-        if service_of(event) is None:
-            raise ValueError(f"{event}: expected service:module:name")
-        sent = {"source": self._processor.name, "eventType": event, "payload": Raw(encode(payload))}
         room_id = self.room_id if room_id is None else room_id
         optional = {"userId": self.user_id, "roomId": room_id, "traceparent": self.event.traceparent}
-        return sent | {name: value for name, value in optional.items() if value}
+        return event_for(self._processor.name, event, payload, **optional)
 
 
-def _ids(ids: Iterable[str]) -> tuple[str, ...]:
-    """Ids without empty ones. A single string counts as one id."""
-    return tuple(filter(None, (ids,) if isinstance(ids, str) else ids))
+def event_for(source: str, event: str, payload: Any, **optional: str | None) -> dict[str, Any]:
+    """An event from one service to another. Raises :class:`ValueError` for an invalid name."""
+    if service_of(event) is None:
+        raise ValueError(f"{event}: expected service:module:name")
+    sent = {"source": source, "eventType": event, "payload": Raw(encode(payload))}
+    return sent | {name: value for name, value in optional.items() if value}
 
 
 def _text(answer: Any) -> Any:

@@ -28,15 +28,17 @@ from kraftek.contract.interfaces import IBusListener
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.lua import Argument, Script
 from kraftek.contract.metrics import Counters
+from kraftek.contract.names import BROADCAST
 from kraftek.contract.redis_errors import may_pass
 from kraftek.contract.redis_url import redis_address
 from kraftek.contract.settings import Redis
 from kraftek.fastpath import wanted, write_at_once
 from kraftek.service.backend import Away, Refusing, Rejected, redis_url
 from kraftek.service.instance import Instance
-from kraftek.service.processor import EventProcessor
+from kraftek.service.processor import MESSAGE_BYTES, EventProcessor
+from kraftek.service.publisher import Publishing
 
-__all__ = ["EventService", "run"]
+__all__ = ["EventService", "Publisher", "run"]
 
 
 def run(processor: EventProcessor, url: str | None = None) -> None:
@@ -73,6 +75,37 @@ class EventService(MultiService):
     def stopService(self) -> Deferred[Any]:
         stopping = Deferred.fromCoroutine(self._instance.stop())
         return stopping.addCallback(lambda _: MultiService.stopService(self))
+
+
+class Publisher(MultiService, Publishing):
+    """Sends outside of a handler, while it is started: its methods return Deferreds. See :class:`Publishing`.
+
+    ``url``, ``ca``, ``prefix``, ``broadcast``: as in ``[redis]`` of the gateway; ``message_bytes`` as of a processor.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        url: str | None = None,
+        source: str = "",
+        *,
+        ca: str = "",
+        prefix: str = "",
+        broadcast: str = BROADCAST,
+        message_bytes: int = MESSAGE_BYTES,
+    ) -> None:
+        MultiService.__init__(self)
+        backend = _Backend(reactor, Redis(url=url or redis_url(), ca=ca))
+        Publishing.__init__(self, backend, source, prefix=prefix, broadcast=broadcast, message_bytes=message_bytes)
+        backend.setServiceParent(self)
+
+    def startService(self) -> None:
+        super().startService()
+        self._begin()
+
+    def stopService(self) -> Deferred[Any]:
+        ending = Deferred.fromCoroutine(self._end())
+        return ending.addCallback(lambda _: MultiService.stopService(self))
 
 
 @implementer(IBusListener)
@@ -143,6 +176,10 @@ class _Backend(MultiService):
 
     def from_thread(self, call: Callable[[], None]) -> None:
         self._reactor.callFromThread(call)
+
+    @property
+    def fault(self) -> str | None:
+        return self._bus.fault
 
     def info(self, text: str) -> None:
         self._log.info("{text}", text=text)

@@ -68,3 +68,15 @@ def test_test(tmp_path: Path) -> None:
 
     assert tested.returncode == 0, tested.stdout
     assert "1 passed" in tested.stdout
+
+
+def test_publisher(redis_server: RedisServer, gateway: StartGateway, connect: Connect) -> None:
+    process = gateway(redis_server)
+    ada = connect(process, token="ada", room="lobby")
+    program = code("kit-publisher").replace("redis://127.0.0.1:6379/0", redis_server.url)
+    assert redis_server.url in program
+
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=30)
+
+    assert (said.returncode, said.stdout) == (0, "taken by 1 gateways\n"), said.stderr
+    assert ada.expect("news:item:new")["payload"] == {"title": "It rains"}

@@ -1,0 +1,154 @@
+"""What is said outside of a handler: by a cron job, a web application, a test, or the command line.
+
+The part that asyncio and Twisted have in common. Authors import ``Publisher`` of :mod:`kraftek.service.asyncio` or of
+:mod:`kraftek.service.twisted`, which have its ``start`` and ``stop``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Iterable
+from functools import partial
+from typing import Any
+
+from kraftek.contract.errors import Code
+from kraftek.contract.log_once import OnceAMinute
+from kraftek.service.backend import Away, Backend, Signal
+from kraftek.service.jobs import Jobs
+from kraftek.service.messages import Message, disconnect, to_everybody, to_room, to_sockets, to_users
+from kraftek.service.processor import EventProcessor, event_for
+from kraftek.service.requests import Requests, new_name
+
+__all__ = ["PATIENCE", "Publishing"]
+
+PATIENCE = 5.0
+"""Seconds that the first messages wait for the first connection to Redis."""
+
+
+class Publishing:
+    """Sends at once. What is sent to clients returns how many took it: the gateways, and whoever else subscribes to
+    the same channel. With 0 no gateway did, and nobody keeps it.
+
+    Each fails with :class:`~kraftek.service.Away` while Redis is unavailable: it is not sent later, but what was on its
+    way when the connection was lost may have arrived. ``source``: the registered service on whose behalf it sends
+    events to others; without it there are no :meth:`emit` and :meth:`request`.
+    """
+
+    def __init__(self, backend: Backend, source: str, *, prefix: str, broadcast: str, message_bytes: int) -> None:
+        name = source or "publisher"
+        self._processor = EventProcessor(name, prefix=prefix, broadcast=broadcast, message_bytes=message_bytes)
+        self._backend = backend
+        self._source = source
+        warn = partial(OnceAMinute(time.monotonic), backend.warn)
+        self._jobs = Jobs(backend, warn)
+        self._requests = Requests(new_name(), self._processor, backend, warn)
+        self._running = self._connected = False
+        self._waiting: list[Signal] = []
+
+    def broadcast_to_room(self, type: str, payload: Any, room_id: str, exclude: Iterable[str] = ()) -> Awaitable[int]:
+        """To everybody in a room, except for the sockets in ``exclude``."""
+        return self._send(to_room(type, payload, room_id, exclude))
+
+    def broadcast_to_user(self, type: str, payload: Any, user_id: str) -> Awaitable[int]:
+        """To every socket of a user."""
+        return self.broadcast_to_users(type, payload, (user_id,))
+
+    def broadcast_to_users(self, type: str, payload: Any, user_ids: Iterable[str]) -> Awaitable[int]:
+        """To every socket of these users; to nobody without users."""
+        return self._send(to_users(type, payload, user_ids))
+
+    def broadcast_to_sockets(self, type: str, payload: Any, socket_ids: Iterable[str]) -> Awaitable[int]:
+        """To these sockets; to nobody without sockets."""
+        return self._send(to_sockets(type, payload, socket_ids))
+
+    def broadcast_to_everybody(self, type: str, payload: Any, exclude: Iterable[str] = ()) -> Awaitable[int]:
+        """To everybody who has authenticated, except for the sockets in ``exclude``."""
+        return self._send(to_everybody(type, payload, exclude))
+
+    def disconnect(
+        self,
+        *,
+        user_ids: Iterable[str] = (),
+        socket_ids: Iterable[str] = (),
+        room_id: str | None = None,
+        code: str = Code.ACCESS_REVOKED,
+        message: str = "disconnected by a service",
+    ) -> Awaitable[int]:
+        """Close every socket of these users, and these sockets; with ``room_id`` those of them that are in that room.
+
+        Raises :class:`ValueError` for a code that is none.
+        """
+        return self._send(disconnect(user_ids, socket_ids, room_id, code, message))
+
+    def emit(
+        self, event: str, payload: Any = None, *, room_id: str | None = None, user_id: str = ""
+    ) -> Awaitable[None]:
+        """Send an event to a service, by the event's whole name.
+
+        Fails with :class:`~kraftek.service.Refused` while too many wait. Raises :class:`ValueError` for an invalid
+        name, and without a ``source``.
+        """
+        return self._backend.awaitable(self._emit(self._event(event, payload, room_id, user_id)))
+
+    def request(
+        self,
+        event: str,
+        payload: Any = None,
+        *,
+        room_id: str | None = None,
+        user_id: str = "",
+        timeout: float = 10.0,
+    ) -> Awaitable[Any]:
+        """The same, and wait so many seconds for its answer: the payload of it. Fails with
+        :class:`~kraftek.service.Refused` when it is an error, or does not come in time.
+        """
+        return self._backend.awaitable(self._request(self._event(event, payload, room_id, user_id), timeout))
+
+    # Called by the backends' publishers
+
+    def _begin(self) -> None:
+        self._running = True
+        self._jobs.spawn(self._connect)
+
+    async def _end(self) -> None:
+        self._running = False
+        await self._jobs.end(0.0)
+
+    # Within
+
+    async def _connect(self) -> None:
+        await self._requests.begin()
+        self._connected = True
+        for each in self._waiting:
+            each.set()
+
+    async def _ready(self) -> None:
+        if not self._running:
+            raise RuntimeError("the publisher is not running: start it first, and send before it stops")
+        if not self._connected:
+            first = self._backend.signal()
+            self._waiting.append(first)
+            if not await first.wait(PATIENCE):
+                raise Away(self._backend.fault or f"no answer within {PATIENCE:g} s")
+
+    def _send(self, message: Message | None) -> Awaitable[int]:
+        command = None if message is None else self._processor.publish(self._processor.broadcast, message)
+        return self._backend.awaitable(self._publish(() if command is None else command.parts))
+
+    async def _publish(self, command: tuple[Any, ...]) -> int:
+        await self._ready()
+        taken: int = await self._backend.call(*command) if command else 0
+        return taken
+
+    async def _emit(self, event: dict[str, Any]) -> None:
+        await self._ready()
+        await self._requests.emit(event)
+
+    async def _request(self, event: dict[str, Any], timeout: float) -> Any:
+        await self._ready()
+        return await self._requests.request(event, timeout)
+
+    def _event(self, event: str, payload: Any, room_id: str | None, user_id: str) -> dict[str, Any]:
+        if not self._source:
+            raise ValueError(f"{event}: a publisher needs a source, the name of a registered service, to send events")
+        return event_for(self._source, event, payload, roomId=room_id, userId=user_id)
