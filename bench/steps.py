@@ -28,12 +28,12 @@ from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Token
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Limits
+from kraftek.contract.turns import Turns
 from kraftek.edge.addresses import Addresses
 from kraftek.edge.dialects.socketio_client import SocketIOClient
 from kraftek.edge.dialects.socketio_packets import SocketSettings
 from kraftek.edge.engineio.clients import EngineClients
 from kraftek.edge.engineio.connection import EngineSettings
-from kraftek.edge.turns import Turns
 from tests.edge.websocket.edge import Edge, RecordingTransport, handshake
 from tests.support.backlogs import make_backlogs
 from tests.support.fakes import Question

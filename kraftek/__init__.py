@@ -26,7 +26,7 @@ The directory is the drawing::
 From a client to a service:
 
 1. ``edge/websocket/protocol.py`` reads messages from frames (``edge/websocket/frames.py``); who sends many takes
-   turns with others (``edge/turns.py``)
+   turns with others (``contract/turns.py``)
 2. ``edge/dialects/native.py`` or ``edge/dialects/socketio_client.py`` decodes the message
 3. ``core/session.py`` charges it to budgets (``core/budgets.py``), and holds it while access is checked
 4. ``core/gateway.py`` looks up access and puts the sender's identity into the event

@@ -45,6 +45,7 @@ ON_TWISTED = {
     "kraftek.contract.interfaces",
     "kraftek.contract.iteration",
     "kraftek.contract.tls",
+    "kraftek.contract.turns",
 }
 
 OWNERS = {

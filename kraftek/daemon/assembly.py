@@ -21,6 +21,7 @@ from kraftek.contract.json_text import JsonBounds
 from kraftek.contract.metrics import Counters, Gauges
 from kraftek.contract.names import SUBPROTOCOL, reply_channel
 from kraftek.contract.settings import Config
+from kraftek.contract.turns import Turns
 from kraftek.core.access_watch import AccessWatch
 from kraftek.core.admission import Admission
 from kraftek.core.budgets import Budgets
@@ -52,7 +53,6 @@ from kraftek.edge.origins import Origins
 from kraftek.edge.policies import Policies
 from kraftek.edge.proxies import Proxies
 from kraftek.edge.public_site import PublicSite, pages
-from kraftek.edge.turns import Turns
 from kraftek.edge.websocket.factory import ClientFactory
 
 __all__ = ["SWEEP_INTERVAL", "Core", "Edge", "Sweep", "core_of", "edge_of", "edge_sweeps_of", "gauges_of", "sweeps_of"]

@@ -22,8 +22,8 @@ from twisted.web import http
 from twisted.web.http import HTTPChannel, HTTPFactory, datetimeToString
 
 from kraftek.contract.metrics import RefusalReason
+from kraftek.contract.turns import Turns
 from kraftek.edge.hosts import Hosts
-from kraftek.edge.turns import Turns
 
 __all__ = ["SERVER", "HttpChannel", "HttpServer", "RefusedError", "Request", "Response", "end_writing", "printable"]
 

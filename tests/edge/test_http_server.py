@@ -12,9 +12,9 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 
 from kraftek.contract.accounts import Accounts
+from kraftek.contract.turns import Turns
 from kraftek.edge.hosts import Hosts
 from kraftek.edge.http_server import SWEEP_INTERVAL, HttpServer, Request, Response, end_writing, printable
-from kraftek.edge.turns import Turns
 from tests.edge.websocket.edge import RecordingTransport
 
 HEAD_TIMEOUT, BODY_TIMEOUT, IDLE, LINGER = 5.0, 30.0, 75.0, 10.0

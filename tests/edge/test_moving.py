@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 from kraftek.contract.accounts import Accounts
 from kraftek.contract.messages import Outgoing
 from kraftek.contract.settings import Limits
+from kraftek.contract.turns import Turns
 from kraftek.edge.addresses import Addresses
 from kraftek.edge.dialects.socketio_client import SocketIOClient
 from kraftek.edge.dialects.socketio_packets import SocketSettings
@@ -26,7 +27,6 @@ from kraftek.edge.engineio.connection import EngineSettings
 from kraftek.edge.engineio.polling import Polling
 from kraftek.edge.moving import EdgeMove
 from kraftek.edge.sockets import adopt, plain_transport, unwritten
-from kraftek.edge.turns import Turns
 from kraftek.edge.websocket.moving import decode
 from tests.edge.websocket.edge import Edge
 from tests.support.backlogs import make_backlogs

@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 from kraftek.contract.interfaces import IClientLink
 from kraftek.contract.messages import Gap, Outgoing
 from kraftek.contract.settings import Limits
-from kraftek.edge.turns import Turns
+from kraftek.contract.turns import Turns
 from kraftek.edge.websocket.deflate import Deflate
 from tests.edge.websocket.edge import Edge, RecordingTransport
 from tests.fuzz.material import cut

@@ -28,6 +28,7 @@ from kraftek.contract.messages import Gap, Outgoing  # noqa: E402
 from kraftek.contract.metrics import Counters  # noqa: E402
 from kraftek.contract.names import SUBPROTOCOL  # noqa: E402
 from kraftek.contract.settings import Limits  # noqa: E402
+from kraftek.contract.turns import Turns  # noqa: E402
 from kraftek.daemon.listening import server_endpoint  # noqa: E402
 from kraftek.edge.addresses import Addresses  # noqa: E402
 from kraftek.edge.backlogs import Backlogs  # noqa: E402
@@ -38,7 +39,6 @@ from kraftek.edge.origins import Origins  # noqa: E402
 from kraftek.edge.policies import Policies  # noqa: E402
 from kraftek.edge.proxies import Proxies  # noqa: E402
 from kraftek.edge.public_site import PublicSite  # noqa: E402
-from kraftek.edge.turns import Turns  # noqa: E402
 from kraftek.edge.websocket import frames  # noqa: E402
 from kraftek.edge.websocket.factory import ClientFactory  # noqa: E402
 from kraftek.fastpath import speed_up, wanted  # noqa: E402

@@ -21,12 +21,12 @@ from kraftek.contract.interfaces import IClientLink, IReceiver
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Gap, Outgoing
 from kraftek.contract.metrics import Counters, RefusalReason
+from kraftek.contract.turns import BUDGET, HELD, Turns
 from kraftek.edge.addresses import Addresses
 from kraftek.edge.backlogs import Backlog, Backlogs
 from kraftek.edge.engineio.connection import ConnectionState, EngineSession, EngineSettings, Reason
 from kraftek.edge.engineio.packets import EngineError, EngineOverflowError, ErrorCode, Message
 from kraftek.edge.engineio.posts import Post, Posted, Posts
-from kraftek.edge.turns import BUDGET, HELD, Turns
 
 __all__ = ["Answer", "EngineClient", "EngineClients", "EngineSocket"]
 

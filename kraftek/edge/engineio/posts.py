@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from kraftek.contract.metrics import Counters
+from kraftek.contract.turns import STEP, Turns
 from kraftek.edge.engineio.packets import EngineError, ErrorCode, Message
-from kraftek.edge.turns import STEP, Turns
 
 __all__ = ["Post", "Posted", "Poster", "Posts"]
 

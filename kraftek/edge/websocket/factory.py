@@ -13,13 +13,13 @@ from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import ROOM_ID_LENGTH, Authenticate, Token
 from kraftek.contract.metrics import Counters, RefusalReason
 from kraftek.contract.settings import Limits
+from kraftek.contract.turns import Turns
 from kraftek.edge.addresses import Addresses
 from kraftek.edge.backlogs import Backlogs
 from kraftek.edge.connections import Connections
 from kraftek.edge.engineio.clients import EngineClients
 from kraftek.edge.engineio.packets import EngineError, read_request
 from kraftek.edge.http_server import SERVER, RefusedError, Request
-from kraftek.edge.turns import Turns
 from kraftek.edge.websocket.autobahn_internals import quickened
 from kraftek.edge.websocket.closings import Closings
 from kraftek.edge.websocket.deflate import accepted

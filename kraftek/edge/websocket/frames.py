@@ -9,7 +9,7 @@ from collections.abc import Callable
 from struct import Struct
 
 from kraftek.contract.messages import Outgoing
-from kraftek.edge.turns import STEP
+from kraftek.contract.turns import STEP
 
 __all__ = ["deflated_wire", "frame", "plain_messages", "wire"]
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from twisted.python.failure import Failure
 
-from kraftek.edge.turns import BUDGET, FROZEN, HELD, TURN, Turns
+from kraftek.contract.turns import BUDGET, FROZEN, HELD, TURN, Turns
 
 __all__ = ["Connection", "Unhandled"]
 

@@ -28,6 +28,7 @@ from kraftek.contract.messages import Gap, Outgoing
 from kraftek.contract.metrics import Counters
 from kraftek.contract.names import SUBPROTOCOL
 from kraftek.contract.settings import Limits
+from kraftek.contract.turns import Turns
 from kraftek.edge.addresses import Addresses
 from kraftek.edge.connections import Connections
 from kraftek.edge.dialects.native import NativeDialect
@@ -49,7 +50,6 @@ from kraftek.edge.hosts import Hosts
 from kraftek.edge.origins import Origins
 from kraftek.edge.proxies import Proxies
 from kraftek.edge.public_site import PublicSite
-from kraftek.edge.turns import Turns
 from kraftek.edge.websocket.factory import ClientFactory
 from tests.support.backlogs import make_backlogs
 from tests.support.fastpath import FASTPATH, make_iteration

@@ -19,13 +19,13 @@ from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Delivery, Gap, Outgoing
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import EventPolicy, Limits
+from kraftek.contract.turns import STEP, Turns
 from kraftek.edge.addresses import Addresses
 from kraftek.edge.engineio import posts
 from kraftek.edge.engineio.clients import EngineClient, EngineClients, EngineSocket
 from kraftek.edge.engineio.connection import CLOSE_TIMEOUT, UPGRADE_TIMEOUT, ConnectionState, EngineSettings
 from kraftek.edge.engineio.packets import EngineError, encode_message
 from kraftek.edge.engineio.posts import Posted
-from kraftek.edge.turns import STEP, Turns
 from tests.support.backlogs import make_backlogs
 from tests.support.fakes import FakeLink
 

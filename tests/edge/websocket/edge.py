@@ -21,6 +21,7 @@ from kraftek.contract.accounts import Accounts
 from kraftek.contract.interfaces import IDialect
 from kraftek.contract.names import SUBPROTOCOL
 from kraftek.contract.settings import EventPolicy, Limits
+from kraftek.contract.turns import Turns
 from kraftek.edge.addresses import Addresses
 from kraftek.edge.connections import Connections
 from kraftek.edge.dialects.native import NativeDialect
@@ -30,7 +31,6 @@ from kraftek.edge.hosts import Hosts
 from kraftek.edge.origins import Origins
 from kraftek.edge.proxies import Proxies
 from kraftek.edge.public_site import Page, PublicSite
-from kraftek.edge.turns import Turns
 from kraftek.edge.websocket.factory import ClientFactory
 from tests.support.backlogs import make_backlogs
 from tests.support.fastpath import FASTPATH, make_iteration

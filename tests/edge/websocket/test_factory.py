@@ -22,13 +22,13 @@ from kraftek.contract.messages import Gap, Outgoing, Token
 from kraftek.contract.metrics import Counters, RefusalReason
 from kraftek.contract.names import SUBPROTOCOL
 from kraftek.contract.settings import Limits
+from kraftek.contract.turns import Turns
 from kraftek.core.session import Session
 from kraftek.edge.addresses import Addresses
 from kraftek.edge.dialects.native import NativeDialect
 from kraftek.edge.engineio.clients import EngineClients
 from kraftek.edge.engineio.connection import EngineSettings
 from kraftek.edge.engineio.packets import EngineError
-from kraftek.edge.turns import Turns
 from tests.edge.websocket.edge import TOKEN, WRONG, Edge, Peer
 from tests.support.backlogs import make_backlogs
 

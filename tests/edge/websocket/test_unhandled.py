@@ -16,7 +16,7 @@ from websockets.frames import Frame, Opcode
 
 from kraftek.contract.accounts import Accounts
 from kraftek.contract.interfaces import IClientLink
-from kraftek.edge.turns import Turns
+from kraftek.contract.turns import Turns
 from tests.edge.websocket.edge import Edge, Peer
 from tests.support.iterations import Iterations
 

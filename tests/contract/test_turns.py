@@ -9,7 +9,7 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 
 from kraftek.contract.accounts import Accounts
-from kraftek.edge.turns import Turns
+from kraftek.contract.turns import Turns
 from tests.support.iterations import Iterations
 
 
