@@ -97,8 +97,8 @@ class Admission:
         d = self._access.check(token, message.room_id, Asker(session, token.digest, self.budgets))
         d.addCallback(admitted)
         d.addErrback(_refused, session, message)
-        d.addBoth(session.check_ends)
         d.addCallback(self._answered, session)
+        d.addBoth(session.check_ends)
 
     def join(self, session: Session, message: Join) -> None:
         """Check whether the client may join one more room, and answer it."""
@@ -179,7 +179,7 @@ class Admission:
 
     def _answered(self, _: object, session: Session) -> None:
         """A client that could not be authenticated tries again: its time counts from this answer."""
-        if session.state is SessionState.NEW:
+        if session.state is not SessionState.CLOSED and session.user_id is None:
             self._await_token(session)
 
     def _charge(self, user_id: str, message: Authenticate | Join) -> None:

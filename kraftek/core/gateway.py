@@ -17,6 +17,7 @@ from kraftek.contract.messages import Authenticate, Connected, Envelope, Event, 
 from kraftek.contract.metrics import Counters
 from kraftek.contract.names import new_socket_id
 from kraftek.contract.settings import Limits, Registration
+from kraftek.contract.turns import Turns
 from kraftek.core.access.permissions import permits
 from kraftek.core.admission import Admission
 from kraftek.core.dispatch import Dispatch
@@ -44,6 +45,7 @@ class Gateway:
         requests: Requests,
         admission: Admission,
         roster: Roster,
+        turns: Turns,
         limits: Limits,
         counters: Counters,
         now: Callable[[], float] = time.time,
@@ -57,6 +59,7 @@ class Gateway:
         self._admission = admission
         self._roster = roster
         self._budgets = admission.budgets
+        self.turns = turns
         self._limits = limits
         self._counters = counters
         self._now = now
@@ -113,6 +116,10 @@ class Gateway:
         if type(message) is Join or type(message) is Authenticate:
             raise error
         return False
+
+    def release(self, session: Session) -> None:
+        """A session can go on with what it holds."""
+        self.turns.add(session)
 
     def closed(self, session: Session) -> None:
         """A session has ended."""

@@ -4,7 +4,6 @@ link.
 
 from __future__ import annotations
 
-from collections import deque
 from enum import Enum
 from math import inf
 from typing import Protocol
@@ -18,7 +17,9 @@ from kraftek.contract.interfaces import IClientLink, IDialect, IOutlet, IReceive
 from kraftek.contract.messages import Closing, Delivery, ErrorMessage, Gap, Grant, Inbound, Outbound, Outgoing, Token
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Limits
+from kraftek.contract.turns import STEP
 from kraftek.core.budgets import Budgets, Refusals
+from kraftek.core.held import Held
 
 __all__ = ["Core", "HeldGrant", "Session", "SessionState"]
 
@@ -78,6 +79,9 @@ class Core(Protocol):
         message is handled all the same. Raises ``PeerError``.
         """
 
+    def release(self, session: Session) -> None:
+        """The session holds messages that can be handled: call its ``step`` in its turns."""
+
     def closed(self, session: Session) -> None:
         """The session has ended, for whatever reason. Called once."""
 
@@ -93,9 +97,14 @@ class Session:
     join              NOT_AUTHENTICATED    held, in order          → CHECKING  ignored
     leave, event      NOT_AUTHENTICATED    held, in order          handled     ignored
     access revoked    —                    checked again           → CHECKING  ignored
-    last check ended  —                    → READY, or NEW without an identity; held messages are handled
-    closed, lost      → CLOSED             → CLOSED                → CLOSED    ignored
+    last check ended  —                    → READY, or NEW without an identity, if nothing is held
+    its turn          —                    some that are held are handled; after the last → READY, or NEW
+    closed            → CLOSED             → CLOSED                → CLOSED    ignored
+    lost              → CLOSED             held ones are handled unless a check is in flight; → CLOSED
     ================  ===================  ======================  ==========  =======
+
+    What was held is handled in turns (:mod:`kraftek.contract.turns`): one read of Redis may end the checks of hundreds
+    of sessions.
 
     ``rooms`` maps each room to its grant. The key ``None`` means "without a room", as in
     access checks: its grant, if the client has one, covers events outside of rooms. ``room_id`` is the default room,
@@ -112,7 +121,6 @@ class Session:
         "_core",
         "_counters",
         "_held",
-        "_held_bytes",
         "_invalid",
         "_limits",
         "address",
@@ -167,8 +175,7 @@ class Session:
         self._limits = limits
         self._counters = counters
         self._checks = 0
-        self._held: deque[tuple[Inbound, int]] | None = None
-        self._held_bytes = 0
+        self._held: Held | None = None
         self._invalid = 0
 
     @property
@@ -290,14 +297,19 @@ class Session:
         if self.state is not SessionState.CLOSED:
             self.send(Closing(code, returns))
             self.link.close(code, reason)
-            self.lost()
+            self._end()
 
     def lost(self) -> None:
-        """The client disconnected, or its socket was closed here."""
+        """The client disconnected. What waits for its turn is handled before."""
+        while self.step():
+            pass
         if self.state is not SessionState.CLOSED:
-            self.state = SessionState.CLOSED
-            self._held = None
-            self._core.closed(self)
+            self._end()
+
+    def _end(self) -> None:
+        self.state = SessionState.CLOSED
+        self._held = None
+        self._core.closed(self)
 
     def overrun(self) -> Outgoing | None:
         message = "send buffer full: the client reads too slowly"
@@ -320,32 +332,46 @@ class Session:
         self._checks -= 1
         if self._checks:
             return
+        if self._held is None:
+            self._settle()
+        else:
+            self._core.release(self)
+
+    def _settle(self) -> None:
         self.state = SessionState.NEW if self.user_id is None else SessionState.READY
-        # Emptied first: a check that is answered at once calls this method again, and must find nothing to do.
-        held, self._held = self._held, None
-        if held is None:
-            return
-        while held and self.state is not SessionState.CHECKING:
-            message, size = held.popleft()
-            self._held_bytes -= size
-            self.handle(message)
-            if self.state is SessionState.CLOSED:
-                return
+
+    # What the turns call, when nothing is checked and something is held.
+
+    def step(self) -> bool:
+        held = self._held
+        if self.state is not _CHECKING or self._checks or held is None:
+            return False
+        # Emptied first: a check that is answered at once calls check_ends again, and must find nothing to do.
+        self._held = None
+        self._settle()
+        for _ in range(min(STEP, len(held))):
+            self.handle(held.take())
+            if self.state is _CLOSED:
+                return False
+            if self.state is _CHECKING:
+                break
         if held:
-            # One that found its access expired has gone back to the front.
-            self._held = held if self._held is None else self._held + held
-        if not self._over_bounds():
+            if self._held is not None:
+                held.follow(self._held)  # one that found its access expired goes back to the front
+            self._held, self.state = held, _CHECKING
+        if self._held is None or not self._held.full:
             self.link.resume()
+        return self._held is not None and not self._checks
+
+    def rest(self) -> None:
+        pass
+
+    def failed(self) -> None:
+        self.close(CLOSE_CODES[Code.INTERNAL], Code.INTERNAL)
 
     def _hold(self, message: Inbound, size: int) -> None:
         if self._held is None:
-            self._held = deque()
-        self._held.append((message, size))
-        self._held_bytes += size
-        if self._over_bounds():
+            self._held = Held(self._limits)
+        self._held.put(message, size)
+        if self._held.full:
             self.link.pause()
-
-    def _over_bounds(self) -> bool:
-        return self._held is not None and (
-            len(self._held) >= self._limits.held_messages or self._held_bytes >= self._limits.held_bytes
-        )

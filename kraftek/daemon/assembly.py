@@ -126,12 +126,12 @@ def core_of(
         requests=requests,
         admission=admission,
         roster=roster,
+        turns=_turns(accounts, clock),
         limits=config.limits,
         counters=counters,
         now=now,
     )
-    deliveries = Deliveries(roster, requests, counters, clock, iteration, now)
-    _hear(bus, deliveries, config.redis.broadcast, reply_channel(gateway_id))
+    deliveries = _heard(bus, config, gateway_id, Deliveries(roster, requests, counters, clock, iteration, now))
     return Core(
         gateway_id=gateway_id,
         accounts=accounts,
@@ -150,16 +150,23 @@ def core_of(
     )
 
 
-def _hear(bus: IBus, deliveries: Deliveries, *channels: str) -> None:
-    for channel in channels:
+def _heard(bus: IBus, config: Config, gateway_id: str, deliveries: Deliveries) -> Deliveries:
+    for channel in (config.redis.broadcast, reply_channel(gateway_id)):
         bus.subscribe(channel, deliveries.received)
+    return deliveries
+
+
+def _turns(accounts: Accounts, clock: IReactorTime) -> Turns:
+    turns = Turns(clock, accounts)
+    accounts.shed_by("unhandled", turns.shed)
+    return turns
 
 
 def edge_of(
     config: Config, core: Core, iteration: Iteration, counters: Counters, reactor: Any, *, fastpath: bool = True
 ) -> Edge:
     """The public port: WebSocket, Socket.IO, and the few plain requests that clients need."""
-    limits, socketio, turns = config.limits, config.socketio, _turns_of(core, reactor)
+    limits, socketio, turns = config.limits, config.socketio, core.gateway.turns
     bounds = JsonBounds(limits.json_depth)
     connections = Connections(reactor, connections_allowed(config), Addresses(limits.connections_per_address), counters)
     by_address = Addresses(limits.connections_per_address)
@@ -240,12 +247,6 @@ def _engine_settings(config: Config) -> EngineSettings:
         max_payload=config.socketio.max_payload,
         max_queued_bytes=config.limits.unsent_bytes,
     )
-
-
-def _turns_of(core: Core, clock: IReactorTime) -> Turns:
-    turns = Turns(clock, core.accounts)
-    core.accounts.shed_by("unhandled", turns.shed)
-    return turns
 
 
 def _backlogs_of(config: Config, core: Core, counters: Counters, clock: IReactorTime) -> Backlogs:

@@ -91,7 +91,7 @@ class HttpChecker:
         self, reactor: Any, auth: Auth, agent: IAgent | None = None, now: Callable[[], float] = time.time
     ) -> None:
         self._clock = reactor
-        self._questions = Questions(auth.concurrency, auth.waiting)
+        self._questions = Questions(auth.concurrency, auth.waiting, reactor)
         self._given_agent = agent
         self._now = now
         self._quiet_until = self._clock.seconds()

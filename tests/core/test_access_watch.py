@@ -596,6 +596,7 @@ def test_held_events_keep_their_order_when_access_has_expired_meanwhile() -> Non
         client.send({"type": f"notes:n:{number}"})
     house.clock.advance(2)
     join.yes("alice")
+    house.clock.advance(0)
     client.play("""
         < {"type": "joined", "payload": {"roomId": "two"}}
         ? t one

@@ -132,9 +132,28 @@ def test_any_number_of_answers_from_the_cache_in_one_read() -> None:
     for _ in range(1000):
         client.send({"type": "join", "payload": {"roomId": "two"}})
     house.access.next().yes("alice")
+    house.clock.advance(0)
     told = client.link.read()
     assert [message["type"] for message in told] == ["authenticated", *["joined"] * 1000]
     works(client)
+
+
+def test_what_many_clients_hold_is_not_handled_while_their_answers_are_read() -> None:
+    house = House()
+    clients = [house.connect() for _ in range(10)]
+    for number, client in enumerate(clients):
+        client.send({"type": "authenticate", "payload": {"token": f"t{number}", "roomId": "one"}})
+        for event in range(64):
+            client.send({"type": f"notes:n:{event}"})
+    for number in range(10):
+        house.access.next().yes(f"user{number}")
+    assert (len(house.gateway.turns), len(house.bus.published)) == (10, 0)
+    house.clock.advance(0)
+    sent = [(each.event["userId"], each.event["eventType"]) for each in house.bus.published]
+    for number in range(10):
+        its = [name for user_id, name in sent if user_id == f"user{number}"]
+        assert its == [f"notes:n:{event}" for event in range(64)]
+    assert not any(client.link.paused for client in clients)
 
 
 @pytest.mark.parametrize("answer", ["yes", "no", "away"])
@@ -281,6 +300,24 @@ def test_nothing_is_kept_of_who_leaves_without_authenticating() -> None:
     house = House()
     house.connect().leave()
     assert not house.admission._arrivals
+
+
+def test_who_holds_another_token_after_an_answer_is_waited_for_as_well() -> None:
+    house = House(limits=Limits(authenticate_timeout=10))
+    client = house.connect()
+    client.play("""
+        > {"type": "authenticate", "payload": {"token": "t"}}
+        > {"type": "authenticate", "payload": {"token": "t"}}
+        ! away
+        x AUTH_UNAVAILABLE access cannot be checked at present {"retryAfter": 1.0}
+        @ 15
+        ! away
+        x AUTH_UNAVAILABLE access cannot be checked at present {"retryAfter": 1.0}
+        @ 9.75
+        @ 0.25
+        x AUTH_TIMEOUT no authenticate in time
+        = 4408 AUTH_TIMEOUT
+    """)
 
 
 def test_who_waits_for_its_answer_is_waited_for() -> None:

@@ -34,6 +34,7 @@ def test_it_is_made_with_a_router_alone() -> None:
             requests=house.requests,
             admission=house.admission,
             roster=house.roster,
+            turns=house.gateway.turns,
             limits=house.limits,
             counters=house.counters,
         )

@@ -598,6 +598,7 @@ class MembershipStories(RuleBasedStateMachine):
         assert len(house.roster) == house.roster.rooms == len(house.access_watch._expiry_queue) == 0
         assert house.rooms.entries == {}
         assert house.membership.reconciliation.settled
+        house.clock.advance(0)  # the turn of someone who is gone
         assert house.clock.getDelayedCalls() == []
 
 

@@ -31,6 +31,9 @@ class NoCore:
     def limit(self, session: Session, message: Any, error: PeerError) -> bool:
         raise AssertionError("nobody sends")
 
+    def release(self, session: Session) -> None:
+        raise AssertionError("nothing is held")
+
     def closed(self, session: Session) -> None:
         raise AssertionError("nobody closes")
 

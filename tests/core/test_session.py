@@ -15,6 +15,7 @@ from kraftek.contract.interfaces import IReceiver
 from kraftek.contract.messages import Authenticate, Connected, Event, Inbound, Join, Leave, Outbound, Outgoing, Ping
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Limits
+from kraftek.contract.turns import STEP
 from kraftek.core.budgets import Budgets
 from kraftek.core.session import Session, SessionState
 from kraftek.edge.dialects.native import NativeDialect
@@ -29,13 +30,16 @@ EVENT = {"type": "a:b:c"}
 
 
 class FakeCore:
-    """Records what a session hands on. ``error`` is raised once; ``asks``: these kinds begin a check."""
+    """Records what a session hands on. ``error`` is raised once; ``asks``: these kinds begin a check.
+    ``waiting``: sessions that wait for their turn; ``None``, and they have all of them at once.
+    """
 
     def __init__(self, *asks: type) -> None:
         self.handled: list[Inbound] = []
         self.ended: list[Session] = []
         self.error: Exception | None = None
         self.asks = asks
+        self.waiting: list[Session] | None = None
 
     def handle(self, session: Session, message: Inbound) -> None:
         self.handled.append(message)
@@ -51,6 +55,13 @@ class FakeCore:
         error.id = message.id
         error.event_type = message.name if isinstance(message, Event) else None
         raise error
+
+    def release(self, session: Session) -> None:
+        if self.waiting is not None:
+            self.waiting.append(session)
+            return
+        while session.step():
+            pass
 
     def closed(self, session: Session) -> None:
         self.ended.append(session)
@@ -279,6 +290,113 @@ def test_credentials_of_the_handshake_are_taken_like_messages() -> None:
     subject.session.handle(Leave("r"))
     assert subject.core.names == ["Join", "Leave"]
     assert subject.counters.received == 0
+
+
+# Turns.
+
+
+def taking_turns(*asks: type, held: int = 40) -> Subject:
+    """A session that holds so many messages, and whose last check has just ended."""
+    subject = in_state(CHECKING, *asks)
+    subject.core.waiting = []
+    subject.session.user_id = "user"
+    subject.send(*[event(str(number)) for number in range(held)])
+    subject.session.check_ends()
+    return subject
+
+
+def test_what_was_held_is_handled_a_little_at_a_time() -> None:
+    subject = taking_turns()
+    session, core = subject.session, subject.core
+    assert (core.waiting, core.names, session.state) == ([session], [], CHECKING)
+    assert [session.step(), len(core.handled), session.step(), len(core.handled)] == [True, STEP, True, 2 * STEP]
+    assert session.state is CHECKING
+    assert (session.step(), session.state) == (False, READY)
+    assert core.names == [f"{number}::" for number in range(40)]
+    assert core.waiting == [session]
+
+
+def test_who_holds_nothing_waits_for_no_turn() -> None:
+    subject = taking_turns(held=0)
+    assert (subject.core.waiting, subject.session.state) == ([], READY)
+
+
+def test_what_arrives_before_its_turn_comes_after_what_is_held() -> None:
+    subject = taking_turns(held=20)
+    subject.session.step()
+    subject.send(event("last"))
+    assert len(subject.core.handled) == STEP
+    subject.session.step()
+    assert subject.core.names == [*(f"{number}::" for number in range(20)), "last::"]
+
+
+def test_a_check_that_begins_before_its_turn_ends_it() -> None:
+    subject = taking_turns()
+    subject.session.check_begins()
+    assert not subject.session.step()
+    assert subject.core.handled == []
+    subject.session.check_ends()
+    assert subject.core.waiting == [subject.session] * 2
+    assert subject.session.step()
+    assert len(subject.core.handled) == STEP
+
+
+def test_a_held_question_ends_its_turn() -> None:
+    subject = in_state(CHECKING, Join)
+    subject.core.waiting = []
+    subject.send(event("one"), JOIN, event("two"))
+    subject.session.check_ends()
+    assert not subject.session.step()
+    assert (subject.core.names, subject.session.state) == (["one::", "Join"], CHECKING)
+    assert not subject.session.step()
+    subject.session.check_ends()
+    assert not subject.session.step()
+    assert (subject.core.names, subject.session.state) == (["one::", "Join", "two::"], NEW)
+
+
+def test_a_client_that_leaves_before_its_turn_is_handled_first() -> None:
+    subject = taking_turns()
+    subject.session.step()
+    subject.session.lost()
+    assert len(subject.core.handled) == 40
+    assert (subject.session.state, subject.core.ended) == (CLOSED, [subject.session])
+    assert not subject.session.step()
+
+
+def test_a_client_that_leaves_before_its_turn_is_not_asked_about() -> None:
+    subject = in_state(CHECKING, Join)
+    subject.core.waiting = []
+    subject.send(event("one"), JOIN, event("two"))
+    subject.session.check_ends()
+    subject.session.lost()
+    assert subject.core.names == ["one::", "Join"]
+    assert (subject.session.state, subject.core.ended) == (CLOSED, [subject.session])
+
+
+@pytest.mark.parametrize("ended", ["closed", "failed"])
+def test_a_client_that_is_closed_before_its_turn_loses_what_it_has_sent(ended: str) -> None:
+    subject = taking_turns()
+    if ended == "closed":
+        subject.session.close(1012, "restart")
+    else:
+        subject.session.failed()
+        assert subject.link.closed == (1011, "INTERNAL")
+    assert not subject.session.step()
+    assert (subject.core.handled, subject.session.state) == ([], CLOSED)
+
+
+def test_reading_goes_on_as_soon_as_a_turn_has_made_room() -> None:
+    subject = Subject(held_messages=STEP + 4)
+    subject.core.waiting = []
+    subject.session.check_begins()
+    subject.send(*[EVENT] * (2 * STEP + 4))
+    subject.session.check_ends()
+    assert subject.link.paused
+    subject.session.step()
+    assert subject.link.paused
+    subject.session.step()
+    assert not subject.link.paused
+    assert subject.session.state is CHECKING
 
 
 # How much is held.

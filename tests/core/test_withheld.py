@@ -119,6 +119,7 @@ def test_what_is_for_the_user_waits_when_nothing_is_certain(room: str | None) ->
     alice.send({"type": "ping"})
     assert types(alice) == []
     house.access.next().yes("alice")
+    house.clock.advance(0)
     assert types(alice) == ["user", *(["room"] if room else []), "socket", "pong"]
     said(house, "user", userIds=["alice"])
     assert types(alice) == ["user"]

@@ -6,17 +6,25 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 
 from kraftek.contract.errors import Code, Limit, PeerError
-from kraftek.edge.questions import FullError, Questions
+from kraftek.edge.questions import AT_ONCE, FullError, Questions
+from tests.support.iterations import Iterations
 
 
 class Desk:
-    """Asks, and notes in which order it is let to."""
+    """Asks, and notes in which order it is let to. Each question is of an iteration of its own."""
 
     def __init__(self, at_a_time: int, waiting: int = 1000) -> None:
-        self.questions = Questions(at_a_time, waiting)
+        self.clock = Iterations()
+        self.questions = Questions(at_a_time, waiting, self.clock)
         self.asked: list[str] = []
 
     def ask(self, turn: str) -> Deferred[None]:
+        question = self.ask_as_well(turn)
+        self.clock.advance(0)
+        return question
+
+    def ask_as_well(self, turn: str) -> Deferred[None]:
+        """In the same iteration as what follows."""
         return self.questions.begin(turn).addCallback(lambda _: self.asked.append(turn))
 
     def ask_all(self, turns: str) -> None:
@@ -28,6 +36,7 @@ class Desk:
         self.asked.clear()
         for turn in turns:
             self.questions.end(turn)
+            self.clock.advance(0)
         return "".join(self.asked)
 
 
@@ -48,6 +57,32 @@ def test_those_that_wait_are_asked_in_rotation() -> None:
     assert desk.end("c") + desk.end("a") == "ba"
     # It is alone now.
     assert (desk.end("b"), desk.end("a")) == ("", "a")
+
+
+def test_a_few_are_begun_in_each_iteration() -> None:
+    desk = Desk(1000)
+    for number in range(3 * AT_ONCE):
+        desk.ask_as_well(f"user {number}")
+    assert (len(desk.asked), len(desk.questions)) == (AT_ONCE, 2 * AT_ONCE)
+    desk.ask_as_well("late")
+    for number in (2, 3):
+        desk.clock.iterate()
+        assert len(desk.asked) == number * AT_ONCE
+    desk.clock.iterate()
+    assert desk.asked == [*(f"user {number}" for number in range(3 * AT_ONCE)), "late"]
+    desk.clock.iterate()
+    assert not desk.clock.getDelayedCalls()
+
+
+def test_what_ends_in_an_iteration_begins_no_more_in_it() -> None:
+    desk = Desk(2 * AT_ONCE)
+    for number in range(3 * AT_ONCE):
+        desk.ask_as_well(f"user {number}")
+    for number in range(AT_ONCE):
+        desk.questions.end(f"user {number}")
+    assert len(desk.asked) == AT_ONCE
+    desk.clock.iterate()
+    assert len(desk.asked) == 2 * AT_ONCE
 
 
 def test_eight_hundred_rooms_of_one_user_keep_nobody_waiting() -> None:
@@ -112,4 +147,5 @@ def test_any_number_of_questions_may_end_at_once() -> None:
     for number in range(5000):
         desk.questions.begin("").addCallback(end, number)
     desk.questions.end("")
+    desk.clock.advance(0)
     assert ended == [*range(5000)]

@@ -82,6 +82,9 @@ class RequestGateway:
         """Nothing is over its budget here."""
         return False
 
+    def release(self, session: Session) -> None:
+        """Nothing is held here."""
+
     def closed(self, session: Session) -> None:
         """As the core does it."""
         self.roster.remove(session)

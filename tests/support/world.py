@@ -212,6 +212,7 @@ class Client:
             question.no(rest)
         else:
             question.away()
+        self.house.clock.advance(0)  # what was held has its turn
 
 
 def works(client: Client) -> None:

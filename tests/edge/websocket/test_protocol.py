@@ -572,6 +572,7 @@ def test_a_session_stops_and_goes_on_reading() -> None:
         peer.send(EVENT)
     assert peer.transport.producerState == "paused"
     edge.house.access.next().yes("alice")
+    edge.settle()
     assert peer.transport.producerState == "producing"
     assert len(edge.house.bus.published) == 2
 
@@ -587,6 +588,7 @@ def test_a_client_that_is_not_read_is_not_blamed_for_its_silence() -> None:
     run(edge, 22)
     assert not edge.counters.ping_timeouts
     edge.house.access.next().yes("alice")
+    edge.settle()
     assert peer.protocol.heard  # and has the time to be
     peer.protocol.heard = False
     run(edge, 50)
