@@ -66,7 +66,7 @@ class _Scene:
         self.asker = self.clients["1"]
         self.asker.send({"type": "chat:note:ask", "id": 7})
         self.house.bus.answer(1)
-        self.other = self.house.connect(dialect=SocketIODialect(_Unheard(), SocketSettings(), lambda: None))
+        self.other = self.house.connect(dialect=SocketIODialect(_Unheard(), SocketSettings()))
         for client in self.clients.values():
             client.link.read()
 

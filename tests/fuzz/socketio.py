@@ -85,7 +85,6 @@ class _Client:
 
     def __init__(self, connected: bool) -> None:
         self.link = FakeLink()
-        self.left = 0
         self.renew()
         if connected:
             self.dialect.received(b"0", False)
@@ -93,12 +92,8 @@ class _Client:
 
     def renew(self) -> None:
         """A session of the gateway begins."""
-        self.dialect = SocketIODialect(self.link, _SETTINGS, self.leave)
+        self.dialect = SocketIODialect(self.link, _SETTINGS)
         self.dialect.encode(Connected("gw.1"))
-
-    def leave(self) -> None:
-        """The client left the namespace."""
-        self.left += 1
 
     def receive(self, data: bytes, binary: bool) -> bool:
         """A message; whether the connection goes on."""
@@ -110,8 +105,7 @@ class _Client:
             if told is not None:
                 _check_text(told)
             return not error.closes
-        if self.left:
-            self.left = 0
+        if self.dialect.left:
             self.renew()
         elif message is not None:
             assert isinstance(message, Inbound)

@@ -104,7 +104,7 @@ class SocketIOClient:
         self._link = link
         self._settings = settings
         self._open = open
-        self._dialect = SocketIODialect(link, settings, self._left)
+        self._dialect = SocketIODialect(link, settings)
         if given is None:
             self._session = open(link, self._dialect)
         else:
@@ -117,6 +117,8 @@ class SocketIOClient:
 
     def receive(self, data: bytes, binary: bool = False) -> None:
         self._session.receive(data, binary)
+        if self._dialect.left:
+            self._begin_anew()
 
     def charge(self, events: int, size: int) -> None:
         self._session.charge(events, size)
@@ -130,9 +132,9 @@ class SocketIOClient:
     def gap(self, gap: Gap) -> Outgoing | None:
         return self._session.gap(gap)
 
-    def _left(self) -> None:
+    def _begin_anew(self) -> None:
         self._session.lost()
-        self._dialect = SocketIODialect(self._link, self._settings, self._left)
+        self._dialect = SocketIODialect(self._link, self._settings)
         self._session = self._open(self._link, self._dialect)
         # The session that is over may have held up what the client sends.
         self._link.resume()
@@ -142,18 +144,18 @@ class SocketIOClient:
 class SocketIODialect:
     """The grammar of one Socket.IO client in the main namespace, the only one there is.
 
-    ``link``: the client's. What Socket.IO answers by itself, without the gateway, is written to it. ``left`` is called
-    when the client leaves the namespace: this is over then.
+    ``link``: the client's. What Socket.IO answers by itself, without the gateway, is written to it. ``left``: the
+    client has left the namespace, and this is over.
     """
 
-    __slots__ = ("_bounds", "_left", "_link", "_session", "_socket_id")
+    __slots__ = ("_bounds", "_link", "_session", "_socket_id", "left")
 
     codec = "socket.io"
     lasting_ids = False  # the ids of acknowledgements begin from 0 with every connection
 
-    def __init__(self, link: IClientLink, settings: SocketSettings, left: Callable[[], None]) -> None:
+    def __init__(self, link: IClientLink, settings: SocketSettings) -> None:
         self._link = link
-        self._left = left
+        self.left = False
         self._session = SocketSession(settings)
         self._bounds = settings.bounds
         self._socket_id = ""
@@ -181,7 +183,7 @@ class SocketIODialect:
         if type(packet) is ConnectPacket:
             return self._connected(packet)
         if type(packet) is DisconnectPacket:
-            self._left()
+            self.left = True
         elif type(packet) is Outgoing:
             self._link.write(packet)
         return None

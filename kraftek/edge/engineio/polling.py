@@ -94,34 +94,33 @@ class _Answer:
 
     def __init__(self, request: Request) -> None:
         self.lost: Callable[[], None] | None = None
-        self._finished = False
-        self._request = request
+        self._request: Request | None = request  # until it is answered, or cannot be any more
         request.notifyFinish().addErrback(self._gone)
 
     def finish(self, body: bytes | None) -> None:
         """Give it; ``None``: come back later."""
-        if not self._finished:
-            self._finished = True
+        request, self._request = self._request, None
+        if request is not None:
             # Where the process stops, nothing that comes on this connection would be answered any more.
             status, closes = (200, False) if body is not None else (503, True)
-            self._request.answer(Response(status, body or b"", headers=_HEADERS, closes=closes))
+            request.answer(Response(status, body or b"", headers=_HEADERS, closes=closes))
 
     def posted(self, error: EngineError | None) -> None:
         """What a POST is answered."""
         if error is None:
             self.finish(b"ok")
-        elif not self._finished:
-            self._finished = True
+            return
+        request, self._request = self._request, None
+        if request is not None:
             if self.lost is None:
-                self._request.answer(_refusal(error))
+                request.answer(_refusal(error))
             else:
-                self._request.refuse(_refusal(error))
+                request.refuse(_refusal(error))
 
     def _gone(self, reason: Failure) -> None:
-        if not self._finished:
-            self._finished = True
-            if self.lost is not None:
-                self.lost()
+        request, self._request = self._request, None
+        if request is not None and self.lost is not None:
+            self.lost()
 
 
 def _refusal(error: EngineError) -> Response:

@@ -45,7 +45,7 @@ from tests.support.world import House
 def made(link: FakeLink | None = None, *, connected: bool = True) -> SocketIODialect:
     """A dialect whose client, ``sid``, was let into the namespace."""
     link = link or FakeLink()
-    dialect = SocketIODialect(link, SocketSettings(), lambda: link.close(1000, "it left"))
+    dialect = SocketIODialect(link, SocketSettings())
     dialect.encode(Connected("sid"))
     if connected:
         assert dialect.received(b"0", False) is None
@@ -132,9 +132,10 @@ def test_there_is_one_namespace() -> None:
 
 
 def test_who_leaves_the_namespace_is_gone() -> None:
-    link = FakeLink()
-    assert made(link).received(b"1", False) is None
-    assert link.closed == (1000, "it left")
+    dialect = made()
+    assert not dialect.left
+    assert dialect.received(b"1", False) is None
+    assert dialect.left
 
 
 def test_an_acknowledgement_of_the_client_means_nothing() -> None:
