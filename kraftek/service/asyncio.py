@@ -202,6 +202,9 @@ class _Backend:
     def fault(self) -> str | None:
         return self._fault
 
+    async def pause(self) -> None:
+        await asyncio.sleep(0)
+
     def info(self, text: str) -> None:
         _log.info("%s", text)
 

@@ -91,6 +91,9 @@ class Backend(Protocol):
     def fault(self) -> str | None:
         """Why Redis is unavailable, as far as is known."""
 
+    def pause(self) -> Awaitable[object]:
+        """Returns when everybody else had a turn, and what Redis has sent was read."""
+
     def info(self, text: str) -> None: ...
 
     def warn(self, text: str) -> None: ...

@@ -15,6 +15,7 @@ consumers of one group:
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 from kraftek.contract.consumer_groups import CLAIM, FORGOTTEN_AFTER, JOIN, Consumer, event_in, new_entries
@@ -23,7 +24,7 @@ from kraftek.contract.names import instances_key, lease_key
 from kraftek.service.backend import Backend, Reader
 from kraftek.service.handling import Entry, Handling
 from kraftek.service.jobs import Jobs
-from kraftek.service.processor import EventProcessor, Incoming
+from kraftek.service.processor import EventProcessor
 from kraftek.service.waiting import Waiting
 
 __all__ = ["Partitions", "Source", "Stream", "Subscription"]
@@ -31,6 +32,12 @@ __all__ = ["Partitions", "Source", "Stream", "Subscription"]
 TOLD = 1.0
 """Seconds for which a socket whose event was refused hears of no further one without an id: an error for each would
 take as long as to handle them.
+"""
+
+SLICE = 0.004
+"""Seconds for which events over Pub/Sub are begun before more is read: plain functions run meanwhile, one after the
+other. If 64 of a few milliseconds each did, nobody else's event would be read for so long, and users could not take
+turns.
 """
 
 BLOCK = 500
@@ -55,18 +62,32 @@ class Source(Protocol):
 
 
 class Subscription:
-    """Events over Pub/Sub."""
+    """Events over Pub/Sub. ``clock`` gives seconds."""
 
-    def __init__(self, processor: EventProcessor, backend: Backend, jobs: Jobs, handling: Handling) -> None:
+    def __init__(
+        self,
+        processor: EventProcessor,
+        backend: Backend,
+        jobs: Jobs,
+        handling: Handling,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._processor = processor
         self._backend = backend
         self._jobs = jobs
         self._handling = handling
+        self._clock = clock
         self._waiting = Waiting()
         self._told: set[str] = set()
         self._told_since = 0.0
-        self._in_progress = 0
+        self._in_progress = self._to_begin = 0
         self._spawning = False
+        # The slice that has begun since something was read: when it ends, how many events were begun in it, and whether
+        # it is over. After one that had too little time for all, not many more are tried at once.
+        self._until: float | None = None
+        self._begun = 0
+        self._over = False
+        self._at_once = processor.concurrency
 
     async def begin(self) -> None:
         await self._backend.subscribe(self._processor.channel, self._received)
@@ -84,7 +105,7 @@ class Subscription:
             self._jobs.spawn(self._handling.refuse, event)
 
     def _is_to_be_told(self, socket_id: str) -> bool:
-        now = time.monotonic()
+        now = self._clock()
         if now - self._told_since >= TOLD:
             self._told_since = now
             self._told.clear()
@@ -97,17 +118,38 @@ class Subscription:
         if self._spawning:
             return  # under Twisted a spawned coroutine may end at once, and call this again from within
         self._spawning = True
-        while self._waiting and self._in_progress < self._processor.concurrency:
+        concurrency, at_once = self._processor.concurrency, self._at_once
+        while not self._over and self._in_progress < concurrency and self._to_begin < min(len(self._waiting), at_once):
             self._in_progress += 1
-            self._jobs.spawn(self._handle, self._waiting.take())
+            self._to_begin += 1
+            self._jobs.spawn(self._handle)
         self._spawning = False
 
-    async def _handle(self, event: Incoming) -> None:
+    async def _handle(self) -> None:
+        """Handle the next event, unless the slice is over: whose turn it is may be another one after the next read."""
+        self._to_begin -= 1
         try:
-            await self._handling.published(event)
+            if self._is_time():
+                self._begun += 1
+                await self._handling.published(self._waiting.take())
         finally:
             self._in_progress -= 1
             self._next()
+
+    def _is_time(self) -> bool:
+        now = self._clock()
+        if self._until is None:
+            self._until = now + SLICE
+            self._jobs.spawn(self._go_on)
+        self._over = now >= self._until
+        return not self._over
+
+    async def _go_on(self) -> None:
+        """A job, because a stop waits for those."""
+        await self._backend.pause()
+        self._at_once = 2 * self._begun if self._over else self._processor.concurrency
+        self._until, self._begun, self._over = None, 0, False
+        self._next()
 
 
 class Stream:

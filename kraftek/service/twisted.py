@@ -13,6 +13,7 @@ from typing import Any
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 from twisted.logger import Logger, globalLogBeginner, textFileLogObserver
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -180,6 +181,9 @@ class _Backend(MultiService):
     @property
     def fault(self) -> str | None:
         return self._bus.fault
+
+    def pause(self) -> Deferred[None]:
+        return deferLater(self._clock, 0)
 
     def info(self, text: str) -> None:
         self._log.info("{text}", text=text)

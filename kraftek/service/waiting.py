@@ -29,8 +29,8 @@ class Waiting:
         self._events, self._sizes = Counter[str](), Counter[str]()
         self._free_events, self._free_bytes = EVENTS, SIZE
 
-    def __bool__(self) -> bool:
-        return bool(self._users)
+    def __len__(self) -> int:
+        return EVENTS - self._free_events
 
     def put(self, event: Incoming, size: int) -> bool:
         """Have the event, of so many bytes, wait. ``False``: it cannot."""

@@ -1,0 +1,188 @@
+"""Events over Pub/Sub are begun a few at a time, on loops of both kinds, and more is read in between."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
+from typing import Any, cast
+
+import pytest
+
+from kraftek.service.backend import Backend
+from kraftek.service.handling import Handling
+from kraftek.service.jobs import Jobs
+from kraftek.service.processor import Context, EventProcessor, Link
+from kraftek.service.sources import SLICE, Subscription
+from kraftek.service.waiting import EVENTS
+
+CONCURRENCY = 32
+
+
+class Pause:
+    """What a coroutine awaits until the loop goes on with it."""
+
+    def __await__(self) -> Generator[Pause, None, None]:
+        yield self
+
+
+class Loop:
+    """A backend. ``at_once``: a coroutine begins when it is spawned, as under Twisted, and otherwise in the next round,
+    as under asyncio. In each round what was spawned or has paused goes on, and then more is read. Redis answers in
+    ``delay`` rounds.
+    """
+
+    def __init__(self, at_once: bool, delay: int = 1) -> None:
+        self.at_once, self.delay = at_once, delay
+        self.ready: deque[Coroutine[Any, Any, None]] = deque()
+        self.listener: Callable[[bytes], None]
+        self.calls: list[Any] = []
+        self.now = 0.0
+        self.failures: list[BaseException] = []
+        self.spawned = 0
+
+    async def subscribe(self, channel: str, listener: Callable[[bytes], None]) -> None:
+        self.listener = listener
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> object:
+        self.spawned += 1
+        if self.at_once:
+            self._go_on(coroutine)
+        else:
+            self.ready.append(coroutine)
+        return coroutine
+
+    def pause(self) -> Awaitable[object]:
+        return Pause()
+
+    async def call(self, *command: Any) -> int:
+        self.calls.append(command)
+        for _ in range(self.delay):
+            await Pause()
+        return 1
+
+    def failed(self, text: str, error: BaseException) -> None:
+        self.failures.append(error)
+
+    def round(self) -> None:
+        """What is ready goes on once."""
+        for _ in range(len(self.ready)):
+            self._go_on(self.ready.popleft())
+
+    def _go_on(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        try:
+            coroutine.send(None)
+        except StopIteration:
+            return
+        self.ready.append(coroutine)
+
+
+class Service:
+    """A service over Pub/Sub whose handler, a plain function, takes so many seconds."""
+
+    def __init__(self, loop: Loop, seconds: float) -> None:
+        self.loop = loop
+        self.handled: list[str] = []
+        processor = EventProcessor("chat", concurrency=CONCURRENCY)
+
+        @processor.on("say:back")
+        def handle(context: Context, payload: object) -> None:
+            self.loop.now += seconds
+            self.handled.append(context.user_id)
+
+        backend = cast("Backend", self.loop)
+        self.jobs = Jobs(backend, lambda _: None)
+        handling = Handling(processor, backend, self.jobs, cast("Link", None), lambda _: None)
+        self.source = Subscription(processor, backend, self.jobs, handling, lambda: self.loop.now)
+        self.jobs.spawn(self.source.begin)
+        self.loop.round()
+
+    def reads(self, *users: str) -> None:
+        """An event of each of these arrives."""
+        for user in users:
+            event = {"eventType": "chat:say:back", "userId": user, "socketId": f"g.{user}", "replyTo": "r"}
+            self.loop.listener(json.dumps(event).encode())
+
+    def per_round(self, rounds: int) -> list[int]:
+        """How many are handled in each of these rounds."""
+        numbers = []
+        for _ in range(rounds):
+            before = len(self.handled)
+            self.loop.round()
+            numbers.append(len(self.handled) - before)
+        return numbers
+
+
+@pytest.fixture(params=[True, False], ids=["Twisted", "asyncio"])
+def loop(request: pytest.FixtureRequest) -> Iterator[Loop]:
+    made = Loop(bool(request.param))
+    yield made
+    for coroutine in made.ready:
+        coroutine.close()
+
+
+def test_only_as_many_are_begun_before_the_next_read_as_there_is_time_for(loop: Loop) -> None:
+    service = Service(loop, SLICE / 2)
+    service.reads(*["flood"] * 20)
+    assert len(service.handled) == (2 if loop.at_once else 0)
+    numbers = service.per_round(30)
+    assert max(numbers) == 2
+    assert len(service.handled) == 20
+    assert service.loop.ready == deque()
+
+
+def test_one_that_takes_long_is_handled_all_the_same(loop: Loop) -> None:
+    service = Service(loop, 10 * SLICE)
+    service.reads(*["flood"] * 5)
+    assert max(service.per_round(20)) == 1
+    assert len(service.handled) == 5
+
+
+def test_as_many_as_ever_are_begun_that_take_no_time(loop: Loop) -> None:
+    service = Service(loop, 0.0)
+    service.reads(*["ann"] * 50)
+    service.loop.round()
+    assert len(service.handled) >= CONCURRENCY
+    service.per_round(20)
+    assert len(service.handled) == 50
+
+
+def test_who_comes_after_a_flood_waits_for_no_more_than_a_slice_of_it(loop: Loop) -> None:
+    service = Service(loop, SLICE)
+    service.reads(*["flood"] * 100)
+    service.per_round(4)
+    before = len(service.handled)
+    service.reads("ann")
+    while "ann" not in service.handled:
+        service.loop.round()
+    assert service.handled.index("ann") - before <= 2
+
+
+def test_few_are_tried_again_while_each_takes_long(loop: Loop) -> None:
+    service = Service(loop, SLICE)
+    service.reads(*["flood"] * 50)
+    service.per_round(8)
+    loop.spawned = 0
+    handled = sum(service.per_round(10))
+    assert handled
+    assert loop.spawned <= 6 * handled
+    service.per_round(200)
+    assert len(service.handled) == 50
+
+
+def test_a_stop_waits_for_what_has_not_begun(loop: Loop) -> None:
+    service = Service(loop, SLICE)
+    service.reads(*["ann"] * 10)
+    while len(service.handled) < 10:
+        assert service.jobs._running, "nothing would be waited for"
+        service.loop.round()
+    service.per_round(5)
+    assert not service.jobs._running
+    assert not service.loop.failures
+
+
+def test_who_floods_beyond_what_may_wait_is_refused(loop: Loop) -> None:
+    service = Service(loop, SLICE)
+    service.reads(*["flood"] * (EVENTS // 2 + 10))
+    service.loop.round()
+    assert "SERVICE_UNAVAILABLE" in str(service.loop.calls)
