@@ -37,7 +37,7 @@ async def _measured(port: int, directory: Path, gateway: subprocess.Popen[bytes]
         payload = {"at": time.monotonic(), "text": "x" * 64}
         publisher.publish("events:broadcast", json.dumps({"type": "a:b:c", "roomId": ROOM, "payload": payload}))
         await _heard(clients, number)
-    step, turn, long = look(gateway, directory / "turns")
+    step, turn, long, _ = look(gateway, directory / "turns")
     latencies = sorted(each for client in clients for each in client.latencies)
     half, last = (1000 * latencies[at] for at in (len(latencies) // 2, -1))
     print(f"{messages} messages, one after the other, to a room of {count}")

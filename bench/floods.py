@@ -176,7 +176,9 @@ def until(seen: Callable[[], Any], what: str) -> None:
 
 
 def look(gateway: subprocess.Popen[bytes], file: Path) -> list[float]:
-    """The longest step and turn of the gateway's reactor since the last look, and how many steps were long."""
+    """The longest step and turn of the gateway's reactor since the last look, how many steps were long, and the longest
+    collection of garbage.
+    """
     file.unlink(missing_ok=True)
     gateway.send_signal(signal.SIGRTMIN)
     until(file.exists, "the gateway's turns")
@@ -284,7 +286,7 @@ async def _measured(
 
 
 def _line(kind: str, seconds: float, measured: Measured, found: dict[str, Any], trouble: list[str]) -> str:
-    step, turn, long = found["turns"]
+    step, turn, long, _ = found["turns"]
     written = sum(each["written"] for each in found["flooders"]) / 1e6
     closes: Counter[str] = sum((Counter(each["closes"]) for each in found["flooders"]), Counter())
     notes = [f"{written:.1f} MB written"] if found["flooders"] else []

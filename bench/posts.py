@@ -99,7 +99,7 @@ async def _measured(port: int, auth: int, directory: Path, gateway: subprocess.P
                     while not (pinging.done() and load.poll() is not None):
                         await asyncio.sleep(0.05)
                         most = max(most, resident_bytes([gateway.pid]))
-            step, turn, _ = look(gateway, directory / "turns")
+            step, turn, *_ = look(gateway, directory / "turns")
             until(answers.read_text, log.read_text())
             print(f"{count} POSTs of {len(BODY) / 1e6:.2f} MB at a time to {what} while access is asked")
             print(

@@ -2,12 +2,13 @@
 
 A *step* is what is done about one file that is ready, or all that timers and the end of an iteration do; a *turn* is
 all that is done between two looks for files that are ready. On SIGRTMIN the longest of both since the last time are
-written into ``FILE``, in seconds of processor time, and how many steps were longer than 10 ms: on a machine that others
-use, too, the wall clock says how long they were.
+written into ``FILE``, in seconds of processor time, how many steps were longer than 10 ms, and the longest collection
+of Python's garbage collector: on a machine that others use, too, the wall clock says how long they were.
 """
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -36,9 +37,10 @@ class Watched:
 
     def __init__(self, poller: Any) -> None:
         self._poller = poller
-        self._began = self._last = 0.0
-        self.step = self.turn = 0.0
+        self._began = self._last = self._collecting = 0.0
+        self.step = self.turn = self.collection = 0.0
         self.long = 0
+        gc.callbacks.append(self._collects)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._poller, name)
@@ -58,12 +60,18 @@ class Watched:
         self.step = max(self.step, seconds)
         self.long += seconds > LONG
 
+    def _collects(self, phase: str, _: object) -> None:
+        if phase == "start":
+            self._collecting = thread_time()
+        else:
+            self.collection = max(self.collection, thread_time() - self._collecting)
+
     def report(self, file: Path) -> None:
         """Write it, and begin anew."""
         following = file.with_suffix(".new")
-        following.write_text(f"{self.step} {self.turn} {self.long}")
+        following.write_text(f"{self.step} {self.turn} {self.long} {self.collection}")
         following.rename(file)
-        self.step = self.turn = 0.0
+        self.step = self.turn = self.collection = 0.0
         self.long = 0
 
 

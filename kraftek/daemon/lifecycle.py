@@ -48,6 +48,7 @@ from kraftek.daemon.checkers import Checkers
 from kraftek.daemon.demo import NotesService
 from kraftek.daemon.draining import Draining, end
 from kraftek.daemon.first_contact import FirstContact
+from kraftek.daemon.garbage import INTERVAL, Garbage
 from kraftek.daemon.listening import Certificates
 from kraftek.daemon.memory import MemoryCeiling
 from kraftek.daemon.operator import OperatorSite
@@ -192,7 +193,7 @@ class Daemon(Service):
             self._notes = NotesService(reactor, redis.url, redis.prefix)
             self._notes.startService()
         self._sweeps.add(*sweeps_of(core), *edge_sweeps_of(edge), (ceiling.sweep, SWEEP_INTERVAL))
-        self._sweeps.add((checkers.sweep, SWEEP_INTERVAL))
+        self._sweeps.add((checkers.sweep, SWEEP_INTERVAL), (Garbage(reactor, core.roster).sweep, INTERVAL))
         self._sweeps.start()
         core.service_events.begin()
         for endpoint in places:

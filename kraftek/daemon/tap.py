@@ -5,7 +5,6 @@ Imported by ``twistd`` when it meets the name ``kraftek-gateway``, by way of ``t
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 import time
@@ -22,16 +21,12 @@ from twisted.python import usage
 from kraftek.contract.errors import ConfigError
 from kraftek.contract.settings import Config
 from kraftek.daemon.config import load
+from kraftek.daemon.garbage import settle
 from kraftek.daemon.image import Command, inherited
 from kraftek.daemon.systemd import name_sockets
 from kraftek.fastpath import wanted
 
 __all__ = ["Options", "makeService"]
-
-_YOUNG = 5_000
-"""New objects after which Python looks for cycles among them. With its default, 700, that was a fifth of our part of a
-request with 400 of them under way, each of which it looks at; what is done with is freed without it. To look at 10,000
-took 3 to 8 ms."""
 
 
 class Options(usage.Options):
@@ -137,9 +132,7 @@ def makeService(options: Options) -> IService:
         fastpath=options.fastpath,
         succession=Succession(running, options.command if stays else None, options.inheritance),
     )
-    gc.collect()
-    gc.freeze()  # the modules stay
-    gc.set_threshold(_YOUNG)
+    settle()
     return gateway
 
 
