@@ -70,7 +70,7 @@ class StreamShares:
             if self._sent - self._seen <= unverified:
                 return False
             self._look()
-            if self._sent - self._asked > unverified:
+            if self._sent - self._asked + cost > unverified:
                 return False
         self._sent += cost
         users[user_id] = used

@@ -58,6 +58,12 @@ def test_a_burst_takes_no_more_while_redis_is_looked_at() -> None:
     assert shares.takes("flood", 1000), "most of it was handled meanwhile"
 
 
+def test_a_burst_of_large_events_takes_no_more_either() -> None:
+    shares = StreamShares(1000, 65_536, lambda: None)  # Redis does not answer yet
+    assert [shares.takes("flood", 20_000) for _ in range(5)] == [True, True, False, False, False]
+    assert shares.takes("ann", 20_000)
+
+
 def test_users_share_what_is_there() -> None:
     stream = Stream()
     for _ in range(2000):

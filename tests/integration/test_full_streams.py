@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 MIB = 1_048_576
 SERVICES = {
     "files": {"channel": "events:files", "transport": "stream", "max_bytes": 4 * MIB},
+    "small": {"channel": "events:small", "transport": "stream", "max_bytes": 65_536},
     "board": {"channel": "events:board", "transport": "stream", "max_length": 20, "presence": True},
 }
 
@@ -45,6 +46,15 @@ def test_what_waits_is_bounded_and_shared_and_presence_costs_no_event(
     assert used < 1.3 * 4 * MIB
     more = [acked(flood, "files:file:save", number, "x" * 65_000) for number in range(100, 105)]
     assert more[-3:] == ["RATE_LIMITED"] * 3, "after a look at what Redis has"
+
+    # The same with as little as there is of an event, at a time, and in a small stream.
+    for number in range(1000, 1500):
+        flood.send("small:file:save", id=number)
+    heard = [flood.receive() for _ in range(500)]
+    answers = [message["type"] if message["type"] == "ack" else message["payload"]["code"] for message in heard]
+    assert set(answers) == {"ack", "RATE_LIMITED"}
+    assert 90 <= answers.count("ack") <= 180, "half of it, and what was sent before Redis was looked at"
+    assert [acked(other, "small:file:save", 2000, "x" * 500) for other in others] == ["ack"] * 10
 
     # Presence finds a full stream.
     redis.xgroup_create("events:board", "board", "0")
