@@ -70,7 +70,10 @@ setup(
         "treq>=24.9; python_version >= '3.13'",
         "zope.interface>=5.5",
     ],
-    entry_points={"pytest11": ["kraftek = kraftek.service.testing"]},
+    entry_points={
+        "console_scripts": ["kraftek = kraftek.daemon.cli:main"],
+        "pytest11": ["kraftek = kraftek.service.testing"],
+    },
     extras_require={
         "client": ["websockets>=15.0"],
         "service": ["redis>=5.0.1"],

@@ -1,0 +1,77 @@
+"""Send a message to clients: to a room, to users, to sockets or to everybody.
+
+It is sent once, and not kept: who is not connected never gets it. Says how many gateways took it; with none the status
+is 1.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, Namespace
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from kraftek.daemon.cli.place import configuration, place_options
+from kraftek.service.twisted import Publisher
+
+__all__ = ["options", "run"]
+
+
+def options(parser: ArgumentParser) -> None:
+    """The options of the command."""
+    parser.add_argument("type", metavar="TYPE", help="what clients see as its type, such as news:item:new")
+    parser.add_argument(
+        "payload", metavar="PAYLOAD", nargs="?", default="null", help="JSON, or - to read it; null unless given"
+    )
+    whom = parser.add_argument_group("to whom, one of").add_mutually_exclusive_group(required=True)
+    whom.add_argument("--room", help="everybody in this room")
+    whom.add_argument("--user", action="append", metavar="ID", help="every socket of this user; may be repeated")
+    whom.add_argument("--socket", action="append", metavar="ID", help="this socket; may be repeated")
+    whom.add_argument("--everybody", action="store_true", help="everybody who has authenticated")
+    parser.add_argument(
+        "--exclude", action="append", default=[], metavar="ID", help="not this socket; with --room and --everybody"
+    )
+    place_options(parser)
+
+
+async def run(reactor: Any, given: Namespace) -> int:
+    """Send it."""
+    if given.exclude and (given.user or given.socket):
+        raise ValueError("--exclude goes with --room and --everybody")
+    text = sys.stdin.buffer.read() if given.payload == "-" else given.payload.encode("utf-8", "surrogateescape")
+    payload = _json(text)
+    redis = configuration(given).redis
+    publisher = Publisher(reactor, redis.url, ca=redis.ca, prefix=redis.prefix, broadcast=redis.broadcast)
+    publisher.startService()
+    try:
+        taken = await _send(publisher, given, payload)
+    finally:
+        with suppress(Exception):
+            await publisher.stopService()
+    if not taken:
+        print(f"kraftek: no gateway took it: none listens to {redis.prefix}{redis.broadcast}", file=sys.stderr)
+        return 1
+    print(f"taken by {taken} {'gateway' if taken == 1 else 'gateways'}")
+    return 0
+
+
+async def _send(publisher: Publisher, given: Namespace, payload: Raw) -> int:
+    if given.everybody:
+        return await publisher.broadcast_to_everybody(given.type, payload, exclude=given.exclude)
+    if given.room is not None:
+        return await publisher.broadcast_to_room(given.type, payload, given.room, exclude=given.exclude)
+    if given.user:
+        return await publisher.broadcast_to_users(given.type, payload, given.user)
+    return await publisher.broadcast_to_sockets(given.type, payload, given.socket)
+
+
+def _json(text: bytes) -> Raw:
+    try:
+        text.decode()
+        msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"the payload is no JSON: {error}") from None
+    return Raw(text.strip())
