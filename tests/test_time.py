@@ -20,6 +20,7 @@ WALL_CLOCK = {
     "core/service_events.py": "stamps the events that services send each other",
     "daemon/assembly.py": "hands it to these",
     "edge/auth_service.py": "compares with expiresAt, which the auth service says",
+    "edge/own_checker.py": "compares with expiresAt, which the checker says",
     "edge/jwt_checker.py": "compares with exp and iat, which tokens say",
     "service/testing.py": "stamps the events that a test sends, as the gateway does",
 }

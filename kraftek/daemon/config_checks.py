@@ -30,14 +30,20 @@ def _check_certificates(name: str, read_file: Callable[[str], bytes]) -> None:
         raise ValueError("a file of certificates in PEM")
 
 
+_NAME = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*"
+_OWN = f"python:{_NAME}:{_NAME}"
+
+
 def _check_auth_url(url: str, _: object) -> None:
     if url in {"open", "jwt"}:
         return
-    found = re.fullmatch(r"(?:jwt\+)?https?://([^/?#@]*)(/[!-~]*)?", url)
+    found = re.fullmatch(rf"(?:(?:jwt|{_OWN})\+)?(?:{_OWN}|https?://([^/?#@]*)(/[!-~]*)?)", url)
     if found is None or "?" in url or "#" in url:
         url_only = "http:// or https:// with HOST[:PORT][/PATH] and nothing else"
-        raise ValueError(f'"open", or {url_only}, or "jwt", or jwt+ and such a URL')
-    host_and_port(found[1], 0)
+        own = "python:MODULE:FACTORY"
+        raise ValueError(f'"open", or {url_only}, or "jwt", or {own}, or jwt+ or {own}+ and one of them')
+    if found[1] is not None:
+        host_and_port(found[1], 0)
 
 
 def _check_key_set(url: str, _: object) -> None:

@@ -147,6 +147,8 @@ class Daemon(Service):
 
     def startService(self) -> None:
         super().startService()
+        if self._places is None:  # twist has no privileges to give up
+            self.privilegedStartService()
         self._pulse.start()
         self._reactor.callWhenRunning(self._signals.install)
         self._starting = Deferred.fromCoroutine(self._start())

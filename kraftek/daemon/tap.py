@@ -104,9 +104,9 @@ class Options(usage.Options):
             _refuse(error.mistakes)
         except usage.UsageError as error:
             _refuse([f"{error}; twistd kraftek-gateway --help lists the options"])
-        parent = getattr(self, "parent", None)
-        if parent is not None and parent["pidfile"]:
-            _remove_left_behind(Path(parent["pidfile"]), own=self.inheritance is not None)
+        pidfile = _of_parent(self, "pidfile")
+        if pidfile:
+            _remove_left_behind(Path(pidfile), own=self.inheritance is not None)
 
 
 def makeService(options: Options) -> IService:
@@ -122,9 +122,8 @@ def makeService(options: Options) -> IService:
     # Twisted's is time.time: timers come late by as much as that is set back, and early when it is set forward.
     running.seconds = time.monotonic
     running.installNameResolver(HostnameResolver(running))
-    parent = getattr(options, "parent", None)
     # Otherwise the next image would become another process, or not find its way.
-    stays = parent and parent["nodaemon"] and not parent["chroot"]
+    stays = _of_parent(options, "nodaemon") and not _of_parent(options, "chroot")
     gateway = make_gateway(
         running,
         options.configuration,
@@ -136,12 +135,19 @@ def makeService(options: Options) -> IService:
     return gateway
 
 
+def _of_parent(options: Options, name: str) -> Any:
+    """An option of twistd's own. twist has none of these."""
+    return (getattr(options, "parent", None) or {}).get(name)
+
+
 def _check(configuration: Config, offered: str) -> NoReturn:
     # Imported here because they import the reactor; all that a start needs, so that it is seen whether it is there.
+    from kraftek.daemon.checkers import factories_of  # noqa: PLC0415
     from kraftek.daemon.lifecycle import Certificates  # noqa: PLC0415
     from kraftek.daemon.state import chosen  # noqa: PLC0415
 
     Certificates().read((*configuration.listen, *configuration.operator.listen))
+    factories_of(configuration.auth.check)
     sys.stdout.write("The configuration is right.\n")
     if offered:
         taken = chosen(offered)

@@ -2,24 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
+from zope.interface import implementer
 
-from kraftek.contract.errors import Code, PeerError
-from kraftek.contract.messages import Token
+from kraftek.contract.errors import Code, ConfigError, PeerError
+from kraftek.contract.interfaces import IAccessChecker
+from kraftek.contract.messages import Grant, Token
 from kraftek.contract.metrics import Counters
 from kraftek.contract.names import INVALIDATION
 from kraftek.contract.settings import Auth, Config, Jwt
 from kraftek.core.access.not_before import NOT_BEFORE
 from kraftek.core.access.redis import CLEAR
-from kraftek.daemon.checkers import Checkers, CheckKind, kind_of
+from kraftek.daemon.checkers import Checkers, factories_of, kind_of
 from tests.support.fakes import FakeBus
 
 SECRET = "0123456789abcdef0123456789abcdef"
+OWN = f"python:{__name__}:Everybody"
+
+
+@implementer(IAccessChecker)
+class Everybody:
+    """A checker of one's own."""
+
+    def check(self, token: Token, room_id: str | None, turn: str = "") -> Deferred[Grant]:
+        return succeed(Grant(token.value))
+
+    def vouches(self, source: str) -> bool:
+        return not source
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """It never changes."""
+
+
+class Somebody(Everybody):
+    """Another one."""
+
+
+class Nobody:
+    """No checker."""
+
+
+def broken() -> None:
+    raise ZeroDivisionError("no")
 
 
 def config(check: str, directory: Path) -> Config:
@@ -44,26 +75,29 @@ class Running:
 @pytest.mark.parametrize(
     ("check", "kind"),
     [
-        ("open", CheckKind.OPEN),
-        ("http://a", CheckKind.ASKING),
-        ("https://a/jwt", CheckKind.ASKING),
-        ("jwt", CheckKind.JWT),
-        ("jwt+http://a", CheckKind.CHAINED),
+        ("open", ("open",)),
+        ("http://a", ("http",)),
+        ("https://a/jwt+b", ("http",)),
+        ("jwt", ("jwt",)),
+        ("jwt+http://a", ("jwt", "http")),
+        (OWN, (OWN,)),
+        (f"{OWN}+http://a", (OWN, "http")),
+        (f"jwt+{OWN}", ("jwt", OWN)),
     ],
 )
-def test_kinds(check: str, kind: CheckKind, tmp_path: Path) -> None:
-    assert kind_of(check) is kind
+def test_kinds(check: str, kind: tuple[str, ...], tmp_path: Path) -> None:
+    assert kind_of(check) == kind
     with capturedLogs() as events:
         running = Running(check, tmp_path)
-    assert len(events) == (kind is CheckKind.OPEN)
+    assert len(events) == (check == "open")
     running.checkers.sweep()
     running.checkers.reload(running.config)()
     assert running.checkers.close().called
     # What is revoked is a time, where the token decides.
     for listener in running.bus._channels.get(INVALIDATION, []):
         listener(b'{"userId":"ada"}')
-    expected = {CheckKind.OPEN: [], CheckKind.ASKING: [CLEAR]}
-    assert running.commands() == expected.get(kind, [NOT_BEFORE, CLEAR])  # in this order: see NotBefore
+    # In this order: see NotBefore.
+    assert running.commands() == [*([NOT_BEFORE] if "jwt" in kind else []), *([CLEAR] if check != "open" else [])]
 
 
 def test_both_are_asked_in_a_chain(tmp_path: Path) -> None:
@@ -83,3 +117,46 @@ def test_a_file_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("short")
     with pytest.raises(ValueError, match="expected a secret"):
         running.checkers.reload(running.config)
+
+
+def test_ones_own_is_asked_in_a_chain(tmp_path: Path) -> None:
+    running = Running(f"{OWN}+http://127.0.0.1:3002", tmp_path)
+    assert running.checkers._auth_service is not None
+    assert running.checkers._auth_service._agent._url == b"http://127.0.0.1:3002/auth/check"
+    (own,) = running.checkers._own
+    granted: list[Grant] = []
+    own.check(Token("ada"), "r").addCallback(granted.append)
+    source = granted[0].source
+    assert (granted[0].user_id, own.vouches(source)) == ("ada", True)
+    other = Running(f"python:{__name__}:Somebody", tmp_path)
+    assert not other.checkers._own[0].vouches(source)
+
+
+@pytest.mark.parametrize(
+    ("path", "mistake"),
+    [
+        ("missing.module:x", "expected module missing.module to be there, found ModuleNotFoundError: No module named"),
+        (f"{__name__}:Missing", f"expected Missing in module {__name__}, found AttributeError: "),
+        (f"{__name__}:SECRET", "expected a function or class, found a str"),
+    ],
+)
+def test_a_factory_that_is_not_there(path: str, mistake: str, tmp_path: Path) -> None:
+    for use in (lambda: factories_of(f"jwt+python:{path}"), lambda: Running(f"python:{path}", tmp_path)):
+        with pytest.raises(ConfigError) as caught:
+            use()
+        assert caught.value.mistakes[0].startswith(f"auth.check: python:{path}: {mistake}")
+
+
+@pytest.mark.parametrize(
+    ("name", "mistake"),
+    [
+        ("broken", "expected a factory that makes a checker without arguments, found ZeroDivisionError: no"),
+        ("Nobody", "expected it to make an IAccessChecker of kraftek.contract.interfaces ("),
+    ],
+)
+def test_a_factory_that_makes_no_checker(name: str, mistake: str, tmp_path: Path) -> None:
+    (factory,) = factories_of(f"python:{__name__}:{name}")  # it is not called
+    assert callable(factory)
+    with pytest.raises(ConfigError) as caught:
+        Running(f"python:{__name__}:{name}", tmp_path)
+    assert caught.value.mistakes[0].startswith(f"auth.check: python:{__name__}:{name}: {mistake}")

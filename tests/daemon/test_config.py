@@ -525,6 +525,10 @@ def test_not_origins(origin: str) -> None:
         "http://[::1]:3002/",
         "http://a/b/c%20d",
         "https://a/jwt",
+        "python:access:make",
+        "python:our.own_access:Checker.make",
+        "python:access:make+http://a/b+c",
+        "python:a:b+python:c:d",
     ],
 )
 def test_auth_urls(url: str) -> None:
@@ -553,6 +557,15 @@ def test_auth_urls(url: str) -> None:
         "http://a/b\n",
         "http://[::1",
         "http://[1.2.3.4]",
+        "python:",
+        "python:access",
+        "python:access:",
+        "python:a-b:c",
+        "python:a:b:c",
+        "python:a:b+",
+        "python:a:b+jwt",
+        "python:a:b+open",
+        "http://a+python:a:b",
     ],
 )
 def test_not_auth_urls(url: str) -> None:
@@ -569,7 +582,7 @@ def jwt_toml(**settings: Any) -> str:
     return "\n".join(["[jwt]", *lines])
 
 
-@pytest.mark.parametrize("check", ["jwt", "jwt+http://auth"])
+@pytest.mark.parametrize("check", ["jwt", "jwt+http://auth", "jwt+python:our.access:make"])
 @pytest.mark.parametrize(
     "settings", [{}, {"algorithm": "HS256"}, {"key_files": None, "key_set": "https://id/keys?a=b"}]
 )

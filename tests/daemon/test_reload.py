@@ -210,7 +210,8 @@ def test_services_come_and_go_and_change() -> None:
 
 
 def test_others_are_asked_after_a_restart_only() -> None:
-    checks = ["open", "http://auth", "jwt", "jwt+http://auth"]
+    own = "python:tests.daemon.test_checkers:Everybody"
+    checks = ["open", "http://auth", "jwt", "jwt+http://auth", own, f"{own}+http://auth"]
     for before, after in [(before, after) for before in checks for after in checks if before != after]:
         running = Running(auth=Auth(check=before))
         lines = running.take(with_key(running.config, "auth.check", after))

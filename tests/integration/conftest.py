@@ -169,25 +169,20 @@ def redis_server(redis_servers: StartRedis) -> RedisServer:
 
 
 class Gateway:
-    """A gateway process, started by twistd from the installed package."""
+    """A process that a gateway runs in, from the installed package. ``held``: a listening socket for it."""
 
     def __init__(
         self,
-        arguments: Sequence[str],
+        command: Sequence[str],
         directory: Path,
         environment: Mapping[str, str],
         held: socket.socket | None = None,
-        twistd: Sequence[str] = ("--pidfile=",),
-        program: Path | None = None,
     ) -> None:
-        own = [sys.executable, str(Path(sys.prefix) / "bin/twistd")]
         self._log: list[str] = []
         self._news = threading.Condition()
         self._traceback_expected = False
         self.process = subprocess.Popen(
-            [*([sys.executable, "-c", PASS_SOCKET, str(held.fileno())] if held else []),
-             *([str(program)] if program else own), "--nodaemon", *twistd, "kraftek-gateway",
-             *arguments],
+            [*([sys.executable, "-c", PASS_SOCKET, str(held.fileno())] if held else []), *command],
             cwd=directory,
             env=environment,
             pass_fds=[held.fileno()] if held else [],
@@ -197,7 +192,7 @@ class Gateway:
             text=True,
             encoding="utf-8",
             errors="backslashreplace",
-        )  # fmt: skip
+        )
         self.pid = self.process.pid
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -777,10 +772,20 @@ class Starter:
         file = directory / "kraftek-gateway.toml"
         file.write_text(toml(merged(tables, config or {})), encoding="utf-8")
         listen = () if "--listen" in args else ("--listen", "tcp:0:interface=127.0.0.1")
+        own = [sys.executable, str(Path(sys.prefix) / "bin/twistd")]
+        command = [*([str(program)] if program else own), "--nodaemon", *twistd, "kraftek-gateway"]
+        return self.run([*command, "--config", str(file), *listen, *args], directory, env, held)
+
+    def run(
+        self,
+        command: Sequence[str],
+        directory: Path,
+        env: Mapping[str, str] | None = None,
+        held: socket.socket | None = None,
+    ) -> Gateway:
+        """Start a program that a gateway runs in, and return once that listens."""
         environment = {key: value for key, value in os.environ.items() if not GATEWAY_VARIABLE.fullmatch(key)}
-        process = Gateway(
-            ["--config", str(file), *listen, *args], directory, {**environment, **(env or {})}, held, twistd, program
-        )
+        process = Gateway(command, directory, {**environment, **(env or {})}, held)
         self._stage.callback(process.close)
         process.wait_listening()
         return process
