@@ -21,6 +21,7 @@ The directory is the drawing::
     What authors of clients and of services import.
 
 ``edge``, ``core`` and ``bus`` never import each other, and there are no import cycles (``test_layers`` tests it).
+``gateway.py`` is what a Twisted application imports that runs the gateway in its own process.
 ``fastpath.py`` is optional: it uses private parts of Twisted, for speed.
 
 From a client to a service:

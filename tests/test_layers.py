@@ -3,7 +3,7 @@
 * ``edge``, ``core`` and ``bus`` never import each other, nor what stands above them; annotations count.
 * ``contract`` imports nothing of ours, and Twisted only in the modules named in ``ON_TWISTED``.
 * ``client`` and ``service``, which authors import, know ``contract`` and each what ``NAMED`` says.
-* Only ``daemon`` knows everybody. No circle closes between files.
+* Only ``daemon`` knows everybody, and ``gateway`` makes one of it for others. No circle closes between files.
 * A folder inside ``core`` never imports the files of ``core`` itself.
 * A library with a wire behind it has one owner.
 * No module imports the reactor when it is imported itself, because twistd has yet to choose one; ``core`` never does.
@@ -28,11 +28,12 @@ KNOWS: dict[str, set[str]] = {
     "core": {"contract"},
     "bus": {"contract"},
     "fastpath": {"contract"},
+    "gateway": {"contract", "daemon", "fastpath", "service"},
     "client": {"contract"},
     "service": {"contract"},
     "daemon": {"contract", "edge", "core", "bus", "fastpath", "client", "service"},
 }
-"""The folders of ``kraftek/``, and its one module, with what each may import beside itself."""
+"""The folders of ``kraftek/``, and the modules beside them, with what each may import beside itself."""
 
 NAMED = {
     "kraftek.service.twisted": {"kraftek.bus", "kraftek.fastpath"},  # it uses the gateway's own connections
@@ -59,7 +60,10 @@ OWNERS = {
 }
 """Who may import a library."""
 
-BESIDE = {"__init__.py", "fastpath.py", "py.typed"}
+ALONE = {"fastpath", "gateway"}
+"""The modules of ``kraftek/`` that stand beside the folders."""
+
+BESIDE = {"__init__.py", "py.typed", *(f"{name}.py" for name in ALONE)}
 """What stands in ``kraftek/`` beside the folders."""
 
 REACTOR = re.compile(r"twisted\.internet\.\w*reactor\b")
@@ -189,7 +193,7 @@ def test_no_circle() -> None:
 
 def test_the_listing_is_the_drawing() -> None:
     listed = {path.name for path in CHECKOUT.iterdir() if path.name != "__pycache__"}
-    folders = {name for name in KNOWS if name != "fastpath"}
+    folders = KNOWS.keys() - ALONE
     assert listed == folders | BESIDE
 
 
@@ -206,9 +210,7 @@ def test_the_drawing_names_what_exists() -> None:
     drawing = ast.get_docstring(ast.parse(SOURCES["kraftek.__init__"])) or ""
     named = re.findall(r"``([a-z_]+/(?:[a-z_]+/)*(?:[a-z_]+\.py)?)``", drawing)
     assert [name for name in named if not (CHECKOUT / name).exists()] == []
-    assert {name.rstrip("/") for name in named if name.count("/") == 1 and name.endswith("/")} == {
-        name for name in KNOWS if name != "fastpath"
-    }
+    assert {name.rstrip("/") for name in named if name.count("/") == 1 and name.endswith("/")} == KNOWS.keys() - ALONE
 
 
 @pytest.mark.parametrize(
@@ -265,6 +267,7 @@ def test_what_is_allowed(module: str, source: str) -> None:
         ("core.gateway", "import twisted.internet.epollreactor", "core has no reactor"),
         ("daemon.assembly", "from twisted.internet import reactor", "too early"),
         ("client.twisted", "try:\n    from twisted.internet import reactor\nfinally: pass", "too early"),
+        ("service.twisted", "from kraftek.gateway import make_gateway", "service does not know gateway"),
         ("core.gateway", "from kraftek.cellar import Wine", "no such place"),
         ("cellar", "", "choose one of contract"),
         ("__init__", "from kraftek.core.gateway import Gateway", "the drawing imports nobody"),

@@ -121,6 +121,8 @@ class Dispatch:
     """Sends events to services. What waits in the streams of a service, by its name: ``waiting`` events of
     ``waiting_bytes``, and ``presence_waiting`` events about presence for which there is no room yet.
     ``events:gateway`` is the stream of events between services.
+
+    ``send_once(script, message)``: as ``IBus.run`` with a script of :meth:`once_of` and a message of :func:`once`.
     """
 
     _log = Logger()
@@ -130,6 +132,7 @@ class Dispatch:
         self.waiting_bytes: dict[str, int] = {}
         self.presence_waiting: dict[str, int] = {}
         self._once = OnceUntilItWorks()
+        self.send_once = bus.run
         self._registry = registry
         self._bus = bus
         self._shares: dict[str, StreamShares] = {}
@@ -145,6 +148,10 @@ class Dispatch:
         else:
             message = (target_of(service, envelope), service.max_length, service.max_bytes, envelope, receipt)
             self._bus.run(APPEND, message)
+
+    def once_of(self, service: Registration, lifetime: int) -> ForEach:
+        """The script that sends its requests once, whose records live for so many milliseconds."""
+        return once(service.transport, service.reply, lifetime, service.max_length, service.max_bytes)
 
     def send_fairly(self, service: Registration, envelope: Envelope, receipt: Callable[[int], None]) -> None:
         """As :meth:`send`, for an event of a user. Raises ``PeerError`` when its share of a stream is used up."""

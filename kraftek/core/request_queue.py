@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from math import ceil
 
 from msgspec import Struct
 from twisted.internet.interfaces import IReactorTime
 
+from kraftek.contract.lua import ForEach
 from kraftek.contract.messages import RequestId
 from kraftek.contract.rates import share
 from kraftek.contract.settings import Registration
-from kraftek.core.dispatch import once
 from kraftek.core.session import Session
 
 __all__ = ["AwaitedRequests", "Request", "RequestQueue"]
@@ -42,7 +41,7 @@ class Request(Struct, eq=False, gc=False):
 
 class RequestQueue:
     """Requests of one service, in the order in which they are due. ``receipt`` is called with the receipt of each.
-    ``target``: the channel or stream of all of them, or empty. ``window``: seconds for which answers are stored.
+    ``target``: the channel or stream of all of them, or empty. ``script``: sends each once.
 
     ``requests``: those that are on their way to the service, which are bounded, and of which each user has a share.
     ``refused``: those that are refused unless an earlier copy of them turns out to be with the service. ``free``: with
@@ -52,12 +51,11 @@ class RequestQueue:
 
     __slots__ = ("free", "held_by", "receipt", "refused", "requests", "script", "service", "target")
 
-    def __init__(self, service: Registration, window: float, receipt: Callable[[Request, int | bytes], None]) -> None:
+    def __init__(self, service: Registration, script: ForEach, receipt: Callable[[Request, int | bytes], None]) -> None:
         self.service = service
+        self.script = script
         self.receipt = receipt
         self.target = "" if service.transport == "stream" and service.partitions else service.channel
-        known = window + service.timeout if service.reply else window
-        self.script = once(service.transport, service.reply, ceil(known * 1000), service.max_length, service.max_bytes)
         self.requests: dict[Request, None] = {}
         self.refused: dict[Request, None] = {}
         # A stream has shares of its own.

@@ -79,7 +79,7 @@ class Requests:
         *,
         accounts: Accounts,
     ) -> None:
-        self._dispatch, self._bus = dispatch, bus
+        self._dispatch, self._send_once, self._bus = dispatch, dispatch.send_once, bus
         self._gateway_id = gateway_id
         self._limits, self._window = limits, limits.request_window
         self._lasts = self._window > 0
@@ -139,7 +139,7 @@ class Requests:
                     raise NotPublished("its answer would not be heard")
                 if lasts:
                     target = queue.target or target_of(service, envelope)
-                    self._bus.run(queue.script, (target, record, envelope, request))
+                    self._send_once(queue.script, (target, record, envelope, request))
                 else:
                     self._dispatch.send(service, envelope, request)
             except NotPublished:
@@ -254,7 +254,9 @@ class Requests:
             self._not_handed(request, receipt)
 
     def _queue(self, service: Registration) -> RequestQueue:
-        queue = self._queues[id(service)] = RequestQueue(service, self._window, self._sent)
+        known = self._window + service.timeout if service.reply else self._window
+        script = self._dispatch.once_of(service, ceil(known * 1000))
+        queue = self._queues[id(service)] = RequestQueue(service, script, self._sent)
         return queue
 
     def _requests(self) -> Iterable[Request]:

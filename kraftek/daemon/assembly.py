@@ -109,10 +109,13 @@ def core_of(
     accounts: Accounts,
     clock: IReactorTime,
     iteration: Iteration,
+    dispatch: Dispatch | None = None,
     now: Callable[[], float] = time.time,
 ) -> Core:
-    """The core, subscribed to what services send. ``clock`` measures time; ``now`` returns Unix seconds."""
-    roster, fleet, router, dispatch = Roster(), Fleet(), EventRouter(registry), Dispatch(registry, bus)
+    """The core, subscribed to what services send. ``clock`` measures time; ``now`` returns Unix seconds.
+    ``dispatch``: in place of the usual one.
+    """
+    roster, fleet, router, dispatch = Roster(), Fleet(), EventRouter(registry), dispatch or Dispatch(registry, bus)
     bounds, budgets = JsonBounds(config.limits.json_depth), _budgets(config, counters, clock)
     membership = Membership(rooms, bus, roster, clock, fleet, single=config.sessions == "single")
     access_watch = AccessWatch(access, membership, roster, counters, clock, limits=config.limits, now=now)
@@ -131,7 +134,6 @@ def core_of(
         counters=counters,
         now=now,
     )
-    deliveries = _heard(bus, config, gateway_id, Deliveries(roster, requests, counters, clock, iteration, now))
     return Core(
         gateway_id=gateway_id,
         accounts=accounts,
@@ -142,7 +144,7 @@ def core_of(
         dispatch=dispatch,
         requests=requests,
         gateway=gateway,
-        deliveries=deliveries,
+        deliveries=_heard(bus, config, gateway_id, Deliveries(roster, requests, counters, clock, iteration, now)),
         service_events=ServiceEvents(gateway_id, registry, router, dispatch, bus, counters, bounds, now=now),
         leases=Leases(bus, rooms, gateway_id, membership.reconciliation.doubt_all, fleet, counters),
         orphans=Orphans(bus, clock, fleet),

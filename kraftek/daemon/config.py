@@ -40,18 +40,22 @@ def load(
     options: Mapping[str, Any],
     environ: Mapping[str, str],
     read_file: Callable[[str], bytes] = lambda name: Path(name).read_bytes(),
+    table: Mapping[str, Any] | None = None,
 ) -> Config:
     """The configuration that all of these give together.
 
     ``options``: those given on the command line: ``config`` (a file's name), ``redis``, ``auth``, ``demo``, and the
     lists ``listen``, ``service`` (of ``NAME=CHANNEL``) and ``origin``. ``environ``: like ``os.environ``; an empty
-    variable is one that is not given. Raises :class:`ConfigError` with every mistake that any of them has.
+    variable is one that is not given. ``table``: what a file would have. Raises :class:`ConfigError` with every mistake
+    that any of them has.
     """
     draft = _Draft(read_file)
     _take_options(draft, options)
     _take_environment(draft, environ)
     if "config" in options:
         draft.take_file(options["config"])
+    if table is not None:
+        draft.take_table("config", table)
     _take_original_environment(draft, environ)
     if draft.values.get(("demo",)):
         draft.take("demo", ("redis", "url"), "embedded:")
@@ -142,7 +146,7 @@ class _Draft:
 
     def _checked(self, source: str, key: Key, kind: Any, check: Check | None, value: object) -> Any:
         plain, meta = get_args(kind)
-        if get_origin(plain) is tuple and isinstance(value, list) and value:
+        if get_origin(plain) is tuple and isinstance(value, list | tuple) and value:
             each = get_args(plain)[0]
             return tuple(self._checked(source, (*key, i), each, check, one) for i, one in enumerate(value))
         if get_origin(plain) is dict and isinstance(value, dict):

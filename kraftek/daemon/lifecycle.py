@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
-import faulthandler
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -48,18 +46,19 @@ from kraftek.daemon.checkers import Checkers
 from kraftek.daemon.demo import NotesService
 from kraftek.daemon.draining import Draining, end
 from kraftek.daemon.first_contact import FirstContact
-from kraftek.daemon.garbage import INTERVAL, Garbage
 from kraftek.daemon.listening import Certificates
+from kraftek.daemon.local_services import LocalServices
 from kraftek.daemon.memory import MemoryCeiling
 from kraftek.daemon.operator import OperatorSite
+from kraftek.daemon.own_process import OwnProcess
 from kraftek.daemon.pulse import Pulse
 from kraftek.daemon.reload import Reload
-from kraftek.daemon.signals import Signals
 from kraftek.daemon.succession import Succession
 from kraftek.daemon.sweeps import Sweeps
 from kraftek.daemon.systemd import EXTENSION, more_time, notify, reloading, watchdog_interval
 from kraftek.edge.hosts import Hosts
 from kraftek.fastpath import speed_up
+from kraftek.service.processor import EventProcessor
 
 __all__ = ["Certificates", "Daemon", "make_gateway"]
 
@@ -87,8 +86,8 @@ def make_gateway(
     fastpath: bool = True,
     succession: Succession | None = None,
 ) -> IService:
-    """The gateway as a Twisted service. ``read`` reads the configuration again. ``fastpath``: what reaches past the
-    public surface of libraries is used. ``succession``: what other versions gave and get.
+    """The gateway as a Twisted service, in a process of its own. ``read`` reads the configuration again. ``fastpath``:
+    what reaches past the public surface of libraries is used. ``succession``: what other versions gave and get.
     """
     return Daemon(reactor, config, read=read, fastpath=fastpath, succession=succession)
 
@@ -110,6 +109,8 @@ class Daemon(Service):
         read: Callable[[], Config] | None = None,
         fastpath: bool = True,
         succession: Succession | None = None,
+        services: Sequence[EventProcessor] = (),
+        own_process: bool = True,
     ) -> None:
         self.registry = ServiceRegistry(config.services)
         self.counters = Counters()
@@ -120,10 +121,11 @@ class Daemon(Service):
         self._config = config
         self._read = read or (lambda: config)
         self._fastpath = fastpath
+        self._processors = services
         self._places: Deferred[_Places] | None = None
         self._starting: Deferred[None] | None = None
         self._embedded: EmbeddedRedis | None = None
-        self._notes: NotesService | None = None
+        self._beside: list[NotesService | LocalServices] = []
         self._bus: RedisBus | None = None
         self._checkers: Checkers | None = None
         self._core: Core | None = None
@@ -132,8 +134,8 @@ class Daemon(Service):
         self._sweeps = Sweeps(reactor, self.counters)
         self._draining = draining = Draining(reactor, config)
         self._succession = succession or Succession(reactor, None, None)
-        upgrade = self._succession.begin
-        self._signals = Signals(reactor, self._reload, draining.hurry, lambda: not self.running, upgrade)
+        does = self.reload, draining.hurry, lambda: not self.running, self._succession.begin
+        self._process = OwnProcess(reactor, *does) if own_process else None
         self._certificates = Certificates()
         self._pulse = Pulse(reactor, watchdog_interval(os.environ, os.getpid()))
         self._reloading: Reload | None = None
@@ -141,8 +143,8 @@ class Daemon(Service):
     def privilegedStartService(self) -> None:
         """Bind ports and read keys while that is allowed: after this twistd gives up its rights (``--uid``)."""
         super().privilegedStartService()
-        self._signals.install_early()
-        faulthandler.enable(2)  # the watchdog ends a process that hangs with SIGABRT: where that was is printed
+        if self._process is not None:
+            self._process.begin()
         self._places = defer.execute(self._bind)
 
     def startService(self) -> None:
@@ -150,9 +152,7 @@ class Daemon(Service):
         if self._places is None:  # twist has no privileges to give up
             self.privilegedStartService()
         self._pulse.start()
-        self._reactor.callWhenRunning(self._signals.install)
-        self._starting = Deferred.fromCoroutine(self._start())
-        self._starting.addErrback(self._cannot_start)
+        self._starting = Deferred.fromCoroutine(self._start()).addErrback(self._cannot_start)
 
     def stopService(self) -> Deferred[None]:
         super().stopService()
@@ -176,13 +176,13 @@ class Daemon(Service):
         self._readiness = readiness = Readiness(bus)
         self._edge = edge = edge_of(config, core, iteration, counters, reactor, fastpath=self._fastpath)
         edge.site.ready = lambda: readiness.ready
-        self._warn()
+        if not self.registry.services():
+            self._log.warn("No services are registered: every event will be answered INVALID_EVENT.")
         turn_away = partial(edge.site.turn_away, why=RefusalReason.MEMORY)
         ceiling = MemoryCeiling(config.limits, self.accounts, counters, reactor, readiness, turn_away)
         gauges = gauges_of(core, bus, edge.connections, edge.backlogs, edge.clients.turns, self._pulse.lag)
-        operator = OperatorSite(
-            reactor, Hosts(config.hosts, lenient=True), core.gateway_id, counters, gauges, readiness
-        )
+        hosts = Hosts(config.hosts, lenient=True)
+        operator = OperatorSite(reactor, hosts, core.gateway_id, counters, gauges, readiness)
 
         links = self._succession.take_over(core, edge, bus)
         bus.startService()
@@ -192,10 +192,11 @@ class Daemon(Service):
         bus.add_listener(contact)
         await contact.made(bus.server_name)
         if config.demo:
-            self._notes = NotesService(reactor, redis.url, redis.prefix)
-            self._notes.startService()
+            self._beside.append(NotesService(reactor, redis.url, redis.prefix))
+            self._beside[-1].startService()
         self._sweeps.add(*sweeps_of(core), *edge_sweeps_of(edge), (ceiling.sweep, SWEEP_INTERVAL))
-        self._sweeps.add((checkers.sweep, SWEEP_INTERVAL), (Garbage(reactor, core.roster).sweep, INTERVAL))
+        own_sweeps = () if self._process is None else self._process.sweeps(core.roster)
+        self._sweeps.add((checkers.sweep, SWEEP_INTERVAL), *own_sweeps)
         self._sweeps.start()
         core.service_events.begin()
         for endpoint in places:
@@ -205,14 +206,14 @@ class Daemon(Service):
         for link in links:
             link.thaw()
         if config.demo:
-            self._show_board()
+            _show_board(self._log, self.ports)
         elif self._embedded is None:
             self._succession.prepare(config, core, edge, bus, iteration, self._sweeps, self.ports, self.operator_ports)
         self._reloading = Reload(config, self.registry, self._certificates, core, edge, operator, checkers)
         self._log.info("Gateway {gateway_id} is ready", gateway_id=core.gateway_id)
         notify("READY=1")
 
-    def _reload(self) -> None:
+    def reload(self) -> None:
         """Read the configuration again. Whatever is wrong with it, the gateway goes on with what it has."""
         if self._reloading is None or not self.running:
             self._log.warn("Not reloaded: the gateway starts or stops")
@@ -253,10 +254,12 @@ class Daemon(Service):
 
     def _make_core(self, bus: RedisBus, iteration: Iteration, access: IAccess) -> Core:
         gateway_id = self._succession.gateway_id or new_gateway_id()
-        return core_of(
+        local = LocalServices(self._reactor, self._config, self._processors, bus, gateway_id)
+        core = core_of(
             self._config,
             gateway_id=gateway_id,
             registry=self.registry,
+            dispatch=local.dispatch(self.registry, self.accounts),
             bus=bus,
             access=access,
             rooms=RedisRooms(bus, self.registry, gateway_id, bus.channel_name(reply_channel(gateway_id))),
@@ -265,6 +268,10 @@ class Daemon(Service):
             clock=self._reactor,
             iteration=iteration,
         )
+        local.deliver = core.deliveries.received
+        local.startService()
+        self._beside.append(local)
+        return core
 
     async def _stop(self) -> None:
         extending = LoopingCall(more_time)
@@ -275,8 +282,8 @@ class Daemon(Service):
         if self._core is not None and self._edge is not None:
             closed = self._edge.clients.closings.over().addTimeout(_CLOSING, self._reactor)
             await self._bounded(self._core.service_events.end(), _FAREWELL)
-        if self._notes is not None and self._notes.running:
-            await self._notes.stopService()
+        for service in self._beside:
+            await service.stopService()
         if self._core is not None:
             await self._bounded(Deferred.fromCoroutine(self._core.membership.reconciliation.finish()), _CLEARANCE)
         # Until here its lease is renewed, or other gateways would clean up after it.
@@ -322,16 +329,6 @@ class Daemon(Service):
         self._log.info(line, where=f"{address.host}:{address.port}" if path is None else os.fsdecode(path))
         return port
 
-    def _warn(self) -> None:
-        if not self.registry.services():
-            self._log.warn("No services are registered: every event will be answered INVALID_EVENT.")
-
-    def _show_board(self) -> None:
-        for port in self.ports:
-            address = port.getHost()
-            if isinstance(address, IPv4Address | IPv6Address):
-                self._log.info("The board is at http://localhost:{port}/", port=address.port)
-
     def _cannot_start(self, failure: Failure) -> None:
         if failure.check(CancelledError):
             return
@@ -345,8 +342,14 @@ class Daemon(Service):
         self._fail()
 
     def _fail(self, status: int = 1) -> None:
-        # twistd leaves with 0 when a service fails after its start, and systemd would take that for success. Last
-        # registered is first called: the pid file has been removed by then.
-        atexit.register(os._exit, status)
+        if self._process is not None:
+            self._process.leave_with(status)
         self._draining.hurry()
         self._reactor.callWhenRunning(self._reactor.stop)
+
+
+def _show_board(log: Logger, ports: Sequence[IListeningPort]) -> None:
+    for port in ports:
+        address = port.getHost()
+        if isinstance(address, IPv4Address | IPv6Address):
+            log.info("The board is at http://localhost:{port}/", port=address.port)

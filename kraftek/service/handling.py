@@ -64,23 +64,23 @@ class Handling:
         """An event that came over Pub/Sub: one attempt; the sender gets an error if it fails."""
         with self._loss():
             try:
-                await self._commit(None, await self._processor.handle(event, self._link))
+                await self.commit(None, await self._processor.handle(event, self._link))
             except (Full, Refusing) as error:
                 self._warn(f"What handlers have done cannot be committed, and their events are refused: {error}")
                 message = f"service {self._processor.name} cannot do it at present"
-                await self._commit(None, self._processor.refusal(event, Code.SERVICE_UNAVAILABLE, message, RETRY_AFTER))
+                await self.commit(None, self._processor.refusal(event, Code.SERVICE_UNAVAILABLE, message, RETRY_AFTER))
             except Away:
                 raise
             except Exception as error:  # noqa: BLE001  # a handler's, whatever it is
                 if not self._jobs.cut_off:
                     self._backend.failed(f"{event.event_type} failed", error)
-                    await self._commit(None, self._processor.failure(event))
+                    await self.commit(None, self._processor.failure(event))
 
     async def refuse(self, event: Incoming) -> None:
         """Refuse an event that came over Pub/Sub while too many wait."""
         message = f"service {self._processor.name} is overloaded"
         with self._loss():
-            await self._commit(None, self._processor.refusal(event, Code.SERVICE_UNAVAILABLE, message, RETRY_AFTER))
+            await self.commit(None, self._processor.refusal(event, Code.SERVICE_UNAVAILABLE, message, RETRY_AFTER))
 
     @contextmanager
     def _loss(self) -> Iterator[None]:
@@ -139,14 +139,15 @@ class Handling:
         """Commit, as often as it takes: the entry is pending until then. What was committed before is not again."""
         while True:
             try:
-                await self._commit(entry, commands)
+                await self.commit(entry, commands)
             except (Away, Full) as error:
                 self._warn(f"What handlers have done waits, and is committed as soon as possible: {error}")
                 await self._backend.signal().wait(PAUSE)
             else:
                 return
 
-    async def _commit(self, entry: Entry | None, commands: Sequence[Command]) -> None:
+    async def commit(self, entry: Entry | None, commands: Sequence[Command]) -> None:
+        """Do what a handler wants done: all of it, with the acknowledgement of its entry, or nothing."""
         if entry is None:
             await commit(self._backend, commands)
         else:

@@ -25,16 +25,20 @@ __all__ = ["Instance"]
 
 
 class Instance:
-    """A service while it runs. ``name`` is its name among the consumers of the group."""
+    """A service while it runs. ``name`` is its name among the consumers of the group. ``handling`` makes a
+    :class:`Handling`.
+    """
 
-    def __init__(self, processor: EventProcessor, backend: Backend) -> None:
+    def __init__(
+        self, processor: EventProcessor, backend: Backend, handling: Callable[..., Handling] = Handling
+    ) -> None:
         self.name = new_name()
         self._processor = processor
         self._backend = backend
         self._warn = partial(OnceAMinute(time.monotonic), backend.warn)
         self._jobs = Jobs(backend, self._warn)
         self._threads = Threads(backend)
-        self._source = self._choose_source(Handling(processor, backend, self._jobs, self, self._warn))
+        self._source = self._choose_source(handling(processor, backend, self._jobs, self, self._warn))
         self._begun = False
         self._requests = Requests(self.name, processor, backend, self._warn)
 

@@ -39,7 +39,7 @@ from kraftek.service.instance import Instance
 from kraftek.service.processor import MESSAGE_BYTES, EventProcessor
 from kraftek.service.publisher import Publishing
 
-__all__ = ["EventService", "Publisher", "run"]
+__all__ = ["EventService", "Publisher", "TwistedBackend", "run"]
 
 
 def run(processor: EventProcessor, url: str | None = None) -> None:
@@ -65,9 +65,7 @@ class EventService(MultiService):
 
     def __init__(self, reactor: Any, processor: EventProcessor, url: str, ca: str = "") -> None:
         super().__init__()
-        self._backend = _Backend(reactor, Redis(url=url, ca=ca))
-        self._instance = Instance(processor, self._backend)
-        self._backend.setServiceParent(self)
+        self._instance = Instance(processor, _connected(self, reactor, Redis(url=url, ca=ca)))
 
     def startService(self) -> None:
         super().startService()
@@ -96,9 +94,8 @@ class Publisher(MultiService, Publishing):
         message_bytes: int = MESSAGE_BYTES,
     ) -> None:
         MultiService.__init__(self)
-        backend = _Backend(reactor, Redis(url=url or redis_url(), ca=ca))
+        backend = _connected(self, reactor, Redis(url=url or redis_url(), ca=ca))
         Publishing.__init__(self, backend, source, prefix=prefix, broadcast=broadcast, message_bytes=message_bytes)
-        backend.setServiceParent(self)
 
     def startService(self) -> None:
         super().startService()
@@ -110,23 +107,18 @@ class Publisher(MultiService, Publishing):
 
 
 @implementer(IBusListener)
-class _Backend(MultiService):
-    """Redis and the reactor, see :class:`kraftek.service.backend.Backend`."""
+class TwistedBackend:
+    """Redis and the reactor, see :class:`kraftek.service.backend.Backend`. ``config``: that of ``bus``."""
 
     _log = Logger(namespace="kraftek.service")
 
-    def __init__(self, reactor: Any, config: Redis) -> None:
-        super().__init__()
+    def __init__(self, reactor: Any, config: Redis, bus: RedisBus) -> None:
         self._reactor = reactor
         self._clock: Any = MonotonicClock(reactor)
         self._config = config
-        iteration = Iteration(reactor)
-        if wanted(os.environ):
-            write_at_once(iteration)
-        self._bus = RedisBus(reactor, config, iteration, Counters(), self._clock, keeps_epoch=False)
-        self._bus.setServiceParent(self)
-        self._bus.add_listener(self)
+        self._bus = bus
         self._unconfirmed: list[Deferred[None]] = []
+        bus.add_listener(self)
 
     # IBusListener
 
@@ -193,6 +185,16 @@ class _Backend(MultiService):
 
     def failed(self, text: str, error: BaseException) -> None:
         self._log.failure("{text}", Failure(error), text=text)
+
+
+def _connected(parent: MultiService, reactor: Any, config: Redis) -> TwistedBackend:
+    """A backend with connections of its own, which are there while ``parent`` is started."""
+    iteration = Iteration(reactor)
+    if wanted(os.environ):
+        write_at_once(iteration)
+    bus = RedisBus(reactor, config, iteration, Counters(), MonotonicClock(reactor), keeps_epoch=False)
+    bus.setServiceParent(parent)
+    return TwistedBackend(reactor, config, bus)
 
 
 class _Reader:

@@ -10,6 +10,7 @@ from twisted.logger import capturedLogs
 from kraftek.contract.interfaces import Undelivered
 from kraftek.contract.settings import Limits
 from kraftek.core import request_look_ups
+from kraftek.core.dispatch import once
 from kraftek.core.request_look_ups import LookUps
 from kraftek.core.request_queue import Request, RequestQueue
 from kraftek.core.request_records import AnswerStore
@@ -512,7 +513,7 @@ def test_the_data_are_lost_under_the_connections() -> None:
     look_ups = LookUps(
         house.bus, house.clock, store, settle=lambda *_: None, refuse=lambda _, why: refused.append(why), requests=list
     )
-    queue = RequestQueue(CHAT, 120.0, lambda *_: None)
+    queue = RequestQueue(CHAT, once("stream", True, 1, 1, 1), lambda *_: None)
     old, new = (Request(house.connect().session, SEND, "record", True, queue, 1, 0.0) for _ in range(2))
     look_ups.uncertain(old, Undelivered.REFUSED)
     house.bus.begin_epoch("e2")

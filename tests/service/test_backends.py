@@ -9,6 +9,9 @@ import pytest
 from twisted.internet import reactor
 from twisted.trial.unittest import TestCase
 
+from kraftek.bus import RedisBus
+from kraftek.contract.iteration import Iteration
+from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Redis
 from kraftek.service import asyncio as over_asyncio
 from kraftek.service import twisted as over_twisted
@@ -109,9 +112,11 @@ class OverTwisted(TestCase):
     async def test_twisted(self) -> None:
         place = Place()
         self.addCleanup(place.redis.close)
-        backend = over_twisted._Backend(reactor, Redis(url=place.redis.url))
-        backend.startService()
-        self.addCleanup(backend.stopService)
+        config, iteration = Redis(url=place.redis.url), Iteration(reactor)
+        bus = RedisBus(reactor, config, iteration, Counters(), keeps_epoch=False)
+        backend = over_twisted.TwistedBackend(reactor, config, bus)
+        bus.startService()
+        self.addCleanup(bus.stopService)
         await backend.subscribe("first", place.heard.append)
         place.restart()
         await backend.subscribe("second", place.heard.append)

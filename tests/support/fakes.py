@@ -366,6 +366,10 @@ class FakeBus:
     def subscribe(self, channel: str, listener: Callable[[bytes], None]) -> None:
         self._channels.setdefault(self.channel_name(channel), []).append(listener)
 
+    def unsubscribe(self, channel: str) -> Deferred[None]:
+        self._channels.pop(self.channel_name(channel), None)
+        return succeed(None)
+
     def read(
         self,
         group: str,

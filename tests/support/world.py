@@ -38,6 +38,7 @@ from kraftek.contract.messages import Authenticate
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Config, Limits, Registration
 from kraftek.core.client_drain import ClientDrain
+from kraftek.core.dispatch import Dispatch
 from kraftek.core.registry import ServiceRegistry
 from kraftek.core.session import SessionState
 from kraftek.daemon.assembly import core_of, gauges_of
@@ -54,7 +55,9 @@ BROADCAST = "events:broadcast"
 
 
 class House:
-    """One gateway process. Those that are given the same ``channels`` and ``sockets`` share a Redis."""
+    """One gateway process. Those that are given the same ``channels`` and ``sockets`` share a Redis. ``dispatch``
+    makes what is used in place of the usual one.
+    """
 
     def __init__(
         self,
@@ -66,11 +69,12 @@ class House:
         sockets: dict[tuple[str, str], dict[str, int]] | None = None,
         prefix: str = "",
         limits: Limits | None = None,
+        dispatch: Callable[[House], Dispatch] | None = None,
     ) -> None:
         self.clock = Clock()
         self.wall_is_ahead = 0.0
         # Keeping answers is a script's work: tests/core/test_requests.py has it with a real Redis.
-        self.limits = replace(limits or Limits(), request_window=0)
+        self.limits = replace(limits or Limits(), request_window=0 if dispatch is None else 120)
         self.counters = Counters()
         self.iteration = Iteration(self.clock)
         self.accounts = Accounts()
@@ -89,6 +93,7 @@ class House:
             accounts=self.accounts,
             clock=self.clock,
             iteration=self.iteration,
+            dispatch=None if dispatch is None else dispatch(self),
             now=lambda: self.clock.seconds() + self.wall_is_ahead,
         )
         self.core = core
