@@ -33,6 +33,9 @@ Listeners = dict[str, Callable[[bytes], None] | None]
 _ACK = b'{"type":"ack","payload":{"receivers":1}}'
 """What the record of a request holds whose service does not reply, once it has it."""
 
+_OBJECTS = 1024
+"""Bytes that an event takes beside its payload, about: thousands of empty ones may wait for one claim."""
+
 _encode = msgspec.json.Encoder().encode
 
 
@@ -80,6 +83,10 @@ class _Event(Struct, eq=False):
     @property
     def line(self) -> str:
         return self.envelope.room_id or self.envelope.socket_id
+
+    @property
+    def size(self) -> int:
+        return len(self.envelope.payload) + _OBJECTS
 
     @property
     def waits(self) -> bool:
@@ -168,7 +175,7 @@ class LocalDispatch(Dispatch):
             raise NotPublished(f"events of {self._most_bytes} bytes wait for their services")
         if event.script is not None:
             self._claim(event, event.script)
-        self._hold(len(event.envelope.payload))
+        self._hold(event.size)
         self._lines.setdefault(event.line, deque()).append(event)
         if event.settled:
             self._advance_later(event.line)
@@ -212,7 +219,7 @@ class LocalDispatch(Dispatch):
             line = self._lines.get(name)
             while line and line[0].settled:
                 event = line.popleft()
-                self._hold(-len(event.envelope.payload))
+                self._hold(-event.size)
                 try:
                     if event.first and event.waits:
                         self._hand_over(event)
