@@ -48,7 +48,11 @@ setup(
     # A single module, not the package twisted.plugins: that one belongs to Twisted, must not get an __init__.py,
     # and everything else in it is other people's. The wheel puts this file beside theirs, where twistd looks.
     py_modules=["twisted.plugins.kraftek_gateway"],
-    package_data={"": ["py.typed", "*.pyi", "*.lua"], "kraftek": ["client/js/*"], "kraftek.daemon.demo": ["board/*"]},
+    package_data={
+        "": ["py.typed", "*.pyi", "*.lua"],
+        "kraftek": ["client/js/*", "service/js/*"],
+        "kraftek.daemon.demo": ["board/*"],
+    },
     install_requires=[
         # The oldest that work: `make smoke` runs with exactly these, and with the newest. Twisted before 26.10 speaks
         # no TLS with pyOpenSSL 26.2 or newer. Python 3.13 is without the module cgi of older Twisted and treq.

@@ -1,4 +1,4 @@
-"""The services and the test on the page about the kit run as they stand there."""
+"""The services and the tests on the pages about the kits run as they stand there."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.docs.pages import code
+from tests.service.js.kit import run, unpack
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -80,3 +81,31 @@ def test_publisher(redis_server: RedisServer, gateway: StartGateway, connect: Co
 
     assert (said.returncode, said.stdout) == (0, "taken by 1 gateways\n"), said.stderr
     assert ada.expect("news:item:new")["payload"] == {"title": "It rains"}
+
+
+def test_in_node(
+    tmp_path: Path, stage: ExitStack, redis_server: RedisServer, gateway: StartGateway, connect: Connect
+) -> None:
+    place = unpack(tmp_path)
+    (place / "chat.js").write_text(code("kit-node"), "utf-8")
+    (place / "chat.test.js").write_text(code("kit-node-test"), "utf-8")
+    said = run("node", "--test", "--test-reporter=tap", "chat.test.js", cwd=place)
+    assert "\n# pass 1\n" in said
+    assert "\n# fail 0\n" in said
+
+    process = gateway(redis_server, services={"chat": {"channel": "events:chat", "reply": True}})
+    service = subprocess.Popen(["node", "chat.js"], cwd=place, env={**os.environ, "REDIS_URL": redis_server.url})
+    stage.callback(service.wait, 30)
+    stage.callback(service.terminate)
+    redis = redis_server.client()
+    wait_until(lambda: redis.pubsub_numsub("events:chat")[0][1] == 1, "the service", 30.0)
+    ada, bob = connect(process, token="ada", room="r1"), connect(process, token="bob", room="r1")
+
+    ada.send("chat:message:send", payload={"text": "größe 🎉"}, id=1)
+
+    told = ada.expect("chat:message:send")
+    assert (told["id"], told["payload"]) == (1, {"heard by": 1})
+    assert bob.expect("chat:message:sent")["payload"] == {"text": "größe 🎉"}
+    ada.send("chat:message:send", payload={"text": 7}, id=2)
+    refusal = ada.expect_error("INVALID_PAYLOAD")
+    assert (refusal["id"], refusal["payload"]["message"]) == (2, "expected a text")

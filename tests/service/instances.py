@@ -1,17 +1,36 @@
-"""The sample service as processes, through each of the backends."""
+"""The sample service as processes, through each of the backends of the kit for Python, and with the kit for Node."""
 
 from __future__ import annotations
 
+import atexit
 import json
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from kraftek.service import EventProcessor
+from tests.service.js.kit import unpack
 
-SAMPLE = Path(__file__).parent / "sample.py"
+HERE = Path(__file__).parent
+
+
+def program(backend: str) -> list[str]:
+    """What starts the sample service; a URL of Redis and the settings as JSON come after it."""
+    if backend == "node":
+        return ["node", str(_node_sample())]
+    return [sys.executable, str(HERE / "sample.py"), backend]
+
+
+@cache
+def _node_sample() -> Path:
+    place = Path(tempfile.mkdtemp(prefix="kraftek-service-"))
+    atexit.register(shutil.rmtree, place)
+    return Path(shutil.copy(HERE / "js/sample.js", unpack(place)))
 
 
 class Instances:
@@ -21,8 +40,7 @@ class Instances:
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def start(self, backend: str, url: str, **settings: Any) -> subprocess.Popen[bytes]:
-        command = [sys.executable, str(SAMPLE), backend, url, json.dumps(settings)]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE)
+        process = subprocess.Popen([*program(backend), url, json.dumps(settings)], stderr=subprocess.PIPE)
         self.processes.append(process)
         return process
 

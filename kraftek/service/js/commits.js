@@ -1,0 +1,37 @@
+/**
+ * What handlers have done, as Redis runs it: all of it or nothing, with the acknowledgement of their entry. Called by
+ * handling.js, and by instance.js for requests to other services.
+ */
+
+import { Full } from "./errors.js";
+import { GATEWAY_BYTES, GATEWAY_LENGTH } from "./names.js";
+import { script } from "./scripts.js";
+
+const FULL = -1;
+
+/** The script is sent each time, and one that emits nothing is four times as short. */
+const COMMIT = script("commit");
+const COMMIT_AND_EMIT = script("commitAndEmit", { FULL, most: GATEWAY_LENGTH, bytes: GATEWAY_BYTES });
+
+/**
+ * Run the commands; for an entry of a stream only if no other instance has acknowledged it. Rejects with `Full`, and as
+ * connection.js has it.
+ *
+ * @param {import("./connection.js").Connection} connection
+ * @param {import("./context.js").Command[]} commands
+ * @param {{group: string, stream: string, id: string}} [entry]
+ */
+export async function commit(connection, commands, entry) {
+  const [first] = commands;
+  if (!entry && !first) return;
+  if (!entry && first && commands.length === 1 && first.when !== "emit") {
+    await connection.call(...first.words);
+    return;
+  }
+  /** @type {import("./connection.js").Word[]} */
+  const args = [entry?.group ?? "", entry?.id ?? ""];
+  for (const { when, words } of commands) args.push(when, words.length, ...words);
+  const emits = commands.some(({ when }) => when === "emit");
+  const done = await connection.run(emits ? COMMIT_AND_EMIT : COMMIT, entry ? [entry.stream] : [], args);
+  if (done === FULL) throw new Full();
+}

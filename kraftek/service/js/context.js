@@ -1,0 +1,310 @@
+/**
+ * What a handler gets beside the payload: the event, and what can be done about it. What it sends becomes Redis commands,
+ * which are committed together when it has returned; only what it awaits happens at once.
+ */
+
+import { encode } from "./envelopes.js";
+import { GATEWAY_OWN, GATEWAY_STREAM, gatewayOf, roomKey, serviceOf } from "./names.js";
+
+/**
+ * @typedef {import("./index.js").Context} IContext
+ * @typedef {import("./envelopes.js").Incoming} Incoming
+ * @typedef {import("./envelopes.js").Message} Message
+ * @typedef {import("./service.js").Service} Service
+ * @typedef {import("./connection.js").Word} Word
+ *
+ * @typedef {object} Command A Redis command.
+ * @property {"always" | "unheard" | "emit"} when `unheard` is sent only if the one before it was a PUBLISH without a
+ *   receiver. `emit` is an event for the stream of the gateways, which may be full: its words are the stream and the event.
+ * @property {Word[]} words
+ *
+ * @typedef {object} Link What a handler can use while it runs.
+ * @property {(...words: Word[]) => Promise<unknown>} call
+ * @property {(event: Record<string, unknown>, timeout: number) => Promise<unknown>} request
+ */
+
+/** @implements {IContext} */
+export class Context {
+  /** @type {Command[]} */
+  commands = [];
+  #service;
+  #event;
+  #link;
+  #replied = false;
+  #later = false;
+  #ended = false;
+  /** @type {AbortController | undefined} */
+  #end;
+
+  /**
+   * @param {Service} service
+   * @param {Incoming} event
+   * @param {Link} link
+   */
+  constructor(service, event, link) {
+    this.#service = service;
+    this.#event = event;
+    this.#link = link;
+  }
+
+  get eventType() {
+    return this.#event.eventType;
+  }
+
+  get userId() {
+    return this.#event.userId;
+  }
+
+  get socketId() {
+    return this.#event.socketId;
+  }
+
+  get roomId() {
+    return this.#event.roomId;
+  }
+
+  get id() {
+    return this.#event.id;
+  }
+
+  get replyTo() {
+    return this.#event.replyTo;
+  }
+
+  get source() {
+    return this.#event.source;
+  }
+
+  get timestamp() {
+    return this.#event.timestamp;
+  }
+
+  get signal() {
+    this.#end ??= new AbortController();
+    if (this.#ended) this.#end.abort();
+    return this.#end.signal;
+  }
+
+  /** @param {unknown} payload */
+  reply(payload) {
+    if (this.#replied) throw new Error(`${this.eventType} has been answered already`);
+    this.#replied = true;
+    if (this.id !== undefined) this.#add(...toSender(this.#service, this.#event, this.eventType, payload));
+  }
+
+  answerLater() {
+    this.#later = true;
+  }
+
+  /** Whether the sender waits, and nobody has answered or will. */
+  get owesAnswer() {
+    return this.id !== undefined && !this.#replied && !this.#later;
+  }
+
+  /**
+   * @param {string} type
+   * @param {unknown} payload
+   * @param {{roomId?: string | undefined, exclude?: Iterable<string> | undefined}} [options]
+   */
+  broadcastToRoom(type, payload, { roomId, exclude } = {}) {
+    this.#publish({ type, payload, roomId: this.#room(roomId), excludeSocketIds: some(exclude ?? []) });
+  }
+
+  /**
+   * @param {string} type
+   * @param {unknown} payload
+   * @param {string} userId
+   */
+  broadcastToUser(type, payload, userId) {
+    this.broadcastToUsers(type, payload, [userId]);
+  }
+
+  /**
+   * @param {string} type
+   * @param {unknown} payload
+   * @param {Iterable<string>} userIds
+   */
+  broadcastToUsers(type, payload, userIds) {
+    const users = some(userIds);
+    if (users) this.#publish({ type, payload, userIds: users });
+  }
+
+  /**
+   * @param {string} type
+   * @param {unknown} payload
+   * @param {Iterable<string>} socketIds
+   */
+  broadcastToSockets(type, payload, socketIds) {
+    const recipients = some(socketIds);
+    if (!recipients) return;
+    // When all of them are on the sender's gateway, no other one needs the message.
+    const gateways = new Set([...recipients, this.socketId].map(gatewayOf));
+    this.#publish({ type, payload, recipients }, gateways.size === 1 && !gateways.has("") ? this.#event.replyTo : "");
+  }
+
+  /**
+   * @param {string} event
+   * @param {unknown} [payload]
+   * @param {{roomId?: string | undefined}} [options]
+   */
+  emit(event, payload, { roomId } = {}) {
+    this.#add(toGateway(this.#service, this.#sent(event, payload, roomId)));
+  }
+
+  /** @param {Word[]} command */
+  also(...command) {
+    this.#add({ when: "always", words: command });
+  }
+
+  /**
+   * @param {string} event
+   * @param {unknown} [payload]
+   * @param {{roomId?: string | undefined, timeout?: number | undefined}} [options]
+   */
+  async request(event, payload, { roomId, timeout = 10_000 } = {}) {
+    this.#mustRun();
+    return this.#link.request(this.#sent(event, payload, roomId), timeout);
+  }
+
+  /** @param {Word[]} command */
+  async redis(...command) {
+    this.#mustRun();
+    return decoded(await this.#link.call(...command));
+  }
+
+  /** @param {string} [roomId] */
+  async whoIsIn(roomId) {
+    const found = /** @type {string[]} */ (await this.redis("HGETALL", this.#service.prefix + roomKey(this.#room(roomId))));
+    /** @type {Map<string, string>} */
+    const sockets = new Map();
+    for (let at = 0; at < found.length; at += 2) sockets.set(String(found[at]), String(found[at + 1]));
+    return sockets;
+  }
+
+  /** Called by handling.js when the handler has ended, or was given up. */
+  end() {
+    this.#ended = true;
+    this.#end?.abort();
+  }
+
+  /** @param {Command[]} commands */
+  #add(...commands) {
+    this.#mustRun();
+    this.commands.push(...commands);
+  }
+
+  #mustRun() {
+    if (this.#ended) throw new Error(`the handler of ${this.eventType} has ended: what it says now is not sent`);
+  }
+
+  /** @param {string | undefined} roomId */
+  #room(roomId) {
+    const room = roomId ?? this.roomId;
+    if (room === undefined) throw new TypeError("expected a roomId: the event belongs to no room");
+    return room;
+  }
+
+  /**
+   * @param {Message} message
+   * @param {string} [channel]
+   */
+  #publish(message, channel) {
+    this.#add(publish(this.#service, channel || this.#service.broadcast, message));
+  }
+
+  /**
+   * @param {string} event
+   * @param {unknown} payload
+   * @param {string | undefined} roomId
+   */
+  #sent(event, payload, roomId) {
+    if (serviceOf(event) === undefined) throw new TypeError(`${event}: expected service:module:name`);
+    return {
+      source: this.#service.name,
+      eventType: event,
+      payload,
+      userId: this.userId || undefined,
+      roomId: (roomId ?? this.roomId) || undefined,
+      traceparent: this.#event.traceparent || undefined,
+    };
+  }
+}
+
+/**
+ * Send the sender an error.
+ *
+ * @param {Service} service
+ * @param {Incoming} event
+ * @param {string} code
+ * @param {string} message
+ * @param {number} [retryAfter] seconds
+ */
+export function refusal(service, event, code, message, retryAfter) {
+  if (event.eventType.startsWith(GATEWAY_OWN)) return [];
+  return toSender(service, event, "error", { code, message, eventType: event.eventType, retryAfter });
+}
+
+/**
+ * Send to the sender's gateway; a request's answer also to all gateways, in case that one has died.
+ *
+ * @param {Service} service
+ * @param {Incoming} event
+ * @param {string} type
+ * @param {unknown} payload
+ * @returns {Command[]}
+ */
+function toSender(service, event, type, payload) {
+  if (!event.socketId) {
+    return event.replyTo ? [publish(service, event.replyTo, { type, payload, inReplyTo: event.id })] : [];
+  }
+  const message = { type, payload, recipients: [event.socketId], inReplyTo: event.id };
+  const commands = [publish(service, event.replyTo || service.broadcast, message)];
+  if (event.id !== undefined && event.replyTo) {
+    const again = publish(service, service.broadcast, { ...message, userIds: [event.userId] });
+    commands.push({ ...again, when: "unheard" });
+  }
+  return commands;
+}
+
+/**
+ * Send a message to clients.
+ *
+ * @param {Service} service
+ * @param {string} channel
+ * @param {Message} message
+ * @returns {Command}
+ */
+function publish(service, channel, message) {
+  return { when: "always", words: ["PUBLISH", channel, encode(message.type, { ...message }, service.messageBytes)] };
+}
+
+/**
+ * Send an event to another service, through a gateway.
+ *
+ * @param {Service} service
+ * @param {Record<string, unknown>} event
+ * @returns {Command}
+ */
+export function toGateway(service, event) {
+  const body = encode(String(event.eventType), event, service.messageBytes);
+  return { when: "emit", words: [service.prefix + GATEWAY_STREAM, body] };
+}
+
+/**
+ * Ids without empty ones; `undefined` where there are none. A single string counts as one id.
+ *
+ * @param {Iterable<string>} ids
+ */
+function some(ids) {
+  const found = (typeof ids === "string" ? [ids] : [...ids]).filter(Boolean);
+  return found.length ? found : undefined;
+}
+
+/**
+ * @param {unknown} answer
+ * @returns {unknown}
+ */
+function decoded(answer) {
+  if (Array.isArray(answer)) return answer.map(decoded);
+  return Buffer.isBuffer(answer) ? answer.toString() : answer;
+}

@@ -1,0 +1,269 @@
+/**
+ * Handles one event: calls its handler within the time limit, tries again over streams, and commits what came of it.
+ * Called by pubsub.js and streams.js. The commands of a handler and the acknowledgement of its entry are one transaction,
+ * which does nothing if another instance has acknowledged the entry: an event may be handled twice, but is answered once.
+ */
+
+import { commit } from "./commits.js";
+import { Context, refusal } from "./context.js";
+import { open } from "./envelopes.js";
+import { Away, Full, NoEvent, Refused, Refusing, Rejected } from "./errors.js";
+import { PAUSE } from "./jobs.js";
+import { deadLetters } from "./names.js";
+import { InvalidPayload } from "./schema.js";
+
+/**
+ * @typedef {import("./envelopes.js").Incoming} Incoming
+ * @typedef {import("./context.js").Command} Command
+ *
+ * @typedef {object} Entry An event in a stream.
+ * @property {string} stream
+ * @property {string} id
+ * @property {Buffer} body
+ * @property {number} delivered how often it was, this time included
+ */
+
+/** Milliseconds until a handler that failed is called again; each time four times as many. */
+const RETRY = 100;
+/** Entries that a dead-letter stream may hold, and bytes of entries as large as the newest. */
+const DEAD_LETTERS = 10_000;
+const DEAD_LETTER_BYTES = 67_108_864;
+/** Characters of a reason that are kept. */
+const REASON = 1_000;
+
+/** Seconds after which those that are refused because too much waits should try again. */
+export const RETRY_AFTER = 1;
+
+export class Handling {
+  #service;
+  #connection;
+  #jobs;
+  #link;
+  #warn;
+
+  /**
+   * @param {import("./service.js").Service} service
+   * @param {import("./connection.js").Connection} connection
+   * @param {import("./jobs.js").Jobs} jobs
+   * @param {import("./context.js").Link} link
+   * @param {(text: string) => void} warn logs a line, once a minute
+   */
+  constructor(service, connection, jobs, link, warn) {
+    this.#service = service;
+    this.#connection = connection;
+    this.#jobs = jobs;
+    this.#link = link;
+    this.#warn = warn;
+  }
+
+  /**
+   * What came over Pub/Sub, if it is an event.
+   *
+   * @param {Buffer} body
+   */
+  opened(body) {
+    try {
+      return open(body);
+    } catch (error) {
+      if (!(error instanceof NoEvent)) throw error;
+      this.#warn(`Ignored a message that is not an event: ${error.message}`);
+      return undefined;
+    }
+  }
+
+  /**
+   * An event that came over Pub/Sub: one attempt; the sender gets an error if it fails.
+   *
+   * @param {Incoming} event
+   */
+  async published(event) {
+    try {
+      await this.#commitOnce(event, await this.#handle(event));
+    } catch (error) {
+      if (error instanceof Away) this.#lost(error);
+      else if (!this.#jobs.cutOff) {
+        this.#service.log.error(`${event.eventType} failed`, error);
+        await this.#told(this.#failure(event));
+      }
+    }
+  }
+
+  /**
+   * Refuse an event that came over Pub/Sub while too many wait.
+   *
+   * @param {Incoming} event
+   */
+  refuse(event) {
+    const message = `service ${this.#service.name} is overloaded`;
+    return this.#told(refusal(this.#service, event, "SERVICE_UNAVAILABLE", message, RETRY_AFTER));
+  }
+
+  /**
+   * An entry of a stream: tried until it succeeds, or dead-lettered with the reason.
+   *
+   * @param {Entry} entry
+   */
+  async delivered(entry) {
+    const { attempts } = this.#service;
+    try {
+      const event = open(entry.body);
+      if (entry.delivered <= attempts) await this.#attempt(entry, event);
+      else {
+        const before = entry.delivered - 1;
+        await this.#deadLetter(entry, event, `delivered ${before} times and never finished`, before);
+      }
+    } catch (error) {
+      if (error instanceof NoEvent) await this.#deadLetter(entry, undefined, `not an event: ${error.message}`, 1);
+      else if (error instanceof Rejected) {
+        // It stays pending, and is delivered again.
+        this.#service.log.error(`Redis refuses to commit entry ${entry.id} of ${entry.stream}`, error);
+        await this.#jobs.time(PAUSE).over;
+      } else throw error;
+    }
+  }
+
+  /**
+   * @param {Entry} entry
+   * @param {Incoming} event
+   */
+  async #attempt(entry, event) {
+    let attempt = 1;
+    while (!this.#jobs.cutOff) {
+      let delay = RETRY * 4 ** (attempt - 1);
+      try {
+        return await this.#settle(entry, await this.#handle(event));
+      } catch (error) {
+        if (this.#jobs.cutOff) return undefined;
+        // While Redis is unavailable no other instance gets the entry: that is no attempt.
+        if (error instanceof Away) delay = PAUSE;
+        else {
+          this.#service.log.error(`${event.eventType} failed, attempt ${attempt}`, error);
+          if (attempt === this.#service.attempts) return await this.#deadLetter(entry, event, String(error), attempt);
+          attempt += 1;
+        }
+      }
+      await this.#jobs.time(delay).over;
+    }
+    return undefined;
+  }
+
+  /**
+   * @param {Entry} entry
+   * @param {Incoming | undefined} event
+   * @param {string} reason
+   * @param {number} attempts
+   */
+  async #deadLetter(entry, event, reason, attempts) {
+    this.#service.log.warn(`Dead-lettered entry ${entry.id} of ${entry.stream}: ${reason}`);
+    const most = Math.min(DEAD_LETTERS, Math.max(1, Math.floor(DEAD_LETTER_BYTES / (entry.body.length + 1))));
+    const fields = ["event", entry.body, "reason", reason.slice(0, REASON), "id", entry.id, "attempts", attempts];
+    /** @type {Command} */
+    const keep = { when: "always", words: ["XADD", deadLetters(entry.stream), "MAXLEN", "~", most, "*", ...fields] };
+    await this.#settle(entry, [keep, ...(event ? this.#failure(event) : [])]);
+  }
+
+  /**
+   * Commit, as often as it takes: the entry is pending until then. What was committed before is not again.
+   *
+   * @param {Entry} entry
+   * @param {Command[]} commands
+   */
+  async #settle(entry, commands) {
+    while (!this.#jobs.cutOff) {
+      try {
+        return await commit(this.#connection, commands, { group: this.#service.name, stream: entry.stream, id: entry.id });
+      } catch (error) {
+        if (!(error instanceof Away || error instanceof Full)) throw error;
+        this.#warn(`What handlers have done waits, and is committed as soon as possible: ${error.message}`);
+        await this.#jobs.time(PAUSE).over;
+      }
+    }
+    return undefined;
+  }
+
+  /**
+   * Call the event's handler. Settles with the commands to run then, all or none; rejects as the handler does, or when
+   * it takes longer than the time limit.
+   *
+   * @param {Incoming} event
+   * @returns {Promise<Command[]>}
+   */
+  async #handle(event) {
+    const service = this.#service;
+    const route = service.routeOf(event.eventType);
+    if (!route) {
+      return refusal(service, event, "NO_HANDLER", `service ${service.name} has no handler for ${event.eventType}`);
+    }
+    const context = new Context(service, event, this.#link);
+    const limit = this.#jobs.time(service.timeout);
+    const late = limit.over.then(() => {
+      throw new Error(`the handler of ${event.eventType} took longer than ${service.timeout / 1000} s`);
+    });
+    try {
+      return await Promise.race([this.#called(route, context, event.payload), late]);
+    } catch (error) {
+      if (error instanceof InvalidPayload) return refusal(service, event, "INVALID_PAYLOAD", error.message);
+      if (error instanceof Refused) return refusal(service, event, error.code, error.message, error.retryAfter);
+      throw error;
+    } finally {
+      limit.end();
+      context.end();
+    }
+  }
+
+  /**
+   * @param {import("./service.js").Route} route
+   * @param {Context} context
+   * @param {unknown} payload
+   */
+  async #called(route, context, payload) {
+    const result = await route.handler(context, route.check ? await route.check(payload) : payload);
+    if (result !== undefined || (route.answers && context.owesAnswer)) context.reply(result);
+    return context.commands;
+  }
+
+  /**
+   * @param {Incoming} event
+   * @param {Command[]} commands
+   */
+  async #commitOnce(event, commands) {
+    if (this.#jobs.cutOff) return;
+    try {
+      await commit(this.#connection, commands);
+    } catch (error) {
+      if (!(error instanceof Full || error instanceof Refusing)) throw error;
+      this.#warn(`What handlers have done cannot be committed, and their events are refused: ${error.message}`);
+      const message = `service ${this.#service.name} cannot do it at present`;
+      await this.#told(refusal(this.#service, event, "SERVICE_UNAVAILABLE", message, RETRY_AFTER));
+    }
+  }
+
+  /**
+   * Send the sender an error, if Redis is there.
+   *
+   * @param {Command[]} commands
+   */
+  async #told(commands) {
+    try {
+      await commit(this.#connection, commands);
+    } catch (error) {
+      if (!(error instanceof Away)) throw error;
+      this.#lost(error);
+    }
+  }
+
+  /** @param {Away} error */
+  #lost(error) {
+    this.#warn(`Events were lost, and their senders got no error, because Redis is unavailable: ${error.message}`);
+  }
+
+  /**
+   * The error for the sender when the handler failed, without the cause, which is only logged.
+   *
+   * @param {Incoming} event
+   */
+  #failure(event) {
+    const message = `service ${this.#service.name} failed to process the event`;
+    return refusal(this.#service, event, "EVENT_PROCESSING_ERROR", message);
+  }
+}

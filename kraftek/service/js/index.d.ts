@@ -1,0 +1,153 @@
+/** Times are in milliseconds, except for `retryAfter`, which is in seconds as on the wire. */
+
+/** The sender's name for a request. Integers that JavaScript's numbers cannot hold are bigints, and go back as they came. */
+export type RequestId = string | number | bigint;
+
+export interface ServiceOptions {
+  /** As registered with the gateway: `events:<name>` unless given. */
+  channel?: string;
+  /** As registered. `pubsub` unless given. */
+  transport?: "pubsub" | "stream";
+  /** As registered, for streams. */
+  partitions?: number;
+  /** How many events are handled at the same time: 64. Over Pub/Sub each is of another room. */
+  concurrency?: number;
+  /** Over Pub/Sub: events of one room may be handled at the same time, too. Streams have the order that partitions give. */
+  unordered?: boolean;
+  /** How long a handler may take until it counts as failed: 10 s, as the gateway waits for an answer. */
+  timeout?: number;
+  /** Over streams: how often a handler may fail on an event, or an instance crash, before it is dead-lettered. 3. */
+  attempts?: number;
+  /** Over streams: after how long another instance takes over what a dead one had in hand. 5 s. */
+  claimAfter?: number;
+  /** How long a stop waits for handlers. 10 s. */
+  grace?: number;
+  /** The bytes of one message or event that is sent, as JSON: 1 MiB. */
+  messageBytes?: number;
+  /** `redis.prefix` of the gateway. */
+  prefix?: string;
+  /** `redis.broadcast` of the gateway. */
+  broadcast?: string;
+  /** Where lines for people go: standard error. */
+  log?: Log;
+}
+
+export interface Log {
+  info(text: string): void;
+  warn(text: string): void;
+  error(text: string, error: unknown): void;
+}
+
+export interface HandlerOptions {
+  /** False: a request is answered only when the handler replies, or returns something else than `undefined`. */
+  answers?: boolean;
+}
+
+/** What it returns, or its promise settles with, is the answer to a request: `null` for nothing. */
+export type Handler<Payload> = (context: Context, payload: Payload) => unknown;
+
+/** What libraries of schemas have in common: https://standardschema.dev. */
+export interface StandardSchema<Output> {
+  readonly "~standard": {
+    readonly version: 1;
+    readonly vendor: string;
+    readonly validate: (value: unknown) => SchemaResult<Output> | Promise<SchemaResult<Output>>;
+    readonly types?: { readonly input: unknown; readonly output: Output } | undefined;
+  };
+}
+
+export type SchemaResult<Output> =
+  | { readonly value: Output; readonly issues?: undefined }
+  | { readonly issues: readonly SchemaIssue[] };
+
+export interface SchemaIssue {
+  readonly message: string;
+  readonly path?: readonly (PropertyKey | { readonly key: PropertyKey })[] | undefined;
+}
+
+/** A schema, or a function that returns the payload and throws for a wrong one. The sender gets `INVALID_PAYLOAD`. */
+export type Schema<Output> = StandardSchema<Output> | ((payload: unknown) => Output | Promise<Output>);
+
+export class Service {
+  /** Throws a `TypeError` for options that cannot be. `name` is as registered with the gateway. */
+  constructor(name: string, options?: ServiceOptions);
+  readonly name: string;
+  /**
+   * The handler of an event, `module:name` or `service:module:name`; of presence events, `gateway:client:joined` and the
+   * like. Throws a `TypeError` for a name that is none, or has a handler already.
+   */
+  on(event: string, handler: Handler<unknown>, options?: HandlerOptions): this;
+  on<Payload>(event: string, schema: Schema<Payload>, handler: Handler<Payload>, options?: HandlerOptions): this;
+  /** Serve until SIGTERM or SIGINT, then finish what is in hand. The Redis is that of `REDIS_URL`, or the local one. */
+  run(url?: string): Promise<void>;
+  /** Serve beside what else the program does. Redis may be unavailable. */
+  start(url?: string): Running;
+}
+
+/** An instance of a service. */
+export interface Running {
+  /** Its name among the consumers of the group. */
+  readonly name: string;
+  /** Settles when it receives events. */
+  readonly begun: Promise<void>;
+  /** Accept no more events, finish those in hand within `grace`, and disconnect. False: some were not, and are given up. */
+  stop(): Promise<boolean>;
+}
+
+/**
+ * An event, and what can be done about it. What a handler sends is committed together when it has returned: one that throws
+ * has sent nothing. Only what is awaited happens at once. After its handler has ended a context throws.
+ */
+export interface Context {
+  /** The whole name, `service:module:name`. */
+  readonly eventType: string;
+  /** Who sent it. From a service it is not verified, and may be empty. */
+  readonly userId: string;
+  /** The socket that sent it; empty when a service did. */
+  readonly socketId: string;
+  /** The room that it belongs to, if any. */
+  readonly roomId: string | undefined;
+  /** The sender's name for this request; `undefined` when it wants no answer. */
+  readonly id: RequestId | undefined;
+  /** Where an answer goes. */
+  readonly replyTo: string;
+  /** The service that sent it; `undefined` when a client did. */
+  readonly source: string | undefined;
+  /** When the gateway got it, in Unix milliseconds. */
+  readonly timestamp: number;
+  /** Aborted when the handler has ended, or is given up: by its time limit, or a stop. */
+  readonly signal: AbortSignal;
+  /** Answer the request, once. Does nothing when the sender wants no answer. */
+  reply(payload: unknown): void;
+  /** Leave the request open when the handler returns nothing: something else answers it, within the gateway's `timeout`. */
+  answerLater(): void;
+  /** Send to everybody in the event's room, or another. */
+  broadcastToRoom(type: string, payload: unknown, options?: { roomId?: string; exclude?: Iterable<string> }): void;
+  /** Send to every socket of a user. */
+  broadcastToUser(type: string, payload: unknown, userId: string): void;
+  /** Send to every socket of these users; to nobody without users. */
+  broadcastToUsers(type: string, payload: unknown, userIds: Iterable<string>): void;
+  /** Send to these sockets; to nobody without sockets. */
+  broadcastToSockets(type: string, payload: unknown, socketIds: Iterable<string>): void;
+  /** Send an event to another service, by its whole name; for the same user, and the same room or another. */
+  emit(event: string, payload?: unknown, options?: { roomId?: string }): void;
+  /** The same, at once, with an answer. Rejects with `Refused`; `timeout` is 10 s. */
+  request(event: string, payload?: unknown, options?: { roomId?: string; timeout?: number }): Promise<unknown>;
+  /** Any Redis command that does not block, at once: its answer as strings, numbers, arrays and null. */
+  redis(...command: (string | number | Buffer)[]): Promise<unknown>;
+  /** Who is in the event's room, or another: user ids, with the socket of each. */
+  whoIsIn(roomId?: string): Promise<Map<string, string>>;
+  /** Any Redis command, when the handler has finished: in the same transaction. Keys are used as they are. */
+  also(...command: (string | number | Buffer)[]): void;
+}
+
+/** Thrown by a handler to refuse an event: the sender gets it as an `error`, and nothing is tried again. */
+export class Refused extends Error {
+  constructor(code: string, message: string, options?: { retryAfter?: number | undefined });
+  readonly code: string;
+  /** Seconds after which it may be tried again. */
+  readonly retryAfter: number | undefined;
+}
+
+/** A message is larger than `messageBytes`. Nothing of it was sent. */
+export class TooLarge extends RangeError {}

@@ -1,0 +1,142 @@
+/** One running instance of a service: starts, sends requests to other services for its handlers, and stops. */
+
+import { randomBytes } from "node:crypto";
+import { hostname } from "node:os";
+
+import { commit } from "./commits.js";
+import { Connection } from "./connection.js";
+import { toGateway } from "./context.js";
+import { openAnswer } from "./envelopes.js";
+import { Full, NoEvent, Refused } from "./errors.js";
+import { Handling, RETRY_AFTER } from "./handling.js";
+import { Jobs, LONGEST } from "./jobs.js";
+import { onceAMinute } from "./log.js";
+import { replyChannel } from "./names.js";
+import { Subscription } from "./pubsub.js";
+import { Partitions, Stream } from "./streams.js";
+
+/** @typedef {ReturnType<typeof openAnswer>} Answer */
+
+export class Instance {
+  /** Its name among the consumers of the group. */
+  name = `${hostname()}.${process.pid}.${randomBytes(4).toString("hex")}`;
+  /** Settles when it receives events. @type {Promise<void>} */
+  begun;
+  #hasBegun = () => {};
+  #begins = false;
+  #service;
+  #connection;
+  #warn;
+  #jobs;
+  #source;
+  #count = 0;
+  /** @type {Map<number, (answer: Answer) => void>} */
+  #answers = new Map();
+  #replyTo;
+
+  /**
+   * @param {import("./service.js").Service} service
+   * @param {string} url
+   */
+  constructor(service, url) {
+    this.#service = service;
+    this.#warn = onceAMinute((text) => service.log.warn(text));
+    this.#connection = new Connection(url, service.log);
+    this.#jobs = new Jobs(this.#connection, service.log, this.#warn);
+    this.#replyTo = service.prefix + replyChannel(this.name);
+    const link = {
+      call: this.#connection.call.bind(this.#connection),
+      request: this.#request.bind(this),
+    };
+    const handling = new Handling(service, this.#connection, this.#jobs, link, this.#warn);
+    const parts = /** @type {const} */ ([service, this.#connection, this.#jobs, handling]);
+    if (service.transport === "pubsub") this.#source = new Subscription(...parts);
+    else this.#source = new (service.partitions ? Partitions : Stream)(this.name, ...parts);
+    this.begun = new Promise((resolve) => (this.#hasBegun = resolve));
+  }
+
+  /** Start, also while Redis is unavailable. */
+  start() {
+    this.#begin().catch((error) => this.#service.log.error(`Service ${this.#service.name} does not start`, error));
+  }
+
+  /** Accept no more events, finish those in hand within `grace`, and disconnect. Whether all were finished. */
+  async stop() {
+    this.#jobs.stopping = true;
+    this.#source.stop();
+    // Until it has begun it has received no events.
+    const finished = await this.#jobs.end(this.#begins ? this.#service.grace : 0);
+    this.#connection.close();
+    return finished || !this.#begins;
+  }
+
+  async #begin() {
+    await this.#connection.subscribe(this.#replyTo, (body) => this.#answered(body));
+    await this.#source.begin();
+    this.#begins = true;
+    this.#service.log.info(`Service ${this.#service.name} receives events from ${this.#service.channel}`);
+    this.#hasBegun();
+  }
+
+  /**
+   * @param {Record<string, unknown>} event
+   * @param {number} timeout
+   */
+  async #request(event, timeout) {
+    const number = (this.#count += 1);
+    const [answer, stop] = this.#answerTo(number, timeout);
+    try {
+      await commit(this.#connection, [toGateway(this.#service, { ...event, id: number, replyTo: this.#replyTo })]);
+      return payloadOf(await answer, `${event.eventType}: no answer within ${timeout / 1000} s`);
+    } catch (error) {
+      if (!(error instanceof Full)) throw error;
+      throw new Refused("SERVICE_UNAVAILABLE", `${event.eventType}: ${error.message}`, { retryAfter: RETRY_AFTER });
+    } finally {
+      stop();
+    }
+  }
+
+  /**
+   * @param {number} number
+   * @param {number} timeout
+   * @returns {[Promise<Answer | undefined>, () => void]}
+   */
+  #answerTo(number, timeout) {
+    /** @type {(answer?: Answer) => void} */
+    let settle = () => {};
+    const answer = new Promise((resolve) => (settle = resolve));
+    const timer = setTimeout(() => settle(), Math.min(timeout, LONGEST));
+    this.#answers.set(number, settle);
+    const stop = () => {
+      clearTimeout(timer);
+      this.#answers.delete(number);
+    };
+    return [answer, stop];
+  }
+
+  /** @param {Buffer} body */
+  #answered(body) {
+    try {
+      const answer = openAnswer(body);
+      this.#answers.get(Number(answer.inReplyTo))?.(answer);
+    } catch (error) {
+      if (!(error instanceof NoEvent)) throw error;
+      this.#warn(`Ignored a message that is not an answer: ${error.message}`);
+    }
+  }
+}
+
+/**
+ * @param {Answer | undefined} answer
+ * @param {string} late
+ */
+function payloadOf(answer, late) {
+  if (!answer) throw new Refused("TIMEOUT", late);
+  if (answer.type !== "error") return answer.payload;
+  const { code, message, retryAfter } = /** @type {any} */ (answer.payload ?? {});
+  throw new Refused(
+    typeof code === "string" && code ? code : "INTERNAL",
+    typeof message === "string" ? message : "",
+    { retryAfter: typeof retryAfter === "number" ? retryAfter : undefined },
+  );
+}

@@ -1,0 +1,60 @@
+/** Names that all sides write alike, as kraftek/contract/names.py has them: keys and channels without the prefix. */
+
+export const BROADCAST = "events:broadcast";
+/** The stream from which gateways read events between services, and how much may wait there. */
+export const GATEWAY_STREAM = "events:gateway";
+export const GATEWAY_LENGTH = 100_000;
+export const GATEWAY_BYTES = 67_108_864;
+/** Events whose names begin so are the gateway's own. */
+export const GATEWAY_OWN = "gateway:";
+
+const NAME_LENGTH = 128;
+const NAME = /^([^:\p{White_Space}\p{Cc}\p{Cs}]+)(?::[^:\p{White_Space}\p{Cc}\p{Cs}]+){2}$/u;
+
+/**
+ * The service that an event is for by its name, `service:module:name`; `undefined` when that is no event's name.
+ *
+ * @param {string} event
+ */
+export function serviceOf(event) {
+  return [...event].length <= NAME_LENGTH ? NAME.exec(event)?.[1] : undefined;
+}
+
+/**
+ * The gateway process that a socket belongs to; empty for an id that no gateway made.
+ *
+ * @param {string} socketId
+ */
+export const gatewayOf = (socketId) => socketId.slice(0, Math.max(0, socketId.lastIndexOf(".")));
+
+/** @param {string} gatewayId */
+export const replyChannel = (gatewayId) => `events:reply:${gatewayId}`;
+
+/** @param {string} service */
+export const defaultChannel = (service) => `events:${service}`;
+
+/** @param {string} roomId */
+export const roomKey = (roomId) => `room:${roomId}`;
+
+/**
+ * The dead-letter stream of a stream: entries that could not be handled.
+ *
+ * @param {string} stream
+ */
+export const deadLetters = (stream) => `${stream}:dead`;
+
+/**
+ * The sorted set of a service's instances that share its partitions.
+ *
+ * @param {string} channel
+ * @param {string} service
+ */
+export const instancesKey = (channel, service) => `${channel}:instances:${service}`;
+
+/**
+ * The lease of one partition: the instance that reads it.
+ *
+ * @param {string} stream
+ * @param {string} service
+ */
+export const leaseKey = (stream, service) => `${stream}:lease:${service}`;

@@ -1,0 +1,57 @@
+"""Instances of a service with the kit for Node, alone and in one group with Python: killed, stopped, frozen."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.integration import test_service_instances as in_python
+from tests.integration.test_service_instances import PARTITIONS, STREAM, Stage
+from tests.service.instances import stopped
+from tests.support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+    from tests.integration.conftest import RedisServer
+
+
+@pytest.fixture
+def service(redis_server: RedisServer, stage: ExitStack) -> Stage:
+    return Stage("node", redis_server, stage)
+
+
+globals().update({name: test for name, test in vars(in_python).items() if name.startswith("test_")})
+
+
+@pytest.mark.parametrize("killed", [0, 1], ids=["node-killed", "python-killed"])
+@pytest.mark.parametrize("settings", [STREAM, PARTITIONS], ids=["stream", "partitions"])
+def test_node_and_python_share_a_group(
+    service: Stage, redis_server: RedisServer, stage: ExitStack, settings: dict[str, Any], killed: int
+) -> None:
+    """What one had in hand when it was killed the other does: nothing is lost, done twice or answered twice."""
+    python = Stage("asyncio", redis_server, stage)
+    settings = {**settings, "concurrency": 4}
+    processes = [service.start(settings), python.launch(settings)]
+    wait_until(lambda: len(service.redis.pubsub_channels("events:reply:*")) == 3, "both, beside the contract", 30)
+    rooms = [f"room{number}" for number in range(8)]
+    clients = [service.contract.client("ada", room) for room in rooms]
+    number = 40
+
+    for mark in range(number):
+        for client in clients:
+            client.send("sample:do:sleep", {"seconds": 0.01, "mark": mark}, id=mark)
+    wait_until(lambda: len(service.redis.hgetall("by")) == 2, "work of both", 30)
+    processes.pop(killed).kill()
+    service.wait_done(number, *rooms)
+
+    for client, room in zip(clients, rooms, strict=True):
+        assert sorted(service.done(room)) == list(range(number))
+        if "partitions" in settings:
+            assert service.done(room) == list(range(number))
+        assert Counter(client.receive()["id"] for _ in range(number)) == Counter(range(number))
+    service.contract.settle()
+    assert not any(client.inbox for client in clients)
+    stopped(processes[0])

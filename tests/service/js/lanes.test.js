@@ -1,0 +1,93 @@
+/** The order in which waiting events are handled, and who is refused. */
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+const { EVENTS, Lanes, SIZE } = await import(`${process.env.KIT}/lanes.js`);
+
+/** Take what can be taken: names of events, and what says that each was handled. */
+function takeAll(lanes) {
+  const [items, handled] = [[], []];
+  for (let taken = lanes.take(); taken; taken = lanes.take()) {
+    items.push(taken[0]);
+    handled.push(taken[1]);
+  }
+  return [items, handled];
+}
+
+test("a room's events are handled one after the other, and rooms beside each other", () => {
+  const lanes = new Lanes();
+  for (const name of ["a1", "a2", "b1", "a3", "b2"]) lanes.put(name, "ada", name[0], 1);
+  const [first, handled] = takeAll(lanes);
+  assert.deepEqual(first, ["a1", "b1"]);
+  handled[1]();
+  assert.deepEqual(lanes.take()[0], "b2");
+  assert.equal(lanes.take(), undefined);
+  handled[0]();
+  assert.deepEqual(lanes.take()[0], "a2");
+});
+
+test("who sends without a lane is in no order", () => {
+  const lanes = new Lanes();
+  for (const name of ["1", "2", "3"]) lanes.put(name, "ada", "", 1);
+  assert.deepEqual(takeAll(lanes)[0], ["1", "2", "3"]);
+});
+
+test("a room that was empty meanwhile begins anew", () => {
+  const lanes = new Lanes();
+  for (const name of ["first", "second"]) {
+    lanes.put(name, "ada", "room", 1);
+    const [item, handled] = lanes.take();
+    assert.equal(item, name);
+    handled();
+  }
+  assert.equal(lanes.take(), undefined);
+});
+
+test("users come in turn, whatever rooms they send from", () => {
+  const lanes = new Lanes();
+  for (let number = 0; number < 5; number += 1) lanes.put(`ada${number}`, "ada", `room${number}`, 1);
+  lanes.put("bob", "bob", "bobs", 1);
+  lanes.put("cy", "cy", "cys", 1);
+  assert.deepEqual(takeAll(lanes)[0], ["ada0", "bob", "cy", "ada1", "ada2", "ada3", "ada4"]);
+});
+
+test("a room is its next user's", () => {
+  const lanes = new Lanes();
+  lanes.put("ada", "ada", "room", 1);
+  lanes.put("bob", "bob", "room", 1);
+  const [item, handled] = lanes.take();
+  handled();
+  assert.deepEqual([item, lanes.take()[0]], ["ada", "bob"]);
+});
+
+test("a user has as many waiting as is still free", () => {
+  const lanes = new Lanes();
+  let taken = 0;
+  while (lanes.put("flood", "bob", `room${taken}`, 1)) taken += 1;
+  assert.equal(taken, EVENTS / 2);
+  assert.equal(lanes.put("word", "ada", "room", 1), true);
+  lanes.take();
+  lanes.take();
+  assert.equal(lanes.put("flood", "bob", "room", 1), true);
+});
+
+test("bytes count as well, and one event may always wait", () => {
+  const lanes = new Lanes();
+  assert.equal(lanes.put("large", "ada", "one", SIZE + 1), true);
+  assert.equal(lanes.put("word", "bob", "two", 1), false);
+  lanes.take();
+  assert.equal(lanes.put("half", "ada", "three", SIZE / 2), true);
+  assert.equal(lanes.put("more", "ada", "three", 1), false);
+  assert.equal(lanes.put("word", "bob", "two", SIZE / 2), true);
+});
+
+test("what was handled is not remembered", () => {
+  const lanes = new Lanes();
+  for (let round = 0; round < 3; round += 1) {
+    let taken = 0;
+    while (lanes.put("event", "ada", "room", 1)) taken += 1;
+    assert.equal(taken, EVENTS / 2);
+    for (let next = lanes.take(); next; next = lanes.take()) next[1]();
+  }
+});

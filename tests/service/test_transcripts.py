@@ -1,0 +1,192 @@
+"""What the kits for Python and for Node share: transcripts of what they are sent, and what they must say and keep.
+
+A transcript is a file in ``transcripts/``. ``over`` names the transports that it holds for, ``settings`` are those of
+the service, which is that of ``sample.py`` and ``js/sample.js``. One instance runs at first. The steps:
+
+==============================  ==============================================================================
+``send``                        an event, as a gateway sends it
+``raw``                         something else in its place
+``heard`` and ``message``       the next message on one of the channels, and nothing before it; ``"*"`` is any value
+``begun``                       a room, and the marks of what handlers have begun there
+``kept``                        how many entries are ``pending``, and the beginning of the ``reason`` of each that is
+                                ``dead``, with its ``attempts``
+``start``, ``stop``, ``ended``  so many instances more; all get SIGTERM; so many have ended, as they should
+==============================  ==============================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from tests.service.instances import program
+from tests.support.redis_server import PrivateRedis
+from tests.support.waiting import wait_until
+
+TRANSCRIPTS = Path(__file__).parent / "transcripts"
+WAYS: dict[str, dict[str, Any]] = {
+    "pubsub": {},
+    "stream": {"transport": "stream"},
+    "partitions": {"transport": "stream", "partitions": 2},
+}
+CHANNELS = ("replies", "events:broadcast")
+
+
+def cases() -> Iterator[Any]:
+    for path in sorted(TRANSCRIPTS.glob("*.json")):
+        transcript = json.loads(path.read_text("utf-8"))
+        for way in transcript["over"]:
+            yield pytest.param(transcript, WAYS[way], id=f"{path.stem}-{way}")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PrivateRedis]:
+    server = PrivateRedis()
+    server.start()
+    yield server
+    server.close()
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "twisted", "node"])
+@pytest.mark.parametrize(("transcript", "way"), [*cases()])
+def test_transcript(backend: str, transcript: dict[str, Any], way: dict[str, Any], server: PrivateRedis) -> None:
+    stage = Stage(server, backend, {**way, **transcript.get("settings", {})})
+    try:
+        stage.start(1)
+        for step in transcript["steps"]:
+            stage.play(step)
+    finally:
+        stage.close()
+
+
+class Stage:
+    """A Redis as the gateways see it, and instances of the service."""
+
+    def __init__(self, server: PrivateRedis, backend: str, settings: dict[str, Any]) -> None:
+        self._redis: Any = redis.Redis.from_url(server.url, decode_responses=True)
+        self._redis.flushall()
+        self._command = [*program(backend), server.url, json.dumps(settings)]
+        self._partitions = settings.get("partitions", 0)
+        self._streamed = "transport" in settings
+        self._listening = self._redis.pubsub(ignore_subscribe_messages=True)
+        self._listening.subscribe(*CHANNELS)
+        self._running: list[subprocess.Popen[bytes]] = []
+
+    def close(self) -> None:
+        for process in self._running:
+            process.kill()
+            process.communicate(timeout=10)
+        self._listening.close()
+        self._redis.close()
+
+    def play(self, step: dict[str, Any]) -> None:
+        match step:
+            case {"send": event}:
+                self._send(json.dumps(event), event.get("roomId", ""))
+            case {"raw": body}:
+                self._send(body, "")
+            case {"heard": channel, "message": message}:
+                assert self._heard() == (channel, Like(message))
+            case {"begun": [room, marks]}:
+                wait_until(
+                    lambda: self._redis.lrange(f"begun:{room}", 0, -1) == [str(mark) for mark in marks], "a handler"
+                )
+            case {"kept": expected}:
+                wait_until(lambda: self._kept(expected), lambda: f"{expected}, not {self._keeps()}", 20)
+            case {"start": number}:
+                self.start(number)
+            case {"stop": _}:
+                for process in self._running:
+                    process.send_signal(signal.SIGTERM)
+            case {"ended": number}:
+                for process in self._running[:number]:
+                    _, logged = process.communicate(timeout=20)
+                    assert process.returncode == 0, logged.decode()
+            case _:
+                raise AssertionError(f"no such step: {step}")
+
+    def start(self, number: int) -> None:
+        """Start so many instances, and return when all of them receive events."""
+        before = self._instances()
+        for _ in range(number):
+            self._running.append(subprocess.Popen(self._command, stderr=subprocess.PIPE))
+        wait_until(lambda: self._instances() >= before + number, "instances", 20)
+
+    def _instances(self) -> int:
+        if not self._streamed:
+            return int(self._redis.pubsub_numsub("events:sample")[0][1])
+        return len(self._redis.pubsub_channels("events:reply:*"))
+
+    def _send(self, body: str, room: str) -> None:
+        if not self._streamed:
+            self._redis.publish("events:sample", body)
+        elif self._partitions:
+            number = zlib.crc32(room.encode()) % self._partitions
+            self._redis.xadd(f"events:sample:{number}", {"event": body})
+        else:
+            self._redis.xadd("events:sample", {"event": body})
+
+    def _heard(self) -> tuple[str, Any]:
+        for _ in range(200):
+            if received := self._listening.get_message(timeout=0.1):
+                return received["channel"], json.loads(received["data"])
+        raise AssertionError("nothing was heard")
+
+    def _streams(self) -> list[str]:
+        if not self._streamed:
+            return []
+        return [f"events:sample:{number}" for number in range(self._partitions)] or ["events:sample"]
+
+    def _keeps(self) -> tuple[int, list[Any]]:
+        dead = [fields for stream in self._streams() for _, fields in self._redis.xrange(f"{stream}:dead")]
+        groups = [
+            group
+            for stream in self._streams()
+            if self._redis.exists(stream)
+            for group in self._redis.xinfo_groups(stream)
+        ]
+        return sum(group["pending"] + (group.get("lag") or 0) for group in groups), dead
+
+    def _kept(self, expected: dict[str, Any]) -> bool:
+        pending, dead = self._keeps()
+        return (
+            pending == expected["pending"]
+            and len(dead) == len(expected["dead"])
+            and all(
+                wanted["reason"] in letter["reason"]
+                and letter["attempts"] == wanted["attempts"]
+                and {"event", "id"} <= letter.keys()
+                for letter, wanted in zip(dead, expected["dead"], strict=True)
+            )
+        )
+
+
+class Like:
+    """Equal to what has the same values, where ``"*"`` is any."""
+
+    def __init__(self, expected: Any) -> None:
+        self._expected = expected
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        return _like(self._expected, other)
+
+    def __repr__(self) -> str:
+        return repr(self._expected)
+
+
+def _like(expected: Any, found: Any) -> bool:
+    if expected == "*":
+        return True
+    if isinstance(expected, dict) and isinstance(found, dict):
+        return expected.keys() == found.keys() and all(_like(expected[name], found[name]) for name in expected)
+    return bool(expected == found) and isinstance(expected, bool) is isinstance(found, bool)
