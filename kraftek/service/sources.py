@@ -24,7 +24,7 @@ from kraftek.contract.names import instances_key, lease_key
 from kraftek.service.backend import Backend, Reader
 from kraftek.service.handling import Entry, Handling
 from kraftek.service.jobs import Jobs
-from kraftek.service.processor import EventProcessor
+from kraftek.service.processor import EventProcessor, Incoming
 from kraftek.service.waiting import Waiting
 
 __all__ = ["Partitions", "Source", "Stream", "Subscription"]
@@ -39,6 +39,10 @@ SLICE = 0.004
 other. If 64 of a few milliseconds each did, nobody else's event would be read for so long, and users could not take
 turns.
 """
+
+EMPTY = 5
+"""Turns of the loop without an event after which there is none to be read: what arrives in one is read in another one,
+after one or two more."""
 
 BLOCK = 500
 """Milliseconds that Redis lets a reader wait: a stop or the loss of a lease is noticed after so long at most."""
@@ -82,11 +86,12 @@ class Subscription:
         self._told_since = 0.0
         self._in_progress = self._to_begin = 0
         self._spawning = False
+        self._last: tuple[Incoming, float] | None = None  # what was begun last, and when
         # The slice that has begun since something was read: when it ends, how many events were begun in it, and whether
         # it is over. After one that had too little time for all, not many more are tried at once.
         self._until: float | None = None
         self._begun = 0
-        self._over = False
+        self._over = self._arrived = False
         self._at_once = processor.concurrency
 
     async def begin(self) -> None:
@@ -96,6 +101,7 @@ class Subscription:
         self._jobs.spawn(self._backend.unsubscribe, self._processor.channel)
 
     def _received(self, body: bytes) -> None:
+        self._arrived = True
         event = self._handling.opened(body)
         if event is None:
             return
@@ -131,13 +137,23 @@ class Subscription:
         try:
             if self._is_time():
                 self._begun += 1
-                await self._handling.published(self._waiting.take())
+                event = self._waiting.take()
+                self._last = event, self._clock()
+                await self._handling.published(event)
         finally:
             self._in_progress -= 1
             self._next()
 
+    def _charge(self, now: float) -> None:
+        """What was begun last has had its time: it has ended, or waits."""
+        if self._last is not None:
+            event, began = self._last
+            self._last = None
+            self._waiting.charge(event, now - began)
+
     def _is_time(self) -> bool:
         now = self._clock()
+        self._charge(now)
         if self._until is None:
             self._until = now + SLICE
             self._jobs.spawn(self._go_on)
@@ -146,10 +162,26 @@ class Subscription:
 
     async def _go_on(self) -> None:
         """A job, because a stop waits for those."""
+        self._charge(self._clock())
         await self._backend.pause()
+        self._charge(self._clock())
+        if self._over:
+            await self._read()
         self._at_once = 2 * self._begun if self._over else self._processor.concurrency
         self._until, self._begun, self._over = None, 0, False
         self._next()
+
+    async def _read(self) -> None:
+        """Read for as long as the slice took, or until nothing comes: or Redis would end the connection of a service
+        whose handlers take long, because too much waits for it.
+        """
+        now = self._clock()
+        until = 2 * now - (now if self._until is None else self._until - SLICE)
+        empty = 0
+        while empty < EMPTY and self._clock() < until:
+            self._arrived = False
+            await self._backend.pause()
+            empty = 0 if self._arrived else empty + 1
 
 
 class Stream:

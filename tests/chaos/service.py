@@ -47,7 +47,7 @@ def main() -> None:
         context.also("HINCRBY", DONE, f"{name} {payload}", "1")
         return payload
 
-    @processor.on("note:heard")
+    @processor.on("note:heard", answers=False)
     def heard(context: Context, payload: Any) -> None:
         note(context, payload)
         context.also("HINCRBY", DONE, f"{name} {payload}", "1")

@@ -125,7 +125,7 @@ def test_only_as_many_are_begun_before_the_next_read_as_there_is_time_for(loop: 
     service = Service(loop, SLICE / 2)
     service.reads(*["flood"] * 20)
     assert len(service.handled) == (2 if loop.at_once else 0)
-    numbers = service.per_round(30)
+    numbers = service.per_round(100)
     assert max(numbers) == 2
     assert len(service.handled) == 20
     assert service.loop.ready == deque()
@@ -134,7 +134,7 @@ def test_only_as_many_are_begun_before_the_next_read_as_there_is_time_for(loop: 
 def test_one_that_takes_long_is_handled_all_the_same(loop: Loop) -> None:
     service = Service(loop, 10 * SLICE)
     service.reads(*["flood"] * 5)
-    assert max(service.per_round(20)) == 1
+    assert max(service.per_round(50)) == 1
     assert len(service.handled) == 5
 
 
@@ -163,11 +163,25 @@ def test_few_are_tried_again_while_each_takes_long(loop: Loop) -> None:
     service.reads(*["flood"] * 50)
     service.per_round(8)
     loop.spawned = 0
-    handled = sum(service.per_round(10))
+    handled = sum(service.per_round(30))
     assert handled
     assert loop.spawned <= 6 * handled
-    service.per_round(200)
+    service.per_round(400)
     assert len(service.handled) == 50
+
+
+def test_reading_has_as_much_time_as_what_takes_long(loop: Loop) -> None:
+    service = Service(loop, 10 * SLICE)
+    service.reads(*["flood"] * 100)
+    read = 0
+    while len(service.handled) < 6:
+        handled = len(service.handled)
+        service.loop.round()
+        if len(service.handled) == handled:
+            service.loop.now += SLICE  # to read takes that long
+            service.reads("flood")
+            read += 1
+    assert 40 <= read <= 70
 
 
 def test_a_stop_waits_for_what_has_not_begun(loop: Loop) -> None:
