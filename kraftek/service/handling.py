@@ -66,6 +66,7 @@ class Handling:
             try:
                 await self.commit(None, await self._processor.handle(event, self._link))
             except (Full, Refusing) as error:
+                self._processor.refused += 1
                 self._warn(f"What handlers have done cannot be committed, and their events are refused: {error}")
                 message = f"service {self._processor.name} cannot do it at present"
                 await self.commit(None, self._processor.refusal(event, Code.SERVICE_UNAVAILABLE, message, RETRY_AFTER))

@@ -155,7 +155,12 @@ class EventProcessor:
     of a dead one. ``grace``: the seconds that a stop waits for handlers to finish. ``message_bytes``: of one message to
     clients or another service, as JSON; a larger one raises :class:`TooLarge`. ``prefix``, ``broadcast``: as in
     ``[redis]`` of the gateway. Raises :class:`ValueError` for invalid arguments.
+
+    ``refused`` counts, for metrics of yours: events over Pub/Sub that were refused because too many waited, or because
+    what their handlers had done could not be committed.
     """
+
+    refused = 0
 
     def __init__(
         self,

@@ -107,7 +107,9 @@ class Subscription:
             return
         if self._waiting.put(event, len(body)):
             self._next()
-        elif event.id is not None or self._is_to_be_told(event.socket_id):
+            return
+        self._processor.refused += 1
+        if event.id is not None or self._is_to_be_told(event.socket_id):
             self._jobs.spawn(self._handling.refuse, event)
 
     def _is_to_be_told(self, socket_id: str) -> bool:

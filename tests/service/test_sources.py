@@ -61,6 +61,9 @@ class Loop:
             await Pause()
         return 1
 
+    async def run(self, script: Any, keys: Any, args: Any) -> int:
+        return -1  # the stream of events between services is full
+
     def failed(self, text: str, error: BaseException) -> None:
         self.failures.append(error)
 
@@ -83,12 +86,16 @@ class Service:
     def __init__(self, loop: Loop, seconds: float) -> None:
         self.loop = loop
         self.handled: list[str] = []
-        processor = EventProcessor("chat", concurrency=CONCURRENCY)
+        self.processor = processor = EventProcessor("chat", concurrency=CONCURRENCY)
 
         @processor.on("say:back")
         def handle(context: Context, payload: object) -> None:
             self.loop.now += seconds
             self.handled.append(context.user_id)
+
+        @processor.on("say:on")
+        def emit(context: Context, payload: object) -> None:
+            context.emit("other:a:b")
 
         backend = cast("Backend", self.loop)
         self.jobs = Jobs(backend, lambda _: None)
@@ -97,10 +104,10 @@ class Service:
         self.jobs.spawn(self.source.begin)
         self.loop.round()
 
-    def reads(self, *users: str) -> None:
+    def reads(self, *users: str, name: str = "chat:say:back") -> None:
         """An event of each of these arrives."""
         for user in users:
-            event = {"eventType": "chat:say:back", "userId": user, "socketId": f"g.{user}", "replyTo": "r"}
+            event = {"eventType": name, "userId": user, "socketId": f"g.{user}", "replyTo": "r"}
             self.loop.listener(json.dumps(event).encode())
 
     def per_round(self, rounds: int) -> list[int]:
@@ -198,5 +205,14 @@ def test_a_stop_waits_for_what_has_not_begun(loop: Loop) -> None:
 def test_who_floods_beyond_what_may_wait_is_refused(loop: Loop) -> None:
     service = Service(loop, SLICE)
     service.reads(*["flood"] * (EVENTS // 2 + 10))
+    assert service.processor.refused >= 9
     service.loop.round()
     assert "SERVICE_UNAVAILABLE" in str(service.loop.calls)
+
+
+def test_what_cannot_be_committed_is_refused_and_counted(loop: Loop) -> None:
+    service = Service(loop, 0.0)
+    service.reads("ann", name="chat:say:on")
+    service.per_round(5)
+    assert service.processor.refused == 1
+    assert "SERVICE_UNAVAILABLE" in str(loop.calls)
