@@ -42,6 +42,7 @@ _TYPES = {
     ".html": b"text/html; charset=utf-8",
     ".js": b"text/javascript; charset=utf-8",
     ".mjs": b"text/javascript; charset=utf-8",
+    ".rst": b"text/plain; charset=utf-8",
     ".svg": b"image/svg+xml",
 }
 

@@ -146,6 +146,7 @@ def board(tmp_path: Path) -> dict[bytes, Page]:
     (files / "board.js").write_text("export const x = 1;\n" * 10_000)
     (files / "module.mjs").write_text("export default 1;")
     (files / "style.css").write_text("body {}")
+    (files / "page.rst").write_text("größe", "utf-8")
     (files / ".board.js.swp").write_text("an editor's")
     (files / "parts" / "picture.svg").write_text("<svg/>")
     return pages(files)
@@ -162,6 +163,7 @@ def test_files_are_served_with_their_types(board: dict[bytes, Page]) -> None:
         ("/style.css", "text/css", b"body {}"),
         ("/kraftek.js", "text/javascript", b"export function connect"),
         ("/parts/picture.svg", "image/svg+xml", b"<svg/>"),
+        ("/page.rst", "text/plain", "größe".encode()),
     ]:
         response = ask(edge, path)
         assert response.status == 200, path

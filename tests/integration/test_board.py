@@ -282,6 +282,84 @@ def test_a_keyboard_is_enough(demo: Gateway, invite: Invite) -> None:
     expect(ann.page.locator("#pads button").first).to_be_focused()
 
 
+def test_toolbars_have_one_stop_and_arrow_keys(demo: Gateway, invite: Invite) -> None:
+    ann = invite("Ann")
+    ann.enter(demo)
+    pads, press = ann.page.locator("#pads button"), ann.page.keyboard.press
+    pads.first.focus()
+    for key, number in {"ArrowRight": 1, "End": 5, "Home": 0, "ArrowLeft": 5}.items():
+        press(key)
+        expect(pads.nth(number)).to_be_focused()
+    press("ArrowRight")
+    expect(pads.first).to_be_focused()
+    press("ArrowRight")
+    press("Tab")
+    assert ann.page.locator("#pads :focus").count() == 0
+    press("Shift+Tab")
+    expect(pads.nth(1)).to_be_focused()
+
+    note = ann.create("Tools")
+    press("Tab")
+    tools = ann.page.locator(".tools button")
+    expect(tools.first).to_be_focused()
+    for _ in range(4):
+        press("ArrowRight")
+    press("Enter")
+    expect(note).to_have_attribute("data-colour", "blue")
+    press("3")  # as the tooltip says
+    expect(note).to_have_attribute("data-colour", "pink")
+    press("Escape")
+    expect(note).to_be_focused()
+
+
+def test_a_key_shows_the_events(demo: Gateway, invite: Invite) -> None:
+    ann = invite("Ann")
+    ann.enter(demo)
+    button, events = ann.page.get_by_role("button", name="Events", exact=True), ann.page.locator("#events")
+    expect(button).to_have_attribute("title", "Events (E)")
+    note = ann.create("eEe")  # of a text it is a letter
+    note.click()
+    note.click()
+    ann.page.keyboard.type("e")
+    expect(events).to_be_hidden()
+    ann.page.keyboard.press("Escape")
+    expect(note.locator(".text")).to_have_text("eEee")
+    for key in ("e", "E"):
+        ann.page.keyboard.press(key)
+        expect(events).to_be_visible()
+        expect(button).to_have_attribute("aria-expanded", "true")
+        ann.page.keyboard.press(key)
+        expect(events).to_be_hidden()
+    ann.page.keyboard.press("Control+e")
+    expect(events).to_be_hidden()
+
+
+def test_says_what_it_shows(demo: Gateway, invite: Invite) -> None:
+    people = invite("Ann"), invite("Bob", viewport={"width": 390, "height": 844})
+    for person in people:
+        person.enter(demo)
+        about = person.page.locator("#about")
+        person.page.get_by_role("button", name="What this shows").click()
+        expect(about).to_contain_text("A demo of the Kraftek Socket Gateway")
+        expect(about).to_contain_text("Stop the gateway with Ctrl-C and start it again")
+        box = about.bounding_box()
+        assert box is not None
+        size = person.page.viewport_size
+        assert size is not None
+        assert 0 <= box["x"] < box["x"] + box["width"] <= size["width"]
+        assert 0 <= box["y"] < box["y"] + box["height"] <= size["height"]
+        person.page.keyboard.press("Escape")
+        expect(about).to_be_hidden()
+        person.page.get_by_role("button", name="About this page").click()
+        expect(about).to_be_visible()
+    links = people[0].page.locator("#about .documents a")
+    assert links.count() == 5
+    for link in links.all():
+        page = people[0].context.request.get(f"{demo.http_url}{link.get_attribute('href')}")
+        assert (page.status, page.headers["content-type"]) == (200, "text/plain; charset=utf-8")
+        assert "====" in page.text()
+
+
 def test_comes_back_when_the_gateway_does(gateway: StartGateway, redis_server: RedisServer, invite: Invite) -> None:
     first = gateway(redis_server, args=["--demo"])
     ann, bob = invite("Ann"), invite("Bob")
@@ -527,6 +605,33 @@ def test_fits_a_phone(demo: Gateway, invite: Invite, browser: Browser) -> None:
     touch("touchEnd")
     ann.page.wait_for_function("before => document.getElementById('viewport').scrollLeft < before - 50", arg=scrolled)
     assert ann.place(note) == place
+
+
+def test_the_tools_of_a_note_being_written_stay_on_the_screen(demo: Gateway, invite: Invite) -> None:
+    ann = invite("Ann", viewport={"width": 390, "height": 844}, device_scale_factor=2, has_touch=True, is_mobile=True)
+    ann.enter(demo)
+
+    def expect_tools() -> None:
+        ann.page.wait_for_function(
+            "() => document.querySelector('.note:focus-within').getAnimations({ subtree: true }).length === 0"
+        )
+        expect(ann.page.locator(".note textarea")).to_be_focused()
+        box = ann.page.locator(".tools").bounding_box()
+        assert box is not None
+        assert 0 <= box["x"] < box["x"] + box["width"] <= 390
+
+    def scroll(by: int) -> None:
+        ann.page.evaluate("by => document.getElementById('viewport').scrollBy({ left: by, behavior: 'instant' })", by)
+        ann.page.evaluate("new Promise(requestAnimationFrame)")  # which comes after the event
+
+    for edge, x in ((-10_000, 14), (10_000, 376)):
+        scroll(edge)
+        ann.page.mouse.dblclick(x, 400)  # a note as far out as there is room
+        expect(ann.page.locator(".note textarea")).to_be_focused()
+        expect_tools()
+        scroll(-edge // 200)
+        expect_tools()
+        ann.page.keyboard.press("Escape")
 
 
 @pytest.mark.parametrize("end", ["terminate", "kill"])

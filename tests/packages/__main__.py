@@ -63,9 +63,9 @@ def copied(source: Path) -> Path:
     """A copy of what git has, or would have with ``git add --all``."""
     listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=CHECKOUT)
     for name in listed.split("\0"):
-        if (CHECKOUT / name).is_file():
+        if (CHECKOUT / name).is_file() or (CHECKOUT / name).is_symlink():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(CHECKOUT / name, source / name)
+            shutil.copy2(CHECKOUT / name, source / name, follow_symlinks=False)
     return source
 
 
@@ -94,6 +94,8 @@ def packed(package: Path, room: Path) -> Path:
 def check_wheel(wheel: Path, source: Path) -> None:
     """Every file of ``kraftek/``, the plugin of twistd and the licence, and nothing else."""
     wanted = {str(file.relative_to(source)) for file in (source / "kraftek").rglob("*") if file.is_file()}
+    # The documents, which are linked there.
+    wanted |= {f"kraftek/daemon/demo/board/docs/{page.name}" for page in source.glob("docs/*.rst")}
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if not METADATA.fullmatch(name)}
         (licence,) = {name for name in names if name.endswith(".dist-info/licenses/LICENSE")} or {"LICENSE"}

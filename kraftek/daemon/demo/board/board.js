@@ -43,6 +43,24 @@ function showFace(element, userId) {
   showHue(element, userId);
 }
 
+/**
+ * The keyboard of a toolbar, as ARIA has it: one stop for Tab, which is the button that had the focus last; the arrow
+ * keys, Home and End lead to the others.
+ */
+function makeToolbar(toolbar) {
+  const buttons = [...toolbar.querySelectorAll("button")];
+  const stopAt = (button) => buttons.forEach((each) => (each.tabIndex = each === button ? 0 : -1));
+  stopAt(buttons[0]);
+  toolbar.addEventListener("focusin", ({ target }) => buttons.includes(target) && stopAt(target));
+  toolbar.addEventListener("keydown", (event) => {
+    const at = buttons.indexOf(event.target);
+    const to = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: buttons.length - 1 }[event.key];
+    if (at < 0 || to === undefined || event.ctrlKey || event.metaKey || event.altKey) return;
+    buttons.at(to % buttons.length).focus({ preventScroll: true });
+    event.preventDefault();
+  });
+}
+
 /** Calls at once, then at most every so many milliseconds, and always once more after the last `push()`. */
 class Paced {
   #call;
@@ -315,7 +333,7 @@ class Board {
     this.#takeHands();
     this.#takeKeys();
     new ResizeObserver(() => this.#fit()).observe(this.#viewport);
-    this.#viewport.addEventListener("scroll", () => this.#showWhere(), { passive: true });
+    this.#viewport.addEventListener("scroll", () => (this.#showWhere(), this.#keepTools()), { passive: true });
     this.#fit();
   }
 
@@ -370,6 +388,7 @@ class Board {
       const known = this.#notes.get(note.id);
       known.heard(note, mine && what);
       this.#raise(known);
+      this.#keepTools();
       if (!mine) known.touchedBy(userId);
       if (mine && echo === "created" && this.#creating) {
         this.#creating -= 1;
@@ -495,6 +514,7 @@ class Board {
       swatch.setAttribute("aria-label", colour);
       this.#tools.querySelector(".swatches").append(swatch);
     }
+    makeToolbar(this.#tools);
     this.#tools.addEventListener("click", ({ target }) => {
       const note = this.#noteOf(target);
       const { do: action, colour } = target.closest("button")?.dataset ?? {};
@@ -532,18 +552,20 @@ class Board {
   #takeKeys() {
     this.#element.addEventListener("keydown", (event) => {
       const note = this.#noteOf(event.target);
-      if (!note || event.target !== note.element || event.ctrlKey || event.metaKey || event.altKey) return;
+      if (!note || event.target.closest("textarea") || event.ctrlKey || event.metaKey || event.altKey) return;
+      const onTool = event.target !== note.element;
       const step = event.shiftKey ? 50 : 10;
       const way = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] }[event.key];
       const colour = COLOURS[Number(event.key) - 1];
-      if (way) {
+      if (colour) this.#change(note, "recolour", { colour });
+      else if (event.key === "Escape") onTool ? note.element.focus() : note.element.blur();
+      else if (onTool) return;
+      else if (way) {
         const { x, y } = note.shown;
         this.#change(note, "move", { x: clamp(x + way[0], WIDTH - SIDE), y: clamp(y + way[1], HEIGHT - SIDE) });
         this.#bringIntoView(note);
       } else if (event.key === "Enter" || event.key === "F2") this.#write(note);
       else if (event.key === "Delete" || event.key === "Backspace") this.#change(note, "delete");
-      else if (colour) this.#change(note, "recolour", { colour });
-      else if (event.key === "Escape") note.element.blur();
       else return;
       event.preventDefault();
     });
@@ -605,6 +627,7 @@ class Board {
     this.#scale = whole >= 0.7 ? whole : Math.min(Math.max(height / HEIGHT, 0.7), 0.9);
     this.#element.style.setProperty("--u", `${this.#scale}px`);
     this.#showWhere();
+    this.#keepTools();
   }
 
   #showWhere() {
@@ -622,13 +645,23 @@ class Board {
     this.#placeTools(note);
   }
 
-  /** Over the note or under it, and shifted to where the window shows all of them. */
+  /**
+   * Over the note or under it, and shifted to where the window shows all of them. Where they will be, that is: a note that
+   * has just come is still growing, and its tools with it.
+   */
   #placeTools(note) {
-    note.element.dataset.tools = note.element.getBoundingClientRect().top < 120 ? "below" : "above";
-    this.#tools.style.setProperty("--shift", 0);
-    const { left, right } = this.#tools.getBoundingClientRect();
-    const shift = Math.max(0, 8 - left) + Math.min(0, this.#viewport.clientWidth - 8 - right);
+    const { left, top } = this.#element.getBoundingClientRect();
+    const { x, y } = note.shown;
+    const [middle, half] = [left + (x + SIDE / 2) * this.#scale, this.#tools.offsetWidth / 2];
+    const shift = Math.max(0, 8 + half - middle) + Math.min(0, this.#viewport.clientWidth - 8 - half - middle);
+    note.element.dataset.tools = top + y * this.#scale < 120 ? "below" : "above";
     this.#tools.style.setProperty("--shift", shift);
+  }
+
+  /** Where the board has moved under them. */
+  #keepTools() {
+    const note = this.#noteOf(this.#tools);
+    if (note?.element.contains(document.activeElement)) this.#placeTools(note);
   }
 }
 
@@ -672,7 +705,7 @@ function showIdentity() {
   byId("my-name").textContent = identity.name;
   showFace(byId("my-face"), identity.name);
   byId("room-name").textContent = identity.room;
-  byId("second-window").href = `?${new URLSearchParams({ room: identity.room })}`;
+  for (const link of document.querySelectorAll(".second-window")) link.href = `?${new URLSearchParams({ room: identity.room })}`;
   document.title = `${identity.room} · Sticky notes`;
 }
 
@@ -835,6 +868,7 @@ for (const colour of COLOURS) {
   pad.addEventListener("click", () => board.create(colour));
   byId("pads").append(pad);
 }
+makeToolbar(byId("pads"));
 byId("me").addEventListener("click", askIdentity);
 byId("room").addEventListener("click", askIdentity);
 byId("who").addEventListener("close", () => {
@@ -846,6 +880,12 @@ byId("who").addEventListener("close", () => {
 });
 byId("events-toggle").addEventListener("click", () => showEvents(byId("events").hidden));
 byId("events-close").addEventListener("click", () => showEvents(false));
+document.addEventListener("keydown", (event) => {
+  const { target, key, ctrlKey, metaKey, altKey } = event;
+  if (key.toLowerCase() !== "e" || ctrlKey || metaKey || altKey || target.closest("input, textarea, dialog")) return;
+  showEvents(byId("events").hidden);
+  event.preventDefault();
+});
 byId("events").addEventListener("keydown", ({ key }) => key === "Escape" && showEvents(false));
 
 showIdentity();
