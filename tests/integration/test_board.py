@@ -125,11 +125,15 @@ def browser(chromium_path: str) -> Iterator[Browser]:
 
 @pytest.fixture
 def invite(browser: Browser) -> Iterator[Invite]:
+    yield from invitations(browser.new_context)
+
+
+def invitations(new_context: Callable[..., BrowserContext]) -> Iterator[Invite]:
     """Gives people a window; nobody's console may have complained in the end."""
     people: list[Person] = []
 
     def invited(name: str, **options: Any) -> Person:
-        context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
+        context = new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
         people.append(Person(context, name))
         return people[-1]
 
