@@ -48,12 +48,16 @@ _OLD = 1 << 30
 """Collections of both after which Python does a full one by itself: never."""
 
 
-def settle() -> None:
+INCREMENTAL = sys.version_info >= (3, 14)
+"""Whether each collection of Python is of what is new and of some of the rest, and none is full."""
+
+
+def settle(*, incremental: bool = INCREMENTAL) -> None:
     """The program is made. Its modules stay, and are not looked at any more."""
     gc.collect()
     gc.freeze()
-    if sys.version_info >= (3, 14):
-        gc.set_threshold(_YOUNG)  # there each collection is of some old ones, too, and none is full
+    if incremental:
+        gc.set_threshold(_YOUNG)
     else:
         gc.set_threshold(_YOUNG, _MIDDLE, _OLD)
 
@@ -70,11 +74,13 @@ class Garbage:
         *,
         resident: Callable[[], int] = resident_bytes,
         collect: Callable[[int], object] = gc.collect,
+        incremental: bool = INCREMENTAL,
     ) -> None:
         self._clock = clock
         self._clients = clients
         self._resident = resident
         self._collect = collect
+        self._incremental = incremental
         self._least = resident()
         self._looked = self._ended = clock.seconds()
 
@@ -82,7 +88,7 @@ class Garbage:
         """Collect what is new, and everything if it is time for that."""
         now = self._clock.seconds()
         if now < self._looked + LOOK:
-            if sys.version_info < (3, 14):
+            if not self._incremental:
                 self._collect(1)
             return
         self._looked, resident = now, self._resident()
