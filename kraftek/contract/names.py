@@ -38,6 +38,7 @@ __all__ = [
     "GATEWAY_GROUP",
     "GATEWAY_LEASES",
     "GATEWAY_LENGTH",
+    "GATEWAY_NAME",
     "GATEWAY_OWN",
     "GATEWAY_STREAM",
     "INVALIDATION",
@@ -53,6 +54,7 @@ __all__ = [
     "entries_key",
     "gateway_of",
     "instances_key",
+    "is_reserved",
     "lease_key",
     "ledger_key",
     "level_key",
@@ -80,7 +82,10 @@ SUBPROTOCOL = "kraftek.v1.json"
 NAME_LENGTH = 128
 """Characters of an event's name at most: docs/client-protocol.rst, "Event names"."""
 
-GATEWAY_OWN = "gateway:"
+GATEWAY_NAME = "gateway"
+"""The service, by their names, that the gateway's own events are of."""
+
+GATEWAY_OWN = f"{GATEWAY_NAME}:"
 """Events whose names begin so come from the gateway itself, not from a client."""
 
 CLIENT_JOINED = "gateway:client:joined"
@@ -137,6 +142,12 @@ INVALIDATION = "auth:invalidate"
 def reply_channel(gateway_id: str) -> str:
     """The channel that only this gateway process listens to: ``replyTo`` of the events it publishes."""
     return f"events:reply:{gateway_id}"
+
+
+def is_reserved(channel: str) -> bool:
+    """Whether it is a name of the gateway's own, which is no channel or stream of a service."""
+    own = GATEWAY_STREAM, INVALIDATION, GATEWAY_LEASES
+    return channel in own or channel.startswith((f"{GATEWAY_STREAM}:", *_OWN_NAMES))
 
 
 def default_channel(service: str) -> str:
@@ -258,3 +269,17 @@ def sockets_key(user_and_room: str) -> str:
 
 REQUESTS = "request:"
 """How the keys of requests and of their answers begin."""
+
+_OWN_NAMES = (
+    reply_channel(""),
+    ACCESS,
+    ledger_key(""),
+    not_before_key(""),
+    room_key(""),
+    "socket:",
+    sockets_key(""),
+    ENTRIES,
+    f"{GATEWAY_LEASES}:",
+    REQUESTS,
+)
+"""How all other names begin that are the gateway's own."""

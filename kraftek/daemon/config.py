@@ -17,7 +17,7 @@ from msgspec import Struct, ValidationError, convert
 from msgspec.structs import fields
 
 from kraftek.contract.errors import ConfigError
-from kraftek.contract.names import default_channel
+from kraftek.contract.names import GATEWAY_NAME, default_channel, is_reserved
 from kraftek.contract.redis_url import is_port, masked
 from kraftek.contract.settings import (
     Auth,
@@ -171,6 +171,9 @@ class _Draft:
         if not re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", name):
             self.blame(source, ("services",), "a name of 1 to 128 letters, digits, and _ . -", found or name)
             return
+        if name == GATEWAY_NAME:
+            self.blame(source, ("services",), "another name: such events are the gateway's own", found or name)
+            return
         self._services.setdefault(name, source)
         if isinstance(value, dict):
             self.take_table(source, value, ("services", name))
@@ -220,17 +223,7 @@ class _Draft:
 
     def finish(self) -> Config:
         """The values that were accepted, otherwise the defaults. Raises :class:`ConfigError`."""
-        broadcast = self.values.get(("redis", "broadcast")) or Redis().broadcast
-        for name, source in self._services.items():
-            key = ("services", name, "rate")
-            for pattern in self.values.get(key) or ():
-                if pattern.partition(":")[0] != name:
-                    self.blame(self._sources[key], key, f'patterns of its own events, "{name}:…"', pattern)
-            key = ("services", name, "channel")
-            if key not in self.values:
-                self._mistakes.append(f"{source}: {_dotted(key)}: expected a Redis channel, found nothing")
-            elif self.values[key] == broadcast:
-                self.blame(self._sources[key], key, "another channel than that of redis.broadcast", broadcast)
+        self._check_services()
         for pattern in self._events:
             key = ("events", pattern, "key")
             if self.values.get(key) and self.values.get(("events", pattern, "policy")) != "latest":
@@ -251,6 +244,33 @@ class _Draft:
                 EventPolicy(pattern=pattern, **self._fields(EventPolicy, "events", pattern)) for pattern in self._events
             ),
         )
+
+    def _check_services(self) -> None:
+        broadcast = self.values.get(("redis", "broadcast")) or Redis().broadcast
+        first: dict[str, tuple[str, str, int]] = {}
+        for name, source in self._services.items():
+            key = ("services", name, "rate")
+            for pattern in self.values.get(key) or ():
+                if pattern.partition(":")[0] != name:
+                    self.blame(self._sources[key], key, f'patterns of its own events, "{name}:…"', pattern)
+            transport = self.values.get(("services", name, "transport")) or "pubsub"
+            key = ("services", name, "partitions")
+            partitions = self.values.get(key) or 0
+            if partitions and transport == "pubsub":
+                self.blame(self._sources[key], key, 'nothing unless the transport is "stream"', partitions)
+            key = ("services", name, "channel")
+            channel = self.values.get(key)
+            if key not in self.values:
+                self._mistakes.append(f"{source}: {_dotted(key)}: expected a Redis channel, found nothing")
+            elif channel == broadcast:
+                self.blame(self._sources[key], key, "another channel than that of redis.broadcast", broadcast)
+            elif channel is not None and is_reserved(channel):
+                self.blame(self._sources[key], key, "a channel that is none of the gateway's own", channel)
+            elif channel is not None:
+                other = first.setdefault(channel, (name, transport, partitions))
+                if other[1:] != (transport, partitions):
+                    what = _dotted(("services", other[0]))
+                    self.blame(self._sources[key], key, f"the transport and partitions of {what}, or another", channel)
 
     def _check_pings(self) -> None:
         # The heartbeat waits for the answer to one ping at a time. Engine.IO's sends the next one when it has it.

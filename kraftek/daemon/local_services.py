@@ -18,7 +18,7 @@ from kraftek.bus import RedisBus
 from kraftek.contract.accounts import Accounts
 from kraftek.contract.errors import ConfigError
 from kraftek.contract.interfaces import IServiceRegistry
-from kraftek.contract.names import reply_channel
+from kraftek.contract.names import GATEWAY_NAME, is_reserved, reply_channel
 from kraftek.contract.settings import Config, Registration
 from kraftek.core.dispatch import Dispatch
 from kraftek.core.local_dispatch import Listeners, LocalDispatch
@@ -49,6 +49,8 @@ def _mistakes(processor: EventProcessor, config: Config, registered: dict[str, R
     redis, given = config.redis, registered.get(processor.name)
     channel = processor.channel.removeprefix(redis.prefix)
     mistakes = []
+    if processor.name == GATEWAY_NAME or is_reserved(channel):
+        mistakes.append(f"a name and a channel that are none of the gateway's own, found {channel!r}")
     if processor.transport != "pubsub":
         mistakes.append('transport "pubsub" in the gateway\'s process: a stream is read by an EventService beside it')
     if processor.prefix != redis.prefix:

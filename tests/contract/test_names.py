@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 from kraftek.contract import names
-from kraftek.contract.names import NAME_LENGTH, gateway_of, new_gateway_id, new_socket_id, reply_channel, service_of
+from kraftek.contract.names import (
+    NAME_LENGTH,
+    gateway_of,
+    is_reserved,
+    new_gateway_id,
+    new_socket_id,
+    reply_channel,
+    service_of,
+)
 
 NAMES = json.loads((Path(__file__).parents[1] / "client/names.json").read_text("utf-8"))
 """Names of events, and what is none: the same for gateways and for all clients."""
@@ -73,6 +81,7 @@ def test_names_that_others_write() -> None:
         "EPOCH": "gateway:epoch",
         "GATEWAY_GROUP": "gateways",
         "GATEWAY_LEASES": "gateways",
+        "GATEWAY_NAME": "gateway",
         "GATEWAY_OWN": "gateway:",
         "GATEWAY_STREAM": "events:gateway",
         "INVALIDATION": "auth:invalidate",
@@ -123,3 +132,31 @@ def test_names_in_redis_are_written_in_one_module() -> None:
         found += [f"{module}:{text.lineno} {text.value!r}" for text in texts if KEY.fullmatch(str(text.value))]
     assert found == []
     assert [text.value for text in _texts(ast.parse('"""room:1"""\nkey = f"room:{room}"'))] == ["room:"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "events:gateway",
+        "events:gateway:dead",
+        "events:reply:0123",
+        "auth:invalidate",
+        "access:token:x",
+        "access-ledger:x",
+        "access-not-before:x",
+        "room:r",
+        "socket:u:r",
+        "sockets:x",
+        "gateway:epoch",
+        "gateways",
+        "gateways:lost",
+        "request:x",
+    ],
+)
+def test_names_of_the_gateways_own(name: str) -> None:
+    assert is_reserved(name)
+
+
+@pytest.mark.parametrize("name", ["events:chat", "events:gateways", "rooms", "gateway", "auth", "events:replies"])
+def test_names_of_services(name: str) -> None:
+    assert not is_reserved(name)

@@ -280,6 +280,29 @@ def test_the_demo_brings_what_is_not_given(
             "services.'a.b'.channel: expected another channel than that of redis.broadcast, found 'events:broadcast'",
         ),
         (
+            'services.gateway = "g"',
+            "services: expected another name: such events are the gateway's own, found 'gateway'",
+        ),
+        (
+            'services.a = "events:gateway"',
+            "services.a.channel: expected a channel that is none of the gateway's own, found 'events:gateway'",
+        ),
+        (
+            'services.a = {channel = "b", partitions = 4}',
+            'services.a.partitions: expected nothing unless the transport is "stream", found 4',
+        ),
+        (
+            'services.a = "x"\nservices.b = {channel = "x", transport = "stream"}',
+            "services.b.channel: expected the transport and partitions of services.a, or another, found 'x'",
+        ),
+        (
+            (
+                'services.a = {channel = "x", transport = "stream", partitions = 2}\n'
+                'services.b = {channel = "x", transport = "stream"}'
+            ),
+            "services.b.channel: expected the transport and partitions of services.a, or another, found 'x'",
+        ),
+        (
             'redis.broadcast = "x"\nservices.a = "x"',
             "services.a.channel: expected another channel than that of redis.broadcast, found 'x'",
         ),

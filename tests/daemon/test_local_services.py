@@ -34,6 +34,7 @@ def test_one_that_is_registered_stays_as_it_is() -> None:
 
 
 NO_STREAM = 'transport "pubsub" in the gateway\'s process: a stream is read by an EventService beside it'
+RESERVED = "a name and a channel that are none of the gateway's own, found '{}'"
 ANOTHER = "channel '{}' and transport \"pubsub\" in its registration, as in this process"
 
 
@@ -45,6 +46,8 @@ ANOTHER = "channel '{}' and transport \"pubsub\" in its registration, as in this
         ([EventProcessor("chat", broadcast="all")], ["the channel 'events:broadcast' of redis.broadcast, found 'all'"]),
         ([EventProcessor("notes"), EventProcessor("work", "w")], [ANOTHER.format("events:notes"), ANOTHER.format("w")]),
         ([EventProcessor("chat"), EventProcessor("chat")], ["one processor"]),
+        ([EventProcessor("chat", "room:r")], [RESERVED.format("room:r")]),
+        ([EventProcessor("gateway", "g")], [RESERVED.format("g")]),
     ],
 )
 def test_mistakes(processors: list[EventProcessor], mistakes: list[str]) -> None:
