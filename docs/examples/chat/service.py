@@ -18,6 +18,7 @@ chat = EventProcessor("chat", transport="stream", concurrency=1)
 
 class Message(Struct):
     text: Annotated[str, Meta(min_length=1, max_length=2000)]
+    id: Annotated[str, Meta(min_length=8, max_length=64)]  # by which its page knows it again
 
 
 @chat.on("message:send")
@@ -25,7 +26,7 @@ async def send(context: Context, message: Message) -> dict[str, Any]:
     # It begins with the time, so that the numbers grow even if Redis has lost what it had.
     await context.redis("SET", key("count", context), context.timestamp, "NX")
     number = await context.redis("INCR", key("count", context))
-    sent = {"number": number, "from": context.user_id, "text": message.text}
+    sent = {"number": number, "from": context.user_id, "text": message.text, "id": message.id}
     # All of this happens together when the function returns, also if the event is handled twice.
     context.also("RPUSH", key("messages", context), json.encode(sent))
     context.also("LTRIM", key("messages", context), -KEPT, -1)
