@@ -11,6 +11,7 @@ from typing import Any, Self, Unpack
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
+from websockets.protocol import State as SocketState
 from websockets.typing import Subprotocol
 
 from kraftek.client.backend import (
@@ -100,6 +101,9 @@ class Client(Backend["asyncio.Future[Any]"]):
         elif self._task is not None:
             self._task.cancel()
 
+    def _is_open(self) -> bool:
+        return self._socket is not None and self._socket.state is SocketState.OPEN
+
     def _pump(self) -> None:
         self._more.set()
 
@@ -124,6 +128,8 @@ class Client(Backend["asyncio.Future[Any]"]):
                 self.url,
                 subprotocols=[Subprotocol(SUBPROTOCOL)],
                 compression=None,
+                # Neither client obeys http_proxy and the like; Twisted and Autobahn know none of them.
+                proxy=None,
                 open_timeout=None,
                 ping_interval=PING_INTERVAL,
                 ping_timeout=PING_TIMEOUT,
@@ -152,7 +158,8 @@ class Client(Backend["asyncio.Future[Any]"]):
             while True:
                 await self._more.wait()
                 self._more.clear()
-                while self._socket is socket and (frame := self._conversation.next_frame()) is not None:
+                # What a closing socket is given is lost.
+                while socket is self._socket and self._is_open() and (frame := self._conversation.next_frame()):
                     # Waits while the gateway does not read; meanwhile messages wait in the bounded queue.
                     await socket.send(frame, text=True)
 

@@ -64,8 +64,8 @@ class Backend(ABC, Generic[P]):
     ``room``: the room to be in from the start. Without one, the auth service must let this user in without.
     ``timeout``: seconds that a request, ``join`` and ``leave`` wait for their answer by default. A service has 10 s by
     default, after which the gateway answers ``TIMEOUT``: the client waits a little longer.
-    ``queue``: how many messages may wait: for a connection, to be sent, or for their answers. The gateway has the same
-    limit for the requests of one socket.
+    ``queue``: how many events may wait to be sent, and besides them how many requests for their answers, and how many
+    ``join``. The gateway has the same limit for the requests of one socket.
     ``random``: returns numbers from 0 to 1, for the full jitter of every wait.
 
     Its methods belong to the thread of the reactor or event loop, and return its awaitables: Deferreds, or Futures.
@@ -138,7 +138,7 @@ class Backend(ABC, Generic[P]):
 
         Fires when the socket is closed.
         """
-        self._conversation.close()
+        self._conversation.close(is_open=self._is_open())
         self._act()
         return self._gone()
 
@@ -149,11 +149,12 @@ class Backend(ABC, Generic[P]):
         ``payload``: anything that msgspec can encode. ``room``: one of its rooms, by default the first.
         Raises :class:`Closed`, :class:`~kraftek.client.QueueFull`, and ``ValueError`` if ``type`` is no event name or
         ``room`` contains half of a surrogate pair. In the payload that becomes U+FFFD.
-        When the gateway refuses the event, listeners to ``error`` are called.
+        When the gateway refuses the event, listeners to ``error`` are called; when it closes the socket because of its
+        size, those to ``dropped`` as well.
         """
         if not volatile:
             self._conversation.emit(type, payload, room)
-        elif not self._conversation.emit_now(type, payload, room):
+        elif not self._conversation.emit_now(type, payload, room, is_open=self._is_open()):
             return False
         self._act()
         return True
@@ -194,7 +195,7 @@ class Backend(ABC, Generic[P]):
 
         ``error`` messages are those that concern no request; ``gap`` says what was missed while this program did not
         read. Listeners to ``state`` get each :class:`Change`, those to ``dropped`` each event that will not be sent
-        because the client was closed.
+        because the client was closed, or was too large.
         Raises ``TypeError`` for an ``async`` function, which would not be awaited.
         """
         if inspect.iscoroutinefunction(listener):
@@ -340,8 +341,12 @@ class Backend(ABC, Generic[P]):
         """Cancel the question for a token, or close the socket, open or not; see :class:`Drop`."""
 
     @abstractmethod
+    def _is_open(self) -> bool:
+        """Whether there is a socket that can be written to: not one on which a close frame was sent or received."""
+
+    @abstractmethod
     def _pump(self) -> None:
-        """Send what :meth:`Conversation.next_frame` has, if the socket can be written to."""
+        """Send what :meth:`Conversation.next_frame` has, if the socket can be written to. What cannot stays there."""
 
     @abstractmethod
     def _gone(self) -> P:

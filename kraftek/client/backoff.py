@@ -53,7 +53,7 @@ class Backoff:
     def after(self, code: int, retry_after: float | None) -> float:
         """Seconds until the next attempt, now that another socket was lost with this close code.
 
-        ``retry_after``: what the gateway asked for, if it did.
+        ``retry_after``: what the gateway asked for, if it did; it counts after codes that say "not so soon".
         """
         absence, self._absence = self._absence, None
         if absence is not None:
@@ -64,7 +64,7 @@ class Backoff:
         bound = min(_LONGEST_WAIT, _FIRST_WAIT * 2.0**self._failures)
         # The bound was reached long before; without a limit 2.0 to this power overflows after a night of failures.
         self._failures = min(self._failures + 1, _FAILURES_THAT_COUNT)
-        return (retry_after or (_LATER_WAIT if later else 0.0)) + self._random() * bound
+        return (max(_LATER_WAIT, retry_after or 0.0) if later else 0.0) + self._random() * bound
 
     def unavailable(self, retry_after: float | None) -> float:
         """Seconds until the token or the room is sent again on the same socket, after ``AUTH_UNAVAILABLE``."""

@@ -11,47 +11,53 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable
-from itertools import chain
 from typing import Any
 
 import msgspec
 
 from kraftek.client.backoff import LATER, Backoff
-from kraftek.client.deadlines import Deadlines
+from kraftek.client.deadlines import PATIENCE, Deadlines
 from kraftek.client.errors import Closed, QueueFull, Refused
-from kraftek.client.frames import check_event, error_of, frame, ids, is_held_up, refused, text_of
+from kraftek.client.frames import (
+    check_event,
+    check_room,
+    error_of,
+    frame,
+    ids,
+    is_for_later,
+    is_held_up,
+    refused,
+    text_of,
+)
 from kraftek.client.messages import Action, Ask, Change, Drop, Dropped, Hear, Message, Open, Settle, State
 from kraftek.client.outbox import Kind, Outbox
 from kraftek.client.refresh import REFRESH, Refresh
+from kraftek.client.rooms import Rooms
 from kraftek.contract.messages import ReceivedError
 from kraftek.contract.names import SUBPROTOCOL
-from kraftek.contract.surrogates import check_name
 
 __all__ = ["Conversation"]
-
-_PATIENCE = 10.0
-"""Seconds from opening a socket to being authenticated on it: as long as the gateway itself waits for a token."""
 
 _STEADY = 5.0
 """Seconds: a connection that was ready for so long counts as stable, and resets the back-off."""
 
 _CONNECTION = ""
 """The name of the connection's own deadline, beside the ids of requests."""
-_AGAIN = "again "
-"""The prefix of a join's id for the deadline after which it is sent again, after ``AUTH_UNAVAILABLE``."""
 _HELD = "held"
 """The name of the deadline until which neither events nor requests are sent, after ``RATE_LIMITED``."""
 
 
 _decode = msgspec.json.Decoder(Message).decode
 
+_TOO_LARGE = "TOO_LARGE", "the message is too large for the gateway"
+
 
 class Conversation:
     """One client's side of the protocol.
 
-    ``rooms``: to join from the start; authentication is for the first. ``queue``: how many messages may wait, unsent
-    or unanswered. ``random`` returns numbers from 0 to 1, for the full jitter of every wait. Times are in seconds of a
-    monotonic clock.
+    ``rooms``: to join from the start; authentication is for the first. ``queue``: how many events may wait unsent, how
+    many requests unanswered, and how many joins. ``random`` returns numbers from 0 to 1, for the full jitter of every
+    wait. Times are in seconds of a monotonic clock.
 
     ``user_id``: from the gateway, since the first authentication. ``socket_id``: the gateway's id of the present
     socket, if there is one.
@@ -63,9 +69,9 @@ class Conversation:
     =======================  ==============  ==========================  ===========================  ================
     :meth:`connect`          → CONNECTING    nothing                     nothing                      nothing
     :meth:`close`            nothing         → CLOSED                    events sent; → CLOSED        → CLOSED
-    :meth:`emit`             ``Closed``      queued                      sent                         queued
-    :meth:`emit_now`         nothing         nothing                     sent                         nothing
-    :meth:`request`          ``Closed``      queued                      sent                         queued
+    :meth:`emit`             ``Closed``      queued                      sent, or waits for its room  queued
+    :meth:`emit_now`         nothing         nothing                     sent, or not                 nothing
+    :meth:`request`          ``Closed``      queued                      sent, or waits for its room  queued
     :meth:`join`             ``Closed``      queued                      sent                         queued
     :meth:`leave`            ``Closed``      settled                     sent                         settled
     :meth:`refresh`          ``Closed``      waits for READY             asks for a token             waits for READY
@@ -105,12 +111,14 @@ class Conversation:
         self._complaint: ReceivedError | None = None
         self._end = Closed(1000, "not connected yet")
         self._outbox, self._deadlines = Outbox(), Deadlines()
-        self._rooms = dict.fromkeys(rooms)
-        self._first: str | None = None
-        self._joins: dict[str, str] = {}
-        # The joins among them that rejoin rooms after a reconnect.
-        self._rejoins: set[str] = set()
-        self._leaves: set[str] = set()
+        self._rooms = Rooms(
+            rooms,
+            actions=self._actions,
+            deadlines=self._deadlines,
+            outbox=self._outbox,
+            ids=self._ids,
+            backoff=self._backoff,
+        )
         self._refresh = Refresh(random, self._actions, self._deadlines, self._outbox, self._ids)
 
     # For the backend
@@ -126,8 +134,11 @@ class Conversation:
             return shown
         if self.state is not State.READY:
             return None
-        room_id, held = next(chain(self._rooms, self._joins.values()), None), self._deadlines.of(_HELD) is not None
-        return self._outbox.take_control() if held else self._outbox.take(room_id)
+        if self._deadlines.of(_HELD) is not None:
+            return self._outbox.take_control()
+        if self._rooms.are_asked_for:
+            return self._outbox.take_early()
+        return self._outbox.take(self._rooms.default, self._rooms.closed)
 
     def due(self) -> float | None:
         """When to call :meth:`wake`."""
@@ -136,7 +147,7 @@ class Conversation:
     @property
     def rooms(self) -> list[str]:
         """The rooms that it is in, or joins as soon as it is connected; the first is the default room of events."""
-        return [*dict.fromkeys((*self._rooms, *self._joins.values()))]
+        return self._rooms.names
 
     # For the user
 
@@ -144,27 +155,30 @@ class Conversation:
         """Connect, and stay connected; from ``CLOSED`` only."""
         if self.state is State.CLOSED:
             self._backoff.reset()
-            self._refused = False
             self._begin()
 
-    def close(self) -> None:
-        """Close for good. Events that wait are sent if there is a connection; requests that wait fail."""
+    def close(self, *, is_open: bool = True) -> None:
+        """Close for good. Events that wait are sent if the socket ``is_open``; requests that wait fail."""
         if self.state is State.CLOSED:
             return
         if self.attempt is not None:
-            self._actions.append(Drop(self.attempt, self._outbox.take_events() if self.state is State.READY else ()))
+            sends = is_open and self._takes_events
+            last = self._outbox.take_events(self._rooms.default, self._rooms.closed) if sends else ()
+            self._actions.append(Drop(self.attempt, last))
         self._finish(1000, "closed by the client")
 
     def emit(self, type: str, payload: Any = None, room_id: str | None = None) -> None:
         """Send an event once there is a connection. Raises ``ValueError``, :class:`Closed`, :class:`QueueFull`."""
         check_event(type, room_id)
-        self._check_space()
-        self._outbox.put(next(self._ids), Kind.EVENT, frame(type, payload, room_id=room_id))
+        self._check_space(self._outbox.events)
+        self._outbox.put(next(self._ids), Kind.EVENT, frame(type, payload, room_id=room_id), room_id)
 
-    def emit_now(self, type: str, payload: Any = None, room_id: str | None = None) -> bool:
+    def emit_now(self, type: str, payload: Any = None, room_id: str | None = None, *, is_open: bool = True) -> bool:
         """Send an event if that can be done at once. Whether it is sent. Raises ``ValueError``."""
         check_event(type, room_id)
-        if self.state is not State.READY or self._deadlines.of(_HELD) is not None or self._outbox.is_behind:
+        default, closed = self._rooms.default, self._rooms.closed
+        is_in = (room_id or default) not in closed
+        if not (is_open and is_in and self._takes_events) or self._outbox.is_behind(default, closed):
             return False
         self._outbox.put(next(self._ids), Kind.VOLATILE, frame(type, payload, room_id=room_id))
         return True
@@ -175,40 +189,24 @@ class Conversation:
         Without a room it is for the first of :attr:`rooms` when it is sent for the first time, also when sent again.
         """
         check_event(type, room_id)
-        self._check_space()
+        self._check_space(self._outbox.pending)
         key = next(self._ids)
-        self._outbox.put(key, Kind.REQUEST, frame(type, payload, key, room_id), roomless=room_id is None)
+        self._outbox.put(key, Kind.REQUEST, frame(type, payload, key, room_id), room_id)
         self._deadlines.set(key, now + timeout)
         return key
 
     def join(self, now: float, timeout: float, room_id: str) -> str:
         """Join a room, also after every reconnect; settled under the id returned. Raises as :meth:`emit`."""
-        check_name(room_id)
-        self._check_space()
-        key = next(self._ids)
-        self._joins[key] = room_id
-        self._deadlines.set(key, now + timeout)
-        if self.state is State.READY:
-            self._outbox.put(key, Kind.CONTROL, frame("join", {"roomId": room_id}, key))
-        return key
+        check_room(room_id)
+        self._check_space(self._rooms.joining)
+        return self._rooms.join(room_id, now + timeout, ready=self.state is State.READY)
 
     def leave(self, now: float, timeout: float, room_id: str) -> str:
         """Leave a room; settled under the id returned. Raises ``ValueError`` and :class:`Closed`."""
-        check_name(room_id)
+        check_room(room_id)
         if self.state is State.CLOSED:
             raise self._end
-        self._rooms.pop(room_id, None)
-        for key in [key for key, its_room in self._joins.items() if its_room == room_id]:
-            self._forget_join(key)
-            self._settle(key, Refused("LEFT", f"room {room_id} was left before it was entered"))
-        key = next(self._ids)
-        if self.state is State.READY:
-            self._leaves.add(key)
-            self._deadlines.set(key, now + timeout)
-            self._outbox.put(key, Kind.CONTROL, frame("leave", {"roomId": room_id}, key))
-        else:
-            self._settle(key, None)
-        return key
+        return self._rooms.leave(room_id, now + timeout, ready=self.state is State.READY)
 
     def refresh(self) -> str:
         """Ask for another token and show it; settled under the id returned. Raises :class:`Closed`."""
@@ -231,7 +229,7 @@ class Conversation:
             self._refresh.show(token, now)
         elif attempt == self.attempt:
             self._token = self._refresh.shown = token
-            self._deadlines.set(_CONNECTION, now + _PATIENCE)
+            self._deadlines.set(_CONNECTION, now + PATIENCE)
             self._actions.append(Open(attempt))
 
     def no_token(self, attempt: int, reason: str, now: float) -> None:
@@ -262,17 +260,14 @@ class Conversation:
             self._backoff.drained(message.payload)
         if self.state is State.CONNECTING:
             self._while_connecting(message, error, now)
-        elif key in self._joins:
-            self._entered(str(key), message, error, now)
+        elif self._rooms.are_meant(key):
+            room_id = self._rooms.answered(key, message, error, now)
+            if room_id is not None:
+                self._refresh.watch(room_id, message.payload, now)
         elif key is not None and key == self._refresh.key:
             self._complaint = error or self._complaint
             if self._refresh.answered(message, error, now):
                 self._deadlines.cancel(_HELD)
-        elif key in self._leaves:
-            # An error means that it is not in the room, so the room is left as well.
-            self._leaves.discard(str(key))
-            self._deadlines.cancel(str(key))
-            self._settle(str(key), None)
         elif self._outbox.is_unanswered(key):
             until = self._hold(error, now)
             if until is not None and until < (self._deadlines.of(str(key)) or until):
@@ -315,19 +310,19 @@ class Conversation:
             elif self._outbox.is_request(key):
                 self._outbox.discard(key)
                 self._settle(key, Refused("TIMEOUT", "no answer in time"))
-            elif key in self._rejoins:
-                self._give_up(1006, f"a room was not entered within {_PATIENCE:g} s", now)
-            elif key in self._joins or key in self._leaves:
-                self._time_out(key, now)
-            elif key.startswith(_AGAIN):
-                self._join_again(key.removeprefix(_AGAIN), now)
+            elif key == self._refresh.key:
+                self._refresh.timed_out(now)
+            elif self._rooms.wake(key, now, ready=self.state is State.READY):
+                continue
+            elif key != _CONNECTION:
+                self._give_up(1006, f"a room was not entered within {PATIENCE:g} s", now)
             elif self.state is State.WAITING:
                 self._begin()
             elif self._complaint is not None:
-                self._deadlines.set(_CONNECTION, now + _PATIENCE)
+                self._deadlines.set(_CONNECTION, now + PATIENCE)
                 self._show_token()
             else:
-                self._give_up(1006, f"not authenticated within {_PATIENCE:g} s", now)
+                self._give_up(1006, f"not authenticated within {PATIENCE:g} s", now)
 
     # Steps
 
@@ -345,14 +340,12 @@ class Conversation:
 
     def _show_token(self) -> None:
         self._complaint = None
-        # What was sent from no room is sent again from none, before rooms are entered.
-        self._first = None if self._outbox.is_from_nowhere else next(iter(self._rooms), None)
-        self._authenticate = frame("authenticate", {"token": self._token, "roomId": self._first})
+        self._authenticate = frame("authenticate", {"token": self._token, "roomId": self._rooms.show()})
 
     def _while_connecting(self, message: Message, error: ReceivedError | None, now: float) -> None:
         if error is not None:
             self._complaint = error
-            if error.code == "AUTH_UNAVAILABLE" or is_held_up(error):
+            if is_for_later(error):
                 self._deadlines.set(_CONNECTION, now + self._backoff.unavailable(error.retry_after))
         elif message.type == "authenticated":
             self.user_id = text_of(message.payload, "userId")
@@ -368,124 +361,69 @@ class Conversation:
     def _ready(self, now: float) -> None:
         self._ready_since, self._refused, self._token = now, False, ""
         self._deadlines.cancel(_CONNECTION)
-        first = self._first
-        for key in [key for key, room_id in self._joins.items() if room_id == first]:
-            self._rooms[self._joins[key]] = None
-            self._forget_join(key)
-            self._settle(key, None)
-        for room_id in self._rooms:
-            if room_id not in {first, *self._joins.values()}:
-                key = next(self._ids)
-                self._joins[key] = room_id
-                self._rejoins.add(key)
-                self._deadlines.set(key, now + _PATIENCE)
-        joins = {key: frame("join", {"roomId": room_id}, key) for key, room_id in self._joins.items()}
-        self._outbox.put_first(joins)
+        self._rooms.enter(now)
         self._become(Change(State.READY))
-        if first is not None and first not in self._rooms:
-            # It was left while it was being joined.
-            self.leave(now, _PATIENCE, first)
-
-    def _entered(self, key: str, message: Message, error: ReceivedError | None, now: float) -> None:
-        """The gateway's answer to ``join``, positive or not."""
-        room_id = self._joins[key]
-        again = room_id in self._rooms
-        if error is not None and (error.code == "AUTH_UNAVAILABLE" or is_held_up(error)):
-            self._deadlines.set(_AGAIN + key, now + self._backoff.unavailable(error.retry_after))
-            if key in self._rejoins:
-                self._deadlines.cancel(key)
-            return
-        self._forget_join(key)
-        if error is None:
-            self._rooms[room_id] = None
-            self._settle(key, None)
-            self._refresh.watch(room_id, message.payload, now)
-            return
-        self._rooms.pop(room_id, None)
-        self._settle(key, refused(error))
-        if again:
-            # A rejoin: no caller waits for this answer.
-            self._actions.append(Hear(msgspec.structs.replace(message, id=None, room_id=room_id)))
 
     def _heard(self, message: Message, error: ReceivedError | None, now: float) -> None:
         """A message that answers nothing."""
         self._complaint = error or self._complaint
         self._hold(error, now)
         if error is not None and error.code == "ACCESS_REVOKED":
-            self._rooms = _without(self._rooms, message.room_id, leaving=bool(self._leaves))
+            self._rooms.revoked(message.room_id)
         self._actions.append(Hear(message))
-
-    def _join_again(self, key: str, now: float) -> None:
-        self._outbox.put(key, Kind.CONTROL, frame("join", {"roomId": self._joins[key]}, key))
-        if key in self._rejoins:
-            self._deadlines.set(key, now + _PATIENCE)
 
     def _hold(self, error: ReceivedError | None, now: float) -> float | None:
         """Send neither events nor requests until the gateway takes more. Returns when, if it has refused any."""
         if error is not None and error.code == "TOKEN_EXPIRED":
             self._refresh.ask(self.attempt)
-            return self._deadlines.extend(_HELD, now + _PATIENCE)
+            return self._deadlines.extend(_HELD, now + PATIENCE)
         if error is None or not is_held_up(error):
             return None
         return self._deadlines.extend(_HELD, now + self._backoff.unavailable(error.retry_after))
 
-    def _time_out(self, key: str, now: float) -> None:
-        """A ``join`` or a ``leave`` has timed out."""
-        room_id = self._joins.get(key)
-        if room_id is None:
-            self._leaves.remove(key)
-            self._outbox.discard(key)
-        else:
-            self._forget_join(key)
-            if self.state is State.READY and room_id not in {*self._rooms, *self._joins.values()}:
-                # The join may still succeed, without its caller knowing.
-                self.leave(now, _PATIENCE, room_id)
-        self._settle(key, Refused("TIMEOUT", "no answer in time"))
-
     def _requeue(self, code: int) -> None:
         """The socket was lost: unanswered requests are to be sent again, before the rest."""
-        longest = self._outbox.longest_request() if code == 1009 else None
-        if longest is not None:
-            # Sending it again would close the next socket, too.
-            self.forget(longest)
-            self._settle(longest, Refused("TOO_LARGE", "the message is too large for the gateway"))
+        if code == 1009:
+            self._too_large(*self._outbox.too_large())
         self._outbox.socket_lost()
         self._refresh.lost()
         self._authenticate = self.socket_id = None
-        for key in tuple(self._rejoins):
-            self._forget_join(key)
-        for key in self._joins:
-            self._deadlines.cancel(_AGAIN + key)
-        for key in self._leaves:
-            self._deadlines.cancel(key)
-            self._settle(key, None)
-        self._leaves = set()
+        self._rooms.socket_lost()
+
+    def _too_large(self, key: str, event: bytes | None) -> None:
+        """The gateway has closed the socket because of this request, or event: the next one, too, if it got it."""
+        if key:
+            self.forget(key)
+            self._settle(key, Refused(*_TOO_LARGE))
+        elif event is not None:
+            message = _decode(event)
+            code, text = _TOO_LARGE
+            why = {"code": code, "message": text, "eventType": message.type}
+            self._actions += (Hear(Message("error", why, None, message.room_id)), Dropped(message))
 
     def _finish(self, code: int, reason: str) -> None:
         self._end, self._token = Closed(code, reason), ""
         self.attempt = self._authenticate = self._complaint = self.socket_id = None
         dropped = self._outbox.take_events()
-        for key in (*self._outbox.requests(), *self._joins, *self._refresh.waiting):
+        for key in (*self._outbox.requests(), *self._refresh.waiting):
             self._settle(key, self._end)
-        for key in self._leaves:
-            self._settle(key, None)
-        for part in (self._outbox, self._deadlines, self._joins, self._rejoins, self._leaves, self._refresh):
+        self._rooms.close(self._end)
+        for part in (self._outbox, self._deadlines, self._refresh):
             part.clear()
         self._become(Change(State.CLOSED, code, reason))
         self._actions.extend(Dropped(_decode(event)) for event in dropped)
 
-    def _check_space(self) -> None:
+    @property
+    def _takes_events(self) -> bool:
+        """Whether events and requests are sent at once."""
+        return self.state is State.READY and self._deadlines.of(_HELD) is None and not self._rooms.are_asked_for
+
+    def _check_space(self, waiting: int) -> None:
+        """``waiting``: how many of the kind wait already."""
         if self.state is State.CLOSED:
             raise self._end
-        if len(self._outbox) + len(self._joins) >= self._queue:
-            raise QueueFull(f"{self._queue} messages wait already")
-
-    def _forget_join(self, key: str) -> None:
-        del self._joins[key]
-        self._rejoins.discard(key)
-        self._outbox.discard(key)
-        self._deadlines.cancel(key)
-        self._deadlines.cancel(_AGAIN + key)
+        if waiting >= self._queue:
+            raise QueueFull(f"{self._queue} of them wait already")
 
     def _become(self, change: Change) -> None:
         self.state = change.state
@@ -493,10 +431,3 @@ class Conversation:
 
     def _settle(self, key: str, outcome: Message | Refused | Closed | None) -> None:
         self._actions.append(Settle(key, outcome))
-
-
-def _without(rooms: dict[str, None], room_id: str | None, *, leaving: bool) -> dict[str, None]:
-    """The rooms that remain when access to one is taken back. The last one does: the socket is closed with it, and
-    ``connect()`` joins it again. For the gateway it is not the last one while another is still to be left.
-    """
-    return {room: None for room in rooms if room != room_id} or ({} if leaving else rooms)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from heapq import heapify, heappop, heappush
 
-__all__ = ["Deadlines"]
+__all__ = ["PATIENCE", "Deadlines"]
+
+PATIENCE = 10.0
+"""Seconds from opening a socket to being authenticated on it, and until the gateway answers for a room or a token: as
+long as it waits for a token itself."""
 
 
 class Deadlines:

@@ -5,10 +5,11 @@ Used by :class:`kraftek.client.conversation.Conversation`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from enum import Enum
 
 import msgspec
+from msgspec import Struct
 
 __all__ = ["Kind", "Outbox"]
 
@@ -28,6 +29,15 @@ class Kind(Enum):
 
 _OF_THE_SOCKET = {Kind.CONTROL, Kind.VOLATILE}
 
+
+class _Unsent(Struct, frozen=True):
+    """``room_id``: the room that it names. A request that was sent has the default room of that time."""
+
+    kind: Kind
+    frame: bytes
+    room_id: str | None = None
+
+
 _encode = msgspec.json.Encoder().encode
 
 
@@ -35,95 +45,92 @@ class Outbox:
     """Messages by id, in the order of the calls: those still to be sent, and the requests sent on this socket.
 
     A request that names no room is sent for the room that is the default when it is sent for the first time: sent again
-    for another one, it would be another request.
+    for another one, it would be another request. What is for a room that is ``closed`` waits; the rest overtakes it.
     """
 
     def __init__(self) -> None:
-        self._unsent: dict[str, tuple[Kind, bytes]] = {}
-        self._unanswered: dict[str, bytes] = {}
+        self._unsent: dict[str, _Unsent] = {}
+        self._unanswered: dict[str, _Unsent] = {}
         # Requests that were sent, and are to be sent once more because the gateway has refused them for a while.
-        self._refused: dict[str, bytes] = {}
-        # Requests that name no room and were not sent yet, and those that were sent when there was none.
-        self._roomless: set[str] = set()
+        self._refused: dict[str, _Unsent] = {}
+        # Requests that were sent when there was no room.
         self._nowhere: set[str] = set()
         # The longest message on this socket: if the gateway closes it with 1009, this one was too large.
-        self._longest = (0, "")
-
-    def __len__(self) -> int:
-        return len(self._unsent) + len(self._unanswered) + len(self._refused)
+        self._longest: tuple[int, str, _Unsent | None] = (0, "", None)
+        self.events = 0
+        """How many events wait."""
 
     @property
-    def is_behind(self) -> bool:
+    def pending(self) -> int:
+        """How many requests have no answer."""
+        return (
+            len(self._unanswered)
+            + len(self._refused)
+            + sum(each.kind is Kind.REQUEST for each in self._unsent.values())
+        )
+
+    def is_behind(self, room_id: str | None = None, closed: Container[str] = ()) -> bool:
         """Whether something waits that was to be sent by now: the socket, or the gateway, takes no more."""
-        return bool(self._unsent or self._refused)
+        return bool(self._refused) or self._next(room_id, closed) is not None
 
     @property
     def is_from_nowhere(self) -> bool:
         """Whether some request is to be sent again from no room."""
         return bool(self._nowhere)
 
-    def put(self, key: str, kind: Kind, frame: bytes, *, roomless: bool = False) -> None:
-        """Send it after everything else. ``roomless``: it is a request that names no room."""
-        self._unsent[key] = kind, frame
-        if roomless:
-            self._roomless.add(key)
+    def put(self, key: str, kind: Kind, frame: bytes, room_id: str | None = None) -> None:
+        """Send it after everything else. ``room_id``: the room that it names, if it does."""
+        self._unsent[key] = _Unsent(kind, frame, room_id)
+        self.events += kind is Kind.EVENT
 
     def put_first(self, controls: Mapping[str, bytes]) -> None:
         """Send these before everything else but requests from no room."""
         nowhere = {key: message for key, message in self._unsent.items() if key in self._nowhere}
-        before = {key: (Kind.CONTROL, frame) for key, frame in controls.items()}
+        before = {key: _Unsent(Kind.CONTROL, frame) for key, frame in controls.items()}
         self._unsent = nowhere | before | {key: self._unsent[key] for key in self._unsent if key not in nowhere}
 
-    def take(self, room_id: str | None = None) -> bytes | None:
+    def take(self, room_id: str | None = None, closed: Container[str] = ()) -> bytes | None:
         """The next one to send on this socket; ``None`` when there is none. ``room_id``: the default room."""
         if self._refused:
             key = next(iter(self._refused))
-            frame = self._unanswered[key] = self._refused.pop(key)
-            return frame
-        if not self._unsent:
-            return None
-        key = next(iter(self._unsent))
-        kind, frame = self._unsent.pop(key)
-        if key in self._roomless:
-            self._roomless.remove(key)
-            if room_id is None:
-                self._nowhere.add(key)
-            else:
-                frame = _with(frame, b'"roomId":' + _encode(room_id))
-        if len(frame) > self._longest[0]:
-            self._longest = len(frame), key
-        if kind is Kind.REQUEST:
-            self._unanswered[key] = frame
-        return frame
+            message = self._unanswered[key] = self._refused.pop(key)
+            return message.frame
+        next_key = self._next(room_id, closed)
+        return None if next_key is None else self._take(next_key, room_id)
 
     def take_control(self) -> bytes | None:
         """The next one of those that are about this socket, unless requests from no room are to be sent before."""
-        keys = () if self._nowhere else (key for key, (kind, _) in self._unsent.items() if kind is Kind.CONTROL)
-        key = next(iter(keys), None)
-        return None if key is None else self._unsent.pop(key)[1]
+        return None if self._nowhere else self.take_early()
 
-    def take_events(self) -> tuple[bytes, ...]:
+    def take_early(self) -> bytes | None:
+        """The next one of those that do not wait for rooms to be entered."""
+        keys = (key for key, each in self._unsent.items() if each.kind is Kind.CONTROL or key in self._nowhere)
+        key = next(keys, None)
+        return None if key is None else self._take(key, None)
+
+    def take_events(self, room_id: str | None = None, closed: Container[str] = ()) -> tuple[bytes, ...]:
         """All events that are still to be sent; nothing else is sent before them."""
-        keys = [key for key, (kind, _) in self._unsent.items() if kind is Kind.EVENT]
-        return tuple(self._unsent.pop(key)[1] for key in keys)
+        events = {key: each for key, each in self._unsent.items() if each.kind is Kind.EVENT}
+        keys = [key for key, each in events.items() if (each.room_id or room_id) not in closed]
+        self.events -= len(keys)
+        return tuple(self._unsent.pop(key).frame for key in keys)
 
     def refuse(self, key: str) -> None:
         """The gateway has refused a request of this socket for a while: send it again, before what is unsent."""
         self._refused[key] = self._unanswered.pop(key)
 
     def discard(self, key: str) -> None:
-        """Neither send it nor send it again."""
+        """Neither send a request or a control message nor send it again."""
         self._unsent.pop(key, None)
         self._refused.pop(key, None)
         self._unanswered.pop(key, None)
-        self._roomless.discard(key)
         self._nowhere.discard(key)
 
     def is_request(self, key: str) -> bool:
         """Whether this is a request that was neither answered nor discarded."""
         if key in self._unanswered or key in self._refused:
             return True
-        return key in self._unsent and self._unsent[key][0] is Kind.REQUEST
+        return key in self._unsent and self._unsent[key].kind is Kind.REQUEST
 
     def is_unanswered(self, key: object) -> bool:
         """Whether this is a request that was sent on this socket."""
@@ -131,28 +138,51 @@ class Outbox:
 
     def requests(self) -> list[str]:
         """All requests that were neither answered nor discarded."""
-        unsent = (key for key, (kind, _) in self._unsent.items() if kind is Kind.REQUEST)
+        unsent = (key for key, each in self._unsent.items() if each.kind is Kind.REQUEST)
         return [*self._unanswered, *self._refused, *unsent]
 
-    def longest_request(self) -> str | None:
-        """The longest message of this socket, if it was a request that has no answer."""
-        _, key = self._longest
-        return key if key in self._unanswered else None
+    def too_large(self) -> tuple[str, bytes | None]:
+        """The longest message of this socket: its id if it was a request that has no answer, itself if an event."""
+        _, key, message = self._longest
+        event = message is not None and message.kind in {Kind.EVENT, Kind.VOLATILE}
+        return key if key in self._unanswered else "", message.frame if message is not None and event else None
 
     def socket_lost(self) -> None:
         """Unanswered requests are sent again, before the rest."""
-        again = {key: (Kind.REQUEST, _resent(frame)) for key, frame in self._unanswered.items()}
-        refused = {key: (Kind.REQUEST, frame) for key, frame in self._refused.items()}
-        rest = {key: message for key, message in self._unsent.items() if message[0] not in _OF_THE_SOCKET}
-        self._unsent, self._unanswered, self._longest = again | refused | rest, {}, (0, "")
+        again = {
+            key: _Unsent(Kind.REQUEST, _resent(each.frame), each.room_id) for key, each in self._unanswered.items()
+        }
+        rest = {key: message for key, message in self._unsent.items() if message.kind not in _OF_THE_SOCKET}
+        self._unsent, self._unanswered, self._longest = again | self._refused | rest, {}, (0, "", None)
         self._refused = {}
 
     def clear(self) -> None:
         """Remove everything."""
-        self._unsent, self._unanswered, self._longest = {}, {}, (0, "")
-        self._refused = {}
-        self._roomless.clear()
+        self._unsent, self._unanswered, self._refused = {}, {}, {}
         self._nowhere.clear()
+        self._longest, self.events = (0, "", None), 0
+
+    def _next(self, room_id: str | None, closed: Container[str]) -> str | None:
+        for key, message in self._unsent.items():
+            if message.kind is Kind.CONTROL or key in self._nowhere or (message.room_id or room_id) not in closed:
+                return key
+        return None
+
+    def _take(self, key: str, room_id: str | None) -> bytes:
+        message = self._unsent.pop(key)
+        self.events -= message.kind is Kind.EVENT
+        frame = message.frame
+        if message.kind is Kind.REQUEST:
+            if message.room_id is None and key not in self._nowhere:  # it was not sent before
+                if room_id is None:
+                    self._nowhere.add(key)
+                else:
+                    frame = _with(frame, b'"roomId":' + _encode(room_id))
+                message = _Unsent(Kind.REQUEST, frame, room_id)
+            self._unanswered[key] = message
+        if len(frame) > self._longest[0]:
+            self._longest = len(frame), key, message
+        return frame
 
 
 _RESENT = b'"resent":true'

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from kraftek.client.deadlines import Deadlines
+from kraftek.client.deadlines import PATIENCE, Deadlines
 from kraftek.client.errors import Refused
 from kraftek.client.frames import frame, refused
 from kraftek.client.messages import Action, Ask, Message, Settle
@@ -78,6 +78,7 @@ class Refresh:
             return
         self._asking, self.shown = False, token
         self.key = key = next(self._ids)
+        self._deadlines.set(key, now + PATIENCE)
         self._outbox.put(key, Kind.CONTROL, frame("authenticate", {"token": token}, key))
 
     def answered(self, message: Message, error: ReceivedError | None, now: float) -> bool:
@@ -87,15 +88,21 @@ class Refresh:
             self.failed(refused(error), now, error.retry_after)
             return False
         self._ends.clear()
-        self._failures, self.key = 0, None
+        self._failures = 0
+        self._end()
         self._deadlines.cancel(REFRESH)
         self._settle(None)
         self.watch(None, message.payload, now)
         return True
 
+    def timed_out(self, now: float) -> None:
+        """The gateway has not answered."""
+        self.shown = ""
+        self.failed(Refused("TIMEOUT", "no answer in time"), now)
+
     def failed(self, why: Refused, now: float, retry_after: float | None = None) -> None:
         """There is no other token, or it was of no use: ask again later."""
-        self.key, self._asking = None, False
+        self._end()
         wait = min(_LONGEST_WAIT, _FIRST_WAIT * 2.0 ** min(self._failures, 10))
         self._failures += 1
         self._deadlines.set(REFRESH, now + max(wait, retry_after or 0.0) * (1.0 + self._random()))
@@ -115,13 +122,19 @@ class Refresh:
     def lost(self) -> None:
         """The socket was lost: the next one is shown a token anyway."""
         self._ends.clear()
-        self.key, self._asking = None, False
+        self._end()
         self._deadlines.cancel(REFRESH)
 
     def clear(self) -> None:
         """The client was closed."""
         self.lost()
         self.waiting.clear()
+
+    def _end(self) -> None:
+        if self.key is not None:
+            self._outbox.discard(self.key)
+            self._deadlines.cancel(self.key)
+        self.key, self._asking = None, False
 
     @property
     def _under_way(self) -> bool:

@@ -190,9 +190,15 @@ class Client(Backend["Deferred[Any]"]):
             for promise in leaving:
                 self._resolve(promise, None)
 
+    def _is_open(self) -> bool:
+        return self._socket is not None and self._socket.state == self._socket.STATE_OPEN
+
     def _pump(self) -> None:
         socket = self._socket
-        while socket is not None and not socket.paused and (frame := self._conversation.next_frame()) is not None:
+        # Autobahn raises for a message after the close frame of either side.
+        while (
+            socket is not None and self._is_open() and not socket.paused and (frame := self._conversation.next_frame())
+        ):
             socket.sendMessage(frame)
 
     def _gone(self) -> Deferred[Any]:

@@ -389,7 +389,9 @@ def test_coming_back(user: MakeUser, server: ScriptedGateway, end: Callable[[Far
     lost = ada.expect(State.WAITING)
     assert (lost.code, lost.reason) == (1001, "the gateway stops") or lost.code == 1006
     far = server.admitted()
-    assert far.expect("join")["payload"] == {"roomId": "r2"}
+    joining_again = far.expect("join")
+    assert joining_again["payload"] == {"roomId": "r2"}
+    far.say("joined", joining_again["payload"], id=joining_again["id"])
     assert far.expect("a:b:c") == {**asked, "resent": True}
     far.say("a:b:c", 2, id=asked["id"])
     assert asking.result(10.0) == 2
@@ -532,6 +534,15 @@ def test_a_gateway_that_does_not_read(user: MakeUser, server: ScriptedGateway) -
     wait_until(full, "that no more are taken", 30.0)
     assert sent >= 8
     assert [far.expect("a:b:c")["payload"][0] for _ in range(sent)] == [*range(sent)]
+
+
+def test_a_proxy_in_the_environment_is_not_asked(
+    user: MakeUser, server: ScriptedGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy", "ws_proxy", "all_proxy", "socks_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    connected(user(server.url), server)
 
 
 def test_tls(user: MakeUser, stage: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

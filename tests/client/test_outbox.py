@@ -20,9 +20,10 @@ def sent(outbox: Outbox) -> list[bytes]:
 def test_messages_keep_their_order() -> None:
     outbox = filled()
     outbox.put_first({"j": b"join", "k": b"join too"})
-    assert len(outbox) == 5
+    assert (outbox.events, outbox.pending, outbox.is_behind()) == (1, 1, True)
     assert sent(outbox) == [b"join", b"join too", b"event", b'{"a long":"request"}', b"control"]
-    assert len(outbox) == 1  # the request has no answer yet
+    # The request has no answer yet.
+    assert (outbox.events, outbox.pending, outbox.is_behind()) == (0, 1, False)
 
 
 def test_only_requests_are_sent_again_and_before_the_rest() -> None:
@@ -38,7 +39,7 @@ def test_only_requests_are_sent_again_and_before_the_rest() -> None:
 def test_a_request_keeps_the_room_that_was_the_default() -> None:
     outbox = Outbox()
     for key in "abc":
-        outbox.put(key, Kind.REQUEST, b'{"id":"%b"}' % key.encode(), roomless=True)
+        outbox.put(key, Kind.REQUEST, b'{"id":"%b"}' % key.encode())
     assert outbox.take("größe") == '{"id":"a","roomId":"größe"}'.encode()
     assert outbox.take() == b'{"id":"b"}'
     assert outbox.is_from_nowhere
@@ -52,7 +53,7 @@ def test_a_request_keeps_the_room_that_was_the_default() -> None:
     ]
     outbox.discard("b")
     assert not outbox.is_from_nowhere
-    outbox.put("d", Kind.REQUEST, b"{}", roomless=True)
+    outbox.put("d", Kind.REQUEST, b"{}")
     outbox.take()
     outbox.clear()
     assert not outbox.is_from_nowhere
@@ -70,22 +71,50 @@ def test_a_request_is_one_until_it_is_discarded() -> None:
     outbox.discard("r")
     outbox.discard("nobody")
     assert not outbox.is_request("r")
-    assert len(outbox) == 0
+    assert outbox.pending == 0
 
 
 def test_the_longest_message_of_a_socket_may_be_an_unanswered_request() -> None:
     outbox = filled()
-    assert outbox.longest_request() is None
+    assert outbox.too_large() == ("", None)
+    outbox.put("r", Kind.REQUEST, b'{"a long":"request"}', "r1")
     sent(outbox)
-    assert outbox.longest_request() == "r"
-    outbox.put("e", Kind.EVENT, b"an event that is longer than any request")
+    assert outbox.too_large() == ("r", None)
+    event = b"an event that is longer than any request"
+    outbox.put("e", Kind.EVENT, event)
     sent(outbox)
-    assert outbox.longest_request() is None
+    assert outbox.too_large() == ("", event)
     outbox.socket_lost()
     sent(outbox)
-    assert outbox.longest_request() == "r"
+    assert outbox.too_large() == ("r", None)
     outbox.discard("r")
-    assert outbox.longest_request() is None
+    assert outbox.too_large() == ("", None)
+
+
+def test_what_is_for_a_closed_room_waits_and_the_rest_does_not() -> None:
+    outbox = Outbox()
+    outbox.put("1", Kind.EVENT, b"one", "closed")
+    outbox.put("2", Kind.EVENT, b"two", "open")
+    outbox.put("3", Kind.EVENT, b"three")
+    outbox.put("4", Kind.CONTROL, b"control")
+    assert outbox.take("closed", {"closed"}) == b"two"
+    assert outbox.take("closed", {"closed"}) == b"control"
+    assert outbox.take("closed", {"closed"}) is None
+    assert outbox.take_events("open", {"closed"}) == (b"three",)
+    assert outbox.events == 1
+    assert outbox.take("open") == b"one"
+
+
+def test_what_does_not_wait_for_rooms() -> None:
+    outbox = Outbox()
+    outbox.put("r", Kind.REQUEST, b'{"id":"r"}')
+    outbox.take()
+    outbox.socket_lost()
+    outbox.put("e", Kind.EVENT, b"event")
+    outbox.put_first({"j": b"join"})
+    assert outbox.take_control() is None
+    again = b'{"id":"r","resent":true}'
+    assert [outbox.take_early() for _ in range(3)] == [again, b"join", None]
 
 
 def test_events_are_taken_out_of_the_middle() -> None:
@@ -101,6 +130,6 @@ def test_nothing_is_left_when_it_is_cleared() -> None:
     outbox.take()
     outbox.take()
     outbox.clear()
-    assert len(outbox) == 0
+    assert (outbox.events, outbox.pending, outbox.is_behind()) == (0, 0, False)
     assert sent(outbox) == []
     assert outbox.requests() == []

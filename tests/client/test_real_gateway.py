@@ -192,6 +192,45 @@ def test_the_auth_service_is_away(
     assert connecting.result(20.0) is None
 
 
+def test_a_room_cannot_be_asked_about_after_a_reconnect(
+    user: MakeUser,
+    redis_server: RedisServer,
+    gateway: StartGateway,
+    service: StartService,
+    auth_service: AuthService,
+) -> None:
+    """What is for it waits, also a request that the service is just doing: all are answered, and done once."""
+    release = threading.Event()
+
+    def answer_late(event: dict[str, Any]) -> dict[str, Any]:
+        assert release.wait(60), "nobody released the answer"
+        reply = {"type": event["eventType"], "inReplyTo": event["id"], "payload": event["payload"]}
+        return {**reply, "recipients": [event["socketId"]], "userIds": [event["userId"]]}
+
+    chat = service(redis_server, "events:chat", answer_late)
+    service(redis_server, "events:stickyNotes")
+    auth_service.allow("ada", "Ada")
+    first = gateway(redis_server, services=SERVICES, auth=auth_service.url)
+    ada = user(first.url, timeout=60.0)
+    ada.run("connect")
+    ada.run("join", "r2")
+    asked = [ada.start("request", "chat:message:send", 1, room="r2")]
+    chat.wait_received()
+    first.kill()
+    auth_service.broken, before = {"r2"}, len(auth_service.questions)
+    redis = redis_server.client()
+    redis.delete(*redis.keys("access:token:*"))
+    gateway(redis_server, services=SERVICES, auth=auth_service.url, args=same_port(first))
+    asked.append(ada.start("request", "chat:message:send", 2, room="r2"))
+    wait_until(lambda: ("ada", "r2") in auth_service.questions[before:], "a question about r2")
+    # The rest goes on.
+    assert ada.run("request", "stickyNotes:note:create") == {"receivers": 1}
+    auth_service.broken = set()
+    release.set()
+    assert [each.result(30.0) for each in asked] == [1, 2]
+    assert [event["payload"] for event in chat.received()] == [1, 2]
+
+
 def test_a_second_login_elsewhere(user: MakeUser, redis_server: RedisServer, gateway: StartGateway) -> None:
     process = gateway(redis_server)
     here, there = user(process.url), user(process.url)

@@ -483,10 +483,13 @@ class AuthService:
     ``error500``  it answers with status 500.
     ``garbage``   it answers with bytes that are no JSON.
     ``lying``     it answers with status 200 and wrong types.
+
+    ``broken``: rooms about which it answers as in ``error500``, whatever the mode.
     """
 
     def __init__(self) -> None:
         self.questions: list[tuple[str, str | None]] = []
+        self.broken: set[str] = set()
         self._answers: dict[str, Json] = {}
         self._rooms: dict[str, Sequence[str]] = {}
         self._held: list[threading.Event] = []
@@ -556,7 +559,7 @@ class AuthService:
         self.questions.append((token, roomId))
         if mode == "slow":
             assert release.wait(60), "nobody released the question"
-        if mode == "error500":
+        if mode == "error500" or roomId in self.broken:
             return 500, b'{"success": true, "userId": "nobody", "roomId": null}'
         if mode == "garbage":
             return 200, b"\x80<html>It works!</html>"

@@ -21,11 +21,11 @@ export interface Options {
    * own, for requests, is 10 s.
    */
   timeout?: number;
-  /** How many events and requests may wait: 256, which is the gateway's bound for requests of one socket. */
+  /** How many events may wait, and how many requests besides: 256, the gateway's bound for requests of one socket. */
   queue?: number;
   /** When so long nothing was heard, it is asked whether anybody is there. 60 s; `Infinity` asks only with a reason. */
   heartbeat?: number;
-  /** How long an attempt may take, and the answer whether anybody is there. 10 s. */
+  /** How long an attempt may take, and the answer to another token or whether anybody is there. 10 s. */
   patience?: number;
   /** The first back-off at most: 0.5 s; it doubles with every failure. */
   base?: number;
@@ -144,8 +144,9 @@ export class Kraftek {
   readonly rooms: string[];
 
   /**
-   * True unless it is dropped, as "dropped" tells: when closed, and when more waits than `queue`. What is `volatile` is
-   * false when it was not sent at once. Throws a `TypeError` for a type that is not `service:module:name`.
+   * True unless it is dropped, as "dropped" tells: when closed, and when more events wait than `queue`. What is
+   * `volatile` is false when it was not sent at once. Throws a `TypeError` for a type that is not `service:module:name`,
+   * and for a room's name that is none.
    */
   emit(type: string, payload?: unknown, options?: EventOptions): boolean;
   /**
@@ -155,7 +156,7 @@ export class Kraftek {
   request<Answer = unknown>(type: string, payload?: unknown, options?: RequestOptions): Promise<Answer>;
   /**
    * Resolves once the room is entered. It is entered again after every reconnection. Rejects with a `KraftekError`, also
-   * when it takes too long, and is then not entered later.
+   * when it takes too long, and is then not entered later; with a `TypeError` for what is no room's name.
    */
   join(roomId: string, options?: JoinOptions): Promise<void>;
   leave(roomId: string): void;

@@ -20,6 +20,8 @@ const TOO_BIG = 1009;
 const NO_GATEWAY = 1002;
 /** What no socket reported: it was given up here, like one that is lost without a close frame. */
 const LOST = 1006;
+/** `WebSocket.OPEN`, which a class that was given need not have. */
+const OPEN = 1;
 /** After those codes the back-off is that of so many failures at least. */
 const FAILURES_AT_LEAST = 3;
 /** The longest time that a gateway which stops may ask for: the word comes from the network. */
@@ -35,6 +37,8 @@ const LONGEST_TIMER = 2 ** 31 - 1;
 /** Of an event's name: `service:module:name`. A name without colons is the gateway's own, such as "join". */
 const NAME = /^[^:\p{White_Space}\p{Cc}\p{Cs}]+(?::[^:\p{White_Space}\p{Cc}\p{Cs}]+){2}$/u;
 const NAME_LENGTH = 128;
+const HALF_A_PAIR = /\p{Cs}/u;
+const ROOM_LENGTH = 256;
 /** What listeners are told under these names is our own word; no service can say it. */
 const OWN = new Set(["state", "dropped", "error"]);
 
@@ -124,16 +128,22 @@ export class Kraftek {
   #commands = new Map();
   /** In the order of their sending: requests until they are answered, and events while they cannot be sent. */
   #outbox = new Map();
-  /** The longest message sent on this socket: the one that was too big, if one was. */
-  #longest = { size: 0, id: "" };
+  /** How many of them are events. */
+  #events = 0;
+  /** The longest message sent on this socket: the one that was too big, if one was. `text` of an event alone. */
+  #longest = { size: 0 };
   /** The rooms to be in: who waits to have entered. The first is shown with the token. */
   #rooms = new Map();
   /** Those of them that this socket is in. */
   #entered = new Set();
+  /** Those of them that could not be asked about on this socket yet: what is for them waits. */
+  #unknown = new Set();
   /** Those of them that are there for `join` alone, which has yet to enter them. */
   #asked = new Set();
   /** The room that the options or the token's callback named last. */
   #named;
+  /** The room that was shown with the token. */
+  #first;
   /** Until when neither events nor requests are sent, because the gateway takes no more. It outlasts the socket. */
   #heldUntil = 0;
   #holding;
@@ -153,6 +163,7 @@ export class Kraftek {
     this.#options = { ...DEFAULTS, ...Object.fromEntries(given) };
     if (typeof this.#options.token !== "function") throw new TypeError("expected a function in options.token");
     if (!this.#options.WebSocket) throw new TypeError("there is no global WebSocket: give a class in options.WebSocket");
+    checkRoom(this.#options.roomId);
     this.#name(this.#options.roomId);
     this.open();
   }
@@ -191,23 +202,25 @@ export class Kraftek {
 
   /**
    * Send an event. While not ready, or as long as the gateway takes no more, it waits, behind what waits already. True
-   * unless it is dropped, as "dropped" tells: when closed, and when more waits than `queue`. What is `volatile` is sent
-   * now or never: false when it was not, and nobody else is told. Throws a `TypeError` for a name that is not
-   * `service:module:name`, and for a payload that is not JSON.
+   * unless it is dropped, as "dropped" tells: when closed, and when more events wait than `queue`. What is `volatile` is
+   * sent now or never: false when it was not, and nobody else is told. Throws a `TypeError` for a name that is not
+   * `service:module:name`, for a room's name that is none, and for a payload that is not JSON.
    */
   emit(type, payload, { roomId, volatile = false } = {}) {
     checkName(type);
+    checkRoom(roomId);
     const text = JSON.stringify({ type, payload, roomId });
-    const sends = this.#state === "ready" && !this.#holding;
+    const sends = this.#takes({ roomId });
     if (sends && this.#socket.bufferedAmount < (volatile ? UNSENT_VOLATILE : UNSENT)) {
-      this.#send(text);
+      this.#send(text, { text });
     } else if (volatile) {
       return false;
-    } else if (this.#state === "closed" || sends || this.#outbox.size >= this.#options.queue) {
+    } else if (this.#state === "closed" || sends || this.#events >= this.#options.queue) {
       this.#tell("dropped", { type, payload, roomId });
       return false;
     } else {
-      this.#outbox.set(this.#newId(), { text });
+      this.#events += 1;
+      this.#outbox.set(this.#newId(), { text, roomId });
     }
     return true;
   }
@@ -223,9 +236,10 @@ export class Kraftek {
   request(type, payload, { timeout = this.#options.timeout, signal, roomId } = {}) {
     return new Promise((resolve, reject) => {
       checkName(type);
+      checkRoom(roomId);
       signal?.throwIfAborted();
       if (this.#state === "closed") throw refusal("CLOSED", "the connection is closed", type);
-      if (this.#outbox.size >= this.#options.queue) throw refusal("QUEUE_FULL", "too much waits already", type);
+      if (this.#outbox.size - this.#events >= this.#options.queue) throw refusal("QUEUE_FULL", "too much waits already", type);
       const id = this.#newId();
       const text = JSON.stringify({ type, payload, id, roomId });
       const settle = (how, value) => {
@@ -239,18 +253,20 @@ export class Kraftek {
       const stop = this.#within(timeout, () => settle(reject, tooLate(timeout, type)));
       const answer = (error, value) => (error ? settle(reject, error) : settle(resolve, value));
       const due = this.#options.clock.now() + timeout;
-      this.#outbox.set(id, { text, answer, type, due, roomless: roomId === undefined });
-      if (this.#state === "ready" && !this.#holding) this.#ask(id);
+      const request = { text, answer, type, due, roomId, roomless: roomId === undefined };
+      this.#outbox.set(id, request);
+      if (this.#takes(request)) this.#ask(id);
     });
   }
 
   /**
    * Enter a room more, and again after every reconnection. Resolves once it is entered; rejects with what the gateway
-   * says, with `LEFT`, `CLOSED` or `TIMEOUT`, and then it is not entered later. A room that cannot be entered again
-   * after a reconnection is told as an "error" with its `roomId`.
+   * says, with `LEFT`, `CLOSED` or `TIMEOUT`, and then it is not entered later; with a `TypeError` for what is no room's
+   * name. A room that cannot be entered again after a reconnection is told as an "error" with its `roomId`.
    */
   join(roomId, { timeout = this.#options.timeout } = {}) {
     return new Promise((resolve, reject) => {
+      checkRoom(roomId ?? "");
       if (this.#state === "closed") throw refusal("CLOSED", "the connection is closed");
       if (this.#entered.has(roomId)) {
         resolve();
@@ -331,11 +347,12 @@ export class Kraftek {
       if (this.#socket === socket) this.#ended(LOST, "", error);
       return;
     }
-    if (this.#socket !== socket || socket.readyState !== socket.OPEN) return;
+    if (this.#socket !== socket || socket.readyState !== OPEN) return;
     const { token, roomId } = shown;
     this.#shown = token;
     this.#name(roomId);
     const [first] = this.#fromNowhere().length ? [] : this.#rooms.keys();
+    this.#first = first;
     this.#command("authenticate", { token, roomId: first }, (error, payload) => {
       if (!error) this.#admit(first, payload);
       else if (isForLater(error)) this.#askLater(error);
@@ -344,8 +361,10 @@ export class Kraftek {
     });
   }
 
+  /** Be patient for as much longer. */
   #askLater(error) {
-    this.#retry(error, () => this.#authenticate());
+    const wait = this.#retry(error, () => this.#authenticate());
+    this.#after(wait + this.#options.patience, () => this.#ended(LOST, ""));
     this.#tell("error", error);
   }
 
@@ -381,17 +400,21 @@ export class Kraftek {
       return;
     }
     this.#shown = shown.token;
-    this.#command("authenticate", { token: shown.token }, (error, payload) => {
-      if (!error) {
-        this.#replaced(payload);
-        this.#release();
-        return;
-      }
+    const { patience } = this.#options;
+    const refused = (error) => {
       // The same may be good later. When the socket is closed for it, that is why.
       this.#shown = undefined;
       this.#complaint = error;
       this.#notReplaced(error);
-    });
+    };
+    const answer = (error, payload) => {
+      if (error) refused(error);
+      else {
+        this.#replaced(payload);
+        this.#release();
+      }
+    };
+    this.#command("authenticate", { token: shown.token }, answer, patience, () => refused(tooLate(patience)));
   }
 
   #replaced(payload) {
@@ -435,6 +458,7 @@ export class Kraftek {
         this.#isIn(roomId);
         this.#expires(roomId, payload);
       } else if (isForLater(error)) {
+        this.#unknown.add(roomId);
         this.#retry(error, () => this.#rooms.has(roomId) && this.#enter(roomId));
       } else {
         error.roomId = roomId;
@@ -444,6 +468,14 @@ export class Kraftek {
       }
       this.#readyIfEntered();
     });
+  }
+
+  /** A room that `join` alone has named was refused. */
+  #isNotFor(roomId, error) {
+    const waiting = this.#rooms.get(roomId);
+    this.#forgetRoom(roomId);
+    error.roomId = roomId;
+    for (const { reject } of waiting) reject(error);
   }
 
   #giveUp(roomId, waiter, timeout) {
@@ -459,6 +491,12 @@ export class Kraftek {
   #forgetRoom(roomId) {
     this.#rooms.delete(roomId);
     this.#asked.delete(roomId);
+    this.#isKnown(roomId);
+  }
+
+  /** What is for it waits no longer: the gateway has let it in, or will say what else is the matter. */
+  #isKnown(roomId) {
+    if (this.#unknown.delete(roomId)) this.#flush();
   }
 
   #tellLeft(roomId) {
@@ -471,6 +509,7 @@ export class Kraftek {
   #isIn(roomId) {
     this.#entered.add(roomId);
     this.#asked.delete(roomId);
+    this.#isKnown(roomId);
     for (const { resolve } of this.#rooms.get(roomId)?.splice(0) ?? []) resolve();
   }
 
@@ -483,8 +522,10 @@ export class Kraftek {
     if (this.#entered.delete(roomId) && (this.#rooms.size > 1 || leaves)) this.#forgetRoom(roomId);
   }
 
+  /** When the gateway has answered for each room, also that it cannot ask about one. */
   #readyIfEntered() {
-    if (this.#state !== "connecting" || !this.#admitted || this.#entered.size < this.#rooms.size) return;
+    if (this.#state !== "connecting" || !this.#admitted) return;
+    for (const roomId of this.#rooms.keys()) if (!this.#entered.has(roomId) && !this.#unknown.has(roomId)) return;
     this.#readySince = this.#options.clock.now();
     this.#state = "ready";
     this.#flush();
@@ -492,14 +533,22 @@ export class Kraftek {
     this.#tell("state", { state: "ready" });
   }
 
+  /** Whether this event or request can be sent now. A socket loses what it is given once either side has closed it. */
+  #takes({ roomId, nowhere }) {
+    if (this.#state !== "ready" || this.#holding || this.#socket.readyState !== OPEN) return false;
+    const [first] = this.#rooms.keys();
+    return nowhere || !this.#unknown.has(roomId ?? first);
+  }
+
   #flush() {
-    if (this.#state !== "ready" || this.#holding) return;
-    for (const [id, { text, answer, socket }] of this.#outbox) {
-      if (answer) {
-        if (socket !== this.#socket) this.#ask(id);
+    for (const [id, message] of this.#outbox) {
+      if (message.socket === this.#socket || !this.#takes(message)) continue;
+      if (message.answer) {
+        this.#ask(id);
       } else {
         this.#outbox.delete(id);
-        this.#send(text, id);
+        this.#events -= 1;
+        this.#send(message.text, message);
       }
     }
   }
@@ -534,18 +583,35 @@ export class Kraftek {
 
   #ended(code, reason, error = this.#complaint?.code === reason ? this.#complaint : undefined) {
     if (this.#state === "ready" && this.#options.clock.now() - this.#readySince >= STEADY) this.#failures = 0;
-    const tooLong = code === TOO_BIG && this.#outbox.get(this.#longest.id);
+    const longest = code === TOO_BIG ? this.#longest : {};
+    // The room may be what was refused, and not the token.
+    const onlyAsked = code === REFUSED && this.#refused && this.#asked.has(this.#first);
     this.#drop();
-    if (tooLong) tooLong.answer(refusal("TOO_LARGE", "the gateway takes no message so long", tooLong.type));
-    const askAgain = code === REFUSED && !this.#refused;
+    this.#tooLong(longest);
+    const askAgain = code === REFUSED && (onlyAsked || !this.#refused);
     if (code >= 4400 && code <= 4499 && !NOT_SO_SOON.has(code) && !askAgain) {
       this.#finish({ code, reason, error });
       return;
     }
+    if (onlyAsked) this.#isNotFor(this.#first, error ?? refusal(reason, "the room was refused"));
     if (askAgain) this.#refused = true;
     const wait = this.#absence ?? this.#backOff(code, error);
     this.#after(wait, () => this.open());
     this.#become("waiting", { wait, code, reason, error });
+  }
+
+  /** The gateway closed the socket because of a message: it would close the next one, too. */
+  #tooLong({ id, text }) {
+    const event = text && JSON.parse(text);
+    const type = event ? event.type : this.#outbox.get(id)?.type;
+    if (!type) return;
+    const error = refusal("TOO_LARGE", "the gateway takes no message so long", type);
+    if (!event) {
+      this.#outbox.get(id).answer(error);
+      return;
+    }
+    this.#tell("error", error);
+    this.#tell("dropped", event);
   }
 
   /** Full jitter: a gateway that is restarted does not meet all its clients at once. */
@@ -564,7 +630,8 @@ export class Kraftek {
     const socket = this.#socket;
     this.#socket = this.#socketId = null;
     this.#admitted = this.#probing = false;
-    this.#longest = { size: 0, id: "" };
+    this.#longest = { size: 0 };
+    this.#unknown.clear();
     for (const { stop } of this.#commands.values()) stop();
     this.#commands.clear();
     this.#entered.clear();
@@ -580,6 +647,7 @@ export class Kraftek {
   }
 
   #finish(why) {
+    this.#failures = 0;
     globalThis.removeEventListener?.("online", this.#online);
     globalThis.document?.removeEventListener("visibilitychange", this.#seen);
     for (const [roomId, waiting] of this.#rooms) {
@@ -590,6 +658,7 @@ export class Kraftek {
     for (const { reject } of this.#wanted.splice(0)) reject(refusal("CLOSED", "the connection is closed"));
     const unsent = [...this.#outbox.values()];
     this.#outbox.clear();
+    this.#events = 0;
     this.#become("closed", why);
     this.#options.clock.clearTimeout(this.#holding);
     this.#holding = undefined;
@@ -673,10 +742,14 @@ export class Kraftek {
   }
 
   /** `limit`: after so long nobody waits for the answer any more. */
-  #command(type, payload, answer, limit = Infinity) {
+  #command(type, payload, answer, limit = Infinity, late = () => {}) {
     const id = this.#newId();
-    this.#commands.set(id, { type, answer, stop: this.#within(limit, () => this.#commands.delete(id)) });
-    this.#send(JSON.stringify({ type, payload, id }), id);
+    const stop = this.#within(limit, () => {
+      this.#commands.delete(id);
+      late();
+    });
+    this.#commands.set(id, { type, answer, stop });
+    this.#send(JSON.stringify({ type, payload, id }), {});
   }
 
   /** Requests that were sent from no room are sent again from none: before any is entered, and not for the first one. */
@@ -689,19 +762,23 @@ export class Kraftek {
     const request = this.#outbox.get(id);
     if (!request.socket) {
       const [roomId] = this.#rooms.keys();
-      if (request.roomless && roomId !== undefined) request.text = withMember(request.text, "roomId", roomId);
+      if (request.roomless && roomId !== undefined) {
+        request.text = withMember(request.text, "roomId", roomId);
+        request.roomId = roomId;
+      }
       request.nowhere = request.roomless && roomId === undefined;
     } else if (!request.resent) {
       request.text = withMember(request.text, "resent", true);
       request.resent = true;
     }
     request.socket = this.#socket;
-    this.#send(request.text, id);
+    this.#send(request.text, { id });
   }
 
-  #send(text, id = "") {
+  /** `what`: the `id` of a request, or the `text` of an event. */
+  #send(text, what) {
     const size = utf8.encode(text).length;
-    if (size > this.#longest.size) this.#longest = { size, id };
+    if (size > this.#longest.size) this.#longest = { size, id: what.id, text: what.id ? undefined : what.text };
     this.#socket.send(text);
   }
 
@@ -741,16 +818,16 @@ export class Kraftek {
     return () => clock.clearTimeout(timer);
   }
 
-  /** Do it again on this socket when the gateway says so, and be patient for as much longer. */
+  /** Do it again on this socket when the gateway says so. Returns when that is. */
   #retry({ retryAfter = 1 }, call) {
-    const { clock, patience, random } = this.#options;
+    const { clock, random } = this.#options;
     const wait = 1000 * retryAfter * (1 + random());
     const timer = clock.setTimeout(() => {
       this.#retries.delete(timer);
       call();
     }, wait);
     this.#retries.add(timer);
-    if (this.#state === "connecting") this.#after(wait + patience, () => this.#ended(LOST, ""));
+    return wait;
   }
 
   #listen(type, entry) {
@@ -790,6 +867,15 @@ function checkName(type) {
   throw new TypeError(`an event's name is ${rule}; found ${JSON.stringify(type)}`);
 }
 
+/** What no gateway would take, on no socket, is the caller's mistake. */
+function checkRoom(roomId) {
+  if (roomId === undefined || roomId === null) return;
+  const isName = typeof roomId === "string" && roomId !== "" && !HALF_A_PAIR.test(roomId);
+  if (!isName || [...roomId].length > ROOM_LENGTH) {
+    throw new TypeError(`a room's name is a string of 1 to ${ROOM_LENGTH} characters`);
+  }
+}
+
 /** Whether the gateway has refused it for a while. A service's own refusal is its answer, also to the same id. */
 function isLimited({ code, limit }) {
   return code === "RATE_LIMITED" && limit !== undefined;
@@ -808,6 +894,7 @@ function isForLater(error) {
 /** What the token's callback gave. */
 function credentials(shown) {
   const found = typeof shown === "string" ? { token: shown } : shown;
+  checkRoom(found?.roomId);
   if (typeof found?.token === "string") return found;
   throw new TypeError("expected a string or {token, roomId} of options.token");
 }

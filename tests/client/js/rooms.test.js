@@ -329,11 +329,45 @@ test("nobody waits for ever to be told that a room was left", async (t) => {
   assert.equal(here.clock.timers, timers - 1);
 });
 
-test("a room whose name was cut in the middle of a character is refused", async (t) => {
+test("what is no room's name is not sent", async (t) => {
   const here = await world(t);
   const { client, peer } = await here.ready({ roomId: "r1" });
-  const join = client.join("\ud83d");
-  peer.refuse((await peer.hear("join")).id, "INVALID_MESSAGE");
-  assert.equal((await rejected(join)).code, "INVALID_MESSAGE");
+  const wrong = { name: "TypeError", message: "a room's name is a string of 1 to 256 characters" };
+  for (const name of ["\ud83d", "", "x".repeat(257), 7, 7n, {}, null, undefined]) {
+    await assert.rejects(client.join(name), wrong);
+    if (name === null || name === undefined) continue;
+    assert.throws(() => client.emit("chat:a:b", 1, { roomId: name }), wrong);
+    await assert.rejects(client.request("chat:a:b", 1, { roomId: name }), wrong);
+    assert.throws(() => here.connect({ roomId: name }), wrong);
+  }
   assert.deepEqual(client.rooms, ["r1"]);
+  const entered = client.join("🎉".repeat(256));
+  await peer.letJoin();
+  await entered;
+});
+
+test("a token's callback that names no room has no token", async (t) => {
+  const here = await world(t);
+  const client = here.connect({ token: () => ({ token: "t", roomId: "" }) });
+  assert.match((await state(client, "waiting")).error.message, /^a room's name/);
+});
+
+test("a room that is refused with the token keeps nobody out", async (t) => {
+  const here = await world(t);
+  const client = here.connect();
+  const entered = [rejected(client.join("closed")), client.join("open")];
+  for (const roomId of ["closed", "closed"]) {
+    const peer = await here.peer();
+    const { payload, id } = await peer.hear("authenticate");
+    assert.equal(payload.roomId, roomId);
+    const gone = state(client, "waiting");
+    peer.refuse(id, "AUTH_FAILED");
+    await peer.end(4401, "AUTH_FAILED");
+    here.clock.pass((await gone).wait);
+  }
+  const { code, roomId } = await entered[0];
+  assert.deepEqual([code, roomId], ["AUTH_FAILED", "closed"]);
+  assert.equal((await (await here.peer()).admit()).roomId, "open");
+  await entered[1];
+  assert.deepEqual(client.rooms, ["open"]);
 });
