@@ -20,12 +20,27 @@ from kraftek.client import State
 from kraftek.client.asyncio import Client as AsyncioClient
 from kraftek.client.backend import Backend
 from kraftek.client.twisted import Client as TwistedClient
+from kraftek.contract.clock import MonotonicClock
 
 __all__ = ["BACKENDS", "BackendThread", "MakeUser", "User"]
 
 
+class _StillLoop(asyncio.SelectorEventLoop):
+    now = 1000.0
+
+    def time(self) -> float:
+        return self.now
+
+
+class _StillReactor(EPollReactor):
+    now = 1000.0
+
+    def seconds(self) -> float:
+        return self.now
+
+
 class BackendThread(ABC):
-    """Where a client lives. Started when made; :meth:`stop` ends it."""
+    """Where a client lives. Started when made; :meth:`stop` ends it. ``still``: time passes when the test says so."""
 
     @abstractmethod
     def client(self, url: str, token: Callable[[bool], Any], **options: Any) -> Backend[Any]:
@@ -47,14 +62,18 @@ class BackendThread(ABC):
     def stop(self) -> None:
         """End the thread."""
 
+    @abstractmethod
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass here, where it stands still; what is due is done when this returns."""
+
     def run(self, call: Callable[[], Any], timeout: float = 10.0) -> Any:
         """As :meth:`start`, and wait for it."""
         return self.start(call).result(timeout)
 
 
 class AsyncioThread(BackendThread):
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
+    def __init__(self, *, still: bool = False) -> None:
+        self._loop: Any = _StillLoop() if still else asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
 
@@ -73,7 +92,7 @@ class AsyncioThread(BackendThread):
         return token
 
     def leftovers(self) -> list[Any]:
-        timers = [timer for timer in self._loop._scheduled if not timer.cancelled()]  # type: ignore[attr-defined]
+        timers = [timer for timer in self._loop._scheduled if not timer.cancelled()]
         return [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] + timers
 
     def stop(self) -> None:
@@ -81,10 +100,19 @@ class AsyncioThread(BackendThread):
         self._thread.join(10.0)
         self._loop.close()
 
+    def pass_time(self, seconds: float) -> None:
+        async def passed() -> None:
+            self._loop.now += seconds
+            for _ in range(3):
+                await asyncio.sleep(0)
+
+        self.run(passed)
+
 
 class TwistedThread(BackendThread):
-    def __init__(self) -> None:
-        self._reactor: Any = EPollReactor()
+    def __init__(self, *, still: bool = False) -> None:
+        self._still = still
+        self._reactor: Any = _StillReactor() if still else EPollReactor()
         # Autobahn's timers go to the process's one reactor, unless they are told another.
         timers: Any = txaio.tx.config
         self._autobahn, timers.loop = timers.loop, self._reactor
@@ -93,7 +121,10 @@ class TwistedThread(BackendThread):
         self._idle = self.run(lambda: {*self._reactor.getReaders()})
 
     def client(self, url: str, token: Callable[[bool], Any], **options: Any) -> Backend[Any]:
-        return TwistedClient(url, token, reactor=self._reactor, **options)
+        client = TwistedClient(url, token, reactor=self._reactor, **options)
+        if self._still:
+            client._clock = MonotonicClock(self._reactor, self._reactor.seconds)
+        return client
 
     def start(self, call: Callable[[], Any]) -> Future[Any]:
         future: Future[Any] = Future()
@@ -118,8 +149,17 @@ class TwistedThread(BackendThread):
         self._thread.join(10.0)
         txaio.tx.config.loop = self._autobahn
 
+    def pass_time(self, seconds: float) -> None:
+        def passed() -> Deferred[None]:
+            self._reactor.now += seconds
+            done: Deferred[None] = Deferred()
+            self._reactor.callLater(0.0, done.callback, None)
+            return done
 
-BACKENDS: dict[str, Callable[[], BackendThread]] = {"asyncio": AsyncioThread, "twisted": TwistedThread}
+        self.run(passed)
+
+
+BACKENDS: dict[str, Callable[..., BackendThread]] = {"asyncio": AsyncioThread, "twisted": TwistedThread}
 
 
 class User:

@@ -7,11 +7,13 @@ import queue
 import socket
 import ssl
 import threading
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 
 import pytest
 from websockets.exceptions import ConnectionClosed
+from websockets.frames import Close, Frame, Opcode
 from websockets.http11 import Request, Response
 from websockets.sync.server import ServerConnection, serve
 from websockets.typing import Subprotocol
@@ -21,11 +23,44 @@ __all__ = ["Far", "ScriptedGateway"]
 Json = dict[str, Any]
 
 
+class _Connection(ServerConnection):
+    """Counts the pings of the client's library."""
+
+    pings = 0
+
+    def process_event(self, event: Any) -> None:
+        self.pings += isinstance(event, Frame) and event.opcode is Opcode.PING
+        super().process_event(event)
+
+
+class _Gate:
+    """The server's end of a TCP connection. Once it is shut what arrives is not read, until it is ``over``."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._end = end
+        self.is_shut = False
+        self.over = threading.Event()
+
+    def recv(self, size: int) -> bytes:
+        data = self._end.recv(size)
+        if self.is_shut:
+            assert self.over.wait(60), "the test has not ended the connection"
+            return b""
+        return data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._end, name)
+
+
 class Far:
     """One socket, seen from the server. A wait that ends badly is the test's failure."""
 
     def __init__(self, connection: ServerConnection) -> None:
         self._connection = connection
+        self._gate = _Gate(connection.socket)
+        # It reads from here once it has read the client's first message.
+        gated: Any = connection
+        gated.socket = self._gate
         self.ended = threading.Event()
         self.subprotocol = connection.subprotocol
 
@@ -64,6 +99,40 @@ class Far:
         self.say("authenticated", {"success": True, "userId": "ada", "roomId": shown["payload"]["roomId"]})
         return shown
 
+    @property
+    def pings(self) -> int:
+        """How many pings the client's library has sent."""
+        assert isinstance(self._connection, _Connection)
+        return self._connection.pings
+
+    def settle(self) -> None:
+        """What was said on this socket, by either side, has been read by the other; and what that caused as well."""
+        for _ in range(2):
+            pong = self._connection.ping()
+            assert pong.wait(10.0), "the client does not answer a ping"
+
+    def left_over(self) -> list[Json]:
+        """What the client has sent besides."""
+        found = []
+        try:
+            while True:
+                found.append(json.loads(self._connection.recv(0)))
+        except (TimeoutError, ConnectionClosed):
+            return found
+
+    def begin_close(self, code: int, reason: str = "") -> None:
+        """Send a close frame, and nothing after it: :meth:`end_close` ends the connection."""
+        self._gate.is_shut = True
+        self._gate.sendall(Frame(Opcode.CLOSE, Close(code, reason).serialize()).serialize(mask=False))
+
+    def end_close(self) -> None:
+        """End the connection, whatever the client has sent since."""
+        if self._gate.is_shut and not self._gate.over.is_set():
+            self._gate.over.set()
+            with suppress(OSError):  # the client may have ended it
+                self.cut()
+        self.ended.set()
+
     def close(self, code: int, reason: str = "") -> None:
         """Close it, politely."""
         self._connection.close(code, reason)
@@ -76,9 +145,12 @@ class Far:
 
 
 class ScriptedGateway:
-    """Listens on a port of 127.0.0.1, and hands each socket to the test. ``full``: it refuses each handshake."""
+    """Listens on a port of 127.0.0.1, and hands each socket to the test. ``full``: it refuses each handshake.
 
-    def __init__(self, port: int = 0, tls: ssl.SSLContext | None = None) -> None:
+    ``unread``: how many messages wait for the test before the server reads no more; ``None`` for any number.
+    """
+
+    def __init__(self, port: int = 0, tls: ssl.SSLContext | None = None, unread: int | None = 1) -> None:
         self.full = False
         self._sockets: queue.Queue[Far] = queue.Queue()
         self._all: list[Far] = []
@@ -90,9 +162,10 @@ class ScriptedGateway:
             subprotocols=[Subprotocol("kraftek.v1.json")],
             process_request=self._refuse,
             max_size=None,
-            max_queue=1,
+            max_queue=unread,
             compression=None,
             close_timeout=1.0,
+            create_connection=_Connection,
         )
         self.port = int(self._server.socket.getsockname()[1])
         self.url = f"{'wss' if tls else 'ws'}://127.0.0.1:{self.port}/"
@@ -115,7 +188,7 @@ class ScriptedGateway:
     def close(self) -> None:
         """Stop listening, and cut every socket."""
         for far in self._all:
-            far.ended.set()
+            far.end_close()
         self._server.shutdown()
         self._thread.join(10.0)
 
