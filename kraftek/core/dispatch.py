@@ -119,7 +119,7 @@ if receipt <= 0 then return receipt end
 
 class Dispatch:
     """Sends events to services. What waits in the streams of a service, by its name: ``waiting`` events of
-    ``waiting_bytes``, and ``presence_waiting`` events about presence for which there is no room yet.
+    ``waiting_bytes``, and ``presence_waiting`` events about presence for which there is no room yet; ``dead_letters``.
     ``events:gateway`` is the stream of events between services.
 
     ``send_once(script, message)``: as ``IBus.run`` with a script of :meth:`once_of` and a message of :func:`once`.
@@ -131,6 +131,7 @@ class Dispatch:
         self.waiting: dict[str, int] = {}
         self.waiting_bytes: dict[str, int] = {}
         self.presence_waiting: dict[str, int] = {}
+        self.dead_letters: dict[str, int] = {}
         self._once = OnceUntilItWorks()
         self.send_once = bus.run
         self._registry = registry
@@ -189,7 +190,7 @@ class Dispatch:
         """
         services = [_INTAKE, *(service for service in self._registry.services() if service.transport == "stream")]
         names = {service.name for service in services}
-        for seen in (self.waiting, self.waiting_bytes, self.presence_waiting):
+        for seen in (self.waiting, self.waiting_bytes, self.presence_waiting, self.dead_letters):
             for gone in seen.keys() - names:
                 del seen[gone]
         streams = {stream for service in services for stream in _streams(service)}
@@ -222,10 +223,11 @@ class Dispatch:
 
     def _seen(self, levels: list[list[int]], service: Registration, asked: dict[str, float]) -> None:
         name = service.name
-        self.waiting[name] = sum(length for length, _, _, _ in levels)
-        self.waiting_bytes[name] = sum(waiting for _, waiting, _, _ in levels)
-        owed, self.presence_waiting[name] = self.presence_waiting.get(name, 0), sum(left for *_, left in levels)
-        for stream, (length, waiting, handled, _) in zip(_streams(service), levels, strict=True):
+        self.waiting[name] = sum(length for length, *_ in levels)
+        self.waiting_bytes[name] = sum(waiting for _, waiting, *_ in levels)
+        self.dead_letters[name] = sum(dead for *_, dead in levels)
+        owed, self.presence_waiting[name] = self.presence_waiting.get(name, 0), sum(left for *_, left, _ in levels)
+        for stream, (length, waiting, handled, *_) in zip(_streams(service), levels, strict=True):
             if stream in asked:
                 self._shares[stream].seen(asked[stream], length, waiting, handled)
         self._once.works(name)

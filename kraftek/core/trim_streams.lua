@@ -1,7 +1,8 @@
 -- KEYS: the epoch; then streams of one service, which need not exist. ARGV: how many events and bytes may wait in each, '1'
 -- if it is told of presence, the epoch that the gateway knows of, and how many presence events at once.
 -- Removes what every group has handled, and tells the presence events that waited for room: rooms/presence.lua. Returns for
--- each stream how many entries and bytes wait, the bytes that were handled so far, and the presence events that still wait.
+-- each stream how many entries and bytes wait, the bytes that were handled so far, the presence events that still wait, and
+-- the dead letters.
 local most, bytes, at_once = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[5])
 local _, level, keep, rest = streams()
 local begun, stream = nil, rest()
@@ -42,7 +43,9 @@ for i = 2, #KEYS do
         left = redis.call('HLEN', owed)
         if left == 0 then known.owed, known.changed = 0, true end
     end
-    levels[#levels + 1] = {known.length, known.sum - known.handled, known.handled, left}
+    local dead = redis.pcall('XLEN', name .. ':dead')
+    dead = type(dead) == 'number' and dead or 0
+    levels[#levels + 1] = {known.length, known.sum - known.handled, known.handled, left, dead}
 end
 keep()
 return levels

@@ -296,6 +296,7 @@ def gauges_of(
     gauges.add("accounted_bytes", held, core.accounts.by_kind, "account")
     gauges.add("waiting", "Events that wait in the streams of a service", lambda: dispatch.waiting, "service")
     gauges.add("waiting_bytes", "The same in bytes", lambda: dispatch.waiting_bytes, "service")
+    gauges.add("dead_letters", "Dead letters of a service's streams", lambda: dispatch.dead_letters, "service")
     gauges.add(
         "presence_waiting",
         "Presence events that wait for room in the streams of a service",

@@ -15,13 +15,14 @@ from twisted.internet import task
 from twisted.internet.defer import Deferred
 
 from kraftek import __version__
-from kraftek.contract.errors import ConfigError
-from kraftek.daemon.cli import send
+from kraftek.bus import RedisError
+from kraftek.contract.errors import ConfigError, NotPublished
+from kraftek.daemon.cli import dead, send
 from kraftek.service import Away, Refused, Rejected
 
 __all__ = ["main"]
 
-COMMANDS = {"send": send}
+COMMANDS = {"dead": dead, "send": send}
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -47,7 +48,9 @@ async def _run(reactor: Any, given: Namespace) -> None:
         status = await given.run(reactor, given)
     except Away as error:
         status = _failed(f"Redis is unavailable: {error}")
-    except Rejected as error:
+    except NotPublished as error:
+        status = _failed(f"the connection to Redis was lost: {error}")
+    except (Rejected, RedisError) as error:
         status = _failed(f"Redis refuses it: {error}")
     except (ConfigError, Refused, ValueError, OSError) as error:
         status = _failed(str(error))

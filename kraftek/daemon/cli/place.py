@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import os
 from argparse import ArgumentParser, Namespace
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
 
 from msgspec.structs import replace
+from twisted.internet.defer import CancelledError, Deferred
+from zope.interface import implementer
 
-from kraftek.contract.settings import Config
+from kraftek.bus import RedisBus
+from kraftek.contract.clock import MonotonicClock
+from kraftek.contract.interfaces import IBusListener
+from kraftek.contract.iteration import Iteration
+from kraftek.contract.metrics import Counters
+from kraftek.contract.settings import Config, Redis
 from kraftek.daemon.config import load
+from kraftek.service import Away
+from kraftek.service.publisher import PATIENCE
 
-__all__ = ["configuration", "place_options"]
+__all__ = ["configuration", "connected", "place_options"]
 
 
 def place_options(parser: ArgumentParser) -> None:
@@ -39,3 +51,40 @@ def configuration(given: Namespace) -> Config:
         raise ValueError("redis.url is embedded:, a Redis that its gateway alone reaches: expected one for all")
     changes = {name: value for name in ("prefix", "broadcast") if (value := getattr(given, name)) is not None}
     return replace(config, redis=replace(config.redis, **changes))
+
+
+@asynccontextmanager
+async def connected(reactor: Any, redis: Redis) -> AsyncIterator[RedisBus]:
+    """Redis. Raises :class:`~kraftek.service.Away` when it is not there within five seconds."""
+    clock = MonotonicClock(reactor)
+    bus = RedisBus(reactor, redis, Iteration(reactor), Counters(), clock, keeps_epoch=False)
+    up = _Up()
+    bus.startService()
+    late = clock.callLater(PATIENCE, up.first.cancel)
+    try:
+        bus.add_listener(up)
+        try:
+            await up.first
+        except CancelledError:
+            raise Away(bus.fault) from None
+        yield bus
+    finally:
+        if late.active():
+            late.cancel()
+        await bus.stopService()
+
+
+@implementer(IBusListener)
+class _Up:
+    def __init__(self) -> None:
+        self.first: Deferred[None] = Deferred()
+
+    def bus_up(self) -> None:
+        if not self.first.called:
+            self.first.callback(None)
+
+    def bus_down(self) -> None:
+        pass
+
+    def epoch_changed(self) -> None:
+        pass

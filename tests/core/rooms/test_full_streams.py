@@ -130,6 +130,15 @@ class FullStreamTest(TestCase):
         assert found[:5] == ["0", "1", "2", "3", "4"]
         assert sorted(found[5:]) == ["joined dan board", "left bob board"]
 
+    async def test_dead_letters_are_counted(self) -> None:
+        await self.swept()
+        assert self.dispatch.dead_letters == {"log": 0, "events:gateway": 0}
+        for _ in range(2):
+            self.redis.call("XADD", f"{STREAM}:dead", "*", "event", "{}")
+        self.redis.call("SET", "k:events:gateway:dead", "of another type")
+        await self.swept()
+        assert self.dispatch.dead_letters == {"log": 2, "events:gateway": 0}
+
     async def test_it_is_told_before_the_stream_takes_events_again(self) -> None:
         await self.fill()
         for number in range(7):
