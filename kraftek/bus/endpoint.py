@@ -97,13 +97,14 @@ class RedisEndpoint:
 
     ``ca``: file of the certificate authorities that may vouch for the server, in PEM; empty is the
     platform's. ``timeout``: seconds that connecting may take. ``name`` is for logs: it holds no password.
-    ``longest_wait``: seconds between two attempts, when some have failed. Raises ``OSError`` or ``ValueError`` when
-    ``ca`` cannot be read.
+    ``longest_wait``: seconds between two attempts, when some have failed. ``address``: as given. Raises ``OSError`` or
+    ``ValueError`` when ``ca`` cannot be read.
     """
 
     longest_wait = 1.0
 
     def __init__(self, reactor: Any, address: RedisAddress, ca: str, timeout: float) -> None:
+        self.address: RedisAddress | None = address
         endpoint: IStreamClientEndpoint
         if address.kind == "unix":
             self.name = address.path

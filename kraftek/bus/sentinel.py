@@ -218,6 +218,14 @@ class SentinelEndpoint(MultiService):
         for sentinel in self._sentinels:
             sentinel.listen(self._seen, self._heard).setServiceParent(self)
 
+    @property
+    def address(self) -> RedisAddress | None:
+        """Where the master is, if a sentinel has said so."""
+        if self._place is None:
+            return None
+        host, _, port = self._place.rpartition(":")
+        return replace(self._address, host=host, port=int(port))
+
     # IStreamClientEndpoint
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:

@@ -131,7 +131,7 @@ class _Handling(Handling):
         self._own = own
         self._deliver = deliver
 
-    async def commit(self, entry: Entry | None, commands: Sequence[Command]) -> None:
+    async def commit(self, entry: Entry | None, commands: Sequence[Command]) -> bool:
         here: list[bytes] = []
         others: list[Command] = []
         heard = False
@@ -143,6 +143,7 @@ class _Handling(Handling):
                 here.append(command.parts[2])  # type: ignore[arg-type]  # a message is bytes
             else:
                 others.append(command)
-        await super().commit(entry, others)
+        done = await super().commit(entry, others)
         for body in here:
             self._deliver(body)
+        return done

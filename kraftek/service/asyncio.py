@@ -26,7 +26,7 @@ from kraftek.service.backend import Away, Refusing, Rejected, redis_url
 from kraftek.service.instance import Instance
 from kraftek.service.processor import MESSAGE_BYTES, EventProcessor
 from kraftek.service.publisher import Publishing
-from kraftek.service.redis_client import QUIET, RedisClient, came_from_replica, text_of
+from kraftek.service.redis_client import QUIET, BlockingClient, RedisClient, came_from_replica, text_of
 
 __all__ = ["EventService", "Publisher", "run"]
 
@@ -161,6 +161,9 @@ class _Backend:
 
     def reader(self) -> _Reader:
         return _Reader(self._redis)
+
+    def blocking(self) -> BlockingClient:
+        return self._client.blocking()
 
     async def subscribe(self, channel: str, listener: Callable[[bytes], None]) -> None:
         name = channel.encode()

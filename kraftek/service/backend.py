@@ -12,7 +12,21 @@ from typing import Any, Protocol
 
 from kraftek.contract.lua import Argument, Script
 
-__all__ = ["Away", "Backend", "Job", "Reader", "Refusing", "Rejected", "Signal", "redis_url"]
+__all__ = [
+    "Away",
+    "Backend",
+    "Blocking",
+    "Command",
+    "Job",
+    "Reader",
+    "Refusing",
+    "Rejected",
+    "Signal",
+    "redis_url",
+]
+
+Command = Sequence[Argument]
+"""The words of a command."""
 
 
 def redis_url() -> str:
@@ -51,6 +65,15 @@ class Reader(Protocol):
     def close(self) -> None: ...
 
 
+class Blocking(Protocol):
+    """Redis for a thread beside the loop. It connects when it is called, and again after an error."""
+
+    def call(self, *command: Argument) -> Any:
+        """As :meth:`Backend.call`; every error is :class:`Away`."""
+
+    def close(self) -> None: ...
+
+
 class Job(Protocol):
     """A running coroutine."""
 
@@ -70,6 +93,9 @@ class Backend(Protocol):
         """A script, in order with all commands."""
 
     def reader(self) -> Reader: ...
+
+    def blocking(self) -> Blocking:
+        """A connection to the same Redis. Called on the thread that uses it."""
 
     def subscribe(self, channel: str, listener: Callable[[bytes], None]) -> Coroutine[Any, Any, None]:
         """Returns when Redis has confirmed it for the first time. From then on it is renewed after every reconnect."""

@@ -5,14 +5,16 @@ Called by :mod:`kraftek.service.handling`, and by :mod:`kraftek.service.instance
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from msgspec import Struct
 
 from kraftek.contract.lua import Argument, Script, lua
 from kraftek.contract.names import GATEWAY_BYTES, GATEWAY_LENGTH
 from kraftek.service.backend import Backend
 from kraftek.service.processor import Command
 
-__all__ = ["Full", "commit"]
+__all__ = ["Entry", "Full", "commit"]
 
 _FULL = -1
 
@@ -34,6 +36,19 @@ _COMMIT_AND_EMIT = Script(
 """The script is sent each time, so one that emits nothing is four times as short."""
 
 
+class Entry(Struct, frozen=True):
+    """An event in a stream. ``delivered``: how often it was given to a handler, this time included. ``lost`` is called
+    when another instance turns out to have the entry.
+    """
+
+    stream: str
+    id: bytes
+    body: bytes
+    delivered: int
+    consumer: str
+    lost: Callable[[], None]
+
+
 class Full(Exception):  # noqa: N818  # it says what the stream is
     """As many events as may wait for the gateways already. Nothing was done."""
 
@@ -41,19 +56,23 @@ class Full(Exception):  # noqa: N818  # it says what the stream is
         super().__init__("too many events between services wait for a gateway")
 
 
-async def commit(
-    backend: Backend, commands: Sequence[Command], group: str = "", stream: str = "", entry_id: bytes = b""
-) -> None:
-    """Run the commands; for an entry of a stream only if no other instance has acknowledged it.
+async def commit(backend: Backend, commands: Sequence[Command], group: str = "", entry: Entry | None = None) -> bool:
+    """Run the commands; for an entry of a stream only if it is still pending for its consumer, which is the result.
 
     Raises :class:`Full`, and as :class:`~kraftek.service.backend.Backend` has it.
     """
-    if not stream and len(commands) == 1 and not commands[0].emits:
+    if entry is None and len(commands) == 1 and not commands[0].emits:
         await backend.call(*commands[0].parts)
-    elif stream or commands:
-        args: list[Argument] = [group, entry_id]
+    elif entry is not None or commands:
+        keys: list[str] = []
+        args: list[Argument] = [group, ""]
+        if entry is not None:
+            keys, args = [entry.stream], [group, entry.id, "of", 1, entry.consumer]
         for command in commands:
             args += (command.when, len(command.parts), *command.parts)
         script = _COMMIT_AND_EMIT if any(command.emits for command in commands) else _COMMIT
-        if await backend.run(script, [stream] if stream else [], args) == _FULL:
+        done = await backend.run(script, keys, args)
+        if done == _FULL:
             raise Full
+        return bool(done)
+    return True

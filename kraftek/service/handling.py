@@ -1,12 +1,13 @@
 """Handles an event that a service has received, and commits the commands of its handler.
 
 Called by :mod:`kraftek.service.sources`. The commands of a handler and the acknowledgement of its entry are one
-transaction, which does nothing if another instance has acknowledged the entry. So an event may be handled twice, but is
-answered once.
+transaction, which does nothing unless the entry is this instance's. So an event may be handled twice, but is answered
+once.
 """
 
 from __future__ import annotations
 
+from asyncio import CancelledError
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -16,7 +17,8 @@ from kraftek.contract.consumer_groups import dead_letter
 from kraftek.contract.errors import Code
 from kraftek.contract.names import dead_letters
 from kraftek.service.backend import Away, Backend, Refusing, Rejected
-from kraftek.service.commits import Full, commit
+from kraftek.service.commits import Entry, Full, commit
+from kraftek.service.deadlines import Deadlines
 from kraftek.service.jobs import PAUSE, Jobs
 from kraftek.service.processor import Command, EventProcessor, Incoming, Link, NoEvent
 
@@ -29,13 +31,17 @@ RETRY_AFTER = 1.0
 """Seconds after which those that are refused because too much waits should try again."""
 
 
-class Entry(Struct, frozen=True):
-    """An event in a stream. ``delivered``: how often it was, this time included."""
+class _Work(Struct, eq=False):
+    """An event in hand. ``attempt``: which call of its handler this is. ``job``: the number of the job that calls it.
+    ``given_up``: another job has it now, because the handler has exceeded its time.
+    """
 
-    stream: str
-    id: bytes
-    body: bytes
-    delivered: int
+    event: Incoming
+    entry: Entry | None
+    ended: Callable[[], None]
+    attempt: int = 1
+    job: int = -1
+    given_up: bool = False
 
 
 class Handling:
@@ -49,8 +55,7 @@ class Handling:
         self._jobs = jobs
         self._link = link
         self._warn = warn
-
-    # Over Pub/Sub
+        self._deadlines = Deadlines(backend, jobs)
 
     def opened(self, body: bytes) -> Incoming | None:
         """What came over Pub/Sub, if it is an event."""
@@ -60,28 +65,87 @@ class Handling:
             self._warn(f"Ignored a message that is not an event: {error}")
             return None
 
-    async def published(self, event: Incoming) -> None:
-        """An event that came over Pub/Sub: one attempt; the sender gets an error if it fails."""
-        with self._loss():
-            try:
-                await self.commit(None, await self._processor.handle(event, self._link))
-            except (Full, Refusing) as error:
-                self._processor.refused += 1
-                self._warn(f"What handlers have done cannot be committed, and their events are refused: {error}")
-                message = f"service {self._processor.name} cannot do it at present"
-                await self.commit(None, self._processor.refusal(event, Code.SERVICE_UNAVAILABLE, message, RETRY_AFTER))
-            except Away:
-                raise
-            except Exception as error:  # noqa: BLE001  # a handler's, whatever it is
-                if not self._jobs.cut_off:
-                    self._backend.failed(f"{event.event_type} failed", error)
-                    await self.commit(None, self._processor.failure(event))
+    async def published(self, event: Incoming, ended: Callable[[], None], job: int) -> None:
+        """An event that came over Pub/Sub: one attempt; the sender gets an error if it fails. ``job``: which one calls
+        this. ``ended`` is called when the next one of the room may begin.
+        """
+        await self._run(_Work(event, None, ended, job=job), None)
+
+    def begin(self, entry: Entry, ended: Callable[[], None]) -> None:
+        """An entry of a stream: tried until it succeeds, or dead-lettered with the reason."""
+        try:
+            event = self._processor.open(entry.body)
+        except NoEvent as error:
+            self._jobs.spawn(self._set_aside, entry, None, f"not an event: {error}", 1, ended)
+            return
+        if entry.delivered > self._processor.attempts:
+            times = entry.delivered - 1
+            self._jobs.spawn(self._set_aside, entry, event, f"delivered {times} times and never finished", times, ended)
+        else:
+            self._spawn(_Work(event, entry, ended))
+
+    def stop(self) -> None:
+        """Called when the jobs are stopping, before they end."""
+        self._deadlines.stop()
 
     async def refuse(self, event: Incoming) -> None:
         """Refuse an event that came over Pub/Sub while too many wait."""
         message = f"service {self._processor.name} is overloaded"
         with self._loss():
             await self.commit(None, self._processor.refusal(event, Code.SERVICE_UNAVAILABLE, message, RETRY_AFTER))
+
+    # Within
+
+    def _spawn(self, work: _Work, error: BaseException | None = None) -> None:
+        work.job = self._jobs.spawn(self._run, work, error)
+
+    async def _run(self, work: _Work, error: BaseException | None) -> None:
+        """``error``: that of the attempt before, which is given up."""
+        try:
+            if work.entry is None:
+                with self._loss():
+                    await self._try_once(work, error)
+            else:
+                await self._try(work, work.entry, error)
+        finally:
+            if not work.given_up:
+                work.ended()
+
+    async def _call(self, work: _Work) -> Sequence[Command]:
+        """Call the handler. What it has done when its time is up does not count: whatever it returns is ignored, and so
+        is what it does about being cancelled.
+        """
+        with self._deadlines.watch(self._processor.time_limit(work.event), lambda: self._give_up(work)):
+            return await self._processor.handle(work.event, self._link)
+
+    def _give_up(self, work: _Work) -> None:
+        name, limit = work.event.event_type, self._processor.time_limit(work.event)
+        work.given_up = True
+        self._jobs.cancel(work.job)
+        error = TimeoutError(f"the handler of {name} has not ended within {limit:g} s, and is cancelled")
+        self._spawn(_Work(work.event, work.entry, work.ended, work.attempt), error)
+
+    # Over Pub/Sub
+
+    async def _try_once(self, work: _Work, error: BaseException | None) -> None:
+        event, processor = work.event, self._processor
+        try:
+            if error is None:
+                commands = await self._call(work)
+                if not work.given_up:
+                    await self.commit(None, commands)
+        except (Full, Refusing) as full:
+            processor.refused += 1
+            self._warn(f"What handlers have done cannot be committed, and their events are refused: {full}")
+            message = f"service {processor.name} cannot do it at present"
+            await self.commit(None, processor.refusal(event, Code.SERVICE_UNAVAILABLE, message, RETRY_AFTER))
+        except Away:
+            raise
+        except (Exception, CancelledError) as failed:  # noqa: BLE001  # a handler's, whatever it is
+            error = failed
+        if error is not None and not (self._jobs.cut_off or work.given_up):
+            self._backend.failed(f"{event.event_type} failed", error)
+            await self.commit(None, processor.failure(event))
 
     @contextmanager
     def _loss(self) -> Iterator[None]:
@@ -93,63 +157,67 @@ class Handling:
 
     # Over a stream
 
-    async def delivered(self, entry: Entry) -> None:
-        """An entry of a stream: tried until it succeeds, or dead-lettered with the reason."""
-        processor = self._processor
-        try:
-            event = processor.open(entry.body)
-            if entry.delivered > processor.attempts:
-                reason = f"delivered {entry.delivered - 1} times and never finished"
-                await self._dead_letter(entry, event, reason, entry.delivered - 1)
-            else:
-                await self._attempt(entry, event)
-        except NoEvent as error:
-            await self._dead_letter(entry, None, f"not an event: {error}", 1)
-        except Rejected as error:
-            # It stays pending, and is delivered again.
-            self._backend.failed(f"Redis refuses to commit entry {entry.id.decode()} of {entry.stream}", error)
-            await self._backend.signal().wait(PAUSE)
-
-    async def _attempt(self, entry: Entry, event: Incoming) -> None:
-        attempt, delay = 1, RETRY
-        while True:
+    async def _try(self, work: _Work, entry: Entry, error: BaseException | None) -> None:
+        while not (work.given_up or self._jobs.cut_off):
+            if error is not None:
+                self._backend.failed(f"{work.event.event_type} failed, attempt {work.attempt}", error)
+                if work.attempt == self._processor.attempts:
+                    reason = f"{type(error).__name__}: {error}"
+                    await self._dead_letter(entry, work.event, reason, work.attempt)
+                    return
+                delay = RETRY * 4 ** (work.attempt - 1)
+                work.attempt, error = work.attempt + 1, None
+                await self._backend.signal().wait(delay)
             try:
-                await self._settle(entry, await self._processor.handle(event, self._link))
+                commands = await self._call(work)
+                if not work.given_up:
+                    await self._settle(entry, commands)
             except Away:
-                delay = PAUSE  # no attempt: while Redis is unavailable no other instance gets the entry
-            except Exception as error:  # noqa: BLE001  # a handler's, whatever it is
-                if self._jobs.cut_off:
-                    return
-                self._backend.failed(f"{event.event_type} failed, attempt {attempt}", error)
-                if attempt == self._processor.attempts:
-                    await self._dead_letter(entry, event, f"{type(error).__name__}: {error}", attempt)
-                    return
-                delay = RETRY * 4 ** (attempt - 1)
-                attempt += 1
+                # No attempt: while Redis is unavailable no other instance gets the entry.
+                await self._backend.signal().wait(PAUSE)
+            except (Exception, CancelledError) as failed:  # noqa: BLE001  # a handler's, whatever it is
+                error = failed
             else:
                 return
-            await self._backend.signal().wait(delay)
+
+    async def _set_aside(
+        self, entry: Entry, event: Incoming | None, reason: str, attempts: int, ended: Callable[[], None]
+    ) -> None:
+        try:
+            await self._dead_letter(entry, event, reason, attempts)
+        finally:
+            ended()
 
     async def _dead_letter(self, entry: Entry, event: Incoming | None, reason: str, attempts: int) -> None:
         self._backend.warn(f"Dead-lettered entry {entry.id.decode()} of {entry.stream}: {reason}")
         letter = dead_letter(entry.body, reason, entry.id, "attempts", attempts)
         keep = Command(("XADD", dead_letters(entry.stream), *letter))
-        await self._settle(entry, [keep, *(self._processor.failure(event) if event else ())])
+        while True:
+            try:
+                await self._settle(entry, [keep, *(self._processor.failure(event) if event else ())])
+            except Rejected as error:
+                # Its room waits: what comes after it would be out of order.
+                self._backend.failed(f"Redis refuses to commit entry {entry.id.decode()} of {entry.stream}", error)
+                await self._backend.signal().wait(PAUSE)
+            else:
+                return
 
     async def _settle(self, entry: Entry, commands: Sequence[Command]) -> None:
         """Commit, as often as it takes: the entry is pending until then. What was committed before is not again."""
         while True:
             try:
-                await self.commit(entry, commands)
+                if not await self.commit(entry, commands):
+                    entry.lost()
             except (Away, Full) as error:
                 self._warn(f"What handlers have done waits, and is committed as soon as possible: {error}")
                 await self._backend.signal().wait(PAUSE)
             else:
                 return
 
-    async def commit(self, entry: Entry | None, commands: Sequence[Command]) -> None:
-        """Do what a handler wants done: all of it, with the acknowledgement of its entry, or nothing."""
+    async def commit(self, entry: Entry | None, commands: Sequence[Command]) -> bool:
+        """Do what a handler wants done: all of it, with the acknowledgement of its entry, or nothing. Returns whether
+        the entry was this instance's.
+        """
         if entry is None:
-            await commit(self._backend, commands)
-        else:
-            await commit(self._backend, commands, self._processor.name, entry.stream, entry.id)
+            return await commit(self._backend, commands)
+        return await commit(self._backend, commands, self._processor.name, entry)

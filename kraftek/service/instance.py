@@ -17,8 +17,9 @@ from kraftek.service.backend import Backend
 from kraftek.service.handling import Handling
 from kraftek.service.jobs import Jobs
 from kraftek.service.processor import EventProcessor
+from kraftek.service.pulse import Pulse
 from kraftek.service.requests import Requests, new_name
-from kraftek.service.sources import Partitions, Source, Stream, Subscription
+from kraftek.service.sources import ORDERED, Leased, Shared, Source, Subscription
 from kraftek.service.threads import Threads
 
 __all__ = ["Instance"]
@@ -32,26 +33,32 @@ class Instance:
     def __init__(
         self, processor: EventProcessor, backend: Backend, handling: Callable[..., Handling] = Handling
     ) -> None:
-        self.name = new_name()
+        self.name = new_name() + ("" if processor.unordered else ORDERED)
         self._processor = processor
         self._backend = backend
         self._warn = partial(OnceAMinute(time.monotonic), backend.warn)
         self._jobs = Jobs(backend, self._warn)
         self._threads = Threads(backend)
-        self._source = self._choose_source(handling(processor, backend, self._jobs, self, self._warn))
+        self._handling = handling(processor, backend, self._jobs, self, self._warn)
+        self._source = self._choose_source(self._handling)
+        interval, beat = processor.claim_after / 3, self._source.beat
+        self._pulse = Pulse(backend, interval, processor.timeout, processor.handlers(), beat)
         self._begun = False
         self._requests = Requests(self.name, processor, backend, self._warn)
 
     def start(self) -> None:
         """Start, also while Redis is unavailable."""
+        self._pulse.start()
         self._jobs.spawn(self._begin)
 
     async def stop(self) -> None:
         """Accept no more events, finish those in hand within ``grace`` seconds, and end."""
         self._jobs.stopping = True
         self._source.stop()
+        self._handling.stop()
         # Until it has begun it has received no events.
         await self._jobs.end(self._processor.grace if self._begun else 0.0)
+        self._pulse.stop()
 
     # Link: for handlers
 
@@ -73,7 +80,7 @@ class Instance:
         processor, backend, jobs = self._processor, self._backend, self._jobs
         if processor.transport == "pubsub":
             return Subscription(processor, backend, jobs, handling)
-        kind = Partitions if processor.partitions else Stream
+        kind = Shared if processor.unordered and not processor.partitions else Leased
         return kind(self.name, processor, backend, jobs, handling)
 
     async def _begin(self) -> None:

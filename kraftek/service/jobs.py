@@ -21,25 +21,36 @@ PAUSE = 1.0
 class Jobs:
     """The running coroutines. ``warn`` logs a line, once a minute.
 
-    ``stopping``: no new events are accepted. ``cut_off``: the rest was cancelled, and its errors are ignored.
+    ``begins``: the number of the job that begins just now, for that job itself. ``stopping``: no new events are
+    accepted. ``cut_off``: the rest was cancelled, and its errors are ignored.
     """
 
     def __init__(self, backend: Backend, warn: Callable[[str], None]) -> None:
+        self.begins = -1
         self.stopping = False
         self.cut_off = False
         self._backend = backend
-        self._warn = warn
+        self.warn = warn
         self._running: dict[int, Job | None] = {}
         self._numbers = count()
         self._changes: set[Signal] = set()
 
-    def spawn(self, work: Callable[P, Coroutine[Any, Any, None]], *args: P.args, **named: P.kwargs) -> None:
-        """Run ``work(*args)`` concurrently. It is called when it begins: a job may be cancelled before that."""
+    def spawn(self, work: Callable[P, Coroutine[Any, Any, None]], *args: P.args, **named: P.kwargs) -> int:
+        """Run ``work(*args)`` concurrently. It is called when it begins: a job may be cancelled before that. Returns
+        the job's number.
+        """
         number = next(self._numbers)
         self._running[number] = None
         job = self._backend.spawn(self._guarded(number, partial(work, *args, **named)))
         if number in self._running:  # under Twisted it may have ended by now
             self._running[number] = job
+        return number
+
+    def cancel(self, number: int) -> None:
+        """Cancel a job, if it is running."""
+        job = self._running.get(number)
+        if job is not None:
+            job.cancel()
 
     async def persistently(self, work: Callable[[Reader], Awaitable[None]]) -> None:
         """Run ``work`` until it ends; again when Redis was unavailable or has lost the group."""
@@ -49,7 +60,7 @@ class Jobs:
                 try:
                     await work(reader)
                 except (Away, Rejected) as error:
-                    self._warn(f"Redis is unavailable, retrying every {PAUSE:g} s: {error}")
+                    self.warn(f"Redis is unavailable, retrying every {PAUSE:g} s: {error}")
                     if self.stopping:
                         return
                     await self.change_within(PAUSE)
@@ -85,6 +96,7 @@ class Jobs:
 
     async def _guarded(self, number: int, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """The one guard: an internal error ends one job, and is logged."""
+        self.begins = number
         try:
             await work()
         except Exception as error:  # noqa: BLE001

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from functools import partial
+from types import CodeType
 from typing import Annotated, Any, Literal, NoReturn, Protocol, TypeVar
 
 import msgspec
@@ -127,6 +128,7 @@ class _Route(Struct, frozen=True):
     decode: Callable[[Raw], Any] | None
     answers: bool
     thread: bool
+    timeout: float | None
 
 
 class _Settings(Struct, kw_only=True):
@@ -137,6 +139,7 @@ class _Settings(Struct, kw_only=True):
     transport: Transport
     partitions: Partitions
     concurrency: Count
+    timeout: Seconds
     attempts: Count
     claim_after: Seconds
     grace: SecondsOrZero
@@ -150,11 +153,12 @@ class EventProcessor:
 
     ``name``: as it is registered with the gateway. ``channel``: as registered; left out it is ``events:<name>``.
     ``transport``: as registered, ``pubsub`` or ``stream``, and so are ``partitions``. ``concurrency``: events handled
-    at the same time. For streams: ``attempts``, how often a handler may fail on an event, or an instance crash while it
-    handles it, before it is dead-lettered; ``claim_after``, the seconds after which another instance gets the entries
-    of a dead one. ``grace``: the seconds that a stop waits for handlers to finish. ``message_bytes``: of one message to
-    clients or another service, as JSON; a larger one raises :class:`TooLarge`. ``prefix``, ``broadcast``: as in
-    ``[redis]`` of the gateway. Raises :class:`ValueError` for invalid arguments.
+    at the same time, one of each room. ``unordered``: without regard to rooms. ``timeout``: seconds that a handler may
+    take, as registered. For streams: ``attempts``, how often a handler may fail on an event, or an instance crash while
+    it handles it, before it is dead-lettered; ``claim_after``, the seconds after which another instance gets the
+    entries of a dead one. ``grace``: the seconds that a stop waits for handlers to finish. ``message_bytes``: of one
+    message to clients or another service, as JSON; a larger one raises :class:`TooLarge`. ``prefix``, ``broadcast``: as
+    in ``[redis]`` of the gateway. Raises :class:`ValueError` for invalid arguments.
 
     ``refused`` counts, for metrics of yours: events over Pub/Sub that were refused because too many waited, or because
     what their handlers had done could not be committed.
@@ -170,6 +174,8 @@ class EventProcessor:
         transport: Literal["pubsub", "stream"] = "pubsub",
         partitions: int = 0,
         concurrency: int = 64,
+        unordered: bool = False,
+        timeout: float = 10.0,
         attempts: int = 3,
         claim_after: float = 5.0,
         grace: float = 10.0,
@@ -184,6 +190,7 @@ class EventProcessor:
             "transport": transport,
             "partitions": partitions,
             "concurrency": concurrency,
+            "timeout": timeout,
             "attempts": attempts,
             "claim_after": claim_after,
             "grace": grace,
@@ -201,10 +208,9 @@ class EventProcessor:
         self.channel = prefix + channel
         self.transport = transport
         self.partitions = partitions
-        self.concurrency = concurrency
-        self.attempts = attempts
-        self.claim_after = claim_after
-        self.grace = grace
+        self.concurrency, self.unordered = concurrency, unordered
+        self.timeout, self.attempts = timeout, attempts
+        self.claim_after, self.grace = claim_after, grace
         self.message_bytes = message_bytes
         self.prefix = prefix
         self.broadcast = prefix + broadcast
@@ -217,19 +223,25 @@ class EventProcessor:
             return [stream_of(self.channel, number) for number in range(self.partitions)]
         return [self.channel]
 
-    def on(self, event: str, *, answers: bool = True, thread: bool = False) -> Callable[[H], H]:
+    def on(
+        self, event: str, *, answers: bool = True, thread: bool = False, timeout: float | None = None
+    ) -> Callable[[H], H]:
         """Decorate the handler of an event, ``module:name`` or ``service:module:name``.
 
         It is called with the :class:`Context` and, if it has a second parameter, with the payload: checked and
         converted to the type that this is annotated with, or any JSON value. It may be a coroutine function, or return
-        an awaitable. What it returns is the answer to a request, also ``None``. With ``answers=False`` a request is
-        answered only if it replies, or returns something else than ``None``. ``thread``: it is a plain function that
-        blocks, and is called in a thread. Raises :class:`ValueError` for an invalid name and :class:`TypeError` for a
-        function with other parameters.
+        an awaitable. What it returns is the answer to a request, also ``None``.
+
+        ``answers=False``: a request is answered only if it replies, or returns something else than ``None``.
+        ``thread``: it is a plain function that blocks, and is called in a thread. ``timeout``: seconds that it may
+        take, if not the processor's. Raises :class:`ValueError` for an invalid name or time and :class:`TypeError` for
+        a function with other parameters.
         """
         name = event if event.count(":") == 2 else f"{self.name}:{event}"
         if name in self._routes or service_of(name) is None:
             raise ValueError(f"{event}: expected module:name or service:module:name, each once")
+        if timeout is not None and not timeout > 0:
+            raise ValueError(f"{name}: expected a timeout of more than 0 seconds")
 
         def register(handler: H) -> H:
             parameters = [*inspect.signature(handler, eval_str=True).parameters.values()]
@@ -237,7 +249,7 @@ class EventProcessor:
                 raise TypeError(f"{name}: expected a function of the context, or of the context and the payload")
             if thread and inspect.iscoroutinefunction(handler):
                 raise TypeError(f"{name}: expected a plain function for a thread, and this is a coroutine function")
-            self._routes[name] = _Route(handler, _decoder(parameters[1:]), answers, thread)
+            self._routes[name] = _Route(handler, _decoder(parameters[1:]), answers, thread, timeout)
             return handler
 
         return register
@@ -256,6 +268,16 @@ class EventProcessor:
             return read(_decode, body)[0]
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise NoEvent(str(error)) from None
+
+    def handlers(self) -> dict[CodeType, str]:
+        """The names of events by the code of their handlers, as far as they are functions of Python's."""
+        functions = {name: inspect.unwrap(route.handler) for name, route in self._routes.items()}
+        return {code: name for name, each in functions.items() if (code := getattr(each, "__code__", None)) is not None}
+
+    def time_limit(self, event: Incoming) -> float:
+        """Seconds that the event's handler may take."""
+        route = self._routes.get(event.event_type)
+        return self.timeout if route is None or route.timeout is None else route.timeout
 
     async def handle(self, event: Incoming, link: Link) -> list[Command]:
         """Call the event's handler. Returns the Redis commands to run then, all or none.

@@ -14,9 +14,12 @@ callers is here:
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
+from redis import Redis as BlockingRedis
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.asyncio.connection import UnixDomainSocketConnection
@@ -26,10 +29,12 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
+from kraftek.contract.lua import Argument
 from kraftek.contract.redis_errors import shows_replica
 from kraftek.contract.redis_url import RedisAddress, redis_address
+from kraftek.service.backend import Away
 
-__all__ = ["QUIET", "RETRY", "RedisClient", "came_from_replica", "text_of"]
+__all__ = ["QUIET", "RETRY", "BlockingClient", "RedisClient", "came_from_replica", "text_of"]
 
 QUIET = 2.0
 """Seconds without data from Redis after which it gets a ping; without an answer in as many more it is unavailable."""
@@ -40,6 +45,8 @@ RETRY = 1.0
 SWITCH = "+switch-master"
 """The channel on which a sentinel tells of a fail-over: ``<name> <old host> <old port> <host> <port>``."""
 
+
+_BLOCKING: dict[str, Any] = {"protocol": 2, "socket_timeout": QUIET, "socket_connect_timeout": QUIET}
 
 _CODES = {
     "BusyLoadingError": "LOADING",
@@ -63,6 +70,31 @@ def came_from_replica(answer: object) -> bool:
     return shows_replica(text_of(answer))
 
 
+class BlockingClient:
+    """A client for a thread beside the loop, see :class:`kraftek.service.backend.Blocking`. ``make`` connects nothing
+    yet; it raises ``OSError`` while it is not known where the master is.
+    """
+
+    def __init__(self, make: Callable[[], BlockingRedis]) -> None:
+        self._make = make
+        self._redis: BlockingRedis | None = None
+
+    def call(self, *command: Argument) -> Any:
+        try:
+            if self._redis is None:
+                self._redis = self._make()
+                self._redis.response_callbacks.clear()
+            return self._redis.execute_command(*command)
+        except (RedisError, OSError) as error:
+            raise Away(str(error)) from error
+
+    def close(self) -> None:
+        """Disconnect; the next call asks for the master again."""
+        redis, self._redis = self._redis, None
+        if redis is not None:
+            redis.close()
+
+
 class RedisClient:
     """``redis`` is the client. ``retry``: seconds between two attempts to subscribe.
 
@@ -80,6 +112,7 @@ class RedisClient:
             "socket_connect_timeout": QUIET,
         }
         self._sentinels: _Sentinels | None = None
+        self._blocking = lambda: BlockingRedis.from_url(url, **_BLOCKING)
         self._tasks: list[asyncio.Task[None]] = []
         self._moved = asyncio.Event()
         self.retry = RETRY
@@ -88,6 +121,7 @@ class RedisClient:
             options["ssl"] = address.kind == "tls"
             self.retry = RETRY / 2
             self._sentinels = _Sentinels(address, options)
+            self._blocking = partial(self._sentinels.blocking, address)
             self.redis: Redis = self._sentinels.master_for(
                 address.master,
                 db=address.database,
@@ -106,6 +140,10 @@ class RedisClient:
         if self._sentinels is not None:
             listeners = [self._listen(self._sentinels, client) for client in self._sentinels.sentinels]
             self._tasks += [asyncio.create_task(listener) for listener in listeners]
+
+    def blocking(self) -> BlockingClient:
+        """A client for a thread beside the loop."""
+        return BlockingClient(self._blocking)
 
     async def pause(self, seconds: float) -> None:
         """Return after so many seconds, or as soon as the master is found elsewhere."""
@@ -194,6 +232,21 @@ class _Sentinels(Sentinel):
         self.name = address.master
         self.place: tuple[str, int] | None = None
         self.epoch = 0
+
+    def blocking(self, address: RedisAddress) -> BlockingRedis:
+        """A client for the master, where it was last found. Raises ``OSError`` before that."""
+        if self.place is None:
+            raise OSError("no sentinel has named the master yet")
+        host, port = self.place
+        return BlockingRedis(
+            host=host,
+            port=port,
+            db=address.database,
+            username=address.username,
+            password=address.password,
+            ssl=address.kind == "tls",
+            **_BLOCKING,
+        )
 
     async def discover_master(self, service_name: str) -> tuple[str, int]:
         """Ask one after the other; those that are of no use are asked last from then on. redis-py calls this."""

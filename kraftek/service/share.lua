@@ -1,18 +1,19 @@
 -- KEYS: the instances, the leases of all partitions. ARGV: this instance, milliseconds that its leases last, '1' if it
--- leaves. Returns how many partitions are its share, and the numbers of those that it holds, from 0.
--- All instances sort the names, and so see the same order: the first ones take the remainder of the division.
+-- leaves. Returns how many partitions are its share, the numbers of those that it holds, from 0, and all instances.
+-- All instances sort the names, and so see the same order: the first ones take the remainder of the division. A single
+-- lease stays where it is.
 local me, ttl, leaving = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1'
 local milliseconds = math.floor(now / 1000)
 redis.call('ZADD', KEYS[1], milliseconds + ttl, me)
 if leaving then redis.call('ZREM', KEYS[1], me) end
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', milliseconds)
-local share = 0
+local share, all = 0, redis.call('ZRANGE', KEYS[1], 0, -1)
 if not leaving then
-    local all, leases = redis.call('ZRANGE', KEYS[1], 0, -1), #KEYS - 1
+    local leases = #KEYS - 1
     table.sort(all)
     share = math.floor(leases / #all)
     for rank = 1, leases % #all do
-        if all[rank] == me then share = share + 1 end
+        if all[rank] == me or leases == 1 then share = share + 1 end
     end
 end
 local held = {}
@@ -25,4 +26,4 @@ end
 for i = 2, #KEYS do
     if #held < share and redis.call('SET', KEYS[i], me, 'NX', 'PX', ttl) then held[#held + 1] = i - 2 end
 end
-return {share, held}
+return {share, held, all}

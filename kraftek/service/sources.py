@@ -1,33 +1,45 @@
 """Where a service's events come from: a channel, a stream, or the partitions of one. Each is one way to share them.
 
 Made and stopped by :class:`kraftek.service.instance.Instance`; they pass events to
-:class:`kraftek.service.handling.Handling`.
+:class:`kraftek.service.handling.Handling`, in the order that :mod:`kraftek.service.lanes` keeps.
 
 Over Pub/Sub every instance gets every event that is published while it listens. Over a stream the instances are the
 consumers of one group:
 
-- Without partitions each reads as many entries as it can handle at a time. While it handles an entry it resets the
-  entry's idle time; idle entries belong to dead instances, and are claimed.
-- With partitions an instance reads those whose leases it holds, each one event at a time. An instance that takes over a
-  lease begins with what its last holder left unfinished, so the order is kept.
+- Each stream, or each of its partitions, is read by the one instance that holds its lease. It reads ahead, and has one
+  event of each room in hand. Whoever gets the lease begins with what its last holder left unfinished. An instance that
+  was stopped for a while may go on without the lease: it begins nothing then (``begin.lua``), reads nothing
+  (``take.lua``), and what it had in hand is not committed once another instance has taken it over (``pending.lua``).
+- With ``unordered`` and no partitions each reads as many entries as it can handle at a time. While it handles an entry
+  it resets the entry's idle time; idle entries belong to dead instances, and are claimed.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
-from typing import Protocol
+from contextlib import suppress
+from functools import partial
+from itertools import zip_longest
+from typing import Any, Protocol
+
+from msgspec import Struct
 
 from kraftek.contract.consumer_groups import CLAIM, FORGOTTEN_AFTER, JOIN, Consumer, event_in, new_entries
-from kraftek.contract.lua import Script, lua
+from kraftek.contract.lua import Argument, Script, lua
 from kraftek.contract.names import instances_key, lease_key
-from kraftek.service.backend import Backend, Reader
-from kraftek.service.handling import Entry, Handling
+from kraftek.service.backend import Away, Backend, Command, Reader, Rejected
+from kraftek.service.commits import Entry
+from kraftek.service.handling import Handling
 from kraftek.service.jobs import Jobs
-from kraftek.service.processor import EventProcessor, Incoming
-from kraftek.service.waiting import Waiting
+from kraftek.service.lanes import EVENTS, Hand, Hands, user_of
+from kraftek.service.processor import EventProcessor, Incoming, NoEvent
 
-__all__ = ["Partitions", "Source", "Stream", "Subscription"]
+__all__ = ["ORDERED", "SLICE", "Leased", "Shared", "Source", "Subscription"]
+
+ORDERED = ".ordered"
+"""How the names of instances end that read streams only under a lease."""
 
 TOLD = 1.0
 """Seconds for which a socket whose event was refused hears of no further one without an id: an error for each would
@@ -47,8 +59,19 @@ after one or two more."""
 BLOCK = 500
 """Milliseconds that Redis lets a reader wait: a stop or the loss of a lease is noticed after so long at most."""
 
+BATCH = 100
+"""Entries that are read at a time."""
+
+BATCH_BYTES = 4 * 1024 * 1024
+"""Bytes of them, about."""
+
+ACTIVE = 2000
+"""Milliseconds in which a consumer that reads sends a command."""
+
 SHARE = Script(lua(__package__, "time", "share"))
-TAKE_NEXT = Script(lua(__package__, "claimed", "fields", "take_next"))
+TAKE = Script(lua(__package__, "fields", "take"))
+KEEP = Script(lua(__package__, "time", "keep"))
+BEGIN = Script(lua(__package__, "begin"))
 
 RELEASE = Script("""
 if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
@@ -63,6 +86,9 @@ class Source(Protocol):
 
     def stop(self) -> None:
         """Accept no more events: called when the jobs are stopping, before they end."""
+
+    def beat(self) -> Command | None:
+        """The command that keeps what this instance has in Redis; another thread calls this."""
 
 
 class Subscription:
@@ -81,12 +107,10 @@ class Subscription:
         self._jobs = jobs
         self._handling = handling
         self._clock = clock
-        self._waiting = Waiting()
+        self._hands: Hands[Incoming] = Hands(processor.concurrency, processor.unordered, self._next)
         self._told: set[str] = set()
         self._told_since = 0.0
-        self._in_progress = self._to_begin = 0
-        self._spawning = False
-        self._last: tuple[Incoming, float] | None = None  # what was begun last, and when
+        self._last: tuple[Hand[Incoming], Incoming, float] | None = None  # what was begun last, and when
         # The slice that has begun since something was read: when it ends, how many events were begun in it, and whether
         # it is over. After one that had too little time for all, not many more are tried at once.
         self._until: float | None = None
@@ -100,13 +124,13 @@ class Subscription:
     def stop(self) -> None:
         self._jobs.spawn(self._backend.unsubscribe, self._processor.channel)
 
+    def beat(self) -> None:
+        """Subscribers have nothing to keep."""
+
     def _received(self, body: bytes) -> None:
         self._arrived = True
         event = self._handling.opened(body)
-        if event is None:
-            return
-        if self._waiting.put(event, len(body)):
-            self._next()
+        if event is None or self._hands.put(event, event, len(body)):
             return
         self._processor.refused += 1
         if event.id is not None or self._is_to_be_told(event.socket_id):
@@ -122,36 +146,28 @@ class Subscription:
         self._told.add(socket_id)
         return True
 
-    def _next(self) -> None:
-        if self._spawning:
-            return  # under Twisted a spawned coroutine may end at once, and call this again from within
-        self._spawning = True
-        concurrency, at_once = self._processor.concurrency, self._at_once
-        while not self._over and self._in_progress < concurrency and self._to_begin < min(len(self._waiting), at_once):
-            self._in_progress += 1
-            self._to_begin += 1
-            self._jobs.spawn(self._handle)
-        self._spawning = False
+    def _next(self, hand: Hand[Incoming]) -> None:
+        """A job for each event that may begin. It is chosen when its job begins: until then another one may be next."""
+        while not (self._over or self._jobs.cut_off) and hand.begun < min(hand.ready, self._at_once):
+            hand.begun += 1
+            self._jobs.spawn(self._handle, hand)
 
-    async def _handle(self) -> None:
+    async def _handle(self, hand: Hand[Incoming]) -> None:
         """Handle the next event, unless the slice is over: whose turn it is may be another one after the next read."""
-        self._to_begin -= 1
-        try:
-            if self._is_time():
-                self._begun += 1
-                event = self._waiting.take()
-                self._last = event, self._clock()
-                await self._handling.published(event)
-        finally:
-            self._in_progress -= 1
-            self._next()
+        job = self._jobs.begins
+        hand.begun -= 1
+        if self._is_time():
+            self._begun += 1
+            event, ended = hand.take()
+            self._last = hand, event, self._clock()
+            await self._handling.published(event, ended, job)
 
     def _charge(self, now: float) -> None:
         """What was begun last has had its time: it has ended, or waits."""
         if self._last is not None:
-            event, began = self._last
+            hand, event, began = self._last
             self._last = None
-            self._waiting.charge(event, now - began)
+            hand.lanes.charge(user_of(event), now - began)
 
     def _is_time(self) -> bool:
         now = self._clock()
@@ -171,7 +187,7 @@ class Subscription:
             await self._read()
         self._at_once = 2 * self._begun if self._over else self._processor.concurrency
         self._until, self._begun, self._over = None, 0, False
-        self._next()
+        self._hands.next()
 
     async def _read(self) -> None:
         """Read for as long as the slice took, or until nothing comes: or Redis would end the connection of a service
@@ -186,8 +202,10 @@ class Subscription:
             empty = 0 if self._arrived else empty + 1
 
 
-class Stream:
-    """Entries of a stream, as many at a time as ``concurrency`` allows. ``name``: the consumer's."""
+class Shared:
+    """Entries of a stream that all instances read, in no order, each as many at a time as ``concurrency`` allows.
+    ``name``: the consumer's.
+    """
 
     def __init__(self, name: str, processor: EventProcessor, backend: Backend, jobs: Jobs, handling: Handling) -> None:
         self._processor = processor
@@ -202,6 +220,10 @@ class Stream:
 
     def stop(self) -> None:
         """Nothing to do: the reading loop checks whether the jobs are stopping."""
+
+    def beat(self) -> Command | None:
+        entries = tuple(self._entries)
+        return self._consumer.keep(entries) if entries else None
 
     async def _read(self, reader: Reader) -> None:
         consumer = self._consumer
@@ -237,18 +259,45 @@ class Stream:
 
     def _take(self, entry_id: bytes, body: bytes, delivered: int) -> None:
         if entry_id not in self._entries:
-            entry = self._entries[entry_id] = Entry(self._consumer.stream, entry_id, body, delivered)
-            self._jobs.spawn(self._handle, entry)
+            stream, name = self._consumer.stream, self._consumer.name
+            entry = self._entries[entry_id] = Entry(stream, entry_id, body, delivered, name, self._lost)
+            self._handling.begin(entry, lambda: self._ended(entry_id))
 
-    async def _handle(self, entry: Entry) -> None:
-        try:
-            await self._handling.delivered(entry)
-        finally:
-            del self._entries[entry.id]
+    def _lost(self) -> None:
+        """Another instance has it, and nothing is to be done about the others."""
+
+    def _ended(self, entry_id: bytes) -> None:
+        del self._entries[entry_id]
+        self._jobs.change()
 
 
-class Partitions:
-    """Entries of those partitions of a stream whose leases this instance holds. ``name``: its own, also as consumer."""
+class _Reading(Struct, eq=False):
+    """That this instance reads a stream, from when it has the lease. ``lost``: it does not any more, or begins anew;
+    what it has read and not begun is left to whoever reads it next.
+    """
+
+    stream: str
+    lease: str
+    lost: bool = False
+
+    def lose(self) -> None:
+        self.lost = True
+
+
+class _Waiting(Struct, eq=False):
+    """An entry that was read. ``body``: empty if it was not kept; ``ended`` is known from when it is its turn."""
+
+    reading: _Reading
+    id: bytes
+    body: bytes
+    delivered: int
+    ended: Callable[[], None] = lambda: None
+
+
+class Leased:
+    """Entries of those streams whose leases this instance holds: partitions, or the one stream that there is. ``name``:
+    its own, also as consumer.
+    """
 
     def __init__(self, name: str, processor: EventProcessor, backend: Backend, jobs: Jobs, handling: Handling) -> None:
         self._name = name
@@ -258,22 +307,35 @@ class Partitions:
         self._handling = handling
         self._streams = processor.streams
         self._leases = [lease_key(stream, processor.name) for stream in self._streams]
-        self._followed: dict[int, bool] = {}  # partitions, and whether to continue with them
+        self._keys = [instances_key(processor.channel, processor.name), *self._leases]
+        self._followed: dict[int, bool] = {}  # numbers of streams, and whether to continue with them
+        self._readings: list[_Reading] = []
+        self._hands: Hands[_Waiting] = Hands(processor.concurrency, processor.unordered, self._next)
+        self._chosen: dict[_Reading, list[_Waiting]] = {}
+        self._in_hand: Counter[str] = Counter()
+        self._last: list[_Waiting] = []  # one that is on its last attempt, and those that wait for it
 
     async def begin(self) -> None:
         self._jobs.spawn(self._jobs.persistently, self._share)
 
     def stop(self) -> None:
-        """Nothing to do: the reading loops check whether the jobs are stopping, and release their leases."""
+        for reading in self._readings:
+            reading.lose()
+
+    def beat(self) -> Command:
+        milliseconds = int(self._processor.claim_after * 1000)
+        return ("EVAL", KEEP.source, len(self._keys), *self._keys, self._name, milliseconds)
+
+    # Which streams
 
     async def _share(self, _: Reader) -> None:
-        """Hold a fair share of the partitions."""
+        """Hold a fair share of the leases."""
         processor, jobs = self._processor, self._jobs
-        keys = [instances_key(processor.channel, processor.name), *self._leases]
         milliseconds = int(processor.claim_after * 1000)
         while True:
             leaving = jobs.stopping and not self._followed
-            share, held = await self._backend.run(SHARE, keys, (self._name, milliseconds, int(jobs.stopping)))
+            words = (self._name, milliseconds, int(jobs.stopping))
+            share, held, instances = await self._backend.run(SHARE, self._keys, words)
             if leaving:
                 return
             for number in sorted(held):
@@ -283,26 +345,147 @@ class Partitions:
             continued = [number for number in self._followed if number in held]
             for number in continued[share:]:
                 self._followed[number] = False
+            await self._look_for_others(instances, [self._streams[number] for number in continued])
             await jobs.change_within(processor.claim_after / 3)
+
+    async def _look_for_others(self, instances: list[bytes], streams: list[str]) -> None:
+        """Say who else reads, and keeps no order: by name, or because it does so without a lease."""
+        names = set(instances)
+        for stream in streams:
+            with suppress(Rejected):  # the group is lost, and made again
+                for reply in await self._backend.call("XINFO", "CONSUMERS", stream, self._processor.name):
+                    consumer = dict(zip(reply[::2], reply[1::2], strict=True))
+                    if consumer[b"idle"] < ACTIVE:
+                        names.add(consumer[b"name"])
+        for name in sorted(name.decode() for name in names):
+            if not name.endswith(ORDERED):
+                self._jobs.warn(
+                    f"{name} reads {self._processor.channel}, too, and keeps no order: an instance of an older "
+                    "version, or one with unordered=True. The order of rooms is kept from when it has stopped"
+                )
 
     async def _following(self, number: int) -> None:
         try:
-            await self._jobs.persistently(lambda reader: self._follow(number, reader))
+            await self._jobs.persistently(partial(self._follow, number))
         finally:
             del self._followed[number]
             self._jobs.change()
 
     async def _follow(self, number: int, reader: Reader) -> None:
-        """One partition, one event after the other, for as long as its lease is held."""
-        group, stream, lease = self._processor.name, self._streams[number], self._leases[number]
-        await self._backend.run(JOIN, [stream], [group, FORGOTTEN_AFTER])
-        while self._followed[number] and not self._jobs.stopping:
-            found = await self._backend.run(TAKE_NEXT, [lease, stream], [group, self._name])
+        """Read one stream for as long as its lease is held, and give that back when nothing of it is in hand."""
+        reading = _Reading(self._streams[number], self._leases[number])
+        await self._backend.run(JOIN, [reading.stream], [self._processor.name, FORGOTTEN_AFTER])
+        self._readings.append(reading)
+        try:
+            await self._read(number, reading, reader)
+        finally:
+            reading.lose()
+            self._readings.remove(reading)
+        while self._in_hand[reading.stream]:
+            await self._jobs.change_within(BLOCK / 1000)
+        await self._backend.run(RELEASE, [reading.lease], [self._name])
+
+    # What is in them
+
+    async def _read(self, number: int, reading: _Reading, reader: Reader) -> None:
+        words = self._processor.name, self._name
+        look_from, most = "-", BATCH
+        while self._followed[number] and not (reading.lost or self._jobs.stopping):
+            if self._hands.waiting > EVENTS - BATCH:
+                await self._jobs.change_within(BLOCK / 1000)
+                continue
+            found = await self._backend.run(TAKE, [reading.lease, reading.stream], [*words, look_from, most])
             if not found:
                 return  # another instance holds the lease now
-            if len(found) == 1:
-                await reader.read("XREAD", "COUNT", 1, "BLOCK", BLOCK, "STREAMS", stream, found[0])
+            look_from, entries, *last = found
+            if last:
+                await reader.read("XREAD", "COUNT", 1, "BLOCK", BLOCK, "STREAMS", reading.stream, *last)
+            size = sum(self._take(reading, *entry) for entry in entries)
+            if entries:
+                most = max(1, min(BATCH, BATCH_BYTES * len(entries) // max(1, size)))
+
+    def _take(self, reading: _Reading, entry_id: bytes, fields: list[bytes], delivered: int) -> int:
+        body = event_in(fields)
+        try:
+            event = self._processor.open(body)
+        except NoEvent:
+            event = _NO_EVENT
+        kept = self._hands.keeps(event, len(body))
+        waiting = _Waiting(reading, entry_id, body if kept else b"", delivered)
+        self._hands.put(waiting, event, len(waiting.body), bounded=False)
+        return len(body)
+
+    def _next(self, hand: Hand[_Waiting]) -> None:
+        while hand.ready and not self._jobs.cut_off:
+            waiting, ended = hand.take()
+            if waiting.reading.lost:
+                ended()
             else:
-                entry_id, fields, delivered = found
-                await self._handling.delivered(Entry(stream, entry_id, event_in(fields), delivered))
-        await self._backend.run(RELEASE, [lease], [self._name])
+                self._choose(waiting, ended)
+
+    def _choose(self, waiting: _Waiting, ended: Callable[[], None]) -> None:
+        """It is the entry's turn."""
+        waiting.ended = ended
+        self._in_hand[waiting.reading.stream] += 1
+        if waiting.delivered == self._processor.attempts > 1:
+            # Of the entries in hand when an instance ends only one is the cause. So one on its last attempt is tried
+            # without another such one beside it: if the instance ends then, that counts against it alone.
+            self._last.append(waiting)
+            if len(self._last) > 1:
+                return
+        self._send(waiting)
+
+    def _send(self, waiting: _Waiting) -> None:
+        chosen = self._chosen.get(waiting.reading)
+        if chosen is None:
+            self._chosen[waiting.reading] = [waiting]
+            self._jobs.spawn(self._note, waiting.reading)
+        else:
+            chosen.append(waiting)
+
+    async def _note(self, reading: _Reading) -> None:
+        """Begin entries, all those at once that are chosen until Redis has answered for the ones before."""
+        try:
+            while chosen := self._chosen[reading]:
+                self._chosen[reading] = []
+                begun: list[Any] = []
+                if not reading.lost:
+                    begun = await self._begun(reading, chosen)
+                for waiting, answer in zip_longest(chosen, begun, fillvalue=0):
+                    self._begin(waiting, answer)
+        finally:
+            del self._chosen[reading]
+
+    async def _begun(self, reading: _Reading, chosen: list[_Waiting]) -> list[Any]:
+        words: list[Argument] = [self._processor.name, self._name]
+        for waiting in chosen:
+            words += (waiting.id, waiting.delivered + 1, int(not waiting.body))
+        begun: list[Any] = []
+        try:
+            begun = await self._backend.run(BEGIN, [reading.lease, reading.stream], words)
+        except (Away, Rejected) as error:
+            self._jobs.warn(f"Entries of {reading.stream} wait, and are read again: {error}")
+        if not begun:
+            reading.lose()
+        return begun
+
+    def _begin(self, waiting: Any, answer: Any) -> None:
+        """``answer``: what ``begin.lua`` has for the entry."""
+        ended = partial(self._ended, waiting)
+        if answer == 0 or self._jobs.cut_off:
+            ended()
+        else:
+            reading, body = waiting.reading, waiting.body or event_in(answer)
+            entry = Entry(reading.stream, waiting.id, body, waiting.delivered, self._name, reading.lose)
+            self._handling.begin(entry, ended)
+
+    def _ended(self, waiting: _Waiting) -> None:
+        self._in_hand[waiting.reading.stream] -= 1
+        if waiting in self._last:
+            self._last.remove(waiting)
+            if self._last:
+                self._send(self._last[0])
+        waiting.ended()
+
+
+_NO_EVENT = Incoming(event_type="")

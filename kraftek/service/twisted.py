@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from kraftek.bus import RedisBus, RedisError
+from kraftek.bus.blocking import BlockingConnection
 from kraftek.bus.connections import RedisConnection
 from kraftek.bus.endpoint import Backoff, ConnectionService, RedisEndpoint
 from kraftek.bus.reading import ReadingConnection
@@ -145,6 +146,9 @@ class TwistedBackend:
     def reader(self) -> _Reader:
         return _Reader(self._clock, self._config, self._bus.endpoint)
 
+    def blocking(self) -> _Blocking:
+        return _Blocking(lambda: self._bus.endpoint.address, self._config.ca, self._config.ping_timeout)
+
     async def subscribe(self, channel: str, listener: Callable[[bytes], None]) -> None:
         self._bus.subscribe(channel, listener)
         if self._bus.available:
@@ -195,6 +199,14 @@ def _connected(parent: MultiService, reactor: Any, config: Redis) -> TwistedBack
     bus = RedisBus(reactor, config, iteration, Counters(), MonotonicClock(reactor), keeps_epoch=False)
     bus.setServiceParent(parent)
     return TwistedBackend(reactor, config, bus)
+
+
+class _Blocking(BlockingConnection):
+    def call(self, *parts: Argument) -> Any:
+        try:
+            return super().call(*parts)
+        except OSError as error:
+            raise Away(str(error)) from error
 
 
 class _Reader:

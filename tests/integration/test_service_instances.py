@@ -16,8 +16,8 @@ import pytest
 
 from kraftek.contract.names import GATEWAY_LENGTH
 from kraftek.service import Refused
+from kraftek.service.lanes import EVENTS
 from kraftek.service.testing import Contract
-from kraftek.service.waiting import EVENTS
 from tests.service.instances import Instances, registered, stopped
 from tests.support.waiting import wait_until
 
@@ -77,7 +77,7 @@ def service(request: pytest.FixtureRequest, redis_server: RedisServer, stage: Ex
 
 def test_two_instances_share_the_load_and_killing_one_loses_nothing(service: Stage) -> None:
     concurrency = 4
-    settings = {**STREAM, "concurrency": concurrency}
+    settings = {**STREAM, "concurrency": concurrency, "unordered": True}
     first, second = service.start(settings), service.start(settings)
     ada = service.contract.client("ada", "room")
     number = 300
@@ -109,8 +109,8 @@ def test_two_instances_share_the_load_and_killing_one_loses_nothing(service: Sta
 def test_what_was_handled_does_not_wait_behind_what_is_in_hand(service: Stage) -> None:
     service.start(STREAM)
     ada = service.contract.client("ada", "room")
-    ada.send("sample:do:sleep", {"seconds": 60})
-    wait_until(lambda: service.begun("room"), "a slow handler")
+    service.contract.client("bob", "slow").send("sample:do:sleep", {"seconds": 60})
+    wait_until(lambda: service.begun("slow"), "a slow handler")
     for number in range(5):
         assert ada.request("sample:say:back", number) == number
     assert service.redis.xlen("events:sample") == 1
@@ -157,7 +157,7 @@ def test_what_was_done_waits_until_redis_takes_writes_and_the_gateways_have_room
     # Services of an older version have filled the gateways' stream.
     fill = "for i = 1, ARGV[1] do redis.call('XADD', KEYS[1], '*', 'event', 'theirs') end"
     redis.eval(fill, 1, "events:gateway", GATEWAY_LENGTH)
-    ada.send("sample:ask:nobody", {"event": "wiki:page:read"})
+    service.contract.client("bob", "another").send("sample:ask:nobody", {"event": "wiki:page:read"})
     with pytest.raises(Refused, match="SERVICE_UNAVAILABLE"):
         ada.request("sample:ask:other", {"event": "wiki:page:read"})
     assert redis.xlen("events:gateway") == GATEWAY_LENGTH, "nothing was thrown away"

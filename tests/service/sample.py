@@ -11,7 +11,9 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Awaitable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, TypedDict
 
@@ -176,6 +178,25 @@ def sample(backend: str, **settings: Any) -> EventProcessor:  # noqa: C901  # ma
         context.also("RPUSH", f"done:{context.room_id}", payload.mark)
         context.also("HINCRBY", "by", str(os.getpid()), 1)
         return {"mark": payload.mark, "pid": os.getpid()}
+
+    @processor.on("do:hang")
+    async def hang(context: Context, payload: Any) -> None:
+        await context.redis("RPUSH", f"begun:{context.room_id}", payload)
+        while True:
+            with suppress(BaseException):  # as those do that wait for a lock of another process
+                await pause(3600)
+
+    @processor.on("do:long", timeout=60.0)
+    async def long(context: Context, seconds: float) -> str:
+        await pause(seconds)
+        return "done"
+
+    @processor.on("do:block")
+    async def block(context: Context, seconds: float) -> dict[str, Any]:
+        await context.redis("RPUSH", f"begun:{context.room_id}", 0)
+        time.sleep(seconds)
+        await context.redis("PING")
+        return {"pid": os.getpid()}
 
     @processor.on("do:die")
     async def die(context: Context, times: int) -> int:

@@ -12,9 +12,9 @@ import pytest
 from kraftek.service.backend import Backend
 from kraftek.service.handling import Handling
 from kraftek.service.jobs import Jobs
+from kraftek.service.lanes import EVENTS
 from kraftek.service.processor import Context, EventProcessor, Link
 from kraftek.service.sources import SLICE, Subscription
-from kraftek.service.waiting import EVENTS
 
 CONCURRENCY = 32
 
@@ -24,6 +24,15 @@ class Pause:
 
     def __await__(self) -> Generator[Pause, None, None]:
         yield self
+
+
+class Signal:
+    """Is not set: who waits looks again in the next round."""
+
+    def set(self, value: object = True) -> None: ...
+
+    async def wait(self, seconds: float | None) -> None:
+        await Pause()
 
 
 class Loop:
@@ -54,6 +63,9 @@ class Loop:
 
     def pause(self) -> Awaitable[object]:
         return Pause()
+
+    def signal(self) -> Signal:
+        return Signal()
 
     async def call(self, *command: Any) -> int:
         self.calls.append(command)
@@ -105,9 +117,9 @@ class Service:
         self.loop.round()
 
     def reads(self, *users: str, name: str = "chat:say:back") -> None:
-        """An event of each of these arrives."""
-        for user in users:
-            event = {"eventType": name, "userId": user, "socketId": f"g.{user}", "replyTo": "r"}
+        """An event of each of these arrives, each from a socket of its own."""
+        for number, user in enumerate(users):
+            event = {"eventType": name, "userId": user, "socketId": f"g.{user}{number}", "replyTo": "r"}
             self.loop.listener(json.dumps(event).encode())
 
     def per_round(self, rounds: int) -> list[int]:
