@@ -14,24 +14,25 @@ const COMMIT = script("commit");
 const COMMIT_AND_EMIT = script("commitAndEmit", { FULL, most: GATEWAY_LENGTH, bytes: GATEWAY_BYTES });
 
 /**
- * Run the commands; for an entry of a stream only if no other instance has acknowledged it. Rejects with `Full`, and as
- * connection.js has it.
+ * Run the commands; for an entry of a stream only if it is still pending for its consumer, which is the result. Rejects
+ * with `Full`, and as connection.js has it.
  *
  * @param {import("./connection.js").Connection} connection
  * @param {import("./context.js").Command[]} commands
- * @param {{group: string, stream: string, id: string}} [entry]
+ * @param {{group: string, stream: string, id: string, consumer: string}} [entry]
  */
 export async function commit(connection, commands, entry) {
   const [first] = commands;
-  if (!entry && !first) return;
+  if (!entry && !first) return true;
   if (!entry && first && commands.length === 1 && first.when !== "emit") {
     await connection.call(...first.words);
-    return;
+    return true;
   }
   /** @type {import("./connection.js").Word[]} */
-  const args = [entry?.group ?? "", entry?.id ?? ""];
+  const args = entry ? [entry.group, entry.id, "of", 1, entry.consumer] : ["", ""];
   for (const { when, words } of commands) args.push(when, words.length, ...words);
   const emits = commands.some(({ when }) => when === "emit");
   const done = await connection.run(emits ? COMMIT_AND_EMIT : COMMIT, entry ? [entry.stream] : [], args);
   if (done === FULL) throw new Full();
+  return Boolean(done);
 }

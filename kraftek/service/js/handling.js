@@ -20,7 +20,10 @@ import { InvalidPayload } from "./schema.js";
  * @property {string} stream
  * @property {string} id
  * @property {Buffer} body
- * @property {number} delivered how often it was, this time included
+ * @property {number} delivered how often it was given to a handler, this time included
+ *
+ * @typedef {Entry & {consumer: string, lost: () => void}} Owned An entry in hand; `lost` is called when another instance
+ *   turns out to have it.
  */
 
 /** Milliseconds until a handler that failed is called again; each time four times as many. */
@@ -101,7 +104,7 @@ export class Handling {
   /**
    * An entry of a stream: tried until it succeeds, or dead-lettered with the reason.
    *
-   * @param {Entry} entry
+   * @param {Owned} entry
    */
   async delivered(entry) {
     const { attempts } = this.#service;
@@ -113,17 +116,13 @@ export class Handling {
         await this.#deadLetter(entry, event, `delivered ${before} times and never finished`, before);
       }
     } catch (error) {
-      if (error instanceof NoEvent) await this.#deadLetter(entry, undefined, `not an event: ${error.message}`, 1);
-      else if (error instanceof Rejected) {
-        // It stays pending, and is delivered again.
-        this.#service.log.error(`Redis refuses to commit entry ${entry.id} of ${entry.stream}`, error);
-        await this.#jobs.time(PAUSE).over;
-      } else throw error;
+      if (!(error instanceof NoEvent)) throw error;
+      await this.#deadLetter(entry, undefined, `not an event: ${error.message}`, 1);
     }
   }
 
   /**
-   * @param {Entry} entry
+   * @param {Owned} entry
    * @param {Incoming} event
    */
   async #attempt(entry, event) {
@@ -148,7 +147,7 @@ export class Handling {
   }
 
   /**
-   * @param {Entry} entry
+   * @param {Owned} entry
    * @param {Incoming | undefined} event
    * @param {string} reason
    * @param {number} attempts
@@ -159,19 +158,31 @@ export class Handling {
     const fields = ["event", entry.body, "reason", reason.slice(0, REASON), "id", entry.id, "attempts", attempts];
     /** @type {Command} */
     const keep = { when: "always", words: ["XADD", deadLetters(entry.stream), "MAXLEN", "~", most, "*", ...fields] };
-    await this.#settle(entry, [keep, ...(event ? this.#failure(event) : [])]);
+    while (!this.#jobs.cutOff) {
+      try {
+        return await this.#settle(entry, [keep, ...(event ? this.#failure(event) : [])]);
+      } catch (error) {
+        if (!(error instanceof Rejected)) throw error;
+        // Its room waits: what comes after it would be out of order.
+        this.#service.log.error(`Redis refuses to commit entry ${entry.id} of ${entry.stream}`, error);
+        await this.#jobs.time(PAUSE).over;
+      }
+    }
+    return undefined;
   }
 
   /**
    * Commit, as often as it takes: the entry is pending until then. What was committed before is not again.
    *
-   * @param {Entry} entry
+   * @param {Owned} entry
    * @param {Command[]} commands
    */
   async #settle(entry, commands) {
     while (!this.#jobs.cutOff) {
       try {
-        return await commit(this.#connection, commands, { group: this.#service.name, stream: entry.stream, id: entry.id });
+        const { stream, id, consumer } = entry;
+        if (!(await commit(this.#connection, commands, { group: this.#service.name, stream, id, consumer }))) entry.lost();
+        return undefined;
       } catch (error) {
         if (!(error instanceof Away || error instanceof Full)) throw error;
         this.#warn(`What handlers have done waits, and is committed as soon as possible: ${error.message}`);

@@ -10,9 +10,9 @@ export interface ServiceOptions {
   transport?: "pubsub" | "stream";
   /** As registered, for streams. */
   partitions?: number;
-  /** How many events are handled at the same time: 64. Over Pub/Sub each is of another room. */
+  /** How many events are handled at the same time: 64, each of another room. */
   concurrency?: number;
-  /** Over Pub/Sub: events of one room may be handled at the same time, too. Streams have the order that partitions give. */
+  /** Events of one room may be handled at the same time, too, and a stream is read by all instances. */
   unordered?: boolean;
   /** How long a handler may take until it counts as failed: 10 s, as the gateway waits for an answer. */
   timeout?: number;

@@ -13,7 +13,7 @@ import { Jobs, LONGEST } from "./jobs.js";
 import { onceAMinute } from "./log.js";
 import { replyChannel } from "./names.js";
 import { Subscription } from "./pubsub.js";
-import { Partitions, Stream } from "./streams.js";
+import { Leased, ORDERED, Shared } from "./streams.js";
 
 /** @typedef {ReturnType<typeof openAnswer>} Answer */
 
@@ -40,6 +40,8 @@ export class Instance {
    */
   constructor(service, url) {
     this.#service = service;
+    const leased = service.transport === "stream" && (service.partitions > 0 || !service.unordered);
+    if (leased) this.name += ORDERED;
     this.#warn = onceAMinute((text) => service.log.warn(text));
     this.#connection = new Connection(url, service.log);
     this.#jobs = new Jobs(this.#connection, service.log, this.#warn);
@@ -51,7 +53,7 @@ export class Instance {
     const handling = new Handling(service, this.#connection, this.#jobs, link, this.#warn);
     const parts = /** @type {const} */ ([service, this.#connection, this.#jobs, handling]);
     if (service.transport === "pubsub") this.#source = new Subscription(...parts);
-    else this.#source = new (service.partitions ? Partitions : Stream)(this.name, ...parts);
+    else this.#source = new (leased ? Leased : Shared)(this.name, ...parts);
     this.begun = new Promise((resolve) => (this.#hasBegun = resolve));
   }
 

@@ -20,7 +20,6 @@ export class Jobs {
   #pausing = new Set();
   #connection;
   #log;
-  #warn;
 
   /**
    * @param {import("./connection.js").Connection} connection
@@ -30,7 +29,7 @@ export class Jobs {
   constructor(connection, log, warn) {
     this.#connection = connection;
     this.#log = log;
-    this.#warn = warn;
+    this.warn = warn;
   }
 
   /**
@@ -63,7 +62,7 @@ export class Jobs {
           return await work(reader);
         } catch (error) {
           if (!(error instanceof Away || error instanceof Rejected)) throw error;
-          this.#warn(`Redis is unavailable, retrying every ${PAUSE / 1000} s: ${error.message}`);
+          this.warn(`Redis is unavailable, retrying every ${PAUSE / 1000} s: ${error.message}`);
           if (this.stopping) return;
           await this.changeWithin(PAUSE);
         }

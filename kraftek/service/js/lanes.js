@@ -1,12 +1,18 @@
 /**
- * Events that wait until a service has time for them: each room's in order, one at a time, and the users in turn. Used by
+ * The events that a service has received and not begun: those of a room in order, the rooms beside each other. Used by
  * pubsub.js and streams.js.
+ *
+ * What is kept in order is a lane: the events of a room, or of a socket that is in none, as partitions have it. One event
+ * of a lane is in hand at a time, and the next begins when it has ended.
  */
 
 /** Events that may wait. */
 export const EVENTS = 10_000;
 /** Bytes that they may have together. */
 export const SIZE = 64 * 1024 * 1024;
+/** Events of a room that are read ahead from a stream, and their bytes; of the ones after them only the ids are kept. */
+const LANE_EVENTS = 100;
+const LANE_SIZE = 1024 * 1024;
 
 /**
  * @template T
@@ -14,99 +20,219 @@ export const SIZE = 64 * 1024 * 1024;
  */
 
 /**
- * A lane has the events of a room, in order; of them one at a time is handled. A user may have as many waiting, and as large
- * ones, as is still free: one alone half of what there is. So one who sends without end is refused, and the others, in other
- * rooms, wait for one event of that one each time.
+ * @template T
+ * @typedef {{lanes: Lanes<T>, busy: number}} Hand
+ */
+
+/**
+ * Each lane's events in order. Of the lanes that may go on, the one is next whose first event is of the user whose turn it
+ * is. A user and a room may have as many waiting, and as large ones, as is still free: one alone half of what there is. So
+ * one who sends without end is refused, and the others wait for one event of that one each time; nor does a room whose
+ * handler is slow take it all.
  *
  * @template T
  */
 export class Lanes {
-  /** The events of each lane: what is handled comes first. @type {Map<string, Waiting<T>[]>} */
+  /** @type {Map<string, Waiting<T>[]>} */
   #lanes = new Map();
-  /** The lanes whose next event is that user's, and may be handled; users in turn. @type {Map<string, string[]>} */
-  #ready = new Map();
-  /** @type {Map<string, {events: number, size: number}>} */
-  #users = new Map();
+  /** The lanes that may go on, by the user of their next event; users in turn. @type {Map<string, string[]>} */
+  #turns = new Map();
+  /** What waits, by users and lanes. @type {Map<string, {events: number, size: number}>} */
+  #counts = new Map();
   #freeEvents = EVENTS;
   #freeBytes = SIZE;
-  #unnamed = 0;
 
-  /** Whether an event can be taken. */
-  get ready() {
-    return this.#ready.size > 0;
+  /** How many wait. */
+  get waiting() {
+    return EVENTS - this.#freeEvents;
   }
 
   /**
-   * Have an event wait. False: it cannot, because too many do.
+   * Whether an event of so many bytes may wait.
+   *
+   * @param {string} lane
+   * @param {string} user
+   * @param {number} size
+   */
+  takes(lane, user, size) {
+    return !this.waiting || [`u${user}`, `l${lane}`].every((who) => {
+      const has = this.#countOf(who);
+      return has.events < this.#freeEvents && has.size + size <= this.#freeBytes;
+    });
+  }
+
+  /**
+   * Whether one of so many bytes is among the first of its lane, those that are kept in memory.
+   *
+   * @param {string} lane
+   * @param {number} size
+   */
+  keeps(lane, size) {
+    const has = this.#countOf(`l${lane}`);
+    const among = !has.events || (has.events < LANE_EVENTS && has.size + size <= LANE_SIZE);
+    return among && this.#freeBytes >= size;
+  }
+
+  /**
+   * Have the event wait.
    *
    * @param {T} item
+   * @param {string} lane
    * @param {string} user
-   * @param {string} lane empty: in no order
    * @param {number} size bytes
    */
-  put(item, user, lane, size) {
-    const has = this.#users.get(user) ?? { events: 0, size: 0 };
-    const waits = this.#freeEvents < EVENTS;
-    if (waits && (has.events >= this.#freeEvents || has.size + size > this.#freeBytes)) return false;
-    this.#count(user, 1, size);
-    const name = lane || `\n${(this.#unnamed += 1)}`;
-    const events = this.#lanes.get(name);
+  put(item, lane, user, size) {
+    this.#count(lane, user, 1, size);
+    const events = this.#lanes.get(lane);
     if (events) events.push({ item, user, size });
     else {
-      this.#lanes.set(name, [{ item, user, size }]);
-      this.#offer(name, user);
+      this.#lanes.set(lane, [{ item, user, size }]);
+      this.#mayGoOn(lane, user);
     }
-    return true;
   }
 
   /**
-   * The next event, and what is to be called when it was handled. Its lane rests until then.
+   * The next event, and what is to be called when it has ended: its lane stands still until then.
    *
    * @returns {[T, () => void] | undefined}
    */
   take() {
-    for (const [user, lanes] of this.#ready) {
-      const name = /** @type {string} */ (lanes.shift());
-      const [first] = /** @type {Waiting<T>[]} */ (this.#lanes.get(name));
-      this.#ready.delete(user);
-      if (lanes.length) this.#ready.set(user, lanes);
-      if (!first) break;
-      this.#count(user, -1, -first.size);
-      return [first.item, () => this.#next(name)];
-    }
-    return undefined;
+    const [turn] = this.#turns;
+    if (!turn) return undefined;
+    const [user, lanes] = turn;
+    const lane = /** @type {string} */ (lanes.shift());
+    this.#turns.delete(user);
+    if (lanes.length) this.#turns.set(user, lanes);
+    const first = /** @type {Waiting<T>} */ (this.#lanes.get(lane)?.shift());
+    this.#count(lane, user, -1, -first.size);
+    return [first.item, () => this.#ended(lane)];
   }
 
-  /** @param {string} name */
-  #next(name) {
-    const events = this.#lanes.get(name);
-    events?.shift();
-    const following = events?.[0];
-    if (following) this.#offer(name, following.user);
-    else this.#lanes.delete(name);
+  /** @param {string} lane */
+  #ended(lane) {
+    const following = this.#lanes.get(lane)?.[0];
+    if (following) this.#mayGoOn(lane, following.user);
+    else this.#lanes.delete(lane);
   }
 
   /**
    * @param {string} lane
    * @param {string} user
    */
-  #offer(lane, user) {
-    const lanes = this.#ready.get(user);
+  #mayGoOn(lane, user) {
+    const lanes = this.#turns.get(user);
     if (lanes) lanes.push(lane);
-    else this.#ready.set(user, [lane]);
+    else this.#turns.set(user, [lane]);
+  }
+
+  /** @param {string} who */
+  #countOf(who) {
+    return this.#counts.get(who) ?? { events: 0, size: 0 };
   }
 
   /**
+   * @param {string} lane
    * @param {string} user
    * @param {number} events
    * @param {number} size
    */
-  #count(user, events, size) {
+  #count(lane, user, events, size) {
     this.#freeEvents -= events;
     this.#freeBytes -= size;
-    const has = this.#users.get(user) ?? { events: 0, size: 0 };
-    const now = { events: has.events + events, size: has.size + size };
-    if (now.events) this.#users.set(user, now);
-    else this.#users.delete(user);
+    for (const who of [`u${user}`, `l${lane}`]) {
+      const has = this.#countOf(who);
+      const now = { events: has.events + events, size: has.size + size };
+      if (now.events) this.#counts.set(who, now);
+      else this.#counts.delete(who);
+    }
+  }
+}
+
+/**
+ * The hand for events, and one of its own for requests of other services: what a handler waits for may lead back here, and
+ * would wait for that handler's room, or for a free hand. For the same reason requests keep no order.
+ *
+ * @template T
+ */
+export class Hands {
+  #concurrency;
+  #unordered;
+  #begin;
+  /** @type {Hand<T>} */
+  #events = { lanes: new Lanes(), busy: 0 };
+  /** @type {Hand<T>} */
+  #requests = { lanes: new Lanes(), busy: 0 };
+  #unnamed = 0;
+
+  /**
+   * @param {number} concurrency how many of each may be in hand at a time
+   * @param {boolean} unordered no event waits for another
+   * @param {(item: T, ended: () => void) => void} begin called when it is an event's turn
+   */
+  constructor(concurrency, unordered, begin) {
+    this.#concurrency = concurrency;
+    this.#unordered = unordered;
+    this.#begin = begin;
+  }
+
+  /** How many events and requests wait. */
+  get waiting() {
+    return this.#events.lanes.waiting + this.#requests.lanes.waiting;
+  }
+
+  /**
+   * Have the event begun when it is its turn. False: too many wait.
+   *
+   * @param {T} item
+   * @param {import("./envelopes.js").Incoming} event
+   * @param {number} size bytes
+   */
+  put(item, event, size) {
+    const [hand, lane, user] = this.#placeOf(event);
+    if (!hand.lanes.takes(lane, user, size)) return false;
+    hand.lanes.put(item, lane, user, size);
+    this.#next(hand);
+    return true;
+  }
+
+  /**
+   * The same for an event that can be read again, and is never refused. `make` is told whether it is kept in memory.
+   *
+   * @param {(kept: boolean) => T} make
+   * @param {import("./envelopes.js").Incoming} event
+   * @param {number} size bytes
+   */
+  putAll(make, event, size) {
+    const [hand, lane, user] = this.#placeOf(event);
+    const kept = hand.lanes.keeps(lane, size);
+    hand.lanes.put(make(kept), lane, user, kept ? size : 0);
+    this.#next(hand);
+  }
+
+  /** @param {Hand<T>} hand */
+  #next(hand) {
+    while (hand.busy < this.#concurrency) {
+      const taken = hand.lanes.take();
+      if (!taken) return;
+      const [item, ended] = taken;
+      hand.busy += 1;
+      this.#begin(item, () => {
+        hand.busy -= 1;
+        ended();
+        this.#next(hand);
+      });
+    }
+  }
+
+  /**
+   * @param {import("./envelopes.js").Incoming} event
+   * @returns {[Hand<T>, string, string]}
+   */
+  #placeOf(event) {
+    const user = event.userId || (event.source ?? "");
+    const request = event.source !== undefined && event.id !== undefined;
+    const place = event.roomId || event.socketId;
+    const lane = request || this.#unordered || !place ? `\n${(this.#unnamed += 1)}` : place;
+    return [request ? this.#requests : this.#events, lane, user];
   }
 }

@@ -1,6 +1,6 @@
 /** Events over Pub/Sub: every instance gets each of them while it listens, once. Made by instance.js. */
 
-import { Lanes } from "./lanes.js";
+import { Hands } from "./lanes.js";
 
 /** @typedef {import("./envelopes.js").Incoming} Incoming */
 
@@ -15,9 +15,8 @@ export class Subscription {
   #connection;
   #jobs;
   #handling;
-  #fromClients = new Hands();
-  /** Requests of services have hands of their own: what holds the others up may be waiting for just this answer. */
-  #fromServices = new Hands();
+  /** @type {Hands<Incoming>} */
+  #hands;
   /** @type {Set<string>} */
   #told = new Set();
   #toldSince = 0;
@@ -33,6 +32,9 @@ export class Subscription {
     this.#connection = connection;
     this.#jobs = jobs;
     this.#handling = handling;
+    this.#hands = new Hands(service.concurrency, service.unordered, (event, ended) => {
+      jobs.spawn(() => handling.published(event).finally(ended));
+    });
   }
 
   begin() {
@@ -47,32 +49,8 @@ export class Subscription {
   /** @param {Buffer} body */
   #received(body) {
     const event = this.#handling.opened(body);
-    if (!event) return;
-    const hands = isRequestOfService(event) ? this.#fromServices : this.#fromClients;
-    const lane = this.#service.unordered || isRequestOfService(event) ? "" : (event.roomId ?? event.socketId);
-    if (hands.waiting.put(event, event.userId || (event.source ?? ""), lane, body.length)) this.#work(hands);
-    else if (event.id !== undefined || this.#isToBeTold(event.socketId)) {
-      this.#jobs.spawn(() => this.#handling.refuse(event));
-    }
-  }
-
-  /** @param {Hands} hands */
-  #work(hands) {
-    while (hands.busy < this.#service.concurrency) {
-      const taken = hands.waiting.take();
-      if (!taken) return;
-      const [event, handled] = taken;
-      hands.busy += 1;
-      this.#jobs.spawn(async () => {
-        try {
-          await this.#handling.published(event);
-        } finally {
-          hands.busy -= 1;
-          handled();
-          this.#work(hands);
-        }
-      });
-    }
+    if (!event || this.#hands.put(event, event, body.length)) return;
+    if (event.id !== undefined || this.#isToBeTold(event.socketId)) this.#jobs.spawn(() => this.#handling.refuse(event));
   }
 
   /** @param {string} socketId */
@@ -86,15 +64,4 @@ export class Subscription {
     this.#told.add(socketId);
     return true;
   }
-}
-
-class Hands {
-  /** @type {Lanes<Incoming>} */
-  waiting = new Lanes();
-  busy = 0;
-}
-
-/** @param {Incoming} event */
-function isRequestOfService(event) {
-  return event.source !== undefined && event.id !== undefined;
 }

@@ -12,7 +12,8 @@ export const FILES = {
   join: ["fields", "join_group", "forget_consumers"],
   claim: ["claimed", "claim_pending"],
   share: ["time", "share"],
-  takeNext: ["claimed", "fields", "take_next"],
+  take: ["fields", "take"],
+  begin: ["begin"],
 };
 
 /** Where a file is: in the package, or in the checkout, the kit's own before those that the gateways have as well. */

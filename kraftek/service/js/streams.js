@@ -1,30 +1,56 @@
 /**
  * Events from streams: the instances of a service are the consumers of one group. Made by instance.js.
  *
- * `Stream` is one that is read by all instances, each as many entries as it can handle at a time. While it handles an
- * entry it resets its idle time; idle entries belong to dead instances, and are claimed.
+ * `Leased` are those streams whose leases this instance holds: partitions, or the one stream that there is. It reads ahead,
+ * and has one event of each room in hand. Whoever gets the lease begins with what its last holder left unfinished. An
+ * instance that was stopped for a while may go on without the lease: it begins nothing then (begin.lua), reads nothing
+ * (take.lua), and what it had in hand is not committed once another instance has taken it over (pending.lua).
  *
- * `Partitions` are those streams whose leases this instance holds. An instance that takes over a lease begins with what
- * its last holder left unfinished, so the order is kept.
+ * `Shared`, with `unordered` and no partitions, is one that all instances read, each as many entries as it can handle at a
+ * time. While it handles an entry it resets its idle time; idle entries belong to dead instances, and are claimed.
  */
 
+import { open } from "./envelopes.js";
+import { Away, NoEvent, Rejected } from "./errors.js";
 import { Consumer, entryOf } from "./groups.js";
+import { EVENTS, Hands } from "./lanes.js";
 import { instancesKey, leaseKey } from "./names.js";
 import { script } from "./scripts.js";
 
 /**
  * @typedef {ReturnType<import("./connection.js").Connection["reader"]>} Reader
  * @typedef {import("./handling.js").Entry} Entry
+ *
+ * @typedef {object} Reading That this instance reads a stream, from when it has the lease.
+ * @property {string} stream
+ * @property {string} lease
+ * @property {boolean} lost it does not any more, or begins anew; what it has read and not begun is left to who reads next
+ * @property {Waiting[]} chosen whose turn it is, until Redis has noted that they begin
+ * @property {boolean} notes somebody does that
+ * @property {number} inHand
+ *
+ * @typedef {object} Waiting An entry that was read.
+ * @property {Reading} reading
+ * @property {string} id
+ * @property {Buffer | undefined} body if it was kept
+ * @property {number} delivered
+ * @property {() => void} ended known from when it is its turn
  */
 
+/** How the names of instances end that read streams only under a lease. */
+export const ORDERED = ".ordered";
 /** Milliseconds that Redis lets a reader wait: a stop or the loss of a lease is noticed after so long at most. */
 const BLOCK = 500;
+/** Entries that are read at a time, and their bytes, about. */
+const BATCH = 100;
+const BATCH_BYTES = 4 * 1024 * 1024;
 
 const SHARE = script("share");
-const TAKE_NEXT = script("takeNext");
+const TAKE = script("take");
+const BEGIN = script("begin");
 const RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0";
 
-export class Stream {
+export class Shared {
   #service;
   #jobs;
   #handling;
@@ -89,7 +115,8 @@ export class Stream {
       this.#entries.set(entry.id, entry);
       this.#jobs.spawn(async () => {
         try {
-          await this.#handling.delivered(entry);
+          // When another instance has it, nothing is to be done about the others.
+          await this.#handling.delivered({ ...entry, consumer: this.#consumer.name, lost() {} });
         } finally {
           this.#entries.delete(entry.id);
         }
@@ -98,15 +125,21 @@ export class Stream {
   }
 }
 
-export class Partitions {
+export class Leased {
   #name;
   #service;
   #connection;
   #jobs;
   #handling;
   #leases;
-  /** The partitions that are read, and whether to continue with them. @type {Map<number, boolean>} */
+  /** The numbers of streams that are read, and whether to continue with them. @type {Map<number, boolean>} */
   #followed = new Map();
+  /** @type {Set<Reading>} */
+  #readings = new Set();
+  /** @type {Hands<Waiting>} */
+  #hands;
+  /** One that is on its last attempt, and those that wait for it. @type {Waiting[]} */
+  #last = [];
 
   /**
    * @param {string} name this instance, also as consumer
@@ -122,28 +155,44 @@ export class Partitions {
     this.#jobs = jobs;
     this.#handling = handling;
     this.#leases = service.streams.map((stream) => leaseKey(stream, service.name));
+    this.#hands = new Hands(service.concurrency, service.unordered, (waiting, ended) => this.#choose(waiting, ended));
   }
 
   async begin() {
     this.#jobs.spawn(() => this.#jobs.persistently(() => this.#share()));
   }
 
-  /** Nothing to do: the reading loops see that the jobs are stopping, and release their leases. */
-  stop() {}
+  stop() {
+    for (const reading of this.#readings) reading.lost = true;
+  }
 
-  /** Hold a fair share of the partitions. */
+  /** Hold a fair share of the leases. */
   async #share() {
     const { channel, claimAfter, name } = this.#service;
     const keys = [instancesKey(channel, name), ...this.#leases];
     for (;;) {
       const leaving = this.#jobs.stopping && (this.#followed.size === 0 || this.#jobs.cutOff);
       const args = [this.#name, Math.floor(claimAfter), Number(this.#jobs.stopping)];
-      const [share, held] = /** @type {[number, number[]]} */ (await this.#connection.run(SHARE, keys, args));
+      const answer = await this.#connection.run(SHARE, keys, args);
+      const [share, held, instances] = /** @type {[number, number[], Buffer[]]} */ (answer);
       if (leaving) return;
       for (const number of held.sort((one, other) => one - other)) this.#follow(number);
       const continued = [...this.#followed.keys()].filter((number) => held.includes(number));
       for (const number of continued.slice(share)) this.#followed.set(number, false);
+      this.#lookForOthers(instances.map(String));
       await this.#jobs.changeWithin(claimAfter / 3);
+    }
+  }
+
+  /**
+   * Say who else reads, and keeps no order.
+   *
+   * @param {string[]} instances
+   */
+  #lookForOthers(instances) {
+    for (const name of instances.filter((each) => !each.endsWith(ORDERED))) {
+      const what = `${name} reads ${this.#service.channel}, too, and keeps no order: an instance of an older version`;
+      this.#jobs.warn(`${what}, or one that is unordered. The order of rooms is kept from when it has stopped`);
     }
   }
 
@@ -153,7 +202,7 @@ export class Partitions {
     this.#followed.set(number, true);
     this.#jobs.spawn(async () => {
       try {
-        await this.#jobs.persistently((reader) => this.#read(number, reader));
+        await this.#jobs.persistently((reader) => this.#hold(number, reader));
       } finally {
         this.#followed.delete(number);
       }
@@ -161,23 +210,161 @@ export class Partitions {
   }
 
   /**
-   * One partition, one event after the other, for as long as its lease is held.
+   * Read one stream for as long as its lease is held, and give that back when nothing of it is in hand.
    *
    * @param {number} number
    * @param {Reader} reader
    */
-  async #read(number, reader) {
-    const group = this.#service.name;
+  async #hold(number, reader) {
     const stream = /** @type {string} */ (this.#service.streams[number]);
     const lease = /** @type {string} */ (this.#leases[number]);
-    await new Consumer(this.#connection, stream, group, this.#name).join();
-    while (this.#followed.get(number) && !this.#jobs.stopping) {
-      const answer = await this.#connection.run(TAKE_NEXT, [lease, stream], [group, this.#name]);
-      const [id, fields, delivered] = /** @type {[Buffer?, Buffer[]?, number?]} */ (answer);
-      if (!id) return; // another instance holds the lease now
-      if (!fields) await reader.read("XREAD", "COUNT", 1, "BLOCK", BLOCK, "STREAMS", stream, id);
-      else await this.#handling.delivered(entryOf(stream, id, fields, Number(delivered)));
+    /** @type {Reading} */
+    const reading = { stream, lease, lost: false, chosen: [], notes: false, inHand: 0 };
+    await new Consumer(this.#connection, stream, this.#service.name, this.#name).join();
+    this.#readings.add(reading);
+    try {
+      await this.#read(number, reading, reader);
+    } finally {
+      reading.lost = true;
+      this.#readings.delete(reading);
     }
+    while (reading.inHand && !this.#jobs.cutOff) await this.#jobs.changeWithin(BLOCK);
     await this.#connection.run(RELEASE, [lease], [this.#name]);
   }
+
+  /**
+   * @param {number} number
+   * @param {Reading} reading
+   * @param {Reader} reader
+   */
+  async #read(number, reading, reader) {
+    let [from, most] = ["-", BATCH];
+    while (this.#followed.get(number) && !reading.lost && !this.#jobs.stopping) {
+      if (this.#hands.waiting > EVENTS - BATCH) {
+        await this.#jobs.changeWithin(BLOCK);
+        continue;
+      }
+      const args = [this.#service.name, this.#name, from, most];
+      const found = await this.#connection.run(TAKE, [reading.lease, reading.stream], args);
+      const [next, entries, last] = /** @type {[Buffer?, [Buffer, Buffer[], number][]?, Buffer?]} */ (found);
+      if (!next || !entries) return; // another instance holds the lease now
+      from = next.toString();
+      if (last) await reader.read("XREAD", "COUNT", 1, "BLOCK", BLOCK, "STREAMS", reading.stream, last);
+      let size = 0;
+      for (const [id, fields, delivered] of entries) {
+        size += this.#take(reading, entryOf(reading.stream, id, fields, delivered));
+      }
+      if (entries.length) most = Math.max(1, Math.min(BATCH, Math.floor((BATCH_BYTES * entries.length) / Math.max(1, size))));
+    }
+  }
+
+  /**
+   * @param {Reading} reading
+   * @param {Entry} entry
+   */
+  #take(reading, { id, body, delivered }) {
+    const make = (/** @type {boolean} */ kept) => ({ reading, id, body: kept ? body : undefined, delivered, ended() {} });
+    this.#hands.putAll(make, eventIn(body), body.length);
+    return body.length;
+  }
+
+  /**
+   * It is the entry's turn.
+   *
+   * @param {Waiting} waiting
+   * @param {() => void} ended
+   */
+  #choose(waiting, ended) {
+    if (waiting.reading.lost || this.#jobs.cutOff) return void queueMicrotask(ended);
+    waiting.ended = ended;
+    waiting.reading.inHand += 1;
+    if (waiting.delivered === this.#service.attempts && waiting.delivered > 1) {
+      // Of the entries in hand when an instance ends only one is the cause. So one on its last attempt is tried without
+      // another such one beside it: if the instance ends then, that counts against it alone.
+      this.#last.push(waiting);
+      if (this.#last.length > 1) return undefined;
+    }
+    return this.#send(waiting);
+  }
+
+  /** @param {Waiting} waiting */
+  #send(waiting) {
+    const { reading } = waiting;
+    reading.chosen.push(waiting);
+    if (!reading.notes) this.#jobs.spawn(() => this.#note(reading));
+  }
+
+  /**
+   * Begin entries, all those at once that are chosen until Redis has answered for the ones before.
+   *
+   * @param {Reading} reading
+   */
+  async #note(reading) {
+    reading.notes = true;
+    try {
+      while (reading.chosen.length) {
+        const chosen = reading.chosen.splice(0);
+        const begun = reading.lost ? [] : await this.#begun(reading, chosen);
+        chosen.forEach((waiting, at) => this.#begin(waiting, begun[at] ?? 0));
+      }
+    } finally {
+      reading.notes = false;
+    }
+  }
+
+  /**
+   * @param {Reading} reading
+   * @param {Waiting[]} chosen
+   * @returns {Promise<(number | Buffer[])[]>}
+   */
+  async #begun(reading, chosen) {
+    const args = chosen.flatMap(({ id, delivered, body }) => [id, delivered + 1, Number(!body)]);
+    let begun = /** @type {(number | Buffer[])[]} */ ([]);
+    try {
+      const keys = [reading.lease, reading.stream];
+      begun = /** @type {typeof begun} */ (await this.#connection.run(BEGIN, keys, [this.#service.name, this.#name, ...args]));
+    } catch (error) {
+      if (!(error instanceof Away || error instanceof Rejected)) throw error;
+      this.#jobs.warn(`Entries of ${reading.stream} wait, and are read again: ${error.message}`);
+    }
+    if (!begun.length) reading.lost = true;
+    return begun;
+  }
+
+  /**
+   * @param {Waiting} waiting
+   * @param {number | Buffer[]} answer what begin.lua has for the entry
+   */
+  #begin(waiting, answer) {
+    const { reading, id, body, delivered } = waiting;
+    if (answer === 0 || this.#jobs.cutOff) return this.#ended(waiting);
+    const fields = Array.isArray(answer) ? answer : [];
+    const entry = { ...entryOf(reading.stream, Buffer.from(id), fields, delivered), ...(body && { body }) };
+    const owned = { ...entry, consumer: this.#name, lost: () => void (reading.lost = true) };
+    return this.#jobs.spawn(() => this.#handling.delivered(owned).finally(() => this.#ended(waiting)));
+  }
+
+  /** @param {Waiting} waiting */
+  #ended(waiting) {
+    waiting.reading.inHand -= 1;
+    const at = this.#last.indexOf(waiting);
+    if (at >= 0) {
+      this.#last.splice(at, 1);
+      const next = this.#last[0];
+      if (at === 0 && next) this.#send(next);
+    }
+    waiting.ended();
+  }
 }
+
+/** @param {Buffer} body */
+function eventIn(body) {
+  try {
+    return open(body);
+  } catch (error) {
+    if (!(error instanceof NoEvent)) throw error;
+    return open(NO_EVENT);
+  }
+}
+
+const NO_EVENT = Buffer.from('{"eventType":""}');

@@ -3,7 +3,14 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-const { EVENTS, Lanes, SIZE } = await import(`${process.env.KIT}/lanes.js`);
+const { EVENTS, Hands, Lanes, SIZE } = await import(`${process.env.KIT}/lanes.js`);
+
+/** Have an event wait, if it may. */
+function put(lanes, item, user, lane, size) {
+  const takes = lanes.takes(lane, user, size);
+  if (takes) lanes.put(item, lane, user, size);
+  return takes;
+}
 
 /** Take what can be taken: names of events, and what says that each was handled. */
 function takeAll(lanes) {
@@ -17,7 +24,7 @@ function takeAll(lanes) {
 
 test("a room's events are handled one after the other, and rooms beside each other", () => {
   const lanes = new Lanes();
-  for (const name of ["a1", "a2", "b1", "a3", "b2"]) lanes.put(name, "ada", name[0], 1);
+  for (const name of ["a1", "a2", "b1", "a3", "b2"]) put(lanes, name, "ada", name[0], 1);
   const [first, handled] = takeAll(lanes);
   assert.deepEqual(first, ["a1", "b1"]);
   handled[1]();
@@ -27,16 +34,35 @@ test("a room's events are handled one after the other, and rooms beside each oth
   assert.deepEqual(lanes.take()[0], "a2");
 });
 
-test("who sends without a lane is in no order", () => {
-  const lanes = new Lanes();
-  for (const name of ["1", "2", "3"]) lanes.put(name, "ada", "", 1);
-  assert.deepEqual(takeAll(lanes)[0], ["1", "2", "3"]);
+test("who is in no place, requests of services and what is unordered wait for nobody", () => {
+  for (const [unordered, event] of [
+    [false, { userId: "ada", socketId: "" }],
+    [false, { userId: "ada", socketId: "1", roomId: "room", source: "other", id: 1 }],
+    [true, { userId: "ada", socketId: "1", roomId: "room" }],
+  ]) {
+    const begun = [];
+    const hands = new Hands(2, unordered, (item, ended) => begun.push([item, ended]));
+    for (const name of ["1", "2", "3"]) assert.equal(hands.put(name, event, 1), true);
+    assert.deepEqual(begun.map(([item]) => item), ["1", "2"]);
+    assert.equal(hands.waiting, 1);
+    begun[1][1]();
+    assert.deepEqual(begun.map(([item]) => item), ["1", "2", "3"]);
+  }
+});
+
+test("of what can be read again only the first of a room is kept", () => {
+  const made = [];
+  const hands = new Hands(1, false, () => {});
+  const event = { userId: "ada", socketId: "1", roomId: "room" };
+  for (let number = 0; number < EVENTS + 1; number += 1) hands.putAll((kept) => made.push(kept), event, 1000);
+  assert.equal(made.filter(Boolean).length, 101); // one of them is in hand
+  assert.equal(hands.waiting, EVENTS);
 });
 
 test("a room that was empty meanwhile begins anew", () => {
   const lanes = new Lanes();
   for (const name of ["first", "second"]) {
-    lanes.put(name, "ada", "room", 1);
+    put(lanes, name, "ada", "room", 1);
     const [item, handled] = lanes.take();
     assert.equal(item, name);
     handled();
@@ -46,16 +72,16 @@ test("a room that was empty meanwhile begins anew", () => {
 
 test("users come in turn, whatever rooms they send from", () => {
   const lanes = new Lanes();
-  for (let number = 0; number < 5; number += 1) lanes.put(`ada${number}`, "ada", `room${number}`, 1);
-  lanes.put("bob", "bob", "bobs", 1);
-  lanes.put("cy", "cy", "cys", 1);
+  for (let number = 0; number < 5; number += 1) put(lanes, `ada${number}`, "ada", `room${number}`, 1);
+  put(lanes, "bob", "bob", "bobs", 1);
+  put(lanes, "cy", "cy", "cys", 1);
   assert.deepEqual(takeAll(lanes)[0], ["ada0", "bob", "cy", "ada1", "ada2", "ada3", "ada4"]);
 });
 
 test("a room is its next user's", () => {
   const lanes = new Lanes();
-  lanes.put("ada", "ada", "room", 1);
-  lanes.put("bob", "bob", "room", 1);
+  put(lanes, "ada", "ada", "room", 1);
+  put(lanes, "bob", "bob", "room", 1);
   const [item, handled] = lanes.take();
   handled();
   assert.deepEqual([item, lanes.take()[0]], ["ada", "bob"]);
@@ -64,29 +90,29 @@ test("a room is its next user's", () => {
 test("a user has as many waiting as is still free", () => {
   const lanes = new Lanes();
   let taken = 0;
-  while (lanes.put("flood", "bob", `room${taken}`, 1)) taken += 1;
+  while (put(lanes, "flood", "bob", `room${taken}`, 1)) taken += 1;
   assert.equal(taken, EVENTS / 2);
-  assert.equal(lanes.put("word", "ada", "room", 1), true);
+  assert.equal(put(lanes, "word", "ada", "room", 1), true);
   lanes.take();
   lanes.take();
-  assert.equal(lanes.put("flood", "bob", "room", 1), true);
+  assert.equal(put(lanes, "flood", "bob", "room", 1), true);
 });
 
 test("bytes count as well, and one event may always wait", () => {
   const lanes = new Lanes();
-  assert.equal(lanes.put("large", "ada", "one", SIZE + 1), true);
-  assert.equal(lanes.put("word", "bob", "two", 1), false);
+  assert.equal(put(lanes, "large", "ada", "one", SIZE + 1), true);
+  assert.equal(put(lanes, "word", "bob", "two", 1), false);
   lanes.take();
-  assert.equal(lanes.put("half", "ada", "three", SIZE / 2), true);
-  assert.equal(lanes.put("more", "ada", "three", 1), false);
-  assert.equal(lanes.put("word", "bob", "two", SIZE / 2), true);
+  assert.equal(put(lanes, "half", "ada", "three", SIZE / 2), true);
+  assert.equal(put(lanes, "more", "ada", "three", 1), false);
+  assert.equal(put(lanes, "word", "bob", "two", SIZE / 2), true);
 });
 
 test("what was handled is not remembered", () => {
   const lanes = new Lanes();
   for (let round = 0; round < 3; round += 1) {
     let taken = 0;
-    while (lanes.put("event", "ada", "room", 1)) taken += 1;
+    while (put(lanes, "event", "ada", "room", 1)) taken += 1;
     assert.equal(taken, EVENTS / 2);
     for (let next = lanes.take(); next; next = lanes.take()) next[1]();
   }
