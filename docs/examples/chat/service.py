@@ -12,8 +12,8 @@ from kraftek.service.asyncio import run
 
 KEPT = 100  # messages of a room
 
-# One event after the other, so that everybody sees the messages in the order in which they were sent.
-chat = EventProcessor("chat", transport="stream", concurrency=1)
+# A room keeps its order by default, so that everybody sees the messages in the order in which they were sent.
+chat = EventProcessor("chat", transport="stream")
 
 
 class Message(Struct):
