@@ -373,10 +373,13 @@ class Conversation:
         self._actions.append(Hear(message))
 
     def _hold(self, error: ReceivedError | None, now: float) -> float | None:
-        """Send neither events nor requests until the gateway takes more. Returns when, if it has refused any."""
+        """Send neither events nor requests until the gateway takes more. If it has refused any, returns how soon that
+        may be: with a fresh token at once.
+        """
         if error is not None and error.code == "TOKEN_EXPIRED":
             self._refresh.ask(self.attempt)
-            return self._deadlines.extend(_HELD, now + PATIENCE)
+            self._deadlines.extend(_HELD, now + PATIENCE)
+            return now
         if error is None or not is_held_up(error):
             return None
         return self._deadlines.extend(_HELD, now + self._backoff.unavailable(error.retry_after))

@@ -553,7 +553,7 @@ export class Kraftek {
     }
   }
 
-  /** The gateway takes no more for a while, or until it has another token. Returns when it does again. */
+  /** The gateway takes no more for a while, or until it has another token. Returns how soon it may do so again. */
   #hold(error) {
     const { clock, random, patience } = this.#options;
     const now = clock.now();
@@ -563,7 +563,7 @@ export class Kraftek {
     this.#heldUntil = Math.max(this.#heldUntil, now + wait);
     clock.clearTimeout(this.#holding);
     this.#holding = clock.setTimeout(() => this.#release(), Math.min(this.#heldUntil - now, LONGEST_TIMER));
-    return this.#heldUntil;
+    return expired ? now : this.#heldUntil;
   }
 
   #release() {
