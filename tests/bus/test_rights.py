@@ -32,7 +32,8 @@ def used() -> set[str]:
     """The commands in the sources of the gateway, each with its subcommand."""
     found = set()
     for file in SOURCES.rglob("*"):
-        if file.suffix not in {".py", ".lua"} or file.relative_to(SOURCES).parts[0] in {"client", "service", "edge"}:
+        parts = file.relative_to(SOURCES).parts
+        if file.suffix not in {".py", ".lua"} or parts[0] in {"client", "service", "edge"} or parts[1:2] == ("cli",):
             continue
         if file.name in {"rights.py", "sentinel.py"}:
             continue

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -68,6 +70,19 @@ def test_mistakes(processors: list[EventProcessor], mistakes: list[str]) -> None
 # Events
 
 
+class _Reactor:
+    """A clock that threads can call."""
+
+    def __init__(self, clock: Any) -> None:
+        self._clock = clock
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._clock, name)
+
+    def callFromThread(self, call: Callable[..., object], *args: Any) -> None:
+        self._clock.callLater(0, call, *args)
+
+
 class Application:
     """A gateway with the service ``chat``, whose handler does as the payload says."""
 
@@ -89,8 +104,13 @@ class Application:
 
     def dispatch(self, house: House, chat: EventProcessor) -> Dispatch:
         bus: Any = house.bus
-        self.local = LocalServices(house.clock, self.config, [chat], bus, "gw")
+        self.local = LocalServices(_Reactor(house.clock), self.config, [chat], bus, "gw")
         return self.local.dispatch(house.registry, house.accounts)
+
+    def close(self) -> None:
+        """End the thread of its service."""
+        for instance in self.local._instances:
+            instance._pulse.stop()
 
     def handle(self, context: Context, payload: str) -> Any:
         self.seen.append(context)
@@ -116,13 +136,18 @@ class Application:
 
 
 @pytest.fixture
-def app() -> Application:
-    return Application()
+def prefix() -> str:
+    return ""
+
+
+@pytest.fixture
+def app(prefix: str) -> Iterator[Application]:
+    with closing(Application(prefix)) as app:
+        yield app
 
 
 @pytest.mark.parametrize("prefix", ["", "k:"])
-def test_an_answer_does_not_come_to_redis(prefix: str) -> None:
-    app = Application(prefix)
+def test_an_answer_does_not_come_to_redis(app: Application) -> None:
     app.ask("x")
     assert app.ada.link.read() == [{"type": SEND, "payload": {"did": "x"}, "id": 1}]
     assert not app.bus.calls
