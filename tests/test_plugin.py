@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -79,8 +80,9 @@ def test_every_file_of_the_checkout_is_installed_and_no_other() -> None:
     installed = {str(path) for path in install.files or () if path.parts[0] == "kraftek"}
     assert {path for path in installed if "__pycache__" not in path} == {
         str(path.relative_to(ETC.parent))
-        for path in checkout.rglob("*")
-        if path.is_file() and not {"__pycache__", "node_modules"} & set(path.parts)
+        for folder, _, names in os.walk(checkout, followlinks=True)
+        for path in (Path(folder, name) for name in names)
+        if not {"__pycache__", "node_modules"} & set(path.parts)
     }
 
 

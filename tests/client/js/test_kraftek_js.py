@@ -101,7 +101,7 @@ def test_types_name_what_the_module_for_react_has(project: Path) -> None:
 def test_what_npm_would_publish() -> None:
     (packed,) = json.loads(run("npm", "pack", "--dry-run", "--json", "--silent", cwd=PACKAGE))
     files = {file["path"] for file in packed["files"]}
-    assert files == {"README.md", "kraftek.d.ts", "kraftek.js", "package.json", "react.d.ts", "react.js"}
+    assert files == {"LICENSE", "README.md", "kraftek.d.ts", "kraftek.js", "package.json", "react.d.ts", "react.js"}
     package = json.loads((PACKAGE / "package.json").read_text("utf-8"))
     assert (package["name"], package["version"]) == ("kraftek", kraftek.__version__)
     assert not {"dependencies", "optionalDependencies"} & package.keys()
