@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.integration import test_service_instances as in_python
-from tests.integration.test_service_instances import PARTITIONS, STREAM, Stage
+from tests.integration.test_service_instances import PARTITIONS, STREAM, Stage, registered
 from tests.service.instances import stopped
 from tests.support.waiting import wait_until
 
@@ -24,6 +24,19 @@ def service(redis_server: RedisServer, stage: ExitStack) -> Stage:
 
 
 globals().update({name: test for name, test in vars(in_python).items() if name.startswith("test_")})
+
+
+def test_it_goes_on_listening_while_nothing_is_sent(service: Stage) -> None:
+    """On the same connection: what is published while it connects again is lost. It asks every two seconds."""
+    service.start({})
+    service.contract.wait_for(registered())
+
+    def ages() -> dict[str, int]:
+        return {client["id"]: int(client["age"]) for client in service.redis.client_list(_type="pubsub")}
+
+    before = ages()
+    wait_until(lambda: min(ages().values()) >= 5, "connections of five seconds")
+    assert ages().keys() == before.keys()
 
 
 @pytest.mark.parametrize("killed", [0, 1], ids=["node-killed", "python-killed"])

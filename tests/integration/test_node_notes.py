@@ -47,10 +47,15 @@ def demo(shared: Shared, notes: Path) -> Iterator[Gateway]:
         redis.delete(key)
     environment = {"REDIS_URL": shared.redis_server.url, "PATH": str(Path(shutil.which("node") or "").parent)}
     service = subprocess.Popen(["node", str(notes)], env=environment)
-    wait_until(lambda: redis.pubsub_numsub("events:stickyNotes")[0][1] == 1, "the service", 20)
+
+    def wait_for(listening: int) -> None:
+        wait_until(lambda: redis.pubsub_numsub("events:stickyNotes")[0][1] == listening, f"{listening} that listen", 20)
+
+    wait_for(1)
     yield process
     service.terminate()
     assert service.wait(20) == 0
+    wait_for(0)
 
 
 @pytest.fixture

@@ -216,8 +216,10 @@ class Link {
     this.redis.call(this.#probe).then(
       (answer) => {
         this.#asked = false;
-        // A service that only subscribes and publishes is refused nothing by a replica, and heard by nobody there.
-        if (Array.isArray(answer) && answer[0] !== "master") this.redis.disconnect(true);
+        // A service that only subscribes and publishes is refused nothing by a replica, and heard by nobody there. (To a
+        // PING the answer is a list as well, on a connection that listens.)
+        const [role] = this.#probe === "ROLE" && Array.isArray(answer) ? answer : ["master"];
+        if (role !== "master") this.redis.disconnect(true);
       },
       () => (this.#asked = false),
     );
