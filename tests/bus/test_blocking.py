@@ -24,7 +24,7 @@ def test_it_asks_and_connects_again(redis: PrivateRedis) -> None:
     link = BlockingConnection(lambda: address, "", 5.0)
     with pytest.raises(OSError, match="not known yet"):
         link.call("PING")
-    address = redis_address(redis.url + "/3")
+    address = redis_address(redis.url.replace("db=0", "db=3"))
     link.call("SET", "größe", 7)
     assert link.call("GET", "größe") == b"7"
     with pytest.raises(OSError, match="ERR unknown command"):
@@ -42,11 +42,11 @@ def test_it_asks_and_connects_again(redis: PrivateRedis) -> None:
 
 def test_it_logs_in(redis: PrivateRedis) -> None:
     redis.call("ACL", "SETUSER", "ann", "on", ">secret", "~*", "+@all")
-    place = redis.url.removeprefix("redis://").rstrip("/")
-    link = BlockingConnection(lambda: redis_address(f"redis://ann:secret@{place}"), "", 5.0)
+    place = redis.url.removeprefix("unix://")
+    link = BlockingConnection(lambda: redis_address(f"unix://ann:secret@{place}"), "", 5.0)
     assert link.call("ACL", "WHOAMI") == b"ann"
     link.close()
-    refused = BlockingConnection(lambda: redis_address(f"redis://ann:wrong@{place}"), "", 5.0)
+    refused = BlockingConnection(lambda: redis_address(f"unix://ann:wrong@{place}"), "", 5.0)
     with pytest.raises(OSError, match="WRONGPASS"):
         refused.call("PING")
     refused.close()

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.integration import test_service_instances as in_python
-from tests.integration.test_service_instances import PARTITIONS, STREAM, Stage, registered
-from tests.service.instances import stopped
+from tests.integration.test_service_instances import PARTITIONS, STREAM, Stage
+from tests.service.instances import registered, stopped
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:

@@ -372,6 +372,7 @@ def test_redis_may_come_and_go(service: Stage, redis_server: RedisServer, settin
     client.register(registered(**settings))
     client.wait_for(registered(**settings))
     assert client.client("ada", "room").request("sample:say:back", 1, timeout=20) == 1
+    client.redis.ping()  # the instance has been told by then that its commit is done
     client.close()
 
     redis_server.kill()
@@ -380,6 +381,7 @@ def test_redis_may_come_and_go(service: Stage, redis_server: RedisServer, settin
     client.register(registered(**settings))
     client.wait_for(registered(**settings))
     assert client.client("ada", "room").request("sample:say:back", 2, timeout=20) == 2
+    client.redis.ping()  # the instance has been told by then that its commit is done
     client.close()
 
     redis_server.kill()

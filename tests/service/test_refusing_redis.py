@@ -41,6 +41,7 @@ def test_an_event_waits(refusal: str, writes: str, server: PrivateRedis) -> None
             server.call(*refuse)
         if writes == "within":
             await context.redis("SET", "last", payload)
+        context.also("SET", "last", payload)
         return "added"
 
     contract = Contract(server.url)

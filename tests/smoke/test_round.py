@@ -38,7 +38,7 @@ def running(stage: ExitStack, redis_server: RedisServer, auth_service: AuthServi
     stage.callback(instances.stop)
     process = gateway(redis_server, auth=auth_service.url, services={"sample": SERVICE}, config=CONFIG)
     for backend in BACKENDS:
-        instances.start(backend, redis_server.url, transport="stream")
+        instances.start(backend, redis_server.url, transport="stream", unordered=True)
     return process
 
 
