@@ -24,6 +24,7 @@ from typing import Any
 
 import redis.asyncio
 
+from kraftek.contract.names import LAST_LOOK
 from tests.chaos.auth import AuthService
 from tests.chaos.ledger import Ledger
 from tests.chaos.processes import Gateway, RedisServer, Service
@@ -96,6 +97,11 @@ class Soak:
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"{program.name}: {program.log()}")
                 await asyncio.sleep(0.02)
+        # It writes this key some seconds after its start, and it stays.
+        while not await self._client.exists(LAST_LOOK):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{LAST_LOOK}: {self.gateway.log()}")
+            await asyncio.sleep(0.02)
 
     async def stop(self) -> None:
         """End everything."""
