@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.docs.pages import code
-from tests.service.js.kit import run, unpack
+from tests.service.js.kit import unpack
+from tests.support.node_project import run
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:

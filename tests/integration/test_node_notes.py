@@ -16,7 +16,8 @@ from playwright.sync_api import Browser, Route
 from kraftek.daemon.demo import BOARD
 from tests.docs.pages import CHECKOUT
 from tests.integration import test_board
-from tests.service.js.kit import HERE, run, unpack
+from tests.service.js.kit import HERE, unpack
+from tests.support.node_project import run
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:

@@ -1,13 +1,17 @@
-"""A directory of Node's that has installed the client, as it is installed for Python, and what its own tests need."""
+"""A directory of Node's that has installed the client, as it is installed for Python, and what its own tests need; and
+programs of Node's.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import kraftek
 
-__all__ = ["CLIENT", "NODE_MODULES", "make_project"]
+__all__ = ["CLIENT", "NODE_MODULES", "make_project", "run"]
 
 CLIENT = Path(kraftek.__file__).parent / "client/js"
 NODE_MODULES = Path(__file__).resolve().parents[1] / "client/js/node_modules"
@@ -23,3 +27,20 @@ def make_project(directory: Path) -> Path:
         (modules / module.name).symlink_to(module)
     shutil.copytree(CLIENT, modules / "kraftek")
     return directory
+
+
+def run(*command: str, cwd: Path, **environment: str) -> str:
+    """What a program says; it must end well."""
+    ended = subprocess.run(
+        command,
+        cwd=cwd,
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert ended.returncode == 0, ended.stdout
+    return ended.stdout

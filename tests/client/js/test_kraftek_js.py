@@ -3,42 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 import kraftek
 from tests.support.node_project import CLIENT as PACKAGE
-from tests.support.node_project import make_project
+from tests.support.node_project import make_project, run
 
 HERE = Path(__file__).resolve().parent
-
-
-def run(*command: str, cwd: Path = HERE, **environment: str) -> str:
-    """What a program says; it must end well."""
-    ended = subprocess.run(
-        command,
-        cwd=cwd,
-        env={**os.environ, **environment},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        timeout=240,
-    )
-    assert ended.returncode == 0, ended.stdout
-    return ended.stdout
 
 
 @pytest.fixture(scope="module")
 def node_options() -> list[str]:
     """Node 22 has a WebSocket; what it became can be tried with Node 20."""
-    known = run("node", "--print", "typeof WebSocket").strip() == "function"
+    known = run("node", "--print", "typeof WebSocket", cwd=HERE).strip() == "function"
     return [] if known else ["--experimental-websocket", "--no-warnings"]
 
 
@@ -52,7 +33,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_in_node(name: str, node_options: list[str], project: Path) -> None:
     said = run(
         "node", *node_options, "--test", "--test-timeout=60000", "--test-reporter=tap", name,
-        KRAFTEK_JS=str(project / "node_modules/kraftek/kraftek.js"),
+        cwd=HERE, KRAFTEK_JS=str(project / "node_modules/kraftek/kraftek.js"),
     )  # fmt: skip
     counts = re.findall(r"^# (pass|fail|skipped|todo) (\d+)$", said, re.MULTILINE)
     counted = {what: int(number) for what, number in counts}
@@ -79,7 +60,7 @@ def test_types_name_what_the_module_has(node_options: list[str]) -> None:
         const names = Object.getOwnPropertyNames(module.Kraftek.prototype);
         console.log(JSON.stringify([Object.keys(module), names]));
     """
-    exports, members = json.loads(run("node", *node_options, "--input-type=module", "--eval", script))
+    exports, members = json.loads(run("node", *node_options, "--input-type=module", "--eval", script, cwd=HERE))
     assert sorted(exports) == sorted(re.findall(r"^export (?:class|function) (\w+)", declared, re.MULTILINE))
     body = declared[declared.index("export class Kraftek {") :].partition("\n}")[0]
     assert set(members) == set(re.findall(r"^  (?:readonly )?(\w+)[<(:]", body, re.MULTILINE))

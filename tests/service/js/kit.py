@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import kraftek
 
-__all__ = ["HERE", "PACKAGE", "run", "unpack"]
+__all__ = ["HERE", "PACKAGE", "unpack"]
 
 HERE = Path(__file__).resolve().parent
 PACKAGE = Path(kraftek.__file__).parent / "service/js"
@@ -29,20 +27,3 @@ def unpack(place: Path) -> Path:
         (place / "node_modules" / needed).symlink_to(HERE / "node_modules" / needed)
     (place / "package.json").write_text('{"type": "module"}')
     return place
-
-
-def run(*command: str, cwd: Path = HERE, **environment: str) -> str:
-    """What a program says; it must end well."""
-    ended = subprocess.run(
-        command,
-        cwd=cwd,
-        env={**os.environ, **environment},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        timeout=240,
-    )
-    assert ended.returncode == 0, ended.stdout
-    return ended.stdout

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import kraftek
-from tests.service.js.kit import HERE, PACKAGE, run, unpack
+from tests.service.js.kit import HERE, PACKAGE, unpack
+from tests.support.node_project import run
 
 TSC = ("node", str(HERE / "node_modules/typescript/bin/tsc"))
 
