@@ -53,6 +53,7 @@ from kraftek.daemon.operator import OperatorSite
 from kraftek.daemon.own_process import OwnProcess
 from kraftek.daemon.pulse import Pulse
 from kraftek.daemon.reload import Reload
+from kraftek.daemon.signals import Signals
 from kraftek.daemon.succession import Succession
 from kraftek.daemon.sweeps import Sweeps
 from kraftek.daemon.systemd import EXTENSION, more_time, notify, reloading, watchdog_interval
@@ -135,7 +136,7 @@ class Daemon(Service):
         self._draining = draining = Draining(reactor, config)
         self._succession = succession or Succession(reactor, None, None)
         does = self.reload, draining.hurry, lambda: not self.running, self._succession.begin
-        self._process = OwnProcess(reactor, *does) if own_process else None
+        self._process = OwnProcess(reactor, Signals(reactor, *does)) if own_process else None
         self._certificates = Certificates()
         self._pulse = Pulse(reactor, watchdog_interval(os.environ, os.getpid()))
         self._reloading: Reload | None = None

@@ -7,7 +7,7 @@ from __future__ import annotations
 import atexit
 import faulthandler
 import os
-from collections.abc import Callable, Sized
+from collections.abc import Sized
 from typing import Any
 
 from kraftek.daemon.assembly import Sweep
@@ -18,20 +18,11 @@ __all__ = ["OwnProcess"]
 
 
 class OwnProcess:
-    """Signals are as :class:`~kraftek.daemon.signals.Signals` has them; ``hurry``, ``stops``, ``reload`` and
-    ``upgrade`` too.
-    """
+    """``signals``: those that the process is sent."""
 
-    def __init__(
-        self,
-        reactor: Any,
-        reload: Callable[[], None],
-        hurry: Callable[[], None],
-        stops: Callable[[], bool],
-        upgrade: Callable[[], None],
-    ) -> None:
+    def __init__(self, reactor: Any, signals: Signals) -> None:
         self._reactor = reactor
-        self._signals = Signals(reactor, reload, hurry, stops, upgrade)
+        self._signals = signals
 
     def begin(self) -> None:
         """The daemon is about to start."""

@@ -6,13 +6,14 @@ import atexit
 import faulthandler
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from kraftek.daemon.garbage import INTERVAL
 from kraftek.daemon.own_process import OwnProcess
+from kraftek.daemon.signals import Signals
 
 SIGNALS = (signal.SIGHUP, signal.SIGUSR2)
 
@@ -41,11 +42,15 @@ class Reactor:
         return 0.0
 
 
+def own_process(
+    reactor: Reactor, reload: Callable[[], None] = lambda: None, upgrade: Callable[[], None] = lambda: None
+) -> OwnProcess:
+    return OwnProcess(reactor, Signals(reactor, reload, lambda: None, lambda: False, upgrade))
+
+
 def test_signals_are_the_daemons(process: list[Any]) -> None:
     reactor = Reactor()
-    own = OwnProcess(
-        reactor, lambda: process.append("reload"), lambda: None, lambda: False, lambda: process.append("upgrade")
-    )
+    own = own_process(reactor, lambda: process.append("reload"), upgrade=lambda: process.append("upgrade"))
     own.begin()
     for number in SIGNALS:
         signal.raise_signal(number)
@@ -55,12 +60,12 @@ def test_signals_are_the_daemons(process: list[Any]) -> None:
 
 
 def test_it_leaves_with_a_status(process: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    own = OwnProcess(Reactor(), lambda: None, lambda: None, lambda: False, lambda: None)
+    own = own_process(Reactor())
     monkeypatch.setattr(atexit, "register", lambda *call: process.append(call))
     own.leave_with(78)
     assert process == [(os._exit, 78)]
 
 
 def test_garbage_is_collected_by_and_by() -> None:
-    own = OwnProcess(Reactor(), lambda: None, lambda: None, lambda: False, lambda: None)
+    own = own_process(Reactor())
     assert [interval for _, interval in own.sweeps(())] == [INTERVAL]
