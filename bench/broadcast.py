@@ -8,17 +8,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import resource
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 
 import redis
 
-from bench.floods import CONFIG, look, started
+from bench.floods import look, started_for_many
 from bench.slow_readers import ROOM, Client, connect
-from tests.support.ports import free_port
 
 
 async def _heard(clients: list[Client], messages: int) -> None:
@@ -51,15 +48,8 @@ def main() -> None:
     parser.add_argument("--messages", type=int, default=5)
     parser.add_argument("--before", default="", metavar="DIR", help="checkout of another gateway, to measure that")
     asked = parser.parse_args()
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    with tempfile.TemporaryDirectory(prefix="kraftek-bench-") as name:
-        directory, port = Path(name), free_port()
-        config = CONFIG.format(directory=directory, port=port, presence="false").replace(
-            "compression = true", 'sessions = "many"'
-        )
-        with started(directory, config, asked.before) as (_, gateway):
-            asyncio.run(_measured(port, directory, gateway, asked.clients, asked.messages))
+    with started_for_many(asked.before) as (directory, port, gateway):
+        asyncio.run(_measured(port, directory, gateway, asked.clients, asked.messages))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from websockets.exceptions import WebSocketException
 from websockets.typing import Subprotocol
 
 from bench.flooder import KINDS
-from bench.measure import cpu_seconds, resident_bytes
+from bench.measure import allow_many_files, cpu_seconds, resident_bytes
 from bench.spread import percentile
 from kraftek.bus.embedded import redis_server_path
 from tests.support.ports import free_port
@@ -213,6 +213,18 @@ def started(
         with running(log, *watched, *arguments) as gateway:
             until(lambda: "is ready" in log.read_text(), f"the gateway: {log.read_text()}")
             yield redis, gateway
+
+
+@contextlib.contextmanager
+def started_for_many(checkout: str = "") -> Iterator[tuple[Path, int, subprocess.Popen[bytes]]]:
+    """A Redis and a gateway like those above, for as many clients as may come: directory, port and process."""
+    allow_many_files()
+    with tempfile.TemporaryDirectory(prefix="kraftek-bench-") as name:
+        directory, port = Path(name), free_port()
+        config = CONFIG.format(directory=directory, port=port, presence="false")
+        config = config.replace("compression = true", 'sessions = "many"')
+        with started(directory, config, checkout) as (_, gateway):
+            yield directory, port, gateway
 
 
 HEAD = (

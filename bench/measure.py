@@ -7,6 +7,7 @@ too coarse for windows of a second.
 
 import ctypes
 import os
+import resource
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -41,3 +42,9 @@ def family(pid: int) -> list[int]:
         for children in Path(f"/proc/{parent}/task").glob("*/children"):
             found.extend(map(int, children.read_text().split()))
     return found
+
+
+def allow_many_files() -> None:
+    """Let this process, and those that it starts, have as many sockets as the system allows it at most."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

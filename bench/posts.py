@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 from bench.floods import NICE, Behaved, Measured, look, running, started, until
-from bench.measure import resident_bytes
+from bench.measure import allow_many_files, resident_bytes
 from tests.support.ports import free_port
 
 CONFIG = """
@@ -118,8 +117,7 @@ def main() -> None:
     parser.add_argument("--before", default="", metavar="DIR", help="checkout of another gateway, to measure that")
     parser.add_argument("--load", type=int, nargs=2, help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    allow_many_files()
     if asked.load:
         port, sessions = asked.load
         asyncio.run(_load(port, asked.posts, sessions))

@@ -13,7 +13,6 @@ import argparse
 import asyncio
 import contextlib
 import itertools
-import resource
 import shutil
 import socket
 import statistics
@@ -27,7 +26,7 @@ from pathlib import Path
 import msgspec
 import redis
 
-from bench.measure import family, resident_bytes
+from bench.measure import allow_many_files, family, resident_bytes
 from bench.websocket_client import WebSocketClient
 
 ROOM = "r1"
@@ -221,8 +220,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--large", type=int, default=0, metavar="MB", help="one message of so many MB to 40 instead")
     options = parser.parse_args()
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    allow_many_files()
     with (
         tempfile.TemporaryDirectory(prefix="kraftek-bench-") as directory,
         # A client that does not read answers no ping either.

@@ -15,7 +15,6 @@ import asyncio
 import contextlib
 import itertools
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from typing import Any
 import msgspec
 from redis.asyncio import Redis
 
+from bench.measure import allow_many_files
 from bench.websocket_client import WebSocketClient
 from kraftek.bus.embedded import redis_server_path
 from tests.support.ports import free_port
@@ -366,7 +366,6 @@ async def main(number: int, directory: Path) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Upgrades under load.")
     parser.add_argument("--clients", type=int, default=2000)
-    files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files[1], files[1]))
+    allow_many_files()
     with tempfile.TemporaryDirectory(prefix="kraftek-upgrade-") as name, contextlib.suppress(KeyboardInterrupt):
         sys.exit(asyncio.run(main(parser.parse_args().clients, Path(name))))
