@@ -20,6 +20,7 @@ pytest's fixtures do not reach into a TestCase's ``async def`` by arguments: giv
 
 import filecmp
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,10 @@ pytest.register_assert_rewrite(
 # How long an example takes depends on what else the machine is doing: no test is about that.
 settings.register_profile("kraftek", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("kraftek")
+
+# A shell has what it starts in the background ignore Ctrl-C, and so would the programs that are tested.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CHECKOUT = Path(__file__).resolve().parent.parent / "kraftek"
 # Set by `make check`, which tests what was last edited without installing it.
