@@ -17,7 +17,7 @@ consumers of one group:
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -108,8 +108,7 @@ class Subscription:
         self._handling = handling
         self._clock = clock
         self._hands: Hands[Incoming] = Hands(processor.concurrency, processor.unordered, self._next)
-        self._told: set[str] = set()
-        self._told_since = 0.0
+        self._told: OrderedDict[str, float] = OrderedDict()  # sockets, and when each was told
         self._last: tuple[Hand[Incoming], Incoming, float] | None = None  # what was begun last, and when
         # The slice that has begun since something was read: when it ends, how many events were begun in it, and whether
         # it is over. After one that had too little time for all, not many more are tried at once.
@@ -137,13 +136,12 @@ class Subscription:
             self._jobs.spawn(self._handling.refuse, event)
 
     def _is_to_be_told(self, socket_id: str) -> bool:
-        now = self._clock()
-        if now - self._told_since >= TOLD:
-            self._told_since = now
-            self._told.clear()
-        if socket_id in self._told:
+        now, told = self._clock(), self._told
+        while told and now - next(iter(told.values())) >= TOLD:
+            told.popitem(last=False)
+        if socket_id in told:
             return False
-        self._told.add(socket_id)
+        told[socket_id] = now
         return True
 
     def _next(self, hand: Hand[Incoming]) -> None:

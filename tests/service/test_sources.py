@@ -222,6 +222,27 @@ def test_who_floods_beyond_what_may_wait_is_refused(loop: Loop) -> None:
     assert "SERVICE_UNAVAILABLE" in str(service.loop.calls)
 
 
+def test_a_socket_whose_events_are_refused_hears_of_one_a_second(loop: Loop) -> None:
+    service = Service(loop, SLICE)
+    service.reads(*["flood"] * (EVENTS // 2 + 10))
+
+    def is_told(at: float, *sockets: str) -> list[bool]:
+        loop.now = at
+        told = []
+        for socket in sockets:
+            refused, before = service.processor.refused, loop.spawned
+            event = {"eventType": "chat:say:back", "userId": "flood", "socketId": socket, "replyTo": "r"}
+            loop.listener(json.dumps(event).encode())
+            assert service.processor.refused == refused + 1
+            told.append(loop.spawned > before)
+        return told
+
+    assert is_told(0.5, "one", "one") == [True, False]
+    assert is_told(1.4, "one", "another", "another") == [False, True, False]
+    assert is_told(1.6, "one", "another") == [True, False]
+    assert is_told(2.5, "one", "another") == [False, True]
+
+
 def test_what_cannot_be_committed_is_refused_and_counted(loop: Loop) -> None:
     service = Service(loop, 0.0)
     service.reads("ann", name="chat:say:on")

@@ -17,9 +17,8 @@ export class Subscription {
   #handling;
   /** @type {Hands<Incoming>} */
   #hands;
-  /** @type {Set<string>} */
-  #told = new Set();
-  #toldSince = 0;
+  /** Sockets, and when each was told. @type {Map<string, number>} */
+  #told = new Map();
 
   /**
    * @param {import("./service.js").Service} service
@@ -56,12 +55,12 @@ export class Subscription {
   /** @param {string} socketId */
   #isToBeTold(socketId) {
     const now = performance.now();
-    if (now - this.#toldSince >= TOLD) {
-      this.#toldSince = now;
-      this.#told.clear();
+    for (const [socket, at] of this.#told) {
+      if (now - at < TOLD) break;
+      this.#told.delete(socket);
     }
     if (this.#told.has(socketId)) return false;
-    this.#told.add(socketId);
+    this.#told.set(socketId, now);
     return true;
   }
 }
