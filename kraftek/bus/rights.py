@@ -149,6 +149,8 @@ def _keys(config: Config) -> list[str]:
         names.token_key("*"),
         names.user_key("*"),
     ]
+    if config.operator.publish_token_file:
+        keys.append(names.publish_key("*"))
     for service in config.services:
         if service.transport == "stream":
             partitions = range(service.partitions)

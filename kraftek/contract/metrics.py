@@ -35,6 +35,10 @@ class SkipReason(StrEnum):
     TTL = "ttl"
 
 
+PUBLISH_STATUSES = ("200", "400", "401", "403", "405", "413", "415", "422", "500", "503")
+"""What ``POST /publish`` is answered with."""
+
+
 class Counters(Struct):
     """One per process, handed to all that count. Every value only grows. An operator sees ``kraftek_<name>_total``.
 
@@ -88,6 +92,9 @@ class Counters(Struct):
     posts_refused: Annotated[
         int, Meta(description="Long-polling sessions closed because too much that clients had posted was not handled")
     ] = 0
+    publish_requests: Annotated[
+        dict[str, int], Meta(description="Answers to POST /publish of the operator's port", extra={"label": "status"})
+    ] = field(default_factory=lambda: dict.fromkeys(PUBLISH_STATUSES, 0))
     published: Annotated[int, Meta(description="Events published to services")] = 0
     published_to_nobody: Annotated[int, Meta(description="Events that no service listened for")] = 0
     publishes_lost: Annotated[

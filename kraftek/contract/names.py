@@ -18,6 +18,7 @@ Keys and channels are here without the configured prefix, which the bus and the 
                                     listened: :mod:`kraftek.core.access.listening`
 ``gateway:epoch``                   the epoch of Redis's data: :attr:`kraftek.contract.interfaces.IBus.epoch`
 ``request:…``                       requests and their answers: :mod:`kraftek.core.requests`
+``gateway:published:<digest>``      what was published under an idempotency key: :mod:`kraftek.daemon.publish_requests`
 ==================================  ====================================================================================
 """
 
@@ -64,6 +65,7 @@ __all__ = [
     "partition_of",
     "place_of",
     "presence_key",
+    "publish_key",
     "reply_channel",
     "room_key",
     "service_of",
@@ -263,6 +265,14 @@ def socket_key(user_id: str, room_id: str) -> str:
 def sockets_key(user_and_room: str) -> str:
     """The sorted set of all sockets that the user has in the room; both as JSON, because names may have colons."""
     return f"sockets:{user_and_room}"
+
+
+# Publishing
+
+
+def publish_key(digest: str) -> str:
+    """The key of what was published under an idempotency key, by the digest of that."""
+    return f"gateway:published:{digest}"
 
 
 # Requests

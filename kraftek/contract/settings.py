@@ -194,9 +194,11 @@ class Operator(Struct, frozen=True, kw_only=True):
     """``[operator]``.
 
     ``listen``: Twisted endpoint strings of the port for metrics and health, which is to be private; none is off.
+    ``publish_token_file``: the file with the token for ``POST /publish`` there; none is off.
     """
 
     listen: PrivateEndpoints = ()
+    publish_token_file: Text = ""
 
 
 class Drain(Struct, frozen=True, kw_only=True):

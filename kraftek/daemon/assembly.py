@@ -20,6 +20,7 @@ from kraftek.contract.iteration import Iteration
 from kraftek.contract.json_text import JsonBounds
 from kraftek.contract.metrics import Counters, Gauges
 from kraftek.contract.names import SUBPROTOCOL, reply_channel
+from kraftek.contract.readiness import Readiness
 from kraftek.contract.settings import Config
 from kraftek.contract.turns import Turns
 from kraftek.core.access_watch import AccessWatch
@@ -38,6 +39,9 @@ from kraftek.core.roster import Roster
 from kraftek.core.service_events import ServiceEvents
 from kraftek.daemon.demo import BOARD
 from kraftek.daemon.open_files import connections_allowed
+from kraftek.daemon.operator import OperatorSite
+from kraftek.daemon.publish_requests import PublishRequests
+from kraftek.daemon.token_file import token_of
 from kraftek.edge.addresses import Addresses, owner
 from kraftek.edge.backlogs import Backlogs
 from kraftek.edge.connections import Connections
@@ -266,6 +270,15 @@ def _budgets(config: Config, counters: Counters, clock: IReactorTime) -> Budgets
 
 def _proxies(config: Config) -> Proxies:
     return Proxies(config.forwarded_for, proxy_protocol=any(place.startswith("haproxy:") for place in config.listen))
+
+
+def operator_of(
+    config: Config, core: Core, bus: IBus, counters: Counters, gauges: Gauges, readiness: Readiness, reactor: Any
+) -> OperatorSite:
+    """The operator's port."""
+    hosts, token = Hosts(config.hosts, lenient=True), token_of(config.operator)
+    publish = PublishRequests(bus, config.redis.broadcast, counters, reactor, token)
+    return OperatorSite(reactor, hosts, core.gateway_id, counters, gauges, readiness, publish)
 
 
 def gauges_of(

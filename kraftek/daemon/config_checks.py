@@ -9,6 +9,7 @@ from twisted.internet.interfaces import IStreamServerEndpointStringParser
 from twisted.plugin import getPlugins
 
 from kraftek.contract.redis_url import host_and_port, redis_address
+from kraftek.daemon.token_file import read_token
 
 __all__ = ["CHECKS", "Check", "Key"]
 
@@ -59,6 +60,11 @@ def _check_file(name: str, read_file: Callable[[str], bytes]) -> None:
         read_file(name)
     except (OSError, ValueError) as error:
         raise ValueError(f"a readable file ({getattr(error, 'strerror', error)})") from None
+
+
+def _check_token(name: str, _: object) -> None:
+    if name:
+        read_token(name)
 
 
 def _check_origin(pattern: str, _: object) -> None:
@@ -144,6 +150,7 @@ _ARGUMENTS = {
 CHECKS: dict[Key, Check] = {
     ("listen",): _check_endpoint,
     ("operator", "listen"): _check_endpoint,
+    ("operator", "publish_token_file"): _check_token,
     ("hosts",): _check_host,
     ("origins",): _check_origin,
     ("redis", "url"): lambda url, _: redis_address(url),

@@ -40,6 +40,7 @@ from kraftek.daemon.assembly import (
     edge_of,
     edge_sweeps_of,
     gauges_of,
+    operator_of,
     sweeps_of,
 )
 from kraftek.daemon.checkers import Checkers
@@ -49,7 +50,6 @@ from kraftek.daemon.first_contact import FirstContact
 from kraftek.daemon.listening import Certificates
 from kraftek.daemon.local_services import LocalServices
 from kraftek.daemon.memory import MemoryCeiling
-from kraftek.daemon.operator import OperatorSite
 from kraftek.daemon.own_process import OwnProcess
 from kraftek.daemon.pulse import Pulse
 from kraftek.daemon.reload import Reload
@@ -57,7 +57,6 @@ from kraftek.daemon.signals import Signals
 from kraftek.daemon.succession import Succession
 from kraftek.daemon.sweeps import Sweeps
 from kraftek.daemon.systemd import EXTENSION, more_time, notify, reloading, watchdog_interval
-from kraftek.edge.hosts import Hosts
 from kraftek.fastpath import speed_up
 from kraftek.service.processor import EventProcessor
 
@@ -182,8 +181,7 @@ class Daemon(Service):
         turn_away = partial(edge.site.turn_away, why=RefusalReason.MEMORY)
         ceiling = MemoryCeiling(config.limits, self.accounts, counters, reactor, readiness, turn_away)
         gauges = gauges_of(core, bus, edge.connections, edge.backlogs, edge.clients.turns, self._pulse.lag)
-        hosts = Hosts(config.hosts, lenient=True)
-        operator = OperatorSite(reactor, hosts, core.gateway_id, counters, gauges, readiness)
+        operator = operator_of(config, core, bus, counters, gauges, readiness, reactor)
 
         links = self._succession.take_over(core, edge, bus)
         bus.startService()

@@ -1,7 +1,7 @@
-"""The operator's port: the gateway's metrics for Prometheus, and its health.
+"""The operator's port: the gateway's metrics for Prometheus, its health, and ``POST /publish``.
 
-Made by :mod:`kraftek.daemon.lifecycle` when ``operator.listen`` names an endpoint. It has no password: the endpoint
-must be one that only the operator can reach.
+Made by :mod:`kraftek.daemon.lifecycle` when ``operator.listen`` names an endpoint. Only publishing needs a token: the
+endpoint must be one that only the operator can reach.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from twisted.logger import Logger
 
 from kraftek.contract.metrics import Counters, Gauges, described
 from kraftek.contract.readiness import Readiness
+from kraftek.daemon.publish_requests import PublishRequests
 from kraftek.edge.hosts import Hosts
 from kraftek.edge.http_server import HttpServer, Request, Response
 
@@ -75,7 +76,8 @@ def _filled(metric: Any, found: float | Mapping[str, float]) -> Metric:
 
 class OperatorSite(HttpServer):
     """The operator's port: ``/metrics`` in the formats of Prometheus, and ``/health``: 200, or 503 when the gateway
-    is not ready. While Redis refuses to be written that is 200, with the reason.
+    is not ready. While Redis refuses to be written that is 200, with the reason. ``publish`` answers ``/publish``,
+    once it has a token.
 
     ``hosts`` accepts addresses and an absent Host, because Prometheus and probes use them.
     """
@@ -88,15 +90,29 @@ class OperatorSite(HttpServer):
         counters: Counters,
         gauges: Gauges,
         readiness: Readiness,
+        publish: PublishRequests,
     ) -> None:
         super().__init__(reactor, hosts, head_timeout=_PATIENCE, request_timeout=_PATIENCE)
         self._gateway_id = gateway_id
         self._readiness = readiness
+        self.publish = publish
         self._registry = CollectorRegistry()
         self._registry.register(_Collected(counters, gauges))
         ProcessCollector(registry=self._registry)  # memory, open files, and when it was started
 
+    def refuse_body(self, request: Request, size: int) -> Response | None:
+        if self._publishes(request):
+            return self.publish.refuse(request, size)
+        return super().refuse_body(request, size)
+
+    def expect(self, request: Request) -> None:
+        if self._publishes(request):
+            self.publish.expect(request)
+
     def respond(self, request: Request) -> None:
+        if self._publishes(request):
+            self.publish.respond(request)
+            return
         page = {b"/metrics": self._metrics, b"/health": self._health}.get(request.path)
         if page is None:
             request.answer(Response(404, b"expected /metrics or /health\n"))
@@ -104,6 +120,9 @@ class OperatorSite(HttpServer):
             request.answer(Response(405, b"expected GET\n", headers=((b"Allow", b"GET, HEAD"),)))
         else:
             request.answer(page(request))
+
+    def _publishes(self, request: Request) -> bool:
+        return request.path == b"/publish" and self.publish.token is not None
 
     def _metrics(self, request: Request) -> Response:
         encode, content_type = choose_encoder(request.header("accept") or "")

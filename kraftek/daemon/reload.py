@@ -21,6 +21,7 @@ from kraftek.daemon.checkers import Checkers, kind_of
 from kraftek.daemon.listening import Certificates
 from kraftek.daemon.open_files import connections_allowed
 from kraftek.daemon.operator import OperatorSite
+from kraftek.daemon.token_file import token_of
 from kraftek.edge.hosts import Hosts
 from kraftek.edge.origins import Origins
 from kraftek.edge.policies import Policies
@@ -75,6 +76,7 @@ LIVE = frozenset(
         "limits.requests",
         "limits.connections",
         "limits.memory",
+        "operator.publish_token_file",
         *BUDGETS,
         "drain.lead",
         "drain.seconds",
@@ -93,6 +95,13 @@ def keys(config: Struct, path: str = "") -> Iterator[tuple[str, Struct, str]]:
             yield from keys(value, f"{field.name}.")
         else:
             yield path + field.name, config, field.name
+
+
+def _token(config: Config) -> bytes | None:
+    try:
+        return token_of(config.operator)
+    except ValueError as error:
+        raise ConfigError([f"operator.publish_token_file: expected {error}"]) from None
 
 
 class Reload:
@@ -130,6 +139,7 @@ class Reload:
         restart = set() if same else {key for key in LIVE if key == "auth.check" or key.startswith("jwt.")}
         connections = connections_allowed(new)
         use_certificates = self._certificates.read((*config.listen, *config.operator.listen))
+        token = _token(new)
         use_auth = None
         if same:
             try:
@@ -150,6 +160,7 @@ class Reload:
             changed.add(key)
             self._log.info("{key} has changed", key=key)
         use_certificates()
+        self._operator.publish.token = token
         if use_auth is not None:
             use_auth()
         self._make_again(connections)

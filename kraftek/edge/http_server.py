@@ -185,15 +185,16 @@ class Request(http.Request):
     def gotLength(self, length: int | None) -> None:
         # Twisted's own would keep the body, and write one of 100 kB to a file and wait for the disk.
         server = self.channel.factory
+        if length != 0:
+            # Twisted does not pass on the request line until the body has arrived, which may take long.
+            self.method = self.channel._command  # noqa: SLF001
+            self._read_target(self.channel._path)  # noqa: SLF001
         refusal = server.refuse_head(self)
         if refusal is None and length != 0:
             refusal = server.refuse_body(self, length or 0)
         if refusal is not None:
             self.refuse(refusal)
         elif length != 0:
-            # Twisted does not pass on the request line until the body has arrived, which may take long.
-            self.method = self.channel._command  # noqa: SLF001
-            self._read_target(self.channel._path)  # noqa: SLF001
             server.expect(self)
 
     def handleContentChunk(self, data: bytes) -> None:

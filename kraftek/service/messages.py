@@ -1,6 +1,7 @@
-"""The messages to clients that a handler's context and a publisher have in common, by whom they are for.
+"""What services say to gateways: messages to clients by whom they are for, and commands.
 
-Used by :mod:`kraftek.service.processor` and :mod:`kraftek.service.publisher`, which send them.
+Used by :mod:`kraftek.service.processor` and :mod:`kraftek.service.publisher`, which send them; for ``kraftek send`` and
+``POST /publish``, where anything may come in, by :func:`checked` and :func:`read`.
 """
 
 from __future__ import annotations
@@ -8,17 +9,81 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from msgspec import Raw
+import msgspec
+from msgspec import Raw, Struct
 
 from kraftek.contract.errors import Code, is_code
-from kraftek.contract.messages import Broadcast
+from kraftek.contract.messages import NULL, Broadcast
+from kraftek.contract.names import GATEWAY_OWN
 from kraftek.contract.surrogates import encode
+from kraftek.contract.surrogates import read as read_whole
 
-__all__ = ["Message", "disconnect", "to_everybody", "to_room", "to_sockets", "to_users"]
+__all__ = ["Message", "checked", "disconnect", "read", "to_everybody", "to_room", "to_sockets", "to_users"]
+
+_DISCONNECT = "disconnect"
 
 
 class Message(Broadcast, frozen=True, omit_defaults=True):
     """A message to clients; fields with default values are left out."""
+
+
+class _Given(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+    """A message as a stranger writes it: as gateways read it, but for what answers a request."""
+
+    type: str
+    payload: Raw = NULL
+    recipients: tuple[str, ...] | None = None
+    exclude_socket_ids: tuple[str, ...] | None = None
+    room_id: str | None = None
+    user_ids: tuple[str, ...] | None = None
+    everybody: bool = False
+
+
+class _Disconnect(Struct, forbid_unknown_fields=True):
+    code: str = Code.ACCESS_REVOKED
+    message: str = ""
+
+
+_decode = msgspec.json.Decoder(_Given).decode
+_decode_disconnect = msgspec.json.Decoder(_Disconnect | None).decode
+
+
+def read(body: bytes) -> Message:
+    """A message as it is published, checked. Raises :class:`ValueError` that says what was wrong and expected."""
+    try:
+        body.decode()
+        given, _ = read_whole(_decode, body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"expected a message as JSON: {error}") from None
+    return checked(Message(**{name: getattr(given, name) for name in given.__struct_fields__}))
+
+
+def checked(message: Message) -> Message:
+    """The message, if gateways can do with it what it says. Raises :class:`ValueError` as :func:`read` does."""
+    addressed = bool(message.user_ids or message.recipients)
+    if not message.type:
+        raise ValueError("expected a type, such as news:item:new")
+    if message.type.startswith(GATEWAY_OWN):
+        raise ValueError(f"{message.type}: types that begin with {GATEWAY_OWN} are the gateway's own")
+    if "" in (message.room_id, *(message.user_ids or ()), *(message.recipients or ())):
+        raise ValueError(f"{message.type}: expected names of rooms, users and sockets that are not empty")
+    if message.type == _DISCONNECT:
+        if not addressed or message.everybody or message.exclude_socket_ids:
+            raise ValueError("disconnect: expected users or sockets to close, alone or with the room that they are in")
+        _check_disconnect(message.payload)
+    elif (message.room_id is not None) + addressed + message.everybody != 1:
+        raise ValueError(f"{message.type}: expected one of a room, users or sockets, and everybody")
+    return message
+
+
+def _check_disconnect(payload: Raw) -> None:
+    try:
+        command = _decode_disconnect(payload) or _Disconnect()
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ValueError(f"disconnect: expected a code and a message in the payload: {error}") from None
+    if not is_code(command.code):
+        expected = f"expected a code of at most 64 capitals, digits and _, such as {Code.ACCESS_REVOKED}"
+        raise ValueError(f"{command.code}: {expected}")
 
 
 def to_room(type: str, payload: Any, room_id: str, exclude: Iterable[str]) -> Message:
@@ -50,11 +115,10 @@ def disconnect(
 
     Raises :class:`ValueError` for what is no code.
     """
-    if not is_code(code):
-        raise ValueError(f"{code}: expected a code of at most 64 capitals, digits and _, such as {Code.ACCESS_REVOKED}")
     users, sockets = _ids(user_ids), _ids(socket_ids)
     payload = Raw(encode({"code": code, "message": message}))
-    named = Message("disconnect", payload, user_ids=users or None, recipients=sockets or None, room_id=room_id)
+    _check_disconnect(payload)
+    named = Message(_DISCONNECT, payload, user_ids=users or None, recipients=sockets or None, room_id=room_id)
     return named if users or sockets else None
 
 

@@ -15,7 +15,7 @@ from kraftek.contract.errors import Code
 from kraftek.contract.log_once import OnceAMinute
 from kraftek.service.backend import Away, Backend, Signal
 from kraftek.service.jobs import Jobs
-from kraftek.service.messages import Message, disconnect, to_everybody, to_room, to_sockets, to_users
+from kraftek.service.messages import Message, checked, disconnect, to_everybody, to_room, to_sockets, to_users
 from kraftek.service.processor import EventProcessor, event_for
 from kraftek.service.requests import Requests, new_name
 
@@ -79,6 +79,10 @@ class Publishing:
         Raises :class:`ValueError` for a code that is none.
         """
         return self._send(disconnect(user_ids, socket_ids, room_id, code, message))
+
+    def send(self, message: Message) -> Awaitable[int]:
+        """What :mod:`kraftek.service.messages` has read. Raises :class:`ValueError` for what makes no sense."""
+        return self._send(checked(message))
 
     def emit(
         self, event: str, payload: Any = None, *, room_id: str | None = None, user_id: str = ""

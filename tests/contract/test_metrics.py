@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import fields
 
 from kraftek.contract.errors import Limit
-from kraftek.contract.metrics import Counters, Gauges, RefusalReason, SkipReason, described
+from kraftek.contract.metrics import PUBLISH_STATUSES, Counters, Gauges, RefusalReason, SkipReason, described
 
 
 def test_every_counter_says_what_it_counts() -> None:
@@ -24,6 +24,7 @@ def test_counters_are_in_order_and_begin_at_zero() -> None:
         "reason": dict.fromkeys(RefusalReason, 0),
         "limit": dict.fromkeys(Limit, 0),
         "policy": dict.fromkeys(SkipReason, 0),
+        "status": dict.fromkeys(PUBLISH_STATUSES, 0),
     }
     for name, _, label in described():
         assert getattr(Counters(), name) == labels[label], name

@@ -15,6 +15,7 @@ from twisted.logger import capturedLogs
 from kraftek.contract.metrics import Counters, Gauges, described
 from kraftek.contract.readiness import Readiness
 from kraftek.daemon.operator import OperatorSite
+from kraftek.daemon.publish_requests import PublishRequests
 from kraftek.edge.hosts import Hosts
 from tests.edge.websocket.edge import RecordingTransport
 from tests.support.fakes import FakeBus
@@ -29,7 +30,8 @@ class Operator:
         self.gauges = Gauges()
         self.bus = FakeBus()
         self.readiness = Readiness(self.bus)
-        self.site = OperatorSite(Clock(), Hosts(), "gw", self.counters, self.gauges, self.readiness)
+        publish = PublishRequests(self.bus, "events:broadcast", self.counters, Clock(), None)
+        self.site = OperatorSite(Clock(), Hosts(), "gw", self.counters, self.gauges, self.readiness, publish)
 
     def ask(self, path: str, accept: str = "*/*", method: str = "GET") -> tuple[int, str, str]:
         """Status, type and body of the answer."""

@@ -34,6 +34,7 @@ from kraftek.daemon.assembly import core_of, edge_of
 from kraftek.daemon.checkers import Checkers
 from kraftek.daemon.listening import Certificates
 from kraftek.daemon.operator import OperatorSite
+from kraftek.daemon.publish_requests import PublishRequests
 from kraftek.daemon.reload import LIVE, Reload, keys
 from kraftek.edge.dialects.native import NativeDialect
 from kraftek.edge.hosts import Hosts
@@ -71,7 +72,8 @@ class Running:
             iteration=iteration,
         )
         self.edge = edge_of(config, self.core, iteration, counters, clock, fastpath=False)
-        self.operator = OperatorSite(clock, Hosts(config.hosts), "gw", counters, Gauges(), Readiness(bus))
+        publish = PublishRequests(bus, config.redis.broadcast, counters, clock, None)
+        self.operator = OperatorSite(clock, Hosts(config.hosts), "gw", counters, Gauges(), Readiness(bus), publish)
         self.checkers: Any = Checkers(clock, config, bus, counters)
         self.session: Any = self.core.gateway.open(FakeLink(), NativeDialect())
         self.reload = Reload(config, self.registry, Certificates(), self.core, self.edge, self.operator, self.checkers)
@@ -156,6 +158,7 @@ SEEN: dict[str, Callable[[Running], Any]] = {
         )
     },
     "limits.connects_per_address": lambda it: getattr(it.edge.site.arrivals._buckets, "_interval", None),
+    "operator.publish_token_file": lambda it: it.operator.publish.token,
     "drain.lead": lambda it: it.config.drain.lead,
     "drain.seconds": lambda it: it.config.drain.seconds,
     "services": lambda it: it.registry.find("polls"),
@@ -175,13 +178,20 @@ VALUES = {
 """Values that mean something, where any other one does not do."""
 
 
+def token_file(directory: Path, token: str = "0123456789abcdef") -> str:
+    file = directory / "token"
+    file.write_text(token, "utf-8")
+    file.chmod(0o600)
+    return str(file)
+
+
 @pytest.mark.parametrize("key", [key for key, _, _ in keys(Config())])
-def test_every_key_takes_effect_or_is_named(key: str) -> None:
+def test_every_key_takes_effect_or_is_named(key: str, tmp_path: Path) -> None:
     running = Running()
     before = at(running.config, key)
     if key in LIVE:
         seen = SEEN[key](running)
-        new = VALUES.get(key, changed(before))
+        new = token_file(tmp_path) if key == "operator.publish_token_file" else VALUES.get(key, changed(before))
         lines = running.take(with_key(running.config, key, new))
         assert at(running.config, key) == new
         assert SEEN[key](running) != seen
@@ -194,6 +204,22 @@ def test_every_key_takes_effect_or_is_named(key: str) -> None:
 
 def test_those_that_take_effect_are_keys() -> None:
     assert {key for key, _, _ in keys(Config())} >= LIVE == SEEN.keys()
+
+
+def test_the_token_for_publishing_is_read_again(tmp_path: Path) -> None:
+    name = token_file(tmp_path)
+    running = Running(operator=Operator(publish_token_file=name))
+    assert running.take(replace(running.config)) == []
+    assert running.operator.publish.token == b"0123456789abcdef"
+    token_file(tmp_path, "another-0123456789")
+    assert running.take(replace(running.config)) == []
+    assert running.operator.publish.token == b"another-0123456789"
+    Path(name).chmod(0o644)
+    with pytest.raises(ConfigError, match="publish_token_file: expected a file with the rights 600"):
+        running.reload.take(with_key(running.config, "limits.rooms", 7))
+    assert (running.operator.publish.token, running.config.limits.rooms) == (b"another-0123456789", 64)
+    running.take(with_key(running.config, "operator.publish_token_file", ""))
+    assert running.operator.publish.token is None
 
 
 def test_nothing_is_said_when_nothing_has_changed() -> None:

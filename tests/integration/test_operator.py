@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import urllib.error
 import urllib.request
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tests.support.waiting import wait_until
 
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from tests.integration.conftest import Connect, RedisServer, StartGateway
 
 CONFIG = {"operator": {"listen": ["tcp:0:interface=127.0.0.1"]}}
+
+TOKEN = "0123456789abcdef"
 
 
 def asked(url: str) -> tuple[int, str]:
@@ -70,3 +74,53 @@ def test_nobody_is_answered_unless_the_operator_wants_it(redis_server: RedisServ
     running = gateway(redis_server)
     assert "operator" not in running.log()
     assert asked(f"{running.http_url}metrics")[0] == 426
+
+
+def published(url: str, message: object, **headers: str) -> tuple[int, Any]:
+    """Status and answer."""
+    given = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json", **headers}
+    body = json.dumps(message).encode()
+    request = urllib.request.Request(f"{url}/publish", body, {name.replace("_", "-"): at for name, at in given.items()})
+    try:
+        with urllib.request.urlopen(request, timeout=10) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+def test_whoever_has_the_token_publishes_once_over_any_gateway(
+    redis_server: RedisServer, gateway: StartGateway, connect: Connect, tmp_path: Path
+) -> None:
+    file = tmp_path / "publish-token"
+    file.write_text(f"{TOKEN}\n", "utf-8")
+    file.chmod(0o600)
+    config = {**CONFIG["operator"], "publish_token_file": str(file)}
+    one, two = (gateway(redis_server, config={"operator": config}) for _ in range(2))
+    urls = ["http://" + each.wait_log(re.compile(r"Answering the operator on (\S+)"))[1] for each in (one, two)]
+    ada, bob = connect(one, token="ada", room="r"), connect(two, token="bob", room="r")
+
+    key = {"Idempotency_Key": '"invoice-4711"'}
+    paid = {"type": "billing:invoice:paid", "payload": {"n": 1}, "userIds": ["user_bob"]}
+    for url in (*urls, *urls):
+        assert published(url, paid, **key) == (200, {"taken": 2})
+    status, problem = published(urls[1], {**paid, "payload": {"n": 2}}, **key)
+    assert (status, problem["status"], "another message was published" in problem["detail"]) == (422, 422, True)
+    assert published(urls[0], {"type": "news:item:new", "roomId": "r"}) == (200, {"taken": 2})
+    assert bob.expect("billing:invoice:paid")["payload"] == {"n": 1}
+    bob.expect("news:item:new")
+    ada.expect("news:item:new")
+    (kept,) = redis_server.client().scan_iter("gateway:published:*")
+    assert 86_000 < redis_server.client().ttl(kept) <= 86_400
+
+    assert published(urls[0], paid, Origin="https://evil.example")[0] == 403
+    file.write_text("another-0123456789abcdef", "utf-8")
+    one.process.send_signal(signal.SIGHUP)
+    one.wait_log("Reloaded")
+    assert published(urls[0], paid)[0] == 401
+    bye = {"type": "disconnect", "userIds": ["user_ada"], "payload": {"code": "BANNED", "message": "bye"}}
+    assert published(urls[1], bye) == (200, {"taken": 2})
+    assert ada.expect("error")["payload"]["code"] == "BANNED"
+    redis_server.kill()
+    wait_until(lambda: published(urls[1], paid)[0] == 503, lambda: f"status 503, but {published(urls[1], paid)}")
+    assert TOKEN not in one.log() + two.log()

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from kraftek.service.messages import Message, disconnect, to_everybody, to_room, to_sockets, to_users
+from kraftek.service.messages import Message, disconnect, read, to_everybody, to_room, to_sockets, to_users
 
 
 def said(message: Message | None) -> Any:
@@ -42,3 +42,58 @@ def test_what_is_for_nobody_is_none() -> None:
 def test_a_code_is_in_capitals(code: str) -> None:
     with pytest.raises(ValueError, match="expected a code of at most 64 capitals"):
         disconnect("ada", (), None, code, "bye")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"type": "a:b:c", "payload": {"n": 1.50}, "roomId": "r", "excludeSocketIds": ["g.1"]}',
+        b'{"type": "a:b:c", "userIds": ["ada"], "recipients": ["g.1"]}',
+        b'{"type": "a:b:c", "everybody": true}',
+        b'{"type": "disconnect", "userIds": ["ada"], "roomId": "r"}',
+        b'{"type": "disconnect", "recipients": ["g.1"], "payload": {"code": "BANNED", "message": "bye"}}',
+        b'{"type": "disconnect", "recipients": ["g.1"], "payload": null}',
+    ],
+)
+def test_what_is_read_is_said_as_it_was_written(body: bytes) -> None:
+    written = msgspec.json.decode(body)
+    if written.get("payload", 0) is None:
+        written["payload"] = None
+    assert said(read(body)) == written
+
+
+def test_half_a_surrogate_pair_is_mended_in_the_payload_alone() -> None:
+    assert said(read(rb'{"type": "t", "everybody": true, "payload": "\ud83d"}'))["payload"] == "\ufffd"
+    with pytest.raises(ValueError, match="half of a surrogate pair outside of the payload"):
+        read(rb'{"type": "t", "roomId": "\ud83d"}')
+
+
+@pytest.mark.parametrize(
+    ("body", "complaint"),
+    [
+        (b"", "expected a message as JSON: "),
+        (b"[]", "expected a message as JSON: Expected `object`, got `array`"),
+        (b"\xff", "expected a message as JSON: "),
+        (b'{"type": "t", "payload": ' + b"[" * 5_000, "expected a message as JSON: "),
+        (b'{"payload": 1, "everybody": true}', "required field `type`"),
+        (b'{"type": 7, "everybody": true}', r"Expected `str`, got `int` - at `\$.type`"),
+        (b'{"type": "t", "room": "r"}', "unknown field `room`"),
+        (b'{"type": "t", "everybody": true, "inReplyTo": 1}', "unknown field `inReplyTo`"),
+        (b'{"type": "", "everybody": true}', "expected a type"),
+        (b'{"type": "gateway:room:burn", "everybody": true}', "that begin with gateway: are the gateway's own"),
+        (b'{"type": "t"}', "t: expected one of a room, users or sockets, and everybody"),
+        (b'{"type": "t", "userIds": []}', "t: expected one of a room, users or sockets, and everybody"),
+        (b'{"type": "t", "roomId": "r", "everybody": true}', "t: expected one of a room"),
+        (b'{"type": "t", "roomId": "r", "userIds": ["ada"]}', "t: expected one of a room"),
+        (b'{"type": "t", "roomId": ""}', "not empty"),
+        (b'{"type": "t", "userIds": ["ada", ""]}', "not empty"),
+        (b'{"type": "disconnect", "roomId": "r"}', "disconnect: expected users or sockets to close"),
+        (b'{"type": "disconnect", "everybody": true}', "disconnect: expected users or sockets to close"),
+        (b'{"type": "disconnect", "userIds": ["ada"], "payload": {"code": "banned"}}', "banned: expected a code"),
+        (b'{"type": "disconnect", "userIds": ["ada"], "payload": {"kode": "B"}}', "unknown field `kode`"),
+        (b'{"type": "disconnect", "userIds": ["ada"], "payload": "BANNED"}', "expected a code and a message"),
+    ],
+)
+def test_what_makes_no_sense_is_told(body: bytes, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        read(body)

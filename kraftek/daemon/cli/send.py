@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Raw
 
 from kraftek.daemon.cli.place import configuration, place_options
+from kraftek.service.messages import Message, checked
 from kraftek.service.twisted import Publisher
 
 __all__ = ["options", "run"]
@@ -26,28 +27,34 @@ def options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "payload", metavar="PAYLOAD", nargs="?", default="null", help="JSON, or - to read it; null unless given"
     )
-    whom = parser.add_argument_group("to whom, one of").add_mutually_exclusive_group(required=True)
+    whom = parser.add_argument_group("to whom: a room, users and sockets, or everybody")
     whom.add_argument("--room", help="everybody in this room")
     whom.add_argument("--user", action="append", metavar="ID", help="every socket of this user; may be repeated")
     whom.add_argument("--socket", action="append", metavar="ID", help="this socket; may be repeated")
     whom.add_argument("--everybody", action="store_true", help="everybody who has authenticated")
-    parser.add_argument(
-        "--exclude", action="append", default=[], metavar="ID", help="not this socket; with --room and --everybody"
-    )
+    whom.add_argument("--exclude", action="append", metavar="ID", help="not this socket; may be repeated")
     place_options(parser)
 
 
 async def run(reactor: Any, given: Namespace) -> int:
     """Send it."""
-    if given.exclude and (given.user or given.socket):
-        raise ValueError("--exclude goes with --room and --everybody")
     text = sys.stdin.buffer.read() if given.payload == "-" else given.payload.encode("utf-8", "surrogateescape")
-    payload = _json(text)
+    message = checked(
+        Message(
+            given.type,
+            _json(text),
+            room_id=given.room,
+            user_ids=given.user and tuple(given.user),
+            recipients=given.socket and tuple(given.socket),
+            exclude_socket_ids=given.exclude and tuple(given.exclude),
+            everybody=given.everybody,
+        )
+    )
     redis = configuration(given).redis
     publisher = Publisher(reactor, redis.url, ca=redis.ca, prefix=redis.prefix, broadcast=redis.broadcast)
     publisher.startService()
     try:
-        taken = await _send(publisher, given, payload)
+        taken = await publisher.send(message)
     finally:
         with suppress(Exception):
             await publisher.stopService()
@@ -56,16 +63,6 @@ async def run(reactor: Any, given: Namespace) -> int:
         return 1
     print(f"taken by {taken} {'gateway' if taken == 1 else 'gateways'}")
     return 0
-
-
-async def _send(publisher: Publisher, given: Namespace, payload: Raw) -> int:
-    if given.everybody:
-        return await publisher.broadcast_to_everybody(given.type, payload, exclude=given.exclude)
-    if given.room is not None:
-        return await publisher.broadcast_to_room(given.type, payload, given.room, exclude=given.exclude)
-    if given.user:
-        return await publisher.broadcast_to_users(given.type, payload, given.user)
-    return await publisher.broadcast_to_sockets(given.type, payload, given.socket)
 
 
 def _json(text: bytes) -> Raw:

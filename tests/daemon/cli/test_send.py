@@ -87,14 +87,18 @@ def test_where_the_configuration_says(url: str, server: PrivateRedis, tmp_path: 
 @pytest.mark.parametrize(
     ("arguments", "status", "complaint"),
     [
-        (("send", "t", "1"), 2, "one of the arguments --room --user --socket --everybody is required"),
-        (("send", "t", "1", "--room", "r", "--everybody"), 2, "not allowed with argument --room"),
+        (("send", "t", "1"), 1, "t: expected one of a room, users or sockets, and everybody"),
+        (
+            ("send", "t", "1", "--room", "r", "--everybody"),
+            1,
+            "t: expected one of a room",
+        ),
+        (("send", "disconnect", "--room", "r"), 1, "disconnect: expected users or sockets to close"),
         (("say", "t"), 2, "invalid choice: 'say'"),
         ((), 2, "COMMAND"),
         (("send", "t", "{no", "--everybody"), 1, "kraftek: the payload is no JSON: "),
         (("send", "t", '"\udcff"', "--everybody"), 1, "kraftek: the payload is no JSON: "),
         (("send", "t", "[" * 5000, "--everybody"), 1, "kraftek: the payload is no JSON: "),
-        (("send", "t", json.dumps("x" * 1_000), "--user", "a", "--exclude", "g"), 1, "--exclude goes with --room"),
         (("send", "t", "--everybody", "--redis", "embedded:"), 1, "a Redis that its gateway alone reaches"),
         (("send", "t", "--everybody", "--redis", "http://:se-cret@x"), 1, "redis.url: expected a URL"),
         (("send", "t", "--everybody", "--prefix", "a b"), 1, "prefix"),
