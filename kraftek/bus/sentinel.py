@@ -16,6 +16,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 from twisted.application.service import MultiService
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectingCancelledError
 from twisted.internet.interfaces import IProtocol, IProtocolFactory, IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
@@ -254,7 +255,7 @@ class SentinelEndpoint(MultiService):
         for sentinel in tuple(self._sentinels):
             try:
                 master = await sentinel.ask()
-            except CancelledError:
+            except (CancelledError, ConnectingCancelledError):
                 raise
             except Exception as error:  # noqa: BLE001  # whatever it is, another may know
                 reasons.append(f"the sentinel at {sentinel.name}: {error}".rstrip("."))

@@ -1,4 +1,6 @@
-"""The way to Redis through sentinels: three real ones, a master and a replica."""
+"""The way to Redis through sentinels: three real ones, a master and a replica; and, for what Twisted's part of it must
+not meet, none.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +10,17 @@ from typing import Any, ClassVar
 import pytest
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
-from twisted.internet.protocol import Factory
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import LogEvent, capturedLogs, formatEvent
 from twisted.trial.unittest import TestCase
 
 from kraftek.bus import RedisBus
-from kraftek.bus.sentinel import SentinelError
+from kraftek.bus.endpoint import ConnectionService
+from kraftek.bus.sentinel import SentinelEndpoint, SentinelError
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.metrics import Counters
+from kraftek.contract.redis_url import redis_address
 from kraftek.contract.settings import Redis
 from tests.support.ports import free_port
 from tests.support.redis_server import PrivateRedis
@@ -39,6 +44,22 @@ async def port_of(bus: RedisBus) -> int:
 
 def lines(events: Sequence[LogEvent]) -> list[str]:
     return [formatEvent(event) or "" for event in events]
+
+
+def test_who_stops_while_it_connects_to_a_sentinel_asks_no_other() -> None:
+    # The next one would lead to a connection that Twisted's machine is too late for: nobody closes it.
+    config = Redis(url="redis+sentinel://127.0.0.1:26379,127.0.0.2:26379/mymaster")
+    reactor: Any = MemoryReactorClock()
+    endpoint = SentinelEndpoint(reactor, reactor, redis_address(config.url), config)
+    service = ConnectionService(endpoint, Protocol, lambda _: 1.0, reactor, lambda _: None)
+    service.startService()
+    assert [host for host, *_ in reactor.tcpClients] == ["127.0.0.1"]
+    stopped: list[object] = []
+    service.stopService().addCallback(stopped.append)
+    assert len(stopped) == 1
+    reactor.advance(60.0)
+    assert [host for host, *_ in reactor.tcpClients] == ["127.0.0.1"]
+    assert not reactor.getDelayedCalls()
 
 
 class AskingTest(TestCase):
