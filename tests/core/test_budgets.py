@@ -9,6 +9,7 @@ import pytest
 from kraftek.contract.errors import Code, Limit, PeerError
 from kraftek.contract.messages import Grant
 from kraftek.contract.settings import Limits, Registration
+from kraftek.core.budgets import Asker
 from kraftek.core.session import SessionState
 from tests.support.world import CHAT, NOTES, Client, House
 
@@ -342,6 +343,8 @@ def test_a_socket_over_its_own_budget_is_never_closed() -> None:
 def test_joins_of_a_user_on_all_of_its_sockets() -> None:
     its_house = house(joins_per_user=10)
     its_house.access.known["token", "two"] = Grant("a", "two")
+    its_house.access.known["bob", "two"] = Grant("b", "two")
+    other = its_house.admit("b", token="bob")
     one, two = its_house.admit("a"), its_house.admit("a")
     join = {"type": "join", "payload": {"roomId": "two"}}
     leave = {"type": "leave", "payload": {"roomId": "two"}}
@@ -353,6 +356,8 @@ def test_joins_of_a_user_on_all_of_its_sockets() -> None:
     refusal = one.link.read()[-1]
     assert (refusal["id"], refusal["payload"]["code"], refusal["payload"]["limit"]) == (1, "RATE_LIMITED", "joins")
     assert refusal["payload"]["message"] == "this user joins too many rooms"
+    other.send(join)
+    assert other.link.read()[-1]["type"] == "joined"
     its_house.clock.advance(1.0)
     one.send(join)
     assert one.link.read()[-1]["type"] == "joined"
@@ -433,6 +438,14 @@ def test_questions_of_an_address_before_its_user_is_known() -> None:
         budgets.question(None, "1.1.1.1")
     budgets.question(None, "")
     budgets.question(None, "2.2.2.2")
+
+
+@pytest.mark.parametrize(("user_id", "address", "turn"), [("a", "1.1.1.1", "ua"), (None, "1.1.1.1", "a1.1.1.1"),
+                                                          (None, "", "tdigest")])  # fmt: skip
+def test_whose_turn_it_is_to_ask(user_id: str | None, address: str, turn: str) -> None:
+    client = house().connect()
+    client.session.user_id, client.session.address = user_id, address
+    assert Asker(client.session, "digest").turn == turn
 
 
 def test_buckets_are_forgotten() -> None:

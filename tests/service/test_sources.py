@@ -1,4 +1,7 @@
-"""Events over Pub/Sub are begun a few at a time, on loops of both kinds, and more is read in between."""
+"""Events over Pub/Sub are begun a few at a time, on loops of both kinds, and more is read in between.
+
+Those of a stream are for the instance that holds its lease: what the scripts do for any other one.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,15 @@ from typing import Any, cast
 
 import pytest
 
+from kraftek.contract.consumer_groups import FORGOTTEN_AFTER, JOIN
+from kraftek.contract.lua import Script
 from kraftek.service.backend import Backend
 from kraftek.service.handling import Handling
 from kraftek.service.jobs import Jobs
 from kraftek.service.lanes import EVENTS
 from kraftek.service.processor import Context, EventProcessor, Link
-from kraftek.service.sources import SLICE, Subscription
+from kraftek.service.sources import BEGIN, KEEP, RELEASE, SHARE, SLICE, TAKE, Subscription
+from tests.support.redis_server import PrivateRedis
 
 CONCURRENCY = 32
 
@@ -249,3 +255,144 @@ def test_what_cannot_be_committed_is_refused_and_counted(loop: Loop) -> None:
     service.per_round(5)
     assert service.processor.refused == 1
     assert "SERVICE_UNAVAILABLE" in str(loop.calls)
+
+
+# Leases.
+
+LONG, LONGER = 50_000, 100_000
+"""Milliseconds that leases last."""
+
+
+class Partitions:
+    """Two streams of one service in a Redis, each with its lease, and two events in the first."""
+
+    streams = ("s:0", "s:1")
+    leases = ("s:0:lease", "s:1:lease")
+
+    def __init__(self, server: PrivateRedis) -> None:
+        self._server = server
+        self.call = server.call
+        self.call("FLUSHALL")
+        for stream in self.streams:
+            self._run(JOIN, [stream], "service", FORGOTTEN_AFTER)
+        self.entries = [self.call("XADD", "s:0", "*", "event", event) for event in ("one", "two")]
+
+    def share(self, name: str, milliseconds: int = LONG, *, leaves: bool = False) -> list[int]:
+        """The streams that an instance holds."""
+        _, held, _ = self._run(SHARE, ["instances", *self.leases], name, milliseconds, int(leaves))
+        return list(held)
+
+    def keep(self, name: str, milliseconds: int = LONG) -> None:
+        self._run(KEEP, ["instances", *self.leases], name, milliseconds)
+
+    def take(self, name: str, stream: int = 0, look_from: str = "") -> list[bytes] | None:
+        """The events that it reads; nothing if it may not."""
+        found = self._run(TAKE, [self.leases[stream], self.streams[stream]], "service", name, look_from, 10)
+        return [fields[1] for _, fields, _ in found[1]] if found else None
+
+    def begin(self, name: str) -> list[int]:
+        """For each of the two events, whether it may begin it."""
+        words = [word for entry in self.entries for word in (entry, 2, 0)]
+        return list(self._run(BEGIN, [self.leases[0], self.streams[0]], "service", name, *words))
+
+    def release(self, name: str) -> None:
+        self._run(RELEASE, [self.leases[0]], name)
+
+    def left(self, stream: int = 0) -> int:
+        """Milliseconds that its lease lasts from now on; negative when there is none."""
+        return int(self.call("PTTL", self.leases[stream]))
+
+    def owners(self) -> set[str]:
+        """Who has the entries that are pending."""
+        with self._server.client() as client:
+            pending: Any = client.xpending_range("s:0", "service", "-", "+", 10)
+        return {entry["consumer"].decode() for entry in pending}
+
+    def _run(self, script: Script, keys: list[str], *args: str | int | bytes) -> Any:
+        words = [word if isinstance(word, bytes) else str(word) for word in args]
+        return self.call("EVAL", script.source, str(len(keys)), *keys, *words)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PrivateRedis]:
+    server = PrivateRedis()
+    server.start()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def partitions(server: PrivateRedis) -> Partitions:
+    return Partitions(server)
+
+
+def test_each_stream_is_held_by_one_instance_and_all_have_a_fair_share(partitions: Partitions) -> None:
+    assert partitions.share("one") == [0, 1]
+    assert partitions.share("two") == []
+    partitions.release("one")
+    assert partitions.share("two") == [0]
+    assert partitions.share("one") == [1], "and no more than its share"
+    assert partitions.share("two") == [0]
+
+
+def test_who_leaves_takes_no_stream_and_keeps_what_it_has(partitions: Partitions) -> None:
+    assert partitions.share("one") == [0, 1]
+    assert partitions.share("one", leaves=True) == [0, 1]
+    partitions.release("one")
+    assert partitions.share("one", leaves=True) == [1]
+    assert partitions.share("two") == [0]
+
+
+def test_only_who_holds_the_lease_reads_and_begins(partitions: Partitions) -> None:
+    partitions.share("one")
+    assert partitions.take("two") is None
+    assert partitions.take("two", look_from="-") is None
+    assert partitions.take("one") == [b"one", b"two"]
+    assert partitions.take("two", look_from="-") is None
+    assert partitions.begin("two") == []
+    assert partitions.owners() == {"one"}
+    assert partitions.begin("one") == [1, 1]
+
+
+def test_one_lease_is_not_that_of_another_stream(partitions: Partitions) -> None:
+    partitions.share("one")
+    partitions.release("one")
+    partitions.share("two")
+    assert partitions.take("one") is None
+    assert partitions.take("one", stream=1) == []
+    assert partitions.take("two") == [b"one", b"two"]
+    assert partitions.take("two", stream=1) is None
+
+
+def test_who_has_lost_the_lease_begins_nothing_of_what_it_has_read(partitions: Partitions) -> None:
+    partitions.share("one")
+    partitions.take("one")
+    partitions.call("DEL", partitions.leases[0])  # it was paused for longer than that lasts
+    partitions.share("two")
+    assert partitions.begin("one") == []
+    assert partitions.take("one") is None
+    assert partitions.take("two", look_from="-") == [b"one", b"two"]
+    assert partitions.owners() == {"two"}
+    assert partitions.begin("one") == []
+    assert partitions.owners() == {"two"}
+
+
+def test_who_has_lost_the_lease_neither_renews_nor_removes_it(partitions: Partitions) -> None:
+    partitions.share("one")
+    partitions.call("DEL", partitions.leases[0])
+    assert partitions.share("two") == [0]
+    partitions.keep("one", LONGER)
+    assert partitions.share("one", LONGER) == [1]
+    partitions.release("one")
+    assert 0 < partitions.left() <= LONG
+    assert partitions.left(stream=1) > LONG
+    assert partitions.take("two") == [b"one", b"two"]
+
+
+def test_a_beat_renews_what_is_held(partitions: Partitions) -> None:
+    partitions.share("one")
+    partitions.keep("one", LONGER)
+    assert min(partitions.left(), partitions.left(stream=1)) > LONG
+    partitions.call("DEL", "instances", *partitions.leases)
+    partitions.keep("one", LONGER)
+    assert partitions.call("EXISTS", "instances", *partitions.leases) == 0, "and makes nothing anew"
