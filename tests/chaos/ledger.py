@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
-__all__ = ["MACHINE", "REDIS", "Ask", "Ban", "Ledger", "Troubles"]
+__all__ = ["MACHINE", "REDIS", "Accepted", "Ask", "Ban", "Ledger", "Troubles"]
 
 AT_ONCE = 1.0
 LINKED = 8.0
@@ -107,6 +107,16 @@ class Ask:
     settled_at: float = inf
 
 
+@dataclass(frozen=True)
+class Accepted:
+    """Redis took it: as so manieth of those that one ``connection`` to Redis was told of."""
+
+    key: str
+    connection: int
+    number: int
+    at: float
+
+
 @dataclass
 class Ban:
     """The auth service's no to a user, in one room or all. ``told_at``: when Redis took the news, ``how``."""
@@ -164,6 +174,7 @@ class Ledger:
 
     def __post_init__(self) -> None:
         self._handled: dict[str, list[tuple[float, str]]] = defaultdict(list)
+        self._accepted: dict[tuple[str, str], dict[str, list[Accepted]]] = defaultdict(lambda: defaultdict(list))
         self._facts: list[Fact] = []
         self._heard: dict[tuple[str, str], list[int]] = defaultdict(list)
         self._expected: list[Expected] = []
@@ -217,6 +228,11 @@ class Ledger:
             sent = line["sent"] / 1000 + clock
             self._facts.append(Fact("sends", line["user"], line["socket"].partition(".")[0], room, sent, sent))
 
+    def accepted(self, service: str, room: str, event: Accepted) -> None:
+        """Redis took an event for a service."""
+        self.seen[f"accepted for {service}"] += 1
+        self._accepted[service, room][event.key].append(event)
+
     def judge_requests(self, done: Mapping[str, int]) -> None:
         """Look at all requests; nothing is under way any more. ``done``: how often each handling was committed."""
         for ask in self.asks.values():
@@ -260,6 +276,47 @@ class Ledger:
             if first < before and not self._lost(ask.at - WAITS, before):
                 self.wrong(f"{ask.key} was handled at {first - self.began:.3f}, before {key}, which came earlier")
             latest[ask.user, ask.room] = max((before, key), (first, ask.key))
+
+    def judge_rooms_order(self, service: str, room: str, committed: Iterable[str]) -> None:
+        """What a service has done of a room, in this order: it is the order in which Redis took it."""
+        self._in_order(service, room, committed, f"{service} did of {room}")
+
+    def judge_senders_order(self) -> None:
+        """When nothing is wrong, Redis takes in the order in which a client has sent it what it says to a service in a
+        room.
+        """
+        said: dict[tuple[str, str, str, str], list[Ask]] = defaultdict(list)
+        for ask in self.asks.values():
+            said[ask.user, ask.gateway, ask.service, ask.room].append(ask)
+        for (user, gateway, service, room), asks in said.items():
+            in_calm = [
+                ask.key
+                for ask in asks
+                if gateway
+                and ask.outcome == "ok"
+                and self.troubles.quiet(self._names(gateway), ask.at - CALM, ask.settled_at)
+                and not self._in_question(user, room, ask.at, ask.settled_at)
+            ]
+            self._in_order(service, room, in_calm, f"{user} said to {service} in {room}")
+
+    def _in_order(self, service: str, room: str, keys: Iterable[str], what: str) -> None:
+        """What was taken more than once, or by another server before data were lost, tells nothing."""
+        latest: dict[int, Accepted] = {}
+        accepted = self._accepted[service, room]
+        for key in keys:
+            if len(accepted.get(key, ())) != 1:
+                continue
+            (event,) = accepted[key]
+            before = latest.get(event.connection)
+            self.seen["judged in order"] += before is not None
+            if before is not None and event.number < before.number:
+                if not self._lost(event.at - CALM, before.at + WAITS):
+                    self.wrong(
+                        f"{what}: {before.key}, taken at {before.at - self.began:.3f}, before {key}, taken at "
+                        f"{event.at - self.began:.3f}"
+                    )
+            else:
+                latest[event.connection] = event
 
     def _names(self, gateway: str) -> tuple[str, ...]:
         """Whose troubles are those of a client of that gateway."""

@@ -1,7 +1,7 @@
 """A service of the chaos run: ``python -m tests.chaos.service NAME BACKEND TRANSPORT PARTITIONS URL FILE``.
 
 It writes a line of JSON into the file for every event that a handler was called with, and whatever a handler commits is
-counted in Redis, in the same transaction: the hash :data:`DONE`.
+counted in Redis, in the same transaction: the hash :data:`DONE`; and written down in :func:`order_key`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,15 @@ from typing import Any, Literal
 
 from kraftek.service import Context, EventProcessor
 
-__all__ = ["DONE"]
+__all__ = ["DONE", "order_key"]
 
 DONE = "chaos:done"
 """Hash: how often the handling of each key was committed."""
+
+
+def order_key(service: str) -> str:
+    """List: room and key of whatever the service has committed the handling of, in this order."""
+    return f"chaos:order:{service}"
 
 
 def main() -> None:
@@ -41,16 +46,19 @@ def main() -> None:
         }
         os.write(file, json.dumps(line).encode() + b"\n")
 
-    @processor.on("say:back")
-    def back(context: Context, payload: Any) -> Any:
+    def handle(context: Context, payload: Any) -> None:
         note(context, payload)
         context.also("HINCRBY", DONE, f"{name} {payload}", "1")
+        context.also("RPUSH", order_key(name), f"{context.room_id} {payload}")
+
+    @processor.on("say:back")
+    def back(context: Context, payload: Any) -> Any:
+        handle(context, payload)
         return payload
 
     @processor.on("note:heard", answers=False)
     def heard(context: Context, payload: Any) -> None:
-        note(context, payload)
-        context.also("HINCRBY", DONE, f"{name} {payload}", "1")
+        handle(context, payload)
 
     @processor.on("say:much")
     def much(_: Context, payload: Any) -> Any:

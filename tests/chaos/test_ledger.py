@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.ledger import AUTH, CALM, LINKED, MACHINE, REDIS, WAITS, Ask, Ban, Expected, Ledger, Troubles
+from tests.chaos.ledger import AUTH, CALM, LINKED, MACHINE, REDIS, WAITS, Accepted, Ask, Ban, Expected, Ledger, Troubles
 
 DONE = {"chat k": 1, "board k": 1, "board l": 1, "desk k": 1}
 
@@ -115,6 +115,52 @@ def test_what_was_acknowledged_is_handled_in_order() -> None:
     ledger.holes.clear()
     ledger.handled("board", line("k", 101.0), 0.0)
     assert holes(ledger) == []
+
+
+def accepted(*keys: str, connection: int = 1, ledger: Ledger | None = None) -> Ledger:
+    """Redis takes these, a second after each other."""
+    ledger = ledger or Ledger()
+    for number, key in enumerate(keys):
+        ledger.accepted("chat", "red", Accepted(key, connection, number, 100.0 + number))
+    return ledger
+
+
+def test_what_a_service_does_of_a_room_is_in_the_order_in_which_redis_took_it() -> None:
+    ledger = accepted("a", "b", "c", "d")
+    ledger.judge_rooms_order("chat", "red", ["a", "c", "d"])
+    ledger.judge_rooms_order("chat", "red", ["x", "a", "b"])  # of x nothing is known
+    ledger.judge_rooms_order("chat", "blue", ["b", "a"])
+    assert ledger.holes == []
+    ledger.judge_rooms_order("chat", "red", ["a", "c", "b", "d"])
+    assert ledger.holes == ["chat did of red: c, taken at 102.000, before b, taken at 101.000"]
+
+
+@pytest.mark.parametrize("how", ["by another connection", "twice", "by a server that lost it"])
+def test_what_tells_nothing_of_the_order(how: str) -> None:
+    ledger = accepted("a", "b")
+    if how == "by another connection":
+        accepted("c", connection=2, ledger=ledger)
+        ledger.judge_rooms_order("chat", "red", ["b", "c"])
+        return
+    if how == "twice":
+        accepted("a", connection=2, ledger=ledger)
+    else:
+        ledger.lost_data(101.0, 101.5)
+    ledger.judge_rooms_order("chat", "red", ["b", "a"])
+    assert ledger.holes == []
+
+
+def test_what_a_client_says_in_a_room_is_taken_in_its_order() -> None:
+    ledger = accepted("b", "a")
+    for key in ("a", "b"):
+        ledger.asked(Ask(key, "chat", "ann", "red", 100.0, gateway="g"))
+        ledger.settled(key, "ok", 101.0)
+    ledger.judge_senders_order()
+    assert ledger.holes == ["ann said to chat in red: a, taken at 101.000, before b, taken at 100.000"]
+    ledger.holes.clear()
+    ledger.troubles.add(REDIS, 99.0, 99.5)
+    ledger.judge_senders_order()
+    assert ledger.holes == []
 
 
 def test_a_refusal_is_excused_by_a_trouble() -> None:

@@ -21,6 +21,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from kraftek.client import State
+from tests.chaos.accepted import STREAMS, Listener
 from tests.chaos.auth import AuthService
 from tests.chaos.faults import Faults
 from tests.chaos.ledger import CALM, MACHINE, Ledger
@@ -29,7 +30,7 @@ from tests.chaos.masters import Masters
 from tests.chaos.people import SAID, Blunt, Guest, Person
 from tests.chaos.processes import Gateway, Program, RedisServer, Service
 from tests.chaos.schedule import FAULTS, QUIET, WITH_SENTINEL, WITHOUT_SENTINEL, Fault, schedule
-from tests.chaos.service import DONE
+from tests.chaos.service import DONE, order_key
 
 __all__ = ["World"]
 
@@ -112,17 +113,17 @@ class World:
         self._works: list[asyncio.Future[None]] = []
         self.redis = RedisServer("redis", directory, self.ledger.wrong)
         self.masters = Masters() if sentinel else None
-        options: dict[str, Any] = {"socket_timeout": 1.0, "decode_responses": True}
-        if self.masters is None:
-            self.publisher: Any = redis.asyncio.Redis(
-                unix_socket_path=self.redis.path, retry=Retry(NoBackoff(), 0), **options
-            )
-        else:
-            self.publisher = self.masters.publisher(**options)
+        self.publisher = self._redis_client()
         self.gateways: list[Gateway] = []
         self.services: list[Service] = []
         self.links: list[Link] = []
         self.faults = Faults(self)
+
+    def _redis_client(self) -> Any:
+        options: dict[str, Any] = {"socket_timeout": 1.0, "decode_responses": True}
+        if self.masters is not None:
+            return self.masters.publisher(**options)
+        return redis.asyncio.Redis(unix_socket_path=self.redis.path, retry=Retry(NoBackoff(), 0), **options)
 
     # The start
 
@@ -161,7 +162,8 @@ class World:
             await self.ready(program)
         self.know_gateways()
         self._speaking = asyncio.create_task(self._speak())
-        loops = (self._watch(), self._measure(), self._look_for_starved())
+        listener = Listener(self.ledger, self._redis_client)
+        loops = (self._watch(), self._measure(), self._look_for_starved(), listener.listen())
         self._tasks = [self._speaking, *(asyncio.create_task(loop) for loop in loops)]
 
     async def ready(self, program: Program) -> None:
@@ -348,6 +350,7 @@ class World:
         await self._drained()
         self._read()
         done = {key: int(number) for key, number in (await self.publisher.hgetall(DONE)).items()}
+        await self._judge_order()
         await self.settle()
         self.ledger.judge_requests(done)
         self.ledger.judge_access()
@@ -357,16 +360,22 @@ class World:
         await self.settle()
         await self._look_at_gateways()
 
+    async def _judge_order(self) -> None:
+        self.ledger.judge_senders_order()
+        for service in {kind[0] for kind in SERVICES.values()}:
+            done = [each.split(" ", 1) for each in await self.publisher.lrange(order_key(service), 0, -1)]
+            for room in self.rooms:
+                self.ledger.judge_rooms_order(service, room, [key for where, key in done if where == room])
+
     async def _drained(self) -> None:
         """Everything in a stream is handled, and nothing was given up."""
-        streams = ["events:desk", *(f"events:board:{number}" for number in range(4))]
-        for stream in streams:
+        for stream in STREAMS:
             for number, fields in await self.publisher.xrange(f"{stream}:dead"):
                 self.ledger.wrong(f"{stream} has the dead letter {number}: {fields}")
         until = time.monotonic() + SETTLED
         while time.monotonic() < until:
             waiting = 0
-            for stream in streams:
+            for stream in STREAMS:
                 waiting += await self.publisher.xlen(stream)
             if not waiting:
                 return
