@@ -35,6 +35,7 @@ from kraftek.client.refresh import REFRESH, Refresh
 from kraftek.client.rooms import Rooms
 from kraftek.contract.messages import ReceivedError
 from kraftek.contract.names import SUBPROTOCOL
+from kraftek.contract.payloads import payload_decoder
 
 __all__ = ["Conversation"]
 
@@ -47,7 +48,7 @@ _HELD = "held"
 """The name of the deadline until which neither events nor requests are sent, after ``RATE_LIMITED``."""
 
 
-_decode = msgspec.json.Decoder(Message).decode
+_decode = payload_decoder(Message).decode
 
 _TOO_LARGE = "TOO_LARGE", "the message is too large for the gateway"
 

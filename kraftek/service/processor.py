@@ -27,6 +27,7 @@ from kraftek.contract.names import (
     service_of,
     stream_of,
 )
+from kraftek.contract.payloads import payload_decoder
 from kraftek.contract.settings import Channel, Count, Partitions, Prefix, Seconds, SecondsOrZero, Transport
 from kraftek.contract.surrogates import encode, read
 from kraftek.service.messages import Message, disconnect, to_everybody, to_room, to_sockets, to_users
@@ -553,7 +554,7 @@ def _decoder(parameters: list[inspect.Parameter]) -> Callable[[Raw], Any] | None
     if not parameters:
         return None
     annotation = parameters[0].annotation
-    return msgspec.json.Decoder(Any if annotation is inspect.Parameter.empty else annotation).decode
+    return payload_decoder(Any if annotation is inspect.Parameter.empty else annotation).decode
 
 
 _IN_THREAD: Any = _InThread()

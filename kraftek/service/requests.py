@@ -14,6 +14,7 @@ import msgspec
 from kraftek.contract.errors import Code
 from kraftek.contract.messages import Broadcast, ReceivedError
 from kraftek.contract.names import reply_channel
+from kraftek.contract.payloads import payload_decoder
 from kraftek.contract.surrogates import read
 from kraftek.service.backend import Backend, Signal
 from kraftek.service.commits import Full, commit
@@ -23,6 +24,7 @@ from kraftek.service.processor import EventProcessor, Refused
 __all__ = ["Requests", "new_name"]
 
 _decode_answer = msgspec.json.Decoder(Broadcast).decode
+_decode_payload = payload_decoder(Any).decode
 
 
 def new_name() -> str:
@@ -59,7 +61,7 @@ class Requests:
         if reply.type == "error":
             error = msgspec.json.decode(reply.payload, type=ReceivedError)
             raise Refused(error.code or Code.INTERNAL, error.message, error.retry_after)
-        return msgspec.json.decode(reply.payload)
+        return _decode_payload(reply.payload)
 
     async def emit(self, event: Mapping[str, Any]) -> None:
         """Send an event at once. Raises :class:`Refused` while too many wait for a gateway."""
