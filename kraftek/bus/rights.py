@@ -136,6 +136,7 @@ def _keys(config: Config) -> list[str]:
         names.LAST_LOOK,
         names.LISTENED,
         names.LOST_GATEWAYS,
+        names.REGISTRATIONS,
         names.GATEWAY_STREAM,
         names.level_key(names.GATEWAY_STREAM),
         names.dead_letters(names.GATEWAY_STREAM),

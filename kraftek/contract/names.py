@@ -15,7 +15,8 @@ Keys and channels are here without the configured prefix, which the bus and the 
 ``room:…``, ``socket:…``            the room cache that services read: :mod:`kraftek.core.rooms.room_cache`
 ``sockets:…``, ``gateway:…``        what gateways need to write it: the same
 ``gateways``, ``gateways:…``        leases of gateway processes: :mod:`kraftek.core.rooms.leases`; when they
-                                    listened: :mod:`kraftek.core.access.listening`
+                                    listened: :mod:`kraftek.core.access.listening`; the services that are
+                                    registered with them: :mod:`kraftek.contract.registrations`
 ``gateway:epoch``                   the epoch of Redis's data: :attr:`kraftek.contract.interfaces.IBus.epoch`
 ``request:…``                       requests and their answers: :mod:`kraftek.core.requests`
 ``gateway:published:<digest>``      what was published under an idempotency key: :mod:`kraftek.daemon.publish_requests`
@@ -47,6 +48,7 @@ __all__ = [
     "LISTENED",
     "LOST_GATEWAYS",
     "NAME_LENGTH",
+    "REGISTRATIONS",
     "REQUESTS",
     "ROOMS_RESET",
     "SUBPROTOCOL",
@@ -245,6 +247,10 @@ GATEWAY_LEASES = "gateways"
 
 LAST_LOOK = "gateways:looked"
 """When a gateway process last looked for expired leases."""
+
+
+REGISTRATIONS = "gateways:registrations"
+"""The hash of what each gateway process publishes about its services: :mod:`kraftek.contract.registrations`."""
 
 
 def entries_key(gateway_id: str) -> str:

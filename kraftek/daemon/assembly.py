@@ -21,6 +21,7 @@ from kraftek.contract.json_text import JsonBounds
 from kraftek.contract.metrics import Counters, Gauges
 from kraftek.contract.names import SUBPROTOCOL, reply_channel
 from kraftek.contract.readiness import Readiness
+from kraftek.contract.registrations import published
 from kraftek.contract.settings import Config
 from kraftek.contract.turns import Turns
 from kraftek.core.access_watch import AccessWatch
@@ -125,19 +126,9 @@ def core_of(
     access_watch = AccessWatch(access, membership, roster, counters, clock, limits=config.limits, now=now)
     admission = Admission(access, access_watch, membership, roster, budgets, config.limits, clock)
     requests = Requests(dispatch, bus, gateway_id, config.limits, counters, clock, accounts=accounts)
-    gateway = Gateway(
-        gateway_id,
-        reply_to=bus.channel_name(reply_channel(gateway_id)),
-        router=router,
-        dispatch=dispatch,
-        requests=requests,
-        admission=admission,
-        roster=roster,
-        turns=_turns(accounts, clock),
-        limits=config.limits,
-        counters=counters,
-        now=now,
-    )
+    parts = router, dispatch, requests, admission, roster
+    gateway = _gateway_of(config, gateway_id, bus, *parts, _turns(accounts, clock), counters, now)
+    publishes = _publishing(config, registry)
     return Core(
         gateway_id=gateway_id,
         accounts=accounts,
@@ -150,10 +141,42 @@ def core_of(
         gateway=gateway,
         deliveries=_heard(bus, config, gateway_id, Deliveries(roster, requests, counters, clock, iteration, now)),
         service_events=ServiceEvents(gateway_id, registry, router, dispatch, bus, counters, bounds, now=now),
-        leases=Leases(bus, rooms, gateway_id, membership.reconciliation.doubt_all, fleet, counters),
+        leases=Leases(bus, rooms, gateway_id, membership.reconciliation.doubt_all, fleet, counters, publishes),
         orphans=Orphans(bus, clock, fleet),
         move=CoreMove(registry, gateway, roster, admission, access_watch, membership, requests),
     )
+
+
+def _gateway_of(
+    config: Config,
+    gateway_id: str,
+    bus: IBus,
+    router: EventRouter,
+    dispatch: Dispatch,
+    requests: Requests,
+    admission: Admission,
+    roster: Roster,
+    turns: Turns,
+    counters: Counters,
+    now: Callable[[], float],
+) -> Gateway:
+    return Gateway(
+        gateway_id,
+        reply_to=bus.channel_name(reply_channel(gateway_id)),
+        router=router,
+        dispatch=dispatch,
+        requests=requests,
+        admission=admission,
+        roster=roster,
+        turns=turns,
+        limits=config.limits,
+        counters=counters,
+        now=now,
+    )
+
+
+def _publishing(config: Config, registry: ServiceRegistry) -> Callable[[], bytes]:
+    return lambda: published(config, registry.services())
 
 
 def _heard(bus: IBus, config: Config, gateway_id: str, deliveries: Deliveries) -> Deliveries:

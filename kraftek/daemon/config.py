@@ -17,8 +17,9 @@ from msgspec import Struct, ValidationError, convert
 from msgspec.structs import fields
 
 from kraftek.contract.errors import ConfigError
-from kraftek.contract.names import GATEWAY_NAME, default_channel, is_reserved
+from kraftek.contract.names import default_channel
 from kraftek.contract.redis_url import is_port, masked
+from kraftek.contract.registrations import mistakes_of, name_mistake
 from kraftek.contract.settings import (
     Auth,
     Config,
@@ -168,11 +169,8 @@ class _Draft:
 
     def take_service(self, source: str, name: str, value: object, found: str | None = None) -> None:
         """Take a service: its channel, or a table with its keys. ``found``: what a malformed name was read from."""
-        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", name):
-            self.blame(source, ("services",), "a name of 1 to 128 letters, digits, and _ . -", found or name)
-            return
-        if name == GATEWAY_NAME:
-            self.blame(source, ("services",), "another name: such events are the gateway's own", found or name)
+        if (mistake := name_mistake(name)) is not None:
+            self.blame(source, ("services",), mistake.expected, found or name)
             return
         self._services.setdefault(name, source)
         if isinstance(value, dict):
@@ -247,30 +245,26 @@ class _Draft:
 
     def _check_services(self) -> None:
         broadcast = self.values.get(("redis", "broadcast")) or Redis().broadcast
-        first: dict[str, tuple[str, str, int]] = {}
+        earlier: list[Registration] = []
         for name, source in self._services.items():
             key = ("services", name, "rate")
             for pattern in self.values.get(key) or ():
                 if pattern.partition(":")[0] != name:
                     self.blame(self._sources[key], key, f'patterns of its own events, "{name}:…"', pattern)
-            transport = self.values.get(("services", name, "transport")) or "pubsub"
-            key = ("services", name, "partitions")
-            partitions = self.values.get(key) or 0
-            if partitions and transport == "pubsub":
-                self.blame(self._sources[key], key, 'nothing unless the transport is "stream"', partitions)
             key = ("services", name, "channel")
-            channel = self.values.get(key)
             if key not in self.values:
                 self._mistakes.append(f"{source}: {_dotted(key)}: expected a Redis channel, found nothing")
-            elif channel == broadcast:
-                self.blame(self._sources[key], key, "another channel than that of redis.broadcast", broadcast)
-            elif channel is not None and is_reserved(channel):
-                self.blame(self._sources[key], key, "a channel that is none of the gateway's own", channel)
-            elif channel is not None:
-                other = first.setdefault(channel, (name, transport, partitions))
-                if other[1:] != (transport, partitions):
-                    what = _dotted(("services", other[0]))
-                    self.blame(self._sources[key], key, f"the transport and partitions of {what}, or another", channel)
+            given = {each: self.values.get(("services", name, each)) for each in ("transport", "partitions")}
+            service = Registration(
+                name=name,
+                channel=self.values.get(key) or "",
+                **{each: value for each, value in given.items() if value is not None},
+            )
+            for mistake in mistakes_of(service, broadcast, earlier):
+                key = ("services", name, mistake.key)
+                self.blame(self._sources[key], key, mistake.expected, mistake.found)
+            if service.channel:
+                earlier.append(service)
 
     def _check_pings(self) -> None:
         # The heartbeat waits for the answer to one ping at a time. Engine.IO's sends the next one when it has it.

@@ -164,6 +164,8 @@ class Reload:
         if use_auth is not None:
             use_auth()
         self._make_again(connections)
+        if "services" in changed:
+            self._core.leases.renew()
         if changed & BUDGETS:
             self._core.admission.budgets.renew()
             self._edge.site.arrivals.renew()

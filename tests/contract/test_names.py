@@ -88,6 +88,7 @@ def test_names_that_others_write() -> None:
         "LAST_LOOK": "gateways:looked",
         "LISTENED": "gateways:listened",
         "LOST_GATEWAYS": "gateways:lost",
+        "REGISTRATIONS": "gateways:registrations",
         "REQUESTS": "request:",
         "ROOMS_RESET": "gateway:room:reset",
         "SUBPROTOCOL": "kraftek.v1.json",

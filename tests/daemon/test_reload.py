@@ -16,7 +16,9 @@ from twisted.logger import capturedLogs
 from kraftek.contract.accounts import Accounts
 from kraftek.contract.errors import ConfigError
 from kraftek.contract.metrics import Counters, Gauges
+from kraftek.contract.names import REGISTRATIONS
 from kraftek.contract.readiness import Readiness
+from kraftek.contract.registrations import published
 from kraftek.contract.settings import (
     Auth,
     Config,
@@ -56,7 +58,8 @@ class Running:
         tables |= {"auth": Auth(check="jwt+http://127.0.0.1:3002")}
         tables |= {"operator": Operator(), "drain": Drain(), "services": (CHAT, NOTES)}
         self.config = config = Config(**{**tables, **settings})
-        clock, counters, bus = Clock(), Counters(), FakeBus()
+        clock, counters, self.bus = Clock(), Counters(), FakeBus()
+        bus = self.bus
         iteration = make_iteration(clock, False)
         self.registry = ServiceRegistry(config.services)
         self.core = core_of(
@@ -295,3 +298,13 @@ def test_policies_come_and_go() -> None:
     assert running.edge.backlogs.policies.of("a:b:c") is not None
     running.take(replace(running.config, events=()))
     assert running.edge.backlogs.policies.of("a:b:c") is None
+
+
+def test_what_it_publishes_about_services_changes_with_them() -> None:
+    running = Running()
+    running.bus.calls.clear()
+    running.take(replace(running.config, services=(CHAT, POLLS)))
+    (renewal,) = [call for call in running.bus.calls if REGISTRATIONS in call.keys]
+    assert renewal.args[-1] == published(running.config, [CHAT, POLLS])
+    running.take(replace(running.config, hosts=("example.org",)))
+    assert [call for call in running.bus.calls if REGISTRATIONS in call.keys] == [renewal]

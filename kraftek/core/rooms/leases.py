@@ -3,6 +3,8 @@
 Every process has a lease in Redis and renews it. All processes look for expired leases and remove the entries of their
 holders from the room cache, each entry once; services get a ``left`` for these users. A process that was merely paused
 finds its lease gone when it renews it, and writes its entries again.
+
+With the lease goes what the process publishes about the services that are registered with it, for their SDKs to read.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from kraftek.contract.interfaces import IBus, IBusListener, IRooms
 from kraftek.contract.log_once import OnceUntilItWorks, failing
 from kraftek.contract.lua import Script, lua
 from kraftek.contract.metrics import Counters
-from kraftek.contract.names import ENTRIES, GATEWAY_LEASES, LAST_LOOK, LOST_GATEWAYS, entries_key
+from kraftek.contract.names import ENTRIES, GATEWAY_LEASES, LAST_LOOK, LOST_GATEWAYS, REGISTRATIONS, entries_key
 from kraftek.core.rooms.room_cache import ENTRIES_AT_ONCE, read_entry
 
 __all__ = ["LOOK_INTERVAL", "RENEW_INTERVAL", "Leases"]
@@ -39,9 +41,9 @@ OUTAGE = 3.0
 """When no process has looked for so many seconds, Redis was unavailable to all. That is less than the time that a lease
 needs to expire because of Redis, ``LEASE - RENEW_INTERVAL``."""
 
-RENEW = Script(lua(__package__, "time", "renew_lease"))
+RENEW = Script(lua(__package__, "time", "keep_type", "renew_lease"))
 FIND_LOST = Script(lua(__package__, "time", "keep_type", "find_lost"))
-RELEASE = Script(lua(__package__, "release_lease"))
+RELEASE = Script(lua(__package__, "keep_type", "release_lease"))
 
 _SAMPLE = 200
 """Bytes that the log shows of what cannot be read."""
@@ -50,7 +52,7 @@ _SAMPLE = 200
 @implementer(IBusListener)
 class Leases:
     """The lease of this process, and its look for expired leases. ``lost`` is called when its own has expired: others
-    have removed its entries. ``fleet`` is told how many gateways there are.
+    have removed its entries. ``fleet`` is told how many gateways there are. ``published``: what it publishes.
     """
 
     _log = Logger()
@@ -63,6 +65,7 @@ class Leases:
         lost: Callable[[], None],
         fleet: Fleet,
         counters: Counters,
+        published: Callable[[], bytes],
     ) -> None:
         self._bus = bus
         self._rooms = rooms
@@ -70,6 +73,7 @@ class Leases:
         self._lost = lost
         self._fleet = fleet
         self._counters = counters
+        self._published = published
         self._looking = False
         self._warned = False
         self._once = OnceUntilItWorks()
@@ -77,7 +81,7 @@ class Leases:
 
     def bus_up(self) -> None:
         """Renew the lease. The entries are written again in any case after an outage."""
-        self._call(RENEW, [GATEWAY_LEASES], self._gateway_id, LEASE)
+        self._renew()
 
     def bus_down(self) -> None:
         """Nothing to do."""
@@ -86,8 +90,8 @@ class Leases:
         """Nothing to do: the next renewal finds that the lease is gone."""
 
     def renew(self) -> None:
-        """Called every :data:`RENEW_INTERVAL` seconds."""
-        self._call(RENEW, [GATEWAY_LEASES], self._gateway_id, LEASE).addCallback(self._renewed)
+        """Called every :data:`RENEW_INTERVAL` seconds, and when the services have changed."""
+        self._renew().addCallback(self._renewed)
 
     def look(self) -> None:
         """Called every :data:`LOOK_INTERVAL` seconds."""
@@ -97,7 +101,7 @@ class Leases:
 
     def release(self) -> None:
         """The process stops."""
-        self._call(RELEASE, [GATEWAY_LEASES, entries_key(self._gateway_id)], self._gateway_id)
+        self._call(RELEASE, [GATEWAY_LEASES, entries_key(self._gateway_id), REGISTRATIONS], self._gateway_id)
 
     async def _look(self) -> None:
         keys = [GATEWAY_LEASES, LOST_GATEWAYS, LAST_LOOK, ENTRIES]
@@ -116,7 +120,10 @@ class Leases:
             self._log.warn(text, key=LOST_GATEWAYS, sample=repr(members[0][:_SAMPLE]))
         await self._bus.call("SREM", [LOST_GATEWAYS], members)
 
-    def _call(self, script: Script, keys: list[str], *args: str | float) -> Deferred[Any]:
+    def _renew(self) -> Deferred[Any]:
+        return self._call(RENEW, [GATEWAY_LEASES, REGISTRATIONS], self._gateway_id, LEASE, self._published())
+
+    def _call(self, script: Script, keys: list[str], *args: str | bytes | float) -> Deferred[Any]:
         return self._bus.call(script, keys, args).addErrback(self._failed)
 
     def _renewed(self, answer: list[int] | None) -> None:

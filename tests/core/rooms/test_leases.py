@@ -33,7 +33,9 @@ class Process:
         self.counters = Counters()
         self.lost = 0
         self.fleet = Fleet()
-        self.leases = Leases(bus, self.rooms, gateway_id, self.lose, self.fleet, self.counters)
+        parts = bus, self.rooms, gateway_id, self.lose, self.fleet, self.counters
+        self.published = f"of {gateway_id}".encode()
+        self.leases = Leases(*parts, published=lambda: self.published)
 
     def lose(self) -> None:
         self.lost += 1
@@ -84,6 +86,31 @@ class LeasesTest(TestCase):
         assert LEASE - 1 < self.leases()["g1"] <= LEASE
         assert (process.lost, process.counters.leases_lost) == (0, 0)
 
+    async def test_what_it_publishes_lives_as_long_as_its_lease(self) -> None:
+        self.client.set("k:gateways:registrations", "of another program")
+        one, two = await self.process("g1"), await self.process("g2")
+        assert self.client.hgetall("k:gateways:registrations") == {"g1": "of g1", "g2": "of g2"}
+        assert 0 < self.client.pttl("k:gateways:registrations") <= LEASE * 1000
+        one.published = b"of g1, reloaded"
+        one.leases.renew()
+        await self.bus.call("PING")
+        assert self.client.hgetall("k:gateways:registrations") == {"g1": "of g1, reloaded", "g2": "of g2"}
+        self.is_gone("g1")
+        await self.look(two)
+        two.leases.renew()
+        await self.bus.call("PING")
+        assert self.client.hgetall("k:gateways:registrations") == {"g2": "of g2"}
+        two.leases.release()
+        await self.bus.call("PING")
+        assert not self.client.exists("k:gateways:registrations", "k:gateways")
+
+    async def test_it_is_published_again_after_redis_has_lost_it(self) -> None:
+        process = await self.process("g1")
+        self.client.flushall()
+        process.leases.renew()
+        await self.bus.call("PING")
+        assert self.client.hgetall("k:gateways:registrations") == {"g1": "of g1"}
+
     async def test_what_the_dead_left_is_removed_and_nothing_else(self) -> None:
         dead, one, two = [await self.process(name) for name in ("dead", "one", "two")]
         for number in range(2 * ENTRIES_AT_ONCE + 50):
@@ -100,6 +127,7 @@ class LeasesTest(TestCase):
             "k:gateway:epoch",
             "k:gateways",
             "k:gateways:looked",
+            "k:gateways:registrations",
             "k:gateway:one:entries",
             "k:gateway:two:entries",
         }
@@ -265,7 +293,9 @@ class LeasesTest(TestCase):
 
 def test_without_redis_nothing_happens(caplog: pytest.LogCaptureFixture) -> None:
     bus = FakeBus(available=False)
-    leases = Leases(bus, FakeRooms(), "g1", lambda: pytest.fail("no lease was lost"), Fleet(), Counters())
+    leases = Leases(
+        bus, FakeRooms(), "g1", lambda: pytest.fail("no lease was lost"), Fleet(), Counters(), published=bytes
+    )
     leases.renew()
     leases.look()
     leases.release()
@@ -280,7 +310,7 @@ def test_without_redis_nothing_happens(caplog: pytest.LogCaptureFixture) -> None
 def test_one_look_at_a_time() -> None:
     bus = FakeBus()
     rooms = FakeRooms()
-    leases = Leases(bus, rooms, "g1", lambda: None, Fleet(), Counters())
+    leases = Leases(bus, rooms, "g1", lambda: None, Fleet(), Counters(), published=bytes)
     bus.calls.clear()
     buried: list[Any] = []
     burying: Deferred[None] = Deferred()

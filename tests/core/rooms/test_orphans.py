@@ -82,9 +82,8 @@ class OrphansTest(TestCase):
 
     async def test_a_dead_gateway_without_a_lease_is_cleaned_up_after(self) -> None:
         await self.rooms.enter(("ann", "board", "g1.a"), 1)
-        leases = Leases(
-            self.bus, RedisRooms(self.bus, ServiceRegistry(), "g2", ""), "g2", lambda: None, Fleet(), Counters()
-        )
+        rooms = RedisRooms(self.bus, ServiceRegistry(), "g2", "")
+        leases = Leases(self.bus, rooms, "g2", lambda: None, Fleet(), Counters(), published=bytes)
         await self.look_through()
         assert "g1" in self.leases()
         self.client.zadd(f"{PREFIX}gateways", {"g1": 1})

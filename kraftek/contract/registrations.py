@@ -1,0 +1,217 @@
+"""What a service must be to be registered, and what gateways publish about those that are.
+
+The same rules hold for the configuration, for services that register themselves, and for the command ``kraftek check``.
+Each gateway process keeps a :class:`Published`, as JSON, in a field of the hash ``gateways:registrations``, for as long
+as it has its lease: :mod:`kraftek.core.rooms.leases`. The SDKs compare with it what they were given.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import msgspec
+from msgspec import Struct
+
+from kraftek.contract.names import GATEWAY_NAME, is_reserved
+from kraftek.contract.settings import Config, Registration
+
+__all__ = [
+    "VERSION",
+    "Given",
+    "Mistake",
+    "Published",
+    "PublishedService",
+    "differences",
+    "mistakes_of",
+    "name_mistake",
+    "published",
+    "read_published",
+    "table_of",
+]
+
+VERSION = 1
+"""Of the document. Fields may be added to it; a version that older readers would misunderstand has another number."""
+
+RELOAD = "reload them"
+
+NAMES_SHOWN = 10
+"""Services that a line names when the one in question is not among them."""
+
+
+class Mistake(Struct, frozen=True):
+    """``key``: of the registration, or ``name``. ``expected`` says what it should be."""
+
+    key: str
+    expected: str
+    found: object
+
+
+def name_mistake(name: str) -> Mistake | None:
+    """Why no service can have this name."""
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", name):
+        return Mistake("name", "a name of 1 to 128 letters, digits, and _ . -", name)
+    if name == GATEWAY_NAME:
+        return Mistake("name", "another name: such events are the gateway's own", name)
+    return None
+
+
+def mistakes_of(service: Registration, broadcast: str, others: Iterable[Registration]) -> Iterator[Mistake]:
+    """Why a service cannot be registered like that, beside ``others``. ``broadcast``: as in ``[redis]``."""
+    if service.partitions and service.transport == "pubsub":
+        yield Mistake("partitions", 'nothing unless the transport is "stream"', service.partitions)
+    if service.channel == broadcast:
+        yield Mistake("channel", "another channel than that of redis.broadcast", broadcast)
+    elif is_reserved(service.channel):
+        yield Mistake("channel", "a channel that is none of the gateway's own", service.channel)
+    else:
+        other = next((each for each in others if each.channel == service.channel), service)
+        if (other.transport, other.partitions) != (service.transport, service.partitions):
+            expected = f"the transport and partitions of {table_of(other.name)}, or another"
+            yield Mistake("channel", expected, service.channel)
+
+
+def table_of(name: str) -> str:
+    """A service's table in the configuration."""
+    return f"services.{name}" if "." not in name else f"services.'{name}'"
+
+
+# What gateways publish
+
+
+class PublishedService(Struct, frozen=True, kw_only=True):
+    """A registration, as far as its service should know it."""
+
+    channel: str
+    transport: str = "pubsub"
+    partitions: int = 0
+    reply: bool = False
+    timeout: float = 10.0
+
+
+class Published(Struct, frozen=True, kw_only=True):
+    """The document. ``prefix`` and ``broadcast`` are those of ``[redis]``; channels are without the prefix."""
+
+    version: int
+    prefix: str
+    broadcast: str
+    services: dict[str, PublishedService]
+
+
+class _Version(Struct):
+    version: int
+
+
+def published(config: Config, services: Iterable[Registration]) -> bytes:
+    """The document of a gateway with this configuration, and these services."""
+    shown = {
+        service.name: PublishedService(
+            channel=service.channel,
+            transport=service.transport,
+            partitions=service.partitions,
+            reply=service.reply,
+            timeout=service.timeout,
+        )
+        for service in services
+    }
+    redis = config.redis
+    return _encode(Published(version=VERSION, prefix=redis.prefix, broadcast=redis.broadcast, services=shown))
+
+
+def read_published(bodies: Iterable[bytes]) -> list[Published]:
+    """Those that can be read: a newer version cannot, nor what another program wrote."""
+    found = []
+    for body in bodies:
+        try:
+            if msgspec.json.decode(body, type=_Version).version == VERSION:
+                found.append(msgspec.json.decode(body, type=Published))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            continue
+    return found
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+# What a service was given
+
+
+class Given(Struct, frozen=True, kw_only=True):
+    """What a service runs with. ``reply``: whether it answers requests, if it says so. ``answered``: the name of a
+    client's request that it has answered, if it has.
+    """
+
+    name: str
+    channel: str
+    transport: str
+    partitions: int
+    prefix: str
+    broadcast: str
+    reply: bool | None = None
+    answered: str | None = None
+
+
+class _Difference(Struct, frozen=True):
+    """``difference`` is about the gateways, who are named after it; ``mend`` is both ways to mend it."""
+
+    difference: str
+    mend: str
+
+
+def differences(given: Given, fleet: Sequence[Published]) -> tuple[list[str], bool]:
+    """What differs, each with both ways to mend it; and whether all gateways agree about that."""
+    found = Counter(each for one in fleet for each in _differences(given, one))
+    lines = []
+    for each, gateways in found.items():
+        who = "the gateways" if gateways == len(fleet) else f"{gateways} of {len(fleet)} gateways"
+        lines.append(f"Service {given.name}: {each.difference} {who}. {each.mend}")
+    return lines, all(gateways == len(fleet) for gateways in found.values())
+
+
+def _differences(given: Given, there: Published) -> Iterator[_Difference]:
+    if there.broadcast != given.broadcast:
+        yield _differs("broadcast", given.broadcast, there.broadcast, "redis", "restart")
+    service = there.services.get(given.name)
+    if service is None:
+        yield _unknown(given, there.services)
+        return
+    table = table_of(given.name)
+    keys = ["channel", "transport", *(["partitions"] if service.transport == given.transport else [])]
+    for key in keys if given.reply is None else [*keys, "reply"]:
+        here, at_gateways = getattr(given, key), getattr(service, key)
+        if here != at_gateways:
+            yield _differs(key, here, at_gateways, table, "reload")
+    if given.reply is None and given.answered is not None and not service.reply:
+        yield _Difference(
+            f"it has answered {given.answered}, and clients got an ack in place of that: reply is false at",
+            f"Either write reply = true under [{table}] of the gateways, and {RELOAD}; or return nothing there",
+        )
+
+
+def _differs(key: str, here: object, there: object, table: str, how: str) -> _Difference:
+    mine, theirs = (msgspec.json.encode(value).decode() for value in (here, there))
+    return _Difference(
+        f"{key} is {mine} here, and {theirs} at",
+        f"Either give the service {key} = {theirs}, or write {key} = {mine} under [{table}] of the gateways, and {how} "
+        "them",
+    )
+
+
+def _unknown(given: Given, services: Mapping[str, PublishedService]) -> _Difference:
+    same = [name for name, service in services.items() if service.channel == given.channel]
+    known = same or sorted(services)
+    shown = ", ".join(known[:NAMES_SHOWN]) + (" and others" if len(known) > NAMES_SHOWN else "")
+    there = "nothing is" if not known else f"its channel is that of {shown}" if same else f"those that are: {shown}"
+    keys = [f'channel = "{given.channel}"']
+    if given.transport != "pubsub":
+        keys.append(f'transport = "{given.transport}"')
+    if given.partitions:
+        keys.append(f"partitions = {given.partitions}")
+    if given.reply:
+        keys.append("reply = true")
+    rename = f"Either give the service the name {shown}, or write" if len(known) == 1 else "Write"
+    return _Difference(
+        f"it is not registered ({there}) at",
+        f"{rename} [{table_of(given.name)}] with {', '.join(keys)} into the gateways' configuration, and {RELOAD}",
+    )
