@@ -77,7 +77,8 @@ class LocalServices(Service):
         self._bus, self._clock, self._most_bytes = bus, reactor, config.redis.in_flight_bytes
         backend = _Backend(reactor, config, bus, self.listeners)
         handling = partial(_Handling, own=prefix + reply_channel(gateway_id), deliver=self._delivered)
-        self._instances = [Instance(processor, backend, handling) for processor in processors]
+        # Their registrations were compared with them when the gateway was made: with_services.
+        self._instances = [Instance(processor, backend, handling, compares=False) for processor in processors]
 
     def dispatch(self, registry: IServiceRegistry, accounts: Accounts) -> Dispatch:
         """What hands them their events: without services the usual one."""

@@ -14,6 +14,7 @@ from typing import Any
 from kraftek.contract.log_once import OnceAMinute
 from kraftek.contract.lua import Argument
 from kraftek.service.backend import Backend
+from kraftek.service.comparison import Comparison
 from kraftek.service.handling import Handling
 from kraftek.service.jobs import Jobs
 from kraftek.service.processor import EventProcessor
@@ -27,11 +28,16 @@ __all__ = ["Instance"]
 
 class Instance:
     """A service while it runs. ``name`` is its name among the consumers of the group. ``handling`` makes a
-    :class:`Handling`.
+    :class:`Handling`. ``compares``: what it runs with is compared with its registration.
     """
 
     def __init__(
-        self, processor: EventProcessor, backend: Backend, handling: Callable[..., Handling] = Handling
+        self,
+        processor: EventProcessor,
+        backend: Backend,
+        handling: Callable[..., Handling] = Handling,
+        *,
+        compares: bool = True,
     ) -> None:
         self.name = new_name() + ("" if processor.unordered else ORDERED)
         self._processor = processor
@@ -43,6 +49,7 @@ class Instance:
         self._source = self._choose_source(self._handling)
         interval, beat = processor.claim_after / 3, self._source.beat
         self._pulse = Pulse(backend, interval, processor.timeout, processor.handlers(), beat)
+        self._comparison = Comparison(processor, backend) if compares else None
         self._begun = False
         self._requests = Requests(self.name, processor, backend, self._warn)
 
@@ -54,6 +61,8 @@ class Instance:
     async def stop(self) -> None:
         """Accept no more events, finish those in hand within ``grace`` seconds, and end."""
         self._jobs.stopping = True
+        if self._comparison is not None:
+            self._comparison.stop()
         self._source.stop()
         self._handling.stop()
         # Until it has begun it has received no events.
@@ -85,6 +94,8 @@ class Instance:
 
     async def _begin(self) -> None:
         await self._requests.begin()
+        if self._comparison is not None:
+            self._comparison.start()
         await self._source.begin()
         self._begun = True
         self._backend.info(f"Service {self._processor.name} receives events from {self._processor.channel}")

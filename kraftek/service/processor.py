@@ -139,6 +139,7 @@ class _Settings(Struct, kw_only=True):
     channel: Channel
     transport: Transport
     partitions: Partitions
+    reply: bool | None
     concurrency: Count
     timeout: Seconds
     attempts: Count
@@ -147,6 +148,9 @@ class _Settings(Struct, kw_only=True):
     message_bytes: Annotated[int, Meta(ge=4096)]  # the kit's own errors fit
     prefix: Prefix
     broadcast: Channel
+
+
+_ARGUMENTS = {*_Settings.__struct_fields__}
 
 
 class EventProcessor:
@@ -159,13 +163,16 @@ class EventProcessor:
     it handles it, before it is dead-lettered; ``claim_after``, the seconds after which another instance gets the
     entries of a dead one. ``grace``: the seconds that a stop waits for handlers to finish. ``message_bytes``: of one
     message to clients or another service, as JSON; a larger one raises :class:`TooLarge`. ``prefix``, ``broadcast``: as
-    in ``[redis]`` of the gateway. Raises :class:`ValueError` for invalid arguments.
+    in ``[redis]`` of the gateway. ``reply``: as registered; left out, it is only noticed when a client's request was
+    answered that the gateway has answered already. Raises :class:`ValueError` for invalid arguments.
 
     ``refused`` counts, for metrics of yours: events over Pub/Sub that were refused because too many waited, or because
-    what their handlers had done could not be committed.
+    what their handlers had done could not be committed. ``answered``: the last request of a client's that got more than
+    ``null``.
     """
 
     refused = 0
+    answered: str | None = None
 
     def __init__(
         self,
@@ -174,6 +181,7 @@ class EventProcessor:
         *,
         transport: Literal["pubsub", "stream"] = "pubsub",
         partitions: int = 0,
+        reply: bool | None = None,
         concurrency: int = 64,
         unordered: bool = False,
         timeout: float = 10.0,
@@ -185,20 +193,7 @@ class EventProcessor:
         broadcast: str = BROADCAST,
     ) -> None:
         channel = default_channel(name) if channel is None else channel
-        settings = {
-            "name": name,
-            "channel": channel,
-            "transport": transport,
-            "partitions": partitions,
-            "concurrency": concurrency,
-            "timeout": timeout,
-            "attempts": attempts,
-            "claim_after": claim_after,
-            "grace": grace,
-            "message_bytes": message_bytes,
-            "prefix": prefix,
-            "broadcast": broadcast,
-        }
+        settings = {argument: value for argument, value in locals().items() if argument in _ARGUMENTS}
         try:
             msgspec.convert(settings, _Settings)
         except msgspec.ValidationError as error:
@@ -208,7 +203,7 @@ class EventProcessor:
         self.name = name
         self.channel = prefix + channel
         self.transport = transport
-        self.partitions = partitions
+        self.partitions, self.reply = partitions, reply
         self.concurrency, self.unordered = concurrency, unordered
         self.timeout, self.attempts = timeout, attempts
         self.claim_after, self.grace = claim_after, grace
@@ -408,6 +403,8 @@ class Context:
         if self._replied:
             raise RuntimeError(f"{self.event_type} has been answered already")
         wanted = self.id is not None
+        if wanted and payload is not None and self.socket_id:
+            self._processor.answered = self.event_type
         self._add(*(self._processor.to_sender(self.event, self.event_type, Raw(encode(payload))) if wanted else ()))
         self._replied = True
 
