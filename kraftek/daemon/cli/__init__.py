@@ -17,12 +17,12 @@ from twisted.internet.defer import Deferred
 from kraftek import __version__
 from kraftek.bus import RedisError
 from kraftek.contract.errors import ConfigError, NotPublished
-from kraftek.daemon.cli import dead, send
+from kraftek.daemon.cli import check, dead, send
 from kraftek.service import Away, Refused, Rejected
 
 __all__ = ["main"]
 
-COMMANDS = {"dead": dead, "send": send}
+COMMANDS = {"check": check, "dead": dead, "send": send}
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
