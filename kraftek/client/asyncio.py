@@ -77,6 +77,23 @@ class Client(Backend["asyncio.Future[Any]"]):
         else:
             promise.set_result(outcome)
 
+    def _call(self, call: Callable[[], Any], done: Callable[[object], None]) -> Callable[[], None]:
+        async def called() -> None:
+            try:
+                result = call()
+                if inspect.isawaitable(result):
+                    result = await result
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # the guard of this edge: an error of the caller
+                result = error
+            done(result)
+
+        task = self._run(called())
+
+        def cancel() -> None:
+            task.cancel()
+
+        return cancel
+
     def _ask(self, attempt: int, refused: bool) -> None:
         async def ask() -> None:
             try:

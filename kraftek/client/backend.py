@@ -5,13 +5,16 @@ from __future__ import annotations
 import inspect
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, Generic, TypedDict, TypeVar
 from urllib.parse import urlsplit
 
 from kraftek.client.conversation import Conversation
 from kraftek.client.errors import Closed
-from kraftek.client.messages import Ask, Change, Drop, Dropped, Hear, Message, Open, Settle, State
+from kraftek.client.messages import Ask, Change, Drop, Dropped, Fetch, Hear, Message, Open, Recovered, Settle, State
+from kraftek.client.refresh import LONGEST_TIMER
+from kraftek.client.room_state import RoomState
 from kraftek.contract.surrogates import check_name
 
 __all__ = [
@@ -26,6 +29,7 @@ __all__ = [
 ]
 
 P = TypeVar("P")
+S = TypeVar("S")
 
 TokenSource = Callable[[bool], str | Awaitable[str]]
 """Asked for a token on each attempt to connect, and before access expires; the argument is whether the last one was
@@ -33,7 +37,7 @@ refused. For a refresh a fresh token is needed: the same one is asked for again,
 
 Listener = Callable[[Any], object]
 
-_OWN = frozenset({"state", "dropped"})
+_OWN = frozenset({"state", "dropped", "recovered"})
 """Event types that only the client itself passes to listeners: messages of services with these types are ignored."""
 
 
@@ -95,6 +99,8 @@ class Backend(ABC, Generic[P]):
         self._listeners: dict[str, dict[object, Listener]] = {}
         self._connecting: list[P] = []
         self._promises: dict[str, P] = {}
+        self._snapshots: dict[str, Callable[[], Any]] = {}
+        self._fetches: dict[str, Callable[[], None]] = {}
         self._acting = False
         self._due: float | None = None
 
@@ -139,6 +145,8 @@ class Backend(ABC, Generic[P]):
         Fires when the socket is closed.
         """
         self._conversation.close(is_open=self._is_open())
+        for key in [*self._fetches]:
+            self._stop_fetching(key)
         self._act()
         return self._gone()
 
@@ -190,12 +198,38 @@ class Backend(ABC, Generic[P]):
         """
         return self._promised(self._conversation.refresh())
 
+    def snapshot(self, room: str, fetch: Callable[[], Any]) -> Callable[[], None]:
+        """Call ``fetch`` when the state of a room must be fetched: once it is entered, and again whenever messages may
+        have been missed. Until the awaitable that it may return has fired, the room's messages wait. When it fails that
+        is logged, listeners to ``error`` are called with ``NO_SNAPSHOT`` and the ``room_id``, and it is called again
+        later. Enters no room. The result ends that. Raises ``ValueError``.
+        """
+        key = self._conversation.snapshot(room)
+        self._snapshots[key] = fetch
+        self._act()
+
+        def end() -> None:
+            self._snapshots.pop(key, None)
+            self._conversation.no_snapshot(key)
+            self._stop_fetching(key)
+            self._act()
+
+        return end
+
+    def room_state(
+        self, room: str, snapshot: Callable[[], Any], changes: Mapping[str, Callable[[S, Any], S]]
+    ) -> RoomState[S]:
+        """Join a room, fetch its state, and let its messages change it: see :class:`RoomState`."""
+        state = RoomState(self, room, snapshot, changes)
+        self._call(lambda: self.join(room, timeout=LONGEST_TIMER), state.joined)
+        return state
+
     def on(self, type: str, listener: Listener) -> Callable[[], None]:
         """Call ``listener`` with each :class:`Message` of this type that answers no request; the result ends that.
 
         ``error`` messages are those that concern no request; ``gap`` says what was missed while this program did not
         read. Listeners to ``state`` get each :class:`Change`, those to ``dropped`` each event that will not be sent
-        because the client was closed, or was too large.
+        because the client was closed, or was too large, and those to ``recovered`` each :class:`Recovered`.
         Raises ``TypeError`` for an ``async`` function, which would not be awaited.
         """
         if inspect.iscoroutinefunction(listener):
@@ -270,14 +304,15 @@ class Backend(ABC, Generic[P]):
     def _do(self, action: Any) -> None:
         match action:
             case Settle(key, outcome):
-                promise = self._promises.pop(key, None)
-                if promise is not None:
-                    self._resolve(promise, outcome.payload if isinstance(outcome, Message) else outcome)
-            case Hear(message):
-                if message.type not in _OWN:
-                    self._notify(message.type, message)
+                self._settle(key, outcome.payload if isinstance(outcome, Message) else outcome)
+            case Hear(message) if message.type not in _OWN:
+                self._notify(message.type, message)
             case Dropped(message):
                 self._notify("dropped", message)
+            case Recovered():
+                self._notify("recovered", action)
+            case Fetch(key) if key in self._snapshots:
+                self._fetches[key] = self._call(self._snapshots[key], partial(self._fetched, key))
             case Ask(attempt, refused):
                 self._ask(attempt, refused)
             case Open(attempt):
@@ -291,7 +326,24 @@ class Backend(ABC, Generic[P]):
                         self._resolve(promise, Closed(code, reason) if state is State.CLOSED else None)
                 self._notify("state", action)
 
-    def _notify(self, type: str, what: Message | Change) -> None:
+    def _settle(self, key: str, outcome: Any) -> None:
+        promise = self._promises.pop(key, None)
+        if promise is not None:
+            self._resolve(promise, outcome)
+
+    def _fetched(self, key: str, result: object) -> None:
+        del self._fetches[key]
+        error = result if isinstance(result, BaseException) else None
+        if error is not None and key in self._snapshots and self.state is not State.CLOSED:
+            self._log_error("fetching the state of a room failed", error)
+        self._conversation.fetched(key, error, self._now())
+        self._act()
+
+    def _stop_fetching(self, key: str) -> None:
+        if (cancel := self._fetches.get(key)) is not None:
+            cancel()
+
+    def _notify(self, type: str, what: Message | Change | Recovered) -> None:
         listeners = self._listeners.get(type, {})
         for subscription, listener in tuple(listeners.items()):
             if subscription not in listeners:
@@ -327,6 +379,12 @@ class Backend(ABC, Generic[P]):
     @abstractmethod
     def _resolve(self, promise: P, outcome: Any) -> None:
         """Fire it, or fail it if ``outcome`` is an exception; unless it was cancelled."""
+
+    @abstractmethod
+    def _call(self, call: Callable[[], Any], done: Callable[[object], None]) -> Callable[[], None]:
+        """Call the user's function, later. ``done`` is called with what it returns, or what that awaitable fires with,
+        or the exception. What is returned cancels it.
+        """
 
     @abstractmethod
     def _ask(self, attempt: int, refused: bool) -> None:

@@ -31,6 +31,7 @@ from kraftek.client.frames import (
 )
 from kraftek.client.messages import Action, Ask, Change, Drop, Dropped, Hear, Message, Open, Settle, State
 from kraftek.client.outbox import Kind, Outbox
+from kraftek.client.recovery import Recovery
 from kraftek.client.refresh import REFRESH, Refresh
 from kraftek.client.rooms import Rooms
 from kraftek.contract.messages import ReceivedError
@@ -112,6 +113,7 @@ class Conversation:
         self._complaint: ReceivedError | None = None
         self._end = Closed(1000, "not connected yet")
         self._outbox, self._deadlines = Outbox(), Deadlines()
+        self._recovery = Recovery(random, self._actions, self._deadlines, self._ids)
         self._rooms = Rooms(
             rooms,
             actions=self._actions,
@@ -119,6 +121,7 @@ class Conversation:
             outbox=self._outbox,
             ids=self._ids,
             backoff=self._backoff,
+            recovery=self._recovery,
         )
         self._refresh = Refresh(random, self._actions, self._deadlines, self._outbox, self._ids)
 
@@ -215,6 +218,15 @@ class Conversation:
             raise self._end
         return self._refresh.wanted(self.attempt if self.state is State.READY else None)
 
+    def snapshot(self, room_id: str) -> str:
+        """Fetch a room's state whenever it must be: each :class:`Fetch` has the id returned. Raises ``ValueError``."""
+        check_room(room_id)
+        return self._recovery.snapshot(room_id)
+
+    def no_snapshot(self, key: str) -> None:
+        """Do so no more."""
+        self._recovery.no_snapshot(key)
+
     def forget(self, key: str) -> None:
         """The user no longer waits for this request."""
         self._refresh.waiting.discard(key)
@@ -239,6 +251,10 @@ class Conversation:
             self._refresh.failed(Refused("NO_TOKEN", reason), now)
         else:
             self.lost(attempt, 1006, reason, now)
+
+    def fetched(self, key: str, error: BaseException | None, now: float) -> None:
+        """The state of a room was fetched, or could not be."""
+        self._recovery.fetched(key, error, now)
 
     def opened(self, attempt: int) -> None:
         """The socket is open."""
@@ -277,7 +293,7 @@ class Conversation:
                 self.forget(str(key))
                 self._settle(str(key), message if error is None else refused(error))
         elif key is None:
-            self._heard(message, error, now)
+            self._heard(message, error, len(text), now)
 
     def lost(self, attempt: int, code: int, reason: str, now: float) -> None:
         """The socket was lost or could not be opened, or there is no token."""
@@ -313,7 +329,7 @@ class Conversation:
                 self._settle(key, Refused("TIMEOUT", "no answer in time"))
             elif key == self._refresh.key:
                 self._refresh.timed_out(now)
-            elif self._rooms.wake(key, now, ready=self.state is State.READY):
+            elif self._recovery.wake(key) or self._rooms.wake(key, now, ready=self.state is State.READY):
                 continue
             elif key != _CONNECTION:
                 self._give_up(1006, f"a room was not entered within {PATIENCE:g} s", now)
@@ -341,7 +357,7 @@ class Conversation:
 
     def _show_token(self) -> None:
         self._complaint = None
-        self._authenticate = frame("authenticate", {"token": self._token, "roomId": self._rooms.show()})
+        self._authenticate = frame("authenticate", {"token": self._token, **self._rooms.show()})
 
     def _while_connecting(self, message: Message, error: ReceivedError | None, now: float) -> None:
         if error is not None:
@@ -349,8 +365,7 @@ class Conversation:
             if is_for_later(error):
                 self._deadlines.set(_CONNECTION, now + self._backoff.unavailable(error.retry_after))
         elif message.type == "authenticated":
-            self.user_id = text_of(message.payload, "userId")
-            self._ready(now)
+            self._ready(message.payload, now)
             self._refresh.answered(message, None, now)
         elif message.type == "connected":
             self.socket_id = text_of(message.payload, "socketId")
@@ -359,17 +374,25 @@ class Conversation:
             # The gateway keeps the socket open, but would refuse the same on another one.
             self._give_up(4400, error.code, now)
 
-    def _ready(self, now: float) -> None:
+    def _ready(self, payload: Any, now: float) -> None:
         self._ready_since, self._refused, self._token = now, False, ""
         self._deadlines.cancel(_CONNECTION)
-        self._rooms.enter(now)
+        user_id = text_of(payload, "userId")
+        if self.user_id not in {None, user_id}:
+            self._recovery.another_user()
+            payload = {**payload, "recovered": False} if isinstance(payload, dict) else None
+        self.user_id = user_id
+        self._rooms.enter(payload, now)
         self._become(Change(State.READY))
 
-    def _heard(self, message: Message, error: ReceivedError | None, now: float) -> None:
+    def _heard(self, message: Message, error: ReceivedError | None, size: int, now: float) -> None:
         """A message that answers nothing."""
-        self._complaint = error or self._complaint
+        if error is None:
+            self._recovery.hear(message, size)
+            return
+        self._complaint = error
         self._hold(error, now)
-        if error is not None and error.code == "ACCESS_REVOKED":
+        if error.code == "ACCESS_REVOKED":
             self._rooms.revoked(message.room_id)
         self._actions.append(Hear(message))
 
@@ -391,8 +414,8 @@ class Conversation:
             self._too_large(*self._outbox.too_large())
         self._outbox.socket_lost()
         self._refresh.lost()
-        self._authenticate = self.socket_id = None
         self._rooms.socket_lost()
+        self._socket_lost()
 
     def _too_large(self, key: str, event: bytes | None) -> None:
         """The gateway has closed the socket because of this request, or event: the next one, too, if it got it."""
@@ -407,7 +430,8 @@ class Conversation:
 
     def _finish(self, code: int, reason: str) -> None:
         self._end, self._token = Closed(code, reason), ""
-        self.attempt = self._authenticate = self._complaint = self.socket_id = None
+        self._socket_lost()
+        self.attempt = self._complaint = None
         dropped = self._outbox.take_events()
         for key in (*self._outbox.requests(), *self._refresh.waiting):
             self._settle(key, self._end)
@@ -416,6 +440,10 @@ class Conversation:
             part.clear()
         self._become(Change(State.CLOSED, code, reason))
         self._actions.extend(Dropped(_decode(event)) for event in dropped)
+
+    def _socket_lost(self) -> None:
+        self._recovery.socket_lost(self.socket_id if self.state is State.READY else None)
+        self._authenticate = self.socket_id = None
 
     @property
     def _takes_events(self) -> bool:

@@ -1,5 +1,5 @@
-"""The outputs of a conversation: for its user (:class:`Message`, :class:`Change`), and for the backend that runs it
-(:data:`Action`).
+"""The outputs of a conversation: for its user (:class:`Message`, :class:`Change`, :class:`Recovered`), and for the
+backend that runs it (:data:`Action`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,20 @@ from msgspec import Struct
 
 from kraftek.client.errors import Closed, Refused
 
-__all__ = ["Action", "Ask", "Change", "Drop", "Dropped", "Hear", "Message", "Open", "Settle", "State"]
+__all__ = [
+    "Action",
+    "Ask",
+    "Change",
+    "Drop",
+    "Dropped",
+    "Fetch",
+    "Hear",
+    "Message",
+    "Open",
+    "Recovered",
+    "Settle",
+    "State",
+]
 
 
 class State(Enum):
@@ -28,12 +41,25 @@ class State(Enum):
 
 
 class Message(Struct, frozen=True, rename="camel"):
-    """A message of the gateway. ``room_id``: the room to which it was sent, if any."""
+    """A message of the gateway. ``room_id``: the room to which it was sent, if any; ``offset``: its place in the
+    history of that room, if the gateway keeps one.
+    """
 
     type: str
     payload: Any = None
     id: int | str | None = None
     room_id: str | None = None
+    offset: int | None = None
+
+
+class Recovered(Struct, frozen=True):
+    """A room was entered again, or the gateway had lost something itself. ``recovered``: all that was missed follows,
+    and is heard in order; otherwise the state is to be fetched. ``reason``: the gateway's, or ``too_many``.
+    """
+
+    room_id: str
+    recovered: bool
+    reason: str | None = None
 
 
 class Change(Struct, frozen=True):
@@ -90,4 +116,10 @@ class Dropped(Struct, frozen=True):
     message: Message
 
 
-Action = Ask | Open | Drop | Settle | Hear | Change | Dropped
+class Fetch(Struct, frozen=True):
+    """Fetch the state of a room, and call :meth:`Conversation.fetched`. ``id``: of :meth:`Conversation.snapshot`."""
+
+    id: str
+
+
+Action = Ask | Open | Drop | Settle | Hear | Change | Dropped | Recovered | Fetch

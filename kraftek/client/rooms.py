@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Set
 from itertools import chain
+from typing import Any
 
 import msgspec
 
@@ -17,6 +18,7 @@ from kraftek.client.errors import Closed, Refused
 from kraftek.client.frames import frame, is_for_later, refused
 from kraftek.client.messages import Action, Hear, Message, Settle
 from kraftek.client.outbox import Kind, Outbox
+from kraftek.client.recovery import Recovery
 from kraftek.contract.messages import ReceivedError
 
 __all__ = ["Rooms"]
@@ -41,12 +43,14 @@ class Rooms:
         outbox: Outbox,
         ids: Iterator[str],
         backoff: Backoff,
+        recovery: Recovery,
     ) -> None:
         self._actions = actions
         self._deadlines = deadlines
         self._outbox = outbox
         self._ids = ids
         self._backoff = backoff
+        self._recovery = recovery
         self._rooms = dict.fromkeys(rooms)
         self._first: str | None = None
         self._joins: dict[str, str] = {}
@@ -81,13 +85,13 @@ class Rooms:
         """How many calls wait to be in a room."""
         return len(self._joins)
 
-    def show(self) -> str | None:
+    def show(self) -> dict[str, Any]:
         """The room to authenticate for: none if requests that were sent from none are to be sent again, before all."""
         self._first = None if self._outbox.is_from_nowhere else next(iter(self._rooms), None)
-        return self._first
+        return self._named(self._first)
 
-    def enter(self, now: float) -> None:
-        """The socket is authenticated: join all others."""
+    def enter(self, payload: Any, now: float) -> None:
+        """The socket is authenticated, with this payload: join all others."""
         first = self._first
         for key in [key for key, room_id in self._joins.items() if room_id == first]:
             self._rooms[self._joins[key]] = None
@@ -99,9 +103,11 @@ class Rooms:
                 self._joins[key] = room_id
                 self._rejoins.add(key)
                 self._deadlines.set(key, now + PATIENCE)
-        self._outbox.put_first({key: frame("join", {"roomId": name}, key) for key, name in self._joins.items()})
+        self._outbox.put_first({key: frame("join", self._named(name), key) for key, name in self._joins.items()})
         self._awaited = {*self._joins}
-        if first is not None and first not in self._rooms:
+        if first is not None and first in self._rooms:
+            self._recovery.entered(first, payload)
+        elif first is not None:
             # It was left while it was being joined.
             self._leave(next(self._ids), first, now + PATIENCE)
 
@@ -111,12 +117,13 @@ class Rooms:
         self._joins[key] = room_id
         self._deadlines.set(key, due)
         if ready:
-            self._outbox.put(key, Kind.CONTROL, frame("join", {"roomId": room_id}, key))
+            self._outbox.put(key, Kind.CONTROL, frame("join", self._named(room_id), key))
         return key
 
     def leave(self, room_id: str, due: float, *, ready: bool) -> str:
         """Leave a room; settled under the id returned, at ``due`` at the latest."""
         self._rooms.pop(room_id, None)
+        self._recovery.left(room_id)
         for key in [key for key, its_room in self._joins.items() if its_room == room_id]:
             self._forget(key)
             self._settle(key, Refused("LEFT", f"room {room_id} was left before it was entered"))
@@ -145,8 +152,9 @@ class Rooms:
         it again. For the gateway it is not the last one while another is still to be left.
         """
         rest = {room: None for room in self._rooms if room != room_id}
-        if rest or self._leaves:
+        if room_id is not None and (rest or self._leaves):
             self._rooms = rest
+            self._recovery.left(room_id)
 
     def wake(self, key: str, now: float, *, ready: bool) -> bool:
         """The time of this name has come. Whether it is one of rooms that needs no other socket."""
@@ -204,8 +212,10 @@ class Rooms:
             self._unknown.discard(room_id)
             self._rooms[room_id] = None
             self._settle(key, None)
+            self._recovery.entered(room_id, message.payload)
             return room_id
         self._rooms.pop(room_id, None)
+        self._recovery.left(room_id)
         self._settle(key, refused(error))
         if again:
             # A rejoin: no caller waits for this answer.
@@ -213,9 +223,12 @@ class Rooms:
         return None
 
     def _join_again(self, key: str, now: float) -> None:
-        self._outbox.put(key, Kind.CONTROL, frame("join", {"roomId": self._joins[key]}, key))
+        self._outbox.put(key, Kind.CONTROL, frame("join", self._named(self._joins[key]), key))
         if key in self._rejoins:
             self._deadlines.set(key, now + PATIENCE)
+
+    def _named(self, room_id: str | None) -> dict[str, Any]:
+        return {"roomId": room_id, **self._recovery.since(room_id)}
 
     def _leave(self, key: str, room_id: str, due: float) -> None:
         self._leaves.add(key)

@@ -17,6 +17,7 @@ from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.error import ConnectError
 from twisted.internet.interfaces import IPushProducer
 from twisted.internet.ssl import optionsForClientTLS
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -116,6 +117,12 @@ class Client(Backend["Deferred[Any]"]):
             promise.errback(outcome)
         else:
             promise.callback(outcome)
+
+    def _call(self, call: Callable[[], Any], done: Callable[[object], None]) -> Callable[[], None]:
+        # Later, as with asyncio: what is returned is known when it ends.
+        calling = deferLater(self._reactor, 0.0, maybeDeferred, call)
+        calling.addCallbacks(done, lambda failure: done(failure.value))
+        return calling.cancel
 
     def _ask(self, attempt: int, refused: bool) -> None:
         self._asking = asking = maybeDeferred(self._token, refused)

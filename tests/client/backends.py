@@ -7,7 +7,7 @@ import inspect
 import queue
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from typing import Any, Protocol
 
@@ -55,6 +55,10 @@ class BackendThread(ABC):
         """A token that takes time."""
 
     @abstractmethod
+    def awaited(self, future: Future[Any]) -> Awaitable[Any]:
+        """What becomes of it, for who awaits here."""
+
+    @abstractmethod
     def leftovers(self) -> list[Any]:
         """Timers, tasks and sockets that a closed client should have taken with it; asked there."""
 
@@ -90,6 +94,9 @@ class AsyncioThread(BackendThread):
     async def async_token(self, token: str) -> str:
         await asyncio.sleep(0)
         return token
+
+    def awaited(self, future: Future[Any]) -> Awaitable[Any]:
+        return asyncio.wrap_future(future, loop=self._loop)
 
     def leftovers(self) -> list[Any]:
         timers = [timer for timer in self._loop._scheduled if not timer.cancelled()]
@@ -140,6 +147,21 @@ class TwistedThread(BackendThread):
         self._reactor.callLater(0.0, waiting.callback, None)
         await waiting
         return token
+
+    def awaited(self, future: Future[Any]) -> Awaitable[Any]:
+        waiting: Deferred[Any] = Deferred()
+
+        def ended() -> None:
+            if waiting.called:
+                return
+            error = future.exception()
+            if error is None:
+                waiting.callback(future.result())
+            else:
+                waiting.errback(error)
+
+        future.add_done_callback(lambda _: self._reactor.callFromThread(ended))
+        return waiting
 
     def leftovers(self) -> list[Any]:
         return [*self._reactor.getDelayedCalls(), *({*self._reactor.getReaders()} - self._idle)]

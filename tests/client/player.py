@@ -5,13 +5,13 @@
 ======================================  ===============================================================================
 step                                    what happens
 ======================================  ===============================================================================
-``"open"``                              the client opens a socket, and is told ``connected``
+``"open", socket_id``                   the client opens a socket, and is told ``connected``, with ``s`` unless it says
 ``"shows", shown``                      it authenticates with this payload
 ``"admitted", told``                    that is answered with this payload of ``authenticated``
 ``"refused", error``                    that is answered with this payload of ``error``
 ``"admit", shown, told``                ``shows`` and ``admitted`` in one
 ``"refuse", shown, error``              ``shows`` and ``refused`` in one
-``"ready"``                             all of that until the client is ready: in its room, if it has one
+``"ready", told``                       all of that until the client is ready: in its room, if it has one
 ``">", message``                        it sends this message next; ``"id": "$name"`` names the id at its first use
 ``"<", message``                        it is told this
 ``"close", code, reason``               the socket is closed
@@ -27,8 +27,14 @@ step                                    what happens
 ``"emit", arguments, result``           it emits, and is told this: ``true``, ``false``, or a code
 ``"call", name, method, arguments``     it calls ``request``, ``join``, ``leave`` or ``refresh``
 ``"done", name, outcome``               that call ends: ``{"ok": …}`` or ``{"error": code}``
+``"snapshot", room``                    the application will fetch the state of this room: each time it does is heard
+``"no_snapshot", room``                 it wants that no more
+``"fetched", room, outcome``            the first such fetch under way ends: ``{"ok": state}`` or ``{"error": text}``
+``"room_state", room, types``           it has a room's state, fetched alike: a list to which these types append their
+                                        payloads; each change of it is heard
+``"state_error", room, code``           what that says is wrong
 ``"state", change``                     the application hears of this state; ``wait`` in seconds
-``"hear", type, what``                  it hears this event, ``error`` or ``dropped``
+``"hear", type, what``                  it hears this event, ``error``, ``dropped``, ``snapshot`` or ``room_state``
 ======================================  ===============================================================================
 
 All that the client sends, and all that the application hears, is in the transcript: what is not there must not happen.
@@ -42,12 +48,13 @@ from __future__ import annotations
 
 import json
 import queue
+from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kraftek.client import Change, Closed, Message, QueueFull, Refused
+from kraftek.client import Change, Closed, Message, QueueFull, Recovered, Refused, RoomState
 from tests.client.backends import BackendThread, User
 from tests.client.scripted import Far, Json, ScriptedGateway
 from tests.support.waiting import wait_until
@@ -79,6 +86,9 @@ class Player:
         self._shown: Json = {}
         self._ids: dict[str, str] = {}
         self._calls: dict[str, Future[Any]] = {}
+        self._fetching: list[tuple[str, Future[Any]]] = []
+        self._no_snapshot: dict[str, Callable[[], None]] = {}
+        self._room_states: dict[str, RoomState[list[Any]]] = {}
         self._heard: queue.Queue[Json] = queue.Queue()
         self.user = User(backend, server.url, self._ask, options)
         for name in ("error", "dropped", *transcript.get("listens", ())):
@@ -115,11 +125,22 @@ class Player:
         self._backend.run(lambda: None)
         return promise
 
-    def _hear(self, name: str, message: Message) -> None:
+    def _hear(self, name: str, message: Message | Recovered) -> None:
+        if isinstance(message, Recovered):
+            what = {"roomId": message.room_id, "recovered": message.recovered, "reason": message.reason}
+            self._heard.put({"type": name, "what": what})
+            return
         event = {"type": message.type, "payload": message.payload, "roomId": message.room_id}
         error = {**(message.payload or {}), "roomId": message.room_id} if name == "error" else {}
-        what = {"error": error, "dropped": event}.get(name, message.payload)
-        self._heard.put({"type": name, "what": _without_null(what)})
+        heard = {"error": error, "dropped": event}.get(name, message.payload)
+        self._heard.put({"type": name, "what": _without_null(heard)})
+
+    def _fetch(self, room: str) -> Any:
+        """What it fetches the state of a room with: ``fetched`` says what that becomes."""
+        self._heard.put({"type": "snapshot", "what": room})
+        fetched: Future[Any] = Future()
+        self._fetching.append((room, fetched))
+        return self._backend.awaited(fetched)
 
     def _ask(self, refused: bool) -> str:
         self._asked.append(refused)
@@ -143,15 +164,15 @@ class Player:
 
     # Steps
 
-    def step_open(self) -> None:
+    def step_open(self, socket_id: str = "s") -> None:
         self._far = self._server.accept()
-        self._far.say("connected", {"socketId": "s"})
+        self._far.say("connected", {"socketId": socket_id})
 
-    def step_ready(self) -> None:
+    def step_ready(self, told: Json | None = None) -> None:
         self.step_state({"state": "connecting"})
         self.step_open()
         shown = {"token": self._token, "roomId": self._room}
-        self.step_admit(_without_null(shown), {"userId": "ada"})
+        self.step_admit(_without_null(shown), {"userId": "ada", **(told or {})})
         self.step_state({"state": "ready"})
 
     def step_shows(self, expected: Json) -> None:
@@ -262,6 +283,39 @@ class Player:
         except (Refused, Closed, QueueFull, ValueError) as error:
             outcome = {"error": _code(error)}
         assert outcome == expected
+
+    def step_snapshot(self, room: str) -> None:
+        self._no_snapshot[room] = self.user.run("snapshot", room, partial(self._fetch, room))
+
+    def step_no_snapshot(self, room: str) -> None:
+        self.step_nothing()
+        self._backend.run(self._no_snapshot[room])
+
+    def step_fetched(self, room: str, outcome: Json) -> None:
+        self.step_nothing()
+        first = next(each for each in self._fetching if each[0] == room)
+        self._fetching.remove(first)
+        if "ok" in outcome:
+            first[1].set_result(outcome["ok"])
+        else:
+            first[1].set_exception(OSError(outcome["error"]))
+
+    def step_room_state(self, room: str, types: list[str]) -> None:
+        def made() -> RoomState[list[Any]]:
+            def added(state: list[Any], payload: Any) -> list[Any]:
+                return [*state, payload]
+
+            state = self.user.client.room_state(room, partial(self._fetch, room), dict.fromkeys(types, added))
+            state.subscribe(lambda value: self._heard.put({"type": "room_state", "what": value}))
+            return state
+
+        self._room_states[room] = self._backend.run(made)
+
+    def step_state_error(self, room: str, code: str) -> None:
+        self.step_nothing()
+        error = self._room_states[room].error
+        assert isinstance(error, Refused)
+        assert error.code == code
 
     def step_state(self, expected: Json) -> None:
         change: Change = self.user.changes.get(timeout=10.0)

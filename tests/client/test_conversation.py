@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kraftek.client import Change, Closed, Message, QueueFull, Refused, State
+from kraftek.client import Change, Closed, Message, QueueFull, Recovered, Refused, State
 from kraftek.client.conversation import Conversation
 from kraftek.client.messages import Action, Ask, Drop, Dropped, Hear, Open, Settle
 
@@ -28,6 +28,7 @@ class Play:
         self.heard: list[Message] = []
         self.changes: list[Change] = []
         self.dropped: list[Message] = []
+        self.recovered: list[Recovered] = []
 
     @property
     def attempt(self) -> int:
@@ -48,6 +49,8 @@ class Play:
                     self.changes.append(action)
                 case Dropped(message):
                     self.dropped.append(message)
+                case Recovered():
+                    self.recovered.append(action)
                 case _:
                     rest.append(action)
         return rest

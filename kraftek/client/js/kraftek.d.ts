@@ -98,9 +98,47 @@ export interface Dropped {
   roomId?: string;
 }
 
-/** What comes with a message of a service: `roomId` when it was told to that room. */
+/**
+ * What comes with a message of a service: `roomId` when it was told to that room, and `offset`, its place in the history of
+ * the room, if the gateway keeps one.
+ */
 export interface About {
   roomId?: string;
+  offset?: number;
+}
+
+/**
+ * A room was entered again, or the gateway had lost something itself. `recovered`: all that was missed follows, and is
+ * heard in order; otherwise the state is to be fetched. `reason`: the gateway's `expired`, `epoch`, `too_many` or
+ * `unavailable`; none where it keeps no history.
+ */
+export interface Recovered {
+  roomId: string;
+  recovered: boolean;
+  reason?: string;
+}
+
+export interface RoomStateOptions<State> {
+  /** Fetches the state. */
+  snapshot: () => State | Promise<State>;
+  /**
+   * By the type of the room's messages, what they make of the state. A change must be one that may be made twice: of a
+   * message that comes while the snapshot is fetched nobody knows whether it is in there already.
+   */
+  changes?: Record<string, (state: State, payload: any) => State>;
+}
+
+/** The state of a room, kept current by the room's messages. */
+export class RoomState<State> {
+  constructor(client: Kraftek, roomId: string, options: RoomStateOptions<State>);
+  /** As far as it is known: `undefined` before the first snapshot. */
+  readonly value: State | undefined;
+  /** Why the room is not entered, or its state not fetched, if that is so. */
+  readonly error: KraftekError | null;
+  /** Called with the state, now if there is one, and at each change. Returns a function that ends this. */
+  subscribe(listener: (state: State) => void): () => void;
+  /** Change no more. The room is not left by this. */
+  close(): void;
 }
 
 /** What was missed while the page did not read what it is sent: how many messages, by room and by pattern. */
@@ -118,16 +156,16 @@ export interface ErrorFields {
 }
 
 /**
- * Act on `code`: one of the protocol's or of a service's own, or `TIMEOUT`, `CLOSED`, `QUEUE_FULL`, `TOO_LARGE` or
- * `LEFT`, and of a refresh `NO_TOKEN` or `SAME_TOKEN`, which are said here.
+ * Act on `code`: one of the protocol's or of a service's own, or `TIMEOUT`, `CLOSED`, `QUEUE_FULL`, `TOO_LARGE`, `LEFT`
+ * or `NO_SNAPSHOT`, and of a refresh `NO_TOKEN` or `SAME_TOKEN`, which are said here.
  */
 export class KraftekError extends Error {
-  constructor(fields: ErrorFields);
+  constructor(fields: ErrorFields, options?: { cause?: unknown });
   readonly code: string;
   /** Seconds after which it may be tried again. */
   readonly retryAfter?: number;
   readonly eventType?: string;
-  /** The room that could not be entered, or that access was taken back to. */
+  /** The room that could not be entered, that access was taken back to, or whose state could not be fetched. */
   readonly roomId?: string;
   /** Of the gateway's `RATE_LIMITED`: what there was too much of. */
   readonly limit?: string;
@@ -161,6 +199,14 @@ export class Kraftek {
   join(roomId: string, options?: JoinOptions): Promise<void>;
   leave(roomId: string): void;
   /**
+   * Have `fetch` called when the state of a room must be fetched: once it is entered, and again whenever messages may have
+   * been missed. Until its promise has ended the room's messages wait. When it fails that is told as an "error" with
+   * `NO_SNAPSHOT`, and it is called again later. Enters no room. Returns a function that ends this.
+   */
+  snapshot(roomId: string, fetch: () => unknown): () => void;
+  /** Enter a room, fetch its state, and let its messages change it. */
+  roomState<State>(roomId: string, options: RoomStateOptions<State>): RoomState<State>;
+  /**
    * Ask `token` for another one, and show it on the open connection; that is done in time by itself, where the gateway
    * says when access expires. Resolves once it counts; rejects with a `KraftekError`.
    */
@@ -175,16 +221,18 @@ export class Kraftek {
   off<Name extends string>(type: Name, listener: Listener<Name>): this;
 }
 
-/** By what it listens to: "state", "error", "dropped", "gap", or what services say, whose payload you know. */
+/** By what it listens to: "state", "error", "dropped", "recovered", "gap", or what services say, whose payload you know. */
 export type Listener<Name extends string> = Name extends "state"
   ? (change: StateChange) => void
   : Name extends "error"
     ? (error: KraftekError) => void
     : Name extends "dropped"
       ? (event: Dropped) => void
-      : Name extends "gap"
-        ? (gap: Gap) => void
-        : (payload: any, about: About) => void;
+      : Name extends "recovered"
+        ? (recovered: Recovered) => void
+        : Name extends "gap"
+          ? (gap: Gap) => void
+          : (payload: any, about: About) => void;
 
 /** Connect, and stay connected: usable at once, what it is told to send waits for the connection. */
 export function connect(url: string, options: Options): Kraftek;

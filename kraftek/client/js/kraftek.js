@@ -32,6 +32,10 @@ const STEADY = 5_000;
 const UNSENT = 1_048_576;
 /** The same for what is `volatile`: some cursors and the like, so that they are not old when they arrive. */
 const UNSENT_VOLATILE = 16_384;
+/** Characters of a room's messages that may wait until its state is fetched. */
+const HELD = 1_048_576;
+/** A message that excludes one of so many sockets that were ours before is not for us; the gateway takes no more. */
+const FORMER_SOCKETS = 8;
 /** The longest time that timers can count, 24 days. */
 const LONGEST_TIMER = 2 ** 31 - 1;
 /** Of an event's name: `service:module:name`. A name without colons is the gateway's own, such as "join". */
@@ -40,7 +44,7 @@ const NAME_LENGTH = 128;
 const HALF_A_PAIR = /\p{Cs}/u;
 const ROOM_LENGTH = 256;
 /** What listeners are told under these names is our own word; no service can say it. */
-const OWN = new Set(["state", "dropped", "error"]);
+const OWN = new Set(["state", "dropped", "error", "recovered"]);
 
 const DEFAULTS = {
   timeout: 15_000,
@@ -67,14 +71,14 @@ const ignore = () => {};
  * What the gateway or a service refused, or what could not be done here: act on `code`; `message` is for people.
  *
  * The codes are the protocol's, and of our own: `TIMEOUT` when no answer came in time, `CLOSED` when there will be
- * none, `QUEUE_FULL`, `TOO_LARGE`, `LEFT` when a room was left before it was entered, and of a refresh `NO_TOKEN` and
- * `SAME_TOKEN`.
+ * none, `QUEUE_FULL`, `TOO_LARGE`, `LEFT` when a room was left before it was entered, `NO_SNAPSHOT` when a room's state
+ * could not be fetched, and of a refresh `NO_TOKEN` and `SAME_TOKEN`.
  */
 export class KraftekError extends Error {
   name = "KraftekError";
 
-  constructor({ code, message, retryAfter, eventType, roomId, limit }) {
-    super(message);
+  constructor({ code, message, retryAfter, eventType, roomId, limit }, options) {
+    super(message, options);
     this.code = code;
     /** Seconds after which it may be tried again. */
     this.retryAfter = retryAfter;
@@ -95,7 +99,8 @@ export function connect(url, options) {
  * which it stays until `open()`.
  *
  * Listeners hear what services say under its own type; "state" with `{state, wait, code, reason, error}`; "error" with
- * what went wrong and belongs to no request; "dropped" with an `emit` that was not sent and will not be.
+ * what went wrong and belongs to no request; "dropped" with an `emit` that was not sent and will not be; "recovered" with
+ * `{roomId, recovered, reason}`, after a room was entered again: whether all that was missed there follows.
  */
 export class Kraftek {
   #url;
@@ -140,6 +145,10 @@ export class Kraftek {
   #unknown = new Set();
   /** Those of them that are there for `join` alone, which has yet to enter them. */
   #asked = new Set();
+  /** What was heard of the rooms that were entered, and who fetches the state of which room. */
+  #feeds = new Map();
+  /** The names of the sockets before this one. */
+  #formerSockets = [];
   /** The room that the options or the token's callback named last. */
   #named;
   /** The room that was shown with the token. */
@@ -297,6 +306,30 @@ export class Kraftek {
   }
 
   /**
+   * Have `fetch` called when the state of a room must be fetched: once it is entered, and again whenever messages may have
+   * been missed. Until its promise has ended the room's messages wait. When it fails that is told as an "error" with the
+   * `roomId`, and it is called again later. Enters no room. Returns a function that ends this.
+   */
+  snapshot(roomId, fetch) {
+    checkRoom(roomId ?? "");
+    if (typeof fetch !== "function") throw new TypeError("expected a function that fetches the state of the room");
+    const feed = this.#feed(roomId);
+    const snapshot = { fetch, due: true, busy: false, failures: 0 };
+    feed.snapshots.add(snapshot);
+    this.#fetchDue(roomId, feed);
+    return () => {
+      feed.snapshots.delete(snapshot);
+      this.#tellHeld(feed);
+      this.#forgetIfUnused(roomId, feed);
+    };
+  }
+
+  /** Enter a room, fetch its state, and let its messages change it: see `RoomState`. */
+  roomState(roomId, options) {
+    return new RoomState(this, roomId, options);
+  }
+
+  /**
    * Ask the token's callback for another token, and show it on the open socket. That is done in time by itself, where
    * the gateway says when access expires. Resolves once it counts, on this socket or the next; rejects with `NO_TOKEN`
    * if the callback fails, with `SAME_TOKEN` if it has no other one, with `CLOSED`, or with what the gateway says.
@@ -353,7 +386,7 @@ export class Kraftek {
     this.#name(roomId);
     const [first] = this.#fromNowhere().length ? [] : this.#rooms.keys();
     this.#first = first;
-    this.#command("authenticate", { token, roomId: first }, (error, payload) => {
+    this.#command("authenticate", { token, roomId: first, since: this.#since(first) }, (error, payload) => {
       if (!error) this.#admit(first, payload);
       else if (isForLater(error)) this.#askLater(error);
       else if (error.code === "INVALID_MESSAGE") this.#ended(UNREADABLE, error.code, error);
@@ -371,9 +404,11 @@ export class Kraftek {
   #admit(roomId, payload) {
     this.#admitted = true;
     this.#refused = false;
+    const another = (this.#userId ?? payload?.userId) !== payload?.userId;
+    if (another) this.#forgetPositions();
     this.#userId = payload?.userId;
     this.#replaced(payload);
-    if (this.#rooms.has(roomId)) this.#isIn(roomId);
+    if (this.#rooms.has(roomId)) this.#isIn(roomId, another ? { ...payload, recovered: false } : payload);
     else if (roomId !== undefined) this.#command("leave", { roomId }, () => {});
     for (const id of this.#fromNowhere()) this.#ask(id);
     for (const each of this.#rooms.keys()) {
@@ -451,11 +486,11 @@ export class Kraftek {
   }
 
   #enter(roomId) {
-    this.#command("join", { roomId }, (error, payload) => {
+    this.#command("join", { roomId, since: this.#since(roomId) }, (error, payload) => {
       const waiting = this.#rooms.get(roomId);
       if (!waiting) return;
       if (!error) {
-        this.#isIn(roomId);
+        this.#isIn(roomId, payload);
         this.#expires(roomId, payload);
       } else if (isForLater(error)) {
         this.#unknown.add(roomId);
@@ -492,6 +527,10 @@ export class Kraftek {
     this.#rooms.delete(roomId);
     this.#asked.delete(roomId);
     this.#isKnown(roomId);
+    const feed = this.#feeds.get(roomId);
+    if (!feed) return;
+    feed.forget();
+    this.#forgetIfUnused(roomId, feed);
   }
 
   /** What is for it waits no longer: the gateway has let it in, or will say what else is the matter. */
@@ -506,11 +545,12 @@ export class Kraftek {
     this.#readyIfEntered();
   }
 
-  #isIn(roomId) {
+  #isIn(roomId, payload) {
     this.#entered.add(roomId);
     this.#asked.delete(roomId);
     this.#isKnown(roomId);
     for (const { resolve } of this.#rooms.get(roomId)?.splice(0) ?? []) resolve();
+    this.#isAt(roomId, payload);
   }
 
   /**
@@ -628,6 +668,7 @@ export class Kraftek {
   #drop() {
     const { clock } = this.#options;
     const socket = this.#socket;
+    if (this.#admitted && this.#socketId) this.#formerSockets = [...this.#formerSockets, this.#socketId].slice(-FORMER_SOCKETS);
     this.#socket = this.#socketId = null;
     this.#admitted = this.#probing = false;
     this.#longest = { size: 0 };
@@ -673,6 +714,95 @@ export class Kraftek {
     this.#tell("state", { state, ...details });
   }
 
+  // What was heard of each room, and what was missed
+
+  #feed(roomId) {
+    if (!this.#feeds.has(roomId)) this.#feeds.set(roomId, new Feed());
+    return this.#feeds.get(roomId);
+  }
+
+  #forgetIfUnused(roomId, feed) {
+    if (!feed.known && !feed.snapshots.size && this.#feeds.get(roomId) === feed) this.#feeds.delete(roomId);
+  }
+
+  /** Of what a room was told, another user has heard nothing, and what excluded our sockets did not exclude theirs. */
+  #forgetPositions() {
+    this.#formerSockets = [];
+    for (const feed of this.#feeds.values()) feed.position = undefined;
+  }
+
+  /** What the gateway is told of what was heard before; nothing to one that keeps no history of the room. */
+  #since(roomId) {
+    const position = this.#feeds.get(roomId)?.position;
+    return position && { ...position, socketIds: this.#formerSockets };
+  }
+
+  /** What the gateway says of a room: from where it goes on, and whether nothing, or all that follows, was missed. */
+  #isAt(roomId, payload) {
+    const feed = this.#feed(roomId);
+    const again = feed.known;
+    const recovered = payload?.recovered === true;
+    feed.known = true;
+    feed.position = positionOf(payload);
+    if (again) this.#tell("recovered", { roomId, recovered, reason: payload?.reason });
+    // The gateway cannot know yet: a "position" follows.
+    if (payload?.reason === "unavailable" && !feed.position) return;
+    if (!recovered) feed.isStale();
+    this.#fetchDue(roomId, feed);
+  }
+
+  /** Tell of a message, once, and not before the state of its room, which may be from before the message. */
+  #hear(message) {
+    const [, , { roomId, offset }] = message.what;
+    const feed = this.#feeds.get(roomId);
+    if (feed?.hasHeard(offset)) return;
+    if (!feed?.busy) {
+      this.#tell(...message.what);
+    } else if (!feed.hold(message)) {
+      feed.isStale();
+      this.#tell("recovered", { roomId, recovered: false, reason: "too_many" });
+    }
+  }
+
+  #tellHeld(feed) {
+    for (let message; !feed.busy && (message = feed.next()); ) this.#tell(...message.what);
+  }
+
+  #fetchDue(roomId, feed, snapshots = feed.snapshots) {
+    if (!this.#entered.has(roomId)) return;
+    for (const snapshot of snapshots) if (snapshot.due && !snapshot.busy) this.#fetch(roomId, feed, snapshot);
+  }
+
+  async #fetch(roomId, feed, snapshot) {
+    snapshot.due = false;
+    snapshot.busy = true;
+    let failed;
+    try {
+      // Later, so that who has just ended this asks nobody, such as an effect of React's StrictMode.
+      await null;
+      if (feed.snapshots.has(snapshot)) await snapshot.fetch();
+    } catch (cause) {
+      failed = { cause };
+    }
+    snapshot.busy = false;
+    if (!feed.snapshots.has(snapshot)) return;
+    snapshot.failures = failed ? snapshot.failures + 1 : 0;
+    if (failed) this.#notFetched(roomId, feed, snapshot, failed.cause);
+    this.#tellHeld(feed);
+    if (!failed) this.#fetchDue(roomId, feed, [snapshot]);
+  }
+
+  /** It is tried again when the room is entered again, and on this socket after a while. */
+  #notFetched(roomId, feed, snapshot, cause) {
+    const { base, cap } = this.#options;
+    snapshot.due = true;
+    if (!this.#entered.has(roomId)) return;
+    const wait = Math.min(cap, 2 * base * 2 ** (snapshot.failures - 1));
+    this.#retry({ retryAfter: Math.max(wait / 1000, cause?.retryAfter ?? 0) }, () => this.#fetchDue(roomId, feed, [snapshot]));
+    const message = `the state of the room could not be fetched: ${cause}`;
+    this.#tell("error", new KraftekError({ code: "NO_SNAPSHOT", message, roomId }, { cause }));
+  }
+
   // Whether anybody is still there. Scripts of a browser do not see the gateway's pings, nor that they stopped.
 
   #online = () => {
@@ -709,11 +839,11 @@ export class Kraftek {
     } catch {
       message = null;
     }
-    if (typeof message?.type === "string") this.#received(message);
+    if (typeof message?.type === "string") this.#received(message, data.length);
     else this.#ended(NO_GATEWAY, `not ${SUBPROTOCOL}`);
   }
 
-  #received({ type, payload, id, roomId }) {
+  #received({ type, payload, id, roomId, offset }, size) {
     this.#heardAt = this.#options.clock.now();
     if (this.#probing) {
       this.#probing = false;
@@ -737,7 +867,8 @@ export class Kraftek {
         this.#absence = Math.min(LONGEST_ABSENCE, Math.max(0, 1000 * payload.reconnectAfter));
       }
       if (type === "connected" && !this.#admitted) this.#socketId = payload?.socketId ?? null;
-      if (!OWN.has(type)) this.#tell(type, payload, { roomId });
+      if (type === "position" && this.#entered.has(roomId) && positionOf(payload)) this.#isAt(roomId, payload);
+      if (!OWN.has(type)) this.#hear({ what: [type, payload, { roomId, ...(offset !== undefined && { offset }) }], size });
     }
   }
 
@@ -854,6 +985,138 @@ export class Kraftek {
       }
     }
   }
+}
+
+/** What was heard of one room, and who fetches its state. */
+class Feed {
+  /** Of the last message, `{epoch, offset}`; none where the gateway keeps no history. */
+  position;
+  /** The room was entered, and was not left since. */
+  known = false;
+  /** `due`: it is to be fetched. `busy`: that is under way; if it is `due` as well, once more after that. */
+  snapshots = new Set();
+  #held = [];
+  #size = 0;
+
+  /** Somebody fetches its state. */
+  get busy() {
+    return [...this.snapshots].some(({ busy }) => busy);
+  }
+
+  /** The room was left. */
+  forget() {
+    this.position = undefined;
+    this.known = false;
+    this.#giveUp();
+    this.isStale();
+  }
+
+  isStale() {
+    for (const snapshot of this.snapshots) snapshot.due = true;
+  }
+
+  /** Whether the message with this offset was heard before; from now on it was. */
+  hasHeard(offset) {
+    if (!this.position || offset === undefined) return false;
+    if (offset <= this.position.offset) return true;
+    this.position.offset = offset;
+    return false;
+  }
+
+  /** Keep the message for `next`. False when that is too much: then all of them are given up. */
+  hold(message) {
+    this.#held.push(message);
+    this.#size += message.size;
+    if (this.#size <= HELD) return true;
+    this.#giveUp();
+    return false;
+  }
+
+  next() {
+    const message = this.#held.shift();
+    this.#size -= message?.size ?? 0;
+    return message;
+  }
+
+  #giveUp() {
+    this.#held = [];
+    this.#size = 0;
+  }
+}
+
+/**
+ * The state of a room: what `snapshot` returns, or the promise of it, and then what `changes` make of it, by the type of
+ * the room's messages: `(state, payload) => state`. Of a message that comes while the snapshot is fetched nobody knows
+ * whether it is in there already, so a change must be one that may be made twice: by key, not by count.
+ */
+export class RoomState {
+  #value;
+  #error = null;
+  #current = false;
+  #listeners = new Set();
+  #ends = [];
+
+  constructor(client, roomId, { snapshot, changes = {} }) {
+    const listen = (type, listener) => {
+      client.on(type, listener);
+      this.#ends.push(() => client.off(type, listener));
+    };
+    for (const [type, change] of Object.entries(changes)) {
+      listen(type, (payload, about) => {
+        if (this.#current && about.roomId === roomId) this.#show(change(this.#value, payload));
+      });
+    }
+    listen("error", (error) => {
+      if (error.roomId === roomId) this.#error = error;
+    });
+    const fetch = async () => {
+      // After a failure nobody knows what it is that would be changed.
+      this.#current = false;
+      const value = await snapshot();
+      this.#current = true;
+      this.#error = null;
+      this.#show(value);
+    };
+    this.#ends.push(client.snapshot(roomId, fetch));
+    client.join(roomId, { timeout: Infinity }).catch((error) => {
+      this.#error = error;
+    });
+  }
+
+  /** The state, as far as it is known: undefined before the first snapshot. */
+  get value() {
+    return this.#value;
+  }
+
+  /** Why the room is not entered, or its state not fetched: the last such `KraftekError` since it was. */
+  get error() {
+    return this.#error;
+  }
+
+  /** Have `listener` called with the state, now if there is one, and at each change. Returns a function that ends this. */
+  subscribe(listener) {
+    const entry = { listener };
+    this.#listeners.add(entry);
+    if (this.#value !== undefined) listener(this.#value);
+    return () => this.#listeners.delete(entry);
+  }
+
+  /** Change no more. The room is not left by this. */
+  close() {
+    for (const end of this.#ends.splice(0)) end();
+    this.#listeners.clear();
+  }
+
+  #show(value) {
+    this.#value = value;
+    for (const { listener } of [...this.#listeners]) listener(value);
+  }
+}
+
+/** Of what the gateway says of a room; undefined where it keeps no history. */
+function positionOf(payload) {
+  const { epoch, offset } = payload ?? {};
+  return typeof epoch === "string" && Number.isSafeInteger(offset) ? { epoch, offset } : undefined;
 }
 
 /** The JSON of an object, with one member more. */

@@ -1,5 +1,5 @@
 import type { ReactNode } from "react";
-import type { Kraftek, KraftekError, Listener, Options, RequestOptions, StateChange } from "./kraftek.js";
+import type { Kraftek, KraftekError, Listener, Options, RequestOptions, RoomStateOptions, StateChange } from "./kraftek.js";
 
 export interface GatewayProviderProps {
   url: string;
@@ -33,5 +33,21 @@ export function useRequest<Answer = unknown, Payload = unknown>(
   type: string,
 ): (payload?: Payload, options?: RequestOptions) => Promise<Answer>;
 
-/** Have the newest `listener` hear what services say under this type, or `error`, `dropped` or `gap`. */
+export interface RoomStateShown<State> {
+  /** `undefined` before the first snapshot. */
+  readonly state: State | undefined;
+  /** Why the room is not entered, or its state not fetched, if that is so. */
+  readonly error: KraftekError | null;
+}
+
+/**
+ * Be in a room, and have its state: what `snapshot` fetches, and `changes` make of it by the room's messages. Both are those
+ * of the last rendering; the types of `changes` are those of the first one. With `null` for a room it does nothing.
+ */
+export function useRoomState<State>(
+  roomId: string | null | undefined,
+  options: RoomStateOptions<State>,
+): RoomStateShown<State>;
+
+/** Have the newest `listener` hear what services say under this type, or `error`, `dropped`, `recovered` or `gap`. */
 export function useEvent<Name extends string>(type: Name, listener: Listener<Name>): void;

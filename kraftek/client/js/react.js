@@ -10,6 +10,7 @@ import { connect } from "./kraftek.js";
 
 /** What there is before the first effect, and on a server. */
 const NOTHING_YET = Object.freeze({ client: null, state: "connecting" });
+const NOT_FETCHED = Object.freeze({ state: undefined, error: null });
 const OUTSIDE = Object.freeze({ entered: false, error: null });
 
 const Shared = createContext(null);
@@ -192,7 +193,41 @@ export function useRequest(type) {
   return useCallback((payload, options) => connection.request(type, payload, options), [connection, type]);
 }
 
-/** Have the newest `listener` hear what services say under this type, or `error`, `dropped` or `gap`. */
+/**
+ * Be in a room, and have its state: `{state, error}`, from the client's `roomState`. `state` is undefined before the first
+ * snapshot. `snapshot` and `changes` are those of the last rendering, and the types of `changes` those of the first one.
+ */
+export function useRoomState(roomId, options) {
+  const { client } = useGateway();
+  const { error } = useRoom(roomId);
+  const [shown, show] = useState(NOT_FETCHED);
+  const newest = useRef(options);
+  useEffect(() => {
+    newest.current = options;
+  });
+  useEffect(() => {
+    show(NOT_FETCHED);
+    if (!client || roomId == null) return undefined;
+    const changes = Object.keys(newest.current.changes ?? {}).map((type) => [
+      type,
+      (state, payload) => newest.current.changes[type](state, payload),
+    ]);
+    const roomState = client.roomState(roomId, {
+      snapshot: () => newest.current.snapshot(),
+      changes: Object.fromEntries(changes),
+    });
+    roomState.subscribe((state) => show({ state, error: null }));
+    const failed = ({ roomId: room }) => room === roomId && show(({ state }) => ({ state, error: roomState.error }));
+    client.on("error", failed);
+    return () => {
+      client.off("error", failed);
+      roomState.close();
+    };
+  }, [client, roomId]);
+  return error ? { state: shown.state, error } : shown;
+}
+
+/** Have the newest `listener` hear what services say under this type, or `error`, `dropped`, `recovered` or `gap`. */
 export function useEvent(type, listener) {
   const { client } = useGateway();
   const newest = useRef(listener);

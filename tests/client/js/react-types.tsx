@@ -1,6 +1,6 @@
 // Components against react.d.ts. They are compiled, never run: what is wrong on purpose must be an error.
 import type { Kraftek, KraftekError, State } from "kraftek";
-import { GatewayProvider, useEvent, useGateway, useRequest, useRoom } from "kraftek/react";
+import { GatewayProvider, useEvent, useGateway, useRequest, useRoom, useRoomState } from "kraftek/react";
 
 interface Who {
   users: string[];
@@ -13,6 +13,12 @@ function Room({ roomId }: { roomId: string | null }) {
   const send = useRequest<{ at: number }, { text: string }>("chat:message:send");
   useEvent("chat:message:sent", ({ text }: { text: string }, about) => console.log(text, about.roomId));
   useEvent("error", (refused) => console.log(refused.code));
+
+  const { state: users, error: stale } = useRoomState(roomId, {
+    snapshot: async () => (await who(null)).users,
+    changes: { "chat:room:entered": (users, { user }: { user: string }) => [...users, user] },
+  });
+  console.log(users?.join(), stale?.code);
 
   const known: State = state;
   const maybe: Kraftek | null = client;

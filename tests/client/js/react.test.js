@@ -7,7 +7,7 @@ import { create } from "react-test-renderer";
 import { KraftekError, until, world } from "./world.js";
 
 const file = join(dirname(process.env.KRAFTEK_JS), "react.js");
-const { GatewayProvider, useEvent, useGateway, useRequest, useRoom } = await import(file);
+const { GatewayProvider, useEvent, useGateway, useRequest, useRoom, useRoomState } = await import(file);
 /** Another instance of the module: React warns when two renderers share a context. */
 const onServer = await import(`${file}?server`);
 
@@ -47,10 +47,11 @@ test("a server renders without a connection", async (t) => {
     const { entered, error } = onServer.useRoom("r1");
     onServer.useRequest("a:b:c");
     onServer.useEvent("a:b:c", () => {});
-    return `${client} ${state} ${entered} ${error}`;
+    const { state: list } = onServer.useRoomState("r1", { snapshot: () => [], changes: {} });
+    return `${client} ${state} ${entered} ${error} ${list}`;
   }
   const text = renderToString(h(onServer.GatewayProvider, { url, options: { token: () => "t" } }, h(Says)));
-  assert.equal(text, "null connecting false null");
+  assert.equal(text, "null connecting false null undefined");
 });
 
 test("what is not in a provider says so", () => {
@@ -294,6 +295,45 @@ test("the newest listener hears, and none after the end", async (t) => {
   one.say("a:b:said", "bye");
   await shown(() => seen.last);
   assert.equal(seen.heard[1], "hi");
+});
+
+test("the state of a room is that of its snapshot and its messages", async (t) => {
+  const fetches = [];
+  function List({ roomId, added }) {
+    const snapshot = () => new Promise((...how) => fetches.push(how));
+    show("list", useRoomState(roomId, { snapshot, changes: { "a:b:added": (list, each) => [...list, added(each)] } }));
+    useEffect(() => show("added", added));
+    return null;
+  }
+  const { peer, render, unmount } = await page(t, h(List, { roomId: "r1", added: (each) => each }));
+  const one = await peer();
+  const { id } = await one.hear("authenticate");
+  one.say("authenticated", { userId: "ada", roomId: "r1", epoch: "e", offset: 1 }, { id });
+  await shown(() => fetches.length);
+  assert.deepEqual(seen.list, { state: undefined, error: null });
+  one.say("a:b:added", 2, { roomId: "r1", offset: 2 });
+  fetches.pop()[0]([1]);
+  await shown(() => seen.list.state?.length === 2);
+  const negative = (each) => -each;
+  render([h(List, { roomId: "r1", added: negative })]);
+  await shown(() => seen.added === negative);
+  one.say("a:b:added", 3, { roomId: "r1", offset: 3 });
+  await shown(() => seen.list.state.length === 3);
+  assert.deepEqual(seen.list, { state: [1, 2, -3], error: null });
+  one.say("position", { epoch: "f", offset: 1, recovered: false, reason: "epoch" }, { roomId: "r1" });
+  await shown(() => fetches.length);
+  fetches.pop()[1](new Error("no service"));
+  await shown(() => seen.list.error?.code === "NO_SNAPSHOT");
+  assert.deepEqual(seen.list.state, [1, 2, -3]);
+
+  render([h(List, { roomId: "r2", added: (each) => each })]);
+  await shown(() => seen.list.state === undefined);
+  const joined = await one.hear("join");
+  one.say("error", { code: "ACCESS_DENIED", message: "no" }, { id: joined.id });
+  await shown(() => seen.list.error?.code === "ACCESS_DENIED");
+  assert.equal(fetches.length, 0);
+  unmount();
+  assert.equal(await one.gone, 1000);
 });
 
 test("React had nothing to complain of", () => assert.deepEqual(complaints, []));

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { state, told, world } from "./world.js";
+import { KraftekError, state, told, until, world } from "./world.js";
 
 const rejected = (promise) => promise.then(() => assert.fail("it was not rejected"), (error) => error);
 
@@ -370,4 +370,130 @@ test("a room that is refused with the token keeps nobody out", async (t) => {
   assert.equal((await (await here.peer()).admit()).roomId, "open");
   await entered[1];
   assert.deepEqual(client.rooms, ["open"]);
+});
+
+// What was missed: the rest is in ../transcripts/recovery.json
+
+/** A client that is in r1, at offset 10, and its peer. */
+async function inHistory(here, options) {
+  const client = here.connect({ roomId: "r1", ...options });
+  const peer = await here.peer();
+  await letIn(peer);
+  await until(() => client.state === "ready", "that it is ready");
+  return { client, peer };
+}
+
+async function letIn(peer, more = {}) {
+  const { payload, id } = await peer.hear("authenticate");
+  peer.say("authenticated", { userId: "user_ada", roomId: "r1", epoch: "e", offset: 10, ...more }, { id });
+  return payload;
+}
+
+test("it names the last eight of its sockets", async (t) => {
+  const here = await world(t);
+  const { client } = await inHistory(here);
+  for (let n = 0; n < 10; n += 1) {
+    client.open();
+    const peer = await here.peer();
+    peer.say("connected", { socketId: `s${n}` });
+    const { since } = await letIn(peer, { recovered: true });
+    assert.equal(since.socketIds.length, Math.min(n + 1, 8));
+    assert.equal(since.socketIds.at(-1), n ? `s${n - 1}` : "gateway.socket");
+    await until(() => client.state === "ready", "that it is ready");
+  }
+});
+
+test("who hears a message hears its offset, if it has one", async (t) => {
+  const { client, peer } = await inHistory(await world(t));
+  const heard = [];
+  client.on("a:b:c", (...what) => heard.push(what));
+  peer.say("a:b:c", 1, { roomId: "r1", offset: 11 });
+  peer.say("a:b:c", 2, { roomId: "r1" });
+  await until(() => heard.length === 2, "two messages");
+  assert.deepEqual(heard, [[1, { roomId: "r1", offset: 11 }], [2, { roomId: "r1" }]]);
+});
+
+test("when too much waits for a room's state it is fetched again", async (t) => {
+  const { client, peer } = await inHistory(await world(t));
+  const fetches = [];
+  const heard = [];
+  client.on("a:b:c", (payload, { offset }) => heard.push(offset));
+  client.on("recovered", (recovered) => heard.push(recovered));
+  client.snapshot("r1", () => new Promise((resolve) => fetches.push(resolve)));
+  await until(() => fetches.length === 1, "that it is fetched");
+  peer.say("a:b:c", "x".repeat(700_000), { roomId: "r1", offset: 11 });
+  peer.say("a:b:c", "x".repeat(700_000), { roomId: "r1", offset: 12 });
+  peer.say("a:b:c", "", { roomId: "r1", offset: 13 });
+  await until(() => heard.length, "that too much waits");
+  assert.deepEqual(heard, [{ roomId: "r1", recovered: false, reason: "too_many" }]);
+  peer.socket.ping();
+  await new Promise((resolve) => peer.socket.once("pong", resolve));
+  fetches.shift()();
+  await until(() => fetches.length === 1, "that it is fetched again");
+  assert.deepEqual(heard.slice(1), [13]);
+  fetches.shift()();
+  peer.say("a:b:c", "", { roomId: "r1", offset: 14 });
+  await until(() => heard.length === 3, "the last message");
+});
+
+test("messages wait for all who fetch the state of their room", async (t) => {
+  const { client, peer } = await inHistory(await world(t));
+  const fetches = [];
+  const heard = [];
+  const fetch = () => new Promise((resolve) => fetches.push(resolve));
+  client.on("a:b:c", (payload) => heard.push(payload));
+  client.on("for:all:here", (payload) => heard.push(payload));
+  client.snapshot("r1", fetch);
+  const end = client.snapshot("r1", fetch);
+  await until(() => fetches.length === 2, "two fetches");
+  peer.say("a:b:c", "held", { roomId: "r1", offset: 11 });
+  peer.say("for:all:here", "not held");
+  fetches[0]();
+  await until(() => heard.length, "what does not wait");
+  assert.deepEqual(heard, ["not held"]);
+  end();
+  assert.deepEqual(heard, ["not held", "held"]);
+});
+
+test("a fetch that has failed says why", async (t) => {
+  const { client } = await inHistory(await world(t));
+  const cause = new KraftekError({ code: "SERVICE_UNAVAILABLE", message: "nobody" });
+  const heard = told(client, "error");
+  client.snapshot("r1", () => {
+    throw cause;
+  });
+  const error = await heard;
+  assert.deepEqual([error.code, error.roomId, error.cause], ["NO_SNAPSHOT", "r1", cause]);
+});
+
+test("who has just ended it is not asked for the state", async (t) => {
+  const here = await world(t);
+  const { client } = await inHistory(here);
+  client.snapshot("r1", () => assert.fail("it was asked"))();
+  await new Promise(setImmediate);
+  assert.throws(() => client.snapshot("r1"), /expected a function/);
+  assert.throws(() => client.snapshot("", () => {}), TypeError);
+});
+
+test("the state of a room is told until it is closed", async (t) => {
+  const { client, peer } = await inHistory(await world(t));
+  const one = [];
+  const two = [];
+  const changes = { "a:b:added": (list, payload) => [...list, payload] };
+  const state = client.roomState("r1", { snapshot: () => [1], changes });
+  assert.equal(state.value, undefined);
+  state.subscribe((value) => one.push(value));
+  await until(() => one.length, "the first state");
+  const end = state.subscribe((value) => two.push(value));
+  peer.say("a:b:added", 2, { roomId: "r1", offset: 11 });
+  await until(() => one.length === 2, "a change");
+  end();
+  peer.say("a:b:added", 3, { roomId: "r1", offset: 12 });
+  await until(() => one.length === 3, "another change");
+  assert.deepEqual([one, two], [[[1], [1, 2], [1, 2, 3]], [[1], [1, 2]]]);
+  state.close();
+  peer.say("a:b:added", 4, { roomId: "r1", offset: 13 });
+  peer.say("a:b:end", 4, { roomId: "r1", offset: 14 });
+  await told(client, "a:b:end");
+  assert.deepEqual([state.value, one.length, client.rooms], [[1, 2, 3], 3, ["r1"]]);
 });

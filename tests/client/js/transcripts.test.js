@@ -11,7 +11,7 @@ const SIGNS = { ">": "sends", "<": "told", leave: "closes" };
 
 /** Of an object only the members that are expected. */
 const pick = (found, expected) =>
-  Object.fromEntries(Object.keys(expected).map((key) => [key, found?.[key]]));
+  Object.fromEntries(Object.keys(expected).map((key) => [key, found?.[key] ?? null]));
 
 const plain = (value) => JSON.parse(JSON.stringify(value ?? null));
 
@@ -29,6 +29,9 @@ class Player {
   #heard = [];
   #ids = new Map();
   #calls = new Map();
+  #fetching = [];
+  #noSnapshot = new Map();
+  #roomStates = new Map();
 
   constructor(here, { client: { room, timeout, ...options } = {}, token = "t1", listens = [], js = {} }) {
     this.#here = here;
@@ -56,8 +59,10 @@ class Player {
     });
     this.#client.on("state", ({ state, wait, code }) => this.#states.push({ state, wait: wait / 1000, code }));
     this.#client.on("error", (error) => this.#heard.push(["error", { ...error }]));
-    this.#client.on("dropped", (event) => this.#heard.push(["dropped", plain(event)]));
-    for (const type of listens) this.#client.on(type, (payload) => this.#heard.push([type, payload]));
+    for (const own of ["dropped", "recovered"]) {
+      if (own === "dropped" || listens.includes(own)) this.#client.on(own, (event) => this.#heard.push([own, plain(event)]));
+    }
+    for (const type of listens.filter((type) => type !== "recovered")) this.#client.on(type, (payload) => this.#heard.push([type, payload]));
   }
 
   async play(steps) {
@@ -85,14 +90,16 @@ class Player {
     assert.deepEqual({ sent, states: this.#states, heard: this.#heard }, { sent: [], states: [], heard: [] });
   }
 
-  async open() {
+  async open(socketId = "s") {
     this.#peer = await this.#here.peer();
+    this.#peer.say("connected", { socketId });
   }
 
-  async ready() {
+  async ready(told = {}) {
     await this.state({ state: "connecting" });
     await this.open();
-    await this.admit(this.#room === undefined ? { token: this.#token } : { token: this.#token, roomId: this.#room }, { userId: "ada" });
+    const shown = this.#room === undefined ? { token: this.#token } : { token: this.#token, roomId: this.#room };
+    await this.admit(shown, { userId: "ada", ...told });
     await this.state({ state: "ready" });
   }
 
@@ -225,6 +232,40 @@ class Player {
     assert.deepEqual(await Promise.race([this.#calls.get(name), open]), expected);
   }
 
+  /** What it fetches the state of a room with: `fetched` says what that becomes. */
+  #fetch(room) {
+    this.#heard.push(["snapshot", room]);
+    return new Promise((resolve, reject) => this.#fetching.push({ room, resolve, reject }));
+  }
+
+  async snapshot(room) {
+    this.#noSnapshot.set(room, this.#client.snapshot(room, () => this.#fetch(room)));
+  }
+
+  async no_snapshot(room) {
+    await this.nothing();
+    this.#noSnapshot.get(room)();
+  }
+
+  async fetched(room, { ok, error }) {
+    await this.nothing();
+    const [{ resolve, reject }] = this.#fetching.splice(this.#fetching.findIndex((each) => each.room === room), 1);
+    if (error === undefined) resolve(ok);
+    else reject(new Error(error));
+  }
+
+  async room_state(room, types) {
+    const changes = Object.fromEntries(types.map((type) => [type, (list, payload) => [...list, payload]]));
+    const state = this.#client.roomState(room, { snapshot: () => this.#fetch(room), changes });
+    state.subscribe((value) => this.#heard.push(["room_state", value]));
+    this.#roomStates.set(room, state);
+  }
+
+  async state_error(room, code) {
+    await this.nothing();
+    assert.equal(this.#roomStates.get(room).error?.code ?? null, code);
+  }
+
   async state(expected) {
     await until(() => this.#states.length, "a change of the state");
     assert.deepEqual(pick(this.#states.shift(), expected), expected);
@@ -233,7 +274,7 @@ class Player {
   async hear(type, expected) {
     await until(() => this.#heard.length, "something to be heard");
     const [heard, what] = this.#heard.shift();
-    const isObject = expected !== null && typeof expected === "object";
+    const isObject = expected !== null && typeof expected === "object" && !Array.isArray(expected);
     assert.deepEqual([heard, isObject ? pick(what, expected) : what], [type, expected]);
   }
 }

@@ -20,6 +20,16 @@ const { users } = await client.request<Who>("chat:room:who", null, { timeout: 1_
 console.log(sent, users.join());
 await client.join("r2", { timeout: 1_000 });
 client.leave("r2");
+
+client.on("recovered", ({ roomId, recovered, reason }) => console.log(roomId.length, recovered === true, reason?.length));
+const end: () => void = client.snapshot("r1", async () => console.log(await client.request<Who>("chat:room:who")));
+const here = client.roomState("r1", {
+  snapshot: async () => (await client.request<Who>("chat:room:who")).users,
+  changes: { "chat:room:entered": (users, { user }: { user: string }) => [...users, user] },
+});
+here.subscribe((users) => console.log(users.join(), here.error?.code, here.value?.length));
+here.close();
+end();
 client.close();
 
 try {
@@ -34,6 +44,8 @@ connect("wss://gateway.test/", {});
 (await client.request("chat:room:who")).users;
 // @ts-expect-error the state is not for others to change
 client.state = "ready";
+// @ts-expect-error the state is not there before the first snapshot
+here.value.length;
 // @ts-expect-error no such state
 if (client.state === "live") client.close();
 // @ts-expect-error an error is no string
