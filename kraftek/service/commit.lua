@@ -1,16 +1,27 @@
--- An entry acknowledged out of order would count as waiting until all earlier ones are acknowledged: if the stream has
--- no other group it is removed at once. (Removing every entry costs Redis 8 µs each; the gateway trims those in order.)
-local at, receivers = 3, 0
+-- Redis may refuse a write: the first one because it takes none at present, each for what it is. What was published cannot
+-- be taken back. So that comes last, and the acknowledgement before it, which is a write as well.
+local at, published = 3, {}
 while ARGV[at] do
-    local last = at + 1 + tonumber(ARGV[at + 1])
-    if ARGV[at] == 'always' or ARGV[at] == 'unheard' and receivers == 0 then
-        receivers = redis.call(unpack(ARGV, at + 2, last))
+    local first, last = at + 2, at + 1 + ARGV[at + 1]
+    if ARGV[at] == 'unheard' or ARGV[at] == 'always' and ARGV[first]:upper() == 'PUBLISH' then
+        published[#published + 1] = at
+    elseif ARGV[at] == 'always' then
+        redis.call(unpack(ARGV, first, last))
     end
     at = last + 1
 end
+if emit then emit() end
+-- An entry acknowledged out of order would count as waiting until all earlier ones are acknowledged: if the stream has
+-- no other group it is removed at once. (Removing every entry costs Redis 8 µs each; the gateway trims those in order.)
 if stream then
     redis.call('XACK', stream, ARGV[1], ARGV[2])
     local behind = #redis.call('XPENDING', stream, ARGV[1], '-', ARGV[2], 1) > 0
     if behind and #redis.call('XINFO', 'GROUPS', stream) == 1 then redis.call('XDEL', stream, ARGV[2]) end
+end
+local receivers = 0
+for _, command in ipairs(published) do
+    if ARGV[command] == 'always' or receivers == 0 then
+        receivers = redis.call(unpack(ARGV, command + 2, command + 1 + ARGV[command + 1]))
+    end
 end
 return 1

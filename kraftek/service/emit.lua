@@ -10,5 +10,7 @@ while ARGV[word] do
 end
 local _, _, keep, rest = streams()
 if not rest().takes(name, size, most - #events + 1, bytes) then return FULL end
-for _, event in ipairs(events) do rest().append(name, event) end
-keep()
+function emit()
+    for _, event in ipairs(events) do rest().append(name, event) end
+    keep()
+end

@@ -42,6 +42,12 @@ class Sleep(Struct):
     mark: int = 0
 
 
+class Write(Struct):
+    before: list[str] = []
+    also: list[str] = []
+    emit: str = ""
+
+
 class Ask(Struct):
     event: str
     payload: Any = None
@@ -178,6 +184,17 @@ def sample(backend: str, **settings: Any) -> EventProcessor:  # noqa: C901  # ma
         context.also("RPUSH", f"done:{context.room_id}", payload.mark)
         context.also("HINCRBY", "by", str(os.getpid()), 1)
         return {"mark": payload.mark, "pid": os.getpid()}
+
+    @processor.on("do:write")
+    async def write(context: Context, payload: Write) -> None:
+        if payload.before:
+            await context.redis(*payload.before)
+        context.reply("written")
+        context.broadcast_to_room("sample:told:room", "written")
+        if payload.emit:
+            context.emit(payload.emit)
+        if payload.also:
+            context.also(*payload.also)
 
     @processor.on("do:hang")
     async def hang(context: Context, payload: Any) -> None:

@@ -7,6 +7,8 @@ the service, which is that of ``sample.py`` and ``js/sample.js``. One instance r
 ``send``                        an event, as a gateway sends it
 ``raw``                         something else in its place
 ``heard`` and ``message``       the next message on one of the channels, and nothing before it; ``"*"`` is any value
+``redis`` and ``answers``       a command for Redis, and what it is answered
+``refused``                     how the error begins that Redis has given somebody
 ``begun``                       a room, and the marks of what handlers have begun there
 ``kept``                        how many entries are ``pending``, and the beginning of the ``reason`` of each that is
                                 ``dead``, with its ``attempts``
@@ -73,6 +75,7 @@ class Stage:
     def __init__(self, server: PrivateRedis, backend: str, settings: dict[str, Any]) -> None:
         self._redis: Any = redis.Redis.from_url(server.url, decode_responses=True)
         self._redis.flushall()
+        self._redis.config_resetstat()
         self._command = [*program(backend), server.url, json.dumps(settings)]
         self._partitions = settings.get("partitions", 0)
         self._streamed = "transport" in settings
@@ -84,6 +87,8 @@ class Stage:
         for process in self._running:
             process.kill()
             process.communicate(timeout=10)
+        self._redis.config_set("maxmemory", 0)
+        self._redis.replicaof("NO", "ONE")
         self._listening.close()
         self._redis.close()
 
@@ -95,12 +100,22 @@ class Stage:
                 self._send(body, "")
             case {"heard": channel, "message": message}:
                 assert self._heard() == (channel, Like(message))
+            case {"redis": command}:
+                answer = self._redis.execute_command(*command)
+                assert step.get("answers", answer) == answer
+            case {"refused": kind}:
+                wait_until(lambda: f"errorstat_{kind}" in self._redis.info("errorstats"), f"{kind} of Redis")
             case {"begun": [room, marks]}:
                 wait_until(
                     lambda: self._redis.lrange(f"begun:{room}", 0, -1) == [str(mark) for mark in marks], "a handler"
                 )
             case {"kept": expected}:
                 wait_until(lambda: self._kept(expected), lambda: f"{expected}, not {self._keeps()}", 20)
+            case _:
+                self._manage(step)
+
+    def _manage(self, step: dict[str, Any]) -> None:
+        match step:
             case {"start": number}:
                 self.start(number)
             case {"stop": _}:

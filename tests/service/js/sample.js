@@ -94,6 +94,13 @@ sample
     context.also("HINCRBY", "by", process.pid, 1);
     return { mark, pid: process.pid };
   })
+  .on("do:write", async (context, { before = [], also = [], emit = "" }) => {
+    if (before.length) await context.redis(...before);
+    context.reply("written");
+    context.broadcastToRoom("sample:told:room", "written");
+    if (emit) context.emit(emit);
+    if (also.length) context.also(...also);
+  })
   .on("do:die", async (context, times) => {
     const died = await context.redis("INCR", `died:${context.roomId}`);
     if (died <= times) process.kill(process.pid, "SIGKILL");
