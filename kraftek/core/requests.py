@@ -183,7 +183,9 @@ class Requests:
         self._awaited.add(self._waiting.get(session.socket_id, {}).values(), call)
 
     def answered(self, message: Broadcast, body: bytes) -> None:
-        """A service answers, with these bytes. Only the request that waits for it gets it, and none gets two."""
+        """A service answers, with these bytes. Only the request that waits for it gets it, and none gets two. Those to
+        services without ``reply`` wait for the receipt alone, although an answer may come before it.
+        """
         request_id = message.in_reply_to
         assert request_id is not None
         self._counters.broadcasts += 1
@@ -191,11 +193,12 @@ class Requests:
         late = False
         for socket_id in message.recipients or ():
             waiting = self._waiting.get(socket_id)
-            request = waiting.pop(request_id, None) if waiting else None
-            if request is not None:
+            request = waiting.get(request_id) if waiting else None
+            if waiting and request is not None and request.queue.service.reply:
+                del waiting[request_id]
                 self._settle(request, delivery, body)
                 self._counters.delivered += 1
-            elif gateway_of(socket_id) == self._gateway_id:
+            elif request is not None or gateway_of(socket_id) == self._gateway_id:
                 late = True
             elif self._lasts and message.user_ids and len(message.recipients or ()) == len(message.user_ids) == 1:
                 # Sent to all gateways: the socket's own may have died. An answer is to one socket of one user: as many

@@ -162,7 +162,8 @@ class ServiceEvents:
             socket_id="",
             timestamp=int(self._now() * 1000),
             gateway_id=self._gateway_id,
-            reply_to=sent.reply_to or "",
+            # What the gateway answers the service must not: whose answer the sender hears first would be chance.
+            reply_to=(sent.reply_to or "") if service.reply or sent.id is None else "",
             payload=sent.payload,
             room_id=sent.room_id,
             id=sent.id,

@@ -40,6 +40,20 @@ def test_a_reply_is_the_one_answer() -> None:
     assert len(house.requests) == 0
 
 
+def test_where_the_gateway_answers_the_service_does_not() -> None:
+    """Not even if what it says comes before Redis says that it was heard."""
+    house = House(services=[Registration(name="chat", channel="events:chat")])
+    client = house.admit()
+    client.send({"type": SEND, "id": "q"})
+    reply(client, "q", None)
+    assert client.link.read() == []
+    house.bus.answer(1)
+    reply(client, "q", None)
+    assert client.link.read() == [{"type": "ack", "id": "q", "payload": {"receivers": 1}}]
+    assert house.counters.replies_late == 2
+    assert len(house.requests) == 0
+
+
 def test_a_service_that_is_silent() -> None:
     house = House(services=[Registration(name="chat", channel="events:chat", reply=True, timeout=2.0)])
     client = house.admit()

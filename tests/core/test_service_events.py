@@ -93,7 +93,7 @@ def test_an_event_goes_to_its_service_and_is_done_when_that_has_it() -> None:
         "roomId": "board",
         "timestamp": 12345,
         "gatewayId": "gw",
-        "replyTo": REPLIES,
+        "replyTo": "",  # it is the gateway that answers
         "payload": {"a": [1, 2.5]},
         "id": 7,
         "traceparent": "00-1",
@@ -120,9 +120,16 @@ def test_as_little_as_it_takes() -> None:
 def test_a_service_that_replies_answers_itself() -> None:
     desk = Desk()
     desk.send(eventType="wiki:page:read", id="a", replyTo=REPLIES)
+    assert [event["replyTo"] for _, event in desk.published()] == [REPLIES]
     desk.bus.answer(1)
     assert desk.published() == []
     assert desk.reading.acked == ["1-0"]
+
+
+def test_errors_about_an_event_without_an_id_may_be_sent() -> None:
+    desk = Desk()
+    desk.send(eventType="notes:note:create", replyTo=REPLIES)
+    assert [event["replyTo"] for _, event in desk.published()] == [REPLIES]
 
 
 def test_a_service_on_a_stream() -> None:
