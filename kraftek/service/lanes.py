@@ -1,7 +1,8 @@
 """The events that a service has received and not begun: those of a room in order, the rooms beside each other.
 
 Used by :mod:`kraftek.service.sources`. What is kept in order is a *lane*: the events of a room, or of a socket that is
-in none, as partitions have it. One event of a lane is in hand at a time, and the next begins when it has ended.
+in none, as partitions have it. One event of a lane is in hand at a time, and the next begins when it has ended. A reset
+of the rooms concerns all lanes: it is handled alone, after what came before it and before what comes after.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from heapq import heappop, heappush, nlargest
 from itertools import count
 from typing import Final, Generic, TypeVar
 
+from kraftek.contract.names import ROOMS_RESET
 from kraftek.service.processor import Incoming
 
-__all__ = ["EVENTS", "SIZE", "Hand", "Hands", "Lanes", "user_of"]
+__all__ = ["ALONE", "EVENTS", "SIZE", "Hand", "Hands", "Lanes", "user_of"]
 
 EVENTS: Final = 10_000
 """Events that may wait."""
@@ -28,6 +30,9 @@ LANE_EVENTS: Final = 100
 
 LANE_SIZE: Final = 1024 * 1024
 """Bytes that they may have together."""
+
+ALONE: Final = object()
+"""The lane of events that are handled alone."""
 
 T = TypeVar("T")
 
@@ -52,6 +57,8 @@ class Lanes(Generic[T]):
 
     def __init__(self) -> None:
         self._lanes: dict[Hashable, deque[tuple[T, str, int]]] = {}
+        # From the first event on that waits to be handled alone, or comes after such a one.
+        self._behind: deque[tuple[T, Hashable, str, int]] = deque()
         # The lanes that may go on, by the user of their first event; and when it is whose turn, in seconds of the
         # service's time: for each of these users one entry.
         self._users: dict[str, deque[Hashable]] = {}
@@ -88,12 +95,11 @@ class Lanes(Generic[T]):
 
     def put(self, item: T, lane: Hashable, user: str, size: int) -> None:
         """Have the event wait."""
-        waiting = self._lanes.get(lane)
-        if waiting is None:
-            waiting = self._lanes[lane] = deque()
-            self._may_go_on(lane, user)
-        waiting.append((item, user, size))
         self._count(lane, user, 1, size)
+        if self._behind or self._bars(lane):
+            self._behind.append((item, lane, user, size))
+        else:
+            self._put(item, lane, user, size)
 
     def take(self) -> tuple[T, Hashable]:
         """The next event, and its lane, which stands still until it has ended. Raises :class:`IndexError` for none."""
@@ -127,6 +133,19 @@ class Lanes(Generic[T]):
             self._may_go_on(lane, waiting[0][1])
         else:
             del self._lanes[lane]
+            while self._behind and not self._bars(self._behind[0][1]):
+                self._put(*self._behind.popleft())
+
+    def _bars(self, lane: Hashable) -> bool:
+        """Whether the next event of the lane has to wait for others to end."""
+        return ALONE in self._lanes or (lane is ALONE and bool(self._lanes))
+
+    def _put(self, item: T, lane: Hashable, user: str, size: int) -> None:
+        waiting = self._lanes.get(lane)
+        if waiting is None:
+            waiting = self._lanes[lane] = deque()
+            self._may_go_on(lane, user)
+        waiting.append((item, user, size))
 
     def _may_go_on(self, lane: Hashable, user: str) -> None:
         self._ready += 1
@@ -240,4 +259,7 @@ class Hands(Generic[T]):
     def _place(self, event: Incoming) -> tuple[Hand[T], Hashable]:
         if event.source is not None and event.id is not None:
             return self._requests, object()
-        return self._events, object() if self._unordered else event.room_id or event.socket_id
+        if self._unordered:
+            return self._events, object()
+        place = event.room_id or event.socket_id
+        return self._events, ALONE if not place and event.event_type == ROOMS_RESET else place

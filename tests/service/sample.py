@@ -246,5 +246,10 @@ if __name__ == "__main__":
     if backend == "asyncio":
         from kraftek.service.asyncio import run
     else:
+    @processor.on("gateway:room:reset")
+    async def reset(context: Context) -> None:
+        await pause(0.1)
+        context.broadcast_to_room("sample:rooms:reset", None, room_id="all")
+
         from kraftek.service.twisted import run
     run(sample(backend, **json.loads(settings)), url)

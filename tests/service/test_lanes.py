@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from kraftek.contract.names import ROOMS_RESET
 from kraftek.service.lanes import EVENTS, FORGOTTEN, LANE_EVENTS, LANE_SIZE, SIZE, Hand, Hands, Lanes
 from kraftek.service.processor import Incoming
 
@@ -27,6 +28,10 @@ class Place:
     def put(self, mark: object, user: str = "ada", room: str | None = "room", size: int = 10, **more: Any) -> bool:
         event = Incoming(event_type=f"a:b:{mark}", user_id=user, room_id=room, **more)
         return self.hands.put(event, event, size)
+
+    def reset(self) -> None:
+        event = Incoming(event_type=ROOMS_RESET)
+        assert self.hands.put(event, event, 10)
 
     def end(self, *marks: object) -> None:
         for mark in marks:
@@ -95,6 +100,57 @@ def test_requests_of_services_wait_for_no_room_and_have_hands_of_their_own() -> 
     assert place.begun[5:] == ["2"]
 
 
+def test_a_reset_of_the_rooms_is_handled_alone() -> None:
+    place = Place(9)
+    for mark in (1, 2):
+        place.put(f"red{mark}", room="red")
+    place.put("blue1", room="blue")
+    place.reset()
+    place.put("red3", room="red")
+    place.put("green1", room="green")
+    place.put("request", "", "red", source="wiki", id=1)
+    assert place.begun == ["red1", "blue1", "request"]
+    place.end("blue1", "red1")
+    assert place.begun[3:] == ["red2"]
+    place.end("red2")
+    assert place.begun[4:] == ["reset"]
+    place.put("blue2", room="blue")
+    place.reset()
+    place.reset()
+    place.put("red4", room="red")
+    place.end("reset")
+    assert place.begun[5:] == ["red3", "green1", "blue2"]
+    place.end("red3", "green1")
+    assert place.begun[8:] == []
+    place.end("blue2", "reset")
+    assert place.begun[8:] == ["reset", "reset"]
+    place.end("reset")
+    assert place.begun[10:] == ["red4"]
+    place.end_all()
+    place.reset()
+    place.put("last")
+    assert place.begun[11:] == ["reset"]
+    assert place.end_all()[12:] == ["last"]
+    assert place.hands.waiting == 0
+
+
+def test_what_waits_behind_a_reset_counts() -> None:
+    place = Place()
+    place.reset()
+    place.reset()
+    accepted = [place.put(number, "ada", f"room {number}") for number in range(EVENTS)]
+    assert sum(accepted) == EVENTS // 2
+    assert place.hands.waiting == 1 + EVENTS // 2
+    assert len(place.end_all()) == 2 + sum(accepted)
+
+
+def test_without_order_a_reset_waits_for_nobody() -> None:
+    place = Place(2, unordered=True)
+    place.put(1)
+    place.reset()
+    assert place.begun == ["1", "reset"]
+
+
 def test_one_alone_has_half_and_the_next_one_half_of_the_rest() -> None:
     place = Place()
     place.put("first", "eve", "elsewhere")
@@ -155,7 +211,9 @@ def test_nothing_is_kept_of_those_who_are_gone() -> None:
     assert sorted(map(int, place.end_all())) == list(range(100))
     for hand in (place.hands._events, place.hands._requests):
         lanes = hand.lanes
-        assert not any(vars(lanes)[name] for name in ("_lanes", "_users", "_turns", "_had", "_events", "_sizes"))
+        assert not any(
+            vars(lanes)[name] for name in ("_lanes", "_behind", "_users", "_turns", "_had", "_events", "_sizes")
+        )
         assert (vars(lanes)["_free_events"], len(lanes)) == (EVENTS, 0)
 
 

@@ -3,8 +3,11 @@
  * pubsub.js and streams.js.
  *
  * What is kept in order is a lane: the events of a room, or of a socket that is in none, as partitions have it. One event
- * of a lane is in hand at a time, and the next begins when it has ended.
+ * of a lane is in hand at a time, and the next begins when it has ended. A reset of the rooms concerns all lanes: it is
+ * handled alone, after what came before it and before what comes after.
  */
+
+import { ROOMS_RESET } from "./names.js";
 
 /** Events that may wait. */
 export const EVENTS = 10_000;
@@ -13,6 +16,8 @@ export const SIZE = 64 * 1024 * 1024;
 /** Events of a room that are read ahead from a stream, and their bytes; of the ones after them only the ids are kept. */
 const LANE_EVENTS = 100;
 const LANE_SIZE = 1024 * 1024;
+/** The lane of events that are handled alone. */
+export const ALONE = "\n";
 
 /**
  * @template T
@@ -35,6 +40,12 @@ const LANE_SIZE = 1024 * 1024;
 export class Lanes {
   /** @type {Map<string, Waiting<T>[]>} */
   #lanes = new Map();
+  /**
+   * From the first event on that waits to be handled alone, or comes after such a one.
+   *
+   * @type {{lane: string, waiting: Waiting<T>}[]}
+   */
+  #behind = [];
   /** The lanes that may go on, by the user of their next event; users in turn. @type {Map<string, string[]>} */
   #turns = new Map();
   /** What waits, by users and lanes. @type {Map<string, {events: number, size: number}>} */
@@ -83,12 +94,9 @@ export class Lanes {
    */
   put(item, lane, user, size) {
     this.#count(lane, user, 1, size);
-    const events = this.#lanes.get(lane);
-    if (events) events.push({ item, user, size });
-    else {
-      this.#lanes.set(lane, [{ item, user, size }]);
-      this.#mayGoOn(lane, user);
-    }
+    const waiting = { item, user, size };
+    if (this.#behind.length || this.#bars(lane)) this.#behind.push({ lane, waiting });
+    else this.#put(lane, waiting);
   }
 
   /**
@@ -112,7 +120,42 @@ export class Lanes {
   #ended(lane) {
     const following = this.#lanes.get(lane)?.[0];
     if (following) this.#mayGoOn(lane, following.user);
-    else this.#lanes.delete(lane);
+    else {
+      this.#lanes.delete(lane);
+      this.#goOn();
+    }
+  }
+
+  #goOn() {
+    let next = 0;
+    for (const { lane, waiting } of this.#behind) {
+      if (this.#bars(lane)) break;
+      this.#put(lane, waiting);
+      next += 1;
+    }
+    if (next) this.#behind.splice(0, next);
+  }
+
+  /**
+   * Whether the next event of the lane has to wait for others to end.
+   *
+   * @param {string} lane
+   */
+  #bars(lane) {
+    return this.#lanes.has(ALONE) || (lane === ALONE && this.#lanes.size > 0);
+  }
+
+  /**
+   * @param {string} lane
+   * @param {Waiting<T>} waiting
+   */
+  #put(lane, waiting) {
+    const events = this.#lanes.get(lane);
+    if (events) events.push(waiting);
+    else {
+      this.#lanes.set(lane, [waiting]);
+      this.#mayGoOn(lane, waiting.user);
+    }
   }
 
   /**
@@ -232,7 +275,9 @@ export class Hands {
     const user = event.userId || (event.source ?? "");
     const request = event.source !== undefined && event.id !== undefined;
     const place = event.roomId || event.socketId;
-    const lane = request || this.#unordered || !place ? `\n${(this.#unnamed += 1)}` : place;
+    const alone = !this.#unordered && !place && event.eventType === ROOMS_RESET;
+    const unnamed = request || this.#unordered || !place;
+    const lane = alone ? ALONE : unnamed ? `\n${(this.#unnamed += 1)}` : place;
     return [request ? this.#requests : this.#events, lane, user];
   }
 }

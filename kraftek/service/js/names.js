@@ -7,6 +7,7 @@ export const GATEWAY_LENGTH = 100_000;
 export const GATEWAY_BYTES = 67_108_864;
 /** Events whose names begin so are the gateway's own. */
 export const GATEWAY_OWN = "gateway:";
+export const ROOMS_RESET = "gateway:room:reset";
 
 const NAME_LENGTH = 128;
 const NAME = /^([^:\p{White_Space}\p{Cc}\p{Cs}]+)(?::[^:\p{White_Space}\p{Cc}\p{Cs}]+){2}$/u;

@@ -50,6 +50,43 @@ test("who is in no place, requests of services and what is unordered wait for no
   }
 });
 
+test("a reset of the rooms is handled alone", () => {
+  const [begun, ends] = [[], new Map()];
+  const hands = new Hands(9, false, (item, ended) => {
+    begun.push(item);
+    ends.set(item, ended);
+  });
+  const event = (item, roomId) => hands.put(item, { eventType: "a:b:c", userId: "ada", socketId: "1", roomId }, 1);
+  const reset = (item) => hands.put(item, { eventType: "gateway:room:reset", userId: "", socketId: "" }, 1);
+  event("red1", "red");
+  event("red2", "red");
+  event("blue1", "blue");
+  reset("first");
+  event("red3", "red");
+  event("green1", "green");
+  assert.deepEqual(begun.splice(0), ["red1", "blue1"]);
+  for (const item of ["blue1", "red1"]) ends.get(item)();
+  assert.deepEqual(begun.splice(0), ["red2"]);
+  ends.get("red2")();
+  assert.deepEqual(begun.splice(0), ["first"]);
+  event("blue2", "blue");
+  reset("second");
+  reset("third");
+  event("red4", "red");
+  ends.get("first")();
+  assert.deepEqual(begun.splice(0), ["red3", "green1", "blue2"]);
+  for (const item of ["red3", "green1", "blue2"]) ends.get(item)();
+  assert.deepEqual(begun.splice(0), ["second"]);
+  ends.get("second")();
+  assert.deepEqual(begun.splice(0), ["third"]);
+  ends.get("third")();
+  assert.deepEqual(begun.splice(0), ["red4"]);
+  ends.get("red4")();
+  reset("last");
+  assert.deepEqual(begun, ["last"]);
+  assert.equal(hands.waiting, 0);
+});
+
 test("of what can be read again only the first of a room is kept", () => {
   const made = [];
   const hands = new Hands(1, false, () => {});

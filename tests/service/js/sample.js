@@ -116,3 +116,7 @@ sample
   });
 
 await sample.run(url);
+  })
+  .on("gateway:room:reset", async (context) => {
+    await pause(100);
+    context.broadcastToRoom("sample:rooms:reset", null, { roomId: "all" });
