@@ -1,4 +1,4 @@
-"""What may be registered, what gateways publish, and what an SDK says about a difference."""
+"""What may be registered, and what gateways publish; what an SDK says of it is in tests/service/comparisons.json."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ import msgspec
 import pytest
 
 from kraftek.contract.registrations import (
-    Given,
     Mistake,
-    Published,
     PublishedService,
-    differences,
     mistakes_of,
     name_mistake,
     published,
@@ -21,12 +18,6 @@ from kraftek.contract.settings import Config, Redis, Registration
 
 CHAT = Registration(name="chat", channel="events:chat", reply=True)
 NOTES = Registration(name="notes", channel="events:notes", transport="stream", partitions=4)
-GIVEN = Given(name="chat", channel="events:chat", transport="pubsub", partitions=0, prefix="", broadcast="all")
-STREAM = Given(name="notes", channel="events:notes", transport="stream", partitions=4, prefix="", broadcast="all")
-
-
-def gateway(*services: Registration) -> Published:
-    return read_published([published(Config(redis=Redis(broadcast="all")), services)])[0]
 
 
 @pytest.mark.parametrize("name", ["chat", "a.b-c_d", "x" * 128])
@@ -99,105 +90,3 @@ def test_what_is_newer_or_no_document_is_left_out() -> None:
     longer = msgspec.json.encode({**msgspec.json.decode(good), "more": 1})
     read = read_published([b"", b"{", b"\xff", b"1", b'{"version": 1}', b"[" * 5000, newer, longer, good])
     assert [each.services for each in read] == [{"chat": PublishedService(channel="events:chat", reply=True)}] * 2
-
-
-def test_what_is_the_same_is_not_mentioned() -> None:
-    fleet = [gateway(CHAT, NOTES)] * 2
-    for given in (GIVEN, STREAM, msgspec.structs.replace(GIVEN, reply=True, answered="chat:room:who")):
-        assert differences(given, fleet) == ([], True)
-
-
-@pytest.mark.parametrize(
-    ("given", "changes", "line"),
-    [
-        (
-            GIVEN,
-            {"channel": "events:{}"},
-            (
-                'Service chat: channel is "events:{}" here, and "events:chat" at the gateways. Either give the service '
-                'channel = "events:chat", or write channel = "events:{}" under [services.chat] of the gateways, and '
-                "reload them"
-            ),
-        ),
-        (
-            GIVEN,
-            {"transport": "stream"},
-            (
-                'Service chat: transport is "stream" here, and "pubsub" at the gateways. Either give the service '
-                'transport = "pubsub", or write transport = "stream" under [services.chat] of the gateways, and '
-                "reload them"
-            ),
-        ),
-        (
-            STREAM,
-            {"partitions": 2},
-            (
-                "Service notes: partitions is 2 here, and 4 at the gateways. Either give the service partitions = 4, "
-                "or write partitions = 2 under [services.notes] of the gateways, and reload them"
-            ),
-        ),
-        (
-            GIVEN,
-            {"reply": False},
-            (
-                "Service chat: reply is false here, and true at the gateways. Either give the service reply = true, or "
-                "write reply = false under [services.chat] of the gateways, and reload them"
-            ),
-        ),
-        (
-            STREAM,
-            {"answered": "notes:note:add"},
-            (
-                "Service notes: it has answered notes:note:add, and clients got an ack in place of that: reply is "
-                "false at the gateways. Either write reply = true under [services.notes] of the gateways, and reload "
-                "them; or return nothing there"
-            ),
-        ),
-        (
-            GIVEN,
-            {"broadcast": "none"},
-            (
-                'Service chat: broadcast is "none" here, and "all" at the gateways. Either give the service broadcast '
-                '= "all", or write broadcast = "none" under [redis] of the gateways, and restart them'
-            ),
-        ),
-        (
-            GIVEN,
-            {"name": "chats"},
-            (
-                "Service chats: it is not registered (its channel is that of chat) at the gateways. Either give the "
-                'service the name chat, or write [services.chats] with channel = "events:chat" into the '
-                "gateways' configuration, and reload them"
-            ),
-        ),
-        (
-            STREAM,
-            {"name": "n.o", "channel": "x", "reply": True},
-            (
-                "Service n.o: it is not registered (those that are: chat, notes) at the gateways. Write "
-                "[services.'n.o'] with "
-                'channel = "x", transport = "stream", partitions = 4, reply = true into the '
-                "gateways' configuration, and reload them"
-            ),
-        ),
-    ],
-)
-def test_each_difference_says_how_to_mend_it_on_either_side(
-    given: Given, changes: dict[str, object], line: str
-) -> None:
-    changed = msgspec.structs.replace(given, **changes)
-    assert differences(changed, [gateway(CHAT, NOTES)]) == ([line], True)
-
-
-def test_services_that_are_there_are_named_as_far_as_they_fit() -> None:
-    many = (Registration(name=f"s{number:02}", channel="x") for number in range(12))
-    ((line,), _) = differences(GIVEN, [gateway(*many)])
-    assert "(those that are: s00, s01, s02, s03, s04, s05, s06, s07, s08, s09 and others)" in line
-    assert "(nothing is)" in differences(GIVEN, [gateway()])[0][0]
-
-
-def test_a_fleet_that_is_not_of_one_mind() -> None:
-    other = Registration(name="chat", channel="events:chat", transport="stream", partitions=2)
-    (line,), agree = differences(GIVEN, [gateway(CHAT), gateway(other), gateway(CHAT)])
-    assert line.startswith('Service chat: transport is "pubsub" here, and "stream" at 1 of 3 gateways. ')
-    assert not agree

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from tests.integration.conftest import RedisServer, StartGateway
 
-BACKENDS = ["asyncio", "twisted"]
+BACKENDS = ["asyncio", "twisted", "node"]
 CHANNEL = {"sample": {"channel": "events:sample", "reply": True}}
 STREAM = {"sample": {**CHANNEL["sample"], "transport": "stream", "partitions": 2}}
 

@@ -89,6 +89,9 @@ export class Context {
   reply(payload) {
     if (this.#replied) throw new Error(`${this.eventType} has been answered already`);
     this.#replied = true;
+    if (this.id !== undefined && this.socketId && payload !== undefined && payload !== null) {
+      this.#service.answered = this.eventType;
+    }
     if (this.id !== undefined) this.#add(...toSender(this.#service, this.#event, this.eventType, payload));
   }
 

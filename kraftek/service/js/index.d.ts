@@ -10,6 +10,8 @@ export interface ServiceOptions {
   transport?: "pubsub" | "stream";
   /** As registered, for streams. */
   partitions?: number;
+  /** As registered. Unless given, it is only noticed when a client's request was answered that the gateway had answered. */
+  reply?: boolean;
   /** How many events are handled at the same time: 64, each of another room. */
   concurrency?: number;
   /** Events of one room may be handled at the same time, too, and a stream is read by all instances. */

@@ -4,6 +4,7 @@ import { randomBytes } from "node:crypto";
 import { hostname } from "node:os";
 
 import { commit } from "./commits.js";
+import { Comparison } from "./comparison.js";
 import { Connection } from "./connection.js";
 import { toGateway } from "./context.js";
 import { openAnswer } from "./envelopes.js";
@@ -29,6 +30,7 @@ export class Instance {
   #warn;
   #jobs;
   #source;
+  #comparison;
   #count = 0;
   /** @type {Map<number, (answer: Answer) => void>} */
   #answers = new Map();
@@ -54,6 +56,7 @@ export class Instance {
     const parts = /** @type {const} */ ([service, this.#connection, this.#jobs, handling]);
     if (service.transport === "pubsub") this.#source = new Subscription(...parts);
     else this.#source = new (leased ? Leased : Shared)(this.name, ...parts);
+    this.#comparison = new Comparison(service, link.call);
     this.begun = new Promise((resolve) => (this.#hasBegun = resolve));
   }
 
@@ -65,6 +68,7 @@ export class Instance {
   /** Accept no more events, finish those in hand within `grace`, and disconnect. Whether all were finished. */
   async stop() {
     this.#jobs.stopping = true;
+    this.#comparison.stop();
     this.#source.stop();
     // Until it has begun it has received no events.
     const finished = await this.#jobs.end(this.#begins ? this.#service.grace : 0);
@@ -74,6 +78,7 @@ export class Instance {
 
   async #begin() {
     await this.#connection.subscribe(this.#replyTo, (body) => this.#answered(body));
+    if (!this.#jobs.stopping) this.#comparison.start();
     await this.#source.begin();
     this.#begins = true;
     this.#service.log.info(`Service ${this.#service.name} receives events from ${this.#service.channel}`);

@@ -9,6 +9,9 @@ export const GATEWAY_BYTES = 67_108_864;
 export const GATEWAY_OWN = "gateway:";
 export const ROOMS_RESET = "gateway:room:reset";
 
+/** The hash of what each gateway process publishes about its services. */
+export const REGISTRATIONS = "gateways:registrations";
+
 const NAME_LENGTH = 128;
 const NAME = /^([^:\p{White_Space}\p{Cc}\p{Cs}]+)(?::[^:\p{White_Space}\p{Cc}\p{Cs}]+){2}$/u;
 

@@ -23,6 +23,7 @@ const YEAR = 31_536_000_000;
 const DEFAULTS = {
   transport: /** @type {"pubsub" | "stream"} */ ("pubsub"),
   partitions: 0,
+  reply: /** @type {boolean | undefined} */ (undefined),
   concurrency: 64,
   unordered: false,
   timeout: 10_000,
@@ -40,6 +41,7 @@ const EXPECTED = {
   channel: ["a Redis channel, without white space", (value) => isWord(value)],
   transport: ['"pubsub" or "stream"', (value) => value === "pubsub" || value === "stream"],
   partitions: ["a whole number from 0 to 256", (value) => isCount(value, 0, 256)],
+  reply: ["true or false", (value) => typeof value === "boolean"],
   concurrency: ["a whole number from 1 to 2147483647", (value) => isCount(value, 1, 2 ** 31 - 1)],
   unordered: ["true or false", (value) => typeof value === "boolean"],
   timeout: ["milliseconds, more than 0 and at most a year", (value) => value > 0 && value <= YEAR],
@@ -56,6 +58,8 @@ const EXPECTED = {
 export class Service {
   /** @type {Map<string, Route>} */
   #routes = new Map();
+  /** The last request of a client's that got more than null. @type {string | undefined} */
+  answered;
 
   /**
    * @param {string} name
@@ -75,6 +79,7 @@ export class Service {
     this.channel = settings.prefix + settings.channel;
     this.transport = settings.transport;
     this.partitions = settings.partitions;
+    this.reply = settings.reply;
     this.concurrency = settings.concurrency;
     this.unordered = settings.unordered;
     this.timeout = settings.timeout;
