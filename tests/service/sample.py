@@ -238,6 +238,11 @@ def sample(backend: str, **settings: Any) -> EventProcessor:  # noqa: C901  # ma
     async def joined(context: Context, payload: Any) -> None:
         context.broadcast_to_room("sample:people:changed", sorted(await context.who_is_in()))
 
+    @processor.on("gateway:room:reset")
+    async def reset(context: Context) -> None:
+        await pause(0.1)
+        context.broadcast_to_room("sample:rooms:reset", None, room_id="all")
+
     return processor
 
 
@@ -246,10 +251,5 @@ if __name__ == "__main__":
     if backend == "asyncio":
         from kraftek.service.asyncio import run
     else:
-    @processor.on("gateway:room:reset")
-    async def reset(context: Context) -> None:
-        await pause(0.1)
-        context.broadcast_to_room("sample:rooms:reset", None, room_id="all")
-
         from kraftek.service.twisted import run
     run(sample(backend, **json.loads(settings)), url)
