@@ -3,6 +3,7 @@
 local me, ttl = ARGV[1], tonumber(ARGV[2])
 redis.call('ZADD', KEYS[1], 'XX', math.floor(now / 1000) + ttl, me)
 for i = 2, #KEYS do
-    if redis.call('GET', KEYS[i]) == me then redis.call('PEXPIRE', KEYS[i], ttl) end
+    local lease = redis.call('GET', KEYS[i])
+    if lease and lease:sub(1, #me + 1) == me .. ' ' then redis.call('PEXPIRE', KEYS[i], ttl) end
 end
 return 1

@@ -7,9 +7,10 @@ Over Pub/Sub every instance gets every event that is published while it listens.
 consumers of one group:
 
 - Each stream, or each of its partitions, is read by the one instance that holds its lease. It reads ahead, and has one
-  event of each room in hand. Whoever gets the lease begins with what its last holder left unfinished. An instance that
-  was stopped for a while may go on without the lease: it begins nothing then (``begin.lua``), reads nothing
-  (``take.lua``), and what it had in hand is not committed once another instance has taken it over (``pending.lua``).
+  event of each room in hand. Whoever gets the lease begins with what its last holder left unfinished, also if it had
+  the lease before. An instance that was stopped for a while may go on without the lease: it begins nothing then
+  (``begin.lua``), reads nothing (``take.lua``), and what it had in hand is not committed once another instance has
+  taken it over (``pending.lua``).
 - With ``unordered`` and no partitions each reads as many entries as it can handle at a time. While it handles an entry
   it resets the entry's idle time; idle entries belong to dead instances, and are claimed.
 """
@@ -270,12 +271,13 @@ class Shared:
 
 
 class _Reading(Struct, eq=False):
-    """That this instance reads a stream, from when it has the lease. ``lost``: it does not any more, or begins anew;
-    what it has read and not begun is left to whoever reads it next.
+    """That this instance reads a stream, from when it has the ``lease``, whose key is ``place``. ``lost``: it does not
+    any more, or begins anew; what it has read and not begun is left to whoever reads it next.
     """
 
     stream: str
-    lease: str
+    place: str
+    lease: bytes
     lost: bool = False
 
     def lose(self) -> None:
@@ -336,11 +338,12 @@ class Leased:
             share, held, instances = await self._backend.run(SHARE, self._keys, words)
             if leaving:
                 return
-            for number in sorted(held):
+            leases: dict[int, bytes] = dict(held)
+            for number in sorted(leases):
                 if number not in self._followed and not jobs.stopping:
                     self._followed[number] = True
-                    jobs.spawn(self._following, number)
-            continued = [number for number in self._followed if number in held]
+                    jobs.spawn(self._following, number, leases[number])
+            continued = [number for number in self._followed if number in leases]
             for number in continued[share:]:
                 self._followed[number] = False
             await self._look_for_others(instances, [self._streams[number] for number in continued])
@@ -362,16 +365,16 @@ class Leased:
                     "version, or one with unordered=True. The order of rooms is kept from when it has stopped"
                 )
 
-    async def _following(self, number: int) -> None:
+    async def _following(self, number: int, lease: bytes) -> None:
         try:
-            await self._jobs.persistently(partial(self._follow, number))
+            await self._jobs.persistently(partial(self._follow, number, lease))
         finally:
             del self._followed[number]
             self._jobs.change()
 
-    async def _follow(self, number: int, reader: Reader) -> None:
+    async def _follow(self, number: int, lease: bytes, reader: Reader) -> None:
         """Read one stream for as long as its lease is held, and give that back when nothing of it is in hand."""
-        reading = _Reading(self._streams[number], self._leases[number])
+        reading = _Reading(self._streams[number], self._leases[number], lease)
         await self._backend.run(JOIN, [reading.stream], [self._processor.name, FORGOTTEN_AFTER])
         self._readings.append(reading)
         try:
@@ -381,20 +384,20 @@ class Leased:
             self._readings.remove(reading)
         while self._in_hand[reading.stream]:
             await self._jobs.change_within(BLOCK / 1000)
-        await self._backend.run(RELEASE, [reading.lease], [self._name])
+        await self._backend.run(RELEASE, [reading.place], [lease])
 
     # What is in them
 
     async def _read(self, number: int, reading: _Reading, reader: Reader) -> None:
-        words = self._processor.name, self._name
+        words = reading.lease, self._processor.name, self._name
         look_from, most = "-", BATCH
         while self._followed[number] and not (reading.lost or self._jobs.stopping):
             if self._hands.waiting > EVENTS - BATCH:
                 await self._jobs.change_within(BLOCK / 1000)
                 continue
-            found = await self._backend.run(TAKE, [reading.lease, reading.stream], [*words, look_from, most])
+            found = await self._backend.run(TAKE, [reading.place, reading.stream], [*words, look_from, most])
             if not found:
-                return  # another instance holds the lease now
+                return  # another instance holds the lease now, or has held it meanwhile
             look_from, entries, *last = found
             if last:
                 await reader.read("XREAD", "COUNT", 1, "BLOCK", BLOCK, "STREAMS", reading.stream, *last)
@@ -455,12 +458,12 @@ class Leased:
             del self._chosen[reading]
 
     async def _begun(self, reading: _Reading, chosen: list[_Waiting]) -> list[Any]:
-        words: list[Argument] = [self._processor.name, self._name]
+        words: list[Argument] = [reading.lease, self._processor.name, self._name]
         for waiting in chosen:
             words += (waiting.id, waiting.delivered + 1, int(not waiting.body))
         begun: list[Any] = []
         try:
-            begun = await self._backend.run(BEGIN, [reading.lease, reading.stream], words)
+            begun = await self._backend.run(BEGIN, [reading.place, reading.stream], words)
         except (Away, Rejected) as error:
             self._jobs.warn(f"Entries of {reading.stream} wait, and are read again: {error}")
         if not begun:

@@ -1,10 +1,10 @@
--- KEYS: the stream's lease, the stream. ARGV: the group, this instance, where to look for pending entries ('' when all of
--- them were found), how many entries at most.
+-- KEYS: the key of the stream's lease, the stream. ARGV: the lease that share.lua gave, the group, this instance, where to
+-- look for pending entries ('' when all of them were found), how many entries at most.
 -- Takes over what the instances before this one have left unfinished, in order, and then reads on. Returns where to go on
 -- looking, the entries, {id, fields, how often it was delivered} of each, and if there is none the id to continue from;
--- nothing when this instance does not hold the lease, as after it was paused for a while.
-local lease, stream, group, me, from, most = KEYS[1], KEYS[2], unpack(ARGV)
-if redis.call('GET', lease) ~= me then return {} end
+-- nothing when that lease is over, as after this instance was paused for a while.
+local stream, lease, group, me, from, most = KEYS[2], unpack(ARGV)
+if redis.call('GET', KEYS[1]) ~= lease then return {} end
 local entries = {}
 if from ~= '' then
     local pending = redis.call('XPENDING', stream, group, from, '+', most)

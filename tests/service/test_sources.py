@@ -272,31 +272,42 @@ class Partitions:
     def __init__(self, server: PrivateRedis) -> None:
         self._server = server
         self.call = server.call
+        self._held: dict[str, dict[int, bytes]] = {}
         self.call("FLUSHALL")
         for stream in self.streams:
-            self._run(JOIN, [stream], "service", FORGOTTEN_AFTER)
+            self.run(JOIN, [stream], "service", FORGOTTEN_AFTER)
         self.entries = [self.call("XADD", "s:0", "*", "event", event) for event in ("one", "two")]
 
     def share(self, name: str, milliseconds: int = LONG, *, leaves: bool = False) -> list[int]:
-        """The streams that an instance holds."""
-        _, held, _ = self._run(SHARE, ["instances", *self.leases], name, milliseconds, int(leaves))
-        return list(held)
+        """The streams that an instance holds, whose leases it remembers from now on."""
+        _, held, _ = self.run(SHARE, ["instances", *self.leases], name, milliseconds, int(leaves))
+        self._held[name] = {**self._held.get(name, {}), **dict(held)}
+        return [number for number, _ in held]
+
+    def reads(self, name: str, stream: int) -> bytes:
+        """The lease by which it reads, still or again."""
+        return self._held.get(name, {}).get(stream, name.encode())
 
     def keep(self, name: str, milliseconds: int = LONG) -> None:
-        self._run(KEEP, ["instances", *self.leases], name, milliseconds)
+        self.run(KEEP, ["instances", *self.leases], name, milliseconds)
 
     def take(self, name: str, stream: int = 0, look_from: str = "") -> list[bytes] | None:
         """The events that it reads; nothing if it may not."""
-        found = self._run(TAKE, [self.leases[stream], self.streams[stream]], "service", name, look_from, 10)
+        words = (self.reads(name, stream), "service", name, look_from, 10)
+        found = self.run(TAKE, [self.leases[stream], self.streams[stream]], *words)
         return [fields[1] for _, fields, _ in found[1]] if found else None
 
     def begin(self, name: str) -> list[int]:
         """For each of the two events, whether it may begin it."""
+        return self.begin_by(self.reads(name, 0), name)
+
+    def begin_by(self, lease: bytes, name: str) -> list[int]:
+        """The same, by a lease that it has or has had."""
         words = [word for entry in self.entries for word in (entry, 2, 0)]
-        return list(self._run(BEGIN, [self.leases[0], self.streams[0]], "service", name, *words))
+        return list(self.run(BEGIN, [self.leases[0], self.streams[0]], lease, "service", name, *words))
 
     def release(self, name: str) -> None:
-        self._run(RELEASE, [self.leases[0]], name)
+        self.run(RELEASE, [self.leases[0]], self.reads(name, 0))
 
     def left(self, stream: int = 0) -> int:
         """Milliseconds that its lease lasts from now on; negative when there is none."""
@@ -308,7 +319,7 @@ class Partitions:
             pending: Any = client.xpending_range("s:0", "service", "-", "+", 10)
         return {entry["consumer"].decode() for entry in pending}
 
-    def _run(self, script: Script, keys: list[str], *args: str | int | bytes) -> Any:
+    def run(self, script: Script, keys: list[str], *args: str | int | bytes) -> Any:
         words = [word if isinstance(word, bytes) else str(word) for word in args]
         return self.call("EVAL", script.source, str(len(keys)), *keys, *words)
 
@@ -375,6 +386,24 @@ def test_who_has_lost_the_lease_begins_nothing_of_what_it_has_read(partitions: P
     assert partitions.owners() == {"two"}
     assert partitions.begin("one") == []
     assert partitions.owners() == {"two"}
+
+
+def test_who_has_the_lease_again_is_not_who_has_had_it_all_the_time(partitions: Partitions) -> None:
+    # It was paused, and another instance has read meanwhile, and ended: what that one left is found by beginning anew.
+    partitions.share("one")
+    before = partitions.reads("one", 0)
+    partitions.call("DEL", partitions.leases[0])
+    partitions.share("two")
+    assert partitions.take("two") == [b"one", b"two"]
+    partitions.release("two")
+    words = (before, "service", "one", "", 10)
+    partitions.share("two", leaves=True)
+    assert sorted(partitions.share("one")) == [0, 1]
+    assert partitions.run(TAKE, [partitions.leases[0], "s:0"], *words) == []
+    assert partitions.begin_by(before, "one") == []
+    partitions.run(RELEASE, [partitions.leases[0]], before)
+    assert partitions.take("one", look_from="-") == [b"one", b"two"]
+    assert partitions.begin("one") == [1, 1]
 
 
 def test_who_has_lost_the_lease_neither_renews_nor_removes_it(partitions: Partitions) -> None:

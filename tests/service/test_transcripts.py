@@ -12,6 +12,7 @@ the service, which is that of ``sample.py`` and ``js/sample.js``. One instance r
 ``begun``                       a room, and the marks of what handlers have begun there
 ``kept``                        how many entries are ``pending``, and the beginning of the ``reason`` of each that is
                                 ``dead``, with its ``attempts``
+``lost``                        another instance had the lease for a moment, read this event, and is gone
 ``start``, ``stop``, ``ended``  so many instances more; all get SIGTERM; so many have ended, as they should
 ==============================  ==============================================================================
 """
@@ -29,6 +30,7 @@ from typing import Any
 import pytest
 import redis
 
+from kraftek.contract.names import lease_key, stream_of
 from tests.service.instances import program
 from tests.support.redis_server import PrivateRedis
 from tests.support.waiting import wait_until
@@ -98,6 +100,8 @@ class Stage:
                 self._send(json.dumps(event), event.get("roomId", ""))
             case {"raw": body}:
                 self._send(body, "")
+            case {"lost": event}:
+                self._lose(json.dumps(event), event["roomId"])
             case {"heard": channel, "message": message}:
                 assert self._heard() == (channel, Like(message))
             case {"redis": command}:
@@ -141,13 +145,23 @@ class Stage:
         return len(self._redis.pubsub_channels("events:reply:*"))
 
     def _send(self, body: str, room: str) -> None:
-        if not self._streamed:
-            self._redis.publish("events:sample", body)
-        elif self._partitions:
-            number = zlib.crc32(room.encode()) % self._partitions
-            self._redis.xadd(f"events:sample:{number}", {"event": body})
+        if self._streamed:
+            self._redis.xadd(self._stream(room), {"event": body})
         else:
-            self._redis.xadd("events:sample", {"event": body})
+            self._redis.publish("events:sample", body)
+
+    def _lose(self, body: str, room: str) -> None:
+        stream = self._stream(room)
+        moment = self._redis.pipeline(transaction=True)
+        moment.xadd(stream, {"event": body})
+        moment.xreadgroup("sample", "gone", {stream: ">"})
+        moment.delete(lease_key(stream, "sample"))
+        moment.execute()
+
+    def _stream(self, room: str) -> str:
+        if self._partitions:
+            return stream_of("events:sample", zlib.crc32(room.encode()) % self._partitions)
+        return "events:sample"
 
     def _heard(self) -> tuple[str, Any]:
         for _ in range(200):

@@ -2,9 +2,10 @@
  * Events from streams: the instances of a service are the consumers of one group. Made by instance.js.
  *
  * `Leased` are those streams whose leases this instance holds: partitions, or the one stream that there is. It reads ahead,
- * and has one event of each room in hand. Whoever gets the lease begins with what its last holder left unfinished. An
- * instance that was stopped for a while may go on without the lease: it begins nothing then (begin.lua), reads nothing
- * (take.lua), and what it had in hand is not committed once another instance has taken it over (pending.lua).
+ * and has one event of each room in hand. Whoever gets the lease begins with what its last holder left unfinished, also if it
+ * had the lease before. An instance that was stopped for a while may go on without the lease: it begins nothing then
+ * (begin.lua), reads nothing (take.lua), and what it had in hand is not committed once another instance has taken it over
+ * (pending.lua).
  *
  * `Shared`, with `unordered` and no partitions, is one that all instances read, each as many entries as it can handle at a
  * time. While it handles an entry it resets its idle time; idle entries belong to dead instances, and are claimed.
@@ -23,6 +24,7 @@ import { script } from "./scripts.js";
  *
  * @typedef {object} Reading That this instance reads a stream, from when it has the lease.
  * @property {string} stream
+ * @property {string} place the key of the lease
  * @property {string} lease
  * @property {boolean} lost it does not any more, or begins anew; what it has read and not begun is left to who reads next
  * @property {Waiting[]} chosen whose turn it is, until Redis has noted that they begin
@@ -174,10 +176,11 @@ export class Leased {
       const leaving = this.#jobs.stopping && (this.#followed.size === 0 || this.#jobs.cutOff);
       const args = [this.#name, Math.floor(claimAfter), Number(this.#jobs.stopping)];
       const answer = await this.#connection.run(SHARE, keys, args);
-      const [share, held, instances] = /** @type {[number, number[], Buffer[]]} */ (answer);
+      const [share, held, instances] = /** @type {[number, [number, Buffer][], Buffer[]]} */ (answer);
       if (leaving) return;
-      for (const number of held.sort((one, other) => one - other)) this.#follow(number);
-      const continued = [...this.#followed.keys()].filter((number) => held.includes(number));
+      const leases = new Map(held.sort(([one], [other]) => one - other));
+      for (const [number, lease] of leases) this.#follow(number, lease.toString());
+      const continued = [...this.#followed.keys()].filter((number) => leases.has(number));
       for (const number of continued.slice(share)) this.#followed.set(number, false);
       this.#lookForOthers(instances.map(String));
       await this.#jobs.changeWithin(claimAfter / 3);
@@ -196,13 +199,16 @@ export class Leased {
     }
   }
 
-  /** @param {number} number */
-  #follow(number) {
+  /**
+   * @param {number} number
+   * @param {string} lease
+   */
+  #follow(number, lease) {
     if (this.#followed.has(number) || this.#jobs.stopping) return;
     this.#followed.set(number, true);
     this.#jobs.spawn(async () => {
       try {
-        await this.#jobs.persistently((reader) => this.#hold(number, reader));
+        await this.#jobs.persistently((reader) => this.#hold(number, lease, reader));
       } finally {
         this.#followed.delete(number);
       }
@@ -213,13 +219,14 @@ export class Leased {
    * Read one stream for as long as its lease is held, and give that back when nothing of it is in hand.
    *
    * @param {number} number
+   * @param {string} lease
    * @param {Reader} reader
    */
-  async #hold(number, reader) {
+  async #hold(number, lease, reader) {
     const stream = /** @type {string} */ (this.#service.streams[number]);
-    const lease = /** @type {string} */ (this.#leases[number]);
+    const place = /** @type {string} */ (this.#leases[number]);
     /** @type {Reading} */
-    const reading = { stream, lease, lost: false, chosen: [], notes: false, inHand: 0 };
+    const reading = { stream, place, lease, lost: false, chosen: [], notes: false, inHand: 0 };
     await new Consumer(this.#connection, stream, this.#service.name, this.#name).join();
     this.#readings.add(reading);
     try {
@@ -229,7 +236,7 @@ export class Leased {
       this.#readings.delete(reading);
     }
     while (reading.inHand && !this.#jobs.cutOff) await this.#jobs.changeWithin(BLOCK);
-    await this.#connection.run(RELEASE, [lease], [this.#name]);
+    await this.#connection.run(RELEASE, [place], [lease]);
   }
 
   /**
@@ -244,10 +251,10 @@ export class Leased {
         await this.#jobs.changeWithin(BLOCK);
         continue;
       }
-      const args = [this.#service.name, this.#name, from, most];
-      const found = await this.#connection.run(TAKE, [reading.lease, reading.stream], args);
+      const args = [reading.lease, this.#service.name, this.#name, from, most];
+      const found = await this.#connection.run(TAKE, [reading.place, reading.stream], args);
       const [next, entries, last] = /** @type {[Buffer?, [Buffer, Buffer[], number][]?, Buffer?]} */ (found);
-      if (!next || !entries) return; // another instance holds the lease now
+      if (!next || !entries) return; // another instance holds the lease now, or has held it meanwhile
       from = next.toString();
       if (last) await reader.read("XREAD", "COUNT", 1, "BLOCK", BLOCK, "STREAMS", reading.stream, last);
       let size = 0;
@@ -318,11 +325,12 @@ export class Leased {
    * @returns {Promise<(number | Buffer[])[]>}
    */
   async #begun(reading, chosen) {
-    const args = chosen.flatMap(({ id, delivered, body }) => [id, delivered + 1, Number(!body)]);
+    const entries = chosen.flatMap(({ id, delivered, body }) => [id, delivered + 1, Number(!body)]);
+    const args = [reading.lease, this.#service.name, this.#name, ...entries];
     let begun = /** @type {(number | Buffer[])[]} */ ([]);
     try {
-      const keys = [reading.lease, reading.stream];
-      begun = /** @type {typeof begun} */ (await this.#connection.run(BEGIN, keys, [this.#service.name, this.#name, ...args]));
+      const keys = [reading.place, reading.stream];
+      begun = /** @type {typeof begun} */ (await this.#connection.run(BEGIN, keys, args));
     } catch (error) {
       if (!(error instanceof Away || error instanceof Rejected)) throw error;
       this.#jobs.warn(`Entries of ${reading.stream} wait, and are read again: ${error.message}`);
