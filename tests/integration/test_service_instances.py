@@ -67,7 +67,7 @@ class Stage:
     def holders(self, partitions: int) -> dict[str, int]:
         """How many partitions each instance holds."""
         leases = self.redis.mget([f"events:sample:{number}:lease:sample" for number in range(partitions)])
-        return Counter(lease.split()[0] for lease in leases if lease)
+        return Counter(str(lease).split()[0] for lease in leases if lease)
 
 
 @pytest.fixture(params=["asyncio", "twisted"])
