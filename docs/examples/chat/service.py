@@ -1,6 +1,6 @@
 """The chat's service: sends each message to the room and keeps the last ones for whoever comes, or comes back.
 
-The gateway keeps no history. A page asks for ``room:open`` each time it is connected, and so sees what it has missed.
+A page asks for ``room:open`` when it has entered the room, and again whenever it may have missed something.
 """
 
 from typing import Annotated, Any
