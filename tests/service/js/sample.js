@@ -113,10 +113,10 @@ sample
   .on("ask:room", async (context) => Object.fromEntries(await context.whoIsIn()))
   .on("gateway:client:joined", async (context) => {
     context.broadcastToRoom("sample:people:changed", [...(await context.whoIsIn()).keys()].sort());
-  });
-
-await sample.run(url);
   })
   .on("gateway:room:reset", async (context) => {
     await pause(100);
     context.broadcastToRoom("sample:rooms:reset", null, { roomId: "all" });
+  });
+
+await sample.run(url);
