@@ -6,12 +6,11 @@ Made and started by :mod:`kraftek.daemon.lifecycle`; called through :class:`kraf
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from twisted.application.service import MultiService
-from twisted.internet.defer import Deferred, FirstError, fail, gatherResults, succeed
+from twisted.internet.defer import Deferred, fail, gatherResults
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from txredisapi import ResponseError
@@ -26,7 +25,14 @@ from kraftek.bus.rights import Need, Rights
 from kraftek.bus.sentinel import SentinelEndpoint
 from kraftek.bus.server import UnsuitableServer
 from kraftek.bus.standing import Standing
-from kraftek.bus.subscriber import TRACKING_CHANNEL, Deafness, SubscriberConnection, Tracked
+from kraftek.bus.subscriber import (
+    TRACKING_CHANNEL,
+    Channels,
+    Deafness,
+    SubscriberConnection,
+    Tracked,
+    cause_of,
+)
 from kraftek.contract.accounts import Accounts
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import EntryListener, IBus, IBusListener
@@ -85,7 +91,7 @@ class RedisBus(MultiService):
         self._in_flight, self._in_flight_bytes = config.in_flight, config.in_flight_bytes
         self._counters = counters
         self._heads = _Heads(config.prefix)
-        self._channels: dict[bytes, tuple[Callable[[Any], None], ...]] = {}
+        self._channels = Channels()
         self._tracked = Tracked(config.prefix)
         self._told = BusListeners()
         self._batch = NO_BATCH
@@ -156,21 +162,16 @@ class RedisBus(MultiService):
         connection.close_batch()
 
     def subscribe(self, channel: str, listener: Callable[[bytes], None]) -> None:
-        name = self.channel_name(channel).encode()
-        known = self._channels.get(name, ())
-        self._channels[name] = (*known, listener)
-        if self.subscriber is not None and not known:
-            self.subscriber.listen([name]).addErrback(lambda _: None)
+        self._channels.subscribe(self.channel_name(channel).encode(), listener)
 
     def unsubscribe(self, channel: str) -> Deferred[None]:
-        return Deferred.fromCoroutine(self._unsubscribe(self.channel_name(channel).encode()))
+        return Deferred.fromCoroutine(self._channels.unsubscribe(self.channel_name(channel).encode()))
 
-    async def _unsubscribe(self, name: bytes) -> None:
-        try:
-            with suppress(NotPublished, ResponseError):
-                await (self.subscriber.ask("UNSUBSCRIBE", name) if self.subscriber else succeed(None))
-        finally:
-            self._channels.pop(name, None)
+    def follow(self, channel: str, listener: Callable[[bytes], None]) -> Deferred[None]:
+        return self._channels.follow(self.channel_name(channel).encode(), listener)
+
+    def unfollow(self, channel: str) -> None:
+        self._channels.unfollow(self.channel_name(channel).encode())
 
     def read(
         self,
@@ -236,7 +237,7 @@ class RedisBus(MultiService):
         if isinstance(connection, CommandConnection):
             self.commands = connection
         elif isinstance(connection, SubscriberConnection):
-            self.subscriber = connection
+            self.subscriber = self._channels.connection = connection
         self._waiting.end()
         commands, subscriber = self.commands, self.subscriber
         if commands is None or subscriber is None or not self._same_server():
@@ -254,7 +255,7 @@ class RedisBus(MultiService):
             self.commands = self._sender = None
             self._deafness.end()
         elif connection is self.subscriber:
-            self.subscriber = None
+            self.subscriber = self._channels.connection = None
             if self._sender is not None and self.running:
                 self._deafness.begin(connection.heard)
         if self.running:
@@ -303,7 +304,7 @@ class RedisBus(MultiService):
         """What Redis refused, its connection was given up for; lost ones are reported elsewhere. Another fault, such as
         an answer that is none, keeps the bus down just as well, and may not last.
         """
-        reason = failure.value.subFailure if isinstance(failure.value, FirstError) else failure
+        reason = cause_of(failure)
         if not reason.check(NotPublished, ResponseError):
             commands.give_up(f"it gives odd answers: {reason.getErrorMessage()}")
 

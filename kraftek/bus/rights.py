@@ -25,7 +25,7 @@ from kraftek.contract.log_once import OnceUntilItWorks
 from kraftek.contract.redis_url import RedisAddress
 from kraftek.contract.settings import Config, Redis
 
-__all__ = ["COMMANDS", "Need", "Rights", "needs_of"]
+__all__ = ["COMMANDS", "HISTORY_COMMANDS", "Need", "Rights", "needs_of"]
 
 COMMANDS = """
 CLIENT CACHING YES
@@ -93,7 +93,16 @@ ZSCORE key member
 """
 """All commands of the gateway, and of its scripts, in a form that Redis accepts."""
 
-_WITH_SUBCOMMANDS = {"CLIENT", "MEMORY", "XGROUP", "XINFO"}
+HISTORY_COMMANDS = """
+EXPIRE key 1
+FUNCTION LOAD code
+XRANGE key - +
+ZMSCORE key member
+ZREMRANGEBYSCORE key 0 0
+"""
+"""Those for rooms with history."""
+
+_WITH_SUBCOMMANDS = {"CLIENT", "FUNCTION", "MEMORY", "XGROUP", "XINFO"}
 
 
 class Need(Struct, frozen=True):
@@ -112,7 +121,8 @@ def needs_of(config: Config) -> list[Need]:
     prefix = config.redis.prefix
     own = {"key": prefix + names.EPOCH, "channel": prefix + config.redis.broadcast}
     needs = []
-    for line in COMMANDS.split("\n")[1:-1]:
+    keeps = any(policy.history for policy in config.rooms)
+    for line in filter(None, (COMMANDS + HISTORY_COMMANDS * keeps).split("\n")):
         words = line.split()
         name = "|".join(words[: 2 if words[0] in _WITH_SUBCOMMANDS else 1]).lower()
         needs.append(Need(f"+{name}", tuple(own.get(word, word) for word in words)))
@@ -123,7 +133,7 @@ def needs_of(config: Config) -> list[Need]:
     replies = prefix + names.reply_channel("*")
     published += [replies, prefix + names.LISTENED]
     heard = [f"{prefix}{config.redis.broadcast}", prefix + names.INVALIDATION, prefix + names.LISTENED, replies]
-    heard += [TRACKING_CHANNEL.decode()]
+    heard += [TRACKING_CHANNEL.decode(), *([prefix + names.room_channel("*")] if keeps else [])]
     needs += [Need(f"&{channel}", ("PUBLISH", channel.replace("*", "x"), "")) for channel in published]
     needs += [Need(f"&{channel}", ("SUBSCRIBE", channel.replace("*", "x"))) for channel in heard]
     return needs
@@ -152,6 +162,9 @@ def _keys(config: Config) -> list[str]:
     ]
     if config.operator.publish_token_file:
         keys.append(names.publish_key("*"))
+    if any(policy.history for policy in config.rooms):
+        keys += [names.HISTORY_RULES, names.HISTORY_FOLLOWING]
+        keys += [names.history_position_key("*"), names.history_log_key("*"), names.history_ids_key("*")]
     for service in config.services:
         if service.transport == "stream":
             partitions = range(service.partitions)

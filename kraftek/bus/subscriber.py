@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from socket import MSG_PEEK
 from typing import Any
 
 from msgspec import Struct
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, FirstError, fail, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
+from txredisapi import ResponseError
 
 from kraftek.bus.connections import INCOMPLETE, ConnectionOwner, RedisConnection
 from kraftek.bus.server import Server
 from kraftek.contract.accounts import Accounts
+from kraftek.contract.errors import NotPublished
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.redis_url import RedisAddress
 from kraftek.contract.settings import Redis
 
-__all__ = ["TRACKING_CHANNEL", "Deafness", "Listeners", "SubscriberConnection", "SubscriberState", "Tracked"]
+__all__ = [
+    "TRACKING_CHANNEL",
+    "Channels",
+    "Deafness",
+    "Listeners",
+    "SubscriberConnection",
+    "SubscriberState",
+    "Tracked",
+    "cause_of",
+]
 
 TRACKING_CHANNEL = b"__redis__:invalidate"
 """The channel on which Redis announces which tracked keys changed. Its messages are a list of keys, or ``None``."""
@@ -150,6 +162,47 @@ class SubscriberConnection(RedisConnection):
 
     def _identified(self, number: int) -> None:
         self.id = number
+
+
+class Channels(dict[bytes, tuple[Callable[[Any], None], ...]]):
+    """The listeners of each channel, by its name with the prefix. ``connection``: that on which Redis is asked for
+    them, if there is one. Whoever makes another one subscribes to all of them there.
+    """
+
+    connection: SubscriberConnection | None = None
+
+    def subscribe(self, name: bytes, listener: Callable[[Any], None]) -> None:
+        """One listener more."""
+        known = self.get(name, ())
+        self[name] = (*known, listener)
+        if self.connection is not None and not known:
+            self.connection.listen([name]).addErrback(lambda _: None)
+
+    async def unsubscribe(self, name: bytes) -> None:
+        """None of them any more, once Redis has said so."""
+        try:
+            with suppress(NotPublished, ResponseError):
+                await (self.connection.ask("UNSUBSCRIBE", name) if self.connection else succeed(None))
+        finally:
+            self.pop(name, None)
+
+    def follow(self, name: bytes, listener: Callable[[Any], None]) -> Deferred[None]:
+        """Have this listener alone. Fires when Redis has subscribed us."""
+        self[name] = (listener,)
+        if self.connection is None:
+            return fail(NotPublished("Redis is unavailable"))
+        return self.connection.listen([name]).addCallbacks(lambda _: None, cause_of)
+
+    def unfollow(self, name: bytes) -> None:
+        """None any more, from now on."""
+        self.pop(name, None)
+        if self.connection is not None:
+            self.connection.ask("UNSUBSCRIBE", name).addErrback(lambda _: None)
+
+
+def cause_of(failure: Failure) -> Failure:
+    """What one of several has failed with."""
+    return failure.value.subFailure if isinstance(failure.value, FirstError) else failure
 
 
 class Tracked:

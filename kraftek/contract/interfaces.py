@@ -33,10 +33,13 @@ __all__ = [
     "IOutlet",
     "IReading",
     "IReceiver",
+    "IRoomLogs",
     "IRooms",
     "IServiceRegistry",
     "Mended",
+    "Missed",
     "RoomEntry",
+    "RoomPosition",
     "Undelivered",
 ]
 
@@ -66,6 +69,21 @@ class Mended(Struct, frozen=True):
     entry: RoomEntry
     newest: bool
     older: Sequence[str]
+
+
+RoomPosition = tuple[str, str, int]
+"""A room with history, and where it is: an epoch, and the offset of the last message in it."""
+
+
+class Missed(Struct, frozen=True):
+    """What was told to a room after some position: ``messages``, up to ``epoch`` and ``offset``, where the room is now;
+    or the ``reason`` why they cannot be had, as clients are told it.
+    """
+
+    epoch: str
+    offset: int
+    reason: str | None = None
+    messages: Sequence[bytes] = ()
 
 
 EntryListener = Callable[[str, bytes, int], None]
@@ -299,6 +317,14 @@ class IBus(Interface):
     def subscribe(channel: str, listener: Callable[[bytes], None]) -> None:
         """Call ``listener`` with each message's body, from now on and after every reconnect."""
 
+    def follow(channel: str, listener: Callable[[bytes], None]) -> Deferred[None]:
+        """As :meth:`subscribe`, of a channel that has no other listener, until :meth:`unfollow`. Fires when Redis sends
+        us what is published from now on. Fails with ``NotPublished`` when it is unavailable: then ``bus_up`` says so.
+        """
+
+    def unfollow(channel: str) -> None:
+        """``listener`` is called no more."""
+
     def read(
         group: str,
         consumer: str,
@@ -369,6 +395,29 @@ class IRooms(Interface):
 
     def bury(entries: Sequence[RoomEntry]) -> Deferred[None]:
         """As ``leave``, for entries of processes that died: each of them that nobody else has removed yet."""
+
+
+class IRoomLogs(Interface):
+    """What was told to rooms with history, as Redis keeps it: docs/services.rst, "Rooms with history".
+
+    All of these fail as ``IBus.call``.
+    """
+
+    def follow() -> Deferred[bool]:
+        """Say that this gateway delivers what is told to rooms by its rules, for some seconds. Fires with whether these
+        are the rules that stand in Redis.
+        """
+
+    def offer() -> Deferred[None]:
+        """Have Redis know the Function by which services tell rooms something, if it can."""
+
+    def read(room_id: str, epoch: str, offset: int, most: int) -> Deferred[Missed | None]:
+        """What was told to the room after this position, if it is not more than so many bytes. ``None``: no history is
+        kept of the room.
+        """
+
+    def compare(positions: Sequence[RoomPosition]) -> Deferred[list[RoomPosition]]:
+        """Those of them that are not where their room is."""
 
 
 class IAccessChecker(Interface):

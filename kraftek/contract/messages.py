@@ -40,8 +40,11 @@ __all__ = [
     "Outgoing",
     "Ping",
     "Pong",
+    "Positioned",
     "ReceivedError",
     "RequestId",
+    "Since",
+    "Standing",
     "Token",
     "Waiting",
 ]
@@ -95,12 +98,23 @@ class Grant(Struct, frozen=True, rename="camel", omit_defaults=True):
 # Client → gateway: what a dialect makes of what arrived.
 
 
+class Since(Struct, frozen=True, rename="camel"):
+    """Where the client was in a room with history. ``socket_ids``: those that it had then, to which some messages were
+    not sent on purpose.
+    """
+
+    epoch: str
+    offset: int
+    socket_ids: tuple[str, ...] = ()
+
+
 class Authenticate(Struct, frozen=True):
     """The client shows a token; ``room_id`` is the room it wants to be in with it."""
 
     token: Token
     room_id: str | None = None
     id: RequestId | None = None
+    since: Since | None = None
 
 
 class Join(Struct, frozen=True):
@@ -108,6 +122,7 @@ class Join(Struct, frozen=True):
 
     room_id: str
     id: RequestId | None = None
+    since: Since | None = None
 
 
 class Leave(Struct, frozen=True):
@@ -147,6 +162,17 @@ class Connected(Struct, frozen=True):
     socket_id: str
 
 
+class Standing(Struct, frozen=True, rename="camel", omit_defaults=True):
+    """Where a client begins in a room with history: after this offset. ``recovered``: whether it gets all that it has
+    missed, if it has been there before; ``reason``: why it does not.
+    """
+
+    epoch: str | None = None
+    offset: int | None = None
+    recovered: bool | None = None
+    reason: str | None = None
+
+
 class Authenticated(Struct, frozen=True):
     """The token was good; ``room_id`` is the room that the client is in now, if any. ``expires_in``: seconds until its
     access expires, if it does; when it was in rooms before, that of all of them to expire first.
@@ -156,6 +182,7 @@ class Authenticated(Struct, frozen=True):
     room_id: str | None
     id: RequestId | None = None
     expires_in: float | None = None
+    standing: Standing | None = None
 
 
 class Joined(Struct, frozen=True):
@@ -164,6 +191,14 @@ class Joined(Struct, frozen=True):
     room_id: str
     id: RequestId | None = None
     expires_in: float | None = None
+    standing: Standing | None = None
+
+
+class Positioned(Struct, frozen=True):
+    """Where the client is in a room with history from now on, because of something that it could not know of."""
+
+    room_id: str
+    standing: Standing
 
 
 class Left(Struct, frozen=True):
@@ -218,12 +253,15 @@ class Ack(Struct, frozen=True):
 
 
 class Delivery(Struct, frozen=True):
-    """A service's message. ``room_id`` is set when it went to a room, ``id`` when it answers a request."""
+    """A service's message. ``room_id`` is set when it went to a room, ``id`` when it answers a request; ``offset`` when
+    it is part of the room's history.
+    """
 
     type: str
     payload: Raw = NULL
     room_id: str | None = None
     id: RequestId | None = None
+    offset: int | None = None
 
 
 class Pong(Struct, frozen=True):
@@ -255,7 +293,20 @@ class Gap(Struct, frozen=True):
     rooms: Mapping[str, Mapping[str, int]]
 
 
-Outbound = Connected | Authenticated | Joined | Left | ErrorMessage | Ack | Delivery | Pong | Drained | Closing | Gap
+Outbound = (
+    Connected
+    | Authenticated
+    | Joined
+    | Positioned
+    | Left
+    | ErrorMessage
+    | Ack
+    | Delivery
+    | Pong
+    | Drained
+    | Closing
+    | Gap
+)
 
 
 class Waiting(Struct, eq=False, gc=False):
@@ -316,7 +367,9 @@ class Envelope(Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=
 
 
 class Broadcast(Struct, frozen=True, rename="camel"):
-    """A service's message to sockets, as it stands on ``events:broadcast`` and on reply channels."""
+    """A service's message to sockets, as it stands on ``events:broadcast`` and on reply channels. ``offset``: it was
+    told to a room with history, and this is for gateways that do not follow the room.
+    """
 
     type: str
     payload: Raw = NULL
@@ -326,3 +379,4 @@ class Broadcast(Struct, frozen=True, rename="camel"):
     user_ids: tuple[str, ...] | None = None
     in_reply_to: RequestId | None = None
     everybody: bool = False
+    offset: int | None = None

@@ -10,7 +10,7 @@ from msgspec import Meta, Struct, field
 
 from kraftek.contract.errors import Limit
 
-__all__ = ["Counters", "Gauge", "Gauges", "RefusalReason", "SkipReason", "described"]
+__all__ = ["Counters", "Gauge", "Gauges", "RefusalReason", "ResumeFailure", "SkipReason", "described"]
 
 
 class RefusalReason(StrEnum):
@@ -25,6 +25,15 @@ class RefusalReason(StrEnum):
     RATE = "rate"  # too many come from its address
     STOPPING = "stopping"
     SUBPROTOCOL = "subprotocol"
+
+
+class ResumeFailure(StrEnum):
+    """Why a client did not get what it has missed in a room, as it is told."""
+
+    EPOCH = "epoch"  # it is not certain that what it has is part of this history
+    EXPIRED = "expired"
+    TOO_MANY = "too_many"
+    UNAVAILABLE = "unavailable"
 
 
 class SkipReason(StrEnum):
@@ -88,6 +97,10 @@ class Counters(Struct):
             extra={"label": "policy"},
         ),
     ] = field(default_factory=lambda: {reason.value: 0 for reason in SkipReason})
+    not_resumed: Annotated[
+        dict[str, int],
+        Meta(description="Clients that did not get what they had missed in a room", extra={"label": "reason"}),
+    ] = field(default_factory=lambda: {reason.value: 0 for reason in ResumeFailure})
     ping_timeouts: Annotated[int, Meta(description="Clients dropped because they did not answer a ping")] = 0
     posts_refused: Annotated[
         int, Meta(description="Long-polling sessions closed because too much that clients had posted was not handled")
@@ -112,10 +125,16 @@ class Counters(Struct):
     replies_late: Annotated[int, Meta(description="Answers of services that were not waited for")] = 0
     requests_repeated: Annotated[int, Meta(description="Requests sent again that were not run again")] = 0
     requests_timed_out: Annotated[int, Meta(description="Requests that no service answered in time")] = 0
+    resumed: Annotated[int, Meta(description="Clients that got all that they had missed in a room")] = 0
+    resumed_messages: Annotated[int, Meta(description="Messages that clients had missed and got")] = 0
     revoked: Annotated[int, Meta(description="Times that a socket lost a room because access was revoked")] = 0
     slow_consumers: Annotated[int, Meta(description="Clients closed because they did not read what they were sent")] = 0
     slowed: Annotated[int, Meta(description="Times that a socket was not read for a while: it was over its budget")] = 0
     streams_full: Annotated[int, Meta(description="Events refused because a service's stream was full")] = 0
+    told: Annotated[int, Meta(description="Messages told to rooms with history in which this process has clients")] = 0
+    told_fetched: Annotated[
+        int, Meta(description="Those of them that did not arrive and were read from the history")
+    ] = 0
 
 
 def described() -> Iterator[tuple[str, str, str]]:

@@ -18,6 +18,7 @@ Keys and channels are here without the configured prefix, which the bus and the 
                                     listened: :mod:`kraftek.core.access.listening`; the services that are
                                     registered with them: :mod:`kraftek.contract.registrations`
 ``gateway:epoch``                   the epoch of Redis's data: :attr:`kraftek.contract.interfaces.IBus.epoch`
+``gateways:history:…``              what was told to rooms: :mod:`kraftek.contract.history`
 ``request:…``                       requests and their answers: :mod:`kraftek.core.requests`
 ``gateway:published:<digest>``      what was published under an idempotency key: :mod:`kraftek.daemon.publish_requests`
 ==================================  ====================================================================================
@@ -43,6 +44,8 @@ __all__ = [
     "GATEWAY_NAME",
     "GATEWAY_OWN",
     "GATEWAY_STREAM",
+    "HISTORY_FOLLOWING",
+    "HISTORY_RULES",
     "INVALIDATION",
     "LAST_LOOK",
     "LISTENED",
@@ -56,6 +59,9 @@ __all__ = [
     "default_channel",
     "entries_key",
     "gateway_of",
+    "history_ids_key",
+    "history_log_key",
+    "history_position_key",
     "instances_key",
     "is_reserved",
     "lease_key",
@@ -69,6 +75,7 @@ __all__ = [
     "presence_key",
     "publish_key",
     "reply_channel",
+    "room_channel",
     "room_key",
     "service_of",
     "socket_key",
@@ -279,6 +286,37 @@ def sockets_key(user_and_room: str) -> str:
 def publish_key(digest: str) -> str:
     """The key of what was published under an idempotency key, by the digest of that."""
     return f"gateway:published:{digest}"
+
+
+# The history of rooms
+
+_HISTORY = f"{GATEWAY_LEASES}:history:"
+
+HISTORY_RULES = f"{_HISTORY}rules"
+"""The hash of the rules by which messages to rooms are kept."""
+
+HISTORY_FOLLOWING = f"{_HISTORY}following"
+"""The gateway processes that deliver by these rules."""
+
+
+def history_position_key(room_id: str) -> str:
+    """The hash of where the room is."""
+    return f"{_HISTORY}position:{room_id}"
+
+
+def history_log_key(room_id: str) -> str:
+    """The stream of what was told to the room."""
+    return f"{_HISTORY}log:{room_id}"
+
+
+def history_ids_key(room_id: str) -> str:
+    """The sorted set of the ids of that."""
+    return f"{_HISTORY}ids:{room_id}"
+
+
+def room_channel(room_id: str) -> str:
+    """The channel of what is told to the room: ``<epoch> <offset> <message>``."""
+    return f"{_HISTORY}room:{room_id}"
 
 
 # Requests

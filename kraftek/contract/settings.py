@@ -14,7 +14,19 @@ from msgspec import Meta, Struct
 from kraftek.contract.names import BROADCAST
 from kraftek.contract.redis_url import masked, shown
 
-__all__ = ["Auth", "Config", "Drain", "EventPolicy", "Jwt", "Limits", "Operator", "Redis", "Registration", "SocketIO"]
+__all__ = [
+    "Auth",
+    "Config",
+    "Drain",
+    "EventPolicy",
+    "Jwt",
+    "Limits",
+    "Operator",
+    "Redis",
+    "Registration",
+    "RoomPolicy",
+    "SocketIO",
+]
 
 Flag = Annotated[bool, Meta(description="true or false")]
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1, description="a whole number from 1 to 2147483647")]
@@ -54,6 +66,8 @@ Algorithm = Annotated[Literal["HS256", "RS256", "ES256"], Meta(description='"HS2
 Files = Annotated[tuple[Text, ...], Meta(description="a list of files")]
 Claim = Annotated[str, Meta(min_length=1, description="the name of a claim")]
 Leeway = Annotated[float, Meta(ge=0, le=300, description="seconds, from 0 to 300")]
+History = Annotated[int, Meta(ge=0, le=100_000, description="a whole number from 0 to 100000")]
+HistoryBytes = Annotated[int, Meta(ge=1, le=2**26, description="a number of bytes from 1 to 67108864")]
 Partitions = Annotated[int, Meta(ge=0, le=256, description="a whole number from 0 to 256")]
 
 
@@ -250,6 +264,20 @@ class EventPolicy(Struct, frozen=True, kw_only=True):
     ttl: SecondsOrZero = 0.0
 
 
+class RoomPolicy(Struct, frozen=True, kw_only=True):
+    """One of ``[rooms]``: what is kept of what services tell rooms.
+
+    ``pattern``: the name of a room, or of several with one ``*`` for any text. ``history``: messages that are kept, 0
+    for none; ``history_bytes``: of them together, or one larger message. ``history_ttl``: seconds after the last one
+    after which all are forgotten.
+    """
+
+    pattern: str
+    history: History = 0
+    history_ttl: Seconds = 600.0
+    history_bytes: HistoryBytes = 1_048_576
+
+
 class Config(Struct, frozen=True, kw_only=True):
     """The whole of it.
 
@@ -276,3 +304,4 @@ class Config(Struct, frozen=True, kw_only=True):
     drain: Drain = Drain()
     services: tuple[Registration, ...] = ()
     events: tuple[EventPolicy, ...] = ()
+    rooms: tuple[RoomPolicy, ...] = ()

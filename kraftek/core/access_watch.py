@@ -191,7 +191,8 @@ class AccessWatch:
     def _renewed(self, session: Session, room_id: str | None, token: Token, grant: Grant) -> None:
         if session.token is not None and session.token.digest == token.digest:
             session.expires_at = grant.expires_at
-        self._withholding.end(session, room_id)
+        if self._withholding.end(session, room_id):
+            self._membership.resuming.interrupted(session, room_id)
         if not session.rooms:
             self._expired.forget(session)
         self.changed(session)

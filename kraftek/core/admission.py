@@ -8,17 +8,30 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from kraftek.contract.errors import DENIALS, Code, PeerError
 from kraftek.contract.interfaces import IAccess
-from kraftek.contract.messages import Authenticate, Authenticated, Grant, Join, Joined, Leave, Left
+from kraftek.contract.messages import (
+    Authenticate,
+    Authenticated,
+    Grant,
+    Join,
+    Joined,
+    Leave,
+    Left,
+    Since,
+    Standing,
+    Token,
+)
 from kraftek.contract.settings import Limits
 from kraftek.core.access_watch import AccessWatch
 from kraftek.core.budgets import Asker, Budgets
 from kraftek.core.membership import Membership
 from kraftek.core.refreshes import Refreshes
+from kraftek.core.resuming import Answer
 from kraftek.core.roster import Roster
 from kraftek.core.session import Session, SessionState
 
@@ -41,7 +54,9 @@ class Admission:
         self._access = access
         self._access_watch = access_watch
         self._membership = membership
-        self._refreshes = Refreshes(access, access_watch, roster, budgets)
+        self._following = membership.following
+        self._resuming = membership.resuming
+        self._refreshes = Refreshes(access, access_watch, roster, budgets, membership.resuming)
         self._roster = roster
         self.budgets = budgets
         self._limits = limits
@@ -83,16 +98,19 @@ class Admission:
         self._arrivals.pop(session, None)
         session.check_begins()
 
-        def admitted(grant: Grant) -> None:
+        def admitted(grant: Grant) -> Deferred[bool] | None:
             if session.state is SessionState.CLOSED:
-                return
+                return None
             self._charge(grant.user_id, message)
             self._roster.identify(session, grant.user_id, token.digest)
             session.token, session.user_id = token, grant.user_id
             room_id = grant.room_id or message.room_id
             left = self._access_watch.seconds_left(grant.expires_at)
-            session.send(Authenticated(grant.user_id, room_id, message.id, left))
-            self._access_watch.granted(session, room_id, token, grant)
+
+            def answer(standing: Standing | None) -> None:
+                session.send(Authenticated(grant.user_id, room_id, message.id, left, standing))
+
+            return self._enter(session, room_id, token, grant, message.since, answer)
 
         d = self._access.check(token, message.room_id, Asker(session, token.digest, self.budgets))
         d.addCallback(admitted)
@@ -109,14 +127,22 @@ class Admission:
         self._charge(session.user_id, message)
         session.check_begins()
 
-        def admitted(grant: Grant) -> None:
+        def admitted(grant: Grant) -> Deferred[None] | None:
             if session.state is SessionState.CLOSED:
-                return
+                return None
             if grant.user_id != session.user_id:
                 denied("the token belongs to another user now")
-                return
-            session.send(Joined(room_id, message.id, self._access_watch.seconds_left(grant.expires_at)))
-            self._access_watch.granted(session, room_id, token, grant)
+                return None
+            left = self._access_watch.seconds_left(grant.expires_at)
+
+            def answer(standing: Standing | None) -> None:
+                session.send(Joined(room_id, message.id, left, standing))
+
+            def answered(done: bool) -> None:
+                if not done:
+                    raise PeerError(Code.ACCESS_DENIED, "not in this room any more")
+
+            return self._enter(session, room_id, token, grant, message.since, answer).addCallback(answered)
 
         def not_admitted(failure: Failure) -> Failure | None:
             error = failure.value
@@ -136,6 +162,25 @@ class Admission:
         d.addCallbacks(admitted, not_admitted)
         d.addErrback(_refused, session, message)
         d.addBoth(session.check_ends)
+
+    def _enter(
+        self,
+        session: Session,
+        room_id: str | None,
+        token: Token,
+        grant: Grant,
+        since: Since | None,
+        answer: Answer,
+    ) -> Deferred[bool]:
+        """Let it in, and answer it before it is sent anything from the room. In one with history it first gets what it
+        has missed. Fires with whether it was answered: its access may have been revoked meanwhile.
+        """
+        if room_id is None or not self._following.keeps(room_id):
+            answer(self._resuming.without(since))
+            self._access_watch.granted(session, room_id, token, grant)
+            return succeed(True)
+        self._access_watch.granted(session, room_id, token, grant)
+        return self._resuming.resume(session, room_id, since, answer)
 
     def _refresh(self, session: Session, message: Authenticate) -> None:
         """The client goes on meanwhile, unless it enters a room by that: what follows may be for that room."""

@@ -6,7 +6,7 @@ Decodes the envelope only, finds the addressed sockets of this process, and enco
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 from typing import Final
 
 import msgspec
@@ -57,7 +57,9 @@ _decode_command = msgspec.json.Decoder(_Command | None).decode
 
 
 class Deliveries:
-    """Carries services' messages to the sockets on this process."""
+    """Carries services' messages to the sockets on this process. ``followed``: rooms of which it gets what is part of
+    their history by :meth:`told` alone.
+    """
 
     _log = Logger()
 
@@ -70,6 +72,7 @@ class Deliveries:
         iteration: Iteration,
         now: Callable[[], float] = time.time,
     ) -> None:
+        self.followed: Container[str] = ()
         self._roster = roster
         self._requests = requests
         self._counters = counters
@@ -95,8 +98,45 @@ class Deliveries:
             else:
                 self._deliver(message, body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            self._counters.broadcasts_malformed += 1
-            self._complain("Ignored a malformed broadcast: {error}: {sample}", body, error=str(error))
+            self._malformed(body, error)
+
+    def told(self, room_id: str, offset: int, body: bytes) -> None:
+        """Deliver what is part of a room's history to everybody of this process who is in it."""
+        message = self._read(body)
+        if message is not None:
+            self._counters.broadcasts += 1
+            excluded = message.exclude_socket_ids
+            roster = self._roster
+            audience = roster.audience_without(room_id, excluded) if excluded else roster.audience(room_id)
+            self._send(Delivery(message.type, message.payload, room_id, offset=offset), audience)
+
+    def tell_again(self, session: Session, room_id: str, offset: int, body: bytes, *, but_for: Collection[str]) -> None:
+        """Deliver it to one who has missed it, unless it was not for one of these sockets."""
+        message = self._read(body)
+        if message is None or not frozenset(message.exclude_socket_ids or ()).isdisjoint(but_for):
+            return
+        delivery = Delivery(message.type, message.payload, room_id, offset=offset)
+        self._send(delivery, ((session.dialect, (self._roster.outlet(session, room_id),)),))
+
+    def _read(self, body: bytes) -> Broadcast | None:
+        """A message to a room, whatever else it says of whom it is for."""
+        try:
+            if not body.isascii():
+                body.decode()
+            try:
+                message = _decode(body)
+            except msgspec.DecodeError as error:
+                message, _ = reread(_decode, body, error)
+            if message.type == "disconnect":
+                raise msgspec.ValidationError("a command is not told to a room")
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            self._malformed(body, error)
+            return None
+        return message
+
+    def _malformed(self, body: bytes, error: Exception) -> None:
+        self._counters.broadcasts_malformed += 1
+        self._complain("Ignored a malformed broadcast: {error}: {sample}", body, error=str(error))
 
     def _deliver(self, message: Broadcast, body: bytes) -> None:
         self._counters.broadcasts += 1
@@ -118,11 +158,15 @@ class Deliveries:
                 self._counters.broadcasts_without_target += 1
                 self._complain("Ignored a broadcast without recipients and room: {sample}", body)
                 return
+            if message.offset is not None and room_id in self.followed:
+                return
             if message.exclude_socket_ids:
                 audience = self._roster.audience_without(room_id, message.exclude_socket_ids)
             else:
                 audience = self._roster.audience(room_id)
-        delivery = Delivery(message.type, message.payload, room_id)
+        self._send(Delivery(message.type, message.payload, room_id), audience)
+
+    def _send(self, delivery: Delivery, audience: Audience) -> None:
         for dialect, links in audience:
             outgoing = dialect.encode(delivery)
             if outgoing is not None:

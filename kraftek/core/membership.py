@@ -13,6 +13,7 @@ from kraftek.contract.errors import Code, NotPublished
 from kraftek.contract.fleet import Fleet
 from kraftek.contract.interfaces import IBus, IRooms, Mended, RoomEntry
 from kraftek.contract.names import gateway_of, reply_channel
+from kraftek.core.resuming import Resuming
 from kraftek.core.rooms.reconciliation import Reconciliation
 from kraftek.core.roster import Roster
 from kraftek.core.session import HeldGrant, Session
@@ -21,12 +22,24 @@ __all__ = ["Membership"]
 
 
 class Membership:
-    """The rooms of the sessions on this process. ``single``: one socket per user and room, the newest."""
+    """The rooms of the sessions on this process. ``single``: one socket per user and room, the newest. ``following``:
+    those of the rooms that have a history; ``resuming``: where clients begin in them.
+    """
 
     def __init__(
-        self, rooms: IRooms, bus: IBus, roster: Roster, clock: IReactorTime, fleet: Fleet, *, single: bool = True
+        self,
+        rooms: IRooms,
+        bus: IBus,
+        roster: Roster,
+        resuming: Resuming,
+        clock: IReactorTime,
+        fleet: Fleet,
+        *,
+        single: bool = True,
     ) -> None:
         self._bus = bus
+        self.resuming = resuming
+        self.following = resuming.following
         self._roster = roster
         self._single = single
         self.reconciliation = Reconciliation(rooms, bus, clock, fleet, self._found)
@@ -41,6 +54,7 @@ class Membership:
         if room_id is None:
             return
         self._roster.enter(session, room_id)
+        self.following.enter(room_id)
         if session.room_id is None:
             session.room_id = room_id
         if known is not None:

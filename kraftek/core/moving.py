@@ -10,7 +10,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
-from kraftek.contract.interfaces import IClientLink, IDialect, IServiceRegistry
+from kraftek.contract.interfaces import IClientLink, IDialect, IServiceRegistry, RoomPosition
 from kraftek.contract.messages import Grant, Token
 from kraftek.core.access_watch import AccessWatch
 from kraftek.core.admission import Admission
@@ -63,11 +63,12 @@ class ClientState(Struct, kw_only=True):
 
 
 class CoreState(Struct, kw_only=True):
-    """What belongs to no session."""
+    """What belongs to no session. ``positions``: where the rooms with history are."""
 
     requests: RequestsState
     standing: StandingState
     budgets: BudgetState
+    positions: list[RoomPosition] = []
 
 
 _decode_client = msgspec.msgpack.Decoder(ClientState).decode
@@ -153,6 +154,7 @@ class CoreMove:
             requests=self._requests.moving.give(),
             standing=self._membership.reconciliation.give(),
             budgets=self._admission.budgets.give(),
+            positions=self._membership.following.give(),
         )
         return msgspec.msgpack.encode(state)
 
@@ -162,6 +164,7 @@ class CoreMove:
         self._requests.moving.take(state.requests, self._registry, self._roster.socket, self._gateway.make)
         self._membership.reconciliation.take(state.standing)
         self._admission.budgets.take(state.budgets)
+        self._membership.following.take(state.positions)
 
 
 def _grant_state(room_id: str | None, held: HeldGrant) -> GrantState:

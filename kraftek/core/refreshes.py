@@ -6,14 +6,16 @@ Made and called by :mod:`kraftek.core.admission`.
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 
 from twisted.internet.defer import Deferred, gatherResults
 
 from kraftek.contract.errors import DENIALS, Code, PeerError
 from kraftek.contract.interfaces import IAccess
-from kraftek.contract.messages import Authenticate, Authenticated, Grant
+from kraftek.contract.messages import Authenticate, Authenticated, Grant, Standing
 from kraftek.core.access_watch import AccessWatch
 from kraftek.core.budgets import Asker, Budgets
+from kraftek.core.resuming import Resuming
 from kraftek.core.roster import Roster
 from kraftek.core.session import Session, SessionState
 
@@ -29,7 +31,10 @@ class Refreshes:
     token is refused. Where nobody could be asked the old grant counts to its end; then it is asked with the new token.
     """
 
-    def __init__(self, access: IAccess, access_watch: AccessWatch, roster: Roster, budgets: Budgets) -> None:
+    def __init__(
+        self, access: IAccess, access_watch: AccessWatch, roster: Roster, budgets: Budgets, resuming: Resuming
+    ) -> None:
+        self._resuming = resuming
         self._access = access
         self._access_watch = access_watch
         self._roster = roster
@@ -56,6 +61,7 @@ class Refreshes:
             _refuse(session, message, error)
             return
         entered = isinstance(answer, Grant) and (main is not None or not session.rooms or None in session.rooms)
+        resumes = isinstance(answer, Grant) and main not in before and self._resuming.following.keeps(main)
         if isinstance(answer, PeerError) and message.room_id not in (None, *before):
             code = Code.ACCESS_DENIED if answer.code in DENIALS else answer.code
             _refuse(session, message, PeerError(code, answer.message, retry_after=answer.retry_after))
@@ -63,16 +69,31 @@ class Refreshes:
             ends = [held.expires_at for room_id, held in session.rooms.items() if room_id != main]
             ends.append(answer.expires_at if isinstance(answer, Grant) else None)
             left = self._access_watch.seconds_left(*ends)
-            assert session.user_id is not None
-            session.send(Authenticated(session.user_id, main, message.id, left))
+            answered = partial(self._answer, session, message, main, left)
+            if not resumes:
+                answered(None if main in before else self._resuming.without(message.since))
         if entered:
             assert isinstance(answer, Grant)
             self._show(session, message)
             self._access_watch.granted(session, main, message.token, answer)
+            if resumes:
+                assert main is not None
+                await self._resuming.resume(session, main, message.since, answered)
         for room_id, found in answers.items():
             held = session.rooms.get(room_id)
             if isinstance(found, PeerError) and found.code in DENIALS and held and held.token is before.get(room_id):
                 self._access_watch.revoke(session, room_id)
+
+    def _answer(
+        self,
+        session: Session,
+        message: Authenticate,
+        room_id: str | None,
+        left: float | None,
+        standing: Standing | None,
+    ) -> None:
+        assert session.user_id is not None
+        session.send(Authenticated(session.user_id, room_id, message.id, left, standing))
 
     async def _replace(self, session: Session, message: Authenticate, room_id: str | None) -> _Answer:
         answer = await self._ask(session, message, room_id)

@@ -84,6 +84,7 @@ class Roster:
         self._by_digest = _Index()
         self._audiences: dict[str, Audience] = {}
         self._diverted: dict[str, dict[Session, IOutlet]] = {}
+        self._held_back: dict[str, dict[Session, IOutlet]] = {}
 
     def __len__(self) -> int:
         return len(self._by_socket)
@@ -123,16 +124,31 @@ class Roster:
         """The session no longer gets the room's messages."""
         self._by_room.discard(room_id, session)
         self.divert(session, room_id, None)
+        self.hold_back(session, room_id, None)
 
     def divert(self, session: Session, room_id: str, outlet: IOutlet | None) -> None:
         """The outlet gets the room's messages in place of the session's link; ``None`` ends that."""
+        self._replace(self._diverted, session, room_id, outlet)
+
+    def hold_back(self, session: Session, room_id: str, outlet: IOutlet | None) -> None:
+        """The outlet gets the room's messages first, and passes them to :meth:`outlet`; ``None`` ends that."""
+        self._replace(self._held_back, session, room_id, outlet)
+
+    def outlet(self, session: Session, room_id: str) -> IOutlet:
+        """What takes the room's messages for the session, once nothing holds them back."""
+        diverted = self._diverted.get(room_id)
+        return session.link if diverted is None else diverted.get(session, session.link)
+
+    def _replace(
+        self, by_room: dict[str, dict[Session, IOutlet]], session: Session, room_id: str, outlet: IOutlet | None
+    ) -> None:
         self._audiences.pop(room_id, None)
-        diverted = self._diverted.setdefault(room_id, {})
-        diverted.pop(session, None)
+        outlets = by_room.setdefault(room_id, {})
+        outlets.pop(session, None)
         if outlet is not None:
-            diverted[session] = outlet
-        if not diverted:
-            del self._diverted[room_id]
+            outlets[session] = outlet
+        if not outlets:
+            del by_room[room_id]
 
     def remove(self, session: Session) -> None:
         """A client disconnected: remove its session from every index."""
@@ -170,8 +186,8 @@ class Roster:
         """
         known = self._audiences.get(room_id)
         if known is None:
-            sessions, diverted = self._by_room.get(room_id), self._diverted.get(room_id)
-            outlets = map(_link, sessions) if diverted is None else [diverted.get(each, each.link) for each in sessions]
+            sessions, usual = self._by_room.get(room_id), self._has_links(room_id)
+            outlets = map(_link, sessions) if usual else [self._first(each, room_id) for each in sessions]
             known = _audience(map(_dialect, sessions), outlets)
             if known:
                 self._audiences[room_id] = known
@@ -179,16 +195,19 @@ class Roster:
 
     def audience_without(self, room_id: str, socket_ids: Iterable[str]) -> Audience:
         """As :meth:`audience`, but for these sockets."""
-        absent = {self._outlet(session, room_id) for each in socket_ids if (session := self._by_socket.get(each))}
+        absent = {self._first(session, room_id) for each in socket_ids if (session := self._by_socket.get(each))}
         return tuple(
             (dialect, others)
             for dialect, outlets in self.audience(room_id)
             if (others := [outlet for outlet in outlets if outlet not in absent])
         )
 
-    def _outlet(self, session: Session, room_id: str) -> IOutlet:
-        diverted = self._diverted.get(room_id)
-        return session.link if diverted is None else diverted.get(session, session.link)
+    def _has_links(self, room_id: str) -> bool:
+        return room_id not in self._diverted and room_id not in self._held_back
+
+    def _first(self, session: Session, room_id: str) -> IOutlet:
+        held_back = self._held_back.get(room_id, {}).get(session)
+        return self.outlet(session, room_id) if held_back is None else held_back
 
     def digest(self, digest: str) -> Collection[Session]:
         """The sessions that authenticated with the token of that digest."""

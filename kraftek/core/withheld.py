@@ -32,10 +32,13 @@ class WithheldMessage(Struct, kw_only=True):
 
 
 class WithheldState(Struct, kw_only=True):
-    """What waits for a session, in order. ``rooms``: those to which its access is in question."""
+    """What waits for a session, in order. ``rooms``: those to which its access is in question; ``overrun``: those of
+    them where messages were dropped.
+    """
 
     rooms: list[str | None]
     messages: list[WithheldMessage]
+    overrun: list[str | None] = []
 
 
 @implementer(IOutlet)
@@ -44,7 +47,7 @@ class Withheld:
     more than that it drops them, and the client is told, once.
     """
 
-    __slots__ = ("_bytes", "_most", "_overrun", "_room_id", "_session", "messages")
+    __slots__ = ("_bytes", "_most", "_room_id", "_session", "messages", "overrun")
 
     _numbers = count()
 
@@ -54,16 +57,16 @@ class Withheld:
         self._most = most
         self.messages: list[tuple[int, Outgoing]] = []
         self._bytes = 0
-        self._overrun = False
+        self.overrun = False
 
     def write(self, outgoing: Outgoing) -> None:
         """As that of a link."""
-        if self._overrun:
+        if self.overrun:
             return
         self.messages.append((next(self._numbers), outgoing))
         self._bytes += len(outgoing.text) + sum(map(len, outgoing.attachments))
         if self._bytes > self._most:
-            self._overrun = True
+            self.overrun = True
             self.messages.clear()
             where = "" if self._room_id is None else f" to room {self._room_id}"
             text = f"access{where} cannot be checked at present: messages are lost until it is"
@@ -90,14 +93,15 @@ class Withholding:
                 self._roster.divert(session, room_id, withheld)
         self.judge(session)
 
-    def end(self, session: Session, room_id: str | None) -> None:
-        """The session has access to the room."""
+    def end(self, session: Session, room_id: str | None) -> bool:
+        """The session has access to the room. Returns whether it has missed something there."""
         withheld = self._withheld.get(session, {}).pop(room_id, None)
         if withheld is None:
-            return
+            return False
         if room_id is not None:
             self._roster.divert(session, room_id, None)
         self.judge(session, withheld)
+        return withheld.overrun
 
     def judge(self, session: Session, *ended: Withheld) -> None:
         """Rooms were entered or left, or came into question. What ``ended`` has kept is delivered."""
@@ -130,7 +134,8 @@ class Withholding:
             WithheldMessage(text=outgoing.text, attachments=outgoing.attachments, room_id=room_id, outlet=outlet)
             for _, outgoing, room_id, outlet in sorted(waiting, key=itemgetter(0))
         ]
-        return WithheldState(rooms=list(rooms), messages=messages)
+        overrun = [room_id for room_id, withheld in rooms.items() if withheld.overrun]
+        return WithheldState(rooms=list(rooms), messages=messages, overrun=overrun)
 
     def restore(self, session: Session, state: WithheldState) -> None:
         """Go on with what another version has given."""
@@ -140,6 +145,8 @@ class Withholding:
         for each in state.messages:
             outlet = session.outlet if each.outlet else rooms[each.room_id]
             outlet.write(Outgoing(each.text, each.attachments))
+        for room_id in state.overrun:
+            rooms[room_id].overrun = True
 
     def forget(self, session: Session) -> None:
         """The session has ended."""

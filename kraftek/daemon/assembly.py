@@ -15,7 +15,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from kraftek.contract.accounts import Accounts
 from kraftek.contract.fleet import Fleet
-from kraftek.contract.interfaces import IAccess, IBus, IRooms
+from kraftek.contract.interfaces import IAccess, IBus, IRoomLogs, IRooms
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.json_text import JsonBounds
 from kraftek.contract.metrics import Counters, Gauges
@@ -29,11 +29,15 @@ from kraftek.core.admission import Admission
 from kraftek.core.budgets import Budgets
 from kraftek.core.deliveries import Deliveries
 from kraftek.core.dispatch import Dispatch
+from kraftek.core.following import FOLLOW_INTERVAL, Following
 from kraftek.core.gateway import Gateway
+from kraftek.core.history.log import RoomLogs
+from kraftek.core.history.rules import Rules
 from kraftek.core.membership import Membership
 from kraftek.core.moving import CoreMove
 from kraftek.core.registry import EventRouter, ServiceRegistry
 from kraftek.core.requests import Requests
+from kraftek.core.resuming import Resuming
 from kraftek.core.rooms.leases import LOOK_INTERVAL, RENEW_INTERVAL, Leases
 from kraftek.core.rooms.orphans import Orphans
 from kraftek.core.roster import Roster
@@ -115,17 +119,20 @@ def core_of(
     clock: IReactorTime,
     iteration: Iteration,
     dispatch: Dispatch | None = None,
+    logs: IRoomLogs | None = None,
     now: Callable[[], float] = time.time,
 ) -> Core:
     """The core, subscribed to what services send. ``clock`` measures time; ``now`` returns Unix seconds.
-    ``dispatch``: in place of the usual one.
+    ``dispatch``, ``logs``: in place of the usual ones.
     """
     roster, fleet, router, dispatch = Roster(), Fleet(), EventRouter(registry), dispatch or Dispatch(registry, bus)
     bounds, budgets = JsonBounds(config.limits.json_depth), _budgets(config, counters, clock)
-    membership = Membership(rooms, bus, roster, clock, fleet, single=config.sessions == "single")
+    requests = Requests(dispatch, bus, gateway_id, config.limits, counters, clock, accounts=accounts)
+    deliveries = Deliveries(roster, requests, counters, clock, iteration, now)
+    resuming = _resuming(config, gateway_id, bus, roster, deliveries, counters, logs)
+    membership = Membership(rooms, bus, roster, resuming, clock, fleet, single=config.sessions == "single")
     access_watch = AccessWatch(access, membership, roster, counters, clock, limits=config.limits, now=now)
     admission = Admission(access, access_watch, membership, roster, budgets, config.limits, clock)
-    requests = Requests(dispatch, bus, gateway_id, config.limits, counters, clock, accounts=accounts)
     parts = router, dispatch, requests, admission, roster
     gateway = _gateway_of(config, gateway_id, bus, *parts, _turns(accounts, clock), counters, now)
     publishes = _publishing(config, registry)
@@ -139,12 +146,27 @@ def core_of(
         dispatch=dispatch,
         requests=requests,
         gateway=gateway,
-        deliveries=_heard(bus, config, gateway_id, Deliveries(roster, requests, counters, clock, iteration, now)),
+        deliveries=_heard(bus, config, gateway_id, deliveries),
         service_events=ServiceEvents(gateway_id, registry, router, dispatch, bus, counters, bounds, now=now),
         leases=Leases(bus, rooms, gateway_id, membership.reconciliation.doubt_all, fleet, counters, publishes),
         orphans=Orphans(bus, clock, fleet),
         move=CoreMove(registry, gateway, roster, admission, access_watch, membership, requests),
     )
+
+
+def _resuming(
+    config: Config,
+    gateway_id: str,
+    bus: IBus,
+    roster: Roster,
+    deliveries: Deliveries,
+    counters: Counters,
+    logs: IRoomLogs | None,
+) -> Resuming:
+    rules, most = Rules(config.rooms), config.limits.unsent_bytes // 2
+    logs = logs or RoomLogs(bus, rules, gateway_id)
+    following = Following(bus, logs, rules, roster, deliveries, counters, most=most)
+    return Resuming(following, logs, roster, deliveries, counters)
 
 
 def _gateway_of(
@@ -324,6 +346,8 @@ def gauges_of(
     gauges.add("budgets", "Sockets, users and addresses whose use is known", lambda: len(core.admission.budgets))
     gauges.add("loop_lag_seconds", "The longest time that the reactor was late in the last 15 to 30 seconds", loop_lag)
     gauges.add("rooms", "Rooms with a client of this process in them", lambda: roster.rooms)
+    followed = "Rooms with history of which this process gets what they are told"
+    gauges.add("rooms_followed", followed, lambda: len(core.membership.following))
     gauges.add("redis_up", "Whether Redis is connected and takes writes", lambda: bus.fault is None)
     gauges.add("requests", "Requests of this process's clients that wait for their answers", lambda: len(requests))
     stored = "Bytes of answers that Redis stores for requests of this process's clients that are sent again"
@@ -348,6 +372,8 @@ def sweeps_of(core: Core) -> tuple[Sweep, ...]:
         (core.admission.sweep, SWEEP_INTERVAL),
         (core.access_watch.sweep, SWEEP_INTERVAL),
         (core.membership.reconciliation.sweep, SWEEP_INTERVAL),
+        (core.membership.following.sweep, SWEEP_INTERVAL),
+        (core.membership.following.follow, FOLLOW_INTERVAL),
         (core.requests.sweep, SWEEP_INTERVAL),
         (core.dispatch.sweep, _TRIM_INTERVAL),
         (core.service_events.sweep, SWEEP_INTERVAL),

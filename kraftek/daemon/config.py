@@ -17,6 +17,7 @@ from msgspec import Struct, ValidationError, convert
 from msgspec.structs import fields
 
 from kraftek.contract.errors import ConfigError
+from kraftek.contract.messages import ROOM_ID_LENGTH
 from kraftek.contract.names import default_channel
 from kraftek.contract.redis_url import is_port, masked
 from kraftek.contract.registrations import mistakes_of, name_mistake
@@ -30,6 +31,7 @@ from kraftek.contract.settings import (
     Operator,
     Redis,
     Registration,
+    RoomPolicy,
     SocketIO,
 )
 from kraftek.daemon.config_checks import CHECKS, Check, Key
@@ -124,6 +126,7 @@ class _Draft:
         self._sources: dict[Key, str] = {}
         self._services: dict[str, str] = {}
         self._events: dict[str, str] = {}
+        self._rooms: dict[str, str] = {}
         self._mistakes: list[str] = []
         self._read_file = read_file
 
@@ -188,6 +191,16 @@ class _Draft:
             self._events.setdefault(pattern, source)
             self.take_table(source, value, ("events", pattern))
 
+    def take_rooms(self, source: str, pattern: str, value: object) -> None:
+        """Take what is said about the rooms of a pattern: a table with its keys."""
+        if not (pattern.isprintable() and 0 < len(pattern) <= ROOM_ID_LENGTH and pattern.count("*") <= 1):
+            self.blame(source, ("rooms",), "a room's name, with at most one * for any text", pattern)
+        elif not isinstance(value, dict):
+            self.blame(source, ("rooms", pattern), "a table", value)
+        else:
+            self._rooms.setdefault(pattern, source)
+            self.take_table(source, value, ("rooms", pattern))
+
     def take_table(self, source: str, table: Mapping[str, object], path: Key = ()) -> None:
         """Take all that stands in a table."""
         for name, value in table.items():
@@ -202,6 +215,9 @@ class _Draft:
             elif key == ("events",):
                 for pattern, one in value.items():
                     self.take_events(source, pattern, one)
+            elif key == ("rooms",):
+                for pattern, one in value.items():
+                    self.take_rooms(source, pattern, one)
             else:
                 self.take_table(source, value, key)
 
@@ -240,6 +256,9 @@ class _Draft:
             ),
             events=tuple(
                 EventPolicy(pattern=pattern, **self._fields(EventPolicy, "events", pattern)) for pattern in self._events
+            ),
+            rooms=tuple(
+                RoomPolicy(pattern=pattern, **self._fields(RoomPolicy, "rooms", pattern)) for pattern in self._rooms
             ),
         )
 
@@ -358,6 +377,7 @@ _STRUCTS: dict[Key, type[Struct]] = {
     ("drain",): Drain,
     ("services", "NAME"): Registration,
     ("events", "NAME"): EventPolicy,
+    ("rooms", "NAME"): RoomPolicy,
 }
 """``NAME`` stands for any service's, and any pattern."""
 

@@ -12,9 +12,9 @@ from twisted.trial.unittest import TestCase
 
 import kraftek
 from kraftek.bus import RedisBus, connections
-from kraftek.bus.rights import COMMANDS, Need, needs_of
+from kraftek.bus.rights import COMMANDS, HISTORY_COMMANDS, Need, needs_of
 from kraftek.contract.metrics import Counters
-from kraftek.contract.settings import Config, Redis, Registration
+from kraftek.contract.settings import Config, Redis, Registration, RoomPolicy
 from tests.docs.pages import code
 from tests.support.fastpath import make_iteration
 from tests.support.redis_server import oldest_redis_server, private_redis
@@ -45,20 +45,32 @@ def used() -> set[str]:
             r'return \("([A-Z]+)", ()',
         ):
             for command, subcommand in re.findall(pattern, text):
-                parts = (command, subcommand) if command in {"CLIENT", "MEMORY", "XGROUP", "XINFO"} else (command,)
+                parts = (
+                    (command, subcommand)
+                    if command in {"CLIENT", "FUNCTION", "MEMORY", "XGROUP", "XINFO"}
+                    else (command,)
+                )
                 found.add("+" + "|".join(parts).lower())
     return found - {"+auth", "+maxlen"}
 
 
 def test_the_table_has_what_is_used_and_nothing_else() -> None:
-    rights = {need.right for need in needs_of(Config()) if need.right.startswith("+")}
+    rights, without = (
+        {need.right for need in needs_of(config) if need.right.startswith("+")}
+        for config in (Config(rooms=(RoomPolicy(pattern="*", history=1),)), Config(rooms=(RoomPolicy(pattern="*"),)))
+    )
     assert rights == used()
-    assert len(rights) == COMMANDS.count("\n") - 1
+    assert len(without) == COMMANDS.count("\n") - 1
+    assert len(rights - without) == HISTORY_COMMANDS.count("\n") - 1
 
 
 def test_keys_and_channels_are_those_of_the_configuration() -> None:
     config = Config(redis=Redis(prefix="k:", broadcast="all"), services=SERVICES)
     rights = {need.right for need in needs_of(config)}
+    kept = Config(redis=config.redis, services=SERVICES, rooms=(RoomPolicy(pattern="*", history=1),))
+    more = {need.right for need in needs_of(kept)} - rights
+    own = "k:gateways:history:"
+    assert {f"~{own}rules", f"~{own}position:*", f"~{own}log:*", f"&{own}room:*"} <= more
     assert {"~k:room:*", "~k:events:notes", "~k:events:board:0", "~k:events:board:1", "~k:gateways:lost"} <= rights
     assert {"&k:events:chat", "&k:all", "&k:events:reply:*", "&__redis__:invalidate"} <= rights
     assert not {"~k:events:chat", "&k:events:notes", "~k:events:board", "&k:events:broadcast"} & rights

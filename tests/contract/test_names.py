@@ -84,6 +84,8 @@ def test_names_that_others_write() -> None:
         "GATEWAY_NAME": "gateway",
         "GATEWAY_OWN": "gateway:",
         "GATEWAY_STREAM": "events:gateway",
+        "HISTORY_FOLLOWING": "gateways:history:following",
+        "HISTORY_RULES": "gateways:history:rules",
         "INVALIDATION": "auth:invalidate",
         "LAST_LOOK": "gateways:looked",
         "LISTENED": "gateways:listened",

@@ -27,6 +27,7 @@ from kraftek.contract.settings import (
     Operator,
     Redis,
     Registration,
+    RoomPolicy,
     SocketIO,
 )
 from kraftek.daemon.config import load
@@ -78,7 +79,7 @@ def leaves() -> Iterator[tuple[str, Any]]:
     structs: list[tuple[str, type[Struct]]] = [("", Config), *TABLES.items()]
     for path, struct in structs:
         for field in fields(struct):
-            if field.name not in {*TABLES, "services", "events"}:
+            if field.name not in {*TABLES, "services", "events"} and (path, field.name) != ("", "rooms"):
                 yield f"{path}.{field.name}".lstrip("."), field.type
 
 
@@ -384,6 +385,38 @@ def test_policies_of_events_are_read_in_order() -> None:
         EventPolicy(pattern="*:*:shown", ttl=10.0),
         EventPolicy(pattern="typing", policy="drop"),
     )
+
+
+def test_policies_of_rooms_are_read_in_order() -> None:
+    toml = """
+        [rooms.lobby]
+        [rooms."board-*"]
+        history = 200
+        history_ttl = 60
+        history_bytes = 1000
+        [rooms."*"]
+    """
+    assert load_toml(toml).rooms == (
+        RoomPolicy(pattern="lobby"),
+        RoomPolicy(pattern="board-*", history=200, history_ttl=60.0, history_bytes=1000),
+        RoomPolicy(pattern="*"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("toml", "mistake"),
+    [
+        ('"a*b*" = {}', "rooms: expected a room's name, with at most one * for any text, found 'a*b*'"),
+        ('"" = {}', "rooms: expected a room's name, with at most one * for any text, found ''"),
+        ('"a\\n" = {}', "rooms: expected a room's name, with at most one * for any text, found 'a\\n'"),
+        ('"a" = 200', "rooms.a: expected a table, found 200"),
+        ('"a".history = -1', "rooms.a.history: expected a whole number from 0 to 100000, found -1"),
+        ('"a".history_ttl = 0', "rooms.a.history_ttl: expected seconds, more than 0 and at most a year, found 0"),
+        ('"a".histroy = 1', "rooms.a.histroy: unknown key; did you mean rooms.a.history?"),
+    ],
+)
+def test_a_mistake_about_rooms_is_named(toml: str, mistake: str) -> None:
+    assert mistakes(f"[rooms]\n{toml}") == [f"gateway.toml: {mistake}"]
 
 
 @pytest.mark.parametrize(
@@ -1003,15 +1036,18 @@ def test_the_examples_in_the_shipped_file_are_right() -> None:
     text = "\n".join(services)
     assert all(f"{field.name} = " in text for field in fields(Registration) if field.name != "name")
     assert config.events == (EventPolicy(pattern="cursors:user:moved", policy="latest", key="userId"),)
-    assert all(f"{field.name} = " in text for field in fields(EventPolicy) if field.name != "pattern")
+    assert config.rooms == (RoomPolicy(pattern="board-*", history=200),)
+    for policy in (EventPolicy, RoomPolicy):
+        assert all(f"{field.name} = " in text for field in fields(policy) if field.name != "pattern")
 
 
 def test_every_field_is_read() -> None:
     """What is not annotated is passed over when the file is read."""
-    structs: list[type[Struct]] = [Config, Registration, EventPolicy, *TABLES.values()]
+    structs: list[type[Struct]] = [Config, Registration, EventPolicy, RoomPolicy, *TABLES.values()]
     for struct in structs:
         for field in fields(struct):
-            if field.name not in {*TABLES, "services", "name", "events", "pattern"}:
+            named = field.name in {*TABLES, "services", "name", "events", "pattern"}
+            if not named and (struct, field.name) != (Config, "rooms"):
                 assert get_origin(field.type) is Annotated, field.name
     for name, struct in TABLES.items():
         assert type(getattr(Config(), name)) is struct

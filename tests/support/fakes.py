@@ -24,9 +24,12 @@ from kraftek.contract.interfaces import (
     IBusListener,
     IClientLink,
     IReading,
+    IRoomLogs,
     IRooms,
     Mended,
+    Missed,
     RoomEntry,
+    RoomPosition,
 )
 from kraftek.contract.lua import ForEach
 from kraftek.contract.messages import Grant, Outgoing, Token
@@ -250,6 +253,83 @@ class FakeRooms:
             self.told.append((reason, user_id, room_id))
 
 
+@implementer(IRoomLogs)
+class FakeLogs:
+    """The history of rooms in memory. ``epoch``: that of what is told now; ``ended``: where others ended. ``kept``: of
+    the messages of each room the last so many are known.
+
+    Answers wait in ``held`` for :meth:`answer` when that is a list. Every call fails with ``failure`` when that is set.
+    """
+
+    def __init__(self) -> None:
+        self.epoch = "e1"
+        self.ended: dict[str, int] = {}
+        self.told: dict[str, list[bytes]] = {}
+        self.kept = 1000
+        self.stands = True
+        self.failure: Exception | None = None
+        self.held: list[Callable[[], None]] | None = None
+        self.reads = self.compared = self.offered = self.followed = 0
+
+    def tell(self, room_id: str, **message: Any) -> bytes:
+        """A service tells a room something. Returns what Redis publishes then."""
+        body = msgspec.json.encode(message)
+        told = self.told.setdefault(room_id, [])
+        told.append(body)
+        return b"%b %d %b" % (self.epoch.encode(), len(told), body)
+
+    def answer(self) -> None:
+        """Give the oldest answer that is held."""
+        assert self.held is not None
+        self.held.pop(0)()
+
+    def follow(self) -> Deferred[bool]:
+        self.followed += 1
+        return self._answer(lambda: self.stands)
+
+    def offer(self) -> Deferred[None]:
+        self.offered += 1
+        return succeed(None)
+
+    def read(self, room_id: str, epoch: str, offset: int, most: int) -> Deferred[Missed | None]:
+        self.reads += 1
+        return self._answer(lambda: self._missed(room_id, epoch, offset, most))
+
+    def compare(self, positions: Sequence[RoomPosition]) -> Deferred[list[RoomPosition]]:
+        self.compared += len(positions)
+        return self._answer(lambda: [each for each in positions if not self._is_at(*each)])
+
+    def _is_at(self, room_id: str, epoch: str, offset: int) -> bool:
+        return self.stands and (epoch, offset) == (self.epoch, self._offset(room_id))
+
+    def _offset(self, room_id: str) -> int:
+        return len(self.told.get(room_id, ()))
+
+    def _missed(self, room_id: str, epoch: str, offset: int, most: int) -> Missed | None:
+        if not self.stands:
+            return None
+        last = self._offset(room_id)
+        messages = self.told.get(room_id, [])[offset:]
+        if offset > {**self.ended, self.epoch: last}.get(epoch, -1):
+            return Missed(self.epoch, last, "epoch")
+        if len(messages) > self.kept:
+            return Missed(self.epoch, last, "expired" if self.kept == 0 else "too_many")
+        if sum(map(len, messages)) > most:
+            return Missed(self.epoch, last, "too_many")
+        return Missed(self.epoch, last, None, messages)
+
+    def _answer(self, does: Callable[[], T]) -> Deferred[T]:
+        answer: Deferred[T] = Deferred()
+        if self.failure is not None:
+            answer.errback(self.failure)
+        elif self.held is None:
+            answer.callback(does())
+        else:
+            result = does()  # as Redis was then
+            self.held.append(lambda: answer.callback(result))
+        return answer
+
+
 @dataclass
 class Published:
     """One ``PUBLISH`` that Redis has not answered yet."""
@@ -325,6 +405,7 @@ class FakeBus:
         self.listeners: list[IBusListener] = []
         self.tracked: dict[str, Callable[[list[str] | None], None]] = {}
         self.readings: list[FakeReading] = []
+        self._followed: dict[str, Callable[[bytes], None]] = {}
         self._channels: dict[str, list[Callable[[bytes], None]]] = {} if channels is None else channels
         self._prefix = prefix
         self._in_flight = in_flight
@@ -369,6 +450,14 @@ class FakeBus:
     def unsubscribe(self, channel: str) -> Deferred[None]:
         self._channels.pop(self.channel_name(channel), None)
         return succeed(None)
+
+    def follow(self, channel: str, listener: Callable[[bytes], None]) -> Deferred[None]:
+        self._channels.setdefault(self.channel_name(channel), []).append(listener)
+        self._followed[channel] = listener
+        return succeed(None) if self.available else fail(NotPublished("Redis is unavailable"))
+
+    def unfollow(self, channel: str) -> None:
+        self._channels[self.channel_name(channel)].remove(self._followed.pop(channel))
 
     def read(
         self,

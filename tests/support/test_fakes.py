@@ -108,6 +108,26 @@ class BusContract:
         await self.answered()
         assert (heard, receipts) == ([b"0", b"2"], [1, 0, 1])
 
+    async def test_a_channel_is_followed_until_it_is_not(self) -> None:
+        first: list[bytes] = []
+        second: list[bytes] = []
+        receipts: list[int] = []
+
+        async def publish(body: bytes) -> None:
+            self.bus.publish("one", body, receipts.append)
+            await self.answered()
+
+        await self.bus.follow("one", first.append)
+        await publish(b"1")
+        self.bus.unfollow("one")
+        await self.bus.settled()
+        await publish(b"2")
+        await self.bus.follow("one", first.append)
+        self.bus.unfollow("one")
+        await self.bus.follow("one", second.append)
+        await publish(b"3")
+        assert (first, second, receipts) == ([b"1"], [b"3"], [1, 0, 1])
+
     async def test_too_much_in_flight_is_refused_without_a_receipt(self) -> None:
         receipts: list[int] = []
         for _ in range(10):

@@ -36,7 +36,7 @@ from kraftek.contract.interfaces import IDialect
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Authenticate
 from kraftek.contract.metrics import Counters
-from kraftek.contract.settings import Config, Limits, Registration
+from kraftek.contract.settings import Config, Limits, Registration, RoomPolicy
 from kraftek.core.client_drain import ClientDrain
 from kraftek.core.dispatch import Dispatch
 from kraftek.core.registry import ServiceRegistry
@@ -44,7 +44,7 @@ from kraftek.core.session import SessionState
 from kraftek.daemon.assembly import core_of, gauges_of
 from kraftek.edge.dialects.native import NativeDialect
 from tests.support.backlogs import make_backlogs
-from tests.support.fakes import FakeAccess, FakeBus, FakeLink, FakeRooms, Published
+from tests.support.fakes import FakeAccess, FakeBus, FakeLink, FakeLogs, FakeRooms, Published
 
 __all__ = ["CHAT", "NOTES", "Client", "House", "works"]
 
@@ -56,7 +56,7 @@ BROADCAST = "events:broadcast"
 
 class House:
     """One gateway process. Those that are given the same ``channels`` and ``sockets`` share a Redis. ``dispatch``
-    makes what is used in place of the usual one.
+    makes what is used in place of the usual one. ``history``: rooms that have one, in ``logs``.
     """
 
     def __init__(
@@ -70,6 +70,8 @@ class House:
         prefix: str = "",
         limits: Limits | None = None,
         dispatch: Callable[[House], Dispatch] | None = None,
+        history: Sequence[RoomPolicy] = (),
+        logs: FakeLogs | None = None,
     ) -> None:
         self.clock = Clock()
         self.wall_is_ahead = 0.0
@@ -80,10 +82,11 @@ class House:
         self.accounts = Accounts()
         self.access = FakeAccess()
         self.rooms = FakeRooms(sockets)
+        self.logs = logs or FakeLogs()
         self.bus = FakeBus(channels, prefix=prefix)
         self.registry = ServiceRegistry(services)
         core = core_of(
-            Config(limits=self.limits, sessions="single" if single else "many"),
+            Config(limits=self.limits, sessions="single" if single else "many", rooms=tuple(history)),
             gateway_id=gateway_id,
             registry=self.registry,
             bus=self.bus,
@@ -94,6 +97,7 @@ class House:
             clock=self.clock,
             iteration=self.iteration,
             dispatch=None if dispatch is None else dispatch(self),
+            logs=self.logs,
             now=lambda: self.clock.seconds() + self.wall_is_ahead,
         )
         self.core = core
@@ -101,6 +105,7 @@ class House:
         self.admission = core.admission
         self.access_watch = core.access_watch
         self.membership = core.membership
+        self.following = core.membership.following
         self.requests = core.requests
         self.gateway = core.gateway
         self.deliveries = core.deliveries
@@ -127,6 +132,7 @@ class House:
             self.admission.sweep()
             self.access_watch.sweep()
             self.membership.reconciliation.sweep()
+            self.following.sweep()
             self.requests.sweep()
 
     def broadcast(self, **message: Any) -> None:

@@ -5,48 +5,70 @@ every dialect.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
-from msgspec import Meta, Raw, Struct
+from msgspec import Meta, Raw, Struct, to_builtins
 
 from kraftek.contract.errors import Code, PeerError
-from kraftek.contract.messages import ROOM_ID_LENGTH, Authenticate, Join, Leave, RequestId, Token
+from kraftek.contract.messages import ROOM_ID_LENGTH, Authenticate, Join, Leave, RequestId, Since, Standing, Token
 
-__all__ = ["RoomId", "authenticate", "explain", "join", "leave"]
+__all__ = ["RoomId", "authenticate", "explain", "join", "leave", "standing"]
 
 T = TypeVar("T")
 
 RoomId = Annotated[str, Meta(min_length=1, max_length=ROOM_ID_LENGTH)]
 
 
+class _Since(Since, frozen=True, rename="camel"):
+    epoch: Annotated[str, Meta(max_length=64)]
+    offset: Annotated[int, Meta(ge=0, le=2**53)]
+    socket_ids: Annotated[tuple[Annotated[str, Meta(max_length=64)], ...], Meta(max_length=8)] = ()
+
+
 class _Credentials(Struct):
     token: Annotated[str, Meta(max_length=16_384)] = ""
     roomId: RoomId | None = None
+    since: _Since | None = None
 
 
 class _Room(Struct):
     roomId: RoomId
 
 
+class _Entered(Struct):
+    roomId: RoomId
+    since: _Since | None = None
+
+
 _decode_credentials = msgspec.json.Decoder(_Credentials).decode
 _decode_room = msgspec.json.Decoder(_Room).decode
+_decode_entered = msgspec.json.Decoder(_Entered).decode
 
 
 def authenticate(
-    payload: Raw, id: RequestId | None = None, *, room_id: str | None = None, named: str = "authenticate"
+    payload: Raw,
+    id: RequestId | None = None,
+    *,
+    room_id: str | None = None,
+    named: str = "authenticate",
+    resumes: bool = False,
 ) -> Authenticate:
     """A token, and the room to be in with it: its own, or else ``room_id``.
 
-    ``named``: what the payload is, for the client. Raises :class:`PeerError`, as the others do.
+    ``named``: what the payload is, for the client. ``resumes``: this dialect numbers what is told to rooms, so that the
+    client can say where it was. Raises :class:`PeerError`, as the others do.
     """
     credentials = _read(named, payload, _decode_credentials, id)
-    return Authenticate(Token(credentials.token), credentials.roomId or room_id, id)
+    return Authenticate(
+        Token(credentials.token), credentials.roomId or room_id, id, credentials.since if resumes else None
+    )
 
 
-def join(payload: Raw, id: RequestId | None) -> Join:
+def join(payload: Raw, id: RequestId | None, *, resumes: bool = False) -> Join:
     """The room to enter."""
-    return Join(_read("join", payload, _decode_room, id).roomId, id)
+    entered = _read("join", payload, _decode_entered, id)
+    return Join(entered.roomId, id, entered.since if resumes else None)
 
 
 def leave(payload: Raw, id: RequestId | None) -> Leave:
@@ -64,6 +86,11 @@ def _read(named: str, payload: Raw, decode: Callable[[Raw], T], id: RequestId | 
 def expiry(expires_in: float | None) -> dict[str, float]:
     """What an answer has to say of when access expires."""
     return {} if expires_in is None else {"expiresIn": expires_in}
+
+
+def standing(where: Standing | None) -> dict[str, Any]:
+    """What an answer has to say of where the client begins in a room."""
+    return {} if where is None else to_builtins(where)
 
 
 def explain(error: Exception) -> str:

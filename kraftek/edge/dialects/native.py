@@ -35,12 +35,13 @@ from kraftek.contract.messages import (
     Outgoing,
     Ping,
     Pong,
+    Positioned,
     RequestId,
 )
 from kraftek.contract.names import SUBPROTOCOL
 from kraftek.contract.settings import Limits
 from kraftek.contract.surrogates import HALF, is_whole, mended
-from kraftek.edge.dialects.commands import RoomId, authenticate, expiry, explain, join, leave
+from kraftek.edge.dialects.commands import RoomId, authenticate, expiry, explain, join, leave, standing
 
 __all__ = ["NativeDialect"]
 
@@ -63,6 +64,7 @@ class _Reply(Struct, omit_defaults=True):
     payload: Any
     id: RequestId | None = None
     roomId: str | None = None
+    offset: int | None = None
 
 
 _BOUNDS = JsonBounds(Limits().json_depth)
@@ -99,9 +101,9 @@ class NativeDialect:
     def _command(self, frame: _Frame) -> Inbound:
         match frame.name:
             case "authenticate":
-                return authenticate(frame.payload, frame.id, room_id=frame.room_id)
+                return authenticate(frame.payload, frame.id, room_id=frame.room_id, resumes=True)
             case "join":
-                return join(frame.payload, frame.id)
+                return join(frame.payload, frame.id, resumes=True)
             case "leave":
                 return leave(frame.payload, frame.id)
             case "ping":
@@ -112,7 +114,8 @@ class NativeDialect:
     def encode(self, message: Outbound) -> Outgoing | None:
         # Nearly every message is one, and a pattern takes as long as the encoding.
         if type(message) is Delivery:
-            return Outgoing(_encode(_Reply(message.type, message.payload, message.id, message.room_id)))
+            reply = _Reply(message.type, message.payload, message.id, message.room_id, message.offset)
+            return Outgoing(_encode(reply))
         match message:
             case ErrorMessage(code, text, event_type, retry_after, id, room_id, limit):
                 error = ErrorPayload(code, text, event_type, retry_after, limit=limit)
@@ -121,19 +124,13 @@ class NativeDialect:
                 reply = _Reply("ack", {"receivers": receivers}, id)
             case Connected(socket_id):
                 reply = _Reply("connected", {"socketId": socket_id})
-            case Authenticated(user_id, room_id, id, expires_in):
-                entered = {"success": True, "userId": user_id, "roomId": room_id, **expiry(expires_in)}
-                reply = _Reply("authenticated", entered, id)
-            case Joined(room_id, id, expires_in):
-                reply = _Reply("joined", {"roomId": room_id, **expiry(expires_in)}, id)
-            case Left(room_id, id):
-                reply = _Reply("left", {"roomId": room_id}, id)
-            case Pong(id):
-                reply = _Reply("pong", None, id)
-            case Gap(rooms):
-                reply = _Reply("gap", {"rooms": rooms})
-            case Drained(reconnect_after):
-                reply = _Reply("drain", {"reconnectAfter": reconnect_after})
+            case Authenticated(user_id, room_id, id, expires_in, where):
+                entered = {"success": True, "userId": user_id, "roomId": room_id}
+                reply = _Reply("authenticated", {**entered, **expiry(expires_in), **standing(where)}, id)
+            case Joined(room_id, id, expires_in, where):
+                reply = _Reply("joined", {"roomId": room_id, **expiry(expires_in), **standing(where)}, id)
+            case Left() | Pong() | Gap() | Drained() | Positioned():
+                reply = _news(message)
             case Closing():
                 return None
         return Outgoing(_encode(reply))
@@ -147,6 +144,20 @@ class NativeDialect:
         if message is not None and not is_whole(message):
             raise _refusal(data, HALF)
         return message
+
+
+def _news(message: Left | Pong | Gap | Drained | Positioned) -> _Reply:
+    match message:
+        case Left(room_id, id):
+            return _Reply("left", {"roomId": room_id}, id)
+        case Pong(id):
+            return _Reply("pong", None, id)
+        case Gap(rooms):
+            return _Reply("gap", {"rooms": rooms})
+        case Drained(reconnect_after):
+            return _Reply("drain", {"reconnectAfter": reconnect_after})
+        case Positioned(room_id, where):
+            return _Reply("position", standing(where), None, room_id)
 
 
 def _refusal(data: bytes, why: str) -> PeerError:

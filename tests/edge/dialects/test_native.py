@@ -33,6 +33,8 @@ from kraftek.contract.messages import (
     Outbound,
     Outgoing,
     Pong,
+    Positioned,
+    Standing,
     Token,
 )
 from kraftek.contract.names import SUBPROTOCOL
@@ -216,6 +218,19 @@ SAID: list[tuple[Outbound, str]] = [
     ),
     (Authenticated("u", None), '{"type":"authenticated","payload":{"success":true,"userId":"u","roomId":null}}'),
     (Joined("r", "q"), '{"type":"joined","payload":{"roomId":"r"},"id":"q"}'),
+    (
+        Authenticated("u", "r", standing=Standing("e", 7)),
+        '{"type":"authenticated","payload":{"success":true,"userId":"u","roomId":"r","epoch":"e","offset":7}}',
+    ),
+    (
+        Joined("r", expires_in=1.5, standing=Standing("e", 0, recovered=True)),
+        '{"type":"joined","payload":{"roomId":"r","expiresIn":1.5,"epoch":"e","offset":0,"recovered":true}}',
+    ),
+    (
+        Positioned("r", Standing("e", 7, recovered=False, reason="epoch")),
+        '{"type":"position","payload":{"epoch":"e","offset":7,"recovered":false,"reason":"epoch"},"roomId":"r"}',
+    ),
+    (Delivery("a:b:c", Raw(b"1"), "r", offset=8), '{"type":"a:b:c","payload":1,"roomId":"r","offset":8}'),
     (Left("r"), '{"type":"left","payload":{"roomId":"r"}}'),
     (Drained(1.5), '{"type":"drain","payload":{"reconnectAfter":1.5}}'),
     (Pong(3), '{"type":"pong","payload":null,"id":3}'),

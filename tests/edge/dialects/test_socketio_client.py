@@ -32,6 +32,8 @@ from kraftek.contract.messages import (
     Outbound,
     Outgoing,
     Pong,
+    Positioned,
+    Standing,
     Token,
 )
 from kraftek.core.session import Session, SessionState
@@ -213,7 +215,9 @@ SAID: list[tuple[Outbound, list[str]]] = [
     (Delivery("a:b:c", Raw(b"1"), None, "7"), ['42["a:b:c",1]']),
     (Delivery("a:b:c", Raw(b"1"), None, -7), ['42["a:b:c",1]']),
     (Delivery("ж📝", Raw('"ж"'.encode())), ['42["ж📝","ж"]']),
+    (Delivery("a:b:c", Raw(b"1"), "r", offset=8), ['42["a:b:c",1]']),
     (Pong(1), []),
+    (Positioned("r", Standing("e", 7, recovered=True)), []),
     (Gap({"r": {"a:*:*": 2}}), ['42["gap",{"rooms":{"r":{"a:*:*":2}}}]']),
     (Drained(1.5), ['42["drain",{"reconnectAfter":1.5}]']),
     (Closing(4401), ["41"]),

@@ -1,0 +1,76 @@
+-- The history of a room: docs/services.rst, "Rooms with history". All scripts that touch it begin with this.
+local OWN = 'gateways:history:'
+
+-- run_id(): that of this server's process. A Function keeps it: another process loads its library anew.
+local run
+local function run_id()
+    run = run or redis.call('INFO', 'server'):match('run_id:(%x+)')
+    return run
+end
+
+-- covers(rule, room): {head, tail or false, count, ttl in ms, bytes}. Without a tail the room has that name, otherwise it
+-- begins and ends so.
+local function covers(rule, room)
+    local head, tail = rule[1], rule[2]
+    if not tail then return room == head end
+    return #room >= #head + #tail and room:sub(1, #head) == head and room:sub(#room - #tail + 1) == tail
+end
+
+-- history_of(prefix, room): its rule and its keys, or nil where no history is kept.
+local text, rules
+local function history_of(prefix, room)
+    local known = redis.call('HMGET', prefix .. OWN .. 'rules', 'rules', 'generation')
+    if not known[1] then return nil end
+    if known[1] ~= text then text, rules = known[1], cjson.decode(known[1]) end
+    for _, rule in ipairs(rules) do
+        if covers(rule, room) then
+            if rule[3] == 0 then return nil end
+            return {
+                room = room,
+                count = rule[3],
+                ttl = rule[4],
+                most = rule[5],
+                generation = known[2],
+                position = prefix .. OWN .. 'position:' .. room,
+                log = prefix .. OWN .. 'log:' .. room,
+                ids = prefix .. OWN .. 'ids:' .. room,
+                channel = prefix .. OWN .. 'room:' .. room
+            }
+        end
+    end
+end
+
+-- position_of(history): adds where the room is: epoch, offset and ancestors, the bytes of all messages so far, and by how
+-- many of these the oldest one that is kept was preceded, or an older one. It is a new epoch when the server's process is
+-- another one, as after a fail-over: its data may be older than what was told. Offsets go on then. With other rules, or
+-- without a position, as after a loss of data, they begin anew.
+local function position_of(history)
+    local known = redis.pcall('HMGET', history.position, 'epoch', 'offset', 'life', 'ancestors', 'bytes', 'floor')
+    if known.err then
+        redis.call('DEL', history.position)
+        known = {}
+    end
+    local life = history.generation .. ':' .. run_id()
+    history.epoch, history.offset, history.ancestors = known[1], tonumber(known[2] or 0), known[4] or ''
+    history.bytes, history.floor = tonumber(known[5] or 0), tonumber(known[6] or 0)
+    if known[1] and known[3] == life then return end
+    local time = redis.call('TIME')
+    history.epoch = redis.sha1hex(life .. ' ' .. time[1] .. ' ' .. time[2] .. ' ' .. history.room):sub(1, 12)
+    if known[1] and (known[3] or ''):match('^[^:]*') == history.generation then
+        local all, kept = known[1] .. ' ' .. known[2] .. ' ' .. history.ancestors, {}
+        for epoch, last in all:gmatch('(%S+) (%S+)') do
+            if #kept < 8 then kept[#kept + 1] = epoch .. ' ' .. last end
+        end
+        history.ancestors = table.concat(kept, ' ')
+        redis.call('HSET', history.position, 'epoch', history.epoch, 'life', life, 'ancestors', history.ancestors)
+    else
+        history.offset, history.ancestors, history.bytes, history.floor = 0, '', 0, 0
+        redis.call('DEL', history.position, history.log, history.ids)
+        redis.call('HSET', history.position, 'epoch', history.epoch, 'life', life, 'offset', 0)
+    end
+end
+
+-- outlive(history): the position is known for longer than the messages are kept.
+local function outlive(history)
+    redis.call('PEXPIRE', history.position, history.ttl + 120000)
+end

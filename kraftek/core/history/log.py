@@ -1,0 +1,96 @@
+"""The history of rooms in Redis, as a gateway reads it. Called by :mod:`kraftek.core.following`.
+
+The keys, and how messages come there, are in :mod:`kraftek.contract.history`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from secrets import token_hex
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from kraftek.contract.errors import NotPublished
+from kraftek.contract.history import LIBRARY
+from kraftek.contract.interfaces import IBus, IRoomLogs, Missed, RoomPosition
+from kraftek.contract.log_once import OnceUntilItWorks
+from kraftek.contract.lua import Argument, Script, lua
+from kraftek.contract.names import HISTORY_FOLLOWING, HISTORY_RULES, history_position_key
+from kraftek.core.history.rules import Rules
+
+__all__ = ["FOLLOWED", "RoomLogs"]
+
+FOLLOWED = 5.0
+"""Seconds after which a gateway that has not said so again does not follow the rules."""
+
+_STANDING = 60
+"""Seconds for which the rules stand after the last gateway that has them."""
+
+_HISTORY = "history"
+
+READ = Script(lua(__package__, _HISTORY, "read"))
+COMPARE = Script(lua(__package__, _HISTORY, "compare"))
+FOLLOW = Script(lua(__package__, "time", "follow"))
+
+_AT_START = "1"
+
+
+@implementer(IRoomLogs)
+class RoomLogs:
+    """Those of this Redis. ``rules``: those that this gateway was configured with."""
+
+    _log = Logger()
+
+    def __init__(self, bus: IBus, rules: Rules, gateway_id: str) -> None:
+        self._bus = bus
+        self._rules = rules
+        self._gateway_id = gateway_id
+        self._started = False
+        self._once = OnceUntilItWorks()
+
+    def follow(self) -> Deferred[bool]:
+        starts = "" if self._started else _AT_START
+        args: list[Argument] = [self._rules.text, token_hex(8), self._gateway_id, FOLLOWED, _STANDING, starts]
+        return self._bus.call(FOLLOW, [HISTORY_RULES, HISTORY_FOLLOWING], args).addCallback(self._stand)
+
+    def offer(self) -> Deferred[None]:
+        loading = self._bus.call("FUNCTION", [], ["LOAD", LIBRARY])
+        return loading.addCallbacks(lambda _: None, self._not_loaded)
+
+    def read(self, room_id: str, epoch: str, offset: int, most: int) -> Deferred[Missed | None]:
+        reading = self._bus.call(READ, [HISTORY_RULES, history_position_key(room_id)], [epoch, offset, most])
+        return reading.addCallback(_missed)
+
+    def compare(self, positions: Sequence[RoomPosition]) -> Deferred[list[RoomPosition]]:
+        keys = [history_position_key(room_id) for room_id, _, _ in positions]
+        args = [word for _, epoch, offset in positions for word in (epoch, offset)]
+        comparing = self._bus.call(COMPARE, [HISTORY_RULES, *keys], args)
+        return comparing.addCallback(lambda elsewhere: [positions[number] for number in elsewhere])
+
+    def _stand(self, rules: bytes) -> bool:
+        self._started = True
+        same = rules.decode() == self._rules.text
+        if same:
+            self._once.works(HISTORY_RULES)
+        else:
+            line = "[rooms] is another one than that of a gateway that started later: what is kept goes by that one"
+            self._once.failed(self._log.warn, line, about=HISTORY_RULES)
+        return same
+
+    def _not_loaded(self, failure: Failure) -> None:
+        text = failure.getErrorMessage()
+        if failure.check(NotPublished) or "already exists" in text or "unknown command" in text:
+            return
+        line = "Redis does not take the Function for services: {reason}"
+        self._once.failed(self._log.error, line, about=LIBRARY, reason=text)
+
+
+def _missed(answer: Any) -> Missed | None:
+    if answer is None:
+        return None
+    epoch, offset, reason, *messages = answer
+    return Missed(epoch.decode(), offset, None if reason is None else reason.decode(), messages)

@@ -1,0 +1,30 @@
+-- KEYS: the rules, and the position of the room. ARGV: an epoch and an offset, and the most bytes to return.
+-- Returns the room's epoch and offset, and what was told after the given ones: false and the messages, or why they cannot be
+-- had. Nil where no history is kept.
+local prefix = KEYS[1]:sub(1, -1 - #(OWN .. 'rules'))
+local history = history_of(prefix, KEYS[2]:sub(1 + #(prefix .. OWN .. 'position:')))
+if not history then return nil end
+position_of(history)
+outlive(history)
+local epoch, since, most = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+
+local function lost(why)
+    return {history.epoch, history.offset, why}
+end
+
+local last = epoch == history.epoch and history.offset
+for ancestor, its_last in history.ancestors:gmatch('(%S+) (%S+)') do
+    if epoch == ancestor then last = tonumber(its_last) end
+end
+if not last or since > last then return lost('epoch') end
+if since == history.offset then return {history.epoch, history.offset, false} end
+local after = string.format('%.0f', since + 1)
+local oldest = redis.pcall('XRANGE', history.log, after, '+', 'COUNT', 1)
+if oldest.err or not oldest[1] then return lost('expired') end
+local offset, before = oldest[1][1]:match('^(%d+)-(%d+)$')
+if offset ~= after or history.bytes - before > most then return lost('too_many') end
+local found = {history.epoch, history.offset, false}
+local entries = redis.call('XRANGE', history.log, after, '+')
+if #entries ~= history.offset - since then return lost('expired') end
+for i, entry in ipairs(entries) do found[3 + i] = entry[2][2] end
+return found

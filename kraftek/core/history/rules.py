@@ -1,0 +1,43 @@
+"""Which rooms have a history, by their names. Made by :mod:`kraftek.daemon.assembly` of the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from kraftek.contract.settings import RoomPolicy
+
+__all__ = ["Rules"]
+
+
+class Rules:
+    """``text``: the rules as Redis has them, ``[head, tail or false, messages, milliseconds, bytes]`` for each pattern,
+    in order; empty if no room has a history.
+    """
+
+    def __init__(self, policies: Sequence[RoomPolicy]) -> None:
+        self._patterns = [(*_parts(policy.pattern), policy.history > 0) for policy in policies]
+        rules = [
+            (*_parts(policy.pattern), policy.history, round(policy.history_ttl * 1000), policy.history_bytes)
+            for policy in policies
+        ]
+        self.text = msgspec.json.encode(rules).decode() if any(policy.history for policy in policies) else ""
+
+    def __bool__(self) -> bool:
+        return bool(self.text)
+
+    def keep(self, room_id: str) -> bool:
+        """Whether the room has one: the first pattern that covers it says so."""
+        return next((kept for head, tail, kept in self._patterns if _covers(head, tail, room_id)), False)
+
+
+def _parts(pattern: str) -> tuple[str, str | bool]:
+    head, star, tail = pattern.partition("*")
+    return head, tail if star else False
+
+
+def _covers(head: str, tail: str | bool, room_id: str) -> bool:
+    if isinstance(tail, bool):
+        return room_id == head
+    return len(room_id) >= len(head) + len(tail) and room_id.startswith(head) and room_id.endswith(tail)

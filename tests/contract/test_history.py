@@ -1,0 +1,234 @@
+"""What services tell rooms, and what of it is kept: the script in a real Redis, sent and as a Function."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import redis
+from twisted.trial.unittest import SynchronousTestCase
+
+from kraftek.contract.history import FUNCTION, LIBRARY, TELL
+from kraftek.contract.names import (
+    HISTORY_FOLLOWING,
+    HISTORY_RULES,
+    history_ids_key,
+    history_log_key,
+    history_position_key,
+    room_channel,
+)
+from tests.support.redis_server import oldest_redis_server, private_redis
+
+
+def message(text: str) -> str:
+    return json.dumps({"type": "board:note:added", "payload": text})
+
+
+class TellTest(SynchronousTestCase):
+    """Sent with EVAL, as the SDK sends it; under Redis 7 or newer."""
+
+    binary: str | None = None
+    prefix = ""
+
+    def setUp(self) -> None:
+        self.redis = private_redis(self, self.binary)
+        self.client: Any = self.redis.client(decode_responses=True)
+        self.addCleanup(self.client.close)
+        self.keep(["board-", "", 3, 60_000, 1000])
+
+    def key(self, name: str) -> str:
+        return self.prefix + name
+
+    def keep(self, *rules: list[Any], generation: str = "g1") -> None:
+        """These are the rules."""
+        self.client.hset(self.key(HISTORY_RULES), mapping={"rules": json.dumps(rules), "generation": generation})
+
+    def tell(self, room: str, text: str, id: str = "") -> list[Any]:
+        """The receivers, the offset, and the epoch."""
+        answer = self.client.eval(TELL.source, 0, room, message(text), id, self.prefix, "events:broadcast")
+        return list(answer)
+
+    def listen(self, *channels: str) -> redis.client.PubSub:
+        subscriber: redis.client.PubSub = self.client.pubsub(ignore_subscribe_messages=True)
+        self.addCleanup(subscriber.close)
+        subscriber.subscribe(*(self.key(channel) for channel in channels))
+        for _ in channels:
+            subscriber.get_message(timeout=5)
+        return subscriber
+
+    def heard(self, subscriber: redis.client.PubSub) -> list[tuple[str, str]]:
+        found = []
+        while (told := subscriber.get_message(timeout=0.02)) is not None:
+            found.append((told["channel"].removeprefix(self.prefix), told["data"]))
+        return found
+
+    def kept(self, room: str) -> list[tuple[str, str]]:
+        entries: Sequence[Any] = self.client.xrange(self.key(history_log_key(room)))
+        return [(entry_id, json.loads(entry["m"])["payload"]) for entry_id, entry in entries]
+
+    def everybody_follows(self) -> None:
+        self.client.zadd(self.key("gateways"), {"gw": 2**40})
+        self.client.zadd(self.key(HISTORY_FOLLOWING), {"gw": 2**40})
+
+    def test_offsets_count_up_by_one_and_only_the_last_are_kept(self) -> None:
+        told = [self.tell("board-1", text) for text in "abcd"]
+        assert [offset for _, offset, _ in told] == [1, 2, 3, 4]
+        assert len({epoch for _, _, epoch in told}) == 1
+        size = len(message("a"))
+        assert self.kept("board-1") == [(f"{i + 1}-{i * size}", "abcd"[i]) for i in (1, 2, 3)]
+        assert self.tell("board-2", "a")[1] == 1
+
+    def test_members_hear_it_and_nobody_else(self) -> None:
+        self.everybody_follows()
+        subscriber = self.listen(room_channel("board-1"), room_channel("board-2"), "events:broadcast")
+        receivers, offset, epoch = self.tell("board-1", "a")
+        assert (receivers, offset) == (1, 1)
+        assert self.heard(subscriber) == [(room_channel("board-1"), f"{epoch} 1 {message('a')}")]
+
+    def test_gateways_that_do_not_follow_hear_it_as_ever(self) -> None:
+        self.client.zadd(self.key("gateways"), {"gw": 2**40, "old": 2**40})
+        self.client.zadd(self.key(HISTORY_FOLLOWING), {"gw": 2**40, "gone": 1})
+        subscriber = self.listen("events:broadcast")
+        assert self.tell('board-"é', "a")[1] == 1
+        ((_, body),) = self.heard(subscriber)
+        assert json.loads(body) == {"roomId": 'board-"é', "offset": 1, "type": "board:note:added", "payload": "a"}
+
+    def test_a_room_without_history_is_told_as_ever_and_leaves_nothing(self) -> None:
+        self.everybody_follows()
+        subscriber = self.listen("events:broadcast", room_channel("lobby"))
+        before = set(self.client.keys())
+        assert self.tell("lobby", "a") == [1, 0, ""]
+        ((channel, body),) = self.heard(subscriber)
+        assert (channel, json.loads(body)["roomId"], json.loads(body)["payload"]) == ("events:broadcast", "lobby", "a")
+        assert "offset" not in json.loads(body)
+        self.client.delete(self.key(HISTORY_RULES))
+        assert self.tell("board-1", "a")[1] == 0
+        assert set(self.client.keys()) == before - {self.key(HISTORY_RULES)}
+
+    def test_the_first_rule_that_covers_a_room_counts(self) -> None:
+        rules = (["a", False], ["a-", ""], ["b-", "-z"], ["", "y"])
+        self.keep(["a-none", False, 0, 1000, 1], *([*rule, 5, 1000, 1] for rule in rules))
+        for room, kept in {
+            "a": 1, "aa": 0, "a-": 1, "a-x": 1, "a-none": 0, "b-z": 0, "b--z": 1, "b-x-z": 1, "by": 1, "b": 0,
+        }.items():  # fmt: skip
+            assert self.tell(room, "x")[1] == kept, room
+
+    def test_an_id_is_told_once_as_long_as_its_message_is_kept(self) -> None:
+        subscriber = self.listen(room_channel("board-1"))
+        _, offset, epoch = self.tell("board-1", "a", "m1")
+        self.tell("board-1", "b", "m2")
+        assert self.tell("board-1", "a", "m1") == [0, offset, epoch]
+        assert len(self.heard(subscriber)) == 2
+        for text in "cd":
+            self.tell("board-1", text)
+        self.tell("board-1", "e", "m5")
+        assert self.client.zrange(self.key(history_ids_key("board-1")), 0, -1) == ["m5"]
+        assert self.tell("board-1", "a", "m1")[1] == 6
+
+    def test_bytes_are_bounded_and_one_larger_message_is_kept(self) -> None:
+        size = len(message("aa"))
+        self.keep(["board-", "", 100, 60_000, 3 * size])
+        for text in ("aa", "bb", "cc", "dd"):
+            self.tell("board-1", text)
+        assert [text for _, text in self.kept("board-1")] == ["bb", "cc", "dd"]
+        self.tell("board-1", "x" * size)
+        assert [text for _, text in self.kept("board-1")] == ["dd", "x" * size]
+        self.tell("board-1", "y" * 1000)
+        assert [text for _, text in self.kept("board-1")] == ["y" * 1000]
+        assert self.tell("board-1", "z")[1] == 7
+
+    def test_the_position_outlives_what_is_kept(self) -> None:
+        self.tell("board-1", "a", "m1")
+        assert 0 < self.client.pttl(self.key(history_log_key("board-1"))) <= 60_000
+        assert 0 < self.client.pttl(self.key(history_ids_key("board-1"))) <= 60_000
+        assert 60_000 < self.client.pttl(self.key(history_position_key("board-1"))) <= 180_000
+        self.client.delete(self.key(history_log_key("board-1")))
+        assert self.tell("board-1", "b")[1] == 2
+
+    def test_a_loss_of_the_position_begins_an_epoch_of_its_own(self) -> None:
+        _, _, before = self.tell("board-1", "a", "m1")
+        self.client.delete(self.key(history_position_key("board-1")))
+        _, offset, epoch = self.tell("board-1", "a", "m1")
+        assert offset == 1
+        assert epoch != before
+        assert len(self.kept("board-1")) == 1
+
+    def test_another_servers_process_begins_an_epoch_and_goes_on_counting(self) -> None:
+        _, _, before = self.tell("board-1", "a")
+        self.client.hset(self.key(history_position_key("board-1")), "life", "g1:another")
+        _, offset, epoch = self.tell("board-1", "b")
+        assert offset == 2
+        assert epoch != before
+        assert self.client.hget(self.key(history_position_key("board-1")), "ancestors") == f"{before} 1"
+        assert [text for _, text in self.kept("board-1")] == ["a", "b"]
+        for _ in range(9):
+            self.client.hset(self.key(history_position_key("board-1")), "life", "g1:another")
+            self.tell("board-1", "c")
+        assert self.client.hget(self.key(history_position_key("board-1")), "ancestors").count(" ") == 15
+
+    def test_other_rules_begin_an_epoch_without_the_one_before(self) -> None:
+        _, _, before = self.tell("board-1", "a")
+        self.keep(["board-", "", 4, 60_000, 1000], generation="g2")
+        _, offset, epoch = self.tell("board-1", "b")
+        assert (offset, epoch == before) == (1, False)
+        assert self.client.hget(self.key(history_position_key("board-1")), "ancestors") is None
+
+    def test_keys_of_another_type_do_not_stand_in_the_way(self) -> None:
+        for name in (history_position_key("board-1"), history_log_key("board-1"), history_ids_key("board-1")):
+            self.client.delete(self.key(name))
+            self.client.lpush(self.key(name), "x")
+            assert self.tell("board-1", "a", "m1")[1] > 0
+        assert [text for _, text in self.kept("board-1")][-1] == "a"
+
+    def test_what_is_no_message_is_refused_and_nothing_is_written(self) -> None:
+        before = set(self.client.keys())
+        for text in ("", "x", "[]", "{}", " {} ", "{1: 2}", "null"):
+            with pytest.raises(redis.ResponseError, match="expected a JSON object"):
+                self.client.eval(TELL.source, 0, "board-1", text, "", self.prefix, "events:broadcast")
+        assert set(self.client.keys()) == before
+
+    def test_what_redis_refuses_is_told_to_nobody(self) -> None:
+        subscriber = self.listen(room_channel("board-1"), "events:broadcast")
+        self.tell("board-1", "a")
+        self.client.config_set("min-replicas-to-write", 1)
+        with pytest.raises(redis.ResponseError, match=r"NOREPLICAS|good replicas"):
+            self.tell("board-1", "b")
+        self.client.config_set("min-replicas-to-write", 0)
+        assert self.tell("board-1", "c")[1] == 2
+        told = [body for channel, body in self.heard(subscriber) if channel == room_channel("board-1")]
+        assert [json.loads(body.split(" ", 2)[2])["payload"] for body in told] == ["a", "c"]
+
+
+class PrefixedTellTest(TellTest):
+    """With a prefix before all keys and channels."""
+
+    prefix = "k:"
+
+
+class FunctionTest(PrefixedTellTest):
+    """As a Function."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.client.execute_command("FUNCTION", "LOAD", LIBRARY)
+
+    def tell(self, room: str, text: str, id: str = "") -> list[Any]:
+        return list(self.client.execute_command("FCALL", FUNCTION, 0, room, message(text), id, self.prefix))
+
+    def test_without_a_message_it_says_what_it_expects(self) -> None:
+        with pytest.raises(redis.ResponseError, match="expected a room and a message"):
+            self.client.execute_command("FCALL", FUNCTION, 0, "board-1")
+
+    def test_the_rest_has_defaults(self) -> None:
+        self.client.execute_command("FCALL", FUNCTION, 0, "board-1", message("a"))
+        assert not self.client.exists(history_position_key("board-1"))
+
+
+if oldest := oldest_redis_server():
+
+    class OldestTellTest(TellTest):
+        """Under Redis 6.2."""
+
+        binary = oldest

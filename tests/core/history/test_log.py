@@ -1,0 +1,233 @@
+"""The history of rooms in a real Redis, as gateways read it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from twisted.internet import reactor
+from twisted.logger import LogLevel, capturedLogs, formatEvent
+from twisted.trial.unittest import TestCase
+from zope.interface.verify import verifyObject
+
+from kraftek.bus import RedisBus
+from kraftek.contract.errors import NotPublished
+from kraftek.contract.history import FUNCTION, TELL
+from kraftek.contract.interfaces import IRoomLogs, Missed
+from kraftek.contract.iteration import Iteration
+from kraftek.contract.metrics import Counters
+from kraftek.contract.names import HISTORY_FOLLOWING, HISTORY_RULES, history_log_key, history_position_key
+from kraftek.contract.settings import Redis, RoomPolicy
+from kraftek.core.history.log import FOLLOWED, RoomLogs
+from kraftek.core.history.rules import Rules
+from tests.support.fakes import FakeBus
+from tests.support.redis_server import oldest_redis_server, private_redis
+from tests.support.waiting import until
+
+BOARDS = RoomPolicy(pattern="board-*", history=3, history_bytes=1000)
+LOG = "k:" + history_log_key("")
+
+
+def on_fake_bus() -> tuple[FakeBus, RoomLogs]:
+    bus = FakeBus()
+    return bus, RoomLogs(bus, Rules([BOARDS]), "g1")
+
+
+def test_what_redis_answers_is_read() -> None:
+    bus, logs = on_fake_bus()
+    asked = [logs.read("board-1", "e1", 1, 1000) for _ in range(3)]
+    assert [(call.keys, call.args) for call in bus.calls] == [
+        ((HISTORY_RULES, history_position_key("board-1")), ("e1", 1, 1000))
+    ] * 3
+    for answer in ([b"e1", 2, None, b"{}"], [b"e2", 2, b"epoch"], None):
+        bus.calls.pop(0).reply.callback(answer)
+    assert [each.result for each in asked] == [Missed("e1", 2, None, [b"{}"]), Missed("e2", 2, "epoch", []), None]
+    compared = logs.compare([("board-1", "e1", 2), ("board-2", "e1", 3)])
+    assert bus.calls[0].args == ("e1", 2, "e1", 3)
+    bus.calls[0].reply.callback([1])
+    assert compared.result == [("board-2", "e1", 3)]
+
+
+def test_only_who_starts_writes_the_rules() -> None:
+    bus, logs = on_fake_bus()
+    with capturedLogs() as events:
+        for answer in (logs._rules.text.encode(), b"[]", b"[]", logs._rules.text.encode(), b"[]"):
+            following = logs.follow()
+            bus.calls[-1].reply.callback(answer)
+            assert following.result is (answer != b"[]")
+    assert [call.args[-1] for call in bus.calls] == ["1", "", "", "", ""]
+    assert len(events) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "lines"),
+    [
+        (Exception("ERR Library 'kraftek_tell_v1' already exists"), 0),
+        (Exception("ERR unknown command `FUNCTION`, with args beginning with: `LOAD`"), 0),
+        (NotPublished("away"), 0),
+        (Exception("NOPERM this user has no permissions to run the 'function|load' command"), 1),
+    ],
+)
+def test_a_function_that_redis_does_not_take_is_logged_once(error: Exception, lines: int) -> None:
+    bus, logs = on_fake_bus()
+    with capturedLogs() as events:
+        for _ in range(2):
+            logs.offer()
+            bus.calls.pop().reply.errback(error)
+    assert len(events) == lines
+
+
+class RoomLogsTest(TestCase):
+    timeout = 30
+    binary: str | None = None
+
+    async def setUp(self) -> None:  # type: ignore[override]  # trial waits for it
+        self.redis = private_redis(self, self.binary)
+        self.client: Any = self.redis.client(decode_responses=True)
+        self.addCleanup(self.client.close)
+        self.bus = RedisBus(reactor, Redis(url=self.redis.url, prefix="k:"), Iteration(reactor), Counters())
+        self.bus.startService()
+        self.addCleanup(self.bus.stopService)
+        await until(lambda: self.bus.available, "a connection to Redis")
+        self.logs = self.gateway("g1", BOARDS)
+        assert await self.logs.follow()
+
+    def gateway(self, gateway_id: str, *policies: RoomPolicy) -> RoomLogs:
+        return RoomLogs(self.bus, Rules(policies), gateway_id)
+
+    def tell(self, text: str, room_id: str = "board-1") -> str:
+        body = json.dumps({"type": "x", "payload": text})
+        self.client.eval(TELL.source, 0, room_id, body, "", "k:", "events:broadcast")
+        return body
+
+    async def missed(self, epoch: str, offset: int, most: int = 1000, room_id: str = "board-1") -> Missed:
+        missed = await self.logs.read(room_id, epoch, offset, most)
+        assert missed is not None
+        return missed
+
+    async def epoch(self, room_id: str = "board-1") -> str:
+        return (await self.missed("", 0, room_id=room_id)).epoch
+
+    async def test_keeps_its_interface(self) -> None:
+        verifyObject(IRoomLogs, self.logs)
+
+    async def test_a_room_in_which_nothing_was_told_has_a_position(self) -> None:
+        epoch = await self.epoch()
+        assert await self.missed(epoch, 0) == Missed(epoch, 0, None, [])
+        self.tell("a")
+        assert (await self.missed(epoch, 1)).offset == 1
+
+    async def test_what_was_told_after_a_position(self) -> None:
+        epoch = await self.epoch()
+        bodies = [self.tell(text).encode() for text in "abc"]
+        for offset in range(4):
+            assert await self.missed(epoch, offset) == Missed(epoch, 3, None, bodies[offset:])
+
+    async def test_why_it_cannot_be_had(self) -> None:
+        epoch = await self.epoch()
+        size = max(len(self.tell(text)) for text in "abcd")
+        for its, offset, most, reason in (
+            ("another", 4, 1000, "epoch"),
+            (epoch, 5, 1000, "epoch"),
+            (epoch, 0, 1000, "too_many"),
+            (epoch, 1, 3 * size - 1, "too_many"),
+        ):
+            assert await self.missed(its, offset, most) == Missed(epoch, 4, reason, [])
+        assert (await self.missed(epoch, 1, 3 * size)).reason is None
+        self.client.xdel(LOG + "board-1", self.client.xrange(LOG + "board-1")[1][0])
+        assert (await self.missed(epoch, 1)).reason == "expired"
+        self.client.delete(LOG + "board-1")
+        assert (await self.missed(epoch, 1)).reason == "expired"
+        assert (await self.missed(epoch, 4)).reason is None
+        self.client.set(LOG + "board-1", "x")
+        assert (await self.missed(epoch, 1)).reason == "expired"
+
+    async def test_an_ancestor_is_continued_up_to_its_end(self) -> None:
+        before = await self.epoch()
+        self.tell("a")
+        self.client.hset("k:" + history_position_key("board-1"), "life", f"{self.generation()}:another")
+        self.tell("b")
+        self.client.hset("k:" + history_position_key("board-1"), "life", f"{self.generation()}:yet another")
+        epoch = await self.epoch()
+        assert epoch != before
+        assert len((await self.missed(before, 0)).messages) == 2
+        assert len((await self.missed(before, 1)).messages) == 1
+        assert (await self.missed(before, 2)).reason == "epoch"
+        assert (await self.missed(epoch, 2)).reason is None
+
+    def generation(self) -> str:
+        return str(self.client.hget("k:" + HISTORY_RULES, "generation"))
+
+    async def test_a_room_without_history(self) -> None:
+        assert await self.logs.read("lobby", "", 0, 1000) is None
+        assert not self.client.exists("k:" + history_position_key("lobby"))
+
+    async def test_those_that_are_elsewhere(self) -> None:
+        epochs = {room_id: await self.epoch(room_id) for room_id in ("board-1", "board-2", "board-3")}
+        for room_id in ("board-1", "board-3"):
+            self.tell("a", room_id)
+        same = ("board-3", epochs["board-3"], 1)
+        behind = ("board-1", epochs["board-1"], 0)
+        renamed = ("board-2", "another", 0)
+        unknown = ("lobby", "another", 0)
+        assert await self.logs.compare([same, behind, renamed, unknown]) == [behind, renamed, unknown]
+        self.client.pexpire("k:" + history_position_key("board-3"), 5000)
+        assert await self.logs.compare([same]) == []
+        assert self.client.pttl("k:" + history_position_key("board-3")) > 600_000
+
+    async def test_the_position_is_lost_and_found_so(self) -> None:
+        epoch = await self.epoch()
+        self.tell("a")
+        self.client.delete("k:" + history_position_key("board-1"))
+        assert await self.logs.compare([("board-1", epoch, 1)]) == [("board-1", epoch, 1)]
+        missed = await self.missed(epoch, 1)
+        assert (missed.offset, missed.reason) == (0, "epoch")
+
+    async def test_the_rules_stand_while_somebody_has_them(self) -> None:
+        generation = self.generation()
+        assert 0 < self.client.ttl("k:" + HISTORY_RULES) <= 60
+        assert self.client.zrange("k:" + HISTORY_FOLLOWING, 0, -1) == ["g1"]
+        assert await self.gateway("g2", BOARDS).follow()
+        assert await self.logs.follow()
+        assert self.generation() == generation
+        assert set(self.client.zrange("k:" + HISTORY_FOLLOWING, 0, -1)) == {"g1", "g2"}
+        self.client.delete("k:" + HISTORY_RULES)
+        assert await self.logs.follow()
+        assert self.generation() != generation
+
+    async def test_who_starts_writes_other_rules_and_who_has_older_ones_follows_them_no_more(self) -> None:
+        generation = self.generation()
+        with capturedLogs() as events:
+            assert await self.gateway("g2", RoomPolicy(pattern="*", history=1)).follow()
+            assert not await self.logs.follow()
+            assert not await self.logs.follow()
+        assert self.generation() != generation
+        assert self.client.zrange("k:" + HISTORY_FOLLOWING, 0, -1) == ["g2"]
+        lines = [formatEvent(event) for event in events if event["log_level"] is LogLevel.warn]
+        assert len(lines) == 1
+        assert "[rooms] is another one" in str(lines[0])
+
+    async def test_who_is_gone_does_not_follow(self) -> None:
+        seconds, _ = self.client.time()
+        assert seconds < self.client.zscore("k:" + HISTORY_FOLLOWING, "g1") <= seconds + 1 + FOLLOWED
+        self.client.zadd("k:" + HISTORY_FOLLOWING, {"gone": seconds - 1})
+        await self.gateway("g2", BOARDS).follow()
+        assert set(self.client.zrange("k:" + HISTORY_FOLLOWING, 0, -1)) == {"g1", "g2"}
+
+    async def test_the_function_is_there_where_redis_has_functions(self) -> None:
+        with capturedLogs() as events:
+            await self.logs.offer()
+            await self.logs.offer()
+        assert [event for event in events if event["log_level"] is LogLevel.error] == []
+        if self.binary is None:
+            body = json.dumps({"type": "x", "payload": "a"})
+            assert self.client.execute_command("FCALL", FUNCTION, 0, "board-1", body, "", "k:")[1] == 1
+
+
+if oldest := oldest_redis_server():
+
+    class OldestRoomLogsTest(RoomLogsTest):
+        """The same with the oldest Redis that is supported."""
+
+        binary = oldest

@@ -1,0 +1,44 @@
+"""Which rooms have a history."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from kraftek.contract.settings import RoomPolicy
+from kraftek.core.history.rules import Rules
+
+RULES = Rules(
+    [
+        RoomPolicy(pattern="board-secret", history=0),
+        RoomPolicy(pattern="board-*", history=200, history_ttl=0.5, history_bytes=1000),
+        RoomPolicy(pattern="b-*-z", history=1),
+        RoomPolicy(pattern="lobby", history=1),
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    ("room_id", "kept"),
+    [
+        ("board-", True), ("board-1", True), ("board-secret", False), ("board", False),
+        ("lobby", True), ("lobby2", False), ("b-z", False), ("b--z", True), ("b-x-z", True),
+    ],
+)  # fmt: skip
+def test_the_first_pattern_that_covers_a_room_counts(room_id: str, kept: bool) -> None:
+    assert RULES.keep(room_id) is kept
+
+
+def test_as_redis_has_them() -> None:
+    assert msgspec.json.decode(RULES.text) == [
+        ["board-secret", False, 0, 600_000, 1_048_576],
+        ["board-", "", 200, 500, 1000],
+        ["b-", "-z", 1, 600_000, 1_048_576],
+        ["lobby", False, 1, 600_000, 1_048_576],
+    ]
+
+
+def test_without_any_history_there_are_none() -> None:
+    assert not Rules([])
+    assert not Rules([RoomPolicy(pattern="a")])
+    assert RULES

@@ -1,0 +1,604 @@
+"""Rooms with history: what clients get of them, and in which order, whatever is lost on the way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from zope.interface.verify import verifyObject
+
+from kraftek.contract.errors import NotPublished
+from kraftek.contract.interfaces import IBusListener
+from kraftek.contract.messages import Outgoing
+from kraftek.contract.names import room_channel
+from kraftek.contract.settings import Limits, RoomPolicy
+from kraftek.core.catch_up import CatchUp
+from tests.support.fakes import FakeLink, FakeLogs
+from tests.support.world import Client, House
+
+BOARDS = (RoomPolicy(pattern="board-*", history=100),)
+ROOM = "board-1"
+
+
+class Board(House):
+    """A gateway whose rooms ``board-…`` have a history."""
+
+    def __init__(self, logs: FakeLogs | None = None, **more: Any) -> None:
+        super().__init__(history=BOARDS, logs=logs, **more)
+
+    def tell(self, text: str, room_id: str = ROOM, *, heard: bool = True, **more: Any) -> None:
+        """A service tells the room something; ``heard``: it gets here."""
+        told = self.logs.tell(room_id, type="notes:note:said", payload=text, **more)
+        if heard:
+            self.hear(told, room_id)
+
+    def hear(self, told: bytes, room_id: str = ROOM) -> None:
+        for listener in self.bus._channels.get(room_channel(room_id), ()):
+            listener(told)
+
+    def enter(self, user_id: str = "ann", room_id: str = ROOM, since: Any = None) -> Client:
+        """A client authenticates for the room, and is let in."""
+        client = self.connect()
+        payload = {"token": user_id, "roomId": room_id, **({} if since is None else {"since": since})}
+        client.send({"type": "authenticate", "payload": payload})
+        self.access.next().yes(user_id)
+        return client
+
+
+def since(offset: int, epoch: str = "e1", **more: Any) -> dict[str, Any]:
+    return {"epoch": epoch, "offset": offset, **more}
+
+
+def told(client: Client) -> list[Any]:
+    """What it was told: where it stands, and what was said with which offset."""
+    found: list[Any] = []
+    for said in client.link.read():
+        payload = said["payload"]
+        if said["type"] == "notes:note:said":
+            assert said["roomId"].startswith("board-")
+            found.append((said.get("offset"), payload))
+        elif said["type"] in ("authenticated", "joined", "position"):
+            found.append({key: payload[key] for key in ("epoch", "offset", "recovered", "reason") if key in payload})
+        else:
+            found.append(said)
+    return found
+
+
+def test_it_keeps_its_interface() -> None:
+    verifyObject(IBusListener, Board().following)
+
+
+def test_who_enters_learns_where_the_room_is_and_gets_what_comes_after() -> None:
+    board = Board()
+    board.logs.tell(ROOM, type="notes:note:said", payload="before")
+    client = board.enter()
+    assert told(client) == [{"epoch": "e1", "offset": 1}]
+    board.tell("a")
+    assert told(client) == [(2, "a")]
+    assert told(board.enter("bob")) == [{"epoch": "e1", "offset": 2}]
+    assert board.logs.reads == 1
+
+
+def test_the_frames_are_those_of_the_protocol() -> None:
+    board = Board()
+    client = board.connect()
+    client.play("""
+        > {"type": "authenticate", "payload": {"token": "t", "roomId": "board-1"}, "id": 1}
+        ? t board-1
+        ! yes ann
+        < {"type": "authenticated", "id": 1, "payload": {"success": true, "userId": "ann", "roomId": "board-1", "epoch": "e1", "offset": 0}}
+        > {"type": "join", "payload": {"roomId": "board-2", "since": {"epoch": "e1", "offset": 0, "socketIds": ["gw.1"]}}, "id": 2}
+        ? t board-2
+        ! yes ann
+        < {"type": "joined", "id": 2, "payload": {"roomId": "board-2", "epoch": "e1", "offset": 0, "recovered": true}}
+        > {"type": "join", "payload": {"roomId": "lobby", "since": {"epoch": "e1", "offset": 0}}}
+        ? t lobby
+        ! yes ann
+        < {"type": "joined", "payload": {"roomId": "lobby", "recovered": false, "reason": "epoch"}}
+        > {"type": "join", "payload": {"roomId": "hall"}}
+        ? t hall
+        ! yes ann
+        < {"type": "joined", "payload": {"roomId": "hall"}}
+    """)  # noqa: E501
+    board.tell("a", "board-2")
+    client.play('< {"type": "notes:note:said", "payload": "a", "roomId": "board-2", "offset": 1}')
+    board.broadcast(type="x", payload=1, roomId="board-2")
+    client.play('< {"type": "x", "payload": 1, "roomId": "board-2"}')
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"offset": 1},
+        {"epoch": "e", "offset": -1},
+        {"epoch": "e" * 65, "offset": 1},
+        {"epoch": "e", "offset": 2**60},
+        {"epoch": "e", "offset": 1, "socketIds": ["x"] * 9},
+        [],
+    ],
+)
+def test_a_malformed_since_is_refused(wrong: Any) -> None:
+    client = Board().connect()
+    client.send({"type": "authenticate", "payload": {"token": "t", "roomId": ROOM, "since": wrong}})
+    (error,) = client.link.read()
+    assert error["payload"]["code"] == "INVALID_MESSAGE"
+
+
+def test_who_was_away_gets_what_was_missed_before_what_comes() -> None:
+    board = Board()
+    board.enter("bob")
+    for text in "abc":
+        board.tell(text)
+    client = board.enter(since=since(1))
+    board.tell("d")
+    assert told(client) == [{"epoch": "e1", "offset": 1, "recovered": True}, (2, "b"), (3, "c"), (4, "d")]
+    assert (board.counters.resumed, board.counters.resumed_messages) == (1, 2)
+
+
+def test_another_gateway_has_it_too() -> None:
+    here, logs = Board(), None
+    here.enter()
+    logs = here.logs
+    here.tell("a")
+    there = Board(logs=logs, gateway_id="gw2")
+    assert told(there.enter(since=since(0))) == [{"epoch": "e1", "offset": 0, "recovered": True}, (1, "a")]
+
+
+def test_what_is_told_while_the_history_is_read_comes_behind_it_and_once() -> None:
+    board = Board()
+    bob = board.enter("bob")
+    board.tell("a")
+    board.logs.held = []
+    client = board.enter(since=since(0))
+    board.tell("b")  # after it was read
+    assert told(client) == []
+    board.broadcast(type="notes:note:said", payload="plain", roomId=ROOM)
+    board.logs.answer()
+    board.tell("c")
+    assert told(client) == [
+        {"epoch": "e1", "offset": 0, "recovered": True}, (1, "a"), (2, "b"), (None, "plain"), (3, "c"),
+    ]  # fmt: skip
+    assert [each for each in told(bob) if isinstance(each, tuple)][-1] == (3, "c")
+
+
+def test_what_was_read_and_is_heard_later_comes_once() -> None:
+    board = Board()
+    board.enter("bob")
+    board.tell("a")
+    late = board.logs.tell(ROOM, type="notes:note:said", payload="b")
+    client = board.enter(since=since(0))
+    assert told(client) == [{"epoch": "e1", "offset": 0, "recovered": True}, (1, "a"), (2, "b")]
+    board.hear(late)
+    board.tell("c")
+    assert told(client) == [(3, "c")]
+
+
+def test_an_answer_that_is_older_than_what_was_delivered_does_not_count() -> None:
+    board = Board()
+    board.enter("bob")
+    board.tell("a")
+    board.logs.held = []
+    first = board.enter("ann", since=since(0))
+    board.tell("b")
+    second = board.enter("eve", since=since(0))  # shares the answer, which lacks what bob has got by now
+    board.logs.answer()
+    board.logs.answer()
+    for client in (first, second):
+        assert told(client) == [{"epoch": "e1", "offset": 0, "recovered": True}, (1, "a"), (2, "b")]
+    assert board.logs.held == []
+
+
+def test_as_many_ask_for_the_same_it_is_read_once() -> None:
+    board = Board()
+    board.enter("bob")
+    board.tell("a")
+    board.logs.held = []
+    clients = [board.enter(f"u{number}", since=since(0)) for number in range(20)]
+    board.logs.answer()
+    assert all(told(client)[1:] == [(1, "a")] for client in clients)
+    assert board.logs.reads == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"kept": 0}, "expired"),
+        ({"kept": 1}, "too_many"),
+        ({"epoch": "e2"}, "epoch"),
+    ],
+)
+def test_where_continuity_cannot_be_proven_it_is_denied(change: dict[str, Any], reason: str) -> None:
+    board = Board()
+    for text in "abc":
+        board.tell(text)
+    for name, value in change.items():
+        setattr(board.logs, name, value)
+    assert told(board.enter(since=since(1))) == [
+        {"epoch": board.logs.epoch, "offset": 3, "recovered": False, "reason": reason}
+    ]
+    assert board.counters.not_resumed[reason] == 1
+
+
+def test_nobody_has_seen_the_future() -> None:
+    board = Board()
+    board.tell("a")
+    standing = {"epoch": "e1", "offset": 1, "recovered": False, "reason": "epoch"}
+    assert told(board.enter(since=since(2))) == [standing]
+
+
+def test_more_bytes_than_may_wait_for_a_client_are_too_many() -> None:
+    board = Board(limits=Limits(unsent_bytes=1000))
+    for _ in range(3):
+        board.tell("x" * 200)
+    assert told(board.enter(since=since(0)))[0]["reason"] == "too_many"
+    assert told(board.enter("bob", since=since(1)))[0]["recovered"] is True
+
+
+def test_more_than_may_be_held_back_is_read_once_more() -> None:
+    board = Board(limits=Limits(unsent_bytes=2000))
+    board.enter("bob")
+    board.logs.held = []
+    board.tell("a")
+    client = board.enter(since=since(0))
+    for _ in range(3):
+        board.tell("x" * 400)
+    board.logs.answer()
+    board.tell("y")
+    board.logs.answer()
+    assert told(client) == [{"epoch": "e1", "offset": 4, "recovered": False, "reason": "too_many"}, (5, "y")]
+    board.tell("z")
+    assert told(client) == [(6, "z")]
+
+
+def test_who_was_left_out_then_is_left_out_now() -> None:
+    board = Board()
+    board.tell("a", excludeSocketIds=["gw.before"])
+    board.tell("b")
+    bob = board.enter("bob", since=since(0, socketIds=["gw.long-ago", "gw.before"]))
+    assert told(bob) == [{"epoch": "e1", "offset": 0, "recovered": True}, (2, "b")]
+    assert told(board.enter("eve", since=since(0)))[1:] == [(1, "a"), (2, "b")]
+    board.tell("c", excludeSocketIds=[bob.id])
+    board.tell("d")
+    assert told(bob) == [(4, "d")]
+
+
+# What does not arrive
+
+
+def test_a_message_that_did_not_arrive_is_read_when_the_next_one_comes() -> None:
+    board = Board()
+    client = board.enter()
+    board.tell("a", heard=False)
+    board.tell("b")
+    assert told(client)[1:] == [(1, "a"), (2, "b")]
+    assert board.counters.told_fetched == 2
+
+
+def test_the_last_message_that_did_not_arrive_is_read_within_ten_seconds() -> None:
+    board = Board()
+    clients = [board.enter(f"u{number}", f"board-{number}") for number in range(100)]
+    for number in range(0, 100, 7):
+        board.tell("a", f"board-{number}", heard=False)
+    board.pass_time(10.5)
+    for number, client in enumerate(clients):
+        assert told(client)[1:] == ([] if number % 7 else [(1, "a")])
+    assert 100 <= board.logs.compared <= 250
+
+
+def test_what_was_missed_in_an_outage_is_read_when_redis_is_back() -> None:
+    board = Board()
+    client = board.enter()
+    board.tell("a")
+    board.bus.down()
+    board.tell("b", heard=False)
+    board.bus.up()
+    board.tell("c")
+    assert told(client)[1:] == [(1, "a"), (2, "b"), (3, "c")]
+
+
+def test_what_is_heard_while_it_is_read_comes_in_order() -> None:
+    board = Board()
+    client = board.enter()
+    board.tell("a", heard=False)
+    board.logs.held = []
+    board.tell("b")
+    board.tell("c")
+    board.tell("d")
+    board.logs.answer()
+    assert told(client)[1:] == [(1, "a"), (2, "b"), (3, "c"), (4, "d")]
+    assert board.logs.held == []
+
+
+def test_more_than_is_kept_while_it_is_read_is_read_once_more() -> None:
+    board = Board(limits=Limits(unsent_bytes=10_000_000))
+    client = board.enter()
+    board.tell("a", heard=False)
+    board.logs.held = []
+    for _ in range(5):
+        board.tell("x" * 100_000)
+    board.logs.answer()
+    board.logs.answer()
+    assert [offset for offset, _ in told(client)[1:]] == [1, 2, 3, 4, 5, 6]
+
+
+def test_an_outage_while_it_is_read_is_compared_after_it() -> None:
+    board = Board()
+    client = board.enter()
+    board.tell("a", heard=False)
+    board.logs.held = []
+    board.tell("b")
+    board.bus.deafen()
+    board.tell("c", heard=False)
+    board.bus.up()
+    while board.logs.held:
+        board.logs.answer()
+    assert told(client)[1:] == [(1, "a"), (2, "b"), (3, "c")]
+
+
+def test_who_missed_more_than_can_be_read_is_told_so() -> None:
+    board = Board()
+    client = board.enter()
+    board.logs.kept = 1
+    for text in "abc":
+        board.tell(text, heard=False)
+    board.tell("d")
+    assert told(client)[1:] == [{"epoch": "e1", "offset": 4, "recovered": False, "reason": "too_many"}]
+    board.tell("e")
+    assert told(client) == [(5, "e")]
+
+
+def test_a_new_epoch_in_which_nothing_is_lost_only_gets_its_name() -> None:
+    board = Board()
+    client = board.enter()
+    board.tell("a")
+    board.logs.epoch, board.logs.ended = "e2", {"e1": 1}
+    board.tell("b")
+    assert told(client)[1:] == [(1, "a"), {"epoch": "e2", "offset": 1, "recovered": True}, (2, "b")]
+
+
+def test_who_has_more_than_an_older_replica_is_told_so() -> None:
+    board = Board()
+    client = board.enter()
+    for text in "abc":
+        board.tell(text)
+    del board.logs.told[ROOM][1:]
+    board.logs.epoch, board.logs.ended = "e2", {"e1": 1}
+    board.bus.begin_epoch("e2")
+    assert told(client)[1:] == [
+        (1, "a"), (2, "b"), (3, "c"), {"epoch": "e2", "offset": 1, "recovered": False, "reason": "epoch"},
+    ]  # fmt: skip
+    board.tell("d")
+    assert told(client) == [(2, "d")]
+    assert told(board.enter("bob", since=since(3))) == [
+        {"epoch": "e2", "offset": 2, "recovered": False, "reason": "epoch"}
+    ]
+
+
+def test_a_client_that_catches_up_while_the_epoch_changes_reads_once_more() -> None:
+    board = Board()
+    bob = board.enter("bob")
+    board.tell("a")
+    board.logs.epoch, board.logs.ended = "e2", {"e1": 1}
+    client = board.enter(since=since(0))  # the room is in e1 yet
+    assert told(client) == [{"epoch": "e2", "offset": 0, "recovered": True}, (1, "a")]
+    assert told(bob)[1:] == [(1, "a"), {"epoch": "e2", "offset": 1, "recovered": True}]
+    board.tell("b")
+    assert told(client) == told(bob) == [(2, "b")]
+
+
+def test_what_was_delivered_of_another_epoch_is_none_of_who_catches_up() -> None:
+    board = Board()
+    board.enter("bob")
+    board.tell("a")
+    board.logs.held = []
+    client = board.enter(since=since(0))
+    board.tell("b")
+    board.logs.epoch = "e2"
+    board.logs.told[ROOM] = []
+    told_anew = board.logs.tell(ROOM, type="notes:note:said", payload="A")
+    board.hear(told_anew)
+    board.logs.held.reverse()  # the room hears of the other epoch first
+    while board.logs.held:
+        board.logs.answer()
+    assert told(client) == [{"epoch": "e2", "offset": 1, "recovered": False, "reason": "epoch"}]
+
+
+# Without Redis
+
+
+def test_without_redis_it_is_told_at_once_and_where_it_is_later() -> None:
+    board = Board()
+    board.tell("a", heard=False)
+    board.bus.down()
+    board.logs.failure = NotPublished("away")
+    client = board.enter(since=since(0))
+    assert told(client) == [{"recovered": False, "reason": "unavailable"}]
+    bob = board.enter("bob")
+    assert told(bob) == [{}]
+    board.logs.failure = None
+    board.bus.up()
+    expected = {"epoch": "e1", "offset": 1, "recovered": False, "reason": "unavailable"}
+    assert told(client) == told(bob) == [expected]
+    board.tell("b")
+    assert told(client) == told(bob) == [(2, "b")]
+
+
+def test_where_the_position_is_known_it_is_told_without_redis() -> None:
+    board = Board()
+    board.enter("bob")
+    board.tell("a")
+    board.bus.down()
+    board.logs.failure = NotPublished("away")
+    assert told(board.enter("ann")) == [{"epoch": "e1", "offset": 1}]
+    assert told(board.enter("eve", since=since(1))) == [{"epoch": "e1", "offset": 1, "recovered": True}]
+    late = board.enter("zoe", since=since(0))
+    assert told(late) == [{"epoch": "e1", "offset": 1, "recovered": False, "reason": "unavailable"}]
+    board.tell("b", heard=False)
+    board.logs.failure = None
+    board.bus.up()
+    assert told(late) == [(2, "b")]
+
+
+def test_what_could_not_be_read_is_tried_again() -> None:
+    board = Board()
+    board.logs.failure = NotPublished("for a moment")
+    client = board.enter()
+    board.logs.failure = None
+    board.pass_time(11)
+    assert told(client) == [{}, {"epoch": "e1", "offset": 0, "recovered": False, "reason": "unavailable"}]
+
+
+def test_a_room_that_has_no_history_by_the_rules_that_stand() -> None:
+    board = Board()
+    client = board.enter()
+    board.logs.stands = False
+    board.bus.begin_epoch("e2")
+    board.logs.epoch = "e2"
+    board.broadcast(type="notes:note:said", payload="plain", roomId=ROOM)
+    assert told(client)[1:] == [(None, "plain")]
+    assert told(board.enter("bob", since=since(0))) == [{"recovered": False, "reason": "unavailable"}]
+
+
+# Who comes and goes
+
+
+def test_who_is_out_of_the_room_before_it_was_answered() -> None:
+    board = Board()
+    board.enter("bob")
+    client = board.admit("ann", "hall", "ann")
+    board.tell("a")
+    board.logs.held = []
+    client.send({"type": "join", "payload": {"roomId": ROOM, "since": since(0)}, "id": 7})
+    board.access.next().yes("ann")
+    board.access_watch.revoke(client.session, ROOM)
+    board.logs.answer()
+    codes = [(said["payload"]["code"], said.get("id")) for said in client.link.read()]
+    assert codes == [("ACCESS_REVOKED", None), ("ACCESS_DENIED", 7)]
+    board.tell("b")
+    assert client.link.read() == []
+
+
+def test_who_is_gone_before_it_was_answered() -> None:
+    board = Board()
+    board.enter("bob")
+    board.tell("a")
+    board.logs.held = []
+    client = board.enter(since=since(0))
+    client.leave()
+    board.logs.answer()
+    board.tell("b")
+    assert client.link.read() == []
+
+
+def test_a_room_that_is_entered_with_another_token() -> None:
+    board = Board()
+    board.tell("a")
+    client = board.admit("ann", "hall", "ann")
+    client.send({"type": "authenticate", "payload": {"token": "new", "roomId": ROOM, "since": since(0)}})
+    while board.access.questions:
+        board.access.next().yes("ann")
+    assert told(client) == [{"epoch": "e1", "offset": 0, "recovered": True}, (1, "a")]
+    board.tell("b")
+    assert told(client) == [(2, "b")]
+    client.send({"type": "authenticate", "payload": {"token": "newer"}})
+    while board.access.questions:
+        board.access.next().yes("ann")
+    assert told(client) == [{}]
+
+
+def test_access_in_question_withholds_what_was_missed_too() -> None:
+    board = Board()
+    board.enter("bob")
+    board.tell("a")
+    board.logs.held = []
+    client = board.enter(since=since(0))
+    board.access.stale(user_id="ann")
+    board.logs.answer()
+    board.tell("b")
+    assert told(client) == [{"epoch": "e1", "offset": 0, "recovered": True}]
+    board.access.next().yes("ann")
+    assert told(client) == [(1, "a"), (2, "b")]
+
+
+def test_who_missed_something_while_access_was_in_question_is_told_so() -> None:
+    board = Board(limits=Limits(unsent_bytes=300))
+    client = board.enter()
+    board.access.stale(user_id="ann")
+    for _ in range(3):
+        board.tell("x" * 200)
+    assert [said["payload"]["code"] for said in client.link.read()[1:]] == ["AUTH_UNAVAILABLE"]
+    board.access.next().yes("ann")
+    assert told(client) == [{"epoch": "e1", "offset": 3, "recovered": False, "reason": "too_many"}]
+
+
+def test_an_empty_room_is_followed_no_more() -> None:
+    board = Board()
+    client = board.enter()
+    assert len(board.following) == 1
+    client.leave()
+    board.pass_time(11)
+    assert len(board.following) == 0
+    assert not board.bus._channels[room_channel(ROOM)]
+    board.tell("a", heard=False)
+    assert told(board.enter(since=since(0)))[1:] == [(1, "a")]
+
+
+def test_a_broadcast_for_gateways_that_do_not_follow_is_not_for_this_one() -> None:
+    board = Board()
+    client = board.enter()
+    board.broadcast(type="notes:note:said", payload="a", roomId=ROOM, offset=1)
+    assert told(client)[1:] == []
+    house = House()
+    other = house.admit("bob", ROOM)
+    house.broadcast(type="notes:note:said", payload="a", roomId=ROOM, offset=1)
+    assert told(other) == [(None, "a")]
+
+
+def test_what_is_malformed_is_counted_and_its_offset_passes() -> None:
+    board = Board()
+    client = board.enter()
+    board.hear(b"nonsense")
+    board.hear(b"e1 x {}")
+    board.logs.told[ROOM] = [b"{", b'{"type": "disconnect"}', b'{"type": "\xff"}']
+    board.tell("a")
+    assert told(client)[1:] == [(4, "a")]
+    assert board.counters.broadcasts_malformed == 5
+    assert told(board.enter("bob", since=since(0)))[1:] == [(4, "a")]
+
+
+def test_a_gateway_says_that_it_follows_if_there_is_something_to_follow() -> None:
+    board = Board()
+    board.following.follow()
+    assert (board.logs.offered, board.logs.followed) == (1, 2)
+    board.bus.down()
+    board.following.follow()
+    assert board.logs.followed == 2
+    house = House()
+    house.following.follow()
+    assert (house.logs.offered, house.logs.followed) == (0, 0)
+
+
+def test_another_version_goes_on_where_this_one_was() -> None:
+    board = Board()
+    board.enter()
+    board.tell("a")
+    positions = board.following.give()
+    assert positions == [(ROOM, "e1", 1)]
+    board.tell("b", heard=False)
+    other = Board(logs=board.logs)
+    client = other.admit("ann", ROOM, "ann")
+    other.following._rooms.clear()
+    other.following.take([*positions, ("hall", "e1", 1)])
+    assert told(client) == [(2, "b")]
+
+
+# The outlet
+
+
+def test_a_catch_up_passes_on_what_is_later() -> None:
+    link = FakeLink()
+    catch_up = CatchUp(100, lambda: link)
+    catch_up.write(Outgoing(b'{"a":1}'))
+    catch_up.open(0)
+    catch_up.write(Outgoing(b'{"b":1}'))
+    assert link.read() == [{"a": 1}, {"b": 1}]
