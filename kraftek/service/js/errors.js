@@ -46,6 +46,11 @@ export class Rejected extends Error {
   name = "Rejected";
 }
 
+/** A handler has exceeded its time limit. */
+export class TimeoutError extends Error {
+  name = "TimeoutError";
+}
+
 /** As many events as may wait for the gateways do so already. Nothing was done. */
 export class Full extends Error {
   name = "Full";

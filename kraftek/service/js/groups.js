@@ -1,9 +1,12 @@
 /** Consumer groups of a stream, as kraftek/contract/consumer_groups.py has them. Used by streams.js. */
 
+import { Rejected } from "./errors.js";
 import { script } from "./scripts.js";
 
 /** Milliseconds after which a consumer that has nothing pending and sends no commands is removed from its group. */
 const FORGOTTEN_AFTER = 60_000;
+/** Milliseconds in which a consumer that reads sends a command. */
+const ACTIVE = 2_000;
 
 const JOIN = script("join");
 const CLAIM = script("claim");
@@ -56,7 +59,17 @@ export class Consumer {
    * @param {string[]} ids
    */
   async keep(ids) {
-    await this.#connection.call("XCLAIM", this.stream, this.group, this.name, 0, ...ids, "IDLE", 0, "JUSTID");
+    await this.#connection.call(...this.keeping(ids));
+  }
+
+  /**
+   * The command that does so.
+   *
+   * @param {string[]} ids
+   * @returns {import("./connection.js").Word[]}
+   */
+  keeping(ids) {
+    return ["XCLAIM", this.stream, this.group, this.name, 0, ...ids, "IDLE", 0, "JUSTID"];
   }
 
   /**
@@ -74,6 +87,24 @@ export class Consumer {
     const claimed = /** @type {[Buffer, Buffer[], number][]} */ (found);
     return claimed.map(([id, fields, delivered]) => entryOf(this.stream, id, fields, delivered));
   }
+}
+
+/**
+ * The consumers of a group that read just now.
+ *
+ * @param {Connection} connection
+ * @param {string} stream
+ * @param {string} group
+ */
+export async function activeConsumers(connection, stream, group) {
+  const replies = await connection.call("XINFO", "CONSUMERS", stream, group).catch((error) => {
+    if (!(error instanceof Rejected)) throw error;
+    return []; // the group is lost, and made again
+  });
+  return /** @type {(Buffer | number)[][]} */ (replies)
+    .map((reply) => new Map(reply.map((value, at) => [String(value), reply[at + 1]])))
+    .filter((consumer) => Number(consumer.get("idle")) < ACTIVE)
+    .map((consumer) => String(consumer.get("name")));
 }
 
 /**

@@ -7,7 +7,7 @@
 import { commit } from "./commits.js";
 import { Context, refusal } from "./context.js";
 import { open } from "./envelopes.js";
-import { Away, Full, NoEvent, Refused, Refusing, Rejected } from "./errors.js";
+import { Away, Full, NoEvent, Refused, Refusing, Rejected, TimeoutError } from "./errors.js";
 import { PAUSE } from "./jobs.js";
 import { deadLetters } from "./names.js";
 import { InvalidPayload } from "./schema.js";
@@ -206,9 +206,9 @@ export class Handling {
       return refusal(service, event, "NO_HANDLER", `service ${service.name} has no handler for ${event.eventType}`);
     }
     const context = new Context(service, event, this.#link);
-    const limit = this.#jobs.time(service.timeout);
+    const limit = this.#jobs.time(route.timeout);
     const late = limit.over.then(() => {
-      throw new Error(`the handler of ${event.eventType} took longer than ${service.timeout / 1000} s`);
+      throw new TimeoutError(`the handler of ${event.eventType} has not ended within ${route.timeout / 1000} s`);
     });
     try {
       return await Promise.race([this.#called(route, context, event.payload), late]);

@@ -43,6 +43,8 @@ export interface Log {
 export interface HandlerOptions {
   /** False: a request is answered only when the handler replies, or returns something else than `undefined`. */
   answers?: boolean;
+  /** How long it may take, if not as long as the service's `timeout`. */
+  timeout?: number;
 }
 
 /** What it returns, or its promise settles with, is the answer to a request: `null` for nothing. */

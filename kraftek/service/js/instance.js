@@ -13,6 +13,7 @@ import { Handling, RETRY_AFTER } from "./handling.js";
 import { Jobs, LONGEST } from "./jobs.js";
 import { onceAMinute } from "./log.js";
 import { replyChannel } from "./names.js";
+import { Pulse } from "./pulse.js";
 import { Subscription } from "./pubsub.js";
 import { Leased, ORDERED, Shared } from "./streams.js";
 
@@ -31,6 +32,7 @@ export class Instance {
   #jobs;
   #source;
   #comparison;
+  #pulse;
   #count = 0;
   /** @type {Map<number, (answer: Answer) => void>} */
   #answers = new Map();
@@ -54,8 +56,9 @@ export class Instance {
     };
     const handling = new Handling(service, this.#connection, this.#jobs, link, this.#warn);
     const parts = /** @type {const} */ ([service, this.#connection, this.#jobs, handling]);
+    this.#pulse = new Pulse({ url, interval: service.claimAfter / 3, limit: service.timeout }, this.#warn);
     if (service.transport === "pubsub") this.#source = new Subscription(...parts);
-    else this.#source = new (leased ? Leased : Shared)(this.name, ...parts);
+    else this.#source = new (leased ? Leased : Shared)(this.name, ...parts, this.#pulse);
     this.#comparison = new Comparison(service, link.call);
     this.begun = new Promise((resolve) => (this.#hasBegun = resolve));
   }
@@ -73,10 +76,12 @@ export class Instance {
     // Until it has begun it has received no events.
     const finished = await this.#jobs.end(this.#begins ? this.#service.grace : 0);
     this.#connection.close();
+    await this.#pulse.stop();
     return finished || !this.#begins;
   }
 
   async #begin() {
+    await this.#pulse.begun;
     await this.#connection.subscribe(this.#replyTo, (body) => this.#answered(body));
     if (!this.#jobs.stopping) this.#comparison.start();
     await this.#source.begin();

@@ -4,6 +4,8 @@ import { Away, Rejected } from "./errors.js";
 
 /** Milliseconds between attempts to reach Redis. */
 export const PAUSE = 1_000;
+/** Milliseconds that a timer may be late. One that is later was kept waiting by a call that has blocked the loop. */
+const LATE = 250;
 /** The longest time that timers can count, 24 days. */
 export const LONGEST = 2 ** 31 - 1;
 
@@ -114,7 +116,8 @@ export class Jobs {
 }
 
 /**
- * A promise that settles after so many milliseconds, and what settles it sooner.
+ * A promise that settles after so many milliseconds, and what settles it sooner. When the loop was blocked until then, what
+ * else is to happen has a little more time for it: others than who did that are not to blame.
  *
  * @param {Set<() => void>} waiting where others find that
  * @param {number} milliseconds
@@ -128,7 +131,12 @@ function wait(waiting, milliseconds) {
       clearTimeout(timer);
       resolve();
     };
-    const timer = setTimeout(() => end(), Math.min(Math.max(0, milliseconds), LONGEST));
+    const time = Math.min(Math.max(0, milliseconds), LONGEST);
+    const due = performance.now() + time;
+    let timer = setTimeout(() => {
+      if (performance.now() - due < LATE) end();
+      else timer = setTimeout(() => end(), LATE);
+    }, time);
     waiting.add(end);
   });
   return { over, end };

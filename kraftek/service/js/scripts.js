@@ -14,6 +14,7 @@ export const FILES = {
   share: ["time", "share"],
   take: ["fields", "take"],
   begin: ["begin"],
+  keep: ["time", "keep"],
 };
 
 /** Where a file is: in the package, or in the checkout, the kit's own before those that the gateways have as well. */

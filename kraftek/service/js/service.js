@@ -15,9 +15,11 @@ import { checkerOf } from "./schema.js";
  * @property {Handler} handler
  * @property {import("./schema.js").Check | undefined} check
  * @property {boolean} answers
+ * @property {number} timeout
  */
 
 const YEAR = 31_536_000_000;
+const MILLISECONDS = "milliseconds, more than 0 and at most a year";
 
 /** The options with their defaults. Times are in milliseconds. */
 const DEFAULTS = {
@@ -44,9 +46,9 @@ const EXPECTED = {
   reply: ["true or false", (value) => typeof value === "boolean"],
   concurrency: ["a whole number from 1 to 2147483647", (value) => isCount(value, 1, 2 ** 31 - 1)],
   unordered: ["true or false", (value) => typeof value === "boolean"],
-  timeout: ["milliseconds, more than 0 and at most a year", (value) => value > 0 && value <= YEAR],
+  timeout: [MILLISECONDS, (value) => value > 0 && value <= YEAR],
   attempts: ["a whole number from 1 to 2147483647", (value) => isCount(value, 1, 2 ** 31 - 1)],
-  claimAfter: ["milliseconds, more than 0 and at most a year", (value) => value > 0 && value <= YEAR],
+  claimAfter: [MILLISECONDS, (value) => value > 0 && value <= YEAR],
   grace: ["milliseconds, from 0 to a year", (value) => value >= 0 && value <= YEAR],
   messageBytes: ["a number of bytes from 4096", (value) => isCount(value, 4096, 2 ** 40)],
   prefix: ["a prefix without white space, or nothing", (value) => value === "" || isWord(value)],
@@ -111,7 +113,9 @@ export class Service {
     }
     if (typeof handler !== "function") throw new TypeError(`${name}: expected a function of the context and the payload`);
     const check = schema === undefined ? undefined : checkerOf(schema, name);
-    this.#routes.set(name, { handler, check, answers: options?.answers ?? true });
+    const { answers = true, timeout = this.timeout } = options ?? {};
+    if (!(timeout > 0 && timeout <= YEAR)) throw new TypeError(`${name}: timeout: expected ${MILLISECONDS}`);
+    this.#routes.set(name, { handler, check, answers, timeout });
     return this;
   }
 

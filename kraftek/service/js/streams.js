@@ -5,7 +5,7 @@
  * and has one event of each room in hand. Whoever gets the lease begins with what its last holder left unfinished, also if it
  * had the lease before. An instance that was stopped for a while may go on without the lease: it begins nothing then
  * (begin.lua), reads nothing (take.lua), and what it had in hand is not committed once another instance has taken it over
- * (pending.lua).
+ * (pending.lua). While a handler blocks the loop, pulse.js keeps the leases, and what is in hand.
  *
  * `Shared`, with `unordered` and no partitions, is one that all instances read, each as many entries as it can handle at a
  * time. While it handles an entry it resets its idle time; idle entries belong to dead instances, and are claimed.
@@ -13,7 +13,7 @@
 
 import { open } from "./envelopes.js";
 import { Away, NoEvent, Rejected } from "./errors.js";
-import { Consumer, entryOf } from "./groups.js";
+import { Consumer, activeConsumers, entryOf } from "./groups.js";
 import { EVENTS, Hands } from "./lanes.js";
 import { instancesKey, leaseKey } from "./names.js";
 import { script } from "./scripts.js";
@@ -50,6 +50,7 @@ const BATCH_BYTES = 4 * 1024 * 1024;
 const SHARE = script("share");
 const TAKE = script("take");
 const BEGIN = script("begin");
+const KEEP = script("keep");
 const RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0";
 
 export class Shared {
@@ -57,8 +58,11 @@ export class Shared {
   #jobs;
   #handling;
   #consumer;
+  #pulse;
   /** What is in hand. @type {Map<string, Entry>} */
   #entries = new Map();
+  /** The pulse is told soon that something has ended. */
+  #tells = false;
 
   /**
    * @param {string} name this consumer
@@ -66,11 +70,13 @@ export class Shared {
    * @param {import("./connection.js").Connection} connection
    * @param {import("./jobs.js").Jobs} jobs
    * @param {import("./handling.js").Handling} handling
+   * @param {import("./pulse.js").Pulse} pulse
    */
-  constructor(name, service, connection, jobs, handling) {
+  constructor(name, service, connection, jobs, handling, pulse) {
     this.#service = service;
     this.#jobs = jobs;
     this.#handling = handling;
+    this.#pulse = pulse;
     this.#consumer = new Consumer(connection, service.channel, service.name, name);
   }
 
@@ -112,18 +118,27 @@ export class Shared {
 
   /** @param {Entry[]} entries */
   #take(entries) {
-    for (const entry of entries) {
-      if (this.#entries.has(entry.id)) continue;
-      this.#entries.set(entry.id, entry);
+    const begun = entries.filter(({ id }) => !this.#entries.has(id));
+    if (!begun.length) return;
+    for (const entry of begun) this.#entries.set(entry.id, entry);
+    this.#tell();
+    for (const entry of begun) {
       this.#jobs.spawn(async () => {
         try {
           // When another instance has it, nothing is to be done about the others.
           await this.#handling.delivered({ ...entry, consumer: this.#consumer.name, lost() {} });
         } finally {
           this.#entries.delete(entry.id);
+          if (!this.#tells) setImmediate(() => this.#tell());
+          this.#tells = true;
         }
       });
     }
+  }
+
+  #tell() {
+    this.#tells = false;
+    this.#pulse.beat(this.#entries.size ? this.#consumer.keeping([...this.#entries.keys()]) : []);
   }
 }
 
@@ -133,6 +148,7 @@ export class Leased {
   #connection;
   #jobs;
   #handling;
+  #pulse;
   #leases;
   /** The numbers of streams that are read, and whether to continue with them. @type {Map<number, boolean>} */
   #followed = new Map();
@@ -149,19 +165,27 @@ export class Leased {
    * @param {import("./connection.js").Connection} connection
    * @param {import("./jobs.js").Jobs} jobs
    * @param {import("./handling.js").Handling} handling
+   * @param {import("./pulse.js").Pulse} pulse
    */
-  constructor(name, service, connection, jobs, handling) {
+  constructor(name, service, connection, jobs, handling, pulse) {
     this.#name = name;
     this.#service = service;
     this.#connection = connection;
     this.#jobs = jobs;
     this.#handling = handling;
+    this.#pulse = pulse;
     this.#leases = service.streams.map((stream) => leaseKey(stream, service.name));
     this.#hands = new Hands(service.concurrency, service.unordered, (waiting, ended) => this.#choose(waiting, ended));
   }
 
   async begin() {
+    const { claimAfter } = this.#service;
+    this.#pulse.beat(["EVAL", KEEP, this.#keys.length, ...this.#keys, this.#name, Math.floor(claimAfter)]);
     this.#jobs.spawn(() => this.#jobs.persistently(() => this.#share()));
+  }
+
+  get #keys() {
+    return [instancesKey(this.#service.channel, this.#service.name), ...this.#leases];
   }
 
   stop() {
@@ -170,8 +194,8 @@ export class Leased {
 
   /** Hold a fair share of the leases. */
   async #share() {
-    const { channel, claimAfter, name } = this.#service;
-    const keys = [instancesKey(channel, name), ...this.#leases];
+    const { claimAfter } = this.#service;
+    const keys = this.#keys;
     for (;;) {
       const leaving = this.#jobs.stopping && (this.#followed.size === 0 || this.#jobs.cutOff);
       const args = [this.#name, Math.floor(claimAfter), Number(this.#jobs.stopping)];
@@ -182,18 +206,24 @@ export class Leased {
       for (const [number, lease] of leases) this.#follow(number, lease.toString());
       const continued = [...this.#followed.keys()].filter((number) => leases.has(number));
       for (const number of continued.slice(share)) this.#followed.set(number, false);
-      this.#lookForOthers(instances.map(String));
+      await this.#lookForOthers(instances.map(String), continued);
       await this.#jobs.changeWithin(claimAfter / 3);
     }
   }
 
   /**
-   * Say who else reads, and keeps no order.
+   * Say who else reads, and keeps no order: by name, or because it does so without a lease.
    *
    * @param {string[]} instances
+   * @param {number[]} numbers of the streams that this instance reads
    */
-  #lookForOthers(instances) {
-    for (const name of instances.filter((each) => !each.endsWith(ORDERED))) {
+  async #lookForOthers(instances, numbers) {
+    const names = new Set(instances);
+    for (const number of numbers) {
+      const stream = /** @type {string} */ (this.#service.streams[number]);
+      for (const name of await activeConsumers(this.#connection, stream, this.#service.name)) names.add(name);
+    }
+    for (const name of [...names].filter((each) => !each.endsWith(ORDERED))) {
       const what = `${name} reads ${this.#service.channel}, too, and keeps no order: an instance of an older version`;
       this.#jobs.warn(`${what}, or one that is unordered. The order of rooms is kept from when it has stopped`);
     }

@@ -94,6 +94,27 @@ sample
     context.also("HINCRBY", "by", process.pid, 1);
     return { mark, pid: process.pid };
   })
+  .on("do:step", async (context, { seconds, mark }) => {
+    const [steps, what] = [`steps:${context.roomId}`, `${mark} ${process.pid}`];
+    await context.redis("RPUSH", steps, `begun ${what}`);
+    await pause(seconds * 1000);
+    context.also("RPUSH", steps, `done ${what}`);
+    context.also("HINCRBY", "by", process.pid, 1);
+  })
+  .on("do:hang", async (context, payload) => {
+    await context.redis("RPUSH", `begun:${context.roomId}`, payload);
+    await pause(3_600_000);
+  })
+  .on("do:long", async (context, seconds) => {
+    await pause(seconds * 1000);
+    return "done";
+  }, { timeout: 60_000 })
+  .on("do:block", async (context, seconds) => {
+    await context.redis("RPUSH", `begun:${context.roomId}`, 0);
+    for (const until = performance.now() + seconds * 1000; performance.now() < until; ) Math.sqrt(2);
+    await context.redis("PING");
+    return { pid: process.pid };
+  })
   .on("do:write", async (context, { before = [], also = [], emit = "" }) => {
     if (before.length) await context.redis(...before);
     context.reply("written");
