@@ -185,6 +185,14 @@ def sample(backend: str, **settings: Any) -> EventProcessor:  # noqa: C901  # ma
         context.also("HINCRBY", "by", str(os.getpid()), 1)
         return {"mark": payload.mark, "pid": os.getpid()}
 
+    @processor.on("do:step")
+    async def step(context: Context, payload: Sleep) -> None:
+        steps, what = f"steps:{context.room_id}", f"{payload.mark} {os.getpid()}"
+        await context.redis("RPUSH", steps, f"begun {what}")
+        await pause(payload.seconds)
+        context.also("RPUSH", steps, f"done {what}")
+        context.also("HINCRBY", "by", str(os.getpid()), 1)
+
     @processor.on("do:write")
     async def write(context: Context, payload: Write) -> None:
         if payload.before:
