@@ -64,6 +64,7 @@ __all__ = [
     "history_position_key",
     "instances_key",
     "is_reserved",
+    "late_answer_key",
     "lease_key",
     "ledger_key",
     "level_key",
@@ -323,6 +324,13 @@ def room_channel(room_id: str) -> str:
 
 REQUESTS = "request:"
 """How the keys of requests and of their answers begin."""
+
+
+def late_answer_key(socket_id: str, request_id: str | int) -> str:
+    """The key of an answer to the request of a socket whose gateway is not there."""
+    mark = ":" if isinstance(request_id, str) else "#"
+    return f"{REQUESTS}adopted:{socket_id}{mark}{request_id}"
+
 
 _OWN_NAMES = (
     reply_channel(""),

@@ -17,8 +17,9 @@ from kraftek.contract.errors import Code, Limit, NotPublished, PeerError
 from kraftek.contract.interfaces import IBus, IBusListener
 from kraftek.contract.log_once import OnceAMinute, failing
 from kraftek.contract.messages import Broadcast, Delivery, RequestId
+from kraftek.contract.names import late_answer_key
 from kraftek.core.request_queue import Request
-from kraftek.core.request_records import AnswerStore, late_answer_key
+from kraftek.core.request_records import AnswerStore
 
 __all__ = ["LookUpState", "LookUps"]
 

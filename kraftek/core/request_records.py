@@ -21,7 +21,7 @@ from kraftek.contract.metrics import Counters
 from kraftek.contract.names import REQUESTS
 from kraftek.core.answer_budget import SMALL, TOMBSTONE
 
-__all__ = ["AnswerStore", "late_answer_key", "record_key"]
+__all__ = ["AnswerStore", "record_key"]
 
 _KEPT = 10_000
 _KEPT_BYTES = 16 * 1024 * 1024
@@ -41,12 +41,6 @@ def record_key(user_id: str, name: str, room_id: str | None, payload: Raw, reque
 @lru_cache(10_000)
 def _keys_of(user_id: str, name: str, room_id: str | None) -> tuple[str, int]:
     return f"{REQUESTS}{len(user_id)}:{user_id}:", crc32(repr((name, room_id)).encode())
-
-
-def late_answer_key(socket_id: str, request_id: RequestId) -> str:
-    """The key of an answer to the request of a socket whose gateway is not there."""
-    mark = ":" if isinstance(request_id, str) else "#"
-    return f"{REQUESTS}adopted:{socket_id}{mark}{request_id}"
 
 
 def _to_store(answered: list[tuple[str, bytes, Receipt]]) -> tuple[Sequence[Sequence[str]], Sequence[bytes]]:

@@ -27,14 +27,14 @@ from kraftek.contract.messages import (
     RequestId,
 )
 from kraftek.contract.metrics import Counters
-from kraftek.contract.names import gateway_of
+from kraftek.contract.names import gateway_of, late_answer_key
 from kraftek.contract.settings import Limits, Registration
 from kraftek.core.answer_budget import SMALL, AnswerBudget
 from kraftek.core.dispatch import Dispatch, target_of
 from kraftek.core.request_look_ups import LookUps
 from kraftek.core.request_moving import RequestMove
 from kraftek.core.request_queue import AwaitedRequests, Request, RequestQueue
-from kraftek.core.request_records import AnswerStore, late_answer_key, record_key
+from kraftek.core.request_records import AnswerStore, record_key
 from kraftek.core.session import Session
 
 __all__ = ["Requests", "undelivered_error", "unreachable_error"]

@@ -1,5 +1,6 @@
 -- Redis may refuse a write: the first one because it takes none at present, each for what it is. What was published cannot
 -- be taken back. So that comes last, and the acknowledgement before it, which is a write as well.
+local NOT_KEPT = '{"type":"error","payload":{"code":"TIMEOUT","message":"it was done, and its answer is not kept"}}'
 local at, published = 3, {}
 while ARGV[at] do
     local first, last = at + 2, at + 1 + ARGV[at + 1]
@@ -20,8 +21,15 @@ if stream then
 end
 local receivers = 0
 for _, command in ipairs(published) do
-    if ARGV[command] == 'always' or receivers == 0 then
-        receivers = redis.call(unpack(ARGV, command + 2, command + 1 + ARGV[command + 1]))
+    local first, last = command + 2, command + 1 + ARGV[command + 1]
+    if ARGV[command] == 'always' then
+        receivers = redis.call(unpack(ARGV, first, last))
+    elseif receivers == 0 and redis.call(unpack(ARGV, first, last - 1)) == 0 then
+        -- No gateway is there that would store it: until when the record of the request lives is not known here, 130
+        -- seconds if nothing is configured. 10,000 may wait for a service, so of large ones it says only that there was one.
+        local answer = ARGV[last - 1]
+        if #answer > 4096 then answer = NOT_KEPT end
+        redis.pcall('SET', ARGV[last], answer, 'NX', 'PX', 130000)
     end
 end
 return 1

@@ -23,6 +23,7 @@ from kraftek.contract.names import (
     GATEWAY_STREAM,
     default_channel,
     gateway_of,
+    late_answer_key,
     room_key,
     service_of,
     stream_of,
@@ -89,8 +90,9 @@ class Incoming(Envelope, frozen=True, kw_only=True):
 
 
 class Command(Struct, frozen=True):
-    """A Redis command. ``when``: ``unheard`` is sent only if the one before it was a ``PUBLISH`` without a receiver.
-    ``emit`` is an event for the stream of the gateways, which may be full: its parts are the stream and the event.
+    """A Redis command. ``when``: ``unheard`` is a ``PUBLISH`` that is sent only if the one before it had no receiver;
+    its last word is the key under which its message is stored if it has none either. ``emit`` is an event for the
+    stream of the gateways, which may be full: its parts are the stream and the event.
     """
 
     parts: tuple[Argument, ...]
@@ -316,7 +318,9 @@ class EventProcessor:
         return self.to_sender(event, "error", Raw(encode(error)))
 
     def to_sender(self, event: Incoming, type: str, payload: Raw) -> list[Command]:
-        """Send to the sender's gateway; a request's answer also to all gateways, in case that one has died."""
+        """Send to the sender's gateway. In case that one has died, a request's answer goes to all gateways, and in case
+        that there is none, to where the next one looks for it.
+        """
         socket = (event.socket_id,) if event.socket_id else None
         message = Message(type, payload, recipients=socket, in_reply_to=event.id)
         if socket is None:
@@ -324,14 +328,13 @@ class EventProcessor:
         commands = [self.publish(event.reply_to or self.broadcast, message)]
         if event.id is not None and event.reply_to:
             again = Message(type, payload, recipients=socket, user_ids=(event.user_id,), in_reply_to=event.id)
-            commands.append(self.publish(self.broadcast, again, unheard=True))
+            late = self.prefix + late_answer_key(event.socket_id, event.id)
+            commands.append(Command((*self.publish(self.broadcast, again).parts, late), "unheard"))
         return commands
 
-    def publish(self, channel: str, message: Broadcast, *, unheard: bool = False) -> Command:
+    def publish(self, channel: str, message: Broadcast) -> Command:
         """Send a message to clients. Raises :class:`TooLarge`."""
-        return Command(
-            ("PUBLISH", channel, self._sized(message.type, _encode(message))), "unheard" if unheard else "always"
-        )
+        return Command(("PUBLISH", channel, self._sized(message.type, _encode(message))))
 
     def to_gateway(self, event: Mapping[str, Any]) -> Command:
         """Send an event to another service, through a gateway. Raises :class:`TooLarge`."""

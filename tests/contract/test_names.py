@@ -105,6 +105,8 @@ def test_names_that_others_write() -> None:
     assert names.ledger_key("ada") == "access-ledger:ada"
     assert names.not_before_key("ada") == "access-not-before:ada"
     assert names.entries_key("g") == "gateway:g:entries"
+    assert names.late_answer_key("g.1", "7") == "request:adopted:g.1:7"
+    assert names.late_answer_key("g.1", 7) == "request:adopted:g.1#7"
     assert names.room_key("kitchen") == "room:kitchen"
     assert names.socket_key("ada", "kitchen") == "socket:ada:kitchen"
     assert names.sockets_key('["ada","kitchen"]') == 'sockets:["ada","kitchen"]'

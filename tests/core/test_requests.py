@@ -14,9 +14,10 @@ from twisted.logger import capturedLogs
 from kraftek.contract.errors import PeerError
 from kraftek.contract.interfaces import Undelivered
 from kraftek.contract.messages import Broadcast, Event
+from kraftek.contract.names import late_answer_key
 from kraftek.contract.settings import Limits, Registration
 from kraftek.core import requests
-from kraftek.core.request_records import late_answer_key, record_key
+from kraftek.core.request_records import record_key
 from tests.support.request_gateways import SEND, RequestsTestCase, told
 from tests.support.waiting import until
 from tests.support.world import CHAT, Client, House

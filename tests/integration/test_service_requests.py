@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from websockets.asyncio.client import ClientConnection
 
-    from tests.integration.conftest import RedisServer, StartGateway
+    from tests.integration.conftest import Connect, RedisServer, StartGateway
 
 REQUESTS = 10_000
 CLIENTS = 20
@@ -175,6 +175,30 @@ def test_over_pubsub(redis_server: RedisServer, gateway: StartGateway, stage: Ex
             assert (number in begun) == (word == "answered")
     assert words["answered"] > words["SERVICE_UNAVAILABLE"] > 0
     print(f"{took:.1f} s, {dict(words)}")
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "twisted", "node"])
+def test_what_was_done_while_no_gateway_was_there_is_answered(
+    backend: str, redis_server: RedisServer, gateway: StartGateway, connect: Connect, stage: ExitStack
+) -> None:
+    services = {"sample": {"channel": "events:sample", "reply": True}}
+    instances = Instances()
+    stage.callback(instances.stop)
+    instances.start(backend, redis_server.url)
+    redis = redis_server.client()
+    wait_until(lambda: redis.pubsub_numsub("events:sample")[0][1] == 1, "the service", 30)
+    request = {"id": "long", "payload": {"seconds": 1, "mark": 5}}
+    only = gateway(redis_server, services=services)
+    connect(only, token="ada", room="r1").send("sample:do:sleep", **request)
+    wait_until(lambda: redis.lrange("begun:r1", 0, -1) == ["5"], "the handler")
+    only.kill()
+    wait_until(lambda: redis.llen("done:r1") == 1, "what it does")
+
+    again = connect(gateway(redis_server, services=services), token="ada", room="r1")
+    again.send("sample:do:sleep", **request)
+    answer = again.receive()
+    assert (answer["id"], answer["payload"]["mark"]) == ("long", 5)
+    assert redis.llen("begun:r1") == 1
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "twisted"])

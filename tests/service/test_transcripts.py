@@ -8,6 +8,7 @@ the service, which is that of ``sample.py`` and ``js/sample.js``. One instance r
 ``raw``                         something else in its place
 ``heard`` and ``message``       the next message on one of the channels, and nothing before it; ``"*"`` is any value
 ``redis`` and ``answers``       a command for Redis, and what it is answered
+``stored`` and ``message``      a key that expires, and the message that it holds
 ``refused``                     how the error begins that Redis has given somebody
 ``begun``                       a room, and the marks of what handlers have begun there
 ``kept``                        how many entries are ``pending``, and the beginning of the ``reason`` of each that is
@@ -107,6 +108,9 @@ class Stage:
             case {"redis": command}:
                 answer = self._redis.execute_command(*command)
                 assert step.get("answers", answer) == answer
+            case {"stored": key, "message": message}:
+                assert json.loads(self._redis.get(key)) == Like(message)
+                assert 0 < self._redis.ttl(key) <= 130
             case {"refused": kind}:
                 wait_until(lambda: f"errorstat_{kind}" in self._redis.info("errorstats"), f"{kind} of Redis")
             case {"begun": [room, marks]}:

@@ -4,7 +4,7 @@
  */
 
 import { encode } from "./envelopes.js";
-import { GATEWAY_OWN, GATEWAY_STREAM, gatewayOf, roomKey, serviceOf } from "./names.js";
+import { GATEWAY_OWN, GATEWAY_STREAM, gatewayOf, lateAnswerKey, roomKey, serviceOf } from "./names.js";
 
 /**
  * @typedef {import("./index.js").Context} IContext
@@ -14,8 +14,8 @@ import { GATEWAY_OWN, GATEWAY_STREAM, gatewayOf, roomKey, serviceOf } from "./na
  * @typedef {import("./connection.js").Word} Word
  *
  * @typedef {object} Command A Redis command.
- * @property {"always" | "unheard" | "emit"} when `unheard` is sent only if the one before it was a PUBLISH without a
- *   receiver. `emit` is an event for the stream of the gateways, which may be full: its words are the stream and the event.
+ * @property {"always" | "unheard" | "emit"} when `unheard` is a PUBLISH that is sent only if the one before it had no
+ *   receiver, and has another word: the key under which its message is stored if it has none either. `emit` is an event for the stream of the gateways, which may be full: its words are the stream and the event.
  * @property {Word[]} words
  *
  * @typedef {object} Link What a handler can use while it runs.
@@ -248,7 +248,8 @@ export function refusal(service, event, code, message, retryAfter) {
 }
 
 /**
- * Send to the sender's gateway; a request's answer also to all gateways, in case that one has died.
+ * Send to the sender's gateway. In case that one has died, a request's answer goes to all gateways, and in case that there is
+ * none, to where the next one looks for it.
  *
  * @param {Service} service
  * @param {Incoming} event
@@ -264,7 +265,8 @@ function toSender(service, event, type, payload) {
   const commands = [publish(service, event.replyTo || service.broadcast, message)];
   if (event.id !== undefined && event.replyTo) {
     const again = publish(service, service.broadcast, { ...message, userIds: [event.userId] });
-    commands.push({ ...again, when: "unheard" });
+    const late = service.prefix + lateAnswerKey(event.socketId, event.id);
+    commands.push({ when: "unheard", words: [...again.words, late] });
   }
   return commands;
 }

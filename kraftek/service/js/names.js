@@ -34,6 +34,14 @@ export const gatewayOf = (socketId) => socketId.slice(0, Math.max(0, socketId.la
 /** @param {string} gatewayId */
 export const replyChannel = (gatewayId) => `events:reply:${gatewayId}`;
 
+/**
+ * The key of an answer to the request of a socket whose gateway is not there.
+ *
+ * @param {string} socketId
+ * @param {import("./index.js").RequestId} id
+ */
+export const lateAnswerKey = (socketId, id) => `request:adopted:${socketId}${typeof id === "string" ? ":" : "#"}${id}`;
+
 /** @param {string} service */
 export const defaultChannel = (service) => `events:${service}`;
 
