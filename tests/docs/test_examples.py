@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
-from playwright.sync_api import sync_playwright
 
 from tests.docs.pages import code
 from tests.support.waiting import wait_until
@@ -192,16 +191,6 @@ def test_session(stage: ExitStack, redis_server: RedisServer, gateway: StartGate
         elif says.startswith("ada logs in again"):
             connect(process, token="ada", room="r1")
     assert lines == len(re.findall("^[<>#]", code("session"), re.MULTILINE))
-
-
-@pytest.fixture
-def browser_page(chromium_path: str, stage: ExitStack) -> Page:
-    playwright = stage.enter_context(sync_playwright())
-    browser = playwright.chromium.launch(executable_path=chromium_path, args=["--no-sandbox"])
-    stage.callback(browser.close)
-    page = browser.new_page()
-    page.set_default_timeout(30_000)
-    return page
 
 
 class Files(SimpleHTTPRequestHandler):

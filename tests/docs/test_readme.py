@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from docutils import nodes
 
 from tests.docs.pages import CHECKOUT, code, page
-from tests.docs.test_examples import browser_page, listeners, served
+from tests.docs.test_examples import listeners, served
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
     from tests.integration.conftest import RedisServer, StartGateway
-
-__all__ = ["browser_page"]
 
 README, RUSSIAN = CHECKOUT / "README.rst", CHECKOUT / "README.ru.rst"
 
@@ -62,8 +60,7 @@ def test_the_example_runs(
     script = code("readme-page")
     assert "localhost:3001" in script
     (tmp_path / "page.html").write_text(script.replace("localhost:3001", f"127.0.0.1:{process.port}"), "utf-8")
-    assert browser_page.context.browser is not None
-    bob_page = browser_page.context.browser.new_page()
+    bob_page = browser_page.context.new_page()
     redis = redis_server.client()
     for window, name in ((browser_page, "ada"), (bob_page, "bob")):
         window.goto(f"{origin}/page.html#{name}")

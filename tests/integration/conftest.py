@@ -45,6 +45,7 @@ from tests.support.waiting import wait_until
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from playwright.sync_api import Browser
     from websockets.sync.client import ClientConnection
 
 Json = dict[str, Any]
@@ -866,3 +867,25 @@ def chromium_path() -> str:
         return chromium()
     except RuntimeError as missing:
         pytest.fail(str(missing))
+
+
+# As root it starts with no sandbox alone; the rest has it ask the network for nothing.
+BROWSER_OPTIONS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def browser(chromium_path: str) -> Iterator[Browser]:
+    """One browser for the module; of its contexts none knows of the others."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium_path, args=BROWSER_OPTIONS)
+        yield browser
+        browser.close()

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
 from tests.support.waiting import wait_until
 
@@ -22,15 +22,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.redis  # the demo starts its own
 
-ARGUMENTS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 # What the browser itself says about a gateway that is gone; nothing of ours.
 GONE = re.compile(r"WebSocket connection to '[^']+' failed")
 # Keeps, of every message that the page sends: when, and what.
@@ -113,14 +104,6 @@ class Person:
 
 
 Invite = Callable[..., Person]
-
-
-@pytest.fixture(scope="module")
-def browser(chromium_path: str) -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium_path, args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 EXAMPLE = CHECKOUT / "docs/examples/notes-node"
 
-browser = test_board.browser
-
 
 @pytest.fixture(scope="module")
 def notes(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -9,18 +9,19 @@ import select
 import ssl
 import time
 import zlib
-from contextlib import suppress
+from contextlib import closing, suppress
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from playwright.sync_api import sync_playwright
 from websockets.frames import Opcode
 
 from tests.integration.wire import Wire, certificate, frame, handshake, request
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
     from tests.integration.conftest import Gateway, RedisServer, Shared, StartGateway, StartService
 
 SOCKETIO = "/socket.io/?EIO=4&transport=websocket"
@@ -572,16 +573,13 @@ TOO_LARGE = """async (url) => {
 
 
 def test_a_browser_is_told_what_was_too_large(
-    gateway: StartGateway, redis_server: RedisServer, chromium_path: str
+    gateway: StartGateway, redis_server: RedisServer, browser: Browser
 ) -> None:
     """A connection that is closed with something unread is reset, and the browser never sees the answer."""
     process = gateway(redis_server)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium_path, args=["--no-sandbox"])
-        page = browser.new_page()
+    with closing(browser.new_page()) as page:
         page.goto(process.http_url)
         closed, posted = page.evaluate(TOO_LARGE, process.http_url)
-        browser.close()
     assert closed == [[1009, "message too large"]] * 2
     assert posted == [[413, "request body too large: expected at most 1000000 bytes\n"]] * 2
 

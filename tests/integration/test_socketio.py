@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
-from playwright.sync_api import ConsoleMessage, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, expect
 
 from tests.support.waiting import wait_until
 
@@ -441,12 +441,11 @@ def test_a_namespace_that_does_not_exist(shared: Shared, transports: list[str] |
     assert client.reports.expect("connect_error") == ["Invalid namespace"]
 
 
-def test_a_page_that_leaves_sees_no_error(redis_server: RedisServer, gateway: StartGateway, chromium_path: str) -> None:
+def test_a_page_that_leaves_sees_no_error(redis_server: RedisServer, gateway: StartGateway, browser: Browser) -> None:
     """Over long-polling its library says goodbye to the namespace, and then to the connection, in a POST of its own."""
     process = gateway(redis_server, args=["--demo"])
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium_path, args=["--headless", "--no-sandbox"])
-        page = browser.new_context(bypass_csp=True).new_page()
+    with closing(browser.new_context(bypass_csp=True)) as context:
+        page = context.new_page()
         said: list[ConsoleMessage] = []
 
         def hear(message: ConsoleMessage) -> None:
@@ -459,7 +458,6 @@ def test_a_page_that_leaves_sees_no_error(redis_server: RedisServer, gateway: St
             page.evaluate(LEAVE)
         assert goodbye.value.status == 200
         assert [message.text for message in said if "socket.io" in message.location["url"]] == []
-        browser.close()
 
 
 # Enters a room and leaves.
@@ -471,20 +469,15 @@ LEAVE = """
 """
 
 
-def test_a_page_beside_a_native_one(
-    redis_server: RedisServer,
-    gateway: StartGateway,
-    chromium_path: str,
-) -> None:
+def test_a_page_beside_a_native_one(redis_server: RedisServer, gateway: StartGateway, browser: Browser) -> None:
     """On the demo's board in a real browser: their library, put into a page of the gateway, and the board itself."""
     process = gateway(redis_server, args=["--demo"])
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium_path, args=["--headless", "--no-sandbox"])
-        board = browser.new_page()
+    # The board's own policy would keep a script from elsewhere out, as it should.
+    with closing(browser.new_context()) as own, closing(browser.new_context(bypass_csp=True)) as lenient:
+        board = own.new_page()
         board.goto(f"{process.http_url}?room=kitchen")
         expect(board.locator("body")).to_have_attribute("data-state", "ready", timeout=40_000)
-        # The board's own policy would keep a script from elsewhere out, as it should.
-        page = browser.new_context(bypass_csp=True).new_page()
+        page = lenient.new_page()
         page.goto(process.http_url)
         page.add_script_tag(path=CLIENTS / "node_modules/socket.io-client/dist/socket.io.min.js")
         for transports in TRANSPORTS.values():
@@ -492,7 +485,6 @@ def test_a_page_beside_a_native_one(
             seen = page.evaluate(PAGE, [transports, text])
             assert seen == {"text": text, "transport": transports[0] if transports else "websocket"}
             expect(board.locator(".note .text", has_text=text)).to_have_count(1, timeout=10_000)
-        browser.close()
 
 
 # Connects, makes a note in the room of the board, and comes back with what the room was told of it.
