@@ -1,4 +1,4 @@
-"""Fail-over under two gateways, their clients, and services over both backends, with three sentinels."""
+"""Fail-over under two gateways, their clients, and services with both SDKs, with three sentinels."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.service.instances import node_program
 from tests.support.sentinels import Sentinels
 from tests.support.waiting import wait_until
 
@@ -43,9 +44,9 @@ def sentinels(stage: ExitStack) -> Sentinels:
 
 
 def start_service(stage: ExitStack, backend: str, url: str, name: str, transport: str) -> None:
-    process = subprocess.Popen(
-        [sys.executable, str(SERVICE), backend, url, name, transport], stderr=subprocess.PIPE, text=True
-    )
+    node = backend == "node"
+    program = node_program(SERVICE.with_suffix(".js")) if node else [sys.executable, str(SERVICE), backend]
+    process = subprocess.Popen([*program, url, name, transport], stderr=subprocess.PIPE, text=True)
 
     def end() -> None:
         process.terminate()
@@ -98,7 +99,15 @@ def works(sentinels: Sentinels, master: int, sockets: dict[str, Client]) -> None
             assert redis.get(f"socket:user_{name}:r1") == client.socket_id
 
 
-@pytest.mark.parametrize(("how", "backends"), [("killed", "asyncio twisted"), ("demoted", "twisted asyncio")])
+@pytest.mark.parametrize(
+    ("how", "backends"),
+    [
+        ("killed", "asyncio twisted"),
+        ("killed", "node node"),
+        ("demoted", "twisted asyncio"),
+        ("demoted", "node node"),
+    ],
+)
 def test_fail_over(
     how: str, backends: str, sentinels: Sentinels, gateway: StartGateway, connect: Connect, stage: ExitStack
 ) -> None:

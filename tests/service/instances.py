@@ -22,15 +22,16 @@ HERE = Path(__file__).parent
 def program(backend: str) -> list[str]:
     """What starts the sample service; a URL of Redis and the settings as JSON come after it."""
     if backend == "node":
-        return ["node", str(_node_sample())]
+        return node_program(HERE / "js/sample.js")
     return [sys.executable, str(HERE / "sample.py"), backend]
 
 
 @cache
-def _node_sample() -> Path:
+def node_program(source: Path) -> list[str]:
+    """What starts this program where it can import the kit for Node."""
     place = Path(tempfile.mkdtemp(prefix="kraftek-service-"))
     atexit.register(shutil.rmtree, place)
-    return Path(shutil.copy(HERE / "js/sample.js", unpack(place)))
+    return ["node", str(shutil.copy(source, unpack(place)))]
 
 
 class Instances:
