@@ -133,7 +133,8 @@ def needs_of(config: Config) -> list[Need]:
     replies = prefix + names.reply_channel("*")
     published += [replies, prefix + names.LISTENED]
     heard = [f"{prefix}{config.redis.broadcast}", prefix + names.INVALIDATION, prefix + names.LISTENED, replies]
-    heard += [TRACKING_CHANNEL.decode(), *([prefix + names.room_channel("*")] if keeps else [])]
+    heard += [prefix + names.SELF_REGISTERED, TRACKING_CHANNEL.decode()]
+    heard += [prefix + names.room_channel("*")] if keeps else []
     needs += [Need(f"&{channel}", ("PUBLISH", channel.replace("*", "x"), "")) for channel in published]
     needs += [Need(f"&{channel}", ("SUBSCRIBE", channel.replace("*", "x"))) for channel in heard]
     return needs
@@ -147,6 +148,8 @@ def _keys(config: Config) -> list[str]:
         names.LISTENED,
         names.LOST_GATEWAYS,
         names.REGISTRATIONS,
+        names.SELF_LEASES,
+        names.SELF_REGISTERED,
         names.GATEWAY_STREAM,
         names.level_key(names.GATEWAY_STREAM),
         names.dead_letters(names.GATEWAY_STREAM),

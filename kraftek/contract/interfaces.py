@@ -95,7 +95,7 @@ class IServiceRegistry(Interface):
 
     def register(service: Any) -> None:
         """Add a :class:`kraftek.contract.settings.Registration`. Raises ``ValueError`` for a malformed name or channel,
-        and for a name that is registered already.
+        and for a name that is registered already, unless the service has registered itself: this takes its place.
         """
 
     def unregister(name: str) -> None:

@@ -16,7 +16,8 @@ Keys and channels are here without the configured prefix, which the bus and the 
 ``sockets:…``, ``gateway:…``        what gateways need to write it: the same
 ``gateways``, ``gateways:…``        leases of gateway processes: :mod:`kraftek.core.rooms.leases`; when they
                                     listened: :mod:`kraftek.core.access.listening`; the services that are
-                                    registered with them: :mod:`kraftek.contract.registrations`
+                                    registered with them, and those that have registered
+                                    themselves: :mod:`kraftek.contract.registrations`
 ``gateway:epoch``                   the epoch of Redis's data: :attr:`kraftek.contract.interfaces.IBus.epoch`
 ``gateways:history:…``              what was told to rooms: :mod:`kraftek.contract.history`
 ``request:…``                       requests and their answers: :mod:`kraftek.core.requests`
@@ -54,6 +55,8 @@ __all__ = [
     "REGISTRATIONS",
     "REQUESTS",
     "ROOMS_RESET",
+    "SELF_LEASES",
+    "SELF_REGISTERED",
     "SUBPROTOCOL",
     "dead_letters",
     "default_channel",
@@ -259,6 +262,13 @@ LAST_LOOK = "gateways:looked"
 
 REGISTRATIONS = "gateways:registrations"
 """The hash of what each gateway process publishes about its services: :mod:`kraftek.contract.registrations`."""
+
+SELF_REGISTERED = "gateways:registered"
+"""The hash of services that have registered themselves, by their names; and the channel on which gateways hear of a new
+one: :mod:`kraftek.core.self_registrations`."""
+
+SELF_LEASES = "gateways:registered:leases"
+"""Until when each of them stands: a sorted set of their names by Redis's time, in milliseconds."""
 
 
 def entries_key(gateway_id: str) -> str:

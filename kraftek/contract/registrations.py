@@ -13,16 +13,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import asdict
 
 from kraftek.contract.names import GATEWAY_NAME, is_reserved
-from kraftek.contract.settings import Config, Registration
+from kraftek.contract.settings import Channel, Config, Partitions, Registration, Seconds, Transport
 
 __all__ = [
+    "LEASE",
+    "MOST",
     "VERSION",
     "Given",
     "Mistake",
     "Published",
     "PublishedService",
+    "check",
+    "covers",
     "differences",
     "mistakes_of",
     "name_mistake",
@@ -33,6 +38,12 @@ __all__ = [
 
 VERSION = 1
 """Of the document. Fields may be added to it; a version that older readers would misunderstand has another number."""
+
+LEASE = 15.0
+"""Seconds that a service stands which has registered itself, unless it does so again: it does every five."""
+
+MOST = 256
+"""Services that may have registered themselves at a time."""
 
 RELOAD = "reload them"
 
@@ -72,51 +83,76 @@ def mistakes_of(service: Registration, broadcast: str, others: Iterable[Registra
             yield Mistake("channel", expected, service.channel)
 
 
+def check(service: Registration, broadcast: str, others: Iterable[Registration] = ()) -> None:
+    """Raises ``ValueError`` for the first of these mistakes, the name's included."""
+    for mistake in (name_mistake(service.name), *mistakes_of(service, broadcast, others)):
+        if mistake is not None:
+            raise ValueError(f"{mistake.key}: expected {mistake.expected}, found {mistake.found!r}")
+
+
 def table_of(name: str) -> str:
     """A service's table in the configuration."""
     return f"services.{name}" if "." not in name else f"services.'{name}'"
+
+
+def covers(patterns: Iterable[str], name: str) -> bool:
+    """Whether one of the patterns of ``auto_register`` is for this name."""
+    return any(re.fullmatch(re.escape(pattern).replace(r"\*", ".*"), name) for pattern in patterns)
 
 
 # What gateways publish
 
 
 class PublishedService(Struct, frozen=True, kw_only=True):
-    """A registration, as far as its service should know it."""
+    """A registration, as far as its service should know it, or may make it itself."""
 
-    channel: str
-    transport: str = "pubsub"
-    partitions: int = 0
+    channel: Channel
+    transport: Transport = "pubsub"
+    partitions: Partitions = 0
     reply: bool = False
-    timeout: float = 10.0
+    timeout: Seconds = 10.0
+
+    @classmethod
+    def of(cls, service: Registration) -> PublishedService:
+        """That of a registered service."""
+        return cls(**{name: getattr(service, name) for name in cls.__struct_fields__})
+
+    @property
+    def words(self) -> bytes:
+        """As JSON, the same to the byte in every SDK: instances of one service have to agree."""
+        timeout = int(self.timeout) if self.timeout == int(self.timeout) else self.timeout
+        return _encode(asdict(self) | {"timeout": timeout})
 
 
-class Published(Struct, frozen=True, kw_only=True):
-    """The document. ``prefix`` and ``broadcast`` are those of ``[redis]``; channels are without the prefix."""
+class Published(Struct, frozen=True, kw_only=True, rename="camel"):
+    """The document. ``prefix`` and ``broadcast`` are those of ``[redis]``; channels are without the prefix.
+    ``auto_register``: as configured. ``refused``: services that may not register themselves, and why.
+    """
 
     version: int
     prefix: str
     broadcast: str
     services: dict[str, PublishedService]
+    auto_register: tuple[str, ...] = ()
+    refused: dict[str, str] = {}
 
 
 class _Version(Struct):
     version: int
 
 
-def published(config: Config, services: Iterable[Registration]) -> bytes:
+def published(config: Config, services: Iterable[Registration], refused: Mapping[str, str] | None = None) -> bytes:
     """The document of a gateway with this configuration, and these services."""
-    shown = {
-        service.name: PublishedService(
-            channel=service.channel,
-            transport=service.transport,
-            partitions=service.partitions,
-            reply=service.reply,
-            timeout=service.timeout,
-        )
-        for service in services
-    }
     redis = config.redis
-    return _encode(Published(version=VERSION, prefix=redis.prefix, broadcast=redis.broadcast, services=shown))
+    document = Published(
+        version=VERSION,
+        prefix=redis.prefix,
+        broadcast=redis.broadcast,
+        services={service.name: PublishedService.of(service) for service in services},
+        auto_register=config.auto_register,
+        refused=dict(refused or {}),
+    )
+    return _encode(document)
 
 
 def read_published(bodies: Iterable[bytes]) -> list[Published]:
@@ -139,7 +175,7 @@ _encode = msgspec.json.Encoder().encode
 
 class Given(Struct, frozen=True, kw_only=True):
     """What a service runs with. ``reply``: whether it answers requests, if it says so. ``answered``: the name of a
-    client's request that it has answered, if it has.
+    client's request that it has answered, if it has. ``registers``: itself.
     """
 
     name: str
@@ -150,6 +186,7 @@ class Given(Struct, frozen=True, kw_only=True):
     broadcast: str
     reply: bool | None = None
     answered: str | None = None
+    registers: bool = False
 
 
 class _Difference(Struct, frozen=True):
@@ -174,7 +211,7 @@ def _differences(given: Given, there: Published) -> Iterator[_Difference]:
         yield _differs("broadcast", given.broadcast, there.broadcast, "redis", "restart")
     service = there.services.get(given.name)
     if service is None:
-        yield _unknown(given, there.services)
+        yield _not_taken(given, there) if given.registers else _unknown(given, there.services)
         return
     table = table_of(given.name)
     keys = ["channel", "transport", *(["partitions"] if service.transport == given.transport else [])]
@@ -214,4 +251,16 @@ def _unknown(given: Given, services: Mapping[str, PublishedService]) -> _Differe
     return _Difference(
         f"it is not registered ({there}) at",
         f"{rename} [{table_of(given.name)}] with {', '.join(keys)} into the gateways' configuration, and {RELOAD}",
+    )
+
+
+def _not_taken(given: Given, there: Published) -> _Difference:
+    if given.name in there.refused:
+        return _Difference(f"it may not register itself ({there.refused[given.name]}) at", "Change that in the service")
+    if covers(there.auto_register, given.name):
+        return _Difference("it has registered itself, and is not known yet at", "Wait for them")
+    return _Difference(
+        "it registers itself, and auto_register does not have its name at",
+        f'Write it into auto_register = ["{given.name}"] of the gateways, and {RELOAD}; or register it there under '
+        f"[{table_of(given.name)}]",
     )

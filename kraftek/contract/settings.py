@@ -7,7 +7,7 @@ was expected.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
@@ -25,6 +25,7 @@ __all__ = [
     "Redis",
     "Registration",
     "RoomPolicy",
+    "SelfRegistration",
     "SocketIO",
 ]
 
@@ -69,6 +70,11 @@ Leeway = Annotated[float, Meta(ge=0, le=300, description="seconds, from 0 to 300
 History = Annotated[int, Meta(ge=0, le=100_000, description="a whole number from 0 to 100000")]
 HistoryBytes = Annotated[int, Meta(ge=1, le=2**26, description="a number of bytes from 1 to 67108864")]
 Partitions = Annotated[int, Meta(ge=0, le=256, description="a whole number from 0 to 256")]
+NamePattern = Annotated[
+    str,
+    Meta(pattern=r"^[A-Za-z0-9_.*-]{1,128}\Z", description='names of services such as "chat-*", with * for any part'),
+]
+NamePatterns = Annotated[tuple[NamePattern, ...], Meta(description="a list of names of services, which may have a *")]
 
 
 class Redis(Struct, frozen=True, kw_only=True):
@@ -248,6 +254,13 @@ class Registration(Struct, frozen=True, kw_only=True):
     partitions: Partitions = 0
     presence: Flag = False
     rate: EventRates = {}
+    explicit: ClassVar[bool] = False
+
+
+class SelfRegistration(Registration, frozen=True, kw_only=True):
+    """Of a service that has registered itself: clients reach it only if a permission names it."""
+
+    explicit: ClassVar[bool] = True
 
 
 class EventPolicy(Struct, frozen=True, kw_only=True):
@@ -285,7 +298,7 @@ class Config(Struct, frozen=True, kw_only=True):
     ``origins``: ``same-host``, exact origins, ``*.example.org``, or ``*``. ``hosts``: names that requests may be
     addressed to, and ``*.example.org``; none: all. ``forwarded_for``: how many proxies in front of the gateway append
     to ``X-Forwarded-For``; 0 trusts the socket's own address. ``compression``: of messages, with clients that offer it.
-    ``demo``: serve the board.
+    ``demo``: serve the board. ``auto_register``: services of these names may register themselves.
     """
 
     listen: Endpoints = ("tcp:3001",)
@@ -295,6 +308,7 @@ class Config(Struct, frozen=True, kw_only=True):
     forwarded_for: CountOrZero = 0
     compression: Flag = False
     demo: Flag = False
+    auto_register: NamePatterns = ()
     redis: Redis = Redis()
     auth: Auth = Auth()
     jwt: Jwt = Jwt()

@@ -143,7 +143,8 @@ class Gateway:
             self._admission.expired(session, room_id)
             session.handle(event)
             return
-        if grant.permissions is not None and not permits(grant.permissions, event.name):
+        permissions = () if service.explicit and grant.permissions is None else grant.permissions
+        if permissions is not None and not permits(permissions, event.name, service.explicit):
             self._deny(session, event, service, room_id, _unpermitted(event, grant))
             return
         if service.rate and (error := self._budgets.event(user_id, service, event.name)) is not None:

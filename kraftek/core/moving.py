@@ -10,7 +10,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
-from kraftek.contract.interfaces import IClientLink, IDialect, IServiceRegistry, RoomPosition
+from kraftek.contract.interfaces import IClientLink, IDialect, RoomPosition
 from kraftek.contract.messages import Grant, Token
 from kraftek.core.access_watch import AccessWatch
 from kraftek.core.admission import Admission
@@ -21,6 +21,7 @@ from kraftek.core.request_moving import RequestsState
 from kraftek.core.requests import Requests
 from kraftek.core.rooms.reconciliation import StandingState
 from kraftek.core.roster import Roster
+from kraftek.core.self_registrations import SelfRegistered, SelfRegistrations
 from kraftek.core.session import HeldGrant, Session, SessionState
 from kraftek.core.withheld import WithheldState
 
@@ -69,6 +70,7 @@ class CoreState(Struct, kw_only=True):
     standing: StandingState
     budgets: BudgetState
     positions: list[RoomPosition] = []
+    self_registered: dict[str, SelfRegistered] = {}
 
 
 _decode_client = msgspec.msgpack.Decoder(ClientState).decode
@@ -80,7 +82,7 @@ class CoreMove:
 
     def __init__(
         self,
-        registry: IServiceRegistry,
+        self_registrations: SelfRegistrations,
         gateway: Gateway,
         roster: Roster,
         admission: Admission,
@@ -88,7 +90,7 @@ class CoreMove:
         membership: Membership,
         requests: Requests,
     ) -> None:
-        self._registry = registry
+        self._self_registrations = self_registrations
         self._gateway = gateway
         self._roster = roster
         self._admission = admission
@@ -155,13 +157,17 @@ class CoreMove:
             standing=self._membership.reconciliation.give(),
             budgets=self._admission.budgets.give(),
             positions=self._membership.following.give(),
+            self_registered=self._self_registrations.give(),
         )
         return msgspec.msgpack.encode(state)
 
     def take(self, given: bytes) -> None:
         """Go on with it. All sessions are there."""
         state = _decode_core(given)
-        self._requests.moving.take(state.requests, self._registry, self._roster.socket, self._gateway.make)
+        self._self_registrations.take(state.self_registered)
+        self._requests.moving.take(
+            state.requests, self._self_registrations.registry, self._roster.socket, self._gateway.make
+        )
         self._membership.reconciliation.take(state.standing)
         self._admission.budgets.take(state.budgets)
         self._membership.following.take(state.positions)

@@ -39,7 +39,8 @@ class ServiceRegistry:
             )
         if not service.channel:
             raise ValueError(f"service {service.name!r}: expected a Redis channel, found an empty string")
-        if service.name in self._services:
+        known = self._services.get(service.name)
+        if known is not None and not known.explicit:
             raise ValueError(f"service {service.name!r} is registered already")
         self._services[service.name] = service
         self._changed()

@@ -41,6 +41,7 @@ from kraftek.core.resuming import Resuming
 from kraftek.core.rooms.leases import LOOK_INTERVAL, RENEW_INTERVAL, Leases
 from kraftek.core.rooms.orphans import Orphans
 from kraftek.core.roster import Roster
+from kraftek.core.self_registrations import SelfRegistrations
 from kraftek.core.service_events import ServiceEvents
 from kraftek.daemon.demo import BOARD
 from kraftek.daemon.open_files import connections_allowed
@@ -92,6 +93,7 @@ class Core(Struct, kw_only=True, frozen=True):
     service_events: ServiceEvents
     leases: Leases
     orphans: Orphans
+    self_registrations: SelfRegistrations
     move: CoreMove
 
 
@@ -135,7 +137,8 @@ def core_of(
     admission = Admission(access, access_watch, membership, roster, budgets, config.limits, clock)
     parts = router, dispatch, requests, admission, roster
     gateway = _gateway_of(config, gateway_id, bus, *parts, _turns(accounts, clock), counters, now)
-    publishes = _publishing(config, registry)
+    self_registrations = SelfRegistrations(bus, registry, config, clock)
+    publishes = _publishing(config, registry, self_registrations)
     return Core(
         gateway_id=gateway_id,
         accounts=accounts,
@@ -150,7 +153,8 @@ def core_of(
         service_events=ServiceEvents(gateway_id, registry, router, dispatch, bus, counters, bounds, now=now),
         leases=Leases(bus, rooms, gateway_id, membership.reconciliation.doubt_all, fleet, counters, publishes),
         orphans=Orphans(bus, clock, fleet),
-        move=CoreMove(registry, gateway, roster, admission, access_watch, membership, requests),
+        self_registrations=self_registrations,
+        move=CoreMove(self_registrations, gateway, roster, admission, access_watch, membership, requests),
     )
 
 
@@ -197,8 +201,8 @@ def _gateway_of(
     )
 
 
-def _publishing(config: Config, registry: ServiceRegistry) -> Callable[[], bytes]:
-    return lambda: published(config, registry.services())
+def _publishing(config: Config, registry: ServiceRegistry, themselves: SelfRegistrations) -> Callable[[], bytes]:
+    return lambda: published(config, registry.services(), themselves.refused)
 
 
 def _heard(bus: IBus, config: Config, gateway_id: str, deliveries: Deliveries) -> Deliveries:
@@ -356,6 +360,7 @@ def gauges_of(
     gauges.add("accounted_bytes", held, core.accounts.by_kind, "account")
     gauges.add("waiting", "Events that wait in the streams of a service", lambda: dispatch.waiting, "service")
     gauges.add("waiting_bytes", "The same in bytes", lambda: dispatch.waiting_bytes, "service")
+    gauges.add("self_registered", "Services that have registered themselves", lambda: len(core.self_registrations))
     gauges.add("dead_letters", "Dead letters of a service's streams", lambda: dispatch.dead_letters, "service")
     gauges.add(
         "presence_waiting",
@@ -378,6 +383,7 @@ def sweeps_of(core: Core) -> tuple[Sweep, ...]:
         (core.dispatch.sweep, _TRIM_INTERVAL),
         (core.service_events.sweep, SWEEP_INTERVAL),
         (core.orphans.sweep, SWEEP_INTERVAL),
+        (core.self_registrations.sweep, SWEEP_INTERVAL),
         (core.leases.renew, RENEW_INTERVAL),
         (core.leases.look, LOOK_INTERVAL),
     )

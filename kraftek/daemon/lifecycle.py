@@ -176,7 +176,7 @@ class Daemon(Service):
         self._readiness = readiness = Readiness(bus)
         self._edge = edge = edge_of(config, core, iteration, counters, reactor, fastpath=self._fastpath)
         edge.site.ready = lambda: readiness.ready
-        if not self.registry.services():
+        if not self.registry.services() and not config.auto_register:
             self._log.warn("No services are registered: every event will be answered INVALID_EVENT.")
         turn_away = partial(edge.site.turn_away, why=RefusalReason.MEMORY)
         ceiling = MemoryCeiling(config.limits, self.accounts, counters, reactor, readiness, turn_away)

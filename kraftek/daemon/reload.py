@@ -81,6 +81,7 @@ LIVE = frozenset(
         "drain.lead",
         "drain.seconds",
         "services",
+        "auto_register",
         "events",
     }
 )
@@ -164,7 +165,8 @@ class Reload:
         if use_auth is not None:
             use_auth()
         self._make_again(connections)
-        if "services" in changed:
+        if changed & {"services", "auto_register"}:
+            self._core.self_registrations.reconcile()
             self._core.leases.renew()
         if changed & BUDGETS:
             self._core.admission.budgets.renew()

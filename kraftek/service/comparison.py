@@ -129,14 +129,17 @@ class Comparison:
             broadcast=processor.broadcast.removeprefix(prefix),
             reply=processor.reply,
             answered=processor.answered,
+            registers=processor.register,
         )
 
     async def _run(self) -> None:
+        seconds = SOON if self._processor.register else 0.0  # gateways have to hear of it first
         try:
             while not self._stopped:
-                await self.look()
                 self._waiting = self._backend.signal()
+                await self._waiting.wait(seconds)
                 if not self._stopped:
-                    await self._waiting.wait(SOON if self._seen.lines else INTERVAL)
+                    await self.look()
+                seconds = SOON if self._seen.lines else INTERVAL
         except Exception as error:  # noqa: BLE001  # the service goes on
             self._backend.failed("The service is not compared with its registration any more", error)

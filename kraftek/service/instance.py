@@ -20,6 +20,7 @@ from kraftek.service.jobs import Jobs
 from kraftek.service.processor import EventProcessor
 from kraftek.service.pulse import Pulse
 from kraftek.service.requests import Requests, new_name
+from kraftek.service.self_registration import SelfRegistration
 from kraftek.service.sources import ORDERED, Leased, Shared, Source, Subscription
 from kraftek.service.threads import Threads
 
@@ -47,8 +48,9 @@ class Instance:
         self._threads = Threads(backend)
         self._handling = handling(processor, backend, self._jobs, self, self._warn)
         self._source = self._choose_source(self._handling)
-        interval, beat = processor.claim_after / 3, self._source.beat
-        self._pulse = Pulse(backend, interval, processor.timeout, processor.handlers(), beat)
+        self._registration = SelfRegistration(processor, backend) if processor.register else None
+        beats = [self._source.beat, *(() if self._registration is None else (self._registration.beat,))]
+        self._pulse = Pulse(backend, processor.claim_after / 3, processor.timeout, processor.handlers(), *beats)
         self._comparison = Comparison(processor, backend) if compares else None
         self._begun = False
         self._requests = Requests(self.name, processor, backend, self._warn)
@@ -63,6 +65,8 @@ class Instance:
         self._jobs.stopping = True
         if self._comparison is not None:
             self._comparison.stop()
+        if self._registration is not None:
+            self._registration.stop()
         self._source.stop()
         self._handling.stop()
         # Until it has begun it has received no events.
@@ -97,5 +101,7 @@ class Instance:
         if self._comparison is not None:
             self._comparison.start()
         await self._source.begin()
+        if self._registration is not None and not self._jobs.stopping:
+            self._registration.start()
         self._begun = True
         self._backend.info(f"Service {self._processor.name} receives events from {self._processor.channel}")

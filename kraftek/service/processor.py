@@ -142,6 +142,7 @@ class _Settings(Struct, kw_only=True):
     transport: Transport
     partitions: Partitions
     reply: bool | None
+    register: bool
     concurrency: Count
     timeout: Seconds
     attempts: Count
@@ -166,7 +167,8 @@ class EventProcessor:
     entries of a dead one. ``grace``: the seconds that a stop waits for handlers to finish. ``message_bytes``: of one
     message to clients or another service, as JSON; a larger one raises :class:`TooLarge`. ``prefix``, ``broadcast``: as
     in ``[redis]`` of the gateway. ``reply``: as registered; left out, it is only noticed when a client's request was
-    answered that the gateway has answered already. Raises :class:`ValueError` for invalid arguments.
+    answered that the gateway has answered already. ``register``: itself, which ``auto_register`` of the gateways has to
+    permit; clients reach it where a permission names it. Raises :class:`ValueError` for invalid arguments.
 
     ``refused`` counts, for metrics of yours: events over Pub/Sub that were refused because too many waited, or because
     what their handlers had done could not be committed. ``answered``: the last request of a client's that got more than
@@ -184,6 +186,7 @@ class EventProcessor:
         transport: Literal["pubsub", "stream"] = "pubsub",
         partitions: int = 0,
         reply: bool | None = None,
+        register: bool = False,
         concurrency: int = 64,
         unordered: bool = False,
         timeout: float = 10.0,
@@ -205,7 +208,7 @@ class EventProcessor:
         self.name = name
         self.channel = prefix + channel
         self.transport = transport
-        self.partitions, self.reply = partitions, reply
+        self.partitions, self.reply, self.register = partitions, reply, register
         self.concurrency, self.unordered = concurrency, unordered
         self.timeout, self.attempts = timeout, attempts
         self.claim_after, self.grace = claim_after, grace

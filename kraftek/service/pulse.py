@@ -22,7 +22,7 @@ LOOK = 1.0
 
 
 class Pulse:
-    """Sends ``beat``'s command every ``interval`` seconds, on a connection of its own; ``None`` is none.
+    """Sends the commands of ``beats`` every ``interval`` seconds, on a connection of its own; ``None`` is none.
 
     A loop that has done nothing else for ``limit`` seconds is warned of, once each time, by the event whose handler it
     is in: ``handlers`` has these by code.
@@ -34,13 +34,13 @@ class Pulse:
         interval: float,
         limit: float,
         handlers: Mapping[CodeType, str],
-        beat: Callable[[], Command | None] | None,
+        *beats: Callable[[], Command | None],
     ) -> None:
         self._backend = backend
         self._interval = interval
         self._limit = limit
         self._handlers = handlers
-        self._beat = beat
+        self._beats = beats
         self._ended = threading.Event()
         self._loop = 0
         self._asked: float | None = None
@@ -56,16 +56,17 @@ class Pulse:
         self._ended.set()
 
     def _run(self) -> None:
-        link = self._backend.blocking() if self._beat is not None else None
+        link = self._backend.blocking() if self._beats else None
         due = 0.0
         while not self._ended.wait(min(self._interval, LOOK)):
             now = time.monotonic()
             self._look(now)
-            if link is not None and self._beat is not None and now >= due:
+            if link is not None and now >= due:
                 due = now + self._interval
                 try:
-                    if (command := self._beat()) is not None:
-                        link.call(*command)
+                    for beat in self._beats:
+                        if (command := beat()) is not None:
+                            link.call(*command)
                 except Away:
                     link.close()  # the loop has the same Redis, and says so
         if link is not None:

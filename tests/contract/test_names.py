@@ -93,6 +93,8 @@ def test_names_that_others_write() -> None:
         "REGISTRATIONS": "gateways:registrations",
         "REQUESTS": "request:",
         "ROOMS_RESET": "gateway:room:reset",
+        "SELF_LEASES": "gateways:registered:leases",
+        "SELF_REGISTERED": "gateways:registered",
         "SUBPROTOCOL": "kraftek.v1.json",
     }
     assert names.default_channel("chat") == "events:chat"

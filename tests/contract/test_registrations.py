@@ -66,11 +66,13 @@ def test_a_table_is_named_as_toml_has_it() -> None:
 
 
 def test_the_document() -> None:
-    config = Config(redis=Redis(url="redis://:hunter2@x", prefix="k:", broadcast="all"))
-    assert msgspec.json.decode(published(config, [CHAT, NOTES])) == {
+    config = Config(redis=Redis(url="redis://:hunter2@x", prefix="k:", broadcast="all"), auto_register=("x-*",))
+    assert msgspec.json.decode(published(config, [CHAT, NOTES], {"x-1": "why"})) == {
         "version": 1,
         "prefix": "k:",
         "broadcast": "all",
+        "autoRegister": ["x-*"],
+        "refused": {"x-1": "why"},
         "services": {
             "chat": {"channel": "events:chat", "transport": "pubsub", "partitions": 0, "reply": True, "timeout": 10.0},
             "notes": {

@@ -15,7 +15,7 @@ from zope.interface import Invalid
 from kraftek.contract.errors import Code, PeerError
 from kraftek.contract.interfaces import Undelivered
 from kraftek.contract.messages import Authenticate, Token
-from kraftek.contract.settings import Limits, Registration
+from kraftek.contract.settings import Limits, Registration, SelfRegistration
 from kraftek.core.gateway import Gateway
 from kraftek.core.session import SessionState
 from tests.support.world import CHAT, NOTES, House, works
@@ -223,6 +223,30 @@ def test_access_denied_for_an_event() -> None:
         + 1
     """)
     works(client)
+
+
+@pytest.mark.parametrize(
+    ("permissions", "permitted"),
+    [
+        (None, False),
+        (["*:*:*", "*:note:add", "notes:*:*"], False),
+        (["*:*:*", "wiki:*:*"], True),
+        (["wiki:page:read"], True),
+    ],
+)
+def test_a_service_that_has_registered_itself_is_reached_by_name_alone(
+    permissions: list[str] | None, permitted: bool
+) -> None:
+    house = House()
+    house.registry.register(SelfRegistration(name="wiki", channel="events:wiki"))
+    client = house.connect()
+    client.send({"type": "authenticate", "payload": {"token": "t", "roomId": "room"}})
+    house.access.next().yes("alice", permissions=permissions)
+    client.link.read()
+    client.send({"type": "wiki:page:read", "id": 1})
+    assert [sent.channel for sent in house.bus.published] == (["events:wiki"] if permitted else [])
+    told = [message["payload"]["code"] for message in client.link.read()]
+    assert told == ([] if permitted else ["ACCESS_DENIED"])
 
 
 def test_auth_unavailable_while_access_is_suspended() -> None:

@@ -10,8 +10,9 @@ from msgspec.structs import replace
 
 from kraftek.contract.errors import Code, Limit, PeerError
 from kraftek.contract.messages import Token
-from kraftek.contract.settings import Limits, Registration
+from kraftek.contract.settings import Limits, Registration, SelfRegistration
 from kraftek.core.request_queue import Request
+from kraftek.core.self_registrations import SelfRegistered
 from kraftek.core.session import SessionState
 from kraftek.edge.dialects.native import NativeDialect
 from tests.support.fakes import FakeLink
@@ -34,7 +35,12 @@ def taken_over(
     assert all(house.move.is_movable(session) for session in sessions)
     given = [house.move.give_session(session) for session in sessions]
     core = house.move.give()
-    new = House(services=services, limits=limits or house.limits, sockets=house.rooms.sockets)
+    new = House(
+        services=services,
+        limits=limits or house.limits,
+        sockets=house.rooms.sockets,
+        auto_register=house.auto_register,
+    )
     new.clock.advance(house.clock.seconds())
     new.wall_is_ahead = house.wall_is_ahead
     for session in given:
@@ -255,6 +261,12 @@ def test_answers_that_redis_has_not_stored_are_stored_later() -> None:
     new = taken_over(old)
     assert new.requests.look_ups.store.find("record") == b"answer"
     assert new.requests.budget.used == 1000
+
+
+def test_a_service_that_has_registered_itself_is_there() -> None:
+    house = House(auto_register=("wiki",))
+    house.core.self_registrations.take({"wiki": SelfRegistered(b'{"channel": "x"}', house.clock.seconds() + 5)})
+    assert taken_over(house).registry.find("wiki") == SelfRegistration(name="wiki", channel="x")
 
 
 def test_another_version_may_know_more_or_less() -> None:

@@ -6,7 +6,7 @@ import pytest
 from zope.interface.verify import verifyObject
 
 from kraftek.contract.interfaces import IServiceRegistry
-from kraftek.contract.settings import Registration
+from kraftek.contract.settings import Registration, SelfRegistration
 from kraftek.core.registry import ServiceRegistry
 
 NOTES = Registration(name="stickyNotes", channel="events:stickyNotes")
@@ -42,6 +42,14 @@ def test_a_name_is_registered_once() -> None:
     with pytest.raises(ValueError, match="'stickyNotes' is registered already"):
         registry.register(Registration(name="stickyNotes", channel="elsewhere"))
     assert registry.find("stickyNotes") is NOTES
+
+
+def test_one_that_has_registered_itself_makes_room() -> None:
+    registry = ServiceRegistry([NOTES, SelfRegistration(name="chat", channel="theirs")])
+    registry.register(CHAT)
+    assert list(registry.services()) == [NOTES, CHAT]
+    with pytest.raises(ValueError, match="'chat' is registered already"):
+        registry.register(SelfRegistration(name="chat", channel="theirs"))
 
 
 def test_two_services_may_share_a_channel() -> None:

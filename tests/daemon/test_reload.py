@@ -29,9 +29,11 @@ from kraftek.contract.settings import (
     Operator,
     Redis,
     Registration,
+    SelfRegistration,
     SocketIO,
 )
 from kraftek.core.registry import ServiceRegistry
+from kraftek.core.self_registrations import SelfRegistered
 from kraftek.daemon.assembly import core_of, edge_of
 from kraftek.daemon.checkers import Checkers
 from kraftek.daemon.listening import Certificates
@@ -74,6 +76,7 @@ class Running:
             clock=clock,
             iteration=iteration,
         )
+        self.core.self_registrations.take({"chat-a": SelfRegistered(b'{"channel": "x"}', 100.0)})
         self.edge = edge_of(config, self.core, iteration, counters, clock, fastpath=False)
         publish = PublishRequests(bus, config.redis.broadcast, counters, clock, None)
         self.operator = OperatorSite(clock, Hosts(config.hosts), "gw", counters, Gauges(), Readiness(bus), publish)
@@ -165,11 +168,13 @@ SEEN: dict[str, Callable[[Running], Any]] = {
     "drain.lead": lambda it: it.config.drain.lead,
     "drain.seconds": lambda it: it.config.drain.seconds,
     "services": lambda it: it.registry.find("polls"),
+    "auto_register": lambda it: it.registry.find("chat-a"),
     "events": lambda it: it.edge.backlogs.policies.of("a:b:c"),
 }
 """Where each key is used that takes effect at once."""
 
 VALUES = {
+    "auto_register": ("chat-*",),
     "origins": ("same-host", "https://other.example.org"),
     "auth.ca": "",
     "limits.connections": 7,
@@ -236,6 +241,17 @@ def test_services_come_and_go_and_change() -> None:
     assert running.take(replace(running.config, services=(slow, POLLS))) == ["services has changed"]
     assert list(running.registry.services()) == [slow, POLLS]
     assert running.take(replace(running.config, services=(slow, POLLS))) == []
+
+
+def test_the_configuration_wins_over_what_a_service_says_itself() -> None:
+    running = Running(auto_register=("chat-*",))
+    own = SelfRegistration(name="chat-a", channel="x")
+    assert running.registry.find("chat-a") == own
+    ours = replace(POLLS, name="chat-a")
+    running.take(replace(running.config, services=(CHAT, NOTES, ours)))
+    assert running.registry.find("chat-a") is ours
+    running.take(replace(running.config, services=(CHAT, NOTES)))
+    assert running.registry.find("chat-a") == own
 
 
 def test_others_are_asked_after_a_restart_only() -> None:

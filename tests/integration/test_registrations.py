@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
     from pathlib import Path
 
-    from tests.integration.conftest import RedisServer, StartGateway
+    from tests.integration.conftest import AuthService, Connect, RedisServer, StartGateway
 
 BACKENDS = ["asyncio", "twisted", "node"]
 CHANNEL = {"sample": {"channel": "events:sample", "reply": True}}
@@ -67,3 +67,44 @@ def test_a_difference_is_told_by_each_sdk_and_so_is_its_end(
         each.wait_for("Service sample agrees with its registration at the gateways")
     process.terminate()
     assert redis_server.client().hlen("gateways:registrations") == 0
+
+
+def test_a_service_registers_itself_while_it_lives(
+    stage: ExitStack,
+    redis_server: RedisServer,
+    gateway: StartGateway,
+    connect: Connect,
+    auth_service: AuthService,
+) -> None:
+    config = {"auto_register": ["sam*"], "auth": {"check": auth_service.url}}
+    one, two = (gateway(redis=redis_server, services={}, config=config) for _ in range(2))
+    auth_service.allow("ada", "ada", permissions=["*:*:*", "sample:say:back"])
+    auth_service.allow("bob", "bob")
+    clients = [connect(one, token="ada", room="r1"), connect(two, token="ada", room="r2")]
+    bob = connect(one, token="bob", room="r1")
+    bob.send("sample:say:back", id=0)
+    bob.expect_error("INVALID_EVENT")
+
+    first = Told(stage, "twisted", redis_server, register=True, reply=True)
+    for process in (one, two):
+        process.wait_log("Service sample has registered itself", timeout=20)
+    other, last = (Told(stage, "asyncio", redis_server, register=True, reply=reply) for reply in (True, False))
+    last.wait_for("Service sample is registered by other instances as ")
+    for number, ada in enumerate(clients):
+        ada.send("sample:say:back", id=number, payload="hello")
+        assert ada.receive()["payload"] == "hello"
+    bob.send("sample:say:back", id=1)
+    bob.expect_error("ACCESS_DENIED")
+
+    before = [len(process.log()) for process in (one, two)]
+    two.process.send_signal(signal.SIGUSR2)
+    two.wait_log("Service sample has registered itself", 30, after=before[1])
+    clients[1].send("sample:say:back", id="after the upgrade", payload="hello")
+    assert clients[1].receive(30)["payload"] == "hello"
+    for each in (first, other, last):
+        each.process.kill()
+    for process, length in zip((one, two), before, strict=True):
+        process.wait_log("Service sample, which had registered itself, is gone", 40, after=length)
+    for ada in clients:
+        ada.send("sample:say:back", id="gone")
+        ada.expect_error("INVALID_EVENT")

@@ -162,6 +162,32 @@ def test_its_own_settings_are_compared_without_the_prefix() -> None:
     assert ['channel is "events:talk" here' in lines[0], "reply is false here" in lines[1]] == [True, True]
 
 
+@pytest.mark.parametrize(
+    ("gateway", "line"),
+    [
+        (
+            published(Config(), []),
+            (
+                "it registers itself, and auto_register does not have its name at the gateways. Write it into "
+                'auto_register = ["chat"] of the gateways, and reload them; or register it there under [services.chat]'
+            ),
+        ),
+        (
+            published(Config(auto_register=("ch*",)), [], {"chat": "channel: expected x"}),
+            "it may not register itself (channel: expected x) at the gateways. Change that in the service",
+        ),
+        (
+            published(Config(auto_register=("ch*",)), []),
+            "it has registered itself, and is not known yet at the gateways. Wait for them",
+        ),
+    ],
+)
+def test_one_that_registers_itself_is_told_why_that_has_no_effect(gateway: bytes, line: str) -> None:
+    place = Place(EventProcessor("chat", register=True))
+    place.fleet = [gateway]
+    assert place.looks() == [("warn", f"Service chat: {line}")]
+
+
 def test_it_looks_until_it_is_stopped_and_a_fault_of_its_own_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
     failed: list[str] = []
 

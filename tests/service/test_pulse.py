@@ -86,7 +86,7 @@ def test_a_loop_that_runs_is_not_warned_of_and_nothing_need_be_sent(monkeypatch:
         def beat() -> None:
             asked.append(time.monotonic())
 
-        quiet, silent = Pulse(backend, 0.01, 5.0, {}, None), Pulse(backend, 0.01, 5.0, {}, beat)
+        quiet, silent = Pulse(backend, 0.01, 5.0, {}), Pulse(backend, 0.01, 5.0, {}, beat)
         quiet.start()
         silent.start()
         while len(asked) < 5:

@@ -69,6 +69,7 @@ class House:
         sockets: dict[tuple[str, str], dict[str, int]] | None = None,
         prefix: str = "",
         limits: Limits | None = None,
+        auto_register: tuple[str, ...] = (),
         dispatch: Callable[[House], Dispatch] | None = None,
         history: Sequence[RoomPolicy] = (),
         logs: FakeLogs | None = None,
@@ -77,6 +78,7 @@ class House:
         self.wall_is_ahead = 0.0
         # Keeping answers is a script's work: tests/core/test_requests.py has it with a real Redis.
         self.limits = replace(limits or Limits(), request_window=0 if dispatch is None else 120)
+        self.auto_register = auto_register
         self.counters = Counters()
         self.iteration = Iteration(self.clock)
         self.accounts = Accounts()
@@ -86,7 +88,12 @@ class House:
         self.bus = FakeBus(channels, prefix=prefix)
         self.registry = ServiceRegistry(services)
         core = core_of(
-            Config(limits=self.limits, sessions="single" if single else "many", rooms=tuple(history)),
+            Config(
+                limits=self.limits,
+                sessions="single" if single else "many",
+                rooms=tuple(history),
+                auto_register=auto_register,
+            ),
             gateway_id=gateway_id,
             registry=self.registry,
             bus=self.bus,

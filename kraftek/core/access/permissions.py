@@ -8,10 +8,14 @@ __all__ = ["permits"]
 
 
 @lru_cache(maxsize=8192)
-def permits(permissions: tuple[str, ...], name: str) -> bool:
-    """Whether one of the patterns (``service:module:name``, each part a literal or ``*``) covers the event name."""
+def permits(permissions: tuple[str, ...], name: str, explicit: bool = False) -> bool:
+    """Whether one of the patterns (``service:module:name``, each part a literal or ``*``) covers the event name.
+    ``explicit``: only one that names the service does.
+    """
     parts = name.split(":")
     return any(
-        len(pattern) == len(parts) and all(p in ("*", part) for p, part in zip(pattern, parts, strict=True))
+        len(pattern) == len(parts)
+        and all(p in ("*", part) for p, part in zip(pattern, parts, strict=True))
+        and not (explicit and pattern[0] == "*")
         for pattern in (permission.split(":") for permission in permissions)
     )

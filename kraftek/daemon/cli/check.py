@@ -17,7 +17,7 @@ from msgspec.structs import asdict, replace
 
 from kraftek.bus import RedisBus, RedisError
 from kraftek.contract.names import default_channel, lease_key, stream_of
-from kraftek.contract.registrations import Given, mistakes_of, name_mistake
+from kraftek.contract.registrations import Given, check
 from kraftek.contract.settings import Config, Registration
 from kraftek.daemon.cli.place import configuration, connected, place_options
 from kraftek.service import Rejected
@@ -68,10 +68,7 @@ def _services(config: Config, name: str | None, said: dict[str, Any]) -> list[tu
     except ValidationError as error:
         raise ValueError(f"{name}: {error}") from None
     others = (other for other in config.services if other.name != name)
-    mistakes = [name_mistake(name), *mistakes_of(service, config.redis.broadcast, others)]
-    for mistake in mistakes:
-        if mistake is not None:
-            raise ValueError(f"{mistake.key}: expected {mistake.expected}, found {mistake.found!r}")
+    check(service, config.redis.broadcast, others)
     return [(service, known is not None or "reply" in said)]
 
 

@@ -41,6 +41,12 @@ def test_permits(patterns: tuple[str, ...], name: str, permitted: bool) -> None:
     assert permits(patterns, name) is permitted
 
 
+def test_one_that_is_to_name_the_service_has_no_star_there() -> None:
+    assert permits(("*:*:*", "wiki:page:read"), "wiki:page:read", explicit=True)
+    assert permits(("wiki:*:*",), "wiki:page:read", explicit=True)
+    assert not permits(("*:*:*", "*:page:read", "chat:*:*"), "wiki:page:read", explicit=True)
+
+
 PART = st.text(st.characters(exclude_characters=":"), min_size=1, max_size=5)
 
 
