@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.docs.reader import Read, Reader
 from tests.integration.conftest import (
     auth_service,
     browser,
@@ -20,7 +21,9 @@ from tests.integration.conftest import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from contextlib import ExitStack
+    from pathlib import Path
 
     from playwright.sync_api import Browser, Page
 
@@ -31,6 +34,7 @@ __all__ = [
     "chromium_path",
     "connect",
     "gateway",
+    "read",
     "redis_server",
     "redis_servers",
     "service",
@@ -46,3 +50,24 @@ def browser_page(browser: Browser, stage: ExitStack) -> Page:
     stage.callback(context.close)
     context.set_default_timeout(30_000)
     return context.new_page()
+
+
+@pytest.fixture
+def read(tmp_path: Path, browser: Browser) -> Iterator[Read]:
+    """Somebody who goes through the tutorial, and in the end leaves nothing behind."""
+    readers: list[Reader] = []
+
+    def begin(part: int) -> Reader:
+        reader = Reader(part, tmp_path, browser)
+        readers.append(reader)
+        for block in ("files", "start"):
+            assert reader.paste(block) == []
+        return reader
+
+    try:
+        yield begin
+        for reader in readers:
+            reader.leave()
+    finally:
+        for reader in readers:
+            reader.close()

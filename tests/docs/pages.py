@@ -9,9 +9,11 @@ from pathlib import Path
 from docutils import nodes
 from docutils.core import publish_doctree
 
-__all__ = ["CHECKOUT", "PAGES", "code", "page"]
+__all__ = ["CHECKOUT", "PAGES", "PARTS", "code", "page"]
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+PARTS = sorted(CHECKOUT.glob("docs/tutorial/*.rst"))
+"""Of the tutorial, in their order."""
 PAGES = (*sorted(CHECKOUT.glob("*.rst")), *sorted(CHECKOUT.glob("docs/**/*.rst")))
 
 
