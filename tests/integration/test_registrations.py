@@ -88,7 +88,8 @@ def test_a_service_registers_itself_while_it_lives(
     first = Told(stage, "twisted", redis_server, register=True, reply=True)
     for process in (one, two):
         process.wait_log("Service sample has registered itself", timeout=20)
-    other, last = (Told(stage, "asyncio", redis_server, register=True, reply=reply) for reply in (True, False))
+    other = Told(stage, "node", redis_server, register=True, reply=True)
+    last = Told(stage, "asyncio", redis_server, register=True, reply=False)
     last.wait_for("Service sample is registered by other instances as ")
     for number, ada in enumerate(clients):
         ada.send("sample:say:back", id=number, payload="hello")

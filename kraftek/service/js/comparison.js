@@ -30,9 +30,15 @@ const GATEWAY = new RegExp(`^(.*)${replyChannel(ID)}$`, "s");
  * @property {string} broadcast
  * @property {boolean | undefined} reply whether it answers requests, if it says so
  * @property {string | undefined} answered the name of a client's request that it has answered, if it has
+ * @property {boolean} [registers] itself
  *
  * @typedef {{channel: string, transport?: string, partitions?: number, reply?: boolean}} Registration
- * @typedef {{version: number, broadcast: string, services: Record<string, Registration>}} Published
+ * @typedef {object} Published
+ * @property {number} version
+ * @property {string} broadcast
+ * @property {Record<string, Registration>} services
+ * @property {string[]} [autoRegister]
+ * @property {Record<string, string>} [refused]
  *
  * @typedef {object} Finding
  * @property {string[]} lines what differs
@@ -135,7 +141,7 @@ function* differencesFrom(given, there) {
   if (there.broadcast !== given.broadcast) yield differs("broadcast", given.broadcast, there.broadcast, "redis", "restart");
   const registered = Object.hasOwn(there.services, given.name) ? there.services[given.name] : undefined;
   if (!registered) {
-    yield unknown(given, there.services);
+    yield given.registers ? notTaken(given, there) : unknown(given, there.services);
     return;
   }
   const service = { transport: "pubsub", partitions: 0, reply: false, ...registered };
@@ -193,6 +199,35 @@ function unknown(given, services) {
 }
 
 /**
+ * @param {Given} given
+ * @param {Published} there
+ * @returns {Difference}
+ */
+function notTaken({ name }, { autoRegister = [], refused = {} }) {
+  if (Object.hasOwn(refused, name)) {
+    return { difference: `it may not register itself (${refused[name]}) at`, mend: "Change that in the service" };
+  }
+  if (autoRegister.some((pattern) => covers(pattern, name))) {
+    return { difference: "it has registered itself, and is not known yet at", mend: "Wait for them" };
+  }
+  return {
+    difference: "it registers itself, and auto_register does not have its name at",
+    mend:
+      `Write it into auto_register = ["${name}"] of the gateways, and ${RELOAD}; or register it there under ` +
+      `[${tableOf(name)}]`,
+  };
+}
+
+/**
+ * @param {string} pattern
+ * @param {string} name
+ */
+function covers(pattern, name) {
+  const parts = pattern.split("*").map((part) => part.replaceAll(".", "\\."));
+  return new RegExp(`^${parts.join(".*")}$`, "s").test(name);
+}
+
+/**
  * A service's table in the configuration.
  *
  * @param {string} name
@@ -224,10 +259,20 @@ export class Comparison {
 
   /** Look now, and from then on. */
   start() {
+    // Gateways have to hear first of one that registers itself.
+    if (this.#service.register) this.#after(SOON);
+    else this.#go();
+  }
+
+  /** @param {number} milliseconds */
+  #after(milliseconds) {
+    this.#timer = setTimeout(() => this.#go(), milliseconds);
+  }
+
+  #go() {
     this.look()
       .then(() => {
-        if (this.#stopped) return;
-        this.#timer = setTimeout(() => this.start(), this.#seen.lines.length ? SOON : INTERVAL);
+        if (!this.#stopped) this.#after(this.#seen.lines.length ? SOON : INTERVAL);
       })
       .catch((error) => {
         if (!this.#stopped) this.#service.log.error("The service is not compared with its registration any more", error);
@@ -273,9 +318,9 @@ export class Comparison {
 
   /** @returns {Given} */
   #given() {
-    const { name, channel, transport, partitions, prefix, broadcast, reply, answered } = this.#service;
+    const { name, channel, transport, partitions, prefix, broadcast, reply, answered, register } = this.#service;
     const own = { channel: channel.slice(prefix.length), broadcast: broadcast.slice(prefix.length) };
-    return { name, transport, partitions, prefix, reply, answered, ...own };
+    return { name, transport, partitions, prefix, reply, answered, registers: register, ...own };
   }
 }
 

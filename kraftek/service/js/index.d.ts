@@ -12,6 +12,8 @@ export interface ServiceOptions {
   partitions?: number;
   /** As registered. Unless given, it is only noticed when a client's request was answered that the gateway had answered. */
   reply?: boolean;
+  /** Register it, where `auto_register` of the gateways permits that. Clients reach it where a permission names it. */
+  register?: boolean;
   /** How many events are handled at the same time: 64, each of another room. */
   concurrency?: number;
   /** Events of one room may be handled at the same time, too, and a stream is read by all instances. */

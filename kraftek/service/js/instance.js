@@ -15,6 +15,7 @@ import { onceAMinute } from "./log.js";
 import { replyChannel } from "./names.js";
 import { Pulse } from "./pulse.js";
 import { Subscription } from "./pubsub.js";
+import { SelfRegistration } from "./self_registration.js";
 import { Leased, ORDERED, Shared } from "./streams.js";
 
 /** @typedef {ReturnType<typeof openAnswer>} Answer */
@@ -32,6 +33,7 @@ export class Instance {
   #jobs;
   #source;
   #comparison;
+  #registration;
   #pulse;
   #count = 0;
   /** @type {Map<number, (answer: Answer) => void>} */
@@ -60,6 +62,7 @@ export class Instance {
     if (service.transport === "pubsub") this.#source = new Subscription(...parts);
     else this.#source = new (leased ? Leased : Shared)(this.name, ...parts, this.#pulse);
     this.#comparison = new Comparison(service, link.call);
+    this.#registration = service.register ? new SelfRegistration(service, link.call) : undefined;
     this.begun = new Promise((resolve) => (this.#hasBegun = resolve));
   }
 
@@ -72,6 +75,7 @@ export class Instance {
   async stop() {
     this.#jobs.stopping = true;
     this.#comparison.stop();
+    this.#registration?.stop();
     this.#source.stop();
     // Until it has begun it has received no events.
     const finished = await this.#jobs.end(this.#begins ? this.#service.grace : 0);
@@ -85,6 +89,7 @@ export class Instance {
     await this.#connection.subscribe(this.#replyTo, (body) => this.#answered(body));
     if (!this.#jobs.stopping) this.#comparison.start();
     await this.#source.begin();
+    if (!this.#jobs.stopping) this.#registration?.start();
     this.#begins = true;
     this.#service.log.info(`Service ${this.#service.name} receives events from ${this.#service.channel}`);
     this.#hasBegun();

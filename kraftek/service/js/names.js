@@ -9,6 +9,10 @@ export const GATEWAY_BYTES = 67_108_864;
 export const GATEWAY_OWN = "gateway:";
 export const ROOMS_RESET = "gateway:room:reset";
 
+/** The hash of services that have registered themselves, and the channel on which gateways hear of a new one. */
+export const SELF_REGISTERED = "gateways:registered";
+/** Until when each of them stands. */
+export const SELF_LEASES = "gateways:registered:leases";
 /** The hash of what each gateway process publishes about its services. */
 export const REGISTRATIONS = "gateways:registrations";
 

@@ -15,6 +15,7 @@ export const FILES = {
   take: ["fields", "take"],
   begin: ["begin"],
   keep: ["time", "keep"],
+  register: ["time", "register"],
 };
 
 /** Where a file is: in the package, or in the checkout, the kit's own before those that the gateways have as well. */

@@ -26,6 +26,7 @@ const DEFAULTS = {
   transport: /** @type {"pubsub" | "stream"} */ ("pubsub"),
   partitions: 0,
   reply: /** @type {boolean | undefined} */ (undefined),
+  register: false,
   concurrency: 64,
   unordered: false,
   timeout: 10_000,
@@ -44,6 +45,7 @@ const EXPECTED = {
   transport: ['"pubsub" or "stream"', (value) => value === "pubsub" || value === "stream"],
   partitions: ["a whole number from 0 to 256", (value) => isCount(value, 0, 256)],
   reply: ["true or false", (value) => typeof value === "boolean"],
+  register: ["true or false", (value) => typeof value === "boolean"],
   concurrency: ["a whole number from 1 to 2147483647", (value) => isCount(value, 1, 2 ** 31 - 1)],
   unordered: ["true or false", (value) => typeof value === "boolean"],
   timeout: [MILLISECONDS, (value) => value > 0 && value <= YEAR],
@@ -82,6 +84,7 @@ export class Service {
     this.transport = settings.transport;
     this.partitions = settings.partitions;
     this.reply = settings.reply;
+    this.register = settings.register;
     this.concurrency = settings.concurrency;
     this.unordered = settings.unordered;
     this.timeout = settings.timeout;
