@@ -44,7 +44,7 @@ class SkipReason(StrEnum):
     TTL = "ttl"
 
 
-PUBLISH_STATUSES = ("200", "400", "401", "403", "405", "413", "415", "422", "500", "503")
+PUBLISH_STATUSES = ("200", "400", "401", "403", "405", "409", "413", "415", "422", "500", "503")
 """What ``POST /publish`` is answered with."""
 
 
@@ -128,6 +128,10 @@ class Counters(Struct):
     resumed: Annotated[int, Meta(description="Clients that got all that they had missed in a room")] = 0
     resumed_messages: Annotated[int, Meta(description="Messages that clients had missed and got")] = 0
     revoked: Annotated[int, Meta(description="Times that a socket lost a room because access was revoked")] = 0
+    rooms_given: Annotated[int, Meta(description="Times that a service put a socket into a room")] = 0
+    rooms_not_given: Annotated[
+        int, Meta(description="Times that a socket was not put into a room because it was in limits.rooms of them")
+    ] = 0
     slow_consumers: Annotated[int, Meta(description="Clients closed because they did not read what they were sent")] = 0
     slowed: Annotated[int, Meta(description="Times that a socket was not read for a while: it was over its budget")] = 0
     streams_full: Annotated[int, Meta(description="Events refused because a service's stream was full")] = 0

@@ -36,6 +36,7 @@ __all__ = [
     "BROADCAST",
     "CLIENT_JOINED",
     "CLIENT_LEFT",
+    "COMMANDS",
     "ENTRIES",
     "EPOCH",
     "GATEWAY_BYTES",
@@ -55,6 +56,8 @@ __all__ = [
     "REGISTRATIONS",
     "REQUESTS",
     "ROOMS_RESET",
+    "ROOM_PUT",
+    "ROOM_REMOVE",
     "SELF_LEASES",
     "SELF_REGISTERED",
     "SUBPROTOCOL",
@@ -101,12 +104,20 @@ GATEWAY_NAME = "gateway"
 """The service, by their names, that the gateway's own events are of."""
 
 GATEWAY_OWN = f"{GATEWAY_NAME}:"
-"""Events whose names begin so come from the gateway itself, not from a client."""
+"""Events whose names begin so come from the gateway itself, not from a client; and messages whose types do are for the
+gateways themselves."""
 
 CLIENT_JOINED = "gateway:client:joined"
 CLIENT_LEFT = "gateway:client:left"
 ROOMS_RESET = "gateway:room:reset"
 """Events for services with ``presence``: docs/services.rst, "Presence"."""
+
+ROOM_PUT = "gateway:room:put"
+ROOM_REMOVE = "gateway:room:remove"
+"""Commands to gateways: docs/services.rst, "Putting users into rooms"."""
+
+COMMANDS = (ROOM_PUT, ROOM_REMOVE)
+"""All whose types begin with :data:`GATEWAY_OWN`. A gateway that does not know one would send it to clients."""
 
 _PART = r"[^\s:\x00-\x1f\x7f-\x9f\ud800-\udfff]+"
 _EVENT = re.compile(rf"({_PART}):{_PART}:{_PART}")

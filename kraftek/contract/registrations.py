@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import asdict
 
-from kraftek.contract.names import GATEWAY_NAME, is_reserved
+from kraftek.contract.names import COMMANDS, GATEWAY_NAME, is_reserved
 from kraftek.contract.settings import Channel, Config, Partitions, Registration, Seconds, Transport
 
 __all__ = [
@@ -126,7 +126,8 @@ class PublishedService(Struct, frozen=True, kw_only=True):
 
 class Published(Struct, frozen=True, kw_only=True, rename="camel"):
     """The document. ``prefix`` and ``broadcast`` are those of ``[redis]``; channels are without the prefix.
-    ``auto_register``: as configured. ``refused``: services that may not register themselves, and why.
+    ``auto_register``: as configured. ``refused``: services that may not register themselves, and why. ``commands``:
+    those to gateways that it knows (``unaware.lua`` beside this module).
     """
 
     version: int
@@ -135,6 +136,7 @@ class Published(Struct, frozen=True, kw_only=True, rename="camel"):
     services: dict[str, PublishedService]
     auto_register: tuple[str, ...] = ()
     refused: dict[str, str] = {}
+    commands: tuple[str, ...] = ()
 
 
 class _Version(Struct):
@@ -151,6 +153,7 @@ def published(config: Config, services: Iterable[Registration], refused: Mapping
         services={service.name: PublishedService.of(service) for service in services},
         auto_register=config.auto_register,
         refused=dict(refused or {}),
+        commands=COMMANDS,
     )
     return _encode(document)
 

@@ -102,15 +102,28 @@ class AccessWatch:
 
     def revoke(self, session: Session, room_id: str | None) -> None:
         """Access was revoked: send the client an error, and remove it from the room if it is still there."""
-        if not _concerns(session, room_id):
-            return
+        if _concerns(session, room_id):
+            why = "has expired" if _is_expired(session, room_id, self._now()) else "was revoked"
+            self.put_out(session, room_id, why, "revoked")
+
+    def give(self, session: Session, room_id: str, grant: Grant) -> None:
+        """A service puts the session into a room that it is not in. The grant is not watched."""
+        assert session.token is not None
+        self._membership.enter(session, room_id, HeldGrant(session.token, grant, given=True))
+        self.changed(session)
+
+    def put_out(self, session: Session, room_id: str | None, why: str, reason: str) -> None:
+        """Put the session out of the room, whoever let it in. With its last room by its token it is closed.
+
+        The client gets an error that says ``why``, services get the ``reason``.
+        """
         self._counters.revoked += 1
         where = "" if room_id is None else f" to room {room_id}"
-        why = "has expired" if _is_expired(session, room_id, self._now()) else "was revoked"
         session.refuse(PeerError(Code.ACCESS_REVOKED, f"Access{where} {why}", room_id=room_id))
-        if room_id in session.rooms:
-            self._membership.leave(session, room_id, "revoked")
-        if not session.rooms:
+        held = session.rooms.get(room_id)
+        if held is not None:
+            self._membership.leave(session, room_id, reason)
+        if not (session.asked or (held is not None and held.given)):
             session.close(CLOSE_CODES[Code.ACCESS_REVOKED], Code.ACCESS_REVOKED)
         self._expired.judge(session)
         self._withholding.judge(session)
@@ -175,7 +188,7 @@ class AccessWatch:
             self._recheck(session, its_room, revoked)
 
     def _check_due(self, session: Session, now: float) -> None:
-        if not session.rooms:
+        if not session.asked:
             self._recheck(session, None, True)  # its answer is watched, or closes the session
             return
         for room_id, held in tuple(session.rooms.items()):
@@ -193,7 +206,7 @@ class AccessWatch:
             session.expires_at = grant.expires_at
         if self._withholding.end(session, room_id):
             self._membership.resuming.interrupted(session, room_id)
-        if not session.rooms:
+        if not session.asked:
             self._expired.forget(session)
         self.changed(session)
 
@@ -238,7 +251,7 @@ class AccessWatch:
     def _denied(self, session: Session, room_id: str | None, code: Code) -> None:
         """A no: because the token has expired, if it says so, or if nothing is left that it permits."""
         now = self._now()
-        ended = [held.is_expired(now) for held in session.rooms.values()] or [session.is_expired(now)]
+        ended = [session.rooms[each].is_expired(now) for each in session.asked] or [session.is_expired(now)]
         if code is not Code.TOKEN_EXPIRED and not all(ended):
             self.revoke(session, room_id)
             return
@@ -274,20 +287,21 @@ def _held(sessions: Iterable[Session]) -> Iterable[tuple[str, str]]:
     for session in sessions:
         if session.user_id is not None and session.token is not None:
             yield session.token.digest, session.user_id
-            for held in session.rooms.values():
-                yield held.token.digest, session.user_id
+            for room_id in session.asked:
+                yield session.rooms[room_id].token.digest, session.user_id
 
 
 def _in_question(session: Session, revoked: bool) -> tuple[str | None, ...]:
     """The rooms to check again. A session without rooms still gets what is sent to its user, until that is revoked."""
-    return tuple(session.rooms) or ((None,) if revoked and session.user_id is not None else ())
+    return tuple(session.asked) or ((None,) if revoked and session.user_id is not None else ())
 
 
 def _concerns(session: Session, room_id: str | None) -> bool:
-    """Whether the session has access to the room, or for ``None`` is in none and has what is sent to its user."""
-    return session.state is not SessionState.CLOSED and (
-        room_id in session.rooms or (room_id is None and not session.rooms)
-    )
+    """Whether the session has access to the room, and it is asked about; for ``None``, or is in no such room and has
+    what is sent to its user.
+    """
+    asked = session.asked
+    return session.state is not SessionState.CLOSED and (room_id in asked or (room_id is None and not asked))
 
 
 def _token_of(session: Session, room_id: str | None) -> Token | None:

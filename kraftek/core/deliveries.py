@@ -20,6 +20,7 @@ from kraftek.contract.iteration import Iteration
 from kraftek.contract.log_once import OnceAMinute
 from kraftek.contract.messages import Broadcast, Delivery, Outgoing
 from kraftek.contract.metrics import Counters
+from kraftek.contract.names import GATEWAY_OWN
 from kraftek.contract.surrogates import HALF, is_whole, reread
 from kraftek.core.requests import Requests
 from kraftek.core.roster import Audience, Roster, audience_of
@@ -56,9 +57,13 @@ _decode_room = msgspec.json.Decoder(_Room).decode
 _decode_command = msgspec.json.Decoder(_Command | None).decode
 
 
+Obey = Callable[[str, str | None, Collection[Session], Raw], None]
+"""Carries out a command to gateways: its type, its room, whom it is about, and its payload."""
+
+
 class Deliveries:
     """Carries services' messages to the sockets on this process. ``followed``: rooms of which it gets what is part of
-    their history by :meth:`told` alone.
+    their history by :meth:`told` alone. ``obey``: to be set before anything is received.
     """
 
     _log = Logger()
@@ -73,6 +78,7 @@ class Deliveries:
         now: Callable[[], float] = time.time,
     ) -> None:
         self.followed: Container[str] = ()
+        self.obey: Obey | None = None
         self._roster = roster
         self._requests = requests
         self._counters = counters
@@ -93,6 +99,9 @@ class Deliveries:
                 message, body = _reread(body, error)
             if message.type == "disconnect":
                 self._disconnect(message, body)
+            elif message.type.startswith(GATEWAY_OWN):
+                assert self.obey is not None
+                self.obey(message.type, message.room_id, self._addressed(message), message.payload)
             elif message.in_reply_to is not None and (message.recipients or message.user_ids):
                 self._requests.answered(message, body)
             else:
@@ -227,11 +236,12 @@ class Deliveries:
             code = Code.ACCESS_REVOKED
             text = text if isinstance(text, str) else _DISCONNECTED
         for session in self._addressed(message):
-            if message.room_id is None or message.room_id in session.rooms:
-                if code == Code.DUPLICATE_CONNECTION:
+            if code == Code.DUPLICATE_CONNECTION:
+                # Another gateway's word about a login. What a service gave is none.
+                if message.room_id is None or message.room_id in session.asked:
                     session.supersede()
-                else:
-                    session.evict(code, text)
+            elif message.room_id is None or message.room_id in session.rooms:
+                session.evict(code, text)
 
     def _complain(self, format: str, body: bytes, **details: str) -> None:
         sample = body[:_SAMPLE].decode("utf-8", "replace")

@@ -28,7 +28,7 @@ class ExpiredTokens:
 
     def judge(self, session: Session) -> None:
         """The session's grants have changed."""
-        if session in self._ends and session.rooms and not any(held.expired for held in session.rooms.values()):
+        if session in self._ends and session.asked and not any(held.expired for held in session.rooms.values()):
             del self._ends[session]
 
     def forget(self, session: Session) -> None:

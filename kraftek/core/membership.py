@@ -22,8 +22,9 @@ __all__ = ["Membership"]
 
 
 class Membership:
-    """The rooms of the sessions on this process. ``single``: one socket per user and room, the newest. ``following``:
-    those of the rooms that have a history; ``resuming``: where clients begin in them.
+    """The rooms of the sessions on this process. ``single``: one socket per user and room, the newest of those that are
+    in it by their tokens: a room that a service gives is no login. ``following``: those of the rooms that have a
+    history; ``resuming``: where clients begin in them.
     """
 
     def __init__(
@@ -48,22 +49,23 @@ class Membership:
         """Store the session's grant, and put it into the room if it is not there yet."""
         known = session.rooms.get(room_id)
         session.rooms[room_id] = held
-        self._roster.hold(session, held.token.digest)
+        if not held.given:
+            self._roster.hold(session, held.token.digest)
         if known is not None:
             self._roster.release(session, known.token.digest)
         if room_id is None:
             return
         self._roster.enter(session, room_id)
         self.following.enter(room_id)
-        if session.room_id is None:
+        if session.room_id is None and not held.given:
             session.room_id = room_id
-        if known is not None:
+        if known is not None and known.given == held.given:
             return
-        self.reconciliation.enter(_entry(session, room_id))
-        if self._single:
+        self.reconciliation.enter(_entry(session, room_id), given=held.given)
+        if self._single and not held.given:
             assert session.user_id is not None
             for other in tuple(self._roster.user(session.user_id)):
-                if other is not session and room_id in other.rooms:
+                if other is not session and room_id in other.asked:
                     other.supersede()
 
     def suspend(self, session: Session, room_id: str | None) -> None:
@@ -77,7 +79,7 @@ class Membership:
             return
         self._roster.leave(session, room_id)
         if session.room_id == room_id:
-            session.room_id = next((other for other in session.rooms if other is not None), None)
+            session.room_id = next((other for other in session.asked if other is not None), None)
         self.reconciliation.leave(_entry(session, room_id), reason)
 
     def departed(self, session: Session) -> None:
@@ -92,7 +94,7 @@ class Membership:
         """The user has other sockets in the room. Only the newest may stay, and each process closes its own."""
         socket_id = mended.entry[2]
         session = self._roster.socket(socket_id)
-        if not self._single or session is None:
+        if not self._single or session is None or mended.entry[1] not in session.asked:
             return
         if not mended.newest:
             session.supersede()

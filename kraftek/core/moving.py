@@ -38,6 +38,7 @@ class GrantState(Struct, kw_only=True):
     expires_at: float | None = None
     suspended: bool = False
     expired: bool = False
+    given: bool = False
 
 
 class ClientState(Struct, kw_only=True):
@@ -140,11 +141,13 @@ class CoreMove:
             session.state = SessionState.READY
             self._roster.identify(session, state.user_id, session.token.digest)
         for each in state.rooms:
-            held = HeldGrant(Token(each.token), Grant(state.user_id or "", each.room_id, each.permissions))
+            grant = Grant(state.user_id or "", each.room_id, each.permissions)
+            held = HeldGrant(Token(each.token), grant, given=each.given)
             held.expires_at, held.due = each.expires_at, each.due
             held.suspended, held.expired = each.suspended, each.expired
             session.rooms[each.room_id] = held
-            self._roster.hold(session, held.token.digest)
+            if not held.given:
+                self._roster.hold(session, held.token.digest)
             if each.room_id is not None:
                 self._roster.enter(session, each.room_id)
         self._access_watch.restore(session, state.withheld, state.refresh_by)
@@ -182,4 +185,5 @@ def _grant_state(room_id: str | None, held: HeldGrant) -> GrantState:
         expires_at=held.expires_at,
         suspended=held.suspended,
         expired=held.expired,
+        given=held.given,
     )

@@ -45,7 +45,7 @@ class Refreshes:
         return Deferred.fromCoroutine(self._refresh(session, message))
 
     async def _refresh(self, session: Session, message: Authenticate) -> None:
-        before = {room_id: held.token for room_id, held in session.rooms.items()}
+        before = {room_id: session.rooms[room_id].token for room_id in session.asked}
         main = session.room_id if message.room_id is None else message.room_id
         others = [room_id for room_id in before if room_id != main]
         asked = await gatherResults(
@@ -60,7 +60,7 @@ class Refreshes:
         if error is not None:
             _refuse(session, message, error)
             return
-        entered = isinstance(answer, Grant) and (main is not None or not session.rooms or None in session.rooms)
+        entered = isinstance(answer, Grant) and (main is not None or not session.asked or None in session.rooms)
         resumes = isinstance(answer, Grant) and main not in before and self._resuming.following.keeps(main)
         if isinstance(answer, PeerError) and message.room_id not in (None, *before):
             code = Code.ACCESS_DENIED if answer.code in DENIALS else answer.code

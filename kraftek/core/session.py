@@ -4,6 +4,7 @@ link.
 
 from __future__ import annotations
 
+from collections.abc import Set
 from enum import Enum
 from math import inf
 from typing import Protocol
@@ -29,13 +30,14 @@ class HeldGrant:
 
     ``due``: Unix seconds; the answer has grown old then, or has expired. ``suspended``: it permits nothing, because it
     was revoked or has expired and the auth service has not answered since. ``expired``: so is its token, and the client
-    has been told to show another one.
+    has been told to show another one. ``given``: by a service, and never asked about.
     """
 
-    __slots__ = ("due", "expired", "expires_at", "permissions", "suspended", "token")
+    __slots__ = ("due", "expired", "expires_at", "given", "permissions", "suspended", "token")
 
-    def __init__(self, token: Token, grant: Grant) -> None:
+    def __init__(self, token: Token, grant: Grant, *, given: bool = False) -> None:
         self.token = token
+        self.given = given
         self.permissions = grant.permissions
         self.expires_at = grant.expires_at
         self.suspended = self.expired = False
@@ -108,10 +110,10 @@ class Session:
 
     ``rooms`` maps each room to its grant. The key ``None`` means "without a room", as in
     access checks: its grant, if the client has one, covers events outside of rooms. ``room_id`` is the default room,
-    the first that was joined; ``None`` without rooms. ``token`` is the one that was shown last, with which rooms are
-    joined; it expires at ``expires_at``, in Unix seconds. ``refreshes``: tokens that were shown since and are being
-    checked. ``outages``: how often the gateway had lost Redis when the client connected. ``outlet`` takes what services
-    send to the user or the socket: the link, unless that has to wait.
+    the first that was joined; ``None`` without rooms, and one that a service gave is none. ``token`` is the one that
+    was shown last, with which rooms are joined; it expires at ``expires_at``, in Unix seconds. ``refreshes``: tokens
+    that were shown since and are being checked. ``outages``: how often the gateway had lost Redis when the client
+    connected. ``outlet`` takes what services send to the user or the socket: the link, unless that has to wait.
     ``events``, ``size``: messages and bytes that may arrive before the budgets are looked at again.
     """
 
@@ -181,20 +183,25 @@ class Session:
     @property
     def due(self) -> float:
         """Unix seconds at which something of its access is to be checked."""
-        if self.rooms:
+        if self.asked:
             return min(held.due for held in self.rooms.values())
         return inf if self.expires_at is None else self.expires_at
+
+    @property
+    def asked(self) -> Set[str | None]:
+        """The rooms that access is asked about: all but those that a service gave."""
+        return {room_id: None for room_id, held in self.rooms.items() if not held.given}.keys()
 
     def holds(self, digest: str) -> bool:
         """Whether it has something by the token of that digest."""
         token = self.token
         return (token is not None and token.digest == digest) or any(
-            held.token.digest == digest for held in self.rooms.values()
+            held.token.digest == digest for held in self.rooms.values() if not held.given
         )
 
     def is_expired(self, now: float) -> bool:
-        """Whether it is in no room and its token has expired: then it has nothing any more."""
-        return not self.rooms and self.expires_at is not None and self.expires_at <= now
+        """Whether it is in no room by its token, which has expired: then it has nothing any more."""
+        return self.expires_at is not None and self.expires_at <= now and not self.asked
 
     def receive(self, data: bytes, binary: bool = False) -> None:
         """Handle one message from the client. Whatever goes wrong becomes an ``error`` message here."""

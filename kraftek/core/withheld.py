@@ -109,11 +109,11 @@ class Withholding:
         if rooms is None:
             return
         for room_id in rooms.keys() - session.rooms.keys():
-            if room_id is not None or session.rooms:
+            if room_id is not None or session.asked:
                 del rooms[room_id]
         if not rooms:
             del self._withheld[session]
-        if rooms and rooms.keys() >= session.rooms.keys():
+        if rooms and rooms.keys() >= session.asked:
             if session.outlet is session.link:
                 session.outlet = Withheld(session, None, self._most)
         elif isinstance(session.outlet, Withheld):

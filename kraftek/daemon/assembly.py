@@ -31,6 +31,7 @@ from kraftek.core.deliveries import Deliveries
 from kraftek.core.dispatch import Dispatch
 from kraftek.core.following import FOLLOW_INTERVAL, Following
 from kraftek.core.gateway import Gateway
+from kraftek.core.given_rooms import GivenRooms
 from kraftek.core.history.log import RoomLogs
 from kraftek.core.history.rules import Rules
 from kraftek.core.membership import Membership
@@ -149,7 +150,7 @@ def core_of(
         dispatch=dispatch,
         requests=requests,
         gateway=gateway,
-        deliveries=_heard(bus, config, gateway_id, deliveries),
+        deliveries=_heard(config, gateway_id, bus, deliveries, access_watch, roster, counters, clock, now),
         service_events=ServiceEvents(gateway_id, registry, router, dispatch, bus, counters, bounds, now=now),
         leases=Leases(bus, rooms, gateway_id, membership.reconciliation.doubt_all, fleet, counters, publishes),
         orphans=Orphans(bus, clock, fleet),
@@ -205,7 +206,19 @@ def _publishing(config: Config, registry: ServiceRegistry, themselves: SelfRegis
     return lambda: published(config, registry.services(), themselves.refused)
 
 
-def _heard(bus: IBus, config: Config, gateway_id: str, deliveries: Deliveries) -> Deliveries:
+def _heard(
+    config: Config,
+    gateway_id: str,
+    bus: IBus,
+    deliveries: Deliveries,
+    access_watch: AccessWatch,
+    roster: Roster,
+    counters: Counters,
+    clock: IReactorTime,
+    now: Callable[[], float],
+) -> Deliveries:
+    given_rooms = GivenRooms(bus, access_watch, roster, config.limits, counters, seconds=clock.seconds, now=now)
+    deliveries.obey = given_rooms.obey
     for channel in (config.redis.broadcast, reply_channel(gateway_id)):
         bus.subscribe(channel, deliveries.received)
     return deliveries

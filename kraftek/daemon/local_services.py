@@ -22,9 +22,10 @@ from kraftek.contract.names import GATEWAY_NAME, is_reserved, reply_channel
 from kraftek.contract.settings import Config, Registration
 from kraftek.core.dispatch import Dispatch
 from kraftek.core.local_dispatch import Listeners, LocalDispatch
+from kraftek.service.commits import Command
 from kraftek.service.handling import Entry, Handling
 from kraftek.service.instance import Instance
-from kraftek.service.processor import Command, EventProcessor
+from kraftek.service.processor import EventProcessor
 from kraftek.service.twisted import TwistedBackend
 
 __all__ = ["LocalServices", "with_services"]

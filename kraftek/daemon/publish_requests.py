@@ -8,11 +8,13 @@ ask, with or without it.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from hashlib import sha256
 from hmac import compare_digest
 from http import HTTPStatus
 
 import msgspec
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -23,8 +25,9 @@ from kraftek.contract.interfaces import IBus
 from kraftek.contract.log_once import OnceAMinute
 from kraftek.contract.lua import Script, lua
 from kraftek.contract.metrics import Counters
-from kraftek.contract.names import publish_key
+from kraftek.contract.names import COMMANDS, GATEWAY_LEASES, REGISTRATIONS, publish_key
 from kraftek.edge.http_server import Request, Response
+from kraftek.service.commits import UNAWARE, OldGateway
 from kraftek.service.messages import read
 from kraftek.service.processor import MESSAGE_BYTES
 
@@ -139,7 +142,16 @@ class PublishRequests:
             return
         said = msgspec.json.encode(message)
         kept = () if key is None else (publish_key(sha256(key.encode()).hexdigest()),)
-        published = self._bus.call(PUBLISH, [self._channel, *kept], [said, sha256(said).hexdigest(), _KEPT])
+
+        def publish(unaware: Sequence[bytes]) -> Deferred[int]:
+            if unaware:
+                raise _Wrong(409, str(OldGateway(*(word.decode() for word in unaware))))
+            return self._bus.call(PUBLISH, [self._channel, *kept], [said, sha256(said).hexdigest(), _KEPT])
+
+        if message.type in COMMANDS:
+            published = self._bus.call(UNAWARE, [GATEWAY_LEASES, REGISTRATIONS], [message.type]).addCallback(publish)
+        else:
+            published = publish(())
         published.addCallback(self._published).addErrback(self._failed).addCallback(answer)
 
     def _published(self, taken: int) -> Response:

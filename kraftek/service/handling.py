@@ -17,10 +17,10 @@ from kraftek.contract.consumer_groups import dead_letter
 from kraftek.contract.errors import Code
 from kraftek.contract.names import dead_letters
 from kraftek.service.backend import Away, Backend, Refusing, Rejected
-from kraftek.service.commits import Entry, Full, commit
+from kraftek.service.commits import Command, Entry, NotNow, commit
 from kraftek.service.deadlines import Deadlines
 from kraftek.service.jobs import PAUSE, Jobs
-from kraftek.service.processor import Command, EventProcessor, Incoming, Link, NoEvent
+from kraftek.service.processor import EventProcessor, Incoming, Link, NoEvent
 
 __all__ = ["Entry", "Handling"]
 
@@ -134,9 +134,9 @@ class Handling:
                 commands = await self._call(work)
                 if not work.given_up:
                     await self.commit(None, commands)
-        except (Full, Refusing) as full:
+        except (NotNow, Refusing) as why:
             processor.refused += 1
-            self._warn(f"What handlers have done cannot be committed, and their events are refused: {full}")
+            self._warn(f"What handlers have done cannot be committed, and their events are refused: {why}")
             message = f"service {processor.name} cannot do it at present"
             await self.commit(None, processor.refusal(event, Code.SERVICE_UNAVAILABLE, message, RETRY_AFTER))
         except Away:
@@ -208,7 +208,7 @@ class Handling:
             try:
                 if not await self.commit(entry, commands):
                     entry.lost()
-            except (Away, Full) as error:
+            except (Away, NotNow) as error:
                 self._warn(f"What handlers have done waits, and is committed as soon as possible: {error}")
                 await self._backend.signal().wait(PAUSE)
             else:

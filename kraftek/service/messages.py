@@ -13,12 +13,24 @@ import msgspec
 from msgspec import Raw, Struct
 
 from kraftek.contract.errors import Code, is_code
-from kraftek.contract.messages import NULL, Broadcast
-from kraftek.contract.names import GATEWAY_OWN
+from kraftek.contract.messages import NULL, ROOM_ID_LENGTH, Broadcast
+from kraftek.contract.names import COMMANDS, GATEWAY_OWN, ROOM_PUT, ROOM_REMOVE, service_of
 from kraftek.contract.surrogates import encode
 from kraftek.contract.surrogates import read as read_whole
 
-__all__ = ["Message", "checked", "disconnect", "read", "to_everybody", "to_room", "to_sockets", "to_users"]
+__all__ = [
+    "Message",
+    "checked",
+    "disconnect",
+    "event_for",
+    "put_in_room",
+    "read",
+    "remove_from_room",
+    "to_everybody",
+    "to_room",
+    "to_sockets",
+    "to_users",
+]
 
 _DISCONNECT = "disconnect"
 
@@ -39,12 +51,18 @@ class _Given(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
     everybody: bool = False
 
 
+class _Put(Struct, forbid_unknown_fields=True):
+    permissions: tuple[str, ...] = ()
+
+
 class _Disconnect(Struct, forbid_unknown_fields=True):
     code: str = Code.ACCESS_REVOKED
     message: str = ""
 
 
 _decode = msgspec.json.Decoder(_Given).decode
+_decode_put = msgspec.json.Decoder(_Put | None).decode
+_decode_nothing = msgspec.json.Decoder(None).decode
 _decode_disconnect = msgspec.json.Decoder(_Disconnect | None).decode
 
 
@@ -63,17 +81,33 @@ def checked(message: Message) -> Message:
     addressed = bool(message.user_ids or message.recipients)
     if not message.type:
         raise ValueError("expected a type, such as news:item:new")
-    if message.type.startswith(GATEWAY_OWN):
-        raise ValueError(f"{message.type}: types that begin with {GATEWAY_OWN} are the gateway's own")
+    if message.type.startswith(GATEWAY_OWN) and message.type not in COMMANDS:
+        known = " and ".join(COMMANDS)
+        raise ValueError(f"{message.type}: expected {known}, or a type that does not begin with {GATEWAY_OWN}")
     if "" in (message.room_id, *(message.user_ids or ()), *(message.recipients or ())):
         raise ValueError(f"{message.type}: expected names of rooms, users and sockets that are not empty")
     if message.type == _DISCONNECT:
         if not addressed or message.everybody or message.exclude_socket_ids:
             raise ValueError("disconnect: expected users or sockets to close, alone or with the room that they are in")
         _check_disconnect(message.payload)
+    elif message.type in COMMANDS:
+        _check_command(message, addressed)
     elif (message.room_id is not None) + addressed + message.everybody != 1:
         raise ValueError(f"{message.type}: expected one of a room, users or sockets, and everybody")
     return message
+
+
+def _check_command(message: Message, addressed: bool) -> None:
+    if message.room_id is None or not addressed or message.everybody or message.exclude_socket_ids:
+        raise ValueError(f"{message.type}: expected a room, and users or sockets")
+    if len(message.room_id) > ROOM_ID_LENGTH:
+        raise ValueError(f"{message.type}: expected a room's name of at most {ROOM_ID_LENGTH} characters")
+    puts = message.type == ROOM_PUT
+    try:
+        (_decode_put if puts else _decode_nothing)(message.payload)
+    except (msgspec.DecodeError, RecursionError) as error:
+        what = "nothing but permissions" if puts else "nothing"
+        raise ValueError(f"{message.type}: expected {what} in the payload: {error}") from None
 
 
 def _check_disconnect(payload: Raw) -> None:
@@ -122,6 +156,38 @@ def disconnect(
     return named if users or sockets else None
 
 
+def put_in_room(
+    room_id: str, user_ids: Iterable[str], socket_ids: Iterable[str], permissions: Iterable[str]
+) -> Message | None:
+    """Put these sockets, and those of these users, into a room; from there they may send what these patterns permit.
+    Nothing without any.
+    """
+    payload = Raw(encode({"permissions": [permissions] if isinstance(permissions, str) else [*permissions]}))
+    return _command(ROOM_PUT, payload, room_id, user_ids, socket_ids)
+
+
+def remove_from_room(room_id: str, user_ids: Iterable[str], socket_ids: Iterable[str]) -> Message | None:
+    """Take these sockets, and those of these users, out of a room. Nothing without any."""
+    return _command(ROOM_REMOVE, Raw(encode(None)), room_id, user_ids, socket_ids)
+
+
+def _command(
+    type: str, payload: Raw, room_id: str, user_ids: Iterable[str], socket_ids: Iterable[str]
+) -> Message | None:
+    users, sockets = _ids(user_ids), _ids(socket_ids)
+    if not (users or sockets):
+        return None
+    return checked(Message(type, payload, user_ids=users or None, recipients=sockets or None, room_id=room_id))
+
+
 def _ids(ids: Iterable[str]) -> tuple[str, ...]:
     """Ids without empty ones. A single string counts as one id."""
     return tuple(filter(None, (ids,) if isinstance(ids, str) else ids))
+
+
+def event_for(source: str, event: str, payload: Any, **optional: str | None) -> dict[str, Any]:
+    """An event from one service to another. Raises :class:`ValueError` for an invalid name."""
+    if service_of(event) is None:
+        raise ValueError(f"{event}: expected service:module:name")
+    sent = {"source": source, "eventType": event, "payload": Raw(encode(payload))}
+    return sent | {name: value for name, value in optional.items() if value}

@@ -31,11 +31,12 @@ from kraftek.contract.names import (
 from kraftek.contract.payloads import payload_decoder
 from kraftek.contract.settings import Channel, Count, Partitions, Prefix, Seconds, SecondsOrZero, Transport
 from kraftek.contract.surrogates import encode, read
-from kraftek.service.messages import Message, disconnect, to_everybody, to_room, to_sockets, to_users
+from kraftek.service import messages
+from kraftek.service.commits import Command, wants
+from kraftek.service.messages import Message, event_for
 
 __all__ = [
     "MESSAGE_BYTES",
-    "Command",
     "Context",
     "EventProcessor",
     "Incoming",
@@ -43,7 +44,6 @@ __all__ = [
     "NoEvent",
     "Refused",
     "TooLarge",
-    "event_for",
 ]
 
 Handler = Callable[..., Any]
@@ -87,20 +87,6 @@ class Incoming(Envelope, frozen=True, kw_only=True):
     gateway_id: str = ""
     reply_to: str = ""
     payload: Raw = NULL
-
-
-class Command(Struct, frozen=True):
-    """A Redis command. ``when``: ``unheard`` is a ``PUBLISH`` that is sent only if the one before it had no receiver;
-    its last word is the key under which its message is stored if it has none either. ``emit`` is an event for the
-    stream of the gateways, which may be full: its parts are the stream and the event.
-    """
-
-    parts: tuple[Argument, ...]
-    when: Literal["always", "unheard", "emit"] = "always"
-
-    @property
-    def emits(self) -> bool:
-        return self.when == "emit"
 
 
 class Link(Protocol):
@@ -337,7 +323,8 @@ class EventProcessor:
 
     def publish(self, channel: str, message: Broadcast) -> Command:
         """Send a message to clients. Raises :class:`TooLarge`."""
-        return Command(("PUBLISH", channel, self._sized(message.type, _encode(message))))
+        parts = "PUBLISH", channel, self._sized(message.type, _encode(message))
+        return Command(parts, wants=wants(self.prefix, message.type))
 
     def to_gateway(self, event: Mapping[str, Any]) -> Command:
         """Send an event to another service, through a gateway. Raises :class:`TooLarge`."""
@@ -436,7 +423,7 @@ class Context:
 
         Raises :class:`ValueError` when the event belongs to no room, and none is given.
         """
-        self._publish(to_room(type, payload, self._room(room_id), exclude))
+        self._publish(messages.to_room(type, payload, self._room(room_id), exclude))
 
     def broadcast_to_user(self, type: str, payload: Any, user_id: str) -> None:
         """Send to every socket of a user."""
@@ -444,18 +431,18 @@ class Context:
 
     def broadcast_to_users(self, type: str, payload: Any, user_ids: Iterable[str]) -> None:
         """Send to every socket of these users; to nobody without users."""
-        self._publish(to_users(type, payload, user_ids))
+        self._publish(messages.to_users(type, payload, user_ids))
 
     def broadcast_to_sockets(self, type: str, payload: Any, socket_ids: Iterable[str]) -> None:
         """Send to these sockets; to nobody without sockets. Empty ids, of senders without a socket, are left out."""
-        message = to_sockets(type, payload, socket_ids)
+        message = messages.to_sockets(type, payload, socket_ids)
         # When all of them are on the sender's gateway, no other one needs the message.
         gateways = {gateway_of(each) for each in (self.socket_id, *((message and message.recipients) or ()))}
         self._publish(message, self.event.reply_to if len(gateways) == 1 and "" not in gateways else "")
 
     def broadcast_to_everybody(self, type: str, payload: Any, exclude: Iterable[str] = ()) -> None:
         """Send to everybody who has authenticated, except for the sockets in ``exclude``."""
-        self._publish(to_everybody(type, payload, exclude))
+        self._publish(messages.to_everybody(type, payload, exclude))
 
     def disconnect(
         self,
@@ -470,7 +457,28 @@ class Context:
 
         Raises :class:`ValueError` for a code that is none.
         """
-        self._publish(disconnect(user_ids, socket_ids, room_id, code, message))
+        self._publish(messages.disconnect(user_ids, socket_ids, room_id, code, message))
+
+    def put_in_room(
+        self,
+        room_id: str,
+        *,
+        user_ids: Iterable[str] = (),
+        socket_ids: Iterable[str] = (),
+        permissions: Iterable[str] | None = None,
+    ) -> None:
+        """Put every socket of these users, and these sockets, into a room, until they are gone or taken out. The auth
+        service is not asked.
+
+        ``permissions``: patterns over the events that they may send from there; unless given, all of this service's.
+        Raises :class:`ValueError` for a room without a name.
+        """
+        permitted = (f"{self._processor.name}:*:*",) if permissions is None else permissions
+        self._publish(messages.put_in_room(room_id, user_ids, socket_ids, permitted))
+
+    def remove_from_room(self, room_id: str, *, user_ids: Iterable[str] = (), socket_ids: Iterable[str] = ()) -> None:
+        """Take every socket of these users, and these sockets, out of a room, however they came in."""
+        self._publish(messages.remove_from_room(room_id, user_ids, socket_ids))
 
     def emit(self, event: str, payload: Any = None, room_id: str | None = None) -> None:
         """Send an event to another service, by the event's whole name; for the same user and, by default, room.
@@ -536,14 +544,6 @@ class Context:
         room_id = self.room_id if room_id is None else room_id
         optional = {"userId": self.user_id, "roomId": room_id, "traceparent": self.event.traceparent}
         return event_for(self._processor.name, event, payload, **optional)
-
-
-def event_for(source: str, event: str, payload: Any, **optional: str | None) -> dict[str, Any]:
-    """An event from one service to another. Raises :class:`ValueError` for an invalid name."""
-    if service_of(event) is None:
-        raise ValueError(f"{event}: expected service:module:name")
-    sent = {"source": source, "eventType": event, "payload": Raw(encode(payload))}
-    return sent | {name: value for name, value in optional.items() if value}
 
 
 def _text(answer: Any) -> Any:

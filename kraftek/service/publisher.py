@@ -14,9 +14,21 @@ from typing import Any
 from kraftek.contract.errors import Code
 from kraftek.contract.log_once import OnceAMinute
 from kraftek.service.backend import Away, Backend, Signal
+from kraftek.service.commits import Command, publish
 from kraftek.service.jobs import Jobs
-from kraftek.service.messages import Message, checked, disconnect, to_everybody, to_room, to_sockets, to_users
-from kraftek.service.processor import EventProcessor, event_for
+from kraftek.service.messages import (
+    Message,
+    checked,
+    disconnect,
+    event_for,
+    put_in_room,
+    remove_from_room,
+    to_everybody,
+    to_room,
+    to_sockets,
+    to_users,
+)
+from kraftek.service.processor import EventProcessor
 from kraftek.service.requests import Requests, new_name
 
 __all__ = ["PATIENCE", "Publishing"]
@@ -80,6 +92,30 @@ class Publishing:
         """
         return self._send(disconnect(user_ids, socket_ids, room_id, code, message))
 
+    def put_in_room(
+        self,
+        room_id: str,
+        *,
+        user_ids: Iterable[str] = (),
+        socket_ids: Iterable[str] = (),
+        permissions: Iterable[str] | None = None,
+    ) -> Awaitable[int]:
+        """Put every socket of these users, and these sockets, into a room, until they are gone or taken out. The auth
+        service is not asked.
+
+        ``permissions``: patterns over the events that they may send from there; unless given, all of ``source``'s, and
+        without that none. Fails with :class:`~kraftek.service.OldGateway` while a gateway does not know this. Raises
+        :class:`ValueError` for a room without a name.
+        """
+        own = (f"{self._source}:*:*",) if self._source else ()
+        return self._send(put_in_room(room_id, user_ids, socket_ids, own if permissions is None else permissions))
+
+    def remove_from_room(
+        self, room_id: str, *, user_ids: Iterable[str] = (), socket_ids: Iterable[str] = ()
+    ) -> Awaitable[int]:
+        """Take every socket of these users, and these sockets, out of a room, however they came in. Fails likewise."""
+        return self._send(remove_from_room(room_id, user_ids, socket_ids))
+
     def send(self, message: Message) -> Awaitable[int]:
         """What :mod:`kraftek.service.messages` has read. Raises :class:`ValueError` for what makes no sense."""
         return self._send(checked(message))
@@ -137,12 +173,11 @@ class Publishing:
 
     def _send(self, message: Message | None) -> Awaitable[int]:
         command = None if message is None else self._processor.publish(self._processor.broadcast, message)
-        return self._backend.awaitable(self._publish(() if command is None else command.parts))
+        return self._backend.awaitable(self._publish(command))
 
-    async def _publish(self, command: tuple[Any, ...]) -> int:
+    async def _publish(self, command: Command | None) -> int:
         await self._ready()
-        taken: int = await self._backend.call(*command) if command else 0
-        return taken
+        return 0 if command is None else await publish(self._backend, command)
 
     async def _emit(self, event: dict[str, Any]) -> None:
         await self._ready()

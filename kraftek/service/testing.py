@@ -38,11 +38,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from kraftek.contract.errors import Code
 from kraftek.contract.names import (
     BROADCAST,
     CLIENT_JOINED,
     CLIENT_LEFT,
+    COMMANDS,
     GATEWAY_STREAM,
+    ROOM_PUT,
+    ROOM_REMOVE,
     ROOMS_RESET,
     new_gateway_id,
     new_socket_id,
@@ -162,9 +166,9 @@ class Contract:
     def reset(self) -> None:
         """Lose the data of Redis that gateways keep: nobody is in a room, and services with presence are told so."""
         for client in self.clients.values():
-            if client.room_id is not None:
-                self.redis.delete(self.prefix + room_key(client.room_id))
-                self.redis.delete(self.prefix + socket_key(client.user_id, client.room_id))
+            for room in client.rooms:
+                self.redis.delete(self.prefix + room_key(room))
+                self.redis.delete(self.prefix + socket_key(client.user_id, room))
         self._epoch, self._number = new_gateway_id(), 0
         self._tell_presence(ROOMS_RESET)
 
@@ -212,8 +216,10 @@ class Contract:
                 return None
         body = received["data"].encode()
         message: Json = {"channel": received["channel"], **json.loads(mended(body) or body)}
-        for client in self.clients.values():
-            if client.is_meant_by(message):
+        for client in [client for client in self.clients.values() if client.is_meant_by(message)]:
+            if message["type"] in COMMANDS:
+                client.obey(message)
+            else:
                 delivered = {"type": message["type"], "payload": message.get("payload")}
                 client.inbox.append(delivered | ({"id": message["inReplyTo"]} if "inReplyTo" in message else {}))
         return message
@@ -241,7 +247,7 @@ class Contract:
         others = [
             other
             for other in self.clients.values()
-            if other is not client and (other.user_id, other.room_id) == (client.user_id, room)
+            if other is not client and other.user_id == client.user_id and room in other.rooms
         ]
         if others:
             self._show(others[-1], room)
@@ -281,11 +287,14 @@ class Contract:
 
 
 class Client:
-    """One socket of a user. ``inbox``: messages that it got and the test has not read yet."""
+    """One socket of a user. ``inbox``: messages that it got and the test has not read yet. ``given``: the rooms that
+    services have put it into.
+    """
 
     def __init__(self, contract: Contract, user: str, room: str | None) -> None:
         self.user_id = user
         self.room_id: str | None = None
+        self.given: set[str] = set()
         self.socket_id = new_socket_id(contract.gateway_id)
         self.inbox: deque[Json] = deque()
         self._contract = contract
@@ -300,16 +309,24 @@ class Client:
         self.room_id = room
         self._contract.enter(self, room)
 
-    def leave(self, reason: str = "left") -> None:
-        """Be in no room. ``reason``: what services with presence are told."""
-        if self.room_id is not None:
-            room, self.room_id = self.room_id, None
+    def leave(self, reason: str = "left", room: str | None = None) -> None:
+        """Be out of this room, or of the one that it has joined. ``reason``: what services with presence are told."""
+        room = self.room_id if room is None else room
+        if room is not None:
+            self.room_id = None if room == self.room_id else self.room_id
+            self.given.discard(room)
             self._contract.leave(self, room, reason)
 
     def close(self) -> None:
         """Disconnect."""
         self._contract.clients.pop(self.socket_id, None)
-        self.leave("closed")
+        for room in self.rooms:
+            self.leave("closed", room)
+
+    @property
+    def rooms(self) -> set[str]:
+        """All rooms that it is in."""
+        return self.given | {room for room in (self.room_id,) if room is not None}
 
     def send(self, event: str, payload: Any = None, **more: Any) -> None:
         """Send an event, ``service:module:name``. ``more`` is added to the envelope."""
@@ -357,8 +374,19 @@ class Client:
         if message.get("everybody"):
             return True
         payload = message.get("payload")
-        room = message.get("roomId", payload.get("roomId") if isinstance(payload, dict) else None)
-        return room is not None and room == self.room_id
+        return message.get("roomId", payload.get("roomId") if isinstance(payload, dict) else None) in self.rooms
+
+    def obey(self, command: Json) -> None:
+        """A service puts it into a room, or takes it out."""
+        room = command["roomId"]
+        if command["type"] == ROOM_PUT and room not in self.rooms:
+            self.given.add(room)
+            self.inbox.append({"type": "joined", "payload": {"roomId": room}})
+            self._contract.enter(self, room)
+        elif command["type"] == ROOM_REMOVE and room in self.rooms:
+            error = {"code": Code.ACCESS_REVOKED, "message": f"Access to room {room} was ended by a service"}
+            self.inbox.append({"type": "error", "payload": error, "roomId": room})
+            self.leave("removed", room)
 
     def _hear(self, deadline: float) -> None:
         left = deadline - time.monotonic()

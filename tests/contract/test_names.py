@@ -93,10 +93,14 @@ def test_names_that_others_write() -> None:
         "REGISTRATIONS": "gateways:registrations",
         "REQUESTS": "request:",
         "ROOMS_RESET": "gateway:room:reset",
+        "ROOM_PUT": "gateway:room:put",
+        "ROOM_REMOVE": "gateway:room:remove",
         "SELF_LEASES": "gateways:registered:leases",
         "SELF_REGISTERED": "gateways:registered",
         "SUBPROTOCOL": "kraftek.v1.json",
     }
+    assert names.COMMANDS == ("gateway:room:put", "gateway:room:remove")
+    assert names.publish_key("d1") == "gateway:published:d1"
     assert names.default_channel("chat") == "events:chat"
     assert names.stream_of("events:chat", 3) == "events:chat:3"
     assert names.dead_letters("events:chat:3") == "events:chat:3:dead"

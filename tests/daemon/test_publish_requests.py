@@ -17,6 +17,7 @@ from kraftek.contract.readiness import Readiness
 from kraftek.daemon.operator import OperatorSite
 from kraftek.daemon.publish_requests import PUBLISH, PublishRequests
 from kraftek.edge.hosts import Hosts
+from kraftek.service.commits import UNAWARE
 from tests.edge.websocket.edge import RecordingTransport
 from tests.support.fakes import FakeBus
 
@@ -84,6 +85,29 @@ def test_what_is_taken_is_counted(site: Site) -> None:
     status, headers, body = site.answer
     assert (status, headers["content-type"], body) == (200, "application/json", {"taken": 2})
     assert site.counters.publish_requests["200"] == 1
+
+
+def test_a_command_is_for_gateways_that_all_know_it(site: Site) -> None:
+    put = '{"type": "gateway:room:put", "userIds": ["ada"], "roomId": "match"}'
+    site.ask(put)
+    (asked,) = site.bus.calls
+    assert (asked.command, asked.keys, asked.args) == (
+        UNAWARE,
+        ("gateways", "gateways:registrations"),
+        ("gateway:room:put",),
+    )
+    asked.reply.callback([])
+    assert site.bus.calls[1].command is PUBLISH
+    site.bus.calls[1].reply.callback(2)
+    assert site.answer[::2] == (200, {"taken": 2})
+    site.bus.calls.clear()
+    site.counters.publish_requests["200"] = 0
+    site.ask(put)
+    site.bus.calls.pop().reply.callback([b"3f0c", b"gateway:room:put"])
+    assert site.refusal() == (409, "gateway 3f0c is of a version that does not know gateway:room:put: upgrade it first")
+    site.bus.down()
+    site.ask(put)
+    assert site.answer[0] == 503
 
 
 @pytest.mark.parametrize("key", ['"k 1"', '"k\\" 1"', "8e03978e-40d5"])

@@ -87,6 +87,11 @@ def test_nobody_notices(
         assert heard(sue) == f"43{number}[{number}]"
 
     still_there(1)
+    put = {"type": "gateway:room:put", "roomId": "match", "userIds": ["user_ann", "user_sue"]}
+    with redis_server.client() as publisher:
+        publisher.publish("events:broadcast", json.dumps(put))
+    assert ann.expect("joined")["payload"] == {"roomId": "match"}
+    assert heard(sue) == '42["joined",{"roomId":"match"}]'
     versions.choose("1.1")
     upgrade(process, "Took over 2 sockets of version 1.0")
     still_there(2)
@@ -100,5 +105,9 @@ def test_nobody_notices(
     versions.choose("1.0")
     upgrade(process, "Took over 2 sockets of version 1.1")
     still_there(5)
+    with redis_server.client() as publisher:
+        publisher.publish("events:broadcast", json.dumps({"type": "a:b:d", "payload": 6, "roomId": "match"}))
+    assert ann.expect("a:b:d", 20.0)["payload"] == 6
+    assert heard(sue) == '42["a:b:d",6]'
     assert connect(process, "ben", "room").socket_id.split(".")[0] == ann.socket_id.split(".")[0]
     assert process.process.poll() is None

@@ -154,6 +154,13 @@ def sample(backend: str, **settings: Any) -> EventProcessor:  # noqa: C901  # ma
         context.broadcast_to_sockets("sample:told:socket", payload, [context.socket_id])
         context.also("SET", "also", json.dumps(payload))
 
+    @processor.on("tell:enter")
+    def enter(context: Context, room: str) -> None:
+        context.put_in_room(room, user_ids=["bob", ""], socket_ids=context.socket_id)
+        context.put_in_room(room, user_ids=["eve"], permissions=[])
+        context.put_in_room(room)
+        context.remove_from_room(room, user_ids=["mallory"])
+
     @processor.on("tell:half")
     async def half(context: Context, payload: Any) -> None:
         context.broadcast_to_room("sample:told:room", payload)

@@ -7,7 +7,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from kraftek.service.messages import Message, disconnect, read, to_everybody, to_room, to_sockets, to_users
+from kraftek.service.messages import (
+    Message,
+    disconnect,
+    put_in_room,
+    read,
+    remove_from_room,
+    to_everybody,
+    to_room,
+    to_sockets,
+    to_users,
+)
 
 
 def said(message: Message | None) -> Any:
@@ -32,7 +42,26 @@ def test_each_says_whom_it_is_for() -> None:
     }
 
 
+def test_commands_name_a_room_and_whom_it_is_about() -> None:
+    assert said(put_in_room("r", "ada", (), "a:*:*")) == {
+        "type": "gateway:room:put",
+        "payload": {"permissions": ["a:*:*"]},
+        "roomId": "r",
+        "userIds": ["ada"],
+    }
+    assert said(remove_from_room("r", (), ["g.1", ""])) == {
+        "type": "gateway:room:remove",
+        "payload": None,
+        "roomId": "r",
+        "recipients": ["g.1"],
+    }
+    with pytest.raises(ValueError, match="not empty"):
+        remove_from_room("", "ada", ())
+
+
 def test_what_is_for_nobody_is_none() -> None:
+    assert put_in_room("r", (), "", ()) is None
+    assert remove_from_room("r", (), ()) is None
     assert to_users("t", 1, []) is None
     assert to_sockets("t", 1, [""]) is None
     assert disconnect((), (), "r", "BANNED", "bye") is None
@@ -53,6 +82,9 @@ def test_a_code_is_in_capitals(code: str) -> None:
         b'{"type": "disconnect", "userIds": ["ada"], "roomId": "r"}',
         b'{"type": "disconnect", "recipients": ["g.1"], "payload": {"code": "BANNED", "message": "bye"}}',
         b'{"type": "disconnect", "recipients": ["g.1"], "payload": null}',
+        b'{"type": "gateway:room:put", "roomId": "r", "userIds": ["ada"]}',
+        b'{"type": "gateway:room:put", "roomId": "r", "userIds": ["ada"], "payload": {"permissions": ["a:*:*"]}}',
+        b'{"type": "gateway:room:remove", "roomId": "r", "recipients": ["g.1"]}',
     ],
 )
 def test_what_is_read_is_said_as_it_was_written(body: bytes) -> None:
@@ -80,7 +112,26 @@ def test_half_a_surrogate_pair_is_mended_in_the_payload_alone() -> None:
         (b'{"type": "t", "room": "r"}', "unknown field `room`"),
         (b'{"type": "t", "everybody": true, "inReplyTo": 1}', "unknown field `inReplyTo`"),
         (b'{"type": "", "everybody": true}', "expected a type"),
-        (b'{"type": "gateway:room:burn", "everybody": true}', "that begin with gateway: are the gateway's own"),
+        (
+            b'{"type": "gateway:room:burn", "everybody": true}',
+            "expected gateway:room:put and gateway:room:remove",
+        ),
+        (
+            b'{"type": "gateway:room:put", "userIds": ["ada"]}',
+            "room:put: expected a room, and users or sockets",
+        ),
+        (b'{"type": "gateway:room:remove", "roomId": "r"}', "remove: expected a room, and users or sockets"),
+        (b'{"type": "gateway:room:put", "roomId": "r", "everybody": true}', "expected a room, and users or sockets"),
+        (b'{"type": "gateway:room:put", "roomId": "", "userIds": ["ada"]}', "not empty"),
+        (b'{"type": "gateway:room:put", "roomId": "%s", "userIds": ["a"]}' % (b"x" * 257), "of at most 256 characters"),
+        (
+            b'{"type": "gateway:room:put", "roomId": "r", "userIds": ["a"], "payload": {"permissions": "a:*:*"}}',
+            "expected nothing but permissions in the payload: Expected `array`",
+        ),
+        (
+            b'{"type": "gateway:room:remove", "roomId": "r", "userIds": ["a"], "payload": {}}',
+            "expected nothing in the payload",
+        ),
         (b'{"type": "t"}', "t: expected one of a room, users or sockets, and everybody"),
         (b'{"type": "t", "userIds": []}', "t: expected one of a room, users or sockets, and everybody"),
         (b'{"type": "t", "roomId": "r", "everybody": true}', "t: expected one of a room"),

@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
-from kraftek.service import Away, Context, EventProcessor, Refused, TooLarge
+from kraftek.service import Away, Context, EventProcessor, OldGateway, Refused, TooLarge
 from kraftek.service import asyncio as over_asyncio
 from kraftek.service import twisted as over_twisted
 from kraftek.service.testing import Contract
@@ -118,6 +118,57 @@ def test_it_disconnects_under_a_prefix_and_on_another_channel(backend: str, gate
         },
     ]
     listening.close()
+
+
+@BACKENDS
+@pytest.mark.parametrize(("source", "own"), [("", []), ("cron", ["cron:*:*"])])
+def test_it_puts_into_rooms_and_takes_out(
+    backend: str, source: str, own: list[str], gateway_contract: Contract
+) -> None:
+    ada, bob = gateway_contract.client("ada", "r"), gateway_contract.client("bob")
+    listening = gateway_contract.redis.pubsub(ignore_subscribe_messages=True)
+    listening.subscribe("events:broadcast")
+
+    async def play(publisher: Any) -> None:
+        assert await publisher.put_in_room("match", user_ids="ada", socket_ids=[bob.socket_id]) == 2
+        assert await publisher.put_in_room("r", user_ids=["ada"], permissions=["a:*:*"]) == 2
+        assert await publisher.broadcast_to_room("t:to:room", 1, "match") == 2
+        assert await publisher.remove_from_room("match", user_ids=["bob", "eve"]) == 2
+        assert await publisher.broadcast_to_room("t:to:room", 2, "match") == 2
+        assert await publisher.put_in_room("match") == 0
+        with pytest.raises(ValueError, match="not empty"):
+            await publisher.put_in_room("", user_ids="ada")
+
+    over(backend, gateway_contract.url, play, source=source)
+
+    gateway_contract.settle()
+    joined: Any = {"type": "joined", "payload": {"roomId": "match"}}
+    gone = {"code": "ACCESS_REVOKED", "message": "Access to room match was ended by a service"}
+    assert [*ada.inbox] == [joined, {"type": "t:to:room", "payload": 1}, {"type": "t:to:room", "payload": 2}]
+    assert [*bob.inbox] == [
+        joined,
+        {"type": "t:to:room", "payload": 1},
+        {"type": "error", "payload": gone, "roomId": "match"},
+    ]
+    heard = [listening.get_message(timeout=5.0) for _ in range(3)]
+    payloads = [json.loads(each["data"])["payload"] for each in heard if each is not None]
+    assert payloads == [{"permissions": own}, {"permissions": ["a:*:*"]}]
+    listening.close()
+
+
+@BACKENDS
+def test_it_says_that_a_gateway_does_not_know_a_command(backend: str, gateway_contract: Contract) -> None:
+    later = 4_102_444_800
+    gateway_contract.redis.zadd("live:gateways", {"old": later, "new": later})
+    gateway_contract.redis.hset("live:gateways:registrations", "new", '{"commands": ["gateway:room:put"]}')
+
+    async def play(publisher: Any) -> None:
+        for call in (publisher.put_in_room, publisher.remove_from_room):
+            with pytest.raises(OldGateway, match=r"gateway (old|new) is of a version that does not know gateway:room:"):
+                await call("match", user_ids="ada")
+        assert await publisher.broadcast_to_room("t:to:room", 1, "match") == 0
+
+    over(backend, gateway_contract.url, play, prefix="live:")
 
 
 @BACKENDS

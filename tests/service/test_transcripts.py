@@ -10,6 +10,7 @@ the service, which is that of ``sample.py`` and ``js/sample.js``. One instance r
 ``redis`` and ``answers``       a command for Redis, and what it is answered
 ``stored`` and ``message``      a key that expires, and the message that it holds
 ``refused``                     how the error begins that Redis has given somebody
+``gateway`` and ``knows``       a gateway lives that knows these commands; ``null``: it is gone
 ``begun``                       a room, and the marks of what handlers have begun there
 ``kept``                        how many entries are ``pending``, and the beginning of the ``reason`` of each that is
                                 ``dead``, with its ``attempts``
@@ -42,6 +43,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "stream": {"transport": "stream"},
     "partitions": {"transport": "stream", "partitions": 2},
 }
+_LATER = 4_102_444_800
+"""A lease until 2100."""
 CHANNELS = ("replies", "events:broadcast")
 
 
@@ -95,7 +98,7 @@ class Stage:
         self._listening.close()
         self._redis.close()
 
-    def play(self, step: dict[str, Any]) -> None:
+    def play(self, step: dict[str, Any]) -> None:  # a case for each kind
         match step:
             case {"send": event}:
                 self._send(json.dumps(event), event.get("roomId", ""))
@@ -113,6 +116,11 @@ class Stage:
                 assert 0 < self._redis.ttl(key) <= 130
             case {"refused": kind}:
                 wait_until(lambda: f"errorstat_{kind}" in self._redis.info("errorstats"), f"{kind} of Redis")
+            case {"gateway": gateway, "knows": commands}:
+                self._redis.zrem("gateways", gateway)
+                if commands is not None:
+                    self._redis.zadd("gateways", {gateway: _LATER})
+                    self._redis.hset("gateways:registrations", gateway, json.dumps({"commands": commands}))
             case {"begun": [room, marks]}:
                 wait_until(
                     lambda: self._redis.lrange(f"begun:{room}", 0, -1) == [str(mark) for mark in marks], "a handler"

@@ -116,14 +116,17 @@ class Reconciliation:
     def _ahead(self) -> float:
         return (self._low + self._high) / 2
 
-    def enter(self, entry: RoomEntry) -> None:
-        """The entry should stand, as the newest of its user in the room."""
+    def enter(self, entry: RoomEntry, *, given: bool = False) -> None:
+        """The entry should stand, as the newest of its user in the room; if ``given``, as older than others."""
         seconds = self._clock.seconds()
-        at = self.standing[entry] = self._by_redis(seconds)
+        at = self.standing[entry] = round(seconds * 1_000) if given else self._by_redis(seconds)
         if not self._bus.available or self._epoch_untold:
-            self._unsent[entry] = seconds
+            if not given:
+                self._unsent[entry] = seconds
             if self._bus.available:
                 self.doubt(entry)
+        elif given:
+            self._mend([(entry, at)])
         else:
             entering = self._rooms.enter(entry, at).addCallback(self._entered, entry)
             entering.addCallbacks(self._written, self._not_written, errbackArgs=([(entry, "")],))
@@ -272,11 +275,14 @@ class Reconciliation:
         if departed:
             sent.append(self._leave(departed))
         if present:
-            again = [(entry, "") for entry, _ in present]
-            mending = self._rooms.mend(present).addCallback(self._mended)
-            sent.append(mending.addCallbacks(self._written, self._not_written, errbackArgs=(again,)))
+            sent.append(self._mend(present))
         await DeferredList(sent)
         return len(entries) >= ENTRIES_AT_ONCE
+
+    def _mend(self, present: list[tuple[RoomEntry, int]]) -> Deferred[None]:
+        again = [(entry, "") for entry, _ in present]
+        mending = self._rooms.mend(present).addCallback(self._mended)
+        return mending.addCallbacks(self._written, self._not_written, errbackArgs=(again,))
 
     def _leave(self, departed: list[tuple[RoomEntry, str]]) -> Deferred[None]:
         leaving = self._rooms.leave(departed)

@@ -18,7 +18,7 @@ from kraftek import __version__
 from kraftek.bus import RedisError
 from kraftek.contract.errors import ConfigError, NotPublished
 from kraftek.daemon.cli import check, dead, send
-from kraftek.service import Away, Refused, Rejected
+from kraftek.service import Away, OldGateway, Refused, Rejected
 
 __all__ = ["main"]
 
@@ -52,7 +52,7 @@ async def _run(reactor: Any, given: Namespace) -> None:
         status = _failed(f"the connection to Redis was lost: {error}")
     except (Rejected, RedisError) as error:
         status = _failed(f"Redis refuses it: {error}")
-    except (ConfigError, Refused, ValueError, OSError) as error:
+    except (ConfigError, OldGateway, Refused, ValueError, OSError) as error:
         status = _failed(str(error))
     raise SystemExit(status)
 

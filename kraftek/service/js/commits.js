@@ -3,7 +3,7 @@
  * handling.js, and by instance.js for requests to other services.
  */
 
-import { Full } from "./errors.js";
+import { Full, OldGateway } from "./errors.js";
 import { GATEWAY_BYTES, GATEWAY_LENGTH } from "./names.js";
 import { script } from "./scripts.js";
 
@@ -13,15 +13,18 @@ const FULL = -1;
 const COMMIT = script("commit");
 const COMMIT_AND_EMIT = script("commitAndEmit", { FULL, most: GATEWAY_LENGTH, bytes: GATEWAY_BYTES });
 
+const UNAWARE = script("unaware");
+
 /**
  * Run the commands; for an entry of a stream only if it is still pending for its consumer, which is the result. Rejects
- * with `Full`, and as connection.js has it.
+ * with `NotNow`, and as connection.js has it.
  *
  * @param {import("./connection.js").Connection} connection
  * @param {import("./context.js").Command[]} commands
  * @param {{group: string, stream: string, id: string, consumer: string}} [entry]
  */
 export async function commit(connection, commands, entry) {
+  await allKnow(connection, commands);
   const [first] = commands;
   if (!entry && !first) return true;
   if (!entry && first && commands.length === 1 && first.when !== "emit") {
@@ -35,4 +38,20 @@ export async function commit(connection, commands, entry) {
   const done = await connection.run(emits ? COMMIT_AND_EMIT : COMMIT, entry ? [entry.stream] : [], args);
   if (done === FULL) throw new Full();
   return Boolean(done);
+}
+
+/**
+ * Whether all live gateways know the commands to them. Beforehand: in one step with the message it would be no safer, as a
+ * gateway listens before it has its lease.
+ *
+ * @param {import("./connection.js").Connection} connection
+ * @param {import("./context.js").Command[]} commands
+ */
+async function allKnow(connection, commands) {
+  for (const { wants } of commands) {
+    if (!wants) continue;
+    const unaware = await connection.run(UNAWARE, [wants.leases, wants.published], [wants.command]);
+    const [id, command] = /** @type {Buffer[]} */ (unaware);
+    if (id) throw new OldGateway(String(id), String(command));
+  }
 }

@@ -4,7 +4,18 @@
  */
 
 import { encode } from "./envelopes.js";
-import { GATEWAY_OWN, GATEWAY_STREAM, gatewayOf, lateAnswerKey, roomKey, serviceOf } from "./names.js";
+import {
+  GATEWAY_LEASES,
+  GATEWAY_OWN,
+  GATEWAY_STREAM,
+  REGISTRATIONS,
+  ROOM_PUT,
+  ROOM_REMOVE,
+  gatewayOf,
+  lateAnswerKey,
+  roomKey,
+  serviceOf,
+} from "./names.js";
 
 /**
  * @typedef {import("./index.js").Context} IContext
@@ -17,11 +28,16 @@ import { GATEWAY_OWN, GATEWAY_STREAM, gatewayOf, lateAnswerKey, roomKey, service
  * @property {"always" | "unheard" | "emit"} when `unheard` is a PUBLISH that is sent only if the one before it had no
  *   receiver, and has another word: the key under which its message is stored if it has none either. `emit` is an event for the stream of the gateways, which may be full: its words are the stream and the event.
  * @property {Word[]} words
+ * @property {{leases: string, published: string, command: string}} [wants] A command to gateways that all of them must
+ *   know, and the keys of their leases, and of what they publish.
  *
  * @typedef {object} Link What a handler can use while it runs.
  * @property {(...words: Word[]) => Promise<unknown>} call
  * @property {(event: Record<string, unknown>, timeout: number) => Promise<unknown>} request
  */
+
+/** Characters of a room's name at most. */
+const ROOM_LENGTH = 256;
 
 /** @implements {IContext} */
 export class Context {
@@ -146,6 +162,23 @@ export class Context {
   }
 
   /**
+   * @param {string} roomId
+   * @param {{userIds?: Iterable<string>, socketIds?: Iterable<string>, permissions?: Iterable<string>}} whom
+   */
+  putInRoom(roomId, { userIds, socketIds, permissions = [`${this.#service.name}:*:*`] }) {
+    const permitted = typeof permissions === "string" ? [permissions] : [...permissions];
+    this.#command(ROOM_PUT, { permissions: permitted }, roomId, userIds, socketIds);
+  }
+
+  /**
+   * @param {string} roomId
+   * @param {{userIds?: Iterable<string>, socketIds?: Iterable<string>}} whom
+   */
+  removeFromRoom(roomId, { userIds, socketIds }) {
+    this.#command(ROOM_REMOVE, null, roomId, userIds, socketIds);
+  }
+
+  /**
    * @param {string} event
    * @param {unknown} [payload]
    * @param {{roomId?: string | undefined}} [options]
@@ -205,6 +238,21 @@ export class Context {
     const room = roomId ?? this.roomId;
     if (room === undefined) throw new TypeError("expected a roomId: the event belongs to no room");
     return room;
+  }
+
+  /**
+   * @param {string} type
+   * @param {unknown} payload
+   * @param {string} roomId
+   * @param {Iterable<string>} [users]
+   * @param {Iterable<string>} [sockets]
+   */
+  #command(type, payload, roomId, users = [], sockets = []) {
+    if (!roomId || [...roomId].length > ROOM_LENGTH) {
+      throw new TypeError(`${type}: expected a room's name of 1 to ${ROOM_LENGTH} characters`);
+    }
+    const [userIds, recipients] = [some(users), some(sockets)];
+    if (userIds || recipients) this.#publish({ type, payload, recipients, roomId, userIds });
   }
 
   /**
@@ -280,7 +328,16 @@ function toSender(service, event, type, payload) {
  * @returns {Command}
  */
 function publish(service, channel, message) {
-  return { when: "always", words: ["PUBLISH", channel, encode(message.type, { ...message }, service.messageBytes)] };
+  /** @type {Command} */
+  const command = {
+    when: "always",
+    words: ["PUBLISH", channel, encode(message.type, { ...message }, service.messageBytes)],
+  };
+  if (message.type === ROOM_PUT || message.type === ROOM_REMOVE) {
+    const [leases, published] = [service.prefix + GATEWAY_LEASES, service.prefix + REGISTRATIONS];
+    command.wants = { leases, published, command: message.type };
+  }
+  return command;
 }
 
 /**

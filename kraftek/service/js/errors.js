@@ -51,8 +51,26 @@ export class TimeoutError extends Error {
   name = "TimeoutError";
 }
 
-/** As many events as may wait for the gateways do so already. Nothing was done. */
-export class Full extends Error {
+/** It cannot be done at present. Nothing was done. */
+export class NotNow extends Error {
+  name = "NotNow";
+}
+
+/** A gateway of an older version runs, which would send this command to clients. Nothing was sent. */
+export class OldGateway extends NotNow {
+  name = "OldGateway";
+
+  /**
+   * @param {string} gatewayId
+   * @param {string} command
+   */
+  constructor(gatewayId, command) {
+    super(`gateway ${gatewayId} is of a version that does not know ${command}: upgrade it first`);
+  }
+}
+
+/** As many events as may wait for the gateways do so already. */
+export class Full extends NotNow {
   name = "Full";
 
   constructor() {

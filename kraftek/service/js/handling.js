@@ -7,7 +7,7 @@
 import { commit } from "./commits.js";
 import { Context, refusal } from "./context.js";
 import { open } from "./envelopes.js";
-import { Away, Full, NoEvent, Refused, Refusing, Rejected, TimeoutError } from "./errors.js";
+import { Away, NoEvent, NotNow, Refused, Refusing, Rejected, TimeoutError } from "./errors.js";
 import { PAUSE } from "./jobs.js";
 import { deadLetters } from "./names.js";
 import { InvalidPayload } from "./schema.js";
@@ -184,7 +184,7 @@ export class Handling {
         if (!(await commit(this.#connection, commands, { group: this.#service.name, stream, id, consumer }))) entry.lost();
         return undefined;
       } catch (error) {
-        if (!(error instanceof Away || error instanceof Full)) throw error;
+        if (!(error instanceof Away || error instanceof NotNow)) throw error;
         this.#warn(`What handlers have done waits, and is committed as soon as possible: ${error.message}`);
         await this.#jobs.time(PAUSE).over;
       }
@@ -242,7 +242,7 @@ export class Handling {
     try {
       await commit(this.#connection, commands);
     } catch (error) {
-      if (!(error instanceof Full || error instanceof Refusing)) throw error;
+      if (!(error instanceof NotNow || error instanceof Refusing)) throw error;
       this.#warn(`What handlers have done cannot be committed, and their events are refused: ${error.message}`);
       const message = `service ${this.#service.name} cannot do it at present`;
       await this.#told(refusal(this.#service, event, "SERVICE_UNAVAILABLE", message, RETRY_AFTER));

@@ -135,6 +135,16 @@ export interface Context {
   broadcastToUsers(type: string, payload: unknown, userIds: Iterable<string>): void;
   /** Send to these sockets; to nobody without sockets. */
   broadcastToSockets(type: string, payload: unknown, socketIds: Iterable<string>): void;
+  /**
+   * Put every socket of these users, and these sockets, into a room, until they are gone or taken out. The auth service is
+   * not asked. `permissions`: patterns over the events that they may send from there; all of this service's unless given.
+   */
+  putInRoom(
+    roomId: string,
+    whom: { userIds?: Iterable<string>; socketIds?: Iterable<string>; permissions?: Iterable<string> },
+  ): void;
+  /** Take every socket of these users, and these sockets, out of a room, however they came in. */
+  removeFromRoom(roomId: string, whom: { userIds?: Iterable<string>; socketIds?: Iterable<string> }): void;
   /** Send an event to another service, by its whole name; for the same user, and the same room or another. */
   emit(event: string, payload?: unknown, options?: { roomId?: string }): void;
   /** The same, at once, with an answer. Rejects with `Refused`; `timeout` is 10 s. */

@@ -16,6 +16,11 @@ export const SELF_LEASES = "gateways:registered:leases";
 /** The hash of what each gateway process publishes about its services. */
 export const REGISTRATIONS = "gateways:registrations";
 
+/** Commands to gateways, and the leases of those that are alive. */
+export const ROOM_PUT = "gateway:room:put";
+export const ROOM_REMOVE = "gateway:room:remove";
+export const GATEWAY_LEASES = "gateways";
+
 const NAME_LENGTH = 128;
 const NAME = /^([^:\p{White_Space}\p{Cc}\p{Cs}]+)(?::[^:\p{White_Space}\p{Cc}\p{Cs}]+){2}$/u;
 

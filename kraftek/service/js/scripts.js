@@ -9,6 +9,7 @@ import { existsSync, readFileSync } from "node:fs";
 export const FILES = {
   commit: ["pending", "commit"],
   commitAndEmit: ["pending", "fields", "streams", "emit", "commit"],
+  unaware: ["time", "unaware"],
   join: ["fields", "join_group", "forget_consumers"],
   claim: ["claimed", "claim_pending"],
   share: ["time", "share"],

@@ -16,7 +16,7 @@ import { Redis } from "ioredis";
 import { connectionOptions } from "./address.js";
 import { encode } from "./envelopes.js";
 import { Refused } from "./errors.js";
-import { BROADCAST, GATEWAY_STREAM, replyChannel, roomKey } from "./names.js";
+import { BROADCAST, GATEWAY_STREAM, ROOM_PUT, ROOM_REMOVE, replyChannel, roomKey } from "./names.js";
 
 /** Milliseconds that anything may take. */
 const PATIENCE = 10_000;
@@ -193,8 +193,12 @@ export class TestGateway {
 
   /** @param {Json} message */
   #told(message) {
-    const { type, payload = null, inReplyTo } = message;
+    const { type, payload = null, inReplyTo, roomId } = message;
     for (const client of this.clients) {
+      if (type === ROOM_PUT || type === ROOM_REMOVE) {
+        if (client.isMeantBy(message)) client.obey(type, roomId);
+        continue;
+      }
       if (client.isMeantBy(message)) client.inbox.push({ type, payload, ...(inReplyTo !== undefined && { id: inReplyTo }) });
     }
     for (const look of [...this.#waiting]) look();
@@ -205,6 +209,8 @@ export class TestGateway {
 class TestClient {
   /** @type {Delivered[]} */
   inbox = [];
+  /** The rooms that services have put it into. @type {Set<string>} */
+  given = new Set();
   #gateway;
   #count = 0;
 
@@ -261,7 +267,31 @@ class TestClient {
     }
     if (everybody) return true;
     const room = roomId ?? payload?.roomId;
-    return room !== undefined && room === this.roomId;
+    return room !== undefined && this.#isIn(room);
+  }
+
+  /**
+   * A service puts it into a room, or takes it out.
+   *
+   * @param {string} command
+   * @param {string} room
+   */
+  obey(command, room) {
+    if (this.#isIn(room) === (command === ROOM_PUT)) return;
+    if (command === ROOM_PUT) {
+      this.given.add(room);
+      this.inbox.push({ type: "joined", payload: { roomId: room } });
+      return;
+    }
+    this.given.delete(room);
+    if (room === this.roomId) this.roomId = undefined;
+    const error = { code: "ACCESS_REVOKED", message: `Access to room ${room} was ended by a service` };
+    this.inbox.push({ type: "error", payload: error });
+  }
+
+  /** @param {string} room */
+  #isIn(room) {
+    return room === this.roomId || this.given.has(room);
   }
 
   /**

@@ -16,10 +16,13 @@ from kraftek.contract.fleet import Fleet
 from kraftek.contract.interfaces import IBusListener
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.metrics import Counters
-from kraftek.contract.settings import Redis
+from kraftek.contract.names import ROOM_PUT, ROOM_REMOVE
+from kraftek.contract.registrations import published
+from kraftek.contract.settings import Config, Redis
 from kraftek.core.registry import ServiceRegistry
 from kraftek.core.rooms.leases import FIND_LOST, LEASE, OUTAGE, RENEW, RENEW_INTERVAL, Leases
 from kraftek.core.rooms.room_cache import ENTRIES_AT_ONCE, RedisRooms
+from kraftek.service.commits import UNAWARE
 from tests.support.fakes import FakeBus, FakeRooms
 from tests.support.redis_server import private_redis
 from tests.support.waiting import until
@@ -110,6 +113,32 @@ class LeasesTest(TestCase):
         process.leases.renew()
         await self.bus.call("PING")
         assert self.client.hgetall("k:gateways:registrations") == {"g1": "of g1"}
+
+    async def test_commands_are_for_gateways_that_all_know_them(self) -> None:
+        async def unaware() -> Any:
+            return await self.bus.call(UNAWARE, ["gateways", "gateways:registrations"], [ROOM_PUT, ROOM_REMOVE])
+
+        assert await unaware() == []
+        process = await self.process("one")
+        process.published = published(Config(), [])
+        process.leases.renew()
+        assert await unaware() == []
+        for older in (
+            b"",
+            b"no JSON",
+            b"[]",
+            b'{"version": 1}',
+            b'{"commands": 1}',
+            b'{"commands": ["gateway:room:put"]}',
+        ):
+            process.published = older
+            process.leases.renew()
+            missing = ROOM_REMOVE if b"put" in older else ROOM_PUT
+            assert await unaware() == [b"one", missing.encode()]
+        self.client.zadd("k:gateways", {"one": self.client.time()[0] - 1})
+        assert await unaware() == []
+        self.client.zadd("k:gateways", {"old": self.client.time()[0] + 5})
+        assert await unaware() == [b"old", ROOM_PUT.encode()]
 
     async def test_what_the_dead_left_is_removed_and_nothing_else(self) -> None:
         dead, one, two = [await self.process(name) for name in ("dead", "one", "two")]

@@ -75,6 +75,14 @@ def test_to_whom_it_says(url: str, said: Any) -> None:
     assert said() == {"type": "t", "payload": None, "everybody": True}
 
 
+def test_no_command_is_sent_to_a_gateway_that_does_not_know_it(url: str) -> None:
+    with redis.Redis.from_url(url) as client:
+        client.zadd("older:gateways", {"3f0c": 4_102_444_800})
+    put = "send", "gateway:room:put", "--room", "match", "--user", "ada", "--prefix", "older:"
+    said = "kraftek: gateway 3f0c is of a version that does not know gateway:room:put: upgrade it first\n"
+    assert kraftek(*put, KRAFTEK_REDIS=url) == (1, "", said)
+
+
 def test_where_the_configuration_says(url: str, server: PrivateRedis, tmp_path: Path) -> None:
     file = tmp_path / "gateway.toml"
     file.write_text(f'[redis]\nurl = "{url}"\nprefix = "live:"\nbroadcast = "said"\n', "utf-8")
@@ -93,6 +101,7 @@ def test_where_the_configuration_says(url: str, server: PrivateRedis, tmp_path: 
             1,
             "t: expected one of a room",
         ),
+        (("send", "gateway:room:put", "--room", "r"), 1, "gateway:room:put: expected a room, and users or sockets"),
         (("send", "disconnect", "--room", "r"), 1, "disconnect: expected users or sockets to close"),
         (("say", "t"), 2, "invalid choice: 'say'"),
         ((), 2, "COMMAND"),

@@ -69,6 +69,12 @@ sample
     context.broadcastToSockets("sample:told:socket", payload, [context.socketId]);
     context.also("SET", "also", JSON.stringify(payload).replace(":", ": "));
   })
+  .on("tell:enter", (context, room) => {
+    context.putInRoom(room, { userIds: ["bob", ""], socketIds: context.socketId });
+    context.putInRoom(room, { userIds: ["eve"], permissions: [] });
+    context.putInRoom(room, {});
+    context.removeFromRoom(room, { userIds: ["mallory"] });
+  })
   .on("tell:half", async (context, payload) => {
     context.broadcastToRoom("sample:told:room", payload);
     context.also("SET", "also", 1);
