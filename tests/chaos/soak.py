@@ -28,7 +28,7 @@ from kraftek.contract.names import LAST_LOOK, LISTENED, lease_key
 from tests.chaos.auth import AuthService
 from tests.chaos.ledger import Ledger
 from tests.chaos.processes import Gateway, RedisServer, Service
-from tests.chaos.visitors import VISITORS, GoneError, Visitor
+from tests.chaos.visitors import PATIENCE, VISITORS, GoneError, Visitor
 
 __all__ = ["GROWN", "Soak", "grew", "main", "soak"]
 
@@ -139,16 +139,15 @@ class Soak:
         room = f"room{number}"
         await visitor.connect()
         who = {"token": self.auth.token(user), "roomId": room}
-        await visitor.say("authenticate", who)
         if impostor:
+            await visitor.say("authenticate", who)
             await visitor.expect("error")
             with suppress(GoneError):
                 await visitor.told()
             visitor.vanish()
             return
-        await self._enter(visitor, who)
-        await visitor.say("join", {"roomId": f"{room}-too"})
-        await visitor.expect("joined")
+        await self._enter(visitor, "authenticate", who, "authenticated")
+        await self._enter(visitor, "join", {"roomId": f"{room}-too"}, "joined")
         for each, service in enumerate(("chat", "desk"), 2 * number):
             await visitor.say(f"{service}:say:back", f"{room}-{service}", each, room)
             if (payload := await visitor.expect(f"{service}:say:back", each)) != f"{room}-{service}":
@@ -160,17 +159,18 @@ class Soak:
         else:
             await visitor.leave()
 
-    async def _enter(self, visitor: Visitor, who: object) -> None:
+    async def _enter(self, visitor: Visitor, how: str, payload: object, answer: str) -> None:
         """It is let in, and asks again if it is told to: on a busy machine the auth service, which is here, is late."""
+        await visitor.say(how, payload)
         while True:
-            said, payload, _ = await visitor.told()
-            if said == "authenticated":
+            said, found, _ = await asyncio.wait_for(visitor.told(), PATIENCE)
+            if said == answer:
                 return
-            if said != "error" or payload.get("code") != "AUTH_UNAVAILABLE":
-                raise AssertionError(f"{who} is told {said}: {payload}")
+            if said != "error" or found.get("code") != "AUTH_UNAVAILABLE":
+                raise AssertionError(f"{payload} is answered {said}: {found}")
             self.ledger.seen["asked again"] += 1
-            await asyncio.sleep(payload["retryAfter"])
-            await visitor.say("authenticate", who)
+            await asyncio.sleep(found["retryAfter"])
+            await visitor.say(how, payload)
 
     async def left(self, *, expired: bool) -> dict[str, float]:
         """What there is when nobody is there any more; ``expired``: and every key is gone that lives for a time."""

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from bench.flooder import frame, text
 
-__all__ = ["VISITORS", "GoneError", "Polling", "SocketIO", "Visitor"]
+__all__ = ["PATIENCE", "VISITORS", "GoneError", "Polling", "SocketIO", "Visitor"]
 
 TEXT, CLOSE, PING = 1, 8, 9
 PATIENCE = 30.0
