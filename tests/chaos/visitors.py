@@ -168,7 +168,8 @@ class SocketIO(Visitor):
 
     async def _enter(self) -> None:
         await self._send(b"40")
-        packet = await asyncio.wait_for(self._receive(), PATIENCE)
+        while (packet := await asyncio.wait_for(self._receive(), PATIENCE)) == b"2":
+            await self._send(b"3")  # on a busy machine it may be asked before it is in
         assert packet.startswith(b"40{"), packet
         self.socket_id: str = json.loads(packet[2:])["sid"]
 
