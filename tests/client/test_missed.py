@@ -1,0 +1,241 @@
+"""What clients missed, and how they come to know: the examples of the documentation, against real gateways."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from kraftek.contract.history import TELL
+from tests.client.backends import BACKENDS, User
+from tests.docs.pages import code
+from tests.integration.conftest import Starter
+from tests.integration.test_kraftek_js import Node
+from tests.support.forwarder import Forwarder
+from tests.support.waiting import wait_until
+
+Json = dict[str, Any]
+
+KEPT = 50
+CONFIG = {"rooms": {"kept-*": {"history": KEPT}}}
+SERVICES = {"chat": {"channel": "events:chat", "reply": True}}
+
+
+class Chat:
+    """Two gateways of one Redis, and a service that lists what was said, in ``room``, of which a history is kept, and
+    in ``r2``. A client comes by way of ``road``.
+    """
+
+    def __init__(self, start: Starter, stage: ExitStack) -> None:
+        self.redis = start.redis()
+        self.gateways = [start.gateway(self.redis, services=SERVICES, config=CONFIG) for _ in range(2)]
+        self.road = Forwarder(self.gateways[0].port)
+        stage.callback(self.road.close)
+        self.service = start.service(self.redis, "events:chat", self._list)
+        self.said: dict[str, Json] = {}
+        self.lists = self._tests = 0
+        self._client = self.redis.client()
+
+    @property
+    def url(self) -> str:
+        return f"ws://127.0.0.1:{self.road.port}/"
+
+    def _list(self, event: Json) -> Json:
+        self.lists += 1
+        reply = {"type": event["eventType"], "inReplyTo": event["id"], "recipients": [event["socketId"]]}
+        return {**reply, "payload": self.said}
+
+    def say(self, *ids: int, room: str = "") -> None:
+        """As a service does: it is listed before anybody is told."""
+        for each in ids:
+            message = self.said[str(each)] = {"id": each}
+            self._tell(room or self.room, {"type": "chat:message:sent", "payload": message})
+
+    def _tell(self, room: str, message: Json) -> int:
+        told = self._client.eval(TELL.source, 0, room, json.dumps(message), "", "", "events:broadcast")
+        assert isinstance(told, list)
+        return int(told[1])
+
+    @property
+    def room(self) -> str:
+        return f"kept-{self._tests}"
+
+    def reset(self) -> None:
+        """For the next test: Redis may have lost what the gateways have told it of rooms, and soon has it again."""
+        self.road.target = self.gateways[0].port
+        self.said, self.lists = {}, 0
+        self._tests += 1
+        wait_until(lambda: self._tell("kept-another", {"type": "a:b:c"}) > 0, "that a history is kept")
+
+
+class Follower(ABC):
+    """A client that runs the documentation's example, and notes what it hears and shows."""
+
+    @abstractmethod
+    def noted(self) -> Json:
+        """``heard``: ids; ``recovered``: whether, and why not, each time; ``shown``: ids, in their order."""
+
+    def expect(self, **expected: Any) -> None:
+        """Soon this is what it noted."""
+        wait_until(
+            lambda: {key: value for key, value in self.noted().items() if key in expected} == expected,
+            lambda: f"{expected}, there is {self.noted()}",
+            30.0,
+        )
+
+
+class JavaScript(Follower):
+    def __init__(self, url: str, room: str, stage: ExitStack) -> None:
+        self._node = Node()
+        stage.callback(self._node.close)
+        example = code("kraftek-js-state").replace('"r1"', f'"{room}"')
+        self._node.evaluate(
+            f"""(() => {{
+                const gateway = kraftek.connect("{url}", {{ token: () => "ada", base: 50, cap: 200 }});
+                const heard = [], recovered = [];
+                let shown = [];
+                globalThis.noted = () => ({{ heard, recovered, shown }});
+                gateway.on("chat:message:sent", ({{ id }}) => heard.push(id));
+                gateway.on("recovered", ({{ recovered: all, reason }}) => recovered.push([all, reason ?? null]));
+                const show = (all) => (shown = all.map(({{ id }}) => id));
+                {example}
+            }})()"""
+        )
+
+    def noted(self) -> Json:
+        noted = self._node.evaluate("noted()")
+        assert isinstance(noted, dict)
+        return noted
+
+
+class Python(Follower):
+    def __init__(self, backend: str, url: str, room: str, stage: ExitStack) -> None:
+        thread = BACKENDS[backend]()
+        stage.callback(thread.stop)
+        user = User(thread, url, lambda _: "ada", {"room": room, "random": lambda: 0.05})
+        stage.callback(user.run, "close")
+        self._thread, client = thread, user.client
+        self._heard: list[int] = []
+        self._recovered: list[Any] = []
+        names: Json = {"client": client, "print": lambda *_: None}
+
+        def follow() -> None:
+            client.on("chat:message:sent", lambda message: self._heard.append(message.payload["id"]))
+            client.on("recovered", lambda told: self._recovered.append([told.recovered, told.reason]))
+            client.connect()
+            exec(code("client-state").replace('"r1"', f'"{room}"'), names)
+
+        thread.run(follow)
+        self._state = names["messages"]
+
+    def noted(self) -> Json:
+        def noted() -> Json:
+            shown = [message["id"] for message in (self._state.value or {}).values()]
+            return {"heard": [*self._heard], "recovered": [*self._recovered], "shown": shown}
+
+        found = self._thread.run(noted)
+        assert isinstance(found, dict)
+        return found
+
+
+@pytest.fixture(scope="module")
+def of_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chat]:
+    with ExitStack() as stage:
+        yield Chat(Starter(stage, tmp_path_factory), stage)
+
+
+@pytest.fixture
+def chat(of_module: Chat) -> Chat:
+    of_module.reset()
+    return of_module
+
+
+@pytest.fixture(params=["javascript", *BACKENDS])
+def library(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+def follow(library: str, chat: Chat, room: str, stage: ExitStack) -> Follower:
+    """A client that is in the room, and shows what was said there."""
+    follower = JavaScript(chat.url, room, stage) if library == "javascript" else Python(library, chat.url, room, stage)
+    follower.expect(shown=[*map(int, chat.said)], recovered=[])
+    assert chat.lists == 1
+    return follower
+
+
+def test_nobody_misses_anything_in_a_room_with_history(library: str, chat: Chat, stage: ExitStack) -> None:
+    """When its socket is cut, and when it comes to another gateway: it hears all, in order, and asks nobody."""
+    chat.say(1, 2)
+    follower = follow(library, chat, chat.room, stage)
+    chat.say(3, 4)
+    follower.expect(heard=[3, 4])
+    for turn in range(1, 4):
+        chat.road.refuse()
+        chat.say(*range(10 * turn, 10 * turn + 9))
+        chat.road.target = chat.gateways[turn % 2].port
+        chat.road.admit()
+        chat.say(10 * turn + 9)
+        follower.expect(recovered=[[True, None]] * turn)
+    everything = [3, 4, *range(10, 40)]
+    follower.expect(heard=everything, shown=[1, 2, *everything])
+    assert chat.lists == 1
+
+
+def test_what_cannot_be_recovered_is_fetched_once(library: str, chat: Chat, stage: ExitStack) -> None:
+    """When more was missed than is kept, and when Redis has lost everything."""
+    chat.say(1)
+    follower = follow(library, chat, chat.room, stage)
+    chat.road.refuse()
+    chat.say(*range(100, 100 + KEPT + 1))
+    chat.road.admit()
+    follower.expect(recovered=[[False, "too_many"]], shown=[1, *range(100, 100 + KEPT + 1)])
+    assert (chat.lists, follower.noted()["heard"]) == (2, [])
+    chat.say(200)
+    follower.expect(heard=[200])
+
+    chat.road.refuse()
+    chat.say(201)
+    chat.redis.client().flushall()
+    chat.road.admit()
+    wait_until(lambda: chat.lists > 2, lambda: f"a third list, there is {follower.noted()}", 30.0)
+    follower.expect(shown=[*map(int, chat.said)])
+    chat.say(202)
+    follower.expect(shown=[*map(int, chat.said)])
+    expect_lost(follower, chat)
+
+
+def test_redis_loses_everything_under_an_open_connection(library: str, chat: Chat, stage: ExitStack) -> None:
+    chat.say(1)
+    follower = follow(library, chat, chat.room, stage)
+    chat.redis.client().flushall()
+    chat.say(2)
+    wait_until(lambda: chat.lists > 1, lambda: f"a second list, there is {follower.noted()}", 30.0)
+    follower.expect(shown=[1, 2])
+    chat.say(3)
+    follower.expect(shown=[1, 2, 3])
+    expect_lost(follower, chat)
+
+
+def expect_lost(follower: Follower, chat: Chat) -> None:
+    """Each list but the first is for a loss that was told; a gateway that cannot know yet tells of it twice."""
+    recovered = follower.noted()["recovered"]
+    assert not any(all_of_it for all_of_it, _ in recovered), recovered
+    assert {reason for _, reason in recovered} <= {"too_many", "epoch", "unavailable"}
+    assert chat.lists <= 1 + len(recovered)
+
+
+def test_without_a_history_the_state_is_fetched_at_each_entry(library: str, chat: Chat, stage: ExitStack) -> None:
+    chat.say(1, room="r2")
+    follower = follow(library, chat, "r2", stage)
+    chat.say(2, room="r2")
+    follower.expect(heard=[2])
+    chat.road.refuse()
+    chat.say(3, room="r2")
+    chat.road.admit()
+    follower.expect(recovered=[[False, None]], shown=[1, 2, 3], heard=[2])
+    assert chat.lists == 2
