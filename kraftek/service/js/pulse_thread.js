@@ -78,7 +78,9 @@ async function place() {
       const files = new Map();
       session.on("Debugger.scriptParsed", ({ params }) => files.set(params.scriptId, params.url));
       session.on("Debugger.paused", ({ params }) => {
-        const [frame] = params.callFrames;
+        // Where the program is: it may be in a function of Node's just now.
+        const own = params.callFrames.find(({ location }) => !files.get(location.scriptId)?.startsWith("node:"));
+        const frame = own ?? params.callFrames[0];
         session.post("Debugger.resume");
         if (!frame) return resolve("by native code");
         const { scriptId, lineNumber } = frame.location;
