@@ -71,10 +71,12 @@ class Handling:
         """
         await self._run(_Work(event, None, ended, job=job), None)
 
-    def begin(self, entry: Entry, ended: Callable[[], None]) -> None:
-        """An entry of a stream: tried until it succeeds, or dead-lettered with the reason."""
+    def begin(self, entry: Entry, ended: Callable[[], None], event: Incoming | None = None) -> None:
+        """An entry of a stream: tried until it succeeds, or dead-lettered with the reason. ``event``: it, if it was
+        opened already.
+        """
         try:
-            event = self._processor.open(entry.body)
+            event = event or self._processor.open(entry.body)
         except NoEvent as error:
             self._jobs.spawn(self._set_aside, entry, None, f"not an event: {error}", 1, ended)
             return

@@ -285,11 +285,14 @@ class _Reading(Struct, eq=False):
 
 
 class _Waiting(Struct, eq=False):
-    """An entry that was read. ``body``: empty if it was not kept; ``ended`` is known from when it is its turn."""
+    """An entry that was read. ``body``: empty if it was not kept; otherwise ``event`` is in it, unless it is none.
+    ``ended`` is known from when it is its turn.
+    """
 
     reading: _Reading
     id: bytes
     body: bytes
+    event: Incoming | None
     delivered: int
     ended: Callable[[], None] = lambda: None
 
@@ -407,13 +410,13 @@ class Leased:
 
     def _take(self, reading: _Reading, entry_id: bytes, fields: list[bytes], delivered: int) -> int:
         body = event_in(fields)
-        try:
+        event: Incoming | None = None
+        with suppress(NoEvent):
             event = self._processor.open(body)
-        except NoEvent:
-            event = _NO_EVENT
-        kept = self._hands.keeps(event, len(body))
-        waiting = _Waiting(reading, entry_id, body if kept else b"", delivered)
-        self._hands.put(waiting, event, len(waiting.body), bounded=False)
+        place = event or _NO_EVENT
+        kept = self._hands.keeps(place, len(body))
+        waiting = _Waiting(reading, entry_id, body if kept else b"", event if kept else None, delivered)
+        self._hands.put(waiting, place, len(waiting.body), bounded=False)
         return len(body)
 
     def _next(self, hand: Hand[_Waiting]) -> None:
@@ -478,7 +481,7 @@ class Leased:
         else:
             reading, body = waiting.reading, waiting.body or event_in(answer)
             entry = Entry(reading.stream, waiting.id, body, waiting.delivered, self._name, reading.lose)
-            self._handling.begin(entry, ended)
+            self._handling.begin(entry, ended, waiting.event)
 
     def _ended(self, waiting: _Waiting) -> None:
         self._in_hand[waiting.reading.stream] -= 1

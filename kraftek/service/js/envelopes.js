@@ -87,9 +87,10 @@ export function encode(name, fields, most) {
     if (key === "payload") parts.push(`"payload":${json(value)}`);
     else if (value !== undefined) parts.push(`${JSON.stringify(key)}:${whole(value)}`);
   }
-  const body = Buffer.from(`{${parts.join(",")}}`);
-  if (body.length > most) throw new TooLarge(`${name}: a message of ${body.length} bytes; at most ${most} may be sent`);
-  return body;
+  const text = `{${parts.join(",")}}`;
+  const size = Buffer.byteLength(text);
+  if (size > most) throw new TooLarge(`${name}: a message of ${size} bytes; at most ${most} may be sent`);
+  return text;
 }
 
 /**
