@@ -51,7 +51,7 @@ setup(
     package_data={
         "": ["py.typed", "*.pyi", "*.lua"],
         "kraftek": ["client/js/*", "service/js/*"],
-        "kraftek.daemon.demo": ["board/*", "board/docs/*.rst"],
+        "kraftek.daemon.demo": ["board/*", "board/docs/*.rst", "board/docs/tutorial/*.rst"],
     },
     install_requires=[
         # The oldest that work: `make smoke` runs with exactly these, and with the newest. Twisted before 26.10 speaks

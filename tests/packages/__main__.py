@@ -95,7 +95,7 @@ def check_wheel(wheel: Path, source: Path) -> None:
     """Every file of ``kraftek/``, the plugin of twistd and the licence, and nothing else."""
     wanted = {str(file.relative_to(source)) for file in (source / "kraftek").rglob("*") if file.is_file()}
     # The documents, which are linked there.
-    wanted |= {f"kraftek/daemon/demo/board/docs/{page.name}" for page in source.glob("docs/*.rst")}
+    wanted |= {f"kraftek/daemon/demo/board/{page.relative_to(source)}" for page in source.glob("docs/**/*.rst")}
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if not METADATA.fullmatch(name)}
         (licence,) = {name for name in names if name.endswith(".dist-info/licenses/LICENSE")} or {"LICENSE"}
