@@ -34,6 +34,7 @@ __all__ = [
     "published",
     "read_published",
     "table_of",
+    "timeout_at",
 ]
 
 VERSION = 1
@@ -190,6 +191,11 @@ class Given(Struct, frozen=True, kw_only=True):
     reply: bool | None = None
     answered: str | None = None
     registers: bool = False
+
+
+def timeout_at(fleet: Iterable[Published], name: str) -> float | None:
+    """The seconds that gateways wait for a service's answers, the longest of them; ``None`` if none knows it."""
+    return max((one.services[name].timeout for one in fleet if name in one.services), default=None)
 
 
 class _Difference(Struct, frozen=True):

@@ -32,13 +32,16 @@ __all__ = ["LocalServices", "with_services"]
 
 
 def with_services(config: Config, processors: Sequence[EventProcessor]) -> Config:
-    """With a registration for each that has none: it replies. Raises :class:`ConfigError`."""
+    """With a registration for each that has none: it replies. Their handlers may take as long as those say. Raises
+    :class:`ConfigError`.
+    """
     registered = {service.name: service for service in config.services}
     mistakes: list[str] = []
     for processor in processors:
         mistakes += (f"service {processor.name}: expected {text}" for text in _mistakes(processor, config, registered))
         channel = processor.channel.removeprefix(config.redis.prefix)
-        registered.setdefault(processor.name, Registration(name=processor.name, channel=channel, reply=True))
+        own = Registration(name=processor.name, channel=channel, reply=True)
+        processor.registered(registered.setdefault(processor.name, own).timeout)
     names = [processor.name for processor in processors]
     mistakes += (f"service {name}: expected one processor" for name in {*names} if names.count(name) > 1)
     if mistakes:

@@ -10,9 +10,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from kraftek.contract.names import REGISTRATIONS, reply_channel
-from kraftek.contract.registrations import Given, differences, read_published
+from kraftek.contract.registrations import Given, differences, read_published, timeout_at
 from kraftek.service.backend import Away, Backend, Rejected, Signal
 from kraftek.service.processor import EventProcessor
 
@@ -31,12 +32,13 @@ _REPLY_CHANNELS = f"*{reply_channel(_ID)}"
 
 class Finding(Struct, frozen=True):
     """``lines`` say what differs. ``sure``: no gateway sees it otherwise, so that it is no reload that is under way.
-    ``compared``: a gateway was there to compare with.
+    ``compared``: a gateway was there to compare with. ``timeout``: the seconds that gateways wait for its answers.
     """
 
     lines: list[str] = []
     sure: bool = True
     compared: bool = True
+    timeout: float | None = None
 
 
 async def compare(call: Callable[..., Awaitable[Any]], given: Given) -> Finding:
@@ -44,7 +46,7 @@ async def compare(call: Callable[..., Awaitable[Any]], given: Given) -> Finding:
     bodies = await call("HVALS", given.prefix + REGISTRATIONS)
     fleet = read_published(bodies)
     if fleet:
-        return Finding(*differences(given, fleet))
+        return Finding(*differences(given, fleet), timeout=timeout_at(fleet, given.name))
     subject = f"Service {given.name} is not compared with its registration"
     if bodies:
         return Finding([f"{subject}: the gateways publish those in a newer form. Update the SDK"], compared=False)
@@ -104,6 +106,9 @@ class Comparison:
         except Rejected as error:
             why = f"Service {self._processor.name} is not compared with its registration: Redis refuses that: {error}"
             finding = Finding([why], compared=False)
+        if finding.timeout is not None:
+            self._processor.registered(finding.timeout)
+            finding = replace(finding, timeout=None)
         lasts = finding == self._seen
         self._seen = finding
         if finding != self._told and (finding.sure or lasts):

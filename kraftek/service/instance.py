@@ -50,7 +50,8 @@ class Instance:
         self._source = self._choose_source(self._handling)
         self._registration = SelfRegistration(processor, backend) if processor.register else None
         beats = [self._source.beat, *(() if self._registration is None else (self._registration.beat,))]
-        self._pulse = Pulse(backend, processor.claim_after / 3, processor.timeout, processor.handlers(), *beats)
+        limit = partial(getattr, processor, "timeout")
+        self._pulse = Pulse(backend, processor.claim_after / 3, limit, processor.handlers(), *beats)
         self._comparison = Comparison(processor, backend) if compares else None
         self._begun = False
         self._requests = Requests(self.name, processor, backend, self._warn)

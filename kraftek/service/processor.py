@@ -53,6 +53,9 @@ MESSAGE_BYTES = 1_048_576
 """Bytes of a message that a service sends, unless it is said otherwise: what waits for a client that does not read is
 bounded by as much. Redis closes the connections of all subscribers for which 32 MB wait."""
 
+TIMEOUT = 10.0
+"""Seconds that gateways wait for an answer, unless they are configured otherwise."""
+
 _encode = msgspec.json.Encoder().encode
 
 
@@ -130,7 +133,7 @@ class _Settings(Struct, kw_only=True):
     reply: bool | None
     register: bool
     concurrency: Count
-    timeout: Seconds
+    timeout: Seconds | None
     attempts: Count
     claim_after: Seconds
     grace: SecondsOrZero
@@ -148,13 +151,14 @@ class EventProcessor:
     ``name``: as it is registered with the gateway. ``channel``: as registered; left out it is ``events:<name>``.
     ``transport``: as registered, ``pubsub`` or ``stream``, and so are ``partitions``. ``concurrency``: events handled
     at the same time, one of each room. ``unordered``: without regard to rooms. ``timeout``: seconds that a handler may
-    take, as registered. For streams: ``attempts``, how often a handler may fail on an event, or an instance crash while
-    it handles it, before it is dead-lettered; ``claim_after``, the seconds after which another instance gets the
-    entries of a dead one. ``grace``: the seconds that a stop waits for handlers to finish. ``message_bytes``: of one
-    message to clients or another service, as JSON; a larger one raises :class:`TooLarge`. ``prefix``, ``broadcast``: as
-    in ``[redis]`` of the gateway. ``reply``: as registered; left out, it is only noticed when a client's request was
-    answered that the gateway has answered already. ``register``: itself, which ``auto_register`` of the gateways has to
-    permit; clients reach it where a permission names it. Raises :class:`ValueError` for invalid arguments.
+    take; left out it is that of the registration, as gateways publish it, and 10 until one does. For streams:
+    ``attempts``, how often a handler may fail on an event, or an instance crash while it handles it, before it is
+    dead-lettered; ``claim_after``, the seconds after which another instance gets the entries of a dead one. ``grace``:
+    the seconds that a stop waits for handlers to finish. ``message_bytes``: of one message to clients or another
+    service, as JSON; a larger one raises :class:`TooLarge`. ``prefix``, ``broadcast``: as in ``[redis]`` of the
+    gateway. ``reply``: as registered; left out, it is only noticed when a client's request was answered that the
+    gateway has answered already. ``register``: itself, which ``auto_register`` of the gateways has to permit; clients
+    reach it where a permission names it. Raises :class:`ValueError` for invalid arguments.
 
     ``refused`` counts, for metrics of yours: events over Pub/Sub that were refused because too many waited, or because
     what their handlers had done could not be committed. ``answered``: the last request of a client's that got more than
@@ -175,7 +179,7 @@ class EventProcessor:
         register: bool = False,
         concurrency: int = 64,
         unordered: bool = False,
-        timeout: float = 10.0,
+        timeout: float | None = None,
         attempts: int = 3,
         claim_after: float = 5.0,
         grace: float = 10.0,
@@ -196,7 +200,8 @@ class EventProcessor:
         self.transport = transport
         self.partitions, self.reply, self.register = partitions, reply, register
         self.concurrency, self.unordered = concurrency, unordered
-        self.timeout, self.attempts = timeout, attempts
+        self.timeout, self._as_registered = (TIMEOUT, True) if timeout is None else (timeout, False)
+        self.attempts = attempts
         self.claim_after, self.grace = claim_after, grace
         self.message_bytes = message_bytes
         self.prefix = prefix
@@ -260,6 +265,11 @@ class EventProcessor:
         """The names of events by the code of their handlers, as far as they are functions of Python's."""
         functions = {name: inspect.unwrap(route.handler) for name, route in self._routes.items()}
         return {code: name for name, each in functions.items() if (code := getattr(each, "__code__", None)) is not None}
+
+    def registered(self, timeout: float) -> None:
+        """So many seconds gateways wait for its answers."""
+        if self._as_registered:
+            self.timeout = timeout
 
     def time_limit(self, event: Incoming) -> float:
         """Seconds that the event's handler may take."""

@@ -24,15 +24,15 @@ LOOK = 1.0
 class Pulse:
     """Sends the commands of ``beats`` every ``interval`` seconds, on a connection of its own; ``None`` is none.
 
-    A loop that has done nothing else for ``limit`` seconds is warned of, once each time, by the event whose handler it
-    is in: ``handlers`` has these by code.
+    A loop that has done nothing else for ``limit()`` seconds is warned of, once each time, by the event whose handler
+    it is in: ``handlers`` has these by code.
     """
 
     def __init__(
         self,
         backend: Backend,
         interval: float,
-        limit: float,
+        limit: Callable[[], float],
         handlers: Mapping[CodeType, str],
         *beats: Callable[[], Command | None],
     ) -> None:
@@ -77,9 +77,9 @@ class Pulse:
         if self._asked is None:
             self._asked, self._warned = now, False
             self._backend.from_thread(self._answer)
-        elif now - self._asked > self._limit and not self._warned:
+        elif now - self._asked > (limit := self._limit()) and not self._warned:
             self._warned = True
-            self._backend.warn(f"The loop is blocked for more than {self._limit:g} s, by {self._culprit()}")
+            self._backend.warn(f"The loop is blocked for more than {limit:g} s, by {self._culprit()}")
 
     def _answer(self) -> None:
         self._asked = None

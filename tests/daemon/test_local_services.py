@@ -32,7 +32,9 @@ def test_one_that_is_not_registered_replies() -> None:
 def test_one_that_is_registered_stays_as_it_is() -> None:
     others = Registration(name="notes", channel="n")
     config = Config(services=(Registration(name="chat", channel="c", timeout=3.0), others))
-    assert with_services(config, [EventProcessor("chat", "c")]) == config
+    chat = EventProcessor("chat", "c")
+    assert with_services(config, [chat]) == config
+    assert chat.timeout == 3.0
 
 
 NO_STREAM = 'transport "pubsub" in the gateway\'s process: a stream is read by an EventService beside it'

@@ -15,7 +15,7 @@ from kraftek.contract.settings import Config, Redis, Registration
 from kraftek.service import asyncio as over_asyncio
 from kraftek.service.backend import Away, Rejected
 from kraftek.service.comparison import Comparison, compare
-from kraftek.service.processor import EventProcessor
+from kraftek.service.processor import EventProcessor, Incoming
 
 CHAT = Registration(name="chat", channel="events:chat", reply=True)
 STREAM = replace(CHAT, transport="stream")
@@ -33,6 +33,7 @@ class Place:
         self.fault: Exception | None = None
         self.said: list[tuple[str, str]] = []
         self.asked: list[tuple[Any, ...]] = []
+        self.processor = processor
         self.comparison = Comparison(processor, self)  # type: ignore[arg-type]  # as much as it uses
 
     def gateways(self, *registrations: Registration | None) -> None:
@@ -75,6 +76,7 @@ def test_what_differs_is_said_with_both_ways_to_mend_it(case: dict[str, Any]) ->
 
     found = asyncio.run(compare(call, given))
     assert (found.lines, found.sure, found.compared) == (case["lines"], case["sure"], case["compared"])
+    assert found.timeout == case.get("timeout")
 
 
 @pytest.fixture
@@ -97,6 +99,18 @@ def test_a_difference_is_told_once_and_again_when_it_has_changed(place: Place) -
     assert [level for level, _ in place.looks(2)] == ["warn"]
     place.gateways(CHAT)
     assert place.looks(2) == [("info", "Service chat agrees with its registration at the gateways")]
+
+
+def test_its_handlers_may_take_as_long_as_gateways_wait(place: Place) -> None:
+    event = Incoming(event_type="chat:message:send")
+    own = Place(EventProcessor("chat", timeout=2.0))
+    for here in (place, own):
+        here.gateways(replace(CHAT, timeout=30.0))
+        assert here.looks(2) == []
+    assert [here.processor.time_limit(event) for here in (place, own)] == [30.0, 2.0]
+    place.gateways()
+    place.looks()
+    assert place.processor.time_limit(event) == 30.0, "as long as nobody says otherwise"
 
 
 def test_gateways_that_differ_for_a_moment_are_not_mentioned(place: Place) -> None:

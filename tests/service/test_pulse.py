@@ -56,7 +56,7 @@ def test_it_goes_on_while_the_loop_is_blocked_and_says_by_whom(
         monkeypatch.setattr(backend, "warn", warn)
         monkeypatch.setattr(backend, "blocking", lambda: link)
         handlers = {blocks.__code__: "chat:message:send"} if named else {}
-        pulse = Pulse(backend, 0.02, 0.1, handlers, lambda: ("PING",))
+        pulse = Pulse(backend, 0.02, lambda: 0.1, handlers, lambda: ("PING",))
         pulse.start()
         watcher = threading.Thread(target=watch)
         watcher.start()
@@ -86,7 +86,10 @@ def test_a_loop_that_runs_is_not_warned_of_and_nothing_need_be_sent(monkeypatch:
         def beat() -> None:
             asked.append(time.monotonic())
 
-        quiet, silent = Pulse(backend, 0.01, 5.0, {}), Pulse(backend, 0.01, 5.0, {}, beat)
+        def limit() -> float:
+            return 5.0
+
+        quiet, silent = Pulse(backend, 0.01, limit, {}), Pulse(backend, 0.01, limit, {}, beat)
         quiet.start()
         silent.start()
         while len(asked) < 5:

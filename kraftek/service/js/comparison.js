@@ -12,6 +12,8 @@ const INTERVAL = 30_000;
 const SOON = 5_000;
 /** Of the document. */
 const VERSION = 1;
+/** Seconds that gateways wait for an answer, unless they are configured otherwise. */
+const TIMEOUT = 10;
 /** Services that a line names when the one in question is not among them. */
 const NAMES_SHOWN = 10;
 const RELOAD = "reload them";
@@ -32,7 +34,7 @@ const GATEWAY = new RegExp(`^(.*)${replyChannel(ID)}$`, "s");
  * @property {string | undefined} answered the name of a client's request that it has answered, if it has
  * @property {boolean} [registers] itself
  *
- * @typedef {{channel: string, transport?: string, partitions?: number, reply?: boolean}} Registration
+ * @typedef {{channel: string, transport?: string, partitions?: number, reply?: boolean, timeout?: number}} Registration
  * @typedef {object} Published
  * @property {number} version
  * @property {string} broadcast
@@ -44,6 +46,7 @@ const GATEWAY = new RegExp(`^(.*)${replyChannel(ID)}$`, "s");
  * @property {string[]} lines what differs
  * @property {boolean} sure no gateway sees it otherwise, so that it is no reload that is under way
  * @property {boolean} compared a gateway was there to compare with
+ * @property {number} [timeout] the seconds that gateways wait for its answers, the longest of them
  *
  * @typedef {{difference: string, mend: string}} Difference `difference` is about the gateways, who are named after it.
  * @typedef {(...words: (string | number | Buffer)[]) => Promise<unknown>} Call
@@ -59,7 +62,7 @@ const GATEWAY = new RegExp(`^(.*)${replyChannel(ID)}$`, "s");
 export async function compare(call, given) {
   const bodies = /** @type {Buffer[]} */ (await call("HVALS", given.prefix + REGISTRATIONS));
   const fleet = bodies.map(read).filter((one) => one !== undefined);
-  if (fleet.length) return differences(given, fleet);
+  if (fleet.length) return { ...differences(given, fleet), ...timeoutAt(fleet, given.name) };
   const subject = `Service ${given.name} is not compared with its registration`;
   /** @param {string} why */
   const not = (why) => ({ lines: [`${subject}: ${why}`], sure: true, compared: false });
@@ -91,6 +94,15 @@ function read(body) {
   } catch {
     return undefined;
   }
+}
+
+/**
+ * @param {Published[]} fleet
+ * @param {string} name
+ */
+function timeoutAt(fleet, name) {
+  const known = fleet.filter(({ services }) => Object.hasOwn(services, name));
+  return known.length ? { timeout: Math.max(...known.map(({ services }) => services[name]?.timeout ?? TIMEOUT)) } : {};
 }
 
 /**
@@ -241,6 +253,7 @@ const tableOf = (name) => (name.includes(".") ? `services.'${name}'` : `services
 export class Comparison {
   #service;
   #call;
+  #registered;
   #stopped = false;
   /** @type {NodeJS.Timeout | undefined} */
   #timer;
@@ -251,10 +264,12 @@ export class Comparison {
   /**
    * @param {import("./service.js").Service} service
    * @param {Call} call
+   * @param {(timeout: number) => void} registered is told how many milliseconds gateways wait for its answers
    */
-  constructor(service, call) {
+  constructor(service, call, registered) {
     this.#service = service;
     this.#call = call;
+    this.#registered = registered;
   }
 
   /** Look now, and from then on. */
@@ -291,7 +306,9 @@ export class Comparison {
     /** @type {Finding} */
     let finding;
     try {
-      finding = await compare(this.#call, this.#given());
+      const { timeout, ...rest } = await compare(this.#call, this.#given());
+      finding = rest;
+      if (timeout !== undefined) this.#registered(1000 * timeout);
     } catch (error) {
       if (error instanceof Away) return; // the connection says so
       if (!(error instanceof Rejected)) throw error;

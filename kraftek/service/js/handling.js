@@ -206,9 +206,10 @@ export class Handling {
       return refusal(service, event, "NO_HANDLER", `service ${service.name} has no handler for ${event.eventType}`);
     }
     const context = new Context(service, event, this.#link);
-    const limit = this.#jobs.time(route.timeout);
+    const { timeout = service.timeout } = route;
+    const limit = this.#jobs.time(timeout);
     const late = limit.over.then(() => {
-      throw new TimeoutError(`the handler of ${event.eventType} has not ended within ${route.timeout / 1000} s`);
+      throw new TimeoutError(`the handler of ${event.eventType} has not ended within ${timeout / 1000} s`);
     });
     try {
       return await Promise.race([this.#called(route, context, event.payload), late]);

@@ -18,7 +18,7 @@ export interface ServiceOptions {
   concurrency?: number;
   /** Events of one room may be handled at the same time, too, and a stream is read by all instances. */
   unordered?: boolean;
-  /** How long a handler may take until it counts as failed: 10 s, as the gateway waits for an answer. */
+  /** How long a handler may take until it counts as failed: as long as gateways wait for an answer, by what they publish. */
   timeout?: number;
   /** Over streams: how often a handler may fail on an event, or an instance crash, before it is dead-lettered. 3. */
   attempts?: number;

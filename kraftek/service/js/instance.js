@@ -61,7 +61,10 @@ export class Instance {
     this.#pulse = new Pulse({ url, interval: service.claimAfter / 3, limit: service.timeout }, this.#warn);
     if (service.transport === "pubsub") this.#source = new Subscription(...parts);
     else this.#source = new (leased ? Leased : Shared)(this.name, ...parts, this.#pulse);
-    this.#comparison = new Comparison(service, link.call);
+    this.#comparison = new Comparison(service, link.call, (timeout) => {
+      service.registered(timeout);
+      this.#pulse.warnAfter(service.timeout);
+    });
     this.#registration = service.register ? new SelfRegistration(service, link.call) : undefined;
     this.begun = new Promise((resolve) => (this.#hasBegun = resolve));
   }

@@ -51,6 +51,11 @@ export class Pulse {
     this.#thread.postMessage(command ?? []);
   }
 
+  /** @param {number} limit milliseconds after which a loop that is blocked is warned of */
+  warnAfter(limit) {
+    this.#thread.postMessage(limit);
+  }
+
   async stop() {
     await this.#thread.terminate();
   }

@@ -8,7 +8,8 @@ import { Connection } from "./connection.js";
 /** Milliseconds between two looks at the loop, at most. */
 const LOOK = 1_000;
 
-const { url, interval, limit } = /** @type {import("./pulse.js").Given} */ (workerData);
+const { url, interval, ...given } = /** @type {import("./pulse.js").Given} */ (workerData);
+let { limit } = given;
 const loop = /** @type {import("node:worker_threads").MessagePort} */ (parentPort);
 
 /** @type {Connection | undefined} */
@@ -23,8 +24,9 @@ let warned = false;
 let looked = performance.now();
 look(looked);
 
-loop.on("message", (/** @type {import("./pulse.js").Words | "here"} */ said) => {
+loop.on("message", (/** @type {import("./pulse.js").Words | "here" | number} */ said) => {
   if (said === "here") asked = undefined;
+  else if (typeof said === "number") limit = said;
   else command = said;
 });
 

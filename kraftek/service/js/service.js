@@ -15,10 +15,12 @@ import { checkerOf } from "./schema.js";
  * @property {Handler} handler
  * @property {import("./schema.js").Check | undefined} check
  * @property {boolean} answers
- * @property {number} timeout
+ * @property {number | undefined} timeout
  */
 
 const YEAR = 31_536_000_000;
+/** That of a registration, unless gateways are configured otherwise. */
+const TIMEOUT = 10_000;
 const MILLISECONDS = "milliseconds, more than 0 and at most a year";
 
 /** The options with their defaults. Times are in milliseconds. */
@@ -29,7 +31,7 @@ const DEFAULTS = {
   register: false,
   concurrency: 64,
   unordered: false,
-  timeout: 10_000,
+  timeout: /** @type {number | undefined} */ (undefined),
   attempts: 3,
   claimAfter: 5_000,
   grace: 10_000,
@@ -62,6 +64,7 @@ const EXPECTED = {
 export class Service {
   /** @type {Map<string, Route>} */
   #routes = new Map();
+  #asRegistered;
   /** The last request of a client's that got more than null. @type {string | undefined} */
   answered;
 
@@ -87,7 +90,8 @@ export class Service {
     this.register = settings.register;
     this.concurrency = settings.concurrency;
     this.unordered = settings.unordered;
-    this.timeout = settings.timeout;
+    this.timeout = settings.timeout ?? TIMEOUT;
+    this.#asRegistered = settings.timeout === undefined;
     this.attempts = settings.attempts;
     this.claimAfter = settings.claimAfter;
     this.grace = settings.grace;
@@ -116,10 +120,19 @@ export class Service {
     }
     if (typeof handler !== "function") throw new TypeError(`${name}: expected a function of the context and the payload`);
     const check = schema === undefined ? undefined : checkerOf(schema, name);
-    const { answers = true, timeout = this.timeout } = options ?? {};
-    if (!(timeout > 0 && timeout <= YEAR)) throw new TypeError(`${name}: timeout: expected ${MILLISECONDS}`);
+    const { answers = true, timeout } = options ?? {};
+    if (timeout !== undefined && !(timeout > 0 && timeout <= YEAR)) throw new TypeError(`${name}: timeout: expected ${MILLISECONDS}`);
     this.#routes.set(name, { handler, check, answers, timeout });
     return this;
+  }
+
+  /**
+   * So many milliseconds gateways wait for its answers.
+   *
+   * @param {number} timeout
+   */
+  registered(timeout) {
+    if (this.#asRegistered) this.timeout = timeout;
   }
 
   /** @param {string} event */

@@ -32,10 +32,12 @@ function watched(options = {}) {
     for (let look = 0; look < times; look += 1) await place.comparison.look();
     return said.map(([level]) => level);
   } };
-  place.comparison = new Comparison(new Service("chat", { log, ...options }), async () => {
+  place.service = new Service("chat", { log, ...options });
+  const call = async () => {
     if (place.answer instanceof Error) throw place.answer;
     return buffers(place.answer);
-  });
+  };
+  place.comparison = new Comparison(place.service, call, (timeout) => place.service.registered(timeout));
   return place;
 }
 
@@ -54,6 +56,18 @@ test("a difference is told once, and again when it has changed", async () => {
   place.answer = [same];
   assert.deepEqual(await place.looks(2), ["info"]);
   assert.equal(place.said[0][1], "Service chat agrees with its registration at the gateways");
+});
+
+test("its handlers may take as long as gateways wait", async () => {
+  const [place, own] = [watched(), watched({ timeout: 2_000 })];
+  for (const here of [place, own]) {
+    here.answer = [gateway({ channel: "events:chat", timeout: 30 })];
+    assert.deepEqual(await here.looks(2), []);
+  }
+  assert.deepEqual([place.service.timeout, own.service.timeout], [30_000, 2_000]);
+  place.answer = [];
+  await place.looks(1);
+  assert.equal(place.service.timeout, 30_000, "as long as nobody says otherwise");
 });
 
 test("gateways that differ for a moment are not mentioned", async () => {
