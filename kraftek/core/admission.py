@@ -7,8 +7,9 @@ Called by the gateway. It checks access with :class:`kraftek.contract.interfaces
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import partial
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
@@ -22,16 +23,13 @@ from kraftek.contract.messages import (
     Joined,
     Leave,
     Left,
-    Since,
     Standing,
-    Token,
 )
 from kraftek.contract.settings import Limits
 from kraftek.core.access_watch import AccessWatch
 from kraftek.core.budgets import Asker, Budgets
 from kraftek.core.membership import Membership
 from kraftek.core.refreshes import Refreshes
-from kraftek.core.resuming import Answer
 from kraftek.core.roster import Roster
 from kraftek.core.session import Session, SessionState
 
@@ -54,7 +52,6 @@ class Admission:
         self._access = access
         self._access_watch = access_watch
         self._membership = membership
-        self._following = membership.following
         self._resuming = membership.resuming
         self._refreshes = Refreshes(access, access_watch, roster, budgets, membership.resuming)
         self._roster = roster
@@ -110,7 +107,8 @@ class Admission:
             def answer(standing: Standing | None) -> None:
                 session.send(Authenticated(grant.user_id, room_id, message.id, left, standing))
 
-            return self._enter(session, room_id, token, grant, message.since, answer)
+            let_in = partial(self._access_watch.granted, session, room_id, token, grant)
+            return self._resuming.enter(session, room_id, message.since, let_in, answer)
 
         d = self._access.check(token, message.room_id, Asker(session, token.digest, self.budgets))
         d.addCallback(admitted)
@@ -142,7 +140,8 @@ class Admission:
                 if not done:
                     raise PeerError(Code.ACCESS_DENIED, "not in this room any more")
 
-            return self._enter(session, room_id, token, grant, message.since, answer).addCallback(answered)
+            let_in = partial(self._access_watch.granted, session, room_id, token, grant)
+            return self._resuming.enter(session, room_id, message.since, let_in, answer).addCallback(answered)
 
         def not_admitted(failure: Failure) -> Failure | None:
             error = failure.value
@@ -162,25 +161,6 @@ class Admission:
         d.addCallbacks(admitted, not_admitted)
         d.addErrback(_refused, session, message)
         d.addBoth(session.check_ends)
-
-    def _enter(
-        self,
-        session: Session,
-        room_id: str | None,
-        token: Token,
-        grant: Grant,
-        since: Since | None,
-        answer: Answer,
-    ) -> Deferred[bool]:
-        """Let it in, and answer it before it is sent anything from the room. In one with history it first gets what it
-        has missed. Fires with whether it was answered: its access may have been revoked meanwhile.
-        """
-        if room_id is None or not self._following.keeps(room_id):
-            answer(self._resuming.without(since))
-            self._access_watch.granted(session, room_id, token, grant)
-            return succeed(True)
-        self._access_watch.granted(session, room_id, token, grant)
-        return self._resuming.resume(session, room_id, since, answer)
 
     def _refresh(self, session: Session, message: Authenticate) -> None:
         """The client goes on meanwhile, unless it enters a room by that: what follows may be for that room."""

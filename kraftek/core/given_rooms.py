@@ -7,6 +7,7 @@ it, and it lasts until the socket is gone, leaves the room or is taken out, or i
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -15,12 +16,13 @@ from twisted.logger import Logger
 
 from kraftek.contract.interfaces import IBus
 from kraftek.contract.log_once import OnceAMinute
-from kraftek.contract.messages import ROOM_ID_LENGTH, Grant, Joined
+from kraftek.contract.messages import ROOM_ID_LENGTH, Grant, Joined, Standing
 from kraftek.contract.metrics import Counters
 from kraftek.contract.names import INVALIDATION, ROOM_PUT, ROOM_REMOVE
 from kraftek.contract.settings import Limits
 from kraftek.core.access.invalidation import Invalidation
 from kraftek.core.access_watch import AccessWatch
+from kraftek.core.resuming import Resuming
 from kraftek.core.roster import Roster
 from kraftek.core.session import Session, SessionState
 
@@ -48,6 +50,7 @@ class GivenRooms:
         self,
         bus: IBus,
         access_watch: AccessWatch,
+        resuming: Resuming,
         roster: Roster,
         limits: Limits,
         counters: Counters,
@@ -56,6 +59,7 @@ class GivenRooms:
         now: Callable[[], float],
     ) -> None:
         self._access_watch = access_watch
+        self._resuming = resuming
         self._roster = roster
         self._limits = limits
         self._counters = counters
@@ -93,8 +97,11 @@ class GivenRooms:
             self._once_a_minute(self._log.warn, line, most=self._limits.rooms, room=room_id)
             return
         self._counters.rooms_given += 1
-        session.send(Joined(room_id))
-        self._access_watch.give(session, room_id, Grant(user_id, room_id, permissions))
+        let_in = partial(self._access_watch.give, session, room_id, Grant(user_id, room_id, permissions))
+        self._resuming.enter(session, room_id, None, let_in, partial(self._tell, session, room_id))
+
+    def _tell(self, session: Session, room_id: str, standing: Standing | None) -> None:
+        session.send(Joined(room_id, standing=standing))
 
     def _invalidated(self, body: bytes) -> None:
         try:

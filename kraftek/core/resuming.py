@@ -48,6 +48,19 @@ class Resuming:
         """Where a client begins in a room that has no history, or not any more."""
         return None if since is None else self._not_resumed(None, since, ResumeFailure.EPOCH)
 
+    def enter(
+        self, session: Session, room_id: str | None, since: Since | None, let_in: Callable[[], None], answer: Answer
+    ) -> Deferred[bool]:
+        """Have it let in, and answered before it is sent anything from the room. In one with history it first gets what
+        it has missed. Fires with whether it was answered: its access may have been revoked meanwhile.
+        """
+        if room_id is None or not self.following.keeps(room_id):
+            answer(self.without(since))
+            let_in()
+            return succeed(True)
+        let_in()
+        return self.resume(session, room_id, since, answer)
+
     def resume(self, session: Session, room_id: str, since: Since | None, answer: Answer) -> Deferred[bool]:
         """The session has entered the room: ``answer`` is called with where it begins, and then it gets what it has
         missed since. Fires with whether that was so: it was not if the session is out of the room again.

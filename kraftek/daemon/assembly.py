@@ -150,7 +150,7 @@ def core_of(
         dispatch=dispatch,
         requests=requests,
         gateway=gateway,
-        deliveries=_heard(config, gateway_id, bus, deliveries, access_watch, roster, counters, clock, now),
+        deliveries=_heard(config, gateway_id, bus, deliveries, access_watch, resuming, roster, counters, clock, now),
         service_events=ServiceEvents(gateway_id, registry, router, dispatch, bus, counters, bounds, now=now),
         leases=Leases(bus, rooms, gateway_id, membership.reconciliation.doubt_all, fleet, counters, publishes),
         orphans=Orphans(bus, clock, fleet),
@@ -212,12 +212,15 @@ def _heard(
     bus: IBus,
     deliveries: Deliveries,
     access_watch: AccessWatch,
+    resuming: Resuming,
     roster: Roster,
     counters: Counters,
     clock: IReactorTime,
     now: Callable[[], float],
 ) -> Deliveries:
-    given_rooms = GivenRooms(bus, access_watch, roster, config.limits, counters, seconds=clock.seconds, now=now)
+    given_rooms = GivenRooms(
+        bus, access_watch, resuming, roster, config.limits, counters, seconds=clock.seconds, now=now
+    )
     deliveries.obey = given_rooms.obey
     for channel in (config.redis.broadcast, reply_channel(gateway_id)):
         bus.subscribe(channel, deliveries.received)

@@ -602,3 +602,13 @@ def test_a_catch_up_passes_on_what_is_later() -> None:
     catch_up.open(0)
     catch_up.write(Outgoing(b'{"b":1}'))
     assert link.read() == [{"a": 1}, {"b": 1}]
+
+
+def test_who_is_put_into_a_room_by_a_service_learns_where_it_is() -> None:
+    board = Board()
+    board.logs.tell(ROOM, type="notes:note:said", payload="before")
+    here, there = board.enter("ann", "lobby"), board.enter("bob", "lobby")
+    told(here), told(there)
+    board.broadcast(type="gateway:room:put", roomId=ROOM, userIds=["ann", "bob"])
+    board.tell("a")
+    assert [told(here), told(there)] == [[{"epoch": "e1", "offset": 1}, (2, "a")]] * 2
