@@ -116,7 +116,9 @@ class Reader:
 
     def here(self, text: str) -> str:
         """The text with the ports of this test."""
-        return PORTS.sub(lambda found: self._ports.setdefault(found[0], str(free_port())), text)
+        for port in {*PORTS.findall(text)} - self._ports.keys():
+            self._ports[port] = str(free_port())
+        return PORTS.sub(lambda found: self._ports[found[0]], text)
 
     def paste(self, block: str, **replaced: str) -> list[str]:
         """Have a block of the page run, with other words for some; returns what it has printed."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +68,24 @@ def has(client: Any, gateway: str, *services: Registration, prefix: str = "") ->
     client.hset(f"{prefix}gateways:registrations", gateway, document)
 
 
-def reads(client: Any, stream: str, name: str) -> None:
+@contextmanager
+def reading(client: Any, stream: str, name: str) -> Iterator[None]:
+    """An instance that reads without a lease, all the time."""
     client.xgroup_create(stream, "notes", "0", mkstream=True)
     client.xgroup_createconsumer(stream, "notes", name)
-    client.xreadgroup("notes", name, {stream: ">"})
+    ended = threading.Event()
+
+    def read() -> None:
+        while not ended.wait(0.1):
+            client.xreadgroup("notes", name, {stream: ">"})
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def test_all_services_of_the_file_are_as_registered(client: Any, server: PrivateRedis, file: str) -> None:
@@ -78,14 +94,14 @@ def test_all_services_of_the_file_are_as_registered(client: Any, server: Private
     with client.pubsub() as subscriber:
         subscriber.subscribe("k:events:chat")
         subscriber.get_message(timeout=10)
-        reads(client, "k:events:notes:1", "host.2.b.ordered")
-        assert check(server.url, "--config", file) == (0, "Service chat: ok\nService notes: ok\n", "")
+        with reading(client, "k:events:notes:1", "host.2.b.ordered"):
+            assert check(server.url, "--config", file) == (0, "Service chat: ok\nService notes: ok\n", "")
 
 
 def test_what_differs_and_who_is_missing_is_said(client: Any, server: PrivateRedis, file: str) -> None:
     has(client, "g1", Registration(name="chat", channel="events:chat"), prefix="k:")
-    reads(client, "k:events:notes:1", "host.2.b")
-    status, printed, _ = check(server.url, "--config", file)
+    with reading(client, "k:events:notes:1", "host.2.b"):
+        status, printed, _ = check(server.url, "--config", file)
     assert status == 1
     assert [line.partition(". ")[0] for line in printed.splitlines()] == [
         "Service chat: reply is true here, and false at the gateways",
@@ -104,9 +120,8 @@ def test_one_service_is_what_the_options_say_of_it(client: Any, server: PrivateR
     assert "reply is false here, and true at" in printed
     assert "no instance reads events:chat" in printed
     has(client, "g1", NOTES, prefix="k:")
-    reads(client, "k:events:notes:0", "host.2.b.ordered")
-    one = "--service", "notes", "--config", file
-    assert check(server.url, *one, "--partitions", "1")[1].startswith("Service notes: partitions is 1 here, and 2 at")
+    printed = check(server.url, "--service", "notes", "--config", file, "--partitions", "1")[1]
+    assert printed.startswith("Service notes: partitions is 1 here, and 2 at")
     assert check(server.url, "--service", "chat", "--channel", "x")[1].startswith('Service chat: channel is "x" here')
 
 
