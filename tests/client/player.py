@@ -312,8 +312,7 @@ class Player:
         self._room_states[room] = self._backend.run(made)
 
     def step_state_error(self, room: str, code: str) -> None:
-        self.step_nothing()
-        error = self._room_states[room].error
+        error = wait_until(lambda: self._room_states[room].error, f"an error of the state of {room}")
         assert isinstance(error, Refused)
         assert error.code == code
 
