@@ -136,7 +136,7 @@ class Deliveries:
                 message = _decode(body)
             except msgspec.DecodeError as error:
                 message, _ = reread(_decode, body, error)
-            if message.type == "disconnect":
+            if message.type == "disconnect" or message.type.startswith(GATEWAY_OWN):
                 raise msgspec.ValidationError("a command is not told to a room")
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             self._malformed(body, error)

@@ -559,11 +559,12 @@ def test_what_is_malformed_is_counted_and_its_offset_passes() -> None:
     client = board.enter()
     board.hear(b"nonsense")
     board.hear(b"e1 x {}")
-    board.logs.told[ROOM] = [b"{", b'{"type": "disconnect"}', b'{"type": "\xff"}']
+    command = b'{"type": "gateway:room:put", "userIds": ["ann"]}'
+    board.logs.told[ROOM] = [b"{", b'{"type": "disconnect"}', b'{"type": "\xff"}', command]
     board.tell("a")
-    assert told(client)[1:] == [(4, "a")]
-    assert board.counters.broadcasts_malformed == 5
-    assert told(board.enter("bob", since=since(0)))[1:] == [(4, "a")]
+    assert told(client)[1:] == [(5, "a")]
+    assert board.counters.broadcasts_malformed == 6
+    assert told(board.enter("bob", since=since(0)))[1:] == [(5, "a")]
 
 
 def test_a_gateway_says_that_it_follows_if_there_is_something_to_follow() -> None:
