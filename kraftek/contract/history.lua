@@ -8,8 +8,8 @@ local function run_id()
     return run
 end
 
--- covers(rule, room): {head, tail or false, count, ttl in ms, bytes}. Without a tail the room has that name, otherwise it
--- begins and ends so.
+-- covers(rule, room): {head, tail or false, count, ttl in ms, bytes, patterns of messages or nothing}. Without a tail the
+-- room has that name, otherwise it begins and ends so.
 local function covers(rule, room)
     local head, tail = rule[1], rule[2]
     if not tail then return room == head end
@@ -30,6 +30,7 @@ local function history_of(prefix, room)
                 count = rule[3],
                 ttl = rule[4],
                 most = rule[5],
+                patterns = rule[6],
                 generation = known[2],
                 position = prefix .. OWN .. 'position:' .. room,
                 log = prefix .. OWN .. 'log:' .. room,

@@ -24,7 +24,7 @@ FUNCTION = "kraftek_tell_v1"
 """The name of the Function, and of its library. Another one begins when the library changes: gateways of two versions
 may be connected."""
 
-_TELL = lua(__package__, "history", "tell")
+_TELL = lua(__package__, "history", "kept", "tell")
 
 TELL = Script(f"{_TELL}\nreturn tell(ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5])")
 """ARGV: the room, the message, its id or nothing, the prefix, and the channel for rooms without history."""

@@ -62,6 +62,15 @@ _PART = r"(?:\*|[^:*\s\x00-\x1f\x7f]+)"
 EventPattern = Annotated[
     str, Meta(pattern=rf"^{_PART}:{_PART}:{_PART}\Z", max_length=128, description='patterns like "chat:message:*"')
 ]
+# Of messages of services, which may have any number of parts.
+_MESSAGE_PART = r"(?:\*|[^:*\s]+)"
+MessagePattern = Annotated[
+    str,
+    Meta(pattern=rf"^{_MESSAGE_PART}(?::{_MESSAGE_PART})*\Z", max_length=128, description='patterns like "board:*:*"'),
+]
+MessagePatterns = Annotated[
+    tuple[MessagePattern, ...], Meta(max_length=64, description="a list of up to 64 patterns of messages")
+]
 EventRates = Annotated[dict[EventPattern, PerSecond], Meta(description="a table of event patterns with their rates")]
 Algorithm = Annotated[Literal["HS256", "RS256", "ES256"], Meta(description='"HS256", "RS256" or "ES256"')]
 Files = Annotated[tuple[Text, ...], Meta(description="a list of files")]
@@ -282,13 +291,14 @@ class RoomPolicy(Struct, frozen=True, kw_only=True):
 
     ``pattern``: the name of a room, or of several with one ``*`` for any text. ``history``: messages that are kept, 0
     for none; ``history_bytes``: of them together, or one larger message. ``history_ttl``: seconds after the last one
-    after which all are forgotten.
+    after which all are forgotten. ``events``: patterns over the types of messages that are kept; without any, all are.
     """
 
     pattern: str
     history: History = 0
     history_ttl: Seconds = 600.0
     history_bytes: HistoryBytes = 1_048_576
+    events: MessagePatterns = ()
 
 
 class Config(Struct, frozen=True, kw_only=True):

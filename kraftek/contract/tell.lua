@@ -51,6 +51,11 @@ local function tell(room, message, id, prefix, broadcast)
         return '{"roomId":' .. cjson.encode(room) .. more .. ',' .. message:sub(stop + 1)
     end
     local history = history_of(prefix, room)
+    if history and history.patterns then
+        local keeps, expected = kept(message, history.patterns)
+        if keeps == nil then return redis.error_reply('ERR kraftek_tell: expected ' .. expected) end
+        if not keeps then history = nil end
+    end
     if not history then return {redis.call('PUBLISH', prefix .. broadcast, whole('')), 0, ''} end
     position_of(history)
     if id ~= '' then

@@ -47,8 +47,10 @@ class TellTest(SynchronousTestCase):
 
     def tell(self, room: str, text: str, id: str = "") -> list[Any]:
         """The receivers, the offset, and the epoch."""
-        answer = self.client.eval(TELL.source, 0, room, message(text), id, self.prefix, "events:broadcast")
-        return list(answer)
+        return self.tell_text(room, message(text), id)
+
+    def tell_text(self, room: str, text: str, id: str = "") -> list[Any]:
+        return list(self.client.eval(TELL.source, 0, room, text, id, self.prefix, "events:broadcast"))
 
     def listen(self, *channels: str) -> redis.client.PubSub:
         subscriber: redis.client.PubSub = self.client.pubsub(ignore_subscribe_messages=True)
@@ -189,6 +191,43 @@ class TellTest(SynchronousTestCase):
                 self.client.eval(TELL.source, 0, "board-1", text, "", self.prefix, "events:broadcast")
         assert set(self.client.keys()) == before
 
+    def test_only_messages_of_its_patterns_are_kept(self) -> None:
+        self.everybody_follows()
+        self.keep(["board-", "", 3, 60_000, 1000, [["board", "note", "*"], ["news"], ['a"b']]])
+        subscriber = self.listen(room_channel("board-1"), "events:broadcast")
+        offsets = [
+            self.tell_text("board-1", json.dumps({"type": name, "payload": name}))[1]
+            for name in ("board:note:added", "board:cursor:moved", "news", "news:1", "board:note", "board:note:a:b")
+        ]
+        assert offsets == [1, 0, 2, 0, 0, 0]
+        channels = [channel.partition(":room:")[0] for channel, _ in self.heard(subscriber)]
+        assert channels == ["gateways:history" if offset else "events:broadcast" for offset in offsets]
+        assert [text for _, text in self.kept("board-1")] == ["board:note:added", "news"]
+
+    def test_the_type_may_stand_anywhere_in_a_message(self) -> None:
+        self.keep(["board-", "", 9, 60_000, 10_000_000, [["a", "b", "c"]]])
+        for text in (
+            ' { "type" : "a:b:c"}',
+            '{"payload": {"type": "x"}, "type": "a:b:c"}',
+            '{"type": "\\u0061:b:c"}',
+            '{"payload": "' + "x" * 262_000 + '", "type": "a:b:c"}',
+            '{"type": "a:b:c", "payload": "' + "x" * 300_000 + '"}',
+        ):
+            assert self.tell_text("board-1", text)[1] > 0, text[:60]
+        assert self.tell_text("board-1", '{"payload": {"type": "a:b:c"}, "type": "x"}')[1] == 0
+
+    def test_what_has_no_type_is_refused_where_that_matters(self) -> None:
+        self.keep(["board-", "", 3, 60_000, 1000, [["a", "b", "c"]]])
+        before = set(self.client.keys())
+        nested = "[" * 2000 + "]" * 2000
+        deep = f'{{"a": {nested}, "type": "a:b:c"}}'
+        for text in ('{"payload": 1}', '{"type": 1}', '{"a": 1, "type": "a:b:c"', deep):
+            with pytest.raises(redis.ResponseError, match="expected a JSON object with a type"):
+                self.tell_text("board-1", text)
+        with pytest.raises(redis.ResponseError, match="expected the type as the first key of a message of more"):
+            self.tell_text("board-1", '{"payload": "' + "x" * 262_144 + '", "type": "a:b:c"}')
+        assert set(self.client.keys()) == before
+
     def test_what_redis_refuses_is_told_to_nobody(self) -> None:
         subscriber = self.listen(room_channel("board-1"), "events:broadcast")
         self.tell("board-1", "a")
@@ -214,8 +253,8 @@ class FunctionTest(PrefixedTellTest):
         super().setUp()
         self.client.execute_command("FUNCTION", "LOAD", LIBRARY)
 
-    def tell(self, room: str, text: str, id: str = "") -> list[Any]:
-        return list(self.client.execute_command("FCALL", FUNCTION, 0, room, message(text), id, self.prefix))
+    def tell_text(self, room: str, text: str, id: str = "") -> list[Any]:
+        return list(self.client.execute_command("FCALL", FUNCTION, 0, room, text, id, self.prefix))
 
     def test_without_a_message_it_says_what_it_expects(self) -> None:
         with pytest.raises(redis.ResponseError, match="expected a room and a message"):

@@ -12,16 +12,14 @@ __all__ = ["Rules"]
 
 
 class Rules:
-    """``text``: the rules as Redis has them, ``[head, tail or false, messages, milliseconds, bytes]`` for each pattern,
-    in order; empty if no room has a history.
+    """``text``: the rules as Redis has them, in order; empty if no room has a history. For each pattern of rooms
+    ``[head, tail or false, messages, milliseconds, bytes]``, and where only some messages are kept their patterns, each
+    as a list of its parts.
     """
 
     def __init__(self, policies: Sequence[RoomPolicy]) -> None:
         self._patterns = [(*_parts(policy.pattern), policy.history > 0) for policy in policies]
-        rules = [
-            (*_parts(policy.pattern), policy.history, round(policy.history_ttl * 1000), policy.history_bytes)
-            for policy in policies
-        ]
+        rules = [_rule(policy) for policy in policies]
         self.text = msgspec.json.encode(rules).decode() if any(policy.history for policy in policies) else ""
 
     def __bool__(self) -> bool:
@@ -30,6 +28,12 @@ class Rules:
     def keep(self, room_id: str) -> bool:
         """Whether the room has one: the first pattern that covers it says so."""
         return next((kept for head, tail, kept in self._patterns if _covers(head, tail, room_id)), False)
+
+
+def _rule(policy: RoomPolicy) -> tuple[object, ...]:
+    bounds = policy.history, round(policy.history_ttl * 1000), policy.history_bytes
+    some = ([pattern.split(":") for pattern in policy.events],) if policy.events else ()
+    return (*_parts(policy.pattern), *bounds, *some)
 
 
 def _parts(pattern: str) -> tuple[str, str | bool]:

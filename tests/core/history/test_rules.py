@@ -13,7 +13,7 @@ RULES = Rules(
         RoomPolicy(pattern="board-secret", history=0),
         RoomPolicy(pattern="board-*", history=200, history_ttl=0.5, history_bytes=1000),
         RoomPolicy(pattern="b-*-z", history=1),
-        RoomPolicy(pattern="lobby", history=1),
+        RoomPolicy(pattern="lobby", history=1, events=("chat:*:said", "news")),
     ]
 )
 
@@ -34,7 +34,7 @@ def test_as_redis_has_them() -> None:
         ["board-secret", False, 0, 600_000, 1_048_576],
         ["board-", "", 200, 500, 1000],
         ["b-", "-z", 1, 600_000, 1_048_576],
-        ["lobby", False, 1, 600_000, 1_048_576],
+        ["lobby", False, 1, 600_000, 1_048_576, [["chat", "*", "said"], ["news"]]],
     ]
 
 
