@@ -134,7 +134,7 @@ def needs_of(config: Config) -> list[Need]:
     published += [replies, prefix + names.LISTENED]
     heard = [f"{prefix}{config.redis.broadcast}", prefix + names.INVALIDATION, prefix + names.LISTENED, replies]
     heard += [prefix + names.SELF_REGISTERED, TRACKING_CHANNEL.decode()]
-    heard += [prefix + names.room_channel("*")] if keeps else []
+    heard += [prefix + names.topic_channel(names.room_topic("*"))] if keeps else []
     needs += [Need(f"&{channel}", ("PUBLISH", channel.replace("*", "x"), "")) for channel in published]
     needs += [Need(f"&{channel}", ("SUBSCRIBE", channel.replace("*", "x"))) for channel in heard]
     return needs

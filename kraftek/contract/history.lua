@@ -1,4 +1,4 @@
--- The history of a room: docs/services.rst, "Rooms with history". All scripts that touch it begin with this.
+-- The history of a topic, 'room:<room>': docs/services.rst, "Rooms with history". All scripts that touch it begin with this.
 local OWN = 'gateways:history:'
 
 -- run_id(): that of this server's process. A Function keeps it: another process loads its library anew.
@@ -8,40 +8,40 @@ local function run_id()
     return run
 end
 
--- covers(rule, room): {head, tail or false, count, ttl in ms, bytes, patterns of messages or nothing}. Without a tail the
--- room has that name, otherwise it begins and ends so.
-local function covers(rule, room)
+-- covers(rule, topic): {head, tail or false, count, ttl in ms, bytes, patterns of messages or nothing}. Without a tail the
+-- topic has that name, otherwise it begins and ends so.
+local function covers(rule, topic)
     local head, tail = rule[1], rule[2]
-    if not tail then return room == head end
-    return #room >= #head + #tail and room:sub(1, #head) == head and room:sub(#room - #tail + 1) == tail
+    if not tail then return topic == head end
+    return #topic >= #head + #tail and topic:sub(1, #head) == head and topic:sub(#topic - #tail + 1) == tail
 end
 
--- history_of(prefix, room): its rule and its keys, or nil where no history is kept.
+-- history_of(prefix, topic): its rule and its keys, or nil where no history is kept.
 local text, rules
-local function history_of(prefix, room)
+local function history_of(prefix, topic)
     local known = redis.call('HMGET', prefix .. OWN .. 'rules', 'rules', 'generation')
     if not known[1] then return nil end
     if known[1] ~= text then text, rules = known[1], cjson.decode(known[1]) end
     for _, rule in ipairs(rules) do
-        if covers(rule, room) then
+        if covers(rule, topic) then
             if rule[3] == 0 then return nil end
             return {
-                room = room,
+                topic = topic,
                 count = rule[3],
                 ttl = rule[4],
                 most = rule[5],
                 patterns = rule[6],
                 generation = known[2],
-                position = prefix .. OWN .. 'position:' .. room,
-                log = prefix .. OWN .. 'log:' .. room,
-                ids = prefix .. OWN .. 'ids:' .. room,
-                channel = prefix .. OWN .. 'room:' .. room
+                position = prefix .. OWN .. 'position:' .. topic,
+                log = prefix .. OWN .. 'log:' .. topic,
+                ids = prefix .. OWN .. 'ids:' .. topic,
+                channel = prefix .. OWN .. topic
             }
         end
     end
 end
 
--- position_of(history): adds where the room is: epoch, offset and ancestors, the bytes of all messages so far, and by how
+-- position_of(history): adds where the topic is: epoch, offset and ancestors, the bytes of all messages so far, and by how
 -- many of these the oldest one that is kept was preceded, or an older one. It is a new epoch when the server's process is
 -- another one, as after a fail-over: its data may be older than what was told. Offsets go on then. With other rules, or
 -- without a position, as after a loss of data, they begin anew.
@@ -56,7 +56,7 @@ local function position_of(history)
     history.bytes, history.floor = tonumber(known[5] or 0), tonumber(known[6] or 0)
     if known[1] and known[3] == life then return end
     local time = redis.call('TIME')
-    history.epoch = redis.sha1hex(life .. ' ' .. time[1] .. ' ' .. time[2] .. ' ' .. history.room):sub(1, 12)
+    history.epoch = redis.sha1hex(life .. ' ' .. time[1] .. ' ' .. time[2] .. ' ' .. history.topic):sub(1, 12)
     if known[1] and (known[3] or ''):match('^[^:]*') == history.generation then
         local all, kept = known[1] .. ' ' .. known[2] .. ' ' .. history.ancestors, {}
         for epoch, last in all:gmatch('(%S+) (%S+)') do

@@ -3,14 +3,16 @@
 Gateways load it as a Redis Function, for services in any language. What gateways read is in
 :mod:`kraftek.core.history`. The keys, without the configured prefix:
 
-====================================  ==================================================================================
-``gateways:history:rules``            the hash of the rules, as JSON, and of their ``generation``, a random name
-``gateways:history:following``        the gateways that deliver by these rules, by when they stop unless they say so
-``gateways:history:position:<room>``  the hash of ``epoch`` and ``offset``: ``history.lua`` beside this module
-``gateways:history:log:<room>``       the stream of messages; an id is ``<offset>-<bytes of all messages before it>``
-``gateways:history:ids:<room>``       the sorted set of the messages' own ids, by offset
-``gateways:history:room:<room>``      the channel to which gateways subscribe that have somebody in the room
-====================================  ==================================================================================
+=====================================  =================================================================================
+``gateways:history:rules``             the hash of the rules, as JSON, and of their ``generation``, a random name
+``gateways:history:following``         the gateways that deliver by these rules, by when they stop unless they say so
+``gateways:history:position:<topic>``  the hash of ``epoch`` and ``offset``: ``history.lua`` beside this module
+``gateways:history:log:<topic>``       the stream of messages; an id is ``<offset>-<bytes of all messages before it>``
+``gateways:history:ids:<topic>``       the sorted set of the messages' own ids, by offset
+``gateways:history:<topic>``           the channel to which gateways subscribe that have somebody who hears it
+=====================================  =================================================================================
+
+A topic is ``room:`` and a room's name.
 """
 
 from __future__ import annotations

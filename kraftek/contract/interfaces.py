@@ -33,13 +33,13 @@ __all__ = [
     "IOutlet",
     "IReading",
     "IReceiver",
-    "IRoomLogs",
     "IRooms",
     "IServiceRegistry",
+    "ITopicLogs",
     "Mended",
     "Missed",
     "RoomEntry",
-    "RoomPosition",
+    "TopicPosition",
     "Undelivered",
 ]
 
@@ -71,12 +71,13 @@ class Mended(Struct, frozen=True):
     older: Sequence[str]
 
 
-RoomPosition = tuple[str, str, int]
-"""A room with history, and where it is: an epoch, and the offset of the last message in it."""
+TopicPosition = tuple[str, str, int]
+"""A topic with history (:mod:`kraftek.contract.history`), and where it is: an epoch, and the offset of the last message
+in it."""
 
 
 class Missed(Struct, frozen=True):
-    """What was told to a room after some position: ``messages``, up to ``epoch`` and ``offset``, where the room is now;
+    """What a topic was told after some position: ``messages``, up to ``epoch`` and ``offset``, where the topic is now;
     or the ``reason`` why they cannot be had, as clients are told it.
     """
 
@@ -397,27 +398,27 @@ class IRooms(Interface):
         """As ``leave``, for entries of processes that died: each of them that nobody else has removed yet."""
 
 
-class IRoomLogs(Interface):
-    """What was told to rooms with history, as Redis keeps it: docs/services.rst, "Rooms with history".
+class ITopicLogs(Interface):
+    """What topics with history were told, as Redis keeps it: docs/services.rst, "Rooms with history".
 
     All of these fail as ``IBus.call``.
     """
 
     def follow() -> Deferred[bool]:
-        """Say that this gateway delivers what is told to rooms by its rules, for some seconds. Fires with whether these
+        """Say that this gateway delivers what topics are told by its rules, for some seconds. Fires with whether these
         are the rules that stand in Redis.
         """
 
     def offer() -> Deferred[None]:
         """Have Redis know the Function by which services tell rooms something, if it can."""
 
-    def read(room_id: str, epoch: str, offset: int, most: int) -> Deferred[Missed | None]:
-        """What was told to the room after this position, if it is not more than so many bytes. ``None``: no history is
-        kept of the room.
+    def read(topic: str, epoch: str, offset: int, most: int) -> Deferred[Missed | None]:
+        """What the topic was told after this position, if it is not more than so many bytes. ``None``: no history is
+        kept of it.
         """
 
-    def compare(positions: Sequence[RoomPosition]) -> Deferred[list[RoomPosition]]:
-        """Those of them that are not where their room is."""
+    def compare(positions: Sequence[TopicPosition]) -> Deferred[list[TopicPosition]]:
+        """Those of them that are not where their topic is."""
 
 
 class IAccessChecker(Interface):

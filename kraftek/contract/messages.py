@@ -197,7 +197,7 @@ class Joined(Struct, frozen=True):
 class Positioned(Struct, frozen=True):
     """Where the client is in a room with history from now on, because of something that it could not know of."""
 
-    room_id: str
+    room_id: str | None
     standing: Standing
 
 

@@ -19,7 +19,7 @@ Keys and channels are here without the configured prefix, which the bus and the 
                                     registered with them, and those that have registered
                                     themselves: :mod:`kraftek.contract.registrations`
 ``gateway:epoch``                   the epoch of Redis's data: :attr:`kraftek.contract.interfaces.IBus.epoch`
-``gateways:history:…``              what was told to rooms: :mod:`kraftek.contract.history`
+``gateways:history:…``              what was told to topics: :mod:`kraftek.contract.history`
 ``request:…``                       requests and their answers: :mod:`kraftek.core.requests`
 ``gateway:published:<digest>``      what was published under an idempotency key: :mod:`kraftek.daemon.publish_requests`
 ==================================  ====================================================================================
@@ -82,13 +82,14 @@ __all__ = [
     "presence_key",
     "publish_key",
     "reply_channel",
-    "room_channel",
     "room_key",
+    "room_topic",
     "service_of",
     "socket_key",
     "sockets_key",
     "stream_of",
     "token_key",
+    "topic_channel",
     "user_key",
 ]
 
@@ -310,35 +311,40 @@ def publish_key(digest: str) -> str:
     return f"gateway:published:{digest}"
 
 
-# The history of rooms
+# The history of what rooms and users are told
 
 _HISTORY = f"{GATEWAY_LEASES}:history:"
 
 HISTORY_RULES = f"{_HISTORY}rules"
-"""The hash of the rules by which messages to rooms are kept."""
+"""The hash of the rules by which messages to topics are kept."""
 
 HISTORY_FOLLOWING = f"{_HISTORY}following"
 """The gateway processes that deliver by these rules."""
 
 
-def history_position_key(room_id: str) -> str:
-    """The hash of where the room is."""
-    return f"{_HISTORY}position:{room_id}"
+def room_topic(room_id: str) -> str:
+    """A room, as one of the topics that have a history."""
+    return f"room:{room_id}"
 
 
-def history_log_key(room_id: str) -> str:
-    """The stream of what was told to the room."""
-    return f"{_HISTORY}log:{room_id}"
+def history_position_key(topic: str) -> str:
+    """The hash of where the topic is."""
+    return f"{_HISTORY}position:{topic}"
 
 
-def history_ids_key(room_id: str) -> str:
+def history_log_key(topic: str) -> str:
+    """The stream of what it was told."""
+    return f"{_HISTORY}log:{topic}"
+
+
+def history_ids_key(topic: str) -> str:
     """The sorted set of the ids of that."""
-    return f"{_HISTORY}ids:{room_id}"
+    return f"{_HISTORY}ids:{topic}"
 
 
-def room_channel(room_id: str) -> str:
-    """The channel of what is told to the room: ``<epoch> <offset> <message>``."""
-    return f"{_HISTORY}room:{room_id}"
+def topic_channel(topic: str) -> str:
+    """The channel of what it is told: ``<epoch> <offset> <message>``."""
+    return f"{_HISTORY}{topic}"
 
 
 # Requests

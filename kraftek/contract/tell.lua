@@ -50,7 +50,7 @@ local function tell(room, message, id, prefix, broadcast)
     local function whole(more)
         return '{"roomId":' .. cjson.encode(room) .. more .. ',' .. message:sub(stop + 1)
     end
-    local history = history_of(prefix, room)
+    local history = history_of(prefix, 'room:' .. room)
     if history and history.patterns then
         local keeps, expected = kept(message, history.patterns)
         if keeps == nil then return redis.error_reply('ERR kraftek_tell: expected ' .. expected) end

@@ -6,8 +6,8 @@ Decodes the envelope only, finds the addressed sockets of this process, and enco
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Container, Sequence
-from typing import Final
+from collections.abc import Callable, Collection, Container, Iterable, Sequence
+from typing import Final, Protocol
 
 import msgspec
 from msgspec import Raw, Struct
@@ -20,7 +20,7 @@ from kraftek.contract.iteration import Iteration
 from kraftek.contract.log_once import OnceAMinute
 from kraftek.contract.messages import Broadcast, Delivery, Outgoing
 from kraftek.contract.metrics import Counters
-from kraftek.contract.names import GATEWAY_OWN
+from kraftek.contract.names import GATEWAY_OWN, room_topic
 from kraftek.contract.surrogates import HALF, is_whole, reread
 from kraftek.core.requests import Requests
 from kraftek.core.roster import Audience, Roster, audience_of
@@ -57,13 +57,24 @@ _decode_room = msgspec.json.Decoder(_Room).decode
 _decode_command = msgspec.json.Decoder(_Command | None).decode
 
 
+class Topic(Protocol):
+    """What has a history: :class:`kraftek.core.followed.Followed`."""
+
+    @property
+    def room_id(self) -> str | None: ...
+
+    def audience(self, without: Iterable[str]) -> Audience: ...
+
+    def outlet(self, session: Session) -> IOutlet: ...
+
+
 Obey = Callable[[str, str | None, Collection[Session], Raw], None]
 """Carries out a command to gateways: its type, its room, whom it is about, and its payload."""
 
 
 class Deliveries:
-    """Carries services' messages to the sockets on this process. ``followed``: rooms of which it gets what is part of
-    their history by :meth:`told` alone. ``obey``: to be set before anything is received.
+    """Carries services' messages to the sockets on this process. ``followed``: topics of which it gets what is part
+    of their history by :meth:`told` alone. ``obey``: to be set before anything is received.
     """
 
     _log = Logger()
@@ -109,23 +120,21 @@ class Deliveries:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             self._malformed(body, error)
 
-    def told(self, room_id: str, offset: int, body: bytes) -> None:
-        """Deliver what is part of a room's history to everybody of this process who is in it."""
+    def told(self, topic: Topic, offset: int, body: bytes) -> None:
+        """Deliver what is part of a topic's history to everybody of this process who hears it."""
         message = self._read(body)
         if message is not None:
             self._counters.broadcasts += 1
-            excluded = message.exclude_socket_ids
-            roster = self._roster
-            audience = roster.audience_without(room_id, excluded) if excluded else roster.audience(room_id)
-            self._send(Delivery(message.type, message.payload, room_id, offset=offset), audience)
+            delivery = Delivery(message.type, message.payload, topic.room_id, offset=offset)
+            self._send(delivery, topic.audience(message.exclude_socket_ids or ()))
 
-    def tell_again(self, session: Session, room_id: str, offset: int, body: bytes, *, but_for: Collection[str]) -> None:
+    def tell_again(self, session: Session, topic: Topic, offset: int, body: bytes, *, but_for: Collection[str]) -> None:
         """Deliver it to one who has missed it, unless it was not for one of these sockets."""
         message = self._read(body)
         if message is None or not frozenset(message.exclude_socket_ids or ()).isdisjoint(but_for):
             return
-        delivery = Delivery(message.type, message.payload, room_id, offset=offset)
-        self._send(delivery, ((session.dialect, (self._roster.outlet(session, room_id),)),))
+        delivery = Delivery(message.type, message.payload, topic.room_id, offset=offset)
+        self._send(delivery, ((session.dialect, (topic.outlet(session),)),))
 
     def _read(self, body: bytes) -> Broadcast | None:
         """A message to a room, whatever else it says of whom it is for."""
@@ -167,7 +176,7 @@ class Deliveries:
                 self._counters.broadcasts_without_target += 1
                 self._complain("Ignored a broadcast without recipients and room: {sample}", body)
                 return
-            if message.offset is not None and room_id in self.followed:
+            if message.offset is not None and room_topic(room_id) in self.followed:
                 return
             if message.exclude_socket_ids:
                 audience = self._roster.audience_without(room_id, message.exclude_socket_ids)

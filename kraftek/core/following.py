@@ -1,8 +1,9 @@
-"""The rooms with history that somebody of this process is in: where each is, and what was delivered of it here.
+"""The topics with history that somebody of this process hears: where each is, and what was delivered of it here.
 
-:mod:`kraftek.core.membership` says which rooms are entered, and :mod:`kraftek.core.resuming` where a client begins in
-one. What is told to a room comes with the next offset, and is delivered. Whatever else comes, or does not come, is
-found by comparing with Redis, and read there: after each gap in listening, when an offset is missing, and all the time.
+A topic is a room. :mod:`kraftek.core.membership` says which rooms are entered, and :mod:`kraftek.core.resuming` where a
+client begins in one. What a topic is told comes with the next offset, and is delivered. Whatever else comes, or does
+not come, is found by comparing with Redis, and read there: after each gap in listening, when an offset is missing, and
+all the time.
 """
 
 from __future__ import annotations
@@ -17,79 +18,38 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from kraftek.contract.errors import NotPublished
-from kraftek.contract.interfaces import IBus, IBusListener, IRoomLogs, Missed, RoomPosition
+from kraftek.contract.interfaces import IBus, IBusListener, ITopicLogs, Missed, TopicPosition
 from kraftek.contract.log_once import OnceUntilItWorks, failing
 from kraftek.contract.messages import Delivery, Positioned, Standing
 from kraftek.contract.metrics import Counters, ResumeFailure
-from kraftek.contract.names import room_channel
-from kraftek.core.catch_up import CatchUp
+from kraftek.contract.names import room_topic, topic_channel
 from kraftek.core.deliveries import Deliveries
+from kraftek.core.followed import Followed, FollowedRoom
 from kraftek.core.history.rules import Rules
 from kraftek.core.roster import Roster
-from kraftek.core.session import Session
 
-__all__ = ["FOLLOW_INTERVAL", "FollowedRoom", "Following"]
+__all__ = ["FOLLOW_INTERVAL", "Following"]
 
 FOLLOW_INTERVAL = 1.0
 """Seconds between two words of this process that it delivers by its rules: two may fail."""
 
 _SWEEPS = 40
-"""Sweeps in which every room is compared once: ten seconds."""
+"""Sweeps in which every topic is compared once: ten seconds."""
 
 _AT_ONCE = 200
-"""Rooms that one call of a script compares: it blocks Redis for a millisecond or two."""
-
-_HEARD = 262_144
-"""Bytes that are kept of what is told to a room while its history is read. What is beyond is read once more."""
-
-
-class FollowedRoom:
-    """One room. All up to ``epoch`` and ``offset`` was delivered to those of this process who are in it; the epoch is
-    empty until that is known. ``busy``: it is subscribed to, or its history is read; ``heard`` is what is told
-    meanwhile, and ``stale`` that something may be missed all the same. ``catching``: the clients that catch up with it.
-    ``waiting``: who waits for the end of what it is busy with. ``owed``: somebody was not told where it is.
-    """
-
-    __slots__ = ("_heard_bytes", "busy", "catching", "epoch", "heard", "id", "offset", "owed", "stale", "waiting")
-
-    def __init__(self, id: str, epoch: str = "", offset: int = 0) -> None:
-        self.id = id
-        self.epoch = epoch
-        self.offset = offset
-        self.busy = self.stale = self.owed = False
-        self.heard: list[bytes] = []
-        self._heard_bytes = 0
-        self.catching: dict[Session, CatchUp] = {}
-        self.waiting: list[Deferred[None]] = []
-
-    @property
-    def position(self) -> RoomPosition:
-        return self.id, self.epoch, self.offset
-
-    def keep(self, told: bytes) -> None:
-        """Something was told while it is busy."""
-        self._heard_bytes += len(told)
-        if self._heard_bytes <= _HEARD:
-            self.heard.append(told)
-        else:
-            self.stale = True
-
-    def rest(self) -> list[bytes]:
-        """It is not busy any more. Returns what was heard meanwhile."""
-        heard, self.heard, self._heard_bytes, self.busy = self.heard, [], 0, False
-        return heard
+"""Topics that one call of a script compares: it blocks Redis for a millisecond or two."""
 
 
 @implementer(IBusListener)
 class Following:
-    """``most``: bytes that a client, or a room, may have missed."""
+    """``most``: bytes that a client, or a topic, may have missed."""
 
     _log = Logger()
 
     def __init__(
         self,
         bus: IBus,
-        logs: IRoomLogs,
+        logs: ITopicLogs,
         rules: Rules,
         roster: Roster,
         deliveries: Deliveries,
@@ -103,48 +63,47 @@ class Following:
         self._roster = roster
         self._deliveries = deliveries
         self._counters = counters
-        self._rooms: dict[str, FollowedRoom] = {}
+        self._topics: dict[str, Followed] = {}
         self.most = most
-        self._round: Iterator[FollowedRoom] = iter(())
+        self._round: Iterator[Followed] = iter(())
         self._once = OnceUntilItWorks()
         deliveries.followed = self
         if rules:
             bus.add_listener(self)
 
     def __len__(self) -> int:
-        return len(self._rooms)
+        return len(self._topics)
 
-    def __contains__(self, room_id: object) -> bool:
-        return room_id in self._rooms
+    def __contains__(self, topic: object) -> bool:
+        return topic in self._topics
 
     def keeps(self, room_id: str | None) -> bool:
         """Whether the room has a history."""
-        return bool(self._rules) and room_id is not None and self._rules.keep(room_id)
+        return bool(self._rules) and room_id is not None and self._rules.keep(room_topic(room_id))
 
     def enter(self, room_id: str) -> None:
         """Somebody of this process is in the room."""
-        if self._rules and room_id not in self._rooms and self._rules.keep(room_id):
-            self._follow(FollowedRoom(room_id))
+        if self._rules and (topic := room_topic(room_id)) not in self._topics and self._rules.keep(topic):
+            self._follow(FollowedRoom(topic, self._roster, room_id))
 
-    def find(self, room_id: str | None) -> FollowedRoom | None:
+    def find(self, room_id: str | None) -> Followed | None:
         """The room, if it has a history and somebody of this process is in it."""
-        return None if room_id is None else self._rooms.get(room_id)
+        return None if room_id is None else self._topics.get(room_topic(room_id))
 
-    async def position(self, room: FollowedRoom) -> None:
-        """Return when Redis has said where the room is, or could not."""
-        if not room.busy:
-            self._read(room)
-        if room.busy:
+    async def position(self, topic: Followed) -> None:
+        """Return when Redis has said where the topic is, or could not."""
+        if not topic.busy:
+            self._read(topic)
+        if topic.busy:
             waiting: Deferred[None] = Deferred()
-            room.waiting.append(waiting)
+            topic.waiting.append(waiting)
             await waiting
 
-    def let_go(self, room: FollowedRoom) -> None:
-        """Nothing holds back what is told to clients any more that the room has caught up with."""
-        for session, catch_up in tuple(room.catching.items()):
-            if catch_up.until is not None and catch_up.until <= room.offset:
-                del room.catching[session]
-                self._roster.hold_back(session, room.id, None)
+    def let_go(self, topic: Followed) -> None:
+        """Nothing holds back what is told to clients any more that the topic has caught up with."""
+        for session, catch_up in tuple(topic.catching.items()):
+            if catch_up.until is not None and catch_up.until <= topic.offset:
+                topic.let_go(session)
 
     def follow(self) -> None:
         """Called every :data:`FOLLOW_INTERVAL` seconds."""
@@ -152,35 +111,41 @@ class Following:
             self._logs.follow().addErrback(self._failed)
 
     def sweep(self) -> None:
-        """Called several times a second: compare some rooms, and leave those in which nobody is any more."""
-        if not self._rooms or not self._bus.available:
+        """Called several times a second: compare some topics, and leave those that nobody hears any more."""
+        if not self._topics or not self._bus.available:
             return
-        some = list(islice(self._round, 1 + len(self._rooms) // _SWEEPS))
+        some = list(islice(self._round, 1 + len(self._topics) // _SWEEPS))
         if not some:
-            self._round = iter(tuple(self._rooms.values()))
+            self._round = iter(tuple(self._topics.values()))
             self._logs.offer().addErrback(self._failed)
-        for room in some:
-            if not room.busy and not self._roster.room(room.id):
-                del self._rooms[room.id]
-                self._bus.unfollow(room_channel(room.id))
-        self._compare([room for room in some if room.id in self._rooms and not room.busy])
+        for topic in some:
+            if not topic.busy and not topic.sessions:
+                del self._topics[topic.topic]
+                self._bus.unfollow(topic_channel(topic.topic))
+        self._compare([topic for topic in some if topic.topic in self._topics and not topic.busy])
 
-    def give(self) -> list[RoomPosition]:
-        """For another version of the gateway, which compares them."""
-        return [room.position for room in self._rooms.values() if room.epoch]
+    def give(self) -> list[TopicPosition]:
+        """For another version of the gateway, which compares them: rooms by their names."""
+        return [
+            (topic.room_id, topic.epoch, topic.offset)
+            for topic in self._topics.values()
+            if topic.epoch and topic.room_id is not None
+        ]
 
-    def take(self, positions: Sequence[RoomPosition]) -> None:
+    def take(self, positions: Sequence[TopicPosition]) -> None:
         """Go on with them. All sessions are there."""
         for room_id, epoch, offset in positions:
-            if self._rules.keep(room_id):
-                self._follow(FollowedRoom(room_id, epoch, offset))
+            if self.keeps(room_id):
+                topic = FollowedRoom(room_topic(room_id), self._roster, room_id)
+                topic.epoch, topic.offset = epoch, offset
+                self._follow(topic)
 
     # IBusListener
 
     def bus_up(self) -> None:
         self.follow()
         self._logs.offer().addErrback(self._failed)
-        self._compare(list(self._rooms.values()))
+        self._compare(list(self._topics.values()))
 
     def bus_down(self) -> None:
         """Nothing to do: all is compared when Redis is back."""
@@ -190,9 +155,9 @@ class Following:
 
     # What is told
 
-    def _heard(self, room: FollowedRoom, told: bytes) -> None:
-        if room.busy or not room.epoch:
-            room.keep(told)
+    def _heard(self, topic: Followed, told: bytes) -> None:
+        if topic.busy or not topic.epoch:
+            topic.keep(told)
             return
         try:
             epoch, number, message = told.split(b" ", 2)
@@ -200,111 +165,110 @@ class Following:
         except ValueError:
             self._counters.broadcasts_malformed += 1
             return
-        if epoch.decode("ascii", "replace") != room.epoch or offset > room.offset + 1:
-            self._read(room)
-        elif offset == room.offset + 1:
-            self._deliver(room, message)
+        if epoch.decode("ascii", "replace") != topic.epoch or offset > topic.offset + 1:
+            self._read(topic)
+        elif offset == topic.offset + 1:
+            self._deliver(topic, message)
 
-    def _deliver(self, room: FollowedRoom, message: bytes) -> None:
-        room.offset += 1
+    def _deliver(self, topic: Followed, message: bytes) -> None:
+        topic.offset += 1
         self._counters.told += 1
-        self._deliveries.told(room.id, room.offset, message)
-        if room.catching:
-            self.let_go(room)
+        self._deliveries.told(topic, topic.offset, message)
+        if topic.catching:
+            self.let_go(topic)
 
     # Comparing with Redis
 
-    def _follow(self, room: FollowedRoom) -> None:
-        self._rooms[room.id] = room
-        room.busy = True
-        following = self._bus.follow(room_channel(room.id), partial(self._heard, room))
-        following.addCallbacks(lambda _: self._read(room, anew=True), self._unread, errbackArgs=(room,))
+    def _follow(self, topic: Followed) -> None:
+        self._topics[topic.topic] = topic
+        topic.busy = True
+        following = self._bus.follow(topic_channel(topic.topic), partial(self._heard, topic))
+        following.addCallbacks(lambda _: self._read(topic, anew=True), self._unread, errbackArgs=(topic,))
 
-    def _compare(self, rooms: Sequence[FollowedRoom]) -> None:
+    def _compare(self, topics: Sequence[Followed]) -> None:
         asked = []
-        for room in rooms:
-            if room.busy:
-                room.stale = True
-            elif not room.epoch:
-                self._read(room)
+        for topic in topics:
+            if topic.busy:
+                topic.stale = True
+            elif not topic.epoch:
+                self._read(topic)
             else:
-                asked.append(room.position)
+                asked.append(topic.position)
         for start in range(0, len(asked), _AT_ONCE):
             comparing = self._logs.compare(asked[start : start + _AT_ONCE])
             comparing.addCallback(self._compared).addErrback(self._failed)
 
-    def _compared(self, elsewhere: Sequence[RoomPosition]) -> None:
+    def _compared(self, elsewhere: Sequence[TopicPosition]) -> None:
         for position in elsewhere:
-            room = self._rooms.get(position[0])
-            if room is not None and not room.busy and room.position == position:  # otherwise it has moved on
-                self._read(room)
+            topic = self._topics.get(position[0])
+            if topic is not None and not topic.busy and topic.position == position:  # otherwise it has moved on
+                self._read(topic)
 
-    def _read(self, room: FollowedRoom, *, anew: bool = False) -> None:
-        if room.busy and not anew:
+    def _read(self, topic: Followed, *, anew: bool = False) -> None:
+        if topic.busy and not anew:
             return
-        room.busy = True
-        reading = self._logs.read(room.id, room.epoch, room.offset, self.most)
-        reading.addCallbacks(self._was_read, self._unread, (room,), errbackArgs=(room,)).addErrback(self._failed)
+        topic.busy = True
+        reading = self._logs.read(topic.topic, topic.epoch, topic.offset, self.most)
+        reading.addCallbacks(self._was_read, self._unread, (topic,), errbackArgs=(topic,)).addErrback(self._failed)
 
-    def _was_read(self, missed: Missed | None, room: FollowedRoom) -> None:
+    def _was_read(self, missed: Missed | None, topic: Followed) -> None:
         self._once.works()
-        heard, stale, room.stale = room.rest(), room.stale, False
+        heard, stale, topic.stale = topic.rest(), topic.stale, False
         if missed is None:
-            room.epoch, room.owed = "", True  # by the rules that stand it has no history
+            topic.epoch, topic.owed = "", True  # by the rules that stand it has no history
         else:
-            self._move(room, missed)
-        self._rested(room)
+            self._move(topic, missed)
+        self._rested(topic)
         for told in heard:
-            self._heard(room, told)
+            self._heard(topic, told)
         if stale:
-            self._read(room)
+            self._read(topic)
 
-    def _move(self, room: FollowedRoom, missed: Missed) -> None:
-        """The room is there: by way of all that was missed, or without."""
-        before, room.epoch = room.epoch, missed.epoch
+    def _move(self, topic: Followed, missed: Missed) -> None:
+        """The topic is there: by way of all that was missed, or without."""
+        before, topic.epoch = topic.epoch, missed.epoch
         if not before:
-            room.offset = missed.offset
-            if room.owed:
-                room.owed = False
-                self._tell_position(room, ResumeFailure.UNAVAILABLE)
+            topic.offset = missed.offset
+            if topic.owed:
+                topic.owed = False
+                self._tell_position(topic, ResumeFailure.UNAVAILABLE)
             return
         if missed.reason is not None:
-            room.offset = missed.offset
-            self._tell_position(room, missed.reason)
+            topic.offset = missed.offset
+            self._tell_position(topic, missed.reason)
             return
-        if before != room.epoch:
-            self._tell_position(room, None)
+        if before != topic.epoch:
+            self._tell_position(topic, None)
         self._counters.told_fetched += len(missed.messages)
         for message in missed.messages:
-            self._deliver(room, message)
+            self._deliver(topic, message)
 
-    def _tell_position(self, room: FollowedRoom, reason: str | None) -> None:
-        """Where the room is now, to those who did not see it move there; and the reason if they missed something."""
-        message = Positioned(room.id, Standing(room.epoch, room.offset, reason is None, reason))
-        for session in tuple(self._roster.room(room.id)):
-            catch_up = room.catching.get(session)
+    def _tell_position(self, topic: Followed, reason: str | None) -> None:
+        """Where the topic is now, to those who did not see it move there; and the reason if they missed something."""
+        message = Positioned(topic.room_id, Standing(topic.epoch, topic.offset, reason is None, reason))
+        for session in tuple(topic.sessions):
+            catch_up = topic.catching.get(session)
             if catch_up is not None and catch_up.until is None:
                 catch_up.clear()  # it reads what it has missed until now, or once more
                 continue
             if catch_up is not None and reason is not None:
-                del room.catching[session]
-                self._roster.hold_back(session, room.id, None)
+                topic.let_go(session)
             outgoing = session.dialect.encode(message)
             if outgoing is not None:
-                outgoing.about = Delivery("", room_id=room.id)
-                self._roster.outlet(session, room.id).write(outgoing)
+                outgoing.about = Delivery("", room_id=topic.room_id)
+                topic.outlet(session).write(outgoing)
 
-    def _unread(self, failure: Failure, room: FollowedRoom) -> None:
-        room.rest()
-        self._rested(room)
+    def _unread(self, failure: Failure, topic: Followed) -> None:
+        topic.rest()
+        self._rested(topic)
         self._failed(failure)
 
-    def _rested(self, room: FollowedRoom) -> None:
-        waiting, room.waiting = room.waiting, []
+    def _rested(self, topic: Followed) -> None:
+        waiting, topic.waiting = topic.waiting, []
         for each in waiting:
             each.callback(None)
 
     def _failed(self, failure: Failure) -> None:
         if failure.check(NotPublished) is None:
-            line = "The history of rooms cannot be read, until it can be"
+            line = "What is kept of what rooms are told cannot be read, until it can be"
             self._once.failed(failing(self._log, failure), line)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
-from kraftek.contract.interfaces import IClientLink, IDialect, RoomPosition
+from kraftek.contract.interfaces import IClientLink, IDialect, TopicPosition
 from kraftek.contract.messages import Grant, Token
 from kraftek.core.access_watch import AccessWatch
 from kraftek.core.admission import Admission
@@ -70,7 +70,7 @@ class CoreState(Struct, kw_only=True):
     requests: RequestsState
     standing: StandingState
     budgets: BudgetState
-    positions: list[RoomPosition] = []
+    positions: list[TopicPosition] = []
     self_registered: dict[str, SelfRegistered] = {}
 
 

@@ -13,13 +13,13 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
 from kraftek.contract.errors import NotPublished, Refusal
-from kraftek.contract.interfaces import IRoomLogs, Missed
+from kraftek.contract.interfaces import ITopicLogs, Missed
 from kraftek.contract.messages import Positioned, Since, Standing
 from kraftek.contract.metrics import Counters, ResumeFailure
 from kraftek.core.catch_up import CatchUp
 from kraftek.core.deliveries import Deliveries
-from kraftek.core.following import FollowedRoom, Following
-from kraftek.core.roster import Roster
+from kraftek.core.followed import Followed
+from kraftek.core.following import Following
 from kraftek.core.session import Session, SessionState
 
 __all__ = ["Answer", "Resuming"]
@@ -34,12 +34,9 @@ Answer = Callable[[Standing | None], None]
 class Resuming:
     """The clients that enter rooms which ``following`` follows."""
 
-    def __init__(
-        self, following: Following, logs: IRoomLogs, roster: Roster, deliveries: Deliveries, counters: Counters
-    ) -> None:
+    def __init__(self, following: Following, logs: ITopicLogs, deliveries: Deliveries, counters: Counters) -> None:
         self.following = following
         self._logs = logs
-        self._roster = roster
         self._deliveries = deliveries
         self._counters = counters
         self._reading: dict[tuple[str, str, int], list[Deferred[Missed | None]]] = {}
@@ -70,9 +67,8 @@ class Resuming:
         if room.epoch and (since is None or (since.epoch, since.offset) == (room.epoch, room.offset)):
             answer(self._resumed(Missed(room.epoch, room.offset), since))
             return succeed(True)
-        catch_up = CatchUp(self.following.most, partial(self._roster.outlet, session, room_id))
-        room.catching[session] = catch_up
-        self._roster.hold_back(session, room_id, catch_up)
+        catch_up = CatchUp(self.following.most, partial(room.outlet, session))
+        room.hold_back(session, catch_up)
         return Deferred.fromCoroutine(self._catch_up(session, room, since, catch_up, answer))
 
     def interrupted(self, session: Session, room_id: str | None) -> None:
@@ -80,15 +76,16 @@ class Resuming:
         room = self.following.find(room_id)
         if room is not None and room.epoch and session not in room.catching:
             standing = Standing(room.epoch, room.offset, False, ResumeFailure.TOO_MANY)
-            session.send_in_order(Positioned(room.id, standing), room.id)
+            session.send_in_order(Positioned(room.room_id, standing), room.room_id)
 
     async def _catch_up(
-        self, session: Session, room: FollowedRoom, since: Since | None, catch_up: CatchUp, answer: Answer
+        self, session: Session, room: Followed, since: Since | None, catch_up: CatchUp, answer: Answer
     ) -> bool:
         missed = await self._missed(room, since, catch_up)
-        there = session.state is not SessionState.CLOSED and room.id in session.rooms
-        if not there or room.catching.get(session) is not catch_up:
-            room.catching.pop(session, None)
+        is_there = room.catching.get(session) is catch_up
+        if session.state is SessionState.CLOSED or not room.hears(session) or not is_there:
+            if is_there:
+                room.let_go(session)
             return False
         if missed is None:
             room.owed = room.owed or not room.epoch
@@ -101,12 +98,12 @@ class Resuming:
                 self._counters.resumed_messages += len(missed.messages)
                 for offset, message in enumerate(missed.messages, since.offset + 1):
                     its = (session.socket_id, *since.socket_ids)
-                    self._deliveries.tell_again(session, room.id, offset, message, but_for=its)
+                    self._deliveries.tell_again(session, room, offset, message, but_for=its)
         catch_up.open(room.offset if missed is None else missed.offset)
         self.following.let_go(room)
         return True
 
-    async def _missed(self, room: FollowedRoom, since: Since | None, catch_up: CatchUp) -> Missed | None:
+    async def _missed(self, room: Followed, since: Since | None, catch_up: CatchUp) -> Missed | None:
         """What the client has missed, up to somewhere in the room's own epoch; ``None`` when it cannot be read."""
         for _ in range(_ATTEMPTS):
             if not room.epoch:
@@ -118,7 +115,7 @@ class Resuming:
             catch_up.clear()
             delivered = room.offset
             try:
-                missed = await self._read_for_all(room.id, since.epoch, since.offset)
+                missed = await self._read_for_all(room.topic, since.epoch, since.offset)
             except (NotPublished, Refusal):
                 return None
             if missed is None:
@@ -129,13 +126,13 @@ class Resuming:
                 return missed
         return None
 
-    async def _read_for_all(self, room_id: str, epoch: str, offset: int) -> Missed | None:
+    async def _read_for_all(self, topic: str, epoch: str, offset: int) -> Missed | None:
         """As clients that were on one gateway ask for the same, it is read once for all who ask meanwhile."""
-        asked, answer = (room_id, epoch, offset), Deferred[Missed | None]()
+        asked, answer = (topic, epoch, offset), Deferred[Missed | None]()
         waiting = self._reading.setdefault(asked, [])
         waiting.append(answer)
         if len(waiting) == 1:
-            self._logs.read(room_id, epoch, offset, self.following.most).addBoth(self._was_read_for_all, asked)
+            self._logs.read(topic, epoch, offset, self.following.most).addBoth(self._was_read_for_all, asked)
         return await answer
 
     def _was_read_for_all(self, result: Missed | Failure | None, asked: tuple[str, str, int]) -> None:
@@ -148,7 +145,7 @@ class Resuming:
         self._counters.resumed += 1
         return Standing(missed.epoch, since.offset, True)
 
-    def _not_resumed(self, where: Missed | FollowedRoom | None, since: Since | None, reason: str) -> Standing | None:
+    def _not_resumed(self, where: Missed | Followed | None, since: Since | None, reason: str) -> Standing | None:
         known = where is not None and bool(where.epoch)
         if since is None:
             return Standing(where.epoch, where.offset) if where is not None and known else None

@@ -15,7 +15,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from kraftek.contract.accounts import Accounts
 from kraftek.contract.fleet import Fleet
-from kraftek.contract.interfaces import IAccess, IBus, IRoomLogs, IRooms
+from kraftek.contract.interfaces import IAccess, IBus, IRooms, ITopicLogs
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.json_text import JsonBounds
 from kraftek.contract.metrics import Counters, Gauges
@@ -32,7 +32,7 @@ from kraftek.core.dispatch import Dispatch
 from kraftek.core.following import FOLLOW_INTERVAL, Following
 from kraftek.core.gateway import Gateway
 from kraftek.core.given_rooms import GivenRooms
-from kraftek.core.history.log import RoomLogs
+from kraftek.core.history.log import TopicLogs
 from kraftek.core.history.rules import Rules
 from kraftek.core.membership import Membership
 from kraftek.core.moving import CoreMove
@@ -122,7 +122,7 @@ def core_of(
     clock: IReactorTime,
     iteration: Iteration,
     dispatch: Dispatch | None = None,
-    logs: IRoomLogs | None = None,
+    logs: ITopicLogs | None = None,
     now: Callable[[], float] = time.time,
 ) -> Core:
     """The core, subscribed to what services send. ``clock`` measures time; ``now`` returns Unix seconds.
@@ -166,12 +166,12 @@ def _resuming(
     roster: Roster,
     deliveries: Deliveries,
     counters: Counters,
-    logs: IRoomLogs | None,
+    logs: ITopicLogs | None,
 ) -> Resuming:
     rules, most = Rules(config.rooms), config.limits.unsent_bytes // 2
-    logs = logs or RoomLogs(bus, rules, gateway_id)
+    logs = logs or TopicLogs(bus, rules, gateway_id)
     following = Following(bus, logs, rules, roster, deliveries, counters, most=most)
-    return Resuming(following, logs, roster, deliveries, counters)
+    return Resuming(following, logs, deliveries, counters)
 
 
 def _gateway_of(

@@ -17,7 +17,8 @@ from kraftek.contract.names import (
     history_ids_key,
     history_log_key,
     history_position_key,
-    room_channel,
+    room_topic,
+    topic_channel,
 )
 from tests.support.redis_server import oldest_redis_server, private_redis
 
@@ -36,7 +37,7 @@ class TellTest(SynchronousTestCase):
         self.redis = private_redis(self, self.binary)
         self.client: Any = self.redis.client(decode_responses=True)
         self.addCleanup(self.client.close)
-        self.keep(["board-", "", 3, 60_000, 1000])
+        self.keep(["room:board-", "", 3, 60_000, 1000])
 
     def key(self, name: str) -> str:
         return self.prefix + name
@@ -67,7 +68,7 @@ class TellTest(SynchronousTestCase):
         return found
 
     def kept(self, room: str) -> list[tuple[str, str]]:
-        entries: Sequence[Any] = self.client.xrange(self.key(history_log_key(room)))
+        entries: Sequence[Any] = self.client.xrange(self.key(history_log_key(room_topic(room))))
         return [(entry_id, json.loads(entry["m"])["payload"]) for entry_id, entry in entries]
 
     def everybody_follows(self) -> None:
@@ -84,10 +85,12 @@ class TellTest(SynchronousTestCase):
 
     def test_members_hear_it_and_nobody_else(self) -> None:
         self.everybody_follows()
-        subscriber = self.listen(room_channel("board-1"), room_channel("board-2"), "events:broadcast")
+        subscriber = self.listen(
+            topic_channel(room_topic("board-1")), topic_channel(room_topic("board-2")), "events:broadcast"
+        )
         receivers, offset, epoch = self.tell("board-1", "a")
         assert (receivers, offset) == (1, 1)
-        assert self.heard(subscriber) == [(room_channel("board-1"), f"{epoch} 1 {message('a')}")]
+        assert self.heard(subscriber) == [(topic_channel(room_topic("board-1")), f"{epoch} 1 {message('a')}")]
 
     def test_gateways_that_do_not_follow_hear_it_as_ever(self) -> None:
         self.client.zadd(self.key("gateways"), {"gw": 2**40, "old": 2**40})
@@ -99,7 +102,7 @@ class TellTest(SynchronousTestCase):
 
     def test_a_room_without_history_is_told_as_ever_and_leaves_nothing(self) -> None:
         self.everybody_follows()
-        subscriber = self.listen("events:broadcast", room_channel("lobby"))
+        subscriber = self.listen("events:broadcast", topic_channel(room_topic("lobby")))
         before = set(self.client.keys())
         assert self.tell("lobby", "a") == [1, 0, ""]
         ((channel, body),) = self.heard(subscriber)
@@ -110,15 +113,15 @@ class TellTest(SynchronousTestCase):
         assert set(self.client.keys()) == before - {self.key(HISTORY_RULES)}
 
     def test_the_first_rule_that_covers_a_room_counts(self) -> None:
-        rules = (["a", False], ["a-", ""], ["b-", "-z"], ["", "y"])
-        self.keep(["a-none", False, 0, 1000, 1], *([*rule, 5, 1000, 1] for rule in rules))
+        rules = (["room:a", False], ["room:a-", ""], ["room:b-", "-z"], ["room:", "y"])
+        self.keep(["room:a-none", False, 0, 1000, 1], *([*rule, 5, 1000, 1] for rule in rules))
         for room, kept in {
             "a": 1, "aa": 0, "a-": 1, "a-x": 1, "a-none": 0, "b-z": 0, "b--z": 1, "b-x-z": 1, "by": 1, "b": 0,
         }.items():  # fmt: skip
             assert self.tell(room, "x")[1] == kept, room
 
     def test_an_id_is_told_once_as_long_as_its_message_is_kept(self) -> None:
-        subscriber = self.listen(room_channel("board-1"))
+        subscriber = self.listen(topic_channel(room_topic("board-1")))
         _, offset, epoch = self.tell("board-1", "a", "m1")
         self.tell("board-1", "b", "m2")
         assert self.tell("board-1", "a", "m1") == [0, offset, epoch]
@@ -126,12 +129,12 @@ class TellTest(SynchronousTestCase):
         for text in "cd":
             self.tell("board-1", text)
         self.tell("board-1", "e", "m5")
-        assert self.client.zrange(self.key(history_ids_key("board-1")), 0, -1) == ["m5"]
+        assert self.client.zrange(self.key(history_ids_key(room_topic("board-1"))), 0, -1) == ["m5"]
         assert self.tell("board-1", "a", "m1")[1] == 6
 
     def test_bytes_are_bounded_and_one_larger_message_is_kept(self) -> None:
         size = len(message("aa"))
-        self.keep(["board-", "", 100, 60_000, 3 * size])
+        self.keep(["room:board-", "", 100, 60_000, 3 * size])
         for text in ("aa", "bb", "cc", "dd"):
             self.tell("board-1", text)
         assert [text for _, text in self.kept("board-1")] == ["bb", "cc", "dd"]
@@ -143,15 +146,15 @@ class TellTest(SynchronousTestCase):
 
     def test_the_position_outlives_what_is_kept(self) -> None:
         self.tell("board-1", "a", "m1")
-        assert 0 < self.client.pttl(self.key(history_log_key("board-1"))) <= 60_000
-        assert 0 < self.client.pttl(self.key(history_ids_key("board-1"))) <= 60_000
-        assert 60_000 < self.client.pttl(self.key(history_position_key("board-1"))) <= 180_000
-        self.client.delete(self.key(history_log_key("board-1")))
+        assert 0 < self.client.pttl(self.key(history_log_key(room_topic("board-1")))) <= 60_000
+        assert 0 < self.client.pttl(self.key(history_ids_key(room_topic("board-1")))) <= 60_000
+        assert 60_000 < self.client.pttl(self.key(history_position_key(room_topic("board-1")))) <= 180_000
+        self.client.delete(self.key(history_log_key(room_topic("board-1"))))
         assert self.tell("board-1", "b")[1] == 2
 
     def test_a_loss_of_the_position_begins_an_epoch_of_its_own(self) -> None:
         _, _, before = self.tell("board-1", "a", "m1")
-        self.client.delete(self.key(history_position_key("board-1")))
+        self.client.delete(self.key(history_position_key(room_topic("board-1"))))
         _, offset, epoch = self.tell("board-1", "a", "m1")
         assert offset == 1
         assert epoch != before
@@ -159,26 +162,30 @@ class TellTest(SynchronousTestCase):
 
     def test_another_servers_process_begins_an_epoch_and_goes_on_counting(self) -> None:
         _, _, before = self.tell("board-1", "a")
-        self.client.hset(self.key(history_position_key("board-1")), "life", "g1:another")
+        self.client.hset(self.key(history_position_key(room_topic("board-1"))), "life", "g1:another")
         _, offset, epoch = self.tell("board-1", "b")
         assert offset == 2
         assert epoch != before
-        assert self.client.hget(self.key(history_position_key("board-1")), "ancestors") == f"{before} 1"
+        assert self.client.hget(self.key(history_position_key(room_topic("board-1"))), "ancestors") == f"{before} 1"
         assert [text for _, text in self.kept("board-1")] == ["a", "b"]
         for _ in range(9):
-            self.client.hset(self.key(history_position_key("board-1")), "life", "g1:another")
+            self.client.hset(self.key(history_position_key(room_topic("board-1"))), "life", "g1:another")
             self.tell("board-1", "c")
-        assert self.client.hget(self.key(history_position_key("board-1")), "ancestors").count(" ") == 15
+        assert self.client.hget(self.key(history_position_key(room_topic("board-1"))), "ancestors").count(" ") == 15
 
     def test_other_rules_begin_an_epoch_without_the_one_before(self) -> None:
         _, _, before = self.tell("board-1", "a")
-        self.keep(["board-", "", 4, 60_000, 1000], generation="g2")
+        self.keep(["room:board-", "", 4, 60_000, 1000], generation="g2")
         _, offset, epoch = self.tell("board-1", "b")
         assert (offset, epoch == before) == (1, False)
-        assert self.client.hget(self.key(history_position_key("board-1")), "ancestors") is None
+        assert self.client.hget(self.key(history_position_key(room_topic("board-1"))), "ancestors") is None
 
     def test_keys_of_another_type_do_not_stand_in_the_way(self) -> None:
-        for name in (history_position_key("board-1"), history_log_key("board-1"), history_ids_key("board-1")):
+        for name in (
+            history_position_key(room_topic("board-1")),
+            history_log_key(room_topic("board-1")),
+            history_ids_key(room_topic("board-1")),
+        ):
             self.client.delete(self.key(name))
             self.client.lpush(self.key(name), "x")
             assert self.tell("board-1", "a", "m1")[1] > 0
@@ -193,8 +200,8 @@ class TellTest(SynchronousTestCase):
 
     def test_only_messages_of_its_patterns_are_kept(self) -> None:
         self.everybody_follows()
-        self.keep(["board-", "", 3, 60_000, 1000, [["board", "note", "*"], ["news"], ['a"b']]])
-        subscriber = self.listen(room_channel("board-1"), "events:broadcast")
+        self.keep(["room:board-", "", 3, 60_000, 1000, [["board", "note", "*"], ["news"], ['a"b']]])
+        subscriber = self.listen(topic_channel(room_topic("board-1")), "events:broadcast")
         offsets = [
             self.tell_text("board-1", json.dumps({"type": name, "payload": name}))[1]
             for name in ("board:note:added", "board:cursor:moved", "news", "news:1", "board:note", "board:note:a:b")
@@ -205,7 +212,7 @@ class TellTest(SynchronousTestCase):
         assert [text for _, text in self.kept("board-1")] == ["board:note:added", "news"]
 
     def test_the_type_may_stand_anywhere_in_a_message(self) -> None:
-        self.keep(["board-", "", 9, 60_000, 10_000_000, [["a", "b", "c"]]])
+        self.keep(["room:board-", "", 9, 60_000, 10_000_000, [["a", "b", "c"]]])
         for text in (
             ' { "type" : "a:b:c"}',
             '{"payload": {"type": "x"}, "type": "a:b:c"}',
@@ -217,7 +224,7 @@ class TellTest(SynchronousTestCase):
         assert self.tell_text("board-1", '{"payload": {"type": "a:b:c"}, "type": "x"}')[1] == 0
 
     def test_what_has_no_type_is_refused_where_that_matters(self) -> None:
-        self.keep(["board-", "", 3, 60_000, 1000, [["a", "b", "c"]]])
+        self.keep(["room:board-", "", 3, 60_000, 1000, [["a", "b", "c"]]])
         before = set(self.client.keys())
         nested = "[" * 2000 + "]" * 2000
         deep = f'{{"a": {nested}, "type": "a:b:c"}}'
@@ -229,14 +236,14 @@ class TellTest(SynchronousTestCase):
         assert set(self.client.keys()) == before
 
     def test_what_redis_refuses_is_told_to_nobody(self) -> None:
-        subscriber = self.listen(room_channel("board-1"), "events:broadcast")
+        subscriber = self.listen(topic_channel(room_topic("board-1")), "events:broadcast")
         self.tell("board-1", "a")
         self.client.config_set("min-replicas-to-write", 1)
         with pytest.raises(redis.ResponseError, match=r"NOREPLICAS|good replicas"):
             self.tell("board-1", "b")
         self.client.config_set("min-replicas-to-write", 0)
         assert self.tell("board-1", "c")[1] == 2
-        told = [body for channel, body in self.heard(subscriber) if channel == room_channel("board-1")]
+        told = [body for channel, body in self.heard(subscriber) if channel == topic_channel(room_topic("board-1"))]
         assert [json.loads(body.split(" ", 2)[2])["payload"] for body in told] == ["a", "c"]
 
 
@@ -262,7 +269,7 @@ class FunctionTest(PrefixedTellTest):
 
     def test_the_rest_has_defaults(self) -> None:
         self.client.execute_command("FCALL", FUNCTION, 0, "board-1", message("a"))
-        assert not self.client.exists(history_position_key("board-1"))
+        assert not self.client.exists(history_position_key(room_topic("board-1")))
 
 
 if oldest := oldest_redis_server():

@@ -10,7 +10,7 @@ from zope.interface.verify import verifyObject
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import IBusListener
 from kraftek.contract.messages import Outgoing
-from kraftek.contract.names import room_channel
+from kraftek.contract.names import room_topic, topic_channel
 from kraftek.contract.settings import Limits, RoomPolicy
 from kraftek.core.catch_up import CatchUp
 from tests.support.fakes import FakeLink, FakeLogs
@@ -18,6 +18,7 @@ from tests.support.world import Client, House
 
 BOARDS = (RoomPolicy(pattern="board-*", history=100),)
 ROOM = "board-1"
+TOPIC = room_topic(ROOM)
 
 
 class Board(House):
@@ -28,12 +29,12 @@ class Board(House):
 
     def tell(self, text: str, room_id: str = ROOM, *, heard: bool = True, **more: Any) -> None:
         """A service tells the room something; ``heard``: it gets here."""
-        told = self.logs.tell(room_id, type="notes:note:said", payload=text, **more)
+        told = self.logs.tell(room_topic(room_id), type="notes:note:said", payload=text, **more)
         if heard:
             self.hear(told, room_id)
 
     def hear(self, told: bytes, room_id: str = ROOM) -> None:
-        for listener in self.bus._channels.get(room_channel(room_id), ()):
+        for listener in self.bus._channels.get(topic_channel(room_topic(room_id)), ()):
             listener(told)
 
     def enter(self, user_id: str = "ann", room_id: str = ROOM, since: Any = None) -> Client:
@@ -70,7 +71,7 @@ def test_it_keeps_its_interface() -> None:
 
 def test_who_enters_learns_where_the_room_is_and_gets_what_comes_after() -> None:
     board = Board()
-    board.logs.tell(ROOM, type="notes:note:said", payload="before")
+    board.logs.tell(TOPIC, type="notes:note:said", payload="before")
     client = board.enter()
     assert told(client) == [{"epoch": "e1", "offset": 1}]
     board.tell("a")
@@ -165,7 +166,7 @@ def test_what_was_read_and_is_heard_later_comes_once() -> None:
     board = Board()
     board.enter("bob")
     board.tell("a")
-    late = board.logs.tell(ROOM, type="notes:note:said", payload="b")
+    late = board.logs.tell(TOPIC, type="notes:note:said", payload="b")
     client = board.enter(since=since(0))
     assert told(client) == [{"epoch": "e1", "offset": 0, "recovered": True}, (1, "a"), (2, "b")]
     board.hear(late)
@@ -361,7 +362,7 @@ def test_who_has_more_than_an_older_replica_is_told_so() -> None:
     client = board.enter()
     for text in "abc":
         board.tell(text)
-    del board.logs.told[ROOM][1:]
+    del board.logs.told[TOPIC][1:]
     board.logs.epoch, board.logs.ended = "e2", {"e1": 1}
     board.bus.begin_epoch("e2")
     assert told(client)[1:] == [
@@ -394,8 +395,8 @@ def test_what_was_delivered_of_another_epoch_is_none_of_who_catches_up() -> None
     client = board.enter(since=since(0))
     board.tell("b")
     board.logs.epoch = "e2"
-    board.logs.told[ROOM] = []
-    told_anew = board.logs.tell(ROOM, type="notes:note:said", payload="A")
+    board.logs.told[TOPIC] = []
+    told_anew = board.logs.tell(TOPIC, type="notes:note:said", payload="A")
     board.hear(told_anew)
     board.logs.held.reverse()  # the room hears of the other epoch first
     while board.logs.held:
@@ -538,7 +539,7 @@ def test_an_empty_room_is_followed_no_more() -> None:
     client.leave()
     board.pass_time(11)
     assert len(board.following) == 0
-    assert not board.bus._channels[room_channel(ROOM)]
+    assert not board.bus._channels[topic_channel(TOPIC)]
     board.tell("a", heard=False)
     assert told(board.enter(since=since(0)))[1:] == [(1, "a")]
 
@@ -560,7 +561,7 @@ def test_what_is_malformed_is_counted_and_its_offset_passes() -> None:
     board.hear(b"nonsense")
     board.hear(b"e1 x {}")
     command = b'{"type": "gateway:room:put", "userIds": ["ann"]}'
-    board.logs.told[ROOM] = [b"{", b'{"type": "disconnect"}', b'{"type": "\xff"}', command]
+    board.logs.told[TOPIC] = [b"{", b'{"type": "disconnect"}', b'{"type": "\xff"}', command]
     board.tell("a")
     assert told(client)[1:] == [(5, "a")]
     assert board.counters.broadcasts_malformed == 6
@@ -588,7 +589,7 @@ def test_another_version_goes_on_where_this_one_was() -> None:
     board.tell("b", heard=False)
     other = Board(logs=board.logs)
     client = other.admit("ann", ROOM, "ann")
-    other.following._rooms.clear()
+    other.following._topics.clear()
     other.following.take([*positions, ("hall", "e1", 1)])
     assert told(client) == [(2, "b")]
 
@@ -607,7 +608,7 @@ def test_a_catch_up_passes_on_what_is_later() -> None:
 
 def test_who_is_put_into_a_room_by_a_service_learns_where_it_is() -> None:
     board = Board()
-    board.logs.tell(ROOM, type="notes:note:said", payload="before")
+    board.logs.tell(TOPIC, type="notes:note:said", payload="before")
     here, there = board.enter("ann", "lobby"), board.enter("bob", "lobby")
     told(here), told(there)
     board.broadcast(type="gateway:room:put", roomId=ROOM, userIds=["ann", "bob"])

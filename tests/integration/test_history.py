@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kraftek.contract.history import FUNCTION
-from kraftek.contract.names import history_log_key, history_position_key
+from kraftek.contract.names import history_log_key, history_position_key, room_topic
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def test_what_is_kept_no_longer_is_said_to_be_lost(house: House) -> None:
     assert (again.standing["recovered"], again.standing["reason"], again.offset) == (False, "too_many", 6)
     again.client.close()
     tell(house.redis, room, 6)
-    house.redis.client().delete(history_log_key(room))
+    house.redis.client().delete(history_log_key(room_topic(room)))
     again = house.enter(here, "ann", room, again.since)
     assert (again.standing["recovered"], again.standing["reason"], again.offset) == (False, "expired", 7)
     tell(house.redis, room, 7)
@@ -163,7 +163,7 @@ def test_a_position_that_is_lost_is_told_within_seconds(house: House, room: str)
     ann = house.enter(house.gateways[0], "ann", room)
     tell(house.redis, room, 1)
     assert ann.read(1) == [1]
-    house.redis.client().delete(history_position_key(room))
+    house.redis.client().delete(history_position_key(room_topic(room)))
     position = ann.client.expect("position", 15)["payload"]
     assert (position["recovered"], position["reason"], position["offset"]) == (False, "epoch", 0)
 

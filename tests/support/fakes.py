@@ -24,12 +24,12 @@ from kraftek.contract.interfaces import (
     IBusListener,
     IClientLink,
     IReading,
-    IRoomLogs,
     IRooms,
+    ITopicLogs,
     Mended,
     Missed,
     RoomEntry,
-    RoomPosition,
+    TopicPosition,
 )
 from kraftek.contract.lua import ForEach
 from kraftek.contract.messages import Grant, Outgoing, Token
@@ -253,10 +253,10 @@ class FakeRooms:
             self.told.append((reason, user_id, room_id))
 
 
-@implementer(IRoomLogs)
+@implementer(ITopicLogs)
 class FakeLogs:
-    """The history of rooms in memory. ``epoch``: that of what is told now; ``ended``: where others ended. ``kept``: of
-    the messages of each room the last so many are known.
+    """The history of topics in memory. ``epoch``: that of what is told now; ``ended``: where others ended. ``kept``: of
+    the messages of each topic the last so many are known.
 
     Answers wait in ``held`` for :meth:`answer` when that is a list. Every call fails with ``failure`` when that is set.
     """
@@ -271,10 +271,10 @@ class FakeLogs:
         self.held: list[Callable[[], None]] | None = None
         self.reads = self.compared = self.offered = self.followed = 0
 
-    def tell(self, room_id: str, **message: Any) -> bytes:
-        """A service tells a room something. Returns what Redis publishes then."""
+    def tell(self, topic: str, **message: Any) -> bytes:
+        """A service tells a topic something. Returns what Redis publishes then."""
         body = msgspec.json.encode(message)
-        told = self.told.setdefault(room_id, [])
+        told = self.told.setdefault(topic, [])
         told.append(body)
         return b"%b %d %b" % (self.epoch.encode(), len(told), body)
 
@@ -291,25 +291,25 @@ class FakeLogs:
         self.offered += 1
         return succeed(None)
 
-    def read(self, room_id: str, epoch: str, offset: int, most: int) -> Deferred[Missed | None]:
+    def read(self, topic: str, epoch: str, offset: int, most: int) -> Deferred[Missed | None]:
         self.reads += 1
-        return self._answer(lambda: self._missed(room_id, epoch, offset, most))
+        return self._answer(lambda: self._missed(topic, epoch, offset, most))
 
-    def compare(self, positions: Sequence[RoomPosition]) -> Deferred[list[RoomPosition]]:
+    def compare(self, positions: Sequence[TopicPosition]) -> Deferred[list[TopicPosition]]:
         self.compared += len(positions)
         return self._answer(lambda: [each for each in positions if not self._is_at(*each)])
 
-    def _is_at(self, room_id: str, epoch: str, offset: int) -> bool:
-        return self.stands and (epoch, offset) == (self.epoch, self._offset(room_id))
+    def _is_at(self, topic: str, epoch: str, offset: int) -> bool:
+        return self.stands and (epoch, offset) == (self.epoch, self._offset(topic))
 
-    def _offset(self, room_id: str) -> int:
-        return len(self.told.get(room_id, ()))
+    def _offset(self, topic: str) -> int:
+        return len(self.told.get(topic, ()))
 
-    def _missed(self, room_id: str, epoch: str, offset: int, most: int) -> Missed | None:
+    def _missed(self, topic: str, epoch: str, offset: int, most: int) -> Missed | None:
         if not self.stands:
             return None
-        last = self._offset(room_id)
-        messages = self.told.get(room_id, [])[offset:]
+        last = self._offset(topic)
+        messages = self.told.get(topic, [])[offset:]
         if offset > {**self.ended, self.epoch: last}.get(epoch, -1):
             return Missed(self.epoch, last, "epoch")
         if len(messages) > self.kept:

@@ -1,5 +1,5 @@
--- KEYS: the rules, and the positions of some rooms. ARGV: for each room an epoch and an offset.
--- Returns which of them, from 0, are elsewhere by now, or have no history any more. Positions of rooms that are compared
+-- KEYS: the rules, and the positions of some topics. ARGV: for each topic an epoch and an offset.
+-- Returns which of them, from 0, are elsewhere by now, or have no history any more. Positions of topics that are compared
 -- outlive their messages.
 local prefix = KEYS[1]:sub(1, -1 - #(OWN .. 'rules'))
 local elsewhere = {}

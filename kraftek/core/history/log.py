@@ -1,4 +1,4 @@
-"""The history of rooms in Redis, as a gateway reads it. Called by :mod:`kraftek.core.following`.
+"""The history of topics in Redis, as a gateway reads it. Called by :mod:`kraftek.core.following`.
 
 The keys, and how messages come there, are in :mod:`kraftek.contract.history`.
 """
@@ -16,13 +16,13 @@ from zope.interface import implementer
 
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.history import LIBRARY
-from kraftek.contract.interfaces import IBus, IRoomLogs, Missed, RoomPosition
+from kraftek.contract.interfaces import IBus, ITopicLogs, Missed, TopicPosition
 from kraftek.contract.log_once import OnceUntilItWorks
 from kraftek.contract.lua import Argument, Script, lua
 from kraftek.contract.names import HISTORY_FOLLOWING, HISTORY_RULES, history_position_key
 from kraftek.core.history.rules import Rules
 
-__all__ = ["FOLLOWED", "RoomLogs"]
+__all__ = ["FOLLOWED", "TopicLogs"]
 
 FOLLOWED = 5.0
 """Seconds after which a gateway that has not said so again does not follow the rules."""
@@ -39,8 +39,8 @@ FOLLOW = Script(lua(__package__, "time", "follow"))
 _AT_START = "1"
 
 
-@implementer(IRoomLogs)
-class RoomLogs:
+@implementer(ITopicLogs)
+class TopicLogs:
     """Those of this Redis. ``rules``: those that this gateway was configured with."""
 
     _log = Logger()
@@ -61,12 +61,12 @@ class RoomLogs:
         loading = self._bus.call("FUNCTION", [], ["LOAD", LIBRARY])
         return loading.addCallbacks(lambda _: None, self._not_loaded)
 
-    def read(self, room_id: str, epoch: str, offset: int, most: int) -> Deferred[Missed | None]:
-        reading = self._bus.call(READ, [HISTORY_RULES, history_position_key(room_id)], [epoch, offset, most])
+    def read(self, topic: str, epoch: str, offset: int, most: int) -> Deferred[Missed | None]:
+        reading = self._bus.call(READ, [HISTORY_RULES, history_position_key(topic)], [epoch, offset, most])
         return reading.addCallback(_missed)
 
-    def compare(self, positions: Sequence[RoomPosition]) -> Deferred[list[RoomPosition]]:
-        keys = [history_position_key(room_id) for room_id, _, _ in positions]
+    def compare(self, positions: Sequence[TopicPosition]) -> Deferred[list[TopicPosition]]:
+        keys = [history_position_key(topic) for topic, _, _ in positions]
         args = [word for _, epoch, offset in positions for word in (epoch, offset)]
         comparing = self._bus.call(COMPARE, [HISTORY_RULES, *keys], args)
         return comparing.addCallback(lambda elsewhere: [positions[number] for number in elsewhere])

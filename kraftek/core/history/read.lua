@@ -1,5 +1,5 @@
--- KEYS: the rules, and the position of the room. ARGV: an epoch and an offset, and the most bytes to return.
--- Returns the room's epoch and offset, and what was told after the given ones: false and the messages, or why they cannot be
+-- KEYS: the rules, and the position of the topic. ARGV: an epoch and an offset, and the most bytes to return.
+-- Returns the topic's epoch and offset, and what was told after the given ones: false and the messages, or why they cannot be
 -- had. Nil where no history is kept.
 local prefix = KEYS[1]:sub(1, -1 - #(OWN .. 'rules'))
 local history = history_of(prefix, KEYS[2]:sub(1 + #(prefix .. OWN .. 'position:')))

@@ -1,4 +1,4 @@
-"""Which rooms have a history, by their names. Made by :mod:`kraftek.daemon.assembly` of the configuration."""
+"""Which topics have a history, by their names. Made by :mod:`kraftek.daemon.assembly` of the configuration."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 import msgspec
 
+from kraftek.contract.names import room_topic
 from kraftek.contract.settings import RoomPolicy
 
 __all__ = ["Rules"]
 
 
 class Rules:
-    """``text``: the rules as Redis has them, in order; empty if no room has a history. For each pattern of rooms
+    """``text``: the rules as Redis has them, in order; empty if nothing has a history. For each pattern of topics
     ``[head, tail or false, messages, milliseconds, bytes]``, and where only some messages are kept their patterns, each
     as a list of its parts.
     """
@@ -25,9 +26,9 @@ class Rules:
     def __bool__(self) -> bool:
         return bool(self.text)
 
-    def keep(self, room_id: str) -> bool:
-        """Whether the room has one: the first pattern that covers it says so."""
-        return next((kept for head, tail, kept in self._patterns if _covers(head, tail, room_id)), False)
+    def keep(self, topic: str) -> bool:
+        """Whether the topic has one: the first pattern that covers it says so."""
+        return next((kept for head, tail, kept in self._patterns if _covers(head, tail, topic)), False)
 
 
 def _rule(policy: RoomPolicy) -> tuple[object, ...]:
@@ -38,10 +39,10 @@ def _rule(policy: RoomPolicy) -> tuple[object, ...]:
 
 def _parts(pattern: str) -> tuple[str, str | bool]:
     head, star, tail = pattern.partition("*")
-    return head, tail if star else False
+    return room_topic(head), tail if star else False
 
 
-def _covers(head: str, tail: str | bool, room_id: str) -> bool:
+def _covers(head: str, tail: str | bool, topic: str) -> bool:
     if isinstance(tail, bool):
-        return room_id == head
-    return len(room_id) >= len(head) + len(tail) and room_id.startswith(head) and room_id.endswith(tail)
+        return topic == head
+    return len(topic) >= len(head) + len(tail) and topic.startswith(head) and topic.endswith(tail)

@@ -14,39 +14,39 @@ from zope.interface.verify import verifyObject
 from kraftek.bus import RedisBus
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.history import FUNCTION, TELL
-from kraftek.contract.interfaces import IRoomLogs, Missed
+from kraftek.contract.interfaces import ITopicLogs, Missed
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.metrics import Counters
-from kraftek.contract.names import HISTORY_FOLLOWING, HISTORY_RULES, history_log_key, history_position_key
+from kraftek.contract.names import HISTORY_FOLLOWING, HISTORY_RULES, history_log_key, history_position_key, room_topic
 from kraftek.contract.settings import Redis, RoomPolicy
-from kraftek.core.history.log import FOLLOWED, RoomLogs
+from kraftek.core.history.log import FOLLOWED, TopicLogs
 from kraftek.core.history.rules import Rules
 from tests.support.fakes import FakeBus
 from tests.support.redis_server import oldest_redis_server, private_redis
 from tests.support.waiting import until
 
 BOARDS = RoomPolicy(pattern="board-*", history=3, history_bytes=1000)
-LOG = "k:" + history_log_key("")
+LOG = "k:" + history_log_key("room:")
 
 
-def on_fake_bus() -> tuple[FakeBus, RoomLogs]:
+def on_fake_bus() -> tuple[FakeBus, TopicLogs]:
     bus = FakeBus()
-    return bus, RoomLogs(bus, Rules([BOARDS]), "g1")
+    return bus, TopicLogs(bus, Rules([BOARDS]), "g1")
 
 
 def test_what_redis_answers_is_read() -> None:
     bus, logs = on_fake_bus()
-    asked = [logs.read("board-1", "e1", 1, 1000) for _ in range(3)]
+    asked = [logs.read("room:board-1", "e1", 1, 1000) for _ in range(3)]
     assert [(call.keys, call.args) for call in bus.calls] == [
-        ((HISTORY_RULES, history_position_key("board-1")), ("e1", 1, 1000))
+        ((HISTORY_RULES, history_position_key("room:board-1")), ("e1", 1, 1000))
     ] * 3
     for answer in ([b"e1", 2, None, b"{}"], [b"e2", 2, b"epoch"], None):
         bus.calls.pop(0).reply.callback(answer)
     assert [each.result for each in asked] == [Missed("e1", 2, None, [b"{}"]), Missed("e2", 2, "epoch", []), None]
-    compared = logs.compare([("board-1", "e1", 2), ("board-2", "e1", 3)])
+    compared = logs.compare([("room:board-1", "e1", 2), ("room:board-2", "e1", 3)])
     assert bus.calls[0].args == ("e1", 2, "e1", 3)
     bus.calls[0].reply.callback([1])
-    assert compared.result == [("board-2", "e1", 3)]
+    assert compared.result == [("room:board-2", "e1", 3)]
 
 
 def test_only_who_starts_writes_the_rules() -> None:
@@ -78,7 +78,7 @@ def test_a_function_that_redis_does_not_take_is_logged_once(error: Exception, li
     assert len(events) == lines
 
 
-class RoomLogsTest(TestCase):
+class TopicLogsTest(TestCase):
     timeout = 30
     binary: str | None = None
 
@@ -93,8 +93,8 @@ class RoomLogsTest(TestCase):
         self.logs = self.gateway("g1", BOARDS)
         assert await self.logs.follow()
 
-    def gateway(self, gateway_id: str, *policies: RoomPolicy) -> RoomLogs:
-        return RoomLogs(self.bus, Rules(policies), gateway_id)
+    def gateway(self, gateway_id: str, *policies: RoomPolicy) -> TopicLogs:
+        return TopicLogs(self.bus, Rules(policies), gateway_id)
 
     def tell(self, text: str, room_id: str = "board-1") -> str:
         body = json.dumps({"type": "x", "payload": text})
@@ -102,7 +102,7 @@ class RoomLogsTest(TestCase):
         return body
 
     async def missed(self, epoch: str, offset: int, most: int = 1000, room_id: str = "board-1") -> Missed:
-        missed = await self.logs.read(room_id, epoch, offset, most)
+        missed = await self.logs.read(room_topic(room_id), epoch, offset, most)
         assert missed is not None
         return missed
 
@@ -110,7 +110,7 @@ class RoomLogsTest(TestCase):
         return (await self.missed("", 0, room_id=room_id)).epoch
 
     async def test_keeps_its_interface(self) -> None:
-        verifyObject(IRoomLogs, self.logs)
+        verifyObject(ITopicLogs, self.logs)
 
     async def test_a_room_in_which_nothing_was_told_has_a_position(self) -> None:
         epoch = await self.epoch()
@@ -146,9 +146,9 @@ class RoomLogsTest(TestCase):
     async def test_an_ancestor_is_continued_up_to_its_end(self) -> None:
         before = await self.epoch()
         self.tell("a")
-        self.client.hset("k:" + history_position_key("board-1"), "life", f"{self.generation()}:another")
+        self.client.hset("k:" + history_position_key("room:board-1"), "life", f"{self.generation()}:another")
         self.tell("b")
-        self.client.hset("k:" + history_position_key("board-1"), "life", f"{self.generation()}:yet another")
+        self.client.hset("k:" + history_position_key("room:board-1"), "life", f"{self.generation()}:yet another")
         epoch = await self.epoch()
         assert epoch != before
         assert len((await self.missed(before, 0)).messages) == 2
@@ -160,27 +160,27 @@ class RoomLogsTest(TestCase):
         return str(self.client.hget("k:" + HISTORY_RULES, "generation"))
 
     async def test_a_room_without_history(self) -> None:
-        assert await self.logs.read("lobby", "", 0, 1000) is None
-        assert not self.client.exists("k:" + history_position_key("lobby"))
+        assert await self.logs.read("room:lobby", "", 0, 1000) is None
+        assert not self.client.exists("k:" + history_position_key("room:lobby"))
 
     async def test_those_that_are_elsewhere(self) -> None:
         epochs = {room_id: await self.epoch(room_id) for room_id in ("board-1", "board-2", "board-3")}
         for room_id in ("board-1", "board-3"):
             self.tell("a", room_id)
-        same = ("board-3", epochs["board-3"], 1)
-        behind = ("board-1", epochs["board-1"], 0)
-        renamed = ("board-2", "another", 0)
-        unknown = ("lobby", "another", 0)
+        same = ("room:board-3", epochs["board-3"], 1)
+        behind = ("room:board-1", epochs["board-1"], 0)
+        renamed = ("room:board-2", "another", 0)
+        unknown = ("room:lobby", "another", 0)
         assert await self.logs.compare([same, behind, renamed, unknown]) == [behind, renamed, unknown]
-        self.client.pexpire("k:" + history_position_key("board-3"), 5000)
+        self.client.pexpire("k:" + history_position_key("room:board-3"), 5000)
         assert await self.logs.compare([same]) == []
-        assert self.client.pttl("k:" + history_position_key("board-3")) > 600_000
+        assert self.client.pttl("k:" + history_position_key("room:board-3")) > 600_000
 
     async def test_the_position_is_lost_and_found_so(self) -> None:
         epoch = await self.epoch()
         self.tell("a")
-        self.client.delete("k:" + history_position_key("board-1"))
-        assert await self.logs.compare([("board-1", epoch, 1)]) == [("board-1", epoch, 1)]
+        self.client.delete("k:" + history_position_key("room:board-1"))
+        assert await self.logs.compare([("room:board-1", epoch, 1)]) == [("room:board-1", epoch, 1)]
         missed = await self.missed(epoch, 1)
         assert (missed.offset, missed.reason) == (0, "epoch")
 
@@ -227,7 +227,7 @@ class RoomLogsTest(TestCase):
 
 if oldest := oldest_redis_server():
 
-    class OldestRoomLogsTest(RoomLogsTest):
+    class OldestTopicLogsTest(TopicLogsTest):
         """The same with the oldest Redis that is supported."""
 
         binary = oldest

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from kraftek.contract.names import room_topic
 from kraftek.contract.settings import RoomPolicy
 from kraftek.core.history.rules import Rules
 
@@ -26,15 +27,16 @@ RULES = Rules(
     ],
 )  # fmt: skip
 def test_the_first_pattern_that_covers_a_room_counts(room_id: str, kept: bool) -> None:
-    assert RULES.keep(room_id) is kept
+    assert RULES.keep(room_topic(room_id)) is kept
+    assert not RULES.keep(room_id)
 
 
 def test_as_redis_has_them() -> None:
     assert msgspec.json.decode(RULES.text) == [
-        ["board-secret", False, 0, 600_000, 1_048_576],
-        ["board-", "", 200, 500, 1000],
-        ["b-", "-z", 1, 600_000, 1_048_576],
-        ["lobby", False, 1, 600_000, 1_048_576, [["chat", "*", "said"], ["news"]]],
+        ["room:board-secret", False, 0, 600_000, 1_048_576],
+        ["room:board-", "", 200, 500, 1000],
+        ["room:b-", "-z", 1, 600_000, 1_048_576],
+        ["room:lobby", False, 1, 600_000, 1_048_576, [["chat", "*", "said"], ["news"]]],
     ]
 
 
