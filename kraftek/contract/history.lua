@@ -75,3 +75,11 @@ end
 local function outlive(history)
     redis.call('PEXPIRE', history.position, history.ttl + 120000)
 end
+
+-- last_of(history, epoch): the last offset of that epoch, or nil if it is none of this history.
+local function last_of(history, epoch)
+    if epoch == history.epoch then return history.offset end
+    for ancestor, last in history.ancestors:gmatch('(%S+) (%S+)') do
+        if epoch == ancestor then return tonumber(last) end
+    end
+end

@@ -38,6 +38,7 @@ __all__ = [
     "ITopicLogs",
     "Mended",
     "Missed",
+    "Page",
     "RoomEntry",
     "TopicPosition",
     "Undelivered",
@@ -84,6 +85,17 @@ class Missed(Struct, frozen=True):
     epoch: str
     offset: int
     reason: str | None = None
+    messages: Sequence[bytes] = ()
+
+
+class Page(Struct, frozen=True):
+    """A part of what was told to a room: ``messages`` in order, of which the first has the offset ``first``, which is
+    ``None`` if the position that was asked for is none of this history. ``more``: there are older ones.
+    """
+
+    epoch: str
+    first: int | None
+    more: bool = False
     messages: Sequence[bytes] = ()
 
 
@@ -415,6 +427,11 @@ class ITopicLogs(Interface):
     def read(topic: str, epoch: str, offset: int, most: int) -> Deferred[Missed | None]:
         """What the topic was told after this position, if it is not more than so many bytes. ``None``: no history is
         kept of it.
+        """
+
+    def page(topic: str, epoch: str, before: int, limit: int, most: int) -> Deferred[Page | None]:
+        """The last messages before that offset; of all, without an epoch. At most so many, and of so many bytes or one
+        larger message. ``None``: no history is kept of it.
         """
 
     def compare(positions: Sequence[TopicPosition]) -> Deferred[list[TopicPosition]]:

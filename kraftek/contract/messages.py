@@ -6,7 +6,7 @@ the gateway does not parse.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from hashlib import sha256
 
 from msgspec import Raw, Struct
@@ -14,6 +14,7 @@ from msgspec import Raw, Struct
 from kraftek.contract.settings import EventPolicy
 
 __all__ = [
+    "HISTORY_LIMIT",
     "ID_LENGTH",
     "NULL",
     "ROOM_ID_LENGTH",
@@ -31,6 +32,8 @@ __all__ = [
     "Event",
     "Gap",
     "Grant",
+    "History",
+    "HistoryPage",
     "Inbound",
     "Join",
     "Joined",
@@ -40,6 +43,7 @@ __all__ = [
     "Outgoing",
     "Ping",
     "Pong",
+    "Position",
     "Positioned",
     "ReceivedError",
     "RequestId",
@@ -59,6 +63,10 @@ ID_LENGTH = 64
 
 ROOM_ID_LENGTH = 256
 """Characters of a room's name at most, wherever a client names one: it becomes a key in Redis."""
+
+
+HISTORY_LIMIT = 1000
+"""Messages of a room's history that a client gets at once, at most."""
 
 
 class Token:
@@ -98,31 +106,52 @@ class Grant(Struct, frozen=True, rename="camel", omit_defaults=True):
 # Client → gateway: what a dialect makes of what arrived.
 
 
-class Since(Struct, frozen=True, rename="camel"):
+class Position(Struct, frozen=True):
+    """A place in the history of a room."""
+
+    epoch: str
+    offset: int
+
+
+class Since(Position, frozen=True, rename="camel"):
     """Where the client was in a room with history. ``socket_ids``: those that it had then, to which some messages were
     not sent on purpose.
     """
 
-    epoch: str
-    offset: int
     socket_ids: tuple[str, ...] = ()
 
 
 class Authenticate(Struct, frozen=True):
-    """The client shows a token; ``room_id`` is the room it wants to be in with it."""
+    """The client shows a token; ``room_id`` is the room it wants to be in with it. ``last``: so many messages of the
+    room's history are to come first, unless it gets what it has missed ``since``.
+    """
 
     token: Token
     room_id: str | None = None
     id: RequestId | None = None
     since: Since | None = None
+    last: int = 0
 
 
 class Join(Struct, frozen=True):
-    """The client wants to be in one room more."""
+    """The client wants to be in one room more. ``last``: as in :class:`Authenticate`."""
 
     room_id: str
     id: RequestId | None = None
     since: Since | None = None
+    last: int = 0
+
+
+class History(Struct, frozen=True):
+    """The client wants ``limit`` messages of a room's history: the last ones, or those before a position.
+    ``socket_ids``: those that it had before.
+    """
+
+    room_id: str
+    limit: int
+    before: Position | None = None
+    socket_ids: tuple[str, ...] = ()
+    id: RequestId | None = None
 
 
 class Leave(Struct, frozen=True):
@@ -151,7 +180,7 @@ class Ping(Struct, frozen=True):
     id: RequestId | None = None
 
 
-Inbound = Authenticate | Join | Leave | Event | Ping
+Inbound = Authenticate | Join | Leave | History | Event | Ping
 
 # Gateway → client: what a dialect encodes.
 
@@ -264,6 +293,16 @@ class Delivery(Struct, frozen=True):
     offset: int | None = None
 
 
+class HistoryPage(Struct, frozen=True):
+    """The answer to :class:`History`: messages in order. ``before``: where to go on from, if there are older ones."""
+
+    room_id: str
+    epoch: str
+    messages: Sequence[Delivery]
+    before: Position | None = None
+    id: RequestId | None = None
+
+
 class Pong(Struct, frozen=True):
     """The answer to a :class:`Ping`."""
 
@@ -302,6 +341,7 @@ Outbound = (
     | ErrorMessage
     | Ack
     | Delivery
+    | HistoryPage
     | Pong
     | Drained
     | Closing

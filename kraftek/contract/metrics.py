@@ -83,6 +83,9 @@ class Counters(Struct):
     entries_swept: Annotated[int, Meta(description="Entries of dead gateways removed from the room cache")] = 0
     errors_internal: Annotated[int, Meta(description="Faults of the gateway")] = 0
     errors_peer: Annotated[int, Meta(description="Errors sent to clients")] = 0
+    history_messages: Annotated[
+        int, Meta(description="Messages of rooms' histories that clients asked for and got")
+    ] = 0
     intake: Annotated[int, Meta(description="Events accepted from services")] = 0
     intake_refused: Annotated[int, Meta(description="Events of services refused")] = 0
     leases_lost: Annotated[int, Meta(description="Times that other gateways presumed this one dead")] = 0

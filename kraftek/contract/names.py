@@ -56,6 +56,7 @@ __all__ = [
     "REGISTRATIONS",
     "REQUESTS",
     "ROOMS_RESET",
+    "ROOM_HISTORY",
     "ROOM_PUT",
     "ROOM_REMOVE",
     "SELF_LEASES",
@@ -119,6 +120,9 @@ ROOM_REMOVE = "gateway:room:remove"
 
 COMMANDS = (ROOM_PUT, ROOM_REMOVE)
 """All whose types begin with :data:`GATEWAY_OWN`. A gateway that does not know one would send it to clients."""
+
+ROOM_HISTORY = "gateway:room:history"
+"""What a grant has to permit, where it says what it permits, for a client to read the history of a room."""
 
 _PART = r"[^\s:\x00-\x1f\x7f-\x9f\ud800-\udfff]+"
 _EVENT = re.compile(rf"({_PART}):{_PART}:{_PART}")

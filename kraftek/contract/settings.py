@@ -170,8 +170,8 @@ class Limits(Struct, frozen=True, kw_only=True):
 
     What one may send in a second, 0 for no limit; after a quiet time as much as in ``burst`` seconds at once.
     ``events_per_…``, ``bytes_per_…``: messages of clients and what counts as much, and their bytes: of a socket, user,
-    and address as for ``connections_per_address``. ``joins_per_user``: ``authenticate``, ``join`` and ``leave``.
-    ``questions_per_…``: to the auth service. ``connects_per_address``: new clients.
+    and address as for ``connections_per_address``. ``joins_per_user``: ``authenticate``, ``join``, ``leave``,
+    ``history``. ``questions_per_…``: to the auth service. ``connects_per_address``: new clients.
     """
 
     message_bytes: Count = 65_536

@@ -66,7 +66,7 @@ class AccessWatch:
         self._ahead = now() - clock.seconds()
         self._expiry_queue = ExpiryQueue(now())
         self._again = Rechecks(_question)
-        self._withholding = Withholding(roster, limits.unsent_bytes)
+        self._withholding = Withholding(roster, limits.unsent_bytes, membership.resuming.place)
         self._expired = ExpiredTokens()
         access.add_listener(self)
 
@@ -204,8 +204,9 @@ class AccessWatch:
     def _renewed(self, session: Session, room_id: str | None, token: Token, grant: Grant) -> None:
         if session.token is not None and session.token.digest == token.digest:
             session.expires_at = grant.expires_at
-        if self._withholding.end(session, room_id):
-            self._membership.resuming.interrupted(session, room_id)
+        overrun = self._withholding.end(session, room_id)
+        if overrun is not None:
+            self._membership.resuming.interrupted(session, room_id, overrun.since)
         if not session.asked:
             self._expired.forget(session)
         self.changed(session)

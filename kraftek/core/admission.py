@@ -52,7 +52,7 @@ class Admission:
         self._access = access
         self._access_watch = access_watch
         self._membership = membership
-        self._resuming = membership.resuming
+        self.resuming = membership.resuming
         self._refreshes = Refreshes(access, access_watch, roster, budgets, membership.resuming)
         self._roster = roster
         self.budgets = budgets
@@ -108,7 +108,7 @@ class Admission:
                 session.send(Authenticated(grant.user_id, room_id, message.id, left, standing))
 
             let_in = partial(self._access_watch.granted, session, room_id, token, grant)
-            return self._resuming.enter(session, room_id, message.since, let_in, answer)
+            return self.resuming.enter(session, room_id, message.since, let_in, answer, last=message.last)
 
         d = self._access.check(token, message.room_id, Asker(session, token.digest, self.budgets))
         d.addCallback(admitted)
@@ -141,7 +141,8 @@ class Admission:
                     raise PeerError(Code.ACCESS_DENIED, "not in this room any more")
 
             let_in = partial(self._access_watch.granted, session, room_id, token, grant)
-            return self._resuming.enter(session, room_id, message.since, let_in, answer).addCallback(answered)
+            entering = self.resuming.enter(session, room_id, message.since, let_in, answer, last=message.last)
+            return entering.addCallback(answered)
 
         def not_admitted(failure: Failure) -> Failure | None:
             error = failure.value

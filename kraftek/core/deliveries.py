@@ -128,13 +128,22 @@ class Deliveries:
             delivery = Delivery(message.type, message.payload, topic.room_id, offset=offset)
             self._send(delivery, topic.audience(message.exclude_socket_ids or ()))
 
-    def tell_again(self, session: Session, topic: Topic, offset: int, body: bytes, *, but_for: Collection[str]) -> None:
-        """Deliver it to one who has missed it, unless it was not for one of these sockets."""
-        message = self._read(body)
-        if message is None or not frozenset(message.exclude_socket_ids or ()).isdisjoint(but_for):
-            return
-        delivery = Delivery(message.type, message.payload, topic.room_id, offset=offset)
+    def tell_again(self, session: Session, topic: Topic, delivery: Delivery) -> None:
+        """Deliver what the topic was told to one who has missed it."""
         self._send(delivery, ((session.dialect, (topic.outlet(session),)),))
+
+    def past(
+        self, room_id: str | None, first: int, bodies: Iterable[bytes], *, but_for: Collection[str]
+    ) -> list[Delivery]:
+        """What a topic was told, from this offset on, without what was not for one of these sockets. ``room_id``: of a
+        room.
+        """
+        found = []
+        for offset, body in enumerate(bodies, first):
+            message = self._read(body)
+            if message is not None and frozenset(message.exclude_socket_ids or ()).isdisjoint(but_for):
+                found.append(Delivery(message.type, message.payload, room_id, offset=offset))
+        return found
 
     def _read(self, body: bytes) -> Broadcast | None:
         """A message to a room, whatever else it says of whom it is for."""

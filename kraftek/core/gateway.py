@@ -13,7 +13,18 @@ from zope.interface.verify import verifyObject
 
 from kraftek.contract.errors import Code, NotPublished, PeerError
 from kraftek.contract.interfaces import IClientLink, IDialect, IEventRouter
-from kraftek.contract.messages import Authenticate, Connected, Envelope, Event, Inbound, Join, Leave, Ping, Pong
+from kraftek.contract.messages import (
+    Authenticate,
+    Connected,
+    Envelope,
+    Event,
+    History,
+    Inbound,
+    Join,
+    Leave,
+    Ping,
+    Pong,
+)
 from kraftek.contract.metrics import Counters
 from kraftek.contract.names import new_socket_id
 from kraftek.contract.settings import Limits, Registration
@@ -21,12 +32,16 @@ from kraftek.contract.turns import Turns
 from kraftek.core.access.permissions import permits
 from kraftek.core.admission import Admission
 from kraftek.core.dispatch import Dispatch
+from kraftek.core.pages import Pages
 from kraftek.core.request_records import record_key
 from kraftek.core.requests import Requests, undelivered_error, unreachable_error
 from kraftek.core.roster import Roster
 from kraftek.core.session import HeldGrant, Session
 
 __all__ = ["Gateway"]
+
+_LIMITED = frozenset({Authenticate, History, Join})
+"""What else is refused to a user or an address that is over its budget."""
 
 
 class Gateway:
@@ -57,6 +72,7 @@ class Gateway:
         self._requests = requests
         self._reply_to = reply_to
         self._admission = admission
+        self._pages = Pages(admission.resuming, roster, admission.budgets)
         self._roster = roster
         self._budgets = admission.budgets
         self.turns = turns
@@ -99,6 +115,12 @@ class Gateway:
             self._admission.join(session, message)
         elif type(message) is Leave:
             self._admission.leave(session, message)
+        elif type(message) is History:
+            try:
+                self._read_history(session, message)
+            except PeerError as error:
+                error.id = message.id
+                raise
 
     def limit(self, session: Session, message: Inbound, error: PeerError) -> bool:
         """The user or the address is over its budget: refuse what the client asks with this error. ``False`` for what
@@ -113,7 +135,7 @@ class Gateway:
             room_id = message.room_id if message.room_id is not None else session.room_id
             self._deny(session, message, self._router.route(message.name), room_id, error)
             return True
-        if type(message) is Join or type(message) is Authenticate:
+        if type(message) in _LIMITED:
             raise error
         return False
 
@@ -145,7 +167,9 @@ class Gateway:
             return
         permissions = () if service.explicit and grant.permissions is None else grant.permissions
         if permissions is not None and not permits(permissions, event.name, service.explicit):
-            self._deny(session, event, service, room_id, _unpermitted(event, grant))
+            denial = _unpermitted(grant)
+            denial.id, denial.event_type = event.id, event.name
+            self._deny(session, event, service, room_id, denial)
             return
         if service.rate and (error := self._budgets.event(user_id, service, event.name)) is not None:
             error.id, error.event_type = event.id, event.name
@@ -172,6 +196,19 @@ class Gateway:
             raise unreachable_error(event.name, event.id) from None
         self._counters.published += 1
 
+    def _read_history(self, session: Session, message: History) -> None:
+        try:
+            grant = session.rooms[message.room_id]
+        except KeyError:
+            raise PeerError(Code.ACCESS_DENIED, "not in this room") from None
+        if grant.is_expired(self._now()) and not grant.suspended:
+            self._admission.expired(session, message.room_id)
+            session.handle(message)
+        elif grant.suspended:
+            raise _unpermitted(grant)
+        else:
+            self._pages.answer(session, message)
+
     def _deny(
         self, session: Session, event: Event, service: Registration, room_id: str | None, error: PeerError
     ) -> None:
@@ -187,13 +224,13 @@ class Gateway:
             session.refuse(undelivered_error(event.name, event.id, receipt, self._counters))
 
 
-def _about(event: Event, code: Code, message: str, retry_after: float | None = None) -> PeerError:
-    return PeerError(code, message, retry_after=retry_after, id=event.id, event_type=event.name)
+def _about(event: Event, code: Code, message: str) -> PeerError:
+    return PeerError(code, message, id=event.id, event_type=event.name)
 
 
-def _unpermitted(event: Event, grant: HeldGrant) -> PeerError:
+def _unpermitted(grant: HeldGrant) -> PeerError:
     if grant.expired:
-        return _about(event, Code.TOKEN_EXPIRED, "the token has expired: authenticate with another one")
+        return PeerError(Code.TOKEN_EXPIRED, "the token has expired: authenticate with another one")
     if grant.suspended:
-        return _about(event, Code.AUTH_UNAVAILABLE, "access cannot be checked at present", retry_after=1.0)
-    return _about(event, Code.ACCESS_DENIED, "this event is not permitted")
+        return PeerError(Code.AUTH_UNAVAILABLE, "access cannot be checked at present", retry_after=1.0)
+    return PeerError(Code.ACCESS_DENIED, "this event is not permitted")

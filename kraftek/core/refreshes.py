@@ -78,7 +78,7 @@ class Refreshes:
             self._access_watch.granted(session, main, message.token, answer)
             if resumes:
                 assert main is not None
-                await self._resuming.resume(session, main, message.since, answered)
+                await self._resuming.resume(session, main, message.since, answered, last=message.last)
         for room_id, found in answers.items():
             held = session.rooms.get(room_id)
             if isinstance(found, PeerError) and found.code in DENIALS and held and held.token is before.get(room_id):

@@ -6,16 +6,18 @@ from then on waits until the client has got what came before.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial
+from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred, succeed
-from twisted.python.failure import Failure
 
-from kraftek.contract.errors import NotPublished, Refusal
+from kraftek.contract.errors import Code, NotPublished, PeerError, Refusal
 from kraftek.contract.interfaces import ITopicLogs, Missed
 from kraftek.contract.messages import Positioned, Since, Standing
 from kraftek.contract.metrics import Counters, ResumeFailure
+from kraftek.contract.names import ROOM_HISTORY
+from kraftek.core.access.permissions import may_read
 from kraftek.core.catch_up import CatchUp
 from kraftek.core.deliveries import Deliveries
 from kraftek.core.followed import Followed
@@ -23,6 +25,8 @@ from kraftek.core.following import Following
 from kraftek.core.session import Session, SessionState
 
 __all__ = ["Answer", "Resuming"]
+
+T = TypeVar("T")
 
 _ATTEMPTS = 3
 """Times that the history is read for a client, if its room gets another epoch meanwhile, or too much is delivered."""
@@ -36,52 +40,99 @@ class Resuming:
 
     def __init__(self, following: Following, logs: ITopicLogs, deliveries: Deliveries, counters: Counters) -> None:
         self.following = following
-        self._logs = logs
-        self._deliveries = deliveries
-        self._counters = counters
-        self._reading: dict[tuple[str, str, int], list[Deferred[Missed | None]]] = {}
+        self.logs = logs
+        self.deliveries = deliveries
+        self.counters = counters
+        self._reading: dict[Hashable, list[Deferred[Any]]] = {}
 
     def without(self, since: Since | None) -> Standing | None:
         """Where a client begins in a room that has no history, or not any more."""
-        return None if since is None else self._not_resumed(None, since, ResumeFailure.EPOCH)
+        if since is None:
+            return None
+        self.counters.not_resumed[ResumeFailure.EPOCH] += 1
+        return Standing(None, None, False, ResumeFailure.EPOCH)
 
     def enter(
-        self, session: Session, room_id: str | None, since: Since | None, let_in: Callable[[], None], answer: Answer
+        self,
+        session: Session,
+        room_id: str | None,
+        since: Since | None,
+        let_in: Callable[[], None],
+        answer: Answer,
+        *,
+        last: int = 0,
     ) -> Deferred[bool]:
         """Have it let in, and answered before it is sent anything from the room. In one with history it first gets what
-        it has missed. Fires with whether it was answered: its access may have been revoked meanwhile.
+        it has missed, or else the ``last`` messages. Fires with whether it was answered: its access may have been
+        revoked meanwhile.
         """
         if room_id is None or not self.following.keeps(room_id):
             answer(self.without(since))
             let_in()
             return succeed(True)
         let_in()
-        return self.resume(session, room_id, since, answer)
+        return self.resume(session, room_id, since, answer, last=last)
 
-    def resume(self, session: Session, room_id: str, since: Since | None, answer: Answer) -> Deferred[bool]:
+    def resume(
+        self, session: Session, room_id: str, since: Since | None, answer: Answer, *, last: int = 0
+    ) -> Deferred[bool]:
         """The session has entered the room: ``answer`` is called with where it begins, and then it gets what it has
-        missed since. Fires with whether that was so: it was not if the session is out of the room again.
+        missed since, or the ``last`` messages. Fires with whether that was so: it was not if the session is out of the
+        room again.
         """
         room = self.following.find(room_id)
         assert room is not None
-        if room.epoch and (since is None or (since.epoch, since.offset) == (room.epoch, room.offset)):
-            answer(self._resumed(Missed(room.epoch, room.offset), since))
+        if last and not may_read(session.rooms[room_id].permissions):
+            last, answer = 0, partial(self._answer_without, session, room_id, answer)
+        if room.epoch and (not last if since is None else (since.epoch, since.offset) == (room.epoch, room.offset)):
+            answer(self._standing(Missed(room.epoch, room.offset), since))
             return succeed(True)
         catch_up = CatchUp(self.following.most, partial(room.outlet, session))
         room.hold_back(session, catch_up)
-        return Deferred.fromCoroutine(self._catch_up(session, room, since, catch_up, answer))
+        return Deferred.fromCoroutine(self._catch_up(session, room, since, last, catch_up, answer))
 
-    def interrupted(self, session: Session, room_id: str | None) -> None:
-        """The session has not got all that was delivered to the room, for reasons of its own."""
+    def _answer_without(self, session: Session, room_id: str, answer: Answer, standing: Standing | None) -> None:
+        """The client has asked for more than it may read."""
+        answer(standing)
+        text = f"{ROOM_HISTORY} is not permitted in room {room_id}"
+        session.refuse(PeerError(Code.ACCESS_DENIED, text, event_type=ROOM_HISTORY, room_id=room_id))
+
+    def place(self, session: Session, room_id: str) -> Since | None:
+        """Up to where the session has been sent what the room was told, as far as that is known."""
         room = self.following.find(room_id)
-        if room is not None and room.epoch and session not in room.catching:
-            standing = Standing(room.epoch, room.offset, False, ResumeFailure.TOO_MANY)
-            session.send_in_order(Positioned(room.room_id, standing), room.room_id)
+        if room is None or not room.epoch:
+            return None
+        catch_up = room.catching.get(session)
+        if catch_up is None:
+            return Since(room.epoch, room.offset)
+        return None if catch_up.until is None else Since(room.epoch, catch_up.until)
+
+    def interrupted(self, session: Session, room_id: str | None, since: Since | None) -> None:
+        """The session has not got all that was delivered to the room since then, for reasons of its own."""
+        room = self.following.find(room_id)
+        if room is None or room.room_id is None:
+            return
+        catch_up = room.catching.get(session)
+        if catch_up is not None and catch_up.until is None:
+            return  # it gets all of it
+        tell = partial(self._tell_position, session, room.room_id)
+        here = self.place(session, room.room_id)
+        if since is not None:
+            session.check_begins()
+            self.resume(session, room.room_id, since, tell).addBoth(session.check_ends)
+        elif here is not None:
+            self.counters.not_resumed[ResumeFailure.TOO_MANY] += 1
+            tell(Standing(here.epoch, here.offset, False, ResumeFailure.TOO_MANY))
+
+    def _tell_position(self, session: Session, room_id: str, standing: Standing | None) -> None:
+        # Without an epoch it is told when Redis is back, with all others who are owed it.
+        if standing is not None and standing.epoch is not None:
+            session.send_in_order(Positioned(room_id, standing), room_id)
 
     async def _catch_up(
-        self, session: Session, room: Followed, since: Since | None, catch_up: CatchUp, answer: Answer
+        self, session: Session, room: Followed, since: Since | None, last: int, catch_up: CatchUp, answer: Answer
     ) -> bool:
-        missed = await self._missed(room, since, catch_up)
+        missed = await self._missed(room, since, last, catch_up)
         is_there = room.catching.get(session) is catch_up
         if session.state is SessionState.CLOSED or not room.hears(session) or not is_there:
             if is_there:
@@ -89,33 +140,39 @@ class Resuming:
             return False
         if missed is None:
             room.owed = room.owed or not room.epoch
-            answer(self._not_resumed(room, since, ResumeFailure.UNAVAILABLE))
-        elif missed.reason is not None:
-            answer(self._not_resumed(missed, since, missed.reason))
+            answer(self._unavailable(room, since, last))
         else:
-            answer(self._resumed(missed, since))
-            if since is not None:
-                self._counters.resumed_messages += len(missed.messages)
-                for offset, message in enumerate(missed.messages, since.offset + 1):
-                    its = (session.socket_id, *since.socket_ids)
-                    self._deliveries.tell_again(session, room, offset, message, but_for=its)
+            answer(self._standing(missed, since))
+            self._tell(session, room, since, missed)
         catch_up.open(room.offset if missed is None else missed.offset)
         self.following.let_go(room)
         return True
 
-    async def _missed(self, room: Followed, since: Since | None, catch_up: CatchUp) -> Missed | None:
-        """What the client has missed, up to somewhere in the room's own epoch; ``None`` when it cannot be read."""
+    def _tell(self, session: Session, room: Followed, since: Since | None, missed: Missed) -> None:
+        """What it has missed, or the last messages: they end where the room is now."""
+        its = (session.socket_id, *(() if since is None else since.socket_ids))
+        found = self.deliveries.past(room.room_id, _begin(missed) + 1, missed.messages, but_for=its)
+        for message in found:
+            self.deliveries.tell_again(session, room, message)
+        if since is not None and missed.reason is None:
+            self.counters.resumed_messages += len(missed.messages)
+        else:
+            self.counters.history_messages += len(found)
+            session.charge(0, sum(map(len, missed.messages)))
+
+    async def _missed(self, room: Followed, since: Since | None, last: int, catch_up: CatchUp) -> Missed | None:
+        """What the client gets, up to somewhere in the room's own epoch; ``None`` when it cannot be read."""
         for _ in range(_ATTEMPTS):
             if not room.epoch:
                 await self.following.position(room)
             if not room.epoch:
                 return None
-            if since is None:
+            if since is None and not last:
                 return Missed(room.epoch, room.offset)
             catch_up.clear()
             delivered = room.offset
             try:
-                missed = await self._read_for_all(room.topic, since.epoch, since.offset)
+                missed = await self._read(room.topic, since, last)
             except (NotPublished, Refusal):
                 return None
             if missed is None:
@@ -126,30 +183,52 @@ class Resuming:
                 return missed
         return None
 
-    async def _read_for_all(self, topic: str, epoch: str, offset: int) -> Missed | None:
+    async def _read(self, topic: str, since: Since | None, last: int) -> Missed | None:
+        """What was missed since then, or the last messages, and in that case why not."""
+        missed, most = None, self.following.most
+        if since is not None:
+            read = partial(self.logs.read, topic, since.epoch, since.offset, most)
+            missed = await self._read_for_all((topic, since.epoch, since.offset), read)
+            if missed is None or missed.reason is None or not last:
+                return missed
+        page = await self._read_for_all((topic, last), partial(self.logs.page, topic, "", 0, last, most))
+        if page is None or page.first is None:
+            return None
+        end = page.first + len(page.messages) - 1
+        return Missed(page.epoch, end, None if missed is None else missed.reason, page.messages)
+
+    async def _read_for_all(self, asked: Hashable, read: Callable[[], Deferred[T | None]]) -> T | None:
         """As clients that were on one gateway ask for the same, it is read once for all who ask meanwhile."""
-        asked, answer = (topic, epoch, offset), Deferred[Missed | None]()
+        answer: Deferred[Any] = Deferred()
         waiting = self._reading.setdefault(asked, [])
         waiting.append(answer)
         if len(waiting) == 1:
-            self._logs.read(topic, epoch, offset, self.following.most).addBoth(self._was_read_for_all, asked)
-        return await answer
+            read().addBoth(self._was_read_for_all, asked)
+        return await answer  # type: ignore[no-any-return]  # of what is asked so
 
-    def _was_read_for_all(self, result: Missed | Failure | None, asked: tuple[str, str, int]) -> None:
+    def _was_read_for_all(self, result: object, asked: Hashable) -> None:
         for waiting in self._reading.pop(asked):
             waiting.callback(result)
 
-    def _resumed(self, missed: Missed, since: Since | None) -> Standing:
+    def _standing(self, missed: Missed, since: Since | None) -> Standing:
+        """Where a client begins that gets these messages."""
+        begin = _begin(missed)
         if since is None:
-            return Standing(missed.epoch, missed.offset)
-        self._counters.resumed += 1
-        return Standing(missed.epoch, since.offset, True)
+            return Standing(missed.epoch, begin)
+        if missed.reason is not None:
+            self.counters.not_resumed[missed.reason] += 1
+            return Standing(missed.epoch, begin, False, missed.reason)
+        self.counters.resumed += 1
+        return Standing(missed.epoch, begin, True)
 
-    def _not_resumed(self, where: Missed | Followed | None, since: Since | None, reason: str) -> Standing | None:
-        known = where is not None and bool(where.epoch)
-        if since is None:
-            return Standing(where.epoch, where.offset) if where is not None and known else None
-        self._counters.not_resumed[reason] += 1
-        if where is None or not known:
-            return Standing(None, None, False, reason)
-        return Standing(where.epoch, where.offset, False, reason)
+    def _unavailable(self, room: Followed, since: Since | None, last: int) -> Standing | None:
+        epoch, offset = (room.epoch, room.offset) if room.epoch else (None, None)
+        if since is None and not last:
+            return None if epoch is None else Standing(epoch, offset)
+        self.counters.not_resumed[ResumeFailure.UNAVAILABLE] += 1
+        return Standing(epoch, offset, False, ResumeFailure.UNAVAILABLE)
+
+
+def _begin(missed: Missed) -> int:
+    """The offset after which these messages come."""
+    return missed.offset - len(missed.messages)

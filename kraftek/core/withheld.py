@@ -7,6 +7,7 @@ access is certain.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import count
 from operator import itemgetter
 
@@ -15,7 +16,7 @@ from zope.interface import implementer
 
 from kraftek.contract.errors import Code, PeerError
 from kraftek.contract.interfaces import IOutlet
-from kraftek.contract.messages import Outgoing
+from kraftek.contract.messages import Outgoing, Since
 from kraftek.core.roster import Roster
 from kraftek.core.session import Session
 
@@ -33,26 +34,29 @@ class WithheldMessage(Struct, kw_only=True):
 
 class WithheldState(Struct, kw_only=True):
     """What waits for a session, in order. ``rooms``: those to which its access is in question; ``overrun``: those of
-    them where messages were dropped.
+    them where messages were dropped; ``since``: where it was in those of them that have a history.
     """
 
     rooms: list[str | None]
     messages: list[WithheldMessage]
     overrun: list[str | None] = []
+    since: dict[str, Since] = {}
 
 
 @implementer(IOutlet)
 class Withheld:
     """The stand-in for the link of a session, in a room or for its user. It keeps messages up to so many bytes; with
-    more than that it drops them, and the client is told, once.
+    more than that it drops them, and the client is told, once. ``since``: up to where the client has got what the room
+    was told, if that has a history: what comes after it can be read there.
     """
 
-    __slots__ = ("_bytes", "_most", "_room_id", "_session", "messages", "overrun")
+    __slots__ = ("_bytes", "_most", "_room_id", "_session", "messages", "overrun", "since")
 
     _numbers = count()
 
-    def __init__(self, session: Session, room_id: str | None, most: int) -> None:
+    def __init__(self, session: Session, room_id: str | None, most: int, since: Since | None = None) -> None:
         self._session = session
+        self.since = since
         self._room_id = room_id
         self._most = most
         self.messages: list[tuple[int, Outgoing]] = []
@@ -69,15 +73,19 @@ class Withheld:
             self.overrun = True
             self.messages.clear()
             where = "" if self._room_id is None else f" to room {self._room_id}"
-            text = f"access{where} cannot be checked at present: messages are lost until it is"
+            what = "messages" if self.since is None else "messages that are not part of its history"
+            text = f"access{where} cannot be checked at present: {what} are lost until it is"
             self._session.refuse(PeerError(Code.AUTH_UNAVAILABLE, text, retry_after=1.0, room_id=self._room_id))
 
 
 class Withholding:
-    """The sessions whose access is in question. ``most``: bytes that wait for each room of each."""
+    """The sessions whose access is in question. ``most``: bytes that wait for each room of each. ``place``: where a
+    session is in a room.
+    """
 
-    def __init__(self, roster: Roster, most: int) -> None:
+    def __init__(self, roster: Roster, most: int, place: Callable[[Session, str], Since | None]) -> None:
         self._roster = roster
+        self._place = place
         self._most = most
         self._withheld: dict[Session, dict[str | None, Withheld]] = {}
 
@@ -88,20 +96,21 @@ class Withholding:
         """The session's access to the room is in question; with ``None``, its grant without one, or all it has."""
         rooms = self._withheld.setdefault(session, {})
         if room_id not in rooms:
-            rooms[room_id] = withheld = Withheld(session, room_id, self._most)
+            since = None if room_id is None else self._place(session, room_id)
+            rooms[room_id] = withheld = Withheld(session, room_id, self._most, since)
             if room_id is not None:
                 self._roster.divert(session, room_id, withheld)
         self.judge(session)
 
-    def end(self, session: Session, room_id: str | None) -> bool:
-        """The session has access to the room. Returns whether it has missed something there."""
+    def end(self, session: Session, room_id: str | None) -> Withheld | None:
+        """The session has access to the room. Returns what has dropped messages, if it has missed something there."""
         withheld = self._withheld.get(session, {}).pop(room_id, None)
         if withheld is None:
-            return False
+            return None
         if room_id is not None:
             self._roster.divert(session, room_id, None)
         self.judge(session, withheld)
-        return withheld.overrun
+        return withheld if withheld.overrun else None
 
     def judge(self, session: Session, *ended: Withheld) -> None:
         """Rooms were entered or left, or came into question. What ``ended`` has kept is delivered."""
@@ -135,13 +144,16 @@ class Withholding:
             for _, outgoing, room_id, outlet in sorted(waiting, key=itemgetter(0))
         ]
         overrun = [room_id for room_id, withheld in rooms.items() if withheld.overrun]
-        return WithheldState(rooms=list(rooms), messages=messages, overrun=overrun)
+        since = {room_id: its.since for room_id, its in rooms.items() if room_id is not None and its.since is not None}
+        return WithheldState(rooms=list(rooms), messages=messages, overrun=overrun, since=since)
 
     def restore(self, session: Session, state: WithheldState) -> None:
         """Go on with what another version has given."""
         for room_id in state.rooms:
             self.begin(session, room_id)
         rooms = self._withheld.get(session, {})
+        for room_id, since in state.since.items():
+            rooms[room_id].since = since
         for each in state.messages:
             outlet = session.outlet if each.outlet else rooms[each.room_id]
             outlet.write(Outgoing(each.text, each.attachments))

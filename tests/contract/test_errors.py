@@ -17,6 +17,7 @@ TABLE = {
     "AUTH_UNAVAILABLE": None,
     "ACCESS_DENIED": None,
     "ACCESS_REVOKED": 4403,
+    "NO_HISTORY": None,
     "TOKEN_EXPIRED": 4401,
     "SERVICE_UNAVAILABLE": None,
     "TIMEOUT": None,

@@ -93,6 +93,7 @@ def test_names_that_others_write() -> None:
         "REGISTRATIONS": "gateways:registrations",
         "REQUESTS": "request:",
         "ROOMS_RESET": "gateway:room:reset",
+        "ROOM_HISTORY": "gateway:room:history",
         "ROOM_PUT": "gateway:room:put",
         "ROOM_REMOVE": "gateway:room:remove",
         "SELF_LEASES": "gateways:registered:leases",

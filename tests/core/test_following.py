@@ -9,7 +9,7 @@ from zope.interface.verify import verifyObject
 
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import IBusListener
-from kraftek.contract.messages import Outgoing
+from kraftek.contract.messages import Outgoing, Since
 from kraftek.contract.names import room_topic, topic_channel
 from kraftek.contract.settings import Limits, RoomPolicy
 from kraftek.core.catch_up import CatchUp
@@ -37,12 +37,16 @@ class Board(House):
         for listener in self.bus._channels.get(topic_channel(room_topic(room_id)), ()):
             listener(told)
 
-    def enter(self, user_id: str = "ann", room_id: str = ROOM, since: Any = None) -> Client:
+    def enter(
+        self, user_id: str = "ann", room_id: str = ROOM, since: Any = None, last: int | None = None, **grant: Any
+    ) -> Client:
         """A client authenticates for the room, and is let in."""
         client = self.connect()
-        payload = {"token": user_id, "roomId": room_id, **({} if since is None else {"since": since})}
+        optional = {"since": since, "history": last}
+        payload = {"token": user_id, "roomId": room_id}
+        payload.update({key: value for key, value in optional.items() if value is not None})
         client.send({"type": "authenticate", "payload": payload})
-        self.access.next().yes(user_id)
+        self.access.next().yes(user_id, **grant)
         return client
 
 
@@ -530,6 +534,171 @@ def test_who_missed_something_while_access_was_in_question_is_told_so() -> None:
     assert [said["payload"]["code"] for said in client.link.read()[1:]] == ["AUTH_UNAVAILABLE"]
     board.access.next().yes("ann")
     assert told(client) == [{"epoch": "e1", "offset": 3, "recovered": False, "reason": "too_many"}]
+
+
+def test_what_was_dropped_while_access_was_in_question_is_read_if_it_can_be() -> None:
+    board = Board(limits=Limits(unsent_bytes=2000))
+    client = board.enter()
+    board.tell("a")
+    board.access.stale(user_id="ann")
+    board.tell("b")
+    board.broadcast(type="cursor", payload="x" * 2000, roomId=ROOM)
+    board.tell("c", excludeSocketIds=[client.id])
+    board.tell("d")
+    error = client.link.read()[-1]
+    assert error["payload"]["message"].endswith("messages that are not part of its history are lost until it is")
+    board.access.next().yes("ann")
+    assert told(client) == [{"epoch": "e1", "offset": 1, "recovered": True}, (2, "b"), (4, "d")]
+    board.tell("e")
+    assert told(client) == [(5, "e")]
+
+
+def test_what_was_dropped_meanwhile_and_cannot_be_read_without_redis() -> None:
+    board = Board(limits=Limits(unsent_bytes=2000))
+    client = board.enter()
+    board.access.stale(user_id="ann")
+    board.broadcast(type="cursor", payload="x" * 2000, roomId=ROOM)
+    board.tell("a")
+    client.link.read()
+    board.logs.failure = NotPublished("away")
+    board.access.next().yes("ann")
+    assert told(client) == [{"epoch": "e1", "offset": 1, "recovered": False, "reason": "unavailable"}]
+
+
+def test_where_a_session_was_crosses_an_upgrade_with_what_waits() -> None:
+    board = Board(limits=Limits(unsent_bytes=2000))
+    client = board.enter()
+    board.tell("a")
+    board.access.stale(user_id="ann")
+    state = board.access_watch.withheld(client.session)
+    assert state is not None
+    assert state.since == {ROOM: Since("e1", 1)}
+    other = Board(logs=board.logs, limits=board.limits)
+    moved = other.enter()
+    told(moved)
+    other.access_watch._withholding.restore(moved.session, state)
+    other.tell("b")
+    other.broadcast(type="cursor", payload="x" * 2000, roomId=ROOM)
+    moved.link.read()
+    other.access.stale(user_id="ann")
+    other.access.next().yes("ann")
+    assert told(moved) == [{"epoch": "e1", "offset": 1, "recovered": True}, (2, "b")]
+
+
+def test_a_catch_up_that_is_under_way_gets_all_of_it() -> None:
+    board = Board(limits=Limits(unsent_bytes=2000))
+    board.enter("bob")
+    board.tell("a")
+    board.logs.held = []
+    client = board.enter(since=since(0))
+    board.access.stale(user_id="ann")
+    board.broadcast(type="cursor", payload="x" * 900, roomId=ROOM)
+    withheld = board.access_watch._withholding._withheld[client.session][ROOM]
+    assert withheld.since is None
+    withheld.write(Outgoing(b"x" * 2001))
+    client.link.read()
+    board.access.next().yes("ann")
+    assert told(client) == []
+    board.logs.answer()
+    assert next(each for each in told(client) if isinstance(each, tuple)) == (1, "a")
+
+
+# The last messages of those that were told before
+
+
+def test_who_asks_for_it_begins_with_the_last_messages() -> None:
+    board = Board()
+    for text in "abc":
+        board.tell(text)
+    client = board.enter(last=2)
+    assert told(client) == [{"epoch": "e1", "offset": 1}, (2, "b"), (3, "c")]
+    board.tell("d")
+    assert told(client) == [(4, "d")]
+    assert told(board.enter("bob", last=100)) == [
+        {"epoch": "e1", "offset": 0}, (1, "a"), (2, "b"), (3, "c"), (4, "d"),
+    ]  # fmt: skip
+    assert told(board.enter("eve", "board-2", last=5)) == [{"epoch": "e1", "offset": 0}]
+    assert told(board.enter("zoe", "lobby", last=5)) == [{}]
+    assert board.counters.history_messages == 6
+
+
+def test_nothing_falls_between_the_last_messages_and_what_comes() -> None:
+    board = Board()
+    board.enter("bob")
+    board.tell("a")
+    board.logs.held = []
+    clients = [board.enter(f"u{number}", last=5) for number in range(3)]
+    board.tell("b")  # after it was read
+    assert [told(client) for client in clients] == [[], [], []]
+    board.logs.answer()
+    board.tell("c")
+    for client in clients:
+        assert told(client) == [{"epoch": "e1", "offset": 0}, (1, "a"), (2, "b"), (3, "c")]
+    assert board.logs.reads == 2
+
+
+def test_an_answer_older_than_what_was_delivered_is_read_again() -> None:
+    board = Board()
+    board.enter("bob")
+    board.tell("a")
+    board.logs.held = []
+    board.enter("ann", last=1)
+    board.tell("b")
+    second = board.enter("eve", last=1)
+    while board.logs.held:
+        board.logs.answer()
+    assert told(second) == [{"epoch": "e1", "offset": 1}, (2, "b")]
+
+
+def test_who_resumes_gets_what_was_missed_and_the_last_messages_only_if_that_cannot_be() -> None:
+    board = Board()
+    for text in "abc":
+        board.tell(text)
+    assert told(board.enter("ann", since=since(2), last=3)) == [
+        {"epoch": "e1", "offset": 2, "recovered": True}, (3, "c"),
+    ]  # fmt: skip
+    assert told(board.enter("bob", since=since(3), last=3)) == [{"epoch": "e1", "offset": 3, "recovered": True}]
+    assert told(board.enter("eve", since=since(1, epoch="e0"), last=2)) == [
+        {"epoch": "e1", "offset": 1, "recovered": False, "reason": "epoch"}, (2, "b"), (3, "c"),
+    ]  # fmt: skip
+
+
+def test_the_last_messages_without_redis() -> None:
+    board = Board()
+    board.enter("bob")
+    board.tell("a")
+    board.logs.failure = NotPublished("away")
+    unavailable = {"recovered": False, "reason": "unavailable"}
+    assert told(board.enter(last=1)) == [{"epoch": "e1", "offset": 1, **unavailable}]
+    assert told(board.enter("eve", "board-2", last=1)) == [unavailable]
+
+
+def test_where_a_grant_does_not_permit_it_the_last_messages_are_kept_from_who_enters() -> None:
+    board = Board()
+    board.tell("a")
+    client = board.enter(last=1, permissions=["notes:*:*"])
+    standing, error = client.link.read()
+    assert standing["payload"]["offset"] == 1
+    assert error == {
+        "type": "error",
+        "payload": {
+            "code": "ACCESS_DENIED",
+            "message": "gateway:room:history is not permitted in room board-1",
+            "eventType": "gateway:room:history",
+        },
+        "roomId": ROOM,
+    }
+    board.tell("b")
+    assert told(client) == [(2, "b")]
+    assert told(board.enter("bob", last=1, permissions=["*:*:*"]))[1:] == [(2, "b")]
+
+
+def test_the_last_messages_count_as_bytes_of_who_asked() -> None:
+    board = Board()
+    for text in "abc":
+        board.tell(text * 1000)
+    before = board.enter().session.size
+    assert before - board.enter("bob", last=3).session.size > 3000
 
 
 def test_an_empty_room_is_followed_no_more() -> None:

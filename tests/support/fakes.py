@@ -28,6 +28,7 @@ from kraftek.contract.interfaces import (
     ITopicLogs,
     Mended,
     Missed,
+    Page,
     RoomEntry,
     TopicPosition,
 )
@@ -295,6 +296,10 @@ class FakeLogs:
         self.reads += 1
         return self._answer(lambda: self._missed(topic, epoch, offset, most))
 
+    def page(self, topic: str, epoch: str, before: int, limit: int, most: int) -> Deferred[Page | None]:
+        self.reads += 1
+        return self._answer(lambda: self._page(topic, epoch, before, limit, most))
+
     def compare(self, positions: Sequence[TopicPosition]) -> Deferred[list[TopicPosition]]:
         self.compared += len(positions)
         return self._answer(lambda: [each for each in positions if not self._is_at(*each)])
@@ -317,6 +322,21 @@ class FakeLogs:
         if sum(map(len, messages)) > most:
             return Missed(self.epoch, last, "too_many")
         return Missed(self.epoch, last, None, messages)
+
+    def _page(self, topic: str, epoch: str, before: int, limit: int, most: int) -> Page | None:
+        if not self.stands:
+            return None
+        told, last = self.told.get(topic, []), self._offset(topic)
+        before = before if epoch else last + 1
+        if epoch and before > {**self.ended, self.epoch: last}.get(epoch, -1) + 1:
+            return Page(self.epoch, None)
+        first, size, oldest = before, 0, max(1, last - self.kept + 1)
+        while first > oldest and before - first < limit:
+            size += len(told[first - 2])
+            if size > most and first < before:
+                break
+            first -= 1
+        return Page(self.epoch, first, first > oldest, told[first - 1 : before - 1])
 
     def _answer(self, does: Callable[[], T]) -> Deferred[T]:
         answer: Deferred[T] = Deferred()

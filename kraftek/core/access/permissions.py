@@ -1,10 +1,12 @@
-"""Which events a grant permits: patterns over event names, part by part."""
+"""What a grant permits: patterns over the names of events and of the gateway's own requests, part by part."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 
-__all__ = ["permits"]
+from kraftek.contract.names import ROOM_HISTORY
+
+__all__ = ["may_read", "permits"]
 
 
 @lru_cache(maxsize=8192)
@@ -19,3 +21,8 @@ def permits(permissions: tuple[str, ...], name: str, explicit: bool = False) -> 
         and not (explicit and pattern[0] == "*")
         for pattern in (permission.split(":") for permission in permissions)
     )
+
+
+def may_read(permissions: tuple[str, ...] | None) -> bool:
+    """Whether a grant with these permits to read the history of its room."""
+    return permissions is None or permits(permissions, ROOM_HISTORY)

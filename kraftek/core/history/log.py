@@ -16,7 +16,7 @@ from zope.interface import implementer
 
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.history import LIBRARY
-from kraftek.contract.interfaces import IBus, ITopicLogs, Missed, TopicPosition
+from kraftek.contract.interfaces import IBus, ITopicLogs, Missed, Page, TopicPosition
 from kraftek.contract.log_once import OnceUntilItWorks
 from kraftek.contract.lua import Argument, Script, lua
 from kraftek.contract.names import HISTORY_FOLLOWING, HISTORY_RULES, history_position_key
@@ -33,6 +33,7 @@ _STANDING = 60
 _HISTORY = "history"
 
 READ = Script(lua(__package__, _HISTORY, "read"))
+PAGE = Script(lua(__package__, _HISTORY, "page"))
 COMPARE = Script(lua(__package__, _HISTORY, "compare"))
 FOLLOW = Script(lua(__package__, "time", "follow"))
 
@@ -65,6 +66,11 @@ class TopicLogs:
         reading = self._bus.call(READ, [HISTORY_RULES, history_position_key(topic)], [epoch, offset, most])
         return reading.addCallback(_missed)
 
+    def page(self, topic: str, epoch: str, before: int, limit: int, most: int) -> Deferred[Page | None]:
+        args: list[Argument] = [epoch, before, limit, most]
+        reading = self._bus.call(PAGE, [HISTORY_RULES, history_position_key(topic)], args)
+        return reading.addCallback(_page)
+
     def compare(self, positions: Sequence[TopicPosition]) -> Deferred[list[TopicPosition]]:
         keys = [history_position_key(topic) for topic, _, _ in positions]
         args = [word for _, epoch, offset in positions for word in (epoch, offset)]
@@ -94,3 +100,12 @@ def _missed(answer: Any) -> Missed | None:
         return None
     epoch, offset, reason, *messages = answer
     return Missed(epoch.decode(), offset, None if reason is None else reason.decode(), messages)
+
+
+def _page(answer: Any) -> Page | None:
+    if answer is None:
+        return None
+    if len(answer) == 1:
+        return Page(answer[0].decode(), None)
+    epoch, first, more, *messages = answer
+    return Page(epoch.decode(), first, more == 1, messages)

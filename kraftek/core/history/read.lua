@@ -12,10 +12,7 @@ local function lost(why)
     return {history.epoch, history.offset, why}
 end
 
-local last = epoch == history.epoch and history.offset
-for ancestor, its_last in history.ancestors:gmatch('(%S+) (%S+)') do
-    if epoch == ancestor then last = tonumber(its_last) end
-end
+local last = last_of(history, epoch)
 if not last or since > last then return lost('epoch') end
 if since == history.offset then return {history.epoch, history.offset, false} end
 local after = string.format('%.0f', since + 1)

@@ -1,5 +1,5 @@
-"""What clients ask of the gateway itself, ``authenticate``, ``join`` and ``leave``: the payloads, which are the same in
-every dialect.
+"""What clients ask of the gateway itself: the payloads of ``authenticate``, ``join``, ``leave`` and ``history``, which
+are the same in every dialect.
 """
 
 from __future__ import annotations
@@ -11,25 +11,51 @@ import msgspec
 from msgspec import Meta, Raw, Struct, to_builtins
 
 from kraftek.contract.errors import Code, PeerError
-from kraftek.contract.messages import ROOM_ID_LENGTH, Authenticate, Join, Leave, RequestId, Since, Standing, Token
+from kraftek.contract.messages import (
+    HISTORY_LIMIT,
+    ROOM_ID_LENGTH,
+    Authenticate,
+    History,
+    Join,
+    Leave,
+    Position,
+    RequestId,
+    Since,
+    Standing,
+    Token,
+)
 
-__all__ = ["RoomId", "authenticate", "explain", "join", "leave", "standing"]
+__all__ = ["RoomId", "authenticate", "explain", "history", "join", "leave", "standing"]
 
 T = TypeVar("T")
 
 RoomId = Annotated[str, Meta(min_length=1, max_length=ROOM_ID_LENGTH)]
 
 
+_Epoch = Annotated[str, Meta(max_length=64)]
+_SocketIds = Annotated[tuple[Annotated[str, Meta(max_length=64)], ...], Meta(max_length=8)]
+_Limit = Annotated[int, Meta(ge=1, le=HISTORY_LIMIT)]
+
+_PAGE = 50
+"""Messages of a history that a client gets which does not say how many."""
+
+
 class _Since(Since, frozen=True, rename="camel"):
-    epoch: Annotated[str, Meta(max_length=64)]
+    epoch: _Epoch
     offset: Annotated[int, Meta(ge=0, le=2**53)]
-    socket_ids: Annotated[tuple[Annotated[str, Meta(max_length=64)], ...], Meta(max_length=8)] = ()
+    socket_ids: _SocketIds = ()
+
+
+class _Before(Position, frozen=True):
+    epoch: Annotated[_Epoch, Meta(min_length=1)]
+    offset: Annotated[int, Meta(ge=1, le=2**53)]
 
 
 class _Credentials(Struct):
     token: Annotated[str, Meta(max_length=16_384)] = ""
     roomId: RoomId | None = None
     since: _Since | None = None
+    history: _Limit | None = None
 
 
 class _Room(Struct):
@@ -39,11 +65,20 @@ class _Room(Struct):
 class _Entered(Struct):
     roomId: RoomId
     since: _Since | None = None
+    history: _Limit | None = None
+
+
+class _Asked(Struct):
+    roomId: RoomId
+    limit: _Limit = _PAGE
+    before: _Before | None = None
+    socketIds: _SocketIds = ()
 
 
 _decode_credentials = msgspec.json.Decoder(_Credentials).decode
 _decode_room = msgspec.json.Decoder(_Room).decode
 _decode_entered = msgspec.json.Decoder(_Entered).decode
+_decode_asked = msgspec.json.Decoder(_Asked).decode
 
 
 def authenticate(
@@ -60,15 +95,22 @@ def authenticate(
     client can say where it was. Raises :class:`PeerError`, as the others do.
     """
     credentials = _read(named, payload, _decode_credentials, id)
-    return Authenticate(
-        Token(credentials.token), credentials.roomId or room_id, id, credentials.since if resumes else None
-    )
+    entered, token = credentials.roomId or room_id, Token(credentials.token)
+    if not resumes:
+        return Authenticate(token, entered, id)
+    return Authenticate(token, entered, id, credentials.since, credentials.history or 0)
 
 
 def join(payload: Raw, id: RequestId | None, *, resumes: bool = False) -> Join:
     """The room to enter."""
     entered = _read("join", payload, _decode_entered, id)
-    return Join(entered.roomId, id, entered.since if resumes else None)
+    return Join(entered.roomId, id, entered.since, entered.history or 0) if resumes else Join(entered.roomId, id)
+
+
+def history(payload: Raw, id: RequestId | None) -> History:
+    """Which messages of which room."""
+    asked = _read("history", payload, _decode_asked, id)
+    return History(asked.roomId, asked.limit, asked.before, asked.socketIds, id)
 
 
 def leave(payload: Raw, id: RequestId | None) -> Leave:

@@ -28,6 +28,7 @@ from kraftek.contract.messages import (
     ErrorPayload,
     Event,
     Gap,
+    HistoryPage,
     Inbound,
     Joined,
     Left,
@@ -41,7 +42,7 @@ from kraftek.contract.messages import (
 from kraftek.contract.names import SUBPROTOCOL
 from kraftek.contract.settings import Limits
 from kraftek.contract.surrogates import HALF, is_whole, mended
-from kraftek.edge.dialects.commands import RoomId, authenticate, expiry, explain, join, leave, standing
+from kraftek.edge.dialects.commands import RoomId, authenticate, expiry, explain, history, join, leave, standing
 
 __all__ = ["NativeDialect"]
 
@@ -106,6 +107,8 @@ class NativeDialect:
                 return join(frame.payload, frame.id, resumes=True)
             case "leave":
                 return leave(frame.payload, frame.id)
+            case "history":
+                return history(frame.payload, frame.id)
             case "ping":
                 return Ping(frame.id)
             case _:
@@ -129,7 +132,7 @@ class NativeDialect:
                 reply = _Reply("authenticated", {**entered, **expiry(expires_in), **standing(where)}, id)
             case Joined(room_id, id, expires_in, where):
                 reply = _Reply("joined", {"roomId": room_id, **expiry(expires_in), **standing(where)}, id)
-            case Left() | Pong() | Gap() | Drained() | Positioned():
+            case Left() | Pong() | Gap() | Drained() | Positioned() | HistoryPage():
                 reply = _news(message)
             case Closing():
                 return None
@@ -146,8 +149,12 @@ class NativeDialect:
         return message
 
 
-def _news(message: Left | Pong | Gap | Drained | Positioned) -> _Reply:
+def _news(message: Left | Pong | Gap | Drained | Positioned | HistoryPage) -> _Reply:
     match message:
+        case HistoryPage(room_id, epoch, messages, before, id):
+            found = [_Reply(each.type, each.payload, offset=each.offset) for each in messages]
+            page = {"roomId": room_id, "epoch": epoch, "messages": found}
+            return _Reply("history", page if before is None else {**page, "before": before}, id)
         case Left(room_id, id):
             return _Reply("left", {"roomId": room_id}, id)
         case Pong(id):

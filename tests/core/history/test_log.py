@@ -14,7 +14,7 @@ from zope.interface.verify import verifyObject
 from kraftek.bus import RedisBus
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.history import FUNCTION, TELL
-from kraftek.contract.interfaces import ITopicLogs, Missed
+from kraftek.contract.interfaces import ITopicLogs, Missed, Page
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.metrics import Counters
 from kraftek.contract.names import HISTORY_FOLLOWING, HISTORY_RULES, history_log_key, history_position_key, room_topic
@@ -47,6 +47,15 @@ def test_what_redis_answers_is_read() -> None:
     assert bus.calls[0].args == ("e1", 2, "e1", 3)
     bus.calls[0].reply.callback([1])
     assert compared.result == [("room:board-2", "e1", 3)]
+
+
+def test_what_redis_answers_is_a_page() -> None:
+    bus, logs = on_fake_bus()
+    asked = [logs.page("room:board-1", "e1", 7, 50, 1000) for _ in range(3)]
+    assert bus.calls[0].args == ("e1", 7, 50, 1000)
+    for answer in ([b"e1", 6, 1, b"{}"], [b"e2"], None):
+        bus.calls.pop(0).reply.callback(answer)
+    assert [each.result for each in asked] == [Page("e1", 6, True, [b"{}"]), Page("e2", None), None]
 
 
 def test_only_who_starts_writes_the_rules() -> None:
@@ -162,6 +171,45 @@ class TopicLogsTest(TestCase):
     async def test_a_room_without_history(self) -> None:
         assert await self.logs.read("room:lobby", "", 0, 1000) is None
         assert not self.client.exists("k:" + history_position_key("room:lobby"))
+
+    async def page(self, epoch: str = "", before: int = 0, limit: int = 50, most: int = 1000) -> Page:
+        page = await self.logs.page("room:board-1", epoch, before, limit, most)
+        assert page is not None
+        return page
+
+    async def test_older_messages_page_by_page(self) -> None:
+        epoch = await self.epoch()
+        assert await self.page() == Page(epoch, 1, False, [])
+        bodies = [self.tell(text).encode() for text in "abc"]
+        assert await self.page() == Page(epoch, 1, False, bodies)
+        assert await self.page(limit=2) == Page(epoch, 2, True, bodies[1:])
+        assert await self.page(epoch, 2, limit=2) == Page(epoch, 1, False, bodies[:1])
+        assert await self.page(epoch, 1) == Page(epoch, 1, False, [])
+        self.tell("d")  # three are kept
+        assert await self.page(epoch, 3) == Page(epoch, 2, False, bodies[1:2])
+        assert await self.page(epoch, 2) == Page(epoch, 2, False, [])
+        size = len(bodies[0])
+        assert await self.page(most=2 * size) == await self.page(limit=2)
+        assert await self.page(most=2 * size - 1) == await self.page(most=1) == await self.page(limit=1)
+        self.client.pexpire("k:" + history_position_key("room:board-1"), 5000)
+        await self.page()
+        assert self.client.pttl("k:" + history_position_key("room:board-1")) > 600_000
+        self.client.delete(LOG + "board-1")
+        assert await self.page() == Page(epoch, 5, False, [])
+        self.client.set(LOG + "board-1", "x")
+        assert await self.page() == Page(epoch, 5, False, [])
+
+    async def test_a_page_before_a_position_of_another_epoch(self) -> None:
+        before = await self.epoch()
+        self.tell("a")
+        self.client.hset("k:" + history_position_key("room:board-1"), "life", f"{self.generation()}:another")
+        self.tell("b")
+        epoch = await self.epoch()
+        assert await self.page(before, 2) == await self.page(epoch, 2)
+        for its, offset in ((before, 3), (epoch, 4), ("another", 1)):
+            assert await self.page(its, offset) == Page(epoch, None)
+        assert len((await self.page(epoch, 3)).messages) == 2
+        assert await self.logs.page("room:lobby", "", 0, 50, 1000) is None
 
     async def test_those_that_are_elsewhere(self) -> None:
         epochs = {room_id: await self.epoch(room_id) for room_id in ("board-1", "board-2", "board-3")}
