@@ -28,7 +28,7 @@ from kraftek.contract.names import (
     service_of,
     stream_of,
 )
-from kraftek.contract.payloads import payload_decoder
+from kraftek.contract.payloads import payload_reader
 from kraftek.contract.settings import Channel, Count, Partitions, Prefix, Seconds, SecondsOrZero, Transport
 from kraftek.contract.surrogates import encode, read
 from kraftek.service import messages
@@ -567,7 +567,7 @@ def _decoder(parameters: list[inspect.Parameter]) -> Callable[[Raw], Any] | None
     if not parameters:
         return None
     annotation = parameters[0].annotation
-    return payload_decoder(Any if annotation is inspect.Parameter.empty else annotation).decode
+    return payload_reader(Any if annotation is inspect.Parameter.empty else annotation)
 
 
 _IN_THREAD: Any = _InThread()
