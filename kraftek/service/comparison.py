@@ -14,8 +14,9 @@ from msgspec.structs import replace
 
 from kraftek.contract.names import REGISTRATIONS, reply_channel
 from kraftek.contract.registrations import Given, differences, read_published, timeout_at
-from kraftek.service.backend import Away, Backend, Rejected, Signal
+from kraftek.service.backend import Away, Backend, Rejected
 from kraftek.service.processor import EventProcessor
+from kraftek.service.watch import Watch
 
 __all__ = ["Comparison", "Finding", "compare"]
 
@@ -74,28 +75,23 @@ async def _prefixes(call: Callable[..., Awaitable[Any]]) -> list[str]:
     return sorted({name[1] for name in names if name is not None})
 
 
-class Comparison:
+class Comparison(Watch):
     """The watch over one service, from ``start`` to ``stop``. Each difference is told once, until it changes; one that
     not all gateways have, once it lasts.
     """
 
+    last_words = "The service is not compared with its registration any more"
+
     def __init__(self, processor: EventProcessor, backend: Backend) -> None:
+        super().__init__(backend, SOON if processor.register else 0.0)  # gateways have to hear of it first
         self._processor = processor
-        self._backend = backend
-        self._stopped = False
-        self._waiting: Signal | None = None
         self._seen = Finding()
         self._told = Finding()
 
-    def start(self) -> None:
-        """Look now, and from then on."""
-        self._backend.spawn(self._run())
-
-    def stop(self) -> None:
-        """Look no more."""
-        self._stopped = True
-        if self._waiting is not None:
-            self._waiting.set()
+    async def turn(self) -> float:
+        """Look, and sooner again where something differs."""
+        await self.look()
+        return SOON if self._seen.lines else INTERVAL
 
     async def look(self) -> None:
         """Look once, and tell what is new."""
@@ -136,15 +132,3 @@ class Comparison:
             answered=processor.answered,
             registers=processor.register,
         )
-
-    async def _run(self) -> None:
-        seconds = SOON if self._processor.register else 0.0  # gateways have to hear of it first
-        try:
-            while not self._stopped:
-                self._waiting = self._backend.signal()
-                await self._waiting.wait(seconds)
-                if not self._stopped:
-                    await self.look()
-                seconds = SOON if self._seen.lines else INTERVAL
-        except Exception as error:  # noqa: BLE001  # the service goes on
-            self._backend.failed("The service is not compared with its registration any more", error)

@@ -12,8 +12,9 @@ from kraftek.contract.lua import Argument, Script, lua
 from kraftek.contract.names import SELF_LEASES, SELF_REGISTERED
 from kraftek.contract.registrations import LEASE, MOST, PublishedService, check
 from kraftek.contract.settings import Registration
-from kraftek.service.backend import Away, Backend, Command, Rejected, Signal
+from kraftek.service.backend import Away, Backend, Command, Rejected
 from kraftek.service.processor import EventProcessor
+from kraftek.service.watch import Watch
 
 __all__ = ["SelfRegistration"]
 
@@ -23,13 +24,16 @@ INTERVAL = LEASE / 3
 REGISTER = Script(lua(__package__, "time", "register"))
 
 
-class SelfRegistration:
+class SelfRegistration(Watch):
     """From ``start`` to ``stop``; it stands for a while after that, as there may be other instances.
 
     Raises :class:`ValueError` for a name or a channel that no service can have.
     """
 
+    last_words = "The service is not registered any more"
+
     def __init__(self, processor: EventProcessor, backend: Backend) -> None:
+        super().__init__(backend)
         prefix = processor.prefix
         own = PublishedService(
             channel=processor.channel.removeprefix(prefix),
@@ -40,27 +44,20 @@ class SelfRegistration:
         )
         check(Registration(name=processor.name, **asdict(own)), processor.broadcast.removeprefix(prefix))
         self._name = processor.name
-        self._backend = backend
         self._words = own.words
         self._keys = [prefix + SELF_REGISTERED, prefix + SELF_LEASES]
         self._args: list[Argument] = [self._name, self._words, int(1000 * max(LEASE, processor.claim_after)), MOST]
-        self._stopped = self._stands = False
+        self._stands = False
         self._told = ""
-        self._waiting: Signal | None = None
 
-    def start(self) -> None:
-        """Register now, and from then on."""
-        self._backend.spawn(self._run())
-
-    def stop(self) -> None:
-        """Do it no more."""
-        self._stopped = True
-        if self._waiting is not None:
-            self._waiting.set()
+    async def turn(self) -> float:
+        """Register."""
+        await self.register()
+        return INTERVAL
 
     def beat(self) -> Command | None:
         """The command that does it again, once it stands; another thread calls this."""
-        if self._stopped or not self._stands:
+        if self.stopped or not self._stands:
             return None
         return ("EVAL", REGISTER.source, len(self._keys), *self._keys, *self._args)
 
@@ -90,13 +87,3 @@ class SelfRegistration:
             self._backend.warn(f"Service {self._name} {problem}")
         elif told and not problem:
             self._backend.info(f"Service {self._name} is registered by this instance, too, from now on")
-
-    async def _run(self) -> None:
-        try:
-            while not self._stopped:
-                await self.register()
-                self._waiting = self._backend.signal()
-                if not self._stopped:
-                    await self._waiting.wait(INTERVAL)
-        except Exception as error:  # noqa: BLE001  # the service goes on
-            self._backend.failed("The service is not registered any more", error)

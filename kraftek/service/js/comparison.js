@@ -5,6 +5,7 @@
 
 import { Away, Rejected } from "./errors.js";
 import { REGISTRATIONS, replyChannel } from "./names.js";
+import { Watch } from "./watch.js";
 
 /** Milliseconds between two looks. */
 const INTERVAL = 30_000;
@@ -250,13 +251,10 @@ const tableOf = (name) => (name.includes(".") ? `services.'${name}'` : `services
  * The watch over one service, from `start` to `stop`. Each difference is told once, until it changes; one that not all
  * gateways have, once it lasts.
  */
-export class Comparison {
+export class Comparison extends Watch {
   #service;
   #call;
   #registered;
-  #stopped = false;
-  /** @type {NodeJS.Timeout | undefined} */
-  #timer;
   /** @type {Finding} */
   #seen = { lines: [], sure: true, compared: true };
   #told = this.#seen;
@@ -267,37 +265,16 @@ export class Comparison {
    * @param {(timeout: number) => void} registered is told how many milliseconds gateways wait for its answers
    */
   constructor(service, call, registered) {
+    const first = service.register ? SOON : 0; // gateways have to hear of it first
+    super(service.log, "The service is not compared with its registration any more", first);
     this.#service = service;
     this.#call = call;
     this.#registered = registered;
   }
 
-  /** Look now, and from then on. */
-  start() {
-    // Gateways have to hear first of one that registers itself.
-    if (this.#service.register) this.#after(SOON);
-    else this.#go();
-  }
-
-  /** @param {number} milliseconds */
-  #after(milliseconds) {
-    this.#timer = setTimeout(() => this.#go(), milliseconds);
-  }
-
-  #go() {
-    this.look()
-      .then(() => {
-        if (!this.#stopped) this.#after(this.#seen.lines.length ? SOON : INTERVAL);
-      })
-      .catch((error) => {
-        if (!this.#stopped) this.#service.log.error("The service is not compared with its registration any more", error);
-      });
-  }
-
-  /** Look no more. */
-  stop() {
-    this.#stopped = true;
-    clearTimeout(this.#timer);
+  async turn() {
+    await this.look();
+    return this.#seen.lines.length ? SOON : INTERVAL;
   }
 
   /** Look once, and tell what is new. */
@@ -317,7 +294,7 @@ export class Comparison {
     }
     const lasts = isSame(finding, this.#seen);
     this.#seen = finding;
-    if (!this.#stopped && !isSame(finding, this.#told) && (finding.sure || lasts)) this.#tell(finding);
+    if (!this.stopped && !isSame(finding, this.#told) && (finding.sure || lasts)) this.#tell(finding);
   }
 
   /** @param {Finding} finding */

@@ -3,6 +3,7 @@
 import { Away, Rejected } from "./errors.js";
 import { SELF_LEASES, SELF_REGISTERED } from "./names.js";
 import { script } from "./scripts.js";
+import { Watch } from "./watch.js";
 
 /** Milliseconds for which it stands, unless it is done again. */
 const LEASE = 15_000;
@@ -11,20 +12,18 @@ const MOST = 256;
 
 const REGISTER = script("register");
 
-export class SelfRegistration {
+export class SelfRegistration extends Watch {
   #service;
   #call;
   #words;
-  #stopped = false;
   #told = "";
-  /** @type {NodeJS.Timeout | undefined} */
-  #timer;
 
   /**
    * @param {import("./service.js").Service} service
    * @param {import("./comparison.js").Call} call
    */
   constructor(service, call) {
+    super(service.log, "The service is not registered any more");
     this.#service = service;
     this.#call = call;
     const { transport, partitions, prefix, timeout } = service;
@@ -33,21 +32,9 @@ export class SelfRegistration {
     this.#words = JSON.stringify({ channel, transport, partitions, reply: service.reply ?? false, timeout: timeout / 1000 });
   }
 
-  /** Register now, and from then on. */
-  start() {
-    this.register()
-      .then(() => {
-        if (!this.#stopped) this.#timer = setTimeout(() => this.start(), LEASE / 3);
-      })
-      .catch((error) => {
-        if (!this.#stopped) this.#service.log.error("The service is not registered any more", error);
-      });
-  }
-
-  /** Do it no more. It stands for a while after that, as there may be other instances. */
-  stop() {
-    this.#stopped = true;
-    clearTimeout(this.#timer);
+  async turn() {
+    await this.register();
+    return LEASE / 3;
   }
 
   /** Do it once, and tell what is new. */
