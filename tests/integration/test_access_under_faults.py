@@ -55,6 +55,7 @@ def test_an_invalidation_while_the_links_are_cut(
     wait_until(partial(redis.exists, "access:user:ada", "access:user:bob"), "cached answers")
     forwarder.refuse()
     process.wait_log("is unavailable")
+    wait_until(lambda: redis.pubsub_numsub("auth:invalidate") == [("auth:invalidate", others)], "the end of its links")
     auth_service.deny("ada")
     assert redis.publish("auth:invalidate", BAN) == others
     forwarder.admit()
