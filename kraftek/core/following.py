@@ -245,14 +245,16 @@ class Following:
 
     def _tell_position(self, topic: Followed, reason: str | None) -> None:
         """Where the topic is now, to those who did not see it move there; and the reason if they missed something."""
-        message = Positioned(topic.room_id, Standing(topic.epoch, topic.offset, reason is None, reason))
         for session in tuple(topic.sessions):
-            catch_up = topic.catching.get(session)
+            catch_up, why = topic.catching.get(session), reason
             if catch_up is not None and catch_up.until is None:
                 catch_up.clear()  # it reads what it has missed until now, or once more
                 continue
-            if catch_up is not None and reason is not None:
+            if catch_up is not None:
+                # It has got more than was delivered here, and nobody asked whether that survives.
                 topic.let_go(session)
+                why = reason or ResumeFailure.EPOCH
+            message = Positioned(topic.room_id, Standing(topic.epoch, topic.offset, why is None, why))
             outgoing = session.dialect.encode(message)
             if outgoing is not None:
                 outgoing.about = Delivery("", room_id=topic.room_id)

@@ -379,6 +379,21 @@ def test_who_has_more_than_an_older_replica_is_told_so() -> None:
     ]
 
 
+def test_who_has_read_more_than_was_delivered_here_begins_anew_when_the_epoch_changes() -> None:
+    board = Board()
+    bob = board.enter("bob")
+    board.tell("a")
+    board.tell("lost", heard=False)
+    client = board.enter(since=since(0))
+    assert told(client)[1:] == [(1, "a"), (2, "lost")]
+    del board.logs.told[TOPIC][1:]
+    board.logs.epoch, board.logs.ended = "e2", {"e1": 1}
+    board.bus.begin_epoch("e2")
+    board.tell("b")
+    assert told(client) == [{"epoch": "e2", "offset": 1, "recovered": False, "reason": "epoch"}, (2, "b")]
+    assert told(bob)[2:] == [{"epoch": "e2", "offset": 1, "recovered": True}, (2, "b")]
+
+
 def test_a_client_that_catches_up_while_the_epoch_changes_reads_once_more() -> None:
     board = Board()
     bob = board.enter("bob")
