@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from math import inf
 from types import SimpleNamespace
 from typing import Any
 
@@ -39,7 +40,7 @@ __all__ = ["GatewayProcess"]
 class GatewayProcess:
     """One gateway. ``heard`` is called with every invalidation that its bus hears.
 
-    ``up_since``: when its bus came up, or ``None``.
+    ``up_since``: when its bus came up, or ``None``. ``unfollowed_at``: when Redis forgot what it listens to.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class GatewayProcess:
         self.config = config
         self.lag = {SUBSCRIBER: 0.0, COMMANDS: 0.0}
         self.up_since: float | None = None
+        self.unfollowed_at = -inf
         self.started_at = self._disturbed_at = time.now
         self.stopping = False
         self.dialect = NativeDialect()
@@ -107,6 +109,10 @@ class GatewayProcess:
     def accepts(self) -> bool:
         """Whether clients can connect."""
         return not (self.process.dead or self.stopping)
+
+    def follows(self, room: str) -> bool:
+        """Whether clients get the history of that room here."""
+        return self.core.membership.following.keeps(room)
 
     @property
     def lives(self) -> bool:

@@ -11,7 +11,9 @@ The bounds are in virtual seconds:
 :data:`DOUBT`       and open connections have been asked about by then, and after two answers of Redis; ``SETTLING``
                     later if another gateway is silent
 :data:`STALE`       after an answer's ``ttl``, if nobody told anything, the auth service has been asked again
-:data:`SETTLED`     after Redis takes writes and nothing is wrong any more, the room cache is right
+:data:`SETTLED`     after Redis takes writes and nothing is wrong any more, the room cache is right, and everybody in
+                    a room with history has got all of it
+:data:`UNFOLLOWED`  after Redis forgot what a gateway has subscribed to, the same
 ==================  ==================================================================================================
 
 Nothing is asked of a gateway that is paused, nor of doubts while the auth service cannot be asked: its troubles are
@@ -49,6 +51,7 @@ DOUBT = 1.0
 STALE = 1.0
 RECOVERY = 4.5
 SETTLED = 15.0
+UNFOLLOWED = 12.0
 
 MOST_IN_STREAM = 4
 """Events that the stream takes."""
@@ -165,6 +168,8 @@ class Invariants:
             and gateway.up_since is not None
             and gateway.undisturbed_since < now - 1.0
             and not gateway.lag[SUBSCRIBER]
+            and (gateway.unfollowed_at < now - UNFOLLOWED or not self.world.has_history(room))
+            and (gateway.follows(room) or not self.world.has_history(room))  # without it is told by who has a lease
             and all(link.server is self.world.network.server for link in gateway.links(SUBSCRIBER))
             and not self._reason(client, room)
         )
@@ -194,6 +199,7 @@ class Invariants:
                 self.world.expected.discard((client, number))
                 gateway = client.gateway
                 here = client.open and room in client.grants and client.entered[room] < since
+                here = here and (gateway.unfollowed_at < since - UNFOLLOWED or not self.world.has_history(room))
                 if here and gateway.lives and gateway.undisturbed_since < since and not self._reason(client, room):
                     self.wrong(f"{client} does not hear what is said in {room} at {since:.4f}, and nothing is wrong")
 
@@ -321,15 +327,19 @@ class Invariants:
                     for room, entered in client.entered.items()
                 )
             )
-            or self._has_left(other, client)
+            or not self._may_be_in(other).isdisjoint(self._may_be_in(client) | _is_in(client))
+            or not self._may_be_in(client).isdisjoint(_is_in(other))
         )
 
-    def _has_left(self, other: Client, client: Client) -> bool:
-        """Whether the other connection may have been let in, and had left before it could be told."""
-        return not other.open and any(
-            room in client.entered and (other.user if command == "join" else user_of(token)) == client.user
-            for command, token, room in other.commands.values()
-        )
+    def _may_be_in(self, client: Client) -> set[tuple[str, str]]:
+        """As whom and where it may have been let in, and is told later, or had left before it could be told. In a room
+        with history clients are told when Redis has said where the room is.
+        """
+        return {
+            (client.user or "" if command == "join" else user_of(token), room)
+            for command, token, room in client.commands.values()
+            if not client.open or self.world.has_history(room)
+        }
 
     # Requests
 
@@ -438,6 +448,7 @@ class Invariants:
     def end(self) -> None:
         """Everything is well, and has been for :data:`SETTLED` seconds: nothing waits, and services read the truth."""
         self._look_at_rooms()
+        self.world.histories.end()
         for client in self.world.clients:
             for room in client.grants if client.open else ():
                 if not self.world.auth.allows(self._token(client, room), room):
@@ -509,6 +520,10 @@ class Invariants:
         if "a bug" in text or "Unhandled" in text or (failure is not None and not known):
             # Of a failure that nobody handled Twisted logs that there is one, and then which, without a text.
             self.wrong(f"logged: {text}\n{'' if text or failure is None else failure.getTraceback()}")
+
+
+def _is_in(client: Client) -> set[tuple[str, str]]:
+    return {(client.user or "", room) for room in client.entered}
 
 
 def _peak(clocks: Sequence[float]) -> float:

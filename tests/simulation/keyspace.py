@@ -548,11 +548,23 @@ class Keyspace:
         return 0 if stream is None else len(stream.entries)
 
     @command("XRANGE", -4, "r")
-    def xrange(self, key: bytes, first: bytes, last: bytes) -> list[Any]:
-        if (first, last) != (b"-", b"+"):
-            raise Missing("XRANGE of a part")
+    def xrange(self, key: bytes, first: bytes, last: bytes, *options: bytes) -> list[Any]:
+        if last != b"+" or (options and options[0].upper() != b"COUNT"):
+            raise Missing(f"XRANGE to {last!r} {options!r}")
+        least = (0, 0) if first == b"-" else _entry_id(first)
         stream = self.typed(key, Stream)
-        return [] if stream is None else [[b"%d-%d" % at, fields] for at, fields in stream.entries.items()]
+        found = [
+            [b"%d-%d" % at, fields] for at, fields in ({} if stream is None else stream.entries).items() if at >= least
+        ]
+        return found[: _int(options[1])] if options else found
+
+    @command("XDEL", -3, "w")
+    def xdel(self, key: bytes, *entries: bytes) -> int:
+        stream = self.typed(key, Stream)
+        gone = [at for at in map(_entry_id, entries) if stream is not None and stream.entries.pop(at, None) is not None]
+        if gone:
+            self.changed(key)
+        return len(gone)
 
     @command("XTRIM", -4, "w")
     def xtrim(self, key: bytes, how: bytes, first: bytes) -> int:

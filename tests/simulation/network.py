@@ -147,6 +147,12 @@ class Link:
 
     # Faults
 
+    def lose_subscriptions(self, prefix: bytes) -> None:
+        """The server forgets those to channels whose names begin so."""
+        if self._peer is not None and self.server is not None:
+            for channel in [each for each in self._peer.channels if each.startswith(prefix)]:
+                self.server.unsubscribe(self._peer, channel)
+
     def cut(self, part: float = 0.0) -> None:
         """The connection breaks. Of what is on its way to the server this part arrives, to the byte."""
         if not self.connected:

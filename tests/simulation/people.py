@@ -6,7 +6,7 @@ They tell :mod:`tests.simulation.invariants` what they see.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 from math import inf
 from typing import TYPE_CHECKING, Any
@@ -18,12 +18,15 @@ from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from kraftek.contract.errors import Code, PeerError
+from kraftek.contract.history import FUNCTION, TELL
 from kraftek.contract.interfaces import IAccessChecker, IClientLink
 from kraftek.contract.messages import Grant, Outgoing, Token
-from kraftek.contract.names import token_key, user_key
+from kraftek.contract.names import BROADCAST, token_key, user_key
 from tests.simulation.gateways import GatewayProcess
+from tests.simulation.keyspace import Refusal
 from tests.simulation.redis import Peer, Server
 from tests.simulation.virtual_time import WALL, Process
+from tests.support.copies import Copy
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -54,7 +57,8 @@ class Request(Struct, eq=False):
 class Client:
     """One connection of a user. ``grants``: the rooms it has been told that it is in, each with the token for that.
 
-    ``entered``: since when it is in each of them. ``shown``: each token that it showed, with the room.
+    ``entered``: since when it is in each of them. ``shown``: each token that it showed, with the room. ``copies``: what
+    its page has of rooms with history, and has from former connections.
     """
 
     peer = "simulated"
@@ -70,6 +74,8 @@ class Client:
         self.commands: dict[str, tuple[str, str, str]] = {}
         self.requests: dict[str, Request] = {}
         self.shown: set[tuple[str, str]] = set()
+        self.copies: dict[str, Copy] = {}
+        self.since: dict[str, Any] = {}
         self.open = True
         self.closing: str | None = None
         self.socket_id = ""
@@ -85,13 +91,22 @@ class Client:
         self.shown.add((token, room))
         number = f"a{next(self.world.numbers)}"
         self.commands[number] = "authenticate", token, room
-        self._send({"type": "authenticate", "payload": {"token": token, "roomId": room}, "id": number})
+        payload = {"token": token, "roomId": room, **self._since(number, room)}
+        self._send({"type": "authenticate", "payload": payload, "id": number})
 
     def join(self, room: str) -> None:
         """Ask to be in one room more."""
         number = f"j{next(self.world.numbers)}"
         self.commands[number] = "join", "", room
-        self._send({"type": "join", "payload": {"roomId": room}, "id": number})
+        self._send({"type": "join", "payload": {"roomId": room, **self._since(number, room)}, "id": number})
+
+    def _since(self, number: str, room: str) -> dict[str, Any]:
+        """Where the page was in the room, unless it is there."""
+        if not self.gateway.follows(room):
+            self.copies.pop(room, None)  # what it hears there has no offset
+        copy = self.copies.get(room)
+        self.since[number] = copy.since if copy is not None and room not in self.grants else None
+        return {"since": self.since[number]} if self.since[number] else {}
 
     def leave(self, room: str) -> None:
         """Leave a room."""
@@ -159,13 +174,13 @@ class Client:
         match message["type"]:
             case "connected":
                 self.socket_id = payload["socketId"]
-            case "authenticated":
-                _, self.token, room = self.commands.pop(number)
-                self.user = payload["userId"]
-                self._enters(room)
-            case "joined":
-                _, _, room = self.commands.pop(number)
-                self._enters(room)
+            case "authenticated" | "joined" as what:
+                _, token, room = self.commands.pop(number)
+                if what == "authenticated":
+                    self.token, self.user = token, payload["userId"]
+                self._enters(room, payload, self.since.pop(number))
+            case "position":
+                self.world.histories.positioned(self, message["roomId"], payload)
             case "left":
                 _, _, room = self.commands.pop(number)
                 self._leaves(room)
@@ -178,15 +193,22 @@ class Client:
             case _ if number is not None:
                 invariants.answered(self, number, message)
             case "chat:message:new":
-                invariants.delivered(self, message["roomId"], payload["n"])
+                self._hears(message["roomId"], payload["n"], message.get("offset"))
             case "chat:message:yours":
                 invariants.told(self, payload["user"], payload["n"])
 
-    def _enters(self, room: str) -> None:
+    def _hears(self, room: str, number: int, offset: int | None) -> None:
+        self.world.invariants.delivered(self, room, number)
+        if offset is not None:
+            self.world.histories.copy_of(self, room).heard(offset, number)
+
+    def _enters(self, room: str, payload: Any, since: Any) -> None:
         assert self.token is not None
         self.grants[room] = self.token
         self.entered.setdefault(room, self.world.time.now)
         self.world.invariants.admitted(self, room)
+        if self.gateway.follows(room):
+            self.world.histories.answered(self, room, payload, since)
 
     def _leaves(self, room: str) -> None:
         self.grants.pop(room, None)
@@ -232,9 +254,30 @@ class ChatService:
         if self.world.publish_raw(event["replyTo"], answer) == 0:
             self.world.publish("events:broadcast", {**answer, "userIds": [event["userId"]]})
 
-    def say(self, room: str, number: int) -> None:
-        """Tell everybody in a room something."""
-        self.world.publish("events:broadcast", {"type": "chat:message:new", "roomId": room, "payload": {"n": number}})
+    def say(self, room: str, number: int, but_for: Sequence[str] = ()) -> bool:
+        """Tell everybody in a room something, but for these sockets. Returns whether that was done."""
+        message: dict[str, Any] = {"type": "chat:message:new", "payload": {"n": number}}
+        if but_for:
+            message["excludeSocketIds"] = list(but_for)
+        if not self.world.has_history(room):
+            return self.world.publish("events:broadcast", {**message, "roomId": room}) is not None
+        told = self._tell_room(room, message, str(number))
+        if isinstance(told, list) and told[1] and self.world.random.random() < 0.25:
+            again = self._tell_room(room, message, str(number))  # as if the reply had been lost
+            if again != [0, *told[1:]]:
+                self.world.invariants.wrong(f"{number} is told twice: {told}, {again}")
+        return isinstance(told, list)
+
+    def _tell_room(self, room: str, message: Any, number: str) -> Any:
+        """By the Function, where there is one, or by the script."""
+        server = self.world.network.server
+        if server is None:
+            return None
+        words = room, msgspec.json.encode(message), number, self.world.setup.prefix, BROADCAST
+        told = server.call("FCALL", FUNCTION, "0", *words)
+        if isinstance(told, Refusal) and str(told).startswith(("ERR Function not found", "ERR unknown command")):
+            told = server.call("EVAL", TELL.source, "0", *words)
+        return told
 
     def tell(self, user: str, number: int) -> None:
         """Tell all connections of a user something."""

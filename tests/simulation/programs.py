@@ -19,6 +19,7 @@ from tests.simulation.steps import (
     AuthIs,
     Ban,
     Burst,
+    ComeBack,
     Connect,
     Cut,
     CutAll,
@@ -44,6 +45,7 @@ from tests.simulation.steps import (
     Step,
     Stop,
     Tell,
+    Unfollow,
     Wait,
 )
 from tests.simulation.world import Setup
@@ -69,13 +71,14 @@ def _common(users: st.SearchStrategy[str], rooms: st.SearchStrategy[str]) -> lis
         wait,
         wait,
         st.builds(Say, rooms),
-        st.builds(Say, rooms),
+        st.builds(Say, rooms, st.none() | _small),
         st.builds(Tell, users),
         st.builds(Ask, _small, _small),
         st.builds(AskAgain, _small, _small),
         st.builds(Join, _small, rooms),
         st.builds(Leave, _small, _small),
         st.builds(Disconnect, _small),
+        st.builds(ComeBack, _small, _small),
     ]
 
 
@@ -110,6 +113,7 @@ def _special(users: st.SearchStrategy[str], rooms: st.SearchStrategy[str]) -> li
         st.builds(Pause, _small),
         st.builds(Resume),
         st.builds(Kill, _small, st.booleans()),
+        st.builds(Unfollow, _small),
     ]
 
 
@@ -127,6 +131,8 @@ def _scenes(users: st.SearchStrategy[str], rooms: st.SearchStrategy[str]) -> lis
     ban = st.builds(Ban, users, st.none() | _numbers, everywhere, st.sampled_from(["invalidate", "delete", "silently"]))
     well = st.sampled_from([Refuse(None), Start("kept"), Start("saved"), AuthIs("up")])
     say, ask, again = st.builds(Say, rooms), st.builds(Ask, _small, _small), st.builds(AskAgain, _small, _small)
+    fail = st.builds(FailOver, st.sampled_from([0.0, -3.0]), st.booleans())
+    unfollow, back = st.builds(Unfollow, _small), st.builds(ComeBack, _small, _small)
     ends = st.builds(Disconnect, _small) | st.builds(Kill, _small, st.booleans())
     trouble = st.one_of(cut, st.just(CutAll()), refuse, slow, deafen, lag, stop)
     return [
@@ -135,6 +141,8 @@ def _scenes(users: st.SearchStrategy[str], rooms: st.SearchStrategy[str]) -> lis
         st.tuples(trouble, connect, connect, wait, connect, well),
         st.tuples(trouble, st.builds(Burst, _small) | connect, connect, st.builds(Disconnect, _small), well),
         st.tuples(ask, cut | lag | ends, wait, ends, again, wait),
+        st.tuples(connect, say, wait, ends, say, trouble | fail, say, well, back, wait, say),
+        st.tuples(connect, connect, say, st.just(Save()) | wait, say, fail | unfollow, say, wait, say, ends, back, say),
     ]
 
 
@@ -170,6 +178,10 @@ def programs(draw: st.DrawFn, without: frozenset[str] = frozenset()) -> Program:
         prefix=draw(st.sampled_from(["", "", "p:"])),
         in_flight=draw(st.sampled_from([10_000, 10_000, 10_000, 8])),
         oldest=draw(st.sampled_from([False, False, True])),
+        history=draw(st.sampled_from([0, 100, 100, 100, 3])),
+        with_history=draw(st.sampled_from(["*", "*", "r*"])),
+        history_ttl=draw(st.sampled_from([600.0, 600.0, 2.0])),
+        mixed=draw(st.sampled_from([False, False, False, False, True])),
     )
     return Program(setup, tuple(step for step in [*comers, *steps] if type(step).__name__ not in without))
 

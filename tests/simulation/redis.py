@@ -35,6 +35,7 @@ REFUSALS = {
 INVALIDATE = b"__redis__:invalidate"
 
 _SCRIPTS = Scripts()
+_ONE_LINE = bytes.maketrans(b"\r\n", b"  ")
 _OK, _PONG = Status(b"OK"), Status(b"PONG")
 
 
@@ -89,6 +90,7 @@ class Server:
         self.missing: list[str] = []
         self._channels: dict[bytes, dict[Peer, None]] = {}
         self._sources: dict[bytes, bytes] = {}
+        self._functions: dict[bytes, Any] = {}
         self._numbers = 0
         self._current: Peer | None = None
         self._writer: Peer | None = None  # None while a script writes: NOLOOP is not about what scripts change
@@ -112,7 +114,7 @@ class Server:
         """It is gone."""
         self.peers.pop(peer.number, None)
         for channel in tuple(peer.channels):
-            self._unsubscribe(peer, channel)
+            self.unsubscribe(peer, channel)
 
     def feed(self, peer: Peer, data: bytes) -> None:
         """What arrived on a connection: one iteration of Redis's event loop."""
@@ -178,6 +180,8 @@ class Server:
             replies: Sequence[Any] = (self._run(command, words, peer, words),)
         elif name in {b"EVAL", b"EVALSHA"}:
             replies = (self._evaluate(peer, name, words),)
+        elif name in {b"FUNCTION", b"FCALL"}:
+            replies = (self._function(peer, name, words),)
         elif name in {b"SUBSCRIBE", b"UNSUBSCRIBE"}:
             replies = [self._subscription(peer, name, channel) for channel in words[1:]]
         else:
@@ -219,6 +223,25 @@ class Server:
         if source.startswith(b"#!") and not self.oldest:
             self._check_flags(source.split(b"\n", 1)[0])
         count = int(words[2])
+        call = self._caller(peer, words)
+        return _SCRIPTS.run(source, words[3 : 3 + count], words[3 + count :], call, oldest=self.oldest)
+
+    def _function(self, peer: Peer, name: bytes, words: list[bytes]) -> Any:
+        if self.oldest:
+            shown = "".join(f"`{word.decode()[:128]}`, " for word in words[1:3])
+            raise Refusal(f"ERR unknown command `{words[0].decode()}`, with args beginning with: {shown}")
+        if name == b"FUNCTION":
+            return self._load_library(words[2])
+        function = self._functions.get(words[1])
+        if function is None:
+            raise Refusal("ERR Function not found")
+        if self.refuses is not None:
+            raise Refusal(REFUSALS[self.refuses])  # as it has no flags
+        count = int(words[2])
+        return _SCRIPTS.run_function(function, words[3 : 3 + count], words[3 + count :], self._caller(peer, words))
+
+    def _caller(self, peer: Peer, words: list[bytes]) -> Callable[[list[bytes]], Any]:
+        """What a script calls commands by."""
         self._writer = None
 
         def call(inner: list[bytes]) -> Any:
@@ -235,7 +258,7 @@ class Server:
                     raise Refusal(f"@user_script: 1: -{refusal}") from None
                 raise
 
-        return _SCRIPTS.run(source, words[3 : 3 + count], words[3 + count :], call, oldest=self.oldest)
+        return call
 
     def _check_flags(self, line: bytes) -> None:
         flags = line.partition(b"flags=")[2].split(b",")
@@ -304,6 +327,17 @@ class Server:
         self._sources[digest] = source
         return digest
 
+    def _load_library(self, source: bytes) -> bytes:
+        if not source.startswith(b"#!"):
+            raise Refusal("ERR Missing library metadata")
+        library = source.split(b"\n", 1)[0].partition(b"name=")[2]
+        if self.refuses is not None:
+            raise Refusal(REFUSALS[self.refuses])
+        if library in self._functions:
+            raise Refusal(f"ERR Library '{library.decode()}' already exists")
+        self._functions |= _SCRIPTS.library(source)
+        return library
+
     def _client(self, peer: Peer, sub: bytes, rest: list[bytes]) -> Any:
         match sub, *[word.upper() for word in rest]:
             case (b"ID",):
@@ -367,7 +401,8 @@ class Server:
         peer.channels[channel] = None
         self._channels.setdefault(channel, {})[peer] = None
 
-    def _unsubscribe(self, peer: Peer, channel: bytes) -> None:
+    def unsubscribe(self, peer: Peer, channel: bytes) -> None:
+        """Have it not listen any more."""
         peer.channels.pop(channel, None)
         self._channels.get(channel, {}).pop(peer, None)
 
@@ -375,7 +410,7 @@ class Server:
         if name == b"SUBSCRIBE":
             self.subscribe(peer, channel)
         else:
-            self._unsubscribe(peer, channel)
+            self.unsubscribe(peer, channel)
         return [name.lower(), channel, len(peer.channels)]
 
     # Tracking
@@ -459,4 +494,4 @@ def _encoded(reply: Any) -> bytes:
         return b"$-1\r\n"
     if kind is Status:
         return b"+%b\r\n" % reply
-    return b"-%b\r\n" % str(reply).encode()
+    return b"-%b\r\n" % str(reply).encode().translate(_ONE_LINE)

@@ -81,16 +81,33 @@ class Scripts:
             raise Refusal("ERR Error compiling script (new function): user_script:1: unexpected symbol near '#'")
         function = self._compiled.get(source)
         if function is None:
-            code = source.split(b"\n", 1)[1] if source.startswith(b"#!") else source
-            try:
-                function = self._compiled[source] = self._lua.compile(code)
-            except lua51.LuaSyntaxError as error:
-                raise Refusal(f"ERR Error compiling script (new function): {_shown(error.args[0])}") from None
+            function = self._compiled[source] = self._compile(source)
         self._globals[b"KEYS"] = self._table(keys)
         self._globals[b"ARGV"] = self._table(args)
+        return self._run(function, (), call, oldest=oldest)
+
+    def library(self, source: bytes) -> dict[bytes, Any]:
+        """The Functions of a library, by name. What it keeps in locals is that of this library: of one server."""
+        functions: dict[bytes, Any] = {}
+        self._globals[b"redis"][b"register_function"] = functions.__setitem__
+        self._compile(source)()
+        return functions
+
+    def run_function(self, function: Any, keys: Sequence[bytes], args: Sequence[bytes], call: Caller) -> Any:
+        """Run one of a library. Raises :class:`Refusal`."""
+        return self._run(function, (self._table(keys), self._table(args)), call)
+
+    def _compile(self, source: bytes) -> Any:
+        code = source.split(b"\n", 1)[1] if source.startswith(b"#!") else source
+        try:
+            return self._lua.compile(code)
+        except lua51.LuaSyntaxError as error:
+            raise Refusal(f"ERR Error compiling script (new function): {_shown(error.args[0])}") from None
+
+    def _run(self, function: Any, given: Sequence[Any], call: Caller, *, oldest: bool = False) -> Any:
         self._globals[b"OLDEST"] = oldest
         self._caller = call
-        done, value = self._pcall(function)
+        done, value = self._pcall(function, *given)
         self._caller = None
         if done:
             return self._reply(value)

@@ -24,6 +24,7 @@ __all__ = [
     "Authenticate",
     "Ban",
     "Burst",
+    "ComeBack",
     "Connect",
     "Cut",
     "CutAll",
@@ -49,6 +50,7 @@ __all__ = [
     "Step",
     "Stop",
     "Tell",
+    "Unfollow",
     "Wait",
     "run",
 ]
@@ -191,14 +193,31 @@ class AskAgain(Step, frozen=True):
             client.request(request)
 
 
+class ComeBack(Step, frozen=True):
+    """A page whose connection ended comes back, to where it was in rooms with history."""
+
+    client: int
+    gateway: int
+
+    def run(self, world: World) -> None:
+        gone = [client for client in world.clients if not client.open and client.copies and client.user]
+        gateway = _gateway(world, self.gateway)
+        if gone and gateway is not None:
+            world.come_back(_of(gone, -1 - self.client), gateway)
+
+
 # Services
 
 
 class Say(Step, frozen=True):
+    """The service tells a room something: all, or all but one of those that are in it."""
+
     room: str
+    but_for: int | None = None
 
     def run(self, world: World) -> None:
-        world.say(self.room)
+        there = [client for client in world.clients if client.open and self.room in client.grants]
+        world.say(self.room, _of(there, self.but_for) if there and self.but_for is not None else None)
 
 
 class Tell(Step, frozen=True):
@@ -326,6 +345,19 @@ class Deafen(Step, frozen=True):
             gateway.disturbed()
             for link in gateway.links(self.kind):
                 link.deaf = True
+
+
+class Unfollow(Step, frozen=True):
+    """Redis forgets, and tells nobody, that a gateway has subscribed to what rooms with history are told."""
+
+    fault = True
+    gateway: int
+
+    def run(self, world: World) -> None:
+        if (gateway := _gateway(world, self.gateway)) is not None:
+            gateway.unfollowed_at = world.time.now
+            for link in gateway.links("subscriber"):
+                link.lose_subscriptions(world.named("gateways:history:room:"))
 
 
 # Redis

@@ -6,30 +6,40 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from kraftek.contract.history import TELL
 from kraftek.contract.lua import Script
 from kraftek.core import dispatch, requests
 from kraftek.core.access.listening import Listening
 from kraftek.core.access.revocations import Revocations
+from kraftek.core.catch_up import CatchUp
+from kraftek.core.deliveries import Deliveries
+from kraftek.core.following import Following
+from kraftek.core.history import log
 from kraftek.core.rooms import room_cache
 from kraftek.core.rooms.reconciliation import Reconciliation
 from kraftek.core.rooms.room_cache import RedisRooms
 from kraftek.core.withheld import Withholding
+from tests.simulation import people
 from tests.simulation.invariants import Violation
 from tests.simulation.steps import (
     Ask,
     AskAgain,
     AuthIs,
     Ban,
+    ComeBack,
     Connect,
     Cut,
     CutAll,
     Disconnect,
+    FailOver,
     Lag,
     Program,
     Reads,
     Refuse,
+    Save,
     Say,
     Step,
+    Unfollow,
     Wait,
     run,
 )
@@ -45,6 +55,7 @@ class Mending(NamedTuple):
     undo: list[tuple[Any, str, Any]]
     steps: tuple[Step, ...]
     found: str
+    setup: Setup = Setup()
 
 
 def _without_claims(self: Any, *args: Any, made: Any = requests.Requests.__init__, **named: Any) -> None:
@@ -63,6 +74,19 @@ def _without_rivals(script: Script) -> Script:
     assert source != script.source
     return Script(source)
 
+
+def _replaced(script: Script, part: str, by: str) -> Script:
+    assert part in script.source
+    return Script(script.source.replace(part, by))
+
+
+def _by_generation_alone(script: Script) -> Script:
+    """The same on whatever server."""
+    return _replaced(script, "history.generation .. ':' .. run_id()", "history.generation")
+
+
+HISTORY = Setup(history=100, oldest=True)
+COMES = Connect(0, "ann/1", "red"), Wait(0.3), Say("red"), Wait(0.3)
 
 SHARING = Connect(0, "a:b/1", "c"), Wait(0.3), Connect(1, "a/1", "b:c"), Wait(0.3)
 """Two who are where their names come to one string."""
@@ -123,6 +147,51 @@ MENDINGS = {
         (ANN, Wait(0.1), Lag(0, "commands", 0.5), Ask(0, 0), Wait(0.1), Cut(0, ("commands",), 1.0), Wait(3.0)),
         "which the service has",
     ),
+    "whoever comes back gets what was said meanwhile": Mending(
+        [(Deliveries, "tell_again", lambda *_, **__: None)],
+        (*COMES, Disconnect(0), Say("red"), ComeBack(0, 1), Wait(0.3)),
+        "misses 2",
+        HISTORY,
+    ),
+    "what is said to who catches up waits": Mending(
+        [(CatchUp, "write", lambda self, outgoing: self._outlet().write(outgoing))],
+        (
+            *COMES,
+            Connect(1, "bob/1", "red"),
+            Wait(0.3),
+            Disconnect(0),
+            Say("red"),
+            Lag(1, "commands", 0.5),
+            ComeBack(0, 1),
+            Wait(1.5),
+            *[Say("red")] * 20,
+            Wait(1.0),
+        ),
+        "misses 2",
+        HISTORY,
+    ),
+    "a lost subscription is found": Mending(
+        [(Following, "sweep", lambda _: None)],
+        (*COMES, Unfollow(0), Say("red"), Wait(12.0)),
+        "misses 2",
+        HISTORY,
+    ),
+    "another server's history is another epoch": Mending(
+        [
+            (log, "READ", _by_generation_alone(log.READ)),
+            (log, "COMPARE", _by_generation_alone(log.COMPARE)),
+            (people, "TELL", _by_generation_alone(TELL)),
+        ],
+        (*COMES, Save(), Say("red"), Wait(0.3), FailOver(0.0, lives=False), Say("red"), Wait(3.0)),
+        "has other messages than survive",
+        HISTORY,
+    ),
+    "what is told again with its id is told once": Mending(
+        [(people, "TELL", _replaced(TELL, "elseif known then", "elseif false then"))],
+        (*COMES, *[Say("red")] * 12),
+        "is told twice",
+        HISTORY,
+    ),
 }
 
 
@@ -132,8 +201,8 @@ def mending(request: pytest.FixtureRequest) -> Mending:
 
 
 def test_its_undoing_is_found(mending: Mending, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(Program(Setup(), mending.steps))
+    run(Program(mending.setup, mending.steps))
     for owner, name, instead in mending.undo:
         monkeypatch.setattr(owner, name, instead)
     with pytest.raises(Violation, match=mending.found):
-        run(Program(Setup(), mending.steps))
+        run(Program(mending.setup, mending.steps))

@@ -10,7 +10,19 @@ import pytest
 from tests.simulation.invariants import Violation
 from tests.simulation.programs import program_of
 from tests.simulation.shrinking import failure_of, shortened
-from tests.simulation.steps import Ask, Ban, Connect, Cut, Program, Say, Wait, run
+from tests.simulation.steps import (
+    Ask,
+    Ban,
+    ComeBack,
+    Connect,
+    Cut,
+    Disconnect,
+    FailOver,
+    Program,
+    Say,
+    Wait,
+    run,
+)
 from tests.simulation.world import Setup, World
 
 SEEDS = 10
@@ -66,6 +78,17 @@ def test_a_run_sees_what_it_is_about() -> None:
     assert min(seen[what] for what in ("admitted", "delivered", "handled", "chat left", "log left", "read")) >= 1
     assert (seen["revoked"], seen["closed 4403"]) == (1, 1)
     assert all(gateway.counters.redis_connects == 1 + (gateway.name == "g1") for gateway in world.gateways)
+
+
+def test_a_page_comes_back_to_a_room_with_history() -> None:
+    come, away = (Connect(0, "ann/1", "red"), Wait(0.1)), (Disconnect(0), Wait(0.1), Say("red"), Say("red"))
+    steps = (*come, Say("red"), Wait(0.1), *away, ComeBack(0, 1), Wait(0.1), Say("red", 0), Say("red"))
+    world = run(Program(Setup(history=100), (*steps, FailOver(0.0, lives=False), Wait(3.0), Say("red"))))
+    (page,) = (copy for client in world.clients for copy in client.copies.values() if client.user == "ann")
+    assert page.snapshots == 1
+    assert [each is None for each in page.seen] == [False, False, False, True, *[False] * (len(page.seen) - 4)]
+    assert len(page.seen) >= 6
+    assert world.invariants.seen["recovered True"] == 2  # when it came back, and when the room's epoch got another name
 
 
 def test_a_failure_is_made_short(monkeypatch: pytest.MonkeyPatch) -> None:

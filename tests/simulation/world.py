@@ -14,12 +14,17 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 from twisted.logger import globalLogPublisher
 
 import kraftek.bus.standing
 import kraftek.contract.names
-from kraftek.contract.settings import Auth, Config, Limits, Redis, Registration
+import kraftek.core.history.log
+from kraftek.contract.names import room_topic
+from kraftek.contract.settings import Auth, Config, Limits, Redis, Registration, RoomPolicy
+from kraftek.core.history.rules import Rules
 from tests.simulation.gateways import GatewayProcess
+from tests.simulation.histories import Histories
 from tests.simulation.invariants import MOST_IN_STREAM, SETTLED, TIMEOUT, TTL, Invariants
 from tests.simulation.network import BASE_LAG, COMMANDS, SUBSCRIBER, Link, Network
 from tests.simulation.people import (
@@ -42,7 +47,9 @@ _TICK = 0.1
 
 
 class Setup(Struct, frozen=True):
-    """What a run begins with. ``oldest``: Redis is a 6.2."""
+    """What a run begins with. ``oldest``: Redis is a 6.2. ``history``: messages that are kept of rooms that
+    ``with_history`` covers, for so many seconds. ``mixed``: the first gateway knows nothing of that, as an older one.
+    """
 
     seed: int = 0
     gateways: int = 2
@@ -50,6 +57,10 @@ class Setup(Struct, frozen=True):
     prefix: str = ""
     in_flight: int = 10_000
     oldest: bool = False
+    history: int = 0
+    with_history: str = "*"
+    history_ttl: float = 600.0
+    mixed: bool = False
 
 
 class World:
@@ -66,6 +77,7 @@ class World:
         self.network = Network(self.time, self._lag)
         self.servers: list[Server] = []
         self.invariants = Invariants(self)
+        self.histories = Histories(self)
         self.auth = AuthService(self)
         self.chat = ChatService(self)
         self.log = LogService(self)
@@ -88,7 +100,11 @@ class World:
                 Registration(name="chat", channel=CHANNEL, reply=True, timeout=TIMEOUT, presence=True),
                 Registration(name="log", channel=STREAM, transport="stream", max_length=MOST_IN_STREAM, presence=True),
             ),
+            rooms=(RoomPolicy(pattern=setup.with_history, history=setup.history, history_ttl=setup.history_ttl),)
+            if setup.history
+            else (),
         )
+        self._rules = Rules(self.config.rooms)
 
     @contextmanager
     def running(self) -> Iterator[World]:
@@ -97,7 +113,8 @@ class World:
         state = random.getstate()
         random.seed(self.setup.seed)
         # Ids are made where nobody passes a source of chance: with those of the system no run would come twice.
-        makers: list[dict[str, Any]] = [vars(kraftek.contract.names), vars(kraftek.bus.standing)]
+        modules = kraftek.contract.names, kraftek.bus.standing, kraftek.core.history.log
+        makers: list[dict[str, Any]] = [vars(module) for module in modules]
         for maker in makers:
             maker["token_hex"] = self._token_hex
         globalLogPublisher.addObserver(observer)
@@ -130,6 +147,10 @@ class World:
     def _token_hex(self, size: int) -> str:
         return f"{self.random.getrandbits(8 * size):0{2 * size}x}"
 
+    def has_history(self, room: str) -> bool:
+        """Whether what the room is told is kept."""
+        return self._rules.keep(room_topic(room))
+
     def named(self, name: str) -> bytes:
         """The name of a key or a channel in Redis."""
         return f"{self.setup.prefix}{name}".encode()
@@ -139,7 +160,8 @@ class World:
     def start_gateway(self) -> GatewayProcess:
         """One more."""
         name = f"g{len(self.gateways)}"
-        gateway = GatewayProcess(name, self.time, self.network, self.config, self._checker, self._heard)
+        config = self.config if self.gateways or not self.setup.mixed else replace(self.config, rooms=())
+        gateway = GatewayProcess(name, self.time, self.network, config, self._checker, self._heard)
         self.gateways.append(gateway)
         return gateway
 
@@ -172,11 +194,13 @@ class World:
 
     def new_server(self, snapshot: Any, ahead: float = 0.0) -> Server:
         """Redis is there, with these data; services find it a moment later."""
-        server = Server(self.time, self.random, snapshot, ahead, oldest=self.setup.oldest)
+        data, histories = snapshot if snapshot is not None else (None, {})
+        server = Server(self.time, self.random, data, ahead, oldest=self.setup.oldest)
         self.servers.append(server)
         self.network.server = server
         server.listeners.append(partial(self._published, server))
         server.keyspace.appended = partial(self._appended, server)
+        self.histories.watch(server, {room: list(said) for room, said in histories.items()})
         self.time.later(None, 0.02 if len(self.servers) > 1 else 0.0, self.chat.attach, server)
         return server
 
@@ -201,12 +225,15 @@ class World:
     def save(self) -> None:
         """What Redis holds now is on disk, and what a replica has."""
         if self.network.server is not None:
-            self._saved = self.network.server.keyspace.copy()
+            self._saved = self._snapshot(self.network.server)
+
+    def _snapshot(self, server: Server) -> Any:
+        return server.keyspace.copy(), self.histories.copy(server)
 
     def stop_redis(self) -> None:
         """Redis's process ends."""
         if self.network.server is not None:
-            self._kept = self.network.server.keyspace.copy()
+            self._kept = self._snapshot(self.network.server)
             self.network.crash()
 
     def start_redis(self, data: str) -> None:
@@ -225,7 +252,7 @@ class World:
             old.refuses = "READONLY"
         else:
             self.network.crash()
-        self.new_server(self._saved or old.keyspace.copy(), ahead)
+        self.new_server(self._saved or self._snapshot(old), ahead)
         self.invariants.data_lost()
         self.disturbed()
 
@@ -253,12 +280,15 @@ class World:
                 gateway.process.resume()
                 gateway.disturbed()
 
-    def say(self, room: str) -> None:
+    def say(self, room: str, but_for: Client | None = None) -> None:
         """The service tells a room something: those who must hear it, do."""
         number = next(self.numbers)
-        hearers = [client for client in self.clients if self.invariants.must_hear(client, room)]
+        hearers = [
+            client for client in self.clients if client is not but_for and self.invariants.must_hear(client, room)
+        ]
         self.expected.update((client, number) for client in hearers)
-        self.chat.say(room, number)
+        if not self.chat.say(room, number, () if but_for is None else (but_for.socket_id,)):
+            self.expected.difference_update((client, number) for client in hearers)
         self.time.later(None, 0.5, self.invariants.have_heard, hearers, room, number, self.time.now)
 
     def tell(self, user: str) -> None:
@@ -333,6 +363,7 @@ class World:
         self.heal()
         self.pass_time(SETTLED)
         self.invariants.end()
+        self._come_back()
         probes = [self.probe(gateway) for gateway in self.gateways if gateway.accepts]
         for room in {room for client in self.clients for room in client.grants}:
             self.say(room)
@@ -351,6 +382,26 @@ class World:
         request = Request(f"p{number}", "probe", gateway.name, "probe/1", number)
         client.request(request)
         return request
+
+    def _come_back(self) -> None:
+        """Every page that is away tries to go on, unless its user is there."""
+        there = {client.user for client in self.clients if client.open}
+        accepting = [gateway for gateway in self.gateways if gateway.accepts]
+        for gone in [client for client in self.clients if not client.open and client.copies and client.user]:
+            if accepting and not (self.single and gone.user in there):
+                there.add(gone.user)
+                self.come_back(gone, self.random.choice(accepting))
+        self.pass_time(1.0)
+
+    def come_back(self, gone: Client, gateway: GatewayProcess) -> None:
+        """A page whose connection ended connects again, and goes on where it was."""
+        assert gone.token is not None
+        client = self.connect(gateway)
+        client.copies, gone.copies = gone.copies, {}
+        rooms = tuple(client.copies)
+        client.authenticate(gone.token, rooms[0])
+        for room in rooms[1:]:
+            client.join(room)
 
     def _show_refused_tokens(self) -> None:
         """Whoever is refused tries once more, everywhere."""
