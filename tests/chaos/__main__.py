@@ -30,13 +30,22 @@ def main() -> int:
     parser.add_argument("--only", action="append", default=[], choices=list(FAULTS), metavar="FAULT")
     parser.add_argument("--short", action="store_true", help="as the test does it: fewer gateways and clients")
     parser.add_argument("--sentinel", action="store_true", help="two gateways, and a Redis that fails over")
+    parser.add_argument("--pages", type=int, default=500, help="clients of rooms with history that lose their sockets")
     options = parser.parse_args()
     seed = random.randrange(10**6) if options.seed is None else options.seed
     directory = Path(tempfile.mkdtemp(prefix="kraftek-chaos-"))
     print(f"seed {seed}, in {directory}", flush=True)
     only = frozenset(options.only)
     ledger = asyncio.run(
-        run(seed, options.seconds, directory, short=options.short, sentinel=options.sentinel, only=only)
+        run(
+            seed,
+            options.seconds,
+            directory,
+            short=options.short,
+            sentinel=options.sentinel,
+            only=only,
+            pages=options.pages,
+        )
     )
     print("\n".join(ledger.story))
     print("\n".join(f"{number:6} {what}" for what, number in sorted(ledger.seen.items())))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 import time
@@ -30,6 +31,8 @@ LAG = 2.0
 """Seconds for which a replica may be behind, and its old master may still take what is lost."""
 FLOODS = ("pings", "unknown events", "texts of {}", "joins and leaves", "1-byte fragments", "empty binaries", "events",
           "requests", "HTTP requests", "handshakes")  # fmt: skip
+UPGRADED = re.compile("Took over .*|Not upgraded: .*")
+"""What the log of a gateway says when it was upgraded, or could not be."""
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -47,6 +50,7 @@ class Faults:
             (self._kill, "gateway killed, service killed"),
             (self._stop, "gateway stopped, service stopped"),
             (self._restart, "gateway restarted, service restarted"),
+            (self._upgrade, "gateway upgraded"),
             (self._stop_redis, "redis stopped"),
             (self._kill_redis, "redis killed, redis killed and data lost"),
             (self._fail_over, "redis fails over"),
@@ -118,6 +122,15 @@ class Faults:
         await self.world.until(program.ended, lambda: f"{program.name} has not ended: {program.log()}", 20.0)
         await asyncio.sleep(fault.seconds)
         await self._start(program)
+
+    async def _upgrade(self, _: Fault, gateway: Program) -> None:
+        def upgrades() -> int:
+            return len(UPGRADED.findall(gateway.log()))
+
+        before = upgrades()
+        gateway.upgrade()
+        await self.world.until(lambda: upgrades() > before, lambda: f"{gateway.name}: {gateway.log()}")
+        self._tell(f"{gateway.name}: {UPGRADED.findall(gateway.log())[-1]}")
 
     async def _start(self, program: Program) -> None:
         program.start()

@@ -20,7 +20,7 @@ the gateway slower, and lose nothing. In seconds:
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any
@@ -258,7 +258,7 @@ class Ledger:
         if done > 1 and not lost:
             self.wrong(f"{story}: its handling was committed {done} times")
         services = [name for name in self.troubles.names if name.startswith(f"{ask.service}-")]
-        names = [*self._names(ask.gateway), *services] if ask.gateway else self.troubles.names
+        names = [*self.gateway_names(ask.gateway), *services] if ask.gateway else self.troubles.names
         calm = self.troubles.quiet(names, ask.at - CALM, ask.settled_at)
         self.seen["judged in calm"] += calm
         if calm and ask.outcome != "ok" and not self._in_question(ask.user, ask.room, ask.at, ask.settled_at):
@@ -294,7 +294,7 @@ class Ledger:
                 for ask in asks
                 if gateway
                 and ask.outcome == "ok"
-                and self.troubles.quiet(self._names(gateway), ask.at - CALM, ask.settled_at)
+                and self.troubles.quiet(self.gateway_names(gateway), ask.at - CALM, ask.settled_at)
                 and not self._in_question(user, room, ask.at, ask.settled_at)
             ]
             self._in_order(service, room, in_calm, f"{user} said to {service} in {room}")
@@ -318,7 +318,7 @@ class Ledger:
             else:
                 latest[event.connection] = event
 
-    def _names(self, gateway: str) -> tuple[str, ...]:
+    def gateway_names(self, gateway: str) -> tuple[str, ...]:
         """Whose troubles are those of a client of that gateway."""
         return self.processes.get(gateway, gateway), REDIS, AUTH, CLIENTS, MACHINE
 
@@ -367,7 +367,7 @@ class Ledger:
 
     def _latest(self, ban: Ban, gateway: str) -> float:
         """Until when that gateway may act on an older yes."""
-        names = self._names(gateway)
+        names = self.gateway_names(gateway)
         stale = ban.since + self.ttl + STALE
         latest = self.troubles.stretched(names, stale, ban.since - CALM, self.ttl + LINKED)
         if ban.told_at is not None:
@@ -384,7 +384,7 @@ class Ledger:
         if expected.number in self._heard.get((expected.socket, expected.room), ()):
             return
         excused = (
-            not self.troubles.quiet(self._names(expected.gateway), at - CALM, at + 2.0)
+            not self.troubles.quiet(self.gateway_names(expected.gateway), at - CALM, at + 2.0)
             or any(at - 2.0 < ended < at + 2.0 for ended in self._ended.get((expected.socket, expected.room), ()))
             or self._in_question(expected.user, expected.room, at - 2.0, at + 2.0)
         )
@@ -452,15 +452,20 @@ class Ledger:
         return found + [f"room:{room} lacks {user} at {socket}" for (user, room), socket in there.items()
                         if (user, room) not in rooms]  # fmt: skip
 
-    def judge_told(self, rooms: Iterable[tuple[str, str]]) -> list[str]:
-        """How what services were told, and have handled, differs from the room cache: user and room."""
+    def judge_told(
+        self, rooms: Iterable[tuple[str, str]], ignored: Callable[[str], bool] = lambda _: False
+    ) -> list[str]:
+        """How what services were told, and have handled, differs from the room cache: user and room. Users that are
+        ``ignored`` are left out.
+        """
         epoch, events = next(reversed(self._presence.items()), ("", {}))
         present = dict.fromkeys(self._found[epoch], True)
         for number in sorted(events):
             what, user, room = events[number]
             if what != "reset":
                 present[user, room] = what == "joined"
-        told, cached = {key for key, is_there in present.items() if is_there}, set(rooms)
+        told = {key for key, is_there in present.items() if is_there and not ignored(key[0])}
+        cached = set(rooms)
         found = []
         if missing := set(range(1, max(events, default=0) + 1)) - events.keys():
             found.append(f"presence events {sorted(missing)[:10]} of epoch {epoch} are missing")

@@ -34,6 +34,7 @@ FAULTS = {
     "gateway killed": Kind("gateway", 4, 0.1, 3.0),
     "gateway stopped": Kind("gateway", 4, 0.3, 7.0),
     "gateway restarted": Kind("gateway", 3, 0.1, 1.0),
+    "gateway upgraded": Kind("gateway", 3, 0.1, 0.1),
     "service killed": Kind("service", 4, 0.1, 3.0),
     "service stopped": Kind("service", 3, 0.3, 4.0),
     "service restarted": Kind("service", 2, 0.1, 1.0),

@@ -24,6 +24,8 @@ from kraftek.client import State
 from tests.chaos.accepted import STREAMS, Listener
 from tests.chaos.auth import AuthService
 from tests.chaos.faults import Faults
+from tests.chaos.histories import CONFIG as ROOMS_WITH_HISTORY
+from tests.chaos.histories import Histories, is_page
 from tests.chaos.ledger import CALM, MACHINE, Ledger
 from tests.chaos.links import Link, to_port, to_unix
 from tests.chaos.masters import Masters
@@ -94,9 +96,11 @@ FEWER = ("chat-0", "desk-1", "board-0", "board-1")
 
 
 class World:
-    """One run. ``story``: is called with each line of what happens."""
+    """One run. ``pages``: those of :mod:`tests.chaos.histories`."""
 
-    def __init__(self, seed: int, directory: Path, *, short: bool = False, sentinel: bool = False) -> None:
+    def __init__(
+        self, seed: int, directory: Path, *, short: bool = False, sentinel: bool = False, pages: int = 500
+    ) -> None:
         self.seed = seed
         self.directory = directory
         self.ledger = Ledger()
@@ -108,7 +112,7 @@ class World:
         self.people: list[Person | Blunt | Guest] = []
         self._random = Random(seed)
         self._short = short
-        self._numbers = count(1)
+        self.numbers = count(1)
         self._tasks: list[asyncio.Task[None]] = []
         self._works: list[asyncio.Future[None]] = []
         self.redis = RedisServer("redis", directory, self.ledger.wrong)
@@ -118,6 +122,7 @@ class World:
         self.services: list[Service] = []
         self.links: list[Link] = []
         self.faults = Faults(self)
+        self.histories = Histories(self, 20 if short else pages, 2.0 if short else 20.0)
 
     def _redis_client(self) -> Any:
         options: dict[str, Any] = {"socket_timeout": 1.0, "decode_responses": True}
@@ -162,6 +167,8 @@ class World:
             await self.ready(program)
         self.know_gateways()
         self._speaking = asyncio.create_task(self._speak())
+        await self.histories.start()
+        self.programs.append(self.histories.crowd)
         listener = Listener(self.ledger, self._redis_client)
         loops = (self._watch(), self._measure(), self._look_for_starved(), listener.listen())
         self._tasks = [self._speaking, *(asyncio.create_task(loop) for loop in loops)]
@@ -171,11 +178,14 @@ class World:
         await self.until(program.ready, lambda: f"{program.name}: {program.log()}")
 
     def _config(self, gateway: Gateway) -> str:
-        return CONFIG.format(
-            port=gateway.port,
-            operator=gateway.operator_port,
-            redis=self._redis_url(gateway.name),
-            auth=self.auth_links[gateway.name].port,
+        return (
+            CONFIG.format(
+                port=gateway.port,
+                operator=gateway.operator_port,
+                redis=self._redis_url(gateway.name),
+                auth=self.auth_links[gateway.name].port,
+            )
+            + ROOMS_WITH_HISTORY
         )
 
     def _redis_url(self, name: str) -> str:
@@ -265,7 +275,7 @@ class World:
 
     async def say(self, room: str, padding: int = 0) -> int:
         """Say something in a room."""
-        number, now = next(self._numbers), time.monotonic()
+        number, now = next(self.numbers), time.monotonic()
         self.said[number] = now
         payload: dict[str, Any] = {"n": number, "padding": "x" * padding} if padding else {"n": number}
         message = {"type": SAID, "roomId": room, "payload": payload}
@@ -280,6 +290,7 @@ class World:
     async def settle(self) -> None:
         """Nothing is wrong any more: the room cache is right within :data:`SETTLED`, whatever goes on."""
         self.settling = True
+        self.histories.quiet()
         self.ledger.tell(time.monotonic(), "nothing is wrong any more")
         await asyncio.gather(*self._works)
         self._works.clear()
@@ -288,6 +299,7 @@ class World:
         self.ledger.tell(time.monotonic(), f"the room cache is right after {time.monotonic() - began:.2f} s")
         await self._until_none(self._untold, TOLD)
         self.settling = False
+        self.histories.quiet(quiet=False)
 
     async def calm(self, faults: Sequence[Fault]) -> None:
         """Once nothing has been wrong for long enough, only what clients do is: nobody else loses anything."""
@@ -313,14 +325,17 @@ class World:
         """How what services were told differs from what they read."""
         found = await self._room_cache()
         self._read()
-        return self.ledger.judge_told((user, key.removeprefix("room:")) for key, user, _ in found[0])
+        there = ((user, key.removeprefix("room:")) for key, user, _ in found[0])
+        return self.ledger.judge_told(there, is_page)
 
     async def _room_cache(self) -> tuple[list[tuple[str, str, str]], list[str]]:
         try:
             flat, keys = await self.publisher.eval(ROOM_CACHE, 0)
         except (RedisError, OSError):
             return [], []
-        return list(zip(flat[::3], flat[1::3], flat[2::3], strict=True)), keys
+        entries = zip(flat[::3], flat[1::3], flat[2::3], strict=True)
+        without_pages = [key for key in keys if not is_page(key.removeprefix("socket:"))]
+        return [entry for entry in entries if not is_page(entry[1])], without_pages
 
     def _there(self) -> dict[tuple[str, str], str]:
         return {key: socket for person in self.people for key, socket in person.there().items()}
@@ -341,6 +356,7 @@ class World:
     async def end(self) -> None:
         """Nobody asks any more; everything is answered, handled, and left as it was found."""
         self.settling = True
+        self.histories.quiet()
         try:
             async with asyncio.timeout(SETTLED + 10.0):
                 await asyncio.gather(*(person.stop() for person in self.people))
@@ -351,6 +367,7 @@ class World:
         self._read()
         done = {key: int(number) for key, number in (await self.publisher.hgetall(DONE)).items()}
         await self._judge_order()
+        await self.histories.end()
         await self.settle()
         self.ledger.judge_requests(done)
         self.ledger.judge_access()
@@ -403,6 +420,7 @@ class World:
 
     async def stop(self) -> None:
         """Take everything down, and look at how it ends and what it has logged."""
+        self.histories.stop()
         for person in self.people:
             await person.close()
         for task in self._tasks:
@@ -435,9 +453,10 @@ async def run(
     short: bool = False,
     sentinel: bool = False,
     only: frozenset[str] = frozenset(),
+    pages: int = 500,
 ) -> Ledger:
     """One run of about so many seconds, in rounds: faults, time to settle, and time for clients alone."""
-    world = World(seed, directory, short=short, sentinel=sentinel)
+    world = World(seed, directory, short=short, sentinel=sentinel, pages=pages)
     only = (only or frozenset(FAULTS)) - (WITHOUT_SENTINEL if sentinel else WITH_SENTINEL)
     try:
         await world.start()
