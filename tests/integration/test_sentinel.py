@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kraftek.contract.history import TELL
+from kraftek.contract.names import BROADCAST, history_position_key, room_topic
 from tests.service.instances import node_program
 from tests.support.sentinels import Sentinels
 from tests.support.waiting import wait_until
@@ -99,6 +102,20 @@ def works(sentinels: Sentinels, master: int, sockets: dict[str, Client]) -> None
             assert redis.get(f"socket:user_{name}:r1") == client.socket_id
 
 
+def told(sentinels: Sentinels, master: int, *payloads: int) -> None:
+    """A service tells the room ``kept``, which has a history."""
+    with sentinels.client(sentinels.server_ports[master]) as redis:
+        for payload in payloads:
+            message = json.dumps({"type": "notes:note:said", "payload": payload})
+            redis.eval(TELL.source, 0, "kept", message, "", "", BROADCAST)
+
+
+def heard(client: Client, many: int) -> list[tuple[int, int]]:
+    """Offset and payload of so many messages to it."""
+    messages = [client.expect("notes:note:said", 20.0) for _ in range(many)]
+    return [(message["offset"], message["payload"]) for message in messages]
+
+
 @pytest.mark.parametrize(
     ("how", "backends"),
     [
@@ -111,7 +128,7 @@ def works(sentinels: Sentinels, master: int, sockets: dict[str, Client]) -> None
 def test_fail_over(
     how: str, backends: str, sentinels: Sentinels, gateway: StartGateway, connect: Connect, stage: ExitStack
 ) -> None:
-    config = {"redis": {"url": sentinels.url}}
+    config = {"redis": {"url": sentinels.url}, "rooms": {"kept": {"history": 100}}}
     first, second = (gateway(services=SERVICES, config=config) for _ in range(2))
     chat, board = backends.split()
     start_service(stage, chat, sentinels.url, "chat", "pubsub")
@@ -119,6 +136,15 @@ def test_fail_over(
     ada, bob = connect(first, token="ada", room="r1"), connect(second, token="bob", room="r1")
     sockets = {"ada": ada, "bob": bob}
     works(sentinels, 0, sockets)
+    stays, away = connect(first), connect(first)
+    for name, client in (("stays", stays), ("away", away)):
+        client.send("authenticate", payload={"token": name, "roomId": "kept"})
+        standing = client.expect("authenticated")["payload"]
+    away.close()
+    told(sentinels, 0, 1, 2, 3)
+    assert heard(stays, 3) == [(1, 1), (2, 2), (3, 3)]
+    with sentinels.client(sentinels.server_ports[1]) as replica:
+        wait_until(lambda: replica.hget(history_position_key(room_topic("kept")), "offset") == "3", "the replica")
 
     if how == "killed":
         sentinels.servers[0].kill()
@@ -134,6 +160,16 @@ def test_fail_over(
             assert old.pubsub_numsub(*names) == [(name, 0) for name in names]
 
     works(sentinels, 1, sockets)
+    told(sentinels, 1, 4)
+    moved = stays.expect("position", 20.0)
+    assert moved["payload"].items() >= {"offset": 3, "recovered": True}.items()
+    assert moved["payload"]["epoch"] != standing["epoch"]
+    assert heard(stays, 1) == [(4, 4)]
+    back = connect(second)
+    since = {"epoch": standing["epoch"], "offset": 0}
+    back.send("authenticate", payload={"token": "away", "roomId": "kept", "since": since})
+    assert back.expect("authenticated")["payload"]["recovered"]
+    assert heard(back, 4) == [(1, 1), (2, 2), (3, 3), (4, 4)]
     with sentinels.client(sentinels.server_ports[1]) as redis:
         sockets["cy"] = cy = connect(second, token="cy", room="r1")
         wait_until(lambda: redis.lrange("told", 0, -1)[-1:] == ["joined user_cy r1"], "cy joined", 20.0)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,12 +13,15 @@ import pytest
 from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as websocket_connect
 
+from kraftek.contract.history import TELL
+from kraftek.contract.names import BROADCAST
 from tests.support.versions import FAILS, NEWER, Versions
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
 
-    from tests.integration.conftest import Connect, Gateway, RedisServer, StartGateway, StartService
+    from tests.integration.conftest import Client, Connect, Gateway, RedisServer, StartGateway, StartService
 
 STRANGE = {"daemon/state.py": ("FORMATS = (1,)", "FORMATS = (3,)")}
 """A version with no format in common."""
@@ -30,10 +35,39 @@ def versions(tmp_path: Path) -> Versions:
     return found
 
 
-def upgrade(gateway: Gateway, line: str) -> None:
+def upgrade(gateway: Gateway, line: str, meanwhile: Callable[[], None] = lambda: None) -> None:
     before = len(gateway.log())
     gateway.process.send_signal(signal.SIGUSR2)
-    gateway.wait_log(line, 30.0, after=before)
+
+    def seen() -> bool:
+        meanwhile()
+        return line in gateway.log()[before:]
+
+    wait_until(seen, line, 30.0)
+
+
+class Board:
+    """A room with history, and a client in it: what it is told, all the time."""
+
+    def __init__(self, server: RedisServer, client: Client) -> None:
+        self._redis = server.client()
+        self._client = client
+        self._numbers = count(1)
+        client.send("join", payload={"roomId": "board"})
+        assert client.expect("joined")["payload"]["offset"] == 0
+        self._heard = 0
+        self._told = 0
+
+    def tell(self) -> None:
+        message = json.dumps({"type": "a:b:d", "payload": next(self._numbers)})
+        self._told = self._redis.eval(TELL.source, 0, "board", message, "", "", BROADCAST)[1]
+
+    def check(self) -> None:
+        """It has all, in order, by one position."""
+        while self._heard < self._told:
+            message = self._client.expect("a:b:d", 20.0)
+            self._heard += 1
+            assert (message["offset"], message["payload"]) == (self._heard, self._heard)
 
 
 def socketio(gateway: Gateway, stage: ExitStack) -> ClientConnection:
@@ -72,12 +106,15 @@ def test_nobody_notices(
     versions.add("1.2", FAILS)
     versions.add("1.3", STRANGE)
     services = {"chat": {"channel": "events:chat", "reply": True}}
-    process = gateway(redis_server, services=services, program=versions.twistd)
+    config = {"rooms": {"board": {"history": 10_000}}}
+    process = gateway(redis_server, services=services, program=versions.twistd, config=config)
     process.expect_traceback()
     service(redis_server, "events:chat").wait_subscribed()
     ann, sue = connect(process, "ann", "room"), socketio(process, stage)
+    board = Board(redis_server, ann)
 
     def still_there(number: int) -> None:
+        board.check()
         broadcast(redis_server, number)
         assert ann.expect("a:b:c", 20.0)["payload"] == number
         assert heard(sue) == f'42["a:b:c",{number}]'
@@ -93,17 +130,17 @@ def test_nobody_notices(
     assert ann.expect("joined")["payload"] == {"roomId": "match"}
     assert heard(sue) == '42["joined",{"roomId":"match"}]'
     versions.choose("1.1")
-    upgrade(process, "Took over 2 sockets of version 1.0")
+    upgrade(process, "Took over 2 sockets of version 1.0", board.tell)
     still_there(2)
     versions.choose("1.2")
-    upgrade(process, "Took over 2 sockets of version 1.1")
+    upgrade(process, "Took over 2 sockets of version 1.1", board.tell)
     assert "Cannot start: it does not work" in process.log()
     still_there(3)
     versions.choose("1.3")
-    upgrade(process, "cannot take over: Cannot start: expected state in another format than 2,1")
+    upgrade(process, "cannot take over: Cannot start: expected state in another format than 2,1", board.tell)
     still_there(4)
     versions.choose("1.0")
-    upgrade(process, "Took over 2 sockets of version 1.1")
+    upgrade(process, "Took over 2 sockets of version 1.1", board.tell)
     still_there(5)
     with redis_server.client() as publisher:
         publisher.publish("events:broadcast", json.dumps({"type": "a:b:d", "payload": 6, "roomId": "match"}))
