@@ -48,6 +48,11 @@ class CatchUp:
         self._bytes = 0
         self.overrun = False
 
+    def interrupt(self) -> None:
+        """Something was not delivered meanwhile: it has to be read."""
+        self.clear()
+        self.overrun = True
+
     def open(self, until: int) -> None:
         """The client has got all up to this offset."""
         self.until = until

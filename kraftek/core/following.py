@@ -248,7 +248,7 @@ class Following:
         for session in tuple(topic.sessions):
             catch_up, why = topic.catching.get(session), reason
             if catch_up is not None and catch_up.until is None:
-                catch_up.clear()  # it reads what it has missed until now, or once more
+                catch_up.interrupt()  # it reads what it has missed until now, or once more
                 continue
             if catch_up is not None:
                 # It has got more than was delivered here, and nobody asked whether that survives.

@@ -6,11 +6,10 @@ unless a grant that says what it permits does not permit :data:`kraftek.contract
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from kraftek.contract.errors import Code, NotPublished, PeerError, Refusal
+from kraftek.contract.errors import Code, Limit, NotPublished, PeerError, Refusal
 from kraftek.contract.interfaces import Page
 from kraftek.contract.messages import History, HistoryPage, Position
 from kraftek.contract.names import ROOM_HISTORY, room_topic
@@ -28,11 +27,11 @@ _RETRY_AFTER = 1.0
 
 class Pages:
     """Reads them where ``resuming`` does. A session holds what arrives until its page was read, as it does during a
-    check of its access: so it reads one at a time.
+    check of its access: so it reads one at a time, in the turn of its user.
     """
 
     def __init__(self, resuming: Resuming, roster: Roster, budgets: Budgets) -> None:
-        self._logs, self._following = resuming.logs, resuming.following
+        self._logs, self._following, self._turns = resuming.logs, resuming.following, resuming.reading
         self._deliveries, self._counters = resuming.deliveries, resuming.counters
         self._roster = roster
         self._budgets = budgets
@@ -43,9 +42,7 @@ class Pages:
         assert session.user_id is not None
         self._budgets.joins(session.user_id)
         session.check_begins()
-        epoch, before = ("", 0) if message.before is None else (message.before.epoch, message.before.offset)
-        topic, most = room_topic(message.room_id), self._following.most
-        reading = self._logs.page(topic, epoch, before, message.limit, most)
+        reading = Deferred.fromCoroutine(self._read(session, message))
         reading.addCallback(self._was_read, session, message)
         reading.addErrback(self._refuse, session, message)
         reading.addBoth(session.check_ends)
@@ -55,6 +52,19 @@ class Pages:
             raise PeerError(Code.ACCESS_DENIED, f"{ROOM_HISTORY} is not permitted in this room")
         if not self._following.keeps(message.room_id):
             raise PeerError(Code.NO_HISTORY, "no history is kept of this room")
+
+    async def _read(self, session: Session, message: History) -> Page | None:
+        epoch, before = ("", 0) if message.before is None else (message.before.epoch, message.before.offset)
+        topic, most = room_topic(message.room_id), self._following.most
+        if not await self._turns.come(session):
+            text = "this user reads too much"
+            raise PeerError(Code.RATE_LIMITED, text, retry_after=_RETRY_AFTER, limit=Limit.USER)
+        page: Page | None = None
+        try:
+            page = await self._logs.page(topic, epoch, before, message.limit, most)
+        finally:
+            self._turns.end(session, () if page is None else page.messages)
+        return page
 
     def _was_read(self, page: Page | None, session: Session, message: History) -> None:
         room_id = message.room_id
@@ -75,7 +85,6 @@ class Pages:
         self._counters.history_messages += len(found)
         before = Position(page.epoch, page.first) if page.more else None
         session.send(HistoryPage(room_id, page.epoch, found, before, message.id))
-        session.charge(0, _size(page.messages))
 
     def _refuse(self, failure: Failure, session: Session, message: History) -> None:
         error = failure.value
@@ -87,7 +96,3 @@ class Pages:
             session.refuse(error)
         else:
             session.fail(failure)
-
-
-def _size(messages: Sequence[bytes]) -> int:
-    return sum(map(len, messages))

@@ -6,7 +6,7 @@ from then on waits until the client has got what came before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -17,29 +17,64 @@ from kraftek.contract.interfaces import ITopicLogs, Missed
 from kraftek.contract.messages import Positioned, Since, Standing
 from kraftek.contract.metrics import Counters, ResumeFailure
 from kraftek.contract.names import ROOM_HISTORY
+from kraftek.contract.turns import Turns
 from kraftek.core.access.permissions import may_read
 from kraftek.core.catch_up import CatchUp
 from kraftek.core.deliveries import Deliveries
 from kraftek.core.followed import Followed
 from kraftek.core.following import Following
+from kraftek.core.history_turns import HistoryTurns
 from kraftek.core.session import Session, SessionState
 
-__all__ = ["Answer", "Resuming"]
+__all__ = ["STEP", "Answer", "Resuming"]
 
 T = TypeVar("T")
 
 _ATTEMPTS = 3
 """Times that the history is read for a client, if its room gets another epoch meanwhile, or too much is delivered."""
 
+STEP = 100
+"""Messages that a client gets in one of its turns: they take half a millisecond."""
+
 Answer = Callable[[Standing | None], None]
 """Tells the client that it is in the room, and where."""
 
 
-class Resuming:
-    """The clients that enter rooms which ``following`` follows."""
+class _Turn:
+    """A client has more to get: it comes in its turn."""
 
-    def __init__(self, following: Following, logs: ITopicLogs, deliveries: Deliveries, counters: Counters) -> None:
+    def __init__(self, turns: Turns) -> None:
+        self.comes: Deferred[None] = Deferred()
+        turns.add(self)
+
+    def step(self) -> bool:
+        self.comes.callback(None)
+        return False
+
+    def rest(self) -> None:
+        """It has had its turn."""
+
+    failed = rest
+
+
+class Resuming:
+    """The clients that enter rooms which ``following`` follows. Histories are read for them in the turns of
+    ``reading``, and what is more than a little of it they get in ``turns``.
+    """
+
+    def __init__(
+        self,
+        following: Following,
+        logs: ITopicLogs,
+        deliveries: Deliveries,
+        counters: Counters,
+        *,
+        reading: HistoryTurns,
+        turns: Turns,
+    ) -> None:
         self.following = following
+        self.reading = reading
+        self._turns = turns
         self.logs = logs
         self.deliveries = deliveries
         self.counters = counters
@@ -124,7 +159,7 @@ class Resuming:
             self.counters.not_resumed[ResumeFailure.TOO_MANY] += 1
             tell(Standing(here.epoch, here.offset, False, ResumeFailure.TOO_MANY))
 
-    def _tell_position(self, session: Session, room_id: str, standing: Standing | None) -> None:
+    def _tell_position(self, session: Session, room_id: str | None, standing: Standing | None) -> None:
         # Without an epoch it is told when Redis is back, with all others who are owed it.
         if standing is not None and standing.epoch is not None:
             session.send_in_order(Positioned(room_id, standing), room_id)
@@ -132,35 +167,71 @@ class Resuming:
     async def _catch_up(
         self, session: Session, room: Followed, since: Since | None, last: int, catch_up: CatchUp, answer: Answer
     ) -> bool:
-        missed = await self._missed(room, since, last, catch_up)
-        is_there = room.catching.get(session) is catch_up
-        if session.state is SessionState.CLOSED or not room.hears(session) or not is_there:
-            if is_there:
-                room.let_go(session)
+        missed = await self._missed(session, room, since, last, catch_up)
+        if not _catches_up(session, room, catch_up):
             return False
         if missed is None:
             room.owed = room.owed or not room.epoch
             answer(self._unavailable(room, since, last))
         else:
             answer(self._standing(missed, since))
-            self._tell(session, room, since, missed)
+            missed = await self._tell(session, room, since, missed, catch_up)
+            if not _catches_up(session, room, catch_up):
+                return True
         catch_up.open(room.offset if missed is None else missed.offset)
         self.following.let_go(room)
         return True
 
-    def _tell(self, session: Session, room: Followed, since: Since | None, missed: Missed) -> None:
-        """What it has missed, or the last messages: they end where the room is now."""
-        its = (session.socket_id, *(() if since is None else since.socket_ids))
-        found = self.deliveries.past(room.room_id, _begin(missed) + 1, missed.messages, but_for=its)
-        for message in found:
-            self.deliveries.tell_again(session, room, message)
-        if since is not None and missed.reason is None:
-            self.counters.resumed_messages += len(missed.messages)
-        else:
-            self.counters.history_messages += len(found)
-            session.charge(0, sum(map(len, missed.messages)))
+    async def _tell(
+        self, session: Session, room: Followed, since: Since | None, missed: Missed, catch_up: CatchUp
+    ) -> Missed | None:
+        """What it has missed, or the last messages, up to where the room is now. Returns up to where that was."""
+        its = () if since is None else since.socket_ids
+        resumed = since is not None and missed.reason is None
+        while True:
+            told = await self._tell_in_turns(session, room, missed, catch_up, (session.socket_id, *its))
+            if resumed:
+                self.counters.resumed_messages += len(missed.messages)
+            else:
+                self.counters.history_messages += told
+            if not _catches_up(session, room, catch_up) or (missed.epoch == room.epoch and not catch_up.overrun):
+                return missed
+            # Meanwhile too much was told to the room, or it got another epoch.
+            since = Since(missed.epoch, missed.offset, its)
+            more = await self._missed(session, room, since, 0, catch_up)
+            if not _catches_up(session, room, catch_up):
+                return None
+            if more is None:
+                room.owed = room.owed or not room.epoch
+                self._tell_position(session, room.room_id, self._unavailable(room, since, 0))
+                return None
+            if more.reason is not None:
+                self._tell_position(session, room.room_id, self._standing(more, since))
+                return more
+            if more.epoch != missed.epoch:
+                self._tell_position(session, room.room_id, Standing(more.epoch, since.offset, True))
+            missed = more
 
-    async def _missed(self, room: Followed, since: Since | None, last: int, catch_up: CatchUp) -> Missed | None:
+    async def _tell_in_turns(
+        self, session: Session, room: Followed, missed: Missed, catch_up: CatchUp, but_for: Collection[str]
+    ) -> int:
+        """Returns how many of the messages were for it."""
+        told, first = 0, _begin(missed) + 1
+        for start in range(0, len(missed.messages), STEP):
+            if start:
+                await _Turn(self._turns).comes
+                if not _catches_up(session, room, catch_up):
+                    break
+            some = missed.messages[start : start + STEP]
+            found = self.deliveries.past(room.room_id, first + start, some, but_for=but_for)
+            for message in found:
+                self.deliveries.tell_again(session, room, message)
+            told += len(found)
+        return told
+
+    async def _missed(
+        self, session: Session, room: Followed, since: Since | None, last: int, catch_up: CatchUp
+    ) -> Missed | None:
         """What the client gets, up to somewhere in the room's own epoch; ``None`` when it cannot be read."""
         for _ in range(_ATTEMPTS):
             if not room.epoch:
@@ -169,12 +240,17 @@ class Resuming:
                 return None
             if since is None and not last:
                 return Missed(room.epoch, room.offset)
-            catch_up.clear()
-            delivered = room.offset
+            if not await self.reading.come(session):
+                return None
+            missed: Missed | None = None
             try:
+                catch_up.clear()
+                delivered = room.offset
                 missed = await self._read(room.topic, since, last)
             except (NotPublished, Refusal):
                 return None
+            finally:
+                self.reading.end(session, () if missed is None else missed.messages)
             if missed is None:
                 return None
             if missed.epoch != room.epoch:
@@ -232,3 +308,12 @@ class Resuming:
 def _begin(missed: Missed) -> int:
     """The offset after which these messages come."""
     return missed.offset - len(missed.messages)
+
+
+def _catches_up(session: Session, room: Followed, catch_up: CatchUp) -> bool:
+    """Whether the session still does. If it does not, it is out of the room, or was told that it missed something."""
+    catching = room.catching.get(session) is catch_up
+    if catching and (session.state is SessionState.CLOSED or not room.hears(session)):
+        room.let_go(session)
+        return False
+    return catching

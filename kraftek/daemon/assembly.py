@@ -34,6 +34,7 @@ from kraftek.core.gateway import Gateway
 from kraftek.core.given_rooms import GivenRooms
 from kraftek.core.history.log import TopicLogs
 from kraftek.core.history.rules import Rules
+from kraftek.core.history_turns import HistoryTurns
 from kraftek.core.membership import Membership
 from kraftek.core.moving import CoreMove
 from kraftek.core.registry import EventRouter, ServiceRegistry
@@ -132,12 +133,13 @@ def core_of(
     bounds, budgets = JsonBounds(config.limits.json_depth), _budgets(config, counters, clock)
     requests = Requests(dispatch, bus, gateway_id, config.limits, counters, clock, accounts=accounts)
     deliveries = Deliveries(roster, requests, counters, clock, iteration, now)
-    resuming = _resuming(config, gateway_id, bus, roster, deliveries, counters, logs)
+    turns, reading = _turns(accounts, clock), HistoryTurns(budgets, clock)
+    resuming = _resuming(config, gateway_id, bus, roster, deliveries, counters, logs, reading, turns)
     membership = Membership(rooms, bus, roster, resuming, clock, fleet, single=config.sessions == "single")
     access_watch = AccessWatch(access, membership, roster, counters, clock, limits=config.limits, now=now)
     admission = Admission(access, access_watch, membership, roster, budgets, config.limits, clock)
     parts = router, dispatch, requests, admission, roster
-    gateway = _gateway_of(config, gateway_id, bus, *parts, _turns(accounts, clock), counters, now)
+    gateway = _gateway_of(config, gateway_id, bus, *parts, turns, counters, now)
     self_registrations = SelfRegistrations(bus, registry, config, clock)
     publishes = _publishing(config, registry, self_registrations)
     return Core(
@@ -167,11 +169,13 @@ def _resuming(
     deliveries: Deliveries,
     counters: Counters,
     logs: ITopicLogs | None,
+    reading: HistoryTurns,
+    turns: Turns,
 ) -> Resuming:
     rules, most = Rules(config.rooms), config.limits.unsent_bytes // 2
     logs = logs or TopicLogs(bus, rules, gateway_id)
     following = Following(bus, logs, rules, roster, deliveries, counters, most=most)
-    return Resuming(following, logs, deliveries, counters)
+    return Resuming(following, logs, deliveries, counters, reading=reading, turns=turns)
 
 
 def _gateway_of(

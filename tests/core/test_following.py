@@ -709,11 +709,12 @@ def test_where_a_grant_does_not_permit_it_the_last_messages_are_kept_from_who_en
 
 
 def test_the_last_messages_count_as_bytes_of_who_asked() -> None:
-    board = Board()
+    board = Board(limits=Limits(bytes_per_user=1000, burst=2))
     for text in "abc":
         board.tell(text * 1000)
-    before = board.enter().session.size
-    assert before - board.enter("bob", last=3).session.size > 3000
+    budgets = board.admission.budgets
+    assert budgets.overdrawn(board.enter().session) == 0
+    assert 0.9 < budgets.overdrawn(board.enter("bob", last=3).session) < 1.5
 
 
 def test_an_empty_room_is_followed_no_more() -> None:

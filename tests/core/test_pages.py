@@ -237,17 +237,43 @@ def test_access_that_has_expired_is_asked_about_first() -> None:
 
 
 def test_what_it_costs() -> None:
-    board = board_of("", limits=Limits(joins_per_user=1, burst=3))
-    board.tell("x" * 3000)
+    board = board_of("a", limits=Limits(joins_per_user=1, burst=3))
     client = inside(board)
-    before = client.session.size
-    ask(client)
-    client.link.read()
-    assert before - client.session.size > 3000
     for _ in range(10):
         ask(client)
     *_, error = client.link.read()
     assert (error["id"], error["payload"]["code"], error["payload"]["limit"]) == (7, "RATE_LIMITED", "joins")
+
+
+def asked_twice(bytes_per_user: int) -> tuple[Board, Client]:
+    """A user has been given a page of 5 KB, and asked for it on another socket, which is returned, meanwhile."""
+    limits = Limits(bytes_per_user=bytes_per_user, burst=3)
+    board = board_of("", limits=limits, single=False)
+    board.tell("x" * 5000)
+    clients = [inside(board) for _ in range(2)]
+    board.logs.held = []
+    for client in clients:
+        ask(client)
+    board.logs.answer()
+    board.logs.held = None
+    board.clock.advance(0)
+    assert answer(clients[0])[0] == [(1, "x" * 5000)]
+    return board, clients[1]
+
+
+def test_its_bytes_count_for_the_user_and_the_next_one_waits() -> None:
+    board, client = asked_twice(1000)
+    board.clock.advance(1.5)
+    assert client.link.read() == []
+    board.clock.advance(1.0)
+    assert answer(client)[0] == [(1, "x" * 5000)]
+
+
+def test_who_would_wait_for_too_long_is_refused() -> None:
+    _, client = asked_twice(200)
+    (error,) = client.link.read()
+    payload = {"code": "RATE_LIMITED", "message": "this user reads too much", "retryAfter": 1.0, "limit": "user"}
+    assert error == {"type": "error", "id": 7, "payload": payload}
 
 
 def test_a_user_over_its_budget_is_refused() -> None:

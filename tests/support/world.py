@@ -113,6 +113,7 @@ class House:
         self.access_watch = core.access_watch
         self.membership = core.membership
         self.following = core.membership.following
+        self.reading = core.membership.resuming.reading
         self.requests = core.requests
         self.gateway = core.gateway
         self.deliveries = core.deliveries
