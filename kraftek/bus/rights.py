@@ -135,6 +135,9 @@ def needs_of(config: Config) -> list[Need]:
     heard = [f"{prefix}{config.redis.broadcast}", prefix + names.INVALIDATION, prefix + names.LISTENED, replies]
     heard += [prefix + names.SELF_REGISTERED, TRACKING_CHANNEL.decode()]
     heard += [prefix + names.topic_channel(names.room_topic("*"))] if keeps else []
+    if any(policy.presence for policy in config.rooms):
+        published.append(prefix + names.shown_key("*"))
+        heard.append(prefix + names.shown_key("*"))
     needs += [Need(f"&{channel}", ("PUBLISH", channel.replace("*", "x"), "")) for channel in published]
     needs += [Need(f"&{channel}", ("SUBSCRIBE", channel.replace("*", "x"))) for channel in heard]
     return needs
@@ -168,6 +171,8 @@ def _keys(config: Config) -> list[str]:
     if any(policy.history for policy in config.rooms):
         keys += [names.HISTORY_RULES, names.HISTORY_FOLLOWING]
         keys += [names.history_position_key("*"), names.history_log_key("*"), names.history_ids_key("*")]
+    if any(policy.presence for policy in config.rooms):
+        keys.append(names.shown_key("*"))
     for service in config.services:
         if service.transport == "stream":
             partitions = range(service.partitions)

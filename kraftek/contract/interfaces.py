@@ -18,6 +18,7 @@ from kraftek.contract.messages import Gap, Grant, Inbound, Outbound, Outgoing, T
 
 __all__ = [
     "EntryListener",
+    "Here",
     "IAccess",
     "IAccessChecker",
     "IAccessListener",
@@ -97,6 +98,13 @@ class Page(Struct, frozen=True):
     first: int | None
     more: bool = False
     messages: Sequence[bytes] = ()
+
+
+class Here(Struct, frozen=True):
+    """How many users are in a room, and all or some of them, each with what it shows of itself: JSON, or nothing."""
+
+    count: int
+    users: dict[str, bytes]
 
 
 EntryListener = Callable[[str, bytes, int], None]
@@ -377,6 +385,8 @@ class IRooms(Interface):
     All of these fail as ``IBus.call``.
     """
 
+    shown = Attribute("Shown: what users of this process show of themselves, in rooms that clients may watch.")
+
     def begin_epoch() -> Deferred[int]:
         """Tell services that ``IBus.epoch`` has begun, unless another process has told them. Fires with Redis's time in
         microseconds.
@@ -408,6 +418,12 @@ class IRooms(Interface):
 
     def bury(entries: Sequence[RoomEntry]) -> Deferred[None]:
         """As ``leave``, for entries of processes that died: each of them that nobody else has removed yet."""
+
+    def here(room_id: str, most: int, preferred: Sequence[str]) -> Deferred[Here]:
+        """Who is in the room: all of its users, or ``most`` of them if there are more, those of the ``preferred`` ones
+        first. In a room with presence for clients :func:`kraftek.contract.names.shown_key` is the channel on which
+        gateways hear that this may have changed.
+        """
 
 
 class ITopicLogs(Interface):

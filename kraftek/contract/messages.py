@@ -14,11 +14,13 @@ from msgspec import Raw, Struct
 from kraftek.contract.settings import EventPolicy
 
 __all__ = [
+    "ABSENT",
     "HISTORY_LIMIT",
     "ID_LENGTH",
     "NULL",
     "ROOM_ID_LENGTH",
     "Ack",
+    "AskPresence",
     "Authenticate",
     "Authenticated",
     "Broadcast",
@@ -54,6 +56,9 @@ __all__ = [
 ]
 
 NULL = Raw(b"null")
+
+ABSENT = Raw(b"")
+"""No JSON at all: where a client has left something out."""
 
 RequestId = int | str
 """A client's own name for a request: an integer or a string."""
@@ -123,7 +128,8 @@ class Since(Position, frozen=True, rename="camel"):
 
 class Authenticate(Struct, frozen=True):
     """The client shows a token; ``room_id`` is the room it wants to be in with it. ``last``: so many messages of the
-    room's history are to come first, unless it gets what it has missed ``since``.
+    room's history are to come first, unless it gets what it has missed ``since``. ``data``: what it shows of itself
+    to others there.
     """
 
     token: Token
@@ -131,15 +137,17 @@ class Authenticate(Struct, frozen=True):
     id: RequestId | None = None
     since: Since | None = None
     last: int = 0
+    data: Raw = ABSENT
 
 
 class Join(Struct, frozen=True):
-    """The client wants to be in one room more. ``last``: as in :class:`Authenticate`."""
+    """The client wants to be in one room more. ``last``, ``data``: as in :class:`Authenticate`."""
 
     room_id: str
     id: RequestId | None = None
     since: Since | None = None
     last: int = 0
+    data: Raw = ABSENT
 
 
 class History(Struct, frozen=True):
@@ -161,6 +169,17 @@ class Leave(Struct, frozen=True):
     id: RequestId | None = None
 
 
+class AskPresence(Struct, frozen=True):
+    """The client wants to know who is in its room. ``version``: that of what it was told before, if it was.
+    ``changes``: it wants to be told of them from now on.
+    """
+
+    room_id: str
+    id: RequestId | None = None
+    version: str | None = None
+    changes: bool = True
+
+
 class Event(Struct, frozen=True, gc=False):
     """``name`` is as the client sent it, unchecked; ``room_id`` chooses among the rooms joined. ``resent``: the client
     has sent it before, under the same id.
@@ -180,7 +199,7 @@ class Ping(Struct, frozen=True):
     id: RequestId | None = None
 
 
-Inbound = Authenticate | Join | Leave | History | Event | Ping
+Inbound = Authenticate | Join | Leave | History | AskPresence | Event | Ping
 
 # Gateway → client: what a dialect encodes.
 

@@ -108,6 +108,8 @@ class Counters(Struct):
     posts_refused: Annotated[
         int, Meta(description="Long-polling sessions closed because too much that clients had posted was not handled")
     ] = 0
+    presence_reads: Annotated[int, Meta(description="Readings of who is in a room that clients watch")] = 0
+    presence_told: Annotated[int, Meta(description="Messages about who is in a room, each client counted")] = 0
     publish_requests: Annotated[
         dict[str, int], Meta(description="Answers to POST /publish of the operator's port", extra={"label": "status"})
     ] = field(default_factory=lambda: dict.fromkeys(PUBLISH_STATUSES, 0))

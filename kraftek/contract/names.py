@@ -20,6 +20,8 @@ Keys and channels are here without the configured prefix, which the bus and the 
                                     themselves: :mod:`kraftek.contract.registrations`
 ``gateway:epoch``                   the epoch of Redis's data: :attr:`kraftek.contract.interfaces.IBus.epoch`
 ``gateways:history:…``              what was told to topics: :mod:`kraftek.contract.history`
+``gateways:presence:<room>``        what users show in a room, and the channel of who comes and goes there:
+                                    :mod:`kraftek.core.rooms.room_cache`
 ``request:…``                       requests and their answers: :mod:`kraftek.core.requests`
 ``gateway:published:<digest>``      what was published under an idempotency key: :mod:`kraftek.daemon.publish_requests`
 ==================================  ====================================================================================
@@ -45,6 +47,7 @@ __all__ = [
     "GATEWAY_LENGTH",
     "GATEWAY_NAME",
     "GATEWAY_OWN",
+    "GATEWAY_PRESENCE",
     "GATEWAY_STREAM",
     "HISTORY_FOLLOWING",
     "HISTORY_RULES",
@@ -86,6 +89,7 @@ __all__ = [
     "room_key",
     "room_topic",
     "service_of",
+    "shown_key",
     "socket_key",
     "sockets_key",
     "stream_of",
@@ -349,6 +353,19 @@ def history_ids_key(topic: str) -> str:
 def topic_channel(topic: str) -> str:
     """The channel of what it is told: ``<epoch> <offset> <message>``."""
     return f"{_HISTORY}{topic}"
+
+
+# Presence for clients
+
+GATEWAY_PRESENCE = "gateway:room:presence"
+"""What a permission has to cover for a client to see who is in its room."""
+
+
+def shown_key(room_id: str) -> str:
+    """The hash of what users show of themselves in the room, by socket; and the channel on which gateways hear that
+    something may have changed there.
+    """
+    return f"{GATEWAY_LEASES}:presence:{room_id}"
 
 
 # Requests

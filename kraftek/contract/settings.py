@@ -77,6 +77,7 @@ Files = Annotated[tuple[Text, ...], Meta(description="a list of files")]
 Claim = Annotated[str, Meta(min_length=1, description="the name of a claim")]
 Leeway = Annotated[float, Meta(ge=0, le=300, description="seconds, from 0 to 300")]
 History = Annotated[int, Meta(ge=0, le=100_000, description="a whole number from 0 to 100000")]
+PresenceUsers = Annotated[int, Meta(ge=1, le=1000, description="a whole number from 1 to 1000")]
 HistoryBytes = Annotated[int, Meta(ge=1, le=2**26, description="a number of bytes from 1 to 67108864")]
 Partitions = Annotated[int, Meta(ge=0, le=256, description="a whole number from 0 to 256")]
 NamePattern = Annotated[
@@ -165,8 +166,9 @@ class Limits(Struct, frozen=True, kw_only=True):
     the body of a plain one.
     ``request_window``: how long, beyond its service's ``timeout``, a request and its answer are
     known if it is sent again; 0 is off. ``answer_bytes``: of answers that are stored for that at a time; a user has at
-    most an eighth of them, and a service a half. ``memory``: of the process; above it what waits is given up, the worst
-    first, and new clients are turned away; 0 is off.
+    most an eighth of them, and a service a half. ``presence_bytes``: of the data that a client shows of itself in a
+    room, as JSON. ``memory``: of the process; above it what waits is given up, the worst first, and new clients are
+    turned away; 0 is off.
 
     What one may send in a second, 0 for no limit; after a quiet time as much as in ``burst`` seconds at once.
     ``events_per_…``, ``bytes_per_…``: messages of clients and what counts as much, and their bytes: of a socket, user,
@@ -191,6 +193,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     request_timeout: Seconds = 30.0
     request_window: SecondsOrZero = 120.0
     answer_bytes: Count = 67_108_864
+    presence_bytes: Count = 1024
     memory: BytesOrZero = 0
     burst: Seconds = 5.0
     events_per_socket: CountOrZero = 2000
@@ -287,11 +290,13 @@ class EventPolicy(Struct, frozen=True, kw_only=True):
 
 
 class RoomPolicy(Struct, frozen=True, kw_only=True):
-    """One of ``[rooms]``: what is kept of what services tell rooms.
+    """One of ``[rooms]``: what is kept of what services tell rooms, and whether clients may see who is there.
 
     ``pattern``: the name of a room, or of several with one ``*`` for any text. ``history``: messages that are kept, 0
     for none; ``history_bytes``: of them together, or one larger message. ``history_ttl``: seconds after the last one
     after which all are forgotten. ``events``: patterns over the types of messages that are kept; without any, all are.
+    ``presence``: clients may ask who is in the room, and hear of changes; ``presence_users``: how many users they are
+    told of, at most.
     """
 
     pattern: str
@@ -299,6 +304,15 @@ class RoomPolicy(Struct, frozen=True, kw_only=True):
     history_ttl: Seconds = 600.0
     history_bytes: HistoryBytes = 1_048_576
     events: MessagePatterns = ()
+    presence: Flag = False
+    presence_users: PresenceUsers = 100
+
+    def covers(self, room_id: str) -> bool:
+        """Whether it is about this room. The first of ``[rooms]`` that is counts."""
+        head, star, tail = self.pattern.partition("*")
+        if not star:
+            return room_id == head
+        return len(room_id) >= len(head) + len(tail) and room_id.startswith(head) and room_id.endswith(tail)
 
 
 class Config(Struct, frozen=True, kw_only=True):

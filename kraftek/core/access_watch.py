@@ -70,10 +70,12 @@ class AccessWatch:
         self._expired = ExpiredTokens()
         access.add_listener(self)
 
-    def granted(self, session: Session, room_id: str | None, token: Token, grant: Grant) -> None:
-        """The session enters the room; the grant is watched until the session is out of it."""
+    def granted(self, session: Session, room_id: str | None, token: Token, grant: Grant, data: bytes = b"") -> None:
+        """The session enters the room; the grant is watched until the session is out of it. ``data``: what it shows of
+        itself there.
+        """
         self._again.forget(session, room_id)
-        self._membership.enter(session, room_id, HeldGrant(token, grant))
+        self._membership.enter(session, room_id, HeldGrant(token, grant), data)
         self._renewed(session, room_id, token, grant)
 
     def seconds_left(self, *ends: float | None) -> float | None:
@@ -207,6 +209,7 @@ class AccessWatch:
         overrun = self._withholding.end(session, room_id)
         if overrun is not None:
             self._membership.resuming.interrupted(session, room_id, overrun.since)
+            self._membership.presence.interrupted(session, room_id)
         if not session.asked:
             self._expired.forget(session)
         self.changed(session)

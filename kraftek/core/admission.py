@@ -30,6 +30,7 @@ from kraftek.core.access_watch import AccessWatch
 from kraftek.core.budgets import Asker, Budgets
 from kraftek.core.membership import Membership
 from kraftek.core.refreshes import Refreshes
+from kraftek.core.rooms.shown import read_data
 from kraftek.core.roster import Roster
 from kraftek.core.session import Session, SessionState
 
@@ -53,6 +54,7 @@ class Admission:
         self._access_watch = access_watch
         self._membership = membership
         self.resuming = membership.resuming
+        self.presence = membership.presence
         self._refreshes = Refreshes(access, access_watch, roster, budgets, membership.resuming)
         self._roster = roster
         self.budgets = budgets
@@ -88,9 +90,10 @@ class Admission:
         if not token.value:
             raise PeerError(Code.AUTH_FAILED, "Token and roomId required", closes=True, id=message.id)
         self._check_bound(session, message)
+        data = self._data(message)
         if session.user_id is not None:
             self._charge(session.user_id, message)
-            self._refresh(session, message)
+            self._refresh(session, message, data)
             return
         self._arrivals.pop(session, None)
         session.check_begins()
@@ -107,7 +110,7 @@ class Admission:
             def answer(standing: Standing | None) -> None:
                 session.send(Authenticated(grant.user_id, room_id, message.id, left, standing))
 
-            let_in = partial(self._access_watch.granted, session, room_id, token, grant)
+            let_in = partial(self._access_watch.granted, session, room_id, token, grant, data)
             return self.resuming.enter(session, room_id, message.since, let_in, answer, last=message.last)
 
         d = self._access.check(token, message.room_id, Asker(session, token.digest, self.budgets))
@@ -122,6 +125,7 @@ class Admission:
         assert token is not None
         assert session.user_id is not None
         self._check_bound(session, message)
+        data = self._data(message)
         self._charge(session.user_id, message)
         session.check_begins()
 
@@ -140,7 +144,7 @@ class Admission:
                 if not done:
                     raise PeerError(Code.ACCESS_DENIED, "not in this room any more")
 
-            let_in = partial(self._access_watch.granted, session, room_id, token, grant)
+            let_in = partial(self._access_watch.granted, session, room_id, token, grant, data)
             entering = self.resuming.enter(session, room_id, message.since, let_in, answer, last=message.last)
             return entering.addCallback(answered)
 
@@ -163,13 +167,13 @@ class Admission:
         d.addErrback(_refused, session, message)
         d.addBoth(session.check_ends)
 
-    def _refresh(self, session: Session, message: Authenticate) -> None:
+    def _refresh(self, session: Session, message: Authenticate, data: bytes) -> None:
         """The client goes on meanwhile, unless it enters a room by that: what follows may be for that room."""
         enters = message.room_id is not None and message.room_id not in session.rooms
         if enters:
             session.check_begins()
         session.refreshes += 1
-        d = self._refreshes.begin(session, message)
+        d = self._refreshes.begin(session, message, data)
         d.addBoth(_refreshed, session)
         if enters:
             d.addBoth(session.check_ends)
@@ -214,6 +218,12 @@ class Admission:
         except PeerError as error:
             error.id = message.id
             raise
+
+    def _data(self, message: Authenticate | Join) -> bytes:
+        try:
+            return read_data(message.data, self._limits.presence_bytes)
+        except ValueError as error:
+            raise PeerError(Code.INVALID_MESSAGE, str(error), id=message.id) from None
 
     def _check_bound(self, session: Session, message: Authenticate | Join) -> None:
         room_id, bound = message.room_id, self._limits.rooms

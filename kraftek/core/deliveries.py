@@ -126,11 +126,11 @@ class Deliveries:
         if message is not None:
             self._counters.broadcasts += 1
             delivery = Delivery(message.type, message.payload, topic.room_id, offset=offset)
-            self._send(delivery, topic.audience(message.exclude_socket_ids or ()))
+            self.send(delivery, topic.audience(message.exclude_socket_ids or ()))
 
     def tell_again(self, session: Session, topic: Topic, delivery: Delivery) -> None:
         """Deliver what the topic was told to one who has missed it."""
-        self._send(delivery, ((session.dialect, (topic.outlet(session),)),))
+        self.send(delivery, ((session.dialect, (topic.outlet(session),)),))
 
     def past(
         self, room_id: str | None, first: int, bodies: Iterable[bytes], *, but_for: Collection[str]
@@ -191,9 +191,10 @@ class Deliveries:
                 audience = self._roster.audience_without(room_id, message.exclude_socket_ids)
             else:
                 audience = self._roster.audience(room_id)
-        self._send(Delivery(message.type, message.payload, room_id), audience)
+        self.send(Delivery(message.type, message.payload, room_id), audience)
 
-    def _send(self, delivery: Delivery, audience: Audience) -> None:
+    def send(self, delivery: Delivery, audience: Audience) -> None:
+        """Send it to these, encoded once for all of a kind."""
         for dialect, links in audience:
             outgoing = dialect.encode(delivery)
             if outgoing is not None:

@@ -14,6 +14,7 @@ from zope.interface.verify import verifyObject
 from kraftek.contract.errors import Code, NotPublished, PeerError
 from kraftek.contract.interfaces import IClientLink, IDialect, IEventRouter
 from kraftek.contract.messages import (
+    AskPresence,
     Authenticate,
     Connected,
     Envelope,
@@ -40,7 +41,7 @@ from kraftek.core.session import HeldGrant, Session
 
 __all__ = ["Gateway"]
 
-_LIMITED = frozenset({Authenticate, History, Join})
+_LIMITED = frozenset({AskPresence, Authenticate, History, Join})
 """What else is refused to a user or an address that is over its budget."""
 
 
@@ -73,6 +74,7 @@ class Gateway:
         self._reply_to = reply_to
         self._admission = admission
         self._pages = Pages(admission.resuming, roster, admission.budgets)
+        self._presence = admission.presence
         self._roster = roster
         self._budgets = admission.budgets
         self.turns = turns
@@ -115,9 +117,9 @@ class Gateway:
             self._admission.join(session, message)
         elif type(message) is Leave:
             self._admission.leave(session, message)
-        elif type(message) is History:
+        elif type(message) is History or type(message) is AskPresence:
             try:
-                self._read_history(session, message)
+                self._look(session, message)
             except PeerError as error:
                 error.id = message.id
                 raise
@@ -196,7 +198,7 @@ class Gateway:
             raise unreachable_error(event.name, event.id) from None
         self._counters.published += 1
 
-    def _read_history(self, session: Session, message: History) -> None:
+    def _look(self, session: Session, message: History | AskPresence) -> None:
         try:
             grant = session.rooms[message.room_id]
         except KeyError:
@@ -206,8 +208,10 @@ class Gateway:
             session.handle(message)
         elif grant.suspended:
             raise _unpermitted(grant)
-        else:
+        elif type(message) is History:
             self._pages.answer(session, message)
+        elif type(message) is AskPresence:
+            self._presence.ask(session, message)
 
     def _deny(
         self, session: Session, event: Event, service: Registration, room_id: str | None, error: PeerError

@@ -6,6 +6,8 @@ Called by :mod:`kraftek.core.admission` and :mod:`kraftek.core.access_watch`. It
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
@@ -13,6 +15,7 @@ from kraftek.contract.errors import Code, NotPublished
 from kraftek.contract.fleet import Fleet
 from kraftek.contract.interfaces import IBus, IRooms, Mended, RoomEntry
 from kraftek.contract.names import gateway_of, reply_channel
+from kraftek.core.presence import Presence
 from kraftek.core.resuming import Resuming
 from kraftek.core.rooms.reconciliation import Reconciliation
 from kraftek.core.roster import Roster
@@ -24,7 +27,7 @@ __all__ = ["Membership"]
 class Membership:
     """The rooms of the sessions on this process. ``single``: one socket per user and room, the newest of those that are
     in it by their tokens: a room that a service gives is no login. ``following``: those of the rooms that have a
-    history; ``resuming``: where clients begin in them.
+    history; ``resuming``: where clients begin in them. ``presence``: what they see of each other.
     """
 
     def __init__(
@@ -36,17 +39,21 @@ class Membership:
         clock: IReactorTime,
         fleet: Fleet,
         *,
+        presence: Presence,
         single: bool = True,
     ) -> None:
         self._bus = bus
+        self.presence = presence
         self.resuming = resuming
         self.following = resuming.following
         self._roster = roster
         self._single = single
         self.reconciliation = Reconciliation(rooms, bus, clock, fleet, self._found)
 
-    def enter(self, session: Session, room_id: str | None, held: HeldGrant) -> None:
-        """Store the session's grant, and put it into the room if it is not there yet."""
+    def enter(self, session: Session, room_id: str | None, held: HeldGrant, data: bytes = b"") -> None:
+        """Store the session's grant, and put it into the room if it is not there yet. ``data``: what it shows of itself
+        there, if it has said so.
+        """
         known = session.rooms.get(room_id)
         session.rooms[room_id] = held
         if not held.given:
@@ -59,9 +66,15 @@ class Membership:
         self.following.enter(room_id)
         if session.room_id is None and not held.given:
             session.room_id = room_id
-        if known is not None and known.given == held.given:
-            return
-        self.reconciliation.enter(_entry(session, room_id), given=held.given)
+        entry = _entry(session, room_id)
+        shows_another = bool(data) and self.presence.shown.show(entry, data)
+        if known is not None:
+            self.presence.judge(session, room_id)
+            if known.given == held.given:
+                if shows_another:
+                    self.reconciliation.doubt(entry)
+                return
+        self.reconciliation.enter(entry, given=held.given)
         if self._single and not held.given:
             assert session.user_id is not None
             for other in tuple(self._roster.user(session.user_id)):
@@ -80,15 +93,34 @@ class Membership:
         self._roster.leave(session, room_id)
         if session.room_id == room_id:
             session.room_id = next((other for other in session.asked if other is not None), None)
-        self.reconciliation.leave(_entry(session, room_id), reason)
+        self._left(session, room_id, reason)
+
+    def shown(self, session: Session) -> list[tuple[str, bytes]]:
+        """What it shows of itself, in which rooms: for another version of the gateway."""
+        rooms = [room_id for room_id in session.rooms if room_id is not None] if self.presence else []
+        given = [(room_id, self.presence.shown.data(_entry(session, room_id))) for room_id in rooms]
+        return [(room_id, data) for room_id, data in given if data != b"null"]
+
+    def show(self, session: Session, shown: Iterable[tuple[str, bytes]]) -> None:
+        """Go on with it."""
+        for room_id, data in shown:
+            if room_id in session.rooms:
+                self.presence.shown.show(_entry(session, room_id), data)
 
     def departed(self, session: Session) -> None:
         """The client disconnected: remove its session from all rooms."""
         for room_id in session.rooms:
             if room_id is not None:
-                self.reconciliation.leave(_entry(session, room_id), "closed")
+                self._left(session, room_id, "closed")
         self._roster.remove(session)
         session.rooms = {}
+
+    def _left(self, session: Session, room_id: str, reason: str) -> None:
+        entry = _entry(session, room_id)
+        if self.presence:
+            self.presence.left(session, room_id)
+            self.presence.shown.forget(entry)
+        self.reconciliation.leave(entry, reason)
 
     def _found(self, mended: Mended) -> None:
         """The user has other sockets in the room. Only the newest may stay, and each process closes its own."""

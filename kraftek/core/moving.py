@@ -45,6 +45,7 @@ class ClientState(Struct, kw_only=True):
     """A session. ``authenticate_by``: when it has to have authenticated, if it has not. ``refused``: since when it goes
     on above its budgets, when that was last refused, and when it was last told. ``full_at``: when its own budget is
     full again, of events and of bytes. ``refresh_by``: when it has to have shown another token, if its own has expired.
+    ``watched``: rooms of which it is told who is there; ``shown``: what it shows of itself in each room.
     """
 
     socket_id: str
@@ -62,15 +63,20 @@ class ClientState(Struct, kw_only=True):
     full_at: tuple[float, float] = (0.0, 0.0)
     withheld: WithheldState | None = None
     refresh_by: float | None = None
+    watched: list[str] = []
+    shown: list[tuple[str, bytes]] = []
 
 
 class CoreState(Struct, kw_only=True):
-    """What belongs to no session. ``positions``: where the rooms with history are."""
+    """What belongs to no session. ``positions``: where the rooms with history are; ``presence``: what was told last of
+    those that are watched.
+    """
 
     requests: RequestsState
     standing: StandingState
     budgets: BudgetState
     positions: list[TopicPosition] = []
+    presence: list[tuple[str, str]] = []
     self_registered: dict[str, SelfRegistered] = {}
 
 
@@ -122,6 +128,8 @@ class CoreMove:
             full_at=self._admission.budgets.full_at(session),
             withheld=self._access_watch.withheld(session),
             refresh_by=self._access_watch.refresh_by(session),
+            watched=self._membership.presence.watched(session),
+            shown=self._membership.shown(session),
         )
         return msgspec.msgpack.encode(state)
 
@@ -151,6 +159,8 @@ class CoreMove:
             if each.room_id is not None:
                 self._roster.enter(session, each.room_id)
         self._access_watch.restore(session, state.withheld, state.refresh_by)
+        self._membership.show(session, state.shown)
+        self._membership.presence.restore(session, state.watched)
         return session
 
     def give(self) -> bytes:
@@ -160,6 +170,7 @@ class CoreMove:
             standing=self._membership.reconciliation.give(),
             budgets=self._admission.budgets.give(),
             positions=self._membership.following.give(),
+            presence=self._membership.presence.give(),
             self_registered=self._self_registrations.give(),
         )
         return msgspec.msgpack.encode(state)
@@ -174,6 +185,7 @@ class CoreMove:
         self._membership.reconciliation.take(state.standing)
         self._admission.budgets.take(state.budgets)
         self._membership.following.take(state.positions)
+        self._membership.presence.take(state.presence)
 
 
 def _grant_state(room_id: str | None, held: HeldGrant) -> GrantState:

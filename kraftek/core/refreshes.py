@@ -40,11 +40,11 @@ class Refreshes:
         self._roster = roster
         self._budgets = budgets
 
-    def begin(self, session: Session, message: Authenticate) -> Deferred[None]:
-        """Fires when the client is answered."""
-        return Deferred.fromCoroutine(self._refresh(session, message))
+    def begin(self, session: Session, message: Authenticate, data: bytes) -> Deferred[None]:
+        """Fires when the client is answered. ``data``: what it shows of itself in the room that it names."""
+        return Deferred.fromCoroutine(self._refresh(session, message, data))
 
-    async def _refresh(self, session: Session, message: Authenticate) -> None:
+    async def _refresh(self, session: Session, message: Authenticate, data: bytes) -> None:
         before = {room_id: session.rooms[room_id].token for room_id in session.asked}
         main = session.room_id if message.room_id is None else message.room_id
         others = [room_id for room_id in before if room_id != main]
@@ -75,7 +75,7 @@ class Refreshes:
         if entered:
             assert isinstance(answer, Grant)
             self._show(session, message)
-            self._access_watch.granted(session, main, message.token, answer)
+            self._access_watch.granted(session, main, message.token, answer, data)
             if resumes:
                 assert main is not None
                 await self._resuming.resume(session, main, message.since, answered, last=message.last)

@@ -202,6 +202,10 @@ class Roster:
             if (others := [outlet for outlet in outlets if outlet not in absent])
         )
 
+    def audience_among(self, room_id: str, sessions: Sequence[Session]) -> Audience:
+        """These sessions of the room as a message to them needs them that does not wait until they have caught up."""
+        return _audience(map(_dialect, sessions), [self.outlet(session, room_id) for session in sessions])
+
     def _has_links(self, room_id: str) -> bool:
         return room_id not in self._diverted and room_id not in self._held_back
 

@@ -37,6 +37,7 @@ from kraftek.core.history.rules import Rules
 from kraftek.core.history_turns import HistoryTurns
 from kraftek.core.membership import Membership
 from kraftek.core.moving import CoreMove
+from kraftek.core.presence import Presence
 from kraftek.core.registry import EventRouter, ServiceRegistry
 from kraftek.core.requests import Requests
 from kraftek.core.resuming import Resuming
@@ -135,7 +136,8 @@ def core_of(
     deliveries = Deliveries(roster, requests, counters, clock, iteration, now)
     turns, reading = _turns(accounts, clock), HistoryTurns(budgets, clock)
     resuming = _resuming(config, gateway_id, bus, roster, deliveries, counters, logs, reading, turns)
-    membership = Membership(rooms, bus, roster, resuming, clock, fleet, single=config.sessions == "single")
+    presence, single = Presence(bus, rooms, roster, deliveries, budgets, clock, counters), config.sessions == "single"
+    membership = Membership(rooms, bus, roster, resuming, clock, fleet, presence=presence, single=single)
     access_watch = AccessWatch(access, membership, roster, counters, clock, limits=config.limits, now=now)
     admission = Admission(access, access_watch, membership, roster, budgets, config.limits, clock)
     parts = router, dispatch, requests, admission, roster
@@ -372,6 +374,7 @@ def gauges_of(
     gauges.add("rooms", "Rooms with a client of this process in them", lambda: roster.rooms)
     followed = "Rooms with history of which this process gets what they are told"
     gauges.add("rooms_followed", followed, lambda: len(core.membership.following))
+    gauges.add("rooms_watched", "Rooms whose clients are told who is there", lambda: len(core.membership.presence))
     gauges.add("redis_up", "Whether Redis is connected and takes writes", lambda: bus.fault is None)
     gauges.add("requests", "Requests of this process's clients that wait for their answers", lambda: len(requests))
     stored = "Bytes of answers that Redis stores for requests of this process's clients that are sent again"
@@ -398,6 +401,7 @@ def sweeps_of(core: Core) -> tuple[Sweep, ...]:
         (core.access_watch.sweep, SWEEP_INTERVAL),
         (core.membership.reconciliation.sweep, SWEEP_INTERVAL),
         (core.membership.following.sweep, SWEEP_INTERVAL),
+        (core.membership.presence.sweep, SWEEP_INTERVAL),
         (core.membership.following.follow, FOLLOW_INTERVAL),
         (core.requests.sweep, SWEEP_INTERVAL),
         (core.dispatch.sweep, _TRIM_INTERVAL),

@@ -253,6 +253,7 @@ class Daemon(Service):
 
     def _make_core(self, bus: RedisBus, iteration: Iteration, access: IAccess) -> Core:
         gateway_id = self._succession.gateway_id or new_gateway_id()
+        reply_to = bus.channel_name(reply_channel(gateway_id))
         local = LocalServices(self._reactor, self._config, self._processors, bus, gateway_id)
         core = core_of(
             self._config,
@@ -261,7 +262,7 @@ class Daemon(Service):
             dispatch=local.dispatch(self.registry, self.accounts),
             bus=bus,
             access=access,
-            rooms=RedisRooms(bus, self.registry, gateway_id, bus.channel_name(reply_channel(gateway_id))),
+            rooms=RedisRooms(bus, self.registry, gateway_id, reply_to, policies=self._config.rooms),
             counters=self.counters,
             accounts=self.accounts,
             clock=self._reactor,

@@ -74,6 +74,7 @@ LIVE = frozenset(
         "limits.invalid_messages",
         "limits.rooms",
         "limits.requests",
+        "limits.presence_bytes",
         "limits.connections",
         "limits.memory",
         "operator.publish_token_file",

@@ -71,6 +71,9 @@ def test_keys_and_channels_are_those_of_the_configuration() -> None:
     more = {need.right for need in needs_of(kept)} - rights
     own = "k:gateways:history:"
     assert {f"~{own}rules", f"~{own}position:*", f"~{own}log:*", f"&{own}room:*"} <= more
+    watched = Config(redis=config.redis, services=SERVICES, rooms=(RoomPolicy(pattern="*", presence=True),))
+    shown = "k:gateways:presence:*"
+    assert {need.right for need in needs_of(watched)} - rights == {f"~{shown}", f"&{shown}"}
     assert {"~k:room:*", "~k:events:notes", "~k:events:board:0", "~k:events:board:1", "~k:gateways:lost"} <= rights
     assert {"&k:events:chat", "&k:all", "&k:events:reply:*", "&__redis__:invalidate"} <= rights
     assert not {"~k:events:chat", "&k:events:notes", "~k:events:board", "&k:events:broadcast"} & rights

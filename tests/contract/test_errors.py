@@ -19,6 +19,7 @@ TABLE = {
     "ACCESS_REVOKED": 4403,
     "NO_HISTORY": None,
     "TOKEN_EXPIRED": 4401,
+    "NO_PRESENCE": None,
     "SERVICE_UNAVAILABLE": None,
     "TIMEOUT": None,
     "RATE_LIMITED": 4429,

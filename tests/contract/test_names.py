@@ -83,6 +83,7 @@ def test_names_that_others_write() -> None:
         "GATEWAY_LEASES": "gateways",
         "GATEWAY_NAME": "gateway",
         "GATEWAY_OWN": "gateway:",
+        "GATEWAY_PRESENCE": "gateway:room:presence",
         "GATEWAY_STREAM": "events:gateway",
         "HISTORY_FOLLOWING": "gateways:history:following",
         "HISTORY_RULES": "gateways:history:rules",
@@ -115,6 +116,7 @@ def test_names_that_others_write() -> None:
     assert names.late_answer_key("g.1", "7") == "request:adopted:g.1:7"
     assert names.late_answer_key("g.1", 7) == "request:adopted:g.1#7"
     assert names.room_key("kitchen") == "room:kitchen"
+    assert names.shown_key("kitchen") == "gateways:presence:kitchen"
     assert names.socket_key("ada", "kitchen") == "socket:ada:kitchen"
     assert names.sockets_key('["ada","kitchen"]') == 'sockets:["ada","kitchen"]'
 

@@ -10,13 +10,15 @@ from msgspec.structs import replace
 
 from kraftek.contract.errors import Code, Limit, PeerError
 from kraftek.contract.messages import Token
-from kraftek.contract.settings import Limits, Registration, SelfRegistration
+from kraftek.contract.settings import Limits, Registration, RoomPolicy, SelfRegistration
 from kraftek.core.request_queue import Request
 from kraftek.core.self_registrations import SelfRegistered
 from kraftek.core.session import SessionState
 from kraftek.edge.dialects.native import NativeDialect
 from tests.support.fakes import FakeLink
 from tests.support.world import CHAT, NOTES, Client, House
+
+BOARDS = (RoomPolicy(pattern="*", presence=True),)
 
 
 def admitted(house: House, user_id: str = "ann", room_id: str = "room", **grant: Any) -> Client:
@@ -40,6 +42,8 @@ def taken_over(
         limits=limits or house.limits,
         sockets=house.rooms.sockets,
         auto_register=house.auto_register,
+        history=BOARDS,
+        data=house.rooms.data,
     )
     new.clock.advance(house.clock.seconds())
     new.wall_is_ahead = house.wall_is_ahead
@@ -267,6 +271,41 @@ def test_a_service_that_has_registered_itself_is_there() -> None:
     house = House(auto_register=("wiki",))
     house.core.self_registrations.take({"wiki": SelfRegistered(b'{"channel": "x"}', house.clock.seconds() + 5)})
     assert taken_over(house).registry.find("wiki") == SelfRegistration(name="wiki", channel="x")
+
+
+def watching(house: House) -> Client:
+    """A client that shows something of itself, and knows who is in its room."""
+    client = house.connect()
+    shown = {"token": "tann", "roomId": "room", "data": [1]}
+    client.send({"type": "authenticate", "payload": shown})
+    house.access.next().yes("ann")
+    client.send({"type": "presence", "payload": {"roomId": "room"}})
+    client.link.read()
+    return client
+
+
+def test_who_is_told_of_a_room_goes_on_to_be_told() -> None:
+    old = House(history=BOARDS)
+    ann = watching(old)
+    new = taken_over(old)
+    new.pass_time(2)
+    assert link(new, ann).read() == []  # it is as it was told
+    admitted(new, "bob")
+    new.pass_time(2)
+    (change,) = link(new, ann).read()
+    assert change["payload"]["joined"] == [{"userId": "bob"}]
+    assert new.core.membership.shown(new.roster.socket(ann.id) or ann.session) == [("room", b"[1]")]
+
+
+def test_what_changed_during_the_upgrade_is_told_as_a_whole() -> None:
+    old = House(history=BOARDS)
+    ann = watching(old)
+    old.rooms.changed = lambda _: None
+    old.rooms.sockets["room", "bob"] = {"other.1": 1}
+    new = taken_over(old)
+    new.pass_time(2)
+    (said,) = link(new, ann).read()
+    assert said["payload"]["users"] == [{"userId": "ann", "data": [1]}, {"userId": "bob"}]
 
 
 def test_another_version_may_know_more_or_less() -> None:

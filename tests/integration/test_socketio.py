@@ -38,6 +38,7 @@ CLIENTS = Path(__file__).resolve().parent / "socketio"
 TRANSPORTS = {"default": None, "websocket": ["websocket"], "polling": ["polling"]}
 ECHO = {"echo": "events:echo"}
 ANSWERS = {"echo": {"channel": "events:echo", "reply": True}}
+WATCHED = {"rooms": {"watched-*": {"presence": True}}}
 
 
 class Reports:
@@ -278,13 +279,36 @@ def test_a_service_answers_a_request(
     transports: list[str] | None,
 ) -> None:
     service(shared.redis_server, "events:echo")
-    process = shared.gateway(services=ANSWERS)
+    process = shared.gateway(services=ANSWERS, config=WATCHED)
     client.connect(process.http_url, transports, {"token": "ann", "roomId": "kitchen"})
     client.reports.expect("connect")
     client.reports.expect("event", "authenticated")
     for n in range(3):
         client.request("echo:test:reply", {"n": n, "data": bytes([n])})
         assert client.reports.expect("ack") == [{"n": n, "data": bytes([n])}]
+
+
+def test_who_is_in_a_room(shared: Shared, connect: Connect, client: SocketIOClient) -> None:
+    room, reports = f"watched-{client.library.left}", client.reports
+    process = shared.gateway(services=ANSWERS, config=WATCHED)
+    client.connect(process.http_url, ["websocket"], {"token": "ann", "roomId": room, "data": {"name": "Ann"}})
+    reports.expect("connect")
+    reports.expect("event", "authenticated")
+    ann = {"userId": "user_ann", "data": {"name": "Ann"}}
+    client.request("presence", {"roomId": room})
+    (answer,) = reports.expect("ack")
+    version = answer.pop("version")
+    assert answer == {"roomId": room, "count": 1, "users": [ann]}
+    bob = connect(process, "bob", room)
+    (change,) = reports.expect("event", "presence")
+    assert change.pop("version") != version
+    assert change == {"roomId": room, "count": 2, "joined": [{"userId": "user_bob"}]}
+    bob.close()
+    (change,) = reports.expect("event", "presence")
+    assert change == {"roomId": room, "count": 1, "left": ["user_bob"], "version": version}
+    client.request("presence", {"roomId": "elsewhere"})
+    (refusal,) = reports.expect("ack")
+    assert refusal["error"]["code"] == "ACCESS_DENIED"
 
 
 def test_a_service_refuses_a_request(
@@ -299,7 +323,7 @@ def test_a_service_refuses_a_request(
         return {"type": "error", "payload": refusal, **about}
 
     service(shared.redis_server, "events:echo", refuse)
-    process = shared.gateway(services=ANSWERS)
+    process = shared.gateway(services=ANSWERS, config=WATCHED)
     client.connect(process.http_url, ["websocket"], {"token": "ann", "roomId": "kitchen"})
     client.reports.expect("connect")
     client.reports.expect("event", "authenticated")

@@ -17,6 +17,7 @@ from zope.interface import implementer
 from kraftek.contract.errors import Code, NotPublished, PeerError
 from kraftek.contract.interfaces import (
     EntryListener,
+    Here,
     IAccess,
     IAccessListener,
     IAsker,
@@ -34,6 +35,7 @@ from kraftek.contract.interfaces import (
 )
 from kraftek.contract.lua import ForEach
 from kraftek.contract.messages import Grant, Outgoing, Token
+from kraftek.core.rooms.shown import Shown
 
 T = TypeVar("T")
 
@@ -159,12 +161,20 @@ class FakeRooms:
     """The room cache in memory. ``sockets`` of each room and user with when each entered; gateways that share them
     share a Redis. ``named``: this gateway's entries. ``told``: what services hear, as ``(kind, user, room)``.
 
+    ``shown``: what users show, where clients may watch rooms; ``changed`` is called with such a room. ``data``: what
+    each socket shows there. ``reads``: of who is in a room; they wait in ``held`` when that is a list.
+
     Every call fails with ``failure`` when that is set. One that writes has an effect all the same if ``unanswered`` is.
     """
 
     def __init__(self, sockets: dict[tuple[str, str], dict[str, int]] | None = None) -> None:
         self.sockets: dict[tuple[str, str], dict[str, int]] = {} if sockets is None else sockets
         self.named: set[RoomEntry] = set()
+        self.shown = Shown()
+        self.changed: Callable[[str], None] = lambda _: None
+        self.data: dict[tuple[str, str], bytes] = {}
+        self.reads = 0
+        self.held: list[Callable[[], object]] | None = None
         self.told: list[tuple[str, str, str]] = []
         self.failure: Exception | None = None
         self.unanswered = False
@@ -179,6 +189,7 @@ class FakeRooms:
         """Redis loses its data."""
         self.sockets.clear()
         self.named.clear()
+        self.data.clear()
 
     def begin_epoch(self) -> Deferred[int]:
         return self._answer(self._now)
@@ -226,6 +237,24 @@ class FakeRooms:
     def bury(self, entries: Sequence[RoomEntry]) -> Deferred[None]:
         return self.leave([(entry, "gateway_lost") for entry in entries])
 
+    def here(self, room_id: str, most: int, preferred: Sequence[str]) -> Deferred[Here]:
+        self.reads += 1
+        answer: Deferred[Here] = Deferred()
+        reading = self._answer(lambda: self._here(room_id, most, preferred))  # as Redis is now
+        if self.held is None:
+            return reading
+        self.held.append(lambda: reading.chainDeferred(answer))
+        return answer
+
+    def _here(self, room_id: str, most: int, preferred: Sequence[str]) -> Here:
+        users = {user: socket for (room, user), socket in self.entries.items() if room == room_id}
+        chosen = dict.fromkeys([*(user for user in preferred if user in users), *users])
+        listed = [*chosen][:most] if len(users) > most else [*users]
+        return Here(len(users), {user: self._data(room_id, users[user]) for user in listed})
+
+    def _data(self, room_id: str, socket_id: str) -> bytes:
+        return self.data.get((room_id, socket_id), b"-").removeprefix(b"-")
+
     def _answer(self, does: Callable[[], T]) -> Deferred[T]:
         if self.failure is None:
             return succeed(does())
@@ -244,6 +273,10 @@ class FakeRooms:
         self.sockets.setdefault((room_id, user_id), {})[socket_id] = at
         self.named.add(entry)
         self._latest = max(self._latest, at)
+        word = self.shown.word(entry)
+        if word and word != self.data.get((room_id, socket_id)):
+            self.data[room_id, socket_id] = word
+            self.changed(room_id)
 
     def _remove(self, entry: RoomEntry, reason: str) -> None:
         user_id, room_id, socket_id = entry
@@ -252,6 +285,8 @@ class FakeRooms:
         if sockets.pop(socket_id, None) is not None and not sockets:
             del self.sockets[room_id, user_id]
             self.told.append((reason, user_id, room_id))
+        if self.data.pop((room_id, socket_id), None) is not None:
+            self.changed(room_id)
 
 
 @implementer(ITopicLogs)

@@ -15,6 +15,7 @@ from zope.interface.verify import verifyObject
 from kraftek.bus import RedisBus
 from kraftek.contract.errors import Code, NotPublished, PeerError
 from kraftek.contract.interfaces import (
+    Here,
     IAccess,
     IAccessListener,
     IBus,
@@ -29,9 +30,10 @@ from kraftek.contract.lua import ForEach
 from kraftek.contract.messages import Outgoing, Token
 from kraftek.contract.metrics import Counters
 from kraftek.contract.names import LOST_GATEWAYS, entries_key
-from kraftek.contract.settings import Redis
+from kraftek.contract.settings import Redis, RoomPolicy
 from kraftek.core.registry import ServiceRegistry
 from kraftek.core.rooms.room_cache import RedisRooms
+from kraftek.core.rooms.shown import Shown
 from tests.support.fakes import FakeAccess, FakeBus, FakeLink, FakeRooms
 from tests.support.redis_server import PrivateRedis, private_redis
 from tests.support.waiting import until
@@ -256,10 +258,14 @@ class RedisBusTest(BusContract, TestCase):
         await until(lambda: not self.bus.available, "the loss of the subscription")
 
 
+WATCHED = (RoomPolicy(pattern="*", presence=True),)
+
+
 class RoomsContract:
-    """What reconciliation relies on."""
+    """What reconciliation relies on, and presence."""
 
     rooms: IRooms
+    shown: Shown
 
     async def dies(self) -> None:
         """The process that wrote what there is counts as gone."""
@@ -326,12 +332,26 @@ class RoomsContract:
         cursor, entries = await self.rooms.scan(b"0")
         assert (cursor, sorted(entries)) == (b"0", [("u", "r0", "g.1"), ("u", "r2", "g.1")])
 
+    async def test_who_is_in_a_room_is_known_with_what_each_shows(self) -> None:
+        assert await self.rooms.here("r", 2, []) == Here(0, {})
+        self.shown.show(("v", "r", "g.2"), b"[1]")
+        for user_id, socket_id in (("u", "g.1"), ("v", "g.2"), ("w", "g.3")):
+            await self.older(user_id, "r", socket_id)
+        assert await self.rooms.here("r", 3, []) == Here(3, {"u": b"", "v": b"[1]", "w": b""})
+        some = await self.rooms.here("r", 2, ["gone", "w", "v"])
+        assert some == Here(3, {"w": b"", "v": b"[1]"})
+        more = await self.rooms.here("r", 2, ["gone", "w"])
+        assert (more.count, len(more.users), "w" in more.users) == (3, 2, True)
+        await self.rooms.leave([(("v", "r", "g.2"), "left")])
+        assert await self.rooms.here("r", 2, ["v"]) == Here(2, {"u": b"", "w": b""})
+
 
 class FakeRoomsTest(RoomsContract, TestCase):
     """The stand-in."""
 
     def setUp(self) -> None:
         self.rooms = self.fake = FakeRooms()
+        self.shown = self.fake.shown = Shown(WATCHED)
 
     async def test_it_fails_when_it_is_told_to(self) -> None:
         self.fake.failure = NotPublished("Redis is unavailable")
@@ -343,6 +363,7 @@ class FakeRoomsTest(RoomsContract, TestCase):
             self.fake.count(),
             self.fake.scan(b"0"),
             self.fake.bury([("u", "r", "g.1")]),
+            self.fake.here("r", 1, []),
         ):
             self.failureResultOf(failing, NotPublished)
 
@@ -354,7 +375,8 @@ class RedisRoomsTest(RoomsContract, TestCase):
 
     async def setUp(self) -> None:  # type: ignore[override]  # trial waits for it
         self.bus, _ = await real_bus(self)
-        self.rooms = RedisRooms(self.bus, ServiceRegistry(), "g", "k:events:reply:g")
+        self.rooms = RedisRooms(self.bus, ServiceRegistry(), "g", "k:events:reply:g", policies=WATCHED)
+        self.shown = self.rooms.shown
 
     async def dies(self) -> None:
         await self.bus.call("RENAME", [entries_key("g"), LOST_GATEWAYS])

@@ -36,10 +36,12 @@ from kraftek.contract.interfaces import IDialect
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Authenticate
 from kraftek.contract.metrics import Counters
+from kraftek.contract.names import shown_key
 from kraftek.contract.settings import Config, Limits, Registration, RoomPolicy
 from kraftek.core.client_drain import ClientDrain
 from kraftek.core.dispatch import Dispatch
 from kraftek.core.registry import ServiceRegistry
+from kraftek.core.rooms.shown import Shown
 from kraftek.core.session import SessionState
 from kraftek.daemon.assembly import core_of, gauges_of
 from kraftek.edge.dialects.native import NativeDialect
@@ -56,7 +58,8 @@ BROADCAST = "events:broadcast"
 
 class House:
     """One gateway process. Those that are given the same ``channels`` and ``sockets`` share a Redis. ``dispatch``
-    makes what is used in place of the usual one. ``history``: rooms that have one, in ``logs``.
+    makes what is used in place of the usual one. ``history``: what is kept of rooms, in ``logs``, and of which clients
+    see who is there; what users show is in ``data``, also with a shared Redis.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class House:
         dispatch: Callable[[House], Dispatch] | None = None,
         history: Sequence[RoomPolicy] = (),
         logs: FakeLogs | None = None,
+        data: dict[tuple[str, str], bytes] | None = None,
     ) -> None:
         self.clock = Clock()
         self.wall_is_ahead = 0.0
@@ -84,6 +88,9 @@ class House:
         self.accounts = Accounts()
         self.access = FakeAccess()
         self.rooms = FakeRooms(sockets)
+        self.rooms.shown, self.rooms.changed = Shown(history), self._changed
+        if data is not None:
+            self.rooms.data = data
         self.logs = logs or FakeLogs()
         self.bus = FakeBus(channels, prefix=prefix)
         self.registry = ServiceRegistry(services)
@@ -114,6 +121,7 @@ class House:
         self.membership = core.membership
         self.following = core.membership.following
         self.reading = core.membership.resuming.reading
+        self.presence = core.membership.presence
         self.requests = core.requests
         self.gateway = core.gateway
         self.deliveries = core.deliveries
@@ -141,7 +149,13 @@ class House:
             self.access_watch.sweep()
             self.membership.reconciliation.sweep()
             self.following.sweep()
+            self.presence.sweep()
             self.requests.sweep()
+
+    def _changed(self, room_id: str) -> None:
+        """Redis says to all gateways that listen that somebody came or went."""
+        for listener in tuple(self.bus._channels.get(self.bus.channel_name(shown_key(room_id)), ())):
+            listener(b"")
 
     def broadcast(self, **message: Any) -> None:
         """A service publishes on the broadcast channel."""

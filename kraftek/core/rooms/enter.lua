@@ -2,7 +2,7 @@
 -- at the given time, unless another one is not older; and the older sockets, if there are any.
 local done, raised = pcall(function()
     local first = services + 3
-    local user, socket, entry, at = ARGV[first], ARGV[first + 1], ARGV[first + 2], ARGV[first + 4]
+    local user, socket, entry, at, what = ARGV[first], ARGV[first + 1], ARGV[first + 2], ARGV[first + 4], ARGV[first + 6]
     redis.call('SADD', KEYS[1], entry)
     local others = redis.call('ZCARD', KEYS[6]) > 0
     if others then
@@ -13,6 +13,7 @@ local done, raised = pcall(function()
     if redis.call('ZADD', KEYS[6], at, socket) == 0 then redis.call('SREM', KEYS[2], entry) end
     redis.call('SET', KEYS[5], socket)
     result = tonumber(at)
+    if what ~= '' then show(KEYS[#KEYS], socket, what, true) end
     if others then
         result = {result, unpack(redis.call('ZREVRANGE', KEYS[6], 1, most_older))}
     elseif appears then

@@ -2,7 +2,7 @@
 -- is that of their set) those that are no longer lost stay: their process is back, or another one has removed them.
 -- The deletion comes first: after one Redis takes all the rest in spite of 'maxmemory'.
 local burying = KEYS[1] == KEYS[2]
-each(function(room, string, sockets, user, socket, entry)
+each(function(room, string, sockets, user, socket, entry, shown)
     if redis.call('SREM', KEYS[1], entry) == 0 then
         if burying then return end
         redis.call('SREM', KEYS[2], entry)
@@ -20,5 +20,10 @@ each(function(room, string, sockets, user, socket, entry)
     if redis.call('GET', string) == socket then
         local heir = holder(newest)
         if heir then redis.call('SET', string, heir) else redis.call('DEL', string) end
+    end
+    if shown then
+        redis.call('HDEL', shown, socket)
+        if redis.call('EXISTS', room) == 0 then redis.call('DEL', shown) end
+        redis.call('PUBLISH', shown, '')
     end
 end)

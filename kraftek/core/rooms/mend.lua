@@ -3,7 +3,7 @@
 -- room: the position, from 0, 1 if it is the newest or else 0, and the older sockets.
 local position = -1
 result = {}
-each(function(room, string, sockets, user, socket, entry)
+each(function(room, string, sockets, user, socket, entry, shown, what)
     position = position + 1
     if redis.call('SADD', KEYS[1], entry) == 1 then redis.call('SREM', KEYS[2], entry) end
     local newest = redis.call('ZREVRANGE', sockets, 0, 1, 'WITHSCORES')
@@ -13,10 +13,11 @@ each(function(room, string, sockets, user, socket, entry)
         redis.call('ZADD', sockets, at, socket)
         newest = redis.call('ZREVRANGE', sockets, 0, 1, 'WITHSCORES')
     end
-    local there = redis.call('HGET', room, user)
+    local there, changed = redis.call('HGET', room, user), false
     -- A socket without the id of a gateway was written by another system, and stays.
     if there ~= newest[1] and (not there or there:find('.', 1, true)) then
         redis.call('HSET', room, user, newest[1])
+        changed = true
         if not there and not stood then
             told = told or {}
             told[#told + 1] = {ARGV[arg + 3], key + 3, 2, sockets}
@@ -24,6 +25,7 @@ each(function(room, string, sockets, user, socket, entry)
     end
     local named = holder(newest)
     if redis.call('GET', string) ~= named then redis.call('SET', string, named) end
+    if shown then show(shown, socket, what, changed) end
     if newest[1] ~= socket then
         result[#result + 1] = {position, 0}
     elseif newest[3] then

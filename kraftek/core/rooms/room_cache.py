@@ -6,7 +6,9 @@ Called by :mod:`kraftek.core.rooms.reconciliation` and :mod:`kraftek.core.rooms.
 room cache": the hash ``room:<room>`` of user to socket, and the string ``socket:<user>:<room>``. Two more are the
 gateways' own: the sorted set ``sockets:["<user>","<room>"]`` of all sockets that the user has in that room, by when
 each entered, in microseconds of Redis's clock; and for each process the set ``gateway:<id>:entries``, so that others
-can clean up after it. The newest socket is the one that services read.
+can clean up after it. The newest socket is the one that services read. In rooms that clients may watch the hash
+``gateways:presence:<room>`` has what users show of themselves, by socket, and a channel of that name has a word when
+somebody comes or goes.
 
 Each change of all these is one script, which also decides whether services get an event: no reader sees one key
 without the other, and there is one ``joined`` and one ``left`` for a user in a room, in order, from any process.
@@ -24,7 +26,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from kraftek.contract.interfaces import IBus, IRooms, IServiceRegistry, Mended, RoomEntry, Undelivered
+from kraftek.contract.interfaces import Here, IBus, IRooms, IServiceRegistry, Mended, RoomEntry, Undelivered
 from kraftek.contract.log_once import OnceUntilItWorks
 from kraftek.contract.lua import Script, lua
 from kraftek.contract.messages import Envelope
@@ -37,11 +39,13 @@ from kraftek.contract.names import (
     entries_key,
     place_of,
     room_key,
+    shown_key,
     socket_key,
     sockets_key,
     stream_of,
 )
-from kraftek.contract.settings import Registration
+from kraftek.contract.settings import Registration, RoomPolicy
+from kraftek.core.rooms.shown import Shown
 
 __all__ = ["ENTRIES_AT_ONCE", "RedisRooms", "encode_entry", "read_entry", "users_sockets"]
 
@@ -62,9 +66,10 @@ _NUMBERS = {"FULL": Undelivered.FULL, "most_owed": _MOST_OWED}
 
 BEGIN = Script(lua(__package__, "time", "keep_type", "outcome", "begin_epoch", *_TELL, **_NUMBERS))
 COUNT = Script(lua(__package__, "time", "count"))
-ENTER = Script(lua(__package__, "outcome", "enter", *_TELL, most_older=_OLDER, **_NUMBERS))
+HERE = Script(lua(__package__, "here"))
+ENTER = Script(lua(__package__, "outcome", "shown", "enter", *_TELL, most_older=_OLDER, **_NUMBERS))
 LEAVE = Script(lua(__package__, "outcome", "entries", "holder", "leave", *_TELL, **_NUMBERS))
-MEND = Script(lua(__package__, "outcome", "entries", "holder", "mend", *_TELL, most_older=_OLDER, **_NUMBERS))
+MEND = Script(lua(__package__, "outcome", "entries", "holder", "shown", "mend", *_TELL, most_older=_OLDER, **_NUMBERS))
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(RoomEntry).decode
@@ -89,7 +94,7 @@ def read_entry(member: bytes) -> RoomEntry | None:
 
 @implementer(IRooms)
 class RedisRooms:
-    """The rooms in Redis. ``now`` returns Unix seconds.
+    """The rooms in Redis. ``now`` returns Unix seconds. ``policies``: those of ``[rooms]``.
 
     A failure to publish presence events to a service is logged once, until it works again.
     """
@@ -103,12 +108,15 @@ class RedisRooms:
         gateway_id: str,
         reply_to: str,
         now: Callable[[], float] = time.time,
+        *,
+        policies: Sequence[RoomPolicy] = (),
     ) -> None:
         self._bus = bus
         self._registry = registry
         self._gateway_id = gateway_id
         self._reply_to = reply_to
         self._now = now
+        self.shown = Shown(policies)
         self._own = entries_key(gateway_id)
         self._listening: tuple[Registration, ...] = ()
         self._once = OnceUntilItWorks()
@@ -144,10 +152,14 @@ class RedisRooms:
         departed = [(entry, "gateway_lost") for entry in entries]
         return self._run(LEAVE, LOST_GATEWAYS, departed, CLIENT_LEFT).addCallback(lambda _: None)
 
+    def here(self, room_id: str, most: int, preferred: Sequence[str]) -> Deferred[Here]:
+        reading = self._bus.call(HERE, [room_key(room_id), shown_key(room_id)], [most, *preferred])
+        return reading.addCallback(_here)
+
     def _run(
         self, script: Script, named_in: str, entries: Sequence[tuple[RoomEntry, str | int]], event: str
     ) -> Deferred[Any]:
-        services = self._listening
+        services, shown = self._listening, self.shown
         keys = [named_in, LOST_GATEWAYS, EPOCH]
         args: list[str | bytes | int] = [len(services), *map(_bounds, services), self._bus.epoch or ""]
         for entry, more in entries:
@@ -156,8 +168,11 @@ class RedisRooms:
             keys += (room_key(room_id), socket_key(user_id, room_id), users_sockets(user_id, room_id))
             keys += [_place(service, room_id) for service in services]
             keys += rivals
+            what = b""
+            if shown and (what := shown.word(entry)):
+                keys.append(shown_key(room_id))
             told = self._event(event, entry, more) if services else b""
-            args += (user_id, socket_id, _encode(entry), told, more, len(rivals))
+            args += (user_id, socket_id, _encode(entry), told, more, len(rivals), what)
         return self._bus.call(script, keys, args).addCallback(self._done, keys)
 
     def _scanned(self, answer: list[Any]) -> tuple[bytes, list[RoomEntry]]:
@@ -230,6 +245,12 @@ def _entered(answer: Any) -> tuple[int, list[str]]:
         return answer, []
     at, *older = answer
     return at, _names(older)
+
+
+def _here(answer: Any) -> Here:
+    count, *words = answer
+    users = (word.decode(errors="replace") for word in words[::2])
+    return Here(count, dict(zip(users, words[1::2], strict=True)))
 
 
 def _mended(answers: Any, entries: Sequence[tuple[RoomEntry, int]]) -> list[Mended]:

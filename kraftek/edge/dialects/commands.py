@@ -1,5 +1,5 @@
-"""What clients ask of the gateway itself: the payloads of ``authenticate``, ``join``, ``leave`` and ``history``, which
-are the same in every dialect.
+"""What clients ask of the gateway itself: the payloads of ``authenticate``, ``join``, ``leave``, ``history`` and
+``presence``, which are the same in every dialect.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from msgspec import Meta, Raw, Struct, to_builtins
 
 from kraftek.contract.errors import Code, PeerError
 from kraftek.contract.messages import (
+    ABSENT,
     HISTORY_LIMIT,
     ROOM_ID_LENGTH,
+    AskPresence,
     Authenticate,
     History,
     Join,
@@ -25,7 +27,7 @@ from kraftek.contract.messages import (
     Token,
 )
 
-__all__ = ["RoomId", "authenticate", "explain", "history", "join", "leave", "standing"]
+__all__ = ["RoomId", "ask_presence", "authenticate", "explain", "history", "join", "leave", "standing"]
 
 T = TypeVar("T")
 
@@ -56,6 +58,7 @@ class _Credentials(Struct):
     roomId: RoomId | None = None
     since: _Since | None = None
     history: _Limit | None = None
+    data: Raw = ABSENT
 
 
 class _Room(Struct):
@@ -66,6 +69,7 @@ class _Entered(Struct):
     roomId: RoomId
     since: _Since | None = None
     history: _Limit | None = None
+    data: Raw = ABSENT
 
 
 class _Asked(Struct):
@@ -75,10 +79,17 @@ class _Asked(Struct):
     socketIds: _SocketIds = ()
 
 
+class _Watched(Struct):
+    roomId: RoomId
+    version: Annotated[str, Meta(max_length=64)] | None = None
+    changes: bool = True
+
+
 _decode_credentials = msgspec.json.Decoder(_Credentials).decode
 _decode_room = msgspec.json.Decoder(_Room).decode
 _decode_entered = msgspec.json.Decoder(_Entered).decode
 _decode_asked = msgspec.json.Decoder(_Asked).decode
+_decode_watched = msgspec.json.Decoder(_Watched).decode
 
 
 def authenticate(
@@ -96,15 +107,15 @@ def authenticate(
     """
     credentials = _read(named, payload, _decode_credentials, id)
     entered, token = credentials.roomId or room_id, Token(credentials.token)
-    if not resumes:
-        return Authenticate(token, entered, id)
-    return Authenticate(token, entered, id, credentials.since, credentials.history or 0)
+    since, last = (credentials.since, credentials.history or 0) if resumes else (None, 0)
+    return Authenticate(token, entered, id, since, last, credentials.data)
 
 
 def join(payload: Raw, id: RequestId | None, *, resumes: bool = False) -> Join:
     """The room to enter."""
     entered = _read("join", payload, _decode_entered, id)
-    return Join(entered.roomId, id, entered.since, entered.history or 0) if resumes else Join(entered.roomId, id)
+    since, last = (entered.since, entered.history or 0) if resumes else (None, 0)
+    return Join(entered.roomId, id, since, last, entered.data)
 
 
 def history(payload: Raw, id: RequestId | None) -> History:
@@ -116,6 +127,12 @@ def history(payload: Raw, id: RequestId | None) -> History:
 def leave(payload: Raw, id: RequestId | None) -> Leave:
     """The room to be out of."""
     return Leave(_read("leave", payload, _decode_room, id).roomId, id)
+
+
+def ask_presence(payload: Raw, id: RequestId | None) -> AskPresence:
+    """The room of which the client wants to know who is there."""
+    asked = _read("presence", payload, _decode_watched, id)
+    return AskPresence(asked.roomId, id, asked.version, asked.changes)
 
 
 def _read(named: str, payload: Raw, decode: Callable[[Raw], T], id: RequestId | None) -> T:

@@ -42,7 +42,17 @@ from kraftek.contract.messages import (
 from kraftek.contract.names import SUBPROTOCOL
 from kraftek.contract.settings import Limits
 from kraftek.contract.surrogates import HALF, is_whole, mended
-from kraftek.edge.dialects.commands import RoomId, authenticate, expiry, explain, history, join, leave, standing
+from kraftek.edge.dialects.commands import (
+    RoomId,
+    ask_presence,
+    authenticate,
+    expiry,
+    explain,
+    history,
+    join,
+    leave,
+    standing,
+)
 
 __all__ = ["NativeDialect"]
 
@@ -109,6 +119,8 @@ class NativeDialect:
                 return leave(frame.payload, frame.id)
             case "history":
                 return history(frame.payload, frame.id)
+            case "presence":
+                return ask_presence(frame.payload, frame.id)
             case "ping":
                 return Ping(frame.id)
             case _:

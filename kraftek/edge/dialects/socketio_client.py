@@ -36,7 +36,7 @@ from kraftek.contract.messages import (
     RequestId,
 )
 from kraftek.contract.surrogates import HALF, is_whole
-from kraftek.edge.dialects.commands import authenticate, expiry, join, leave
+from kraftek.edge.dialects.commands import ask_presence, authenticate, expiry, join, leave
 from kraftek.edge.dialects.socketio_packets import (
     MAIN,
     ConnectPacket,
@@ -262,6 +262,8 @@ class SocketIODialect:
                 return join(payload, ack_id)
             case "leave":
                 return leave(payload, ack_id)
+            case "presence":
+                return ask_presence(payload, ack_id)
             case _:
                 return Event(name, payload, ack_id)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import count
 from typing import Any, cast
 
@@ -20,15 +21,16 @@ from zope.interface.verify import verifyObject
 
 from kraftek.bus import RedisBus
 from kraftek.contract.errors import NotPublished
-from kraftek.contract.interfaces import IBus, IRooms, Mended
+from kraftek.contract.interfaces import Here, IBus, IRooms, Mended
 from kraftek.contract.interfaces import RoomEntry as Entry
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.lua import Script
 from kraftek.contract.metrics import Counters
-from kraftek.contract.names import LOST_GATEWAYS, entries_key, partition_of
-from kraftek.contract.settings import Redis, Registration
+from kraftek.contract.names import LOST_GATEWAYS, entries_key, partition_of, shown_key
+from kraftek.contract.settings import Redis, Registration, RoomPolicy
 from kraftek.core.registry import ServiceRegistry
 from kraftek.core.rooms.room_cache import ENTRIES_AT_ONCE, RedisRooms
+from kraftek.core.rooms.shown import Shown
 from tests.support.redis_server import PrivateRedis, private_redis
 from tests.support.waiting import until
 
@@ -38,6 +40,10 @@ def told(event: bytes) -> Any:
     words = msgspec.json.decode(event)
     kind = words["eventType"].removeprefix("gateway:client:")
     return kind, words["userId"], words.get("roomId"), words["socketId"], words["payload"].get("reason")
+
+
+def is_said(words: list[bytes], number: int) -> bool:
+    return len(words) == number
 
 
 TIMES = count(1)
@@ -59,6 +65,9 @@ def appended(client: Any, stream: str) -> list[Any]:
     return [told(entry[b"event"]) for _, entry in client.xrange(stream)]
 
 
+WATCHED = (RoomPolicy(pattern="board", presence=True),)
+
+
 class RedisRoomsTest(TestCase):
     timeout = 30
 
@@ -73,9 +82,10 @@ class RedisRoomsTest(TestCase):
         await until(lambda: self.bus.available, "a connection to Redis")
         await self.rooms.begin_epoch()
 
-    def process(self, gateway_id: str) -> RedisRooms:
+    def process(self, gateway_id: str, policies: Sequence[RoomPolicy] = ()) -> RedisRooms:
         """The rooms of a gateway process."""
-        return RedisRooms(self.bus, self.registry, gateway_id, f"k:events:reply:{gateway_id}", lambda: 1234.5678)
+        reply_to = f"k:events:reply:{gateway_id}"
+        return RedisRooms(self.bus, self.registry, gateway_id, reply_to, lambda: 1234.5678, policies=policies)
 
     def everything(self) -> dict[str, Any]:
         """Everything in Redis."""
@@ -435,6 +445,90 @@ class RedisRoomsTest(TestCase):
         await self.rooms.begin_epoch()
         await self.rooms.enter(("ann", "board", "g1.a"), 1000)
         assert (await self.rooms.count())[0] == 1
+
+    async def watched(self) -> tuple[Shown, list[bytes], RedisRooms]:
+        """What users of a process show in ``board``, the words on its channel, and the process."""
+        words: list[bytes] = []
+        await self.bus.follow(shown_key("board"), words.append)
+        rooms = self.process("g1", WATCHED)
+        return rooms.shown, words, rooms
+
+    async def test_what_a_user_shows_stands_as_long_as_its_socket(self) -> None:
+        shown, words, rooms = await self.watched()
+        for socket_id, data in (("g1.a", b'"one"'), ("g1.b", b'"two"')):
+            shown.show(("ann", "board", socket_id), data)
+            await enter(rooms, "ann", "board", socket_id)
+        await enter(rooms, "bob", "board", "g1.c")
+        key = "k:gateways:presence:board"
+        assert self.everything()[key] == {"g1.a": '"one"', "g1.b": '"two"'}
+        assert await rooms.here("board", 9, []) == Here(2, {"ann": b'"two"', "bob": b""})
+        await leave(rooms, "ann", "board", "g1.b", "left")
+        assert await rooms.here("board", 9, []) == Here(2, {"ann": b'"one"', "bob": b""})
+        await leave(rooms, "ann", "board", "g1.a", "left")
+        await leave(rooms, "bob", "board", "g1.c", "left")
+        assert self.everything() == {}
+        await until(lambda: len(words) == 6, lambda: f"a word for each change: {words}")
+
+    async def test_what_an_older_gateway_left_goes_with_the_last_user(self) -> None:
+        _, _, rooms = await self.watched()
+        await enter(rooms, "ann", "board", "g1.a")
+        self.redis.call("HSET", "k:gateways:presence:board", "g9.x", "1")
+        assert await rooms.here("board", 9, []) == Here(1, {"ann": b""})
+        await leave(rooms, "ann", "board", "g1.a", "left")
+        assert self.everything() == {}
+
+    async def test_mending_says_a_word_only_where_something_changes(self) -> None:
+        shown, words, rooms = await self.watched()
+        entry = ("ann", "board", "g1.a")
+        shown.show(entry, b"1")
+        await rooms.enter(entry, 1000)
+        await until(lambda: len(words) == 1, "a word")
+        changes = self.changes()
+        await rooms.mend([(entry, 1000)])
+        await self.bus.settled()
+        assert (len(words), self.changes()) == (1, changes)
+        for said, data in enumerate((b"2", b"null"), 2):
+            shown.show(entry, data)
+            await rooms.mend([(entry, 1000)])
+            await until(partial(is_said, words, said), "a word")
+        assert "k:gateways:presence:board" not in self.everything()
+        self.redis.call("DEL", "k:room:board")
+        await rooms.mend([(entry, 1000)])
+        await until(lambda: len(words) == 4, "a word")
+
+    async def test_the_dead_are_gone_with_what_they_showed_and_others_are_told(self) -> None:
+        shown, words, rooms = await self.watched()
+        shown.show(("ann", "board", "g1.a"), b"1")
+        for user_id, room_id in (("ann", "board"), ("ann", "hall"), ("bob", "board")):
+            await enter(rooms, user_id, room_id, "g1.a")
+        await self.bus.call("RENAME", [entries_key("g1"), LOST_GATEWAYS])
+        await self.process("g2", WATCHED).bury(
+            [("ann", "board", "g1.a"), ("ann", "hall", "g1.a"), ("bob", "board", "g1.a")]
+        )
+        assert self.everything() == {}
+        await until(lambda: len(words) == 4, lambda: f"two who came and two who went: {words}")
+
+    async def test_a_room_without_presence_costs_nothing_more(self) -> None:
+        _, words, rooms = await self.watched()
+        before = self.changes()
+        await enter(self.other, "ann", "hall", "g2.a")
+        plain = self.changes() - before
+        await enter(rooms, "ann", "lobby", "g1.a")
+        assert self.changes() - before == 2 * plain
+        assert words == []
+
+    async def test_of_a_large_room_some_users_are_told_and_they_stay(self) -> None:
+        _, _, rooms = await self.watched()
+        self.redis.call("HSET", "k:room:board", *(word for n in range(1000) for word in (f"u{n}", f"g9.{n}")))
+        some = await rooms.here("board", 100, [])
+        assert (some.count, len(some.users)) == (1000, 100)
+        assert await rooms.here("board", 100, list(some.users)) == some
+        gone = list(some.users)[:30]
+        self.redis.call("HDEL", "k:room:board", *gone)
+        other = await rooms.here("board", 100, list(some.users))
+        assert (other.count, len(other.users)) == (970, 100)
+        assert set(some.users) - set(gone) <= set(other.users)
+        assert not set(gone) & set(other.users)
 
     async def test_any_name_is_a_name(self) -> None:
         user_id, room_id, socket_id = "ё: *[x]", 'доска "1"\r\n', "g1.🙂"

@@ -20,6 +20,7 @@ from kraftek.contract.errors import Code, PeerError
 from kraftek.contract.interfaces import IDialect
 from kraftek.contract.messages import (
     Ack,
+    AskPresence,
     Authenticate,
     Authenticated,
     Closing,
@@ -142,7 +143,13 @@ class DialectContract:
 
     def test_every_kind_of_message_is_understood(self) -> None:
         understood = {type(message) for _, message in self.examples()}
-        assert understood - {History} == {Authenticate, Join, Leave, Event}  # not every dialect has that one
+        assert understood - {History} == {
+            Authenticate,
+            Join,
+            Leave,
+            AskPresence,
+            Event,
+        }  # not every dialect has that one
         for wire, message in self.examples():
             assert same(self.outcome(self.make(), wire), message)
 

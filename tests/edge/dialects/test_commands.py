@@ -6,8 +6,8 @@ import pytest
 from msgspec import Raw
 
 from kraftek.contract.errors import Code, PeerError
-from kraftek.contract.messages import ROOM_ID_LENGTH, Join, Leave
-from kraftek.edge.dialects.commands import authenticate, join, leave
+from kraftek.contract.messages import ABSENT, ROOM_ID_LENGTH, AskPresence, Join, Leave
+from kraftek.edge.dialects.commands import ask_presence, authenticate, join, leave
 
 
 def test_a_token_comes_with_a_room_or_without() -> None:
@@ -20,6 +20,18 @@ def test_a_token_comes_with_a_room_or_without() -> None:
 def test_rooms_are_named() -> None:
     assert join(Raw(b'{"roomId":"r"}'), "i") == Join("r", "i")
     assert leave(Raw(b'{"roomId":"r"}'), None) == Leave("r", None)
+
+
+def test_who_enters_may_show_something_of_itself() -> None:
+    assert bytes(authenticate(Raw(b'{"token":"t","data":{"a": 1}}')).data) == b'{"a": 1}'
+    assert bytes(join(Raw(b'{"roomId":"r","data":null}'), None).data) == b"null"
+    assert join(Raw(b'{"roomId":"r"}'), None).data == ABSENT
+
+
+def test_who_is_there_is_asked_of_a_room() -> None:
+    assert ask_presence(Raw(b'{"roomId":"r"}'), 7) == AskPresence("r", 7, None, True)
+    asked = ask_presence(Raw(b'{"roomId":"r","version":"v","changes":false}'), None)
+    assert asked == AskPresence("r", None, "v", False)
 
 
 @pytest.mark.parametrize(

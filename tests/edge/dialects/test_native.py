@@ -16,6 +16,7 @@ from kraftek.contract.errors import Code, PeerError
 from kraftek.contract.messages import (
     NULL,
     Ack,
+    AskPresence,
     Authenticate,
     Authenticated,
     Closing,
@@ -76,6 +77,7 @@ UNDERSTOOD: list[tuple[str, Inbound]] = [
     ('{"type":"leave","payload":{"roomId":"r"},"id":-5}', Leave("r", -5)),
     ('{"type":"history","payload":{"roomId":"r"},"id":1}', History("r", 50, id=1)),
     ('{"type":"history","payload":{"roomId":"r","limit":9,"socketIds":["s"]}}', History("r", 9, None, ("s",))),
+    ('{"type":"presence","payload":{"roomId":"r","changes":false},"id":6}', AskPresence("r", 6, changes=False)),
     ('{"type":"a:b:c"}', Event("a:b:c")),
     (
         ' { "id" : "q" , "payload" : {"x": [1.50, 1e2 ,"\\u00e9"] } , "type" : "a:b:c" , "roomId" : "r" , "_":{} } ',

@@ -15,6 +15,7 @@ from kraftek.contract.errors import CLOSE_CODES, Code, PeerError
 from kraftek.contract.messages import (
     NULL,
     Ack,
+    AskPresence,
     Authenticate,
     Authenticated,
     Closing,
@@ -95,6 +96,7 @@ UNDERSTOOD: list[tuple[str, Inbound]] = [
     ('2["join",{"roomId":"r"}]', Join("r")),
     ('20["join",{"roomId":"r"}]', Join("r", 0)),
     ('212["leave",{"roomId":"r"}]', Leave("r", 12)),
+    ('213["presence",{"roomId":"r","version":"v"}]', AskPresence("r", 13, "v")),
     ('2["a:b:c",{"x": 1.0}]', Event("a:b:c", Raw(b'{"x": 1.0}'))),
     ('25["a:b:c",[1,"ж📝"]]', Event("a:b:c", Raw('[1,"ж📝"]'.encode()), 5)),
     ('2["a:b:c"]', Event("a:b:c", NULL)),

@@ -1,0 +1,46 @@
+"""What users show of themselves: what is taken of it, and where it is kept."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec import Raw
+
+from kraftek.contract.settings import RoomPolicy
+from kraftek.core.rooms.shown import Shown, read_data
+
+
+@pytest.mark.parametrize(
+    ("given", "wrong"),
+    [
+        (b'"%s"' % (b"x" * 100), "at most 50 bytes"),
+        (b'"\\ud800"', "data: "),
+        (b"1e999", "data: "),
+        (b'{"a":', "data: "),
+        (b"[" * 2000, "at most"),
+    ],
+)
+def test_what_others_could_not_read_is_refused(given: bytes, wrong: str) -> None:
+    with pytest.raises(ValueError, match=wrong):
+        read_data(Raw(given), 50)
+
+
+def test_what_grows_when_it_is_written_anew_is_measured_then() -> None:
+    with pytest.raises(ValueError, match="found 58"):
+        read_data(Raw(b"[1e15,1e15,1e15]"), 50)
+
+
+def test_data_is_written_anew_without_white_space() -> None:
+    assert read_data(Raw(b' { "a" : [1, 2.5, null, "\\u00e9"] } '), 50) == '{"a":[1,2.5,null,"é"]}'.encode()
+    assert read_data(Raw(b""), 50) == b""
+
+
+def test_what_is_shown_in_a_room_without_presence_is_not_kept() -> None:
+    shown = Shown((RoomPolicy(pattern="a*", history=1), RoomPolicy(pattern="*", presence=True)))
+    assert not shown.show(("ann", "abc", "s"), b"1")
+    assert shown.word(("ann", "abc", "s")) == b""
+    assert shown.show(("ann", "b", "s"), b"1")
+    assert not shown.show(("ann", "b", "s"), b"1")
+    assert shown.word(("ann", "b", "s")) == b"1"
+    shown.forget(("ann", "b", "s"))
+    assert shown.word(("ann", "b", "s")) == b"-"
+    assert (bool(shown), bool(Shown((RoomPolicy(pattern="a*", history=1),)))) == (True, False)
