@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import random
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, Generic, TypedDict, TypeVar
@@ -12,7 +11,21 @@ from urllib.parse import urlsplit
 
 from kraftek.client.conversation import Conversation
 from kraftek.client.errors import Closed
-from kraftek.client.messages import Ask, Change, Drop, Dropped, Fetch, Hear, Message, Open, Recovered, Settle, State
+from kraftek.client.listeners import Listener, Listeners
+from kraftek.client.messages import (
+    Ask,
+    Change,
+    Drop,
+    Dropped,
+    Fetch,
+    Hear,
+    Message,
+    Open,
+    Presence,
+    Recovered,
+    Settle,
+    State,
+)
 from kraftek.client.refresh import LONGEST_TIMER
 from kraftek.client.room_state import RoomState
 from kraftek.contract.surrogates import check_name
@@ -35,10 +48,12 @@ TokenSource = Callable[[bool], str | Awaitable[str]]
 """Asked for a token on each attempt to connect, and before access expires; the argument is whether the last one was
 refused. For a refresh a fresh token is needed: the same one is asked for again, less and less often."""
 
-Listener = Callable[[Any], object]
-
 _OWN = frozenset({"state", "dropped", "recovered"})
 """Event types that only the client itself passes to listeners: messages of services with these types are ignored."""
+
+
+_PRESENCE = "presence of "
+"""How the types begin under which those are kept who listen to who is in a room: no message has such a type."""
 
 
 class Options(TypedDict, total=False):
@@ -48,6 +63,7 @@ class Options(TypedDict, total=False):
     timeout: float
     queue: int
     random: Callable[[], float]
+    data: Any
 
 
 MAX_MESSAGE = 16 * 1024 * 1024
@@ -61,7 +77,7 @@ PING_TIMEOUT = 20.0
 """Seconds: the client's own pings detect a connection that was lost without a close frame."""
 
 
-class Backend(ABC, Generic[P]):
+class Backend(Listeners, Generic[P]):
     """A client of the gateway at ``url``, ``ws://`` or ``wss://``. It connects, and reconnects automatically.
 
     ``token``: see :data:`TokenSource`. When it raises, the attempt has failed, and another follows.
@@ -71,6 +87,7 @@ class Backend(ABC, Generic[P]):
     ``queue``: how many events may wait to be sent, and besides them how many requests for their answers, and how many
     ``join``. The gateway has the same limit for the requests of one socket.
     ``random``: returns numbers from 0 to 1, for the full jitter of every wait.
+    ``data``: what others in its rooms see of this user beside its id, where the gateway tells who is in a room.
 
     Its methods belong to the thread of the reactor or event loop, and return its awaitables: Deferreds, or Futures.
     """
@@ -84,7 +101,9 @@ class Backend(ABC, Generic[P]):
         timeout: float = 15.0,
         queue: int = 256,
         random: Callable[[], float] = random.random,
+        data: Any = None,
     ) -> None:
+        super().__init__()
         self._address = urlsplit(url)
         if self._address.scheme not in {"ws", "wss"} or not self._address.hostname or self._address.fragment:
             # The query string may contain a token.
@@ -95,8 +114,7 @@ class Backend(ABC, Generic[P]):
             check_name(room)
         self._token = token
         self._timeout = timeout
-        self._conversation = Conversation(() if room is None else (room,), queue, random)
-        self._listeners: dict[str, dict[object, Listener]] = {}
+        self._conversation = Conversation(() if room is None else (room,), queue, random, data)
         self._connecting: list[P] = []
         self._promises: dict[str, P] = {}
         self._snapshots: dict[str, Callable[[], Any]] = {}
@@ -177,14 +195,15 @@ class Backend(ABC, Generic[P]):
         key = self._conversation.request(self._now(), self._limit(timeout), type, payload, room)
         return self._promised(key)
 
-    def join(self, room: str, *, timeout: float | None = None) -> P:
+    def join(self, room: str, *, timeout: float | None = None, data: Any = None) -> P:
         """Join a room, also after every reconnect. Fires once joined; fails with :class:`~kraftek.client.Refused`.
+        ``data``: what others see of this user there, in place of the client's own; to change it, join again.
 
         After ``timeout`` seconds, including time without a connection, it fails with ``TIMEOUT`` and leaves the room.
         When a room cannot be joined again after a reconnect, or access to it is revoked, listeners to ``error`` are
         called with its ``room_id``.
         """
-        return self._promised(self._conversation.join(self._now(), self._limit(timeout), room))
+        return self._promised(self._conversation.join(self._now(), self._limit(timeout), room, data))
 
     def leave(self, room: str, *, timeout: float | None = None) -> P:
         """Leave a room. Fires once left; fails with ``TIMEOUT`` when the gateway does not answer."""
@@ -216,6 +235,28 @@ class Backend(ABC, Generic[P]):
 
         return end
 
+    def presence(self, room: str, listener: Callable[[Presence], object]) -> Callable[[], None]:
+        """Call ``listener`` with who is in a room: :class:`~kraftek.client.Presence`, once that is known, and at each
+        change, also of what changed while there was no connection. Enters no room. Where the gateway does not tell it,
+        listeners to ``error`` are called with the ``room_id``. The result ends that. Raises ``ValueError``.
+        """
+        known = self._are_listening(_PRESENCE + room)
+        end = self.on(_PRESENCE + room, listener)
+        if not known:
+            self._conversation.watch(room)
+        elif (present := self._conversation.presence(room)) is not None:
+            listener(present)
+        self._act()
+
+        def unwatch() -> None:
+            known = self._are_listening(_PRESENCE + room)
+            end()
+            if known and not self._are_listening(_PRESENCE + room):
+                self._conversation.unwatch(room)
+                self._act()
+
+        return unwatch
+
     def room_state(
         self, room: str, snapshot: Callable[[], Any], changes: Mapping[str, Callable[[S, Any], S]]
     ) -> RoomState[S]:
@@ -223,25 +264,6 @@ class Backend(ABC, Generic[P]):
         state = RoomState(self, room, snapshot, changes)
         self._call(lambda: self.join(room, timeout=LONGEST_TIMER), state.joined)
         return state
-
-    def on(self, type: str, listener: Listener) -> Callable[[], None]:
-        """Call ``listener`` with each :class:`Message` of this type that answers no request; the result ends that.
-
-        ``error`` messages are those that concern no request; ``gap`` says what was missed while this program did not
-        read. Listeners to ``state`` get each :class:`Change`, those to ``dropped`` each event that will not be sent
-        because the client was closed, or was too large, and those to ``recovered`` each :class:`Recovered`.
-        Raises ``TypeError`` for an ``async`` function, which would not be awaited.
-        """
-        if inspect.iscoroutinefunction(listener):
-            raise TypeError(f"a listener is a plain function, and {listener!r} is async: let it start a task")
-        listeners = self._listeners.setdefault(type, {})
-        subscription = object()  # the same listener may be subscribed more than once
-        listeners[subscription] = listener
-
-        def end() -> None:
-            listeners.pop(subscription, None)
-
-        return end
 
     def _limit(self, timeout: float | None) -> float:
         return self._timeout if timeout is None else timeout
@@ -309,8 +331,8 @@ class Backend(ABC, Generic[P]):
                 self._notify(message.type, message)
             case Dropped(message):
                 self._notify("dropped", message)
-            case Recovered():
-                self._notify("recovered", action)
+            case Recovered() | Presence():
+                self._notify("recovered" if isinstance(action, Recovered) else _PRESENCE + action.room_id, action)
             case Fetch(key) if key in self._snapshots:
                 self._fetches[key] = self._call(self._snapshots[key], partial(self._fetched, key))
             case Ask(attempt, refused):
@@ -342,16 +364,6 @@ class Backend(ABC, Generic[P]):
     def _stop_fetching(self, key: str) -> None:
         if (cancel := self._fetches.get(key)) is not None:
             cancel()
-
-    def _notify(self, type: str, what: Message | Change | Recovered) -> None:
-        listeners = self._listeners.get(type, {})
-        for subscription, listener in tuple(listeners.items()):
-            if subscription not in listeners:
-                continue  # another listener has just removed it
-            try:
-                listener(what)
-            except Exception as error:  # noqa: BLE001  # the guard of this edge: an error of the listener
-                self._log_error(f"a listener to {type} failed", error)
 
     def _promised(self, key: str) -> P:
         promise = self._promises[key] = self._promise(lambda: self._forget(key))
@@ -409,7 +421,3 @@ class Backend(ABC, Generic[P]):
     @abstractmethod
     def _gone(self) -> P:
         """Fires when no socket is left."""
-
-    @abstractmethod
-    def _log_error(self, what: str, error: BaseException) -> None:
-        """Log an error of the user's code."""

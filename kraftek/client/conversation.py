@@ -29,8 +29,9 @@ from kraftek.client.frames import (
     refused,
     text_of,
 )
-from kraftek.client.messages import Action, Ask, Change, Drop, Dropped, Hear, Message, Open, Settle, State
+from kraftek.client.messages import Action, Ask, Change, Drop, Dropped, Hear, Message, Open, Presence, Settle, State
 from kraftek.client.outbox import Kind, Outbox
+from kraftek.client.presence import Watching
 from kraftek.client.recovery import Recovery
 from kraftek.client.refresh import REFRESH, Refresh
 from kraftek.client.rooms import Rooms
@@ -57,7 +58,8 @@ _TOO_LARGE = "TOO_LARGE", "the message is too large for the gateway"
 class Conversation:
     """One client's side of the protocol.
 
-    ``rooms``: to join from the start; authentication is for the first. ``queue``: how many events may wait unsent, how
+    ``rooms``: to join from the start; authentication is for the first. ``data``: what the client shows of itself there.
+    ``queue``: how many events may wait unsent, how
     many requests unanswered, and how many joins. ``random`` returns numbers from 0 to 1, for the full jitter of every
     wait. Times are in seconds of a monotonic clock.
 
@@ -99,7 +101,11 @@ class Conversation:
     """
 
     def __init__(
-        self, rooms: tuple[str, ...] = (), queue: int = 256, random: Callable[[], float] = random.random
+        self,
+        rooms: tuple[str, ...] = (),
+        queue: int = 256,
+        random: Callable[[], float] = random.random,
+        data: Any = None,
     ) -> None:
         self.state = State.CLOSED
         self.user_id: str | None = None
@@ -114,6 +120,7 @@ class Conversation:
         self._end = Closed(1000, "not connected yet")
         self._outbox, self._deadlines = Outbox(), Deadlines()
         self._recovery = Recovery(random, self._actions, self._deadlines, self._ids)
+        self._watching = Watching(random, self._actions, self._deadlines, self._outbox, self._ids)
         self._rooms = Rooms(
             rooms,
             actions=self._actions,
@@ -122,6 +129,8 @@ class Conversation:
             ids=self._ids,
             backoff=self._backoff,
             recovery=self._recovery,
+            watching=self._watching,
+            data=data,
         )
         self._refresh = Refresh(random, self._actions, self._deadlines, self._outbox, self._ids)
 
@@ -199,11 +208,11 @@ class Conversation:
         self._deadlines.set(key, now + timeout)
         return key
 
-    def join(self, now: float, timeout: float, room_id: str) -> str:
+    def join(self, now: float, timeout: float, room_id: str, data: Any = None) -> str:
         """Join a room, also after every reconnect; settled under the id returned. Raises as :meth:`emit`."""
         check_room(room_id)
         self._check_space(self._rooms.joining)
-        return self._rooms.join(room_id, now + timeout, ready=self.state is State.READY)
+        return self._rooms.join(room_id, now + timeout, ready=self.state is State.READY, data=data)
 
     def leave(self, now: float, timeout: float, room_id: str) -> str:
         """Leave a room; settled under the id returned. Raises ``ValueError`` and :class:`Closed`."""
@@ -226,6 +235,19 @@ class Conversation:
     def no_snapshot(self, key: str) -> None:
         """Do so no more."""
         self._recovery.no_snapshot(key)
+
+    def watch(self, room_id: str) -> None:
+        """Ask who is in a room, and hear of changes, as :class:`Presence`. Raises ``ValueError``."""
+        check_room(room_id)
+        self._watching.watch(room_id)
+
+    def unwatch(self, room_id: str) -> None:
+        """Do so no more."""
+        self._watching.unwatch(room_id)
+
+    def presence(self, room_id: str) -> Presence | None:
+        """Who is in a room that is watched, if that is known."""
+        return self._watching.now(room_id)
 
     def forget(self, key: str) -> None:
         """The user no longer waits for this request."""
@@ -294,6 +316,8 @@ class Conversation:
                 self._settle(str(key), message if error is None else refused(error))
         elif key is None:
             self._heard(message, error, len(text), now)
+        else:
+            self._watching.answered(message, error, now)
 
     def lost(self, attempt: int, code: int, reason: str, now: float) -> None:
         """The socket was lost or could not be opened, or there is no token."""
@@ -320,6 +344,7 @@ class Conversation:
     def wake(self, now: float) -> None:
         """Time has passed."""
         while (key := self._deadlines.take(now)) is not None:
+            ready = self.state is State.READY
             if key == _HELD:
                 continue
             if key == REFRESH:
@@ -329,7 +354,7 @@ class Conversation:
                 self._settle(key, Refused("TIMEOUT", "no answer in time"))
             elif key == self._refresh.key:
                 self._refresh.timed_out(now)
-            elif self._recovery.wake(key) or self._rooms.wake(key, now, ready=self.state is State.READY):
+            elif self._recovery.wake(key) or self._watching.wake(key) or self._rooms.wake(key, now, ready=ready):
                 continue
             elif key != _CONNECTION:
                 self._give_up(1006, f"a room was not entered within {PATIENCE:g} s", now)
@@ -388,6 +413,8 @@ class Conversation:
     def _heard(self, message: Message, error: ReceivedError | None, size: int, now: float) -> None:
         """A message that answers nothing."""
         if error is None:
+            if message.type == "presence":
+                self._watching.hear(message)
             self._recovery.hear(message, size)
             return
         self._complaint = error
@@ -443,6 +470,7 @@ class Conversation:
 
     def _socket_lost(self) -> None:
         self._recovery.socket_lost(self.socket_id if self.state is State.READY else None)
+        self._watching.socket_lost()
         self._authenticate = self.socket_id = None
 
     @property

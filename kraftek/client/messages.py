@@ -1,5 +1,5 @@
-"""The outputs of a conversation: for its user (:class:`Message`, :class:`Change`, :class:`Recovered`), and for the
-backend that runs it (:data:`Action`).
+"""The outputs of a conversation: for its user (:class:`Message`, :class:`Change`, :class:`Recovered`,
+:class:`Presence`), and for the backend that runs it (:data:`Action`).
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from kraftek.client.errors import Closed, Refused
 
@@ -21,6 +21,7 @@ __all__ = [
     "Hear",
     "Message",
     "Open",
+    "Presence",
     "Recovered",
     "Settle",
     "State",
@@ -60,6 +61,19 @@ class Recovered(Struct, frozen=True):
     room_id: str
     recovered: bool
     reason: str | None = None
+
+
+class Presence(Struct, frozen=True):
+    """Who is in a room. ``users``: each with what it shows of itself there, ``None`` for nothing; ``count``: how many
+    there are, which may be more. ``joined``, ``left``: what is different from the last time; one of whom only the data
+    is another has joined.
+    """
+
+    room_id: str
+    users: dict[str, Any]
+    count: int
+    joined: dict[str, Any] = field(default_factory=dict)
+    left: list[str] = field(default_factory=list)
 
 
 class Change(Struct, frozen=True):
@@ -122,4 +136,4 @@ class Fetch(Struct, frozen=True):
     id: str
 
 
-Action = Ask | Open | Drop | Settle | Hear | Change | Dropped | Recovered | Fetch
+Action = Ask | Open | Drop | Settle | Hear | Change | Dropped | Recovered | Presence | Fetch

@@ -22,7 +22,7 @@ class Kind(Enum):
     REQUEST = "request"
     """Sent again on every socket, until it is discarded."""
     CONTROL = "control"
-    """``join`` and ``leave``, which are about one socket: not sent on another."""
+    """``join``, ``leave`` and the like, which are about one socket: not sent on another."""
     VOLATILE = "volatile"
     """An event for which another socket is too late."""
 

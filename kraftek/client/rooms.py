@@ -18,6 +18,7 @@ from kraftek.client.errors import Closed, Refused
 from kraftek.client.frames import frame, is_for_later, refused
 from kraftek.client.messages import Action, Hear, Message, Settle
 from kraftek.client.outbox import Kind, Outbox
+from kraftek.client.presence import Watching
 from kraftek.client.recovery import Recovery
 from kraftek.contract.messages import ReceivedError
 
@@ -31,7 +32,8 @@ class Rooms:
     """The rooms to be in: those that it was in, and those that are still to be joined. The rest is the conversation's.
 
     After a reconnect they are joined again, and nothing else is sent before the gateway has answered for each. A room
-    that cannot be asked about yet is ``closed``: what is for it goes on waiting, and the rest does not.
+    that cannot be asked about yet is ``closed``: what is for it goes on waiting, and the rest does not. ``data``: what
+    the client shows of itself in its rooms.
     """
 
     def __init__(
@@ -44,6 +46,8 @@ class Rooms:
         ids: Iterator[str],
         backoff: Backoff,
         recovery: Recovery,
+        watching: Watching,
+        data: Any = None,
     ) -> None:
         self._actions = actions
         self._deadlines = deadlines
@@ -51,6 +55,10 @@ class Rooms:
         self._ids = ids
         self._backoff = backoff
         self._recovery = recovery
+        self._watching = watching
+        self._data = data
+        # What it shows of itself in some rooms, where that is something else.
+        self._shown: dict[str, Any] = {}
         self._rooms = dict.fromkeys(rooms)
         self._first: str | None = None
         self._joins: dict[str, str] = {}
@@ -106,13 +114,15 @@ class Rooms:
         self._outbox.put_first({key: frame("join", self._named(name), key) for key, name in self._joins.items()})
         self._awaited = {*self._joins}
         if first is not None and first in self._rooms:
-            self._recovery.entered(first, payload)
+            self._is_in(first, payload)
         elif first is not None:
             # It was left while it was being joined.
             self._leave(next(self._ids), first, now + PATIENCE)
 
-    def join(self, room_id: str, due: float, *, ready: bool) -> str:
+    def join(self, room_id: str, due: float, *, ready: bool, data: Any = None) -> str:
         """Join a room, also after every reconnect; settled under the id returned, at ``due`` at the latest."""
+        if data is not None:
+            self._shown[room_id] = data
         key = next(self._ids)
         self._joins[key] = room_id
         self._deadlines.set(key, due)
@@ -123,7 +133,7 @@ class Rooms:
     def leave(self, room_id: str, due: float, *, ready: bool) -> str:
         """Leave a room; settled under the id returned, at ``due`` at the latest."""
         self._rooms.pop(room_id, None)
-        self._recovery.left(room_id)
+        self._is_out(room_id)
         for key in [key for key, its_room in self._joins.items() if its_room == room_id]:
             self._forget(key)
             self._settle(key, Refused("LEFT", f"room {room_id} was left before it was entered"))
@@ -154,7 +164,7 @@ class Rooms:
         rest = {room: None for room in self._rooms if room != room_id}
         if room_id is not None and (rest or self._leaves):
             self._rooms = rest
-            self._recovery.left(room_id)
+            self._is_out(room_id)
 
     def wake(self, key: str, now: float, *, ready: bool) -> bool:
         """The time of this name has come. Whether it is one of rooms that needs no other socket."""
@@ -212,10 +222,10 @@ class Rooms:
             self._unknown.discard(room_id)
             self._rooms[room_id] = None
             self._settle(key, None)
-            self._recovery.entered(room_id, message.payload)
+            self._is_in(room_id, message.payload)
             return room_id
         self._rooms.pop(room_id, None)
-        self._recovery.left(room_id)
+        self._is_out(room_id)
         self._settle(key, refused(error))
         if again:
             # A rejoin: no caller waits for this answer.
@@ -228,7 +238,18 @@ class Rooms:
             self._deadlines.set(key, now + PATIENCE)
 
     def _named(self, room_id: str | None) -> dict[str, Any]:
-        return {"roomId": room_id, **self._recovery.since(room_id)}
+        data = self._shown.get(room_id or "", self._data)
+        shown = {} if data is None or room_id is None else {"data": data}
+        return {"roomId": room_id, **self._recovery.since(room_id), **shown}
+
+    def _is_in(self, room_id: str, payload: Any) -> None:
+        self._recovery.entered(room_id, payload)
+        self._watching.entered(room_id)
+
+    def _is_out(self, room_id: str) -> None:
+        self._shown.pop(room_id, None)
+        self._recovery.left(room_id)
+        self._watching.left(room_id)
 
     def _leave(self, key: str, room_id: str, due: float) -> None:
         self._leaves.add(key)

@@ -33,8 +33,12 @@ step                                    what happens
 ``"room_state", room, types``           it has a room's state, fetched alike: a list to which these types append their
                                         payloads; each change of it is heard
 ``"state_error", room, code``           what that says is wrong
+``"presence", room``                    the application wants to know who is in this room: it hears ``{users, count,
+                                        joined, left}``, the users by their ids with what they show
+``"no_presence", room``                 it wants that no more
 ``"state", change``                     the application hears of this state; ``wait`` in seconds
-``"hear", type, what``                  it hears this event, ``error``, ``dropped``, ``snapshot`` or ``room_state``
+``"hear", type, what``                  it hears this event, ``error``, ``dropped``, ``snapshot``, ``room_state`` or
+                                        ``presence``
 ======================================  ===============================================================================
 
 All that the client sends, and all that the application hears, is in the transcript: what is not there must not happen.
@@ -54,7 +58,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kraftek.client import Change, Closed, Message, QueueFull, Recovered, Refused, RoomState
+from kraftek.client import Change, Closed, Message, Presence, QueueFull, Recovered, Refused, RoomState
 from tests.client.backends import BackendThread, User
 from tests.client.scripted import Far, Json, ScriptedGateway
 from tests.support.waiting import wait_until
@@ -89,6 +93,7 @@ class Player:
         self._fetching: list[tuple[str, Future[Any]]] = []
         self._no_snapshot: dict[str, Callable[[], None]] = {}
         self._room_states: dict[str, RoomState[list[Any]]] = {}
+        self._no_presence: dict[str, Callable[[], None]] = {}
         self._heard: queue.Queue[Json] = queue.Queue()
         self.user = User(backend, server.url, self._ask, options)
         for name in ("error", "dropped", *transcript.get("listens", ())):
@@ -290,6 +295,17 @@ class Player:
     def step_no_snapshot(self, room: str) -> None:
         self.step_nothing()
         self._backend.run(self._no_snapshot[room])
+
+    def step_presence(self, room: str) -> None:
+        def hear(present: Presence) -> None:
+            what = {"users": present.users, "count": present.count, "joined": present.joined, "left": present.left}
+            self._heard.put({"type": "presence", "what": what})
+
+        self._no_presence[room] = self.user.run("presence", room, hear)
+
+    def step_no_presence(self, room: str) -> None:
+        self.step_nothing()
+        self._backend.run(self._no_presence[room])
 
     def step_fetched(self, room: str, outcome: Json) -> None:
         self.step_nothing()

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kraftek.client import Closed, Message, Refused, State
+from kraftek.client import Closed, Message, Presence, Refused, State
 from tests.client.backends import MakeUser
+from tests.docs.pages import code
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -262,3 +263,31 @@ def test_half_a_character(
     with pytest.raises(ValueError, match="half of a surrogate pair"):
         ada.run("request", "chat:a:reply", 1, room=half)
     assert ada.run("request", "chat:a:reply", "still there") == "still there"
+
+
+def test_who_is_in_a_room(user: MakeUser, redis_server: RedisServer, gateway: StartGateway) -> None:
+    rooms = {"rooms": {"r*": {"presence": True}}}
+    first = gateway(redis_server, config=rooms)
+    seen: queue.Queue[Presence] = queue.Queue()
+    ada = user(first.url, data={"name": "Ada"})
+    ada.run("presence", "r1", seen.put)
+    printed: queue.Queue[Any] = queue.Queue()
+    names = {"client": ada.client, "print": lambda *words: printed.put(words)}
+    ada.backend.run(lambda: exec(code("client-presence"), names))
+    ada.run("connect")
+    assert printed.get(timeout=10.0) == (1, "users:", "user_ada")
+    present = seen.get(timeout=10.0)
+    assert (present.users, present.count) == ({"user_ada": {"name": "Ada"}}, 1)
+    bob = user(gateway(redis_server, config=rooms).url, token=lambda _: "bob")
+    bob.run("connect")
+    assert seen.get(timeout=10.0).joined == {"user_bob": None}
+    bob.run("join", "r1", data="busy")
+    assert seen.get(timeout=10.0).joined == {"user_bob": "busy"}
+    ada.expect(State.CONNECTING)
+    ada.expect(State.READY)
+    first.kill()
+    bob.run("close")
+    ada.expect(State.WAITING)
+    gateway(redis_server, config=rooms, args=same_port(first))
+    present = seen.get(timeout=30.0)
+    assert (present.joined, present.left) == ({}, ["user_bob"])

@@ -173,6 +173,10 @@ def wait_state(place: Place, state: str) -> None:
     wait_until(lambda: place.evaluate("client.state") == state, lambda: str(place.evaluate("states")), 30.0)
 
 
+def wait_seen(place: Place, expected: Any) -> None:
+    wait_until(lambda: place.evaluate("globalThis.seen") == expected, lambda: str(place.evaluate("globalThis.seen")))
+
+
 def settled(place: Place, name: str, promise: str) -> None:
     """Keep what becomes of a promise under a global name."""
     place.evaluate(
@@ -212,6 +216,21 @@ def test_connects_asks_and_hears(place: Any, origin: str, shared: Shared, servic
     assert here.evaluate(denied) == "ACCESS_DENIED"
     here.evaluate("client.close()")
     assert here.evaluate("states") == [["ready", None, None], ["closed", None, None]]
+
+
+def test_the_example_shows_who_is_in_a_room(place: Any, origin: str, shared: Shared, connect: Connect) -> None:
+    process = shared.gateway(config={"origins": [origin], "rooms": {"r*": {"presence": True}}})
+    here: Place = place(process)
+    start(here, process, "token: () => 'ada', roomId: 'r1', data: { name: 'Ada' }")
+    example = f"((gateway, show) => {{ {code('kraftek-js-presence')} }})"
+    here.evaluate(f"{example}(client, (...what) => (globalThis.seen = what))")
+    wait_seen(here, [["Ada"], 1])
+    bob = connect(process, "bob", "r1")
+    wait_seen(here, [["Ada", "user_bob"], 2])
+    bob.close()
+    here.evaluate("client.join('r1', { data: { name: 'Countess' } })")
+    wait_seen(here, [["Countess"], 1])
+    here.evaluate("client.close()")
 
 
 def test_the_gateway_is_restarted(

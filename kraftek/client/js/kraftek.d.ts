@@ -16,6 +16,8 @@ export interface Options {
   token: (why: { refused: boolean }) => string | Credentials | Promise<string | Credentials>;
   /** The room to enter first, where `token` names none. */
   roomId?: string | null;
+  /** What others in our rooms see of us beside our `userId`, where the gateway tells who is in a room: any JSON. */
+  data?: unknown;
   /**
    * How long a request, `join` and `leave` wait for their answer, time without a connection included. 15 s; the gateway's
    * own, for requests, is 10 s.
@@ -76,6 +78,8 @@ export interface RequestOptions extends EmitOptions {
 }
 
 export interface JoinOptions {
+  /** What others see of us in this room, in place of the client's own `data`. To change it, join again. */
+  data?: unknown;
   /** For this room alone; `Infinity` waits as long as it takes. */
   timeout?: number;
 }
@@ -116,6 +120,24 @@ export interface Recovered {
   roomId: string;
   recovered: boolean;
   reason?: string;
+}
+
+/** A user who is in a room, with what it shows of itself there. `userId` is certain; `data` is what the user says. */
+export interface Present<Data = any> {
+  userId: string;
+  data?: Data;
+}
+
+/** Who is in a room. */
+export interface Presence<Data = any> {
+  /** All of them, or some where `count` is more. */
+  users: Present<Data>[];
+  /** How many there are. */
+  count: number;
+  /** Those who are new since the last time, or show something else. */
+  joined: Present<Data>[];
+  /** The ids of those who are gone since. */
+  left: string[];
 }
 
 export interface RoomStateOptions<State> {
@@ -204,6 +226,12 @@ export class Kraftek {
    * `NO_SNAPSHOT`, and it is called again later. Enters no room. Returns a function that ends this.
    */
   snapshot(roomId: string, fetch: () => unknown): () => void;
+  /**
+   * Have `listener` called with who is in a room, once that is known and at each change, also of what changed while there
+   * was no connection. Enters no room. Where the gateway does not tell it that is an "error" with the `roomId`. Returns a
+   * function that ends this.
+   */
+  presence<Data = any>(roomId: string, listener: (presence: Presence<Data>) => void): () => void;
   /** Enter a room, fetch its state, and let its messages change it. */
   roomState<State>(roomId: string, options: RoomStateOptions<State>): RoomState<State>;
   /**

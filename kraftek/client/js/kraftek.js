@@ -13,6 +13,8 @@ const RESTARTED = new Set([1012, 1013]);
 const REFUSED = 4401;
 /** The code of an error about a token that was good, and is replaced by another one. */
 const EXPIRED = "TOKEN_EXPIRED";
+/** Errors after which the gateway is asked again who is in a room. */
+const NOT_KNOWN_YET = new Set(["SERVICE_UNAVAILABLE", "AUTH_UNAVAILABLE", EXPIRED]);
 /** What the socket would be closed with if the gateway closed it for credentials that it cannot read. */
 const UNREADABLE = 4400;
 const TOO_BIG = 1009;
@@ -147,6 +149,10 @@ export class Kraftek {
   #asked = new Set();
   /** What was heard of the rooms that were entered, and who fetches the state of which room. */
   #feeds = new Map();
+  /** The rooms of which somebody wants to know who is there. */
+  #watched = new Map();
+  /** What we show of ourselves in rooms for which `join` was told something else than the options. */
+  #data = new Map();
   /** The names of the sockets before this one. */
   #formerSockets = [];
   /** The room that the options or the token's callback named last. */
@@ -271,13 +277,15 @@ export class Kraftek {
   /**
    * Enter a room more, and again after every reconnection. Resolves once it is entered; rejects with what the gateway
    * says, with `LEFT`, `CLOSED` or `TIMEOUT`, and then it is not entered later; with a `TypeError` for what is no room's
-   * name. A room that cannot be entered again after a reconnection is told as an "error" with its `roomId`.
+   * name. A room that cannot be entered again after a reconnection is told as an "error" with its `roomId`. `data` is
+   * what others see of us there, in place of what the options say; to change it, join again.
    */
-  join(roomId, { timeout = this.#options.timeout } = {}) {
+  join(roomId, { timeout = this.#options.timeout, data } = {}) {
     return new Promise((resolve, reject) => {
       checkRoom(roomId ?? "");
       if (this.#state === "closed") throw refusal("CLOSED", "the connection is closed");
-      if (this.#entered.has(roomId)) {
+      if (data !== undefined) this.#data.set(roomId, data);
+      if (this.#entered.has(roomId) && data === undefined) {
         resolve();
         return;
       }
@@ -321,6 +329,34 @@ export class Kraftek {
       feed.snapshots.delete(snapshot);
       this.#tellHeld(feed);
       this.#forgetIfUnused(roomId, feed);
+    };
+  }
+
+  /**
+   * Have `listener` called with who is in a room, `{users, count, joined, left}`, once that is known, and at each change,
+   * also of what changed while there was no connection. Each of `users` is `{userId, data}`, with what the user shows of
+   * itself; `count` is how many there are, which may be more. `joined` are those who are new or show something else, `left`
+   * the ids of those who are gone since the last call. Enters no room. Where the gateway does not tell it that is an
+   * "error" with the `roomId`. Returns a function that ends this.
+   */
+  presence(roomId, listener) {
+    checkRoom(roomId ?? "");
+    if (typeof listener !== "function") throw new TypeError("expected a function that is told who is in the room");
+    const entry = { listener };
+    let watched = this.#watched.get(roomId);
+    if (watched) {
+      if (watched.known) listener({ ...watched.present, joined: watched.present.users, left: [] });
+    } else {
+      watched = new Watched();
+      this.#watched.set(roomId, watched);
+      this.#askPresence(roomId);
+    }
+    watched.listeners.add(entry);
+    return () => {
+      if (!watched.listeners.delete(entry) || watched.listeners.size) return;
+      this.#watched.delete(roomId);
+      const { version } = watched;
+      if (this.#entered.has(roomId)) this.#command("presence", { roomId, changes: false, version }, () => {});
     };
   }
 
@@ -386,7 +422,7 @@ export class Kraftek {
     this.#name(roomId);
     const [first] = this.#fromNowhere().length ? [] : this.#rooms.keys();
     this.#first = first;
-    this.#command("authenticate", { token, roomId: first, since: this.#since(first) }, (error, payload) => {
+    this.#command("authenticate", { token, ...this.#shownIn(first) }, (error, payload) => {
       if (!error) this.#admit(first, payload);
       else if (isForLater(error)) this.#askLater(error);
       else if (error.code === "INVALID_MESSAGE") this.#ended(UNREADABLE, error.code, error);
@@ -486,7 +522,7 @@ export class Kraftek {
   }
 
   #enter(roomId) {
-    this.#command("join", { roomId, since: this.#since(roomId) }, (error, payload) => {
+    this.#command("join", this.#shownIn(roomId), (error, payload) => {
       const waiting = this.#rooms.get(roomId);
       if (!waiting) return;
       if (!error) {
@@ -524,6 +560,8 @@ export class Kraftek {
   }
 
   #forgetRoom(roomId) {
+    this.#watched.get(roomId)?.forget();
+    this.#data.delete(roomId);
     this.#rooms.delete(roomId);
     this.#asked.delete(roomId);
     this.#isKnown(roomId);
@@ -546,11 +584,14 @@ export class Kraftek {
   }
 
   #isIn(roomId, payload) {
+    const again = this.#entered.has(roomId);
     this.#entered.add(roomId);
     this.#asked.delete(roomId);
     this.#isKnown(roomId);
     for (const { resolve } of this.#rooms.get(roomId)?.splice(0) ?? []) resolve();
+    if (again) return;
     this.#isAt(roomId, payload);
+    this.#askPresence(roomId);
   }
 
   /**
@@ -676,6 +717,7 @@ export class Kraftek {
     for (const { stop } of this.#commands.values()) stop();
     this.#commands.clear();
     this.#entered.clear();
+    for (const watched of this.#watched.values()) watched.asked = false;
     clock.clearTimeout(this.#timer);
     clock.clearTimeout(this.#refreshTimer);
     this.#replacing = null;
@@ -731,8 +773,15 @@ export class Kraftek {
     for (const feed of this.#feeds.values()) feed.position = undefined;
   }
 
+  /** What the gateway is told of a room to enter, and of us there. */
+  #shownIn(roomId) {
+    const data = roomId === undefined ? undefined : (this.#data.get(roomId) ?? this.#options.data);
+    return { roomId, since: this.#since(roomId), data };
+  }
+
   /** What the gateway is told of what was heard before; nothing to one that keeps no history of the room. */
   #since(roomId) {
+    if (this.#entered.has(roomId)) return undefined;
     const position = this.#feeds.get(roomId)?.position;
     return position && { ...position, socketIds: this.#formerSockets };
   }
@@ -803,6 +852,27 @@ export class Kraftek {
     this.#tell("error", new KraftekError({ code: "NO_SNAPSHOT", message, roomId }, { cause }));
   }
 
+  // Who is in a room
+
+  /** Also after a reconnect: what changed meanwhile is told then, or that nothing has. */
+  #askPresence(roomId) {
+    const watched = this.#watched.get(roomId);
+    if (!watched || watched.asked || !this.#entered.has(roomId)) return;
+    watched.asked = true;
+    this.#command("presence", { roomId, version: watched.version }, (error, payload) => {
+      if (this.#watched.get(roomId) !== watched) return;
+      watched.asked = false;
+      if (!error) {
+        watched.tell(payload);
+      } else if (NOT_KNOWN_YET.has(error.code) || isLimited(error)) {
+        this.#retry(error, () => this.#askPresence(roomId));
+      } else {
+        error.roomId = roomId;
+        this.#tell("error", error);
+      }
+    });
+  }
+
   // Whether anybody is still there. Scripts of a browser do not see the gateway's pings, nor that they stopped.
 
   #online = () => {
@@ -867,6 +937,7 @@ export class Kraftek {
         this.#absence = Math.min(LONGEST_ABSENCE, Math.max(0, 1000 * payload.reconnectAfter));
       }
       if (type === "connected" && !this.#admitted) this.#socketId = payload?.socketId ?? null;
+      if (type === "presence") this.#watched.get(roomId)?.tell(payload);
       if (type === "position" && this.#entered.has(roomId) && positionOf(payload)) this.#isAt(roomId, payload);
       if (!OWN.has(type)) this.#hear({ what: [type, payload, { roomId, ...(offset !== undefined && { offset }) }], size });
     }
@@ -986,6 +1057,50 @@ export class Kraftek {
     }
   }
 }
+
+/** Who is in one room, as far as the gateway has told, and who wants to know it. */
+class Watched {
+  listeners = new Set();
+  known = false;
+  present = { users: [], count: 0 };
+  /** The gateway's name for that, by which it knows whether anything is different. */
+  version;
+  /** The gateway has yet to answer. */
+  asked = false;
+
+  /** The room was left. */
+  forget() {
+    this.version = undefined;
+  }
+
+  tell(payload) {
+    const { count, version, users, joined = [], left = [] } = payload ?? {};
+    if (!Number.isSafeInteger(count)) return;
+    const before = new Map(this.present.users.map((user) => [user.userId, user]));
+    const now = new Map(users ? [] : before);
+    for (const user of users ?? joined) now.set(user.userId, user);
+    for (const userId of left) now.delete(userId);
+    const fresh = [...now.values()].filter((user) => !isSame(user, before.get(user.userId)));
+    const gone = [...before.keys()].filter((userId) => !now.has(userId));
+    const changed = !this.known || fresh.length || gone.length || count !== this.present.count;
+    this.known = true;
+    this.version = version;
+    this.present = { users: [...now.values()], count };
+    if (!changed) return;
+    for (const entry of [...this.listeners]) {
+      if (!this.listeners.has(entry)) continue;
+      try {
+        entry.listener({ ...this.present, joined: fresh, left: gone });
+      } catch (error) {
+        queueMicrotask(() => {
+          throw error;
+        });
+      }
+    }
+  }
+}
+
+const isSame = (user, other) => other !== undefined && JSON.stringify(user.data) === JSON.stringify(other.data);
 
 /** What was heard of one room, and who fetches its state. */
 class Feed {

@@ -1,5 +1,7 @@
 import type { ReactNode } from "react";
-import type { Kraftek, KraftekError, Listener, Options, RequestOptions, RoomStateOptions, StateChange } from "./kraftek.js";
+import type {
+  Kraftek, KraftekError, Listener, Options, Present, RequestOptions, RoomStateOptions, StateChange,
+} from "./kraftek.js";
 
 export interface GatewayProviderProps {
   url: string;
@@ -48,6 +50,19 @@ export function useRoomState<State>(
   roomId: string | null | undefined,
   options: RoomStateOptions<State>,
 ): RoomStateShown<State>;
+
+export interface PresenceShown<Data> {
+  /** All who are in the room, or some of them where `count` is more. */
+  readonly users: Present<Data>[];
+  readonly count: number;
+  /** Whether the gateway has said it. */
+  readonly known: boolean;
+  /** Why the room is not entered, or why nobody is told who is there. */
+  readonly error: KraftekError | null;
+}
+
+/** Be in a room, and know who else is. With `null` for a room it does nothing. */
+export function usePresence<Data = any>(roomId: string | null | undefined): PresenceShown<Data>;
 
 /** Have the newest `listener` hear what services say under this type, or `error`, `dropped`, `recovered` or `gap`. */
 export function useEvent<Name extends string>(type: Name, listener: Listener<Name>): void;

@@ -11,6 +11,7 @@ import { connect } from "./kraftek.js";
 /** What there is before the first effect, and on a server. */
 const NOTHING_YET = Object.freeze({ client: null, state: "connecting" });
 const NOT_FETCHED = Object.freeze({ state: undefined, error: null });
+const NOBODY = Object.freeze({ users: [], count: 0, known: false, error: null });
 const OUTSIDE = Object.freeze({ entered: false, error: null });
 
 const Shared = createContext(null);
@@ -225,6 +226,32 @@ export function useRoomState(roomId, options) {
     };
   }, [client, roomId]);
   return error ? { state: shown.state, error } : shown;
+}
+
+/**
+ * Be in a room, and know who else is: `{users, count, known, error}`, from the client's `presence`. `known` is false until
+ * the gateway has said it. `error` is why the room is not entered, or why nobody is told who is there.
+ */
+export function usePresence(roomId) {
+  const { client } = useGateway();
+  const { error } = useRoom(roomId);
+  const [shown, show] = useState(NOBODY);
+  useEffect(() => {
+    show(NOBODY);
+    if (!client || roomId == null) return undefined;
+    const end = client.presence(roomId, ({ users, count }) => show({ users, count, known: true, error: null }));
+    const failed = (error) => {
+      // An older gateway takes it for an event.
+      const its = error.code === "NO_PRESENCE" || ["gateway:room:presence", "presence"].includes(error.eventType);
+      if (its && error.roomId === roomId) show((before) => ({ ...before, error }));
+    };
+    client.on("error", failed);
+    return () => {
+      client.off("error", failed);
+      end();
+    };
+  }, [client, roomId]);
+  return error ? { ...shown, error } : shown;
 }
 
 /** Have the newest `listener` hear what services say under this type, or `error`, `dropped`, `recovered` or `gap`. */

@@ -7,7 +7,7 @@ import { create } from "react-test-renderer";
 import { KraftekError, until, world } from "./world.js";
 
 const file = join(dirname(process.env.KRAFTEK_JS), "react.js");
-const { GatewayProvider, useEvent, useGateway, useRequest, useRoom, useRoomState } = await import(file);
+const { GatewayProvider, useEvent, useGateway, usePresence, useRequest, useRoom, useRoomState } = await import(file);
 /** Another instance of the module: React warns when two renderers share a context. */
 const onServer = await import(`${file}?server`);
 
@@ -48,10 +48,11 @@ test("a server renders without a connection", async (t) => {
     onServer.useRequest("a:b:c");
     onServer.useEvent("a:b:c", () => {});
     const { state: list } = onServer.useRoomState("r1", { snapshot: () => [], changes: {} });
-    return `${client} ${state} ${entered} ${error} ${list}`;
+    const { users, known } = onServer.usePresence("r1");
+    return `${client} ${state} ${entered} ${error} ${list} ${users.length} ${known}`;
   }
   const text = renderToString(h(onServer.GatewayProvider, { url, options: { token: () => "t" } }, h(Says)));
-  assert.equal(text, "null connecting false null undefined");
+  assert.equal(text, "null connecting false null undefined 0 false");
 });
 
 test("what is not in a provider says so", () => {
@@ -332,6 +333,42 @@ test("the state of a room is that of its snapshot and its messages", async (t) =
   one.say("error", { code: "ACCESS_DENIED", message: "no" }, { id: joined.id });
   await shown(() => seen.list.error?.code === "ACCESS_DENIED");
   assert.equal(fetches.length, 0);
+  unmount();
+  assert.equal(await one.gone, 1000);
+});
+
+test("who is in a room is shown, and why nobody says it", async (t) => {
+  function People({ roomId }) {
+    show("people", usePresence(roomId));
+    return null;
+  }
+  const { peer, render, unmount } = await page(t, h(People, { roomId: "r1" }));
+  const one = await peer();
+  await one.admit();
+  const asked = await one.hear("presence");
+  assert.deepEqual(asked.payload, { roomId: "r1" });
+  assert.deepEqual(seen.people, { users: [], count: 0, known: false, error: null });
+  one.say("presence", { roomId: "r1", count: 1, version: "v", users: [{ userId: "ada" }] }, { id: asked.id });
+  await shown(() => seen.people.known);
+  one.say("presence", { roomId: "r1", count: 9, version: "w", joined: [{ userId: "bob", data: 1 }] }, { roomId: "r1" });
+  await shown(() => seen.people.count === 9);
+  assert.deepEqual(seen.people.users, [{ userId: "ada" }, { userId: "bob", data: 1 }]);
+  const no = { code: "ACCESS_DENIED", message: "no", eventType: "gateway:room:presence" };
+  one.say("error", no, { roomId: "r1" });
+  await shown(() => seen.people.error?.code === "ACCESS_DENIED");
+  assert.equal(seen.people.count, 9);
+
+  render([h(People, { roomId: "r2" })]);
+  await shown(() => !seen.people.known);
+  const joined = await one.hear("join");
+  one.say("joined", { roomId: "r2" }, { id: joined.id });
+  for (let ask; ; ) {
+    ask = await one.hear("presence");
+    if (ask.payload.roomId === "r1") continue;
+    one.say("error", { code: "NO_PRESENCE", message: "none" }, { id: ask.id });
+    break;
+  }
+  await shown(() => seen.people.error?.code === "NO_PRESENCE");
   unmount();
   assert.equal(await one.gone, 1000);
 });

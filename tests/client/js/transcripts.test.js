@@ -32,6 +32,7 @@ class Player {
   #fetching = [];
   #noSnapshot = new Map();
   #roomStates = new Map();
+  #noPresence = new Map();
 
   constructor(here, { client: { room, timeout, ...options } = {}, token = "t1", listens = [], js = {} }) {
     this.#here = here;
@@ -214,9 +215,9 @@ class Player {
     assert.equal(result, ["QUEUE_FULL", "CLOSED"].includes(expected) ? false : expected);
   }
 
-  async call(name, method, { type, payload, room, timeout }) {
+  async call(name, method, { type, payload, room, timeout, data }) {
     await this.nothing();
-    const options = timeout === undefined ? {} : { timeout: 1000 * timeout };
+    const options = { data, ...(timeout !== undefined && { timeout: 1000 * timeout }) };
     const calls = {
       request: () => this.#client.request(type, payload, { roomId: room, ...options }),
       join: () => this.#client.join(room, options),
@@ -245,6 +246,18 @@ class Player {
   async no_snapshot(room) {
     await this.nothing();
     this.#noSnapshot.get(room)();
+  }
+
+  async presence(room) {
+    const shown = (users) => Object.fromEntries(users.map(({ userId, data }) => [userId, data ?? null]));
+    const end = this.#client.presence(room, ({ users, count, joined, left }) =>
+      this.#heard.push(["presence", { users: shown(users), count, joined: shown(joined), left }]));
+    this.#noPresence.set(room, end);
+  }
+
+  async no_presence(room) {
+    await this.nothing();
+    this.#noPresence.get(room)();
   }
 
   async fetched(room, { ok, error }) {

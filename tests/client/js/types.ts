@@ -27,6 +27,11 @@ const here = client.roomState("r1", {
   snapshot: async () => (await client.request<Who>("chat:room:who")).users,
   changes: { "chat:room:entered": (users, { user }: { user: string }) => [...users, user] },
 });
+const away: () => void = client.presence<{ name: string }>("r1", ({ users, count, joined, left }) => {
+  console.log(users.map(({ userId, data }) => data?.name ?? userId), count.toFixed(), joined.length, left.join());
+});
+away();
+await client.join("r1", { data: { name: "Ada" } });
 here.subscribe((users) => console.log(users.join(), here.error?.code, here.value?.length));
 here.close();
 end();
