@@ -63,7 +63,8 @@ def load(
     if draft.values.get(("demo",)):
         draft.take("demo", ("redis", "url"), "embedded:")
         draft.take("demo", ("auth", "check"), "open")
-        draft.take_service("demo", "stickyNotes", {"channel": default_channel("stickyNotes"), "presence": True})
+        draft.take_service("demo", "stickyNotes", {"channel": default_channel("stickyNotes")})
+        draft.take_rooms("demo", "*", {"presence": True})
     return draft.finish()
 
 

@@ -205,7 +205,7 @@ def test_a_service_option_adds_to_the_file_and_changes_channels_in_it() -> None:
     }
 
 
-NOTES = Registration(name="stickyNotes", channel="events:stickyNotes", presence=True)
+NOTES = Registration(name="stickyNotes", channel="events:stickyNotes")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from twisted.application.service import IService
 from twisted.internet import reactor as installed
 
 from kraftek.contract.errors import ConfigError
-from kraftek.contract.settings import Auth, Config, Redis, Registration
+from kraftek.contract.settings import Auth, Config, Redis, Registration, RoomPolicy
 from kraftek.daemon.hostnames import HostnameResolver
 from kraftek.daemon.tap import Options, makeService
 
@@ -52,7 +52,8 @@ def parsed(*arguments: str) -> Config:
                 demo=True,
                 redis=Redis(url="embedded:"),
                 auth=Auth(check="open"),
-                services=(Registration(name="stickyNotes", channel="events:stickyNotes", presence=True),),
+                services=(Registration(name="stickyNotes", channel="events:stickyNotes"),),
+                rooms=(RoomPolicy(pattern="*", presence=True),),
             ),
         ),
     ],

@@ -50,8 +50,8 @@ const notes = new Service("stickyNotes", { prefix });
 
 notes.on("board:open", async (context) => {
   const stored = (await context.redis("HVALS", key(context))) as string[];
-  const board = { notes: stored.map((note) => JSON.parse(note) as Note), users: await people(context) };
-  context.broadcastToSockets("stickyNotes:board:opened", { roomId: context.roomId, ...board }, [context.socketId]);
+  const board = { roomId: context.roomId, notes: stored.map((note) => JSON.parse(note) as Note) };
+  context.broadcastToSockets("stickyNotes:board:opened", board, [context.socketId]);
 });
 
 notes.on("note:create", parts("x", "y", "text", "colour"), async (context, wanted) => {
@@ -64,13 +64,6 @@ notes.on("note:move", parts("id", "x", "y"), (context, wanted) => alter(context,
 notes.on("note:edit", parts("id", "text"), (context, wanted) => alter(context, "edited", wanted));
 notes.on("note:recolour", parts("id", "colour"), (context, wanted) => alter(context, "recoloured", wanted));
 notes.on("note:delete", parts("id"), (context, wanted) => alter(context, "deleted", wanted));
-
-for (const event of ["gateway:client:joined", "gateway:client:left"]) {
-  notes.on(event, async (context) => {
-    const payload = { roomId: context.roomId, users: await people(context) };
-    context.broadcastToRoom("stickyNotes:people:changed", payload);
-  });
-}
 
 /** Find the note and change the parts that are given. */
 async function alter(context: Context, done: string, wanted: Pick<Note, "id"> & Partial<Note>) {
@@ -92,10 +85,6 @@ function change(context: Context, done: string, changed: Omit<Note, "by" | "at">
 function refuse(context: Context, why: string) {
   const payload = { eventType: context.eventType, message: why };
   context.broadcastToSockets("stickyNotes:note:refused", payload, [context.socketId]);
-}
-
-async function people(context: Context) {
-  return [...(await context.whoIsIn()).keys()].sort();
 }
 
 /** The key of the room's notes: a hash from the note's id to the note as JSON. */

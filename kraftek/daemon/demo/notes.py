@@ -66,7 +66,7 @@ notes = EventProcessor("stickyNotes", prefix=os.environ.get("REDIS_PREFIX", ""),
 @notes.on("board:open")
 async def open_board(context: Context, _: dict[str, Any]) -> None:
     stored = [Raw(note) for note in await context.redis("HVALS", key(context))]
-    payload = {"roomId": context.room_id, "notes": stored, "users": sorted(await context.who_is_in())}
+    payload = {"roomId": context.room_id, "notes": stored}
     context.broadcast_to_sockets("stickyNotes:board:opened", payload, [context.socket_id])
 
 
@@ -96,13 +96,6 @@ async def recolour(context: Context, wanted: Recolour) -> None:
 @notes.on("note:delete")
 async def delete(context: Context, wanted: Which) -> None:
     await alter(context, "deleted", wanted)
-
-
-@notes.on("gateway:client:joined")
-@notes.on("gateway:client:left")
-async def broadcast_people(context: Context, _: Any) -> None:
-    users = sorted(await context.who_is_in())
-    context.broadcast_to_room("stickyNotes:people:changed", {"roomId": context.room_id, "users": users})
 
 
 async def alter(context: Context, done: str, wanted: Which) -> None:

@@ -202,7 +202,7 @@ def test_the_board_is_told_to_who_asks(gateway: Gateway) -> None:
         "channel": "events:broadcast",
         "type": "stickyNotes:board:opened",
         "recipients": ["g1.bob"],
-        "payload": {"roomId": "kitchen", "notes": [note], "users": []},
+        "payload": {"roomId": "kitchen", "notes": [note]},
     }
 
 
@@ -229,22 +229,6 @@ def test_of_two_who_move_a_note_the_later_wins(gateway: Gateway) -> None:
 
     assert [gateway.hear()["payload"]["note"]["x"] for _ in range(4)] == [1, 2, 3, 4]
     assert gateway.board() == [note | {"x": 4, "y": 4, "by": "user_bob"}]
-
-
-@pytest.mark.parametrize("happens", ["joined", "left"])
-def test_the_room_is_told_who_is_in_it(gateway: Gateway, happens: str) -> None:
-    gateway.redis.hset("room:kitchen", mapping={"user_bob": "g1.bob", "user_ann": "g1.ann"})
-    people = ["user_ann", "user_bob"]
-
-    gateway.say("", {}, eventType=f"gateway:client:{happens}")
-
-    assert gateway.hear() == {
-        "channel": "events:broadcast",
-        "type": "stickyNotes:people:changed",
-        "roomId": "kitchen",
-        "payload": {"roomId": "kitchen", "users": people},
-    }
-    assert gateway.ask("board:open", {})["payload"]["users"] == people
 
 
 @pytest.mark.parametrize(

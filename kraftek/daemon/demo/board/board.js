@@ -287,13 +287,11 @@ class Board {
   #scale = 1;
 
   /**
-   * `told(who, what)` hears of every change, `meets(everybody)` who is in the room, `complain(text)` of what failed,
-   * `waits(whether)` of a silent service.
+   * `told(who, what)` hears of every change, `complain(text)` of what failed, `waits(whether)` of a silent service.
    */
-  constructor(connection, { told, meets, complain, waits }) {
+  constructor(connection, { told, complain, waits }) {
     this.#connection = connection;
     this.told = told;
-    this.meets = meets;
     this.complain = complain;
     this.waits = waits;
 
@@ -306,11 +304,7 @@ class Board {
         this.#open();
       }
     });
-    connection.on("stickyNotes:board:opened", ({ notes, users }) => {
-      this.#opened(notes);
-      this.meets(users ?? []);
-    });
-    connection.on("stickyNotes:people:changed", ({ users }) => this.meets(users));
+    connection.on("stickyNotes:board:opened", ({ notes }) => this.#opened(notes));
     connection.on("stickyNotes:note:created", (change) => this.#heard("created", change));
     for (const [what, { echo }] of Object.entries(CHANGES)) {
       connection.on(`stickyNotes:note:${echo}`, (change) => this.#heard(echo, change, what));
@@ -764,10 +758,11 @@ function showState({ state, wait, code, reason, error }) {
   }
 }
 
-/** Who is in the room, ourselves first. */
-function showPeople(users) {
-  const others = users.filter((userId) => userId !== connection.userId);
-  const everybody = [...users.filter((userId) => !others.includes(userId)), ...others.sort()];
+/** Who is in the room, ourselves first. In a full one the gateway tells some of them, and how many there are. */
+function showPeople({ users, count }) {
+  const ids = users.map(({ userId }) => userId);
+  const others = ids.filter((userId) => userId !== connection.userId);
+  const everybody = [...ids.filter((userId) => !others.includes(userId)), ...others.sort()];
   const face = (userId) => {
     const element = Object.assign(document.createElement("span"), { className: "face" });
     element.toggleAttribute("data-me", userId === connection.userId);
@@ -781,13 +776,22 @@ function showPeople(users) {
     if (userId === connection.userId) row.append(Object.assign(document.createElement("i"), { textContent: "you" }));
     return row;
   });
-  const shown = everybody.slice(0, everybody.length > FACES ? FACES - 1 : FACES).map(face);
-  const more = everybody.length - shown.length;
+  const shown = everybody.slice(0, count > FACES ? FACES - 1 : FACES).map(face);
+  const more = count - shown.length;
   if (more) shown.push(Object.assign(document.createElement("span"), { className: "face more", textContent: `+${more}` }));
-  byId("people").hidden = !everybody.length;
+  byId("people").hidden = !count;
   byId("people-faces").replaceChildren(...shown);
-  byId("people-text").textContent = everybody.length === 1 ? "1 person here" : `${everybody.length} people here`;
+  byId("people-text").textContent = count === 1 ? "1 person here" : `${count} people here`;
+  if (count > names.length) {
+    names.push(Object.assign(document.createElement("li"), { className: "others", textContent: `and ${count - names.length} more` }));
+  }
   byId("people-names").replaceChildren(...names);
+}
+
+let forgetPeople = () => {};
+function meetPeople() {
+  forgetPeople();
+  forgetPeople = connection.presence(identity.room, showPeople);
 }
 
 /** The newest at the top; the steps of one drag or of one text share a line, one for each direction. */
@@ -853,7 +857,6 @@ const connection = connect(gateway.href, {
 connection.on("state", showState);
 const board = new Board(connection, {
   told: showLast,
-  meets: showPeople,
   complain: toast,
   waits: (waiting) => notice(waiting ? "The notes service does not answer. The board comes back with it." : ""),
 });
@@ -876,6 +879,7 @@ byId("who").addEventListener("close", () => {
   if (byId("who").returnValue !== "go" || !name || !room) return;
   Object.assign(identity, { name, room });
   showIdentity();
+  meetPeople();
   connection.open();
 });
 byId("events-toggle").addEventListener("click", () => showEvents(byId("events").hidden));
@@ -890,3 +894,4 @@ byId("events").addEventListener("keydown", ({ key }) => key === "Escape" && show
 
 showIdentity();
 showState({ state: connection.state });
+meetPeople();
