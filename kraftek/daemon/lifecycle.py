@@ -39,7 +39,6 @@ from kraftek.daemon.assembly import (
     core_of,
     edge_of,
     edge_sweeps_of,
-    gauges_of,
     operator_of,
     sweeps_of,
 )
@@ -47,6 +46,7 @@ from kraftek.daemon.checkers import Checkers
 from kraftek.daemon.demo import NotesService
 from kraftek.daemon.draining import Draining, end
 from kraftek.daemon.first_contact import FirstContact
+from kraftek.daemon.gauges import gauges_of
 from kraftek.daemon.listening import Certificates
 from kraftek.daemon.local_services import LocalServices
 from kraftek.daemon.memory import MemoryCeiling

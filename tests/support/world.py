@@ -43,7 +43,8 @@ from kraftek.core.dispatch import Dispatch
 from kraftek.core.registry import ServiceRegistry
 from kraftek.core.rooms.shown import Shown
 from kraftek.core.session import SessionState
-from kraftek.daemon.assembly import core_of, gauges_of
+from kraftek.daemon.assembly import core_of
+from kraftek.daemon.gauges import gauges_of
 from kraftek.edge.dialects.native import NativeDialect
 from tests.support.backlogs import make_backlogs
 from tests.support.fakes import FakeAccess, FakeBus, FakeLink, FakeLogs, FakeRooms, Published
