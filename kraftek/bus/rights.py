@@ -131,7 +131,7 @@ def needs_of(config: Config) -> list[Need]:
         needs += [Need(f"~{prefix}{pattern}", ("GET", key)), Need(f"~{prefix}{pattern}", ("SET", key, "value"))]
     published = [f"{prefix}{service.channel}" for service in config.services if service.transport == "pubsub"]
     replies = prefix + names.reply_channel("*")
-    published += [replies, prefix + names.LISTENED]
+    published += [replies, prefix + names.cancel_channel("*"), prefix + names.LISTENED]
     heard = [f"{prefix}{config.redis.broadcast}", prefix + names.INVALIDATION, prefix + names.LISTENED, replies]
     heard += [prefix + names.SELF_REGISTERED, TRACKING_CHANNEL.decode()]
     heard += [prefix + names.topic_channel(names.room_topic("*"))] if keeps else []

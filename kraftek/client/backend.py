@@ -190,7 +190,7 @@ class Backend(Listeners, Generic[P]):
 
         It is sent again under the same ``id`` when the connection is lost before the answer comes: the gateway does not
         run it twice. Fails with :class:`~kraftek.client.Refused` or :class:`Closed`; raises as :meth:`emit`. Cancel
-        it to stop waiting.
+        it, and the service is told to do no more about it, at once or after reconnecting.
         """
         key = self._conversation.request(self._now(), self._limit(timeout), type, payload, room)
         return self._promised(key)
@@ -373,7 +373,7 @@ class Backend(Listeners, Generic[P]):
     def _forget(self, key: str) -> None:
         """The user has cancelled the awaitable."""
         if self._promises.pop(key, None) is not None:
-            self._conversation.forget(key)
+            self._conversation.cancel(key)
             self._act()
 
     @abstractmethod

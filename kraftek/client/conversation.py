@@ -76,6 +76,7 @@ class Conversation:
     :meth:`emit`             ``Closed``      queued                      sent, or waits for its room  queued
     :meth:`emit_now`         nothing         nothing                     sent, or not                 nothing
     :meth:`request`          ``Closed``      queued                      sent, or waits for its room  queued
+    :meth:`cancel`           nothing         queued, if it was sent      sent, if the request was     queued, likewise
     :meth:`join`             ``Closed``      queued                      sent                         queued
     :meth:`leave`            ``Closed``      settled                     sent                         settled
     :meth:`refresh`          ``Closed``      waits for READY             asks for a token             waits for READY
@@ -255,6 +256,17 @@ class Conversation:
         if self._outbox.is_request(key):
             self._outbox.discard(key)
             self._deadlines.cancel(key)
+
+    def cancel(self, key: str) -> None:
+        """As :meth:`forget`; the service is told to do no more about it, if it may have it."""
+        if self._outbox.is_request(key):
+            self._deadlines.cancel(key)
+            request = self._outbox.cancel(key)
+            if request is not None:
+                about = {"eventType": _decode(request).type}
+                self._outbox.put(next(self._ids), Kind.CANCEL, frame("cancel", about, key))
+        else:
+            self.forget(key)
 
     # What happened
 

@@ -25,9 +25,12 @@ class Kind(Enum):
     """``join``, ``leave`` and the like, which are about one socket: not sent on another."""
     VOLATILE = "volatile"
     """An event for which another socket is too late."""
+    CANCEL = "cancel"
+    """About a request that was sent on this socket or an earlier one: it waits for the next."""
 
 
 _OF_THE_SOCKET = {Kind.CONTROL, Kind.VOLATILE}
+_ANYWHERE = {Kind.CONTROL, Kind.CANCEL}
 
 
 class _Unsent(Struct, frozen=True):
@@ -126,6 +129,14 @@ class Outbox:
         self._unanswered.pop(key, None)
         self._nowhere.discard(key)
 
+    def cancel(self, key: str) -> bytes | None:
+        """As :meth:`discard`. The request, if its service may have it."""
+        sent, unsent = self._unanswered.get(key), self._unsent.get(key)
+        if unsent is not None and unsent.frame.endswith(_RESENT + b"}"):
+            sent = unsent
+        self.discard(key)
+        return None if sent is None else sent.frame
+
     def is_request(self, key: str) -> bool:
         """Whether this is a request that was neither answered nor discarded."""
         if key in self._unanswered or key in self._refused:
@@ -164,7 +175,7 @@ class Outbox:
 
     def _next(self, room_id: str | None, closed: Container[str]) -> str | None:
         for key, message in self._unsent.items():
-            if message.kind is Kind.CONTROL or key in self._nowhere or (message.room_id or room_id) not in closed:
+            if message.kind in _ANYWHERE or key in self._nowhere or (message.room_id or room_id) not in closed:
                 return key
         return None
 

@@ -24,6 +24,8 @@ __all__ = [
     "Authenticate",
     "Authenticated",
     "Broadcast",
+    "Cancel",
+    "Cancelled",
     "Closing",
     "Connected",
     "Delivery",
@@ -193,13 +195,22 @@ class Event(Struct, frozen=True, gc=False):
     resent: bool = False
 
 
+class Cancel(Struct, frozen=True):
+    """The client gives a request up: that of this id, or else all of this name that wait on its connection. With both
+    it may be a request of another connection.
+    """
+
+    id: RequestId | None
+    event_type: str | None = None
+
+
 class Ping(Struct, frozen=True):
     """The client checks the connection: browsers do not let programs see the WebSocket's own pings."""
 
     id: RequestId | None = None
 
 
-Inbound = Authenticate | Join | Leave | History | AskPresence | Event | Ping
+Inbound = Authenticate | Join | Leave | History | AskPresence | Event | Cancel | Ping
 
 # Gateway → client: what a dialect encodes.
 
@@ -423,6 +434,18 @@ class Envelope(Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=
     id: RequestId | None = None
     traceparent: str | None = None
     source: str | None = None
+
+
+class Cancelled(Struct, frozen=True, rename="camel", omit_defaults=True):
+    """A request that its client has cancelled, as its service is told. ``socket_id``: only where the id is that of one
+    connection; otherwise it is the user's, and the service may have the request of another socket of theirs.
+    """
+
+    event_type: str
+    user_id: str
+    id: RequestId
+    timestamp: int = 0
+    socket_id: str = ""
 
 
 class Broadcast(Struct, frozen=True, rename="camel"):

@@ -128,6 +128,7 @@ class Counters(Struct):
     received: Annotated[int, Meta(description="Messages from clients")] = 0
     redis_connects: Annotated[int, Meta(description="Times that Redis was connected")] = 0
     replies_late: Annotated[int, Meta(description="Answers of services that were not waited for")] = 0
+    requests_cancelled: Annotated[int, Meta(description="Requests that their clients have cancelled")] = 0
     requests_repeated: Annotated[int, Meta(description="Requests sent again that were not run again")] = 0
     requests_timed_out: Annotated[int, Meta(description="Requests that no service answered in time")] = 0
     resumed: Annotated[int, Meta(description="Clients that got all that they had missed in a room")] = 0

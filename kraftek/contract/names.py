@@ -6,6 +6,7 @@ Keys and channels are here without the configured prefix, which the bus and the 
 ==================================  ====================================================================================
 ``events:broadcast``                the channel on which services answer; ``redis.broadcast`` names another
 ``events:reply:<gateway>``          the channel that only this gateway process listens to
+``events:cancel:<service>``         the channel on which a service hears of requests that were cancelled
 ``events:gateway``                  the stream of events from services to services, read by the group ``gateways``
 ``<stream>:dead``                   the dead-letter stream of a stream
 ``<stream>:level``, ``…:presence``  how full a service's stream is, and the presence events that wait for room in it
@@ -65,6 +66,7 @@ __all__ = [
     "SELF_LEASES",
     "SELF_REGISTERED",
     "SUBPROTOCOL",
+    "cancel_channel",
     "dead_letters",
     "default_channel",
     "entries_key",
@@ -177,6 +179,13 @@ INVALIDATION = "auth:invalidate"
 def reply_channel(gateway_id: str) -> str:
     """The channel that only this gateway process listens to: ``replyTo`` of the events it publishes."""
     return f"events:reply:{gateway_id}"
+
+
+def cancel_channel(service: str) -> str:
+    """The channel on which all instances of a service hear of requests that their clients have cancelled. Who does not
+    know of that does not subscribe to it.
+    """
+    return f"events:cancel:{service}"
 
 
 def is_reserved(channel: str) -> bool:
@@ -382,6 +391,7 @@ def late_answer_key(socket_id: str, request_id: str | int) -> str:
 
 _OWN_NAMES = (
     reply_channel(""),
+    cancel_channel(""),
     ACCESS,
     ledger_key(""),
     not_before_key(""),

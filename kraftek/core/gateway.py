@@ -16,6 +16,7 @@ from kraftek.contract.interfaces import IClientLink, IDialect, IEventRouter
 from kraftek.contract.messages import (
     AskPresence,
     Authenticate,
+    Cancel,
     Connected,
     Envelope,
     Event,
@@ -113,6 +114,8 @@ class Gateway:
             session.send(Pong(message.id))
         elif session.user_id is None:
             raise PeerError(Code.NOT_AUTHENTICATED, "authenticate first", id=message.id)
+        elif type(message) is Cancel:
+            self._cancel(session, message)
         elif type(message) is Join:
             self._admission.join(session, message)
         elif type(message) is Leave:
@@ -127,7 +130,8 @@ class Gateway:
     def limit(self, session: Session, message: Inbound, error: PeerError) -> bool:
         """The user or the address is over its budget: refuse what the client asks with this error. ``False`` for what
         is not refused: a ``ping``, by which clients see that they are connected; a ``leave``, which is possible once
-        for each ``join``; and what an unknown user may not do anyway. Raises ``PeerError``.
+        for each ``join``; a ``cancel``, which is possible once for each request; and what an unknown user may not do
+        anyway. Raises ``PeerError``.
         """
         error.id = message.id
         if isinstance(message, Event) and session.user_id is not None:
@@ -139,7 +143,7 @@ class Gateway:
             return True
         if type(message) in _LIMITED:
             raise error
-        return False
+        return type(message) is Cancel and not self._requests.cancels.find(session, message)
 
     def release(self, session: Session) -> None:
         """A session can go on with what it holds."""
@@ -212,6 +216,15 @@ class Gateway:
             self._pages.answer(session, message)
         elif type(message) is AskPresence:
             self._presence.ask(session, message)
+
+    def _cancel(self, session: Session, message: Cancel) -> None:
+        """Cancel requests of this connection, or one that its user has sent on another."""
+        at = int(self._now() * 1000)
+        cancels = self._requests.cancels
+        if cancels.cancel(session, message, at) or message.id is None or message.event_type is None:
+            return
+        if session.dialect.lasting_ids:
+            cancels.tell(session, self._router.route(message.event_type), message.event_type, message.id, at)
 
     def _deny(
         self, session: Session, event: Event, service: Registration, room_id: str | None, error: PeerError

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache, partial
+from math import ceil
 from zlib import crc32
 
 from msgspec import Raw
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from kraftek.contract.accounts import Accounts
@@ -18,7 +20,7 @@ from kraftek.contract.interfaces import IBus, Undelivered
 from kraftek.contract.lua import ForEach, Receipt
 from kraftek.contract.messages import RequestId
 from kraftek.contract.metrics import Counters
-from kraftek.contract.names import REQUESTS
+from kraftek.contract.names import REQUESTS, late_answer_key
 from kraftek.core.answer_budget import SMALL, TOMBSTONE
 
 __all__ = ["AnswerStore", "record_key"]
@@ -87,6 +89,13 @@ class AnswerStore:
         except NotPublished:
             for _, _, receipt in answers:
                 receipt(Undelivered.LOST)
+
+    def store_late(self, socket_id: str, request_id: RequestId, body: bytes, lifetime: float) -> Deferred[object]:
+        """Store the answer to a request of a socket whose gateway is not there, for so many seconds."""
+        # Duplicates here find it at the next sweep. Looking at once, for each request that such a gateway left behind,
+        # would ask Redis about all the others each time: 8 million keys for 2,000 requests.
+        key = late_answer_key(socket_id, request_id)
+        return self._bus.call("SET", (key,), (body, "NX", "PX", ceil(lifetime * 1000)))
 
     def keep(self, record: str, body: bytes, since: float | None = None) -> None:
         """Redis did not store it; ``since`` it is kept, if that is not now. Of what is too large only that there was an

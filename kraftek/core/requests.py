@@ -27,10 +27,11 @@ from kraftek.contract.messages import (
     RequestId,
 )
 from kraftek.contract.metrics import Counters
-from kraftek.contract.names import gateway_of, late_answer_key
+from kraftek.contract.names import gateway_of
 from kraftek.contract.settings import Limits, Registration
 from kraftek.core.answer_budget import SMALL, AnswerBudget
 from kraftek.core.dispatch import Dispatch, target_of
+from kraftek.core.request_cancels import RequestCancels
 from kraftek.core.request_look_ups import LookUps
 from kraftek.core.request_moving import RequestMove
 from kraftek.core.request_queue import AwaitedRequests, Request, RequestQueue
@@ -98,6 +99,7 @@ class Requests:
             bus, clock, self._store, settle=self._found, refuse=self._not_handed, requests=self._requests
         )
         self._looked_up = self.look_ups.waiting
+        self.cancels = RequestCancels(self._waiting, bus, counters, self._end, self.store_answers)
         self.moving = RequestMove(self._waiting, self._departed, self._queues, self._queue, self.look_ups, self.budget)
 
     def __len__(self) -> int:
@@ -203,8 +205,9 @@ class Requests:
             elif self._lasts and message.user_ids and len(message.recipients or ()) == len(message.user_ids) == 1:
                 # Sent to all gateways: the socket's own may have died. An answer is to one socket of one user: as many
                 # copies as a message names sockets would be 140 MB for one of 70 kB.
-                self._store_late(socket_id, request_id, self.budget.kept(body, "", message.user_ids[0]))
-        if late:
+                kept = self.budget.kept(body, "", message.user_ids[0])
+                self._store.store_late(socket_id, request_id, kept, self._lifetime()).addErrback(self.look_ups.failed)
+        if late and not _says_cancelled(message):
             self._counters.replies_late += 1
 
     def sweep(self) -> None:
@@ -280,23 +283,19 @@ class Requests:
         self._settle(request, None)
         request.session.refuse(why)
 
-    def _store_late(self, socket_id: str, request_id: RequestId, body: bytes) -> None:
-        # Duplicates here find it at the next sweep. Looking at once, for each request that such a gateway left behind,
-        # would ask Redis about all the others each time: 8 million keys for 2,000 requests.
-        lifetime = ceil(self._lifetime() * 1000)
-        storing = self._bus.call("SET", (late_answer_key(socket_id, request_id),), (body, "NX", "PX", lifetime))
-        storing.addErrback(self.look_ups.failed)
-
     def _lifetime(self) -> float:
         """Seconds for which a record lives at most."""
         return self._window + self._dispatch.longest_timeout()
 
     def _time_out(self, request: Request) -> None:
-        del self._waiting[request.session.socket_id][request.id]
         self._counters.requests_timed_out += 1
-        message, name = f"no answer within {request.queue.service.timeout:g} s", request.name
-        body = _encode({"type": "error", "payload": ErrorPayload(Code.TIMEOUT, message, name)})
-        self._settle(request, ErrorMessage(Code.TIMEOUT, message, name, None, request.id), body)
+        self._end(request, Code.TIMEOUT, f"no answer within {request.queue.service.timeout:g} s")
+
+    def _end(self, request: Request, code: Code, message: str) -> None:
+        """Answer it with this error, also when it is sent again."""
+        del self._waiting[request.session.socket_id][request.id]
+        body = _encode({"type": "error", "payload": ErrorPayload(code, message, request.name)})
+        self._settle(request, ErrorMessage(code, message, request.name, None, request.id), body)
 
     def _settle(self, request: Request, outbound: Outbound | None, body: bytes | None = None) -> None:
         """The request no longer waits: send the client ``outbound``, and store ``body``, the answer, in Redis."""
@@ -330,6 +329,11 @@ class Requests:
     def _store_soon(self) -> None:
         self._storing = False
         self.store_answers()
+
+
+def _says_cancelled(answer: Broadcast) -> bool:
+    """Whether a service has heard that the request was cancelled: then its answer is expected to be too late."""
+    return answer.type == "error" and b'"CANCELLED"' in bytes(answer.payload)
 
 
 def undelivered_error(

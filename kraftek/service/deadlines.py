@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Generic, TypeVar
 
 from msgspec import Struct
 
@@ -13,33 +14,36 @@ from kraftek.service.jobs import Jobs
 
 __all__ = ["Deadlines"]
 
+T = TypeVar("T")
+
 TICK = 0.25
 """Seconds between two looks at deadlines, at most. Who is that late was blocked."""
 
 
-class _Deadline(Struct, eq=False):
+class _Deadline(Struct, Generic[T], eq=False):
     at: float
-    passed: Callable[[], None]
+    work: T
 
 
-class Deadlines:
-    """Calls what has a deadline when it has passed, by one job for all of them.
+class Deadlines(Generic[T]):
+    """Calls ``passed`` with a work whose deadline has passed, by one job for all of them.
 
     A time in which nothing ran is not counted: the process was stopped, or a call has blocked the loop, which others
     did not do. Whoever did is named by :mod:`kraftek.service.pulse`.
     """
 
-    def __init__(self, backend: Backend, jobs: Jobs) -> None:
+    def __init__(self, backend: Backend, jobs: Jobs, passed: Callable[[T], None]) -> None:
         self._backend = backend
         self._jobs = jobs
-        self._all: set[_Deadline] = set()
+        self._passed = passed
+        self._all: set[_Deadline[T]] = set()
         self._next = float("inf")
         self._earlier = backend.signal()
 
     @contextmanager
-    def watch(self, seconds: float, passed: Callable[[], None]) -> Iterator[None]:
-        """Call ``passed`` if the block takes longer than so many seconds."""
-        deadline = _Deadline(time.monotonic() + seconds, passed)
+    def watch(self, seconds: float, work: T) -> Iterator[None]:
+        """The block has so many seconds for this work."""
+        deadline = _Deadline(time.monotonic() + seconds, work)
         self._all.add(deadline)
         if self._next == float("inf"):
             self._next = deadline.at
@@ -52,6 +56,10 @@ class Deadlines:
             self._all.discard(deadline)
             if self._jobs.stopping:
                 self.stop()
+
+    def watched(self) -> list[T]:
+        """All works that have a deadline."""
+        return [deadline.work for deadline in self._all]
 
     def stop(self) -> None:
         """Wait no longer than handlers take."""
@@ -76,4 +84,4 @@ class Deadlines:
                 deadline.at = max(deadline.at + late, now + TICK)
             elif deadline.at <= now:
                 self._all.discard(deadline)
-                deadline.passed()
+                self._passed(deadline.work)

@@ -17,6 +17,7 @@ from kraftek.contract.consumer_groups import dead_letter
 from kraftek.contract.errors import Code
 from kraftek.contract.names import dead_letters
 from kraftek.service.backend import Away, Backend, Refusing, Rejected
+from kraftek.service.cancels import Cancels
 from kraftek.service.commits import Command, Entry, NotNow, commit
 from kraftek.service.deadlines import Deadlines
 from kraftek.service.jobs import PAUSE, Jobs
@@ -33,7 +34,7 @@ RETRY_AFTER = 1.0
 
 class _Work(Struct, eq=False):
     """An event in hand. ``attempt``: which call of its handler this is. ``job``: the number of the job that calls it.
-    ``given_up``: another job has it now, because the handler has exceeded its time.
+    ``given_up``: another job has it now, because the handler has exceeded its time. ``cancelled``: by its client.
     """
 
     event: Incoming
@@ -42,10 +43,13 @@ class _Work(Struct, eq=False):
     attempt: int = 1
     job: int = -1
     given_up: bool = False
+    cancelled: bool = False
 
 
 class Handling:
-    """Handles events. ``link``: what handlers can use while they run; ``warn`` logs a line, once a minute."""
+    """Handles events. ``link``: what handlers can use while they run; ``warn`` logs a line, once a minute. ``cancels``
+    are to begin before events come.
+    """
 
     def __init__(
         self, processor: EventProcessor, backend: Backend, jobs: Jobs, link: Link, warn: Callable[[str], None]
@@ -55,7 +59,8 @@ class Handling:
         self._jobs = jobs
         self._link = link
         self._warn = warn
-        self._deadlines = Deadlines(backend, jobs)
+        self._deadlines = Deadlines(backend, jobs, self._give_up)
+        self.cancels = Cancels(processor, backend, self._cancel, warn)
 
     def opened(self, body: bytes) -> Incoming | None:
         """What came over Pub/Sub, if it is an event."""
@@ -115,10 +120,24 @@ class Handling:
 
     async def _call(self, work: _Work) -> Sequence[Command]:
         """Call the handler. What it has done when its time is up does not count: whatever it returns is ignored, and so
-        is what it does about being cancelled.
+        is what it does about being cancelled. When its client has cancelled the request it may still return something.
         """
-        with self._deadlines.watch(self._processor.time_limit(work.event), lambda: self._give_up(work)):
-            return await self._processor.handle(work.event, self._link)
+        event, processor = work.event, self._processor
+        if self.cancels and self.cancels.has(event):
+            return _cancelled(processor, event)
+        try:
+            with self._deadlines.watch(processor.time_limit(event), work):
+                return await processor.handle(event, self._link, work)
+        except (Exception, CancelledError):
+            if not work.cancelled or work.given_up or self._jobs.cut_off:
+                raise
+            return _cancelled(processor, event)
+
+    def _cancel(self, is_cancelled: Callable[[Incoming], bool]) -> None:
+        for work in self._deadlines.watched():
+            if not work.cancelled and is_cancelled(work.event):
+                work.cancelled = True
+                self._jobs.cancel(work.job)
 
     def _give_up(self, work: _Work) -> None:
         name, limit = work.event.event_type, self._processor.time_limit(work.event)
@@ -223,3 +242,8 @@ class Handling:
         if entry is None:
             return await commit(self._backend, commands)
         return await commit(self._backend, commands, self._processor.name, entry)
+
+
+def _cancelled(processor: EventProcessor, event: Incoming) -> Sequence[Command]:
+    """The answer to a request that its client has cancelled: others may wait for it, too."""
+    return processor.refusal(event, Code.CANCELLED, "cancelled by the client")

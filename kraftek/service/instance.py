@@ -99,6 +99,7 @@ class Instance:
 
     async def _begin(self) -> None:
         await self._requests.begin()
+        await self._handling.cancels.begin()
         if self._comparison is not None:
             self._comparison.start()
         await self._source.begin()

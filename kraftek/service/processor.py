@@ -33,6 +33,7 @@ from kraftek.contract.settings import Channel, Count, Partitions, Prefix, Second
 from kraftek.contract.surrogates import encode, read
 from kraftek.service import messages
 from kraftek.service.commits import Command, wants
+from kraftek.service.errors import NoEvent, Refused, TooLarge
 from kraftek.service.messages import Message, event_for
 
 __all__ = [
@@ -59,28 +60,6 @@ TIMEOUT = 10.0
 _encode = msgspec.json.Encoder().encode
 
 
-class TooLarge(ValueError):  # noqa: N818  # raised to handlers: it says what is wrong with the message
-    """A message is larger than the processor's ``message_bytes``. Nothing of it was sent."""
-
-
-class Refused(Exception):  # noqa: N818  # raised by handlers: it says what happened to the event
-    """Raised by a handler to refuse an event. The sender gets it as an ``error``, and the event is not retried.
-
-    ``code``: for programs, in capitals. ``message``: for people. ``retry_after``: seconds after which a retry may
-    succeed. :meth:`Context.request` raises it, too, when the other service answers with an error, or not in time.
-    """
-
-    def __init__(self, code: str, message: str, retry_after: float | None = None) -> None:
-        super().__init__(f"{code}: {message}")
-        self.code = code
-        self.message = message
-        self.retry_after = retry_after
-
-
-class NoEvent(ValueError):  # noqa: N818  # likewise
-    """A message is not an event. No error can be sent, because its sender is unknown."""
-
-
 class Incoming(Envelope, frozen=True, kw_only=True):
     """An event as received. Fields that the original gateway does not send have defaults."""
 
@@ -104,6 +83,12 @@ class Link(Protocol):
 
     def in_thread(self, work: Callable[[], Any]) -> Awaitable[Any]:
         """Its result, from a thread of its own."""
+
+
+class Work(Protocol):
+    """What is known of an event that is handled."""
+
+    cancelled: bool
 
 
 class _InThread:
@@ -276,8 +261,8 @@ class EventProcessor:
         route = self._routes.get(event.event_type)
         return self.timeout if route is None or route.timeout is None else route.timeout
 
-    async def handle(self, event: Incoming, link: Link) -> list[Command]:
-        """Call the event's handler. Returns the Redis commands to run then, all or none.
+    async def handle(self, event: Incoming, link: Link, work: Work | None = None) -> list[Command]:
+        """Call the event's handler. Returns the Redis commands to run then, all or none. ``work``: what is known of it.
 
         Raises what the handler raises.
         """
@@ -288,7 +273,7 @@ class EventProcessor:
             payload = () if route.decode is None else (route.decode(event.payload),)
         except (msgspec.DecodeError, RecursionError) as error:
             return self.refusal(event, "INVALID_PAYLOAD", str(error))
-        context = Context(self, event, _IN_THREAD if route.thread else link)
+        context = Context(self, event, _IN_THREAD if route.thread else link, work)
         try:
             if route.thread:
                 result = await link.in_thread(partial(route.handler, context, *payload))
@@ -359,11 +344,12 @@ class Context:
     Half of a surrogate pair in a payload becomes U+FFFD; with one in a name all methods raise ``ValueError``.
     """
 
-    def __init__(self, processor: EventProcessor, event: Incoming, link: Link) -> None:
+    def __init__(self, processor: EventProcessor, event: Incoming, link: Link, work: Work | None = None) -> None:
         self.event = event
         self.commands: list[Command] = []
         self._processor = processor
         self._link = link
+        self._work = work
         self._replied = self._later = self._ended = False
 
     @property
@@ -400,6 +386,13 @@ class Context:
     def timestamp(self) -> int:
         """When the gateway got it, in Unix milliseconds."""
         return self.event.timestamp
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the client has cancelled the request: what the handler awaits then fails as cancelled. It may clean
+        up, and what it returns still counts. A lost connection cancels nothing. One in a thread has to look itself.
+        """
+        return self._work is not None and self._work.cancelled
 
     def reply(self, payload: Any) -> None:
         """Answer the request, once. Does nothing when the sender expects no answer."""

@@ -75,7 +75,7 @@ def test_keys_and_channels_are_those_of_the_configuration() -> None:
     shown = "k:gateways:presence:*"
     assert {need.right for need in needs_of(watched)} - rights == {f"~{shown}", f"&{shown}"}
     assert {"~k:room:*", "~k:events:notes", "~k:events:board:0", "~k:events:board:1", "~k:gateways:lost"} <= rights
-    assert {"&k:events:chat", "&k:all", "&k:events:reply:*", "&__redis__:invalidate"} <= rights
+    assert {"&k:events:chat", "&k:all", "&k:events:reply:*", "&k:events:cancel:*", "&__redis__:invalidate"} <= rights
     assert not {"~k:events:chat", "&k:events:notes", "~k:events:board", "&k:events:broadcast"} & rights
 
 

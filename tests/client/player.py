@@ -26,6 +26,7 @@ step                                    what happens
 ``"connect"``, ``"leave"``              the application connects again, or closes the client
 ``"emit", arguments, result``           it emits, and is told this: ``true``, ``false``, or a code
 ``"call", name, method, arguments``     it calls ``request``, ``join``, ``leave`` or ``refresh``
+``"cancel", name``                      the application gives that ``request`` up
 ``"done", name, outcome``               that call ends: ``{"ok": …}`` or ``{"error": code}``
 ``"snapshot", room``                    the application will fetch the state of this room: each time it does is heard
 ``"no_snapshot", room``                 it wants that no more
@@ -53,7 +54,7 @@ from __future__ import annotations
 import json
 import queue
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,7 @@ class Player:
         self._shown: Json = {}
         self._ids: dict[str, str] = {}
         self._calls: dict[str, Future[Any]] = {}
+        self._promises: dict[str, Any] = {}
         self._fetching: list[tuple[str, Future[Any]]] = []
         self._no_snapshot: dict[str, Callable[[], None]] = {}
         self._room_states: dict[str, RoomState[list[Any]]] = {}
@@ -280,7 +282,23 @@ class Player:
         positional = [given.pop(key) for key in ("type", "payload") if key in given]
         if method in {"join", "leave"}:
             positional.append(given.pop("room"))
-        self._calls[name] = self._start(method, *positional, **given)
+
+        def call() -> Any:
+            self._promises[name] = getattr(self.user.client, method)(*positional, **given)
+            return self._promises[name]
+
+        self._calls[name] = self._backend.start(call)
+        self._backend.run(lambda: None)
+
+    def step_cancel(self, name: str) -> None:
+        self.step_nothing()
+        self._backend.run(lambda: bool(self._promises.pop(name).cancel()))
+        called = self._calls.pop(name)
+        try:
+            error = called.exception(10.0)
+        except CancelledError as cancelled:
+            error = cancelled
+        assert type(error).__name__ == "CancelledError"
 
     def step_done(self, name: str, expected: Json) -> None:
         try:

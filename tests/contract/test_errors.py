@@ -22,6 +22,7 @@ TABLE = {
     "NO_PRESENCE": None,
     "SERVICE_UNAVAILABLE": None,
     "TIMEOUT": None,
+    "CANCELLED": None,
     "RATE_LIMITED": 4429,
     "SLOW_CONSUMER": 4413,
     "INTERNAL": 1011,

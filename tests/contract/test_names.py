@@ -104,6 +104,8 @@ def test_names_that_others_write() -> None:
     assert names.COMMANDS == ("gateway:room:put", "gateway:room:remove")
     assert names.publish_key("d1") == "gateway:published:d1"
     assert names.default_channel("chat") == "events:chat"
+    assert names.cancel_channel("chat") == "events:cancel:chat"
+    assert names.is_reserved("events:cancel:chat")
     assert names.stream_of("events:chat", 3) == "events:chat:3"
     assert names.dead_letters("events:chat:3") == "events:chat:3:dead"
     assert names.instances_key("events:chat", "chat") == "events:chat:instances:chat"

@@ -12,6 +12,7 @@ from kraftek.contract.messages import (
     ID_LENGTH,
     ROOM_ID_LENGTH,
     Authenticate,
+    Cancel,
     Delivery,
     ErrorMessage,
     Event,
@@ -76,7 +77,7 @@ def _check_text(data: bytes, value: Any) -> None:
         if isinstance(message, Authenticate) and len(message.token.value) > 8:
             assert message.token.value not in repr(message)
     else:
-        assert isinstance(message, Ping)
+        assert isinstance(message, Ping | Cancel)
         room_id = None
     assert len(room_id or "") <= ROOM_ID_LENGTH
     if value is NOT_JSON or b"\\ud" in data.lower():

@@ -10,6 +10,7 @@ from kraftek.contract.errors import PeerError
 from kraftek.contract.messages import (
     ROOM_ID_LENGTH,
     Authenticate,
+    Cancel,
     Connected,
     Delivery,
     ErrorMessage,
@@ -121,6 +122,8 @@ class _Client:
         match message:
             case Event():
                 _check_event(self.dialect, message)
+            case Cancel(request_id):
+                check_id(request_id)
             case Join(room_id) | Leave(room_id) | Authenticate(_, str() as room_id):
                 assert 0 < len(room_id) <= ROOM_ID_LENGTH
 

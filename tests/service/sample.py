@@ -218,6 +218,16 @@ def sample(backend: str, **settings: Any) -> EventProcessor:  # noqa: C901  # ma
             with suppress(BaseException):  # as those do that wait for a lock of another process
                 await pause(3600)
 
+    @processor.on("do:wait")
+    async def wait(context: Context, payload: Any) -> None:
+        await context.redis("RPUSH", f"begun:{context.room_id}", payload)
+        try:
+            await pause(3600)
+        except BaseException:
+            context.broadcast_to_room("sample:told:room", "cancelled" if context.cancelled else "stopped")
+            if payload != "tidy":
+                raise
+
     @processor.on("do:long", timeout=60.0)
     async def long(context: Context, seconds: float) -> str:
         await pause(seconds)

@@ -15,10 +15,11 @@ async def play(blocks: float) -> list[str]:
     passed: list[str] = []
     backend = over_asyncio._Backend("redis://127.0.0.1:1")
     jobs = Jobs(backend, passed.append)
-    deadlines = Deadlines(backend, jobs)
+    deadlines = Deadlines(backend, jobs, passed.append)
 
     async def work(name: str, limit: float, takes: float, blocks: float = 0.0) -> None:
-        with deadlines.watch(limit, lambda: passed.append(name)):
+        with deadlines.watch(limit, name):
+            assert name in deadlines.watched()
             time.sleep(blocks)
             await asyncio.sleep(takes)
         passed.append(f"{name} ended")
@@ -48,8 +49,8 @@ def test_nobody_waits_for_a_deadline_that_is_no_more() -> None:
     async def stop() -> None:
         backend = over_asyncio._Backend("redis://127.0.0.1:1")
         jobs = Jobs(backend, print)
-        deadlines = Deadlines(backend, jobs)
-        with deadlines.watch(3600, lambda: None):
+        deadlines = Deadlines(backend, jobs, print)
+        with deadlines.watch(3600, "nobody"):
             await asyncio.sleep(0)
             jobs.stopping = True
             deadlines.stop()

@@ -137,6 +137,8 @@ export class Kraftek {
   #outbox = new Map();
   /** How many of them are events. */
   #events = 0;
+  /** Words to the gateway about requests that were sent and given up, while they cannot be sent. */
+  #cancels = [];
   /** The longest message sent on this socket: the one that was too big, if one was. `text` of an event alone. */
   #longest = { size: 0 };
   /** The rooms to be in: who waits to have entered. The first is shown with the token. */
@@ -246,7 +248,8 @@ export class Kraftek {
    * `retryAfter` when the gateway has refused it with `RATE_LIMITED`, if there is time for that. Without a `roomId` it
    * is for the room that is the first of `rooms` when it is sent for the first time. Rejects with the
    * `KraftekError` that it is answered with, with our own `TIMEOUT`, `CLOSED`, `QUEUE_FULL` (as many requests as that
-   * are unanswered) or `TOO_LARGE`, or with the signal's reason; with a `TypeError` where `emit` throws it.
+   * are unanswered) or `TOO_LARGE`, or with the signal's reason; with a `TypeError` where `emit` throws it. When the signal
+   * is aborted the service is told to do no more about it, at once or after reconnecting.
    */
   request(type, payload, { timeout = this.#options.timeout, signal, roomId } = {}) {
     return new Promise((resolve, reject) => {
@@ -263,7 +266,10 @@ export class Kraftek {
         signal?.removeEventListener("abort", abort);
         how(value);
       };
-      const abort = () => settle(reject, signal.reason);
+      const abort = () => {
+        settle(reject, signal.reason);
+        if (request.socket) this.#cancel(id, type);
+      };
       signal?.addEventListener("abort", abort);
       const stop = this.#within(timeout, () => settle(reject, tooLate(timeout, type)));
       const answer = (error, value) => (error ? settle(reject, error) : settle(resolve, value));
@@ -272,6 +278,12 @@ export class Kraftek {
       this.#outbox.set(id, request);
       if (this.#takes(request)) this.#ask(id);
     });
+  }
+
+  #cancel(id, eventType) {
+    if (this.#cancels.length === this.#options.queue) return;
+    this.#cancels.push(JSON.stringify({ type: "cancel", id, payload: { eventType } }));
+    this.#flush();
   }
 
   /**
@@ -632,6 +644,7 @@ export class Kraftek {
         this.#send(message.text, message);
       }
     }
+    while (this.#cancels.length && this.#takes({ nowhere: true })) this.#send(this.#cancels.shift(), {});
   }
 
   /** The gateway takes no more for a while, or until it has another token. Returns how soon it may do so again. */
@@ -742,6 +755,7 @@ export class Kraftek {
     const unsent = [...this.#outbox.values()];
     this.#outbox.clear();
     this.#events = 0;
+    this.#cancels = [];
     this.#become("closed", why);
     this.#options.clock.clearTimeout(this.#holding);
     this.#holding = undefined;

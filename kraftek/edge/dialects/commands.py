@@ -1,5 +1,5 @@
-"""What clients ask of the gateway itself: the payloads of ``authenticate``, ``join``, ``leave``, ``history`` and
-``presence``, which are the same in every dialect.
+"""What clients ask of the gateway itself: the payloads of ``authenticate``, ``join``, ``leave``, ``history``,
+``presence`` and ``cancel``, which are the same in every dialect.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ import msgspec
 from msgspec import Meta, Raw, Struct, to_builtins
 
 from kraftek.contract.errors import Code, PeerError
+from kraftek.contract.json_text import is_long
 from kraftek.contract.messages import (
     ABSENT,
     HISTORY_LIMIT,
+    ID_LENGTH,
     ROOM_ID_LENGTH,
     AskPresence,
     Authenticate,
+    Cancel,
     History,
     Join,
     Leave,
@@ -26,8 +29,9 @@ from kraftek.contract.messages import (
     Standing,
     Token,
 )
+from kraftek.contract.names import NAME_LENGTH
 
-__all__ = ["RoomId", "ask_presence", "authenticate", "explain", "history", "join", "leave", "standing"]
+__all__ = ["RoomId", "ask_presence", "authenticate", "cancel", "explain", "history", "join", "leave", "standing"]
 
 T = TypeVar("T")
 
@@ -85,6 +89,12 @@ class _Watched(Struct):
     changes: bool = True
 
 
+class _Given(Struct):
+    id: int | Annotated[str, Meta(max_length=ID_LENGTH)] | None = None
+    eventType: Annotated[str, Meta(max_length=NAME_LENGTH)] | None = None
+
+
+_decode_given = msgspec.json.Decoder(_Given | None).decode
 _decode_credentials = msgspec.json.Decoder(_Credentials).decode
 _decode_room = msgspec.json.Decoder(_Room).decode
 _decode_entered = msgspec.json.Decoder(_Entered).decode
@@ -133,6 +143,16 @@ def ask_presence(payload: Raw, id: RequestId | None) -> AskPresence:
     """The room of which the client wants to know who is there."""
     asked = _read("presence", payload, _decode_watched, id)
     return AskPresence(asked.roomId, id, asked.version, asked.changes)
+
+
+def cancel(payload: Raw, id: RequestId | None, *, by_id: bool = False) -> Cancel:
+    """Which request to cancel. ``id``: of the message itself; ``by_id``: this is the request's."""
+    own_id = None if by_id else id
+    given = _read("cancel", payload, _decode_given, own_id) or _Given()
+    request_id = id if by_id else given.id
+    if (request_id is None and given.eventType is None) or (type(request_id) is int and is_long(request_id)):
+        raise PeerError(Code.INVALID_MESSAGE, "cancel: expected the id of a request", id=own_id)
+    return Cancel(request_id, given.eventType)
 
 
 def _read(named: str, payload: Raw, decode: Callable[[Raw], T], id: RequestId | None) -> T:

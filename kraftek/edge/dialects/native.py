@@ -46,6 +46,7 @@ from kraftek.edge.dialects.commands import (
     RoomId,
     ask_presence,
     authenticate,
+    cancel,
     expiry,
     explain,
     history,
@@ -121,6 +122,8 @@ class NativeDialect:
                 return history(frame.payload, frame.id)
             case "presence":
                 return ask_presence(frame.payload, frame.id)
+            case "cancel":
+                return cancel(frame.payload, frame.id, by_id=True)
             case "ping":
                 return Ping(frame.id)
             case _:

@@ -36,7 +36,7 @@ from kraftek.contract.messages import (
     RequestId,
 )
 from kraftek.contract.surrogates import HALF, is_whole
-from kraftek.edge.dialects.commands import ask_presence, authenticate, expiry, join, leave
+from kraftek.edge.dialects.commands import ask_presence, authenticate, cancel, expiry, join, leave
 from kraftek.edge.dialects.socketio_packets import (
     MAIN,
     ConnectPacket,
@@ -264,6 +264,11 @@ class SocketIODialect:
                 return leave(payload, ack_id)
             case "presence":
                 return ask_presence(payload, ack_id)
+            case "cancel":
+                message = cancel(payload, ack_id)
+                if ack_id is not None:
+                    self._link.write(encode_ack(ack_id, b"{}"))
+                return message
             case _:
                 return Event(name, payload, ack_id)
 

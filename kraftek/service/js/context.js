@@ -49,6 +49,7 @@ export class Context {
   #replied = false;
   #later = false;
   #ended = false;
+  #cancelled = false;
   /** @type {AbortController | undefined} */
   #end;
 
@@ -97,8 +98,12 @@ export class Context {
 
   get signal() {
     this.#end ??= new AbortController();
-    if (this.#ended) this.#end.abort();
+    if (this.#ended || this.#cancelled) this.#end.abort();
     return this.#end.signal;
+  }
+
+  get cancelled() {
+    return this.#cancelled;
   }
 
   /** @param {unknown} payload */
@@ -215,6 +220,12 @@ export class Context {
     const sockets = new Map();
     for (let at = 0; at < found.length; at += 2) sockets.set(String(found[at]), String(found[at + 1]));
     return sockets;
+  }
+
+  /** Called by cancels.js when the client has cancelled the request. */
+  cancel() {
+    this.#cancelled = true;
+    this.#end?.abort();
   }
 
   /** Called by handling.js when the handler has ended, or was given up. */

@@ -74,6 +74,23 @@ export function openAnswer(body) {
 }
 
 /**
+ * Decode what is said of a request that its client has cancelled. Throws `NoEvent`.
+ *
+ * @param {Buffer} body
+ */
+export function openCancelled(body) {
+  const { text, fields } = read(body);
+  const timestamp = Number.isInteger(fields.timestamp) ? Number(fields.timestamp) : Infinity;
+  return {
+    eventType: word(fields, "eventType") ?? "",
+    userId: word(fields, "userId") ?? "",
+    socketId: word(fields, "socketId") ?? "",
+    id: requestId(text, fields, "id"),
+    timestamp,
+  };
+}
+
+/**
  * A message or an event of our own as JSON. An integer that is larger than a number of JavaScript can hold goes back as it
  * came: as a bigint. Throws a `TypeError` for what is no JSON and for half of a surrogate pair in a name, and `TooLarge`.
  *

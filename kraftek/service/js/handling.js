@@ -4,6 +4,7 @@
  * which does nothing if another instance has acknowledged the entry: an event may be handled twice, but is answered once.
  */
 
+import { Cancels } from "./cancels.js";
 import { commit } from "./commits.js";
 import { Context, refusal } from "./context.js";
 import { open } from "./envelopes.js";
@@ -57,6 +58,8 @@ export class Handling {
     this.#jobs = jobs;
     this.#link = link;
     this.#warn = warn;
+    /** To begin before events come. */
+    this.cancels = new Cancels(service, connection, warn);
   }
 
   /**
@@ -205,20 +208,25 @@ export class Handling {
     if (!route) {
       return refusal(service, event, "NO_HANDLER", `service ${service.name} has no handler for ${event.eventType}`);
     }
+    const cancelled = () => refusal(service, event, "CANCELLED", "cancelled by the client");
+    if (this.cancels.has(event)) return cancelled();
     const context = new Context(service, event, this.#link);
     const { timeout = service.timeout } = route;
     const limit = this.#jobs.time(timeout);
     const late = limit.over.then(() => {
       throw new TimeoutError(`the handler of ${event.eventType} has not ended within ${timeout / 1000} s`);
     });
+    this.cancels.running.add(context);
     try {
       return await Promise.race([this.#called(route, context, event.payload), late]);
     } catch (error) {
+      if (context.cancelled && !this.#jobs.cutOff && !(error instanceof TimeoutError)) return cancelled();
       if (error instanceof InvalidPayload) return refusal(service, event, "INVALID_PAYLOAD", error.message);
       if (error instanceof Refused) return refusal(service, event, error.code, error.message, error.retryAfter);
       throw error;
     } finally {
       limit.end();
+      this.cancels.running.delete(context);
       context.end();
     }
   }

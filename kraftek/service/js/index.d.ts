@@ -121,8 +121,13 @@ export interface Context {
   readonly source: string | undefined;
   /** When the gateway got it, in Unix milliseconds. */
   readonly timestamp: number;
-  /** Aborted when the handler has ended, or is given up: by its time limit, or a stop. */
+  /** Aborted when the client has cancelled the request, and when the handler has ended, or is given up by its time limit or a stop. */
   readonly signal: AbortSignal;
+  /**
+   * The client has cancelled the request. A handler that throws then is not tried again; what one returns, or has sent, still
+   * counts. A lost connection cancels nothing.
+   */
+  readonly cancelled: boolean;
   /** Answer the request, once. Does nothing when the sender wants no answer. */
   reply(payload: unknown): void;
   /** Leave the request open when the handler returns nothing: something else answers it, within the gateway's `timeout`. */

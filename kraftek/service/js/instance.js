@@ -32,6 +32,7 @@ export class Instance {
   #warn;
   #jobs;
   #source;
+  #cancels;
   #comparison;
   #registration;
   #pulse;
@@ -57,6 +58,7 @@ export class Instance {
       request: this.#request.bind(this),
     };
     const handling = new Handling(service, this.#connection, this.#jobs, link, this.#warn);
+    this.#cancels = handling.cancels;
     const parts = /** @type {const} */ ([service, this.#connection, this.#jobs, handling]);
     this.#pulse = new Pulse({ url, interval: service.claimAfter / 3, limit: service.timeout }, this.#warn);
     if (service.transport === "pubsub") this.#source = new Subscription(...parts);
@@ -90,6 +92,7 @@ export class Instance {
   async #begin() {
     await this.#pulse.begun;
     await this.#connection.subscribe(this.#replyTo, (body) => this.#answered(body));
+    await this.#cancels.begin();
     if (!this.#jobs.stopping) this.#comparison.start();
     await this.#source.begin();
     if (!this.#jobs.stopping) this.#registration?.start();

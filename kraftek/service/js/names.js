@@ -44,6 +44,13 @@ export const gatewayOf = (socketId) => socketId.slice(0, Math.max(0, socketId.la
 export const replyChannel = (gatewayId) => `events:reply:${gatewayId}`;
 
 /**
+ * The channel on which all instances of a service hear of requests that their clients have cancelled.
+ *
+ * @param {string} service
+ */
+export const cancelChannel = (service) => `events:cancel:${service}`;
+
+/**
  * The key of an answer to the request of a socket whose gateway is not there.
  *
  * @param {string} socketId

@@ -380,6 +380,7 @@ test("a signal ends the wait", async (t) => {
   await peer.hear("chat:a:b");
   control.abort(new Error("not needed"));
   assert.equal((await answer).message, "not needed");
+  assert.deepEqual((await peer.hear("cancel")).payload, { eventType: "chat:a:b" });
   assert.equal((await rejected(client.request("chat:c:d", null, { signal: control.signal }))).message, "not needed");
   assert.equal(here.clock.timers, 0);
   await peer.end();

@@ -29,6 +29,7 @@ class Player {
   #heard = [];
   #ids = new Map();
   #calls = new Map();
+  #aborts = new Map();
   #fetching = [];
   #noSnapshot = new Map();
   #roomStates = new Map();
@@ -218,14 +219,21 @@ class Player {
   async call(name, method, { type, payload, room, timeout, data }) {
     await this.nothing();
     const options = { data, ...(timeout !== undefined && { timeout: 1000 * timeout }) };
+    const { signal } = this.#aborts.set(name, new AbortController()).get(name);
     const calls = {
-      request: () => this.#client.request(type, payload, { roomId: room, ...options }),
+      request: () => this.#client.request(type, payload, { roomId: room, signal, ...options }),
       join: () => this.#client.join(room, options),
       leave: () => this.#client.leave(room),
       refresh: () => this.#client.refresh(),
     };
     const called = Promise.resolve(calls[method]());
     this.#calls.set(name, called.then((ok) => ({ ok: plain(ok) }), (error) => ({ error: codeOf(error) })));
+  }
+
+  async cancel(name) {
+    await this.nothing();
+    this.#aborts.get(name).abort(new TypeError("given up"));
+    await this.done(name, { error: "WRONG_NAME" });
   }
 
   async done(name, expected) {

@@ -23,6 +23,7 @@ from kraftek.contract.messages import (
     AskPresence,
     Authenticate,
     Authenticated,
+    Cancel,
     Closing,
     Connected,
     Delivery,
@@ -149,6 +150,7 @@ class DialectContract:
             Leave,
             AskPresence,
             Event,
+            Cancel,
         }  # not every dialect has that one
         for wire, message in self.examples():
             assert same(self.outcome(self.make(), wire), message)

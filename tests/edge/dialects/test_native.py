@@ -19,6 +19,7 @@ from kraftek.contract.messages import (
     AskPresence,
     Authenticate,
     Authenticated,
+    Cancel,
     Closing,
     Connected,
     Delivery,
@@ -78,6 +79,9 @@ UNDERSTOOD: list[tuple[str, Inbound]] = [
     ('{"type":"history","payload":{"roomId":"r"},"id":1}', History("r", 50, id=1)),
     ('{"type":"history","payload":{"roomId":"r","limit":9,"socketIds":["s"]}}', History("r", 9, None, ("s",))),
     ('{"type":"presence","payload":{"roomId":"r","changes":false},"id":6}', AskPresence("r", 6, changes=False)),
+    ('{"type":"cancel","id":"q"}', Cancel("q")),
+    ('{"type":"cancel","id":1,"payload":{"eventType":"a:b:c","id":2}}', Cancel(1, "a:b:c")),
+    ('{"type":"cancel","payload":{"eventType":"a:b:c"}}', Cancel(None, "a:b:c")),
     ('{"type":"a:b:c"}', Event("a:b:c")),
     (
         ' { "id" : "q" , "payload" : {"x": [1.50, 1e2 ,"\\u00e9"] } , "type" : "a:b:c" , "roomId" : "r" , "_":{} } ',

@@ -18,6 +18,7 @@ from kraftek.contract.messages import (
     AskPresence,
     Authenticate,
     Authenticated,
+    Cancel,
     Closing,
     Connected,
     Delivery,
@@ -97,6 +98,8 @@ UNDERSTOOD: list[tuple[str, Inbound]] = [
     ('20["join",{"roomId":"r"}]', Join("r", 0)),
     ('212["leave",{"roomId":"r"}]', Leave("r", 12)),
     ('213["presence",{"roomId":"r","version":"v"}]', AskPresence("r", 13, "v")),
+    ('2["cancel",{"eventType":"a:b:c"}]', Cancel(None, "a:b:c")),
+    ('2["cancel",{"id":12}]', Cancel(12)),
     ('2["a:b:c",{"x": 1.0}]', Event("a:b:c", Raw(b'{"x": 1.0}'))),
     ('25["a:b:c",[1,"ж📝"]]', Event("a:b:c", Raw('[1,"ж📝"]'.encode()), 5)),
     ('2["a:b:c"]', Event("a:b:c", NULL)),
@@ -136,6 +139,13 @@ def test_there_is_one_namespace() -> None:
     assert texts(link) == ['44/admin,{"message":"Invalid namespace"}']
 
 
+def test_a_cancel_is_acknowledged_at_once() -> None:
+    link = FakeLink()
+    dialect = made(link)
+    assert dialect.received(b'27["cancel",{"id":3}]', False) == Cancel(3)
+    assert texts(link) == ["437[{}]"]
+
+
 def test_who_leaves_the_namespace_is_gone() -> None:
     dialect = made()
     assert not dialect.left
@@ -167,6 +177,8 @@ def test_who_breaks_the_protocol_in_a_request_is_told_which() -> None:
         ('2["a:b:c",1,2,3]', "expected one payload, found 3 arguments", None),
         ('29["join",{}]', "payload of join: ", 9),
         ('2["leave"]', "payload of leave: ", None),
+        ('24["cancel"]', "cancel: expected the id of a request", 4),
+        (f'24["cancel",{{"id":{65 * "9"}}}]', "cancel: expected the id of a request", 4),
         ('24["authenticate","token"]', "payload of authenticate: ", 4),
         ('24["a:\\ud800:c",1]', "half of a surrogate pair", 4),
         ('24["join",{"roomId":"\\ud800"}]', "half of a surrogate pair", 4),

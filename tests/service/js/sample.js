@@ -111,6 +111,15 @@ sample
     await context.redis("RPUSH", `begun:${context.roomId}`, payload);
     await pause(3_600_000);
   })
+  .on("do:wait", async (context, payload) => {
+    await context.redis("RPUSH", `begun:${context.roomId}`, payload);
+    try {
+      await pause(3_600_000, undefined, { signal: context.signal });
+    } catch (error) {
+      context.broadcastToRoom("sample:told:room", context.cancelled ? "cancelled" : "stopped");
+      if (payload !== "tidy") throw error;
+    }
+  })
   .on("do:long", async (context, seconds) => {
     await pause(seconds * 1000);
     return "done";

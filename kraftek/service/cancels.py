@@ -1,0 +1,84 @@
+"""Hears which requests their clients have cancelled. Made by :class:`kraftek.service.instance.Instance`."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from math import inf
+
+import msgspec
+
+from kraftek.contract.messages import Cancelled, RequestId
+from kraftek.contract.names import cancel_channel
+from kraftek.contract.surrogates import read
+from kraftek.service.backend import Backend
+from kraftek.service.processor import EventProcessor, Incoming
+
+__all__ = ["Cancels"]
+
+LASTS = 130.0
+"""Seconds for which it is known that a request was cancelled: as long as a gateway may know the request."""
+
+MOST = 10_000
+"""Such requests that are known at a time."""
+
+SKEW = 1000
+"""Milliseconds that the clocks of two gateways may differ."""
+
+_Key = tuple[str, str, RequestId, str]
+
+_decode = msgspec.json.Decoder(Cancelled).decode
+
+
+class Cancels:
+    """All instances hear of all requests of the service, and of most that they are not theirs, or not yet: an event may
+    wait in a stream, or for others of its room. ``found`` is called with a test for events in hand. ``warn`` logs a
+    line; ``clock`` gives seconds.
+    """
+
+    def __init__(
+        self,
+        processor: EventProcessor,
+        backend: Backend,
+        found: Callable[[Callable[[Incoming], bool]], None],
+        warn: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._channel = processor.prefix + cancel_channel(processor.name)
+        self._backend = backend
+        self._found = found
+        self._warn = warn
+        self._clock = clock
+        # When each was heard of, and when it was cancelled by its gateway's clock.
+        self._known: OrderedDict[_Key, tuple[float, float]] = OrderedDict()
+
+    async def begin(self) -> None:
+        """Listen; returns when Redis has confirmed it."""
+        await self._backend.subscribe(self._channel, self._received)
+
+    def __bool__(self) -> bool:
+        """Whether anything was cancelled of late."""
+        return bool(self._known)
+
+    def has(self, event: Incoming) -> bool:
+        """Whether this request was cancelled. One that came later under the same id is another one."""
+        if event.id is None:
+            return False
+        name = event.event_type, event.user_id, event.id
+        known = self._known.get((*name, "")) or self._known.get((*name, event.socket_id))
+        return known is not None and event.timestamp <= known[1] + SKEW
+
+    def _received(self, body: bytes) -> None:
+        try:
+            cancelled, _ = read(_decode, body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            self._warn(f"Ignored a message that cancels no request: {error}")
+            return
+        now, known = self._clock(), self._known
+        while known and (len(known) >= MOST or next(iter(known.values()))[0] <= now - LASTS):
+            known.popitem(last=False)
+        key = cancelled.event_type, cancelled.user_id, cancelled.id, cancelled.socket_id
+        known.pop(key, None)
+        known[key] = now, cancelled.timestamp or inf
+        self._found(self.has)

@@ -1,0 +1,98 @@
+/** Hears which requests their clients have cancelled. Made by handling.js; instance.js begins it. */
+
+import { openCancelled } from "./envelopes.js";
+import { NoEvent } from "./errors.js";
+import { cancelChannel } from "./names.js";
+
+/**
+ * @typedef {object} Named What names a request: an event, or its context.
+ * @property {string} eventType
+ * @property {string} userId
+ * @property {string} socketId
+ * @property {import("./index.js").RequestId | undefined} id
+ * @property {number} timestamp
+ *
+ * @typedef {Named & {cancel: () => void}} Running
+ */
+
+/** Milliseconds for which it is known that a request was cancelled: as long as a gateway may know the request. */
+const LASTS = 130_000;
+/** Such requests that are known at a time. */
+const MOST = 10_000;
+/** Milliseconds that the clocks of two gateways may differ. */
+const SKEW = 1_000;
+
+/**
+ * All instances hear of all requests of the service, and of most that they are not theirs, or not yet: an event may wait in
+ * a stream, or for others of its room.
+ */
+export class Cancels {
+  /** The contexts of handlers that run. @type {Set<Running>} */
+  running = new Set();
+  /** When each was heard of, and when it was cancelled by its gateway's clock. @type {Map<string, [number, number]>} */
+  #known = new Map();
+  #service;
+  #connection;
+  #warn;
+
+  /**
+   * @param {import("./service.js").Service} service
+   * @param {import("./connection.js").Connection} connection
+   * @param {(text: string) => void} warn logs a line, once a minute
+   */
+  constructor(service, connection, warn) {
+    this.#service = service;
+    this.#connection = connection;
+    this.#warn = warn;
+  }
+
+  /** Listen; settles when Redis has confirmed it. */
+  begin() {
+    return this.#connection.subscribe(this.#service.prefix + cancelChannel(this.#service.name), (body) => this.#received(body));
+  }
+
+  /**
+   * Whether this request was cancelled. One that came later under the same id is another one.
+   *
+   * @param {Named} event
+   */
+  has(event) {
+    if (!this.#known.size || event.id === undefined) return false;
+    const [, at] = this.#known.get(keyOf({ ...named(event), socketId: "" })) ?? this.#known.get(keyOf(event)) ?? [];
+    return at !== undefined && event.timestamp <= at + SKEW;
+  }
+
+  /** @param {Buffer} body */
+  #received(body) {
+    let cancelled;
+    try {
+      cancelled = openCancelled(body);
+    } catch (error) {
+      if (!(error instanceof NoEvent)) throw error;
+      this.#warn(`Ignored a message that cancels no request: ${error.message}`);
+      return;
+    }
+    const now = performance.now();
+    for (const [key, [heard]] of this.#known) {
+      if (this.#known.size < MOST && heard > now - LASTS) break;
+      this.#known.delete(key);
+    }
+    const key = keyOf(cancelled);
+    this.#known.delete(key);
+    this.#known.set(key, [now, cancelled.timestamp]);
+    for (const context of [...this.running]) if (this.has(context)) context.cancel();
+  }
+}
+
+/**
+ * @param {Named} event
+ * @returns {Named}
+ */
+function named({ eventType, userId, socketId, id, timestamp }) {
+  return { eventType, userId, socketId, id, timestamp };
+}
+
+/** @param {Named} event */
+function keyOf({ eventType, userId, socketId, id }) {
+  return JSON.stringify([eventType, userId, socketId, typeof id, String(id)]);
+}
