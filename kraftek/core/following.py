@@ -202,7 +202,7 @@ class Following:
         for position in elsewhere:
             topic = self._topics.get(position[0])
             if topic is not None and not topic.busy and topic.position == position:  # otherwise it has moved on
-                self._read(topic)
+                self._follow(topic)  # Redis may have forgotten that this process listens
 
     def _read(self, topic: Followed, *, anew: bool = False) -> None:
         if topic.busy and not anew:

@@ -290,6 +290,16 @@ def test_the_last_message_that_did_not_arrive_is_read_within_ten_seconds() -> No
     assert 100 <= board.logs.compared <= 250
 
 
+def test_a_subscription_that_redis_has_forgotten_is_made_again() -> None:
+    board = Board()
+    client = board.enter()
+    board.bus._channels[topic_channel(TOPIC)] = []
+    board.tell("a")
+    board.pass_time(10.5)
+    board.tell("b")
+    assert told(client)[1:] == [(1, "a"), (2, "b")]
+
+
 def test_what_was_missed_in_an_outage_is_read_when_redis_is_back() -> None:
     board = Board()
     client = board.enter()

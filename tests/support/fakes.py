@@ -507,7 +507,7 @@ class FakeBus:
         return succeed(None)
 
     def follow(self, channel: str, listener: Callable[[bytes], None]) -> Deferred[None]:
-        self._channels.setdefault(self.channel_name(channel), []).append(listener)
+        self._channels[self.channel_name(channel)] = [listener]
         self._followed[channel] = listener
         return succeed(None) if self.available else fail(NotPublished("Redis is unavailable"))
 
