@@ -15,7 +15,7 @@ from bench.flooder import text
 
 __all__ = ["Found", "Stalled"]
 
-ALLOWED = {None, 1001, 1006, 4413}
+ALLOWED = {None, 1001, 1006, 1012, 4413}
 """How a client that did not read may be closed: as one that is too slow, or by what happens to gateways."""
 
 
