@@ -67,7 +67,7 @@ def test_types_name_what_the_module_has(node_options: list[str]) -> None:
     source = (PACKAGE / "kraftek.js").read_text("utf-8")
     defaults = source[source.index("const DEFAULTS = {") :].partition("\n};")[0]
     options = declared[declared.index("export interface Options {") :].partition("\n}")[0]
-    assert {*re.findall(r"^  (\w+):", defaults, re.MULTILINE), "token", "roomId"} == set(
+    assert {*re.findall(r"^  (\w+):", defaults, re.MULTILINE), "token", "roomId", "data"} == set(
         re.findall(r"^  (\w+)\??:", options, re.MULTILINE)
     )
 
