@@ -496,6 +496,7 @@ LEAVE = """
 def test_a_page_beside_a_native_one(redis_server: RedisServer, gateway: StartGateway, browser: Browser) -> None:
     """On the demo's board in a real browser: their library, put into a page of the gateway, and the board itself."""
     process = gateway(redis_server, args=["--demo"])
+    process.wait_log("Service stickyNotes receives events", 20.0)
     # The board's own policy would keep a script from elsewhere out, as it should.
     with closing(browser.new_context()) as own, closing(browser.new_context(bypass_csp=True)) as lenient:
         board = own.new_page()
