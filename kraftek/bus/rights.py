@@ -81,6 +81,7 @@ XINFO GROUPS key
 XINFO STREAM key
 XLEN key
 XPENDING key group
+XRANGE key - +
 XREADGROUP GROUP group consumer STREAMS key >
 XTRIM key MAXLEN 0
 ZADD key 0 member
@@ -96,7 +97,6 @@ ZSCORE key member
 HISTORY_COMMANDS = """
 EXPIRE key 1
 FUNCTION LOAD code
-XRANGE key - +
 ZMSCORE key member
 ZREMRANGEBYSCORE key 0 0
 """

@@ -6,7 +6,7 @@ import random
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any, Generic, TypedDict, TypeVar
+from typing import Any, Generic, TypedDict, TypeVar, Unpack
 from urllib.parse import urlsplit
 
 from kraftek.client.conversation import Conversation
@@ -21,6 +21,7 @@ from kraftek.client.messages import (
     Hear,
     Message,
     Open,
+    Part,
     Presence,
     Recovered,
     Settle,
@@ -54,6 +55,17 @@ _OWN = frozenset({"state", "dropped", "recovered"})
 
 _PRESENCE = "presence of "
 """How the types begin under which those are kept who listen to who is in a room: no message has such a type."""
+
+_PART = "part of "
+"""The same, of those who listen to the parts of an answer."""
+
+
+class RequestOptions(TypedDict, total=False):
+    """The optional arguments of a request: see :meth:`Backend.request`."""
+
+    room: str | None
+    timeout: float | None
+    on_progress: Listener | None
 
 
 class Options(TypedDict, total=False):
@@ -112,8 +124,7 @@ class Backend(Listeners, Generic[P]):
         self.url = url
         if room is not None:
             check_name(room)
-        self._token = token
-        self._timeout = timeout
+        self._token, self._timeout = token, timeout
         self._conversation = Conversation(() if room is None else (room,), queue, random, data)
         self._connecting: list[P] = []
         self._promises: dict[str, P] = {}
@@ -185,14 +196,21 @@ class Backend(Listeners, Generic[P]):
         self._act()
         return True
 
-    def request(self, type: str, payload: Any = None, *, room: str | None = None, timeout: float | None = None) -> P:
+    def request(self, type: str, payload: Any = None, **how: Unpack[RequestOptions]) -> P:
         """Send an event and wait for its answer, across reconnects. Fires with the answer's payload.
 
         It is sent again under the same ``id`` when the connection is lost before the answer comes: the gateway does not
         run it twice. Fails with :class:`~kraftek.client.Refused` or :class:`Closed`; raises as :meth:`emit`. Cancel
         it, and the service is told to do no more about it, at once or after reconnecting.
+
+        ``on_progress``: called with each :class:`Part` of an answer that comes in parts: one with the number 1 begins
+        anew. Each gives the request its time anew.
         """
-        key = self._conversation.request(self._now(), self._limit(timeout), type, payload, room)
+        limit, on_progress = self._limit(how.get("timeout")), how.get("on_progress")
+        key = self._conversation.request(self._now(), limit, type, payload, how.get("room"))
+        if on_progress is not None:
+            self.on(_PART + key, on_progress)
+            self._conversation.parts.ask(key, limit)
         return self._promised(key)
 
     def join(self, room: str, *, timeout: float | None = None, data: Any = None) -> P:
@@ -331,8 +349,8 @@ class Backend(Listeners, Generic[P]):
                 self._notify(message.type, message)
             case Dropped(message):
                 self._notify("dropped", message)
-            case Recovered() | Presence():
-                self._notify("recovered" if isinstance(action, Recovered) else _PRESENCE + action.room_id, action)
+            case Recovered() | Presence() | Part():
+                self._notify(_type_of(action), action)
             case Fetch(key) if key in self._snapshots:
                 self._fetches[key] = self._call(self._snapshots[key], partial(self._fetched, key))
             case Ask(attempt, refused):
@@ -349,7 +367,7 @@ class Backend(Listeners, Generic[P]):
                 self._notify("state", action)
 
     def _settle(self, key: str, outcome: Any) -> None:
-        promise = self._promises.pop(key, None)
+        promise, _ = self._promises.pop(key, None), self._listeners.pop(_PART + key, None)
         if promise is not None:
             self._resolve(promise, outcome)
 
@@ -372,9 +390,10 @@ class Backend(Listeners, Generic[P]):
 
     def _forget(self, key: str) -> None:
         """The user has cancelled the awaitable."""
-        if self._promises.pop(key, None) is not None:
-            self._conversation.cancel(key)
-            self._act()
+        self._promises.pop(key, None)
+        self._listeners.pop(_PART + key, None)
+        self._conversation.cancel(key)
+        self._act()
 
     @abstractmethod
     def _now(self) -> float:
@@ -421,3 +440,14 @@ class Backend(Listeners, Generic[P]):
     @abstractmethod
     def _gone(self) -> P:
         """Fires when no socket is left."""
+
+
+def _type_of(action: Recovered | Presence | Part) -> str:
+    """What those listen to who are told of it."""
+    match action:
+        case Presence(room_id):
+            return _PRESENCE + room_id
+        case Part(key):
+            return _PART + key
+        case _:
+            return "recovered"

@@ -31,6 +31,7 @@ from kraftek.client.frames import (
 )
 from kraftek.client.messages import Action, Ask, Change, Drop, Dropped, Hear, Message, Open, Presence, Settle, State
 from kraftek.client.outbox import Kind, Outbox
+from kraftek.client.parts import Parts
 from kraftek.client.presence import Watching
 from kraftek.client.recovery import Recovery
 from kraftek.client.refresh import REFRESH, Refresh
@@ -64,7 +65,7 @@ class Conversation:
     wait. Times are in seconds of a monotonic clock.
 
     ``user_id``: from the gateway, since the first authentication. ``socket_id``: the gateway's id of the present
-    socket, if there is one.
+    socket, if there is one. ``parts``: the requests whose answers may come in parts.
 
     A socket is identified by the number of its attempt. Calls for another than the present ``attempt`` are ignored.
 
@@ -115,11 +116,11 @@ class Conversation:
         self._actions: deque[Action] = deque()
         self._ids, self._attempts = ids(), 0
         self.attempt: int | None = None
-        self._ready_since, self._refused, self._token = 0.0, False, ""
         self._authenticate: bytes | None = None
         self._complaint: ReceivedError | None = None
-        self._end = Closed(1000, "not connected yet")
+        self._ready_since, self._refused, self._token, self._end = 0.0, False, "", Closed(1000, "not connected yet")
         self._outbox, self._deadlines = Outbox(), Deadlines()
+        self.parts = Parts(self._actions, self._deadlines, self._outbox)
         self._recovery = Recovery(random, self._actions, self._deadlines, self._ids)
         self._watching = Watching(random, self._actions, self._deadlines, self._outbox, self._ids)
         self._rooms = Rooms(
@@ -259,14 +260,10 @@ class Conversation:
 
     def cancel(self, key: str) -> None:
         """As :meth:`forget`; the service is told to do no more about it, if it may have it."""
-        if self._outbox.is_request(key):
-            self._deadlines.cancel(key)
-            request = self._outbox.cancel(key)
-            if request is not None:
-                about = {"eventType": _decode(request).type}
-                self._outbox.put(next(self._ids), Kind.CANCEL, frame("cancel", about, key))
-        else:
-            self.forget(key)
+        request = self._outbox.sent(key)
+        self.forget(key)
+        if request is not None:
+            self._outbox.put(next(self._ids), Kind.CANCEL, frame("cancel", {"eventType": _decode(request).type}, key))
 
     # What happened
 
@@ -320,12 +317,7 @@ class Conversation:
             if self._refresh.answered(message, error, now):
                 self._deadlines.cancel(_HELD)
         elif self._outbox.is_unanswered(key):
-            until = self._hold(error, now)
-            if until is not None and until < (self._deadlines.of(str(key)) or until):
-                self._outbox.refuse(str(key))
-            else:
-                self.forget(str(key))
-                self._settle(str(key), message if error is None else refused(error))
+            self._answered(str(key), message, error, now)
         elif key is None:
             self._heard(message, error, len(text), now)
         else:
@@ -362,7 +354,7 @@ class Conversation:
             if key == REFRESH:
                 self._refresh.ask(self.attempt)
             elif self._outbox.is_request(key):
-                self._outbox.discard(key)
+                self.forget(key)
                 self._settle(key, Refused("TIMEOUT", "no answer in time"))
             elif key == self._refresh.key:
                 self._refresh.timed_out(now)
@@ -422,6 +414,16 @@ class Conversation:
         self._rooms.enter(payload, now)
         self._become(Change(State.READY))
 
+    def _answered(self, key: str, message: Message, error: ReceivedError | None, now: float) -> None:
+        if self.parts.heard(key, message, now):
+            return
+        until = self._hold(error, now)
+        if until is not None and until < (self._deadlines.of(key) or until):
+            self._outbox.refuse(key)
+        else:
+            self.forget(key)
+            self._settle(key, message if error is None else refused(error))
+
     def _heard(self, message: Message, error: ReceivedError | None, size: int, now: float) -> None:
         """A message that answers nothing."""
         if error is None:
@@ -475,7 +477,7 @@ class Conversation:
         for key in (*self._outbox.requests(), *self._refresh.waiting):
             self._settle(key, self._end)
         self._rooms.close(self._end)
-        for part in (self._outbox, self._deadlines, self._refresh):
+        for part in (self._outbox, self._deadlines, self._refresh, self.parts):
             part.clear()
         self._become(Change(State.CLOSED, code, reason))
         self._actions.extend(Dropped(_decode(event)) for event in dropped)

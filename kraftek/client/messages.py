@@ -21,6 +21,7 @@ __all__ = [
     "Hear",
     "Message",
     "Open",
+    "Part",
     "Presence",
     "Recovered",
     "Settle",
@@ -43,7 +44,7 @@ class State(Enum):
 
 class Message(Struct, frozen=True, rename="camel"):
     """A message of the gateway. ``room_id``: the room to which it was sent, if any; ``offset``: its place in the
-    history of that room, if the gateway keeps one.
+    history of that room, if the gateway keeps one. ``run``, ``number``: as of a :class:`Part`.
     """
 
     type: str
@@ -51,6 +52,17 @@ class Message(Struct, frozen=True, rename="camel"):
     id: int | str | None = None
     room_id: str | None = None
     offset: int | None = None
+    run: str | None = None
+    number: int | None = None
+
+
+class Part(Struct, frozen=True):
+    """A part of an answer. ``number``: of those of one run of the service's handler; one with 1 begins anew."""
+
+    id: str
+    payload: Any
+    run: str
+    number: int
 
 
 class Recovered(Struct, frozen=True):
@@ -136,4 +148,4 @@ class Fetch(Struct, frozen=True):
     id: str
 
 
-Action = Ask | Open | Drop | Settle | Hear | Change | Dropped | Recovered | Presence | Fetch
+Action = Ask | Open | Drop | Settle | Part | Hear | Change | Dropped | Recovered | Presence | Fetch

@@ -9,7 +9,7 @@ from collections.abc import Container, Mapping
 from enum import Enum
 
 import msgspec
-from msgspec import Struct
+from msgspec import Raw, Struct
 
 __all__ = ["Kind", "Outbox"]
 
@@ -39,6 +39,11 @@ class _Unsent(Struct, frozen=True):
     kind: Kind
     frame: bytes
     room_id: str | None = None
+
+
+class _Place(Struct):
+    run: str
+    number: int
 
 
 _encode = msgspec.json.Encoder().encode
@@ -129,13 +134,32 @@ class Outbox:
         self._unanswered.pop(key, None)
         self._nowhere.discard(key)
 
-    def cancel(self, key: str) -> bytes | None:
-        """As :meth:`discard`. The request, if its service may have it."""
+    def sent(self, key: str) -> bytes | None:
+        """A request that was sent, on this socket or an earlier one."""
         sent, unsent = self._unanswered.get(key), self._unsent.get(key)
         if unsent is not None and unsent.frame.endswith(_RESENT + b"}"):
             sent = unsent
-        self.discard(key)
         return None if sent is None else sent.frame
+
+    def ask_for_parts(self, key: str) -> None:
+        """The answer to this request, which is yet to be sent, may come in parts."""
+        message = self._unsent[key]
+        self._unsent[key] = _Unsent(message.kind, _with(message.frame, b'"progress":true'), message.room_id)
+
+    def progressed(self, key: str, run: str, number: int) -> bool:
+        """A request of this socket has had this part of its answer: sent again, it asks for those after it. ``False``
+        if it has had it before.
+        """
+        message = self._unanswered[key]
+        members = msgspec.json.decode(message.frame, type=dict[str, Raw])
+        had = msgspec.json.decode(members["progress"], type=bool | _Place)
+        if isinstance(had, _Place) and had.run == run and number <= had.number:
+            return False
+        resent = members.pop("resent", None)
+        members["progress"] = Raw(_encode(_Place(run, number)))
+        frame = _encode(members | ({} if resent is None else {"resent": resent}))
+        self._unanswered[key] = _Unsent(Kind.REQUEST, frame, message.room_id)
+        return True
 
     def is_request(self, key: str) -> bool:
         """Whether this is a request that was neither answered nor discarded."""

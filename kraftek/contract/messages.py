@@ -46,9 +46,11 @@ __all__ = [
     "Outbound",
     "Outgoing",
     "Ping",
+    "Place",
     "Pong",
     "Position",
     "Positioned",
+    "Progress",
     "ReceivedError",
     "RequestId",
     "Since",
@@ -182,9 +184,16 @@ class AskPresence(Struct, frozen=True):
     changes: bool = True
 
 
+class Place(Struct, frozen=True, gc=False):
+    """A part of an answer: the ``number`` of those of one run of the handler, from 1."""
+
+    run: str
+    number: int
+
+
 class Event(Struct, frozen=True, gc=False):
     """``name`` is as the client sent it, unchecked; ``room_id`` chooses among the rooms joined. ``resent``: the client
-    has sent it before, under the same id.
+    has sent it before, under the same id. ``progress``: it takes the answer in parts; after this one, if it has some.
     """
 
     name: str
@@ -193,6 +202,7 @@ class Event(Struct, frozen=True, gc=False):
     room_id: str | None = None
     traceparent: str | None = None
     resent: bool = False
+    progress: bool | Place = False
 
 
 class Cancel(Struct, frozen=True):
@@ -333,6 +343,14 @@ class HistoryPage(Struct, frozen=True):
     id: RequestId | None = None
 
 
+class Progress(Struct, frozen=True):
+    """A part of the answer to a request."""
+
+    id: RequestId
+    payload: Raw
+    place: Place
+
+
 class Pong(Struct, frozen=True):
     """The answer to a :class:`Ping`."""
 
@@ -372,6 +390,7 @@ Outbound = (
     | Ack
     | Delivery
     | HistoryPage
+    | Progress
     | Pong
     | Drained
     | Closing
@@ -420,7 +439,7 @@ class Envelope(Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=
     """An event as services get it. ``timestamp`` is Unix time in milliseconds; identity is the gateway's own.
 
     ``source``: the service that sent it, when it was no client. ``user_id`` is then that service's word and may be
-    empty, as ``socket_id`` is.
+    empty, as ``socket_id`` is. ``progress``: whoever sent it takes the answer in parts.
     """
 
     event_type: str
@@ -434,6 +453,7 @@ class Envelope(Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=
     id: RequestId | None = None
     traceparent: str | None = None
     source: str | None = None
+    progress: bool = False
 
 
 class Cancelled(Struct, frozen=True, rename="camel", omit_defaults=True):

@@ -59,6 +59,7 @@ __all__ = [
     "NAME_LENGTH",
     "REGISTRATIONS",
     "REQUESTS",
+    "REQUEST_PROGRESS",
     "ROOMS_RESET",
     "ROOM_HISTORY",
     "ROOM_PUT",
@@ -84,6 +85,7 @@ __all__ = [
     "new_socket_id",
     "not_before_key",
     "partition_of",
+    "parts_key",
     "place_of",
     "presence_key",
     "publish_key",
@@ -124,8 +126,12 @@ ROOM_PUT = "gateway:room:put"
 ROOM_REMOVE = "gateway:room:remove"
 """Commands to gateways: docs/services.rst, "Putting users into rooms"."""
 
+REQUEST_PROGRESS = "gateway:request:progress"
+"""A part of the answer to a request, from its service to the gateway of its socket. Only for requests that ask for
+parts: a gateway that does not know of them hands on no such request."""
+
 COMMANDS = (ROOM_PUT, ROOM_REMOVE)
-"""All whose types begin with :data:`GATEWAY_OWN`. A gateway that does not know one would send it to clients."""
+"""All others whose types begin with :data:`GATEWAY_OWN`. A gateway that does not know one would send it to clients."""
 
 ROOM_HISTORY = "gateway:room:history"
 """What a grant has to permit, where it says what it permits, for a client to read the history of a room."""
@@ -385,8 +391,16 @@ REQUESTS = "request:"
 
 def late_answer_key(socket_id: str, request_id: str | int) -> str:
     """The key of an answer to the request of a socket whose gateway is not there."""
-    mark = ":" if isinstance(request_id, str) else "#"
-    return f"{REQUESTS}adopted:{socket_id}{mark}{request_id}"
+    return f"{REQUESTS}adopted:{_named(socket_id, request_id)}"
+
+
+def parts_key(socket_id: str, request_id: str | int) -> str:
+    """The key of the stream of the parts of the answer to a request, by the socket whose request its service has."""
+    return f"{REQUESTS}parts:{_named(socket_id, request_id)}"
+
+
+def _named(socket_id: str, request_id: str | int) -> str:
+    return f"{socket_id}{':' if isinstance(request_id, str) else '#'}{request_id}"
 
 
 _OWN_NAMES = (

@@ -20,7 +20,7 @@ from kraftek.contract.iteration import Iteration
 from kraftek.contract.log_once import OnceAMinute
 from kraftek.contract.messages import Broadcast, Delivery, Outgoing
 from kraftek.contract.metrics import Counters
-from kraftek.contract.names import GATEWAY_OWN, room_topic
+from kraftek.contract.names import GATEWAY_OWN, REQUEST_PROGRESS, room_topic
 from kraftek.contract.surrogates import HALF, is_whole, reread
 from kraftek.core.requests import Requests
 from kraftek.core.roster import Audience, Roster, audience_of
@@ -111,8 +111,11 @@ class Deliveries:
             if message.type == "disconnect":
                 self._disconnect(message, body)
             elif message.type.startswith(GATEWAY_OWN):
-                assert self.obey is not None
-                self.obey(message.type, message.room_id, self._addressed(message), message.payload)
+                if message.type == REQUEST_PROGRESS:
+                    self._requests.progress.heard(message)
+                else:
+                    assert self.obey is not None
+                    self.obey(message.type, message.room_id, self._addressed(message), message.payload)
             elif message.in_reply_to is not None and (message.recipients or message.user_ids):
                 self._requests.answered(message, body)
             else:

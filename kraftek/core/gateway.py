@@ -192,12 +192,15 @@ class Gateway:
             room_id=room_id,
             id=event.id,
             traceparent=event.traceparent,
+            progress=event.progress is not False,
         )
         try:
             if event.id is None:
                 self._dispatch.send_fairly(service, envelope, partial(self._sent, session, event))
             else:
                 self._requests.send(session, event.id, service, envelope, event.resent)
+                if event.progress:
+                    self._requests.progress.begin(session, event.id, event.progress)
         except NotPublished:
             raise unreachable_error(event.name, event.id) from None
         self._counters.published += 1
@@ -235,6 +238,8 @@ class Gateway:
         assert session.user_id is not None
         key = record_key(session.user_id, event.name, room_id, event.payload, event.id)
         self._requests.find(session, event.id, service, key, error)
+        if event.progress:
+            self._requests.progress.begin(session, event.id, event.progress)
 
     def _sent(self, session: Session, event: Event, receipt: int) -> None:
         if receipt <= 0:

@@ -14,7 +14,8 @@ from kraftek.contract.interfaces import IClientLink, IDialect, IServiceRegistry
 from kraftek.contract.messages import Inbound, Outbound, Outgoing, RequestId
 from kraftek.contract.settings import Registration
 from kraftek.core.answer_budget import AnswerBudget
-from kraftek.core.request_look_ups import LookUps, LookUpState
+from kraftek.core.request_look_ups import LookUpState
+from kraftek.core.request_progress import PartsState, RequestProgress
 from kraftek.core.request_queue import Request, RequestQueue
 from kraftek.core.session import Session, SessionState
 
@@ -23,7 +24,7 @@ __all__ = ["RequestMove", "RequestState", "RequestsState"]
 
 class RequestState(Struct, kw_only=True):
     """A request that waits, as :class:`kraftek.core.request_queue.Request`. ``timeout``: that of its ``service``.
-    ``refused``: it is refused unless an earlier copy turns out to be with the service.
+    ``refused``: it is refused unless an earlier copy turns out to be with the service. ``parts``: of its answer.
     """
 
     socket_id: str
@@ -37,6 +38,7 @@ class RequestState(Struct, kw_only=True):
     sent_at: float
     refused: bool = False
     look_up: LookUpState | None = None
+    parts: PartsState | None = None
 
 
 class RequestsState(Struct, kw_only=True):
@@ -60,15 +62,16 @@ class RequestMove:
         departed: set[str],
         queues: dict[int, RequestQueue],
         queue: Callable[[Registration], RequestQueue],
-        look_ups: LookUps,
+        progress: RequestProgress,
         budget: AnswerBudget,
     ) -> None:
         self._waiting = waiting
         self._departed = departed
         self._queues = queues
         self._queue = queue
-        self._look_ups = look_ups
+        self._look_ups = progress.look_ups
         self._budget = budget
+        self._progress = progress
 
     def give(self) -> RequestsState:
         """All of them, in the order in which they time out."""
@@ -114,6 +117,7 @@ class RequestMove:
             sent_at=request.sent_at,
             refused=request in request.queue.refused,
             look_up=self._look_ups.give(request),
+            parts=self._progress.give(request),
         )
 
     def _restore(self, state: RequestState, session: Session, service: Registration | None) -> None:
@@ -123,6 +127,7 @@ class RequestMove:
         queue = self._queues.get(id(service)) or self._queue(service)
         request = Request(session, state.name, state.record, state.lasts, queue, state.id, state.sent_at)
         self._waiting.setdefault(state.socket_id, {})[state.id] = request
+        self._progress.restore(request, state.parts)
         if state.refused:
             queue.refused[request] = None
         else:

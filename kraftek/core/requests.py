@@ -34,6 +34,7 @@ from kraftek.core.dispatch import Dispatch, target_of
 from kraftek.core.request_cancels import RequestCancels
 from kraftek.core.request_look_ups import LookUps
 from kraftek.core.request_moving import RequestMove
+from kraftek.core.request_progress import RequestProgress
 from kraftek.core.request_queue import AwaitedRequests, Request, RequestQueue
 from kraftek.core.request_records import AnswerStore, record_key
 from kraftek.core.session import Session
@@ -81,8 +82,7 @@ class Requests:
         accounts: Accounts,
     ) -> None:
         self._dispatch, self._send_once, self._bus = dispatch, dispatch.send_once, bus
-        self._gateway_id = gateway_id
-        self._limits, self._window = limits, limits.request_window
+        self._gateway_id, self._limits, self._window = gateway_id, limits, limits.request_window
         self._lasts = self._window > 0
         self._counters, self._clock, self._accounts = counters, clock, accounts
         self.budget = AnswerBudget(limits.answer_bytes, clock.seconds, self._lifetime, counters)
@@ -100,7 +100,8 @@ class Requests:
         )
         self._looked_up = self.look_ups.waiting
         self.cancels = RequestCancels(self._waiting, bus, counters, self._end, self.store_answers)
-        self.moving = RequestMove(self._waiting, self._departed, self._queues, self._queue, self.look_ups, self.budget)
+        self.progress = RequestProgress(self._waiting, bus, self.look_ups, clock, limits.request_window)
+        self.moving = RequestMove(self._waiting, self._departed, self._queues, self._queue, self.progress, self.budget)
 
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
@@ -229,6 +230,7 @@ class Requests:
                 self._departed.remove(socket_id)
         self.store_answers()  # at once: an answer of a service after the time-out is too late
         self._store.sweep()
+        self.progress.sweep()
         self.look_ups.sweep()
 
     def store_answers(self) -> None:

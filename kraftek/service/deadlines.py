@@ -20,9 +20,14 @@ TICK = 0.25
 """Seconds between two looks at deadlines, at most. Who is that late was blocked."""
 
 
+LONGEST = 3600.0
+"""Seconds that a work may take in all, however often it begins anew."""
+
+
 class _Deadline(Struct, Generic[T], eq=False):
     at: float
     work: T
+    last: float
 
 
 class Deadlines(Generic[T]):
@@ -43,7 +48,7 @@ class Deadlines(Generic[T]):
     @contextmanager
     def watch(self, seconds: float, work: T) -> Iterator[None]:
         """The block has so many seconds for this work."""
-        deadline = _Deadline(time.monotonic() + seconds, work)
+        deadline = _Deadline((now := time.monotonic()) + seconds, work, now + max(seconds, LONGEST))
         self._all.add(deadline)
         if self._next == float("inf"):
             self._next = deadline.at
@@ -56,6 +61,12 @@ class Deadlines(Generic[T]):
             self._all.discard(deadline)
             if self._jobs.stopping:
                 self.stop()
+
+    def renew(self, work: T, seconds: float) -> None:
+        """It has so many seconds from now on."""
+        for deadline in self._all:
+            if deadline.work is work:
+                deadline.at = min(time.monotonic() + seconds, deadline.last)
 
     def watched(self) -> list[T]:
         """All works that have a deadline."""

@@ -95,6 +95,10 @@ class Handling:
         """Called when the jobs are stopping, before they end."""
         self._deadlines.stop()
 
+    def goes_on(self, work: _Work) -> None:
+        """Its handler has sent a part of its answer: its time begins anew."""
+        self._deadlines.renew(work, self._processor.time_limit(work.event))
+
     async def refuse(self, event: Incoming) -> None:
         """Refuse an event that came over Pub/Sub while too many wait."""
         message = f"service {self._processor.name} is overloaded"

@@ -7,7 +7,7 @@ come from :mod:`kraftek.service.sources`, and are handled by :mod:`kraftek.servi
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from kraftek.service.comparison import Comparison
 from kraftek.service.handling import Handling
 from kraftek.service.jobs import Jobs
 from kraftek.service.processor import EventProcessor
+from kraftek.service.progress import PROGRESS
 from kraftek.service.pulse import Pulse
 from kraftek.service.requests import Requests, new_name
 from kraftek.service.self_registration import SelfRegistration
@@ -84,6 +85,10 @@ class Instance:
 
     def in_thread(self, work: Callable[[], Any]) -> Awaitable[Any]:
         return self._threads.run(work)
+
+    async def part(self, work: Any, keys: Sequence[str], args: Sequence[Argument]) -> Any:
+        self._handling.goes_on(work)
+        return await self._backend.run(PROGRESS, keys, args)
 
     def request(self, event: Mapping[str, Any], timeout: float) -> Coroutine[Any, Any, Any]:
         return self._requests.request(event, timeout)

@@ -6,13 +6,13 @@ No I/O: :class:`kraftek.service.handling.Handling` calls it with what was read f
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from types import CodeType
-from typing import Annotated, Any, Literal, NoReturn, Protocol, TypeVar
+from typing import Any, Literal, NoReturn, Protocol, TypeVar
 
 import msgspec
-from msgspec import Meta, Raw, Struct
+from msgspec import Raw, Struct
 
 from kraftek.contract.errors import Code
 from kraftek.contract.lua import Argument
@@ -29,12 +29,13 @@ from kraftek.contract.names import (
     stream_of,
 )
 from kraftek.contract.payloads import payload_reader
-from kraftek.contract.settings import Channel, Count, Partitions, Prefix, Seconds, SecondsOrZero, Transport
 from kraftek.contract.surrogates import encode, read
 from kraftek.service import messages
 from kraftek.service.commits import Command, wants
 from kraftek.service.errors import NoEvent, Refused, TooLarge
 from kraftek.service.messages import Message, event_for
+from kraftek.service.progress import Parts
+from kraftek.service.settings import check_settings
 
 __all__ = [
     "MESSAGE_BYTES",
@@ -78,6 +79,9 @@ class Link(Protocol):
 
     def request(self, event: Mapping[str, Any], timeout: float) -> Coroutine[Any, Any, Any]: ...
 
+    async def part(self, work: Any, keys: Sequence[str], args: Sequence[Argument]) -> Any:
+        """Send a part of the answer to the request in hand."""
+
     def awaitable(self, coroutine: Coroutine[Any, Any, Any]) -> Awaitable[Any]:
         """The coroutine as its backend awaits: over Twisted as a Deferred."""
 
@@ -106,28 +110,6 @@ class _Route(Struct, frozen=True):
     answers: bool
     thread: bool
     timeout: float | None
-
-
-class _Settings(Struct, kw_only=True):
-    """The arguments of a processor, checked by the rules of the gateway's own configuration."""
-
-    name: Annotated[str, Meta(pattern=r"^[^\s:]+\Z")]
-    channel: Channel
-    transport: Transport
-    partitions: Partitions
-    reply: bool | None
-    register: bool
-    concurrency: Count
-    timeout: Seconds | None
-    attempts: Count
-    claim_after: Seconds
-    grace: SecondsOrZero
-    message_bytes: Annotated[int, Meta(ge=4096)]  # the kit's own errors fit
-    prefix: Prefix
-    broadcast: Channel
-
-
-_ARGUMENTS = {*_Settings.__struct_fields__}
 
 
 class EventProcessor:
@@ -173,11 +155,7 @@ class EventProcessor:
         broadcast: str = BROADCAST,
     ) -> None:
         channel = default_channel(name) if channel is None else channel
-        settings = {argument: value for argument, value in locals().items() if argument in _ARGUMENTS}
-        try:
-            msgspec.convert(settings, _Settings)
-        except msgspec.ValidationError as error:
-            raise ValueError(f"{name}: {error}") from None
+        check_settings(name, locals())
         if partitions and transport != "stream":
             raise ValueError(f"{name}: only a stream has partitions")
         self.name = name
@@ -318,16 +296,17 @@ class EventProcessor:
 
     def publish(self, channel: str, message: Broadcast) -> Command:
         """Send a message to clients. Raises :class:`TooLarge`."""
-        parts = "PUBLISH", channel, self._sized(message.type, _encode(message))
+        parts = "PUBLISH", channel, self.sized(message.type, _encode(message))
         return Command(parts, wants=wants(self.prefix, message.type))
 
     def to_gateway(self, event: Mapping[str, Any]) -> Command:
         """Send an event to another service, through a gateway. Raises :class:`TooLarge`."""
         stream = self.prefix + GATEWAY_STREAM
-        body = self._sized(event["eventType"], _encode(event))
+        body = self.sized(event["eventType"], _encode(event))
         return Command((stream, body), "emit")
 
-    def _sized(self, name: str, body: bytes) -> bytes:
+    def sized(self, name: str, body: bytes) -> bytes:
+        """The message, if it is not too large."""
         if len(body) > self.message_bytes:
             raise TooLarge(f"{name}: a message of {len(body)} bytes; at most {self.message_bytes} may be sent")
         return body
@@ -351,6 +330,7 @@ class Context:
         self._link = link
         self._work = work
         self._replied = self._later = self._ended = False
+        self._parts: Parts | None = None
 
     @property
     def event_type(self) -> str:
@@ -403,6 +383,14 @@ class Context:
             self._processor.answered = self.event_type
         self._add(*(self._processor.to_sender(self.event, self.event_type, Raw(encode(payload))) if wanted else ()))
         self._replied = True
+
+    def progress(self, payload: Any) -> Awaitable[bool]:
+        """Send the client a part of the answer, at once. The answer itself is still to be given: it says what counts.
+
+        Does nothing where the client did not ask for parts, or another instance sends them: the result says so. Each
+        part gives the request and its handler their time limit anew, for an hour at most.
+        """
+        return self._link.awaitable(self._progress(payload))
 
     def end(self) -> None:
         """The handler has ended. The kit calls this."""
@@ -518,6 +506,16 @@ class Context:
         """
         room = self._room(room_id)
         return self._link.awaitable(self._in_room(room))
+
+    async def _progress(self, payload: Any) -> bool:
+        event = self.event
+        if self._ended:
+            raise RuntimeError(f"the handler of {self.event_type} has ended, and with it the answer")
+        if event.id is None or not (event.progress and event.socket_id):
+            return False
+        if self._parts is None:
+            self._parts = Parts(self._processor, event)
+        return bool(await self._link.part(self._work, *self._parts.next(payload)))
 
     async def _call(self, command: tuple[Argument, ...], decode: bool) -> Any:
         answer = await self._link.call(*command)

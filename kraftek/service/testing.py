@@ -45,9 +45,11 @@ from kraftek.contract.names import (
     CLIENT_LEFT,
     COMMANDS,
     GATEWAY_STREAM,
+    REQUEST_PROGRESS,
     ROOM_PUT,
     ROOM_REMOVE,
     ROOMS_RESET,
+    cancel_channel,
     new_gateway_id,
     new_socket_id,
     partition_of,
@@ -58,6 +60,7 @@ from kraftek.contract.names import (
 )
 from kraftek.contract.surrogates import encode, mended
 from kraftek.service.live_gateway import LiveGateway
+from kraftek.service.played import PATIENCE, Json, Played
 from kraftek.service.processor import EventProcessor, Refused
 
 if TYPE_CHECKING:
@@ -65,11 +68,6 @@ if TYPE_CHECKING:
     from redis.client import PubSub
 
 __all__ = ["Client", "Contract", "Played", "gateway_contract", "gateway_contract_redis"]
-
-Json = dict[str, Any]
-
-PATIENCE = 10.0
-"""Seconds that anything may take."""
 
 
 class Contract:
@@ -121,7 +119,7 @@ class Contract:
         """Let the test be this service, over Pub/Sub."""
         processor = EventProcessor(name, channel, prefix=self.prefix)
         self.register(processor)
-        played = Played(self, processor)
+        played = Played(self.redis, processor, self.wait_for)
         self._opened.append(played)
         return played
 
@@ -219,6 +217,8 @@ class Contract:
         for client in [client for client in self.clients.values() if client.is_meant_by(message)]:
             if message["type"] in COMMANDS:
                 client.obey(message)
+            elif message["type"] == REQUEST_PROGRESS:
+                client.inbox.append({**message["payload"], "type": "progress", "id": message["inReplyTo"]})
             else:
                 delivered = {"type": message["type"], "payload": message.get("payload")}
                 client.inbox.append(delivered | ({"id": message["inReplyTo"]} if "inReplyTo" in message else {}))
@@ -329,7 +329,7 @@ class Client:
         return self.given | {room for room in (self.room_id,) if room is not None}
 
     def send(self, event: str, payload: Any = None, **more: Any) -> None:
-        """Send an event, ``service:module:name``. ``more`` is added to the envelope."""
+        """Send an event, ``service:module:name``. ``more`` is added to the envelope: ``id="q"``, ``progress=True``."""
         envelope = {
             "eventType": event,
             "userId": self.user_id,
@@ -339,6 +339,12 @@ class Client:
         }
         room = {} if self.room_id is None else {"roomId": self.room_id}
         self._contract.deliver(envelope | room | more)
+
+    def cancel(self, event: str, id: int | str) -> None:
+        """Cancel a request that it has sent with this ``id``: the service is told."""
+        cancelled = {"eventType": event, "userId": self.user_id, "id": id, "timestamp": int(time.time() * 1000)}
+        channel = self._contract.prefix + cancel_channel(event.partition(":")[0])
+        self._contract.redis.publish(channel, encode(cancelled))
 
     def request(self, event: str, payload: Any = None, timeout: float = PATIENCE) -> Any:
         """Send an event and return the payload of its answer; other messages stay in the inbox.
@@ -392,42 +398,6 @@ class Client:
         left = deadline - time.monotonic()
         assert left > 0, f"{self.user_id} got no message"
         self._contract.hear(left)
-
-
-class Played:
-    """A service that the test plays. Made by :meth:`Contract.play`."""
-
-    def __init__(self, contract: Contract, processor: EventProcessor) -> None:
-        self._contract = contract
-        self._processor = processor
-        self._subscription: PubSub = contract.redis.pubsub(ignore_subscribe_messages=True)
-        self._subscription.subscribe(processor.channel)
-        contract.wait_for(processor)
-
-    def receive(self, timeout: float = PATIENCE) -> Json:
-        """The next event: ``eventType``, ``userId``, ``roomId``, ``payload`` …"""
-        deadline = time.monotonic() + timeout
-        # Redis's messages about subscriptions come as None, too.
-        while (left := deadline - time.monotonic()) > 0:
-            if (received := self._subscription.get_message(timeout=left)) is not None:
-                event: Json = json.loads(received["data"])
-                return event
-        raise AssertionError(f"service {self._processor.name} got no event")
-
-    def answer(self, event: Json, payload: Any = None, type: str | None = None) -> None:
-        """Answer an event: a request of a client, or of another service."""
-        answer = {"type": type or event["eventType"], "payload": payload}
-        answer |= {"recipients": [event["socketId"]]} if event["socketId"] else {}
-        answer |= {"inReplyTo": event["id"]} if "id" in event else {}
-        self._contract.redis.publish(event["replyTo"], encode(answer))
-
-    def refuse(self, event: Json, code: str, message: str) -> None:
-        """Answer an event with an error."""
-        self.answer(event, {"code": code, "message": message, "eventType": event["eventType"]}, "error")
-
-    def close(self) -> None:
-        """Receive nothing any more."""
-        self._subscription.close()
 
 
 class _Running:

@@ -25,7 +25,8 @@ step                                    what happens
 ``"asked", [refused, …]``               how it was asked since the last such step
 ``"connect"``, ``"leave"``              the application connects again, or closes the client
 ``"emit", arguments, result``           it emits, and is told this: ``true``, ``false``, or a code
-``"call", name, method, arguments``     it calls ``request``, ``join``, ``leave`` or ``refresh``
+``"call", name, method, arguments``     it calls ``request``, ``join``, ``leave`` or ``refresh``; with ``progress``
+                                        it hears each ``part`` of the answer, with its number
 ``"cancel", name``                      the application gives that ``request`` up
 ``"done", name, outcome``               that call ends: ``{"ok": …}`` or ``{"error": code}``
 ``"snapshot", room``                    the application will fetch the state of this room: each time it does is heard
@@ -280,6 +281,8 @@ class Player:
         self.step_nothing()
         given = {**arguments}
         positional = [given.pop(key) for key in ("type", "payload") if key in given]
+        if given.pop("progress", False):
+            given["on_progress"] = lambda part: self._heard.put({"type": "part", "what": [part.payload, part.number]})
         if method in {"join", "leave"}:
             positional.append(given.pop("room"))
 

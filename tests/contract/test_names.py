@@ -93,6 +93,7 @@ def test_names_that_others_write() -> None:
         "LOST_GATEWAYS": "gateways:lost",
         "REGISTRATIONS": "gateways:registrations",
         "REQUESTS": "request:",
+        "REQUEST_PROGRESS": "gateway:request:progress",
         "ROOMS_RESET": "gateway:room:reset",
         "ROOM_HISTORY": "gateway:room:history",
         "ROOM_PUT": "gateway:room:put",
@@ -117,6 +118,8 @@ def test_names_that_others_write() -> None:
     assert names.entries_key("g") == "gateway:g:entries"
     assert names.late_answer_key("g.1", "7") == "request:adopted:g.1:7"
     assert names.late_answer_key("g.1", 7) == "request:adopted:g.1#7"
+    assert names.parts_key("g.1", "7") == "request:parts:g.1:7"
+    assert names.parts_key("g.1", 7) == "request:parts:g.1#7"
     assert names.room_key("kitchen") == "room:kitchen"
     assert names.shown_key("kitchen") == "gateways:presence:kitchen"
     assert names.socket_key("ada", "kitchen") == "socket:ada:kitchen"

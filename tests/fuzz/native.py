@@ -90,6 +90,7 @@ def _check_text(data: bytes, value: Any) -> None:
         assert value.get("roomId") == message.room_id
         assert value.get("traceparent") == message.traceparent
         assert value.get("resent", False) is message.resent
+        assert bool(value.get("progress", False)) is bool(message.progress)
         assert value.get("payload") == payload
     else:
         assert value["type"] == type(message).__name__.lower()
@@ -129,6 +130,8 @@ _SEEDS = [
         b'{"type":"join","payload":{"roomId":"red"}}',
         b'{"type":"leave","payload":{"roomId":""}}',
         b'{"type":"ping","id":"p"}',
+        b'{"type":"cancel","id":"q1","payload":{"eventType":"chat:note:add"}}',
+        b'{"type":"chat:bot:ask","id":7,"progress":{"run":"5be0","number":3}}',
         b'{"type":"unknown","id":-0}',
         b'{"type":5,"id":12}',
         b'{"id":12,"id":"q","type":[]}',

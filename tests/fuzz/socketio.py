@@ -149,6 +149,7 @@ _SEEDS = [
     b"\1" + text
     for text in (
         b'2["chat:note:add",{"a":[1,2.5,"x",null,true]}]\x1e27["join",{"roomId":"red"}]\x1e2["leave",{"roomId":"red"}]',
+        b'21["cancel",{"eventType":"chat:note:add"}]\x1e2["cancel",{"id":7}]',
         b'2["authenticate",{"token":"t","roomId":"red"}]\x1e20["authenticate",{"token":"\\ud83d"}]',
         b'2["a"]\x1e2[1,2]\x1e2["a",1,2]\x1e2["connect"]',
         b'51-["a",{"_placeholder":true,"num":0}]\x1e\0abc\x1e2["b"]',

@@ -228,6 +228,20 @@ def sample(backend: str, **settings: Any) -> EventProcessor:  # noqa: C901  # ma
             if payload != "tidy":
                 raise
 
+    @processor.on("say:parts", timeout=1.0)
+    async def parts(context: Context, texts: list[str]) -> Any:
+        heard = [await context.progress(text) for text in texts]
+        if context.user_id == "flaky" and await context.redis("INCR", "flaky") == 1:
+            raise RuntimeError("not yet")
+        return heard
+
+    @processor.on("say:slowly", timeout=1.0)
+    async def slowly(context: Context, texts: list[str]) -> str:
+        for text in texts:
+            await pause(0.4)
+            await context.progress(text)
+        return "".join(texts)
+
     @processor.on("do:long", timeout=60.0)
     async def long(context: Context, seconds: float) -> str:
         await pause(seconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -27,6 +28,27 @@ def test_services_may_have_a_prefix(gateway_contract: Contract) -> None:
     assert ada.request("chat:room:who", "Start") == ["ada", "bob"]
     assert gateway_contract.emitted()["payload"] == "Start"
     assert bob.receive() == {"type": "chat:room:asked", "payload": "Start"}
+
+
+def test_parts_of_an_answer_and_a_request_that_is_cancelled(gateway_contract: Contract) -> None:
+    bot = EventProcessor("bot")
+
+    @bot.on("text:say")
+    async def say(context: Context, payload: str) -> str:
+        await context.progress(payload[:2])
+        await asyncio.sleep(60 if payload == "for ever" else 0)
+        return payload
+
+    gateway_contract.run(bot)
+    ada = gateway_contract.client("ada", "r")
+    ada.send("bot:text:say", "Hello", id=1, progress=True)
+    part = ada.receive()
+    assert (part["type"], part["id"], part["payload"], part["number"]) == ("progress", 1, "He", 1)
+    assert ada.receive() == {"type": "bot:text:say", "id": 1, "payload": "Hello"}
+    ada.send("bot:text:say", "for ever", id=2, progress=True)
+    assert ada.receive()["payload"] == "fo"
+    ada.cancel("bot:text:say", 2)
+    assert ada.receive()["payload"]["code"] == "CANCELLED"
 
 
 def hall(**settings: Any) -> EventProcessor:

@@ -73,8 +73,10 @@ export interface EventOptions extends EmitOptions {
 export interface RequestOptions extends EmitOptions {
   /** For this request alone; `Infinity` waits as long as it takes. */
   timeout?: number;
-  /** Stops waiting; what was sent may be done all the same. */
+  /** Stops waiting, and tells the service to do no more about it. What was done by then is done. */
   signal?: AbortSignal;
+  /** Called with each part of an answer that comes in parts. One with the number 1 begins anew. */
+  onProgress?: (part: any, about: { number: number }) => void;
 }
 
 export interface JoinOptions {

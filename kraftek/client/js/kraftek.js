@@ -249,9 +249,10 @@ export class Kraftek {
    * is for the room that is the first of `rooms` when it is sent for the first time. Rejects with the
    * `KraftekError` that it is answered with, with our own `TIMEOUT`, `CLOSED`, `QUEUE_FULL` (as many requests as that
    * are unanswered) or `TOO_LARGE`, or with the signal's reason; with a `TypeError` where `emit` throws it. When the signal
-   * is aborted the service is told to do no more about it, at once or after reconnecting.
+   * is aborted the service is told to do no more about it, at once or after reconnecting. `onProgress` is called with each
+   * part of an answer that comes in parts, and its `number`: one of 1 begins anew. Each gives the request its time anew.
    */
-  request(type, payload, { timeout = this.#options.timeout, signal, roomId } = {}) {
+  request(type, payload, { timeout = this.#options.timeout, signal, roomId, onProgress } = {}) {
     return new Promise((resolve, reject) => {
       checkName(type);
       checkRoom(roomId);
@@ -271,10 +272,22 @@ export class Kraftek {
         if (request.socket) this.#cancel(id, type);
       };
       signal?.addEventListener("abort", abort);
-      const stop = this.#within(timeout, () => settle(reject, tooLate(timeout, type)));
+      const limit = () => this.#within(timeout, () => settle(reject, tooLate(timeout, type)));
+      let stop = limit();
       const answer = (error, value) => (error ? settle(reject, error) : settle(resolve, value));
-      const due = this.#options.clock.now() + timeout;
-      const request = { text, answer, type, due, roomId, roomless: roomId === undefined };
+      const due = () => this.#options.clock.now() + timeout;
+      const request = { text, answer, type, due: due(), roomId, roomless: roomId === undefined };
+      if (onProgress) {
+        request.place = true;
+        request.hear = (part, place) => {
+          if (place.run === request.place.run && place.number <= request.place.number) return;
+          request.place = place;
+          stop();
+          stop = limit();
+          request.due = due();
+          call(onProgress, part, { number: place.number });
+        };
+      }
       this.#outbox.set(id, request);
       if (this.#takes(request)) this.#ask(id);
     });
@@ -927,7 +940,7 @@ export class Kraftek {
     else this.#ended(NO_GATEWAY, `not ${SUBPROTOCOL}`);
   }
 
-  #received({ type, payload, id, roomId, offset }, size) {
+  #received({ type, payload, id, roomId, offset, run, number }, size) {
     this.#heardAt = this.#options.clock.now();
     if (this.#probing) {
       this.#probing = false;
@@ -936,6 +949,10 @@ export class Kraftek {
     const error = type === "error" ? new KraftekError({ ...payload, roomId }) : null;
     if (id !== undefined) {
       const asked = this.#commands.get(id) ?? this.#outbox.get(id);
+      if (type === "progress") {
+        asked?.hear?.(payload, { run, number });
+        return;
+      }
       if (error && isRefusedFor(error) && this.#outbox.has(id) && this.#isHeld(asked, error)) return;
       this.#commands.delete(id);
       // Who asked may have stopped waiting.
@@ -988,7 +1005,7 @@ export class Kraftek {
       request.resent = true;
     }
     request.socket = this.#socket;
-    this.#send(request.text, { id });
+    this.#send(request.place ? withMember(request.text, "progress", request.place) : request.text, { id });
   }
 
   /** `what`: the `id` of a request, or the `text` of an event. */
@@ -1060,14 +1077,7 @@ export class Kraftek {
       // Another listener may have just ended it, or been told something more in the meantime.
       if (!this.#listeners.get(type).includes(entry)) continue;
       if (entry.once) this.#forget(type, (each) => each === entry);
-      try {
-        entry.listener(...what);
-      } catch (error) {
-        // A listener's mistake is reported as one, and is no reason for the others not to hear.
-        queueMicrotask(() => {
-          throw error;
-        });
-      }
+      call(entry.listener, ...what);
     }
   }
 }
@@ -1102,19 +1112,23 @@ class Watched {
     this.present = { users: [...now.values()], count };
     if (!changed) return;
     for (const entry of [...this.listeners]) {
-      if (!this.listeners.has(entry)) continue;
-      try {
-        entry.listener({ ...this.present, joined: fresh, left: gone });
-      } catch (error) {
-        queueMicrotask(() => {
-          throw error;
-        });
-      }
+      if (this.listeners.has(entry)) call(entry.listener, { ...this.present, joined: fresh, left: gone });
     }
   }
 }
 
 const isSame = (user, other) => other !== undefined && JSON.stringify(user.data) === JSON.stringify(other.data);
+
+/** A listener's mistake is reported as one, and is no reason for the others not to hear. */
+function call(listener, ...what) {
+  try {
+    listener(...what);
+  } catch (error) {
+    queueMicrotask(() => {
+      throw error;
+    });
+  }
+}
 
 /** What was heard of one room, and who fetches its state. */
 class Feed {

@@ -35,8 +35,10 @@ from kraftek.contract.messages import (
     Outbound,
     Outgoing,
     Ping,
+    Place,
     Pong,
     Positioned,
+    Progress,
     RequestId,
 )
 from kraftek.contract.names import SUBPROTOCOL
@@ -60,6 +62,11 @@ __all__ = ["NativeDialect"]
 _Id = int | Annotated[str, Meta(max_length=ID_LENGTH)]
 
 
+class _Place(Place, frozen=True, gc=False):
+    run: Annotated[str, Meta(max_length=ID_LENGTH)]
+    number: Annotated[int, Meta(ge=0, le=2**53)]
+
+
 class _Frame(Event, frozen=True, gc=False, rename={"name": "type", "room_id": "roomId"}):
     """Any message; nearly every one is an event, and as it is read here it goes to its service."""
 
@@ -69,6 +76,7 @@ class _Frame(Event, frozen=True, gc=False, rename={"name": "type", "room_id": "r
     room_id: RoomId | None = None
     traceparent: Annotated[str, Meta(max_length=128)] | None = None
     resent: bool = False
+    progress: bool | _Place = False
 
 
 class _Reply(Struct, omit_defaults=True):
@@ -77,6 +85,14 @@ class _Reply(Struct, omit_defaults=True):
     id: RequestId | None = None
     roomId: str | None = None
     offset: int | None = None
+
+
+class _Part(Struct):
+    type: str
+    id: RequestId
+    payload: Raw
+    run: str
+    number: int
 
 
 _BOUNDS = JsonBounds(Limits().json_depth)
@@ -149,6 +165,8 @@ class NativeDialect:
                 reply = _Reply("joined", {"roomId": room_id, **expiry(expires_in), **standing(where)}, id)
             case Left() | Pong() | Gap() | Drained() | Positioned() | HistoryPage():
                 reply = _news(message)
+            case Progress(id, payload, place):
+                return Outgoing(_encode(_Part("progress", id, payload, place.run, place.number)))
             case Closing():
                 return None
         return Outgoing(_encode(reply))

@@ -16,6 +16,7 @@ import {
   roomKey,
   serviceOf,
 } from "./names.js";
+import { Parts } from "./progress.js";
 
 /**
  * @typedef {import("./index.js").Context} IContext
@@ -52,13 +53,18 @@ export class Context {
   #cancelled = false;
   /** @type {AbortController | undefined} */
   #end;
+  /** @type {Parts | undefined} */
+  #parts;
+  #goesOn;
 
   /**
    * @param {Service} service
    * @param {Incoming} event
    * @param {Link} link
+   * @param {() => void} goesOn called when a part of the answer is sent
    */
-  constructor(service, event, link) {
+  constructor(service, event, link, goesOn = () => {}) {
+    this.#goesOn = goesOn;
     this.#service = service;
     this.#event = event;
     this.#link = link;
@@ -114,6 +120,16 @@ export class Context {
       this.#service.answered = this.eventType;
     }
     if (this.id !== undefined) this.#add(...toSender(this.#service, this.#event, this.eventType, payload));
+  }
+
+  /** @param {unknown} payload */
+  async progress(payload) {
+    this.#mustRun();
+    const { id, progress, socketId } = this.#event;
+    if (id === undefined || !progress || !socketId) return false;
+    this.#goesOn();
+    this.#parts ??= new Parts(this.#service, this.#event, id);
+    return (await this.#link.call(...this.#parts.next(payload))) === 1;
   }
 
   answerLater() {

@@ -19,6 +19,7 @@ import { NoEvent, TooLarge } from "./errors.js";
  * @property {string | undefined} source
  * @property {string | undefined} traceparent
  * @property {unknown} payload
+ * @property {boolean} progress whether whoever sent it takes the answer in parts
  *
  * @typedef {object} Message What clients get. Fields without a value are left out.
  * @property {string} type
@@ -56,6 +57,7 @@ export function open(body) {
     source: optional("source"),
     traceparent: optional("traceparent"),
     payload: fields.payload ?? null,
+    progress: fields.progress === true,
   };
 }
 
@@ -209,7 +211,7 @@ function endOfString(text, start) {
 const HALF = /(?<!\\)((?:\\\\)*)\\ud[89a-f][\da-f]{2}/g;
 
 /** @param {unknown} payload */
-function json(payload) {
+export function json(payload) {
   const text = JSON.stringify(payload) ?? "null";
   return text.includes("\\ud") ? text.replace(HALF, "$1\\ufffd") : text;
 }

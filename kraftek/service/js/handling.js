@@ -35,6 +35,9 @@ const DEAD_LETTER_BYTES = 67_108_864;
 /** Characters of a reason that are kept. */
 const REASON = 1_000;
 
+/** Milliseconds that a handler may take in all, however often it sends a part of its answer. */
+const LONGEST = 3_600_000;
+
 /** Seconds after which those that are refused because too much waits should try again. */
 export const RETRY_AFTER = 1;
 
@@ -210,9 +213,10 @@ export class Handling {
     }
     const cancelled = () => refusal(service, event, "CANCELLED", "cancelled by the client");
     if (this.cancels.has(event)) return cancelled();
-    const context = new Context(service, event, this.#link);
     const { timeout = service.timeout } = route;
     const limit = this.#jobs.time(timeout);
+    const last = performance.now() + Math.max(timeout, LONGEST);
+    const context = new Context(service, event, this.#link, () => limit.renew(Math.min(timeout, last - performance.now())));
     const late = limit.over.then(() => {
       throw new TimeoutError(`the handler of ${event.eventType} has not ended within ${timeout / 1000} s`);
     });

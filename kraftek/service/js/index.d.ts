@@ -130,6 +130,12 @@ export interface Context {
   readonly cancelled: boolean;
   /** Answer the request, once. Does nothing when the sender wants no answer. */
   reply(payload: unknown): void;
+  /**
+   * Send the client a part of the answer, at once. The answer itself is still to be given: it says what counts. Does nothing
+   * where the client did not ask for parts, or another instance sends them: then false. Each part gives the request and its
+   * handler their time limit anew, for an hour at most.
+   */
+  progress(payload: unknown): Promise<boolean>;
   /** Leave the request open when the handler returns nothing: something else answers it, within the gateway's `timeout`. */
   answerLater(): void;
   /** Send to everybody in the event's room, or another. */

@@ -116,28 +116,39 @@ export class Jobs {
 }
 
 /**
- * A promise that settles after so many milliseconds, and what settles it sooner. When the loop was blocked until then, what
+ * A promise that settles after so many milliseconds, and what settles it sooner, or later. When the loop was blocked until then, what
  * else is to happen has a little more time for it: others than who did that are not to blame.
  *
  * @param {Set<() => void>} waiting where others find that
  * @param {number} milliseconds
- * @returns {{over: Promise<void>, end: () => void}}
+ * @returns {{over: Promise<void>, end: () => void, renew: (milliseconds: number) => void}}
  */
 function wait(waiting, milliseconds) {
   let end = () => {};
+  /** @type {(milliseconds: number) => void} */
+  let renew = () => {};
   const over = new Promise((/** @type {(value: void) => void} */ resolve) => {
     end = () => {
       waiting.delete(end);
       clearTimeout(timer);
       resolve();
     };
-    const time = Math.min(Math.max(0, milliseconds), LONGEST);
-    const due = performance.now() + time;
-    let timer = setTimeout(() => {
-      if (performance.now() - due < LATE) end();
-      else timer = setTimeout(() => end(), LATE);
-    }, time);
+    const start = (/** @type {number} */ given) => {
+      const time = Math.min(Math.max(0, given), LONGEST);
+      const due = performance.now() + time;
+      return setTimeout(() => {
+        if (performance.now() - due < LATE) end();
+        else timer = setTimeout(() => end(), LATE);
+      }, time);
+    };
+    /** @type {NodeJS.Timeout} */
+    let timer = start(milliseconds);
+    renew = (given) => {
+      if (!waiting.has(end)) return;
+      clearTimeout(timer);
+      timer = start(given);
+    };
     waiting.add(end);
   });
-  return { over, end };
+  return { over, end, renew };
 }

@@ -9,6 +9,9 @@ export const GATEWAY_BYTES = 67_108_864;
 export const GATEWAY_OWN = "gateway:";
 export const ROOMS_RESET = "gateway:room:reset";
 
+/** A part of the answer to a request that asks for parts. */
+export const REQUEST_PROGRESS = "gateway:request:progress";
+
 /** The hash of services that have registered themselves, and the channel on which gateways hear of a new one. */
 export const SELF_REGISTERED = "gateways:registered";
 /** Until when each of them stands. */
@@ -57,6 +60,14 @@ export const cancelChannel = (service) => `events:cancel:${service}`;
  * @param {import("./index.js").RequestId} id
  */
 export const lateAnswerKey = (socketId, id) => `request:adopted:${socketId}${typeof id === "string" ? ":" : "#"}${id}`;
+
+/**
+ * The key of the stream of the parts of an answer.
+ *
+ * @param {string} socketId
+ * @param {import("./index.js").RequestId} id
+ */
+export const partsKey = (socketId, id) => `request:parts:${socketId}${typeof id === "string" ? ":" : "#"}${id}`;
 
 /** @param {string} service */
 export const defaultChannel = (service) => `events:${service}`;

@@ -17,6 +17,7 @@ export const FILES = {
   begin: ["begin"],
   keep: ["time", "keep"],
   register: ["time", "register"],
+  progress: ["progress"],
 };
 
 /** Where a file is: in the package, or in the checkout, the kit's own before those that the gateways have as well. */

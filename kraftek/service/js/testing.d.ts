@@ -7,6 +7,9 @@ export interface Delivered {
   type: string;
   payload: unknown;
   id?: RequestId;
+  /** Of a part of an answer, "progress". */
+  run?: string;
+  number?: number;
 }
 
 /** The gateway as services see it, in a Redis of its own. */

@@ -16,7 +16,7 @@ import { Redis } from "ioredis";
 import { connectionOptions } from "./address.js";
 import { encode } from "./envelopes.js";
 import { Refused } from "./errors.js";
-import { BROADCAST, GATEWAY_STREAM, ROOM_PUT, ROOM_REMOVE, replyChannel, roomKey } from "./names.js";
+import { BROADCAST, GATEWAY_STREAM, REQUEST_PROGRESS, ROOM_PUT, ROOM_REMOVE, replyChannel, roomKey } from "./names.js";
 
 /** Milliseconds that anything may take. */
 const PATIENCE = 10_000;
@@ -199,7 +199,9 @@ export class TestGateway {
         if (client.isMeantBy(message)) client.obey(type, roomId);
         continue;
       }
-      if (client.isMeantBy(message)) client.inbox.push({ type, payload, ...(inReplyTo !== undefined && { id: inReplyTo }) });
+      if (!client.isMeantBy(message)) continue;
+      if (type === REQUEST_PROGRESS) client.inbox.push({ ...payload, type: "progress", id: inReplyTo });
+      else client.inbox.push({ type, payload, ...(inReplyTo !== undefined && { id: inReplyTo }) });
     }
     for (const look of [...this.#waiting]) look();
   }

@@ -216,9 +216,10 @@ class Player {
     assert.equal(result, ["QUEUE_FULL", "CLOSED"].includes(expected) ? false : expected);
   }
 
-  async call(name, method, { type, payload, room, timeout, data }) {
+  async call(name, method, { type, payload, room, timeout, data, progress }) {
     await this.nothing();
     const options = { data, ...(timeout !== undefined && { timeout: 1000 * timeout }) };
+    if (progress) options.onProgress = (part, { number }) => this.#heard.push(["part", [part, number]]);
     const { signal } = this.#aborts.set(name, new AbortController()).get(name);
     const calls = {
       request: () => this.#client.request(type, payload, { roomId: room, signal, ...options }),

@@ -20,6 +20,7 @@ const { users } = await client.request<Who>("chat:room:who", null, { timeout: 1_
 console.log(sent, users.join());
 await client.join("r2", { timeout: 1_000 });
 client.leave("r2");
+await client.request("chat:bot:ask", null, { onProgress: (part: { text: string }, { number }) => console.log(part.text, number + 1) });
 
 client.on("recovered", ({ roomId, recovered, reason }) => console.log(roomId.length, recovered === true, reason?.length));
 const end: () => void = client.snapshot("r1", async () => console.log(await client.request<Who>("chat:room:who")));

@@ -34,8 +34,10 @@ from kraftek.contract.messages import (
     Left,
     Outbound,
     Outgoing,
+    Place,
     Pong,
     Positioned,
+    Progress,
     Standing,
     Token,
 )
@@ -233,6 +235,7 @@ SAID: list[tuple[Outbound, list[str]]] = [
     (Delivery("a:b:c", Raw(b"1"), "r", offset=8), ['42["a:b:c",1]']),
     (Pong(1), []),
     (HistoryPage("r", "e", []), []),
+    (Progress(1, Raw(b"1"), Place("x", 1)), []),  # who wants parts says so, and cannot here
     (Positioned("r", Standing("e", 7, recovered=True)), []),
     (Gap({"r": {"a:*:*": 2}}), ['42["gap",{"rooms":{"r":{"a:*:*":2}}}]']),
     (Drained(1.5), ['42["drain",{"reconnectAfter":1.5}]']),

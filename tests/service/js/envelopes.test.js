@@ -20,6 +20,7 @@ test("an event of the original gateway is enough", () => {
     source: undefined,
     traceparent: undefined,
     payload: null,
+    progress: false,
   });
 });
 

@@ -120,6 +120,19 @@ sample
       if (payload !== "tidy") throw error;
     }
   })
+  .on("say:parts", async (context, texts) => {
+    const heard = [];
+    for (const text of texts) heard.push(await context.progress(text));
+    if (context.userId === "flaky" && (await context.redis("INCR", "flaky")) === 1) throw new RuntimeError("not yet");
+    return heard;
+  }, { timeout: 1_000 })
+  .on("say:slowly", async (context, texts) => {
+    for (const text of texts) {
+      await pause(400);
+      await context.progress(text);
+    }
+    return texts.join("");
+  }, { timeout: 1_000 })
   .on("do:long", async (context, seconds) => {
     await pause(seconds * 1000);
     return "done";

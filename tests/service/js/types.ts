@@ -31,6 +31,8 @@ service
     const room: string | undefined = context.roomId;
     context.broadcastToRoom("chat:message:sent", { text }, { exclude: [context.socketId] });
     context.also("HSET", `room:${room}`, "length", length);
+    const heard: boolean = await context.progress({ length });
+    if (context.cancelled || context.signal.aborted || !heard) throw new Refused("GONE", "nobody waits");
     const users: Map<string, string> = await context.whoIsIn();
     const answer: unknown = await context.request("wiki:page:read", { text }, { timeout: 100 });
     return { users: users.size, answer };

@@ -1,0 +1,195 @@
+"""Answers that come in parts: the parts, in order, on their way to whoever waits. Made by :mod:`kraftek.core.requests`.
+
+A service publishes each part to the gateway that it has the request from, and keeps the last ones in Redis for a while
+(``progress.lua`` of the service kit). There those who have sent the request again find them, through whichever gateway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import ceil
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+from twisted.internet.interfaces import IReactorTime
+from zope.interface import implementer
+
+from kraftek.contract.interfaces import IBus, IBusListener
+from kraftek.contract.lua import Script, lua
+from kraftek.contract.messages import NULL, Broadcast, Place, Progress, RequestId
+from kraftek.contract.names import late_answer_key, parts_key
+from kraftek.core.request_look_ups import LookUps
+from kraftek.core.request_queue import Request
+from kraftek.core.session import Session, SessionState
+
+__all__ = ["LONGEST", "READ_PARTS", "PartsState", "RequestProgress"]
+
+LONGEST = 3600.0
+"""Seconds that a request may wait in all. Each part gives it its time limit anew."""
+
+RENEWED = 10.0
+"""Seconds after which its record in Redis gets its lifetime anew, too: at most a tenth of that."""
+
+READ_PARTS = Script(lua(__package__, "request_parts"))
+
+
+class _Part(Struct, frozen=True):
+    run: str
+    number: int
+    payload: Raw = NULL
+
+
+class PartsState(Struct, kw_only=True):
+    """The parts of a request, for another version of the gateway: the last that was sent, and since when it waits."""
+
+    run: str
+    number: int
+    began: float
+
+
+class _Parts(Struct, eq=False):
+    """``run``, ``number``: of the last part that was sent. ``began``: when the request came; ``renewed``: when its
+    record was. ``reading``: they are looked up. ``behind``: they are to be.
+    """
+
+    run: str
+    number: int
+    began: float
+    renewed: float
+    reading: bool = False
+    behind: bool = False
+
+
+_decode = msgspec.json.Decoder(_Part).decode
+
+
+@implementer(IBusListener)
+class RequestProgress:
+    """The requests whose clients take parts. ``waiting``: that of :class:`kraftek.core.requests.Requests`.
+
+    The parts of one's own request come by themselves, and are read in Redis where some are missing. Those of a request
+    that another socket has sent before are read at each sweep. After the answer there are no parts.
+    """
+
+    def __init__(
+        self,
+        waiting: Mapping[str, Mapping[RequestId, Request]],
+        bus: IBus,
+        look_ups: LookUps,
+        clock: IReactorTime,
+        window: float,
+    ) -> None:
+        self._waiting = waiting
+        self._bus = bus
+        self.look_ups = look_ups
+        self._now = clock.seconds
+        self._window = window
+        self._all: dict[Request, _Parts] = {}
+        bus.add_listener(self)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    # IBusListener
+
+    def bus_up(self) -> None:
+        """Parts that were published meanwhile were not heard."""
+        for parts in self._all.values():
+            parts.behind = True
+
+    def bus_down(self) -> None:
+        """Nothing to do: nothing comes."""
+
+    def epoch_changed(self) -> None:
+        """Nothing to do: of parts that Redis has lost those who wait have had all but the last."""
+
+    # For requests
+
+    def begin(self, session: Session, request_id: RequestId, progress: bool | Place) -> None:
+        """It was sent; its client takes parts, after this one if it has had some."""
+        request = self._waiting[session.socket_id].get(request_id)
+        if progress and request is not None and request not in self._all and request.queue.service.reply:
+            run, number = (progress.run, progress.number) if isinstance(progress, Place) else ("", 0)
+            self._all[request] = _Parts(run, number, request.sent_at, request.sent_at)
+
+    def heard(self, message: Broadcast) -> None:
+        """A service has published a part. Raises what msgspec does."""
+        part, request_id = _decode(message.payload), message.in_reply_to
+        for socket_id in message.recipients or ():
+            request = None if request_id is None else self._waiting.get(socket_id, {}).get(request_id)
+            parts = None if request is None else self._all.get(request)
+            if request is None or parts is None:
+                continue
+            if parts.reading:
+                parts.behind = True
+            elif part.number == (parts.number + 1 if part.run == parts.run else 1):
+                self._send(request, parts, Place(part.run, part.number), part.payload)
+            elif part.run != parts.run or part.number > parts.number:
+                self._read(request, parts, parts_key(socket_id, request.id))
+
+    def sweep(self) -> None:
+        """Look for parts that do not come by themselves, before answers are looked for."""
+        for request, parts in tuple(self._all.items()):
+            socket_id = request.session.socket_id
+            if self._waiting.get(socket_id, {}).get(request.id) is not request:
+                del self._all[request]
+                continue
+            look_up = self.look_ups.waiting.get(request)
+            if look_up is not None and look_up.late:
+                first = look_up.late[len(late_answer_key("", 0)) - 2 : -1 - len(str(request.id))]
+                self._read(request, parts, parts_key(first, request.id))
+            elif parts.behind:
+                self._read(request, parts, parts_key(socket_id, request.id))
+
+    # For another version of the gateway
+
+    def give(self, request: Request) -> PartsState | None:
+        """Where it is, if its client takes parts."""
+        parts = self._all.get(request)
+        return None if parts is None else PartsState(run=parts.run, number=parts.number, began=parts.began)
+
+    def restore(self, request: Request, state: PartsState | None) -> None:
+        """Go on where another version was."""
+        if state is not None:
+            self._all[request] = _Parts(state.run, state.number, state.began, self._now(), behind=True)
+
+    # Within
+
+    def _read(self, request: Request, parts: _Parts, key: str) -> None:
+        if parts.reading or not self._bus.available or request.session.state is SessionState.CLOSED:
+            return
+        parts.reading, parts.behind = True, False
+        reading = self._bus.call(READ_PARTS, (key,), (parts.run, parts.number))
+        reading.addBoth(self._has_read, parts).addCallback(self._found, request, parts).addErrback(self.look_ups.failed)
+
+    def _has_read(self, found: Any, parts: _Parts) -> Any:
+        parts.reading = False
+        return found
+
+    def _found(self, found: list[Any], request: Request, parts: _Parts) -> None:
+        if not found or self._all.get(request) is not parts:
+            return
+        run, entries = found[0].decode(), found[1]
+        for entry_id, (_, _, _, payload) in entries:
+            if self._waiting.get(request.session.socket_id, {}).get(request.id) is not request:
+                return
+            self._send(request, parts, Place(run, int(entry_id.partition(b"-")[0])), Raw(payload))
+
+    def _send(self, request: Request, parts: _Parts, place: Place, payload: Raw) -> None:
+        parts.run, parts.number = place.run, place.number
+        if request.session.state is not SessionState.CLOSED:
+            request.session.send(Progress(request.id, payload, place))
+        now = self._now()
+        if now >= parts.began + LONGEST:
+            return
+        queue = request.queue
+        for requests in (queue.requests, queue.refused):
+            if request in requests:
+                del requests[request]
+                request.sent_at = now
+                requests[request] = None  # it is due last
+        if request.lasts and now >= parts.renewed + RENEWED:
+            parts.renewed = now
+            known = ceil(1000 * (self._window + queue.service.timeout))
+            self._bus.call("PEXPIRE", (request.record,), (known,)).addErrback(self.look_ups.failed)

@@ -1,0 +1,54 @@
+/** The parts of an answer, as a handler sends them. Made by context.js. */
+
+import { randomBytes } from "node:crypto";
+
+import { encode, json } from "./envelopes.js";
+import { REQUEST_PROGRESS, partsKey } from "./names.js";
+import { script } from "./scripts.js";
+
+/** Bytes of the last parts of an answer that are kept, for clients that come back. */
+const KEPT_BYTES = 262_144;
+/** Milliseconds for which they are kept after the last one: as long as a gateway may know the request. */
+const LASTS = 130_000;
+
+const PROGRESS = script("progress");
+
+/** Those of one run of a handler. */
+export class Parts {
+  #run = randomBytes(4).toString("hex");
+  #number = 0;
+  #service;
+  #event;
+  #id;
+
+  /**
+   * @param {import("./service.js").Service} service
+   * @param {import("./envelopes.js").Incoming} event
+   * @param {import("./index.js").RequestId} id
+   */
+  constructor(service, event, id) {
+    this.#service = service;
+    this.#event = event;
+    this.#id = id;
+  }
+
+  /**
+   * The command for one more. Throws `TooLarge`.
+   *
+   * @param {unknown} payload
+   * @returns {import("./connection.js").Word[]}
+   */
+  next(payload) {
+    const { messageBytes, prefix, transport } = this.#service;
+    const { eventType, socketId, replyTo } = this.#event;
+    const part = json(payload);
+    const number = this.#number + 1;
+    const place = { run: this.#run, number, payload };
+    const message = { type: REQUEST_PROGRESS, payload: place, recipients: [socketId], inReplyTo: this.#id };
+    const body = encode(eventType, message, messageBytes);
+    this.#number = number;
+    const over = transport === "stream" ? 1 : 0;
+    const words = [this.#run, number, part, body, replyTo, KEPT_BYTES, LASTS, over];
+    return ["EVAL", PROGRESS, 1, prefix + partsKey(socketId, this.#id), ...words];
+  }
+}
