@@ -6,7 +6,7 @@ The JavaScript client is in ``js/``.
 """
 
 from kraftek.client.errors import Closed, QueueFull, Refused
-from kraftek.client.messages import Change, Message, Presence, Recovered, State
+from kraftek.client.messages import Change, Message, Part, Presence, Recovered, State
 from kraftek.client.room_state import RoomState
 
-__all__ = ["Change", "Closed", "Message", "Presence", "QueueFull", "Recovered", "Refused", "RoomState", "State"]
+__all__ = ["Change", "Closed", "Message", "Part", "Presence", "QueueFull", "Recovered", "Refused", "RoomState", "State"]
