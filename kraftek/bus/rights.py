@@ -97,6 +97,7 @@ ZSCORE key member
 HISTORY_COMMANDS = """
 EXPIRE key 1
 FUNCTION LOAD code
+XREVRANGE key + -
 ZMSCORE key member
 ZREMRANGEBYSCORE key 0 0
 """
@@ -173,6 +174,7 @@ def _keys(config: Config) -> list[str]:
         keys += [names.history_position_key("*"), names.history_log_key("*"), names.history_ids_key("*")]
     if any(policy.presence for policy in config.rooms):
         keys.append(names.shown_key("*"))
+        keys += [names.kept_socket_key("*")] if config.socketio.recovery else []
     for service in config.services:
         if service.transport == "stream":
             partitions = range(service.partitions)

@@ -41,31 +41,63 @@ local function history_of(prefix, topic)
     end
 end
 
--- position_of(history): adds where the topic is: epoch, offset and ancestors, the bytes of all messages so far, and by how
--- many of these the oldest one that is kept was preceded, or an older one. It is a new epoch when the server's process is
--- another one, as after a fail-over: its data may be older than what was told. Offsets go on then. With other rules, or
--- without a position, as after a loss of data, they begin anew.
+local function new_epoch(life, name)
+    local time = redis.call('TIME')
+    return redis.sha1hex(life .. ' ' .. time[1] .. ' ' .. time[2] .. ' ' .. name):sub(1, 12)
+end
+
+local function with_ancestor(epoch, last, ancestors)
+    local kept = {}
+    for each, its_last in (epoch .. ' ' .. last .. ' ' .. ancestors):gmatch('(%S+) (%S+)') do
+        if #kept < 8 then kept[#kept + 1] = each .. ' ' .. its_last end
+    end
+    return table.concat(kept, ' ')
+end
+
+-- order_of(prefix): where the one order is that all that is told to topics has: its epoch, offset and ancestors, as of
+-- a topic. Nil where no rules stand. With other rules it begins anew, and so do all topics.
+local function order_of(prefix)
+    local key = prefix .. OWN .. 'rules'
+    local known = redis.call('HMGET', key, 'generation', 'epoch', 'told', 'life', 'ancestors')
+    if not known[1] then return nil end
+    local order = {key = key, epoch = known[2], offset = tonumber(known[3] or 0), ancestors = known[5] or ''}
+    local life = known[1] .. ':' .. run_id()
+    if known[2] and known[4] == life then return order end
+    order.epoch = new_epoch(life, '')
+    if known[2] and (known[4] or ''):match('^[^:]*') == known[1] then
+        order.ancestors = with_ancestor(known[2], known[3], order.ancestors)
+    else
+        order.offset, order.ancestors = 0, ''
+    end
+    redis.call('HSET', key, 'epoch', order.epoch, 'told', order.offset, 'life', life, 'ancestors', order.ancestors)
+    return order
+end
+
+-- in_order(order): as clients have it.
+local function in_order(order)
+    return order.epoch .. '.' .. string.format('%.0f', order.offset)
+end
+
+-- position_of(history): adds where the topic is: epoch, offset and ancestors, the bytes of all messages so far, by how many
+-- of these the oldest one that is kept was preceded, or an older one, and where the last one is in the order. It is a new
+-- epoch when the server's process is another one, as after a fail-over: its data may be older than what was told. Offsets go
+-- on then. With other rules, or without a position, as after a loss of data, they begin anew.
 local function position_of(history)
-    local known = redis.pcall('HMGET', history.position, 'epoch', 'offset', 'life', 'ancestors', 'bytes', 'floor')
+    local known = redis.pcall('HMGET', history.position, 'epoch', 'offset', 'life', 'ancestors', 'bytes', 'floor', 'told')
     if known.err then
         redis.call('DEL', history.position)
         known = {}
     end
     local life = history.generation .. ':' .. run_id()
     history.epoch, history.offset, history.ancestors = known[1], tonumber(known[2] or 0), known[4] or ''
-    history.bytes, history.floor = tonumber(known[5] or 0), tonumber(known[6] or 0)
+    history.bytes, history.floor, history.told = tonumber(known[5] or 0), tonumber(known[6] or 0), tonumber(known[7])
     if known[1] and known[3] == life then return end
-    local time = redis.call('TIME')
-    history.epoch = redis.sha1hex(life .. ' ' .. time[1] .. ' ' .. time[2] .. ' ' .. history.topic):sub(1, 12)
+    history.epoch = new_epoch(life, history.topic)
     if known[1] and (known[3] or ''):match('^[^:]*') == history.generation then
-        local all, kept = known[1] .. ' ' .. known[2] .. ' ' .. history.ancestors, {}
-        for epoch, last in all:gmatch('(%S+) (%S+)') do
-            if #kept < 8 then kept[#kept + 1] = epoch .. ' ' .. last end
-        end
-        history.ancestors = table.concat(kept, ' ')
+        history.ancestors = with_ancestor(known[1], known[2], history.ancestors)
         redis.call('HSET', history.position, 'epoch', history.epoch, 'life', life, 'ancestors', history.ancestors)
     else
-        history.offset, history.ancestors, history.bytes, history.floor = 0, '', 0, 0
+        history.offset, history.ancestors, history.bytes, history.floor, history.told = 0, '', 0, 0, nil
         redis.call('DEL', history.position, history.log, history.ids)
         redis.call('HSET', history.position, 'epoch', history.epoch, 'life', life, 'offset', 0)
     end
@@ -76,7 +108,7 @@ local function outlive(history)
     redis.call('PEXPIRE', history.position, history.ttl + 120000)
 end
 
--- last_of(history, epoch): the last offset of that epoch, or nil if it is none of this history.
+-- last_of(history, epoch): the last offset of that epoch, or nil if it is none of this history. Of the order likewise.
 local function last_of(history, epoch)
     if epoch == history.epoch then return history.offset end
     for ancestor, last in history.ancestors:gmatch('(%S+) (%S+)') do

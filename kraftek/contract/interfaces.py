@@ -36,11 +36,14 @@ __all__ = [
     "IReceiver",
     "IRooms",
     "IServiceRegistry",
+    "ISocketRecords",
     "ITopicLogs",
     "Mended",
     "Missed",
     "Page",
+    "Recovered",
     "RoomEntry",
+    "SocketRecord",
     "TopicPosition",
     "Undelivered",
 ]
@@ -107,6 +110,32 @@ class Here(Struct, frozen=True):
     users: dict[str, bytes]
 
 
+class Recovered(Struct, frozen=True):
+    """What some topics were told after somebody was there, up to ``order``: ``messages``, each with the number of its
+    topic, its offset, its number in the order, and what was told; ``positions``: the epoch and offset of each topic.
+    Or the ``reason`` why it cannot be had.
+    """
+
+    order: str
+    reason: str | None = None
+    positions: Sequence[tuple[str, int]] = ()
+    messages: Sequence[tuple[int, int, int, bytes]] = ()
+
+
+class SocketRecord(Struct, frozen=True, kw_only=True):
+    """What a client was that may come back. ``sid``: its socket as it knows it; ``sockets``: all that it had until now,
+    to which some messages were not sent on purpose. ``rooms``: each with where it was entered; ``room_id``: the default
+    one. ``floor``: what it has got last is at or after this, or it may have missed something.
+    """
+
+    user_id: str
+    sid: str
+    sockets: tuple[str, ...]
+    rooms: tuple[TopicPosition, ...]
+    room_id: str | None
+    floor: str
+
+
 EntryListener = Callable[[str, bytes, int], None]
 """Called with the id of a stream's entry, the value of its field ``event``, and how often it was delivered by now."""
 
@@ -146,6 +175,7 @@ class IDialect(Interface):
     """A client grammar for one connection, sans-IO: bytes in, messages out, and back. It has no timers."""
 
     codec = Attribute("Hashable. Dialects with equal codecs encode a broadcast to the same bytes.")
+    recovers = Attribute("bool: its client may come back, and be to services what it was: core/recovering.py.")
     lasting_ids = Attribute("bool: a client sends a request again under its id, also over another connection.")
 
     def received(data: bytes, binary: bool) -> Inbound | None:
@@ -452,6 +482,37 @@ class ITopicLogs(Interface):
 
     def compare(positions: Sequence[TopicPosition]) -> Deferred[list[TopicPosition]]:
         """Those of them that are not where their topic is."""
+
+    def order() -> Deferred[str | None]:
+        """Where the order is (:mod:`kraftek.contract.order`), or ``None`` as long as no rules stand."""
+
+    def recover(word: str, entered: Sequence[TopicPosition], most: int) -> Deferred[Recovered]:
+        """What was told later than this word of the order, if it is not more than so many bytes, to topics that
+        somebody began to hear there.
+        """
+
+
+class ISocketRecords(Interface):
+    """What Redis keeps of sockets whose clients may come back, each by its client's ``pid``: core/recoverable.py.
+
+    All of these fail as ``IBus.call``.
+    """
+
+    def find(pid: str) -> Deferred[tuple[str, SocketRecord] | None]:
+        """What is kept, with the socket that it belongs to."""
+
+    def keep(pid: str, before: str, socket_id: str, record: SocketRecord) -> Deferred[bool]:
+        """Keep this. Fires with whether it did: not when it belongs to another socket than ``before``, or to none where
+        that is not ``socket_id`` itself.
+        """
+
+    def renew(sockets: Sequence[tuple[str, str]]) -> Deferred[tuple[list[int], list[int]]]:
+        """Keep these for longer: each a pid and its socket. Fires with which of them, by number, are not there, and
+        which belong to another socket.
+        """
+
+    def end(pid: str, socket_id: str, *, returns: bool) -> Deferred[None]:
+        """The socket is gone. ``returns``: its client may come back for some time."""
 
 
 class IAccessChecker(Interface):

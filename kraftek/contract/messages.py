@@ -20,6 +20,7 @@ __all__ = [
     "NULL",
     "ROOM_ID_LENGTH",
     "Ack",
+    "Admitted",
     "AskPresence",
     "Authenticate",
     "Authenticated",
@@ -52,6 +53,7 @@ __all__ = [
     "Positioned",
     "Progress",
     "ReceivedError",
+    "Recover",
     "RequestId",
     "Since",
     "Standing",
@@ -130,10 +132,18 @@ class Since(Position, frozen=True, rename="camel"):
     socket_ids: tuple[str, ...] = ()
 
 
+class Recover(Struct, frozen=True):
+    """What the client was, by its ``pid``, and what it has got last: a word of :mod:`kraftek.contract.order`."""
+
+    pid: str
+    last: str
+
+
 class Authenticate(Struct, frozen=True):
     """The client shows a token; ``room_id`` is the room it wants to be in with it. ``last``: so many messages of the
     room's history are to come first, unless it gets what it has missed ``since``. ``data``: what it shows of itself
-    to others there.
+    to others there. ``recover``: it was there before, and has to be told first whether it is let in as what it was
+    (:class:`Admitted`).
     """
 
     token: Token
@@ -142,6 +152,7 @@ class Authenticate(Struct, frozen=True):
     since: Since | None = None
     last: int = 0
     data: Raw = ABSENT
+    recover: Recover | None = None
 
 
 class Join(Struct, frozen=True):
@@ -226,9 +237,17 @@ Inbound = Authenticate | Join | Leave | History | AskPresence | Event | Cancel |
 
 
 class Connected(Struct, frozen=True):
-    """The first word to a client."""
+    """The first word to a client. ``pid``: the name by which it may come back, if it may; nobody else is told."""
 
     socket_id: str
+    pid: str = ""
+
+
+class Admitted(Struct, frozen=True):
+    """A client that came back is let in: as what it was, or as another one. ``socket_id``: as it knows it."""
+
+    socket_id: str
+    pid: str
 
 
 class Standing(Struct, frozen=True, rename="camel", omit_defaults=True):
@@ -244,7 +263,8 @@ class Standing(Struct, frozen=True, rename="camel", omit_defaults=True):
 
 class Authenticated(Struct, frozen=True):
     """The token was good; ``room_id`` is the room that the client is in now, if any. ``expires_in``: seconds until its
-    access expires, if it does; when it was in rooms before, that of all of them to expire first.
+    access expires, if it does; when it was in rooms before, that of all of them to expire first. ``recovered``: it is
+    what it was, and gets all that was told to its rooms since ``order``; services know it by this ``socket_id``.
     """
 
     user_id: str
@@ -252,6 +272,9 @@ class Authenticated(Struct, frozen=True):
     id: RequestId | None = None
     expires_in: float | None = None
     standing: Standing | None = None
+    recovered: bool = False
+    order: str | None = None
+    socket_id: str = ""
 
 
 class Joined(Struct, frozen=True):
@@ -323,7 +346,7 @@ class Ack(Struct, frozen=True):
 
 class Delivery(Struct, frozen=True):
     """A service's message. ``room_id`` is set when it went to a room, ``id`` when it answers a request; ``offset`` when
-    it is part of the room's history.
+    it is part of the room's history, with its place in the ``order`` of all rooms (:mod:`kraftek.contract.order`).
     """
 
     type: str
@@ -331,6 +354,7 @@ class Delivery(Struct, frozen=True):
     room_id: str | None = None
     id: RequestId | None = None
     offset: int | None = None
+    order: str | None = None
 
 
 class HistoryPage(Struct, frozen=True):
@@ -382,6 +406,7 @@ class Gap(Struct, frozen=True):
 
 Outbound = (
     Connected
+    | Admitted
     | Authenticated
     | Joined
     | Positioned

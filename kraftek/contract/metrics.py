@@ -10,7 +10,16 @@ from msgspec import Meta, Struct, field
 
 from kraftek.contract.errors import Limit
 
-__all__ = ["Counters", "Gauge", "Gauges", "RefusalReason", "ResumeFailure", "SkipReason", "described"]
+__all__ = [
+    "Counters",
+    "Gauge",
+    "Gauges",
+    "RecoveryFailure",
+    "RefusalReason",
+    "ResumeFailure",
+    "SkipReason",
+    "described",
+]
 
 
 class RefusalReason(StrEnum):
@@ -34,6 +43,15 @@ class ResumeFailure(StrEnum):
     EXPIRED = "expired"
     TOO_MANY = "too_many"
     UNAVAILABLE = "unavailable"
+
+
+class RecoveryFailure(StrEnum):
+    """Why a Socket.IO client that came back was let in as another one."""
+
+    ACCESS = "access"  # to one of its rooms
+    HISTORY = "history"  # what a room was told meanwhile is not all there
+    UNAVAILABLE = "unavailable"
+    UNKNOWN = "unknown"  # too long away, or it has left, or is somebody else
 
 
 class SkipReason(StrEnum):
@@ -100,6 +118,10 @@ class Counters(Struct):
             extra={"label": "policy"},
         ),
     ] = field(default_factory=lambda: {reason.value: 0 for reason in SkipReason})
+    not_recovered: Annotated[
+        dict[str, int],
+        Meta(description="Socket.IO clients that came back and were not recovered", extra={"label": "reason"}),
+    ] = field(default_factory=lambda: {reason.value: 0 for reason in RecoveryFailure})
     not_resumed: Annotated[
         dict[str, int],
         Meta(description="Clients that did not get what they had missed in a room", extra={"label": "reason"}),
@@ -126,6 +148,7 @@ class Counters(Struct):
         int, Meta(description="Clients closed with 4429 because they went on above their budget")
     ] = 0
     received: Annotated[int, Meta(description="Messages from clients")] = 0
+    recovered: Annotated[int, Meta(description="Socket.IO clients that came back and were recovered")] = 0
     redis_connects: Annotated[int, Meta(description="Times that Redis was connected")] = 0
     replies_late: Annotated[int, Meta(description="Answers of services that were not waited for")] = 0
     requests_cancelled: Annotated[int, Meta(description="Requests that their clients have cancelled")] = 0

@@ -77,6 +77,7 @@ __all__ = [
     "history_position_key",
     "instances_key",
     "is_reserved",
+    "kept_socket_key",
     "late_answer_key",
     "lease_key",
     "ledger_key",
@@ -366,7 +367,7 @@ def history_ids_key(topic: str) -> str:
 
 
 def topic_channel(topic: str) -> str:
-    """The channel of what it is told: ``<epoch> <offset> <message>``."""
+    """The channel of what it is told: ``<epoch> <offset> <order> <message>``."""
     return f"{_HISTORY}{topic}"
 
 
@@ -381,6 +382,11 @@ def shown_key(room_id: str) -> str:
     something may have changed there.
     """
     return f"{GATEWAY_LEASES}:presence:{room_id}"
+
+
+def kept_socket_key(pid: str) -> str:
+    """The hash of what is kept of a socket whose client may come back, by the name that it alone knows."""
+    return f"{_HISTORY}socket:{pid}"
 
 
 # Requests

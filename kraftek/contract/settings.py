@@ -37,6 +37,7 @@ CountOrZero = Annotated[int, Meta(ge=0, le=2**31 - 1, description="a whole numbe
 # At most a year, because inf is a number in TOML, and no timer takes it.
 Seconds = Annotated[float, Meta(gt=0, le=31_536_000, description="seconds, more than 0 and at most a year")]
 SecondsOrZero = Annotated[float, Meta(ge=0, le=31_536_000, description="seconds, from 0 to a year")]
+Away = Annotated[float, Meta(ge=1, le=86_400, description="seconds, from 1 to 86400")]
 Text = Annotated[str, Meta(description="a string")]
 # Lone surrogates are what Python makes of an environment that is not UTF-8.
 _BLACK = r"[^\s\x00-\x1f\x7f-\x9f\ud800-\udfff]"
@@ -212,7 +213,8 @@ class SocketIO(Struct, frozen=True, kw_only=True):
     """``[socketio]``. Times in seconds, sizes in bytes.
 
     ``path``: where those clients connect. ``ping_interval``, ``ping_timeout``: of Engine.IO's own pings.
-    ``max_payload``: of one message, and of one request that carries several.
+    ``max_payload``: of one message, and of one request that carries several. ``recovery``: clients that lose their
+    connection come back as what they were, if all their rooms have a history, within ``max_disconnection``.
     """
 
     enabled: Flag = True
@@ -220,6 +222,8 @@ class SocketIO(Struct, frozen=True, kw_only=True):
     ping_interval: Seconds = 25.0
     ping_timeout: Seconds = 20.0
     max_payload: Count = 1_000_000
+    recovery: Flag = False
+    max_disconnection: Away = 120.0
 
 
 class Operator(Struct, frozen=True, kw_only=True):

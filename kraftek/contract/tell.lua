@@ -1,15 +1,17 @@
 -- tell(room, message, id, prefix, broadcast): tells a room something, and keeps it if history is kept of that room: first in
 -- its log, and only then is it published, so that Redis has refused by then what it refuses. An id that is known is told
 -- once. Returns {how many took it, its offset, the epoch}; the offset is 0 where no history is kept.
-local function append(history, message, id)
+local function append(history, order, message, id)
     local offset, told = history.offset + 1, history.bytes + #message
     local entry = string.format('%.0f-%.0f', offset, history.bytes)
-    redis.call('HSET', history.position, 'offset', offset, 'bytes', told)
-    local added = redis.pcall('XADD', history.log, 'MAXLEN', history.count, entry, 'm', message)
+    order.offset = order.offset + 1
+    redis.call('HSET', order.key, 'told', order.offset)
+    redis.call('HSET', history.position, 'offset', offset, 'bytes', told, 'told', order.offset)
+    local added = redis.pcall('XADD', history.log, 'MAXLEN', history.count, entry, 'm', message, 'o', order.offset)
     if type(added) == 'table' then
         -- A key of another type, or the log of another position.
         redis.call('DEL', history.log)
-        redis.call('XADD', history.log, 'MAXLEN', history.count, entry, 'm', message)
+        redis.call('XADD', history.log, 'MAXLEN', history.count, entry, 'm', message, 'o', order.offset)
     end
     if told - history.floor > history.most then
         local floor
@@ -66,8 +68,10 @@ local function tell(room, message, id, prefix, broadcast)
             return {0, tonumber(known), history.epoch}
         end
     end
-    local offset = append(history, message, id)
-    local took = redis.call('PUBLISH', history.channel, history.epoch .. ' ' .. string.format('%.0f', offset) .. ' ' .. message)
+    local order = order_of(prefix)
+    local offset = append(history, order, message, id)
+    local where = history.epoch .. ' ' .. string.format('%.0f', offset) .. ' ' .. in_order(order)
+    local took = redis.call('PUBLISH', history.channel, where .. ' ' .. message)
     if not all_follow(prefix) then
         took = took + redis.call('PUBLISH', prefix .. broadcast, whole(',"offset":' .. string.format('%.0f', offset)))
     end

@@ -29,6 +29,7 @@ from kraftek.contract.settings import Limits
 from kraftek.core.access_watch import AccessWatch
 from kraftek.core.budgets import Asker, Budgets
 from kraftek.core.membership import Membership
+from kraftek.core.recovering import Recovering
 from kraftek.core.refreshes import Refreshes
 from kraftek.core.rooms.shown import read_data
 from kraftek.core.roster import Roster
@@ -45,9 +46,11 @@ class Admission:
         access: IAccess,
         access_watch: AccessWatch,
         membership: Membership,
+        recovering: Recovering,
         roster: Roster,
         budgets: Budgets,
         limits: Limits,
+        *,
         clock: IReactorTime,
     ) -> None:
         self._access = access
@@ -55,6 +58,8 @@ class Admission:
         self._membership = membership
         self.resuming = membership.resuming
         self.presence = membership.presence
+        self._recovering = recovering
+        self.recoverable = recovering.recoverable
         self._refreshes = Refreshes(access, access_watch, roster, budgets, membership.resuming)
         self._roster = roster
         self.budgets = budgets
@@ -66,6 +71,7 @@ class Admission:
     def arrived(self, session: Session) -> None:
         """A client connected: from now on it has ``authenticate_timeout`` seconds to authenticate."""
         self._roster.add(session)
+        self.recoverable.begin(session)
         self._await_token(session)
 
     def deadline(self, session: Session) -> float | None:
@@ -81,6 +87,7 @@ class Admission:
     def departed(self, session: Session) -> None:
         """A client disconnected: remove it from its rooms and from the room cache."""
         self._arrivals.pop(session, None)
+        self.recoverable.departed(session)
         self._membership.departed(session)
         self._access_watch.departed(session)
 
@@ -96,6 +103,9 @@ class Admission:
             self._refresh(session, message, data)
             return
         self._arrivals.pop(session, None)
+        if message.recover is not None:
+            self._recovering.begin(session, message, message.recover, data)
+            return
         session.check_begins()
 
         def admitted(grant: Grant) -> Deferred[bool] | None:

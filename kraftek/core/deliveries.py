@@ -21,6 +21,7 @@ from kraftek.contract.log_once import OnceAMinute
 from kraftek.contract.messages import Broadcast, Delivery, Outgoing
 from kraftek.contract.metrics import Counters
 from kraftek.contract.names import GATEWAY_OWN, REQUEST_PROGRESS, room_topic
+from kraftek.contract.order import UNCERTAIN
 from kraftek.contract.surrogates import HALF, is_whole, reread
 from kraftek.core.requests import Requests
 from kraftek.core.roster import Audience, Roster, audience_of
@@ -123,12 +124,14 @@ class Deliveries:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             self._malformed(body, error)
 
-    def told(self, topic: Topic, offset: int, body: bytes) -> None:
-        """Deliver what is part of a topic's history to everybody of this process who hears it."""
+    def told(self, topic: Topic, offset: int, body: bytes, order: str) -> None:
+        """Deliver what is part of a topic's history to everybody of this process who hears it. ``order``: where it is
+        in the order (:mod:`kraftek.contract.order`).
+        """
         message = self._read(body)
         if message is not None:
             self._counters.broadcasts += 1
-            delivery = Delivery(message.type, message.payload, topic.room_id, offset=offset)
+            delivery = Delivery(message.type, message.payload, topic.room_id, offset=offset, order=order)
             self.send(delivery, topic.audience(message.exclude_socket_ids or ()))
 
     def tell_again(self, session: Session, topic: Topic, delivery: Delivery) -> None:
@@ -139,13 +142,13 @@ class Deliveries:
         self, room_id: str | None, first: int, bodies: Iterable[bytes], *, but_for: Collection[str]
     ) -> list[Delivery]:
         """What a topic was told, from this offset on, without what was not for one of these sockets. ``room_id``: of a
-        room.
+        room. Where they are in the order is not said: other topics are not read with it.
         """
         found = []
         for offset, body in enumerate(bodies, first):
             message = self._read(body)
             if message is not None and frozenset(message.exclude_socket_ids or ()).isdisjoint(but_for):
-                found.append(Delivery(message.type, message.payload, room_id, offset=offset))
+                found.append(Delivery(message.type, message.payload, room_id, offset=offset, order=UNCERTAIN))
         return found
 
     def _read(self, body: bytes) -> Broadcast | None:

@@ -8,11 +8,11 @@ all the time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -23,10 +23,13 @@ from kraftek.contract.log_once import OnceUntilItWorks, failing
 from kraftek.contract.messages import Delivery, Positioned, Standing
 from kraftek.contract.metrics import Counters, ResumeFailure
 from kraftek.contract.names import room_topic, topic_channel
+from kraftek.contract.order import UNCERTAIN
 from kraftek.core.deliveries import Deliveries
 from kraftek.core.followed import Followed, FollowedRoom
 from kraftek.core.history.rules import Rules
+from kraftek.core.ordering import Ordering
 from kraftek.core.roster import Roster
+from kraftek.core.session import Session
 
 __all__ = ["FOLLOW_INTERVAL", "Following"]
 
@@ -54,6 +57,7 @@ class Following:
         roster: Roster,
         deliveries: Deliveries,
         counters: Counters,
+        ordering: Ordering,
         *,
         most: int,
     ) -> None:
@@ -65,6 +69,9 @@ class Following:
         self._counters = counters
         self._topics: dict[str, Followed] = {}
         self.most = most
+        self.ordering = ordering
+        ordering.compare = self._compare_all
+        self.lost: Callable[[Session], None] | None = None
         self._round: Iterator[Followed] = iter(())
         self._once = OnceUntilItWorks()
         deliveries.followed = self
@@ -112,6 +119,7 @@ class Following:
 
     def sweep(self) -> None:
         """Called several times a second: compare some topics, and leave those that nobody hears any more."""
+        self.ordering.sweep()
         if not self._topics or not self._bus.available:
             return
         some = list(islice(self._round, 1 + len(self._topics) // _SWEEPS))
@@ -121,6 +129,7 @@ class Following:
         for topic in some:
             if not topic.busy and not topic.sessions:
                 del self._topics[topic.topic]
+                self.ordering.complete(topic.topic)
                 self._bus.unfollow(topic_channel(topic.topic))
         self._compare([topic for topic in some if topic.topic in self._topics and not topic.busy])
 
@@ -145,10 +154,12 @@ class Following:
     def bus_up(self) -> None:
         self.follow()
         self._logs.offer().addErrback(self._failed)
-        self._compare(list(self._topics.values()))
+        self.ordering.disturbed()
+        if not self.ordering.sweep():
+            self._compare_all()
 
     def bus_down(self) -> None:
-        """Nothing to do: all is compared when Redis is back."""
+        self.ordering.disturbed()
 
     def epoch_changed(self) -> None:
         self.bus_up()
@@ -156,24 +167,35 @@ class Following:
     # What is told
 
     def _heard(self, topic: Followed, told: bytes) -> None:
-        if topic.busy or not topic.epoch:
-            topic.keep(told)
-            return
         try:
-            epoch, number, message = told.split(b" ", 2)
-            offset = int(number)
+            epoch, number, word, message = told.split(b" ", 3)
+            offset, order = int(number), self.ordering.heard(word.decode())
         except ValueError:
             self._counters.broadcasts_malformed += 1
             return
+        if topic.busy or not topic.epoch:
+            topic.keep(told)
+        else:
+            self._take(topic, epoch, offset, order, message)
+
+    def _heard_before(self, topic: Followed, told: bytes) -> None:
+        """It was heard while the topic was read."""
+        if topic.busy or not topic.epoch:
+            topic.keep(told)
+        else:
+            epoch, number, word, message = told.split(b" ", 3)
+            self._take(topic, epoch, int(number), self.ordering.again(word.decode()), message)
+
+    def _take(self, topic: Followed, epoch: bytes, offset: int, order: str, message: bytes) -> None:
         if epoch.decode("ascii", "replace") != topic.epoch or offset > topic.offset + 1:
             self._read(topic)
         elif offset == topic.offset + 1:
-            self._deliver(topic, message)
+            self._deliver(topic, message, order)
 
-    def _deliver(self, topic: Followed, message: bytes) -> None:
+    def _deliver(self, topic: Followed, message: bytes, order: str) -> None:
         topic.offset += 1
         self._counters.told += 1
-        self._deliveries.told(topic, topic.offset, message)
+        self._deliveries.told(topic, topic.offset, message, order)
         if topic.catching:
             self.let_go(topic)
 
@@ -182,10 +204,16 @@ class Following:
     def _follow(self, topic: Followed) -> None:
         self._topics[topic.topic] = topic
         topic.busy = True
+        if topic.epoch:
+            self.ordering.incomplete(topic.topic)
         following = self._bus.follow(topic_channel(topic.topic), partial(self._heard, topic))
         following.addCallbacks(lambda _: self._read(topic, anew=True), self._unread, errbackArgs=(topic,))
 
-    def _compare(self, topics: Sequence[Followed]) -> None:
+    def _compare_all(self) -> Deferred[bool]:
+        return self._compare(list(self._topics.values()))
+
+    def _compare(self, topics: Sequence[Followed]) -> Deferred[bool]:
+        """Fires with whether Redis has answered."""
         asked = []
         for topic in topics:
             if topic.busy:
@@ -194,20 +222,25 @@ class Following:
                 self._read(topic)
             else:
                 asked.append(topic.position)
+        parts = []
         for start in range(0, len(asked), _AT_ONCE):
             comparing = self._logs.compare(asked[start : start + _AT_ONCE])
-            comparing.addCallback(self._compared).addErrback(self._failed)
+            parts.append(comparing.addCallback(self._compared).addErrback(self._failed))
+        return gatherResults(parts).addCallback(all)
 
-    def _compared(self, elsewhere: Sequence[TopicPosition]) -> None:
+    def _compared(self, elsewhere: Sequence[TopicPosition]) -> bool:
         for position in elsewhere:
             topic = self._topics.get(position[0])
             if topic is not None and not topic.busy and topic.position == position:  # otherwise it has moved on
                 self._follow(topic)  # Redis may have forgotten that this process listens
+        return True
 
     def _read(self, topic: Followed, *, anew: bool = False) -> None:
         if topic.busy and not anew:
             return
         topic.busy = True
+        if topic.epoch:
+            self.ordering.incomplete(topic.topic)
         reading = self._logs.read(topic.topic, topic.epoch, topic.offset, self.most)
         reading.addCallbacks(self._was_read, self._unread, (topic,), errbackArgs=(topic,)).addErrback(self._failed)
 
@@ -218,9 +251,10 @@ class Following:
             topic.epoch, topic.owed = "", True  # by the rules that stand it has no history
         else:
             self._move(topic, missed)
+        self.ordering.complete(topic.topic)
         self._rested(topic)
         for told in heard:
-            self._heard(topic, told)
+            self._heard_before(topic, told)
         if stale:
             self._read(topic)
 
@@ -241,7 +275,7 @@ class Following:
             self._tell_position(topic, None)
         self._counters.told_fetched += len(missed.messages)
         for message in missed.messages:
-            self._deliver(topic, message)
+            self._deliver(topic, message, UNCERTAIN)
 
     def _tell_position(self, topic: Followed, reason: str | None) -> None:
         """Where the topic is now, to those who did not see it move there; and the reason if they missed something."""
@@ -250,6 +284,8 @@ class Following:
             if catch_up is not None and catch_up.until is None:
                 catch_up.interrupt()  # it reads what it has missed until now, or once more
                 continue
+            if reason is not None and self.lost is not None:
+                self.lost(session)
             if catch_up is not None:
                 # It has got more than was delivered here, and nobody asked whether that survives.
                 topic.let_go(session)
@@ -270,7 +306,8 @@ class Following:
         for each in waiting:
             each.callback(None)
 
-    def _failed(self, failure: Failure) -> None:
+    def _failed(self, failure: Failure) -> bool:
         if failure.check(NotPublished) is None:
             line = "What is kept of what rooms are told cannot be read, until it can be"
             self._once.failed(failing(self._log, failure), line)
+        return False

@@ -91,7 +91,7 @@ class Gateway:
         session.outages = self._requests.look_ups.outages
         self._counters.connections += 1
         self._admission.arrived(session)
-        session.send(Connected(session.socket_id))
+        session.send(Connected(session.socket_id, "" if session.kept is None else session.kept.pid))
         if credentials is not None:
             session.handle(credentials)
         return session

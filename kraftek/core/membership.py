@@ -62,8 +62,8 @@ class Membership:
             self._roster.release(session, known.token.digest)
         if room_id is None:
             return
-        self._roster.enter(session, room_id)
         self.following.enter(room_id)
+        self._roster.enter(session, room_id)
         if session.room_id is None and not held.given:
             session.room_id = room_id
         entry = _entry(session, room_id)

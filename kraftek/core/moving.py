@@ -17,6 +17,7 @@ from kraftek.core.admission import Admission
 from kraftek.core.budgets import BudgetState, Refusals
 from kraftek.core.gateway import Gateway
 from kraftek.core.membership import Membership
+from kraftek.core.recoverable import KeptState
 from kraftek.core.request_moving import RequestsState
 from kraftek.core.requests import Requests
 from kraftek.core.rooms.reconciliation import StandingState
@@ -46,6 +47,7 @@ class ClientState(Struct, kw_only=True):
     on above its budgets, when that was last refused, and when it was last told. ``full_at``: when its own budget is
     full again, of events and of bytes. ``refresh_by``: when it has to have shown another token, if its own has expired.
     ``watched``: rooms of which it is told who is there; ``shown``: what it shows of itself in each room.
+    ``kept``: what is kept of it if its client may come back.
     """
 
     socket_id: str
@@ -65,6 +67,7 @@ class ClientState(Struct, kw_only=True):
     refresh_by: float | None = None
     watched: list[str] = []
     shown: list[tuple[str, bytes]] = []
+    kept: KeptState | None = None
 
 
 class CoreState(Struct, kw_only=True):
@@ -130,6 +133,7 @@ class CoreMove:
             refresh_by=self._access_watch.refresh_by(session),
             watched=self._membership.presence.watched(session),
             shown=self._membership.shown(session),
+            kept=self._admission.recoverable.give(session),
         )
         return msgspec.msgpack.encode(state)
 
@@ -158,6 +162,7 @@ class CoreMove:
                 self._roster.hold(session, held.token.digest)
             if each.room_id is not None:
                 self._roster.enter(session, each.room_id)
+        self._admission.recoverable.restore(session, state.kept)
         self._access_watch.restore(session, state.withheld, state.refresh_by)
         self._membership.show(session, state.shown)
         self._membership.presence.restore(session, state.watched)

@@ -162,6 +162,7 @@ class _Mute:
     """The dialect of a client that is gone."""
 
     codec = ""
+    recovers = False
     lasting_ids = True
 
     def received(self, data: bytes, binary: bool) -> Inbound | None:

@@ -160,6 +160,8 @@ class Resuming:
             tell(Standing(here.epoch, here.offset, False, ResumeFailure.TOO_MANY))
 
     def _tell_position(self, session: Session, room_id: str | None, standing: Standing | None) -> None:
+        if (standing is None or not standing.recovered) and self.following.lost is not None:
+            self.following.lost(session)
         # Without an epoch it is told when Redis is back, with all others who are owed it.
         if standing is not None and standing.epoch is not None:
             session.send_in_order(Positioned(room_id, standing), room_id)

@@ -119,6 +119,8 @@ class Roster:
         """The session gets the room's messages."""
         self._by_room.add(room_id, session)
         self._audiences.pop(room_id, None)
+        if session.kept is not None:
+            session.kept.changed()
 
     def leave(self, session: Session, room_id: str) -> None:
         """The session no longer gets the room's messages."""
@@ -139,6 +141,10 @@ class Roster:
         diverted = self._diverted.get(room_id)
         return session.link if diverted is None else diverted.get(session, session.link)
 
+    def is_direct(self, session: Session, room_id: str) -> bool:
+        """Whether the session gets the room's messages as they are told."""
+        return session not in self._diverted.get(room_id, ()) and session not in self._held_back.get(room_id, ())
+
     def _replace(
         self, by_room: dict[str, dict[Session, IOutlet]], session: Session, room_id: str, outlet: IOutlet | None
     ) -> None:
@@ -149,6 +155,8 @@ class Roster:
             outlets[session] = outlet
         if not outlets:
             del by_room[room_id]
+        if session.kept is not None:
+            session.kept.changed()
 
     def remove(self, session: Session) -> None:
         """A client disconnected: remove its session from every index."""

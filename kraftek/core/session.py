@@ -21,6 +21,7 @@ from kraftek.contract.settings import Limits
 from kraftek.contract.turns import STEP
 from kraftek.core.budgets import Budgets, Refusals
 from kraftek.core.held import Held
+from kraftek.core.kept import Kept
 
 __all__ = ["Core", "HeldGrant", "Session", "SessionState"]
 
@@ -113,7 +114,8 @@ class Session:
     the first that was joined; ``None`` without rooms, and one that a service gave is none. ``token`` is the one that
     was shown last, with which rooms are joined; it expires at ``expires_at``, in Unix seconds. ``refreshes``: tokens
     that were shown since and are being checked. ``outages``: how often the gateway had lost Redis when the client
-    connected. ``outlet`` takes what services send to the user or the socket: the link, unless that has to wait.
+    connected. ``kept``: what is kept of it if its client may come back. ``outlet`` takes what services send to the user
+    or the socket: the link, unless that has to wait.
     ``events``, ``size``: messages and bytes that may arrive before the budgets are looked at again.
     """
 
@@ -129,6 +131,7 @@ class Session:
         "dialect",
         "events",
         "expires_at",
+        "kept",
         "link",
         "outages",
         "outlet",
@@ -167,7 +170,8 @@ class Session:
         self.dialect = dialect
         self.state = SessionState.NEW
         self.superseded = False
-        self.outages = self.refreshes = 0
+        self.kept: Kept | None = None
+        self.outages = self.refreshes = self._checks = self._invalid = 0
         self.user_id: str | None = None
         self.token: Token | None = None
         self.expires_at: float | None = None
@@ -176,9 +180,7 @@ class Session:
         self._core = core
         self._limits = limits
         self._counters = counters
-        self._checks = 0
         self._held: Held | None = None
-        self._invalid = 0
 
     @property
     def due(self) -> float:

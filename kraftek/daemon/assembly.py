@@ -15,11 +15,12 @@ from twisted.internet.interfaces import IReactorTime
 
 from kraftek.contract.accounts import Accounts
 from kraftek.contract.fleet import Fleet
-from kraftek.contract.interfaces import IAccess, IBus, IRooms, ITopicLogs
+from kraftek.contract.interfaces import IAccess, IBus, IRooms, ISocketRecords, ITopicLogs
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.json_text import JsonBounds
 from kraftek.contract.metrics import Counters, Gauges
 from kraftek.contract.names import SUBPROTOCOL, reply_channel
+from kraftek.contract.order import Order
 from kraftek.contract.readiness import Readiness
 from kraftek.contract.registrations import published
 from kraftek.contract.settings import Config
@@ -33,11 +34,15 @@ from kraftek.core.following import FOLLOW_INTERVAL, Following
 from kraftek.core.gateway import Gateway
 from kraftek.core.given_rooms import GivenRooms
 from kraftek.core.history.log import TopicLogs
+from kraftek.core.history.records import SocketRecords
 from kraftek.core.history.rules import Rules
 from kraftek.core.history_turns import HistoryTurns
 from kraftek.core.membership import Membership
 from kraftek.core.moving import CoreMove
+from kraftek.core.ordering import Ordering
 from kraftek.core.presence import Presence
+from kraftek.core.recoverable import Recoverable
+from kraftek.core.recovering import Recovering
 from kraftek.core.registry import EventRouter, ServiceRegistry
 from kraftek.core.requests import Requests
 from kraftek.core.resuming import Resuming
@@ -125,10 +130,11 @@ def core_of(
     iteration: Iteration,
     dispatch: Dispatch | None = None,
     logs: ITopicLogs | None = None,
+    records: ISocketRecords | None = None,
     now: Callable[[], float] = time.time,
 ) -> Core:
     """The core, subscribed to what services send. ``clock`` measures time; ``now`` returns Unix seconds.
-    ``dispatch``, ``logs``: in place of the usual ones.
+    ``dispatch``, ``logs``, ``records``: in place of the usual ones.
     """
     roster, fleet, router, dispatch = Roster(), Fleet(), EventRouter(registry), dispatch or Dispatch(registry, bus)
     bounds, budgets = JsonBounds(config.limits.json_depth), _budgets(config, counters, clock)
@@ -139,11 +145,13 @@ def core_of(
     presence, single = Presence(bus, rooms, roster, deliveries, budgets, clock, counters), config.sessions == "single"
     membership = Membership(rooms, bus, roster, resuming, clock, fleet, presence=presence, single=single)
     access_watch = AccessWatch(access, membership, roster, counters, clock, limits=config.limits, now=now)
-    admission = Admission(access, access_watch, membership, roster, budgets, config.limits, clock)
-    parts = router, dispatch, requests, admission, roster
-    gateway = _gateway_of(config, gateway_id, bus, *parts, turns, counters, now)
-    self_registrations = SelfRegistrations(bus, registry, config, clock)
-    publishes = _publishing(config, registry, self_registrations)
+    recoverable = _recoverable(config, bus, resuming, roster, iteration, records)
+    entered = access, access_watch, membership, roster, deliveries, budgets, counters
+    recovering = Recovering(*entered, recoverable=recoverable, bus=bus)
+    admission = Admission(access, access_watch, membership, recovering, roster, budgets, config.limits, clock=clock)
+    routes = router, dispatch, requests, admission, roster, turns, counters, now
+    gateway = _gateway_of(config, gateway_id, bus, *routes)
+    publishes = _publishing(config, registry, self_registrations := SelfRegistrations(bus, registry, config, clock))
     return Core(
         gateway_id=gateway_id,
         accounts=accounts,
@@ -176,8 +184,21 @@ def _resuming(
 ) -> Resuming:
     rules, most = Rules(config.rooms), config.limits.unsent_bytes // 2
     logs = logs or TopicLogs(bus, rules, gateway_id)
-    following = Following(bus, logs, rules, roster, deliveries, counters, most=most)
+    ordering = Ordering(bus, logs, Order() if config.socketio.recovery else None)
+    following = Following(bus, logs, rules, roster, deliveries, counters, ordering, most=most)
     return Resuming(following, logs, deliveries, counters, reading=reading, turns=turns)
+
+
+def _recoverable(
+    config: Config,
+    bus: IBus,
+    resuming: Resuming,
+    roster: Roster,
+    iteration: Iteration,
+    records: ISocketRecords | None,
+) -> Recoverable:
+    records = records or SocketRecords(bus, config.socketio.max_disconnection)
+    return Recoverable(records, resuming.following, roster, iteration)
 
 
 def _gateway_of(
@@ -254,7 +275,7 @@ def edge_of(
         iteration,
         counters,
         _engine_settings(config),
-        lambda client: SocketIOClient(client, packets, core.gateway.open),
+        lambda client: SocketIOClient(client, packets, core.gateway.open, order=core.admission.recoverable.order),
         by_address,
         connections.limit,
         turns=turns,
@@ -312,7 +333,8 @@ def _edge_move(
     config: Config, core: Core, clients: ClientFactory, engine_clients: EngineClients, packets: SocketSettings
 ) -> EdgeMove:
     def speaks(client: EngineClient, given: bytes, open: Open) -> SocketIOClient:
-        return SocketIOClient(client, packets, core.gateway.open, (given, open))
+        order = core.admission.recoverable.order
+        return SocketIOClient(client, packets, core.gateway.open, (given, open), order=order)
 
     return EdgeMove(clients, engine_clients, speaks if config.socketio.enabled else None)
 
@@ -361,6 +383,7 @@ def sweeps_of(core: Core) -> tuple[Sweep, ...]:
         (core.membership.following.sweep, SWEEP_INTERVAL),
         (core.membership.presence.sweep, SWEEP_INTERVAL),
         (core.membership.following.follow, FOLLOW_INTERVAL),
+        (core.admission.recoverable.sweep, SWEEP_INTERVAL),
         (core.requests.sweep, SWEEP_INTERVAL),
         (core.dispatch.sweep, _TRIM_INTERVAL),
         (core.service_events.sweep, SWEEP_INTERVAL),

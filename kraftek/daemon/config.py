@@ -245,6 +245,7 @@ class _Draft:
                 self.blame(self._sources[key], key, 'nothing unless the policy is "latest"', self.values[key])
         self._check_pings()
         self._check_jwt()
+        self._check_recovery()
         if self._mistakes:
             raise ConfigError(self._mistakes)
         named = {str(path[0]): table for path, table in _STRUCTS.items() if len(path) == 1}
@@ -297,6 +298,11 @@ class _Draft:
             self.blame(self._sources[timeout], timeout, f"less than limits.ping_interval, {between:g} s", longest)
         else:
             self.blame(self._sources[interval], interval, f"more than limits.ping_timeout, {longest:g} s", between)
+
+    def _check_recovery(self) -> None:
+        key = ("socketio", "recovery")
+        if self.values.get(key) and not any(self.values.get(("rooms", each, "history")) for each in self._rooms):
+            self.blame(self._sources[key], key, "false as long as no room has a history ([rooms])", True)
 
     def _check_jwt(self) -> None:
         check = self.values.get(("auth", "check")) or ""

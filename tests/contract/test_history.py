@@ -67,6 +67,10 @@ class TellTest(SynchronousTestCase):
             found.append((told["channel"].removeprefix(self.prefix), told["data"]))
         return found
 
+    def order(self) -> str:
+        """The epoch of the order."""
+        return str(self.client.hget(self.key(HISTORY_RULES), "epoch"))
+
     def kept(self, room: str) -> list[tuple[str, str]]:
         entries: Sequence[Any] = self.client.xrange(self.key(history_log_key(room_topic(room))))
         return [(entry_id, json.loads(entry["m"])["payload"]) for entry_id, entry in entries]
@@ -90,7 +94,9 @@ class TellTest(SynchronousTestCase):
         )
         receivers, offset, epoch = self.tell("board-1", "a")
         assert (receivers, offset) == (1, 1)
-        assert self.heard(subscriber) == [(topic_channel(room_topic("board-1")), f"{epoch} 1 {message('a')}")]
+        assert self.heard(subscriber) == [
+            (topic_channel(room_topic("board-1")), f"{epoch} 1 {self.order()}.1 {message('a')}")
+        ]
 
     def test_gateways_that_do_not_follow_hear_it_as_ever(self) -> None:
         self.client.zadd(self.key("gateways"), {"gw": 2**40, "old": 2**40})
@@ -244,7 +250,7 @@ class TellTest(SynchronousTestCase):
         self.client.config_set("min-replicas-to-write", 0)
         assert self.tell("board-1", "c")[1] == 2
         told = [body for channel, body in self.heard(subscriber) if channel == topic_channel(room_topic("board-1"))]
-        assert [json.loads(body.split(" ", 2)[2])["payload"] for body in told] == ["a", "c"]
+        assert [json.loads(body.split(" ", 3)[3])["payload"] for body in told] == ["a", "c"]
 
 
 class PrefixedTellTest(TellTest):

@@ -10,6 +10,7 @@ from kraftek.contract.metrics import (
     PUBLISH_STATUSES,
     Counters,
     Gauges,
+    RecoveryFailure,
     RefusalReason,
     ResumeFailure,
     SkipReason,
@@ -35,7 +36,8 @@ def test_counters_are_in_order_and_begin_at_zero() -> None:
         "status": dict.fromkeys(PUBLISH_STATUSES, 0),
     }
     for name, _, label in described():
-        expected = dict.fromkeys(ResumeFailure, 0) if name == "not_resumed" else labels[label]
+        own = {"not_resumed": ResumeFailure, "not_recovered": RecoveryFailure}.get(name)
+        expected = labels[label] if own is None else dict.fromkeys(own, 0)
         assert getattr(Counters(), name) == expected, name
 
 

@@ -179,6 +179,7 @@ class CountingDialect:
 
     def __init__(self, codec: str, encoded: list[str], word: bytes = b"word") -> None:
         self.codec = codec
+        self.recovers = False
         self.lasting_ids = True
         self.word = word
         self.encoded = encoded

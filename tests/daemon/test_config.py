@@ -387,6 +387,14 @@ def test_policies_of_events_are_read_in_order() -> None:
     )
 
 
+def test_only_rooms_with_history_are_recovered() -> None:
+    toml = "[socketio]\nrecovery = true\nmax_disconnection = 60\n"
+    (mistake,) = mistakes(toml + "[rooms.lobby]")
+    assert "socketio.recovery: expected false as long as no room has a history ([rooms]), found true" in mistake
+    config = load_toml(toml + "[rooms.lobby]\nhistory = 1")
+    assert config.socketio == SocketIO(recovery=True, max_disconnection=60.0)
+
+
 def test_policies_of_rooms_are_read_in_order() -> None:
     toml = """
         [rooms.lobby]

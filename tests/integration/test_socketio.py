@@ -147,6 +147,15 @@ class SocketIOClient:
         """Leave."""
         self._say("disconnect")
 
+    def drop(self) -> None:
+        """Lose the connection, with Node's client alone."""
+        self._say("drop")
+
+    def recovered(self) -> list[Any]:
+        """Whether it is what it was, and the id of its socket, with Node's client alone."""
+        self._say("recovered")
+        return self.reports.expect("recovered")
+
     def reconnect(self) -> None:
         """Come back, with Node's client alone."""
         self._say("reconnect")

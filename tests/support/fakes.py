@@ -26,11 +26,14 @@ from kraftek.contract.interfaces import (
     IClientLink,
     IReading,
     IRooms,
+    ISocketRecords,
     ITopicLogs,
     Mended,
     Missed,
     Page,
+    Recovered,
     RoomEntry,
+    SocketRecord,
     TopicPosition,
 )
 from kraftek.contract.lua import ForEach
@@ -289,10 +292,62 @@ class FakeRooms:
             self.changed(room_id)
 
 
+@implementer(ISocketRecords)
+class FakeRecords:
+    """What is kept of sockets, in memory: by its pid the owner and the record. ``left``: whose clients are away.
+    ``written`` counts. Every call fails with ``failure`` when that is set.
+    """
+
+    def __init__(self) -> None:
+        self.kept: dict[str, tuple[str, SocketRecord]] = {}
+        self.left: set[str] = set()
+        self.failure: Exception | None = None
+        self.written = self.renewed = 0
+
+    def find(self, pid: str) -> Deferred[tuple[str, SocketRecord] | None]:
+        return self._answer(lambda: self.kept.get(pid))
+
+    def keep(self, pid: str, before: str, socket_id: str, record: SocketRecord) -> Deferred[bool]:
+        return self._answer(lambda: self._keep(pid, before, socket_id, record))
+
+    def _keep(self, pid: str, before: str, socket_id: str, record: SocketRecord) -> bool:
+        if self.kept.get(pid, (socket_id,))[0] not in (before, socket_id) or (
+            pid not in self.kept and before != socket_id
+        ):
+            return False
+        self.written += 1
+        self.kept[pid] = socket_id, record
+        self.left.discard(pid)
+        return True
+
+    def renew(self, sockets: Sequence[tuple[str, str]]) -> Deferred[tuple[list[int], list[int]]]:
+        return self._answer(lambda: self._renew(sockets))
+
+    def _renew(self, sockets: Sequence[tuple[str, str]]) -> tuple[list[int], list[int]]:
+        self.renewed += len(sockets)
+        missing = [number for number, (pid, _) in enumerate(sockets) if pid not in self.kept]
+        others = [number for number, (pid, owner) in enumerate(sockets) if self.kept.get(pid, (owner,))[0] != owner]
+        return missing, others
+
+    def end(self, pid: str, socket_id: str, *, returns: bool) -> Deferred[None]:
+        return self._answer(lambda: self._end(pid, socket_id, returns=returns))
+
+    def _end(self, pid: str, socket_id: str, *, returns: bool) -> None:
+        if self.kept.get(pid, ("",))[0] == socket_id:
+            if returns:
+                self.left.add(pid)
+            else:
+                del self.kept[pid]
+
+    def _answer(self, does: Callable[[], T]) -> Deferred[T]:
+        return fail(self.failure) if self.failure is not None else succeed(does())
+
+
 @implementer(ITopicLogs)
 class FakeLogs:
     """The history of topics in memory. ``epoch``: that of what is told now; ``ended``: where others ended. ``kept``: of
-    the messages of each topic the last so many are known.
+    the messages of each topic the last so many are known. ``ordered``: all that was told, in the order that has
+    ``life`` as its epoch.
 
     Answers wait in ``held`` for :meth:`answer` when that is a list. Every call fails with ``failure`` when that is set.
     """
@@ -306,13 +361,19 @@ class FakeLogs:
         self.failure: Exception | None = None
         self.held: list[Callable[[], None]] | None = None
         self.reads = self.compared = self.offered = self.followed = 0
+        self.life = "0123456789ab"
+        self.ordered: list[tuple[str, int, bytes]] = []
 
     def tell(self, topic: str, **message: Any) -> bytes:
         """A service tells a topic something. Returns what Redis publishes then."""
         body = msgspec.json.encode(message)
         told = self.told.setdefault(topic, [])
         told.append(body)
-        return b"%b %d %b" % (self.epoch.encode(), len(told), body)
+        self.ordered.append((topic, len(told), body))
+        return b"%b %d %b %b" % (self.epoch.encode(), len(told), self._word().encode(), body)
+
+    def _word(self) -> str:
+        return f"{self.life}.{len(self.ordered)}"
 
     def answer(self) -> None:
         """Give the oldest answer that is held."""
@@ -338,6 +399,28 @@ class FakeLogs:
     def compare(self, positions: Sequence[TopicPosition]) -> Deferred[list[TopicPosition]]:
         self.compared += len(positions)
         return self._answer(lambda: [each for each in positions if not self._is_at(*each)])
+
+    def order(self) -> Deferred[str | None]:
+        return self._answer(lambda: self._word() if self.stands else None)
+
+    def recover(self, word: str, entered: Sequence[TopicPosition], most: int) -> Deferred[Recovered]:
+        return self._answer(lambda: self._recovered(word, entered, most))
+
+    def _recovered(self, word: str, entered: Sequence[TopicPosition], most: int) -> Recovered:
+        life, _, number = word.partition(".")
+        if life != self.life or int(number) > len(self.ordered):
+            return Recovered(self._word(), "epoch")
+        found, topics = [], [topic for topic, _, _ in entered]
+        for topic, epoch, offset in entered:
+            missed = self._missed(topic, epoch, offset, most)
+            if missed is None or missed.reason == "epoch":
+                return Recovered(self._word(), "epoch")
+        for place, (topic, offset, body) in enumerate(self.ordered, 1):
+            if topic in topics and place > int(number) and offset > dict(zip(topics, entered, strict=True))[topic][2]:
+                found.append((topics.index(topic), offset, place, body))
+        if len(found) > self.kept:
+            return Recovered(self._word(), "too_many")
+        return Recovered(self._word(), None, [(self.epoch, self._offset(topic)) for topic in topics], found)
 
     def _is_at(self, topic: str, epoch: str, offset: int) -> bool:
         return self.stands and (epoch, offset) == (self.epoch, self._offset(topic))

@@ -37,7 +37,7 @@ from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Authenticate
 from kraftek.contract.metrics import Counters
 from kraftek.contract.names import shown_key
-from kraftek.contract.settings import Config, Limits, Registration, RoomPolicy
+from kraftek.contract.settings import Config, Limits, Registration, RoomPolicy, SocketIO
 from kraftek.core.client_drain import ClientDrain
 from kraftek.core.dispatch import Dispatch
 from kraftek.core.registry import ServiceRegistry
@@ -47,7 +47,7 @@ from kraftek.daemon.assembly import core_of
 from kraftek.daemon.gauges import gauges_of
 from kraftek.edge.dialects.native import NativeDialect
 from tests.support.backlogs import make_backlogs
-from tests.support.fakes import FakeAccess, FakeBus, FakeLink, FakeLogs, FakeRooms, Published
+from tests.support.fakes import FakeAccess, FakeBus, FakeLink, FakeLogs, FakeRecords, FakeRooms, Published
 
 __all__ = ["CHAT", "NOTES", "Client", "House", "works"]
 
@@ -61,6 +61,7 @@ class House:
     """One gateway process. Those that are given the same ``channels`` and ``sockets`` share a Redis. ``dispatch``
     makes what is used in place of the usual one. ``history``: what is kept of rooms, in ``logs``, and of which clients
     see who is there; what users show is in ``data``, also with a shared Redis.
+    ``records``: Socket.IO clients are recovered, by these.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class House:
         history: Sequence[RoomPolicy] = (),
         logs: FakeLogs | None = None,
         data: dict[tuple[str, str], bytes] | None = None,
+        records: FakeRecords | None = None,
     ) -> None:
         self.clock = Clock()
         self.wall_is_ahead = 0.0
@@ -93,6 +95,7 @@ class House:
         if data is not None:
             self.rooms.data = data
         self.logs = logs or FakeLogs()
+        self.records = records or FakeRecords()
         self.bus = FakeBus(channels, prefix=prefix)
         self.registry = ServiceRegistry(services)
         core = core_of(
@@ -100,6 +103,7 @@ class House:
                 limits=self.limits,
                 sessions="single" if single else "many",
                 rooms=tuple(history),
+                socketio=SocketIO(recovery=records is not None),
                 auto_register=auto_register,
             ),
             gateway_id=gateway_id,
@@ -113,6 +117,7 @@ class House:
             iteration=self.iteration,
             dispatch=None if dispatch is None else dispatch(self),
             logs=self.logs,
+            records=self.records,
             now=lambda: self.clock.seconds() + self.wall_is_ahead,
         )
         self.core = core
@@ -151,6 +156,7 @@ class House:
             self.membership.reconciliation.sweep()
             self.following.sweep()
             self.presence.sweep()
+            self.admission.recoverable.sweep()
             self.requests.sweep()
 
     def _changed(self, room_id: str) -> None:

@@ -16,7 +16,7 @@ from zope.interface import implementer
 
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.history import LIBRARY
-from kraftek.contract.interfaces import IBus, ITopicLogs, Missed, Page, TopicPosition
+from kraftek.contract.interfaces import IBus, ITopicLogs, Missed, Page, Recovered, TopicPosition
 from kraftek.contract.log_once import OnceUntilItWorks
 from kraftek.contract.lua import Argument, Script, lua
 from kraftek.contract.names import HISTORY_FOLLOWING, HISTORY_RULES, history_position_key
@@ -35,6 +35,8 @@ _HISTORY = "history"
 READ = Script(lua(__package__, _HISTORY, "read"))
 PAGE = Script(lua(__package__, _HISTORY, "page"))
 COMPARE = Script(lua(__package__, _HISTORY, "compare"))
+ORDER = Script(lua(__package__, _HISTORY, "order"))
+RECOVER = Script(lua(__package__, _HISTORY, "recover"))
 FOLLOW = Script(lua(__package__, "time", "follow"))
 
 _AT_START = "1"
@@ -77,6 +79,17 @@ class TopicLogs:
         comparing = self._bus.call(COMPARE, [HISTORY_RULES, *keys], args)
         return comparing.addCallback(lambda elsewhere: [positions[number] for number in elsewhere])
 
+    def order(self) -> Deferred[str | None]:
+        return self._bus.call(ORDER, [HISTORY_RULES]).addCallback(lambda word: None if word is None else word.decode())
+
+    def recover(self, word: str, entered: Sequence[TopicPosition], most: int) -> Deferred[Recovered]:
+        epoch, _, number = word.partition(".")
+        keys = [history_position_key(topic) for topic, _, _ in entered]
+        args: list[Argument] = [epoch, number, most]
+        for _, its_epoch, offset in entered:
+            args += (its_epoch, offset)
+        return self._bus.call(RECOVER, [HISTORY_RULES, *keys], args).addCallback(_recovered)
+
     def _stand(self, rules: bytes) -> bool:
         self._started = True
         same = rules.decode() == self._rules.text
@@ -109,3 +122,13 @@ def _page(answer: Any) -> Page | None:
         return Page(answer[0].decode(), None)
     epoch, first, more, *messages = answer
     return Page(epoch.decode(), first, more == 1, messages)
+
+
+def _recovered(answer: Any) -> Recovered:
+    order, reason, *rooms = answer
+    if reason is not None:
+        return Recovered(order.decode(), reason.decode())
+    *positions, messages = rooms
+    return Recovered(
+        order.decode(), None, [(epoch.decode(), offset) for epoch, offset in positions], list(map(tuple, messages))
+    )

@@ -106,6 +106,7 @@ class NativeDialect:
     """The grammar of ``kraftek.v1.json``. ``bounds``: of what clients send."""
 
     codec = SUBPROTOCOL
+    recovers = False
     lasting_ids = True
 
     def __init__(self, bounds: JsonBounds = _BOUNDS) -> None:

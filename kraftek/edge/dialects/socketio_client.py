@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any, TypeGuard
 
 import msgspec
-from msgspec import Struct
+from msgspec import Raw, Struct
+from msgspec.structs import replace
 from zope.interface import implementer
 
 from kraftek.contract.errors import CLOSE_CODES, Code, PeerError
@@ -19,6 +20,8 @@ from kraftek.contract.interfaces import IClientLink, IDialect, IMovableReceiver,
 from kraftek.contract.messages import (
     NULL,
     Ack,
+    Admitted,
+    Authenticate,
     Authenticated,
     Closing,
     Connected,
@@ -33,8 +36,10 @@ from kraftek.contract.messages import (
     Left,
     Outbound,
     Outgoing,
+    Recover,
     RequestId,
 )
+from kraftek.contract.order import Order
 from kraftek.contract.surrogates import HALF, is_whole
 from kraftek.edge.dialects.commands import ask_presence, authenticate, cancel, expiry, join, leave
 from kraftek.edge.dialects.socketio_packets import (
@@ -58,6 +63,9 @@ class _Refusal(Struct):
 
 _encode = msgspec.json.Encoder().encode
 
+_LONGEST = 64
+"""Characters of what a client says it was, and of where."""
+
 _GOOD_BYE = frozenset(
     CLOSE_CODES[code]
     for code in (
@@ -77,12 +85,13 @@ Open = Callable[[IClientLink, IDialect], IReceiver]
 
 class SocketIOState(Struct, kw_only=True):
     """A client as another version of the gateway reads it: the namespaces that it is in, the messages that have arrived
-    of a binary packet, and the id of its socket.
+    of a binary packet, the id of its socket, and the name by which it may come back.
     """
 
     joined: tuple[str, ...]
     arrived: list[bytes]
     socket_id: str
+    pid: str = ""
 
 
 _decode_state = msgspec.msgpack.Decoder(SocketIOState).decode
@@ -94,17 +103,25 @@ class SocketIOClient:
 
     Each time it leaves, its session ends, and the next one begins: so it has as long to come back as a new connection
     has to authenticate. ``open``: the gateway's. ``given``: what another version gave, and what finds its session.
+    ``order``: as of :class:`SocketIODialect`.
     """
 
-    __slots__ = ("_dialect", "_link", "_open", "_session", "_settings")
+    __slots__ = ("_dialect", "_link", "_open", "_order", "_session", "_settings")
 
     def __init__(
-        self, link: IClientLink, settings: SocketSettings, open: Open, given: tuple[bytes, Open] | None = None
+        self,
+        link: IClientLink,
+        settings: SocketSettings,
+        open: Open,
+        given: tuple[bytes, Open] | None = None,
+        *,
+        order: Order | None = None,
     ) -> None:
         self._link = link
         self._settings = settings
         self._open = open
-        self._dialect = SocketIODialect(link, settings)
+        self._order = order
+        self._dialect = SocketIODialect(link, settings, order)
         if given is None:
             self._session = open(link, self._dialect)
         else:
@@ -134,7 +151,7 @@ class SocketIOClient:
 
     def _begin_anew(self) -> None:
         self._session.lost()
-        self._dialect = SocketIODialect(self._link, self._settings)
+        self._dialect = SocketIODialect(self._link, self._settings, self._order)
         self._session = self._open(self._link, self._dialect)
         # The session that is over may have held up what the client sends.
         self._link.resume()
@@ -145,17 +162,20 @@ class SocketIODialect:
     """The grammar of one Socket.IO client in the main namespace, the only one there is.
 
     ``link``: the client's. What Socket.IO answers by itself, without the gateway, is written to it. ``left``: the
-    client has left the namespace, and this is over.
+    client has left the namespace, and this is over. ``order``: what each event ends in, if clients that lose their
+    connection come back as what they were: the client keeps it, and shows it then. Without, they do not.
     """
 
-    __slots__ = ("_bounds", "_link", "_session", "_socket_id", "left")
+    __slots__ = ("_bounds", "_link", "_order", "_pid", "_put_out", "_session", "_socket_id", "_waits", "left")
 
     codec = "socket.io"
     lasting_ids = False  # the ids of acknowledgements begin from 0 with every connection
 
-    def __init__(self, link: IClientLink, settings: SocketSettings) -> None:
+    def __init__(self, link: IClientLink, settings: SocketSettings, order: Order | None = None) -> None:
         self._link = link
-        self.left = False
+        self._order = order
+        self._pid = ""
+        self._put_out = self._waits = self.left = False
         self._session = SocketSession(settings)
         self._bounds = settings.bounds
         self._socket_id = ""
@@ -163,12 +183,17 @@ class SocketIODialect:
     def give(self) -> SocketIOState:
         """For another version of the gateway."""
         joined, arrived = self._session.give()
-        return SocketIOState(joined=joined, arrived=arrived, socket_id=self._socket_id)
+        return SocketIOState(joined=joined, arrived=arrived, socket_id=self._socket_id, pid=self._pid)
 
     def restore(self, state: SocketIOState) -> None:
         """Go on from what another version gave."""
         self._session.restore(state.joined, state.arrived)
-        self._socket_id = state.socket_id
+        self._socket_id, self._pid = state.socket_id, state.pid
+
+    @property
+    def recovers(self) -> bool:
+        """Who has left, or was put out, does not come back as what it was."""
+        return self._order is not None and not self.left and not self._put_out
 
     def received(self, data: bytes, binary: bool) -> Inbound | None:
         try:
@@ -195,12 +220,16 @@ class SocketIODialect:
                 refuses = message.type == "error"
                 return encode_ack(message.id, b'{"error":%b}' % message.payload if refuses else message.payload)
             try:
-                return encode_event(message.type, message.payload)
+                return self._event(message.type, message.payload, message.order)
             except ValueError:  # a reserved name
                 return None
         if type(message) is Connected:
-            self._socket_id = message.socket_id
+            self._socket_id, self._pid = message.socket_id, message.pid
             return None
+        if type(message) is Admitted:
+            self._waits = False
+            self._socket_id, self._pid = message.socket_id, message.pid
+            return self._session.accept(MAIN, self._socket_id, self._pid)
         return self._encode_answer(message) if self._session.connected else None
 
     def _encode_answer(self, message: Outbound) -> Outgoing | None:
@@ -209,44 +238,52 @@ class SocketIODialect:
                 error = ErrorPayload(code, text, event_type, retry_after, room_id, limit)
                 if _is_ack_id(id):
                     return encode_ack(id, _encode(_Refusal(error)))
-                return encode_event("error", _encode(error))
+                return self._event("error", _encode(error))
             case Ack(id, receivers):
                 return encode_ack(id, _encode({"receivers": receivers})) if _is_ack_id(id) else None
             case Authenticated(user_id, room_id, id, expires_in):
                 entered = {"success": True, "userId": user_id, "roomId": room_id, **expiry(expires_in)}
-                return self._answer("authenticated", entered, id)
+                if message.recovered:
+                    entered |= {"recovered": True, "socketId": message.socket_id}
+                return self._answer("authenticated", entered, id, message.order)
             case Joined(room_id, id, expires_in):
                 return self._answer("joined", {"roomId": room_id, **expiry(expires_in)}, id)
             case Left(room_id, id):
                 return self._answer("left", {"roomId": room_id}, id)
             case Gap(rooms):
-                return encode_event("gap", _encode({"rooms": rooms}))
+                return self._event("gap", _encode({"rooms": rooms}))
             case Drained(reconnect_after):
-                return encode_event("drain", _encode({"reconnectAfter": reconnect_after}))
+                return self._event("drain", _encode({"reconnectAfter": reconnect_after}))
             # Without that packet the client comes back by itself, and calls its function for `auth` again.
             case Closing(close_code, returns) if close_code in _GOOD_BYE and not returns:
+                self._put_out = True
                 return self._session.disconnect()
         return None
 
-    def _answer(self, name: str, body: Any, id: RequestId | None) -> Outgoing:
+    def _event(self, name: str, payload: bytes | Raw, order: str | None = None) -> Outgoing:
+        if self._order is None:
+            return encode_event(name, payload)
+        return encode_event(name, payload, b'"%b"' % (order or self._order.now).encode())
+
+    def _answer(self, name: str, body: Any, id: RequestId | None, order: str | None = None) -> Outgoing:
         """The event that pages wait for; with an acknowledgement behind it, if that was asked for."""
         payload = _encode(body)
-        event = encode_event(name, payload)
+        event = self._event(name, payload, order)
         if not _is_ack_id(id):
             return event
         self._link.write(event)
         return encode_ack(id, payload)
 
     def _connected(self, packet: ConnectPacket) -> Inbound | None:
-        self._link.write(self._session.accept(MAIN, self._socket_id))
-        if packet.auth is None:
-            return None
-        message = authenticate(packet.auth, named="auth")
-        if not message.token.value:
-            return None
-        if packet.mended and not is_whole(message):
-            raise PeerError(Code.INVALID_MESSAGE, HALF)
-        return message
+        if self._waits:
+            raise PeerError(Code.INVALID_MESSAGE, "a second CONNECT to the same namespace", closes=True)
+        was = None if self._order is None or packet.auth is None else _what_it_was(packet.auth)
+        message = None if was is None or packet.auth is None else _credentials(packet, packet.auth, was)
+        if message is not None:
+            self._waits = True
+            return message
+        self._link.write(self._session.accept(MAIN, self._socket_id, self._pid))
+        return None if packet.auth is None else _credentials(packet, packet.auth)
 
     def _meant(self, packet: EventPacket) -> Inbound:
         name, args, ack_id = packet.name, packet.args, packet.ack_id
@@ -271,6 +308,34 @@ class SocketIODialect:
                 return message
             case _:
                 return Event(name, payload, ack_id)
+
+
+class _Was(Struct):
+    # A page may have fields of these names of its own.
+    pid: object = None
+    offset: object = None
+
+
+_decode_was = msgspec.json.Decoder(_Was).decode
+
+
+def _what_it_was(auth: Raw) -> Recover | None:
+    """What the client's library adds to ``auth`` when it comes back."""
+    was = _decode_was(auth)
+    pid, last = was.pid, was.offset
+    if isinstance(pid, str) and isinstance(last, str) and 0 < len(pid) <= _LONGEST and len(last) <= _LONGEST:
+        return Recover(pid, last)
+    return None
+
+
+def _credentials(packet: ConnectPacket, auth: Raw, recover: Recover | None = None) -> Authenticate | None:
+    """``None`` where it shows no token. Raises :class:`PeerError`."""
+    message = authenticate(auth, named="auth")
+    if not message.token.value:
+        return None
+    if packet.mended and not is_whole(message):
+        raise PeerError(Code.INVALID_MESSAGE, HALF)
+    return message if recover is None else replace(message, recover=recover)
 
 
 def _is_ack_id(id: RequestId | None) -> TypeGuard[int]:

@@ -353,13 +353,13 @@ class SocketSession:
         for number, data in enumerate(arrived):
             self.receive(data, number > 0)
 
-    def accept(self, namespace: str, sid: str) -> Outgoing:
+    def accept(self, namespace: str, sid: str, pid: str = "") -> Outgoing:
         """Let the client into the namespace of its :class:`ConnectPacket`; returns what to send.
 
-        ``sid``: the name it has there, which others may know.
+        ``sid``: the name it has there, which others may know. ``pid``: a secret one by which it may come back.
         """
         self._joined = (*self._joined, namespace)
-        return encode_message(b"0" + _prefix(namespace) + _encode({"sid": sid}))
+        return encode_message(b"0" + _prefix(namespace) + _encode({"sid": sid, "pid": pid} if pid else {"sid": sid}))
 
     def disconnect(self, namespace: str = MAIN) -> Outgoing:
         """Put the client out of a namespace that it is in; returns what to send."""

@@ -14,10 +14,11 @@ from zope.interface.verify import verifyObject
 from kraftek.bus import RedisBus
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.history import FUNCTION, TELL
-from kraftek.contract.interfaces import ITopicLogs, Missed, Page
+from kraftek.contract.interfaces import ITopicLogs, Missed, Page, Recovered
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.metrics import Counters
 from kraftek.contract.names import HISTORY_FOLLOWING, HISTORY_RULES, history_log_key, history_position_key, room_topic
+from kraftek.contract.order import number_in
 from kraftek.contract.settings import Redis, RoomPolicy
 from kraftek.core.history.log import FOLLOWED, TopicLogs
 from kraftek.core.history.rules import Rules
@@ -43,6 +44,13 @@ def test_what_redis_answers_is_read() -> None:
     for answer in ([b"e1", 2, None, b"{}"], [b"e2", 2, b"epoch"], None):
         bus.calls.pop(0).reply.callback(answer)
     assert [each.result for each in asked] == [Missed("e1", 2, None, [b"{}"]), Missed("e2", 2, "epoch", []), None]
+    order, recovered = logs.order(), [logs.recover("0123456789ab.7", [("room:a", "e1", 2)], 9) for _ in range(2)]
+    assert bus.calls[1].args == ("0123456789ab", "7", 9, "e1", 2)
+    for reply in (b"0123456789ab.8", [b"o", None, [b"e", 3], [[0, 3, 8, b"{}"]]], [b"o", b"epoch"]):
+        bus.calls.pop(0).reply.callback(reply)
+    assert order.result == "0123456789ab.8"
+    found = [Recovered("o", None, [("e", 3)], [(0, 3, 8, b"{}")]), Recovered("o", "epoch")]
+    assert [each.result for each in recovered] == found
     compared = logs.compare([("room:board-1", "e1", 2), ("room:board-2", "e1", 3)])
     assert bus.calls[0].args == ("e1", 2, "e1", 3)
     bus.calls[0].reply.callback([1])
@@ -223,6 +231,92 @@ class TopicLogsTest(TestCase):
         self.client.pexpire("k:" + history_position_key("room:board-3"), 5000)
         assert await self.logs.compare([same]) == []
         assert self.client.pttl("k:" + history_position_key("room:board-3")) > 600_000
+
+    async def recover(self, word: str, *entered: tuple[str, str, int], most: int = 10_000) -> Recovered:
+        its = [(room_topic(room_id), epoch, offset) for room_id, epoch, offset in entered]
+        return await self.logs.recover(word, its, most)
+
+    async def test_all_that_rooms_are_told_is_in_one_order(self) -> None:
+        start = await self.logs.order()
+        assert start is not None
+        assert number_in(start) == 0
+        one, two = [("board-1", await self.epoch(), 0), ("board-2", await self.epoch("board-2"), 0)]
+        bodies = [self.tell(text, f"board-{room}").encode() for text, room in (("a", 1), ("b", 2), ("c", 1), ("d", 3))]
+        end = await self.logs.order()
+        assert end == f"{start[:13]}4"
+        recovered = await self.recover(start, one, two)
+        assert (recovered.order, recovered.reason) == (end, None)
+        assert recovered.positions == [(one[1], 2), (two[1], 1)]
+        found = sorted(recovered.messages, key=lambda each: each[2])
+        assert found == [(0, 1, 1, bodies[0]), (1, 1, 2, bodies[1]), (0, 2, 3, bodies[2])]
+        for number, its in ((1, [(1, 1, 2), (0, 2, 3)]), (2, [(0, 2, 3)]), (3, []), (4, [])):
+            recovered = await self.recover(f"{start[:13]}{number}", one, two)
+            assert sorted((each[:3] for each in recovered.messages), key=lambda each: each[2]) == its
+        recovered = await self.recover(start, ("board-1", one[1], 1))
+        assert [each[:3] for each in recovered.messages] == [(0, 2, 3)]  # of before it was entered it gets nothing
+
+    async def test_what_cannot_be_recovered(self) -> None:
+        start = await self.logs.order()
+        assert start is not None
+        one = ("board-1", await self.epoch(), 0)
+        size = len(self.tell("a"))
+        assert (await self.recover(f"{start[:13]}2", one)).reason == "epoch"
+        assert (await self.recover("ffffffffffff.0", one)).reason == "epoch"
+        assert (await self.recover(start, ("board-1", "another", 0))).reason == "epoch"
+        assert (await self.recover(start, ("board-1", one[1], 2))).reason == "epoch"
+        assert (await self.recover(start, ("lobby", one[1], 0))).reason == "epoch"
+        assert (await self.recover(start, one, most=size - 1)).reason == "too_many"
+        assert (await self.recover(start, one, most=size)).reason is None
+        for text in "bc":
+            self.tell(text)
+        assert len((await self.recover(start, one)).messages) == 3
+        self.tell("d")  # three are kept
+        assert (await self.recover(start, one)).reason == "too_many"
+        assert (await self.recover(f"{start[:13]}1", one)).reason == "too_many"  # nothing shows that these are all
+        assert len((await self.recover(f"{start[:13]}2", one)).messages) == 2
+        self.client.delete(LOG + "board-1")
+        assert (await self.recover(f"{start[:13]}3", one)).reason == "expired"
+        assert (await self.recover(f"{start[:13]}4", one)).reason is None
+        self.client.set(LOG + "board-1", "x")
+        assert (await self.recover(f"{start[:13]}3", one)).reason == "expired"
+        self.client.delete("k:" + HISTORY_RULES)
+        assert await self.logs.order() is None
+        assert (await self.recover(start, one)).reason == "epoch"
+
+    async def test_the_order_goes_on_in_another_process_up_to_where_it_was(self) -> None:
+        start = await self.logs.order()
+        assert start is not None
+        one = ("board-1", await self.epoch(), 0)
+        self.tell("a")
+        self.client.hset("k:" + HISTORY_RULES, "life", f"{self.generation()}:another")
+        self.tell("b")
+        now = await self.logs.order()
+        assert now is not None
+        assert now[:12] != start[:12]
+        assert number_in(now) == 2
+        assert len((await self.recover(start, one)).messages) == 2
+        assert len((await self.recover(f"{start[:13]}1", one)).messages) == 1
+        assert (await self.recover(f"{start[:13]}2", one)).reason == "epoch"  # that one is lost
+        assert (await self.recover(now, one)).messages == []
+
+    async def test_with_other_rules_the_order_begins_anew(self) -> None:
+        start = await self.logs.order()
+        self.tell("a")
+        assert await self.gateway("g2", RoomPolicy(pattern="*", history=1)).follow()
+        now = await self.logs.order()
+        assert start is not None
+        assert now is not None
+        assert (number_in(now), now[:12] == start[:12]) == (0, False)
+
+    async def test_a_hundred_that_were_missed_are_read_in_parts(self) -> None:
+        assert await self.gateway("g2", RoomPolicy(pattern="*", history=500)).follow()
+        start = await self.logs.order()
+        assert start is not None
+        one = ("board-1", await self.epoch(), 0)
+        for number in range(250):
+            self.tell(str(number))
+        recovered = await self.recover(f"{start[:13]}20", one, most=100_000)
+        assert [offset for _, offset, _, _ in recovered.messages] == list(range(250, 20, -1))
 
     async def test_the_position_is_lost_and_found_so(self) -> None:
         epoch = await self.epoch()

@@ -16,6 +16,7 @@ from kraftek.contract.errors import Code, PeerError
 from kraftek.contract.messages import (
     NULL,
     Ack,
+    Admitted,
     AskPresence,
     Authenticate,
     Authenticated,
@@ -289,7 +290,7 @@ def test_what_we_say(message: Outbound, text: str) -> None:
 
 
 def test_every_message_to_a_client_is_among_them() -> None:
-    assert {type(message) for message, _ in SAID} | {Closing} == set(Outbound.__args__)
+    assert {type(message) for message, _ in SAID} | {Closing, Admitted} == set(Outbound.__args__)
 
 
 def test_the_close_code_says_it_all() -> None:

@@ -15,6 +15,7 @@ from kraftek.contract.errors import CLOSE_CODES, Code, PeerError
 from kraftek.contract.messages import (
     NULL,
     Ack,
+    Admitted,
     AskPresence,
     Authenticate,
     Authenticated,
@@ -38,9 +39,11 @@ from kraftek.contract.messages import (
     Pong,
     Positioned,
     Progress,
+    Recover,
     Standing,
     Token,
 )
+from kraftek.contract.order import UNCERTAIN, Order
 from kraftek.core.session import Session, SessionState
 from kraftek.edge.dialects.socketio_client import SocketIOClient, SocketIODialect
 from kraftek.edge.dialects.socketio_packets import RESERVED_EVENTS, SocketSettings
@@ -198,6 +201,7 @@ def test_what_is_wrong_with_an_event(packet: str, message: str, id: int | None) 
 
 SAID: list[tuple[Outbound, list[str]]] = [
     (Connected("sid"), []),
+    (Admitted("sid", "secret"), ['40{"sid":"sid","pid":"secret"}']),
     (Authenticated("u", "r"), ['42["authenticated",{"success":true,"userId":"u","roomId":"r"}]']),
     (
         Authenticated("u", None, 4),
@@ -275,11 +279,65 @@ def test_clients_are_told_when_access_expires() -> None:
         assert b'"expiresIn":' in outgoing.text
 
 
-@pytest.mark.parametrize("message", [message for message, said in SAID if said and not isinstance(message, Delivery)])
+@pytest.mark.parametrize(
+    "message", [message for message, said in SAID if said and not isinstance(message, Delivery | Admitted)]
+)
 def test_nothing_is_said_before_the_client_connected(message: Outbound) -> None:
     link = FakeLink()
     assert made(link, connected=False).encode(message) is None
     assert texts(link) == []
+
+
+def recovering(link: FakeLink, word: str) -> SocketIODialect:
+    """A dialect whose client may come back as what it was."""
+    order = Order()
+    order.now = word
+    dialect = SocketIODialect(link, SocketSettings(), order)
+    dialect.encode(Connected("sid", "secret"))
+    return dialect
+
+
+def test_who_may_come_back_gets_a_secret_and_where_it_is() -> None:
+    link = FakeLink()
+    dialect = recovering(link, "0123456789ab.7")
+    assert dialect.received(b"0", False) is None
+    assert texts(link) == ['40{"sid":"sid","pid":"secret"}']
+    for message, text in (
+        (Delivery("a:b:c", Raw(b'"text"')), '42["a:b:c","text","0123456789ab.7"]'),
+        (Delivery("a:b:c", Raw(b"{}"), "r", offset=3, order="0123456789ab.6"), '42["a:b:c",{},"0123456789ab.6"]'),
+        (Delivery("a:b:c", Raw(b"{}"), "r", offset=3, order=UNCERTAIN), '42["a:b:c",{},"-"]'),
+        (Delivery("a:b:c", Raw(b"1"), id=3), "433[1]"),
+        (Left("r"), '42["left",{"roomId":"r"},"0123456789ab.7"]'),
+        (Gap({}), '42["gap",{"rooms":{}},"0123456789ab.7"]'),
+    ):
+        outgoing = dialect.encode(message)
+        assert outgoing is not None
+        assert outgoing.text.decode() == text
+    binary = dialect.encode(Delivery("a:b:c", Raw(b'{"_binary":"AA=="}')))
+    assert binary is not None
+    assert binary.text == b'451-["a:b:c",{"_placeholder":true,"num":0},"0123456789ab.7"]'
+
+
+def test_who_comes_back_is_answered_when_the_gateway_knows() -> None:
+    link = FakeLink()
+    dialect = recovering(link, "0123456789ab.7")
+    message = dialect.received(b'0{"pid":"was","offset":"0123456789ab.3","token":"t","roomId":"r"}', False)
+    assert isinstance(message, Authenticate)
+    assert (message.recover, message.room_id) == (Recover("was", "0123456789ab.3"), "r")
+    assert texts(link) == []
+    assert dialect.recovers
+    admitted = dialect.encode(Admitted("old", "was"))
+    assert admitted is not None
+    assert admitted.text == b'40{"sid":"old","pid":"was"}'
+    entered = dialect.encode(Authenticated("u", "r", recovered=True, order="0123456789ab.3", socket_id="new"))
+    assert entered is not None
+    assert json.loads(entered.text[2:])[1:] == [
+        {"success": True, "userId": "u", "roomId": "r", "recovered": True, "socketId": "new"},
+        "0123456789ab.3",
+    ]
+    assert dialect.give().pid == "was"
+    dialect.encode(Closing(4403))
+    assert not dialect.recovers
 
 
 @pytest.mark.parametrize("code", [1000, 1001, 1011, *CLOSE_CODES.values()])

@@ -40,6 +40,12 @@ const commands = {
   disconnect() {
     socket.disconnect();
   },
+  drop() {
+    socket.io.engine.close();
+  },
+  recovered() {
+    report("recovered", Boolean(socket.recovered), socket.id);
+  },
   reconnect() {
     socket.connect();
   },
