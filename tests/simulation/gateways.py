@@ -75,7 +75,7 @@ class GatewayProcess:
         self.bus = bus = RedisBus(process, config.redis, iteration, counters)
         access = AccessCache(checker(process), bus, config.auth, process, counters, now=now)
         reply_to = bus.channel_name(reply_channel(self.name))
-        rooms = RedisRooms(bus, registry, self.name, reply_to, now=now)
+        rooms = RedisRooms(bus, registry, self.name, reply_to, now=now, policies=config.rooms)
         self.core = core = core_of(
             config,
             gateway_id=self.name,

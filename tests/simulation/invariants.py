@@ -35,6 +35,7 @@ from kraftek.core.access.listening import PATIENCE, SETTLING
 from kraftek.core.rooms.room_cache import users_sockets
 from tests.simulation.network import COMMANDS, SUBSCRIBER
 from tests.simulation.people import Ban, Client, Request, user_of
+from tests.simulation.presences import look_at_presence
 from tests.simulation.virtual_time import WALL
 
 if TYPE_CHECKING:
@@ -468,6 +469,7 @@ class Invariants:
                     assert client.user is not None
                     there.setdefault((client.user, room), []).append(client.socket_id)
         found = self.in_rooms()
+        look_at_presence(self.world, found)
         for key, socket in found.items():
             if socket not in there.get(key, ()):
                 self.wrong(f"room:{key[1]} has {key[0]} at {socket}, and there is {there.get(key)}")

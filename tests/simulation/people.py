@@ -24,6 +24,7 @@ from kraftek.contract.messages import Grant, Outgoing, Token
 from kraftek.contract.names import BROADCAST, token_key, user_key
 from tests.simulation.gateways import GatewayProcess
 from tests.simulation.keyspace import Refusal
+from tests.simulation.presences import Watching
 from tests.simulation.redis import Peer, Server
 from tests.simulation.virtual_time import WALL, Process
 from tests.support.copies import Copy
@@ -76,6 +77,7 @@ class Client:
         self.shown: set[tuple[str, str]] = set()
         self.copies: dict[str, Copy] = {}
         self.since: dict[str, Any] = {}
+        self.presence = Watching(self)
         self.open = True
         self.closing: str | None = None
         self.socket_id = ""
@@ -91,14 +93,20 @@ class Client:
         self.shown.add((token, room))
         number = f"a{next(self.world.numbers)}"
         self.commands[number] = "authenticate", token, room
-        payload = {"token": token, "roomId": room, **self._since(number, room)}
-        self._send({"type": "authenticate", "payload": payload, "id": number})
+        payload = {"token": token, "roomId": room, **self._since(number, room), **self.presence.data}
+        self.send({"type": "authenticate", "payload": payload, "id": number})
 
     def join(self, room: str) -> None:
         """Ask to be in one room more."""
         number = f"j{next(self.world.numbers)}"
         self.commands[number] = "join", "", room
-        self._send({"type": "join", "payload": {"roomId": room, **self._since(number, room)}, "id": number})
+        self.send(
+            {
+                "type": "join",
+                "payload": {"roomId": room, **self._since(number, room), **self.presence.data},
+                "id": number,
+            }
+        )
 
     def _since(self, number: str, room: str) -> dict[str, Any]:
         """Where the page was in the room, unless it is there."""
@@ -112,7 +120,7 @@ class Client:
         """Leave a room."""
         number = f"l{next(self.world.numbers)}"
         self.commands[number] = "leave", "", room
-        self._send({"type": "leave", "payload": {"roomId": room}, "id": number})
+        self.send({"type": "leave", "payload": {"roomId": room}, "id": number})
 
     def request(self, request: Request) -> None:
         """Ask the service something, or again."""
@@ -120,12 +128,12 @@ class Client:
         request.client, request.began_at = self, min(request.began_at, self.world.time.now)
         request.copies += 1
         message = {"type": "chat:note:add", "payload": {"n": request.payload}, "id": request.id, "roomId": request.room}
-        self._send({**message, "resent": True} if request.copies > 1 else message)
+        self.send({**message, "resent": True} if request.copies > 1 else message)
 
     def burst(self, room: str, count: int) -> None:
         """Send so many events at once."""
         for number in range(count):
-            self._send({"type": "chat:note:seen", "payload": {"n": number}, "roomId": room})
+            self.send({"type": "chat:note:seen", "payload": {"n": number}, "roomId": room})
 
     def disconnect(self) -> None:
         """Close, or lose, the connection."""
@@ -133,7 +141,8 @@ class Client:
             self._ended()
             self.world.time.later(self.gateway.process, _CLIENT_LAG, self.session.lost)
 
-    def _send(self, message: Any) -> None:
+    def send(self, message: Any) -> None:
+        """Say it."""
         data = json.dumps(message).encode()
         self.world.time.later(self.gateway.process, _CLIENT_LAG, self._deliver, data)
 
@@ -149,7 +158,9 @@ class Client:
 
     def write(self, outgoing: Outgoing) -> None:
         if self.open:
-            self._told(msgspec.json.decode(outgoing.text))
+            message = msgspec.json.decode(outgoing.text)
+            if not self.presence.told(message):
+                self._told(message)
 
     def close(self, code: int, reason: str) -> None:
         if self.open:
@@ -209,8 +220,10 @@ class Client:
         self.world.invariants.admitted(self, room)
         if self.gateway.follows(room):
             self.world.histories.answered(self, room, payload, since)
+        self.presence.entered(room)
 
     def _leaves(self, room: str) -> None:
+        self.presence.left(room)
         self.grants.pop(room, None)
         self.entered.pop(room, None)
 

@@ -49,6 +49,7 @@ _TICK = 0.1
 class Setup(Struct, frozen=True):
     """What a run begins with. ``oldest``: Redis is a 6.2. ``history``: messages that are kept of rooms that
     ``with_history`` covers, for so many seconds. ``mixed``: the first gateway knows nothing of that, as an older one.
+    ``presence``: clients ask who is in their rooms.
     """
 
     seed: int = 0
@@ -61,6 +62,13 @@ class Setup(Struct, frozen=True):
     with_history: str = "*"
     history_ttl: float = 600.0
     mixed: bool = False
+    presence: bool = False
+
+
+def _rooms(setup: Setup) -> tuple[RoomPolicy, ...]:
+    some: Any = {"history": setup.history, "history_ttl": setup.history_ttl}
+    kept = (RoomPolicy(pattern=setup.with_history, presence=setup.presence, **some),) if setup.history else ()
+    return (*kept, RoomPolicy(pattern="*", presence=True)) if setup.presence else kept
 
 
 class World:
@@ -100,9 +108,7 @@ class World:
                 Registration(name="chat", channel=CHANNEL, reply=True, timeout=TIMEOUT, presence=True),
                 Registration(name="log", channel=STREAM, transport="stream", max_length=MOST_IN_STREAM, presence=True),
             ),
-            rooms=(RoomPolicy(pattern=setup.with_history, history=setup.history, history_ttl=setup.history_ttl),)
-            if setup.history
-            else (),
+            rooms=_rooms(setup),
         )
         self._rules = Rules(self.config.rooms)
 
