@@ -90,7 +90,7 @@ class Limit(StrEnum):
     JOINS = "joins"
     QUESTIONS = "questions"  # to the auth service
     REQUESTS = "requests"  # of one connection that wait for their answers
-    SHARE = "share"  # of one user, of what waits
+    SHARE = "share"  # of one user, of what waits or is kept
 
 
 class PeerError(Exception):

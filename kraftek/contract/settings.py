@@ -166,10 +166,10 @@ class Limits(Struct, frozen=True, kw_only=True):
     that may wait for their answers. ``handshake_timeout``: for the head of every HTTP request; ``request_timeout``: for
     the body of a plain one.
     ``request_window``: how long, beyond its service's ``timeout``, a request and its answer are
-    known if it is sent again; 0 is off. ``answer_bytes``: of answers that are stored for that at a time; a user has at
-    most an eighth of them, and a service a half. ``presence_bytes``: of the data that a client shows of itself in a
-    room, as JSON. ``memory``: of the process; above it what waits is given up, the worst first, and new clients are
-    turned away; 0 is off.
+    known if it is sent again; 0 is off. ``answer_bytes``: of what Redis holds for that at a time, of this process;
+    :mod:`kraftek.core.answer_budget` says who has how much of it. ``presence_bytes``: of the data that a client shows
+    of itself in a room, as JSON. ``memory``: of the process; above it what waits is given up, the worst first, and new
+    clients are turned away; 0 is off.
 
     What one may send in a second, 0 for no limit; after a quiet time as much as in ``burst`` seconds at once.
     ``events_per_…``, ``bytes_per_…``: messages of clients and what counts as much, and their bytes: of a socket, user,
@@ -193,7 +193,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     requests: Count = 256
     request_timeout: Seconds = 30.0
     request_window: SecondsOrZero = 120.0
-    answer_bytes: Count = 67_108_864
+    answer_bytes: Count = 268_435_456
     presence_bytes: Count = 1024
     memory: BytesOrZero = 0
     burst: Seconds = 5.0

@@ -42,8 +42,8 @@ class RequestState(Struct, kw_only=True):
 
 
 class RequestsState(Struct, kw_only=True):
-    """``answers``: those that Redis has not stored, each with its record and since when. ``kept``: bytes of answers in
-    Redis. ``outages``: how often it was lost; ``epoch``: of its data.
+    """``answers``: those that Redis has not stored, each with its record and since when. ``kept``: bytes of records and
+    answers in Redis. ``outages``: how often it was lost; ``epoch``: of its data.
     """
 
     waiting: list[RequestState]

@@ -20,7 +20,7 @@ from kraftek.contract.interfaces import IBus, Undelivered
 from kraftek.contract.lua import ForEach, Receipt
 from kraftek.contract.messages import RequestId
 from kraftek.contract.metrics import Counters
-from kraftek.contract.names import REQUESTS, late_answer_key
+from kraftek.contract.names import REQUESTS
 from kraftek.core.answer_budget import SMALL, TOMBSTONE
 
 __all__ = ["AnswerStore", "record_key"]
@@ -90,11 +90,10 @@ class AnswerStore:
             for _, _, receipt in answers:
                 receipt(Undelivered.LOST)
 
-    def store_late(self, socket_id: str, request_id: RequestId, body: bytes, lifetime: float) -> Deferred[object]:
-        """Store the answer to a request of a socket whose gateway is not there, for so many seconds."""
+    def store_late(self, key: str, body: bytes, lifetime: float) -> Deferred[object]:
+        """Store the answer to a request of a socket whose gateway is not there under this key, for so many seconds."""
         # Duplicates here find it at the next sweep. Looking at once, for each request that such a gateway left behind,
         # would ask Redis about all the others each time: 8 million keys for 2,000 requests.
-        key = late_answer_key(socket_id, request_id)
         return self._bus.call("SET", (key,), (body, "NX", "PX", ceil(lifetime * 1000)))
 
     def keep(self, record: str, body: bytes, since: float | None = None) -> None:

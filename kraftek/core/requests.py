@@ -27,7 +27,7 @@ from kraftek.contract.messages import (
     RequestId,
 )
 from kraftek.contract.metrics import Counters
-from kraftek.contract.names import gateway_of
+from kraftek.contract.names import gateway_of, late_answer_key
 from kraftek.contract.settings import Limits, Registration
 from kraftek.core.answer_budget import SMALL, AnswerBudget
 from kraftek.core.dispatch import Dispatch, target_of
@@ -67,7 +67,8 @@ class Requests:
     answer. A duplicate gets the stored answer, or waits for the first one. When the gateway of that socket has died,
     another gateway stores the late answer under the id of the socket, where duplicates find it through the record.
 
-    Of an answer that is beyond the ``budget`` only that there was one is kept.
+    Requests and answers are kept within a ``budget``. Who is beyond it is refused, and of an answer that is, only that
+    there was one is kept.
     """
 
     def __init__(
@@ -118,10 +119,7 @@ class Requests:
         if waiting is None:
             waiting = self._waiting[session.socket_id] = {}
         if request_id in waiting:
-            if waiting[request_id].record != record:
-                raise PeerError(
-                    Code.INVALID_MESSAGE, "another request with this id waits for its answer", id=request_id
-                )
+            _check_same(waiting[request_id], record)
             self._counters.requests_repeated += 1
             return  # the first one's answer answers this one, too
         if len(waiting) >= self._limits.requests:
@@ -136,6 +134,8 @@ class Requests:
         request = Request(session, envelope.event_type, record, lasts, queue, request_id, self._clock.seconds())
         if len(queue.requests) >= queue.free and (error := _refusal(self._dispatch, queue, request, envelope)):
             self._refuse_unless_known(request, resent, error)
+        elif lasts and not self.budget.admits(envelope.user_id, record, request.sent_at):
+            self._refuse_unless_known(request, resent, _beyond_budget(request))
         else:
             try:
                 if service.reply and not self._bus.available:
@@ -206,8 +206,10 @@ class Requests:
             elif self._lasts and message.user_ids and len(message.recipients or ()) == len(message.user_ids) == 1:
                 # Sent to all gateways: the socket's own may have died. An answer is to one socket of one user: as many
                 # copies as a message names sockets would be 140 MB for one of 70 kB.
-                kept = self.budget.kept(body, "", message.user_ids[0])
-                self._store.store_late(socket_id, request_id, kept, self._lifetime()).addErrback(self.look_ups.failed)
+                key = late_answer_key(socket_id, request_id)
+                kept = self.budget.kept_late(key, body, message.user_ids[0])
+                if kept is not None:
+                    self._store.store_late(key, kept, self._lifetime()).addErrback(self.look_ups.failed)
         if late and not _says_cancelled(message):
             self._counters.replies_late += 1
 
@@ -307,8 +309,9 @@ class Requests:
         if self._looked_up:
             self._looked_up.pop(request, None)
         if body is not None and request.lasts:
+            body = self.budget.kept(body, request.queue.service.name, request.session.user_id or "")
             if len(body) > SMALL:
-                body = self._kept(request, body)
+                self._add_large(len(body))
             request.answer = body
             answered = self._answered
             answered.append((request.record, body, request))
@@ -320,13 +323,11 @@ class Requests:
         if outbound is not None:
             request.session.send(outbound)
 
-    def _kept(self, request: Request, body: bytes) -> bytes:
-        body = self.budget.kept(body, request.queue.service.name, request.session.user_id or "")
-        if self._large and self._large + len(body) > _STORED_BYTES:
+    def _add_large(self, size: int) -> None:
+        if self._large and self._large + size > _STORED_BYTES:
             self.store_answers()
-        self._large += len(body)
-        self._accounts.answers += len(body)
-        return body
+        self._large += size
+        self._accounts.answers += size
 
     def _store_soon(self) -> None:
         self._storing = False
@@ -376,6 +377,16 @@ def _refusal(dispatch: Dispatch, queue: RequestQueue, request: Request, envelope
         message = f"too many requests of this user wait for answers of service {service.name}"
         return _try_again(request.name, request.id, Code.RATE_LIMITED, message, Limit.SHARE)
     return None
+
+
+def _check_same(request: Request, record: str) -> None:
+    if request.record != record:
+        raise PeerError(Code.INVALID_MESSAGE, "another request with this id waits for its answer", id=request.id)
+
+
+def _beyond_budget(request: Request) -> PeerError:
+    message = "too many requests of this user are remembered"
+    return _try_again(request.name, request.id, Code.RATE_LIMITED, message, Limit.SHARE)
 
 
 def _try_again(name: str, id: RequestId | None, code: Code, message: str, limit: Limit | None = None) -> PeerError:

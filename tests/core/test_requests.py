@@ -18,7 +18,7 @@ from kraftek.contract.names import late_answer_key
 from kraftek.contract.settings import Limits, Registration
 from kraftek.core import requests
 from kraftek.core.request_records import record_key
-from tests.support.request_gateways import SEND, RequestsTestCase, told
+from tests.support.request_gateways import SEND, RequestGateway, RequestsTestCase, ask, told
 from tests.support.waiting import until
 from tests.support.world import CHAT, Client, House
 
@@ -361,9 +361,79 @@ DONE = {
 }
 
 
+class RecordsTest(RequestsTestCase):
+    """Of how many requests there may be records."""
+
+    async def fill(self, gateway: RequestGateway) -> int:
+        """A client sends requests, of which the last are refused. Returns how many were not."""
+        session = gateway.connect("1")
+        for number in range(60):
+            ask(session, id=f"n{number}")
+        await gateway.bus.call("PING")
+        assert told(session) == [], "each may be one that was sent before"
+        await self.sweep(gateway)
+        refused = told(session)
+        message = "too many requests of this user are remembered"
+        payload = {"code": "RATE_LIMITED", "message": message, "eventType": SEND, "retryAfter": 1.0, "limit": "share"}
+        assert [error["payload"] for error in refused] == [payload] * len(refused)
+        done = 60 - len(refused)
+        assert [error["id"] for error in refused] == [f"n{number}" for number in range(done, 60)]
+        return done
+
+    async def test_who_has_its_share_is_refused_and_nothing_is_done(self) -> None:
+        tight = await self.gateway("tight", answer_bytes=20_000)
+        done = await self.fill(tight)
+        assert 25 < done < 35, "half of it"
+        assert self.handled() == done
+        bob = tight.connect("2", "bob")
+        await self.send(bob, id="q")
+        assert told(bob) == []
+        assert self.handled() == done + 1
+        assert len(self.client.keys("k:request:*")) == done + 1
+        assert tight.requests.budget.used == pytest.approx(20_000 * (done + 1) / (2 * done), rel=0.05)
+
+    async def test_one_that_is_sent_again_is_looked_up(self) -> None:
+        tight = await self.gateway("tight", answer_bytes=20_000)
+        done = await self.fill(tight)
+        self.answer(tight, "tight.1", id="n0")
+        again = tight.connect("3")
+        await self.send(again, id="n0", resent=True)
+        await self.sweep(tight)
+        assert [message["payload"] for message in told(again)] == ["done"]
+        await self.send(again, id="new", resent=True)
+        await self.sweep(tight)
+        assert [message["payload"]["code"] for message in told(again)] == ["RATE_LIMITED"]
+        assert self.handled() == done
+
+    async def test_it_is_free_again_when_the_records_are_gone(self) -> None:
+        tight = await self.gateway("tight", answer_bytes=20_000)
+        done = await self.fill(tight)
+        tight.clock.advance(2 * 130.1)
+        other = tight.connect("4")
+        await self.send(other, id="again")
+        assert self.handled() == done + 1
+
+    async def test_what_is_not_remembered_takes_nothing(self) -> None:
+        forgets = await self.gateway("forgets", window=0, answer_bytes=1000)
+        session = forgets.connect("1")
+        for number in range(20):
+            await self.send(session, id=number)
+        assert told(session) == []
+        assert forgets.requests.budget.used == 0
+
+    async def test_late_answers_take_their_share(self) -> None:
+        tight = await self.gateway("tight", answer_bytes=20_000)
+        for number in range(100):
+            self.say(tight, {"recipients": [f"gone.{number}"], "userIds": ["ann"], "inReplyTo": "q"})
+        await tight.bus.call("PING")
+        kept = len(self.client.keys("k:request:adopted:*"))
+        assert 25 < kept < 35
+        assert tight.counters.answers_not_kept == 100 - kept
+
+
 class LargeAnswersTest(RequestsTestCase):
     async def test_only_that_it_was_given_is_kept(self) -> None:
-        tight = await self.gateway("tight", answer_bytes=64 * 1000)
+        tight = await self.gateway("tight", answer_bytes=80 * 1000)
         for name, size, told_again in (("small", 800, True), ("large", 1500, False)):
             first = tight.connect(f"{name}1")
             await self.send(first, id=name)

@@ -102,6 +102,25 @@ def large_answers_of_many_users(world: World) -> None:
     assert world.grown(ask) < 2 * MIB
 
 
+def requests_of_one_user(world: World) -> None:
+    """Each has a record in Redis for two minutes, however short its answer is."""
+    flood = world.enter("flood of requests")
+
+    def ask() -> None:
+        refused = 0
+        for start in range(0, 4000, 200):
+            for number in range(start, start + 200):
+                flood.send("chat:say:little", id=f"{number:032}")
+            answers = [flood.receive() for _ in range(200)]
+            refused += sum(answer["payload"].get("limit") == "share" for answer in answers if answer["type"] == "error")
+        assert refused > 2000
+
+    assert world.grown(ask) < 0.75 * MIB
+    other = world.enter("asks little")
+    other.send("chat:say:little", id=1)
+    assert other.receive()["type"] == "chat:said:little"
+
+
 def answers_to_who_is_gone(world: World) -> None:
     """Their gateway is not there either: each might be kept for a request that comes again."""
 
@@ -300,6 +319,8 @@ def test_what_others_need_is_not_used_up(
 
     def answer(event: dict[str, Any]) -> dict[str, Any]:
         who = {"recipients": [event["socketId"]], "userIds": [event["userId"]], "inReplyTo": event["id"]}
+        if event["eventType"] == "chat:say:little":
+            return {"type": "chat:said:little", "payload": 1, **who}
         return {"type": "chat:said:much", "payload": "x" * LARGE, **who}
 
     service(redis_server, "events:chat", answer)
@@ -307,6 +328,7 @@ def test_what_others_need_is_not_used_up(
     world = World(process, connect, auth_service, redis_server)
     for row in (
         large_answers_of_many_users,
+        requests_of_one_user,
         answers_to_who_is_gone,
         a_stream_in_many_rooms,
         a_stream_by_attachments,
