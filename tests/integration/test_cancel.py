@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,8 +17,11 @@ from tests.support.waiting import wait_until
 if TYPE_CHECKING:
     from contextlib import ExitStack
 
+    from playwright.sync_api import Browser
+
     from tests.integration.conftest import Connect, Gateway, Shared
 
+SOCKETIO = Path(__file__).resolve().parent / "socketio"
 SAMPLE = {"channel": "events:sample", "reply": True, "timeout": 60}
 STREAM = {**SAMPLE, "channel": "events:streamed", "transport": "stream"}
 KITS = ("asyncio", "twisted", "node")
@@ -112,3 +117,64 @@ def test_a_task_that_is_cancelled_cancels_its_request(
         return told
 
     assert asyncio.run(play()) == ["cancelled"]
+
+
+# Asks for an answer in parts, and gives it up at the first.
+PAGE = """
+    (async () => {
+        const { connect } = await import("/kraftek.js");
+        const client = connect(location.origin.replace("http", "ws") + "/", { token: () => "page", roomId: "page" });
+        const told = [];
+        client.on("sample:told:room", (what) => told.push(what));
+        const parts = [];
+        const onProgress = (part, { number }) => parts.push([part, number]);
+        const answer = await client.request("sample:say:parts", ["Be", "cause"], { onProgress });
+        const control = new AbortController();
+        const asking = client.request("sample:do:wait", "tidy", { signal: control.signal });
+        while (!(await begun("page"))) {}
+        control.abort(new Error("given up"));
+        const { message } = await asking.catch((error) => error);
+        while (!told.length) await new Promise((resolve) => setTimeout(resolve, 10));
+        client.close();
+        return { parts, answer, message, told };
+    })()
+"""
+# The same with Socket.IO's client, whose pages name the event.
+SOCKETIO_PAGE = """
+    new Promise((resolve, reject) => {
+        const socket = io({ auth: { token: "sue", roomId: "sue" } });
+        const told = [];
+        socket.on("connect_error", reject);
+        socket.on("sample:told:room", (what) => told.push(what));
+        socket.on("authenticated", () => {
+            socket.emit("sample:do:wait", "tidy", ({ error }) => {
+                const look = () => (told.length ? resolve({ code: error.code, told }) : setTimeout(look, 10));
+                look();
+            });
+            const cancel = async () => {
+                while (!(await begun("sue"))) {}
+                socket.emit("cancel", { eventType: "sample:do:wait" });
+            };
+            cancel();
+        });
+    })
+"""
+
+
+def test_in_a_browser(shared: Shared, gateways: list[Gateway], instances: Instances, browser: Browser) -> None:
+    """With kraftek.js, and with Socket.IO's client."""
+    instances.start("asyncio", shared.redis_server.url)
+    with shared.redis_server.client() as redis:
+        wait_until(lambda: redis.pubsub_numsub("events:sample")[0][1] == 1, "the instance", 20)
+    with closing(browser.new_context()) as context:
+        page = context.new_page()
+        page.expose_function("begun", lambda room: begun(shared, room))
+        page.goto(f"{gateways[0].http_url}kraftek.js")
+        assert page.evaluate(PAGE) == {
+            "parts": [["Be", 1], ["cause", 2]],
+            "answer": [True, True],
+            "message": "given up",
+            "told": ["cancelled"],
+        }
+        page.add_script_tag(path=SOCKETIO / "node_modules/socket.io-client/dist/socket.io.min.js")
+        assert page.evaluate(SOCKETIO_PAGE) == {"code": "CANCELLED", "told": ["cancelled"]}
