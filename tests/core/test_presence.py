@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from twisted.logger import LogLevel, capturedLogs
 from zope.interface.verify import verifyObject
 
-from kraftek.contract.errors import NotPublished
+from kraftek.contract.errors import NotPublished, Refusal
 from kraftek.contract.interfaces import IBusListener
 from kraftek.contract.names import shown_key
 from kraftek.contract.settings import Limits, RoomPolicy
@@ -485,3 +486,30 @@ def test_who_is_gone_before_the_answer_is_not_answered() -> None:
     assert out.link.read()[-1]["type"] == "error"
     assert board.counters.errors_internal == 0
     assert board.presence._rooms[ROOM].watchers == {}
+
+
+def test_who_waits_for_a_reading_that_fails_is_told_so_and_a_refusal_is_logged_once() -> None:
+    board = Board()
+    ann = board.enter("ann")
+    board.rooms.held, board.rooms.failure = [], Refusal("WRONGTYPE")
+    with capturedLogs() as logged:
+        for _ in range(2):
+            ask(ann)
+            board.rooms.held.pop()()
+            assert told(ann) == ["SERVICE_UNAVAILABLE"]
+            board.clock.advance(PACE)
+    assert [event["log_level"] for event in logged] == [LogLevel.error]
+    board.rooms.held = board.rooms.failure = None
+    ask(ann)
+    assert told(ann) == [{"count": 1, "users": users("ann")}]
+
+
+def test_who_may_not_any_more_when_the_room_was_read_is_told_nothing_of_it() -> None:
+    board = Board()
+    ann = board.enter("ann")
+    board.rooms.held = []
+    ask(ann)
+    board.access.stale(user_id="ann", revoked=False)
+    board.access.next().yes("ann", permissions=["chat:*:*"])
+    board.rooms.held.pop()()
+    assert told(ann) == ["ACCESS_DENIED"]

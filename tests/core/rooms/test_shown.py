@@ -5,8 +5,13 @@ from __future__ import annotations
 import pytest
 from msgspec import Raw
 
+from kraftek.contract.interfaces import Here
+from kraftek.contract.names import room_key, shown_key
 from kraftek.contract.settings import RoomPolicy
+from kraftek.core.registry import ServiceRegistry
+from kraftek.core.rooms.room_cache import RedisRooms
 from kraftek.core.rooms.shown import Shown, read_data
+from tests.support.fakes import FakeBus
 
 
 @pytest.mark.parametrize(
@@ -44,3 +49,26 @@ def test_what_is_shown_in_a_room_without_presence_is_not_kept() -> None:
     shown.forget(("ann", "b", "s"))
     assert shown.word(("ann", "b", "s")) == b"-"
     assert (bool(shown), bool(Shown((RoomPolicy(pattern="a*", history=1),)))) == (True, False)
+
+
+def test_scripts_are_given_it_only_where_clients_may_watch() -> None:
+    bus = FakeBus()
+    policies = (RoomPolicy(pattern="board-*", presence=True),)
+    rooms = RedisRooms(bus, ServiceRegistry(), "g1", "replies", policies=policies)
+    rooms.shown.show(("ann", "board-1", "g1.a"), b"[1]")
+    for room_id, word in (("board-1", b"[1]"), ("board-2", b"-"), ("hall", b"")):
+        rooms.enter(("ann", room_id, "g1.a"), 5)
+        call = bus.calls.pop()
+        assert call.args[-1] == word
+        assert (shown_key(room_id) in call.keys) == bool(word)
+
+
+def test_who_is_there_is_read_with_what_each_shows() -> None:
+    bus = FakeBus()
+    reading = RedisRooms(bus, ServiceRegistry(), "g1", "replies").here("r", 2, ["ann", "bob"])
+    call = bus.calls.pop()
+    assert (call.keys, call.args) == ((room_key("r"), shown_key("r")), (2, "ann", "bob"))
+    found: list[Here] = []
+    reading.addCallback(found.append)
+    call.reply.callback([3, b"ann", b"[1]", b"eve", b""])
+    assert found == [Here(3, {"ann": b"[1]", "eve": b""})]
