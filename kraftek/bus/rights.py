@@ -172,9 +172,10 @@ def _keys(config: Config) -> list[str]:
     if any(policy.history for policy in config.rooms):
         keys += [names.HISTORY_RULES, names.HISTORY_FOLLOWING]
         keys += [names.history_position_key("*"), names.history_log_key("*"), names.history_ids_key("*")]
+        if config.socketio.recovery:
+            keys.append(names.kept_socket_key("*"))
     if any(policy.presence for policy in config.rooms):
         keys.append(names.shown_key("*"))
-        keys += [names.kept_socket_key("*")] if config.socketio.recovery else []
     for service in config.services:
         if service.transport == "stream":
             partitions = range(service.partitions)

@@ -14,7 +14,7 @@ import kraftek
 from kraftek.bus import RedisBus, connections
 from kraftek.bus.rights import COMMANDS, HISTORY_COMMANDS, Need, needs_of
 from kraftek.contract.metrics import Counters
-from kraftek.contract.settings import Config, Redis, Registration, RoomPolicy
+from kraftek.contract.settings import Config, Redis, Registration, RoomPolicy, SocketIO
 from tests.docs.pages import code
 from tests.support.fastpath import make_iteration
 from tests.support.redis_server import oldest_redis_server, private_redis
@@ -71,6 +71,8 @@ def test_keys_and_channels_are_those_of_the_configuration() -> None:
     more = {need.right for need in needs_of(kept)} - rights
     own = "k:gateways:history:"
     assert {f"~{own}rules", f"~{own}position:*", f"~{own}log:*", f"&{own}room:*"} <= more
+    back = Config(redis=config.redis, services=SERVICES, rooms=kept.rooms, socketio=SocketIO(recovery=True))
+    assert {need.right for need in needs_of(back)} - rights - more == {f"~{own}socket:*"}
     watched = Config(redis=config.redis, services=SERVICES, rooms=(RoomPolicy(pattern="*", presence=True),))
     shown = "k:gateways:presence:*"
     assert {need.right for need in needs_of(watched)} - rights == {f"~{shown}", f"&{shown}"}
