@@ -336,6 +336,26 @@ def test_more_than_is_kept_while_it_is_read_is_read_once_more() -> None:
     assert [offset for offset, _ in told(client)[1:]] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.parametrize(("rooms", "calls"), [(200, [200]), (201, [200, 1])])
+def test_two_hundred_rooms_are_compared_at_once(rooms: int, calls: list[int]) -> None:
+    board = Board(limits=Limits(rooms=300, joins_per_user=0))
+    client = board.enter()
+    for number in range(1, rooms):
+        client.send({"type": "join", "payload": {"roomId": f"board-more-{number}"}})
+        board.access.next().yes("ann")
+    asked: list[int] = []
+    compare = board.logs.compare
+
+    def counted(positions: Any) -> Any:
+        asked.append(len(positions))
+        return compare(positions)
+
+    board.logs.compare = counted  # type: ignore[method-assign]
+    board.bus.down()
+    board.bus.up()
+    assert asked == calls
+
+
 def test_an_outage_while_it_is_read_is_compared_after_it() -> None:
     board = Board()
     client = board.enter()

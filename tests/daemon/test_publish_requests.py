@@ -116,6 +116,7 @@ def test_a_key_goes_with_the_digest_of_the_message(site: Site, key: str) -> None
     site.ask(SAID.replace(" ", ""), Idempotency_Key=key)
     site.ask(SAID.replace("lobby", "hall"), Idempotency_Key=key)
     site.ask(Idempotency_Key='"another"')
+    assert {call.args[2] for call in site.bus.calls} == {24 * 60 * 60}
     places = [call.keys[1] for call in site.bus.calls]
     digests = [call.args[1] for call in site.bus.calls]
     assert places[0] == places[1] == places[2] != places[3]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from websockets.sync.client import connect as websocket_connect
 
+from kraftek.contract.history import FUNCTION
 from tests.integration.test_limits import OPERATOR
 from tests.integration.test_long_polling import Poller, Site
 from tests.integration.wire import Wire, handshake
@@ -342,3 +345,42 @@ def test_what_others_need_is_not_used_up(
         too_large_for_a_subscriber,
     ):
         row(world)
+
+
+# Histories, which a join of a hundred bytes may be answered with.
+
+HISTORY = {
+    "forwarded_for": 1,
+    "sessions": "many",
+    "rooms": {"board-*": {"history": 1000}},
+    "limits": {"burst": 1.0, "events_per_user": 100},
+}
+
+
+def test_histories_are_read_as_fast_as_their_user_may_get_them(
+    redis_server: RedisServer, gateway: StartGateway, connect: Connect, auth_service: AuthService
+) -> None:
+    process = gateway(redis_server, auth=auth_service.url, services=SERVICES, config=HISTORY)
+    world = World(process, connect, auth_service, redis_server)
+    auth_service.allow("many", "many")
+    first = connect(process, headers={"X-Forwarded-For": "2.2.2.2"})
+    first.send("authenticate", payload={"token": "many", "roomId": "board-1"})
+    where = first.expect("authenticated")["payload"]
+    body = json.dumps({"type": "board:note:added", "payload": "x" * 900})
+    for _ in range(400):
+        world.redis.execute_command("FCALL", FUNCTION, 0, "board-1", body, "")
+    size = 400 * len(body)
+    sockets = [connect(process, headers={"X-Forwarded-For": "2.2.2.2"}) for _ in range(30)]
+    before, began = world.redis.info("stats")["total_net_output_bytes"], time.monotonic()
+    for number, each in enumerate(sockets):
+        # None asks for what another one does, which would be read once for both.
+        since = {"epoch": where["epoch"], "offset": number}
+        each.send("authenticate", payload={"token": "many", "roomId": "board-1", "since": since})
+    for each in sockets[:3]:
+        assert each.expect("authenticated", 20)["payload"]["recovered"] is True
+    read = world.redis.info("stats")["total_net_output_bytes"] - before
+    # 100 events at once and 100 a second, and of this 400 messages count as 100.
+    assert read < (3 + time.monotonic() - began) * size
+    world.other.expect_nothing_through(redis_server)
+    for each in (first, *sockets):
+        each.connection.socket.shutdown(socket.SHUT_RDWR)  # what was not read would come before the closing handshake
