@@ -224,14 +224,19 @@ class Following:
                 asked.append(topic.position)
         parts = []
         for start in range(0, len(asked), _AT_ONCE):
-            comparing = self._logs.compare(asked[start : start + _AT_ONCE])
-            parts.append(comparing.addCallback(self._compared).addErrback(self._failed))
+            part = asked[start : start + _AT_ONCE]
+            comparing = self._logs.compare(part)
+            parts.append(comparing.addCallback(self._compared, part).addErrback(self._failed))
         return gatherResults(parts).addCallback(all)
 
-    def _compared(self, elsewhere: Sequence[TopicPosition]) -> bool:
-        for position in elsewhere:
+    def _compared(self, elsewhere: Sequence[TopicPosition], asked: Sequence[TopicPosition]) -> bool:
+        for position in asked:
             topic = self._topics.get(position[0])
-            if topic is not None and not topic.busy and topic.position == position:  # otherwise it has moved on
+            if topic is None or topic.busy:
+                continue
+            if position not in elsewhere:
+                self.ordering.complete(topic.topic)
+            elif topic.position == position:  # otherwise it has moved on
                 self._follow(topic)  # Redis may have forgotten that this process listens
         return True
 

@@ -629,9 +629,14 @@ def test_another_version_of_the_gateway_goes_on_with_it(fleet: Fleet) -> None:
         (dialect, lambda link, its: new.move.take_session(given, link, its)), order=order,
     )  # fmt: skip
     moved.pid, moved.last = page.pid, page.last
+    new.bus.down()  # Redis is not there yet when it begins
     new.move.take(gateway.move.give())
     assert moved.session.kept.pid == page.pid
+    assert order is not None
+    assert not order.certain
+    new.bus.up()
     new.pass_time(1)
+    assert order.certain
     moved.lose()
     assert fleet.records.left == {page.pid}
     fleet.tell(A, "1")
