@@ -13,7 +13,7 @@ The bounds are in virtual seconds:
 :data:`STALE`       after an answer's ``ttl``, if nobody told anything, the auth service has been asked again
 :data:`SETTLED`     after Redis takes writes and nothing is wrong any more, the room cache is right, and everybody in
                     a room with history has got all of it
-:data:`UNFOLLOWED`  after Redis forgot what a gateway has subscribed to, the same
+:data:`UNFOLLOWED`  after something was said that a gateway did not hear, as Redis forgot that it listens, the same
 ==================  ==================================================================================================
 
 Nothing is asked of a gateway that is paused, nor of doubts while the auth service cannot be asked: its troubles are
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from tests.simulation.gateways import GatewayProcess
     from tests.simulation.world import World
 
-__all__ = ["MOST_IN_STREAM", "SETTLED", "Invariants", "Violation"]
+__all__ = ["MOST_IN_STREAM", "SETTLED", "UNFOLLOWED", "Invariants", "Violation"]
 
 AT_ONCE = 0.0005
 DELETED = 0.05
@@ -169,7 +169,7 @@ class Invariants:
             and gateway.up_since is not None
             and gateway.undisturbed_since < now - 1.0
             and not gateway.lag[SUBSCRIBER]
-            and (gateway.unfollowed_at < now - UNFOLLOWED or not self.world.has_history(room))
+            and (gateway.unfollowed_at < gateway.up_since or not self.world.has_history(room))
             and (gateway.follows(room) or not self.world.has_history(room))  # without it is told by who has a lease
             and all(link.server is self.world.network.server for link in gateway.links(SUBSCRIBER))
             and not self._reason(client, room)
@@ -203,7 +203,8 @@ class Invariants:
                 self.world.expected.discard((client, number))
                 gateway = client.gateway
                 here = client.open and room in client.grants and client.entered[room] < since
-                here = here and (gateway.unfollowed_at < since - UNFOLLOWED or not self.world.has_history(room))
+                forgotten = gateway.up_since is None or gateway.unfollowed_at > gateway.up_since
+                here = here and not (forgotten and self.world.has_history(room))
                 if here and gateway.lives and gateway.undisturbed_since < since and not self._reason(client, room):
                     self.wrong(f"{client} does not hear what is said in {room} at {since:.4f}, and nothing is wrong")
 

@@ -215,10 +215,11 @@ class Client:
 
     def _enters(self, room: str, payload: Any, since: Any) -> None:
         assert self.token is not None
+        was_there = room in self.grants
         self.grants[room] = self.token
         self.entered.setdefault(room, self.world.time.now)
         self.world.invariants.admitted(self, room)
-        if self.gateway.follows(room):
+        if self.gateway.follows(room) and not (was_there and payload.keys().isdisjoint({"epoch", "recovered"})):
             self.world.histories.answered(self, room, payload, since)
         self.presence.entered(room)
 

@@ -25,7 +25,7 @@ from kraftek.contract.settings import Auth, Config, Limits, Redis, Registration,
 from kraftek.core.history.rules import Rules
 from tests.simulation.gateways import GatewayProcess
 from tests.simulation.histories import Histories
-from tests.simulation.invariants import MOST_IN_STREAM, SETTLED, TIMEOUT, TTL, Invariants
+from tests.simulation.invariants import MOST_IN_STREAM, SETTLED, TIMEOUT, TTL, UNFOLLOWED, Invariants
 from tests.simulation.network import BASE_LAG, COMMANDS, SUBSCRIBER, Link, Network
 from tests.simulation.people import (
     CHANNEL,
@@ -374,7 +374,7 @@ class World:
         for room in {room for client in self.clients for room in client.grants}:
             self.say(room)
         self._show_refused_tokens()
-        self.pass_time(1.0)
+        self.pass_time(UNFOLLOWED if any(gateway.unfollowed_at > 0 for gateway in self.gateways) else 1.0)
         for request in probes:
             answer = request.answer
             if answer is None or answer["type"] != "chat:note:added":
