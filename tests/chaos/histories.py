@@ -95,6 +95,7 @@ class Histories:
         self._ledger = world.ledger
         self._random = Random(f"{world.seed} histories")
         self._told: dict[tuple[str, str, int], Said] = {}
+        self._heard: dict[tuple[str, str, int], Said] = {}
         self._ancestors: dict[tuple[str, str], list[tuple[str, int]]] = {}
         self._lines: list[dict[str, Any]] = []
         self._where: dict[tuple[str, str], tuple[str, int]] = {}
@@ -251,14 +252,15 @@ class Histories:
         said = self._survives.setdefault((room, epoch), [])
         for each in range(len(said) + 1, offset + 1):
             of = [epoch, *(name for name, last in ancestors if each <= last)]
-            said.append(next((self._told[room, name, each] for name in of if (room, name, each) in self._told), None))
+            # Of what was told, and lost with the data before Redis could answer, nobody knows but who has heard it.
+            found = (known.get((room, name, each)) for known in (self._told, self._heard) for name in of)
+            said.append(next((one for one in found if one is not None), None))
         return said
 
     def _judge(self, positions: dict[str, tuple[str, int]], logs: dict[str, dict[int, int]]) -> None:
         for line in self._lines:
             if line["what"] == "heard":
-                # Of what was told and lost before Redis could answer nobody knows but who has heard it.
-                self._told.setdefault((line["room"], line["epoch"], line["offset"]), Said(line["n"]))
+                self._heard.setdefault((line["room"], line["epoch"], line["offset"]), Said(line["n"]))
         copies: dict[tuple[str, str], Copy] = {}
         by_page: dict[str, set[str]] = defaultdict(set)
         for line in self._lines:
