@@ -13,6 +13,7 @@ from bench.dialects import DIALECTS
 from bench.measure import cpu_seconds
 from bench.orders import Outcome, Setting
 from bench.spread import percentile
+from kraftek.contract.history import FUNCTION
 
 PATIENCE = 15.0
 """Seconds after which an answer counts as missing."""
@@ -81,6 +82,9 @@ class Line(Protocol):
     def publish(self, members: bytes) -> None:
         """Publish one event; `members` are the JSON members ``type`` and ``payload``, without braces."""
 
+    def tell(self, members: bytes) -> None:
+        """The same for the room ``r0``, which has a history."""
+
 
 class _Link(asyncio.Protocol):
     """The connection under a line."""
@@ -103,9 +107,15 @@ class RedisLine(_Link):
         body = b'{"recipients":[],%s}' % members
         self.transport.write(hiredis.pack_command((b"PUBLISH", b"events:broadcast", body)))  # type: ignore[arg-type]
 
+    def tell(self, members: bytes) -> None:
+        words = "FCALL", FUNCTION, "0", "r0", b"{%s}" % members
+        self.transport.write(hiredis.pack_command(words))  # type: ignore[arg-type]
+
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)
         while (heard := self._reader.gets()) is not False:
+            if isinstance(heard, list):
+                heard = heard[0]
             if not isinstance(heard, int) or heard < 1:
                 self.crowd.fault(f"published to nobody: {heard!r}")
 
@@ -117,6 +127,9 @@ class NchanLine(_Link):
         body = b"{%s}" % members
         head = b"POST /pub?id=r0 HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % len(body)
         self.transport.write(head + body)
+
+    def tell(self, members: bytes) -> None:
+        raise NotImplementedError("Nchan has histories of its own")
 
     def data_received(self, data: bytes) -> None:
         if not data.startswith(b"HTTP/1.1 20"):

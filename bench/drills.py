@@ -13,7 +13,6 @@ from bench.crowd import PATIENCE, Client, Crowd, clock
 from bench.orders import Connect, FanOut, Idle, ManyRooms, Order, Outcome, RoundTrip
 
 HANDSHAKES_AT_ONCE = 100
-ROOMS_AT_ONCE = 100
 WARM_MESSAGES = 5000
 """A warm-up lasts at least this long: a compiler that works at run time goes by calls, not by the clock."""
 
@@ -139,12 +138,13 @@ class _RoundTrips(_Drill):
 class _ManyRooms(_Drill):
     def __init__(self, order: ManyRooms, crowd: Crowd) -> None:
         super().__init__(crowd, order.warm, order.seconds)
-        self._event = crowd.dialect.event("bench:room:say", order.text)
+        self._event = crowd.dialect.event(order.event, order.text)
+        self._at_once = order.at_once
         self._resting = deque(crowd.rooms.values())
         self._missing: dict[int, int] = {}
 
     def start(self) -> None:
-        for _ in range(ROOMS_AT_ONCE):
+        for _ in range(self._at_once):
             self._say()
 
     def received(self, client: Client, data: bytes) -> None:
@@ -174,6 +174,7 @@ class _FanOut(_Drill):
         self._members = b'"type":"bench:fan:out","payload":{"at":%%d,"who":0,"roomId":"r0","text":"%s"}' % (
             b"x" * order.text
         )
+        self._publish_by = crowd.line.tell if order.told else crowd.line.publish
         self._at = 0
         self._mark = b""
         self._missing = 0
@@ -195,4 +196,4 @@ class _FanOut(_Drill):
         self._mark = b"%d" % self._at
         self._missing = len(self.crowd.clients)
         self.due += self._missing
-        self.crowd.line.publish(self._members % self._at)
+        self._publish_by(self._members % self._at)

@@ -2,8 +2,8 @@
 
 It speaks the Redis contract for services and nothing else: what it hears on its channels it answers on
 ``events:broadcast``. ``bench:echo:ping`` is answered to the socket that sent it, anything else to the room that the
-payload names. The payload goes back as it came. ``bench:echo:call`` and requests, of a channel and of a stream, are
-answered on their ``replyTo``.
+payload names, and ``bench:room:tell`` by the Function for rooms with history. The payload goes back as it came.
+``bench:echo:call`` and requests, of a channel and of a stream, are answered on their ``replyTo``.
 """
 
 import asyncio
@@ -15,7 +15,8 @@ import hiredis
 import msgspec
 import uvloop
 
-BROADCAST = b"events:broadcast"
+from kraftek.contract.history import FUNCTION
+from kraftek.contract.names import BROADCAST
 
 
 class Event(msgspec.Struct):
@@ -37,18 +38,37 @@ class Answer(msgspec.Struct, omit_defaults=True):
     inReplyTo: str | None = None
 
 
+class Told(msgspec.Struct):
+    """What a room with history is told."""
+
+    type: str
+    payload: msgspec.Raw
+
+
+class Room(msgspec.Struct):
+    """The room that a payload names."""
+
+    roomId: str
+
+
 _decode = msgspec.json.Decoder(Event).decode
+_decode_room = msgspec.json.Decoder(Room).decode
 _encode = msgspec.json.Encoder().encode
 
 
 def answer(body: bytes) -> bytes:
     """Give the command that answers one event."""
     event = _decode(body)
-    channel: bytes | str = BROADCAST
+    channel = BROADCAST
     if event.id is not None or event.eventType == "bench:echo:call":
         channel, said = event.replyTo, Answer("bench:echo:pong", [event.socketId], event.payload, event.id)
     elif event.eventType == "bench:echo:ping":
         said = Answer("bench:echo:pong", [event.socketId], event.payload)
+    elif event.eventType == "bench:room:tell":
+        room = _decode_room(event.payload).roomId
+        words = "FCALL", FUNCTION, "0", room, _encode(Told("bench:room:said", event.payload))
+        told: bytes = hiredis.pack_command(words)  # type: ignore[arg-type]
+        return told
     else:
         said = Answer("bench:room:said", [], event.payload)
     command: bytes = hiredis.pack_command((b"PUBLISH", channel, _encode(said)))  # type: ignore[arg-type]

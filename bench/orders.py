@@ -26,11 +26,14 @@ class RoundTrip(msgspec.Struct, tag=True):
 
 
 class ManyRooms(msgspec.Struct, tag=True):
-    """In a hundred rooms someone has said something to all in the room; a room that has it makes way for another."""
+    """In so many rooms at once someone has said something to all in the room; one that has it makes way for another."""
 
     text: int
     warm: float
     seconds: float
+    event: str = "bench:room:say"
+    """What each is, and so by what the service tells the room: `bench.echo`."""
+    at_once: int = 100
 
 
 class FanOut(msgspec.Struct, tag=True):
@@ -39,6 +42,8 @@ class FanOut(msgspec.Struct, tag=True):
     text: int
     warm: float
     seconds: float
+    told: bool = False
+    """Whether by the Function for rooms with history."""
 
 
 class Idle(msgspec.Struct, tag=True):

@@ -56,14 +56,20 @@ class Contender:
     """Gives the command that starts it in the foreground, having built what it needs; raises `UnavailableError`."""
 
 
-def _kraftek(site: Site) -> list[str]:
+_KEEPING = """
+[rooms]
+"r*" = {history = 200}
+"""
+
+
+def _kraftek(site: Site, more: str = "") -> list[str]:
     twistd = Path(sys.executable).with_name("twistd")
     if not twistd.exists():
         raise UnavailableError(f"the gateway is not installed beside {sys.executable}")
     config = site.directory / "kraftek-gateway.toml"
     times = f"ping_interval = {site.ping_seconds}\nping_timeout = {site.ping_seconds * 0.9}\n"
     pings = [f"[{part}]\n{times}" for part in ("limits", "socketio")]
-    config.write_text("".join(pings) + _ASKED)
+    config.write_text("".join(pings) + _ASKED + more)
     listen = "reuseport" if site.shared_port else "tcp"
     # twistd takes packages from the directory it is started in first; what is measured is the installed one.
     return [
@@ -73,6 +79,10 @@ def _kraftek(site: Site) -> list[str]:
         *("--service", "bench=events:bench"),
         *("--listen", f"{listen}:{site.port}:interface=127.0.0.1"),
     ]
+
+
+def _keeping(site: Site) -> list[str]:
+    return _kraftek(site, _KEEPING)
 
 
 def _python(name: str) -> Callable[[Site], list[str]]:
@@ -126,3 +136,6 @@ CONTENDERS = (
     Contender("nchan", "nchan", frozenset({"fanout", "idle", "storm"}), _nchan),
     Contender("cloop", "cloop", frozenset({"fanout"}), _cloop),
 )
+
+KEEPING = Contender("kraftek-keeping", "native", ALL, _keeping)
+"""This gateway, where every room has a history. `bench.histories` measures it beside the first of the others."""
