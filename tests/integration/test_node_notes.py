@@ -40,7 +40,7 @@ def notes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def demo(shared: Shared, notes: Path) -> Iterator[Gateway]:
     """A gateway that is not in charge of the service, and the service."""
-    process = shared.gateway(services={"stickyNotes": {"channel": "events:stickyNotes", "presence": True}})
+    process = shared.gateway(config={"rooms": {"*": {"presence": True}}})
     redis: Any = shared.redis_server.client()
     for key in redis.keys("notes:*"):
         redis.delete(key)
