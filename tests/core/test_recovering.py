@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.metrics import RecoveryFailure
@@ -566,6 +567,46 @@ def test_too_much_that_is_told_meanwhile_is_too_much(fleet: Fleet) -> None:
     gateway.let_in("ann")
     assert not is_recovered(again, page)
     assert not_recovered(fleet, gateway, RecoveryFailure.UNAVAILABLE)
+
+
+def test_what_other_rules_or_no_redis_keep_from_it(fleet: Fleet) -> None:
+    gateway, other = fleet.gateway(), fleet.gateway()
+    page = gateway.comes("ann", A)
+    page.lose()
+    owner, record = fleet.records.kept[page.pid]
+    fleet.records.kept[page.pid] = owner, replace(record, rooms=(*record.rooms, ("lobby", "e1", 0)))
+    assert not is_recovered(gateway.comes("ann", A, was=page), page)
+    assert gateway.counters.not_recovered[RecoveryFailure.HISTORY] == 1
+    fleet.records.kept[page.pid] = owner, record
+    fleet.logs.failure = NotPublished("away")
+    assert not is_recovered(other.comes("ann", A, was=page), page)
+    assert other.counters.not_recovered[RecoveryFailure.UNAVAILABLE] == 1
+
+
+def test_a_token_that_is_another_users_by_then(fleet: Fleet) -> None:
+    gateway = fleet.gateway()
+    page = gateway.comes("ann", A)
+    page.lose()
+    again = Page(gateway)
+    again.say("0" + json.dumps({"pid": page.pid, "offset": page.last, "token": "ann", "roomId": A}))
+    gateway.access.next().yes("ann")
+    gateway.access.next().yes("bob")
+    gateway.let_in("bob")
+    assert not is_recovered(again, page)
+
+
+def test_who_goes_before_it_is_let_in_is_in_no_room(fleet: Fleet) -> None:
+    gateway = fleet.gateway()
+    page = gateway.comes("ann", A)
+    page.lose()
+    again = Page(gateway)
+    again.say("0" + json.dumps({"pid": page.pid, "offset": page.last, "token": "ann", "roomId": A}))
+    gateway.access.next().yes("ann")
+    again.client.lost()
+    gateway.access.next().yes("ann")
+    gateway.turn()
+    assert not gateway.roster.room(A)
+    assert gateway.counters.recovered == 0
 
 
 def test_who_goes_again_while_it_is_let_in_leaves_nothing_behind(fleet: Fleet) -> None:
