@@ -27,6 +27,7 @@ class Accounts(Struct):
 
     answers: Annotated[int, Meta(description="answers to requests that Redis has not stored yet")] = 0
     arriving: Annotated[int, Meta(description="a message of Redis that has not arrived whole")] = 0
+    heard: Annotated[int, Meta(description="what rooms are told while their history is read")] = 0
     held: Annotated[int, Meta(description="messages of clients that wait for an access check")] = 0
     in_flight: Annotated[int, Meta(description="messages and commands sent to Redis and not answered yet")] = 0
     intake: Annotated[int, Meta(description="events between services that were read and are not delivered yet")] = 0
@@ -39,7 +40,8 @@ class Accounts(Struct):
     @property
     def total(self) -> int:
         """All of them together."""
-        return self.answers + self.arriving + self.held + self.in_flight + self.intake + self.unhandled + self.unsent
+        waits = self.answers + self.arriving + self.heard + self.held + self.in_flight
+        return waits + self.intake + self.unhandled + self.unsent
 
     def by_kind(self) -> dict[str, int]:
         """Each account under its name."""

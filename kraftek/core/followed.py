@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable
 
 from twisted.internet.defer import Deferred
 
+from kraftek.contract.accounts import Accounts
 from kraftek.contract.interfaces import IOutlet, TopicPosition
 from kraftek.core.catch_up import CatchUp
 from kraftek.core.roster import Audience, Roster
@@ -30,6 +31,7 @@ class Followed(ABC):
     """
 
     __slots__ = (
+        "_accounts",
         "_heard_bytes",
         "_roster",
         "busy",
@@ -44,7 +46,8 @@ class Followed(ABC):
         "waiting",
     )
 
-    def __init__(self, topic: str, roster: Roster, room_id: str | None) -> None:
+    def __init__(self, topic: str, roster: Roster, accounts: Accounts, room_id: str | None) -> None:
+        self._accounts = accounts
         self.topic = topic
         self.room_id = room_id
         self._roster = roster
@@ -65,12 +68,23 @@ class Followed(ABC):
         self._heard_bytes += len(told)
         if self._heard_bytes <= _HEARD:
             self.heard.append(told)
+            self._accounts.heard += len(told)
         else:
             self.stale = True
 
     def rest(self) -> list[bytes]:
         """It is not busy any more. Returns what was heard meanwhile."""
-        heard, self.heard, self._heard_bytes, self.busy = self.heard, [], 0, False
+        self.busy = False
+        return self._take()
+
+    def give_up(self) -> int:
+        """Read once more instead what was heard. Returns of how many bytes."""
+        self.stale = self.stale or bool(self.heard)
+        return sum(map(len, self._take()))
+
+    def _take(self) -> list[bytes]:
+        heard, self.heard, self._heard_bytes = self.heard, [], 0
+        self._accounts.heard -= sum(map(len, heard))
         return heard
 
     @property
@@ -104,8 +118,8 @@ class FollowedRoom(Followed):
 
     __slots__ = ("_room",)
 
-    def __init__(self, topic: str, roster: Roster, room_id: str) -> None:
-        super().__init__(topic, roster, room_id)
+    def __init__(self, topic: str, roster: Roster, accounts: Accounts, room_id: str) -> None:
+        super().__init__(topic, roster, accounts, room_id)
         self._room = room_id
 
     @property

@@ -17,6 +17,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from kraftek.contract.accounts import Accounts
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import IBus, IBusListener, ITopicLogs, Missed, TopicPosition
 from kraftek.contract.log_once import OnceUntilItWorks, failing
@@ -59,17 +60,15 @@ class Following:
         counters: Counters,
         ordering: Ordering,
         *,
+        accounts: Accounts,
         most: int,
     ) -> None:
-        self._bus = bus
-        self._logs = logs
-        self._rules = rules
-        self._roster = roster
+        self._bus, self._logs = bus, logs
+        self._rules, self._roster = rules, roster
         self._deliveries = deliveries
-        self._counters = counters
+        self._counters, self._accounts = counters, accounts
         self._topics: dict[str, Followed] = {}
-        self.most = most
-        self.ordering = ordering
+        self.most, self.ordering = most, ordering
         ordering.compare = self._compare_all
         self.lost: Callable[[Session], None] | None = None
         self._round: Iterator[Followed] = iter(())
@@ -91,7 +90,7 @@ class Following:
     def enter(self, room_id: str) -> None:
         """Somebody of this process is in the room."""
         if self._rules and (topic := room_topic(room_id)) not in self._topics and self._rules.keep(topic):
-            self._follow(FollowedRoom(topic, self._roster, room_id))
+            self._follow(FollowedRoom(topic, self._roster, self._accounts, room_id))
 
     def find(self, room_id: str | None) -> Followed | None:
         """The room, if it has a history and somebody of this process is in it."""
@@ -128,10 +127,14 @@ class Following:
             self._logs.offer().addErrback(self._failed)
         for topic in some:
             if not topic.busy and not topic.sessions:
-                del self._topics[topic.topic]
+                self._topics.pop(topic.topic).give_up()
                 self.ordering.complete(topic.topic)
                 self._bus.unfollow(topic_channel(topic.topic))
         self._compare([topic for topic in some if topic.topic in self._topics and not topic.busy])
+
+    def shed(self, size: int) -> int:
+        """A :data:`kraftek.contract.accounts.Shed`: all that was heard is read instead."""
+        return sum(topic.give_up() for topic in self._topics.values())
 
     def give(self) -> list[TopicPosition]:
         """For another version of the gateway, which compares them: rooms by their names."""
@@ -145,7 +148,7 @@ class Following:
         """Go on with them. All sessions are there."""
         for room_id, epoch, offset in positions:
             if self.keeps(room_id):
-                topic = FollowedRoom(room_topic(room_id), self._roster, room_id)
+                topic = FollowedRoom(room_topic(room_id), self._roster, self._accounts, room_id)
                 topic.epoch, topic.offset = epoch, offset
                 self._follow(topic)
 

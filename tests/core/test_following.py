@@ -356,6 +356,25 @@ def test_two_hundred_rooms_are_compared_at_once(rooms: int, calls: list[int]) ->
     assert asked == calls
 
 
+def test_what_is_heard_meanwhile_is_accounted_and_can_be_given_up() -> None:
+    board = Board()
+    client = board.enter()
+    board.tell("a", heard=False)
+    board.logs.held = []
+    board.tell("b")
+    board.tell("c" * 1000)
+    board.tell("d")
+    assert 1000 < board.accounts.heard < 1500
+    assert board.accounts.shed(1) > 1000
+    assert board.accounts.heard == 0
+    board.tell("e")
+    assert board.accounts.heard > 0
+    while board.logs.held:
+        board.logs.answer()
+    assert board.accounts.heard == 0
+    assert [offset for offset, _ in told(client)[1:]] == [1, 2, 3, 4, 5]
+
+
 def test_an_outage_while_it_is_read_is_compared_after_it() -> None:
     board = Board()
     client = board.enter()
