@@ -241,23 +241,20 @@ class Budgets:
             spender.link.slow(min(slow, _LONGEST))
         return _limited(limit, over) if refused else None
 
-    def overdrawn(self, spender: Spender) -> float:
-        """Seconds until neither its user nor its address is over budget."""
+    def overdrawn(self, user_id: str, address: str) -> float:
+        """Seconds until neither of them is over budget. ``address``: as that of a spender."""
         now = self._seconds()
-        over = 0.0
-        if spender.user_id is not None:
-            over = self._users.over(spender.user_id, now)
-        if spender.address:
-            over = max(over, self._addresses.over(spender.address, now))
+        over = self._users.over(user_id, now)
+        if address:
+            over = max(over, self._addresses.over(address, now))
         return max(over, 0.0)
 
-    def spend(self, spender: Spender, events: int, size: int) -> None:
-        """What it has caused counts as so many events and bytes of its user and of its address."""
+    def spend(self, user_id: str, address: str, events: int, size: int) -> None:
+        """What they have caused counts as so many events and bytes of both."""
         now = self._seconds()
-        if spender.user_id is not None:
-            self._users.charge(spender.user_id, events, size, now)
-        if spender.address:
-            self._addresses.charge(spender.address, events, size, now)
+        self._users.charge(user_id, events, size, now)
+        if address:
+            self._addresses.charge(address, events, size, now)
 
     def joins(self, user_id: str, *, refusing: bool = True) -> None:
         """The user joins a room, or leaves one. Raises ``PeerError`` if it has done that too often and that is a

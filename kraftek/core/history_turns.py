@@ -33,23 +33,25 @@ class HistoryTurns:
         self._budgets = budgets
         self._clock = clock
         # By users for whom one is read: the others, in order.
-        self._waiting: dict[str | None, deque[Deferred[None]]] = {}
+        self._waiting: dict[str, deque[Deferred[None]]] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
 
-    async def come(self, session: Session) -> bool:
-        """It is its turn, until :meth:`end`. ``False``: it is gone, or would wait for too long, and has none."""
+    async def come(self, session: Session, user_id: str) -> bool:
+        """It is its turn, until :meth:`end`. ``False``: it is gone, or would wait for too long, and has none.
+        ``user_id``: whose it is, or is about to be.
+        """
         until = self._clock.seconds() + PATIENCE
-        waiting = self._waiting.get(session.user_id)
+        waiting = self._waiting.get(user_id)
         if waiting is None:
-            self._waiting[session.user_id] = deque()
+            self._waiting[user_id] = deque()
         else:
             turn: Deferred[None] = Deferred()
             waiting.append(turn)
             await turn
         while session.state is not SessionState.CLOSED:
-            over = self._budgets.overdrawn(session)
+            over = self._budgets.overdrawn(user_id, session.address)
             if self._clock.seconds() + over > until:
                 break
             if not over:
@@ -57,15 +59,16 @@ class HistoryTurns:
             waited: Deferred[None] = Deferred()
             self._clock.callLater(over, waited.callback, None)
             await waited
-        self.end(session)
+        self.end(session, user_id)
         return False
 
-    def end(self, session: Session, messages: Sequence[bytes] = ()) -> None:
+    def end(self, session: Session, user_id: str, messages: Sequence[bytes] = ()) -> None:
         """So much was read for it: it counts as if the client had sent it."""
         if messages:
-            self._budgets.spend(session, -(-len(messages) // _FOR_ONE), sum(map(len, messages)))
-        waiting = self._waiting[session.user_id]
+            events = -(-len(messages) // _FOR_ONE)
+            self._budgets.spend(user_id, session.address, events, sum(map(len, messages)))
+        waiting = self._waiting[user_id]
         if waiting:
             self._clock.callLater(0, waiting.popleft().callback, None)
         else:
-            del self._waiting[session.user_id]
+            del self._waiting[user_id]

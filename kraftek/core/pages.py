@@ -55,15 +55,16 @@ class Pages:
 
     async def _read(self, session: Session, message: History) -> Page | None:
         epoch, before = ("", 0) if message.before is None else (message.before.epoch, message.before.offset)
-        topic, most = room_topic(message.room_id), self._following.most
-        if not await self._turns.come(session):
+        topic, most, user_id = room_topic(message.room_id), self._following.most, session.user_id
+        assert user_id is not None
+        if not await self._turns.come(session, user_id):
             text = "this user reads too much"
             raise PeerError(Code.RATE_LIMITED, text, retry_after=_RETRY_AFTER, limit=Limit.USER)
         page: Page | None = None
         try:
             page = await self._logs.page(topic, epoch, before, message.limit, most)
         finally:
-            self._turns.end(session, () if page is None else page.messages)
+            self._turns.end(session, user_id, () if page is None else page.messages)
         return page
 
     def _was_read(self, page: Page | None, session: Session, message: History) -> None:

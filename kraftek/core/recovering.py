@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from kraftek.contract.errors import NotPublished, PeerError, Refusal
-from kraftek.contract.interfaces import IAccess, IBus, IOutlet, Recovered, SocketRecord
+from kraftek.contract.interfaces import IAccess, IBus, IOutlet, Recovered, SocketRecord, TopicPosition
 from kraftek.contract.messages import Admitted, Authenticate, Authenticated, Delivery, Grant, Outgoing, Recover
 from kraftek.contract.metrics import Counters, RecoveryFailure
 from kraftek.contract.names import room_topic
@@ -177,12 +177,22 @@ class Recovering:
             if room is None or not room.epoch:
                 raise _NotRecoveredError(RecoveryFailure.UNAVAILABLE)
         entered = [(room_topic(room_id), epoch, offset) for room_id, epoch, offset in record.rooms]
-        missed = await self._logs.recover(last, entered, self._following.most)
+        missed = await self._read(session, record.user_id, last, entered)
         if missed.reason is not None:
             raise _NotRecoveredError(RecoveryFailure.HISTORY)
         await self._bus.settled()
         self._ordering.reached(missed.order)
         hold.forget_others()
+        return missed
+
+    async def _read(self, session: Session, user_id: str, last: str, entered: Sequence[TopicPosition]) -> Recovered:
+        turns, missed = self._membership.resuming.reading, None
+        if not await turns.come(session, user_id):
+            raise _NotRecoveredError(RecoveryFailure.UNAVAILABLE)
+        try:
+            missed = await self._logs.recover(last, entered, self._following.most)
+        finally:
+            turns.end(session, user_id, () if missed is None else [body for *_, body in missed.messages])
         return missed
 
     def _check(self, session: Session, message: Authenticate, room_id: str) -> Deferred[Grant]:

@@ -235,6 +235,8 @@ class Resuming:
         self, session: Session, room: Followed, since: Since | None, last: int, catch_up: CatchUp
     ) -> Missed | None:
         """What the client gets, up to somewhere in the room's own epoch; ``None`` when it cannot be read."""
+        user_id = session.user_id
+        assert user_id is not None
         for _ in range(_ATTEMPTS):
             if not room.epoch:
                 await self.following.position(room)
@@ -242,7 +244,7 @@ class Resuming:
                 return None
             if since is None and not last:
                 return Missed(room.epoch, room.offset)
-            if not await self.reading.come(session):
+            if not await self.reading.come(session, user_id):
                 return None
             missed: Missed | None = None
             try:
@@ -252,7 +254,7 @@ class Resuming:
             except (NotPublished, Refusal):
                 return None
             finally:
-                self.reading.end(session, () if missed is None else missed.messages)
+                self.reading.end(session, user_id, () if missed is None else missed.messages)
             if missed is None:
                 return None
             if missed.epoch != room.epoch:

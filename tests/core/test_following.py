@@ -762,8 +762,10 @@ def test_the_last_messages_count_as_bytes_of_who_asked() -> None:
     for text in "abc":
         board.tell(text * 1000)
     budgets = board.admission.budgets
-    assert budgets.overdrawn(board.enter().session) == 0
-    assert 0.9 < budgets.overdrawn(board.enter("bob", last=3).session) < 1.5
+    board.enter()
+    assert budgets.overdrawn("ann", "") == 0
+    board.enter("bob", last=3)
+    assert 0.9 < budgets.overdrawn("bob", "") < 1.5
 
 
 def test_an_empty_room_is_followed_no_more() -> None:

@@ -682,3 +682,23 @@ def test_another_version_of_the_gateway_goes_on_with_it(fleet: Fleet) -> None:
     assert fleet.records.left == {page.pid}
     fleet.tell(A, "1")
     assert is_recovered(back(moved, new), page)
+
+
+def test_what_is_read_for_it_is_read_for_its_user_in_turn_and_counts(fleet: Fleet) -> None:
+    gateway = fleet.gateway(limits=Limits(bytes_per_user=100, burst=2.0))
+    page, again = gateway.comes("ann", A), gateway.comes("ann", A)
+    fleet.tell(A, "first")
+    page.read()
+    again.read()
+    page.session.lost()
+    again.session.lost()
+    for _ in range(5):
+        fleet.tell(A, "x" * 100)
+    assert is_recovered(back(page, gateway), page)
+    assert gateway.admission.budgets.overdrawn("ann", "") > 2
+    late = back(again, gateway)
+    assert not late.events
+    for _ in range(50):
+        gateway.clock.advance(0.1)
+        gateway.let_in("ann")
+    assert is_recovered(late, again)
