@@ -169,8 +169,11 @@ def _keys(config: Config) -> list[str]:
     ]
     if config.operator.publish_token_file:
         keys.append(names.publish_key("*"))
-    if any(policy.history for policy in config.rooms):
-        keys += [names.HISTORY_RULES, names.HISTORY_FOLLOWING]
+    keeps = any(policy.history for policy in config.rooms)
+    if keeps or config.operator.publish_token_file:
+        keys.append(names.HISTORY_RULES)
+    if keeps:
+        keys.append(names.HISTORY_FOLLOWING)
         keys += [names.history_position_key("*"), names.history_log_key("*"), names.history_ids_key("*")]
         if config.socketio.recovery:
             keys.append(names.kept_socket_key("*"))

@@ -1,6 +1,5 @@
--- tell(room, message, id, prefix, broadcast): tells a room something, and keeps it if history is kept of that room: first in
--- its log, and only then is it published, so that Redis has refused by then what it refuses. An id that is known is told
--- once. Returns {how many took it, its offset, the epoch}; the offset is 0 where no history is kept.
+-- Tells a room something, and keeps it if the room has a history: first in its log, and only then is it published, so that Redis
+-- has refused by then what it refuses. An id that is known is told once.
 local function append(history, order, message, id)
     local offset, told = history.offset + 1, history.bytes + #message
     local entry = string.format('%.0f-%.0f', offset, history.bytes)
@@ -44,36 +43,52 @@ local function all_follow(prefix)
     return true
 end
 
-local function tell(room, message, id, prefix, broadcast)
-    local start, stop = message:find('^%s*{%s*')
-    if not start or message:byte(stop + 1) ~= 34 then
-        return redis.error_reply('ERR kraftek_tell: expected a JSON object with a type as the message')
-    end
-    local function whole(more)
-        return '{"roomId":' .. cjson.encode(room) .. more .. ',' .. message:sub(stop + 1)
-    end
-    local history = history_of(prefix, 'room:' .. room)
+-- telling(prefix, channel, topic, whole, id, message): keeps the message. Returns a function that publishes it and returns {how
+-- many took it, its offset, the epoch}; the offset is 0 where no history is kept, and `channel` gets `whole` then: the message,
+-- and in it whom it is for. Without `message`, which strangers have written, that is what is kept. Returns nil, and what was
+-- expected, if that has no type that can be read.
+local function telling(prefix, channel, topic, whole, id, message)
+    local history = history_of(prefix, topic)
     if history and history.patterns then
-        local keeps, expected = kept(message, history.patterns)
-        if keeps == nil then return redis.error_reply('ERR kraftek_tell: expected ' .. expected) end
-        if not keeps then history = nil end
+        local keeps, expected = kept(message or whole, history.patterns)
+        if keeps == nil and message then return nil, expected end
+        if keeps == false then history = nil end
     end
-    if not history then return {redis.call('PUBLISH', prefix .. broadcast, whole('')), 0, ''} end
+    message = message or whole
+    if not history then
+        return function() return {redis.call('PUBLISH', channel, whole), 0, ''} end
+    end
     position_of(history)
     if id ~= '' then
         local known = redis.pcall('ZSCORE', history.ids, id)
         if type(known) == 'table' then
             redis.call('DEL', history.ids)
         elseif known then
-            return {0, tonumber(known), history.epoch}
+            return function() return {0, tonumber(known), history.epoch} end
         end
     end
     local order = order_of(prefix)
     local offset = append(history, order, message, id)
-    local where = history.epoch .. ' ' .. string.format('%.0f', offset) .. ' ' .. in_order(order)
-    local took = redis.call('PUBLISH', history.channel, where .. ' ' .. message)
-    if not all_follow(prefix) then
-        took = took + redis.call('PUBLISH', prefix .. broadcast, whole(',"offset":' .. string.format('%.0f', offset)))
+    local number = string.format('%.0f', offset)
+    local where = history.epoch .. ' ' .. number .. ' ' .. in_order(order)
+    return function()
+        local took = redis.call('PUBLISH', history.channel, where .. ' ' .. message)
+        if not all_follow(prefix) then
+            local numbered = '{"offset":' .. number .. ',' .. whole:sub((whole:find('"', 1, true)))
+            took = took + redis.call('PUBLISH', channel, numbered)
+        end
+        return {took, offset, history.epoch}
     end
-    return {took, offset, history.epoch}
+end
+
+-- tell(room, message, id, prefix, broadcast): the same of a message to a room, at once.
+local function tell(room, message, id, prefix, broadcast)
+    local _, start = message:find('^%s*{%s*"')
+    local publish, expected = nil, 'a JSON object with a type as the message'
+    if start then
+        local whole = '{"roomId":' .. cjson.encode(room) .. ',' .. message:sub(start)
+        publish, expected = telling(prefix, prefix .. broadcast, 'room:' .. room, whole, id, message)
+    end
+    if not publish then return redis.error_reply('ERR kraftek_tell: expected ' .. expected) end
+    return publish()
 end

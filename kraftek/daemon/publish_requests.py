@@ -25,7 +25,7 @@ from kraftek.contract.interfaces import IBus
 from kraftek.contract.log_once import OnceAMinute
 from kraftek.contract.lua import Script, lua
 from kraftek.contract.metrics import Counters
-from kraftek.contract.names import COMMANDS, GATEWAY_LEASES, REGISTRATIONS, publish_key
+from kraftek.contract.names import COMMANDS, GATEWAY_LEASES, HISTORY_RULES, REGISTRATIONS, publish_key
 from kraftek.edge.http_server import Request, Response
 from kraftek.service.commits import UNAWARE, OldGateway
 from kraftek.service.messages import read
@@ -38,7 +38,7 @@ _KEPT = 86_400
 
 _CONFLICT = -1
 
-PUBLISH = Script(lua(__package__, "publish", CONFLICT=_CONFLICT))
+PUBLISH = Script(lua(__package__, "history", "kept", "tell", "publish", CONFLICT=_CONFLICT))
 
 _KEY = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\]){1,255})"|([!#-+\--~]{1,255})')
 """``Idempotency-Key`` (draft-ietf-httpapi-idempotency-key-header-07, section 2.1): a string in quotation marks. Many
@@ -143,10 +143,13 @@ class PublishRequests:
         said = msgspec.json.encode(message)
         kept = () if key is None else (publish_key(sha256(key.encode()).hexdigest()),)
 
-        def publish(unaware: Sequence[bytes]) -> Deferred[int]:
+        topic = message.topic or ""
+
+        def publish(unaware: Sequence[bytes]) -> Deferred[tuple[int, int, bytes]]:
             if unaware:
                 raise _Wrong(409, str(OldGateway(*(word.decode() for word in unaware))))
-            return self._bus.call(PUBLISH, [self._channel, *kept], [said, sha256(said).hexdigest(), _KEPT])
+            keys = [HISTORY_RULES, self._channel, *kept]
+            return self._bus.call(PUBLISH, keys, [said, sha256(said).hexdigest(), _KEPT, topic])
 
         if message.type in COMMANDS:
             published = self._bus.call(UNAWARE, [GATEWAY_LEASES, REGISTRATIONS], [message.type]).addCallback(publish)
@@ -154,12 +157,15 @@ class PublishRequests:
             published = publish(())
         published.addCallback(self._published).addErrback(self._failed).addCallback(answer)
 
-    def _published(self, taken: int) -> Response:
+    def _published(self, done: tuple[int, int, bytes]) -> Response:
+        taken, offset, epoch = done
         if taken == _CONFLICT:
             raise _Wrong(422, "expected a new Idempotency-Key: another message was published under this one")
-        if taken == 0:
+        if taken == offset == 0:
             raise _Wrong(503, "no gateway listens at present: nobody has the message", (b"Retry-After", b"1"))
-        return self._counted(Response(200, b'{"taken":%d}\n' % taken, b"application/json", (_NO_STORE,)))
+        place = {"offset": offset, "epoch": epoch.decode()} if offset else {}
+        body = msgspec.json.encode({"taken": taken, **place}) + b"\n"
+        return self._counted(Response(200, body, b"application/json", (_NO_STORE,)))
 
     def _failed(self, failure: Failure) -> Response:
         error = failure.value

@@ -9,7 +9,7 @@ outside of handlers is in :mod:`kraftek.service.publisher`. Tests of services us
 """
 
 from kraftek.service.backend import Away, Rejected
-from kraftek.service.commits import OldGateway
+from kraftek.service.commits import OldGateway, Told
 from kraftek.service.processor import Context, EventProcessor, Refused, TooLarge
 
-__all__ = ["Away", "Context", "EventProcessor", "OldGateway", "Refused", "Rejected", "TooLarge"]
+__all__ = ["Away", "Context", "EventProcessor", "OldGateway", "Refused", "Rejected", "Told", "TooLarge"]

@@ -18,7 +18,7 @@ from kraftek.contract.errors import Code
 from kraftek.contract.names import dead_letters
 from kraftek.service.backend import Away, Backend, Refusing, Rejected
 from kraftek.service.cancels import Cancels
-from kraftek.service.commits import Command, Entry, NotNow, commit
+from kraftek.service.commits import Command, Commits, Entry, NotNow
 from kraftek.service.deadlines import Deadlines
 from kraftek.service.jobs import PAUSE, Jobs
 from kraftek.service.processor import EventProcessor, Incoming, Link, NoEvent
@@ -56,6 +56,7 @@ class Handling:
     ) -> None:
         self._processor = processor
         self._backend = backend
+        self._commits = Commits(backend)
         self._jobs = jobs
         self._link = link
         self._warn = warn
@@ -243,9 +244,7 @@ class Handling:
         """Do what a handler wants done: all of it, with the acknowledgement of its entry, or nothing. Returns whether
         the entry was this instance's.
         """
-        if entry is None:
-            return await commit(self._backend, commands)
-        return await commit(self._backend, commands, self._processor.name, entry)
+        return await self._commits.commit(commands, self._processor.name, entry)
 
 
 def _cancelled(processor: EventProcessor, event: Incoming) -> Sequence[Command]:

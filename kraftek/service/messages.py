@@ -14,7 +14,7 @@ from msgspec import Raw, Struct
 
 from kraftek.contract.errors import Code, is_code
 from kraftek.contract.messages import NULL, ROOM_ID_LENGTH, Broadcast
-from kraftek.contract.names import COMMANDS, GATEWAY_OWN, ROOM_PUT, ROOM_REMOVE, service_of
+from kraftek.contract.names import COMMANDS, GATEWAY_OWN, ROOM_PUT, ROOM_REMOVE, room_topic, service_of
 from kraftek.contract.surrogates import encode
 from kraftek.contract.surrogates import read as read_whole
 
@@ -37,6 +37,13 @@ _DISCONNECT = "disconnect"
 
 class Message(Broadcast, frozen=True, omit_defaults=True):
     """A message to clients; fields with default values are left out."""
+
+    @property
+    def topic(self) -> str | None:
+        """If it is for a room, and for nobody else: that. It is part of its history, if it has one."""
+        others = self.recipients or self.user_ids or self.everybody
+        command = self.type == _DISCONNECT or self.type.startswith(GATEWAY_OWN)
+        return None if others or command or not self.room_id else room_topic(self.room_id)
 
 
 class _Given(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):

@@ -16,7 +16,7 @@ from msgspec import Raw, Struct
 
 from kraftek.contract.errors import Code
 from kraftek.contract.lua import Argument
-from kraftek.contract.messages import NULL, Broadcast, Envelope, ErrorPayload, RequestId
+from kraftek.contract.messages import NULL, Envelope, ErrorPayload, RequestId
 from kraftek.contract.names import (
     BROADCAST,
     GATEWAY_OWN,
@@ -31,7 +31,7 @@ from kraftek.contract.names import (
 from kraftek.contract.payloads import payload_reader
 from kraftek.contract.surrogates import encode, read
 from kraftek.service import messages
-from kraftek.service.commits import Command, wants
+from kraftek.service.commits import Command, Topic, wants
 from kraftek.service.errors import NoEvent, Refused, TooLarge
 from kraftek.service.messages import Message, event_for
 from kraftek.service.progress import Parts
@@ -294,10 +294,11 @@ class EventProcessor:
             commands.append(Command((*self.publish(self.broadcast, again).parts, late), "unheard"))
         return commands
 
-    def publish(self, channel: str, message: Broadcast) -> Command:
-        """Send a message to clients. Raises :class:`TooLarge`."""
+    def publish(self, channel: str, message: Message, id: str = "") -> Command:
+        """Send a message to clients; a room has one with this ``id`` once in its history. Raises :class:`TooLarge`."""
         parts = "PUBLISH", channel, self.sized(message.type, _encode(message))
-        return Command(parts, wants=wants(self.prefix, message.type))
+        topic = None if message.topic is None else Topic(message.topic, self.prefix, id)
+        return Command(parts, wants=wants(self.prefix, message.type), topic=topic)
 
     def to_gateway(self, event: Mapping[str, Any]) -> Command:
         """Send an event to another service, through a gateway. Raises :class:`TooLarge`."""
@@ -410,7 +411,8 @@ class Context:
     def broadcast_to_room(
         self, type: str, payload: Any, room_id: str | None = None, exclude: Iterable[str] = ()
     ) -> None:
-        """Send to everybody in a room, by default the event's room, except for the sockets in ``exclude``.
+        """Send to everybody in a room, by default the event's room, except for the sockets in ``exclude``. If the room
+        has a history it is part of that: who is away now gets it later.
 
         Raises :class:`ValueError` when the event belongs to no room, and none is given.
         """
@@ -532,9 +534,8 @@ class Context:
         return room_id
 
     def _publish(self, message: Message | None, channel: str = "") -> None:
-        self._add(
-            *(() if message is None else (self._processor.publish(channel or self._processor.broadcast, message),))
-        )
+        broadcast = self._processor.broadcast
+        self._add(*(() if message is None else (self._processor.publish(channel or broadcast, message),)))
 
     def _add(self, *commands: Command) -> None:
         if self._ended:

@@ -14,7 +14,7 @@ from typing import Any
 from kraftek.contract.errors import Code
 from kraftek.contract.log_once import OnceAMinute
 from kraftek.service.backend import Away, Backend, Signal
-from kraftek.service.commits import Command, publish
+from kraftek.service.commits import Command, Commits, Told
 from kraftek.service.jobs import Jobs
 from kraftek.service.messages import (
     Message,
@@ -39,7 +39,7 @@ PATIENCE = 5.0
 
 class Publishing:
     """Sends at once. What is sent to clients returns how many took it: the gateways, and whoever else subscribes to
-    the same channel. With 0 no gateway did, and nobody keeps it.
+    the same channel. With 0 no gateway did, and nobody keeps it, unless a room has it in its history.
 
     Each fails with :class:`~kraftek.service.Away` while Redis is unavailable: it is not sent later, but what was on its
     way when the connection was lost may have arrived. ``source``: the registered service on whose behalf it sends
@@ -52,14 +52,19 @@ class Publishing:
         self._backend = backend
         self._source = source
         warn = partial(OnceAMinute(time.monotonic), backend.warn)
+        self._commits = Commits(backend)
         self._jobs = Jobs(backend, warn)
         self._requests = Requests(new_name(), self._processor, backend, warn)
         self._running = self._connected = False
         self._waiting: list[Signal] = []
 
-    def broadcast_to_room(self, type: str, payload: Any, room_id: str, exclude: Iterable[str] = ()) -> Awaitable[int]:
-        """To everybody in a room, except for the sockets in ``exclude``."""
-        return self._send(to_room(type, payload, room_id, exclude))
+    def broadcast_to_room(
+        self, type: str, payload: Any, room_id: str, exclude: Iterable[str] = (), *, id: str = ""
+    ) -> Awaitable[Told]:
+        """To everybody in a room, except for the sockets in ``exclude``. If the room has a history it is part of that:
+        who is away now gets it later. There it is told once, however often it is sent with this ``id``.
+        """
+        return self._say(to_room(type, payload, room_id, exclude), id)
 
     def broadcast_to_user(self, type: str, payload: Any, user_id: str) -> Awaitable[int]:
         """To every socket of a user."""
@@ -116,9 +121,9 @@ class Publishing:
         """Take every socket of these users, and these sockets, out of a room, however they came in. Fails likewise."""
         return self._send(remove_from_room(room_id, user_ids, socket_ids))
 
-    def send(self, message: Message) -> Awaitable[int]:
+    def send(self, message: Message, *, id: str = "") -> Awaitable[Told]:
         """What :mod:`kraftek.service.messages` has read. Raises :class:`ValueError` for what makes no sense."""
-        return self._send(checked(message))
+        return self._say(checked(message), id)
 
     def emit(
         self, event: str, payload: Any = None, *, room_id: str | None = None, user_id: str = ""
@@ -177,7 +182,15 @@ class Publishing:
 
     async def _publish(self, command: Command | None) -> int:
         await self._ready()
-        return 0 if command is None else await publish(self._backend, command)
+        return 0 if command is None else (await self._commits.publish(command)).taken
+
+    def _say(self, message: Message, id: str) -> Awaitable[Told]:
+        command = self._processor.publish(self._processor.broadcast, message, id)
+        return self._backend.awaitable(self._tell(command))
+
+    async def _tell(self, command: Command) -> Told:
+        await self._ready()
+        return await self._commits.publish(command)
 
     async def _emit(self, event: dict[str, Any]) -> None:
         await self._ready()

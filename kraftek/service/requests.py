@@ -17,7 +17,7 @@ from kraftek.contract.names import reply_channel
 from kraftek.contract.payloads import payload_decoder
 from kraftek.contract.surrogates import read
 from kraftek.service.backend import Backend, Signal
-from kraftek.service.commits import Full, commit
+from kraftek.service.commits import Commits, Full
 from kraftek.service.handling import RETRY_AFTER
 from kraftek.service.processor import EventProcessor, Refused
 
@@ -38,6 +38,7 @@ class Requests:
     def __init__(self, name: str, processor: EventProcessor, backend: Backend, warn: Callable[[str], None]) -> None:
         self._processor = processor
         self._backend = backend
+        self._commits = Commits(backend)
         self._warn = warn
         self._numbers = count(1)
         self._answers: dict[int, Signal] = {}
@@ -66,7 +67,7 @@ class Requests:
     async def emit(self, event: Mapping[str, Any]) -> None:
         """Send an event at once. Raises :class:`Refused` while too many wait for a gateway."""
         try:
-            await commit(self._backend, [self._processor.to_gateway(event)])
+            await self._commits.commit([self._processor.to_gateway(event)])
         except Full as full:
             raise Refused(Code.SERVICE_UNAVAILABLE, f"{event['eventType']}: {full}", RETRY_AFTER) from None
 

@@ -78,13 +78,26 @@ def test_what_is_taken_is_counted(site: Site) -> None:
     site.ask()
     assert site.transport.value() == b""
     (call,) = site.bus.calls
-    assert (call.command, call.keys) == (PUBLISH, ("events:broadcast",))
+    assert (call.command, call.keys) == (PUBLISH, ("gateways:history:rules", "events:broadcast"))
     said: Any = call.args[0]
+    assert call.args[3] == "room:lobby"
     assert said == b'{"type":"news:item:new","payload":{"n": 1.50},"roomId":"lobby"}'
-    call.reply.callback(2)
+    call.reply.callback([2, 0, b""])
     status, headers, body = site.answer
     assert (status, headers["content-type"], body) == (200, "application/json", {"taken": 2})
     assert site.counters.publish_requests["200"] == 1
+
+
+def test_where_it_is_in_the_history_of_its_room(site: Site) -> None:
+    for taken in (2, 0):
+        site.ask()
+        site.bus.calls.pop().reply.callback([taken, 7, b"e1"])
+        assert site.answer[::2] == (200, {"taken": taken, "offset": 7, "epoch": "e1"})
+    for other in ('"everybody": true', '"userIds": ["ada"]', '"recipients": ["g.1"]'):
+        site.ask(f'{{"type": "news:item:new", {other}}}')
+        assert site.bus.calls.pop().args[3] == ""
+    site.ask('{"type": "disconnect", "userIds": ["ada"], "roomId": "lobby"}')
+    assert site.bus.calls.pop().args[3] == ""
 
 
 def test_a_command_is_for_gateways_that_all_know_it(site: Site) -> None:
@@ -98,7 +111,8 @@ def test_a_command_is_for_gateways_that_all_know_it(site: Site) -> None:
     )
     asked.reply.callback([])
     assert site.bus.calls[1].command is PUBLISH
-    site.bus.calls[1].reply.callback(2)
+    assert site.bus.calls[1].args[3] == ""
+    site.bus.calls[1].reply.callback([2, 0, b""])
     assert site.answer[::2] == (200, {"taken": 2})
     site.bus.calls.clear()
     site.counters.publish_requests["200"] = 0
@@ -117,7 +131,7 @@ def test_a_key_goes_with_the_digest_of_the_message(site: Site, key: str) -> None
     site.ask(SAID.replace("lobby", "hall"), Idempotency_Key=key)
     site.ask(Idempotency_Key='"another"')
     assert {call.args[2] for call in site.bus.calls} == {24 * 60 * 60}
-    places = [call.keys[1] for call in site.bus.calls]
+    places = [call.keys[2] for call in site.bus.calls]
     digests = [call.args[1] for call in site.bus.calls]
     assert places[0] == places[1] == places[2] != places[3]
     assert places[0].startswith("gateway:published:")
@@ -132,7 +146,7 @@ def test_quotation_marks_make_no_other_key(site: Site) -> None:
 
 def test_another_message_under_a_key_is_refused(site: Site) -> None:
     site.ask(Idempotency_Key='"k"')
-    site.bus.calls.pop().reply.callback(-1)
+    site.bus.calls.pop().reply.callback([-1, 0, b""])
     assert site.refusal() == (
         422,
         "expected a new Idempotency-Key: another message was published under this one",
@@ -241,7 +255,7 @@ def test_redis_refuses(site: Site) -> None:
 
 def test_no_gateway_listens(site: Site) -> None:
     site.ask()
-    site.bus.calls.pop().reply.callback(0)
+    site.bus.calls.pop().reply.callback([0, 0, b""])
     assert site.refusal() == (503, "no gateway listens at present: nobody has the message")
 
 
@@ -256,7 +270,7 @@ def test_a_fault_of_ours_is_not_shown(site: Site) -> None:
 def test_who_is_gone_gets_no_answer(site: Site) -> None:
     site.ask()
     site.protocol.connectionLost(Failure(ConnectionLost()))
-    site.bus.calls[0].reply.callback(1)
+    site.bus.calls[0].reply.callback([1, 0, b""])
     assert site.transport.value() == b""
     assert site.counters.publish_requests["200"] == 1
 

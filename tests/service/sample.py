@@ -48,6 +48,12 @@ class Write(Struct):
     emit: str = ""
 
 
+class Rooms(Struct):
+    rooms: list[str]
+    also: list[str] = []
+    emit: str = ""
+
+
 class Ask(Struct):
     event: str
     payload: Any = None
@@ -153,6 +159,26 @@ def sample(backend: str, **settings: Any) -> EventProcessor:  # noqa: C901  # ma
         context.broadcast_to_users("sample:told:nobody", payload, [])
         context.broadcast_to_sockets("sample:told:socket", payload, [context.socket_id])
         context.also("SET", "also", json.dumps(payload))
+
+    @processor.on("tell:rooms")
+    async def rooms(context: Context, payload: Rooms) -> None:
+        for number, room_id in enumerate(payload.rooms):
+            context.broadcast_to_room("sample:told:rooms", number, room_id=room_id)
+        if payload.emit:
+            context.emit(payload.emit)
+        if payload.also:
+            context.also(*payload.also)
+
+    @processor.on("tell:everybody")
+    async def everybody(context: Context, payload: Any) -> None:
+        context.broadcast_to_everybody("sample:told:everybody", payload, exclude=[context.socket_id])
+        context.disconnect()
+        context.disconnect(
+            user_ids=["bob", ""], socket_ids=context.socket_id, room_id="r", code="BANNED", message="bye"
+        )
+        context.disconnect(user_ids=["eve"])
+        if payload == "wrong":
+            context.disconnect(user_ids=["eve"], code="banned")
 
     @processor.on("tell:enter")
     def enter(context: Context, room: str) -> None:

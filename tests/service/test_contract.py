@@ -233,6 +233,32 @@ def test_a_handler_that_fails_has_said_and_done_nothing(contract: Contract) -> N
     assert contract.redis.get("also") is None
 
 
+def test_everybody_hears_it_and_some_are_disconnected(contract: Contract) -> None:
+    ada = contract.client("ada", "room")
+    ada.send("sample:tell:everybody", "wrong")
+    assert ada.receive()["payload"]["code"] == "EVENT_PROCESSING_ERROR"
+    ada.send("sample:tell:everybody", 1)
+
+    heard = [contract.hear(10) for _ in range(3)]
+
+    bye, revoked = (
+        {"code": "BANNED", "message": "bye"},
+        {"code": "ACCESS_REVOKED", "message": "disconnected by a service"},
+    )
+    close = {"channel": "events:broadcast", "type": "disconnect"}
+    assert heard == [
+        {
+            "channel": "events:broadcast",
+            "type": "sample:told:everybody",
+            "payload": 1,
+            "everybody": True,
+            "excludeSocketIds": [ada.socket_id],
+        },
+        {**close, "payload": bye, "userIds": ["bob"], "recipients": [ada.socket_id], "roomId": "r"},
+        {**close, "payload": revoked, "userIds": ["eve"]},
+    ]
+
+
 def test_what_concerns_the_senders_gateway_goes_to_it_alone(contract: Contract) -> None:
     contract.client("ada", "room").send("sample:tell:all", 1)
 

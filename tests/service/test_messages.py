@@ -148,3 +148,19 @@ def test_half_a_surrogate_pair_is_mended_in_the_payload_alone() -> None:
 def test_what_makes_no_sense_is_told(body: bytes, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         read(body)
+
+
+@pytest.mark.parametrize(
+    ("message", "topic"),
+    [
+        (Message("a:b:c", room_id="r", exclude_socket_ids=("s",)), "room:r"),
+        (Message("a:b:c", room_id=""), None),
+        (Message("a:b:c", user_ids=("ada",)), None),
+        (Message("a:b:c", room_id="r", recipients=("s",)), None),
+        (Message("a:b:c", room_id="r", everybody=True), None),
+        (Message("disconnect", room_id="r"), None),
+        (Message("gateway:room:put", room_id="r"), None),
+    ],
+)
+def test_what_may_be_part_of_a_history(message: Message, topic: str | None) -> None:
+    assert message.topic == topic

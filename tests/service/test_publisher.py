@@ -14,9 +14,11 @@ from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
-from kraftek.service import Away, Context, EventProcessor, OldGateway, Refused, TooLarge
+from kraftek.contract.names import HISTORY_RULES
+from kraftek.service import Away, Context, EventProcessor, OldGateway, Refused, Told, TooLarge
 from kraftek.service import asyncio as over_asyncio
 from kraftek.service import twisted as over_twisted
+from kraftek.service.messages import to_room
 from kraftek.service.testing import Contract
 from tests.support.redis_server import PrivateRedis
 
@@ -62,12 +64,39 @@ def over(backend: str, url: str, play: Play, **settings: Any) -> None:
 
 
 @BACKENDS
+def test_what_is_said_to_a_room_with_history_is_told_once(backend: str, gateway_contract: Contract) -> None:
+    """Those in the room are on a gateway that does not follow the rules: it hears all on the usual channel."""
+    redis, ada = gateway_contract.redis, gateway_contract.client("ada", "r")
+
+    async def play(publisher: Any) -> None:
+        plain = await publisher.broadcast_to_room("t:to:room", 0, "r", id="m")
+        assert (plain, bool(plain)) == (Told(1), True)
+        redis.hset(
+            HISTORY_RULES, mapping={"rules": json.dumps([["room:r", False, 9, 60_000, 9000]]), "generation": "g"}
+        )
+        redis.zadd("gateways", {"gw": 2**40})
+        first = await publisher.broadcast_to_room("t:to:room", 1, "r", id="m")
+        assert (first.taken, first.offset, len(first.epoch)) == (1, 1, 12)
+        again = await publisher.broadcast_to_room("t:to:room", 1, "r", id="m")
+        assert (again, bool(again)) == (Told(0, 1, first.epoch), True)
+        assert (await publisher.broadcast_to_room("t:to:room", 2, "r", exclude=[ada.socket_id])).offset == 2
+        assert (await publisher.send(to_room("t:to:room", 3, "r", ()), id="n")).offset == 3
+        assert await publisher.broadcast_to_room("t:to:room", 4, "s") == Told(1)
+        assert not await publisher.broadcast_to_users("t:to:nobody", 5, [])
+        redis.delete("gateways", HISTORY_RULES)
+
+    over(backend, gateway_contract.url, play)
+    gateway_contract.settle()
+    assert [told["payload"] for told in ada.inbox] == [0, 1, 3]
+
+
+@BACKENDS
 def test_to_whom_it_says(backend: str, gateway_contract: Contract) -> None:
     ada, bob = gateway_contract.client("ada", "r"), gateway_contract.client("bob", "r")
     eve = gateway_contract.client("eve", "s")
 
     async def play(publisher: Any) -> None:
-        assert await publisher.broadcast_to_room("t:to:room", 1, "r", exclude=[bob.socket_id]) == 1
+        assert await publisher.broadcast_to_room("t:to:room", 1, "r", exclude=[bob.socket_id]) == Told(1)
         assert await publisher.broadcast_to_user("t:to:user", {"x": [2]}, "bob") == 1
         assert await publisher.broadcast_to_users("t:to:users", 3, ["bob", "eve", ""]) == 1
         assert await publisher.broadcast_to_sockets("t:to:sockets", "half \ud83d", eve.socket_id) == 1
@@ -132,9 +161,9 @@ def test_it_puts_into_rooms_and_takes_out(
     async def play(publisher: Any) -> None:
         assert await publisher.put_in_room("match", user_ids="ada", socket_ids=[bob.socket_id]) == 2
         assert await publisher.put_in_room("r", user_ids=["ada"], permissions=["a:*:*"]) == 2
-        assert await publisher.broadcast_to_room("t:to:room", 1, "match") == 2
+        assert await publisher.broadcast_to_room("t:to:room", 1, "match") == Told(2)
         assert await publisher.remove_from_room("match", user_ids=["bob", "eve"]) == 2
-        assert await publisher.broadcast_to_room("t:to:room", 2, "match") == 2
+        assert await publisher.broadcast_to_room("t:to:room", 2, "match") == Told(2)
         assert await publisher.put_in_room("match") == 0
         with pytest.raises(ValueError, match="not empty"):
             await publisher.put_in_room("", user_ids="ada")
@@ -166,7 +195,7 @@ def test_it_says_that_a_gateway_does_not_know_a_command(backend: str, gateway_co
         for call in (publisher.put_in_room, publisher.remove_from_room):
             with pytest.raises(OldGateway, match=r"gateway (old|new) is of a version that does not know gateway:room:"):
                 await call("match", user_ids="ada")
-        assert await publisher.broadcast_to_room("t:to:room", 1, "match") == 0
+        assert not await publisher.broadcast_to_room("t:to:room", 1, "match")
 
     over(backend, gateway_contract.url, play, prefix="live:")
 

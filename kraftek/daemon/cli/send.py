@@ -1,7 +1,7 @@
 """Send a message to clients: to a room, to users, to sockets or to everybody.
 
-It is sent once, and not kept: who is not connected never gets it. Says how many gateways took it; with none the status
-is 1.
+It is sent once, and not kept: who is not connected never gets it, unless the room has a history. Says how many gateways
+took it; with none, and no history, the status is 1.
 """
 
 from __future__ import annotations
@@ -54,14 +54,15 @@ async def run(reactor: Any, given: Namespace) -> int:
     publisher = Publisher(reactor, redis.url, ca=redis.ca, prefix=redis.prefix, broadcast=redis.broadcast)
     publisher.startService()
     try:
-        taken = await publisher.send(message)
+        told = await publisher.send(message)
     finally:
         with suppress(Exception):
             await publisher.stopService()
-    if not taken:
+    if not told:
         print(f"kraftek: no gateway took it: none listens to {redis.prefix}{redis.broadcast}", file=sys.stderr)
         return 1
-    print(f"taken by {taken} {'gateway' if taken == 1 else 'gateways'}")
+    kept = f", and kept as number {told.offset} of the room's history" if told.offset else ""
+    print(f"taken by {told.taken} {'gateway' if told.taken == 1 else 'gateways'}{kept}")
     return 0
 
 

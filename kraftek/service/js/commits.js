@@ -4,54 +4,127 @@
  */
 
 import { Full, OldGateway } from "./errors.js";
-import { GATEWAY_BYTES, GATEWAY_LENGTH } from "./names.js";
+import { GATEWAY_BYTES, GATEWAY_LENGTH, HISTORY_RULES } from "./names.js";
 import { script } from "./scripts.js";
 
-const FULL = -1;
+const [FULL, KEPT] = [-1, -2];
+const NUMBERS = { FULL, KEPT, most: GATEWAY_LENGTH, bytes: GATEWAY_BYTES };
 
-/** The script is sent each time, and one that emits nothing is four times as short. */
-const COMMIT = script("commit");
-const COMMIT_AND_EMIT = script("commitAndEmit", { FULL, most: GATEWAY_LENGTH, bytes: GATEWAY_BYTES });
+/**
+ * Those that commit, by what is said to rooms: of which none may have a history, or some. The script is sent each time, and
+ * without all that it is six times as short.
+ */
+const COMMITS = { none: script("commit"), unkept: script("commitUnkept", { KEPT }), kept: script("commitKept") };
+const COMMITS_AND_EMIT = {
+  none: script("commitAndEmit", NUMBERS),
+  unkept: script("commitUnkeptAndEmit", NUMBERS),
+  kept: script("commitKeptAndEmit", NUMBERS),
+};
+
+const TELL_UNKEPT = `${script("unkept", { KEPT })}\nreturn redis.call('PUBLISH', ARGV[1], ARGV[2])`;
+const TELL = `${script("tell")}\nreturn telling(unpack(ARGV))()`;
 
 const UNAWARE = script("unaware");
 
 /**
- * Run the commands; for an entry of a stream only if it is still pending for its consumer, which is the result. Rejects
- * with `NotNow`, and as connection.js has it.
- *
- * @param {import("./connection.js").Connection} connection
- * @param {import("./context.js").Command[]} commands
- * @param {{group: string, stream: string, id: string, consumer: string}} [entry]
+ * Runs commands on a Redis. What is said to a room is part of its history if it has one. Only Redis knows that. It is asked
+ * by a short script until it says that some room has one: then by another one.
  */
-export async function commit(connection, commands, entry) {
-  await allKnow(connection, commands);
-  const [first] = commands;
-  if (!entry && !first) return true;
-  if (!entry && first && commands.length === 1 && first.when !== "emit") {
-    await connection.call(...first.words);
-    return true;
+export class Commits {
+  #connection;
+  #kept = false;
+
+  /** @param {import("./connection.js").Connection} connection */
+  constructor(connection) {
+    this.#connection = connection;
   }
-  /** @type {import("./connection.js").Word[]} */
-  const args = entry ? [entry.group, entry.id, "of", 1, entry.consumer] : ["", ""];
-  for (const { when, words } of commands) args.push(when, words.length, ...words);
-  const emits = commands.some(({ when }) => when === "emit");
-  const done = await connection.run(emits ? COMMIT_AND_EMIT : COMMIT, entry ? [entry.stream] : [], args);
-  if (done === FULL) throw new Full();
-  return Boolean(done);
+
+  /**
+   * Run the commands; for an entry of a stream only if it is still pending for its consumer, which is the result. Rejects
+   * with `NotNow`, and as connection.js has it.
+   *
+   * @param {import("./context.js").Command[]} commands
+   * @param {{group: string, stream: string, id: string, consumer: string}} [entry]
+   */
+  async commit(commands, entry) {
+    await this.#allKnow(commands);
+    const [first] = commands;
+    if (!entry && !first) return true;
+    if (!entry && first && commands.length === 1 && first.when !== "emit") {
+      await (first.topic ? this.#tell(first, first.topic) : this.#connection.call(...first.words));
+      return true;
+    }
+    let done;
+    do {
+      done = await this.#run(commands, entry);
+      this.#kept ||= done === KEPT;
+    } while (done === KEPT);
+    if (done === FULL) throw new Full();
+    return Boolean(done);
+  }
+
+  /**
+   * @param {import("./context.js").Command} command
+   * @param {import("./context.js").Topic} topic
+   */
+  async #tell({ words }, topic) {
+    if (!this.#kept) {
+      const taken = await this.#connection.run(TELL_UNKEPT, [], [...words.slice(1), topic.prefix + HISTORY_RULES]);
+      if (taken !== KEPT) return;
+      this.#kept = true;
+    }
+    await this.#connection.run(TELL, [], telling(words, topic));
+  }
+
+  /**
+   * @param {import("./context.js").Command[]} commands
+   * @param {{group: string, stream: string, id: string, consumer: string}} [entry]
+   */
+  #run(commands, entry) {
+    /** @type {import("./connection.js").Word[]} */
+    const args = entry ? [entry.group, entry.id, "of", 1, entry.consumer] : ["", ""];
+    const { prefix } = commands.find(({ topic }) => topic)?.topic ?? {};
+    const rooms = prefix === undefined ? "none" : this.#kept ? "kept" : "unkept";
+    for (const command of commands) args.push(...wordsOf(command, rooms));
+    if (rooms === "unkept") args.push("rules", 1, prefix + HISTORY_RULES);
+    const scripts = commands.some(({ when }) => when === "emit") ? COMMITS_AND_EMIT : COMMITS;
+    return this.#connection.run(scripts[rooms], entry ? [entry.stream] : [], args);
+  }
+
+  /**
+   * Whether all live gateways know the commands to them. Beforehand: in one step with the message it would be no safer, as
+   * a gateway listens before it has its lease.
+   *
+   * @param {import("./context.js").Command[]} commands
+   */
+  async #allKnow(commands) {
+    for (const { wants } of commands) {
+      if (!wants) continue;
+      const unaware = await this.#connection.run(UNAWARE, [wants.leases, wants.published], [wants.command]);
+      const [id, command] = /** @type {Buffer[]} */ (unaware);
+      if (id) throw new OldGateway(String(id), String(command));
+    }
+  }
 }
 
 /**
- * Whether all live gateways know the commands to them. Beforehand: in one step with the message it would be no safer, as a
- * gateway listens before it has its lease.
+ * A command as the script has it.
  *
- * @param {import("./connection.js").Connection} connection
- * @param {import("./context.js").Command[]} commands
+ * @param {import("./context.js").Command} command
+ * @param {keyof typeof COMMITS} rooms
+ * @returns {import("./connection.js").Word[]}
  */
-async function allKnow(connection, commands) {
-  for (const { wants } of commands) {
-    if (!wants) continue;
-    const unaware = await connection.run(UNAWARE, [wants.leases, wants.published], [wants.command]);
-    const [id, command] = /** @type {Buffer[]} */ (unaware);
-    if (id) throw new OldGateway(String(id), String(command));
-  }
+function wordsOf({ when, words, topic }, rooms) {
+  return topic && rooms === "kept" ? ["tell", 5, ...telling(words, topic)] : [when, words.length, ...words];
+}
+
+/**
+ * The arguments of `telling` in tell.lua.
+ *
+ * @param {import("./connection.js").Word[]} publish
+ * @param {import("./context.js").Topic} topic
+ * @returns {import("./connection.js").Word[]}
+ */
+function telling([, channel = "", body = ""], { prefix, name }) {
+  return [prefix, channel, name, body, ""];
 }

@@ -14,6 +14,7 @@ import {
   gatewayOf,
   lateAnswerKey,
   roomKey,
+  roomTopic,
   serviceOf,
 } from "./names.js";
 import { Parts } from "./progress.js";
@@ -31,6 +32,9 @@ import { Parts } from "./progress.js";
  * @property {Word[]} words
  * @property {{leases: string, published: string, command: string}} [wants] A command to gateways that all of them must
  *   know, and the keys of their leases, and of what they publish.
+ * @property {Topic} [topic] Of a PUBLISH, which is told otherwise if that has a history.
+ *
+ * @typedef {{name: string, prefix: string}} Topic
  *
  * @typedef {object} Link What a handler can use while it runs.
  * @property {(...words: Word[]) => Promise<unknown>} call
@@ -39,6 +43,10 @@ import { Parts } from "./progress.js";
 
 /** Characters of a room's name at most. */
 const ROOM_LENGTH = 256;
+
+const DISCONNECT = "disconnect";
+/** docs/errors.rst, "Codes". */
+const CODE = /^[A-Z][A-Z0-9_]{0,63}$/;
 
 /** @implements {IContext} */
 export class Context {
@@ -180,6 +188,25 @@ export class Context {
     // When all of them are on the sender's gateway, no other one needs the message.
     const gateways = new Set([...recipients, this.socketId].map(gatewayOf));
     this.#publish({ type, payload, recipients }, gateways.size === 1 && !gateways.has("") ? this.#event.replyTo : "");
+  }
+
+  /**
+   * @param {string} type
+   * @param {unknown} payload
+   * @param {{exclude?: Iterable<string> | undefined}} [options]
+   */
+  broadcastToEverybody(type, payload, { exclude } = {}) {
+    this.#publish({ type, payload, everybody: true, excludeSocketIds: some(exclude ?? []) });
+  }
+
+  /**
+   * @param {{userIds?: Iterable<string>, socketIds?: Iterable<string>, roomId?: string, code?: string, message?: string}} whom
+   */
+  disconnect({ userIds, socketIds, roomId, code = "ACCESS_REVOKED", message = "disconnected by a service" }) {
+    if (!CODE.test(code)) throw new TypeError(`${code}: expected a code of at most 64 capitals, digits and _`);
+    const [users, recipients] = [some(userIds ?? []), some(socketIds ?? [])];
+    if (!users && !recipients) return;
+    this.#publish({ type: DISCONNECT, payload: { code, message }, recipients, roomId, userIds: users });
   }
 
   /**
@@ -364,7 +391,17 @@ function publish(service, channel, message) {
     const [leases, published] = [service.prefix + GATEWAY_LEASES, service.prefix + REGISTRATIONS];
     command.wants = { leases, published, command: message.type };
   }
+  if (isForRoom(message)) command.topic = { name: roomTopic(String(message.roomId)), prefix: service.prefix };
   return command;
+}
+
+/**
+ * Whether a message is for a room, and for nobody else: then it is part of the room's history, if that has one.
+ *
+ * @param {Message} message
+ */
+function isForRoom({ type, roomId, recipients, userIds, everybody }) {
+  return roomId && !(recipients || userIds || everybody || type === DISCONNECT || type.startsWith(GATEWAY_OWN));
 }
 
 /**

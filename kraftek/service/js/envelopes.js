@@ -28,6 +28,7 @@ import { NoEvent, TooLarge } from "./errors.js";
  * @property {string[] | undefined} [excludeSocketIds]
  * @property {string[] | undefined} [userIds]
  * @property {string | undefined} [roomId]
+ * @property {boolean} [everybody]
  * @property {RequestId | undefined} [inReplyTo]
  */
 

@@ -5,7 +5,7 @@
  */
 
 import { Cancels } from "./cancels.js";
-import { commit } from "./commits.js";
+import { Commits } from "./commits.js";
 import { Context, refusal } from "./context.js";
 import { open } from "./envelopes.js";
 import { Away, NoEvent, NotNow, Refused, Refusing, Rejected, TimeoutError } from "./errors.js";
@@ -43,7 +43,7 @@ export const RETRY_AFTER = 1;
 
 export class Handling {
   #service;
-  #connection;
+  #commits;
   #jobs;
   #link;
   #warn;
@@ -57,7 +57,7 @@ export class Handling {
    */
   constructor(service, connection, jobs, link, warn) {
     this.#service = service;
-    this.#connection = connection;
+    this.#commits = new Commits(connection);
     this.#jobs = jobs;
     this.#link = link;
     this.#warn = warn;
@@ -187,7 +187,8 @@ export class Handling {
     while (!this.#jobs.cutOff) {
       try {
         const { stream, id, consumer } = entry;
-        if (!(await commit(this.#connection, commands, { group: this.#service.name, stream, id, consumer }))) entry.lost();
+        const owned = { group: this.#service.name, stream, id, consumer };
+        if (!(await this.#commits.commit(commands, owned))) entry.lost();
         return undefined;
       } catch (error) {
         if (!(error instanceof Away || error instanceof NotNow)) throw error;
@@ -253,7 +254,7 @@ export class Handling {
   async #commitOnce(event, commands) {
     if (this.#jobs.cutOff) return;
     try {
-      await commit(this.#connection, commands);
+      await this.#commits.commit(commands);
     } catch (error) {
       if (!(error instanceof NotNow || error instanceof Refusing)) throw error;
       this.#warn(`What handlers have done cannot be committed, and their events are refused: ${error.message}`);
@@ -269,7 +270,7 @@ export class Handling {
    */
   async #told(commands) {
     try {
-      await commit(this.#connection, commands);
+      await this.#commits.commit(commands);
     } catch (error) {
       if (!(error instanceof Away)) throw error;
       this.#lost(error);

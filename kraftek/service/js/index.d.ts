@@ -138,7 +138,7 @@ export interface Context {
   progress(payload: unknown): Promise<boolean>;
   /** Leave the request open when the handler returns nothing: something else answers it, within the gateway's `timeout`. */
   answerLater(): void;
-  /** Send to everybody in the event's room, or another. */
+  /** Send to everybody in the event's room, or another; if that has a history, who is away now gets it later. */
   broadcastToRoom(type: string, payload: unknown, options?: { roomId?: string; exclude?: Iterable<string> }): void;
   /** Send to every socket of a user. */
   broadcastToUser(type: string, payload: unknown, userId: string): void;
@@ -146,6 +146,19 @@ export interface Context {
   broadcastToUsers(type: string, payload: unknown, userIds: Iterable<string>): void;
   /** Send to these sockets; to nobody without sockets. */
   broadcastToSockets(type: string, payload: unknown, socketIds: Iterable<string>): void;
+  /** Send to everybody who has authenticated. */
+  broadcastToEverybody(type: string, payload: unknown, options?: { exclude?: Iterable<string> }): void;
+  /**
+   * Close every socket of these users, and these sockets; with `roomId` those of them that are in that room. `code` and
+   * `message` are what their clients are told: `ACCESS_REVOKED` unless given. Throws a `TypeError` for a code that is none.
+   */
+  disconnect(whom: {
+    userIds?: Iterable<string>;
+    socketIds?: Iterable<string>;
+    roomId?: string;
+    code?: string;
+    message?: string;
+  }): void;
   /**
    * Put every socket of these users, and these sockets, into a room, until they are gone or taken out. The auth service is
    * not asked. `permissions`: patterns over the events that they may send from there; all of this service's unless given.

@@ -3,7 +3,7 @@
 import { randomBytes } from "node:crypto";
 import { hostname } from "node:os";
 
-import { commit } from "./commits.js";
+import { Commits } from "./commits.js";
 import { Comparison } from "./comparison.js";
 import { Connection } from "./connection.js";
 import { toGateway } from "./context.js";
@@ -29,6 +29,7 @@ export class Instance {
   #begins = false;
   #service;
   #connection;
+  #commits;
   #warn;
   #jobs;
   #source;
@@ -51,6 +52,7 @@ export class Instance {
     if (leased) this.name += ORDERED;
     this.#warn = onceAMinute((text) => service.log.warn(text));
     this.#connection = new Connection(url, service.log);
+    this.#commits = new Commits(this.#connection);
     this.#jobs = new Jobs(this.#connection, service.log, this.#warn);
     this.#replyTo = service.prefix + replyChannel(this.name);
     const link = {
@@ -109,7 +111,7 @@ export class Instance {
     const number = (this.#count += 1);
     const [answer, stop] = this.#answerTo(number, timeout);
     try {
-      await commit(this.#connection, [toGateway(this.#service, { ...event, id: number, replyTo: this.#replyTo })]);
+      await this.#commits.commit([toGateway(this.#service, { ...event, id: number, replyTo: this.#replyTo })]);
       return payloadOf(await answer, `${event.eventType}: no answer within ${timeout / 1000} s`);
     } catch (error) {
       if (!(error instanceof Full)) throw error;

@@ -19,6 +19,9 @@ export const SELF_LEASES = "gateways:registered:leases";
 /** The hash of what each gateway process publishes about its services. */
 export const REGISTRATIONS = "gateways:registrations";
 
+/** The hash of the rules by which messages to rooms are kept. */
+export const HISTORY_RULES = "gateways:history:rules";
+
 /** Commands to gateways, and the leases of those that are alive. */
 export const ROOM_PUT = "gateway:room:put";
 export const ROOM_REMOVE = "gateway:room:remove";
@@ -71,6 +74,13 @@ export const partsKey = (socketId, id) => `request:parts:${socketId}${typeof id 
 
 /** @param {string} service */
 export const defaultChannel = (service) => `events:${service}`;
+
+/**
+ * A room, as one of the topics that may have a history.
+ *
+ * @param {string} roomId
+ */
+export const roomTopic = (roomId) => `room:${roomId}`;
 
 /** @param {string} roomId */
 export const roomKey = (roomId) => `room:${roomId}`;

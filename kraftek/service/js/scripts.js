@@ -8,7 +8,13 @@ import { existsSync, readFileSync } from "node:fs";
 /** What each script is joined of, in this order. */
 export const FILES = {
   commit: ["pending", "commit"],
+  commitUnkept: ["unkept", "pending", "commit"],
+  commitKept: ["pending", "history", "kept", "tell", "commit"],
   commitAndEmit: ["pending", "fields", "streams", "emit", "commit"],
+  commitUnkeptAndEmit: ["unkept", "pending", "fields", "streams", "emit", "commit"],
+  commitKeptAndEmit: ["pending", "fields", "streams", "emit", "history", "kept", "tell", "commit"],
+  unkept: ["unkept"],
+  tell: ["history", "kept", "tell"],
   unaware: ["time", "unaware"],
   join: ["fields", "join_group", "forget_consumers"],
   claim: ["claimed", "claim_pending"],

@@ -69,6 +69,19 @@ sample
     context.broadcastToSockets("sample:told:socket", payload, [context.socketId]);
     context.also("SET", "also", JSON.stringify(payload).replace(":", ": "));
   })
+  .on("tell:rooms", (context, { rooms, also = [], emit = "" }) => {
+    for (const [number, roomId] of rooms.entries()) context.broadcastToRoom("sample:told:rooms", number, { roomId });
+    if (emit) context.emit(emit);
+    if (also.length) context.also(...also);
+  })
+  .on("tell:everybody", (context, payload) => {
+    context.broadcastToEverybody("sample:told:everybody", payload, { exclude: [context.socketId] });
+    context.disconnect({});
+    const whom = { userIds: ["bob", ""], socketIds: context.socketId, roomId: "r" };
+    context.disconnect({ ...whom, code: "BANNED", message: "bye" });
+    context.disconnect({ userIds: ["eve"] });
+    if (payload === "wrong") context.disconnect({ userIds: ["eve"], code: "banned" });
+  })
   .on("tell:enter", (context, room) => {
     context.putInRoom(room, { userIds: ["bob", ""], socketIds: context.socketId });
     context.putInRoom(room, { userIds: ["eve"], permissions: [] });

@@ -1,0 +1,87 @@
+"""What ``POST /publish`` has Redis do: once for a key, and as part of a room's history if it has one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from kraftek.contract.names import HISTORY_RULES, history_log_key, topic_channel
+from kraftek.daemon.publish_requests import PUBLISH
+from tests.support.redis_server import PrivateRedis
+
+CONFLICT = -1
+RULES = "k:" + HISTORY_RULES
+KEPT = {"rules": json.dumps([["room:board", False, 9, 60_000, 9000]]), "generation": "g"}
+
+
+class House:
+    """A Redis, and who listens there."""
+
+    def __init__(self, server: PrivateRedis) -> None:
+        self.redis: Any = server.client(decode_responses=True)
+        self.heard = self.redis.pubsub(ignore_subscribe_messages=True)
+
+    def listen(self, *channels: str) -> None:
+        self.heard.subscribe(*channels)
+        for _ in channels:
+            self.heard.get_message(timeout=5.0)
+
+    def publish(self, message: str, digest: str, topic: str = "", key: str = "") -> list[Any]:
+        keys = [RULES, "k:said", *([key] if key else [])]
+        done: list[Any] = self.redis.eval(PUBLISH.source, len(keys), *keys, message, digest, 60, topic)
+        return done
+
+    def hear(self) -> tuple[str, str] | None:
+        message = self.heard.get_message(timeout=0.0)
+        return None if message is None else (message["channel"], message["data"])
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PrivateRedis]:
+    server = PrivateRedis()
+    server.start()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def house(server: PrivateRedis) -> Iterator[House]:
+    house = House(server)
+    house.redis.flushall()
+    yield house
+    house.heard.close()
+    house.redis.close()
+
+
+@pytest.mark.parametrize("topic", ["", "room:lobby"])
+def test_without_history_it_is_published_as_it_is(house: House, topic: str) -> None:
+    assert house.publish("{}", "aa", topic, "key") == [0, 0, ""]
+    house.listen("k:said")
+    assert house.publish("{}", "aa", topic, "key") == house.publish("{}", "aa", topic, "key") == [1, 0, ""]
+    assert house.publish("{}", "bb", topic, "key") == [CONFLICT, 0, ""]
+    assert house.publish("[]", "cc", topic) == house.publish("[]", "cc", topic) == [1, 0, ""]
+    assert [house.hear() for _ in range(4)] == [("k:said", "{}"), ("k:said", "[]"), ("k:said", "[]"), None]
+
+
+def test_with_history_it_is_kept_whoever_is_there(house: House) -> None:
+    house.redis.hset(RULES, mapping=KEPT)
+    taken, offset, epoch = house.publish('{"type":"a"}', "aa", "room:board", "key")
+    assert (taken, offset) == (0, 1)
+    house.listen("k:said", "k:" + topic_channel("room:board"))
+    assert house.publish('{"type":"a"}', "aa", "room:board", "key") == [0, 1, epoch]
+    assert house.publish('{"type":"b"}', "bb", "room:board", "key") == [CONFLICT, 0, ""]
+    assert house.publish('{"type":"b"}', "bb", "room:board") == [1, 2, epoch]
+    assert house.publish('{"type":"c"}', "cc", "room:lobby") == [1, 0, ""]
+    channel, told = house.hear() or ("", "")
+    assert (channel, *told.split(" ")[:2], told.split(" ")[3]) == (
+        "k:" + topic_channel("room:board"),
+        epoch,
+        "2",
+        '{"type":"b"}',
+    )
+    assert [house.hear() for _ in range(2)] == [("k:said", '{"type":"c"}'), None]
+    kept = [entry["m"] for _, entry in house.redis.xrange("k:" + history_log_key("room:board"))]
+    assert kept == ['{"type":"a"}', '{"type":"b"}']
