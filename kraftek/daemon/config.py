@@ -64,7 +64,7 @@ def load(
         draft.take("demo", ("redis", "url"), "embedded:")
         draft.take("demo", ("auth", "check"), "open")
         draft.take_service("demo", "stickyNotes", {"channel": default_channel("stickyNotes")})
-        draft.take_rooms("demo", "*", {"presence": True})
+        draft.take_rooms("demo", "*", {"presence": True, "history": 1000})
     return draft.finish()
 
 

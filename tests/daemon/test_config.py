@@ -225,6 +225,12 @@ def test_the_demo_brings_what_is_not_given(
     config = load_toml(toml, options, environ)
     assert config.demo
     assert (config.redis.url, config.auth.check, *config.services) == expected
+    assert config.rooms == (RoomPolicy(pattern="*", history=1000, presence=True),)
+
+
+def test_the_demo_keeps_of_other_rooms_what_the_file_says() -> None:
+    config = load_toml("[rooms.quiet]\nhistory = 0", {"demo": True})
+    assert [(rooms.pattern, rooms.history) for rooms in config.rooms] == [("quiet", 0), ("*", 1000)]
 
 
 # Mistakes.

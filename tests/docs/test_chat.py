@@ -28,10 +28,16 @@ LEADING = re.compile(r"PYTHONPATH|PORT|(KRAFTEK|REDIS)_\w+")
 LIFE = 2
 NOTE_CLOSES = """
     window.closes = [];
+    window.looks = 0;
     window.WebSocket = class extends WebSocket {
         constructor(...given) {
             super(...given);
+            window.socket = this;
             this.addEventListener("close", ({ code }) => closes.push(code));
+        }
+        send(text) {
+            super.send(text);
+            if (text.includes("chat:room:open")) looks += 1;
         }
     };
 """
@@ -117,6 +123,11 @@ class Tab:
         codes: list[int] = self.page.evaluate("closes")
         return codes
 
+    def looks(self) -> int:
+        """How often the page has asked for the whole room."""
+        looks: int = self.page.evaluate("looks")
+        return looks
+
     def press(self, name: str) -> None:
         self.page.get_by_role("button", name=name, exact=True).click()
 
@@ -153,7 +164,7 @@ def sign_in(chat: Chat, browser: Browser) -> Iterator[Sign]:
 
 
 def test_it_is_short() -> None:
-    most = {"page.html": 152, "auth.py": 100, "service.py": 60, "gateway.toml": 20, "__main__.py": 125}
+    most = {"page.html": 152, "auth.py": 100, "service.py": 60, "gateway.toml": 22, "__main__.py": 125}
     sizes = {file.name: len(file.read_text("utf-8").splitlines()) for file in EXAMPLE.iterdir() if file.is_file()}
     assert sizes.keys() == most.keys()
     assert {name: lines for name, lines in sizes.items() if lines > most[name]} == {}
@@ -187,6 +198,23 @@ def test_what_is_written_without_a_token_waits_for_one(chat: Chat, sign_in: Sign
     for tab in (ada, bob):
         tab.expect_last("ada: Is anybody there?")
     expect(ada.unsent).to_have_count(0)
+
+
+def test_what_is_said_while_a_page_has_no_network_comes_when_it_has(sign_in: Sign) -> None:
+    ada, bob = sign_in("ada"), sign_in("bob")
+    ada.write("Bye")
+    bob.expect_last("ada: Bye")
+    ada.page.context.set_offline(True)
+    ada.page.evaluate("socket.close()")
+    ada.expect(ada.state, re.compile("The connection is lost"))
+    bob.write("Where is ada?", "There is cake")
+    bob.expect_last("ada: Bye", "bob: Where is ada?", "bob: There is cake")
+
+    ada.page.context.set_offline(False)
+
+    ada.expect(ada.state, "Connected")
+    ada.expect_last("ada: Bye", "bob: Where is ada?", "bob: There is cake")
+    assert ada.looks() == 1, "the page has fetched what the gateway tells it anyway"
 
 
 def test_a_ban_is_seen_at_once_and_so_is_its_end(sign_in: Sign) -> None:
@@ -232,6 +260,7 @@ def test_what_is_written_while_the_gateway_is_gone_arrives_once_and_in_order(cha
     for tab in (bob, ada):
         tab.expect(tab.state, "Connected")
         tab.expect_last("ada: one", "ada: two", "ada: three", "ada: four")
+        assert tab.looks() == 1
     expect(ada.unsent).to_have_count(0)
 
 

@@ -29,6 +29,7 @@ LISTEN_IN = """
     window.said = [];
     const send = WebSocket.prototype.send;
     WebSocket.prototype.send = function (text) {
+        window.socket = this;
         window.said.push({ at: performance.now(), ...JSON.parse(text) });
         return send.call(this, text);
     };
@@ -356,6 +357,8 @@ def test_comes_back_when_the_gateway_does(gateway: StartGateway, redis_server: R
     bob.expect_texts("Still here")
     note.click()
     ann.page.locator(".note textarea").press_sequentially(" and")
+    bob.expect_texts("Still here and")
+    opened = bob.said("board:open")
 
     first.terminate()
     for person in (ann, bob):
@@ -375,8 +378,31 @@ def test_comes_back_when_the_gateway_does(gateway: StartGateway, redis_server: R
         person.expect_texts("Still here and now this")
         expect(person.notice).to_be_hidden()
     expect(note).not_to_have_class(re.compile("unsent"))
+    assert bob.said("board:open") == opened, "the page has fetched what the gateway tells it anyway"
     ann.drag(note, 120, 40)
     bob.expect_place(bob.notes.first, ann.place(note))
+
+
+def test_what_is_done_while_a_window_has_no_network_comes_when_it_has(demo: Gateway, invite: Invite) -> None:
+    ann, bob = invite("Ann"), invite("Bob")
+    ann.enter(demo)
+    bob.enter(demo)
+    mine = ann.create("Here")
+    bob.expect_texts("Here")
+    opened = ann.said("board:open")
+    ann.context.set_offline(True)
+    ann.page.evaluate("socket.close()")
+    expect(ann.notice).to_contain_text("The connection was lost")
+    bob.create("There", "green")
+    bob.drag(bob.notes.first, 150, 80)
+    place = bob.place(bob.notes.first)
+
+    ann.context.set_offline(False)
+
+    ann.expect_board()
+    ann.expect_texts("Here", "There")
+    ann.expect_place(mine, place)
+    assert ann.said("board:open") == opened, "the page has fetched what the gateway tells it anyway"
 
 
 def test_words_that_got_lost_on_the_way_are_said_again(

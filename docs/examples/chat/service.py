@@ -1,6 +1,6 @@
 """The chat's service: sends each message to the room and keeps the last ones for whoever comes, or comes back.
 
-A page asks for ``room:open`` when it has entered the room, and again whenever it may have missed something.
+A page asks for ``room:open`` when it has entered the room, and again only if the gateway cannot tell it what it missed.
 """
 
 from typing import Annotated, Any

@@ -176,6 +176,11 @@ class Note {
     if (text !== undefined && text !== kept.text) this.change("edit", { text });
   }
 
+  /** There is a connection again, over which all that was missed comes. What we said last may have got lost. */
+  resumed() {
+    this.reopened(this.#kept);
+  }
+
   write() {
     if (this.#input) return;
     const input = document.createElement("textarea");
@@ -276,6 +281,13 @@ class Board {
   #notes = new Map();
   #looked = false;
   #opening = false;
+  /** Nothing was missed while we were away, or what was missed comes by itself. */
+  #recovered = false;
+  /** Ends the room that is shown. */
+  #leave = () => {};
+  /** Called when the whole board is there, or will not come. */
+  #fetched = () => {};
+  #failed = () => {};
   #creating = 0;
   #highest = 0;
   #echoTimer = 0;
@@ -299,12 +311,14 @@ class Board {
       this.live = state === "ready";
       this.#element.setAttribute("aria-busy", "true");
       this.#stopExpecting();
-      if (this.live) {
-        this.#me = connection.userId;
-        this.#open();
-      }
+      if (this.live) this.#resume();
+      else this.#failed();
     });
-    connection.on("stickyNotes:board:opened", ({ notes }) => this.#opened(notes));
+    connection.on("recovered", ({ recovered }) => (this.#recovered = recovered));
+    connection.on("stickyNotes:board:opened", ({ notes }) => {
+      this.#opened(notes);
+      this.#fetched();
+    });
     connection.on("stickyNotes:note:created", (change) => this.#heard("created", change));
     for (const [what, { echo }] of Object.entries(CHANGES)) {
       connection.on(`stickyNotes:note:${echo}`, (change) => this.#heard(echo, change, what));
@@ -321,9 +335,6 @@ class Board {
       this.#stopExpecting();
       this.#expectEcho(1000 + Math.random() * 1000);
     });
-    // A page that was hidden may have been frozen; one look at the whole board is cheap.
-    document.addEventListener("visibilitychange", () => document.hidden || this.#open());
-
     this.#takeHands();
     this.#takeKeys();
     new ResizeObserver(() => this.#fit()).observe(this.#viewport);
@@ -345,7 +356,24 @@ class Board {
     else this.#explain();
   }
 
+  /** Show this room. The whole board is fetched when it is entered, and later only if something was missed for good. */
+  show(roomId) {
+    this.#leave();
+    this.#recovered = false;
+    this.#leave = this.#connection.snapshot(roomId, () => {
+      this.#open();
+      return new Promise((fetched, failed) => ([this.#fetched, this.#failed] = [fetched, failed]));
+    });
+  }
+
   // What the service says
+
+  #resume() {
+    this.#me = this.#connection.userId;
+    if (!this.#recovered) return;
+    this.#element.setAttribute("aria-busy", "false");
+    for (const note of this.#notes.values()) note.resumed();
+  }
 
   #open() {
     this.#opening = this.send("stickyNotes:board:open", {});
@@ -871,6 +899,7 @@ for (const colour of COLOURS) {
   pad.addEventListener("click", () => board.create(colour));
   byId("pads").append(pad);
 }
+board.show(identity.room);
 makeToolbar(byId("pads"));
 byId("me").addEventListener("click", askIdentity);
 byId("room").addEventListener("click", askIdentity);
@@ -880,6 +909,7 @@ byId("who").addEventListener("close", () => {
   Object.assign(identity, { name, room });
   showIdentity();
   meetPeople();
+  board.show(room);
   connection.open();
 });
 byId("events-toggle").addEventListener("click", () => showEvents(byId("events").hidden));
