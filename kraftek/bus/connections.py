@@ -27,7 +27,7 @@ from kraftek.contract.errors import NotPublished, Refusal
 from kraftek.contract.interfaces import Undelivered
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.lua import Argument, ForEach, Script
-from kraftek.contract.redis_errors import shows_replica
+from kraftek.contract.redis_errors import is_no_script, shows_replica
 from kraftek.contract.redis_url import RedisAddress
 from kraftek.contract.settings import Redis
 
@@ -506,4 +506,4 @@ NO_BATCH = Batch(ForEach("", lambda _: ((), ()), 0), 0)
 
 
 def _is_forgotten(reply: object) -> bool:
-    return isinstance(reply, ResponseError) and str(reply).startswith("NOSCRIPT")
+    return isinstance(reply, ResponseError) and is_no_script(str(reply))

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["may_pass", "shows_replica"]
+__all__ = ["is_no_script", "may_pass", "shows_replica"]
 
 _REPLICA = re.compile(r"(?:^|-)(?:READONLY|MASTERDOWN|LOADING) ")
 
 
 _PASSING = re.compile(r"(?:^|-)(?:READONLY|MASTERDOWN|LOADING|MISCONF|NOREPLICAS|OOM) ")
+
+
+def is_no_script(error: str) -> bool:
+    """Whether a server does not know the script that it was asked to run by its digest. It has not run it."""
+    return error.startswith("NOSCRIPT ")
 
 
 def may_pass(error: str) -> bool:

@@ -21,7 +21,7 @@ from redis.exceptions import RedisError, ResponseError
 from kraftek.contract.log_once import OnceAMinute
 from kraftek.contract.lua import Argument, Script
 from kraftek.contract.names import BROADCAST
-from kraftek.contract.redis_errors import may_pass
+from kraftek.contract.redis_errors import is_no_script, may_pass
 from kraftek.service.backend import Away, Refusing, Rejected, redis_url
 from kraftek.service.instance import Instance
 from kraftek.service.processor import MESSAGE_BYTES, EventProcessor
@@ -123,6 +123,7 @@ class _Backend:
         self._once_a_minute = OnceAMinute(time.monotonic)
         self._queue: list[tuple[Sequence[Argument], asyncio.Future[Any]]] = []
         self._sending = False
+        self._sent_scripts: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._channels: dict[bytes, _Channel] = {}
         self._listening: asyncio.Task[None] | None = None
@@ -156,8 +157,15 @@ class _Backend:
         return await _translated(answer)
 
     async def run(self, script: Script, keys: Sequence[str], args: Sequence[Argument]) -> Any:
-        # EVAL, not EVALSHA: Redis caches the script all the same, and never answers NOSCRIPT.
-        return await self.call("EVAL", script.source, len(keys), *keys, *args)
+        rest = (len(keys), *keys, *args)
+        if script.digest in self._sent_scripts:
+            try:
+                return await self.call("EVALSHA", script.digest, *rest)
+            except Rejected as error:
+                if not is_no_script(str(error)):
+                    raise
+        self._sent_scripts.add(script.digest)
+        return await self.call("EVAL", script.source, *rest)
 
     def reader(self) -> _Reader:
         return _Reader(self._redis)

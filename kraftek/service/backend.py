@@ -90,7 +90,9 @@ class Backend(Protocol):
         """One command, in order with all others."""
 
     def run(self, script: Script, keys: Sequence[str], args: Sequence[Argument]) -> Awaitable[Any]:
-        """A script, in order with all commands."""
+        """A script, in order with all commands. Its text is sent once, and again to a Redis that does not know it:
+        another one, or one that was restarted. Then it comes after what was sent meanwhile.
+        """
 
     def reader(self) -> Reader: ...
 

@@ -38,9 +38,7 @@ _COMMITS = {
         ("kept", (), _TELLING),
     )
 }
-"""By whether something is emitted, and whether something is said to rooms, of which none or some may have a history.
-The script is sent each time: without all that it is six times as short.
-"""
+"""By whether something is emitted, and whether something is said to rooms, of which none or some may have a history."""
 
 _TELL_UNKEPT = Script(lua(__package__, "unkept", KEPT=_KEPT) + "\nreturn redis.call('PUBLISH', ARGV[1], ARGV[2])")
 _TELL = Script(lua(__package__, *_TELLING) + "\nreturn telling(unpack(ARGV))()")

@@ -54,6 +54,7 @@ _pack = HiredisRespSerializer().pack
 _CODES = {
     "BusyLoadingError": "LOADING",
     "MasterDownError": "MASTERDOWN",
+    "NoScriptError": "NOSCRIPT",
     "OutOfMemoryError": "OOM",
     "ReadOnlyError": "READONLY",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kraftek.contract.redis_errors import may_pass, shows_replica
+from kraftek.contract.redis_errors import is_no_script, may_pass, shows_replica
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,8 @@ from kraftek.contract.redis_errors import may_pass, shows_replica
 )
 def test_what_may_pass(error: str, passes: bool, replica: bool) -> None:
     assert (may_pass(error), shows_replica(error)) == (passes, replica)
+
+
+def test_a_script_that_is_not_known() -> None:
+    assert is_no_script("NOSCRIPT No matching script. Please use EVAL.")
+    assert not is_no_script("ERR Error running script: NOSCRIPT ")

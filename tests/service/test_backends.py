@@ -11,10 +11,12 @@ from twisted.trial.unittest import TestCase
 
 from kraftek.bus import RedisBus
 from kraftek.contract.iteration import Iteration
+from kraftek.contract.lua import Script
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Redis
 from kraftek.service import asyncio as over_asyncio
 from kraftek.service import twisted as over_twisted
+from kraftek.service.backend import Rejected
 from tests.support.redis_server import PrivateRedis
 from tests.support.waiting import until, wait_until
 
@@ -104,6 +106,26 @@ def test_a_door_closes_though_a_channel_is_about_to_end(place: Place) -> None:
 
     asyncio.run(asyncio.wait_for(play(), 20.0))
     wait_until(lambda: place.redis.call("PUBSUB", "CHANNELS") == [], "the end of the connection")
+
+
+def test_the_text_of_a_script_is_sent_once_to_each_redis(place: Place) -> None:
+    script = Script("return redis.call('INCR', KEYS[1]) + ARGV[1]")
+
+    def calls(command: str) -> int:
+        return int(place.redis.call("INFO", "commandstats").get(f"cmdstat_{command}", {"calls": 0})["calls"])
+
+    async def play() -> None:
+        backend = over_asyncio._Backend(place.redis.url)
+        answers = [await backend.run(script, ["n"], [10]) for _ in range(3)]
+        assert (answers, calls("eval"), calls("evalsha")) == ([11, 12, 13], 1, 2)
+        place.redis.call("SCRIPT", "FLUSH")
+        answers = await asyncio.gather(*(backend.run(script, ["n"], [10]) for _ in range(3)))
+        assert (answers, place.redis.call("GET", "n")) == ([14, 15, 16], b"6")
+        with pytest.raises(Rejected, match="arithmetic"):
+            await backend.run(script, ["n"], ["none"])
+        await backend.close()
+
+    asyncio.run(asyncio.wait_for(play(), 20.0))
 
 
 class OverTwisted(TestCase):

@@ -222,6 +222,18 @@ def test_everybody_is_told(contract: Contract) -> None:
     assert contract.redis.get("also") == '{"n": 1}'
 
 
+def test_redis_may_forget_scripts(contract: Contract) -> None:
+    ada, bob = contract.client("ada", "room"), contract.client("bob", "room")
+
+    for n in range(4):
+        if n == 2:
+            contract.redis.script_flush()
+        ada.request("sample:tell:all", {"n": n})
+
+    told = [message["payload"]["n"] for message in bob.inbox if message["type"] == "sample:told:room"]
+    assert told == [0, 1, 2, 3]
+
+
 def test_a_handler_that_fails_has_said_and_done_nothing(contract: Contract) -> None:
     ada = contract.client("ada", "room")
 

@@ -11,8 +11,7 @@ const [FULL, KEPT] = [-1, -2];
 const NUMBERS = { FULL, KEPT, most: GATEWAY_LENGTH, bytes: GATEWAY_BYTES };
 
 /**
- * Those that commit, by what is said to rooms: of which none may have a history, or some. The script is sent each time, and
- * without all that it is six times as short.
+ * Those that commit, by what is said to rooms: of which none may have a history, or some.
  */
 const COMMITS = { none: script("commit"), unkept: script("commitUnkept", { KEPT }), kept: script("commitKept") };
 const COMMITS_AND_EMIT = {

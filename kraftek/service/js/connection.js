@@ -3,6 +3,8 @@
  * connects again by itself; a command is sent once, and fails with `Away`, `Refusing` or `Rejected` (errors.js).
  */
 
+import { createHash } from "node:crypto";
+
 import { Redis } from "ioredis";
 
 import { connectionOptions } from "./address.js";
@@ -43,6 +45,8 @@ export class Connection {
   #warn;
   #info;
   #commands;
+  /** @type {Map<string, string>} those of the scripts that were sent */
+  #digests = new Map();
   /** @type {Link | undefined} */
   #listening;
   /** @type {Map<string, Channel>} */
@@ -71,14 +75,23 @@ export class Connection {
   }
 
   /**
-   * A script, in order with all commands. EVAL, not EVALSHA: Redis caches the script all the same, and never answers
-   * NOSCRIPT.
+   * A script, in order with all commands. Its text is sent once, and again to a Redis that does not know it: another one,
+   * or one that was restarted. Then it comes after what was sent meanwhile.
    *
    * @param {string} source
    * @param {string[]} keys
    * @param {Word[]} args
    */
-  run(source, keys, args) {
+  async run(source, keys, args) {
+    const digest = this.#digests.get(source);
+    if (digest) {
+      try {
+        return await this.call("EVALSHA", digest, keys.length, ...keys, ...args);
+      } catch (error) {
+        if (!(error instanceof Rejected && error.message.startsWith("NOSCRIPT "))) throw error;
+      }
+    }
+    this.#digests.set(source, createHash("sha1").update(source).digest("hex"));
     return this.call("EVAL", source, keys.length, ...keys, ...args);
   }
 
