@@ -6,7 +6,21 @@ The JavaScript client is in ``js/``.
 """
 
 from kraftek.client.errors import Closed, QueueFull, Refused
+from kraftek.client.history import HistoryPage, Position
 from kraftek.client.messages import Change, Message, Part, Presence, Recovered, State
 from kraftek.client.room_state import RoomState
 
-__all__ = ["Change", "Closed", "Message", "Part", "Presence", "QueueFull", "Recovered", "Refused", "RoomState", "State"]
+__all__ = [
+    "Change",
+    "Closed",
+    "HistoryPage",
+    "Message",
+    "Part",
+    "Position",
+    "Presence",
+    "QueueFull",
+    "Recovered",
+    "Refused",
+    "RoomState",
+    "State",
+]

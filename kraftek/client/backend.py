@@ -6,11 +6,12 @@ import random
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any, Generic, TypedDict, TypeVar, Unpack
+from typing import Any, TypedDict, TypeVar, Unpack
 from urllib.parse import urlsplit
 
 from kraftek.client.conversation import Conversation
 from kraftek.client.errors import Closed
+from kraftek.client.history import result_of
 from kraftek.client.listeners import Listener, Listeners
 from kraftek.client.messages import (
     Ask,
@@ -19,7 +20,6 @@ from kraftek.client.messages import (
     Dropped,
     Fetch,
     Hear,
-    Message,
     Open,
     Part,
     Presence,
@@ -27,6 +27,7 @@ from kraftek.client.messages import (
     Settle,
     State,
 )
+from kraftek.client.older import Older
 from kraftek.client.refresh import LONGEST_TIMER
 from kraftek.client.room_state import RoomState
 from kraftek.contract.surrogates import check_name
@@ -72,6 +73,7 @@ class Options(TypedDict, total=False):
     """The optional arguments of a client: see :class:`Backend`."""
 
     room: str | None
+    history: int
     timeout: float
     queue: int
     random: Callable[[], float]
@@ -89,7 +91,7 @@ PING_TIMEOUT = 20.0
 """Seconds: the client's own pings detect a connection that was lost without a close frame."""
 
 
-class Backend(Listeners, Generic[P]):
+class Backend(Listeners, Older[P]):
     """A client of the gateway at ``url``, ``ws://`` or ``wss://``. It connects, and reconnects automatically.
 
     ``token``: see :data:`TokenSource`. When it raises, the attempt has failed, and another follows.
@@ -100,6 +102,8 @@ class Backend(Listeners, Generic[P]):
     ``join``. The gateway has the same limit for the requests of one socket.
     ``random``: returns numbers from 0 to 1, for the full jitter of every wait.
     ``data``: what others in its rooms see of this user beside its id, where the gateway tells who is in a room.
+    ``history``: so many messages that ``room`` was told before come first, in order, unless what was missed since does,
+    if the gateway keeps its history.
 
     Its methods belong to the thread of the reactor or event loop, and return its awaitables: Deferreds, or Futures.
     """
@@ -114,6 +118,7 @@ class Backend(Listeners, Generic[P]):
         queue: int = 256,
         random: Callable[[], float] = random.random,
         data: Any = None,
+        history: int = 0,
     ) -> None:
         super().__init__()
         self._address = urlsplit(url)
@@ -122,10 +127,10 @@ class Backend(Listeners, Generic[P]):
             raise ValueError(f"expected ws://HOST[:PORT][/PATH] or wss://…, found {url.partition('?')[0]!r}")
         self._port = self._address.port or (443 if self._address.scheme == "wss" else 80)
         self.url = url
-        if room is not None:
-            check_name(room)
         self._token, self._timeout = token, timeout
         self._conversation = Conversation(() if room is None else (room,), queue, random, data)
+        self._recovery = self._conversation.recovery
+        self._begin_with(room, history)
         self._connecting: list[P] = []
         self._promises: dict[str, P] = {}
         self._snapshots: dict[str, Callable[[], Any]] = {}
@@ -213,14 +218,16 @@ class Backend(Listeners, Generic[P]):
             self._conversation.parts.ask(key, limit)
         return self._promised(key)
 
-    def join(self, room: str, *, timeout: float | None = None, data: Any = None) -> P:
+    def join(self, room: str, *, timeout: float | None = None, data: Any = None, history: int = 0) -> P:
         """Join a room, also after every reconnect. Fires once joined; fails with :class:`~kraftek.client.Refused`.
         ``data``: what others see of this user there, in place of the client's own; to change it, join again.
+        ``history``: so many messages that it was told before come first, in order, unless what was missed since does.
 
         After ``timeout`` seconds, including time without a connection, it fails with ``TIMEOUT`` and leaves the room.
         When a room cannot be joined again after a reconnect, or access to it is revoked, listeners to ``error`` are
         called with its ``room_id``.
         """
+        self._begin_with(room, history)
         return self._promised(self._conversation.join(self._now(), self._limit(timeout), room, data))
 
     def leave(self, room: str, *, timeout: float | None = None) -> P:
@@ -283,9 +290,6 @@ class Backend(Listeners, Generic[P]):
         self._call(lambda: self.join(room, timeout=LONGEST_TIMER), state.joined)
         return state
 
-    def _limit(self, timeout: float | None) -> float:
-        return self._timeout if timeout is None else timeout
-
     # What happened, called by the subclass
 
     def _has_token(self, attempt: int, token: object) -> None:
@@ -344,7 +348,7 @@ class Backend(Listeners, Generic[P]):
     def _do(self, action: Any) -> None:
         match action:
             case Settle(key, outcome):
-                self._settle(key, outcome.payload if isinstance(outcome, Message) else outcome)
+                self._settle(key, result_of(key, outcome))
             case Hear(message) if message.type not in _OWN:
                 self._notify(message.type, message)
             case Dropped(message):

@@ -65,7 +65,8 @@ class Conversation:
     wait. Times are in seconds of a monotonic clock.
 
     ``user_id``: from the gateway, since the first authentication. ``socket_id``: the gateway's id of the present
-    socket, if there is one. ``parts``: the requests whose answers may come in parts.
+    socket, if there is one. ``parts``: the requests whose answers may come in parts; ``recovery``:
+    what is known of the histories of rooms.
 
     A socket is identified by the number of its attempt. Calls for another than the present ``attempt`` are ignored.
 
@@ -121,7 +122,7 @@ class Conversation:
         self._ready_since, self._refused, self._token, self._end = 0.0, False, "", Closed(1000, "not connected yet")
         self._outbox, self._deadlines = Outbox(), Deadlines()
         self.parts = Parts(self._actions, self._deadlines, self._outbox)
-        self._recovery = Recovery(random, self._actions, self._deadlines, self._ids)
+        self.recovery = Recovery(random, self._actions, self._deadlines, self._ids, self._outbox, self._check_space)
         self._watching = Watching(random, self._actions, self._deadlines, self._outbox, self._ids)
         self._rooms = Rooms(
             rooms,
@@ -130,7 +131,7 @@ class Conversation:
             outbox=self._outbox,
             ids=self._ids,
             backoff=self._backoff,
-            recovery=self._recovery,
+            recovery=self.recovery,
             watching=self._watching,
             data=data,
         )
@@ -232,11 +233,11 @@ class Conversation:
     def snapshot(self, room_id: str) -> str:
         """Fetch a room's state whenever it must be: each :class:`Fetch` has the id returned. Raises ``ValueError``."""
         check_room(room_id)
-        return self._recovery.snapshot(room_id)
+        return self.recovery.snapshot(room_id)
 
     def no_snapshot(self, key: str) -> None:
         """Do so no more."""
-        self._recovery.no_snapshot(key)
+        self.recovery.no_snapshot(key)
 
     def watch(self, room_id: str) -> None:
         """Ask who is in a room, and hear of changes, as :class:`Presence`. Raises ``ValueError``."""
@@ -262,8 +263,8 @@ class Conversation:
         """As :meth:`forget`; the service is told to do no more about it, if it may have it."""
         request = self._outbox.sent(key)
         self.forget(key)
-        if request is not None:
-            self._outbox.put(next(self._ids), Kind.CANCEL, frame("cancel", {"eventType": _decode(request).type}, key))
+        if request is not None and ":" in (event := _decode(request).type):
+            self._outbox.put(next(self._ids), Kind.CANCEL, frame("cancel", {"eventType": event}, key))
 
     # What happened
 
@@ -285,7 +286,7 @@ class Conversation:
 
     def fetched(self, key: str, error: BaseException | None, now: float) -> None:
         """The state of a room was fetched, or could not be."""
-        self._recovery.fetched(key, error, now)
+        self.recovery.fetched(key, error, now)
 
     def opened(self, attempt: int) -> None:
         """The socket is open."""
@@ -358,7 +359,7 @@ class Conversation:
                 self._settle(key, Refused("TIMEOUT", "no answer in time"))
             elif key == self._refresh.key:
                 self._refresh.timed_out(now)
-            elif self._recovery.wake(key) or self._watching.wake(key) or self._rooms.wake(key, now, ready=ready):
+            elif self.recovery.wake(key) or self._watching.wake(key) or self._rooms.wake(key, now, ready=ready):
                 continue
             elif key != _CONNECTION:
                 self._give_up(1006, f"a room was not entered within {PATIENCE:g} s", now)
@@ -408,7 +409,7 @@ class Conversation:
         self._deadlines.cancel(_CONNECTION)
         user_id = text_of(payload, "userId")
         if self.user_id not in {None, user_id}:
-            self._recovery.another_user()
+            self.recovery.another_user()
             payload = {**payload, "recovered": False} if isinstance(payload, dict) else None
         self.user_id = user_id
         self._rooms.enter(payload, now)
@@ -429,7 +430,7 @@ class Conversation:
         if error is None:
             if message.type == "presence":
                 self._watching.hear(message)
-            self._recovery.hear(message, size)
+            self.recovery.hear(message, size)
             return
         self._complaint = error
         self._hold(error, now)
@@ -483,7 +484,7 @@ class Conversation:
         self._actions.extend(Dropped(_decode(event)) for event in dropped)
 
     def _socket_lost(self) -> None:
-        self._recovery.socket_lost(self.socket_id if self.state is State.READY else None)
+        self.recovery.socket_lost(self.socket_id if self.state is State.READY else None)
         self._watching.socket_lost()
         self._authenticate = self.socket_id = None
 

@@ -13,9 +13,12 @@ import msgspec
 from msgspec import Struct, field
 
 from kraftek.client.deadlines import Deadlines
+from kraftek.client.frames import check_room, frame
+from kraftek.client.history import PAGE, Position
 from kraftek.client.messages import Action, Fetch, Hear, Message, Recovered
+from kraftek.client.outbox import Kind, Outbox
 
-__all__ = ["HELD", "Position", "Recovery"]
+__all__ = ["HELD", "Recovery"]
 
 HELD = 1024 * 1024
 """Bytes of a room's messages that may wait until its state is fetched."""
@@ -29,13 +32,6 @@ _LONGEST_WAIT = 30.0
 
 _FETCH = "fetch "
 """The prefix of a snapshot's id for the deadline at which it is fetched again."""
-
-
-class Position(Struct, frozen=True):
-    """A place in what a room was told. ``epoch``: another one means that the gateway has lost the history before."""
-
-    epoch: str
-    offset: int
 
 
 class _Snapshot(Struct):
@@ -74,14 +70,25 @@ class _Feed(Struct):
 
 
 class Recovery:
-    """The positions in the histories of rooms, and the snapshots of their states.
+    """The positions in the histories of rooms, what is asked of these, and the snapshots of rooms' states.
 
-    ``random`` returns numbers from 0 to 1; the rest is the conversation's own.
+    ``random`` returns numbers from 0 to 1; ``check_space`` raises if so many requests are too many; the rest is the
+    conversation's own. ``last``: how many messages a room was told before are to come first, unless what was missed
+    since does.
     """
 
     def __init__(
-        self, random: Callable[[], float], actions: deque[Action], deadlines: Deadlines, ids: Iterator[str]
+        self,
+        random: Callable[[], float],
+        actions: deque[Action],
+        deadlines: Deadlines,
+        ids: Iterator[str],
+        outbox: Outbox,
+        check_space: Callable[[int], None],
     ) -> None:
+        self.last: dict[str | None, int] = {}
+        self._outbox = outbox
+        self._check_space = check_space
         self._random = random
         self._actions = actions
         self._deadlines = deadlines
@@ -91,13 +98,31 @@ class Recovery:
         self._former_sockets: deque[str] = deque(maxlen=_FORMER_SOCKETS)
 
     def since(self, room_id: str | None) -> dict[str, Any]:
-        """What the gateway is told, beside the room's name, of what was heard before; nothing on the same socket, and
-        nothing to a gateway that keeps no history of the room.
+        """What the gateway is told, beside the room's name, of what was heard before, and what is to come first;
+        nothing on the same socket, and nothing of the former to a gateway that keeps no history of the room.
         """
         feed = self._feeds.get(room_id or "")
-        if feed is None or feed.position is None or feed.entered:
+        told: dict[str, Any] = {}
+        if feed is not None and feed.entered:
             return {}
-        return {"since": {**msgspec.to_builtins(feed.position), "socketIds": [*self._former_sockets]}}
+        if feed is not None and feed.position is not None:
+            told["since"] = {**msgspec.to_builtins(feed.position), "socketIds": [*self._former_sockets]}
+        if room_id in self.last:
+            told["history"] = self.last[room_id]
+        return told
+
+    def ask(self, due: float, room_id: str, before: Position | None, limit: int | None) -> str:
+        """Ask for messages that a room was told before: a page is settled under the id returned, at ``due`` at the
+        latest. Raises as ``request``.
+        """
+        check_room(room_id)
+        self._check_space(self._outbox.pending)
+        optional = {"before": before, "limit": limit, "socketIds": [*self._former_sockets] or None}
+        asked = {"roomId": room_id, **{name: value for name, value in optional.items() if value is not None}}
+        key = next(self._ids) + PAGE
+        self._outbox.put(key, Kind.REQUEST, frame("history", asked, key), room_id)
+        self._deadlines.set(key, due)
+        return key
 
     def another_user(self) -> None:
         """Another user has heard nothing, and what excluded our sockets did not exclude theirs."""
@@ -114,6 +139,7 @@ class Recovery:
 
     def left(self, room_id: str) -> None:
         """The room is not to be entered again, or was refused."""
+        self.last.pop(room_id, None)
         if (feed := self._feeds.get(room_id)) is not None:
             feed.position, feed.known, feed.entered = None, False, False
             feed.give_up()

@@ -25,10 +25,11 @@ step                                    what happens
 ``"asked", [refused, …]``               how it was asked since the last such step
 ``"connect"``, ``"leave"``              the application connects again, or closes the client
 ``"emit", arguments, result``           it emits, and is told this: ``true``, ``false``, or a code
-``"call", name, method, arguments``     it calls ``request``, ``join``, ``leave`` or ``refresh``; with ``progress``
-                                        it hears each ``part`` of the answer, with its number
+``"call", name, method, arguments``     it calls ``request``, ``history``, ``join``, ``leave`` or ``refresh``; with
+                                        ``progress`` it hears each ``part`` of the answer, with its number
 ``"cancel", name``                      the application gives that ``request`` up
-``"done", name, outcome``               that call ends: ``{"ok": …}`` or ``{"error": code}``
+``"done", name, outcome``               that call ends: ``{"ok": …}`` or ``{"error": code}``; of a page of a history
+                                        with the offsets and payloads of its ``messages``, and ``before``
 ``"snapshot", room``                    the application will fetch the state of this room: each time it does is heard
 ``"no_snapshot", room``                 it wants that no more
 ``"fetched", room, outcome``            the first such fetch under way ends: ``{"ok": state}`` or ``{"error": text}``
@@ -60,7 +61,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kraftek.client import Change, Closed, Message, Presence, QueueFull, Recovered, Refused, RoomState
+import msgspec
+
+from kraftek.client import Change, Closed, HistoryPage, Message, Presence, QueueFull, Recovered, Refused, RoomState
 from tests.client.backends import BackendThread, User
 from tests.client.scripted import Far, Json, ScriptedGateway
 from tests.support.waiting import wait_until
@@ -283,7 +286,7 @@ class Player:
         positional = [given.pop(key) for key in ("type", "payload") if key in given]
         if given.pop("progress", False):
             given["on_progress"] = lambda part: self._heard.put({"type": "part", "what": [part.payload, part.number]})
-        if method in {"join", "leave"}:
+        if method in {"history", "join", "leave"}:
             positional.append(given.pop("room"))
 
         def call() -> Any:
@@ -305,7 +308,7 @@ class Player:
 
     def step_done(self, name: str, expected: Json) -> None:
         try:
-            outcome = {"ok": self._calls.pop(name).result(10.0)}
+            outcome = {"ok": _plain(self._calls.pop(name).result(10.0))}
         except (Refused, Closed, QueueFull, ValueError) as error:
             outcome = {"error": _code(error)}
         assert outcome == expected
@@ -375,6 +378,13 @@ def _code(error: Exception) -> str:
         case QueueFull():
             return "QUEUE_FULL"
     return "WRONG_NAME"
+
+
+def _plain(result: Any) -> Any:
+    if not isinstance(result, HistoryPage):
+        return result
+    messages = [[each.offset, each.payload] for each in result.messages]
+    return {"messages": messages, "before": None if result.before is None else msgspec.to_builtins(result.before)}
 
 
 def _without_null(value: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from kraftek.client import Recovered
 from kraftek.contract.history import TELL
 from tests.client.backends import BACKENDS, User
 from tests.docs.pages import code
@@ -239,3 +240,113 @@ def test_without_a_history_the_state_is_fetched_at_each_entry(library: str, chat
     chat.road.admit()
     follower.expect(recovered=[[False, None]], shown=[1, 2, 3], heard=[2])
     assert chat.lists == 2
+
+
+def test_who_comes_late_begins_with_the_last_messages_and_goes_back(library: str, chat: Chat, stage: ExitStack) -> None:
+    """It joins, hears the last 50 once and before what is new, and reads back page by page, over either gateway."""
+    chat.say(*range(1, KEPT + 11))
+    late = follow_late(library, chat, stage)
+    chat.say(1000)
+    everything = [*range(11, KEPT + 11), 1000]
+    wait_until(lambda: late.heard() == everything, lambda: f"{everything}, it heard {late.heard()}", 30.0)
+    chat.road.target = chat.gateways[1].port
+    chat.road.cut()
+    pages = late.go_back()
+    assert [each for page in reversed(pages) for each in page] == everything[1:]
+    assert all(len(page) <= 20 for page in pages)
+    wait_until(lambda: late.recovered() == [True], lambda: f"that it is back, it is {late.recovered()}", 30.0)
+
+
+class Late(ABC):
+    """A client that comes late, by the documentation's example."""
+
+    @abstractmethod
+    def heard(self) -> list[int]: ...
+
+    @abstractmethod
+    def recovered(self) -> list[bool]: ...
+
+    @abstractmethod
+    def go_back(self) -> list[list[int]]:
+        """The ids of each page, the newest first."""
+
+
+class LateJavaScript(Late):
+    def __init__(self, url: str, room: str, stage: ExitStack) -> None:
+        self._node = Node()
+        stage.callback(self._node.close)
+        example = code("kraftek-js-history").replace('"r1"', f'"{room}"')
+        self._node.evaluate(
+            f"""(async () => {{
+                const gateway = kraftek.connect("{url}", {{ token: () => "bob", roomId: "r2", base: 50, cap: 200 }});
+                const heard = [], recovered = [];
+                globalThis.gateway = gateway;
+                globalThis.heard = () => heard;
+                globalThis.recovered = () => recovered;
+                gateway.on("chat:message:sent", ({{ id }}) => heard.push(id));
+                gateway.on("recovered", (told) => told.roomId === "{room}" && recovered.push(told.recovered));
+                {example}
+                if (messages.length !== 20 || older.messages.length !== 20) throw new Error("not two pages");
+                globalThis.goBack = async () => {{
+                    const pages = [];
+                    for (let before; pages.length === 0 || before; ) {{
+                        const page = await gateway.history("{room}", {{ before, limit: 20 }});
+                        pages.push(page.messages.map(({{ payload }}) => payload.id));
+                        before = page.before;
+                    }}
+                    return pages;
+                }};
+            }})()"""
+        )
+
+    def heard(self) -> list[int]:
+        return list(self._node.evaluate("heard()"))
+
+    def recovered(self) -> list[bool]:
+        return list(self._node.evaluate("recovered()"))
+
+    def go_back(self) -> list[list[int]]:
+        return list(self._node.evaluate("goBack()"))
+
+
+class LatePython(Late):
+    def __init__(self, backend: str, url: str, room: str, stage: ExitStack) -> None:
+        thread = BACKENDS[backend]()
+        stage.callback(thread.stop)
+        self._user = User(thread, url, lambda _: "bob", {"room": "r2", "random": lambda: 0.05})
+        stage.callback(self._user.run, "close")
+        self._room = room
+        self._heard: list[int] = []
+        self._recovered: list[bool] = []
+        client = self._user.client
+        client.on("chat:message:sent", lambda message: self._heard.append(message.payload["id"]))
+        client.on("recovered", self._note)
+        self._user.run("connect")
+        names: Json = {}
+        exec(code("client-history").replace('"r1"', f'"{room}"'), names)
+        thread.run(lambda: names["late"](client), 30.0)
+
+    def _note(self, told: Recovered) -> None:
+        if told.room_id == self._room:
+            self._recovered.append(told.recovered)
+
+    def heard(self) -> list[int]:
+        return [*self._heard]
+
+    def recovered(self) -> list[bool]:
+        return [*self._recovered]
+
+    def go_back(self) -> list[list[int]]:
+        pages: list[list[int]] = []
+        before = None
+        while not pages or before is not None:
+            page = self._user.run("history", self._room, before=before, limit=20)
+            pages.append([message.payload["id"] for message in page.messages])
+            before = page.before
+        return pages
+
+
+def follow_late(library: str, chat: Chat, stage: ExitStack) -> Late:
+    if library == "javascript":
+        return LateJavaScript(chat.url, chat.room, stage)
+    return LatePython(library, chat.url, chat.room, stage)

@@ -11,6 +11,7 @@ from kraftek.client import Message, Recovered, Refused
 from kraftek.client.deadlines import Deadlines
 from kraftek.client.frames import ids
 from kraftek.client.messages import Action, Fetch, Hear
+from kraftek.client.outbox import Outbox
 from kraftek.client.recovery import HELD, Recovery
 
 AT_10 = {"epoch": "e", "offset": 10}
@@ -22,7 +23,7 @@ class Play:
     def __init__(self) -> None:
         self.actions: deque[Action] = deque()
         self.deadlines = Deadlines()
-        self.it = Recovery(lambda: 0.5, self.actions, self.deadlines, ids())
+        self.it = Recovery(lambda: 0.5, self.actions, self.deadlines, ids(), Outbox(), lambda _: None)
 
     def say(self, offset: int | None, room: str = "r1", size: int = 20) -> None:
         self.it.hear(Message("a:b:c", offset, room_id=room, offset=offset), size)

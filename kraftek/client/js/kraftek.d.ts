@@ -19,6 +19,11 @@ export interface Options {
   /** What others in our rooms see of us beside our `userId`, where the gateway tells who is in a room: any JSON. */
   data?: unknown;
   /**
+   * So many messages that the first room was told before come first, in order, unless what was missed since does: if the
+   * gateway keeps its history.
+   */
+  history?: number;
+  /**
    * How long a request, `join` and `leave` wait for their answer, time without a connection included. 15 s; the gateway's
    * own, for requests, is 10 s.
    */
@@ -84,6 +89,34 @@ export interface JoinOptions {
   data?: unknown;
   /** For this room alone; `Infinity` waits as long as it takes. */
   timeout?: number;
+  /** So many messages that it was told before come first, in order, unless what was missed since does. */
+  history?: number;
+}
+
+/** A place in the history of a room. */
+export interface Position {
+  epoch: string;
+  offset: number;
+}
+
+export interface HistoryOptions {
+  /** The messages before this position: the last ones, if it is left out. */
+  before?: Position;
+  /** At most so many, 1 to 1,000: 50, if it is left out. */
+  limit?: number;
+  /** For this request alone; `Infinity` waits as long as it takes. */
+  timeout?: number;
+  /** Stops waiting. */
+  signal?: AbortSignal;
+}
+
+/** What a room was told before, in order. */
+export interface HistoryPage {
+  roomId: string;
+  epoch: string;
+  messages: { type: string; payload: any; offset: number }[];
+  /** Where to go on, if there is more. */
+  before?: Position;
 }
 
 /** What became of the connection. */
@@ -222,6 +255,11 @@ export class Kraftek {
    */
   join(roomId: string, options?: JoinOptions): Promise<void>;
   leave(roomId: string): void;
+  /**
+   * Messages that a room was told before, if the gateway keeps its history. Listeners may hear some of them, too: compare
+   * the offsets. Waits, and rejects, like `request`.
+   */
+  history(roomId: string, options?: HistoryOptions): Promise<HistoryPage>;
   /**
    * Have `fetch` called when the state of a room must be fetched: once it is entered, and again whenever messages may have
    * been missed. Until its promise has ended the room's messages wait. When it fails that is told as an "error" with

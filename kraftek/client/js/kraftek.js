@@ -49,6 +49,7 @@ const ROOM_LENGTH = 256;
 const OWN = new Set(["state", "dropped", "error", "recovered"]);
 
 const DEFAULTS = {
+  history: 0,
   timeout: 15_000,
   queue: 256,
   heartbeat: 60_000,
@@ -149,6 +150,8 @@ export class Kraftek {
   #unknown = new Set();
   /** Those of them that are there for `join` alone, which has yet to enter them. */
   #asked = new Set();
+  /** How many messages of a room's history are wanted where what was missed cannot be had. */
+  #last = new Map();
   /** What was heard of the rooms that were entered, and who fetches the state of which room. */
   #feeds = new Map();
   /** The rooms of which somebody wants to know who is there. */
@@ -252,15 +255,32 @@ export class Kraftek {
    * is aborted the service is told to do no more about it, at once or after reconnecting. `onProgress` is called with each
    * part of an answer that comes in parts, and its `number`: one of 1 begins anew. Each gives the request its time anew.
    */
-  request(type, payload, { timeout = this.#options.timeout, signal, roomId, onProgress } = {}) {
+  request(type, payload, options = {}) {
+    return this.#request(type, payload, options, () => checkName(type));
+  }
+
+  /**
+   * Get messages that a room was told before, if the gateway keeps its history: the last ones, or those `before` a
+   * position. Resolves with `{roomId, epoch, messages, before}`: each of the messages has `type`, `payload` and `offset`,
+   * and the next older ones come with that `before`, until there is none. At most `limit` messages, 1 to 1,000; 50 if it is
+   * left out. Listeners may hear some of them, too: compare the offsets. Waits, and rejects, like `request`.
+   */
+  history(roomId, { before, limit, timeout, signal } = {}) {
+    const socketIds = this.#formerSockets.length ? this.#formerSockets : undefined;
+    const options = { timeout, signal, roomId, beside: false };
+    return this.#request("history", { roomId, before, limit, socketIds }, options, () => checkRoom(roomId ?? ""));
+  }
+
+  /** `beside`: the room is named beside the payload, as it is an event for a service. */
+  #request(type, payload, { timeout = this.#options.timeout, signal, roomId, onProgress, beside = true }, check) {
     return new Promise((resolve, reject) => {
-      checkName(type);
+      check();
       checkRoom(roomId);
       signal?.throwIfAborted();
       if (this.#state === "closed") throw refusal("CLOSED", "the connection is closed", type);
       if (this.#outbox.size - this.#events >= this.#options.queue) throw refusal("QUEUE_FULL", "too much waits already", type);
       const id = this.#newId();
-      const text = JSON.stringify({ type, payload, id, roomId });
+      const text = JSON.stringify({ type, payload, id, roomId: beside ? roomId : undefined });
       const settle = (how, value) => {
         this.#outbox.delete(id);
         stop();
@@ -269,7 +289,7 @@ export class Kraftek {
       };
       const abort = () => {
         settle(reject, signal.reason);
-        if (request.socket) this.#cancel(id, type);
+        if (request.socket && beside) this.#cancel(id, type);
       };
       signal?.addEventListener("abort", abort);
       const limit = () => this.#within(timeout, () => settle(reject, tooLate(timeout, type)));
@@ -303,13 +323,15 @@ export class Kraftek {
    * Enter a room more, and again after every reconnection. Resolves once it is entered; rejects with what the gateway
    * says, with `LEFT`, `CLOSED` or `TIMEOUT`, and then it is not entered later; with a `TypeError` for what is no room's
    * name. A room that cannot be entered again after a reconnection is told as an "error" with its `roomId`. `data` is
-   * what others see of us there, in place of what the options say; to change it, join again.
+   * what others see of us there, in place of what the options say; to change it, join again. `history`: so many messages
+   * that it was told before come first, in order, unless what was missed since does.
    */
-  join(roomId, { timeout = this.#options.timeout, data } = {}) {
+  join(roomId, { timeout = this.#options.timeout, data, history } = {}) {
     return new Promise((resolve, reject) => {
       checkRoom(roomId ?? "");
       if (this.#state === "closed") throw refusal("CLOSED", "the connection is closed");
       if (data !== undefined) this.#data.set(roomId, data);
+      if (history) this.#last.set(roomId, history);
       if (this.#entered.has(roomId) && data === undefined) {
         resolve();
         return;
@@ -588,6 +610,7 @@ export class Kraftek {
     this.#watched.get(roomId)?.forget();
     this.#data.delete(roomId);
     this.#rooms.delete(roomId);
+    this.#last.delete(roomId);
     this.#asked.delete(roomId);
     this.#isKnown(roomId);
     const feed = this.#feeds.get(roomId);
@@ -803,7 +826,8 @@ export class Kraftek {
   /** What the gateway is told of a room to enter, and of us there. */
   #shownIn(roomId) {
     const data = roomId === undefined ? undefined : (this.#data.get(roomId) ?? this.#options.data);
-    return { roomId, since: this.#since(roomId), data };
+    const history = this.#entered.has(roomId) ? undefined : this.#last.get(roomId) || undefined;
+    return { roomId, since: this.#since(roomId), data, history };
   }
 
   /** What the gateway is told of what was heard before; nothing to one that keeps no history of the room. */
@@ -1030,6 +1054,7 @@ export class Kraftek {
     this.#named = roomId;
     this.#asked.delete(roomId);
     this.#rooms = new Map([[roomId, waiting], ...this.#rooms]);
+    if (!this.#last.has(roomId)) this.#last.set(roomId, this.#options.history);
   }
 
   // Times and listeners

@@ -216,13 +216,17 @@ class Player {
     assert.equal(result, ["QUEUE_FULL", "CLOSED"].includes(expected) ? false : expected);
   }
 
-  async call(name, method, { type, payload, room, timeout, data, progress }) {
+  async call(name, method, { type, payload, room, timeout, progress, ...more }) {
     await this.nothing();
-    const options = { data, ...(timeout !== undefined && { timeout: 1000 * timeout }) };
+    const options = { ...more, ...(timeout !== undefined && { timeout: 1000 * timeout }) };
     if (progress) options.onProgress = (part, { number }) => this.#heard.push(["part", [part, number]]);
     const { signal } = this.#aborts.set(name, new AbortController()).get(name);
     const calls = {
       request: () => this.#client.request(type, payload, { roomId: room, signal, ...options }),
+      history: async () => {
+        const { messages, before } = await this.#client.history(room, { signal, ...options });
+        return { messages: messages.map((each) => [each.offset, each.payload]), before: before ?? null };
+      },
       join: () => this.#client.join(room, options),
       leave: () => this.#client.leave(room),
       refresh: () => this.#client.refresh(),

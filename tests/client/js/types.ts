@@ -21,6 +21,10 @@ console.log(sent, users.join());
 await client.join("r2", { timeout: 1_000 });
 client.leave("r2");
 await client.request("chat:bot:ask", null, { onProgress: (part: { text: string }, { number }) => console.log(part.text, number + 1) });
+await client.join("r2", { history: 50 });
+const { messages, before } = await client.history("r2", { limit: 10 });
+if (before) await client.history("r2", { before, timeout: 1_000 });
+console.log(messages.map(({ type, payload, offset }) => [type, payload.text, offset.toFixed()]));
 
 client.on("recovered", ({ roomId, recovered, reason }) => console.log(roomId.length, recovered === true, reason?.length));
 const end: () => void = client.snapshot("r1", async () => console.log(await client.request<Who>("chat:room:who")));
