@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import capturedLogs
 
 from kraftek.contract.errors import ConfigError
+from kraftek.contract.names import HISTORY_RULES
 from kraftek.contract.settings import Config, Redis, Registration
 from kraftek.core.dispatch import Dispatch
 from kraftek.daemon.local_services import LocalServices, with_services
@@ -180,9 +181,9 @@ def test_errors(app: Application) -> None:
 def test_what_others_are_told_goes_by_redis_first(app: Application) -> None:
     app.ask("tell")
     (call,) = app.bus.calls
-    command, channel, message = call.command, call.args[0], call.args[1]
+    channel, message, rules = call.args
     assert isinstance(message, bytes)
-    assert (command, channel, json.loads(message)["roomId"]) == ("PUBLISH", "events:broadcast", "r")
+    assert (channel, json.loads(message)["roomId"], rules) == ("events:broadcast", "r", HISTORY_RULES)
     assert app.ada.link.read() == []
     call.reply.callback(1)
     assert app.ada.link.read() == [{"type": SEND, "payload": {"did": "tell"}, "id": 1}]

@@ -53,7 +53,7 @@ def parsed(*arguments: str) -> Config:
                 redis=Redis(url="embedded:"),
                 auth=Auth(check="open"),
                 services=(Registration(name="stickyNotes", channel="events:stickyNotes"),),
-                rooms=(RoomPolicy(pattern="*", presence=True),),
+                rooms=(RoomPolicy(pattern="*", presence=True, history=1000),),
             ),
         ),
     ],
