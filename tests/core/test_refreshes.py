@@ -178,6 +178,25 @@ def test_a_room_more_that_is_denied_is_no_reason_to_close() -> None:
     works(client)
 
 
+def test_where_it_is_permitted_the_new_token_counts_even_so() -> None:
+    house = House()
+    client = admitted(house, "one")
+    shown(client, room="two")
+    client.play("""
+        ! yes alice
+        ! no Access denied
+        x ACCESS_DENIED Access denied {"id": 1}
+    """)
+    house.access.stale(digest=Token("old").digest)
+    house.access.stale(user_id="alice", room_id="one")
+    client.play("""
+        ? new one
+        ! no
+        x ACCESS_REVOKED Access to room one was revoked {"roomId": "one"}
+        = 4403 ACCESS_REVOKED
+    """)
+
+
 def test_who_leaves_meanwhile_stays_out() -> None:
     house = House()
     client = admitted(house, "one", "two")

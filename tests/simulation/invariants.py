@@ -143,7 +143,7 @@ class Invariants:
     def admitted(self, client: Client, room: str) -> None:
         """The client was told that it is in the room."""
         self.seen["admitted"] += 1
-        self.tell(f"{client} is admitted to {room} by {client.grants[room]}")
+        self.tell(f"{client} is admitted to {room} by {client.token}")
         self._granted[client, room] = self.world.time.now
         self._judge(client, room, "admitted", new=True)
 
@@ -212,7 +212,7 @@ class Invariants:
         """Whether access to the room may be in question: a token of the client is or was refused, or is over soon."""
         auth, now = self.world.auth, self.world.time.now
         since = min(self._granted[client, room], now) - 10.0
-        tokens = {client.grants[room], client.token or ""}
+        tokens = client.grants[room]
         if any(auth.expiry.get(token, now + 2.0) < now + 1.0 for token in tokens):
             return True
         return self.world.garbled or any(
@@ -225,28 +225,24 @@ class Invariants:
 
     def _forbidden(self, client: Client, room: str, what: str, *, new: bool, at: float | None = None) -> list[str]:
         """Why it must not be."""
-        auth, now = self.world.auth, self.world.time.now if at is None else at
-        found = []
-        token = self._token(client, room)
-        gateway = client.gateway
+        now = self.world.time.now if at is None else at
+        found = [self._forbids(client, room, token, now, new=new) for token in sorted(client.grants[room])]
+        return [f"at {self.world.time.now:.4f}: {client} is {what} in {room} by {why}" for why in found if all(found)]
+
+    def _forbids(self, client: Client, room: str, token: str, now: float, *, new: bool) -> str:
+        """Why it must not be there by this token, if it must not."""
+        auth, gateway = self.world.auth, client.gateway
         if auth.expiry.get(token, now + 1) <= now:
-            found.append(f"{client} is {what} in {room} by {token}, which expired at {auth.expiry[token]}")
+            return f"{token}, which expired at {auth.expiry[token]}"
         for ban in auth.bans:
             if ban.until is None and ban.concerns(token, room):
                 latest, why = self._latest(ban, gateway, token, new=new)
                 if now > latest:
-                    found.append(
-                        f"{client} is {what} in {room} by {token}: no since {ban.since:.4f}, told by "
-                        f"{ban.how or 'nothing'} at {ban.told_at}, at the latest {latest:.4f} ({why})"
+                    return (
+                        f"{token}: no since {ban.since:.4f}, told by {ban.how or 'nothing'} at {ban.told_at}, "
+                        f"at the latest {latest:.4f} ({why})"
                     )
-        return [f"at {self.world.time.now:.4f}: {each}" for each in found]
-
-    def _token(self, client: Client, room: str) -> str:
-        """By which token it is in the room: the one that it was let in with, or once that is over the newest."""
-        token = client.grants[room]
-        if self.world.auth.expired(token) and client.token is not None:
-            token = client.grants[room] = client.token
-        return token
+        return ""
 
     def _latest(self, ban: Ban, gateway: GatewayProcess, token: str, *, new: bool) -> tuple[float, str]:
         """Until when the gateway may act on an older yes, and why."""
@@ -296,7 +292,7 @@ class Invariants:
         if room not in client.grants:
             return
         if not self._reason(client, room):
-            self.wrong(f"{client} loses {room}, and nobody ever took {client.grants[room]} back")
+            self.wrong(f"{client} loses {room}, and nobody ever took {client.token} back")
 
     def refused(self, client: Client, command: tuple[str, str, str], payload: Any) -> None:
         """An ``authenticate``, ``join`` or ``leave`` was refused."""
@@ -456,8 +452,8 @@ class Invariants:
         self.world.histories.end()
         for client in self.world.clients:
             for room in client.grants if client.open else ():
-                if not self.world.auth.allows(self._token(client, room), room):
-                    self.wrong(f"{client} is still in {room} by {client.grants[room]}")
+                if not any(self.world.auth.allows(token, room) for token in client.grants[room]):
+                    self.wrong(f"{client} is still in {room} by {sorted(client.grants[room])}")
             if client.open and client.requests:
                 self.wrong(f"{client} has no answer to {sorted(client.requests)}")
         self.check()

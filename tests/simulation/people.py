@@ -56,10 +56,13 @@ class Request(Struct, eq=False):
 
 @implementer(IClientLink)
 class Client:
-    """One connection of a user. ``grants``: the rooms it has been told that it is in, each with the token for that.
+    """One connection of a user. ``grants``: the rooms it has been told that it is in, each with the tokens that it may
+    be there by: the one that it was let in with, and whatever it showed since, for which room ever. A new token counts
+    in each room that permits it, before it is answered, and even if the room that it was shown for does not.
 
-    ``entered``: since when it is in each of them. ``shown``: each token that it showed, with the room. ``copies``: what
-    its page has of rooms with history, and has from former connections.
+    ``token``: the newest that was answered well; ``newer``: those shown since, or not answered yet. ``entered``: since
+    when it is in each room. ``shown``: each token that it showed, with the room. ``copies``: what its page has of rooms
+    with history, and has from former connections.
     """
 
     peer = "simulated"
@@ -70,7 +73,8 @@ class Client:
         self.gateway = gateway
         self.user: str | None = None
         self.token: str | None = None
-        self.grants: dict[str, str] = {}
+        self.newer: set[str] = set()
+        self.grants: dict[str, set[str]] = {}
         self.entered: dict[str, float] = {}
         self.commands: dict[str, tuple[str, str, str]] = {}
         self.requests: dict[str, Request] = {}
@@ -91,6 +95,8 @@ class Client:
     def authenticate(self, token: str, room: str) -> None:
         """Show a token, for a room."""
         self.shown.add((token, room))
+        for tokens in (self.newer, *self.grants.values()):
+            tokens.add(token)
         number = f"a{next(self.world.numbers)}"
         self.commands[number] = "authenticate", token, room
         payload = {"token": token, "roomId": room, **self._since(number, room), **self.presence.data}
@@ -189,6 +195,7 @@ class Client:
                 _, token, room = self.commands.pop(number)
                 if what == "authenticated":
                     self.token, self.user = token, payload["userId"]
+                    self.newer = {token for command, token, _ in self.commands.values() if command == "authenticate"}
                 self._enters(room, payload, self.since.pop(number))
             case "position":
                 self.world.histories.positioned(self, message["roomId"], payload)
@@ -216,7 +223,7 @@ class Client:
     def _enters(self, room: str, payload: Any, since: Any) -> None:
         assert self.token is not None
         was_there = room in self.grants
-        self.grants[room] = self.token
+        self.grants[room] = {self.token, *self.newer}
         self.entered.setdefault(room, self.world.time.now)
         self.world.invariants.admitted(self, room)
         if self.gateway.follows(room) and not (was_there and payload.keys().isdisjoint({"epoch", "recovered"})):

@@ -157,9 +157,10 @@ class Ask(Step, frozen=True):
         client = _client(world, self.client)
         if client is not None and client.grants:
             assert client.user is not None
+            assert client.token is not None
             room = _of(list(client.grants), self.room)
             number = next(world.numbers)
-            request = Request(f"r{number}", client.user, room, client.grants[room], number)
+            request = Request(f"r{number}", client.user, room, client.token, number)
             world.requests.append(request)
             client.request(request)
 

@@ -24,6 +24,7 @@ from tests.simulation.invariants import Violation
 from tests.simulation.steps import (
     Ask,
     AskAgain,
+    Authenticate,
     AuthIs,
     Ban,
     ComeBack,
@@ -102,6 +103,11 @@ MENDINGS = {
         [(Withholding, "begin", lambda *_: None)],
         (ANN, Wait(1.0), AuthIs("slow"), BANNED, Wait(0.01), Say("red"), Wait(0.1)),
         "is told what is said in red",
+    ),
+    "another token in place of one that was taken back is asked about, too": Mending(
+        [(Withholding, "begin", lambda *_: None)],
+        (ANN, Wait(1), Authenticate(0, 2, "blue"), Wait(1), AuthIs("slow"), BANNED, Wait(0.1), Say("red"), Wait(0.1)),
+        "is told what is said in red by ann/1",
     ),
     "revocations are kept while writes are refused": Mending(
         [

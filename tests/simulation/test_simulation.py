@@ -12,6 +12,7 @@ from tests.simulation.programs import program_of
 from tests.simulation.shrinking import failure_of, shortened
 from tests.simulation.steps import (
     Ask,
+    Authenticate,
     Ban,
     ComeBack,
     Connect,
@@ -78,6 +79,17 @@ def test_a_run_sees_what_it_is_about() -> None:
     assert min(seen[what] for what in ("admitted", "delivered", "handled", "chat left", "log left", "read")) >= 1
     assert (seen["revoked"], seen["closed 4403"]) == (1, 1)
     assert all(gateway.counters.redis_connects == 1 + (gateway.name == "g1") for gateway in world.gateways)
+
+
+@pytest.mark.parametrize("denied", [False, True])
+def test_another_token_counts_in_rooms_that_it_was_not_shown_for(denied: bool) -> None:
+    """Also if it is denied in the one that it was shown for: the first may be taken back then."""
+    refuses = (Ban("ann", 2, "blue", "silently"),) if denied else ()
+    comes = Connect(0, "ann/1", "red"), Wait(0.3), *refuses, Authenticate(0, 2, "blue"), Wait(0.1)
+    world = run(Program(Setup(), (*comes, Ban("ann", 1, "red", "invalidate"), Wait(0.1), Say("red"), Wait(0.3))))
+    assert world.invariants.seen["refused ACCESS_DENIED"] == denied
+    assert world.invariants.seen["delivered"] >= 1
+    assert not world.invariants.seen["revoked"]
 
 
 def test_a_page_comes_back_to_a_room_with_history() -> None:
