@@ -53,16 +53,22 @@ class Refreshes:
         )
         answers: dict[str | None, _Answer] = dict(zip(others, asked, strict=True))
         # The answer about this one comes last: the client is answered before it is sent anything in a new room.
-        answers[main] = answer = await self._ask(session, message, main)
+        answer = await self._ask(session, message, main)
+        while message.room_id is None and main != session.room_id and session.state is not SessionState.CLOSED:
+            # The client has left that room, or was told that it is out of it: so it is about its first one of now.
+            main = session.room_id
+            answer = await self._ask(session, message, main)
+        answers[main] = answer
         if session.state is SessionState.CLOSED:
             return
         error = _reason(answers.values())
         if error is not None:
             _refuse(session, message, error)
             return
+        there = main in session.asked
         entered = isinstance(answer, Grant) and (main is not None or not session.asked or None in session.rooms)
-        resumes = isinstance(answer, Grant) and main not in before and self._resuming.following.keeps(main)
-        if isinstance(answer, PeerError) and message.room_id not in (None, *before):
+        resumes = isinstance(answer, Grant) and not there and self._resuming.following.keeps(main)
+        if isinstance(answer, PeerError) and message.room_id is not None and not there:
             code = Code.ACCESS_DENIED if answer.code in DENIALS else answer.code
             _refuse(session, message, PeerError(code, answer.message, retry_after=answer.retry_after))
         else:
@@ -71,7 +77,7 @@ class Refreshes:
             left = self._access_watch.seconds_left(*ends)
             answered = partial(self._answer, session, message, main, left)
             if not resumes:
-                answered(None if main in before else self._resuming.without(message.since))
+                answered(None if there else self._resuming.without(message.since))
         if entered:
             assert isinstance(answer, Grant)
             self._show(session, message)

@@ -211,6 +211,84 @@ def test_who_leaves_meanwhile_stays_out() -> None:
     assert [*client.session.rooms] == ["one"]
 
 
+def test_who_leaves_the_first_room_meanwhile_stays_out_of_it() -> None:
+    house = House()
+    client = admitted(house, "one", "two")
+    shown(client)
+    client.play("""
+        ? new two
+        ! yes alice
+        > {"type": "leave", "payload": {"roomId": "one"}}
+        < {"type": "left", "payload": {"roomId": "one"}}
+        ? new one
+        ! yes alice
+        ? new two
+        ! yes alice {"expiresAt": 60}
+        < {"type": "authenticated", "id": 1, "payload": {"success": true, "userId": "alice", "roomId": "two", "expiresIn": 60.0}}
+    """)
+    assert set(client.session.rooms) == {"two"}
+    assert set(house.rooms.entries) == {("two", "alice")}
+
+
+def test_who_loses_the_first_room_meanwhile_stays_out_of_it() -> None:
+    """The client has been told so: it would not know that it is there."""
+    house = House()
+    client = admitted(house, "one", "two")
+    shown(client)
+    house.access.stale(user_id="alice", room_id="one")
+    client.play("""
+        ? new two
+        ! yes alice
+        ? old one
+        ! no
+        x ACCESS_REVOKED Access to room one was revoked {"roomId": "one"}
+        ? new one
+        ! yes alice
+        ? new two
+        ! yes alice
+        < {"type": "authenticated", "id": 1, "payload": {"success": true, "userId": "alice", "roomId": "two"}}
+    """)
+    assert set(client.session.rooms) == {"two"}
+    assert set(house.rooms.entries) == {("two", "alice")}
+
+
+def test_who_loses_the_room_that_it_names_is_told_how_it_is_about_that() -> None:
+    house = House()
+    client = admitted(house, "one", "two")
+    shown(client, room="one")
+    house.access.stale(user_id="alice", room_id="one")
+    client.play("""
+        ? new two
+        ! yes alice
+        ? old one
+        ! no
+        x ACCESS_REVOKED Access to room one was revoked {"roomId": "one"}
+        ? new one
+        ! no Access denied
+        x ACCESS_DENIED Access denied {"id": 1}
+    """)
+    assert set(client.session.rooms) == {"two"}
+
+
+def test_who_leaves_the_only_room_meanwhile_is_in_none() -> None:
+    house = House()
+    client = admitted(house, "one")
+    shown(client)
+    client.play("""
+        > {"type": "leave", "payload": {"roomId": "one"}}
+        < {"type": "left", "payload": {"roomId": "one"}}
+        ? new one
+        ! yes alice
+        ? new -
+        ! yes alice {"expiresAt": 60}
+        < {"type": "authenticated", "id": 1, "payload": {"success": true, "userId": "alice", "roomId": null, "expiresIn": 60.0}}
+        @ 21
+    """)
+    house.broadcast(type="mine", userIds=["alice"])
+    assert [message["type"] for message in client.link.read()] == ["mine"]
+    assert not house.rooms.entries
+
+
 def test_who_is_gone_is_told_nothing() -> None:
     house = House()
     client = admitted(house, "one")
