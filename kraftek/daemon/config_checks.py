@@ -39,7 +39,7 @@ def _check_auth_url(url: str, _: object) -> None:
     if url in {"open", "jwt"}:
         return
     found = re.fullmatch(rf"(?:(?:jwt|{_OWN})\+)?(?:{_OWN}|https?://([^/?#@]*)(/[!-~]*)?)", url)
-    if found is None or "?" in url or "#" in url:
+    if found is None or re.search("[?#@]", url):  # a password may have a slash in it
         url_only = "http:// or https:// with HOST[:PORT][/PATH] and nothing else"
         own = "python:MODULE:FACTORY"
         raise ValueError(f'"open", or {url_only}, or "jwt", or {own}, or jwt+ or {own}+ and one of them')
@@ -49,7 +49,7 @@ def _check_auth_url(url: str, _: object) -> None:
 
 def _check_key_set(url: str, _: object) -> None:
     found = re.fullmatch(r"https://([^/?#@]+)(/[!-~]*)?", url)
-    if url and (found is None or "#" in url):
+    if url and (found is None or re.search("[#@]", url)):
         raise ValueError("https://HOST[:PORT][/PATH]")
     if found is not None:
         host_and_port(found[1], 0)

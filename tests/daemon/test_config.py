@@ -1005,6 +1005,7 @@ def test_a_url_is_shown_without_its_password(url: str, expected: str) -> None:
 @example("redis://h/?password={}", "@", "", False)
 @example("redis://:{}@h:1/2", "@", "=", False)
 @example("redis:/u:{}@h", "", "://", False)
+@example("http://u:{}@h", "/", "", False)
 def test_no_password_comes_out_again(url: str, before: str, after: str, encoded: bool) -> None:
     password = f"{before}hunter2{after}"
     url = url.format(quote(password, safe="") if encoded else password)
