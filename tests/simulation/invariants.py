@@ -147,6 +147,13 @@ class Invariants:
         self._granted[client, room] = self.world.time.now
         self._judge(client, room, "admitted", new=True)
 
+    def refreshed(self, client: Client, room: str | None) -> None:
+        """The client was told that another token counts in its rooms, of which this is the first."""
+        self.seen["refreshed"] += 1
+        self.tell(f"{client} is in its rooms by {client.token}, first in {room}")
+        if room is not None and room not in client.grants:
+            self.wrong(f"{client} is told that it is in {room}, where it is not")
+
     def delivered(self, client: Client, room: str, number: int) -> None:
         """The client was told something that was said in the room."""
         self.seen["delivered"] += 1
@@ -339,7 +346,7 @@ class Invariants:
         return {
             (client.user or "" if command == "join" else user_of(token), room)
             for command, token, room in client.commands.values()
-            if not client.open or self.world.has_history(room)
+            if room and (not client.open or self.world.has_history(room))
         }
 
     # Requests

@@ -92,15 +92,15 @@ class Client:
 
     # What it does
 
-    def authenticate(self, token: str, room: str) -> None:
-        """Show a token, for a room."""
-        self.shown.add((token, room))
+    def authenticate(self, token: str, room: str | None) -> None:
+        """Show a token, for a room, or for those that it is in."""
+        self.shown.update((token, each) for each in ([*self.grants] if room is None else [room]))
         for tokens in (self.newer, *self.grants.values()):
             tokens.add(token)
         number = f"a{next(self.world.numbers)}"
-        self.commands[number] = "authenticate", token, room
-        payload = {"token": token, "roomId": room, **self._since(number, room), **self.presence.data}
-        self.send({"type": "authenticate", "payload": payload, "id": number})
+        self.commands[number] = "authenticate", token, room or ""
+        where = {} if room is None else {"roomId": room, **self._since(number, room), **self.presence.data}
+        self.send({"type": "authenticate", "payload": {"token": token, **where}, "id": number})
 
     def join(self, room: str) -> None:
         """Ask to be in one room more."""
@@ -192,11 +192,7 @@ class Client:
             case "connected":
                 self.socket_id = payload["socketId"]
             case "authenticated" | "joined" as what:
-                _, token, room = self.commands.pop(number)
-                if what == "authenticated":
-                    self.token, self.user = token, payload["userId"]
-                    self.newer = {token for command, token, _ in self.commands.values() if command == "authenticate"}
-                self._enters(room, payload, self.since.pop(number))
+                self._let_in(what, number, payload)
             case "position":
                 self.world.histories.positioned(self, message["roomId"], payload)
             case "left":
@@ -219,6 +215,16 @@ class Client:
         self.world.invariants.delivered(self, room, number)
         if offset is not None:
             self.world.histories.copy_of(self, room).heard(offset, number)
+
+    def _let_in(self, what: str, number: str, payload: Any) -> None:
+        _, token, room = self.commands.pop(number)
+        if what == "authenticated":
+            self.token, self.user = token, payload["userId"]
+            self.newer = {token for command, token, _ in self.commands.values() if command == "authenticate"}
+        if room:
+            self._enters(room, payload, self.since.pop(number))
+        else:
+            self.world.invariants.refreshed(self, payload["roomId"])
 
     def _enters(self, room: str, payload: Any, since: Any) -> None:
         assert self.token is not None

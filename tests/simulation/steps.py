@@ -108,9 +108,11 @@ class Connect(Step, frozen=True):
 
 
 class Authenticate(Step, frozen=True):
+    """A client shows another token: for a room, or for those that it is in."""
+
     client: int
     number: int
-    room: str
+    room: str | None
 
     def run(self, world: World) -> None:
         client = _client(world, self.client)

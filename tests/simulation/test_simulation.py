@@ -13,12 +13,15 @@ from tests.simulation.shrinking import failure_of, shortened
 from tests.simulation.steps import (
     Ask,
     Authenticate,
+    AuthIs,
     Ban,
     ComeBack,
     Connect,
     Cut,
     Disconnect,
     FailOver,
+    Join,
+    Leave,
     Program,
     Say,
     Wait,
@@ -90,6 +93,13 @@ def test_another_token_counts_in_rooms_that_it_was_not_shown_for(denied: bool) -
     assert world.invariants.seen["refused ACCESS_DENIED"] == denied
     assert world.invariants.seen["delivered"] >= 1
     assert not world.invariants.seen["revoked"]
+
+
+def test_who_leaves_a_room_while_another_token_is_asked_about_stays_out() -> None:
+    comes = Connect(0, "ann/1", "red"), Wait(0.3), Join(0, "blue"), Wait(0.3)
+    world = run(Program(Setup(), (*comes, AuthIs("slow"), Authenticate(0, 2, None), Leave(0, 0), Wait(3.0))))
+    assert world.invariants.seen["refreshed"] == 1
+    assert {("ann", "blue")} == world.invariants.in_rooms().keys() - {("probe", "g0"), ("probe", "g1")}
 
 
 def test_a_page_comes_back_to_a_room_with_history() -> None:
