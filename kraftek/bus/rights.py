@@ -101,7 +101,7 @@ XREVRANGE key + -
 ZMSCORE key member
 ZREMRANGEBYSCORE key 0 0
 """
-"""Those for rooms with history."""
+"""Those for histories."""
 
 _WITH_SUBCOMMANDS = {"CLIENT", "FUNCTION", "MEMORY", "XGROUP", "XINFO"}
 
@@ -122,8 +122,8 @@ def needs_of(config: Config) -> list[Need]:
     prefix = config.redis.prefix
     own = {"key": prefix + names.EPOCH, "channel": prefix + config.redis.broadcast}
     needs = []
-    keeps = any(policy.history for policy in config.rooms)
-    for line in filter(None, (COMMANDS + HISTORY_COMMANDS * keeps).split("\n")):
+    topics = _topics(config)
+    for line in filter(None, (COMMANDS + HISTORY_COMMANDS * bool(topics)).split("\n")):
         words = line.split()
         name = "|".join(words[: 2 if words[0] in _WITH_SUBCOMMANDS else 1]).lower()
         needs.append(Need(f"+{name}", tuple(own.get(word, word) for word in words)))
@@ -135,13 +135,19 @@ def needs_of(config: Config) -> list[Need]:
     published += [replies, prefix + names.cancel_channel("*"), prefix + names.LISTENED]
     heard = [f"{prefix}{config.redis.broadcast}", prefix + names.INVALIDATION, prefix + names.LISTENED, replies]
     heard += [prefix + names.SELF_REGISTERED, TRACKING_CHANNEL.decode()]
-    heard += [prefix + names.topic_channel(names.room_topic("*"))] if keeps else []
+    heard += [prefix + names.topic_channel(topic) for topic in topics]
     if any(policy.presence for policy in config.rooms):
         published.append(prefix + names.shown_key("*"))
         heard.append(prefix + names.shown_key("*"))
     needs += [Need(f"&{channel}", ("PUBLISH", channel.replace("*", "x"), "")) for channel in published]
     needs += [Need(f"&{channel}", ("SUBSCRIBE", channel.replace("*", "x"))) for channel in heard]
     return needs
+
+
+def _topics(config: Config) -> list[str]:
+    """What has a history."""
+    rooms = [names.room_topic("*")] if any(policy.history for policy in config.rooms) else []
+    return rooms + ([names.user_topic("*")] if config.users.history else [])
 
 
 def _keys(config: Config) -> list[str]:
@@ -169,7 +175,7 @@ def _keys(config: Config) -> list[str]:
     ]
     if config.operator.publish_token_file:
         keys.append(names.publish_key("*"))
-    keeps = any(policy.history for policy in config.rooms)
+    keeps = _topics(config)
     if keeps or config.operator.publish_token_file:
         keys.append(names.HISTORY_RULES)
     if keeps:

@@ -1,4 +1,4 @@
-"""How a service tells a room something: by a script that numbers it, keeps it, and publishes it.
+"""How a service tells a room, or users, something: by a script that numbers it, keeps it, and publishes it.
 
 Gateways load it as a Redis Function, for services in any language. What gateways read is in
 :mod:`kraftek.core.history`. The keys, without the configured prefix:
@@ -12,7 +12,7 @@ Gateways load it as a Redis Function, for services in any language. What gateway
 ``gateways:history:<topic>``           the channel to which gateways subscribe that have somebody who hears it
 =====================================  =================================================================================
 
-A topic is ``room:`` and a room's name.
+A topic is ``room:`` and a room's name, or ``user:`` and a user's id.
 """
 
 from __future__ import annotations
@@ -20,22 +20,32 @@ from __future__ import annotations
 from kraftek.contract.lua import Script, lua
 from kraftek.contract.names import BROADCAST
 
-__all__ = ["FUNCTION", "LIBRARY", "TELL"]
+__all__ = ["FUNCTION", "LIBRARY", "TELL", "TELL_USERS", "USERS_FUNCTION"]
 
 FUNCTION = "kraftek_tell_v1"
-"""The name of the Function, and of its library. Another one begins when the library changes: gateways of two versions
-may be connected."""
+"""The name of the Function for rooms, and of the library. Another one begins when the library changes: gateways of two
+versions may be connected."""
+
+USERS_FUNCTION = "kraftek_tell_users_v1"
+"""The name of the Function for users."""
 
 _TELL = lua(__package__, "history", "kept", "tell")
 
 TELL = Script(f"{_TELL}\nreturn tell(ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5])")
 """ARGV: the room, the message, its id or nothing, the prefix, and the channel for rooms without history."""
 
+TELL_USERS = Script(f"{_TELL}\nreturn tell_users(ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5])")
+"""The same with a JSON list of users in place of the room."""
+
 LIBRARY = f"""#!lua name={FUNCTION}
 {_TELL}
-redis.register_function('{FUNCTION}', function(_, args)
-    if #args < 2 then return redis.error_reply('ERR {FUNCTION}: expected a room and a message') end
-    return tell(args[1], args[2], args[3] or '', args[4] or '', args[5] or '{BROADCAST}')
-end)
+local function register(name, does, first)
+    redis.register_function(name, function(_, args)
+        if #args < 2 then return redis.error_reply('ERR ' .. name .. ': expected ' .. first .. ' and a message') end
+        return does(args[1], args[2], args[3] or '', args[4] or '', args[5] or '{BROADCAST}')
+    end)
+end
+register('{FUNCTION}', tell, 'a room')
+register('{USERS_FUNCTION}', tell_users, 'users')
 """
 """What ``FUNCTION LOAD`` takes, from Redis 7 on."""

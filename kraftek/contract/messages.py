@@ -118,15 +118,15 @@ class Grant(Struct, frozen=True, rename="camel", omit_defaults=True):
 
 
 class Position(Struct, frozen=True):
-    """A place in the history of a room."""
+    """A place in a history."""
 
     epoch: str
     offset: int
 
 
 class Since(Position, frozen=True, rename="camel"):
-    """Where the client was in a room with history. ``socket_ids``: those that it had then, to which some messages were
-    not sent on purpose.
+    """Where the client was in the history of a room, or of its user. ``socket_ids``: those that it had then, to which
+    some messages were not sent on purpose.
     """
 
     socket_ids: tuple[str, ...] = ()
@@ -143,7 +143,7 @@ class Authenticate(Struct, frozen=True):
     """The client shows a token; ``room_id`` is the room it wants to be in with it. ``last``: so many messages of the
     room's history are to come first, unless it gets what it has missed ``since``. ``data``: what it shows of itself
     to others there. ``recover``: it was there before, and has to be told first whether it is let in as what it was
-    (:class:`Admitted`).
+    (:class:`Admitted`). ``user_since``: where it was in what its user is told.
     """
 
     token: Token
@@ -153,6 +153,7 @@ class Authenticate(Struct, frozen=True):
     last: int = 0
     data: Raw = ABSENT
     recover: Recover | None = None
+    user_since: Since | None = None
 
 
 class Join(Struct, frozen=True):
@@ -251,7 +252,7 @@ class Admitted(Struct, frozen=True):
 
 
 class Standing(Struct, frozen=True, rename="camel", omit_defaults=True):
-    """Where a client begins in a room with history: after this offset. ``recovered``: whether it gets all that it has
+    """Where a client begins in a history: after this offset. ``recovered``: whether it gets all that it has
     missed, if it has been there before; ``reason``: why it does not.
     """
 
@@ -263,8 +264,9 @@ class Standing(Struct, frozen=True, rename="camel", omit_defaults=True):
 
 class Authenticated(Struct, frozen=True):
     """The token was good; ``room_id`` is the room that the client is in now, if any. ``expires_in``: seconds until its
-    access expires, if it does; when it was in rooms before, that of all of them to expire first. ``recovered``: it is
-    what it was, and gets all that was told to its rooms since ``order``; services know it by this ``socket_id``.
+    access expires, if it does; when it was in rooms before, that of all of them to expire first. ``standing``: in the
+    room; ``user_standing``: in what the user is told. ``recovered``: it is what it was, and gets all that was told to
+    its rooms since ``order``; services know it by this ``socket_id``.
     """
 
     user_id: str
@@ -275,6 +277,7 @@ class Authenticated(Struct, frozen=True):
     recovered: bool = False
     order: str | None = None
     socket_id: str = ""
+    user_standing: Standing | None = None
 
 
 class Joined(Struct, frozen=True):
@@ -287,7 +290,9 @@ class Joined(Struct, frozen=True):
 
 
 class Positioned(Struct, frozen=True):
-    """Where the client is in a room with history from now on, because of something that it could not know of."""
+    """Where the client is in a room with history from now on, or without a room in what its user is told, because of
+    something that it could not know of.
+    """
 
     room_id: str | None
     standing: Standing
@@ -346,7 +351,8 @@ class Ack(Struct, frozen=True):
 
 class Delivery(Struct, frozen=True):
     """A service's message. ``room_id`` is set when it went to a room, ``id`` when it answers a request; ``offset`` when
-    it is part of the room's history, with its place in the ``order`` of all rooms (:mod:`kraftek.contract.order`).
+    it is part of the room's history, or without a room of the user's, with its place in the ``order`` of all of these
+    (:mod:`kraftek.contract.order`).
     """
 
     type: str
@@ -495,7 +501,7 @@ class Cancelled(Struct, frozen=True, rename="camel", omit_defaults=True):
 
 class Broadcast(Struct, frozen=True, rename="camel"):
     """A service's message to sockets, as it stands on ``events:broadcast`` and on reply channels. ``offset``: it was
-    told to a room with history, and this is for gateways that do not follow the room.
+    told to a room, or to users, with history, and this is for gateways that do not follow them.
     """
 
     type: str

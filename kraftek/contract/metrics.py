@@ -37,7 +37,7 @@ class RefusalReason(StrEnum):
 
 
 class ResumeFailure(StrEnum):
-    """Why a client did not get what it has missed in a room, as it is told."""
+    """Why a client did not get what it has missed, as it is told."""
 
     EPOCH = "epoch"  # it is not certain that what it has is part of this history
     EXPIRED = "expired"
@@ -124,7 +124,7 @@ class Counters(Struct):
     ] = field(default_factory=lambda: {reason.value: 0 for reason in RecoveryFailure})
     not_resumed: Annotated[
         dict[str, int],
-        Meta(description="Clients that did not get what they had missed in a room", extra={"label": "reason"}),
+        Meta(description="Clients that did not get what they had missed", extra={"label": "reason"}),
     ] = field(default_factory=lambda: {reason.value: 0 for reason in ResumeFailure})
     ping_timeouts: Annotated[int, Meta(description="Clients dropped because they did not answer a ping")] = 0
     posts_refused: Annotated[
@@ -154,7 +154,7 @@ class Counters(Struct):
     requests_cancelled: Annotated[int, Meta(description="Requests that their clients have cancelled")] = 0
     requests_repeated: Annotated[int, Meta(description="Requests sent again that were not run again")] = 0
     requests_timed_out: Annotated[int, Meta(description="Requests that no service answered in time")] = 0
-    resumed: Annotated[int, Meta(description="Clients that got all that they had missed in a room")] = 0
+    resumed: Annotated[int, Meta(description="Clients that got all that they had missed in a room, or as a user")] = 0
     resumed_messages: Annotated[int, Meta(description="Messages that clients had missed and got")] = 0
     revoked: Annotated[int, Meta(description="Times that a socket lost a room because access was revoked")] = 0
     rooms_given: Annotated[int, Meta(description="Times that a service put a socket into a room")] = 0
@@ -164,7 +164,7 @@ class Counters(Struct):
     slow_consumers: Annotated[int, Meta(description="Clients closed because they did not read what they were sent")] = 0
     slowed: Annotated[int, Meta(description="Times that a socket was not read for a while: it was over its budget")] = 0
     streams_full: Annotated[int, Meta(description="Events refused because a service's stream was full")] = 0
-    told: Annotated[int, Meta(description="Messages told to rooms with history in which this process has clients")] = 0
+    told: Annotated[int, Meta(description="Messages told to rooms and users with history, of this process")] = 0
     told_fetched: Annotated[
         int, Meta(description="Those of them that did not arrive and were read from the history")
     ] = 0

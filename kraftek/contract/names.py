@@ -101,6 +101,7 @@ __all__ = [
     "token_key",
     "topic_channel",
     "user_key",
+    "user_topic",
 ]
 
 SUBPROTOCOL = "kraftek.v1.json"
@@ -349,6 +350,11 @@ HISTORY_FOLLOWING = f"{_HISTORY}following"
 def room_topic(room_id: str) -> str:
     """A room, as one of the topics that have a history."""
     return f"room:{room_id}"
+
+
+def user_topic(user_id: str) -> str:
+    """A user, as one of them."""
+    return f"user:{user_id}"
 
 
 def history_position_key(topic: str) -> str:

@@ -19,6 +19,7 @@ __all__ = [
     "Config",
     "Drain",
     "EventPolicy",
+    "HistoryPolicy",
     "Jwt",
     "Limits",
     "Operator",
@@ -27,6 +28,7 @@ __all__ = [
     "RoomPolicy",
     "SelfRegistration",
     "SocketIO",
+    "Users",
 ]
 
 Flag = Annotated[bool, Meta(description="true or false")]
@@ -293,21 +295,28 @@ class EventPolicy(Struct, frozen=True, kw_only=True):
     ttl: SecondsOrZero = 0.0
 
 
-class RoomPolicy(Struct, frozen=True, kw_only=True):
-    """One of ``[rooms]``: what is kept of what services tell rooms, and whether clients may see who is there.
+class HistoryPolicy(Struct, frozen=True, kw_only=True):
+    """What is kept of what services tell.
 
-    ``pattern``: the name of a room, or of several with one ``*`` for any text. ``history``: messages that are kept, 0
-    for none; ``history_bytes``: of them together, or one larger message. ``history_ttl``: seconds after the last one
-    after which all are forgotten. ``events``: patterns over the types of messages that are kept; without any, all are.
-    ``presence``: clients may ask who is in the room, and hear of changes; ``presence_users``: how many users they are
-    told of, at most.
+    ``history``: messages that are kept, 0 for none; ``history_bytes``: of them together, or one larger message.
+    ``history_ttl``: seconds after the last one after which all are forgotten. ``events``: patterns over the types of
+    messages that are kept; without any, all are.
     """
 
-    pattern: str
     history: History = 0
     history_ttl: Seconds = 600.0
     history_bytes: HistoryBytes = 1_048_576
     events: MessagePatterns = ()
+
+
+class RoomPolicy(HistoryPolicy, frozen=True, kw_only=True):
+    """One of ``[rooms]``: what is kept of what services tell rooms, and whether clients may see who is there.
+
+    ``pattern``: the name of a room, or of several with one ``*`` for any text. ``presence``: clients may ask who is in
+    the room, and hear of changes; ``presence_users``: how many users they are told of, at most.
+    """
+
+    pattern: str
     presence: Flag = False
     presence_users: PresenceUsers = 100
 
@@ -317,6 +326,10 @@ class RoomPolicy(Struct, frozen=True, kw_only=True):
         if not star:
             return room_id == head
         return len(room_id) >= len(head) + len(tail) and room_id.startswith(head) and room_id.endswith(tail)
+
+
+class Users(HistoryPolicy, frozen=True, kw_only=True):
+    """``[users]``, for what is told to users: of each of them."""
 
 
 class Config(Struct, frozen=True, kw_only=True):
@@ -347,3 +360,4 @@ class Config(Struct, frozen=True, kw_only=True):
     services: tuple[Registration, ...] = ()
     events: tuple[EventPolicy, ...] = ()
     rooms: tuple[RoomPolicy, ...] = ()
+    users: Users = Users()

@@ -92,3 +92,42 @@ local function tell(room, message, id, prefix, broadcast)
     if not publish then return redis.error_reply('ERR kraftek_tell: expected ' .. expected) end
     return publish()
 end
+
+-- tell_users(list, message, id, prefix, broadcast): the same of a message to the users of a JSON list: first it is kept for
+-- all of them. Returns {how many gateways took it, {the offset of the first, its epoch}, …}.
+local MOST = 1000
+local function tell_users(list, message, id, prefix, broadcast)
+    local function wrong(expected)
+        return redis.error_reply('ERR kraftek_tell_users: expected ' .. expected)
+    end
+    local read, users = pcall(cjson.decode, list)
+    local fits = read and type(users) == 'table' and #users > 0 and #users <= MOST
+    for _, user in ipairs(fits and users or {}) do fits = fits and type(user) == 'string' and user ~= '' end
+    if not fits then return wrong('a JSON list of 1 to ' .. MOST .. ' user ids') end
+    local _, start = message:find('^%s*{%s*"')
+    if not start then return wrong('a JSON object with a type as the message') end
+    local channel, first, answer, publish = prefix .. broadcast, history_of(prefix, 'user:' .. users[1]), {0}, {}
+    local function whole(to)
+        return '{"userIds":' .. cjson.encode(to) .. ',' .. message:sub(start)
+    end
+    local keeps, expected = first ~= nil, nil
+    if first and first.patterns then keeps, expected = kept(message, first.patterns) end
+    if keeps == nil then return wrong(expected) end
+    if not keeps then
+        for i = 1, #users do answer[1 + i] = {0, ''} end
+        answer[1] = redis.call('PUBLISH', channel, whole(users))
+        return answer
+    end
+    for _, user in ipairs(users) do
+        publish[user] = publish[user] or telling(prefix, channel, 'user:' .. user, whole({user}), id, message)
+    end
+    local told = {}
+    for i, user in ipairs(users) do
+        if not told[user] then
+            local took, offset, epoch = unpack(publish[user]())
+            answer[1], told[user] = answer[1] + took, {offset, epoch}
+        end
+        answer[1 + i] = told[user]
+    end
+    return answer
+end

@@ -66,9 +66,11 @@ class AccessWatch:
         self._ahead = now() - clock.seconds()
         self._expiry_queue = ExpiryQueue(now())
         self._again = Rechecks(_question)
-        self._withholding = Withholding(roster, limits.unsent_bytes, membership.resuming.place)
+        resuming = membership.resuming
+        self._withholding = Withholding(roster, limits.unsent_bytes, resuming.place, resuming.interrupted)
         self._expired = ExpiredTokens()
         access.add_listener(self)
+        membership.following.doubt = self.doubt
 
     def granted(self, session: Session, room_id: str | None, token: Token, grant: Grant, data: bytes = b"") -> None:
         """The session enters the room; the grant is watched until the session is out of it. ``data``: what it shows of
@@ -82,6 +84,12 @@ class AccessWatch:
         """Seconds until the first of these, in Unix seconds, as clients are told; ``None`` if there is none."""
         first = min((end for end in ends if end is not None), default=None)
         return None if first is None else max(0.0, round(first - self._now(), 3))
+
+    def doubt(self, session: Session) -> None:
+        """It is about to be sent something that must not be lost: where its access has just expired that waits."""
+        now = self._now()
+        if session.is_expired(now) and session.outlet is session.link:
+            self._check_due(session, now)
 
     def changed(self, session: Session) -> None:
         """The session's grants have changed."""

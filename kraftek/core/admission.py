@@ -117,11 +117,11 @@ class Admission:
             room_id = grant.room_id or message.room_id
             left = self._access_watch.seconds_left(grant.expires_at)
 
-            def answer(standing: Standing | None) -> None:
-                session.send(Authenticated(grant.user_id, room_id, message.id, left, standing))
+            def answer(standing: Standing | None, of_user: Standing | None) -> None:
+                session.send(Authenticated(grant.user_id, room_id, message.id, left, standing, user_standing=of_user))
 
             let_in = partial(self._access_watch.granted, session, room_id, token, grant, data)
-            return self.resuming.enter(session, room_id, message.since, let_in, answer, last=message.last)
+            return self.resuming.admit(session, room_id, message, let_in, answer)
 
         d = self._access.check(token, message.room_id, Asker(session, token.digest, self.budgets))
         d.addCallback(admitted)

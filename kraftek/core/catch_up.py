@@ -1,4 +1,4 @@
-"""What is told to a room while one client catches up with it. Made by :mod:`kraftek.core.following`."""
+"""What a topic is told while one client catches up with it. Made by :mod:`kraftek.core.resuming`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ __all__ = ["CatchUp"]
 
 @implementer(IOutlet)
 class CatchUp:
-    """The first outlet of a client in a room whose history it is about to get. It keeps what is delivered meanwhile, up
-    to ``most`` bytes; past them it is ``overrun``, and the history is read once more.
+    """The first outlet of a client in a topic whose history it is about to get. It keeps what is delivered meanwhile,
+    up to ``most`` bytes; past them it is ``overrun``, and the history is read once more.
 
     ``until``: once the client has got all up to this offset, what comes later passes to ``outlet``.
     """
@@ -43,7 +43,7 @@ class CatchUp:
             self._outlet().write(outgoing)
 
     def clear(self) -> None:
-        """Forget what was kept: it is read again, or is no part of what the client gets."""
+        """Forget what was kept: it is about to be read."""
         self._kept.clear()
         self._bytes = 0
         self.overrun = False

@@ -11,6 +11,7 @@ from typing import Final, Protocol
 
 import msgspec
 from msgspec import Raw, Struct
+from msgspec.structs import replace
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
@@ -20,7 +21,7 @@ from kraftek.contract.iteration import Iteration
 from kraftek.contract.log_once import OnceAMinute
 from kraftek.contract.messages import Broadcast, Delivery, Outgoing
 from kraftek.contract.metrics import Counters
-from kraftek.contract.names import GATEWAY_OWN, REQUEST_PROGRESS, room_topic
+from kraftek.contract.names import GATEWAY_OWN, REQUEST_PROGRESS, room_topic, user_topic
 from kraftek.contract.order import UNCERTAIN
 from kraftek.contract.surrogates import HALF, is_whole, reread
 from kraftek.core.requests import Requests
@@ -179,7 +180,10 @@ class Deliveries:
             # The usual case: an answer to one client, here or on another process.
             self._answer(message.recipients[0], message)
             return
-        if message.recipients or message.user_ids:
+        if message.offset is not None and message.user_ids:
+            user_ids = tuple(user_id for user_id in message.user_ids if user_topic(user_id) not in self.followed)
+            audience = audience_of(self._but_for(message, self._addressed(replace(message, user_ids=user_ids))))
+        elif message.recipients or message.user_ids:
             audience = audience_of(self._but_for(message, self._addressed(message)))
         elif message.everybody:
             now = self._now()

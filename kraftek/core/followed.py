@@ -6,17 +6,17 @@ Made by :mod:`kraftek.core.following`, which says what is delivered.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from twisted.internet.defer import Deferred
 
 from kraftek.contract.accounts import Accounts
 from kraftek.contract.interfaces import IOutlet, TopicPosition
 from kraftek.core.catch_up import CatchUp
-from kraftek.core.roster import Audience, Roster
+from kraftek.core.roster import Audience, Roster, audience_of
 from kraftek.core.session import Session
 
-__all__ = ["Followed", "FollowedRoom"]
+__all__ = ["Followed", "FollowedRoom", "FollowedUser"]
 
 _HEARD = 262_144
 """Bytes that are kept of what a topic is told while its history is read. What is beyond is read once more."""
@@ -27,7 +27,7 @@ class Followed(ABC):
     empty until that is known. ``busy``: it is subscribed to, or its history is read; ``heard`` is what is told
     meanwhile, and ``stale`` that something may be missed all the same. ``catching``: the clients that catch up with it.
     ``waiting``: who waits for the end of what it is busy with. ``owed``: somebody was not told where it is.
-    ``room_id``: of a room.
+    ``name``: of the room, or the user; ``room_id``: of a room.
     """
 
     __slots__ = (
@@ -38,6 +38,7 @@ class Followed(ABC):
         "catching",
         "epoch",
         "heard",
+        "name",
         "offset",
         "owed",
         "room_id",
@@ -46,9 +47,10 @@ class Followed(ABC):
         "waiting",
     )
 
-    def __init__(self, topic: str, roster: Roster, accounts: Accounts, room_id: str | None) -> None:
+    def __init__(self, topic: str, roster: Roster, accounts: Accounts, name: str, room_id: str | None) -> None:
         self._accounts = accounts
         self.topic = topic
+        self.name = name
         self.room_id = room_id
         self._roster = roster
         self.epoch = ""
@@ -116,31 +118,61 @@ class Followed(ABC):
 class FollowedRoom(Followed):
     """A room: those hear it who are in it."""
 
-    __slots__ = ("_room",)
+    __slots__ = ()
 
     def __init__(self, topic: str, roster: Roster, accounts: Accounts, room_id: str) -> None:
-        super().__init__(topic, roster, accounts, room_id)
-        self._room = room_id
+        super().__init__(topic, roster, accounts, room_id, room_id)
 
     @property
     def sessions(self) -> Collection[Session]:
-        return self._roster.room(self._room)
+        return self._roster.room(self.name)
 
     def hears(self, session: Session) -> bool:
-        return self._room in session.rooms
+        return self.name in session.rooms
 
     def audience(self, without: Iterable[str]) -> Audience:
         if without:
-            return self._roster.audience_without(self._room, without)
-        return self._roster.audience(self._room)
+            return self._roster.audience_without(self.name, without)
+        return self._roster.audience(self.name)
 
     def outlet(self, session: Session) -> IOutlet:
-        return self._roster.outlet(session, self._room)
+        return self._roster.outlet(session, self.name)
 
     def hold_back(self, session: Session, catch_up: CatchUp) -> None:
         super().hold_back(session, catch_up)
-        self._roster.hold_back(session, self._room, catch_up)
+        self._roster.hold_back(session, self.name, catch_up)
 
     def let_go(self, session: Session) -> None:
         super().let_go(session)
-        self._roster.hold_back(session, self._room, None)
+        self._roster.hold_back(session, self.name, None)
+
+
+class FollowedUser(Followed):
+    """A user: all its sessions hear it. ``doubt`` is called with one whose access has just expired, before it is sent
+    something, so that this waits for the answer.
+    """
+
+    __slots__ = ("_doubt",)
+
+    def __init__(
+        self, topic: str, roster: Roster, accounts: Accounts, user_id: str, doubt: Callable[[Session], None]
+    ) -> None:
+        super().__init__(topic, roster, accounts, user_id, None)
+        self._doubt = doubt
+
+    @property
+    def sessions(self) -> Collection[Session]:
+        return self._roster.user(self.name)
+
+    def hears(self, session: Session) -> bool:
+        return session.user_id == self.name
+
+    def audience(self, without: Iterable[str]) -> Audience:
+        for session in tuple(self.sessions):
+            self._doubt(session)
+        absent, catching = frozenset(without), self.catching
+        sessions = [session for session in self.sessions if session.socket_id not in absent]
+        return audience_of(sessions, [catching.get(session) or session.outlet for session in sessions])
+
+    def outlet(self, session: Session) -> IOutlet:
+        return session.outlet

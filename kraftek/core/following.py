@@ -1,14 +1,14 @@
 """The topics with history that somebody of this process hears: where each is, and what was delivered of it here.
 
-A topic is a room. :mod:`kraftek.core.membership` says which rooms are entered, and :mod:`kraftek.core.resuming` where a
-client begins in one. What a topic is told comes with the next offset, and is delivered. Whatever else comes, or does
-not come, is found by comparing with Redis, and read there: after each gap in listening, when an offset is missing, and
-all the time.
+A topic is a room, or a user. :mod:`kraftek.core.membership` says which rooms are entered, and
+:mod:`kraftek.core.resuming` who is here, and where a client begins in either. What a topic is told comes with the next
+offset, and is delivered. Whatever else comes, or does not come, is found by comparing with Redis, and read there: after
+each gap in listening, when an offset is missing, and all the time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from itertools import islice
 
@@ -23,10 +23,10 @@ from kraftek.contract.interfaces import IBus, IBusListener, ITopicLogs, Missed, 
 from kraftek.contract.log_once import OnceUntilItWorks, failing
 from kraftek.contract.messages import Delivery, Positioned, Standing
 from kraftek.contract.metrics import Counters, ResumeFailure
-from kraftek.contract.names import room_topic, topic_channel
+from kraftek.contract.names import room_topic, topic_channel, user_topic
 from kraftek.contract.order import UNCERTAIN
 from kraftek.core.deliveries import Deliveries
-from kraftek.core.followed import Followed, FollowedRoom
+from kraftek.core.followed import Followed, FollowedRoom, FollowedUser
 from kraftek.core.history.rules import Rules
 from kraftek.core.ordering import Ordering
 from kraftek.core.roster import Roster
@@ -46,7 +46,9 @@ _AT_ONCE = 200
 
 @implementer(IBusListener)
 class Following:
-    """``most``: bytes that a client, or a topic, may have missed."""
+    """``most``: bytes that a client, or a topic, may have missed. ``doubt``: to be set before anything is received; as
+    that of :class:`kraftek.core.followed.FollowedUser`.
+    """
 
     _log = Logger()
 
@@ -64,18 +66,22 @@ class Following:
         most: int,
     ) -> None:
         self._bus, self._logs = bus, logs
-        self._rules, self._roster = rules, roster
-        self._deliveries = deliveries
-        self._counters, self._accounts = counters, accounts
+        self._rules, self._keeps_users, self._roster = rules, rules.keep(user_topic("")), roster
+        self._deliveries, self._counters, self._accounts = deliveries, counters, accounts
         self._topics: dict[str, Followed] = {}
         self.most, self.ordering = most, ordering
         ordering.compare = self._compare_all
         self.lost: Callable[[Session], None] | None = None
+        self.doubt: Callable[[Session], None] | None = None
         self._round: Iterator[Followed] = iter(())
         self._once = OnceUntilItWorks()
         deliveries.followed = self
         if rules:
             bus.add_listener(self)
+
+    @property
+    def topics(self) -> Collection[Followed]:
+        return self._topics.values()
 
     def __len__(self) -> int:
         return len(self._topics)
@@ -87,14 +93,30 @@ class Following:
         """Whether the room has a history."""
         return bool(self._rules) and room_id is not None and self._rules.keep(room_topic(room_id))
 
-    def enter(self, room_id: str) -> None:
-        """Somebody of this process is in the room."""
+    def enter(self, room_id: str, epoch: str = "", offset: int = 0, *, owed: bool = False) -> None:
+        """Somebody of this process is in the room, and was there in this place, if it is known; ``owed``: and is to be
+        told where the room is.
+        """
         if self._rules and (topic := room_topic(room_id)) not in self._topics and self._rules.keep(topic):
-            self._follow(FollowedRoom(topic, self._roster, self._accounts, room_id))
+            self._enter(FollowedRoom(topic, self._roster, self._accounts, room_id), epoch, offset, owed)
 
     def find(self, room_id: str | None) -> Followed | None:
         """The room, if it has a history and somebody of this process is in it."""
         return None if room_id is None else self._topics.get(room_topic(room_id))
+
+    def enter_user(self, user_id: str, epoch: str = "", offset: int = 0, *, owed: bool = False) -> None:
+        """The user is connected to this process; the rest as above."""
+        if self._keeps_users and (topic := user_topic(user_id)) not in self._topics:
+            assert self.doubt is not None
+            self._enter(FollowedUser(topic, self._roster, self._accounts, user_id, self.doubt), epoch, offset, owed)
+
+    def _enter(self, topic: Followed, epoch: str, offset: int, owed: bool) -> None:
+        topic.epoch, topic.offset, topic.owed = epoch, offset, owed
+        self._follow(topic)
+
+    def find_user(self, user_id: str) -> Followed | None:
+        """The user, if users have a history, and this one is connected to this process."""
+        return self._topics.get(user_topic(user_id))
 
     async def position(self, topic: Followed) -> None:
         """Return when Redis has said where the topic is, or could not."""
@@ -135,22 +157,6 @@ class Following:
     def shed(self, size: int) -> int:
         """A :data:`kraftek.contract.accounts.Shed`: all that was heard is read instead."""
         return sum(topic.give_up() for topic in self._topics.values())
-
-    def give(self) -> list[TopicPosition]:
-        """For another version of the gateway, which compares them: rooms by their names."""
-        return [
-            (topic.room_id, topic.epoch, topic.offset)
-            for topic in self._topics.values()
-            if topic.epoch and topic.room_id is not None
-        ]
-
-    def take(self, positions: Sequence[TopicPosition]) -> None:
-        """Go on with them. All sessions are there."""
-        for room_id, epoch, offset in positions:
-            if self.keeps(room_id):
-                topic = FollowedRoom(room_topic(room_id), self._roster, self._accounts, room_id)
-                topic.epoch, topic.offset = epoch, offset
-                self._follow(topic)
 
     # IBusListener
 
@@ -316,6 +322,6 @@ class Following:
 
     def _failed(self, failure: Failure) -> bool:
         if failure.check(NotPublished) is None:
-            line = "What is kept of what rooms are told cannot be read, until it can be"
+            line = "Histories cannot be read, until they can be"
             self._once.failed(failing(self._log, failure), line)
         return False

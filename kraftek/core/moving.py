@@ -71,14 +71,15 @@ class ClientState(Struct, kw_only=True):
 
 
 class CoreState(Struct, kw_only=True):
-    """What belongs to no session. ``positions``: where the rooms with history are; ``presence``: what was told last of
-    those that are watched.
+    """What belongs to no session. ``positions``: where the rooms with history are; ``user_positions``: the users;
+    ``presence``: what was told last of rooms that are watched.
     """
 
     requests: RequestsState
     standing: StandingState
     budgets: BudgetState
     positions: list[TopicPosition] = []
+    user_positions: list[TopicPosition] = []
     presence: list[tuple[str, str]] = []
     self_registered: dict[str, SelfRegistered] = {}
 
@@ -170,11 +171,13 @@ class CoreMove:
 
     def give(self) -> bytes:
         """Everything else."""
+        topics = [topic for topic in self._membership.following.topics if topic.epoch]
         state = CoreState(
             requests=self._requests.moving.give(),
             standing=self._membership.reconciliation.give(),
             budgets=self._admission.budgets.give(),
-            positions=self._membership.following.give(),
+            positions=[(each.name, *each.position[1:]) for each in topics if each.room_id is not None],
+            user_positions=[(each.name, *each.position[1:]) for each in topics if each.room_id is None],
             presence=self._membership.presence.give(),
             self_registered=self._self_registrations.give(),
         )
@@ -189,8 +192,22 @@ class CoreMove:
         )
         self._membership.reconciliation.take(state.standing)
         self._admission.budgets.take(state.budgets)
-        self._membership.following.take(state.positions)
+        self._take_positions(state)
         self._membership.presence.take(state.presence)
+
+    def _take_positions(self, state: CoreState) -> None:
+        """Who hears something that has had no history, or of which it was not known where it is, is told that."""
+        following = self._membership.following
+        for room_id, epoch, offset in state.positions:
+            following.enter(room_id, epoch, offset)
+        for user_id, epoch, offset in state.user_positions:
+            following.enter_user(user_id, epoch, offset)
+        for session in self._roster.users():
+            assert session.user_id is not None
+            following.enter_user(session.user_id, owed=True)
+            for its_room in session.rooms:
+                if its_room is not None:
+                    following.enter(its_room, owed=True)
 
 
 def _grant_state(room_id: str | None, held: HeldGrant) -> GrantState:

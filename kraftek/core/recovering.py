@@ -215,6 +215,7 @@ class Recovering:
             if session.user_id is None:
                 self._roster.identify(session, grant.user_id, token.digest)
                 session.token, session.user_id, session.outlet = token, grant.user_id, hold
+                self._membership.following.enter_user(grant.user_id)
             self._access_watch.granted(session, room_id, token, grant, data if room_id == message.room_id else b"")
         order = self.recoverable.order
         if order is None or not order.certain or hold.overrun:

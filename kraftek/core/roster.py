@@ -20,9 +20,9 @@ Audience = Collection[tuple[IDialect, Sequence[IOutlet]]]
 _dialect, _link, _outlet = attrgetter("dialect"), attrgetter("link"), attrgetter("outlet")
 
 
-def audience_of(sessions: Collection[Session]) -> Audience:
-    """These sessions as a message to them needs them."""
-    return _audience(map(_dialect, sessions), map(_outlet, sessions))
+def audience_of(sessions: Collection[Session], outlets: Iterable[IOutlet] | None = None) -> Audience:
+    """These sessions as a message to them needs them; ``outlets``: what takes it for each, in place of its own."""
+    return _audience(map(_dialect, sessions), map(_outlet, sessions) if outlets is None else outlets)
 
 
 def _audience(dialects: Iterable[IDialect], outlets: Iterable[IOutlet]) -> Audience:

@@ -35,19 +35,22 @@ class WithheldMessage(Struct, kw_only=True):
 class WithheldState(Struct, kw_only=True):
     """What waits for a session, in order. ``rooms``: those to which its access is in question; ``overrun``: those of
     them where messages were dropped; ``since``: where it was in those of them that have a history.
+    ``outlet_overrun``, ``outlet_since``: the same for what was sent to its user.
     """
 
     rooms: list[str | None]
     messages: list[WithheldMessage]
     overrun: list[str | None] = []
     since: dict[str, Since] = {}
+    outlet_overrun: bool = False
+    outlet_since: Since | None = None
 
 
 @implementer(IOutlet)
 class Withheld:
     """The stand-in for the link of a session, in a room or for its user. It keeps messages up to so many bytes; with
-    more than that it drops them, and the client is told, once. ``since``: up to where the client has got what the room
-    was told, if that has a history: what comes after it can be read there.
+    more than that it drops them, and the client is told, once. ``since``: up to where the client has got what the room,
+    or its user, was told, if that has a history: what comes after it can be read there.
     """
 
     __slots__ = ("_bytes", "_most", "_room_id", "_session", "messages", "overrun", "since")
@@ -80,12 +83,20 @@ class Withheld:
 
 class Withholding:
     """The sessions whose access is in question. ``most``: bytes that wait for each room of each. ``place``: where a
-    session is in a room.
+    session is in a room, or without one in what its user is told. ``interrupted`` is called with this, without a room,
+    when something was dropped of that.
     """
 
-    def __init__(self, roster: Roster, most: int, place: Callable[[Session, str], Since | None]) -> None:
+    def __init__(
+        self,
+        roster: Roster,
+        most: int,
+        place: Callable[[Session, str | None], Since | None],
+        interrupted: Callable[[Session, str | None, Since | None], None],
+    ) -> None:
         self._roster = roster
         self._place = place
+        self._interrupted = interrupted
         self._most = most
         self._withheld: dict[Session, dict[str | None, Withheld]] = {}
 
@@ -124,10 +135,12 @@ class Withholding:
             del self._withheld[session]
         if rooms and rooms.keys() >= session.asked:
             if session.outlet is session.link:
-                session.outlet = Withheld(session, None, self._most)
-        elif isinstance(session.outlet, Withheld):
-            ended = (*ended, session.outlet)
+                session.outlet = Withheld(session, None, self._most, self._place(session, None))
+        elif isinstance(outlet := session.outlet, Withheld):
+            ended = (*ended, outlet)
             session.outlet = session.link
+            if outlet.overrun:
+                self._interrupted(session, None, outlet.since)
         for _, outgoing in sorted((each for withheld in ended for each in withheld.messages), key=itemgetter(0)):
             session.link.write(outgoing)
 
@@ -145,7 +158,10 @@ class Withholding:
         ]
         overrun = [room_id for room_id, withheld in rooms.items() if withheld.overrun]
         since = {room_id: its.since for room_id, its in rooms.items() if room_id is not None and its.since is not None}
-        return WithheldState(rooms=list(rooms), messages=messages, overrun=overrun, since=since)
+        state = WithheldState(rooms=list(rooms), messages=messages, overrun=overrun, since=since)
+        if isinstance(session.outlet, Withheld):
+            state.outlet_overrun, state.outlet_since = session.outlet.overrun, session.outlet.since
+        return state
 
     def restore(self, session: Session, state: WithheldState) -> None:
         """Go on with what another version has given."""
@@ -154,11 +170,15 @@ class Withholding:
         rooms = self._withheld.get(session, {})
         for room_id, since in state.since.items():
             rooms[room_id].since = since
+        if isinstance(session.outlet, Withheld):
+            session.outlet.since = state.outlet_since
         for each in state.messages:
             outlet = session.outlet if each.outlet else rooms[each.room_id]
             outlet.write(Outgoing(each.text, each.attachments))
         for room_id in state.overrun:
             rooms[room_id].overrun = True
+        if isinstance(session.outlet, Withheld):
+            session.outlet.overrun = state.outlet_overrun
 
     def forget(self, session: Session) -> None:
         """The session has ended."""

@@ -182,12 +182,12 @@ def _resuming(
     reading: HistoryTurns,
     turns: Turns,
 ) -> Resuming:
-    rules, most = Rules(config.rooms), config.limits.unsent_bytes // 2
+    rules, most = Rules(config.rooms, config.users), config.limits.unsent_bytes // 2
     logs = logs or TopicLogs(bus, rules, gateway_id)
     ordering = Ordering(bus, logs, Order() if config.socketio.recovery else None)
     following = Following(bus, logs, rules, roster, deliveries, counters, ordering, accounts=turns.accounts, most=most)
     turns.accounts.shed_by("heard", following.shed)
-    return Resuming(following, logs, deliveries, counters, reading=reading, turns=turns)
+    return Resuming(following, logs, roster, deliveries, counters, reading=reading, turns=turns)
 
 
 def _recoverable(

@@ -33,6 +33,7 @@ from kraftek.contract.settings import (
     Registration,
     RoomPolicy,
     SocketIO,
+    Users,
 )
 from kraftek.daemon.config_checks import CHECKS, Check, Key
 
@@ -382,6 +383,7 @@ _STRUCTS: dict[Key, type[Struct]] = {
     ("socketio",): SocketIO,
     ("operator",): Operator,
     ("drain",): Drain,
+    ("users",): Users,
     ("services", "NAME"): Registration,
     ("events", "NAME"): EventPolicy,
     ("rooms", "NAME"): RoomPolicy,

@@ -23,7 +23,7 @@ def gauges_of(
     """What there is now, for the operator. ``connections``: those to the clients' ports. ``turns``: those who wait for
     theirs. ``loop_lag``: seconds that the reactor was late.
     """
-    roster, requests, dispatch = core.roster, core.requests, core.dispatch
+    roster, requests, dispatch, following = core.roster, core.requests, core.dispatch, core.membership.following
     gauges = Gauges()
     gauges.add("sockets", "Clients connected", lambda: len(roster))
     gauges.add("connections_open", "Connections to the clients' ports", lambda: len(connections))
@@ -32,8 +32,11 @@ def gauges_of(
     gauges.add("budgets", "Sockets, users and addresses whose use is known", lambda: len(core.admission.budgets))
     gauges.add("loop_lag_seconds", "The longest time that the reactor was late in the last 15 to 30 seconds", loop_lag)
     gauges.add("rooms", "Rooms with a client of this process in them", lambda: roster.rooms)
+
     followed = "Rooms with history of which this process gets what they are told"
-    gauges.add("rooms_followed", followed, lambda: len(core.membership.following))
+    gauges.add("rooms_followed", followed, lambda: sum(each.room_id is not None for each in following.topics))
+    followed = "Users with history of whom this process gets what they are told"
+    gauges.add("users_followed", followed, lambda: sum(each.room_id is None for each in following.topics))
     gauges.add("rooms_watched", "Rooms whose clients are told who is there", lambda: len(core.membership.presence))
     gauges.add("redis_up", "Whether Redis is connected and takes writes", lambda: bus.fault is None)
     gauges.add("requests", "Requests of this process's clients that wait for their answers", lambda: len(requests))

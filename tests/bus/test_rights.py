@@ -14,7 +14,7 @@ import kraftek
 from kraftek.bus import RedisBus, connections
 from kraftek.bus.rights import COMMANDS, HISTORY_COMMANDS, Need, needs_of
 from kraftek.contract.metrics import Counters
-from kraftek.contract.settings import Config, Redis, Registration, RoomPolicy, SocketIO
+from kraftek.contract.settings import Config, Redis, Registration, RoomPolicy, SocketIO, Users
 from tests.docs.pages import code
 from tests.support.fastpath import make_iteration
 from tests.support.redis_server import oldest_redis_server, private_redis
@@ -76,6 +76,8 @@ def test_keys_and_channels_are_those_of_the_configuration() -> None:
     watched = Config(redis=config.redis, services=SERVICES, rooms=(RoomPolicy(pattern="*", presence=True),))
     shown = "k:gateways:presence:*"
     assert {need.right for need in needs_of(watched)} - rights == {f"~{shown}", f"&{shown}"}
+    users = {need.right for need in needs_of(Config(redis=config.redis, services=SERVICES, users=Users(history=1)))}
+    assert users - rights == {*more, f"&{own}user:*"} - {f"&{own}room:*"}
     assert {"~k:room:*", "~k:events:notes", "~k:events:board:0", "~k:events:board:1", "~k:gateways:lost"} <= rights
     assert {"&k:events:chat", "&k:all", "&k:events:reply:*", "&k:events:cancel:*", "&__redis__:invalidate"} <= rights
     assert not {"~k:events:chat", "&k:events:notes", "~k:events:board", "&k:events:broadcast"} & rights

@@ -10,7 +10,7 @@ import pytest
 import redis
 from twisted.trial.unittest import SynchronousTestCase
 
-from kraftek.contract.history import FUNCTION, LIBRARY, TELL
+from kraftek.contract.history import FUNCTION, LIBRARY, TELL, TELL_USERS, USERS_FUNCTION
 from kraftek.contract.names import (
     HISTORY_FOLLOWING,
     HISTORY_RULES,
@@ -19,6 +19,7 @@ from kraftek.contract.names import (
     history_position_key,
     room_topic,
     topic_channel,
+    user_topic,
 )
 from tests.support.redis_server import oldest_redis_server, private_redis
 
@@ -52,6 +53,11 @@ class TellTest(SynchronousTestCase):
 
     def tell_text(self, room: str, text: str, id: str = "") -> list[Any]:
         return list(self.client.eval(TELL.source, 0, room, text, id, self.prefix, "events:broadcast"))
+
+    def tell_users(self, users: Any, text: str, id: str = "") -> list[Any]:
+        """The receivers, and of each user the offset and the epoch."""
+        sent = self.prefix, "events:broadcast"
+        return list(self.client.eval(TELL_USERS.source, 0, json.dumps(users), message(text), id, *sent))
 
     def listen(self, *channels: str) -> redis.client.PubSub:
         subscriber: redis.client.PubSub = self.client.pubsub(ignore_subscribe_messages=True)
@@ -252,6 +258,79 @@ class TellTest(SynchronousTestCase):
         told = [body for channel, body in self.heard(subscriber) if channel == topic_channel(room_topic("board-1"))]
         assert [json.loads(body.split(" ", 3)[3])["payload"] for body in told] == ["a", "c"]
 
+    # Users
+
+    def test_each_user_has_a_history_and_all_are_told_in_one(self) -> None:
+        self.keep(["user:", "", 3, 60_000, 1000], ["room:", "", 3, 60_000, 1000])
+        self.everybody_follows()
+        ann, bob = user_topic("ann"), user_topic('bob"é')
+        subscriber = self.listen(
+            topic_channel(ann), topic_channel(bob), topic_channel(room_topic("ann")), "events:broadcast"
+        )
+        self.tell_users(["ann"], "a")
+        receivers, *found = self.tell_users(["ann", 'bob"é', "ann", "eve"], "b")
+        assert (receivers, [offset for offset, _ in found]) == (2, [2, 1, 2, 1])
+        (_, at_ann), (_, at_bob), *_ = found
+        heard = [(channel, *body.split(" ", 3)) for channel, body in self.heard(subscriber)]
+        assert [(channel, epoch, offset, body) for channel, epoch, offset, _, body in heard] == [
+            (topic_channel(ann), at_ann, "1", message("a")),
+            (topic_channel(ann), at_ann, "2", message("b")),
+            (topic_channel(bob), at_bob, "1", message("b")),
+        ]
+        assert [order.partition(".")[2] for _, _, _, order, _ in heard] == ["1", "2", "3"]
+        assert self.client.xlen(self.key(history_log_key(ann))) == 2
+        assert self.client.xlen(self.key(history_log_key(user_topic("eve")))) == 1
+        assert not self.client.exists(self.key(history_log_key(room_topic("ann"))))
+        assert self.tell("ann", "c")[1] == 1
+
+    def test_a_rule_for_rooms_is_none_for_users(self) -> None:
+        self.keep(["room:", "", 3, 60_000, 1000])
+        subscriber = self.listen("events:broadcast")
+        assert self.tell_users(["ann", "bob"], "a") == [1, [0, ""], [0, ""]]
+        ((_, body),) = self.heard(subscriber)
+        assert json.loads(body) == {"userIds": ["ann", "bob"], "type": "board:note:added", "payload": "a"}
+
+    def test_an_id_is_told_to_each_user_once(self) -> None:
+        self.keep(["user:", "", 3, 60_000, 1000])
+        subscriber = self.listen("events:broadcast", *(topic_channel(user_topic(user)) for user in ("ann", "bob")))
+        self.client.zadd(self.key("gateways"), {"old": 2**40})
+        _, first = self.tell_users(["ann"], "a", "m1")
+        self.heard(subscriber)
+        receivers, again, other = self.tell_users(["ann", "bob"], "a", "m1")
+        assert (receivers, again, other[0]) == (2, first, 1)
+        (channel, _), (_, body) = self.heard(subscriber)
+        assert channel == topic_channel(user_topic("bob"))
+        assert json.loads(body) == {"userIds": ["bob"], "offset": 1, "type": "board:note:added", "payload": "a"}
+        assert self.tell_users(["ann", "bob"], "a", "m1")[0] == 0
+        assert self.heard(subscriber) == []
+
+    def test_of_users_only_some_messages_are_kept_too(self) -> None:
+        self.keep(["user:", "", 3, 60_000, 1000, [["news"]]])
+        assert self.tell_users(["ann"], "a") == [0, [0, ""]]
+        assert not self.client.exists(self.key(history_position_key(user_topic("ann"))))
+
+    def test_what_is_no_list_of_users_is_refused_and_nothing_is_written(self) -> None:
+        self.keep(["user:", "", 3, 60_000, 1000])
+        before = set(self.client.keys())
+        for users in ([], {}, {"a": 1}, "ann", None, [1], ["ann", ""], ["ann", ["bob"]], [None], ["u"] * 1001):
+            with pytest.raises(redis.ResponseError, match="expected a JSON list of 1 to 1000 user ids"):
+                self.tell_users(users, "a")
+        with pytest.raises(redis.ResponseError, match="expected a JSON object"):
+            self.client.eval(TELL_USERS.source, 0, '["ann"]', "[]", "", self.prefix, "events:broadcast")
+        assert set(self.client.keys()) == before
+        many = [f"u{number}" for number in range(1000)]
+        assert self.tell_users(many, "a")[1000][0] == 1
+
+    def test_what_redis_refuses_is_told_to_no_user(self) -> None:
+        self.keep(["user:", "", 3, 60_000, 1000])
+        subscriber = self.listen(topic_channel(user_topic("ann")), "events:broadcast")
+        self.client.config_set("min-replicas-to-write", 1)
+        with pytest.raises(redis.ResponseError, match=r"NOREPLICAS|good replicas"):
+            self.tell_users(["ann", "bob"], "b")
+        self.client.config_set("min-replicas-to-write", 0)
+        assert self.heard(subscriber) == []
+        assert self.tell_users(["ann"], "c")[1][0] == 1
+
 
 class PrefixedTellTest(TellTest):
     """With a prefix before all keys and channels."""
@@ -269,9 +348,15 @@ class FunctionTest(PrefixedTellTest):
     def tell_text(self, room: str, text: str, id: str = "") -> list[Any]:
         return list(self.client.execute_command("FCALL", FUNCTION, 0, room, text, id, self.prefix))
 
+    def tell_users(self, users: Any, text: str, id: str = "") -> list[Any]:
+        words = json.dumps(users), message(text), id, self.prefix
+        return list(self.client.execute_command("FCALL", USERS_FUNCTION, 0, *words))
+
     def test_without_a_message_it_says_what_it_expects(self) -> None:
         with pytest.raises(redis.ResponseError, match="expected a room and a message"):
             self.client.execute_command("FCALL", FUNCTION, 0, "board-1")
+        with pytest.raises(redis.ResponseError, match="expected users and a message"):
+            self.client.execute_command("FCALL", USERS_FUNCTION, 0, '["ann"]')
 
     def test_the_rest_has_defaults(self) -> None:
         self.client.execute_command("FCALL", FUNCTION, 0, "board-1", message("a"))

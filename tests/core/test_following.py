@@ -818,16 +818,16 @@ def test_a_gateway_says_that_it_follows_if_there_is_something_to_follow() -> Non
 
 def test_another_version_goes_on_where_this_one_was() -> None:
     board = Board()
-    board.enter()
+    client = board.enter()
+    board.enter("bob", "board-2")
     board.tell("a")
-    positions = board.following.give()
-    assert positions == [(ROOM, "e1", 1)]
+    session, rest = board.move.give_session(client.session), board.move.give()
     board.tell("b", heard=False)
     other = Board(logs=board.logs)
-    client = other.admit("ann", ROOM, "ann")
-    other.following._topics.clear()
-    other.following.take([*positions, ("hall", "e1", 1)])
-    assert told(client) == [(2, "b")]
+    taken = other.connect()
+    taken.session = other.move.take_session(session, taken.link, taken.session.dialect)
+    other.move.take(rest)
+    assert told(taken) == [(2, "b")]
 
 
 # The outlet

@@ -29,6 +29,7 @@ from kraftek.contract.settings import (
     Registration,
     RoomPolicy,
     SocketIO,
+    Users,
 )
 from kraftek.daemon.config import load
 
@@ -41,6 +42,7 @@ TABLES: dict[str, type[Struct]] = {
     "socketio": SocketIO,
     "operator": Operator,
     "drain": Drain,
+    "users": Users,
 }
 
 
@@ -497,6 +499,7 @@ def test_nothing_is_negative_and_zero_only_where_that_has_a_meaning(key: str) ->
         "drain.seconds",
         "limits.memory",
         "jwt.leeway",
+        "users.history",
     }:
         assert at(load_toml(f"{key} = 0"), key) == 0
     else:

@@ -81,8 +81,9 @@ SETTINGS: dict[str, type[Struct]] = {
     "[services.NAME]": settings.Registration,
     "[events.PATTERN]": settings.EventPolicy,
     "[rooms.PATTERN]": settings.RoomPolicy,
+    "[users]": settings.Users,
 }
-TABLES = {"redis", "auth", "jwt", "limits", "socketio", "operator", "drain", "services", "name", "pattern"}
+TABLES = {"redis", "auth", "jwt", "limits", "socketio", "operator", "drain", "users", "services", "name", "pattern"}
 PATTERNS = {(settings.Config, "events"), (settings.Config, "rooms")}
 
 

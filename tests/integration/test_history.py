@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kraftek.contract.history import FUNCTION
+from kraftek.contract.history import FUNCTION, USERS_FUNCTION
 from kraftek.contract.names import history_log_key, history_position_key, room_topic
 from tests.support.waiting import wait_until
 
@@ -190,3 +190,78 @@ def test_without_rules_there_is_no_key_more(redis_server: RedisServer, gateway: 
     redis = redis_server.client()
     assert [key for key in redis.scan_iter() if key.startswith("gateways:history")] == []
     assert redis.function_list() == []
+
+
+class Device:
+    """A connection of a user who has a history."""
+
+    def __init__(self, client: Client, since: Json | None = None) -> None:
+        self.client = client
+        payload = {"token": "ann", "roomId": "lobby", **({} if since is None else {"userSince": since})}
+        client.send("authenticate", payload=payload)
+        told = client.expect("authenticated")["payload"]
+        self.user_id: str = told["userId"]
+        self.standing: Json = told["userPosition"]
+        self.at: Json = {"epoch": self.standing.get("epoch"), "offset": self.standing.get("offset")}
+
+    def read(self, many: int) -> list[int]:
+        """So many numbers, each with the next offset."""
+        found = []
+        for _ in range(many):
+            message = self.client.expect("inbox:mail:came")
+            self.at["offset"] += 1
+            assert (message["userOffset"], "roomId" in message, "offset" in message) == (
+                self.at["offset"],
+                False,
+                False,
+            )
+            found.append(message["payload"])
+        return found
+
+    @property
+    def since(self) -> Json:
+        return {**self.at, "socketIds": [self.client.socket_id]}
+
+
+def test_a_user_who_is_away_with_one_device_and_here_with_another(
+    redis_server: RedisServer, gateway: StartGateway, connect: Connect
+) -> None:
+    config = {"users": {"history": 50}, "sessions": "many"}
+    here, there = (gateway(redis_server, config=config) for _ in range(2))
+    phone, desk = Device(connect(here)), Device(connect(there))
+    other = connect(there, token="bob", room="lobby")
+    redis = redis_server.client()
+
+    def tell(number: int, **more: Any) -> Any:
+        message = json.dumps({"type": "inbox:mail:came", "payload": number, **more})
+        return redis.execute_command("FCALL", USERS_FUNCTION, 0, json.dumps([desk.user_id]), message, f"m{number}")
+
+    assert tell(1)[0] == 2
+    assert phone.read(1) == desk.read(1) == [1]
+    here.kill()
+    tell(2, excludeSocketIds=[phone.client.socket_id])
+    for number in range(3, 30):
+        tell(number)
+    redis.client_kill_filter(_type="pubsub")
+    tell(30)  # the last one: nothing comes after it by which it would be missed
+    assert tell(30)[0] == 0
+    assert desk.read(29) == list(range(2, 31))
+    again = Device(connect(there), phone.since)
+    assert again.standing == {**phone.at, "recovered": True}
+    again.at["offset"] += 1  # which was not for it
+    tell(31)
+    assert again.read(29) == list(range(3, 32))
+    assert desk.read(1) == [31]
+    late = Device(connect(there), {"epoch": "of-another-user", "offset": 1})
+    assert (late.standing["recovered"], late.standing["reason"], late.at["offset"]) == (False, "epoch", 31)
+    for number in range(32, 90):
+        tell(number)
+    lost = Device(connect(there), phone.since)
+    assert (lost.standing["recovered"], lost.standing["reason"]) == (False, "too_many")
+    redis.publish(
+        "events:broadcast", json.dumps({"type": "inbox:mail:came", "payload": "plain", "userIds": [desk.user_id]})
+    )
+    message = lost.client.expect("inbox:mail:came")
+    assert (message["payload"], "userOffset" in message) == ("plain", False)
+    for client in (lost.client, other):
+        client.expect_nothing_through(redis_server)

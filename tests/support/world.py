@@ -37,7 +37,7 @@ from kraftek.contract.iteration import Iteration
 from kraftek.contract.messages import Authenticate
 from kraftek.contract.metrics import Counters
 from kraftek.contract.names import shown_key
-from kraftek.contract.settings import Config, Limits, Registration, RoomPolicy, SocketIO
+from kraftek.contract.settings import Config, Limits, Registration, RoomPolicy, SocketIO, Users
 from kraftek.core.client_drain import ClientDrain
 from kraftek.core.dispatch import Dispatch
 from kraftek.core.registry import ServiceRegistry
@@ -60,7 +60,7 @@ BROADCAST = "events:broadcast"
 class House:
     """One gateway process. Those that are given the same ``channels`` and ``sockets`` share a Redis. ``dispatch``
     makes what is used in place of the usual one. ``history``: what is kept of rooms, in ``logs``, and of which clients
-    see who is there; what users show is in ``data``, also with a shared Redis.
+    see who is there; ``users``: what is kept of users. What users show is in ``data``, also with a shared Redis.
     ``records``: Socket.IO clients are recovered, by these.
     """
 
@@ -77,6 +77,7 @@ class House:
         auto_register: tuple[str, ...] = (),
         dispatch: Callable[[House], Dispatch] | None = None,
         history: Sequence[RoomPolicy] = (),
+        users: Users = Users(),  # noqa: B008  # it is frozen
         logs: FakeLogs | None = None,
         data: dict[tuple[str, str], bytes] | None = None,
         records: FakeRecords | None = None,
@@ -104,6 +105,7 @@ class House:
                 sessions="single" if single else "many",
                 rooms=tuple(history),
                 socketio=SocketIO(recovery=records is not None),
+                users=users,
                 auto_register=auto_register,
             ),
             gateway_id=gateway_id,

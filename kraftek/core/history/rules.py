@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 import msgspec
 
-from kraftek.contract.names import room_topic
-from kraftek.contract.settings import RoomPolicy
+from kraftek.contract.names import room_topic, user_topic
+from kraftek.contract.settings import HistoryPolicy, RoomPolicy, Users
 
 __all__ = ["Rules"]
+
+_NOBODY = Users()
 
 
 class Rules:
@@ -18,10 +20,13 @@ class Rules:
     as a list of its parts.
     """
 
-    def __init__(self, policies: Sequence[RoomPolicy]) -> None:
-        self._patterns = [(*_parts(policy.pattern), policy.history > 0) for policy in policies]
-        rules = [_rule(policy) for policy in policies]
-        self.text = msgspec.json.encode(rules).decode() if any(policy.history for policy in policies) else ""
+    def __init__(self, policies: Sequence[RoomPolicy], users: Users = _NOBODY) -> None:
+        topics: list[tuple[str, HistoryPolicy]] = [(room_topic(policy.pattern), policy) for policy in policies]
+        if users.history:
+            topics.append((user_topic("*"), users))
+        self._patterns = [(*_parts(pattern), policy.history > 0) for pattern, policy in topics]
+        rules = [_rule(pattern, policy) for pattern, policy in topics]
+        self.text = msgspec.json.encode(rules).decode() if any(policy.history for _, policy in topics) else ""
 
     def __bool__(self) -> bool:
         return bool(self.text)
@@ -31,15 +36,15 @@ class Rules:
         return next((kept for head, tail, kept in self._patterns if _covers(head, tail, topic)), False)
 
 
-def _rule(policy: RoomPolicy) -> tuple[object, ...]:
+def _rule(pattern: str, policy: HistoryPolicy) -> tuple[object, ...]:
     bounds = policy.history, round(policy.history_ttl * 1000), policy.history_bytes
-    some = ([pattern.split(":") for pattern in policy.events],) if policy.events else ()
-    return (*_parts(policy.pattern), *bounds, *some)
+    some = ([each.split(":") for each in policy.events],) if policy.events else ()
+    return (*_parts(pattern), *bounds, *some)
 
 
 def _parts(pattern: str) -> tuple[str, str | bool]:
     head, star, tail = pattern.partition("*")
-    return room_topic(head), tail if star else False
+    return head, tail if star else False
 
 
 def _covers(head: str, tail: str | bool, topic: str) -> bool:

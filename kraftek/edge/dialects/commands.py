@@ -63,6 +63,7 @@ class _Credentials(Struct):
     since: _Since | None = None
     history: _Limit | None = None
     data: Raw = ABSENT
+    userSince: _Since | None = None
 
 
 class _Room(Struct):
@@ -112,13 +113,15 @@ def authenticate(
 ) -> Authenticate:
     """A token, and the room to be in with it: its own, or else ``room_id``.
 
-    ``named``: what the payload is, for the client. ``resumes``: this dialect numbers what is told to rooms, so that the
-    client can say where it was. Raises :class:`PeerError`, as the others do.
+    ``named``: what the payload is, for the client. ``resumes``: this dialect numbers what is told to rooms and users,
+    so that the client can say where it was. Raises :class:`PeerError`, as the others do.
     """
     credentials = _read(named, payload, _decode_credentials, id)
     entered, token = credentials.roomId or room_id, Token(credentials.token)
-    since, last = (credentials.since, credentials.history or 0) if resumes else (None, 0)
-    return Authenticate(token, entered, id, since, last, credentials.data)
+    if not resumes:
+        return Authenticate(token, entered, id, data=credentials.data)
+    since, last, user_since = credentials.since, credentials.history or 0, credentials.userSince
+    return Authenticate(token, entered, id, since, last, credentials.data, user_since=user_since)
 
 
 def join(payload: Raw, id: RequestId | None, *, resumes: bool = False) -> Join:

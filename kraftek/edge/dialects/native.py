@@ -85,6 +85,7 @@ class _Reply(Struct, omit_defaults=True):
     id: RequestId | None = None
     roomId: str | None = None
     offset: int | None = None
+    userOffset: int | None = None
 
 
 class _Part(Struct):
@@ -150,6 +151,8 @@ class NativeDialect:
         # Nearly every message is one, and a pattern takes as long as the encoding.
         if type(message) is Delivery:
             reply = _Reply(message.type, message.payload, message.id, message.room_id, message.offset)
+            if message.offset is not None and message.room_id is None:
+                reply.offset, reply.userOffset = None, message.offset
             return Outgoing(_encode(reply))
         match message:
             case ErrorMessage(code, text, event_type, retry_after, id, room_id, limit):
@@ -159,9 +162,10 @@ class NativeDialect:
                 reply = _Reply("ack", {"receivers": receivers}, id)
             case Connected(socket_id):
                 reply = _Reply("connected", {"socketId": socket_id})
-            case Authenticated(user_id, room_id, id, expires_in, where):
+            case Authenticated(user_id, room_id, id, expires_in, where, user_standing=of_user):
                 entered = {"success": True, "userId": user_id, "roomId": room_id}
-                reply = _Reply("authenticated", {**entered, **expiry(expires_in), **standing(where)}, id)
+                user = {} if of_user is None else {"userPosition": standing(of_user)}
+                reply = _Reply("authenticated", {**entered, **expiry(expires_in), **standing(where), **user}, id)
             case Joined(room_id, id, expires_in, where):
                 reply = _Reply("joined", {"roomId": room_id, **expiry(expires_in), **standing(where)}, id)
             case Left() | Pong() | Gap() | Drained() | Positioned() | HistoryPage():

@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from kraftek.contract.names import room_topic
-from kraftek.contract.settings import RoomPolicy
+from kraftek.contract.names import room_topic, user_topic
+from kraftek.contract.settings import RoomPolicy, Users
 from kraftek.core.history.rules import Rules
 
 RULES = Rules(
@@ -44,3 +44,16 @@ def test_without_any_history_there_are_none() -> None:
     assert not Rules([])
     assert not Rules([RoomPolicy(pattern="a")])
     assert RULES
+
+
+def test_users_have_one_rule_of_their_own() -> None:
+    rules = Rules([RoomPolicy(pattern="*", history=0)], Users(history=9, history_ttl=1, events=("news",)))
+    assert msgspec.json.decode(rules.text)[1] == ["user:", "", 9, 1000, 1_048_576, [["news"]]]
+    assert (rules.keep(user_topic("ann")), rules.keep(user_topic("a*")), rules.keep(room_topic("ann"))) == (
+        True,
+        True,
+        False,
+    )
+    rooms = Rules([RoomPolicy(pattern="*", history=1)], Users())
+    assert (rooms.keep(user_topic("ann")), rooms.keep(room_topic("user:ann"))) == (False, True)
+    assert len(msgspec.json.decode(rooms.text)) == 1
