@@ -176,7 +176,7 @@ class Gateway:
     def said(self, body: bytes, *, to_all: bool = False) -> bytes:
         """A service says so, to this gateway or to all."""
         channels = self.subscriber._listeners  # noqa: SLF001
-        channel = next(name for name in channels if (b"broadcast" in name) is to_all and not name.startswith(b"__"))
+        channel = next(name for name in channels if (b"broadcast" if to_all else b"reply") in name)
         return b"*3\r\n$7\r\nmessage\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(channel), channel, len(body), body)
 
     def passed(self) -> None:
