@@ -14,12 +14,16 @@ from kraftek.contract.messages import ErrorPayload
 from kraftek.contract.metrics import Counters
 from kraftek.contract.rates import share
 
-__all__ = ["RECORD", "SMALL", "TOMBSTONE", "AnswerBudget"]
+__all__ = ["INCLUDED", "RECORD", "SMALL", "TOMBSTONE", "AnswerBudget"]
 
-RECORD = 270
-"""Bytes that Redis needs for a record beside its key, with what it holds at first or with :data:`TOMBSTONE`, and for
-its place among the keys and the times when they end: 222 to 265 in Redis 7.0 and 200 to 240 in 6.2, by how many there
-are. ``MEMORY USAGE`` leaves the last two out."""
+RECORD = 420
+"""Bytes that Redis needs for a record beside its key, with what it holds at first or with an answer of up to
+:data:`INCLUDED` bytes, and for its place among the keys and the times when they end: up to 409 in Redis 7.0 and 396 in
+6.2, by how many there are. ``MEMORY USAGE`` leaves the last two out."""
+
+INCLUDED = 250
+"""Bytes of an answer that are no more than what its record is counted with. To count each by itself would take a
+microsecond."""
 
 SMALL = 512
 """Bytes of an answer that this process does not count while it waits to be stored."""
@@ -38,18 +42,13 @@ TOMBSTONE = msgspec.json.encode(
 )
 """Kept in place of an answer that is not: the request does not run again."""
 
-_INCLUDED = len(TOMBSTONE)
-"""Bytes of an answer that are no more than what its record takes anyway."""
 
+class _Answers(Struct):
+    """Those that are counted in a time as long as the longest life of a record, and whose they are."""
 
-class _Period(Struct):
-    """What is counted in a time as long as the longest life of a record. ``total``: records and ``answers``."""
-
-    total: int = 0
-    answers: int = 0
-    records_of: dict[str, int] = {}
-    answers_of: dict[str, int] = {}
-    answers_by: dict[str, int] = {}
+    size: int = 0
+    of_users: dict[str, int] = {}
+    by_services: dict[str, int] = {}
 
 
 class AnswerBudget:
@@ -57,26 +56,28 @@ class AnswerBudget:
     lives.
 
     Bytes are given back together, when the last of them is certainly gone: those of one period at the end of the next.
-    So no entry is needed for each record, and what is counted is at least what Redis holds.
+    So no entry is needed for each record, and what is counted is at least what Redis holds. ``used``: bytes that are
+    counted.
     """
 
     def __init__(self, size: int, now: Callable[[], float], lasts: Callable[[], float], counters: Counters) -> None:
         self._size = size
+        self._half = size // 2
         self._now = now
         self._lasts = lasts
         self._counters = counters
-        self._before = _Period()
-        self._period = _Period()
+        # Of the period before this one, and of this one.
+        self.used = self._used_before = 0
+        self._records_before: dict[str, int] = {}
+        self._records: dict[str, int] = {}
+        self._answers_before = _Answers()
+        self._answers = _Answers()
         self._ends = now()
-
-    @property
-    def used(self) -> int:
-        """Bytes that are counted."""
-        return self._before.total + self._period.total
 
     def take(self, used: int) -> None:
         """Another version has had so many bytes kept. All of them count for as long as the last of them may live."""
-        self._before, self._ends = _Period(total=used), self._now() + self._lasts()
+        self.used = self._used_before = used
+        self._ends = self._now() + self._lasts()
 
     def admits(self, user_id: str, record: str, now: float) -> bool:
         """A request of this user gets a record under this key, unless the user has its share of records. ``now`` is
@@ -84,43 +85,39 @@ class AnswerBudget:
         """
         if now >= self._ends:
             self._turn(now)
-        before, period = self._before, self._period
         size = RECORD + len(record)
-        used = period.records_of.get(user_id, 0) + size
-        held = before.total + period.total
-        if 2 * held >= self._size:
-            holders = max(len(before.records_of), len(period.records_of))
-            if used + before.records_of.get(user_id, 0) > share(held, self._size, holders):
-                return False
-        period.records_of[user_id] = used
-        period.total += size
+        records = self._records
+        used = records.get(user_id, 0) + size
+        if self.used >= self._half and used + self._records_before.get(user_id, 0) > self._share():
+            return False
+        records[user_id] = used
+        self.used += size
         return True
 
     def kept(self, body: bytes, service: str, user_id: str) -> bytes:
         """What is kept of this answer: itself, and otherwise :data:`TOMBSTONE`. ``service``: empty if it is unknown."""
         size = len(body)
-        if size <= _INCLUDED:
+        if size <= INCLUDED:
             return body
         size += size // 4  # Redis's allocator rounds up by so much at most
         now = self._now()
         if now >= self._ends:
             self._turn(now)
-        before, period, bound = self._before, self._period, self._size
-        of_user = period.answers_of.get(user_id, 0)
-        by_service = period.answers_by.get(service, 0)
+        before, period, bound = self._answers_before, self._answers, self._size
+        of_user, by_service = period.of_users.get(user_id, 0), period.by_services.get(service, 0)
         left = min(
-            bound - before.total - period.total,
-            bound // _ANSWERS - before.answers - period.answers,
-            bound // _PER_SERVICE - before.answers_by.get(service, 0) - by_service,
-            bound // _PER_USER - before.answers_of.get(user_id, 0) - of_user,
+            bound - self.used,
+            bound // _ANSWERS - before.size - period.size,
+            bound // _PER_SERVICE - before.by_services.get(service, 0) - by_service,
+            bound // _PER_USER - before.of_users.get(user_id, 0) - of_user,
         )
         if size * _PER_ANSWER > left:
             self._counters.answers_too_large += 1
             return TOMBSTONE
-        period.answers_of[user_id] = of_user + size
-        period.answers_by[service] = by_service + size
-        period.answers += size
-        period.total += size
+        period.of_users[user_id] = of_user + size
+        period.by_services[service] = by_service + size
+        period.size += size
+        self.used += size
         return body
 
     def kept_late(self, key: str, body: bytes, user_id: str) -> bytes | None:
@@ -130,7 +127,17 @@ class AnswerBudget:
         self._counters.answers_not_kept += 1
         return None
 
+    def _share(self) -> int:
+        return share(self.used, self._size, max(len(self._records), len(self._records_before)))
+
     def _turn(self, now: float) -> None:
         next_end = self._ends + self._lasts()
-        self._before, self._period = (self._period if now < next_end else _Period()), _Period()
-        self._ends = next_end if now < next_end else now + self._lasts()
+        if now < next_end:
+            self._records_before, self._answers_before = self._records, self._answers
+            self.used = self._used_before = self.used - self._used_before
+            self._ends = next_end
+        else:
+            self._records_before, self._answers_before = {}, _Answers()
+            self.used = self._used_before = 0
+            self._ends = now + self._lasts()
+        self._records, self._answers = {}, _Answers()

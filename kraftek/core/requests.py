@@ -29,7 +29,7 @@ from kraftek.contract.messages import (
 from kraftek.contract.metrics import Counters
 from kraftek.contract.names import gateway_of, late_answer_key
 from kraftek.contract.settings import Limits, Registration
-from kraftek.core.answer_budget import SMALL, AnswerBudget
+from kraftek.core.answer_budget import INCLUDED, SMALL, AnswerBudget
 from kraftek.core.dispatch import Dispatch, target_of
 from kraftek.core.request_cancels import RequestCancels
 from kraftek.core.request_look_ups import LookUps
@@ -169,8 +169,7 @@ class Requests:
             raise PeerError(Code.TIMEOUT, message, id=request_id, event_type=error.event_type)
         queue = self._queues.get(id(service)) or self._queue(service)
         lasts = self._lasts and session.dialect.lasting_ids
-        name = error.event_type or ""
-        request = Request(session, name, record, lasts, queue, request_id, self._clock.seconds())
+        request = Request(session, error.event_type or "", record, lasts, queue, request_id, self._clock.seconds())
         self._refuse_unless_known(request, True, error)
         waiting[request_id] = request
 
@@ -309,9 +308,10 @@ class Requests:
         if self._looked_up:
             self._looked_up.pop(request, None)
         if body is not None and request.lasts:
-            body = self.budget.kept(body, request.queue.service.name, request.session.user_id or "")
-            if len(body) > SMALL:
-                self._add_large(len(body))
+            if len(body) > INCLUDED:
+                body = self.budget.kept(body, request.queue.service.name, request.session.user_id or "")
+                if len(body) > SMALL:
+                    self._add_large(len(body))
             request.answer = body
             answered = self._answered
             answered.append((request.record, body, request))
