@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.settings import Limits
 from kraftek.core.resuming import STEP
-from tests.core.test_following import ROOM, Board, since, told
+from tests.core.test_following import ROOM, TOPIC, Board, since, told
 from tests.support.world import Client
 
 RECOVERED = {"epoch": "e1", "offset": 0, "recovered": True}
@@ -114,3 +116,24 @@ def test_who_leaves_while_it_is_read_again_is_told_nothing() -> None:
     client.leave()
     board.logs.answer()
     assert told(client) == []
+
+
+def test_who_reads_three_times_what_is_older_than_what_was_delivered_is_told_so() -> None:
+    board = Board()
+    board.enter("bob")
+    board.tell("a")
+    board.tell("b")
+    board.logs.told[TOPIC].pop()
+    reads = board.logs.reads
+    client = board.enter(since=since(0))
+    assert board.logs.reads == reads + 3
+    assert told(client) == [{"epoch": "e1", "offset": 2, "recovered": False, "reason": "unavailable"}]
+
+
+@pytest.mark.parametrize("asked", [{"since": since(0)}, {"last": 1}])
+def test_a_history_that_ends_while_it_is_read_is_not_available(asked: dict[str, Any]) -> None:
+    board = Board()
+    board.enter("bob")
+    board.tell("a")
+    board.logs.stands = False
+    assert told(board.enter(**asked)) == [{"epoch": "e1", "offset": 1, "recovered": False, "reason": "unavailable"}]
