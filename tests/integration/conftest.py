@@ -461,6 +461,7 @@ def connect(stage: ExitStack) -> Connect:
             compression=None,
             proxy=None,
             max_size=None,
+            close_timeout=1,  # one that has not read all that it was sent does not see the answer to its goodbye
         )
         client = Client(stage.enter_context(opening))
         if token is not None:
