@@ -79,6 +79,7 @@ class Gateway:
         self._roster = roster
         self._budgets = admission.budgets
         self.turns = turns
+        self.accounts = turns.accounts
         self._limits = limits
         self._counters = counters
         self._now = now

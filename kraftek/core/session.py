@@ -13,6 +13,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from kraftek.contract.accounts import Accounts
 from kraftek.contract.errors import CLOSE_CODES, Code, PeerError
 from kraftek.contract.interfaces import IClientLink, IDialect, IOutlet, IReceiver
 from kraftek.contract.messages import Closing, Delivery, ErrorMessage, Gap, Grant, Inbound, Outbound, Outgoing, Token
@@ -72,7 +73,9 @@ _CHECKING, _CLOSED = SessionState.CHECKING, SessionState.CLOSED
 
 
 class Core(Protocol):
-    """What a session needs of the gateway."""
+    """What a session needs of the gateway. ``accounts``: what it holds is in one of them."""
+
+    accounts: Accounts
 
     def handle(self, session: Session, message: Inbound) -> None:
         """Do what the client asks. Raises ``PeerError`` for what the client must know."""
@@ -177,9 +180,7 @@ class Session:
         self.expires_at: float | None = None
         self.room_id: str | None = None
         self.rooms: dict[str | None, HeldGrant] = {}
-        self._core = core
-        self._limits = limits
-        self._counters = counters
+        self._core, self._limits, self._counters = core, limits, counters
         self._held: Held | None = None
 
     @property
@@ -316,8 +317,9 @@ class Session:
             self._end()
 
     def _end(self) -> None:
-        self.state = SessionState.CLOSED
-        self._held = None
+        self.state, held, self._held = SessionState.CLOSED, self._held, None
+        if held is not None:
+            held.give_up()
         self._core.closed(self)
 
     def overrun(self) -> Outgoing | None:
@@ -361,6 +363,7 @@ class Session:
         for _ in range(min(STEP, len(held))):
             self.handle(held.take())
             if self.state is _CLOSED:
+                held.give_up()
                 return False
             if self.state is _CHECKING:
                 break
@@ -380,7 +383,7 @@ class Session:
 
     def _hold(self, message: Inbound, size: int) -> None:
         if self._held is None:
-            self._held = Held(self._limits)
+            self._held = Held(self._limits, self._core.accounts)
         self._held.put(message, size)
         if self._held.full:
             self.link.pause()

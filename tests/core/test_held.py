@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from kraftek.contract.accounts import Accounts
 from kraftek.contract.messages import Join
 from kraftek.contract.settings import Limits
 from kraftek.core.held import Held
 
 
-def held(*rooms: str, **limits: int) -> Held:
-    made = Held(Limits(**limits))
+def held(*rooms: str, accounts: Accounts | None = None, **limits: int) -> Held:
+    made = Held(Limits(**limits), accounts or Accounts())
     for room in rooms:
         made.put(Join(room), 10)
     return made
@@ -46,3 +47,14 @@ def test_bytes_are_counted_whichever_way_they_come() -> None:
     assert messages.full
     messages.take()
     assert not messages.full
+
+
+def test_they_are_accounted_until_they_are_taken_or_given_up() -> None:
+    accounts = Accounts()
+    messages = held(*"ab", accounts=accounts)
+    messages.follow(held(*"cd", accounts=accounts))
+    assert accounts.held == 40
+    messages.take()
+    assert accounts.held == 30
+    messages.give_up()
+    assert (accounts.held, len(messages)) == (0, 0)

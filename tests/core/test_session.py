@@ -10,6 +10,7 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from zope.interface.verify import verifyObject
 
+from kraftek.contract.accounts import Accounts
 from kraftek.contract.errors import Code, PeerError
 from kraftek.contract.interfaces import IReceiver
 from kraftek.contract.messages import Authenticate, Connected, Event, Inbound, Join, Leave, Outbound, Outgoing, Ping
@@ -39,6 +40,7 @@ class FakeCore:
         self.ended: list[Session] = []
         self.error: Exception | None = None
         self.asks = asks
+        self.accounts = Accounts()
         self.waiting: list[Session] | None = None
 
     def handle(self, session: Session, message: Inbound) -> None:
@@ -195,10 +197,11 @@ def test_a_closed_client_is_closed_and_its_core_told_once(state: SessionState) -
 def test_closed_stays_closed_when_its_check_ends() -> None:
     subject = in_state(CHECKING)
     subject.send(EVENT)
+    assert subject.core.accounts.held > 0
     subject.session.lost()
     subject.session.check_ends()
     assert subject.session.state is CLOSED
-    assert subject.core.handled == []
+    assert (subject.core.handled, subject.core.accounts.held) == ([], 0)
 
 
 # What is held.
@@ -213,6 +216,16 @@ def test_what_was_held_is_done_in_order() -> None:
     subject.send(event("one"), JOIN, event("two"), LEAVE, event("three"))
     subject.session.check_ends()
     assert subject.core.names == ["one::", "Join", "two::", "Leave", "three::"]
+    assert subject.core.accounts.held == 0
+
+
+def test_who_is_closed_by_what_was_held_holds_nothing_any_more() -> None:
+    subject = in_state(CHECKING)
+    subject.send(event("one"), event("two"))
+    subject.core.error = RuntimeError("a fault of ours")
+    with capturedLogs():
+        subject.session.check_ends()
+    assert (subject.session.state, subject.core.accounts.held) == (CLOSED, 0)
 
 
 def test_a_held_question_holds_the_rest() -> None:
