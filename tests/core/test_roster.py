@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 from twisted.internet.task import Clock
 
+from kraftek.contract.accounts import Accounts
 from kraftek.contract.errors import PeerError
 from kraftek.contract.messages import Grant, Token
 from kraftek.contract.metrics import Counters
@@ -24,6 +25,8 @@ from tests.support.fakes import FakeLink
 
 class NoCore:
     """A core that nothing is asked of."""
+
+    accounts = Accounts()
 
     def handle(self, session: Session, message: Any) -> None:
         raise AssertionError("nobody sends")

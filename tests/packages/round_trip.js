@@ -6,8 +6,8 @@ const WebSocket = globalThis.WebSocket ?? (await import(ws)).WebSocket;
 const gateway = connect(url, { token: () => "ada", roomId: "kitchen", WebSocket });
 
 const tooLate = setTimeout(() => process.exit(1), 30_000);
-gateway.on("stickyNotes:board:opened", ({ users }) => {
-  console.log(users);
+gateway.on("stickyNotes:board:opened", ({ roomId, notes }) => {
+  if (roomId !== "kitchen" || notes.length) process.exit(1);
   clearTimeout(tooLate);
   gateway.close();
 });

@@ -36,7 +36,7 @@ async def over_twisted(reactor: Any, url: str) -> None:
 
 
 def check(message: Any) -> None:
-    assert message.payload["users"] == ["user_ada"], message
+    assert message.payload == {"roomId": "kitchen", "notes": []}, message
 
 
 if __name__ == "__main__":
