@@ -34,6 +34,8 @@ pytest.register_assert_rewrite(
     *(f"tests.{folder}" for folder in ("client", "core", "docs", "edge", "service", "support.world", "support.waiting"))
 )
 
+pytest_plugins = ["tests.support.redis_fixture"]
+
 # How long an example takes depends on what else the machine is doing: no test is about that.
 settings.register_profile("kraftek", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("kraftek")

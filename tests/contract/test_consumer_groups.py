@@ -14,14 +14,6 @@ from kraftek.contract.lua import Script
 from tests.support.redis_server import PrivateRedis
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[PrivateRedis]:
-    server = PrivateRedis()
-    server.start()
-    yield server
-    server.close()
-
-
 @pytest.fixture
 def redis(server: PrivateRedis) -> Iterator[Redis]:
     with server.client(decode_responses=True) as client:

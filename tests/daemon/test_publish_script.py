@@ -44,14 +44,6 @@ class House:
         return told
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[PrivateRedis]:
-    server = PrivateRedis()
-    server.start()
-    yield server
-    server.close()
-
-
 @pytest.fixture
 def house(server: PrivateRedis) -> Iterator[House]:
     house = House(server)

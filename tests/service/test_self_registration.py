@@ -18,14 +18,6 @@ from tests.support.redis_server import PrivateRedis
 OWN = b'{"channel":"events:chat-1","transport":"pubsub","partitions":0,"reply":true,"timeout":10}'
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[PrivateRedis]:
-    server = PrivateRedis()
-    server.start()
-    yield server
-    server.close()
-
-
 @pytest.fixture
 def redis(server: PrivateRedis) -> Iterator[Any]:
     with server.client() as client:

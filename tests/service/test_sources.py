@@ -324,14 +324,6 @@ class Partitions:
         return self.call("EVAL", script.source, str(len(keys)), *keys, *words)
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[PrivateRedis]:
-    server = PrivateRedis()
-    server.start()
-    yield server
-    server.close()
-
-
 @pytest.fixture
 def partitions(server: PrivateRedis) -> Partitions:
     return Partitions(server)

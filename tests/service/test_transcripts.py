@@ -55,14 +55,6 @@ def cases() -> Iterator[Any]:
             yield pytest.param(transcript, WAYS[way], id=f"{path.stem}-{way}")
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[PrivateRedis]:
-    server = PrivateRedis()
-    server.start()
-    yield server
-    server.close()
-
-
 @pytest.mark.parametrize("backend", ["asyncio", "twisted", "node"])
 @pytest.mark.parametrize(("transcript", "way"), [*cases()])
 def test_transcript(backend: str, transcript: dict[str, Any], way: dict[str, Any], server: PrivateRedis) -> None:

@@ -51,8 +51,10 @@ def needs(item: pytest.Item) -> set[str]:
         found |= reached(getattr(item.cls, name, None), item.cls)
     info = item._fixtureinfo  # pytest tells which fixtures a test gets, but not publicly what their functions are
     for name in item.fixturenames:
-        for definition in info.name2fixturedefs.get(name, ()):
+        for definition in reversed(info.name2fixturedefs.get(name, ())):
             found |= STARTERS[name] if name in STARTERS else reached(definition.func)
+            if name not in definition.argnames:
+                break  # it stands in place of those that were defined before it
     if hasattr(item, "callspec"):
         search = _Search()
         search.visit(item.callspec.params)

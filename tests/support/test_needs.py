@@ -139,3 +139,14 @@ def test_a_redis_may_be_started_and_nothing_else(guard: Guard) -> None:
 
 def test_the_marks_of_this_very_test(request: pytest.FixtureRequest) -> None:
     assert [mark.name for mark in request.node.iter_markers()] == []
+
+
+@pytest.fixture
+def server() -> str:
+    """In place of that of ``tests/support/redis_fixture.py``."""
+    return "nothing that was started"
+
+
+def test_what_is_overridden_is_not_needed(server: str, request: pytest.FixtureRequest) -> None:
+    assert server == "nothing that was started"
+    assert request.node.get_closest_marker("redis") is None

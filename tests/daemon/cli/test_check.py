@@ -34,14 +34,6 @@ partitions = 2
 """
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[PrivateRedis]:
-    server = PrivateRedis()
-    server.start()
-    yield server
-    server.close()
-
-
 @pytest.fixture
 def client(server: PrivateRedis) -> Iterator[Any]:
     with redis.Redis(unix_socket_path=server.path, decode_responses=True) as client:

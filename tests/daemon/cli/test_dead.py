@@ -22,14 +22,6 @@ KRAFTEK = str(Path(sys.executable).with_name("kraftek"))
 EVENT = '{"eventType":"orders:cart:pay","userId":"ada","socketId":"g.1","payload":{"n":1.50},"id":7,"replyTo":"r"}'
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[PrivateRedis]:
-    server = PrivateRedis()
-    server.start()
-    yield server
-    server.close()
-
-
 @pytest.fixture
 def client(server: PrivateRedis) -> Iterator[Any]:
     with redis.Redis(unix_socket_path=server.path, decode_responses=True) as client:
