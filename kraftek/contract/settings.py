@@ -13,6 +13,7 @@ from msgspec import Meta, Struct
 
 from kraftek.contract.names import BROADCAST
 from kraftek.contract.redis_url import masked, shown
+from kraftek.contract.wildcard import Wildcard
 
 __all__ = [
     "Auth",
@@ -322,10 +323,7 @@ class RoomPolicy(HistoryPolicy, frozen=True, kw_only=True):
 
     def covers(self, room_id: str) -> bool:
         """Whether it is about this room. The first of ``[rooms]`` that is counts."""
-        head, star, tail = self.pattern.partition("*")
-        if not star:
-            return room_id == head
-        return len(room_id) >= len(head) + len(tail) and room_id.startswith(head) and room_id.endswith(tail)
+        return Wildcard.of(self.pattern).covers(room_id)
 
 
 class Users(HistoryPolicy, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ import msgspec
 
 from kraftek.contract.names import room_topic, user_topic
 from kraftek.contract.settings import HistoryPolicy, RoomPolicy, Users
+from kraftek.contract.wildcard import Wildcard
 
 __all__ = ["Rules"]
 
@@ -21,10 +22,12 @@ class Rules:
     """
 
     def __init__(self, policies: Sequence[RoomPolicy], users: Users = _NOBODY) -> None:
-        topics: list[tuple[str, HistoryPolicy]] = [(room_topic(policy.pattern), policy) for policy in policies]
+        topics: list[tuple[Wildcard, HistoryPolicy]] = [
+            (Wildcard.of(room_topic(policy.pattern)), policy) for policy in policies
+        ]
         if users.history:
-            topics.append((user_topic("*"), users))
-        self._patterns = [(*_parts(pattern), policy.history > 0) for pattern, policy in topics]
+            topics.append((Wildcard.of(user_topic("*")), users))
+        self._patterns = [(pattern, policy.history > 0) for pattern, policy in topics]
         rules = [_rule(pattern, policy) for pattern, policy in topics]
         self.text = msgspec.json.encode(rules).decode() if any(policy.history for _, policy in topics) else ""
 
@@ -33,21 +36,10 @@ class Rules:
 
     def keep(self, topic: str) -> bool:
         """Whether the topic has one: the first pattern that covers it says so."""
-        return next((kept for head, tail, kept in self._patterns if _covers(head, tail, topic)), False)
+        return next((kept for pattern, kept in self._patterns if pattern.covers(topic)), False)
 
 
-def _rule(pattern: str, policy: HistoryPolicy) -> tuple[object, ...]:
+def _rule(pattern: Wildcard, policy: HistoryPolicy) -> tuple[object, ...]:
     bounds = policy.history, round(policy.history_ttl * 1000), policy.history_bytes
     some = ([each.split(":") for each in policy.events],) if policy.events else ()
-    return (*_parts(pattern), *bounds, *some)
-
-
-def _parts(pattern: str) -> tuple[str, str | bool]:
-    head, star, tail = pattern.partition("*")
-    return head, tail if star else False
-
-
-def _covers(head: str, tail: str | bool, topic: str) -> bool:
-    if isinstance(tail, bool):
-        return topic == head
-    return len(topic) >= len(head) + len(tail) and topic.startswith(head) and topic.endswith(tail)
+    return (pattern.head, False if pattern.tail is None else pattern.tail, *bounds, *some)
