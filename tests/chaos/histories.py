@@ -24,7 +24,7 @@ from kraftek.contract.history import FUNCTION, TELL
 from kraftek.contract.names import BROADCAST, history_log_key, history_position_key, room_topic
 from tests.chaos.crowd import PAGES
 from tests.chaos.ledger import CALM
-from tests.chaos.processes import Program
+from tests.chaos.processes import Events, Program
 from tests.support.copies import Copy, Said
 
 if TYPE_CHECKING:
@@ -62,27 +62,19 @@ class CrowdProgram(Program):
         self._world = world
         self._arguments = str(pages), str(every)
         self._rooms = ",".join(rooms)
-        self._file = world.directory / "crowd.events"
-        self._read = 0
+        self._events = Events(world.directory / "crowd.events")
 
     def command(self) -> Sequence[str]:
         ports = ",".join(str(gateway.port) for gateway in self._world.gateways)
         program = str(Path(__file__).with_name("crowd.py"))
-        return (sys.executable, "-P", program, *self._arguments, ports, self._rooms, str(self._file))
+        return (sys.executable, "-P", program, *self._arguments, ports, self._rooms, str(self._events.file))
 
     def ready(self) -> bool:
         return "the pages come" in self.log()
 
     def lines(self) -> list[dict[str, Any]]:
         """What it has written since this was asked last."""
-        if not self._file.exists():
-            return []
-        with self._file.open("rb") as file:
-            file.seek(self._read)
-            data = file.read()
-        whole = data[: data.rfind(b"\n") + 1]
-        self._read += len(whole)
-        return [json.loads(line) for line in whole.splitlines()]
+        return self._events.more()
 
 
 class Histories:

@@ -16,12 +16,13 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 
 from kraftek.bus.embedded import redis_server_path
 from tests.support.ports import free_port
 
-__all__ = ["Gateway", "Program", "RedisServer", "Service"]
+__all__ = ["Events", "Gateway", "Program", "RedisServer", "Service"]
 
 TROUBLE = re.compile(r"Unhandled|Traceback|never awaited|a bug|#(critical|error)\]", re.IGNORECASE)
 EXPECTED = re.compile("command not allowed when used memory|Not upgraded: ")
@@ -228,17 +229,35 @@ class Gateway(Program):
         return {name: float(value) for name, value in found}
 
 
+class Events:
+    """What a program writes to a file, an object a line."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._read = 0
+
+    def more(self) -> list[dict[str, Any]]:
+        """What it has written since this was asked last."""
+        if not self.file.exists():
+            return []
+        with self.file.open("rb") as file:
+            file.seek(self._read)
+            data = file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        self._read += len(whole)
+        return [json.loads(line) for line in whole.splitlines()]
+
+
 class Service(Program):
     """An instance of :mod:`tests.chaos.service`. ``kind``: its arguments, but for the last."""
 
     def __init__(self, name: str, directory: Path, wrong: Callable[[str], None], kind: Sequence[str]) -> None:
         super().__init__(name, directory, wrong)
         self._kind = kind
-        self._file = directory / f"{name}.events"
-        self._read = 0
+        self._events = Events(directory / f"{name}.events")
 
     def command(self) -> Sequence[str]:
-        return (sys.executable, "-P", str(Path(__file__).with_name("service.py")), *self._kind, str(self._file))
+        return (sys.executable, "-P", str(Path(__file__).with_name("service.py")), *self._kind, str(self._events.file))
 
     def ready(self) -> bool:
         """Whether it listens."""
@@ -246,11 +265,4 @@ class Service(Program):
 
     def handled(self) -> list[dict[str, object]]:
         """What it has written since this was asked last."""
-        if not self._file.exists():
-            return []
-        with self._file.open("rb") as file:
-            file.seek(self._read)
-            data = file.read()
-        whole = data[: data.rfind(b"\n") + 1]
-        self._read += len(whole)
-        return [json.loads(line) for line in whole.splitlines()]
+        return self._events.more()
