@@ -39,7 +39,7 @@ From a service to a client:
 1. ``bus/connections.py`` receives a message from Redis
 2. ``core/deliveries.py`` decodes its envelope and finds its recipients in ``core/roster.py``; in rooms with history
    ``core/following.py`` sees that none is missing, and ``core/resuming.py`` gives clients what they have missed
-   (who is in a room ``core/presence.py`` tells them)
+   (Socket.IO's ``core/recovering.py``; who is in a room ``core/presence.py`` tells them)
 3. ``edge/dialects/native.py`` or ``edge/dialects/socketio_client.py`` encodes it once for all of its kind
 4. ``edge/websocket/outbox.py`` or ``edge/engineio/clients.py`` writes it, once for each client and reactor iteration;
    it waits for those that do not read (``edge/backlogs.py``)
