@@ -72,6 +72,12 @@ RequestId = int | str
 ID_LENGTH = 64
 """Characters of such a name at most; of an integer, as it is written."""
 
+REQUEST_KNOWN = 130.0
+"""Seconds for which services keep what belongs to a request: as long as gateways know it by default."""
+
+REQUEST_LONGEST = 3600.0
+"""Seconds that a request may take in all. Each part of its answer gives it its time limit anew."""
+
 ROOM_ID_LENGTH = 256
 """Characters of a room's name at most, wherever a client names one: it becomes a key in Redis."""
 

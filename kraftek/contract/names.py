@@ -86,6 +86,7 @@ __all__ = [
     "new_socket_id",
     "not_before_key",
     "partition_of",
+    "parts_beside",
     "parts_key",
     "place_of",
     "presence_key",
@@ -377,6 +378,11 @@ def topic_channel(topic: str) -> str:
     return f"{_HISTORY}{topic}"
 
 
+def kept_socket_key(pid: str) -> str:
+    """The hash of what is kept of a socket whose client may come back, by the name that it alone knows."""
+    return f"{_HISTORY}socket:{pid}"
+
+
 # Presence for clients
 
 GATEWAY_PRESENCE = "gateway:room:presence"
@@ -390,25 +396,27 @@ def shown_key(room_id: str) -> str:
     return f"{GATEWAY_LEASES}:presence:{room_id}"
 
 
-def kept_socket_key(pid: str) -> str:
-    """The hash of what is kept of a socket whose client may come back, by the name that it alone knows."""
-    return f"{_HISTORY}socket:{pid}"
-
-
 # Requests
 
 REQUESTS = "request:"
+_ADOPTED = f"{REQUESTS}adopted:"
+_PARTS = f"{REQUESTS}parts:"
 """How the keys of requests and of their answers begin."""
 
 
 def late_answer_key(socket_id: str, request_id: str | int) -> str:
     """The key of an answer to the request of a socket whose gateway is not there."""
-    return f"{REQUESTS}adopted:{_named(socket_id, request_id)}"
+    return f"{_ADOPTED}{_named(socket_id, request_id)}"
 
 
 def parts_key(socket_id: str, request_id: str | int) -> str:
     """The key of the stream of the parts of the answer to a request, by the socket whose request its service has."""
-    return f"{REQUESTS}parts:{_named(socket_id, request_id)}"
+    return f"{_PARTS}{_named(socket_id, request_id)}"
+
+
+def parts_beside(late_answer: str) -> str:
+    """The same, of the request whose answer would be under that key."""
+    return _PARTS + late_answer.removeprefix(_ADOPTED)
 
 
 def _named(socket_id: str, request_id: str | int) -> str:

@@ -17,16 +17,13 @@ from zope.interface import implementer
 
 from kraftek.contract.interfaces import IBus, IBusListener
 from kraftek.contract.lua import Script, lua
-from kraftek.contract.messages import NULL, Broadcast, Place, Progress, RequestId
-from kraftek.contract.names import late_answer_key, parts_key
+from kraftek.contract.messages import NULL, REQUEST_LONGEST, Broadcast, Place, Progress, RequestId
+from kraftek.contract.names import parts_beside, parts_key
 from kraftek.core.request_look_ups import LookUps
 from kraftek.core.request_queue import Request
 from kraftek.core.session import Session, SessionState
 
-__all__ = ["LONGEST", "READ_PARTS", "PartsState", "RequestProgress"]
-
-LONGEST = 3600.0
-"""Seconds that a request may wait in all. Each part gives it its time limit anew."""
+__all__ = ["READ_PARTS", "PartsState", "RequestProgress"]
 
 RENEWED = 10.0
 """Seconds after which its record in Redis gets its lifetime anew, too: at most a tenth of that."""
@@ -137,8 +134,7 @@ class RequestProgress:
                 continue
             look_up = self.look_ups.waiting.get(request)
             if look_up is not None and look_up.late:
-                first = look_up.late[len(late_answer_key("", 0)) - 2 : -1 - len(str(request.id))]
-                self._read(request, parts, parts_key(first, request.id))
+                self._read(request, parts, parts_beside(look_up.late))
             elif parts.behind:
                 self._read(request, parts, parts_key(socket_id, request.id))
 
@@ -181,7 +177,7 @@ class RequestProgress:
         if request.session.state is not SessionState.CLOSED:
             request.session.send(Progress(request.id, payload, place))
         now = self._now()
-        if now >= parts.began + LONGEST:
+        if now >= parts.began + REQUEST_LONGEST:
             return
         queue = request.queue
         for requests in (queue.requests, queue.refused):

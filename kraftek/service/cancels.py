@@ -9,7 +9,7 @@ from math import inf
 
 import msgspec
 
-from kraftek.contract.messages import Cancelled, RequestId
+from kraftek.contract.messages import REQUEST_KNOWN, Cancelled, RequestId
 from kraftek.contract.names import cancel_channel
 from kraftek.contract.surrogates import read
 from kraftek.service.backend import Backend
@@ -17,11 +17,8 @@ from kraftek.service.processor import EventProcessor, Incoming
 
 __all__ = ["Cancels"]
 
-LASTS = 130.0
-"""Seconds for which it is known that a request was cancelled: as long as a gateway may know the request."""
-
 MOST = 10_000
-"""Such requests that are known at a time."""
+"""Cancelled requests that are known at a time, each for :data:`kraftek.contract.messages.REQUEST_KNOWN` seconds."""
 
 SKEW = 1000
 """Milliseconds that the clocks of two gateways may differ."""
@@ -76,7 +73,7 @@ class Cancels:
             self._warn(f"Ignored a message that cancels no request: {error}")
             return
         now, known = self._clock(), self._known
-        while known and (len(known) >= MOST or next(iter(known.values()))[0] <= now - LASTS):
+        while known and (len(known) >= MOST or next(iter(known.values()))[0] <= now - REQUEST_KNOWN):
             known.popitem(last=False)
         key = cancelled.event_type, cancelled.user_id, cancelled.id, cancelled.socket_id
         known.pop(key, None)

@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 
 from msgspec import Struct
 
+from kraftek.contract.messages import REQUEST_LONGEST
 from kraftek.service.backend import Backend
 from kraftek.service.jobs import Jobs
 
@@ -18,10 +19,6 @@ T = TypeVar("T")
 
 TICK = 0.25
 """Seconds between two looks at deadlines, at most. Who is that late was blocked."""
-
-
-LONGEST = 3600.0
-"""Seconds that a work may take in all, however often it begins anew."""
 
 
 class _Deadline(Struct, Generic[T], eq=False):
@@ -48,7 +45,7 @@ class Deadlines(Generic[T]):
     @contextmanager
     def watch(self, seconds: float, work: T) -> Iterator[None]:
         """The block has so many seconds for this work."""
-        deadline = _Deadline((now := time.monotonic()) + seconds, work, now + max(seconds, LONGEST))
+        deadline = _Deadline((now := time.monotonic()) + seconds, work, now + max(seconds, REQUEST_LONGEST))
         self._all.add(deadline)
         if self._next == float("inf"):
             self._next = deadline.at

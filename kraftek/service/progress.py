@@ -9,18 +9,15 @@ import msgspec
 from msgspec import Raw
 
 from kraftek.contract.lua import Argument, Script, lua
-from kraftek.contract.messages import Envelope
+from kraftek.contract.messages import REQUEST_KNOWN, Envelope
 from kraftek.contract.names import REQUEST_PROGRESS, parts_key
 from kraftek.contract.surrogates import encode
 from kraftek.service.messages import Message
 
-__all__ = ["KEPT_BYTES", "LASTS", "PROGRESS", "Parts"]
+__all__ = ["KEPT_BYTES", "PROGRESS", "Parts"]
 
 KEPT_BYTES = 262_144
 """Bytes of the last parts of an answer that are kept, for clients that come back."""
-
-LASTS = 130_000
-"""Milliseconds for which they are kept after the last one: as long as a gateway may know the request."""
 
 PROGRESS = Script(lua(__package__, "progress"))
 
@@ -52,6 +49,6 @@ class Parts:
         message = Message(REQUEST_PROGRESS, Raw(_encode(place)), recipients=(event.socket_id,), in_reply_to=event.id)
         body = processor.sized(event.event_type, _encode(message))
         self._number += 1
-        over = int(processor.transport == "stream")
-        args: list[Argument] = [self._run, self._number, part, body, event.reply_to, KEPT_BYTES, LASTS, over]
+        over, lasts = int(processor.transport == "stream"), round(1000 * REQUEST_KNOWN)
+        args: list[Argument] = [self._run, self._number, part, body, event.reply_to, KEPT_BYTES, lasts, over]
         return [processor.prefix + parts_key(event.socket_id, event.id)], args

@@ -9,12 +9,12 @@ import pytest
 from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 
-from kraftek.contract.messages import Place
+from kraftek.contract.messages import REQUEST_KNOWN, Place
 from kraftek.contract.names import REQUEST_PROGRESS, parts_key
 from kraftek.contract.settings import Registration
 from kraftek.core.request_progress import READ_PARTS
 from kraftek.core.session import Session
-from kraftek.service.progress import KEPT_BYTES, LASTS, PROGRESS
+from kraftek.service.progress import KEPT_BYTES, PROGRESS
 from tests.core.test_requests import reply
 from tests.support.fakes import Call
 from tests.support.request_gateways import RequestsTestCase, ask, told
@@ -213,7 +213,7 @@ class PartsInRedis(RequestsTestCase):
     def sends(self, number: int, payload: Any, run: str = "x", over: int = 1) -> int:
         """The service sends a part of the answer to the first client's request, which nobody may hear."""
         part = json.dumps(payload)
-        args = (run, number, part, "{}", "nobody", KEPT_BYTES, LASTS, over)
+        args = (run, number, part, "{}", "nobody", KEPT_BYTES, round(1000 * REQUEST_KNOWN), over)
         return int(self.client.eval(PROGRESS.source, 1, f"k:{parts_key('one.1', 'q')}", *args))
 
     async def come_back(self, progress: bool | Place) -> Session:
@@ -291,7 +291,7 @@ class PartsInRedis(RequestsTestCase):
         for number in range(1, 10):
             self.sends(number, large)
         assert 3 <= self.client.xlen(key) <= 5
-        assert 0 < self.client.pttl(key) <= LASTS
+        assert 0 < self.client.pttl(key) <= 1000 * REQUEST_KNOWN
         self.sends(10, "x" * (2 * KEPT_BYTES))
         assert self.client.xlen(key) == 1
         assert self.client.eval(READ_PARTS.source, 1, key, "x", 9)[1][0][0].startswith("10-")

@@ -8,9 +8,10 @@ from typing import Any, cast
 
 import pytest
 
+from kraftek.contract.messages import REQUEST_KNOWN
 from kraftek.service import EventProcessor
 from kraftek.service.backend import Backend
-from kraftek.service.cancels import LASTS, MOST, SKEW, Cancels
+from kraftek.service.cancels import MOST, SKEW, Cancels
 from kraftek.service.processor import Incoming
 
 
@@ -80,7 +81,7 @@ def test_only_so_many_are_known_and_for_so_long() -> None:
         place.hear(b'{"eventType":"chat:a:b","userId":"ada","id":%d,"timestamp":1000}' % number)
     assert not place.has(id=0)
     assert place.has(id=1)
-    place.now = LASTS
+    place.now = REQUEST_KNOWN
     place.hear(b'{"eventType":"chat:a:b","userId":"ada","id":"new","timestamp":1000}')
     assert not place.has(id=MOST)
     assert place.has(id="new")

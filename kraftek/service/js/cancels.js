@@ -2,7 +2,7 @@
 
 import { openCancelled } from "./envelopes.js";
 import { NoEvent } from "./errors.js";
-import { cancelChannel } from "./names.js";
+import { REQUEST_KNOWN, cancelChannel } from "./names.js";
 
 /**
  * @typedef {object} Named What names a request: an event, or its context.
@@ -15,9 +15,7 @@ import { cancelChannel } from "./names.js";
  * @typedef {Named & {cancel: () => void}} Running
  */
 
-/** Milliseconds for which it is known that a request was cancelled: as long as a gateway may know the request. */
-const LASTS = 130_000;
-/** Such requests that are known at a time. */
+/** Cancelled requests that are known at a time, each for REQUEST_KNOWN milliseconds. */
 const MOST = 10_000;
 /** Milliseconds that the clocks of two gateways may differ. */
 const SKEW = 1_000;
@@ -74,7 +72,7 @@ export class Cancels {
     }
     const now = performance.now();
     for (const [key, [heard]] of this.#known) {
-      if (this.#known.size < MOST && heard > now - LASTS) break;
+      if (this.#known.size < MOST && heard > now - REQUEST_KNOWN) break;
       this.#known.delete(key);
     }
     const key = keyOf(cancelled);

@@ -9,6 +9,9 @@ export const GATEWAY_BYTES = 67_108_864;
 export const GATEWAY_OWN = "gateway:";
 export const ROOMS_RESET = "gateway:room:reset";
 
+/** Milliseconds for which what belongs to a request that was handled is kept: as long as gateways know it by default. */
+export const REQUEST_KNOWN = 130_000;
+
 /** A part of the answer to a request that asks for parts. */
 export const REQUEST_PROGRESS = "gateway:request:progress";
 
