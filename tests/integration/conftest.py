@@ -29,6 +29,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.request import urlopen
 
 import pytest
 import redis
@@ -227,6 +228,19 @@ class Gateway:
                     break
                 self._news.wait(min(remaining, 1.0))
         pytest.fail(f"the gateway did not log {wanted.pattern!r}, but:\n{text[after:]}")
+
+    @property
+    def operator_port(self) -> int:
+        """Where it answers the operator, if its configuration has it listen there."""
+        return int(self.wait_log(re.compile(r"Answering the operator on \S+:(\d+)"))[1])
+
+    def metric(self, name: str) -> float:
+        """What the operator is told, by the name of the metric with its labels."""
+        with urlopen(f"http://127.0.0.1:{self.operator_port}/metrics", timeout=5.0) as answer:
+            text = answer.read().decode()
+        found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
+        assert found, text
+        return float(found[1])
 
     def wait_listening(self) -> None:
         """Return once clients can connect."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import resource
 import select
 import ssl
@@ -27,14 +26,6 @@ if TYPE_CHECKING:
 
 POLLING = "/socket.io/?EIO=4&transport=polling"
 OPERATOR = {"operator": {"listen": ["tcp:0:interface=127.0.0.1"]}}
-
-
-def metric(gateway: Gateway, name: str) -> float:
-    """What the operator is told."""
-    with Wire(int(gateway.wait_log(re.compile(r"Answering the operator on \S+:(\d+)"))[1])) as wire:
-        wire.send(request("/metrics"))
-        found = re.search(rf"^{re.escape(name)} (\S+)$", wire.response().body.decode(), re.MULTILINE)
-    return float(found[1]) if found else 0.0
 
 
 @pytest.fixture
@@ -115,11 +106,11 @@ class TestOfAnAddress:
                 if number % 2:
                     wire.send([request("/"), handshake(), request(POLLING)][number % 3])
                 assert refused(wire)
-        assert metric(process, 'kraftek_connections_refused_total{reason="address"}') == 40
-        assert metric(process, "kraftek_connections_open") == 3
+        assert process.metric('kraftek_connections_refused_total{reason="address"}') == 40
+        assert process.metric("kraftek_connections_open") == 3
         for wire in wires:
             wire.socket.close()
-        wait_until(lambda: metric(process, "kraftek_connections_open") == 0, "no connection")
+        wait_until(lambda: process.metric("kraftek_connections_open") == 0, "no connection")
         assert served(process.port)
         assert len(process.log().splitlines()) < 20
 
@@ -172,12 +163,12 @@ class TestOfAnAddress:
         for _ in range(2):
             opened.enter_context(Wire(process.port))
         files = Path(f"/proc/{process.pid}/fd")
-        wait_until(lambda: metric(process, "kraftek_connections_open") == 2, "two connections")
+        wait_until(lambda: process.metric("kraftek_connections_open") == 2, "two connections")
         before = len(list(files.iterdir()))
         for _ in range(300):  # each stays open on this side
             opened.enter_context(Wire(process.port))
         refusals = 'kraftek_connections_refused_total{reason="address"}'
-        wait_until(lambda: metric(process, refusals) == 300, "300 refusals")
+        wait_until(lambda: process.metric(refusals) == 300, "300 refusals")
         assert len(list(files.iterdir())) < before + 30
         wait_until(lambda: len(list(files.iterdir())) <= before + 1, "those closed that were refused")
         assert len(process.log().splitlines()) < 20
@@ -195,7 +186,7 @@ class TestBehindProxies:
         for kind in (idle, slow_head) * 3:
             kind(opened.enter_context(Wire(process.port)))
         assert served(process.port)
-        assert metric(process, "kraftek_connections_open") >= 6
+        assert process.metric("kraftek_connections_open") >= 6
 
     def test_a_kept_connection_counts_for_whoever_asks(self, process: Gateway, opened: ExitStack) -> None:
         for _ in range(2):
@@ -259,7 +250,7 @@ class TestOfTheProcess:
         waiting = [opened.enter_context(Wire(process.port)) for _ in range(20)]
         for wire in waiting:
             wire.send(request("/kraftek.js", Connection="close"))
-        assert metric(process, "kraftek_connections_open") == 5
+        assert process.metric("kraftek_connections_open") == 5
         processor = cpu(process)
         assert select.select([wire.socket for wire in waiting], [], [], 0.5)[0] == []
         assert cpu(process) - processor < 0.2  # it does not spin
@@ -268,8 +259,8 @@ class TestOfTheProcess:
         for wire in waiting:  # they are accepted in the order in which they came
             assert wire.response().status == 200
             wire.socket.close()
-        wait_until(lambda: metric(process, "kraftek_connections_open") == 0, "no connection")
-        assert metric(process, "kraftek_accepting_paused_total") >= 1
+        wait_until(lambda: process.metric("kraftek_connections_open") == 0, "no connection")
+        assert process.metric("kraftek_accepting_paused_total") >= 1
         assert process.log().count("connections that this process may have") == 1
 
     def test_over_tls_too(
@@ -296,9 +287,9 @@ class TestOfTheProcess:
         for _ in range(3):
             assert refused(secured("127.0.0.1"))
         others = [secured("127.0.0.2") for _ in range(2)]
-        wait_until(lambda: metric(process, "kraftek_connections_open") == 4, "four connections")
+        wait_until(lambda: process.metric("kraftek_connections_open") == 4, "four connections")
         waiting = opened.enter_context(Wire(process.port, source="127.0.0.3"))
-        assert metric(process, "kraftek_connections_open") == 4
+        assert process.metric("kraftek_connections_open") == 4
         others[0].socket.close()
         waiting.socket = anybody.wrap_socket(waiting.socket)
         waiting.send(request("/kraftek.js"))
@@ -344,7 +335,7 @@ class TestOpenFiles:
             wire.send(handshake(f"/?token=t{number}"))
         possible = 256 - 64 - 100
         auth_service.wait_questions(possible)
-        assert metric(process, "kraftek_connections_open") == possible
+        assert process.metric("kraftek_connections_open") == possible
         assert auth_service.held == possible
         auth_service.mode = "ok"
         auth_service.release()
@@ -359,7 +350,7 @@ class TestOpenFiles:
             wire.socket.close()
         for wire in wires[possible : 2 * possible]:
             assert answers(wire) == ["connected", "authenticated"]
-        assert metric(process, "kraftek_access_failed_total") == 0
+        assert process.metric("kraftek_access_failed_total") == 0
         assert len(process.log().splitlines()) < 20
 
     def test_more_than_the_files_allow_is_not_believed(
@@ -370,7 +361,7 @@ class TestOpenFiles:
         process.wait_log("limits.connections is 10000, but the limit of open files (ulimit -n) is 128")
         for _ in range(100):
             idle(opened.enter_context(Wire(process.port)))
-        wait_until(lambda: metric(process, "kraftek_connections_open") == 64, "64 connections")
+        wait_until(lambda: process.metric("kraftek_connections_open") == 64, "64 connections")
 
     def test_a_process_that_has_no_more_of_them_says_so_once_and_goes_on_later(
         self, gateway: StartGateway, redis_server: RedisServer, opened: ExitStack

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from typing import TYPE_CHECKING, Any
-from urllib.request import urlopen
 
 from websockets.sync.client import connect as websocket_connect
 
@@ -22,16 +20,6 @@ NOTE = "notes:note:create"
 OPERATOR = {"listen": ["tcp:0:interface=127.0.0.1"]}
 
 
-def metric(gateway: Gateway, name: str) -> float:
-    """What the operator's port says."""
-    url = "http://" + gateway.wait_log(re.compile(r"Answering the operator on (\S+)"))[1]
-    with urlopen(f"{url}/metrics", timeout=5) as answer:
-        text = answer.read().decode()
-    found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
-    assert found, text
-    return float(found[1])
-
-
 class World:
     """One gateway with low limits, and clients at addresses that a proxy reports."""
 
@@ -44,9 +32,6 @@ class World:
     def enter(self, user: str, address: str) -> Client:
         self.auth.allow(user, user, rooms=["r"])
         return self.connect(self.process, user, "r", headers={"X-Forwarded-For": address})
-
-    def metric(self, name: str) -> float:
-        return metric(self.process, name)
 
 
 def limits_of(client: Client, number: int) -> list[str | None]:
@@ -63,21 +48,21 @@ def a_user_on_two_sockets(world: World) -> None:
     told = limits_of(ada, 200) + limits_of(again, 200)
     assert told.count("user") >= 50
     assert set(told) == {None, "user"}
-    assert world.metric('kraftek_rate_limited_total{limit="user"}') == told.count("user")
+    assert world.process.metric('kraftek_rate_limited_total{limit="user"}') == told.count("user")
     bob.send(NOTE, id=1)
     bob.expect("ack")
 
 
 def events_without_an_id(world: World) -> None:
     bob = world.enter("bob", "3.3.3.3")
-    before = world.metric('kraftek_rate_limited_total{limit="user"}')
+    before = world.process.metric('kraftek_rate_limited_total{limit="user"}')
     for _ in range(400):
         bob.send(NOTE)
     bob.send("ping")
     told: list[str] = []
     while not told or told[-1] != "pong":
         told.append(bob.receive()["type"])
-    refused = world.metric('kraftek_rate_limited_total{limit="user"}') - before
+    refused = world.process.metric('kraftek_rate_limited_total{limit="user"}') - before
     assert refused >= 50
     assert told.count("error") * 10 <= refused
 
@@ -115,17 +100,17 @@ def joins_that_the_cache_answers(world: World) -> None:
 def what_is_no_event(world: World, text: str) -> None:
     """A socket over its budget is slowed, and everything is answered."""
     gus = world.connect(world.process)
-    before = world.metric("kraftek_slowed_total")
+    before = world.process.metric("kraftek_slowed_total")
     for number in range(400):
         # So that not too many malformed ones come in a row.
         gus.send_raw(text if number % 5 else '{"type": "ping"}')
     assert sum(gus.receive()["type"] in {"pong", "error"} for _ in range(400)) == 400
-    assert world.metric("kraftek_slowed_total") > before
+    assert world.process.metric("kraftek_slowed_total") > before
 
 
 def the_namespace_of_socketio(world: World) -> None:
     """Who leaves it and enters it again has the same budget."""
-    before = world.metric("kraftek_slowed_total")
+    before = world.process.metric("kraftek_slowed_total")
     url = world.process.url + "socket.io/?EIO=4&transport=websocket"
     with websocket_connect(url, proxy=None, compression=None) as raw:
         for _ in range(200):
@@ -134,7 +119,7 @@ def the_namespace_of_socketio(world: World) -> None:
         accepted = 0
         while accepted < 200:
             accepted += str(raw.recv(10)).startswith("40")
-    assert world.metric("kraftek_slowed_total") > before
+    assert world.process.metric("kraftek_slowed_total") > before
 
 
 def a_client_that_obeys(world: World) -> None:
@@ -150,7 +135,7 @@ def a_client_that_obeys(world: World) -> None:
     assert asyncio.run(talk()) == [{"receivers": 1}] * 50
     stream: Any = world.redis.client().xrange("events:slow")
     assert [json.loads(fields["event"])["payload"] for _, fields in stream] == [*range(50)]
-    assert world.metric('kraftek_rate_limited_total{limit="event"}') >= 10
+    assert world.process.metric('kraftek_rate_limited_total{limit="event"}') >= 10
 
 
 def test_budgets(redis_server: RedisServer, gateway: StartGateway, connect: Connect, auth_service: AuthService) -> None:
@@ -186,7 +171,7 @@ def test_budgets(redis_server: RedisServer, gateway: StartGateway, connect: Conn
         what_is_no_event(world, text)
     the_namespace_of_socketio(world)
     a_client_that_obeys(world)
-    assert world.metric("kraftek_rate_limited_closed_total") == 0
+    assert world.process.metric("kraftek_rate_limited_closed_total") == 0
 
 
 def test_shares(redis_server: RedisServer, gateway: StartGateway, connect: Connect, auth_service: AuthService) -> None:
@@ -205,7 +190,7 @@ def test_shares(redis_server: RedisServer, gateway: StartGateway, connect: Conne
     for place, client in enumerate(many):
         for number in range(5):
             client.send("chat:message:send", id=f"{place} {number}")
-    wait_until(lambda: metric(process, shares) == 150, lambda: f"150 refusals, not {metric(process, shares)}")
+    wait_until(lambda: process.metric(shares) == 150, lambda: f"150 refusals, not {process.metric(shares)}")
     bob.send("chat:message:send", id=1)
     stream = redis_server.client()
     wait_until(lambda: stream.xlen("events:chat") == 51, lambda: f"51 events, not {stream.xlen('events:chat')}")
@@ -215,7 +200,7 @@ def test_shares(redis_server: RedisServer, gateway: StartGateway, connect: Conne
     for number, client in enumerate(many):
         client.send("join", payload={"roomId": f"room {number}"}, id="join")
     # Five of ten at a time are asked, twenty of forty wait.
-    wait_until(lambda: metric(process, shares) == 165, lambda: f"165 refusals, not {metric(process, shares)}")
+    wait_until(lambda: process.metric(shares) == 165, lambda: f"165 refusals, not {process.metric(shares)}")
     auth_service.wait_questions(asked + 5)
     late = connect(process)
     late.send("authenticate", payload={"token": "cyd", "roomId": "late"})

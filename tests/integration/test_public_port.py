@@ -30,11 +30,6 @@ TOKEN = "s3cret-t0ken"
 OPERATOR = {"operator": {"listen": ["tcp:0:interface=127.0.0.1"]}}
 
 
-def operator_port(gateway: Gateway) -> int:
-    """The operator's port of a gateway with the configuration above."""
-    return int(gateway.wait_log(re.compile(r"Answering the operator on \S+:(\d+)"))[1])
-
-
 def memory(gateway: Gateway) -> int:
     """The process's resident memory, in MB."""
     found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{gateway.pid}/status").read_text())
@@ -46,14 +41,6 @@ def processor_time(gateway: Gateway) -> float:
     """What the process has used, in seconds."""
     user, system = Path(f"/proc/{gateway.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
-
-
-def metric(gateway: Gateway, name: str) -> float:
-    """What the operator is told."""
-    with Wire(operator_port(gateway)) as wire:
-        wire.send(request("/metrics"))
-        found = re.search(rf"^{re.escape(name)} (\S+)$", wire.response().body.decode(), re.MULTILINE)
-    return float(found[1]) if found else 0.0
 
 
 @pytest.fixture
@@ -233,7 +220,7 @@ class TestPlainRequests:
                 assert wire.response(body=False).status in {200, 426, 400}, path
                 head, whole = wire.response(body=False), wire.response()
                 assert head.headers["content-length"] == str(len(whole.body))
-        with Wire(operator_port(process)) as wire:
+        with Wire(process.operator_port) as wire:
             for page in ("/metrics", "/health", "/nothing"):
                 wire.send(request(f"{page}?token={TOKEN}", "HEAD"))
                 assert wire.response(body=False).status in {200, 404}
@@ -282,8 +269,8 @@ class TestPlainRequests:
             (process.port, request("/kraftek.js")),
             (process.port, request("*", "OPTIONS")),
             (process.port, handshake()),
-            (operator_port(process), request("/metrics")),
-            (operator_port(process), request("/nothing")),
+            (process.operator_port, request("/metrics")),
+            (process.operator_port, request("/nothing")),
         ]:
             with Wire(at) as wire:
                 wire.send(asked)
@@ -332,7 +319,7 @@ class TestPlainRequests:
             with Wire(process.port) as wire:
                 wire.send(handshake(**{header: odd}))
                 assert wire.response().status in {400, 403, 426}, header
-        with Wire(operator_port(process)) as wire:
+        with Wire(process.operator_port) as wire:
             for page in ("/metrics", "/health"):
                 wire.send(request(page, Accept=odd, Host="127.0.0.1"))
                 assert wire.response().status == 200
@@ -453,7 +440,7 @@ class TestOrigins:
     ) -> None:
         process = gateway(redis_server, config=OPERATOR)
         refused = 'kraftek_connections_refused_total{reason="origin"}'
-        assert metric(process, refused) == 0
+        assert process.metric(refused) == 0
         target = "/" if asked is handshake else POLLING
         for _ in range(5):
             with Wire(process.port) as wire:
@@ -462,7 +449,7 @@ class TestOrigins:
                 assert response.status == 403
                 assert b"https://app.test" in response.body
                 assert b"origins" in response.body
-        assert metric(process, refused) == 5
+        assert process.metric(refused) == 5
         lines = [line for line in process.log().splitlines() if "https://app.test" in line]
         assert len(lines) == 1
         assert "origins" in lines[0]
@@ -518,7 +505,7 @@ class TestHosts:
                 if host == "evil.test":
                     assert b"evil.test" in refused.body
                     assert b"hosts" in refused.body
-            with Wire(operator_port(process)) as wire:
+            with Wire(process.operator_port) as wire:
                 wire.send(request("/health", Host=host))
                 assert wire.response().status == operators, host
 

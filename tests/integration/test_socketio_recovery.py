@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tests.integration.conftest import AuthService, Gateway, Json, RedisServer, Shared, StartGateway
 
 CONFIG: Json = {"rooms": {"board-*": {"history": 200}}, "socketio": {"recovery": True}}
-SHARED: Json = {"config": CONFIG}
+SHARED: Json = {"config": {**CONFIG, "operator": {"listen": ["tcp:0:interface=127.0.0.1"]}}}
 
 names = count(1)
 
@@ -229,6 +229,7 @@ def test_who_is_put_out_or_leaves_is_not_what_it_was(shared: Shared, stage: Exit
     sid = page.connect("ann", room)
     page.client.disconnect()
     page.client.reports.expect("disconnect", "io client disconnect")
+    wait_until(lambda: gateway.metric("kraftek_connections_open") == 0, "that nobody is connected")
     page.client.reconnect()
     page.client.reports.expect("connect")
     assert "recovered" not in page.client.reports.expect("event", "authenticated")[0]
