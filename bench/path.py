@@ -34,8 +34,14 @@ from kraftek.contract.redis_url import redis_address
 from kraftek.contract.settings import Config, Redis, Registration
 from kraftek.core.access.open import OpenAccess
 from kraftek.core.registry import ServiceRegistry
-from kraftek.daemon.assembly import core_of, edge_of
 from tests.support.fakes import FakeRooms
+
+try:
+    from kraftek.daemon.assembly import Core, Edge, Surroundings
+except ImportError:  # of an older gateway, for --before
+    from kraftek.daemon.assembly import core_of, edge_of  # type: ignore[attr-defined]
+
+    Surroundings = None  # type: ignore[assignment,misc]
 
 try:
     from kraftek.bus.subscriber import SubscriberConnection
@@ -102,6 +108,18 @@ def _made(function: Callable[..., Any], *args: Any, **known: Any) -> Any:
     return function(*args, **{name: value for name, value in known.items() if name in parameters})
 
 
+def _assembled(config: Config, **known: Any) -> tuple[Any, Any]:
+    """The core and the edge."""
+    clock = known["clock"]
+    if Surroundings is None:
+        core = _made(core_of, config, **known)
+        return core, edge_of(config, core, known["iteration"], known["counters"], clock)
+    rooms = known.pop("rooms")
+    given = Surroundings(config=config, **known)
+    core = Core(given, rooms=rooms)
+    return core, Edge(given, core, clock)
+
+
 class Gateway:
     """One with ``CLIENTS`` clients: half of them in a large room, the others in rooms of four."""
 
@@ -127,8 +145,7 @@ class Gateway:
         bus._subscriber = self.subscriber  # noqa: SLF001
         bus.available = True
         registry = ServiceRegistry(services)
-        self.core = _made(
-            core_of,
+        self.core, self._edge = _assembled(
             config,
             gateway_id="gw",
             registry=registry,
@@ -140,7 +157,6 @@ class Gateway:
             iteration=iteration,
             **known,
         )
-        self._edge = edge_of(config, self.core, iteration, counters, clock)
         self.clients = [
             self.connect(number, f"room{number // 8}" if number % 2 else "large") for number in range(CLIENTS)
         ]

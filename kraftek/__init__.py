@@ -16,7 +16,8 @@ The directory is the drawing::
 ``bus/``
     Redis.
 ``daemon/``
-    How the gateway is started, configured, watched and operated; the demo. It alone imports all packages.
+    How the gateway is started, configured, watched and operated; the demo. It alone imports all packages, and
+    ``daemon/assembly/`` makes their parts, each in one place, of what all stand on and of other parts.
 ``client/``, ``service/``
     What authors of clients and of services import.
 

@@ -18,7 +18,7 @@ WALL_CLOCK = {
     "core/gateway.py": "stamps the events that services get",
     "core/rooms/room_cache.py": "stamps what services are told of who enters and leaves",
     "core/service_events.py": "stamps the events that services send each other",
-    "daemon/assembly.py": "hands it to these",
+    "daemon/assembly/surroundings.py": "hands it to these",
     "edge/auth_service.py": "compares with expiresAt, which the auth service says",
     "edge/own_checker.py": "compares with expiresAt, which the checker says",
     "edge/jwt_checker.py": "compares with exp and iat, which tokens say",

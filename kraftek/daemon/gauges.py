@@ -23,13 +23,13 @@ def gauges_of(
     """What there is now, for the operator. ``connections``: those to the clients' ports. ``turns``: those who wait for
     theirs. ``loop_lag``: seconds that the reactor was late.
     """
-    roster, requests, dispatch, following = core.roster, core.requests, core.dispatch, core.membership.following
+    roster, requests, dispatch, following = core.roster, core.requests, core.dispatch, core.following
     gauges = Gauges()
     gauges.add("sockets", "Clients connected", lambda: len(roster))
     gauges.add("connections_open", "Connections to the clients' ports", lambda: len(connections))
     gauges.add("clients_blocked", "Clients that do not read what they are sent", lambda: len(backlogs))
     gauges.add("clients_waiting", "Clients of which something waits for its turn", lambda: len(turns))
-    gauges.add("budgets", "Sockets, users and addresses whose use is known", lambda: len(core.admission.budgets))
+    gauges.add("budgets", "Sockets, users and addresses whose use is known", lambda: len(core.budgets))
     gauges.add("loop_lag_seconds", "The longest time that the reactor was late in the last 15 to 30 seconds", loop_lag)
     gauges.add("rooms", "Rooms with a client of this process in them", lambda: roster.rooms)
 
@@ -37,7 +37,7 @@ def gauges_of(
     gauges.add("rooms_followed", followed, lambda: sum(each.room_id is not None for each in following.topics))
     followed = "Users with history of whom this process gets what they are told"
     gauges.add("users_followed", followed, lambda: sum(each.room_id is None for each in following.topics))
-    gauges.add("rooms_watched", "Rooms whose clients are told who is there", lambda: len(core.membership.presence))
+    gauges.add("rooms_watched", "Rooms whose clients are told who is there", lambda: len(core.presence))
     gauges.add("redis_up", "Whether Redis is connected and takes writes", lambda: bus.fault is None)
     gauges.add("requests", "Requests of this process's clients that wait for their answers", lambda: len(requests))
     stored = "Bytes of answers that Redis stores for requests of this process's clients that are sent again"

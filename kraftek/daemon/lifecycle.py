@@ -31,17 +31,7 @@ from kraftek.contract.readiness import Readiness
 from kraftek.contract.redis_url import redis_address
 from kraftek.contract.settings import Config, Redis
 from kraftek.core.registry import ServiceRegistry
-from kraftek.core.rooms.room_cache import RedisRooms
-from kraftek.daemon.assembly import (
-    SWEEP_INTERVAL,
-    Core,
-    Edge,
-    core_of,
-    edge_of,
-    edge_sweeps_of,
-    operator_of,
-    sweeps_of,
-)
+from kraftek.daemon.assembly import Core, Edge, Surroundings, operator_of
 from kraftek.daemon.checkers import Checkers
 from kraftek.daemon.demo import NotesService
 from kraftek.daemon.draining import Draining, end
@@ -55,7 +45,7 @@ from kraftek.daemon.pulse import Pulse
 from kraftek.daemon.reload import Reload
 from kraftek.daemon.signals import Signals
 from kraftek.daemon.succession import Succession
-from kraftek.daemon.sweeps import Sweeps
+from kraftek.daemon.sweeps import SWEEP_INTERVAL, Sweeps, core_sweeps, edge_sweeps
 from kraftek.daemon.systemd import EXTENSION, more_time, notify, reloading, watchdog_interval
 from kraftek.fastpath import speed_up
 from kraftek.service.processor import EventProcessor
@@ -172,16 +162,17 @@ class Daemon(Service):
         contact = FirstContact(reactor, replica_for_ever=bool(redis_address(redis.url).sentinels))
         self._bus = bus = self._make_bus(redis, iteration, contact)
         self._checkers = checkers = Checkers(reactor, config, bus, counters)
-        self._core = core = self._make_core(bus, iteration, checkers.access)
+        given = self._surroundings(bus, iteration, checkers.access)
+        self._core = core = self._make_core(given, bus)
         self._readiness = readiness = Readiness(bus)
-        self._edge = edge = edge_of(config, core, iteration, counters, reactor, fastpath=self._fastpath)
+        self._edge = edge = Edge(given, core, reactor, fastpath=self._fastpath)
         edge.site.ready = lambda: readiness.ready
         if not self.registry.services() and not config.auto_register:
             self._log.warn("No services are registered: every event will be answered INVALID_EVENT.")
         turn_away = partial(edge.site.turn_away, why=RefusalReason.MEMORY)
         ceiling = MemoryCeiling(config.limits, self.accounts, counters, reactor, readiness, turn_away)
         gauges = gauges_of(core, bus, edge.connections, edge.backlogs, edge.clients.turns, self._pulse.lag)
-        operator = operator_of(config, core, bus, counters, gauges, readiness, reactor)
+        operator = operator_of(given, gauges, readiness, reactor)
 
         links = self._succession.take_over(core, edge, bus)
         bus.startService()
@@ -193,7 +184,7 @@ class Daemon(Service):
         if config.demo:
             self._beside.append(NotesService(reactor, redis.url, redis.prefix))
             self._beside[-1].startService()
-        self._sweeps.add(*sweeps_of(core), *edge_sweeps_of(edge), (ceiling.sweep, SWEEP_INTERVAL))
+        self._sweeps.add(*core_sweeps(core), *edge_sweeps(edge), (ceiling.sweep, SWEEP_INTERVAL))
         own_sweeps = () if self._process is None else self._process.sweeps(core.roster)
         self._sweeps.add((checkers.sweep, SWEEP_INTERVAL), *own_sweeps)
         self._sweeps.start()
@@ -251,23 +242,22 @@ class Daemon(Service):
             needs=needs_of(self._config),
         )
 
-    def _make_core(self, bus: RedisBus, iteration: Iteration, access: IAccess) -> Core:
-        gateway_id = self._succession.gateway_id or new_gateway_id()
-        reply_to = bus.channel_name(reply_channel(gateway_id))
-        local = LocalServices(self._reactor, self._config, self._processors, bus, gateway_id)
-        core = core_of(
-            self._config,
-            gateway_id=gateway_id,
+    def _surroundings(self, bus: RedisBus, iteration: Iteration, access: IAccess) -> Surroundings:
+        return Surroundings(
+            config=self._config,
+            gateway_id=self._succession.gateway_id or new_gateway_id(),
             registry=self.registry,
-            dispatch=local.dispatch(self.registry, self.accounts),
             bus=bus,
             access=access,
-            rooms=RedisRooms(bus, self.registry, gateway_id, reply_to, policies=self._config.rooms),
             counters=self.counters,
             accounts=self.accounts,
             clock=self._reactor,
             iteration=iteration,
         )
+
+    def _make_core(self, given: Surroundings, bus: RedisBus) -> Core:
+        local = LocalServices(self._reactor, self._config, self._processors, bus, given.gateway_id)
+        core = Core(given, dispatch=local.dispatch(self.registry, self.accounts))
         local.deliver = core.deliveries.received
         local.startService()
         self._beside.append(local)

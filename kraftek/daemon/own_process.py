@@ -10,9 +10,9 @@ import os
 from collections.abc import Sized
 from typing import Any
 
-from kraftek.daemon.assembly import Sweep
 from kraftek.daemon.garbage import INTERVAL, Garbage
 from kraftek.daemon.signals import Signals
+from kraftek.daemon.sweeps import Sweep
 
 __all__ = ["OwnProcess"]
 

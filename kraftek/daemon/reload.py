@@ -170,7 +170,7 @@ class Reload:
             self._core.self_registrations.reconcile()
             self._core.leases.renew()
         if changed & BUDGETS:
-            self._core.admission.budgets.renew()
+            self._core.budgets.renew()
             self._edge.site.arrivals.renew()
             for session in self._core.roster:
                 session.events = session.size = 0

@@ -2,15 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from kraftek.contract.metrics import Counters
-from kraftek.daemon.assembly import Sweep
+from kraftek.core.following import FOLLOW_INTERVAL
+from kraftek.core.rooms.leases import LOOK_INTERVAL, RENEW_INTERVAL
+from kraftek.daemon.assembly import Core, Edge
 
-__all__ = ["Sweeps"]
+__all__ = ["SWEEP_INTERVAL", "Sweep", "Sweeps", "core_sweeps", "edge_sweeps"]
+
+SWEEP_INTERVAL = 0.25
+"""Seconds between two looks at what is due: time-outs are that exact."""
+
+_TRIM_INTERVAL = 1.0
+"""Seconds between two looks at services' streams."""
+
+Sweep = tuple[Callable[[], None], float]
+"""A function to call repeatedly, and the interval in seconds."""
+
+
+def core_sweeps(core: Core) -> tuple[Sweep, ...]:
+    """All that the core does by and by."""
+    return (
+        (core.admission.sweep, SWEEP_INTERVAL),
+        (core.access_watch.sweep, SWEEP_INTERVAL),
+        (core.membership.reconciliation.sweep, SWEEP_INTERVAL),
+        (core.following.sweep, SWEEP_INTERVAL),
+        (core.presence.sweep, SWEEP_INTERVAL),
+        (core.following.follow, FOLLOW_INTERVAL),
+        (core.recoverable.sweep, SWEEP_INTERVAL),
+        (core.requests.sweep, SWEEP_INTERVAL),
+        (core.dispatch.sweep, _TRIM_INTERVAL),
+        (core.service_events.sweep, SWEEP_INTERVAL),
+        (core.orphans.sweep, SWEEP_INTERVAL),
+        (core.self_registrations.sweep, SWEEP_INTERVAL),
+        (core.leases.renew, RENEW_INTERVAL),
+        (core.leases.look, LOOK_INTERVAL),
+    )
+
+
+def edge_sweeps(edge: Edge) -> tuple[Sweep, ...]:
+    """All that the edge does by and by."""
+    return (
+        (edge.clients.heartbeat.sweep, SWEEP_INTERVAL),
+        (edge.engine_clients.sweep, SWEEP_INTERVAL),
+        (edge.backlogs.sweep, SWEEP_INTERVAL),
+    )
 
 
 class Sweeps:

@@ -26,13 +26,15 @@ Open = Callable[[IClientLink, IDialect], IReceiver]
 
 
 class EdgeMove:
-    """Gives and takes. ``speaks``: what speaks on top of Engine.IO, of what it gave; ``None`` without Socket.IO."""
+    """Gives and takes. ``speaks``: what speaks on top of Engine.IO, of what it gave and of what opens sessions;
+    ``None`` without Socket.IO.
+    """
 
     def __init__(
         self,
         clients: ClientFactory,
         engine_clients: EngineClients,
-        speaks: Callable[[EngineClient, bytes, Open], IReceiver] | None,
+        speaks: Callable[[EngineClient, tuple[bytes, Open]], IReceiver] | None,
     ) -> None:
         self._clients = clients
         self._engine_clients = engine_clients
@@ -82,5 +84,5 @@ class EdgeMove:
         else:
             engine = decode_engine(state.engine)
             client, protocol.session = restore_engine(self._engine_clients, outbox, engine)
-            client.open(self._speaks(client, engine.receiver, open))
+            client.open(self._speaks(client, (engine.receiver, open)))
         return outbox

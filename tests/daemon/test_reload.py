@@ -34,7 +34,7 @@ from kraftek.contract.settings import (
 )
 from kraftek.core.registry import ServiceRegistry
 from kraftek.core.self_registrations import SelfRegistered
-from kraftek.daemon.assembly import core_of, edge_of
+from kraftek.daemon.assembly import Core, Edge, Surroundings
 from kraftek.daemon.checkers import Checkers
 from kraftek.daemon.listening import Certificates
 from kraftek.daemon.operator import OperatorSite
@@ -64,20 +64,20 @@ class Running:
         bus = self.bus
         iteration = make_iteration(clock, False)
         self.registry = ServiceRegistry(config.services)
-        self.core = core_of(
-            config,
+        given = Surroundings(
+            config=config,
             gateway_id="gw",
             registry=self.registry,
             bus=bus,
             access=FakeAccess(),
-            rooms=FakeRooms(),
             counters=counters,
             accounts=Accounts(),
             clock=clock,
             iteration=iteration,
         )
+        self.core = Core(given, rooms=FakeRooms())
         self.core.self_registrations.take({"chat-a": SelfRegistered(b'{"channel": "x"}', 100.0)})
-        self.edge = edge_of(config, self.core, iteration, counters, clock, fastpath=False)
+        self.edge = Edge(given, self.core, clock, fastpath=False)
         publish = PublishRequests(bus, config.redis.broadcast, counters, clock, None)
         self.operator = OperatorSite(clock, Hosts(config.hosts), "gw", counters, Gauges(), Readiness(bus), publish)
         self.checkers: Any = Checkers(clock, config, bus, counters)
@@ -155,9 +155,9 @@ SEEN: dict[str, Callable[[Running], Any]] = {
     "limits.requests": lambda it: it.core.requests._limits.requests,
     "limits.connections": lambda it: it.edge.connections.limit,
     "limits.memory": lambda it: it.config.limits.memory,
-    "limits.burst": lambda it: it.core.admission.budgets._joins.over("", 0.0),
+    "limits.burst": lambda it: it.core.budgets._joins.over("", 0.0),
     **{
-        f"limits.{name}": partial(lambda of, it: rates(it.core.admission.budgets)[of], name)
+        f"limits.{name}": partial(lambda of, it: rates(it.core.budgets)[of], name)
         for name in (
             *("events_per_socket", "events_per_user", "events_per_address"),
             *("bytes_per_socket", "bytes_per_user", "bytes_per_address"),
@@ -285,21 +285,21 @@ def test_what_cannot_be_read_changes_nothing(place: str, tmp_path: Path) -> None
 def test_whoever_had_no_limit_has_one_at_once() -> None:
     limits = {name: 0 for name in Limits.__struct_fields__ if name.startswith(("events_per_", "bytes_per_"))}
     running = Running(limits=Limits(**limits))
-    running.core.admission.budgets.draw(running.session)
+    running.core.budgets.draw(running.session)
     assert running.session.events > 1_000_000
     running.take(with_key(running.config, "limits.events_per_socket", 100))
     assert running.session.events == 0
-    running.core.admission.budgets.draw(running.session)
+    running.core.budgets.draw(running.session)
     assert running.session.events == 5
 
 
 def test_other_limits_leave_budgets_as_they_are() -> None:
     running = Running()
-    running.core.admission.budgets.joins("ada")
+    running.core.budgets.joins("ada")
     running.take(with_key(running.config, "limits.rooms", 7))
-    assert len(running.core.admission.budgets) == 1
+    assert len(running.core.budgets) == 1
     running.take(with_key(running.config, "limits.joins_per_user", 7))
-    assert len(running.core.admission.budgets) == 0
+    assert len(running.core.budgets) == 0
 
 
 def test_more_questions_than_open_files_change_nothing() -> None:

@@ -6,7 +6,9 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 
 from kraftek.contract.metrics import Counters
-from kraftek.daemon.sweeps import Sweeps
+from kraftek.daemon.assembly import Edge
+from kraftek.daemon.sweeps import Sweeps, core_sweeps, edge_sweeps
+from tests.support.world import House
 
 
 def test_they_are_done_again_and_again_and_one_that_fails_too() -> None:
@@ -32,3 +34,12 @@ def test_they_are_done_again_and_again_and_one_that_fails_too() -> None:
     assert len(done) == 7
     sweeps.stop()
     assert clock.getDelayedCalls() == []
+
+
+def test_every_part_that_has_something_to_do_by_and_by_does_it() -> None:
+    house = House()
+    edge = Edge(house.given, house.core, house.clock, fastpath=False)
+    for made, sweeps in ((house.core, core_sweeps(house.core)), (edge, edge_sweeps(edge))):
+        called = [sweep for sweep, _ in sweeps]
+        assert len(called) == len({*called})
+        assert {part.sweep for part in vars(made).values() if hasattr(part, "sweep")} <= {*called}

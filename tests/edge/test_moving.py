@@ -93,8 +93,8 @@ class Version:
         self.reactor = Reactor(edge)
         edge.factory.reactor = self.reactor
 
-        def speaks(client: Any, given: bytes, open: Any) -> SocketIOClient:
-            return SocketIOClient(client, PACKETS, house.gateway.open, (given, open))
+        def speaks(client: Any, moved: tuple[bytes, Any]) -> SocketIOClient:
+            return SocketIOClient(client, PACKETS, house.gateway.open, moved)
 
         self.move = EdgeMove(edge.factory, self.engine_clients, speaks)
 

@@ -21,14 +21,14 @@ from kraftek.contract.accounts import Accounts
 from kraftek.contract.interfaces import IAccessChecker, IBusListener
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.metrics import Counters
-from kraftek.contract.names import INVALIDATION, reply_channel
+from kraftek.contract.names import INVALIDATION
 from kraftek.contract.settings import Config
 from kraftek.core.access.cache import AccessCache
 from kraftek.core.client_drain import ClientDrain
 from kraftek.core.registry import ServiceRegistry
-from kraftek.core.rooms.room_cache import RedisRooms
-from kraftek.daemon.assembly import core_of, sweeps_of
+from kraftek.daemon.assembly import Core, Surroundings
 from kraftek.daemon.lifecycle import Daemon
+from kraftek.daemon.sweeps import core_sweeps
 from kraftek.edge.dialects.native import NativeDialect
 from tests.simulation.network import COMMANDS, SUBSCRIBER, Link, Network
 from tests.simulation.virtual_time import Process, VirtualTime
@@ -74,26 +74,25 @@ class GatewayProcess:
         registry = ServiceRegistry(config.services)
         self.bus = bus = RedisBus(process, config.redis, iteration, counters)
         access = AccessCache(checker(process), bus, config.auth, process, counters, now=now)
-        reply_to = bus.channel_name(reply_channel(self.name))
-        rooms = RedisRooms(bus, registry, self.name, reply_to, now=now, policies=config.rooms)
-        self.core = core = core_of(
-            config,
-            gateway_id=self.name,
-            registry=registry,
-            bus=bus,
-            access=access,
-            rooms=rooms,
-            counters=counters,
-            accounts=Accounts(),
-            clock=process,
-            iteration=iteration,
-            now=now,
+        self.core = core = Core(
+            Surroundings(
+                config=config,
+                gateway_id=self.name,
+                registry=registry,
+                bus=bus,
+                access=access,
+                counters=counters,
+                accounts=Accounts(),
+                clock=process,
+                iteration=iteration,
+                now=now,
+            )
         )
         bus.subscribe(INVALIDATION, lambda body: heard(self, body))
         bus.add_listener(self)
         bus.startService()
         by_interval: dict[float, list[Callable[[], None]]] = {}
-        for sweep, interval in sweeps_of(core):
+        for sweep, interval in core_sweeps(core):
             by_interval.setdefault(interval, []).append(sweep)
         for interval, sweeps in by_interval.items():
             process.callLater(interval, self._sweep, interval, sweeps)
@@ -112,7 +111,7 @@ class GatewayProcess:
 
     def follows(self, room: str) -> bool:
         """Whether clients get the history of that room here."""
-        return self.core.membership.following.keeps(room)
+        return self.core.following.keeps(room)
 
     @property
     def lives(self) -> bool:

@@ -29,7 +29,7 @@ class Watching:
 
     def entered(self, room: str) -> None:
         """The client is in the room: it asks who is there, unless it has asked."""
-        presence = self._client.gateway.core.membership.presence
+        presence = self._client.gateway.core.presence
         if presence.shown.most(room) and room not in self.known and room not in self._asked.values():
             number = f"p{next(self._client.world.numbers)}"
             self._asked[number] = room
@@ -76,7 +76,7 @@ def look_at_presence(world: World, there: dict[tuple[str, str], str]) -> None:
         if not (world.setup.presence and client.open and client.gateway.lives):
             continue
         for room in client.grants:
-            if client.gateway.core.membership.presence.shown.most(room):
+            if client.gateway.core.presence.shown.most(room):
                 truth = {user: shown.get(socket) for (user, its_room), socket in there.items() if its_room == room}
                 if client.presence.known.get(room) != truth:
                     known = client.presence.known.get(room)

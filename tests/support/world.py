@@ -1,6 +1,6 @@
 """The core with nothing real around it, and conversations with it as transcripts.
 
-:class:`House` is the core that :func:`kraftek.daemon.assembly.core_of` makes, on the stand-ins of
+:class:`House` is the core that :class:`kraftek.daemon.assembly.Core`, on the stand-ins of
 ``tests/support/fakes.py``. A :class:`Client` of the native dialect plays transcripts against
 it, a line a step:
 
@@ -43,7 +43,7 @@ from kraftek.core.dispatch import Dispatch
 from kraftek.core.registry import ServiceRegistry
 from kraftek.core.rooms.shown import Shown
 from kraftek.core.session import SessionState
-from kraftek.daemon.assembly import core_of
+from kraftek.daemon.assembly import Core, Surroundings
 from kraftek.daemon.gauges import gauges_of
 from kraftek.edge.dialects.native import NativeDialect
 from tests.support.backlogs import make_backlogs
@@ -99,8 +99,8 @@ class House:
         self.records = records or FakeRecords()
         self.bus = FakeBus(channels, prefix=prefix)
         self.registry = ServiceRegistry(services)
-        core = core_of(
-            Config(
+        self.given = given = Surroundings(
+            config=Config(
                 limits=self.limits,
                 sessions="single" if single else "many",
                 rooms=tuple(history),
@@ -112,24 +112,22 @@ class House:
             registry=self.registry,
             bus=self.bus,
             access=self.access,
-            rooms=self.rooms,
             counters=self.counters,
             accounts=self.accounts,
             clock=self.clock,
             iteration=self.iteration,
-            dispatch=None if dispatch is None else dispatch(self),
-            logs=self.logs,
-            records=self.records,
             now=lambda: self.clock.seconds() + self.wall_is_ahead,
         )
+        instead = None if dispatch is None else dispatch(self)
+        core = Core(given, rooms=self.rooms, dispatch=instead, logs=self.logs, records=self.records)
         self.core = core
         self.roster = core.roster
         self.admission = core.admission
         self.access_watch = core.access_watch
         self.membership = core.membership
-        self.following = core.membership.following
-        self.reading = core.membership.resuming.reading
-        self.presence = core.membership.presence
+        self.following = core.following
+        self.reading = core.resuming.reading
+        self.presence = core.presence
         self.requests = core.requests
         self.gateway = core.gateway
         self.deliveries = core.deliveries
