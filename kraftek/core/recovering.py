@@ -126,9 +126,8 @@ class Recovering:
                 return
             rooms = [room_id for room_id, _, _ in record.rooms]
             missed = await self._missed(session, record, was.last, hold)
-            answers = await gatherResults(
-                [self._check(session, message, room_id).addErrback(_as_answer) for room_id in rooms]
-            )
+            checking = [self._check(session, message, room_id).addErrback(_as_answer) for room_id in rooms]
+            answers = await gatherResults(checking, consumeErrors=True)
             for answer in answers:
                 if isinstance(answer, PeerError):
                     raise answer

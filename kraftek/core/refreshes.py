@@ -48,9 +48,8 @@ class Refreshes:
         before = {room_id: session.rooms[room_id].token for room_id in session.asked}
         main = session.room_id if message.room_id is None else message.room_id
         others = [room_id for room_id in before if room_id != main]
-        asked = await gatherResults(
-            [Deferred.fromCoroutine(self._replace(session, message, room_id)) for room_id in others]
-        )
+        replacing = [Deferred.fromCoroutine(self._replace(session, message, room_id)) for room_id in others]
+        asked = await gatherResults(replacing, consumeErrors=True)
         answers: dict[str | None, _Answer] = dict(zip(others, asked, strict=True))
         # The answer about this one comes last: the client is answered before it is sent anything in a new room.
         answer = await self._ask(session, message, main)

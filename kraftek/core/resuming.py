@@ -240,7 +240,8 @@ class Resuming:
         self, session: Session, starts: Sequence[_Start], catch_ups: Sequence[CatchUp], answer: Callable[..., None]
     ) -> bool:
         each = [(*start, catch_up) for start, catch_up in zip(starts, catch_ups, strict=True)]
-        found = await gatherResults([Deferred.fromCoroutine(self._missed.find(session, *one)) for one in each])
+        finding = [Deferred.fromCoroutine(self._missed.find(session, *one)) for one in each]
+        found = await gatherResults(finding, consumeErrors=True)
         there = [topic for topic, _, _, catch_up in each if _catches_up(session, topic, catch_up)]
         if len(there) < len(each):
             for topic in there:
@@ -249,7 +250,7 @@ class Resuming:
         answers = zip(starts, found, strict=True)
         answer(*[self._standing(has, start.since) if has else self._unavailable(*start) for start, has in answers])
         going = [self._go_on(session, *one, has) for one, has in zip(each, found, strict=True)]
-        await gatherResults([Deferred.fromCoroutine(one) for one in going])
+        await gatherResults([Deferred.fromCoroutine(one) for one in going], consumeErrors=True)
         return True
 
     async def _go_on(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
+from twisted.logger import capturedLogs
 
 from kraftek.contract.settings import Limits
 from kraftek.core.history_turns import PATIENCE
@@ -125,11 +127,15 @@ def test_who_is_gone_or_waits_behind_others_for_too_long_is_read_nothing() -> No
     assert len(board.reading) == 0
 
 
-def test_a_failure_ends_the_turn() -> None:
+def test_an_error_of_ours_ends_the_turn_and_is_logged_once() -> None:
     board = board_with(2, events_per_user=0)
     board.enter("other")
-    board.logs.failure = RuntimeError("of Redis")
-    board.enter("ann", since=since(0))
+    board.logs.failure = RuntimeError("the cause")
+    with capturedLogs() as logged:
+        client = board.enter("ann", since=since(0))
+        gc.collect()
+    assert ["the cause" in event["log_failure"].getTraceback() for event in logged] == [True]
+    assert client.link.closed == (1011, "INTERNAL")
     assert len(board.reading) == 0
     board.logs.failure = None
     assert standing(board.enter("ann", since=since(0)))["recovered"] is True
