@@ -8,9 +8,9 @@ each gap in listening, when an offset is missing, and all the time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from itertools import islice
+from itertools import cycle
 
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
@@ -73,7 +73,8 @@ class Following:
         ordering.compare = self._compare_all
         self.lost: Callable[[Session], None] | None = None
         self.doubt: Callable[[Session], None] | None = None
-        self._round: Iterator[Followed] = iter(())
+        parts: list[list[Followed]] = [[] for _ in range(_SWEEPS)]
+        self._entering, self._sweeping = cycle(parts), cycle(enumerate(parts))
         self._once = OnceUntilItWorks()
         deliveries.followed = self
         if rules:
@@ -112,6 +113,7 @@ class Following:
 
     def _enter(self, topic: Followed, epoch: str, offset: int, owed: bool) -> None:
         topic.epoch, topic.offset, topic.owed = epoch, offset, owed
+        next(self._entering).append(topic)
         self._follow(topic)
 
     def find_user(self, user_id: str) -> Followed | None:
@@ -143,16 +145,15 @@ class Following:
         self.ordering.sweep()
         if not self._topics or not self._bus.available:
             return
-        some = list(islice(self._round, 1 + len(self._topics) // _SWEEPS))
-        if not some:
-            self._round = iter(tuple(self._topics.values()))
+        number, part = next(self._sweeping)
+        if number == 0:
             self._logs.offer().addErrback(self._failed)
-        for topic in some:
-            if not topic.busy and not topic.sessions:
-                self._topics.pop(topic.topic).give_up()
-                self.ordering.complete(topic.topic)
-                self._bus.unfollow(topic_channel(topic.topic))
-        self._compare([topic for topic in some if topic.topic in self._topics and not topic.busy])
+        for topic in [each for each in part if not each.busy and not each.sessions]:
+            part.remove(topic)
+            self._topics.pop(topic.topic).give_up()
+            self.ordering.complete(topic.topic)
+            self._bus.unfollow(topic_channel(topic.topic))
+        self._compare([topic for topic in part if not topic.busy])
 
     def shed(self, size: int) -> int:
         """A :data:`kraftek.contract.accounts.Shed`: all that was heard is read instead."""
@@ -175,10 +176,11 @@ class Following:
 
     # What is told
 
-    def _heard(self, topic: Followed, told: bytes) -> None:
+    def _heard(self, topic: Followed, told: bytes, *, again: bool = False) -> None:
+        """``again``: it was heard before, while the topic was read."""
         try:
             epoch, number, word, message = told.split(b" ", 3)
-            offset, order = int(number), self.ordering.heard(word.decode())
+            offset, order = int(number), (self.ordering.again if again else self.ordering.heard)(word.decode())
         except ValueError:
             self._counters.broadcasts_malformed += 1
             return
@@ -186,14 +188,6 @@ class Following:
             topic.keep(told)
         else:
             self._take(topic, epoch, offset, order, message)
-
-    def _heard_before(self, topic: Followed, told: bytes) -> None:
-        """It was heard while the topic was read."""
-        if topic.busy or not topic.epoch:
-            topic.keep(told)
-        else:
-            epoch, number, word, message = told.split(b" ", 3)
-            self._take(topic, epoch, int(number), self.ordering.again(word.decode()), message)
 
     def _take(self, topic: Followed, epoch: bytes, offset: int, order: str, message: bytes) -> None:
         if epoch.decode("ascii", "replace") != topic.epoch or offset > topic.offset + 1:
@@ -268,7 +262,7 @@ class Following:
         self.ordering.complete(topic.topic)
         self._rested(topic)
         for told in heard:
-            self._heard_before(topic, told)
+            self._heard(topic, told, again=True)
         if stale:
             self._read(topic)
 

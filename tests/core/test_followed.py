@@ -8,49 +8,33 @@ import pytest
 
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.names import room_topic, topic_channel, user_topic
-from kraftek.contract.settings import Limits, RoomPolicy, Users
-from tests.support.fakes import FakeLogs
+from kraftek.contract.settings import Limits, Users
+from tests.core.histories import BOARDS, ROOM, Histories, since, standing
 from tests.support.world import Client, House
 
-BOARDS = (RoomPolicy(pattern="board-*", history=100),)
-ROOM = "board-1"
 SAID = "inbox:mail:came"
 
 
-class Post(House):
-    """A gateway whose users have a history, and its rooms ``board-…``."""
+class Post(Histories):
+    """A gateway whose users have a history, too."""
 
-    def __init__(self, logs: FakeLogs | None = None, **more: Any) -> None:
-        super().__init__(**{"history": BOARDS, "users": Users(history=100), "logs": logs, "single": False, **more})
+    type = SAID
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(**{"users": Users(history=100), "single": False, **more})
 
     def tell(self, text: str, user_id: str = "ann", *, heard: bool = True, **more: Any) -> bytes:
         """A service tells the user something; ``heard``: it gets here."""
-        return self._tell(user_topic(user_id), text, heard=heard, **more)
+        return self.tell_topic(user_topic(user_id), text, heard=heard, **more)
 
     def tell_room(self, text: str, room_id: str = ROOM, *, heard: bool = True) -> bytes:
-        return self._tell(room_topic(room_id), text, heard=heard)
-
-    def _tell(self, topic: str, text: str, *, heard: bool, **more: Any) -> bytes:
-        told = self.logs.tell(topic, type=SAID, payload=text, **more)
-        if heard:
-            for listener in self.bus._channels.get(topic_channel(topic), ()):
-                listener(told)
-        return told
+        return self.tell_topic(room_topic(room_id), text, heard=heard)
 
     def enter(
         self, user_id: str = "ann", room_id: str | None = None, since: Any = None, user_since: Any = None, **grant: Any
     ) -> Client:
         """A device of the user authenticates, and is let in."""
-        client = self.connect()
-        given = {"token": user_id, "roomId": room_id, "since": since, "userSince": user_since}
-        payload = {key: value for key, value in given.items() if value is not None}
-        client.send({"type": "authenticate", "payload": payload})
-        self.access.next().yes(user_id, **grant)
-        return client
-
-
-def at(offset: int, epoch: str = "e1", **more: Any) -> dict[str, Any]:
-    return {"epoch": epoch, "offset": offset, **more}
+        return self.let_in(user_id, grant, roomId=room_id, since=since, userSince=user_since)
 
 
 def told(client: Client) -> list[Any]:
@@ -62,7 +46,7 @@ def told(client: Client) -> list[Any]:
             assert ("userOffset" in said) + ("roomId" in said) < 2
             found.append((said.get("userOffset", said.get("offset")), payload))
         elif said["type"] == "authenticated":
-            room = {key: payload[key] for key in ("epoch", "offset", "recovered", "reason") if key in payload}
+            room = standing(payload)
             found.append(payload.get("userPosition"))
             found += [room] if room else []
         elif said["type"] == "position":
@@ -106,19 +90,19 @@ def test_each_device_of_a_user_goes_on_where_it_was() -> None:
     post.tell("b")
     desk.leave()
     post.tell("c", heard=False)
-    phone, desk = post.enter(user_since=at(1)), post.enter(user_since=at(2))
+    phone, desk = post.enter(user_since=since(1)), post.enter(user_since=since(2))
     post.tell("d")
-    assert told(phone) == [at(1, recovered=True), (2, "b"), (3, "c"), (4, "d")]
-    assert told(desk) == [at(2, recovered=True), (3, "c"), (4, "d")]
+    assert told(phone) == [since(1, recovered=True), (2, "b"), (3, "c"), (4, "d")]
+    assert told(desk) == [since(2, recovered=True), (3, "c"), (4, "d")]
     assert (post.counters.resumed, post.counters.resumed_messages) == (2, 2)
-    assert told(post.enter("bob", user_since=at(1))) == [at(0, recovered=False, reason="epoch")]
+    assert told(post.enter("bob", user_since=since(1))) == [since(0, recovered=False, reason="epoch")]
 
 
 def test_one_device_more_learns_where_its_user_is() -> None:
     post = Post()
     post.enter()
     post.tell("a")
-    assert told(post.enter()) == [at(1)]
+    assert told(post.enter()) == [since(1)]
     assert post.logs.reads == 1
 
 
@@ -127,7 +111,7 @@ def test_what_another_gateway_has_told_is_not_missed_here() -> None:
     here.enter()
     here.tell("a")
     there = Post(logs=here.logs, gateway_id="gw2")
-    assert told(there.enter(user_since=at(0))) == [at(0, recovered=True), (1, "a")]
+    assert told(there.enter(user_since=since(0))) == [since(0, recovered=True), (1, "a")]
 
 
 def test_who_was_left_out_then_is_left_out_now() -> None:
@@ -137,7 +121,7 @@ def test_who_was_left_out_then_is_left_out_now() -> None:
     post.tell("a", excludeSocketIds=[phone.id])
     post.tell("b")
     assert (told(phone), told(desk)) == ([(2, "b")], [(1, "a"), (2, "b")])
-    assert told(post.enter(user_since=at(0, socketIds=[phone.id]))) == [at(0, recovered=True), (2, "b")]
+    assert told(post.enter(user_since=since(0, socketIds=[phone.id]))) == [since(0, recovered=True), (2, "b")]
 
 
 @pytest.mark.parametrize(
@@ -149,13 +133,13 @@ def test_where_continuity_cannot_be_proven_it_is_denied(change: dict[str, Any], 
         post.tell(text, heard=False)
     for name, value in change.items():
         setattr(post.logs, name, value)
-    assert told(post.enter(user_since=at(1))) == [at(3, post.logs.epoch, recovered=False, reason=reason)]
+    assert told(post.enter(user_since=since(1))) == [since(3, post.logs.epoch, recovered=False, reason=reason)]
 
 
 def test_without_a_history_of_users_nothing_is_missed_silently() -> None:
     house = House()
     client = house.connect()
-    client.send({"type": "authenticate", "payload": {"token": "t", "roomId": "hall", "userSince": at(1)}})
+    client.send({"type": "authenticate", "payload": {"token": "t", "roomId": "hall", "userSince": since(1)}})
     house.access.next().yes("ann")
     assert told(client) == [{"recovered": False, "reason": "epoch"}]
     assert len(house.following) == 0
@@ -168,8 +152,8 @@ def test_the_answer_says_both_and_what_was_missed_of_both_follows() -> None:
     post = Post()
     post.tell("to ann", heard=False)
     post.tell_room("to all", heard=False)
-    client = post.enter(room_id=ROOM, since=at(0), user_since=at(0))
-    assert told(client) == [at(0, recovered=True), at(0, recovered=True), (1, "to all"), (1, "to ann")]
+    client = post.enter(room_id=ROOM, since=since(0), user_since=since(0))
+    assert told(client) == [since(0, recovered=True), since(0, recovered=True), (1, "to all"), (1, "to ann")]
     post.tell("b")
     post.tell_room("c")
     assert told(client) == [(2, "b"), (2, "c")]
@@ -180,12 +164,12 @@ def test_what_is_told_while_the_other_is_read_comes_behind_the_answer() -> None:
     post.enter("bob", ROOM)
     post.tell_room("a")
     post.logs.held = []
-    client = post.enter(room_id=ROOM, since=at(0))
+    client = post.enter(room_id=ROOM, since=since(0))
     post.logs.answer()  # of the room
     post.tell_room("b")
     assert told(client) == []
     post.logs.answer()
-    assert told(client) == [at(0), at(0, recovered=True), (1, "a"), (2, "b")]
+    assert told(client) == [since(0), since(0, recovered=True), (1, "a"), (2, "b")]
 
 
 @pytest.mark.parametrize("lost", ["too much", "another epoch"])
@@ -194,7 +178,7 @@ def test_what_happens_to_one_history_while_the_other_is_read(lost: str) -> None:
     post.enter("bob", ROOM)
     post.tell_room("a")
     post.logs.held = []
-    client = post.enter(room_id=ROOM, since=at(0), user_since=at(0, "another"))
+    client = post.enter(room_id=ROOM, since=since(0), user_since=since(0, "another"))
     post.logs.held.reverse()
     post.logs.answer()
     waiting, post.logs.held = post.logs.held, None
@@ -207,11 +191,11 @@ def test_what_happens_to_one_history_while_the_other_is_read(lost: str) -> None:
     while waiting:
         waiting.pop(0)()
     heard = told(client)
-    assert heard[1:3] == [at(0, recovered=True), (1, "a")]
+    assert heard[1:3] == [since(0, recovered=True), (1, "a")]
     if lost == "too much":
-        assert heard[3:] == [at(4, recovered=False, reason="too_many")]
+        assert heard[3:] == [since(4, recovered=False, reason="too_many")]
     else:
-        assert heard[3:] == [at(1, "e2", recovered=True), (2, "x")]
+        assert heard[3:] == [since(1, "e2", recovered=True), (2, "x")]
     post.tell_room("y")
     assert told(client) == [(len(post.logs.told[room_topic(ROOM)]), "y")]
 
@@ -224,7 +208,7 @@ def test_a_room_without_history_says_nothing_before_the_answer() -> None:
     assert told(client) == []
     post.logs.answer()
     post.broadcast(type=SAID, payload="after", roomId="hall")
-    assert told(client) == [at(0), (None, "after")]
+    assert told(client) == [since(0), (None, "after")]
 
 
 def test_access_that_is_revoked_before_the_answer() -> None:
@@ -246,11 +230,11 @@ def test_another_token_on_the_open_connection_changes_nothing() -> None:
     client = post.enter(room_id="hall")
     post.tell("a")
     told(client)
-    client.send({"type": "authenticate", "payload": {"token": "new", "userSince": at(0)}})
+    client.send({"type": "authenticate", "payload": {"token": "new", "userSince": since(0)}})
     while post.access.questions:
         post.access.next().yes("ann")
     assert told(client) == [None]
-    client.send({"type": "authenticate", "payload": {"token": "bob's", "userSince": at(0)}})
+    client.send({"type": "authenticate", "payload": {"token": "bob's", "userSince": since(0)}})
     while post.access.questions:
         post.access.next().yes("bob")
     assert told(client) == [("error", "ACCESS_DENIED")]
@@ -276,12 +260,12 @@ def test_without_redis_it_is_told_at_once_and_where_it_is_later() -> None:
     post.tell("a", heard=False)
     post.bus.down()
     post.logs.failure = NotPublished("away")
-    client = post.enter(user_since=at(0))
+    client = post.enter(user_since=since(0))
     assert told(client) == [{"recovered": False, "reason": "unavailable"}]
     assert told(post.enter()) == [None]
     post.logs.failure = None
     post.bus.up()
-    assert told(client) == [at(1, recovered=False, reason="unavailable")]
+    assert told(client) == [since(1, recovered=False, reason="unavailable")]
 
 
 def test_a_user_who_is_gone_is_followed_no_more() -> None:
@@ -331,7 +315,7 @@ def test_what_was_dropped_while_access_was_in_question_is_read() -> None:
         post.tell(text)
     assert told(client) == [("error", "AUTH_UNAVAILABLE")]
     post.access.next().yes("ann")
-    assert told(client) == [at(0, recovered=True), (1, "a"), (2, "b")]
+    assert told(client) == [since(0, recovered=True), (1, "a"), (2, "b")]
     post.tell("c")
     assert told(client) == [(3, "c")]
 
@@ -345,7 +329,7 @@ def test_who_missed_more_while_access_was_in_question_is_told_so() -> None:
         post.tell("x" * 200)
     assert told(client) == [("error", "AUTH_UNAVAILABLE")]
     post.access.next().yes("ann")
-    assert told(client) == [at(3, recovered=False, reason="too_many")]
+    assert told(client) == [since(3, recovered=False, reason="too_many")]
     post.tell("b")
     assert told(client) == [(4, "b")]
 
@@ -393,7 +377,7 @@ def test_a_user_of_whom_the_other_version_knew_nothing_is_told_where_it_is() -> 
     taken = other.connect()
     taken.session = other.move.take_session(session, taken.link, taken.session.dialect)
     other.move.take(rest)
-    assert told(taken) == [at(1, recovered=False, reason="unavailable")]
+    assert told(taken) == [since(1, recovered=False, reason="unavailable")]
     other.tell("b")
     assert told(taken) == [(2, "b")]
 
@@ -411,4 +395,4 @@ def test_what_was_dropped_for_want_of_access_is_known_to_the_next_version() -> N
     other.move.take(rest)
     other.pass_time(1)
     other.access.next().yes("ann")
-    assert told(taken) == [at(0, recovered=True), (1, "x" * 400)]
+    assert told(taken) == [since(0, recovered=True), (1, "x" * 400)]

@@ -11,47 +11,30 @@ from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import IBusListener
 from kraftek.contract.messages import Outgoing, Since
 from kraftek.contract.names import room_topic, topic_channel
-from kraftek.contract.settings import Limits, RoomPolicy
+from kraftek.contract.settings import Limits
 from kraftek.core.catch_up import CatchUp
-from tests.support.fakes import FakeLink, FakeLogs
+from tests.core.histories import ROOM, Histories, since, standing
+from tests.support.fakes import FakeLink
 from tests.support.world import Client, House
 
-BOARDS = (RoomPolicy(pattern="board-*", history=100),)
-ROOM = "board-1"
 TOPIC = room_topic(ROOM)
 
 
-class Board(House):
-    """A gateway whose rooms ``board-…`` have a history."""
-
-    def __init__(self, logs: FakeLogs | None = None, **more: Any) -> None:
-        super().__init__(history=BOARDS, logs=logs, **more)
+class Board(Histories):
+    """What happens in its rooms."""
 
     def tell(self, text: str, room_id: str = ROOM, *, heard: bool = True, **more: Any) -> None:
         """A service tells the room something; ``heard``: it gets here."""
-        told = self.logs.tell(room_topic(room_id), type="notes:note:said", payload=text, **more)
-        if heard:
-            self.hear(told, room_id)
+        self.tell_topic(room_topic(room_id), text, heard=heard, **more)
 
     def hear(self, told: bytes, room_id: str = ROOM) -> None:
-        for listener in self.bus._channels.get(topic_channel(room_topic(room_id)), ()):
-            listener(told)
+        self.hear_topic(room_topic(room_id), told)
 
     def enter(
         self, user_id: str = "ann", room_id: str = ROOM, since: Any = None, last: int | None = None, **grant: Any
     ) -> Client:
         """A client authenticates for the room, and is let in."""
-        client = self.connect()
-        optional = {"since": since, "history": last}
-        payload = {"token": user_id, "roomId": room_id}
-        payload.update({key: value for key, value in optional.items() if value is not None})
-        client.send({"type": "authenticate", "payload": payload})
-        self.access.next().yes(user_id, **grant)
-        return client
-
-
-def since(offset: int, epoch: str = "e1", **more: Any) -> dict[str, Any]:
-    return {"epoch": epoch, "offset": offset, **more}
+        return self.let_in(user_id, grant, roomId=room_id, since=since, history=last)
 
 
 def told(client: Client) -> list[Any]:
@@ -63,7 +46,7 @@ def told(client: Client) -> list[Any]:
             assert said["roomId"].startswith("board-")
             found.append((said.get("offset"), payload))
         elif said["type"] in ("authenticated", "joined", "position"):
-            found.append({key: payload[key] for key in ("epoch", "offset", "recovered", "reason") if key in payload})
+            found.append(standing(payload))
         else:
             found.append(said)
     return found
@@ -287,7 +270,17 @@ def test_the_last_message_that_did_not_arrive_is_read_within_ten_seconds() -> No
     board.pass_time(10.5)
     for number, client in enumerate(clients):
         assert told(client)[1:] == ([] if number % 7 else [(1, "a")])
-    assert 100 <= board.logs.compared <= 250
+
+
+@pytest.mark.parametrize("rooms", [1, 40, 100])
+def test_each_room_is_compared_once_in_ten_seconds(rooms: int) -> None:
+    board = Board()
+    for number in range(rooms):
+        board.enter(f"u{number}", f"board-{number}")
+        board.pass_time(0.25)
+    compared, offered = board.logs.compared, board.logs.offered
+    board.pass_time(20.0)
+    assert (board.logs.compared - compared, board.logs.offered - offered) == (2 * rooms, 2)
 
 
 def test_a_subscription_that_redis_has_forgotten_is_made_again() -> None:

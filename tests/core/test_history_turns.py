@@ -11,7 +11,8 @@ from twisted.logger import capturedLogs
 
 from kraftek.contract.settings import Limits
 from kraftek.core.history_turns import PATIENCE
-from tests.core.test_following import ROOM, Board, since, told
+from tests.core.histories import ROOM, since
+from tests.core.test_following import Board, told
 from tests.support.world import Client
 
 UNLIMITED = {"events_per_socket": 0, "bytes_per_socket": 0, "events_per_address": 0, "bytes_per_address": 0}

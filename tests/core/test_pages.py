@@ -8,7 +8,8 @@ import pytest
 
 from kraftek.contract.errors import NotPublished, Refusal
 from kraftek.contract.settings import Limits
-from tests.core.test_following import ROOM, Board
+from tests.core.histories import ROOM
+from tests.core.test_following import Board
 from tests.support.world import Client
 
 

@@ -9,7 +9,8 @@ import pytest
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.settings import Limits
 from kraftek.core.resuming import STEP
-from tests.core.test_following import ROOM, TOPIC, Board, since, told
+from tests.core.histories import ROOM, since
+from tests.core.test_following import TOPIC, Board, told
 from tests.support.world import Client
 
 RECOVERED = {"epoch": "e1", "offset": 0, "recovered": True}
