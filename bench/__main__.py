@@ -1,8 +1,6 @@
 """The command line: ``python -m bench``. README.rst says how to use it and how to read what it prints."""
 
 import argparse
-import contextlib
-import resource
 import shutil
 import signal
 import sys
@@ -14,11 +12,10 @@ import msgspec
 
 from bench import chart, report
 from bench.contenders import CONTENDERS, Contender, UnavailableError
+from bench.measure import allow_many_files
 from bench.stage import NotStartedError, Stage, open_stage
 from bench.workloads import FULL, QUICK, WORKLOADS, Effort, FailedError, Row
 
-OPEN_FILES = 20_000
-"""What a process that holds 8,000 connections is given, where the system allows it."""
 UNAVAILABLE = "cannot run here: "
 """How the failure begins that is the machine's: it leaves the exit status alone."""
 
@@ -32,7 +29,7 @@ def main() -> int:
     logs = asked.out / "logs"
     shutil.rmtree(logs, ignore_errors=True)
     logs.mkdir()
-    _raise_open_files(max(effort.idle, *effort.crowds) + 1000)
+    allow_many_files(max(effort.idle, *effort.crowds) + 1000)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is stopped
 
     rows: list[Row] = []
@@ -87,16 +84,6 @@ def _pairs(effort: Effort, only: list[str], names: list[str]) -> list[tuple[str,
         if workload in contender.workloads
         and contender.name in (names or effort.contenders.get(workload, (contender.name,)))
     ]
-
-
-def _raise_open_files(needed: int) -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    for most in (max(hard, OPEN_FILES), hard):
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-            break
-    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < needed:
-        sys.exit(f"A process here may open {hard} files; {needed} are needed (ulimit -n).")
 
 
 def _arguments() -> argparse.Namespace:

@@ -5,15 +5,20 @@ process has or had, in nanoseconds. ``utime + stime`` of ``/proc/PID/stat`` is t
 too coarse for windows of a second.
 """
 
+import contextlib
 import ctypes
 import os
 import resource
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
 _LIBC = ctypes.CDLL(None)
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+
+OPEN_FILES = 20_000
+"""What a process that holds 8,000 connections is given, where the system allows it."""
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:
@@ -44,7 +49,15 @@ def family(pid: int) -> list[int]:
     return found
 
 
-def allow_many_files() -> None:
-    """Let this process, and those that it starts, have as many sockets as the system allows it at most."""
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+def allow_many_files(needed: int = 0) -> None:
+    """Let this process, and those that it starts, have as many sockets as the system allows it at most.
+
+    Exits where that is fewer than ``needed``.
+    """
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    for most in (max(hard, OPEN_FILES), hard):
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+            break
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < needed:
+        sys.exit(f"A process here may open {hard} files; {needed} are needed (ulimit -n).")
