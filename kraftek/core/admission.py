@@ -28,6 +28,7 @@ from kraftek.contract.messages import (
 from kraftek.contract.settings import Limits
 from kraftek.core.access_watch import AccessWatch
 from kraftek.core.budgets import Asker, Budgets
+from kraftek.core.catch_up import CatchUp
 from kraftek.core.membership import Membership
 from kraftek.core.recovering import Recovering
 from kraftek.core.refreshes import Refreshes
@@ -116,12 +117,25 @@ class Admission:
             session.token, session.user_id = token, grant.user_id
             room_id = grant.room_id or message.room_id
             left = self._access_watch.seconds_left(grant.expires_at)
+            early = CatchUp(self.resuming.following.most, lambda: session.outlet)
 
             def answer(standing: Standing | None, of_user: Standing | None) -> None:
                 session.send(Authenticated(grant.user_id, room_id, message.id, left, standing, user_standing=of_user))
+                ended(True)
+
+            def ended(answered: bool) -> bool:
+                if session.outlet is early and session.state is not SessionState.CLOSED:
+                    session.outlet = session.link
+                    self._access_watch.changed(session)
+                early.open(0)
+                return answered
 
             let_in = partial(self._access_watch.granted, session, room_id, token, grant, data)
-            return self.resuming.admit(session, room_id, message, let_in, answer)
+            answering = self.resuming.admit(session, room_id, message, let_in, answer)
+            if early.until is None and session.outlet is session.link:
+                # A history is read: what its user, its socket or everybody is told meanwhile comes after the answer.
+                session.outlet = early
+            return answering.addCallback(ended)
 
         d = self._access.check(token, message.room_id, Asker(session, token.digest, self.budgets))
         d.addCallback(admitted)

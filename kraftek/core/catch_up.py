@@ -1,4 +1,7 @@
-"""What a topic is told while one client catches up with it. Made by :mod:`kraftek.core.resuming`."""
+"""What a topic is told while one client catches up with it. Made by :mod:`kraftek.core.resuming`.
+
+:mod:`kraftek.core.admission` makes one of what a client's user is told before the client is answered.
+"""
 
 from __future__ import annotations
 

@@ -211,6 +211,40 @@ def test_a_room_without_history_says_nothing_before_the_answer() -> None:
     assert told(client) == [since(0), (None, "after")]
 
 
+@pytest.mark.parametrize(("users", "room_id"), [(100, "hall"), (100, ROOM), (0, ROOM)])
+def test_nothing_that_is_told_to_its_user_comes_before_the_answer(users: int, room_id: str) -> None:
+    post = Post(users=Users(history=users))
+    post.logs.held = []
+    client = post.enter(room_id=room_id)
+    for text, whom in (
+        ("to the user", {"userIds": ["ann"]}),
+        ("to the socket", {"recipients": [client.id]}),
+        ("to all", {"everybody": True}),
+    ):
+        post.broadcast(type=SAID, payload=text, **whom)
+    assert told(client) == []
+    while post.logs.held:
+        post.logs.answer()
+    heard = told(client)
+    assert heard[0] == (since(0) if users else None)
+    assert heard[-3:] == [(None, "to the user"), (None, "to the socket"), (None, "to all")]
+    post.broadcast(type=SAID, payload="later", userIds=["ann"])
+    assert told(client) == [(None, "later")]
+
+
+def test_what_was_told_before_the_answer_waits_where_access_has_come_into_question() -> None:
+    post = Post()
+    post.logs.held = []
+    client = post.enter(room_id="hall")
+    post.broadcast(type=SAID, payload="early", userIds=["ann"])
+    post.access.stale(user_id="ann")
+    post.logs.answer()
+    assert told(client) == [since(0)]
+    post.broadcast(type=SAID, payload="later", userIds=["ann"])
+    post.access.next().yes("ann")
+    assert told(client) == [(None, "early"), (None, "later")]
+
+
 def test_access_that_is_revoked_before_the_answer() -> None:
     post = Post()
     post.logs.held = []
