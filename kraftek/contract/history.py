@@ -29,7 +29,7 @@ versions may be connected."""
 USERS_FUNCTION = "kraftek_tell_users_v1"
 """The name of the Function for users."""
 
-_TELL = lua(__package__, "history", "kept", "tell")
+_TELL = lua(__package__, "history", "kept", "tell", "tell_users")
 
 TELL = Script(f"{_TELL}\nreturn tell(ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5])")
 """ARGV: the room, the message, its id or nothing, the prefix, and the channel for rooms without history."""

@@ -1,7 +1,7 @@
 -- KEYS: the rules of histories, and the channel; with an idempotency key also what is kept under it. ARGV: the message, its
--- digest, for how many seconds the answer is kept, and the topic that it is for, or nothing.
+-- digest, for how many seconds the answer is kept, and whom telling_to is given, or nothing.
 -- Publishes the message, unless it was published under that key. Returns how many took it, and where it is in the history of
--- the topic: offset and epoch, or 0 and nothing; or CONFLICT when another message was published under the key. All of it is
+-- those: offset and epoch, or 0 and nothing; or CONFLICT when another message was published under the key. All of it is
 -- one step, so that nobody ever finds a message that is being published.
 local kept = KEYS[3]
 if kept then
@@ -18,7 +18,7 @@ local done
 if ARGV[4] == '' then
     done = {redis.call('PUBLISH', KEYS[2], ARGV[1]), 0, ''}
 else
-    done = telling(KEYS[1]:sub(1, -1 - #(OWN .. 'rules')), KEYS[2], ARGV[4], ARGV[1], '')()
+    done = telling_to(KEYS[1]:sub(1, -1 - #(OWN .. 'rules')), KEYS[2], ARGV[4], ARGV[1], '')()
 end
 local taken, offset, epoch = unpack(done)
 if kept and taken == 0 and offset == 0 then

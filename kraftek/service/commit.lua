@@ -16,7 +16,7 @@ if emit then emit() end
 -- After those, which Redis may refuse for what they are: what stands in a history is told in any case.
 local tellings = {}
 for _, command in ipairs(told) do
-    tellings[command] = telling(unpack(ARGV, command + 2, command + 1 + ARGV[command + 1]))
+    tellings[command] = telling_to(unpack(ARGV, command + 2, command + 1 + ARGV[command + 1]))
 end
 -- An entry acknowledged out of order would count as waiting until all earlier ones are acknowledged: if the stream has
 -- no other group it is removed at once. (Removing every entry costs Redis 8 µs each; the gateway trims those in order.)

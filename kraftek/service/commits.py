@@ -21,12 +21,25 @@ from kraftek.contract.names import (
 )
 from kraftek.service.backend import Backend
 
-__all__ = ["UNAWARE", "Command", "Commits", "Entry", "Full", "NotNow", "OldGateway", "Told", "Topic", "Wants", "wants"]
+__all__ = [
+    "TELL",
+    "UNAWARE",
+    "Command",
+    "Commits",
+    "Entry",
+    "Full",
+    "NotNow",
+    "OldGateway",
+    "Told",
+    "Topic",
+    "Wants",
+    "wants",
+]
 
 _FULL, _KEPT = -1, -2
 
 _EMIT = "fields", "streams", "emit"
-_TELLING = "history", "kept", "tell"
+_TELLING = "history", "kept", "tell", "tell_users"
 _NUMBERS = {"FULL": _FULL, "KEPT": _KEPT, "most": GATEWAY_LENGTH, "bytes": GATEWAY_BYTES}
 
 _COMMITS = {
@@ -38,10 +51,11 @@ _COMMITS = {
         ("kept", (), _TELLING),
     )
 }
-"""By whether something is emitted, and whether something is said to rooms, of which none or some may have a history."""
+"""By whether something is emitted, and whether something is said to rooms or users, of which none or some may have a
+history."""
 
 _TELL_UNKEPT = Script(lua(__package__, "unkept", KEPT=_KEPT) + "\nreturn redis.call('PUBLISH', ARGV[1], ARGV[2])")
-_TELL = Script(lua(__package__, *_TELLING) + "\nreturn telling(unpack(ARGV))()")
+TELL = Script(lua(__package__, *_TELLING) + "\nreturn telling_to(unpack(ARGV))()")
 
 UNAWARE = Script(lua(__package__, "time", "unaware"))
 """A gateway that does not know a command, and that command."""
@@ -56,8 +70,8 @@ class Wants(Struct, frozen=True):
 
 
 class Topic(Struct, frozen=True):
-    """What may have a history: :mod:`kraftek.contract.history`. ``id`` is that of a message, which is told once; or
-    empty.
+    """What may have a history: :mod:`kraftek.contract.history`; or users, each of which may, as ``users:`` and the JSON
+    list with which the message ends. ``id`` is that of a message, which is told once; or empty.
     """
 
     name: str
@@ -67,8 +81,8 @@ class Topic(Struct, frozen=True):
 
 class Told(NamedTuple):
     """What became of a message. ``taken``: how many took it, the gateways and whoever else subscribes to the channel.
-    ``offset`` and ``epoch``: where it is in the history of its room; 0 and empty if that has none. It is false if
-    nobody took it, and it is in no history.
+    ``offset`` and ``epoch``: where it is in the history of its room, or of the first of its users; 0 and empty if that
+    has none. It is false if nobody took it, and it is in no history.
     """
 
     taken: int
@@ -103,7 +117,7 @@ class Command(Struct, frozen=True):
 
 
 def _telling(command: Command) -> tuple[Argument, ...]:
-    """The arguments of ``telling`` in ``tell.lua``."""
+    """The arguments of ``telling_to`` in ``tell_users.lua``."""
     assert command.topic is not None
     _, channel, body = command.parts
     return command.topic.prefix, channel, command.topic.name, body, command.topic.id
@@ -190,7 +204,7 @@ class Commits:
             if taken != _KEPT:
                 return Told(taken)
             self._kept = True
-        taken, offset, epoch = await self._backend.run(_TELL, [], _telling(command))
+        taken, offset, epoch = await self._backend.run(TELL, [], _telling(command))
         return Told(taken, offset, epoch.decode())
 
     async def _run(self, commands: Sequence[Command], group: str, entry: Entry | None) -> int:

@@ -40,10 +40,15 @@ class Message(Broadcast, frozen=True, omit_defaults=True):
 
     @property
     def topic(self) -> str | None:
-        """If it is for a room, and for nobody else: that. It is part of its history, if it has one."""
-        others = self.recipients or self.user_ids or self.everybody
-        command = self.type == _DISCONNECT or self.type.startswith(GATEWAY_OWN)
-        return None if others or command or not self.room_id else room_topic(self.room_id)
+        """Whom it is for, if that is a room or users alone: :class:`kraftek.service.commits.Topic`. It is part
+        of their history, if they have one.
+        """
+        others = self.recipients or self.everybody or self.in_reply_to is not None
+        if others or self.type == _DISCONNECT or self.type.startswith(GATEWAY_OWN):
+            return None
+        if self.user_ids:
+            return None if self.room_id else f"users:{encode(self.user_ids).decode()}"
+        return room_topic(self.room_id) if self.room_id else None
 
 
 class _Given(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):

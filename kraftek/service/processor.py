@@ -295,9 +295,12 @@ class EventProcessor:
         return commands
 
     def publish(self, channel: str, message: Message, id: str = "") -> Command:
-        """Send a message to clients; a room has one with this ``id`` once in its history. Raises :class:`TooLarge`."""
+        """Send a message to clients; a room, or a user, has one with this ``id`` once in its history. Raises
+        :class:`TooLarge`.
+        """
         parts = "PUBLISH", channel, self.sized(message.type, _encode(message))
-        topic = None if message.topic is None else Topic(message.topic, self.prefix, id)
+        whom = message.topic
+        topic = None if whom is None else Topic(whom, self.prefix, id)
         return Command(parts, wants=wants(self.prefix, message.type), topic=topic)
 
     def to_gateway(self, event: Mapping[str, Any]) -> Command:
@@ -419,11 +422,11 @@ class Context:
         self._publish(messages.to_room(type, payload, self._room(room_id), exclude))
 
     def broadcast_to_user(self, type: str, payload: Any, user_id: str) -> None:
-        """Send to every socket of a user."""
+        """Send to every socket of a user. Where users have a history it is part of that, likewise."""
         self.broadcast_to_users(type, payload, (user_id,))
 
     def broadcast_to_users(self, type: str, payload: Any, user_ids: Iterable[str]) -> None:
-        """Send to every socket of these users; to nobody without users."""
+        """Send to every socket of these users, likewise; to nobody without users."""
         self._publish(messages.to_users(type, payload, user_ids))
 
     def broadcast_to_sockets(self, type: str, payload: Any, socket_ids: Iterable[str]) -> None:

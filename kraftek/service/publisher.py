@@ -39,7 +39,7 @@ PATIENCE = 5.0
 
 class Publishing:
     """Sends at once. What is sent to clients returns how many took it: the gateways, and whoever else subscribes to
-    the same channel. With 0 no gateway did, and nobody keeps it, unless a room has it in its history.
+    the same channel. With 0 no gateway did, and nobody keeps it, unless a room or a user has it in its history.
 
     Each fails with :class:`~kraftek.service.Away` while Redis is unavailable: it is not sent later, but what was on its
     way when the connection was lost may have arrived. ``source``: the registered service on whose behalf it sends
@@ -66,13 +66,15 @@ class Publishing:
         """
         return self._say(to_room(type, payload, room_id, exclude), id)
 
-    def broadcast_to_user(self, type: str, payload: Any, user_id: str) -> Awaitable[int]:
-        """To every socket of a user."""
-        return self.broadcast_to_users(type, payload, (user_id,))
+    def broadcast_to_user(self, type: str, payload: Any, user_id: str, *, id: str = "") -> Awaitable[Told]:
+        """To every socket of a user. Where users have a history it is part of that, likewise."""
+        return self.broadcast_to_users(type, payload, (user_id,), id=id)
 
-    def broadcast_to_users(self, type: str, payload: Any, user_ids: Iterable[str]) -> Awaitable[int]:
-        """To every socket of these users; to nobody without users."""
-        return self._send(to_users(type, payload, user_ids))
+    def broadcast_to_users(self, type: str, payload: Any, user_ids: Iterable[str], *, id: str = "") -> Awaitable[Told]:
+        """To every socket of these users, likewise, each of whom has a history of its own: ``taken`` is the sum, the
+        ``offset`` that of the first. To nobody without users.
+        """
+        return self._say(to_users(type, payload, user_ids), id)
 
     def broadcast_to_sockets(self, type: str, payload: Any, socket_ids: Iterable[str]) -> Awaitable[int]:
         """To these sockets; to nobody without sockets."""
@@ -181,16 +183,15 @@ class Publishing:
         return self._backend.awaitable(self._publish(command))
 
     async def _publish(self, command: Command | None) -> int:
-        await self._ready()
-        return 0 if command is None else (await self._commits.publish(command)).taken
+        return (await self._tell(command)).taken
 
-    def _say(self, message: Message, id: str) -> Awaitable[Told]:
-        command = self._processor.publish(self._processor.broadcast, message, id)
+    def _say(self, message: Message | None, id: str) -> Awaitable[Told]:
+        command = None if message is None else self._processor.publish(self._processor.broadcast, message, id)
         return self._backend.awaitable(self._tell(command))
 
-    async def _tell(self, command: Command) -> Told:
+    async def _tell(self, command: Command | None) -> Told:
         await self._ready()
-        return await self._commits.publish(command)
+        return Told(0) if command is None else await self._commits.publish(command)
 
     async def _emit(self, event: dict[str, Any]) -> None:
         await self._ready()

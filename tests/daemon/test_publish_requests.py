@@ -93,9 +93,14 @@ def test_where_it_is_in_the_history_of_its_room(site: Site) -> None:
         site.ask()
         site.bus.calls.pop().reply.callback([taken, 7, b"e1"])
         assert site.answer[::2] == (200, {"taken": taken, "offset": 7, "epoch": "e1"})
-    for other in ('"everybody": true', '"userIds": ["ada"]', '"recipients": ["g.1"]'):
+    for other, topic in (
+        ('"everybody": true', ""),
+        ('"userIds": ["ada", "bob"]', 'users:["ada","bob"]'),
+        ('"userIds": ["ada"], "recipients": ["g.1"]', ""),
+        ('"recipients": ["g.1"]', ""),
+    ):
         site.ask(f'{{"type": "news:item:new", {other}}}')
-        assert site.bus.calls.pop().args[3] == ""
+        assert site.bus.calls.pop().args[3] == topic
     site.ask('{"type": "disconnect", "userIds": ["ada"], "roomId": "lobby"}')
     assert site.bus.calls.pop().args[3] == ""
 

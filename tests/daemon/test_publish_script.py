@@ -82,3 +82,22 @@ def test_with_history_it_is_kept_whoever_is_there(house: House) -> None:
     assert lobby == ("k:said", '{"type":"c"}')
     kept = [entry["m"] for _, entry in house.redis.xrange("k:" + history_log_key("room:board"))]
     assert kept == ['{"type":"a"}', '{"type":"b"}']
+
+
+def test_with_a_history_of_users_each_of_them_has_it(house: House) -> None:
+    """Where the first one stands is what the publisher is told."""
+    said, users = '{"type":"a","userIds":["ann","bob"]}', 'users:["ann","bob"]'
+    house.listen("k:said", *("k:" + topic_channel(f"user:{user}") for user in ("ann", "bob")))
+    house.redis.hset(RULES, mapping=KEPT)
+    assert house.publish(said, "aa", users) == [1, 0, ""]
+    rules = json.dumps([["user:", "", 9, 60_000, 9000, [["a"]]]])
+    house.redis.hset(RULES, mapping={"rules": rules, "generation": "h"})
+    house.publish('{"type":"a","userIds":["ann"]}', "cc", 'users:["ann"]')
+    taken, offset, epoch = house.publish(said, "aa", users, "key")
+    assert (taken, offset) == (2, 2)
+    assert house.publish(said, "aa", users, "key") == [2, 2, epoch]
+    other = '{"type":"b","userIds":["ann","bob"]}'
+    assert house.publish(other, "dd", users) == [1, 0, ""]
+    told = [(channel, text.split(" ")[-1]) for channel, text in house.hear()]
+    ann, bob = ("k:" + topic_channel(f"user:{user}") for user in ("ann", "bob"))
+    assert told == [("k:said", said), *((each, '{"type":"a"}') for each in (ann, ann, bob)), ("k:said", other)]

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from itertools import count
+from itertools import count, islice
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from kraftek.contract.history import FUNCTION, USERS_FUNCTION
 from kraftek.contract.names import history_log_key, history_position_key, room_topic
+from kraftek.service.asyncio import Publisher
+from tests.support.redis_server import oldest_redis_server
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from tests.integration.conftest import Client, Connect, Gateway, Json, RedisServer, StartGateway
+    from tests.integration.conftest import Client, Connect, Gateway, Json, RedisServer, StartGateway, StartRedis
 
 ROOMS = {"rooms": {"board-*": {"history": 200}, "short-*": {"history": 5}}}
 
@@ -265,3 +268,38 @@ def test_a_user_who_is_away_with_one_device_and_here_with_another(
     assert (message["payload"], "userOffset" in message) == ("plain", False)
     for client in (lost.client, other):
         client.expect_nothing_through(redis_server)
+
+
+REDISES = {"": "", **({"6.2": oldest} if (oldest := oldest_redis_server()) else {})}
+
+
+@pytest.mark.parametrize("binary", REDISES.values(), ids=REDISES)
+def test_a_user_is_told_by_a_publisher(
+    binary: str, redis_servers: StartRedis, gateway: StartGateway, connect: Connect
+) -> None:
+    """As it is told where users have no history; here it is kept. Also by the oldest Redis, which has no Functions."""
+    server = redis_servers(binary=binary)
+    config = {"users": {"history": 50}, "sessions": "many"}
+    here, there = (gateway(server, config=config) for _ in range(2))
+    phone, desk = Device(connect(here)), Device(connect(there))
+    mails = count(1)
+
+    def mail(many: int, *users: str) -> None:
+        async def send() -> None:
+            async with Publisher(server.url) as publisher:
+                for number in islice(mails, many):
+                    told = await publisher.broadcast_to_users("inbox:mail:came", number, (desk.user_id, *users))
+                    assert told.offset == number
+
+        asyncio.run(send())
+
+    mail(2, "user_bob")
+    assert phone.read(2) == desk.read(2) == [1, 2]
+    here.kill()
+    mail(9, "user_bob", "user_eve")
+    again = Device(connect(there), phone.since)
+    assert again.standing == {**phone.at, "recovered": True}
+    mail(1)
+    assert again.read(10) == desk.read(10) == [*range(3, 13)]
+    for device in (again, desk):
+        device.client.expect_nothing_through(server)

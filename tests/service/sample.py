@@ -49,7 +49,8 @@ class Write(Struct):
 
 
 class Rooms(Struct):
-    rooms: list[str]
+    rooms: list[str] = []
+    users: list[str] = []
     also: list[str] = []
     emit: str = ""
 
@@ -164,6 +165,7 @@ def sample(backend: str, **settings: Any) -> EventProcessor:  # noqa: C901  # ma
     async def rooms(context: Context, payload: Rooms) -> None:
         for number, room_id in enumerate(payload.rooms):
             context.broadcast_to_room("sample:told:rooms", number, room_id=room_id)
+        context.broadcast_to_users("sample:told:users", "here", payload.users)
         if payload.emit:
             context.emit(payload.emit)
         if payload.also:

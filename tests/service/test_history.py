@@ -1,4 +1,4 @@
-"""What services say to rooms with history: kept with what else they do, and told last; elsewhere as ever."""
+"""What services say to rooms and users with history: kept with what else they do, and told last; elsewhere as ever."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
-from kraftek.contract.names import HISTORY_RULES, history_log_key, history_position_key, room_topic, topic_channel
+from kraftek.contract.names import (
+    HISTORY_RULES,
+    history_log_key,
+    history_position_key,
+    room_topic,
+    topic_channel,
+    user_topic,
+)
 from kraftek.service import Context, EventProcessor
 from kraftek.service.testing import Client, Contract
 from tests.service.instances import Instances, registered, stopped
@@ -50,7 +57,10 @@ class House:
         self.contract.wait_for(processor)
         self.ada: Client = self.contract.client("ada", room)
         self._heard = self.redis.pubsub(ignore_subscribe_messages=True)
-        self._heard.subscribe("events:broadcast", self.contract.reply_to, topic_channel(room_topic(room)))
+        topics = room_topic(room), user_topic("ada"), user_topic('b"ö')
+        self._kinds = {topic_channel(topic): topic.partition(" ")[0] for topic in topics}
+        self._kinds |= {"events:broadcast": "all", self.contract.reply_to: "one"}
+        self._heard.subscribe(*self._kinds)
         self.redis.delete("also", "events:gateway")
 
     def close(self) -> None:
@@ -59,13 +69,12 @@ class House:
         self.contract.close()
 
     def heard(self, many: int) -> list[tuple[str, str]]:
-        """The next messages, and whether each came to all gateways, to one, or to those in the room."""
-        kinds = {"events:broadcast": "all", self.contract.reply_to: "one", topic_channel(room_topic(self.room)): "room"}
+        """The next messages, and whether each came to all gateways, to one, or to those of a topic."""
         found: list[tuple[str, str]] = []
         while len(found) < many:
             message = self._heard.get_message(timeout=10.0)
             if message is not None:
-                found.append((kinds[message["channel"]], without_order(message["data"])))
+                found.append((self._kinds[message["channel"]], without_order(message["data"])))
         return found
 
     def kept(self) -> list[str]:
@@ -106,19 +115,52 @@ def test_all_is_said_in_order_and_kept_before(house: House) -> None:
     heard = house.heard(4)
     epoch = house.redis.hget(history_position_key(room_topic(house.room)), "epoch")
     assert heard[:3] == [
-        ("room", f"{epoch} 1 {said(0, house.room)}"),
+        ("room:kept", f"{epoch} 1 {said(0, house.room)}"),
         ("all", said(1, "there")),
-        ("room", f"{epoch} 2 {said(2, house.room)}"),
+        ("room:kept", f"{epoch} 2 {said(2, house.room)}"),
     ]
     assert (heard[3][0], json.loads(heard[3][1])["inReplyTo"]) == ("one", 7)
     assert house.kept() == [said(0, house.room), said(2, house.room)]
     assert (house.redis.get("also"), house.contract.emitted()["eventType"]) == ("done", "other:thing:set")
 
     house.ada.send("sample:tell:rooms", {"rooms": [house.room]})
-    assert house.heard(1) == [("room", f"{epoch} 3 {said(0, house.room)}")]
+    assert house.heard(1) == [("room:kept", f"{epoch} 3 {said(0, house.room)}")]
     house.redis.delete(HISTORY_RULES)
     house.ada.send("sample:tell:rooms", {"rooms": [house.room]})
     assert house.heard(1) == [("all", said(0, house.room))]
+
+
+USERS = ["ada", 'b"ö']
+TO_USERS = '{"type":"sample:told:users","payload":"here","userIds":["ada","b\\"ö"]}'
+
+
+def test_users_without_a_history_are_told_as_ever(house: House) -> None:
+    house.ada.send("sample:tell:rooms", {"users": USERS})
+    house.redis.hset(HISTORY_RULES, mapping=KEPT)
+    house.ada.send("sample:tell:rooms", {"users": USERS})
+    house.ada.send("sample:tell:rooms", {"rooms": ["there"], "users": USERS, "also": ["SET", "also", "done"]})
+    assert house.heard(4) == [("all", text) for text in (TO_USERS, TO_USERS, said(0, "there"), TO_USERS)]
+    assert not house.redis.exists(history_log_key(user_topic("ada")))
+
+
+def test_each_user_has_a_history_in_which_the_others_do_not_stand(house: House) -> None:
+    rules = json.dumps([["user:", "", 9, 60_000, 9000], ["room:kept", "", 9, 60_000, 9000]])
+    house.redis.hset(HISTORY_RULES, mapping={"rules": rules, "generation": "u"})
+    house.ada.send("sample:tell:rooms", {"users": USERS})
+    text = '{"type":"sample:told:users","payload":"here"}'
+    epochs = []
+    for user, (kind, told) in zip(USERS, house.heard(2), strict=True):
+        epoch, offset, message = told.split(" ", 2)
+        assert (kind, offset, message) == (user_topic(user), "1", text)
+        epochs.append(epoch)
+    house.ada.send("sample:tell:rooms", {"rooms": [house.room], "users": USERS, "emit": "other:thing:set"}, id=7)
+    heard = house.heard(4)
+    assert [kind for kind, _ in heard] == ["room:kept", "user:ada", 'user:b"ö', "one"]
+    assert [told for _, told in heard[1:3]] == [f"{epoch} 2 {text}" for epoch in epochs]
+    kept = [entry["m"] for _, entry in house.redis.xrange(history_log_key(user_topic("ada")))]
+    assert kept == [text, text]
+    house.redis.delete(*(history_log_key(user_topic(user)) for user in USERS))
+    house.redis.delete(*(history_position_key(user_topic(user)) for user in USERS))
 
 
 def test_nothing_is_kept_of_what_redis_refuses(house: House) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec import Raw
 
 from kraftek.service.messages import (
     Message,
@@ -155,7 +156,12 @@ def test_what_makes_no_sense_is_told(body: bytes, complaint: str) -> None:
     [
         (Message("a:b:c", room_id="r", exclude_socket_ids=("s",)), "room:r"),
         (Message("a:b:c", room_id=""), None),
-        (Message("a:b:c", user_ids=("ada",)), None),
+        (Message("a:b:c", user_ids=("ada", "bö")), 'users:["ada","bö"]'),
+        (Message("a:b:c", user_ids=("ada",), recipients=("s",)), None),
+        (Message("a:b:c", user_ids=("ada",), room_id="r"), None),
+        (Message("a:b:c", user_ids=("ada",), everybody=True), None),
+        (Message("a:b:c", user_ids=("ada",), in_reply_to=7), None),
+        (Message("disconnect", user_ids=("ada",)), None),
         (Message("a:b:c", room_id="r", recipients=("s",)), None),
         (Message("a:b:c", room_id="r", everybody=True), None),
         (Message("disconnect", room_id="r"), None),
@@ -164,3 +170,11 @@ def test_what_makes_no_sense_is_told(body: bytes, complaint: str) -> None:
 )
 def test_what_may_be_part_of_a_history(message: Message, topic: str | None) -> None:
     assert message.topic == topic
+
+
+def test_the_names_of_users_stand_at_the_end() -> None:
+    """Scripts cut them off: who else is told is not for all to keep."""
+    message = Message("a:b:c", Raw(b'{"x": 1}'), user_ids=("ada", 'b"ö'), exclude_socket_ids=("s",))
+    assert message.topic is not None
+    names = message.topic.removeprefix("users:")
+    assert msgspec.json.encode(message).decode().endswith(f',"userIds":{names}}}')

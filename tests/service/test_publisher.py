@@ -14,11 +14,11 @@ from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
-from kraftek.contract.names import HISTORY_RULES
+from kraftek.contract.names import HISTORY_RULES, history_log_key, user_topic
 from kraftek.service import Away, Context, EventProcessor, OldGateway, Refused, Told, TooLarge
 from kraftek.service import asyncio as over_asyncio
 from kraftek.service import twisted as over_twisted
-from kraftek.service.messages import to_room
+from kraftek.service.messages import to_room, to_users
 from kraftek.service.testing import Contract
 from tests.support.redis_server import PrivateRedis
 
@@ -91,17 +91,46 @@ def test_what_is_said_to_a_room_with_history_is_told_once(backend: str, gateway_
 
 
 @BACKENDS
+def test_what_is_said_to_users_with_history_is_told_each_of_them_once(backend: str, gateway_contract: Contract) -> None:
+    redis: Any = gateway_contract.redis
+    ada, bob = gateway_contract.client("ada"), gateway_contract.client("bob")
+
+    async def play(publisher: Any) -> None:
+        assert await publisher.broadcast_to_users("t:to:users", 0, ["ada", "bob"], id="m") == Told(1)
+        rules = json.dumps([["room:", "", 9, 60_000, 9000]])
+        redis.hset(HISTORY_RULES, mapping={"rules": rules, "generation": "g"})
+        assert await publisher.broadcast_to_users("t:to:users", 1, ["ada", "bob"], id="m") == Told(1)
+        rules = json.dumps([["user:", "", 9, 60_000, 9000]])
+        redis.hset(HISTORY_RULES, mapping={"rules": rules, "generation": "h"})
+        redis.zadd("gateways", {"gw": 2**40})
+        first = await publisher.broadcast_to_user("t:to:user", 2, "bob", id="m")
+        assert (first.taken, first.offset, len(first.epoch)) == (1, 1, 12)
+        both = await publisher.broadcast_to_users("t:to:users", 2, ["ada", "", "bob"], id="m")
+        assert (both.taken, both.offset, both.epoch == first.epoch) == (1, 1, False)
+        assert await publisher.broadcast_to_user("t:to:user", 2, "bob", id="m") == Told(0, 1, first.epoch)
+        assert (await publisher.send(to_users("t:to:users", 3, ("bob", "ada")), id="n")).offset == 2
+        assert not await publisher.broadcast_to_users("t:to:nobody", 5, [])
+        redis.delete("gateways", HISTORY_RULES)
+
+    over(backend, gateway_contract.url, play)
+    gateway_contract.settle()
+    assert [[told["payload"] for told in client.inbox] for client in (ada, bob)] == [[0, 1, 2, 3]] * 2
+    kept = [entry["m"] for _, entry in redis.xrange(history_log_key(user_topic("ada")))]
+    assert kept == ['{"type":"t:to:users","payload":2}', '{"type":"t:to:users","payload":3}']
+
+
+@BACKENDS
 def test_to_whom_it_says(backend: str, gateway_contract: Contract) -> None:
     ada, bob = gateway_contract.client("ada", "r"), gateway_contract.client("bob", "r")
     eve = gateway_contract.client("eve", "s")
 
     async def play(publisher: Any) -> None:
         assert await publisher.broadcast_to_room("t:to:room", 1, "r", exclude=[bob.socket_id]) == Told(1)
-        assert await publisher.broadcast_to_user("t:to:user", {"x": [2]}, "bob") == 1
-        assert await publisher.broadcast_to_users("t:to:users", 3, ["bob", "eve", ""]) == 1
+        assert await publisher.broadcast_to_user("t:to:user", {"x": [2]}, "bob") == Told(1)
+        assert await publisher.broadcast_to_users("t:to:users", 3, ["bob", "eve", ""]) == Told(1)
         assert await publisher.broadcast_to_sockets("t:to:sockets", "half \ud83d", eve.socket_id) == 1
         assert await publisher.broadcast_to_everybody("t:to:everybody", None, exclude=ada.socket_id) == 1
-        assert await publisher.broadcast_to_users("t:to:nobody", 6, []) == 0
+        assert await publisher.broadcast_to_users("t:to:nobody", 6, []) == Told(0)
         assert await publisher.broadcast_to_sockets("t:to:nobody", 7, [""]) == 0
 
     over(backend, gateway_contract.url, play)
@@ -276,14 +305,14 @@ def test_it_is_there_again_when_redis_is(backend: str) -> None:
     try:
 
         async def play(publisher: Any) -> None:
-            assert await publisher.broadcast_to_user("a:b:c", 1, "ada") == 0
+            assert await publisher.broadcast_to_user("a:b:c", 1, "ada") == Told(0)
             redis.kill()
             with pytest.raises(Away):
                 await publisher.broadcast_to_user("a:b:c", 2, "ada")
             redis.start()
             for _ in range(200):
                 try:
-                    assert await publisher.broadcast_to_user("a:b:c", 3, "ada") == 0
+                    assert await publisher.broadcast_to_user("a:b:c", 3, "ada") == Told(0)
                 except Away:
                     await publisher._backend.signal().wait(0.05)
                 else:

@@ -54,11 +54,12 @@ def test_the_rule_of_the_manual_suffices(server: PrivateRedis, backend: str, way
         said = {"rooms": ["kept", "there"], "emit": "other:thing:set"}
         assert ada.request("sample:tell:rooms", said) is None
         assert contract.emitted()["eventType"] == "other:thing:set"
-        rules = json.dumps([["room:kept", False, 9, 60_000, 9000]])
+        rules = json.dumps([["room:kept", False, 9, 60_000, 9000], ["user:", "", 9, 60_000, 9000]])
         redis.hset(PREFIX + HISTORY_RULES, mapping={"rules": rules, "generation": "g"})
         assert ada.request("sample:tell:rooms", said) is None
-        ada.send("sample:tell:rooms", {"rooms": ["kept"]})
+        ada.send("sample:tell:rooms", {"rooms": ["kept"], "users": ["ada", "bob"]})
         wait_until(lambda: redis.xlen(PREFIX + history_log_key("room:kept")) == 2, "two messages that are kept")
+        wait_until(lambda: redis.xlen(PREFIX + history_log_key("user:bob")) == 1, "one that is kept for a user")
         contract._subscription.unsubscribe()
         ada.send("sample:say:back", 1, id="q1", replyTo=f"{PREFIX}events:reply:gone")
         late = PREFIX + late_answer_key(ada.socket_id, "q1")

@@ -1,7 +1,7 @@
 """Send a message to clients: to a room, to users, to sockets or to everybody.
 
-It is sent once, and not kept: who is not connected never gets it, unless the room has a history. Says how many gateways
-took it; with none, and no history, the status is 1.
+It is sent once, and not kept: who is not connected never gets it, unless the room, or the user, has a history. Says how
+many gateways took it; with none, and no history, the status is 1.
 """
 
 from __future__ import annotations
@@ -61,9 +61,16 @@ async def run(reactor: Any, given: Namespace) -> int:
     if not told:
         print(f"kraftek: no gateway took it: none listens to {redis.prefix}{redis.broadcast}", file=sys.stderr)
         return 1
-    kept = f", and kept as number {told.offset} of the room's history" if told.offset else ""
+    kept = f", and kept{_where(message, told.offset)}" if told.offset else ""
     print(f"taken by {told.taken} {'gateway' if told.taken == 1 else 'gateways'}{kept}")
     return 0
+
+
+def _where(message: Message, offset: int) -> str:
+    users = len(message.user_ids or ())
+    if users > 1:
+        return f" in the histories of {users} users"
+    return f" as number {offset} of the {'user' if users else 'room'}'s history"
 
 
 def _json(text: bytes) -> Raw:

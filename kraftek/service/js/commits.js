@@ -11,7 +11,7 @@ const [FULL, KEPT] = [-1, -2];
 const NUMBERS = { FULL, KEPT, most: GATEWAY_LENGTH, bytes: GATEWAY_BYTES };
 
 /**
- * Those that commit, by what is said to rooms: of which none may have a history, or some.
+ * Those that commit, by what is said to rooms and users: of which none may have a history, or some.
  */
 const COMMITS = { none: script("commit"), unkept: script("commitUnkept", { KEPT }), kept: script("commitKept") };
 const COMMITS_AND_EMIT = {
@@ -21,13 +21,13 @@ const COMMITS_AND_EMIT = {
 };
 
 const TELL_UNKEPT = `${script("unkept", { KEPT })}\nreturn redis.call('PUBLISH', ARGV[1], ARGV[2])`;
-const TELL = `${script("tell")}\nreturn telling(unpack(ARGV))()`;
+const TELL = `${script("tell")}\nreturn telling_to(unpack(ARGV))()`;
 
 const UNAWARE = script("unaware");
 
 /**
- * Runs commands on a Redis. What is said to a room is part of its history if it has one. Only Redis knows that. It is asked
- * by a short script until it says that some room has one: then by another one.
+ * Runs commands on a Redis. What is said to a room, or to users, is part of its history if it has one. Only Redis knows that.
+ * It is asked by a short script until it says that something has one: then by another one.
  */
 export class Commits {
   #connection;
@@ -118,7 +118,7 @@ function wordsOf({ when, words, topic }, rooms) {
 }
 
 /**
- * The arguments of `telling` in tell.lua.
+ * The arguments of `telling_to` in tell_users.lua.
  *
  * @param {import("./connection.js").Word[]} publish
  * @param {import("./context.js").Topic} topic

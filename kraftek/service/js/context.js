@@ -391,17 +391,21 @@ function publish(service, channel, message) {
     const [leases, published] = [service.prefix + GATEWAY_LEASES, service.prefix + REGISTRATIONS];
     command.wants = { leases, published, command: message.type };
   }
-  if (isForRoom(message)) command.topic = { name: roomTopic(String(message.roomId)), prefix: service.prefix };
+  const name = topicOf(message);
+  if (name) command.topic = { name, prefix: service.prefix };
   return command;
 }
 
 /**
- * Whether a message is for a room, and for nobody else: then it is part of the room's history, if that has one.
+ * Whom a message is for, if that is a room or users, and nobody else: a topic, or `users:` and the JSON list with which the
+ * message ends. It is part of their history, if they have one.
  *
  * @param {Message} message
  */
-function isForRoom({ type, roomId, recipients, userIds, everybody }) {
-  return roomId && !(recipients || userIds || everybody || type === DISCONNECT || type.startsWith(GATEWAY_OWN));
+function topicOf({ type, roomId, recipients, userIds, everybody, inReplyTo }) {
+  if (recipients || everybody || inReplyTo !== undefined || type === DISCONNECT || type.startsWith(GATEWAY_OWN)) return undefined;
+  if (userIds) return roomId ? undefined : `users:${JSON.stringify(userIds)}`;
+  return roomId ? roomTopic(roomId) : undefined;
 }
 
 /**

@@ -140,9 +140,9 @@ export interface Context {
   answerLater(): void;
   /** Send to everybody in the event's room, or another; if that has a history, who is away now gets it later. */
   broadcastToRoom(type: string, payload: unknown, options?: { roomId?: string; exclude?: Iterable<string> }): void;
-  /** Send to every socket of a user. */
+  /** Send to every socket of a user. Where users have a history it is part of that: a device that is away gets it later. */
   broadcastToUser(type: string, payload: unknown, userId: string): void;
-  /** Send to every socket of these users; to nobody without users. */
+  /** Send to every socket of these users, likewise; to nobody without users. */
   broadcastToUsers(type: string, payload: unknown, userIds: Iterable<string>): void;
   /** Send to these sockets; to nobody without sockets. */
   broadcastToSockets(type: string, payload: unknown, socketIds: Iterable<string>): void;

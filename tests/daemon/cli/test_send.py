@@ -75,6 +75,23 @@ def test_to_whom_it_says(url: str, said: Any) -> None:
     assert said() == {"type": "t", "payload": None, "everybody": True}
 
 
+def test_where_it_is_kept_is_said(url: str, said: Any) -> None:
+    rules = json.dumps([["room:", "", 9, 60_000, 9000], ["user:", "", 9, 60_000, 9000]])
+    with redis.Redis.from_url(url) as client:
+        client.hset("gateways:history:rules", mapping={"rules": rules, "generation": "g"})
+        for whom, where in (
+            (("--room", "r"), "as number 1 of the room's history"),
+            (("--user", "ada"), "as number 1 of the user's history"),
+            (("--user", "ada", "--user", "bob"), "in the histories of 2 users"),
+        ):
+            assert kraftek("send", "a:b:c", *whom, KRAFTEK_REDIS=url) == (
+                0,
+                f"taken by 0 gateways, and kept {where}\n",
+                "",
+            )
+        client.delete("gateways:history:rules")
+
+
 def test_no_command_is_sent_to_a_gateway_that_does_not_know_it(url: str) -> None:
     with redis.Redis.from_url(url) as client:
         client.zadd("older:gateways", {"3f0c": 4_102_444_800})

@@ -69,8 +69,9 @@ sample
     context.broadcastToSockets("sample:told:socket", payload, [context.socketId]);
     context.also("SET", "also", JSON.stringify(payload).replace(":", ": "));
   })
-  .on("tell:rooms", (context, { rooms, also = [], emit = "" }) => {
+  .on("tell:rooms", (context, { rooms = [], users = [], also = [], emit = "" }) => {
     for (const [number, roomId] of rooms.entries()) context.broadcastToRoom("sample:told:rooms", number, { roomId });
+    context.broadcastToUsers("sample:told:users", "here", users);
     if (emit) context.emit(emit);
     if (also.length) context.also(...also);
   })
