@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import random
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
+from collections.abc import Awaitable, Callable
 from typing import Any, TypedDict, TypeVar, Unpack
 from urllib.parse import urlsplit
 
 from kraftek.client.conversation import Conversation
 from kraftek.client.errors import Closed
 from kraftek.client.history import result_of
-from kraftek.client.listeners import Listener, Listeners
+from kraftek.client.listeners import Listener
 from kraftek.client.messages import (
     Ask,
     Change,
@@ -28,8 +27,7 @@ from kraftek.client.messages import (
     State,
 )
 from kraftek.client.older import Older
-from kraftek.client.refresh import LONGEST_TIMER
-from kraftek.client.room_state import RoomState
+from kraftek.client.snapshots import Snapshots
 from kraftek.contract.surrogates import check_name
 
 __all__ = [
@@ -44,7 +42,6 @@ __all__ = [
 ]
 
 P = TypeVar("P")
-S = TypeVar("S")
 
 TokenSource = Callable[[bool], str | Awaitable[str]]
 """Asked for a token on each attempt to connect, and before access expires; the argument is whether the last one was
@@ -91,7 +88,7 @@ PING_TIMEOUT = 20.0
 """Seconds: the client's own pings detect a connection that was lost without a close frame."""
 
 
-class Backend(Listeners, Older[P]):
+class Backend(Snapshots, Older[P]):
     """A client of the gateway at ``url``, ``ws://`` or ``wss://``. It connects, and reconnects automatically.
 
     ``token``: see :data:`TokenSource`. When it raises, the attempt has failed, and another follows.
@@ -133,8 +130,6 @@ class Backend(Listeners, Older[P]):
         self._begin_with(room, history)
         self._connecting: list[P] = []
         self._promises: dict[str, P] = {}
-        self._snapshots: dict[str, Callable[[], Any]] = {}
-        self._fetches: dict[str, Callable[[], None]] = {}
         self._acting = False
         self._due: float | None = None
 
@@ -242,24 +237,6 @@ class Backend(Listeners, Older[P]):
         """
         return self._promised(self._conversation.refresh())
 
-    def snapshot(self, room: str, fetch: Callable[[], Any]) -> Callable[[], None]:
-        """Call ``fetch`` when the state of a room must be fetched: once it is entered, and again whenever messages may
-        have been missed. Until the awaitable that it may return has fired, the room's messages wait. When it fails that
-        is logged, listeners to ``error`` are called with ``NO_SNAPSHOT`` and the ``room_id``, and it is called again
-        later. Enters no room. The result ends that. Raises ``ValueError``.
-        """
-        key = self._conversation.snapshot(room)
-        self._snapshots[key] = fetch
-        self._act()
-
-        def end() -> None:
-            self._snapshots.pop(key, None)
-            self._conversation.no_snapshot(key)
-            self._stop_fetching(key)
-            self._act()
-
-        return end
-
     def presence(self, room: str, listener: Callable[[Presence], object]) -> Callable[[], None]:
         """Call ``listener`` with who is in a room: :class:`~kraftek.client.Presence`, once that is known, and at each
         change, also of what changed while there was no connection. Enters no room. Where the gateway does not tell it,
@@ -281,14 +258,6 @@ class Backend(Listeners, Older[P]):
                 self._act()
 
         return unwatch
-
-    def room_state(
-        self, room: str, snapshot: Callable[[], Any], changes: Mapping[str, Callable[[S, Any], S]]
-    ) -> RoomState[S]:
-        """Join a room, fetch its state, and let its messages change it: see :class:`RoomState`."""
-        state = RoomState(self, room, snapshot, changes)
-        self._call(lambda: self.join(room, timeout=LONGEST_TIMER), state.joined)
-        return state
 
     # What happened, called by the subclass
 
@@ -355,8 +324,8 @@ class Backend(Listeners, Older[P]):
                 self._notify("dropped", message)
             case Recovered() | Presence() | Part():
                 self._notify(_type_of(action), action)
-            case Fetch(key) if key in self._snapshots:
-                self._fetches[key] = self._call(self._snapshots[key], partial(self._fetched, key))
+            case Fetch(key):
+                self._fetch(key)
             case Ask(attempt, refused):
                 self._ask(attempt, refused)
             case Open(attempt):
@@ -374,18 +343,6 @@ class Backend(Listeners, Older[P]):
         promise, _ = self._promises.pop(key, None), self._listeners.pop(_PART + key, None)
         if promise is not None:
             self._resolve(promise, outcome)
-
-    def _fetched(self, key: str, result: object) -> None:
-        del self._fetches[key]
-        error = result if isinstance(result, BaseException) else None
-        if error is not None and key in self._snapshots and self.state is not State.CLOSED:
-            self._log_error("fetching the state of a room failed", error)
-        self._conversation.fetched(key, error, self._now())
-        self._act()
-
-    def _stop_fetching(self, key: str) -> None:
-        if (cancel := self._fetches.get(key)) is not None:
-            cancel()
 
     def _promised(self, key: str) -> P:
         promise = self._promises[key] = self._promise(lambda: self._forget(key))
@@ -414,12 +371,6 @@ class Backend(Listeners, Older[P]):
     @abstractmethod
     def _resolve(self, promise: P, outcome: Any) -> None:
         """Fire it, or fail it if ``outcome`` is an exception; unless it was cancelled."""
-
-    @abstractmethod
-    def _call(self, call: Callable[[], Any], done: Callable[[object], None]) -> Callable[[], None]:
-        """Call the user's function, later. ``done`` is called with what it returns, or what that awaitable fires with,
-        or the exception. What is returned cancels it.
-        """
 
     @abstractmethod
     def _ask(self, attempt: int, refused: bool) -> None:

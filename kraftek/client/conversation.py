@@ -66,7 +66,7 @@ class Conversation:
 
     ``user_id``: from the gateway, since the first authentication. ``socket_id``: the gateway's id of the present
     socket, if there is one. ``parts``: the requests whose answers may come in parts; ``recovery``:
-    what is known of the histories of rooms.
+    what is known of the histories of rooms and of the user.
 
     A socket is identified by the number of its attempt. Calls for another than the present ``attempt`` are ignored.
 
@@ -230,15 +230,6 @@ class Conversation:
             raise self._end
         return self._refresh.wanted(self.attempt if self.state is State.READY else None)
 
-    def snapshot(self, room_id: str) -> str:
-        """Fetch a room's state whenever it must be: each :class:`Fetch` has the id returned. Raises ``ValueError``."""
-        check_room(room_id)
-        return self.recovery.snapshot(room_id)
-
-    def no_snapshot(self, key: str) -> None:
-        """Do so no more."""
-        self.recovery.no_snapshot(key)
-
     def watch(self, room_id: str) -> None:
         """Ask who is in a room, and hear of changes, as :class:`Presence`. Raises ``ValueError``."""
         check_room(room_id)
@@ -283,10 +274,6 @@ class Conversation:
             self._refresh.failed(Refused("NO_TOKEN", reason), now)
         else:
             self.lost(attempt, 1006, reason, now)
-
-    def fetched(self, key: str, error: BaseException | None, now: float) -> None:
-        """The state of a room was fetched, or could not be."""
-        self.recovery.fetched(key, error, now)
 
     def opened(self, attempt: int) -> None:
         """The socket is open."""
@@ -387,7 +374,8 @@ class Conversation:
 
     def _show_token(self) -> None:
         self._complaint = None
-        self._authenticate = frame("authenticate", {"token": self._token, **self._rooms.show()})
+        shown = {"token": self._token, **self._rooms.show(), **self.recovery.user_since()}
+        self._authenticate = frame("authenticate", shown)
 
     def _while_connecting(self, message: Message, error: ReceivedError | None, now: float) -> None:
         if error is not None:
@@ -412,6 +400,7 @@ class Conversation:
             self.recovery.another_user()
             payload = {**payload, "recovered": False} if isinstance(payload, dict) else None
         self.user_id = user_id
+        self.recovery.entered(None, payload.get("userPosition") if isinstance(payload, dict) else None)
         self._rooms.enter(payload, now)
         self._become(Change(State.READY))
 

@@ -44,7 +44,8 @@ class State(Enum):
 
 class Message(Struct, frozen=True, rename="camel"):
     """A message of the gateway. ``room_id``: the room to which it was sent, if any; ``offset``: its place in the
-    history of that room, if the gateway keeps one. ``run``, ``number``: as of a :class:`Part`.
+    history of that room, if the gateway keeps one; ``user_offset``: in that of the user. ``run``, ``number``: as of a
+    :class:`Part`.
     """
 
     type: str
@@ -54,6 +55,7 @@ class Message(Struct, frozen=True, rename="camel"):
     offset: int | None = None
     run: str | None = None
     number: int | None = None
+    user_offset: int | None = None
 
 
 class Part(Struct, frozen=True):
@@ -67,10 +69,11 @@ class Part(Struct, frozen=True):
 
 class Recovered(Struct, frozen=True):
     """A room was entered again, or the gateway had lost something itself. ``recovered``: all that was missed follows,
-    and is heard in order; otherwise the state is to be fetched. ``reason``: the gateway's, or ``too_many``.
+    and is heard in order; otherwise the state is to be fetched. ``reason``: the gateway's, or ``too_many``. Without a
+    room it is about what the user is told, where that has a history.
     """
 
-    room_id: str
+    room_id: str | None
     recovered: bool
     reason: str | None = None
 
@@ -143,7 +146,7 @@ class Dropped(Struct, frozen=True):
 
 
 class Fetch(Struct, frozen=True):
-    """Fetch the state of a room, and call :meth:`Conversation.fetched`. ``id``: of :meth:`Conversation.snapshot`."""
+    """Fetch a state, and call :meth:`Recovery.fetched`. ``id``: of :meth:`Recovery.snapshot`."""
 
     id: str
 

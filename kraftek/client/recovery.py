@@ -1,4 +1,5 @@
-"""What a client has heard of each room, what it missed, and who fetches the state of a room: docs/client-protocol.rst.
+"""What a client has heard of each room and of its user, what it missed, and who fetches the state of either:
+docs/client-protocol.rst.
 
 Used by :class:`kraftek.client.conversation.Conversation`. Times are in seconds of a monotonic clock.
 """
@@ -18,10 +19,10 @@ from kraftek.client.history import PAGE, Position
 from kraftek.client.messages import Action, Fetch, Hear, Message, Recovered
 from kraftek.client.outbox import Kind, Outbox
 
-__all__ = ["HELD", "Recovery"]
+__all__ = ["HELD", "NO_SNAPSHOT", "Recovery"]
 
 HELD = 1024 * 1024
-"""Bytes of a room's messages that may wait until its state is fetched."""
+"""Bytes of a topic's messages that may wait until its state is fetched."""
 
 _FORMER_SOCKETS = 8
 """A message that excludes one of so many sockets that were the client's before is not for it."""
@@ -30,6 +31,9 @@ _FIRST_WAIT = 1.0
 _LONGEST_WAIT = 30.0
 """Seconds: the bounds of the back-off after a state could not be fetched, which doubles with each failure."""
 
+NO_SNAPSHOT = "NO_SNAPSHOT"
+"""The code of the error that a state could not be fetched."""
+
 _FETCH = "fetch "
 """The prefix of a snapshot's id for the deadline at which it is fetched again."""
 
@@ -37,14 +41,16 @@ _FETCH = "fetch "
 class _Snapshot(Struct):
     """``due``: it is to be fetched. ``busy``: that is under way; if it is ``due`` as well, once more after that."""
 
-    room_id: str
+    room_id: str | None
     due: bool = True
     busy: bool = False
     failures: int = 0
 
 
 class _Feed(Struct):
-    """What was heard of one room. ``known``: it was entered and not left since; ``entered``: on this socket."""
+    """What was heard of one topic: a room, or the user. ``known``: it was entered and not left since; ``entered``: on
+    this socket.
+    """
 
     position: Position | None = None
     known: bool = False
@@ -70,7 +76,8 @@ class _Feed(Struct):
 
 
 class Recovery:
-    """The positions in the histories of rooms, what is asked of these, and the snapshots of rooms' states.
+    """The positions in the histories of rooms and of the user, what is asked of these, and the snapshots of states. The
+    user's have no room: ``None``.
 
     ``random`` returns numbers from 0 to 1; ``check_space`` raises if so many requests are too many; the rest is the
     conversation's own. ``last``: how many messages a room was told before are to come first, unless what was missed
@@ -93,7 +100,7 @@ class Recovery:
         self._actions = actions
         self._deadlines = deadlines
         self._ids = ids
-        self._feeds: dict[str, _Feed] = {}
+        self._feeds: dict[str | None, _Feed] = {}
         self._snapshots: dict[str, _Snapshot] = {}
         self._former_sockets: deque[str] = deque(maxlen=_FORMER_SOCKETS)
 
@@ -101,15 +108,17 @@ class Recovery:
         """What the gateway is told, beside the room's name, of what was heard before, and what is to come first;
         nothing on the same socket, and nothing of the former to a gateway that keeps no history of the room.
         """
-        feed = self._feeds.get(room_id or "")
-        told: dict[str, Any] = {}
+        feed = None if room_id is None else self._feeds.get(room_id)
         if feed is not None and feed.entered:
             return {}
-        if feed is not None and feed.position is not None:
-            told["since"] = {**msgspec.to_builtins(feed.position), "socketIds": [*self._former_sockets]}
+        told = self._place("since", feed)
         if room_id in self.last:
             told["history"] = self.last[room_id]
         return told
+
+    def user_since(self) -> dict[str, Any]:
+        """The same of the user."""
+        return self._place("userSince", self._feeds.get(None))
 
     def ask(self, due: float, room_id: str, before: Position | None, limit: int | None) -> str:
         """Ask for messages that a room was told before: a page is settled under the id returned, at ``due`` at the
@@ -130,8 +139,8 @@ class Recovery:
         for feed in self._feeds.values():
             feed.position = None
 
-    def entered(self, room_id: str, payload: Any) -> None:
-        """The gateway has let it into the room, with this payload."""
+    def entered(self, room_id: str | None, payload: Any) -> None:
+        """The gateway has let it into the room, with this payload; or it is the user, and this is the user's place."""
         feed = self._feed(room_id)
         if not feed.entered:
             feed.entered = True
@@ -156,10 +165,11 @@ class Recovery:
             self._deadlines.cancel(_FETCH + key)
 
     def hear(self, message: Message, size: int) -> None:
-        """A message came that answers nothing: it is heard once, and not before the state of its room, which may be
-        from before the message. ``size``: its bytes.
+        """A message came that answers nothing: it is heard once, and not before the state of its room, or of the user,
+        which may be from before the message. ``size``: its bytes.
         """
-        room_id, offset = message.room_id or "", message.offset
+        room_id = message.room_id
+        offset = message.user_offset if room_id is None else message.offset
         feed = self._feeds.get(room_id)
         if feed is None:
             self._actions.append(Hear(message))
@@ -170,7 +180,8 @@ class Recovery:
             if offset <= feed.position.offset:
                 return
             feed.position = Position(feed.position.epoch, offset)
-        if not feed.busy:
+        # What the gateway itself says outside of rooms is about the connection.
+        if not feed.busy or (room_id is None and ":" not in message.type):
             self._actions.append(Hear(message))
             return
         feed.held.append((message, size))
@@ -180,10 +191,10 @@ class Recovery:
             feed.is_stale()
             self._actions.append(Recovered(room_id, recovered=False, reason="too_many"))
 
-    # The state of a room
+    # The state of a room, or of the user
 
-    def snapshot(self, room_id: str) -> str:
-        """Somebody wants to fetch the state of a room whenever it must be: each :class:`Fetch` has the id returned."""
+    def snapshot(self, room_id: str | None) -> str:
+        """Somebody wants to fetch a state whenever it must be: each :class:`Fetch` has the id returned."""
         key = next(self._ids)
         feed = self._feed(room_id)
         feed.snapshots[key] = self._snapshots[key] = _Snapshot(room_id)
@@ -214,8 +225,9 @@ class Recovery:
             if feed.entered:
                 wait = max(wait, getattr(error, "retry_after", None) or 0.0) * (1.0 + self._random())
                 self._deadlines.set(_FETCH + key, now + wait)
-                text = f"the state of the room could not be fetched: {error}"
-                why = {"code": "NO_SNAPSHOT", "message": text}
+                whose = "user" if snapshot.room_id is None else "room"
+                text = f"the state of the {whose} could not be fetched: {error}"
+                why = {"code": NO_SNAPSHOT, "message": text}
                 self._actions.append(Hear(Message("error", why, None, snapshot.room_id)))
         else:
             snapshot.failures = 0
@@ -231,19 +243,26 @@ class Recovery:
         self._fetch(key, self._feeds[self._snapshots[key].room_id])
         return True
 
-    def _feed(self, room_id: str) -> _Feed:
+    def _place(self, name: str, feed: _Feed | None) -> dict[str, Any]:
+        if feed is None or feed.position is None:
+            return {}
+        return {name: {**msgspec.to_builtins(feed.position), "socketIds": [*self._former_sockets]}}
+
+    def _feed(self, room_id: str | None) -> _Feed:
         return self._feeds.setdefault(room_id, _Feed())
 
-    def _forget_if_unused(self, room_id: str, feed: _Feed) -> None:
+    def _forget_if_unused(self, room_id: str | None, feed: _Feed) -> None:
         if not feed.known and not feed.snapshots:
             del self._feeds[room_id]
 
-    def _is_at(self, room_id: str, feed: _Feed, payload: Any) -> None:
-        """The gateway says from where a room goes on, and whether nothing, or all that follows, was missed."""
+    def _is_at(self, room_id: str | None, feed: _Feed, payload: Any) -> None:
+        """The gateway says from where a topic goes on, and whether nothing, or all that follows, was missed."""
         told = payload if isinstance(payload, dict) else {}
         recovered, reason = told.get("recovered") is True, told.get("reason")
-        again, feed.known, feed.position = feed.known, True, _position(payload)
-        if again:
+        # Where users have no history nothing is said of theirs: each connection would be news.
+        news = feed.known and (room_id is not None or feed.position is not None or bool(told))
+        feed.known, feed.position = True, _position(payload)
+        if news:
             self._actions.append(Recovered(room_id, recovered, reason))
         if reason == "unavailable" and feed.position is None:
             return  # the gateway cannot know yet: a "position" follows
@@ -268,7 +287,7 @@ class Recovery:
 
 
 def _position(payload: Any) -> Position | None:
-    """Of what the gateway says of a room; ``None`` where it keeps no history."""
+    """Of what the gateway says of a topic; ``None`` where it keeps no history."""
     try:
         return msgspec.convert(payload, Position)
     except msgspec.ValidationError:

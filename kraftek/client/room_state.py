@@ -1,4 +1,4 @@
-"""The state of a room, kept current by its messages. Made by :meth:`kraftek.client.backend.Backend.room_state`."""
+"""The state of a room, or of the user, kept current by its messages. Made by :mod:`kraftek.client.snapshots`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 
 from kraftek.client.frames import error_of, refused
 from kraftek.client.messages import Message
+from kraftek.client.recovery import NO_SNAPSHOT
 
 __all__ = ["RoomState"]
 
@@ -20,10 +21,13 @@ class _Client(Protocol):
 
     def snapshot(self, room: str, fetch: Callable[[], Any]) -> Callable[[], None]: ...
 
+    def user_snapshot(self, fetch: Callable[[], Any]) -> Callable[[], None]: ...
+
 
 class RoomState(Generic[S]):
     """What ``snapshot`` returns, or the awaitable of it, and then what ``changes`` make of it, by the type of the
-    room's messages: ``(state, payload) -> state``.
+    room's messages: ``(state, payload) -> state``. Without a room it is that of the user, and of messages outside of
+    rooms.
 
     Of a message that comes while the snapshot is fetched nobody knows whether it is in there already, so a change must
     be one that may be made twice: by key, not by count.
@@ -35,7 +39,7 @@ class RoomState(Generic[S]):
     def __init__(
         self,
         client: _Client,
-        room: str,
+        room: str | None,
         snapshot: Callable[[], Any],
         changes: Mapping[str, Callable[[S, Any], S]],
     ) -> None:
@@ -46,7 +50,8 @@ class RoomState(Generic[S]):
         self._known = self._current = False
         self._listeners: dict[object, Callable[[S], object]] = {}
         self._ends = [client.on(name, partial(self._changed, change)) for name, change in changes.items()]
-        self._ends += (client.on("error", self._failed), client.snapshot(room, self._fetch))
+        fetching = client.user_snapshot(self._fetch) if room is None else client.snapshot(room, self._fetch)
+        self._ends += (client.on("error", self._failed), fetching)
 
     def subscribe(self, listener: Callable[[S], object]) -> Callable[[], None]:
         """Call ``listener`` with the state, now if there is one, and at each change; the result ends that."""
@@ -87,8 +92,10 @@ class RoomState(Generic[S]):
             self._show(change(cast("S", self.value), message.payload))
 
     def _failed(self, message: Message) -> None:
-        if message.room_id == self._room:
-            self.error = refused(error_of(message.payload))
+        error = error_of(message.payload)
+        # Without a room it may be about anything.
+        if message.room_id == self._room and (self._room is not None or error.code == NO_SNAPSHOT):
+            self.error = refused(error)
 
     def _show(self, value: S) -> None:
         self.value = value

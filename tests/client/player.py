@@ -31,7 +31,7 @@ step                                    what happens
 ``"done", name, outcome``               that call ends: ``{"ok": …}`` or ``{"error": code}``; of a page of a history
                                         with the offsets and payloads of its ``messages``, and ``before``
 ``"snapshot", room``                    the application will fetch the state of this room: each time it does is heard
-``"no_snapshot", room``                 it wants that no more
+``"no_snapshot", room``                 it wants that no more; in these steps the room ``null`` is the user
 ``"fetched", room, outcome``            the first such fetch under way ends: ``{"ok": state}`` or ``{"error": text}``
 ``"room_state", room, types``           it has a room's state, fetched alike: a list to which these types append their
                                         payloads; each change of it is heard
@@ -96,9 +96,9 @@ class Player:
         self._ids: dict[str, str] = {}
         self._calls: dict[str, Future[Any]] = {}
         self._promises: dict[str, Any] = {}
-        self._fetching: list[tuple[str, Future[Any]]] = []
-        self._no_snapshot: dict[str, Callable[[], None]] = {}
-        self._room_states: dict[str, RoomState[list[Any]]] = {}
+        self._fetching: list[tuple[str | None, Future[Any]]] = []
+        self._no_snapshot: dict[str | None, Callable[[], None]] = {}
+        self._room_states: dict[str | None, RoomState[list[Any]]] = {}
         self._no_presence: dict[str, Callable[[], None]] = {}
         self._heard: queue.Queue[Json] = queue.Queue()
         self.user = User(backend, server.url, self._ask, options)
@@ -146,7 +146,7 @@ class Player:
         heard = {"error": error, "dropped": event}.get(name, message.payload)
         self._heard.put({"type": name, "what": _without_null(heard)})
 
-    def _fetch(self, room: str) -> Any:
+    def _fetch(self, room: str | None) -> Any:
         """What it fetches the state of a room with: ``fetched`` says what that becomes."""
         self._heard.put({"type": "snapshot", "what": room})
         fetched: Future[Any] = Future()
@@ -313,10 +313,11 @@ class Player:
             outcome = {"error": _code(error)}
         assert outcome == expected
 
-    def step_snapshot(self, room: str) -> None:
-        self._no_snapshot[room] = self.user.run("snapshot", room, partial(self._fetch, room))
+    def step_snapshot(self, room: str | None) -> None:
+        fetch = partial(self._fetch, room)
+        self._no_snapshot[room] = self.user.run(*(("user_snapshot",) if room is None else ("snapshot", room)), fetch)
 
-    def step_no_snapshot(self, room: str) -> None:
+    def step_no_snapshot(self, room: str | None) -> None:
         self.step_nothing()
         self._backend.run(self._no_snapshot[room])
 
@@ -331,7 +332,7 @@ class Player:
         self.step_nothing()
         self._backend.run(self._no_presence[room])
 
-    def step_fetched(self, room: str, outcome: Json) -> None:
+    def step_fetched(self, room: str | None, outcome: Json) -> None:
         self.step_nothing()
         first = next(each for each in self._fetching if each[0] == room)
         self._fetching.remove(first)
@@ -340,18 +341,19 @@ class Player:
         else:
             first[1].set_exception(OSError(outcome["error"]))
 
-    def step_room_state(self, room: str, types: list[str]) -> None:
+    def step_room_state(self, room: str | None, types: list[str]) -> None:
         def made() -> RoomState[list[Any]]:
             def added(state: list[Any], payload: Any) -> list[Any]:
                 return [*state, payload]
 
-            state = self.user.client.room_state(room, partial(self._fetch, room), dict.fromkeys(types, added))
+            client, how = self.user.client, (partial(self._fetch, room), dict.fromkeys(types, added))
+            state = client.user_state(*how) if room is None else client.room_state(room, *how)
             state.subscribe(lambda value: self._heard.put({"type": "room_state", "what": value}))
             return state
 
         self._room_states[room] = self._backend.run(made)
 
-    def step_state_error(self, room: str, code: str) -> None:
+    def step_state_error(self, room: str | None, code: str) -> None:
         error = wait_until(lambda: self._room_states[room].error, f"an error of the state of {room}")
         assert isinstance(error, Refused)
         assert error.code == code

@@ -6,7 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -21,6 +21,7 @@ from tests.support.waiting import wait_until
 
 Json = dict[str, Any]
 
+SAID = "chat:message:sent"
 KEPT = 50
 CONFIG = {"rooms": {"kept-*": {"history": KEPT}}}
 SERVICES = {"chat": {"channel": "events:chat", "reply": True}}
@@ -89,21 +90,40 @@ class Follower(ABC):
         )
 
 
+class Followed(NamedTuple):
+    """What a client follows: a room, or its user, who is in a room as well. ``example``: the documentation's, for both
+    libraries; ``state``: what that calls the state for Python.
+    """
+
+    room: str | None
+    example: tuple[str, str] = ("kraftek-js-state", "client-state")
+    said: str = SAID
+    state: str = "messages"
+    token: str = "ada"
+
+    def code(self, library: int) -> str:
+        text = code(self.example[library])
+        return text if self.room is None else text.replace('"r1"', f'"{self.room}"')
+
+
 class JavaScript(Follower):
-    def __init__(self, url: str, room: str, stage: ExitStack) -> None:
+    def __init__(self, url: str, followed: Followed, stage: ExitStack) -> None:
         self._node = Node()
         stage.callback(self._node.close)
-        example = code("kraftek-js-state").replace('"r1"', f'"{room}"')
+        first = 'roomId: "lobby", ' if followed.room is None else ""
+        options = f'token: () => "{followed.token}", {first}base: 50, cap: 200'
         self._node.evaluate(
             f"""(() => {{
-                const gateway = kraftek.connect("{url}", {{ token: () => "ada", base: 50, cap: 200 }});
+                const gateway = kraftek.connect("{url}", {{ {options} }});
                 const heard = [], recovered = [];
                 let shown = [];
                 globalThis.noted = () => ({{ heard, recovered, shown }});
-                gateway.on("chat:message:sent", ({{ id }}) => heard.push(id));
-                gateway.on("recovered", ({{ recovered: all, reason }}) => recovered.push([all, reason ?? null]));
+                gateway.on("{followed.said}", ({{ id }}) => heard.push(id));
+                gateway.on("recovered", ({{ roomId, recovered: all, reason }}) => {{
+                    if (roomId === {json.dumps(followed.room)}) recovered.push([all, reason ?? null]);
+                }});
                 const show = (all) => (shown = all.map(({{ id }}) => id));
-                {example}
+                {followed.code(0)}
             }})()"""
         )
 
@@ -114,24 +134,29 @@ class JavaScript(Follower):
 
 
 class Python(Follower):
-    def __init__(self, backend: str, url: str, room: str, stage: ExitStack) -> None:
+    def __init__(self, backend: str, url: str, followed: Followed, stage: ExitStack) -> None:
         thread = BACKENDS[backend]()
         stage.callback(thread.stop)
-        user = User(thread, url, lambda _: "ada", {"room": room, "random": lambda: 0.05})
+        options = {"room": followed.room or "lobby", "random": lambda: 0.05}
+        user = User(thread, url, lambda _: followed.token, options)
         stage.callback(user.run, "close")
         self._thread, client = thread, user.client
         self._heard: list[int] = []
         self._recovered: list[Any] = []
         names: Json = {"client": client, "print": lambda *_: None}
 
+        def note(told: Recovered) -> None:
+            if told.room_id == followed.room:
+                self._recovered.append([told.recovered, told.reason])
+
         def follow() -> None:
-            client.on("chat:message:sent", lambda message: self._heard.append(message.payload["id"]))
-            client.on("recovered", lambda told: self._recovered.append([told.recovered, told.reason]))
+            client.on(followed.said, lambda message: self._heard.append(message.payload["id"]))
+            client.on("recovered", note)
             client.connect()
-            exec(code("client-state").replace('"r1"', f'"{room}"'), names)
+            exec(followed.code(1), names)
 
         thread.run(follow)
-        self._state = names["messages"]
+        self._state = names[followed.state]
 
     def noted(self) -> Json:
         def noted() -> Json:
@@ -161,9 +186,14 @@ def library(request: pytest.FixtureRequest) -> str:
     return name
 
 
+def follower_of(library: str, url: str, followed: Followed, stage: ExitStack) -> Follower:
+    """A client with that library."""
+    return JavaScript(url, followed, stage) if library == "javascript" else Python(library, url, followed, stage)
+
+
 def follow(library: str, chat: Chat, room: str, stage: ExitStack) -> Follower:
     """A client that is in the room, and shows what was said there."""
-    follower = JavaScript(chat.url, room, stage) if library == "javascript" else Python(library, chat.url, room, stage)
+    follower = follower_of(library, chat.url, Followed(room), stage)
     follower.expect(shown=[*map(int, chat.said)], recovered=[])
     assert chat.lists == 1
     return follower

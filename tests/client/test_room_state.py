@@ -34,6 +34,9 @@ class Client:
 
         return end
 
+    def user_snapshot(self, fetch: Callable[[], Any]) -> Callable[[], None]:
+        return self.snapshot("", fetch)
+
     def fetched(self) -> None:
         assert self.fetch is not None
         asyncio.run(self.fetch())
@@ -105,3 +108,18 @@ def test_what_is_wrong_with_it() -> None:
     assert state.value == [1]
     client.fetched()
     assert (state.error, state.value) == (None, [2])
+
+
+def test_the_state_of_the_user() -> None:
+    """It is changed by what was told outside of rooms, and only what concerns it is wrong with it."""
+    client = Client()
+    state = RoomState(client, None, lambda: [1], {"a:b:added": added})
+    client.fetched()
+    client.say(2)
+    client.say(3, room=None)
+    client.listeners["error"](Message("error", {"code": "RATE_LIMITED", "message": "later"}))
+    assert (state.value, state.error) == ([1, 3], None)
+    client.listeners["error"](Message("error", {"code": "NO_SNAPSHOT", "message": "no"}, room_id="r1"))
+    assert state.error is None
+    client.listeners["error"](Message("error", {"code": "NO_SNAPSHOT", "message": "no"}))
+    assert str(state.error) == "NO_SNAPSHOT: no"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pytest
 
 import kraftek
+from kraftek.contract.history import TELL_USERS
 from tests.docs.pages import code
 from tests.docs.test_examples import SERVICES as CHAT
 from tests.docs.test_examples import start_chat
@@ -236,8 +237,11 @@ def test_the_example_shows_who_is_in_a_room(place: Any, origin: str, shared: Sha
 def test_the_gateway_is_restarted(
     place: Any, origin: str, redis_server: RedisServer, gateway: StartGateway, service: StartService
 ) -> None:
-    """It comes back, into all its rooms, and what was not answered is: done once, though it was sent twice."""
-    first = gateway(redis_server, services=SERVICES, config={"origins": [origin]})
+    """It comes back, into all its rooms, and what was not answered is: done once, though it was sent twice. It hears
+    what its user was told meanwhile.
+    """
+    config = {"origins": [origin], "users": {"history": 9}}
+    first = gateway(redis_server, services=SERVICES, config=config)
     slow: list[dict[str, Any]] = []
     service(redis_server, "events:chat", slow.append)
     here: Place = place(first)
@@ -252,11 +256,15 @@ def test_the_gateway_is_restarted(
     notes = redis_server.client().pubsub()
     notes.subscribe("events:stickyNotes")
     assert notes.get_message(timeout=5)
+    with redis_server.client() as bus:
+        mail = json.dumps({"type": "chat:message:sent", "payload": {"text": "mail"}})
+        bus.eval(TELL_USERS.source, 0, '["user_ada"]', mail, "", "", "events:broadcast")
     listen = ("--listen", f"tcp:{first.port}:interface=127.0.0.1")
-    second = gateway(redis_server, services=SERVICES, config={"origins": [origin]}, args=listen)
+    second = gateway(redis_server, services=SERVICES, config=config, args=listen)
 
     wait_state(here, "ready")
     assert here.evaluate("client.rooms") == ["r1", "r2"]
+    wait_until(lambda: here.evaluate("heard") == [["mail", None]], lambda: str(here.evaluate("heard")))
     told = wait_until(lambda: notes.get_message(timeout=1), "the event of meanwhile")
     notes.close()
     assert json.loads(told["data"])["payload"] == {"n": 2}
@@ -273,7 +281,8 @@ def test_the_gateway_is_restarted(
             "events:broadcast",
             json.dumps({"type": "chat:message:sent", "roomId": "r2", "payload": {"text": "again"}}),
         )
-    wait_until(lambda: here.evaluate("heard") == [["again", "r2"]], lambda: str(here.evaluate("heard")))
+    both = [["mail", None], ["again", "r2"]]
+    wait_until(lambda: here.evaluate("heard") == both, lambda: str(here.evaluate("heard")))
     second.close()
 
 

@@ -139,20 +139,21 @@ export interface Dropped {
 
 /**
  * What comes with a message of a service: `roomId` when it was told to that room, and `offset`, its place in the history of
- * the room, if the gateway keeps one.
+ * the room, if the gateway keeps one; `userOffset`, its place in that of the user, when it was told to the user.
  */
 export interface About {
   roomId?: string;
   offset?: number;
+  userOffset?: number;
 }
 
 /**
  * A room was entered again, or the gateway had lost something itself. `recovered`: all that was missed follows, and is
  * heard in order; otherwise the state is to be fetched. `reason`: the gateway's `expired`, `epoch`, `too_many` or
- * `unavailable`; none where it keeps no history.
+ * `unavailable`; none where it keeps no history. `roomId`: `null` of what the user is told, where that has a history.
  */
 export interface Recovered {
-  roomId: string;
+  roomId: string | null;
   recovered: boolean;
   reason?: string;
 }
@@ -179,15 +180,15 @@ export interface RoomStateOptions<State> {
   /** Fetches the state. */
   snapshot: () => State | Promise<State>;
   /**
-   * By the type of the room's messages, what they make of the state. A change must be one that may be made twice: of a
+   * By the type of the messages, what they make of the state. A change must be one that may be made twice: of a
    * message that comes while the snapshot is fetched nobody knows whether it is in there already.
    */
   changes?: Record<string, (state: State, payload: any) => State>;
 }
 
-/** The state of a room, kept current by the room's messages. */
+/** The state of a room, kept current by the room's messages; with `null` that of the user, by those outside of rooms. */
 export class RoomState<State> {
-  constructor(client: Kraftek, roomId: string, options: RoomStateOptions<State>);
+  constructor(client: Kraftek, roomId: string | null, options: RoomStateOptions<State>);
   /** As far as it is known: `undefined` before the first snapshot. */
   readonly value: State | undefined;
   /** Why the room is not entered, or its state not fetched, if that is so. */
@@ -266,6 +267,8 @@ export class Kraftek {
    * `NO_SNAPSHOT`, and it is called again later. Enters no room. Returns a function that ends this.
    */
   snapshot(roomId: string, fetch: () => unknown): () => void;
+  /** The same of what the user is told, in whatever room: once connected, and again. The "error" has no `roomId`. */
+  userSnapshot(fetch: () => unknown): () => void;
   /**
    * Have `listener` called with who is in a room, once that is known and at each change, also of what changed while there
    * was no connection. Enters no room. Where the gateway does not tell it that is an "error" with the `roomId`. Returns a
@@ -274,6 +277,8 @@ export class Kraftek {
   presence<Data = any>(roomId: string, listener: (presence: Presence<Data>) => void): () => void;
   /** Enter a room, fetch its state, and let its messages change it. */
   roomState<State>(roomId: string, options: RoomStateOptions<State>): RoomState<State>;
+  /** The same of the user: what it is told outside of rooms changes it, such as its inbox. */
+  userState<State>(options: RoomStateOptions<State>): RoomState<State>;
   /**
    * Ask `token` for another one, and show it on the open connection; that is done in time by itself, where the gateway
    * says when access expires. Resolves once it counts; rejects with a `KraftekError`.

@@ -34,6 +34,10 @@ const STEADY = 5_000;
 const UNSENT = 1_048_576;
 /** The same for what is `volatile`: some cursors and the like, so that they are not old when they arrive. */
 const UNSENT_VOLATILE = 16_384;
+/** In the place of a room's name: what the user is told outside of rooms. */
+const USER = null;
+/** The code of the error that a state could not be fetched. */
+const NO_SNAPSHOT = "NO_SNAPSHOT";
 /** Characters of a room's messages that may wait until its state is fetched. */
 const HELD = 1_048_576;
 /** A message that excludes one of so many sockets that were ours before is not for us; the gateway takes no more. */
@@ -103,7 +107,8 @@ export function connect(url, options) {
  *
  * Listeners hear what services say under its own type; "state" with `{state, wait, code, reason, error}`; "error" with
  * what went wrong and belongs to no request; "dropped" with an `emit` that was not sent and will not be; "recovered" with
- * `{roomId, recovered, reason}`, after a room was entered again: whether all that was missed there follows.
+ * `{roomId, recovered, reason}`, after a room was entered again: whether all that was missed there follows. Where users have
+ * a history it is told of that, too, with `null` for the room.
  */
 export class Kraftek {
   #url;
@@ -152,7 +157,7 @@ export class Kraftek {
   #asked = new Set();
   /** How many messages of a room's history are wanted where what was missed cannot be had. */
   #last = new Map();
-  /** What was heard of the rooms that were entered, and who fetches the state of which room. */
+  /** What was heard of the rooms that were entered, and of the user; and who fetches the state of which. */
   #feeds = new Map();
   /** The rooms of which somebody wants to know who is there. */
   #watched = new Map();
@@ -367,7 +372,19 @@ export class Kraftek {
    */
   snapshot(roomId, fetch) {
     checkRoom(roomId ?? "");
-    if (typeof fetch !== "function") throw new TypeError("expected a function that fetches the state of the room");
+    return this.#snapshot(roomId, fetch);
+  }
+
+  /**
+   * The same of what the user is told, in whatever room: once connected, and again whenever messages may have been missed.
+   * The "error" has no `roomId`.
+   */
+  userSnapshot(fetch) {
+    return this.#snapshot(USER, fetch);
+  }
+
+  #snapshot(roomId, fetch) {
+    if (typeof fetch !== "function") throw new TypeError("expected a function that fetches the state");
     const feed = this.#feed(roomId);
     const snapshot = { fetch, due: true, busy: false, failures: 0 };
     feed.snapshots.add(snapshot);
@@ -410,6 +427,11 @@ export class Kraftek {
   /** Enter a room, fetch its state, and let its messages change it: see `RoomState`. */
   roomState(roomId, options) {
     return new RoomState(this, roomId, options);
+  }
+
+  /** The same of the user: what it is told outside of rooms changes it, such as its inbox. */
+  userState(options) {
+    return new RoomState(this, USER, options);
   }
 
   /**
@@ -469,7 +491,8 @@ export class Kraftek {
     this.#name(roomId);
     const [first] = this.#fromNowhere().length ? [] : this.#rooms.keys();
     this.#first = first;
-    this.#command("authenticate", { token, ...this.#shownIn(first) }, (error, payload) => {
+    const shownWith = { token, ...this.#shownIn(first), userSince: this.#place(USER) };
+    this.#command("authenticate", shownWith, (error, payload) => {
       if (!error) this.#admit(first, payload);
       else if (isForLater(error)) this.#askLater(error);
       else if (error.code === "INVALID_MESSAGE") this.#ended(UNREADABLE, error.code, error);
@@ -491,6 +514,7 @@ export class Kraftek {
     if (another) this.#forgetPositions();
     this.#userId = payload?.userId;
     this.#replaced(payload);
+    this.#isAt(USER, payload?.userPosition);
     if (this.#rooms.has(roomId)) this.#isIn(roomId, another ? { ...payload, recovered: false } : payload);
     else if (roomId !== undefined) this.#command("leave", { roomId }, () => {});
     for (const id of this.#fromNowhere()) this.#ask(id);
@@ -806,7 +830,7 @@ export class Kraftek {
     this.#tell("state", { state, ...details });
   }
 
-  // What was heard of each room, and what was missed
+  // What was heard of each room and of the user, and what was missed
 
   #feed(roomId) {
     if (!this.#feeds.has(roomId)) this.#feeds.set(roomId, new Feed());
@@ -832,31 +856,41 @@ export class Kraftek {
 
   /** What the gateway is told of what was heard before; nothing to one that keeps no history of the room. */
   #since(roomId) {
-    if (this.#entered.has(roomId)) return undefined;
+    return this.#entered.has(roomId) ? undefined : this.#place(roomId);
+  }
+
+  #place(roomId) {
     const position = this.#feeds.get(roomId)?.position;
     return position && { ...position, socketIds: this.#formerSockets };
   }
 
-  /** What the gateway says of a room: from where it goes on, and whether nothing, or all that follows, was missed. */
+  /** Whether the gateway tells this socket what that is told. */
+  #isThere(roomId) {
+    return roomId === USER ? this.#admitted : this.#entered.has(roomId);
+  }
+
+  /** What the gateway says of a topic: from where it goes on, and whether nothing, or all that follows, was missed. */
   #isAt(roomId, payload) {
     const feed = this.#feed(roomId);
-    const again = feed.known;
+    // Where users have no history nothing is said of theirs: each connection would be news.
+    const news = feed.known && (roomId !== USER || feed.position || payload);
     const recovered = payload?.recovered === true;
     feed.known = true;
     feed.position = positionOf(payload);
-    if (again) this.#tell("recovered", { roomId, recovered, reason: payload?.reason });
+    if (news) this.#tell("recovered", { roomId, recovered, reason: payload?.reason });
     // The gateway cannot know yet: a "position" follows.
     if (payload?.reason === "unavailable" && !feed.position) return;
     if (!recovered) feed.isStale();
     this.#fetchDue(roomId, feed);
   }
 
-  /** Tell of a message, once, and not before the state of its room, which may be from before the message. */
+  /** Tell of a message, once, and not before the state of its room, or of the user, which may be from before the message. */
   #hear(message) {
-    const [, , { roomId, offset }] = message.what;
+    const [type, , { roomId = USER, offset, userOffset }] = message.what;
     const feed = this.#feeds.get(roomId);
-    if (feed?.hasHeard(offset)) return;
-    if (!feed?.busy) {
+    if (feed?.hasHeard(roomId === USER ? userOffset : offset)) return;
+    // What the gateway itself says outside of rooms is about the connection.
+    if (!feed?.busy || (roomId === USER && !type.includes(":"))) {
       this.#tell(...message.what);
     } else if (!feed.hold(message)) {
       feed.isStale();
@@ -869,7 +903,7 @@ export class Kraftek {
   }
 
   #fetchDue(roomId, feed, snapshots = feed.snapshots) {
-    if (!this.#entered.has(roomId)) return;
+    if (!this.#isThere(roomId)) return;
     for (const snapshot of snapshots) if (snapshot.due && !snapshot.busy) this.#fetch(roomId, feed, snapshot);
   }
 
@@ -896,11 +930,11 @@ export class Kraftek {
   #notFetched(roomId, feed, snapshot, cause) {
     const { base, cap } = this.#options;
     snapshot.due = true;
-    if (!this.#entered.has(roomId)) return;
+    if (!this.#isThere(roomId)) return;
     const wait = Math.min(cap, 2 * base * 2 ** (snapshot.failures - 1));
     this.#retry({ retryAfter: Math.max(wait / 1000, cause?.retryAfter ?? 0) }, () => this.#fetchDue(roomId, feed, [snapshot]));
-    const message = `the state of the room could not be fetched: ${cause}`;
-    this.#tell("error", new KraftekError({ code: "NO_SNAPSHOT", message, roomId }, { cause }));
+    const message = `the state of the ${roomId === USER ? "user" : "room"} could not be fetched: ${cause}`;
+    this.#tell("error", new KraftekError({ code: NO_SNAPSHOT, message, roomId: roomId ?? undefined }, { cause }));
   }
 
   // Who is in a room
@@ -964,7 +998,7 @@ export class Kraftek {
     else this.#ended(NO_GATEWAY, `not ${SUBPROTOCOL}`);
   }
 
-  #received({ type, payload, id, roomId, offset, run, number }, size) {
+  #received({ type, payload, id, roomId, offset, userOffset, run, number }, size) {
     this.#heardAt = this.#options.clock.now();
     if (this.#probing) {
       this.#probing = false;
@@ -993,8 +1027,11 @@ export class Kraftek {
       }
       if (type === "connected" && !this.#admitted) this.#socketId = payload?.socketId ?? null;
       if (type === "presence") this.#watched.get(roomId)?.tell(payload);
-      if (type === "position" && this.#entered.has(roomId) && positionOf(payload)) this.#isAt(roomId, payload);
-      if (!OWN.has(type)) this.#hear({ what: [type, payload, { roomId, ...(offset !== undefined && { offset }) }], size });
+      const topic = roomId ?? USER;
+      if (type === "position" && this.#isThere(topic) && positionOf(payload)) this.#isAt(topic, payload);
+      if (OWN.has(type)) return;
+      const about = { roomId, ...(offset !== undefined && { offset }), ...(userOffset !== undefined && { userOffset }) };
+      this.#hear({ what: [type, payload, about], size });
     }
   }
 
@@ -1155,7 +1192,7 @@ function call(listener, ...what) {
   }
 }
 
-/** What was heard of one room, and who fetches its state. */
+/** What was heard of one room, or of the user, and who fetches its state. */
 class Feed {
   /** Of the last message, `{epoch, offset}`; none where the gateway keeps no history. */
   position;
@@ -1215,7 +1252,8 @@ class Feed {
 /**
  * The state of a room: what `snapshot` returns, or the promise of it, and then what `changes` make of it, by the type of
  * the room's messages: `(state, payload) => state`. Of a message that comes while the snapshot is fetched nobody knows
- * whether it is in there already, so a change must be one that may be made twice: by key, not by count.
+ * whether it is in there already, so a change must be one that may be made twice: by key, not by count. With `null` for the
+ * room it is that of the user, and of messages outside of rooms.
  */
 export class RoomState {
   #value;
@@ -1225,17 +1263,19 @@ export class RoomState {
   #ends = [];
 
   constructor(client, roomId, { snapshot, changes = {} }) {
+    const isHere = (about) => (about.roomId ?? USER) === roomId;
     const listen = (type, listener) => {
       client.on(type, listener);
       this.#ends.push(() => client.off(type, listener));
     };
     for (const [type, change] of Object.entries(changes)) {
       listen(type, (payload, about) => {
-        if (this.#current && about.roomId === roomId) this.#show(change(this.#value, payload));
+        if (this.#current && isHere(about)) this.#show(change(this.#value, payload));
       });
     }
     listen("error", (error) => {
-      if (error.roomId === roomId) this.#error = error;
+      // Without a room it may be about anything.
+      if (isHere(error) && (roomId !== USER || error.code === NO_SNAPSHOT)) this.#error = error;
     });
     const fetch = async () => {
       // After a failure nobody knows what it is that would be changed.
@@ -1245,7 +1285,8 @@ export class RoomState {
       this.#error = null;
       this.#show(value);
     };
-    this.#ends.push(client.snapshot(roomId, fetch));
+    this.#ends.push(roomId === USER ? client.userSnapshot(fetch) : client.snapshot(roomId, fetch));
+    if (roomId === USER) return;
     client.join(roomId, { timeout: Infinity }).catch((error) => {
       this.#error = error;
     });
@@ -1281,7 +1322,7 @@ export class RoomState {
   }
 }
 
-/** Of what the gateway says of a room; undefined where it keeps no history. */
+/** Of what the gateway says of a topic; undefined where it keeps no history. */
 function positionOf(payload) {
   const { epoch, offset } = payload ?? {};
   return typeof epoch === "string" && Number.isSafeInteger(offset) ? { epoch, offset } : undefined;

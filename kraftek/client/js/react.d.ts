@@ -51,6 +51,9 @@ export function useRoomState<State>(
   options: RoomStateOptions<State>,
 ): RoomStateShown<State>;
 
+/** Have the state of the user: what `snapshot` fetches, and `changes` make of it by what it is told outside of rooms. */
+export function useUserState<State>(options: RoomStateOptions<State>): RoomStateShown<State>;
+
 export interface PresenceShown<Data> {
   /** All who are in the room, or some of them where `count` is more. */
   readonly users: Present<Data>[];

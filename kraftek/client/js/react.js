@@ -199,8 +199,19 @@ export function useRequest(type) {
  * snapshot. `snapshot` and `changes` are those of the last rendering, and the types of `changes` those of the first one.
  */
 export function useRoomState(roomId, options) {
-  const { client } = useGateway();
   const { error } = useRoom(roomId);
+  const shown = useStateOf(roomId ?? undefined, options);
+  return error ? { state: shown.state, error } : shown;
+}
+
+/** Have the state of the user, from the client's `userState`: the rest as in `useRoomState`. */
+export function useUserState(options) {
+  return useStateOf(null, options);
+}
+
+/** `topic`: a room, `null` for the user, or undefined for nothing. */
+function useStateOf(topic, options) {
+  const { client } = useGateway();
   const [shown, show] = useState(NOT_FETCHED);
   const newest = useRef(options);
   useEffect(() => {
@@ -208,24 +219,22 @@ export function useRoomState(roomId, options) {
   });
   useEffect(() => {
     show(NOT_FETCHED);
-    if (!client || roomId == null) return undefined;
+    if (!client || topic === undefined) return undefined;
     const changes = Object.keys(newest.current.changes ?? {}).map((type) => [
       type,
       (state, payload) => newest.current.changes[type](state, payload),
     ]);
-    const roomState = client.roomState(roomId, {
-      snapshot: () => newest.current.snapshot(),
-      changes: Object.fromEntries(changes),
-    });
-    roomState.subscribe((state) => show({ state, error: null }));
-    const failed = ({ roomId: room }) => room === roomId && show(({ state }) => ({ state, error: roomState.error }));
+    const how = { snapshot: () => newest.current.snapshot(), changes: Object.fromEntries(changes) };
+    const kept = topic === null ? client.userState(how) : client.roomState(topic, how);
+    kept.subscribe((state) => show({ state, error: null }));
+    const failed = ({ roomId = null }) => roomId === topic && show(({ state }) => ({ state, error: kept.error }));
     client.on("error", failed);
     return () => {
       client.off("error", failed);
-      roomState.close();
+      kept.close();
     };
-  }, [client, roomId]);
-  return error ? { state: shown.state, error } : shown;
+  }, [client, topic]);
+  return shown;
 }
 
 /**

@@ -1,6 +1,6 @@
 // Components against react.d.ts. They are compiled, never run: what is wrong on purpose must be an error.
 import type { Kraftek, KraftekError, State } from "kraftek";
-import { GatewayProvider, useEvent, useGateway, usePresence, useRequest, useRoom, useRoomState } from "kraftek/react";
+import { GatewayProvider, useEvent, useGateway, usePresence, useRequest, useRoom, useRoomState, useUserState } from "kraftek/react";
 
 interface Who {
   users: string[];
@@ -19,6 +19,8 @@ function Room({ roomId }: { roomId: string | null }) {
     changes: { "chat:room:entered": (users, { user }: { user: string }) => [...users, user] },
   });
   console.log(users?.join(), stale?.code);
+  const { state: inbox } = useUserState({ snapshot: () => new Map<string, number>() });
+  console.log(inbox?.size.toFixed());
   const { users: present, count, known: told, error: hidden } = usePresence<{ name: string }>(roomId);
   console.log(present.map(({ userId, data }) => data?.name ?? userId), count.toFixed(), told, hidden?.code);
 

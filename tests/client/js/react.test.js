@@ -7,7 +7,7 @@ import { create } from "react-test-renderer";
 import { KraftekError, until, world } from "./world.js";
 
 const file = join(dirname(process.env.KRAFTEK_JS), "react.js");
-const { GatewayProvider, useEvent, useGateway, usePresence, useRequest, useRoom, useRoomState } = await import(file);
+const { GatewayProvider, useEvent, useGateway, usePresence, useRequest, useRoom, useRoomState, useUserState } = await import(file);
 /** Another instance of the module: React warns when two renderers share a context. */
 const onServer = await import(`${file}?server`);
 
@@ -48,11 +48,12 @@ test("a server renders without a connection", async (t) => {
     onServer.useRequest("a:b:c");
     onServer.useEvent("a:b:c", () => {});
     const { state: list } = onServer.useRoomState("r1", { snapshot: () => [], changes: {} });
+    const { state: inbox } = onServer.useUserState({ snapshot: () => [] });
     const { users, known } = onServer.usePresence("r1");
-    return `${client} ${state} ${entered} ${error} ${list} ${users.length} ${known}`;
+    return `${client} ${state} ${entered} ${error} ${list} ${inbox} ${users.length} ${known}`;
   }
   const text = renderToString(h(onServer.GatewayProvider, { url, options: { token: () => "t" } }, h(Says)));
-  assert.equal(text, "null connecting false null undefined 0 false");
+  assert.equal(text, "null connecting false null undefined undefined 0 false");
 });
 
 test("what is not in a provider says so", () => {
@@ -333,6 +334,35 @@ test("the state of a room is that of its snapshot and its messages", async (t) =
   one.say("error", { code: "ACCESS_DENIED", message: "no" }, { id: joined.id });
   await shown(() => seen.list.error?.code === "ACCESS_DENIED");
   assert.equal(fetches.length, 0);
+  unmount();
+  assert.equal(await one.gone, 1000);
+});
+
+test("the state of the user is that of its snapshot and what it is told", async (t) => {
+  const fetches = [];
+  function Inbox({ added }) {
+    const snapshot = () => new Promise((...how) => fetches.push(how));
+    show("inbox", useUserState({ snapshot, changes: { "a:b:added": (list, each) => [...list, added(each)] } }));
+    return null;
+  }
+  const { peer, unmount } = await page(t, h(Inbox, { added: (each) => each }));
+  const one = await peer();
+  const { id } = await one.hear("authenticate");
+  one.say("authenticated", { userId: "ada", roomId: null, userPosition: { epoch: "u", offset: 1 } }, { id });
+  await shown(() => fetches.length);
+  assert.deepEqual(seen.inbox, { state: undefined, error: null });
+  one.say("a:b:added", 2, { userOffset: 2 });
+  one.say("a:b:added", 0, { roomId: "r1" });
+  fetches.pop()[0]([1]);
+  await shown(() => seen.inbox.state?.length === 2);
+  assert.deepEqual(seen.inbox, { state: [1, 2], error: null });
+  one.say("error", { code: "RATE_LIMITED", message: "later" });
+  one.say("position", { epoch: "v", offset: 1, recovered: false, reason: "epoch" });
+  await shown(() => fetches.length);
+  assert.equal(seen.inbox.error, null);
+  fetches.pop()[1](new Error("no service"));
+  await shown(() => seen.inbox.error?.code === "NO_SNAPSHOT");
+  assert.deepEqual(seen.inbox.state, [1, 2]);
   unmount();
   assert.equal(await one.gone, 1000);
 });

@@ -253,7 +253,8 @@ class Player {
   }
 
   async snapshot(room) {
-    this.#noSnapshot.set(room, this.#client.snapshot(room, () => this.#fetch(room)));
+    const fetch = () => this.#fetch(room);
+    this.#noSnapshot.set(room, room === null ? this.#client.userSnapshot(fetch) : this.#client.snapshot(room, fetch));
   }
 
   async no_snapshot(room) {
@@ -282,7 +283,8 @@ class Player {
 
   async room_state(room, types) {
     const changes = Object.fromEntries(types.map((type) => [type, (list, payload) => [...list, payload]]));
-    const state = this.#client.roomState(room, { snapshot: () => this.#fetch(room), changes });
+    const how = { snapshot: () => this.#fetch(room), changes };
+    const state = room === null ? this.#client.userState(how) : this.#client.roomState(room, how);
     state.subscribe((value) => this.#heard.push(["room_state", value]));
     this.#roomStates.set(room, state);
   }

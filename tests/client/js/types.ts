@@ -26,7 +26,7 @@ const { messages, before } = await client.history("r2", { limit: 10 });
 if (before) await client.history("r2", { before, timeout: 1_000 });
 console.log(messages.map(({ type, payload, offset }) => [type, payload.text, offset.toFixed()]));
 
-client.on("recovered", ({ roomId, recovered, reason }) => console.log(roomId.length, recovered === true, reason?.length));
+client.on("recovered", ({ roomId, recovered, reason }) => console.log(roomId?.length, recovered === true, reason?.length));
 const end: () => void = client.snapshot("r1", async () => console.log(await client.request<Who>("chat:room:who")));
 const here = client.roomState("r1", {
   snapshot: async () => (await client.request<Who>("chat:room:who")).users,
@@ -37,6 +37,14 @@ const away: () => void = client.presence<{ name: string }>("r1", ({ users, count
 });
 away();
 await client.join("r1", { data: { name: "Ada" } });
+const endOfInbox: () => void = client.userSnapshot(() => client.request("inbox:mail:list"));
+endOfInbox();
+const inbox = client.userState({
+  snapshot: () => client.request<string[]>("inbox:mail:list"),
+  changes: { "inbox:mail:came": (mails, { id }: { id: string }) => [...mails, id] },
+});
+console.log(inbox.value?.length);
+client.on("inbox:mail:came", (_, { userOffset }) => console.log(userOffset?.toFixed()));
 here.subscribe((users) => console.log(users.join(), here.error?.code, here.value?.length));
 here.close();
 end();
