@@ -124,10 +124,11 @@ class Admission:
                 ended(True)
 
             def ended(answered: bool) -> bool:
-                if session.outlet is early and session.state is not SessionState.CLOSED:
+                if session.outlet is early:
                     session.outlet = session.link
                     self._access_watch.changed(session)
-                early.open(0)
+                if session.state is not SessionState.CLOSED:
+                    early.open(0)
                 return answered
 
             let_in = partial(self._access_watch.granted, session, room_id, token, grant, data)

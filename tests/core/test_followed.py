@@ -245,6 +245,22 @@ def test_what_was_told_before_the_answer_waits_where_access_has_come_into_questi
     assert told(client) == [(None, "early"), (None, "later")]
 
 
+@pytest.mark.parametrize("how", ["it leaves", "its access is revoked"])
+def test_who_is_gone_before_the_answer_is_told_nothing(how: str) -> None:
+    post = Post()
+    post.logs.held = []
+    client = post.enter(room_id="hall")
+    post.broadcast(type=SAID, payload="early", userIds=["ann"])
+    if how == "it leaves":
+        client.leave()
+    else:
+        post.access.stale(user_id="ann")
+        post.access.next().no()
+    post.logs.answer()
+    assert (None, "early") not in told(client)
+    assert post.counters.errors_internal == 0
+
+
 def test_access_that_is_revoked_before_the_answer() -> None:
     post = Post()
     post.logs.held = []
