@@ -319,7 +319,7 @@ class Backend(Snapshots, Older[P]):
             case Settle(key, outcome):
                 self._settle(key, result_of(key, outcome))
             case Hear(message) if message.type not in _OWN:
-                self._notify(message.type, message)
+                self._conversation.heard(message, handled=self._notify(message.type, message))
             case Dropped(message):
                 self._notify("dropped", message)
             case Recovered() | Presence() | Part():

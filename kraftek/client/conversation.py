@@ -18,19 +18,9 @@ import msgspec
 from kraftek.client.backoff import LATER, Backoff
 from kraftek.client.deadlines import PATIENCE, Deadlines
 from kraftek.client.errors import Closed, QueueFull, Refused
-from kraftek.client.frames import (
-    check_event,
-    check_room,
-    error_of,
-    frame,
-    ids,
-    is_for_later,
-    is_held_up,
-    refused,
-    text_of,
-)
+from kraftek.client.frames import check_event, check_room, error_of, frame, is_for_later, is_held_up, refused, text_of
 from kraftek.client.messages import Action, Ask, Change, Drop, Dropped, Hear, Message, Open, Presence, Settle, State
-from kraftek.client.outbox import Kind, Outbox
+from kraftek.client.outbox import Kind, Outbox, ids
 from kraftek.client.parts import Parts
 from kraftek.client.presence import Watching
 from kraftek.client.recovery import Recovery
@@ -78,6 +68,7 @@ class Conversation:
     :meth:`emit`             ``Closed``      queued                      sent, or waits for its room  queued
     :meth:`emit_now`         nothing         nothing                     sent, or not                 nothing
     :meth:`request`          ``Closed``      queued                      sent, or waits for its room  queued
+    :meth:`heard`            nothing         nothing                     acknowledged                 nothing
     :meth:`cancel`           nothing         queued, if it was sent      sent, if the request was     queued, likewise
     :meth:`join`             ``Closed``      queued                      sent                         queued
     :meth:`leave`            ``Closed``      settled                     sent                         settled
@@ -242,6 +233,13 @@ class Conversation:
     def presence(self, room_id: str) -> Presence | None:
         """Who is in a room that is watched, if that is known."""
         return self._watching.now(room_id)
+
+    def heard(self, message: Message, *, handled: bool) -> None:
+        """Listeners were told of a message. If they have ``handled`` it the gateway is told, if it wants to know. On
+        another socket than that of the message it would count for nothing.
+        """
+        if handled and message.receipt is not None and self.state is State.READY:
+            self._outbox.put(next(self._ids), Kind.CONTROL, frame("receipt", None, message.receipt))
 
     def forget(self, key: str) -> None:
         """The user no longer waits for this request."""

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Iterator
-from itertools import count
 from typing import Any
 
 import msgspec
@@ -14,7 +11,7 @@ from kraftek.contract.messages import ROOM_ID_LENGTH, ReceivedError
 from kraftek.contract.names import NAME_LENGTH, service_of
 from kraftek.contract.surrogates import check_name, encode
 
-__all__ = ["check_event", "check_room", "error_of", "frame", "ids", "is_for_later", "is_held_up", "refused", "text_of"]
+__all__ = ["check_event", "check_room", "error_of", "frame", "is_for_later", "is_held_up", "refused", "text_of"]
 
 
 def check_event(type: str, room_id: str | None) -> None:
@@ -33,16 +30,10 @@ def check_room(room_id: str) -> None:
     check_name(room_id)
 
 
-def frame(type: str, payload: Any, id: str | None = None, room_id: str | None = None) -> bytes:
+def frame(type: str, payload: Any, id: str | int | None = None, room_id: str | None = None) -> bytes:
     """A message without what is ``None``."""
     optional = {"payload": payload, "id": id, "roomId": room_id}
     return encode({"type": type, **{key: value for key, value in optional.items() if value is not None}})
-
-
-def ids() -> Iterator[str]:
-    """Ids without end, unique among all clients of a user, also among those in other processes."""
-    name = secrets.token_hex(8)
-    return (f"{name}-{number}" for number in count(1))
 
 
 def error_of(payload: Any) -> ReceivedError:

@@ -40,15 +40,20 @@ class Listeners(ABC):
     def _are_listening(self, type: str) -> bool:
         return bool(self._listeners.get(type))
 
-    def _notify(self, type: str, what: object) -> None:
+    def _notify(self, type: str, what: object) -> bool:
+        """Whether anybody has heard it, and nobody failed."""
+        heard = failed = False
         listeners = self._listeners.get(type, {})
         for subscription, listener in tuple(listeners.items()):
             if subscription not in listeners:
                 continue  # another listener has just removed it
+            heard = True
             try:
                 listener(what)
             except Exception as error:  # noqa: BLE001  # the guard of this edge: an error of the listener
+                failed = True
                 self._log_error(f"a listener to {type} failed", error)
+        return heard and not failed
 
     @abstractmethod
     def _log_error(self, what: str, error: BaseException) -> None:

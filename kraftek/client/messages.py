@@ -45,7 +45,8 @@ class State(Enum):
 class Message(Struct, frozen=True, rename="camel"):
     """A message of the gateway. ``room_id``: the room to which it was sent, if any; ``offset``: its place in the
     history of that room, if the gateway keeps one; ``user_offset``: in that of the user. ``run``, ``number``: as of a
-    :class:`Part`.
+    :class:`Part`. ``receipt``: who sent it wants to know whether it was handled; the client says so under this number
+    when listeners have returned.
     """
 
     type: str
@@ -56,6 +57,7 @@ class Message(Struct, frozen=True, rename="camel"):
     run: str | None = None
     number: int | None = None
     user_offset: int | None = None
+    receipt: int | None = None
 
 
 class Part(Struct, frozen=True):

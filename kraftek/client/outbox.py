@@ -5,13 +5,15 @@ Used by :class:`kraftek.client.conversation.Conversation`.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+import secrets
+from collections.abc import Container, Iterator, Mapping
 from enum import Enum
+from itertools import count
 
 import msgspec
 from msgspec import Raw, Struct
 
-__all__ = ["Kind", "Outbox"]
+__all__ = ["Kind", "Outbox", "ids"]
 
 
 class Kind(Enum):
@@ -231,3 +233,9 @@ def _resent(frame: bytes) -> bytes:
 def _with(frame: bytes, member: bytes) -> bytes:
     """The JSON object with one member more."""
     return b"%b,%b}" % (frame[:-1], member)
+
+
+def ids() -> Iterator[str]:
+    """Ids without end, unique among all clients of a user, also among those in other processes."""
+    name = secrets.token_hex(8)
+    return (f"{name}-{number}" for number in count(1))

@@ -18,8 +18,11 @@ __all__ = [
     "HISTORY_LIMIT",
     "ID_LENGTH",
     "NULL",
+    "RECEIPT_LONGEST",
+    "RECEIPT_USERS",
     "ROOM_ID_LENGTH",
     "Ack",
+    "Acknowledge",
     "Admitted",
     "AskPresence",
     "Authenticate",
@@ -52,6 +55,8 @@ __all__ = [
     "Position",
     "Positioned",
     "Progress",
+    "ReceiptName",
+    "ReceiptPart",
     "ReceivedError",
     "Recover",
     "RequestId",
@@ -84,6 +89,12 @@ ROOM_ID_LENGTH = 256
 
 HISTORY_LIMIT = 1000
 """Messages of a room's history that a client gets at once, at most."""
+
+RECEIPT_USERS = 1000
+"""Users whose acknowledgements a service may wait for with one message."""
+
+RECEIPT_LONGEST = 30.0
+"""Seconds that it may wait."""
 
 
 class Token:
@@ -232,13 +243,19 @@ class Cancel(Struct, frozen=True):
     event_type: str | None = None
 
 
+class Acknowledge(Struct, frozen=True):
+    """The client, and what it belongs to, has handled the message that came with this ``receipt``."""
+
+    id: RequestId | None
+
+
 class Ping(Struct, frozen=True):
     """The client checks the connection: browsers do not let programs see the WebSocket's own pings."""
 
     id: RequestId | None = None
 
 
-Inbound = Authenticate | Join | Leave | History | AskPresence | Event | Cancel | Ping
+Inbound = Authenticate | Join | Leave | History | AskPresence | Event | Cancel | Acknowledge | Ping
 
 # Gateway → client: what a dialect encodes.
 
@@ -358,7 +375,7 @@ class Ack(Struct, frozen=True):
 class Delivery(Struct, frozen=True):
     """A service's message. ``room_id`` is set when it went to a room, ``id`` when it answers a request; ``offset`` when
     it is part of the room's history, or without a room of the user's, with its place in the ``order`` of all of these
-    (:mod:`kraftek.contract.order`).
+    (:mod:`kraftek.contract.order`). ``receipt``: the number under which the client is to acknowledge it, if it is.
     """
 
     type: str
@@ -367,6 +384,7 @@ class Delivery(Struct, frozen=True):
     id: RequestId | None = None
     offset: int | None = None
     order: str | None = None
+    receipt: int | None = None
 
 
 class HistoryPage(Struct, frozen=True):
@@ -505,9 +523,29 @@ class Cancelled(Struct, frozen=True, rename="camel", omit_defaults=True):
     socket_id: str = ""
 
 
+class ReceiptName(Struct, frozen=True, rename="camel"):
+    """Who waits for the acknowledgements of a message: a channel, and the message's name there."""
+
+    reply_to: str
+    id: RequestId
+
+
+class ReceiptPart(Struct, frozen=True, rename="camel", omit_defaults=True):
+    """What one gateway says of the acknowledgements of a message: of which users it has got one, and of which of those
+    that it has it has not. ``done``: it says no more about it. ``refused``: why it does not wait for them.
+    """
+
+    gateway_id: str
+    acknowledged: tuple[str, ...] = ()
+    waiting: tuple[str, ...] = ()
+    done: bool = False
+    refused: str = ""
+
+
 class Broadcast(Struct, frozen=True, rename="camel"):
     """A service's message to sockets, as it stands on ``events:broadcast`` and on reply channels. ``offset``: it was
-    told to a room, or to users, with history, and this is for gateways that do not follow them.
+    told to a room, or to users, with history, and this is for gateways that do not follow them. ``receipt``: who waits
+    for its acknowledgements.
     """
 
     type: str
@@ -515,6 +553,7 @@ class Broadcast(Struct, frozen=True, rename="camel"):
     recipients: tuple[str, ...] | None = None
     exclude_socket_ids: tuple[str, ...] | None = None
     room_id: str | None = None
+    receipt: ReceiptName | None = None
     user_ids: tuple[str, ...] | None = None
     in_reply_to: RequestId | None = None
     everybody: bool = False

@@ -147,6 +147,9 @@ class Counters(Struct):
     rate_limited_closed: Annotated[
         int, Meta(description="Clients closed with 4429 because they went on above their budget")
     ] = 0
+    receipts: Annotated[int, Meta(description="Messages whose acknowledgements a service waits for")] = 0
+    receipts_acknowledged: Annotated[int, Meta(description="Users who have acknowledged one of them")] = 0
+    receipts_refused: Annotated[int, Meta(description="Those of these that were too many, or for too many")] = 0
     received: Annotated[int, Meta(description="Messages from clients")] = 0
     recovered: Annotated[int, Meta(description="Socket.IO clients that came back and were recovered")] = 0
     redis_connects: Annotated[int, Meta(description="Times that Redis was connected")] = 0

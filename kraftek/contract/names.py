@@ -57,10 +57,12 @@ __all__ = [
     "LISTENED",
     "LOST_GATEWAYS",
     "NAME_LENGTH",
+    "RECEIPT",
     "REGISTRATIONS",
     "REQUESTS",
     "REQUEST_PROGRESS",
     "ROOMS_RESET",
+    "ROOM_COMMANDS",
     "ROOM_HISTORY",
     "ROOM_PUT",
     "ROOM_REMOVE",
@@ -133,8 +135,15 @@ REQUEST_PROGRESS = "gateway:request:progress"
 """A part of the answer to a request, from its service to the gateway of its socket. Only for requests that ask for
 parts: a gateway that does not know of them hands on no such request."""
 
-COMMANDS = (ROOM_PUT, ROOM_REMOVE)
-"""All others whose types begin with :data:`GATEWAY_OWN`. A gateway that does not know one would send it to clients."""
+ROOM_COMMANDS = (ROOM_PUT, ROOM_REMOVE)
+"""Those two."""
+
+RECEIPT = "gateway:receipt"
+"""The command to say who acknowledges the message that follows, and what a gateway says of it: docs/services.rst,
+"Receipts"."""
+
+COMMANDS = (*ROOM_COMMANDS, RECEIPT)
+"""All others whose types begin with :data:`GATEWAY_OWN`. A gateway that does not know one cannot carry it out."""
 
 ROOM_HISTORY = "gateway:room:history"
 """What a grant has to permit, where it says what it permits, for a client to read the history of a room."""

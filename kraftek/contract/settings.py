@@ -171,8 +171,8 @@ class Limits(Struct, frozen=True, kw_only=True):
     ``request_window``: how long, beyond its service's ``timeout``, a request and its answer are
     known if it is sent again; 0 is off. ``answer_bytes``: of what Redis holds for that at a time, of this process;
     :mod:`kraftek.core.answer_budget` says who has how much of it. ``presence_bytes``: of the data that a client shows
-    of itself in a room, as JSON. ``memory``: of the process; above it what waits is given up, the worst first, and new
-    clients are turned away; 0 is off.
+    of itself in a room, as JSON. ``receipts``: sockets that may owe services an acknowledgement. ``memory``: of the
+    process; above it what waits is given up, the worst first, and new clients are turned away; 0 is off.
 
     What one may send in a second, 0 for no limit; after a quiet time as much as in ``burst`` seconds at once.
     ``events_per_…``, ``bytes_per_…``: messages of clients and what counts as much, and their bytes: of a socket, user,
@@ -198,6 +198,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     request_window: SecondsOrZero = 120.0
     answer_bytes: Count = 268_435_456
     presence_bytes: Count = 1024
+    receipts: Count = 100_000
     memory: BytesOrZero = 0
     burst: Seconds = 5.0
     events_per_socket: CountOrZero = 2000

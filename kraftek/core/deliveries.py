@@ -21,9 +21,10 @@ from kraftek.contract.iteration import Iteration
 from kraftek.contract.log_once import OnceAMinute
 from kraftek.contract.messages import Broadcast, Delivery, Outgoing
 from kraftek.contract.metrics import Counters
-from kraftek.contract.names import GATEWAY_OWN, REQUEST_PROGRESS, room_topic, user_topic
+from kraftek.contract.names import GATEWAY_OWN, RECEIPT, REQUEST_PROGRESS, room_topic, user_topic
 from kraftek.contract.order import UNCERTAIN
 from kraftek.contract.surrogates import HALF, is_whole, reread
+from kraftek.core.receipts import Receipts
 from kraftek.core.requests import Requests
 from kraftek.core.roster import Audience, Roster, audience_of
 from kraftek.core.session import Session
@@ -85,6 +86,7 @@ class Deliveries:
         self,
         roster: Roster,
         requests: Requests,
+        receipts: Receipts,
         counters: Counters,
         clock: IReactorTime,
         iteration: Iteration,
@@ -94,6 +96,7 @@ class Deliveries:
         self.obey: Obey | None = None
         self._roster = roster
         self._requests = requests
+        self._receipts = receipts
         self._counters = counters
         self._clock = clock
         self._iteration = iteration
@@ -115,6 +118,8 @@ class Deliveries:
             elif message.type.startswith(GATEWAY_OWN):
                 if message.type == REQUEST_PROGRESS:
                     self._requests.progress.heard(message)
+                elif message.type == RECEIPT:
+                    self._begin_receipt(message)
                 else:
                     assert self.obey is not None
                     self.obey(message.type, message.room_id, self._addressed(message), message.payload)
@@ -133,6 +138,8 @@ class Deliveries:
         if message is not None:
             self._counters.broadcasts += 1
             delivery = Delivery(message.type, message.payload, topic.room_id, offset=offset, order=order)
+            if message.receipt is not None:
+                delivery = self._to_acknowledge(message, delivery)
             self.send(delivery, topic.audience(message.exclude_socket_ids or ()))
 
     def tell_again(self, session: Session, topic: Topic, delivery: Delivery) -> None:
@@ -201,7 +208,10 @@ class Deliveries:
                 audience = self._roster.audience_without(room_id, message.exclude_socket_ids)
             else:
                 audience = self._roster.audience(room_id)
-        self.send(Delivery(message.type, message.payload, room_id), audience)
+        delivery = Delivery(message.type, message.payload, room_id)
+        if message.receipt is not None:
+            delivery = self._to_acknowledge(message, delivery)
+        self.send(delivery, audience)
 
     def send(self, delivery: Delivery, audience: Audience) -> None:
         """Send it to these, encoded once for all of a kind."""
@@ -252,6 +262,19 @@ class Deliveries:
             now = self._now()
             sessions.update({session: None for session in self._roster.user(user_id) if not session.is_expired(now)})
         return sessions
+
+    def _begin_receipt(self, message: Broadcast) -> None:
+        """Those whom the message will be for are those whom it would be for now: it comes next."""
+        if message.room_id and not (message.recipients or message.user_ids):
+            sessions = self._roster.room(message.room_id)
+        elif message.user_ids and not (message.recipients or message.room_id):
+            sessions = self._addressed(message)
+        else:
+            raise msgspec.ValidationError("expected a room, or users")
+        self._receipts.begin(message, self._but_for(message, sessions))
+
+    def _to_acknowledge(self, message: Broadcast, delivery: Delivery) -> Delivery:
+        return replace(delivery, receipt=self._receipts.number(message.receipt))
 
     def _disconnect(self, message: Broadcast, body: bytes) -> None:
         try:

@@ -14,6 +14,7 @@ from zope.interface.verify import verifyObject
 from kraftek.contract.errors import Code, NotPublished, PeerError
 from kraftek.contract.interfaces import IClientLink, IDialect, IEventRouter
 from kraftek.contract.messages import (
+    Acknowledge,
     AskPresence,
     Authenticate,
     Cancel,
@@ -35,6 +36,7 @@ from kraftek.core.access.permissions import permits
 from kraftek.core.admission import Admission
 from kraftek.core.dispatch import Dispatch
 from kraftek.core.pages import Pages
+from kraftek.core.receipts import Receipts
 from kraftek.core.request_records import record_key
 from kraftek.core.requests import Requests, undelivered_error, unreachable_error
 from kraftek.core.roster import Roster
@@ -60,6 +62,7 @@ class Gateway:
         router: IEventRouter,
         dispatch: Dispatch,
         requests: Requests,
+        receipts: Receipts,
         admission: Admission,
         roster: Roster,
         turns: Turns,
@@ -72,6 +75,7 @@ class Gateway:
         self._router = router
         self._dispatch = dispatch
         self._requests = requests
+        self.receipts = receipts
         self._reply_to = reply_to
         self._admission = admission
         self._pages = Pages(admission.resuming, roster, admission.budgets)
@@ -113,6 +117,8 @@ class Gateway:
             self._admission.authenticate(session, message)
         elif type(message) is Ping:
             session.send(Pong(message.id))
+        elif type(message) is Acknowledge:
+            self.receipts.acknowledged(session, message.id)
         elif session.user_id is None:
             raise PeerError(Code.NOT_AUTHENTICATED, "authenticate first", id=message.id)
         elif type(message) is Cancel:
@@ -131,8 +137,8 @@ class Gateway:
     def limit(self, session: Session, message: Inbound, error: PeerError) -> bool:
         """The user or the address is over its budget: refuse what the client asks with this error. ``False`` for what
         is not refused: a ``ping``, by which clients see that they are connected; a ``leave``, which is possible once
-        for each ``join``; a ``cancel``, which is possible once for each request; and what an unknown user may not do
-        anyway. Raises ``PeerError``.
+        for each ``join``; a ``cancel``, which is possible once for each request; a ``receipt``, for which it is asked;
+        and what an unknown user may not do anyway. Raises ``PeerError``.
         """
         error.id = message.id
         if isinstance(message, Event) and session.user_id is not None:

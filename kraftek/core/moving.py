@@ -17,6 +17,7 @@ from kraftek.core.admission import Admission
 from kraftek.core.budgets import BudgetState, Refusals
 from kraftek.core.gateway import Gateway
 from kraftek.core.membership import Membership
+from kraftek.core.receipts import ReceiptState
 from kraftek.core.recoverable import KeptState
 from kraftek.core.request_moving import RequestsState
 from kraftek.core.requests import Requests
@@ -72,7 +73,7 @@ class ClientState(Struct, kw_only=True):
 
 class CoreState(Struct, kw_only=True):
     """What belongs to no session. ``positions``: where the rooms with history are; ``user_positions``: the users;
-    ``presence``: what was told last of rooms that are watched.
+    ``presence``: what was told last of rooms that are watched. ``receipts``: what acknowledgements are waited for.
     """
 
     requests: RequestsState
@@ -82,6 +83,7 @@ class CoreState(Struct, kw_only=True):
     user_positions: list[TopicPosition] = []
     presence: list[tuple[str, str]] = []
     self_registered: dict[str, SelfRegistered] = {}
+    receipts: list[ReceiptState] = []
 
 
 _decode_client = msgspec.msgpack.Decoder(ClientState).decode
@@ -180,6 +182,7 @@ class CoreMove:
             user_positions=[(each.name, *each.position[1:]) for each in topics if each.room_id is None],
             presence=self._membership.presence.give(),
             self_registered=self._self_registrations.give(),
+            receipts=self._gateway.receipts.give(),
         )
         return msgspec.msgpack.encode(state)
 
@@ -194,6 +197,7 @@ class CoreMove:
         self._admission.budgets.take(state.budgets)
         self._take_positions(state)
         self._membership.presence.take(state.presence)
+        self._gateway.receipts.take(state.receipts)
 
     def _take_positions(self, state: CoreState) -> None:
         """Who hears something that has had no history, or of which it was not known where it is, is told that."""

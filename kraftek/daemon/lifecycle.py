@@ -302,6 +302,7 @@ class Daemon(Service):
                 await bus.unsubscribe(channel)
         finally:
             core.requests.store_answers()
+            core.receipts.stop()
             core.leases.release()
         # PING is refused while Redis cannot save its data: any answer will do.
         with suppress(NotPublished, RedisError):

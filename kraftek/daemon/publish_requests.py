@@ -25,7 +25,7 @@ from kraftek.contract.interfaces import IBus
 from kraftek.contract.log_once import OnceAMinute
 from kraftek.contract.lua import Script, lua
 from kraftek.contract.metrics import Counters
-from kraftek.contract.names import COMMANDS, GATEWAY_LEASES, HISTORY_RULES, REGISTRATIONS, publish_key
+from kraftek.contract.names import GATEWAY_LEASES, HISTORY_RULES, REGISTRATIONS, ROOM_COMMANDS, publish_key
 from kraftek.edge.http_server import Request, Response
 from kraftek.service.commits import UNAWARE, OldGateway
 from kraftek.service.messages import read
@@ -151,7 +151,7 @@ class PublishRequests:
             keys = [HISTORY_RULES, self._channel, *kept]
             return self._bus.call(PUBLISH, keys, [said, sha256(said).hexdigest(), _KEPT, topic])
 
-        if message.type in COMMANDS:
+        if message.type in ROOM_COMMANDS:
             published = self._bus.call(UNAWARE, [GATEWAY_LEASES, REGISTRATIONS], [message.type]).addCallback(publish)
         else:
             published = publish(())

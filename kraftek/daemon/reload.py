@@ -75,6 +75,7 @@ LIVE = frozenset(
         "limits.rooms",
         "limits.requests",
         "limits.presence_bytes",
+        "limits.receipts",
         "limits.connections",
         "limits.memory",
         "operator.publish_token_file",

@@ -36,6 +36,7 @@ def core_sweeps(core: Core) -> tuple[Sweep, ...]:
         (core.following.follow, FOLLOW_INTERVAL),
         (core.recoverable.sweep, SWEEP_INTERVAL),
         (core.requests.sweep, SWEEP_INTERVAL),
+        (core.receipts.sweep, SWEEP_INTERVAL),
         (core.dispatch.sweep, _TRIM_INTERVAL),
         (core.service_events.sweep, SWEEP_INTERVAL),
         (core.orphans.sweep, SWEEP_INTERVAL),

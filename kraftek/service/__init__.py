@@ -11,5 +11,6 @@ outside of handlers is in :mod:`kraftek.service.publisher`. Tests of services us
 from kraftek.service.backend import Away, Rejected
 from kraftek.service.commits import OldGateway, Told
 from kraftek.service.processor import Context, EventProcessor, Refused, TooLarge
+from kraftek.service.receipts import Receipt
 
-__all__ = ["Away", "Context", "EventProcessor", "OldGateway", "Refused", "Rejected", "Told", "TooLarge"]
+__all__ = ["Away", "Context", "EventProcessor", "OldGateway", "Receipt", "Refused", "Rejected", "Told", "TooLarge"]

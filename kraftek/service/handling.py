@@ -21,7 +21,8 @@ from kraftek.service.cancels import Cancels
 from kraftek.service.commits import Command, Commits, Entry, NotNow
 from kraftek.service.deadlines import Deadlines
 from kraftek.service.jobs import PAUSE, Jobs
-from kraftek.service.processor import EventProcessor, Incoming, Link, NoEvent
+from kraftek.service.link import Link
+from kraftek.service.processor import EventProcessor, Incoming, NoEvent
 
 __all__ = ["Entry", "Handling"]
 

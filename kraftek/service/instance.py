@@ -17,9 +17,11 @@ from kraftek.service.backend import Backend
 from kraftek.service.comparison import Comparison
 from kraftek.service.handling import Handling
 from kraftek.service.jobs import Jobs
+from kraftek.service.messages import Message
 from kraftek.service.processor import EventProcessor
 from kraftek.service.progress import PROGRESS
 from kraftek.service.pulse import Pulse
+from kraftek.service.receipts import Receipt
 from kraftek.service.requests import Requests, new_name
 from kraftek.service.self_registration import SelfRegistration
 from kraftek.service.sources import ORDERED, Leased, Shared, Source, Subscription
@@ -92,6 +94,9 @@ class Instance:
 
     def request(self, event: Mapping[str, Any], timeout: float) -> Coroutine[Any, Any, Any]:
         return self._requests.request(event, timeout)
+
+    def receipt(self, message: Message | None, seconds: float) -> Coroutine[Any, Any, Receipt]:
+        return self._requests.receipt(message, seconds)
 
     # Beginning
 

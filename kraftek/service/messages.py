@@ -14,7 +14,7 @@ from msgspec import Raw, Struct
 
 from kraftek.contract.errors import Code, is_code
 from kraftek.contract.messages import NULL, ROOM_ID_LENGTH, Broadcast
-from kraftek.contract.names import COMMANDS, GATEWAY_OWN, ROOM_PUT, ROOM_REMOVE, room_topic, service_of
+from kraftek.contract.names import GATEWAY_OWN, ROOM_COMMANDS, ROOM_PUT, ROOM_REMOVE, room_topic, service_of
 from kraftek.contract.surrogates import encode
 from kraftek.contract.surrogates import read as read_whole
 
@@ -93,8 +93,8 @@ def checked(message: Message) -> Message:
     addressed = bool(message.user_ids or message.recipients)
     if not message.type:
         raise ValueError("expected a type, such as news:item:new")
-    if message.type.startswith(GATEWAY_OWN) and message.type not in COMMANDS:
-        known = " and ".join(COMMANDS)
+    if message.type.startswith(GATEWAY_OWN) and message.type not in ROOM_COMMANDS:
+        known = " and ".join(ROOM_COMMANDS)
         raise ValueError(f"{message.type}: expected {known}, or a type that does not begin with {GATEWAY_OWN}")
     if "" in (message.room_id, *(message.user_ids or ()), *(message.recipients or ())):
         raise ValueError(f"{message.type}: expected names of rooms, users and sockets that are not empty")
@@ -102,7 +102,7 @@ def checked(message: Message) -> Message:
         if not addressed or message.everybody or message.exclude_socket_ids:
             raise ValueError("disconnect: expected users or sockets to close, alone or with the room that they are in")
         _check_disconnect(message.payload)
-    elif message.type in COMMANDS:
+    elif message.type in ROOM_COMMANDS:
         _check_command(message, addressed)
     elif (message.room_id is not None) + addressed + message.everybody != 1:
         raise ValueError(f"{message.type}: expected one of a room, users or sockets, and everybody")

@@ -6,10 +6,10 @@ No I/O: :class:`kraftek.service.handling.Handling` calls it with what was read f
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from types import CodeType
-from typing import Any, Literal, NoReturn, Protocol, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Raw, Struct
@@ -33,8 +33,10 @@ from kraftek.contract.surrogates import encode, read
 from kraftek.service import messages
 from kraftek.service.commits import Command, Topic, wants
 from kraftek.service.errors import NoEvent, Refused, TooLarge
+from kraftek.service.link import IN_THREAD, Link, Work
 from kraftek.service.messages import Message, event_for
 from kraftek.service.progress import Parts
+from kraftek.service.receipts import Receipt
 from kraftek.service.settings import check_settings
 
 __all__ = [
@@ -42,7 +44,6 @@ __all__ = [
     "Context",
     "EventProcessor",
     "Incoming",
-    "Link",
     "NoEvent",
     "Refused",
     "TooLarge",
@@ -70,36 +71,6 @@ class Incoming(Envelope, frozen=True, kw_only=True):
     gateway_id: str = ""
     reply_to: str = ""
     payload: Raw = NULL
-
-
-class Link(Protocol):
-    """What a handler can use while it runs."""
-
-    def call(self, *command: Argument) -> Awaitable[Any]: ...
-
-    def request(self, event: Mapping[str, Any], timeout: float) -> Coroutine[Any, Any, Any]: ...
-
-    async def part(self, work: Any, keys: Sequence[str], args: Sequence[Argument]) -> Any:
-        """Send a part of the answer to the request in hand."""
-
-    def awaitable(self, coroutine: Coroutine[Any, Any, Any]) -> Awaitable[Any]:
-        """The coroutine as its backend awaits: over Twisted as a Deferred."""
-
-    def in_thread(self, work: Callable[[], Any]) -> Awaitable[Any]:
-        """Its result, from a thread of its own."""
-
-
-class Work(Protocol):
-    """What is known of an event that is handled."""
-
-    cancelled: bool
-
-
-class _InThread:
-    """The link of a handler that runs in a thread: nothing can be awaited there."""
-
-    def __getattr__(self, name: str) -> NoReturn:
-        raise RuntimeError("a handler with thread=True can await nothing: what it sends leaves when it has returned")
 
 
 class _Route(Struct, frozen=True):
@@ -251,7 +222,7 @@ class EventProcessor:
             payload = () if route.decode is None else (route.decode(event.payload),)
         except (msgspec.DecodeError, RecursionError) as error:
             return self.refusal(event, "INVALID_PAYLOAD", str(error))
-        context = Context(self, event, _IN_THREAD if route.thread else link, work)
+        context = Context(self, event, IN_THREAD if route.thread else link, work)
         try:
             if route.thread:
                 result = await link.in_thread(partial(route.handler, context, *payload))
@@ -440,6 +411,29 @@ class Context:
         """Send to everybody who has authenticated, except for the sockets in ``exclude``."""
         self._publish(messages.to_everybody(type, payload, exclude))
 
+    def broadcast_with_receipt(
+        self,
+        type: str,
+        payload: Any,
+        *,
+        room_id: str | None = None,
+        user_ids: Iterable[str] | None = None,
+        exclude: Iterable[str] = (),
+        timeout: float = 5.0,
+    ) -> Awaitable[Receipt]:
+        """Send to every socket of these users, or else to everybody in a room, by default the event's room, except for
+        the sockets in ``exclude``; at once. The :class:`~kraftek.service.Receipt` says who has acknowledged it within
+        ``timeout`` seconds, 30 at most, and who is offline.
+
+        Raises :class:`ValueError` for more than 1,000 users; for a room with more it fails with :class:`TooLarge`. It
+        fails with :class:`~kraftek.service.OldGateway` while a gateway does not know this.
+        """
+        if user_ids is None:
+            message: Message | None = messages.to_room(type, payload, self._room(room_id), exclude)
+        else:
+            message = messages.to_users(type, payload, user_ids)
+        return self._link.awaitable(self._link.receipt(message, timeout))
+
     def disconnect(
         self,
         *,
@@ -564,7 +558,5 @@ def _decoder(parameters: list[inspect.Parameter]) -> Callable[[Raw], Any] | None
     annotation = parameters[0].annotation
     return payload_reader(Any if annotation is inspect.Parameter.empty else annotation)
 
-
-_IN_THREAD: Any = _InThread()
 
 _decode = msgspec.json.Decoder(Incoming).decode

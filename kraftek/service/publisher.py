@@ -29,6 +29,7 @@ from kraftek.service.messages import (
     to_users,
 )
 from kraftek.service.processor import EventProcessor
+from kraftek.service.receipts import Receipt
 from kraftek.service.requests import Requests, new_name
 
 __all__ = ["PATIENCE", "Publishing"]
@@ -83,6 +84,32 @@ class Publishing:
     def broadcast_to_everybody(self, type: str, payload: Any, exclude: Iterable[str] = ()) -> Awaitable[int]:
         """To everybody who has authenticated, except for the sockets in ``exclude``."""
         return self._send(to_everybody(type, payload, exclude))
+
+    def broadcast_with_receipt(
+        self,
+        type: str,
+        payload: Any,
+        *,
+        room_id: str | None = None,
+        user_ids: Iterable[str] = (),
+        exclude: Iterable[str] = (),
+        timeout: float = 5.0,
+    ) -> Awaitable[Receipt]:
+        """To everybody in a room, except for the sockets in ``exclude``, or to every socket of these users. The
+        :class:`~kraftek.service.Receipt` says who has acknowledged it within ``timeout`` seconds, 30 at most, and who
+        is offline.
+
+        Raises :class:`ValueError` for more than 1,000 users; for a room with more it fails with
+        :class:`~kraftek.service.TooLarge`. Fails with :class:`~kraftek.service.OldGateway` while a gateway does not
+        know this.
+        """
+        if room_id is None:
+            return self.send_with_receipt(to_users(type, payload, user_ids), timeout)
+        return self.send_with_receipt(to_room(type, payload, room_id, exclude), timeout)
+
+    def send_with_receipt(self, message: Message | None, timeout: float) -> Awaitable[Receipt]:
+        """The same with what :mod:`kraftek.service.messages` has read."""
+        return self._backend.awaitable(self._with_receipt(message, timeout))
 
     def disconnect(
         self,
@@ -192,6 +219,10 @@ class Publishing:
     async def _tell(self, command: Command | None) -> Told:
         await self._ready()
         return Told(0) if command is None else await self._commits.publish(command)
+
+    async def _with_receipt(self, message: Message | None, timeout: float) -> Receipt:
+        await self._ready()
+        return await self._requests.receipt(message, timeout)
 
     async def _emit(self, event: dict[str, Any]) -> None:
         await self._ready()

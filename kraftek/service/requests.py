@@ -1,4 +1,6 @@
-"""Requests to other services, and their answers. Made for an instance of a service, and for a publisher."""
+"""Requests to other services, and their answers; and the receipts of messages to clients. Made for an instance of a
+service, and for a publisher.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +14,23 @@ from typing import Any
 import msgspec
 
 from kraftek.contract.errors import Code
-from kraftek.contract.messages import Broadcast, ReceivedError
-from kraftek.contract.names import reply_channel
+from kraftek.contract.messages import RECEIPT_USERS, Broadcast, ReceiptName, ReceiptPart, ReceivedError
+from kraftek.contract.names import GATEWAY_LEASES, RECEIPT, reply_channel, room_key
 from kraftek.contract.payloads import payload_decoder
 from kraftek.contract.surrogates import read
-from kraftek.service.backend import Backend, Signal
+from kraftek.service.backend import Backend
 from kraftek.service.commits import Commits, Full
+from kraftek.service.errors import TooLarge
 from kraftek.service.handling import RETRY_AFTER
+from kraftek.service.messages import Message
 from kraftek.service.processor import EventProcessor, Refused
+from kraftek.service.receipts import ADDRESSED, GRACE, Collector, Receipt, check_receipt, with_receipt
 
 __all__ = ["Requests", "new_name"]
 
 _decode_answer = msgspec.json.Decoder(Broadcast).decode
 _decode_payload = payload_decoder(Any).decode
+_decode_part = msgspec.json.Decoder(ReceiptPart).decode
 
 
 def new_name() -> str:
@@ -41,7 +47,7 @@ class Requests:
         self._commits = Commits(backend)
         self._warn = warn
         self._numbers = count(1)
-        self._answers: dict[int, Signal] = {}
+        self._answers: dict[int, Callable[[Broadcast], None]] = {}
         self._reply_to = processor.prefix + reply_channel(name)
 
     async def begin(self) -> None:
@@ -51,7 +57,8 @@ class Requests:
     async def request(self, event: Mapping[str, Any], timeout: float) -> Any:
         """The payload of the answer. Raises :class:`Refused` for an error, or when there is none in time."""
         number = next(self._numbers)
-        answer = self._answers[number] = self._backend.signal()
+        answer = self._backend.signal()
+        self._answers[number] = answer.set
         try:
             await self.emit({**event, "id": number, "replyTo": self._reply_to})
             reply = await answer.wait(timeout)
@@ -64,6 +71,42 @@ class Requests:
             raise Refused(error.code or Code.INTERNAL, error.message, error.retry_after)
         return _decode_payload(reply.payload)
 
+    async def receipt(self, message: Message | None, seconds: float) -> Receipt:
+        """Send a message to clients, at once, and wait for what gateways say of it: no longer than so many seconds,
+        and :data:`~kraftek.service.receipts.GRACE`. Raises :class:`TooLarge` for a room with too many users, and
+        :class:`ValueError` for what there is no receipt for.
+        """
+        if message is None:
+            return Receipt()
+        check_receipt(message, seconds)
+        prefix, number = self._processor.prefix, next(self._numbers)
+        name = ReceiptName(self._reply_to, number)
+        publish, room_id = self._processor.publish, message.room_id
+        said = [publish(self._processor.broadcast, each) for each in with_receipt(message, name, seconds)]
+        keys = [prefix + GATEWAY_LEASES, *([prefix + room_key(room_id)] if room_id else [])]
+        gateways, *here = await self._backend.run(ADDRESSED, keys, [RECEIPT_USERS])
+        if not here:
+            raise TooLarge(f"{message.type}: more than {RECEIPT_USERS} users are in the room, too many for a receipt")
+        words = [word.decode() for word in here[0]]
+        sockets = dict(zip(words[::2], words[1::2], strict=True))
+        ids = [gateway.decode() for gateway in gateways]
+        collector = Collector(ids, message.user_ids, sockets, message.exclude_socket_ids or ())
+        ended = self._backend.signal()
+
+        def heard(answer: Broadcast) -> None:
+            if answer.type == RECEIPT:
+                collector.heard(_decode_part(answer.payload))
+                if collector.done:
+                    ended.set()
+
+        self._answers[number] = heard
+        try:
+            await self._commits.commit(said)
+            await ended.wait(seconds + GRACE)
+        finally:
+            del self._answers[number]
+        return collector.receipt()
+
     async def emit(self, event: Mapping[str, Any]) -> None:
         """Send an event at once. Raises :class:`Refused` while too many wait for a gateway."""
         try:
@@ -74,9 +117,8 @@ class Requests:
     def _answered(self, body: bytes) -> None:
         try:
             answer, _ = read(_decode_answer, body)
+            waiting = self._answers.get(answer.in_reply_to) if isinstance(answer.in_reply_to, int) else None
+            if waiting is not None:
+                waiting(answer)
         except (msgspec.DecodeError, RecursionError) as error:
             self._warn(f"Ignored a message that is not an answer: {error}")
-            return
-        waiting = self._answers.get(answer.in_reply_to) if isinstance(answer.in_reply_to, int) else None
-        if waiting is not None:
-            waiting.set(answer)

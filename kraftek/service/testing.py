@@ -43,9 +43,10 @@ from kraftek.contract.names import (
     BROADCAST,
     CLIENT_JOINED,
     CLIENT_LEFT,
-    COMMANDS,
     GATEWAY_STREAM,
+    RECEIPT,
     REQUEST_PROGRESS,
+    ROOM_COMMANDS,
     ROOM_PUT,
     ROOM_REMOVE,
     ROOMS_RESET,
@@ -214,8 +215,12 @@ class Contract:
                 return None
         body = received["data"].encode()
         message: Json = {"channel": received["channel"], **json.loads(mended(body) or body)}
-        for client in [client for client in self.clients.values() if client.is_meant_by(message)]:
-            if message["type"] in COMMANDS:
+        meant = [client for client in self.clients.values() if client.is_meant_by(message)]
+        if message["type"] == RECEIPT:
+            self._acknowledge(message, meant)
+            return message
+        for client in meant:
+            if message["type"] in ROOM_COMMANDS:
                 client.obey(message)
             elif message["type"] == REQUEST_PROGRESS:
                 client.inbox.append({**message["payload"], "type": "progress", "id": message["inReplyTo"]})
@@ -223,6 +228,14 @@ class Contract:
                 delivered = {"type": message["type"], "payload": message.get("payload")}
                 client.inbox.append(delivered | ({"id": message["inReplyTo"]} if "inReplyTo" in message else {}))
         return message
+
+    def _acknowledge(self, command: Json, clients: list[Client]) -> None:
+        """As if all of them had handled, by now, what comes next: but for those that do not acknowledge anything."""
+        have = {client.user_id for client in clients if client.acknowledges}
+        slow = {client.user_id for client in clients} - have
+        part = {"gatewayId": self.gateway_id, "acknowledged": sorted(have), "waiting": sorted(slow), "done": True}
+        answer = {"type": RECEIPT, "inReplyTo": command["receipt"]["id"], "payload": part}
+        self.redis.publish(command["receipt"]["replyTo"], encode(answer))
 
     def close(self) -> None:
         """Stop the services and gateways that it runs, and disconnect."""
@@ -288,8 +301,11 @@ class Contract:
 
 class Client:
     """One socket of a user. ``inbox``: messages that it got and the test has not read yet. ``given``: the rooms that
-    services have put it into.
+    services have put it into. ``acknowledges``: whether services learn by a receipt that it has handled a message; a
+    test may say that it is too slow for that.
     """
+
+    acknowledges = True
 
     def __init__(self, contract: Contract, user: str, room: str | None) -> None:
         self.user_id = user

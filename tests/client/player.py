@@ -209,7 +209,7 @@ class Player:
     def step_sends(self, expected: Json) -> None:
         sent = _without_null(self._peer.expect(expected["type"]))
         name = expected.get("id")
-        if name is not None:
+        if isinstance(name, str):
             assert self._ids.setdefault(name, sent["id"]) == sent["id"]
             sent["id"] = name
         assert sent == expected

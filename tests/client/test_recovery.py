@@ -9,9 +9,8 @@ import pytest
 
 from kraftek.client import Message, Recovered, Refused
 from kraftek.client.deadlines import Deadlines
-from kraftek.client.frames import ids
 from kraftek.client.messages import Action, Fetch, Hear
-from kraftek.client.outbox import Outbox
+from kraftek.client.outbox import Outbox, ids
 from kraftek.client.recovery import HELD, Recovery
 
 AT_10 = {"epoch": "e", "offset": 10}

@@ -92,6 +92,7 @@ def test_names_that_others_write() -> None:
         "LISTENED": "gateways:listened",
         "LOST_GATEWAYS": "gateways:lost",
         "REGISTRATIONS": "gateways:registrations",
+        "RECEIPT": "gateway:receipt",
         "REQUESTS": "request:",
         "REQUEST_PROGRESS": "gateway:request:progress",
         "ROOMS_RESET": "gateway:room:reset",
@@ -102,7 +103,7 @@ def test_names_that_others_write() -> None:
         "SELF_REGISTERED": "gateways:registered",
         "SUBPROTOCOL": "kraftek.v1.json",
     }
-    assert names.COMMANDS == ("gateway:room:put", "gateway:room:remove")
+    assert names.COMMANDS == ("gateway:room:put", "gateway:room:remove", "gateway:receipt")
     assert names.publish_key("d1") == "gateway:published:d1"
     assert names.default_channel("chat") == "events:chat"
     assert names.cancel_channel("chat") == "events:cancel:chat"

@@ -83,7 +83,7 @@ def test_the_document() -> None:
                 "timeout": 10.0,
             },
         },
-        "commands": ["gateway:room:put", "gateway:room:remove"],
+        "commands": ["gateway:room:put", "gateway:room:remove", "gateway:receipt"],
     }
 
 

@@ -32,6 +32,7 @@ def test_it_is_made_with_a_router_alone() -> None:
             router=object(),  # type: ignore[arg-type]
             dispatch=house.gateway._dispatch,
             requests=house.requests,
+            receipts=house.receipts,
             admission=house.admission,
             roster=house.roster,
             turns=house.gateway.turns,

@@ -308,6 +308,28 @@ def test_what_changed_during_the_upgrade_is_told_as_a_whole() -> None:
     assert said["payload"]["users"] == [{"userId": "ann", "data": [1]}, {"userId": "bob"}]
 
 
+def test_acknowledgements_are_waited_for_as_long_as_before() -> None:
+    old = House()
+    ann, bob = admitted(old), admitted(old, "bob")
+    name = {"receipt": {"replyTo": "events:reply:chat", "id": "q"}}
+    old.broadcast(type="gateway:receipt", payload={"seconds": 5}, roomId="room", **name)
+    old.broadcast(type="t", roomId="room", **name)
+    number = ann.link.read()[-1]["receipt"]
+    bob.link.read()
+    old.pass_time(2)
+    new = taken_over(old)
+    session = new.roster.socket(ann.id)
+    assert session is not None
+    session.receive(b'{"type":"receipt","id":%d}' % number)
+    new.pass_time(2.75)
+    assert new.bus.published == []
+    new.pass_time(0.25)
+    (answer,) = new.bus.published
+    assert answer.event["inReplyTo"] == "q"
+    assert answer.event["payload"] == {"gatewayId": "gw", "acknowledged": ["ann"], "waiting": ["bob"], "done": True}
+    assert len(new.receipts) == 0
+
+
 def test_another_version_may_know_more_or_less() -> None:
     """Fields are added with defaults."""
     old = House()

@@ -149,6 +149,7 @@ SEEN: dict[str, Callable[[Running], Any]] = {
     "limits.authenticate_timeout": lambda it: it.core.admission._limits.authenticate_timeout,
     "limits.rooms": lambda it: it.core.admission._limits.rooms,
     "limits.presence_bytes": lambda it: it.core.admission._limits.presence_bytes,
+    "limits.receipts": lambda it: it.core.receipts._limits.receipts,
     "limits.held_messages": lambda it: it.session._limits.held_messages,
     "limits.held_bytes": lambda it: it.session._limits.held_bytes,
     "limits.invalid_messages": lambda it: it.session._limits.invalid_messages,

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, TypedDict
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, to_builtins
 
 from kraftek.service import Context, EventProcessor, Refused
 
@@ -53,6 +53,14 @@ class Rooms(Struct):
     users: list[str] = []
     also: list[str] = []
     emit: str = ""
+
+
+class Heard(Struct):
+    """Of whom it wants to know whether they have it: of these users, or of those in the room."""
+
+    payload: Any = None
+    users: list[str] | None = None
+    timeout: float = 5.0
 
 
 class Ask(Struct):
@@ -160,6 +168,14 @@ def sample(backend: str, **settings: Any) -> EventProcessor:  # noqa: C901  # ma
         context.broadcast_to_users("sample:told:nobody", payload, [])
         context.broadcast_to_sockets("sample:told:socket", payload, [context.socket_id])
         context.also("SET", "also", json.dumps(payload))
+
+    @processor.on("tell:heard")
+    async def heard(context: Context, payload: Heard) -> Any:
+        return to_builtins(
+            await context.broadcast_with_receipt(
+                "sample:told:heard", payload.payload, user_ids=payload.users, timeout=payload.timeout
+            )
+        )
 
     @processor.on("tell:rooms")
     async def rooms(context: Context, payload: Rooms) -> None:

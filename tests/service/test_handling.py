@@ -12,7 +12,7 @@ from kraftek.service import Context, EventProcessor
 from kraftek.service import asyncio as over_asyncio
 from kraftek.service.handling import Handling
 from kraftek.service.jobs import Jobs
-from kraftek.service.processor import Link
+from kraftek.service.link import Link
 
 
 class Here(over_asyncio._Backend):

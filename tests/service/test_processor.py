@@ -9,7 +9,8 @@ from typing import Any, cast
 import pytest
 
 from kraftek.service import Context, EventProcessor, TooLarge
-from kraftek.service.processor import Incoming, Link, NoEvent
+from kraftek.service.link import Link
+from kraftek.service.processor import Incoming, NoEvent
 
 
 @pytest.mark.parametrize("handler", [lambda: None, lambda context, payload, more: None])

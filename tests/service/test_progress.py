@@ -11,7 +11,8 @@ import pytest
 
 from kraftek.contract.lua import Argument
 from kraftek.service import Context, EventProcessor, TooLarge
-from kraftek.service.processor import Incoming, Link
+from kraftek.service.link import Link
+from kraftek.service.processor import Incoming
 
 REQUEST: dict[str, Any] = {
     "event_type": "chat:bot:ask",

@@ -18,7 +18,8 @@ from kraftek.service.backend import Backend
 from kraftek.service.handling import Handling
 from kraftek.service.jobs import Jobs
 from kraftek.service.lanes import EVENTS
-from kraftek.service.processor import Context, EventProcessor, Link
+from kraftek.service.link import Link
+from kraftek.service.processor import Context, EventProcessor
 from kraftek.service.sources import BEGIN, KEEP, RELEASE, SHARE, SLICE, TAKE, Subscription
 from tests.support.redis_server import PrivateRedis
 

@@ -10,7 +10,7 @@ import pytest
 from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
-from kraftek.service import Context, EventProcessor
+from kraftek.service import Context, EventProcessor, Receipt
 from kraftek.service.testing import Contract, Played
 
 
@@ -49,6 +49,31 @@ def test_parts_of_an_answer_and_a_request_that_is_cancelled(gateway_contract: Co
     assert ada.receive()["payload"] == "fo"
     ada.cancel("bot:text:say", 2)
     assert ada.receive()["payload"]["code"] == "CANCELLED"
+
+
+def test_who_has_got_a_message(gateway_contract: Contract) -> None:
+    chat = EventProcessor("chat", prefix="test:")
+
+    @chat.on("message:send")
+    async def send(context: Context, payload: Any) -> Any:
+        users = ["ada", "bob", "dan"] if payload == "users" else None
+        receipt = await context.broadcast_with_receipt("chat:message:sent", payload, user_ids=users)
+        return [receipt.acknowledged, receipt.slow, receipt.offline, receipt.owed, receipt.complete]
+
+    @chat.on("message:wrong")
+    async def wrong(context: Context, payload: Any) -> str:
+        assert await context.broadcast_with_receipt("chat:message:sent", payload, user_ids=[""]) == Receipt()
+        with pytest.raises(ValueError, match="at most 30 s"):
+            await context.broadcast_with_receipt("chat:message:sent", payload, timeout=31)
+        return "nothing was sent"
+
+    gateway_contract.run(chat)
+    ada, bob, eve = (gateway_contract.client(name, "r") for name in ("ada", "bob", "eve"))
+    bob.acknowledges = False
+    assert ada.request("chat:message:send", "room") == [["ada", "eve"], ["bob"], [], [], True]
+    assert ada.request("chat:message:send", "users") == [["ada"], ["bob"], ["dan"], [], True]
+    assert [each["payload"] for each in (eve.receive(), bob.receive(), bob.receive())] == ["room", "room", "users"]
+    assert ada.request("chat:message:wrong") == "nothing was sent"
 
 
 def hall(**settings: Any) -> EventProcessor:

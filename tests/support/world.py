@@ -131,6 +131,7 @@ class House:
         self.requests = core.requests
         self.gateway = core.gateway
         self.deliveries = core.deliveries
+        self.receipts = core.receipts
         self.move = core.move
         self.drain = ClientDrain(core.roster, core.requests, self.clock)
         self.gauges = gauges_of(core, self.bus, (), make_backlogs(self.clock, self.counters, self.limits), ())
@@ -158,6 +159,7 @@ class House:
             self.presence.sweep()
             self.admission.recoverable.sweep()
             self.requests.sweep()
+            self.receipts.sweep()
 
     def _changed(self, room_id: str) -> None:
         """Redis says to all gateways that listen that somebody came or went."""

@@ -891,7 +891,7 @@ export class Kraftek {
     if (feed?.hasHeard(roomId === USER ? userOffset : offset)) return;
     // What the gateway itself says outside of rooms is about the connection.
     if (!feed?.busy || (roomId === USER && !type.includes(":"))) {
-      this.#tell(...message.what);
+      this.#tellMessage(message);
     } else if (!feed.hold(message)) {
       feed.isStale();
       this.#tell("recovered", { roomId, recovered: false, reason: "too_many" });
@@ -899,7 +899,7 @@ export class Kraftek {
   }
 
   #tellHeld(feed) {
-    for (let message; !feed.busy && (message = feed.next()); ) this.#tell(...message.what);
+    for (let message; !feed.busy && (message = feed.next()); ) this.#tellMessage(message);
   }
 
   #fetchDue(roomId, feed, snapshots = feed.snapshots) {
@@ -998,7 +998,7 @@ export class Kraftek {
     else this.#ended(NO_GATEWAY, `not ${SUBPROTOCOL}`);
   }
 
-  #received({ type, payload, id, roomId, offset, userOffset, run, number }, size) {
+  #received({ type, payload, id, roomId, offset, userOffset, run, number, receipt }, size) {
     this.#heardAt = this.#options.clock.now();
     if (this.#probing) {
       this.#probing = false;
@@ -1031,7 +1031,7 @@ export class Kraftek {
       if (type === "position" && this.#isThere(topic) && positionOf(payload)) this.#isAt(topic, payload);
       if (OWN.has(type)) return;
       const about = { roomId, ...(offset !== undefined && { offset }), ...(userOffset !== undefined && { userOffset }) };
-      this.#hear({ what: [type, payload, about], size });
+      this.#hear({ what: [type, payload, about], size, receipt });
     }
   }
 
@@ -1134,13 +1134,24 @@ export class Kraftek {
     this.#listeners.set(type, (this.#listeners.get(type) ?? []).filter((each) => !which(each)));
   }
 
+  /** Who has sent it may want to know that it was handled. On another socket the word would count for nothing. */
+  #tellMessage({ what, receipt }) {
+    const handled = this.#tell(...what);
+    if (!handled || !Number.isSafeInteger(receipt) || !this.#admitted || this.#socket.readyState !== OPEN) return;
+    this.#send(JSON.stringify({ type: "receipt", id: receipt }), {});
+  }
+
+  /** Whether anybody has heard it, and nobody failed. */
   #tell(type, ...what) {
+    let [heard, failed] = [false, false];
     for (const entry of this.#listeners.get(type) ?? []) {
       // Another listener may have just ended it, or been told something more in the meantime.
       if (!this.#listeners.get(type).includes(entry)) continue;
       if (entry.once) this.#forget(type, (each) => each === entry);
-      call(entry.listener, ...what);
+      heard = true;
+      failed = !call(entry.listener, ...what) || failed;
     }
+    return heard && !failed;
   }
 }
 
@@ -1181,14 +1192,16 @@ class Watched {
 
 const isSame = (user, other) => other !== undefined && JSON.stringify(user.data) === JSON.stringify(other.data);
 
-/** A listener's mistake is reported as one, and is no reason for the others not to hear. */
+/** A listener's mistake is reported as one, and is no reason for the others not to hear. Whether it made none. */
 function call(listener, ...what) {
   try {
     listener(...what);
+    return true;
   } catch (error) {
     queueMicrotask(() => {
       throw error;
     });
+    return false;
   }
 }
 

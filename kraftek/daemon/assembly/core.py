@@ -31,6 +31,7 @@ from kraftek.core.membership import Membership
 from kraftek.core.moving import CoreMove
 from kraftek.core.ordering import Ordering
 from kraftek.core.presence import Presence
+from kraftek.core.receipts import Receipts
 from kraftek.core.recoverable import Recoverable
 from kraftek.core.recovering import Recovering
 from kraftek.core.registry import EventRouter
@@ -104,8 +105,9 @@ class Core:
             given.clock,
             accounts=given.accounts,
         )
+        self.receipts = Receipts(given.gateway_id, given.bus, given.config.limits, given.counters, given.clock.seconds)
         self.deliveries = Deliveries(
-            self.roster, self.requests, given.counters, given.clock, given.iteration, given.now
+            self.roster, self.requests, self.receipts, given.counters, given.clock, given.iteration, given.now
         )
 
     def _make_histories(self, given: Surroundings, logs: ITopicLogs | None, records: ISocketRecords | None) -> None:
@@ -195,6 +197,7 @@ class Core:
             router=self.router,
             dispatch=self.dispatch,
             requests=self.requests,
+            receipts=self.receipts,
             admission=self.admission,
             roster=self.roster,
             turns=self.turns,

@@ -1,7 +1,8 @@
 """Send a message to clients: to a room, to users, to sockets or to everybody.
 
 It is sent once, and not kept: who is not connected never gets it, unless the room, or the user, has a history. Says how
-many gateways took it; with none, and no history, the status is 1.
+many gateways took it; with none, and no history, the status is 1. With ``--receipt`` it says instead who has got it, as
+JSON.
 """
 
 from __future__ import annotations
@@ -33,6 +34,12 @@ def options(parser: ArgumentParser) -> None:
     whom.add_argument("--socket", action="append", metavar="ID", help="this socket; may be repeated")
     whom.add_argument("--everybody", action="store_true", help="everybody who has authenticated")
     whom.add_argument("--exclude", action="append", metavar="ID", help="not this socket; may be repeated")
+    parser.add_argument(
+        "--receipt",
+        type=float,
+        metavar="SECONDS",
+        help="wait so long, at most 30, and print who has acknowledged it, was too slow, or is offline",
+    )
     place_options(parser)
 
 
@@ -54,6 +61,9 @@ async def run(reactor: Any, given: Namespace) -> int:
     publisher = Publisher(reactor, redis.url, ca=redis.ca, prefix=redis.prefix, broadcast=redis.broadcast)
     publisher.startService()
     try:
+        if given.receipt is not None:
+            print(msgspec.json.encode(await publisher.send_with_receipt(message, given.receipt)).decode())
+            return 0
         told = await publisher.send(message)
     finally:
         with suppress(Exception):

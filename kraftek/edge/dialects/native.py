@@ -19,6 +19,7 @@ from kraftek.contract.messages import (
     ID_LENGTH,
     NULL,
     Ack,
+    Acknowledge,
     Authenticated,
     Closing,
     Connected,
@@ -86,6 +87,7 @@ class _Reply(Struct, omit_defaults=True):
     roomId: str | None = None
     offset: int | None = None
     userOffset: int | None = None
+    receipt: int | None = None
 
 
 class _Part(Struct):
@@ -142,6 +144,8 @@ class NativeDialect:
                 return ask_presence(frame.payload, frame.id)
             case "cancel":
                 return cancel(frame.payload, frame.id, by_id=True)
+            case "receipt":
+                return Acknowledge(frame.id)
             case "ping":
                 return Ping(frame.id)
             case _:
@@ -151,6 +155,8 @@ class NativeDialect:
         # Nearly every message is one, and a pattern takes as long as the encoding.
         if type(message) is Delivery:
             reply = _Reply(message.type, message.payload, message.id, message.room_id, message.offset)
+            if message.receipt is not None:
+                reply.receipt = message.receipt
             if message.offset is not None and message.room_id is None:
                 reply.offset, reply.userOffset = None, message.offset
             return Outgoing(_encode(reply))

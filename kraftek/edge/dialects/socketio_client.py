@@ -20,6 +20,7 @@ from kraftek.contract.interfaces import IClientLink, IDialect, IMovableReceiver,
 from kraftek.contract.messages import (
     NULL,
     Ack,
+    Acknowledge,
     Admitted,
     Authenticate,
     Authenticated,
@@ -44,6 +45,7 @@ from kraftek.contract.surrogates import HALF, is_whole
 from kraftek.edge.dialects.commands import ask_presence, authenticate, cancel, expiry, join, leave
 from kraftek.edge.dialects.socketio_packets import (
     MAIN,
+    AckPacket,
     ConnectPacket,
     DisconnectPacket,
     EventPacket,
@@ -207,6 +209,8 @@ class SocketIODialect:
             return message
         if type(packet) is ConnectPacket:
             return self._connected(packet)
+        if type(packet) is AckPacket:
+            return Acknowledge(packet.ack_id)
         if type(packet) is DisconnectPacket:
             self.left = True
         elif type(packet) is Outgoing:
@@ -220,6 +224,9 @@ class SocketIODialect:
                 refuses = message.type == "error"
                 return encode_ack(message.id, b'{"error":%b}' % message.payload if refuses else message.payload)
             try:
+                if message.receipt is not None:
+                    # The client keeps the last argument as its offset only if that is no function.
+                    return encode_event(message.type, message.payload, ack_id=message.receipt)
                 return self._event(message.type, message.payload, message.order)
             except ValueError:  # a reserved name
                 return None

@@ -8,6 +8,7 @@ import {
   GATEWAY_LEASES,
   GATEWAY_OWN,
   GATEWAY_STREAM,
+  RECEIPT,
   REGISTRATIONS,
   ROOM_PUT,
   ROOM_REMOVE,
@@ -18,9 +19,11 @@ import {
   serviceOf,
 } from "./names.js";
 import { Parts } from "./progress.js";
+import { LONGEST_RECEIPT, USERS } from "./receipts.js";
 
 /**
  * @typedef {import("./index.js").Context} IContext
+ * @typedef {import("./index.js").Receipt} Receipt
  * @typedef {import("./envelopes.js").Incoming} Incoming
  * @typedef {import("./envelopes.js").Message} Message
  * @typedef {import("./service.js").Service} Service
@@ -39,12 +42,14 @@ import { Parts } from "./progress.js";
  * @typedef {object} Link What a handler can use while it runs.
  * @property {(...words: Word[]) => Promise<unknown>} call
  * @property {(event: Record<string, unknown>, timeout: number) => Promise<unknown>} request
+ * @property {(message: Message, timeout: number) => Promise<Receipt>} receipt
  */
 
 /** Characters of a room's name at most. */
 const ROOM_LENGTH = 256;
 
 const DISCONNECT = "disconnect";
+const COMMANDS = new Set([ROOM_PUT, ROOM_REMOVE, RECEIPT]);
 /** docs/errors.rst, "Codes". */
 const CODE = /^[A-Z][A-Z0-9_]{0,63}$/;
 
@@ -197,6 +202,26 @@ export class Context {
    */
   broadcastToEverybody(type, payload, { exclude } = {}) {
     this.#publish({ type, payload, everybody: true, excludeSocketIds: some(exclude ?? []) });
+  }
+
+  /**
+   * @param {string} type
+   * @param {unknown} payload
+   * @param {{roomId?: string | undefined, userIds?: Iterable<string> | undefined, exclude?: Iterable<string> | undefined,
+   *   timeout?: number | undefined}} [options]
+   * @returns {Promise<Receipt>}
+   */
+  async broadcastWithReceipt(type, payload, { roomId, userIds, exclude, timeout = 5_000 } = {}) {
+    this.#mustRun();
+    if (!(timeout > 0 && timeout <= LONGEST_RECEIPT)) throw new TypeError(`timeout: expected at most ${LONGEST_RECEIPT} ms`);
+    if (!userIds) {
+      const message = { type, payload, roomId: this.#room(roomId), excludeSocketIds: some(exclude ?? []) };
+      return this.#link.receipt(message, timeout);
+    }
+    const users = some(userIds);
+    if (!users) return { acknowledged: [], slow: [], offline: [], owed: [], complete: true };
+    if (new Set(users).size > USERS) throw new TypeError(`${type}: expected at most ${USERS} users for a receipt`);
+    return this.#link.receipt({ type, payload, userIds: users }, timeout);
   }
 
   /**
@@ -381,13 +406,13 @@ function toSender(service, event, type, payload) {
  * @param {Message} message
  * @returns {Command}
  */
-function publish(service, channel, message) {
+export function publish(service, channel, message) {
   /** @type {Command} */
   const command = {
     when: "always",
     words: ["PUBLISH", channel, encode(message.type, { ...message }, service.messageBytes)],
   };
-  if (message.type === ROOM_PUT || message.type === ROOM_REMOVE) {
+  if (COMMANDS.has(message.type)) {
     const [leases, published] = [service.prefix + GATEWAY_LEASES, service.prefix + REGISTRATIONS];
     command.wants = { leases, published, command: message.type };
   }

@@ -30,6 +30,7 @@ import { NoEvent, TooLarge } from "./errors.js";
  * @property {string | undefined} [roomId]
  * @property {boolean} [everybody]
  * @property {RequestId | undefined} [inReplyTo]
+ * @property {{replyTo: string, id: number}} [receipt]
  */
 
 const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });

@@ -160,6 +160,17 @@ export interface Context {
     message?: string;
   }): void;
   /**
+   * Send to every socket of these users, or else to everybody in the event's room or another, except for the sockets in
+   * `exclude`; at once. Resolves with who has acknowledged it within `timeout`, 5 s, at most 30 s, and who is offline.
+   * Rejects with a `TypeError` for more than 1,000 users, with `TooLarge` for a room with more, and as long as a gateway
+   * does not know this.
+   */
+  broadcastWithReceipt(
+    type: string,
+    payload: unknown,
+    options?: { roomId?: string; userIds?: Iterable<string>; exclude?: Iterable<string>; timeout?: number },
+  ): Promise<Receipt>;
+  /**
    * Put every socket of these users, and these sockets, into a room, until they are gone or taken out. The auth service is
    * not asked. `permissions`: patterns over the events that they may send from there; all of this service's unless given.
    */
@@ -181,6 +192,20 @@ export interface Context {
   also(...command: (string | number | Buffer)[]): void;
 }
 
+/** What became of a message to a room or to users: everybody to whom it was addressed is in one of the four. */
+export interface Receipt {
+  /** A client of theirs has handled it. */
+  acknowledged: string[];
+  /** Connected, and no client of theirs has acknowledged it in time: they may have got it all the same. */
+  slow: string[];
+  /** Not connected at all; only of users that were named. */
+  offline: string[];
+  /** A gateway did not say in time whether they have: it died, was paused, or had too many others to wait for. */
+  owed: string[];
+  /** No gateway owes anything. */
+  complete: boolean;
+}
+
 /** Thrown by a handler to refuse an event: the sender gets it as an `error`, and nothing is tried again. */
 export class Refused extends Error {
   constructor(code: string, message: string, options?: { retryAfter?: number | undefined });
@@ -189,5 +214,5 @@ export class Refused extends Error {
   readonly retryAfter: number | undefined;
 }
 
-/** A message is larger than `messageBytes`. Nothing of it was sent. */
+/** A message is larger than `messageBytes`, or its room too large for a receipt. Nothing of it was sent. */
 export class TooLarge extends RangeError {}

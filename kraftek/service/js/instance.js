@@ -6,19 +6,23 @@ import { hostname } from "node:os";
 import { Commits } from "./commits.js";
 import { Comparison } from "./comparison.js";
 import { Connection } from "./connection.js";
-import { toGateway } from "./context.js";
+import { publish, toGateway } from "./context.js";
 import { openAnswer } from "./envelopes.js";
-import { Full, NoEvent, Refused } from "./errors.js";
+import { Full, NoEvent, Refused, TooLarge } from "./errors.js";
 import { Handling, RETRY_AFTER } from "./handling.js";
 import { Jobs, LONGEST } from "./jobs.js";
 import { onceAMinute } from "./log.js";
-import { replyChannel } from "./names.js";
+import { GATEWAY_LEASES, RECEIPT, replyChannel, roomKey } from "./names.js";
 import { Pulse } from "./pulse.js";
 import { Subscription } from "./pubsub.js";
+import { Collector, GRACE, USERS } from "./receipts.js";
+import { script } from "./scripts.js";
 import { SelfRegistration } from "./self_registration.js";
 import { Leased, ORDERED, Shared } from "./streams.js";
 
 /** @typedef {ReturnType<typeof openAnswer>} Answer */
+
+const ADDRESSED = script("addressed");
 
 export class Instance {
   /** Its name among the consumers of the group. */
@@ -58,6 +62,7 @@ export class Instance {
     const link = {
       call: this.#connection.call.bind(this.#connection),
       request: this.#request.bind(this),
+      receipt: this.#receipt.bind(this),
     };
     const handling = new Handling(service, this.#connection, this.#jobs, link, this.#warn);
     this.#cancels = handling.cancels;
@@ -119,6 +124,54 @@ export class Instance {
     } finally {
       stop();
     }
+  }
+
+  /**
+   * Send a message to clients, and wait for what gateways say of it.
+   *
+   * @param {import("./envelopes.js").Message} message
+   * @param {number} timeout
+   */
+  async #receipt(message, timeout) {
+    const { broadcast, prefix } = this.#service;
+    const number = (this.#count += 1);
+    // Where users are named, the message ends in them: tell_users.lua.
+    const { type, payload, ...whom } = message;
+    const rest = { receipt: { replyTo: this.#replyTo, id: number }, ...whom };
+    const asked = { type, payload, ...rest };
+    const opening = { type: RECEIPT, payload: { seconds: timeout / 1000 }, ...rest };
+    const said = [opening, asked].map((each) => publish(this.#service, broadcast, each));
+    const keys = [prefix + GATEWAY_LEASES, ...(message.roomId ? [prefix + roomKey(message.roomId)] : [])];
+    const found = /** @type {Buffer[][]} */ (await this.#connection.run(ADDRESSED, keys, [USERS]));
+    const [gateways = [], here] = found.map((part) => part.map(String));
+    if (!here) throw new TooLarge(`${type}: more than ${USERS} users are in the room, too many for a receipt`);
+    const sockets = here.flatMap((user, at) => (at % 2 ? [] : [/** @type {[string, string]} */ ([user, here[at + 1] ?? ""])]));
+    const collector = new Collector(gateways, message.userIds, sockets, message.excludeSocketIds);
+    const [ended, stop, end] = this.#ending(timeout + GRACE);
+    this.#answers.set(number, (answer) => {
+      if (answer.type === RECEIPT) collector.heard(answer.payload);
+      if (collector.done) end();
+    });
+    try {
+      await this.#commits.commit(said);
+      await ended;
+    } finally {
+      stop();
+      this.#answers.delete(number);
+    }
+    return collector.receipt();
+  }
+
+  /**
+   * @param {number} timeout
+   * @returns {[Promise<void>, () => void, () => void]}
+   */
+  #ending(timeout) {
+    let end = () => {};
+    /** @type {Promise<void>} */
+    const ended = new Promise((resolve) => (end = resolve));
+    const timer = setTimeout(end, timeout);
+    return [ended, () => clearTimeout(timer), end];
   }
 
   /**

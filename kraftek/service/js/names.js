@@ -28,6 +28,7 @@ export const HISTORY_RULES = "gateways:history:rules";
 /** Commands to gateways, and the leases of those that are alive. */
 export const ROOM_PUT = "gateway:room:put";
 export const ROOM_REMOVE = "gateway:room:remove";
+export const RECEIPT = "gateway:receipt";
 export const GATEWAY_LEASES = "gateways";
 
 const NAME_LENGTH = 128;

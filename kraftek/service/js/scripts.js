@@ -24,6 +24,7 @@ export const FILES = {
   keep: ["time", "keep"],
   register: ["time", "register"],
   progress: ["progress"],
+  addressed: ["addressed"],
 };
 
 /** Where a file is: in the package, or in the checkout, the kit's own before those that the gateways have as well. */

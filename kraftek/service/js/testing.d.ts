@@ -47,6 +47,8 @@ export interface TestClient {
   readonly roomId: string | undefined;
   /** What it was told and the test has not read yet. */
   readonly inbox: Delivered[];
+  /** Whether services learn by a receipt that it has handled a message; a test may say that it is too slow for that. */
+  acknowledges: boolean;
   /** Send an event. `more` is added to the envelope. */
   send(event: string, payload?: unknown, more?: Record<string, unknown>): Promise<void>;
   /** Send a request; the payload of its answer. Rejects with `Refused` when that is an error. */

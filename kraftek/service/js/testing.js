@@ -16,7 +16,16 @@ import { Redis } from "ioredis";
 import { connectionOptions } from "./address.js";
 import { encode } from "./envelopes.js";
 import { Refused } from "./errors.js";
-import { BROADCAST, GATEWAY_STREAM, REQUEST_PROGRESS, ROOM_PUT, ROOM_REMOVE, replyChannel, roomKey } from "./names.js";
+import {
+  BROADCAST,
+  GATEWAY_STREAM,
+  RECEIPT,
+  REQUEST_PROGRESS,
+  ROOM_PUT,
+  ROOM_REMOVE,
+  replyChannel,
+  roomKey,
+} from "./names.js";
 
 /** Milliseconds that anything may take. */
 const PATIENCE = 10_000;
@@ -194,6 +203,10 @@ export class TestGateway {
   /** @param {Json} message */
   #told(message) {
     const { type, payload = null, inReplyTo, roomId } = message;
+    if (type === RECEIPT) {
+      this.#acknowledge(message);
+      return;
+    }
     for (const client of this.clients) {
       if (type === ROOM_PUT || type === ROOM_REMOVE) {
         if (client.isMeantBy(message)) client.obey(type, roomId);
@@ -205,6 +218,19 @@ export class TestGateway {
     }
     for (const look of [...this.#waiting]) look();
   }
+
+  /**
+   * As if all of them had handled, by now, what comes next: but for those that do not acknowledge anything.
+   *
+   * @param {Json} message
+   */
+  #acknowledge({ receipt, ...message }) {
+    const clients = [...this.clients].filter((client) => client.isMeantBy(message));
+    const acknowledged = clients.filter(({ acknowledges }) => acknowledges).map(({ userId }) => userId);
+    const waiting = clients.map(({ userId }) => userId).filter((userId) => !acknowledged.includes(userId));
+    const part = { gatewayId: this.gatewayId, acknowledged, waiting, done: true };
+    void this.redis.publish(receipt.replyTo, JSON.stringify({ type: RECEIPT, inReplyTo: receipt.id, payload: part }));
+  }
 }
 
 /** @implements {ITestClient} */
@@ -213,6 +239,7 @@ class TestClient {
   inbox = [];
   /** The rooms that services have put it into. @type {Set<string>} */
   given = new Set();
+  acknowledges = true;
   #gateway;
   #count = 0;
 

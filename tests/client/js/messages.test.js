@@ -138,6 +138,20 @@ test("a subscription that is ended twice ends no other one", async (t) => {
   assert.deepEqual(heard, [1, "ended"]);
 });
 
+test("what a listener has failed on is not acknowledged", async (t) => {
+  const here = await world(t);
+  const { client, peer } = await here.ready();
+  const failures = [];
+  t.mock.method(globalThis, "queueMicrotask", (fail) => failures.push(fail));
+  client.on("chat:a:b", (payload) => {
+    if (payload === "bad") throw new Error("not handled");
+  }).on("chat:a:b", () => {});
+  for (const [payload, receipt] of [["bad", 1], ["good", "2"], ["good", 3]]) peer.say("chat:a:b", payload, { receipt });
+  assert.deepEqual(await peer.hear("receipt"), { type: "receipt", id: 3 });
+  assert.equal(failures.length, 1);
+  assert.throws(failures[0], /not handled/);
+});
+
 test("a listener that another one has ended is not called any more", async (t) => {
   const here = await world(t);
   const { client, peer } = await here.ready();

@@ -132,7 +132,7 @@ class Player {
   async sends(expected) {
     const sent = await this.#peer.hear(expected.type);
     const name = expected.id;
-    if (name !== undefined) {
+    if (typeof name === "string") {
       if (!this.#ids.has(name)) this.#ids.set(name, sent.id);
       assert.equal(sent.id, this.#ids.get(name));
       sent.id = name;

@@ -92,6 +92,20 @@ def test_where_it_is_kept_is_said(url: str, said: Any) -> None:
         client.delete("gateways:history:rules")
 
 
+def test_who_has_got_it(url: str, said: Any) -> None:
+    """Nobody answers: what listens here is no gateway."""
+    sent = kraftek("send", "news:item:new", "1", "--user", "ada", "--receipt", "0.1", KRAFTEK_REDIS=url)
+    receipt = '{"acknowledged":[],"slow":[],"offline":[],"owed":["ada"],"complete":false}\n'
+    assert sent == (0, receipt, "")
+    command, message = said(), said()
+    assert (command["type"], command["payload"], command["userIds"]) == ("gateway:receipt", {"seconds": 0.1}, ["ada"])
+    assert message == {"type": "news:item:new", "payload": 1, "userIds": ["ada"], "receipt": command["receipt"]}
+    for wrong in (("--everybody", "--receipt", "1"), ("--user", "ada", "--receipt", "31")):
+        status, printed, complaint = kraftek("send", "t", *wrong, KRAFTEK_REDIS=url)
+        assert (status, printed) == (1, "")
+        assert "receipt" in complaint
+
+
 def test_no_command_is_sent_to_a_gateway_that_does_not_know_it(url: str) -> None:
     with redis.Redis.from_url(url) as client:
         client.zadd("older:gateways", {"3f0c": 4_102_444_800})

@@ -15,6 +15,7 @@ from kraftek.contract.errors import CLOSE_CODES, Code, PeerError
 from kraftek.contract.messages import (
     NULL,
     Ack,
+    Acknowledge,
     Admitted,
     AskPresence,
     Authenticate,
@@ -158,8 +159,8 @@ def test_who_leaves_the_namespace_is_gone() -> None:
     assert dialect.left
 
 
-def test_an_acknowledgement_of_the_client_means_nothing() -> None:
-    assert made().received(b'37["thanks"]', False) is None
+def test_an_acknowledgement_of_the_client() -> None:
+    assert made().received(b'37["thanks"]', False) == Acknowledge(7)
 
 
 @pytest.mark.parametrize("packet", [b"abc", b"2{}", b'2["connect",1]', b"0", b"", b'2/admin,["a:b:c"]'])

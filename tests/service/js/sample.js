@@ -60,6 +60,8 @@ sample
     return payload;
   })
   .on("go:to", place, (context, where) => where)
+  .on("tell:heard", (context, { payload, users, timeout = 5 }) =>
+    context.broadcastWithReceipt("sample:told:heard", payload, { userIds: users, timeout: 1000 * timeout }))
   .on("tell:all", (context, payload) => {
     context.broadcastToRoom("sample:told:room", payload);
     context.broadcastToRoom("sample:told:others", payload, { exclude: [context.socketId] });

@@ -26,8 +26,8 @@ def place(tmp_path: Path) -> Path:
 def test_in_node(name: str, place: Path) -> None:
     shutil.copy(HERE / name, place)
     options = ("--test", "--test-timeout=60000", "--test-reporter=tap")
-    kit, cases = str(place / "node_modules/kraftek-service"), str(HERE.parent / "comparisons.json")
-    said = run("node", *options, name, cwd=place, KIT=kit, COMPARISONS=cases)
+    shared = {"COMPARISONS": str(HERE.parent / "comparisons.json"), "RECEIPTS": str(HERE.parent / "receipts.json")}
+    said = run("node", *options, name, cwd=place, KIT=str(place / "node_modules/kraftek-service"), **shared)
     counts = re.findall(r"^# (pass|fail|skipped|todo) (\d+)$", said, re.MULTILINE)
     counted = {what: int(number) for what, number in counts}
     assert counted.pop("pass") >= 8, said

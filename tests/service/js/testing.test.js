@@ -41,6 +41,27 @@ test("what a handler says is delivered as the gateway would", async () => {
   await assert.rejects(ada.request("chat:message:refuse"), { code: "NO", message: "not here", retryAfter: 3 });
 });
 
+test("who has got a message", async () => {
+  const news = new Service("news", { prefix: "p:", log })
+    .on("item:tell", (context, payload) =>
+      context.broadcastWithReceipt("news:item:told", payload, payload === "users" ? { userIds: ["ann", "dan", "ann"] } : {}))
+    .on("item:wrong", async (context, payload) => {
+      const nobody = await context.broadcastWithReceipt("news:item:told", payload, { userIds: [""] });
+      await assert.rejects(context.broadcastWithReceipt("news:item:told", payload, { timeout: 30_001 }), TypeError);
+      const many = Array.from({ length: 1001 }, (_, number) => `${number}`);
+      await assert.rejects(context.broadcastWithReceipt("news:item:told", payload, { userIds: many }), /1000 users/);
+      return nobody.complete;
+    });
+  await gateway.run(news);
+  const [ann, ben] = [await gateway.client("ann", { roomId: "n1" }), await gateway.client("ben", { roomId: "n1" })];
+  ben.acknowledges = false;
+  const all = { acknowledged: ["ann"], slow: [], offline: [], owed: [], complete: true };
+  assert.deepEqual(await ann.request("news:item:tell", "room"), { ...all, slow: ["ben"] });
+  assert.deepEqual(await ann.request("news:item:tell", "users"), { ...all, offline: ["dan"] });
+  assert.deepEqual(await ben.receive(), { type: "news:item:told", payload: "room" });
+  assert.equal(await ann.request("news:item:wrong"), true);
+});
+
 for (const [transport, partitions] of [["pubsub", 0], ["stream", 0], ["stream", 3]]) {
   test(`services ask each other: ${transport} ${partitions}`, async () => {
     const name = `asks${transport}${partitions}`;

@@ -34,6 +34,9 @@ service
     const heard: boolean = await context.progress({ length });
     if (context.cancelled || context.signal.aborted || !heard) throw new Refused("GONE", "nobody waits");
     const users: Map<string, string> = await context.whoIsIn();
+    const { offline, complete }: { offline: string[]; complete: boolean } =
+      await context.broadcastWithReceipt("chat:message:sent", { text }, { userIds: users.keys(), timeout: 1000 });
+    if (!complete && offline.length) context.broadcastToRoom("chat:some:absent", offline);
     const answer: unknown = await context.request("wiki:page:read", { text }, { timeout: 100 });
     return { users: users.size, answer };
   })
