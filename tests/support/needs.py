@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from functools import cache
 from inspect import unwrap
 from pathlib import PurePath
 from types import CodeType, FunctionType, ModuleType
@@ -56,68 +55,110 @@ def needs(item: pytest.Item) -> set[str]:
             if name not in definition.argnames:
                 break  # it stands in place of those that were defined before it
     if hasattr(item, "callspec"):
-        search = _Search()
-        search.visit(item.callspec.params)
-        found |= search.found
+        for value in item.callspec.params.values():
+            found |= reached(value)
     return found
 
 
-@cache
-def reached(function: Any, owner: type | None = None) -> frozenset[str]:
-    """The marks of what a function reaches; ``owner`` is the class that it is a method of."""
-    search = _Search()
-    search.visit(function, owner)
-    return frozenset(search.found)
+def reached(thing: Any, owner: type | None = None) -> frozenset[str]:
+    """The marks of what a function reaches, or anything that has functions in it; ``owner`` is the class that it is a
+    method of.
+    """
+    return frozenset(_REACH.of(thing, owner))
 
 
-class _Search:
-    """A walk from one test through what its code names; :attr:`found` is what it met."""
+_Place = tuple[Any, type | None]
+"""A function, class or collection, and the class that it belongs to."""
+
+
+class _Reach:
+    """What all code reaches that was looked at: each function is read once, for however many tests."""
 
     def __init__(self) -> None:
-        self.found: set[str] = set()
-        # With each thing, so that it stays alive: nothing that is made later gets its id.
-        self._visited: dict[tuple[int, type | None], Any] = {}
+        self._found: dict[tuple[int, type | None], set[str]] = {}
+        self._alive: list[Any] = []
+        """All of these: nothing that is made later gets the id of one."""
 
-    def names_starter(self, name: str) -> bool:
-        """Note what ``name`` starts; whether it is one that starts anything."""
-        self.found |= STARTERS.get(name, set())
-        return name in STARTERS
+    def of(self, thing: Any, owner: type | None) -> set[str]:
+        """The marks. Not to be changed."""
+        start = _end_of(thing)
+        if start is None:
+            return set()
+        if (id(start), owner) not in self._found:
+            self._settle(self._explore((start, owner)))
+        return self._found[id(start), owner]
 
-    def visit(self, thing: Any, owner: type | None = None) -> None:
-        """Go on from a function (of ``owner``), a class or a collection; anything else leads nowhere."""
-        if (id(thing), owner) in self._visited:
-            return
-        self._visited[id(thing), owner] = thing
-        if isinstance(thing, dict):
-            thing = list(thing.values())
-        if isinstance(thing, list | tuple | set | frozenset):
-            for inner in thing:
-                self.visit(inner, owner)
-        elif isinstance(thing, property | staticmethod | classmethod):
-            self.visit(thing.fget if isinstance(thing, property) else thing.__func__, owner)
-        elif isinstance(thing, type):
-            if self.names_starter(thing.__name__) or not _ours(thing.__module__):
-                return
+    def _explore(self, *new: _Place) -> dict[tuple[int, type | None], list[tuple[int, type | None]]]:
+        """Read all that leads on from there and was not read before. Returns where each of it leads."""
+        leads: dict[tuple[int, type | None], list[tuple[int, type | None]]] = {}
+        places = list(new)
+        while places:
+            thing, owner = places.pop()
+            key = id(thing), owner
+            if key not in self._found:
+                self._alive.append(thing)
+                self._found[key], further = _look(thing, owner)
+                leads[key] = [(id(each), its_owner) for each, its_owner in further]
+                places += further
+        return leads
+
+    def _settle(self, leads: dict[tuple[int, type | None], list[tuple[int, type | None]]]) -> None:
+        """Give each what it leads to, until nothing is new: functions call each other in circles."""
+        changed = True
+        while changed:
+            changed = False
+            for key, further in reversed(leads.items()):
+                found = self._found[key]
+                before = len(found)
+                found.update(*(self._found[each] for each in further))
+                changed |= len(found) > before
+
+
+_REACH = _Reach()
+
+
+def _end_of(thing: Any) -> Any:
+    """The function, class or collection that a thing is in the end; ``None`` for anything else, which leads nowhere."""
+    if isinstance(thing, property):
+        thing = thing.fget
+    thing = getattr(thing, "__func__", thing)
+    if isinstance(thing, FunctionType):
+        return unwrap(thing)
+    return thing if isinstance(thing, type | dict | list | tuple | set | frozenset) else None
+
+
+def _look(thing: Any, owner: type | None) -> tuple[set[str], list[_Place]]:
+    """The marks of the names that stand in it, and where it leads."""
+    found: set[str] = set()
+    further: list[_Place] = []
+
+    def lead(*things: Any, to: type | None) -> None:
+        further.extend((end, to) for each in things if (end := _end_of(each)) is not None)
+
+    if isinstance(thing, dict):
+        lead(*thing.values(), to=owner)
+    elif isinstance(thing, list | tuple | set | frozenset):
+        lead(*thing, to=owner)
+    elif isinstance(thing, type):
+        if thing.__name__ in STARTERS:
+            found |= STARTERS[thing.__name__]
+        elif _ours(thing.__module__):
             for cls in thing.__mro__:
                 if _ours(cls.__module__):
-                    self.visit(vars(cls) | {}, thing)
-        elif isinstance(method := getattr(thing, "__func__", thing), FunctionType):
-            self._visit_function(unwrap(method), owner)
-
-    def _visit_function(self, function: Any, owner: type | None) -> None:
-        scope: dict[str, Any] = function.__globals__
-        for cell in function.__closure__ or ():
-            self.visit(cell.cell_contents, owner)
-        modules = [scope[name] for name in _names(function.__code__) if isinstance(scope.get(name), ModuleType)]
-        for name in _names(function.__code__):
-            if self.names_starter(name):
-                continue
-            self.visit(scope.get(name) if _ours(scope["__name__"]) else None)
+                    lead(*vars(cls).values(), to=thing)
+    else:
+        scope: dict[str, Any] = thing.__globals__
+        lead(*(cell.cell_contents for cell in thing.__closure__ or ()), to=owner)
+        names = {*_names(thing.__code__)}
+        found.update(*(STARTERS.get(name, ()) for name in names))
+        modules = [each for name in names if isinstance(each := scope.get(name), ModuleType) and _ours(each.__name__)]
+        for name in names - STARTERS.keys():
+            if _ours(scope["__name__"]):
+                lead(scope.get(name), to=None)
             if owner is not None:
-                self.visit(getattr(owner, name, None), owner)
-            for module in modules:
-                if _ours(module.__name__):
-                    self.visit(getattr(module, name, None))
+                lead(getattr(owner, name, None), to=owner)
+            lead(*(getattr(module, name, None) for module in modules), to=None)
+    return found, further
 
 
 def _ours(module: str) -> bool:
