@@ -138,10 +138,17 @@ class _Backend:
         self._client.start()
 
     async def close(self) -> None:
-        """Disconnect, after all tasks have ended."""
+        """Disconnect, when Redis has answered what was sent, or has not in ``QUIET`` seconds.
+
+        Sentinels that are silent are asked one after the other, for longer than whoever stops it waits.
+        """
         listening, self._listening = self._listening, None
         if listening is not None:
             listening.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=QUIET)
+        for task in self._tasks:
+            task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
         await self._client.close()
@@ -238,6 +245,11 @@ class _Backend:
                 answers = await pipeline.execute(raise_on_error=False)
             except Exception as error:  # noqa: BLE001  # whatever it is, each command fails with it
                 answers = [error] * len(batch)
+            except asyncio.CancelledError:
+                for _, answer in (*batch, *self._queue):
+                    if not answer.done():
+                        answer.set_exception(RedisConnectionError("disconnected before it was answered"))
+                raise
             if any(map(came_from_replica, answers)):
                 await self._client.drop()
             for (_, answer), reply in zip(batch, answers, strict=True):

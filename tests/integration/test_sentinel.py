@@ -53,7 +53,11 @@ def start_service(stage: ExitStack, backend: str, url: str, name: str, transport
 
     def end() -> None:
         process.terminate()
-        _, logged = process.communicate(timeout=20)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        _, logged = process.communicate()
         assert process.returncode == 0, logged
         assert "Traceback" not in logged, logged
 

@@ -13,7 +13,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from kraftek.service import asyncio as over_asyncio
 from kraftek.service.backend import Away, Refusing
-from kraftek.service.redis_client import came_from_replica
+from kraftek.service.redis_client import QUIET, came_from_replica
 from tests.support.ports import free_port
 from tests.support.redis_server import PrivateRedis
 from tests.support.sentinels import Sentinels
@@ -68,6 +68,33 @@ def test_no_sentinel_there() -> None:
     reason = refused(f"redis+sentinel://:hunter2@127.0.0.1:{ports[0]},[::1]:{ports[1]}/mymaster")
     assert f"the sentinel at 127.0.0.1:{ports[0]}: " in reason
     assert f"; the sentinel at ::1:{ports[1]}: " in reason
+
+
+def test_it_is_closed_while_silent_sentinels_are_asked() -> None:
+    """One after the other, each for some seconds."""
+
+    async def play() -> None:
+        asked = asyncio.Event()
+        writers: list[asyncio.StreamWriter] = []
+
+        def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writers.append(writer)
+            asked.set()
+
+        servers = [await asyncio.start_server(accept, "127.0.0.1", 0) for _ in range(3)]
+        places = [f"127.0.0.1:{server.sockets[0].getsockname()[1]}" for server in servers]
+        backend = over_asyncio._Backend(f"redis+sentinel://{','.join(places)}/mymaster")
+        calling = asyncio.create_task(backend.call("PING"))
+        await asked.wait()
+        await asyncio.wait_for(backend.close(), 2.5 * QUIET)
+        with pytest.raises(Away):
+            await calling
+        for server in servers:
+            server.close()
+        for writer in writers:
+            writer.close()
+
+    asyncio.run(asyncio.wait_for(play(), 30.0))
 
 
 def test_an_unknown_name(sentinels: Sentinels) -> None:

@@ -52,7 +52,8 @@ export function connectionOptions(url) {
     name: /** @type {string} */ (named[1]),
     db: Number(named[2] ?? 0),
     failoverDetector: true,
-    sentinelRetryStrategy: () => 500,
+    // A list may end with the sentinels that are asked first: those before them are asked as well, and then it has failed.
+    sentinelRetryStrategy: (times) => (times === 1 ? 0 : null),
     ...(username !== undefined && { sentinelUsername: username }),
     ...(password !== undefined && { sentinelPassword: password }),
     ...(tls && { tls: {}, sentinelTLS: {}, enableTLSForSentinelMode: true }),

@@ -15,6 +15,8 @@ import { onceAMinute } from "./log.js";
 const QUIET = 2_000;
 /** Milliseconds between two attempts to connect, after the first. */
 export const RETRY = 1_000;
+/** The same while no sentinel names the master: a fail-over is over for clients as soon as one does. */
+const ASK_AGAIN = 500;
 
 /** A server that answers so refuses for what it is, and not for what it was asked. */
 const PASSING = /(?:^|-)(?:READONLY|MASTERDOWN|LOADING|MISCONF|NOREPLICAS|OOM) /;
@@ -31,6 +33,7 @@ const OPTIONS = {
   autoResubscribe: false,
   enableReadyCheck: false,
   connectTimeout: QUIET,
+  sentinelCommandTimeout: QUIET,
   /** @param {number} times */
   retryStrategy: (times) => (times === 1 ? 100 : RETRY),
   /** @param {Error} error */
@@ -53,6 +56,7 @@ export class Connection {
   #channels = new Map();
   /** @type {Set<Link>} */
   #links = new Set();
+  #closed = false;
 
   /**
    * @param {string} url
@@ -95,13 +99,14 @@ export class Connection {
     return this.call("EVAL", source, keys.length, ...keys, ...args);
   }
 
-  /** A connection for commands that wait. */
+  /** A connection for commands that wait. It is there from the first of them on. */
   reader() {
-    const link = this.#open("PING");
+    /** @type {Link | undefined} */
+    let link;
     return {
       /** @param {Word[]} words */
-      read: (...words) => link.call(words),
-      close: () => this.#close(link),
+      read: (...words) => (link ??= this.#open("PING")).call(words),
+      close: () => link && this.#close(link),
     };
   }
 
@@ -130,8 +135,9 @@ export class Connection {
     this.#channels.delete(channel);
   }
 
-  /** Disconnect. */
+  /** Disconnect, for good. */
   close() {
+    this.#closed = true;
     for (const link of this.#links) this.#close(link);
   }
 
@@ -164,7 +170,8 @@ export class Connection {
   #open(probe) {
     const link = new Link(this.#options, probe, this.#warn);
     if (probe === "ROLE") link.redis.on("ready", () => this.#info("Redis is connected"));
-    this.#links.add(link);
+    if (this.#closed) link.close();
+    else this.#links.add(link);
     return link;
   }
 
@@ -175,11 +182,18 @@ export class Connection {
   }
 }
 
-/** One connection. It is given up when Redis does not answer on it, or is no master any more. */
+/**
+ * One connection. It is given up when Redis does not answer on it, or is no master any more, and made again whatever
+ * ioredis thinks of that. Once closed it ends within the time that connecting or asking a sentinel may take.
+ */
 class Link {
   #probe;
+  /** Something was asked, and is to be answered before the timer. */
   #asked = false;
+  #closed = false;
   #timer;
+  /** @type {NodeJS.Timeout | undefined} */
+  #again;
 
   /**
    * @param {Omit<import("ioredis").RedisOptions, "replyMapping">} options
@@ -188,9 +202,16 @@ class Link {
    */
   constructor(options, probe, warn) {
     this.redis = new Redis(options);
-    this.redis.on("error", (error) => warn(`Redis is unavailable, retrying every ${RETRY / 1000} s: ${error.message}`));
-    this.redis.on("close", () => (this.#asked = false));
+    this.redis.on("error", (error) => {
+      // That is what ioredis says when it has come to the end of their list, whatever they have answered.
+      if (error.message.includes("Retrying from scratch")) return;
+      const text = error.message.replace(" and retry is disabled", "");
+      warn(`Redis is unavailable, retrying every ${RETRY / 1000} s: ${text}`);
+    });
+    this.redis.on("connect", () => this.#connected());
     this.redis.on("ready", () => this.#ask());
+    this.redis.on("close", () => (this.#asked = false));
+    this.redis.on("end", () => this.#ended());
     this.#probe = probe;
     this.#timer = setInterval(() => this.#look(), QUIET);
   }
@@ -213,8 +234,27 @@ class Link {
   }
 
   close() {
+    this.#closed = true;
     clearInterval(this.#timer);
+    clearTimeout(this.#again);
     this.redis.disconnect();
+  }
+
+  #connected() {
+    // When it is closed while it connects, ioredis listens to the sentinels nevertheless, until it is closed again.
+    if (this.#closed) return this.redis.disconnect();
+    // What ioredis asks first is to be answered, too.
+    return this.#expect();
+  }
+
+  /** ioredis gives up when a sentinel tells of a new master while it asks for the master, and when none names one. */
+  #ended() {
+    if (!this.#closed) this.#again = setTimeout(() => this.redis.connect().catch(() => {}), ASK_AGAIN);
+  }
+
+  #expect() {
+    this.#asked = true;
+    this.#timer.refresh();
   }
 
   #look() {
@@ -225,7 +265,7 @@ class Link {
 
   #ask() {
     if (!this.ready) return;
-    this.#asked = true;
+    this.#expect();
     this.redis.call(this.#probe).then(
       (answer) => {
         this.#asked = false;
