@@ -135,6 +135,8 @@ class Histories:
         world.invariants.seen[f"recovered {recovered} {payload.get('reason', '')}".strip()] += 1
         if recovered is not False or copy is None or not self.has(copy):
             return
+        if payload["reason"] == "unavailable" and not world.ample:
+            return  # what is in flight may be the gateway's own
         server = world.network.server
         links = [link for kind in gateway.lag for link in gateway.links(kind)]
         well = gateway.lives and gateway.up_since is not None and gateway.undisturbed_since < world.time.now - 1.0

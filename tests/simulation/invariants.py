@@ -9,7 +9,7 @@ The bounds are in virtual seconds:
 :data:`DEAF`        a gateway that does not hear notices by then, and then counts as one whose links were lost
 :data:`LINKED`      after its links are back no new login is let in by an answer from before
 :data:`DOUBT`       and open connections have been asked about by then, and after two answers of Redis; ``SETTLING``
-                    later if another gateway is silent
+                    later if another gateway is silent, or slow
 :data:`STALE`       after an answer's ``ttl``, if nobody told anything, the auth service has been asked again
 :data:`SETTLED`     after Redis takes writes and nothing is wrong any more, the room cache is right, and everybody in
                     a room with history has got all of it
@@ -287,10 +287,11 @@ class Invariants:
         return self.world.time.now if auth.state != "up" else auth.troubled_until + RECOVERY
 
     def _settling(self, gateway: GatewayProcess, up: float) -> float:
-        """For how long the gateway, back since ``up``, may wait to be told by one that is in trouble, or has died."""
-        others = (other for other in self.world.gateways if other is not gateway)
-        silent = (other.undisturbed_since > up - PATIENCE * other.process.dead for other in others)
-        return SETTLING if any(silent) else 0.0
+        """For how long the gateway, back since ``up``, may wait to be told by one that is slow, in trouble, or dead."""
+        others = [other for other in self.world.gateways if other is not gateway]
+        silent = any(other.undisturbed_since > up - PATIENCE * other.process.dead for other in others)
+        slow = any(other.lag[SUBSCRIBER] for other in others if other.lives)
+        return SETTLING if silent or slow else 0.0
 
     def revoked(self, client: Client, room: str) -> None:
         """The client was told that it has no access to the room any more."""
@@ -331,13 +332,17 @@ class Invariants:
             (
                 other.user == client.user
                 and any(
-                    (other, room) in self._granted and self._granted[other, room] > entered - alike
-                    for room, entered in client.entered.items()
+                    (other, room) in self._granted and self._granted[other, room] > self._came(client, room) - alike
+                    for room in client.entered
                 )
             )
             or not self._may_be_in(other).isdisjoint(self._may_be_in(client) | _is_in(client))
             or not self._may_be_in(client).isdisjoint(_is_in(other))
         )
+
+    def _came(self, client: Client, room: str) -> float:
+        """When it entered, at the earliest. In a room with history it is told so when Redis has said where that is."""
+        return client.came[room] if self.world.has_history(room) else client.entered[room]
 
     def _may_be_in(self, client: Client) -> set[tuple[str, str]]:
         """As whom and where it may have been let in, and is told later, or had left before it could be told. In a room

@@ -61,8 +61,8 @@ class Client:
     in each room that permits it, before it is answered, and even if the room that it was shown for does not.
 
     ``token``: the newest that was answered well; ``newer``: those shown since, or not answered yet. ``entered``: since
-    when it is in each room. ``shown``: each token that it showed, with the room. ``copies``: what its page has of rooms
-    with history, and has from former connections.
+    when it is in each room, and ``came``: when it had asked to be. ``shown``: each token that it showed, with the room.
+    ``copies``: what its page has of rooms with history, and has from former connections.
     """
 
     peer = "simulated"
@@ -76,6 +76,7 @@ class Client:
         self.newer: set[str] = set()
         self.grants: dict[str, set[str]] = {}
         self.entered: dict[str, float] = {}
+        self.came: dict[str, float] = {}
         self.commands: dict[str, tuple[str, str, str]] = {}
         self.requests: dict[str, Request] = {}
         self.shown: set[tuple[str, str]] = set()
@@ -116,6 +117,8 @@ class Client:
 
     def _since(self, number: str, room: str) -> dict[str, Any]:
         """Where the page was in the room, unless it is there."""
+        if room not in self.grants:
+            self.came[room] = self.world.time.now
         if not self.gateway.follows(room):
             self.copies.pop(room, None)  # what it hears there has no offset
         copy = self.copies.get(room)

@@ -92,7 +92,7 @@ def _special(users: st.SearchStrategy[str], rooms: st.SearchStrategy[str]) -> li
         st.builds(Ban, users, st.none(), everywhere, st.just("silently")),
         st.builds(Ban, users, _numbers, everywhere, st.sampled_from(["delete", "silently"])),
         st.builds(Forgive),
-        st.builds(Authenticate, _small, _numbers, rooms),
+        st.builds(Authenticate, _small, _numbers, everywhere),
         st.builds(AuthIs, st.sampled_from(["up", "slow", "down", "hangs"])),
         st.builds(Limit, tokens, st.just(3.0), st.none()),
         st.builds(Limit, tokens, st.none(), st.sampled_from([2.0, 5.0])),

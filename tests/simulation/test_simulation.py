@@ -113,6 +113,11 @@ def test_a_page_comes_back_to_a_room_with_history() -> None:
     assert world.invariants.seen["recovered True"] == 2  # when it came back, and when the room's epoch got another name
 
 
+def test_a_gateway_that_never_works_is_found_also_when_it_may_be_full_for_a_moment() -> None:
+    with pytest.raises(Violation, match="g0 does not work"):
+        run(Program(Setup(in_flight=1), ()))
+
+
 def test_a_failure_is_made_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(World, "heal", lambda world: world.invariants.wrong("a client came") if world.clients else None)
     steps = (Wait(0.1), Say("red"), Connect(0, "ann/1", "red"), Ask(0, 0), Say("red"), Wait(0.1))

@@ -20,6 +20,7 @@ from twisted.logger import globalLogPublisher
 import kraftek.bus.standing
 import kraftek.contract.names
 import kraftek.core.history.log
+from kraftek.contract.errors import Code
 from kraftek.contract.names import room_topic
 from kraftek.contract.settings import Auth, Config, Limits, Redis, Registration, RoomPolicy
 from kraftek.core.history.rules import Rules
@@ -72,8 +73,8 @@ def _rooms(setup: Setup) -> tuple[RoomPolicy, ...]:
 
 
 class World:
-    """``expected``: which clients have still to be told what. ``calm``: there was no fault until now. ``garbled``:
-    cached grants were overwritten.
+    """``expected``: which clients have still to be told what. ``calm``: there was no fault until now. ``ample``: more
+    may be in flight than a gateway sends by itself. ``garbled``: cached grants were overwritten.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -96,7 +97,7 @@ class World:
         self.expected: set[tuple[Client, int]] = set()
         self.garbled = False
         self.worst_lag = 0.0
-        self.calm = setup.in_flight >= 100
+        self.calm = self.ample = setup.in_flight >= 100
         self._saved: Any = None
         self._kept: Any = None
         self.config = Config(
@@ -375,6 +376,10 @@ class World:
             self.say(room)
         self._show_refused_tokens()
         self.pass_time(UNFOLLOWED if any(gateway.unfollowed_at > 0 for gateway in self.gateways) else 1.0)
+        if not self.ample:
+            # What a gateway sends by itself may fill it at times: whoever is told SERVICE_UNAVAILABLE may ask anew.
+            probes = [self._ask_anew(request) for request in probes]
+            self.pass_time(1.0)
         for request in probes:
             answer = request.answer
             if answer is None or answer["type"] != "chat:note:added":
@@ -383,11 +388,21 @@ class World:
 
     def probe(self, gateway: GatewayProcess) -> Request:
         """A user whom nobody refused anything comes, and asks the service."""
-        client, number = self.connect(gateway), next(self.numbers)
+        client = self.connect(gateway)
         client.authenticate("probe/1", gateway.name)
-        request = Request(f"p{number}", "probe", gateway.name, "probe/1", number)
+        return self._ask(client)
+
+    def _ask(self, client: Client) -> Request:
+        number = next(self.numbers)
+        request = Request(f"p{number}", "probe", client.gateway.name, "probe/1", number)
         client.request(request)
         return request
+
+    def _ask_anew(self, request: Request) -> Request:
+        """If it was told to."""
+        answer = request.answer or {"type": ""}
+        refused = answer["type"] == "error" and answer["payload"]["code"] == Code.SERVICE_UNAVAILABLE
+        return self._ask(request.client) if refused else request
 
     def _come_back(self) -> None:
         """Every page that is away tries to go on, unless its user is there."""
