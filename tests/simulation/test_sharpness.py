@@ -169,7 +169,7 @@ MENDINGS = {
             Say("red"),
             Lag(1, "commands", 0.5),
             ComeBack(0, 1),
-            Wait(1.5),
+            Wait(3.0),
             *[Say("red")] * 20,
             Wait(1.0),
         ),
