@@ -114,7 +114,7 @@ $(VENV)/fuzz/dependencies: setup.py
 # Programs are the installed package's; the runs themselves are the checkout's.
 chaos: $(VENV)/installed-test need-redis
 	$(VENV)/bin/python -m tests.chaos --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED)) $(if $(SHORT),--short) \
-		$(if $(SENTINEL),--sentinel) $(if $(PAGES),--pages $(PAGES))
+		$(if $(SENTINEL),--sentinel) $(if $(PAGES),--pages $(PAGES)) $(if $(WATCHERS),--watchers $(WATCHERS))
 
 soak: $(VENV)/installed-test need-redis
 	$(VENV)/bin/python -m tests.chaos.soak --cycles $(or $(CYCLES),100000)

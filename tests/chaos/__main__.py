@@ -31,6 +31,7 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", help="as the test does it: fewer gateways and clients")
     parser.add_argument("--sentinel", action="store_true", help="two gateways, and a Redis that fails over")
     parser.add_argument("--pages", type=int, default=500, help="clients of rooms with history that lose their sockets")
+    parser.add_argument("--watchers", type=int, default=300, help="users who want to know who is in a room")
     options = parser.parse_args()
     seed = random.randrange(10**6) if options.seed is None else options.seed
     directory = Path(tempfile.mkdtemp(prefix="kraftek-chaos-"))
@@ -45,6 +46,7 @@ def main() -> int:
             sentinel=options.sentinel,
             only=only,
             pages=options.pages,
+            watchers=options.watchers,
         )
     )
     print("\n".join(ledger.story))

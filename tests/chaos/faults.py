@@ -94,7 +94,7 @@ class Faults:
 
     def _targets(self, whose: str) -> Sequence[Any]:
         world = self.world
-        persons = [person for person in world.people if isinstance(person, Person)]
+        persons = [person for person in world.people if type(person) is Person]
         of_many: dict[str, Sequence[Any]] = {"gateway": world.gateways, "service": world.services, "person": persons}
         return of_many.get(whose, [None])
 

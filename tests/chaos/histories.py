@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +21,12 @@ from kraftek.contract.history import FUNCTION, TELL
 from kraftek.contract.names import BROADCAST, history_log_key, history_position_key, room_topic
 from tests.chaos.crowd import PAGES
 from tests.chaos.ledger import CALM
-from tests.chaos.processes import Events, Program
 from tests.support.copies import Copy, Said
 
 if TYPE_CHECKING:
     from tests.chaos.world import World
 
-__all__ = ["CONFIG", "Histories", "is_page"]
+__all__ = ["CONFIG", "Histories", "two_in_five"]
 
 KEPT = 200
 CONFIG = f"""
@@ -52,37 +48,12 @@ EXCLUDES = 0.1
 """How much of what is told is not for one of the sockets."""
 
 
-class CrowdProgram(Program):
-    """The process of the pages. ``lines``: what was read of what it wrote."""
-
-    stdin = subprocess.PIPE
-
-    def __init__(self, world: World, pages: int, every: float, rooms: Sequence[str]) -> None:
-        super().__init__("crowd", world.directory, world.ledger.wrong)
-        self._world = world
-        self._arguments = str(pages), str(every)
-        self._rooms = ",".join(rooms)
-        self._events = Events(world.directory / "crowd.events")
-
-    def command(self) -> Sequence[str]:
-        ports = ",".join(str(gateway.port) for gateway in self._world.gateways)
-        program = str(Path(__file__).with_name("crowd.py"))
-        return (sys.executable, "-P", program, *self._arguments, ports, self._rooms, str(self._events.file))
-
-    def ready(self) -> bool:
-        return "the pages come" in self.log()
-
-    def lines(self) -> list[dict[str, Any]]:
-        """What it has written since this was asked last."""
-        return self._events.more()
-
-
 class Histories:
-    """``pages``: how many, each of which loses its connection ``every`` so many seconds."""
+    """``pages``: how many. ``callers``: they, for the crowd."""
 
-    def __init__(self, world: World, pages: int, every: float) -> None:
+    def __init__(self, world: World, pages: int) -> None:
         self.rooms = [f"h{number}" for number in range(max(pages // 20, 2))]
-        self.crowd = CrowdProgram(world, pages, every, self.rooms)
+        self.callers = {f"{PAGES}{each}": (two_in_five(self.rooms, each), 1) for each in range(pages)}
         self._world = world
         self._ledger = world.ledger
         self._random = Random(f"{world.seed} histories")
@@ -97,10 +68,8 @@ class Histories:
         self._tasks: list[asyncio.Task[None]] = []
         self._survives: dict[tuple[str, str], list[Said | None]] = {}
 
-    async def start(self) -> None:
-        """The gateways are there: pages come, and rooms are told something all the time."""
-        self.crowd.start()
-        await self._world.ready(self.crowd)
+    def start(self) -> None:
+        """The pages are there: rooms are told something all the time."""
         loops = [self._speak(each) for each in range(TELLERS)]
         self._tasks = [asyncio.create_task(loop) for loop in (*loops, self._look_on())]
 
@@ -108,11 +77,6 @@ class Histories:
         """However the run ends."""
         for task in self._tasks:
             task.cancel()
-        self.crowd.kill()
-
-    def quiet(self, quiet: bool = True) -> None:
-        """Pages keep their connections, or lose them again."""
-        self.crowd.say("quiet" if quiet else "on")
 
     # What is told
 
@@ -154,7 +118,6 @@ class Histories:
         while True:
             await asyncio.sleep(LOOKS_EVERY)
             await self._look()
-            self.read()
 
     async def _look(self) -> dict[str, tuple[str, int]]:
         """Where the rooms are, and by which ancestors."""
@@ -175,21 +138,20 @@ class Histories:
 
     # What pages were told
 
-    def read(self) -> None:
-        """Read on in what the crowd writes."""
-        for line in self.crowd.lines():
-            self._lines.append(line)
-            page, room = line["page"], line["room"]
-            match line["what"]:
-                case "gone":
-                    self._gone.add(page)
-                    self._sockets.pop(page, None)
-                case "answered" | "position":
-                    self._gone.discard(page)
-                    self._sockets[page] = line["socket"]
-                    self._where[page, room] = line["payload"].get("epoch", ""), line["payload"].get("offset") or 0
-                case "heard":
-                    self._where[page, room] = line["epoch"], line["offset"]
+    def take(self, line: dict[str, Any]) -> None:
+        """What one of the pages has written down."""
+        self._lines.append(line)
+        page, room = line["user"], line["room"]
+        match line["what"]:
+            case "gone":
+                self._gone.add(page)
+                self._sockets.pop(page, None)
+            case "answered" | "position":
+                self._gone.discard(page)
+                self._sockets[page] = line["socket"]
+                self._where[page, room] = line["payload"].get("epoch", ""), line["payload"].get("offset") or 0
+            case "heard":
+                self._where[page, room] = line["epoch"], line["offset"]
 
     async def _until_there(self) -> None:
         """All pages are there, and where their rooms are."""
@@ -197,7 +159,7 @@ class Histories:
         while found and time.monotonic() < until:
             await asyncio.sleep(0.2)
             positions = await self._look()
-            self.read()
+            self._world.read_crowd()
             pages = {page for page, _ in self._where} - self._gone
             found = [f"{page} is at {at} in {room}, which is at {positions.get(room)}"
                      for (page, room), at in self._where.items() if at != positions.get(room)]  # fmt: skip
@@ -219,7 +181,6 @@ class Histories:
         for task in self._tasks[:-1]:
             task.cancel()
         await asyncio.gather(*self._tasks[:-1], return_exceptions=True)
-        self.quiet()
         await self._tell_all()
         await self._world.publisher.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
         await self._tell_all()
@@ -228,10 +189,7 @@ class Histories:
         for room in self.rooms:
             entries = await self._world.publisher.xrange(history_log_key(room_topic(room)))
             logs[room] = {int(at.partition("-")[0]): json.loads(fields["m"])["payload"]["n"] for at, fields in entries}
-        self._world.faults.busy.add(self.crowd.name)
-        self.crowd.end()
-        await self._world.until(self.crowd.ended, "the end of the crowd")
-        self.read()
+        await self._world.end_crowd()
         self._judge(positions, logs)
 
     # What is wrong with it
@@ -256,14 +214,14 @@ class Histories:
         copies: dict[tuple[str, str], Copy] = {}
         by_page: dict[str, set[str]] = defaultdict(set)
         for line in self._lines:
-            page, room = line["page"], line["room"]
+            page, room = line["user"], line["room"]
             if line["what"] in {"answered", "position", "heard"} and room not in by_page[page]:
                 by_page[page].add(room)
                 copies[page, room] = Copy(room, self._said, self._complains(page))
             if line["what"] == "answered":
                 for each in by_page[page]:
                     copies[page, each].connected(line["socket"])  # since names the sockets that the page had
-            self._take(line, copies.get((page, room)))
+            self._judge_line(line, copies.get((page, room)))
         for (page, room), copy in copies.items():
             copy.has_all(*positions.get(room, ("", 0)))
             self._ledger.seen["pages in rooms with history"] += page not in self._gone
@@ -278,7 +236,7 @@ class Histories:
     def _complains(self, page: str) -> Any:
         return lambda what: self._ledger.wrong(f"{page}: {what}")
 
-    def _take(self, line: dict[str, Any], copy: Copy | None) -> None:
+    def _judge_line(self, line: dict[str, Any], copy: Copy | None) -> None:
         seen, what = self._ledger.seen, line["what"]
         if what == "error":
             seen[f"pages get {line['payload'].get('code')}"] += 1
@@ -302,7 +260,7 @@ class Histories:
         payload, room, at = line["payload"], copy.room, line["at"]
         reason, story = (
             payload["reason"],
-            f"{line['page']} at {copy} is told {payload} at {at - self._ledger.began:.3f}",
+            f"{line['user']} at {copy} is told {payload} at {at - self._ledger.began:.3f}",
         )
         if reason == "unavailable":
             gateway = line["socket"].partition(".")[0]
@@ -317,6 +275,7 @@ class Histories:
             self._ledger.wrong(f"{story}, and {KEPT} are kept")
 
 
-def is_page(user: str) -> bool:
-    """Whether the user is one of the crowd's."""
-    return user.startswith(PAGES)
+def two_in_five(rooms: Sequence[str], number: int) -> list[str]:
+    """The rooms of one of the crowd: two in five are in two of these."""
+    first = number % len(rooms)
+    return [rooms[first], rooms[(first + 1) % len(rooms)]] if number % 5 < 2 else [rooms[first]]

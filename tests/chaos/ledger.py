@@ -199,7 +199,8 @@ class Ledger:
         """Between these times Redis lost what it held."""
         self.losses.append((since, until))
 
-    def _lost(self, since: float, until: float) -> bool:
+    def lost(self, since: float, until: float) -> bool:
+        """Whether Redis has lost data between these times."""
         return any(begun <= until and ended >= since for begun, ended in self.losses)
 
     # Requests and events
@@ -241,19 +242,19 @@ class Ledger:
 
     def _judge_request(self, ask: Ask, done: int) -> None:
         times = self._handled.get(ask.key, [])
-        lost = self._lost(ask.at, ask.settled_at)
+        lost = self.lost(ask.at, ask.settled_at)
         story = f"{ask.key} to {ask.service}, asked at {ask.at - self.began:.3f}"
         if ask.outcome is None:
             self.wrong(f"{story}: no answer")
             return
         story += f", {ask.outcome} at {ask.settled_at - self.began:.3f}"
         stream = ask.service != "chat"
-        if ask.outcome == "ok" and not times and not (stream and self._lost(ask.at, ask.settled_at + WAITS)):
+        if ask.outcome == "ok" and not times and not (stream and self.lost(ask.at, ask.settled_at + WAITS)):
             self.wrong(f"{story}: nobody handled it")
         # A handler may have been called in vain: what Redis does not take of it is refused.
         if ask.outcome == "SERVICE_UNAVAILABLE" and done and not lost:
             self.wrong(f"{story}: handled all the same, at {times[0][0] - self.began if times else -inf:.3f}")
-        if len(times) > 1 and not stream and not self._lost(ask.at, times[-1][0]):
+        if len(times) > 1 and not stream and not self.lost(ask.at, times[-1][0]):
             self.wrong(f"{story}: handled {len(times)} times: {[round(at - self.began, 3) for at, _ in times]}")
         if done > 1 and not lost:
             self.wrong(f"{story}: its handling was committed {done} times")
@@ -273,7 +274,7 @@ class Ledger:
                 continue
             first = min(at for at, _ in times)
             before, key = latest.get((ask.user, ask.room), (-inf, ""))
-            if first < before and not self._lost(ask.at - WAITS, before):
+            if first < before and not self.lost(ask.at - WAITS, before):
                 self.wrong(f"{ask.key} was handled at {first - self.began:.3f}, before {key}, which came earlier")
             latest[ask.user, ask.room] = max((before, key), (first, ask.key))
 
@@ -310,7 +311,7 @@ class Ledger:
             before = latest.get(event.connection)
             self.seen["judged in order"] += before is not None
             if before is not None and event.number < before.number:
-                if not self._lost(event.at - CALM, before.at + WAITS):
+                if not self.lost(event.at - CALM, before.at + WAITS):
                     self.wrong(
                         f"{what}: {before.key}, taken at {before.at - self.began:.3f}, before {key}, taken at "
                         f"{event.at - self.began:.3f}"

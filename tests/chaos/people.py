@@ -2,7 +2,7 @@
 
 :class:`Person` is one with the client for Python, as a user would have it. :class:`Blunt` speaks the protocol by hand:
 it drops its connection when it likes, sends requests again over the next, and counts the answers on each.
-:class:`Guest` speaks Socket.IO.
+:class:`Guest` speaks Socket.IO. Those whose answers come in parts are in :mod:`tests.chaos.talkers`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.chaos.visitors import GoneError, Polling, SocketIO
 if TYPE_CHECKING:
     from tests.chaos.world import World
 
-__all__ = ["SAID", "Blunt", "Guest", "Person"]
+__all__ = ["SAID", "Bare", "Blunt", "Guest", "Person", "Visitor"]
 
 SAID = "chat:said:room"
 PATIENCE = 120.0
@@ -237,13 +237,12 @@ class Visitor:
         raise NotImplementedError
 
 
-class Blunt(Visitor):
-    """Stays for a while. ``counts``: answers by id on the present connection."""
+class Bare(Visitor):
+    """Speaks the protocol by hand, stays for a while, and comes back as long as it has ``open`` requests."""
 
     def __init__(self, world: World, name: str, home: str) -> None:
         super().__init__(world, name, home)
-        self._open: dict[str, tuple[str, bool]] = {}
-        self._answers: dict[str, str] = {}
+        self._open: dict[str, Any] = {}
 
     async def _run(self) -> None:
         while not self._stops or self._open:
@@ -253,7 +252,8 @@ class Blunt(Visitor):
                     open_timeout=5.0, close_timeout=0.5, ping_interval=2.0, ping_timeout=4.0,
                 ) as socket:  # fmt: skip
                     async with asyncio.timeout(60.0):
-                        await self._talk(socket)
+                        if await self._enter(socket):
+                            await self._talk(socket)
                     if self._random.random() < 0.5:
                         socket.transport.abort()
             self.socket = ""
@@ -272,8 +272,8 @@ class Blunt(Visitor):
             self.world.ledger.closed(self.name, gateway, code, str(closed), time.monotonic())
             raise
 
-    async def _talk(self, socket: ClientConnection) -> None:
-        """Authenticate, send everything that is open again, and some more; wait for all answers, or for some."""
+    async def _enter(self, socket: ClientConnection) -> bool:
+        """Authenticate. Returns whether it is in its room."""
         name = json.loads(await socket.recv())["payload"]["socketId"]
         while True:
             payload = {"token": self.world.auth.token(self.name), "roomId": self.home}
@@ -282,10 +282,21 @@ class Blunt(Visitor):
             if answer["type"] == "authenticated":
                 break
             if answer["payload"].get("code") != "AUTH_UNAVAILABLE":
-                return  # it was refused, or told that the gateway stops
+                return False  # it was refused, or told that the gateway stops
             await asyncio.sleep(1.0)
         self.socket = name
         self.world.ledger.admitted(self.name, name.partition(".")[0], self.home, time.monotonic())
+        return True
+
+    async def _talk(self, socket: ClientConnection) -> None:
+        raise NotImplementedError
+
+
+class Blunt(Bare):
+    """``_open``: each with its service, and whether it was sent again."""
+
+    async def _talk(self, socket: ClientConnection) -> None:
+        """Send everything that is open again, and some more; wait for all answers, or for some."""
         counts: Counter[str] = Counter()
         for key, (service, _) in tuple(self._open.items()):
             await self._send(socket, key, service, again=True)

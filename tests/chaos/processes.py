@@ -22,7 +22,7 @@ from urllib.request import urlopen
 from kraftek.bus.embedded import redis_server_path
 from tests.support.ports import free_port
 
-__all__ = ["Events", "Gateway", "Program", "RedisServer", "Service"]
+__all__ = ["CrowdProgram", "Events", "Gateway", "Program", "RedisServer", "Service"]
 
 TROUBLE = re.compile(r"Unhandled|Traceback|never awaited|a bug|#(critical|error)\]", re.IGNORECASE)
 EXPECTED = re.compile("command not allowed when used memory|Not upgraded: ")
@@ -266,3 +266,29 @@ class Service(Program):
     def handled(self) -> list[dict[str, object]]:
         """What it has written since this was asked last."""
         return self._events.more()
+
+
+class CrowdProgram(Program):
+    """The process of :mod:`tests.chaos.crowd`. ``orders`` gives what it is started with."""
+
+    stdin = subprocess.PIPE
+
+    def __init__(self, directory: Path, wrong: Callable[[str], None], orders: Callable[[], dict[str, Any]]) -> None:
+        super().__init__("crowd", directory, wrong)
+        self._orders = orders
+        self._events = Events(directory / "crowd.events")
+
+    def command(self) -> Sequence[str]:
+        orders = json.dumps({**self._orders(), "path": str(self._events.file)})
+        return sys.executable, "-P", str(Path(__file__).with_name("crowd.py")), orders
+
+    def ready(self) -> bool:
+        return "the crowd comes" in self.log()
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What it has written since this was asked last."""
+        return self._events.more()
+
+    def quiet(self, quiet: bool = True) -> None:
+        """Its clients keep their connections, or lose them again."""
+        self.say("quiet" if quiet else "on")

@@ -6,10 +6,13 @@ counted in Redis, in the same transaction: the hash :data:`DONE`; and written do
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import sys
 import time
+from collections.abc import Callable
+from secrets import token_hex
 from typing import Any, Literal
 
 from kraftek.service import Context, EventProcessor
@@ -23,6 +26,35 @@ DONE = "chaos:done"
 def order_key(service: str) -> str:
     """List: room and key of whatever the service has committed the handling of, in this order."""
     return f"chaos:order:{service}"
+
+
+async def pause(backend: str, seconds: float) -> None:
+    """Let time pass, by the loop of that backend."""
+    if backend == "asyncio":
+        await asyncio.sleep(seconds)
+    else:
+        from twisted.internet import reactor, task  # the one that runs
+
+        await task.deferLater(reactor, seconds)
+
+
+def answer_in_parts(processor: EventProcessor, backend: str, note: Callable[..., None]) -> None:
+    """Have it answer so, and write down how each run of the handler begins and ends."""
+
+    @processor.on("talk:long")
+    async def long(context: Context, payload: Any) -> Any:
+        key, run = payload["key"], token_hex(4)
+        note(context, key, run=run, how="begins")
+        try:
+            for number in range(payload["parts"]):
+                await context.progress({"n": number + 1})
+                await pause(backend, payload["every"])
+        except BaseException:  # both kinds of being cancelled, and whatever Redis refuses
+            note(context, key, run=run, how="is cancelled" if context.cancelled else "fails")
+            raise
+        context.also("HINCRBY", DONE, f"{processor.name} {key}", "1")
+        note(context, key, run=run, how="ends")
+        return {"key": key, "parts": payload["parts"]}
 
 
 def main() -> None:
@@ -59,6 +91,8 @@ def main() -> None:
     @processor.on("note:heard", answers=False)
     def heard(context: Context, payload: Any) -> None:
         handle(context, payload)
+
+    answer_in_parts(processor, backend, note)
 
     @processor.on("say:much")
     def much(_: Context, payload: Any) -> Any:

@@ -23,16 +23,21 @@ from redis.exceptions import RedisError
 from kraftek.client import State
 from tests.chaos.accepted import STREAMS, Listener
 from tests.chaos.auth import AuthService
+from tests.chaos.crowd import PAGES, is_one
 from tests.chaos.faults import Faults
 from tests.chaos.histories import CONFIG as ROOMS_WITH_HISTORY
-from tests.chaos.histories import Histories, is_page
+from tests.chaos.histories import Histories
 from tests.chaos.ledger import CALM, MACHINE, Ledger
 from tests.chaos.links import Link, to_port, to_unix
 from tests.chaos.masters import Masters
-from tests.chaos.people import SAID, Blunt, Guest, Person
-from tests.chaos.processes import Gateway, Program, RedisServer, Service
+from tests.chaos.people import SAID, Blunt, Guest, Person, Visitor
+from tests.chaos.presences import CONFIG as ROOMS_WITH_PRESENCE
+from tests.chaos.presences import Presences
+from tests.chaos.processes import CrowdProgram, Gateway, Program, RedisServer, Service
 from tests.chaos.schedule import FAULTS, QUIET, WITH_SENTINEL, WITHOUT_SENTINEL, Fault, schedule
 from tests.chaos.service import DONE, order_key
+from tests.chaos.talkers import Chatter, Talker
+from tests.chaos.talks import Talks
 
 __all__ = ["World"]
 
@@ -51,6 +56,7 @@ CALM_ROUND = 8.0
 """Seconds in which nothing is wrong but what clients do."""
 
 CONFIG = """
+sessions = "{sessions}"
 listen = ["tcp:{port}:interface=127.0.0.1"]
 operator.listen = ["tcp:{operator}:interface=127.0.0.1"]
 redis.url = "{redis}"
@@ -96,10 +102,20 @@ FEWER = ("chat-0", "desk-1", "board-0", "board-1")
 
 
 class World:
-    """One run. ``pages``: those of :mod:`tests.chaos.histories`."""
+    """One run. ``pages``: those of :mod:`tests.chaos.histories`; ``watchers``: those of :mod:`tests.chaos.presences`.
+    In one of three runs a user has one connection in a room at most. ``talk``: parts of a long answer, and seconds
+    between two of them, at most: more than its service's timeout, unless the run is short.
+    """
 
     def __init__(
-        self, seed: int, directory: Path, *, short: bool = False, sentinel: bool = False, pages: int = 500
+        self,
+        seed: int,
+        directory: Path,
+        *,
+        short: bool = False,
+        sentinel: bool = False,
+        pages: int = 500,
+        watchers: int = 300,
     ) -> None:
         self.seed = seed
         self.directory = directory
@@ -109,7 +125,7 @@ class World:
         self.settling = False
         self.clients_url = ""
         self.auth = AuthService(self.ledger)
-        self.people: list[Person | Blunt | Guest] = []
+        self.people: list[Person | Visitor] = []
         self._random = Random(seed)
         self._short = short
         self.numbers = count(1)
@@ -122,7 +138,13 @@ class World:
         self.services: list[Service] = []
         self.links: list[Link] = []
         self.faults = Faults(self)
-        self.histories = Histories(self, 20 if short else pages, 2.0 if short else 20.0)
+        self._sessions = "many" if seed % 3 else "single"
+        self._every = 2.0 if short else 20.0
+        self.histories = Histories(self, 20 if short else pages)
+        self.talks = Talks(self.ledger)
+        self.talk = (8, 0.1) if short else (20, 0.4)
+        self.presences = Presences(self.ledger, 8 if short else watchers, 5 if seed % 3 else 1)
+        self.crowd = CrowdProgram(directory, self.ledger.wrong, self._orders)
 
     def _redis_client(self) -> Any:
         options: dict[str, Any] = {"socket_timeout": 1.0, "decode_responses": True}
@@ -167,11 +189,22 @@ class World:
             await self.ready(program)
         self.know_gateways()
         self._speaking = asyncio.create_task(self._speak())
-        await self.histories.start()
-        self.programs.append(self.histories.crowd)
+        self.crowd.start()
+        await self.ready(self.crowd)
+        self.programs.append(self.crowd)
+        self.histories.start()
         listener = Listener(self.ledger, self._redis_client)
         loops = (self._watch(), self._measure(), self._look_for_starved(), listener.listen())
         self._tasks = [self._speaking, *(asyncio.create_task(loop) for loop in loops)]
+
+    def _orders(self) -> dict[str, Any]:
+        """What the crowd is started with."""
+        ports = [gateway.port for gateway in self.gateways]
+        return {
+            "ports": ports,
+            "every": self._every,
+            "callers": {**self.histories.callers, **self.presences.callers},
+        }
 
     async def ready(self, program: Program) -> None:
         """Return once it does its work."""
@@ -184,8 +217,10 @@ class World:
                 operator=gateway.operator_port,
                 redis=self._redis_url(gateway.name),
                 auth=self.auth_links[gateway.name].port,
+                sessions=self._sessions,
             )
             + ROOMS_WITH_HISTORY
+            + ROOMS_WITH_PRESENCE
         )
 
     def _redis_url(self, name: str) -> str:
@@ -211,6 +246,8 @@ class World:
             else:
                 self.people.append(Person(self, f"user{each}", home, lasts=7.0 if each % 5 == 3 else None))
         self.people += [Guest(self, f"guest{each}", self.rooms[each]) for each in range(1 if self._short else 3)]
+        self.people += [Talker(self, f"talker{each}") for each in range(1 if self._short else 3)]
+        self.people += [Chatter(self, f"chatter{each}") for each in range(1 if self._short else 2)]
         for person in self.people:
             person.start()
 
@@ -231,6 +268,7 @@ class World:
                 if program.name not in self.faults.busy:
                     program.watch()
             self._read()
+            self.read_crowd()
             await asyncio.sleep(0.2)
 
     def _read(self) -> None:
@@ -238,10 +276,25 @@ class World:
         for service in self.services:
             for line in service.handled():
                 name = service.name.partition("-")[0]
-                if str(line["type"]).startswith("gateway:"):
+                if "how" in line:
+                    self.talks.ran(line)
+                elif str(line["type"]).startswith("gateway:"):
                     self.ledger.present(line)
                 elif not str(line["user"]).startswith("flooder"):
                     self.ledger.handled(name, line, clock)
+
+    def read_crowd(self) -> None:
+        """Read on in what the crowd writes."""
+        for line in self.crowd.lines():
+            (self.histories if line["user"].startswith(PAGES) else self.presences).take(line)
+
+    async def end_crowd(self) -> None:
+        """It goes, and everything that it wrote is read."""
+        self.faults.busy.add(self.crowd.name)
+        self.presences.over = True
+        self.crowd.end()
+        await self.until(self.crowd.ended, "the end of the crowd")
+        self.read_crowd()
 
     async def _measure(self) -> None:
         """What this process did not see for want of a processor, others did not do either."""
@@ -290,16 +343,25 @@ class World:
     async def settle(self) -> None:
         """Nothing is wrong any more: the room cache is right within :data:`SETTLED`, whatever goes on."""
         self.settling = True
-        self.histories.quiet()
+        self.crowd.quiet()
         self.ledger.tell(time.monotonic(), "nothing is wrong any more")
         await asyncio.gather(*self._works)
         self._works.clear()
+        await asyncio.gather(self._settle_rooms(), self._settle_presences())
+        self.settling = False
+        self.crowd.quiet(quiet=False)
+
+    async def _settle_rooms(self) -> None:
         began = time.monotonic()
         await self._until_none(self.differences, SETTLED)
         self.ledger.tell(time.monotonic(), f"the room cache is right after {time.monotonic() - began:.2f} s")
         await self._until_none(self._untold, TOLD)
-        self.settling = False
-        self.histories.quiet(quiet=False)
+
+    async def _settle_presences(self) -> None:
+        if not self.presences.over:
+            began = time.monotonic()
+            await self._until_none(self._unknown, SETTLED)
+            self.ledger.tell(time.monotonic(), f"all know who is there after {time.monotonic() - began:.2f} s")
 
     async def calm(self, faults: Sequence[Fault]) -> None:
         """Once nothing has been wrong for long enough, only what clients do is: nobody else loses anything."""
@@ -312,21 +374,31 @@ class World:
         self._works.append(asyncio.ensure_future(work))
 
     async def _until_none(self, look: Callable[[], Awaitable[list[str]]], seconds: float) -> None:
-        """Return once nothing differs any more; what does after so long is a hole."""
-        began, looks, differences = time.monotonic(), 0, [""]
-        # On a machine that is busy otherwise, seconds are short.
-        while differences and (time.monotonic() < began + seconds or looks < LOOKS):
+        """Return once nothing differs any more; what does after so long is a hole. Time in which any program had no
+        processor does not count.
+        """
+        names = [MACHINE, *(program.name for program in self.programs)]
+        left, looks, differences, end = seconds, 0, [""], time.monotonic() + 4 * seconds
+        while differences and (left > 0 or looks < LOOKS) and time.monotonic() < end:
+            before = time.monotonic()
             await asyncio.sleep(0.2)
             looks, differences = looks + 1, await look()
+            if self.ledger.troubles.quiet(names, before - 2 * LOOKED, now := time.monotonic()):
+                left -= now - before
         for difference in differences:
             self.ledger.wrong(f"{seconds:g} s after the last fault: {difference}")
+
+    async def _unknown(self) -> list[str]:
+        """How what watchers were told differs from who is there."""
+        self.read_crowd()
+        return self.presences.differences()
 
     async def _untold(self) -> list[str]:
         """How what services were told differs from what they read."""
         found = await self._room_cache()
         self._read()
         there = ((user, key.removeprefix("room:")) for key, user, _ in found[0])
-        return self.ledger.judge_told(there, is_page)
+        return self.ledger.judge_told(there, is_one)
 
     async def _room_cache(self) -> tuple[list[tuple[str, str, str]], list[str]]:
         try:
@@ -334,8 +406,8 @@ class World:
         except (RedisError, OSError):
             return [], []
         entries = zip(flat[::3], flat[1::3], flat[2::3], strict=True)
-        without_pages = [key for key in keys if not is_page(key.removeprefix("socket:"))]
-        return [entry for entry in entries if not is_page(entry[1])], without_pages
+        without_crowd = [key for key in keys if not is_one(key.removeprefix("socket:"))]
+        return [entry for entry in entries if not is_one(entry[1])], without_crowd
 
     def _there(self) -> dict[tuple[str, str], str]:
         return {key: socket for person in self.people for key, socket in person.there().items()}
@@ -356,7 +428,7 @@ class World:
     async def end(self) -> None:
         """Nobody asks any more; everything is answered, handled, and left as it was found."""
         self.settling = True
-        self.histories.quiet()
+        self.crowd.quiet()
         try:
             async with asyncio.timeout(SETTLED + 10.0):
                 await asyncio.gather(*(person.stop() for person in self.people))
@@ -367,9 +439,12 @@ class World:
         self._read()
         done = {key: int(number) for key, number in (await self.publisher.hgetall(DONE)).items()}
         await self._judge_order()
+        await self._settle_presences()
         await self.histories.end()
         await self.settle()
+        self.presences.judge()
         self.ledger.judge_requests(done)
+        self.talks.judge(done)
         self.ledger.judge_access()
         self.ledger.judge_presence()
         await asyncio.gather(*(person.close() for person in self.people))
@@ -421,6 +496,7 @@ class World:
     async def stop(self) -> None:
         """Take everything down, and look at how it ends and what it has logged."""
         self.histories.stop()
+        self.crowd.kill()
         for person in self.people:
             await person.close()
         for task in self._tasks:
@@ -454,9 +530,10 @@ async def run(
     sentinel: bool = False,
     only: frozenset[str] = frozenset(),
     pages: int = 500,
+    watchers: int = 300,
 ) -> Ledger:
     """One run of about so many seconds, in rounds: faults, time to settle, and time for clients alone."""
-    world = World(seed, directory, short=short, sentinel=sentinel, pages=pages)
+    world = World(seed, directory, short=short, sentinel=sentinel, pages=pages, watchers=watchers)
     only = (only or frozenset(FAULTS)) - (WITHOUT_SENTINEL if sentinel else WITH_SENTINEL)
     try:
         await world.start()
