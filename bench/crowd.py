@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Protocol, cast
 
 import hiredis
-from picows import WSFrame, WSListener, WSMsgType, WSParsedURL, WSTransport, ws_connect
+from picows import WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
 
 from bench.dialects import DIALECTS
 from bench.measure import cpu_seconds
@@ -166,7 +166,6 @@ class Crowd:
         self.rooms: dict[int, list[Client]] = {}
         self.pings = 0
         self._setting = setting
-        self._url = f"ws://127.0.0.1:{setting.port}{self.dialect.path}"
         self._faults: dict[str, int] = {}
 
     async def open_line(self) -> None:
@@ -174,7 +173,7 @@ class Crowd:
         setting = self._setting
         line: RedisLine | NchanLine
         if setting.dialect == "nchan":
-            line, port = NchanLine(self), setting.port
+            line, port = NchanLine(self), setting.ports[0]
         else:
             line, port = RedisLine(self), setting.redis_port
         await asyncio.get_running_loop().create_connection(lambda: line, "127.0.0.1", port)
@@ -187,11 +186,12 @@ class Crowd:
 
     async def connect(self, who: int, room: int) -> None:
         """Open one connection and authenticate; raises whatever stands in the way."""
-        client = Client(self, who, room)
+        client, ports = Client(self, who, room), self._setting.ports
+        port = ports[room % len(ports)]
         await ws_connect(
             lambda: client,
-            self._url,
-            socket_factory=self._socket,
+            f"ws://127.0.0.1:{port}{self.dialect.path}",
+            socket_factory=lambda _: self._socket(port),
             enable_auto_pong=False,
             websocket_handshake_timeout=PATIENCE,
             read_buffer_init_size=4096,
@@ -200,11 +200,11 @@ class Crowd:
         self.clients[who] = client
         self.rooms.setdefault(room, []).append(client)
 
-    def _socket(self, _: WSParsedURL) -> socket.socket:
+    def _socket(self, port: int) -> socket.socket:
         # Left to itself picows goes through name resolution, twice the cost of all the rest.
         plain = socket.socket()
         plain.setblocking(False)
-        plain.connect_ex(("127.0.0.1", self._setting.port))
+        plain.connect_ex(("127.0.0.1", port))
         return plain
 
     def fault(self, what: str) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bench.contenders import CONTENDERS, KEEPING
-from bench.orders import FanOut, ManyRooms, Outcome, RoundTrip
+from bench.orders import FanOut, Idle, ManyRooms, Outcome, RoundTrip
 from bench.stage import Show, Stage, open_stage
 from bench.workloads import connected, missing
 
@@ -26,15 +26,17 @@ CLIENTS = (2, 50)
 CROWD = 1000
 SMALL = 4
 MANY = 400
-"""Clients in rooms of four, or of one."""
-AT_ONCE = 4
-"""Rooms with a message under way. With many, a gateway alone would read several at a time, and several gateways fewer
+"""Clients in rooms of four."""
+AT_ONCE = 1
+"""Rooms with a message under way. With more, a gateway alone would read several at a time, and several gateways fewer
 each: what a message costs would grow with their number for that reason.
 """
 PROCESSES = (1, 2, 4)
+_FIGURES = (("gateways, µs", 1), ("Redis, µs", 1), ("both, µs", 1), ("p50, ms", 2), ("a second", 0))
 
 Case = tuple[str, int]
 """What is measured, and on how many gateway processes."""
+Measure = Callable[[Show, bool, float], Iterator[tuple[str, Outcome, int]]]
 
 
 def trips(show: Show, told: bool, seconds: float) -> Iterator[tuple[str, Outcome, int]]:
@@ -52,28 +54,29 @@ def crowd(show: Show, told: bool, seconds: float) -> Iterator[tuple[str, Outcome
     yield f"fan-out to {CROWD:,}, for each", show.do(FanOut(TEXT, 0.3, seconds, told)), 1
 
 
-def fleet(size: int) -> Callable[[Show, bool, float], Iterator[tuple[str, Outcome, int]]]:
-    """400 clients in rooms of that size, wherever the kernel sends them."""
+def fleet(show: Show, told: bool, seconds: float) -> Iterator[tuple[str, Outcome, int]]:
+    """400 clients in rooms of four; and what the processes cost that have nothing to do, which is not the messages'."""
+    connected(show, MANY, SMALL)
+    idle = show.do(Idle(seconds))
+    event = "bench:room:tell" if told else "bench:room:say"
+    outcome = show.do(ManyRooms(TEXT, 0.3, seconds, event, AT_ONCE))
+    for role, used in idle.cpu.items():
+        outcome.cpu[role] -= used / idle.seconds * outcome.seconds
+    yield "message to a room of 4", outcome, SMALL
 
-    def measured(show: Show, told: bool, seconds: float) -> Iterator[tuple[str, Outcome, int]]:
-        connected(show, MANY, size)
-        event = "bench:room:tell" if told else "bench:room:say"
-        yield f"message to a room of {size}", show.do(ManyRooms(TEXT, 0.3, seconds, event, AT_ONCE)), size
 
-    return measured
-
-
-def cases(rounds: int, only: list[str]) -> Iterator[tuple[Callable[..., Iterator[tuple[str, Outcome, int]]], int]]:
-    """All of them, round by round, each on so many processes."""
+def cases(rounds: int, only: list[str]) -> Iterator[tuple[Measure, int, bool]]:
+    """All of them, round by round, each on so many processes; true: all in a room are connected to the same one."""
     for _ in range(rounds):
         if "trips" in only:
-            yield trips, 1
+            yield trips, 1, False
         if "crowd" in only:
-            yield crowd, 1
+            yield crowd, 1, False
         if "fleet" in only:
             for processes in PROCESSES:
-                yield fleet(SMALL), processes
-                yield fleet(1), processes
+                yield fleet, processes, True
+                if processes > 1:
+                    yield fleet, processes, False
 
 
 def main() -> int:
@@ -87,23 +90,25 @@ def main() -> int:
     found: dict[Case, dict[bool, list[tuple[float, ...]]]] = defaultdict(lambda: {True: [], False: []})
     failures = []
     with tempfile.TemporaryDirectory() as logs, open_stage(Path(logs)) as stage:
-        for measure, processes in cases(asked.rounds, asked.only or [*kinds]):
+        for measure, processes, sticky in cases(asked.rounds, asked.only or [*kinds]):
             for told in (False, True):
-                for what, outcome, deliveries in _shown(stage, measure, told, processes, asked.seconds):
+                for what, outcome, deliveries in _shown(stage, measure, told, processes, sticky, asked.seconds):
                     if failure := missing(outcome):
                         failures.append(f"{what}: {failure}")
                     each = outcome.messages / deliveries
                     gateways = sum(used for role, used in outcome.cpu.items() if role.startswith("gateway"))
                     redis, rate = outcome.cpu["redis"], each / outcome.seconds
-                    cost = gateways / each * 1e6, redis / each * 1e6, outcome.p50_ms or 0.0, rate
-                    found[what, processes][told].append(cost)
-                    print(f"{what}, {processes}, {told}: {cost}", file=sys.stderr, flush=True)
+                    fleet_cost = (gateways + redis) / each * 1e6
+                    cost = gateways / each * 1e6, redis / each * 1e6, fleet_cost, outcome.p50_ms or 0.0, rate
+                    case = f"{what}, on one of them" if sticky and processes > 1 else what
+                    found[case, processes][told].append(cost)
+                    print(f"{case}, {processes}, {told}: {cost}", file=sys.stderr, flush=True)
     for (what, processes), by in found.items():
-        for at, (name, digits) in enumerate((("gateways, µs", 1), ("Redis, µs", 1), ("p50, ms", 2), ("a second", 0))):
+        for at, (name, digits) in enumerate(_FIGURES):
             without, with_one = ([round_[at] for round_ in by[told]] for told in (False, True))
             ratio = statistics.median(b / a for a, b in zip(without, with_one, strict=True) if a)
             print(
-                f"{what:32} {processes} process{'es' if processes > 1 else '  '}  {name:12}  without "
+                f"{what:36} {processes} process{'es' if processes > 1 else '  '}  {name:12}  without "
                 f"{statistics.median(without):7.{digits}f} ({min(without):.{digits}f}-{max(without):.{digits}f})  with "
                 f"{statistics.median(with_one):7.{digits}f} ({min(with_one):.{digits}f}-{max(with_one):.{digits}f})  "
                 f"ratio {ratio:.2f}"
@@ -114,13 +119,14 @@ def main() -> int:
 
 def _shown(
     stage: Stage,
-    measure: Callable[[Show, bool, float], Iterator[tuple[str, Outcome, int]]],
+    measure: Measure,
     told: bool,
     processes: int,
+    sticky: bool,
     seconds: float,
 ) -> Iterator[tuple[str, Outcome, int]]:
     contender = KEEPING if told else next(each for each in CONTENDERS if each.name == "kraftek")
-    with stage.show(contender, PINGS, processes=processes) as show:
+    with stage.show(contender, PINGS, processes=processes, sticky=sticky) as show:
         time.sleep(0.5)  # the first sweep of a start
         yield from measure(show, told, seconds)
 

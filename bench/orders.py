@@ -58,7 +58,8 @@ Order = Connect | RoundTrip | ManyRooms | FanOut | Idle
 class Setting(msgspec.Struct):
     """The first line that a load process reads: whom its clients talk to."""
 
-    port: int
+    ports: list[int]
+    """One for all gateways, or one for each: then all in a room talk to the same, as behind a proxy that sees to it."""
     redis_port: int
     dialect: str
     """A key of `bench.dialects.DIALECTS`."""

@@ -90,24 +90,31 @@ class Stage:
         self._pids = pids
 
     @contextlib.contextmanager
-    def show(self, contender: Contender, ping_seconds: float, processes: int = 1, loads: int = 1) -> Iterator[Show]:
-        """Start the contender and the load; raises `UnavailableError` or `NotStartedError`."""
-        port = _free_port()
+    def show(
+        self, contender: Contender, ping_seconds: float, processes: int = 1, loads: int = 1, sticky: bool = False
+    ) -> Iterator[Show]:
+        """Start the contender and the load; raises `UnavailableError` or `NotStartedError`.
+
+        ``sticky``: each process has a port of its own, and all in a room are connected to the same one; otherwise the
+        kernel distributes them.
+        """
+        ports = [_free_port() for _ in range(processes if sticky else 1)]
         log = self._logs / f"{contender.name}.log"
         with contextlib.ExitStack() as running:
             gateways = []
             for number in range(processes):
+                port = ports[number % len(ports)]
                 home = self._directory / f"{contender.name}-{port}-{number}"
                 home.mkdir()
                 running.callback(shutil.rmtree, home, ignore_errors=True)
-                site = Site(port, self._redis_port, ping_seconds, home, shared_port=processes > 1)
+                site = Site(port, self._redis_port, ping_seconds, home, shared_port=processes > len(ports))
                 gateways.append(running.enter_context(_running(contender.command(site), log)))
-            _wait(lambda: _listeners(port) >= processes, gateways, log)
+            _wait(lambda: sum(map(_listeners, ports)) >= processes, gateways, log)
             pids = [family(gateway.pid) for gateway in gateways]
             roles = self._pids | {f"gateway {number}": each for number, each in enumerate(pids, 1)}
             show = Show(pids, [])
             for number in range(loads):
-                setting = Setting(port, self._redis_port, contender.dialect, number * LOAD_CLIENTS, roles)
+                setting = Setting(ports, self._redis_port, contender.dialect, number * LOAD_CLIENTS, roles)
                 command = [sys.executable, "-m", "bench.load"]
                 process = running.enter_context(_running(command, self._logs / "load.log", piped=True))
                 show.loads.append(Load(process, setting))

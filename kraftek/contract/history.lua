@@ -16,13 +16,31 @@ local function covers(rule, topic)
     return #topic >= #head + #tail and topic:sub(1, #head) == head and topic:sub(#topic - #tail + 1) == tail
 end
 
--- history_of(prefix, topic): its rule and its keys, or nil where no history is kept.
+-- rules_of(prefix): the rules that stand, and where the one order is that all has that is told to topics: its epoch, offset
+-- and ancestors, as of a topic; or nil where none stand.
 local text, rules
-local function history_of(prefix, topic)
-    local known = redis.call('HMGET', prefix .. OWN .. 'rules', 'rules', 'generation')
+local function rules_of(prefix)
+    local own = prefix .. OWN
+    local key = own .. 'rules'
+    local known = redis.call('HMGET', key, 'rules', 'generation', 'epoch', 'told', 'life', 'ancestors')
     if not known[1] then return nil end
     if known[1] ~= text then text, rules = known[1], cjson.decode(known[1]) end
-    for _, rule in ipairs(rules) do
+    return {
+        prefix = prefix,
+        own = own,
+        key = key,
+        rules = rules,
+        generation = known[2],
+        epoch = known[3],
+        offset = tonumber(known[4] or 0),
+        life = known[5],
+        ancestors = known[6] or ''
+    }
+end
+
+-- history_of(stand, topic): its rule, of those that stand, and its keys, or nil where no history is kept.
+local function history_of(stand, topic)
+    for _, rule in ipairs(stand.rules) do
         if covers(rule, topic) then
             if rule[3] == 0 then return nil end
             return {
@@ -31,14 +49,18 @@ local function history_of(prefix, topic)
                 ttl = rule[4],
                 most = rule[5],
                 patterns = rule[6],
-                generation = known[2],
-                position = prefix .. OWN .. 'position:' .. topic,
-                log = prefix .. OWN .. 'log:' .. topic,
-                ids = prefix .. OWN .. 'ids:' .. topic,
-                channel = prefix .. OWN .. topic
+                generation = stand.generation,
+                position = stand.own .. 'position:' .. topic,
+                log = stand.own .. 'log:' .. topic,
+                ids = stand.own .. 'ids:' .. topic,
+                channel = stand.own .. topic
             }
         end
     end
+end
+
+local function text_of(offset)
+    return string.format('%.0f', offset)
 end
 
 local function new_epoch(life, name)
@@ -54,28 +76,25 @@ local function with_ancestor(epoch, last, ancestors)
     return table.concat(kept, ' ')
 end
 
--- order_of(prefix): where the one order is that all that is told to topics has: its epoch, offset and ancestors, as of
--- a topic. Nil where no rules stand. With other rules it begins anew, and so do all topics.
-local function order_of(prefix)
-    local key = prefix .. OWN .. 'rules'
-    local known = redis.call('HMGET', key, 'generation', 'epoch', 'told', 'life', 'ancestors')
-    if not known[1] then return nil end
-    local order = {key = key, epoch = known[2], offset = tonumber(known[3] or 0), ancestors = known[5] or ''}
-    local life = known[1] .. ':' .. run_id()
-    if known[2] and known[4] == life then return order end
-    order.epoch = new_epoch(life, '')
-    if known[2] and (known[4] or ''):match('^[^:]*') == known[1] then
-        order.ancestors = with_ancestor(known[2], known[3], order.ancestors)
+-- order_of(stand): the order, in this life of the server. With other rules it begins anew, and so do all topics.
+local function order_of(stand)
+    local life = stand.generation .. ':' .. run_id()
+    if stand.epoch and stand.life == life then return stand end
+    local before, last = stand.epoch, stand.offset
+    stand.epoch = new_epoch(life, '')
+    if before and (stand.life or ''):match('^[^:]*') == stand.generation then
+        stand.ancestors = with_ancestor(before, text_of(last), stand.ancestors)
     else
-        order.offset, order.ancestors = 0, ''
+        stand.offset, stand.ancestors = 0, ''
     end
-    redis.call('HSET', key, 'epoch', order.epoch, 'told', order.offset, 'life', life, 'ancestors', order.ancestors)
-    return order
+    stand.life = life
+    redis.call('HSET', stand.key, 'epoch', stand.epoch, 'told', stand.offset, 'life', life, 'ancestors', stand.ancestors)
+    return stand
 end
 
 -- in_order(order): as clients have it.
 local function in_order(order)
-    return order.epoch .. '.' .. string.format('%.0f', order.offset)
+    return order.epoch .. '.' .. text_of(order.offset)
 end
 
 -- position_of(history): adds where the topic is: epoch, offset and ancestors, the bytes of all messages so far, by how many

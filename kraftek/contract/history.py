@@ -5,7 +5,7 @@ Gateways load it as a Redis Function, for services in any language. What gateway
 
 =====================================  =================================================================================
 ``gateways:history:rules``             the hash of the rules, as JSON, and of their ``generation``, a random name
-``gateways:history:following``         the gateways that deliver by these rules, by when they stop unless they say so
+``gateways:history:following``         the gateways that deliver by these rules, and have a lease: ``follow.lua``
 ``gateways:history:position:<topic>``  the hash of ``epoch`` and ``offset``: ``history.lua`` beside this module
 ``gateways:history:log:<topic>``       the stream of messages; an id is ``<offset>-<bytes of all messages before it>``
 ``gateways:history:ids:<topic>``       the sorted set of the messages' own ids, by offset

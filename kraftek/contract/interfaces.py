@@ -464,8 +464,11 @@ class ITopicLogs(Interface):
 
     def follow() -> Deferred[bool]:
         """Say that this gateway delivers what topics are told by its rules, for some seconds. Fires with whether these
-        are the rules that stand in Redis.
+        are the rules that stand in Redis. A gateway without a lease does not: where some do not, services tell all.
         """
+
+    def unfollow() -> Deferred[None]:
+        """Say that this gateway delivers no more. It still has its lease."""
 
     def offer() -> Deferred[None]:
         """Have Redis know the Function by which services tell rooms something, if it can."""

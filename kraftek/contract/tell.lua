@@ -2,15 +2,17 @@
 -- has refused by then what it refuses. An id that is known is told once.
 local function append(history, order, message, id)
     local offset, told = history.offset + 1, history.bytes + #message
-    local entry = string.format('%.0f-%.0f', offset, history.bytes)
     order.offset = order.offset + 1
-    redis.call('HSET', order.key, 'told', order.offset)
-    redis.call('HSET', history.position, 'offset', offset, 'bytes', told, 'told', order.offset)
-    local added = redis.pcall('XADD', history.log, 'MAXLEN', history.count, entry, 'm', message, 'o', order.offset)
+    -- As text, once: each number that a command is given becomes one.
+    local number, in_all, total = text_of(offset), text_of(order.offset), text_of(told)
+    local entry = number .. '-' .. text_of(history.bytes)
+    redis.call('HSET', order.key, 'told', in_all)
+    redis.call('HSET', history.position, 'offset', number, 'bytes', total, 'told', in_all)
+    local added = redis.pcall('XADD', history.log, 'MAXLEN', history.count, entry, 'm', message, 'o', in_all)
     if type(added) == 'table' then
         -- A key of another type, or the log of another position.
         redis.call('DEL', history.log)
-        redis.call('XADD', history.log, 'MAXLEN', history.count, entry, 'm', message, 'o', order.offset)
+        redis.call('XADD', history.log, 'MAXLEN', history.count, entry, 'm', message, 'o', in_all)
     end
     if told - history.floor > history.most then
         local floor
@@ -29,26 +31,24 @@ local function append(history, order, message, id)
     end
     redis.call('PEXPIRE', history.log, history.ttl)
     outlive(history)
-    return offset
+    return offset, number, in_all
 end
 
--- Whether every gateway that has a lease follows these rules.
-local function all_follow(prefix)
-    local gateways = redis.call('ZRANGE', prefix .. 'gateways', 0, -1)
-    if #gateways == 0 then return true end
-    local now = tonumber(redis.call('TIME')[1])
-    for _, until_when in ipairs(redis.call('ZMSCORE', prefix .. OWN .. 'following', unpack(gateways))) do
-        if not until_when or tonumber(until_when) < now then return false end
+-- Whether every gateway that has a lease follows these rules. None does that has no lease: follow.lua.
+local function all_follow(stand)
+    if stand.all_follow == nil then
+        local follow = redis.call('ZCARD', stand.own .. 'following')
+        stand.all_follow = redis.call('ZCARD', stand.prefix .. 'gateways') == follow
     end
-    return true
+    return stand.all_follow
 end
 
--- telling(prefix, channel, topic, whole, id, message): keeps the message. Returns a function that publishes it and returns {how
--- many took it, its offset, the epoch}; the offset is 0 where no history is kept, and `channel` gets `whole` then: the message,
--- and in it whom it is for. Without `message`, which strangers have written, that is what is kept. Returns nil, and what was
--- expected, if that has no type that can be read.
-local function telling(prefix, channel, topic, whole, id, message)
-    local history = history_of(prefix, topic)
+-- telling_by(stand, channel, topic, whole, id, message): keeps the message by the rules that stand, if any do. Returns a
+-- function that publishes it and returns {how many took it, its offset, the epoch}; the offset is 0 where no history is kept,
+-- and `channel` gets `whole` then: the message, and in it whom it is for. Without `message`, which strangers have written,
+-- that is what is kept. Returns nil, and what was expected, if that has no type that can be read.
+local function telling_by(stand, channel, topic, whole, id, message)
+    local history = stand and history_of(stand, topic)
     if history and history.patterns then
         local keeps, expected = kept(message or whole, history.patterns)
         if keeps == nil and message then return nil, expected end
@@ -67,18 +67,21 @@ local function telling(prefix, channel, topic, whole, id, message)
             return function() return {0, tonumber(known), history.epoch} end
         end
     end
-    local order = order_of(prefix)
-    local offset = append(history, order, message, id)
-    local number = string.format('%.0f', offset)
-    local where = history.epoch .. ' ' .. number .. ' ' .. in_order(order)
+    local order = order_of(stand)
+    local offset, number, in_all = append(history, order, message, id)
+    local where = history.epoch .. ' ' .. number .. ' ' .. order.epoch .. '.' .. in_all .. ' '
     return function()
-        local took = redis.call('PUBLISH', history.channel, where .. ' ' .. message)
-        if not all_follow(prefix) then
+        local took = redis.call('PUBLISH', history.channel, where .. message)
+        if not all_follow(stand) then
             local numbered = '{"offset":' .. number .. ',' .. whole:sub((whole:find('"', 1, true)))
             took = took + redis.call('PUBLISH', channel, numbered)
         end
         return {took, offset, history.epoch}
     end
+end
+
+local function telling(prefix, ...)
+    return telling_by(rules_of(prefix), ...)
 end
 
 -- tell(room, message, id, prefix, broadcast): the same of a message to a room, at once.

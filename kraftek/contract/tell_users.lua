@@ -2,7 +2,8 @@
 -- nothing in it says who the others are. What it returns publishes it then, and returns {how many took it in all, {the offset
 -- of the first, its epoch}, …}. Where no history is kept `channel` gets `whole`, once.
 local function telling_users(prefix, channel, users, whole, id, message)
-    local first, keeps, expected = history_of(prefix, 'user:' .. users[1]), true, nil
+    local stand, keeps, expected = rules_of(prefix), true, nil
+    local first = stand and history_of(stand, 'user:' .. users[1])
     if first and first.patterns then keeps, expected = kept(message, first.patterns) end
     if keeps == nil then return nil, expected end
     if not (first and keeps) then
@@ -16,7 +17,7 @@ local function telling_users(prefix, channel, users, whole, id, message)
     for _, user in ipairs(users) do
         if not publish[user] then
             local to_one = '{"userIds":' .. cjson.encode({user}) .. ',' .. rest
-            publish[user] = telling(prefix, channel, 'user:' .. user, to_one, id, message)
+            publish[user] = telling_by(stand, channel, 'user:' .. user, to_one, id, message)
         end
     end
     return function()

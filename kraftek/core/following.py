@@ -35,7 +35,7 @@ from kraftek.core.session import Session
 __all__ = ["FOLLOW_INTERVAL", "Following"]
 
 FOLLOW_INTERVAL = 1.0
-"""Seconds between two words of this process that it delivers by its rules: two may fail."""
+"""Seconds between two words of this process that it delivers by its rules: one may fail."""
 
 _SWEEPS = 40
 """Sweeps in which every topic is compared once: ten seconds."""
@@ -140,6 +140,11 @@ class Following:
         if self._rules and self._bus.available:
             self._logs.follow().addErrback(self._failed)
 
+    def stop(self) -> None:
+        """The process stops. Called before it gives up its lease."""
+        if self._rules and self._bus.available:
+            self._logs.unfollow().addErrback(self._failed)
+
     def sweep(self) -> None:
         """Called several times a second: compare some topics, and leave those that nobody hears any more."""
         self.ordering.sweep()
@@ -162,8 +167,9 @@ class Following:
     # IBusListener
 
     def bus_up(self) -> None:
-        self.follow()
-        self._logs.offer().addErrback(self._failed)
+        self.follow()  # the rules stand before anything is read
+        # By the answer to this one it has its lease, too.
+        self._logs.offer().addErrback(self._failed).addCallback(lambda _: self.follow())
         self.ordering.disturbed()
         if not self.ordering.sweep():
             self._compare_all()

@@ -301,8 +301,8 @@ class Daemon(Service):
             for channel in (reply_channel(core.gateway_id), self._config.redis.broadcast):
                 await bus.unsubscribe(channel)
         finally:
-            core.requests.store_answers()
-            core.receipts.stop()
+            for ends in (core.requests.store_answers, core.receipts.stop, core.membership.following.stop):
+                ends()
             core.leases.release()
         # PING is refused while Redis cannot save its data: any answer will do.
         with suppress(NotPublished, RedisError):

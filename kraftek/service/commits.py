@@ -23,6 +23,7 @@ from kraftek.service.backend import Backend
 
 __all__ = [
     "TELL",
+    "TELL_UNKEPT",
     "UNAWARE",
     "Command",
     "Commits",
@@ -54,7 +55,7 @@ _COMMITS = {
 """By whether something is emitted, and whether something is said to rooms or users, of which none or some may have a
 history."""
 
-_TELL_UNKEPT = Script(lua(__package__, "unkept", KEPT=_KEPT) + "\nreturn redis.call('PUBLISH', ARGV[1], ARGV[2])")
+TELL_UNKEPT = Script(lua(__package__, "unkept", KEPT=_KEPT) + "\nreturn redis.call('PUBLISH', ARGV[1], ARGV[2])")
 TELL = Script(lua(__package__, *_TELLING) + "\nreturn telling_to(unpack(ARGV))()")
 
 UNAWARE = Script(lua(__package__, "time", "unaware"))
@@ -200,7 +201,7 @@ class Commits:
             return Told(await self._backend.call(*command.parts))
         if not self._kept:
             rules = command.topic.prefix + HISTORY_RULES
-            taken = await self._backend.run(_TELL_UNKEPT, [], [*command.parts[1:], rules])
+            taken = await self._backend.run(TELL_UNKEPT, [], [*command.parts[1:], rules])
             if taken != _KEPT:
                 return Told(taken)
             self._kept = True

@@ -800,13 +800,25 @@ def test_what_is_malformed_is_counted_and_its_offset_passes() -> None:
 def test_a_gateway_says_that_it_follows_if_there_is_something_to_follow() -> None:
     board = Board()
     board.following.follow()
-    assert (board.logs.offered, board.logs.followed) == (1, 2)
+    assert (board.logs.offered, board.logs.followed) == (1, 3)
     board.bus.down()
     board.following.follow()
-    assert board.logs.followed == 2
+    assert board.logs.followed == 3
     house = House()
     house.following.follow()
     assert (house.logs.offered, house.logs.followed) == (0, 0)
+
+
+def test_a_gateway_that_stops_says_that_it_follows_no_more() -> None:
+    board = Board()
+    board.following.stop()
+    assert board.logs.unfollowed == 1
+    board.bus.down()
+    board.following.stop()
+    assert board.logs.unfollowed == 1
+    house = House()
+    house.following.stop()
+    assert house.logs.unfollowed == 0
 
 
 def test_another_version_goes_on_where_this_one_was() -> None:

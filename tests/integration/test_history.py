@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kraftek.contract.history import FUNCTION, USERS_FUNCTION
-from kraftek.contract.names import history_log_key, history_position_key, room_topic
+from kraftek.contract.names import HISTORY_FOLLOWING, history_log_key, history_position_key, room_topic
 from kraftek.service.asyncio import Publisher
 from tests.support.redis_server import oldest_redis_server
 from tests.support.waiting import wait_until
@@ -184,6 +184,9 @@ def test_gateways_without_these_rules_are_told_as_ever(
     assert (message["payload"], "offset" in message) == (1, False)
     assert new.read(1) == [1]
     new.client.expect_nothing_through(redis_server)
+    # Who stops follows no more before its lease is gone: it is not taken for another one that has none of these rules.
+    with_history.terminate()
+    assert redis_server.client().zrange(HISTORY_FOLLOWING, 0, -1) == []
 
 
 def test_without_rules_there_is_no_key_more(redis_server: RedisServer, gateway: StartGateway, connect: Connect) -> None:

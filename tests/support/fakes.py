@@ -360,7 +360,7 @@ class FakeLogs:
         self.stands = True
         self.failure: Exception | None = None
         self.held: list[Callable[[], None]] | None = None
-        self.reads = self.compared = self.offered = self.followed = 0
+        self.reads = self.compared = self.offered = self.followed = self.unfollowed = 0
         self.life = "0123456789ab"
         self.ordered: list[tuple[str, int, bytes]] = []
 
@@ -383,6 +383,10 @@ class FakeLogs:
     def follow(self) -> Deferred[bool]:
         self.followed += 1
         return self._answer(lambda: self.stands)
+
+    def unfollow(self) -> Deferred[None]:
+        self.unfollowed += 1
+        return succeed(None)
 
     def offer(self) -> Deferred[None]:
         self.offered += 1

@@ -2,9 +2,9 @@
 -- Returns which of them, from 0, are elsewhere by now, or have no history any more. Positions of topics that are compared
 -- outlive their messages.
 local prefix = KEYS[1]:sub(1, -1 - #(OWN .. 'rules'))
-local elsewhere = {}
+local stand, elsewhere = rules_of(prefix), {}
 for i = 2, #KEYS do
-    local history = history_of(prefix, KEYS[i]:sub(1 + #(prefix .. OWN .. 'position:')))
+    local history = stand and history_of(stand, KEYS[i]:sub(1 + #(prefix .. OWN .. 'position:')))
     local same
     if history then
         position_of(history)

@@ -19,13 +19,14 @@ from kraftek.contract.history import LIBRARY
 from kraftek.contract.interfaces import IBus, ITopicLogs, Missed, Page, Recovered, TopicPosition
 from kraftek.contract.log_once import OnceUntilItWorks
 from kraftek.contract.lua import Argument, Script, lua
-from kraftek.contract.names import HISTORY_FOLLOWING, HISTORY_RULES, history_position_key
+from kraftek.contract.names import GATEWAY_LEASES, HISTORY_FOLLOWING, HISTORY_RULES, history_position_key
 from kraftek.core.history.rules import Rules
 
 __all__ = ["FOLLOWED", "TopicLogs"]
 
-FOLLOWED = 5.0
-"""Seconds after which a gateway that has not said so again does not follow the rules."""
+FOLLOWED = 2.5
+"""Seconds after which a gateway that has not said so again does not follow the rules. The others see that within a
+second, while it still has its lease (:mod:`kraftek.core.rooms.leases`)."""
 
 _STANDING = 60
 """Seconds for which the rules stand after the last gateway that has them."""
@@ -58,7 +59,11 @@ class TopicLogs:
     def follow(self) -> Deferred[bool]:
         starts = "" if self._started else _AT_START
         args: list[Argument] = [self._rules.text, token_hex(8), self._gateway_id, FOLLOWED, _STANDING, starts]
-        return self._bus.call(FOLLOW, [HISTORY_RULES, HISTORY_FOLLOWING], args).addCallback(self._stand)
+        following = self._bus.call(FOLLOW, [HISTORY_RULES, HISTORY_FOLLOWING, GATEWAY_LEASES], args)
+        return following.addCallback(self._stand)
+
+    def unfollow(self) -> Deferred[None]:
+        return self._bus.call("ZREM", [HISTORY_FOLLOWING], [self._gateway_id]).addCallback(lambda _: None)
 
     def offer(self) -> Deferred[None]:
         loading = self._bus.call("FUNCTION", [], ["LOAD", LIBRARY])

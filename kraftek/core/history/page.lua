@@ -3,7 +3,8 @@
 -- Returns the room's epoch, the offset of the first message of the page, 1 if there are older ones, and the messages: those
 -- before that offset. The epoch alone, if the given one is none of this history. Nil where no history is kept.
 local prefix = KEYS[1]:sub(1, -1 - #(OWN .. 'rules'))
-local history = history_of(prefix, KEYS[2]:sub(1 + #(prefix .. OWN .. 'position:')))
+local stand = rules_of(prefix)
+local history = stand and history_of(stand, KEYS[2]:sub(1 + #(prefix .. OWN .. 'position:')))
 if not history then return nil end
 position_of(history)
 outlive(history)

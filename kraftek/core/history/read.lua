@@ -2,7 +2,8 @@
 -- Returns the topic's epoch and offset, and what was told after the given ones: false and the messages, or why they cannot be
 -- had. Nil where no history is kept.
 local prefix = KEYS[1]:sub(1, -1 - #(OWN .. 'rules'))
-local history = history_of(prefix, KEYS[2]:sub(1 + #(prefix .. OWN .. 'position:')))
+local stand = rules_of(prefix)
+local history = stand and history_of(stand, KEYS[2]:sub(1 + #(prefix .. OWN .. 'position:')))
 if not history then return nil end
 position_of(history)
 outlive(history)

@@ -3,8 +3,9 @@
 -- Returns where the order is; and false with where each room is and all that was told to them later than that number, as
 -- {the room, from 0; its offset; its number; the message}; or why that cannot be had.
 local prefix = KEYS[1]:sub(1, -1 - #(OWN .. 'rules'))
-local order = order_of(prefix)
-if not order then return {'', 'epoch'} end
+local stand = rules_of(prefix)
+if not stand then return {'', 'epoch'} end
+local order = order_of(stand)
 local since, most = tonumber(ARGV[2]), tonumber(ARGV[3])
 
 -- Adds what one room was told, the newest first. Returns why that cannot be had.
@@ -32,7 +33,7 @@ local last = last_of(order, ARGV[1])
 if not last or since > last then return {in_order(order), 'epoch'} end
 local answer, found = {in_order(order), false}, {}
 for i = 2, #KEYS do
-    local history = history_of(prefix, KEYS[i]:sub(1 + #(prefix .. OWN .. 'position:')))
+    local history = history_of(stand, KEYS[i]:sub(1 + #(prefix .. OWN .. 'position:')))
     if not history then return {in_order(order), 'epoch'} end
     position_of(history)
     outlive(history)

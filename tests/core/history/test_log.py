@@ -17,7 +17,14 @@ from kraftek.contract.history import FUNCTION, TELL
 from kraftek.contract.interfaces import ITopicLogs, Missed, Page, Recovered
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.metrics import Counters
-from kraftek.contract.names import HISTORY_FOLLOWING, HISTORY_RULES, history_log_key, history_position_key, room_topic
+from kraftek.contract.names import (
+    GATEWAY_LEASES,
+    HISTORY_FOLLOWING,
+    HISTORY_RULES,
+    history_log_key,
+    history_position_key,
+    room_topic,
+)
 from kraftek.contract.order import number_in
 from kraftek.contract.settings import Redis, RoomPolicy
 from kraftek.core.history.log import FOLLOWED, TopicLogs
@@ -107,11 +114,15 @@ class TopicLogsTest(TestCase):
         self.bus.startService()
         self.addCleanup(self.bus.stopService)
         await until(lambda: self.bus.available, "a connection to Redis")
+        self.client.zadd("k:" + GATEWAY_LEASES, {"g1": 2**40, "g2": 2**40})
         self.logs = self.gateway("g1", BOARDS)
         assert await self.logs.follow()
 
     def gateway(self, gateway_id: str, *policies: RoomPolicy) -> TopicLogs:
         return TopicLogs(self.bus, Rules(policies), gateway_id)
+
+    def following(self) -> set[str]:
+        return set(self.client.zrange("k:" + HISTORY_FOLLOWING, 0, -1))
 
     def tell(self, text: str, room_id: str = "board-1") -> str:
         body = json.dumps({"type": "x", "payload": text})
@@ -329,11 +340,11 @@ class TopicLogsTest(TestCase):
     async def test_the_rules_stand_while_somebody_has_them(self) -> None:
         generation = self.generation()
         assert 0 < self.client.ttl("k:" + HISTORY_RULES) <= 60
-        assert self.client.zrange("k:" + HISTORY_FOLLOWING, 0, -1) == ["g1"]
+        assert self.following() == {"g1"}
         assert await self.gateway("g2", BOARDS).follow()
         assert await self.logs.follow()
         assert self.generation() == generation
-        assert set(self.client.zrange("k:" + HISTORY_FOLLOWING, 0, -1)) == {"g1", "g2"}
+        assert self.following() == {"g1", "g2"}
         self.client.delete("k:" + HISTORY_RULES)
         assert await self.logs.follow()
         assert self.generation() != generation
@@ -342,10 +353,11 @@ class TopicLogsTest(TestCase):
         generation = self.generation()
         with capturedLogs() as events:
             assert await self.gateway("g2", RoomPolicy(pattern="*", history=1)).follow()
+            assert self.following() == {"g2"}
             assert not await self.logs.follow()
             assert not await self.logs.follow()
         assert self.generation() != generation
-        assert self.client.zrange("k:" + HISTORY_FOLLOWING, 0, -1) == ["g2"]
+        assert self.following() == {"g2"}
         lines = [formatEvent(event) for event in events if event["log_level"] is LogLevel.warn]
         assert len(lines) == 1
         assert "[rooms] is another one" in str(lines[0])
@@ -353,9 +365,20 @@ class TopicLogsTest(TestCase):
     async def test_who_is_gone_does_not_follow(self) -> None:
         seconds, _ = self.client.time()
         assert seconds < self.client.zscore("k:" + HISTORY_FOLLOWING, "g1") <= seconds + 1 + FOLLOWED
-        self.client.zadd("k:" + HISTORY_FOLLOWING, {"gone": seconds - 1})
+        assert 0 < self.client.pttl("k:" + HISTORY_FOLLOWING) <= FOLLOWED * 1000
+        self.client.zadd("k:" + HISTORY_FOLLOWING, {"gone": seconds - 1, "before the clock was set back": 2**40})
         await self.gateway("g2", BOARDS).follow()
-        assert set(self.client.zrange("k:" + HISTORY_FOLLOWING, 0, -1)) == {"g1", "g2"}
+        assert self.following() == {"g1", "g2"}
+        await self.logs.unfollow()
+        assert self.following() == {"g2"}
+
+    async def test_who_follows_has_a_lease(self) -> None:
+        g3 = self.gateway("g3", BOARDS)
+        assert await g3.follow()
+        assert self.following() == {"g1"}
+        self.client.zadd("k:" + GATEWAY_LEASES, {"g3": 2**40})
+        assert await g3.follow()
+        assert self.following() == {"g1", "g3"}
 
     async def test_the_function_is_there_where_redis_has_functions(self) -> None:
         with capturedLogs() as events:
