@@ -18,7 +18,7 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from tests.integration.conftest import Gateway, RedisServer, StartGateway
+    from tests.integration.conftest import Gateway, RedisServer, Shared, StartGateway
 
 pytestmark = pytest.mark.redis  # the demo starts its own
 
@@ -117,7 +117,9 @@ def invitations(new_context: Callable[..., BrowserContext]) -> Iterator[Invite]:
     people: list[Person] = []
 
     def invited(name: str, **options: Any) -> Person:
-        context = new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
+        # What moves for beauty alone costs a tenth of a processor in every window.
+        still: Any = {"viewport": {"width": 1280, "height": 800}, "reduced_motion": "reduce"}
+        context = new_context(**{**still, **options})
         people.append(Person(context, name))
         return people[-1]
 
@@ -129,8 +131,17 @@ def invitations(new_context: Callable[..., BrowserContext]) -> Iterator[Invite]:
 
 
 @pytest.fixture
-def demo(gateway: StartGateway) -> Gateway:
-    return gateway(args=["--demo"])
+def demo(shared: Shared) -> Gateway:
+    """One for all tests that do not end it; each finds its boards empty."""
+    clear_boards(shared)
+    return shared.gateway(args=["--demo"])
+
+
+def clear_boards(shared: Shared) -> None:
+    """Nobody has written anything yet."""
+    redis: Any = shared.redis_server.client()
+    for key in redis.keys("notes:*"):
+        redis.delete(key)
 
 
 def lives(pid: int) -> bool:
@@ -443,14 +454,12 @@ def test_lives_through_an_outage_of_redis(gateway: StartGateway, redis_server: R
     ann.create("Written anew")
 
 
-def test_shows_what_is_kept_and_not_what_was_hoped(
-    gateway: StartGateway, redis_server: RedisServer, invite: Invite
-) -> None:
+def test_shows_what_is_kept_and_not_what_was_hoped(demo: Gateway, shared: Shared, invite: Invite) -> None:
     ann = invite("Ann")
-    ann.enter(gateway(redis_server, args=["--demo"]))
+    ann.enter(demo)
     ann.create("Stays")
     note = ann.create("Goes")
-    with redis_server.client() as client:
+    with shared.redis_server.client() as client:
         client.hdel("notes:kitchen", str(note.get_attribute("data-id")))
 
     ann.drag(note, 100, 100)
@@ -569,7 +578,8 @@ def test_shows_the_last_events(demo: Gateway, invite: Invite) -> None:
 
 
 def test_fits_a_phone(demo: Gateway, invite: Invite, browser: Browser) -> None:
-    ann = invite("Ann", viewport={"width": 390, "height": 844}, device_scale_factor=2, has_touch=True, is_mobile=True)
+    phone = {"device_scale_factor": 2, "has_touch": True, "is_mobile": True, "reduced_motion": "no-preference"}
+    ann = invite("Ann", viewport={"width": 390, "height": 844}, **phone)
     bob = invite("Bob", color_scheme="dark", reduced_motion="reduce")
     ann.enter(demo)
     bob.enter(demo)
@@ -621,7 +631,8 @@ def test_fits_a_phone(demo: Gateway, invite: Invite, browser: Browser) -> None:
 
 
 def test_the_tools_of_a_note_being_written_stay_on_the_screen(demo: Gateway, invite: Invite) -> None:
-    ann = invite("Ann", viewport={"width": 390, "height": 844}, device_scale_factor=2, has_touch=True, is_mobile=True)
+    phone = {"device_scale_factor": 2, "has_touch": True, "is_mobile": True, "reduced_motion": "no-preference"}
+    ann = invite("Ann", viewport={"width": 390, "height": 844}, **phone)
     ann.enter(demo)
 
     def expect_tools() -> None:

@@ -41,9 +41,8 @@ def notes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def demo(shared: Shared, notes: Path) -> Iterator[Gateway]:
     """A gateway that is not in charge of the service, and the service."""
     process = shared.gateway(config={"rooms": {"*": {"presence": True}}})
+    test_board.clear_boards(shared)
     redis: Any = shared.redis_server.client()
-    for key in redis.keys("notes:*"):
-        redis.delete(key)
     environment = {"REDIS_URL": shared.redis_server.url, "PATH": str(Path(shutil.which("node") or "").parent)}
     service = subprocess.Popen(["node", str(notes)], env=environment)
 

@@ -440,30 +440,35 @@ def test_a_token_that_has_expired_is_asked_for_anew(
 
 
 def test_clients_come_back_after_a_restart(
-    redis_server: RedisServer,
-    gateway: StartGateway,
-    service: StartService,
-    client: SocketIOClient,
-    transports: list[str] | None,
+    redis_server: RedisServer, gateway: StartGateway, service: StartService, stage: ExitStack
 ) -> None:
+    """Those of both libraries, over each transport."""
     service(redis_server, "events:echo")
     first = gateway(redis_server, services=ECHO)
-    client.connect(first.http_url, transports, {"token": "ann", "roomId": "kitchen"})
-    (socket_id,) = client.reports.expect("connect")
-    client.reports.expect("event", "authenticated")
+    clients: list[tuple[SocketIOClient, list[str] | None, str]] = []
+    for library, name in product((NODE, PYTHON), TRANSPORTS):
+        client = SocketIOClient(library)
+        stage.callback(client.close)
+        user = f"{name} of {Path(library.command[0]).name}"
+        client.connect(first.http_url, TRANSPORTS[name], {"token": user, "roomId": "kitchen"})
+        (socket_id,) = client.reports.expect("connect")
+        client.reports.expect("event", "authenticated")
+        clients.append((client, TRANSPORTS[name], socket_id))
     first.terminate()
-    report = client.reports.next()
-    assert report[:2] == ["event", "drain"] or transports != ["websocket"]
-    if report[:2] == ["event", "drain"]:  # by long polling it may not come any more
+    for client, transports, _ in clients:
         report = client.reports.next()
-    assert report[0] == "disconnect"
-    assert report[1] in client.library.lost
+        assert report[:2] == ["event", "drain"] or transports != ["websocket"]
+        if report[:2] == ["event", "drain"]:  # by long polling it may not come any more
+            report = client.reports.next()
+        assert report[0] == "disconnect"
+        assert report[1] in client.library.lost
     gateway(redis_server, services=ECHO, args=["--listen", f"tcp:{first.port}:interface=127.0.0.1"])
-    (another,) = client.reports.until("connect")
-    assert another != socket_id
-    client.reports.expect("event", "authenticated")
-    client.emit("echo:test:echo", 1)
-    assert client.reports.expect("event", "echo:test:echo") == [1]
+    for client, _, socket_id in clients:
+        (another,) = client.reports.until("connect")
+        assert another != socket_id
+        client.reports.expect("event", "authenticated")
+        client.emit("echo:test:echo", 1)
+        assert client.reports.expect("event", "echo:test:echo") == [1]
 
 
 def test_a_namespace_that_does_not_exist(shared: Shared, transports: list[str] | None, stage: ExitStack) -> None:
