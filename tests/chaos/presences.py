@@ -96,6 +96,7 @@ class Presences:
         self._by_room: dict[str, list[Seat]] = defaultdict(list)
         for seat in self._seats.values():
             self._by_room[seat.room].append(seat)
+        self._users = {room: frozenset(seat.user for seat in seats) for room, seats in self._by_room.items()}
         self._members: dict[tuple[str, str], Member] = defaultdict(Member)
         self._claims: list[Claim] = []
         self._looked: list[tuple[float, str, int]] = []
@@ -176,7 +177,7 @@ class Presences:
     def _look(self, at: float) -> None:
         """Compare what everybody knows with what they should."""
         for room, seats in self._by_room.items():
-            there = {user for user in self.callers if (user, room) in self._members and self._members[user, room].stays}
+            there = {user for user in self._users[room] if self._members[user, room].stays}
             for seat in seats:
                 if not seat.socket or seat.since > at - KNOWN or seat.known is None:
                     continue
@@ -194,8 +195,8 @@ class Presences:
         found = [f"{seat.name} is not in {seat.room}" for seat in self._seats.values() if not seat.socket]
         if not found:
             for seat in self._seats.values():
-                there = {other.user for other in self._by_room[seat.room]}
-                if (known := set(seat.known or ())) != there:
+                known, there = (seat.known or {}).keys(), self._users[seat.room]
+                if known != there:
                     lacks, has = sorted(there - known), sorted(known - there)
                     found.append(f"{seat.name} in {seat.room} does not know of {lacks}, but of {has}")
         return found[:5]
