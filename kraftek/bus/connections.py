@@ -20,6 +20,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from txredisapi import HiredisProtocol, InvalidData, ResponseError
 
+from kraftek.bus.replies import INCOMPLETE, ODD, Replies, oddly
 from kraftek.bus.resp import command, script_call, script_head
 from kraftek.bus.server import Server, UnsuitableServer, examine, server_in
 from kraftek.contract.accounts import Accounts
@@ -32,7 +33,6 @@ from kraftek.contract.redis_url import RedisAddress
 from kraftek.contract.settings import Redis
 
 __all__ = [
-    "INCOMPLETE",
     "NO_BATCH",
     "Batch",
     "CommandConnection",
@@ -51,9 +51,6 @@ _BATCH = 100
 
 CHECK_INTERVAL = 1.0
 """Seconds in which it is noticed that a server has become a replica, refuses writes, or takes them again."""
-
-INCOMPLETE = object()
-"""What the reader gives as long as a reply is not all there. Its own ``False`` is also a reply, of RESP3."""
 
 
 class _RefusalError(ResponseError, Refusal):  # type: ignore[misc]  # txredisapi has no annotations
@@ -96,6 +93,7 @@ class RedisConnection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has 
         self.heard = 0.0
         self.refused = False
         self.waiting: deque[Deferred[Any] | Callable[[Any], None]] = deque()
+        self.replies = Replies(self, clock)
 
     def ask(self, *parts: Argument) -> Deferred[Any]:
         """Send a command. Fires with its reply; fails with ``ResponseError``, or with ``NotPublished`` when lost."""
@@ -173,18 +171,17 @@ class RedisConnection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has 
                     replies.append(reply)
             finally:
                 if replies:
-                    self.hand_out(replies)
-        # Waiters and listeners raise nothing here: whatever else is wrong, such as an answer to nothing, Redis said.
-        except (InvalidData, LookupError, TypeError, ValueError) as error:
-            self.give_up(f"it does not speak Redis's protocol: {error}")
+                    self.replies.take(replies)
+        except ODD as error:
+            self.give_up(oddly(error))
         if not replies:
             self.waits_for_rest(len(data))
 
     def waits_for_rest(self, size: int) -> None:
         """So many bytes came, and no reply is complete."""
 
-    def hand_out(self, replies: list[Any]) -> None:
-        """Replies that came together."""
+    def hand_out(self, replies: list[Any], *, more: bool = False) -> None:
+        """Replies that came together. ``more``: others of them follow at once."""
         for reply in replies:
             self.replied(reply)
 
@@ -218,6 +215,8 @@ class RedisConnection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has 
 
     def connectionLost(self, why: Failure) -> None:
         """Notify the owner, then fail all waiters."""
+        if not self._fault:
+            self.replies.hand_out_all()
         super().connectionLost(why)
         if self._alarm.active():
             self._alarm.cancel()
@@ -345,9 +344,8 @@ class CommandConnection(RedisConnection):
             self._accounts.in_flight += len(data)
             self.write(data)
 
-    def hand_out(self, replies: list[Any]) -> None:
-        for reply in replies:
-            self.replied(reply)
+    def hand_out(self, replies: list[Any], *, more: bool = False) -> None:
+        super().hand_out(replies)
         self._replies += len(replies)
         if not self.waiting:
             self._accounts.in_flight -= self.unanswered

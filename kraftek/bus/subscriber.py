@@ -13,7 +13,8 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 from txredisapi import ResponseError
 
-from kraftek.bus.connections import INCOMPLETE, ConnectionOwner, RedisConnection
+from kraftek.bus.connections import ConnectionOwner, RedisConnection
+from kraftek.bus.replies import INCOMPLETE
 from kraftek.bus.server import Server
 from kraftek.contract.accounts import Accounts
 from kraftek.contract.errors import NotPublished
@@ -91,6 +92,7 @@ class SubscriberConnection(RedisConnection):
         """
         if not self._frozen:
             self._frozen = True
+            self.replies.hand_out_all()
             self.transport.pauseProducing()
             self.ask("PING").addErrback(lambda _: None)
         while self.waiting and self._read_one():
@@ -130,9 +132,12 @@ class SubscriberConnection(RedisConnection):
         self._arriving += size
         self._accounts.arriving += size
 
-    def hand_out(self, replies: list[Any]) -> None:
+    def hand_out(self, replies: list[Any], *, more: bool = False) -> None:
         if self._arriving:
             self._arrived()
+        if more:
+            super().hand_out(replies)
+            return
         *others, last = replies
         super().hand_out(others)
         self._iteration.ending = True

@@ -34,6 +34,7 @@ from kraftek.contract.iteration import Iteration
 from kraftek.contract.lua import ForEach, Script
 from kraftek.contract.redis_url import redis_address
 from kraftek.contract.settings import Redis
+from tests.support.iterations import Iterations
 from tests.support.redis_server import info_reply
 
 PASSWORD = "correct horse"
@@ -57,7 +58,7 @@ class Story:
     """One link on a wire, and what it told its owner."""
 
     def __init__(self, make: type[RedisConnection], url: str = "redis://redis.example/3") -> None:
-        self.clock = Clock()
+        self.clock = Iterations()
         self.wire = Wire()
         self.accounts = Accounts()
         self.told: list[str] = []
@@ -259,6 +260,80 @@ def test_replies_are_counted_however_they_are_cut(cuts: list[int]) -> None:
     assert got == [3, [b"\r\n", b"", -1], 0, None, "ERR unknown", 12]
     assert not link.waiting
     assert not story.wire.disconnected
+
+
+@pytest.mark.parametrize("ending", ["read on", "lost", "odd"])
+def test_what_comes_together_is_handed_out_in_time(ending: str) -> None:
+    """After a stall of Redis a read had 10,000 receipts, which took 100 ms."""
+    story, link = command_story()
+    got: list[int] = []
+
+    def slow(receipt: int) -> None:
+        story.clock.take(0.0009)
+        got.append(receipt)
+
+    for _ in range(11):
+        link.send(command("GET", "x"), slow)
+    link.ask("GET", "x").addBoth(lambda answer: got.append(12 if answer == b"y" else -1))
+    story.written()
+    link.dataReceived(b"".join(b":%d\r\n" % number for number in range(5)))
+    assert (got, story.wire.producerState) == ([0, 1, 2], "paused")
+    link.dataReceived(b"".join(b":%d\r\n" % number for number in range(5, 11)))  # as TLS has it
+    assert got == [0, 1, 2]
+    if ending == "lost":
+        story.lose()
+        assert got == [*range(11), -1]
+        story.clock.iterate()
+        assert got == [*range(11), -1]
+        return
+    if ending == "odd":
+        story.reads(b"$1\r\ny", b":7")
+    for number in (6, 9, 11):
+        story.clock.iterate()
+        assert len(got) == number + (number == 11 and ending == "odd")
+    assert story.wire.disconnected is (ending == "odd")
+    if ending == "read on":
+        assert (got, story.wire.producerState) == ([*range(11)], "producing")
+        story.reads(b"$1\r\ny")
+        assert link.unanswered == story.accounts.in_flight == 0
+    assert got == [*range(11), 12]
+
+
+def test_a_few_replies_are_handed_out_at_once() -> None:
+    story, link = command_story()
+    got: list[int] = []
+
+    def slow(receipt: int) -> None:
+        story.clock.take(1.0)
+        got.append(receipt)
+
+    for _ in range(4):
+        link.send(b"x", slow)
+    link.dataReceived(b":0\r\n:1\r\n:2\r\n:3\r\n")
+    assert got == [0, 1, 2, 3]
+
+
+def test_messages_that_come_together_are_handed_out_in_time_and_an_upgrade_takes_all() -> None:
+    story, link = subscriber_story()
+    ending: list[bool] = []
+
+    def slow(message: object) -> None:
+        story.clock.take(0.001)
+        story.heard.append(message)
+        ending.append(story.iteration.ending)
+
+    link._listeners = {b"news": [slow]}
+    link.dataReceived(b"".join(b"*3\r\n$7\r\nmessage\r\n$4\r\nnews\r\n$1\r\n%d\r\n" % number for number in range(7)))
+    assert story.heard == [b"0", b"1"]
+    story.clock.iterate()
+    assert story.heard == [b"0", b"1", b"2", b"3"]
+    with socket.socket(socket.AF_UNIX) as nothing:
+        story.wire.getHandle = lambda: nothing  # type: ignore[attr-defined]
+        assert not link.freeze()
+    assert story.heard == [b"%d" % number for number in range(7)]
+    assert ending == [False] * 6 + [True]
+    story.clock.iterate()
+    assert story.wire.producerState == "paused"
 
 
 def test_an_error_reply_fails_a_call() -> None:
