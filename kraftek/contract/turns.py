@@ -1,7 +1,8 @@
 """Turns: what clients have sent is handled a little at a time, so that nobody's keeps the others waiting.
 
 One for all connections, made by :mod:`kraftek.daemon.assembly`. The :mod:`kraftek.edge.websocket.unhandled` of a
-WebSocket and the :mod:`kraftek.edge.engineio.posts` of polling clients wait here when they have more than one step.
+WebSocket and the :mod:`kraftek.edge.engineio.posts` of polling clients wait here when they have more than one step; and
+so does who gives clients what they have missed (:mod:`kraftek.core.resuming`, :mod:`kraftek.core.following`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import Final, Protocol
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
@@ -71,6 +73,22 @@ class Slowed(Protocol):
         """The time for which it was slowed is over."""
 
 
+class _Turn:
+    """A coroutine goes on in it."""
+
+    def __init__(self) -> None:
+        self.comes: Deferred[None] = Deferred()
+
+    def step(self) -> bool:
+        self.comes.callback(None)
+        return False
+
+    def rest(self) -> None:
+        """It has had its turn."""
+
+    failed = rest
+
+
 class Turns:
     """Who waits with something to handle, each a step at a time, in rotation; and who is slowed, until when. What they
     keep meanwhile is in the account ``unhandled``.
@@ -111,6 +129,12 @@ class Turns:
         """It has something to handle, in its turns."""
         self._waiting[reader] = None
         self._schedule()
+
+    def next_turn(self) -> Deferred[None]:
+        """Fires when it is the turn of whoever asks, for a step."""
+        turn = _Turn()
+        self.add(turn)
+        return turn.comes
 
     def remove(self, reader: Reader) -> None:
         """It has nothing any more."""

@@ -12,11 +12,18 @@ from twisted.internet.defer import Deferred
 
 from kraftek.contract.accounts import Accounts
 from kraftek.contract.interfaces import IOutlet, TopicPosition
+from kraftek.contract.turns import Turns
 from kraftek.core.catch_up import CatchUp
 from kraftek.core.roster import Audience, Roster, audience_of
 from kraftek.core.session import Session
 
-__all__ = ["Followed", "FollowedRoom", "FollowedUser"]
+__all__ = ["STEP", "Followed", "FollowedRoom", "FollowedUser"]
+
+STEP = 100
+"""Messages of those that it has missed which are delivered in one turn, to all who are there."""
+
+_DELIVERIES = 1000
+"""And in how many copies at most, unless it is one message: they take half a millisecond."""
 
 _HEARD = 262_144
 """Bytes that are kept of what a topic is told while its history is read. What is beyond is read once more."""
@@ -74,20 +81,28 @@ class Followed(ABC):
         else:
             self.stale = True
 
-    def rest(self) -> list[bytes]:
-        """It is not busy any more. Returns what was heard meanwhile."""
+    def rest(self) -> None:
+        """It is not busy any more."""
         self.busy = False
-        return self._take()
+        waiting, self.waiting = self.waiting, []
+        for each in waiting:
+            each.callback(None)
+
+    def take(self) -> list[bytes]:
+        """What was heard meanwhile, which is to be delivered now."""
+        heard, self.heard, self._heard_bytes = self.heard, [], 0
+        self._accounts.heard -= sum(map(len, heard))
+        return heard
+
+    async def turn(self, turns: Turns, number: int) -> None:
+        """Return when the message of this number, of some that wait from 0 on, may be delivered."""
+        if number and not number % max(1, min(STEP, _DELIVERIES // max(1, len(self.sessions)))):
+            await turns.next_turn()
 
     def give_up(self) -> int:
         """Read once more instead what was heard. Returns of how many bytes."""
         self.stale = self.stale or bool(self.heard)
-        return sum(map(len, self._take()))
-
-    def _take(self) -> list[bytes]:
-        heard, self.heard, self._heard_bytes = self.heard, [], 0
-        self._accounts.heard -= sum(map(len, heard))
-        return heard
+        return sum(map(len, self.take()))
 
     @property
     @abstractmethod

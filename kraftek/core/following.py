@@ -12,12 +12,11 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from itertools import cycle
 
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from kraftek.contract.accounts import Accounts
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import IBus, IBusListener, ITopicLogs, Missed, TopicPosition
 from kraftek.contract.log_once import OnceUntilItWorks, failing
@@ -25,6 +24,7 @@ from kraftek.contract.messages import Delivery, Positioned, Standing
 from kraftek.contract.metrics import Counters, ResumeFailure
 from kraftek.contract.names import room_topic, topic_channel, user_topic
 from kraftek.contract.order import UNCERTAIN
+from kraftek.contract.turns import Turns
 from kraftek.core.deliveries import Deliveries
 from kraftek.core.followed import Followed, FollowedRoom, FollowedUser
 from kraftek.core.history.rules import Rules
@@ -44,10 +44,17 @@ _AT_ONCE = 200
 """Topics that one call of a script compares: it blocks Redis for a millisecond or two."""
 
 
+async def _some_by_some(compare: Callable[[Sequence[Followed]], Deferred[bool]], topics: Sequence[Followed]) -> bool:
+    for start in range(0, len(topics), _AT_ONCE):
+        if not await compare(topics[start : start + _AT_ONCE]):
+            return False
+    return True
+
+
 @implementer(IBusListener)
 class Following:
-    """``most``: bytes that a client, or a topic, may have missed. ``doubt``: to be set before anything is received; as
-    that of :class:`kraftek.core.followed.FollowedUser`.
+    """``most``: bytes that a client, or a topic, may have missed. What a topic has missed is delivered in ``turns``.
+    ``doubt``: to be set before anything is received; as that of :class:`kraftek.core.followed.FollowedUser`.
     """
 
     _log = Logger()
@@ -62,12 +69,12 @@ class Following:
         counters: Counters,
         ordering: Ordering,
         *,
-        accounts: Accounts,
+        turns: Turns,
         most: int,
     ) -> None:
         self._bus, self._logs = bus, logs
         self._rules, self._keeps_users, self._roster = rules, rules.keep(user_topic("")), roster
-        self._deliveries, self._counters, self._accounts = deliveries, counters, accounts
+        self._deliveries, self._counters, self._turns, self._accounts = deliveries, counters, turns, turns.accounts
         self._topics: dict[str, Followed] = {}
         self.most, self.ordering = most, ordering
         ordering.compare = self._compare_all
@@ -177,26 +184,20 @@ class Following:
     def bus_down(self) -> None:
         self.ordering.disturbed()
 
-    def epoch_changed(self) -> None:
-        self.bus_up()
+    epoch_changed = bus_up
 
     # What is told
 
-    def _heard(self, topic: Followed, told: bytes, *, again: bool = False) -> None:
-        """``again``: it was heard before, while the topic was read."""
+    def _heard(self, topic: Followed, told: bytes) -> None:
         try:
             epoch, number, word, message = told.split(b" ", 3)
-            offset, order = int(number), (self.ordering.again if again else self.ordering.heard)(word.decode())
+            offset, order = int(number), self.ordering.heard(word.decode())
         except ValueError:
             self._counters.broadcasts_malformed += 1
             return
         if topic.busy or not topic.epoch:
             topic.keep(told)
-        else:
-            self._take(topic, epoch, offset, order, message)
-
-    def _take(self, topic: Followed, epoch: bytes, offset: int, order: str, message: bytes) -> None:
-        if epoch.decode("ascii", "replace") != topic.epoch or offset > topic.offset + 1:
+        elif epoch.decode("ascii", "replace") != topic.epoch or offset > topic.offset + 1:
             self._read(topic)
         elif offset == topic.offset + 1:
             self._deliver(topic, message, order)
@@ -222,21 +223,22 @@ class Following:
         return self._compare(list(self._topics.values()))
 
     def _compare(self, topics: Sequence[Followed]) -> Deferred[bool]:
-        """Fires with whether Redis has answered."""
+        """Fires with whether Redis has answered. It is asked for some at a time, and answers others in between."""
+        return Deferred.fromCoroutine(_some_by_some(self._compare_some, topics))
+
+    def _compare_some(self, topics: Sequence[Followed]) -> Deferred[bool]:
         asked = []
         for topic in topics:
+            if self._topics.get(topic.topic) is not topic:
+                continue
             if topic.busy:
                 topic.stale = True
             elif not topic.epoch:
                 self._read(topic)
             else:
                 asked.append(topic.position)
-        parts = []
-        for start in range(0, len(asked), _AT_ONCE):
-            part = asked[start : start + _AT_ONCE]
-            comparing = self._logs.compare(part)
-            parts.append(comparing.addCallback(self._compared, part).addErrback(self._failed))
-        return gatherResults(parts).addCallback(all)
+        comparing = self._logs.compare(asked) if asked else succeed([])
+        return comparing.addCallback(self._compared, asked).addErrback(self._failed)
 
     def _compared(self, elsewhere: Sequence[TopicPosition], asked: Sequence[TopicPosition]) -> bool:
         for position in asked:
@@ -256,29 +258,31 @@ class Following:
         if topic.epoch:
             self.ordering.incomplete(topic.topic)
         reading = self._logs.read(topic.topic, topic.epoch, topic.offset, self.most)
-        reading.addCallbacks(self._was_read, self._unread, (topic,), errbackArgs=(topic,)).addErrback(self._failed)
+        reading.addCallbacks(
+            lambda missed: Deferred.fromCoroutine(self._was_read(missed, topic)), self._unread, errbackArgs=(topic,)
+        ).addErrback(self._failed)
 
-    def _was_read(self, missed: Missed | None, topic: Followed) -> None:
+    async def _was_read(self, missed: Missed | None, topic: Followed) -> None:
         self._once.works()
-        heard, stale, topic.stale = topic.rest(), topic.stale, False
-        if missed is None:
-            topic.epoch, topic.owed = "", True  # by the rules that stand it has no history
-        else:
-            self._move(topic, missed)
-        self.ordering.complete(topic.topic)
-        self._rested(topic)
-        for told in heard:
-            self._heard(topic, told, again=True)
+        try:
+            if missed is None:
+                topic.epoch, topic.owed = "", True  # by the rules that stand it has no history
+            else:
+                await self._move(topic, missed)
+                await self._catch_up(topic)
+        finally:
+            stale, topic.stale = topic.stale, False
+            self.ordering.complete(topic.topic)
+            topic.rest()
         if stale:
             self._read(topic)
 
-    def _move(self, topic: Followed, missed: Missed) -> None:
+    async def _move(self, topic: Followed, missed: Missed) -> None:
         """The topic is there: by way of all that was missed, or without."""
         before, topic.epoch = topic.epoch, missed.epoch
         if not before:
-            topic.offset = missed.offset
-            if topic.owed:
-                topic.owed = False
+            topic.offset, owed, topic.owed = missed.offset, topic.owed, False
+            if owed:
                 self._tell_position(topic, ResumeFailure.UNAVAILABLE)
             return
         if missed.reason is not None:
@@ -288,8 +292,20 @@ class Following:
         if before != topic.epoch:
             self._tell_position(topic, None)
         self._counters.told_fetched += len(missed.messages)
-        for message in missed.messages:
+        for number, message in enumerate(missed.messages):
+            await topic.turn(self._turns, number)
             self._deliver(topic, message, UNCERTAIN)
+
+    async def _catch_up(self, topic: Followed) -> None:
+        """Deliver what it was told while it was read, as far as that goes on from there."""
+        while heard := topic.take():
+            for number, told in enumerate(heard):
+                await topic.turn(self._turns, number)
+                epoch, offset, word, message = told.split(b" ", 3)
+                if epoch.decode("ascii", "replace") != topic.epoch or int(offset) > topic.offset + 1:
+                    topic.stale = True
+                elif int(offset) == topic.offset + 1:
+                    self._deliver(topic, message, self.ordering.again(word.decode()))
 
     def _tell_position(self, topic: Followed, reason: str | None) -> None:
         """Where the topic is now, to those who did not see it move there; and the reason if they missed something."""
@@ -311,14 +327,9 @@ class Following:
                 topic.outlet(session).write(outgoing)
 
     def _unread(self, failure: Failure, topic: Followed) -> None:
+        topic.take()
         topic.rest()
-        self._rested(topic)
         self._failed(failure)
-
-    def _rested(self, topic: Followed) -> None:
-        waiting, topic.waiting = topic.waiting, []
-        for each in waiting:
-            each.callback(None)
 
     def _failed(self, failure: Failure) -> bool:
         if failure.check(NotPublished) is None:

@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred
 from kraftek.contract.errors import NotPublished, Refusal
 from kraftek.contract.interfaces import ITopicLogs, Missed
 from kraftek.contract.messages import Since
+from kraftek.contract.turns import Turns
 from kraftek.core.catch_up import CatchUp
 from kraftek.core.followed import Followed
 from kraftek.core.following import Following
@@ -26,13 +27,14 @@ _ATTEMPTS = 3
 
 
 class MissedMessages:
-    """Reads for clients in their ``turns``."""
+    """Reads for clients when ``reading`` lets them. Who asked for what another one did gets it in ``turns``."""
 
-    def __init__(self, following: Following, logs: ITopicLogs, turns: HistoryTurns) -> None:
+    def __init__(self, following: Following, logs: ITopicLogs, reading: HistoryTurns, turns: Turns) -> None:
         self._following = following
         self._logs = logs
+        self._reading = reading
         self._turns = turns
-        self._reading: dict[Hashable, list[Deferred[Any]]] = {}
+        self._asked: dict[Hashable, list[Deferred[Any]]] = {}
 
     async def find(
         self, session: Session, topic: Followed, since: Since | None, last: int, catch_up: CatchUp
@@ -47,7 +49,7 @@ class MissedMessages:
                 return None
             if since is None and not last:
                 return Missed(topic.epoch, topic.offset)
-            if not await self._turns.come(session, user_id):
+            if not await self._reading.come(session, user_id):
                 return None
             missed: Missed | None = None
             try:
@@ -57,7 +59,7 @@ class MissedMessages:
             except (NotPublished, Refusal):
                 return None
             finally:
-                self._turns.end(session, user_id, () if missed is None else missed.messages)
+                self._reading.end(session, user_id, () if missed is None else missed.messages)
             if missed is None:
                 return None
             if missed.epoch != topic.epoch:
@@ -83,12 +85,18 @@ class MissedMessages:
     async def _read_for_all(self, asked: Hashable, read: Callable[[], Deferred[T | None]]) -> T | None:
         """As clients that were on one gateway ask for the same, it is read once for all who ask meanwhile."""
         answer: Deferred[Any] = Deferred()
-        waiting = self._reading.setdefault(asked, [])
+        waiting = self._asked.setdefault(asked, [])
         waiting.append(answer)
         if len(waiting) == 1:
             read().addBoth(self._was_read_for_all, asked)
         return await answer  # type: ignore[no-any-return]  # of what is asked so
 
     def _was_read_for_all(self, result: object, asked: Hashable) -> None:
-        for waiting in self._reading.pop(asked):
-            waiting.callback(result)
+        first, *others = self._asked.pop(asked)
+        first.callback(result)
+        for waiting in others:
+            self._turns.next_turn().addCallback(_give, waiting, result)
+
+
+def _give(_: None, waiting: Deferred[Any], result: object) -> None:
+    waiting.callback(result)

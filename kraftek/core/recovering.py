@@ -24,6 +24,7 @@ from kraftek.core.budgets import Asker, Budgets
 from kraftek.core.deliveries import Deliveries
 from kraftek.core.membership import Membership
 from kraftek.core.recoverable import Recoverable
+from kraftek.core.resuming import STEP
 from kraftek.core.roster import Roster
 from kraftek.core.session import Session, SessionState
 
@@ -107,6 +108,7 @@ class Recovering:
         self.recoverable = recoverable
         self._ordering = membership.following.ordering
         self._logs = membership.resuming.logs
+        self._turns = membership.resuming.turns
         self._bus = bus
 
     def begin(self, session: Session, message: Authenticate, was: Recover, data: bytes) -> None:
@@ -126,6 +128,7 @@ class Recovering:
                 return
             rooms = [room_id for room_id, _, _ in record.rooms]
             missed = await self._missed(session, record, was.last, hold)
+            past = await self._past(session, (*record.sockets, session.socket_id), rooms, missed)
             checking = [self._check(session, message, room_id).addErrback(_as_answer) for room_id in rooms]
             answers = await gatherResults(checking, consumeErrors=True)
             for answer in answers:
@@ -151,7 +154,7 @@ class Recovering:
         except PeerError:
             self._give_up(session, message, rooms, RecoveryFailure.ACCESS)
         else:
-            self._tell(session, message, was, record, missed, later)
+            self._tell(session, message, was, record, past, later)
 
     async def _found(self, was: Recover) -> tuple[str, SocketRecord]:
         last = number_in(was.last)
@@ -193,6 +196,23 @@ class Recovering:
         finally:
             turns.end(session, user_id, () if missed is None else [body for *_, body in missed.messages])
         return missed
+
+    async def _past(
+        self, session: Session, sockets: Sequence[str], rooms: Sequence[str], missed: Recovered
+    ) -> list[Outgoing]:
+        """What it is to be sent of that, a little in each turn."""
+        epoch, _, _ = missed.order.partition(".")
+        found: list[Outgoing] = []
+        for number, (room, offset, place, body) in enumerate(sorted(missed.messages, key=lambda each: each[2])):
+            if number and not number % STEP:
+                await self._turns.next_turn()
+            for delivery in self._deliveries.past(rooms[room], offset, (body,), but_for=sockets):
+                again = replace(delivery, order=f"{epoch}.{place}")
+                outgoing = session.dialect.encode(again)
+                if outgoing is not None:
+                    outgoing.about = again
+                    found.append(outgoing)
+        return found
 
     def _check(self, session: Session, message: Authenticate, room_id: str) -> Deferred[Grant]:
         token = message.token
@@ -244,7 +264,7 @@ class Recovering:
         message: Authenticate,
         was: Recover,
         record: SocketRecord,
-        missed: Recovered,
+        past: Sequence[Outgoing],
         later: Sequence[Outgoing],
     ) -> None:
         if session.state is SessionState.CLOSED:
@@ -252,7 +272,8 @@ class Recovering:
                 self._roster.leave(session, room_id)
             return
         self._counters.recovered += 1
-        self._counters.resumed_messages += len(missed.messages)
+        self._counters.resumed_messages += len(past)
+        self._counters.delivered += len(past)
         session.room_id = record.room_id if record.room_id in session.rooms else session.room_id
         if isinstance(session.outlet, _Hold):
             session.outlet = session.link
@@ -276,12 +297,11 @@ class Recovering:
                 socket_id=session.socket_id,
             )
         )
-        epoch, _, _ = missed.order.partition(".")
-        for number, offset, place, body in sorted(missed.messages, key=lambda each: each[2]):
-            topic = self._following.find(rooms[number])
-            for again in self._deliveries.past(rooms[number], offset, (body,), but_for=record.sockets):
-                if topic is not None:
-                    self._deliveries.tell_again(session, topic, replace(again, order=f"{epoch}.{place}"))
+        for outgoing in past:
+            about = outgoing.about
+            assert about is not None
+            assert about.room_id is not None
+            self._roster.outlet(session, about.room_id).write(outgoing)
         for outgoing in later:
             session.link.write(outgoing)
 

@@ -55,23 +55,6 @@ class _Start(NamedTuple):
         return not last if since is None else (since.epoch, since.offset) == (topic.epoch, topic.offset)
 
 
-class _Turn:
-    """A client has more to get: it comes in its turn."""
-
-    def __init__(self, turns: Turns) -> None:
-        self.comes: Deferred[None] = Deferred()
-        turns.add(self)
-
-    def step(self) -> bool:
-        self.comes.callback(None)
-        return False
-
-    def rest(self) -> None:
-        """It has had its turn."""
-
-    failed = rest
-
-
 class Resuming:
     """The clients that begin in topics which ``following`` follows. Histories are read for them in the turns of
     ``reading``, and what is more than a little of it they get in ``turns``.
@@ -90,12 +73,12 @@ class Resuming:
     ) -> None:
         self.following = following
         self.reading = reading
-        self._turns = turns
+        self.turns = turns
         self.logs = logs
         self._roster = roster
         self.deliveries = deliveries
         self.counters = counters
-        self._missed = MissedMessages(following, logs, reading)
+        self._missed = MissedMessages(following, logs, reading, turns)
 
     def without(self, since: Since | None) -> Standing | None:
         """Where a client begins in what has no history, or not any more."""
@@ -300,7 +283,7 @@ class Resuming:
         told, first = 0, _begin(missed) + 1
         for start in range(0, len(missed.messages), STEP):
             if start:
-                await _Turn(self._turns).comes
+                await self.turns.next_turn()
                 if not _catches_up(session, topic, catch_up):
                     break
             some = missed.messages[start : start + STEP]

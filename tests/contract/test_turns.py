@@ -114,6 +114,18 @@ def test_who_was_removed_has_no_turn(clock: Iterations) -> None:
     assert clock.getDelayedCalls() == []
 
 
+def test_a_coroutine_goes_on_in_its_turn(clock: Iterations) -> None:
+    done: list[str] = []
+    turns = Turns(clock, Accounts())
+    turns.add(Work(clock, done, "a", 1))
+    turns.next_turn().addCallback(lambda _: done.append("turn"))
+    turns.add(Work(clock, done, "b", 1))
+    assert (done, len(turns)) == ([], 3)
+    clock.advance(0)
+    clock.advance(0)
+    assert (done, len(turns)) == (["a", "turn", "b"], 0)
+
+
 def test_a_fault_ends_its_own_connection_and_no_other(clock: Iterations) -> None:
     done: list[str] = []
     turns = Turns(clock, Accounts())

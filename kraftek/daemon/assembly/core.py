@@ -123,7 +123,7 @@ class Core:
             self.deliveries,
             given.counters,
             Ordering(bus, logs, Order() if config.socketio.recovery else None),
-            accounts=given.accounts,
+            turns=self.turns,
             most=config.limits.unsent_bytes // 2,
         )
         given.accounts.shed_by("heard", self.following.shed)
