@@ -454,6 +454,7 @@ def test_encodes_binary_where_the_payload_itself_is_binary() -> None:
         '["_binary","AQ=="]',
         '{"x":"_binary"}',
         msgspec.json.encode('{"_binary":"AQ=="}').decode(),
+        "[" + ",".join(['{"_binary":"."}', '{"_binary":""}'] * MAX_ATTACHMENTS) + "]",
         # Too many for the reference client.
         "[" + ",".join(['{"_binary":"AQ=="}'] * (MAX_ATTACHMENTS + 1)) + "]",
         # A client would take these placeholders for ours, find no attachment to them, and disconnect.
