@@ -165,9 +165,9 @@ class Limits(Struct, frozen=True, kw_only=True):
     is not read.
     ``unsent_bytes``: that may wait for a client that does not read, and one larger message; past them it is closed.
     ``invalid_messages``: malformed ones in a row before a socket is closed. ``json_depth``: levels of arrays and
-    objects within each other that a payload may have. ``rooms``: that one socket may be in. ``requests``: of one socket
-    that may wait for their answers. ``handshake_timeout``: for the head of every HTTP request; ``request_timeout``: for
-    the body of a plain one.
+    objects within each other that a payload may have. ``rooms``: that one socket may be in; ``rooms_per_user``: and all
+    sockets of a user here, each counted; 0 is off. ``requests``: of one socket that may wait for their answers.
+    ``handshake_timeout``: for the head of every HTTP request; ``request_timeout``: for the body of a plain one.
     ``request_window``: how long, beyond its service's ``timeout``, a request and its answer are
     known if it is sent again; 0 is off. ``answer_bytes``: of what Redis holds for that at a time, of this process;
     :mod:`kraftek.core.answer_budget` says who has how much of it. ``presence_bytes``: of the data that a client shows
@@ -193,6 +193,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     invalid_messages: Count = 10
     json_depth: Depth = 256
     rooms: Count = 64
+    rooms_per_user: CountOrZero = 5000
     requests: Count = 256
     request_timeout: Seconds = 30.0
     request_window: SecondsOrZero = 120.0

@@ -100,7 +100,7 @@ class Admission:
         self._check_bound(session, message)
         data = self._data(message)
         if session.user_id is not None:
-            self._charge(session.user_id, message)
+            self._charge(session, session.user_id, message)
             self._refresh(session, message, data)
             return
         self._arrivals.pop(session, None)
@@ -112,7 +112,7 @@ class Admission:
         def admitted(grant: Grant) -> Deferred[bool] | None:
             if session.state is SessionState.CLOSED:
                 return None
-            self._charge(grant.user_id, message)
+            self._charge(session, grant.user_id, message)
             self._roster.identify(session, grant.user_id, token.digest)
             session.token, session.user_id = token, grant.user_id
             room_id = grant.room_id or message.room_id
@@ -151,7 +151,7 @@ class Admission:
         assert session.user_id is not None
         self._check_bound(session, message)
         data = self._data(message)
-        self._charge(session.user_id, message)
+        self._charge(session, session.user_id, message)
         session.check_begins()
 
         def admitted(grant: Grant) -> Deferred[None] | None:
@@ -237,12 +237,16 @@ class Admission:
         if session.state is not SessionState.CLOSED and session.user_id is None:
             self._await_token(session)
 
-    def _charge(self, user_id: str, message: Authenticate | Join) -> None:
+    def _charge(self, session: Session, user_id: str, message: Authenticate | Join) -> None:
         try:
             self.budgets.joins(user_id)
         except PeerError as error:
             error.id = message.id
             raise
+        if message.room_id is not None and message.room_id not in session.rooms:
+            bound = self._limits.rooms_per_user
+            if 0 < bound <= sum(len(other.rooms) - (None in other.rooms) for other in self._roster.user(user_id)):
+                raise PeerError(Code.ACCESS_DENIED, f"a user may be in {bound} rooms at most", id=message.id)
 
     def _data(self, message: Authenticate | Join) -> bytes:
         try:

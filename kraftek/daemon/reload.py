@@ -73,6 +73,7 @@ LIVE = frozenset(
         "limits.held_bytes",
         "limits.invalid_messages",
         "limits.rooms",
+        "limits.rooms_per_user",
         "limits.requests",
         "limits.presence_bytes",
         "limits.receipts",

@@ -524,3 +524,39 @@ def test_a_socket_may_be_in_so_many_rooms() -> None:
         < {"type": "joined", "payload": {"roomId": "three"}}
     """)
     assert set(house.rooms.entries) == {("two", "alice"), ("three", "alice")}
+
+
+def test_all_sockets_of_a_user_may_be_in_so_many_rooms() -> None:
+    house = House(single=False, limits=Limits(rooms_per_user=3))
+    first, second = house.admit("alice", "one"), house.admit("alice", None)
+    other = house.admit("bob", "one")
+    second.play("""
+        > {"type": "join", "payload": {"roomId": "one"}}
+        ! yes alice
+        < {"type": "joined", "payload": {"roomId": "one"}}
+        > {"type": "join", "payload": {"roomId": "two"}}
+        ! yes alice
+        < {"type": "joined", "payload": {"roomId": "two"}}
+        > {"type": "join", "id": 3, "payload": {"roomId": "three"}}
+        x ACCESS_DENIED a user may be in 3 rooms at most {"id": 3}
+        > {"type": "join", "payload": {"roomId": "two"}}
+        ! yes alice
+        < {"type": "joined", "payload": {"roomId": "two"}}
+    """)
+    third = house.connect()
+    third.play("""
+        > {"type": "authenticate", "id": 1, "payload": {"token": "t", "roomId": "three"}}
+        ! yes alice
+        x ACCESS_DENIED a user may be in 3 rooms at most {"id": 1}
+    """)
+    other.play("""
+        > {"type": "join", "payload": {"roomId": "two"}}
+        ! yes bob
+        < {"type": "joined", "payload": {"roomId": "two"}}
+    """)
+    first.leave()
+    second.play("""
+        > {"type": "join", "payload": {"roomId": "three"}}
+        ! yes alice
+        < {"type": "joined", "payload": {"roomId": "three"}}
+    """)

@@ -492,6 +492,7 @@ def test_nothing_is_negative_and_zero_only_where_that_has_a_meaning(key: str) ->
         "limits.bytes_per_user",
         "limits.bytes_per_address",
         "limits.joins_per_user",
+        "limits.rooms_per_user",
         "limits.questions_per_user",
         "limits.questions_per_address",
         "limits.connects_per_address",

@@ -148,6 +148,7 @@ SEEN: dict[str, Callable[[Running], Any]] = {
     "limits.request_timeout": lambda it: it.edge.site.request_timeout,
     "limits.authenticate_timeout": lambda it: it.core.admission._limits.authenticate_timeout,
     "limits.rooms": lambda it: it.core.admission._limits.rooms,
+    "limits.rooms_per_user": lambda it: it.core.admission._limits.rooms_per_user,
     "limits.presence_bytes": lambda it: it.core.admission._limits.presence_bytes,
     "limits.receipts": lambda it: it.core.receipts._limits.receipts,
     "limits.held_messages": lambda it: it.session._limits.held_messages,
