@@ -20,6 +20,9 @@ __all__ = ["Cancels"]
 MOST = 10_000
 """Cancelled requests that are known at a time, each for :data:`kraftek.contract.messages.REQUEST_KNOWN` seconds."""
 
+OF_USER = 1_000
+"""Those of one user: the flood of one pushes out nobody else's."""
+
 SKEW = 1000
 """Milliseconds that the clocks of two gateways may differ."""
 
@@ -49,6 +52,7 @@ class Cancels:
         self._clock = clock
         # When each was heard of, and when it was cancelled by its gateway's clock.
         self._known: OrderedDict[_Key, tuple[float, float]] = OrderedDict()
+        self._of_users: dict[str, dict[_Key, None]] = {}
 
     async def begin(self) -> None:
         """Listen; returns when Redis has confirmed it."""
@@ -74,8 +78,21 @@ class Cancels:
             return
         now, known = self._clock(), self._known
         while known and (len(known) >= MOST or next(iter(known.values()))[0] <= now - REQUEST_KNOWN):
-            known.popitem(last=False)
+            self._forget(next(iter(known)))
         key = cancelled.event_type, cancelled.user_id, cancelled.id, cancelled.socket_id
-        known.pop(key, None)
+        if key in known:
+            self._forget(key)
+        of_user = self._of_users.get(cancelled.user_id, {})
+        if len(of_user) >= OF_USER:
+            self._forget(next(iter(of_user)))
         known[key] = now, cancelled.timestamp or inf
-        self._found(self.has)
+        self._of_users.setdefault(cancelled.user_id, {})[key] = None
+        # First what is cheap: as many as run are looked at for each word.
+        self._found(lambda event: event.id == cancelled.id and self.has(event))
+
+    def _forget(self, key: _Key) -> None:
+        del self._known[key]
+        of_user = self._of_users[key[1]]
+        del of_user[key]
+        if not of_user:
+            del self._of_users[key[1]]

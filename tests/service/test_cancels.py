@@ -11,7 +11,7 @@ import pytest
 from kraftek.contract.messages import REQUEST_KNOWN
 from kraftek.service import EventProcessor
 from kraftek.service.backend import Backend
-from kraftek.service.cancels import MOST, SKEW, Cancels
+from kraftek.service.cancels import MOST, OF_USER, SKEW, Cancels
 from kraftek.service.processor import Incoming
 
 
@@ -78,13 +78,27 @@ def test_one_that_came_later_is_another_one() -> None:
 def test_only_so_many_are_known_and_for_so_long() -> None:
     place = Place()
     for number in range(MOST + 1):
-        place.hear(b'{"eventType":"chat:a:b","userId":"ada","id":%d,"timestamp":1000}' % number)
-    assert not place.has(id=0)
-    assert place.has(id=1)
+        place.hear(b'{"eventType":"chat:a:b","userId":"%d","id":1,"timestamp":1000}' % number)
+    assert not place.has(user_id="0")
+    assert place.has(user_id="1")
     place.now = REQUEST_KNOWN
     place.hear(b'{"eventType":"chat:a:b","userId":"ada","id":"new","timestamp":1000}')
-    assert not place.has(id=MOST)
+    assert not place.has(user_id=str(MOST))
     assert place.has(id="new")
+    assert len(place.cancels._known) == len(place.cancels._of_users) == 1
+
+
+def test_the_flood_of_a_user_pushes_out_its_own_alone() -> None:
+    place = Place()
+    place.hear(b'{"eventType":"chat:a:b","userId":"eve","id":1,"timestamp":1000}')
+    for number in range(MOST):
+        place.hear(b'{"eventType":"chat:a:b","userId":"ada","id":%d,"timestamp":1000}' % number)
+    place.hear(b'{"eventType":"chat:a:b","userId":"ada","id":%d,"timestamp":1000}' % (MOST - OF_USER))
+    assert place.has(user_id="eve")
+    assert [place.has(id=MOST - OF_USER + number) for number in (-1, 0, 1)] == [False, True, True]
+    assert len(place.cancels._known) == OF_USER + 1
+    assert place.found[-1](Incoming(event_type="chat:a:b", user_id="ada", id=MOST - OF_USER, socket_id="g.1"))
+    assert not place.found[-1](Incoming(event_type="chat:a:b", user_id="ada", id=MOST - 1, socket_id="g.1"))
 
 
 @pytest.mark.parametrize("body", [b"", b"\xff", b"[1]", b'{"eventType":"chat:a:b","userId":"ada"}', b"[" * 100_000])

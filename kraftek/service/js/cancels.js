@@ -17,6 +17,8 @@ import { REQUEST_KNOWN, cancelChannel } from "./names.js";
 
 /** Cancelled requests that are known at a time, each for REQUEST_KNOWN milliseconds. */
 const MOST = 10_000;
+/** Those of one user: the flood of one pushes out nobody else's. */
+const OF_USER = 1_000;
 /** Milliseconds that the clocks of two gateways may differ. */
 const SKEW = 1_000;
 
@@ -29,6 +31,8 @@ export class Cancels {
   running = new Set();
   /** When each was heard of, and when it was cancelled by its gateway's clock. @type {Map<string, [number, number]>} */
   #known = new Map();
+  /** The keys of each user. @type {Map<string, Set<string>>} */
+  #ofUsers = new Map();
   #service;
   #connection;
   #warn;
@@ -73,12 +77,27 @@ export class Cancels {
     const now = performance.now();
     for (const [key, [heard]] of this.#known) {
       if (this.#known.size < MOST && heard > now - REQUEST_KNOWN) break;
-      this.#known.delete(key);
+      this.#forget(key);
     }
     const key = keyOf(cancelled);
-    this.#known.delete(key);
+    this.#forget(key);
+    const ofUser = this.#ofUsers.get(cancelled.userId) ?? new Set();
+    if (ofUser.size >= OF_USER) this.#forget(/** @type {string} */ (ofUser.values().next().value));
+    this.#ofUsers.set(cancelled.userId, ofUser.add(key));
     this.#known.set(key, [now, cancelled.timestamp]);
-    for (const context of [...this.running]) if (this.has(context)) context.cancel();
+    // First what is cheap: as many as run are looked at for each word.
+    for (const context of [...this.running]) {
+      if (context.id === cancelled.id && this.has(context)) context.cancel();
+    }
+  }
+
+  /** @param {string} key */
+  #forget(key) {
+    if (!this.#known.delete(key)) return;
+    const userId = JSON.parse(key)[1];
+    const ofUser = this.#ofUsers.get(userId);
+    ofUser?.delete(key);
+    if (!ofUser?.size) this.#ofUsers.delete(userId);
   }
 }
 
