@@ -18,6 +18,7 @@ __all__ = [
     "HISTORY_LIMIT",
     "ID_LENGTH",
     "NULL",
+    "PARTS_KEPT",
     "RECEIPT_LONGEST",
     "RECEIPT_USERS",
     "ROOM_ID_LENGTH",
@@ -82,6 +83,9 @@ REQUEST_KNOWN = 130.0
 
 REQUEST_LONGEST = 3600.0
 """Seconds that a request may take in all. Each part of its answer gives it its time limit anew."""
+
+PARTS_KEPT = 262_144
+"""Bytes that Redis keeps of the last parts of an answer, or one larger part."""
 
 ROOM_ID_LENGTH = 256
 """Characters of a room's name at most, wherever a client names one: it becomes a key in Redis."""

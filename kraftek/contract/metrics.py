@@ -126,6 +126,9 @@ class Counters(Struct):
         dict[str, int],
         Meta(description="Clients that did not get what they had missed", extra={"label": "reason"}),
     ] = field(default_factory=lambda: {reason.value: 0 for reason in ResumeFailure})
+    parts_trimmed: Annotated[
+        int, Meta(description="Times that parts of an answer were no longer kept, beyond the bytes for that")
+    ] = 0
     ping_timeouts: Annotated[int, Meta(description="Clients dropped because they did not answer a ping")] = 0
     posts_refused: Annotated[
         int, Meta(description="Long-polling sessions closed because too much that clients had posted was not handled")

@@ -1,5 +1,5 @@
-"""What Redis keeps for requests that are sent again, by its bytes: their records, and the answers in these. Asked by
-:mod:`kraftek.core.requests`.
+"""What Redis keeps for requests that are sent again, by its bytes: their records, the answers in these, and parts of
+answers. Asked by :mod:`kraftek.core.requests` and :mod:`kraftek.core.request_progress`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from kraftek.contract.messages import ErrorPayload
 from kraftek.contract.metrics import Counters
 from kraftek.contract.rates import share
 
-__all__ = ["INCLUDED", "RECORD", "SMALL", "TOMBSTONE", "AnswerBudget"]
+__all__ = ["INCLUDED", "PARTS", "RECORD", "SMALL", "TOMBSTONE", "AnswerBudget"]
 
 RECORD = 420
 """Bytes that Redis needs for a record beside its key, with what it holds at first or with an answer of up to
@@ -25,6 +25,9 @@ INCLUDED = 250
 """Bytes of an answer that are no more than what its record is counted with. To count each by itself would take a
 microsecond."""
 
+PARTS = 5_000
+"""Bytes that Redis needs for the parts of an answer before there is the first one: it reserves 4 KiB."""
+
 SMALL = 512
 """Bytes of an answer that this process does not count while it waits to be stored."""
 
@@ -32,6 +35,9 @@ _ANSWERS = 2
 _PER_SERVICE = 4
 _PER_USER = 8
 """Answers have at most a half of the budget, those of one service a quarter, and of one user an eighth."""
+
+_FOR_PARTS = 4
+"""Parts of answers have a quarter of it, one user alone the half of that."""
 
 _PER_ANSWER = 8
 """One answer takes at most an eighth of what is left. So large ones are refused first, and nearly all of the budget
@@ -56,8 +62,8 @@ class AnswerBudget:
     lives.
 
     Bytes are given back together, when the last of them is certainly gone: those of one period at the end of the next.
-    So no entry is needed for each record, and what is counted is at least what Redis holds. ``used``: bytes that are
-    counted.
+    So no entry is needed for each record, and what is counted is at least what Redis holds. Those of parts are given
+    back when the request is over, and they are removed. ``used``: bytes that are counted; ``parts``: those of parts.
     """
 
     def __init__(self, size: int, now: Callable[[], float], lasts: Callable[[], float], counters: Counters) -> None:
@@ -67,7 +73,8 @@ class AnswerBudget:
         self._lasts = lasts
         self._counters = counters
         # Of the period before this one, and of this one.
-        self.used = self._used_before = 0
+        self.used = self._used_before = self.parts = 0
+        self._parts: dict[str, int] = {}
         self._records_before: dict[str, int] = {}
         self._records: dict[str, int] = {}
         self._answers_before = _Answers()
@@ -75,7 +82,7 @@ class AnswerBudget:
         self._ends = now()
 
     def take(self, used: int) -> None:
-        """Another version has had so many bytes kept. All of them count for as long as the last of them may live."""
+        """Another version has had so many bytes kept, without parts. They count for as long as the last may live."""
         self.used = self._used_before = used
         self._ends = self._now() + self._lasts()
 
@@ -127,6 +134,19 @@ class AnswerBudget:
         self._counters.answers_not_kept += 1
         return None
 
+    def part(self, user_id: str, grows: int) -> bool:
+        """What is kept of the parts of a user's answers grows by so many bytes, or shrinks. Whether it may."""
+        used = self._parts.get(user_id, 0) + grows
+        if used:
+            self._parts[user_id] = used
+        else:
+            self._parts.pop(user_id, None)
+        self.used += grows
+        self.parts += grows
+        within = used <= share(self.parts, self._size // _FOR_PARTS, len(self._parts))
+        self._counters.parts_trimmed += grows >= 0 and not within
+        return within
+
     def _share(self) -> int:
         return share(self.used, self._size, max(len(self._records), len(self._records_before)))
 
@@ -134,10 +154,11 @@ class AnswerBudget:
         next_end = self._ends + self._lasts()
         if now < next_end:
             self._records_before, self._answers_before = self._records, self._answers
-            self.used = self._used_before = self.used - self._used_before
+            self._used_before = self.used - self.parts - self._used_before
             self._ends = next_end
         else:
             self._records_before, self._answers_before = {}, _Answers()
-            self.used = self._used_before = 0
+            self._used_before = 0
             self._ends = now + self._lasts()
+        self.used = self._used_before + self.parts
         self._records, self._answers = {}, _Answers()

@@ -43,7 +43,7 @@ class RequestState(Struct, kw_only=True):
 
 class RequestsState(Struct, kw_only=True):
     """``answers``: those that Redis has not stored, each with its record and since when. ``kept``: bytes of records and
-    answers in Redis. ``outages``: how often it was lost; ``epoch``: of its data.
+    answers in Redis, without parts. ``outages``: how often it was lost; ``epoch``: of its data.
     """
 
     waiting: list[RequestState]
@@ -78,7 +78,7 @@ class RequestMove:
         return RequestsState(
             waiting=[self._state(request) for request in self._look_ups.requests()],
             answers=self._look_ups.store.give(),
-            kept=self._budget.used,
+            kept=self._budget.used - self._budget.parts,
             outages=self._look_ups.outages,
             epoch=self._look_ups.epoch,
         )

@@ -17,16 +17,27 @@ from zope.interface import implementer
 
 from kraftek.contract.interfaces import IBus, IBusListener
 from kraftek.contract.lua import Script, lua
-from kraftek.contract.messages import NULL, REQUEST_LONGEST, Broadcast, Place, Progress, RequestId
-from kraftek.contract.names import parts_beside, parts_key
+from kraftek.contract.messages import NULL, PARTS_KEPT, REQUEST_LONGEST, Broadcast, Place, Progress, RequestId
+from kraftek.contract.names import gateway_of, parts_beside, parts_key
+from kraftek.core.answer_budget import PARTS, AnswerBudget
 from kraftek.core.request_look_ups import LookUps
 from kraftek.core.request_queue import Request
 from kraftek.core.session import Session, SessionState
 
-__all__ = ["READ_PARTS", "PartsState", "RequestProgress"]
+__all__ = ["AT_ONCE", "READ_PARTS", "PartsState", "RequestProgress", "counted"]
 
 RENEWED = 10.0
 """Seconds after which its record in Redis gets its lifetime anew, too: at most a tenth of that."""
+
+AT_ONCE = 100
+"""Parts that are read at once; further ones when these were sent."""
+
+_PART = 40
+"""Bytes that Redis needs for a part beside its payload, as ``progress.lua`` of the service kit has it."""
+
+_FOR_ONE = 4
+"""Parts that were read and count as one event."""
+
 
 READ_PARTS = Script(lua(__package__, "request_parts"))
 
@@ -38,16 +49,21 @@ class _Part(Struct, frozen=True):
 
 
 class PartsState(Struct, kw_only=True):
-    """The parts of a request, for another version of the gateway: the last that was sent, and since when it waits."""
+    """The parts of a request, for another version of the gateway: the last that was sent, since when it waits, and as
+    :class:`_Parts` what Redis keeps of them.
+    """
 
     run: str
     number: int
     began: float
+    key: str = ""
+    kept: int = 0
 
 
 class _Parts(Struct, eq=False):
     """``run``, ``number``: of the last part that was sent. ``began``: when the request came; ``renewed``: when its
-    record was. ``reading``: they are looked up. ``behind``: they are to be.
+    record was. ``reading``: they are looked up. ``behind``: they are to be. ``key``: under which Redis has the parts;
+    ``kept``: so many bytes of them.
     """
 
     run: str
@@ -56,9 +72,16 @@ class _Parts(Struct, eq=False):
     renewed: float
     reading: bool = False
     behind: bool = False
+    key: str = ""
+    kept: int = 0
 
 
 _decode = msgspec.json.Decoder(_Part).decode
+
+
+def counted(size: int) -> int:
+    """As how many bytes a part of that size counts: Redis's allocator rounds large ones up by a quarter."""
+    return _PART + size + size // 4
 
 
 @implementer(IBusListener)
@@ -66,7 +89,8 @@ class RequestProgress:
     """The requests whose clients take parts. ``waiting``: that of :class:`kraftek.core.requests.Requests`.
 
     The parts of one's own request come by themselves, and are read in Redis where some are missing. Those of a request
-    that another socket has sent before are read at each sweep. After the answer there are no parts.
+    that another socket has sent before are read at each sweep. After the answer there are no parts, and those in Redis
+    are removed. Beyond the ``budget`` only the last one is kept there.
     """
 
     def __init__(
@@ -75,8 +99,14 @@ class RequestProgress:
         bus: IBus,
         look_ups: LookUps,
         clock: IReactorTime,
+        budget: AnswerBudget,
+        gateway_id: str,
         window: float,
     ) -> None:
+        self._budget = budget
+        self._gateway_id = gateway_id
+        # Keys of parts that nobody waits for.
+        self._over: dict[str, None] = {}
         self._waiting = waiting
         self._bus = bus
         self.look_ups = look_ups
@@ -115,12 +145,15 @@ class RequestProgress:
         part, request_id = _decode(message.payload), message.in_reply_to
         for socket_id in message.recipients or ():
             request = None if request_id is None else self._waiting.get(socket_id, {}).get(request_id)
+            if request is None and request_id is not None and gateway_of(socket_id) == self._gateway_id:
+                self._over[parts_key(socket_id, request_id)] = None
             parts = None if request is None else self._all.get(request)
             if request is None or parts is None:
                 continue
             if parts.reading:
                 parts.behind = True
             elif part.number == (parts.number + 1 if part.run == parts.run else 1):
+                parts.key = parts_key(socket_id, request.id)
                 self._send(request, parts, Place(part.run, part.number), part.payload)
             elif part.run != parts.run or part.number > parts.number:
                 self._read(request, parts, parts_key(socket_id, request.id))
@@ -130,33 +163,44 @@ class RequestProgress:
         for request, parts in tuple(self._all.items()):
             socket_id = request.session.socket_id
             if self._waiting.get(socket_id, {}).get(request.id) is not request:
-                del self._all[request]
+                self._end(request, self._all.pop(request))
                 continue
             look_up = self.look_ups.waiting.get(request)
             if look_up is not None and look_up.late:
                 self._read(request, parts, parts_beside(look_up.late))
             elif parts.behind:
                 self._read(request, parts, parts_key(socket_id, request.id))
+        if self._over and self._bus.available:
+            over, self._over = self._over, {}
+            self._bus.call("DEL", tuple(over)).addErrback(self.look_ups.failed)
 
     # For another version of the gateway
 
     def give(self, request: Request) -> PartsState | None:
         """Where it is, if its client takes parts."""
         parts = self._all.get(request)
-        return None if parts is None else PartsState(run=parts.run, number=parts.number, began=parts.began)
+        if parts is None:
+            return None
+        return PartsState(run=parts.run, number=parts.number, began=parts.began, key=parts.key, kept=parts.kept)
 
     def restore(self, request: Request, state: PartsState | None) -> None:
         """Go on where another version was."""
         if state is not None:
-            self._all[request] = _Parts(state.run, state.number, state.began, self._now(), behind=True)
+            parts = _Parts(state.run, state.number, state.began, self._now(), behind=True, key=state.key)
+            self._all[request] = parts
+            self._keep(request, parts, state.kept)
 
     # Within
 
     def _read(self, request: Request, parts: _Parts, key: str) -> None:
-        if parts.reading or not self._bus.available or request.session.state is SessionState.CLOSED:
+        session = request.session
+        if parts.reading or not self._bus.available or session.state is SessionState.CLOSED:
             return
-        parts.reading, parts.behind = True, False
-        reading = self._bus.call(READ_PARTS, (key,), (parts.run, parts.number))
+        if session.budgets.overdrawn(session.user_id or "", session.address):
+            parts.behind = True  # it sends requests again and again, to have parts read
+            return
+        parts.reading, parts.behind, parts.key = True, False, key
+        reading = self._bus.call(READ_PARTS, (key,), (parts.run, parts.number, AT_ONCE))
         reading.addBoth(self._has_read, parts).addCallback(self._found, request, parts).addErrback(self.look_ups.failed)
 
     def _has_read(self, found: Any, parts: _Parts) -> Any:
@@ -167,12 +211,17 @@ class RequestProgress:
         if not found or self._all.get(request) is not parts:
             return
         run, entries = found[0].decode(), found[1]
-        for entry_id, (_, _, _, payload) in entries:
+        request.session.charge(-(-len(entries) // _FOR_ONE), sum(len(payload) for _, (*_, payload) in entries))
+        for entry_id, (*_, payload) in entries:
             if self._waiting.get(request.session.socket_id, {}).get(request.id) is not request:
                 return
             self._send(request, parts, Place(run, int(entry_id.partition(b"-")[0])), Raw(payload))
+        if len(entries) == AT_ONCE:
+            self._read(request, parts, parts.key)
 
     def _send(self, request: Request, parts: _Parts, place: Place, payload: Raw) -> None:
+        if parts.key == parts_key(request.session.socket_id, request.id):
+            self._count(request, parts, place.run, counted(len(payload)))
         parts.run, parts.number = place.run, place.number
         if request.session.state is not SessionState.CLOSED:
             request.session.send(Progress(request.id, payload, place))
@@ -189,3 +238,26 @@ class RequestProgress:
             parts.renewed = now
             known = ceil(1000 * (self._window + queue.service.timeout))
             self._bus.call("PEXPIRE", (request.record,), (known,)).addErrback(self.look_ups.failed)
+
+    def _count(self, request: Request, parts: _Parts, run: str, size: int) -> None:
+        """Redis has one more, of that size. Another gateway's are counted there."""
+        kept = PARTS + size
+        if parts.kept and run == parts.run:
+            kept = min(parts.kept + size, PARTS + max(counted(PARTS_KEPT), size))
+        if not self._keep(request, parts, kept):
+            self._keep(request, parts, PARTS + size)
+            # Not all of them: over Pub/Sub another instance of the service would begin.
+            self._bus.call("XTRIM", (parts.key,), ("MAXLEN", 1)).addErrback(self.look_ups.failed)
+
+    def _keep(self, request: Request, parts: _Parts, size: int) -> bool:
+        """Redis keeps so many bytes of them. Whether it may."""
+        assert request.session.user_id is not None
+        grows, parts.kept = size - parts.kept, size
+        return self._budget.part(request.session.user_id, grows)
+
+    def _end(self, request: Request, parts: _Parts) -> None:
+        """It is over."""
+        if parts.kept:
+            self._keep(request, parts, 0)
+            if request.id not in self._waiting.get(request.session.socket_id, {}):
+                self._over[parts.key] = None

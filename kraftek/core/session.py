@@ -119,11 +119,10 @@ class Session:
     that were shown since and are being checked. ``outages``: how often the gateway had lost Redis when the client
     connected. ``kept``: what is kept of it if its client may come back. ``outlet`` takes what services send to the user
     or the socket: the link, unless that has to wait.
-    ``events``, ``size``: messages and bytes that may arrive before the budgets are looked at again.
+    ``events``, ``size``: messages and bytes that may arrive before the ``budgets`` are looked at again.
     """
 
     __slots__ = (
-        "_budgets",
         "_checks",
         "_core",
         "_counters",
@@ -131,6 +130,7 @@ class Session:
         "_invalid",
         "_limits",
         "address",
+        "budgets",
         "dialect",
         "events",
         "expires_at",
@@ -167,7 +167,7 @@ class Session:
         self.address = budgets.address_of(link.peer)
         self.events = self.size = 0
         self.refusals: Refusals | None = None
-        self._budgets = budgets
+        self.budgets = budgets
         self.link = link
         self.outlet: IOutlet = link
         self.dialect = dialect
@@ -213,7 +213,7 @@ class Session:
         self._counters.received += 1
         events = self.events = self.events - 1
         size = self.size = self.size - len(data)
-        over = self._budgets.draw(self) if events < 0 or size < 0 else None
+        over = self.budgets.draw(self) if events < 0 or size < 0 else None
         try:
             message = self.dialect.received(data, binary)
             if message is None:
@@ -234,7 +234,7 @@ class Session:
         self.events -= events
         self.size -= size
         if (self.events < 0 or self.size < 0) and self.state is not SessionState.CLOSED:
-            self._budgets.draw(self)
+            self.budgets.draw(self)
 
     def handle(self, message: Inbound) -> None:
         """As :meth:`receive`, for a decoded message: the credentials of the handshake, or a message that was held."""
@@ -265,7 +265,7 @@ class Session:
         """Send the client an error, and close its socket where the error requires that."""
         if self.state is SessionState.CLOSED:
             return
-        if error.limit is not None and not self._budgets.refused(self, error):
+        if error.limit is not None and not self.budgets.refused(self, error):
             return
         self._counters.errors_peer += 1
         room_id = error.room_id

@@ -9,15 +9,12 @@ import msgspec
 from msgspec import Raw
 
 from kraftek.contract.lua import Argument, Script, lua
-from kraftek.contract.messages import REQUEST_KNOWN, Envelope
+from kraftek.contract.messages import PARTS_KEPT, REQUEST_KNOWN, Envelope
 from kraftek.contract.names import REQUEST_PROGRESS, parts_key
 from kraftek.contract.surrogates import encode
 from kraftek.service.messages import Message
 
-__all__ = ["KEPT_BYTES", "PROGRESS", "Parts"]
-
-KEPT_BYTES = 262_144
-"""Bytes of the last parts of an answer that are kept, for clients that come back."""
+__all__ = ["PROGRESS", "Parts"]
 
 PROGRESS = Script(lua(__package__, "progress"))
 
@@ -50,5 +47,5 @@ class Parts:
         body = processor.sized(event.event_type, _encode(message))
         self._number += 1
         over, lasts = int(processor.transport == "stream"), round(1000 * REQUEST_KNOWN)
-        args: list[Argument] = [self._run, self._number, part, body, event.reply_to, KEPT_BYTES, lasts, over]
+        args: list[Argument] = [self._run, self._number, part, body, event.reply_to, PARTS_KEPT, lasts, over]
         return [processor.prefix + parts_key(event.socket_id, event.id)], args

@@ -9,10 +9,13 @@ import pytest
 from msgspec import Raw
 from twisted.internet.task import Clock
 
+from kraftek.contract.messages import PARTS_KEPT
 from kraftek.contract.metrics import Counters
-from kraftek.contract.names import new_gateway_id, new_socket_id
-from kraftek.core.answer_budget import INCLUDED, RECORD, TOMBSTONE, AnswerBudget
+from kraftek.contract.names import new_gateway_id, new_socket_id, parts_key
+from kraftek.core.answer_budget import INCLUDED, PARTS, RECORD, TOMBSTONE, AnswerBudget
+from kraftek.core.request_progress import counted
 from kraftek.core.request_records import record_key
+from kraftek.service.progress import PROGRESS
 from tests.support.redis_server import PrivateRedis, oldest_redis_server
 
 SIZE = 1_000_000
@@ -228,3 +231,67 @@ def test_what_another_version_has_kept_counts() -> None:
     assert subject.ask("bob") * (RECORD + 1) == pytest.approx(SIZE / 4, abs=1000)
     subject.clock.advance(LASTS)
     assert subject.budget.used <= SIZE
+
+
+# Parts of answers.
+
+
+def test_parts_have_a_quarter_and_a_user_alone_the_half_of_that() -> None:
+    subject = Subject()
+    budget = subject.budget
+    assert budget.part("ann", SIZE // 8)
+    assert not budget.part("ann", 1)
+    assert budget.part("bob", SIZE // 24 - 10), "a third of what is left, his own included"
+    assert not budget.part("bob", SIZE // 24)
+    assert (budget.parts, budget.used) == (budget.parts, budget.parts)
+
+
+def test_parts_are_given_back_when_they_are_gone() -> None:
+    subject = Subject()
+    budget = subject.budget
+    first = subject.ask()
+    records = budget.used
+    assert budget.part("ann", 10_000)
+    subject.clock.advance(LASTS + 1)
+    assert not subject.asks("ann")
+    assert budget.used == records + 10_000
+    budget.part("ann", -10_000)
+    assert (budget.parts, budget.used) == (0, records)
+    budget.part("ann", 10_000)
+    subject.clock.advance(LASTS)
+    assert first - 50 < subject.ask() <= first
+    subject.clock.advance(10 * LASTS)
+    assert subject.asks()
+    assert budget.used == 10_000 + RECORD + 1
+
+
+def test_parts_leave_room_for_records_and_take_some() -> None:
+    subject = Subject()
+    alone = subject.ask()
+    other = Subject()
+    other.budget.part("bob", SIZE // 8)
+    assert alone - SIZE // 8 // RECORD - 2 <= other.ask() < alone
+
+
+@pytest.mark.parametrize("size", [1, 20, 300, 4100, 5000])
+def test_redis_needs_no_more_for_parts_than_what_is_counted(size: int) -> None:
+    server = PrivateRedis()
+    server.start()
+    requests, parts = 200, min(200, 400_000 // size)
+    try:
+        with server.client() as client:
+            progress = client.register_script(PROGRESS.source)
+            progress(["warm"], ["x", 1, "p", "m", "c", PARTS_KEPT, 130_000, 1])
+            before = used_memory(client)
+            pipeline = client.pipeline(transaction=False)
+            for request in range(requests):
+                key = parts_key(new_socket_id(new_gateway_id()), f"{request:032}")
+                for number in range(1, parts + 1):
+                    words = ["0123abcd", number, "x" * size, "m", "c", PARTS_KEPT, 130_000, 1]
+                    pipeline.evalsha(progress.sha, 1, key, *words)
+                pipeline.execute()
+            grown = used_memory(client) - before
+    finally:
+        server.close()
+    most = requests * (PARTS + min(parts * counted(size), counted(PARTS_KEPT)))
+    assert 0.5 * most < grown <= most, f"{grown / requests} bytes, counted {most / requests}"

@@ -9,12 +9,13 @@ import pytest
 from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 
-from kraftek.contract.messages import REQUEST_KNOWN, Place
+from kraftek.contract.messages import PARTS_KEPT, REQUEST_KNOWN, Place
 from kraftek.contract.names import REQUEST_PROGRESS, parts_key
-from kraftek.contract.settings import Registration
-from kraftek.core.request_progress import READ_PARTS
+from kraftek.contract.settings import Limits, Registration
+from kraftek.core.answer_budget import PARTS
+from kraftek.core.request_progress import AT_ONCE, READ_PARTS, counted
 from kraftek.core.session import Session
-from kraftek.service.progress import KEPT_BYTES, PROGRESS
+from kraftek.service.progress import PROGRESS
 from tests.core.test_requests import reply
 from tests.support.fakes import Call
 from tests.support.request_gateways import RequestsTestCase, ask, told
@@ -128,12 +129,12 @@ def test_a_part_that_is_missing_is_read_and_what_comes_meanwhile() -> None:
     part(client, 1, 1)
     part(client, 3, 3)
     (read,) = reads(house)
-    assert (read.keys, read.args) == ((parts_key(client.id, "q"),), ("x", 1))
+    assert (read.keys, read.args) == ((parts_key(client.id, "q"),), ("x", 1, AT_ONCE))
     part(client, 4, 4)
     read.reply.callback(entries(2, 3))
     house.requests.sweep()
     (_, again) = reads(house)
-    assert again.args == ("x", 3)
+    assert again.args == ("x", 3, AT_ONCE)
     again.reply.callback(entries(4))
     part(client, 5, 5)
     assert client.link.read() == [heard(number, number) for number in range(1, 6)]
@@ -152,6 +153,116 @@ def test_after_an_outage_parts_are_read_unless_the_answer_is_there() -> None:
     reply(client, "q", "all")
     read.reply.callback(entries(1, 2))
     assert client.link.read() == [{"type": "r", "id": "q", "payload": "all"}]
+
+
+def test_many_are_read_some_at_a_time() -> None:
+    """5,000 parts of a byte are in the 256 KiB that are kept."""
+    house = House()
+    client = house.admit()
+    client.send(ASK)
+    part(client, 1, 1)
+    part(client, 3, 3)
+    reads(house)[0].reply.callback(entries(*range(2, AT_ONCE + 2)))
+    assert [each["number"] for each in client.link.read()] == [*range(1, AT_ONCE + 2)]
+    (_, again) = reads(house)
+    assert again.args == ("x", AT_ONCE + 1, AT_ONCE)
+    again.reply.callback(entries(AT_ONCE + 2))
+    assert len(reads(house)) == 2
+
+
+def test_what_is_read_counts_for_the_user_and_who_is_over_its_budget_waits() -> None:
+    house = House(limits=Limits(bytes_per_user=200, burst=1.0))
+    client = house.admit()
+    client.send(ASK)
+    part(client, 1, 1)
+    part(client, 3, 3)
+    (read,) = reads(house)
+    read.reply.callback([b"x", [(b"2-9", [b"run", b"x", b"part", b'"%b"' % (b"y" * 1000)])]])
+    assert client.session.budgets.overdrawn("user", "") > 0
+    part(client, 9, 9)
+    house.requests.sweep()
+    assert len(reads(house)) == 1
+    house.clock.advance(8)
+    house.requests.sweep()
+    assert len(reads(house)) == 2
+
+
+# What Redis keeps of them.
+
+
+def commands(house: House, name: str) -> list[Any]:
+    """The keys and arguments of these."""
+    return [(call.keys, call.args) for call in house.bus.calls if call.command == name]
+
+
+def test_they_are_counted_until_the_request_is_over_and_removed_then() -> None:
+    house = House()
+    client, budget = house.admit(), house.requests.budget
+    key = parts_key(client.id, "q")
+    client.send(ASK)
+    before = budget.used
+    part(client, 1, "a")
+    part(client, 2, "bc")
+    assert budget.parts == budget.used - before == PARTS + counted(3) + counted(4)
+    part(client, 1, "a", run="y")
+    assert budget.parts == PARTS + counted(3), "those of the other run are gone"
+    house.requests.sweep()
+    assert commands(house, "DEL") == []
+    reply(client, "q", "all")
+    house.requests.sweep()
+    assert commands(house, "DEL") == [((key,), ())]
+    assert (budget.parts, budget.used) == (0, before)
+
+
+def test_of_one_answer_no_more_is_counted_than_is_kept() -> None:
+    house = House()
+    client, budget = house.admit(), house.requests.budget
+    client.send(ASK)
+    for number in range(1, 10):
+        part(client, number, "x" * (PARTS_KEPT // 4))
+    assert budget.parts == PARTS + counted(PARTS_KEPT)
+    part(client, 10, "x" * (2 * PARTS_KEPT))
+    assert budget.parts == PARTS + counted(2 * PARTS_KEPT + 2)
+
+
+def test_beyond_the_budget_only_the_last_one_is_kept() -> None:
+    house = House(limits=Limits(answer_bytes=88_000))
+    client, budget = house.admit(), house.requests.budget
+    client.send(ASK)
+    part(client, 1, "x" * 4000)
+    assert commands(house, "XTRIM") == []
+    part(client, 2, "y" * 4000)
+    assert commands(house, "XTRIM") == [((parts_key(client.id, "q"),), ("MAXLEN", 1))]
+    assert budget.parts == PARTS + counted(4002)
+    part(client, 3, "z")
+    assert house.counters.parts_trimmed == 1
+    assert [each["number"] for each in client.link.read()] == [1, 2, 3], "it hears all of them"
+
+
+def test_parts_of_a_request_that_is_over_are_removed() -> None:
+    house = House()
+    client = house.admit()
+    key = parts_key(client.id, "q")
+    client.send(ASK)
+    client.send({"type": "cancel", "id": "q"})
+    part(client, 1, "a")
+    part(client, 2, "b")
+    part(client, 1, "b", words={"recipients": ["another.1"]})
+    house.requests.sweep()
+    assert commands(house, "DEL") == [((key,), ())]
+
+
+def test_an_id_that_is_in_use_again_keeps_its_parts() -> None:
+    house = House()
+    client = house.admit()
+    client.send(ASK)
+    part(client, 1, "a")
+    reply(client, "q", "all")
+    client.send(ASK)
+    part(client, 1, "a", run="y")
+    house.requests.sweep()
+    assert commands(house, "DEL") == []
+    assert house.requests.budget.parts == PARTS + counted(3)
 
 
 def test_what_redis_refuses_is_told_and_what_it_has_lost_is_not_missed() -> None:
@@ -213,7 +324,7 @@ class PartsInRedis(RequestsTestCase):
     def sends(self, number: int, payload: Any, run: str = "x", over: int = 1) -> int:
         """The service sends a part of the answer to the first client's request, which nobody may hear."""
         part = json.dumps(payload)
-        args = (run, number, part, "{}", "nobody", KEPT_BYTES, round(1000 * REQUEST_KNOWN), over)
+        args = (run, number, part, "{}", "nobody", PARTS_KEPT, round(1000 * REQUEST_KNOWN), over)
         return int(self.client.eval(PROGRESS.source, 1, f"k:{parts_key('one.1', 'q')}", *args))
 
     async def come_back(self, progress: bool | Place) -> Session:
@@ -287,14 +398,14 @@ class PartsInRedis(RequestsTestCase):
 
     async def test_only_the_last_parts_are_kept_and_not_for_ever(self) -> None:
         key = f"k:{parts_key('one.1', 'q')}"
-        large = "x" * (KEPT_BYTES // 4)
+        large = "x" * (PARTS_KEPT // 4)
         for number in range(1, 10):
             self.sends(number, large)
-        assert 3 <= self.client.xlen(key) <= 5
+        assert self.client.xlen(key) == 3, "with what Redis needs besides"
         assert 0 < self.client.pttl(key) <= 1000 * REQUEST_KNOWN
-        self.sends(10, "x" * (2 * KEPT_BYTES))
+        self.sends(10, "x" * (2 * PARTS_KEPT))
         assert self.client.xlen(key) == 1
-        assert self.client.eval(READ_PARTS.source, 1, key, "x", 9)[1][0][0].startswith("10-")
+        assert self.client.eval(READ_PARTS.source, 1, key, "x", 9, AT_ONCE)[1][0][0].startswith("10-")
 
     async def test_of_two_instances_one_sends_parts(self) -> None:
         assert self.sends(1, "a", "x", 0) == 1
@@ -314,9 +425,16 @@ def test_an_upgrade_takes_along_where_the_parts_are() -> None:
     (state,) = house.requests.moving.give().waiting
     assert state.parts is not None
     assert (state.parts.run, state.parts.number) == ("x", 1)
+    assert house.requests.moving.give().kept == house.requests.budget.used - house.requests.budget.parts
     (request,) = house.requests._waiting[client.id].values()
     progress = house.requests.progress
+    kept = house.requests.budget.parts
+    house.requests.budget.part("user", -kept)
     progress.restore(request, None)
     progress.restore(request, state.parts)
+    assert house.requests.budget.parts == kept > 0
     part(client, 2, "b")
     assert client.link.read() == [heard(2, "b")]
+    reply(client, "q", "all")
+    house.requests.sweep()
+    assert commands(house, "DEL") == [((parts_key(client.id, "q"),), ())]

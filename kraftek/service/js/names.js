@@ -12,6 +12,9 @@ export const ROOMS_RESET = "gateway:room:reset";
 /** Milliseconds for which what belongs to a request that was handled is kept: as long as gateways know it by default. */
 export const REQUEST_KNOWN = 130_000;
 
+/** Bytes that Redis keeps of the last parts of an answer, or one larger part. */
+export const PARTS_KEPT = 262_144;
+
 /** A part of the answer to a request that asks for parts. */
 export const REQUEST_PROGRESS = "gateway:request:progress";
 

@@ -3,11 +3,8 @@
 import { randomBytes } from "node:crypto";
 
 import { encode, json } from "./envelopes.js";
-import { REQUEST_KNOWN, REQUEST_PROGRESS, partsKey } from "./names.js";
+import { PARTS_KEPT, REQUEST_KNOWN, REQUEST_PROGRESS, partsKey } from "./names.js";
 import { script } from "./scripts.js";
-
-/** Bytes of the last parts of an answer that are kept, for clients that come back. */
-const KEPT_BYTES = 262_144;
 
 const PROGRESS = script("progress");
 
@@ -46,7 +43,7 @@ export class Parts {
     const body = encode(eventType, message, messageBytes);
     this.#number = number;
     const over = transport === "stream" ? 1 : 0;
-    const words = [this.#run, number, part, body, replyTo, KEPT_BYTES, REQUEST_KNOWN, over];
+    const words = [this.#run, number, part, body, replyTo, PARTS_KEPT, REQUEST_KNOWN, over];
     return ["EVAL", PROGRESS, 1, prefix + partsKey(socketId, this.#id), ...words];
   }
 }
