@@ -100,12 +100,42 @@ ATTACHED = b'451-["chat:note:heard",{"_placeholder":true,"num":0}]'
 TEN_ATTACHED = b'4510-["chat:note:heard",%s]' % b",".join(
     b'{"_placeholder":true,"num":%d}' % each for each in range(10)
 )
-POSTED = b"\x1e".join([b'42["chat:note:heard",1]'] * (HELD // 24))
+POSTED = {
+    "POSTs": b"\x1e".join([b'42["chat:note:heard",1]'] * (HELD // 24)),
+    "POSTs of noops": b"\x1e".join([b"6"] * (HELD // 2)),
+}
+TOLD = "told-"
+"""What rooms with history and presence begin with."""
+MEGABYTE = 990_000
 
 
-def event(type: str, characters: int = 0, id: bool = False) -> Callable[[int], object]:
-    body = {"type": type, "payload": "x" * characters}
+def megabyte(value: bytes) -> bytes:
+    """So many of these as a message may have."""
+    return b",".join([value] * (MEGABYTE // (len(value) + 1)))
+
+
+def event(type: str, characters: int = 0, id: bool = False, **more: object) -> Callable[[int], object]:
+    body = {"type": type, "payload": "x" * characters, **more}
     return lambda number: {**body, "id": f"{NAME}-{number}"} if id else body
+
+
+def pages(number: int) -> bytes:
+    """A history as long as it may be, and pages of it."""
+    if not number:
+        return text({"type": "chat:note:tell", "payload": "x" * 100}) * 1000
+    page = {"type": "history", "payload": {"roomId": f"{TOLD}{sys.argv[-1]}", "limit": 1000}, "id": 1}
+    return text(page) * (CHUNK // 100)
+
+
+def told_joins(number: int) -> object:
+    """Into rooms with history, for the last hundred messages, and out of them."""
+    room = {"roomId": f"{TOLD}{NAME}-{number // 2}"}
+    return {"type": "leave", "payload": room} if number % 2 else {"type": "join", "payload": {**room, "history": 100}}
+
+
+def cancel(number: int) -> object:
+    """Of a request that another connection might have sent."""
+    return {"type": "cancel", "payload": {"eventType": "chat:say:back"}, "id": number}
 
 
 KINDS: dict[str, Callable[[], Chunk]] = {
@@ -128,6 +158,14 @@ KINDS: dict[str, Callable[[], Chunk]] = {
     "events to a stream": lambda: always(text({"type": "queue:note:heard", "payload": "x" * 1000})),
     "requests": lambda: numbered(event("chat:say:back", id=True)),
     "large answers": lambda: numbered(event("chat:say:much", id=True)),
+    "answers in parts": lambda: numbered(event("chat:say:parts", id=True, progress=True)),
+    "requests, Redis stalls": lambda: numbered(event("queue:note:heard", id=True)),
+    "cancels": lambda: numbered(cancel),
+    "presence": lambda: numbered(
+        lambda n: {"type": "presence", "payload": {"roomId": f"{TOLD}{sys.argv[-1]}"}, "id": n}
+    ),
+    "pages of history": lambda: pages,
+    "joins with history": lambda: numbered(told_joins, 80),
     "joins told to a stream": lambda: numbered(joins, 64),
     "Socket.IO noops": lambda: always(frame(TEXT, b"6")),
     "Socket.IO pongs": lambda: always(frame(TEXT, b"3")),
@@ -138,11 +176,25 @@ KINDS: dict[str, Callable[[], Chunk]] = {
     "Socket.IO connects": lambda: always(frame(TEXT, b"41"), frame(TEXT, b"40")),
     "Socket.IO attachments": lambda: always(frame(TEXT, ATTACHED), frame(BINARY, b"x" * 100)),
     "Socket.IO empty attachments": lambda: always(frame(TEXT, TEN_ATTACHED), *[frame(BINARY)] * 10),
+    "Socket.IO deflated attachments": lambda: always(
+        frame(TEXT, deflated(b"4" + ATTACHED[1:]), deflated=True), frame(BINARY, deflated(b"x" * 100), deflated=True)
+    ),
+    "Socket.IO acknowledgements": lambda: numbered_texts(lambda number: b"43%d[]" % number, 16),
+    # A message may have a megabyte.
+    "Socket.IO levels": lambda: always(frame(TEXT, b'42["chat:note:heard",[%b]]' % megabyte(b"[" * 50 + b"]" * 50))),
+    "Socket.IO halves": lambda: always(frame(TEXT, b'42["chat:note:heard",[%b]]' % megabyte(b'"\\ud800"'))),
+    "Socket.IO placeholders": lambda: always(
+        frame(TEXT, b'42["chat:note:heard",[%b]]' % megabyte(b'{"_placeholder":true,"num":1}'))
+    ),
     "POSTs": lambda: lambda _: b"",
+    "POSTs of noops": lambda: lambda _: b"",
     "HTTP requests": lambda: lambda _: b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * (CHUNK // 40),
     "handshakes": lambda: lambda _: b"",
 }
 """What floods do, by the names of the rows; "joins told to a stream" is with a service that has presence."""
+
+
+_IN_TOLD = {"presence", "pages of history"}
 
 
 class Flooder:
@@ -164,7 +216,7 @@ class Flooder:
             try:
                 with socket.create_connection(("127.0.0.1", self._port), 10.0) as connection:
                     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    if self._kind == "POSTs":
+                    if self._kind in POSTED:
                         self._post(connection)
                     else:
                         self._flood(connection)
@@ -175,7 +227,8 @@ class Flooder:
     def _flood(self, connection: socket.socket) -> None:
         if self._kind != "HTTP requests":
             self._handshake(connection)
-            who = {"token": self._name, "roomId": self._name}
+            room = f"{TOLD}{self._name}" if self._kind in _IN_TOLD else self._name
+            who = {"token": self._name, "roomId": room}
             login = {"type": "authenticate", "payload": who}
             connection.sendall(frame(TEXT, b"40" + json.dumps(who).encode()) if self._socketio else text(login))
         if self._kind == "handshakes":
@@ -232,7 +285,7 @@ class Flooder:
                 self.closes[f"HTTP {response.status}"] += 1
                 return
             self.written += len(body)
-            body = POSTED
+            body = POSTED[self._kind]
 
     def _read(self, connection: socket.socket) -> None:
         last = b""

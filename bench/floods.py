@@ -40,6 +40,10 @@ auth.check = "open"
 [services]
 chat = {{channel = "events:chat", reply = true}}
 queue = {{channel = "events:queue", transport = "stream", presence = {presence}}}
+
+[rooms."told-*"]
+history = 1000
+presence = true
 """
 
 NOTHING = "nothing"
@@ -282,11 +286,15 @@ async def _measured(
             for flood in floods:
                 assert flood.stdout is not None
                 await asyncio.to_thread(flood.stdout.readline)
+            stalling = asyncio.create_task(_stall(redis)) if kind.endswith("Redis stalls") else None
             await asyncio.sleep(SETTLE)
             look(gateway, directory / "turns")
             used = cpu_seconds([gateway.pid])
             await client.measure(seconds, measured)
             found: dict[str, Any] = {"cpu": cpu_seconds([gateway.pid]) - used}
+            if stalling is not None:
+                stalling.cancel()
+                redis.send_signal(signal.SIGCONT)
             found["turns"] = look(gateway, directory / "turns")
             found["grown"] = [resident_bytes([gateway.pid]) - before[0], resident_bytes([redis.pid]) - before[1]]
             found["flooders"] = []
@@ -295,6 +303,14 @@ async def _measured(
                 assert flood.stdout is not None
                 found["flooders"].append(json.loads(flood.stdout.readline()))
     return found
+
+
+async def _stall(redis: subprocess.Popen[bytes]) -> None:
+    """It stands still for a quarter of a second, again and again."""
+    while True:
+        for each in (signal.SIGSTOP, signal.SIGCONT):
+            redis.send_signal(each)
+            await asyncio.sleep(0.25)
 
 
 def _line(kind: str, seconds: float, measured: Measured, found: dict[str, Any], trouble: list[str]) -> str:

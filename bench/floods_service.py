@@ -21,6 +21,18 @@ def much(_: Context, __: Any) -> Any:
     return MUCH
 
 
+@chat.on("say:parts")
+async def parts(context: Context, _: Any) -> Any:
+    for number in range(100):
+        await context.progress([number, MUCH[:100]])
+    return "all"
+
+
+@chat.on("note:tell")
+async def tell(context: Context, payload: Any) -> None:
+    context.broadcast_to_room("chat:note:told", payload)
+
+
 @chat.on("note:heard")
 def heard(_: Context, __: Any) -> None:
     pass
