@@ -24,7 +24,7 @@ from typing import Any
 
 import redis.asyncio
 
-from kraftek.contract.names import LAST_LOOK, LISTENED, lease_key
+from kraftek.contract.names import LAST_LOOK, LISTENED, REGISTRATIONS, lease_key
 from tests.chaos.auth import AuthService
 from tests.chaos.ledger import Ledger
 from tests.chaos.processes import Gateway, RedisServer, Service
@@ -43,7 +43,7 @@ GROWN = 4 << 20
 """Bytes by which the gateway's memory may be larger than after the warm-up."""
 LASTS = 1.0
 """Seconds that an answer about access is cached, and that a request is remembered for."""
-RENEWED = {LISTENED, lease_key("events:desk", "desk")}
+RENEWED = {LISTENED, REGISTRATIONS, lease_key("events:desk", "desk")}
 """Keys that live for a time, and are renewed for as long as the gateway and the service run."""
 EXPIRED = 200.0
 """Seconds after which no key is left that lives for a time: what is known of invalidations lives for two minutes."""
@@ -184,13 +184,14 @@ class Soak:
         return found
 
     async def _look(self) -> dict[str, float]:
+        files = self.gateway.files() - self.auth.connections  # before there is one for the metrics
         metrics = await asyncio.to_thread(self.gateway.metrics)
         found = {name: metrics[f"kraftek_{name}"] for name in ("sockets", "requests", "rooms", "connections_open")}
         lives = {key: await self._client.ttl(key) async for key in self._client.scan_iter(count=1000)}
         stay = [key for key, seconds in lives.items() if seconds == -1 or key in RENEWED]
         found["keys"] = len(stay)
         found["expiring keys"] = sum(seconds >= 0 for seconds in lives.values()) - len(RENEWED.intersection(lives))
-        found["files"] = self.gateway.files() - self.auth.connections
+        found["files"] = files
         found["memory"] = self.gateway.resident()
         return found
 
