@@ -84,6 +84,11 @@ def full(unit: bytes) -> bytes:
     return unit * (READ // len(unit))
 
 
+def _megabyte(value: bytes, packet: bytes = b"42") -> bytes:
+    """One event, as large as Socket.IO's may be, of nothing but these values."""
+    return b'%b["notes:n:1",[%b]]' % (packet, b",".join([value] * (990_000 // (len(value) + 1))))
+
+
 BOMB = deflated(b'{"type":"notes:n:1","payload":"%s"}' % (b"x" * 65_000))
 ATTACHED = b'451-["notes:n:1",{"_placeholder":true,"num":0}]'
 EVENT = b'{"type":"notes:n:1"}'
@@ -106,6 +111,10 @@ KINDS: dict[str, tuple[bytes, ...]] = {
     "Socket.IO attachments": (full(frame(1, ATTACHED) + frame(2, b"x" * 100)),),
     "POST of events": (b"\x1e".join([b'42["notes:n:1",{}]'] * (READ // 19)),),
     "POST of noops": (b"\x1e".join([b"6"] * (READ // 2)),),
+    "POST of a megabyte of lists": (_megabyte(b"[]"),),
+    "POST of a megabyte of levels": (_megabyte(b"[" * 50 + b"]" * 50),),
+    "POST of a megabyte of halves": (_megabyte(b'"\\ud800"'),),
+    "POST of a megabyte of places": (_megabyte(b'{"_placeholder":true,"num":1}', b"451-"),),
 }
 """By name: what arrives, read by read."""
 
