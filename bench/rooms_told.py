@@ -1,23 +1,34 @@
 """What Redis spends on a message to a room with history: ``python -m bench.rooms_told``.
 
-Microseconds of its processor time for each, a thousand in one write, where that many gateways are there, whose clients
-are in other rooms: by ``PUBLISH``; by the SDKs' short script, where no room has a history; by the Function, without and
-with an id; by the SDKs' script. All take turns on a redis-server of their own; of the rounds the least counts, as
-everything else only adds to it.
+Microseconds of its processor time for each, a thousand in one write and one at a time, where that many gateways listen,
+of which one has somebody in the room: by ``PUBLISH``; by the SDKs' short script, where no room has a history; by the
+Function, without and with an id; by the SDKs' script. All take turns on a redis-server of their own; of the rounds the
+least counts, as everything else only adds to it.
 """
 
 from __future__ import annotations
 
 import argparse
+import selectors
+import socket
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import closing
+from threading import Thread
 from typing import Any
 
 import msgspec
 
 from bench.measure import cpu_seconds
 from kraftek.contract.history import FUNCTION, LIBRARY
-from kraftek.contract.names import BROADCAST, GATEWAY_LEASES, HISTORY_FOLLOWING, HISTORY_RULES, room_topic
+from kraftek.contract.names import (
+    BROADCAST,
+    GATEWAY_LEASES,
+    HISTORY_FOLLOWING,
+    HISTORY_RULES,
+    room_topic,
+    topic_channel,
+)
 from kraftek.contract.settings import RoomPolicy
 from kraftek.core.history.rules import Rules
 from kraftek.service.commits import TELL, TELL_UNKEPT
@@ -61,7 +72,36 @@ WAYS: dict[str, Words] = {
 }
 
 
-def _cost(redis: Any, pid: int, gateways: int, words: Words) -> float:
+class Gateways:
+    """So many that listen, of which the first one has somebody in each room."""
+
+    def __init__(self, path: str, gateways: int) -> None:
+        self._sockets = [socket.socket(socket.AF_UNIX) for _ in range(gateways)]
+        self._ready = selectors.DefaultSelector()
+        rooms = [topic_channel(room_topic(f"r{number}")) for number in range(ROOMS)]
+        for number, each in enumerate(self._sockets):
+            each.connect(path)
+            channels = [BROADCAST] if number else [BROADCAST, *rooms]
+            each.sendall(" ".join(["SUBSCRIBE", *channels, "\r\n"]).encode())
+            each.recv(100_000)
+            self._ready.register(each, selectors.EVENT_READ, each)
+        self._open = True
+        self._reading = Thread(target=self._read)
+        self._reading.start()
+
+    def _read(self) -> None:
+        while self._open:
+            for key, _ in self._ready.select(0.1):
+                key.data.recv(1_000_000)
+
+    def close(self) -> None:
+        self._open = False
+        self._reading.join()
+        for each in self._sockets:
+            each.close()
+
+
+def _cost(redis: Any, pid: int, gateways: int, words: Words, at_once: int) -> float:
     """Microseconds of a message."""
     redis.flushall()
     rules = Rules([RoomPolicy(pattern="r*", history=200)]).text
@@ -70,11 +110,13 @@ def _cost(redis: Any, pid: int, gateways: int, words: Words) -> float:
     redis.zadd(HISTORY_FOLLOWING, {f"gateway {number}": 2**40 for number in range(gateways)})
     redis.execute_command(*words(0))
     before = cpu_seconds([pid])
-    with redis.pipeline(transaction=False) as pipeline:
-        for number in range(1, 1 + CALLS):
-            pipeline.execute_command(*words(number))
-        pipeline.execute()
-    return (cpu_seconds([pid]) - before) / CALLS * 1e6
+    calls = CALLS if at_once > 1 else CALLS // 5
+    for first in range(1, 1 + calls, at_once):
+        with redis.pipeline(transaction=False) as pipeline:
+            for number in range(first, first + at_once):
+                pipeline.execute_command(*words(number))
+            pipeline.execute()
+    return (cpu_seconds([pid]) - before) / calls * 1e6
 
 
 def main() -> None:
@@ -82,7 +124,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--rounds", type=int, default=20)
     rounds = arguments.parse_args().rounds
-    taken: dict[tuple[str, int], float] = defaultdict(lambda: float("inf"))
+    taken: dict[tuple[str, int, int], float] = defaultdict(lambda: float("inf"))
     server = PrivateRedis()
     server.start()
     assert server.process is not None
@@ -94,14 +136,17 @@ def main() -> None:
             for _ in range(rounds):
                 for way, words in WAYS.items():
                     for gateways in GATEWAYS:
-                        taken[way, gateways] = min(
-                            taken[way, gateways], _cost(redis, server.process.pid, gateways, words)
-                        )
+                        with closing(Gateways(server.path, gateways)):
+                            for at_once in (CALLS, 1):
+                                found = _cost(redis, server.process.pid, gateways, words, at_once)
+                                case = way, gateways, at_once
+                                taken[case] = min(taken[case], found)
     finally:
         server.close()
-    for way in WAYS:
-        figures = "  ".join(f"{taken[way, gateways]:5.1f}" for gateways in GATEWAYS)
-        print(f"{way:28}{figures}  µs with {', '.join(map(str, GATEWAYS))} gateways")
+    for at_once in (CALLS, 1):
+        print(f"{at_once} at a time, µs with {', '.join(map(str, GATEWAYS))} gateways")
+        for way in WAYS:
+            print(f"{way:28}" + "  ".join(f"{taken[way, gateways, at_once]:5.1f}" for gateways in GATEWAYS))
 
 
 if __name__ == "__main__":
