@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 from zope.interface.verify import verifyObject
@@ -234,7 +235,11 @@ class Gateway:
         if cancels.cancel(session, message, at) or message.id is None or message.event_type is None:
             return
         if session.dialect.lasting_ids:
-            cancels.tell(session, self._router.route(message.event_type), message.event_type, message.id, at)
+            service = self._router.route(message.event_type)
+            assert session.user_id is not None
+            with suppress(PeerError):  # all instances of a service hear it: a flood would keep them from all else
+                self._budgets.joins(session.user_id)
+                cancels.tell(session, service, message.event_type, message.id, at)
 
     def _deny(
         self, session: Session, event: Event, service: Registration, room_id: str | None, error: PeerError

@@ -116,6 +116,19 @@ def test_while_redis_is_away_it_is_answered_all_the_same() -> None:
     assert [each["payload"]["code"] for each in client.link.read()] == ["CANCELLED"]
 
 
+def test_of_those_of_other_connections_a_service_hears_as_many_as_its_user_may_join_rooms() -> None:
+    """Three clients that sent nothing else had others wait ten seconds for the answers of a service."""
+    house = House(limits=Limits(joins_per_user=2, burst=2.0))
+    client = house.admit()
+    for number in range(10):
+        client.send({"type": "cancel", "id": number, "payload": {"eventType": "chat:bot:ask"}})
+    assert [each.event["id"] for each in house.bus.published] == [0, 1, 2, 3], "its own join was one"
+    assert client.link.read() == []
+    client.send({"type": "chat:bot:ask", "id": "own"})
+    client.send({"type": "cancel", "id": "own"})
+    assert house.bus.published[-1].event["id"] == "own", "one of its own is told all the same"
+
+
 def test_who_is_over_the_budget_cancels_what_waits_and_nothing_else() -> None:
     house = House(limits=Limits(events_per_user=1, burst=1.0))
     client = house.admit("ada")
