@@ -34,14 +34,11 @@ from kraftek.contract.settings import (
 )
 from kraftek.core.registry import ServiceRegistry
 from kraftek.core.self_registrations import SelfRegistered
-from kraftek.daemon.assembly import Core, Edge, Surroundings
+from kraftek.daemon.assembly import Core, Edge, Surroundings, operator_of
 from kraftek.daemon.checkers import Checkers
 from kraftek.daemon.listening import Certificates
-from kraftek.daemon.operator import OperatorSite
-from kraftek.daemon.publish_requests import PublishRequests
 from kraftek.daemon.reload import LIVE, Reload, keys
 from kraftek.edge.dialects.native import NativeDialect
-from kraftek.edge.hosts import Hosts
 from kraftek.edge.origins import Verdict
 from tests.support.fakes import FakeAccess, FakeBus, FakeLink, FakeRooms
 from tests.support.fastpath import make_iteration
@@ -78,8 +75,7 @@ class Running:
         self.core = Core(given, rooms=FakeRooms())
         self.core.self_registrations.take({"chat-a": SelfRegistered(b'{"channel": "x"}', 100.0)})
         self.edge = Edge(given, self.core, clock, fastpath=False)
-        publish = PublishRequests(bus, config.redis.broadcast, counters, clock, None)
-        self.operator = OperatorSite(clock, Hosts(config.hosts), "gw", counters, Gauges(), Readiness(bus), publish)
+        self.operator = operator_of(given, Gauges(), Readiness(bus), clock)
         self.checkers: Any = Checkers(clock, config, bus, counters)
         self.session: Any = self.core.gateway.open(FakeLink(), NativeDialect())
         self.reload = Reload(config, self.registry, Certificates(), self.core, self.edge, self.operator, self.checkers)
