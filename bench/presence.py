@@ -121,6 +121,8 @@ class Client(WebSocketClient):
 class Fleet:
     """A Redis and gateways."""
 
+    config = CONFIG
+
     def __init__(self, home: Path, gateways: int, most: int) -> None:
         self.home = home
         self.redis_port = _free_port()
@@ -143,7 +145,7 @@ class Fleet:
     def start(self, port: int) -> None:
         """Start the gateway of that port."""
         config = self.home / f"{port}.toml"
-        config.write_text(CONFIG.format(port=port, redis=self.redis_port, most=self.most))
+        config.write_text(self.config.format(port=port, redis=self.redis_port, most=self.most))
         # From elsewhere: what is measured is the installed gateway.
         twistd = [
             "env",

@@ -7,10 +7,11 @@ The JavaScript client is in ``js/``.
 
 from kraftek.client.errors import Closed, QueueFull, Refused
 from kraftek.client.history import HistoryPage, Position
-from kraftek.client.messages import Change, Message, Part, Presence, Recovered, State
+from kraftek.client.messages import Append, Change, Message, Part, Presence, Recovered, State
 from kraftek.client.room_state import RoomState
 
 __all__ = [
+    "Append",
     "Change",
     "Closed",
     "HistoryPage",

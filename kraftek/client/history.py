@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from kraftek.client.errors import Closed, Refused
 from kraftek.client.messages import Message
+from kraftek.client.texts import whole
 
 __all__ = ["PAGE", "HistoryOptions", "HistoryPage", "Position", "result_of"]
 
@@ -50,5 +51,5 @@ def result_of(key: str, outcome: Message | Refused | Closed | None) -> object:
         page = msgspec.convert(outcome.payload, HistoryPage)
     except msgspec.ValidationError as wrong:
         return Refused("NO_HISTORY", f"the answer is no page of a history: {wrong}")
-    messages = [msgspec.structs.replace(each, room_id=page.room_id) for each in page.messages]
+    messages = [whole(msgspec.structs.replace(each, room_id=page.room_id)) for each in page.messages]
     return msgspec.structs.replace(page, messages=messages)

@@ -13,6 +13,7 @@ from kraftek.client.errors import Closed, Refused
 
 __all__ = [
     "Action",
+    "Append",
     "Ask",
     "Change",
     "Drop",
@@ -42,11 +43,22 @@ class State(Enum):
     """The socket was lost. Another one is opened after a back-off."""
 
 
+class Append(Struct, frozen=True, rename={"first": "from"}):
+    """A message is a piece of the text ``key`` of its room. ``text``: all of it up to here; ``None`` if its beginning
+    was not heard. ``last``: it ends here. ``first``: the payload is no piece, but the text since that offset.
+    """
+
+    key: str
+    first: int | None = None
+    last: bool = False
+    text: str | None = None
+
+
 class Message(Struct, frozen=True, rename="camel"):
     """A message of the gateway. ``room_id``: the room to which it was sent, if any; ``offset``: its place in the
     history of that room, if the gateway keeps one; ``user_offset``: in that of the user. ``run``, ``number``: as of a
     :class:`Part`. ``receipt``: who sent it wants to know whether it was handled; the client says so under this number
-    when listeners have returned.
+    when listeners have returned. ``append``: it is a piece of a text.
     """
 
     type: str
@@ -58,6 +70,7 @@ class Message(Struct, frozen=True, rename="camel"):
     number: int | None = None
     user_offset: int | None = None
     receipt: int | None = None
+    append: Append | None = None
 
 
 class Part(Struct, frozen=True):

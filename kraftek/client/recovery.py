@@ -18,6 +18,7 @@ from kraftek.client.frames import check_room, frame
 from kraftek.client.history import PAGE, Position
 from kraftek.client.messages import Action, Fetch, Hear, Message, Recovered
 from kraftek.client.outbox import Kind, Outbox
+from kraftek.client.texts import Texts
 
 __all__ = ["HELD", "NO_SNAPSHOT", "Recovery"]
 
@@ -58,6 +59,7 @@ class _Feed(Struct):
     snapshots: dict[str, _Snapshot] = field(default_factory=dict)
     held: deque[tuple[Message, int]] = field(default_factory=deque)
     size: int = 0
+    texts: Texts = field(default_factory=Texts)
 
     @property
     def busy(self) -> bool:
@@ -151,6 +153,7 @@ class Recovery:
         self.last.pop(room_id, None)
         if (feed := self._feeds.get(room_id)) is not None:
             feed.position, feed.known, feed.entered = None, False, False
+            feed.texts.forget()
             feed.give_up()
             feed.is_stale()
             self._forget_if_unused(room_id, feed)
@@ -180,6 +183,7 @@ class Recovery:
             if offset <= feed.position.offset:
                 return
             feed.position = Position(feed.position.epoch, offset)
+        message = feed.texts.add(message)
         # What the gateway itself says outside of rooms is about the connection.
         if not feed.busy or (room_id is None and ":" not in message.type):
             self._actions.append(Hear(message))
@@ -267,6 +271,7 @@ class Recovery:
         if reason == "unavailable" and feed.position is None:
             return  # the gateway cannot know yet: a "position" follows
         if not recovered:
+            feed.texts.forget()
             feed.is_stale()
         self._fetch_due(feed)
 

@@ -26,8 +26,8 @@ class _Client(Protocol):
 
 class RoomState(Generic[S]):
     """What ``snapshot`` returns, or the awaitable of it, and then what ``changes`` make of it, by the type of the
-    room's messages: ``(state, payload) -> state``. Without a room it is that of the user, and of messages outside of
-    rooms.
+    room's messages: ``(state, payload) -> state``; of a piece of a text ``(state, piece, append) -> state``, with its
+    :class:`~kraftek.client.Append`. Without a room it is that of the user, and of messages outside of rooms.
 
     Of a message that comes while the snapshot is fetched nobody knows whether it is in there already, so a change must
     be one that may be made twice: by key, not by count.
@@ -41,7 +41,7 @@ class RoomState(Generic[S]):
         client: _Client,
         room: str | None,
         snapshot: Callable[[], Any],
-        changes: Mapping[str, Callable[[S, Any], S]],
+        changes: Mapping[str, Callable[..., S]],
     ) -> None:
         self.value: S | None = None
         self.error: BaseException | None = None
@@ -87,9 +87,10 @@ class RoomState(Generic[S]):
         self.error = None
         self._show(value)
 
-    def _changed(self, change: Callable[[S, Any], S], message: Message) -> None:
+    def _changed(self, change: Callable[..., S], message: Message) -> None:
         if self._current and message.room_id == self._room:
-            self._show(change(cast("S", self.value), message.payload))
+            more = () if message.append is None else (message.append,)
+            self._show(change(cast("S", self.value), message.payload, *more))
 
     def _failed(self, message: Message) -> None:
         error = error_of(message.payload)

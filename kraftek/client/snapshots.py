@@ -45,7 +45,7 @@ class Snapshots(Listeners):
         return self._snapshot(None, fetch)
 
     def room_state(
-        self, room: str, snapshot: Callable[[], Any], changes: Mapping[str, Callable[[S, Any], S]]
+        self, room: str, snapshot: Callable[[], Any], changes: Mapping[str, Callable[..., S]]
     ) -> RoomState[S]:
         """Join a room, fetch its state, and let its messages change it: see :class:`RoomState`."""
         check_room(room)
@@ -53,7 +53,7 @@ class Snapshots(Listeners):
         self._call(lambda: self.join(room, timeout=LONGEST_TIMER), state.joined)
         return state
 
-    def user_state(self, snapshot: Callable[[], Any], changes: Mapping[str, Callable[[S, Any], S]]) -> RoomState[S]:
+    def user_state(self, snapshot: Callable[[], Any], changes: Mapping[str, Callable[..., S]]) -> RoomState[S]:
         """The same of the user: what it is told outside of rooms changes it, such as its inbox."""
         return RoomState(self, None, snapshot, changes)
 

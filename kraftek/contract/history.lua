@@ -53,6 +53,7 @@ local function history_of(stand, topic)
                 position = stand.own .. 'position:' .. topic,
                 log = stand.own .. 'log:' .. topic,
                 ids = stand.own .. 'ids:' .. topic,
+                texts = stand.own .. 'texts:' .. topic,
                 channel = stand.own .. topic
             }
         end
@@ -98,11 +99,11 @@ local function in_order(order)
 end
 
 -- position_of(history): adds where the topic is: epoch, offset and ancestors, the bytes of all messages so far, by how many
--- of these the oldest one that is kept was preceded, or an older one, and where the last one is in the order. It is a new
--- epoch when the server's process is another one, as after a fail-over: its data may be older than what was told. Offsets go
+-- of these the oldest one that is kept was preceded, or an older one, where the last one is in the order, and, if it was told
+-- texts, what is lost: texts.lua. It is a new epoch when the server's process is another one, as after a fail-over: its data may be older than what was told. Offsets go
 -- on then. With other rules, or without a position, as after a loss of data, they begin anew.
 local function position_of(history)
-    local known = redis.pcall('HMGET', history.position, 'epoch', 'offset', 'life', 'ancestors', 'bytes', 'floor', 'told')
+    local known = redis.pcall('HMGET', history.position, 'epoch', 'offset', 'life', 'ancestors', 'bytes', 'floor', 'told', 'lost')
     if known.err then
         redis.call('DEL', history.position)
         known = {}
@@ -110,14 +111,15 @@ local function position_of(history)
     local life = history.generation .. ':' .. run_id()
     history.epoch, history.offset, history.ancestors = known[1], tonumber(known[2] or 0), known[4] or ''
     history.bytes, history.floor, history.told = tonumber(known[5] or 0), tonumber(known[6] or 0), tonumber(known[7])
+    history.lost = known[8]
     if known[1] and known[3] == life then return end
     history.epoch = new_epoch(life, history.topic)
     if known[1] and (known[3] or ''):match('^[^:]*') == history.generation then
         history.ancestors = with_ancestor(known[1], known[2], history.ancestors)
         redis.call('HSET', history.position, 'epoch', history.epoch, 'life', life, 'ancestors', history.ancestors)
     else
-        history.offset, history.ancestors, history.bytes, history.floor, history.told = 0, '', 0, 0, nil
-        redis.call('DEL', history.position, history.log, history.ids)
+        history.offset, history.ancestors, history.bytes, history.floor, history.told, history.lost = 0, '', 0, 0, nil, nil
+        redis.call('DEL', history.position, history.log, history.ids, history.texts)
         redis.call('HSET', history.position, 'epoch', history.epoch, 'life', life, 'offset', 0)
     end
 end

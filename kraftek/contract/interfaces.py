@@ -81,6 +81,11 @@ TopicPosition = tuple[str, str, int]
 in it."""
 
 
+Numbered = tuple[int, bytes]
+"""The offset of what a topic was told, and what it was told. Of a text that was told in pieces it is the offset of the
+last piece, and the text is whole: so offsets may be missing in between, and nothing else is."""
+
+
 class Missed(Struct, frozen=True):
     """What a topic was told after some position: ``messages``, up to ``epoch`` and ``offset``, where the topic is now;
     or the ``reason`` why they cannot be had, as clients are told it.
@@ -89,18 +94,18 @@ class Missed(Struct, frozen=True):
     epoch: str
     offset: int
     reason: str | None = None
-    messages: Sequence[bytes] = ()
+    messages: Sequence[Numbered] = ()
 
 
 class Page(Struct, frozen=True):
-    """A part of what was told to a room: ``messages`` in order, of which the first has the offset ``first``, which is
-    ``None`` if the position that was asked for is none of this history. ``more``: there are older ones.
+    """A part of what was told to a room: ``messages`` in order, from the offset ``first`` on, which is ``None`` if the
+    position that was asked for is none of this history. ``more``: there are older ones.
     """
 
     epoch: str
     first: int | None
     more: bool = False
-    messages: Sequence[bytes] = ()
+    messages: Sequence[Numbered] = ()
 
 
 class Here(Struct, frozen=True):

@@ -376,10 +376,22 @@ class Ack(Struct, frozen=True):
     receivers: int
 
 
+class Append(Struct, frozen=True, omit_defaults=True, gc=False, rename={"first": "from"}):
+    """A message is a piece of the text ``key`` of its room, to be added to what came before. With ``first`` it is the
+    whole of it up to here: all pieces from the offset ``first`` on, in place of what came before. ``last``: the text
+    ends with it.
+    """
+
+    key: str
+    first: int | None = None
+    last: bool = False
+
+
 class Delivery(Struct, frozen=True):
     """A service's message. ``room_id`` is set when it went to a room, ``id`` when it answers a request; ``offset`` when
     it is part of the room's history, or without a room of the user's, with its place in the ``order`` of all of these
     (:mod:`kraftek.contract.order`). ``receipt``: the number under which the client is to acknowledge it, if it is.
+    ``append``: it is a piece of a text.
     """
 
     type: str
@@ -389,6 +401,7 @@ class Delivery(Struct, frozen=True):
     offset: int | None = None
     order: str | None = None
     receipt: int | None = None
+    append: Append | None = None
 
 
 class HistoryPage(Struct, frozen=True):
@@ -549,7 +562,7 @@ class ReceiptPart(Struct, frozen=True, rename="camel", omit_defaults=True):
 class Broadcast(Struct, frozen=True, rename="camel"):
     """A service's message to sockets, as it stands on ``events:broadcast`` and on reply channels. ``offset``: it was
     told to a room, or to users, with history, and this is for gateways that do not follow them. ``receipt``: who waits
-    for its acknowledgements.
+    for its acknowledgements. ``append``: it is a piece of a text, told to a room.
     """
 
     type: str
@@ -562,3 +575,4 @@ class Broadcast(Struct, frozen=True, rename="camel"):
     in_reply_to: RequestId | None = None
     everybody: bool = False
     offset: int | None = None
+    append: Append | None = None

@@ -77,6 +77,7 @@ __all__ = [
     "history_ids_key",
     "history_log_key",
     "history_position_key",
+    "history_texts_key",
     "instances_key",
     "is_reserved",
     "kept_socket_key",
@@ -375,6 +376,11 @@ def history_position_key(topic: str) -> str:
 def history_log_key(topic: str) -> str:
     """The stream of what it was told."""
     return f"{_HISTORY}log:{topic}"
+
+
+def history_texts_key(topic: str) -> str:
+    """The hash of the texts that it was told in pieces."""
+    return f"{_HISTORY}texts:{topic}"
 
 
 def history_ids_key(topic: str) -> str:

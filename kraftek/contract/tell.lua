@@ -1,18 +1,19 @@
 -- Tells a room something, and keeps it if the room has a history: first in its log, and only then is it published, so that Redis
 -- has refused by then what it refuses. An id that is known is told once.
-local function append(history, order, message, id)
-    local offset, told = history.offset + 1, history.bytes + #message
+-- What is more than the message are the fields of a text, of which it is `size` bytes more.
+local function append(history, order, message, id, size, ...)
+    local offset, told = history.offset + 1, history.bytes + size
     order.offset = order.offset + 1
     -- As text, once: each number that a command is given becomes one.
     local number, in_all, total = text_of(offset), text_of(order.offset), text_of(told)
     local entry = number .. '-' .. text_of(history.bytes)
     redis.call('HSET', order.key, 'told', in_all)
     redis.call('HSET', history.position, 'offset', number, 'bytes', total, 'told', in_all)
-    local added = redis.pcall('XADD', history.log, 'MAXLEN', history.count, entry, 'm', message, 'o', in_all)
+    local added = redis.pcall('XADD', history.log, 'MAXLEN', history.count, entry, 'm', message, 'o', in_all, ...)
     if type(added) == 'table' then
         -- A key of another type, or the log of another position.
         redis.call('DEL', history.log)
-        redis.call('XADD', history.log, 'MAXLEN', history.count, entry, 'm', message, 'o', in_all)
+        redis.call('XADD', history.log, 'MAXLEN', history.count, entry, 'm', message, 'o', in_all, ...)
     end
     if told - history.floor > history.most then
         local floor
@@ -26,12 +27,16 @@ local function append(history, order, message, id)
     end
     if id ~= '' then
         redis.call('ZADD', history.ids, offset, id)
-        redis.call('ZREMRANGEBYSCORE', history.ids, '-inf', offset - history.count)
+        if history.lost then
+            redis.call('ZREMRANGEBYRANK', history.ids, 0, -1 - history.count)
+        else
+            redis.call('ZREMRANGEBYSCORE', history.ids, '-inf', offset - history.count)
+        end
         redis.call('PEXPIRE', history.ids, history.ttl)
     end
     redis.call('PEXPIRE', history.log, history.ttl)
     outlive(history)
-    return offset, number, in_all
+    return offset, number, in_all, entry
 end
 
 -- Whether every gateway that has a lease follows these rules. None does that has no lease: follow.lua.
@@ -41,6 +46,28 @@ local function all_follow(stand)
         stand.all_follow = redis.call('ZCARD', stand.prefix .. 'gateways') == follow
     end
     return stand.all_follow
+end
+
+-- known_at(history, id): the offset of the message with that id, if it was told.
+local function known_at(history, id)
+    if id == '' then return nil end
+    local known = redis.pcall('ZSCORE', history.ids, id)
+    if type(known) ~= 'table' then return known and tonumber(known) end
+    redis.call('DEL', history.ids)
+end
+
+-- publishing(stand, channel, history, order, message, whole, …): a function that publishes what was kept. What else is given
+-- is what append() has returned.
+local function publishing(stand, channel, history, order, message, whole, offset, number, in_all)
+    local where = history.epoch .. ' ' .. number .. ' ' .. order.epoch .. '.' .. in_all .. ' '
+    return function()
+        local took = redis.call('PUBLISH', history.channel, where .. message)
+        if not all_follow(stand) then
+            local numbered = '{"offset":' .. number .. ',' .. whole:sub((whole:find('"', 1, true)))
+            took = took + redis.call('PUBLISH', channel, numbered)
+        end
+        return {took, offset, history.epoch}
+    end
 end
 
 -- telling_by(stand, channel, topic, whole, id, message): keeps the message by the rules that stand, if any do. Returns a
@@ -59,25 +86,13 @@ local function telling_by(stand, channel, topic, whole, id, message)
         return function() return {redis.call('PUBLISH', channel, whole), 0, ''} end
     end
     position_of(history)
-    if id ~= '' then
-        local known = redis.pcall('ZSCORE', history.ids, id)
-        if type(known) == 'table' then
-            redis.call('DEL', history.ids)
-        elseif known then
-            return function() return {0, tonumber(known), history.epoch} end
-        end
+    local known = known_at(history, id)
+    if known then
+        return function() return {0, known, history.epoch} end
     end
+    if history.lost then make_room(history, #message) end
     local order = order_of(stand)
-    local offset, number, in_all = append(history, order, message, id)
-    local where = history.epoch .. ' ' .. number .. ' ' .. order.epoch .. '.' .. in_all .. ' '
-    return function()
-        local took = redis.call('PUBLISH', history.channel, where .. message)
-        if not all_follow(stand) then
-            local numbered = '{"offset":' .. number .. ',' .. whole:sub((whole:find('"', 1, true)))
-            took = took + redis.call('PUBLISH', channel, numbered)
-        end
-        return {took, offset, history.epoch}
-    end
+    return publishing(stand, channel, history, order, message, whole, append(history, order, message, id, #message))
 end
 
 local function telling(prefix, ...)

@@ -16,7 +16,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from kraftek.contract.errors import Code, is_code
-from kraftek.contract.interfaces import IOutlet
+from kraftek.contract.interfaces import IOutlet, Numbered
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.log_once import OnceAMinute
 from kraftek.contract.messages import Broadcast, Delivery, Outgoing
@@ -137,7 +137,9 @@ class Deliveries:
         message = self._read(body)
         if message is not None:
             self._counters.broadcasts += 1
-            delivery = Delivery(message.type, message.payload, topic.room_id, offset=offset, order=order)
+            delivery = Delivery(
+                message.type, message.payload, topic.room_id, offset=offset, order=order, append=message.append
+            )
             if message.receipt is not None:
                 delivery = self._to_acknowledge(message, delivery)
             self.send(delivery, topic.audience(message.exclude_socket_ids or ()))
@@ -146,17 +148,18 @@ class Deliveries:
         """Deliver what the topic was told to one who has missed it."""
         self.send(delivery, ((session.dialect, (topic.outlet(session),)),))
 
-    def past(
-        self, room_id: str | None, first: int, bodies: Iterable[bytes], *, but_for: Collection[str]
-    ) -> list[Delivery]:
-        """What a topic was told, from this offset on, without what was not for one of these sockets. ``room_id``: of a
-        room. Where they are in the order is not said: other topics are not read with it.
+    def past(self, room_id: str | None, messages: Iterable[Numbered], *, but_for: Collection[str]) -> list[Delivery]:
+        """What a topic was told, without what was not for one of these sockets. ``room_id``: of a room. Where they are
+        in the order is not said: other topics are not read with it.
         """
         found = []
-        for offset, body in enumerate(bodies, first):
+        for offset, body in messages:
             message = self._read(body)
             if message is not None and frozenset(message.exclude_socket_ids or ()).isdisjoint(but_for):
-                found.append(Delivery(message.type, message.payload, room_id, offset=offset, order=UNCERTAIN))
+                append = message.append
+                found.append(
+                    Delivery(message.type, message.payload, room_id, offset=offset, order=UNCERTAIN, append=append)
+                )
         return found
 
     def _read(self, body: bytes) -> Broadcast | None:
@@ -208,7 +211,7 @@ class Deliveries:
                 audience = self._roster.audience_without(room_id, message.exclude_socket_ids)
             else:
                 audience = self._roster.audience(room_id)
-        delivery = Delivery(message.type, message.payload, room_id)
+        delivery = Delivery(message.type, message.payload, room_id, append=message.append)
         if message.receipt is not None:
             delivery = self._to_acknowledge(message, delivery)
         self.send(delivery, audience)

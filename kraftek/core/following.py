@@ -200,12 +200,12 @@ class Following:
         elif epoch.decode("ascii", "replace") != topic.epoch or offset > topic.offset + 1:
             self._read(topic)
         elif offset == topic.offset + 1:
-            self._deliver(topic, message, order)
+            self._deliver(topic, offset, message, order)
 
-    def _deliver(self, topic: Followed, message: bytes, order: str) -> None:
-        topic.offset += 1
+    def _deliver(self, topic: Followed, offset: int, message: bytes, order: str) -> None:
+        topic.offset = offset
         self._counters.told += 1
-        self._deliveries.told(topic, topic.offset, message, order)
+        self._deliveries.told(topic, offset, message, order)
         if topic.catching:
             self.let_go(topic)
 
@@ -292,9 +292,9 @@ class Following:
         if before != topic.epoch:
             self._tell_position(topic, None)
         self._counters.told_fetched += len(missed.messages)
-        for number, message in enumerate(missed.messages):
+        for number, (offset, message) in enumerate(missed.messages):
             await topic.turn(self._turns, number)
-            self._deliver(topic, message, UNCERTAIN)
+            self._deliver(topic, offset, message, UNCERTAIN)
 
     async def _catch_up(self, topic: Followed) -> None:
         """Deliver what it was told while it was read, as far as that goes on from there."""
@@ -305,7 +305,7 @@ class Following:
                 if epoch.decode("ascii", "replace") != topic.epoch or int(offset) > topic.offset + 1:
                     topic.stale = True
                 elif int(offset) == topic.offset + 1:
-                    self._deliver(topic, message, self.ordering.again(word.decode()))
+                    self._deliver(topic, int(offset), message, self.ordering.again(word.decode()))
 
     def _tell_position(self, topic: Followed, reason: str | None) -> None:
         """Where the topic is now, to those who did not see it move there; and the reason if they missed something."""

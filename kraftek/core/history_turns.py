@@ -12,6 +12,7 @@ from typing import Final
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
+from kraftek.contract.interfaces import Numbered
 from kraftek.core.budgets import Budgets
 from kraftek.core.session import Session, SessionState
 
@@ -62,11 +63,11 @@ class HistoryTurns:
         self.end(session, user_id)
         return False
 
-    def end(self, session: Session, user_id: str, messages: Sequence[bytes] = ()) -> None:
+    def end(self, session: Session, user_id: str, messages: Sequence[Numbered] = ()) -> None:
         """So much was read for it: it counts as if the client had sent it."""
         if messages:
             events = -(-len(messages) // _FOR_ONE)
-            self._budgets.spend(user_id, session.address, events, sum(map(len, messages)))
+            self._budgets.spend(user_id, session.address, events, sum(len(body) for _, body in messages))
         waiting = self._waiting[user_id]
         if waiting:
             self._clock.callLater(0, waiting.popleft().callback, None)

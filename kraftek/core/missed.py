@@ -79,7 +79,7 @@ class MissedMessages:
         page = await self._read_for_all((topic, last), partial(self._logs.page, topic, "", 0, last, most))
         if page is None or page.first is None:
             return None
-        end = page.first + len(page.messages) - 1
+        end = page.messages[-1][0] if page.messages else page.first - 1
         return Missed(page.epoch, end, None if missed is None else missed.reason, page.messages)
 
     async def _read_for_all(self, asked: Hashable, read: Callable[[], Deferred[T | None]]) -> T | None:

@@ -82,7 +82,7 @@ class Pages:
         if page.first is None:
             raise PeerError(Code.NO_HISTORY, "the history begins anew since then: ask without `before`")
         its = (session.socket_id, *message.socket_ids)
-        found = self._deliveries.past(room_id, page.first, page.messages, but_for=its)
+        found = self._deliveries.past(room_id, page.messages, but_for=its)
         self._counters.history_messages += len(found)
         before = Position(page.epoch, page.first) if page.more else None
         session.send(HistoryPage(room_id, page.epoch, found, before, message.id))

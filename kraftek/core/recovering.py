@@ -194,7 +194,9 @@ class Recovering:
         try:
             missed = await self._logs.recover(last, entered, self._following.most)
         finally:
-            turns.end(session, user_id, () if missed is None else [body for *_, body in missed.messages])
+            turns.end(
+                session, user_id, () if missed is None else [(offset, body) for _, offset, _, body in missed.messages]
+            )
         return missed
 
     async def _past(
@@ -206,7 +208,7 @@ class Recovering:
         for number, (room, offset, place, body) in enumerate(sorted(missed.messages, key=lambda each: each[2])):
             if number and not number % STEP:
                 await self._turns.next_turn()
-            for delivery in self._deliveries.past(rooms[room], offset, (body,), but_for=sockets):
+            for delivery in self._deliveries.past(rooms[room], [(offset, body)], but_for=sockets):
                 again = replace(delivery, order=f"{epoch}.{place}")
                 outgoing = session.dialect.encode(again)
                 if outgoing is not None:

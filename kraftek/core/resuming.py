@@ -280,14 +280,14 @@ class Resuming:
         self, session: Session, topic: Followed, missed: Missed, catch_up: CatchUp, but_for: Collection[str]
     ) -> int:
         """Returns how many of the messages were for it."""
-        told, first = 0, _begin(missed) + 1
+        told = 0
         for start in range(0, len(missed.messages), STEP):
             if start:
                 await self.turns.next_turn()
                 if not _catches_up(session, topic, catch_up):
                     break
             some = missed.messages[start : start + STEP]
-            found = self.deliveries.past(topic.room_id, first + start, some, but_for=but_for)
+            found = self.deliveries.past(topic.room_id, some, but_for=but_for)
             for message in found:
                 self.deliveries.tell_again(session, topic, message)
             told += len(found)
@@ -295,7 +295,7 @@ class Resuming:
 
     def _standing(self, missed: Missed, since: Since | None) -> Standing:
         """Where a client begins that gets these messages."""
-        begin = _begin(missed)
+        begin = _begin(missed, since)
         if since is None:
             return Standing(missed.epoch, begin)
         if missed.reason is not None:
@@ -317,9 +317,11 @@ def _answer_both(answer: UserAnswer, of_user: Standing | None, in_room: Standing
     answer(in_room, of_user)
 
 
-def _begin(missed: Missed) -> int:
+def _begin(missed: Missed, since: Since | None) -> int:
     """The offset after which these messages come."""
-    return missed.offset - len(missed.messages)
+    if since is not None and missed.reason is None:
+        return since.offset
+    return missed.messages[0][0] - 1 if missed.messages else missed.offset
 
 
 def _catches_up(session: Session, topic: Followed, catch_up: CatchUp) -> bool:

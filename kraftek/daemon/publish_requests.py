@@ -38,7 +38,7 @@ _KEPT = 86_400
 
 _CONFLICT = -1
 
-PUBLISH = Script(lua(__package__, "history", "kept", "tell", "tell_users", "publish", CONFLICT=_CONFLICT))
+PUBLISH = Script(lua(__package__, "history", "kept", "texts", "tell", "tell_users", "publish", CONFLICT=_CONFLICT))
 
 _KEY = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\]){1,255})"|([!#-+\--~]{1,255})')
 """``Idempotency-Key`` (draft-ietf-httpapi-idempotency-key-header-07, section 2.1): a string in quotation marks. Many

@@ -315,7 +315,7 @@ class Backlogs:
         if about is None:
             waiting = Waiting(size, self.clock.seconds(), overtakes=True)
         else:
-            policy = self.policies.of(about.type)
+            policy = None if about.append is not None else self.policies.of(about.type)
             place = None if policy is None else self.policies.place(policy, about)
             waiting = Waiting(size, self.clock.seconds(), about.room_id or "", policy, place)
         outgoing.waiting = waiting

@@ -40,7 +40,7 @@ __all__ = [
 _FULL, _KEPT = -1, -2
 
 _EMIT = "fields", "streams", "emit"
-_TELLING = "history", "kept", "tell", "tell_users"
+_TELLING = "history", "kept", "texts", "tell", "tell_users"
 _NUMBERS = {"FULL": _FULL, "KEPT": _KEPT, "most": GATEWAY_LENGTH, "bytes": GATEWAY_BYTES}
 
 _COMMITS = {

@@ -6,7 +6,9 @@ __all__ = ["NoEvent", "Refused", "TooLarge"]
 
 
 class TooLarge(ValueError):  # noqa: N818  # raised to handlers: it says what is wrong with the message
-    """A message is larger than the processor's ``message_bytes``, or its room for a receipt. Nothing was sent."""
+    """A message is larger than the processor's ``message_bytes``, its room than a receipt takes, or a text than what is
+    kept of one. Nothing was sent.
+    """
 
 
 class Refused(Exception):  # noqa: N818  # raised by handlers: it says what happened to the event

@@ -98,7 +98,7 @@ class Handling:
         self._deadlines.stop()
 
     def goes_on(self, work: _Work) -> None:
-        """Its handler has sent a part of its answer: its time begins anew."""
+        """Its handler has sent a part of its answer, or a piece of a text: its time begins anew."""
         self._deadlines.renew(work, self._processor.time_limit(work.event))
 
     async def refuse(self, event: Incoming) -> None:

@@ -12,14 +12,13 @@ from functools import partial
 from typing import Any
 
 from kraftek.contract.log_once import OnceAMinute
-from kraftek.contract.lua import Argument
+from kraftek.contract.lua import Argument, Script
 from kraftek.service.backend import Backend
 from kraftek.service.comparison import Comparison
 from kraftek.service.handling import Handling
 from kraftek.service.jobs import Jobs
 from kraftek.service.messages import Message
 from kraftek.service.processor import EventProcessor
-from kraftek.service.progress import PROGRESS
 from kraftek.service.pulse import Pulse
 from kraftek.service.receipts import Receipt
 from kraftek.service.requests import Requests, new_name
@@ -88,9 +87,9 @@ class Instance:
     def in_thread(self, work: Callable[[], Any]) -> Awaitable[Any]:
         return self._threads.run(work)
 
-    async def part(self, work: Any, keys: Sequence[str], args: Sequence[Argument]) -> Any:
+    async def run_for(self, work: Any, script: Script, keys: Sequence[str], args: Sequence[Argument]) -> Any:
         self._handling.goes_on(work)
-        return await self._backend.run(PROGRESS, keys, args)
+        return await self._backend.run(script, keys, args)
 
     def request(self, event: Mapping[str, Any], timeout: float) -> Coroutine[Any, Any, Any]:
         return self._requests.request(event, timeout)

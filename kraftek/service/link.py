@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, NoReturn, Protocol
 
-from kraftek.contract.lua import Argument
+from kraftek.contract.lua import Argument, Script
 from kraftek.service.messages import Message
 from kraftek.service.receipts import Receipt
 
@@ -22,8 +22,8 @@ class Link(Protocol):
     def receipt(self, message: Message | None, seconds: float) -> Coroutine[Any, Any, Receipt]:
         """Send a message to clients, if there is one, at once, and hear who has got it."""
 
-    async def part(self, work: Any, keys: Sequence[str], args: Sequence[Argument]) -> Any:
-        """Send a part of the answer to the request in hand."""
+    async def run_for(self, work: Any, script: Script, keys: Sequence[str], args: Sequence[Argument]) -> Any:
+        """Run a script for the event in hand, at once. Its handler has its time anew."""
 
     def awaitable(self, coroutine: Coroutine[Any, Any, Any]) -> Awaitable[Any]:
         """The coroutine as its backend awaits: over Twisted as a Deferred."""

@@ -9,10 +9,10 @@ import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from types import CodeType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, Unpack
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw
 
 from kraftek.contract.errors import Code
 from kraftek.contract.lua import Argument
@@ -28,16 +28,17 @@ from kraftek.contract.names import (
     service_of,
     stream_of,
 )
-from kraftek.contract.payloads import payload_reader
 from kraftek.contract.surrogates import encode, read
 from kraftek.service import messages
-from kraftek.service.commits import Command, Topic, wants
+from kraftek.service.commits import Command, Told, Topic, wants
 from kraftek.service.errors import NoEvent, Refused, TooLarge
 from kraftek.service.link import IN_THREAD, Link, Work
 from kraftek.service.messages import Message, event_for
-from kraftek.service.progress import Parts
+from kraftek.service.progress import PROGRESS, Parts
 from kraftek.service.receipts import Receipt
+from kraftek.service.routes import Handler, Route, decoder_of
 from kraftek.service.settings import check_settings
+from kraftek.service.texts import APPEND, Piece, PieceOptions, told
 
 __all__ = [
     "MESSAGE_BYTES",
@@ -49,7 +50,6 @@ __all__ = [
     "TooLarge",
 ]
 
-Handler = Callable[..., Any]
 H = TypeVar("H", bound=Handler)
 
 MESSAGE_BYTES = 1_048_576
@@ -71,16 +71,6 @@ class Incoming(Envelope, frozen=True, kw_only=True):
     gateway_id: str = ""
     reply_to: str = ""
     payload: Raw = NULL
-
-
-class _Route(Struct, frozen=True):
-    """``decode`` is ``None`` for a handler that takes no payload."""
-
-    handler: Handler
-    decode: Callable[[Raw], Any] | None
-    answers: bool
-    thread: bool
-    timeout: float | None
 
 
 class EventProcessor:
@@ -140,7 +130,7 @@ class EventProcessor:
         self.message_bytes = message_bytes
         self.prefix = prefix
         self.broadcast = prefix + broadcast
-        self._routes: dict[str, _Route] = {}
+        self._routes: dict[str, Route] = {}
 
     @property
     def streams(self) -> list[str]:
@@ -175,7 +165,7 @@ class EventProcessor:
                 raise TypeError(f"{name}: expected a function of the context, or of the context and the payload")
             if thread and inspect.iscoroutinefunction(handler):
                 raise TypeError(f"{name}: expected a plain function for a thread, and this is a coroutine function")
-            self._routes[name] = _Route(handler, _decoder(parameters[1:]), answers, thread, timeout)
+            self._routes[name] = Route(handler, decoder_of(parameters[1:]), answers, thread, timeout)
             return handler
 
         return register
@@ -392,6 +382,23 @@ class Context:
         """
         self._publish(messages.to_room(type, payload, self._room(room_id), exclude))
 
+    def append_to_room(
+        self, type: str, key: str, text: str, room_id: str | None = None, **options: Unpack[PieceOptions]
+    ) -> Awaitable[Told]:
+        """Tell everybody in a room, by default the event's, a piece of the text ``key``, at once. If the room has a
+        history, one message with the whole text is kept in it.
+
+        ``first``: the text begins anew, also if an attempt before this one has told some of it. ``last``: it ends. With
+        an ``id`` a piece is told once, however often it is sent. Each gives the handler its time limit anew, as a part
+        of an answer does.
+
+        Fails with :class:`TooLarge` when the text would be larger than what is kept of one: 256 KiB, or the room's
+        ``history_bytes``. Raises as :meth:`broadcast_to_room`, and :class:`ValueError` for a key without or with more
+        than 256 bytes.
+        """
+        piece = Piece(type, key, text, self._room(room_id), **options)
+        return self._link.awaitable(self._append(piece))
+
     def broadcast_to_user(self, type: str, payload: Any, user_id: str) -> None:
         """Send to every socket of a user. Where users have a history it is part of that, likewise."""
         self.broadcast_to_users(type, payload, (user_id,))
@@ -514,7 +521,13 @@ class Context:
             return False
         if self._parts is None:
             self._parts = Parts(self._processor, event)
-        return bool(await self._link.part(self._work, *self._parts.next(payload)))
+        return bool(await self._link.run_for(self._work, PROGRESS, *self._parts.next(payload)))
+
+    async def _append(self, piece: Piece) -> Told:
+        if self._ended:
+            raise RuntimeError(f"the handler of {self.event_type} has ended: what is said now needs a Publisher")
+        args = piece.arguments(self._processor.prefix, self._processor.broadcast)
+        return told(await self._link.run_for(self._work, APPEND, (), args))
 
     async def _call(self, command: tuple[Argument, ...], decode: bool) -> Any:
         answer = await self._link.call(*command)
@@ -549,14 +562,6 @@ def _text(answer: Any) -> Any:
     if isinstance(answer, list):
         return [_text(each) for each in answer]
     return answer.decode() if isinstance(answer, bytes) else answer
-
-
-def _decoder(parameters: list[inspect.Parameter]) -> Callable[[Raw], Any] | None:
-    """What converts the payload to the annotation of a handler's second parameter, if there is one."""
-    if not parameters:
-        return None
-    annotation = parameters[0].annotation
-    return payload_reader(Any if annotation is inspect.Parameter.empty else annotation)
 
 
 _decode = msgspec.json.Decoder(Incoming).decode

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 from kraftek.contract.errors import Code
 from kraftek.contract.log_once import OnceAMinute
@@ -31,6 +31,7 @@ from kraftek.service.messages import (
 from kraftek.service.processor import EventProcessor
 from kraftek.service.receipts import Receipt
 from kraftek.service.requests import Requests, new_name
+from kraftek.service.texts import APPEND, Piece, PieceOptions, told
 
 __all__ = ["PATIENCE", "Publishing"]
 
@@ -66,6 +67,13 @@ class Publishing:
         who is away now gets it later. There it is told once, however often it is sent with this ``id``.
         """
         return self._say(to_room(type, payload, room_id, exclude), id)
+
+    def append_to_room(
+        self, type: str, key: str, text: str, room_id: str, **options: Unpack[PieceOptions]
+    ) -> Awaitable[Told]:
+        """To everybody in a room, a piece of the text ``key``: :meth:`kraftek.service.Context.append_to_room`."""
+        piece = Piece(type, key, text, room_id, **options)
+        return self._backend.awaitable(self._append(piece))
 
     def broadcast_to_user(self, type: str, payload: Any, user_id: str, *, id: str = "") -> Awaitable[Told]:
         """To every socket of a user. Where users have a history it is part of that, likewise."""
@@ -223,6 +231,11 @@ class Publishing:
     async def _with_receipt(self, message: Message | None, timeout: float) -> Receipt:
         await self._ready()
         return await self._requests.receipt(message, timeout)
+
+    async def _append(self, piece: Piece) -> Told:
+        args = piece.arguments(self._processor.prefix, self._processor.broadcast)
+        await self._ready()
+        return told(await self._backend.run(APPEND, (), args))
 
     async def _emit(self, event: dict[str, Any]) -> None:
         await self._ready()

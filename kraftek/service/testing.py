@@ -226,6 +226,7 @@ class Contract:
                 client.inbox.append({**message["payload"], "type": "progress", "id": message["inReplyTo"]})
             else:
                 delivered = {"type": message["type"], "payload": message.get("payload")}
+                delivered |= {"append": message["append"]} if "append" in message else {}
                 client.inbox.append(delivered | ({"id": message["inReplyTo"]} if "inReplyTo" in message else {}))
         return message
 

@@ -41,7 +41,7 @@ step                                    what happens
 ``"no_presence", room``                 it wants that no more
 ``"state", change``                     the application hears of this state; ``wait`` in seconds
 ``"hear", type, what``                  it hears this event, ``error``, ``dropped``, ``snapshot``, ``room_state`` or
-                                        ``presence``
+                                        ``presence``; of a text the ``piece``, its ``key``, and the ``text`` so far
 ======================================  ===============================================================================
 
 All that the client sends, and all that the application hears, is in the transcript: what is not there must not happen.
@@ -144,6 +144,10 @@ class Player:
         event = {"type": message.type, "payload": message.payload, "roomId": message.room_id}
         error = {**(message.payload or {}), "roomId": message.room_id} if name == "error" else {}
         heard = {"error": error, "dropped": event}.get(name, message.payload)
+        if (append := message.append) is not None:
+            more = {"last": True} if append.last else {}
+            self._heard.put({"type": name, "what": {"piece": heard, "key": append.key, "text": append.text, **more}})
+            return
         self._heard.put({"type": name, "what": _without_null(heard)})
 
     def _fetch(self, room: str | None) -> Any:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from kraftek.client import Recovered
-from kraftek.contract.history import TELL
+from kraftek.contract.history import APPEND, TELL
 from tests.client.backends import BACKENDS, User
 from tests.docs.pages import code
 from tests.integration.conftest import Starter
@@ -61,6 +61,11 @@ class Chat:
         told = self._client.eval(TELL.source, 0, room, json.dumps(message), "", "", "events:broadcast")
         assert isinstance(told, list)
         return int(told[1])
+
+    def append(self, *pieces: str, flags: str = "") -> None:
+        for piece in pieces:
+            args = self.room, "bot:text:said", "answer", piece, flags, "", "", "events:broadcast"
+            self._client.eval(APPEND.source, 0, *args)
 
     @property
     def room(self) -> str:
@@ -287,6 +292,23 @@ def test_who_comes_late_begins_with_the_last_messages_and_goes_back(library: str
     wait_until(lambda: late.recovered() == [True], lambda: f"that it is back, it is {late.recovered()}", 30.0)
 
 
+def test_a_text_that_comes_in_pieces_is_whole(library: str, chat: Chat, stage: ExitStack) -> None:
+    """Also after a reconnect, to the other gateway, and for who came late."""
+    chat.append("Once ", flags="first")
+    chat.append("upon ")
+    late = follow_late(library, chat, stage, pages=False)
+    wait_until(lambda: late.texts() == {"answer": "Once upon "}, lambda: f"the beginning, it has {late.texts()}", 30.0)
+    chat.append("a time ")
+    wait_until(lambda: late.texts() == {"answer": "Once upon a time "}, lambda: f"more, it has {late.texts()}", 30.0)
+    chat.road.refuse()
+    chat.append("there was ", "a gateway")
+    chat.road.target = chat.gateways[1].port
+    chat.road.admit()
+    chat.append(".", flags="last")
+    whole = "Once upon a time there was a gateway."
+    wait_until(lambda: late.texts() == {"answer": whole}, lambda: f"all of it, it has {late.texts()}", 30.0)
+
+
 class Late(ABC):
     """A client that comes late, by the documentation's example."""
 
@@ -297,15 +319,19 @@ class Late(ABC):
     def recovered(self) -> list[bool]: ...
 
     @abstractmethod
+    def texts(self) -> dict[str, str]: ...
+
+    @abstractmethod
     def go_back(self) -> list[list[int]]:
         """The ids of each page, the newest first."""
 
 
 class LateJavaScript(Late):
-    def __init__(self, url: str, room: str, stage: ExitStack) -> None:
+    def __init__(self, url: str, room: str, stage: ExitStack, *, pages: bool) -> None:
         self._node = Node()
         stage.callback(self._node.close)
         example = code("kraftek-js-history").replace('"r1"', f'"{room}"')
+        two_pages = 'if (messages.length !== 20 || older.messages.length !== 20) throw new Error("not two pages");'
         self._node.evaluate(
             f"""(async () => {{
                 const gateway = kraftek.connect("{url}", {{ token: () => "bob", roomId: "r2", base: 50, cap: 200 }});
@@ -315,8 +341,10 @@ class LateJavaScript(Late):
                 globalThis.recovered = () => recovered;
                 gateway.on("chat:message:sent", ({{ id }}) => heard.push(id));
                 gateway.on("recovered", (told) => told.roomId === "{room}" && recovered.push(told.recovered));
+                {code("kraftek-js-texts")}
+                globalThis.texts = () => texts;
                 {example}
-                if (messages.length !== 20 || older.messages.length !== 20) throw new Error("not two pages");
+                {two_pages if pages else ""}
                 globalThis.goBack = async () => {{
                     const pages = [];
                     for (let before; pages.length === 0 || before; ) {{
@@ -335,6 +363,10 @@ class LateJavaScript(Late):
     def recovered(self) -> list[bool]:
         return list(self._node.evaluate("recovered()"))
 
+    def texts(self) -> dict[str, str]:
+        texts: dict[str, str] = self._node.evaluate("texts()")
+        return texts
+
     def go_back(self) -> list[list[int]]:
         return list(self._node.evaluate("goBack()"))
 
@@ -352,9 +384,15 @@ class LatePython(Late):
         client.on("chat:message:sent", lambda message: self._heard.append(message.payload["id"]))
         client.on("recovered", self._note)
         self._user.run("connect")
-        names: Json = {}
+        names: Json = {"client": client}
+        exec(code("client-texts"), names)
+        self.names = names
         exec(code("client-history").replace('"r1"', f'"{room}"'), names)
         thread.run(lambda: names["late"](client), 30.0)
+
+    def texts(self) -> dict[str, str]:
+        texts: dict[str, str] = self.names["texts"]
+        return dict(texts)
 
     def _note(self, told: Recovered) -> None:
         if told.room_id == self._room:
@@ -376,7 +414,7 @@ class LatePython(Late):
         return pages
 
 
-def follow_late(library: str, chat: Chat, stage: ExitStack) -> Late:
+def follow_late(library: str, chat: Chat, stage: ExitStack, *, pages: bool = True) -> Late:
     if library == "javascript":
-        return LateJavaScript(chat.url, chat.room, stage)
+        return LateJavaScript(chat.url, chat.room, stage, pages=pages)
     return LatePython(library, chat.url, chat.room, stage)

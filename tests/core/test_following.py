@@ -281,6 +281,71 @@ def test_a_message_that_did_not_arrive_is_read_when_the_next_one_comes() -> None
     assert board.counters.told_fetched == 2
 
 
+# Texts that are told in pieces
+
+
+def append(board: Board, piece: str, *, heard: bool = True, **about: Any) -> None:
+    first = {"from": len(board.logs.told.get(TOPIC, ())) + 1} if piece == "a" else {}
+    board.tell(piece, heard=heard, append={"key": "k", **first, **about})
+
+
+def pieces(client: Client) -> list[Any]:
+    """What it was told of texts, with the offset from which on it is whole, if it is."""
+    said = [each for each in client.link.read() if "append" in each]
+    assert all(each["append"]["key"] == "k" for each in said)
+    return [(each["offset"], each["payload"], each["append"].get("from")) for each in said]
+
+
+def test_of_a_text_who_is_there_gets_the_pieces_and_who_was_away_the_whole() -> None:
+    board = Board()
+    there = board.enter("bob")
+    append(board, "a")
+    board.tell("between")
+    append(board, "b")
+    late = board.enter("eve", since=since(0))
+    half = board.enter("dan", since=since(2))
+    last = board.enter("sue", last=1)
+    append(board, "c", last=True)
+    assert pieces(there) == [(1, "a", 1), (3, "b", None), (4, "c", None)]
+    for client in (late, half, last):
+        assert pieces(client) == [(3, "ab", 1), (4, "c", None)]
+
+
+def test_where_a_client_begins_is_before_the_pieces_of_a_text() -> None:
+    board = Board()
+    board.enter("bob")
+    for piece in "abc":
+        append(board, piece)
+    position = {"epoch": "e1", "offset": 0, "recovered": True}
+    assert told(board.enter(since=since(0)))[0] == position
+    assert told(board.enter(since=since(1)))[0] == {**position, "offset": 1}
+    assert told(board.enter(last=5))[0] == {"epoch": "e1", "offset": 2}
+    assert told(board.enter(since=since(0, "e0"), last=5))[0]["offset"] == 2
+
+
+def test_of_pieces_that_did_not_arrive_here_all_get_the_whole() -> None:
+    board = Board()
+    client = board.enter()
+    append(board, "a")
+    append(board, "b", heard=False)
+    append(board, "c")
+    append(board, "d")
+    assert pieces(client) == [(1, "a", 1), (3, "abc", 1), (4, "d", None)]
+    assert told(board.enter("bob", since=since(4)))[0]["recovered"] is True
+
+
+def test_pieces_that_come_while_the_whole_is_read_come_behind_it_and_once() -> None:
+    board = Board()
+    board.enter("bob")
+    append(board, "a")
+    board.logs.held = []
+    client = board.enter(since=since(0))
+    append(board, "b")
+    board.logs.answer()
+    append(board, "c")
+    assert pieces(client) == [(1, "a", 1), (2, "b", None), (3, "c", None)]
+
+
 def test_the_last_message_that_did_not_arrive_is_read_within_ten_seconds() -> None:
     board = Board()
     clients = [board.enter(f"u{number}", f"board-{number}") for number in range(100)]

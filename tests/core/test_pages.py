@@ -70,6 +70,22 @@ def test_page_by_page_to_the_beginning() -> None:
     assert pages == ["de", "bc", "a"]
 
 
+def test_a_text_that_was_told_in_pieces_is_one_message() -> None:
+    board = board_of("a")
+    for piece in ("x", "y"):
+        board.tell(piece, append={"key": "k"})
+        board.tell("between")
+    client = inside(board)
+    client.send({"type": "history", "id": 1, "payload": {"roomId": ROOM}})
+    (page,) = client.link.read()
+    assert [(each["offset"], each.get("append")) for each in page["payload"]["messages"]] == [
+        (1, None),
+        (3, None),
+        (4, {"key": "k", "from": 2}),
+        (5, None),
+    ]
+
+
 def test_as_many_as_a_socket_may_hold_and_one_at_least() -> None:
     board = board_of("", limits=Limits(unsent_bytes=1000))
     for text in ("a", "b" * 2000, "c" * 200, "d" * 200):

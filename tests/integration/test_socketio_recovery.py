@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kraftek.contract.history import FUNCTION
+from kraftek.contract.history import APPEND_FUNCTION, FUNCTION
 from tests.integration.test_long_polling import Poller, Site
 from tests.integration.test_socketio import NODE, TRANSPORTS, SocketIOClient
 from tests.support.forwarder import Forwarder
@@ -131,6 +131,34 @@ def test_what_was_missed_comes_in_order_and_once(
         page.heard("live")
     in_room = redis.client().hgetall(f"room:{other}")
     assert in_room == {"user_ann": answer["socketId"]}
+
+
+def test_a_text_that_comes_in_pieces_takes_the_place_of_its_beginning(
+    shared: Shared, stage: ExitStack, room: str
+) -> None:
+    gateway, redis = shared.gateway(**SHARED), shared.redis_server
+    page = Page(stage, gateway)
+    page.connect("ann", room)
+
+    def append(piece: str, flags: str = "") -> None:
+        with redis.client() as client:
+            client.execute_command("FCALL", APPEND_FUNCTION, 0, room, "a:b:said", "answer", piece, flags)
+
+    def hears(text: str, **append: Any) -> None:
+        heard, about, *_ = page.client.reports.expect("event", "a:b:said")
+        assert (heard, about) == (text, {"key": "answer", **append})
+
+    append("He", "first")
+    append("ll")
+    hears("He", **{"from": 1})
+    hears("ll")
+    page.away()
+    append("o ")
+    append("there")
+    assert page.back()["recovered"] is True
+    append("!", "last")
+    hears("Hello there", **{"from": 1})
+    hears("!", last=True)
 
 
 def test_after_the_death_of_its_gateway(

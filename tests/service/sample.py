@@ -286,6 +286,15 @@ def sample(backend: str, **settings: Any) -> EventProcessor:  # noqa: C901  # ma
             await context.progress(text)
         return "".join(texts)
 
+    @processor.on("say:text", timeout=1.0)
+    async def text(context: Context, pieces: list[str]) -> Any:
+        told = []
+        for number, piece in enumerate(pieces):
+            await pause(0.4)
+            first, last, name = number == 0, number + 1 == len(pieces), f"{context.id}-{number}"
+            told.append(await context.append_to_room("sample:told:text", "k", piece, first=first, last=last, id=name))
+        return [each.offset for each in told]
+
     @processor.on("do:long", timeout=60.0)
     async def long(context: Context, seconds: float) -> str:
         await pause(seconds)

@@ -38,7 +38,7 @@ class Here(over_asyncio._Backend):
 
     handling: Handling
 
-    async def part(self, work: Any, keys: Sequence[str], args: Sequence[Argument]) -> int:
+    async def run_for(self, work: Any, script: Script, keys: Sequence[str], args: Sequence[Argument]) -> int:
         self.handling.goes_on(work)
         return 1
 

@@ -12,11 +12,12 @@ from kraftek.contract.names import (
     HISTORY_RULES,
     history_log_key,
     history_position_key,
+    history_texts_key,
     room_topic,
     topic_channel,
     user_topic,
 )
-from kraftek.service import Context, EventProcessor
+from kraftek.service import Context, EventProcessor, Refused
 from kraftek.service.testing import Client, Contract
 from tests.service.instances import Instances, registered, stopped
 from tests.support.redis_server import PrivateRedis
@@ -128,6 +129,25 @@ def test_all_is_said_in_order_and_kept_before(house: House) -> None:
     house.redis.delete(HISTORY_RULES)
     house.ada.send("sample:tell:rooms", {"rooms": [house.room]})
     assert house.heard(1) == [("all", said(0, house.room))]
+
+
+def test_a_text_is_told_in_pieces_and_kept_as_one(house: House) -> None:
+    """Also for longer than its handler may take, as each piece gives it its time anew."""
+    house.redis.hset(HISTORY_RULES, mapping=KEPT)
+    assert house.ada.request("sample:say:text", ["a", "ö/", "c", "d"]) == [1, 2, 3, 4]
+    told = [json.loads(text.split(" ", 2)[2]) for _, text in house.heard(4)]
+    assert [(each["payload"], each["append"]) for each in told] == [
+        ("a", {"key": "k", "from": 1}),
+        ("ö/", {"key": "k"}),
+        ("c", {"key": "k"}),
+        ("d", {"key": "k", "last": True}),
+    ]
+    assert house.kept() == ['{"type":"sample:told:text","append":{"key":"k","from":1,"last":true},"payload":"']
+    assert house.redis.hvals(history_texts_key(room_topic(house.room))) == ["aö/cd"]
+    with pytest.raises(Refused, match="EVENT_PROCESSING_ERROR"):
+        house.ada.request("sample:say:text", ["x" * 10_000])
+    house.redis.delete(HISTORY_RULES)
+    assert house.ada.request("sample:say:text", ["a", "b"]) == [0, 0]
 
 
 USERS = ["ada", 'b"ö']

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from kraftek.contract.lua import Argument
+from kraftek.contract.lua import Argument, Script
 from kraftek.service import Context, EventProcessor, TooLarge
 from kraftek.service.link import Link
 from kraftek.service.processor import Incoming
@@ -33,7 +33,7 @@ class Sent:
     def awaitable(self, coroutine: Coroutine[Any, Any, Any]) -> Awaitable[Any]:
         return coroutine
 
-    async def part(self, work: Any, keys: Sequence[str], args: Sequence[Argument]) -> int:
+    async def run_for(self, work: Any, script: Script, keys: Sequence[str], args: Sequence[Argument]) -> int:
         self.parts.append((keys, args))
         return self._takes
 

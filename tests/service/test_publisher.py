@@ -81,13 +81,19 @@ def test_what_is_said_to_a_room_with_history_is_told_once(backend: str, gateway_
         assert (again, bool(again)) == (Told(0, 1, first.epoch), True)
         assert (await publisher.broadcast_to_room("t:to:room", 2, "r", exclude=[ada.socket_id])).offset == 2
         assert (await publisher.send(to_room("t:to:room", 3, "r", ()), id="n")).offset == 3
+        assert (await publisher.append_to_room("t:to:room", "k", "x", "r", first=True, id="x")).offset == 4
+        assert (await publisher.append_to_room("t:to:room", "k", "y", "r", last=True)).offset == 5
+        assert (await publisher.append_to_room("t:to:room", "k", "x", "r", first=True, id="x")).offset == 4
+        with pytest.raises(TooLarge, match="at most 9000 bytes"):
+            await publisher.append_to_room("t:to:room", "k", "x" * 9000, "r")
         assert await publisher.broadcast_to_room("t:to:room", 4, "s") == Told(1)
         assert not await publisher.broadcast_to_users("t:to:nobody", 5, [])
         redis.delete("gateways", HISTORY_RULES)
 
     over(backend, gateway_contract.url, play)
     gateway_contract.settle()
-    assert [told["payload"] for told in ada.inbox] == [0, 1, 3]
+    assert [told["payload"] for told in ada.inbox] == [0, 1, 3, "x", "y"]
+    assert [told["append"] for told in [*ada.inbox][3:]] == [{"key": "k", "from": 4}, {"key": "k", "last": True}]
 
 
 @BACKENDS

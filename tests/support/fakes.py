@@ -30,6 +30,7 @@ from kraftek.contract.interfaces import (
     ITopicLogs,
     Mended,
     Missed,
+    Numbered,
     Page,
     Recovered,
     RoomEntry,
@@ -443,7 +444,7 @@ class FakeLogs:
             return Missed(self.epoch, last, "expired" if self.kept == 0 else "too_many")
         if sum(map(len, messages)) > most:
             return Missed(self.epoch, last, "too_many")
-        return Missed(self.epoch, last, None, messages)
+        return Missed(self.epoch, last, None, self._rolled_up(topic, offset + 1, last))
 
     def _page(self, topic: str, epoch: str, before: int, limit: int, most: int) -> Page | None:
         if not self.stands:
@@ -458,7 +459,23 @@ class FakeLogs:
             if size > most and first < before:
                 break
             first -= 1
-        return Page(self.epoch, first, first > oldest, told[first - 1 : before - 1])
+        return Page(self.epoch, first, first > oldest, self._rolled_up(topic, first, before - 1))
+
+    def _rolled_up(self, topic: str, first: int, last: int) -> list[Numbered]:
+        """What it was told, of each text only the last piece, with all of it."""
+        found: dict[object, Numbered] = {}
+        texts: dict[str, tuple[int, str]] = {}
+        for offset, body in enumerate(self.told.get(topic, ())[:last], 1):
+            message = msgspec.json.decode(body) if b'"append"' in body else {}
+            if (append := message.get("append")) is not None:
+                since, before = texts.get(append["key"], (offset, ""))
+                texts[append["key"]] = since, before + message["payload"]
+                whole = {"payload": before + message["payload"], "append": {**append, "from": since}}
+                found.pop(append["key"], None)
+                found[append["key"]] = offset, msgspec.json.encode(message | whole)
+            else:
+                found[offset] = offset, body
+        return [each for each in found.values() if each[0] >= first]
 
     def _answer(self, does: Callable[[], T]) -> Deferred[T]:
         answer: Deferred[T] = Deferred()

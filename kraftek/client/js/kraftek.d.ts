@@ -110,11 +110,22 @@ export interface HistoryOptions {
   signal?: AbortSignal;
 }
 
+/**
+ * A piece of the text `key` of its room. `text`: all of it up to here; undefined if its beginning was not heard. `last`: it ends
+ * here. `from`: the payload is no piece, but the text since that offset.
+ */
+export interface Append {
+  key: string;
+  text?: string;
+  last?: boolean;
+  from?: number;
+}
+
 /** What a room was told before, in order. */
 export interface HistoryPage {
   roomId: string;
   epoch: string;
-  messages: { type: string; payload: any; offset: number }[];
+  messages: { type: string; payload: any; offset: number; append?: Append }[];
   /** Where to go on, if there is more. */
   before?: Position;
 }
@@ -145,6 +156,8 @@ export interface About {
   roomId?: string;
   offset?: number;
   userOffset?: number;
+  /** The payload is a piece of a text. */
+  append?: Append;
 }
 
 /**
@@ -183,7 +196,7 @@ export interface RoomStateOptions<State> {
    * By the type of the messages, what they make of the state. A change must be one that may be made twice: of a
    * message that comes while the snapshot is fetched nobody knows whether it is in there already.
    */
-  changes?: Record<string, (state: State, payload: any) => State>;
+  changes?: Record<string, (state: State, payload: any, about: About) => State>;
 }
 
 /** The state of a room, kept current by the room's messages; with `null` that of the user, by those outside of rooms. */

@@ -40,6 +40,8 @@ const USER = null;
 const NO_SNAPSHOT = "NO_SNAPSHOT";
 /** Characters of a room's messages that may wait until its state is fetched. */
 const HELD = 1_048_576;
+/** Texts of a room that go on at a time: of more, those are forgotten that have got no piece for longest. */
+const TEXTS = 100;
 /** A message that excludes one of so many sockets that were ours before is not for us; the gateway takes no more. */
 const FORMER_SOCKETS = 8;
 /** The longest time that timers can count, 24 days. */
@@ -270,10 +272,13 @@ export class Kraftek {
    * and the next older ones come with that `before`, until there is none. At most `limit` messages, 1 to 1,000; 50 if it is
    * left out. Listeners may hear some of them, too: compare the offsets. Waits, and rejects, like `request`.
    */
-  history(roomId, { before, limit, timeout, signal } = {}) {
+  async history(roomId, { before, limit, timeout, signal } = {}) {
     const socketIds = this.#formerSockets.length ? this.#formerSockets : undefined;
     const options = { timeout, signal, roomId, beside: false };
-    return this.#request("history", { roomId, before, limit, socketIds }, options, () => checkRoom(roomId ?? ""));
+    const asked = { roomId, before, limit, socketIds };
+    const page = await this.#request("history", asked, options, () => checkRoom(roomId ?? ""));
+    for (const { payload, append } of page?.messages ?? []) if (append) append.text = payload;
+    return page;
   }
 
   /** `beside`: the room is named beside the payload, as it is an event for a service. */
@@ -880,7 +885,10 @@ export class Kraftek {
     if (news) this.#tell("recovered", { roomId, recovered, reason: payload?.reason });
     // The gateway cannot know yet: a "position" follows.
     if (payload?.reason === "unavailable" && !feed.position) return;
-    if (!recovered) feed.isStale();
+    if (!recovered) {
+      feed.texts.clear();
+      feed.isStale();
+    }
     this.#fetchDue(roomId, feed);
   }
 
@@ -889,6 +897,7 @@ export class Kraftek {
     const [type, , { roomId = USER, offset, userOffset }] = message.what;
     const feed = this.#feeds.get(roomId);
     if (feed?.hasHeard(roomId === USER ? userOffset : offset)) return;
+    feed?.addPiece(message);
     // What the gateway itself says outside of rooms is about the connection.
     if (!feed?.busy || (roomId === USER && !type.includes(":"))) {
       this.#tellMessage(message);
@@ -998,7 +1007,7 @@ export class Kraftek {
     else this.#ended(NO_GATEWAY, `not ${SUBPROTOCOL}`);
   }
 
-  #received({ type, payload, id, roomId, offset, userOffset, run, number, receipt }, size) {
+  #received({ type, payload, id, roomId, offset, userOffset, run, number, receipt, append }, size) {
     this.#heardAt = this.#options.clock.now();
     if (this.#probing) {
       this.#probing = false;
@@ -1031,6 +1040,7 @@ export class Kraftek {
       if (type === "position" && this.#isThere(topic) && positionOf(payload)) this.#isAt(topic, payload);
       if (OWN.has(type)) return;
       const about = { roomId, ...(offset !== undefined && { offset }), ...(userOffset !== undefined && { userOffset }) };
+      if (append) about.append = append;
       this.#hear({ what: [type, payload, about], size, receipt });
     }
   }
@@ -1213,6 +1223,8 @@ class Feed {
   known = false;
   /** `due`: it is to be fetched. `busy`: that is under way; if it is `due` as well, once more after that. */
   snapshots = new Set();
+  /** The texts that go on, as far as they were heard from the beginning; the one that has got no piece for longest first. */
+  texts = new Map();
   #held = [];
   #size = 0;
 
@@ -1225,6 +1237,7 @@ class Feed {
   forget() {
     this.position = undefined;
     this.known = false;
+    this.texts.clear();
     this.#giveUp();
     this.isStale();
   }
@@ -1239,6 +1252,17 @@ class Feed {
     if (offset <= this.position.offset) return true;
     this.position.offset = offset;
     return false;
+  }
+
+  /** Add to a piece of a text the text, if it is known. */
+  addPiece({ what: [, piece, { append }] }) {
+    if (!append || typeof piece !== "string") return;
+    const before = append.from === undefined ? this.texts.get(append.key) : "";
+    this.texts.delete(append.key);
+    if (before === undefined) return;
+    append.text = before + piece;
+    if (!append.last) this.texts.set(append.key, append.text);
+    if (this.texts.size > TEXTS) this.texts.delete(this.texts.keys().next().value);
   }
 
   /** Keep the message for `next`. False when that is too much: then all of them are given up. */
@@ -1264,7 +1288,7 @@ class Feed {
 
 /**
  * The state of a room: what `snapshot` returns, or the promise of it, and then what `changes` make of it, by the type of
- * the room's messages: `(state, payload) => state`. Of a message that comes while the snapshot is fetched nobody knows
+ * the room's messages: `(state, payload, about) => state`. Of a message that comes while the snapshot is fetched nobody knows
  * whether it is in there already, so a change must be one that may be made twice: by key, not by count. With `null` for the
  * room it is that of the user, and of messages outside of rooms.
  */
@@ -1283,7 +1307,7 @@ export class RoomState {
     };
     for (const [type, change] of Object.entries(changes)) {
       listen(type, (payload, about) => {
-        if (this.#current && isHere(about)) this.#show(change(this.#value, payload));
+        if (this.#current && isHere(about)) this.#show(change(this.#value, payload, about));
       });
     }
     listen("error", (error) => {

@@ -222,7 +222,7 @@ function useStateOf(topic, options) {
     if (!client || topic === undefined) return undefined;
     const changes = Object.keys(newest.current.changes ?? {}).map((type) => [
       type,
-      (state, payload) => newest.current.changes[type](state, payload),
+      (state, payload, about) => newest.current.changes[type](state, payload, about),
     ]);
     const how = { snapshot: () => newest.current.snapshot(), changes: Object.fromEntries(changes) };
     const kept = topic === null ? client.userState(how) : client.roomState(topic, how);

@@ -16,7 +16,7 @@ from zope.interface import implementer
 
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.history import LIBRARY
-from kraftek.contract.interfaces import IBus, ITopicLogs, Missed, Page, Recovered, TopicPosition
+from kraftek.contract.interfaces import IBus, ITopicLogs, Missed, Numbered, Page, Recovered, TopicPosition
 from kraftek.contract.log_once import OnceUntilItWorks
 from kraftek.contract.lua import Argument, Script, lua
 from kraftek.contract.names import GATEWAY_LEASES, HISTORY_FOLLOWING, HISTORY_RULES, history_position_key
@@ -32,12 +32,13 @@ _STANDING = 60
 """Seconds for which the rules stand after the last gateway that has them."""
 
 _HISTORY = "history"
+_TEXTS = "texts"
 
-READ = Script(lua(__package__, _HISTORY, "read"))
-PAGE = Script(lua(__package__, _HISTORY, "page"))
+READ = Script(lua(__package__, _HISTORY, _TEXTS, "read"))
+PAGE = Script(lua(__package__, _HISTORY, _TEXTS, "page"))
 COMPARE = Script(lua(__package__, _HISTORY, "compare"))
 ORDER = Script(lua(__package__, _HISTORY, "order"))
-RECOVER = Script(lua(__package__, _HISTORY, "recover"))
+RECOVER = Script(lua(__package__, _HISTORY, _TEXTS, "recover"))
 FOLLOW = Script(lua(__package__, "time", "follow"))
 
 _AT_START = "1"
@@ -117,7 +118,7 @@ def _missed(answer: Any) -> Missed | None:
     if answer is None:
         return None
     epoch, offset, reason, *messages = answer
-    return Missed(epoch.decode(), offset, None if reason is None else reason.decode(), messages)
+    return Missed(epoch.decode(), offset, None if reason is None else reason.decode(), _numbered(messages))
 
 
 def _page(answer: Any) -> Page | None:
@@ -126,7 +127,12 @@ def _page(answer: Any) -> Page | None:
     if len(answer) == 1:
         return Page(answer[0].decode(), None)
     epoch, first, more, *messages = answer
-    return Page(epoch.decode(), first, more == 1, messages)
+    return Page(epoch.decode(), first, more == 1, _numbered(messages))
+
+
+def _numbered(answer: Sequence[Any]) -> list[Numbered]:
+    """Offsets and messages in turn."""
+    return list(zip(map(int, answer[::2]), answer[1::2], strict=True))
 
 
 def _recovered(answer: Any) -> Recovered:

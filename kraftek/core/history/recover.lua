@@ -11,18 +11,23 @@ local since, most = tonumber(ARGV[2]), tonumber(ARGV[3])
 -- Adds what one room was told, the newest first. Returns why that cannot be had.
 local function collect(found, room, history, entered)
     local next_offset, newest = history.offset, '+'
+    local lost, lost_number = lost_at(history)
     if next_offset <= entered or (history.told and history.told <= since) then return nil end
     while true do
         local entries = redis.pcall('XREVRANGE', history.log, newest, '-', 'COUNT', 100)
-        if entries.err or not entries[1] then return newest == '+' and 'expired' or 'too_many' end
+        if entries.err then return 'expired' end
+        if not entries[1] then
+            if newest == '+' then return 'expired' end
+            return not (lost and (lost <= entered or lost_number <= since)) and 'too_many' or nil
+        end
         for _, entry in ipairs(entries) do
-            local message, number = entry[2][2], tonumber(entry[2][4])
-            if not number or tonumber(entry[1]:match('^%d+')) ~= next_offset then return 'expired' end
-            if number <= since then return nil end
-            most = most - #message
+            local offset, number = tonumber(entry[1]:match('^%d+')), tonumber(entry[2][4])
+            if not number or not lost and offset ~= next_offset then return 'expired' end
+            if number <= since or offset <= entered then return nil end
+            most = most - size_of(entry[2])
             if most < 0 then return 'too_many' end
-            found[#found + 1] = {room, next_offset, number, message}
-            next_offset = next_offset - 1
+            found[#found + 1] = {room, offset, number, message_of(history, entry[2])}
+            next_offset = offset - 1
             if next_offset <= entered then return nil end
             newest = '(' .. entry[1]
         end

@@ -20,6 +20,7 @@ from kraftek.contract.messages import (
     NULL,
     Ack,
     Acknowledge,
+    Append,
     Authenticated,
     Closing,
     Connected,
@@ -88,6 +89,7 @@ class _Reply(Struct, omit_defaults=True):
     offset: int | None = None
     userOffset: int | None = None
     receipt: int | None = None
+    append: Append | None = None
 
 
 class _Part(Struct):
@@ -159,6 +161,7 @@ class NativeDialect:
                 reply.receipt = message.receipt
             if message.offset is not None and message.room_id is None:
                 reply.offset, reply.userOffset = None, message.offset
+            reply.append = message.append
             return Outgoing(_encode(reply))
         match message:
             case ErrorMessage(code, text, event_type, retry_after, id, room_id, limit):
@@ -196,7 +199,7 @@ class NativeDialect:
 def _news(message: Left | Pong | Gap | Drained | Positioned | HistoryPage) -> _Reply:
     match message:
         case HistoryPage(room_id, epoch, messages, before, id):
-            found = [_Reply(each.type, each.payload, offset=each.offset) for each in messages]
+            found = [_Reply(each.type, each.payload, offset=each.offset, append=each.append) for each in messages]
             page = {"roomId": room_id, "epoch": epoch, "messages": found}
             return _Reply("history", page if before is None else {**page, "before": before}, id)
         case Left(room_id, id):

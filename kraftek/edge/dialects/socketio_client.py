@@ -227,6 +227,9 @@ class SocketIODialect:
                 if message.receipt is not None:
                     # The client keeps the last argument as its offset only if that is no function.
                     return encode_event(message.type, message.payload, ack_id=message.receipt)
+                if message.append is not None:
+                    payload = b"%b,%b" % (message.payload, _encode(message.append))
+                    return self._event(message.type, payload, message.order)
                 return self._event(message.type, message.payload, message.order)
             except ValueError:  # a reserved name
                 return None

@@ -20,6 +20,7 @@ import {
 } from "./names.js";
 import { Parts } from "./progress.js";
 import { LONGEST_RECEIPT, USERS } from "./receipts.js";
+import { APPEND, piece, told } from "./texts.js";
 
 /**
  * @typedef {import("./index.js").Context} IContext
@@ -41,6 +42,7 @@ import { LONGEST_RECEIPT, USERS } from "./receipts.js";
  *
  * @typedef {object} Link What a handler can use while it runs.
  * @property {(...words: Word[]) => Promise<unknown>} call
+ * @property {(script: string, keys: string[], args: Word[]) => Promise<unknown>} run
  * @property {(event: Record<string, unknown>, timeout: number) => Promise<unknown>} request
  * @property {(message: Message, timeout: number) => Promise<Receipt>} receipt
  */
@@ -74,7 +76,7 @@ export class Context {
    * @param {Service} service
    * @param {Incoming} event
    * @param {Link} link
-   * @param {() => void} goesOn called when a part of the answer is sent
+   * @param {() => void} goesOn called when a part of the answer, or a piece of a text, is sent
    */
   constructor(service, event, link, goesOn = () => {}) {
     this.#goesOn = goesOn;
@@ -161,6 +163,19 @@ export class Context {
    */
   broadcastToRoom(type, payload, { roomId, exclude } = {}) {
     this.#publish({ type, payload, roomId: this.#room(roomId), excludeSocketIds: some(exclude ?? []) });
+  }
+
+  /**
+   * @param {string} type
+   * @param {string} key
+   * @param {string} text
+   * @param {{roomId?: string | undefined, first?: boolean | undefined, last?: boolean | undefined, id?: string | undefined}} [options]
+   */
+  async appendToRoom(type, key, text, { roomId, ...options } = {}) {
+    this.#mustRun();
+    const args = piece(this.#service, type, key, text, this.#room(roomId), options);
+    this.#goesOn();
+    return told(await this.#link.run(APPEND, [], args));
   }
 
   /**

@@ -218,8 +218,8 @@ export function json(payload) {
   return text.includes("\\ud") ? text.replace(HALF, "$1\\ufffd") : text;
 }
 
-/** @param {unknown} value */
-function whole(value) {
+/** The JSON of a name. @param {unknown} value */
+export function whole(value) {
   const text = typeof value === "bigint" ? String(value) : JSON.stringify(value);
   if (text.includes("\\ud") && text.search(HALF) >= 0) throw new TypeError("half of a surrogate pair in a name");
   return text;

@@ -21,7 +21,7 @@ export class Refused extends Error {
   }
 }
 
-/** A message is larger than `messageBytes` of the service. Nothing of it was sent. */
+/** A message is larger than `messageBytes` of the service, or a text than what is kept of one. Nothing of it was sent. */
 export class TooLarge extends RangeError {
   name = "TooLarge";
 }

@@ -140,6 +140,18 @@ export interface Context {
   answerLater(): void;
   /** Send to everybody in the event's room, or another; if that has a history, who is away now gets it later. */
   broadcastToRoom(type: string, payload: unknown, options?: { roomId?: string; exclude?: Iterable<string> }): void;
+  /**
+   * Tell everybody in the event's room, or another, a piece of the text `key`, at once. If the room has a history, one message
+   * with the whole text is kept in it. `first`: the text begins anew, also if an attempt before this one has told some of it.
+   * `last`: it ends. With an `id` a piece is told once, however often it is sent. Each gives the handler its time limit anew.
+   * Rejects with `TooLarge` when the text would be larger than what is kept of one: 256 KiB, or the room's `history_bytes`.
+   */
+  appendToRoom(
+    type: string,
+    key: string,
+    text: string,
+    options?: { roomId?: string; first?: boolean; last?: boolean; id?: string },
+  ): Promise<Told>;
   /** Send to every socket of a user. Where users have a history it is part of that: a device that is away gets it later. */
   broadcastToUser(type: string, payload: unknown, userId: string): void;
   /** Send to every socket of these users, likewise; to nobody without users. */
@@ -206,6 +218,16 @@ export interface Receipt {
   complete: boolean;
 }
 
+/**
+ * What became of a message. `taken`: how many took it, the gateways and whoever else subscribes to the channel. `offset` and
+ * `epoch`: where it is in the history of its room; 0 and empty if that has none.
+ */
+export interface Told {
+  taken: number;
+  offset: number;
+  epoch: string;
+}
+
 /** Thrown by a handler to refuse an event: the sender gets it as an `error`, and nothing is tried again. */
 export class Refused extends Error {
   constructor(code: string, message: string, options?: { retryAfter?: number | undefined });
@@ -214,5 +236,5 @@ export class Refused extends Error {
   readonly retryAfter: number | undefined;
 }
 
-/** A message is larger than `messageBytes`, or its room too large for a receipt. Nothing of it was sent. */
+/** A message is larger than `messageBytes`, its room than a receipt takes, or a text than what is kept of one. Nothing was sent. */
 export class TooLarge extends RangeError {}

@@ -61,6 +61,7 @@ export class Instance {
     this.#replyTo = service.prefix + replyChannel(this.name);
     const link = {
       call: this.#connection.call.bind(this.#connection),
+      run: this.#connection.run.bind(this.#connection),
       request: this.#request.bind(this),
       receipt: this.#receipt.bind(this),
     };

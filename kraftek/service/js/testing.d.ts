@@ -10,6 +10,8 @@ export interface Delivered {
   /** Of a part of an answer, "progress". */
   run?: string;
   number?: number;
+  /** Of a piece of a text. */
+  append?: { key: string; from?: number; last?: boolean };
 }
 
 /** The gateway as services see it, in a Redis of its own. */

@@ -202,7 +202,7 @@ export class TestGateway {
 
   /** @param {Json} message */
   #told(message) {
-    const { type, payload = null, inReplyTo, roomId } = message;
+    const { type, payload = null, inReplyTo, roomId, append } = message;
     if (type === RECEIPT) {
       this.#acknowledge(message);
       return;
@@ -214,7 +214,7 @@ export class TestGateway {
       }
       if (!client.isMeantBy(message)) continue;
       if (type === REQUEST_PROGRESS) client.inbox.push({ ...payload, type: "progress", id: inReplyTo });
-      else client.inbox.push({ type, payload, ...(inReplyTo !== undefined && { id: inReplyTo }) });
+      else client.inbox.push({ type, payload, ...(inReplyTo !== undefined && { id: inReplyTo }), ...(append && { append }) });
     }
     for (const look of [...this.#waiting]) look();
   }

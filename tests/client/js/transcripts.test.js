@@ -64,7 +64,12 @@ class Player {
     for (const own of ["dropped", "recovered"]) {
       if (own === "dropped" || listens.includes(own)) this.#client.on(own, (event) => this.#heard.push([own, plain(event)]));
     }
-    for (const type of listens.filter((type) => type !== "recovered")) this.#client.on(type, (payload) => this.#heard.push([type, payload]));
+    for (const type of listens.filter((type) => type !== "recovered")) {
+      this.#client.on(type, (payload, { append } = {}) => {
+        const heard = append ? { piece: payload, key: append.key, text: append.text ?? null, ...(append.last && { last: true }) } : payload;
+        this.#heard.push([type, heard]);
+      });
+    }
   }
 
   async play(steps) {

@@ -48,9 +48,9 @@ def test_what_redis_answers_is_read() -> None:
     assert [(call.keys, call.args) for call in bus.calls] == [
         ((HISTORY_RULES, history_position_key("room:board-1")), ("e1", 1, 1000))
     ] * 3
-    for answer in ([b"e1", 2, None, b"{}"], [b"e2", 2, b"epoch"], None):
+    for answer in ([b"e1", 2, None, b"2", b"{}"], [b"e2", 2, b"epoch"], None):
         bus.calls.pop(0).reply.callback(answer)
-    assert [each.result for each in asked] == [Missed("e1", 2, None, [b"{}"]), Missed("e2", 2, "epoch", []), None]
+    assert [each.result for each in asked] == [Missed("e1", 2, None, [(2, b"{}")]), Missed("e2", 2, "epoch", []), None]
     order, recovered = logs.order(), [logs.recover("0123456789ab.7", [("room:a", "e1", 2)], 9) for _ in range(2)]
     assert bus.calls[1].args == ("0123456789ab", "7", 9, "e1", 2)
     for reply in (b"0123456789ab.8", [b"o", None, [b"e", 3], [[0, 3, 8, b"{}"]]], [b"o", b"epoch"]):
@@ -68,9 +68,9 @@ def test_what_redis_answers_is_a_page() -> None:
     bus, logs = on_fake_bus()
     asked = [logs.page("room:board-1", "e1", 7, 50, 1000) for _ in range(3)]
     assert bus.calls[0].args == ("e1", 7, 50, 1000)
-    for answer in ([b"e1", 6, 1, b"{}"], [b"e2"], None):
+    for answer in ([b"e1", 6, 1, b"6", b"{}"], [b"e2"], None):
         bus.calls.pop(0).reply.callback(answer)
-    assert [each.result for each in asked] == [Page("e1", 6, True, [b"{}"]), Page("e2", None), None]
+    assert [each.result for each in asked] == [Page("e1", 6, True, [(6, b"{}")]), Page("e2", None), None]
 
 
 def test_only_who_starts_writes_the_rules() -> None:
@@ -148,7 +148,7 @@ class TopicLogsTest(TestCase):
 
     async def test_what_was_told_after_a_position(self) -> None:
         epoch = await self.epoch()
-        bodies = [self.tell(text).encode() for text in "abc"]
+        bodies = [(number, self.tell(text).encode()) for number, text in enumerate("abc", 1)]
         for offset in range(4):
             assert await self.missed(epoch, offset) == Missed(epoch, 3, None, bodies[offset:])
 
@@ -199,7 +199,7 @@ class TopicLogsTest(TestCase):
     async def test_older_messages_page_by_page(self) -> None:
         epoch = await self.epoch()
         assert await self.page() == Page(epoch, 1, False, [])
-        bodies = [self.tell(text).encode() for text in "abc"]
+        bodies = [(number, self.tell(text).encode()) for number, text in enumerate("abc", 1)]
         assert await self.page() == Page(epoch, 1, False, bodies)
         assert await self.page(limit=2) == Page(epoch, 2, True, bodies[1:])
         assert await self.page(epoch, 2, limit=2) == Page(epoch, 1, False, bodies[:1])
@@ -207,7 +207,7 @@ class TopicLogsTest(TestCase):
         self.tell("d")  # three are kept
         assert await self.page(epoch, 3) == Page(epoch, 2, False, bodies[1:2])
         assert await self.page(epoch, 2) == Page(epoch, 2, False, [])
-        size = len(bodies[0])
+        size = len(bodies[0][1])
         assert await self.page(most=2 * size) == await self.page(limit=2)
         assert await self.page(most=2 * size - 1) == await self.page(most=1) == await self.page(limit=1)
         self.client.pexpire("k:" + history_position_key("room:board-1"), 5000)

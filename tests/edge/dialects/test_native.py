@@ -17,6 +17,7 @@ from kraftek.contract.messages import (
     NULL,
     Ack,
     Admitted,
+    Append,
     AskPresence,
     Authenticate,
     Authenticated,
@@ -251,6 +252,14 @@ SAID: list[tuple[Outbound, str]] = [
         '{"type":"position","payload":{"epoch":"e","offset":7,"recovered":false,"reason":"epoch"},"roomId":"r"}',
     ),
     (Delivery("a:b:c", Raw(b"1"), "r", offset=8), '{"type":"a:b:c","payload":1,"roomId":"r","offset":8}'),
+    (
+        Delivery("a:b:c", Raw(b'"x"'), "r", offset=8, append=Append("k", 3, last=True)),
+        '{"type":"a:b:c","payload":"x","roomId":"r","offset":8,"append":{"key":"k","from":3,"last":true}}',
+    ),
+    (
+        HistoryPage("r", "e", [Delivery("a:b:c", Raw(b'"x"'), "r", offset=8, append=Append("k", 3))]),
+        '{"type":"history","payload":{"roomId":"r","epoch":"e","messages":[{"type":"a:b:c","payload":"x","offset":8,"append":{"key":"k","from":3}}]}}',
+    ),
     (
         HistoryPage("r", "e", [Delivery("a:b:c", Raw(b"1"), "r", offset=8)], Position("e", 8), 4),
         '{"type":"history","payload":{"roomId":"r","epoch":"e","messages":[{"type":"a:b:c","payload":1,"offset":8}],"before":{"epoch":"e","offset":8}},"id":4}',

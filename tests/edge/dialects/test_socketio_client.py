@@ -17,6 +17,7 @@ from kraftek.contract.messages import (
     Ack,
     Acknowledge,
     Admitted,
+    Append,
     AskPresence,
     Authenticate,
     Authenticated,
@@ -238,6 +239,11 @@ SAID: list[tuple[Outbound, list[str]]] = [
     (Delivery("a:b:c", Raw(b"1"), None, -7), ['42["a:b:c",1]']),
     (Delivery("ж📝", Raw('"ж"'.encode())), ['42["ж📝","ж"]']),
     (Delivery("a:b:c", Raw(b"1"), "r", offset=8), ['42["a:b:c",1]']),
+    (
+        Delivery("a:b:c", Raw(b'"x"'), "r", offset=8, append=Append("k", 3, last=True)),
+        ['42["a:b:c","x",{"key":"k","from":3,"last":true}]'],
+    ),
+    (Delivery("a:b:c", Raw(b'"x"'), "r", append=Append("k")), ['42["a:b:c","x",{"key":"k"}]']),
     (Pong(1), []),
     (HistoryPage("r", "e", []), []),
     (Progress(1, Raw(b"1"), Place("x", 1)), []),  # who wants parts says so, and cannot here
@@ -307,6 +313,10 @@ def test_who_may_come_back_gets_a_secret_and_where_it_is() -> None:
         (Delivery("a:b:c", Raw(b'"text"')), '42["a:b:c","text","0123456789ab.7"]'),
         (Delivery("a:b:c", Raw(b"{}"), "r", offset=3, order="0123456789ab.6"), '42["a:b:c",{},"0123456789ab.6"]'),
         (Delivery("a:b:c", Raw(b"{}"), "r", offset=3, order=UNCERTAIN), '42["a:b:c",{},"-"]'),
+        (
+            Delivery("a:b:c", Raw(b'"x"'), "r", offset=3, order="0123456789ab.6", append=Append("k")),
+            '42["a:b:c","x",{"key":"k"},"0123456789ab.6"]',
+        ),
         (Delivery("a:b:c", Raw(b"1"), id=3), "433[1]"),
         (Left("r"), '42["left",{"roomId":"r"},"0123456789ab.7"]'),
         (Gap({}), '42["gap",{"rooms":{}},"0123456789ab.7"]'),

@@ -149,6 +149,16 @@ sample
     }
     return texts.join("");
   }, { timeout: 1_000 })
+  .on("say:text", async (context, pieces) => {
+    const offsets = [];
+    for (const [number, piece] of pieces.entries()) {
+      await pause(400);
+      const ends = { first: number === 0, last: number + 1 === pieces.length, id: `${context.id}-${number}` };
+      const { offset } = await context.appendToRoom("sample:told:text", "k", piece, ends);
+      offsets.push(offset);
+    }
+    return offsets;
+  }, { timeout: 1_000 })
   .on("do:long", async (context, seconds) => {
     await pause(seconds * 1000);
     return "done";
