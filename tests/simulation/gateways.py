@@ -109,6 +109,11 @@ class GatewayProcess:
         """Whether clients can connect."""
         return not (self.process.dead or self.stopping)
 
+    @property
+    def follows_users(self) -> bool:
+        """Whether clients get the history of their users here."""
+        return bool(self.config.users.history)
+
     def follows(self, room: str) -> bool:
         """Whether clients get the history of that room here."""
         return self.core.following.keeps(room)

@@ -1,7 +1,7 @@
-"""What survives of what was said in rooms with history, and what pages have of it.
+"""What survives of what was said in rooms with history, and to users with one, and what pages have of it.
 
-What survives is written down beside each simulated server, whenever it appends to a room's log, and is copied with its
-snapshots: so it depends on nothing that gateways or scripts say about epochs.
+What survives is written down beside each simulated server, whenever it appends to a topic's log, and is copied with its
+snapshots: so it depends on nothing that gateways or scripts say about epochs. A topic is a room, or a user.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from kraftek.contract.names import history_log_key, history_position_key, room_topic
+from kraftek.contract.names import history_log_key, history_position_key, room_topic, user_topic
 from tests.simulation.redis import Server
 from tests.support.copies import Copy, Said
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Histories"]
 
-_POSITION, _LOG = history_position_key(room_topic("")), history_log_key(room_topic(""))
+_POSITION, _LOG = history_position_key(""), history_log_key("")
 
-Rooms = dict[str, list[Said]]
-"""By room what a server has appended, by offset from 1."""
+Topics = dict[str, list[Said]]
+"""By topic what a server has appended, by offset from 1."""
 
 
 class Histories:
@@ -32,61 +32,61 @@ class Histories:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._by_server: dict[Server, Rooms] = {}
+        self._by_server: dict[Server, Topics] = {}
         self._by_epoch: dict[tuple[str, str], list[Said]] = {}
 
     # What survives
 
-    def watch(self, server: Server, rooms: Rooms) -> None:
+    def watch(self, server: Server, topics: Topics) -> None:
         """A server is there, with what survives of these."""
-        self._by_server[server] = rooms
+        self._by_server[server] = topics
         keyspace, changed, appended = server.keyspace, server.keyspace.changed, server.keyspace.appended
         position, log = self._world.named(_POSITION), self._world.named(_LOG)
 
         def has_changed(key: bytes) -> None:
             changed(key)
             if key.startswith(position) and (stands := keyspace.data.get(key)) is not None:
-                self._begins(rooms, key.removeprefix(position).decode(), stands)
+                self._begins(topics, key.removeprefix(position).decode(), stands)
 
         def was_appended(key: bytes, fields: list[bytes]) -> None:
             appended(key, fields)
             if key.startswith(log):
-                room = key.removeprefix(log).decode()
+                topic = key.removeprefix(log).decode()
                 message = msgspec.json.decode(fields[1])
-                said = rooms.setdefault(room, [])
+                said = topics.setdefault(topic, [])
                 said.append(Said(message["payload"]["n"], frozenset(message.get("excludeSocketIds", ()))))
-                offset = int(keyspace.data[position + room.encode()][b"offset"])
+                offset = int(keyspace.data[position + topic.encode()][b"offset"])
                 if offset != len(said):
-                    self._world.invariants.wrong(f"{room} gets {said[-1]} as {offset}, and has {len(said)}")
+                    self._world.invariants.wrong(f"{topic} gets {said[-1]} as {offset}, and has {len(said)}")
 
         keyspace.changed, keyspace.appended = has_changed, was_appended
 
-    def _begins(self, rooms: Rooms, room: str, stands: dict[bytes, bytes]) -> None:
+    def _begins(self, topics: Topics, topic: str, stands: dict[bytes, bytes]) -> None:
         """Redis has a position: if its epoch is new, it is that of what survives on this server."""
         epoch, offset = stands[b"epoch"].decode(), int(stands.get(b"offset", b"0"))
-        if (room, epoch) in self._by_epoch:
+        if (topic, epoch) in self._by_epoch:
             return
         if not offset:
-            rooms[room] = []
-        said = self._by_epoch[room, epoch] = rooms.setdefault(room, [])
-        self._world.invariants.tell(f"{room} is in epoch {epoch}, from {offset} on")
+            topics[topic] = []
+        said = self._by_epoch[topic, epoch] = topics.setdefault(topic, [])
+        self._world.invariants.tell(f"{topic} is in epoch {epoch}, from {offset} on")
         if len(said) != offset:
-            self._world.invariants.wrong(f"{room} begins epoch {epoch} at {offset}, and has {len(said)}")
+            self._world.invariants.wrong(f"{topic} begins epoch {epoch} at {offset}, and has {len(said)}")
 
-    def copy(self, server: Server) -> Rooms:
+    def copy(self, server: Server) -> Topics:
         """What a snapshot of the server has."""
-        return {room: list(said) for room, said in self._by_server[server].items()}
+        return {topic: list(said) for topic, said in self._by_server[server].items()}
 
-    def said(self, room: str, epoch: str, offset: int) -> Sequence[Said] | None:
+    def said(self, topic: str, epoch: str, offset: int) -> Sequence[Said] | None:
         """What survives of an epoch, as a :class:`Copy` asks for it."""
-        return self._by_epoch.get((room, epoch))
+        return self._by_epoch.get((topic, epoch))
 
     # What is in Redis
 
-    def position(self, room: str) -> tuple[str, int] | None:
-        """Where the room is."""
+    def position(self, topic: str) -> tuple[str, int] | None:
+        """Where the topic is."""
         server = self._world.network.server
-        stands = server and server.keyspace.find(self._world.named(_POSITION + room))
+        stands = server and server.keyspace.find(self._world.named(_POSITION + topic))
         return (stands[b"epoch"].decode(), int(stands[b"offset"])) if stands else None
 
     def has(self, copy: Copy) -> bool:
@@ -106,32 +106,32 @@ class Histories:
 
     # What pages are told
 
-    def copy_of(self, client: Client, room: str) -> Copy:
-        """What the client's page has of the room, from now on."""
-        copy = client.copies.get(room)
+    def copy_of(self, client: Client, topic: str) -> Copy:
+        """What the client's page has of the topic, from now on."""
+        copy = client.copies.get(topic)
         if copy is None:
             wrong = self._world.invariants.wrong
-            copy = client.copies[room] = Copy(room, self.said, lambda what: wrong(f"{client}: {what}"))
+            copy = client.copies[topic] = Copy(topic, self.said, lambda what: wrong(f"{client}: {what}"))
         copy.connected(client.socket_id)
         return copy
 
-    def answered(self, client: Client, room: str, payload: Any, since: Any) -> None:
-        """The client is in the room, at a gateway that follows it."""
-        self._judge(client, room, payload)
-        self.copy_of(client, room).answered(payload, since)
+    def answered(self, client: Client, topic: str, payload: Any, since: Any) -> None:
+        """The client hears the topic, at a gateway that follows it."""
+        self._judge(client, topic, payload)
+        self.copy_of(client, topic).answered(payload, since)
 
-    def positioned(self, client: Client, room: str, payload: Any) -> None:
-        """The client is told where the room is."""
-        self._world.invariants.tell(f"{client} is told where {room} is: {payload}")
-        self._judge(client, room, payload)
+    def positioned(self, client: Client, topic: str, payload: Any) -> None:
+        """The client is told where the topic is."""
+        self._world.invariants.tell(f"{client} is told where {topic} is: {payload}")
+        self._judge(client, topic, payload)
         if self._world.calm and not payload["recovered"]:
-            self._world.invariants.wrong(f"{client} has missed something in {room}, and nothing is wrong: {payload}")
-        self.copy_of(client, room).positioned(payload)
+            self._world.invariants.wrong(f"{client} has missed something in {topic}, and nothing is wrong: {payload}")
+        self.copy_of(client, topic).positioned(payload)
 
-    def _judge(self, client: Client, room: str, payload: Any) -> None:
+    def _judge(self, client: Client, topic: str, payload: Any) -> None:
         """Whether the client may be told that it has missed something."""
         world, gateway = self._world, client.gateway
-        recovered, copy = payload.get("recovered"), client.copies.get(room)
+        recovered, copy = payload.get("recovered"), client.copies.get(topic)
         world.invariants.seen[f"recovered {recovered} {payload.get('reason', '')}".strip()] += 1
         if recovered is not False or copy is None or not self.has(copy):
             return
@@ -141,17 +141,21 @@ class Histories:
         links = [link for kind in gateway.lag for link in gateway.links(kind)]
         well = gateway.lives and gateway.up_since is not None and gateway.undisturbed_since < world.time.now - 1.0
         if well and server is not None and server.refuses is None and all(link.server is server for link in links):
-            world.invariants.wrong(f"{client} is told {payload} in {room}, and Redis has all since {copy}")
+            world.invariants.wrong(f"{client} is told {payload} in {topic}, and Redis has all since {copy}")
 
     # The end
 
     def end(self) -> None:
-        """Nothing has been wrong for long enough: every page that is there is where the room is."""
+        """Nothing has been wrong for long enough: every page that is there is where its rooms and its user are."""
         for client in self._world.clients:
-            for room in client.grants if client.open and client.gateway.lives else ():
-                if client.gateway.follows(room):
-                    position = self.position(room)
-                    if position is None or room not in client.copies:
-                        self._world.invariants.wrong(f"{client} is in {room}, and nobody follows it")
-                    else:
-                        client.copies[room].has_all(*position)
+            if not (client.open and client.gateway.lives):
+                continue
+            topics = [room_topic(room) for room in client.grants if client.gateway.follows(room)]
+            if client.user is not None and client.grants and client.gateway.follows_users:
+                topics.append(user_topic(client.user))
+            for topic in topics:
+                position = self.position(topic)
+                if position is None or topic not in client.copies:
+                    self._world.invariants.wrong(f"{client} hears {topic}, and nobody follows it")
+                else:
+                    client.copies[topic].has_all(*position)

@@ -187,10 +187,7 @@ class Invariants:
         self.seen["told"] += 1
         self.tell(f"{client} is told {number}")
         self.world.expected.discard((client, number))
-        # In a room with history it is answered when Redis has said where that is, and is this user before.
-        if client.user != user and (
-            user not in {each for each, _ in self._may_be_in(client)} or client.user is not None
-        ):
+        if client.user != user:
             self.wrong(f"{client} is told what is for {user}")
         if (client, number) in self._told_to:
             self.wrong(f"{client} is told {number} twice")
@@ -201,17 +198,20 @@ class Invariants:
 
     def must_be_told(self, client: Client) -> bool:
         """Whether nothing excuses it if the client does not hear what is said to its user now."""
-        return bool(client.grants) and all(self.must_hear(client, room) for room in client.grants)
+        gateway = client.gateway
+        follows = gateway.follows_users and gateway.up_since is not None and gateway.unfollowed_at < gateway.up_since
+        excused = self.world.setup.users and not follows
+        return not excused and bool(client.grants) and all(self.must_hear(client, room) for room in client.grants)
 
-    def have_heard(self, clients: list[Client], room: str, number: int, since: float) -> None:
-        """They had to hear it by now."""
+    def have_heard(self, clients: list[Client], room: str, number: int, since: float, kept: bool) -> None:
+        """They had to hear it by now. ``kept``: it is part of a history."""
         for client in clients:
             if (client, number) in self.world.expected:
                 self.world.expected.discard((client, number))
                 gateway = client.gateway
                 here = client.open and room in client.grants and client.entered[room] < since
                 forgotten = gateway.up_since is None or gateway.unfollowed_at > gateway.up_since
-                here = here and not (forgotten and self.world.has_history(room))
+                here = here and not (forgotten and kept)
                 if here and gateway.lives and gateway.undisturbed_since < since and not self._reason(client, room):
                     self.wrong(f"{client} does not hear what is said in {room} at {since:.4f}, and nothing is wrong")
 
@@ -341,17 +341,19 @@ class Invariants:
         )
 
     def _came(self, client: Client, room: str) -> float:
-        """When it entered, at the earliest. In a room with history it is told so when Redis has said where that is."""
-        return client.came[room] if self.world.has_history(room) else client.entered[room]
+        """When it entered, at the earliest. With a history it is told so when Redis has said where that is."""
+        late = self.world.has_history(room) or client.gateway.follows_users
+        return client.came[room] if late else client.entered[room]
 
     def _may_be_in(self, client: Client) -> set[tuple[str, str]]:
         """As whom and where it may have been let in, and is told later, or had left before it could be told. In a room
-        with history clients are told when Redis has said where the room is.
+        with history clients are told when Redis has said where the room is, and at first where the user is.
         """
+        late = client.user is None and client.gateway.follows_users
         return {
             (client.user or "" if command == "join" else user_of(token), room)
             for command, token, room in client.commands.values()
-            if room and (not client.open or self.world.has_history(room))
+            if room and (not client.open or late or self.world.has_history(room))
         }
 
     # Requests

@@ -18,10 +18,11 @@ from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from kraftek.contract.errors import Code, PeerError
-from kraftek.contract.history import FUNCTION, TELL
+from kraftek.contract.history import FUNCTION, TELL, TELL_USERS, USERS_FUNCTION
 from kraftek.contract.interfaces import IAccessChecker, IClientLink
+from kraftek.contract.lua import Script
 from kraftek.contract.messages import Grant, Outgoing, Token
-from kraftek.contract.names import BROADCAST, token_key, user_key
+from kraftek.contract.names import BROADCAST, room_topic, token_key, user_key, user_topic
 from tests.simulation.gateways import GatewayProcess
 from tests.simulation.keyspace import Refusal
 from tests.simulation.presences import Watching
@@ -82,6 +83,7 @@ class Client:
         self.shown: set[tuple[str, str]] = set()
         self.copies: dict[str, Copy] = {}
         self.since: dict[str, Any] = {}
+        self.user_since: dict[str, Any] = {}
         self.presence = Watching(self)
         self.open = True
         self.closing: str | None = None
@@ -101,6 +103,8 @@ class Client:
         number = f"a{next(self.world.numbers)}"
         self.commands[number] = "authenticate", token, room or ""
         where = {} if room is None else {"roomId": room, **self._since(number, room), **self.presence.data}
+        if self.user is None:
+            where |= self._since_as(number, user_of(token))
         self.send({"type": "authenticate", "payload": {"token": token, **where}, "id": number})
 
     def join(self, room: str) -> None:
@@ -120,10 +124,26 @@ class Client:
         if room not in self.grants:
             self.came[room] = self.world.time.now
         if not self.gateway.follows(room):
-            self.copies.pop(room, None)  # what it hears there has no offset
-        copy = self.copies.get(room)
+            self.copies.pop(room_topic(room), None)  # what it hears there has no offset
+        copy = self.copies.get(room_topic(room))
         self.since[number] = copy.since if copy is not None and room not in self.grants else None
         return {"since": self.since[number]} if self.since[number] else {}
+
+    def _since_as(self, number: str, user: str) -> dict[str, Any]:
+        """Where the page was in what its user is told."""
+        if not self.gateway.follows_users:
+            self.copies.pop(user_topic(user), None)
+        copy = self.copies.get(user_topic(user))
+        self.user_since[number] = None if copy is None else copy.since
+        return {"userSince": self.user_since[number]} if self.user_since[number] else {}
+
+    @property
+    def goes_back(self) -> list[str]:
+        """The rooms to which its page may come back, if it is away and knows where it was."""
+        if self.open or not self.copies or not self.user:
+            return []
+        kept = room_topic("")
+        return [topic.removeprefix(kept) for topic in self.copies if topic.startswith(kept)] or [*self.grants]
 
     def leave(self, room: str) -> None:
         """Leave a room."""
@@ -197,7 +217,8 @@ class Client:
             case "authenticated" | "joined" as what:
                 self._let_in(what, number, payload)
             case "position":
-                self.world.histories.positioned(self, message["roomId"], payload)
+                topic = room_topic(message["roomId"]) if "roomId" in message else user_topic(self.user or "")
+                self.world.histories.positioned(self, topic, payload)
             case "left":
                 _, _, room = self.commands.pop(number)
                 self._leaves(room)
@@ -213,16 +234,23 @@ class Client:
                 self._hears(message["roomId"], payload["n"], message.get("offset"))
             case "chat:message:yours":
                 invariants.told(self, payload["user"], payload["n"])
+                if (offset := message.get("userOffset")) is not None:
+                    self.world.histories.copy_of(self, user_topic(payload["user"])).heard(offset, payload["n"])
 
     def _hears(self, room: str, number: int, offset: int | None) -> None:
         self.world.invariants.delivered(self, room, number)
         if offset is not None:
-            self.world.histories.copy_of(self, room).heard(offset, number)
+            self.world.histories.copy_of(self, room_topic(room)).heard(offset, number)
 
     def _let_in(self, what: str, number: str, payload: Any) -> None:
         _, token, room = self.commands.pop(number)
         if what == "authenticated":
-            self.token, self.user = token, payload["userId"]
+            first, self.token, self.user = self.user is None, token, payload["userId"]
+            where, since = payload.get("userPosition"), self.user_since.pop(number, None)
+            if first and self.gateway.follows_users:
+                self.world.histories.answered(self, user_topic(self.user), where or {}, since)
+            elif where is not None:
+                self.world.invariants.wrong(f"{self} is told where its user is: {payload}")
             self.newer = {token for command, token, _ in self.commands.values() if command == "authenticate"}
         if room:
             self._enters(room, payload, self.since.pop(number))
@@ -236,7 +264,7 @@ class Client:
         self.entered.setdefault(room, self.world.time.now)
         self.world.invariants.admitted(self, room)
         if self.gateway.follows(room) and not (was_there and payload.keys().isdisjoint({"epoch", "recovered"})):
-            self.world.histories.answered(self, room, payload, since)
+            self.world.histories.answered(self, room_topic(room), payload, since)
         self.presence.entered(room)
 
     def _leaves(self, room: str) -> None:
@@ -299,20 +327,25 @@ class ChatService:
         return isinstance(told, list)
 
     def _tell_room(self, room: str, message: Any, number: str) -> Any:
+        return self._call(FUNCTION, TELL, room, message, number)
+
+    def _call(self, function: str, script: Script, whom: str, message: Any, number: str) -> Any:
         """By the Function, where there is one, or by the script."""
         server = self.world.network.server
         if server is None:
             return None
-        words = room, msgspec.json.encode(message), number, self.world.setup.prefix, BROADCAST
-        told = server.call("FCALL", FUNCTION, "0", *words)
+        words = whom, msgspec.json.encode(message), number, self.world.setup.prefix, BROADCAST
+        told = server.call("FCALL", function, "0", *words)
         if isinstance(told, Refusal) and str(told).startswith(("ERR Function not found", "ERR unknown command")):
-            told = server.call("EVAL", TELL.source, "0", *words)
+            told = server.call("EVAL", script.source, "0", *words)
         return told
 
-    def tell(self, user: str, number: int) -> None:
-        """Tell all connections of a user something."""
-        message = {"type": "chat:message:yours", "userIds": [user], "payload": {"n": number, "user": user}}
-        self.world.publish("events:broadcast", message)
+    def tell(self, user: str, number: int) -> bool:
+        """Tell all connections of a user something. Returns whether that was done."""
+        message = {"type": "chat:message:yours", "payload": {"n": number, "user": user}}
+        if not self.world.setup.users:
+            return self.world.publish("events:broadcast", {**message, "userIds": [user]}) is not None
+        return isinstance(self._call(USERS_FUNCTION, TELL_USERS, f'["{user}"]', message, str(number)), list)
 
 
 class LogService:

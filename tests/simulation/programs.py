@@ -181,6 +181,7 @@ def programs(draw: st.DrawFn, without: frozenset[str] = frozenset()) -> Program:
         history=draw(st.sampled_from([0, 100, 100, 100, 3])),
         with_history=draw(st.sampled_from(["*", "*", "r*"])),
         history_ttl=draw(st.sampled_from([600.0, 600.0, 2.0])),
+        users=draw(st.sampled_from([0, 100, 3])),
         mixed=(mixed := draw(st.sampled_from([False, False, False, False, True]))),
         # Gateways that know nothing of it say no word: the others find that out ten seconds later.
         presence=draw(st.booleans()) and not mixed,

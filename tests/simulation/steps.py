@@ -203,7 +203,7 @@ class ComeBack(Step, frozen=True):
     gateway: int
 
     def run(self, world: World) -> None:
-        gone = [client for client in world.clients if not client.open and client.copies and client.user]
+        gone = [client for client in world.clients if client.goes_back]
         gateway = _gateway(world, self.gateway)
         if gone and gateway is not None:
             world.come_back(_of(gone, -1 - self.client), gateway)
@@ -351,7 +351,7 @@ class Deafen(Step, frozen=True):
 
 
 class Unfollow(Step, frozen=True):
-    """Redis forgets, and tells nobody, that a gateway has subscribed to what rooms with history are told."""
+    """Redis forgets, and tells nobody, that a gateway has subscribed to what rooms and users with history are told."""
 
     fault = True
     gateway: int
@@ -360,7 +360,7 @@ class Unfollow(Step, frozen=True):
         if (gateway := _gateway(world, self.gateway)) is not None:
             gateway.unfollowed_at = world.time.now
             for link in gateway.links("subscriber"):
-                link.lose_subscriptions(world.named("gateways:history:room:"))
+                link.lose_subscriptions(world.named("gateways:history:"))
 
 
 # Redis

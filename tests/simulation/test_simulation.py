@@ -24,6 +24,8 @@ from tests.simulation.steps import (
     Leave,
     Program,
     Say,
+    Tell,
+    Unfollow,
     Wait,
     run,
 )
@@ -116,6 +118,16 @@ def test_a_page_comes_back_to_a_room_with_history() -> None:
 def test_a_gateway_that_never_works_is_found_also_when_it_may_be_full_for_a_moment() -> None:
     with pytest.raises(Violation, match="g0 does not work"):
         run(Program(Setup(in_flight=1), ()))
+
+
+def test_a_page_comes_back_to_where_its_user_was() -> None:
+    come, away = (Connect(0, "ann/1", "red"), Wait(0.1)), (Disconnect(0), Wait(0.1), Tell("ann"), Tell("ann"))
+    steps = (*come, Tell("ann"), Wait(0.1), *away, ComeBack(0, 1), Wait(0.1), Tell("ann"), Tell("bob"), Unfollow(1))
+    world = run(Program(Setup(users=100), (*steps, Tell("ann"), FailOver(0.0, lives=False), Wait(3.0), Tell("ann"))))
+    (page,) = (copy for client in world.clients for copy in client.copies.values() if client.user == "ann")
+    assert (page.room, page.snapshots) == ("user:ann", 1)
+    assert [each is None for each in page.seen] == [False] * 6
+    assert world.invariants.seen["recovered True"] == 2
 
 
 def test_a_failure_is_made_short(monkeypatch: pytest.MonkeyPatch) -> None:

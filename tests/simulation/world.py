@@ -22,7 +22,7 @@ import kraftek.contract.names
 import kraftek.core.history.log
 from kraftek.contract.errors import Code
 from kraftek.contract.names import room_topic
-from kraftek.contract.settings import Auth, Config, Limits, Redis, Registration, RoomPolicy
+from kraftek.contract.settings import Auth, Config, Limits, Redis, Registration, RoomPolicy, Users
 from kraftek.core.history.rules import Rules
 from tests.simulation.gateways import GatewayProcess
 from tests.simulation.histories import Histories
@@ -49,8 +49,8 @@ _TICK = 0.1
 
 class Setup(Struct, frozen=True):
     """What a run begins with. ``oldest``: Redis is a 6.2. ``history``: messages that are kept of rooms that
-    ``with_history`` covers, for so many seconds. ``mixed``: the first gateway knows nothing of that, as an older one.
-    ``presence``: clients ask who is in their rooms.
+    ``with_history`` covers, and ``users`` of each user, for so many seconds. ``mixed``: the first gateway knows nothing
+    of that, as an older one. ``presence``: clients ask who is in their rooms.
     """
 
     seed: int = 0
@@ -61,6 +61,7 @@ class Setup(Struct, frozen=True):
     oldest: bool = False
     history: int = 0
     with_history: str = "*"
+    users: int = 0
     history_ttl: float = 600.0
     mixed: bool = False
     presence: bool = False
@@ -110,6 +111,7 @@ class World:
                 Registration(name="log", channel=STREAM, transport="stream", max_length=MOST_IN_STREAM, presence=True),
             ),
             rooms=_rooms(setup),
+            users=Users(history=setup.users, history_ttl=setup.history_ttl),
         )
         self._rules = Rules(self.config.rooms)
 
@@ -167,7 +169,9 @@ class World:
     def start_gateway(self) -> GatewayProcess:
         """One more."""
         name = f"g{len(self.gateways)}"
-        config = self.config if self.gateways or not self.setup.mixed else replace(self.config, rooms=())
+        config = self.config
+        if self.setup.mixed and not self.gateways:
+            config = replace(config, rooms=(), users=Users())
         gateway = GatewayProcess(name, self.time, self.network, config, self._checker, self._heard)
         self.gateways.append(gateway)
         return gateway
@@ -296,17 +300,20 @@ class World:
         self.expected.update((client, number) for client in hearers)
         if not self.chat.say(room, number, () if but_for is None else (but_for.socket_id,)):
             self.expected.difference_update((client, number) for client in hearers)
-        self.time.later(None, 0.5, self.invariants.have_heard, hearers, room, number, self.time.now)
+        kept = self.has_history(room)
+        self.time.later(None, 0.5, self.invariants.have_heard, hearers, room, number, self.time.now, kept)
 
     def tell(self, user: str) -> None:
         """The service tells a user something: each connection of it that must hear it, does."""
         number = next(self.numbers)
         hearers = [client for client in self.clients if client.user == user and self.invariants.must_be_told(client)]
         self.expected.update((client, number) for client in hearers)
-        self.chat.tell(user, number)
+        if not self.chat.tell(user, number):
+            self.expected.difference_update((client, number) for client in hearers)
+        kept = bool(self.setup.users)
         for client in hearers:
             room = next(iter(client.grants))
-            self.time.later(None, 0.5, self.invariants.have_heard, [client], room, number, self.time.now)
+            self.time.later(None, 0.5, self.invariants.have_heard, [client], room, number, self.time.now, kept)
 
     def _tick(self) -> None:
         self.time.later(None, _TICK, self._tick)
@@ -408,7 +415,7 @@ class World:
         """Every page that is away tries to go on, unless its user is there."""
         there = {client.user for client in self.clients if client.open}
         accepting = [gateway for gateway in self.gateways if gateway.accepts]
-        for gone in [client for client in self.clients if not client.open and client.copies and client.user]:
+        for gone in [client for client in self.clients if client.goes_back]:
             if accepting and not (self.single and gone.user in there):
                 there.add(gone.user)
                 self.come_back(gone, self.random.choice(accepting))
@@ -418,8 +425,8 @@ class World:
         """A page whose connection ended connects again, and goes on where it was."""
         assert gone.token is not None
         client = self.connect(gateway)
+        rooms = gone.goes_back
         client.copies, gone.copies = gone.copies, {}
-        rooms = tuple(client.copies)
         client.authenticate(gone.token, rooms[0])
         for room in rooms[1:]:
             client.join(room)
