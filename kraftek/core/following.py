@@ -44,7 +44,15 @@ _AT_ONCE = 200
 """Topics that one call of a script compares: it blocks Redis for a millisecond or two."""
 
 
-async def _some_by_some(compare: Callable[[Sequence[Followed]], Deferred[bool]], topics: Sequence[Followed]) -> bool:
+_Compare = Callable[[Sequence[Followed]], Deferred[bool]]
+
+
+def _some_by_some(compare: _Compare, topics: Sequence[Followed]) -> Deferred[bool]:
+    """Fires with whether Redis has answered. It is asked for some at a time, and answers others in between."""
+    return Deferred.fromCoroutine(_compare_all_of(compare, topics))
+
+
+async def _compare_all_of(compare: _Compare, topics: Sequence[Followed]) -> bool:
     for start in range(0, len(topics), _AT_ONCE):
         if not await compare(topics[start : start + _AT_ONCE]):
             return False
@@ -165,7 +173,7 @@ class Following:
             self._topics.pop(topic.topic).give_up()
             self.ordering.complete(topic.topic)
             self._bus.unfollow(topic_channel(topic.topic))
-        self._compare([topic for topic in part if not topic.busy])
+        _some_by_some(self._compare_some, [topic for topic in part if not topic.busy])
 
     def shed(self, size: int) -> int:
         """A :data:`kraftek.contract.accounts.Shed`: all that was heard is read instead."""
@@ -220,11 +228,7 @@ class Following:
         following.addCallbacks(lambda _: self._read(topic, anew=True), self._unread, errbackArgs=(topic,))
 
     def _compare_all(self) -> Deferred[bool]:
-        return self._compare(list(self._topics.values()))
-
-    def _compare(self, topics: Sequence[Followed]) -> Deferred[bool]:
-        """Fires with whether Redis has answered. It is asked for some at a time, and answers others in between."""
-        return Deferred.fromCoroutine(_some_by_some(self._compare_some, topics))
+        return _some_by_some(self._compare_some, list(self._topics.values()))
 
     def _compare_some(self, topics: Sequence[Followed]) -> Deferred[bool]:
         asked = []
