@@ -139,16 +139,20 @@ PAGE = """
         return { parts, answer, message, told };
     })()
 """
-# The same with Socket.IO's client, whose pages name the event.
+# The same with Socket.IO's client, whose pages name what they ask.
 SOCKETIO_PAGE = """
     new Promise((resolve, reject) => {
         const socket = io({ auth: { token: "sue", roomId: "sue" } });
         const told = [];
+        const parts = [];
         socket.on("connect_error", reject);
         socket.on("sample:told:room", (what) => told.push(what));
-        socket.on("authenticated", () => {
+        socket.on("progress", ({ id, number, payload }) => parts.push([id, payload, number]));
+        socket.on("authenticated", async () => {
+            const answer = await socket.emitWithAck("sample:say:parts", ["Be", "cause"], { progress: "ask" });
             socket.emit("sample:do:wait", "tidy", ({ error }) => {
-                const look = () => (told.length ? resolve({ code: error.code, told }) : setTimeout(look, 10));
+                const look = () =>
+                    told.length ? resolve({ parts, answer, code: error.code, told }) : setTimeout(look, 10);
                 look();
             });
             const cancel = async () => {
@@ -177,4 +181,9 @@ def test_in_a_browser(shared: Shared, gateways: list[Gateway], instances: Instan
             "told": ["cancelled"],
         }
         page.add_script_tag(path=SOCKETIO / "node_modules/socket.io-client/dist/socket.io.min.js")
-        assert page.evaluate(SOCKETIO_PAGE) == {"code": "CANCELLED", "told": ["cancelled"]}
+        assert page.evaluate(SOCKETIO_PAGE) == {
+            "parts": [["ask", "Be", 1], ["ask", "cause", 2]],
+            "answer": [True, True],
+            "code": "CANCELLED",
+            "told": ["cancelled"],
+        }

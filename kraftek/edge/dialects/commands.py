@@ -17,10 +17,12 @@ from kraftek.contract.messages import (
     HISTORY_LIMIT,
     ID_LENGTH,
     ROOM_ID_LENGTH,
+    Append,
     AskPresence,
     Authenticate,
     Cancel,
     History,
+    HistoryPage,
     Join,
     Leave,
     Position,
@@ -31,7 +33,19 @@ from kraftek.contract.messages import (
 )
 from kraftek.contract.names import NAME_LENGTH
 
-__all__ = ["RoomId", "ask_presence", "authenticate", "cancel", "explain", "history", "join", "leave", "standing"]
+__all__ = [
+    "RoomId",
+    "ask_presence",
+    "authenticate",
+    "cancel",
+    "explain",
+    "history",
+    "join",
+    "leave",
+    "page",
+    "progress",
+    "standing",
+]
 
 T = TypeVar("T")
 
@@ -90,9 +104,23 @@ class _Watched(Struct):
     changes: bool = True
 
 
+_Id = int | Annotated[str, Meta(max_length=ID_LENGTH)]
+
+
 class _Given(Struct):
-    id: int | Annotated[str, Meta(max_length=ID_LENGTH)] | None = None
+    id: _Id | None = None
     eventType: Annotated[str, Meta(max_length=NAME_LENGTH)] | None = None
+
+
+class _Options(Struct, forbid_unknown_fields=True):
+    progress: _Id
+
+
+class _Found(Struct, omit_defaults=True):
+    type: str
+    payload: Raw
+    offset: int | None = None
+    append: Append | None = None
 
 
 _decode_given = msgspec.json.Decoder(_Given | None).decode
@@ -101,6 +129,7 @@ _decode_room = msgspec.json.Decoder(_Room).decode
 _decode_entered = msgspec.json.Decoder(_Entered).decode
 _decode_asked = msgspec.json.Decoder(_Asked).decode
 _decode_watched = msgspec.json.Decoder(_Watched).decode
+_decode_options = msgspec.json.Decoder(_Options).decode
 
 
 def authenticate(
@@ -118,23 +147,27 @@ def authenticate(
     """
     credentials = _read(named, payload, _decode_credentials, id)
     entered, token = credentials.roomId or room_id, Token(credentials.token)
-    if not resumes:
-        return Authenticate(token, entered, id, data=credentials.data)
-    since, last, user_since = credentials.since, credentials.history or 0, credentials.userSince
-    return Authenticate(token, entered, id, since, last, credentials.data, user_since=user_since)
+    since, user_since = (credentials.since, credentials.userSince) if resumes else (None, None)
+    return Authenticate(token, entered, id, since, credentials.history or 0, credentials.data, user_since=user_since)
 
 
 def join(payload: Raw, id: RequestId | None, *, resumes: bool = False) -> Join:
     """The room to enter."""
     entered = _read("join", payload, _decode_entered, id)
-    since, last = (entered.since, entered.history or 0) if resumes else (None, 0)
-    return Join(entered.roomId, id, since, last, entered.data)
+    return Join(entered.roomId, id, entered.since if resumes else None, entered.history or 0, entered.data)
 
 
 def history(payload: Raw, id: RequestId | None) -> History:
     """Which messages of which room."""
     asked = _read("history", payload, _decode_asked, id)
     return History(asked.roomId, asked.limit, asked.before, asked.socketIds, id)
+
+
+def page(message: HistoryPage) -> dict[str, Any]:
+    """The answer to :func:`history`."""
+    found = [_Found(each.type, each.payload, each.offset, each.append) for each in message.messages]
+    answer = {"roomId": message.room_id, "epoch": message.epoch, "messages": found}
+    return answer if message.before is None else {**answer, "before": message.before}
 
 
 def leave(payload: Raw, id: RequestId | None) -> Leave:
@@ -158,11 +191,24 @@ def cancel(payload: Raw, id: RequestId | None, *, by_id: bool = False) -> Cancel
     return Cancel(request_id, given.eventType)
 
 
+def progress(options: Raw, id: RequestId | None) -> RequestId:
+    """What stands beside a payload: the client takes the answer in parts, and what they are to name it by."""
+    name = _read_as("options of an event", options, _decode_options, id).progress
+    if type(name) is int and is_long(name):
+        text = f"options of an event: expected an integer of at most {ID_LENGTH} characters - at `$.progress`"
+        raise PeerError(Code.INVALID_MESSAGE, text, id=id)
+    return name
+
+
 def _read(named: str, payload: Raw, decode: Callable[[Raw], T], id: RequestId | None) -> T:
+    return _read_as(f"payload of {named}", payload, decode, id)
+
+
+def _read_as(what: str, json: Raw, decode: Callable[[Raw], T], id: RequestId | None) -> T:
     try:
-        return decode(payload)
+        return decode(json)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise PeerError(Code.INVALID_MESSAGE, f"payload of {named}: {explain(error)}", id=id) from None
+        raise PeerError(Code.INVALID_MESSAGE, f"{what}: {explain(error)}", id=id) from None
 
 
 def expiry(expires_in: float | None) -> dict[str, float]:

@@ -56,6 +56,7 @@ from kraftek.edge.dialects.commands import (
     history,
     join,
     leave,
+    page,
     standing,
 )
 
@@ -198,10 +199,8 @@ class NativeDialect:
 
 def _news(message: Left | Pong | Gap | Drained | Positioned | HistoryPage) -> _Reply:
     match message:
-        case HistoryPage(room_id, epoch, messages, before, id):
-            found = [_Reply(each.type, each.payload, offset=each.offset, append=each.append) for each in messages]
-            page = {"roomId": room_id, "epoch": epoch, "messages": found}
-            return _Reply("history", page if before is None else {**page, "before": before}, id)
+        case HistoryPage():
+            return _Reply("history", page(message), message.id)
         case Left(room_id, id):
             return _Reply("left", {"roomId": room_id}, id)
         case Pong(id):

@@ -24,6 +24,7 @@ from kraftek.contract.messages import (
     Admitted,
     Authenticate,
     Authenticated,
+    Cancel,
     Closing,
     Connected,
     Delivery,
@@ -32,17 +33,30 @@ from kraftek.contract.messages import (
     ErrorPayload,
     Event,
     Gap,
+    HistoryPage,
     Inbound,
     Joined,
     Left,
     Outbound,
     Outgoing,
+    Progress,
     Recover,
     RequestId,
 )
 from kraftek.contract.order import Order
 from kraftek.contract.surrogates import HALF, is_whole
-from kraftek.edge.dialects.commands import ask_presence, authenticate, cancel, expiry, join, leave
+from kraftek.edge.dialects.commands import (
+    ask_presence,
+    authenticate,
+    cancel,
+    expiry,
+    history,
+    join,
+    leave,
+    page,
+    progress,
+    standing,
+)
 from kraftek.edge.dialects.socketio_packets import (
     MAIN,
     AckPacket,
@@ -87,13 +101,14 @@ Open = Callable[[IClientLink, IDialect], IReceiver]
 
 class SocketIOState(Struct, kw_only=True):
     """A client as another version of the gateway reads it: the namespaces that it is in, the messages that have arrived
-    of a binary packet, the id of its socket, and the name by which it may come back.
+    of a binary packet, the id of its socket, the name by which it may come back, and its own names of requests.
     """
 
     joined: tuple[str, ...]
     arrived: list[bytes]
     socket_id: str
     pid: str = ""
+    named: dict[int, RequestId] = {}
 
 
 _decode_state = msgspec.msgpack.Decoder(SocketIOState).decode
@@ -166,9 +181,12 @@ class SocketIODialect:
     ``link``: the client's. What Socket.IO answers by itself, without the gateway, is written to it. ``left``: the
     client has left the namespace, and this is over. ``order``: what each event ends in, if clients that lose their
     connection come back as what they were: the client keeps it, and shows it then. Without, they do not.
+
+    Pages do not know the ids of their acknowledgements. Of a request whose answer is to come in parts they say what to
+    name it by: ``_named`` has these names by the ids, until the request is answered.
     """
 
-    __slots__ = ("_bounds", "_link", "_order", "_pid", "_put_out", "_session", "_socket_id", "_waits", "left")
+    __slots__ = ("_bounds", "_link", "_named", "_order", "_pid", "_put_out", "_session", "_socket_id", "_waits", "left")
 
     codec = "socket.io"
     lasting_ids = False  # the ids of acknowledgements begin from 0 with every connection
@@ -181,16 +199,19 @@ class SocketIODialect:
         self._session = SocketSession(settings)
         self._bounds = settings.bounds
         self._socket_id = ""
+        self._named: dict[int, RequestId] = {}
 
     def give(self) -> SocketIOState:
         """For another version of the gateway."""
         joined, arrived = self._session.give()
-        return SocketIOState(joined=joined, arrived=arrived, socket_id=self._socket_id, pid=self._pid)
+        return SocketIOState(
+            joined=joined, arrived=arrived, socket_id=self._socket_id, pid=self._pid, named=self._named
+        )
 
     def restore(self, state: SocketIOState) -> None:
         """Go on from what another version gave."""
         self._session.restore(state.joined, state.arrived)
-        self._socket_id, self._pid = state.socket_id, state.pid
+        self._socket_id, self._pid, self._named = state.socket_id, state.pid, state.named
 
     @property
     def recovers(self) -> bool:
@@ -204,7 +225,7 @@ class SocketIODialect:
             raise PeerError(Code.INVALID_MESSAGE, str(error), closes=error.closes, id=error.ack_id) from None
         if type(packet) is EventPacket:
             message = self._meant(packet)
-            if packet.mended and not is_whole(message):
+            if packet.mended and message is not None and not is_whole(message):
                 raise PeerError(Code.INVALID_MESSAGE, HALF, id=packet.ack_id)
             return message
         if type(packet) is ConnectPacket:
@@ -222,7 +243,7 @@ class SocketIODialect:
         if type(message) is Delivery:
             if message.room_id is None and _is_ack_id(message.id):
                 refuses = message.type == "error"
-                return encode_ack(message.id, b'{"error":%b}' % message.payload if refuses else message.payload)
+                return self._ack(message.id, b'{"error":%b}' % message.payload if refuses else message.payload)
             try:
                 if message.receipt is not None:
                     # The client keeps the last argument as its offset only if that is no function.
@@ -244,22 +265,23 @@ class SocketIODialect:
 
     def _encode_answer(self, message: Outbound) -> Outgoing | None:
         match message:
-            case ErrorMessage(code, text, event_type, retry_after, id, room_id, limit):
-                error = ErrorPayload(code, text, event_type, retry_after, room_id, limit)
-                if _is_ack_id(id):
-                    return encode_ack(id, _encode(_Refusal(error)))
-                return self._event("error", _encode(error))
+            case ErrorMessage():
+                return self._error(message)
             case Ack(id, receivers):
-                return encode_ack(id, _encode({"receivers": receivers})) if _is_ack_id(id) else None
-            case Authenticated(user_id, room_id, id, expires_in):
+                return self._ack(id, _encode({"receivers": receivers})) if _is_ack_id(id) else None
+            case Authenticated(user_id, room_id, id, expires_in, where):
                 entered = {"success": True, "userId": user_id, "roomId": room_id, **expiry(expires_in)}
                 if message.recovered:
                     entered |= {"recovered": True, "socketId": message.socket_id}
-                return self._answer("authenticated", entered, id, message.order)
-            case Joined(room_id, id, expires_in):
-                return self._answer("joined", {"roomId": room_id, **expiry(expires_in)}, id)
+                return self._answer("authenticated", {**entered, **standing(where)}, id, message.order)
+            case Joined(room_id, id, expires_in, where):
+                return self._answer("joined", {"roomId": room_id, **expiry(expires_in), **standing(where)}, id)
             case Left(room_id, id):
                 return self._answer("left", {"roomId": room_id}, id)
+            case HistoryPage():
+                return self._page(message)
+            case Progress():
+                return self._part(message)
             case Gap(rooms):
                 return self._event("gap", _encode({"rooms": rooms}))
             case Drained(reconnect_after):
@@ -269,6 +291,28 @@ class SocketIODialect:
                 self._put_out = True
                 return self._session.disconnect()
         return None
+
+    def _error(self, message: ErrorMessage) -> Outgoing:
+        about, room_id, limit = message.event_type, message.room_id, message.limit
+        error = ErrorPayload(message.code, message.message, about, message.retry_after, room_id, limit)
+        if _is_ack_id(message.id):
+            return self._ack(message.id, _encode(_Refusal(error)))
+        return self._event("error", _encode(error))
+
+    def _page(self, message: HistoryPage) -> Outgoing:
+        found = _encode(page(message))
+        return encode_ack(message.id, found) if _is_ack_id(message.id) else self._event("history", found)
+
+    def _part(self, message: Progress) -> Outgoing | None:
+        if not _is_ack_id(message.id) or message.id not in self._named:
+            return None
+        part = {"id": self._named[message.id], "number": message.place.number, "payload": message.payload}
+        return self._event("progress", _encode(part))
+
+    def _ack(self, ack_id: int, payload: bytes | Raw) -> Outgoing:
+        """The one answer."""
+        self._named.pop(ack_id, None)
+        return encode_ack(ack_id, payload)
 
     def _event(self, name: str, payload: bytes | Raw, order: str | None = None) -> Outgoing:
         if self._order is None:
@@ -295,9 +339,9 @@ class SocketIODialect:
         self._link.write(self._session.accept(MAIN, self._socket_id, self._pid))
         return None if packet.auth is None else _credentials(packet, packet.auth)
 
-    def _meant(self, packet: EventPacket) -> Inbound:
+    def _meant(self, packet: EventPacket) -> Inbound | None:
         name, args, ack_id = packet.name, packet.args, packet.ack_id
-        if len(args) > 1:
+        if len(args) > (2 if ":" in name else 1):
             raise PeerError(Code.INVALID_MESSAGE, f"expected one payload, found {len(args)} arguments", id=ack_id)
         payload = args[0] if args else NULL
         if len(payload) > self._bounds.harmless and (complaint := self._bounds.complaint(bytes(payload))):
@@ -309,15 +353,38 @@ class SocketIODialect:
                 return join(payload, ack_id)
             case "leave":
                 return leave(payload, ack_id)
+            case "history":
+                return history(payload, ack_id)
             case "presence":
                 return ask_presence(payload, ack_id)
             case "cancel":
-                message = cancel(payload, ack_id)
-                if ack_id is not None:
-                    self._link.write(encode_ack(ack_id, b"{}"))
-                return message
+                return self._cancels(cancel(payload, ack_id), ack_id)
+            case _ if len(args) == 2:
+                return self._in_parts(packet, payload)
             case _:
                 return Event(name, payload, ack_id)
+
+    def _in_parts(self, packet: EventPacket, payload: Raw) -> Event:
+        """A request whose answer may come in parts."""
+        ack_id = packet.ack_id
+        named = progress(packet.args[1], ack_id)
+        if packet.mended and not is_whole(named):
+            raise PeerError(Code.INVALID_MESSAGE, HALF, id=ack_id)
+        if ack_id is None:
+            raise PeerError(Code.INVALID_MESSAGE, "an event without an acknowledgement has no parts of an answer")
+        if self._named.get(ack_id, named) != named or (ack_id not in self._named and named in self._named.values()):
+            raise PeerError(Code.INVALID_MESSAGE, "another request of this name waits for its answer", id=ack_id)
+        self._named[ack_id] = named
+        return Event(packet.name, payload, ack_id, progress=True)
+
+    def _cancels(self, message: Cancel, ack_id: int | None) -> Cancel | None:
+        """Answered at once: the request's own acknowledgement says what became of it."""
+        if ack_id is not None:
+            self._link.write(encode_ack(ack_id, b"{}"))
+        if message.id is None:
+            return message
+        found = [number for number, name in self._named.items() if name == message.id]
+        return Cancel(found[0], message.event_type) if found else None
 
 
 class _Was(Struct):

@@ -29,6 +29,7 @@ from kraftek.contract.messages import (
     ErrorMessage,
     Event,
     Gap,
+    History,
     HistoryPage,
     Inbound,
     Join,
@@ -39,6 +40,7 @@ from kraftek.contract.messages import (
     Outgoing,
     Place,
     Pong,
+    Position,
     Positioned,
     Progress,
     Recover,
@@ -106,7 +108,10 @@ UNDERSTOOD: list[tuple[str, Inbound]] = [
     ('212["leave",{"roomId":"r"}]', Leave("r", 12)),
     ('213["presence",{"roomId":"r","version":"v"}]', AskPresence("r", 13, "v")),
     ('2["cancel",{"eventType":"a:b:c"}]', Cancel(None, "a:b:c")),
-    ('2["cancel",{"id":12}]', Cancel(12)),
+    ('214["history",{"roomId":"r","limit":7}]', History("r", 7, id=14)),
+    ('2["join",{"roomId":"r","history":9,"since":{"epoch":"e","offset":1}}]', Join("r", last=9)),
+    (f'2["authenticate",{{"token":"{SECRET}","history":9}}]', Authenticate(Token(SECRET), last=9)),
+    ('25["a:b:c",1,{"progress":"q"}]', Event("a:b:c", Raw(b"1"), 5, progress=True)),
     ('2["a:b:c",{"x": 1.0}]', Event("a:b:c", Raw(b'{"x": 1.0}'))),
     ('25["a:b:c",[1,"ж📝"]]', Event("a:b:c", Raw('[1,"ж📝"]'.encode()), 5)),
     ('2["a:b:c"]', Event("a:b:c", NULL)),
@@ -149,8 +154,44 @@ def test_there_is_one_namespace() -> None:
 def test_a_cancel_is_acknowledged_at_once() -> None:
     link = FakeLink()
     dialect = made(link)
-    assert dialect.received(b'27["cancel",{"id":3}]', False) == Cancel(3)
+    assert dialect.received(b'27["cancel",{"eventType":"a:b:c"}]', False) == Cancel(None, "a:b:c")
     assert texts(link) == ["437[{}]"]
+    # Pages know no ids of acknowledgements.
+    assert dialect.received(b'28["cancel",{"id":3}]', False) is None
+    assert texts(link) == ["438[{}]"]
+
+
+def test_parts_of_an_answer_have_the_name_that_the_page_gave() -> None:
+    dialect = made()
+    for number, name in enumerate(["q", 7, "7"], 3):
+        dialect.received(f'2{number}["a:b:c",1,{{"progress":{json.dumps(name)}}}]'.encode(), False)
+    part = dialect.encode(Progress(4, Raw(b'{"x": 1.0}'), Place("run", 2)))
+    assert part is not None
+    assert part.text == b'42["progress",{"id":7,"number":2,"payload":{"x": 1.0}}]'
+    assert dialect.received(b'2["cancel",{"id":"7"}]', False) == Cancel(5)
+    assert dialect.received(b'2["cancel",{"id":8,"eventType":"a:b:c"}]', False) is None
+
+
+@pytest.mark.parametrize(
+    "answer", [Delivery("a:b:c", id=3), Delivery("error", Raw(b"{}"), id=3), Ack(3, 1), ErrorMessage("X", "x", id=3)]
+)
+def test_a_name_is_free_when_the_request_is_answered(answer: Outbound) -> None:
+    dialect = made()
+    assert dialect.received(b'23["a:b:c",1,{"progress":"q"}]', False) is not None
+    with pytest.raises(PeerError, match="another request of this name waits for its answer"):
+        dialect.received(b'24["a:b:c",1,{"progress":"q"}]', False)
+    assert dialect.encode(answer) is not None
+    assert dialect.encode(Progress(3, Raw(b"1"), Place("run", 2))) is None
+    assert dialect.received(b'25["a:b:c",1,{"progress":"q"}]', False) is not None
+
+
+def test_names_of_requests_move_to_another_version() -> None:
+    dialect, other = made(), made()
+    dialect.received(b'23["a:b:c",1,{"progress":"q"}]', False)
+    other.restore(dialect.give())
+    part = other.encode(Progress(3, Raw(b"1"), Place("run", 1)))
+    assert part is not None
+    assert part.text == b'42["progress",{"id":"q","number":1,"payload":1}]'
 
 
 def test_who_leaves_the_namespace_is_gone() -> None:
@@ -180,7 +221,14 @@ def test_who_breaks_the_protocol_in_a_request_is_told_which() -> None:
 @pytest.mark.parametrize(
     ("packet", "message", "id"),
     [
-        ('23["a:b:c",1,2]', "expected one payload, found 2 arguments", 3),
+        ('23["a:b:c",1,2]', "options of an event: Expected `object`, got `int`", 3),
+        ('23["a:b:c",1,{}]', "options of an event: Object missing required field `progress`", 3),
+        ('23["a:b:c",1,{"progress":true}]', "options of an event: Expected `int | str`, got `bool`", 3),
+        ('23["a:b:c",1,{"progress":1,"x":1}]', "options of an event: Object contains unknown field `x`", 3),
+        (f'23["a:b:c",1,{{"progress":{65 * "9"}}}]', "expected an integer of at most 64 characters", 3),
+        ('23["a:b:c",1,{"progress":"\\ud800"}]', "half of a surrogate pair", 3),
+        ('2["a:b:c",1,{"progress":1}]', "without an acknowledgement has no parts", None),
+        ('23["join",{"roomId":"r"},1]', "expected one payload, found 2 arguments", 3),
         ('2["a:b:c",1,2,3]', "expected one payload, found 3 arguments", None),
         ('29["join",{}]', "payload of join: ", 9),
         ('2["leave"]', "payload of leave: ", None),
@@ -245,8 +293,18 @@ SAID: list[tuple[Outbound, list[str]]] = [
     ),
     (Delivery("a:b:c", Raw(b'"x"'), "r", append=Append("k")), ['42["a:b:c","x",{"key":"k"}]']),
     (Pong(1), []),
-    (HistoryPage("r", "e", []), []),
-    (Progress(1, Raw(b"1"), Place("x", 1)), []),  # who wants parts says so, and cannot here
+    (HistoryPage("r", "e", []), ['42["history",{"roomId":"r","epoch":"e","messages":[]}]']),
+    (
+        HistoryPage("r", "e", [Delivery("a:b:c", Raw(b'{"x": 1.0}'), "r", offset=4)], Position("e", 4), 6),
+        [
+            (
+                '436[{"roomId":"r","epoch":"e","messages":[{"type":"a:b:c","payload":{"x": 1.0},"offset":4}],'
+                '"before":{"epoch":"e","offset":4}}]'
+            ),
+        ],
+    ),
+    (Joined("r", None, None, Standing("e", 4)), ['42["joined",{"roomId":"r","epoch":"e","offset":4}]']),
+    (Progress(1, Raw(b"1"), Place("x", 1)), []),  # this request was sent by nobody
     (Positioned("r", Standing("e", 7, recovered=True)), []),
     (Gap({"r": {"a:*:*": 2}}), ['42["gap",{"rooms":{"r":{"a:*:*":2}}}]']),
     (Drained(1.5), ['42["drain",{"reconnectAfter":1.5}]']),
