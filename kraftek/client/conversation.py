@@ -37,6 +37,8 @@ _STEADY = 5.0
 
 _CONNECTION = ""
 """The name of the connection's own deadline, beside the ids of requests."""
+_CANCEL = "cancel "
+"""The prefix of a request's id for the word that it is given up."""
 _HELD = "held"
 """The name of the deadline until which neither events nor requests are sent, after ``RATE_LIMITED``."""
 
@@ -253,7 +255,7 @@ class Conversation:
         request = self._outbox.sent(key)
         self.forget(key)
         if request is not None and ":" in (event := _decode(request).type):
-            self._outbox.put(next(self._ids), Kind.CANCEL, frame("cancel", {"eventType": event}, key))
+            self._outbox.put(_CANCEL + key, Kind.CANCEL, frame("cancel", {"eventType": event}, key))
 
     # What happened
 
@@ -307,6 +309,7 @@ class Conversation:
         elif key is None:
             self._heard(message, error, len(text), now)
         else:
+            self._outbox.discard(f"{_CANCEL}{key}")
             self._watching.answered(message, error, now)
 
     def lost(self, attempt: int, code: int, reason: str, now: float) -> None:

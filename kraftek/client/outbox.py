@@ -28,11 +28,17 @@ class Kind(Enum):
     VOLATILE = "volatile"
     """An event for which another socket is too late."""
     CANCEL = "cancel"
-    """About a request that was sent on this socket or an earlier one: it waits for the next."""
+    """About a request that was sent on this socket or an earlier one: it waits for the next. What was sent just before
+    the socket was lost may not have been read: unless it is discarded, it is sent on another one, too."""
+    CANCEL_AGAIN = "cancel again"
+    """The same, the second time."""
 
 
 _OF_THE_SOCKET = {Kind.CONTROL, Kind.VOLATILE}
-_ANYWHERE = {Kind.CONTROL, Kind.CANCEL}
+_ANYWHERE = {Kind.CONTROL, Kind.CANCEL, Kind.CANCEL_AGAIN}
+
+_CANCELS = 256
+"""Cancels that were sent and are remembered, at most."""
 
 
 class _Unsent(Struct, frozen=True):
@@ -63,6 +69,8 @@ class Outbox:
         self._unanswered: dict[str, _Unsent] = {}
         # Requests that were sent, and are to be sent once more because the gateway has refused them for a while.
         self._refused: dict[str, _Unsent] = {}
+        # Cancels that were sent on this socket, and not confirmed.
+        self._cancels: dict[str, _Unsent] = {}
         # Requests that were sent when there was no room.
         self._nowhere: set[str] = set()
         # The longest message on this socket: if the gateway closes it with 1009, this one was too large.
@@ -130,8 +138,9 @@ class Outbox:
         self._refused[key] = self._unanswered.pop(key)
 
     def discard(self, key: str) -> None:
-        """Neither send a request or a control message nor send it again."""
+        """Neither send a request, a control message or a cancel nor send it again."""
         self._unsent.pop(key, None)
+        self._cancels.pop(key, None)
         self._refused.pop(key, None)
         self._unanswered.pop(key, None)
         self._nowhere.discard(key)
@@ -190,12 +199,12 @@ class Outbox:
             key: _Unsent(Kind.REQUEST, _resent(each.frame), each.room_id) for key, each in self._unanswered.items()
         }
         rest = {key: message for key, message in self._unsent.items() if message.kind not in _OF_THE_SOCKET}
-        self._unsent, self._unanswered, self._longest = again | self._refused | rest, {}, (0, "", None)
-        self._refused = {}
+        self._unsent = again | self._refused | self._cancels | rest
+        self._unanswered, self._refused, self._cancels, self._longest = {}, {}, {}, (0, "", None)
 
     def clear(self) -> None:
         """Remove everything."""
-        self._unsent, self._unanswered, self._refused = {}, {}, {}
+        self._unsent, self._unanswered, self._refused, self._cancels = {}, {}, {}, {}
         self._nowhere.clear()
         self._longest, self.events = (0, "", None), 0
 
@@ -217,6 +226,10 @@ class Outbox:
                     frame = _with(frame, b'"roomId":' + _encode(room_id))
                 message = _Unsent(Kind.REQUEST, frame, room_id)
             self._unanswered[key] = message
+        elif message.kind is Kind.CANCEL:
+            if len(self._cancels) == _CANCELS:
+                del self._cancels[next(iter(self._cancels))]
+            self._cancels[key] = _Unsent(Kind.CANCEL_AGAIN, frame)
         if len(frame) > self._longest[0]:
             self._longest = len(frame), key, message
         return frame

@@ -159,6 +159,8 @@ class Watching:
         except msgspec.ValidationError:
             return  # no gateway of ours says that
         watched = self._rooms[room_id]
+        if told.users is UNSET and not watched.known:
+            return  # a change of what somebody has asked before, who wants to know it no more
         users = {**watched.users, **_shown(told.joined)} if told.users is UNSET else _shown(told.users)
         for user_id in told.left:
             users.pop(user_id, None)

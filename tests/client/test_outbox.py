@@ -36,6 +36,25 @@ def test_only_requests_are_sent_again_and_before_the_rest() -> None:
         assert sent(outbox) == [b'{"a long":"request","resent":true}', *rest]
 
 
+def test_a_cancel_is_sent_on_the_next_socket_too_unless_it_is_confirmed() -> None:
+    outbox = Outbox()
+    for number in range(258):
+        outbox.put(f"cancel {number}", Kind.CANCEL, b"%d" % number)
+    assert sent(outbox) == [b"%d" % number for number in range(258)]
+    outbox.discard("cancel 9")
+    outbox.socket_lost()
+    # Of so many the last are remembered.
+    again = [b"%d" % number for number in range(2, 258) if number != 9]
+    assert (sent(outbox), outbox.pending) == (again, 0)
+    outbox.socket_lost()
+    assert sent(outbox) == []
+    outbox.put("cancel 1", Kind.CANCEL, b"1")
+    sent(outbox)
+    outbox.clear()
+    outbox.socket_lost()
+    assert sent(outbox) == []
+
+
 def test_a_request_keeps_the_room_that_was_the_default() -> None:
     outbox = Outbox()
     for key in "abc":

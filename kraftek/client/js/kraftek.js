@@ -145,8 +145,11 @@ export class Kraftek {
   #outbox = new Map();
   /** How many of them are events. */
   #events = 0;
-  /** Words to the gateway about requests that were sent and given up, while they cannot be sent. */
-  #cancels = [];
+  /**
+   * By id, requests that were sent and given up, until the gateway has answered that. What it was told just before a
+   * socket was lost it may not have read: it is told on the next one, too.
+   */
+  #cancels = new Map();
   /** The longest message sent on this socket: the one that was too big, if one was. `text` of an event alone. */
   #longest = { size: 0 };
   /** The rooms to be in: who waits to have entered. The first is shown with the token. */
@@ -324,8 +327,11 @@ export class Kraftek {
   }
 
   #cancel(id, eventType) {
-    if (this.#cancels.length === this.#options.queue) return;
-    this.#cancels.push(JSON.stringify({ type: "cancel", id, payload: { eventType } }));
+    if (this.#cancels.size >= this.#options.queue) {
+      const [told] = [...this.#cancels].find(([, { socket }]) => socket) ?? [];
+      if (!this.#cancels.delete(told)) return;
+    }
+    this.#cancels.set(id, { text: JSON.stringify({ type: "cancel", id, payload: { eventType } }), socket: undefined });
     this.#flush();
   }
 
@@ -709,7 +715,12 @@ export class Kraftek {
         this.#send(message.text, message);
       }
     }
-    while (this.#cancels.length && this.#takes({ nowhere: true })) this.#send(this.#cancels.shift(), {});
+    for (const [id, cancel] of this.#cancels) {
+      if (cancel.socket === this.#socket || !this.#takes({ nowhere: true })) continue;
+      if (cancel.socket) this.#cancels.delete(id);
+      cancel.socket = this.#socket;
+      this.#send(cancel.text, {});
+    }
   }
 
   /** The gateway takes no more for a while, or until it has another token. Returns how soon it may do so again. */
@@ -820,7 +831,7 @@ export class Kraftek {
     const unsent = [...this.#outbox.values()];
     this.#outbox.clear();
     this.#events = 0;
-    this.#cancels = [];
+    this.#cancels.clear();
     this.#become("closed", why);
     this.#options.clock.clearTimeout(this.#holding);
     this.#holding = undefined;
@@ -1022,6 +1033,7 @@ export class Kraftek {
       }
       if (error && isRefusedFor(error) && this.#outbox.has(id) && this.#isHeld(asked, error)) return;
       this.#commands.delete(id);
+      this.#cancels.delete(id);
       // Who asked may have stopped waiting.
       asked?.stop?.();
       asked?.answer?.(error, payload);
@@ -1182,7 +1194,8 @@ class Watched {
 
   tell(payload) {
     const { count, version, users, joined = [], left = [] } = payload ?? {};
-    if (!Number.isSafeInteger(count)) return;
+    // A change before the answer is of what somebody has asked before, who wants to know it no more.
+    if (!Number.isSafeInteger(count) || (!this.known && !users)) return;
     const before = new Map(this.present.users.map((user) => [user.userId, user]));
     const now = new Map(users ? [] : before);
     for (const user of users ?? joined) now.set(user.userId, user);
