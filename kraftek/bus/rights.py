@@ -98,7 +98,7 @@ HISTORY_COMMANDS = """
 EXPIRE key 1
 FUNCTION LOAD code
 XREVRANGE key + -
-ZMSCORE key member
+ZREMRANGEBYRANK key 0 0
 ZREMRANGEBYSCORE key 0 0
 """
 """Those for histories."""
@@ -180,7 +180,8 @@ def _keys(config: Config) -> list[str]:
         keys.append(names.HISTORY_RULES)
     if keeps:
         keys.append(names.HISTORY_FOLLOWING)
-        keys += [names.history_position_key("*"), names.history_log_key("*"), names.history_ids_key("*")]
+        keys += [names.history_position_key("*"), names.history_log_key("*")]
+        keys += [names.history_ids_key("*"), names.history_texts_key("*")]
         if config.socketio.recovery:
             keys.append(names.kept_socket_key("*"))
     if any(policy.presence for policy in config.rooms):

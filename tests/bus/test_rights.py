@@ -70,7 +70,7 @@ def test_keys_and_channels_are_those_of_the_configuration() -> None:
     kept = Config(redis=config.redis, services=SERVICES, rooms=(RoomPolicy(pattern="*", history=1),))
     more = {need.right for need in needs_of(kept)} - rights
     own = "k:gateways:history:"
-    assert {f"~{own}rules", f"~{own}position:*", f"~{own}log:*", f"&{own}room:*"} <= more
+    assert {f"~{own}rules", f"~{own}position:*", f"~{own}log:*", f"~{own}texts:*", f"&{own}room:*"} <= more
     back = Config(redis=config.redis, services=SERVICES, rooms=kept.rooms, socketio=SocketIO(recovery=True))
     assert {need.right for need in needs_of(back)} - rights - more == {f"~{own}socket:*"}
     watched = Config(redis=config.redis, services=SERVICES, rooms=(RoomPolicy(pattern="*", presence=True),))

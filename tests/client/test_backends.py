@@ -224,6 +224,7 @@ def test_a_cancelled_request(user: MakeUser, server: ScriptedGateway) -> None:
     far.cut()
     far = server.admitted()
     ada.run("emit", "a:b:next")
+    far.expect("cancel")
     far.expect("a:b:next")
 
 

@@ -144,13 +144,16 @@ def test_who_is_over_the_budget_cancels_what_waits_and_nothing_else() -> None:
 
 
 def test_pages_of_socketio_name_the_event() -> None:
-    """They do not know the ids of their acknowledgements, and those of another socket are the same."""
+    """They do not know the ids of their acknowledgements, and those of another socket are the same; they may name a
+    request of which they want parts.
+    """
     house = House()
     page = admitted(house)
-    for text in ('21["chat:bot:ask"]', '22["chat:bot:ask"]', '23["chat:bot:who"]'):
+    for text in ('21["chat:bot:ask"]', '22["chat:bot:ask"]', '23["chat:bot:who",null,{"progress":"who"}]'):
         page.says(text)
     acknowledged = page.says('2["cancel",{"eventType":"chat:bot:ask"}]')
-    acknowledged += page.says('2["cancel",{"id":3}]')
+    assert page.says('2["cancel",{"id":3}]') == []
+    acknowledged += page.says('2["cancel",{"id":"who"}]')
     assert page.says('2["cancel",{"id":9,"eventType":"chat:bot:ask"}]') == []
     assert [text[:3] for text in acknowledged] == ["431", "432", "433"]
     assert all('"code":"CANCELLED"' in text for text in acknowledged)

@@ -193,7 +193,7 @@ MENDINGS = {
         HISTORY,
     ),
     "what is told again with its id is told once": Mending(
-        [(people, "TELL", _replaced(TELL, "elseif known then", "elseif false then"))],
+        [(people, "TELL", _replaced(TELL, "if known then", "if false then"))],
         (*COMES, *[Say("red")] * 12),
         "is told twice",
         HISTORY,
