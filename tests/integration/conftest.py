@@ -365,7 +365,7 @@ class Client:
         """Send one message as it stands: ``str`` as text, ``bytes`` as binary."""
         self.connection.send(data)
 
-    def receive(self, timeout: float = 5.0) -> Json:
+    def receive(self, timeout: float = 10.0) -> Json:
         """The next message."""
         try:
             message = json.loads(self.connection.recv(timeout))
@@ -376,19 +376,19 @@ class Client:
         assert isinstance(message, dict), message
         return message
 
-    def expect(self, type: str, timeout: float = 5.0) -> Json:
+    def expect(self, type: str, timeout: float = 10.0) -> Json:
         """The next message, which must be of this type."""
         message = self.receive(timeout)
         assert message["type"] == type, message
         return message
 
-    def expect_error(self, code: str, timeout: float = 5.0) -> Json:
+    def expect_error(self, code: str, timeout: float = 10.0) -> Json:
         """The next message, which must be the error ``code``."""
         message = self.expect("error", timeout)
         assert message["payload"]["code"] == code, message
         return message
 
-    def expect_close(self, code: int, timeout: float = 5.0) -> None:
+    def expect_close(self, code: int, timeout: float = 10.0) -> None:
         """Nothing more but the gateway's close frame with ``code``."""
         try:
             message = self.connection.recv(timeout)
