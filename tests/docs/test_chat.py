@@ -26,18 +26,14 @@ EXAMPLE = CHECKOUT / "docs/examples/chat"
 # What would lead it to another Redis or gateway.
 LEADING = re.compile(r"PYTHONPATH|PORT|(KRAFTEK|REDIS)_\w+")
 LIFE = 2
+WORD = 0.4  # seconds from word to word of an answer: it is in the middle for some seconds
 NOTE_CLOSES = """
     window.closes = [];
-    window.looks = 0;
     window.WebSocket = class extends WebSocket {
         constructor(...given) {
             super(...given);
             window.socket = this;
             this.addEventListener("close", ({ code }) => closes.push(code));
-        }
-        send(text) {
-            super.send(text);
-            if (text.includes("chat:room:open")) looks += 1;
         }
     };
 """
@@ -52,7 +48,8 @@ class Chat:
         options = [f"--port={port}", f"--gateway-port={free_port()}", f"--token-seconds={LIFE}"]
         self.process = subprocess.Popen(
             [sys.executable, EXAMPLE, *options],
-            env={name: value for name, value in os.environ.items() if not LEADING.fullmatch(name)},
+            env={name: value for name, value in os.environ.items() if not LEADING.fullmatch(name)}
+            | {"WORD_SECONDS": str(WORD)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -103,15 +100,16 @@ class Tab:
         self.token: Locator = self.page.locator("#note")
         self.messages: Locator = self.page.locator("#messages li")
         self.unsent: Locator = self.page.locator("#unsent li")
+        self.answer: Locator = self.page.locator("#messages .asked").last
         self.expect(self.state, "Connected")
 
     def expect(self, part: Locator, text: str | re.Pattern[str]) -> None:
         expect(part).to_have_text(text, timeout=30_000)
 
-    def write(self, *texts: str) -> None:
+    def write(self, *texts: str, button: str = "Send") -> None:
         for text in texts:
             self.page.get_by_label("Message", exact=True).fill(text)
-            self.page.get_by_role("button", name="Send").click()
+            self.press(button)
 
     def expect_last(self, *lines: str) -> None:
         """These are the last messages, in this order, and there is no other one among them."""
@@ -123,10 +121,16 @@ class Tab:
         codes: list[int] = self.page.evaluate("closes")
         return codes
 
-    def looks(self) -> int:
-        """How often the page has asked for the whole room."""
-        looks: int = self.page.evaluate("looks")
-        return looks
+    def mark(self) -> None:
+        """Make out what it shows now from what it shows when it has begun anew."""
+        self.page.evaluate("for (const line of document.querySelectorAll('#messages li')) line.marked = true")
+
+    def marked(self) -> int:
+        """How much of that is still there."""
+        marked: int = self.page.evaluate(
+            "[...document.querySelectorAll('#messages li')].filter(li => li.marked).length"
+        )
+        return marked
 
     def press(self, name: str) -> None:
         self.page.get_by_role("button", name=name, exact=True).click()
@@ -164,7 +168,7 @@ def sign_in(chat: Chat, browser: Browser) -> Iterator[Sign]:
 
 
 def test_it_is_short() -> None:
-    most = {"page.html": 152, "auth.py": 100, "service.py": 60, "gateway.toml": 22, "__main__.py": 125}
+    most = {"page.html": 182, "auth.py": 100, "service.py": 40, "helper.py": 60, "gateway.toml": 28, "__main__.py": 125}
     sizes = {file.name: len(file.read_text("utf-8").splitlines()) for file in EXAMPLE.iterdir() if file.is_file()}
     assert sizes.keys() == most.keys()
     assert {name: lines for name, lines in sizes.items() if lines > most[name]} == {}
@@ -203,7 +207,10 @@ def test_what_is_written_without_a_token_waits_for_one(chat: Chat, sign_in: Sign
 def test_what_is_said_while_a_page_has_no_network_comes_when_it_has(sign_in: Sign) -> None:
     ada, bob = sign_in("ada"), sign_in("bob")
     ada.write("Bye")
-    bob.expect_last("ada: Bye")
+    for tab in (ada, bob):
+        tab.expect_last("ada: Bye")
+    ada.mark()
+    marked = ada.marked()
     ada.page.context.set_offline(True)
     ada.page.evaluate("socket.close()")
     ada.expect(ada.state, re.compile("The connection is lost"))
@@ -214,7 +221,7 @@ def test_what_is_said_while_a_page_has_no_network_comes_when_it_has(sign_in: Sig
 
     ada.expect(ada.state, "Connected")
     ada.expect_last("ada: Bye", "bob: Where is ada?", "bob: There is cake")
-    assert ada.looks() == 1, "the page has fetched what the gateway tells it anyway"
+    assert ada.marked() == marked > 0, "the page has begun anew, although nothing was missed"
 
 
 def test_a_ban_is_seen_at_once_and_so_is_its_end(sign_in: Sign) -> None:
@@ -245,6 +252,10 @@ def test_only_the_admin_can_ban(sign_in: Sign) -> None:
 def test_what_is_written_while_the_gateway_is_gone_arrives_once_and_in_order(chat: Chat, sign_in: Sign) -> None:
     ada, bob = sign_in("ada"), sign_in("bob")
     ada.write("one")
+    for tab in (ada, bob):
+        tab.expect_last("ada: one")
+        tab.mark()
+    marked = [tab.marked() for tab in (bob, ada)]
     chat.process.send_signal(signal.SIGSTOP)  # for as long as this takes nobody starts it again
     try:
         chat.signal("gateway", signal.SIGKILL)
@@ -260,15 +271,55 @@ def test_what_is_written_while_the_gateway_is_gone_arrives_once_and_in_order(cha
     for tab in (bob, ada):
         tab.expect(tab.state, "Connected")
         tab.expect_last("ada: one", "ada: two", "ada: three", "ada: four")
-        assert tab.looks() == 1
+    assert [tab.marked() for tab in (bob, ada)] == marked
     expect(ada.unsent).to_have_count(0)
+
+
+ANSWER = "helper: {}, I have read that backwards, and it says: {}. That is all that I can do. "
+
+
+def test_an_answer_is_read_while_it_is_written_and_is_one_message_for_who_comes_late(chat: Chat, sign_in: Sign) -> None:
+    ada, bob = sign_in("ada"), sign_in("bob")
+    ada.write("What is the time?", button="Ask the helper")
+    bob.expect(bob.answer, re.compile("helper: ada, I have"))
+    chat.signal("helper.py", signal.SIGSTOP)
+    try:
+        dan = sign_in("dan")
+        dan.expect(dan.answer, re.compile("helper: ada, I have"))
+        texts = lambda: {tab.answer.text_content() for tab in (bob, dan)}
+        (text,) = wait_until(lambda: found if len(found := texts()) == 1 else set(), lambda: f"one text, not {texts()}")
+        assert text is not None
+        assert len(text) < len(ANSWER), "in the middle"
+    finally:
+        chat.signal("helper.py", signal.SIGCONT)
+
+    for tab in (ada, bob, dan):
+        tab.expect(tab.answer, ANSWER.format("ada", "time the is What"))
+        tab.expect_last("ada: What is the time?", ANSWER.format("ada", "time the is What"))
+    expect(ada.page.get_by_role("button", name="Stop")).to_have_count(0)
+
+
+def test_who_has_asked_can_stop_the_answer(sign_in: Sign) -> None:
+    ada, bob = sign_in("ada"), sign_in("bob")
+    ada.write("Never mind", button="Ask the helper")
+    bob.expect(bob.answer, re.compile("helper: ada, I have"))
+    assert bob.page.get_by_role("button", name="Stop").count() == 0
+
+    # Words come while the button is down.
+    ada.page.get_by_role("button", name="Stop", exact=True).click(delay=1_000)
+
+    for tab in (ada, bob):
+        tab.expect(tab.answer, re.compile(r"helper: ada, I have.* … \(stopped\)"))
+    ada.expect(ada.token, re.compile("Token"))  # and no word of an error
+    ada.write("Thanks")
+    bob.expect_last("ada: Thanks")
 
 
 def test_ctrl_c_leaves_nothing(chat: Chat) -> None:
     """The last of all, because it ends what they share."""
     chat.check()
     children = Path(f"/proc/{chat.process.pid}/task/{chat.process.pid}/children").read_text().split()
-    assert len(children) == 4, "Redis, the gateway, the web server and the service"
+    assert len(children) == 5, "Redis, the gateway, the web server and two services"
     (directory,) = {Path(f"/proc/{pid}/cwd").readlink() for pid in chat.pids.values()}
 
     assert chat.interrupt() == 0

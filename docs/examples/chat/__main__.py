@@ -1,6 +1,6 @@
 """Starts the whole chat: ``python docs/examples/chat``, after ``pip install '.[demo]'``. Ctrl-C ends it.
 
-It is a Redis, unless REDIS_URL names one, the web server (auth.py), the gateway and the service. Each of the last three
+It is a Redis, unless REDIS_URL names one, the web server (auth.py), the gateway and two services. Each of the last four
 may be killed, and is started again after some seconds, to see what the page says.
 """
 
@@ -66,7 +66,8 @@ class Chat:
         self.environment = {**os.environ, **told}
         self.start("gateway", [*twistd, f"--config={HERE / 'gateway.toml'}", listen, *origins])
         self.start("auth.py", [sys.executable, HERE / "auth.py"])
-        self.start("service.py", [sys.executable, HERE / "service.py"])
+        for service in ("service.py", "helper.py"):
+            self.start(service, [sys.executable, HERE / service])
         print(f"Kill any of these, and it comes back after {AWAY:g} seconds. Ctrl-C ends all of them.", flush=True)
         await self.failed
 

@@ -22,6 +22,7 @@ GATEWAY = os.environ.get("GATEWAY_URL", "ws://localhost:3001/")
 LIFE = float(os.environ.get("TOKEN_SECONDS", "30"))
 SECRET = Path("secret").read_text()  # the gateway has it, too: see gateway.toml
 ADMIN, BANNED = "admin", "chat:banned"
+MAY = ["chat:*:*", "helper:*:*", "gateway:room:*"]  # the last: who is there, and what was said
 KRAFTEK_JS = Path(kraftek.__file__).with_name("client") / "js/kraftek.js"
 FILES = {"/": Path(__file__).with_name("page.html"), "/kraftek.js": KRAFTEK_JS}
 redis = Redis.from_url(os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0"), decode_responses=True)
@@ -32,7 +33,7 @@ def give_token(name: str, _: str) -> dict[str, Any]:
         raise PermissionError(f"{name} is banned")
     # Not in whole seconds: what is issued right after a ban was lifted has to be newer than the ban.
     claims = {"iss": "chat-auth", "aud": "chat", "sub": name, "iat": time.time(), "exp": time.time() + LIFE}
-    token = jwt.encode({**claims, "rooms": ["kitchen"], "permissions": ["chat:*:*"]}, SECRET, "HS256")
+    token = jwt.encode({**claims, "rooms": ["kitchen"], "permissions": MAY}, SECRET, "HS256")
     return {"token": token, "seconds": LIFE} | (banned() if name == ADMIN else {})
 
 
