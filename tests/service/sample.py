@@ -264,8 +264,8 @@ def sample(backend: str, **settings: Any) -> EventProcessor:  # noqa: C901  # ma
 
     @processor.on("do:wait")
     async def wait(context: Context, payload: Any) -> None:
-        await context.redis("RPUSH", f"begun:{context.room_id}", payload)
         try:
+            await context.redis("RPUSH", f"begun:{context.room_id}", payload)
             await pause(3600)
         except BaseException:
             context.broadcast_to_room("sample:told:room", "cancelled" if context.cancelled else "stopped")

@@ -32,7 +32,7 @@ from typing import Any
 import pytest
 import redis
 
-from kraftek.contract.names import lease_key, stream_of
+from kraftek.contract.names import cancel_channel, lease_key, stream_of
 from tests.service.instances import program
 from tests.support.redis_server import PrivateRedis
 from tests.support.waiting import wait_until
@@ -144,9 +144,11 @@ class Stage:
         wait_until(lambda: self._instances() >= before + number, "instances", 20)
 
     def _instances(self) -> int:
-        if not self._streamed:
-            return int(self._redis.pubsub_numsub("events:sample")[0][1])
-        return len(self._redis.pubsub_channels("events:reply:*"))
+        """Those that hear events, answers, and what is cancelled."""
+        (_, hear), (_, hear_cancels) = self._redis.pubsub_numsub("events:sample", cancel_channel("sample"))
+        if self._streamed:
+            hear = len(self._redis.pubsub_channels("events:reply:*"))
+        return int(min(hear, hear_cancels))
 
     def _send(self, body: str, room: str) -> None:
         if self._streamed:
