@@ -50,7 +50,11 @@ def test_node_and_python_share_a_group(
     python = Stage("asyncio", redis_server, stage)
     settings = {**settings, "concurrency": 4}
     processes = [service.start(settings), python.launch(settings)]
-    wait_until(lambda: len(service.redis.pubsub_channels("events:reply:*")) == 3, "both, beside the contract", 30)
+
+    def listening() -> list[str]:
+        return [str(channel) for channel in service.redis.pubsub_channels("events:reply:*")]
+
+    wait_until(lambda: len(listening()) == 3, lambda: f"both, beside the contract, but {listening()}", 30)
     rooms = [f"room{number}" for number in range(8)]
     clients = [service.contract.client("ada", room) for room in rooms]
     number = 40
