@@ -354,7 +354,8 @@ def test_again_to_another_gateway_while_it_waits(
     end: str, redis_server: RedisServer, gateway: StartGateway, connect: Connect, chat: Backstage
 ) -> None:
     """The client goes, or its gateway does; the service runs it once, and answers whoever asks now."""
-    here, there = (gateway(redis_server, services=SERVICES) for _ in range(2))
+    config = {"drain": {"seconds": 1.0}}  # a gateway that ends does so while the request waits
+    here, there = (gateway(redis_server, services=SERVICES, config=config) for _ in range(2))
     ada = connect(here, token="ada", room="r1")
     ask(ada, "a-1", {"x": 1})
     event = chat.hear()
