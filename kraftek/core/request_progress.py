@@ -18,7 +18,7 @@ from zope.interface import implementer
 from kraftek.contract.interfaces import IBus, IBusListener
 from kraftek.contract.lua import Script, lua
 from kraftek.contract.messages import NULL, PARTS_KEPT, REQUEST_LONGEST, Broadcast, Place, Progress, RequestId
-from kraftek.contract.names import gateway_of, parts_beside, parts_key
+from kraftek.contract.names import parts_beside, parts_key
 from kraftek.core.answer_budget import PARTS, AnswerBudget
 from kraftek.core.request_look_ups import LookUps
 from kraftek.core.request_queue import Request
@@ -34,6 +34,9 @@ AT_ONCE = 100
 
 _PART = 40
 """Bytes that Redis needs for a part beside its payload, as ``progress.lua`` of the service kit has it."""
+
+_LINGER = 5_000
+"""Milliseconds for which Redis keeps the parts after the answer: others may wait for both, and look at each sweep."""
 
 _FOR_ONE = 4
 """Parts that were read and count as one event."""
@@ -90,7 +93,7 @@ class RequestProgress:
 
     The parts of one's own request come by themselves, and are read in Redis where some are missing. Those of a request
     that another socket has sent before are read at each sweep. After the answer there are no parts, and those in Redis
-    are removed. Beyond the ``budget`` only the last one is kept there.
+    are removed soon. Beyond the ``budget`` only the last one is kept there.
     """
 
     def __init__(
@@ -100,12 +103,10 @@ class RequestProgress:
         look_ups: LookUps,
         clock: IReactorTime,
         budget: AnswerBudget,
-        gateway_id: str,
         window: float,
     ) -> None:
         self._budget = budget
-        self._gateway_id = gateway_id
-        # Keys of parts that nobody waits for.
+        # Keys of parts whose request was answered.
         self._over: dict[str, None] = {}
         self._waiting = waiting
         self._bus = bus
@@ -145,8 +146,6 @@ class RequestProgress:
         part, request_id = _decode(message.payload), message.in_reply_to
         for socket_id in message.recipients or ():
             request = None if request_id is None else self._waiting.get(socket_id, {}).get(request_id)
-            if request is None and request_id is not None and gateway_of(socket_id) == self._gateway_id:
-                self._over[parts_key(socket_id, request_id)] = None
             parts = None if request is None else self._all.get(request)
             if request is None or parts is None:
                 continue
@@ -170,9 +169,10 @@ class RequestProgress:
                 self._read(request, parts, parts_beside(look_up.late))
             elif parts.behind:
                 self._read(request, parts, parts_key(socket_id, request.id))
-        if self._over and self._bus.available:
+        if self._bus.available:
             over, self._over = self._over, {}
-            self._bus.call("DEL", tuple(over)).addErrback(self.look_ups.failed)
+            for key in over:
+                self._bus.call("PEXPIRE", (key,), (_LINGER,)).addErrback(self.look_ups.failed)
 
     # For another version of the gateway
 
@@ -259,5 +259,7 @@ class RequestProgress:
         """It is over."""
         if parts.kept:
             self._keep(request, parts, 0)
-            if request.id not in self._waiting.get(request.session.socket_id, {}):
+            # Whoever has lost its socket asks again, and has yet to get them.
+            lost = request.session.state is SessionState.CLOSED
+            if not lost and request.id not in self._waiting.get(request.session.socket_id, {}):
                 self._over[parts.key] = None

@@ -101,7 +101,7 @@ class Requests:
         )
         self._looked_up = self.look_ups.waiting
         self.cancels = RequestCancels(self._waiting, bus, counters, self._end, self.store_answers)
-        self.progress = RequestProgress(self._waiting, bus, self.look_ups, clock, self.budget, gateway_id, self._window)
+        self.progress = RequestProgress(self._waiting, bus, self.look_ups, clock, self.budget, self._window)
         self.moving = RequestMove(self._waiting, self._departed, self._queues, self._queue, self.progress, self.budget)
 
     def __len__(self) -> int:

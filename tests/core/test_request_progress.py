@@ -207,10 +207,10 @@ def test_they_are_counted_until_the_request_is_over_and_removed_then() -> None:
     part(client, 1, "a", run="y")
     assert budget.parts == PARTS + counted(3), "those of the other run are gone"
     house.requests.sweep()
-    assert commands(house, "DEL") == []
+    assert commands(house, "PEXPIRE") == []
     reply(client, "q", "all")
     house.requests.sweep()
-    assert commands(house, "DEL") == [((key,), ())]
+    assert commands(house, "PEXPIRE") == [((key,), (5000,))]
     assert (budget.parts, budget.used) == (0, before)
 
 
@@ -239,17 +239,19 @@ def test_beyond_the_budget_only_the_last_one_is_kept() -> None:
     assert [each["number"] for each in client.link.read()] == [1, 2, 3], "it hears all of them"
 
 
-def test_parts_of_a_request_that_is_over_are_removed() -> None:
+def test_who_has_lost_its_socket_finds_the_parts() -> None:
+    """It asks again, over whichever gateway, and reads them there; also those that come meanwhile."""
     house = House()
     client = house.admit()
-    key = parts_key(client.id, "q")
     client.send(ASK)
-    client.send({"type": "cancel", "id": "q"})
     part(client, 1, "a")
+    client.leave()
     part(client, 2, "b")
-    part(client, 1, "b", words={"recipients": ["another.1"]})
     house.requests.sweep()
-    assert commands(house, "DEL") == [((key,), ())]
+    assert commands(house, "PEXPIRE") == commands(house, "DEL") == []
+    reply(client, "q", "all")
+    house.requests.sweep()
+    assert commands(house, "PEXPIRE") == commands(house, "DEL") == [], "the answer is for who asks next"
 
 
 def test_an_id_that_is_in_use_again_keeps_its_parts() -> None:
@@ -261,7 +263,7 @@ def test_an_id_that_is_in_use_again_keeps_its_parts() -> None:
     client.send(ASK)
     part(client, 1, "a", run="y")
     house.requests.sweep()
-    assert commands(house, "DEL") == []
+    assert commands(house, "PEXPIRE") == []
     assert house.requests.budget.parts == PARTS + counted(3)
 
 
@@ -437,4 +439,4 @@ def test_an_upgrade_takes_along_where_the_parts_are() -> None:
     assert client.link.read() == [heard(2, "b")]
     reply(client, "q", "all")
     house.requests.sweep()
-    assert commands(house, "DEL") == [((parts_key(client.id, "q"),), ())]
+    assert commands(house, "PEXPIRE") == [((parts_key(client.id, "q"),), (5000,))]
