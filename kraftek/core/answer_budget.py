@@ -63,7 +63,7 @@ class AnswerBudget:
 
     Bytes are given back together, when the last of them is certainly gone: those of one period at the end of the next.
     So no entry is needed for each record, and what is counted is at least what Redis holds. Those of parts are given
-    back when the request is over, and they are removed. ``used``: bytes that are counted; ``parts``: those of parts.
+    back when Redis has removed them. ``used``: bytes that are counted; ``parts``: those of parts.
     """
 
     def __init__(self, size: int, now: Callable[[], float], lasts: Callable[[], float], counters: Counters) -> None:

@@ -7,6 +7,7 @@ A service publishes each part to the gateway that it has the request from, and k
 from __future__ import annotations
 
 from collections.abc import Mapping
+from heapq import heappop, heappush
 from math import ceil
 from typing import Any
 
@@ -17,14 +18,23 @@ from zope.interface import implementer
 
 from kraftek.contract.interfaces import IBus, IBusListener
 from kraftek.contract.lua import Script, lua
-from kraftek.contract.messages import NULL, PARTS_KEPT, REQUEST_LONGEST, Broadcast, Place, Progress, RequestId
+from kraftek.contract.messages import (
+    NULL,
+    PARTS_KEPT,
+    REQUEST_KNOWN,
+    REQUEST_LONGEST,
+    Broadcast,
+    Place,
+    Progress,
+    RequestId,
+)
 from kraftek.contract.names import parts_beside, parts_key
 from kraftek.core.answer_budget import PARTS, AnswerBudget
 from kraftek.core.request_look_ups import LookUps
 from kraftek.core.request_queue import Request
 from kraftek.core.session import Session, SessionState
 
-__all__ = ["AT_ONCE", "READ_PARTS", "PartsState", "RequestProgress", "counted"]
+__all__ = ["AT_ONCE", "LINGER", "READ_PARTS", "PartsState", "RequestProgress", "counted"]
 
 RENEWED = 10.0
 """Seconds after which its record in Redis gets its lifetime anew, too: at most a tenth of that."""
@@ -35,8 +45,8 @@ AT_ONCE = 100
 _PART = 40
 """Bytes that Redis needs for a part beside its payload, as ``progress.lua`` of the service kit has it."""
 
-_LINGER = 5_000
-"""Milliseconds for which Redis keeps the parts after the answer: others may wait for both, and look at each sweep."""
+LINGER = 5.0
+"""Seconds for which Redis keeps the parts after the answer: others may wait for both, and look at each sweep."""
 
 _FOR_ONE = 4
 """Parts that were read and count as one event."""
@@ -93,7 +103,8 @@ class RequestProgress:
 
     The parts of one's own request come by themselves, and are read in Redis where some are missing. Those of a request
     that another socket has sent before are read at each sweep. After the answer there are no parts, and those in Redis
-    are removed soon. Beyond the ``budget`` only the last one is kept there.
+    end soon; those of a client that has lost its socket end by themselves. They count in the ``budget`` until then;
+    beyond it only the last one is kept.
     """
 
     def __init__(
@@ -108,6 +119,8 @@ class RequestProgress:
         self._budget = budget
         # Keys of parts whose request was answered.
         self._over: dict[str, None] = {}
+        # What Redis still has of requests that are over: until when, whose, and how many bytes.
+        self._ending: list[tuple[float, str, int]] = []
         self._waiting = waiting
         self._bus = bus
         self.look_ups = look_ups
@@ -169,10 +182,14 @@ class RequestProgress:
                 self._read(request, parts, parts_beside(look_up.late))
             elif parts.behind:
                 self._read(request, parts, parts_key(socket_id, request.id))
+        now = self._now()
+        while self._ending and self._ending[0][0] <= now:
+            _, user_id, size = heappop(self._ending)
+            self._budget.part(user_id, -size)
         if self._bus.available:
             over, self._over = self._over, {}
             for key in over:
-                self._bus.call("PEXPIRE", (key,), (_LINGER,)).addErrback(self.look_ups.failed)
+                self._bus.call("PEXPIRE", (key,), (round(1000 * LINGER),)).addErrback(self.look_ups.failed)
 
     # For another version of the gateway
 
@@ -257,9 +274,15 @@ class RequestProgress:
 
     def _end(self, request: Request, parts: _Parts) -> None:
         """It is over."""
-        if parts.kept:
-            self._keep(request, parts, 0)
-            # Whoever has lost its socket asks again, and has yet to get them.
-            lost = request.session.state is SessionState.CLOSED
-            if not lost and request.id not in self._waiting.get(request.session.socket_id, {}):
-                self._over[parts.key] = None
+        if not parts.kept:
+            return
+        session = request.session
+        if request.id in self._waiting.get(session.socket_id, {}):
+            self._keep(request, parts, 0)  # it has begun anew, and so have its parts
+            return
+        # Whoever has lost its socket asks again, and has yet to get them.
+        lost = session.state is SessionState.CLOSED
+        if not lost:
+            self._over[parts.key] = None
+        assert session.user_id is not None
+        heappush(self._ending, (self._now() + (REQUEST_KNOWN if lost else LINGER), session.user_id, parts.kept))

@@ -13,7 +13,7 @@ from kraftek.contract.messages import PARTS_KEPT, REQUEST_KNOWN, Place
 from kraftek.contract.names import REQUEST_PROGRESS, parts_key
 from kraftek.contract.settings import Limits, Registration
 from kraftek.core.answer_budget import PARTS
-from kraftek.core.request_progress import AT_ONCE, READ_PARTS, counted
+from kraftek.core.request_progress import AT_ONCE, LINGER, READ_PARTS, counted
 from kraftek.core.session import Session
 from kraftek.service.progress import PROGRESS
 from tests.core.test_requests import reply
@@ -195,7 +195,7 @@ def commands(house: House, name: str) -> list[Any]:
     return [(call.keys, call.args) for call in house.bus.calls if call.command == name]
 
 
-def test_they_are_counted_until_the_request_is_over_and_removed_then() -> None:
+def test_they_are_counted_until_redis_has_removed_them() -> None:
     house = House()
     client, budget = house.admit(), house.requests.budget
     key = parts_key(client.id, "q")
@@ -211,6 +211,9 @@ def test_they_are_counted_until_the_request_is_over_and_removed_then() -> None:
     reply(client, "q", "all")
     house.requests.sweep()
     assert commands(house, "PEXPIRE") == [((key,), (5000,))]
+    assert budget.parts == PARTS + counted(3), "Redis has them still"
+    house.clock.advance(LINGER)
+    house.requests.sweep()
     assert (budget.parts, budget.used) == (0, before)
 
 
@@ -252,6 +255,12 @@ def test_who_has_lost_its_socket_finds_the_parts() -> None:
     reply(client, "q", "all")
     house.requests.sweep()
     assert commands(house, "PEXPIRE") == commands(house, "DEL") == [], "the answer is for who asks next"
+    house.clock.advance(LINGER)
+    house.requests.sweep()
+    assert house.requests.budget.parts == PARTS + counted(3) + counted(3), "and Redis has them"
+    house.clock.advance(REQUEST_KNOWN - LINGER)
+    house.requests.sweep()
+    assert house.requests.budget.parts == 0
 
 
 def test_an_id_that_is_in_use_again_keeps_its_parts() -> None:
