@@ -18,7 +18,7 @@ import {
   roomTopic,
   serviceOf,
 } from "./names.js";
-import { Parts } from "./progress.js";
+import { PROGRESS, Parts } from "./progress.js";
 import { LONGEST_RECEIPT, USERS } from "./receipts.js";
 import { APPEND, piece, told } from "./texts.js";
 
@@ -144,7 +144,7 @@ export class Context {
     if (id === undefined || !progress || !socketId) return false;
     this.#goesOn();
     this.#parts ??= new Parts(this.#service, this.#event, id);
-    return (await this.#link.call(...this.#parts.next(payload))) === 1;
+    return (await this.#link.run(PROGRESS, ...this.#parts.next(payload))) === 1;
   }
 
   answerLater() {

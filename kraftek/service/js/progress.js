@@ -6,7 +6,7 @@ import { encode, json } from "./envelopes.js";
 import { PARTS_KEPT, REQUEST_KNOWN, REQUEST_PROGRESS, partsKey } from "./names.js";
 import { script } from "./scripts.js";
 
-const PROGRESS = script("progress");
+export const PROGRESS = script("progress");
 
 /** Those of one run of a handler. */
 export class Parts {
@@ -28,10 +28,10 @@ export class Parts {
   }
 
   /**
-   * The command for one more. Throws `TooLarge`.
+   * The keys and the arguments of `PROGRESS` for one more. Throws `TooLarge`.
    *
    * @param {unknown} payload
-   * @returns {import("./connection.js").Word[]}
+   * @returns {[string[], import("./connection.js").Word[]]}
    */
   next(payload) {
     const { messageBytes, prefix, transport } = this.#service;
@@ -43,7 +43,7 @@ export class Parts {
     const body = encode(eventType, message, messageBytes);
     this.#number = number;
     const over = transport === "stream" ? 1 : 0;
-    const words = [this.#run, number, part, body, replyTo, PARTS_KEPT, REQUEST_KNOWN, over];
-    return ["EVAL", PROGRESS, 1, prefix + partsKey(socketId, this.#id), ...words];
+    const args = [this.#run, number, part, body, replyTo, PARTS_KEPT, REQUEST_KNOWN, over];
+    return [[prefix + partsKey(socketId, this.#id)], args];
   }
 }
