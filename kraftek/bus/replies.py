@@ -6,6 +6,7 @@ Made by :class:`kraftek.bus.connections.RedisConnection`.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from twisted.internet.interfaces import IReactorTime
@@ -67,7 +68,7 @@ class Replies:
         """There is no other iteration for them."""
         if self._waiting:
             replies, self._waiting = list(self._waiting), deque()
-            self._connection.hand_out(replies)
+            self._guarded(self._connection.hand_out, replies)
 
     def _hand_out(self) -> None:
         waiting, seconds = self._waiting, self._clock.seconds
@@ -86,7 +87,10 @@ class Replies:
         if not self._waiting:
             return
         self._connection.transport.resumeProducing()
+        self._guarded(self._hand_out)
+
+    def _guarded(self, hand_out: Callable[..., None], *replies: list[Any]) -> None:
         try:
-            self._hand_out()
+            hand_out(*replies)
         except ODD as error:
             self._connection.give_up(oddly(error))

@@ -262,6 +262,24 @@ def test_replies_are_counted_however_they_are_cut(cuts: list[int]) -> None:
     assert not story.wire.disconnected
 
 
+def test_what_nobody_asked_for_waits_when_the_connection_is_lost() -> None:
+    story, link = command_story()
+    got: list[int] = []
+
+    def slow(receipt: int) -> None:
+        story.clock.take(0.0009)
+        got.append(receipt)
+
+    for _ in range(5):
+        link.send(command("GET", "x"), slow)
+    story.written()
+    link.dataReceived(b"".join(b":%d\r\n" % number for number in range(7)))
+    assert got == [0, 1, 2]
+    story.lose()
+    assert got == [*range(5)]
+    assert story.told[-1].startswith("lost: it does not speak Redis's protocol: ")
+
+
 @pytest.mark.parametrize("ending", ["read on", "lost", "odd"])
 def test_what_comes_together_is_handed_out_in_time(ending: str) -> None:
     """After a stall of Redis a read had 10,000 receipts, which took 100 ms."""
