@@ -28,6 +28,7 @@ __all__ = [
     "remove_from_room",
     "to_everybody",
     "to_room",
+    "to_room_or_users",
     "to_sockets",
     "to_users",
 ]
@@ -141,6 +142,17 @@ def to_users(type: str, payload: Any, user_ids: Iterable[str]) -> Message | None
     """To every socket of these users; nothing without users."""
     users = _ids(user_ids)
     return Message(type, Raw(encode(payload)), user_ids=users) if users else None
+
+
+def to_room_or_users(
+    type: str, payload: Any, room_id: str | None, user_ids: Iterable[str] | None, exclude: Iterable[str]
+) -> Message | None:
+    """To everybody in a room but these sockets, or to these users."""
+    if room_id is not None and user_ids is None:
+        return to_room(type, payload, room_id, exclude)
+    if user_ids is None or room_id is not None or _ids(exclude):
+        raise ValueError(f"{type}: expected users, or else a room, and what to exclude in it")
+    return to_users(type, payload, user_ids)
 
 
 def to_sockets(type: str, payload: Any, socket_ids: Iterable[str]) -> Message | None:

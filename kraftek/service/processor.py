@@ -432,13 +432,12 @@ class Context:
         the sockets in ``exclude``; at once. The :class:`~kraftek.service.Receipt` says who has acknowledged it within
         ``timeout`` seconds, 30 at most, and who is offline.
 
-        Raises :class:`ValueError` for more than 1,000 users; for a room with more it fails with :class:`TooLarge`. It
-        fails with :class:`~kraftek.service.OldGateway` while a gateway does not know this.
+        Raises :class:`ValueError` for more than 1,000 users, and for users and a room; for a room with more users it
+        fails with :class:`TooLarge`. It fails with :class:`~kraftek.service.OldGateway` while a gateway does not know
+        this.
         """
-        if user_ids is None:
-            message: Message | None = messages.to_room(type, payload, self._room(room_id), exclude)
-        else:
-            message = messages.to_users(type, payload, user_ids)
+        room = self._room(room_id) if user_ids is None else room_id
+        message = messages.to_room_or_users(type, payload, room, user_ids, exclude)
         return self._link.awaitable(self._link.receipt(message, timeout))
 
     def disconnect(

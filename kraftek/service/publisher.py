@@ -25,6 +25,7 @@ from kraftek.service.messages import (
     remove_from_room,
     to_everybody,
     to_room,
+    to_room_or_users,
     to_sockets,
     to_users,
 )
@@ -99,7 +100,7 @@ class Publishing:
         payload: Any,
         *,
         room_id: str | None = None,
-        user_ids: Iterable[str] = (),
+        user_ids: Iterable[str] | None = None,
         exclude: Iterable[str] = (),
         timeout: float = 5.0,
     ) -> Awaitable[Receipt]:
@@ -107,13 +108,11 @@ class Publishing:
         :class:`~kraftek.service.Receipt` says who has acknowledged it within ``timeout`` seconds, 30 at most, and who
         is offline.
 
-        Raises :class:`ValueError` for more than 1,000 users; for a room with more it fails with
-        :class:`~kraftek.service.TooLarge`. Fails with :class:`~kraftek.service.OldGateway` while a gateway does not
-        know this.
+        Raises :class:`ValueError` for more than 1,000 users, and unless there is a room or there are users; for a room
+        with more users it fails with :class:`~kraftek.service.TooLarge`. Fails with
+        :class:`~kraftek.service.OldGateway` while a gateway does not know this.
         """
-        if room_id is None:
-            return self.send_with_receipt(to_users(type, payload, user_ids), timeout)
-        return self.send_with_receipt(to_room(type, payload, room_id, exclude), timeout)
+        return self.send_with_receipt(to_room_or_users(type, payload, room_id, user_ids, exclude), timeout)
 
     def send_with_receipt(self, message: Message | None, timeout: float) -> Awaitable[Receipt]:
         """The same with what :mod:`kraftek.service.messages` has read."""

@@ -65,6 +65,10 @@ def test_who_has_got_a_message(gateway_contract: Contract) -> None:
         assert await context.broadcast_with_receipt("chat:message:sent", payload, user_ids=[""]) == Receipt()
         with pytest.raises(ValueError, match="at most 30 s"):
             await context.broadcast_with_receipt("chat:message:sent", payload, timeout=31)
+        both: list[dict[str, Any]] = [{"room_id": "r1"}, {"exclude": ["g1.s1"]}]
+        for more in both:
+            with pytest.raises(ValueError, match="expected users, or else a room"):
+                context.broadcast_with_receipt("chat:message:sent", payload, user_ids=["ada"], **more)
         return "nothing was sent"
 
     gateway_contract.run(chat)

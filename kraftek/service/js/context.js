@@ -229,9 +229,10 @@ export class Context {
   async broadcastWithReceipt(type, payload, { roomId, userIds, exclude, timeout = 5_000 } = {}) {
     this.#mustRun();
     if (!(timeout > 0 && timeout <= LONGEST_RECEIPT)) throw new TypeError(`timeout: expected at most ${LONGEST_RECEIPT} ms`);
-    if (!userIds) {
-      const message = { type, payload, roomId: this.#room(roomId), excludeSocketIds: some(exclude ?? []) };
-      return this.#link.receipt(message, timeout);
+    const excludeSocketIds = some(exclude ?? []);
+    if (!userIds) return this.#link.receipt({ type, payload, roomId: this.#room(roomId), excludeSocketIds }, timeout);
+    if (roomId !== undefined || excludeSocketIds) {
+      throw new TypeError(`${type}: expected users, or else a room, and what to exclude in it`);
     }
     const users = some(userIds);
     if (!users) return { acknowledged: [], slow: [], offline: [], owed: [], complete: true };

@@ -48,6 +48,10 @@ test("who has got a message", async () => {
     .on("item:wrong", async (context, payload) => {
       const nobody = await context.broadcastWithReceipt("news:item:told", payload, { userIds: [""] });
       await assert.rejects(context.broadcastWithReceipt("news:item:told", payload, { timeout: 30_001 }), TypeError);
+      for (const more of [{ roomId: "r1" }, { exclude: ["g1.s1"] }]) {
+        const both = context.broadcastWithReceipt("news:item:told", payload, { userIds: ["ann"], ...more });
+        await assert.rejects(both, /expected users, or else a room/);
+      }
       const many = Array.from({ length: 1001 }, (_, number) => `${number}`);
       await assert.rejects(context.broadcastWithReceipt("news:item:told", payload, { userIds: many }), /1000 users/);
       return nobody.complete;
