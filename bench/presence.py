@@ -49,7 +49,6 @@ presence = true
 presence_users = {most}
 """
 _decode = msgspec.json.Decoder().decode
-_encode = msgspec.json.Encoder().encode
 
 
 def _free_port() -> int:
@@ -81,12 +80,6 @@ class Client(WebSocketClient):
         self.open = False
         if not self.entered.done():
             self.entered.set_result(None)
-
-    def say(self, message: Any) -> None:
-        """Send it. A mask of zeros is a mask."""
-        data = _encode(message)
-        size = bytes([0x80 | len(data)]) if len(data) < 126 else b"\xfe" + len(data).to_bytes(2, "big")
-        self.transport.write(b"\x81" + size + b"\0\0\0\0" + data)
 
     def text(self, payload: bytes) -> None:
         """A message came."""
@@ -201,7 +194,8 @@ async def fill(fleet: Fleet, count: int, seconds: float) -> int:
     print(f"messages about that to a client: {most} at most, {sum(c.messages for c in clients) / count:.1f} on average")
     print(f"users that a client knows: {listed} at most; processor time of the gateways: {fleet.cpu - cpu:.1f} s")
     print(
-        f"bytes in Redis for a user: {memory:.0f} for {len(_encode(DATA))} bytes of data, beside {room:.0f} in the room"
+        f"bytes in Redis for a user: {memory:.0f} for {len(msgspec.json.encode(DATA))} bytes of data, "
+        f"beside {room:.0f} in the room"
     )
     wrong = [client for client in clients if client.count != count]
     return 0 if not wrong and most <= 10 else 1

@@ -53,7 +53,6 @@ WORDS = [
     "told?",
 ]
 _decode = msgspec.json.Decoder().decode
-_encode = msgspec.json.Encoder().encode
 
 
 class _Fleet(Fleet):
@@ -70,12 +69,6 @@ class Reader(WebSocketClient):
         self.offset = self.size = self.messages = 0
         self.whole = False
         self.entered = asyncio.get_running_loop().create_future()
-
-    def say(self, message: Any) -> None:
-        """Send it. A mask of zeros is a mask."""
-        data = _encode(message)
-        size = bytes([0x80 | len(data)]) if len(data) < 126 else b"\xfe" + len(data).to_bytes(2, "big")
-        self.transport.write(b"\x81" + size + b"\0\0\0\0" + data)
 
     def text(self, payload: bytes) -> None:
         """A message came."""
@@ -150,7 +143,7 @@ async def _play(fleet: Fleet, count: int, clients: int) -> int:
         await _until(lambda: all(reader.whole for reader in everybody))
         gateways = fleet.cpu - gateways
     answer = "".join(pieces)
-    size = len(_encode(answer))
+    size = len(msgspec.json.encode(answer))
     wrong = [reader for reader in everybody if reader.said != answer]
     unsure = [reader for reader in again if reader.entered.result() is not True]
     log, texts = (

@@ -130,9 +130,7 @@ class Client(WebSocketClient):
             self._send(f'{{"type":"queue:a:tell","payload":{payload}}}')
 
     def _send(self, text: str) -> None:
-        data = text.encode()
-        head = bytes((0x81, 0x80 | len(data))) if len(data) < 126 else b"\x81\xfe" + len(data).to_bytes(2, "big")
-        self.transport.write(head + b"\0\0\0\0" + data)
+        self.send(text.encode())
 
     def _packet(self, packet: bytes) -> None:
         if packet == b"2":

@@ -3,8 +3,13 @@
 import asyncio
 import base64
 import os
+from typing import Any
+
+import msgspec
 
 __all__ = ["WebSocketClient"]
+
+_encode = msgspec.json.Encoder().encode
 
 
 class WebSocketClient(asyncio.Protocol):
@@ -21,6 +26,15 @@ class WebSocketClient(asyncio.Protocol):
 
     def text(self, payload: bytes) -> None:
         """A message came."""
+
+    def say(self, message: Any) -> None:
+        """Send it as JSON."""
+        self.send(_encode(message))
+
+    def send(self, data: bytes) -> None:
+        """Send a text. A mask of zeros is a mask."""
+        size = bytes([0x80 | len(data)]) if len(data) < 126 else b"\xfe" + len(data).to_bytes(2, "big")
+        self.transport.write(b"\x81" + size + b"\0\0\0\0" + data)
 
     def close_frame(self) -> None:
         """The gateway closes."""

@@ -98,10 +98,11 @@ local function in_order(order)
     return order.epoch .. '.' .. text_of(order.offset)
 end
 
--- position_of(history): adds where the topic is: epoch, offset and ancestors, the bytes of all messages so far, by how many
--- of these the oldest one that is kept was preceded, or an older one, where the last one is in the order, and, if it was told
--- texts, what is lost: texts.lua. It is a new epoch when the server's process is another one, as after a fail-over: its data may be older than what was told. Offsets go
--- on then. With other rules, or without a position, as after a loss of data, they begin anew.
+-- position_of(history): adds where the topic is: epoch, offset and ancestors, the bytes of all messages so far, by how many of
+-- these the oldest one that is kept was preceded, or an older one, where the last one is in the order, and, if it was told
+-- texts, what is lost (texts.lua). It is a new epoch when the server's process is another one, as after a fail-over: its data
+-- may be older than what was told. Offsets go on then. With other rules, or without a position, as after a loss of data, they
+-- begin anew.
 local function position_of(history)
     local known = redis.pcall('HMGET', history.position, 'epoch', 'offset', 'life', 'ancestors', 'bytes', 'floor', 'told', 'lost')
     if known.err then

@@ -414,9 +414,10 @@ def shown_key(room_id: str) -> str:
 # Requests
 
 REQUESTS = "request:"
+"""How the keys of requests and of their answers begin."""
+
 _ADOPTED = f"{REQUESTS}adopted:"
 _PARTS = f"{REQUESTS}parts:"
-"""How the keys of requests and of their answers begin."""
 
 
 def late_answer_key(socket_id: str, request_id: str | int) -> str:

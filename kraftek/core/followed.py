@@ -20,10 +20,11 @@ from kraftek.core.session import Session
 __all__ = ["STEP", "Followed", "FollowedRoom", "FollowedUser"]
 
 STEP = 100
-"""Messages of those that it has missed which are delivered in one turn, to all who are there."""
+"""Messages of those that were missed which are delivered in one turn, to a client or to all who hear the topic: they
+take half a millisecond."""
 
 _DELIVERIES = 1000
-"""And in how many copies at most, unless it is one message: they take half a millisecond."""
+"""And in how many copies at most, unless it is one message."""
 
 _HEARD = 262_144
 """Bytes that are kept of what a topic is told while its history is read. What is beyond is read once more."""

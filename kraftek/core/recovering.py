@@ -22,9 +22,9 @@ from kraftek.contract.order import number_in
 from kraftek.core.access_watch import AccessWatch
 from kraftek.core.budgets import Asker, Budgets
 from kraftek.core.deliveries import Deliveries
+from kraftek.core.followed import STEP
 from kraftek.core.membership import Membership
 from kraftek.core.recoverable import Recoverable
-from kraftek.core.resuming import STEP
 from kraftek.core.roster import Roster
 from kraftek.core.session import Session, SessionState
 

@@ -21,17 +21,14 @@ from kraftek.contract.turns import Turns
 from kraftek.core.access.permissions import may_read
 from kraftek.core.catch_up import CatchUp
 from kraftek.core.deliveries import Deliveries
-from kraftek.core.followed import Followed
+from kraftek.core.followed import STEP, Followed
 from kraftek.core.following import Following
 from kraftek.core.history_turns import HistoryTurns
 from kraftek.core.missed import MissedMessages
 from kraftek.core.roster import Roster
 from kraftek.core.session import Session, SessionState
 
-__all__ = ["STEP", "Answer", "Resuming", "UserAnswer"]
-
-STEP = 100
-"""Messages that a client gets in one of its turns: they take half a millisecond."""
+__all__ = ["Answer", "Resuming", "UserAnswer"]
 
 Answer = Callable[[Standing | None], None]
 """Tells the client that it is in the room, and where."""

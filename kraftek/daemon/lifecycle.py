@@ -301,7 +301,7 @@ class Daemon(Service):
             for channel in (reply_channel(core.gateway_id), self._config.redis.broadcast):
                 await bus.unsubscribe(channel)
         finally:
-            for ends in (core.requests.store_answers, core.receipts.stop, core.membership.following.stop):
+            for ends in (core.requests.store_answers, core.receipts.stop, core.following.stop):
                 ends()
             core.leases.release()
         # PING is refused while Redis cannot save its data: any answer will do.

@@ -32,6 +32,13 @@ def backend(request: pytest.FixtureRequest) -> Iterator[BackendThread]:
     thread.stop()
 
 
+@pytest.fixture(params=["javascript", *BACKENDS])
+def library(request: pytest.FixtureRequest) -> str:
+    """Each of the client libraries, by its name."""
+    name: str = request.param
+    return name
+
+
 @pytest.fixture
 def user(backend: BackendThread, stage: ExitStack) -> MakeUser:
     """Users: call it to make one. In the end their clients are closed, and have left nothing behind."""

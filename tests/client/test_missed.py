@@ -185,12 +185,6 @@ def chat(of_module: Chat) -> Chat:
     return of_module
 
 
-@pytest.fixture(params=["javascript", *BACKENDS])
-def library(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
-
-
 def follower_of(library: str, url: str, followed: Followed, stage: ExitStack) -> Follower:
     """A client with that library."""
     return JavaScript(url, followed, stage) if library == "javascript" else Python(library, url, followed, stage)

@@ -12,7 +12,6 @@ import pytest
 
 from kraftek.contract.names import HISTORY_RULES
 from kraftek.service.asyncio import Publisher
-from tests.client.backends import BACKENDS
 from tests.client.test_missed import Followed, follower_of
 from tests.integration.conftest import Gateway, Starter
 from tests.support.forwarder import Forwarder
@@ -78,12 +77,6 @@ def of_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Post]:
 def post(of_module: Post) -> Post:
     of_module.reset()
     return of_module
-
-
-@pytest.fixture(params=["javascript", *BACKENDS])
-def library(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
 
 
 class Device:

@@ -12,7 +12,7 @@ from kraftek.contract.errors import NotPublished
 from kraftek.contract.metrics import RecoveryFailure
 from kraftek.contract.names import room_topic, topic_channel
 from kraftek.contract.settings import Limits, RoomPolicy
-from kraftek.core.resuming import STEP
+from kraftek.core.followed import STEP
 from kraftek.core.session import SessionState
 from kraftek.edge.dialects.socketio_client import SocketIOClient
 from kraftek.edge.dialects.socketio_packets import SocketSettings

@@ -8,7 +8,7 @@ import pytest
 
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.settings import Limits
-from kraftek.core.resuming import STEP
+from kraftek.core.followed import STEP
 from tests.core.histories import ROOM, since
 from tests.core.test_following import TOPIC, Board, told
 from tests.support.world import Client

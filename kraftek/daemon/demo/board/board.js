@@ -314,7 +314,9 @@ class Board {
       if (this.live) this.#resume();
       else this.#failed();
     });
-    connection.on("recovered", ({ recovered }) => (this.#recovered = recovered));
+    connection.on("recovered", ({ roomId, recovered }) => {
+      if (roomId) this.#recovered = recovered; // without a room it is about what the user is told
+    });
     connection.on("stickyNotes:board:opened", ({ notes }) => {
       this.#opened(notes);
       this.#fetched();
