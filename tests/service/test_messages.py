@@ -16,6 +16,7 @@ from kraftek.service.messages import (
     remove_from_room,
     to_everybody,
     to_room,
+    to_room_or_users,
     to_sockets,
     to_users,
 )
@@ -178,3 +179,17 @@ def test_the_names_of_users_stand_at_the_end() -> None:
     assert message.topic is not None
     names = message.topic.removeprefix("users:")
     assert msgspec.json.encode(message).decode().endswith(f',"userIds":{names}}}')
+
+
+def test_to_a_room_or_else_to_users() -> None:
+    assert to_room_or_users("t", 1, "r", None, ["g.1"]) == to_room("t", 1, "r", ["g.1"])
+    assert to_room_or_users("t", 1, None, ["ada"], ()) == to_users("t", 1, ["ada"])
+    assert to_room_or_users("t", 1, None, [], ()) is None
+
+
+@pytest.mark.parametrize(
+    ("room_id", "user_ids", "exclude"), [("r", ["ada"], ()), (None, None, ()), (None, ["ada"], ["g.1"])]
+)
+def test_but_not_to_both(room_id: str | None, user_ids: list[str] | None, exclude: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"^t: expected users, or else a room"):
+        to_room_or_users("t", 1, room_id, user_ids, exclude)
