@@ -23,7 +23,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
 from websockets.typing import Subprotocol
 
-__all__ = ["PAGES", "WATCHERS", "Crowd", "Page", "Watcher", "is_one"]
+__all__ = ["PAGES", "WATCHERS", "Crowd", "Page", "Watcher", "is_mute", "is_one"]
 
 PAGES, WATCHERS = "page", "watcher"
 """What the names of their users begin with."""
@@ -35,6 +35,11 @@ FORMER = 8
 def is_one(user: str) -> bool:
     """Whether the user is one of the crowd."""
     return user.startswith((PAGES, WATCHERS))
+
+
+def is_mute(user: str) -> bool:
+    """Whether the page never acknowledges anything."""
+    return user.startswith(PAGES) and int(user.removeprefix(PAGES)) % 7 == 6
 
 
 class Crowd:
@@ -183,6 +188,9 @@ class Page(Caller):
             epoch, _ = self._positions.get(room, ("", 0))
             self._positions[room] = epoch, message["offset"]
             self._crowd.note(self, "heard", room, epoch=epoch, offset=message["offset"], n=payload["n"])
+        elif "receipt" in message and not is_mute(self.user):
+            self._crowd.note(self, "acknowledges", "", n=payload["n"])
+            await socket.send(json.dumps({"type": "receipt", "id": message["receipt"]}))
         return await super()._told(socket, message, asked)
 
     async def _is_in(self, socket: ClientConnection, room: str, payload: Any, since: Any) -> None:

@@ -34,6 +34,7 @@ from tests.chaos.people import SAID, Blunt, Guest, Person, Visitor
 from tests.chaos.presences import CONFIG as ROOMS_WITH_PRESENCE
 from tests.chaos.presences import Presences
 from tests.chaos.processes import CrowdProgram, Gateway, Program, RedisServer, Service
+from tests.chaos.receipts import Receipts, Tellers
 from tests.chaos.schedule import FAULTS, QUIET, WITH_SENTINEL, WITHOUT_SENTINEL, Fault, schedule
 from tests.chaos.service import DONE, order_key
 from tests.chaos.talkers import Chatter, Talker
@@ -141,6 +142,8 @@ class World:
         self._sessions = "many" if seed % 3 else "single"
         self._every = 2.0 if short else 20.0
         self.histories = Histories(self, 20 if short else pages)
+        self.receipts = Receipts(self.ledger)
+        self._tellers = Tellers(self, self.receipts, self.histories.callers)
         self.talks = Talks(self.ledger)
         self.talk = (8, 0.1) if short else (20, 0.4)
         self.presences = Presences(self.ledger, 8 if short else watchers, 5 if seed % 3 else 1)
@@ -193,6 +196,7 @@ class World:
         await self.ready(self.crowd)
         self.programs.append(self.crowd)
         self.histories.start()
+        self._tellers.start(self.masters.url if self.masters else f"unix://{self.redis.path}")
         listener = Listener(self.ledger, self._redis_client)
         loops = (self._watch(), self._measure(), self._look_for_starved(), listener.listen())
         self._tasks = [self._speaking, *(asyncio.create_task(loop) for loop in loops)]
@@ -286,7 +290,8 @@ class World:
     def read_crowd(self) -> None:
         """Read on in what the crowd writes."""
         for line in self.crowd.lines():
-            (self.histories if line["user"].startswith(PAGES) else self.presences).take(line)
+            for ledger in (self.histories, self.receipts) if line["user"].startswith(PAGES) else (self.presences,):
+                ledger.take(line)
 
     async def end_crowd(self) -> None:
         """It goes, and everything that it wrote is read."""
@@ -440,9 +445,11 @@ class World:
         done = {key: int(number) for key, number in (await self.publisher.hgetall(DONE)).items()}
         await self._judge_order()
         await self._settle_presences()
+        await self._tellers.stop()
         await self.histories.end()
         await self.settle()
         self.presences.judge()
+        self.receipts.judge()
         self.ledger.judge_requests(done)
         self.talks.judge(done)
         self.ledger.judge_access()
@@ -496,6 +503,7 @@ class World:
     async def stop(self) -> None:
         """Take everything down, and look at how it ends and what it has logged."""
         self.histories.stop()
+        await self._tellers.stop()
         self.crowd.kill()
         for person in self.people:
             await person.close()

@@ -13,7 +13,7 @@ import pytest
 from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as websocket_connect
 
-from kraftek.contract.history import TELL
+from kraftek.contract.history import APPEND_FUNCTION, TELL
 from kraftek.contract.names import BROADCAST
 from tests.support.versions import FAILS, NEWER, Versions
 from tests.support.waiting import wait_until
@@ -70,6 +70,27 @@ class Board:
             assert (message["offset"], message["payload"]) == (self._heard, self._heard)
 
 
+class Text:
+    """A text that comes in pieces to a room all the time, and a client in it. ``_heard``: what it makes of them."""
+
+    def __init__(self, server: RedisServer, client: Client) -> None:
+        self._redis = server.client()
+        self._client = client
+        self._told = self._heard = ""
+
+    def tell(self) -> None:
+        piece, first = f"{len(self._told)} ", "" if self._told else "first"
+        self._redis.execute_command("FCALL", APPEND_FUNCTION, 0, "story", "a:b:text", "k", piece, first)
+        self._told += piece
+
+    def check(self) -> None:
+        """It has all."""
+        while self._heard != self._told:
+            message = self._client.expect("a:b:text", 20.0)
+            self._heard = message["payload"] if "from" in message["append"] else self._heard + message["payload"]
+            assert self._told.startswith(self._heard)
+
+
 def socketio(gateway: Gateway, stage: ExitStack) -> ClientConnection:
     """A Socket.IO client in the room ``room``."""
     url = f"ws://127.0.0.1:{gateway.port}/socket.io/?EIO=4&transport=websocket"
@@ -106,15 +127,20 @@ def test_nobody_notices(
     versions.add("1.2", FAILS)
     versions.add("1.3", STRANGE)
     services = {"chat": {"channel": "events:chat", "reply": True}}
-    config = {"rooms": {"board": {"history": 10_000}}}
+    config = {"rooms": {"board": {"history": 10_000}, "story": {"history": 10_000}}}
     process = gateway(redis_server, services=services, program=versions.twistd, config=config)
     process.expect_traceback()
     service(redis_server, "events:chat").wait_subscribed()
     ann, sue = connect(process, "ann", "room"), socketio(process, stage)
-    board = Board(redis_server, ann)
+    board, text = Board(redis_server, ann), Text(redis_server, connect(process, "tom", "story"))
+
+    def tell() -> None:
+        board.tell()
+        text.tell()
 
     def still_there(number: int) -> None:
         board.check()
+        text.check()
         broadcast(redis_server, number)
         assert ann.expect("a:b:c", 20.0)["payload"] == number
         assert heard(sue) == f'42["a:b:c",{number}]'
@@ -130,17 +156,17 @@ def test_nobody_notices(
     assert ann.expect("joined")["payload"] == {"roomId": "match"}
     assert heard(sue) == '42["joined",{"roomId":"match"}]'
     versions.choose("1.1")
-    upgrade(process, "Took over 2 sockets of version 1.0", board.tell)
+    upgrade(process, "Took over 3 sockets of version 1.0", tell)
     still_there(2)
     versions.choose("1.2")
-    upgrade(process, "Took over 2 sockets of version 1.1", board.tell)
+    upgrade(process, "Took over 3 sockets of version 1.1", tell)
     assert "Cannot start: it does not work" in process.log()
     still_there(3)
     versions.choose("1.3")
-    upgrade(process, "cannot take over: Cannot start: expected state in another format than 2,1", board.tell)
+    upgrade(process, "cannot take over: Cannot start: expected state in another format than 2,1", tell)
     still_there(4)
     versions.choose("1.0")
-    upgrade(process, "Took over 2 sockets of version 1.1", board.tell)
+    upgrade(process, "Took over 3 sockets of version 1.1", tell)
     still_there(5)
     with redis_server.client() as publisher:
         publisher.publish("events:broadcast", json.dumps({"type": "a:b:d", "payload": 6, "roomId": "match"}))
