@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import resource
 import select
+import shlex
 import ssl
+import sys
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -309,27 +311,35 @@ def cpu(process: Gateway) -> float:
     return (int(fields[11]) + int(fields[12])) / 100
 
 
-@contextmanager
-def open_files(number: int) -> Iterator[None]:
-    """What starts meanwhile may open so many files, as by ``ulimit -n``."""
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (number, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+@pytest.fixture
+def with_files(tmp_path: Path) -> Callable[[int], Path]:
+    """A program: twistd, which may open so many files. The test itself may have more of them open."""
+
+    def program(number: int) -> Path:
+        file = tmp_path / f"twistd-{number}"
+        twistd = shlex.join([sys.executable, str(Path(sys.prefix) / "bin/twistd")])
+        file.write_text(f'#!/bin/sh\nulimit -S -n {number}\nexec {twistd} "$@"\n')
+        file.chmod(0o755)
+        return file
+
+    return program
 
 
 class TestOpenFiles:
     def test_whoever_is_let_in_can_be_asked_about(
-        self, gateway: StartGateway, redis_server: RedisServer, auth_service: AuthService, opened: ExitStack
+        self,
+        gateway: StartGateway,
+        redis_server: RedisServer,
+        auth_service: AuthService,
+        opened: ExitStack,
+        with_files: Callable[[int], Path],
     ) -> None:
         """With 256 files and 100 connections to the auth service all that the process accepts can authenticate."""
         for number in range(192):
             auth_service.allow(f"t{number}", f"user{number}")
         auth_service.mode = "slow"
-        with open_files(256):
-            process = gateway(redis_server, auth=auth_service.url, config={**OPERATOR, "auth": {"timeout": 30}})
+        config = {**OPERATOR, "auth": {"timeout": 30}}
+        process = gateway(redis_server, auth=auth_service.url, config=config, program=with_files(256))
         wires = [opened.enter_context(Wire(process.port, 30)) for _ in range(192)]
         for number, wire in enumerate(wires):
             wire.send(handshake(f"/?token=t{number}"))
@@ -354,10 +364,14 @@ class TestOpenFiles:
         assert len(process.log().splitlines()) < 20
 
     def test_more_than_the_files_allow_is_not_believed(
-        self, gateway: StartGateway, redis_server: RedisServer, opened: ExitStack
+        self,
+        gateway: StartGateway,
+        redis_server: RedisServer,
+        opened: ExitStack,
+        with_files: Callable[[int], Path],
     ) -> None:
-        with open_files(128):
-            process = gateway(redis_server, config={**OPERATOR, "limits": {"connections": 10_000}})
+        config = {**OPERATOR, "limits": {"connections": 10_000}}
+        process = gateway(redis_server, config=config, program=with_files(128))
         process.wait_log("limits.connections is 10000, but the limit of open files (ulimit -n) is 128")
         for _ in range(100):
             idle(opened.enter_context(Wire(process.port)))
@@ -382,10 +396,14 @@ class TestOpenFiles:
         assert served(process.port)
 
     def test_too_few_of_them_are_a_mistake(
-        self, gateway: StartGateway, redis_server: RedisServer, stage: ExitStack
+        self,
+        gateway: StartGateway,
+        redis_server: RedisServer,
+        stage: ExitStack,
+        with_files: Callable[[int], Path],
     ) -> None:
-        with open_files(150), pytest.raises(pytest.fail.Exception, match="the limit of open files") as failed:
-            gateway(redis_server, auth="http://127.0.0.1:1")
+        with pytest.raises(pytest.fail.Exception, match="the limit of open files") as failed:
+            gateway(redis_server, auth="http://127.0.0.1:1", program=with_files(150))
         assert "expected more than 164" in str(failed.value)
         assert "Traceback" not in str(failed.value)
 
