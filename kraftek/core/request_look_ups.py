@@ -16,7 +16,7 @@ from zope.interface import implementer
 from kraftek.contract.errors import Code, Limit, NotPublished, PeerError
 from kraftek.contract.interfaces import IBus, IBusListener
 from kraftek.contract.log_once import OnceAMinute, failing
-from kraftek.contract.messages import Broadcast, Delivery, RequestId
+from kraftek.contract.messages import Broadcast, RequestId
 from kraftek.contract.names import late_answer_key
 from kraftek.core.request_queue import Request
 from kraftek.core.request_records import AnswerStore
@@ -113,7 +113,7 @@ class LookUps:
         clock: IReactorTime,
         store: AnswerStore,
         *,
-        settle: Callable[[Request, Delivery, bytes | None], None],
+        settle: Callable[[Request, Broadcast, bytes | None], None],
         refuse: Callable[[Request, int | PeerError], None],
         requests: Callable[[], Iterable[Request]],
     ) -> None:
@@ -311,7 +311,7 @@ class LookUps:
             known = _decode(answer)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return False
-        self._settle(request, Delivery(known.type, known.payload, None, request.id), body)
+        self._settle(request, known, body)
         return True
 
     def _unreadable(self, key: str) -> None:

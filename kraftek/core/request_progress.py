@@ -6,7 +6,7 @@ A service publishes each part to the gateway that it has the request from, and k
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from heapq import heappop, heappush
 from math import ceil
 from typing import Any
@@ -76,7 +76,7 @@ class PartsState(Struct, kw_only=True):
 class _Parts(Struct, eq=False):
     """``run``, ``number``: of the last part that was sent. ``began``: when the request came; ``renewed``: when its
     record was. ``reading``: they are looked up. ``behind``: they are to be. ``key``: under which Redis has the parts;
-    ``kept``: so many bytes of them.
+    ``kept``: so many bytes of them. ``answer``: to be called when the client has them all.
     """
 
     run: str
@@ -87,6 +87,7 @@ class _Parts(Struct, eq=False):
     behind: bool = False
     key: str = ""
     kept: int = 0
+    answer: Callable[[], None] | None = None
 
 
 _decode = msgspec.json.Decoder(_Part).decode
@@ -102,9 +103,10 @@ class RequestProgress:
     """The requests whose clients take parts. ``waiting``: that of :class:`kraftek.core.requests.Requests`.
 
     The parts of one's own request come by themselves, and are read in Redis where some are missing. Those of a request
-    that another socket has sent before are read at each sweep. After the answer there are no parts, and those in Redis
-    end soon; those of a client that has lost its socket end by themselves. They count in the ``budget`` until then;
-    beyond it only the last one is kept.
+    that another socket has sent before are read at each sweep, and once more before its answer, which waits for that.
+    After the answer there are no parts, and those in Redis end soon; those of a client that has lost its socket end by
+    themselves. They count in the ``budget`` until then; beyond it only the last one is kept. ``under_way``: where all
+    these requests are.
     """
 
     def __init__(
@@ -126,17 +128,17 @@ class RequestProgress:
         self.look_ups = look_ups
         self._now = clock.seconds
         self._window = window
-        self._all: dict[Request, _Parts] = {}
+        self.under_way: dict[Request, _Parts] = {}
         bus.add_listener(self)
 
     def __len__(self) -> int:
-        return len(self._all)
+        return len(self.under_way)
 
     # IBusListener
 
     def bus_up(self) -> None:
         """Parts that were published meanwhile were not heard."""
-        for parts in self._all.values():
+        for parts in self.under_way.values():
             parts.behind = True
 
     def bus_down(self) -> None:
@@ -150,16 +152,16 @@ class RequestProgress:
     def begin(self, session: Session, request_id: RequestId, progress: bool | Place) -> None:
         """It was sent; its client takes parts, after this one if it has had some."""
         request = self._waiting[session.socket_id].get(request_id)
-        if progress and request is not None and request not in self._all and request.queue.service.reply:
+        if progress and request is not None and request not in self.under_way and request.queue.service.reply:
             run, number = (progress.run, progress.number) if isinstance(progress, Place) else ("", 0)
-            self._all[request] = _Parts(run, number, request.sent_at, request.sent_at)
+            self.under_way[request] = _Parts(run, number, request.sent_at, request.sent_at)
 
     def heard(self, message: Broadcast) -> None:
         """A service has published a part. Raises what msgspec does."""
         part, request_id = _decode(message.payload), message.in_reply_to
         for socket_id in message.recipients or ():
             request = None if request_id is None else self._waiting.get(socket_id, {}).get(request_id)
-            parts = None if request is None else self._all.get(request)
+            parts = None if request is None else self.under_way.get(request)
             if request is None or parts is None:
                 continue
             if parts.reading:
@@ -170,12 +172,29 @@ class RequestProgress:
             elif part.run != parts.run or part.number > parts.number:
                 self._read(request, parts, parts_key(socket_id, request.id))
 
+    def holds(self, request: Request, first: str, answer: Callable[[], None]) -> bool:
+        """Whether the answer is to wait for parts that come before it: it is called then. ``first``: the socket that
+        sent the request for the first time.
+        """
+        parts, session = self.under_way.get(request), request.session
+        if parts is None or session.state is SessionState.CLOSED or not self._bus.available:
+            return False
+        if first != session.socket_id:
+            parts.behind = True
+        if not (parts.reading or parts.behind):
+            return False
+        parts.answer = answer
+        parts.key = parts_key(first, request.id)
+        self._read(request, parts, parts.key)
+        return True
+
     def sweep(self) -> None:
         """Look for parts that do not come by themselves, before answers are looked for."""
-        for request, parts in tuple(self._all.items()):
+        for request, parts in tuple(self.under_way.items()):
             socket_id = request.session.socket_id
             if self._waiting.get(socket_id, {}).get(request.id) is not request:
-                self._end(request, self._all.pop(request))
+                if parts.answer is None:
+                    self._end(request, self.under_way.pop(request))
                 continue
             look_up = self.look_ups.waiting.get(request)
             if look_up is not None and look_up.late:
@@ -195,7 +214,7 @@ class RequestProgress:
 
     def give(self, request: Request) -> PartsState | None:
         """Where it is, if its client takes parts."""
-        parts = self._all.get(request)
+        parts = self.under_way.get(request)
         if parts is None:
             return None
         return PartsState(run=parts.run, number=parts.number, began=parts.began, key=parts.key, kept=parts.kept)
@@ -204,7 +223,7 @@ class RequestProgress:
         """Go on where another version was."""
         if state is not None:
             parts = _Parts(state.run, state.number, state.began, self._now(), behind=True, key=state.key)
-            self._all[request] = parts
+            self.under_way[request] = parts
             self._keep(request, parts, state.kept)
 
     # Within
@@ -213,28 +232,36 @@ class RequestProgress:
         session = request.session
         if parts.reading or not self._bus.available or session.state is SessionState.CLOSED:
             return
-        if session.budgets.overdrawn(session.user_id or "", session.address):
+        if parts.answer is None and session.budgets.overdrawn(session.user_id or "", session.address):
             parts.behind = True  # it sends requests again and again, to have parts read
             return
         parts.reading, parts.behind, parts.key = True, False, key
         reading = self._bus.call(READ_PARTS, (key,), (parts.run, parts.number, AT_ONCE))
-        reading.addBoth(self._has_read, parts).addCallback(self._found, request, parts).addErrback(self.look_ups.failed)
+        reading.addBoth(self._has_read, parts).addCallback(self._found, request, parts)
+        reading.addErrback(self.look_ups.failed).addCallback(self._has_them, request, parts)
 
     def _has_read(self, found: Any, parts: _Parts) -> Any:
         parts.reading = False
         return found
 
     def _found(self, found: list[Any], request: Request, parts: _Parts) -> None:
-        if not found or self._all.get(request) is not parts:
+        if not found or self.under_way.get(request) is not parts:
             return
-        run, entries = found[0].decode(), found[1]
+        run, entries, socket_id = found[0].decode(), found[1], request.session.socket_id
         request.session.charge(-(-len(entries) // _FOR_ONE), sum(len(payload) for _, (*_, payload) in entries))
         for entry_id, (*_, payload) in entries:
-            if self._waiting.get(request.session.socket_id, {}).get(request.id) is not request:
+            if parts.answer is None and self._waiting.get(socket_id, {}).get(request.id) is not request:
                 return
             self._send(request, parts, Place(run, int(entry_id.partition(b"-")[0])), Raw(payload))
         if len(entries) == AT_ONCE:
             self._read(request, parts, parts.key)
+
+    def _has_them(self, _: object, request: Request, parts: _Parts) -> None:
+        if parts.answer is not None and parts.behind:
+            self._read(request, parts, parts.key)
+        if parts.answer is not None and not parts.reading:
+            answer, parts.answer = parts.answer, None
+            answer()
 
     def _send(self, request: Request, parts: _Parts, place: Place, payload: Raw) -> None:
         if parts.key == parts_key(request.session.socket_id, request.id):

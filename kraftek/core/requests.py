@@ -6,6 +6,7 @@ The gateway passes it clients' requests; :mod:`kraftek.core.deliveries` passes i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import chain
 from math import ceil
 
@@ -102,6 +103,7 @@ class Requests:
         self._looked_up = self.look_ups.waiting
         self.cancels = RequestCancels(self._waiting, bus, counters, self._end, self.store_answers)
         self.progress = RequestProgress(self._waiting, bus, self.look_ups, clock, self.budget, self._window)
+        self._in_parts = self.progress.under_way
         self.moving = RequestMove(self._waiting, self._departed, self._queues, self._queue, self.progress, self.budget)
 
     def __len__(self) -> int:
@@ -198,7 +200,7 @@ class Requests:
             request = waiting.get(request_id) if waiting else None
             if waiting and request is not None and request.queue.service.reply:
                 del waiting[request_id]
-                self._settle(request, delivery, body)
+                self._settle(request, delivery, body, socket_id)
                 self._counters.delivered += 1
             elif request is not None or gateway_of(socket_id) == self._gateway_id:
                 late = True
@@ -275,9 +277,10 @@ class Requests:
         self.look_ups.not_sent(request, resent, error)
         request.queue.refused[request] = None
 
-    def _found(self, request: Request, answer: Delivery, body: bytes | None) -> None:
+    def _found(self, request: Request, answer: Broadcast, body: bytes | None) -> None:
         del self._waiting[request.session.socket_id][request.id]
-        self._settle(request, answer, body)
+        first = answer.recipients[0] if answer.recipients else None
+        self._settle(request, Delivery(answer.type, answer.payload, None, request.id), body, first)
 
     def _not_handed(self, request: Request, why: int | PeerError) -> None:
         if isinstance(why, int):
@@ -300,11 +303,13 @@ class Requests:
         body = _encode({"type": "error", "payload": ErrorPayload(code, message, request.name)})
         self._settle(request, ErrorMessage(code, message, request.name, None, request.id), body)
 
-    def _settle(self, request: Request, outbound: Outbound | None, body: bytes | None = None) -> None:
-        """The request no longer waits: send the client ``outbound``, and store ``body``, the answer, in Redis."""
+    def _settle(
+        self, request: Request, outbound: Outbound | None, body: bytes | None = None, first: str | None = None
+    ) -> None:
+        """The request no longer waits: send the client ``outbound``, and store ``body``, the answer, in Redis.
+        ``first``: the socket that the service has answered, if it has.
+        """
         request.queue.remove(request)
-        if self._awaited.requests:
-            self._awaited.settled(request)
         if self._looked_up:
             self._looked_up.pop(request, None)
         if body is not None and request.lasts:
@@ -320,6 +325,15 @@ class Requests:
             elif not self._storing:
                 self._storing = True
                 self._clock.callLater(_STORE_AFTER, self._store_soon)
+        if not (self._in_parts and first is not None and self._holds(request, first, outbound)):
+            self._tell(request, outbound)
+
+    def _holds(self, request: Request, first: str, outbound: Outbound | None) -> bool:
+        return self.progress.holds(request, first, partial(self._tell, request, outbound))
+
+    def _tell(self, request: Request, outbound: Outbound | None) -> None:
+        if self._awaited.requests:
+            self._awaited.settled(request)
         if outbound is not None:
             request.session.send(outbound)
 

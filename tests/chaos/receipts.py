@@ -19,9 +19,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import RedisError
-
-from kraftek.service import OldGateway, Receipt
+from kraftek.service import Away, OldGateway, Receipt, Rejected
 from kraftek.service.asyncio import Publisher
 from tests.chaos.crowd import is_mute
 from tests.chaos.ledger import CALM, Ledger
@@ -161,7 +159,7 @@ class Tellers:
         at = time.monotonic()
         try:
             receipt = await publisher.broadcast_with_receipt(TOLD, {"n": number}, user_ids=users, timeout=WITHIN)
-        except (RedisError, OSError, OldGateway) as error:
+        except (Away, Rejected, OldGateway) as error:
             self._receipts.failed(at, time.monotonic(), repr(error))
         else:
             self._receipts.told(Mail(number, users, at, receipt, time.monotonic()))

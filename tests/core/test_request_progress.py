@@ -140,7 +140,20 @@ def test_a_part_that_is_missing_is_read_and_what_comes_meanwhile() -> None:
     assert client.link.read() == [heard(number, number) for number in range(1, 6)]
 
 
-def test_after_an_outage_parts_are_read_unless_the_answer_is_there() -> None:
+ANSWER = {"type": "r", "id": "q", "payload": "all"}
+
+
+def missing_one(house: House) -> tuple[Client, Call]:
+    """The client lacks the second part, which is being read."""
+    client = house.admit()
+    client.send(ASK)
+    part(client, 1, 1)
+    part(client, 3, 3)
+    (read,) = reads(house)
+    return client, read
+
+
+def test_after_an_outage_parts_are_read_before_the_answer_is_told() -> None:
     house = House()
     client = house.admit()
     client.send(ASK)
@@ -148,11 +161,47 @@ def test_after_an_outage_parts_are_read_unless_the_answer_is_there() -> None:
     house.bus.down()
     house.requests.sweep()
     house.bus.up()
-    house.requests.sweep()
-    (read,) = reads(house)
     reply(client, "q", "all")
+    (read,) = reads(house)
+    house.requests.sweep()
+    assert client.link.read() == []
     read.reply.callback(entries(1, 2))
-    assert client.link.read() == [{"type": "r", "id": "q", "payload": "all"}]
+    assert client.link.read() == [heard(1, 1), heard(2, 2), ANSWER]
+    house.pass_time(1)
+    assert len(house.requests) == len(house.requests.progress) == 0
+
+
+def test_an_answer_waits_for_parts_that_came_while_others_were_read() -> None:
+    house = House()
+    client, read = missing_one(house)
+    part(client, 4, 4)
+    reply(client, "q", "all")
+    read.reply.callback(entries(2, 3))
+    (_, again) = reads(house)
+    assert again.args == ("x", 3, AT_ONCE)
+    again.reply.callback(entries(4))
+    assert client.link.read() == [*(heard(number, number) for number in range(1, 5)), ANSWER]
+    assert len(reads(house)) == 2
+
+
+def test_but_not_for_ever() -> None:
+    house = House()
+    client, read = missing_one(house)
+    reply(client, "q", "all")
+    with capturedLogs():
+        read.reply.errback(Failure(ValueError("no")))
+    assert client.link.read() == [heard(1, 1), ANSWER]
+
+
+def test_who_is_over_its_budget_gets_the_last_parts_with_the_answer() -> None:
+    house = House(limits=Limits(bytes_per_user=200, burst=1.0))
+    client, read = missing_one(house)
+    read.reply.callback([b"x", [(b"2-9", [b"run", b"x", b"part", b'"%b"' % (b"y" * 1000)])]])
+    part(client, 4, 4)
+    reply(client, "q", "all")
+    (_, again) = reads(house)
+    again.reply.callback(entries(3, 4))
+    assert client.link.read()[2:] == [heard(3, 3), heard(4, 4), ANSWER]
 
 
 def test_many_are_read_some_at_a_time() -> None:
@@ -371,6 +420,28 @@ class PartsInRedis(RequestsTestCase):
         self.sends(1, "part 1", run="y")
         assert (await self.hears(second, 1))[0]["run"] == "y"
 
+    async def test_whoever_comes_back_after_the_answer_hears_the_last_parts_before_it(self) -> None:
+        """Also over the gateway that has answered it, and once."""
+        first = self.one.connect("1")
+        self.asks(first)
+        await until(lambda: self.client.xlen("k:events:chat") == 1, "the event")
+        for number in (1, 2, 3):
+            self.sends(number, number)
+        self.one.closed(first)
+        self.answer(self.one, "one.1", "all")
+        self.one.requests.sweep()
+        for gateway in (self.one, self.two):
+            again = gateway.connect("2")
+            self.asks(again, Place("x", 1), resent=True)
+            found: list[Any] = []
+
+            def has_it(again: Session = again, found: list[Any] = found) -> bool:
+                found.extend(told(again))
+                return any(each.get("payload") == "all" for each in found)
+
+            await until(has_it, "the answer")
+            assert [each.get("number") for each in found] == [2, 3, None]
+
     async def test_or_from_the_first_if_it_has_had_none_or_of_another_run(self) -> None:
         for number in (1, 2, 3):
             self.sends(number, number, run="y")
@@ -447,5 +518,7 @@ def test_an_upgrade_takes_along_where_the_parts_are() -> None:
     part(client, 2, "b")
     assert client.link.read() == [heard(2, "b")]
     reply(client, "q", "all")
+    reads(house)[-1].reply.callback([])
+    assert client.link.read() == [ANSWER]
     house.requests.sweep()
     assert commands(house, "PEXPIRE") == [((parts_key(client.id, "q"),), (5000,))]
