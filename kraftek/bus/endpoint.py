@@ -127,6 +127,10 @@ class ConnectionService(ClientService):
     ``failed`` is called with the reason why an attempt failed, unless it was stopped: Twisted logs each attempt, but
     not the reason. ``clock``, perhaps a :class:`Waiting`, measures the delay until the next attempt, which ``backoff``
     returns.
+
+    An attempt that is cancelled may succeed all the same: ``HostnameEndpoint`` reports a look-up that is cancelled as a
+    name that is not found, and then another sentinel is asked. ``ClientService`` would leave such a connection open,
+    and raise ``NoTransition`` when it is lost (Twisted 26.10).
     """
 
     _log = Logger(observer=implementer(ILogObserver)(lambda _: None))
@@ -146,7 +150,8 @@ class ConnectionService(ClientService):
         self._own_factory = factory
         self._report = failed
         self._connection: _GivesUp | None = None
-        self._reporting = _Reporting(endpoint, self._attempt_succeeded, self._attempt_failed)
+        self._stops = 0
+        self._reporting = _Reporting(endpoint, self._attempt)
         super().__init__(self._reporting, factory, retryPolicy=backoff, clock=clock)
 
     def adopt(self, make: Callable[[IProtocolFactory], IProtocol | None], inherited: object) -> None:
@@ -168,8 +173,20 @@ class ConnectionService(ClientService):
         if self._connection is not None:
             self._connection.give_up(reason)
 
-    def _attempt_succeeded(self, protocol: Any) -> Any:
+    def stopService(self) -> Deferred[None]:
+        """End the connection, or the attempt. Fires when that has happened."""
+        self._stops += 1
+        stopping: Deferred[None] = super().stopService()
+        return stopping
+
+    def _attempt(self, connecting: Deferred[IProtocol]) -> Deferred[IProtocol]:
+        return connecting.addCallbacks(self._attempt_succeeded, self._attempt_failed, (self._stops,))
+
+    def _attempt_succeeded(self, protocol: Any, stops: int) -> Any:
         self._connection = protocol
+        if stops != self._stops:
+            protocol.give_up("it was stopped meanwhile")
+            return Deferred()  # the end of the connection is that of the attempt
         return protocol
 
     def _attempt_failed(self, failure: Failure) -> Failure:
@@ -180,19 +197,17 @@ class ConnectionService(ClientService):
 
 @implementer(IStreamClientEndpoint)
 class _Reporting:
-    """An endpoint that reports what became of each attempt, which ``ClientService`` does not."""
+    """An endpoint that reports each attempt to connect, which ``ClientService`` does not."""
 
     def __init__(
-        self, endpoint: IStreamClientEndpoint, succeeded: Callable[[Any], Any], failed: Callable[[Failure], Failure]
+        self, endpoint: IStreamClientEndpoint, attempt: Callable[[Deferred[IProtocol]], Deferred[IProtocol]]
     ) -> None:
         self._endpoint = endpoint
-        self._succeeded = succeeded
-        self._failed = failed
+        self._attempt = attempt
         self.adopted: Callable[[IProtocolFactory], IProtocol | None] | None = None
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
         adopted, self.adopted = self.adopted, None
         if adopted is not None and (protocol := adopted(protocolFactory)) is not None:
-            return succeed(protocol).addCallback(self._succeeded)
-        connecting: Deferred[IProtocol] = self._endpoint.connect(protocolFactory)
-        return connecting.addCallbacks(self._succeeded, self._failed)
+            return self._attempt(succeed(protocol))
+        return self._attempt(self._endpoint.connect(protocolFactory))
