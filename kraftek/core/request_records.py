@@ -23,11 +23,20 @@ from kraftek.contract.metrics import Counters
 from kraftek.contract.names import REQUESTS
 from kraftek.core.answer_budget import SMALL, TOMBSTONE
 
-__all__ = ["AnswerStore", "record_key"]
+__all__ = ["AnswerStore", "AnsweredTogether", "record_key"]
 
 _KEPT = 10_000
 _KEPT_BYTES = 16 * 1024 * 1024
 """How many answers wait until Redis stores them, those of a second or so; and of what size the large ones together."""
+
+_STORED_AT_ONCE = 100
+"""Answers that one command stores in two thirds of a millisecond. A command for each would take Redis 3 µs more."""
+
+_STORED_BYTES = 1024 * 1024
+"""Answers of more than :data:`SMALL` bytes that one command stores: their size together, unless one is larger."""
+
+_STORE_AFTER = 0.02
+"""Seconds that an answer waits for others at most, before it is stored in Redis."""
 
 _AT_ONCE = 1000
 """Of these are stored with one command, which takes Redis some ten milliseconds."""
@@ -160,3 +169,41 @@ class AnswerStore:
             self._counters.answers_too_large += 1
             freed += len(body)
         return freed
+
+
+class AnsweredTogether:
+    """Gathers answers for a moment, so that one command stores many of them."""
+
+    def __init__(self, store: AnswerStore, clock: IReactorTime, accounts: Accounts) -> None:
+        self._store = store
+        self._clock = clock
+        self._accounts = accounts
+        self._answers: list[tuple[str, bytes, Receipt]] = []
+        self._large, self._waits = 0, False  # bytes of the large ones
+
+    def add(self, record: str, body: bytes, receipt: Receipt) -> None:
+        """One more, as for :meth:`AnswerStore.store`."""
+        size = len(body)
+        if size > SMALL:
+            if self._large and self._large + size > _STORED_BYTES:
+                self.store()
+            self._large += size
+            self._accounts.answers += size
+        self._answers.append((record, body, receipt))
+        if len(self._answers) == _STORED_AT_ONCE:
+            self.store()
+        elif not self._waits:
+            self._waits = True
+            self._clock.callLater(_STORE_AFTER, self._store_soon)
+
+    def store(self) -> None:
+        """Store at once what there is."""
+        answers, self._answers = self._answers, []
+        self._accounts.answers -= self._large
+        self._large = 0
+        if answers:
+            self._store.store(answers)
+
+    def _store_soon(self) -> None:
+        self._waits = False
+        self.store()

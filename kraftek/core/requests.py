@@ -16,7 +16,6 @@ from twisted.internet.interfaces import IReactorTime
 from kraftek.contract.accounts import Accounts
 from kraftek.contract.errors import Code, Limit, NotPublished, PeerError
 from kraftek.contract.interfaces import IBus, Undelivered
-from kraftek.contract.lua import Receipt
 from kraftek.contract.messages import (
     Ack,
     Broadcast,
@@ -30,29 +29,20 @@ from kraftek.contract.messages import (
 from kraftek.contract.metrics import Counters
 from kraftek.contract.names import gateway_of, late_answer_key
 from kraftek.contract.settings import Limits, Registration
-from kraftek.core.answer_budget import INCLUDED, SMALL, AnswerBudget
+from kraftek.core.answer_budget import INCLUDED, AnswerBudget
 from kraftek.core.dispatch import Dispatch, target_of
 from kraftek.core.request_cancels import RequestCancels
 from kraftek.core.request_look_ups import LookUps
 from kraftek.core.request_moving import RequestMove
 from kraftek.core.request_progress import RequestProgress
 from kraftek.core.request_queue import AwaitedRequests, Request, RequestQueue
-from kraftek.core.request_records import AnswerStore, record_key
+from kraftek.core.request_records import AnsweredTogether, AnswerStore, record_key
 from kraftek.core.session import Session
 
 __all__ = ["Requests", "undelivered_error", "unreachable_error"]
 
 _RETRY_AFTER = 1.0
 """Seconds after which a request should be retried when too many were waiting, or Redis refused it."""
-
-_STORED_AT_ONCE = 100
-"""Answers that one command stores in two thirds of a millisecond. A command for each would take Redis 3 µs more."""
-
-_STORED_BYTES = 1024 * 1024
-"""Answers of more than :data:`SMALL` bytes that one command stores: their size together, unless one is larger."""
-
-_STORE_AFTER = 0.02
-"""Seconds that an answer waits for others at most, before it is stored in Redis."""
 
 _UNCERTAIN = (Undelivered.LOST, Undelivered.REFUSED)
 """Receipts of an event that may have been sent: Redis also refuses to look."""
@@ -94,9 +84,8 @@ class Requests:
         self._awaited = AwaitedRequests(clock)
         # By the identity of the registration: another one may be registered under its name by now.
         self._queues: dict[int, RequestQueue] = {}
-        self._answered: list[tuple[str, bytes, Receipt]] = []
-        self._large, self._storing = 0, False  # bytes of the large ones of these
         self._store = AnswerStore(bus, clock, counters, accounts, limits.request_window)
+        self._answered = AnsweredTogether(self._store, clock, accounts)
         self.look_ups = LookUps(
             bus, clock, self._store, settle=self._found, refuse=self._not_handed, requests=self._requests
         )
@@ -238,11 +227,7 @@ class Requests:
 
     def store_answers(self) -> None:
         """Store the answers since the last call in Redis. Called before the process stops, too."""
-        answered, self._answered = self._answered, []
-        self._accounts.answers -= self._large
-        self._large = 0
-        if answered:
-            self._store.store(answered)
+        self._answered.store()
 
     def _sent(self, request: Request, receipt: int | bytes) -> None:
         if type(receipt) is int and receipt > 0 and request.queue.service.reply:
@@ -315,16 +300,8 @@ class Requests:
         if body is not None and request.lasts:
             if len(body) > INCLUDED:
                 body = self.budget.kept(body, request.queue.service.name, request.session.user_id or "")
-                if len(body) > SMALL:
-                    self._add_large(len(body))
             request.answer = body
-            answered = self._answered
-            answered.append((request.record, body, request))
-            if len(answered) == _STORED_AT_ONCE:
-                self.store_answers()
-            elif not self._storing:
-                self._storing = True
-                self._clock.callLater(_STORE_AFTER, self._store_soon)
+            self._answered.add(request.record, body, request)
         if not (self._in_parts and first is not None and self._holds(request, first, outbound)):
             self._tell(request, outbound)
 
@@ -336,16 +313,6 @@ class Requests:
             self._awaited.settled(request)
         if outbound is not None:
             request.session.send(outbound)
-
-    def _add_large(self, size: int) -> None:
-        if self._large and self._large + size > _STORED_BYTES:
-            self.store_answers()
-        self._large += size
-        self._accounts.answers += size
-
-    def _store_soon(self) -> None:
-        self._storing = False
-        self.store_answers()
 
 
 def _says_cancelled(answer: Broadcast) -> bool:

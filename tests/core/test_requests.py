@@ -16,7 +16,7 @@ from kraftek.contract.interfaces import Undelivered
 from kraftek.contract.messages import Broadcast, Event
 from kraftek.contract.names import late_answer_key
 from kraftek.contract.settings import Limits, Registration
-from kraftek.core import requests
+from kraftek.core import request_records
 from kraftek.core.request_records import record_key
 from tests.support.request_gateways import SEND, RequestGateway, RequestsTestCase, ask, told
 from tests.support.waiting import until
@@ -486,7 +486,7 @@ class LargeAnswersTest(RequestsTestCase):
         assert self.client.keys("k:request:adopted:*") == []
 
     async def test_what_redis_gets_at_once_is_bounded(self) -> None:
-        self.patch(requests, "_STORED_BYTES", 5000)
+        self.patch(request_records, "_STORED_BYTES", 5000)
         session = self.one.connect("1")
         for number in range(8):
             await self.send(session, id=number)

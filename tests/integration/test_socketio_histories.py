@@ -34,7 +34,11 @@ def room() -> str:
 
 @pytest.fixture
 def process(shared: Shared) -> Gateway:
-    return shared.gateway(**SHARED)
+    """It listens before it has given Redis its Functions."""
+    gateway = shared.gateway(**SHARED)
+    with shared.redis_server.client() as redis:
+        wait_until(lambda: FUNCTION in str(redis.execute_command("FUNCTION", "LIST")), "the Functions")
+    return gateway
 
 
 @pytest.fixture(
