@@ -155,7 +155,7 @@ class Talks:
             story += f", {talk.outcome} at {until - self._ledger.began:.3f}"
         lost = self._ledger.lost(talk.at, until + WAITS)
         begun = [run.begun for run in talk.runs.values()]
-        if talk.outcome == "ok" and not done and not lost:
+        if talk.outcome == "ok" and not done and not self._ledger.lost(talk.at, inf):  # with the count itself
             wrong(f"{story}: and nobody has done it")
         if done > 1 and not lost:
             wrong(f"{story}: it was done {done} times")
@@ -174,7 +174,8 @@ class Talks:
             if not talk.heard or talk.heard[-1][1] != talk.parts:
                 at = talk.heard[-1] if talk.heard else "none"
                 self._claim(talk, f"{story}: it has {talk.parts} parts, and {at} was the last", since, talk.settled_at)
-            if talk.settled_at > talk.cancelled_at + ENDS:
+            was_done = any(run.how == "ends" and run.ended <= talk.cancelled_at for run in talk.runs.values())
+            if talk.settled_at > talk.cancelled_at + ENDS and not was_done:
                 text = f"{story}: and it was cancelled at {talk.cancelled_at - self._ledger.began:.3f}"
                 self._claim(talk, text, since, talk.settled_at)
 

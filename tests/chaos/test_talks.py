@@ -149,6 +149,21 @@ def test_an_answer_long_after_the_cancel_is_a_hole() -> None:
     assert "and it was cancelled at 100.500" in found
 
 
+def test_unless_the_handler_had_ended_before() -> None:
+    """The client came back with its cancel, and the answer was there."""
+    conversation = Conversation(1, 2, 3, outcome=None)
+    conversation.runs("ends", 101.0)
+    conversation.talks.cancelled("k", 101.1)
+    conversation.talks.settled("k", "ok", 102.0 + ENDS)
+    assert conversation.holes() == []
+
+
+def test_what_was_done_may_be_lost_later() -> None:
+    conversation = Conversation(1, 2, 3, done=0)
+    conversation.ledger.lost_data(500.0, 501.0)
+    assert conversation.holes() == []
+
+
 def test_who_has_cancelled_by_its_library_hears_nothing_more() -> None:
     conversation = Conversation(1, outcome=None, done=0)
     conversation.talks.cancelled("k", 100.5)
