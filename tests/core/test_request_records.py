@@ -12,7 +12,7 @@ from kraftek.contract.interfaces import Undelivered
 from kraftek.contract.metrics import Counters
 from kraftek.core import request_records
 from kraftek.core.answer_budget import SMALL, TOMBSTONE
-from kraftek.core.request_records import AnswerStore
+from kraftek.core.request_records import AnsweredTogether, AnswerStore
 from tests.support.fakes import FakeBus
 
 ANSWER = b'{"type":"r"}'
@@ -169,3 +169,30 @@ def test_many_are_stored_by_and_by(monkeypatch: pytest.MonkeyPatch) -> None:
     assert subject.stored() == ["a", "b"]
     subject.store.sweep()
     assert subject.stored() == ["a", "b", "c"]
+
+
+def test_answers_of_a_moment_are_stored_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or as soon as there are many, or large ones; an answer that is larger than all these by itself."""
+    monkeypatch.setattr(request_records, "_STORED_AT_ONCE", 3)
+    monkeypatch.setattr(request_records, "_STORED_BYTES", 2 * len(LARGE))
+    subject = Subject()
+    stored: list[list[str]] = []
+    monkeypatch.setattr(subject.store, "store", lambda answers: stored.append([record for record, _, _ in answers]))
+    together = AnsweredTogether(subject.store, subject.clock, subject.accounts)
+    for record in ("a", "b"):
+        together.add(record, ANSWER, lambda _: None)
+    assert stored == []
+    subject.clock.advance(0.02)
+    assert stored == [["a", "b"]]
+    for record in ("c", "d", "e", "f"):
+        together.add(record, ANSWER, lambda _: None)
+    assert stored[1:] == [["c", "d", "e"]]
+    together.add("g", LARGE, lambda _: None)
+    assert subject.accounts.answers == len(LARGE)
+    together.add("h", 2 * LARGE, lambda _: None)
+    assert stored[2:] == [["f", "g"]]
+    together.store()
+    assert stored[3:] == [["h"]]
+    assert subject.accounts.answers == 0
+    subject.clock.advance(1.0)
+    assert len(stored) == 4
