@@ -137,7 +137,7 @@ def test_a_redis_that_comes_back_empty_is_another_epoch(house: House, room: str)
     again = house.enter(here, "ann", room, since)
     assert (again.standing["recovered"], again.standing["reason"]) == (False, "epoch")
     assert again.epoch == position["payload"]["epoch"]
-    wait_until(lambda: house.redis.client().function_list(), "the Function in the new Redis")
+    wait_until(lambda: FUNCTION in str(house.redis.client().function_list()), "the Function in the new Redis")
     tell(house.redis, room, 2)
     assert again.read(1) == [2]
     assert bob.client.expect("board:note:added")["offset"] == 1
