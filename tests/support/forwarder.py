@@ -37,6 +37,10 @@ class Forwarder:
                     near.close()
                     continue
                 self._open |= {near, far}
+                if not self._admits:  # since this one was accepted
+                    self._cut(near)
+                    self._cut(far)
+                    continue
                 for source, sink in ((near, far), (far, near)):
                     threading.Thread(target=self._forward, args=(source, sink, sink is near), daemon=True).start()
 
