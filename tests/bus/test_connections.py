@@ -262,16 +262,22 @@ def test_replies_are_counted_however_they_are_cut(cuts: list[int]) -> None:
     assert not story.wire.disconnected
 
 
-def test_what_nobody_asked_for_waits_when_the_connection_is_lost() -> None:
-    story, link = command_story()
+def slowly_handled(story: Story, link: CommandConnection, count: int, seconds: float) -> list[int]:
+    """So many commands are sent, and each of their receipts takes so long. Returns those that were handled so far."""
     got: list[int] = []
 
     def slow(receipt: int) -> None:
-        story.clock.take(0.0009)
+        story.clock.take(seconds)
         got.append(receipt)
 
-    for _ in range(5):
+    for _ in range(count):
         link.send(command("GET", "x"), slow)
+    return got
+
+
+def test_what_nobody_asked_for_waits_when_the_connection_is_lost() -> None:
+    story, link = command_story()
+    got = slowly_handled(story, link, 5, 0.0009)
     story.written()
     link.dataReceived(b"".join(b":%d\r\n" % number for number in range(7)))
     assert got == [0, 1, 2]
@@ -284,14 +290,7 @@ def test_what_nobody_asked_for_waits_when_the_connection_is_lost() -> None:
 def test_what_comes_together_is_handed_out_in_time(ending: str) -> None:
     """After a stall of Redis a read had 10,000 receipts, which took 100 ms."""
     story, link = command_story()
-    got: list[int] = []
-
-    def slow(receipt: int) -> None:
-        story.clock.take(0.0009)
-        got.append(receipt)
-
-    for _ in range(11):
-        link.send(command("GET", "x"), slow)
+    got = slowly_handled(story, link, 11, 0.0009)
     link.ask("GET", "x").addBoth(lambda answer: got.append(12 if answer == b"y" else -1))
     story.written()
     link.dataReceived(b"".join(b":%d\r\n" % number for number in range(5)))
@@ -319,14 +318,7 @@ def test_what_comes_together_is_handed_out_in_time(ending: str) -> None:
 
 def test_a_few_replies_are_handed_out_at_once() -> None:
     story, link = command_story()
-    got: list[int] = []
-
-    def slow(receipt: int) -> None:
-        story.clock.take(1.0)
-        got.append(receipt)
-
-    for _ in range(4):
-        link.send(b"x", slow)
+    got = slowly_handled(story, link, 4, 1.0)
     link.dataReceived(b":0\r\n:1\r\n:2\r\n:3\r\n")
     assert got == [0, 1, 2, 3]
 

@@ -27,7 +27,7 @@ from tests.chaos.ledger import CALM, Ledger
 if TYPE_CHECKING:
     from tests.chaos.world import World
 
-__all__ = ["STRANGER", "SURE", "WITHIN", "Receipts", "Tellers"]
+__all__ = ["STRANGER", "Mail", "Receipts", "Tellers"]
 
 WITHIN = 3.0
 SURE = 2.0

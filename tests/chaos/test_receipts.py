@@ -8,10 +8,10 @@ import pytest
 
 from kraftek.service import Receipt
 from tests.chaos.ledger import REDIS, Ledger
-from tests.chaos.receipts import Mail, Receipts
+from tests.chaos.receipts import STRANGER, Mail, Receipts
 
-USERS = ("page0", "page1", "page6", "stranger")
-RIGHT: dict[str, Any] = {"acknowledged": ("page0",), "offline": ("page1", "stranger"), "slow": ("page6",)}
+USERS = ("page0", "page1", "page6", STRANGER)
+RIGHT: dict[str, Any] = {"acknowledged": ("page0",), "offline": ("page1", STRANGER), "slow": ("page6",)}
 
 
 class Story:
@@ -44,12 +44,12 @@ def test_a_true_receipt_is_no_hole() -> None:
 @pytest.mark.parametrize(
     ("receipt", "hole"),
     [
-        ({**RIGHT, "offline": ("stranger",)}, "and it was told to"),
+        ({**RIGHT, "offline": (STRANGER,)}, "and it was told to"),
         ({**RIGHT, "slow": ("page6", "page0")}, "and it was told to"),
         ({**RIGHT, "acknowledged": ("page0", "page6"), "slow": ()}, "page6 has not acknowledged it"),
-        ({**RIGHT, "offline": ("stranger",), "slow": ("page1", "page6")}, "page1 was away all the time"),
-        ({**RIGHT, "offline": ("page0", "page1", "stranger"), "acknowledged": ()}, "page0 was there all the time"),
-        ({**RIGHT, "offline": ("page1",), "owed": ("stranger",)}, "and nothing is wrong"),
+        ({**RIGHT, "offline": (STRANGER,), "slow": ("page1", "page6")}, "page1 was away all the time"),
+        ({**RIGHT, "offline": ("page0", "page1", STRANGER), "acknowledged": ()}, "page0 was there all the time"),
+        ({**RIGHT, "offline": ("page1",), "owed": (STRANGER,)}, "and nothing is wrong"),
         ({**RIGHT, "complete": False}, "and nothing is wrong"),
     ],
 )
