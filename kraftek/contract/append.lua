@@ -51,8 +51,7 @@ local function append_text(room, kind, key, text, flags, id, prefix, channel)
     local last_chunk = count > 0 and redis.call('HGET', history.texts, 'c' .. began .. '.' .. count) or nil
     if not last_chunk or #last_chunk >= CHUNK then count, last_chunk = count + 1, '' end
     redis.call('HSET', history.texts, 'c' .. began .. '.' .. count, last_chunk .. piece)
-    local order = order_of(stand)
-    local offset, number, in_all, added = append(history, order, head, id, #head + #piece, 't', began, 'n', count, 's', size, 'k', key)
+    local offset, number, in_all, added = append(history, head, id, #head + #piece, 't', began, 'n', count, 's', size, 'k', key)
     if last then
         redis.call('HDEL', history.texts, 'k' .. key)
     else
@@ -60,5 +59,5 @@ local function append_text(room, kind, key, text, flags, id, prefix, channel)
     end
     redis.call('PEXPIRE', history.texts, history.ttl)
     local told = (starts and head or message()) .. piece .. '"}'
-    return publishing(stand, channel, history, order, told, whole(told), offset, number, in_all)()
+    return publishing(channel, history, told, whole(told), offset, number, in_all)()
 end

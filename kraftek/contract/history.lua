@@ -44,12 +44,12 @@ local function history_of(stand, topic)
         if covers(rule, topic) then
             if rule[3] == 0 then return nil end
             return {
+                stand = stand,
                 topic = topic,
                 count = rule[3],
                 ttl = rule[4],
                 most = rule[5],
                 patterns = rule[6],
-                generation = stand.generation,
                 position = stand.own .. 'position:' .. topic,
                 log = stand.own .. 'log:' .. topic,
                 ids = stand.own .. 'ids:' .. topic,
@@ -77,7 +77,8 @@ local function with_ancestor(epoch, last, ancestors)
     return table.concat(kept, ' ')
 end
 
--- order_of(stand): the order, in this life of the server. With other rules it begins anew, and so do all topics.
+-- order_of(stand): the order, in this life of the server. With other rules it begins anew, and so do all topics. It is a new
+-- epoch when the server's process is another one, as after a fail-over: its data may be older than what was told.
 local function order_of(stand)
     local life = stand.generation .. ':' .. run_id()
     if stand.epoch and stand.life == life then return stand end
@@ -100,22 +101,23 @@ end
 
 -- position_of(history): adds where the topic is: epoch, offset and ancestors, the bytes of all messages so far, by how many of
 -- these the oldest one that is kept was preceded, or an older one, where the last one is in the order, and, if it was told
--- texts, what is lost (texts.lua). It is a new epoch when the server's process is another one, as after a fail-over: its data
--- may be older than what was told. Offsets go on then. With other rules, or without a position, as after a loss of data, they
--- begin anew.
+-- texts, what is lost (texts.lua). It is a new epoch when the order has one: after a fail-over and back, too, though no other
+-- process touched the topic. Offsets go on then. With other rules, or without a position, as after a loss of data, they begin
+-- anew.
 local function position_of(history)
     local known = redis.pcall('HMGET', history.position, 'epoch', 'offset', 'life', 'ancestors', 'bytes', 'floor', 'told', 'lost')
     if known.err then
         redis.call('DEL', history.position)
         known = {}
     end
-    local life = history.generation .. ':' .. run_id()
+    local generation = history.stand.generation
+    local life = generation .. ':' .. order_of(history.stand).epoch
     history.epoch, history.offset, history.ancestors = known[1], tonumber(known[2] or 0), known[4] or ''
     history.bytes, history.floor, history.told = tonumber(known[5] or 0), tonumber(known[6] or 0), tonumber(known[7])
     history.lost = known[8]
     if known[1] and known[3] == life then return end
     history.epoch = new_epoch(life, history.topic)
-    if known[1] and (known[3] or ''):match('^[^:]*') == history.generation then
+    if known[1] and (known[3] or ''):match('^[^:]*') == generation then
         history.ancestors = with_ancestor(known[1], known[2], history.ancestors)
         redis.call('HSET', history.position, 'epoch', history.epoch, 'life', life, 'ancestors', history.ancestors)
     else

@@ -1,8 +1,8 @@
 -- Tells a room something, and keeps it if the room has a history: first in its log, and only then is it published, so that Redis
 -- has refused by then what it refuses. An id that is known is told once.
 -- What is more than the message are the fields of a text, of which it is `size` bytes more.
-local function append(history, order, message, id, size, ...)
-    local offset, told = history.offset + 1, history.bytes + size
+local function append(history, message, id, size, ...)
+    local order, offset, told = history.stand, history.offset + 1, history.bytes + size
     order.offset = order.offset + 1
     -- As text, once: each number that a command is given becomes one.
     local number, in_all, total = text_of(offset), text_of(order.offset), text_of(told)
@@ -56,13 +56,13 @@ local function known_at(history, id)
     redis.call('DEL', history.ids)
 end
 
--- publishing(stand, channel, history, order, message, whole, …): a function that publishes what was kept. What else is given
+-- publishing(channel, history, message, whole, …): a function that publishes what was kept. What else is given
 -- is what append() has returned.
-local function publishing(stand, channel, history, order, message, whole, offset, number, in_all)
-    local where = history.epoch .. ' ' .. number .. ' ' .. order.epoch .. '.' .. in_all .. ' '
+local function publishing(channel, history, message, whole, offset, number, in_all)
+    local where = history.epoch .. ' ' .. number .. ' ' .. history.stand.epoch .. '.' .. in_all .. ' '
     return function()
         local took = redis.call('PUBLISH', history.channel, where .. message)
-        if not all_follow(stand) then
+        if not all_follow(history.stand) then
             local numbered = '{"offset":' .. number .. ',' .. whole:sub((whole:find('"', 1, true)))
             took = took + redis.call('PUBLISH', channel, numbered)
         end
@@ -91,8 +91,7 @@ local function telling_by(stand, channel, topic, whole, id, message)
         return function() return {0, known, history.epoch} end
     end
     if history.lost then make_room(history, #message) end
-    local order = order_of(stand)
-    return publishing(stand, channel, history, order, message, whole, append(history, order, message, id, #message))
+    return publishing(channel, history, message, whole, append(history, message, id, #message))
 end
 
 local function telling(prefix, ...)

@@ -22,13 +22,16 @@ local function chunks_of(first, count)
     return names
 end
 
--- message_of(history, fields): what is kept of an entry, as it was told; a text as a whole.
+-- message_of(history, fields): what is kept of an entry, as it was told; a text as a whole, or nil if Redis has lost some of it.
 local function message_of(history, fields)
     if not fields[6] then return fields[2] end
     local names, parts = chunks_of(fields[6], fields[8]), {fields[2]}
     for from = 1, #names, 1000 do
         local found = redis.call('HMGET', history.texts, unpack(names, from, math.min(#names, from + 999)))
-        for _, part in ipairs(found) do parts[#parts + 1] = part or '' end
+        for _, part in ipairs(found) do
+            if not part then return nil end
+            parts[#parts + 1] = part
+        end
     end
     parts[#parts + 1] = '"}'
     return table.concat(parts)

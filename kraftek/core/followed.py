@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred
 
 from kraftek.contract.accounts import Accounts
 from kraftek.contract.interfaces import IOutlet, TopicPosition
+from kraftek.contract.messages import Delivery, Positioned, Standing
 from kraftek.contract.turns import Turns
 from kraftek.core.catch_up import CatchUp
 from kraftek.core.roster import Audience, Roster, audience_of
@@ -35,6 +36,7 @@ class Followed(ABC):
     empty until that is known. ``busy``: it is subscribed to, or its history is read; ``heard`` is what is told
     meanwhile, and ``stale`` that something may be missed all the same. ``catching``: the clients that catch up with it.
     ``waiting``: who waits for the end of what it is busy with. ``owed``: somebody was not told where it is.
+    ``ruled_out``: by the rules that stood when it was read it has no history: another gateway has written them.
     ``name``: of the room, or the user; ``room_id``: of a room.
     """
 
@@ -50,6 +52,7 @@ class Followed(ABC):
         "offset",
         "owed",
         "room_id",
+        "ruled_out",
         "stale",
         "topic",
         "waiting",
@@ -63,7 +66,7 @@ class Followed(ABC):
         self._roster = roster
         self.epoch = ""
         self.offset = 0
-        self.busy = self.stale = self.owed = False
+        self.busy = self.stale = self.owed = self.ruled_out = False
         self.heard: list[bytes] = []
         self._heard_bytes = 0
         self.catching: dict[Session, CatchUp] = {}
@@ -121,6 +124,13 @@ class Followed(ABC):
     @abstractmethod
     def outlet(self, session: Session) -> IOutlet:
         """What takes the messages for the session, once nothing holds them back."""
+
+    def tell_standing(self, session: Session, standing: Standing) -> None:
+        """Tell the session where it is now, after all that it was sent there."""
+        outgoing = session.dialect.encode(Positioned(self.room_id, standing))
+        if outgoing is not None:
+            outgoing.about = Delivery("", room_id=self.room_id)
+            self.outlet(session).write(outgoing)
 
     def hold_back(self, session: Session, catch_up: CatchUp) -> None:
         """The session catches up: this gets its messages first."""

@@ -20,7 +20,7 @@ from zope.interface import implementer
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import IBus, IBusListener, ITopicLogs, Missed, TopicPosition
 from kraftek.contract.log_once import OnceUntilItWorks, failing
-from kraftek.contract.messages import Delivery, Positioned, Standing
+from kraftek.contract.messages import Standing
 from kraftek.contract.metrics import Counters, ResumeFailure
 from kraftek.contract.names import room_topic, topic_channel, user_topic
 from kraftek.contract.order import UNCERTAIN
@@ -268,9 +268,10 @@ class Following:
 
     async def _was_read(self, missed: Missed | None, topic: Followed) -> None:
         self._once.works()
+        topic.ruled_out = missed is None
         try:
             if missed is None:
-                topic.epoch, topic.owed = "", True  # by the rules that stand it has no history
+                topic.epoch, topic.owed = "", True
             else:
                 await self._move(topic, missed)
                 await self._catch_up(topic)
@@ -320,15 +321,13 @@ class Following:
                 continue
             if reason is not None and self.lost is not None:
                 self.lost(session)
+            if not topic.hears(session):
+                continue  # it is about to be let in
             if catch_up is not None:
                 # It has got more than was delivered here, and nobody asked whether that survives.
                 topic.let_go(session)
                 why = reason or ResumeFailure.EPOCH
-            message = Positioned(topic.room_id, Standing(topic.epoch, topic.offset, why is None, why))
-            outgoing = session.dialect.encode(message)
-            if outgoing is not None:
-                outgoing.about = Delivery("", room_id=topic.room_id)
-                topic.outlet(session).write(outgoing)
+            topic.tell_standing(session, Standing(topic.epoch, topic.offset, why is None, why))
 
     def _unread(self, failure: Failure, topic: Followed) -> None:
         topic.take()

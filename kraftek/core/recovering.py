@@ -224,7 +224,7 @@ class Recovering:
         self, session: Session, message: Authenticate, record: SocketRecord, hold: _Hold, data: bytes
     ) -> None:
         """It is let into its rooms. What it may do there is asked again: it is known by now, usually at once, and may
-        have changed.
+        have changed. Where a room's access has come into question, or something was lost, meanwhile it is let in anew.
         """
         token = message.token
         for room_id, _, _ in record.rooms:
@@ -238,10 +238,12 @@ class Recovering:
                 session.token, session.user_id, session.outlet = token, grant.user_id, hold
                 self._membership.following.enter_user(grant.user_id)
             self._access_watch.granted(session, room_id, token, grant, data if room_id == message.room_id else b"")
-        order = self.recoverable.order
-        if order is None or not order.certain or hold.overrun:
+        order, kept = self.recoverable.order, session.kept
+        if order is None or not order.certain or hold.overrun or kept is None or kept.spoiled:
             raise _NotRecoveredError(RecoveryFailure.UNAVAILABLE)
-        if session.rooms.keys() != {room_id for room_id, _, _ in record.rooms}:
+        rooms = {room_id for room_id, _, _ in record.rooms}
+        in_question = any(self._roster.outlet(session, each) is not session.link for each in rooms)
+        if session.rooms.keys() != rooms or in_question:
             raise _NotRecoveredError(RecoveryFailure.ACCESS)
 
     def _give_up(self, session: Session, message: Authenticate, rooms: Sequence[str], reason: RecoveryFailure) -> None:
@@ -255,6 +257,7 @@ class Recovering:
                 self._roster.leave(session, room_id)
         if session.state is SessionState.CLOSED or session.kept is None:
             return
+        session.kept.spoiled = False
         if session.user_id is not None:
             self._access_watch.changed(session)
         session.send(Admitted(session.socket_id, session.kept.pid))
@@ -299,12 +302,7 @@ class Recovering:
                 socket_id=session.socket_id,
             )
         )
-        for outgoing in past:
-            about = outgoing.about
-            assert about is not None
-            assert about.room_id is not None
-            self._roster.outlet(session, about.room_id).write(outgoing)
-        for outgoing in later:
+        for outgoing in (*past, *later):
             session.link.write(outgoing)
 
 

@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred, gatherResults, succeed
 
 from kraftek.contract.errors import Code, PeerError
 from kraftek.contract.interfaces import ITopicLogs, Missed
-from kraftek.contract.messages import Authenticate, Positioned, Since, Standing
+from kraftek.contract.messages import Authenticate, Since, Standing
 from kraftek.contract.metrics import Counters, ResumeFailure
 from kraftek.contract.names import ROOM_HISTORY
 from kraftek.contract.turns import Turns
@@ -27,6 +27,7 @@ from kraftek.core.history_turns import HistoryTurns
 from kraftek.core.missed import MissedMessages
 from kraftek.core.roster import Roster
 from kraftek.core.session import Session, SessionState
+from kraftek.core.withheld import Withheld
 
 __all__ = ["Answer", "Resuming", "UserAnswer"]
 
@@ -195,7 +196,7 @@ class Resuming:
         catch_up = topic.catching.get(session)
         if catch_up is not None and catch_up.until is None:
             return  # it gets all of it
-        tell = partial(self._tell_position, session, room_id)
+        tell = partial(self._tell_position, session, topic)
         here = self.place(session, room_id)
         if since is not None:
             session.check_begins()
@@ -209,12 +210,12 @@ class Resuming:
             return self.following.find(room_id)
         return None if session.user_id is None else self.following.find_user(session.user_id)
 
-    def _tell_position(self, session: Session, room_id: str | None, standing: Standing | None) -> None:
+    def _tell_position(self, session: Session, topic: Followed, standing: Standing | None) -> None:
         if (standing is None or not standing.recovered) and self.following.lost is not None:
             self.following.lost(session)
         # Without an epoch it is told when Redis is back, with all others who are owed it.
         if standing is not None and standing.epoch is not None:
-            session.send_in_order(Positioned(room_id, standing), room_id)
+            topic.tell_standing(session, standing)
 
     async def _catch_up(
         self, session: Session, starts: Sequence[_Start], catch_ups: Sequence[CatchUp], answer: Callable[..., None]
@@ -264,13 +265,13 @@ class Resuming:
             if not _catches_up(session, topic, catch_up):
                 return None
             if more is None:
-                self._tell_position(session, topic.room_id, self._unavailable(topic, since, 0))
+                self._tell_position(session, topic, self._unavailable(topic, since, 0))
                 return None
             if more.reason is not None:
-                self._tell_position(session, topic.room_id, self._standing(more, since))
+                self._tell_position(session, topic, self._standing(more, since))
                 return more
             if more.epoch != missed.epoch:
-                self._tell_position(session, topic.room_id, Standing(more.epoch, since.offset, True))
+                self._tell_position(session, topic, Standing(more.epoch, since.offset, True))
             missed = more
 
     async def _tell_in_turns(
@@ -288,6 +289,10 @@ class Resuming:
             for message in found:
                 self.deliveries.tell_again(session, topic, message)
             told += len(found)
+            outlet = topic.outlet(session)
+            if isinstance(outlet, Withheld) and outlet.overrun:
+                topic.let_go(session)  # it is told so when its access is certain
+                break
         return told
 
     def _standing(self, missed: Missed, since: Since | None) -> Standing:
@@ -303,6 +308,8 @@ class Resuming:
 
     def _unavailable(self, topic: Followed, since: Since | None, last: int) -> Standing | None:
         topic.owed = topic.owed or not topic.epoch
+        if topic.ruled_out:
+            return self.without(since)
         epoch, offset = (topic.epoch, topic.offset) if topic.epoch else (None, None)
         if since is None and not last:
             return None if epoch is None else Standing(epoch, offset)

@@ -14,7 +14,7 @@ from typing import Protocol
 from twisted.internet.interfaces import IReactorTime
 
 from kraftek.contract.accounts import Accounts
-from kraftek.contract.messages import Gap, Outgoing, Waiting
+from kraftek.contract.messages import NULL, Delivery, Gap, Outgoing, Waiting
 from kraftek.contract.metrics import Counters, SkipReason
 from kraftek.contract.settings import EventPolicy
 from kraftek.edge.policies import Policies
@@ -310,11 +310,13 @@ class Backlogs:
     def wait(self, outgoing: Outgoing) -> Waiting:
         """What is to be known about a message that waits; made once for all clients that it waits for."""
         size = len(outgoing.text) + sum(map(len, outgoing.attachments)) + _OVERHEAD
-        # With its payload it would keep all that came from Redis with it.
-        about, outgoing.about = outgoing.about, None
+        about = outgoing.about
         if about is None:
             waiting = Waiting(size, self.clock.seconds(), overtakes=True)
         else:
+            # Its payload would keep all that came from Redis with it. Where it is in a history others still ask.
+            told = about.offset is not None
+            outgoing.about = Delivery("", NULL, about.room_id, None, about.offset, about.order) if told else None
             policy = None if about.append is not None else self.policies.of(about.type)
             place = None if policy is None else self.policies.place(policy, about)
             waiting = Waiting(size, self.clock.seconds(), about.room_id or "", policy, place)

@@ -690,7 +690,13 @@ def test_a_room_that_has_no_history_by_the_rules_that_stand() -> None:
     board.logs.epoch = "e2"
     board.broadcast(type="notes:note:said", payload="plain", roomId=ROOM)
     assert told(client)[1:] == [(None, "plain")]
-    assert told(board.enter("bob", since=since(0))) == [{"recovered": False, "reason": "unavailable"}]
+    bob, eve = board.enter("bob", since=since(0)), board.enter("eve", last=5)
+    assert told(bob) == [{"recovered": False, "reason": "epoch"}]
+    assert told(eve) == [{}]
+    board.logs.stands = True
+    board.bus.begin_epoch("e3")
+    position = {"epoch": "e2", "offset": 0, "recovered": False, "reason": "unavailable"}
+    assert [told(each) for each in (client, bob, eve)] == [[position]] * 3
 
 
 # Who comes and goes

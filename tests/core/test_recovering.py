@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
+from twisted.internet.defer import Deferred
 
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.metrics import RecoveryFailure
@@ -16,6 +17,7 @@ from kraftek.core.followed import STEP
 from kraftek.core.session import SessionState
 from kraftek.edge.dialects.socketio_client import SocketIOClient
 from kraftek.edge.dialects.socketio_packets import SocketSettings
+from tests.support.backlogs import make_backlogs
 from tests.support.fakes import FakeLink, FakeLogs, FakeRecords
 from tests.support.world import House
 
@@ -722,3 +724,71 @@ def test_what_is_read_for_it_is_read_for_its_user_in_turn_and_counts(fleet: Flee
         gateway.clock.advance(0.1)
         gateway.let_in("ann")
     assert is_recovered(late, again)
+
+
+def begins(page: Page, gateway: Board) -> Page:
+    """It comes back there, and is not let in yet."""
+    again = Page(gateway)
+    again.say("0" + json.dumps({"pid": page.pid, "offset": page.last, "token": "ann", "roomId": A}))
+    return again
+
+
+def test_what_waits_for_a_slow_client_is_not_lost_for_who_comes_back(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway = fleet.gateway()
+    slow, page = gateway.comes("eve", A), gateway.comes("ann", A)
+    page.lose()
+    backlogs = make_backlogs(gateway.clock, gateway.counters)
+    monkeypatch.setattr(slow.link, "write", backlogs.wait)
+    settled: Deferred[None] = Deferred()
+    monkeypatch.setattr(gateway.bus, "settled", lambda: settled)
+    again = begins(page, gateway)
+    gateway.turn()
+    fleet.tell(A, "1")  # was not read any more
+    gateway.broadcast(type="notes:note:hi", payload="no part of a history", roomId=A)
+    settled.callback(None)
+    gateway.let_in("ann")
+    assert is_recovered(again, page)
+    assert [name for name, _ in again.events] == ["connect", "authenticated", "notes:note:said"]
+
+
+def test_what_is_lost_while_access_is_checked_counts(fleet: Fleet) -> None:
+    gateway = fleet.gateway()
+    page = gateway.comes("ann", A)
+    page.lose()
+    fleet.tell(A, "1")
+    again = begins(page, gateway)
+    gateway.turn()
+    # Another server, where that was not told: it is certain where that one is, before access is.
+    fleet.logs.told.clear()
+    fleet.logs.epoch = "e2"
+    gateway.membership.following._compare_all()
+    gateway.turn()
+    assert again.read() == []
+    gateway.let_in("ann")
+    again.read()
+    assert [name for name, _ in again.events] == ["connect", "authenticated"]
+    assert not is_recovered(again, page)
+    assert not_recovered(fleet, gateway, RecoveryFailure.UNAVAILABLE)
+    gateway.pass_time(1)
+    assert again.pid in fleet.records.kept  # it comes back from here
+
+
+def test_what_is_told_while_access_is_in_question_again_is_not_for_it_yet(fleet: Fleet) -> None:
+    gateway = fleet.gateway()
+    page = gateway.comes("ann", A, B)
+    page.lose()
+    again = begins(page, gateway)
+    for _ in range(2):
+        gateway.access.next().yes("ann")
+    gateway.access.next().yes("ann")  # the first room, once more
+    room_id = next(iter(again.session.rooms))
+    gateway.access_watch.access_stale(None, "ann", room_id, revoked=True)
+    fleet.tell(room_id, "secret")
+    other = next(each for each in gateway.access.questions if each.room_id != room_id)
+    gateway.access.questions.remove(other)
+    other.yes("ann")
+    gateway.turn()
+    assert "notes:note:said" not in [name for name, _ in again.read()]
+    assert not_recovered(fleet, gateway, RecoveryFailure.ACCESS)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from twisted.internet.defer import Deferred
 
 from kraftek.contract.errors import NotPublished
+from kraftek.contract.messages import Outgoing
 from kraftek.contract.settings import Limits
 from kraftek.core.followed import STEP
 from tests.core.histories import ROOM, since
@@ -138,3 +140,33 @@ def test_a_history_that_ends_while_it_is_read_is_not_available(asked: dict[str, 
     board.tell("a")
     board.logs.stands = False
     assert told(board.enter(**asked)) == [{"epoch": "e1", "offset": 1, "recovered": False, "reason": "unavailable"}]
+
+
+def test_where_it_is_comes_after_what_waits_for_its_access() -> None:
+    board, client = catching_up()
+    board.access_watch.access_stale(None, "ann", ROOM, revoked=True)
+    board.logs.ended["e1"] = 2 * STEP
+    board.logs.epoch = "e2"
+    board.tell(str(2 * STEP + 1))
+    board.clock.advance(0)
+    assert told(client) == [], "its access is in question"
+    board.access.next().yes("ann")
+    position = {"epoch": "e2", "offset": 2 * STEP, "recovered": True}
+    last = 2 * STEP + 1
+    assert told(client) == [*said(STEP + 1, last - 1), position, *said(last, last)]
+
+
+def test_who_has_missed_more_than_may_wait_for_its_access_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    board, client = catching_up(4 * STEP, limits=Limits(unsent_bytes=40_000))
+    board.access_watch.access_stale(None, "ann", ROOM, revoked=True)
+    board.access_watch._withholding._withheld[client.session][ROOM].write(Outgoing(b"x" * 35_000))
+    turn: Deferred[None] = Deferred()
+    monkeypatch.setattr(board.gateway.turns, "next_turn", lambda: turn)
+    board.clock.advance(0)
+    board.access.next().yes("ann")  # in the middle of it
+    turn.callback(None)
+    unavailable, position = client.link.read()
+    assert unavailable["payload"]["code"] == "AUTH_UNAVAILABLE"
+    assert position["payload"] == {"epoch": "e1", "offset": 4 * STEP, "recovered": False, "reason": "too_many"}
+    board.tell("b")
+    assert told(client) == [(4 * STEP + 1, "b")]

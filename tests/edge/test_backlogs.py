@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from msgspec import Raw
 from twisted.internet.task import Clock
 
-from kraftek.contract.messages import Delivery, Gap, Outgoing
+from kraftek.contract.messages import NULL, Delivery, Gap, Outgoing
 from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import EventPolicy, Limits
 from kraftek.edge.backlogs import IN_TRANSPORT, Backlog, Backlogs
@@ -221,6 +221,14 @@ def test_the_payload_is_not_kept_for_what_waits(place: Place) -> None:
     place.backlog.put(message)
     assert message.about is None
     assert message.waiting is not None
+
+
+def test_where_it_is_in_a_history_is_known_of_what_waits(place: Place) -> None:
+    """A client that catches up, or comes back, is told by that what it has not got yet."""
+    about = Delivery("cursor:moved", b'{"by":"ann"}', "r", offset=12, order="e.15")
+    message = Outgoing(b"m12", about=about)
+    place.backlog.put(message)
+    assert message.about == Delivery("", NULL, "r", offset=12, order="e.15")
 
 
 def test_who_takes_nothing_of_a_large_message_is_given_up() -> None:

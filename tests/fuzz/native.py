@@ -9,28 +9,37 @@ from msgspec import Raw
 from kraftek.contract.errors import Code, PeerError
 from kraftek.contract.json_text import MAX_DIGITS
 from kraftek.contract.messages import (
+    HISTORY_LIMIT,
     ID_LENGTH,
     ROOM_ID_LENGTH,
+    Acknowledge,
+    AskPresence,
     Authenticate,
     Cancel,
     Delivery,
     ErrorMessage,
     Event,
+    History,
     Inbound,
     Join,
     Leave,
     Ping,
+    Position,
     RequestId,
+    Since,
 )
 from kraftek.contract.settings import Limits
 from kraftek.edge.dialects.native import NativeDialect
 from tests.fuzz.material import NOT_JSON, depth, digits, json_in
 from tests.fuzz.watch import Target
 
-__all__ = ["TARGET", "check_id", "check_payload", "check_refusal"]
+__all__ = ["TARGET", "check_id", "check_payload", "check_refusal", "check_room"]
 
 _DEPTH = Limits().json_depth
 _DIALECT = NativeDialect()
+_NAMES: dict[type, str] = {AskPresence: "presence", Acknowledge: "receipt"}
+_POSITION_LENGTH = 64
+"""Characters of a position in a history, as a script of Redis is given it."""
 
 
 def check_refusal(error: PeerError) -> None:
@@ -44,6 +53,30 @@ def check_refusal(error: PeerError) -> None:
 def check_id(id: RequestId | None) -> None:
     """It is none, or as short as it may be."""
     assert id is None or len(str(id)) <= ID_LENGTH, id
+
+
+def check_room(message: Join | Leave | Authenticate | History | AskPresence) -> None:
+    """What it says of a room is within its bounds."""
+    room_id = message.room_id
+    assert room_id is None or 0 < len(room_id) <= ROOM_ID_LENGTH
+    places: list[Position | None] = []
+    match message:
+        case Authenticate():
+            places = [message.since, message.user_since]
+            assert 0 <= message.last <= HISTORY_LIMIT
+        case Join():
+            places = [message.since]
+            assert 0 <= message.last <= HISTORY_LIMIT
+        case History():
+            places = [message.before]
+            assert 1 <= message.limit <= HISTORY_LIMIT
+        case AskPresence():
+            assert len(message.version or "") <= _POSITION_LENGTH
+    for place in places:
+        if place is not None:
+            assert len(place.epoch) <= _POSITION_LENGTH
+            assert 0 <= place.offset <= 2**53
+            assert not isinstance(place, Since) or len(place.socket_ids) <= _POSITION_LENGTH
 
 
 def check_payload(payload: Raw) -> Any:
@@ -71,13 +104,13 @@ def _check_text(data: bytes, value: Any) -> None:
             assert answer is not NOT_JSON
             assert (answer["type"], answer.get("payload")) == (message.name, payload)
             assert (answer.get("id"), answer.get("roomId")) == (message.id, message.room_id)
-    elif isinstance(message, Join | Leave | Authenticate):
+    elif isinstance(message, Join | Leave | Authenticate | History | AskPresence):
         room_id = message.room_id
-        assert room_id is None or room_id
+        check_room(message)
         if isinstance(message, Authenticate) and len(message.token.value) > 8:
             assert message.token.value not in repr(message)
     else:
-        assert isinstance(message, Ping | Cancel)
+        assert isinstance(message, Ping | Cancel | Acknowledge)
         room_id = None
     assert len(room_id or "") <= ROOM_ID_LENGTH
     if value is NOT_JSON or b"\\ud" in data.lower():
@@ -93,7 +126,7 @@ def _check_text(data: bytes, value: Any) -> None:
         assert bool(value.get("progress", False)) is bool(message.progress)
         assert value.get("payload") == payload
     else:
-        assert value["type"] == type(message).__name__.lower()
+        assert value["type"] == _NAMES.get(type(message), type(message).__name__.lower())
 
 
 def _run(data: bytes) -> None:
@@ -129,6 +162,12 @@ _SEEDS = [
         b'{"type":"authenticate","roomId":"red","payload":{"token":"\\ud83dx"}}',
         b'{"type":"join","payload":{"roomId":"red"}}',
         b'{"type":"leave","payload":{"roomId":""}}',
+        b'{"type":"join","payload":{"roomId":"red","since":{"epoch":"ab","offset":12,"socketIds":["gw.1"]},"history":9}}',
+        b'{"type":"authenticate","payload":{"token":"t","roomId":"red","data":[1],"userSince":{"epoch":"","offset":0}}}',
+        b'{"type":"history","payload":{"roomId":"red","limit":10,"before":{"epoch":"ab","offset":12}},"id":1}',
+        b'{"type":"history","payload":{"roomId":"red","limit":1e999,"socketIds":[]},"id":2}',
+        b'{"type":"presence","payload":{"roomId":"red","version":"ab-1","changes":false},"id":3}',
+        b'{"type":"receipt","id":4}',
         b'{"type":"ping","id":"p"}',
         b'{"type":"cancel","id":"q1","payload":{"eventType":"chat:note:add"}}',
         b'{"type":"chat:bot:ask","id":7,"progress":{"run":"5be0","number":3}}',

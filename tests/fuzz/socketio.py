@@ -8,18 +8,22 @@ from msgspec import Raw
 
 from kraftek.contract.errors import PeerError
 from kraftek.contract.messages import (
-    ROOM_ID_LENGTH,
+    Acknowledge,
+    Admitted,
+    AskPresence,
     Authenticate,
     Cancel,
     Connected,
     Delivery,
     ErrorMessage,
     Event,
+    History,
     Inbound,
     Join,
     Leave,
     Outgoing,
 )
+from kraftek.contract.order import Order
 from kraftek.edge.dialects.socketio_client import SocketIODialect
 from kraftek.edge.dialects.socketio_packets import (
     MAIN,
@@ -30,13 +34,14 @@ from kraftek.edge.dialects.socketio_packets import (
     SocketSettings,
 )
 from tests.fuzz.material import NOT_JSON, json_in
-from tests.fuzz.native import check_id, check_payload, check_refusal
+from tests.fuzz.native import check_id, check_payload, check_refusal, check_room
 from tests.fuzz.watch import Target
 from tests.support.fakes import FakeLink
 
 __all__ = ["TARGET"]
 
 _ATTACHED = 200
+_SHORT = 64
 _SETTINGS = SocketSettings(max_attachment_bytes=_ATTACHED)
 
 
@@ -48,8 +53,8 @@ def _check_text(outgoing: Outgoing) -> None:
         assert type(attachment) is bytes
 
 
-def _check_event(dialect: SocketIODialect, event: Event) -> None:
-    """As it went in it comes out, should the service send it back."""
+def _check_event(dialect: SocketIODialect, event: Event, more: int) -> None:
+    """As it went in it comes out, should the service send it back, before so many arguments more."""
     value = check_payload(event.payload)
     assert event.name not in RESERVED_EVENTS
     told = dialect.encode(Delivery(event.name, event.payload, "room"))
@@ -65,7 +70,8 @@ def _check_event(dialect: SocketIODialect, event: Event) -> None:
         packet = other.receive(attachment, True)
     assert isinstance(packet, EventPacket)
     assert packet.name == event.name
-    (arg,) = packet.args
+    arg, *others = packet.args
+    assert len(others) == more
     assert _without_spare_bits(json_in(bytes(arg))) == _without_spare_bits(value)
 
 
@@ -84,8 +90,9 @@ def _without_spare_bits(value: Any) -> Any:
 class _Client:
     """A client, and what the gateway hears of it."""
 
-    def __init__(self, connected: bool) -> None:
+    def __init__(self, connected: bool, recovers: bool) -> None:
         self.link = FakeLink()
+        self.order = Order() if recovers else None
         self.renew()
         if connected:
             self.dialect.received(b"0", False)
@@ -93,8 +100,8 @@ class _Client:
 
     def renew(self) -> None:
         """A session of the gateway begins."""
-        self.dialect = SocketIODialect(self.link, _SETTINGS)
-        self.dialect.encode(Connected("gw.1"))
+        self.dialect = SocketIODialect(self.link, _SETTINGS, self.order)
+        self.dialect.encode(Connected("gw.1", "pid"))
 
     def receive(self, data: bytes, binary: bool) -> bool:
         """A message; whether the connection goes on."""
@@ -121,11 +128,15 @@ class _Client:
         check_id(message.id)
         match message:
             case Event():
-                _check_event(self.dialect, message)
-            case Cancel(request_id):
+                _check_event(self.dialect, message, int(self.order is not None))
+            case Cancel(request_id) | Acknowledge(request_id):
                 check_id(request_id)
-            case Join(room_id) | Leave(room_id) | Authenticate(_, str() as room_id):
-                assert 0 < len(room_id) <= ROOM_ID_LENGTH
+            case Join() | Leave() | Authenticate() | History() | AskPresence():
+                check_room(message)
+        if isinstance(message, Authenticate) and message.recover is not None:
+            assert 0 < len(message.recover.pid) <= _SHORT
+            assert len(message.recover.last) <= _SHORT
+            self.dialect.encode(Admitted("gw.1", message.recover.pid))
 
     def works(self) -> None:
         """The next good event is understood, whatever was refused before; unless an attachment is awaited."""
@@ -137,7 +148,9 @@ class _Client:
 
 
 def _run(data: bytes) -> None:
-    client = _Client(bool(sum(data[:1]) & 1))
+    """The first byte says whether it is connected, and whether it may come back as what it was."""
+    first = sum(data[:1])
+    client = _Client(bool(first & 1), bool(first & 2))
     for part in data[1:].split(b"\x1e"):
         binary, message = part[:1] == b"\0", part[part[:1] == b"\0" :]
         if not client.receive(message if binary else message.decode("utf-8", "replace").encode(), binary):
@@ -172,6 +185,13 @@ _SEEDS += [
     b"\0000/x,{}\x1e0/x\x1e0[]",
     b'\0002["a"]',
     b'\0000{"token":"\\ud83d"}',
+]
+
+_SEEDS += [
+    b'\0020{"token":"t","roomId":"red","pid":"p","offset":"0123456789ab.5"}\x1e2["a:b:c",1]',
+    b'\0020{"token":"t","offset":1e999}\x1e0{"token":"t","pid":"a\xff"}\x1e0{"pid":"p","offset":"o"}',
+    b'\0032["join",{"roomId":"red","history":5,"data":[1]}]\x1e35[]\x1e1\x1e0{"token":"t","pid":"p","offset":"o"}',
+    b'\0037["history",{"roomId":"red","before":{"epoch":"a","offset":1}}]\x1e28["presence",{"roomId":"red"}]',
 ]
 
 TARGET = Target("socketio", _run, _SEEDS, calls=(3_000, 100), memory=(500_000, 1_000))

@@ -83,7 +83,7 @@ def _replaced(script: Script, part: str, by: str) -> Script:
 
 def _by_generation_alone(script: Script) -> Script:
     """The same on whatever server."""
-    return _replaced(script, "history.generation .. ':' .. run_id()", "history.generation")
+    return _replaced(script, "generation .. ':' .. order_of(history.stand).epoch", "generation")
 
 
 HISTORY = Setup(history=100, oldest=True)

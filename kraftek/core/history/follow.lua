@@ -1,6 +1,7 @@
 -- KEYS: the rules, the gateways that follow them, and the leases. ARGV: the rules, a name for them, the gateway's id, for how
 -- many seconds it follows them, for how many they stand, and 1 if it starts.
 -- Whoever starts writes the rules, and whoever finds none. Returns those that stand: who has others does not follow them.
+-- After a fail-over the order is in another epoch from then on, and so are all topics, whoever is told something.
 -- Services compare the number of those that follow with that of the leases. So who follows has a lease, and is removed before
 -- that: when it stops, and when it has said nothing for a while, which is shorter than a lease. The gateways remove others, and
 -- all of them are removed when none is left.
@@ -15,6 +16,7 @@ if stand ~= ARGV[1] and (not stand or ARGV[6] == '1') then
 end
 if stand == ARGV[1] then
     redis.call('EXPIRE', KEYS[1], ARGV[5])
+    order_of(rules_of(KEYS[1]:sub(1, -1 - #(OWN .. 'rules'))))
     if redis.call('ZSCORE', KEYS[3], ARGV[3]) then redis.call('ZADD', KEYS[2], seconds + lasts, ARGV[3]) end
 else
     redis.call('ZREM', KEYS[2], ARGV[3])

@@ -39,7 +39,7 @@ PAGE = Script(lua(__package__, _HISTORY, _TEXTS, "page"))
 COMPARE = Script(lua(__package__, _HISTORY, "compare"))
 ORDER = Script(lua(__package__, _HISTORY, "order"))
 RECOVER = Script(lua(__package__, _HISTORY, _TEXTS, "recover"))
-FOLLOW = Script(lua(__package__, "time", "follow"))
+FOLLOW = Script(lua(__package__, _HISTORY, "time", "follow"))
 
 _AT_START = "1"
 

@@ -24,13 +24,18 @@ end
 
 local page, size, older = {}, 0, told_before(string.format('%.0f-0', first))
 while older and #page < limit and (#page == 0 or size + size_of(older[2]) <= most) do
-    page[#page + 1], size = older, size + size_of(older[2])
+    local message = message_of(history, older[2])
+    if not message then
+        older = nil
+        break
+    end
+    page[#page + 1], size = {older[1]:match('^%d+'), message}, size + size_of(older[2])
     older = told_before(older[1])
 end
-if #page > 0 then first = tonumber(page[#page][1]:match('^%d+')) end
+if #page > 0 then first = tonumber(page[#page][1]) end
 local answer = {history.epoch, first, older and 1 or 0}
 for i = #page, 1, -1 do
-    answer[#answer + 1] = page[i][1]:match('^%d+')
-    answer[#answer + 1] = message_of(history, page[i][2])
+    answer[#answer + 1] = page[i][1]
+    answer[#answer + 1] = page[i][2]
 end
 return answer

@@ -30,7 +30,9 @@ if not lost and #entries ~= history.offset - since then return not_had('expired'
 for _, entry in ipairs(entries) do
     most = most - size_of(entry[2])
     if most < 0 then return not_had('too_many') end
+    local message = message_of(history, entry[2])
+    if not message then return not_had('expired') end
     found[#found + 1] = entry[1]:match('^%d+')
-    found[#found + 1] = message_of(history, entry[2])
+    found[#found + 1] = message
 end
 return found

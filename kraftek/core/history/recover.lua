@@ -26,7 +26,9 @@ local function collect(found, room, history, entered)
             if number <= since or offset <= entered then return nil end
             most = most - size_of(entry[2])
             if most < 0 then return 'too_many' end
-            found[#found + 1] = {room, offset, number, message_of(history, entry[2])}
+            local message = message_of(history, entry[2])
+            if not message then return 'expired' end
+            found[#found + 1] = {room, offset, number, message}
             next_offset = offset - 1
             if next_offset <= entered then return nil end
             newest = '(' .. entry[1]

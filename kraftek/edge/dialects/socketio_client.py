@@ -397,8 +397,11 @@ _decode_was = msgspec.json.Decoder(_Was).decode
 
 
 def _what_it_was(auth: Raw) -> Recover | None:
-    """What the client's library adds to ``auth`` when it comes back."""
-    was = _decode_was(auth)
+    """What the client's library adds to ``auth`` when it comes back. What cannot be read is judged with the token."""
+    try:
+        was = _decode_was(auth)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
     pid, last = was.pid, was.offset
     if isinstance(pid, str) and isinstance(last, str) and 0 < len(pid) <= _LONGEST and len(last) <= _LONGEST:
         return Recover(pid, last)

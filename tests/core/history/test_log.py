@@ -13,7 +13,7 @@ from zope.interface.verify import verifyObject
 
 from kraftek.bus import RedisBus
 from kraftek.contract.errors import NotPublished
-from kraftek.contract.history import FUNCTION, TELL
+from kraftek.contract.history import APPEND, FUNCTION, TELL
 from kraftek.contract.interfaces import ITopicLogs, Missed, Page, Recovered
 from kraftek.contract.iteration import Iteration
 from kraftek.contract.metrics import Counters
@@ -30,7 +30,8 @@ from kraftek.contract.settings import Redis, RoomPolicy
 from kraftek.core.history.log import FOLLOWED, TopicLogs
 from kraftek.core.history.rules import Rules
 from tests.support.fakes import FakeBus
-from tests.support.redis_server import oldest_redis_server, private_redis
+from tests.support.ports import free_port
+from tests.support.redis_server import PrivateRedis, oldest_redis_server, private_redis
 from tests.support.waiting import until
 
 BOARDS = RoomPolicy(pattern="board-*", history=3, history_bytes=1000)
@@ -107,16 +108,22 @@ class TopicLogsTest(TestCase):
     binary: str | None = None
 
     async def setUp(self) -> None:  # type: ignore[override]  # trial waits for it
-        self.redis = private_redis(self, self.binary)
-        self.client: Any = self.redis.client(decode_responses=True)
+        await self.use(private_redis(self, self.binary))
+
+    async def use(self, server: PrivateRedis) -> None:
+        self.client: Any = server.client(decode_responses=True)
         self.addCleanup(self.client.close)
-        self.bus = RedisBus(reactor, Redis(url=self.redis.url, prefix="k:"), Iteration(reactor), Counters())
-        self.bus.startService()
-        self.addCleanup(self.bus.stopService)
-        await until(lambda: self.bus.available, "a connection to Redis")
+        self.bus = await self.connected(server)
         self.client.zadd("k:" + GATEWAY_LEASES, {"g1": 2**40, "g2": 2**40})
         self.logs = self.gateway("g1", BOARDS)
         assert await self.logs.follow()
+
+    async def connected(self, server: PrivateRedis) -> RedisBus:
+        bus = RedisBus(reactor, Redis(url=server.url, prefix="k:"), Iteration(reactor), Counters())
+        bus.startService()
+        self.addCleanup(bus.stopService)
+        await until(lambda: bus.available, "a connection to Redis")
+        return bus
 
     def gateway(self, gateway_id: str, *policies: RoomPolicy) -> TopicLogs:
         return TopicLogs(self.bus, Rules(policies), gateway_id)
@@ -184,6 +191,38 @@ class TopicLogsTest(TestCase):
         assert (await self.missed(before, 2)).reason == "epoch"
         assert (await self.missed(epoch, 2)).reason is None
 
+    async def test_a_fail_over_and_back_is_another_epoch_where_nothing_was_told_meanwhile(self) -> None:
+        one, other = self.server_with_port(), self.server_with_port()
+        client = other.client(decode_responses=True)
+        self.addCleanup(client.close)
+        await self.use(one)
+        epoch = await self.epoch()
+        self.tell("a")
+        client.replicaof("127.0.0.1", one.port)
+        await until(lambda: self.offset_on(client) == "1", "the replica has it")
+        client.replicaof("NO", "ONE")
+        self.tell("lost")
+        bus = await self.connected(other)
+        assert await TopicLogs(bus, Rules([BOARDS]), "g1").follow()
+        self.client.replicaof("127.0.0.1", other.port)
+        await until(lambda: self.offset_on(self.client) == "1", "the other one's data")
+        self.client.replicaof("NO", "ONE")
+        bodies = [(number, self.tell(text).encode()) for number, text in enumerate("bcd", 2)]
+        await until(lambda: self.bus.available, "the first one")
+        assert (await self.missed(epoch, 2)).reason == "epoch"
+        missed = await self.missed(epoch, 1)
+        assert (missed.epoch == epoch, missed.reason, missed.messages) == (False, None, bodies)
+
+    def server_with_port(self) -> PrivateRedis:
+        server = PrivateRedis(self.binary)
+        self.addCleanup(server.close)
+        server.port = str(free_port())
+        server.start("--port", server.port, "--repl-diskless-sync-delay", "0")
+        return server
+
+    def offset_on(self, client: Any) -> Any:
+        return client.hget("k:" + history_position_key("room:board-1"), "offset")
+
     def generation(self) -> str:
         return str(self.client.hget("k:" + HISTORY_RULES, "generation"))
 
@@ -217,6 +256,22 @@ class TopicLogsTest(TestCase):
         assert await self.page() == Page(epoch, 5, False, [])
         self.client.set(LOG + "board-1", "x")
         assert await self.page() == Page(epoch, 5, False, [])
+
+    async def test_a_text_of_which_redis_has_lost_some_is_lost(self) -> None:
+        order, one = await self.logs.order(), ("board-1", await self.epoch(), 0)
+        assert order is not None
+        args = ("board-1", "x", "key", "piece", "first", "", "k:", "k:events:broadcast")
+        self.client.eval(APPEND.source, 0, *args)
+        self.tell("b")
+        epoch = await self.epoch()
+        assert (await self.missed(epoch, 0)).reason is None
+        assert (await self.recover(order, one)).reason is None
+        assert len((await self.page()).messages) == 2
+        self.client.delete("k:gateways:history:texts:room:board-1")
+        assert (await self.missed(epoch, 0)).reason == "expired"
+        assert (await self.recover(order, one)).reason == "expired"
+        page = await self.page()
+        assert ([offset for offset, _ in page.messages], page.first, page.more) == ([2], 2, False)
 
     async def test_a_page_before_a_position_of_another_epoch(self) -> None:
         before = await self.epoch()

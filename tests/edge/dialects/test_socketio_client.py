@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from base64 import b64encode
 from collections.abc import Sequence
@@ -407,6 +408,25 @@ def test_who_comes_back_is_answered_when_the_gateway_knows() -> None:
     assert dialect.give().pid == "was"
     dialect.encode(Closing(4403))
     assert not dialect.recovers
+
+
+@pytest.mark.parametrize(
+    "auth",
+    [
+        b'{"pid":"was","offset":1e999}',
+        b'{"pid":%b}' % (b"1" * 5000),
+        b'{"pid":"was","offset":"\\ud83d"}',
+        b'{"pid":"a\xff"}',
+    ],
+)
+def test_what_cannot_be_read_of_who_comes_back_is_refused_or_left_out(auth: bytes) -> None:
+    """Never is it a fault of the gateway."""
+    link = FakeLink()
+    dialect = recovering(link, "0123456789ab.7")
+    for shown in (auth, auth[:-1] + b',"token":"t","roomId":"r"}'):
+        with contextlib.suppress(PeerError):
+            message = dialect.received(b"0" + shown, False)
+            assert message is None or (isinstance(message, Authenticate) and message.recover is None)
 
 
 @pytest.mark.parametrize("code", [1000, 1001, 1011, *CLOSE_CODES.values()])
