@@ -233,6 +233,7 @@ class Shared:
             if now >= look_again:
                 look_again = now + self._processor.claim_after / 3
                 await self._refresh()
+                continue  # a stop may have begun, and all have ended, meanwhile
             free = self._free()
             if not free:
                 await self._jobs.change_within(look_again - now)
@@ -350,7 +351,8 @@ class Leased:
             for number in continued[share:]:
                 self._followed[number] = False
             await self._look_for_others(instances, [self._streams[number] for number in continued])
-            await jobs.change_within(processor.claim_after / 3)
+            if not jobs.stopping or self._followed:
+                await jobs.change_within(processor.claim_after / 3)
 
     async def _look_for_others(self, instances: list[bytes], streams: list[str]) -> None:
         """Say who else reads, and keeps no order: by name, or because it does so without a lease."""

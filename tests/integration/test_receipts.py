@@ -124,6 +124,8 @@ def test_a_gateway_that_is_paused_or_killed_owes_it(
     to_users = tell(pool, url, user_ids=everybody, timeout=2.0)
     acknowledge(ann)
     bob.expect(TYPE)
+    bob.send("ping")
+    bob.expect("pong")
     there.kill()  # it has said that bob is there, and dan is not
     assert to_users.result(20) == Receipt(("user_ann",), ("user_cid",), ("user_dan",), ("user_bob",), complete=False)
 

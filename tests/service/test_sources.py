@@ -5,6 +5,7 @@ Those of a stream are for the instance that holds its lease: what the scripts do
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
@@ -20,7 +21,7 @@ from kraftek.service.jobs import Jobs
 from kraftek.service.lanes import EVENTS
 from kraftek.service.link import Link
 from kraftek.service.processor import Context, EventProcessor
-from kraftek.service.sources import BEGIN, KEEP, RELEASE, SHARE, SLICE, TAKE, Subscription
+from kraftek.service.sources import BEGIN, KEEP, RELEASE, SHARE, SLICE, TAKE, Leased, Shared, Subscription
 from tests.support.redis_server import PrivateRedis
 
 CONCURRENCY = 32
@@ -418,3 +419,70 @@ def test_a_beat_renews_what_is_held(partitions: Partitions) -> None:
     partitions.call("DEL", "instances", *partitions.leases)
     partitions.keep("one", LONGER)
     assert partitions.call("EXISTS", "instances", *partitions.leases) == 0, "and makes nothing anew"
+
+
+class Slow:
+    """A backend on asyncio whose Redis answers when it is told to, and which knows nothing of waits that end early."""
+
+    def __init__(self) -> None:
+        self.asked: deque[asyncio.Future[Any]] = deque()
+        self.waits = 0
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        return asyncio.create_task(coroutine)
+
+    def reader(self) -> Any:
+        return self
+
+    def close(self) -> None: ...
+
+    def call(self, *_: object) -> asyncio.Future[Any]:
+        return self.run()
+
+    def run(self, *_: object) -> asyncio.Future[Any]:
+        self.asked.append(asyncio.get_running_loop().create_future())
+        return self.asked[-1]
+
+    async def answer(self, reply: Any) -> None:
+        while not self.asked:
+            await asyncio.sleep(0)
+        self.asked.popleft().set_result(reply)
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    def signal(self) -> Any:
+        return self
+
+    def set(self, value: object = True) -> None: ...
+
+    async def wait(self, seconds: float | None) -> None:
+        self.waits += 1
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize(
+    ("kind", "before", "last"), [(Shared, [None], []), (Leased, [], [1, [], []])], ids=["shared", "leased"]
+)
+def test_a_stop_that_comes_while_redis_is_asked_waits_for_nothing(
+    kind: type[Shared] | type[Leased], before: list[Any], last: Any
+) -> None:
+    async def stop() -> None:
+        backend = Slow()
+        processor = EventProcessor("chat", transport="stream", unordered=kind is Shared)
+        jobs = Jobs(cast("Backend", backend), pytest.fail)
+        source = kind("chat.1", processor, cast("Backend", backend), jobs, cast("Handling", None))
+        await source.begin()
+        for reply in before:
+            await backend.answer(reply)
+        while not backend.asked:
+            await asyncio.sleep(0)
+        jobs.stopping = True
+        source.stop()
+        jobs.change()
+        await backend.answer(last)
+        if kind is Leased:
+            await backend.answer(last)  # it says that it has left
+        assert backend.waits == 0
+        assert not jobs._running
+
+    asyncio.run(asyncio.wait_for(stop(), 10))

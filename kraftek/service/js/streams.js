@@ -96,6 +96,7 @@ export class Shared {
       if (now >= lookAgain) {
         lookAgain = now + this.#service.claimAfter / 3;
         await this.#refresh();
+        continue; // a stop may have begun, and all have ended, meanwhile
       }
       const free = this.#free;
       if (!free) await this.#jobs.changeWithin(lookAgain - now);
@@ -207,7 +208,8 @@ export class Leased {
       const continued = [...this.#followed.keys()].filter((number) => leases.has(number));
       for (const number of continued.slice(share)) this.#followed.set(number, false);
       await this.#lookForOthers(instances.map(String), continued);
-      await this.#jobs.changeWithin(claimAfter / 3);
+      const leaves = this.#jobs.stopping && (this.#followed.size === 0 || this.#jobs.cutOff);
+      if (!leaves) await this.#jobs.changeWithin(claimAfter / 3);
     }
   }
 
