@@ -26,7 +26,7 @@ from kraftek.service.backend import Away, Refusing, Rejected, redis_url
 from kraftek.service.instance import Instance
 from kraftek.service.processor import MESSAGE_BYTES, EventProcessor
 from kraftek.service.publisher import Publishing
-from kraftek.service.redis_client import QUIET, BlockingClient, RedisClient, came_from_replica, text_of
+from kraftek.service.redis_client import QUIET, BlockingClient, RedisClient, came_from_replica, end, text_of
 
 __all__ = ["EventService", "Publisher", "run"]
 
@@ -147,10 +147,7 @@ class _Backend:
             listening.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=QUIET)
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await end(self._tasks)
         await self._client.close()
 
     # Backend

@@ -14,7 +14,7 @@ callers is here:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -35,7 +35,7 @@ from kraftek.contract.redis_errors import shows_replica
 from kraftek.contract.redis_url import RedisAddress, redis_address
 from kraftek.service.backend import Away
 
-__all__ = ["QUIET", "RETRY", "BlockingClient", "RedisClient", "came_from_replica", "text_of"]
+__all__ = ["QUIET", "RETRY", "BlockingClient", "RedisClient", "came_from_replica", "end", "text_of"]
 
 QUIET = 2.0
 """Seconds without data from Redis after which it gets a ping; without an answer in as many more it is unavailable."""
@@ -46,6 +46,9 @@ RETRY = 1.0
 SWITCH = "+switch-master"
 """The channel on which a sentinel tells of a fail-over: ``<name> <old host> <old port> <host> <port>``."""
 
+
+_AGAIN = 0.5
+"""Seconds after which a task is cancelled again."""
 
 _BLOCKING: dict[str, Any] = {"protocol": 2, "socket_timeout": QUIET, "socket_connect_timeout": QUIET}
 
@@ -97,6 +100,17 @@ class BlockingClient:
         redis, self._redis = self._redis, None
         if redis is not None:
             redis.close()
+
+
+async def end(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel tasks until they have ended. A cancellation may be lost: before Python 3.12 ``asyncio.wait_for``, by which
+    redis-py sends, swallows one that comes when it has just sent (https://github.com/python/cpython/issues/86296).
+    """
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=_AGAIN)
 
 
 class RedisClient:
@@ -163,9 +177,7 @@ class RedisClient:
 
     async def close(self) -> None:
         """Disconnect."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)
         await self.redis.aclose()
         # Redis.aclose() closes what it made itself, and in some versions redis-py does not count this pool as such.
         await self.drop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
 from redis.asyncio.sentinel import MasterNotFoundError
@@ -12,8 +13,9 @@ from redis.exceptions import BusyLoadingError, MasterDownError, ReadOnlyError, R
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from kraftek.service import asyncio as over_asyncio
+from kraftek.service import redis_client
 from kraftek.service.backend import Away, Refusing
-from kraftek.service.redis_client import QUIET, came_from_replica
+from kraftek.service.redis_client import QUIET, came_from_replica, end
 from tests.support.ports import free_port
 from tests.support.redis_server import PrivateRedis
 from tests.support.sentinels import Sentinels
@@ -187,6 +189,25 @@ def test_a_connection_that_fails_to_close_keeps_nobody_waiting(monkeypatch: pyte
         asyncio.run(asyncio.wait_for(play(), 20.0))
     finally:
         server.close()
+
+
+@pytest.mark.parametrize("lost", [1, 3])
+def test_who_swallows_a_cancellation_is_cancelled_again(lost: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def stubborn() -> None:
+        for _ in range(lost):
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+        await asyncio.Event().wait()
+
+    async def play() -> list[bool]:
+        tasks = [asyncio.create_task(stubborn()) for _ in range(2)]
+        await asyncio.sleep(0)
+        await end(tasks)
+        await end([])
+        return [task.cancelled() for task in tasks]
+
+    monkeypatch.setattr(redis_client, "_AGAIN", 0.01)
+    assert asyncio.run(asyncio.wait_for(play(), 20.0)) == [True, True]
 
 
 @pytest.mark.parametrize(
