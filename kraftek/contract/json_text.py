@@ -7,7 +7,7 @@ would crash the service's parser has to be found in the bytes.
 from __future__ import annotations
 
 import re
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Annotated, Final
 
 import msgspec
@@ -29,12 +29,17 @@ _LEVELS: Final = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 """As signed bytes, one up or one down."""
 
 # A number has three parts at most. Of more than 1,000 digits, 334 or more stand in one of them. Wherever they begin,
-# they cover one byte of each 334, and a whole block of 167.
+# they cover one byte of each 334.
 _RUN: Final = MAX_DIGITS // 3 + 1
-_BLOCK: Final = _RUN // 2
-_STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
-_NUMBER: Final = re.compile(rb"[-+.0-9eE]{%d,}" % (MAX_DIGITS + 1))
+_NUMBERS: Final = bytes(48 if byte in b"-+.0123456789eE" else 32 for byte in range(256))
+"""Whatever stands in numbers as ``0``."""
+_BLOCK: Final = MAX_DIGITS // 2
+"""Wherever a longer number begins, it covers a whole block of so many."""
+_ZEROS: Final = b"0" * _BLOCK
 _NOT_DIGITS: Final = bytes({*range(256)} - {*b"0123456789"})
+
+_MOST_IDS: Final = 1_000
+"""Places where an id is looked for. Each takes a microsecond."""
 
 # No string can hold this: a quote within one is escaped.
 _ID: Final = re.compile(rb'"id"\s*+:\s*+(-?[0-9]{1,%d}(?![.0-9eE])|"(?:[^"\\]|\\.)*+")' % ID_LENGTH, re.DOTALL)
@@ -78,10 +83,12 @@ class JsonBounds:
 
 
 def read_id(json: bytes) -> RequestId | None:
-    """The id of a native message that was refused, however little of the rest makes sense; ``None`` without one."""
+    """The id of a native message that was refused, however little of the rest makes sense; ``None`` without one, or
+    where it stands behind a thousand of others.
+    """
     depth, at = 0, 0
     found: RequestId | None = None
-    for match in _ID.finditer(json):
+    for match in islice(_ID.finditer(json), _MOST_IDS):
         structure = _structure(json[at : match.start()])
         at = match.end()
         depth += 2 * (structure.count(b"[") + structure.count(b"{")) - len(structure)
@@ -110,16 +117,30 @@ def _brackets(json: bytes) -> int:
 
 
 def _has_long_number(json: bytes) -> bool:
-    if not any(json[at : at + _BLOCK].isdigit() for at in range(0, len(json) - _BLOCK + 1, _BLOCK)):
-        return False
-    numbers = _NUMBER.findall(b'""'.join(_STRING.split(json)))
-    return any(len(number.translate(None, _NOT_DIGITS)) > MAX_DIGITS for number in numbers)
+    marks = json.translate(_NUMBERS) + b" "
+    within, looked, end = False, 0, 0
+    for at in range(0, len(json) - _BLOCK + 1, _BLOCK):
+        if at < end or not marks.startswith(_ZEROS, at):
+            continue
+        begin, end = marks.rfind(b" ", end, at) + 1, marks.find(b" ", at)
+        if end - begin <= MAX_DIGITS:
+            continue
+        # It is in a string if there is an odd number of quotes before it.
+        within ^= _without_escapes(json[looked:begin]).count(b'"') % 2 == 1
+        looked = end
+        if not within and len(json[begin:end].translate(None, _NOT_DIGITS)) > MAX_DIGITS:
+            return True
+    return False
 
 
 def _structure(json: bytes) -> bytes:
     """The brackets, in order, that stand outside of strings. ``json`` begins outside of one."""
-    if b"\\" in json:
-        json = json.replace(b"\\\\", b"").replace(b'\\"', b"")
+    json = _without_escapes(json)
     # To take out two quotes that stand together keeps what is within strings within, and what is outside outside.
     marks = json.translate(None, _NOT_STRUCTURE).replace(b'""', b"")
     return b"".join(marks.split(b'"')[::2])
+
+
+def _without_escapes(json: bytes) -> bytes:
+    """It without what could be taken for the end of a string. ``json`` begins in the middle of no escape."""
+    return json.replace(b"\\\\", b"").replace(b'\\"', b"") if b"\\" in json else json

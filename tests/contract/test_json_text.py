@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from kraftek.contract import json_text
 from kraftek.contract.json_text import MAX_BRACKETS, MAX_DIGITS, JsonBounds, is_long, read_id
 
 TRICKY = st.text('[]{}"\\,:id1 é\n', max_size=12)
@@ -77,10 +78,54 @@ def test_the_digits_of_a_number(number: str, digits: int, around: str) -> None:
         "[" + ",".join(["12345678"] * 500) + "]",
         "[" + ",".join(["1" * 500] * 10) + "]",
         json.dumps("e" * 5_000),
+        json.dumps(["1" * 5_000, 1] * 10),
+        json.dumps(["\\" + "1" * 5_000 + "\\", "1" * 5_000 + '"'] * 10),
+        "[" + ",".join(["1" * 1_000] * 10) + "]",
     ],
 )
 def test_what_is_no_long_number(text: str) -> None:
     assert JsonBounds(256).complaint(text.encode()) is None
+
+
+def digits_of(text: str) -> int:
+    """Those of the longest number, by a decoder."""
+    found: list[Any] = [0]
+    json.loads(text, parse_int=found.append, parse_float=found.append)
+    return max(sum(map(str.isdigit, str(number))) for number in found)
+
+
+NUMBERS = st.sampled_from(["1" * 499, "2" * 500, "3" * 1_000, "4" * 1_001, "-0." + "5" * 999, "6e+" + "7" * 1_000])
+PIECES = st.lists(TRICKY.map(json.dumps) | NUMBERS | st.tuples(TRICKY, NUMBERS, TRICKY).map("".join).map(json.dumps))
+
+
+@given(PIECES)
+def test_a_long_number_is_one_whatever_stands_around_it(pieces: list[str]) -> None:
+    text = f"[{','.join(pieces)}]"
+    assert (JsonBounds(256).complaint(text.encode()) is not None) is (digits_of(text) > MAX_DIGITS)
+
+
+@pytest.mark.parametrize(
+    ("text", "looked"),
+    [
+        ('["' + "1" * 600 + '"' + ',""' * 100_000 + "]", []),
+        ("[" + ",".join(["1" * 1_000] * 100) + "]", []),
+        ('["' + '","'.join(["1" * 1_001] * 100) + '"]', [2, *[3] * 99]),
+        ('[""' + ',"n"' * 1_000 + ',"' + "1" * 1_001 + '","' + "2" * 2_000 + '"]', [4_005, 3]),
+    ],
+)
+def test_strings_are_told_apart_only_before_what_might_be_a_long_number(
+    text: str, looked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To tell apart all those of a megabyte took 46 ms, and to look for long numbers among shorter ones 600."""
+    pieces: list[int] = []
+
+    def without_escapes(piece: bytes) -> bytes:
+        pieces.append(len(piece))
+        return piece
+
+    monkeypatch.setattr(json_text, "_without_escapes", without_escapes)
+    assert JsonBounds(256).complaint(text.encode()) is None
+    assert pieces == looked
 
 
 @given(st.dictionaries(TRICKY, VALUES, max_size=5), st.integers(-(10**20), 10**20) | TRICKY, st.data())
@@ -121,6 +166,23 @@ def test_the_id_is_that_of_the_message_itself(rest: dict[str, Any], id: int | st
 )
 def test_as_much_of_an_id_as_can_be_read(text: bytes, id: int | str | None) -> None:
     assert read_id(text) == id
+
+
+@pytest.mark.parametrize(("others", "id", "places"), [(0, 7, 1), (999, 7, 1_000), (1_000, 2, 1_000), (9_000, 2, 1_000)])
+def test_an_id_is_looked_for_in_a_thousand_places(
+    others: int, id: int, places: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """60 kB of ids took 10 ms."""
+    looked: list[bytes] = []
+    structure = json_text._structure
+
+    def found(piece: bytes) -> bytes:
+        looked.append(piece)
+        return structure(piece)
+
+    monkeypatch.setattr(json_text, "_structure", found)
+    assert read_id(b"{" + b'"id":2,' * others + b'"id":7}') == id
+    assert len(looked) == places
 
 
 def test_an_integer_is_as_long_as_it_is_written() -> None:
