@@ -191,10 +191,14 @@ def _array_decoder(*head: Any) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(array)
 
 
+class _Auth(Struct):
+    """Any object. What is in it is not looked at here: a megabyte of keys would be a hundred thousand strings."""
+
+
 _decode_simple_event = msgspec.json.Decoder(tuple[str, Raw]).decode
 _decode_event = _array_decoder(str | int | float).decode
 _decode_args = _array_decoder().decode
-_decode_auth = msgspec.json.Decoder(dict[str, Raw]).decode
+_decode_auth = msgspec.json.Decoder(_Auth).decode
 _encode = msgspec.json.Encoder().encode
 
 
@@ -396,14 +400,14 @@ class SocketSession:
     def _receive_connect(self, namespace: str, payload: bytes) -> ConnectPacket | Outgoing:
         if namespace in self._joined:
             raise SocketError("a second CONNECT to the same namespace")
+        if namespace not in self._settings.namespaces:
+            return encode_connect_error(namespace, "Invalid namespace")
         try:
             auth = _decode(_decode_auth, payload)[1] if payload else None
         except SocketError as error:
             # Whoever is in no namespace can be told nothing else.
             error.closes = True
             raise
-        if namespace not in self._settings.namespaces:
-            return encode_connect_error(namespace, "Invalid namespace")
         return ConnectPacket(namespace, None if auth is None else Raw(auth), auth is not None and auth is not payload)
 
     def _receive_attachment(self, data: bytes, binary: bool) -> SocketPacket | None:

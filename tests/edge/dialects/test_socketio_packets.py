@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import msgspec
@@ -138,8 +139,30 @@ def test_only_the_main_namespace_exists_unless_told() -> None:
     client = SocketSession(SocketSettings())
     assert wire(client.receive(b"0/random", False)) == ('44/random,{"message":"Invalid namespace"}',)
     assert wire(client.receive(b"0/custom,{}", False)) == ('44/custom,{"message":"Invalid namespace"}',)
+    assert wire(client.receive(b"0/custom,[", False)) == ('44/custom,{"message":"Invalid namespace"}',)
     assert not client.connected
     assert client.receive(b"0", False) == ConnectPacket("/")
+
+
+def test_nothing_is_made_of_what_is_shown_with_a_connection() -> None:
+    """A megabyte of keys, each a string of its own, took 31 ms."""
+    data = b"0{" + b",".join(b'"%x":1' % key for key in range(10_000)) + b"}"
+    client = SocketSession(SocketSettings())
+    tracemalloc.start()
+    try:
+        packet = client.receive(data, False)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert packet == ConnectPacket("/", Raw(data[1:]))
+    assert peak < 3 * len(data)
+
+
+@pytest.mark.parametrize("auth", [b"[]", b'"x"', b"1", b"null", b'{"a":1', b'{"a":1}}', b"{1:1}", b'{"a":nope}'])
+def test_what_is_shown_with_a_connection_is_an_object(auth: bytes) -> None:
+    with pytest.raises(SocketError) as caught:
+        SocketSession(SocketSettings()).receive(b"0" + auth, False)
+    assert caught.value.closes
 
 
 def test_refuses_a_connection_with_words_of_the_application() -> None:
