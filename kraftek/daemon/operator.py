@@ -100,10 +100,13 @@ class OperatorSite(HttpServer):
         self._registry.register(_Collected(counters, gauges))
         ProcessCollector(registry=self._registry)  # memory, open files, and when it was started
 
-    def refuse_body(self, request: Request, size: int) -> Response | None:
+    def refuse_body(self, request: Request) -> Response | None:
+        return self.publish.refuse(request) if self._publishes(request) else None
+
+    def refuse_size(self, request: Request, size: int) -> Response | None:
         if self._publishes(request):
-            return self.publish.refuse(request, size)
-        return super().refuse_body(request, size)
+            return self.publish.refuse_size(size)
+        return super().refuse_size(request, size)
 
     def expect(self, request: Request) -> None:
         if self._publishes(request):

@@ -68,14 +68,18 @@ class PublishRequests:
         self._counters = counters
         self._once_a_minute = OnceAMinute(clock.seconds)
 
-    def refuse(self, request: Request, size: int) -> Response | None:
-        """The refusal of a request of which the head has arrived, and so many bytes of its body are known of."""
+    def refuse(self, request: Request) -> Response | None:
+        """The refusal of a request of which the head has arrived."""
         try:
             self._check_head(request)
-            if size > MESSAGE_BYTES:
-                raise _Wrong(413, f"expected a message of at most {MESSAGE_BYTES} bytes")
         except _Wrong as wrong:
             return self._refusal(wrong)
+        return None
+
+    def refuse_size(self, size: int) -> Response | None:
+        """The refusal of a message of so many bytes, or more."""
+        if size > MESSAGE_BYTES:
+            return self._refusal(_Wrong(413, f"expected a message of at most {MESSAGE_BYTES} bytes"))
         return None
 
     def expect(self, request: Request) -> None:

@@ -197,11 +197,11 @@ class PublicSite(HttpServer):
         self._count(request.channel, address)
         return None
 
-    def refuse_body(self, request: Request, size: int) -> Response | None:
+    def refuse_body(self, request: Request) -> Response | None:
         if asks_for_websocket(request):
             self._counters.connections_refused[RefusalReason.HANDSHAKE] += 1
             return Response(400, b"expected a handshake without a body\n")
-        return super().refuse_body(request, size)
+        return None
 
     def expect(self, request: Request) -> None:
         if self._polling is not None and request.path in self._polling.paths and self._may_post(request):

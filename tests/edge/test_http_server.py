@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -13,8 +15,9 @@ from twisted.logger import capturedLogs
 
 from kraftek.contract.accounts import Accounts
 from kraftek.contract.turns import Turns
+from kraftek.edge.deadlines import SWEEP_INTERVAL
 from kraftek.edge.hosts import Hosts
-from kraftek.edge.http_server import SWEEP_INTERVAL, HttpServer, Request, Response, end_writing, printable
+from kraftek.edge.http_server import HttpServer, Request, Response, end_writing, printable
 from tests.edge.websocket.edge import RecordingTransport
 
 HEAD_TIMEOUT, BODY_TIMEOUT, IDLE, LINGER = 5.0, 30.0, 75.0, 10.0
@@ -370,3 +373,103 @@ def test_a_connection_is_handed_over_behind_many_requests() -> None:
     assert connection.transport.producerState == "producing"
     connection.send(b"more")
     assert server.successor.received == b"more"
+
+
+class Waiting:
+    """In the place of the turns: who waits for one."""
+
+    def __init__(self) -> None:
+        self.readers: list[Any] = []
+
+    def add(self, reader: Any) -> None:
+        self.readers.append(reader)
+
+    def remove(self, reader: Any) -> None:
+        self.readers = [each for each in self.readers if each is not reader]
+
+
+def steps(server: Server, connection: Connection, data: bytes) -> Iterator[None]:
+    """Send this at once; once for the step in which it arrives, and for each that follows."""
+    waiting: Any = Waiting()
+    server.turns = waiting
+    connection.send(data)
+    yield
+    while waiting.readers:
+        assert connection.transport.producerState == "paused"
+        reader = waiting.readers.pop()
+        assert not waiting.readers
+        assert reader.step() is False
+        yield
+    assert connection.transport.producerState == "producing"
+
+
+CHUNKED = b"POST /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("chunks", [1, 150, *range(165, 180), 1000])
+def test_a_chunked_body_is_decoded_a_little_at_a_time(server: Server, chunks: int) -> None:
+    server.max_body = chunks
+    connection = server.accept()
+    data = CHUNKED + b"1\r\na\r\n" * chunks + b"0\r\nTrailer: x\r\n\r\n" + b"GET /b HTTP/1.1\r\n\r\n"
+    arrived = [
+        sum(map(len, [*server.bodies.values(), *(body for *_, body in server.asked)]))
+        for _ in steps(server, connection, data)
+    ]
+    assert max(after - before for before, after in pairwise([0, *arrived])) <= 171
+    assert [(path, body) for _, path, _, _, body in server.asked] == [(b"/a", b"a" * chunks), (b"/b", b"")]
+    assert connection.answers == [200, 200]
+
+
+def test_trailers_too_are_read_a_little_at_a_time(server: Server) -> None:
+    connection = server.accept()
+    number = sum(1 for _ in steps(server, connection, CHUNKED + b"0\r\n" + b"x\r\n" * 10_000))
+    assert (number, connection.answers) == (30, [])
+
+
+def test_what_arrives_behind_a_request_that_is_held_waits_for_its_answer(server: Server) -> None:
+    connection = server.accept()
+    data = CHUNKED.replace(b"/a", b"/held") + b"0\r\n\r\n" + b"GET /b HTTP/1.1\r\n\r\n" * 100
+    assert sum(1 for _ in steps(server, connection, data)) == 1  # it is still read, so that its end is noticed
+    server.held[0].answer(Response(204))
+    waiting: Any = server.turns
+    while waiting.readers:
+        waiting.readers.pop().step()
+    assert connection.answers == [204] + [200] * 100
+
+
+def test_what_is_wrong_with_a_chunk_ends_what_waits_behind_it(server: Server) -> None:
+    connection = server.accept()
+    data = CHUNKED + b"1\r\na\r\n" * 5 + b"zz\r\n" + b"1\r\na\r\n" * 1000
+    waiting: Any = Waiting()
+    server.turns = waiting
+    connection.send(data)
+    assert (connection.answers, waiting.readers, connection.transport.closed) == ([400], [], "lost")
+
+
+def test_a_body_that_is_not_chunked_is_one_piece(server: Server) -> None:
+    server.max_body = 10_000
+    connection = server.accept()
+    data = b"POST /a HTTP/1.1\r\nContent-Length: 10000\r\n\r\n" + b"a" * 10_000
+    assert sum(1 for _ in steps(server, connection, data)) == 1
+    assert server.asked[0][4] == b"a" * 10_000
+
+
+def test_whether_it_may_have_a_body_is_asked_once_and_its_size_with_each_piece() -> None:
+    class Asked(Server):
+        bodies_asked = 0
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.sizes: list[int] = []
+
+        def refuse_body(self, request: Request) -> Response | None:
+            self.bodies_asked += 1
+            return super().refuse_body(request)
+
+        def refuse_size(self, request: Request, size: int) -> Response | None:
+            self.sizes.append(size)
+            return super().refuse_size(request, size)
+
+    server = Asked()
+    server.accept().send(CHUNKED + b"1\r\na\r\n" * 4)
+    assert (server.bodies_asked, server.sizes) == (1, [0, 1, 2, 3, 4])

@@ -10,7 +10,9 @@ from twisted.logger import capturedLogs
 
 import kraftek
 from kraftek.contract.settings import Limits
+from kraftek.edge import public_site
 from kraftek.edge.public_site import Page, pages
+from kraftek.edge.websocket.handshake import Asked, asks_for_websocket
 from tests.edge.websocket.edge import TOKEN, Edge, Peer, handshake
 
 CLIENT = Path(kraftek.__file__).parent / "client/js/kraftek.js"
@@ -53,6 +55,22 @@ def test_a_body_that_nobody_reads_is_refused_before_it_arrives() -> None:
     assert ask(edge, "/", "POST", "Transfer-Encoding: chunked\r\n", "5\r\nhello\r\n").status == 413
     assert ask(edge, "/", "POST", "Transfer-Encoding: chunked\r\n", "0\r\n\r\n").status == 426
     assert ask(edge, "/", "POST", "Content-Length: 0\r\n").status == 426
+
+
+@pytest.mark.parametrize("chunks", [1, 100])
+def test_whether_a_body_comes_with_a_handshake_is_asked_once(chunks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def asks(request: Asked) -> bool:
+        asked.append(request)
+        return asks_for_websocket(request)
+
+    monkeypatch.setattr(public_site, "asks_for_websocket", asks)
+    edge = Edge()
+    edge.site.max_body = 1_000
+    upgrade = f"Upgrade: {'a,' * 7_900}\r\nTransfer-Encoding: chunked\r\n"
+    assert ask(edge, "/anything", "POST", upgrade, "1\r\na\r\n" * chunks + "0\r\n\r\n").status == 426
+    assert len(asked) == 2  # the head, and the whole request
 
 
 def test_head_has_no_body() -> None:
