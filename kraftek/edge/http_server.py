@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qs
@@ -44,8 +45,14 @@ _LINGER = 10.0
 _STEP = 8
 """Requests of a connection that are answered in one step: 64 KiB of small ones take 100 ms."""
 
+_LINES = 512
+"""Bytes of a head that count as one request more: as lines of a few bytes they take 0.2 ms."""
+
 _PIECE = 1024
 """Bytes of a chunked body that are decoded in one step: as chunks of a byte they take 0.6 ms."""
+
+_FIELDS = 100
+"""Of a query. Clients send four, and those of their authors; the 8,000 of the longest one took 30 ms."""
 
 _ABSOLUTE = re.compile(rb"(?i:(?:http|ws)s?)://([^/?]*)(.*)", re.DOTALL)
 """A target in absolute form (RFC 9112, section 3.2.2)."""
@@ -135,7 +142,7 @@ class Request(http.Request):
         members = (self.header(name) or "").split(",")
         return [member for each in members if (member := each.strip(" \t"))]
 
-    @property
+    @cached_property
     def query(self) -> dict[str, str]:
         """The first value of each field of the query."""
         fields = parse_qs(self._raw_query.decode("latin-1"), keep_blank_values=True, errors="replace")
@@ -186,11 +193,12 @@ class Request(http.Request):
     def gotLength(self, length: int | None) -> None:
         # Twisted's own would keep the body, and write one of 100 kB to a file and wait for the disk.
         server = self.channel.factory
+        refusal = None
         if length != 0:
             # Twisted does not pass on the request line until the body has arrived, which may take long.
             self.method = self.channel._command  # noqa: SLF001
-            self._read_target(self.channel._path)  # noqa: SLF001
-        refusal = server.refuse_head(self)
+            refusal = self._read_target(self.channel._path)  # noqa: SLF001
+        refusal = refusal or server.refuse_head(self)
         if refusal is None and length != 0:
             refusal = server.refuse_body(self) or server.refuse_size(self, length or 0)
         if refusal is not None:
@@ -207,23 +215,33 @@ class Request(http.Request):
             elif self.on_chunk is not None:
                 self.on_chunk(data)
 
+    def parseCookies(self) -> None:
+        # Nobody reads them, and Twisted's own takes 4 ms for 16 kB.
+        pass
+
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
         if self._refused:
             return
-        if b"#" in path:
-            self.refuse(Response(400, b"expected a target without a fragment\n"))
+        refusal = self._read_target(path)
+        if refusal is not None:
+            self.refuse(refusal)
             return
         # Twisted's own would parse the body of a form, a second for 1 MB, and keep the query where it logs it.
         self.method, self.clientproto = command, version
-        self._read_target(path)
         self.process()
 
-    def _read_target(self, target: bytes) -> None:
+    def _read_target(self, target: bytes) -> Response | None:
+        """The refusal of what cannot be one."""
+        if b"#" in target:
+            return Response(400, b"expected a target without a fragment\n")
         self.host_name = self.header("host") or ""
         if found := _ABSOLUTE.fullmatch(target):
             self.host_name, target = found[1].decode("latin-1"), found[2]
         path, _, self._raw_query = target.partition(b"?")
         self.uri = self.path = path or b"/"
+        if self._raw_query.count(b"&") >= _FIELDS:
+            return Response(400, b"expected a query of at most %d fields\n" % _FIELDS)
+        return None
 
     def process(self) -> None:
         channel = self.channel
@@ -276,6 +294,9 @@ class HttpChannel(HTTPChannel):
         self._head += len(line) + 2
         if self._head > _HEAD_BYTES:
             self.lineLengthExceeded(line)
+        elif line[:1] in (b" ", b"\t"):
+            # RFC 9112, section 5.2. Twisted's own joins the lines one by one, 8 ms for 16 kB.
+            self._refuse(400, b"expected no folded header\n")
         else:
             super().lineReceived(line)
 
@@ -306,7 +327,7 @@ class HttpChannel(HTTPChannel):
             self._within(self.factory.request_timeout, HttpChannel._late)
 
     def allContentReceived(self) -> None:
-        self._done += 1
+        self._done += 1 + self._head // _LINES
         self._head = 0
         if not self._closing:
             self._in_time()

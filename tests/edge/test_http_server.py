@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
+from urllib.parse import parse_qs
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,7 @@ from twisted.logger import capturedLogs
 
 from kraftek.contract.accounts import Accounts
 from kraftek.contract.turns import Turns
+from kraftek.edge import http_server
 from kraftek.edge.deadlines import SWEEP_INTERVAL
 from kraftek.edge.hosts import Hosts
 from kraftek.edge.http_server import HttpServer, Request, Response, end_writing, printable
@@ -203,6 +205,12 @@ def test_our_own_fault_is_logged_and_told_as_no_more_than_that(server: Server) -
         (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
         (b"GET /a#b HTTP/1.1\r\n\r\n", 400),
         (b"GET /?a#b HTTP/1.1\r\n\r\n", 400),
+        (b"POST /?a#b HTTP/1.1\r\nContent-Length: 5\r\n\r\n", 400),
+        (b"GET /?" + b"&" * 100 + b" HTTP/1.1\r\n\r\n", 400),
+        (b"POST /?" + b"&" * 100 + b" HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nX: y\r\n z\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nX: y\r\n\t\r\n\r\n", 400),
+        (b" GET / HTTP/1.1\r\n\r\n", 400),
         (b"OPTIONS * HTTP/1.1\r\n\r\n", 400),
         (b"CONNECT a.test:443 HTTP/1.1\r\n\r\n", 400),
     ],
@@ -473,3 +481,34 @@ def test_whether_it_may_have_a_body_is_asked_once_and_its_size_with_each_piece()
     server = Asked()
     server.accept().send(CHUNKED + b"1\r\na\r\n" * 4)
     assert (server.bodies_asked, server.sizes) == (1, [0, 1, 2, 3, 4])
+
+
+@pytest.mark.parametrize(("size", "answered"), [(30, 8), (600, 4), (1_100, 3), (5_000, 1)])
+def test_longer_heads_count_for_more_requests(server: Server, size: int, answered: int) -> None:
+    connection = server.accept()
+    head = b"GET /a HTTP/1.1\r\n"
+    head += b"x:" + b"y" * (size - len(head) - 6) + b"\r\n\r\n"
+    assert len(head) == size
+    asked = [len(server.asked) for _ in steps(server, connection, head * 12)]
+    assert asked == [*range(answered, 12, answered), 12]
+
+
+def test_a_query_is_read_once(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def parsed(query: str, **options: Any) -> dict[str, list[str]]:
+        read.append(query)
+        return parse_qs(query, **options)
+
+    monkeypatch.setattr(http_server, "parse_qs", parsed)
+    connection = server.accept()
+    connection.get("/held?a=b" + "&c" * 99)
+    assert server.held[0].query is server.held[0].query
+    assert server.held[0].query == {"a": "b", "c": ""}
+    assert read == ["a=b" + "&c" * 99]
+
+
+def test_nobody_reads_cookies(server: Server) -> None:
+    server.accept().get("/held", "Cookie: a=b; c=d\r\n")
+    assert server.held[0].received_cookies == {}
+    assert server.held[0].header("cookie") == "a=b; c=d"
