@@ -133,6 +133,16 @@ def told_joins(number: int) -> object:
     return {"type": "leave", "payload": room} if number % 2 else {"type": "join", "payload": {**room, "history": 100}}
 
 
+def request(line: str, headers: str = "") -> bytes:
+    return f"{line} HTTP/1.1\r\nHost: 127.0.0.1\r\n{headers}\r\n".encode()
+
+
+LIST = "a," * 7_800
+"""A header as long as a head may be."""
+CHUNKED = request("POST /anything", f"Transfer-Encoding: chunked\r\nUpgrade: {LIST}\r\n")
+QUERY = request(f"GET /socket.io/?EIO=4&transport=polling&sid=x&{'%&' * 7_800}")
+
+
 def cancel(number: int) -> object:
     """Of a request that another connection might have sent."""
     return {"type": "cancel", "payload": {"eventType": "chat:say:back"}, "id": number}
@@ -154,6 +164,10 @@ KINDS: dict[str, Callable[[], Chunk]] = {
     "inflating": lambda: always(frame(TEXT, deflated(PADDED), deflated=True)),
     "events": lambda: always(text({"type": "chat:note:heard"})),
     "events of 60 KB": lambda: always(text({"type": "chat:note:heard", "payload": "x" * (HELD - 100)})),
+    "long numbers": lambda: always(
+        frame(TEXT, b'{"type":"chat:note:heard","payload":[%b]}' % b",".join([b"1" * 1000] * 59))
+    ),
+    "ids": lambda: always(frame(TEXT, b'{"type":1,%b}' % b",".join([b'"id":1'] * 8_500)) * 9, VALID),
     "levels and digits": lambda: always(text({"type": "chat:note:heard", "payload": [[[1.5e300]] * 9] * 250})),
     "events to a stream": lambda: always(text({"type": "queue:note:heard", "payload": "x" * 1000})),
     "requests": lambda: numbered(event("chat:say:back", id=True)),
@@ -186,9 +200,13 @@ KINDS: dict[str, Callable[[], Chunk]] = {
     "Socket.IO placeholders": lambda: always(
         frame(TEXT, b'42["chat:note:heard",[%b]]' % megabyte(b'{"_placeholder":true,"num":1}'))
     ),
+    "Socket.IO digits": lambda: always(frame(TEXT, b'42["chat:note:heard",[%b,%b]]' % (b"1" * 600, megabyte(b'""')))),
+    "Socket.IO keys": lambda: always(frame(TEXT, b"40/x,{%b}" % b",".join(b'"%x":1' % key for key in range(100_000)))),
     "POSTs": lambda: lambda _: b"",
     "POSTs of noops": lambda: lambda _: b"",
-    "HTTP requests": lambda: lambda _: b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * (CHUNK // 40),
+    "HTTP requests": lambda: lambda _: request("GET /") * (CHUNK // 40),
+    "HTTP chunks": lambda: lambda _: CHUNKED + b"1\r\na\r\n" * 8_000 + b"0\r\n\r\n",
+    "HTTP queries": lambda: lambda _: QUERY * 4,
     "handshakes": lambda: lambda _: b"",
 }
 """What floods do, by the names of the rows; "joins told to a stream" is with a service that has presence."""
@@ -225,7 +243,7 @@ class Flooder:
                 time.sleep(0.01)
 
     def _flood(self, connection: socket.socket) -> None:
-        if self._kind != "HTTP requests":
+        if not self._kind.startswith("HTTP"):
             self._handshake(connection)
             room = f"{TOLD}{self._name}" if self._kind in _IN_TOLD else self._name
             who = {"token": self._name, "roomId": room}

@@ -1,6 +1,7 @@
 """`bench.flooder`: what floods are made of is what they say."""
 
 import json
+import re
 import zlib
 
 import pytest
@@ -24,14 +25,16 @@ def frames(data: bytes) -> list[tuple[int, bytes]]:
     return found
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in {"HTTP requests", *POSTED, "handshakes"}])
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS if not kind.startswith("HTTP") and kind not in {*POSTED, "handshakes"}]
+)
 def test_a_flood_is_of_whole_frames(kind: str) -> None:
     chunk = KINDS[kind]()(1)
     assert len(chunk) >= CHUNK // 2
     for head, payload in frames(chunk):
         text = zlib.decompressobj(-15).decompress(payload + b"\x00\x00\xff\xff") if head & 0x40 else payload
         if kind.startswith("Socket.IO"):
-            text = text.lstrip(b"0123456789-")  # the types of packets, attachments and ids
+            text = re.sub(rb"[0-9-]+(/x,)?", b"", text, count=1)  # types of packets, attachments, namespace and ids
         if head & 0xF == 1 and head & 0x80 and text:
             json.loads(text)
 
@@ -50,3 +53,9 @@ def test_a_frame_has_its_length(size: int) -> None:
 def test_what_is_inflated_is_the_largest_message() -> None:
     assert zlib.decompressobj(-15).decompress(deflated(PADDED) + b"\x00\x00\xff\xff") == PADDED
     assert len(deflated(PADDED)) < 200
+
+
+def test_heads_are_as_long_as_they_may_be() -> None:
+    for kind in ("HTTP chunks", "HTTP queries"):
+        head, _, _ = KINDS[kind]()(1).partition(b"\r\n\r\n")
+        assert 15_000 < len(head) < 16_384 - 4
