@@ -225,7 +225,7 @@ def test_the_payload_is_not_kept_for_what_waits(place: Place) -> None:
 
 def test_where_it_is_in_a_history_is_known_of_what_waits(place: Place) -> None:
     """A client that catches up, or comes back, is told by that what it has not got yet."""
-    about = Delivery("cursor:moved", b'{"by":"ann"}', "r", offset=12, order="e.15")
+    about = Delivery("cursor:moved", Raw(b'{"by":"ann"}'), "r", offset=12, order="e.15")
     message = Outgoing(b"m12", about=about)
     place.backlog.put(message)
     assert message.about == Delivery("", NULL, "r", offset=12, order="e.15")
