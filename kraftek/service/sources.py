@@ -234,8 +234,7 @@ class Shared:
                 look_again = now + self._processor.claim_after / 3
                 await self._refresh()
                 continue  # a stop may have begun, and all have ended, meanwhile
-            free = self._free()
-            if not free:
+            if not (free := self._free()):
                 await self._jobs.change_within(look_again - now)
                 continue
             block = max(1, min(BLOCK, int((look_again - now) * 1000)))
@@ -247,8 +246,7 @@ class Shared:
         consumer, attempts = self._consumer, self._processor.attempts
         if self._entries:
             await self._backend.call(*consumer.keep(self._entries))
-        free = self._free()
-        if free:
+        if free := self._free():
             last = any(entry.delivered == attempts > 1 for entry in self._entries.values())
             claim = consumer.claim(self._processor.claim_after, free, attempts=attempts, alone=last)
             for entry_id, fields, delivered in await self._backend.run(CLAIM, [consumer.stream], claim):
