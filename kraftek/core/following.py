@@ -220,8 +220,7 @@ class Following:
     # Comparing with Redis
 
     def _follow(self, topic: Followed) -> None:
-        self._topics[topic.topic] = topic
-        topic.busy = True
+        self._topics[topic.topic], topic.busy = topic, True
         if topic.epoch:
             self.ordering.incomplete(topic.topic)
         following = self._bus.follow(topic_channel(topic.topic), partial(self._heard, topic))
@@ -292,7 +291,8 @@ class Following:
             return
         if missed.reason is not None:
             topic.offset = missed.offset
-            self._tell_position(topic, missed.reason)
+            self._tell_position(topic, missed.reason, goes_on=before == topic.epoch)
+            self.let_go(topic)
             return
         if before != topic.epoch:
             self._tell_position(topic, None)
@@ -312,12 +312,14 @@ class Following:
                 elif int(offset) == topic.offset + 1:
                     self._deliver(topic, int(offset), message, self.ordering.again(word.decode()))
 
-    def _tell_position(self, topic: Followed, reason: str | None) -> None:
-        """Where the topic is now, to those who did not see it move there; and the reason if they missed something."""
+    def _tell_position(self, topic: Followed, reason: str | None, *, goes_on: bool = False) -> None:
+        """Where the topic is now, to those who did not see it move there; and the reason if they missed something. Who
+        has got more here did not, if the epoch ``goes_on``.
+        """
         for session in tuple(topic.sessions):
             catch_up, why = topic.catching.get(session), reason
-            if catch_up is not None and catch_up.until is None:
-                catch_up.interrupt()  # it reads what it has missed until now, or once more
+            if catch_up is not None and (catch_up.until is None or (goes_on and catch_up.until >= topic.offset)):
+                catch_up.interrupt()  # it reads what it has missed until now, or once more, or has it
                 continue
             if reason is not None and self.lost is not None:
                 self.lost(session)

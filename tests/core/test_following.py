@@ -226,6 +226,21 @@ def test_where_continuity_cannot_be_proven_it_is_denied(change: dict[str, Any], 
     assert board.counters.not_resumed[reason] == 1
 
 
+def test_who_is_ahead_of_the_room_has_not_missed_what_expired() -> None:
+    board = Board()
+    bob = board.enter("bob")
+    board.tell("a")
+    board.tell("b", heard=False)
+    told(bob)
+    ann = board.enter(since=since(2))
+    assert told(ann) == [{"epoch": "e1", "offset": 2, "recovered": True}]
+    board.logs.kept = 0
+    board.following._compare_all()
+    assert told(bob) == [{"epoch": "e1", "offset": 2, "recovered": False, "reason": "expired"}]
+    board.tell("c")
+    assert [told(each) for each in (ann, bob)] == [[(3, "c")]] * 2
+
+
 def test_nobody_has_seen_the_future() -> None:
     board = Board()
     board.tell("a")
