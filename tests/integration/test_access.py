@@ -160,7 +160,7 @@ def test_room_denied(shared: Shared, connect: Connect, auth: AuthService) -> Non
 
 def test_expiry_on_an_open_socket(shared: Shared, connect: Connect, auth: AuthService) -> None:
     process = shared.gateway(auth=auth.url)
-    auth.allow("expires", "ada-expires", expiresAt=int(time.time()) + 2)
+    auth.allow("expires", "ada-expires", expiresAt=int(time.time()) + 4)
     ada = connect(process, token="expires", room="r1")
     assert ada.expect_error("TOKEN_EXPIRED")["roomId"] == "r1"
 
@@ -422,7 +422,7 @@ def test_no_event_after_access_has_expired(
 ) -> None:
     process = shared.gateway(auth=auth.url)
     notes = service(shared.redis_server, CHANNEL)
-    expiry = int(time.time()) + 2
+    expiry = int(time.time()) + 3
     auth.allow("until", "ada-until", expiresAt=expiry)
     ada = connect(process, token="until", room="r1")
     auth.mode = "slow"  # what is sent until the answer is held
@@ -435,8 +435,13 @@ def test_no_event_after_access_has_expired(
     auth.mode = "ok"  # nothing more is held: the close of the client, too, comes behind what it has sent
     auth.release()
     ada.expect_error("TOKEN_EXPIRED")
-    times = [event["timestamp"] / 1000 for event in notes.wait_received(1) if event["userId"] == "ada-until"]
-    assert len(times) > 50
+    # The service has this one behind all that was published before.
+    auth.allow("behind", "behind")
+    behind = connect(process, token="behind", room="r1")
+    behind.send("stickyNotes:note:echo")
+    behind.expect("stickyNotes:note:echo")
+    times = [event["timestamp"] / 1000 for event in notes.received() if event["userId"] == "ada-until"]
+    assert len(times) > 20
     assert max(times) <= expiry
 
 

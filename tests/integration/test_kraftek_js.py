@@ -366,7 +366,7 @@ def test_a_page_outlives_its_tokens(
 
     def mint() -> str:
         minted.append(f"token {len(minted)}")
-        auth_service.allow(minted[-1], "Ada", expiresAt=int(time.time()) + 4)
+        auth_service.allow(minted[-1], "Ada", expiresAt=int(time.time()) + 5)
         return minted[-1]
 
     def wait_shown(times: int) -> None:
@@ -375,7 +375,8 @@ def test_a_page_outlives_its_tokens(
 
     page.on("websocket", opened)
     page.expose_function("mint", mint)
-    start(page, process, "token: () => mint(), roomId: 'r1'")
+    # Without chance each is replaced at the earliest, and the longest before its end.
+    start(page, process, "token: () => mint(), roomId: 'r1', random: () => 0")
     page.evaluate(TRAFFIC)
     wait_shown(2)
     page.evaluate("events = false")

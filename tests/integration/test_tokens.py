@@ -97,10 +97,10 @@ def test_a_token_is_refreshed_or_expires(
     process = gateway(redis_server, auth="jwt", config=config)
     service(redis_server, CHANNEL)
     ada = connect(process)
-    told = ada.authenticate(token(age=5, life=6), "r1")["payload"]
-    assert 0 < told["expiresIn"] <= 1
-    ada.send("authenticate", payload={"token": token(age=5, life=7)})
-    assert 1 < ada.expect("authenticated")["payload"]["expiresIn"] <= 2
+    told = ada.authenticate(token(age=5, life=8), "r1")["payload"]
+    assert 0 < told["expiresIn"] <= 3
+    ada.send("authenticate", payload={"token": token(age=5, life=10)})
+    assert 3 < ada.expect("authenticated")["payload"]["expiresIn"] <= 5
     expired = ada.expect_error("TOKEN_EXPIRED")
     assert expired["roomId"] == "r1"
     ada.send("stickyNotes:note:echo", payload=1)
