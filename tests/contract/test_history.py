@@ -68,10 +68,16 @@ class TellTest(SynchronousTestCase):
         return subscriber
 
     def heard(self, subscriber: redis.client.PubSub) -> list[tuple[str, str]]:
-        found = []
-        while (told := subscriber.get_message(timeout=0.02)) is not None:
+        """All that was published until now: Redis may answer who publishes before it writes to who listens."""
+        (channel, *_) = subscriber.channels
+        self.client.publish(channel, "the end")
+        found: list[tuple[str, str]] = []
+        while True:
+            told = subscriber.get_message(timeout=10)
+            assert told is not None, f"nothing more after {found}"
+            if told["data"] == "the end":
+                return found
             found.append((told["channel"].removeprefix(self.prefix), told["data"]))
-        return found
 
     def order(self) -> str:
         """The epoch of the order."""

@@ -21,6 +21,7 @@ from kraftek.service import Context, EventProcessor, Refused
 from kraftek.service.testing import Client, Contract
 from tests.service.instances import Instances, registered, stopped
 from tests.support.redis_server import PrivateRedis
+from tests.support.waiting import wait_until
 
 WAYS = [
     ("asyncio", {}),
@@ -73,9 +74,8 @@ class House:
         """The next messages, and whether each came to all gateways, to one, or to those of a topic."""
         found: list[tuple[str, str]] = []
         while len(found) < many:
-            message = self._heard.get_message(timeout=10.0)
-            if message is not None:
-                found.append((self._kinds[message["channel"]], without_order(message["data"])))
+            message = wait_until(lambda: self._heard.get_message(timeout=1.0), lambda: f"{many} messages, not {found}")
+            found.append((self._kinds[message["channel"]], without_order(message["data"])))
         return found
 
     def kept(self) -> list[str]:
@@ -226,8 +226,8 @@ def test_it_waits_for_memory(server: PrivateRedis) -> None:
         server.call("CONFIG", "SET", "maxmemory", "0")
         told: list[Any] = []
         while len(told) < 2:
-            message = heard.get_message(timeout=10.0)
-            told += [] if message is None else [without_order(message["data"]).split(" ", 2)[1:]]
+            message = wait_until(lambda: heard.get_message(timeout=1.0), lambda: f"two messages, not {told}")
+            told.append(without_order(message["data"]).split(" ", 2)[1:])
         assert told[1] == ["2", '{"type":"log:line:added","payload":"second","roomId":"kept r"}']
         assert redis.xlen(history_log_key("room:kept r")) == 2
     finally:
