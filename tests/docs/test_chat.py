@@ -184,6 +184,7 @@ def test_two_talk_while_their_tokens_expire(sign_in: Sign) -> None:
         tab.expect(tab.token, re.compile(r"Token ([4-9]|\d\d)"))
 
     bob.write("Still here?")
+    ada.expect_last("ada: Hello", "bob: Still here?")
     ada.write("Yes")
     ada.expect_last("ada: Hello", "bob: Still here?", "ada: Yes")
     assert [tab.closed_with() for tab in (ada, bob)] == [[], []]

@@ -50,12 +50,9 @@ def test_node_and_python_share_a_group(
     python = Stage("asyncio", redis_server, stage)
     settings = {**settings, "concurrency": 4}
     processes = [service.start(settings), python.launch(settings)]
-
-    def listening() -> list[str]:
-        """The names of instances have dots, those of gateways have none."""
-        return [str(channel) for channel in service.redis.pubsub_channels("events:reply:*.*")]
-
-    wait_until(lambda: len(listening()) == 2, lambda: f"both, but {listening()}", 30)
+    service.wait_listening(2)
+    if "partitions" in settings:
+        service.wait_shared()
     rooms = [f"room{number}" for number in range(8)]
     clients = [service.contract.client("ada", room) for room in rooms]
     number = 40

@@ -50,6 +50,14 @@ class Stage:
     def launch(self, settings: dict[str, Any]) -> Popen[bytes]:
         return self._instances.start(self._backend, self._server.url, **settings)
 
+    def wait_listening(self, number: int) -> None:
+        """Return once so many instances listen: the names of theirs have dots, those of gateways have none."""
+
+        def listening() -> list[str]:
+            return [str(channel) for channel in self.redis.pubsub_channels("events:reply:*.*")]
+
+        wait_until(lambda: len(listening()) == number, lambda: f"{number} instances, but {listening()}", 30)
+
     def done(self, room: str) -> list[int]:
         """What the handlers have done for a room, as they committed it."""
         return [int(mark) for mark in self.redis.lrange(f"done:{room}", 0, -1)]
@@ -69,6 +77,10 @@ class Stage:
         leases = self.redis.mget([f"events:sample:{number}:lease:sample" for number in range(partitions)])
         return Counter(str(lease).split()[0] for lease in leases if lease)
 
+    def wait_shared(self) -> None:
+        """Return once two instances hold two partitions each."""
+        wait_until(lambda: sorted(self.holders(4).values()) == [2, 2], lambda: f"shares, not {self.holders(4)}", 30)
+
 
 @pytest.fixture(params=["asyncio", "twisted"])
 def service(request: pytest.FixtureRequest, redis_server: RedisServer, stage: ExitStack) -> Stage:
@@ -79,6 +91,7 @@ def test_two_instances_share_the_load_and_killing_one_loses_nothing(service: Sta
     concurrency = 4
     settings = {**STREAM, "concurrency": concurrency, "unordered": True}
     first, second = service.start(settings), service.start(settings)
+    service.wait_listening(2)
     ada = service.contract.client("ada", "room")
     number = 300
 
@@ -212,7 +225,7 @@ def test_who_was_frozen_meanwhile_says_nothing_twice(service: Stage) -> None:
     settings = {**STREAM, "claim_after": 0.5}
     frozen = service.start(settings)
     ada = service.contract.client("ada", "room")
-    ada.send("sample:do:sleep", {"seconds": 0.3}, id=1)
+    ada.send("sample:do:sleep", {"seconds": 1.0}, id=1)
     wait_until(lambda: service.begun("room"), "the first attempt")
     frozen.send_signal(signal.SIGSTOP)
     other = service.start(settings)
@@ -242,7 +255,7 @@ def test_order_per_room_holds_across_rebalances(service: Stage, end: signal.Sign
     wait_until(lambda: service.done(rooms[0]), "the beginning", 30)
     second = service.start(PARTITIONS)
     send(range(40, 80))
-    wait_until(lambda: sorted(service.holders(4).values()) == [2, 2], lambda: f"shares, not {service.holders(4)}", 30)
+    service.wait_shared()
     send(range(80, number))
     first.send_signal(end)
     service.wait_done(number, *rooms)
