@@ -402,7 +402,7 @@ class AnswersTest(CheckerCase):
     # Time
 
     async def test_no_answer_in_time(self) -> None:
-        checker = self.checker(self.port, timeout=0.1)
+        checker = self.checker(self.port, timeout=1.0)
         self.service.body = None
         waiting = Deferred.fromCoroutine(self.unavailable(checker))
         await until(lambda: self.service.requests, "a request")

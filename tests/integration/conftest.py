@@ -236,7 +236,7 @@ class Gateway:
 
     def metric(self, name: str) -> float:
         """What the operator is told, by the name of the metric with its labels."""
-        with urlopen(f"http://127.0.0.1:{self.operator_port}/metrics", timeout=5.0) as answer:
+        with urlopen(f"http://127.0.0.1:{self.operator_port}/metrics", timeout=10.0) as answer:
             text = answer.read().decode()
         found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
         assert found, text
@@ -562,7 +562,7 @@ class AuthService:
         for question in held:
             question.set()
 
-    def wait_questions(self, number: int, timeout: float = 5.0) -> None:
+    def wait_questions(self, number: int, timeout: float = 10.0) -> None:
         """Return once it has been asked so often, since its start."""
         wait_until(lambda: len(self.questions) >= number, lambda: f"{number} questions in {self.questions}", timeout)
 
@@ -700,7 +700,7 @@ class Service:
         """Every event it got, oldest first."""
         return [json.loads(event) for event in self._redis.lrange(f"test:received:{self.channel}", 0, -1)]
 
-    def wait_received(self, number: int = 1, timeout: float = 5.0) -> list[Json]:
+    def wait_received(self, number: int = 1, timeout: float = 10.0) -> list[Json]:
         """The events it got, as soon as there are so many."""
         return wait_until(
             lambda: received if len(received := self.received()) >= number else [],
@@ -898,8 +898,9 @@ BROWSER_OPTIONS = [
 @pytest.fixture(scope="module")
 def browser(chromium_path: str) -> Iterator[Browser]:
     """One browser for the module; of its contexts none knows of the others."""
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=20_000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium_path, args=BROWSER_OPTIONS)
         yield browser

@@ -87,15 +87,15 @@ def test_pings(
     native = stage.enter_context(websocket_connect(process.url, create_connection=Pinged, compression=None, proxy=None))
     assert isinstance(native, Pinged)
     native.send(json.dumps({"type": "authenticate", "payload": {"token": "ada", "roomId": "r1"}}))
-    native.recv(5), native.recv(5)
+    native.recv(10), native.recv(10)
     url = f"{process.url}socket.io/?EIO=4&transport=websocket"
     socketio = stage.enter_context(websocket_connect(url, compression=None, proxy=None))
-    assert str(socketio.recv(5)).startswith("0{")
+    assert str(socketio.recv(10)).startswith("0{")
     socketio.send('40{"token":"bob","roomId":"r1"}')
-    assert str(socketio.recv(5)).startswith("40{")
+    assert str(socketio.recv(10)).startswith("40{")
 
     def ping() -> float:
-        while socketio.recv(5) != "2":
+        while socketio.recv(10) != "2":
             pass
         socketio.send("3")
         return time.monotonic()

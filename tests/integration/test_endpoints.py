@@ -197,7 +197,7 @@ def test_a_unix_socket_left_by_a_killed_gateway(
     killed = gateway(redis_server, args=arguments)
     killed.wait_log(f"Listening on {path}")
     with unix_connect(str(path), "ws://gateway/") as client:
-        client.recv(5)
+        client.recv(10)
     killed.kill()
     assert path.is_socket()
     lock = Path(f"{path}.lock")
@@ -207,7 +207,7 @@ def test_a_unix_socket_left_by_a_killed_gateway(
     again = gateway(redis_server, args=arguments)
     again.wait_log(f"Listening on {path}")
     with unix_connect(str(path), "ws://gateway/") as client:
-        client.recv(5)
+        client.recv(10)
 
     # One that listens is not robbed of it.
     refused = twistd(tmp_path, "--redis", redis_server.url, "--auth", "open", "--listen", f"unix:{path}")
@@ -215,7 +215,7 @@ def test_a_unix_socket_left_by_a_killed_gateway(
     assert "Cannot start: " in refused.stdout
     assert "in use" in refused.stdout
     with unix_connect(str(path), "ws://gateway/") as client:
-        client.recv(5)
+        client.recv(10)
     again.terminate()
     assert not path.exists()
 

@@ -172,7 +172,7 @@ def test_connection_limits(redis_server: RedisServer, gateway: StartGateway, con
         process.wait_log("All 2 connections that this process may have are taken")
         second.close()
         with websocket_connect(process.url, sock=waiting, compression=None, proxy=None) as third:
-            assert json.loads(third.recv(5))["type"] == "connected"
+            assert json.loads(third.recv(10))["type"] == "connected"
 
 
 def test_connections_per_address(redis_server: RedisServer, gateway: StartGateway, connect: Connect) -> None:
@@ -248,7 +248,7 @@ def test_no_subprotocol_is_the_native_dialect(process: Gateway, connect: Connect
     ],
 )
 def test_garbage_for_a_handshake(process: Gateway, ada: Client, request_head: bytes) -> None:
-    with socket.create_connection(("127.0.0.1", process.port), timeout=5) as sock:
+    with socket.create_connection(("127.0.0.1", process.port), timeout=10) as sock:
         sock.sendall(request_head)
         answer = b""
         while data := sock.recv(65536):

@@ -78,6 +78,6 @@ def test_a_socket_that_systemd_holds(redis_server: RedisServer, gateway: StartGa
             after = gateway(redis_server, args=arguments, held=held)
             assert after.port == before.port
             with websocket_connect(after.url, sock=waiting, compression=None, proxy=None) as late:
-                connected = json.loads(late.recv(5))
+                connected = json.loads(late.recv(10))
     assert connected["type"] == "connected"
     assert not connected["payload"]["socketId"].startswith(f"{gateway_id(client)}.")

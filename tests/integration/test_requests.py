@@ -489,13 +489,13 @@ def socketio_ack(process: Gateway, stage: ExitStack, chat: Backstage, answer: An
     """A fresh client of Socket.IO asks with its first acknowledgement, and is answered."""
     url = f"ws://127.0.0.1:{process.port}/socket.io/?EIO=4&transport=websocket"
     socket = stage.enter_context(websocket_connect(url, proxy=None))
-    assert str(socket.recv(5.0)).startswith("0{")
+    assert str(socket.recv(10)).startswith("0{")
     socket.send('40{"token":"ada","roomId":"r1"}')
-    while not (said := str(socket.recv(5.0))).startswith('42["authenticated"'):
+    while not (said := str(socket.recv(10))).startswith('42["authenticated"'):
         assert said.startswith(("40", "42")), said
     socket.send(f'420["{CHAT}",{{"x":1}}]')
     chat.reply(chat.hear(), answer)
-    assert str(socket.recv(5.0)) == f"430[{json.dumps(answer)}]"
+    assert str(socket.recv(10)) == f"430[{json.dumps(answer)}]"
     socket.close()
 
 

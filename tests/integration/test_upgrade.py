@@ -95,10 +95,10 @@ def socketio(gateway: Gateway, stage: ExitStack) -> ClientConnection:
     """A Socket.IO client in the room ``room``."""
     url = f"ws://127.0.0.1:{gateway.port}/socket.io/?EIO=4&transport=websocket"
     client = stage.enter_context(websocket_connect(url, compression=None, proxy=None))
-    assert str(client.recv(5.0)).startswith("0{")
+    assert str(client.recv(10)).startswith("0{")
     client.send('40{"token":"sue","roomId":"room"}')
-    assert str(client.recv(5.0)).startswith("40{")
-    assert str(client.recv(5.0)).startswith('42["authenticated"')
+    assert str(client.recv(10)).startswith("40{")
+    assert str(client.recv(10)).startswith('42["authenticated"')
     return client
 
 

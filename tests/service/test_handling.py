@@ -52,7 +52,7 @@ class Place:
         self.backend = Here()
         self.warnings: list[str] = []
         self.ended: list[str] = []
-        self.processor = EventProcessor("chat", timeout=0.2)
+        self.processor = EventProcessor("chat", timeout=0.5)
         self.jobs = Jobs(self.backend, self.warnings.append)
 
     async def handle(self, id: str) -> list[str]:
@@ -125,7 +125,7 @@ def test_each_part_gives_a_handler_its_time_anew() -> None:
     @place.processor.on("a:b")
     async def slowly(context: Context) -> str:
         for number in range(4):
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.2)
             part: Awaitable[bool] = context.progress(number)
             assert await part
         return "all"
