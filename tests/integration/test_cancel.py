@@ -99,7 +99,8 @@ def test_a_task_that_is_cancelled_cancels_its_request(
 
     async def play() -> list[Any]:
         told: list[Any] = []
-        async with AsyncioClient(gateways[0].url, lambda _: "ada", room="task") as client:
+        client = AsyncioClient(gateways[0].url, lambda _: "ada", room="task")
+        async with asyncio.timeout(30), client:
             client.on("sample:told:room", lambda message: told.append(message.payload))
 
             async def ask() -> None:
@@ -121,27 +122,32 @@ def test_a_task_that_is_cancelled_cancels_its_request(
 
 # Asks for an answer in parts, and gives it up at the first.
 PAGE = """
-    (async () => {
-        const { connect } = await import("/kraftek.js");
-        const client = connect(location.origin.replace("http", "ws") + "/", { token: () => "page", roomId: "page" });
-        const told = [];
-        client.on("sample:told:room", (what) => told.push(what));
-        const parts = [];
-        const onProgress = (part, { number }) => parts.push([part, number]);
-        const answer = await client.request("sample:say:parts", ["Be", "cause"], { onProgress });
-        const control = new AbortController();
-        const asking = client.request("sample:do:wait", "tidy", { signal: control.signal });
-        while (!(await begun("page"))) {}
-        control.abort(new Error("given up"));
-        const { message } = await asking.catch((error) => error);
-        while (!told.length) await new Promise((resolve) => setTimeout(resolve, 10));
-        client.close();
-        return { parts, answer, message, told };
-    })()
+    Promise.race([
+        new Promise((_, reject) => setTimeout(() => reject(new Error("no end within 30 s")), 30_000)),
+        (async () => {
+            const { connect } = await import("/kraftek.js");
+            const url = location.origin.replace("http", "ws") + "/";
+            const client = connect(url, { token: () => "page", roomId: "page" });
+            const told = [];
+            client.on("sample:told:room", (what) => told.push(what));
+            const parts = [];
+            const onProgress = (part, { number }) => parts.push([part, number]);
+            const answer = await client.request("sample:say:parts", ["Be", "cause"], { onProgress });
+            const control = new AbortController();
+            const asking = client.request("sample:do:wait", "tidy", { signal: control.signal });
+            while (!(await begun("page"))) {}
+            control.abort(new Error("given up"));
+            const { message } = await asking.catch((error) => error);
+            while (!told.length) await new Promise((resolve) => setTimeout(resolve, 10));
+            client.close();
+            return { parts, answer, message, told };
+        })(),
+    ])
 """
 # The same with Socket.IO's client, whose pages name what they ask.
 SOCKETIO_PAGE = """
     new Promise((resolve, reject) => {
+        setTimeout(() => reject(new Error("no end within 30 s")), 30_000);
         const socket = io({ auth: { token: "sue", roomId: "sue" } });
         const told = [];
         const parts = [];

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import pytest
 
 from tests.integration.test_socketio import NODE, SocketIOClient
-from tests.support.waiting import wait_until
+from tests.support.waiting import Lines, wait_until
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -129,7 +129,7 @@ def start(request: pytest.FixtureRequest, shared: Shared, stage: ExitStack) -> S
         assert server.stdin is not None
         stage.callback(server.stdin.close)
         assert server.stdout is not None
-        return Site(int(server.stdout.readline()))
+        return Site(int(Lines(server.stdout).next("its port", 30.0)))
 
     def ours(*, ping_interval: float = 25.0, ping_timeout: float = 20.0) -> Site:
         times = {"ping_interval": ping_interval, "ping_timeout": ping_timeout}

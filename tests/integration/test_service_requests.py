@@ -120,7 +120,7 @@ async def ask_while_killing(crowd: Crowd, times: int, kill: Callable[[], Awaitab
                 await asyncio.sleep(0.01)
             await kill()
 
-    async with asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(120), asyncio.TaskGroup() as tasks:
         tasks.create_task(killing())
         tasks.create_task(crowd.ask())
 

@@ -64,8 +64,9 @@ class World:
         self.auth.allow(user, user)
         return self.connect(self.process, user, room, headers={"X-Forwarded-For": address})
 
-    def publish(self, **message: Any) -> None:
-        self.redis.publish("events:broadcast", json.dumps(message))
+    def publish(self, **message: Any) -> int:
+        """How many have heard it."""
+        return int(self.redis.publish("events:broadcast", json.dumps(message)))
 
     def grown(self, work: Callable[[], object]) -> int:
         """Bytes by which Redis grows by it."""
@@ -270,7 +271,7 @@ def a_broadcast_to_clients_that_inflate(world: World) -> None:
             wire = stage.enter_context(Wire(world.process.port))
             wire.send(handshake("/?token=inflates&roomId=inflate", Sec_WebSocket_Extensions="permessage-deflate"))
             assert "permessage-deflate" in wire.response(body=False).headers["sec-websocket-extensions"]
-        wait_until(lambda: world.redis.hlen("room:inflate"), "who inflates")
+            assert [wire.frame()[0] for _ in ("connected", "authenticated")] == [1, 1]
         before = world.resident()
         world.publish(type="a:b:c", roomId="inflate", payload=os.urandom(10_000_000).hex())
         world.other.expect_nothing_through(world.server)
@@ -304,8 +305,7 @@ def too_large_for_a_subscriber(world: World) -> None:
         wait_until(lambda: world.redis.pubsub_numsub("auth:invalidate")[0][1], "a subscription")
 
         def heard() -> bool:
-            world.publish(type="still:there:now", recipients=[world.other.socket_id], payload=1)
-            return True
+            return world.publish(type="still:there:now", recipients=[world.other.socket_id], payload=1) > 0
 
         wait_until(heard, "a message")
         world.other.expect("still:there:now", 10)

@@ -28,8 +28,9 @@ async def play(blocks: float) -> list[str]:
     jobs.spawn(work, "earlier", 0.1, 30.0)
     jobs.spawn(work, "quick", 0.1, 0.0, blocks)
     jobs.spawn(work, "beside", 0.3, 0.05)
-    while len(passed) < 4:
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(30):
+        while len(passed) < 4:
+            await asyncio.sleep(0.01)
     jobs.stopping = True
     deadlines.stop()
     await jobs.end(0.0)

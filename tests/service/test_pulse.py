@@ -92,8 +92,9 @@ def test_a_loop_that_runs_is_not_warned_of_and_nothing_need_be_sent(monkeypatch:
         quiet, silent = Pulse(backend, 0.01, limit, {}), Pulse(backend, 0.01, limit, {}, beat)
         quiet.start()
         silent.start()
-        while len(asked) < 5:
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(30):
+            while len(asked) < 5:
+                await asyncio.sleep(0.01)
         quiet.stop()
         silent.stop()
         await backend.close()
