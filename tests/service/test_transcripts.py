@@ -1,7 +1,8 @@
 """What the kits for Python and for Node share: transcripts of what they are sent, and what they must say and keep.
 
 A transcript is a file in ``transcripts/``. ``over`` names the transports that it holds for, ``settings`` are those of
-the service, which is that of ``sample.py`` and ``js/sample.js``. One instance runs at first. The steps:
+the service, which is that of ``sample.py`` and ``js/sample.js``. One instance runs at first: that of the row before if
+neither changes it, and nothing of that row is left in Redis. The steps:
 
 ==============================  ==============================================================================
 ``send``                        an event, as a gateway sends it
@@ -26,6 +27,7 @@ import signal
 import subprocess
 import zlib
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,25 +48,67 @@ WAYS: dict[str, dict[str, Any]] = {
 _LATER = 4_102_444_800
 """A lease until 2100."""
 CHANNELS = ("replies", "events:broadcast")
+ALONE = {"gateway", "lost", "refused", "start", "stop"}
+"""Steps after which an instance is not what it was: such a transcript has its own."""
+
+
+def alone(transcript: dict[str, Any]) -> bool:
+    """Whether it needs instances of its own."""
+    return any(step.keys() & ALONE for step in transcript["steps"])
 
 
 def cases() -> Iterator[Any]:
-    for path in sorted(TRANSCRIPTS.glob("*.json")):
-        transcript = json.loads(path.read_text("utf-8"))
-        for way in transcript["over"]:
-            yield pytest.param(transcript, WAYS[way], id=f"{path.stem}-{way}")
+    """Those that can share an instance come one after the other."""
+    transcripts = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted(TRANSCRIPTS.glob("*.json"))}
+    ordered = sorted(transcripts.items(), key=lambda item: (alone(item[1]), str(item[1].get("settings")), item[0]))
+    for way, settings in WAYS.items():
+        for name, transcript in ordered:
+            if way in transcript["over"]:
+                yield pytest.param(transcript, settings, id=f"{name}-{way}")
 
 
-@pytest.mark.parametrize("backend", ["asyncio", "twisted", "node"])
+@pytest.fixture(scope="module")
+def stages(server: PrivateRedis) -> Iterator[Stages]:
+    with closing(Stages(server)) as stages:
+        yield stages
+
+
 @pytest.mark.parametrize(("transcript", "way"), [*cases()])
-def test_transcript(backend: str, transcript: dict[str, Any], way: dict[str, Any], server: PrivateRedis) -> None:
-    stage = Stage(server, backend, {**way, **transcript.get("settings", {})})
-    try:
-        stage.start(1)
+@pytest.mark.parametrize("backend", ["asyncio", "twisted", "node"])
+def test_transcript(backend: str, transcript: dict[str, Any], way: dict[str, Any], stages: Stages) -> None:
+    settings = {**way, **transcript.get("settings", {})}
+    with stages.stage(backend, settings, alone=alone(transcript)) as stage:
         for step in transcript["steps"]:
             stage.play(step)
-    finally:
-        stage.close()
+
+
+class Stages:
+    """Gives each row its stage. One that needs none of its own gets that of the row before if that suits it."""
+
+    def __init__(self, server: PrivateRedis) -> None:
+        self._server = server
+        self._stage: Stage | None = None
+        self._made_with: tuple[str, dict[str, Any]] | None = None
+
+    @contextmanager
+    def stage(self, backend: str, settings: dict[str, Any], *, alone: bool) -> Iterator[Stage]:
+        """A stage with one instance. A row that fails leaves it to nobody."""
+        if alone or self._made_with != (backend, settings):
+            self.close()
+        if self._stage is None:
+            self._stage = Stage(self._server, backend, settings)
+            self._stage.start(1)
+        stage, self._made_with = self._stage, None
+        yield stage
+        if not alone:
+            stage.clear()
+            self._made_with = backend, settings
+
+    def close(self) -> None:
+        """End the instances of the last one."""
+        stage, self._stage, self._made_with = self._stage, None, None
+        if stage is not None:
+            stage.close()
 
 
 class Stage:
@@ -80,6 +124,7 @@ class Stage:
         self._listening = self._redis.pubsub(ignore_subscribe_messages=True)
         self._listening.subscribe(*CHANNELS)
         self._running: list[subprocess.Popen[bytes]] = []
+        self._rooms: set[str] = set()
 
     def close(self) -> None:
         for process in self._running:
@@ -89,6 +134,19 @@ class Stage:
         self._redis.replicaof("NO", "ONE")
         self._listening.close()
         self._redis.close()
+
+    def clear(self) -> None:
+        """Wait until all that was sent has been handled, and leave nothing of it to the next row."""
+        behind = {"eventType": "sample:say:back", "userId": "", "socketId": "", "replyTo": "replies", "timestamp": 1}
+        for room in sorted(self._rooms):
+            self._send(json.dumps({**behind, "roomId": room, "id": "behind", "payload": None}), room)
+            while self._heard()[1].get("inReplyTo") != "behind":
+                pass
+        wait_until(lambda: self._keeps()[0] == 0, "an acknowledgement of everything")
+        for key in self._redis.keys("*"):
+            if not key.startswith("events:sample") or key.endswith(":dead"):
+                self._redis.delete(key)
+        self._rooms.clear()
 
     def play(self, step: dict[str, Any]) -> None:  # a case for each kind
         match step:
@@ -151,6 +209,7 @@ class Stage:
         return int(min(hear, hear_cancels))
 
     def _send(self, body: str, room: str) -> None:
+        self._rooms.add(room)
         if self._streamed:
             self._redis.xadd(self._stream(room), {"event": body})
         else:
