@@ -163,6 +163,10 @@ def place(request: pytest.FixtureRequest, stage: ExitStack) -> Any:
     return given
 
 
+IN_NODE = pytest.mark.parametrize("place", ["node"], indirect=True)
+"""For what the client does in a page as it does in Node."""
+
+
 def start(place: Place, gateway: Gateway, options: str = "token: () => 'ada', roomId: 'r1'") -> None:
     """Connect, and be ready."""
     place.evaluate(CONNECT % (gateway.url, options))
@@ -286,6 +290,7 @@ def test_the_gateway_is_restarted(
     second.close()
 
 
+@IN_NODE
 def test_the_default_room_is_another_one_when_a_request_is_sent_again(
     place: Any, origin: str, redis_server: RedisServer, gateway: StartGateway, service: StartService
 ) -> None:
@@ -315,6 +320,7 @@ def test_the_default_room_is_another_one_when_a_request_is_sent_again(
     second.close()
 
 
+@IN_NODE
 def test_tokens_and_the_auth_service(
     place: Any,
     origin: str,
@@ -413,6 +419,7 @@ TRAFFIC = """(() => {
 })()"""
 
 
+@IN_NODE
 def test_a_gateway_that_says_nothing_is_left(
     place: Any, origin: str, redis_server: RedisServer, gateway: StartGateway
 ) -> None:
