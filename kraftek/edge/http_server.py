@@ -24,8 +24,9 @@ from twisted.web.http import HTTPChannel, HTTPFactory, datetimeToString
 
 from kraftek.contract.metrics import RefusalReason
 from kraftek.contract.turns import Turns
-from kraftek.edge.deadlines import Deadlines
 from kraftek.edge.hosts import Hosts
+from kraftek.edge.http_body import CHUNK, Rest
+from kraftek.edge.http_deadlines import Deadlines
 
 __all__ = ["SERVER", "HttpChannel", "HttpServer", "RefusedError", "Request", "Response", "end_writing", "printable"]
 
@@ -41,6 +42,9 @@ requests on it; nginx keeps them for 60."""
 
 _LINGER = 10.0
 """Seconds for the other side to read the last answer."""
+
+_READING = 30.0
+"""Seconds for the other side to read some more of a large answer. Who waits for that has a bound of its own."""
 
 _STEP = 8
 """Requests of a connection that are answered in one step: 64 KiB of small ones take 100 ms."""
@@ -110,7 +114,9 @@ class Request(http.Request):
     """A request. ``path`` is without the query, and ``host`` what it was addressed to.
 
     ``on_chunk`` takes its body, piece by piece, and ``on_body`` is called at the end of it, for whoever asked for that
-    when its head was there. Otherwise the body is read, up to its bound, and nothing of it is kept.
+    when its head was there. Otherwise the body is read, up to its bound, and nothing of it is kept. ``unwritten``:
+    bytes of its answer that the other side has yet to make room for; ``on_progress`` is called when they have become
+    fewer.
     """
 
     channel: Any
@@ -119,6 +125,8 @@ class Request(http.Request):
     host_name = ""
     on_chunk: Callable[[bytes], None] | None = None
     on_body: Callable[[], None] | None = None
+    on_progress: Callable[[], None] | None = None
+    unwritten = 0
     clientproto = b"HTTP/1.1"
     _log = Logger()
     _refused = False
@@ -152,11 +160,20 @@ class Request(http.Request):
 
     def answer(self, response: Response) -> None:
         """Answer it, once and whole."""
-        channel = self.channel
-        self._write(response)
         if response.closes:
-            channel.persistent = False
-        self.finish()
+            self.channel.persistent = False
+        self._write(response)
+        if len(response.body) > CHUNK:
+            Rest(self, response.body)
+        else:
+            self.finish()
+
+    def progressed(self) -> None:
+        """Some of the answer was written, or all of it."""
+        if self.unwritten:
+            self.channel.await_reader()
+        if self.on_progress is not None:
+            self.on_progress()
 
     def refuse(self, response: Response) -> None:
         """Answer before the whole request has arrived, and close: the rest is not read."""
@@ -165,6 +182,10 @@ class Request(http.Request):
         self.requestHeaders.removeHeader(b"Expect")
         self._write(response)
         self.channel.loseConnection()
+
+    def abort(self) -> None:
+        """Drop what is not written of its answer, and the connection."""
+        self.channel.transport.abortConnection()
 
     def take_rest(self) -> bytes:
         """What has arrived behind this request already. It is not read any more."""
@@ -186,7 +207,7 @@ class Request(http.Request):
             self.setHeader(b"Content-Length", b"%d" % len(response.body))
         if response.closes or self._refused:
             self.setHeader(b"Connection", b"close")
-        self.write(response.body)
+        self.write(response.body[:CHUNK])
 
     # What Twisted's parser calls.
 
@@ -366,17 +387,22 @@ class HttpChannel(HTTPChannel):
         """A step raised an exception."""
         self._abort()
 
-    # Twisted stops reading, but goes on with what it has read: 64 KiB of requests are 40 MB of files.
+    # Twisted stops reading, but goes on with what it has read: 64 KiB of requests are 40 MB of files. In the middle of
+    # an answer it does not even stop reading.
 
     def pauseProducing(self) -> None:
         super().pauseProducing()
         self.paused = True
+        self.transport.pauseProducing()
 
     def resumeProducing(self) -> None:
         self.paused = False
         self._done = 0
+        self.transport.resumeProducing()
         super().resumeProducing()
-        if self._buffer:
+        if self.paused:
+            self.transport.pauseProducing()  # the rest of an answer, or the next ones, were too much again
+        elif self._buffer:
             self.dataReceived(b"")
 
     def loseConnection(self) -> None:
@@ -410,6 +436,10 @@ class HttpChannel(HTTPChannel):
             if getattr(transport, name, None) is self:
                 setattr(transport, name, successor)
         successor.makeConnection(transport)
+
+    def await_reader(self) -> None:
+        """The other side has to read some of an answer."""
+        self._within(_READING, HttpChannel._abort)
 
     def _within(self, seconds: float, missed: Callable[[HttpChannel], None]) -> None:
         self.factory.deadlines.add(self, seconds)

@@ -17,12 +17,14 @@ from twisted.logger import capturedLogs
 from kraftek.contract.accounts import Accounts
 from kraftek.contract.turns import Turns
 from kraftek.edge import http_server
-from kraftek.edge.deadlines import SWEEP_INTERVAL
 from kraftek.edge.hosts import Hosts
+from kraftek.edge.http_deadlines import SWEEP_INTERVAL
 from kraftek.edge.http_server import HttpServer, Request, Response, end_writing, printable
-from tests.edge.websocket.edge import RecordingTransport
+from tests.edge.websocket.edge import RecordingTransport, UnreadTransport
 
-HEAD_TIMEOUT, BODY_TIMEOUT, IDLE, LINGER = 5.0, 30.0, 75.0, 10.0
+HEAD_TIMEOUT, BODY_TIMEOUT, IDLE, LINGER, READING = 5.0, 30.0, 75.0, 10.0, 30.0
+LARGE = bytes(range(256)) * 2000
+LARGE_LEFT = len(LARGE) - 3 * 32_768  # with which a transport has enough
 
 
 class Successor(Protocol):
@@ -77,6 +79,10 @@ class Server(HttpServer):
             case b"/broken/switch":
                 request.switch(self.successor)
                 raise RuntimeError("the cause")
+            case b"/large":
+                request.answer(Response(200, LARGE))
+            case b"/large/last":
+                request.answer(Response(200, LARGE, closes=True))
             case b"/last":
                 request.answer(Response(200, b"last", closes=True))
             case _:
@@ -92,9 +98,9 @@ class Server(HttpServer):
 class Connection:
     """A connection to it."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, transport: RecordingTransport | None = None) -> None:
         self.server = server
-        self.transport = RecordingTransport()
+        self.transport = transport or RecordingTransport()
         self.transport.connect(server.buildProtocol(self.transport.getPeer()))
 
     def send(self, data: bytes) -> None:
@@ -512,3 +518,94 @@ def test_nobody_reads_cookies(server: Server) -> None:
     server.accept().get("/held", "Cookie: a=b; c=d\r\n")
     assert server.held[0].received_cookies == {}
     assert server.held[0].header("cookie") == "a=b; c=d"
+
+
+# Large answers, to those who read them slowly or not at all.
+
+
+def ask_for_much(server: Server, path: str = "/large") -> tuple[Connection, UnreadTransport]:
+    transport = UnreadTransport()
+    connection = Connection(server, transport)
+    connection.get(path)
+    return connection, transport
+
+
+def test_a_transport_is_given_a_large_answer_as_fast_as_it_is_read(server: Server) -> None:
+    connection, transport = ask_for_much(server)
+    taken = []
+    while read := transport.be_read():
+        taken.append(read)
+    assert max(taken) < 100_000
+    head, _, body = transport.value().partition(b"\r\n\r\n")
+    assert (b"Content-Length: 512000" in head, body) == (True, LARGE)
+    connection.get("/a")
+    assert connection.answers == [200, 200]
+
+
+@pytest.mark.parametrize(("path", "closed"), [("/large", None), ("/large/last", "lost")])
+def test_a_connection_goes_on_or_closes_after_a_large_answer(server: Server, path: str, closed: str | None) -> None:
+    _, transport = ask_for_much(server, path)
+    assert transport.closed is None
+    while transport.be_read():
+        pass
+    assert transport.closed == closed
+    assert transport.value().endswith(LARGE)
+
+
+def test_the_head_of_a_large_answer_is_whole_by_itself(server: Server) -> None:
+    connection = server.accept()
+    connection.send(b"HEAD /large HTTP/1.1\r\n\r\n")
+    assert connection.transport.value().endswith(b"\r\n\r\n")
+    connection.get("/a")
+    assert connection.answers == [200, 200]
+
+
+def test_who_does_not_read_a_large_answer_is_closed(server: Server) -> None:
+    _, transport = ask_for_much(server)
+    for _ in range(3):
+        server.clock.advance(READING - 1)
+        assert transport.closed is None
+        transport.be_read()
+    server.clock.advance(READING)
+    assert transport.closed == "aborted"
+
+
+def test_nothing_more_is_read_of_who_does_not_read_its_answer(server: Server) -> None:
+    """Twisted went on reading, and kept what it had read."""
+    connection, transport = ask_for_much(server)
+    assert transport.producerState == "paused"
+    connection.send(b"GET /b HTTP/1.1\r\n\r\n" * 2)
+    transport.be_read()
+    assert transport.producerState == "paused"
+    assert len(server.asked) == 1
+    while transport.be_read():
+        pass
+    assert transport.producerState == "producing"
+    assert len(server.asked) == 3
+    assert connection.answers == [200] * 3
+
+
+def test_a_connection_may_go_away_amid_a_large_answer(server: Server) -> None:
+    connection, transport = ask_for_much(server)
+    gone: list[str] = []
+    request = transport.protocol.requests[0]
+    request.notifyFinish().addErrback(lambda _: gone.append("gone"))
+    assert transport.producer is not None
+    transport.producer.stopProducing()
+    connection.lose()
+    assert (gone, server.gone) == (["gone"], 1)
+    assert server.clock.getDelayedCalls() == []
+
+
+def test_how_much_of_an_answer_is_unwritten_is_told_as_it_gets_less(server: Server) -> None:
+    transport = UnreadTransport()
+    connection = Connection(server, transport)
+    connection.get("/held")
+    (request,) = server.held
+    request.answer(Response(200, LARGE))
+    unwritten = [request.unwritten]
+    request.on_progress = lambda: unwritten.append(request.unwritten)
+    while transport.be_read():
+        pass
+    assert unwritten == sorted(unwritten, reverse=True)
+    assert (unwritten[0], unwritten[-1]) == (LARGE_LEFT, 0)

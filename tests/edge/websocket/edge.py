@@ -36,7 +36,7 @@ from tests.support.backlogs import make_backlogs
 from tests.support.fastpath import FASTPATH, make_iteration
 from tests.support.world import House
 
-__all__ = ["TOKEN", "WRONG", "Edge", "Peer", "RecordingTransport", "handshake"]
+__all__ = ["TOKEN", "WRONG", "Edge", "Peer", "RecordingTransport", "UnreadTransport", "handshake"]
 
 TOKEN = "s3cret-t0ken"
 
@@ -69,6 +69,27 @@ class RecordingTransport(StringTransport):
     def closed(self) -> str | None:
         """``lost`` when it was closed in order, ``aborted`` when not."""
         return ("aborted" if self.disconnected else "lost") if self.disconnecting else None
+
+
+class UnreadTransport(RecordingTransport):
+    """The other side reads when a test says so. Like a socket's, it pauses its producer while more than 64 KiB wait."""
+
+    def __init__(self, peer: Any = None) -> None:
+        super().__init__(peer)
+        self.waiting = 0
+
+    def write(self, data: bytes) -> None:
+        super().write(data)
+        before, self.waiting = self.waiting, self.waiting + len(data)
+        if before <= 65_536 < self.waiting and self.producer is not None:
+            self.producer.pauseProducing()
+
+    def be_read(self) -> int:
+        """All that waits is read: so many bytes."""
+        read, self.waiting = self.waiting, 0
+        if read > 65_536 and self.producer is not None:
+            self.producer.resumeProducing()
+        return read
 
 
 class Edge:

@@ -1,27 +1,28 @@
-"""How long the connections of :mod:`kraftek.edge.http_server` may take for what they are at."""
+"""The times by which the connections of a port must have done what they are doing. Made by
+:mod:`kraftek.edge.http_server`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-__all__ = ["SWEEP_INTERVAL", "Deadlines", "Limited"]
+__all__ = ["SWEEP_INTERVAL", "Deadlines"]
 
 SWEEP_INTERVAL = 0.25
 """Seconds between two looks for deadlines that have passed: they are that exact."""
 
 
-class Limited(Protocol):
-    """A connection. ``missed`` is called with it when its ``deadline`` has passed. ``rests``: between two requests."""
+class Timed(Protocol):
+    """A connection. ``missed`` is called with it when its ``deadline`` has passed. It ``rests`` between requests."""
 
     deadline: float
-    missed: Callable[[Any], None]
+    missed: Any
     rests: bool
 
     def loseConnection(self) -> None:
-        """Close it in order."""
+        """Close it."""
 
 
 class Deadlines:
@@ -29,17 +30,17 @@ class Deadlines:
 
     def __init__(self, reactor: IReactorTime) -> None:
         self._clock = reactor
-        self._channels: set[Limited] = set()
+        self._channels: set[Timed] = set()
         self._next: IDelayedCall | None = None
 
-    def add(self, channel: Limited, seconds: float) -> None:
+    def add(self, channel: Timed, seconds: float) -> None:
         """The connection has so many seconds from now on, unless it is removed before."""
         channel.deadline = self._clock.seconds() + seconds
         self._channels.add(channel)
         if self._next is None:
             self._next = self._clock.callLater(SWEEP_INTERVAL, self._sweep)
 
-    def remove(self, channel: Limited) -> None:
+    def remove(self, channel: Timed) -> None:
         """The connection has all the time."""
         self._channels.discard(channel)
         if not self._channels and self._next is not None:
