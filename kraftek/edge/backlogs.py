@@ -1,8 +1,8 @@
 """What waits for clients that do not read what they are sent, and what becomes of it: the policies of messages, what is
 told about those that were missed, and the bounds.
 
-Used by :mod:`kraftek.edge.websocket.outbox` and :mod:`kraftek.edge.engineio.clients`, while a client is *blocked*: its
-transport takes no more. As long as it reads nothing here is asked.
+Used by :mod:`kraftek.edge.websocket.outbox` and :mod:`kraftek.edge.engineio.unfetched`, while a client is *blocked*:
+its transport takes no more, or it polls and has not come back yet. As long as it reads nothing here is asked.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ IN_TRANSPORT = 65_536
 
 _OVERHEAD = 16
 """Bytes that a message is counted beyond its text: its frames, and its place here."""
+
+_BURST = 16
+"""Times as much as usual may wait for a client that has had no time to come and fetch it."""
 
 _STALE = 64
 """Places without a message that may be left in the queue before they are removed."""
@@ -58,7 +61,8 @@ class Backlog:
 
     Messages wait as long as there is ``room`` (:class:`Backlogs`), and one that is larger by itself: a client that
     reads gets it. ``progress``: when the client last took something. ``due``: whether it has to, because what it is
-    being sent is large.
+    being sent is large. ``begun``: bytes of that, which whoever sends them keeps in the account. ``in_transport``:
+    bytes that count here for its transport.
     """
 
     __slots__ = (
@@ -70,15 +74,18 @@ class Backlog:
         "_places",
         "_stale",
         "_tail",
+        "begun",
         "client",
         "due",
+        "in_transport",
         "progress",
         "size",
     )
 
-    def __init__(self, backlogs: Backlogs, client: SlowClient) -> None:
+    def __init__(self, backlogs: Backlogs, client: SlowClient, in_transport: int) -> None:
         self.client = client
-        self.size = 0
+        self.in_transport = in_transport
+        self.size = self.begun = 0
         self.due = False
         self.progress = backlogs.clock.seconds()
         self._all = backlogs
@@ -101,8 +108,8 @@ class Backlog:
 
     @property
     def large(self) -> bool:
-        """Whether a message waits that is larger than the room that there is."""
-        return self._large > 0
+        """Whether more waits than there is room for."""
+        return self.size > self._all.room
 
     def put(self, outgoing: Outgoing) -> bool:
         """Have it wait, or not, as its policy says. ``False``: there is no room for it, and nothing was done."""
@@ -125,6 +132,20 @@ class Backlog:
             if self._tail:
                 self._end_tail()
             self._order.append(self._expires(outgoing, policy) if policy is not None and policy.ttl else outgoing)
+        return True
+
+    def keep(self, outgoing: Outgoing) -> bool:
+        """Have it wait whatever its policy says: its client is on its way to fetch it. ``False``: there is no room for
+        it, although more may wait for such a client.
+        """
+        waiting = outgoing.waiting or self._all.wait(outgoing)
+        if self.size and self.size + waiting.size > _BURST * self._all.limit:
+            return False
+        if waiting.size > self._all.room and not self._large:
+            self._large = waiting.size
+        self._hold(waiting)
+        self._end_tail()
+        self._order.append(outgoing)
         return True
 
     def take(self, most: int) -> list[Outgoing]:
@@ -269,7 +290,7 @@ class Backlogs:
     """Those of all clients of this process.
 
     ``limit``: bytes that may wait for one client, in its transport, too; ``room``: how many of them here. ``patience``:
-    seconds within which a client has to take some of a message that is larger than that. What waits for several clients
+    seconds within which a client has to take some of what is more than that. What waits for several clients
     counts once in ``accounts``, as it is in memory once. ``policies`` may be replaced: what waits keeps those it had.
     """
 
@@ -286,6 +307,7 @@ class Backlogs:
         self.accounts = accounts
         self.counters = counters
         self.clock = clock
+        self.limit = limit
         self.room = max(limit - IN_TRANSPORT, limit // 2)
         self.policies = policies
         self._patience = patience
@@ -294,18 +316,18 @@ class Backlogs:
     def __len__(self) -> int:
         return len(self._backlogs)
 
-    def begin(self, client: SlowClient) -> Backlog:
-        """The client is blocked."""
-        backlog = Backlog(self, client)
+    def begin(self, client: SlowClient, in_transport: int = IN_TRANSPORT) -> Backlog:
+        """The client is blocked; so many bytes count as waiting in its transport."""
+        backlog = Backlog(self, client, in_transport)
         self._backlogs.add(backlog)
-        self.accounts.unsent += IN_TRANSPORT
+        self.accounts.unsent += in_transport
         return backlog
 
     def end(self, backlog: Backlog) -> None:
         """It is over."""
         if backlog in self._backlogs:
             self._backlogs.remove(backlog)
-            self.accounts.unsent -= IN_TRANSPORT
+            self.accounts.unsent -= backlog.in_transport
 
     def wait(self, outgoing: Outgoing) -> Waiting:
         """What is to be known about a message that waits; made once for all clients that it waits for."""
@@ -324,7 +346,7 @@ class Backlogs:
         return waiting
 
     def sweep(self) -> None:
-        """Close the clients that do not take what is too large to wait for long. Called a few times a second."""
+        """Close the clients that do not take what is too much to wait for long. Called a few times a second."""
         too_long = self.clock.seconds() - self._patience
         for backlog in [each for each in self._backlogs if (each.due or each.large) and each.progress < too_long]:
             backlog.client.give_up()
@@ -332,7 +354,7 @@ class Backlogs:
     def shed(self, size: int) -> int:
         """A :data:`kraftek.contract.accounts.Shed`: close the clients for which most waits."""
         before = self.accounts.unsent
-        for backlog in sorted(self._backlogs, key=lambda each: -each.size):
+        for backlog in sorted(self._backlogs, key=lambda each: -each.size - each.begun):
             if before - self.accounts.unsent >= size:
                 break
             backlog.client.give_up()

@@ -69,7 +69,6 @@ class Edge:
                 ping_interval=socketio.ping_interval,
                 ping_timeout=socketio.ping_timeout,
                 max_payload=socketio.max_payload,
-                max_queued_bytes=limits.unsent_bytes,
             ),
             speaks,
             by_address,

@@ -9,8 +9,6 @@ speaks on top: the gateway's sessions, or anything else that is given here as ``
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from math import inf
 from secrets import token_urlsafe
 
 from twisted.internet.interfaces import IReactorTime
@@ -23,20 +21,18 @@ from kraftek.contract.messages import Gap, Outgoing
 from kraftek.contract.metrics import Counters, RefusalReason
 from kraftek.contract.turns import BUDGET, HELD, Turns
 from kraftek.edge.addresses import Addresses
-from kraftek.edge.backlogs import Backlog, Backlogs
+from kraftek.edge.backlogs import Backlogs
 from kraftek.edge.engineio.connection import ConnectionState, EngineSession, EngineSettings, Reason
-from kraftek.edge.engineio.packets import EngineError, EngineOverflowError, ErrorCode, Message
+from kraftek.edge.engineio.packets import EngineError, ErrorCode, Message
 from kraftek.edge.engineio.posts import Post, Posted, Posts
+from kraftek.edge.engineio.unfetched import Unfetched, Unread
 
 __all__ = ["Answer", "EngineClient", "EngineClients", "EngineSocket"]
 
 
-Answer = Callable[[bytes | None], None]
-"""Answers a held GET with this body; ``None``: the gateway goes away, come back later."""
-
-
-_TURNAROUND = 1.0
-"""Seconds that a client has from the answer to its poll to the next one, before what waits is held against it."""
+Answer = Callable[[bytes | None], Unread | None]
+"""Answers a held GET with this body; ``None``: the gateway goes away, come back later. Returns the answer as long as
+its transport has not taken all of it: then ``poll_progress`` or ``poll_lost`` of the client is called."""
 
 _AHEAD = 0.3
 """Seconds by which a sweep looks ahead, a little more than between two of them: time-outs are judged to the moment."""
@@ -46,18 +42,17 @@ _AHEAD = 0.3
 class EngineClient:
     """One client: the link of the dialect on top of Engine.IO.
 
-    On a WebSocket messages are written to the socket at once. With polling they wait here, and the messages of one
-    reactor iteration answer the held poll at its end.
+    On a WebSocket messages are written to the socket at once. With polling those of one reactor iteration answer the
+    held poll at its end, and while none is held they wait as ``unfetched``.
     """
 
     __slots__ = (
         "_answer",
-        "_answered_at",
-        "_backlog",
         "_clients",
         "_messages",
         "_settling",
         "_socket",
+        "_unfetched",
         "direct",
         "engine",
         "peer",
@@ -67,8 +62,10 @@ class EngineClient:
         "unread",
     )
 
-    def __init__(self, clients: EngineClients, engine: EngineSession, peer: str) -> None:
+    def __init__(self, clients: EngineClients, engine: EngineSession, peer: str, *, polls: bool) -> None:
         self.engine = engine
+        # None once it has changed over, or is gone.
+        self._unfetched = Unfetched(self, clients.backlogs) if polls else None
         self.peer = peer
         self._clients = clients
         self.receiver: IReceiver | None = None
@@ -80,26 +77,33 @@ class EngineClient:
         # Why it is not read, a set, and whether it was not since the last ping.
         self.reasons = 0
         self.unread = False
-        self._answered_at = -inf
         self.post: Post | None = None
-        # What waits while it does not poll, although it has had the time to.
-        self._backlog: Backlog | None = None
 
     # What the polling transport calls.
 
     def poll(self, answer: Answer) -> None:
         """A GET arrived: ``answer`` is called once with its body, now or later. Raises ``EngineError``."""
+        unfetched, read = self._unfetched, True
+        if unfetched is not None:
+            read = not unfetched.unread
+            self._clients.counters.slow_consumers += not read
+            self.engine.fetch(unfetched.take())
         try:
-            self.engine.poll()
+            self.engine.poll(read=read)
             self._answer = answer
         finally:
             self.flush()
 
+    def poll_progress(self) -> None:
+        """It has read some of the answer to the last GET."""
+        if self._unfetched is not None:
+            self._unfetched.progress()
+
     def poll_lost(self) -> None:
-        """The connection of the held GET went away."""
-        self._answer = None
-        self.engine.poll_lost()
-        self.flush()
+        """The connection of the GET went away that is held, or whose answer it has not read."""
+        if self._unfetched is not None:
+            self._unfetched.lost()
+        self._leave_poll()
 
     def expect_post(self, answer: Posted) -> Post:
         """A POST's head arrived: ``answer`` is called when the client may send more. Raises ``EngineError``."""
@@ -141,6 +145,8 @@ class EngineClient:
             self.receive(*message)
         else:
             self.charge(1, len(data))
+            if self._unfetched is not None and self.engine.on_websocket:
+                self.engine.fetch(self._unfetched.take())
             self.flush()
 
     def charge(self, events: int, size: int) -> None:
@@ -176,30 +182,20 @@ class EngineClient:
         if direct is not None:
             direct.write(outgoing)
             return
-        backlog = self._backlog
-        if backlog is None and self._is_late():
-            backlog = self._backlog = self._clients.backlogs.begin(self)
-        if backlog is not None:
-            if self.engine.full or not backlog.put(outgoing):
-                self.give_up()
-        else:
-            try:
-                self.engine.send(outgoing)
-            except EngineOverflowError:
-                self.give_up()
-        if not self._settling:
-            self._settling = True
-            self._clients.iteration.at_end(self)
+        if self._unfetched is None or not self.engine.awaits_poll:
+            self.engine.send(outgoing)
+            self._settle_later()
+        elif not self._unfetched.put(outgoing):
+            self.give_up()
 
     def close(self, code: int, reason: str) -> None:
         answer = self._answer
         if code == RESTART and self.direct is None:
             # Some clients do not reconnect after the protocol's close packet (python-socketio): neither the
             # poll that is held nor the next one may get it.
-            self.poll_lost()
+            self._leave_poll()
             if answer is not None:
                 answer(None)
-        self._end_backlog()
         self.engine.close(self._clients.clock.seconds())
         self._settle(code, reason)
 
@@ -221,13 +217,9 @@ class EngineClient:
         """Answer, write and end what the session's state asks for."""
         self._settling = False
         engine, socket = self.engine, self._socket
-        if self._backlog is not None and not engine.awaits_poll:
-            self._end_backlog()
         body = engine.payload()
         if body is not None and self._answer is not None:
-            answer, self._answer = self._answer, None
-            self._answered_at = self._clients.clock.seconds()
-            answer(body)
+            self._answer_poll(self._answer, body)
         if socket is not None:
             for outgoing in engine.frames():
                 socket.link.write(outgoing)
@@ -235,6 +227,7 @@ class EngineClient:
         if state is ConnectionState.WEBSOCKET:
             if self.direct is None and socket is not None:
                 self.direct = socket.link
+                self._leave_polling()
                 if self.reasons:
                     socket.link.pause()
         elif state is ConnectionState.CLOSED or state is ConnectionState.CLOSING:
@@ -292,29 +285,38 @@ class EngineClient:
     def give_up(self) -> None:
         """It does not fetch what it is sent: close it."""
         self._clients.counters.slow_consumers += 1
-        backlog, self._backlog = self._backlog, None
-        if backlog is not None:
-            backlog.end()
+        if self._unfetched is not None:
+            self._unfetched.drop()
         self.engine.discard()
         last = self.overrun()
         if last is not None:
             self.engine.send(last)
         self.engine.close(self._clients.clock.seconds())
+        self._settle_later()
 
-    def _is_late(self) -> bool:
-        """Whether it has had the time to come back for more, and has not."""
-        return self.engine.awaits_poll and self._clients.clock.seconds() >= self._answered_at + _TURNAROUND
+    def _answer_poll(self, answer: Answer, body: bytes) -> None:
+        self._answer, unfetched = None, self._unfetched
+        if unfetched is not None:
+            unfetched.answered()
+        unread = answer(body)
+        if unread is not None and unfetched is not None:
+            unfetched.begin(unread)
 
-    def _end_backlog(self) -> None:
-        """It fetches what waits, or may."""
-        backlog, self._backlog = self._backlog, None
-        if backlog is None:
-            return
-        while messages := backlog.take(self._clients.settings.max_queued_bytes):
-            for outgoing in messages:
-                with suppress(EngineOverflowError):
-                    self.engine.send(outgoing)
-        backlog.end()
+    def _leave_poll(self) -> None:
+        self._answer = None
+        self.engine.poll_lost()
+        self.flush()
+
+    def _leave_polling(self) -> None:
+        """It polls no more. It must not hold what holds it, either: it would wait for the collector of cycles."""
+        unfetched, self._unfetched = self._unfetched, None
+        if unfetched is not None:
+            unfetched.end()
+
+    def _settle_later(self) -> None:
+        if not self._settling:
+            self._settling = True
+            self._clients.iteration.at_end(self)
 
     def _end(self, state: ConnectionState, code: int, reason: str) -> None:
         receiver, self.receiver = self.receiver, None
@@ -324,6 +326,7 @@ class EngineClient:
         if state is ConnectionState.CLOSED:
             if self.post is not None:
                 self.post.drop()
+            self._leave_polling()
             socket, self._socket = self._socket, None
             self._clients.forget(self)
             if socket is not None:
@@ -463,6 +466,6 @@ class EngineClients:
         """A client, of which nobody on top knows yet."""
         sid = sid or token_urlsafe(15)
         engine = EngineSession(sid, self.settings, self.clock.seconds(), websocket=websocket)
-        client = self._by_sid[sid] = EngineClient(self, engine, peer)
+        client = self._by_sid[sid] = EngineClient(self, engine, peer, polls=not websocket)
         self._addresses.add(peer)
         return client

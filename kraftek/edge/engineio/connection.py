@@ -18,7 +18,6 @@ from msgspec import Struct
 from kraftek.contract.messages import Outgoing
 from kraftek.edge.engineio.packets import (
     EngineError,
-    EngineOverflowError,
     ErrorCode,
     Message,
     Packet,
@@ -47,17 +46,12 @@ _PROBE_ANSWER: Final = Outgoing(b"3probe")
 class EngineSettings(Struct, frozen=True, kw_only=True):
     """What all sessions share. Times in seconds, sizes in bytes. The first three are the reference server's.
 
-    ``max_payload``: of one POST; the WebSocket transport limits its messages to the same. ``max_queued``,
-    ``max_queued_bytes``: what may wait for a client's next poll, beyond what answers the one that is held. ``burst``:
-    as many times that much may wait for a client that has had no time to come back for more.
+    ``max_payload``: of one POST; the WebSocket transport limits its messages to the same.
     """
 
     ping_interval: float = 25.0
     ping_timeout: float = 20.0
     max_payload: int = 1_000_000
-    max_queued: int = 10_000
-    max_queued_bytes: int = 1_048_576
-    burst: int = 16
 
 
 class _Open(Struct, rename="camel"):
@@ -111,7 +105,7 @@ class EngineSession:
     =================== =============== ================ =============== =============== ========
     poll                hold            hold [1]_        error           rest, or else   error
                                                                          close → CLOSED
-    second poll         error → CLOSED  error → CLOSED   error           (none is held)  error
+    second poll [5]_    error → CLOSED  error → CLOSED   error           error → CLOSED  error
     poll lost           → CLOSED        → CLOSED         .               .               .
     POST                messages        messages         error           .               error
     second POST         error → CLOSED  error → CLOSED   error           error → CLOSED  error
@@ -139,6 +133,7 @@ class EngineSession:
     .. [2] ``frames`` then gives the answer, and makes it ``PROVEN``.
     .. [3] But in ``OFFERED``, without a probe: error → ``POLLING``.
     .. [4] With a poll held and nothing left to send, at once ``CLOSED``.
+    .. [5] While one is held, or while the answer to the last one is not read.
 
     A poll that is held when the session ends is answered by a close packet; by a noop when the client closed.
     A close packet never follows messages in one payload: the reference client would act on it first, and take
@@ -149,7 +144,6 @@ class EngineSession:
         "_polled",
         "_posting",
         "_queue",
-        "_queued_bytes",
         "_settings",
         "_upgrade_by",
         "deadline",
@@ -171,7 +165,6 @@ class EngineSession:
         self.pinged = False
         self._polled = False
         self._posting = False
-        self._queued_bytes = 0
         handshake = _Open(
             sid,
             ("websocket",) if not websocket else (),
@@ -245,12 +238,15 @@ class EngineSession:
         self._posting = False
         self._lose()
 
-    def poll(self) -> None:
-        """A GET arrived: hold it until :meth:`payload` returns its answer. Raises :class:`EngineError`."""
+    def poll(self, *, read: bool = True) -> None:
+        """A GET arrived: hold it until :meth:`payload` returns its answer. ``read``: the client has read the answer to
+        the last one. Raises :class:`EngineError`.
+        """
         self._check_polling()
-        if self._polled:
+        if self._polled or not read:
             self._end(Reason.MALFORMED, _CLOSE)
-            raise EngineError(ErrorCode.BAD_REQUEST, "a second poll while one is held")
+            what = "a second poll while one is held" if read else "a poll before the last answer was read"
+            raise EngineError(ErrorCode.BAD_REQUEST, what)
         self._polled = True
         if self.state is ConnectionState.CLOSING and not self._queue:
             self._end(Reason.SERVER, _CLOSE)
@@ -306,30 +302,24 @@ class EngineSession:
     def send(self, outgoing: Outgoing) -> None:
         """Queue a message for the client; once the session is closing or closed, do nothing.
 
-        Raises :class:`EngineOverflowError`, which leaves the session as it was.
+        What must wait, because the session ``awaits_poll``, waits better elsewhere: here nothing is bounded.
         """
-        if self.state is ConnectionState.CLOSING or self.state is ConnectionState.CLOSED:
-            return
-        size = len(outgoing.text) + sum(map(len, outgoing.attachments))
-        settings = self._settings
-        most = settings.burst * settings.max_queued_bytes
-        if not self._polled and (
-            len(self._queue) >= settings.burst * settings.max_queued or self._queued_bytes + size > most
-        ):
-            raise EngineOverflowError(f"{len(self._queue)} packets, {self._queued_bytes} bytes, wait to be fetched")
-        self._queue.append(outgoing)
-        self._queued_bytes += size
+        if self.state is not ConnectionState.CLOSING and self.state is not ConnectionState.CLOSED:
+            self._queue.append(outgoing)
+
+    def fetch(self, outgoings: list[Outgoing]) -> None:
+        """What was sent before, and has waited elsewhere, is fetched: queue it, also while the session is closing."""
+        self._queue += outgoings
 
     @property
     def awaits_poll(self) -> bool:
-        """Whether nothing can be sent before the client polls again."""
-        return self.state is ConnectionState.POLLING and not self._polled
+        """Whether nothing can be sent before the client polls again, or has changed over."""
+        return not self._polled and (self.state is ConnectionState.POLLING or self.state in _UPGRADING)
 
     @property
-    def full(self) -> bool:
-        """Whether as much waits as may for a client that has had the time to come back for more."""
-        settings = self._settings
-        return len(self._queue) >= settings.max_queued or self._queued_bytes > settings.max_queued_bytes
+    def on_websocket(self) -> bool:
+        """Whether a WebSocket takes what is left: it is all that the client has, or the last it was to have."""
+        return self.state is ConnectionState.WEBSOCKET or self.state is ConnectionState.CLOSED
 
     @property
     def ends(self) -> float:
@@ -383,7 +373,6 @@ class EngineSession:
 
     def _take(self) -> list[Outgoing]:
         packets, self._queue = self._queue, []
-        self._queued_bytes = 0
         return packets
 
     def _check_polling(self) -> None:

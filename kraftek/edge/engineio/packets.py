@@ -17,7 +17,6 @@ from kraftek.contract.messages import Outgoing
 
 __all__ = [
     "EngineError",
-    "EngineOverflowError",
     "ErrorCode",
     "Message",
     "Packet",
@@ -71,10 +70,6 @@ class EngineError(Exception):
     def body(self) -> bytes:
         """The body of the answer: ``{"code", "message"}``."""
         return msgspec.json.encode({"code": int(self.code), "message": _MESSAGES.get(self.code, str(self))})
-
-
-class EngineOverflowError(Exception):
-    """More waits for this client than it may: it does not fetch what it is sent. Nothing was queued."""
 
 
 class PacketKind(Enum):

@@ -9,7 +9,9 @@ from collections.abc import Callable
 
 from twisted.python.failure import Failure
 
+from kraftek.contract.accounts import Accounts
 from kraftek.contract.metrics import RefusalReason
+from kraftek.edge.backlogs import IN_TRANSPORT
 from kraftek.edge.engineio.clients import EngineClients
 from kraftek.edge.engineio.packets import EngineError, read_request
 from kraftek.edge.http_server import Request, Response
@@ -68,7 +70,7 @@ class Polling:
             request.answer(_refusal(error))
 
     def _post(self, request: Request, sid: str) -> Callable[[], None]:
-        client, answer = self._clients.find(sid), _Answer(request)
+        client, answer = self._clients.find(sid), self._answer(request)
         post = client.expect_post(answer.posted)
         answer.lost = client.post_lost
         request.on_chunk = post.add
@@ -80,30 +82,55 @@ class Polling:
         return on_body
 
     def _poll(self, request: Request, sid: str | None, address: str) -> None:
-        answer = _Answer(request)
+        answer = self._answer(request)
         if sid is not None:
             client = self._clients.find(sid)
             client.poll(answer.finish)
         else:
             client = self._clients.poll(address, answer.finish)
-        answer.lost = client.poll_lost
+        answer.lost, answer.progress = client.poll_lost, client.poll_progress
+
+    def _answer(self, request: Request) -> _Answer:
+        return _Answer(request, self._clients.backlogs.accounts)
 
 
 class _Answer:
-    """The answer to a request, unless its connection goes away first: then ``lost`` is called."""
+    """The answer to a request, unless its connection goes away first: then ``lost`` is called.
 
-    def __init__(self, request: Request) -> None:
+    A large one is in the account as long as the transport has not been given all of it: ``left`` are the bytes that it
+    has not, and ``progress`` is called when they have become fewer.
+    """
+
+    def __init__(self, request: Request, accounts: Accounts) -> None:
         self.lost: Callable[[], None] | None = None
-        self._request: Request | None = request  # until it is answered, or cannot be any more
+        self.progress: Callable[[], None] | None = None
+        self.left = 0
+        self._accounts = accounts
+        self._counted = 0
+        self._request: Request | None = request  # until it has its answer, or cannot have any
         request.notifyFinish().addErrback(self._gone)
 
-    def finish(self, body: bytes | None) -> None:
-        """Give it; ``None``: come back later."""
+    def finish(self, body: bytes | None) -> _Answer | None:
+        """Give it; ``None``: come back later. Returns itself as long as some of it is left."""
         request, self._request = self._request, None
+        if request is None:
+            return None
+        # Where the process stops, nothing that comes on this connection would be answered any more.
+        status, closes = (200, False) if body is not None else (503, True)
+        request.answer(Response(status, body or b"", headers=_HEADERS, closes=closes))
+        if not request.unwritten:
+            return None
+        self._request = request
+        self._keep(request.unwritten)
+        request.on_progress = self._progressed
+        return self
+
+    def abort(self) -> None:
+        """Drop what is left of it, and the connection."""
+        request, self._request = self._request, None
+        self._keep(0)
         if request is not None:
-            # Where the process stops, nothing that comes on this connection would be answered any more.
-            status, closes = (200, False) if body is not None else (503, True)
-            request.answer(Response(status, body or b"", headers=_HEADERS, closes=closes))
+            request.abort()
 
     def posted(self, error: EngineError | None) -> None:
         """What a POST is answered."""
@@ -119,8 +146,25 @@ class _Answer:
 
     def _gone(self, reason: Failure) -> None:
         request, self._request = self._request, None
+        self._keep(0)
         if request is not None and self.lost is not None:
             self.lost()
+
+    def _progressed(self) -> None:
+        request = self._request
+        if request is None:
+            return
+        self._keep(request.unwritten)
+        if not self.left:
+            self._request = None
+        if self.progress is not None:
+            self.progress()
+
+    def _keep(self, left: int) -> None:
+        """So much of it is left, in the account, and what the transport has."""
+        counted = left + IN_TRANSPORT if left else 0
+        self._accounts.unsent += counted - self._counted
+        self.left, self._counted = left, counted
 
 
 def _refusal(error: EngineError) -> Response:

@@ -29,7 +29,8 @@ from kraftek.edge.engineio.posts import Posted
 from tests.support.backlogs import make_backlogs
 from tests.support.fakes import FakeLink
 
-SETTINGS = EngineSettings(max_queued_bytes=100)
+SETTINGS = EngineSettings()
+UNSENT = 200
 LAST = encode_message(b"last word")
 
 
@@ -70,7 +71,7 @@ class World:
         self.counters = Counters()
         self.listeners: list[Listener] = []
         iteration, self.addresses = Iteration(self.clock), Addresses(per_address)
-        self.backlogs = make_backlogs(self.clock, self.counters, Limits(unsent_bytes=SETTINGS.max_queued_bytes), events)
+        self.backlogs = make_backlogs(self.clock, self.counters, Limits(unsent_bytes=UNSENT), events)
         self.clients = EngineClients(
             self.clock,
             iteration,
@@ -370,7 +371,7 @@ def test_what_comes_between_two_polls_is_not_held_against_the_client(world: Worl
         world.clock.advance(0.3)
     assert listener.ended == 0
     assert world.poll(client) == ["\x1e".join(f"4{n}" + str(n) * 79 for n in range(3))]
-    for _ in range(30):
+    for _ in range(40):
         client.write(encode_message(b"x" * 80))  # there is an end to it
     world.clock.advance(0)
     assert (listener.ended, world.counters.slow_consumers) == (1, 1)
@@ -637,7 +638,8 @@ def test_a_client_that_polls_late_is_told_what_it_missed() -> None:
     assert len(world.backlogs) == 1
     world.clock.advance(6.0)
     client.write(told(b"made"))
-    assert world.poll(client) == ["\x1e".join(("41", "4{'r': {'typing': 1, 'shown': 1}}", "4moved", "4made"))]
+    fetched = ("4{'r': {'typing': 1}}", "41", "4moved", "4made", "4{'r': {'shown': 1}}")
+    assert world.poll(client) == ["\x1e".join(fetched)]
     assert len(world.backlogs) == 0
 
 
@@ -646,3 +648,58 @@ def told(text: bytes) -> Outgoing:
     outgoing = encode_message(text)
     outgoing.about = Delivery(text.decode(), room_id="r")
     return outgoing
+
+
+def test_what_waits_for_a_client_that_is_changing_over_is_bounded_and_in_the_account(world: World) -> None:
+    """16 times as much could wait, in no account, for as long as one WebSocket after the other was offered."""
+    accounts = world.backlogs.accounts
+    client, listener = world.polling()
+    socket, _ = world.socket(client)
+    world.clock.advance(1.0)
+    client.write(encode_message(b"x" * 79))
+    assert accounts.unsent == 80 + 16
+    socket.receive(b"2probe")
+    assert accounts.unsent == 80 + 16
+    client.write(encode_message(b"x" * 79))
+    assert (accounts.unsent, world.counters.slow_consumers) == (0, 1)
+    world.clock.advance(0)
+    assert listener.ended == 1
+
+
+def test_what_waited_while_it_changed_over_is_written_to_its_websocket(world: World) -> None:
+    client, _ = world.polling()
+    socket, link = world.socket(client)
+    client.write(encode_message(b"in time"))
+    world.clock.advance(1.0)
+    client.write(encode_message(b"late"))
+    socket.receive(b"2probe")
+    socket.receive(b"5")
+    assert texts(link) == ["3probe", "4in time", "4late"]
+    assert world.backlogs.accounts.unsent == 0
+
+
+def test_what_waits_when_a_client_is_closed_stays_in_the_account_until_it_is_fetched(world: World) -> None:
+    client, _ = world.polling()
+    client.write(encode_message(b"x" * 9))
+    client.close(4401, "AUTH_FAILED")
+    assert world.backlogs.accounts.unsent == 10 + 16
+    assert world.poll(client) == ["4" + "x" * 9]
+    assert world.backlogs.accounts.unsent == 0
+    other, _ = world.polling()
+    other.write(encode_message(b"x" * 9))
+    other.close(4401, "AUTH_FAILED")
+    world.pass_time(CLOSE_TIMEOUT)
+    assert (world.backlogs.accounts.unsent, len(world.backlogs)) == (0, 0)
+
+
+def test_what_came_in_time_is_not_kept_for_long(world: World) -> None:
+    client, listener = world.polling()
+    for _ in range(10):
+        client.write(encode_message(b"x" * 80))
+    world.clock.advance(Limits().ping_timeout)
+    world.backlogs.sweep()
+    assert listener.ended == 0
+    world.clock.advance(0.1)
+    world.backlogs.sweep()
+    world.clock.advance(0)
+    assert (listener.ended, world.backlogs.accounts.unsent) == (1, 0)

@@ -20,7 +20,6 @@ from kraftek.contract.messages import Outgoing
 from kraftek.edge.engineio.connection import ConnectionState, EngineSession, EngineSettings, Reason
 from kraftek.edge.engineio.packets import (
     EngineError,
-    EngineOverflowError,
     ErrorCode,
     Message,
     Packet,
@@ -33,7 +32,7 @@ from kraftek.edge.engineio.packets import (
     read_request,
 )
 
-SETTINGS = EngineSettings(max_payload=100, max_queued=3, max_queued_bytes=50, burst=1)
+SETTINGS = EngineSettings(max_payload=100)
 
 
 def polling(settings: EngineSettings = SETTINGS) -> EngineSession:
@@ -104,8 +103,6 @@ def act(session: EngineSession, line: str) -> list[str]:
         messages = reach(session, line[2:])
     except EngineError as error:
         return [seen(error)]
-    except EngineOverflowError:
-        return ["! overflow"]
     return [seen(message) for message in messages if message]
 
 
@@ -644,32 +641,6 @@ def test_the_time_out_may_be_longer_than_the_interval() -> None:
     play(session, "> AT 140\n< TEXT 2\n> AT 199\n= WEBSOCKET\n> AT 200\n= CLOSED")
 
 
-def test_what_waits_for_a_client_is_bounded_in_number() -> None:
-    session = polling()
-    play(session, ": send a\n: send b\n: send c\n: send d\n! overflow\n= POLLING")
-    play(session, "> GET\n< GET 4a␞4b␞4c\n: send d\n> GET\n< GET 4d")
-
-
-def test_what_answers_a_held_poll_does_not_wait() -> None:
-    session = polling()
-    session.poll()
-    for _ in range(10):
-        session.send(Outgoing(b"4" * 1_000))
-    assert session.payload() == b"\x1e".join([b"4" * 1_000] * 10)
-    with pytest.raises(EngineOverflowError):
-        session.send(Outgoing(b"4" * 1_000))
-
-
-def test_more_may_wait_for_a_client_that_had_no_time_to_come_back() -> None:
-    session = polling(EngineSettings(max_queued_bytes=50, burst=2))
-    session.send(Outgoing(b"4" * 50))
-    assert not session.full
-    session.send(Outgoing(b"4" * 50))
-    assert session.full  # once it has had the time
-    with pytest.raises(EngineOverflowError):
-        session.send(Outgoing(b"4"))
-
-
 def test_what_came_before_a_malformed_packet_counts() -> None:
     for body in ("4a␞", "4a␞7", "4a␞7␞4b"):
         session = polling()
@@ -692,16 +663,36 @@ def test_a_post_that_breaks_off_ends_the_session() -> None:
     assert session.reason is Reason.LOST
 
 
-def test_what_waits_for_a_client_is_bounded_in_bytes() -> None:
+def test_a_poll_before_the_last_answer_is_read_ends_the_session() -> None:
     session = polling()
-    session.send(Outgoing(b"4" * 20, (b"x" * 20, b"x" * 10)))
-    with pytest.raises(EngineOverflowError) as caught:
-        session.send(encode_message(b""))
-    assert str(caught.value) == "1 packets, 50 bytes, wait to be fetched"
+    with pytest.raises(EngineError) as caught:
+        session.poll(read=False)
+    assert str(caught.value) == "a poll before the last answer was read"
+    assert (session.state, session.reason) == (ConnectionState.CLOSED, Reason.MALFORMED)
+    assert session.payload() is None
+
+
+@pytest.mark.parametrize("offered", [True, False])
+def test_it_awaits_a_poll_unless_one_is_held_or_it_is_over(offered: bool) -> None:
+    session = polling()
+    if offered:
+        session.offer(0.0)
+    assert session.awaits_poll
     session.poll()
-    assert session.payload() is not None
-    session.send(Outgoing(b"4" * 50))
-    play(session, "> AT 25\n= POLLING")  # a ping is not counted in bytes
+    assert not session.awaits_poll
+    session.send(Outgoing(b"4"))
+    assert session.payload() == b"4"
+    assert session.awaits_poll
+    session.close(0.0)
+    assert not session.awaits_poll
+
+
+def test_what_was_fetched_is_sent_although_the_session_closes() -> None:
+    session = polling()
+    session.close(0.0)
+    session.send(Outgoing(b"4late"))
+    session.fetch([Outgoing(b"4before")])
+    play(session, "> GET\n< GET 4before\n= CLOSING\n> GET\n< GET 1\n= CLOSED")
 
 
 # Every input in every state, and where it leads: the table of EngineSession.
@@ -859,4 +850,3 @@ def test_nothing_but_a_protocol_error_comes_of_any_input(
         settle(session)
         assert (session.state is ConnectionState.CLOSED) <= (session.deadline == inf)
         assert (session.state is ConnectionState.CLOSED) <= (session.reason is not None)
-        assert len(session._queue) <= SETTINGS.max_queued + 2  # a ping and a close packet may come on top

@@ -14,9 +14,13 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from kraftek.contract.errors import RESTART
+from kraftek.contract.settings import Limits
+from kraftek.edge.backlogs import IN_TRANSPORT
 from kraftek.edge.engineio import posts
+from kraftek.edge.engineio.connection import CLOSE_TIMEOUT
+from kraftek.edge.engineio.packets import encode_message
 from tests.edge.dialects.servers import SETTINGS, Echo, serve
-from tests.edge.websocket.edge import Peer, RecordingTransport
+from tests.edge.websocket.edge import Peer, RecordingTransport, UnreadTransport
 
 PATH = "/engine.io/"
 
@@ -37,6 +41,7 @@ class Server:
             self.clock, PATH, self._echo, origins=origins, per_address=per_address, proxies=proxies
         )
         self.echoes: list[Echo] = []
+        self.transport: type[RecordingTransport] = RecordingTransport
 
     def _echo(self, client: Any) -> Echo:
         self.echoes.append(Echo(client))
@@ -57,7 +62,7 @@ class Server:
         return answer
 
     def accept(self, peer: Any = None) -> tuple[Any, RecordingTransport]:
-        transport = RecordingTransport(peer)
+        transport = self.transport(peer)
         protocol = self.site.buildProtocol(transport.getPeer())
         transport.connect(protocol)
         return protocol, transport
@@ -194,7 +199,7 @@ def test_who_does_not_fetch_what_it_is_sent_is_closed(server: Server) -> None:
     sid = server.open()
     server.clock.advance(1.0)  # it has had the time to come back
     for _ in range(3):
-        server.echoes[0].receive(b"x" * (SETTINGS.max_queued_bytes // 2 - 1))
+        server.echoes[0].receive(b"x" * (Limits().unsent_bytes // 2 - 1))
     server.clock.advance(0)
     assert server.clients.counters.slow_consumers == 1
     # All of it is forgotten.
@@ -472,3 +477,138 @@ def test_a_body_for_which_there_is_no_room_is_refused_before_its_end(
     assert other.held
     other.send(b"x" * 299)
     assert other.body == "ok"
+
+
+# Answers that are not read.
+
+LIMITS = Limits()
+
+
+class Reader:
+    """A client on connections that are read when a test says so."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.sid = server.open()
+        self.client = server.echoes[0]._client
+        self.accounts = server.clients.backlogs.accounts
+        server.transport = UnreadTransport
+
+    def tell(self, *sizes: int) -> None:
+        for size in sizes:
+            self.client.write(encode_message(b"x" * size))
+
+    def poll(self) -> Answer:
+        return self.server.ask(query=self.sid)
+
+    def read_all(self, answer: Answer) -> str:
+        """Read it to its end; its body."""
+        transport = answer.transport
+        assert isinstance(transport, UnreadTransport)
+        while transport.be_read():
+            pass
+        return answer.body
+
+    @property
+    def gave_up(self) -> int:
+        return self.server.clients.counters.slow_consumers
+
+
+@pytest.fixture
+def reader(server: Server) -> Reader:
+    return Reader(server)
+
+
+def test_a_large_answer_is_in_the_account_until_it_is_read(reader: Reader) -> None:
+    reader.tell(400_000, 500_000)
+    assert reader.accounts.unsent == 900_034  # a message counts as 16 bytes more than its text
+    answer = reader.poll()
+    written = len(answer.transport.value())
+    assert written < 100_000
+    left = int(answer.headers["content-length"]) - len(answer.body)
+    assert reader.accounts.unsent == left + IN_TRANSPORT
+    assert reader.read_all(answer) == "4" + "x" * 400_000 + "\x1e4" + "x" * 500_000
+    assert reader.accounts.unsent == 0
+    reader.tell(1)
+    assert reader.poll().body == "4x"
+    assert reader.gave_up == 0
+
+
+def test_who_polls_again_without_having_read_is_given_up(reader: Reader) -> None:
+    """Of each session all was kept that it had been told in 85 s, and in no account."""
+    reader.tell(*[900_000] * 5)
+    first = reader.poll()
+    assert reader.accounts.unsent > 4_000_000
+    reader.tell(*[900_000] * 5)
+    second = reader.poll()
+    assert (second.status, json.loads(second.body)["code"]) == (400, 3)
+    assert first.transport.closed == "aborted"
+    assert (reader.accounts.unsent, reader.gave_up) == (0, 1)
+    assert json.loads(reader.poll().body)["code"] == 1
+
+
+def test_what_waits_behind_an_answer_that_is_not_read_is_bounded(reader: Reader) -> None:
+    reader.tell(1_000_000)
+    answer = reader.poll()
+    reader.server.clock.advance(1.0)
+    reader.tell(500_000, 400_000)
+    left = int(answer.headers["content-length"]) - len(answer.body)
+    assert reader.accounts.unsent == left + IN_TRANSPORT + 900_034
+    assert reader.gave_up == 0
+    reader.tell(100_000)
+    reader.server.settle()
+    assert (reader.accounts.unsent, reader.gave_up) == (left + IN_TRANSPORT, 1)
+    # It may read what it has begun to, as with a WebSocket, and then learns why it is closed.
+    assert reader.read_all(answer) == "4" + "x" * 1_000_000
+    assert reader.accounts.unsent == 0
+    assert reader.poll().body == "1"
+
+
+def test_an_answer_that_nobody_goes_on_reading_ends_its_session(reader: Reader) -> None:
+    backlogs = reader.server.clients.backlogs
+    reader.tell(1_000_000)
+    answer = reader.poll()
+    assert isinstance(answer.transport, UnreadTransport)
+    reader.server.clock.advance(LIMITS.ping_timeout)
+    answer.transport.be_read()
+    reader.server.clock.advance(LIMITS.ping_timeout)
+    backlogs.sweep()
+    assert reader.gave_up == 0
+    reader.server.clock.advance(0.1)
+    backlogs.sweep()
+    assert (reader.gave_up, len(backlogs)) == (1, 0)
+    reader.server.sweep(CLOSE_TIMEOUT)
+    assert answer.transport.closed is None
+    reader.server.sweep(CLOSE_TIMEOUT)
+    assert answer.transport.closed == "aborted"
+    assert reader.accounts.unsent == 0
+
+
+def test_who_goes_away_amid_an_answer_is_gone(reader: Reader) -> None:
+    reader.tell(1_000_000)
+    answer = reader.poll()
+    answer.lose()
+    assert (reader.accounts.unsent, reader.gave_up) == (0, 0)
+    assert json.loads(reader.poll().body)["code"] == 1
+
+
+def test_where_memory_is_short_unread_answers_are_dropped(reader: Reader) -> None:
+    reader.tell(*[900_000] * 4)
+    answer = reader.poll()
+    assert reader.server.clients.backlogs.shed(1) > 3_500_000
+    assert (reader.accounts.unsent, answer.transport.closed) == (0, "aborted")
+
+
+def test_who_changes_over_has_the_time_of_a_close_to_read_the_answer(reader: Reader) -> None:
+    reader.server.transport = RecordingTransport
+    socket = Peer(reader.server, f"{PATH}?EIO=4&transport=websocket{reader.sid}")  # type: ignore[arg-type]
+    reader.server.transport = UnreadTransport
+    reader.tell(500_000)
+    answer = reader.poll()
+    assert reader.accounts.unsent > 0
+    socket.send("2probe")
+    socket.send("5")
+    reader.server.clock.advance(CLOSE_TIMEOUT)
+    assert (reader.accounts.unsent, answer.transport.closed) == (0, "aborted")
+    socket.send("4here")
+    assert socket.read()[-1] == "4here"
