@@ -8,6 +8,7 @@ so does who gives clients what they have missed (:mod:`kraftek.core.resuming`, :
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from heapq import heappop, heappush
 from itertools import count
 from typing import Final, Protocol
@@ -40,7 +41,10 @@ _SHARE = 0.004
 its answer no longer than that, and one step."""
 
 _AT_ONCE = 0.001
-"""Seconds that one has at once, while nobody waits: a read with a few messages need not be put off."""
+"""Seconds that one has at first, before all who wait longer: a read with a few messages need not be put off."""
+
+_FIRST = _SHARE / 2
+"""Seconds of an iteration that those have who are new while others wait longer, who go on in the rest of it."""
 
 _LONGEST = 1.0
 """Seconds that a client is slowed at a time at most."""
@@ -89,9 +93,16 @@ class _Turn:
     failed = rest
 
 
+def _step(reader: Reader) -> bool:
+    return reader.step()
+
+
 class Turns:
     """Who waits with something to handle, each a step at a time, in rotation; and who is slowed, until when. What they
     keep meanwhile is in the account ``unhandled``.
+
+    Who is new goes before all that have had a turn, with what takes a moment: most have no more. So who sends little
+    does not wait for those who send much, however many they are.
 
     Whoever has handled all is kept in the rotation for an iteration more: a client that sends without a break is read
     in that time, and goes on in its turn instead of at once.
@@ -103,6 +114,7 @@ class Turns:
         self._clock = clock
         self.accounts = accounts
         self._kept: dict[Keeper, int] = {}
+        self._new: OrderedDict[Reader, None] = OrderedDict()
         self._waiting: OrderedDict[Reader, None] = OrderedDict()
         self._resting: list[Reader] = []
         self._scheduled = False
@@ -112,23 +124,30 @@ class Turns:
         self._timer: IDelayedCall | None = None
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._new) + len(self._waiting)
 
     def start(self, reader: Reader) -> None:
-        """It has something to handle: at once what takes a moment, the rest in its turns."""
-        if not self._waiting:
-            until = self._clock.seconds() + _AT_ONCE
-            while reader.step():
-                if self._clock.seconds() >= until:
-                    break
-            else:
-                return
-        self.add(reader)
+        """It has something to handle: at once what takes a moment, or before the others if some wait, and the rest in
+        its turns.
+        """
+        if self._waiting or self._new:
+            self.begin(reader)
+        elif self._goes_on(reader):
+            self.add(reader)
+
+    def begin(self, reader: Reader) -> None:
+        """It has something to handle, and so may many that begin now, none of them at once: what takes a moment before
+        all who wait longer, the rest in its turns.
+        """
+        if reader not in self._waiting:
+            self._new[reader] = None
+            self._schedule()
 
     def add(self, reader: Reader) -> None:
         """It has something to handle, in its turns."""
-        self._waiting[reader] = None
-        self._schedule()
+        if reader not in self._new:
+            self._waiting[reader] = None
+            self._schedule()
 
     def next_turn(self) -> Deferred[None]:
         """Fires when it is the turn of whoever asks, for a step."""
@@ -138,6 +157,7 @@ class Turns:
 
     def remove(self, reader: Reader) -> None:
         """It has nothing any more."""
+        self._new.pop(reader, None)
         self._waiting.pop(reader, None)
 
     def keep(self, keeper: Keeper, size: int) -> None:
@@ -180,26 +200,38 @@ class Turns:
         """An iteration's turns."""
         self._scheduled = False
         resting, self._resting = self._resting, []
-        waiting, seconds = self._waiting, self._clock.seconds
-        until = seconds() + _SHARE
+        begun = self._clock.seconds()
+        self._take(self._new, begun + (_FIRST if self._waiting else _SHARE), self._goes_on)
+        self._take(self._waiting, begun + _SHARE, _step)
+        for reader in resting:
+            reader.rest()
+        if self._new or self._waiting or self._resting:
+            self._schedule()
+
+    def _take(self, waiting: OrderedDict[Reader, None], until: float, handle: Callable[[Reader], bool]) -> None:
+        """Let those go on that wait here, each as ``handle`` does it, until that time."""
         while waiting:
             reader, _ = waiting.popitem(last=False)
             try:
-                more = reader.step()
+                more = handle(reader)
             except Exception:  # noqa: BLE001  # as the reactor has it: one's fault must not keep the others waiting
                 self._log.failure("Handling what a client sent failed: a bug, please report it")
                 reader.failed()
                 more = False
             if more:
-                waiting[reader] = None
-            elif reader not in waiting:
+                self._waiting[reader] = None
+            elif reader not in self._waiting and reader not in self._new:
                 self._resting.append(reader)
-            if seconds() >= until:
+            if self._clock.seconds() >= until:
                 break
-        for reader in resting:
-            reader.rest()
-        if waiting or self._resting:
-            self._schedule()
+
+    def _goes_on(self, reader: Reader) -> bool:
+        """Handle what takes a moment. Whether there is more."""
+        until = self._clock.seconds() + _AT_ONCE
+        while reader.step():
+            if self._clock.seconds() >= until:
+                return True
+        return False
 
     def _look(self) -> None:
         self._timer = None

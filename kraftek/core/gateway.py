@@ -155,7 +155,7 @@ class Gateway:
 
     def release(self, session: Session) -> None:
         """A session can go on with what it holds."""
-        self.turns.add(session)
+        self.turns.begin(session)
 
     def closed(self, session: Session) -> None:
         """A session has ended."""

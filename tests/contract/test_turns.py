@@ -84,9 +84,52 @@ def test_all_together_have_it_in_rotation(clock: Iterations) -> None:
         turns.start(Work(clock, done, name, 5))
     assert done == ["a", "a"]  # while it waits nobody else begins at once
     clock.iterate()
-    assert "".join(done[2:]) == "abcabcab"
+    assert "".join(done[2:]) == "bbccabca"  # each has what takes a moment before the others go on
     clock.iterate()
-    assert "".join(done[10:]) == "cbcbc"
+    assert "".join(done[10:]) == "bcabc"
+
+
+def test_who_sends_little_waits_for_nobody_who_sends_much(clock: Iterations) -> None:
+    """It waited for a step of each of them, which of 1,000 took 125 iterations."""
+    done: list[str] = []
+    turns = Turns(clock, Accounts())
+    for _ in range(1000):
+        turns.add(Work(clock, done, "much", 100))
+    clock.iterate()
+    assert done == ["much"] * 8
+    turns.start(Work(clock, done, "little", 1))
+    turns.begin(Work(clock, done, "held", 1))
+    clock.iterate()
+    assert done[8:] == ["little", "held"] + ["much"] * 6
+
+
+def test_who_waits_longer_goes_on_however_many_are_new(clock: Iterations) -> None:
+    done: list[str] = []
+    turns = Turns(clock, Accounts())
+    for _ in range(4):
+        turns.add(Work(clock, done, "much", 2))
+    for _ in range(100):
+        turns.begin(Work(clock, done, "new", 1))
+    for _ in range(3):
+        clock.iterate()
+    assert done == [*["new"] * 4, *["much"] * 4] * 2 + ["new"] * 8
+    assert len(turns) == 84
+
+
+def test_who_is_new_waits_for_its_turn_once(clock: Iterations) -> None:
+    done: list[str] = []
+    turns = Turns(clock, Accounts())
+    work, other = Work(clock, done, "a", 9), Work(clock, done, "b", 9)
+    turns.begin(work)
+    turns.add(work)
+    turns.add(other)
+    turns.begin(other)
+    assert len(turns) == 2
+    clock.iterate()
+    assert "".join(done) == "aabababa"
+    turns.remove(work)
+    turns.remove(other)
+    assert len(turns) == 0
 
 
 def test_who_has_nothing_left_rests_for_an_iteration(clock: Iterations) -> None:

@@ -156,6 +156,30 @@ def test_what_many_clients_hold_is_not_handled_while_their_answers_are_read() ->
     assert not any(client.link.paused for client in clients)
 
 
+def test_what_a_client_holds_waits_for_none_of_those_who_have_sent_much() -> None:
+    house = House()
+    published: list[int] = []
+
+    class Flooder:
+        def step(self) -> bool:
+            published.append(len(house.bus.published))
+            return False
+
+        def rest(self) -> None:
+            pass
+
+        failed = rest
+
+    for _ in range(1_000):
+        house.gateway.turns.add(Flooder())
+    client = house.connect()
+    client.send({"type": "authenticate", "payload": {"token": "t", "roomId": "one"}})
+    client.send({"type": "notes:n:sent"})
+    house.access.next().yes("alice")
+    house.clock.advance(0)
+    assert published == [1] * 1_000
+
+
 @pytest.mark.parametrize("answer", ["yes", "no", "away"])
 @pytest.mark.parametrize("joining", [False, True])
 def test_an_answer_for_a_client_that_left_changes_nothing(answer: str, joining: bool) -> None:

@@ -280,7 +280,7 @@ class EngineClient:
             if self.direct is not None:
                 self.direct.resume()
             if self.post is not None:
-                self.post.go()
+                self.post.go(slowed=reasons == BUDGET)
 
     def give_up(self) -> None:
         """It does not fetch what it is sent: close it."""

@@ -97,10 +97,10 @@ class Post:
             self._messages = self._client.packets(body)
             self._posts.turns.start(self)
 
-    def go(self) -> None:
-        """The client is read again."""
+    def go(self, *, slowed: bool) -> None:
+        """The client is read again. ``slowed``: it was not because it had sent more than its share."""
         if not self._stepping:
-            self._posts.turns.start(self)
+            (self._posts.turns.add if slowed else self._posts.turns.start)(self)
 
     def drop(self) -> None:
         """What arrives of it, or has, is of no use any more."""

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from functools import partial
 
 import pytest
-from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
@@ -28,6 +27,7 @@ from kraftek.edge.engineio.packets import EngineError, encode_message
 from kraftek.edge.engineio.posts import Posted
 from tests.support.backlogs import make_backlogs
 from tests.support.fakes import FakeLink
+from tests.support.iterations import Iterations
 
 SETTINGS = EngineSettings()
 UNSENT = 200
@@ -66,7 +66,7 @@ class World:
     """Clients of a process, on a clock."""
 
     def __init__(self, per_address: int = 0, *events: EventPolicy) -> None:
-        self.clock = Clock()
+        self.clock = Iterations()
         self.accounts = Accounts()
         self.counters = Counters()
         self.listeners: list[Listener] = []
@@ -385,6 +385,38 @@ def test_a_post_of_many_packets_leaves_time_for_others(world: World) -> None:
     assert (len(listener.heard), done) == (STEP, [])
     world.clock.advance(0)
     assert (len(listener.heard), done) == (1_200, [None])
+
+
+def test_a_post_waits_for_none_of_those_who_have_sent_much(world: World) -> None:
+    steps: list[object] = []
+
+    class Flooder:
+        def step(self) -> bool:
+            steps.append(self)
+            world.take(0.0005)
+            return True
+
+        def rest(self) -> None:
+            pass
+
+        failed = rest
+
+    for _ in range(1_000):
+        world.clients.turns.add(Flooder())
+    client, listener = world.polling()
+    done: list[EngineError | None] = []
+    listener.on_message = lambda: steps.append(listener)
+    world.post(client, b"4a\x1e4b", done.append)
+    world.clock.iterate()
+    assert done == [None]
+    assert steps[:2] == [listener, listener]
+    # What was slowed goes on in its turn.
+    listener.on_message = lambda: client.slow(0.5)
+    world.post(client, b"4c\x1e4d", done.append)
+    world.clock.iterate()
+    world.clock.rightNow += 0.5
+    world.clock.iterate()
+    assert (listener.heard, done) == ([b"a", b"b", b"c"], [None])
 
 
 def test_a_post_is_read_no_further_than_the_receiver_wants(world: World) -> None:
