@@ -10,6 +10,7 @@ from typing import Protocol
 
 from kraftek.contract.metrics import Counters
 from kraftek.contract.turns import STEP, Turns
+from kraftek.edge.addresses import network
 from kraftek.edge.engineio.packets import EngineError, ErrorCode, Message
 
 __all__ = ["Post", "Posted", "Poster", "Posts"]
@@ -19,8 +20,8 @@ Posted = Callable[[EngineError | None], None]
 
 
 MOST = 67_108_864
-"""Bytes of the bodies that all clients together have posted and that are not handled. Beyond them the oldest is given
-up: one that arrives slowly, or of a client that is not let in, and not one that came a moment ago."""
+"""Bytes of the bodies that all clients together have posted and that are not handled. Beyond them the largest is given
+up of the address that has most: many clients of one cannot take the room of the others."""
 
 TOO_MUCH = EngineError(ErrorCode.FORBIDDEN, "too much waits to be handled", 503)
 
@@ -28,6 +29,7 @@ TOO_MUCH = EngineError(ErrorCode.FORBIDDEN, "too much waits to be handled", 503)
 class Poster(Protocol):
     """The client. ``post``: this one, until it is answered. ``reasons``: why it is not read now, 0 when it is."""
 
+    peer: str
     post: Post | None
     reasons: int
 
@@ -57,26 +59,32 @@ class Posts:
         self.turns = turns
         self.counters = counters
         self._total = 0
-        self._sizes: dict[Post, int] = {}
+        # By addresses, each with its bodies from the oldest on.
+        self._sizes: dict[str, dict[Post, int]] = {}
 
     def keep(self, post: Post, size: int) -> None:
         """It has so many bytes that are not handled, 0 when there are none any more."""
-        self._total += size - self._sizes.get(post, 0)
+        sizes = self._sizes.setdefault(post.address, {})
+        self._total += size - sizes.get(post, 0)
         if size:
-            self._sizes[post] = size
+            sizes[post] = size
         else:
-            self._sizes.pop(post, None)
+            sizes.pop(post, None)
+            if not sizes:
+                del self._sizes[post.address]
         self.turns.keep(post, size)
         while self._total > MOST:
-            next(iter(self._sizes)).give_up()
+            most = max(self._sizes.values(), key=lambda its: sum(its.values()))
+            max(most, key=most.__getitem__).give_up()
 
 
 class Post:
     """One POST of a client, from its head on. ``answer`` is called when all is handled: then the next one may come."""
 
-    __slots__ = ("_answer", "_body", "_client", "_messages", "_posts", "_stepping")
+    __slots__ = ("_answer", "_body", "_client", "_messages", "_posts", "_stepping", "address")
 
     def __init__(self, client: Poster, answer: Posted, posts: Posts) -> None:
+        self.address = network(client.peer)
         self._client = client
         self._answer = answer
         self._posts = posts

@@ -100,9 +100,9 @@ class World:
         post.add(body)
         post.arrived()
 
-    def polling(self) -> tuple[EngineClient, Listener]:
+    def polling(self, peer: str = "peer") -> tuple[EngineClient, Listener]:
         answers: list[bytes | None] = []
-        client = self.clients.poll("peer", answers.append)
+        client = self.clients.poll(peer, answers.append)
         assert answers[0] is not None
         return client, self.listeners[-1]
 
@@ -535,6 +535,27 @@ def test_the_oldest_post_is_given_up_when_there_are_too_many(
     assert error.status == 503
     assert (told, [listener.ended for listener in listeners]) == ({}, [1, 0, 0])
     assert (world.accounts.unhandled, world.counters.posts_refused) == (8, 1)
+
+
+def test_the_clients_of_one_address_take_no_room_of_others(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest was given up: that of whoever sent slowly."""
+    monkeypatch.setattr(posts, "MOST", 65)
+    told: dict[str, EngineError | None] = {}
+
+    def begin(name: str, peer: str, body: bytes) -> None:
+        post = world.polling(peer)[0].expect_post(partial(told.__setitem__, name))
+        post.add(body)
+
+    world.clients.max_clients = 100
+    begin("slow", "2001:db8:1::1", b"4" * 20)
+    begin("small", "2001:db8:2::1", b"4" * 5)
+    begin("large", "2001:db8:2::2", b"4" * 30)
+    assert told == {}
+    for number in range(20):
+        begin(f"more {number}", f"2001:db8:2::{number + 3}", b"4" * 10)
+    assert ("slow" in told, "small" in told) == (False, False)
+    assert list(told) == ["large", *(f"more {number}" for number in range(16))]
+    assert world.accounts.unhandled == 65
 
 
 def test_posts_are_given_up_where_memory_is_short(world: World) -> None:
