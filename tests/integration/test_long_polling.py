@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 CLIENTS = Path(__file__).resolve().parent / "socketio"
 PING_TIMEOUT = 0.3
+OPERATOR = {"operator": {"listen": ["tcp:0:interface=127.0.0.1"]}}
 
 
 class Site(NamedTuple):
@@ -295,6 +296,36 @@ def test_a_client_that_fetches_nothing_is_closed(redis_server: RedisServer, gate
     else:
         pytest.fail("the slow client was kept")
     assert '"SLOW_CONSUMER"' in client.get()[1]
+
+
+def test_an_answer_that_is_not_read_counts_until_its_session_ends(
+    redis_server: RedisServer, gateway: StartGateway
+) -> None:
+    unsent = 'kraftek_accounted_bytes{account="unsent"}'
+    process = gateway(redis_server, config={**OPERATOR, "limits": {"unsent_bytes": 50_000_000}})
+    client = Poller(Site(process.port, '{"token":"ann","roomId":"kitchen"}'))
+    client.join()
+    message = json.dumps({"type": "big:big:big", "payload": {"roomId": "kitchen", "text": "x" * 900_000}})
+    redis = redis_server.client()
+
+    def tell() -> None:
+        for _ in range(12):  # the kernel takes some of them
+            redis.publish("events:broadcast", message)
+        wait_until(lambda: process.metric(unsent) > 12 * 900_000, "all of it waits")
+
+    tell()
+    packets = client.packets()
+    assert [len(packet) > 900_000 for packet in packets] == [True] * 12
+    assert process.metric(unsent) == 0
+    tell()
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect(("127.0.0.1", process.port))
+        sock.sendall(f"GET {client.path} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
+        wait_until(lambda: 1_000_000 < process.metric(unsent) < 12 * 900_000, "the answer was begun")
+        assert client.get()[0] == 400
+        wait_until(lambda: process.metric(unsent) == 0, "nothing is kept")
+        assert process.metric("kraftek_slow_consumers_total") == 1
 
 
 @pytest.mark.parametrize("transports", [["polling"], ["websocket"]])
