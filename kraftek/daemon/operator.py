@@ -22,7 +22,8 @@ from kraftek.contract.metrics import Counters, Gauges, described
 from kraftek.contract.readiness import Readiness
 from kraftek.daemon.publish_requests import PublishRequests
 from kraftek.edge.hosts import Hosts
-from kraftek.edge.http_server import HttpServer, Request, Response
+from kraftek.edge.http_responses import Response
+from kraftek.edge.http_server import HttpServer, Request
 
 __all__ = ["OperatorSite"]
 

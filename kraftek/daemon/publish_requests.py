@@ -26,7 +26,8 @@ from kraftek.contract.log_once import OnceAMinute
 from kraftek.contract.lua import Script, lua
 from kraftek.contract.metrics import Counters
 from kraftek.contract.names import GATEWAY_LEASES, HISTORY_RULES, REGISTRATIONS, ROOM_COMMANDS, publish_key
-from kraftek.edge.http_server import Request, Response
+from kraftek.edge.http_responses import Response
+from kraftek.edge.http_server import Request
 from kraftek.service.commits import UNAWARE, OldGateway
 from kraftek.service.messages import read
 from kraftek.service.processor import MESSAGE_BYTES

@@ -11,7 +11,7 @@ from kraftek.contract.rates import Buckets
 from kraftek.contract.settings import Limits
 from kraftek.edge.addresses import owner
 from kraftek.edge.engineio.packets import EngineError, ErrorCode
-from kraftek.edge.http_server import RefusedError
+from kraftek.edge.http_responses import RefusedError
 
 __all__ = ["Arrivals"]
 

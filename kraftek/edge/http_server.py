@@ -14,7 +14,6 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qs
 
-from msgspec import Struct
 from twisted.internet.interfaces import IProtocol, IReactorTime, ISSLTransport
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
@@ -22,13 +21,13 @@ from twisted.python.failure import Failure
 from twisted.web import http
 from twisted.web.http import HTTPChannel, HTTPFactory, datetimeToString
 
-from kraftek.contract.metrics import RefusalReason
 from kraftek.contract.turns import Turns
 from kraftek.edge.hosts import Hosts
 from kraftek.edge.http_body import CHUNK, Rest
 from kraftek.edge.http_deadlines import Deadlines
+from kraftek.edge.http_responses import Response, printable
 
-__all__ = ["SERVER", "HttpChannel", "HttpServer", "RefusedError", "Request", "Response", "end_writing", "printable"]
+__all__ = ["SERVER", "HttpChannel", "HttpServer", "Request", "end_writing"]
 
 SERVER = "kraftek-gateway"
 """The ``Server`` header, without a version, which would only help attackers."""
@@ -60,44 +59,6 @@ _FIELDS = 100
 
 _ABSOLUTE = re.compile(rb"(?i:(?:http|ws)s?)://([^/?]*)(.*)", re.DOTALL)
 """A target in absolute form (RFC 9112, section 3.2.2)."""
-
-
-class Response(Struct, frozen=True):
-    """An answer. ``closes``: it is the last one on its connection."""
-
-    status: int
-    body: bytes = b""
-    content_type: bytes = b"text/plain; charset=utf-8"
-    headers: tuple[tuple[bytes, bytes], ...] = ()
-    closes: bool = False
-
-
-class RefusedError(Exception):
-    """A client is refused: the answer, and how it is counted.
-
-    The text, one line, is also the body unless another one is given. It repeats nothing in which a token may stand.
-    """
-
-    def __init__(
-        self,
-        status: int,
-        reason: RefusalReason,
-        text: str,
-        *,
-        json: bytes | None = None,
-        headers: tuple[tuple[bytes, bytes], ...] = (),
-    ) -> None:
-        super().__init__(text)
-        self.reason = reason
-        if json is None:
-            self.response = Response(status, f"{text}\n".encode(), headers=headers)
-        else:
-            self.response = Response(status, json, b"application/json", headers)
-
-
-def printable(text: str, length: int = 200) -> str:
-    """What a stranger sent, fit for a log or an answer."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text[:length])
 
 
 def end_writing(transport: Any) -> None:

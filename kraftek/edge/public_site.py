@@ -24,7 +24,8 @@ from kraftek.edge.connections import Connections
 from kraftek.edge.engineio.packets import EngineError, ErrorCode
 from kraftek.edge.engineio.polling import Polling
 from kraftek.edge.hosts import Hosts
-from kraftek.edge.http_server import HttpChannel, HttpServer, RefusedError, Request, Response, printable
+from kraftek.edge.http_responses import RefusedError, Response, printable
+from kraftek.edge.http_server import HttpChannel, HttpServer, Request
 from kraftek.edge.origins import Origins, Verdict
 from kraftek.edge.proxies import Proxies
 from kraftek.edge.refusals import Refusals

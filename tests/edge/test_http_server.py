@@ -19,7 +19,8 @@ from kraftek.contract.turns import Turns
 from kraftek.edge import http_server
 from kraftek.edge.hosts import Hosts
 from kraftek.edge.http_deadlines import SWEEP_INTERVAL
-from kraftek.edge.http_server import HttpServer, Request, Response, end_writing, printable
+from kraftek.edge.http_responses import Response, printable
+from kraftek.edge.http_server import HttpServer, Request, end_writing
 from tests.edge.websocket.edge import RecordingTransport, UnreadTransport
 
 HEAD_TIMEOUT, BODY_TIMEOUT, IDLE, LINGER, READING = 5.0, 30.0, 75.0, 10.0, 30.0

@@ -9,7 +9,8 @@ from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 
 from kraftek.edge.hosts import Hosts
-from kraftek.edge.http_server import HttpServer, Request, Response
+from kraftek.edge.http_responses import Response
+from kraftek.edge.http_server import HttpServer, Request
 from tests.edge.websocket.edge import RecordingTransport
 from tests.fuzz.material import cut
 from tests.fuzz.watch import Target

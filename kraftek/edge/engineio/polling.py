@@ -14,7 +14,8 @@ from kraftek.contract.metrics import RefusalReason
 from kraftek.edge.backlogs import IN_TRANSPORT
 from kraftek.edge.engineio.clients import EngineClients
 from kraftek.edge.engineio.packets import EngineError, read_request
-from kraftek.edge.http_server import Request, Response
+from kraftek.edge.http_responses import Response
+from kraftek.edge.http_server import Request
 
 __all__ = ["Polling"]
 

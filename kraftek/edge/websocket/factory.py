@@ -19,7 +19,8 @@ from kraftek.edge.backlogs import Backlogs
 from kraftek.edge.connections import Connections
 from kraftek.edge.engineio.clients import EngineClients
 from kraftek.edge.engineio.packets import EngineError, read_request
-from kraftek.edge.http_server import SERVER, RefusedError, Request
+from kraftek.edge.http_responses import RefusedError
+from kraftek.edge.http_server import SERVER, Request
 from kraftek.edge.websocket.autobahn_internals import quickened
 from kraftek.edge.websocket.closings import Closings
 from kraftek.edge.websocket.deflate import accepted

@@ -13,7 +13,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from kraftek.contract.metrics import RefusalReason
-from kraftek.edge.http_server import RefusedError
+from kraftek.edge.http_responses import RefusedError
 
 __all__ = ["Asked", "Handshake", "accept_token", "asks_for_websocket", "read_handshake"]
 

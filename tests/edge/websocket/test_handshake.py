@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kraftek.edge.http_server import RefusedError
+from kraftek.edge.http_responses import RefusedError
 from kraftek.edge.websocket.handshake import Handshake, asks_for_websocket, read_handshake
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="

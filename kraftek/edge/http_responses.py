@@ -1,0 +1,47 @@
+"""What :mod:`kraftek.edge.http_server` answers."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from kraftek.contract.metrics import RefusalReason
+
+__all__ = ["RefusedError", "Response", "printable"]
+
+
+class Response(Struct, frozen=True):
+    """An answer. ``closes``: it is the last one on its connection."""
+
+    status: int
+    body: bytes = b""
+    content_type: bytes = b"text/plain; charset=utf-8"
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    closes: bool = False
+
+
+class RefusedError(Exception):
+    """A client is refused: the answer, and how it is counted.
+
+    The text, one line, is also the body unless another one is given. It repeats nothing in which a token may stand.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        reason: RefusalReason,
+        text: str,
+        *,
+        json: bytes | None = None,
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+    ) -> None:
+        super().__init__(text)
+        self.reason = reason
+        if json is None:
+            self.response = Response(status, f"{text}\n".encode(), headers=headers)
+        else:
+            self.response = Response(status, json, b"application/json", headers)
+
+
+def printable(text: str, length: int = 200) -> str:
+    """What a stranger sent, fit for a log or an answer."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:length])
