@@ -92,8 +92,10 @@ class AccessWatch:
             self._check_due(session, now)
 
     def changed(self, session: Session) -> None:
-        """The session's grants have changed."""
+        """The session's grants have changed. To leave the rooms that are in question answers nothing."""
         self._expired.judge(session)
+        if not session.asked and self._withholding.withholds_all(session):
+            self._recheck(session, None, True)
         self._withholding.judge(session)
         if session.state is not SessionState.CLOSED:
             self._expiry_queue.watch(session)

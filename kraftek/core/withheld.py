@@ -123,6 +123,10 @@ class Withholding:
         self.judge(session, withheld)
         return withheld if withheld.overrun else None
 
+    def withholds_all(self, session: Session) -> bool:
+        """Whether nothing of the session's access is certain, because of its rooms."""
+        return isinstance(session.outlet, Withheld) and None not in self._withheld.get(session, {})
+
     def judge(self, session: Session, *ended: Withheld) -> None:
         """Rooms were entered or left, or came into question. What ``ended`` has kept is delivered."""
         rooms = self._withheld.get(session)

@@ -196,6 +196,8 @@ def test_a_suspended_room_can_be_left_and_joined() -> None:
         > {"type": "leave", "payload": {"roomId": "one"}}
         < {"type": "left", "payload": {"roomId": "one"}}
         @ 5
+        ? t -
+        ! yes alice
     """)
     assert house.access.questions == []
     assert house.rooms.entries == {}
@@ -920,3 +922,31 @@ def test_everybody_twice_is_everybody_once() -> None:
         house.access.stale(revoked=False)
     house.pass_time(1)
     assert len(house.access.questions) == 1
+
+
+@pytest.mark.parametrize("answer", ["yes", "no"])
+def test_who_leaves_its_last_room_while_that_is_in_question_is_asked_about(answer: str) -> None:
+    house = House()
+    client = house.admit("alice", "one", token="t")
+    house.access.stale(user_id="alice")
+    house.access.next().away()
+    house.broadcast(type="secret", userIds=["alice"])
+    client.play("""
+        > {"type": "leave", "payload": {"roomId": "one"}}
+        < {"type": "left", "payload": {"roomId": "one"}}
+    """)
+    house.broadcast(type="another", userIds=["alice"])
+    client.play("? t -")
+    client.play(
+        """
+        ! yes alice
+        < {"type": "secret", "payload": null}
+        < {"type": "another", "payload": null}
+    """
+        if answer == "yes"
+        else """
+        ! no
+        x ACCESS_REVOKED Access was revoked
+        = 4403 ACCESS_REVOKED
+    """
+    )
