@@ -561,6 +561,9 @@ class IAsker(Interface):
     def asks() -> None:
         """The auth service is going to be asked. Raises ``PeerError`` with ``RATE_LIMITED`` when that was too often."""
 
+    def unasked() -> None:
+        """It was not asked after all: the answer was cached."""
+
 
 class IAccessListener(Interface):
     """Notified when access must be checked again."""

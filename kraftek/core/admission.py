@@ -100,7 +100,14 @@ class Admission:
         self._check_bound(session, message)
         data = self._data(message)
         if session.user_id is not None:
-            self._charge(session, session.user_id, message)
+            if session.refreshes:
+                # It waits until the one before is answered, and what the client sends after it waits with it.
+                session.refreshes += 1
+                session.check_begins()
+                session.handle(message)
+                return
+            main = session.room_id if message.room_id is None else message.room_id
+            self._charge(session, session.user_id, message, rooms=len(session.asked | {main}))
             self._refresh(session, message, data)
             return
         self._arrivals.pop(session, None)
@@ -197,7 +204,7 @@ class Admission:
         enters = message.room_id is not None and message.room_id not in session.rooms
         if enters:
             session.check_begins()
-        session.refreshes += 1
+        session.refreshes = 1
         d = self._refreshes.begin(session, message, data)
         d.addBoth(_refreshed, session)
         if enters:
@@ -237,9 +244,9 @@ class Admission:
         if session.state is not SessionState.CLOSED and session.user_id is None:
             self._await_token(session)
 
-    def _charge(self, session: Session, user_id: str, message: Authenticate | Join) -> None:
+    def _charge(self, session: Session, user_id: str, message: Authenticate | Join, rooms: int = 1) -> None:
         try:
-            self.budgets.joins(user_id)
+            self.budgets.joins(user_id, rooms)
         except PeerError as error:
             error.id = message.id
             raise
@@ -261,7 +268,9 @@ class Admission:
 
 
 def _refreshed(result: object, session: Session) -> object:
-    session.refreshes -= 1
+    waiting, session.refreshes = session.refreshes - 1, 0
+    if waiting:
+        session.check_ends()
     return result
 
 

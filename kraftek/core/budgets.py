@@ -256,15 +256,15 @@ class Budgets:
         if address:
             self._addresses.charge(address, events, size, now)
 
-    def joins(self, user_id: str, *, refusing: bool = True) -> None:
-        """The user joins a room, or leaves one. Raises ``PeerError`` if it has done that too often and that is a
-        reason to refuse.
+    def joins(self, user_id: str, rooms: int = 1, *, refusing: bool = True) -> None:
+        """The user joins so many rooms, or leaves them. Raises ``PeerError`` if it has done that too often and that is
+        a reason to refuse.
         """
         now = self._seconds()
         over = self._joins.over(user_id, now)
         if refusing and over > 0:
             raise _limited(Limit.JOINS, over)
-        self._joins.charge(user_id, 1, now)
+        self._joins.charge(user_id, rooms, now)
 
     def event(self, user_id: str, service: Registration, name: str) -> PeerError | None:
         """The user sends such an event to a service that has rates of its own. An error: too many of them."""
@@ -291,10 +291,17 @@ class Budgets:
             over = max(over, self._address_questions.over(address, now))
         if over > 0:
             raise _limited(Limit.QUESTIONS, over)
+        self._count_questions(user_id, address, 1, now)
+
+    def unasked(self, user_id: str | None, address: str) -> None:
+        """A question that was charged was not necessary."""
+        self._count_questions(user_id, address, -1, self._seconds())
+
+    def _count_questions(self, user_id: str | None, address: str, number: int, now: float) -> None:
         if user_id is not None:
-            self._questions.charge(user_id, 1, now)
+            self._questions.charge(user_id, number, now)
         if address:
-            self._address_questions.charge(address, 1, now)
+            self._address_questions.charge(address, number, now)
 
     def refused(self, spender: Spender, error: PeerError) -> bool:
         """What it sent was refused with ``RATE_LIMITED``. Returns whether it is to be told: an event without an id may
@@ -344,6 +351,10 @@ class Asker:
     def asks(self) -> None:
         if self._budgets is not None:
             self._budgets.question(self._user_id, self._address)
+
+    def unasked(self) -> None:
+        if self._budgets is not None:
+            self._budgets.unasked(self._user_id, self._address)
 
 
 def _allowance(rates: tuple[int, ...], most: int) -> int:

@@ -136,7 +136,7 @@ class Recovering:
                     raise answer
                 if answer.user_id != record.user_id:
                     raise _NotRecoveredError(RecoveryFailure.UNKNOWN)
-            self._budgets.joins(record.user_id)
+            self._budgets.joins(record.user_id, len(rooms))
             record = replace(
                 record, sockets=(*record.sockets, session.socket_id)[-_SOCKETS - 1 :], floor=was.last
             )  # fmt: skip

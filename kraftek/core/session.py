@@ -99,7 +99,9 @@ class Session:
     ================  ===================  ======================  ==========  =======
     input             NEW                  CHECKING                READY       CLOSED
     ================  ===================  ======================  ==========  =======
-    authenticate      → CHECKING           held, in order          refreshed   ignored
+    authenticate      → CHECKING           held, in order          refreshed;  ignored
+                                                                   during one
+                                                                   → CHECKING
     join              NOT_AUTHENTICATED    held, in order          → CHECKING  ignored
     leave, event      NOT_AUTHENTICATED    held, in order          handled     ignored
     access revoked    —                    checked again           → CHECKING  ignored
@@ -116,9 +118,9 @@ class Session:
     access checks: its grant, if the client has one, covers events outside of rooms. ``room_id`` is the default room,
     the first that was joined; ``None`` without rooms, and one that a service gave is none. ``token`` is the one that
     was shown last, with which rooms are joined; it expires at ``expires_at``, in Unix seconds. ``refreshes``: tokens
-    that were shown since and are being checked. ``outages``: how often the gateway had lost Redis when the client
-    connected. ``kept``: what is kept of it if its client may come back. ``outlet`` takes what services send to the user
-    or the socket: the link, unless that has to wait.
+    that were shown since: one is being checked, another one waits for that. ``outages``: how often the gateway had lost
+    Redis when the client connected. ``kept``: what is kept of it if its client may come back. ``outlet`` takes what
+    services send to the user or the socket: the link, unless that has to wait.
     ``events``, ``size``: messages and bytes that may arrive before the ``budgets`` are looked at again.
     """
 

@@ -440,6 +440,23 @@ def test_questions_of_an_address_before_its_user_is_known() -> None:
     budgets.question(None, "2.2.2.2")
 
 
+def test_questions_that_were_not_asked_are_given_back() -> None:
+    its_house = house(questions_per_user=10, questions_per_address=10)
+    budgets = its_house.admission.budgets
+    session = its_house.admit("a").session
+    session.address = "1.1.1.1"
+    asker = Asker(session, "digest", budgets)
+    for _ in range(50):
+        asker.asks()
+        asker.unasked()
+    for _ in range(11):
+        asker.asks()
+    for user_id, address in (("a", ""), ("b", "1.1.1.1")):
+        with pytest.raises(PeerError):
+            budgets.question(user_id, address)
+    Asker(session, "digest").unasked()
+
+
 @pytest.mark.parametrize(("user_id", "address", "turn"), [("a", "1.1.1.1", "ua"), (None, "1.1.1.1", "a1.1.1.1"),
                                                           (None, "", "tdigest")])  # fmt: skip
 def test_whose_turn_it_is_to_ask(user_id: str | None, address: str, turn: str) -> None:

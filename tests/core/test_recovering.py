@@ -171,6 +171,18 @@ def test_who_comes_back_is_what_it_was_and_gets_what_it_missed(fleet: Fleet) -> 
     assert json.loads(there.bus.published[-1].body)["roomId"] == A
 
 
+def test_to_come_back_counts_as_to_join_its_rooms(fleet: Fleet) -> None:
+    gateway = fleet.gateway()
+    page = gateway.comes("ann", A, B)
+    page.lose()
+    gateway.clock.advance(10)
+    now = gateway.clock.seconds()
+    again = back(page, gateway)
+    assert is_recovered(again, page)
+    [(user_id, full_at)] = gateway.admission.budgets.give().joins
+    assert (user_id, full_at - now) == ("ann", pytest.approx(2 / gateway.limits.joins_per_user))
+
+
 def test_it_comes_back_again_and_again(fleet: Fleet) -> None:
     gateway = fleet.gateway()
     page = gateway.comes("ann", A, B)

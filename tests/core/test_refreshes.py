@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from kraftek.contract.errors import Code, PeerError
 from kraftek.contract.messages import Token
+from kraftek.contract.settings import Limits
 from kraftek.core.expired_tokens import GRACE
 from tests.support.world import Client, House, works
 
@@ -423,6 +424,100 @@ def test_a_join_with_an_expired_token_is_no_reason_to_close() -> None:
         x TOKEN_EXPIRED jwt expired {"id": 1}
     """)
     works(client)
+
+
+def test_a_second_token_waits_for_the_first_and_so_does_what_comes_after_it() -> None:
+    house = House()
+    client = admitted(house, "one", "two")
+    shown(client, "first")
+    shown(client, "second")
+    shown(client, "third")
+    client.send({"type": "notes:n:1"})
+    assert [question.token for question in house.access.questions] == ["first"]
+    assert not house.bus.published
+    client.play("""
+        ? first two
+        ! yes alice
+        ? first one
+        ! yes alice
+        < {"type": "authenticated", "id": 1, "payload": {"success": true, "userId": "alice", "roomId": "one"}}
+        ? second two
+        ! yes alice
+        ? second one
+        ! yes alice
+        < {"type": "authenticated", "id": 1, "payload": {"success": true, "userId": "alice", "roomId": "one"}}
+        * events:notes {"eventType": "notes:n:1"}
+        ? third two
+        ! yes alice
+        ? third one
+        ! yes alice
+        < {"type": "authenticated", "id": 1, "payload": {"success": true, "userId": "alice", "roomId": "one"}}
+    """)
+    assert [*house.roster.digest(Token("third").digest)] == [client.session]
+    assert not house.access.questions
+
+
+def test_a_second_token_counts_where_the_first_was_refused() -> None:
+    house = House()
+    client = admitted(house, "one")
+    shown(client, "first")
+    shown(client, "second")
+    client.play("""
+        ? first one
+        ! away
+        x AUTH_UNAVAILABLE access cannot be checked at present {"id": 1, "retryAfter": 1.0}
+        ? second one
+        ! yes alice
+        < {"type": "authenticated", "id": 1, "payload": {"success": true, "userId": "alice", "roomId": "one"}}
+    """)
+    works(client)
+
+
+def test_who_is_closed_by_the_first_token_shows_no_second() -> None:
+    house = House()
+    client = admitted(house, "one")
+    shown(client, "first")
+    shown(client, "second")
+    client.play("""
+        ? first one
+        ! no Access denied
+        x AUTH_FAILED Access denied {"id": 1}
+        = 4401 AUTH_FAILED
+    """)
+    assert not house.access.questions
+
+
+def test_a_few_rooms_are_asked_about_in_a_turn() -> None:
+    house = House(limits=Limits(joins_per_user=0))
+    rooms = [f"room {number}" for number in range(20)]
+    client = admitted(house, *rooms)
+    shown(client)
+    assert [question.room_id for question in house.access.questions] == rooms[1:9]
+    client.send({"type": "leave", "payload": {"roomId": "room 19"}})
+    house.clock.advance(0)
+    assert [question.room_id for question in house.access.questions] == rooms[1:19]
+    while house.access.questions:
+        house.access.next().yes("alice")
+    assert [message["type"] for message in client.link.read()] == ["left", "authenticated"]
+
+
+def test_a_token_counts_as_so_many_joins_as_there_are_rooms() -> None:
+    house = House(limits=Limits(joins_per_user=10, burst=1.0))
+    client = admitted(house, "one", "two", "three", "four")
+    house.clock.advance(1)
+    for room in (None, "one", "five"):
+        shown(client, room=room)
+        while house.access.questions:
+            house.access.next().yes("alice")
+        assert client.link.read()[-1]["type"] == "authenticated"
+        house.clock.advance(0)
+    shown(client)
+    assert not house.access.questions
+    refusal = client.link.read()[-1]["payload"]
+    assert (refusal["code"], refusal["limit"], refusal["retryAfter"]) == ("RATE_LIMITED", "joins", 1.0)
+    house.clock.advance(0.301)
+    shown(client)
+    assert house.access.questions
 
 
 def test_who_is_in_no_room_may_refresh_too() -> None:

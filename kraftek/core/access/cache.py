@@ -180,16 +180,20 @@ class AccessCache:
 
     async def _find(self, token: Token, key: Key, asker: IAsker | None) -> Grant:
         for _ in range(ATTEMPTS):
+            refusal = _refusal(asker)
+            if refusal is not None and not await self._shared.has(*key):
+                raise refusal
             position = self._changes.position
             found = await self._look_up(key)
-            if found is not None and found.grant is not None and not self._listening.settled:
-                await self._listening.settle()
-                found = await self._look_up(key)
             if found is not None and found.grant is not None and self._validity.counts(found.grant, key[1]):
+                if asker is not None and refusal is None:
+                    asker.unasked()
                 self._counters.access_hits += 1
                 self._users.put(key[0], found.grant.user_id)
                 self._remember(key, found.grant, position)
                 return found.grant
+            if refusal is not None:
+                raise refusal
             asked = self._clock.seconds()
             grant = await self._ask(token, key, asker)
             if self._clock.seconds() - asked > self._auth.timeout + LATENESS:
@@ -215,6 +219,13 @@ class AccessCache:
         raise PeerError(Code.AUTH_UNAVAILABLE, "access cannot be checked at present", retry_after=RETRY_AFTER)
 
     async def _look_up(self, key: Key) -> Found | None:
+        found = await self._look_up_once(key)
+        if found is not None and found.grant is not None and not self._listening.settled:
+            await self._listening.settle()
+            found = await self._look_up_once(key)
+        return found
+
+    async def _look_up_once(self, key: Key) -> Found | None:
         if self._bus.epoch is None:
             return None
         user_id = self._users.get(key[0])
@@ -231,8 +242,6 @@ class AccessCache:
         return found if same or found is None else replace(found, grant=None)
 
     async def _ask(self, token: Token, key: Key, asker: IAsker | None) -> Grant:
-        if asker is not None:
-            asker.asks()
         position = self._changes.position
         self._counters.access_asked += 1
         try:
@@ -308,6 +317,16 @@ class AccessCache:
                 listener.access_stale(digest, user_id, room_id, revoked)
             except Exception:  # noqa: BLE001  # one listener's fault must not keep the others from being notified
                 self._log.failure("Notifying a listener of changed access failed: a bug, please report it")
+
+
+def _refusal(asker: IAsker | None) -> PeerError | None:
+    """Why the auth service may not be asked; otherwise it counts as asked. Who may not ask leaves no note in Redis."""
+    try:
+        if asker is not None:
+            asker.asks()
+    except PeerError as error:
+        return error
+    return None
 
 
 def _unless_expired(result: Grant | Failure, now: float) -> Grant | Failure:

@@ -137,6 +137,13 @@ class SharedAnswers:
             self._unreadable(digest)
         return Found(time, self.now(), cached)
 
+    async def has(self, digest: str, room_id: str | None) -> bool:
+        """Whether there is an answer for this token in this room, whatever it is worth: a look-up that leaves nothing
+        behind, not even a key that is tracked.
+        """
+        answer = await self._run("HGET", (token_key(digest),), (room_id or "",))
+        return answer is not None and not _is_note(answer)
+
     async def store(
         self, digest: str, room_id: str | None, cached: CachedGrant, seconds: float, found: Found
     ) -> bool | None:
@@ -198,7 +205,7 @@ class SharedAnswers:
         )
         return None if reply is None else [digest.decode("utf-8", "replace") for digest in reply]
 
-    async def _run(self, script: Script, keys: Sequence[str], args: Sequence[bytes | str | int]) -> Any:
+    async def _run(self, script: Script | str, keys: Sequence[str], args: Sequence[bytes | str | int]) -> Any:
         try:
             return await self._bus.call(script, keys, args)
         except NotPublished:

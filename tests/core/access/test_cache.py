@@ -9,10 +9,11 @@ import pytest
 from twisted.internet.defer import CancelledError
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
+from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from kraftek.contract.errors import Code, PeerError
-from kraftek.contract.interfaces import IAccess, IBusListener
+from kraftek.contract.interfaces import IAccess, IAsker, IBusListener
 from kraftek.contract.messages import Token
 from kraftek.contract.names import token_key, user_key
 from kraftek.contract.settings import Auth
@@ -70,6 +71,82 @@ def test_keeps_its_interfaces(one: Process) -> None:
 
 
 # What is asked, and what is kept
+
+
+@implementer(IAsker)
+class Asker:
+    """May ask so often."""
+
+    turn = ""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def asks(self) -> None:
+        if not self.left:
+            raise PeerError(Code.RATE_LIMITED, "access has to be checked too often")
+        self.left -= 1
+
+    def unasked(self) -> None:
+        self.left += 1
+
+
+def test_who_may_not_ask_leaves_nothing_in_redis(one: Process) -> None:
+    settle(one)
+    refused = [one.ask(f"random {number}", asker=Asker(0)) for number in range(3)]
+    assert [call.command for call in one.bus.calls] == ["HGET"] * 3
+    settle(one)
+    assert [outcome.code for outcome in refused] == [Code.RATE_LIMITED] * 3
+    assert one.questions == []
+    assert one.redis.all_keys() == set()
+    assert one.counters.access_asked == 0
+
+
+def test_who_may_not_ask_is_not_kept_from_what_is_known(one: Process, two: Process) -> None:
+    let_in(one)
+    asker = Asker(0)
+    known, unknown = two.ask("t", asker=asker), two.ask("t", "another", asker=asker)
+    settle(two)
+    assert (known.user, unknown.code) == ("ada", Code.RATE_LIMITED)
+    assert two.ask("t", asker=asker).user == "ada"
+    assert [*one.redis.hashes[HASH]] == ["r"]
+    one.redis.delete(HASH)
+    settle(two)
+    assert two.stale == [(T.digest, None, None, True)]
+
+
+def test_a_note_or_an_answer_that_has_grown_old_does_not_let_anybody_in(one: Process, two: Process) -> None:
+    asked = one.ask("t")
+    settle(one)
+    refused = two.ask("t", asker=Asker(0))
+    settle(two)
+    assert (asked.waits, refused.code) == (True, Code.RATE_LIMITED)
+    one.questions.pop().yes("ada")
+    settle(one)
+    one.clock.advance(301)
+    refused = two.ask("t", asker=Asker(0))
+    settle(two)
+    assert (refused.code, two.questions) == (Code.RATE_LIMITED, [])
+
+
+def test_what_is_cached_is_no_question(one: Process, two: Process) -> None:
+    asker = Asker(2)
+    let_in(one)
+    assert two.ask("t", asker=asker).waits
+    assert asker.left == 1
+    settle(two)
+    assert asker.left == 2
+    assert two.ask("t", asker=asker).user == "ada"
+    outcome = two.ask("t", "another", asker)
+    settle(two)
+    two.questions.pop().no()
+    assert (outcome.code, asker.left) == (Code.AUTH_FAILED, 1)
+
+
+def test_without_redis_who_may_not_ask_is_refused(clock: Clock, redis: MemoryRedis) -> None:
+    process = Process(redis, clock, available=False)
+    outcome = process.ask("t", asker=Asker(0))
+    assert (outcome.code, process.questions) == (Code.RATE_LIMITED, [])
 
 
 def test_an_answer_counts_while_the_checker_vouches_for_it(one: Process, two: Process) -> None:

@@ -16,7 +16,7 @@ from twisted.internet.task import Clock
 from zope.interface import implementer
 
 from kraftek.contract.errors import Code, PeerError
-from kraftek.contract.interfaces import IAccessChecker, IAccessListener
+from kraftek.contract.interfaces import IAccessChecker, IAccessListener, IAsker
 from kraftek.contract.lua import Script
 from kraftek.contract.messages import Grant, Token
 from kraftek.contract.metrics import Counters
@@ -71,6 +71,9 @@ class MemoryRedis:
         self._ticks += 1
         if script == "PING":
             return b"PONG"
+        if script == "HGET":
+            answer = self.hashes.get(keys[0], {}).get(str(args[0]))
+            return None if answer is None else answer.encode()
         if script == "TIME":
             return [str(part).encode() for part in divmod(self._now(), 1_000_000)]
         assert isinstance(script, Script)
@@ -384,9 +387,9 @@ class Process:
     def now(self) -> float:
         return EPOCH + self.clock.seconds() + self.ahead
 
-    def ask(self, token: str | Token, room: str | None = "r") -> Outcome:
+    def ask(self, token: str | Token, room: str | None = "r", asker: IAsker | None = None) -> Outcome:
         """As the gateway asks."""
-        return Outcome(self.cache.check(token if isinstance(token, Token) else Token(token), room))
+        return Outcome(self.cache.check(token if isinstance(token, Token) else Token(token), room, asker))
 
     # The auth service
 
