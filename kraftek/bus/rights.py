@@ -37,6 +37,7 @@ EVAL script 0
 EVALSHA digest 0
 EXISTS key
 GET key
+GETRANGE key 0 0
 HDEL key field
 HEXISTS key field
 HGET key field
@@ -50,7 +51,6 @@ HSET key field value
 HVALS key
 INFO
 MEMORY USAGE key
-MGET key
 PEXPIRE key 1
 PING
 PTTL key
@@ -65,6 +65,7 @@ SMEMBERS key
 SRANDMEMBER key
 SREM key member
 SSCAN key 0
+STRLEN key
 SUBSCRIBE channel
 SUNIONSTORE key key
 TIME

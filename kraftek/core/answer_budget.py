@@ -14,7 +14,7 @@ from kraftek.contract.messages import ErrorPayload
 from kraftek.contract.metrics import Counters
 from kraftek.contract.rates import share
 
-__all__ = ["INCLUDED", "PARTS", "RECORD", "SMALL", "TOMBSTONE", "AnswerBudget"]
+__all__ = ["INCLUDED", "LARGE", "PARTS", "RECORD", "SMALL", "TOMBSTONE", "AnswerBudget"]
 
 RECORD = 420
 """Bytes that Redis needs for a record beside its key, with what it holds at first or with an answer of up to
@@ -27,6 +27,10 @@ microsecond."""
 
 PARTS = 5_000
 """Bytes that Redis needs for the parts of an answer before there is the first one: it reserves 4 KiB."""
+
+LARGE = 1024
+"""Bytes of an answer that are looked up with others. A larger one is read by itself, when its user is not over budget:
+a hundred requests that are sent again may have ten megabytes of answers."""
 
 SMALL = 512
 """Bytes of an answer that this process does not count while it waits to be stored."""

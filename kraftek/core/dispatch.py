@@ -22,6 +22,7 @@ from kraftek.contract.lua import ForEach, Receipt, Script, Value, lua
 from kraftek.contract.messages import Envelope
 from kraftek.contract.names import EPOCH, GATEWAY_BYTES, GATEWAY_LENGTH, GATEWAY_STREAM, place_of, stream_of
 from kraftek.contract.settings import Registration
+from kraftek.core.answer_budget import LARGE
 from kraftek.core.stream_shares import StreamShares
 
 __all__ = ["Dispatch", "once", "target_of"]
@@ -95,17 +96,20 @@ def once(transport: str, replies: bool, lifetime: int, most: int, most_bytes: in
 
     Each of its messages is the channel or stream, the key of the request record, the event, and the receipt callback.
     The record lives for ``lifetime`` milliseconds. It holds ``?`` and the socket that sent the event, and then the
-    answer. The receipt of an event that has a record already is the content of that record. The callback is not called
-    when the event was sent to a service that replies. What is the same for all events of a service is part of the
-    script; services with equal settings share a script, and so a command. ``most``, ``most_bytes``: what may wait in
-    a stream.
+    answer. The receipt of an event that has a record already is the content of that record, or ``=`` and its size when
+    it is more than :data:`kraftek.core.answer_budget.LARGE`. The callback is not called when the event was sent to a
+    service that replies. What is the same for all events of a service is part of the script; services with equal
+    settings share a script, and so a command. ``most``, ``most_bytes``: what may wait in a stream.
     """
     return ForEach.make(
         "target, record",
         "socket",
         _to_send,
         f"""
-if not redis.call('SET', record, '?' .. socket, 'NX', 'PX', '{lifetime}') then return redis.call('GET', record) end
+if not redis.call('SET', record, '?' .. socket, 'NX', 'PX', '{lifetime}') then
+    local known = redis.call('GETRANGE', record, 0, {LARGE})
+    return #known > {LARGE} and '=' .. redis.call('STRLEN', record) or known
+end
 local sent, receipt = pcall(send, target, body, {most}, {most_bytes})
 if not sent or receipt <= 0 then redis.call('DEL', record) end
 if not sent then error(receipt, 0) end

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
 
 import msgspec
 from msgspec import Struct
@@ -16,16 +15,32 @@ from zope.interface import implementer
 from kraftek.contract.errors import Code, Limit, NotPublished, PeerError
 from kraftek.contract.interfaces import IBus, IBusListener
 from kraftek.contract.log_once import OnceAMinute, failing
+from kraftek.contract.lua import Script, lua
 from kraftek.contract.messages import Broadcast, RequestId
 from kraftek.contract.names import late_answer_key
+from kraftek.contract.rates import share
+from kraftek.core.answer_budget import LARGE
+from kraftek.core.request_large_answers import LargeAnswers, overdrawn
 from kraftek.core.request_queue import Request
 from kraftek.core.request_records import AnswerStore
+from kraftek.core.session import Session
 
 __all__ = ["LookUpState", "LookUps"]
 
 _MOST = 1000
-"""Requests that one command looks up, in a millisecond. As many may wait to be looked up that nobody says to be sent
-again; further ones are refused without it."""
+"""Requests that may wait to be looked up and that nobody says to be sent again; further ones are refused without it. Of
+so many that have waited through an outage one command looks up the answers, in a millisecond."""
+
+_AT_ONCE = 500
+"""Requests that one command looks up, under two keys each, in a millisecond. Others are when it is answered."""
+
+_SHARED = 10_000
+"""Requests that may wait to be looked up because clients say that they were sent before: each user has a share."""
+
+_FOR_ONE = 16
+"""Requests that are looked up again and count as one event. The first time each counts."""
+
+_READ = Script(lua(__package__, "request_answers"))
 
 _LOST_BYTES = 8 * 1024 * 1024
 """Names of records that are remembered through an outage: those of some 100,000 requests. When there are more, any
@@ -97,7 +112,9 @@ class LookUps:
     was sent for the first time: Redis was lost before its receipt, or refused it; or it may be a duplicate, and Redis
     cannot be asked at once. What nobody can tell in time is answered ``TIMEOUT``.
 
-    ``waiting``: the requests that are looked up at each sweep. ``outages``: how often Redis was lost.
+    ``waiting``: the requests that are looked up at each sweep, one command after the other; those of a user or an
+    address that is over budget are when it is not. They are charged for it, and for the answers to requests that were
+    sent again. ``outages``: how often Redis was lost; ``epoch``: that of its data when it was available last.
     ``settle`` is called with a request, its answer, and what of it is to be stored; ``refuse`` with a request that no
     service has, and the reason. ``requests`` returns all requests that wait.
 
@@ -118,6 +135,12 @@ class LookUps:
         requests: Callable[[], Iterable[Request]],
     ) -> None:
         self.waiting: dict[Request, _LookUp] = {}
+        # How many of them are whose.
+        self._of_users: Counter[str | None] = Counter()
+        # Those that are to be looked up now, and whether others are being looked up.
+        self._next: deque[Request] = deque()
+        self._looking = False
+        self._large = LargeAnswers(bus, self.failed)
         self.outages = 0
         self._bus = bus
         self.store = store
@@ -129,8 +152,8 @@ class LookUps:
         # Those that waited when it was back, and when their answers are looked up that were missed.
         self._behind: deque[Request] = deque()
         self._look_behind_at = 0.0
-        self._now = clock.seconds
-        self._epoch: str | None = None
+        self._clock, self._now = clock, clock.seconds
+        self.epoch: str | None = None
         self._data = 0
         self._once_a_minute = OnceAMinute(clock.seconds)
         bus.add_listener(self)
@@ -142,63 +165,44 @@ class LookUps:
         self._behind = deque(self.requests())
         self._look_behind_at = self._now() + _MISSED
         epoch = self._bus.epoch
-        if epoch is None or epoch != self._epoch:
+        if epoch is None or epoch != self.epoch:
             self._data += 1
-        self._epoch = epoch
+        self.epoch = epoch
 
     def epoch_changed(self) -> None:
         self._data += 1
-        self._epoch = self._bus.epoch
+        self.epoch = self._bus.epoch
 
     def bus_down(self) -> None:
         self.outages += 1
 
     # For another version of the gateway
 
-    @property
-    def epoch(self) -> str | None:
-        """That of the data when Redis was available last."""
-        return self._epoch
-
     def take(self, outages: int, epoch: str | None) -> None:
         """Go on where another version had lost Redis so often, and had data of this epoch."""
-        self.outages, self._epoch = outages, epoch
+        self.outages, self.epoch = outages, epoch
 
     def give(self, request: Request) -> LookUpState | None:
         """Why it is looked up, if it is."""
         found = self.waiting.get(request)
-        if found is None:
-            return None
-        why = found.why
-        state = LookUpState(late=found.late, any_data=found.data is None, lost=found.data not in (None, self._data))
-        if isinstance(why, PeerError):
-            state.code, state.message, state.limit = why.code, why.message, why.limit
-            state.retry_after, state.id, state.event_type = why.retry_after, why.id, why.event_type
-        elif why is not None:
-            state.receipt = int(why)
-        return state
+        return None if found is None else _state_of(found, self._data)
 
     def restore(self, request: Request, state: LookUpState) -> None:
         """Look it up as another version did."""
-        why: int | PeerError | None = state.receipt
-        if state.code is not None:
-            why = PeerError(
-                Code(state.code),
-                state.message,
-                retry_after=state.retry_after,
-                id=state.id,
-                event_type=state.event_type,
-                limit=None if state.limit is None else Limit(state.limit),
-            )
-        data = None if state.any_data else self._data - state.lost
-        self.waiting[request] = _LookUp(state.late, why, data)
+        self._wait(request, _look_up_of(state, self._data))
 
     # For requests
 
     def known(self, request: Request, record: bytes) -> None:
-        """Its record holds this: answer it, or wait for the answer to the request of the socket that is named."""
+        """Its record holds this: answer it, read the answer that has so many bytes, or wait for the answer to the
+        request of the socket that is named.
+        """
+        if record.startswith(b"="):
+            self._wait(request, _LookUp(""))
+            self._large.read(request, request.record, int(record[1:]), self._read)
+            return
         if not record.startswith(b"?"):
-            if not self._answer(request, record):
+            if not self._repeat(request, record):
                 self._unreadable(request.record)
             return
         try:
@@ -206,29 +210,50 @@ class LookUps:
         except UnicodeDecodeError:
             self._unreadable(request.record)
             return
-        self.waiting[request] = _LookUp(late_answer_key(first, request.id))
-        self._look_up([request])
+        self._wait(request, _LookUp(late_answer_key(first, request.id)))
+        self._next.append(request)
+        if not self._looking:
+            self._look_up()
 
     def uncertain(self, request: Request, receipt: int) -> None:
         """It was sent, and this receipt does not say whether it arrived."""
-        self.waiting[request] = _LookUp("", receipt, self._data)
+        self._wait(request, _LookUp("", receipt, self._data))
 
     def not_sent(self, request: Request, resent: bool, error: PeerError) -> None:
         """It could not be sent. ``resent``: the client says that it was sent before. Raises the error unless it may
-        have been.
+        have been; ``TIMEOUT`` where nobody knows, and too many of its user are looked up.
         """
         if not (request.lasts and (resent or self._may_repeat(request))):
             raise error
+        if resent and self._has_share(request.session.user_id):
+            message = "too many requests of this user were sent again, and wait for their answers"
+            raise PeerError(Code.TIMEOUT, message, id=request.id, event_type=request.name)
         if self._lost is not None:
             self._lost.add(request.record)
         # Data that are lost prove nothing about a request that was sent before.
-        self.waiting[request] = _LookUp("", error, self._data if resent else None)
+        self._wait(request, _LookUp("", error, self._data if resent else None))
+
+    def forget(self, request: Request) -> None:
+        """It is settled."""
+        if self.waiting.pop(request, None) is not None:
+            user_id = request.session.user_id
+            self._of_users[user_id] -= 1
+            if not self._of_users[user_id]:
+                del self._of_users[user_id]
+
+    def repeats(self, request: Request) -> bool:
+        """Whether it was not sent, because another one may have been, or was."""
+        found = self.waiting.get(request)
+        if found is None or isinstance(found.why, int):
+            return False
+        return found.late != late_answer_key(request.session.socket_id, request.id)
 
     def sweep(self) -> None:
         """Look all of them up."""
-        requests = iter(tuple(self.waiting))
-        while some := tuple(islice(requests, _MOST)):
-            self._look_up(some)
+        if not self._next:
+            self._next.extend(self.waiting)
+        if self._next and not self._looking:
+            self._look_up()
         if self._behind and self._bus.available and self._now() >= self._look_behind_at:
             self._look_behind()
 
@@ -251,15 +276,48 @@ class LookUps:
                 self._lost.add(waiting.record)
         return request.record in self._lost
 
-    def _look_up(self, requests: Sequence[Request]) -> None:
-        asked = []
-        for request in requests:
+    def _has_share(self, user_id: str | None) -> bool:
+        held = len(self.waiting)
+        return 2 * held >= _SHARED and self._of_users[user_id] >= max(share(held, _SHARED, len(self._of_users)), 1)
+
+    def _wait(self, request: Request, look_up: _LookUp) -> None:
+        if request not in self.waiting:
+            self._of_users[request.session.user_id] += 1
+        self.waiting[request] = look_up
+
+    def _look_up(self) -> None:
+        """Look some of them up, and others when these were."""
+        self._looking = False
+        asked: list[tuple[Request, str]] = []
+        for request in self._due():
             answer = self.store.find(request.record)
-            if answer is None or not self._answer(request, answer):
+            if answer is None or not self._repeat(request, answer):
                 asked.append((request, self.waiting[request].late))
         if asked and self._bus.available:
-            keys = [key for request, late in asked for key in (request.record, late or request.record)]
-            self._bus.call("MGET", keys).addCallback(self._found, asked).addErrback(self.failed)
+            self._looking = True
+            keys = [key for request, late in asked for key in (request.record, late) if key]
+            found = self._bus.call(_READ, keys, (LARGE,)).addCallback(self._found, asked)
+            found.addErrback(self._not_found).addCallback(lambda _: self._look_up())
+        elif self._next:
+            self._looking = True
+            self._clock.callLater(0, self._look_up)
+
+    def _due(self) -> list[Request]:
+        """The next of them whose users and addresses are not over budget. These are charged."""
+        due: list[Request] = []
+        costs: dict[Session, int] = {}
+        over: dict[Session, bool] = {}
+        for _ in range(min(len(self._next), _AT_ONCE)):
+            request = self._next.popleft()
+            look_up, session = self.waiting.get(request), request.session
+            if session not in over:
+                over[session] = overdrawn(session)
+            if look_up is not None and not over[session]:
+                due.append(request)
+                costs[session] = costs.get(session, 0) + (_FOR_ONE if isinstance(look_up.why, PeerError) else 1)
+        for session, cost in costs.items():
+            session.charge(-(-cost // _FOR_ONE), 0)
+        return due
 
     def _look_behind(self) -> None:
         """A thousand at each sweep: Redis takes a millisecond for them, and so do we."""
@@ -271,33 +329,65 @@ class LookUps:
                 asked.append(request)
         if asked:
             keys = [late_answer_key(request.session.socket_id, request.id) for request in asked]
-            self._bus.call("MGET", keys).addCallback(self._found_behind, asked, keys).addErrback(self.failed)
+            found = self._bus.call(_READ, keys, (LARGE,))
+            found.addCallback(self._found_behind, asked, keys).addErrback(self.failed)
 
-    def _found_behind(self, answers: list[bytes | None], requests: Sequence[Request], keys: Sequence[str]) -> None:
+    def _found_behind(
+        self, answers: list[bytes | int | None], requests: Sequence[Request], keys: Sequence[str]
+    ) -> None:
         for request, answer, key in zip(requests, answers, keys, strict=True):
-            if answer is not None and request in request.queue.requests and not self._answer(request, answer, answer):
-                self._unreadable(key)
+            if isinstance(answer, int):
+                self._large.read(request, key, answer, self._missed, repeated=False)
+            elif answer is not None:
+                self._missed(request, key, answer)
 
-    def _found(self, answers: list[bytes | None], asked: Sequence[tuple[Request, str]]) -> None:
-        for (request, late_key), stored, late in zip(asked, answers[::2], answers[1::2], strict=True):
+    def _missed(self, request: Request, key: str, answer: bytes) -> None:
+        if request in request.queue.requests and not self._answer(request, answer, answer):
+            self._unreadable(key)
+
+    def _found(self, answers: list[bytes | int | None], asked: Sequence[tuple[Request, str]]) -> None:
+        values = iter(answers)
+        for request, late_key in asked:
+            stored = next(values)
+            late = next(values) if late_key else None
             look_up = self.waiting.get(request)
             if look_up is None:
                 continue
             if look_up.why is not None:
                 self._decide(request, look_up.why, look_up.data, stored)
-                continue
-            if stored is not None and not stored.startswith(b"?"):
-                if self._answer(request, stored):
-                    continue
-                self._unreadable(request.record)
-            if late is not None and late_key and not self._answer(request, late, late):
-                self._unreadable(late_key)
+            elif not self._holds_answer(request, request.record, stored):
+                self._holds_answer(request, late_key, late)
 
-    def _decide(self, request: Request, why: int | PeerError, data: int | None, record: bytes | None) -> None:
+    def _not_found(self, failure: Failure) -> None:
+        self._next.clear()
+        self.failed(failure)
+
+    def _holds_answer(self, request: Request, key: str, held: bytes | int | None) -> bool:
+        """Whether this is the answer to it under this key: then it gets it."""
+        if held is None or (isinstance(held, bytes) and held.startswith(b"?")):
+            return False
+        if isinstance(held, int):
+            self._large.read(request, key, held, self._read)
+            return True
+        request.session.charge(0, len(held))
+        return self._read(request, key, held)
+
+    def _read(self, request: Request, key: str, answer: bytes) -> bool:
+        """Answer it with what its record holds, or with a late answer, which is to be stored in the record, too."""
+        if self._answer(request, answer, None if key == request.record else answer):
+            return True
+        self._unreadable(key)
+        return False
+
+    def _repeat(self, request: Request, answer: bytes) -> bool:
+        request.session.charge(0, len(answer))
+        return self._answer(request, answer)
+
+    def _decide(self, request: Request, why: int | PeerError, data: int | None, record: bytes | int | None) -> None:
         """Whether its service has the request, by the record."""
-        del self.waiting[request]
+        self.forget(request)
         if record is not None:
-            self.known(request, record)
+            self.known(request, b"=%d" % record if isinstance(record, int) else record)
         elif data is None or data == self._data:
             self._refuse(request, why)
         # Otherwise nobody knows: it waits for an answer or its time-out.
@@ -319,3 +409,28 @@ class LookUps:
         text = "{key} in Redis cannot be read, and is removed (logged once a minute)"
         self._once_a_minute(self._log.error, text, key=key)
         self._bus.call("DEL", (key,)).addErrback(self.failed)
+
+
+def _state_of(look_up: _LookUp, data: int) -> LookUpState:
+    why = look_up.why
+    state = LookUpState(late=look_up.late, any_data=look_up.data is None, lost=look_up.data not in (None, data))
+    if isinstance(why, PeerError):
+        state.code, state.message, state.limit = why.code, why.message, why.limit
+        state.retry_after, state.id, state.event_type = why.retry_after, why.id, why.event_type
+    elif why is not None:
+        state.receipt = int(why)
+    return state
+
+
+def _look_up_of(state: LookUpState, data: int) -> _LookUp:
+    why: int | PeerError | None = state.receipt
+    if state.code is not None:
+        why = PeerError(
+            Code(state.code),
+            state.message,
+            retry_after=state.retry_after,
+            id=state.id,
+            event_type=state.event_type,
+            limit=None if state.limit is None else Limit(state.limit),
+        )
+    return _LookUp(state.late, why, None if state.any_data else data - state.lost)

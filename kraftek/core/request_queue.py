@@ -38,6 +38,11 @@ class Request(Struct, eq=False, gc=False):
     def __call__(self, receipt: int | bytes) -> None:
         self.queue.receipt(self, receipt)
 
+    @property
+    def waits(self) -> bool:
+        """Whether it is not settled."""
+        return self in self.queue.requests or self in self.queue.refused
+
 
 class RequestQueue:
     """Requests of one service, in the order in which they are due. ``receipt`` is called with the receipt of each.

@@ -37,7 +37,7 @@ from kraftek.core.request_moving import RequestMove
 from kraftek.core.request_progress import RequestProgress
 from kraftek.core.request_queue import AwaitedRequests, Request, RequestQueue
 from kraftek.core.request_records import AnsweredTogether, AnswerStore, record_key
-from kraftek.core.session import Session
+from kraftek.core.session import Session, SessionState
 
 __all__ = ["Requests", "undelivered_error", "unreachable_error"]
 
@@ -89,7 +89,7 @@ class Requests:
         self.look_ups = LookUps(
             bus, clock, self._store, settle=self._found, refuse=self._not_handed, requests=self._requests
         )
-        self._looked_up = self.look_ups.waiting
+        self._looked_up, self._forget = self.look_ups.waiting, self.look_ups.forget
         self.cancels = RequestCancels(self._waiting, bus, counters, self._end, self.store_answers)
         self.progress = RequestProgress(self._waiting, bus, self.look_ups, clock, self.budget, self._window)
         self._in_parts = self.progress.under_way
@@ -165,7 +165,12 @@ class Requests:
         waiting[request_id] = request
 
     def departed(self, session: Session) -> None:
-        """The session has ended. Answers to its requests are still stored, because a duplicate may ask for them."""
+        """The session has ended. Answers to its requests are still stored, because a duplicate may ask for them; those
+        that are duplicates themselves wait no longer.
+        """
+        for request in tuple(self._waiting.get(session.socket_id, {}).values()):
+            if self.look_ups.repeats(request):
+                self._drop(request)
         if self._waiting.get(session.socket_id):
             self._departed.add(session.socket_id)
         else:
@@ -240,7 +245,10 @@ class Requests:
             return
         if isinstance(receipt, bytes):
             self._counters.requests_repeated += 1
-            self.look_ups.known(request, receipt)
+            if request.session.state is SessionState.CLOSED:
+                self._drop(request)
+            else:
+                self.look_ups.known(request, receipt)
         elif receipt > 0:
             del waiting[request.id]
             self._settle(request, Ack(request.id, receipt))
@@ -254,6 +262,10 @@ class Requests:
         script = self._dispatch.once_of(service, ceil(known * 1000))
         queue = self._queues[id(service)] = RequestQueue(service, script, self._sent)
         return queue
+
+    def _drop(self, request: Request) -> None:
+        del self._waiting[request.session.socket_id][request.id]
+        self._settle(request, None)
 
     def _requests(self) -> Iterable[Request]:
         return chain.from_iterable(chain(queue.requests, queue.refused) for queue in self._queues.values())
@@ -296,7 +308,7 @@ class Requests:
         """
         request.queue.remove(request)
         if self._looked_up:
-            self._looked_up.pop(request, None)
+            self._forget(request)
         if body is not None and request.lasts:
             if len(body) > INCLUDED:
                 body = self.budget.kept(body, request.queue.service.name, request.session.user_id or "")

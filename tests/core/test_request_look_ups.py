@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+import pytest
 from twisted.internet.defer import gatherResults
 from twisted.logger import capturedLogs
 
+from kraftek.contract.errors import Code, NotPublished, PeerError
 from kraftek.contract.interfaces import Undelivered
 from kraftek.contract.settings import Limits
 from kraftek.core import request_look_ups
+from kraftek.core.answer_budget import LARGE
+from kraftek.core.budgets import Budgets
 from kraftek.core.dispatch import once
 from kraftek.core.request_look_ups import LookUps
 from kraftek.core.request_queue import Request, RequestQueue
 from kraftek.core.request_records import AnswerStore
+from kraftek.core.session import Session
 from tests.support.request_gateways import SEND, RequestGateway, RequestsTestCase, ask, told
 from tests.support.waiting import until
 from tests.support.world import CHAT, House
@@ -475,6 +481,119 @@ class UncertainTest(RequestsTestCase):
         assert told(again) == [ANSWER]
         assert self.handled() == 1
 
+    async def test_a_large_answer_is_charged_and_nobody_over_budget_gets_one(self) -> None:
+        limits = Limits(bytes_per_user=50_000, burst=1.0)
+        self.two.budgets = Budgets(limits, self.two.counters, self.two.clock)
+        first = self.one.connect("1")
+        large = "x" * 50_000
+        for key in "abc":
+            await self.send(first, id=key)
+            self.answer(self.one, "one.1", large, id=key)
+        await self.one.bus.call("PING")
+        again, other = self.two.connect("1"), self.two.connect("2")
+        for session, key in ((again, "a"), (again, "b"), (other, "c")):
+            ask(session, id=key)
+        for seconds, answered in ((0.0, "a"), (0.02, ""), (0.5, "b"), (0.25, ""), (0.5, "c")):
+            await self.sweep(self.two, seconds)
+            messages = [*told(again), *told(other)]
+            assert "".join(message["id"] for message in messages) == answered
+            assert [message["payload"] for message in messages] == [large] * len(answered)
+            assert self.two.budgets.overdrawn("ann", "") > 0
+        assert self.handled() == 3
+        assert len(self.two.requests) == 0
+
+    async def test_what_redis_says_of_requests_sent_again_is_small(self) -> None:
+        first, again = self.one.connect("1"), self.two.connect("1")
+        for key in range(50):
+            await self.send(first, id=key)
+            self.answer(self.one, "one.1", "x" * (1000 if key else 900), id=key)  # type: ignore[arg-type]
+        await self.one.bus.call("PING")
+        replies: list[int] = []
+        known = self.two.requests.look_ups.known
+
+        def heard(request: Request, record: bytes) -> None:
+            replies.append(len(record))
+            known(request, record)
+
+        self.patch(self.two.requests.look_ups, "known", heard)
+        for key in range(50):
+            ask(again, id=key)
+        await self.two.bus.call("PING")
+        assert replies[0] in range(900, LARGE + 1)
+        assert replies[1:] == [len("=1070")] * 49
+        await until(lambda: len(self.two.requests) == 0, "the answers")
+        assert len(told(again)) == 50
+
+    async def test_a_large_answer_that_was_not_heard(self) -> None:
+        session = self.one.connect("1")
+        await self.send(session)
+        await self.deafen(self.one)
+        self.answer(self.two, "one.1", "x" * 5000)
+        words = {"recipients": ["one.1"], "userIds": ["ann"], "inReplyTo": "q", "payload": "x" * 5000}
+        self.say(self.two, words)
+        await self.two.bus.call("PING")
+        await self.hear(self.one)
+        for _ in range(8):
+            await self.sweep(self.one)
+        assert told(session) == [{**ANSWER, "payload": "x" * 5000}]
+        again = self.two.connect("again")
+        await self.send(again)
+        await self.sweep(self.two)
+        assert told(again) == [{**ANSWER, "payload": "x" * 5000}]
+
+    async def test_who_has_gone_looks_nothing_up(self) -> None:
+        tight = await self.gateway("tight", requests=1)
+        await self.send(self.one.connect("1"))
+        again, refused = tight.connect("1"), tight.connect("2")
+        await self.send(again)
+        ask(refused, id="other", resent=True)
+        late = tight.connect("3")
+        ask(late)
+        assert len(tight.requests) == 3
+        for session in (again, refused, late):
+            session.lost()
+        await tight.bus.call("PING")
+        await self.sweep(tight)
+        assert len(tight.requests) == 0
+        assert tight.requests.look_ups.waiting == {}
+        assert [len(queue.requests) for queue in tight.requests._queues.values()] in ([], [0])
+        back = tight.connect("4")
+        await self.send(back)
+        self.answer(self.one, "one.1")
+        await self.one.bus.call("PING")
+        await self.sweep(tight)
+        assert told(back) == [ANSWER]
+        assert self.handled() == 1
+
+    async def test_who_has_gone_has_its_own_request_looked_up(self) -> None:
+        gateway = await self.gateway("three", **PINGS)
+        session = gateway.connect("1")
+        self.redis.freeze()
+        ask(session)
+        await until(lambda: not gateway.bus.available, "the loss")
+        session.lost()
+        await self.thaw(gateway)
+        await self.sweep(gateway)
+        self.answer(gateway, "three.1")
+        await gateway.bus.call("PING")
+        again = gateway.connect("2")
+        await self.send(again)
+        assert told(again) == [ANSWER]
+
+    async def test_a_user_has_a_share_of_what_is_looked_up(self) -> None:
+        self.patch(request_look_ups, "_SHARED", 4)
+        tight = await self.gateway("tight", requests=1)
+        await self.send(tight.connect("1", "carl"))
+        sessions = [tight.connect(str(number), user) for number, user in enumerate(("ann", "ann", "bob", "ann"), 2)]
+        for session in sessions:
+            ask(session, id=session.socket_id, resent=True)
+        assert [codes(session) for session in sessions] == [[], [], [], ["TIMEOUT"]]
+        await self.sweep(tight)
+        assert [codes(session) for session in sessions] == [["SERVICE_UNAVAILABLE"]] * 3 + [[]]
+        ask(sessions[3], id="again", resent=True)
+        await self.sweep(tight)
+        assert codes(sessions[3]) == ["SERVICE_UNAVAILABLE"]
+
     async def test_acknowledgements_that_do_not_last(self) -> None:
         forgetful = await self.gateway("forgetful", 0.0, **PINGS)
         await self.freeze(forgetful)
@@ -507,6 +626,141 @@ def test_a_client_connects_before_redis_was_lost_or_after() -> None:
     assert [client.session.outages for client in (before, after)] == [0, 1]
 
 
+class Looking:
+    """Look-ups on a Redis that answers when it is told to, of sessions that share budgets."""
+
+    def __init__(self, **limits: Any) -> None:
+        self.house = house = House(limits=Limits(**limits))
+        self.refused: list[Any] = []
+        self.settled: list[Request] = []
+        store = AnswerStore(house.bus, house.clock, house.counters, house.accounts, 120.0)
+        self.look_ups = LookUps(house.bus, house.clock, store, settle=self.settle, refuse=self.refuse, requests=list)
+        self.queue = RequestQueue(CHAT, once("stream", True, 1, 1, 1), lambda *_: None)
+        house.bus.calls.clear()
+
+    def settle(self, request: Request, answer: object, body: object) -> None:
+        self.settled.append(request)
+        self.look_ups.forget(request)
+        self.queue.remove(request)
+
+    def refuse(self, request: Request, why: object) -> None:
+        self.refused.append(why)
+
+    def request(self, record: str, session: Session | None = None) -> Request:
+        session = session or self.house.admit("ann").session
+        made = Request(session, SEND, record, True, self.queue, record, 0.0)
+        self.queue.requests[made] = None
+        return made
+
+    def answer(self, *found: bytes | int | None) -> None:
+        self.house.bus.calls.pop(0).reply.callback([*found])
+
+    @property
+    def asked(self) -> list[tuple[str, ...]]:
+        """The keys that are asked about."""
+        return [call.keys for call in self.house.bus.calls]
+
+
+def denied(request: Request) -> PeerError:
+    return PeerError(Code.RATE_LIMITED, "too much", id=request.id)
+
+
+def test_some_are_looked_up_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_look_ups, "_AT_ONCE", 2)
+    looking = Looking()
+    for number in range(5):
+        request = looking.request(str(number))
+        looking.look_ups.not_sent(request, True, denied(request))
+    looking.look_ups.sweep()
+    looking.look_ups.sweep()
+    assert looking.asked == [("0", "1")]
+    looking.answer(None, b"?gw.other")
+    assert looking.asked == [("2", "3")]
+    looking.answer(None, None)
+    assert looking.asked == [("4", "1", "request:adopted:gw.other:1")]
+    looking.answer(None, b"?gw.other", None)
+    assert looking.asked == []
+    assert [why.id for why in looking.refused] == ["0", "2", "3", "4"]
+    looking.look_ups.sweep()
+    looking.house.bus.calls.pop(0).reply.errback(NotPublished("lost"))
+    assert looking.asked == []
+    looking.look_ups.sweep()
+    assert looking.asked == [("1", "request:adopted:gw.other:1")]
+
+
+def test_who_is_over_budget_is_looked_up_later_and_pays_for_it() -> None:
+    looking = Looking(events_per_user=10, bytes_per_user=0, events_per_socket=0, bytes_per_socket=0, burst=1.0)
+    budgets = looking.house.admission.budgets
+    session = looking.house.admit("ann").session
+    for number in range(5):
+        request = looking.request(str(number), session)
+        looking.look_ups.not_sent(request, True, denied(request))
+    other = looking.request("bob", looking.house.admit("bob").session)
+    looking.look_ups.not_sent(other, True, denied(other))
+    looking.house.clock.advance(10)
+    budgets.spend("ann", "", 15, 0)
+    looking.look_ups.sweep()
+    assert looking.asked == [("bob",)]
+    looking.answer(None)
+    looking.house.clock.advance(0.25)
+    looking.look_ups.sweep()
+    assert looking.asked == []
+    looking.house.clock.advance(0.26)
+    looking.look_ups.sweep()
+    assert looking.asked == [("0", "1", "2", "3", "4")]
+    assert budgets.overdrawn("ann", "") == pytest.approx(0.49)
+    assert len(looking.refused) == 1
+
+
+def test_to_be_looked_up_again_costs_less() -> None:
+    looking = Looking(events_per_user=10, bytes_per_user=0, events_per_socket=0, bytes_per_socket=0, burst=2.0)
+    budgets = looking.house.admission.budgets
+    session = looking.house.admit("ann").session
+    looking.house.clock.advance(10)
+    for number in range(17):
+        looking.look_ups.known(looking.request(str(number), session), b"?gw.other")
+    assert [len(keys) for keys in looking.asked] == [2]
+    looking.answer(b"?gw.other", None)
+    looking.answer(*[b"?gw.other", None] * 16)
+    now = looking.house.clock.seconds()
+    [(user_id, full_at)] = budgets.give().users[0]
+    assert user_id == "ann"
+    assert full_at - now == pytest.approx(0.2)
+    looking.look_ups.sweep()
+    assert [len(keys) for keys in looking.asked] == [34]
+    [(_, full_at)] = budgets.give().users[0]
+    assert full_at - now == pytest.approx(0.4)
+
+
+def test_large_answers_come_one_after_the_other() -> None:
+    looking = Looking()
+    answer = msgspec.json.encode({"type": "r", "payload": "x" * 100_000})
+    waiting = [looking.request(str(number)) for number in range(5)]
+    for request in waiting:
+        looking.look_ups.known(request, b"=%d" % len(answer))
+    assert looking.asked == [("0",), ("1",)]
+    looking.look_ups.sweep()
+    assert looking.asked[2:] == [("0", "1", "2", "3", "4")]
+    looking.house.bus.calls.pop().reply.callback([len(answer)] * 5)
+    looking.queue.remove(waiting[2])
+    for left in ([("1",), ("3",)], [("3",), ("4",)], [("4",)], []):
+        looking.house.bus.calls.pop(0).reply.callback(answer)
+        assert looking.asked == left
+    assert [request.record for request in looking.settled] == ["0", "1", "3", "4"]
+
+
+def test_a_large_answer_that_cannot_be_read_now_is_read_later() -> None:
+    looking = Looking()
+    for number in range(3):
+        looking.look_ups.known(looking.request(str(number)), b"=200000")
+    looking.house.bus.calls.pop().reply.errback(NotPublished("lost"))
+    assert looking.asked == []
+    looking.look_ups.sweep()
+    looking.answer(200_000, None, b"\xff" * 2000)
+    assert looking.asked[0] == ("0",)
+    assert [request.record for request in looking.settled] == []
+
+
 def test_the_data_are_lost_under_the_connections() -> None:
     house, refused = House(), []
     store = AnswerStore(house.bus, house.clock, house.counters, house.accounts, 120.0)
@@ -519,6 +773,6 @@ def test_the_data_are_lost_under_the_connections() -> None:
     house.bus.begin_epoch("e2")
     look_ups.uncertain(new, Undelivered.LOST)
     look_ups.sweep()
-    house.bus.calls.pop().reply.callback([None] * 4)
+    house.bus.calls.pop().reply.callback([None] * 2)
     assert refused == [Undelivered.LOST]
     assert look_ups.waiting == {}

@@ -278,6 +278,12 @@ class Keyspace:
     def incr(self, key: bytes) -> int:
         return self.incrby(key, b"1")
 
+    @command("GETRANGE", 4, "r")
+    def getrange(self, key: bytes, start: bytes, end: bytes) -> bytes:
+        value: bytes = self.typed(key, bytes) or b""
+        first, last = (number if number >= 0 else max(number + len(value), 0) for number in (_int(start), _int(end)))
+        return value[first : last + 1]
+
     @command("STRLEN", 2, "r")
     def strlen(self, key: bytes) -> int:
         return len(self.typed(key, bytes) or b"")

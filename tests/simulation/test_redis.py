@@ -22,6 +22,7 @@ from tests.support.redis_server import PrivateRedis, oldest_redis_server
 from tests.support.waiting import wait_until
 
 DATA = """
+SET s three | GETRANGE s 0 1 | GETRANGE s -2 -1 | GETRANGE s 1 99 | GETRANGE s 3 1 | GETRANGE none 0 1 | DEL s
 SET s one | SET s two NX | SET s three XX GET | SET s four NX PX 1000 | GET s | STRLEN s | TYPE s | PTTL s | PTTL none
 SET s five XX GET KEEPTTL | SET none x XX | SET none x XX GET | SETNX s six | SETNX new six | EXISTS s new none s
 GETDEL new | GETDEL new | MGET s none h | GET none | INCR n | INCRBY n 5 | INCR s | SET s a PXAT 1 | EXISTS s
