@@ -77,8 +77,8 @@ class Membership:
         self.reconciliation.enter(entry, given=held.given)
         if self._single and not held.given:
             assert session.user_id is not None
-            for other in tuple(self._roster.user(session.user_id)):
-                if other is not session and room_id in other.asked:
+            for other in self._roster.user_in(session.user_id, room_id):
+                if other is not session:
                     other.supersede()
 
     def suspend(self, session: Session, room_id: str | None) -> None:

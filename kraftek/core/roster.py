@@ -183,6 +183,15 @@ class Roster:
         """The user's sessions."""
         return self._by_user.get(user_id)
 
+    def user_in(self, user_id: str, room_id: str) -> Sequence[Session]:
+        """The user's sessions that are in the room by a token of theirs."""
+        of_user, in_room = self._by_user.get(user_id), self._by_room.get(room_id)
+        return [
+            session
+            for session in (in_room if len(in_room) < len(of_user) else of_user)
+            if session.user_id == user_id and (held := session.rooms.get(room_id)) is not None and not held.given
+        ]
+
     def room(self, room_id: str) -> Collection[Session]:
         """The sessions that get the room's messages."""
         return self._by_room.get(room_id)

@@ -241,3 +241,23 @@ class RosterAgainstDictionaries(RuleBasedStateMachine):
 
 TestRosterAgainstDictionaries = RosterAgainstDictionaries.TestCase
 TestRosterAgainstDictionaries.settings = settings(max_examples=50, deadline=None)
+
+
+@pytest.mark.parametrize("others", ["ann", "bob"])
+def test_who_of_a_user_is_in_a_room_by_a_token(others: str) -> None:
+    """Whether the user has more sockets or the room: of the smaller number each is looked at."""
+    roster = Roster()
+    in_room, elsewhere, given, stranger, *more = (session(f"s{number}") for number in range(8))
+    for who in (in_room, elsewhere, given):
+        identify(roster, who, "ann", "t")
+    identify(roster, stranger, "bob", "t")
+    for who in (in_room, given, stranger):
+        enter(roster, who, "r")
+    given.rooms["r"].given = True
+    for who in more:
+        identify(roster, who, others, "t")
+        enter(roster, who, "r" if others == "bob" else "other")
+    recovering = session("s9")
+    roster.enter(recovering, "r")
+    assert roster.user_in("ann", "r") == [in_room]
+    assert roster.user_in("ann", "nowhere") == roster.user_in("nobody", "r") == []
