@@ -565,20 +565,35 @@ class UncertainTest(RequestsTestCase):
         assert told(back) == [ANSWER]
         assert self.handled() == 1
 
+    async def test_who_has_gone_before_it_is_known_that_it_has_sent_something_again(self) -> None:
+        await self.send(self.one.connect("1"))
+        again = self.two.connect("1")
+        ask(again)
+        again.lost()
+        assert len(self.two.requests) == 1
+        await self.two.bus.call("PING")
+        assert len(self.two.requests) == 0
+        assert self.two.requests.look_ups.waiting == {}
+        assert self.two.counters.requests_repeated == 1
+
     async def test_who_has_gone_has_its_own_request_looked_up(self) -> None:
         gateway = await self.gateway("three", **PINGS)
-        session = gateway.connect("1")
+        early, late = gateway.connect("1"), gateway.connect("2", "bob")
         self.redis.freeze()
-        ask(session)
+        for session in (early, late):
+            ask(session)
         await until(lambda: not gateway.bus.available, "the loss")
-        session.lost()
+        early.lost()
         await self.thaw(gateway)
         await self.sweep(gateway)
-        self.answer(gateway, "three.1")
-        await gateway.bus.call("PING")
-        again = gateway.connect("2")
-        await self.send(again)
-        assert told(again) == [ANSWER]
+        late.lost()
+        assert len(gateway.requests) == 2
+        for number, user_id in ((1, "ann"), (2, "bob")):
+            self.answer(gateway, f"three.{number}")
+            await gateway.bus.call("PING")
+            again = gateway.connect(f"again {number}", user_id)
+            await self.send(again)
+            assert told(again) == [ANSWER]
 
     async def test_a_user_has_a_share_of_what_is_looked_up(self) -> None:
         self.patch(request_look_ups, "_SHARED", 4)
