@@ -15,7 +15,7 @@ from kraftek.contract.settings import Limits
 from kraftek.core import request_look_ups
 from kraftek.core.answer_budget import LARGE
 from kraftek.core.budgets import Budgets
-from kraftek.core.dispatch import once
+from kraftek.core.dispatch import Dispatch, once
 from kraftek.core.request_look_ups import LookUps
 from kraftek.core.request_queue import Request, RequestQueue
 from kraftek.core.request_records import AnswerStore
@@ -791,3 +791,44 @@ def test_the_data_are_lost_under_the_connections() -> None:
     house.bus.calls.pop().reply.callback([None] * 2)
     assert refused == [Undelivered.LOST]
     assert look_ups.waiting == {}
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_what_repeats_another_request_ends_with_its_connection(early: bool) -> None:
+    house = House(dispatch=lambda house: Dispatch(house.registry, house.bus))
+    client = house.admit("ann")
+    client.send({"type": SEND, "id": "q", "resent": True})
+    sent = house.bus.calls.pop()
+    if early:
+        client.leave()
+        assert len(house.requests) == 1
+    sent.reply.callback(b"?gw.other")
+    if not early:
+        assert (len(house.requests), len(house.requests.look_ups.waiting)) == (1, 1)
+        client.leave()
+    assert (len(house.requests), len(house.requests.look_ups.waiting)) == (0, 0)
+    assert house.counters.errors_internal == 0
+
+
+def test_who_is_over_the_rate_and_sends_again_waits_for_an_answer() -> None:
+    limits = Limits(events_per_user=10, events_per_socket=0, bytes_per_user=0, bytes_per_socket=0, burst=1.0)
+    house = House(limits=limits, dispatch=lambda house: Dispatch(house.registry, house.bus))
+    client = house.admit("ann")
+    house.clock.advance(10)
+    house.admission.budgets.spend("ann", "", 15, 0)
+    client.session.events = 0
+    house.bus.calls.clear()
+    for key in "ab":
+        client.send({"type": SEND, "id": key, "resent": True})
+    house.requests.sweep()
+    assert (house.bus.calls, client.link.read()) == ([], [])
+    house.clock.advance(0.51)
+    house.requests.sweep()
+    [asked] = house.bus.calls
+    assert len(asked.keys) == 2
+    answer = msgspec.json.encode({"type": "r", "payload": "done"})
+    asked.reply.callback([answer, None])
+    answered, refused = client.link.read()
+    assert answered == {**ANSWER, "id": "a"}
+    assert (refused["id"], refused["payload"]["code"], refused["payload"]["limit"]) == ("b", "RATE_LIMITED", "user")
+    assert len(house.requests) == 0
