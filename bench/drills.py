@@ -139,7 +139,7 @@ class _ManyRooms(_Drill):
     def __init__(self, order: ManyRooms, crowd: Crowd) -> None:
         super().__init__(crowd, order.warm, order.seconds)
         self._event = crowd.dialect.event(order.event, order.text)
-        self._at_once = order.at_once
+        self._at_once, self._pause = order.at_once, order.pause
         self._resting = deque(crowd.rooms.values())
         self._missing: dict[int, int] = {}
 
@@ -156,8 +156,14 @@ class _ManyRooms(_Drill):
         self._missing[client.room] -= 1
         if not self._missing[client.room]:
             self._resting.append(self.crowd.rooms[client.room])
-            if self.goes_on:
-                self._say()
+            if self._pause:
+                asyncio.get_running_loop().call_later(self._pause, self._go_on)
+            else:
+                self._go_on()
+
+    def _go_on(self) -> None:
+        if self.goes_on:
+            self._say()
 
     def _say(self) -> None:
         room = self._resting.popleft()

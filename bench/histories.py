@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from bench.contenders import CONTENDERS, KEEPING
@@ -54,18 +55,18 @@ def crowd(show: Show, told: bool, seconds: float) -> Iterator[tuple[str, Outcome
     yield f"fan-out to {CROWD:,}, for each", show.do(FanOut(TEXT, 0.3, seconds, told)), 1
 
 
-def fleet(show: Show, told: bool, seconds: float) -> Iterator[tuple[str, Outcome, int]]:
+def fleet(show: Show, told: bool, seconds: float, *, pause: float = 0.0) -> Iterator[tuple[str, Outcome, int]]:
     """400 clients in rooms of four; and what the processes cost that have nothing to do, which is not the messages'."""
     connected(show, MANY, SMALL)
     idle = show.do(Idle(seconds))
     event = "bench:room:tell" if told else "bench:room:say"
-    outcome = show.do(ManyRooms(TEXT, 0.3, seconds, event, AT_ONCE))
+    outcome = show.do(ManyRooms(TEXT, 0.3, seconds, event, AT_ONCE, pause))
     for role, used in idle.cpu.items():
         outcome.cpu[role] -= used / idle.seconds * outcome.seconds
     yield "message to a room of 4", outcome, SMALL
 
 
-def cases(rounds: int, only: list[str]) -> Iterator[tuple[Measure, int, bool]]:
+def cases(rounds: int, only: list[str], pause: float) -> Iterator[tuple[Measure, int, bool]]:
     """All of them, round by round, each on so many processes; true: all in a room are connected to the same one."""
     for _ in range(rounds):
         if "trips" in only:
@@ -74,9 +75,9 @@ def cases(rounds: int, only: list[str]) -> Iterator[tuple[Measure, int, bool]]:
             yield crowd, 1, False
         if "fleet" in only:
             for processes in PROCESSES:
-                yield fleet, processes, True
+                yield partial(fleet, pause=pause), processes, True
                 if processes > 1:
-                    yield fleet, processes, False
+                    yield partial(fleet, pause=pause), processes, False
 
 
 def main() -> int:
@@ -84,13 +85,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.histories", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.5, help="of each window")
+    parser.add_argument("--pause", type=float, default=0.0, help="of the fleet, after each message, in seconds")
     kinds = "trips", "crowd", "fleet"
     parser.add_argument("--only", action="append", default=[], choices=kinds)
     asked = parser.parse_args()
     found: dict[Case, dict[bool, list[tuple[float, ...]]]] = defaultdict(lambda: {True: [], False: []})
     failures = []
     with tempfile.TemporaryDirectory() as logs, open_stage(Path(logs)) as stage:
-        for measure, processes, sticky in cases(asked.rounds, asked.only or [*kinds]):
+        for measure, processes, sticky in cases(asked.rounds, asked.only or [*kinds], asked.pause):
             for told in (False, True):
                 for what, outcome, deliveries in _shown(stage, measure, told, processes, sticky, asked.seconds):
                     if failure := missing(outcome):

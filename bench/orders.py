@@ -34,6 +34,8 @@ class ManyRooms(msgspec.Struct, tag=True):
     event: str = "bench:room:say"
     """What each is, and so by what the service tells the room: `bench.echo`."""
     at_once: int = 100
+    pause: float = 0.0
+    """Seconds before one makes way for another."""
 
 
 class FanOut(msgspec.Struct, tag=True):
