@@ -76,7 +76,11 @@ class Page:
             assert self.client.reports.expect("event", "a:b:said")[0] == text
 
     def away(self) -> None:
-        """It has no connection, until :meth:`back`."""
+        """It has no connection, until :meth:`back`. Of one that is lost in the middle of an upgrade the client knows
+        nothing before its ping times out.
+        """
+        if self.transports is None:
+            wait_until(lambda: self.client.transport() == "websocket", "the end of the upgrade")
         self.forwarder.refuse()
         self.client.reports.expect("disconnect")
 
