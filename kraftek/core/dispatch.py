@@ -25,7 +25,7 @@ from kraftek.contract.settings import Registration
 from kraftek.core.answer_budget import LARGE
 from kraftek.core.stream_shares import StreamShares
 
-__all__ = ["Dispatch", "once", "target_of"]
+__all__ = ["KNOWN", "Dispatch", "once", "target_of"]
 
 _SEND = {
     "pubsub": "local function send(channel, body) return redis.call('PUBLISH', channel, body) end",
@@ -90,6 +90,13 @@ redis.call('SET', record, ack, 'KEEPTTL')
 """
 
 
+KNOWN = f"""
+local known = redis.call('GETRANGE', record, 0, {LARGE})
+return #known > {LARGE} and '=' .. redis.call('STRLEN', record) or known
+"""
+"""Answers with what a record holds, or with ``=`` and its size."""
+
+
 @lru_cache(256)
 def once(transport: str, replies: bool, lifetime: int, most: int, most_bytes: int) -> ForEach:
     """The script that sends events to services as :meth:`Dispatch.send` does, unless that was done before.
@@ -106,10 +113,7 @@ def once(transport: str, replies: bool, lifetime: int, most: int, most_bytes: in
         "socket",
         _to_send,
         f"""
-if not redis.call('SET', record, '?' .. socket, 'NX', 'PX', '{lifetime}') then
-    local known = redis.call('GETRANGE', record, 0, {LARGE})
-    return #known > {LARGE} and '=' .. redis.call('STRLEN', record) or known
-end
+if not redis.call('SET', record, '?' .. socket, 'NX', 'PX', '{lifetime}') then {KNOWN} end
 local sent, receipt = pcall(send, target, body, {most}, {most_bytes})
 if not sent or receipt <= 0 then redis.call('DEL', record) end
 if not sent then error(receipt, 0) end

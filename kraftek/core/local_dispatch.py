@@ -22,7 +22,7 @@ from kraftek.contract.interfaces import IBus, IBusListener, IServiceRegistry, Un
 from kraftek.contract.lua import ForEach, Value
 from kraftek.contract.messages import Envelope
 from kraftek.contract.settings import Registration
-from kraftek.core.dispatch import Dispatch
+from kraftek.core.dispatch import KNOWN, Dispatch
 from kraftek.core.request_queue import Request
 
 __all__ = ["Listeners", "LocalDispatch"]
@@ -55,7 +55,7 @@ def _claim(lifetime: int) -> ForEach:
         _to_claim,
         f"""
 if redis.call('SET', record, '?' .. socket, 'NX', 'PX', '{lifetime}') then return 1 end
-return redis.call('GET', record)
+{KNOWN}
 """,
     )
 

@@ -4,6 +4,7 @@
 local most, found = tonumber(ARGV[1]), {}
 for i, key in ipairs(KEYS) do
     local held = redis.pcall('GETRANGE', key, 0, most)
+    if type(held) == 'table' and not held.err:find('WRONGTYPE', 1, true) then return held end
     if type(held) ~= 'string' or held == '' then
         found[i] = false
     elseif #held > most then

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from msgspec import Struct
@@ -36,10 +36,11 @@ class LargeAnswers:
     """Reads them one after the other. A request that was sent again is charged with its answer, and one whose user or
     address is over budget is put off: it is found again by the next sweep.
 
-    A client that sends a hundred bytes again gets its answer again, which may have megabytes.
+    A client that sends a hundred bytes again gets its answer again, which may have megabytes. ``failed`` is called with
+    the requests that were not sent again, and have to be looked up once more.
     """
 
-    def __init__(self, bus: IBus, failed: Callable[[Failure], None]) -> None:
+    def __init__(self, bus: IBus, failed: Callable[[Failure, Sequence[Request]], None]) -> None:
         self._bus = bus
         self._failed = failed
         self._waiting: dict[Request, _Large] = {}
@@ -75,7 +76,8 @@ class LargeAnswers:
                 request.session.charge(1, large.size)
             reading[request] = large.size
             answer = self._bus.call("GET", (large.key,)).addBoth(self._has_read, request)
-            answer.addCallback(self._was_read, request, large).addErrback(self._not_read).addCallback(self._go_on)
+            answer.addCallback(self._was_read, request, large).addErrback(self._not_read, request, large)
+            answer.addCallback(self._go_on)
 
     def _has_read(self, answer: Any, request: Request) -> Any:
         del self._reading[request]
@@ -85,9 +87,9 @@ class LargeAnswers:
         if answer is not None and request.waits:
             large.found(request, large.key, answer)
 
-    def _not_read(self, failure: Failure) -> None:
-        self._waiting.clear()
-        self._failed(failure)
+    def _not_read(self, failure: Failure, request: Request, large: _Large) -> None:
+        waiting, self._waiting = {request: large, **self._waiting}, {}
+        self._failed(failure, [request for request, large in waiting.items() if not large.repeated])
 
     def _go_on(self, _: object) -> None:
         self._read()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 
 import msgspec
 from msgspec import Struct
@@ -51,6 +52,10 @@ _MISSED = 1.0
 stored them."""
 
 _decode = msgspec.json.Decoder(Broadcast).decode
+
+
+_NOT_SHARED = "Sharing answers to duplicate requests through Redis failed (logged once a minute)"
+_UNREADABLE = "{key} in Redis cannot be read, and is removed (logged once a minute)"
 
 
 class _LookUp(Struct, frozen=True):
@@ -138,9 +143,9 @@ class LookUps:
         # How many of them are whose.
         self._of_users: Counter[str | None] = Counter()
         # Those that are to be looked up now, and whether others are being looked up.
-        self._next: deque[Request] = deque()
+        self._next: OrderedDict[Request, None] = OrderedDict()
         self._looking = False
-        self._large = LargeAnswers(bus, self.failed)
+        self._large = LargeAnswers(bus, self._not_read)
         self.outages = 0
         self._bus = bus
         self.store = store
@@ -211,7 +216,7 @@ class LookUps:
             self._unreadable(request.record)
             return
         self._wait(request, _LookUp(late_answer_key(first, request.id)))
-        self._next.append(request)
+        self._next[request] = None
         if not self._looking:
             self._look_up()
 
@@ -235,6 +240,7 @@ class LookUps:
 
     def forget(self, request: Request) -> None:
         """It is settled."""
+        self._next.pop(request, None)
         if self.waiting.pop(request, None) is not None:
             user_id = request.session.user_id
             self._of_users[user_id] -= 1
@@ -250,8 +256,7 @@ class LookUps:
 
     def sweep(self) -> None:
         """Look all of them up."""
-        if not self._next:
-            self._next.extend(self.waiting)
+        self._next.update(dict.fromkeys(self.waiting))
         if self._next and not self._looking:
             self._look_up()
         if self._behind and self._bus.available and self._now() >= self._look_behind_at:
@@ -260,8 +265,7 @@ class LookUps:
     def failed(self, failure: Failure) -> None:
         """Redis refused a command about records."""
         if failure.check(NotPublished) is None:
-            text = "Sharing answers to duplicate requests through Redis failed (logged once a minute)"
-            self._once_a_minute(failing(self._log, failure), text)
+            self._once_a_minute(failing(self._log, failure), _NOT_SHARED)
 
     # Within
 
@@ -303,19 +307,18 @@ class LookUps:
             self._clock.callLater(0, self._look_up)
 
     def _due(self) -> list[Request]:
-        """The next of them whose users and addresses are not over budget. These are charged."""
+        """The next of them whose users and addresses are not over budget. These are charged, if Redis can be asked."""
         due: list[Request] = []
+        available = self._bus.available
         costs: dict[Session, int] = {}
-        over: dict[Session, bool] = {}
+        over = cache(overdrawn)
         for _ in range(min(len(self._next), _AT_ONCE)):
-            request = self._next.popleft()
+            request, _ = self._next.popitem(last=False)
             look_up, session = self.waiting.get(request), request.session
-            if session not in over:
-                over[session] = overdrawn(session)
-            if look_up is not None and not over[session]:
+            if look_up is not None and not (available and over(session)):
                 due.append(request)
                 costs[session] = costs.get(session, 0) + (_FOR_ONE if isinstance(look_up.why, PeerError) else 1)
-        for session, cost in costs.items():
+        for session, cost in costs.items() if available else ():
             session.charge(-(-cost // _FOR_ONE), 0)
         return due
 
@@ -330,7 +333,7 @@ class LookUps:
         if asked:
             keys = [late_answer_key(request.session.socket_id, request.id) for request in asked]
             found = self._bus.call(_READ, keys, (LARGE,))
-            found.addCallback(self._found_behind, asked, keys).addErrback(self.failed)
+            found.addCallback(self._found_behind, asked, keys).addErrback(self._not_read, asked)
 
     def _found_behind(
         self, answers: list[bytes | int | None], requests: Sequence[Request], keys: Sequence[str]
@@ -340,6 +343,11 @@ class LookUps:
                 self._large.read(request, key, answer, self._missed, repeated=False)
             elif answer is not None:
                 self._missed(request, key, answer)
+
+    def _not_read(self, failure: Failure, requests: Iterable[Request]) -> None:
+        """The answers that these have missed are looked up again."""
+        self._behind.extend(requests)
+        self.failed(failure)
 
     def _missed(self, request: Request, key: str, answer: bytes) -> None:
         if request in request.queue.requests and not self._answer(request, answer, answer):
@@ -406,8 +414,7 @@ class LookUps:
 
     def _unreadable(self, key: str) -> None:
         """What no gateway wrote counts as no answer. It is removed, so that the request is sent when it is repeated."""
-        text = "{key} in Redis cannot be read, and is removed (logged once a minute)"
-        self._once_a_minute(self._log.error, text, key=key)
+        self._once_a_minute(self._log.error, _UNREADABLE, key=key)
         self._bus.call("DEL", (key,)).addErrback(self.failed)
 
 

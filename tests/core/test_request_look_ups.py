@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 import pytest
+from redis import ResponseError
 from twisted.internet.defer import gatherResults
 from twisted.logger import capturedLogs
 
@@ -16,10 +18,12 @@ from kraftek.core import request_look_ups
 from kraftek.core.answer_budget import LARGE
 from kraftek.core.budgets import Budgets
 from kraftek.core.dispatch import Dispatch, once
+from kraftek.core.local_dispatch import _claim
 from kraftek.core.request_look_ups import LookUps
 from kraftek.core.request_queue import Request, RequestQueue
 from kraftek.core.request_records import AnswerStore
 from kraftek.core.session import Session
+from tests.support.redis_server import PrivateRedis
 from tests.support.request_gateways import SEND, RequestGateway, RequestsTestCase, ask, told
 from tests.support.waiting import until
 from tests.support.world import CHAT, House
@@ -832,3 +836,74 @@ def test_who_is_over_the_rate_and_sends_again_waits_for_an_answer() -> None:
     assert answered == {**ANSWER, "id": "a"}
     assert (refused["id"], refused["payload"]["code"], refused["payload"]["limit"]) == ("b", "RATE_LIMITED", "user")
     assert len(house.requests) == 0
+
+
+def test_who_waits_is_looked_up_beside_those_who_come() -> None:
+    looking = Looking()
+    looking.look_ups.known(looking.request("0"), b"?gw.other")
+    looking.answer(b"?gw.other", None)
+    for number in (1, 2):
+        looking.look_ups.known(looking.request(str(number)), b"?gw.other")
+    looking.look_ups.sweep()
+    looking.answer(b"?gw.other", None)
+    assert {"0", "2"} <= {*looking.asked[0]}
+
+
+def test_nobody_is_charged_while_redis_cannot_be_asked() -> None:
+    looking = Looking(events_per_user=10, bytes_per_user=0, events_per_socket=0, bytes_per_socket=0, burst=1.0)
+    session = looking.house.admit("ann").session
+    looking.house.clock.advance(10)
+    looking.house.bus.down()
+    for number in range(5):
+        request = looking.request(str(number), session)
+        looking.look_ups.not_sent(request, True, denied(request))
+    for _ in range(20):
+        looking.look_ups.sweep()
+        looking.house.clock.advance(0.01)
+    assert looking.house.admission.budgets.overdrawn("ann", "") == 0
+
+
+@pytest.mark.parametrize("refused", ["look-up", "answer"])
+def test_what_was_missed_is_looked_up_again_when_that_has_failed(refused: str) -> None:
+    looking = Looking()
+    waiting = [looking.request(str(number)) for number in range(2)]
+    looking.look_ups.requests = lambda: waiting
+    looking.look_ups.bus_up()
+    looking.house.clock.advance(5)
+    looking.look_ups.sweep()
+    asked = looking.asked[0]
+    if refused == "answer":
+        looking.answer(200_000, 200_000)
+    looking.house.bus.calls.pop(0).reply.errback(NotPublished("full"))
+    looking.house.bus.calls.clear()
+    looking.look_ups.sweep()
+    assert {*looking.asked[0]} == {*asked}
+
+
+@pytest.fixture
+def server() -> Iterator[PrivateRedis]:
+    server = PrivateRedis()
+    server.start()
+    yield server
+    server.close()
+
+
+def test_a_claim_says_of_a_large_answer_how_large_it_is(server: PrivateRedis) -> None:
+    with server.client() as client:
+        client.set("small", "x" * LARGE)
+        client.set("large", "x" * 100_000)
+        script = _claim(1000)
+        for key, told in (("small", b"x" * LARGE), ("large", b"=100000")):
+            given = script.arguments([(key, "socket", None)], "")
+            assert client.execute_command("EVAL", script.source, *given) == [0, told]
+
+
+def test_what_redis_does_not_let_a_look_up_read_proves_nothing(server: PrivateRedis) -> None:
+    source = request_look_ups._READ.source
+    with server.client() as client:
+        client.rpush("list", "x")
+        client.set("text", "x")
+        assert client.eval(source, 3, "list", "text", "none", LARGE) == [None, b"x", None]
+        client.execute_command("ACL", "SETUSER", "default", "-getrange")
+        with pytest.raises(ResponseError):
+            client.eval(source, 1, "text", LARGE)
