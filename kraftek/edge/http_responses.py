@@ -1,12 +1,15 @@
-"""What :mod:`kraftek.edge.http_server` answers."""
+"""What :mod:`kraftek.edge.http_server` answers, and how a connection ends with that."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from msgspec import Struct
+from twisted.internet.interfaces import ISSLTransport
 
 from kraftek.contract.metrics import RefusalReason
 
-__all__ = ["RefusedError", "Response", "printable"]
+__all__ = ["RefusedError", "Response", "end_writing", "printable"]
 
 
 class Response(Struct, frozen=True):
@@ -45,3 +48,13 @@ class RefusedError(Exception):
 def printable(text: str, length: int = 200) -> str:
     """What a stranger sent, fit for a log or an answer."""
     return "".join(letter if letter.isprintable() else "?" for letter in text[:length])
+
+
+def end_writing(transport: Any) -> None:
+    """Close the connection for writing, and continue reading: closing with unread data resets a connection, and the
+    last data written is lost. TLS has a closing alert of its own.
+    """
+    if ISSLTransport.providedBy(transport) or not hasattr(transport, "loseWriteConnection"):
+        transport.loseConnection()
+    else:
+        transport.loseWriteConnection()

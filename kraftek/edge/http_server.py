@@ -14,7 +14,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qs
 
-from twisted.internet.interfaces import IProtocol, IReactorTime, ISSLTransport
+from twisted.internet.interfaces import IProtocol, IReactorTime
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -25,9 +25,9 @@ from kraftek.contract.turns import Turns
 from kraftek.edge.hosts import Hosts
 from kraftek.edge.http_body import CHUNK, Rest
 from kraftek.edge.http_deadlines import Deadlines
-from kraftek.edge.http_responses import Response, printable
+from kraftek.edge.http_responses import Response, end_writing, printable
 
-__all__ = ["SERVER", "HttpChannel", "HttpServer", "Request", "end_writing"]
+__all__ = ["SERVER", "HttpChannel", "HttpServer", "Request"]
 
 SERVER = "kraftek-gateway"
 """The ``Server`` header, without a version, which would only help attackers."""
@@ -59,16 +59,6 @@ _FIELDS = 100
 
 _ABSOLUTE = re.compile(rb"(?i:(?:http|ws)s?)://([^/?]*)(.*)", re.DOTALL)
 """A target in absolute form (RFC 9112, section 3.2.2)."""
-
-
-def end_writing(transport: Any) -> None:
-    """Close the connection for writing, and continue reading: closing with unread data resets a connection, and the
-    last data written is lost. TLS has a closing alert of its own.
-    """
-    if ISSLTransport.providedBy(transport) or not hasattr(transport, "loseWriteConnection"):
-        transport.loseConnection()
-    else:
-        transport.loseWriteConnection()
 
 
 class Request(http.Request):
@@ -283,7 +273,13 @@ class HttpChannel(HTTPChannel):
             super().lineReceived(line)
 
     def rawDataReceived(self, data: bytes) -> None:
-        if self.length is not None or self._handlingRequest:
+        if self._handlingRequest:
+            # As Twisted's own does since 23.10, without which it has nothing to decode it with.
+            self._dataBuffer.append(data)
+            if sum(map(len, self._dataBuffer)) > self._optimisticEagerReadSize and not self._waitingForTransport:
+                self._networkProducer.pauseProducing()
+            return
+        if self.length is not None:
             super().rawDataReceived(data)
             return
         # Twisted would decode all chunks of a read at once.
@@ -292,6 +288,11 @@ class HttpChannel(HTTPChannel):
             self._buffer += data[_PIECE:]
             self._done += _STEP
             self._rest_in_turns()
+
+    def _finishRequestBody(self, data: bytes) -> None:  # noqa: N802  # Twisted's name
+        # Twisted's own, before 24.7, keeps what stands behind the body only after it was answered.
+        self._dataBuffer.append(data)
+        self.allContentReceived()
 
     def headerReceived(self, line: bytes) -> bool:
         try:
@@ -304,6 +305,7 @@ class HttpChannel(HTTPChannel):
         self._refuse(431, b"request head too large\n")
 
     def allHeadersReceived(self) -> None:
+        self.rests = False
         super().allHeadersReceived()
         if self.length != 0 and not self._closing:
             self._within(self.factory.request_timeout, HttpChannel._late)
@@ -320,6 +322,8 @@ class HttpChannel(HTTPChannel):
         if self.persistent:
             self.rests = True
             self._within(_IDLE, HttpChannel.loseConnection)
+        if self._dataBuffer:
+            self._dataBuffer.append(self.clearLineBuffer())  # it came later
         super().requestDone(request)
         self._rest_in_turns()
 
@@ -361,6 +365,8 @@ class HttpChannel(HTTPChannel):
         self._done = 0
         self.transport.resumeProducing()
         super().resumeProducing()
+        if self._closing:
+            return
         if self.paused:
             self.transport.pauseProducing()  # the rest of an answer, or the next ones, were too much again
         elif self._buffer:

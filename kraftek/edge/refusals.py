@@ -12,7 +12,8 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.http import datetimeToString
 
-from kraftek.edge.http_server import SERVER, end_writing
+from kraftek.edge.http_responses import end_writing
+from kraftek.edge.http_server import SERVER
 
 __all__ = ["LINGERING", "Refusals"]
 

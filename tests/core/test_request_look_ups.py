@@ -895,7 +895,7 @@ def test_a_claim_says_of_a_large_answer_how_large_it_is(server: PrivateRedis) ->
         script = _claim(1000)
         for key, told in (("small", b"x" * LARGE), ("large", b"=100000")):
             given = script.arguments([(key, "socket", None)], "")
-            assert client.execute_command("EVAL", script.source, *given) == [0, told]
+            assert client.eval(script.source, 0, *given) == [0, told]
 
 
 def test_what_redis_does_not_let_a_look_up_read_proves_nothing(server: PrivateRedis) -> None:

@@ -19,8 +19,8 @@ from kraftek.contract.turns import Turns
 from kraftek.edge import http_server
 from kraftek.edge.hosts import Hosts
 from kraftek.edge.http_deadlines import SWEEP_INTERVAL
-from kraftek.edge.http_responses import Response, printable
-from kraftek.edge.http_server import HttpServer, Request, end_writing
+from kraftek.edge.http_responses import Response, end_writing, printable
+from kraftek.edge.http_server import HttpServer, Request
 from tests.edge.websocket.edge import RecordingTransport, UnreadTransport
 
 HEAD_TIMEOUT, BODY_TIMEOUT, IDLE, LINGER, READING = 5.0, 30.0, 75.0, 10.0, 30.0
@@ -551,6 +551,44 @@ def test_a_connection_goes_on_or_closes_after_a_large_answer(server: Server, pat
         pass
     assert transport.closed == closed
     assert transport.value().endswith(LARGE)
+
+
+def test_a_connection_that_closes_after_a_large_answer_is_read(server: Server) -> None:
+    """Or nobody would notice that the other side has closed it."""
+    transport = UnreadTransport()
+    Connection(server, transport).get("/held")
+    server.held[0].answer(Response(200, b"x" * (5 * 3 * 32_768 + 80_000), closes=True))
+    while transport.be_read():
+        pass
+    assert (transport.closed, transport.producerState) == ("lost", "producing")
+
+
+def test_a_large_answer_is_whole_when_the_server_stops(server: Server) -> None:
+    transport = UnreadTransport()
+    connection = Connection(server, transport)
+    connection.send(b"GET /a HTTP/1.1\r\n\r\nGET /held HTTP/1.1\r\n\r\n")
+    server.held[0].answer(Response(200, LARGE))
+    server.deadlines.end_rests()
+    while transport.be_read():
+        pass
+    assert transport.value().endswith(LARGE)
+
+
+@pytest.mark.parametrize("path", ["/held", "/large"])
+def test_what_stands_behind_a_chunked_body_is_answered_in_order(server: Server, path: str) -> None:
+    transport = UnreadTransport()
+    connection = Connection(server, transport)
+    behind = b"".join(b"GET /%d HTTP/1.1\r\n\r\n" % number for number in range(100))
+    waiting: Any = Waiting()
+    server.turns = waiting
+    connection.send(CHUNKED.replace(b"/a", path.encode()) + b"1\r\na\r\n0\r\n\r\n" + behind)
+    for request in server.held:
+        request.answer(Response(204))
+    while waiting.readers or transport.waiting:
+        transport.be_read()
+        if waiting.readers:
+            waiting.readers.pop(0).step()
+    assert [asked for _, asked, *_ in server.asked][-100:] == [b"/%d" % number for number in range(100)]
 
 
 def test_the_head_of_a_large_answer_is_whole_by_itself(server: Server) -> None:

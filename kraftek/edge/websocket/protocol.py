@@ -20,7 +20,7 @@ from kraftek.contract.metrics import Counters
 from kraftek.contract.settings import Limits
 from kraftek.contract.turns import BUDGET, FROZEN, HELD, Turns
 from kraftek.edge.backlogs import Backlogs
-from kraftek.edge.http_server import end_writing
+from kraftek.edge.http_responses import end_writing
 from kraftek.edge.websocket.closings import Closings
 from kraftek.edge.websocket.deflate import TOO_LARGE, Deflate, Inflater
 from kraftek.edge.websocket.frames import wire
