@@ -88,8 +88,9 @@ class LargeAnswers:
             large.found(request, large.key, answer)
 
     def _not_read(self, failure: Failure, request: Request, large: _Large) -> None:
-        waiting, self._waiting = {request: large, **self._waiting}, {}
-        self._failed(failure, [request for request, large in waiting.items() if not large.repeated])
+        again = [each for each, its in {request: large, **self._waiting}.items() if not its.repeated]
+        self._waiting.clear()
+        self._failed(failure, again)
 
     def _go_on(self, _: object) -> None:
         self._read()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 import pytest
 from redis import ResponseError
-from twisted.internet.defer import gatherResults
+from twisted.internet.defer import fail, gatherResults
 from twisted.logger import capturedLogs
 
 from kraftek.contract.errors import Code, NotPublished, PeerError
@@ -863,6 +862,23 @@ def test_nobody_is_charged_while_redis_cannot_be_asked() -> None:
     assert looking.house.admission.budgets.overdrawn("ann", "") == 0
 
 
+def test_what_was_missed_is_looked_up_once_when_redis_takes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    looking = Looking()
+    waiting = [looking.request(str(number)) for number in range(5)]
+    looking.look_ups.requests = lambda: waiting
+    looking.look_ups.bus_up()
+    looking.house.clock.advance(5)
+    looking.look_ups.sweep()
+    asked = looking.asked[0]
+    looking.answer(*[200_000] * 5)
+    refused: list[Any] = []
+    with monkeypatch.context() as full:
+        full.setattr(looking.house.bus, "call", lambda *words: refused.append(words) or fail(NotPublished("full")))
+        looking.house.bus.calls.pop(0).reply.callback(msgspec.json.encode({"type": "r", "payload": "x" * 200_000}))
+    looking.look_ups.sweep()
+    assert (len(refused), looking.asked) == (1, [asked[1:]])
+
+
 @pytest.mark.parametrize("refused", ["look-up", "answer"])
 def test_what_was_missed_is_looked_up_again_when_that_has_failed(refused: str) -> None:
     looking = Looking()
@@ -878,14 +894,6 @@ def test_what_was_missed_is_looked_up_again_when_that_has_failed(refused: str) -
     looking.house.bus.calls.clear()
     looking.look_ups.sweep()
     assert {*looking.asked[0]} == {*asked}
-
-
-@pytest.fixture
-def server() -> Iterator[PrivateRedis]:
-    server = PrivateRedis()
-    server.start()
-    yield server
-    server.close()
 
 
 def test_a_claim_says_of_a_large_answer_how_large_it_is(server: PrivateRedis) -> None:
@@ -904,6 +912,6 @@ def test_what_redis_does_not_let_a_look_up_read_proves_nothing(server: PrivateRe
         client.rpush("list", "x")
         client.set("text", "x")
         assert client.eval(source, 3, "list", "text", "none", LARGE) == [None, b"x", None]
-        client.execute_command("ACL", "SETUSER", "default", "-getrange")
-        with pytest.raises(ResponseError):
-            client.eval(source, 1, "text", LARGE)
+        client.acl_setuser("gateway", enabled=True, nopass=True, keys=["*"], commands=["+@all", "-getrange"])
+    with server.client(username="gateway", password="x") as client, pytest.raises(ResponseError):
+        client.eval(source, 1, "text", LARGE)

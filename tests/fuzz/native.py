@@ -40,6 +40,8 @@ _DIALECT = NativeDialect()
 _NAMES: dict[type, str] = {AskPresence: "presence", Acknowledge: "receipt"}
 _POSITION_LENGTH = 64
 """Characters of a position in a history, as a script of Redis is given it."""
+_SOCKETS = 8
+"""Ids that a client had before."""
 
 
 def check_refusal(error: PeerError) -> None:
@@ -76,7 +78,7 @@ def check_room(message: Join | Leave | Authenticate | History | AskPresence) -> 
         if place is not None:
             assert len(place.epoch) <= _POSITION_LENGTH
             assert 0 <= place.offset <= 2**53
-            assert not isinstance(place, Since) or len(place.socket_ids) <= _POSITION_LENGTH
+            assert not isinstance(place, Since) or len(place.socket_ids) <= _SOCKETS
 
 
 def check_payload(payload: Raw) -> Any:

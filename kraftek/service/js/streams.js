@@ -193,12 +193,16 @@ export class Leased {
     for (const reading of this.#readings) reading.lost = true;
   }
 
+  get #leaves() {
+    return this.#jobs.stopping && (this.#followed.size === 0 || this.#jobs.cutOff);
+  }
+
   /** Hold a fair share of the leases. */
   async #share() {
     const { claimAfter } = this.#service;
     const keys = this.#keys;
     for (;;) {
-      const leaving = this.#jobs.stopping && (this.#followed.size === 0 || this.#jobs.cutOff);
+      const leaving = this.#leaves;
       const args = [this.#name, Math.floor(claimAfter), Number(this.#jobs.stopping)];
       const answer = await this.#connection.run(SHARE, keys, args);
       const [share, held, instances] = /** @type {[number, [number, Buffer][], Buffer[]]} */ (answer);
@@ -208,8 +212,7 @@ export class Leased {
       const continued = [...this.#followed.keys()].filter((number) => leases.has(number));
       for (const number of continued.slice(share)) this.#followed.set(number, false);
       await this.#lookForOthers(instances.map(String), continued);
-      const leaves = this.#jobs.stopping && (this.#followed.size === 0 || this.#jobs.cutOff);
-      if (!leaves) await this.#jobs.changeWithin(claimAfter / 3);
+      if (!this.#leaves) await this.#jobs.changeWithin(claimAfter / 3);
     }
   }
 
