@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 from redis import ResponseError
-from twisted.internet.defer import fail, gatherResults
+from twisted.internet.defer import Deferred, fail, gatherResults
 from twisted.logger import capturedLogs
 
 from kraftek.contract.errors import Code, NotPublished, PeerError
@@ -872,8 +872,13 @@ def test_what_was_missed_is_looked_up_once_when_redis_takes_nothing(monkeypatch:
     asked = looking.asked[0]
     looking.answer(*[200_000] * 5)
     refused: list[Any] = []
+
+    def refuse(*words: Any) -> Deferred[Any]:
+        refused.append(words)
+        return fail(NotPublished("full"))
+
     with monkeypatch.context() as full:
-        full.setattr(looking.house.bus, "call", lambda *words: refused.append(words) or fail(NotPublished("full")))
+        full.setattr(looking.house.bus, "call", refuse)
         looking.house.bus.calls.pop(0).reply.callback(msgspec.json.encode({"type": "r", "payload": "x" * 200_000}))
     looking.look_ups.sweep()
     assert (len(refused), looking.asked) == (1, [asked[1:]])
