@@ -457,7 +457,8 @@ class IRooms(Interface):
     def here(room_id: str, most: int, preferred: Sequence[str]) -> Deferred[Here]:
         """Who is in the room: all of its users, or ``most`` of them if there are more, those of the ``preferred`` ones
         first. In a room with presence for clients :func:`kraftek.contract.names.shown_key` is the channel on which
-        gateways hear that this may have changed.
+        gateways hear that this may have changed. Fails with ``NotPublished`` also when Redis has lost its data and that
+        is not known yet.
         """
 
 

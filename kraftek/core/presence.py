@@ -4,7 +4,8 @@ Called by :mod:`kraftek.core.gateway` when a client asks, by :mod:`kraftek.core.
 Nothing is remembered of who comes and goes. What there is stands in the room cache; what clients of this process were
 told of it stands here, the same for all of them. A word on the room's channel says that these may differ: then the room
 is read again, at most once in :data:`PACE` seconds, and the difference is told. A word that was lost costs time only,
-because every room is read by and by; so do lost data and a dead gateway.
+because every room is read by and by; so do lost data and a dead gateway. After Redis was away or lost its data, each
+gateway writes anew what it knows, as soon as it notices: who is missing until then is not said to have left.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from kraftek.contract.names import GATEWAY_PRESENCE, shown_key
 from kraftek.core.access.permissions import permits
 from kraftek.core.budgets import Budgets
 from kraftek.core.deliveries import Deliveries
+from kraftek.core.rooms.leases import LEASE
 from kraftek.core.rooms.shown import Shown
 from kraftek.core.roster import Roster
 from kraftek.core.session import Session, SessionState
@@ -42,9 +44,6 @@ PACE = 1.0
 LARGE_PACE = 2.0
 """The same where more users are in the room than clients are told of: a room of 5,000 that fills in ten seconds costs
 each of them seven messages."""
-
-_AFTER_GAP = 1.0
-"""Seconds until rooms are read after Redis was away: gateways write first what it may have lost."""
 
 _LOOK = 9.0
 """Seconds after which a room may have been read again, and is read although nothing was heard of it."""
@@ -81,10 +80,24 @@ class _Payload(Struct, rename="camel", omit_defaults=True):
 class WatchedRoom:
     """One room. ``users``, ``count`` and ``version`` are what its ``watchers`` were told, once it is ``known``.
     ``most``: users that are listed. ``asked``: who waits until it is read. ``busy``: it is being read. ``stale``:
-    something may have changed since. ``not_before``: when it may be read again, by the clock.
+    something may have changed since. ``not_before``: when it may be read again, by the clock. ``whole_from``: when all
+    who are there are in Redis again, by the clock.
     """
 
-    __slots__ = ("asked", "busy", "count", "id", "known", "most", "not_before", "stale", "users", "version", "watchers")
+    __slots__ = (
+        "asked",
+        "busy",
+        "count",
+        "id",
+        "known",
+        "most",
+        "not_before",
+        "stale",
+        "users",
+        "version",
+        "watchers",
+        "whole_from",
+    )
 
     def __init__(self, id: str, most: int) -> None:
         self.id = id
@@ -98,6 +111,7 @@ class WatchedRoom:
         self.busy = False
         self.stale = True
         self.not_before = 0.0
+        self.whole_from = 0.0
 
     @property
     def idle(self) -> bool:
@@ -234,11 +248,10 @@ class Presence:
     # IBusListener
 
     def bus_up(self) -> None:
-        """Anything may have been missed. Nothing is told while gateways write anew what Redis has lost."""
-        not_before = self._clock.seconds() + _AFTER_GAP
+        """Anything may have been missed or lost. A gateway that has not written it by the end of a lease is dead."""
+        whole_from = self._clock.seconds() + LEASE
         for room in self._rooms.values():
-            if room.known:
-                room.not_before = max(room.not_before, not_before)
+            room.whole_from = whole_from
             self._changed(room)
 
     def bus_down(self) -> None:
@@ -285,7 +298,10 @@ class Presence:
 
     def _was_read(self, here: Here, room: WatchedRoom) -> None:
         self._once.works()
-        room.not_before = self._clock.seconds() + (PACE if here.count <= room.most else LARGE_PACE)
+        now = self._clock.seconds()
+        room.not_before = now + (PACE if here.count <= room.most else LARGE_PACE)
+        if now < room.whole_from and not here.users.keys() >= room.users.keys():
+            here, room.stale = _with_missing(here, room), True
         if not room.known or (here.count, here.users) != (room.count, room.users):
             before, whole, told = room.users, not room.known, room.version
             room.users, room.count, room.version, room.known = here.users, here.count, _version(here), True
@@ -361,6 +377,13 @@ def _difference(room: WatchedRoom, before: Mapping[str, bytes]) -> _Payload:
     joined = _listed({user_id: data for user_id, data in room.users.items() if before.get(user_id) != data})
     left = [user_id for user_id in before if user_id not in room.users]
     return _Payload(room.id, room.count, room.version, None, joined or None, left or None)
+
+
+def _with_missing(here: Here, room: WatchedRoom) -> Here:
+    """Who is there, and who was there before."""
+    users = {**room.users, **here.users}
+    count = max(here.count, room.count, len(users))
+    return Here(count, dict(islice(users.items(), room.most)))
 
 
 def _version(here: Here) -> str:

@@ -13,6 +13,7 @@ from kraftek.contract.interfaces import IBusListener
 from kraftek.contract.names import shown_key
 from kraftek.contract.settings import Limits, RoomPolicy
 from kraftek.core.presence import PACE
+from kraftek.core.rooms.leases import LEASE
 from tests.support.world import Client, House
 
 ROOM = "board-1"
@@ -408,6 +409,42 @@ def test_what_changed_while_redis_was_away_is_told_when_it_is_back() -> None:
     board.bus.up()
     board.pass_time(2)
     assert told(ann) == [{"count": 2, "joined": users("bob")}]
+
+
+def test_who_is_missing_after_a_loss_has_not_left_before_its_gateway_can_have_written_it_anew() -> None:
+    board = Board()
+    ann = board.watch("ann")
+    other = Board(beside=board)
+    for gateway, name in ((board, "bob"), (other, "dan"), (other, "eve")):
+        gateway.enter(name, data=[name])
+    board.pass_time(2)
+    told(ann)
+    stood = dict(board.rooms.sockets)
+    board.rooms.forget()
+    board.bus.begin_epoch("e2")
+    board.enter("zoe")
+    board.pass_time(LEASE - PACE)
+    assert told(ann) == [{"count": 5, "joined": users("zoe")}]
+    board.rooms.sockets[ROOM, "eve"] = stood[ROOM, "eve"]
+    board.pass_time(2 * PACE)
+    assert told(ann) == [{"count": 4, "joined": users("eve"), "left": ["dan"]}]
+
+
+def test_of_a_large_room_nobody_has_left_after_a_loss_either() -> None:
+    board = Board(most=3)
+    ann = board.watch("ann")
+    other = Board(beside=board)
+    for name in ("bob", "dan", "eve", "zoe"):
+        other.enter(name)
+    board.pass_time(3)
+    assert told(ann)[-1]["count"] == 5
+    board.rooms.forget()
+    board.bus.begin_epoch("e2")
+    board.pass_time(LEASE - PACE)
+    assert told(ann) == []
+    board.pass_time(2 * PACE)
+    (last,) = told(ann)
+    assert (last["count"], len(last["left"])) == (1, 2)
 
 
 def test_lost_data_are_written_anew_before_anybody_is_told() -> None:

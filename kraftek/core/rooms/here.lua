@@ -1,7 +1,10 @@
--- KEYS: a room, and what its users show there (shown.lua). ARGV: the most users to return, and some of them, preferred.
--- Returns how many there are; then each of at most so many, and what it shows, or nothing: all, if there are no more. Otherwise
+-- KEYS: a room, what its users show there (shown.lua), and the epoch. ARGV: the epoch that the gateway knows, the most users
+-- to return, and some of them, preferred.
+-- Returns false if the data are of another epoch: they were lost a moment ago, and are being written anew. Otherwise how many
+-- there are; then each of at most so many, and what it shows, or nothing: all, if there are no more. Otherwise
 -- the preferred ones that are still there, and any others. Without them all the list would be another one each time.
-local most, count = tonumber(ARGV[1]), redis.call('HLEN', KEYS[1])
+if redis.call('HGET', KEYS[3], 'epoch') ~= ARGV[1] then return false end
+local most, count = tonumber(ARGV[2]), redis.call('HLEN', KEYS[1])
 local users, sockets, taken = {}, {}, {}
 local function take(user, socket)
     if #users < most and not taken[user] then
@@ -13,10 +16,10 @@ if count <= most then
     local all = redis.call('HGETALL', KEYS[1])
     for i = 1, #all, 2 do take(all[i], all[i + 1]) end
 else
-    if ARGV[2] then
-        local there = redis.call('HMGET', KEYS[1], unpack(ARGV, 2))
+    if ARGV[3] then
+        local there = redis.call('HMGET', KEYS[1], unpack(ARGV, 3))
         for i, socket in ipairs(there) do
-            if socket then take(ARGV[i + 1], socket) end
+            if socket then take(ARGV[i + 2], socket) end
         end
     end
     if #users < most then

@@ -26,7 +26,7 @@ from kraftek.contract.metrics import Counters
 from kraftek.contract.names import ENTRIES, GATEWAY_LEASES, LAST_LOOK, LOST_GATEWAYS, REGISTRATIONS, entries_key
 from kraftek.core.rooms.room_cache import ENTRIES_AT_ONCE, read_entry
 
-__all__ = ["LOOK_INTERVAL", "RENEW_INTERVAL", "Leases"]
+__all__ = ["LEASE", "LOOK_INTERVAL", "RENEW_INTERVAL", "Leases"]
 
 LEASE = 5.0
 """Seconds after which a process that has not renewed its lease is presumed dead."""

@@ -26,6 +26,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import Here, IBus, IRooms, IServiceRegistry, Mended, RoomEntry, Undelivered
 from kraftek.contract.log_once import OnceUntilItWorks
 from kraftek.contract.lua import Script, lua
@@ -153,7 +154,8 @@ class RedisRooms:
         return self._run(LEAVE, LOST_GATEWAYS, departed, CLIENT_LEFT).addCallback(lambda _: None)
 
     def here(self, room_id: str, most: int, preferred: Sequence[str]) -> Deferred[Here]:
-        reading = self._bus.call(HERE, [room_key(room_id), shown_key(room_id)], [most, *preferred])
+        keys = [room_key(room_id), shown_key(room_id), EPOCH]
+        reading = self._bus.call(HERE, keys, [self._bus.epoch or "", most, *preferred])
         return reading.addCallback(_here)
 
     def _run(
@@ -248,6 +250,8 @@ def _entered(answer: Any) -> tuple[int, list[str]]:
 
 
 def _here(answer: Any) -> Here:
+    if answer is None:
+        raise NotPublished("Redis has lost its data, and they are being written anew")
     count, *words = answer
     users = (word.decode(errors="replace") for word in words[::2])
     return Here(count, dict(zip(users, words[1::2], strict=True)))

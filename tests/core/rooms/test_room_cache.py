@@ -530,6 +530,13 @@ class RedisRoomsTest(TestCase):
         assert set(some.users) - set(gone) <= set(other.users)
         assert not set(gone) & set(other.users)
 
+    async def test_nobody_is_taken_for_gone_because_redis_has_lost_its_data_a_moment_ago(self) -> None:
+        _, _, rooms = await self.watched()
+        await enter(rooms, "ann", "board", "g1.a")
+        self.redis.call("FLUSHALL")
+        with pytest.raises(NotPublished, match="being written anew"):
+            await rooms.here("board", 9, [])
+
     async def test_any_name_is_a_name(self) -> None:
         user_id, room_id, socket_id = "ё: *[x]", 'доска "1"\r\n', "g1.🙂"
         assert await enter(self.rooms, user_id, room_id, "g1.old") is None

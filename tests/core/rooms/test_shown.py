@@ -6,7 +6,7 @@ import pytest
 from msgspec import Raw
 
 from kraftek.contract.interfaces import Here
-from kraftek.contract.names import room_key, shown_key
+from kraftek.contract.names import EPOCH, room_key, shown_key
 from kraftek.contract.settings import RoomPolicy
 from kraftek.core.registry import ServiceRegistry
 from kraftek.core.rooms.room_cache import RedisRooms
@@ -65,9 +65,10 @@ def test_scripts_are_given_it_only_where_clients_may_watch() -> None:
 
 def test_who_is_there_is_read_with_what_each_shows() -> None:
     bus = FakeBus()
+    bus.epoch = "e1"
     reading = RedisRooms(bus, ServiceRegistry(), "g1", "replies").here("r", 2, ["ann", "bob"])
     call = bus.calls.pop()
-    assert (call.keys, call.args) == ((room_key("r"), shown_key("r")), (2, "ann", "bob"))
+    assert (call.keys, call.args) == ((room_key("r"), shown_key("r"), EPOCH), ("e1", 2, "ann", "bob"))
     found: list[Here] = []
     reading.addCallback(found.append)
     call.reply.callback([3, b"ann", b"[1]", b"eve", b""])
