@@ -140,6 +140,12 @@ class Followed(ABC):
         """Nothing holds back its messages any more."""
         self.catching.pop(session, None)
 
+    def let_go_who_are_there(self) -> None:
+        """The same for all who have got no more than was delivered here."""
+        for session, catch_up in tuple(self.catching.items()):
+            if catch_up.until is not None and catch_up.until <= self.offset:
+                self.let_go(session)
+
 
 class FollowedRoom(Followed):
     """A room: those hear it who are in it."""

@@ -20,7 +20,7 @@ from zope.interface import implementer
 from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import IBus, IBusListener, ITopicLogs, Missed, TopicPosition
 from kraftek.contract.log_once import OnceUntilItWorks, failing
-from kraftek.contract.messages import Standing
+from kraftek.contract.messages import Since, Standing
 from kraftek.contract.metrics import Counters, ResumeFailure
 from kraftek.contract.names import room_topic, topic_channel, user_topic
 from kraftek.contract.order import UNCERTAIN
@@ -88,10 +88,11 @@ class Following:
         ordering.compare = self._compare_all
         self.lost: Callable[[Session], None] | None = None
         self.doubt: Callable[[Session], None] | None = None
+        self.read_on: Callable[[Session, str | None, Since], None] | None = None
         parts: list[list[Followed]] = [[] for _ in range(_SWEEPS)]
         self._entering, self._sweeping = cycle(parts), cycle(enumerate(parts))
         self._once = OnceUntilItWorks()
-        deliveries.followed = self
+        deliveries.followed = self._topics
         if rules:
             bus.add_listener(self)
 
@@ -101,9 +102,6 @@ class Following:
 
     def __len__(self) -> int:
         return len(self._topics)
-
-    def __contains__(self, topic: object) -> bool:
-        return topic in self._topics
 
     def keeps(self, room_id: str | None) -> bool:
         """Whether the room has a history."""
@@ -143,12 +141,6 @@ class Following:
             waiting: Deferred[None] = Deferred()
             topic.waiting.append(waiting)
             await waiting
-
-    def let_go(self, topic: Followed) -> None:
-        """Nothing holds back what is told to clients any more that the topic has caught up with."""
-        for session, catch_up in tuple(topic.catching.items()):
-            if catch_up.until is not None and catch_up.until <= topic.offset:
-                topic.let_go(session)
 
     def follow(self) -> None:
         """Called every :data:`FOLLOW_INTERVAL` seconds."""
@@ -215,7 +207,7 @@ class Following:
         self._counters.told += 1
         self._deliveries.told(topic, offset, message, order)
         if topic.catching:
-            self.let_go(topic)
+            topic.let_go_who_are_there()
 
     # Comparing with Redis
 
@@ -292,7 +284,7 @@ class Following:
         if missed.reason is not None:
             topic.offset = missed.offset
             self._tell_position(topic, missed.reason, goes_on=before == topic.epoch)
-            self.let_go(topic)
+            topic.let_go_who_are_there()
             return
         if before != topic.epoch:
             self._tell_position(topic, None)
@@ -314,12 +306,17 @@ class Following:
 
     def _tell_position(self, topic: Followed, reason: str | None, *, goes_on: bool = False) -> None:
         """Where the topic is now, to those who did not see it move there; and the reason if they missed something. Who
-        has got more here did not, if the epoch ``goes_on``.
+        has got more here, if the epoch ``goes_on``, reads on from there.
         """
         for session in tuple(topic.sessions):
             catch_up, why = topic.catching.get(session), reason
-            if catch_up is not None and (catch_up.until is None or (goes_on and catch_up.until >= topic.offset)):
-                catch_up.interrupt()  # it reads what it has missed until now, or once more, or has it
+            until = None if catch_up is None else catch_up.until
+            if catch_up is not None and until is None:
+                catch_up.interrupt()  # it reads what it has missed until now, or once more
+                continue
+            if until is not None and goes_on:
+                if until < topic.offset and self.read_on is not None:
+                    self.read_on(session, topic.room_id, Since(topic.epoch, until))
                 continue
             if reason is not None and self.lost is not None:
                 self.lost(session)

@@ -77,6 +77,7 @@ class Resuming:
         self.deliveries = deliveries
         self.counters = counters
         self._missed = MissedMessages(following, logs, reading, turns)
+        following.read_on = self.interrupted
 
     def without(self, since: Since | None) -> Standing | None:
         """Where a client begins in what has no history, or not any more."""
@@ -243,7 +244,7 @@ class Resuming:
             if not _catches_up(session, topic, catch_up):
                 return
         catch_up.open(topic.offset if missed is None else missed.offset)
-        self.following.let_go(topic)
+        topic.let_go_who_are_there()
 
     async def _tell(
         self, session: Session, topic: Followed, since: Since | None, missed: Missed, catch_up: CatchUp

@@ -241,6 +241,23 @@ def test_who_is_ahead_of_the_room_has_not_missed_what_expired() -> None:
     assert [told(each) for each in (ann, bob)] == [[(3, "c")]] * 2
 
 
+def test_who_is_ahead_of_the_room_gets_what_comes_after_what_expired() -> None:
+    board = Board()
+    bob = board.enter("bob")
+    board.tell("a")
+    for text in ("b", "c"):
+        board.tell(text, heard=False)
+    ann = board.enter(since=since(3))
+    told(bob), told(ann)
+    board.tell("d", heard=False)
+    board.logs.kept = 1
+    board.following._compare_all()
+    assert told(bob) == [{"epoch": "e1", "offset": 4, "recovered": False, "reason": "too_many"}]
+    assert told(ann) == [{"epoch": "e1", "offset": 3, "recovered": True}, (4, "d")]
+    board.tell("e")
+    assert [told(each) for each in (ann, bob)] == [[(5, "e")]] * 2
+
+
 def test_nobody_has_seen_the_future() -> None:
     board = Board()
     board.tell("a")
