@@ -126,6 +126,8 @@ class Histories:
         self._judge(client, topic, payload)
         if self._world.calm and not payload["recovered"]:
             self._world.invariants.wrong(f"{client} has missed something in {topic}, and nothing is wrong: {payload}")
+        if not payload["recovered"]:
+            client.began_anew = self._world.time.now
         self.copy_of(client, topic).positioned(payload)
 
     def _judge(self, client: Client, topic: str, payload: Any) -> None:

@@ -10,7 +10,8 @@ The bounds are in virtual seconds:
 :data:`LINKED`      after its links are back no new login is let in by an answer from before
 :data:`DOUBT`       and open connections have been asked about by then, and after two answers of Redis; ``SETTLING``
                     later if another gateway is silent, or slow
-:data:`STALE`       after an answer's ``ttl``, if nobody told anything, the auth service has been asked again
+:data:`STALE`       after an answer's ``ttl``, if nobody told anything, the auth service has been asked again, and after
+                    two answers of Redis
 :data:`SETTLED`     after Redis takes writes and nothing is wrong any more, the room cache is right, and everybody in
                     a room with history has got all of it
 :data:`UNFOLLOWED`  after something was said that a gateway did not hear, as Redis forgot that it listens, the same
@@ -211,7 +212,7 @@ class Invariants:
                 gateway = client.gateway
                 here = client.open and room in client.grants and client.entered[room] < since
                 forgotten = gateway.up_since is None or gateway.unfollowed_at > gateway.up_since
-                here = here and not (forgotten and kept)
+                here = here and not (kept and (forgotten or client.began_anew >= since))
                 if here and gateway.lives and gateway.undisturbed_since < since and not self._reason(client, room):
                     self.wrong(f"{client} does not hear what is said in {room} at {since:.4f}, and nothing is wrong")
 
@@ -262,7 +263,8 @@ class Invariants:
         # By its ttl. A new login may use the answer as long as it is fresh, and none that is older.
         ttl = auth.ttls.get(token, TTL)
         stale = ban.since + ttl + STALE
-        bounds.append((stale if new else max(stale, trouble, gateway.undisturbed_since + DOUBT), "ttl"))
+        asked = stale + 4 * gateway.lag[COMMANDS]
+        bounds.append((stale if new else max(asked, trouble, gateway.undisturbed_since + DOUBT), "ttl"))
         up = gateway.up_since
         if ban.told_at is not None and up is not None:  # who has no link hears nothing
             if up > ban.told_at:

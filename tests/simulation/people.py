@@ -63,7 +63,8 @@ class Client:
 
     ``token``: the newest that was answered well; ``newer``: those shown since, or not answered yet. ``entered``: since
     when it is in each room, and ``came``: when it had asked to be. ``shown``: each token that it showed, with the room.
-    ``copies``: what its page has of rooms with history, and has from former connections.
+    ``copies``: what its page has of rooms with history, and has from former connections; ``began_anew``: when it was
+    told last that it has missed something there.
     """
 
     peer = "simulated"
@@ -82,6 +83,7 @@ class Client:
         self.requests: dict[str, Request] = {}
         self.shown: set[tuple[str, str]] = set()
         self.copies: dict[str, Copy] = {}
+        self.began_anew = 0.0
         self.since: dict[str, Any] = {}
         self.user_since: dict[str, Any] = {}
         self.presence = Watching(self)
