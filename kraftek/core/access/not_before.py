@@ -28,7 +28,7 @@ from kraftek.contract.errors import NotPublished
 from kraftek.contract.interfaces import IBus, IBusListener, INotBefore
 from kraftek.contract.log_once import OnceUntilItWorks, failing
 from kraftek.contract.lua import Script, lua
-from kraftek.contract.names import INVALIDATION, not_before_key
+from kraftek.contract.names import INVALIDATION, not_before_key, user_key
 from kraftek.contract.settings import Jwt
 from kraftek.core.access.invalidation import Invalidation
 
@@ -52,8 +52,9 @@ _Place = tuple[str, str | None]
 class NotBefore:
     """The times in Redis, and the newest of them in memory: ``size`` at most.
 
-    What Redis lost, or would not take, is written from memory when it takes it. ``jwt``: how long tokens live at most.
-    ``clock`` measures when to write again, ``now`` returns Unix seconds, as tokens have them.
+    What Redis lost, or would not take, is written from memory when it takes it, and the user's access is asked about
+    again. ``jwt``: how long tokens live at most. ``clock`` measures when to write again, ``now`` returns Unix seconds,
+    as tokens have them.
     """
 
     _log = Logger()
@@ -83,7 +84,7 @@ class NotBefore:
         """Write what Redis has not taken, if the time has come."""
         if self._unwritten and self._bus.available and self._again <= self._clock.seconds():
             for place in tuple(islice(self._unwritten, AT_ONCE)):
-                self._write(place)
+                self._write(place, again=True)
 
     # IBusListener
 
@@ -115,12 +116,13 @@ class NotBefore:
             self._times.popitem(last=False)
         self._write(place)
 
-    def _write(self, place: _Place) -> None:
+    def _write(self, place: _Place, *, again: bool = False) -> None:
         self._unwritten.pop(place, None)
         if place in self._times:
             (user_id, room_id), longest = place, self._longest
-            args = room_id or "", repr(self._times[place]), int(longest * 1000), repr(self._now() - longest)
-            written = self._bus.call(NOT_BEFORE, [not_before_key(user_id)], args)
+            at, horizon = repr(self._times[place]), repr(self._now() - longest)
+            args = room_id or "", at, int(longest * 1000), horizon, int(again)
+            written = self._bus.call(NOT_BEFORE, [not_before_key(user_id), user_key(user_id)], args)
             written.addCallbacks(lambda _: self._once.works(), self._failed, errbackArgs=(place,))
 
     def _failed(self, failure: Failure, place: _Place) -> None:

@@ -198,6 +198,17 @@ class RealRedisTest(TestCase):
         left = await self.call("PTTL", "access-not-before:ada")
         assert (LONGEST - 30) * 1000 < left <= LONGEST * 1000
 
+    async def test_who_was_let_in_while_redis_had_lost_it_is_asked_about_again(self) -> None:
+        await self.write("r")
+        self.times.bus_up()
+        await self.call("SADD", "access:user:ada", "digest")
+        self.times.bus_up()
+        assert await self.call("EXISTS", "access:user:ada") == 1
+        await self.call("DEL", "access-not-before:ada")
+        self.times.bus_up()
+        assert await self.call("EXISTS", "access:user:ada") == 0
+        assert await self.other.find("ada", "r") == NOW
+
     async def test_an_earlier_time_does_not_replace_a_later_one(self) -> None:
         await self.call("HSET", "access-not-before:ada", "", str(NOW + 5))
         await self.write()
