@@ -1,8 +1,11 @@
--- KEYS: records of requests, and keys of late answers
--- ARGV: bytes that are given of each at most
--- Answers with what each holds, or with the size of what is larger.
+-- KEYS: records of requests, and keys of late answers; then the epoch
+-- ARGV: bytes that are given of each at most, and the epoch, if the gateway knows it
+-- Answers with what each holds, or with the size of what is larger; with nothing if the data are of another epoch: that a
+-- record is missing there says nothing.
 local most, found = tonumber(ARGV[1]), {}
-for i, key in ipairs(KEYS) do
+if ARGV[2] ~= '' and redis.call('HGET', KEYS[#KEYS], 'epoch') ~= ARGV[2] then return false end
+for i = 1, #KEYS - 1 do
+    local key = KEYS[i]
     local held = redis.pcall('GETRANGE', key, 0, most)
     if type(held) == 'table' and not held.err:find('WRONGTYPE', 1, true) then return held end
     if type(held) ~= 'string' or held == '' then

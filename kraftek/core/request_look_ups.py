@@ -8,6 +8,7 @@ from functools import cache
 
 import msgspec
 from msgspec import Struct
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -18,7 +19,7 @@ from kraftek.contract.interfaces import IBus, IBusListener
 from kraftek.contract.log_once import OnceAMinute, failing
 from kraftek.contract.lua import Script, lua
 from kraftek.contract.messages import Broadcast, RequestId
-from kraftek.contract.names import late_answer_key
+from kraftek.contract.names import EPOCH, late_answer_key
 from kraftek.contract.rates import share
 from kraftek.core.answer_budget import LARGE
 from kraftek.core.request_large_answers import LargeAnswers, overdrawn
@@ -300,7 +301,7 @@ class LookUps:
         if asked and self._bus.available:
             self._looking = True
             keys = [key for request, late in asked for key in (request.record, late) if key]
-            found = self._bus.call(_READ, keys, (LARGE,)).addCallback(self._found, asked)
+            found = _read(self._bus, keys).addCallback(self._found, asked)
             found.addErrback(self._not_found).addCallback(lambda _: self._look_up())
         elif self._next:
             self._looking = True
@@ -332,8 +333,8 @@ class LookUps:
                 asked.append(request)
         if asked:
             keys = [late_answer_key(request.session.socket_id, request.id) for request in asked]
-            found = self._bus.call(_READ, keys, (LARGE,))
-            found.addCallback(self._found_behind, asked, keys).addErrback(self._not_read, asked)
+            found = _read(self._bus, keys).addCallback(self._found_behind, asked, keys)
+            found.addErrback(self._not_read, asked)
 
     def _found_behind(
         self, answers: list[bytes | int | None], requests: Sequence[Request], keys: Sequence[str]
@@ -416,6 +417,17 @@ class LookUps:
         """What no gateway wrote counts as no answer. It is removed, so that the request is sent when it is repeated."""
         self._once_a_minute(self._log.error, _UNREADABLE, key=key)
         self._bus.call("DEL", (key,)).addErrback(self.failed)
+
+
+def _read(bus: IBus, keys: Sequence[str]) -> Deferred[list[bytes | int | None]]:
+    """What these hold. Fails with ``NotPublished`` also when Redis has lost its data and that is not known yet."""
+
+    def known(held: list[bytes | int | None] | None) -> list[bytes | int | None]:
+        if held is None:
+            raise NotPublished("the data are of another epoch")
+        return held
+
+    return bus.call(_READ, [*keys, EPOCH], (LARGE, bus.epoch or "")).addCallback(known)
 
 
 def _state_of(look_up: _LookUp, data: int) -> LookUpState:

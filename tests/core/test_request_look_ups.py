@@ -12,6 +12,7 @@ from twisted.logger import capturedLogs
 
 from kraftek.contract.errors import Code, NotPublished, PeerError
 from kraftek.contract.interfaces import Undelivered
+from kraftek.contract.names import EPOCH
 from kraftek.contract.settings import Limits
 from kraftek.core import request_look_ups
 from kraftek.core.answer_budget import LARGE
@@ -676,7 +677,7 @@ class Looking:
     @property
     def asked(self) -> list[tuple[str, ...]]:
         """The keys that are asked about."""
-        return [call.keys for call in self.house.bus.calls]
+        return [tuple(key for key in call.keys if key != EPOCH) for call in self.house.bus.calls]
 
 
 def denied(request: Request) -> PeerError:
@@ -796,6 +797,19 @@ def test_the_data_are_lost_under_the_connections() -> None:
     assert look_ups.waiting == {}
 
 
+def test_what_is_missing_in_data_that_nobody_knows_yet_proves_nothing() -> None:
+    looking = Looking()
+    request = looking.request("0")
+    looking.look_ups.uncertain(request, Undelivered.LOST)
+    looking.look_ups.sweep()
+    looking.house.bus.calls.pop(0).reply.callback(None)
+    assert (looking.refused, request in looking.look_ups.waiting) == ([], True)
+    looking.house.bus.begin_epoch("e2")
+    looking.look_ups.sweep()
+    looking.answer(None)
+    assert (looking.refused, request in looking.look_ups.waiting) == ([], False)
+
+
 @pytest.mark.parametrize("early", [False, True])
 def test_what_repeats_another_request_ends_with_its_connection(early: bool) -> None:
     house = House(dispatch=lambda house: Dispatch(house.registry, house.bus))
@@ -828,7 +842,7 @@ def test_who_is_over_the_rate_and_sends_again_waits_for_an_answer() -> None:
     house.clock.advance(0.51)
     house.requests.sweep()
     [asked] = house.bus.calls
-    assert len(asked.keys) == 2
+    assert len(asked.keys) == 2 + 1
     answer = msgspec.json.encode({"type": "r", "payload": "done"})
     asked.reply.callback([answer, None])
     answered, refused = client.link.read()
@@ -916,7 +930,11 @@ def test_what_redis_does_not_let_a_look_up_read_proves_nothing(server: PrivateRe
     with server.client() as client:
         client.rpush("list", "x")
         client.set("text", "x")
-        assert client.eval(source, 3, "list", "text", "none", LARGE) == [None, b"x", None]
+        client.hset("epoch", "epoch", "e1")
+        keys = "list", "text", "none", "epoch"
+        for epoch in ("e1", ""):
+            assert client.eval(source, 4, *keys, LARGE, epoch) == [None, b"x", None]
+        assert client.eval(source, 4, *keys, LARGE, "e0") is None
         client.acl_setuser("gateway", enabled=True, nopass=True, keys=["*"], commands=["+@all", "-getrange"])
     with server.client(username="gateway", password="x") as client, pytest.raises(ResponseError):
-        client.eval(source, 1, "text", LARGE)
+        client.eval(source, 2, "text", "epoch", LARGE, "")
