@@ -37,9 +37,10 @@ RENEW_INTERVAL = 1.5
 LOOK_INTERVAL = 1.0
 """Seconds between two looks for expired leases."""
 
-OUTAGE = 3.0
-"""When no process has looked for so many seconds, Redis was unavailable to all. That is less than the time that a lease
-needs to expire because of Redis, ``LEASE - RENEW_INTERVAL``."""
+OUTAGE = 2.0
+"""When no process has looked for so many seconds, Redis was unavailable to all. After a shorter outage each process is
+back, which may take the longest wait between two attempts, before its lease expires, which may be ``LEASE -
+RENEW_INTERVAL`` after the outage has begun."""
 
 RENEW = Script(lua(__package__, "time", "keep_type", "renew_lease"))
 FIND_LOST = Script(lua(__package__, "time", "keep_type", "find_lost"))
