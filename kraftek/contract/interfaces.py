@@ -6,7 +6,7 @@ with" what its errback gets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any
 
@@ -112,7 +112,7 @@ class Here(Struct, frozen=True):
     """How many users are in a room, and all or some of them, each with what it shows of itself: JSON, or nothing."""
 
     count: int
-    users: dict[str, bytes]
+    users: Mapping[str, bytes]
 
 
 class Recovered(Struct, frozen=True):

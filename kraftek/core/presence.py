@@ -4,8 +4,8 @@ Called by :mod:`kraftek.core.gateway` when a client asks, by :mod:`kraftek.core.
 Nothing is remembered of who comes and goes. What there is stands in the room cache; what clients of this process were
 told of it stands here, the same for all of them. A word on the room's channel says that these may differ: then the room
 is read again, at most once in :data:`PACE` seconds, and the difference is told. A word that was lost costs time only,
-because every room is read by and by; so do lost data and a dead gateway. After Redis was away or lost its data, each
-gateway writes anew what it knows, as soon as it notices: who is missing until then is not said to have left.
+because every room is read by and by; so do lost data and a dead gateway. After Redis has lost its data each gateway
+writes anew what it knows, as soon as it notices: who is missing until then is not said to have left.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from hashlib import blake2b
 from itertools import islice
+from math import inf
 
 import msgspec
 from msgspec import Raw, Struct
@@ -44,6 +45,9 @@ PACE = 1.0
 LARGE_PACE = 2.0
 """The same where more users are in the room than clients are told of: a room of 5,000 that fills in ten seconds costs
 each of them seven messages."""
+
+_AFTER_GAP = 1.0
+"""Seconds until rooms are read after Redis was away: gateways write first what it may have lost."""
 
 _LOOK = 9.0
 """Seconds after which a room may have been read again, and is read although nothing was heard of it."""
@@ -80,12 +84,13 @@ class _Payload(Struct, rename="camel", omit_defaults=True):
 class WatchedRoom:
     """One room. ``users``, ``count`` and ``version`` are what its ``watchers`` were told, once it is ``known``.
     ``most``: users that are listed. ``asked``: who waits until it is read. ``busy``: it is being read. ``stale``:
-    something may have changed since. ``not_before``: when it may be read again, by the clock. ``whole_from``: when all
-    who are there are in Redis again, by the clock.
+    something may have changed since. ``not_before``: when it may be read again, by the clock. ``before``: who was there
+    when Redis lost its data, if that is known.
     """
 
     __slots__ = (
         "asked",
+        "before",
         "busy",
         "count",
         "id",
@@ -96,7 +101,6 @@ class WatchedRoom:
         "users",
         "version",
         "watchers",
-        "whole_from",
     )
 
     def __init__(self, id: str, most: int) -> None:
@@ -111,7 +115,7 @@ class WatchedRoom:
         self.busy = False
         self.stale = True
         self.not_before = 0.0
-        self.whole_from = 0.0
+        self.before: Here | None = None
 
     @property
     def idle(self) -> bool:
@@ -147,6 +151,9 @@ class Presence:
         self._due: dict[WatchedRoom, None] = {}
         self._round: Iterator[WatchedRoom] = iter(())
         self._once = OnceUntilItWorks()
+        # The epoch of the data that Redis had last; and until it has all again that it had, when that will be.
+        self._epoch: str | None = None
+        self._whole_from: float | None = None
         if self.shown:
             bus.add_listener(self)
 
@@ -167,6 +174,9 @@ class Presence:
         assert session.user_id is not None
         self._budgets.joins(session.user_id)
         room = self._rooms.get(message.room_id) or self._watch(message.room_id)
+        if message.version and self._whole_from is not None and room.before is None:
+            session.refuse(_unavailable(message))  # it knows of more than can be read
+            return
         if not message.changes:
             room.watchers.pop(session, None)
         if room.known and not self._outdated(room, session):
@@ -201,9 +211,13 @@ class Presence:
 
     def sweep(self) -> None:
         """Called several times a second: read what is due, and let go of rooms that nobody watches."""
-        if not self._rooms or not self._bus.available:
+        if not self._bus.available:
             return
         now = self._clock.seconds()
+        if self._whole_from is not None and self._whole_from <= now:
+            self._whole_from = None
+            for room in self._rooms.values():
+                self._changed(room)
         some = list(islice(self._round, 1 + len(self._rooms) // _SWEEPS))
         if not some:
             self._round = iter(tuple(self._rooms.values()))
@@ -248,10 +262,19 @@ class Presence:
     # IBusListener
 
     def bus_up(self) -> None:
-        """Anything may have been missed or lost. A gateway that has not written it by the end of a lease is dead."""
-        whole_from = self._clock.seconds() + LEASE
+        """Anything may have been missed. What Redis has lost a gateway that lives writes anew within a lease."""
+        now, epoch = self._clock.seconds(), self._bus.epoch
+        if self._epoch not in (None, epoch):
+            if self._whole_from is None:
+                for room in self._rooms.values():
+                    room.before = Here(room.count, room.users) if room.known else None
+            self._whole_from = inf if epoch is None else now + LEASE
+        elif self._whole_from == inf:
+            self._whole_from = now
+        self._epoch = epoch or self._epoch
         for room in self._rooms.values():
-            room.whole_from = whole_from
+            if room.known:
+                room.not_before = max(room.not_before, now + _AFTER_GAP)
             self._changed(room)
 
     def bus_down(self) -> None:
@@ -281,7 +304,7 @@ class Presence:
 
     def _woken(self, room: WatchedRoom, _: bytes) -> None:
         self._changed(room)
-        if room in self._due and self._may_read(room):
+        if room in self._due and self._whole_from is None and self._may_read(room):
             self._read(room)
 
     def _changed(self, room: WatchedRoom) -> None:
@@ -298,10 +321,9 @@ class Presence:
 
     def _was_read(self, here: Here, room: WatchedRoom) -> None:
         self._once.works()
-        now = self._clock.seconds()
-        room.not_before = now + (PACE if here.count <= room.most else LARGE_PACE)
-        if now < room.whole_from and not here.users.keys() >= room.users.keys():
-            here, room.stale = _with_missing(here, room), True
+        room.not_before = self._clock.seconds() + (PACE if here.count <= room.most else LARGE_PACE)
+        if self._whole_from is not None and room.before is not None:
+            here = _with_missing(here, room.before, room.most)
         if not room.known or (here.count, here.users) != (room.count, room.users):
             before, whole, told = room.users, not room.known, room.version
             room.users, room.count, room.version, room.known = here.users, here.count, _version(here), True
@@ -316,7 +338,10 @@ class Presence:
         asked = self._rest(room)
         self._changed(room)
         for session, message in asked:
-            session.refuse(_unavailable(message))
+            if room.known:
+                self._answer(room, session, message)
+            else:
+                session.refuse(_unavailable(message))
             session.check_ends()
         self._failed(failure)
 
@@ -379,11 +404,10 @@ def _difference(room: WatchedRoom, before: Mapping[str, bytes]) -> _Payload:
     return _Payload(room.id, room.count, room.version, None, joined or None, left or None)
 
 
-def _with_missing(here: Here, room: WatchedRoom) -> Here:
+def _with_missing(here: Here, before: Here, most: int) -> Here:
     """Who is there, and who was there before."""
-    users = {**room.users, **here.users}
-    count = max(here.count, room.count, len(users))
-    return Here(count, dict(islice(users.items(), room.most)))
+    users = {**before.users, **here.users}
+    return Here(max(here.count, before.count, len(users)), dict(islice(users.items(), most)))
 
 
 def _version(here: Here) -> str:

@@ -870,6 +870,8 @@ return name == 'text' and body or redis.call('LLEN', key)
     async def test_an_unreadable_epoch_is_absent(self) -> None:
         self.redis.call("SET", EPOCH, "x")
         assert (await self.up()).epoch
+        self.redis.call("HSET", EPOCH, "epoch", b"\xff")
+        await until(lambda: self.redis.call("HGET", EPOCH, "epoch") != b"\xff", "another epoch")
 
     async def test_an_epoch_that_cannot_be_written_is_unknown(self) -> None:
         bus = await self.up()

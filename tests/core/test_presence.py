@@ -447,6 +447,106 @@ def test_of_a_large_room_nobody_has_left_after_a_loss_either() -> None:
     assert (last["count"], len(last["left"])) == (1, 2)
 
 
+def test_a_room_does_not_shrink_because_only_who_is_listed_was_written_anew() -> None:
+    board = Board(most=1)
+    ann = board.watch("ann")
+    other = Board(beside=board)
+    for name in ("bob", "dan", "eve", "zoe"):
+        other.enter(name)
+    board.pass_time(3)
+    assert told(ann) == [{"count": 5}]
+    board.rooms.forget()
+    board.bus.begin_epoch("e2")
+    board.pass_time(LEASE - PACE)
+    assert told(ann) == []
+    board.pass_time(3)
+    assert told(ann) == [{"count": 1}]
+
+
+def test_who_comes_with_older_data_goes_with_them() -> None:
+    board = Board()
+    ann = board.watch("ann")
+    other = Board(beside=board)
+    bob = other.enter("bob")
+    board.pass_time(PACE)
+    older = board.rooms.sockets[ROOM, "bob"].copy()
+    bob.leave()
+    board.pass_time(PACE)
+    told(ann)
+    board.rooms.sockets[ROOM, "bob"] = older
+    board.bus.begin_epoch("e2")
+    board.pass_time(2 * PACE)
+    del board.rooms.sockets[ROOM, "bob"]
+    board.rooms.changed(ROOM)
+    board.pass_time(PACE)
+    assert told(ann) == [{"count": 2, "joined": users("bob")}, {"count": 1, "left": ["bob"]}]
+
+
+def test_a_link_that_is_lost_keeps_nobody() -> None:
+    board = Board()
+    ann = board.watch("ann")
+    other = Board(beside=board)
+    bob = other.enter("bob")
+    board.pass_time(PACE)
+    told(ann)
+    board.bus.down()
+    bob.leave()
+    board.bus.up()
+    board.pass_time(2 * PACE)
+    assert told(ann) == [{"count": 1, "left": ["bob"]}]
+
+
+def test_who_knows_of_more_than_was_written_anew_keeps_it_until_all_is() -> None:
+    board = Board()
+    board.watch("bob")
+    other = board.enter("ann", "board-2")
+    board.bus.begin_epoch("e2")
+    ask(other, "board-2", version="of another gateway")
+    assert told(other) == ["SERVICE_UNAVAILABLE"]
+    ask(other, "board-2", changes=False)
+    (answer,) = other.link.read()
+    assert answer["payload"]["users"] == users("ann")
+    ask(other, "board-2", version="of another gateway")
+    assert told(other) == ["SERVICE_UNAVAILABLE"]
+    board.pass_time(LEASE + PACE)
+    ask(other, "board-2", version="of another gateway")
+    (answer,) = other.link.read()
+    assert answer["payload"]["users"] == users("ann")
+
+
+def test_while_redis_takes_no_epoch_nobody_leaves() -> None:
+    board = Board()
+    ann = board.watch("ann")
+    other = Board(beside=board)
+    other.enter("bob")
+    board.pass_time(PACE)
+    told(ann)
+    board.bus.down()
+    board.bus.up(epoch=None)
+    board.rooms.forget()
+    board.rooms.failure = NotPublished("nobody may write")
+    board.pass_time(20)
+    board.rooms.failure = None
+    board.pass_time(PACE)
+    assert told(ann) == []
+    ask(ann)
+    assert told(ann) == [{"count": 2, "users": users("ann", "bob")}]
+    board.bus.begin_epoch("e2")
+    board.pass_time(LEASE - PACE)
+    assert told(ann) == []
+    board.pass_time(3)
+    assert told(ann) == [{"count": 1, "left": ["bob"]}]
+
+
+def test_what_is_known_is_told_when_it_cannot_be_read() -> None:
+    board = Board()
+    ann = board.watch("ann")
+    board.rooms.failure = NotPublished("the data are of another epoch")
+    board.pass_time(12)
+    ask(ann)
+    assert told(ann) == [{"count": 1, "users": users("ann")}]
+
+
 def test_lost_data_are_written_anew_before_anybody_is_told() -> None:
     board = Board()
     ann = board.watch("ann")
