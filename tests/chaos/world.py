@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -374,6 +374,10 @@ class World:
         self.ledger.tell(time.monotonic(), "only clients do as they like")
         await self.faults.play(faults)
 
+    def has_seen(self, kinds: Collection[str]) -> bool:
+        self.read_crowd()
+        return all(self.ledger.seen[kind] for kind in kinds)
+
     def later(self, work: Awaitable[None]) -> None:
         """Have it done beside everything else; :meth:`settle` waits for it."""
         self._works.append(asyncio.ensure_future(work))
@@ -539,8 +543,11 @@ async def run(
     only: frozenset[str] = frozenset(),
     pages: int = 500,
     watchers: int = 300,
+    until: Collection[str] = (),
 ) -> Ledger:
-    """One run of about so many seconds, in rounds: faults, time to settle, and time for clients alone."""
+    """One run of about so many seconds, in rounds: faults, time to settle, and time for clients alone. At the end they
+    go on until all this was ``seen``.
+    """
     world = World(seed, directory, short=short, sentinel=sentinel, pages=pages, watchers=watchers)
     only = (only or frozenset(FAULTS)) - (WITHOUT_SENTINEL if sentinel else WITH_SENTINEL)
     try:
@@ -556,6 +563,7 @@ async def run(
                 await world.calm(schedule(random, CALM_ROUND, 1.5, only & QUIET))
             if time.monotonic() > began + seconds:
                 break
+        await world.until(lambda: world.has_seen(until), lambda: f"all of {until}: {world.ledger.seen}", 60.0)
         await world.end()
     finally:
         await world.stop()
