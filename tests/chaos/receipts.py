@@ -74,6 +74,7 @@ class Receipts:
     def told(self, mail: Mail) -> None:
         """A teller has its receipt."""
         self._mails.append(mail)
+        self._ledger.seen["receipts"] += 1
 
     def failed(self, at: float, until: float, why: str) -> None:
         """A teller has none."""
@@ -88,7 +89,6 @@ class Receipts:
         """All that pages wrote down is taken."""
         for mail in self._mails:
             story = f"message {mail.number} at {mail.at - self._ledger.began:.3f}: {mail.receipt}"
-            self._ledger.seen["receipts"] += 1
             receipt = mail.receipt
             said = Counter((*receipt.acknowledged, *receipt.slow, *receipt.offline, *receipt.owed))
             if said != Counter(mail.users):
