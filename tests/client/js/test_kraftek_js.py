@@ -43,13 +43,14 @@ def test_in_node(name: str, node_options: list[str], project: Path) -> None:
 
 def test_types(project: Path) -> None:
     """Without ``skipLibCheck``, so that the declarations themselves are checked, too."""
-    for name in ("types.ts", "react-types.tsx"):
+    names = "types.ts", "react-types.tsx"
+    for name in names:
         shutil.copy(HERE / name, project)
-        run(
-            "node", str(HERE / "node_modules/typescript/bin/tsc"), "--strict", "--noEmit", "--target", "es2022",
-            "--lib", "es2022,dom", "--module", "nodenext", "--exactOptionalPropertyTypes", "--jsx", "react-jsx", name,
-            cwd=project,
-        )  # fmt: skip
+    run(
+        "node", str(HERE / "node_modules/typescript/bin/tsc"), "--strict", "--noEmit", "--target", "es2022",
+        "--lib", "es2022,dom", "--module", "nodenext", "--exactOptionalPropertyTypes", "--jsx", "react-jsx", *names,
+        cwd=project,
+    )  # fmt: skip
 
 
 def test_types_name_what_the_module_has(node_options: list[str]) -> None:
