@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 DIRECTIONS = pytest.mark.parametrize("seconds", [-30, 3600], ids=["back", "forward"])
 
 CHANNEL = "events:chat"
-LIMITS = {"authenticate_timeout": 2.0, "ping_interval": 2.0, "ping_timeout": 1.0}
-CONFIG = {"limits": LIMITS, "socketio": {"ping_interval": 2.0, "ping_timeout": 2.0}}
+LIMITS = {"authenticate_timeout": 2.0, "ping_interval": 6.0, "ping_timeout": 5.0}
+CONFIG = {"limits": LIMITS, "socketio": {"ping_interval": 2.0, "ping_timeout": 10.0}}
 SERVICES = {"chat": {"channel": CHANNEL, "reply": True, "timeout": 3.0}, "stickyNotes": "events:stickyNotes"}
 
 
@@ -49,7 +49,7 @@ def clock(tmp_path: Path) -> WallClock:
 def took(seconds: float, began: float) -> None:
     """What began then took so long by a clock that nobody sets."""
     passed = time.monotonic() - began
-    assert seconds - 0.1 <= passed <= seconds + 1.5, f"{passed:.2f} s instead of {seconds:g}"
+    assert seconds - 0.1 <= passed <= seconds + 8.0, f"{passed:.2f} s instead of {seconds:g}"
 
 
 @DIRECTIONS
@@ -94,18 +94,19 @@ def test_pings(
     socketio.send('40{"token":"bob","roomId":"r1"}')
     assert str(socketio.recv(10)).startswith("40{")
 
-    def ping() -> float:
+    def ping() -> None:
         while socketio.recv(10) != "2":
             pass
         socketio.send("3")
-        return time.monotonic()
 
     ping()
     clock.set(seconds)
-    began, pings = ping(), native.pings
-    ping(), ping()
-    took(4.0, began)
-    assert native.pings - pings in (1, 2, 3)
+    began, pings = time.monotonic(), native.pings
+    for _ in range(3):
+        ping()
+    took(4.0, began)  # the three are two intervals apart, and the first may be a third one away
+    wait_until(lambda: native.pings > pings, "a ping of the native client")
+    assert native.pings - pings <= 3
 
 
 @DIRECTIONS
@@ -123,4 +124,4 @@ def test_leases(
     assert len(redis.zrangebyscore("gateways", time.time(), "+inf")) == 2
     assert "presumed this one dead" not in process.log() + other.log()
     process.kill()
-    wait_until(lambda: not redis.exists("room:r1"), "the room without ada")
+    wait_until(lambda: not redis.exists("room:r1"), "the room without ada", 30.0)

@@ -51,6 +51,6 @@ def test_nothing_that_waits_ends_before_its_time(
     assert done.returncode == 0, done.stderr
     (answered, after), (unanswered, late) = map(json.loads, done.stdout.splitlines())
     assert answered == "here"
-    assert 2.0 <= after < 5.0
+    assert 2.0 <= after < 7.5
     assert unanswered == "TIMEOUT"
-    assert 2.0 <= late < 3.0
+    assert 2.0 <= late < 5.5
