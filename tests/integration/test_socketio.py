@@ -129,6 +129,11 @@ class SocketIOClient:
             options["auth"] = auth
         self._say("connect", url, options)
 
+    def wait_started(self) -> None:
+        """Return once its process takes commands: before what it is given lasts for some seconds only."""
+        self._say("started")
+        self.reports.expect("started", timeout=30.0)
+
     def emit(self, name: str, *payload: Any) -> None:
         """Emit an event."""
         self._say("emit", name, *payload)
@@ -378,18 +383,22 @@ def test_a_token_is_refreshed(
 ) -> None:
     service(shared.redis_server, "events:echo")
     process = shared.gateway(auth=auth_service.url, services=ECHO)
-    clients, expiry = {}, int(time.time()) + 10
+    clients: list[tuple[str, SocketIOClient, list[str] | None]] = []
     for library, (name, transports) in product((NODE, PYTHON), TRANSPORTS.items()):
-        user = f"{library.command[0]} {name}"
+        client = SocketIOClient(library)
+        stage.callback(client.close)
+        clients.append((f"{library.command[0]} {name}", client, transports))
+    for _, client, _ in clients:
+        client.wait_started()
+    expiry = int(time.time()) + 8
+    for user, client, transports in clients:
         auth_service.allow(f"first of {user}", user, expiresAt=expiry)
         auth_service.allow(f"second of {user}", user, expiresAt=expiry + 900)
-        clients[user] = client = SocketIOClient(library)
-        stage.callback(client.close)
         client.connect(process.http_url, transports, {"token": f"first of {user}", "roomId": "kitchen"})
-    for user, client in clients.items():
+    for user, client, _ in clients:
         client.reports.expect("connect")
         (told,) = client.reports.expect("event", "authenticated")
-        assert 0 < told["expiresIn"] <= 10
+        assert 0 < told["expiresIn"] <= 8
         client.request("authenticate", {"token": f"second of {user}"})
         (told,) = client.reports.expect("event", "authenticated")
         assert (told["userId"], told["roomId"]) == (user, "kitchen")
@@ -397,7 +406,7 @@ def test_a_token_is_refreshed(
         assert client.reports.expect("ack") == [told]
     number = 0
     while time.time() < expiry + 1:  # nothing comes of the end of the first one
-        for client in clients.values():
+        for _, client, _ in clients:
             client.emit("echo:test:echo", number)
             assert client.reports.expect("event", "echo:test:echo") == [number]
         number += 1
@@ -410,15 +419,16 @@ def test_a_token_that_has_expired_is_asked_for_anew(
     """By the client as it is published: it has lost its transport."""
     service(shared.redis_server, "events:echo")
     process = shared.gateway(auth=auth_service.url, services=ECHO)
-    clients = []
-    for name, transports in TRANSPORTS.items():
-        auth_service.allow(f"old {name}", name, expiresAt=int(time.time()) + 5)
-        auth_service.allow(f"new {name}", name)
-        client = SocketIOClient(NODE)
+    clients = {name: SocketIOClient(NODE) for name in TRANSPORTS}
+    for client in clients.values():
         stage.callback(client.close)
-        client.connect(process.http_url, transports, tokens=[f"old {name}", f"new {name}"])
-        clients.append(client)
-    for client, name in zip(clients, TRANSPORTS, strict=True):
+    for client in clients.values():
+        client.wait_started()
+    for name, client in clients.items():
+        auth_service.allow(f"old {name}", name, expiresAt=int(time.time()) + 6)
+        auth_service.allow(f"new {name}", name)
+        client.connect(process.http_url, TRANSPORTS[name], tokens=[f"old {name}", f"new {name}"])
+    for name, client in clients.items():
         client.reports.expect("asked")
         client.reports.expect("connect")
         client.reports.expect("event", "authenticated")
@@ -427,7 +437,7 @@ def test_a_token_that_has_expired_is_asked_for_anew(
         client.emit("echo:test:echo", 1)
         (error,) = client.reports.expect("event", "error")
         assert (error["code"], error["eventType"]) == ("TOKEN_EXPIRED", "echo:test:echo")
-    for client in clients:
+    for client in clients.values():
         (error,) = client.reports.expect("event", "error", timeout=20.0)
         assert error["code"] == "TOKEN_EXPIRED"
         (reason,) = client.reports.expect("disconnect")

@@ -19,6 +19,9 @@ const inward = (value) => {
 
 let socket;
 const commands = {
+  started() {
+    report("started");
+  },
   connect(url, { tokens, ...options }) {
     // As docs/socketio.rst has it: asked at each connection.
     if (tokens) options.auth = (answer) => (report("asked"), answer({ token: tokens.shift(), roomId: "kitchen" }));

@@ -68,6 +68,8 @@ client.on("*", lambda name, *args: report("event", name, *args))
 for line in sys.stdin:
     command, *words = json.loads(line, object_hook=from_wire)
     match command, words:
+        case "started", []:
+            report("started")
         case "connect", [url, options]:
             client.connect(url, transports=options.get("transports"), auth=options.get("auth"))
         case "emit", [name, *args]:
