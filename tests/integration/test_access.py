@@ -118,7 +118,7 @@ def test_order_is_kept_while_a_check_is_in_flight(
 @pytest.mark.parametrize("mode", ["down", "error500", "garbage", "lying", "slow"])
 def test_could_not_ask_is_neither_yes_nor_no(shared: Shared, connect: Connect, auth: AuthService, mode: str) -> None:
     auth.allow(mode, f"ada-{mode}")
-    process = shared.gateway(auth=auth.url, config={"auth": {"timeout": 0.5}})
+    process = shared.gateway(auth=auth.url, config={"auth": {"timeout": 2.0}})
     redis = shared.redis_server.client()
     known = set(redis.keys("access:user:*"))
     auth.mode = mode
@@ -160,7 +160,7 @@ def test_room_denied(shared: Shared, connect: Connect, auth: AuthService) -> Non
 
 def test_expiry_on_an_open_socket(shared: Shared, connect: Connect, auth: AuthService) -> None:
     process = shared.gateway(auth=auth.url)
-    auth.allow("expires", "ada-expires", expiresAt=int(time.time()) + 4)
+    auth.allow("expires", "ada-expires", expiresAt=int(time.time()) + 6)
     ada = connect(process, token="expires", room="r1")
     assert ada.expect_error("TOKEN_EXPIRED")["roomId"] == "r1"
 
@@ -322,9 +322,12 @@ def test_what_cannot_be_read_in_redis_stops_nothing_else(
         pipeline.execute()
     bob.expect_error("ACCESS_REVOKED")
     killed.kill()
-    wait_until(lambda: not redis.hexists("room:r1", "eve"), lambda: f"nothing of eve in {redis.hgetall('room:r1')}")
+    wait_until(
+        lambda: not redis.hexists("room:r1", "eve"), lambda: f"nothing of eve in {redis.hgetall('room:r1')}", 30.0
+    )
     assert redis.hexists("room:r1", "ada")
-    assert process.log().count("cannot be read") == process.log().count("no gateway wrote") == 1
+    assert process.log().count("cannot be read") == 1
+    wait_until(lambda: "no gateway wrote" in process.log() + killed.log(), "a word of whichever has looked first")
 
 
 def test_the_order_to_close_an_older_socket_is_repeated_until_it_arrives(
@@ -392,13 +395,13 @@ def test_another_token_counts_for_every_room(
 
 
 def test_a_busy_client_is_asked_about_within_its_ttl(shared: Shared, connect: Connect, auth: AuthService) -> None:
-    auth.allow("busy", "ada-busy", ttl=2)
+    auth.allow("busy", "ada-busy", ttl=4)
     process = shared.gateway(auth=auth.url)
     ada = connect(process, token="busy", room="r1")
     start = time.monotonic()
     ada.send("join", payload={"roomId": "r3"})
     ada.expect("joined")
-    auth.allow("busy", "ada-busy", rooms=["r2", "r3"], ttl=2)
+    auth.allow("busy", "ada-busy", rooms=["r2", "r3"], ttl=4)
     heard: set[str] = set()
     slowest = 0.0
     while "error" not in heard:
@@ -410,7 +413,7 @@ def test_a_busy_client_is_asked_about_within_its_ttl(shared: Shared, connect: Co
         slowest = max(slowest, time.monotonic() - sent)
         time.sleep(0.02)
     # A quarter of a second, and a sweep; and where the machine is slow, as much as that shows in a round trip.
-    assert time.monotonic() < start + 2.6 + 4 * slowest
+    assert time.monotonic() < start + 4.6 + 4 * slowest
     assert [room for _, room in auth.questions].count("r1") == 2
 
 
@@ -422,7 +425,7 @@ def test_no_event_after_access_has_expired(
 ) -> None:
     process = shared.gateway(auth=auth.url)
     notes = service(shared.redis_server, CHANNEL)
-    expiry = int(time.time()) + 3
+    expiry = int(time.time()) + 5
     auth.allow("until", "ada-until", expiresAt=expiry)
     ada = connect(process, token="until", room="r1")
     auth.mode = "slow"  # what is sent until the answer is held
@@ -450,7 +453,7 @@ def test_no_token_anywhere(
 ) -> None:
     secret = "s3cr3t-t0k3n"
     auth_service.allow(f"{secret}-good", "ada")
-    process = gateway(redis_server, auth=auth_service.url, config={"auth": {"timeout": 0.5}})
+    process = gateway(redis_server, auth=auth_service.url, config={"auth": {"timeout": 2.0}})
     heard = []
     connect(process, token=f"{secret}-good", room="r1")
     connect(process, query=f"token={secret}-good&roomId=r2").expect("authenticated")

@@ -125,7 +125,7 @@ def name_server(tmp_path: Path) -> NameServer:
     return NameServer(tmp_path)
 
 
-AUTH_TIMEOUT = {"auth": {"timeout": 1.5, "cache_ttl": 0.0}}
+AUTH_TIMEOUT = {"auth": {"timeout": 3.0, "cache_ttl": 0.0}}
 
 
 def test_a_name_server_that_hangs(

@@ -180,7 +180,7 @@ def test_shares(redis_server: RedisServer, gateway: StartGateway, connect: Conne
         redis_server,
         auth=auth_service.url,
         services={"chat": {"channel": "events:chat", "transport": "stream", "reply": True, "requests": 100}},
-        config={"sessions": "many", "auth": {"concurrency": 10, "waiting": 40}, "operator": OPERATOR},
+        config={"sessions": "many", "auth": {"concurrency": 10, "waiting": 40, "timeout": 30.0}, "operator": OPERATOR},
     )
     shares = 'kraftek_rate_limited_total{limit="share"}'
     for user in ("ada", "bob", "cyd"):
