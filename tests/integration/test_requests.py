@@ -461,15 +461,15 @@ def test_what_is_another_request(play: Play, connect: Connect) -> None:
 def test_the_window_is_over(
     redis_server: RedisServer, gateway: StartGateway, connect: Connect, chat: Backstage
 ) -> None:
-    services = {"chat": {"channel": "events:chat", "reply": True, "timeout": 1.0}}
+    services = {"chat": {"channel": "events:chat", "reply": True, "timeout": 3.0}}
     process = gateway(redis_server, services=services, config={"limits": {"request_window": 0.2}})
     ada = connect(process, token="ada", room="r1")
     bus = redis_server.client()
     for number in range(2):
+        wait_until(lambda: not [*bus.scan_iter("request:*")], "the end of the window")
         ask(ada, "a-1")
         chat.reply(chat.hear(), number)
         assert ada.receive()["payload"] == number
-        wait_until(lambda: not [*bus.scan_iter("request:*")], "the end of the window")
 
 
 def test_no_window(redis_server: RedisServer, gateway: StartGateway, connect: Connect, chat: Backstage) -> None:

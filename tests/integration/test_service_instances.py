@@ -89,14 +89,14 @@ def service(request: pytest.FixtureRequest, redis_server: RedisServer, stage: Ex
 
 def test_two_instances_share_the_load_and_killing_one_loses_nothing(service: Stage) -> None:
     concurrency = 4
-    settings = {**STREAM, "concurrency": concurrency, "unordered": True}
+    settings = {**STREAM, "claim_after": 2.0, "concurrency": concurrency, "unordered": True}
     first, second = service.start(settings), service.start(settings)
     service.wait_listening(2)
     ada = service.contract.client("ada", "room")
     number = 300
 
     for mark in range(number):
-        ada.send("sample:do:sleep", {"seconds": 0.01, "mark": mark}, id=mark)
+        ada.send("sample:do:sleep", {"seconds": 0.03, "mark": mark}, id=mark)
     wait_until(lambda: len(service.redis.hgetall("by")) == 2, "work of both", 30)
     wait_until(lambda: len(service.begun("room")) > len(service.done("room")), "work in hand")
     first.kill()
@@ -108,7 +108,7 @@ def test_two_instances_share_the_load_and_killing_one_loses_nothing(service: Sta
     assert sorted(service.done("room")) == list(range(number))
     assert set(service.begun("room")) == set(range(number))
     twice = len(service.begun("room")) - number
-    assert 0 <= twice <= concurrency
+    assert 0 <= twice <= 2 * concurrency
     answers = Counter(ada.receive()["id"] for _ in range(number))
     service.contract.settle()
     assert answers == Counter(range(number))
