@@ -459,8 +459,10 @@ def test_shows_what_is_kept_and_not_what_was_hoped(demo: Gateway, shared: Shared
     ann.enter(demo)
     ann.create("Stays")
     note = ann.create("Goes")
+    name = str(note.get_attribute("data-id"))
     with shared.redis_server.client() as client:
-        client.hdel("notes:kitchen", str(note.get_attribute("data-id")))
+        wait_until(lambda: "Goes" in str(client.hget("notes:kitchen", name)), "the text at the service")
+        client.hdel("notes:kitchen", name)
 
     ann.drag(note, 100, 100)
 

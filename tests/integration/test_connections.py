@@ -98,7 +98,8 @@ class TestOfAnAddress:
     @pytest.mark.parametrize("kind", KINDS)
     def test_of_every_kind(self, shared: Shared, opened: ExitStack, kind: Callable[[Wire], None]) -> None:
         """Each kind from an address of its own."""
-        process = shared.gateway(config={**OPERATOR, "limits": {"connections_per_address": 3}})
+        limits = {"connections_per_address": 3, "handshake_timeout": 60}
+        process = shared.gateway(config={**OPERATOR, "limits": limits})
         address = f"127.0.1.{1 + KINDS.index(kind)}"
         wait_until(lambda: process.metric("kraftek_connections_open") == 0, "no connection")
         refusals = 'kraftek_connections_refused_total{reason="address"}'
@@ -164,7 +165,8 @@ class TestOfAnAddress:
     def test_refused_connections_stay_neither_open_nor_in_the_log(
         self, gateway: StartGateway, redis_server: RedisServer, opened: ExitStack
     ) -> None:
-        process = gateway(redis_server, config={**OPERATOR, "limits": {"connections_per_address": 2}})
+        limits = {"connections_per_address": 2, "handshake_timeout": 60}
+        process = gateway(redis_server, config={**OPERATOR, "limits": limits})
         for _ in range(2):
             opened.enter_context(Wire(process.port))
         files = Path(f"/proc/{process.pid}/fd")
@@ -430,4 +432,4 @@ def test_sessions_that_are_gone_before_they_authenticated_do_not_count_for_long(
 
     assert ask() == 200
     assert ask() == 429
-    wait_until(lambda: ask() == 200, "a place", timeout=10)
+    wait_until(lambda: ask() == 200, "a place", timeout=20)

@@ -12,7 +12,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect as websocket_connect
 
-from tests.integration.wire import Wire
+from tests.integration.wire import Wire, handshake
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -182,7 +182,13 @@ def test_connections_per_address(redis_server: RedisServer, gateway: StartGatewa
     with Wire(process.port) as refused:
         assert refused.response().status == 429
     first.close()
-    connect(process)
+
+    def let_in() -> bool:
+        with Wire(process.port) as wire:
+            wire.send(handshake())
+            return wire.response().status == 101
+
+    wait_until(let_in, "a place")
 
 
 def test_long_polling_counts_for_the_address_that_a_proxy_tells(

@@ -271,15 +271,16 @@ def test_a_ping_is_waited_for_as_long_as_was_said(start: StartSite) -> None:
 
 
 def test_who_left_the_namespace_has_a_time_to_come_back(redis_server: RedisServer, gateway: StartGateway) -> None:
-    process = gateway(redis_server, config={"limits": {"authenticate_timeout": 1.0}})
+    process = gateway(redis_server, config={"limits": {"authenticate_timeout": 3.0}})
     client = Poller(Site(process.port, '{"token":"ann","roomId":"kitchen"}'))
     client.join()
-    time.sleep(1.2)  # the first time is over
+    time.sleep(1.2)  # what is left of the first time would be too short
     left = time.monotonic()
     client.post("41")
-    assert redis_server.client().hkeys("room:kitchen") == []
+    redis = redis_server.client()
+    wait_until(lambda: not redis.hkeys("room:kitchen"), lambda: f"nobody in {redis.hgetall('room:kitchen')}")
     assert client.get() == (200, "1")
-    assert 0.9 < time.monotonic() - left < 5.0  # a ping would come after 25
+    assert 2.9 < time.monotonic() - left < 8.0  # a ping would come after 25
 
 
 def test_a_client_that_fetches_nothing_is_closed(redis_server: RedisServer, gateway: StartGateway) -> None:
