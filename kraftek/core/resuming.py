@@ -224,6 +224,9 @@ class Resuming:
         each = [(*start, catch_up) for start, catch_up in zip(starts, catch_ups, strict=True)]
         finding = [Deferred.fromCoroutine(self._missed.find(session, *one)) for one in each]
         found = await gatherResults(finding, consumeErrors=True)
+        for topic, _, _, catch_up in each:
+            while isinstance(outlet := topic.outlet(session), Withheld) and _catches_up(session, topic, catch_up):
+                await outlet.until_over()
         there = [topic for topic, _, _, catch_up in each if _catches_up(session, topic, catch_up)]
         if len(there) < len(each):
             for topic in there:

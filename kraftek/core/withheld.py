@@ -12,6 +12,7 @@ from itertools import count
 from operator import itemgetter
 
 from msgspec import Struct
+from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from kraftek.contract.errors import Code, PeerError
@@ -53,7 +54,7 @@ class Withheld:
     or its user, was told, if that has a history: what comes after it can be read there.
     """
 
-    __slots__ = ("_bytes", "_most", "_room_id", "_session", "messages", "overrun", "since")
+    __slots__ = ("_bytes", "_most", "_room_id", "_session", "_waiting", "messages", "overrun", "since")
 
     _numbers = count()
 
@@ -65,6 +66,18 @@ class Withheld:
         self.messages: list[tuple[int, Outgoing]] = []
         self._bytes = 0
         self.overrun = False
+        self._waiting: list[Deferred[None]] = []
+
+    def until_over(self) -> Deferred[None]:
+        """Fires when the session's access is not in question any more, one way or the other."""
+        waiting: Deferred[None] = Deferred()
+        self._waiting.append(waiting)
+        return waiting
+
+    def over(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for each in waiting:
+            each.callback(None)
 
     def write(self, outgoing: Outgoing) -> None:
         """As that of a link."""
@@ -121,6 +134,7 @@ class Withholding:
         if room_id is not None:
             self._roster.divert(session, room_id, None)
         self.judge(session, withheld)
+        withheld.over()
         return withheld if withheld.overrun else None
 
     def withholds_all(self, session: Session) -> bool:
@@ -134,7 +148,7 @@ class Withholding:
             return
         for room_id in rooms.keys() - session.rooms.keys():
             if room_id is not None or session.asked:
-                del rooms[room_id]
+                rooms.pop(room_id).over()
         if not rooms:
             del self._withheld[session]
         if rooms and rooms.keys() >= session.asked:
@@ -147,6 +161,8 @@ class Withholding:
                 self._interrupted(session, None, outlet.since)
         for _, outgoing in sorted((each for withheld in ended for each in withheld.messages), key=itemgetter(0)):
             session.link.write(outgoing)
+        for withheld in ended:
+            withheld.over()
 
     def give(self, session: Session) -> WithheldState | None:
         """For another version of the gateway. Nothing changes."""
@@ -186,4 +202,7 @@ class Withholding:
 
     def forget(self, session: Session) -> None:
         """The session has ended."""
-        self._withheld.pop(session, None)
+        for withheld in self._withheld.pop(session, {}).values():
+            withheld.over()
+        if isinstance(session.outlet, Withheld):
+            session.outlet.over()

@@ -778,6 +778,32 @@ def test_a_room_that_is_entered_with_another_token() -> None:
     assert told(client) == [{}]
 
 
+def test_who_is_not_let_in_before_access_was_revoked_is_not_let_in() -> None:
+    board = Board()
+    board.enter("bob")
+    board.tell("a")
+    board.logs.held = []
+    client = board.enter(since=since(0))
+    board.access.stale(user_id="ann")
+    board.logs.answer()
+    board.access.next().no()
+    assert [said["payload"]["code"] for said in client.link.read()] == ["ACCESS_REVOKED"]
+    assert client.link.closed is not None
+
+
+def test_who_goes_while_its_access_is_in_question_waits_for_nothing() -> None:
+    board = Board()
+    board.enter("bob")
+    board.tell("a")
+    board.logs.held = []
+    client = board.enter(since=since(0))
+    board.access.stale(user_id="ann")
+    board.logs.answer()
+    client.leave()
+    board.access.next().yes("ann")
+    assert client.link.read() == []
+
+
 def test_access_in_question_withholds_what_was_missed_too() -> None:
     board = Board()
     board.enter("bob")
@@ -787,9 +813,9 @@ def test_access_in_question_withholds_what_was_missed_too() -> None:
     board.access.stale(user_id="ann")
     board.logs.answer()
     board.tell("b")
-    assert told(client) == [{"epoch": "e1", "offset": 0, "recovered": True}]
+    assert told(client) == []
     board.access.next().yes("ann")
-    assert told(client) == [(1, "a"), (2, "b")]
+    assert told(client) == [{"epoch": "e1", "offset": 0, "recovered": True}, (1, "a"), (2, "b")]
 
 
 def test_who_missed_something_while_access_was_in_question_is_told_so() -> None:
