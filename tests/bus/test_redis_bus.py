@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from itertools import cycle
 from typing import Any
@@ -274,7 +275,7 @@ class RedisBusTest(TestCase):
         assert heard == [b"heard"]
 
     async def test_who_does_not_hear_for_long_does_not_publish(self) -> None:
-        bus = await self.up(ping_interval=0.3, ping_timeout=0.3)
+        bus = await self.up(ping_interval=0.3, ping_timeout=1.0)
         receipts: list[int] = []
         with self.redis.client() as other:
             other.ping()
@@ -640,7 +641,7 @@ return name == 'text' and body or redis.call('LLEN', key)
         await self.one_is_killed("normal")
 
     async def test_a_frozen_redis_is_noticed(self) -> None:
-        bus = await self.up(ping_interval=0.05, ping_timeout=0.2)
+        bus = await self.up(ping_interval=0.05, ping_timeout=1.0)
         receipts: list[int] = []
         self.redis.freeze()
         bus.publish("c", b"", receipts.append)
@@ -783,7 +784,7 @@ return name == 'text' and body or redis.call('LLEN', key)
             lines = [str(formatEvent(event)) for event in events]
         assert len(lines) == 4
         assert "refuses to be written, trying again: NOREPLICAS" in lines[0]
-        assert "takes writes again after 0 s" in lines[1]
+        assert re.search(r"takes writes again after \d+ s", lines[1])
         assert self.told.events == ["up"]
 
     async def test_keys_that_may_be_evicted_are_warned_of_once(self) -> None:

@@ -127,7 +127,7 @@ def test_requests_through_kills(
         return {**reply, "recipients": [event["socketId"]], "userIds": [event["userId"]]}
 
     chat = service(redis_server, "events:chat", answer)
-    services = {"chat": {"channel": "events:chat", "reply": True, "timeout": 1.0}}
+    services = {"chat": {"channel": "events:chat", "reply": True, "timeout": 5.0}}
     process = gateway(redis_server, services=services)
     ada = user(process.url, timeout=60.0)
     ada.run("connect")

@@ -40,7 +40,7 @@ from websockets.sync.client import connect as websocket_connect
 from websockets.typing import Origin, Subprotocol
 
 from kraftek.bus.embedded import EmbeddedRedisError, redis_server_path
-from tests.support.ports import free_port
+from tests.support.ports import free_port, give_back
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -790,10 +790,16 @@ class Starter:
             tables["redis"] = {"url": redis.url}
         file = directory / "kraftek-gateway.toml"
         file.write_text(toml(merged(tables, config or {})), encoding="utf-8")
-        listen = () if "--listen" in args else ("--listen", "tcp:0:interface=127.0.0.1")
+        listen = () if "--listen" in args else ("--listen", f"tcp:{self._port()}:interface=127.0.0.1")
         own = [sys.executable, str(Path(sys.prefix) / "bin/twistd")]
         command = [*([str(program)] if program else own), "--nodaemon", *twistd, "kraftek-gateway"]
         return self.run([*command, "--config", str(file), *listen, *args], directory, env, held)
+
+    def _port(self) -> int:
+        """One that stays free when the gateway ends: a test may start another one there."""
+        port = free_port()
+        self._stage.callback(give_back, port)
+        return port
 
     def run(
         self,

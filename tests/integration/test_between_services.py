@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -155,6 +156,7 @@ def test_nothing_is_lost_when_the_gateway_that_read_it_is_killed(
         before = services.until("events:wiki", number) if number else []
         assert len(before) == number < 1000
         dying.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, dying.pid, os.WSTOPPED | os.WNOWAIT)
         for _ in range(2):
             services.send("wiki:page:read", id=number, payload=number)
             number += 1

@@ -48,7 +48,7 @@ class Poller:
         self.path += f"&sid={json.loads(body[1:])['sid']}"
 
     def ask(self, method: str, body: str | None = None) -> tuple[int, str]:
-        connection = HTTPConnection("127.0.0.1", self.site.port, timeout=10)
+        connection = HTTPConnection("127.0.0.1", self.site.port, timeout=60)
         try:
             connection.request(method, self.path, body)
             answer = connection.getresponse()
@@ -61,7 +61,7 @@ class Poller:
 
     def hold(self) -> Callable[[], tuple[int, str]]:
         """A poll that the server holds; the result is called for its answer."""
-        connection = HTTPConnection("127.0.0.1", self.site.port, timeout=10)
+        connection = HTTPConnection("127.0.0.1", self.site.port, timeout=60)
         connection.request("GET", self.path)
         Poller(self.site)  # when another client has been answered it has been read
 

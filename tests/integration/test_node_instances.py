@@ -59,7 +59,7 @@ def test_node_and_python_share_a_group(
 
     for mark in range(number):
         for client in clients:
-            client.send("sample:do:sleep", {"seconds": 0.01, "mark": mark}, id=mark)
+            client.send("sample:do:sleep", {"seconds": 0.025, "mark": mark}, id=mark)
     # One reads a stream that is in order, and it is killed; the other one stands by.
     working = 1 if settings == {**STREAM, "concurrency": 4} else 2
     wait_until(lambda: service.redis.hlen("by") == working, "their work", 30)

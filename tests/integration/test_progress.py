@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from tests.integration.conftest import Connect, RedisServer, StartGateway
 
-SAMPLE = {"channel": "events:sample", "reply": True, "timeout": 2}
+SAMPLE = {"channel": "events:sample", "reply": True, "timeout": 5}
 TEXTS = ["Be", "cause", " it", " is", " so."]
 
 

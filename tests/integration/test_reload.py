@@ -33,7 +33,7 @@ def test_a_reload_under_load(
     file.write_text(toml(tables))
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))
-        systemd.settimeout(5.0)
+        systemd.settimeout(15.0)
         process = gateway(args=("--config", str(file)), env={"NOTIFY_SOCKET": str(tmp_path / "notify")})
         assert systemd.recv(100) == b"READY=1"
         service(redis_server, "events:chat", answer)

@@ -25,7 +25,7 @@ REQUESTS = 6_000
 LONGEST = 0.1
 """Seconds that the service takes for a request at most."""
 
-SERVICES = {"chat": {"channel": "events:chat", "reply": True, "timeout": 3.0, "requests": 1000}}
+SERVICES = {"chat": {"channel": "events:chat", "reply": True, "timeout": 10.0, "requests": 1000}}
 
 
 class Chat:

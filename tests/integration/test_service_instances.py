@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from tests.integration.conftest import RedisServer
 
-STREAM = {"transport": "stream", "claim_after": 0.6}
+STREAM = {"transport": "stream", "claim_after": 2.0}
 PARTITIONS = {**STREAM, "partitions": 4}
 
 
@@ -89,14 +89,14 @@ def service(request: pytest.FixtureRequest, redis_server: RedisServer, stage: Ex
 
 def test_two_instances_share_the_load_and_killing_one_loses_nothing(service: Stage) -> None:
     concurrency = 4
-    settings = {**STREAM, "claim_after": 2.0, "concurrency": concurrency, "unordered": True}
+    settings = {**STREAM, "concurrency": concurrency, "unordered": True}
     first, second = service.start(settings), service.start(settings)
     service.wait_listening(2)
     ada = service.contract.client("ada", "room")
-    number = 300
+    number = 200
 
     for mark in range(number):
-        ada.send("sample:do:sleep", {"seconds": 0.03, "mark": mark}, id=mark)
+        ada.send("sample:do:sleep", {"seconds": 0.05, "mark": mark}, id=mark)
     wait_until(lambda: len(service.redis.hgetall("by")) == 2, "work of both", 30)
     wait_until(lambda: len(service.begun("room")) > len(service.done("room")), "work in hand")
     first.kill()
@@ -140,7 +140,7 @@ def test_what_is_published_while_redis_goes_is_lost_and_no_fault_of_the_handler(
 ) -> None:
     process = service.start({})
     service.contract.wait_for(registered())
-    service.contract.client("ada", "room").send("sample:do:sleep", {"seconds": 0.5})
+    service.contract.client("ada", "room").send("sample:do:sleep", {"seconds": 2.0})
     wait_until(lambda: service.begun("room"), "a handler")
     redis_server.kill()
     logged = stopped(process)
@@ -159,7 +159,7 @@ def test_what_was_done_waits_until_redis_takes_writes_and_the_gateways_have_room
     ada = service.contract.client("ada", "room")
     refusals = {"maxmemory": "1", "min-replicas-to-write": "1"}
     for mark, (setting, refuses) in enumerate(refusals.items()):
-        ada.send("sample:do:sleep", {"seconds": 0.5, "mark": mark}, id=mark)
+        ada.send("sample:do:sleep", {"seconds": 1.5, "mark": mark}, id=mark)
         wait_until(lambda: len(service.begun("room")) > len(service.done("room")), "a handler")
         redis.config_set(setting, refuses)
         redis.config_resetstat()
@@ -211,12 +211,11 @@ def test_who_floods_a_service_is_refused_and_nobody_else(service: Stage) -> None
 
 
 def test_a_slow_handler_keeps_its_event(service: Stage) -> None:
-    settings = {**STREAM, "claim_after": 0.3}
     for _ in range(2):
-        service.start(settings)
+        service.start(STREAM)
     ada = service.contract.client("ada", "room")
 
-    assert ada.request("sample:do:sleep", {"seconds": 1.5})["mark"] == 0
+    assert ada.request("sample:do:sleep", {"seconds": 4.0})["mark"] == 0
 
     assert service.begun("room") == [0]
 
@@ -225,7 +224,7 @@ def test_who_was_frozen_meanwhile_says_nothing_twice(service: Stage) -> None:
     settings = {**STREAM, "claim_after": 0.5}
     frozen = service.start(settings)
     ada = service.contract.client("ada", "room")
-    ada.send("sample:do:sleep", {"seconds": 1.0}, id=1)
+    ada.send("sample:do:sleep", {"seconds": 2.0}, id=1)
     wait_until(lambda: service.begun("room"), "the first attempt")
     frozen.send_signal(signal.SIGSTOP)
     other = service.start(settings)
@@ -365,14 +364,15 @@ def test_a_stop_finishes_what_was_published(service: Stage) -> None:
 
 
 def test_a_stop_does_not_wait_forever(service: Stage) -> None:
-    process = service.start({**STREAM, "grace": 0.2, "attempts": 2})
+    settings = {**STREAM, "claim_after": 0.6, "grace": 0.2, "attempts": 2}
+    process = service.start(settings)
     ada = service.contract.client("ada", "room")
     ada.send("sample:do:sleep", {"seconds": 2.0, "mark": 1}, id=1)
     wait_until(lambda: service.begun("room"), "the beginning", 30)
 
     stopped(process)
     assert service.done("room") == []
-    service.start({**STREAM, "attempts": 2})
+    service.start(settings)
 
     assert ada.receive(10)["payload"]["mark"] == 1
 

@@ -185,7 +185,7 @@ def test_a_handler_may_block_and_its_instance_is_alive(service: Stage) -> None:
     ada = service.contract.client("ada", "room")
     assert ada.request("sample:say:back", 1) == 1
     other = service.start(settings)
-    assert ada.request("sample:do:block", 3.0)["pid"] == process.pid
+    assert ada.request("sample:do:block", 4.0)["pid"] == process.pid
     assert service.begun("room") == [0]
     logged = stopped(process)
     place = "(?:the handler of sample:do:block, at |a function at .*/sample.js:)"
@@ -198,7 +198,7 @@ def test_an_unordered_instance_that_blocks_keeps_its_entries(service: Stage) -> 
     for _ in range(2):
         service.start(settings)
     ada = service.contract.client("ada", "room")
-    ada.request("sample:do:block", 2.0)
+    ada.request("sample:do:block", 4.0)
     assert service.begun("room") == [0]
 
 

@@ -279,18 +279,18 @@ def sample(backend: str, **settings: Any) -> EventProcessor:  # noqa: C901  # ma
             raise RuntimeError("not yet")
         return heard
 
-    @processor.on("say:slowly", timeout=1.0)
+    @processor.on("say:slowly", timeout=1.5)
     async def slowly(context: Context, texts: list[str]) -> str:
         for text in texts:
             await pause(0.4)
             await context.progress(text)
         return "".join(texts)
 
-    @processor.on("say:text", timeout=1.0)
+    @processor.on("say:text", timeout=1.5)
     async def text(context: Context, pieces: list[str]) -> Any:
         told = []
         for number, piece in enumerate(pieces):
-            await pause(0.4)
+            await pause(0.5)
             first, last, name = number == 0, number + 1 == len(pieces), f"{context.id}-{number}"
             told.append(await context.append_to_room("sample:told:text", "k", piece, first=first, last=last, id=name))
         return [each.offset for each in told]

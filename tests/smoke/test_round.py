@@ -9,7 +9,7 @@ import json
 import re
 import signal
 import urllib.request
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from websockets.sync.client import connect
@@ -39,6 +39,8 @@ def running(stage: ExitStack, redis_server: RedisServer, auth_service: AuthServi
     process = gateway(redis_server, auth=auth_service.url, services={"sample": SERVICE}, config=CONFIG)
     for backend in BACKENDS:
         instances.start(backend, redis_server.url, transport="stream", unordered=True)
+    redis: Any = redis_server.client()
+    wait_until(lambda: len(redis.pubsub_channels("events:reply:*.*")) == len(BACKENDS), "both instances", 30.0)
     return process
 
 
@@ -69,11 +71,11 @@ def test_a_client_of_ours(running: Gateway, user: MakeUser, redis_server: RedisS
 
 def test_a_client_of_socketio(running: Gateway) -> None:
     with connect(f"{running.url}socket.io/?EIO=4&transport=websocket", proxy=None) as client:
-        assert str(client.recv(5)).startswith('0{"sid":')
+        assert str(client.recv(30)).startswith('0{"sid":')
         client.send('40{"token": "good", "roomId": "r1"}')
-        assert str(client.recv(5)).startswith('40{"sid":')
-        assert str(client.recv(5)).startswith('42["authenticated",')
+        assert str(client.recv(30)).startswith('40{"sid":')
+        assert str(client.recv(30)).startswith('42["authenticated",')
         client.send("421" + json.dumps(["sample:say:back", PAYLOAD]))
-        answer = str(client.recv(5))
+        answer = str(client.recv(30))
         assert answer[:3] == "431", answer
         assert json.loads(answer[3:]) == [PAYLOAD]

@@ -6,13 +6,14 @@ import atexit
 import random
 import socket
 
-__all__ = ["free_port"]
+__all__ = ["free_port", "give_back"]
 
 # Below those that systems give to connections and to whoever asks for any port (32768 upwards on Linux, 49152 on
 # macOS): between the look and the server's start, and while a server is down, nothing else comes by such a port.
 PORTS = range(20_000, 32_768)
-# The UDP port of the same number says to all processes of this machine that a port was given, until this one ends.
-_given: list[socket.socket] = []
+# The UDP port of the same number says to all processes of this machine that a port was given, until it is given back or
+# this process ends.
+_given: dict[int, socket.socket] = {}
 
 
 def free_port() -> int:
@@ -27,12 +28,17 @@ def free_port() -> int:
         except OSError:
             mark.close()
             continue
-        _given.append(mark)
+        _given[port] = mark
         return port
     raise AssertionError("no free port among a hundred")
 
 
+def give_back(port: int) -> None:
+    """Nothing is to listen there any more."""
+    _given.pop(port).close()
+
+
 @atexit.register
 def _forget() -> None:
-    for mark in _given:
+    for mark in _given.values():
         mark.close()

@@ -19,8 +19,9 @@ __all__ = ["NAME", "Sentinels"]
 
 NAME = "mymaster"
 
-PATIENCE = 30.0
-"""Seconds for what sentinels do, which have periods of their own: 1 s, 2 s, and 10 s."""
+PATIENCE = 60.0
+"""Seconds for what sentinels do, which have periods of their own: 1 s, 2 s, and 10 s; and one that has stood still does
+nothing for 30 s."""
 
 CONFIGURATION = """
 port {port}
@@ -128,6 +129,10 @@ class Sentinels:
         """Whether all sentinels name the same master, and find it well."""
         known = [self._known(port)[0] for port in self._processes]
         return len({master["port"] for master in known}) == 1 and all(master["flags"] == "master" for master in known)
+
+    def stood_still(self) -> bool:
+        """Whether any of them has done nothing for a while, because it had stood still."""
+        return any("+tilt" in log.read_text() for log in self.servers[0].directory.glob("sentinel-*.log"))
 
     def close(self) -> None:
         """End everything that was started."""

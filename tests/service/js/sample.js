@@ -148,24 +148,25 @@ sample
       await context.progress(text);
     }
     return texts.join("");
-  }, { timeout: 1_000 })
+  }, { timeout: 1_500 })
   .on("say:text", async (context, pieces) => {
     const offsets = [];
     for (const [number, piece] of pieces.entries()) {
-      await pause(400);
+      await pause(500);
       const ends = { first: number === 0, last: number + 1 === pieces.length, id: `${context.id}-${number}` };
       const { offset } = await context.appendToRoom("sample:told:text", "k", piece, ends);
       offsets.push(offset);
     }
     return offsets;
-  }, { timeout: 1_000 })
+  }, { timeout: 1_500 })
   .on("do:long", async (context, seconds) => {
     await pause(seconds * 1000);
     return "done";
   }, { timeout: 60_000 })
   .on("do:block", async (context, seconds) => {
     await context.redis("RPUSH", `begun:${context.roomId}`, 0);
-    for (const until = performance.now() + seconds * 1000; performance.now() < until; ) Math.sqrt(2);
+    const nobody = new Int32Array(new SharedArrayBuffer(4));
+    for (const until = performance.now() + seconds * 1000; performance.now() < until; ) Atomics.wait(nobody, 0, 0, 10);
     await context.redis("PING");
     return { pid: process.pid };
   })
