@@ -45,8 +45,8 @@ chat: $(VENV)/installed-demo need-redis
 unexport PYTHONDONTWRITEBYTECODE
 
 # A worker gets a whole module, and each Redis is one test's or one module's, so that workers share nothing. A test of
-# processes waits half of its time: four workers keep two cores busy.
-WORKERS := --numprocesses 4 --dist loadfile --no-loadscope-reorder
+# processes waits half of its time: five workers keep two cores busy.
+WORKERS := --numprocesses 5 --dist loadfile --no-loadscope-reorder
 # What is tested without the fast path, too: beside the rest, and what it prints comes last.
 PLAIN_PATH := tests/edge/websocket $(patsubst %,tests/integration/test_%.py,autobahn_suite delivery input)
 test: $(VENV)/installed-test need-redis $(OLDEST_REDIS) need-browser need-proxies $(filter tests/%,$(NODE_PACKAGES))

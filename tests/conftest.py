@@ -21,6 +21,7 @@ pytest's fixtures do not reach into a TestCase's ``async def`` by arguments: giv
 import filecmp
 import os
 import signal
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -71,16 +72,24 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest's own, which selects by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with what it needs. Where workers share the tests, the modules that take longest come first."""
+    """Mark each test with what it needs. Where workers share the tests, those modules come first that wait for something
+    else, a process, Redis or a browser, well mixed: so there is always something to compute and something to wait for.
+    """
     for item in items:
         for mark in needs(item):
             item.add_marker(mark)
     if "PYTEST_XDIST_WORKER" in os.environ:
-        heaviest: dict[Path, int] = {}
+        needed: dict[Path, set[str]] = {}
         for item in items:
-            weight = sum(1 << list(MARKS).index(mark.name) for mark in item.iter_markers() if mark.name in MARKS)
-            heaviest[item.path] = max(weight, heaviest.get(item.path, 0))
-        items.sort(key=lambda item: -heaviest[item.path])  # the order within a module, and of equals, stays
+            needed.setdefault(item.path, set()).update(mark.name for mark in item.iter_markers() if mark.name in MARKS)
+        alike = Counter(map(frozenset, needed.values()))
+        places: dict[Path, tuple[bool, float]] = {}
+        before: Counter[frozenset[str]] = Counter()
+        for path, names in needed.items():
+            kind = frozenset(names)
+            before[kind] += 1
+            places[path] = not names, before[kind] / (alike[kind] + 1)
+        items.sort(key=lambda item: places[item.path])  # the order within a module stays
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
