@@ -72,8 +72,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest's own, which selects by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with what it needs. Where workers share the tests, those modules come first that wait for something
-    else, a process, Redis or a browser, well mixed: so there is always something to compute and something to wait for.
+    """Mark each test with what it needs. Where workers share the tests, those modules come first that wait for a
+    process, Redis or a browser, well mixed: so there is always something to compute and something to wait for.
     """
     for item in items:
         for mark in needs(item):
