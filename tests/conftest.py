@@ -73,13 +73,15 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)  # before pytest's own, which selects by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark each test with what it needs. Where workers share the tests, those modules come first that wait for a
-    process, Redis or a browser, well mixed: so there is always something to compute and something to wait for.
+    process, Redis or a browser, well mixed: so there is always something to compute and something to wait for. Those
+    with the most tests come last: they are over soon, and all workers end at about the same time.
     """
     for item in items:
         for mark in needs(item):
             item.add_marker(mark)
     if "PYTEST_XDIST_WORKER" in os.environ:
         needed: dict[Path, set[str]] = {}
+        many = Counter(item.path for item in items)
         for item in items:
             needed.setdefault(item.path, set()).update(mark.name for mark in item.iter_markers() if mark.name in MARKS)
         alike = Counter(map(frozenset, needed.values()))
@@ -88,7 +90,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for path, names in needed.items():
             kind = frozenset(names)
             before[kind] += 1
-            places[path] = not names, before[kind] / (alike[kind] + 1)
+            places[path] = not names, before[kind] / (alike[kind] + 1) if names else many[path]
         items.sort(key=lambda item: places[item.path])  # the order within a module stays
 
 

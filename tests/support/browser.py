@@ -20,7 +20,8 @@ from playwright.sync_api import sync_playwright
 
 __all__ = ["chromium"]
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
+NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+"""The first takes a third less of the processor: it has no windows of its own."""
 PACKAGE = Path(__file__).resolve().parent.parent / "browser"
 WRAPPER = Path(sys.prefix) / "bin/chromium"
 # It unpacks into TMPDIR, and its libraries only where it takes the machine for Amazon's.
