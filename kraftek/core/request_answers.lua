@@ -3,7 +3,7 @@
 -- Answers with what each holds, or with the size of what is larger; with nothing if the data are of another epoch: that a
 -- record is missing there says nothing.
 local most, found = tonumber(ARGV[1]), {}
-if ARGV[2] ~= '' and redis.call('HGET', KEYS[#KEYS], 'epoch') ~= ARGV[2] then return false end
+if of_another_epoch(KEYS[#KEYS], ARGV[2]) then return false end
 for i = 1, #KEYS - 1 do
     local key = KEYS[i]
     local held = redis.pcall('GETRANGE', key, 0, most)

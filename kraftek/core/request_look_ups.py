@@ -42,7 +42,7 @@ _SHARED = 10_000
 _FOR_ONE = 16
 """Requests that are looked up again and count as one event. The first time each counts."""
 
-_READ = Script(lua(__package__, "request_answers"))
+_READ = Script(lua(__package__, "other_epoch", "request_answers"))
 
 _LOST_BYTES = 8 * 1024 * 1024
 """Names of records that are remembered through an outage: those of some 100,000 requests. When there are more, any
@@ -301,7 +301,7 @@ class LookUps:
         if asked and self._bus.available:
             self._looking = True
             keys = [key for request, late in asked for key in (request.record, late) if key]
-            found = _read(self._bus, keys).addCallback(self._found, asked)
+            found = _read_all(self._bus, keys).addCallback(self._found, asked)
             found.addErrback(self._not_found).addCallback(lambda _: self._look_up())
         elif self._next:
             self._looking = True
@@ -333,7 +333,7 @@ class LookUps:
                 asked.append(request)
         if asked:
             keys = [late_answer_key(request.session.socket_id, request.id) for request in asked]
-            found = _read(self._bus, keys).addCallback(self._found_behind, asked, keys)
+            found = _read_all(self._bus, keys).addCallback(self._found_behind, asked, keys)
             found.addErrback(self._not_read, asked)
 
     def _found_behind(
@@ -419,7 +419,7 @@ class LookUps:
         self._bus.call("DEL", (key,)).addErrback(self.failed)
 
 
-def _read(bus: IBus, keys: Sequence[str]) -> Deferred[list[bytes | int | None]]:
+def _read_all(bus: IBus, keys: Sequence[str]) -> Deferred[list[bytes | int | None]]:
     """What these hold. Fails with ``NotPublished`` also when Redis has lost its data and that is not known yet."""
 
     def known(held: list[bytes | int | None] | None) -> list[bytes | int | None]:

@@ -224,9 +224,8 @@ class Resuming:
         each = [(*start, catch_up) for start, catch_up in zip(starts, catch_ups, strict=True)]
         finding = [Deferred.fromCoroutine(self._missed.find(session, *one)) for one in each]
         found = await gatherResults(finding, consumeErrors=True)
-        for topic, _, _, catch_up in each:
-            while isinstance(outlet := topic.outlet(session), Withheld) and _catches_up(session, topic, catch_up):
-                await outlet.until_over()
+        while (withheld := _withheld(session, starts, catch_ups)) is not None:
+            await withheld.until_over()
         there = [topic for topic, _, _, catch_up in each if _catches_up(session, topic, catch_up)]
         if len(there) < len(each):
             for topic in there:
@@ -330,6 +329,16 @@ def _begin(missed: Missed, since: Since | None) -> int:
     if since is not None and missed.reason is None:
         return since.offset
     return missed.messages[0][0] - 1 if missed.messages else missed.offset
+
+
+def _withheld(session: Session, starts: Sequence[_Start], catch_ups: Sequence[CatchUp]) -> Withheld | None:
+    """What keeps back some topic that the session catches up with, because its access is in question."""
+    outlets = (
+        start.topic.outlet(session)
+        for start, catch_up in zip(starts, catch_ups, strict=True)
+        if _catches_up(session, start.topic, catch_up)
+    )
+    return next((outlet for outlet in outlets if isinstance(outlet, Withheld)), None)
 
 
 def _catches_up(session: Session, topic: Followed, catch_up: CatchUp) -> bool:

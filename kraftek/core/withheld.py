@@ -75,6 +75,7 @@ class Withheld:
         return waiting
 
     def over(self) -> None:
+        """It is not."""
         waiting, self._waiting = self._waiting, []
         for each in waiting:
             each.callback(None)

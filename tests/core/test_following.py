@@ -778,7 +778,8 @@ def test_a_room_that_is_entered_with_another_token() -> None:
     assert told(client) == [{}]
 
 
-def test_who_is_not_let_in_before_access_was_revoked_is_not_let_in() -> None:
+def let_in_while_in_question() -> tuple[Board, Client]:
+    """What it has missed was read, and its access has come into question meanwhile."""
     board = Board()
     board.enter("bob")
     board.tell("a")
@@ -786,32 +787,25 @@ def test_who_is_not_let_in_before_access_was_revoked_is_not_let_in() -> None:
     client = board.enter(since=since(0))
     board.access.stale(user_id="ann")
     board.logs.answer()
+    return board, client
+
+
+def test_who_is_not_let_in_before_access_was_revoked_is_not_let_in() -> None:
+    board, client = let_in_while_in_question()
     board.access.next().no()
     assert [said["payload"]["code"] for said in client.link.read()] == ["ACCESS_REVOKED"]
     assert client.link.closed is not None
 
 
 def test_who_goes_while_its_access_is_in_question_waits_for_nothing() -> None:
-    board = Board()
-    board.enter("bob")
-    board.tell("a")
-    board.logs.held = []
-    client = board.enter(since=since(0))
-    board.access.stale(user_id="ann")
-    board.logs.answer()
+    board, client = let_in_while_in_question()
     client.leave()
     board.access.next().yes("ann")
     assert client.link.read() == []
 
 
 def test_access_in_question_withholds_what_was_missed_too() -> None:
-    board = Board()
-    board.enter("bob")
-    board.tell("a")
-    board.logs.held = []
-    client = board.enter(since=since(0))
-    board.access.stale(user_id="ann")
-    board.logs.answer()
+    board, client = let_in_while_in_question()
     board.tell("b")
     assert told(client) == []
     board.access.next().yes("ann")

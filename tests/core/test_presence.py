@@ -430,17 +430,28 @@ def test_who_is_missing_after_a_loss_has_not_left_before_its_gateway_can_have_wr
     assert told(ann) == [{"count": 4, "joined": users("eve"), "left": ["dan"]}]
 
 
-def test_of_a_large_room_nobody_has_left_after_a_loss_either() -> None:
-    board = Board(most=3)
+def room_of_five(most: int) -> tuple[Board, Client]:
+    """One of them watches, and the others are on another gateway, which writes nothing anew."""
+    board = Board(most=most)
     ann = board.watch("ann")
     other = Board(beside=board)
     for name in ("bob", "dan", "eve", "zoe"):
         other.enter(name)
     board.pass_time(3)
-    assert told(ann)[-1]["count"] == 5
+    return board, ann
+
+
+def lose_data(board: Board) -> None:
+    """Nearly a lease ago."""
     board.rooms.forget()
     board.bus.begin_epoch("e2")
     board.pass_time(LEASE - PACE)
+
+
+def test_of_a_large_room_nobody_has_left_after_a_loss_either() -> None:
+    board, ann = room_of_five(most=3)
+    assert told(ann)[-1]["count"] == 5
+    lose_data(board)
     assert told(ann) == []
     board.pass_time(2 * PACE)
     (last,) = told(ann)
@@ -448,16 +459,9 @@ def test_of_a_large_room_nobody_has_left_after_a_loss_either() -> None:
 
 
 def test_a_room_does_not_shrink_because_only_who_is_listed_was_written_anew() -> None:
-    board = Board(most=1)
-    ann = board.watch("ann")
-    other = Board(beside=board)
-    for name in ("bob", "dan", "eve", "zoe"):
-        other.enter(name)
-    board.pass_time(3)
+    board, ann = room_of_five(most=1)
     assert told(ann) == [{"count": 5}]
-    board.rooms.forget()
-    board.bus.begin_epoch("e2")
-    board.pass_time(LEASE - PACE)
+    lose_data(board)
     assert told(ann) == []
     board.pass_time(3)
     assert told(ann) == [{"count": 1}]

@@ -671,6 +671,15 @@ class Looking:
         self.queue.requests[made] = None
         return made
 
+    def missed(self, number: int) -> tuple[str, ...]:
+        """So many requests waited through an outage. Returns what is asked about for them."""
+        waiting = [self.request(str(each)) for each in range(number)]
+        self.look_ups.requests = lambda: waiting
+        self.look_ups.bus_up()
+        self.house.clock.advance(5)
+        self.look_ups.sweep()
+        return self.asked[0]
+
     def answer(self, *found: bytes | int | None) -> None:
         self.house.bus.calls.pop(0).reply.callback([*found])
 
@@ -878,12 +887,7 @@ def test_nobody_is_charged_while_redis_cannot_be_asked() -> None:
 
 def test_what_was_missed_is_looked_up_once_when_redis_takes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     looking = Looking()
-    waiting = [looking.request(str(number)) for number in range(5)]
-    looking.look_ups.requests = lambda: waiting
-    looking.look_ups.bus_up()
-    looking.house.clock.advance(5)
-    looking.look_ups.sweep()
-    asked = looking.asked[0]
+    asked = looking.missed(5)
     looking.answer(*[200_000] * 5)
     refused: list[Any] = []
 
@@ -901,12 +905,7 @@ def test_what_was_missed_is_looked_up_once_when_redis_takes_nothing(monkeypatch:
 @pytest.mark.parametrize("refused", ["look-up", "answer"])
 def test_what_was_missed_is_looked_up_again_when_that_has_failed(refused: str) -> None:
     looking = Looking()
-    waiting = [looking.request(str(number)) for number in range(2)]
-    looking.look_ups.requests = lambda: waiting
-    looking.look_ups.bus_up()
-    looking.house.clock.advance(5)
-    looking.look_ups.sweep()
-    asked = looking.asked[0]
+    asked = looking.missed(2)
     if refused == "answer":
         looking.answer(200_000, 200_000)
     looking.house.bus.calls.pop(0).reply.errback(NotPublished("full"))

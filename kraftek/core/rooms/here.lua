@@ -3,7 +3,7 @@
 -- Returns false if the data are of another epoch: they were lost a moment ago, and are being written anew. Otherwise how many
 -- there are; then each of at most so many, and what it shows, or nothing: all, if there are no more. Otherwise
 -- the preferred ones that are still there, and any others. Without them all the list would be another one each time.
-if ARGV[1] ~= '' and redis.call('HGET', KEYS[3], 'epoch') ~= ARGV[1] then return false end
+if of_another_epoch(KEYS[3], ARGV[1]) then return false end
 local most, count = tonumber(ARGV[2]), redis.call('HLEN', KEYS[1])
 local users, sockets, taken = {}, {}, {}
 local function take(user, socket)

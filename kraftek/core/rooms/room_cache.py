@@ -67,7 +67,7 @@ _NUMBERS = {"FULL": Undelivered.FULL, "most_owed": _MOST_OWED}
 
 BEGIN = Script(lua(__package__, "time", "keep_type", "outcome", "begin_epoch", *_TELL, **_NUMBERS))
 COUNT = Script(lua(__package__, "time", "count"))
-HERE = Script(lua(__package__, "here"))
+HERE = Script(lua(__package__, "other_epoch", "here"))
 ENTER = Script(lua(__package__, "outcome", "shown", "enter", *_TELL, most_older=_OLDER, **_NUMBERS))
 LEAVE = Script(lua(__package__, "outcome", "entries", "holder", "leave", *_TELL, **_NUMBERS))
 MEND = Script(lua(__package__, "outcome", "entries", "holder", "shown", "mend", *_TELL, most_older=_OLDER, **_NUMBERS))
